@@ -1,0 +1,1 @@
+"""fastadv: fast adversarial training in PyTorch."""

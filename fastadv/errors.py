@@ -1,0 +1,23 @@
+"""Errors a user can mend: one sentence with the way out, shown without a traceback."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Something asked for that cannot be done; the message says what and what to do instead."""
+
+
+class TrainingError(RuntimeError):
+    """Training went wrong (a loss that is not finite); the message names the step."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
+    """The error for a name nobody knows, with the nearest known one.
+
+    ``kind`` is what was named ("method", "data set"); ``known`` are the names there are.
+    """
+    names = sorted(known)
+    near = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}."
+    return UserError(f"Unknown {kind} {str(name)!r}; {hint}")

@@ -1,0 +1,8 @@
+"""Maps the folder ``kernels/`` to the package ``fastadv.kernels``; everything else is in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+setup(
+    packages=[*find_packages(include=["fastadv", "fastadv.*"]), "fastadv.kernels"],
+    package_dir={"fastadv": "fastadv", "fastadv.kernels": "kernels"},
+)
