@@ -1,0 +1,1 @@
+"""How a step runs: guarding the model, gradients, precision, compilation, capture, noise, processes."""
