@@ -1,0 +1,267 @@
+"""What the parts of a recipe say to each other and to the step.
+
+A training step walks through its parts in a fixed order (``training_step.py``). This page is the
+whole contract: the tensors of a batch, what an adversary hands over, and one small base class a
+slot. A part is a dataclass whose fields are its options; it reads what the run is from ``Setup``,
+owns its state as preallocated tensors in ``self.state`` and changes them in place.
+
+Invariants every part keeps, so that a step can be compiled and captured without a rewrite:
+
+- no Python branch depends on the value of a tensor, and nothing waits for the device;
+- what changes between updates (a ramp, a learned step size) is a 0-dim tensor filled in place;
+- every forward pass is ``self.net.logits``, every gradient comes from ``engine.gradient``;
+- state is written only where ``ok`` is true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastadv.threat import Threat
+
+if TYPE_CHECKING:
+    from fastadv.data.view import View
+    from fastadv.engine.network import Network
+
+NEEDS = frozenset(
+    {
+        "natural_logits_eval",  # logits of x with running BN statistics, before the attack
+        "natural_logits_train",  # logits of the ball's centre in the outer pass, differentiable
+        "teacher_logits",  # logits of the teachers on x_adv
+        "second_view",  # another augmentation of the same images, attacked like the first
+        "unlabelled_half",  # batches half of pseudo-labelled images
+        "correct_at_each_step",  # how many attack steps each sample was still classified right
+        "block_gradients",  # the network's blocks can be tapped
+    }
+)
+
+Facts = dict[str, Tensor]
+
+
+class Batch(NamedTuple):
+    """One batch as the parts see it; every tensor is on the model's device.
+
+    ``x`` (B,C,H,W) in [0,1]; ``y`` (B,) int64; ``index`` (B,) int64 rows of the training set;
+    ``offset`` 0-dim int64, the number of the draw, one an update; ``view`` the crop and flip that
+    made ``x``; ``start`` (B,C,H,W) an initial perturbation given by the caller; ``second`` another
+    view of the same images where a part needs one.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    offset: Tensor
+    view: View | None = None
+    start: Tensor | None = None
+    second: Tensor | None = None
+
+
+class Adversarial(NamedTuple):
+    """What an adversary hands over: ``x_adv`` and the ``center`` of its ball, both (B,C,H,W).
+
+    ``facts`` are further tensors found on the way (signs of block gradients, counts of correct
+    steps). All detached.
+    """
+
+    x_adv: Tensor
+    center: Tensor
+    facts: Facts
+
+
+class Outputs(NamedTuple):
+    """The logits of an outer pass, (B,classes) in float32 or wider.
+
+    ``natural`` is None unless a part needs ``natural_logits_train``; ``facts`` is everything
+    found before the pass.
+    """
+
+    adversarial: Tensor
+    natural: Tensor | None
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run is, told once to every part before the first batch.
+
+    ``image_shape`` is (C,H,W). ``total_steps`` counts updates; it and ``steps_per_epoch`` are None
+    when the caller did not say. ``attack_loss(logits, y, facts)`` is the scalar an adversary
+    maximises: its own objective plus the target's term.
+    """
+
+    net: Network
+    threat: Threat
+    device: torch.device
+    dtype: torch.dtype
+    image_shape: tuple[int, int, int]
+    num_samples: int | None
+    num_classes: int
+    total_steps: int | None
+    steps_per_epoch: int | None
+    seed: int
+    attack_loss: Callable[[Tensor, Tensor, Facts], Tensor]
+
+
+@dataclass(eq=False)
+class Part:
+    """One part of a recipe; its dataclass fields are its options."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    per_sample_state: ClassVar[bool] = False
+    needs_length: ClassVar[bool] = False
+    accumulates: ClassVar[bool] = True
+
+    setup: Setup = field(init=False, repr=False)
+    net: Network = field(init=False, repr=False)
+    state: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
+
+    def demands(self) -> frozenset[str]:
+        """The entries of ``NEEDS`` this part asks for with its present options."""
+        return self.needs
+
+    def prepare(self, setup: Setup) -> None:
+        """Learn the run and allocate the state; called once, before the first batch."""
+        self.setup = setup
+        self.net = setup.net
+
+    def schedule(self, update: int, epoch: float) -> None:
+        """Fill the 0-dim tensors that change with time, before update number ``update`` (from 0)."""
+
+    def advice(self, update: int) -> str | None:
+        """A sentence for the user when the run looks wrong; may wait for the device."""
+        return None
+
+
+@dataclass(eq=False)
+class Adversary(Part):
+    """Makes x_adv from x. ``attack_objective`` is ``"ce"`` or ``"kl"`` (KL to natural logits)."""
+
+    updates_per_batch: ClassVar[int] = 1
+    wants_input_gradient: ClassVar[bool] = False
+    attack_objective: str = "ce"
+    attack_bn: str = "train"
+
+    def make(self, batch: Batch, facts: Facts) -> Adversarial:
+        raise NotImplementedError
+
+    def leaves(self) -> list[Tensor]:
+        """Tensors beside the weights that the outer backward differentiates (APART's step sizes)."""
+        return []
+
+    def outer_input(
+        self, batch: Batch, made: Adversarial, leaves: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor] | None]:
+        """x_adv and the block noise of the outer pass, differentiable in ``leaves``."""
+        return made.x_adv, None
+
+    def after(
+        self,
+        batch: Batch,
+        made: Adversarial,
+        leaf_gradients: list[Tensor],
+        input_gradient: Tensor | None,
+        ok: Tensor,
+    ) -> None:
+        """Update the state from the outer pass's gradients, only where ``ok`` (0-dim bool)."""
+
+
+@dataclass(eq=False)
+class Target(Part):
+    """Which label is fitted."""
+
+    def before(self, batch: Batch, facts: Facts) -> None:
+        """Add to ``facts`` what the attack and the outer pass fit, before the attack."""
+
+    def attack_term(self, logits: Tensor, facts: Facts) -> Tensor | None:
+        """A per-sample term (B,) of the attack's objective."""
+        return None
+
+    def fit(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+        """Per-sample loss (B,) of ``logits`` against the target."""
+        raise NotImplementedError
+
+    def penalty(self, fitted: Tensor, adversarial: Tensor, facts: Facts) -> Tensor | None:
+        """A per-sample term (B,) of the outer loss; ``fitted`` are the logits the objective fits."""
+        return None
+
+    def after(self, batch: Batch, outputs: Outputs, ok: Tensor) -> None:
+        """Update the state, only where ``ok``."""
+
+
+Fit = Callable[[Tensor, Tensor, Facts], Tensor]
+
+
+@dataclass(eq=False)
+class Objective(Part):
+    """The outer loss, one value a sample; the weights part maximises the same function."""
+
+    fits: ClassVar[str] = "adversarial"
+
+    def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
+        """The loss (B,) of one pass; ``fit`` is the target's."""
+        raise NotImplementedError
+
+
+@dataclass(eq=False)
+class Regularizer(Part):
+    """What is added to the mean of the objective."""
+
+    def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
+        """A scalar, differentiable in the weights."""
+        raise NotImplementedError
+
+
+class Losses(NamedTuple):
+    """Per-sample losses (B,) at the weights of the moment: the whole objective, and plain
+    adversarial cross entropy."""
+
+    total: Tensor
+    adversarial: Tensor
+
+
+WeightGradient = Callable[[Callable[[Losses], Tensor]], tuple[list[Tensor], Tensor]]
+
+
+@dataclass(eq=False)
+class WeightPerturbation(Part):
+    """Moves the weights to a worse place for the outer pass."""
+
+    accumulates: ClassVar[bool] = False
+
+    def select(self, names: list[str], tensors: list[Tensor]) -> list[int]:
+        """Which parameters are perturbed: positions in ``tensors``."""
+        raise NotImplementedError
+
+    def perturb(self, weights: list[Tensor], gradient: WeightGradient) -> None:
+        """Move ``weights`` in place. ``gradient(reduce)`` gives the gradients of ``reduce`` of the
+        per-sample losses at the present weights, and a 0-dim count of samples that took part."""
+        raise NotImplementedError
+
+    def restore(self, weights: list[Tensor]) -> None:
+        """Take the perturbation back, keeping what the optimizer did."""
+        raise NotImplementedError
+
+
+@dataclass(eq=False)
+class Averaging(Part):
+    """Which weights are evaluated."""
+
+    averages: ClassVar[bool] = True
+
+    def start(self, parameters: list[Tensor]) -> None:
+        """Allocate the average."""
+
+    def update(self, parameters: list[Tensor], ok: Tensor) -> None:
+        """After every optimizer step."""
+
+    def epoch_end(self, epoch: int, parameters: list[Tensor]) -> None:
+        """After the last update of ``epoch`` (from 0)."""
+
+    def average(self) -> list[Tensor] | None:
+        """The averaged parameters, or None while the live ones are to be evaluated."""
+        return None

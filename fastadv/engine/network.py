@@ -1,0 +1,94 @@
+"""The user's model as the parts see it: forward passes in the precision and BN mode of the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fastadv.engine import buffers, guard
+from fastadv.engine.precision import autocast
+from fastadv.engine.runner import Runner
+from fastadv.engine.taps import Taps
+
+Result = TypeVar("Result")
+
+
+class Network:
+    """``model`` with one forward function for every pass of a step.
+
+    ``outer_dtype`` and ``attack_dtype`` are autocast dtypes (None: the model's own). Logits come
+    back in float32, or wider where the model is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        runner: Runner,
+        outer_dtype: torch.dtype | None = None,
+        attack_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.model = model
+        self.device = device
+        self.runner = runner
+        self.outer_dtype = outer_dtype
+        self.attack_dtype = attack_dtype
+        self.taps: Taps | None = None
+        self._dtype = outer_dtype
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        return list(self.model.buffers())
+
+    @property
+    def waits_are_free(self) -> bool:
+        """Whether Python may look at a tensor's value: a CPU tensor is there when it is made."""
+        return self.device.type == "cpu"
+
+    def run(self, region: Callable[..., Result], *inputs: Any) -> Result:
+        """Run a region of straight tensor code in the step's mode."""
+        return self.runner(region, *inputs)
+
+    def logits(self, x: Tensor, block_noise: list[Tensor] | None = None) -> Tensor:
+        """Logits (B,classes) of ``x`` (B,C,H,W), with ``block_noise[b]`` added inside block b."""
+        with autocast(self.device, self._dtype):
+            if block_noise is None or self.taps is None:
+                logits = self.model(x)
+            else:
+                with self.taps.adding(block_noise):
+                    logits = self.model(x)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def logits_and_taps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits, and the tensor entering each tapped block."""
+        if self.taps is None:
+            raise RuntimeError("no part asked for block_gradients, so no block is tapped")
+        with self.taps.reading() as seen:
+            logits = self.logits(x)
+        return logits, seen
+
+    @contextmanager
+    def attacking(self, bn: str) -> Iterator[None]:
+        """Parameters frozen, BN in mode ``bn`` ("train" or "eval"), the attack's precision."""
+        self._dtype = self.attack_dtype
+        try:
+            with guard.frozen(self.model, train=bn == "train"):
+                yield
+        finally:
+            self._dtype = self.outer_dtype
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Training mode and gradients for the outer pass."""
+        with torch.enable_grad(), guard.train_flags(self.model, True):
+            yield
+
+    @contextmanager
+    def keeping_buffers(self) -> Iterator[None]:
+        """Passes inside do not move BatchNorm's running statistics."""
+        with buffers.kept(self.buffers):
+            yield

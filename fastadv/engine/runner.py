@@ -1,0 +1,40 @@
+"""How a region of tensor code is run: as written, or compiled as one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from fastadv.errors import unknown
+
+MODES = ("auto", "eager", "compiled", "captured")
+
+Result = TypeVar("Result")
+
+
+class Runner:
+    """Runs regions: functions of tensors with forward, gradients and arithmetic in one.
+
+    ``eager`` calls them. ``compiled`` compiles each once with ``fullgraph=True``: a graph break
+    is an error, not a slow step. ``backend`` is for tests.
+    """
+
+    def __init__(self, mode: str = "eager", backend: str = "inductor") -> None:
+        if mode not in MODES:
+            raise unknown("mode", mode, MODES)
+        self.compiles = mode != "eager"
+        self.backend = backend
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+
+    def __call__(self, region: Callable[..., Result], *inputs: Any) -> Result:
+        if not self.compiles:
+            return region(*inputs)
+        compiled = self._compiled.get(region)
+        if compiled is None:
+            compiled = torch.compile(region, fullgraph=True, dynamic=False, backend=self.backend)
+            self._compiled[region] = compiled
+        # Patched around our own calls only: the flag lets autograd.grad be traced into the graph.
+        with torch._dynamo.config.patch(trace_autograd_ops=True):
+            return compiled(*inputs)
