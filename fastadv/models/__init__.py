@@ -1,0 +1,71 @@
+"""Networks by name: published architectures with their input normalisation inside."""
+
+from collections.abc import Callable, Sequence
+from numbers import Integral
+
+from torch import nn
+
+from fastadv.errors import UserError, unknown
+from fastadv.models.common import Normalize, make_normalize
+from fastadv.models.imported import accepted_options, build_imported, check_options
+from fastadv.models.preact_resnet import preact_resnet18
+from fastadv.models.resnet import resnet18, resnet50
+from fastadv.models.wide_resnet import wide_resnet28_10, wide_resnet34_10
+from fastadv.models.wrapped import inner_module
+
+__all__ = ["MODELS", "Normalize", "build_model", "inner_module"]
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "preact_resnet18": preact_resnet18,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "wide_resnet28_10": wide_resnet28_10,
+    "wide_resnet34_10": wide_resnet34_10,
+}
+_COMMON = {"num_classes", "width", "in_channels", "dropout", "normalize"}
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int = 10,
+    width: int | None = None,
+    in_channels: int = 3,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    dropout: float = 0.0,
+    **options: object,
+) -> nn.Module:
+    """The network ``name``: pixels (B,in_channels,H,W) in [0,1] to logits (B,num_classes).
+
+    ``name`` is a key of ``MODELS`` or ``module:callable`` for your own, called with ``num_classes``
+    and ``in_channels`` where it takes them, and with every other option given. ``width`` is the
+    architecture's own measure: first-stage channels, or the widening factor of a Wide ResNet.
+    ``mean`` and ``std``, one value per channel, become the first layer, ``model.normalize``.
+    ``dropout`` acts before the classifier (memorization paper, Table A.1: 0.2). Options of one
+    architecture: ``shortcut`` and ``depths`` (preact_resnet18), ``stem`` (resnet18, resnet50),
+    ``depth`` (Wide ResNets). Raises ``UserError`` for an unknown name, option or bad value.
+    """
+    _check_count("num_classes", num_classes)
+    _check_count("in_channels", in_channels)
+    if width is not None:
+        _check_count("width", width)
+        options["width"] = width
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout must be at least 0 and below 1, not {dropout}.")
+    normalize = make_normalize(mean, std, in_channels)
+    facts = {"num_classes": num_classes, "in_channels": in_channels}
+    if ":" in name:
+        asked = {**options, "dropout": dropout} if dropout else options
+        return build_imported(name, facts=facts, options=asked, normalize=normalize)
+    if name not in MODELS:
+        raise unknown("model", name, [*MODELS, "module:callable"])
+    factory = MODELS[name]
+    own = {key: value for key, value in options.items() if key != "width"}
+    check_options(name, own, (accepted_options(factory) or set()) - _COMMON)
+    return factory(**facts, dropout=dropout, normalize=normalize, **options)
+
+
+def _check_count(name: str, value: int) -> None:
+    if not isinstance(value, Integral) or value < 1:
+        raise UserError(f"{name} must be a whole number of at least 1, not {value!r}.")

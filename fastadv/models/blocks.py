@@ -1,0 +1,76 @@
+"""Find the convolutions whose input APART perturbs, in our networks and in anybody else's."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from fastadv.errors import UserError, unknown
+from fastadv.models.wrapped import inner_module
+
+__all__ = ["inner_module", "perturbable_blocks"]
+
+
+def perturbable_blocks(
+    model: nn.Module, names: str | Sequence[str] | None = None
+) -> list[tuple[str, nn.Module]]:
+    """The first convolution of every residual block, with its name, in the model's order.
+
+    The tensor entering that convolution gets APART's layer-wise noise (h_b = ReLU(BN1(x_b)) in a
+    pre-activation block; Alg. 1 line 4 as released). A block is a module that is not the network
+    itself and has convolutions ``conv1`` and ``conv2`` and no linear layer of its own: the blocks
+    here, torchvision's and timm's ResNets, DLA's, and DenseNet's layers, whose skip path is the
+    concatenation. ``names`` says which modules to take instead: a full name takes that module
+    whatever it is (the noise enters its first input), a pattern with ``*`` takes the convolutions
+    and linear layers it matches. Names are those inside ``torch.compile`` and DDP.
+
+    Raises ``UserError`` when nothing is found or a name matches nothing.
+    """
+    inner = inner_module(model)
+    if names is None:
+        found = _residual_blocks(inner)
+        if not found:
+            raise UserError(
+                f"{type(inner).__name__} has no residual blocks that can be recognised; name the "
+                'modules whose input is perturbed, such as ["layer1.0.conv1", "layer2.*.conv1"], '
+                "or use method fgsm-plus, which needs none."
+            )
+        return found
+    patterns = [names] if isinstance(names, str) else list(names)
+    if not patterns:
+        raise UserError("The list of perturbed blocks is empty; name at least one module.")
+    chosen: dict[str, nn.Module] = {}
+    for pattern in patterns:
+        chosen.update(_matches(inner, pattern))
+    # Registration order, not the order of the patterns: step sizes are stored by position.
+    return [(name, module) for name, module in inner.named_modules() if name in chosen]
+
+
+def _residual_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [
+        (f"{name}.conv1", module.get_submodule("conv1"))
+        for name, module in model.named_modules()
+        if name and _is_residual_block(module)
+    ]
+
+
+def _is_residual_block(module: nn.Module) -> bool:
+    children = dict(module.named_children())
+    has_two = all(isinstance(children.get(name), nn.Conv2d) for name in ("conv1", "conv2"))
+    # conv1, conv2 and a linear layer side by side are a whole small network, not a block.
+    return has_two and not any(isinstance(child, nn.Linear) for child in children.values())
+
+
+def _matches(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
+    modules = {name: module for name, module in model.named_modules() if name}
+    if pattern in modules:
+        return {pattern: modules[pattern]}
+    matching = {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))
+        and fnmatchcase(name, pattern)
+    }
+    if not matching:
+        raise unknown(f"module in {type(model).__name__}", pattern, modules)
+    return matching

@@ -1,0 +1,119 @@
+"""Anybody's own network, named ``module:callable``."""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from fastadv.errors import UserError, unknown
+from fastadv.models.common import Normalize
+
+
+def import_model(name: str) -> Callable[..., object]:
+    """The callable that ``name`` = ``module:callable`` stands for.
+
+    The current directory is searched too: the ``fastadv`` command does not start there.
+    Raises ``UserError`` when it cannot be imported or called.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute.isidentifier():
+        raise UserError(f"A model of your own is written module:callable, not {name!r}.")
+    try:
+        module = _import_module(module_name)
+    except ImportError as error:
+        raise UserError(
+            f"Cannot import {module_name!r} of --model {name} ({error}); run where that module "
+            "is, or put its folder on PYTHONPATH."
+        ) from error
+    if not hasattr(module, attribute):
+        public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+        raise unknown(f"callable of {module_name}", attribute, public)
+    factory = getattr(module, attribute)
+    if not callable(factory):
+        raise UserError(
+            f"{name} is a {type(factory).__name__}, not a callable; name a class or function that "
+            "returns a torch.nn.Module."
+        )
+    return factory
+
+
+def _import_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        here = os.getcwd()
+        if error.name != name.split(".")[0] or here in sys.path:
+            raise
+        sys.path.append(here)
+        return importlib.import_module(name)
+
+
+def accepted_options(factory: Callable[..., object]) -> set[str] | None:
+    """The keywords ``factory`` takes, or ``None`` when it takes any."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError:  # a callable written in C has no signature to read
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return {parameter.name for parameter in parameters if parameter.kind in named}
+
+
+def check_options(name: str, options: Mapping[str, object], accepted: set[str] | None) -> None:
+    """Raise ``UserError`` for the first option that model ``name`` does not take."""
+    for key in options:
+        if accepted is None or key in accepted:
+            continue
+        if not accepted:
+            raise UserError(f"Model {name} takes no options; leave {key!r} out.")
+        raise unknown(f"option of model {name}", key, accepted)
+
+
+def build_imported(
+    name: str, *, facts: Mapping[str, object], options: Mapping[str, object], normalize: nn.Module
+) -> nn.Module:
+    """Call ``module:callable`` and put the normalisation in front of what it returns.
+
+    ``facts`` of the data (num_classes, in_channels) are passed where the callable takes them by
+    name; ``options`` the user asked for must be taken, or ``UserError``.
+    """
+    factory = import_model(name)
+    accepted = accepted_options(factory)
+    check_options(name, options, accepted)
+    arguments = {k: v for k, v in facts.items() if accepted is not None and k in accepted}
+    try:
+        inspect.signature(factory).bind(**arguments, **options)
+    except TypeError as error:
+        raise UserError(
+            f"{name} cannot be called as asked: {error}; give it as an option."
+        ) from None
+    except ValueError:  # no signature to check against: the call itself will tell
+        pass
+    model = factory(**arguments, **options)
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{name} returned a {type(model).__name__}, not a torch.nn.Module.")
+    if isinstance(normalize, Normalize):
+        _normalize_first(model, name, normalize)
+    return model
+
+
+def _normalize_first(model: nn.Module, name: str, normalize: Normalize) -> None:
+    # A hook and not a wrapper: every parameter keeps the name its author gave it, which is how
+    # blocks and layer groups are chosen.
+    if hasattr(model, "normalize"):
+        raise UserError(
+            f"{name} already has an attribute 'normalize'; if it scales its input itself, leave "
+            "mean and std out."
+        )
+    model.add_module("normalize", normalize)
+    model.register_forward_pre_hook(_apply_normalize)
+
+
+def _apply_normalize(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (module.get_submodule("normalize")(args[0]), *args[1:])
