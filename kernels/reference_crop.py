@@ -1,0 +1,179 @@
+"""Crop and flip by index, and the inverse, in plain PyTorch (the reference of ``crop_flip``).
+
+``store`` is (N,C,H,W). The window of sample b starts at row ``top[b]``, column ``left[b]`` of
+store row ``index[b]``; ``flip[b]`` mirrors it left to right. It may leave the store by any amount.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Padding = Literal["constant", "reflect"]
+
+
+@torch.no_grad()
+def crop_flip(
+    store: Tensor,
+    index: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    size: tuple[int, int],
+    dtype: torch.dtype | None = None,
+    *,
+    fill: float = 0.0,
+    padding: Padding = "constant",
+) -> Tensor:
+    """The windows (B,C,h,w), ``size`` = (h, w), as ``dtype`` (None: float32, or the float store's).
+
+    ``store`` uint8 (read as value/255) or floating; ``index``, ``top``, ``left`` (B,) int64,
+    ``flip`` (B,) bool. Outside the store the value is ``fill`` (in [0,1] for uint8), or the store
+    mirrored at its border (``padding="reflect"``). Raises ``ValueError`` for another padding.
+    """
+    dtype = dtype or default_dtype(store)
+    wide = _store_compute_dtype(torch.promote_types(store.dtype, dtype))
+    inside, values = _windows(store, index, top, left, flip, size, padding)
+    values = values.to(wide) / 255 if store.dtype == torch.uint8 else values.to(wide)
+    if padding == "constant":
+        values = torch.where(inside[:, None], values, fill)
+    return values.to(dtype)
+
+
+@torch.no_grad()
+def crop_flip_add(
+    store: Tensor,
+    index: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    x: Tensor,
+    scale: float | Tensor,
+    eps: float,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """(box(x + clamp(scale * w, -eps, eps)), w), w the store's window, 0 outside it.
+
+    ``store`` holds a perturbation per sample (floating), ``x`` (B,C,h,w) the augmented images that
+    were cropped in the same place; both results have the dtype of ``x``.
+    Li et al. 2020 (APART): the start point, from omega.
+    """
+    window = crop_flip(store, index, top, left, flip, (x.shape[2], x.shape[3]), store.dtype)
+    wide = _store_compute_dtype(x.dtype)
+    delta = (window.to(wide) * scale).clamp(-eps, eps)
+    return (x.to(wide) + delta).clamp(low, high).to(x.dtype), window.to(x.dtype)
+
+
+@torch.no_grad()
+def crop_flip_write(
+    store: Tensor,
+    index: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    window: Tensor,
+    ok: Tensor | None = None,
+) -> None:
+    """Write ``window`` (B,C,h,w) back, un-flipped, to the rows it came from, in place.
+
+    What lies outside the store is dropped; pixels outside the window stay. ``store`` is floating;
+    ``index`` has no duplicates; ``ok``, a 0-dim bool tensor, False leaves the store as it was.
+    """
+    inside, values = _at_store_pixels(store, top, left, flip, window)
+    _write_rows(store, index, inside, values.to(store.dtype), ok)
+
+
+@torch.no_grad()
+def crop_flip_ascend(
+    store: Tensor,
+    index: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    grad: Tensor,
+    rate: float | Tensor,
+    low: float = -1.0,
+    high: float = 1.0,
+    ok: Tensor | None = None,
+) -> None:
+    """w <- clamp(w + rate * sign(grad), low, high) in the window of each store row, in place.
+
+    ``grad`` (B,C,h,w) in the window's place and orientation; the rest as :func:`crop_flip_write`.
+    Li et al. 2020 (APART): the update of omega.
+    """
+    inside, values = _at_store_pixels(store, top, left, flip, grad)
+    wide = _store_compute_dtype(store.dtype)
+    sign = (values > 0).to(wide) - (values < 0).to(wide)
+    updated = (store[index].to(wide) + sign * rate).clamp(low, high).to(store.dtype)
+    _write_rows(store, index, inside, updated, ok)
+
+
+def default_dtype(store: Tensor) -> torch.dtype:
+    """The dtype of windows when none is asked for."""
+    return torch.float32 if store.dtype == torch.uint8 else store.dtype
+
+
+def _store_compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _windows(
+    store: Tensor,
+    index: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    size: tuple[int, int],
+    padding: str,
+) -> tuple[Tensor, Tensor]:
+    """(inside (B,h,w) bool, raw values (B,C,h,w)); values outside the store are arbitrary."""
+    (h, w), (height, width) = size, store.shape[2:]
+    column = torch.arange(w, device=store.device)
+    ys = top[:, None] + torch.arange(h, device=store.device)
+    xs = left[:, None] + torch.where(flip[:, None], w - 1 - column, column)
+    inside = _inside(ys, height)[:, :, None] & _inside(xs, width)[:, None, :]
+    if padding == "reflect":
+        ys, xs = _reflected(ys, height), _reflected(xs, width)
+    elif padding != "constant":
+        raise ValueError(f"padding must be 'constant' or 'reflect', not {padding!r}.")
+    rows, columns = ys.clamp(0, height - 1), xs.clamp(0, width - 1)
+    channel = torch.arange(store.shape[1], device=store.device)[None, :, None, None]
+    sample = index[:, None, None, None]
+    return inside, store[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _at_store_pixels(
+    store: Tensor, top: Tensor, left: Tensor, flip: Tensor, window: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The window laid on whole store rows: (inside the window (B,H,W), values (B,C,H,W))."""
+    if not store.dtype.is_floating_point:
+        raise ValueError(f"Writing back needs a floating store, not {store.dtype}.")
+    h, w = window.shape[2:]
+    i = torch.arange(store.shape[2], device=store.device) - top[:, None]
+    j = torch.arange(store.shape[3], device=store.device) - left[:, None]
+    inside = _inside(i, h)[:, :, None] & _inside(j, w)[:, None, :]
+    j = torch.where(flip[:, None], w - 1 - j, j)
+    i, j = i.clamp(0, h - 1), j.clamp(0, w - 1)
+    batch = torch.arange(window.shape[0], device=store.device)[:, None, None, None]
+    channel = torch.arange(window.shape[1], device=store.device)[None, :, None, None]
+    return inside, window[batch, channel, i[:, None, :, None], j[:, None, None, :]]
+
+
+def _write_rows(
+    store: Tensor, index: Tensor, inside: Tensor, values: Tensor, ok: Tensor | None
+) -> None:
+    if ok is not None:
+        inside = inside & ok
+    store.index_copy_(0, index, torch.where(inside[:, None], values, store[index]))
+
+
+def _inside(position: Tensor, length: int) -> Tensor:
+    return (position >= 0) & (position < length)
+
+
+def _reflected(position: Tensor, length: int) -> Tensor:
+    """Mirror at the border without repeating it: -1 -> 1, length -> length - 2, and so on."""
+    period = max(2 * (length - 1), 1)
+    position = position.remainder(period)
+    return torch.where(position < length, position, period - position)
