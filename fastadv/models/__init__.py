@@ -7,9 +7,12 @@ from torch import nn
 
 from fastadv.errors import UserError, unknown
 from fastadv.models.common import Normalize, make_normalize
+from fastadv.models.densenet import densenet121
+from fastadv.models.dla import DLA
 from fastadv.models.imported import accepted_options, build_imported, check_options
 from fastadv.models.preact_resnet import preact_resnet18
 from fastadv.models.resnet import resnet18, resnet50
+from fastadv.models.vgg import vgg16
 from fastadv.models.wide_resnet import wide_resnet28_10, wide_resnet34_10
 from fastadv.models.wrapped import inner_module
 
@@ -21,6 +24,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": resnet50,
     "wide_resnet28_10": wide_resnet28_10,
     "wide_resnet34_10": wide_resnet34_10,
+    "vgg16": vgg16,
+    "densenet121": densenet121,
+    "dla": DLA,
 }
 _COMMON = {"num_classes", "width", "in_channels", "dropout", "normalize"}
 
@@ -40,7 +46,8 @@ def build_model(
 
     ``name`` is a key of ``MODELS`` or ``module:callable`` for your own, called with ``num_classes``
     and ``in_channels`` where it takes them, and with every other option given. ``width`` is the
-    architecture's own measure: first-stage channels, or the widening factor of a Wide ResNet.
+    architecture's own measure: first-stage channels, a Wide ResNet's widening factor, a
+    DenseNet's growth rate.
     ``mean`` and ``std``, one value per channel, become the first layer, ``model.normalize``.
     ``dropout`` acts before the classifier (memorization paper, Table A.1: 0.2). Options of one
     architecture: ``shortcut`` and ``depths`` (preact_resnet18), ``stem`` (resnet18, resnet50),

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from fastadv.errors import UserError, unknown
+from fastadv.errors import UserError
 from fastadv.models.wrapped import inner_module
 
 __all__ = ["inner_module", "perturbable_blocks"]
@@ -65,12 +65,16 @@ def _matches(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
     modules = {name: module for name, module in model.named_modules() if name}
     if pattern in modules:
         return {pattern: modules[pattern]}
-    matching = {
+    matching: dict[str, nn.Module] = {
         name: module
         for name, module in modules.items()
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))
         and fnmatchcase(name, pattern)
     }
     if not matching:
-        raise unknown(f"module in {type(model).__name__}", pattern, modules)
+        last = list(modules)[-1] if modules else "none"
+        raise UserError(
+            f"No module of {type(model).__name__} matches {pattern!r}; take the names from "
+            f"model.named_modules(), whose last is {last!r}."
+        )
     return matching
