@@ -1,0 +1,23 @@
+"""Data sets, and loaders that give ``(index, image, label, view)`` on the device."""
+
+from fastadv.data.catalogue import DATA_SETS, is_tree, list_images, load
+from fastadv.data.dataset import Dataset, split_validation
+from fastadv.data.device_loader import DeviceLoader, eval_batches
+from fastadv.data.labels import noisy_labels
+from fastadv.data.mixed_loader import MixedLoader
+from fastadv.data.view import Batch, View
+
+__all__ = [
+    "DATA_SETS",
+    "Batch",
+    "Dataset",
+    "DeviceLoader",
+    "MixedLoader",
+    "View",
+    "eval_batches",
+    "is_tree",
+    "list_images",
+    "load",
+    "noisy_labels",
+    "split_validation",
+]

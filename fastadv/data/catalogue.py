@@ -1,0 +1,76 @@
+"""The names of data sets and what reads each of them."""
+
+from pathlib import Path
+
+from fastadv.data.dataset import Dataset, limited
+from fastadv.data.folders import ImageTree, list_folder, list_tiny_imagenet
+from fastadv.data.npz import read_npz
+from fastadv.data.packed import read_tree
+from fastadv.data.small_sets import make_synthetic, read_digits
+from fastadv.data.torchvision_sets import PUBLISHED, read_torchvision
+from fastadv.errors import UserError, unknown
+
+_TREES = {
+    "folder": list_folder,
+    "tinyimagenet": list_tiny_imagenet,
+    "imagenet": list_folder,
+}
+_PLAIN = ("digits", "synthetic", *PUBLISHED)
+DATA_SETS = (*_PLAIN, *_TREES, "npz")
+
+
+def load(
+    name: str,
+    root: str | Path | None = None,
+    download: bool = False,
+    limit: int | None = None,
+    image_size: int | None = None,
+) -> Dataset:
+    """The data set called ``name``, whole, in memory.
+
+    ``name``: ``digits``, ``synthetic``, ``cifar10``, ``cifar100``, ``svhn``, ``folder:PATH``,
+    ``tinyimagenet:PATH``, ``imagenet:PATH`` or ``npz:PATH``. ``root``: where torchvision's folders
+    lie (``data`` by default), or where the packed cache of a folder goes. ``limit``: at most so
+    many training images, each class in proportion, always the same ones. ``image_size``: height
+    and width folders are decoded to. Raises ``UserError`` for bad input, in one sentence.
+    """
+    kind, path = _parse(name)
+    if kind in _TREES:
+        cache = None if root is None else Path(root)
+        return limited(read_tree(_TREES[kind](name, path), cache, image_size), limit)
+    if image_size is not None:
+        raise UserError(f"--image-size is for folders of images; {kind} has a fixed size.")
+    if kind == "npz":
+        return limited(read_npz(path), limit)
+    if kind == "digits":
+        return limited(read_digits(), limit)
+    if kind == "synthetic":
+        return limited(make_synthetic(), limit)
+    return limited(read_torchvision(kind, Path(root or "data"), download), limit)
+
+
+def is_tree(name: str) -> bool:
+    """Whether ``name`` is a folder of image files, which DALI can stream."""
+    return _parse(name)[0] in _TREES
+
+
+def list_images(name: str) -> ImageTree:
+    """The files and labels of ``folder:``, ``tinyimagenet:`` or ``imagenet:``, nothing decoded.
+
+    Raises ``UserError`` for data sets that are not folders of image files.
+    """
+    kind, path = _parse(name)
+    if kind not in _TREES:
+        raise UserError(f"{name} is not a folder of image files; --loader device reads it.")
+    return _TREES[kind](name, path)
+
+
+def _parse(name: str) -> tuple[str, Path]:
+    kind, colon, path = name.partition(":")
+    if kind not in DATA_SETS:
+        raise unknown("data set", kind, DATA_SETS)
+    if kind in _PLAIN and colon:
+        raise UserError(f"{kind} takes no path; --root says where its folder lies.")
+    if kind not in _PLAIN and not path:
+        raise UserError(f"{kind} needs a path: write {kind}:PATH.")
+    return kind, Path(path).expanduser()

@@ -1,0 +1,198 @@
+"""The loader for data that fits on the device: no worker, no copy, no loop over samples."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fastadv.data import draws
+from fastadv.data.view import Batch, View, unit_images
+from fastadv.errors import UserError
+from fastadv.kernels import crop_flip
+
+PADDINGS = ("constant", "reflect")
+
+
+class DeviceLoader:
+    """Batches from uint8 images that lie on the device.
+
+    ``images`` (N,C,H,W) uint8 and ``labels`` (N,) int64 are moved to ``device`` once. Each epoch
+    visits ``indices`` (rows of ``images``; all by default) in an order that depends on ``seed`` and
+    the epoch alone; crop and flip of a sample depend on ``seed``, the epoch and its row alone. So
+    an epoch entered at any batch continues with the same bits, and any number of processes sees the
+    same view of the same sample.
+
+    ``batch_size`` is per process. With ``world_size`` processes a global batch is a stretch of
+    ``world_size * batch_size`` samples of one common order, and process ``rank`` takes its part of
+    it; all processes get equally many batches of equal sizes.
+
+    The last batch of an epoch holds what is left, divided equally (fewer than ``world_size``
+    samples sit the epoch out). It is dropped if ``drop_last`` is set, and also when it would hold a
+    single sample, of which batch normalisation cannot take statistics (unless ``batch_size`` is 1).
+    So there are at most two batch shapes.
+
+    ``pad`` and ``padding`` (``"constant"``: black, ``"reflect"``) and ``flip`` are the usual
+    augmentation; ``views=2`` draws a second view into ``batch.second``. Images are ``dtype``
+    in [0,1], in the ``channels_last`` layout if asked for.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        pad: int = 0,
+        flip: bool = False,
+        padding: str = "constant",
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        drop_last: bool = False,
+        views: int = 1,
+        indices: Tensor | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        check_options(batch_size, pad, padding, views, images.shape[-2:], rank, world_size)
+        rows = torch.arange(len(images)) if indices is None else indices
+        self.seed, self.pad, self.flip, self.padding = seed, pad, flip, padding
+        self.dtype, self.channels_last, self.views = dtype, channels_last, views
+        self.batch_size = batch_size
+        self.images = images.to(device)
+        self.labels = labels.to(device)
+        self.rows = rows.to(device)
+        self.shard = Shard(len(rows), batch_size, rank, world_size, drop_last)
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self.shard.sizes)
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of ``epoch`` from ``start_batch`` on."""
+        rows = self.shard.part(draws.shuffled(self.rows, draws.ORDER, self.seed, epoch))
+        return self.batches(rows, self.shard.sizes, epoch, start_batch)
+
+    def batches(
+        self, rows: Tensor, sizes: list[int], epoch: int, start_batch: int
+    ) -> Iterator[Batch]:
+        """Batches of ``sizes`` over ``rows``, in that order, with the views of ``epoch``."""
+        views = draw_views(rows, self.seed, epoch, self.pad, self.flip, self.views)
+        start = sum(sizes[:start_batch])
+        for size in sizes[start_batch:]:
+            stop = start + size
+            index = rows[start:stop]
+            drawn = [view.rows(start, stop) for view in views]
+            crops = [self._crop(index, view) for view in drawn]
+            second = (crops[1], drawn[1]) if self.views == 2 else None
+            yield Batch(index, crops[0], self.labels[index], drawn[0], second)
+            start = stop
+
+    def _crop(self, index: Tensor, view: View) -> Tensor:
+        return crop_images(
+            self.images, index, view, self.pad, self.padding, self.dtype, self.channels_last
+        )
+
+
+class Shard:
+    """Which part of an epoch's order one process takes, and the sizes of its batches.
+
+    Raises ``UserError`` when no batch is left.
+    """
+
+    def __init__(
+        self, total: int, batch_size: int, rank: int, world_size: int, drop_last: bool
+    ) -> None:
+        full, rest = divmod(total, batch_size * world_size)
+        last = 0 if drop_last else rest // world_size
+        if last == 1 and batch_size > 1:
+            last = 0
+        self.sizes = [batch_size] * full + [last] * bool(last)
+        if not self.sizes:
+            raise UserError(
+                f"{total} training images give no batch of {batch_size} for each of {world_size} "
+                "processes; choose a smaller batch size."
+            )
+        self._grid = (full, world_size, batch_size)
+        self._last = (world_size, last)
+        self._rank = rank
+
+    def part(self, order: Tensor) -> Tensor:
+        """This process's rows of ``order`` (N,), its batches one after another."""
+        full, world_size, batch_size = self._grid
+        end = full * world_size * batch_size
+        whole = order[:end].view(self._grid)[:, self._rank].reshape(-1)
+        rest = order[end : end + self._last[0] * self._last[1]].view(self._last)[self._rank]
+        return torch.cat([whole, rest])
+
+
+def draw_views(rows: Tensor, seed: int, epoch: int, pad: int, flip: bool, views: int) -> list[View]:
+    """One or two independent views of the samples ``rows`` in ``epoch``."""
+    streams = (draws.VIEW, draws.SECOND_VIEW)[:views]
+    return [draws.draw_view(rows, seed, epoch, pad, flip, stream) for stream in streams]
+
+
+def crop_images(
+    store: Tensor,
+    index: Tensor,
+    view: View,
+    pad: int,
+    padding: str,
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    """Rows ``index`` of ``store`` (N,C,H,W) uint8, cropped and flipped: (B,C,H,W) in [0,1]."""
+    images = crop_flip(
+        store,
+        index,
+        view.top - pad,
+        view.left - pad,
+        view.flip,
+        tuple(store.shape[-2:]),
+        dtype=dtype,
+        padding=padding,
+    )
+    return images.contiguous(memory_format=torch.channels_last) if channels_last else images
+
+
+def check_options(
+    batch_size: int,
+    pad: int,
+    padding: str,
+    views: int,
+    size: torch.Size,
+    rank: int,
+    world_size: int,
+) -> None:
+    """Raise ``UserError`` for loader options that make no sense together."""
+    if batch_size < 1:
+        raise UserError(f"The batch size must be at least 1, not {batch_size}.")
+    if pad < 0 or (padding == "reflect" and pad >= min(size)):
+        raise UserError(
+            f"pad must be at least 0 and, to reflect, smaller than the image, not {pad}."
+        )
+    if padding not in PADDINGS:
+        raise UserError(f"padding must be 'constant' or 'reflect', not {padding!r}.")
+    if views not in (1, 2):
+        raise UserError(f"A loader gives 1 or 2 views of a sample, not {views}.")
+    if not 0 <= rank < world_size:
+        raise UserError(f"Process {rank} of {world_size} does not exist; ranks count from 0.")
+
+
+def eval_batches(
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """``(image, label)`` in order and unchanged: (B,C,H,W) ``dtype`` in [0,1] and (B,) int64.
+
+    ``images`` (N,C,H,W) uint8. The last batch holds what is left.
+    """
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    for image, label in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        unit = unit_images(image.to(device), dtype)
+        yield unit.contiguous(memory_format=layout), label.to(device)
