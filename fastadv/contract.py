@@ -8,7 +8,8 @@ owns its state as preallocated tensors in ``self.state`` and changes them in pla
 Invariants every part keeps, so that a step can be compiled and captured without a rewrite:
 
 - no Python branch depends on the value of a tensor, and nothing waits for the device;
-- what changes between updates (a ramp, a learned step size) is a 0-dim tensor filled in place;
+- what changes between updates (a ramp, a learned step size) is a 0-dim tensor filled in place,
+  and a part that is not at work yet (a warm-up) says so by ``active``, which follows the epoch;
 - every forward pass is ``self.net.logits``, every gradient comes from ``engine.gradient``;
 - state is written only where ``ok`` is true.
 """
@@ -22,14 +23,15 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from fastadv.engine.network import Network
 from fastadv.threat import Threat
 
 if TYPE_CHECKING:
     from fastadv.data.view import View
-    from fastadv.engine.network import Network
 
 NEEDS = frozenset(
     {
+        "natural_logits_attack",  # logits of x in the attack's BN mode, before the attack
         "natural_logits_eval",  # logits of x with running BN statistics, before the attack
         "natural_logits_train",  # logits of the ball's centre in the outer pass, differentiable
         "teacher_logits",  # logits of the teachers on x_adv
@@ -104,6 +106,7 @@ class Setup:
     total_steps: int | None
     steps_per_epoch: int | None
     seed: int
+    needs: frozenset[str]
     attack_loss: Callable[[Tensor, Tensor, Facts], Tensor]
 
 
@@ -119,6 +122,7 @@ class Part:
     setup: Setup = field(init=False, repr=False)
     net: Network = field(init=False, repr=False)
     state: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
+    active: bool = field(init=False, repr=False, default=True)  # changed by ``schedule`` only
 
     def demands(self) -> frozenset[str]:
         """The entries of ``NEEDS`` this part asks for with its present options."""
@@ -209,7 +213,9 @@ class Objective(Part):
 
 @dataclass(eq=False)
 class Regularizer(Part):
-    """What is added to the mean of the objective."""
+    """What is added to the mean of the objective, times ``reg_weight``."""
+
+    reg_weight: float = 1.0
 
     def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         """A scalar, differentiable in the weights."""
@@ -224,7 +230,7 @@ class Losses(NamedTuple):
     adversarial: Tensor
 
 
-WeightGradient = Callable[[Callable[[Losses], Tensor]], tuple[list[Tensor], Tensor]]
+WeightGradient = Callable[[], tuple[list[Tensor], Tensor]]
 
 
 @dataclass(eq=False)
@@ -237,9 +243,13 @@ class WeightPerturbation(Part):
         """Which parameters are perturbed: positions in ``tensors``."""
         raise NotImplementedError
 
+    def reduce(self, losses: Losses) -> tuple[Tensor, Tensor]:
+        """The scalar whose gradient is the direction, and the 0-dim count of samples in it."""
+        raise NotImplementedError
+
     def perturb(self, weights: list[Tensor], gradient: WeightGradient) -> None:
-        """Move ``weights`` in place. ``gradient(reduce)`` gives the gradients of ``reduce`` of the
-        per-sample losses at the present weights, and a 0-dim count of samples that took part."""
+        """Move ``weights`` in place. ``gradient()`` gives the gradients of ``reduce`` at the
+        present weights, one a tensor of ``weights``, and its count."""
         raise NotImplementedError
 
     def restore(self, weights: list[Tensor]) -> None:

@@ -4,6 +4,9 @@ import math
 import re
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from fastadv import kernels
 from fastadv.errors import UserError, unknown
 
 NORMS = ("linf", "l2")
@@ -46,3 +49,29 @@ class Threat:
             raise unknown("norm", self.norm, NORMS)
         if not (math.isfinite(self.eps) and self.eps >= 0):
             raise UserError(f"eps must be a number of at least 0, not {self.eps}.")
+
+    def start(
+        self, x: Tensor, index: Tensor, seed: int, offset: Tensor | int, stream: int = 0
+    ) -> Tensor:
+        """A random point of the ball around ``x`` (B,C,H,W), cut to the box.
+
+        Linf: uniform in the cube. L2: a Gaussian direction with a radius uniform in [0, eps]
+        (not uniform in the ball; locuslab/robust_overfitting). Sample ``index[i]`` draws the same
+        numbers whatever batch it is in; ``offset`` is the number of the draw.
+        """
+        draw = kernels.linf_start if self.norm == "linf" else kernels.l2_start
+        return draw(x, self.eps, index, seed, offset, self.low, self.high, stream)
+
+    def step(self, x_adv: Tensor, gradient: Tensor, x: Tensor, alpha: float | Tensor) -> Tensor:
+        """One ascent step of size ``alpha``, projected to the ball around ``x`` and the box.
+
+        Linf moves along the sign of ``gradient``, L2 along its direction per sample; a zero
+        gradient moves nothing.
+        """
+        move = kernels.linf_step if self.norm == "linf" else kernels.l2_step
+        return move(x_adv, gradient, x, alpha, self.eps, self.low, self.high)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """The point of the ball around ``x``, cut to the box, for ``x_adv``."""
+        project = kernels.linf_project if self.norm == "linf" else kernels.l2_project
+        return project(x_adv, x, self.eps, self.low, self.high)

@@ -14,22 +14,17 @@ def input_gradient(loss: Tensor, inputs: Tensor) -> Tensor:
     return torch.autograd.grad(loss, [inputs])[0]
 
 
-def gradients(
-    loss: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = False, keep_graph: bool = False
-) -> list[Tensor]:
+def gradients(loss: Tensor, inputs: Sequence[Tensor], *, keep_graph: bool = False) -> list[Tensor]:
     """The gradients of the scalar ``loss`` with respect to each of ``inputs``, in their shapes.
 
-    An input the loss does not depend on gets zeros, as an optimizer would see it after
-    ``zero_grad``. With ``create_graph`` the result can itself be differentiated.
+    Every one of ``inputs`` must have a part in the loss.
     """
-    found = torch.autograd.grad(
-        loss,
-        list(inputs),
-        create_graph=create_graph,
-        retain_graph=create_graph or keep_graph,
-        allow_unused=True,
-    )
-    return [
-        torch.zeros_like(wrt) if gradient is None else gradient
-        for wrt, gradient in zip(inputs, found, strict=True)
-    ]
+    return list(torch.autograd.grad(loss, list(inputs), retain_graph=keep_graph))
+
+
+def gradients_if_used(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """Like ``gradients``, with None for an input the loss does not depend on.
+
+    ``loss.backward()`` leaves it so too: an optimizer then skips that parameter, decay included.
+    """
+    return list(torch.autograd.grad(loss, list(inputs), allow_unused=True))

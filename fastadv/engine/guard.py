@@ -18,8 +18,15 @@ def train_flags(model: nn.Module, train: bool | None) -> Iterator[None]:
     if train is None or (train and model.training):
         yield
         return
+    with flags_kept(model):
+        model.train(train)
+        yield
+
+
+@contextmanager
+def flags_kept(model: nn.Module) -> Iterator[None]:
+    """Whatever happens inside, each module's train flag returns."""
     found = [(module, module.training) for module in model.modules()]
-    model.train(train)
     try:
         yield
     finally:

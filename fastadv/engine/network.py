@@ -49,6 +49,13 @@ class Network:
         """Whether Python may look at a tensor's value: a CPU tensor is there when it is made."""
         return self.device.type == "cpu"
 
+    def loss_scale(self, batch_size: int) -> float:
+        """What to multiply an attack's mean loss by: float16 would flush its gradients to zero.
+
+        The direction of a step does not depend on it.
+        """
+        return 128.0 * batch_size if self.attack_dtype is torch.float16 else 1.0
+
     def run(self, region: Callable[..., Result], *inputs: Any) -> Result:
         """Run a region of straight tensor code in the step's mode."""
         return self.runner(region, *inputs)
@@ -69,7 +76,7 @@ class Network:
             raise RuntimeError("no part asked for block_gradients, so no block is tapped")
         with self.taps.reading() as seen:
             logits = self.logits(x)
-        return logits, seen
+        return logits, [seen[block] for block in range(self.taps.count)]
 
     @contextmanager
     def attacking(self, bn: str) -> Iterator[None]:

@@ -17,7 +17,7 @@ class Taps:
 
     def __init__(self, convolutions: Sequence[nn.Module]) -> None:
         self.count = len(convolutions)
-        self._seen: list[Tensor] | None = None
+        self._seen: dict[int, Tensor] | None = None
         self._noise: list[Tensor] | None = None
         self._handles = [
             convolution.register_forward_pre_hook(self._hook(position))
@@ -27,7 +27,7 @@ class Taps:
     def _hook(self, position: int) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor] | None]:
         def at_block(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
             if self._seen is not None:
-                self._seen.append(inputs[0])
+                self._seen[position] = inputs[0]
             if self._noise is not None:
                 return (inputs[0] + self._noise[position],)
             return None
@@ -35,9 +35,9 @@ class Taps:
         return at_block
 
     @contextmanager
-    def reading(self) -> Iterator[list[Tensor]]:
-        """Collects the tensor that enters each block, in the order of the forward pass."""
-        seen: list[Tensor] = []
+    def reading(self) -> Iterator[dict[int, Tensor]]:
+        """Collects the tensor that enters each block: position in ``convolutions`` -> tensor."""
+        seen: dict[int, Tensor] = {}
         self._seen = seen
         try:
             yield seen

@@ -12,6 +12,7 @@ from torch import nn
 
 from fastadv.errors import UserError, unknown
 from fastadv.models.common import Normalize
+from fastadv.torchvision_shim import import_torchvision
 
 
 def import_model(name: str) -> Callable[..., object]:
@@ -50,11 +51,16 @@ def _import_module(name: str) -> ModuleType:
         if error.name != name.split(".")[0] or here in sys.path:
             raise
         sys.path.append(here)
+        return _import_module(name)
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        import_torchvision()
         return importlib.import_module(name)
 
 
 def accepted_options(factory: Callable[..., object]) -> set[str] | None:
-    """The keywords ``factory`` takes, or ``None`` when it takes any."""
+    """The keywords ``factory`` takes, or ``None`` when it takes any (or does not say)."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except ValueError:  # a callable written in C has no signature to read
@@ -81,21 +87,23 @@ def build_imported(
     """Call ``module:callable`` and put the normalisation in front of what it returns.
 
     ``facts`` of the data (num_classes, in_channels) are passed where the callable takes them by
-    name; ``options`` the user asked for must be taken, or ``UserError``.
+    name, num_classes also where it takes anything (``**kwargs``). ``options`` the user asked for
+    must be taken, or ``UserError``.
     """
     factory = import_model(name)
     accepted = accepted_options(factory)
     check_options(name, options, accepted)
-    arguments = {k: v for k, v in facts.items() if accepted is not None and k in accepted}
+    known = {"num_classes"} if accepted is None else accepted
+    arguments = {**{key: value for key, value in facts.items() if key in known}, **options}
     try:
-        inspect.signature(factory).bind(**arguments, **options)
+        model = factory(**arguments)
     except TypeError as error:
+        if " argument" not in str(error):  # a mistake inside the callable keeps its traceback
+            raise
         raise UserError(
-            f"{name} cannot be called as asked: {error}; give it as an option."
-        ) from None
-    except ValueError:  # no signature to check against: the call itself will tell
-        pass
-    model = factory(**arguments, **options)
+            f"{name} cannot be called with {', '.join(arguments) or 'no options'} ({error}); wrap "
+            "it in a function that takes just these."
+        ) from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{name} returned a {type(model).__name__}, not a torch.nn.Module.")
     if isinstance(normalize, Normalize):

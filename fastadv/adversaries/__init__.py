@@ -1,0 +1,1 @@
+"""How x_adv is made from x: one file an adversary."""

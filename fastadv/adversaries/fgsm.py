@@ -1,0 +1,17 @@
+"""FGSM: one step of eps from the image itself (Goodfellow et al., 2015)."""
+
+from dataclasses import dataclass
+
+from fastadv.adversaries.ascent import Ascent
+from fastadv.contract import Adversarial, Batch, Facts
+
+
+@dataclass(eq=False)
+class FGSM(Ascent):
+    """x' = box(x + alpha sign grad CE(f(x), y)), alpha = eps."""
+
+    def make(self, batch: Batch, facts: Facts) -> Adversarial:
+        start = self.given_start(batch, batch.x)
+        start = batch.x if start is None else start
+        x_adv = self.net.run(self.ascend, start, batch.x, batch.y, facts)
+        return Adversarial(x_adv, batch.x, {})

@@ -1,0 +1,78 @@
+"""PGD-K: K projected gradient steps (Madry et al., 2018; the training attack of AT and TRADES)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastadv.adversaries.ascent import Ascent
+from fastadv.contract import Adversarial, Batch, Facts
+from fastadv.errors import UserError
+
+
+@dataclass(eq=False)
+class PGD(Ascent):
+    """``steps`` steps of ``alpha``; of several ``restarts`` the one with the largest loss is kept.
+
+    alpha is eps/4 in Linf (2/255 at 8/255) and 15/128 eps in L2 (15/255 at 128/255), as in
+    locuslab/robust_overfitting. The last iterate is returned. Where a part needs
+    ``correct_at_each_step``, the count of steps at which a sample was still classified right
+    before its update is reported (GAIRAT's kappa).
+    """
+
+    steps: int = 10
+    random_start: bool = True
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise UserError("steps and restarts must be at least 1.")
+        if not self.random_start and self.attack_objective == "kl":
+            raise UserError(
+                "random_start=False is for attack_objective='ce': at x' = x the KL has no gradient."
+            )
+
+    @property
+    def step_size(self) -> float:
+        if self.alpha is not None:
+            return self.alpha
+        return self.setup.threat.eps * (1 / 4 if self.setup.threat.norm == "linf" else 15 / 128)
+
+    def make(self, batch: Batch, facts: Facts) -> Adversarial:
+        x_adv, found = self._climb(batch, facts, 0)
+        for restart in range(1, self.restarts):
+            other, found = self._climb(batch, facts, restart)
+            x_adv = self.net.run(self._worse, x_adv, other, batch.y, facts)
+        return Adversarial(x_adv, batch.x, found)
+
+    def _climb(self, batch: Batch, facts: Facts, restart: int) -> tuple[Tensor, Facts]:
+        start = self.given_start(batch, batch.x) if restart == 0 else None
+        if start is not None:
+            x_adv = start
+        else:
+            x_adv = self.random_point(batch, restart) if self.random_start else batch.x
+        if "correct_at_each_step" not in self.setup.needs:
+            for _ in range(self.steps):
+                x_adv = self.net.run(self.ascend, x_adv, batch.x, batch.y, facts)
+            return x_adv, {}
+        correct = torch.zeros_like(batch.y)
+        for _ in range(self.steps):
+            x_adv, correct = self.net.run(
+                self._ascend_and_count, x_adv, batch.x, batch.y, facts, correct
+            )
+        return x_adv, {"correct_at_each_step": correct}
+
+    def _ascend_and_count(
+        self, x_adv: Tensor, around: Tensor, y: Tensor, facts: Facts, correct: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        moved, logits = self.ascend_with_logits(x_adv, around, y, facts)
+        return moved, correct + (logits.argmax(1) == y)
+
+    def _worse(self, first: Tensor, second: Tensor, y: Tensor, facts: Facts) -> Tensor:
+        """Per sample the point with the larger cross entropy."""
+        with torch.no_grad(), self.net.keeping_buffers():
+            losses = [
+                torch.nn.functional.cross_entropy(self.net.logits(x), y, reduction="none")
+                for x in (first, second)
+            ]
+        return torch.where((losses[1] > losses[0]).view(-1, 1, 1, 1), second, first)

@@ -1,0 +1,54 @@
+"""Step sizes that are learned while training: gradient ascent with its own momentum (APART)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def usual_rate(eps: float, updates: int, momentum: float) -> float:
+    """A peak rate for ascent on step sizes where no published preset exists.
+
+    The rate is such that a constant gradient of 1/2 over ``updates`` updates of a triangular
+    schedule (mean rate: half the peak) with ``momentum`` carries a step size from 0 to eps:
+    peak/2 * updates / (1 - momentum) * 1/2 = eps. The paper's CIFAR rate of 5e-8 follows from the
+    same arithmetic with the gradient those images have (sum over 3,072 pixels). Fewer updates or
+    a larger ball ask for a larger rate.
+    """
+    return 4 * eps * (1 - momentum) / max(updates, 1)
+
+
+class StepSizes:
+    """n step sizes in one tensor, ascended by SGD with momentum and weight decay.
+
+    alpha <- alpha + lr * buffer, buffer <- momentum * buffer + (gradient - decay * alpha), which
+    is ``torch.optim.SGD`` on the negated gradients (APART, Alg. 1 line 8, with the released
+    code's decay: decay * alpha instead of the 0/0 of the printed form). ``triangular``: the rate
+    runs 0 -> lr -> 0 over ``total`` updates and momentum m -> m - 0.1 -> m, as ``CyclicLR`` does
+    with its defaults. ``values`` is (n,) float32 or wider.
+    """
+
+    def __init__(self, values: Tensor, lr: float, decay: float, momentum: float) -> None:
+        self.values = values
+        self.buffer = torch.zeros_like(values)
+        self.rate = torch.zeros((), device=values.device, dtype=values.dtype)
+        self.keep = torch.zeros((), device=values.device, dtype=values.dtype)
+        self.lr, self.decay, self.momentum = lr, decay, momentum
+
+    def schedule(self, update: int, total: int | None) -> None:
+        """Set rate and momentum for update number ``update``; ``total`` None is constant."""
+        rising = 1.0
+        momentum = self.momentum
+        if total is not None:
+            rising = max(0.0, 1 - abs(2 * update / total - 1))
+            momentum -= 0.1 * rising
+        self.rate.fill_(self.lr * rising)
+        self.keep.fill_(momentum)
+
+    @torch.no_grad()
+    def ascend(self, gradient: Tensor, ok: Tensor) -> None:
+        """One ascent step along ``gradient`` (n,), only where ``ok`` (0-dim bool)."""
+        push = gradient.to(self.values.dtype) - self.decay * self.values
+        buffer = self.keep * self.buffer + push
+        self.buffer.copy_(torch.where(ok, buffer, self.buffer))
+        self.values.add_(torch.where(ok, self.rate * buffer, 0.0))

@@ -1,0 +1,1 @@
+"""Which weights are evaluated: one file an average."""

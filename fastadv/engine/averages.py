@@ -1,0 +1,49 @@
+"""Put averaged weights into a model for an evaluation, and take them out again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from fastadv.engine import guard
+from fastadv.engine.buffers import copy_into, kept
+
+
+@contextmanager
+def averaged_weights(
+    model: nn.Module,
+    parameters: Sequence[Tensor],
+    average: Sequence[Tensor] | None,
+    batches: Iterable[Any] | None,
+) -> Iterator[None]:
+    """``average`` in place of ``parameters``; None changes nothing.
+
+    With ``batches`` BatchNorm's running statistics are re-estimated for the average by a pass in
+    training mode, every batch counting alike. Weights and buffers return on exit.
+    """
+    if average is None:
+        yield
+        return
+    live = [parameter.detach().clone() for parameter in parameters]
+    with kept(list(model.buffers())):
+        copy_into([parameter.detach() for parameter in parameters], average)
+        try:
+            if batches is not None:
+                with guard.flags_kept(model), torch.no_grad():
+                    update_bn(_images(batches), model)
+            yield
+        finally:
+            copy_into([parameter.detach() for parameter in parameters], live)
+
+
+def _images(batches: Iterable[Any]) -> Iterator[Tensor]:
+    for batch in batches:
+        if isinstance(batch, Tensor):
+            yield batch
+        else:
+            yield batch.image if hasattr(batch, "image") else batch[0]

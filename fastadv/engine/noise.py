@@ -1,0 +1,11 @@
+"""Which stream of the counter-based noise each purpose draws from, so that none shares numbers.
+
+A draw is named by (seed, stream, offset, sample, element); ``kernels/reference.py`` turns that
+name into bits. The same sample draws the same noise in every mode and number of processes.
+"""
+
+START = 0  # random starts; a further restart r uses START + r
+RESTARTS = 64
+AUGMENTATION = 64  # noise that is part of the image (FGSM-N, N-FGSM)
+REGULARIZER = 65
+STORE = 66  # the initial contents of a per-sample store

@@ -1,0 +1,1 @@
+"""Which layers learn, and at which rate: one file a grouping."""

@@ -1,0 +1,1 @@
+"""What the outer step minimises, per sample: one file an objective."""

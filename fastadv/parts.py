@@ -1,0 +1,47 @@
+"""The table of parts: slot -> name -> class. A new part is one file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastadv.adversaries.apart import APART
+from fastadv.adversaries.fast import Fast
+from fastadv.adversaries.fgsm import FGSM
+from fastadv.adversaries.fgsm_plus import FGSMPlus
+from fastadv.adversaries.none import NoAttack
+from fastadv.adversaries.pgd import PGD
+from fastadv.averaging.ema import EMA
+from fastadv.averaging.swa import SWA
+from fastadv.contract import Part
+from fastadv.objectives.ce import CrossEntropy
+from fastadv.objectives.trades import Trades
+from fastadv.regularizers.advlc import AdvLC
+from fastadv.targets.one_hot import OneHot
+from fastadv.weights.awp import AWP
+from fastadv.weights.rwp import RWP
+
+NONE = "none"
+
+PARTS: Mapping[str, Mapping[str, type[Part]]] = {
+    "adversary": {
+        NONE: NoAttack,
+        "fgsm": FGSM,
+        "fast": Fast,
+        "pgd": PGD,
+        "fgsm-plus": FGSMPlus,
+        "apart": APART,
+    },
+    "objective": {"ce": CrossEntropy, "trades": Trades},
+    "target": {"one-hot": OneHot},
+    "regularizer": {"advlc": AdvLC},
+    "weights": {"awp": AWP, "rwp": RWP},
+    "averaging": {"swa": SWA, "ema": EMA},
+}
+
+OPTIONAL = ("regularizer", "weights", "averaging")
+"""Slots that may be empty; "none" there means no part at all."""
+
+
+def names(slot: str) -> list[str]:
+    """The part names a slot takes, "none" included where it may be empty."""
+    return [*([NONE] if slot in OPTIONAL else []), *PARTS[slot]]

@@ -1,0 +1,70 @@
+"""Per-sample memory in image space: kept padded, gathered and written back through crop and flip."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fastadv import kernels
+from fastadv.errors import UserError
+
+if TYPE_CHECKING:
+    from fastadv.data.view import View
+
+
+class SampleStore:
+    """One padded image per training sample, (N,C,H+2 pad,W+2 pad), on the device.
+
+    A batch sees the window its augmentation cut out (``view``: offsets in the padded image, and a
+    mirror); ``view=None`` is the unpadded, unmirrored centre. What is written lands on the pixels
+    it came from; pixels outside the window keep their values.
+    """
+
+    def __init__(self, values: Tensor, pad: int) -> None:
+        self.values = values
+        self.pad = pad
+
+    @classmethod
+    def zeros(
+        cls,
+        num_samples: int,
+        image_shape: tuple[int, int, int],
+        pad: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> SampleStore:
+        """A store of zeros for images of ``image_shape`` (C,H,W)."""
+        channels, height, width = image_shape
+        shape = (num_samples, channels, height + 2 * pad, width + 2 * pad)
+        return cls(torch.zeros(shape, device=device, dtype=dtype), pad)
+
+    def gather(self, index: Tensor, view: View | None, size: tuple[int, int]) -> Tensor:
+        """The windows (B,C,*size) of rows ``index`` as the batch sees them."""
+        top, left, flip = self._window(index, view)
+        return kernels.crop_flip(self.values, index, top, left, flip, size)
+
+    def write(self, index: Tensor, view: View | None, window: Tensor, ok: Tensor) -> None:
+        """Write ``window`` (B,C,h,w) back in place, only where ``ok`` (0-dim bool).
+
+        Rows must be different from each other.
+        """
+        top, left, flip = self._window(index, view)
+        kernels.crop_flip_write(self.values, index, top, left, flip, window, ok)
+
+    def _window(self, index: Tensor, view: View | None) -> tuple[Tensor, Tensor, Tensor]:
+        if view is not None:
+            return view.top, view.left, view.flip
+        centre = torch.full_like(index, self.pad)
+        return centre, centre, torch.zeros_like(index, dtype=torch.bool)
+
+
+def sample_count(num_samples: int | None, method: str) -> int:
+    """``num_samples``, or the sentence that asks for it."""
+    if num_samples is None:
+        raise UserError(
+            f"{method} remembers something about every training sample: "
+            "pass num_samples=, the size of the training set."
+        )
+    return num_samples

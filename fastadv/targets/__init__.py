@@ -1,0 +1,1 @@
+"""Which label is fitted: one file a target."""

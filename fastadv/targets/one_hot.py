@@ -1,0 +1,16 @@
+"""The label as it is given."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional
+
+from fastadv.contract import Facts, Target
+
+
+@dataclass(eq=False)
+class OneHot(Target):
+    """Cross entropy with the hard label."""
+
+    def fit(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+        return functional.cross_entropy(logits, y, reduction="none")

@@ -1,0 +1,1 @@
+"""How weights are perturbed around the outer step: one file a way."""

@@ -1,0 +1,58 @@
+"""RWP: weights are perturbed only by samples whose loss is small (RWP paper, Eq. 9 and Alg. 1)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastadv import kernels
+from fastadv.contract import Losses, WeightGradient
+from fastadv.errors import UserError
+from fastadv.weights.awp import AWP
+
+
+@dataclass(eq=False)
+class RWP(AWP):
+    """Up to ``weight_steps`` moves of v, each along the gradient of the samples with l <= c_min.
+
+    At step k the loss is (1/B) sum of m_i l_i at w + v, m_i = 1[l_i <= c_min]. The gradients are
+    summed and the sum rescaled to gamma |w| for use (released code); ``accumulate="renormalise"``
+    rescales v in place before the next gradient is added (Alg. 1). The ratio is global over all
+    perturbed tensors; ``norm_scope="tensor"`` is AWP's. A step in which no sample is below
+    ``c_min`` changes nothing, and neither would any after it. ``rwp_loss="adversarial"`` compares
+    c_min with the adversarial cross entropy instead of the whole objective (the two differ for
+    TRADES, where no published code runs).
+    """
+
+    norm_scope: Literal["tensor", "global"] = "global"
+    c_min: float = 1.7
+    weight_steps: int = 10
+    accumulate: Literal["sum", "renormalise"] = "sum"
+    rwp_loss: Literal["total", "adversarial"] = "total"
+
+    def __post_init__(self) -> None:
+        if self.weight_steps < 1:
+            raise UserError("weight_steps must be at least 1.")
+
+    def reduce(self, losses: Losses) -> tuple[Tensor, Tensor]:
+        judged = losses.total if self.rwp_loss == "total" else losses.adversarial
+        easy = (judged <= self.c_min).to(losses.total.dtype)
+        return (easy * losses.total).mean(), easy.sum()
+
+    @torch.no_grad()
+    def perturb(self, weights: list[Tensor], gradient: WeightGradient) -> None:
+        self._remember(weights)
+        total = [torch.zeros_like(weight) for weight in weights]
+        self.moved_by = [torch.zeros_like(weight) for weight in weights]
+        for _ in range(self.weight_steps):
+            found, count = gradient()
+            if self.net.waits_are_free and not count:
+                break
+            base = total if self.accumulate == "sum" else self.moved_by
+            summed = torch._foreach_add(base, found)
+            if self.accumulate == "sum":
+                total = [tensor.clone() for tensor in summed]
+            self.moved_by = list(summed)
+            torch._foreach_copy_(weights, self.originals)
+            kernels.perturb_weights(weights, self.moved_by, self.gamma, self.norm_scope)
