@@ -98,7 +98,7 @@ def build_imported(
     try:
         model = factory(**arguments)
     except TypeError as error:
-        if " argument" not in str(error):  # a mistake inside the callable keeps its traceback
+        if not _is_about_the_call(error, arguments):
             raise
         raise UserError(
             f"{name} cannot be called with {', '.join(arguments) or 'no options'} ({error}); wrap "
@@ -109,6 +109,14 @@ def build_imported(
     if isinstance(normalize, Normalize):
         _normalize_first(model, name, normalize)
     return model
+
+
+def _is_about_the_call(error: TypeError, arguments: Mapping[str, object]) -> bool:
+    # Raised by the call itself, or by one it forwards **kwargs to; anything else is a mistake
+    # inside the callable, whose traceback its author needs.
+    by_itself = error.__traceback__ is not None and error.__traceback__.tb_next is None
+    unexpected = "unexpected keyword argument" in str(error)
+    return by_itself or (unexpected and any(f"'{key}'" in str(error) for key in arguments))
 
 
 def _normalize_first(model: nn.Module, name: str, normalize: Normalize) -> None:
