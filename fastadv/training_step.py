@@ -8,7 +8,7 @@ from tensors already at hand. The model is left as it was found: train flags, re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -90,6 +90,7 @@ class Step:
         self.updater = Updater(optimizer, self.device, scaler, max_grad_norm)
         self.num_samples, self.num_classes, self.seed = num_samples, num_classes, seed
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
+        self.before_update: Callable[[int], None] | None = None
         self.calls = 0
         self._epoch: int | None = None
         self.offset = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -335,6 +336,8 @@ class Step:
 
     def _fill_schedules(self, replay: int) -> None:
         update = self.calls * self.updates_per_batch + replay
+        if self.before_update is not None:
+            self.before_update(update)
         for part in self.plan.parts.values():
             part.schedule(update, self.epoch)
 

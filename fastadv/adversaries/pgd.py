@@ -50,7 +50,9 @@ class PGD(Ascent):
         if start is not None:
             x_adv = start
         else:
-            x_adv = self.random_point(batch, restart) if self.random_start else batch.x
+            # detach: a compiled step must not see x_adv and x as one object in its first iteration
+            random = self.random_start or restart
+            x_adv = self.random_point(batch, restart) if random else batch.x.detach()
         if "correct_at_each_step" not in self.setup.needs:
             for _ in range(self.steps):
                 x_adv = self.net.run(self.ascend, x_adv, batch.x, batch.y, facts)

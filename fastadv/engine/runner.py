@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -33,8 +34,24 @@ class Runner:
             return region(*inputs)
         compiled = self._compiled.get(region)
         if compiled is None:
-            compiled = torch.compile(region, fullgraph=True, dynamic=False, backend=self.backend)
+            compiled = torch.compile(
+                _own_copy(region), fullgraph=True, dynamic=False, backend=self.backend
+            )
             self._compiled[region] = compiled
         # Patched around our own calls only: the flag lets autograd.grad be traced into the graph.
         with torch._dynamo.config.patch(trace_autograd_ops=True):
             return compiled(*inputs)
+
+
+def _own_copy(region: Callable[..., Result]) -> Callable[..., Result]:
+    """The same method with code of its own: Dynamo counts recompilations per code object, and
+    two steps in one process must not use up each other's."""
+    function = region.__func__  # type: ignore[attr-defined]
+    copy = types.FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    return types.MethodType(copy, region.__self__)  # type: ignore[attr-defined]

@@ -1,0 +1,69 @@
+"""Checks of what a user hands to an attack or an evaluation, and the model as attacks see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fastadv.engine.network import Network
+from fastadv.engine.precision import pass_dtype
+from fastadv.engine.runner import Runner
+from fastadv.errors import UserError
+
+# Normalising an image and back leaves it a few rounding errors outside of [0, 1].
+ROUNDING = 1e-5
+
+
+def check_batch(x: Tensor, y: Tensor) -> None:
+    """Raise ``UserError`` unless ``x`` (B,...) is floating and ``y`` (B,) holds its classes."""
+    if not (torch.is_tensor(x) and torch.is_tensor(y)):
+        raise UserError("Images and labels must be torch tensors; convert them with torch.tensor.")
+    if not x.is_floating_point():
+        raise UserError(
+            f"Images must be floating point in [0, 1], not {x.dtype}; divide uint8 images by 255."
+        )
+    if y.is_floating_point() or y.dim() != 1 or x.dim() < 2 or len(x) != len(y):
+        raise UserError(
+            f"Images (B,...) need integer labels (B,), not images {tuple(x.shape)} with "
+            f"{y.dtype} labels {tuple(y.shape)}."
+        )
+
+
+def outside_box(x: Tensor) -> Tensor:
+    """Whether any value of ``x`` is outside [0, 1] or not a number; 0-dim bool on the device."""
+    return ~((x >= -ROUNDING) & (x <= 1 + ROUNDING)).all()
+
+
+BOX_SENTENCE = (
+    "Images must lie in [0, 1]: attacks live in pixels. Divide uint8 images by 255, and put "
+    "normalisation inside the model (fastadv.build_model does)."
+)
+
+
+def attacked_network(model: nn.Module, device: torch.device, amp: bool | str) -> Network:
+    """``model`` as attacks see it; ``amp`` False (the model's own type), True (bf16) or a name."""
+    name = amp if isinstance(amp, str) else ("bf16" if amp else "fp32")
+    dtype = pass_dtype(name, device)
+    return Network(model, device, Runner("eager"), outer_dtype=dtype, attack_dtype=dtype)
+
+
+def model_device(model: nn.Module, otherwise: torch.device) -> torch.device:
+    """Where the model's first parameter or buffer is."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return otherwise
+
+
+@contextmanager
+def attackable(net: Network) -> Iterator[None]:
+    """Eval mode, frozen parameters, gradients on, also inside ``torch.inference_mode``."""
+    with torch.inference_mode(False), net.attacking("eval"):
+        yield
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """``tensor`` without a graph, usable in one: an inference tensor is copied."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()

@@ -1,0 +1,108 @@
+"""Attacks by name, with numbers as the literature writes them: pgd-20, pgd-50-10, noise-0.1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastadv.errors import UserError, unknown
+from fastadv.threat import parse_number
+
+_CLIMB = frozenset({"alpha", "steps", "restarts", "random_start", "start"})
+OPTIONS: dict[str, frozenset[str]] = {
+    "clean": frozenset(),
+    "fgsm": frozenset({"alpha", "random_start", "start"}),
+    "fgsm-rwp": frozenset({"alpha", "random_start", "start"}),
+    "pgd": _CLIMB | {"objective"},
+    "cw": _CLIMB,
+    "cw-margin": _CLIMB,
+    "noise": frozenset(),
+    "autoattack": frozenset(),
+}
+"""Every kind of attack, and which options of ``fastadv.attack`` it takes."""
+
+EXAMPLES = (*OPTIONS, "pgd-20", "pgd-50-10", "cw-20", "noise-0.1")
+OBJECTIVES = ("ce", "kl")
+
+
+@dataclass(frozen=True)
+class AttackSpec:
+    """An attack and what was said about it; None is the attack's own default.
+
+    ``kind`` is a key of ``OPTIONS``; ``alpha`` is in pixels, ``sigma`` the standard deviation of
+    Gaussian noise in pixels; ``objective`` is ``"ce"`` or ``"kl"``.
+    """
+
+    name: str
+    kind: str
+    steps: int | None = None
+    restarts: int | None = None
+    sigma: float | None = None
+    alpha: float | None = None
+    random_start: bool | None = None
+    objective: str | None = None
+
+    def __post_init__(self) -> None:
+        for option, value in (("steps", self.steps), ("restarts", self.restarts)):
+            if value is not None and value < 1:
+                raise UserError(f"{option} must be at least 1, not {value}.")
+        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise UserError(f"alpha must be a number above 0, not {self.alpha}.")
+        if self.objective is not None and self.objective not in OBJECTIVES:
+            raise unknown("objective", self.objective, OBJECTIVES)
+
+    def with_options(self, **options: Any) -> AttackSpec:
+        """The attack with the options that are not None.
+
+        Raises ``UserError`` for an option the attack does not take, or one that contradicts the
+        name.
+        """
+        given = {option: value for option, value in options.items() if value is not None}
+        for option, value in given.items():
+            if option not in OPTIONS[self.kind]:
+                raise UserError(f"The attack {self.name!r} takes no {option}; leave it out.")
+            named = getattr(self, option, None)
+            if named is not None and named != value:
+                raise UserError(
+                    f"{option}={value} contradicts the name {self.name!r}; give {option} only once."
+                )
+        given.pop("start", None)  # a tensor: part of the problem, not of the attack
+        return replace(self, **given)
+
+
+def parse_attack(name: str) -> AttackSpec:
+    """``"pgd-20"`` (steps), ``"pgd-50-10"`` (steps, restarts), ``"cw-20"``, ``"noise-8/255"`` ...
+
+    Raises ``UserError`` for a name nobody knows, with the nearest one, and for numbers that do not
+    fit.
+    """
+    text = name.strip().lower()
+    kinds = [kind for kind in OPTIONS if text == kind or text.startswith(kind + "-")]
+    if not kinds:
+        raise unknown("attack", name, EXAMPLES)
+    kind = max(kinds, key=len)
+    numbers = text[len(kind) + 1 :]
+    if kind == "noise":
+        return AttackSpec(name.strip(), kind, sigma=_sigma(numbers))
+    if not numbers and text == kind:
+        return AttackSpec(name.strip(), kind)
+    if "steps" not in OPTIONS[kind]:
+        raise UserError(f"The attack {kind!r} takes no number, but was given {name!r}.")
+    counts = numbers.split("-")
+    if len(counts) > 2 or not all(count.isdecimal() for count in counts):
+        raise UserError(
+            f"{name!r} is not {kind}-STEPS or {kind}-STEPS-RESTARTS, such as {kind}-20 or "
+            f"{kind}-50-10."
+        )
+    restarts = int(counts[1]) if len(counts) == 2 else None
+    return AttackSpec(name.strip(), kind, steps=int(counts[0]), restarts=restarts)
+
+
+def _sigma(text: str) -> float:
+    if not text:
+        raise UserError("noise needs its standard deviation in pixels, as in noise-0.1.")
+    sigma = parse_number(text, "The standard deviation of noise")
+    if not (math.isfinite(sigma) and sigma >= 0):
+        raise UserError(f"The standard deviation of noise must be at least 0, not {sigma}.")
+    return sigma

@@ -1,0 +1,144 @@
+"""The typed configuration of a run, the home of its defaults: TOML in, TOML out.
+
+Hyper-parameters of the parts have their defaults in the parts, those of a method in its row of
+``recipes.py``, those of a data set in ``presets.py``; ``settled`` puts them together, once, and
+what it found is written into the run folder and used again on resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from fastadv.errors import UserError, unknown
+from fastadv.options import coerce
+from fastadv.plan import Plan, resolve
+from fastadv.presets import preset_for
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. None means: what the method and the data set usually take."""
+
+    method: str = "apart"
+    data: str = "digits"
+    model: str | None = None
+    width: int | None = None
+    depth: int | None = None
+    shortcut: Literal["raw", "preact"] | None = None
+    dropout: float = 0.0
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    schedule: Literal["triangular", "piecewise", "cosine", "constant"] | None = None
+    momentum: float = 0.9
+    cycle_momentum: bool = True
+    nesterov: bool = False
+    weight_decay: float | None = None
+    max_grad_norm: float | None = None
+    eps: float | None = None
+    norm: Literal["linf", "l2"] = "linf"
+    amp: bool = False
+    amp_dtype: Literal["bf16", "fp16"] = "bf16"
+    attack_dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    mode: Literal["auto", "eager", "compiled"] = "auto"
+    pad: int | None = None
+    flip: bool | None = None
+    padding: Literal["constant", "reflect"] | None = None
+    limit: int | None = None
+    data_root: str | None = None
+    download: bool = False
+    select: Literal["val", "test"] = "val"
+    select_attack: str = "pgd-10"
+    val_fraction: float | None = None
+    judge_every: int = 1
+    test_attacks: str = "clean,pgd-20"
+    seed: int = 0
+    deterministic: bool = False
+    device: str = "auto"
+    out: str | None = None
+    checkpoint_minutes: float = 5.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def plan(self) -> Plan:
+        """The parts of the method with this run's options."""
+        return resolve(self.method, self.options)
+
+
+def config_types() -> dict[str, Any]:
+    """Every setting of a run but the parts' options: name -> type."""
+    hints = get_type_hints(TrainConfig)
+    hints.pop("options")
+    return hints
+
+
+def settled(config: TrainConfig) -> TrainConfig:
+    """``config`` with every None that a preset knows filled in, checked; parts' options too."""
+    types = config_types()
+    given = {
+        name: coerce(name, getattr(config, name), types[name])
+        for name in types
+        if getattr(config, name) is not None
+    }
+    usual, usual_options = preset_for(config.method, config.data, given)
+    plan = resolve(config.method, usual_options | dict(config.options))
+    values = usual | given
+    if "pad" in plan.options and "pad" not in config.options:
+        plan = resolve(config.method, usual_options | dict(config.options) | {"pad": values["pad"]})
+    settings = TrainConfig(**values, options=dict(plan.slots) | dict(plan.options))
+    _check(settings)
+    return settings
+
+
+def _check(config: TrainConfig) -> None:
+    for name in ("epochs", "batch_size", "judge_every"):
+        if getattr(config, name) < 1:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} must be at least 1, not {getattr(config, name)}.")
+    if config.limit is not None and config.limit < 1:
+        raise UserError(f"--limit must be at least 1, not {config.limit}.")
+    if config.lr is not None and config.lr < 0:
+        raise UserError(f"--lr must be at least 0, not {config.lr:g}.")
+    if not 0 < (config.val_fraction or 0) < 1:
+        raise UserError(f"--val-fraction must lie between 0 and 1, not {config.val_fraction}.")
+
+
+def to_toml(config: TrainConfig) -> str:
+    """The configuration as TOML; settings that are None are left out."""
+    flat = {
+        entry.name: getattr(config, entry.name)
+        for entry in dataclasses.fields(config)
+        if entry.name != "options"
+    }
+    lines = [f"{name} = {_literal(value)}" for name, value in flat.items() if value is not None]
+    lines += ["", "[options]"]
+    lines += [f"{k} = {_literal(v)}" for k, v in config.options.items() if v is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def from_toml(path: Path) -> TrainConfig:
+    """The configuration in ``path``; an unknown key is an error that names the nearest."""
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"Cannot read the configuration {path}: {error}.") from None
+    options = found.pop("options", {})
+    known = config_types()
+    for name in found:
+        if name not in known:
+            raise unknown(f"setting in {path}", name, known)
+    values = {name: coerce(name, value, known[name]) for name, value in found.items()}
+    return TrainConfig(**values, options=options)

@@ -1,0 +1,123 @@
+"""What a person sees while a run trains: a progress bar, a line an epoch, a table at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import rich.console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from fastadv.run_folder import RunFolder
+    from fastadv.session import Session
+
+
+class Console:
+    """Writes to the terminal; without one, plain lines."""
+
+    def __init__(self, console: rich.console.Console | None = None) -> None:
+        self.out = console or rich.console.Console(highlight=False, soft_wrap=True)
+        self._total = 1
+        self._began = time.monotonic()
+        self._done_before = 0
+
+    def start(self, session: Session, folder: RunFolder, epoch: int) -> None:
+        """Say what is trained, on what, where."""
+        config = session.config
+        parts = ", ".join(f"{s} {n}" for s, n in session.step.plan.slots.items() if n != "none")
+        weights = sum(parameter.numel() for parameter in session.model.parameters())
+        self.out.print(f"[bold]{escape(config.method)}[/] on {escape(config.data)}: {parts}")
+        self.out.print(
+            f"{escape(config.model or '')}, {weights:,} weights, {len(session.loader.rows):,} "
+            f"training images, {config.norm} eps {session.threat.eps:.4g}, batch "
+            f"{config.batch_size}, {session.device}, {_precision(session)}"
+        )
+        self.out.print(f"run folder: {escape(str(folder.path))}")
+        if config.select == "test":
+            self.out.print(
+                "[yellow]The best epoch is chosen on the test set, as published code does: the "
+                '"best" row is then too good; compare it with other such numbers only.[/]'
+            )
+        if epoch:
+            self.out.print(f"continuing in epoch {epoch + 1}")
+        self._total = int(config.epochs or 1)
+        self._began, self._done_before = time.monotonic(), epoch
+
+    @contextmanager
+    def epoch(self, epoch: int, done: int, batches: int) -> Iterator[Callable[[int], None]]:
+        """A bar over the batches of ``epoch``; gives the function to call after each."""
+        images, began = 0, time.monotonic()
+        columns = (
+            TextColumn(f"epoch {epoch + 1}/{self._total}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}  {task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[eta]}"),
+        )
+        bar = Progress(
+            *columns, console=self.out, transient=True, disable=not self.out.is_terminal
+        )
+        with bar:
+            task = bar.add_task("", total=batches, completed=done, rate="", eta="")
+
+            def tick(count: int) -> None:
+                nonlocal images
+                images += count
+                rate = images / max(time.monotonic() - began, 1e-9)
+                bar.update(task, advance=1, rate=f"{rate:,.0f} images/s", eta=self._eta(epoch))
+
+            yield tick
+
+    def _eta(self, epoch: int) -> str:
+        """How long the epochs that are left will take, judging included."""
+        finished = epoch - self._done_before
+        if finished < 1:
+            return ""
+        left = (time.monotonic() - self._began) / finished * (self._total - epoch)
+        return f"run: {_clock(left)} left"
+
+    def line(self, line: dict[str, Any]) -> None:
+        """One epoch."""
+        scores = "  ".join(
+            f"{name.replace('_', ' ')} {100 * value:5.1f} %"
+            for name, value in line.items()
+            if name.startswith(("val_", "test_"))
+        )
+        self.out.print(
+            f"epoch {line['epoch']:3d}/{self._total}  loss {line['loss']:.4f}  "
+            f"lr {line['lr']:.4f}  {scores}  train {line['train_seconds']:.1f} s  "
+            f"judge {line['judge_seconds']:.1f} s"
+        )
+
+    def warn(self, sentence: str) -> None:
+        self.out.print(f"[yellow]warning:[/] {escape(sentence)}")
+
+    def finish(self, summary: dict[str, Any], folder: RunFolder) -> None:
+        """The results table, in the papers' form."""
+        table = Table(title="test accuracy, %")
+        for name in ("attack", "best", "last", "diff"):
+            table.add_column(name, justify="left" if name == "attack" else "right")
+        for attack in summary["last"]:
+            best, last = 100 * summary["best"][attack], 100 * summary["last"][attack]
+            table.add_row(attack, f"{best:.2f}", f"{last:.2f}", f"{best - last:.2f}")
+        self.out.print(table)
+        self.out.print(
+            f"best epoch {summary['best_epoch']}, training {summary['train_seconds']:.1f} s, "
+            f"judging {summary['judge_seconds']:.1f} s; saved in {escape(str(folder.path))}"
+        )
+
+
+def _precision(session: Session) -> str:
+    names = [str(d).removeprefix("torch.") for d in (session.step.net.outer_dtype,) if d]
+    return names[0] if names else "float32"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,88 @@
+"""A run's folder: config.toml, metrics.jsonl, last.pt, best.pt, summary.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastadv import checkpoint
+from fastadv.config import TrainConfig, from_toml, to_toml
+from fastadv.errors import UserError
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.metrics = path / "metrics.jsonl"
+        self.last = path / "last.pt"
+        self.best = path / "best.pt"
+        self.last_good = path / "last_good.pt"
+        self.summary = path / "summary.json"
+
+    @classmethod
+    def create(cls, out: str | None, config: TrainConfig) -> RunFolder:
+        """A new folder holding the settled configuration; one that holds a run is refused."""
+        path = Path(out) if out else _free_name(config)
+        folder = cls(path)
+        if folder.config.exists():
+            raise UserError(
+                f"{path} already holds a run; continue it with --resume {path} or choose another "
+                "--out."
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"Cannot make the folder {path}: {error.strerror}.") from None
+        checkpoint.write_text(folder.config, to_toml(config))
+        return folder
+
+    @classmethod
+    def open(cls, path: str) -> RunFolder:
+        """The folder of a run that exists."""
+        folder = cls(Path(path))
+        if not folder.config.is_file():
+            raise UserError(f"{path} holds no run: there is no config.toml in it.")
+        return folder
+
+    def read_config(self) -> TrainConfig:
+        return from_toml(self.config)
+
+    def add_metrics(self, line: dict[str, Any]) -> None:
+        """Append one epoch's line."""
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines so far; a last line that a crash cut short is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = []
+        for text in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def keep_metrics_before(self, epoch: int) -> None:
+        """Forget lines of epochs that will be trained again."""
+        kept = [line for line in self.read_metrics() if line["epoch"] <= epoch]
+        checkpoint.write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        checkpoint.write_text(self.summary, json.dumps(summary, indent=2) + "\n")
+
+
+def _free_name(config: TrainConfig) -> Path:
+    """runs/METHOD-DATA, or with the first free number behind it."""
+    data = config.data.split(":")[0]
+    base = Path("runs") / f"{config.method}-{data}"
+    candidate, number = base, 1
+    while (candidate / "config.toml").exists():
+        number += 1
+        candidate = base.with_name(f"{base.name}-{number}")
+    return candidate

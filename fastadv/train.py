@@ -1,0 +1,277 @@
+"""The epoch loop: train, judge, save. It knows no method."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastadv import checkpoint
+from fastadv.config import TrainConfig, settled
+from fastadv.console import Console
+from fastadv.errors import TrainingError, UserError
+from fastadv.evaluation import evaluate
+from fastadv.run_folder import RunFolder
+from fastadv.session import Judging, Session
+
+CHECK_EVERY = 50  # batches between looks at the fault flag
+
+
+class Interrupted(Exception):
+    """The user or the system asked the run to stop; everything is saved."""
+
+
+@dataclass
+class Progress:
+    """Where a run is. ``batch`` counts the batches of ``epoch`` already trained on."""
+
+    epoch: int = 0
+    batch: int = 0
+    train_seconds: float = 0.0
+    judge_seconds: float = 0.0
+    best_epoch: int = 0
+    best_score: float = -1.0
+    best_clean: float = -1.0
+
+
+def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
+    """Train as ``config`` says in a new run folder; returns the summary written there.
+
+    Raises ``UserError`` for what cannot be done, ``TrainingError`` when a loss is not finite and
+    ``Interrupted`` after saving when a signal asks to stop.
+    """
+    console = console or Console()
+    config = settled(config)
+    session = Session.build(config)
+    folder = RunFolder.create(config.out, config)
+    return _run(session, folder, Progress(), console)
+
+
+def resume(path: str, console: Console | None = None) -> dict[str, Any]:
+    """Continue the run in ``path`` from its last checkpoint, to the same bits as without a stop."""
+    console = console or Console()
+    folder = RunFolder.open(path)
+    session = Session.build(folder.read_config())
+    progress = Progress()
+    if folder.last.exists():
+        progress = _restore(session, folder)
+    folder.keep_metrics_before(progress.epoch)
+    return _run(session, folder, progress, console)
+
+
+def _run(
+    session: Session, folder: RunFolder, progress: Progress, console: Console
+) -> dict[str, Any]:
+    runner = _Runner(session, folder, progress, console)
+    console.start(session, folder, progress.epoch)
+    with _stopping_on_signals(runner):
+        try:
+            runner.epochs()
+        except TrainingError as error:
+            payload = {"model": session.model.state_dict()}
+            checkpoint.save(folder.last_good, payload)
+            raise TrainingError(f"{error} They are saved in {folder.last_good}.") from None
+    summary = runner.final_test()
+    folder.write_summary(summary)
+    console.finish(summary, folder)
+    return summary
+
+
+class _Runner:
+    """One pass through the epochs that are left."""
+
+    def __init__(
+        self, session: Session, folder: RunFolder, progress: Progress, console: Console
+    ) -> None:
+        self.session, self.folder = session, folder
+        self.progress, self.console = progress, console
+        self.stop_requested: str | None = None
+        self._loss = torch.zeros((), dtype=torch.float64, device=session.device)
+        self._saved_at = time.monotonic()
+        if folder.last.exists():
+            saved = checkpoint.load(folder.last)
+            self._loss.copy_(saved["loss_sum"])
+
+    def epochs(self) -> None:
+        """Train, judge and save, epoch by epoch."""
+        total = int(self.session.config.epochs or 1)
+        while self.progress.epoch < total:
+            self._train_epoch()
+            self._judge_epoch(last=self.progress.epoch + 1 == total)
+            self.progress.epoch += 1
+            self.progress.batch = 0
+            self._loss.zero_()
+            self._save()
+
+    def _train_epoch(self) -> None:
+        session, progress = self.session, self.progress
+        began = time.monotonic()
+        batches = session.loader.epoch(progress.epoch, progress.batch)
+        session.model.train()
+        with self.console.epoch(progress.epoch, progress.batch, len(session.loader)) as tick:
+            for batch in batches:
+                metrics = session.step(batch.image, batch.label, batch.index, view=batch.view)
+                self._loss += metrics["loss"]
+                progress.batch += 1
+                tick(len(batch.label))
+                if progress.batch % CHECK_EVERY == 0:
+                    self._look(time.monotonic() - began)
+                if self.stop_requested:
+                    progress.train_seconds += time.monotonic() - began
+                    self._stop()
+        session.step.check()
+        progress.train_seconds += time.monotonic() - began
+        self._advise()
+
+    def _look(self, seconds: float) -> None:
+        """Read the fault flag, and save when the last checkpoint is old."""
+        self.session.step.check()
+        minutes = (time.monotonic() - self._saved_at) / 60
+        if minutes >= self.session.config.checkpoint_minutes:
+            self._save(extra_seconds=seconds)
+
+    def _stop(self) -> None:
+        self.session.step.check()
+        self._save()
+        raise Interrupted(
+            f"Stopped by {self.stop_requested}; continue with: "
+            f"fastadv train --resume {self.folder.path}"
+        )
+
+    def _advise(self) -> None:
+        """A fifth of the way into the run, pass on what the parts find wrong with it."""
+        total = int(self.session.config.epochs or 1)
+        fifth = max(1, round(total / 5))
+        if self.progress.epoch + 1 == fifth:
+            for sentence in self.session.step.advice():
+                self.console.warn(sentence)
+
+    def _judge_epoch(self, *, last: bool) -> None:
+        session, progress = self.session, self.progress
+        config, step = session.config, session.step
+        batches = len(session.loader)
+        line: dict[str, Any] = {
+            "epoch": progress.epoch + 1,
+            "loss": float(self._loss) / batches,
+            "lr": session.optimizer.param_groups[0]["lr"],
+        }
+        if last or (progress.epoch + 1) % config.judge_every == 0:
+            began = time.monotonic()
+            with step.evaluation_weights(self._statistics_batches()):
+                scores = self._judge(session.validation, f"clean,{config.select_attack}")
+                self._keep_best(scores)
+            progress.judge_seconds += time.monotonic() - began
+            line |= {f"{config.select}_{name}": score for name, score in scores.items()}
+        line["train_seconds"] = round(progress.train_seconds, 3)
+        line["judge_seconds"] = round(progress.judge_seconds, 3)
+        self.folder.add_metrics(line)
+        self.console.line(line)
+
+    def _statistics_batches(self) -> Iterator[Tensor]:
+        """Clean, augmented training images, for BatchNorm statistics of averaged weights."""
+        for batch in self.session.loader.epoch(self.progress.epoch):
+            yield batch.image
+
+    def _judge(self, images: Judging, attacks: str) -> dict[str, float]:
+        config = self.session.config
+        return evaluate(
+            self.session.model,
+            images,
+            attacks.split(","),
+            eps=self.session.threat.eps,
+            norm=config.norm,
+            seed=config.seed,
+        )
+
+    def _keep_best(self, scores: dict[str, float]) -> None:
+        """Save the weights if they are the most robust so far; ties go to the cleaner."""
+        progress = self.progress
+        score = scores[self.session.config.select_attack]
+        if (score, scores["clean"]) <= (progress.best_score, progress.best_clean):
+            return
+        progress.best_score, progress.best_clean = score, scores["clean"]
+        progress.best_epoch = progress.epoch + 1
+        checkpoint.save(self.folder.best, {"model": self.session.model.state_dict()})
+
+    def _save(self, extra_seconds: float = 0.0) -> None:
+        session = self.session
+        progress = asdict(self.progress)
+        progress["train_seconds"] += extra_seconds
+        payload: dict[str, Any] = {
+            "model": session.model.state_dict(),
+            "optimizer": session.optimizer.state_dict(),
+            "step": session.step.state_dict(),
+            "progress": progress,
+            "loss_sum": self._loss,
+            "rng": torch.get_rng_state(),
+        }
+        if session.device.type == "cuda":
+            payload["cuda_rng"] = torch.cuda.get_rng_state(session.device)
+        checkpoint.save(self.folder.last, payload)
+        self._saved_at = time.monotonic()
+
+    def final_test(self) -> dict[str, Any]:
+        """Test accuracy of the best and the last weights, measured once."""
+        session, config = self.session, self.session.config
+        began = time.monotonic()
+        with session.step.evaluation_weights(self._statistics_batches()):
+            last = self._judge(session.test, config.test_attacks)
+        live = {name: value.clone() for name, value in session.model.state_dict().items()}
+        best = last
+        if self.progress.best_epoch != int(config.epochs or 1):
+            saved = checkpoint.load(self.folder.best)
+            checkpoint.load_weights(session.model, saved["model"], self.folder.best)
+            best = self._judge(session.test, config.test_attacks)
+            session.model.load_state_dict(live)
+        self.progress.judge_seconds += time.monotonic() - began
+        return {
+            "best": best,
+            "last": last,
+            "best_epoch": self.progress.best_epoch,
+            "train_seconds": round(self.progress.train_seconds, 2),
+            "judge_seconds": round(self.progress.judge_seconds, 2),
+        }
+
+
+def _restore(session: Session, folder: RunFolder) -> Progress:
+    saved = checkpoint.load(folder.last)
+    try:
+        progress = Progress(**saved["progress"])
+        checkpoint.load_weights(session.model, saved["model"], folder.last)
+        session.optimizer.load_state_dict(saved["optimizer"])
+        session.step.load_state_dict(saved["step"])
+        torch.set_rng_state(saved["rng"])
+        if "cuda_rng" in saved and session.device.type == "cuda":
+            torch.cuda.set_rng_state(saved["cuda_rng"], session.device)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"The checkpoint {folder.last} is not of this run ({error}).") from None
+    return progress
+
+
+@contextmanager
+def _stopping_on_signals(runner: _Runner) -> Iterator[None]:
+    """The first SIGINT or SIGTERM asks the run to save and stop, a second one ends it at once."""
+
+    def ask(number: int, frame: object) -> None:
+        if runner.stop_requested:
+            raise KeyboardInterrupt
+        runner.stop_requested = signal.Signals(number).name
+
+    try:
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        yield  # not in the main thread: signals are somebody else's
+        return
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
