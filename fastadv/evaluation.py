@@ -55,8 +55,8 @@ def evaluate(
     threat = Threat(norm, parse_number(eps, "eps"))
     where = inputs.model_device(model, torch.device("cpu")) if device is None else device
     net = inputs.attacked_network(model, torch.device(where), amp)
-    tally = _Tally(net, threat, specs, seed)
     with inputs.attackable(net):
+        tally = _Tally(net, threat, specs, seed)
         for batch in batches:
             x, y = _pair(batch)
             tally.add(x, y)

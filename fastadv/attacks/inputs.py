@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.engine.network import Network
-from fastadv.engine.precision import pass_dtype
+from fastadv.engine.precision import autocast, pass_dtype
 from fastadv.engine.runner import Runner
 from fastadv.errors import UserError
 
@@ -59,8 +59,11 @@ def model_device(model: nn.Module, otherwise: torch.device) -> torch.device:
 
 @contextmanager
 def attackable(net: Network) -> Iterator[None]:
-    """Eval mode, frozen parameters, gradients on, also inside ``torch.inference_mode``."""
-    with torch.inference_mode(False), net.attacking("eval"):
+    """Eval mode, frozen parameters, gradients on, also inside ``torch.inference_mode``.
+
+    The caller's autocast is off, for a backward pass inside it would round the gradients.
+    """
+    with torch.inference_mode(False), autocast(net.device, None), net.attacking("eval"):
         yield
 
 

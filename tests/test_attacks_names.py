@@ -1,0 +1,87 @@
+"""Attack names: what they mean, and what is refused with which sentence."""
+
+import pytest
+
+from fastadv.attacks import parse_attack
+from fastadv.attacks.names import EXAMPLES
+from fastadv.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "steps", "restarts", "sigma"),
+    [
+        ("clean", "clean", None, None, None),
+        ("fgsm", "fgsm", None, None, None),
+        ("fgsm-rwp", "fgsm-rwp", None, None, None),
+        ("pgd", "pgd", None, None, None),
+        ("pgd-20", "pgd", 20, None, None),
+        ("pgd-50-10", "pgd", 50, 10, None),
+        (" PGD-20 ", "pgd", 20, None, None),
+        ("cw", "cw", None, None, None),
+        ("cw-20", "cw", 20, None, None),
+        ("cw-margin", "cw-margin", None, None, None),
+        ("cw-margin-30-2", "cw-margin", 30, 2, None),
+        ("noise-0.1", "noise", None, None, 0.1),
+        ("noise-8/255", "noise", None, None, 8 / 255),
+        ("noise-1e-2", "noise", None, None, 0.01),
+        ("autoattack", "autoattack", None, None, None),
+    ],
+)
+def test_a_name_carries_its_numbers(name, kind, steps, restarts, sigma):
+    spec = parse_attack(name)
+    assert (spec.kind, spec.steps, spec.restarts, spec.sigma) == (kind, steps, restarts, sigma)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("pdg-20", "did you mean 'pgd-20'"),
+        ("fgms", "did you mean 'fgsm'"),
+        ("autoatack", "did you mean 'autoattack'"),
+        ("", "Unknown attack"),
+        ("pgd-0", "steps must be at least 1"),
+        ("pgd-20-0", "restarts must be at least 1"),
+        ("pgd-twenty", "pgd-STEPS"),
+        ("pgd-", "pgd-STEPS"),
+        ("pgd-20-2-2", "pgd-STEPS"),
+        ("pgd--20", "pgd-STEPS"),
+        ("fgsm-4", "takes no number"),
+        ("autoattack-100", "takes no number"),
+        ("noise", "standard deviation"),
+        ("noise-loud", "standard deviation"),
+        ("noise--1", "at least 0"),
+    ],
+)
+def test_a_bad_name_gets_a_sentence(name, sentence):
+    with pytest.raises(UserError, match=sentence):
+        parse_attack(name)
+
+
+def test_every_example_but_bare_noise_parses():
+    for name in EXAMPLES:
+        if name != "noise":
+            assert parse_attack(name).name == name
+
+
+def test_options_fill_what_the_name_left_open():
+    spec = parse_attack("pgd-20").with_options(alpha=0.1, restarts=3, steps=None)
+    assert (spec.steps, spec.restarts, spec.alpha) == (20, 3, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("pgd-20", {"steps": 10}, "contradicts the name 'pgd-20'"),
+        ("noise-0.1", {"steps": 10}, "takes no steps"),
+        ("fgsm", {"restarts": 2}, "takes no restarts"),
+        ("cw", {"objective": "kl"}, "takes no objective"),
+        ("clean", {"start": object()}, "takes no start"),
+        ("pgd", {"objective": "klm"}, "did you mean 'kl'"),
+        ("pgd", {"alpha": 0.0}, "alpha must be a number above 0"),
+        ("pgd", {"alpha": float("nan")}, "alpha must be a number above 0"),
+        ("pgd", {"steps": 0}, "steps must be at least 1"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_refused(name, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        parse_attack(name).with_options(**options)
