@@ -435,3 +435,12 @@ def test_rounding_outside_the_box_is_forgiven():
 def test_a_model_without_logits_is_refused():
     with pytest.raises(UserError, match="logits of shape"):
         attack(nn.Conv2d(2, 5, 3), *batch(), "pgd-2")
+
+
+def test_wrapped_models_are_attacked_inside():
+    model = small_net()
+    x, y = images()
+    wrapped = torch.compile(model, backend="eager")
+    assert torch.equal(attack(wrapped, x, y, "pgd-2"), attack(model, x, y, "pgd-2"))
+    with pytest.raises(UserError, match="DataParallel is not supported"):
+        attack(nn.DataParallel(model), x, y, "pgd-2")

@@ -12,6 +12,7 @@ from fastadv.engine.network import Network
 from fastadv.engine.precision import autocast, pass_dtype
 from fastadv.engine.runner import Runner
 from fastadv.errors import UserError
+from fastadv.models.wrapped import inner_module
 
 # Normalising an image and back leaves it a few rounding errors outside of [0, 1].
 ROUNDING = 1e-5
@@ -44,10 +45,16 @@ BOX_SENTENCE = (
 
 
 def attacked_network(model: nn.Module, device: torch.device, amp: bool | str) -> Network:
-    """``model`` as attacks see it; ``amp`` False (the model's own type), True (bf16) or a name."""
+    """The network inside ``model`` as attacks see it, run as written.
+
+    ``amp`` is False (the model's own type), True (bf16) or a name. Raises ``UserError`` for
+    DataParallel.
+    """
     name = amp if isinstance(amp, str) else ("bf16" if amp else "fp32")
     dtype = pass_dtype(name, device)
-    return Network(model, device, Runner("eager"), outer_dtype=dtype, attack_dtype=dtype)
+    return Network(
+        inner_module(model), device, Runner("eager"), outer_dtype=dtype, attack_dtype=dtype
+    )
 
 
 def model_device(model: nn.Module, otherwise: torch.device) -> torch.device:
