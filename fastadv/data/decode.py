@@ -52,6 +52,8 @@ def decode(file: str, form: Format) -> np.ndarray:
         with Image.open(file) as source:
             _check_mode(file, source.mode)
             image: Image.Image = source.convert("L" if form.channels == 1 else "RGB")
+    except UserError:
+        raise
     except _UNREADABLE as error:
         raise unreadable(file) from error
     if image.size != (form.width, form.height):
@@ -114,5 +116,7 @@ def _header(file: str) -> tuple[int, int, bool]:
     try:
         with Image.open(file) as source:
             return *source.size, _check_mode(file, source.mode)
+    except UserError:
+        raise
     except _UNREADABLE as error:
         raise unreadable(file) from error

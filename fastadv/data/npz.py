@@ -1,6 +1,7 @@
 """Anybody's own arrays: one ``.npz`` file with ``x_train, y_train, x_test, y_test``."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,8 @@ def read_npz(path: Path) -> Dataset:
     """
     if not path.is_file():
         raise UserError(f"There is no file {path}; npz:PATH names a file with {', '.join(_KEYS)}.")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            absent = [key for key in _KEYS if key not in archive.files]
-            arrays = {key: archive[key] for key in _KEYS if key not in absent}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise UserError(
-            f"{path} is not a readable .npz file of plain arrays ({error}); write it with "
-            "numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)."
-        ) from error
+    arrays = _read(path)
+    absent = [key for key in _KEYS if key not in arrays]
     if absent:
         raise UserError(f"{path} lacks {', '.join(absent)}; it must hold {', '.join(_KEYS)}.")
     labels = {key: _labels(key, arrays[key]) for key in ("y_train", "y_test")}
@@ -51,6 +45,20 @@ def read_npz(path: Path) -> Dataset:
         labels["y_test"],
         num_classes,
     )
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array")
+        with archive:
+            return {key: archive[key] for key in _KEYS if key in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{path} is not a readable .npz file of plain arrays ({error}); write it with "
+            "numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)."
+        ) from error
 
 
 def _images(key: str, array: np.ndarray) -> Tensor:
