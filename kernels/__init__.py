@@ -1,6 +1,11 @@
-"""The hot arithmetic of adversarial training that is not convolution."""
+"""The hot arithmetic of adversarial training that is not convolution.
 
-from .reference import (
+Each function has a plain PyTorch reference, which runs anywhere, a Triton kernel for CUDA, and a
+registered operator that ``torch.compile`` sees as one node. ``faces(device)`` says which runs.
+"""
+
+from .faces import faces
+from .public import (
     block_noise,
     block_signs,
     block_step_gradients,
@@ -32,6 +37,7 @@ __all__ = [
     "crop_flip_add",
     "crop_flip_ascend",
     "crop_flip_write",
+    "faces",
     "l2_project",
     "l2_start",
     "l2_step",

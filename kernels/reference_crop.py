@@ -59,6 +59,7 @@ def crop_flip_add(
     were cropped in the same place; both results have the dtype of ``x``.
     Li et al. 2020 (APART): the start point, from omega.
     """
+    check_floating(store)
     window = crop_flip(store, index, top, left, flip, (x.shape[2], x.shape[3]), store.dtype)
     wide = _store_compute_dtype(x.dtype)
     delta = (window.to(wide) * scale).clamp(-eps, eps)
@@ -114,6 +115,18 @@ def default_dtype(store: Tensor) -> torch.dtype:
     return torch.float32 if store.dtype == torch.uint8 else store.dtype
 
 
+def check_padding(padding: str) -> None:
+    """Raise ``ValueError`` for a padding that does not exist."""
+    if padding not in ("constant", "reflect"):
+        raise ValueError(f"padding must be 'constant' or 'reflect', not {padding!r}.")
+
+
+def check_floating(store: Tensor) -> None:
+    """Raise ``ValueError`` for a store that cannot hold what the operation computes."""
+    if not store.dtype.is_floating_point:
+        raise ValueError(f"This store must be floating, not {store.dtype}.")
+
+
 def _store_compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -128,6 +141,7 @@ def _windows(
     padding: str,
 ) -> tuple[Tensor, Tensor]:
     """(inside (B,h,w) bool, raw values (B,C,h,w)); values outside the store are arbitrary."""
+    check_padding(padding)
     (h, w), (height, width) = size, store.shape[2:]
     column = torch.arange(w, device=store.device)
     ys = top[:, None] + torch.arange(h, device=store.device)
@@ -135,8 +149,6 @@ def _windows(
     inside = _inside(ys, height)[:, :, None] & _inside(xs, width)[:, None, :]
     if padding == "reflect":
         ys, xs = _reflected(ys, height), _reflected(xs, width)
-    elif padding != "constant":
-        raise ValueError(f"padding must be 'constant' or 'reflect', not {padding!r}.")
     rows, columns = ys.clamp(0, height - 1), xs.clamp(0, width - 1)
     channel = torch.arange(store.shape[1], device=store.device)[None, :, None, None]
     sample = index[:, None, None, None]
@@ -147,8 +159,7 @@ def _at_store_pixels(
     store: Tensor, top: Tensor, left: Tensor, flip: Tensor, window: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The window laid on whole store rows: (inside the window (B,H,W), values (B,C,H,W))."""
-    if not store.dtype.is_floating_point:
-        raise ValueError(f"Writing back needs a floating store, not {store.dtype}.")
+    check_floating(store)
     h, w = window.shape[2:]
     i = torch.arange(store.shape[2], device=store.device) - top[:, None]
     j = torch.arange(store.shape[3], device=store.device) - left[:, None]

@@ -1,0 +1,47 @@
+"""What the launchers need to know about memory: flat storage, and scalars that may be tensors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def is_dense(t: Tensor) -> bool:
+    """Whether the elements fill one stretch of memory, in whatever order of dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def dense(t: Tensor) -> Tensor:
+    """``t``, or a contiguous copy where it has gaps or overlaps."""
+    return t if is_dense(t) else t.contiguous()
+
+
+def laid_out_as(t: Tensor, model: Tensor) -> Tensor:
+    """``t``, or a copy of it with the strides of the dense ``model``."""
+    if t.stride() == model.stride():
+        return t
+    return torch.empty_like(model, dtype=t.dtype).copy_(t)
+
+
+def float_or_pointer(value: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
+    """A kernel's two arguments for a scalar: (value, None), or (unused, 0-dim tensor)."""
+    if not isinstance(value, Tensor):
+        return float(value), None
+    return (0.0, value.detach()) if value.device == device else (float(value), None)
+
+
+def int_or_pointer(value: int | Tensor, device: torch.device) -> tuple[int, Tensor | None]:
+    """The same for a 64-bit integer; Python's are wrapped to the signed range."""
+    if isinstance(value, Tensor) and value.device == device:
+        return 0, value
+    return (int(value) + 2**63) % 2**64 - 2**63, None
+
+
+def aligned(*lists: Sequence[Tensor]) -> bool:
+    """Whether all pointers and sizes allow 128-bit access."""
+    return all(t.data_ptr() % 16 == 0 and t.numel() % 16 == 0 for each in lists for t in each)

@@ -1,0 +1,70 @@
+"""The differentiable kernels cut into forward and backward, in plain PyTorch.
+
+These are what the registered operators run where Triton cannot; ``reference.py`` says the same as
+one differentiable expression.
+"""
+
+import torch
+from torch import Tensor
+
+from .reference import compute_dtype, masked_ce
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return logits.to(compute_dtype(logits.dtype)).log_softmax(1)
+
+
+@torch.no_grad()
+def top_n_forward(z: Tensor, z_adv: Tensor, n: int, want_kept: bool) -> tuple[Tensor, Tensor]:
+    """(the sum, its sub-gradient by z as int8 of z's shape; empty where it is not wanted)."""
+    if not 0 <= n <= z.numel():
+        raise ValueError(f"n must be in 0..{z.numel()}, not {n}.")
+    wide = compute_dtype(z.dtype)
+    difference = (z.to(wide) - z_adv.to(wide)).flatten()
+    chosen = difference.abs().sort(descending=True, stable=True).indices[:n]
+    kept = torch.zeros(difference.shape if want_kept else (0,), dtype=torch.int8, device=z.device)
+    if want_kept:
+        kept = kept.index_copy(0, chosen, difference[chosen].sign().to(torch.int8)).view(z.shape)
+    return difference[chosen].abs().sum(), kept
+
+
+@torch.no_grad()
+def trades_kl_forward(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """KL per sample, (B,)."""
+    log_p, log_q = _log_softmax(logits_p), _log_softmax(logits_q)
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+@torch.no_grad()
+def trades_kl_backward(
+    grad: Tensor, logits_p: Tensor, logits_q: Tensor, want_p: bool, want_q: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients by both logits; empty where one is not wanted."""
+    log_p, log_q = _log_softmax(logits_p), _log_softmax(logits_q)
+    p, g = log_p.exp(), grad[:, None]
+    grad_p, grad_q = logits_p.new_empty(0), logits_q.new_empty(0)
+    if want_q:
+        grad_q = (g * (log_q.exp() - p)).to(logits_q.dtype)
+    if want_p:
+        difference = log_p - log_q
+        divergence = (p * difference).sum(1, keepdim=True)
+        grad_p = (g * (p * (difference - divergence))).to(logits_p.dtype)
+    return grad_p, grad_q
+
+
+@torch.no_grad()
+def masked_ce_forward(
+    logits: Tensor, y: Tensor, c_min: float | Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(masked sum / B, count, the mask (B,) int8)."""
+    total, count = masked_ce(logits, y, c_min)
+    loss = -_log_softmax(logits).gather(1, y[:, None])[:, 0]
+    return total, count, (loss <= c_min).to(torch.int8)
+
+
+@torch.no_grad()
+def masked_ce_backward(grad: Tensor, logits: Tensor, y: Tensor, kept: Tensor) -> Tensor:
+    """The gradient of the masked sum / B by the logits."""
+    miss = _log_softmax(logits).exp()
+    miss = miss.scatter_add(1, y[:, None], -torch.ones_like(miss[:, :1]))
+    return torch.where(kept[:, None] != 0, grad / len(y) * miss, 0.0).to(logits.dtype)

@@ -1,0 +1,222 @@
+# mypy: allow-untyped-defs
+# (a Triton kernel's parameters are not Python values)
+"""Crop, flip, convert by index, and the way back (Triton); 64-bit offsets throughout."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .layout import float_or_pointer
+from .reference_crop import Padding, check_floating, check_padding, default_dtype
+from .triton_common import clamp_nan, launch, scalar, sign
+
+BLOCK = 1024
+
+
+@triton.jit
+def _reflected(position, length):
+    """Mirror at the border without repeating it."""
+    period = tl.maximum(2 * (length - 1), 1)
+    position = position % period
+    position = tl.where(position < 0, position + period, position)
+    return tl.where(position < length, position, period - position)
+
+
+@triton.jit
+def _window_places(
+    index, top, left, flip, stride_n, stride_c, stride_h, stride_w,
+    height, width, h, w, n, REFLECT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """(places in the window tensor, mask there, places in the store, mask there)."""
+    sample = tl.program_id(0).to(tl.int64)
+    element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    c, i, j = element // (h * w), element // w % h, element % w
+    j = tl.where(tl.load(flip + sample) != 0, w - 1 - j, j)
+    y = tl.load(top + sample).to(tl.int64) + i
+    x = tl.load(left + sample).to(tl.int64) + j
+    inside = element < n
+    if REFLECT:
+        y, x = _reflected(y, height), _reflected(x, width)
+        in_store = inside
+    else:
+        in_store = inside & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    row = tl.load(index + sample).to(tl.int64)
+    place = row * stride_n + c.to(tl.int64) * stride_c + y * stride_h + x * stride_w
+    return sample * n + element, inside, place, in_store
+
+
+@triton.jit
+def _crop_kernel(
+    store, index, top, left, flip, out, fill, stride_n, stride_c, stride_h, stride_w,
+    height, width, h, w, n,
+    BYTES: tl.constexpr, REFLECT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    target, inside, place, in_store = _window_places(
+        index, top, left, flip, stride_n, stride_c, stride_h, stride_w,
+        height, width, h, w, n, REFLECT, BLOCK,
+    )  # fmt: skip
+    value = tl.load(store + place, mask=in_store, other=0).to(tl.float32)
+    if BYTES:
+        value = tl.div_rn(value, tl.full([BLOCK], 255.0, tl.float32))
+    value = tl.where(in_store, value, fill)
+    tl.store(out + target, value.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _crop_add_kernel(
+    store, index, top, left, flip, x, out, window, scale, scale_ptr, eps, low, high,
+    stride_n, stride_c, stride_h, stride_w, height, width, h, w, n,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    target, inside, place, in_store = _window_places(
+        index, top, left, flip, stride_n, stride_c, stride_h, stride_w,
+        height, width, h, w, n, False, BLOCK,
+    )  # fmt: skip
+    value = tl.load(store + place, mask=in_store, other=0.0).to(tl.float32)
+    image = tl.load(x + target, mask=inside).to(tl.float32)
+    # x0 = box(x + clamp(scale * w, -eps, eps))
+    delta = clamp_nan(value * scalar(scale, scale_ptr), -eps, eps)
+    start = clamp_nan(image + delta, low, high)
+    tl.store(out + target, start.to(out.dtype.element_ty), mask=inside)
+    tl.store(window + target, value.to(window.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _write_kernel(
+    store, index, top, left, flip, window, ok, rate, rate_ptr, low, high,
+    stride_n, stride_c, stride_h, stride_w, height, width, h, w, n,
+    ASCEND: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    target, _, place, in_store = _window_places(
+        index, top, left, flip, stride_n, stride_c, stride_h, stride_w,
+        height, width, h, w, n, False, BLOCK,
+    )  # fmt: skip
+    if ok is not None:
+        in_store = in_store & (tl.load(ok).to(tl.int32) + tl.zeros([BLOCK], tl.int32) != 0)
+    value = tl.load(window + target, mask=in_store).to(tl.float32)
+    if ASCEND:
+        # w <- clamp(w + rate * sign(g), low, high)
+        old = tl.load(store + place, mask=in_store).to(tl.float32)
+        value = clamp_nan(old + sign(value) * scalar(rate, rate_ptr), low, high)
+    tl.store(store + place, value.to(store.dtype.element_ty), mask=in_store)
+
+
+def _geometry(store: Tensor, h: int, w: int) -> tuple[int, ...]:
+    """The kernels' last arguments: strides, the store's sides, the window's, a window's size."""
+    return (*store.stride(), store.shape[2], store.shape[3], h, w, store.shape[1] * h * w)
+
+
+def _where(*view: Tensor) -> tuple[Tensor, ...]:
+    """index, top, left, flip as the kernels read them: bool as bytes."""
+    return tuple(_bytes(t).contiguous() for t in view)
+
+
+def _bytes(t: Tensor) -> Tensor:
+    return t.view(torch.uint8) if t.dtype == torch.bool else t
+
+
+def _grid(batch: int, geometry: tuple[int, ...]) -> tuple[int, int]:
+    return batch, triton.cdiv(geometry[-1], BLOCK)
+
+
+def crop_flip(
+    store: Tensor,
+    index: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    size: tuple[int, int],
+    dtype: torch.dtype | None = None,
+    *,
+    fill: float = 0.0,
+    padding: Padding = "constant",
+) -> Tensor:
+    """See ``reference.crop_flip``."""
+    check_padding(padding)
+    shape = (index.shape[0], store.shape[1], *size)
+    out = torch.empty(shape, dtype=dtype or default_dtype(store), device=store.device)
+    geometry = _geometry(store, *size)
+    if out.numel():
+        launch(
+            _crop_kernel, _grid(shape[0], geometry), store, *_where(index, top, left, flip), out,
+            float(fill), *geometry, device=store.device,
+            BYTES=store.dtype == torch.uint8, REFLECT=padding == "reflect", BLOCK=BLOCK,
+        )  # fmt: skip
+    return out
+
+
+def crop_flip_add(
+    store: Tensor,
+    index: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    x: Tensor,
+    scale: float | Tensor,
+    eps: float,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """See ``reference.crop_flip_add``."""
+    check_floating(store)
+    x = x.contiguous()
+    out, window = torch.empty_like(x), torch.empty_like(x)
+    geometry = _geometry(store, x.shape[2], x.shape[3])
+    if out.numel():
+        launch(
+            _crop_add_kernel, _grid(x.shape[0], geometry), store, *_where(index, top, left, flip),
+            x, out, window, *float_or_pointer(scale, x.device), eps, low, high, *geometry,
+            device=x.device, BLOCK=BLOCK,
+        )  # fmt: skip
+    return out, window
+
+
+def _write(
+    store: Tensor,
+    view: tuple[Tensor, ...],
+    values: Tensor,
+    rate: tuple[float, Tensor | None],
+    bounds: tuple[float, float],
+    ok: Tensor | None,
+    ascend: bool,
+) -> None:
+    check_floating(store)
+    geometry = _geometry(store, values.shape[2], values.shape[3])
+    if values.numel():
+        launch(
+            _write_kernel, _grid(values.shape[0], geometry), store, *_where(*view),
+            values.contiguous(), None if ok is None else _bytes(ok), *rate, *bounds, *geometry,
+            device=store.device, ASCEND=ascend, BLOCK=BLOCK,
+        )  # fmt: skip
+    torch.autograd.graph.increment_version(store)
+
+
+def crop_flip_write(
+    store: Tensor,
+    index: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    window: Tensor,
+    ok: Tensor | None = None,
+) -> None:
+    """See ``reference.crop_flip_write``."""
+    _write(store, (index, top, left, flip), window, (0.0, None), (0.0, 0.0), ok, False)
+
+
+def crop_flip_ascend(
+    store: Tensor,
+    index: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    grad: Tensor,
+    rate: float | Tensor,
+    low: float = -1.0,
+    high: float = 1.0,
+    ok: Tensor | None = None,
+) -> None:
+    """See ``reference.crop_flip_ascend``."""
+    pair = float_or_pointer(rate, store.device)
+    _write(store, (index, top, left, flip), grad, pair, (low, high), ok, True)

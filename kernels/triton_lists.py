@@ -1,0 +1,75 @@
+# mypy: allow-untyped-defs
+# (a Triton kernel's parameters are not Python values)
+"""One launch over a whole list of tensors (Triton).
+
+The pointers are kernel arguments, so nothing is copied to the device and a captured graph stays
+valid; the sizes are compile-time constants, one compilation for each model.
+"""
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .layout import dense, laid_out_as
+
+BLOCK = 4096
+
+
+@triton.jit
+def locate(SIZES: tl.constexpr, BLOCK: tl.constexpr):
+    """Which tensor this program works on, and its block there: (which, block, size, first)."""
+    program = tl.program_id(0)
+    which = 0
+    start = 0
+    size = 0
+    first = 0
+    for i in tl.static_range(len(SIZES)):
+        here = program >= first
+        which = tl.where(here, i, which)
+        start = tl.where(here, first, start)
+        size = tl.where(here, SIZES[i], size)
+        first += (SIZES[i] + BLOCK - 1) // BLOCK
+    return which, program - start, size
+
+
+@triton.jit
+def select(tensors, which, COUNT: tl.constexpr, ALIGNED: tl.constexpr):
+    """The pointer ``tensors[which]``; ``ALIGNED`` promises 16-byte alignment of all."""
+    address = tensors[0].to(tl.int64)
+    for i in tl.static_range(1, COUNT):
+        address = tl.where(which == i, tensors[i].to(tl.int64), address)
+    pointer = address.to(tensors[0].dtype)
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
+@triton.jit
+def block_of(block, size, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
+    """(places, mask) of a tensor's block; ``ALIGNED`` promises sizes divisible by 16."""
+    place = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    if ALIGNED:
+        size = tl.multiple_of(size, 16)
+    return place, place < size
+
+
+def block_count(tensors: Sequence[Tensor]) -> int:
+    """How many programs a launch over the list needs."""
+    return sum(triton.cdiv(t.numel(), BLOCK) for t in tensors)
+
+
+def flat_pairs(
+    first: Sequence[Tensor], second: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Both lists without gaps, the second in the layout of the first; copies where needed."""
+    models = tuple(dense(t) for t in first)
+    return models, tuple(laid_out_as(t, m) for t, m in zip(second, models, strict=True))
+
+
+def copy_back(originals: Sequence[Tensor], used: Sequence[Tensor]) -> None:
+    """Carry what a launch wrote into copies over to the tensors they stand for."""
+    for original, copy in zip(originals, used, strict=True):
+        if original is not copy:
+            original.copy_(copy)

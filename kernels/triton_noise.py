@@ -1,0 +1,166 @@
+# mypy: allow-untyped-defs
+# (a Triton kernel's parameters are not Python values)
+"""Philox noise, and the L-infinity start drawn in the same pass (Triton)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .layout import int_or_pointer, is_dense
+from .philox import PER_SAMPLE_QUAD
+from .triton_common import clamp_nan, flatten_quads, launch, sample_words, signed_unit
+
+QUADS = 256
+TWO_PI = tl.constexpr(2.0 * math.pi * 2.0**-24)
+RADIUS_QUAD = tl.constexpr(PER_SAMPLE_QUAD)
+
+
+@triton.jit
+def unit_radius(row, seed, seed_ptr, offset, offset_ptr, stream):
+    """One number in [0, 1) for the sample ``row``."""
+    quad = tl.full([1], RADIUS_QUAD, tl.int64)
+    word, _, _, _ = sample_words(quad, row, seed, seed_ptr, offset, offset_ptr, stream)
+    return tl.sum((word >> 8).to(tl.float32) * 5.9604644775390625e-08, axis=0)
+
+
+@triton.jit
+def _box_muller(first, second):
+    # The radius needs (0, 1]: a zero would be infinite.
+    u = ((first >> 8) + 1).to(tl.float32) * 5.9604644775390625e-08
+    angle = (second >> 8).to(tl.float32) * TWO_PI
+    radius = tl.sqrt(-2.0 * tl.log(u))
+    return radius * tl.cos(angle), radius * tl.sin(angle)
+
+
+@triton.jit
+def _noise_kernel(
+    out, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr, stream, n,
+    NORMAL: tl.constexpr, QUADS: tl.constexpr,
+):  # fmt: skip
+    sample = tl.program_id(0).to(tl.int64)
+    row = tl.load(index + sample)
+    quad = tl.program_id(1).to(tl.int64) * QUADS + tl.arange(0, QUADS)
+    w0, w1, w2, w3 = sample_words(quad, row, seed, seed_ptr, offset, offset_ptr, stream)
+    if NORMAL:
+        a, b = _box_muller(w0, w1)
+        c, d = _box_muller(w2, w3)
+        value = flatten_quads(a, b, c, d)
+    else:
+        value = signed_unit(flatten_quads(w0, w1, w2, w3))
+    element = tl.program_id(1).to(tl.int64) * (QUADS * 4) + tl.arange(0, QUADS * 4)
+    tl.store(out + sample * n + element, value.to(out.dtype.element_ty), mask=element < n)
+
+
+@triton.jit
+def _linf_start_kernel(
+    x, out, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr, stream,
+    eps, low, high, n, pixels, stride_c, stride_p,
+    CONTIGUOUS: tl.constexpr, QUADS: tl.constexpr,
+):  # fmt: skip
+    sample = tl.program_id(0).to(tl.int64)
+    row = tl.load(index + sample)
+    quad = tl.program_id(1).to(tl.int64) * QUADS + tl.arange(0, QUADS)
+    w0, w1, w2, w3 = sample_words(quad, row, seed, seed_ptr, offset, offset_ptr, stream)
+    noise = signed_unit(flatten_quads(w0, w1, w2, w3))
+    element = tl.program_id(1).to(tl.int64) * (QUADS * 4) + tl.arange(0, QUADS * 4)
+    place = element
+    if not CONTIGUOUS:
+        place = element // pixels * stride_c + element % pixels * stride_p
+    place += sample * n
+    inside = element < n
+    # x' = clamp(x + eps * u, low, high)
+    moved = tl.load(x + place, mask=inside).to(tl.float32) + noise * eps
+    tl.store(out + place, clamp_nan(moved, low, high).to(out.dtype.element_ty), mask=inside)
+
+
+def _noise(
+    index: Tensor,
+    shape: Sequence[int],
+    seed: Tensor | int,
+    offset: Tensor | int,
+    stream: int,
+    dtype: torch.dtype,
+    normal: bool,
+) -> Tensor:
+    _check_stream(stream)
+    out = torch.empty((index.shape[0], *shape), dtype=dtype, device=index.device)
+    n = math.prod(shape)
+    if out.numel():
+        key = (*int_or_pointer(seed, out.device), *int_or_pointer(offset, out.device))
+        grid = (index.shape[0], triton.cdiv(n, QUADS * 4))
+        index = index.contiguous()
+        launch(
+            _noise_kernel, grid, out, index, *key, stream, n, device=out.device,
+            NORMAL=normal, QUADS=QUADS,
+        )  # fmt: skip
+    return out
+
+
+def noise_uniform(
+    index: Tensor,
+    shape: Sequence[int],
+    seed: Tensor | int,
+    offset: Tensor | int,
+    stream: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """See ``reference.noise_uniform``."""
+    return _noise(index, shape, seed, offset, stream, dtype, False)
+
+
+def noise_normal(
+    index: Tensor,
+    shape: Sequence[int],
+    seed: Tensor | int,
+    offset: Tensor | int,
+    stream: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """See ``reference.noise_normal``."""
+    return _noise(index, shape, seed, offset, stream, dtype, True)
+
+
+def linf_start(
+    x: Tensor,
+    eps: float,
+    index: Tensor,
+    seed: Tensor | int,
+    offset: Tensor | int,
+    low: float = 0.0,
+    high: float = 1.0,
+    stream: int = 0,
+) -> Tensor:
+    """See ``reference.linf_start``."""
+    _check_stream(stream)
+    if not _is_samplewise(x):
+        x = x.contiguous()
+    out = torch.empty_like(x)
+    if not x.numel():
+        return out
+    n = x[0].numel()
+    contiguous = x.is_contiguous()
+    channels = 1 if contiguous else x.shape[1]
+    pixels = n // channels
+    key = (*int_or_pointer(seed, x.device), *int_or_pointer(offset, x.device))
+    launch(
+        _linf_start_kernel, (x.shape[0], triton.cdiv(n, QUADS * 4)), x, out, index.contiguous(),
+        *key, stream, eps, low, high, n, pixels, 1, channels, device=x.device,
+        CONTIGUOUS=contiguous, QUADS=QUADS,
+    )  # fmt: skip
+    return out
+
+
+def _is_samplewise(x: Tensor) -> bool:
+    """Contiguous, or channels_last: what the kernel addresses without a copy."""
+    return x.is_contiguous() or (
+        x.dim() == 4 and is_dense(x) and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def _check_stream(stream: int) -> None:
+    if not 0 <= stream < 256:
+        raise ValueError(f"stream must be in 0..255, not {stream}.")
