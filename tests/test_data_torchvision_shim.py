@@ -6,7 +6,6 @@ import sys
 import pytest
 
 CASES = {
-    "alone": "torchvision = import_torchvision()",
     "twice": "import_torchvision(); torchvision = import_torchvision()",
     # A user's own plain import may have failed half-way before.
     "after a plain import": """

@@ -1,6 +1,8 @@
 """Data sets, and loaders that give ``(index, image, label, view)`` on the device."""
 
 from fastadv.data.catalogue import DATA_SETS, is_tree, list_images, load
+from fastadv.data.choice import choose_loader, stream_format, stream_statistics
+from fastadv.data.dali import DaliLoader
 from fastadv.data.dataset import Dataset, split_validation
 from fastadv.data.device_loader import DeviceLoader, eval_batches
 from fastadv.data.labels import noisy_labels
@@ -10,14 +12,18 @@ from fastadv.data.view import Batch, View
 __all__ = [
     "DATA_SETS",
     "Batch",
+    "DaliLoader",
     "Dataset",
     "DeviceLoader",
     "MixedLoader",
     "View",
+    "choose_loader",
     "eval_batches",
     "is_tree",
     "list_images",
     "load",
     "noisy_labels",
     "split_validation",
+    "stream_format",
+    "stream_statistics",
 ]

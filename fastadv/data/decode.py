@@ -1,6 +1,6 @@
 """One image file to one array, and what a set of files has in common."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ _UNREADABLE = (
     ValueError,
     Image.DecompressionBombError,
 )
+
+_CHUNK = 32
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -76,15 +78,24 @@ def common_format(files: list[str], image_size: int | None = None) -> tuple[Form
     return Format(height, width, 1 if grey else 3), len(files) - sizes[height, width]
 
 
-def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def in_threads(work: Callable[[Item], Result], items: list[Item]) -> Iterator[Result]:
     """``map(work, items)`` on a pool of threads, in order, a bounded stretch ahead of the reader.
 
-    Pillow gives the interpreter's lock back while it decodes.
+    Pillow gives the interpreter's lock back while it decodes. Items are handed out in chunks:
+    one future an item costs more than decoding a small image.
     """
-    source = iter(items)
-    with ThreadPoolExecutor(cpu_count() or 1) as pool:
-        while stretch := list(islice(source, 1024)):
-            yield from pool.map(work, stretch)
+    chunks = iter([items[n : n + _CHUNK] for n in range(0, len(items), _CHUNK)])
+    threads = min(cpu_count() or 1, 8)  # more only fight for the lock
+    with ThreadPoolExecutor(threads) as pool:
+        ahead = deque(pool.submit(_map, work, chunk) for chunk in islice(chunks, 2 * threads))
+        while ahead:
+            done = ahead.popleft().result()
+            ahead.extend(pool.submit(_map, work, chunk) for chunk in islice(chunks, 1))
+            yield from done
+
+
+def _map(work: Callable[[Item], Result], items: list[Item]) -> list[Result]:
+    return [work(item) for item in items]
 
 
 def first_unreadable(files: Iterable[str]) -> UserError | None:

@@ -1,0 +1,58 @@
+"""Which loader a data set gets, and what must be known of a tree that is never held whole."""
+
+import os
+
+import torch
+
+from fastadv.data.catalogue import is_tree
+from fastadv.data.dali import import_dali
+from fastadv.data.dataset import channel_statistics
+from fastadv.data.decode import Format, common_format, decode, in_threads
+from fastadv.data.folders import ImageTree
+
+# ImageNet's statistics as published with torchvision's models.
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_SAMPLE = 2000
+
+
+def choose_loader(name: str, size_bytes: int, device: torch.device | str) -> str:
+    """``"device"`` or ``"dali"``, what ``--loader auto`` means for the data set ``name``.
+
+    ``size_bytes`` is what its images take as uint8. Up to a quarter of the device's memory they lie
+    on the device; a larger tree of files is streamed. Data sets that are no tree have one loader.
+    Raises ``UserError`` with the install command when DALI is needed and missing.
+    """
+    if not is_tree(name) or size_bytes <= device_memory(device) // 4:
+        return "device"
+    import_dali()
+    return "dali"
+
+
+def device_memory(device: torch.device | str) -> int:
+    """Bytes of memory of ``device``; for a CPU those of the machine."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def stream_format(tree: ImageTree, image_size: int | None = None) -> Format:
+    """What to decode ``tree`` to: ``image_size`` squared (224 for ImageNet), or the usual size.
+
+    The usual size is the most common one in a sample of the training images.
+    """
+    if image_size is None and tree.name.startswith("imagenet:"):
+        image_size = 224
+    return common_format(_sample(tree.train_files), image_size)[0]
+
+
+def stream_statistics(tree: ImageTree, form: Format) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Channel mean and std in [0,1]: ImageNet's published ones, or those of a sample of 2,000."""
+    if tree.name.startswith("imagenet:") and form.channels == 3:
+        return _IMAGENET
+    files = _sample(tree.train_files)
+    decoded = in_threads(lambda file: torch.from_numpy(decode(file, form).copy()), files)
+    return channel_statistics(torch.stack(list(decoded)))
+
+
+def _sample(files: list[str]) -> list[str]:
+    return files[:: -(-len(files) // _SAMPLE)]

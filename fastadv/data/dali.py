@@ -1,0 +1,210 @@
+"""Streaming JPEG trees through NVIDIA DALI: decoded and resized beside the training, never stored.
+
+DALI reads, decodes and resizes (on the GPU where there is one) and keeps batches ahead; which files
+a batch holds is told to it batch by batch, and the crop and flip are those of ``DeviceLoader``, by
+the same kernel. So both loaders give the same samples in the same order in the same views, and a
+position in an epoch is two numbers: nothing of DALI's own state is needed to resume exactly, even
+with another number of processes.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastadv.data import draws
+from fastadv.data.decode import Format, first_unreadable
+from fastadv.data.device_loader import Shard, check_options, crop_images, draw_views
+from fastadv.data.view import Batch, unit_images
+from fastadv.errors import UserError
+
+
+class DaliLoader:
+    """Batches from image files, as ``DeviceLoader`` gives them from memory; same options.
+
+    ``files`` and ``labels``: N paths and classes; ``form``: the height, width and channels all
+    images are brought to (scaled to cover it, cut around the centre). ``device``: where batches go;
+    on a CPU DALI decodes there too. ``threads`` decode (all cores, at most 8); ``prefetch`` batches
+    are kept ahead, across the end of an epoch too. Raises ``UserError`` when DALI is not installed
+    or an image cannot be read (it is named).
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        labels: Sequence[int],
+        form: Format,
+        *,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        pad: int = 0,
+        flip: bool = False,
+        padding: str = "constant",
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        drop_last: bool = False,
+        views: int = 1,
+        indices: Tensor | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        threads: int | None = None,
+        prefetch: int = 2,
+    ) -> None:
+        size = torch.Size((form.height, form.width))
+        check_options(batch_size, pad, padding, views, size, rank, world_size)
+        self.files, self.form, self.device = files, form, torch.device(device)
+        self.seed, self.pad, self.flip, self.padding = seed, pad, flip, padding
+        self.dtype, self.channels_last, self.views = dtype, channels_last, views
+        self.batch_size = batch_size
+        self.labels = torch.as_tensor(labels, dtype=torch.int64).to(self.device)
+        self.rows = torch.arange(len(files)) if indices is None else indices.cpu()
+        self.shard = Shard(len(self.rows), batch_size, rank, world_size, drop_last)
+        self._workers = (threads or min(os.cpu_count() or 1, 8), prefetch)
+        self._place = torch.arange(batch_size, device=self.device)
+        self._stream: _Stream | None = None
+        self._position = (-1, -1)  # the batch that the stream gives next
+        import_dali()
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self.shard.sizes)
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of ``epoch`` from ``start_batch`` on."""
+        rows = self._order(epoch).to(self.device)
+        views = draw_views(rows, self.seed, epoch, self.pad, self.flip, self.views)
+        start = sum(self.shard.sizes[:start_batch])
+        for number in range(start_batch, len(self)):
+            stop = start + self.shard.sizes[number]
+            index, drawn = rows[start:stop], [view.rows(start, stop) for view in views]
+            store = self._take(epoch, number)
+            crops = [
+                crop_images(
+                    store,
+                    self._place[: len(store)],
+                    view,
+                    self.pad,
+                    self.padding,
+                    self.dtype,
+                    self.channels_last,
+                )
+                for view in drawn
+            ]
+            second = (crops[1], drawn[1]) if self.views == 2 else None
+            yield Batch(index, crops[0], self.labels[index], drawn[0], second)
+            start = stop
+
+    def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """``(image, label)`` of all chosen rows, in order and unchanged, for evaluation."""
+        parts = self.rows.split(self.batch_size)
+        stream = self._open(iter(parts))
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        for rows in parts:
+            image = unit_images(stream.take(), self.dtype).contiguous(memory_format=layout)
+            yield image, self.labels[rows.to(self.device)]
+
+    def _order(self, epoch: int) -> Tensor:
+        return self.shard.part(draws.shuffled(self.rows, draws.ORDER, self.seed, epoch))
+
+    def _take(self, epoch: int, number: int) -> Tensor:
+        if self._stream is None or self._position != (epoch, number):
+            self._stream = self._open(self._from(epoch, number))
+        self._position = (epoch, number + 1) if number + 1 < len(self) else (epoch + 1, 0)
+        return self._stream.take()
+
+    def _from(self, epoch: int, number: int) -> Iterator[Tensor]:
+        """The rows of every batch from this position on, through all later epochs."""
+        while True:
+            yield from self._order(epoch).split(self.shard.sizes)[number:]
+            epoch, number = epoch + 1, 0
+
+    def _open(self, schedule: Iterator[Tensor]) -> "_Stream":
+        return _Stream(self.files, schedule, self.form, self.batch_size, self.device, self._workers)
+
+
+class _Stream:
+    """One DALI pipeline that decodes the batches of ``schedule`` in turn."""
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        schedule: Iterator[Tensor],
+        form: Format,
+        batch_size: int,
+        device: torch.device,
+        workers: tuple[int, int],
+    ) -> None:
+        self._files, self._schedule, self._device = files, schedule, device
+        self._ahead: deque[list[int]] = deque()
+        self._pipeline = _pipeline(self._next_paths, form, batch_size, device, *workers)
+
+    def take(self) -> Tensor:
+        """The next batch, (B,C,H,W) uint8 on the device, a copy that DALI will not touch."""
+        from nvidia.dali.plugin.pytorch import feed_ndarray
+
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        try:
+            decoded = self._pipeline.run()[0].as_tensor()
+        except RuntimeError as error:
+            broken = first_unreadable(self._files[row] for rows in self._ahead for row in rows)
+            raise broken or error from error
+        self._ahead.popleft()
+        images = torch.empty(decoded.shape(), dtype=torch.uint8, device=self._device)
+        return feed_ndarray(decoded, images, cuda_stream=stream)
+
+    def _next_paths(self) -> list[np.ndarray]:
+        rows = next(self._schedule).tolist()
+        self._ahead.append(rows)
+        return [np.frombuffer(os.fsencode(self._files[row]), np.uint8) for row in rows]
+
+
+def _pipeline(
+    source: Callable[[], list[np.ndarray]],
+    form: Format,
+    batch_size: int,
+    device: torch.device,
+    threads: int,
+    prefetch: int,
+) -> Any:
+    from nvidia.dali import fn, types
+    from nvidia.dali.pipeline import Pipeline
+
+    on_gpu = device.type == "cuda"
+    pipeline = Pipeline(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=torch.cuda.current_device() if on_gpu and device.index is None else device.index,
+        prefetch_queue_depth=prefetch,
+    )
+    size = (form.height, form.width)
+    with pipeline:
+        encoded = fn.io.file.read(fn.external_source(source, dtype=types.UINT8, ndim=1))
+        image = fn.decoders.image(
+            encoded,
+            device="mixed" if on_gpu else "cpu",
+            output_type=types.GRAY if form.channels == 1 else types.RGB,
+            jpeg_fancy_upsampling=True,  # as Pillow decodes, so that cache and stream agree
+            adjust_orientation=False,
+        )
+        image = fn.crop(fn.resize(image, size=size, mode="not_smaller"), crop=size)
+        pipeline.set_outputs(fn.transpose(image, perm=[2, 0, 1]))
+    pipeline.build()
+    return pipeline
+
+
+def import_dali() -> ModuleType:
+    """The module ``nvidia.dali``; raises ``UserError`` with the install command without it."""
+    try:
+        import nvidia.dali
+    except ImportError as error:
+        raise UserError(
+            "--loader dali needs NVIDIA DALI; install it with `pip install nvidia-dali-cuda130` "
+            "(nvidia-dali-cuda120 for a CUDA 12 driver), or use --loader device."
+        ) from error
+    return nvidia.dali
