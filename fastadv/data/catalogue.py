@@ -70,7 +70,7 @@ def _parse(name: str) -> tuple[str, Path]:
     if kind not in DATA_SETS:
         raise unknown("data set", kind, DATA_SETS)
     if kind in _PLAIN and colon:
-        raise UserError(f"{kind} takes no path; --root says where its folder lies.")
+        raise UserError(f"{kind} takes no path; --data-root says where its folder lies.")
     if kind not in _PLAIN and not path:
         raise UserError(f"{kind} needs a path: write {kind}:PATH.")
     return kind, Path(path).expanduser()

@@ -130,7 +130,7 @@ def _write(path: Path, rows: Iterator[np.ndarray], shape: tuple[int, ...], dtype
         why = "no space is left" if error.errno == errno.ENOSPC else str(error)
         raise UserError(
             f"The image cache cannot be written to {path.parent}: {why}; make room or choose "
-            "another folder with --root."
+            "another folder with --data-root."
         ) from error
     finally:
         with contextlib.suppress(OSError):
