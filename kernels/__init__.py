@@ -4,7 +4,7 @@ Each function has a plain PyTorch reference, which runs anywhere, a Triton kerne
 registered operator that ``torch.compile`` sees as one node. ``faces(device)`` says which runs.
 """
 
-from .faces import faces
+from .choice import faces
 from .public import (
     block_noise,
     block_signs,

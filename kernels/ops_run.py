@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .faces import call
+from .choice import call
 
 
 def _either(value: Any, tensor: Tensor | None) -> Any:

@@ -7,7 +7,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from . import ops_traced, reference
-from .faces import device_of, triton_function, why_not_triton
+from .choice import device_of, triton_function, why_not_triton
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .layout import dense, laid_out_as
 
-BLOCK = 4096
+BLOCK, WARPS = 4096, 8
 
 
 @triton.jit

@@ -15,7 +15,7 @@ from .philox import PER_SAMPLE_QUAD
 from .triton_common import clamp_nan, flatten_quads, launch, sample_words, signed_unit
 
 QUADS = 256
-TWO_PI = tl.constexpr(2.0 * math.pi * 2.0**-24)
+STEP = tl.constexpr(2.0 * math.pi * 2.0**-24)  # one step of a 24-bit turn, in radians
 RADIUS_QUAD = tl.constexpr(PER_SAMPLE_QUAD)
 
 
@@ -28,12 +28,28 @@ def unit_radius(row, seed, seed_ptr, offset, offset_ptr, stream):
 
 
 @triton.jit
+def _cos_sin_of_turn(turn):
+    """cos and sin of 2 pi * turn / 2**24, an integer; to an ulp, without float64 (tl.cos has it).
+
+    The nearest quarter turn is taken off exactly; the rest, at most pi/4, goes into a series.
+    """
+    quarter = (turn + (1 << 21)) >> 22
+    angle = (turn.to(tl.int32) - (quarter << 22).to(tl.int32)).to(tl.float32) * STEP
+    t = angle * angle
+    sin = angle * (1.0 + t * (-1.0 / 6 + t * (1.0 / 120 + t * (-1.0 / 5040 + t / 362880))))
+    cos = 1.0 + t * (-0.5 + t * (1.0 / 24 + t * (-1.0 / 720 + t * (1.0 / 40320 - t / 3628800))))
+    odd = (quarter & 1) != 0
+    x, y = tl.where(odd, sin, cos), tl.where(odd, cos, sin)
+    return tl.where(((quarter + 1) & 2) != 0, -x, x), tl.where((quarter & 2) != 0, -y, y)
+
+
+@triton.jit
 def _box_muller(first, second):
     # The radius needs (0, 1]: a zero would be infinite.
     u = ((first >> 8) + 1).to(tl.float32) * 5.9604644775390625e-08
-    angle = (second >> 8).to(tl.float32) * TWO_PI
-    radius = tl.sqrt(-2.0 * tl.log(u))
-    return radius * tl.cos(angle), radius * tl.sin(angle)
+    radius = tl.sqrt_rn(-2.0 * tl.log(u))
+    cos, sin = _cos_sin_of_turn(second >> 8)
+    return radius * cos, radius * sin
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .layout import aligned, dense
 from .triton_common import launch, sign
-from .triton_lists import BLOCK, block_count, block_of, flat_pairs, locate, select
+from .triton_lists import BLOCK, WARPS, block_count, block_of, flat_pairs, locate, select
 
 CHUNK = 1024
 
@@ -68,7 +68,7 @@ def _scaled(tensors: Sequence[Tensor], alphas: Tensor | None) -> list[Tensor]:
         launch(
             _scale_kernel, (block_count(sources),), sources, results, alphas,
             device=sources[0].device, SIZES=tuple(t.numel() for t in sources), BLOCK=BLOCK,
-            ALIGNED=aligned(sources, results),
+            ALIGNED=aligned(sources, results), num_warps=WARPS,
         )  # fmt: skip
     return list(results)
 
@@ -94,7 +94,7 @@ def block_step_gradients(gradients: Sequence[Tensor], signs: Sequence[Tensor]) -
     partials = torch.empty(blocks, dtype=torch.float32, device=device)
     launch(
         _dot_kernel, (blocks,), g, s, partials, device=device,
-        SIZES=tuple(t.numel() for t in g), BLOCK=BLOCK, ALIGNED=aligned(g, s),
+        SIZES=tuple(t.numel() for t in g), BLOCK=BLOCK, ALIGNED=aligned(g, s), num_warps=WARPS,
     )  # fmt: skip
     bounds = tuple(block_count(g[:i]) for i in range(len(g) + 1))
     launch(_total_kernel, (len(g),), partials, totals, device=device, BOUNDS=bounds, CHUNK=CHUNK)

@@ -16,7 +16,7 @@ from torch import Tensor
 from .layout import aligned, float_or_pointer
 from .reference import DIRECTION_GUARD, check_pairs
 from .triton_common import launch, scalar
-from .triton_lists import BLOCK, block_count, block_of, copy_back, flat_pairs, locate, select
+from .triton_lists import BLOCK, WARPS, block_count, block_of, copy_back, flat_pairs, locate, select
 
 CHUNK = 1024
 GUARD = tl.constexpr(DIRECTION_GUARD)
@@ -112,7 +112,12 @@ def perturb_weights(
     blocks = block_count(w)
     partials = torch.empty((2, blocks), dtype=torch.float32, device=device)
     ratios = torch.empty(len(w), dtype=torch.float32, device=device)
-    sizes = {"SIZES": tuple(t.numel() for t in w), "BLOCK": BLOCK, "ALIGNED": aligned(w, g)}
+    sizes = {
+        "SIZES": tuple(t.numel() for t in w),
+        "BLOCK": BLOCK,
+        "ALIGNED": aligned(w, g),
+        "num_warps": WARPS,
+    }
     bounds = tuple(block_count(w[:i]) for i in range(len(w) + 1))
     launch(_squares_kernel, (blocks,), w, g, partials, blocks, device=device, **sizes)
     launch(
@@ -136,7 +141,7 @@ def restore_weights(
     _, shifts = flat_pairs(w, v)
     launch(
         _restore_kernel, (block_count(w),), w, w0, shifts, device=w[0].device,
-        SIZES=tuple(t.numel() for t in w), BLOCK=BLOCK, ALIGNED=aligned(w, w0, shifts),
+        SIZES=tuple(t.numel() for t in w), BLOCK=BLOCK, ALIGNED=aligned(w, w0, shifts), num_warps=WARPS,
     )  # fmt: skip
     _written(weights, w)
 

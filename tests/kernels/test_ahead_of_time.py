@@ -1,0 +1,245 @@
+"""Every kernel compiled for sm_80, sm_90 and sm_100 without a GPU, and its code inspected."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from fastadv.kernels import choice
+from torch import Tensor
+
+if not choice.TRITON_INSTALLED:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+from aot import Launch, compiled, recorded
+from fastadv.kernels.triton_face import FUNCTIONS
+
+TARGETS = (80, 90, 100)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes and pointers of one compilation: all divisible by 16, or none."""
+
+    even: bool
+
+    def tensor(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        size = 1
+        for side in shape:
+            size *= side
+        storage = torch.zeros(size + 1, dtype=dtype)
+        start = 0 if self.even else 1
+        return storage[start : start + size].view(shape)
+
+    def images(self) -> Tensor:
+        return self.tensor(*((4, 3, 32, 32) if self.even else (3, 3, 33, 31)))
+
+    def large(self) -> Tensor:
+        return self.tensor(*((2, 3, 224, 224) if self.even else (2, 3, 223, 225)))
+
+    def logits(self) -> Tensor:
+        return self.tensor(*((128, 16) if self.even else (127, 10)))
+
+    def many_logits(self) -> Tensor:
+        return self.tensor(*((512, 1024) if self.even else (511, 1000)))
+
+    def layers(self) -> list[Tensor]:
+        shapes = [(64, 3, 3, 3), (128, 64, 3, 3), (16, 512)]
+        return [self.tensor(*s) if self.even else self.tensor(*s, 1)[:-1] for s in shapes]
+
+    def integers(self, count: int) -> Tensor:
+        return self.tensor(count, dtype=torch.int64)
+
+    def view(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return (*(self.integers(count) for _ in range(3)), self.tensor(count, dtype=torch.bool))
+
+
+SEED, OFFSET = 7, 2**40
+Call = Callable[[Layout], object]
+
+
+def step(name: str, dtype: torch.dtype = torch.float32) -> Call:
+    def call(layout: Layout) -> object:
+        x = (layout.large() if name == "l2_step_large" else layout.images()).to(dtype)
+        if not layout.even:
+            x = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+        alpha = layout.tensor(1).view(())
+        return FUNCTIONS[name.removesuffix("_large")](x, x, x, alpha, 0.03)
+
+    return call
+
+
+def start(name: str) -> Call:
+    def call(layout: Layout) -> object:
+        x = layout.images()
+        return FUNCTIONS[name](x, 0.03, layout.integers(x.shape[0]), SEED, OFFSET)
+
+    return call
+
+
+def normalized(layout: Layout) -> object:
+    x, mean = layout.images(), layout.tensor(3)
+    arguments = (x, x, x, 0.1, 0.03, mean, mean, 0.0, 1.0, torch.bfloat16)
+    return FUNCTIONS["linf_step_normalized"](*arguments)
+
+
+def crop(dtype: torch.dtype) -> Call:
+    def call(layout: Layout) -> object:
+        store = layout.tensor(5, 3, 40, 40, dtype=dtype)
+        size = (32, 32) if layout.even else (31, 33)
+        return FUNCTIONS["crop_flip"](store, *layout.view(4), size, torch.float16)
+
+    return call
+
+
+def omega(name: str) -> Call:
+    def call(layout: Layout) -> object:
+        store, x = layout.tensor(5, 3, 40, 40), layout.images()
+        rest = {"crop_flip_add": (0.3, 0.1), "crop_flip_ascend": (0.3,), "crop_flip_write": ()}
+        return FUNCTIONS[name](store, *layout.view(x.shape[0]), x, *rest[name])
+
+    return call
+
+
+def losses(layout: Layout) -> object:
+    z, y = layout.logits(), layout.integers(layout.logits().shape[0])
+    grad, kept = layout.tensor(z.shape[0]), layout.tensor(z.shape[0], dtype=torch.int8)
+    FUNCTIONS["trades_kl_forward"](z, z)
+    FUNCTIONS["trades_kl_backward"](grad, z, z, True, True)
+    FUNCTIONS["masked_ce_forward"](z, y, 1.7)
+    return FUNCTIONS["masked_ce_backward"](grad[0], z, y, kept)
+
+
+def wide_losses(layout: Layout) -> object:
+    z, y = layout.many_logits(), layout.integers(layout.many_logits().shape[0])
+    FUNCTIONS["trades_kl_backward"](layout.tensor(z.shape[0]), z, z, False, True)
+    return FUNCTIONS["masked_ce_forward"](z, y, 1.7)
+
+
+def top_n(layout: Layout) -> object:
+    FUNCTIONS["top_n_forward"](layout.logits(), layout.logits(), 100, True)
+    return FUNCTIONS["top_n_forward"](layout.many_logits(), layout.many_logits(), 1000, True)
+
+
+def weights(layout: Layout) -> object:
+    w = layout.layers()
+    FUNCTIONS["perturb_weights"](w, layout.layers(), 0.01, "tensor")
+    FUNCTIONS["perturb_weights"](w, layout.layers(), 0.01, "global")
+    return FUNCTIONS["restore_weights"](w, layout.layers(), layout.layers())
+
+
+def taps(layout: Layout) -> object:
+    blocks = layout.layers()
+    FUNCTIONS["block_signs"](blocks)
+    FUNCTIONS["block_noise"](blocks, layout.tensor(3))
+    return FUNCTIONS["block_step_gradients"](blocks, layout.layers())
+
+
+CALLS: dict[str, Call] = {
+    "linf_step": step("linf_step"),
+    "linf_step_fp16": step("linf_step", torch.float16),
+    "linf_step_bf16": step("linf_step", torch.bfloat16),
+    "linf_step_normalized": normalized,
+    "linf_start": start("linf_start"),
+    "l2_start": start("l2_start"),
+    "l2_step": step("l2_step"),
+    "l2_step_large": step("l2_step_large"),
+    "crop_flip_uint8": crop(torch.uint8),
+    "crop_flip_float": crop(torch.float32),
+    "crop_flip_add": omega("crop_flip_add"),
+    "crop_flip_ascend": omega("crop_flip_ascend"),
+    "crop_flip_write": omega("crop_flip_write"),
+    "losses": losses,
+    "wide_losses": wide_losses,
+    "top_n": top_n,
+    "weights": weights,
+    "taps": taps,
+}
+
+# Where consecutive threads touch consecutive memory, 16 bytes go in one instruction:
+# kernel -> (wide loads, wide stores). A store of a narrower type than the compute type is
+# wide only if each thread holds enough of it, a gather by index never is.
+WIDE = {
+    "_linf_kernel": (True, True),
+    "_linf_start_kernel": (True, True),
+    "_noise_kernel": (False, True),
+    "_l2_kernel": (True, True),
+    "_crop_kernel": (False, True),
+    "_crop_add_kernel": (True, True),
+    "_squares_kernel": (True, False),
+    "_perturb_kernel": (True, True),
+    "_restore_kernel": (True, True),
+    "_scale_kernel": (True, True),
+    "_dot_kernel": (True, False),
+    "_histogram_kernel": (True, False),
+    "_partial_kernel": (True, False),
+    "_finish_kernel": (True, False),
+}
+
+
+def launches(name: str, even: bool) -> list[Launch]:
+    with recorded() as found:
+        CALLS[name](Layout(even))
+    assert found
+    return found
+
+
+def inspect(name: str, even: bool, capability: int) -> None:
+    for launch in launches(name, even):
+        machine = compiled(launch, capability)
+        told = f"{launch.name} sm_{capability} {'even' if even else 'odd'}"
+        print(f"{told}: {machine.registers} registers, {machine.shared} bytes shared")
+        assert (machine.local, machine.stack) == (0, 0), f"{told} spills"
+        assert machine.count(r"\b(STL|LDL)\b") == 0, f"{told} uses local memory"
+        assert machine.count(r"\b(DADD|DMUL|DFMA|DSETP|F2F\.F64\S*)") == 0, f"{told} uses float64"
+        assert ".f64" not in machine.ptx, f"{told} uses float64"
+        if even and launch.name in WIDE:
+            loads, stores = WIDE[launch.name]
+            assert not loads or machine.count(r"\bLDG\.E\S*\.128"), f"{told}: no 128-bit load"
+            assert not stores or machine.count(r"\bSTG\.E\S*\.128"), f"{told}: no 128-bit store"
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_code_for_sm_90(name: str) -> None:
+    inspect(name, True, 90)
+
+
+@pytest.mark.parametrize("name", ["linf_step", "linf_start", "crop_flip_uint8", "losses", "taps"])
+def test_code_without_alignment(name: str) -> None:
+    inspect(name, False, 90)
+
+
+@pytest.mark.parametrize("capability", [t for t in TARGETS if t != 90])
+def test_one_kernel_for_each_target(capability: int) -> None:
+    inspect("linf_step", True, capability)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", TARGETS)
+@pytest.mark.parametrize("even", [True, False], ids=["even", "odd"])
+@pytest.mark.parametrize("name", CALLS)
+def test_code_for_all_targets(name: str, even: bool, capability: int) -> None:
+    inspect(name, even, capability)
+
+
+def launch_names(function: str, *args: object) -> list[str]:
+    with recorded() as found:
+        FUNCTIONS[function](*args)
+    return [launch.name for launch in found]
+
+
+@pytest.mark.parametrize("count", [1, 21, 60])
+def test_number_of_launches_does_not_depend_on_the_layers(count: int) -> None:
+    tensors = [torch.ones(7, 5) for _ in range(count)]
+    assert len(launch_names("perturb_weights", tensors, tensors, 0.1, "global")) == 3
+    assert len(launch_names("restore_weights", tensors, tensors, tensors)) == 1
+    assert len(launch_names("block_signs", tensors)) == 1
+    assert len(launch_names("block_noise", tensors, torch.ones(count))) == 1
+    assert len(launch_names("block_step_gradients", tensors, tensors)) == 2
+
+
+def test_losses_take_one_launch_each_way() -> None:
+    z, y = torch.ones(128, 10), torch.zeros(128, dtype=torch.int64)
+    assert len(launch_names("masked_ce_forward", z, y, 1.7)) == 1
+    assert len(launch_names("trades_kl_forward", z, z)) == 1
+    assert len(launch_names("linf_step", z, z, z, 0.1, 0.1)) == 1

@@ -1,0 +1,147 @@
+"""The registered operators: opcheck on each, and eager against torch.compile(fullgraph=True)."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch._dynamo.testing
+from fastadv.kernels import ops, ops_traced
+from torch import Tensor
+
+from fastadv import kernels
+
+INDEX = torch.tensor([3, 0, 5])
+VIEW = (
+    INDEX,
+    torch.tensor([-2, 5, 0]),
+    torch.tensor([7, -1, 1]),
+    torch.tensor([True, False, True]),
+)
+
+
+def images(seed: int, channels_last: bool = False) -> Tensor:
+    x = torch.rand(3, 3, 9, 8, generator=torch.Generator().manual_seed(seed))
+    return x.to(memory_format=torch.channels_last) if channels_last else x
+
+
+def logits(seed: int, requires_grad: bool = False) -> Tensor:
+    z = torch.randn(6, 5, generator=torch.Generator().manual_seed(seed))
+    return z.requires_grad_(requires_grad)
+
+
+def layers(seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(s, generator=generator) for s in ((4, 3, 3, 3), (7,), (5, 2))]
+
+
+ALPHA = torch.tensor(0.1)
+SEED = (7, None, 0, torch.tensor(2**33))
+STEP = (images(0), images(1) - 0.5, images(2, channels_last=True), 0.0, ALPHA, 0.2)
+OPERATOR_CALLS: dict[str, tuple[object, ...]] = {
+    "noise_uniform": (INDEX, [3, 5], *SEED, 1, torch.float32),
+    "noise_normal": (INDEX, [7], *SEED, 1, torch.float16),
+    "linf_start": (images(0, True), 0.1, INDEX, *SEED, 0.0, 1.0, 2),
+    "l2_start": (images(0, True), 0.1, INDEX, *SEED, 0.0, 1.0, 2),
+    "linf_step": (*STEP, 0.0, 1.0),
+    "linf_step_out": (*STEP, 0.0, 1.0, images(3)),
+    "linf_step_normalized": (*STEP, torch.rand(3), torch.ones(3), 0.0, 1.0, torch.float16),
+    "l2_step": (*STEP, 0.0, 1.0),
+    "linf_project": (images(0, True), images(1), 0.1, 0.0, 1.0),
+    "l2_project": (images(0), images(1), 0.1, 0.0, 1.0),
+    "perturb_weights": (layers(0), layers(1), 0.0, torch.tensor(0.1), "global"),
+    "restore_weights": (layers(0), layers(1), layers(2)),
+    "top_n_sum": (logits(0, True), logits(1, True), 7),
+    "crop_flip": (torch.rand(6, 3, 9, 8), *VIEW, 7, 6, torch.float16, 0.5, "reflect"),
+    "crop_flip_add": (torch.rand(6, 3, 9, 8), *VIEW, images(0), 0.3, None, 0.1, 0.0, 1.0),
+    "crop_flip_write": (torch.rand(6, 3, 9, 8), *VIEW, images(0), torch.tensor(True)),
+    "crop_flip_ascend": (torch.rand(6, 3, 9, 8), *VIEW, images(0), 0.1, None, -1.0, 1.0, None),
+    "trades_kl": (logits(0, True), logits(1, True)),
+    "trades_kl_backward": (torch.rand(6), logits(0), logits(1), True, False),
+    "masked_ce": (logits(0, True), torch.arange(6) % 5, 1.5, None),
+    "masked_ce_backward": (ALPHA, logits(0), torch.arange(6) % 5, torch.ones(6, dtype=torch.int8)),
+    "block_signs": (layers(0),),
+    "block_noise": (layers(0), torch.rand(3)),
+    "block_step_gradients": (layers(0), layers(1)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(ops.SCHEMAS))
+def test_opcheck(name: str) -> None:
+    operator = getattr(torch.ops.fastadv, name).default
+    torch.library.opcheck(operator, OPERATOR_CALLS[name])
+
+
+PUBLIC_CALLS: dict[str, Callable[[], tuple[object, ...]]] = {
+    "noise_uniform": lambda: (INDEX, (3, 5), 2**64 - 3, torch.tensor(2**40)),
+    "noise_normal": lambda: (INDEX, (7,), torch.tensor(5), 9, 1, torch.float64),
+    "linf_start": lambda: (images(0), 0.1, INDEX, 2**63, 4),
+    "l2_start": lambda: (images(0), 0.1, INDEX, 1, torch.tensor(4)),
+    "linf_step": lambda: (images(0), images(1) - 0.5, images(2), ALPHA, 0.2),
+    "linf_step_normalized": lambda: (
+        *(images(0), images(1) - 0.5, images(2), 0.1, 0.2),
+        *(torch.full((3,), 0.4), torch.full((3,), 0.2)),
+    ),
+    "l2_step": lambda: (images(0), images(1) - 0.5, images(2), ALPHA, 0.2),
+    "linf_project": lambda: (images(0), images(1), 0.1),
+    "l2_project": lambda: (images(0), images(1), 0.1),
+    "perturb_weights": lambda: (layers(0), layers(1), 0.1, "tensor"),
+    "restore_weights": lambda: (layers(0), layers(1), layers(2)),
+    "top_n_sum": lambda: (logits(0), logits(1), 7),
+    "crop_flip": lambda: (torch.ones(6, 3, 9, 8, dtype=torch.uint8), *VIEW, (7, 6)),
+    "crop_flip_add": lambda: (torch.ones(6, 3, 9, 8), *VIEW, images(0), ALPHA, 0.1),
+    "crop_flip_write": lambda: (torch.ones(6, 3, 9, 8), *VIEW, images(0), torch.tensor(True)),
+    "crop_flip_ascend": lambda: (torch.ones(6, 3, 9, 8), *VIEW, images(0) - 0.5, ALPHA),
+    "trades_kl": lambda: (logits(0), logits(1)),
+    "masked_ce": lambda: (logits(0), torch.arange(6) % 5, ALPHA + 1),
+    "block_signs": lambda: (layers(0),),
+    "block_noise": lambda: (layers(0), torch.rand(3, generator=torch.Generator().manual_seed(0))),
+    "block_step_gradients": lambda: (layers(0), layers(1)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC_CALLS))
+@pytest.mark.parametrize("face", ["inlined reference", "operator"])
+def test_compiled_equals_eager(name: str, face: str) -> None:
+    """The reference is traceable; where Triton would run, the compiler sees one operator."""
+    public = getattr(kernels, name)
+    traced = public if face == "inlined reference" else ops_traced.FUNCTIONS[name]
+    expected_arguments, arguments = PUBLIC_CALLS[name](), PUBLIC_CALLS[name]()
+    expected = public(*expected_arguments)
+    torch._dynamo.reset()
+    graph = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    result = torch.compile(traced, backend=graph, fullgraph=True)(*arguments)
+    torch.testing.assert_close(result, expected)
+    # In-place functions are held to what they changed.
+    torch.testing.assert_close(tensors(arguments), tensors(expected_arguments))
+    assert graph.frame_count == 1
+    if face == "operator":
+        assert graph.op_count <= 8
+
+
+def tensors(values: tuple[object, ...]) -> list[object]:
+    return [v for v in values if isinstance(v, (Tensor, list))]
+
+
+@pytest.mark.parametrize("name", ["top_n_sum", "trades_kl", "masked_ce"])
+def test_operator_gradient_equals_eager(name: str) -> None:
+    second = torch.arange(6) % 5 if name == "masked_ce" else logits(1, True)
+    last = {"top_n_sum": (7,), "trades_kl": (), "masked_ce": (1.5,)}[name]
+    first = logits(0, True)
+    wanted = [t for t in (first, second) if t.requires_grad]
+
+    def gradients(function: Callable[..., Tensor | tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        value = function(first, second, *last)
+        value = value[0] if isinstance(value, tuple) else value
+        return torch.autograd.grad((value * torch.arange(1, value.numel() + 1)).sum(), wanted)
+
+    expected = gradients(getattr(kernels, name))
+    torch.testing.assert_close(gradients(ops_traced.FUNCTIONS[name]), expected)
+    torch._dynamo.reset()
+    compiled = torch.compile(ops_traced.FUNCTIONS[name], backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(gradients(compiled), expected)
+
+
+def test_every_public_function_is_covered() -> None:
+    public = {name for name in kernels.__all__ if name != "faces"}
+    assert public == set(PUBLIC_CALLS) == set(ops_traced.FUNCTIONS)
+    assert set(OPERATOR_CALLS) == set(ops.SCHEMAS)
