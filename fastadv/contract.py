@@ -16,14 +16,15 @@ Invariants every part keeps, so that a step can be compiled and captured without
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastadv.engine.network import Network
+from fastadv.errors import UserError
 from fastadv.threat import Threat
 
 if TYPE_CHECKING:
@@ -91,9 +92,11 @@ class Outputs(NamedTuple):
 class Setup:
     """What a run is, told once to every part before the first batch.
 
-    ``image_shape`` is (C,H,W). ``total_steps`` counts updates; it and ``steps_per_epoch`` are None
-    when the caller did not say. ``attack_loss(logits, y, facts)`` is the scalar an adversary
-    maximises: its own objective plus the target's term.
+    ``image_shape`` is (C,H,W); ``batch_size`` is the first batch's. ``total_steps`` counts updates; it and ``steps_per_epoch`` are None
+    when the caller did not say. ``attack_steps`` is how many gradient steps the adversary takes,
+    ``fits`` which logits the objective fits ("natural" or "adversarial").
+    ``attack_loss(logits, y, facts)`` is the scalar an adversary maximises: its own objective plus
+    the target's term.
     """
 
     net: Network
@@ -101,13 +104,23 @@ class Setup:
     device: torch.device
     dtype: torch.dtype
     image_shape: tuple[int, int, int]
+    batch_size: int
     num_samples: int | None
     num_classes: int
     total_steps: int | None
     steps_per_epoch: int | None
     seed: int
     needs: frozenset[str]
+    attack_steps: int
+    fits: str
     attack_loss: Callable[[Tensor, Tensor, Facts], Tensor]
+
+    @property
+    def total_epochs(self) -> float | None:
+        """How many epochs the run has, where both lengths are known."""
+        if self.total_steps is None or not self.steps_per_epoch:
+            return None
+        return self.total_steps / self.steps_per_epoch
 
 
 @dataclass(eq=False)
@@ -128,6 +141,14 @@ class Part:
         """The entries of ``NEEDS`` this part asks for with its present options."""
         return self.needs
 
+    def remembers(self) -> bool:
+        """Whether it keeps something about every training sample with its present options."""
+        return self.per_sample_state
+
+    def follows_epochs(self) -> bool:
+        """Whether the part does nothing sensible unless it is told the epoch."""
+        return self.needs_length
+
     def prepare(self, setup: Setup) -> None:
         """Learn the run and allocate the state; called once, before the first batch."""
         self.setup = setup
@@ -140,15 +161,40 @@ class Part:
         """A sentence for the user when the run looks wrong; may wait for the device."""
         return None
 
+    def load_state(self, saved: Mapping[str, Tensor]) -> None:
+        """Take over a saved ``state``, in place; shapes must agree."""
+        for name, tensor in self.state.items():
+            if saved[name].shape != tensor.shape:
+                raise UserError(
+                    f"The saved {name} has shape {tuple(saved[name].shape)}, this run's "
+                    f"{tuple(tensor.shape)}: another data set or model."
+                )
+            tensor.copy_(saved[name])
+
 
 @dataclass(eq=False)
 class Adversary(Part):
-    """Makes x_adv from x. ``attack_objective`` is ``"ce"`` or ``"kl"`` (KL to natural logits)."""
+    """Makes x_adv from x. ``attack_objective`` is ``"ce"`` or ``"kl"`` (KL to natural logits).
 
-    updates_per_batch: ClassVar[int] = 1
+    ``shrink`` and ``flip_signs`` weaken the perturbation that is trained on, whatever made it:
+    the part of its length, and of its elements' signs, that is taken away (AdvLC, Fig. 4).
+    """
+
     wants_input_gradient: ClassVar[bool] = False
     attack_objective: str = "ce"
     attack_bn: str = "train"
+    shrink: float = 0.0
+    flip_signs: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("shrink", "flip_signs"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} must lie between 0 and 1, not {getattr(self, name)}.")
+
+    @property
+    def updates_per_batch(self) -> int:
+        """How many times one batch updates the weights (Free-m: m)."""
+        return 1
 
     def make(self, batch: Batch, facts: Facts) -> Adversarial:
         raise NotImplementedError
@@ -181,6 +227,10 @@ class Target(Part):
     def before(self, batch: Batch, facts: Facts) -> None:
         """Add to ``facts`` what the attack and the outer pass fit, before the attack."""
 
+    def teach(self, x_adv: Tensor) -> Tensor:
+        """Teachers' logits (teachers,B,classes) on ``x_adv``: the need ``teacher_logits``."""
+        raise NotImplementedError
+
     def attack_term(self, logits: Tensor, facts: Facts) -> Tensor | None:
         """A per-sample term (B,) of the attack's objective."""
         return None
@@ -206,6 +256,10 @@ class Objective(Part):
 
     fits: ClassVar[str] = "adversarial"
 
+    def attack_scale(self) -> float:
+        """The factor of KL(f(x) || f(x')) in the loss, where an attack adds a term to that KL."""
+        return 1.0
+
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
         """The loss (B,) of one pass; ``fit`` is the target's."""
         raise NotImplementedError
@@ -213,9 +267,38 @@ class Objective(Part):
 
 @dataclass(eq=False)
 class Regularizer(Part):
-    """What is added to the mean of the objective, times ``reg_weight``."""
+    """What is added to the mean of the objective, times ``reg_weight``.
+
+    ``reg_ramp``: the weight rises with the epoch e (from 0) as reg_weight (e + 1)/epochs.
+    """
+
+    wants_center_gradient: ClassVar[bool] = False  # ``made.center`` requires grad in ``term``
+    wants_adversarial_gradient: ClassVar[bool] = False  # so does ``x_adv``
 
     reg_weight: float = 1.0
+    reg_ramp: bool = False
+
+    def follows_epochs(self) -> bool:
+        return self.reg_ramp
+
+    def prepare(self, setup: Setup) -> None:
+        super().prepare(setup)
+        self._ramp = torch.zeros((), device=setup.device, dtype=setup.dtype)
+        if self.reg_ramp and setup.total_epochs is None:
+            raise UserError("reg_ramp follows the run: pass total_steps= and steps_per_epoch=.")
+
+    def schedule(self, update: int, epoch: float) -> None:
+        if self.reg_ramp and self.setup.total_epochs is not None:
+            share = (int(epoch) + 1) / self.setup.total_epochs
+            self._ramp.fill_(self.reg_weight * min(share, 1.0))
+
+    def weight(self) -> float | Tensor:
+        """What ``term`` is multiplied by in this update."""
+        return self._ramp if self.reg_ramp else self.reg_weight
+
+    def neighbor(self, batch: Batch) -> Tensor | None:
+        """Images (B,C,H,W) to be attacked too, by the same adversary: the fact ``neighbor_adv``."""
+        return None
 
     def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         """A scalar, differentiable in the weights."""
@@ -255,6 +338,27 @@ class WeightPerturbation(Part):
     def restore(self, weights: list[Tensor]) -> None:
         """Take the perturbation back, keeping what the optimizer did."""
         raise NotImplementedError
+
+
+@dataclass(eq=False)
+class Layers(Part):
+    """Which layers learn, and at which rate."""
+
+    def optimizer_groups(self, model: nn.Module, lr: float) -> list[dict[str, Any]]:
+        """The optimizer's parameter groups: every parameter of ``model`` exactly once."""
+        return [{"params": list(model.parameters()), "lr": lr}]
+
+    def bind(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Learn the model; raise ``UserError`` unless ``optimizer`` has ``optimizer_groups``."""
+
+    def learns(self, name: str) -> bool:
+        """Whether the parameter called ``name`` gets a gradient."""
+        return True
+
+    def before_update(
+        self, optimizer: torch.optim.Optimizer, names: list[str], gradients: list[Tensor | None]
+    ) -> None:
+        """Set rates, or scale gradients in place, just before the optimizer steps."""
 
 
 @dataclass(eq=False)

@@ -27,7 +27,7 @@ from fastadv.contract import (
     Setup,
 )
 from fastadv.data.view import View
-from fastadv.engine import distributed, guard
+from fastadv.engine import distributed, guard, noise
 from fastadv.engine.averages import averaged_weights
 from fastadv.engine.gradient import gradients_if_used
 from fastadv.engine.network import Network
@@ -117,6 +117,7 @@ class Step:
         *,
         view: View | None = None,
         start: Tensor | None = None,
+        second: Tensor | None = None,
         update: bool = True,
     ) -> dict[str, Tensor]:
         """Train on one batch; returns 0-dim detached metrics, ``"loss"`` always.
@@ -124,9 +125,11 @@ class Step:
         ``x`` (B,C,H,W) float in [0,1], ``y`` (B,) int64, ``index`` (B,) int64 rows of the
         training set. ``view`` is the crop and flip that made x (None: x was not augmented).
         ``start`` (B,C,H,W) is the initial perturbation in pixels instead of the random one.
+        ``second`` (B,C,H,W) is another view of the same images, for methods that compare two.
         ``update=False`` adds this batch's gradient without stepping.
         """
         if not self._prepared:
+            self._require_epochs()
             self._prepare(x, y, index)
         if not update:
             self._require_accumulation()
@@ -139,7 +142,7 @@ class Step:
             self.net.outer_dtype = self.net.attack_dtype = outer
         for replay in range(self.updates_per_batch):
             self._fill_schedules(replay)
-            batch = Batch(x.detach(), y, index, self.offset, view, start)
+            batch = self._views(Batch(x.detach(), y, index, self.offset, view, start, second))
             metrics = self._update(batch, update)
             self.offset += 1
         self.calls += update
@@ -156,7 +159,9 @@ class Step:
         plan.target.before(batch, facts)
         with self.net.attacking(plan.adversary.attack_bn):
             made = plan.adversary.make(batch, facts)
-        facts = facts | made.facts
+            facts = facts | made.facts | self._neighbor(batch, facts)
+        if "teacher_logits" in plan.needs:
+            facts["teacher_logits"] = self.net.run(plan.target.teach, made.x_adv)
         weights = self._perturbed()
         with self.net.training():
             if weights and plan.weights is not None:
@@ -192,6 +197,35 @@ class Step:
             facts[need] = same
         return facts
 
+    def _views(self, batch: Batch) -> Batch:
+        """Where a part compares two views: one batch of 2B images, the first views first."""
+        if "second_view" not in self.plan.needs:
+            return batch
+        if batch.second is None or batch.second.shape != batch.x.shape:
+            raise UserError(
+                "This method compares two views of each image: pass second=, another "
+                f"augmentation of x of the same shape {tuple(batch.x.shape)}."
+            )
+        return batch._replace(
+            x=torch.cat([batch.x, batch.second.detach()]),
+            y=batch.y.repeat(2),
+            # The same sample twice must not draw the same noise twice.
+            index=torch.cat([batch.index, batch.index + noise.SECOND_VIEW]),
+            view=None,
+            start=None if batch.start is None else batch.start.repeat(2, 1, 1, 1),
+        )
+
+    def _neighbor(self, batch: Batch, facts: Facts) -> Facts:
+        """The second adversarial example of a regularizer that compares two."""
+        regularizer = self.plan.regularizer
+        images = None if regularizer is None else regularizer.neighbor(batch)
+        if images is None:
+            return {}
+        near = batch._replace(x=images, offset=batch.offset + noise.NEIGHBOR)
+        if "natural_logits_attack" in self.plan.needs:
+            facts = facts | {"natural_logits_attack": self.net.run(self._natural, images)}
+        return {"neighbor_adv": self.plan.adversary.make(near, facts).x_adv}
+
     def _natural(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             return self.net.logits(x)
@@ -203,16 +237,18 @@ class Step:
         else:
             loss = functional.cross_entropy(logits, y, reduction="none")
         term = self.plan.target.attack_term(logits, facts)
-        if term is not None:
+        if term is not None and self.plan.adversary.attack_objective == "kl":
+            loss = self.plan.objective.attack_scale() * loss + term
+        elif term is not None:
             loss = loss + term
         return loss.mean() * self.net.loss_scale(len(y))
 
     def _outputs(self, batch: Batch, made: Adversarial, x_adv: Tensor, facts: Facts,
-                 noise: list[Tensor] | None) -> Outputs:
+                 block_noise: list[Tensor] | None) -> Outputs:
         natural = None
         if "natural_logits_train" in self.plan.needs:
             natural = self.net.logits(made.center)
-        return Outputs(self.net.logits(x_adv, noise), natural, facts)
+        return Outputs(self.net.logits(x_adv, block_noise), natural, facts)
 
     def _losses(self, outputs: Outputs, y: Tensor) -> Tensor:
         """The objective and the target's penalty, per sample (B,)."""
@@ -230,15 +266,20 @@ class Step:
         """The outer pass: loss, gradients (weights, leaves, x_adv), logits; a region."""
         adversary = self.plan.adversary
         leaves = [leaf.detach().requires_grad_() for leaf in adversary.leaves()]
-        x_adv, noise = adversary.outer_input(batch, made, leaves)
-        if adversary.wants_input_gradient and not x_adv.requires_grad:
-            x_adv = x_adv.detach().requires_grad_()
-        outputs = self._outputs(batch, made, x_adv, facts, noise)
-        loss = self._losses(outputs, batch.y).mean()
+        x_adv, block_noise = adversary.outer_input(batch, made, leaves)
         regularizer = self.plan.regularizer
+        wanted = adversary.wants_input_gradient
+        if regularizer is not None:
+            wanted = wanted or regularizer.wants_adversarial_gradient
+            if regularizer.wants_center_gradient:
+                made = made._replace(center=made.center.detach().requires_grad_())
+        if wanted and not x_adv.requires_grad:
+            x_adv = x_adv.detach().requires_grad_()
+        outputs = self._outputs(batch, made, x_adv, facts, block_noise)
+        loss = self._losses(outputs, batch.y).mean()
         if regularizer is not None:
             term = regularizer.term(batch, made, x_adv, outputs)
-            loss = loss + regularizer.reg_weight * term
+            loss = loss + regularizer.weight() * term
         inputs = [*self._learning(), *leaves]
         if adversary.wants_input_gradient:
             inputs.append(x_adv)
@@ -277,8 +318,8 @@ class Step:
             raise RuntimeError("this recipe perturbs no weights")
         with torch.enable_grad():
             leaves = [leaf.detach() for leaf in self.plan.adversary.leaves()]
-            x_adv, noise = self.plan.adversary.outer_input(batch, made, leaves)
-            outputs = self._outputs(batch, made, x_adv.detach(), facts, noise)
+            x_adv, block_noise = self.plan.adversary.outer_input(batch, made, leaves)
+            outputs = self._outputs(batch, made, x_adv.detach(), facts, block_noise)
             adversarial = functional.cross_entropy(outputs.adversarial, batch.y, reduction="none")
             loss, count = part.reduce(Losses(self._losses(outputs, batch.y), adversarial))
             return gradients_if_used(loss, self._perturbed()), count
@@ -343,6 +384,16 @@ class Step:
 
     # -- the first call -----------------------------------------------------------------------
 
+    def _require_epochs(self) -> None:
+        if self.steps_per_epoch or self._epoch is not None:
+            return
+        for slot, part in self.plan.parts.items():
+            if part.follows_epochs():
+                raise UserError(
+                    f"{slot} {self.plan.slots[slot]!r} follows the epochs: pass total_steps= and "
+                    "steps_per_epoch=, or call set_epoch(epoch) before the first batch of each."
+                )
+
     def _prepare(self, x: Tensor, y: Tensor, index: Tensor | None) -> None:
         checks.check_batch(x, y, self.threat.low, self.threat.high)
         checks.check_index(index, x, self.num_samples, self.plan.per_sample_state)
@@ -366,6 +417,8 @@ class Step:
             steps_per_epoch=self.steps_per_epoch * many if self.steps_per_epoch else None,
             seed=self.seed,
             needs=self.plan.needs,
+            attack_steps=int(self.plan.options.get("steps", 1)),
+            fits=self.plan.objective.fits,
             attack_loss=self.attack_loss,
         )
         unknown_needs = self.plan.needs - NEEDS

@@ -28,3 +28,11 @@ def gradients_if_used(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | N
     ``loss.backward()`` leaves it so too: an optimizer then skips that parameter, decay included.
     """
     return list(torch.autograd.grad(loss, list(inputs), allow_unused=True))
+
+
+def differentiable_gradient(loss: Tensor, inputs: Tensor) -> Tensor:
+    """The gradient of the scalar ``loss`` at ``inputs``, itself differentiable in the weights.
+
+    The graph is kept: the outer pass differentiates through it (double backward).
+    """
+    return torch.autograd.grad(loss, [inputs], create_graph=True)[0]

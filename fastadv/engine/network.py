@@ -50,11 +50,11 @@ class Network:
         return self.device.type == "cpu"
 
     def loss_scale(self, batch_size: int) -> float:
-        """What to multiply an attack's mean loss by: float16 would flush its gradients to zero.
+        """What to multiply a mean loss by for its input gradient, which float16 flushes to zero.
 
-        The direction of a step does not depend on it.
+        The direction of an attack's step does not depend on it; who needs the size divides it out.
         """
-        return 128.0 * batch_size if self.attack_dtype is torch.float16 else 1.0
+        return 128.0 * batch_size if self._dtype is torch.float16 else 1.0
 
     def run(self, region: Callable[..., Result], *inputs: Any) -> Result:
         """Run a region of straight tensor code in the step's mode."""
@@ -68,6 +68,12 @@ class Network:
             else:
                 with self.taps.adding(block_noise):
                     logits = self.model(x)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def logits_of(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Logits of another network, in the outer pass's precision, without a graph."""
+        with torch.no_grad(), autocast(self.device, self.outer_dtype):
+            logits = model(x)
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def logits_and_taps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -92,6 +98,12 @@ class Network:
     def training(self) -> Iterator[None]:
         """Training mode and gradients for the outer pass."""
         with torch.enable_grad(), guard.train_flags(self.model, True):
+            yield
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Running BatchNorm statistics for the passes inside, gradients as they are."""
+        with guard.train_flags(self.model, False):
             yield
 
     @contextmanager
