@@ -93,7 +93,7 @@ def _ce_forward_kernel(
     sum_here = tl.sum(tl.where(keep, loss, 0.0), axis=0)
     count_here = tl.sum(keep.to(tl.int32), axis=0)
     if PADDED == 1:
-        tl.store(total, tl.div_rn(sum_here, batch.to(tl.float32)))
+        tl.store(total, tl.div_rn(sum_here, tl.to_tensor(batch).to(tl.float32)))
         tl.store(count, count_here.to(tl.int64))
     else:
         program = tl.program_id(0)
@@ -106,7 +106,7 @@ def _ce_forward_kernel(
             there = other < programs
             sums = tl.load(partials + other, mask=there, other=0.0, cache_modifier=".cg")
             numbers = tl.load(counts + other, mask=there, other=0, cache_modifier=".cg")
-            tl.store(total, tl.div_rn(tl.sum(sums, axis=0), batch.to(tl.float32)))
+            tl.store(total, tl.div_rn(tl.sum(sums, axis=0), tl.to_tensor(batch).to(tl.float32)))
             tl.store(count, tl.sum(numbers, axis=0).to(tl.int64))
 
 
@@ -120,7 +120,7 @@ def _ce_backward_kernel(
     label = tl.load(y + row, mask=exists, other=0)
     keep = tl.load(kept + row, mask=exists, other=0)
     hit = (column[None, :] == label[:, None]).to(tl.float32)
-    share = tl.div_rn(tl.load(grad).to(tl.float32), batch.to(tl.float32))
+    share = tl.div_rn(tl.load(grad).to(tl.float32), tl.to_tensor(batch).to(tl.float32))
     # m_i / B * (softmax - onehot)
     value = tl.where(keep[:, None] != 0, share * (tl.exp(_log_softmax(z)) - hit), 0.0)
     tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)

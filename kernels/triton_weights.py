@@ -141,7 +141,8 @@ def restore_weights(
     _, shifts = flat_pairs(w, v)
     launch(
         _restore_kernel, (block_count(w),), w, w0, shifts, device=w[0].device,
-        SIZES=tuple(t.numel() for t in w), BLOCK=BLOCK, ALIGNED=aligned(w, w0, shifts), num_warps=WARPS,
+        SIZES=tuple(t.numel() for t in w), BLOCK=BLOCK, ALIGNED=aligned(w, w0, shifts),
+        num_warps=WARPS,
     )  # fmt: skip
     _written(weights, w)
 

@@ -135,10 +135,15 @@ class Machine:
         return len(re.findall(pattern, self.sass))
 
 
-def compiled(launch: Launch, capability: int) -> Machine:
-    """The code for one launch on ``sm_<capability>``."""
+def triton_compiled(launch: Launch, capability: int) -> Any:
+    """Triton's compiled kernel for one launch on ``sm_<capability>``."""
     target = GPUTarget("cuda", capability, 32)
-    kernel = triton.compile(_source(launch), target=target, options=launch.options)
+    return triton.compile(_source(launch), target=target, options=launch.options)
+
+
+def compiled(launch: Launch, capability: int) -> Machine:
+    """What is in the cubin of one launch."""
+    kernel = triton_compiled(launch, capability)
     with TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(kernel.asm["cubin"])

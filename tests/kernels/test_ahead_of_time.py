@@ -11,7 +11,7 @@ from torch import Tensor
 if not choice.TRITON_INSTALLED:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from aot import Launch, compiled, recorded
+from aot import Launch, compiled, recorded, triton_compiled
 from fastadv.kernels.triton_face import FUNCTIONS
 
 TARGETS = (80, 90, 100)
@@ -182,6 +182,43 @@ def launches(name: str, even: bool) -> list[Launch]:
         CALLS[name](Layout(even))
     assert found
     return found
+
+
+def sizes_of_one() -> None:
+    """Triton turns an argument that is 1 into a constant, which is another program."""
+    image, z, one = torch.zeros(1, 1, 1, 1), torch.zeros(1, 1), torch.zeros(1)
+    row = torch.zeros(1, dtype=torch.int64)
+    view = (row, row, row, row != 0)
+    for name in ("linf_start", "l2_start"):
+        FUNCTIONS[name](image, 0.1, row, 1, 1, 0.0, 1.0, 1)
+    for name in ("linf_step", "l2_step"):
+        FUNCTIONS[name](image, image, image, 0.1, 0.1)
+    FUNCTIONS["l2_step"](torch.zeros(1, 33000), torch.zeros(1, 33000), torch.zeros(1, 33000), 1, 1)
+    FUNCTIONS["noise_normal"](row, (1,), row[0], row[0], 1)
+    FUNCTIONS["linf_step_normalized"](image, image, image, 0.1, 0.1, one, one)
+    FUNCTIONS["crop_flip"](image, *view, (1, 1), padding="reflect")
+    FUNCTIONS["crop_flip_add"](image, *view, image, 1, 1.0)
+    FUNCTIONS["crop_flip_ascend"](image, *view, image, 1, ok=row[0] == 0)
+    FUNCTIONS["top_n_forward"](z, z, 1, True)
+    FUNCTIONS["top_n_forward"](torch.zeros(1, 8193), torch.zeros(1, 8193), 1, False)
+    FUNCTIONS["trades_kl_forward"](z, z)
+    FUNCTIONS["trades_kl_backward"](one, z, z, True, True)
+    FUNCTIONS["masked_ce_forward"](z, row, 1.0)
+    FUNCTIONS["masked_ce_backward"](one[0], z, row, row.to(torch.int8))
+    FUNCTIONS["perturb_weights"]([one], [one.clone()], 0.1)
+    FUNCTIONS["block_step_gradients"]([one], [one])
+
+
+def test_sizes_of_one_compile() -> None:
+    with recorded() as found:
+        sizes_of_one()
+    failures = []
+    for launch in found:
+        try:
+            triton_compiled(launch, 90)
+        except Exception as error:
+            failures.append(f"{launch.name}: {error}")
+    assert not failures, "\n".join(failures)
 
 
 def inspect(name: str, even: bool, capability: int) -> None:

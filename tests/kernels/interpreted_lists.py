@@ -1,0 +1,103 @@
+"""Weight perturbation and block taps in Triton's interpreter against the reference."""
+
+import math
+
+import pytest
+import torch
+from fastadv.kernels.choice import call
+from oracle import DTYPES, assert_error_rule, gradients, poisoned, widened
+from oracle import triton_and_reference as both
+from torch import Tensor
+
+SHAPES = ((64, 3, 3, 3), (10, 50), (1,), (7, 33, 5), (5000,), (0,), (3,))
+
+
+def tensors(seed: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    found = [torch.randn(s, generator=torch.Generator().manual_seed(seed)) for s in SHAPES]
+    found[0] = found[0].to(memory_format=torch.channels_last)
+    return [t.to(dtype) for t in found]
+
+
+def copies(found: list[Tensor]) -> list[Tensor]:
+    return [t.clone() for t in found]
+
+
+@pytest.mark.parametrize("scope", ["tensor", "global"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gamma", [0.01, torch.tensor(0.3)])
+def test_perturb_and_restore(scope: str, dtype: torch.dtype, gamma: float | Tensor) -> None:
+    w, g = tensors(0, dtype), [t * 1e-3 for t in tensors(1, dtype)]
+    g[1].zero_()
+    g[0] = g[0].contiguous()
+    runs = []
+    for face, double in (("triton", False), ("reference", False), ("reference", True)):
+        weights, directions = copies(w), copies(g)
+        if double:
+            weights, directions = widened(weights), widened(directions)
+        with poisoned():
+            call("perturb_weights", weights, directions, gamma, scope, face=face)
+        runs.append((weights, directions))
+    for kernel, plain, exact in zip(*runs, strict=True):
+        assert_error_rule(kernel, plain, exact)
+    weights, directions = runs[0]
+    assert not directions[1].any()
+    versions = [t._version for t in weights]
+    call("restore_weights", weights, w, directions, face="triton")
+    assert all(torch.equal(a, b) for a, b in zip(weights, w, strict=True))
+    assert all(t._version > v for t, v in zip(weights, versions, strict=True))
+
+
+def test_restore_keeps_what_the_optimizer_did() -> None:
+    w, v = tensors(0), [t * 0.01 for t in tensors(1)]
+    stepped = [a + b + 0.125 for a, b in zip(w, v, strict=True)]
+    plain = copies(stepped)
+    call("restore_weights", stepped, w, v, face="triton")
+    call("restore_weights", plain, w, v, face="reference")
+    assert all(torch.equal(a, b) for a, b in zip(stepped, plain, strict=True))
+    torch.testing.assert_close(stepped, [t + 0.125 for t in w])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("scope", ["tensor", "global"])
+def test_a_non_finite_direction_moves_nothing(bad: float, scope: str) -> None:
+    runs = []
+    for face in ("triton", "reference"):
+        weights, directions = tensors(0), tensors(1)
+        directions[3][0, 0, 0] = bad
+        call("perturb_weights", weights, directions, 0.1, scope, face=face)
+        assert all(d.isfinite().all() for d in directions)
+        assert torch.equal(weights[3], tensors(0)[3])
+        runs.append((weights, directions))
+    torch.testing.assert_close(runs[0], runs[1])
+
+
+def test_the_same_bits_every_run() -> None:
+    runs = []
+    for _ in range(2):
+        weights, directions = tensors(0), tensors(1)
+        call("perturb_weights", weights, directions, 0.1, "global", face="triton")
+        runs.append(weights)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_taps(dtype: torch.dtype) -> None:
+    blocks = [gradients(s, i, dtype) for i, s in enumerate(((2, 4, 9, 7), (3, 5), (2, 3000), (1,)))]
+    blocks[0] = blocks[0].to(memory_format=torch.channels_last)
+    blocks[1][0, 0] = math.nan
+    signs, plain = both("block_signs", blocks)
+    assert all(torch.equal(a, b) for a, b in zip(signs, plain, strict=True))
+    assert signs[0].stride() == blocks[0].stride()
+    noise, plain = both("block_noise", signs, torch.tensor([0.1, -2.0, 0.0, 1e-4]))
+    assert all(torch.equal(a, b) for a, b in zip(noise, plain, strict=True))
+    blocks[1][0, 0] = 1.0
+    signs[0] = signs[0].contiguous()
+    kernel, plain = both("block_step_gradients", blocks, signs)
+    exact = call("block_step_gradients", widened(blocks), widened(signs))
+    assert_error_rule(kernel, plain, exact, slack=2e-7)
+
+
+def test_mixed_dtypes_are_refused_when_triton_is_asked_for() -> None:
+    mixed = [torch.ones(3), torch.ones(3, dtype=torch.float16)]
+    with pytest.raises(RuntimeError, match="differ in dtype"):
+        call("block_signs", mixed, face="triton")

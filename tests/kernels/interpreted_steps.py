@@ -1,0 +1,156 @@
+"""Noise, L-infinity and L2 steps in Triton's interpreter against the reference."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from fastadv.kernels.choice import call
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import DTYPES, LAYOUTS, SHAPES, error_rule, gradients, images, laid_out
+from oracle import triton_and_reference as both
+from torch import Tensor
+
+EPS, ALPHA = 8 / 255, 2 / 255
+KEYS: list[tuple[Any, Any, int]] = [
+    (1, 1, 1),
+    (2**64 - 1, 2**40 + 3, 255),
+    (torch.tensor(-5), torch.tensor(2**33), 0),
+]
+ROWS = torch.tensor([5, 2**31 + 7, 0, 1])
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 33, 31), (1,), (3, 32, 32)])
+def test_uniform_noise_is_the_reference_bit_for_bit(
+    key: tuple[Any, Any, int], dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    triton, plain = both("noise_uniform", ROWS, shape, *key, dtype)
+    assert torch.equal(triton, plain)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_normal_noise(key: tuple[Any, Any, int]) -> None:
+    triton, plain = both("noise_normal", ROWS, (3, 33, 31), *key)
+    torch.testing.assert_close(triton, plain, rtol=0, atol=4e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linf_is_the_reference_bit_for_bit(
+    shape: tuple[int, ...], layout: str, dtype: torch.dtype
+) -> None:
+    x = laid_out(images(shape, 0, dtype), layout)
+    grad = laid_out(gradients(shape, 1, dtype), "contiguous")
+    start, plain = both("linf_start", x, EPS, ROWS[: shape[0]], 3, torch.tensor(4))
+    assert torch.equal(start, plain)
+    for alpha in (ALPHA, torch.tensor(ALPHA), torch.tensor(ALPHA, dtype=torch.float64)):
+        stepped, plain = both("linf_step", start, grad, x, alpha, EPS)
+        assert torch.equal(stepped, plain)
+    projected, plain = both("linf_project", start, x, EPS / 2, 0.1, 0.9)
+    assert torch.equal(projected, plain)
+    mean, std = images((shape[1],), 5), images((shape[1],), 6) + 0.1
+    pair, plain = both("linf_step_normalized", start, grad, x, ALPHA, EPS, mean, std, 0.0, 1.0)
+    assert torch.equal(pair[0], plain[0])
+    assert torch.equal(pair[1], plain[1])
+    assert pair[1].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_linf_in_place_and_into_another_layout() -> None:
+    x, grad = images((2, 3, 5, 4), 0), gradients((2, 3, 5, 4), 1)
+    start = images((2, 3, 5, 4), 2)
+    expected = call("linf_step", start, grad, x, ALPHA, EPS, face="reference")
+    for layout in LAYOUTS:
+        out = laid_out(start.clone(), layout)
+        version = out._version
+        assert call("linf_step", start, grad, x, ALPHA, EPS, out=out, face="triton") is out
+        assert torch.equal(out, expected)
+        assert out._version > version
+    call("linf_step", start, grad, x, ALPHA, EPS, out=start, face="triton")
+    assert torch.equal(start, expected)
+
+
+def test_extreme_values_and_nan() -> None:
+    grad = torch.tensor([[math.inf, -math.inf, math.nan, 1e-45, -1e-45, 0.0, -0.0, 3e38]])
+    x = torch.full((1, 8), 0.5)
+    triton, plain = both("linf_step", x, grad, x, ALPHA, EPS)
+    assert torch.equal(triton, plain)
+    assert torch.equal(triton[0, 2], x[0, 2])
+    broken = torch.full((1, 8), math.nan)
+    assert both("linf_step", broken, grad, x, ALPHA, EPS)[0].isnan().all()
+    free, plain = both("linf_step", x, grad, x, 5.0, math.inf, -math.inf, math.inf)
+    assert torch.equal(free, plain)
+
+
+def test_a_bfloat16_gradient_of_a_float32_image() -> None:
+    x, grad = images((2, 3, 5, 4), 0), gradients((2, 3, 5, 4), 1).to(torch.bfloat16)
+    triton, plain = both("linf_step", x, grad, x, ALPHA, EPS)
+    assert torch.equal(triton, plain)
+
+
+LARGE = (2, 3, 110, 112)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, LARGE])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("eps", [0.05, 0.5])
+def test_l2_error(shape: tuple[int, ...], layout: str, dtype: torch.dtype, eps: float) -> None:
+    if shape == LARGE and (layout != "channels_last" or dtype != torch.float32):
+        return
+    x = laid_out(images(shape, 0, dtype), layout)
+    away = laid_out((images(shape, 0) + 0.1 * images(shape, 2)).clamp(0, 1).to(dtype), layout)
+    grad = laid_out(gradients(shape, 1, dtype), "contiguous")
+    for alpha in (0.2, torch.tensor(0.2)):
+        stepped = error_rule("l2_step", away, grad, x, alpha, eps, slack=3e-7)
+        norm = (stepped.double() - x.double()).flatten(1).norm(dim=1)
+        # Each pixel below 1 is rounded by at most a quarter of the dtype's epsilon.
+        rounding = x[0].numel() ** 0.5 * torch.finfo(dtype).eps / 4
+        assert (norm <= eps * (1 + 1e-6) + rounding).all()
+    error_rule("l2_project", away, x, eps, slack=3e-7)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 33, 31), LARGE])
+def test_l2_start(shape: tuple[int, ...]) -> None:
+    x = laid_out(images(shape, 0), "channels_last")
+    triton, plain = both("l2_start", x, 0.5, ROWS[: shape[0]], 2**63, torch.tensor(9), 0.0, 1.0, 1)
+    torch.testing.assert_close(triton, plain, rtol=0, atol=1e-6)
+
+
+def test_l2_with_a_zero_gradient_stays() -> None:
+    x = images((2, 3, 4, 4), 0)
+    stepped = call("l2_step", x, torch.zeros_like(x), x, 0.5, 0.5, face="triton")
+    assert torch.equal(stepped, x)
+    tiny = call("l2_step", x, torch.full_like(x, 1e-30), x, 0.5, 0.5, face="triton")
+    torch.testing.assert_close(tiny, x)
+
+
+def sized(data: st.DataObject) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (data.draw(st.integers(1, 3)), data.draw(st.integers(1, 40)))
+    seed = data.draw(st.integers(0, 2**20))
+    return images(shape, seed), images(shape, seed + 1) * 3 - 1, gradients(shape, seed + 2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data(), st.floats(0.0, 0.5), st.floats(0.0, 2.0))
+def test_linf_properties(data: st.DataObject, eps: float, alpha: float) -> None:
+    x, x_adv, grad = sized(data)
+    stepped = call("linf_step", x_adv, grad, x, alpha, eps, face="triton")
+    assert ((stepped - x).abs() <= eps + 6e-8).all()
+    assert ((stepped >= 0) & (stepped <= 1)).all()
+    again = call("linf_project", stepped, x, eps, face="triton")
+    assert torch.equal(again, stepped)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data(), st.floats(0.01, 3.0), st.floats(0.0, 2.0))
+def test_l2_properties(data: st.DataObject, eps: float, alpha: float) -> None:
+    x, x_adv, grad = sized(data)
+    stepped = call("l2_step", x_adv, grad, x, alpha, eps, face="triton")
+    assert ((stepped - x).norm(dim=1) <= eps * (1 + 1e-5)).all()
+    assert ((stepped >= 0) & (stepped <= 1)).all()
+    again = call("l2_project", stepped, x, eps, face="triton")
+    torch.testing.assert_close(again, stepped, rtol=0, atol=1e-6)

@@ -1,0 +1,111 @@
+"""The error rule, poisoned memory, and awkward tensors, for the kernel tests."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+SHAPES = ((1, 3, 33, 31), (3, 3, 8, 8), (2, 1, 1, 1), (2, 4, 5, 7))
+LAYOUTS = ("contiguous", "channels_last", "strided")
+DTYPES = (torch.float32, torch.float16)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def laid_out(t: Tensor, layout: str) -> Tensor:
+    """The same values in another memory layout."""
+    if layout == "channels_last":
+        return t.to(memory_format=torch.channels_last)
+    if layout == "strided":
+        wide = torch.full((*t.shape[:-1], 2 * t.shape[-1] + 1), math.nan, dtype=t.dtype)
+        wide[..., 1::2] = t
+        return wide[..., 1::2]
+    return t.contiguous()
+
+
+def images(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.rand(shape, generator=generator(seed)).to(dtype)
+
+
+def gradients(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normal numbers, a few zeros, and a first sample that is zero where there are more."""
+    g = torch.randn(shape, generator=generator(seed))
+    g.view(-1)[::7] = 0
+    if shape[0] > 1:
+        g[0] = 0
+    return g.to(dtype)
+
+
+def widened(value: Any) -> Any:
+    """The same arguments in float64."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.double()
+    if isinstance(value, (list, tuple)):
+        return type(value)(widened(v) for v in value)
+    return value
+
+
+def assert_error_rule(kernel: Any, plain: Any, exact: Any, slack: float = 1e-7) -> None:
+    """At most twice the error of the same-dtype expression, both against float64.
+
+    ``slack``, in units of the result's size, stands for one rounding of float32: an expression may
+    happen to be exact.
+    """
+    if isinstance(exact, (list, tuple)):
+        for k, p, e in zip(kernel, plain, exact, strict=True):
+            assert_error_rule(k, p, e, slack)
+        return
+    assert kernel.dtype == plain.dtype
+    assert kernel.shape == plain.shape
+    assert torch.isfinite(kernel).all()
+    if not exact.numel():
+        return
+    scale = max(1.0, exact.abs().max().item())
+    if kernel.dtype in (torch.float16, torch.bfloat16):
+        slack = max(slack, torch.finfo(kernel.dtype).eps / 2)
+    allowed = 2 * (plain.double() - exact).abs().max().item() + slack * scale
+    assert (kernel.double() - exact).abs().max().item() <= allowed
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Within, memory that nobody has written yet is NaN (or a large integer)."""
+
+    def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def made(*args: Any, **kwargs: Any) -> Tensor:
+            t = make(*args, **kwargs)
+            return t.fill_(math.nan if t.is_floating_point() else 77)
+
+        return made
+
+    with (
+        mock.patch.object(torch, "empty", poison(torch.empty)),
+        mock.patch.object(torch, "empty_like", poison(torch.empty_like)),
+        mock.patch.object(Tensor, "new_empty", poison(Tensor.new_empty)),
+    ):
+        yield
+
+
+def triton_and_reference(name: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """Both faces on the same arguments, the Triton one with poisoned memory."""
+    from fastadv.kernels.choice import call
+
+    with poisoned():
+        result = call(name, *args, face="triton", **kwargs)
+    return result, call(name, *args, face="reference", **kwargs)
+
+
+def error_rule(name: str, *args: Any, slack: float = 1e-7, **kwargs: Any) -> Any:
+    """Apply the error rule to a kernel; returns the Triton face's result."""
+    from fastadv.kernels.choice import call
+
+    kernel, plain = triton_and_reference(name, *args, **kwargs)
+    exact = call(name, *widened(args), face="reference", **kwargs)
+    assert_error_rule(kernel, plain, exact, slack)
+    return kernel
