@@ -1,11 +1,20 @@
 """fastadv: fast adversarial training in PyTorch."""
 
+from importlib.metadata import PackageNotFoundError, version
+
+from fastadv.attacks import attack
 from fastadv.data.view import View
 from fastadv.errors import TrainingError, UserError
+from fastadv.evaluation import evaluate
 from fastadv.models import build_model
 from fastadv.recipes import methods
 from fastadv.threat import Threat
 from fastadv.training_step import Step, step
+
+try:
+    __version__ = version("fastadv")
+except PackageNotFoundError:  # run from a checkout that is not installed
+    __version__ = "0+unknown"
 
 __all__ = [
     "Step",
@@ -13,7 +22,9 @@ __all__ = [
     "TrainingError",
     "UserError",
     "View",
+    "attack",
     "build_model",
+    "evaluate",
     "methods",
     "step",
 ]

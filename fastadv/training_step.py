@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastadv import checks, kernels
+from fastadv.adversaries.weaken import weakened, weakening
 from fastadv.contract import (
     NEEDS,
     Adversarial,
@@ -31,7 +32,7 @@ from fastadv.engine import distributed, guard, noise
 from fastadv.engine.averages import averaged_weights
 from fastadv.engine.gradient import gradients_if_used
 from fastadv.engine.network import Network
-from fastadv.engine.precision import pass_dtype, surrounding
+from fastadv.engine.precision import autocast, pass_dtype, surrounding
 from fastadv.engine.runner import Runner
 from fastadv.engine.taps import Taps
 from fastadv.engine.update import Updater
@@ -84,9 +85,12 @@ class Step:
         self.net = Network(self.model, self.device, runner, outer, attack)
         if "block_gradients" in plan.needs:
             names = None if blocks is None else list(blocks)
-            tapped = perturbable_blocks(self.model, names)
+            place = plan.options.get("block_noise_at", "conv1")
+            tapped = perturbable_blocks(self.model, names, at=place)
             self.net.taps = Taps([module for _, module in tapped])
         self._named = dict(self.model.named_parameters())
+        plan.layers.bind(self.model, optimizer)
+        self._learns = {name for name in self._named if plan.layers.learns(name)}
         self.updater = Updater(optimizer, self.device, scaler, max_grad_norm)
         self.num_samples, self.num_classes, self.seed = num_samples, num_classes, seed
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
@@ -142,7 +146,8 @@ class Step:
             self.net.outer_dtype = self.net.attack_dtype = outer
         for replay in range(self.updates_per_batch):
             self._fill_schedules(replay)
-            batch = self._views(Batch(x.detach(), y, index, self.offset, view, start, second))
+            given = start if replay == 0 else None
+            batch = self._views(Batch(x.detach(), y, index, self.offset, view, given, second))
             metrics = self._update(batch, update)
             self.offset += 1
         self.calls += update
@@ -159,6 +164,8 @@ class Step:
         plan.target.before(batch, facts)
         with self.net.attacking(plan.adversary.attack_bn):
             made = plan.adversary.make(batch, facts)
+            weak = weakening(plan.adversary, batch, self.seed)
+            made = made._replace(facts=made.facts | weak)
             facts = facts | made.facts | self._neighbor(batch, facts)
         if "teacher_logits" in plan.needs:
             facts["teacher_logits"] = self.net.run(plan.target.teach, made.x_adv)
@@ -171,6 +178,8 @@ class Step:
         learning = self._learning()
         weight_gradients, others = found[: len(learning)], found[len(learning) :]
         distributed.average([g for g in found if g is not None])
+        names = list(self._learning_named())
+        plan.layers.before_update(self.updater.optimizer, names, weight_gradients)
         norm, ok = self.updater(learning, weight_gradients, loss, self.offset, update=update)
         with torch.no_grad():
             if weights and plan.weights is not None:
@@ -275,10 +284,11 @@ class Step:
                 made = made._replace(center=made.center.detach().requires_grad_())
         if wanted and not x_adv.requires_grad:
             x_adv = x_adv.detach().requires_grad_()
-        outputs = self._outputs(batch, made, x_adv, facts, block_noise)
+        trained_on = self._weakened(x_adv, made)
+        outputs = self._outputs(batch, made, trained_on, facts, block_noise)
         loss = self._losses(outputs, batch.y).mean()
         if regularizer is not None:
-            term = regularizer.term(batch, made, x_adv, outputs)
+            term = regularizer.term(batch, made, trained_on, outputs)
             loss = loss + regularizer.weight() * term
         inputs = [*self._learning(), *leaves]
         if adversary.wants_input_gradient:
@@ -286,6 +296,9 @@ class Step:
         found = gradients_if_used(loss * scale.to(loss.dtype), inputs)
         natural = None if outputs.natural is None else outputs.natural.detach()
         return loss.detach(), found, Outputs(outputs.adversarial.detach(), natural, facts)
+
+    def _weakened(self, x_adv: Tensor, made: Adversarial) -> Tensor:
+        return weakened(x_adv, made.center, made.facts, self.threat.low, self.threat.high)
 
     # -- perturbed weights --------------------------------------------------------------------
 
@@ -319,7 +332,8 @@ class Step:
         with torch.enable_grad():
             leaves = [leaf.detach() for leaf in self.plan.adversary.leaves()]
             x_adv, block_noise = self.plan.adversary.outer_input(batch, made, leaves)
-            outputs = self._outputs(batch, made, x_adv.detach(), facts, block_noise)
+            trained_on = self._weakened(x_adv.detach(), made)
+            outputs = self._outputs(batch, made, trained_on, facts, block_noise)
             adversarial = functional.cross_entropy(outputs.adversarial, batch.y, reduction="none")
             loss, count = part.reduce(Losses(self._losses(outputs, batch.y), adversarial))
             return gradients_if_used(loss, self._perturbed()), count
@@ -340,8 +354,16 @@ class Step:
         self.plan.target.after(batch, outputs, ok)
 
     def _learning(self) -> list[Tensor]:
-        """The parameters the user lets learn."""
-        return [parameter for parameter in self._named.values() if parameter.requires_grad]
+        """The parameters that learn."""
+        return list(self._learning_named().values())
+
+    def _learning_named(self) -> dict[str, Tensor]:
+        """Those the user lets learn and the recipe does not freeze, by name."""
+        return {
+            name: parameter
+            for name, parameter in self._named.items()
+            if parameter.requires_grad and name in self._learns
+        }
 
     def _require_accumulation(self) -> None:
         for slot, part in self.plan.parts.items():
@@ -401,9 +423,11 @@ class Step:
         with torch.no_grad(), guard.train_flags(self.model, False):
             logits = self.net.logits(x[:2])
         classes = checks.check_classes(logits, y, self.num_classes)
-        self._allocate((x.shape[1], x.shape[2], x.shape[3]), x.dtype, classes)
+        self._allocate((x.shape[1], x.shape[2], x.shape[3]), len(x), x.dtype, classes)
 
-    def _allocate(self, shape: tuple[int, int, int], dtype: torch.dtype, classes: int) -> None:
+    def _allocate(
+        self, shape: tuple[int, int, int], batch_size: int, dtype: torch.dtype, classes: int
+    ) -> None:
         many = self.updates_per_batch
         setup = Setup(
             net=self.net,
@@ -411,6 +435,7 @@ class Step:
             device=self.device,
             dtype=dtype,
             image_shape=shape,
+            batch_size=batch_size,
             num_samples=self.num_samples,
             num_classes=classes,
             total_steps=self.total_steps * many if self.total_steps else None,
@@ -483,14 +508,7 @@ class Step:
             return
         self._pending = None
         for slot, part in self.plan.parts.items():
-            for name, tensor in part.state.items():
-                saved = state["parts"][slot][name]
-                if saved.shape != tensor.shape:
-                    raise UserError(
-                        f"The saved {name} has shape {tuple(saved.shape)}, this run's "
-                        f"{tuple(tensor.shape)}: another data set or model."
-                    )
-                tensor.copy_(saved)
+            part.load_state(state["parts"][slot])
 
 
 def step(

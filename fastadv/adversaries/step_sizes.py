@@ -9,13 +9,13 @@ from torch import Tensor
 def usual_rate(eps: float, updates: int, momentum: float) -> float:
     """A peak rate for ascent on step sizes where no published preset exists.
 
-    The rate is such that a constant gradient of 1/2 over ``updates`` updates of a triangular
+    The rate is such that a constant gradient of 2 over ``updates`` updates of a triangular
     schedule (mean rate: half the peak) with ``momentum`` carries a step size from 0 to eps:
-    peak/2 * updates / (1 - momentum) * 1/2 = eps. The paper's CIFAR rate of 5e-8 follows from the
-    same arithmetic with the gradient those images have (sum over 3,072 pixels). Fewer updates or
-    a larger ball ask for a larger rate.
+    peak/2 * updates / (1 - momentum) * 2 = eps. Fewer updates or a larger ball ask for a larger
+    rate. The paper's CIFAR rate of 5e-8 is the same arithmetic for the larger gradient (a sum
+    over 3,072 pixels) of those images.
     """
-    return 4 * eps * (1 - momentum) / max(updates, 1)
+    return eps * (1 - momentum) / max(updates, 1)
 
 
 class StepSizes:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fastadv.engine import noise
 from fastadv.engine.gradient import input_gradient
 from fastadv.engine.network import Network
 from fastadv.errors import UserError
 from fastadv.threat import Threat
 
-STREAM = 128  # of the counter-based noise: none that training draws from (engine/noise.py)
+STREAM = noise.EVALUATION
 FP16_SCALE = 256.0  # fp16 would round small gradients to zero; sign and direction do not see it
 
 

@@ -1,0 +1,145 @@
+"""The command line: train, evaluate, methods, doctor, export."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import rich.console
+import rich.table
+import typer
+from rich.markup import escape
+
+from fastadv.errors import TrainingError, UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Fast adversarial training: `fastadv train --method apart --amp` runs as it is.",
+)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    errors = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(kind: str, sentence: object) -> None:
+        errors.print(f"[{'yellow' if kind == 'warning' else 'red'}]{kind}:[/] {escape(str(sentence))}")
+
+    # A warning is a sentence for a person here, not a place in the code.
+    warnings.showwarning = lambda message, *_: say("warning", message)  # type: ignore[assignment]
+    from fastadv.train import Interrupted
+
+    try:
+        code = app(standalone_mode=False)
+    except (UserError, TrainingError) as error:
+        say("error", error)
+        code = 2
+    except Interrupted as stopped:
+        errors.print(escape(str(stopped)))
+        code = 130
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        # Whichever click typer brings along, its usage errors know how to word themselves.
+        if not hasattr(error, "format_message"):
+            raise
+        say("error", error.format_message())
+        code = 2
+    sys.exit(code)
+
+
+def _train(given: dict[str, Any]) -> None:
+    """Train a network. Without options: APART on digits."""
+    from fastadv.config import TrainConfig, config_types
+    from fastadv.train import resume, train
+
+    path = given.pop("resume", None)
+    if path is not None:
+        if given:
+            flags = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise UserError(f"--resume continues a run as it was begun; leave away {flags}.")
+        resume(path)
+        return
+    settings = {name: given.pop(name) for name in list(given) if name in config_types()}
+    train(TrainConfig(**settings, options=given))
+
+
+def _register_train() -> None:
+    from fastadv.commands import train_parameters, with_options
+
+    resume = inspect.Parameter(
+        "resume",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[
+            str | None,
+            typer.Option(
+                "--resume", help="continue the run in this folder", rich_help_panel="The run"
+            ),
+        ],
+    )
+    app.command("train")(with_options(_train, [resume, *train_parameters()]))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="a run folder")],
+    attacks: Annotated[
+        str, typer.Option(help="clean, fgsm, pgd-20, pgd-50-10, cw, autoattack, ... with commas")
+    ] = "clean,fgsm,pgd-20",
+    which: Annotated[str, typer.Option(help="best or last weights")] = "best",
+    eps: Annotated[str | None, typer.Option(help="another radius than the run's")] = None,
+    limit: Annotated[int | None, typer.Option(help="judge this many test images only")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
+) -> None:
+    """Test accuracy of a run's weights under attacks."""
+    from fastadv.judge import judge_run
+
+    scores = judge_run(run, attacks, which=which, eps=eps, limit=limit, seed=seed)
+    table = rich.table.Table(title=f"{run}, {which} weights: test accuracy, %")
+    table.add_column("attack")
+    table.add_column("accuracy", justify="right")
+    for attack, score in scores.items():
+        table.add_row(attack, f"{100 * score:.2f}")
+    rich.console.Console(highlight=False).print(table)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="explain this method")] = None,
+) -> None:
+    """List the methods, or explain one."""
+    from fastadv.explain import explain, table
+
+    out = rich.console.Console(highlight=False)
+    out.print(table() if name is None else explain(name))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can do, and what fastadv will use."""
+    from fastadv.doctor import report
+
+    rich.console.Console(highlight=False, soft_wrap=True).print(report())
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="a run folder")],
+    out: Annotated[Path, typer.Option(help="file to write")] = Path("model.safetensors"),
+    which: Annotated[str, typer.Option(help="best or last weights")] = "best",
+) -> None:
+    """Write a run's weights as safetensors."""
+    from fastadv.judge import export_run
+
+    export_run(run, out, which)
+    rich.console.Console(highlight=False, soft_wrap=True).print(f"wrote {escape(str(out))}")
+
+
+_register_train()

@@ -1,0 +1,121 @@
+"""Turn typed settings into command-line options, so that no flag is written twice."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, get_origin
+
+import typer
+
+from fastadv.config import TrainConfig, config_types
+from fastadv.options import all_options, plain_type
+from fastadv.parts import PARTS, names
+
+SETTING_HELP: Mapping[str, str] = {
+    "method": "training method; `fastadv methods` lists them",
+    "data": "digits, cifar10, cifar100, svhn, synthetic, folder:PATH, npz:PATH, tinyimagenet:PATH",
+    "model": "network, or module:callable for your own",
+    "width": "channels of the first stage (Wide ResNet: widening factor)",
+    "depth": "layers of a Wide ResNet",
+    "shortcut": "which published PreAct shortcut: raw or preact",
+    "dropout": "dropout before the classifier",
+    "epochs": "passes over the training set",
+    "batch_size": "images a step",
+    "lr": "peak learning rate",
+    "schedule": "triangular, piecewise, cosine or constant",
+    "momentum": "SGD momentum",
+    "cycle_momentum": "lower momentum by 0.1 at the peak of a triangular schedule, as published",
+    "nesterov": "Nesterov momentum",
+    "weight_decay": "SGD weight decay",
+    "max_grad_norm": "clip the gradient norm",
+    "eps": "radius of the threat model in pixels of [0,1], such as 8/255",
+    "norm": "linf or l2",
+    "amp": "mixed precision for attack and outer pass",
+    "amp_dtype": "bf16, or fp16 with loss scaling",
+    "attack_dtype": "the attack's own precision: fp32, bf16 or fp16",
+    "mode": "auto, eager, compiled or captured",
+    "pad": "random crops of the image padded by this many pixels",
+    "flip": "random horizontal flips",
+    "padding": "how crops are padded: constant or reflect",
+    "limit": "train on this many images only",
+    "data_root": "where data sets lie",
+    "download": "fetch a missing data set",
+    "select": "choose the best epoch on a validation split (val) or on the test set (test)",
+    "select_attack": "the attack that chooses the best epoch",
+    "val_fraction": "share of the training images held out to choose the best epoch",
+    "judge_every": "judge every so many epochs",
+    "test_attacks": "attacks of the final table, separated by commas",
+    "seed": "seed of weights, order, views and noise",
+    "deterministic": "refuse operations that are not reproducible",
+    "device": "auto, cpu, cuda or cuda:N",
+    "out": "run folder; runs/METHOD-DATA when not given",
+    "checkpoint_minutes": "also save inside an epoch when the last checkpoint is this old",
+}
+
+
+def _as_text(hint: Any) -> Any:
+    """Numbers are taken as text so that fractions like 8/255 can be read, choices as text so
+    that a mistake is answered in one way."""
+    kind = plain_type(hint)
+    if kind is float or get_origin(kind) is Literal:
+        return str
+    return kind
+
+
+def _option(name: str, kind: Any, text: str, panel: str) -> inspect.Parameter:
+    flag = "--" + name.replace("_", "-")
+    flags = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
+    declared = typer.Option(flags, help=text, rich_help_panel=panel, show_default=False)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, declared],
+    )
+
+
+def train_parameters() -> list[inspect.Parameter]:
+    """Every option of ``fastadv train``: the run's settings, the slots, the parts' options."""
+    found = []
+    for name, hint in config_types().items():
+        text = SETTING_HELP[name]
+        default = getattr(TrainConfig, name)
+        if default is not None and not isinstance(default, bool):
+            text += f" [{default}]"
+        found.append(_option(name, _as_text(hint), text, "The run"))
+    for slot in PARTS:
+        text = ", ".join(names(slot))
+        found.append(_option(slot, str, text, "Swap a part of the method"))
+    for name, (hint, owners) in _part_options().items():
+        found.append(_option(name, _as_text(hint), f"of {owners}", "Options of the parts"))
+    return found
+
+
+def _part_options() -> dict[str, tuple[Any, str]]:
+    classes = [part for parts in PARTS.values() for part in parts.values()]
+    owners: dict[str, list[str]] = {}
+    for parts in PARTS.values():
+        for label, part in parts.items():
+            for name in all_options([part]):
+                owners.setdefault(name, []).append(label)
+    settings = config_types()
+    return {
+        name: (hint, ", ".join(owners[name]))
+        for name, hint in all_options(classes).items()
+        if name not in settings
+    }
+
+
+def with_options(
+    command: Callable[[dict[str, Any]], None], parameters: list[inspect.Parameter]
+) -> Callable[..., None]:
+    """``command`` as a function with ``parameters``, called with what was given of them."""
+
+    def run(**given: Any) -> None:
+        command({name: value for name, value in given.items() if value is not None})
+
+    run.__doc__ = command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {entry.name: entry.annotation for entry in parameters}
+    return run

@@ -1,0 +1,76 @@
+"""Read a finished run: judge its weights, or write them out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from fastadv import checkpoint
+from fastadv.config import TrainConfig
+from fastadv.data import Dataset
+from fastadv.errors import UserError, unknown
+from fastadv.evaluation import evaluate
+from fastadv.run_folder import RunFolder
+from fastadv.session import Judging, choose_device, load_data, make_model
+from fastadv.threat import parse_number
+
+WEIGHTS = ("best", "last")
+
+
+def load_run(path: str, which: str) -> tuple[TrainConfig, Dataset, nn.Module]:
+    """Configuration, data and network of the run in ``path``, with its best or last weights."""
+    folder = RunFolder.open(path)
+    if which not in WEIGHTS:
+        raise unknown("weights", which, WEIGHTS)
+    config = folder.read_config()
+    data = load_data(config)
+    model = make_model(config, data)
+    file = folder.best if which == "best" else folder.last
+    checkpoint.load_weights(model, checkpoint.load(file)["model"], file)
+    return config, data, model
+
+
+def judge_run(
+    path: str,
+    attacks: str,
+    *,
+    which: str = "best",
+    eps: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Test accuracy in [0,1] by attack; ``eps`` is the run's unless given."""
+    config, data, model = load_run(path, which)
+    device = choose_device(config.device)
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit must be at least 1, not {limit}.")
+    images = Judging(data.test_images[:limit], data.test_labels[:limit], device)
+    radius = config.eps if eps is None else parse_number(eps, "eps")
+    return evaluate(
+        model.to(device),
+        images,
+        attacks.split(","),
+        eps=float(radius or 0.0),
+        norm=config.norm,
+        seed=seed,
+    )
+
+
+def export_run(path: str, out: Path, which: str = "best") -> None:
+    """Write the weights of a run as a safetensors file, with what is needed to rebuild it."""
+    config, data, model = load_run(path, which)
+    facts = {
+        "method": config.method,
+        "model": str(config.model),
+        "width": str(config.width),
+        "num_classes": str(data.num_classes),
+        "torch": torch.__version__,
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    try:
+        save_file(tensors, str(out), metadata=facts)
+    except OSError as error:
+        raise UserError(f"Cannot write {out}: {error}.") from None
