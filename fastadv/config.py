@@ -125,6 +125,8 @@ def _literal(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (int, float)):
         return repr(value)
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value))
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'
 

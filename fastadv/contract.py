@@ -92,9 +92,10 @@ class Outputs(NamedTuple):
 class Setup:
     """What a run is, told once to every part before the first batch.
 
-    ``image_shape`` is (C,H,W); ``batch_size`` is the first batch's. ``total_steps`` counts updates; it and ``steps_per_epoch`` are None
-    when the caller did not say. ``attack_steps`` is how many gradient steps the adversary takes,
-    ``fits`` which logits the objective fits ("natural" or "adversarial").
+    ``image_shape`` is (C,H,W); ``batch_size`` is the first batch's. ``total_steps`` counts updates;
+    it and ``steps_per_epoch`` are None when the caller did not say. ``attack_steps`` is how many
+    gradient steps the adversary takes, ``fits`` which logits the objective fits ("natural" or
+    "adversarial").
     ``attack_loss(logits, y, facts)`` is the scalar an adversary maximises: its own objective plus
     the target's term.
     """

@@ -51,6 +51,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
         return int(number)
     if kind is float:
         return parse_number(value, name)
+    if get_origin(kind) is tuple:
+        return _several(name, value, get_args(kind))
     return value
 
 
@@ -61,6 +63,22 @@ def _boolean(name: str, value: Any) -> bool:
     if str(value).lower() not in words:
         raise UserError(f"{name} must be true or false, not {value!r}.")
     return words[str(value).lower()]
+
+
+def _several(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A tuple from a sequence, one value, or a text such as "3,4"."""
+    if isinstance(value, str):
+        value = [entry.strip() for entry in value.split(",")]
+    entries = list(value) if isinstance(value, Iterable) else [value]
+    if kinds[-1] is ...:
+        return tuple(_entry(name, entry, kinds[0]) for entry in entries)
+    if len(entries) != len(kinds):
+        raise UserError(f"{name} takes {len(kinds)} values such as 0,1.5, not {len(entries)}.")
+    return tuple(_entry(name, entry, kind) for entry, kind in zip(entries, kinds, strict=True))
+
+
+def _entry(name: str, value: Any, kind: Any) -> Any:
+    return str(value) if kind is str else coerce(name, value, kind)
 
 
 def all_options(parts: Iterable[type[Part]]) -> dict[str, Any]:

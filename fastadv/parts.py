@@ -13,6 +13,9 @@ from fastadv.adversaries.pgd import PGD
 from fastadv.averaging.ema import EMA
 from fastadv.averaging.swa import SWA
 from fastadv.contract import Part
+from fastadv.layers.fixed_rate import FixedRate, RatLR
+from fastadv.layers.frozen import Frozen
+from fastadv.layers.uniform import Uniform
 from fastadv.objectives.ce import CrossEntropy
 from fastadv.objectives.trades import Trades
 from fastadv.regularizers.advlc import AdvLC
@@ -35,6 +38,7 @@ PARTS: Mapping[str, Mapping[str, type[Part]]] = {
     "target": {"one-hot": OneHot},
     "regularizer": {"advlc": AdvLC},
     "weights": {"awp": AWP, "rwp": RWP},
+    "layers": {"uniform": Uniform, "rat-lr": RatLR, "fixed-lr": FixedRate, "frozen": Frozen},
     "averaging": {"swa": SWA, "ema": EMA},
 }
 

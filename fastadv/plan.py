@@ -9,6 +9,7 @@ from typing import Any, cast
 from fastadv.contract import (
     Adversary,
     Averaging,
+    Layers,
     Objective,
     Part,
     Regularizer,
@@ -35,6 +36,7 @@ class Plan:
     target: Target
     regularizer: Regularizer | None
     weights: WeightPerturbation | None
+    layers: Layers
     averaging: Averaging | None
 
     @property
@@ -52,7 +54,7 @@ class Plan:
     @property
     def per_sample_state(self) -> bool:
         """Whether a part remembers something about every training sample."""
-        return any(part.per_sample_state for part in self.parts.values())
+        return any(part.remembers() for part in self.parts.values())
 
     @property
     def updates_per_batch(self) -> int:
@@ -88,6 +90,7 @@ def resolve(method: str, overrides: Mapping[str, Any] | None = None) -> Plan:
         target=cast(Target, parts["target"]),
         regularizer=parts.get("regularizer"),
         weights=parts.get("weights"),
+        layers=cast(Layers, parts["layers"]),
         averaging=parts.get("averaging"),
     )
     refuse(plan)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastadv.errors import unknown
-from fastadv.parts import NONE
+from fastadv.parts import NONE, PARTS
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ class Recipe:
 
     def parts(self) -> dict[str, str]:
         """Slot -> part name."""
-        slots = ("adversary", "objective", "target", "regularizer", "weights", "averaging")
-        return {slot: getattr(self, slot) for slot in slots}
+        return {slot: getattr(self, slot) for slot in PARTS}
 
 
 # How F+FGSM and APART train: short, with one triangular learning-rate cycle.

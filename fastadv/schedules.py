@@ -29,7 +29,7 @@ def factor(schedule: str, update: int, total: int) -> float:
 class Schedule:
     """Sets the learning rate (and, for a triangular cycle, the momentum) before each update.
 
-    A parameter group marked ``fixed_rate`` keeps its own rate (layers that learn at a fixed rate).
+    A parameter group with a ``fixed_rate`` keeps it (layers that learn at a fixed rate).
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Schedule:
         now = factor(self.kind, update, self.total)
         groups = zip(self.optimizer.param_groups, self.peaks, self.momenta, strict=True)
         for group, peak, momentum in groups:
-            if group.get("fixed_rate"):
+            if group.get("fixed_rate") is not None:
                 continue
             group["lr"] = peak * now
             if self.cycle_momentum and momentum:

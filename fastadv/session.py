@@ -96,9 +96,11 @@ class Session:
         device = choose_device(config.device)
         data = load_data(config)
         model = make_model(config, data).to(device)
+        plan = config.plan()
+        lr = float(config.lr or 0.0)
         optimizer = torch.optim.SGD(
-            model.parameters(),
-            lr=float(config.lr or 0.0),
+            plan.layers.optimizer_groups(model, lr),
+            lr=lr,
             momentum=config.momentum,
             weight_decay=float(config.weight_decay or 0.0),
             nesterov=config.nesterov,
@@ -110,7 +112,6 @@ class Session:
             chosen, validation = torch.arange(len(data.train_images)), test
         loader = _make_loader(config, data, device, chosen)
         epochs = int(config.epochs or 1)
-        plan = config.plan()
         threat = Threat(config.norm, float(config.eps or 0.0))
         step = Step(
             model,

@@ -12,7 +12,7 @@ __all__ = ["inner_module", "perturbable_blocks"]
 
 
 def perturbable_blocks(
-    model: nn.Module, names: str | Sequence[str] | None = None
+    model: nn.Module, names: str | Sequence[str] | None = None, at: str = "conv1"
 ) -> list[tuple[str, nn.Module]]:
     """The first convolution of every residual block, with its name, in the model's order.
 
@@ -24,11 +24,16 @@ def perturbable_blocks(
     whatever it is (the noise enters its first input), a pattern with ``*`` takes the convolutions
     and linear layers it matches. Names are those inside ``torch.compile`` and DDP.
 
+    ``at="input"`` gives the first module of the block's branch instead, so that noise enters x_b
+    as Alg. 1 line 4 prints: in a pre-activation block the BatchNorm registered before ``conv1``,
+    elsewhere ``conv1`` itself. A projection that reads that BatchNorm's output (PreActResNet with
+    ``shortcut="preact"``, the first block of a stage) then sees the noise too.
+
     Raises ``UserError`` when nothing is found or a name matches nothing.
     """
     inner = inner_module(model)
     if names is None:
-        found = _residual_blocks(inner)
+        found = _residual_blocks(inner, at)
         if not found:
             raise UserError(
                 f"{type(inner).__name__} has no residual blocks that can be recognised; name the "
@@ -46,12 +51,21 @@ def perturbable_blocks(
     return [(name, module) for name, module in inner.named_modules() if name in chosen]
 
 
-def _residual_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [
-        (f"{name}.conv1", module.get_submodule("conv1"))
-        for name, module in model.named_modules()
-        if name and _is_residual_block(module)
-    ]
+def _residual_blocks(model: nn.Module, at: str) -> list[tuple[str, nn.Module]]:
+    found = []
+    for name, module in model.named_modules():
+        if name and _is_residual_block(module):
+            first = _branch_start(module) if at == "input" else "conv1"
+            found.append((f"{name}.{first}", module.get_submodule(first)))
+    return found
+
+
+def _branch_start(block: nn.Module) -> str:
+    """The name of the branch's first module: a norm counts only where it is before ``conv1``."""
+    children = dict(block.named_children())
+    before = list(children)[: list(children).index("conv1")]
+    norms = [name for name in before if isinstance(children[name], nn.BatchNorm2d)]
+    return norms[0] if norms else "conv1"
 
 
 def _is_residual_block(module: nn.Module) -> bool:
