@@ -144,12 +144,14 @@ class Step:
         outer = surrounding(self.device)
         if not self._amp:
             self.net.outer_dtype = self.net.attack_dtype = outer
-        for replay in range(self.updates_per_batch):
-            self._fill_schedules(replay)
-            given = start if replay == 0 else None
-            batch = self._views(Batch(x.detach(), y, index, self.offset, view, given, second))
-            metrics = self._update(batch, update)
-            self.offset += 1
+        # A backward run inside the caller's autocast would round where its forward did not.
+        with autocast(self.device, None):
+            for replay in range(self.updates_per_batch):
+                self._fill_schedules(replay)
+                given = start if replay == 0 else None
+                batch = self._views(Batch(x.detach(), y, index, self.offset, view, given, second))
+                metrics = self._update(batch, update)
+                self.offset += 1
         self.calls += update
         self._close_epoch()
         return metrics
