@@ -17,9 +17,22 @@ from fastadv.layers.fixed_rate import FixedRate, RatLR
 from fastadv.layers.frozen import Frozen
 from fastadv.layers.uniform import Uniform
 from fastadv.objectives.ce import CrossEntropy
+from fastadv.objectives.clean_mixed import CleanMixed
+from fastadv.objectives.clean_subtracted import CleanSubtracted
+from fastadv.objectives.gairat import Gairat
+from fastadv.objectives.rst import RST
 from fastadv.objectives.trades import Trades
 from fastadv.regularizers.advlc import AdvLC
+from fastadv.regularizers.consistency import Consistency
+from fastadv.regularizers.cure import Cure
+from fastadv.regularizers.gradalign import GradAlign
+from fastadv.regularizers.igr import IGR
+from fastadv.regularizers.logitalign import LogitAlign
+from fastadv.targets.distillation import Distillation
+from fastadv.targets.label_smoothing import LabelSmoothing
 from fastadv.targets.one_hot import OneHot
+from fastadv.targets.self_adaptive import SelfAdaptive
+from fastadv.targets.temporal_ensembling import TemporalEnsembling
 from fastadv.weights.awp import AWP
 from fastadv.weights.rwp import RWP
 
@@ -34,9 +47,29 @@ PARTS: Mapping[str, Mapping[str, type[Part]]] = {
         "fgsm-plus": FGSMPlus,
         "apart": APART,
     },
-    "objective": {"ce": CrossEntropy, "trades": Trades},
-    "target": {"one-hot": OneHot},
-    "regularizer": {"advlc": AdvLC},
+    "objective": {
+        "ce": CrossEntropy,
+        "trades": Trades,
+        "clean-mixed": CleanMixed,
+        "clean-subtracted": CleanSubtracted,
+        "gairat": Gairat,
+        "rst": RST,
+    },
+    "target": {
+        "one-hot": OneHot,
+        "label-smoothing": LabelSmoothing,
+        "temporal-ensembling": TemporalEnsembling,
+        "self-adaptive": SelfAdaptive,
+        "distillation": Distillation,
+    },
+    "regularizer": {
+        "advlc": AdvLC,
+        "igr": IGR,
+        "cure": Cure,
+        "gradalign": GradAlign,
+        "logitalign": LogitAlign,
+        "consistency": Consistency,
+    },
     "weights": {"awp": AWP, "rwp": RWP},
     "layers": {"uniform": Uniform, "rat-lr": RatLR, "fixed-lr": FixedRate, "frozen": Frozen},
     "averaging": {"swa": SWA, "ema": EMA},

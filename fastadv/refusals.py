@@ -10,10 +10,13 @@ from fastadv.errors import UserError
 if TYPE_CHECKING:
     from fastadv.plan import Plan
 
+BOTH_LOSSES = ("clean-mixed", "clean-subtracted")
+COUNTING = ("pgd",)  # adversaries that report ``correct_at_each_step``
+
 REFUSALS: tuple[tuple[str, Callable[[Plan], bool], str], ...] = (
     (
-        "adversary none x objective trades",
-        lambda plan: plan.slots["adversary"] == "none" and plan.slots["objective"] == "trades",
+        "adversary none x objective trades (rst)",
+        lambda plan: _both(plan, adversary=("none",), objective=("trades", "rst")),
         "TRADES compares f(x') with f(x); without an attack x' = x and its KL is identically 0.",
     ),
     (
@@ -21,7 +24,42 @@ REFUSALS: tuple[tuple[str, Callable[[Plan], bool], str], ...] = (
         lambda plan: plan.slots["adversary"] == "none" and plan.slots["regularizer"] == "advlc",
         "AdvLC penalises f(x') - f(x); without an attack x' = x and the penalty is identically 0.",
     ),
+    (
+        "adversary none x objective clean-mixed (clean-subtracted)",
+        lambda plan: _both(plan, adversary=("none",), objective=BOTH_LOSSES),
+        "both weigh the loss at x' against the loss at x; without an attack they are one number.",
+    ),
+    (
+        "objective gairat x an adversary other than pgd",
+        lambda plan: (
+            plan.slots["objective"] == "gairat" and plan.slots["adversary"] not in COUNTING
+        ),
+        "its weights are a function of the steps of PGD at which a sample was still classified "
+        "right; this adversary takes no such steps.",
+    ),
+    (
+        "target distillation x an objective that fits f(x)",
+        lambda plan: _both(
+            plan, target=("distillation",), objective=("trades", "rst", *BOTH_LOSSES)
+        ),
+        "the teachers speak about x'; fitting f(x) to them would mix up two images.",
+    ),
+    (
+        "target self-adaptive x objective clean-mixed (clean-subtracted)",
+        lambda plan: _both(plan, target=("self-adaptive",), objective=BOTH_LOSSES),
+        "a label moves towards the prediction that is fitted, and here two are.",
+    ),
+    (
+        "regularizer consistency x parts that remember something about every sample",
+        lambda plan: plan.slots["regularizer"] == "consistency" and plan.per_sample_state,
+        "two views of a sample in one batch have two different updates for its one memory.",
+    ),
 )
+
+
+def _both(plan: Plan, **slots: tuple[str, ...]) -> bool:
+    """Whether every slot named holds one of the parts named."""
+    return all(plan.slots[slot] in parts for slot, parts in slots.items())
 
 
 def refuse(plan: Plan) -> None:

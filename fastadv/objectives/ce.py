@@ -9,7 +9,17 @@ from fastadv.contract import Fit, Objective, Outputs
 
 @dataclass(eq=False)
 class CrossEntropy(Objective):
-    """fit(f(x'), y)."""
+    """fit(f(x'), y).
+
+    ``leave_out_below`` leaves samples whose loss is smaller out of the outer step (RWP paper,
+    Fig. 4; no code was published): the mean is taken over the samples that stay.
+    """
+
+    leave_out_below: float | None = None
 
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
-        return fit(outputs.adversarial, y, outputs.facts)
+        losses = fit(outputs.adversarial, y, outputs.facts)
+        if self.leave_out_below is None:
+            return losses
+        stay = (losses.detach() >= self.leave_out_below).to(losses.dtype)
+        return stay * losses * (len(losses) / stay.sum().clamp(min=1))

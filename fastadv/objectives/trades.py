@@ -22,6 +22,9 @@ class Trades(Objective):
 
     beta: float = 6.0
 
+    def attack_scale(self) -> float:
+        return self.beta
+
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
         natural, adversarial = outputs.natural, outputs.adversarial
         if natural is None:

@@ -1,0 +1,78 @@
+"""KD: the student fits the labels and two teachers (Chen et al., 2021; KD-SWA, KDSA)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastadv.contract import Facts, Setup, Target
+from fastadv.errors import UserError
+from fastadv.saved_models import load_model
+from fastadv.threat import parse_number
+
+
+def soft_ce(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """T^2 * cross entropy (B,) of softmax(student/T) with softmax(teacher/T), both (B,classes).
+
+    Differs from T^2 KL(teacher || student) by the teacher's entropy, a constant.
+    """
+    taught = (teacher / temperature).softmax(1)
+    return -(temperature**2) * (taught * (student / temperature).log_softmax(1)).sum(1)
+
+
+@dataclass(eq=False)
+class Distillation(Target):
+    """w_0 CE(z', y) + w_1 KD(t_1, z') + w_2 KD(t_2, z'), t_k the teachers' logits on the same x'.
+
+    ``teachers``: a standard and a robust one, as modules or as paths of run folders or weight
+    files, one text with commas between them; ``kd_weights`` are w_0 and one weight a teacher.
+    KD is ``soft_ce`` at ``temperature``. Teachers run in eval mode without gradients and see the
+    student's x'; the attack is on the student alone (VITA-Group/Alleviate-Robust-Overfitting).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher_logits"})
+
+    teachers: str | Sequence[nn.Module | str] | None = None
+    kd_weights: str | Sequence[float] = "0.3,0.1,0.6"
+    temperature: float = 2.0
+
+    _modules: list[nn.Module] = field(init=False, repr=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.teachers, str):
+            self.teachers = [path.strip() for path in self.teachers.split(",")]
+        texts = self.kd_weights.split(",") if isinstance(self.kd_weights, str) else self.kd_weights
+        self._weights = [parse_number(text, "kd_weights") for text in texts]
+        if self.temperature <= 0:
+            raise UserError("temperature must be above 0.")
+        if not self.teachers:
+            raise UserError(
+                "Distillation needs its teachers: pass teachers=, networks or paths of run "
+                "folders, first a standard one, then a robust one."
+            )
+        if len(self._weights) != len(self.teachers) + 1:
+            raise UserError(
+                f"kd_weights must hold {len(self.teachers) + 1} numbers, the label's and one a "
+                f"teacher, not {len(self._weights)}."
+            )
+
+    def prepare(self, setup: Setup) -> None:
+        super().prepare(setup)
+        for teacher in self.teachers or ():
+            if isinstance(teacher, str):
+                teacher = load_model(teacher, setup.num_classes, setup.image_shape[0])
+            frozen = teacher.to(setup.device).eval()
+            self._modules.append(frozen.requires_grad_(False))
+
+    def teach(self, x_adv: Tensor) -> Tensor:
+        logits = [self.net.logits_of(teacher, x_adv) for teacher in self._modules]
+        return torch.stack(logits)
+
+    def fit(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+        loss = self._weights[0] * functional.cross_entropy(logits, y, reduction="none")
+        for teacher, weight in zip(facts["teacher_logits"], self._weights[1:], strict=True):
+            loss = loss + weight * soft_ce(teacher.to(logits.dtype), logits, self.temperature)
+        return loss
