@@ -16,7 +16,7 @@ Invariants every part keeps, so that a step can be compiled and captured without
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -156,7 +156,7 @@ class Part:
         self.net = setup.net
 
     def schedule(self, update: int, epoch: float) -> None:
-        """Fill the 0-dim tensors that change with time, before update number ``update`` (from 0)."""
+        """Fill the 0-dim tensors that change with time, before update ``update`` (from 0)."""
 
     def advice(self, update: int) -> str | None:
         """A sentence for the user when the run looks wrong; may wait for the device."""
@@ -201,7 +201,7 @@ class Adversary(Part):
         raise NotImplementedError
 
     def leaves(self) -> list[Tensor]:
-        """Tensors beside the weights that the outer backward differentiates (APART's step sizes)."""
+        """Tensors the outer backward differentiates beside the weights (APART's step sizes)."""
         return []
 
     def outer_input(
@@ -241,7 +241,7 @@ class Target(Part):
         raise NotImplementedError
 
     def penalty(self, fitted: Tensor, adversarial: Tensor, facts: Facts) -> Tensor | None:
-        """A per-sample term (B,) of the outer loss; ``fitted`` are the logits the objective fits."""
+        """A per-sample term (B,) of the outer loss; ``fitted``: the logits the objective fits."""
         return None
 
     def after(self, batch: Batch, outputs: Outputs, ok: Tensor) -> None:
@@ -323,7 +323,7 @@ class WeightPerturbation(Part):
 
     accumulates: ClassVar[bool] = False
 
-    def select(self, names: list[str], tensors: list[Tensor]) -> list[int]:
+    def select(self, names: Sequence[str], tensors: Sequence[Tensor]) -> list[int]:
         """Which parameters are perturbed: positions in ``tensors``."""
         raise NotImplementedError
 

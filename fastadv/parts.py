@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fastadv.adversaries.apart import APART
+from fastadv.adversaries.atta import ATTA
 from fastadv.adversaries.fast import Fast
 from fastadv.adversaries.fgsm import FGSM
+from fastadv.adversaries.fgsm_n import FGSMN
 from fastadv.adversaries.fgsm_plus import FGSMPlus
+from fastadv.adversaries.fgsm_r import FGSMR
+from fastadv.adversaries.free import Free
+from fastadv.adversaries.n_fgsm import NFGSM
 from fastadv.adversaries.none import NoAttack
 from fastadv.adversaries.pgd import PGD
 from fastadv.averaging.ema import EMA
@@ -42,8 +47,13 @@ PARTS: Mapping[str, Mapping[str, type[Part]]] = {
     "adversary": {
         NONE: NoAttack,
         "fgsm": FGSM,
+        "fgsm-r": FGSMR,
+        "fgsm-n": FGSMN,
+        "n-fgsm": NFGSM,
         "fast": Fast,
         "pgd": PGD,
+        "free": Free,
+        "atta": ATTA,
         "fgsm-plus": FGSMPlus,
         "apart": APART,
     },

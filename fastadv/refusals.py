@@ -20,6 +20,14 @@ REFUSALS: tuple[tuple[str, Callable[[Plan], bool], str], ...] = (
         "TRADES compares f(x') with f(x); without an attack x' = x and its KL is identically 0.",
     ),
     (
+        "adversary none x shrink or flip_signs",
+        lambda plan: (
+            plan.slots["adversary"] == "none"
+            and bool(plan.adversary.shrink or plan.adversary.flip_signs)
+        ),
+        "without an attack x' = x, and there is no perturbation to weaken.",
+    ),
+    (
         "adversary none x regularizer advlc",
         lambda plan: plan.slots["adversary"] == "none" and plan.slots["regularizer"] == "advlc",
         "AdvLC penalises f(x') - f(x); without an attack x' = x and the penalty is identically 0.",

@@ -40,6 +40,14 @@ class SampleStore:
         shape = (num_samples, channels, height + 2 * pad, width + 2 * pad)
         return cls(torch.zeros(shape, device=device, dtype=dtype), pad)
 
+    def fill_normal(self, std: float, seed: int, offset: int, stream: int) -> None:
+        """Overwrite every row with std * N(0, I), drawn by the row's number."""
+        shape = tuple(self.values.shape[1:])
+        rows = torch.arange(len(self.values), device=self.values.device)
+        for part in rows.split(4096):
+            drawn = kernels.noise_normal(part, shape, seed, offset, stream, self.values.dtype)
+            self.values[part] = std * drawn
+
     def gather(self, index: Tensor, view: View | None, size: tuple[int, int]) -> Tensor:
         """The windows (B,C,*size) of rows ``index`` as the batch sees them."""
         top, left, flip = self._window(index, view)

@@ -50,6 +50,4 @@ class APART(FGSMPlus):
         if not self.layerwise:
             return None
         signs = [found[f"block_sign_{block}"] for block in range(self.block_count)]
-        return [
-            steps[2 + block].to(sign.dtype) * sign for block, sign in enumerate(signs)
-        ]
+        return [steps[2 + block].to(sign.dtype) * sign for block, sign in enumerate(signs)]

@@ -4,11 +4,20 @@ from dataclasses import dataclass
 
 from fastadv.adversaries.ascent import Ascent
 from fastadv.contract import Adversarial, Batch, Facts
+from fastadv.errors import UserError
 
 
 @dataclass(eq=False)
 class FGSM(Ascent):
     """x' = box(x + alpha sign grad CE(f(x), y)), alpha = eps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attack_objective == "kl":
+            raise UserError(
+                "FGSM begins at x' = x, where the KL to f(x) has no gradient: use "
+                "attack_objective='ce', or adversary='fast'."
+            )
 
     def make(self, batch: Batch, facts: Facts) -> Adversarial:
         start = self.given_start(batch, batch.x)

@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fastadv import kernels
 from fastadv.adversaries.step_sizes import StepSizes, usual_rate
 from fastadv.contract import Adversarial, Adversary, Batch, Facts, Setup
 from fastadv.engine import noise
@@ -23,7 +22,7 @@ INPUT, OMEGA = 0, 1  # positions in the tensor of step sizes; the blocks follow
 class FGSMPlus(Adversary):
     """The perturbation of sample i starts at alpha_omega * omega_i and moves by alpha_1.
 
-    APART (Alg. 1, sec. 4; algorithms.md 3.9) without block noise:
+    APART (Alg. 1 and Sec. 3.2) without block noise:
 
     1. x0 = box(x + clamp(alpha_omega omega, +-eps)); s0 = sign of the loss gradient at x0.
     2. x1 = box(x + clamp(delta0 + alpha_1 s0, +-eps)); the outer pass differentiates its loss
@@ -32,10 +31,16 @@ class FGSMPlus(Adversary):
        back through the crop and flip that made x.
     4. Step sizes: ascent (``StepSizes``).
 
+    ``learned_start=False`` is the ablation without perturbation initialisation (Table 6): no
+    omega, the step begins at x.
+
     ``omega_std`` is the spread of the initial omega, ``step_size_init`` and ``omega_rate_init``
     the initial alpha_1 and alpha_omega in pixels, ``pad`` how far the augmentation shifts.
     ``step_size_lr=None`` takes ``usual_rate``, ``step_size_decay=None`` a decay that takes a
     third off an undriven step size over the whole run, about what the paper's 400 does at 5e-8.
+    ``hidden_decay``: the released code also listed the step sizes in the weights' optimizer, whose
+    weight decay (2e-4) and rate (``hidden_decay_lr``, 0.2 at its peak) shrank them further, with
+    torch < 2 only. It is off unless given.
     """
 
     per_sample_state: ClassVar[bool] = True
@@ -51,9 +56,16 @@ class FGSMPlus(Adversary):
     step_size_decay: float | None = None
     step_size_momentum: float = 0.9
     step_size_schedule: Literal["triangular", "constant"] = "triangular"
+    hidden_decay: float = 0.0
+    hidden_decay_lr: float = 0.2
+    learned_start: bool = True
 
     steps: StepSizes = field(init=False, repr=False)
+    hidden: StepSizes | None = field(init=False, repr=False, default=None)
     store: SampleStore = field(init=False, repr=False)
+
+    def remembers(self) -> bool:
+        return self.learned_start
 
     @property
     def block_count(self) -> int:
@@ -67,12 +79,15 @@ class FGSMPlus(Adversary):
                 "FGSM+ and APART learn the size of sign steps in a Linf ball; use norm='linf'."
             )
         self._prepare_steps(setup)
-        self._prepare_store(setup)
         self.state = {
-            "omega": self.store.values,
             "step_sizes": self.steps.values,
             "step_size_momentum": self.steps.buffer,
         }
+        if self.hidden is not None:
+            self.state["hidden_decay_momentum"] = self.hidden.buffer
+        if self.learned_start:
+            self._prepare_store(setup)
+            self.state["omega"] = self.store.values
 
     def _prepare_steps(self, setup: Setup) -> None:
         if setup.total_steps is None and (
@@ -94,21 +109,22 @@ class FGSMPlus(Adversary):
         values = torch.zeros(2 + self.block_count, device=setup.device, dtype=dtype)
         values[INPUT], values[OMEGA] = self.step_size_init, self.omega_rate_init
         self.steps = StepSizes(values, lr, decay, momentum)
+        if self.hidden_decay:
+            self.hidden = StepSizes(values, self.hidden_decay_lr, self.hidden_decay, momentum)
 
     def _prepare_store(self, setup: Setup) -> None:
         count = sample_count(setup.num_samples, "FGSM+ (and APART)")
         self.store = SampleStore.zeros(
             count, setup.image_shape, self.pad, setup.device, setup.dtype
         )
-        rows = torch.arange(count, device=setup.device)
-        shape = tuple(self.store.values.shape[1:])
-        for part in rows.split(4096):
-            drawn = kernels.noise_normal(part, shape, setup.seed, 0, noise.STORE, setup.dtype)
-            self.store.values[part] = self.omega_std * drawn
+        self.store.fill_normal(self.omega_std, setup.seed, 0, noise.STORE)
 
     def schedule(self, update: int, epoch: float) -> None:
         triangular = self.step_size_schedule == "triangular"
-        self.steps.schedule(update, self.setup.total_steps if triangular else None)
+        total = self.setup.total_steps if triangular else None
+        self.steps.schedule(update, total)
+        if self.hidden is not None:
+            self.hidden.schedule(update, total)
 
     def make(self, batch: Batch, facts: Facts) -> Adversarial:
         omega = self._omega(batch)
@@ -120,6 +136,8 @@ class FGSMPlus(Adversary):
     def _omega(self, batch: Batch) -> Tensor:
         if batch.start is not None:
             return batch.start / self.steps.values[OMEGA]
+        if not self.learned_start:
+            return torch.zeros_like(batch.x)
         size = (batch.x.shape[2], batch.x.shape[3])
         return self.store.gather(batch.index, batch.view, size)
 
@@ -163,11 +181,14 @@ class FGSMPlus(Adversary):
     ) -> None:
         if input_gradient is None:
             raise RuntimeError("the outer pass gave no input gradient")
-        alpha, rate = self.steps.values[INPUT], self.steps.values[OMEGA]
-        moved = made.facts["omega"] + alpha / (rate + 1e-7) * input_gradient.sign()
-        window = moved.clamp(-1, 1).to(self.store.values.dtype)
-        self.store.write(batch.index, batch.view, window, ok)
+        if self.learned_start:
+            alpha, rate = self.steps.values[INPUT], self.steps.values[OMEGA]
+            moved = made.facts["omega"] + alpha / (rate + 1e-7) * input_gradient.sign()
+            window = moved.clamp(-1, 1).to(self.store.values.dtype)
+            self.store.write(batch.index, batch.view, window, ok)
         self.steps.ascend(leaf_gradients[0], ok)
+        if self.hidden is not None:
+            self.hidden.ascend(torch.zeros_like(self.steps.values), ok)
 
     def advice(self, update: int) -> str | None:
         alpha = abs(float(self.steps.values[INPUT]))

@@ -25,6 +25,7 @@ class PGD(Ascent):
     restarts: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 1 or self.restarts < 1:
             raise UserError("steps and restarts must be at least 1.")
         if not self.random_start and self.attack_objective == "kl":

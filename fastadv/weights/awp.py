@@ -1,5 +1,6 @@
 """AWP: weights move along the loss gradient before the outer step (Wu et al., 2020)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor
 
 from fastadv import kernels
-from fastadv.contract import Losses, WeightGradient, WeightPerturbation
+from fastadv.contract import Losses, Setup, WeightGradient, WeightPerturbation
+from fastadv.errors import UserError
+from fastadv.models.stages import stage_parameters
 
 
 @dataclass(eq=False)
@@ -17,28 +20,67 @@ class AWP(WeightPerturbation):
     Perturbed are the tensors named "weight" with more than one dimension: convolutions and the
     classifier (csdongxian/AWP). Weight decay acts on w + v, as there. ``norm_scope="global"``
     takes one ratio over all tensors together. The first ``warmup_epochs`` perturb nothing.
+
+    ``groups`` ("3,4") perturbs only those layer groups (RAT-WP, AT-AWP-[k]: RAT, Eq. 6), ``split``
+    says how they are cut (``fastadv.models.stages``); the direction is the whole network's
+    gradient. ``loss_range`` (p,q) takes the direction from the samples whose adversarial cross
+    entropy lies in [p, q] (RWP, Fig. 1c); the outer step is on all samples.
     """
 
     gamma: float = 0.01
     norm_scope: Literal["tensor", "global"] = "tensor"
     warmup_epochs: int = 0
+    groups: tuple[str, ...] | None = None
+    split: Literal["stages", "quarters"] = "stages"
+    loss_range: tuple[float, float] | None = None
 
+    chosen: frozenset[str] | None = field(init=False, repr=False, default=None)
     originals: list[Tensor] = field(init=False, repr=False, default_factory=list)
     moved_by: list[Tensor] = field(init=False, repr=False, default_factory=list)
 
-    def select(self, names: list[str], tensors: list[Tensor]) -> list[int]:
+    def __post_init__(self) -> None:
+        if self.loss_range is not None and self.loss_range[0] > self.loss_range[1]:
+            raise UserError(f"loss_range must rise, such as 0,1.5, not {self.loss_range}.")
+
+    def follows_epochs(self) -> bool:
+        return self.warmup_epochs > 0
+
+    def prepare(self, setup: Setup) -> None:
+        super().prepare(setup)
+        model = setup.net.model
+        if self.groups is not None:
+            self.chosen = frozenset(stage_parameters(model, self.groups, self.split))
+        named = dict(model.named_parameters())
+        if not self.select(list(named), list(named.values())):
+            where = "" if self.groups is None else f" in groups {','.join(self.groups)}"
+            raise UserError(
+                f"There is no weight matrix or kernel{where} of {type(model).__name__} to perturb."
+            )
+
+    def select(self, names: Sequence[str], tensors: Sequence[Tensor]) -> list[int]:
         return [
             position
             for position, (name, tensor) in enumerate(zip(names, tensors, strict=True))
-            if "weight" in name and tensor.ndim > 1
+            if "weight" in name and tensor.ndim > 1 and self._may_move(name)
         ]
+
+    def _may_move(self, name: str) -> bool:
+        return self.chosen is None or name in self.chosen
 
     def schedule(self, update: int, epoch: float) -> None:
         self.active = epoch >= self.warmup_epochs
 
     def reduce(self, losses: Losses) -> tuple[Tensor, Tensor]:
-        count = torch.full((), losses.total.numel(), device=losses.total.device)
-        return losses.total.mean(), count
+        taken = self._in_range(losses)
+        return (taken * losses.total).mean(), taken.sum()
+
+    def _in_range(self, losses: Losses) -> Tensor:
+        """1 for the samples the direction comes from, 0 for the others (B,)."""
+        if self.loss_range is None:
+            return torch.ones_like(losses.total)
+        low, high = self.loss_range
+        taken = (losses.adversarial >= low) & (losses.adversarial <= high)
+        return taken.to(losses.total.dtype)
 
     @torch.no_grad()
     def perturb(self, weights: list[Tensor], gradient: WeightGradient) -> None:

@@ -32,12 +32,13 @@ class RWP(AWP):
     rwp_loss: Literal["total", "adversarial"] = "total"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.weight_steps < 1:
             raise UserError("weight_steps must be at least 1.")
 
     def reduce(self, losses: Losses) -> tuple[Tensor, Tensor]:
         judged = losses.total if self.rwp_loss == "total" else losses.adversarial
-        easy = (judged <= self.c_min).to(losses.total.dtype)
+        easy = (judged <= self.c_min).to(losses.total.dtype) * self._in_range(losses)
         return (easy * losses.total).mean(), easy.sum()
 
     @torch.no_grad()
