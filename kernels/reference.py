@@ -93,7 +93,8 @@ def linf_step(
     Madry et al. 2018, Eq. 3.
     """
     center = _wide(x)
-    moved = _wide(x_adv) + _sign(grad).to(center.dtype) * alpha
+    # In place on what is fresh anyway: three allocations less on a CPU.
+    moved = grad.sign().to(center.dtype).mul_(alpha).add_(x_adv)
     result = _into_ball_and_box(moved, center, eps, low, high).to(x_adv.dtype)
     return result if out is None else out.copy_(result)
 
@@ -137,10 +138,6 @@ def _into_ball_and_box(
     return moved.clamp(center - eps, center + eps).clamp(low, high)
 
 
-def _sign(grad: Tensor) -> Tensor:
-    return (grad > 0).to(grad.dtype) - (grad < 0).to(grad.dtype)
-
-
 @torch.no_grad()
 def l2_start(
     x: Tensor,
@@ -181,7 +178,7 @@ def l2_step(
     center = _wide(x)
     wide_grad = grad.to(center.dtype)
     scale = alpha / (_sample_norm(wide_grad) + GRADIENT_GUARD)
-    moved = _wide(x_adv) + wide_grad * _per_sample(scale, x)
+    moved = (wide_grad * _per_sample(scale, x)).add_(x_adv)
     return _into_l2_ball(moved, center, eps).clamp(low, high).to(x_adv.dtype)
 
 
@@ -195,11 +192,11 @@ def _into_l2_ball(moved: Tensor, center: Tensor, eps: float) -> Tensor:
     delta = moved - center
     norm = _sample_norm(delta)
     shrink = torch.where(norm > eps, eps / norm, torch.ones_like(norm))
-    return center + delta * _per_sample(shrink, center)
+    return delta.mul_(_per_sample(shrink, center)).add_(center)
 
 
 def _sample_norm(t: Tensor) -> Tensor:
-    return t.flatten(1).square().sum(1).sqrt()
+    return torch.linalg.vector_norm(t.flatten(1), dim=1)
 
 
 def _per_sample(value: Tensor, like: Tensor) -> Tensor:
@@ -224,15 +221,17 @@ def perturb_weights(
         raise ValueError(f"scope must be 'tensor' or 'global', not {scope!r}.")
     if not weights:
         return
-    w_norms = torch.stack([_wide(w).square().sum() for w in weights])
-    g_norms = torch.stack([_wide(g).square().sum() for g in directions])
-    if scope == "global":
-        w_norms, g_norms = (n.sum().expand(len(weights)) for n in (w_norms, g_norms))
-    ratios = gamma * w_norms.sqrt() / (g_norms.sqrt() + DIRECTION_GUARD)
+    w_norms, g_norms = _norms(weights, scope), _norms(directions, scope)
+    ratios = gamma * w_norms / (g_norms + DIRECTION_GUARD)
     for w, g, ratio in zip(weights, directions, ratios.unbind(), strict=True):
-        v = _wide(g) * ratio
-        g.copy_(torch.where(v.isfinite(), v, 0.0))
+        # Rounded before the check: what overflows the dtype is not finite either.
+        g.copy_(_wide(g) * ratio).nan_to_num_(0.0, 0.0, 0.0)
         w.add_(g)
+
+
+def _norms(tensors: Sequence[Tensor], scope: str) -> Tensor:
+    norms = torch.stack([torch.linalg.vector_norm(_wide(t)) for t in tensors])
+    return norms if scope == "tensor" else torch.linalg.vector_norm(norms).expand(len(tensors))
 
 
 @torch.no_grad()
@@ -300,7 +299,7 @@ def masked_ce(logits: Tensor, y: Tensor, c_min: float | Tensor) -> tuple[Tensor,
 @torch.no_grad()
 def block_signs(gradients: Sequence[Tensor]) -> list[Tensor]:
     """The sign of each block's gradient, same dtype and layout; sign(0) = sign(nan) = 0."""
-    return [_sign(g) for g in gradients]
+    return [g.sign() for g in gradients]
 
 
 @torch.no_grad()

@@ -72,9 +72,11 @@ def _perturb_kernel(
     w_place = select(weights, which, len(SIZES), ALIGNED) + place
     g_place = select(directions, which, len(SIZES), ALIGNED) + place
     v = tl.load(g_place, mask=inside).to(tl.float32) * tl.load(ratios + which)
-    v = tl.where(tl.abs(v) < float("inf"), v, 0.0).to(g_place.dtype.element_ty)
-    w = tl.load(w_place, mask=inside).to(tl.float32) + v.to(tl.float32)
-    tl.store(g_place, v, mask=inside)
+    # Rounded before the check: what overflows the dtype is not finite either.
+    v = v.to(g_place.dtype.element_ty).to(tl.float32)
+    v = tl.where(tl.abs(v) < float("inf"), v, 0.0)
+    w = tl.load(w_place, mask=inside).to(tl.float32) + v
+    tl.store(g_place, v.to(g_place.dtype.element_ty), mask=inside)
     tl.store(w_place, w.to(w_place.dtype.element_ty), mask=inside)
 
 

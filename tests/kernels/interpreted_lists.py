@@ -71,6 +71,15 @@ def test_a_non_finite_direction_moves_nothing(bad: float, scope: str) -> None:
     torch.testing.assert_close(runs[0], runs[1])
 
 
+def test_what_overflows_float16_is_zero() -> None:
+    for face in ("triton", "reference"):
+        weights = [torch.full((4,), 6e4, dtype=torch.float16)]
+        directions = [torch.tensor([1.0, 0, 0, 0], dtype=torch.float16)]
+        call("perturb_weights", weights, directions, 10.0, face=face)
+        assert not directions[0].any()
+        assert (weights[0] == 6e4).all()
+
+
 def test_the_same_bits_every_run() -> None:
     runs = []
     for _ in range(2):

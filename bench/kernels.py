@@ -1,0 +1,322 @@
+"""How fast the kernels are: ``python bench/kernels.py [--device cuda] [--large] [-k linf]``.
+
+Every case runs as Triton (where it can), as the reference, as the compiled reference and as the
+several PyTorch calls one would write by hand. pytest-benchmark times whole calls with a
+synchronise inside; on a GPU, CUDA events around graph replays time the device alone. GB/s counts
+the bytes a case must move, beside what a copy reaches on the same device. Rows are appended to
+``bench/results/``, one file for a device and torch version; what was not measured is null.
+"""
+
+import json
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fastadv.kernels import choice, reference
+from torch import Tensor
+
+RESULTS = Path(__file__).parent / "results"
+EPS, ALPHA = 8 / 255, 2 / 255
+FACES = ("triton", "reference", "compiled", "by hand")
+COPY_BYTES = 64 * 2**20
+REPLAYS = 50
+# The 21 tensors with more than one dimension of a pre-activation ResNet-18.
+STAGES = ((64, 64), (64, 128), (128, 256), (256, 512))
+RESNET18 = [(64, 3, 3, 3)] + [
+    shape
+    for before, width in STAGES
+    for shape in (
+        (width, before, 3, 3),
+        *[(width, width, 3, 3)] * 3,
+        *([(width, before, 1, 1)] if before != width else []),
+    )
+]
+RESNET18.append((10, 512))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to time: arguments, what to call by hand, and the bytes it cannot avoid."""
+
+    kernel: str
+    size: str
+    arguments: tuple[Any, ...]
+    by_hand: Callable[..., Any]
+    bytes_moved: int
+    backward: bool = False
+
+
+def linf_by_hand(x_adv: Tensor, grad: Tensor, x: Tensor, alpha: float, eps: float) -> Tensor:
+    delta = torch.clamp(x_adv - x + alpha * torch.sign(grad), -eps, eps)
+    return x + torch.clamp(delta, 0 - x, 1 - x)
+
+
+def l2_by_hand(x_adv: Tensor, grad: Tensor, x: Tensor, alpha: float, eps: float) -> Tensor:
+    norm = grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    delta = (x_adv - x + alpha * grad / (norm + 1e-10)).flatten(1).renorm(2, 0, eps)
+    return x + torch.clamp(delta.view_as(x), 0 - x, 1 - x)
+
+
+def start_by_hand(x: Tensor, eps: float, *_key: object) -> Tensor:
+    return (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
+
+
+def awp_by_hand(weights: list[Tensor], directions: list[Tensor], gamma: float) -> None:
+    for w, d in zip(weights, directions, strict=True):
+        w.add_(gamma * w.norm() / (d.norm() + 1e-20) * d)
+
+
+def awp_by_foreach(weights: list[Tensor], directions: list[Tensor], gamma: float) -> None:
+    w_norms, d_norms = torch._foreach_norm(weights), torch._foreach_norm(directions)
+    torch._foreach_mul_(w_norms, gamma)
+    torch._foreach_add_(d_norms, 1e-20)
+    torch._foreach_div_(w_norms, d_norms)
+    torch._foreach_add_(weights, torch._foreach_mul(directions, w_norms))
+
+
+def top_n_by_hand(z: Tensor, z_adv: Tensor, n: int) -> Tensor:
+    distance = (z - z_adv).abs().flatten()
+    mask = torch.zeros_like(distance).scatter_(0, distance.detach().topk(n).indices, 1.0)
+    return (distance * mask).sum()
+
+
+def kl_by_hand(p: Tensor, q: Tensor) -> Tensor:
+    return F.kl_div(F.log_softmax(q, 1), F.softmax(p, 1), reduction="none").sum(1)
+
+
+def ce_by_hand(logits: Tensor, y: Tensor, c_min: float) -> tuple[Tensor, Tensor]:
+    loss = F.cross_entropy(logits, y, reduction="none")
+    kept = (loss <= c_min).float()
+    return (loss * kept).mean(), kept.sum()
+
+
+def crop_by_hand(
+    store: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: tuple[int, int]
+) -> Tensor:
+    rows = store[index].float() / 255
+    y = top[:, None] + torch.arange(size[0], device=store.device)
+    x = left[:, None] + torch.arange(size[1], device=store.device)
+    sample = torch.arange(len(index), device=store.device)[:, None, None]
+    window = rows.permute(0, 2, 3, 1)[sample, y[:, :, None], x[:, None]].permute(0, 3, 1, 2)
+    return torch.where(flip[:, None, None, None], window.flip(3), window)
+
+
+def dots_by_hand(gradients: list[Tensor], signs: list[Tensor]) -> Tensor:
+    return torch.stack([(g * s).sum() for g, s in zip(gradients, signs, strict=True)])
+
+
+def signs_by_hand(gradients: list[Tensor]) -> list[Tensor]:
+    return [g.sign() for g in gradients]
+
+
+def cases(device: str, large: bool) -> dict[str, Case]:
+    """The cases by name; ``large`` adds the sizes that only a GPU is asked for."""
+    batches = {"128x3x32x32": 128} | ({"64 MB": COPY_BYTES // (4 * 3072)} if large else {})
+    rows = {"128x10": (128, 10)} | ({"512x1000": (512, 1000)} if large else {})
+    found: list[Case] = []
+    for size, batch in batches.items():
+        x, x_adv, grad = (torch.rand(batch, 3, 32, 32, device=device) for _ in range(3))
+        moved, index = x.numel() * 4, torch.arange(batch, device=device)
+        step = (x_adv, grad - 0.5, x)
+        store = torch.randint(256, (batch, 3, 40, 40), dtype=torch.uint8, device=device)
+        view = (index, index % 9, index % 9, index % 2 == 0)
+        found += [
+            Case("linf_step", size, (*step, ALPHA, EPS), linf_by_hand, 4 * moved),
+            Case("linf_start", size, (x, EPS, index, 0, 0), start_by_hand, 2 * moved),
+            Case("l2_step", size, (*step, 0.1, 0.5), l2_by_hand, 4 * moved),
+            Case("crop_flip", size, (store, *view, (32, 32)), crop_by_hand, moved // 4 * 5),
+        ]
+    for size, shape in rows.items():
+        p, q = (torch.randn(shape, device=device, requires_grad=True) for _ in range(2))
+        y, moved = torch.zeros(shape[0], dtype=torch.int64, device=device), p.numel() * 4
+        for backward in (False, True):
+            both, one = (5 if backward else 2) * moved, (3 if backward else 1) * moved
+            n = p.numel() // 10 if shape[1] == 10 else 1000
+            found += [
+                Case("trades_kl", size, (p, q), kl_by_hand, both, backward),
+                Case("masked_ce", size, (p, y, 1.7), ce_by_hand, one, backward),
+                Case("top_n_sum", size, (p, q, n), top_n_by_hand, both, backward),
+            ]
+    layers = [torch.randn(shape, device=device) for shape in RESNET18]
+    directions = [torch.randn(shape, device=device) for shape in RESNET18]
+    moved = 4 * sum(t.numel() for t in layers)
+    awp = (layers, directions, 0.0)
+    blocks = [torch.randn(128 if large else 8, 64, 32, 32, device=device) for _ in range(8)]
+    tapped = 4 * sum(t.numel() for t in blocks)
+    found += [
+        Case("perturb_weights", "21 tensors", awp, awp_by_hand, 6 * moved),
+        Case("perturb_weights", "21 tensors, foreach", awp, awp_by_foreach, 6 * moved),
+        Case("block_signs", "8 blocks", (blocks,), signs_by_hand, 2 * tapped),
+        Case("block_step_gradients", "8 blocks", (blocks, blocks), dots_by_hand, 2 * tapped),
+    ]
+    names = [f"{c.kernel} {c.size}{' backward' * c.backward}" for c in found]
+    return dict(zip(names, found, strict=True))
+
+
+def function_of(case: Case, face: str) -> Callable[..., Any]:
+    """What to time for a face; skips where Triton cannot run."""
+    plain = case.by_hand if face == "by hand" else getattr(reference, case.kernel)
+    if face == "compiled":
+        torch._dynamo.reset()
+        return torch.compile(plain, fullgraph=True, dynamic=False)
+    if face == "triton":
+        problem = choice.why_not_triton(choice.device_of(case.arguments), case.arguments)
+        if problem or choice.INTERPRETED:
+            pytest.skip(problem or "the interpreter is not a device")
+        return choice.triton_function(case.kernel)
+    return plain
+
+
+def runner(case: Case, face: str) -> Callable[[], Any]:
+    """One call, or one call and its gradient."""
+    function = function_of(case, face)
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return function(*case.arguments)
+
+    def backward() -> Any:
+        found = function(*case.arguments)
+        value = found[0] if isinstance(found, tuple) else found
+        inputs = [t for t in case.arguments if isinstance(t, Tensor) and t.requires_grad]
+        return torch.autograd.grad(value.sum(), inputs)
+
+    return backward if case.backward else forward
+
+
+def device_seconds(run: Callable[[], Any]) -> float:
+    """Median time of one graph replay on the current CUDA device; events, after a warm-up."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    times = []
+    # A backlog keeps the events from timing the host.
+    for _ in range(REPLAYS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        times.append((start, end))
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in times) / 1e3
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes read and written a second by a copy of 64 MB on the device."""
+    source = torch.zeros(COPY_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    if device == "cuda":
+        return 2 * COPY_BYTES / device_seconds(lambda: target.copy_(source))
+    times = []
+    for _ in range(9):
+        before = time.perf_counter()
+        target.copy_(source)
+        times.append(time.perf_counter() - before)
+    return 2 * COPY_BYTES / statistics.median(times)
+
+
+def device_name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    information = Path("/proc/cpuinfo")
+    told = information.read_text() if information.exists() else ""
+    named = re.search(r"model name\s*:\s*(.+)", told)
+    return named.group(1) if named else platform.machine()
+
+
+def append(row: dict[str, Any], folder: Path) -> None:
+    name = re.sub(r"[^a-z0-9]+", "-", f"{row['device']} torch {row['torch']}".lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"kernels-{name}.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+class Options:
+    """The options of this file, for pytest."""
+
+    def pytest_addoption(self, parser: Any) -> None:
+        default = "cuda" if torch.cuda.is_available() else "cpu"
+        parser.addoption("--device", default=default, choices=("cpu", "cuda"))
+        parser.addoption("--large", action="store_true", help="also the sizes meant for a GPU")
+        parser.addoption("--results", type=Path, default=RESULTS)
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
+def bandwidth(device: str) -> float:
+    return copy_bandwidth(device)
+
+
+@pytest.fixture(scope="session")
+def prepared(device: str, request: pytest.FixtureRequest) -> dict[str, Case]:
+    return cases(device, request.config.getoption("--large") or device == "cuda")
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("name", cases("meta", True))
+def test_speed(
+    benchmark: Any,
+    prepared: dict[str, Case],
+    bandwidth: float,
+    device: str,
+    name: str,
+    face: str,
+    request: pytest.FixtureRequest,
+) -> None:
+    if name not in prepared:
+        pytest.skip("this size is for a GPU; --large runs it anyway")
+    case = prepared[name]
+    run = runner(case, face)
+    run()
+
+    def synchronised() -> None:
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    benchmark(synchronised)
+    call_seconds = benchmark.stats.stats.median
+    on_device = device_seconds(run) if device == "cuda" else None
+    rate = case.bytes_moved / (on_device or call_seconds) / 1e9
+    print(f"\n{name}, {face}: {rate:.1f} GB/s; a copy reaches {bandwidth / 1e9:.1f} GB/s")
+    row = {
+        "bench": "kernels",
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "kernel": case.kernel,
+        "size": case.size,
+        "backward": case.backward,
+        "face": face,
+        "call_seconds": call_seconds,
+        "device_seconds": on_device,
+        "gigabytes_per_second": rate,
+        "copy_gigabytes_per_second": bandwidth / 1e9,
+    }
+    append(row, request.config.getoption("--results"))
+
+
+if __name__ == "__main__":
+    quiet = ["-o", "addopts=", "--benchmark-only", "--import-mode=importlib", "-s", "-q"]
+    sys.exit(pytest.main([__file__, *quiet, *sys.argv[1:]], plugins=[Options()]))
