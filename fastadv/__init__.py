@@ -6,6 +6,7 @@ from fastadv.attacks import attack
 from fastadv.data.view import View
 from fastadv.errors import TrainingError, UserError
 from fastadv.evaluation import evaluate
+from fastadv.layers.grouping import param_groups
 from fastadv.models import build_model
 from fastadv.recipes import methods
 from fastadv.threat import Threat
@@ -26,5 +27,6 @@ __all__ = [
     "build_model",
     "evaluate",
     "methods",
+    "param_groups",
     "step",
 ]

@@ -123,8 +123,7 @@ METHODS: Mapping[str, Recipe] = {
         "PGD-10 attacking with BatchNorm's running statistics",
         "Memorization, Table 2 (PGD-AT)",
         options={"attack_bn": "eval"},
-        reported="52.64 / 44.92 PGD-10, 47.74 / 41.84 AutoAttack best / last "
-        "(ResNet-18, CIFAR-10)",
+        reported="52.64 / 44.92 PGD-10, 47.74 / 41.84 AutoAttack best / last (ResNet-18, CIFAR-10)",
     ),
     "pgd-shrunk": Recipe(
         "PGD-20, the perturbation shrunk by half (option shrink)",
