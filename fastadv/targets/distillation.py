@@ -11,7 +11,6 @@ from torch.nn import functional
 from fastadv.contract import Facts, Setup, Target
 from fastadv.errors import UserError
 from fastadv.saved_models import load_model
-from fastadv.threat import parse_number
 
 
 def soft_ce(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
@@ -31,12 +30,13 @@ class Distillation(Target):
     files, one text with commas between them; ``kd_weights`` are w_0 and one weight a teacher.
     KD is ``soft_ce`` at ``temperature``. Teachers run in eval mode without gradients and see the
     student's x'; the attack is on the student alone (VITA-Group/Alleviate-Robust-Overfitting).
+    Modules are left in eval mode and frozen.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"teacher_logits"})
 
     teachers: str | Sequence[nn.Module | str] | None = None
-    kd_weights: str | Sequence[float] = "0.3,0.1,0.6"
+    kd_weights: tuple[float, ...] = (0.3, 0.1, 0.6)
     temperature: float = 2.0
 
     _modules: list[nn.Module] = field(init=False, repr=False, default_factory=list)
@@ -44,8 +44,6 @@ class Distillation(Target):
     def __post_init__(self) -> None:
         if isinstance(self.teachers, str):
             self.teachers = [path.strip() for path in self.teachers.split(",")]
-        texts = self.kd_weights.split(",") if isinstance(self.kd_weights, str) else self.kd_weights
-        self._weights = [parse_number(text, "kd_weights") for text in texts]
         if self.temperature <= 0:
             raise UserError("temperature must be above 0.")
         if not self.teachers:
@@ -53,10 +51,10 @@ class Distillation(Target):
                 "Distillation needs its teachers: pass teachers=, networks or paths of run "
                 "folders, first a standard one, then a robust one."
             )
-        if len(self._weights) != len(self.teachers) + 1:
+        if len(self.kd_weights) != len(self.teachers) + 1:
             raise UserError(
                 f"kd_weights must hold {len(self.teachers) + 1} numbers, the label's and one a "
-                f"teacher, not {len(self._weights)}."
+                f"teacher, not {len(self.kd_weights)}."
             )
 
     def prepare(self, setup: Setup) -> None:
@@ -64,15 +62,15 @@ class Distillation(Target):
         for teacher in self.teachers or ():
             if isinstance(teacher, str):
                 teacher = load_model(teacher, setup.num_classes, setup.image_shape[0])
-            frozen = teacher.to(setup.device).eval()
-            self._modules.append(frozen.requires_grad_(False))
+                teacher = teacher.to(setup.dtype)
+            self._modules.append(teacher.to(setup.device).eval().requires_grad_(False))
 
     def teach(self, x_adv: Tensor) -> Tensor:
         logits = [self.net.logits_of(teacher, x_adv) for teacher in self._modules]
         return torch.stack(logits)
 
     def fit(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
-        loss = self._weights[0] * functional.cross_entropy(logits, y, reduction="none")
-        for teacher, weight in zip(facts["teacher_logits"], self._weights[1:], strict=True):
+        loss = self.kd_weights[0] * functional.cross_entropy(logits, y, reduction="none")
+        for teacher, weight in zip(facts["teacher_logits"], self.kd_weights[1:], strict=True):
             loss = loss + weight * soft_ce(teacher.to(logits.dtype), logits, self.temperature)
         return loss

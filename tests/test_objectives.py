@@ -1,0 +1,207 @@
+"""Every objective: one float64 step equals its formula, eager and compiled."""
+
+import pytest
+import torch
+from tiny import (
+    EPS,
+    assert_same,
+    climb,
+    descend,
+    sgd,
+    tiny_batch,
+    tiny_model,
+    tiny_step,
+    twin,
+)
+from torch.nn import functional
+
+from fastadv.errors import UserError
+from fastadv.pseudo_labels import pseudo_labels
+
+ALPHA, STEPS = 0.04, 3
+ATTACK = {"steps": STEPS, "alpha": ALPHA}
+
+
+def ce(logits, y):
+    return functional.cross_entropy(logits, y, reduction="none")
+
+
+def kl(logits_p, logits_q):
+    p = torch.softmax(logits_p, 1)
+    return (p * (p / torch.softmax(logits_q, 1)).log()).sum(1)
+
+
+def attack(model, x, y, start):
+    return climb(model, x, start, lambda z: ce(z, y).mean(), ALPHA, STEPS, "train")
+
+
+def by_hand(model, loss_of):
+    """One step of the mean of ``loss_of(f(x), f(x'), y)``."""
+    x, y, _, start = tiny_batch()
+    optimizer = sgd(model)
+    x_adv = attack(model, x, y, start)
+    descend(optimizer, loss_of(model(x), model(x_adv), y).mean())
+
+
+def run(mode="eager", model=None, **options):
+    model = tiny_model() if model is None else model
+    x, y, index, start = tiny_batch()
+    step = tiny_step(model, mode=mode, **(ATTACK | options))
+    if "epoch" in options:
+        step.set_epoch(options["epoch"])
+    metrics = step(x, y, index, start=start)
+    return model, step, metrics
+
+
+MODES = ("eager", "compiled")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_clean_subtracted(mode):
+    model, _, _ = run(mode, objective="clean-subtracted", clean_weight=0.3)
+    other = tiny_model()
+    by_hand(other, lambda z, z_adv, y: ce(z_adv, y) - 0.3 * ce(z, y))
+    assert_same(model, other)
+
+
+def test_clean_subtracted_with_weight_0_is_adversarial_training():
+    model, _, _ = run(objective="clean-subtracted", clean_weight=0)
+    plain, _, _ = run()
+    for first, second in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_clean_mixed_rises_from_clean_to_adversarial_over_its_epochs(mode):
+    x, y, index, start = tiny_batch()
+    model, other = tiny_model(), tiny_model()
+    step = tiny_step(
+        model,
+        mode=mode,
+        objective="clean-mixed",
+        mix_start=0.2,
+        mix_end=0.8,
+        mix_epochs=2,
+        steps_per_epoch=1,
+        **ATTACK,
+    )
+    optimizer = sgd(other)
+    for share in (0.2, 0.5, 0.8, 0.8):
+        step(x, y, index, start=start)
+        x_adv = attack(other, x, y, start)
+        mixed = (1 - share) * ce(other(x), y) + share * ce(other(x_adv), y)
+        descend(optimizer, mixed.mean())
+    assert_same(model, other)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_trades_attacks_and_minimises_the_kl(mode):
+    x, y, index, start = tiny_batch()
+    model, other = tiny_model(), tiny_model()
+    step = tiny_step(model, "trades", mode=mode, beta=5.0, **ATTACK)
+    step(x, y, index, start=start)
+    optimizer = sgd(other)
+    natural = other.eval()(x).detach()
+    x_adv = climb(other, x, start, lambda z: kl(natural, z).mean(), ALPHA, STEPS, "eval")
+    z = other(x)
+    descend(optimizer, (ce(z, y) + 5.0 * kl(z, other(x_adv))).mean())
+    assert_same(model, other)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rst_is_trades_on_the_mixed_batch(mode):
+    x, y, index, start = tiny_batch()
+    models = [tiny_model(), tiny_model()]
+    for method, model in zip(("rst", "trades"), models, strict=True):
+        step = tiny_step(model, method, mode=mode, **ATTACK)
+        step(x, y, index, start=start)
+        assert ("unlabelled_half" in step.plan.needs) == (method == "rst")
+    assert_same(*models)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gairat_weighs_by_the_steps_a_sample_survived(mode):
+    x, y, index, start = tiny_batch()
+    model, other = tiny_model(), tiny_model()
+    with torch.no_grad():
+        y = model.eval()(x).argmax(1)
+        y[:2] = (y[:2] + 1) % 4
+    model.train()
+    # Steps long enough that some samples are lost on the way.
+    step = tiny_step(
+        model, mode=mode, objective="gairat", gairat_start=0, gairat_lambda=0.5, eps=EPS, **ATTACK
+    )
+    step(x, y, index, start=start)
+    kappa = torch.zeros(len(x), dtype=torch.float64)
+    optimizer = sgd(other)
+
+    def counted(z):
+        kappa.add_((z.argmax(1) == y).double())
+        return ce(z, y).mean()
+
+    x_adv = climb(other, x, start, counted, ALPHA, STEPS, "train")
+    assert len(kappa.unique()) > 1
+    weights = (torch.tanh(0.5 + 5 * (1 - 2 * kappa / STEPS)) + 1) / 2
+    weights = weights / weights.mean()
+    descend(optimizer, (weights * ce(other(x_adv), y)).mean())
+    assert_same(model, other)
+
+
+def test_gairat_before_its_start_is_adversarial_training_bit_for_bit():
+    model, _, _ = run(objective="gairat", gairat_start=2, steps_per_epoch=1)
+    plain, _, _ = run()
+    assert_same(model, plain, 0.0)
+
+
+def test_samples_below_a_loss_are_left_out():
+    x, y, index, start = tiny_batch()
+    model, other = tiny_model(), tiny_model()
+    x_adv = attack(other, x, y, start)
+    with torch.no_grad():
+        limit = float(ce(twin(other)(x_adv), y).median())
+    step = tiny_step(model, leave_out_below=limit, **ATTACK)
+    step(x, y, index, start=start)
+    optimizer = sgd(other)
+    losses = ce(other(x_adv), y)
+    kept = losses.detach() >= limit
+    assert 0 < kept.sum() < len(x)
+    descend(optimizer, losses[kept].mean())
+    assert_same(model, other)
+
+
+def test_all_samples_left_out_leave_no_gradient():
+    _, _, metrics = run(leave_out_below=1e6)
+    assert float(metrics["grad_norm"]) == 0.0
+
+
+def test_a_ramp_that_is_told_no_epoch_is_refused():
+    with pytest.raises(UserError, match="set_epoch"):
+        run(objective="clean-mixed", mix_epochs=3)
+    with pytest.raises(UserError, match="fraction of the run"):
+        run(objective="gairat", steps_per_epoch=4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"adversary": "fgsm", "objective": "gairat"},
+        {"adversary": "none", "objective": "trades"},
+        {"adversary": "none", "objective": "rst"},
+        {"adversary": "none", "objective": "clean-mixed"},
+        {"objective": "clean-subtracted", "target": "self-adaptive"},
+    ],
+)
+def test_refused_pairs_say_why(options):
+    with pytest.raises(UserError, match=r"cannot be combined: .{20,}"):
+        tiny_step(tiny_model(), **options)
+
+
+def test_pseudo_labels_are_the_models_own_predictions_on_bytes():
+    model = tiny_model().float()
+    images = torch.randint(0, 256, (11, 3, 6, 6), dtype=torch.uint8)
+    labels = pseudo_labels(model, images, batch_size=4)
+    with torch.no_grad():
+        expected = tiny_model().float().eval()(images.float() / 255).argmax(1)
+    assert torch.equal(labels, expected)
+    assert labels.dtype == torch.int64
+    assert model.training

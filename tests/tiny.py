@@ -1,0 +1,126 @@
+"""A tiny float64 network and the pieces from which tests write a training step by hand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastadv.plan import resolve
+from fastadv.threat import Threat
+from fastadv.training_step import Step
+
+EPS = 0.1
+CLASSES = 4
+LEARNING = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
+
+
+class TinyNet(nn.Module):
+    """Convolution, a residual block and a classifier: (B,3,6,6) to (B,4), float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 5, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(5)
+        self.conv2 = nn.Conv2d(5, 5, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(5)
+        self.linear = nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        x = x + self.conv2(functional.softplus(self.bn1(x)))
+        return self.linear(functional.softplus(self.bn2(x)).mean((2, 3)))
+
+
+def tiny_model(seed: int = 0) -> TinyNet:
+    """Weights and running statistics drawn from ``seed``; in training mode."""
+    generator = torch.Generator().manual_seed(seed)
+    model = TinyNet().double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator).double() * 0.5)
+        for name, buffer in model.named_buffers():
+            if "mean" in name or "var" in name:
+                buffer.copy_(torch.rand(buffer.shape, generator=generator).double() + 0.5)
+    return model
+
+
+def tiny_batch(count: int = 8, seed: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, y, index and a non-zero start, drawn from ``seed``."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(count, 3, 6, 6, generator=generator).double()
+    y = torch.randint(0, CLASSES, (count,), generator=generator)
+    index = torch.randperm(20, generator=generator)[:count]
+    start = (torch.rand(x.shape, generator=generator).double() * 2 - 1) * EPS
+    return x, y, index, start
+
+
+def sgd(model: nn.Module, **changes: float) -> torch.optim.SGD:
+    """The optimizer of all tests of single steps."""
+    return torch.optim.SGD(model.parameters(), **(LEARNING | changes))
+
+
+def tiny_step(
+    model: nn.Module, method: str = "pgd", *, mode: str = "eager", **options: Any
+) -> Step:
+    """A step of ``method`` on ``model`` with 20 samples; ``options`` are the parts' and:
+    ``eps``, ``total_steps``, ``steps_per_epoch``, ``optimizer``."""
+    optimizer = options.pop("optimizer", None) or sgd(model)
+    lengths = {name: options.pop(name, None) for name in ("total_steps", "steps_per_epoch", "seed")}
+    threat = Threat(options.pop("norm", "linf"), options.pop("eps", EPS))
+    return Step(
+        model,
+        optimizer,
+        resolve(method, options),
+        threat,
+        mode=mode,
+        backend="aot_eager",
+        num_samples=20,
+        total_steps=lengths["total_steps"],
+        steps_per_epoch=lengths["steps_per_epoch"],
+        seed=lengths["seed"] or 0,
+        blocks=["conv2"],
+    )
+
+
+Loss = Callable[[Tensor], Tensor]
+
+
+def climb(
+    model: nn.Module, x: Tensor, start: Tensor, loss: Loss, alpha: float, steps: int, bn: str
+) -> Tensor:
+    """PGD by the book: ``steps`` sign steps that increase ``loss(logits)`` in the EPS ball."""
+    model.train(bn == "train")
+    x_adv = (x + start.clamp(-EPS, EPS)).clamp(0, 1)
+    for _ in range(steps):
+        x_adv = x_adv.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(model(x_adv)), x_adv)
+        moved = x_adv.detach() + alpha * gradient.sign()
+        x_adv = (x + (moved - x).clamp(-EPS, EPS)).clamp(0, 1)
+    model.train()
+    return x_adv.detach()
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One optimizer step on ``loss``."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def twin(model: TinyNet) -> TinyNet:
+    """An independent copy."""
+    return copy.deepcopy(model)
+
+
+def assert_same(first: nn.Module, second: nn.Module, tolerance: float = 1e-10) -> None:
+    """Weights and buffers agree."""
+    others = second.state_dict()
+    for name, tensor in first.state_dict().items():
+        torch.testing.assert_close(
+            tensor, others[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
