@@ -47,7 +47,7 @@ def sign(g):
 
 
 @triton.jit
-def sample_words(quad, row, seed, seed_ptr, offset, offset_ptr, stream):
+def sample_words(quad, row, seed, seed_ptr, offset, offset_ptr, stream_id):
     """Four words for each quad of the sample ``row``; the counter of ``philox.draw_counter``."""
     if seed_ptr is not None:
         seed = tl.load(seed_ptr)
@@ -55,7 +55,7 @@ def sample_words(quad, row, seed, seed_ptr, offset, offset_ptr, stream):
         offset = tl.load(offset_ptr)
     seed = tl.to_tensor(seed).to(tl.int64)
     offset = tl.to_tensor(offset).to(tl.int64)
-    high = ((offset >> 32) & 0xFFFFFF) | (tl.to_tensor(stream).to(tl.int64) << 24)
+    high = ((offset >> 32) & 0xFFFFFF) | (tl.to_tensor(stream_id).to(tl.int64) << 24)
     zero = quad.to(tl.uint32) * 0
     c1 = zero + row.to(tl.uint32)
     c2 = zero + offset.to(tl.uint32)

@@ -85,7 +85,7 @@ def _at(pointer, shift):
 
 @triton.jit
 def _l2_kernel(
-    x_adv, grad, x, out, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr, stream,
+    x_adv, grad, x, out, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr, stream_id,
     alpha, alpha_ptr, eps, low, high, n, START: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     sample = tl.program_id(0)
@@ -94,7 +94,7 @@ def _l2_kernel(
     alpha = scalar(alpha, alpha_ptr) + tl.zeros([], tl.float32)
     if START:
         row = tl.load(index + sample)
-        alpha = alpha * unit_radius(row, seed, seed_ptr, offset, offset_ptr, stream)
+        alpha = alpha * unit_radius(row, seed, seed_ptr, offset, offset_ptr, stream_id)
     scale = alpha
     if grad is not None:
         scale = _gradient_scale(alpha, _squares(grad, 0, n, BLOCK))
@@ -113,7 +113,7 @@ def _sum_of(partials, PARTS: tl.constexpr, PADDED: tl.constexpr):
 @triton.jit
 def _part_kernel(
     x_adv, grad, x, out, partials, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr,
-    stream, alpha, alpha_ptr, eps, low, high, n, samples,
+    stream_id, alpha, alpha_ptr, eps, low, high, n, samples,
     WALK: tl.constexpr, START: tl.constexpr,
     PARTS: tl.constexpr, PADDED: tl.constexpr, PART: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -129,7 +129,7 @@ def _part_kernel(
         alpha = scalar(alpha, alpha_ptr) + tl.zeros([], tl.float32)
         if START:
             row = tl.load(index + sample)
-            alpha = alpha * unit_radius(row, seed, seed_ptr, offset, offset_ptr, stream)
+            alpha = alpha * unit_radius(row, seed, seed_ptr, offset, offset_ptr, stream_id)
         scale = alpha
         if grad is not None:
             scale = _gradient_scale(alpha, _sum_of(gradient_sums, PARTS, PADDED))

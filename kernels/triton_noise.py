@@ -20,10 +20,10 @@ RADIUS_QUAD = tl.constexpr(PER_SAMPLE_QUAD)
 
 
 @triton.jit
-def unit_radius(row, seed, seed_ptr, offset, offset_ptr, stream):
+def unit_radius(row, seed, seed_ptr, offset, offset_ptr, stream_id):
     """One number in [0, 1) for the sample ``row``."""
     quad = tl.full([1], RADIUS_QUAD, tl.int64)
-    word, _, _, _ = sample_words(quad, row, seed, seed_ptr, offset, offset_ptr, stream)
+    word, _, _, _ = sample_words(quad, row, seed, seed_ptr, offset, offset_ptr, stream_id)
     return tl.sum((word >> 8).to(tl.float32) * 5.9604644775390625e-08, axis=0)
 
 
@@ -54,13 +54,13 @@ def _box_muller(first, second):
 
 @triton.jit
 def _noise_kernel(
-    out, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr, stream, n,
+    out, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr, stream_id, n,
     NORMAL: tl.constexpr, QUADS: tl.constexpr,
 ):  # fmt: skip
     sample = tl.program_id(0).to(tl.int64)
     row = tl.load(index + sample)
     quad = tl.program_id(1).to(tl.int64) * QUADS + tl.arange(0, QUADS)
-    w0, w1, w2, w3 = sample_words(quad, row, seed, seed_ptr, offset, offset_ptr, stream)
+    w0, w1, w2, w3 = sample_words(quad, row, seed, seed_ptr, offset, offset_ptr, stream_id)
     if NORMAL:
         a, b = _box_muller(w0, w1)
         c, d = _box_muller(w2, w3)
@@ -73,14 +73,14 @@ def _noise_kernel(
 
 @triton.jit
 def _linf_start_kernel(
-    x, out, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr, stream,
+    x, out, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr, stream_id,
     eps, low, high, n, pixels, stride_c, stride_p,
     CONTIGUOUS: tl.constexpr, QUADS: tl.constexpr,
 ):  # fmt: skip
     sample = tl.program_id(0).to(tl.int64)
     row = tl.load(index + sample)
     quad = tl.program_id(1).to(tl.int64) * QUADS + tl.arange(0, QUADS)
-    w0, w1, w2, w3 = sample_words(quad, row, seed, seed_ptr, offset, offset_ptr, stream)
+    w0, w1, w2, w3 = sample_words(quad, row, seed, seed_ptr, offset, offset_ptr, stream_id)
     noise = signed_unit(flatten_quads(w0, w1, w2, w3))
     element = tl.program_id(1).to(tl.int64) * (QUADS * 4) + tl.arange(0, QUADS * 4)
     place = element

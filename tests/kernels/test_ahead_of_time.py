@@ -241,7 +241,7 @@ def test_code_for_sm_90(name: str) -> None:
     inspect(name, True, 90)
 
 
-@pytest.mark.parametrize("name", ["linf_step", "linf_start", "crop_flip_uint8", "losses", "taps"])
+@pytest.mark.parametrize("name", ["linf_step", "crop_flip_uint8", "losses"])
 def test_code_without_alignment(name: str) -> None:
     inspect(name, False, 90)
 
