@@ -3,48 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from fastadv.errors import unknown
-from fastadv.parts import NONE, PARTS
+from fastadv.parts import NONE
+from fastadv.recipe_row import ADVLC, CYCLIC, GENTLE, KL_ATTACK, Recipe
+from fastadv.recipes_labels import LABELS
+from fastadv.recipes_smoothness import SMOOTHNESS
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """One method. ``options`` are its parts' hyper-parameters where they differ from the parts'
-    own defaults; ``training`` likewise the run's (epochs, learning rate, ...) in its publication;
-    ``reported`` is the accuracy the source reports, in per cent.
-    """
-
-    summary: str
-    source: str
-    adversary: str = "pgd"
-    objective: str = "ce"
-    target: str = "one-hot"
-    regularizer: str = NONE
-    weights: str = NONE
-    averaging: str = NONE
-    layers: str = "uniform"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
-    reported: str = ""
-
-    def parts(self) -> dict[str, str]:
-        """Slot -> part name."""
-        return {slot: getattr(self, slot) for slot in PARTS}
-
-
-# How F+FGSM and APART train: short, with one triangular learning-rate cycle.
-CYCLIC = {"epochs": 30, "lr": 0.2, "schedule": "triangular", "weight_decay": 2e-4}
-
-# How AdvLC trains everything on CIFAR-10; its last batch of an epoch is dropped.
-ADVLC = {"epochs": 200, "batch_size": 100, "lr": 0.1, "schedule": "piecewise"}
-ADVLC |= {"weight_decay": 1e-4, "padding": "constant"}
-
-KL_ATTACK = {"attack_objective": "kl", "attack_bn": "eval"}
-# Weight perturbations of TRADES; published epochs count from 1 and begin to perturb with the 10th.
-GENTLE = {"gamma": 0.005, "warmup_epochs": 9}
+__all__ = ["METHODS", "Recipe", "methods", "recipe"]
 
 METHODS: Mapping[str, Recipe] = {
     "standard": Recipe("no attack", "every paper's baseline", adversary=NONE),
@@ -263,6 +229,8 @@ METHODS: Mapping[str, Recipe] = {
         training=CYCLIC,
         reported="82.00 clean, 48.40 PGD-20 (PreActResNet-18, CIFAR-10)",
     ),
+    **LABELS,
+    **SMOOTHNESS,
 }
 
 

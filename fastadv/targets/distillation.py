@@ -46,12 +46,7 @@ class Distillation(Target):
             self.teachers = [path.strip() for path in self.teachers.split(",")]
         if self.temperature <= 0:
             raise UserError("temperature must be above 0.")
-        if not self.teachers:
-            raise UserError(
-                "Distillation needs its teachers: pass teachers=, networks or paths of run "
-                "folders, first a standard one, then a robust one."
-            )
-        if len(self.kd_weights) != len(self.teachers) + 1:
+        if self.teachers and len(self.kd_weights) != len(self.teachers) + 1:
             raise UserError(
                 f"kd_weights must hold {len(self.teachers) + 1} numbers, the label's and one a "
                 f"teacher, not {len(self.kd_weights)}."
@@ -59,7 +54,12 @@ class Distillation(Target):
 
     def prepare(self, setup: Setup) -> None:
         super().prepare(setup)
-        for teacher in self.teachers or ():
+        if not self.teachers:
+            raise UserError(
+                "Distillation needs its teachers: pass teachers=, networks or paths of run "
+                "folders, first a standard one, then a robust one."
+            )
+        for teacher in self.teachers:
             if isinstance(teacher, str):
                 teacher = load_model(teacher, setup.num_classes, setup.image_shape[0])
                 teacher = teacher.to(setup.dtype)
