@@ -46,6 +46,7 @@ SETTING_HELP: Mapping[str, str] = {
     "val_fraction": "share of the training images held out to choose the best epoch",
     "judge_every": "judge every so many epochs",
     "test_attacks": "attacks of the final table, separated by commas",
+    "test_limit": "judge on this many test images only",
     "seed": "seed of weights, order, views and noise",
     "deterministic": "refuse operations that are not reproducible",
     "device": "auto, cpu, cuda or cuda:N",

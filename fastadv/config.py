@@ -57,6 +57,7 @@ class TrainConfig:
     val_fraction: float | None = None
     judge_every: int = 1
     test_attacks: str = "clean,pgd-20"
+    test_limit: int | None = None
     seed: int = 0
     deterministic: bool = False
     device: str = "auto"
@@ -99,8 +100,10 @@ def _check(config: TrainConfig) -> None:
         if getattr(config, name) < 1:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} must be at least 1, not {getattr(config, name)}.")
-    if config.limit is not None and config.limit < 1:
-        raise UserError(f"--limit must be at least 1, not {config.limit}.")
+    for name in ("limit", "test_limit"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} must be at least 1, not {getattr(config, name)}.")
     if config.lr is not None and config.lr < 0:
         raise UserError(f"--lr must be at least 0, not {config.lr:g}.")
     if not 0 < (config.val_fraction or 0) < 1:

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """Something asked for that cannot be done; the message says what and what to do instead."""
 
 
+class NotFiniteError(UserError):
+    """A network's outputs are not finite."""
+
+
 class TrainingError(RuntimeError):
     """Training went wrong (a loss that is not finite); the message names the step."""
 

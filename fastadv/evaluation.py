@@ -14,7 +14,7 @@ from fastadv.attacks.autoattack import require_package
 from fastadv.attacks.names import OPTIONS, AttackSpec, parse_attack
 from fastadv.attacks.problem import Problem
 from fastadv.engine.network import Network
-from fastadv.errors import UserError
+from fastadv.errors import NotFiniteError, UserError
 from fastadv.threat import Threat, parse_number
 
 
@@ -153,7 +153,7 @@ class _Tally:
                 f"from 0 to {self.classes - 1}."
             )
         if not_finite:
-            raise UserError(
+            raise NotFiniteError(
                 "The model's outputs are not finite, so its accuracy means nothing; judge an "
                 "earlier checkpoint, or judge without amp."
             )

@@ -107,7 +107,8 @@ class Session:
         )
         chosen, held_out = split_validation(data, float(config.val_fraction or 0), config.seed)
         validation = Judging(data.train_images[held_out], data.train_labels[held_out], device)
-        test = Judging(data.test_images, data.test_labels, device)
+        some = config.test_limit
+        test = Judging(data.test_images[:some], data.test_labels[:some], device)
         if config.select == "test":
             chosen, validation = torch.arange(len(data.train_images)), test
         loader = _make_loader(config, data, device, chosen)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastadv import checkpoint
 from fastadv.config import TrainConfig, settled
 from fastadv.console import Console
-from fastadv.errors import TrainingError, UserError
+from fastadv.errors import NotFiniteError, TrainingError, UserError
 from fastadv.evaluation import evaluate
 from fastadv.run_folder import RunFolder
 from fastadv.session import Judging, Session
@@ -74,8 +74,9 @@ def _run(
         try:
             runner.epochs()
         except TrainingError as error:
-            payload = {"model": session.model.state_dict()}
-            checkpoint.save(folder.last_good, payload)
+            if session.step.healthy():
+                raise
+            checkpoint.save(folder.last_good, {"model": session.model.state_dict()})
             raise TrainingError(f"{error} They are saved in {folder.last_good}.") from None
     summary = runner.final_test()
     folder.write_summary(summary)
@@ -180,14 +181,20 @@ class _Runner:
 
     def _judge(self, images: Judging, attacks: str) -> dict[str, float]:
         config = self.session.config
-        return evaluate(
-            self.session.model,
-            images,
-            attacks.split(","),
-            eps=self.session.threat.eps,
-            norm=config.norm,
-            seed=config.seed,
-        )
+        try:
+            return evaluate(
+                self.session.model,
+                images,
+                attacks.split(","),
+                eps=self.session.threat.eps,
+                norm=config.norm,
+                seed=config.seed,
+            )
+        except NotFiniteError:
+            raise TrainingError(
+                f"After step {self.session.step.calls} the network's outputs are no longer finite; "
+                f"{self.folder.last} still holds what was saved before. Lower the learning rate."
+            ) from None
 
     def _keep_best(self, scores: dict[str, float]) -> None:
         """Save the weights if they are the most robust so far; ties go to the cleaner."""

@@ -465,6 +465,10 @@ class Step:
         """Raise ``TrainingError`` if a loss or gradient was not finite; waits for the device."""
         self.updater.faults.check()
 
+    def healthy(self) -> bool:
+        """Whether every update so far was finite; waits for the device."""
+        return self.updater.faults.healthy()
+
     def advice(self) -> list[str]:
         """Sentences about a run that looks wrong, from the parts; waits for the device."""
         update = self.calls * self.updates_per_batch

@@ -28,6 +28,10 @@ class Faults:
         self.bad_step.copy_(torch.where(first_bad, update, self.bad_step))
         return self.bad_step < 0
 
+    def healthy(self) -> bool:
+        """Whether no step was bad so far. Waits."""
+        return int(self.bad_step) < 0
+
     def check(self) -> None:
         """Raise ``TrainingError`` naming the first bad step, if there was one. Waits."""
         step = int(self.bad_step)

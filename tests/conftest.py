@@ -1,0 +1,35 @@
+"""Shared by all tests: where commands run, and a run of the command line without a process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+class Outcome:
+    """What a command left: exit code, standard output and error."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def fastadv_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Outcome]:
+    """``fastadv_command("train", "--epochs", 1)`` in an empty folder."""
+    from fastadv.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["fastadv", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_code:
+            main()
+        captured = capsys.readouterr()
+        return Outcome(int(exit_code.value.code or 0), captured.out, captured.err)
+
+    return run

@@ -1,0 +1,181 @@
+"""A user's mistakes: one sentence, exit code 2, nothing lost. And what the commands print."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastadv import checkpoint
+
+SMALL = ("--width", 2, "--epochs", 1, "--limit", 128, "--test-limit", 40)
+
+MISTAKES = {
+    "method": (("--method", "aprat"), "did you mean 'apart'"),
+    "option name": (("--methd", "pgd"), "--method"),
+    "part": (("--weights", "awq"), "did you mean 'awp'"),
+    "part option": (("--method", "pgd", "--beta", 3), "'beta'"),
+    "model": (("--model", "preact_resnet"), "did you mean 'preact_resnet18'"),
+    "data set": (("--data", "cifar"), "cifar10"),
+    "missing folder": (("--data", "folder:/no/such/place"), "/no/such/place"),
+    "negative eps": (("--eps", "-8/255"), "eps"),
+    "eps no number": (("--eps", "eight"), "eight"),
+    "no epochs": (("--epochs", 0), "--epochs"),
+    "no batch": (("--batch-size", 0), "--batch-size"),
+    "batch of one": (("--batch-size", 1), "BatchNorm"),
+    "norm": (("--norm", "l1"), "norm"),
+    "no run": (("--resume", "nowhere"), "nowhere"),
+    "resume with options": (("--resume", "nowhere", "--epochs", 3), "--epochs"),
+    "choice": (("--schedule", "triangle"), "triangular"),
+    "no blocks": (("--model", "vgg16"), "blocks"),
+    "attack": (("--select-attack", "pdg-10"), "pgd"),
+    "number": (("--lr", "fast"), "lr"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_sentence_and_exit_code_2(name, fastadv_command):
+    words, hint = MISTAKES[name]
+    given = {word for word in words if isinstance(word, str)}
+    small = [
+        entry
+        for flag, value in zip(SMALL[::2], SMALL[1::2], strict=True)
+        if flag not in given and "--resume" not in given
+        for entry in (flag, value)
+    ]
+    outcome = fastadv_command("train", *words, *small)
+    assert outcome.code == 2
+    assert hint in outcome.err
+    assert "Traceback" not in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
+
+
+def npz(path: Path, **changes: np.ndarray) -> Path:
+    generator = np.random.default_rng(0)
+    arrays = {
+        "x_train": generator.integers(0, 256, (64, 8, 8, 1), dtype=np.uint8),
+        "y_train": generator.integers(0, 3, 64),
+        "x_test": generator.integers(0, 256, (16, 8, 8, 1), dtype=np.uint8),
+        "y_test": generator.integers(0, 3, 16),
+    }
+    np.savez(path, **(arrays | changes))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [
+        ({"x_train": np.full((64, 8, 8, 1), 3.0, np.float32)}, "[0,1]"),
+        ({"y_train": np.full(64, -1)}, "abel"),
+    ],
+)
+def test_bad_data_is_one_sentence(changes, hint, tmp_path, fastadv_command):
+    path = npz(tmp_path / "data.npz", **changes)
+    outcome = fastadv_command("train", "--data", f"npz:{path}", "--method", "fast", "--epochs", 1)
+    assert outcome.code == 2
+    assert hint.replace(" ", "") in outcome.err.replace(" ", "")
+
+
+def test_a_run_leaves_its_folder_and_is_not_overwritten(tmp_path, fastadv_command):
+    words = ("train", "--method", "fast", *SMALL, "--out", "run")
+    first = fastadv_command(*words)
+    assert first.code == 0
+    folder = tmp_path / "run"
+    names = {"config.toml", "metrics.jsonl", "last.pt", "best.pt", "summary.json"}
+    assert {file.name for file in folder.iterdir()} == names
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary["best"]) == {"clean", "pgd-20"}
+    assert all(0 <= score <= 1 for score in summary["last"].values())
+    before = (folder / "last.pt").read_bytes()
+    again = fastadv_command(*words)
+    assert again.code == 2
+    assert "--resume" in again.err
+    assert (folder / "last.pt").read_bytes() == before
+
+
+def test_evaluate_repeats_the_summary(tmp_path, fastadv_command):
+    fastadv_command("train", "--method", "fast", *SMALL, "--out", "run")
+    outcome = fastadv_command(
+        "evaluate", "run", "--attacks", "clean,pgd-20", "--which", "last", "--limit", 40
+    )
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert outcome.code == 0
+    for score in summary["last"].values():
+        assert f"{100 * score:.2f}" in outcome.out
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path, fastadv_command):
+    fastadv_command("train", "--method", "fast", *SMALL, "--out", "run")
+    file = tmp_path / "run" / "best.pt"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    outcome = fastadv_command("evaluate", "run")
+    assert outcome.code == 2
+    assert "damaged" in outcome.err
+
+
+def test_weights_of_another_model_are_refused(tmp_path, fastadv_command):
+    fastadv_command("train", "--method", "fast", *SMALL, "--out", "run")
+    config = tmp_path / "run" / "config.toml"
+    config.write_text(config.read_text().replace("width = 2", "width = 4"))
+    outcome = fastadv_command("evaluate", "run")
+    assert outcome.code == 2
+    assert "another model" in outcome.err
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_weights(tmp_path, fastadv_command):
+    words = ("train", "--method", "fast", *SMALL, "--limit", 640, "--lr", 1e30, "--out", "run")
+    outcome = fastadv_command(*words)
+    assert outcome.code == 2
+    assert re.search(r"at step \d+;", outcome.err)
+    saved = checkpoint.load(tmp_path / "run" / "last_good.pt")["model"]
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+
+
+def test_outputs_that_are_not_finite_are_no_accuracy(fastadv_command):
+    outcome = fastadv_command("train", "--method", "fast", *SMALL, "--lr", 1e30, "--out", "run")
+    assert outcome.code == 2
+    assert "no longer finite" in outcome.err
+
+
+def test_selecting_on_the_test_set_says_what_that_means(fastadv_command):
+    outcome = fastadv_command("train", "--method", "standard", *SMALL, "--select", "test")
+    assert outcome.code == 0
+    assert "chosen on the test set" in outcome.out
+
+
+def test_a_config_with_a_typo_is_refused(tmp_path, fastadv_command):
+    fastadv_command("train", "--method", "fast", *SMALL, "--out", "run")
+    config = tmp_path / "run" / "config.toml"
+    config.write_text(config.read_text().replace("epochs =", "epoch =", 1))
+    outcome = fastadv_command("train", "--resume", "run")
+    assert outcome.code == 2
+    assert "'epochs'" in outcome.err
+
+
+def test_export_writes_the_weights(tmp_path, fastadv_command):
+    from safetensors.torch import load_file
+
+    fastadv_command("train", "--method", "fast", *SMALL, "--out", "run")
+    assert fastadv_command("export", "run", "--out", "model.safetensors").code == 0
+    exported = load_file(tmp_path / "model.safetensors")
+    saved = checkpoint.load(tmp_path / "run" / "best.pt")["model"]
+    assert exported.keys() == saved.keys()
+    assert all(torch.equal(exported[name], saved[name]) for name in saved)
+
+
+@pytest.mark.parametrize("words", [("methods",), ("methods", "apart"), ("doctor",)])
+def test_commands_that_only_tell(words, fastadv_command):
+    outcome = fastadv_command(*words)
+    assert outcome.code == 0
+    assert "apart" in outcome.out or "CPU" in outcome.out
+
+
+def test_an_unknown_method_to_explain(fastadv_command):
+    outcome = fastadv_command("methods", "aprat")
+    assert outcome.code == 2
+    assert "did you mean 'apart'" in outcome.err

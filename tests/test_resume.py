@@ -1,0 +1,169 @@
+"""A run that was stopped continues to the same bits as one that never was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastadv import checkpoint
+from fastadv.errors import UserError
+from fastadv.train import resume
+
+WORDS = [
+    *("--method", "apart", "--averaging", "ema", "--amp", "--width", "4", "--epochs", "4"),
+    *("--limit", "640", "--batch-size", "32", "--test-limit", "40", "--judge-every", "2"),
+]
+
+
+def start(out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from fastadv.cli import main; main()", "train", *WORDS]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, "--out", str(out), *more],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        cwd=out.parent,
+    )
+
+
+def continue_run(out: Path) -> None:
+    command = [sys.executable, "-c", "from fastadv.cli import main; main()", "train"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--resume", str(out)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def wait_for_epoch(out: Path, epoch: int) -> None:
+    """Until ``epoch`` epochs are recorded and saved, and the next one is under way."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        metrics = out / "metrics.jsonl"
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= epoch:
+            if (out / "last.pt").exists():
+                time.sleep(0.1)
+                return
+        time.sleep(0.01)
+    raise AssertionError("the run did not get that far")
+
+
+def same(first: Path, second: Path) -> None:
+    """Weights, optimizer, step and position of two runs are equal bit for bit."""
+
+    def compare(name: str, one: object, two: object) -> None:
+        if isinstance(one, torch.Tensor):
+            assert torch.equal(one, two), name
+        elif isinstance(one, dict):
+            assert one.keys() == two.keys(), name
+            for key in one:
+                compare(f"{name}.{key}", one[key], two[key])
+        elif isinstance(one, (list, tuple)):
+            assert len(one) == len(two), name
+            for place, pair in enumerate(zip(one, two, strict=True)):
+                compare(f"{name}.{place}", *pair)
+        elif not name.endswith("seconds"):
+            assert one == two, name
+
+    compare("last", checkpoint.load(first / "last.pt"), checkpoint.load(second / "last.pt"))
+    summaries = [json.loads((path / "summary.json").read_text()) for path in (first, second)]
+    for key in ("best", "last", "best_epoch"):
+        assert summaries[0][key] == summaries[1][key]
+    lines = [
+        [json.loads(line)["loss"] for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (first, second)
+    ]
+    assert lines[0] == lines[1]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    process = start(out)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return out
+
+
+def test_killed_in_the_middle_of_an_epoch(tmp_path, uninterrupted):
+    out = tmp_path / "killed"
+    process = start(out)
+    wait_for_epoch(out, 1)
+    process.kill()
+    process.communicate()
+    assert not (out / "summary.json").exists()
+    continue_run(out)
+    same(out, uninterrupted)
+
+
+def test_asked_to_stop_it_saves_its_place_in_the_epoch(tmp_path, uninterrupted):
+    out = tmp_path / "stopped"
+    process = start(out)
+    wait_for_epoch(out, 1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in errors
+    continue_run(out)
+    same(out, uninterrupted)
+
+
+def test_every_batch_saved_and_resumed(tmp_path, uninterrupted):
+    """Checkpoints inside an epoch hold its position and the sum of its losses."""
+    out = tmp_path / "often"
+    process = start(out, "--checkpoint-minutes", "0")
+    wait_for_epoch(out, 2)
+    process.kill()
+    process.communicate()
+    continue_run(out)
+    config = (out / "config.toml").read_text().replace("checkpoint_minutes = 0.0", "")
+    assert "checkpoint_minutes" not in config
+    same(out, uninterrupted)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"weights": torch.ones(3)})
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        checkpoint.save(path, {"weights": torch.zeros(3)})
+    monkeypatch.undo()
+    assert torch.equal(checkpoint.load(path)["weights"], torch.ones(3))
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_one_changed_byte_is_noticed(tmp_path):
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"weights": torch.arange(1000.0)})
+    content = bytearray(path.read_bytes())
+    place = content.find(torch.arange(1000.0).numpy().tobytes()[400:408])
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load(path)
+
+
+def test_a_checkpoint_of_other_code_is_not_executed(tmp_path):
+    path = tmp_path / "last.pt"
+    torch.save({"checksum": "", "model": Path("anything")}, path)
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load(path)
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        resume(str(tmp_path))
