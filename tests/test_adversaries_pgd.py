@@ -1,0 +1,138 @@
+"""PGD in both norms, both BatchNorm modes and both objectives against its formula."""
+
+import pytest
+import torch
+from tiny import (
+    EPS,
+    assert_same,
+    climb,
+    descend,
+    sgd,
+    tiny_batch,
+    tiny_model,
+    tiny_step,
+    twin,
+)
+from tiny_staged import recorded
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastadv.errors import UserError
+
+ALPHA, STEPS = 0.04, 3
+
+
+@pytest.mark.parametrize("bn", ["train", "eval"])
+def test_linf(bn: str) -> None:
+    x, y, index, start = tiny_batch()
+    model = tiny_model()
+    by_hand = twin(model)
+    tiny_step(model, "pgd", attack_bn=bn, alpha=ALPHA, steps=STEPS)(x, y, index, start=start)
+    optimizer = sgd(by_hand)
+    x_adv = climb(by_hand, x, start, lambda z: functional.cross_entropy(z, y), ALPHA, STEPS, bn)
+    descend(optimizer, functional.cross_entropy(by_hand(x_adv), y))
+    assert_same(model, by_hand)
+
+
+@pytest.mark.parametrize("bn", ["train", "eval"])
+def test_kl_objective(bn: str) -> None:
+    x, y, index, start = tiny_batch()
+    model = tiny_model()
+    by_hand = twin(model)
+    options = {"attack_objective": "kl", "attack_bn": bn, "alpha": ALPHA, "steps": STEPS}
+    tiny_step(model, "pgd", **options)(x, y, index, start=start)
+    optimizer = sgd(by_hand)
+    by_hand.train(bn == "train")
+    p = by_hand(x).softmax(1).detach()  # in train mode this pass moves the statistics once
+
+    def kl(z: Tensor) -> Tensor:
+        return (p * (p.log() - z.log_softmax(1))).sum(1).mean()
+
+    x_adv = climb(by_hand, x, start, kl, ALPHA, STEPS, bn)
+    descend(optimizer, functional.cross_entropy(by_hand(x_adv), y))
+    assert_same(model, by_hand)
+
+
+def climb_l2(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) -> Tensor:
+    def lengths(t: Tensor) -> Tensor:
+        return t.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+    def into(delta: Tensor) -> Tensor:
+        delta = delta * (eps / lengths(delta)).clamp(max=1)
+        return (x + delta).clamp(0, 1)
+
+    x_adv = into(start)
+    for _ in range(STEPS):
+        x_adv = x_adv.detach().requires_grad_()
+        loss = functional.cross_entropy(model(x_adv), y)
+        (gradient,) = torch.autograd.grad(loss, x_adv)
+        step = 15 / 128 * eps * gradient / (lengths(gradient) + 1e-10)
+        x_adv = into(x_adv.detach() + step - x)
+    return x_adv.detach()
+
+
+def test_l2_with_its_usual_step() -> None:
+    x, y, index, start = tiny_batch()
+    model, eps = tiny_model(), 0.5
+    by_hand = twin(model)
+    step = tiny_step(model, "pgd", norm="l2", eps=eps, steps=STEPS)
+    made = recorded(step)
+    step(x, y, index, start=start)
+    optimizer = sgd(by_hand)
+    x_adv = climb_l2(by_hand, x, y, start, eps)
+    descend(optimizer, functional.cross_entropy(by_hand(x_adv), y))
+    assert_same(model, by_hand)
+    assert (made[0].x_adv - x).flatten(1).norm(dim=1).max() <= eps + 1e-9
+
+
+def test_the_usual_step_is_a_quarter_of_eps() -> None:
+    x, y, index, start = tiny_batch()
+    models = [tiny_model(), tiny_model()]
+    tiny_step(models[0], "pgd", steps=STEPS)(x, y, index, start=start)
+    tiny_step(models[1], "pgd", steps=STEPS, alpha=EPS / 4)(x, y, index, start=start)
+    assert_same(*models, tolerance=0)
+
+
+def test_without_a_random_start_it_begins_at_the_image() -> None:
+    x, y, index, _ = tiny_batch()
+    models = [tiny_model(), tiny_model()]
+    tiny_step(models[0], "pgd", steps=STEPS, random_start=False)(x, y, index)
+    tiny_step(models[1], "pgd", steps=STEPS)(x, y, index, start=torch.zeros_like(x))
+    assert_same(*models, tolerance=0)
+    with pytest.raises(UserError, match="no gradient"):
+        tiny_step(tiny_model(), "trades", random_start=False)
+
+
+def test_of_several_restarts_the_worst_is_kept_for_each_sample() -> None:
+    x, y, index, start = tiny_batch()
+    options = {"steps": 1, "attack_bn": "eval"}
+    made = []
+    for restarts in (1, 3):
+        step = tiny_step(tiny_model(), "pgd", restarts=restarts, **options)
+        found = recorded(step)
+        frozen = twin(step.model).eval()
+        step(x, y, index, start=start)
+        made.append(functional.cross_entropy(frozen(found[0].x_adv), y, reduction="none"))
+    assert (made[1] >= made[0] - 1e-12).all()
+    assert (made[1] > made[0] + 1e-6).any()
+
+
+def test_counts_of_correct_steps() -> None:
+    x, y, index, start = tiny_batch()
+    step = tiny_step(
+        tiny_model(), "pgd", steps=STEPS, objective="gairat", gairat_start=1, attack_bn="eval"
+    )
+    step.set_epoch(0)
+    made = recorded(step)
+    model = twin(step.model).eval()
+    step(x, y, index, start=start)
+    correct = torch.zeros_like(y)
+
+    def loss(z: Tensor) -> Tensor:
+        return functional.cross_entropy(z, y)
+
+    for done in range(STEPS):
+        x_adv = climb(model, x, start, loss, EPS / 4, done, "eval")
+        model.eval()
+        correct += model(x_adv).argmax(1) == y
+    assert torch.equal(made[0].facts["correct_at_each_step"], correct)
