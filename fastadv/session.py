@@ -13,6 +13,7 @@ from fastadv.config import TrainConfig
 from fastadv.data import Dataset, DeviceLoader, eval_batches, load, split_validation
 from fastadv.errors import UserError
 from fastadv.models import build_model
+from fastadv.plan import Plan
 from fastadv.schedules import Schedule
 from fastadv.threat import Threat
 from fastadv.training_step import Step
@@ -111,7 +112,7 @@ class Session:
         test = Judging(data.test_images[:some], data.test_labels[:some], device)
         if config.select == "test":
             chosen, validation = torch.arange(len(data.train_images)), test
-        loader = _make_loader(config, data, device, chosen)
+        loader = _make_loader(config, plan, data, device, chosen)
         epochs = int(config.epochs or 1)
         threat = Threat(config.norm, float(config.eps or 0.0))
         step = Step(
@@ -141,7 +142,7 @@ class Session:
 
 
 def _make_loader(
-    config: TrainConfig, data: Dataset, device: torch.device, rows: Tensor
+    config: TrainConfig, plan: Plan, data: Dataset, device: torch.device, rows: Tensor
 ) -> DeviceLoader:
     return DeviceLoader(
         data.train_images,
@@ -152,5 +153,6 @@ def _make_loader(
         pad=int(config.pad or 0),
         flip=bool(config.flip),
         padding=config.padding or "constant",
+        views=2 if "second_view" in plan.needs else 1,
         indices=rows,
     )

@@ -117,7 +117,10 @@ class _Runner:
         session.model.train()
         with self.console.epoch(progress.epoch, progress.batch, len(session.loader)) as tick:
             for batch in batches:
-                metrics = session.step(batch.image, batch.label, batch.index, view=batch.view)
+                second = None if batch.second is None else batch.second[0]
+                metrics = session.step(
+                    batch.image, batch.label, batch.index, view=batch.view, second=second
+                )
                 self._loss += metrics["loss"]
                 progress.batch += 1
                 tick(len(batch.label))

@@ -170,7 +170,8 @@ class Step:
             made = made._replace(facts=made.facts | weak)
             facts = facts | made.facts | self._neighbor(batch, facts)
         if "teacher_logits" in plan.needs:
-            facts["teacher_logits"] = self.net.run(plan.target.teach, made.x_adv)
+            taught_on = self._weakened(made.x_adv, made)
+            facts["teacher_logits"] = self.net.run(plan.target.teach, taught_on)
         weights = self._perturbed()
         with self.net.training():
             if weights and plan.weights is not None:
