@@ -238,7 +238,8 @@ def _norms(tensors: Sequence[Tensor], scope: str) -> Tensor:
 def restore_weights(
     weights: Sequence[Tensor], originals: Sequence[Tensor], v: Sequence[Tensor]
 ) -> None:
-    """In place: w <- w0 + (w - fl(w0 + v)); exactly w0 when nothing changed w since.
+    """In place: w <- w0 + (w - fl(w0 + v)); exactly w0 when nothing changed w since, and exactly
+    w where fl(w0 + v) is w0: an update without a perturbation keeps its bits.
 
     ``weights``, ``originals`` (w0, a copy from before) and ``v`` (the directions after
     :func:`perturb_weights`) match pairwise. Raises ``ValueError`` where they do not.
@@ -246,7 +247,8 @@ def restore_weights(
     check_pairs(weights, originals)
     check_pairs(weights, v)
     for w, w0, shift in zip(weights, originals, v, strict=True):
-        w.copy_(w0 + (w - (w0 + shift)))
+        perturbed = w0 + shift
+        w.copy_(torch.where(perturbed == w0, w, w0 + (w - perturbed)))
 
 
 def check_pairs(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:

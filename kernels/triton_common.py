@@ -53,9 +53,8 @@ def sample_words(quad, row, seed, seed_ptr, offset, offset_ptr, stream_id):
         seed = tl.load(seed_ptr)
     if offset_ptr is not None:
         offset = tl.load(offset_ptr)
-    seed = tl.to_tensor(seed).to(tl.int64)
-    offset = tl.to_tensor(offset).to(tl.int64)
-    high = ((offset >> 32) & 0xFFFFFF) | (tl.to_tensor(stream_id).to(tl.int64) << 24)
+    seed, offset = seed.to(tl.int64), offset.to(tl.int64)
+    high = ((offset >> 32) & 0xFFFFFF) | (stream_id.to(tl.int64) << 24)
     zero = quad.to(tl.uint32) * 0
     c1 = zero + row.to(tl.uint32)
     c2 = zero + offset.to(tl.uint32)

@@ -33,29 +33,34 @@ def _delta(x_adv, grad, x, place, inside, scale):
 
 
 @triton.jit
-def _squares(t, first, last, BLOCK: tl.constexpr):
+def _squares(t, first, last, TRIPS: tl.constexpr, BLOCK: tl.constexpr):
     total = tl.zeros([BLOCK], tl.float32)
-    for start in range(first, last, BLOCK):
-        place = start + tl.arange(0, BLOCK)
+    for trip in range(TRIPS):
+        place = first + trip * BLOCK + tl.arange(0, BLOCK)
         value = tl.load(t + place, mask=place < last, other=0.0).to(tl.float32)
         total += value * value
     return tl.sum(total, axis=0)
 
 
 @triton.jit
-def _delta_squares(x_adv, grad, x, first, last, scale, BLOCK: tl.constexpr):
+def _delta_squares(
+    x_adv, grad, x, first, last, scale, TRIPS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     total = tl.zeros([BLOCK], tl.float32)
-    for start in range(first, last, BLOCK):
-        place = start + tl.arange(0, BLOCK)
+    for trip in range(TRIPS):
+        place = first + trip * BLOCK + tl.arange(0, BLOCK)
         _, delta = _delta(x_adv, grad, x, place, place < last, scale)
         total += delta * delta
     return tl.sum(total, axis=0)
 
 
 @triton.jit
-def _write(x_adv, grad, x, out, first, last, scale, shrink, low, high, BLOCK: tl.constexpr):
-    for start in range(first, last, BLOCK):
-        place = start + tl.arange(0, BLOCK)
+def _write(
+    x_adv, grad, x, out, first, last, scale, shrink, low, high,
+    TRIPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    for trip in range(TRIPS):
+        place = first + trip * BLOCK + tl.arange(0, BLOCK)
         inside = place < last
         center, delta = _delta(x_adv, grad, x, place, inside, scale)
         result = clamp_nan(center + delta * shrink, low, high)
@@ -85,8 +90,9 @@ def _at(pointer, shift):
 
 @triton.jit
 def _l2_kernel(
-    x_adv, grad, x, out, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr, stream_id,
-    alpha, alpha_ptr, eps, low, high, n, START: tl.constexpr, BLOCK: tl.constexpr,
+    x_adv, grad, x, out, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr,
+    stream_id: tl.int64, alpha, alpha_ptr, eps, low, high, n,
+    START: tl.constexpr, TRIPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     sample = tl.program_id(0)
     shift = sample.to(tl.int64) * n
@@ -97,11 +103,11 @@ def _l2_kernel(
         alpha = alpha * unit_radius(row, seed, seed_ptr, offset, offset_ptr, stream_id)
     scale = alpha
     if grad is not None:
-        scale = _gradient_scale(alpha, _squares(grad, 0, n, BLOCK))
+        scale = _gradient_scale(alpha, _squares(grad, 0, n, TRIPS, BLOCK))
     shrink = alpha * 0.0 + 1.0
     if not START:
-        shrink = _shrink(_delta_squares(x_adv, grad, x, 0, n, scale, BLOCK), eps)
-    _write(x_adv, grad, x, out, 0, n, scale, shrink, low, high, BLOCK)
+        shrink = _shrink(_delta_squares(x_adv, grad, x, 0, n, scale, TRIPS, BLOCK), eps)
+    _write(x_adv, grad, x, out, 0, n, scale, shrink, low, high, TRIPS, BLOCK)
 
 
 @triton.jit
@@ -113,9 +119,10 @@ def _sum_of(partials, PARTS: tl.constexpr, PADDED: tl.constexpr):
 @triton.jit
 def _part_kernel(
     x_adv, grad, x, out, partials, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr,
-    stream_id, alpha, alpha_ptr, eps, low, high, n, samples,
+    stream_id: tl.int64, alpha, alpha_ptr, eps, low, high, n, samples,
     WALK: tl.constexpr, START: tl.constexpr,
-    PARTS: tl.constexpr, PADDED: tl.constexpr, PART: tl.constexpr, BLOCK: tl.constexpr,
+    PARTS: tl.constexpr, PADDED: tl.constexpr, PART: tl.constexpr,
+    TRIPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     sample, part = tl.program_id(0), tl.program_id(1)
     shift = sample.to(tl.int64) * n
@@ -124,7 +131,7 @@ def _part_kernel(
     gradient_sums = partials + sample * PARTS
     delta_sums = gradient_sums + samples * PARTS
     if WALK == 0:
-        tl.store(gradient_sums + part, _squares(grad, first, last, BLOCK))
+        tl.store(gradient_sums + part, _squares(grad, first, last, TRIPS, BLOCK))
     else:
         alpha = scalar(alpha, alpha_ptr) + tl.zeros([], tl.float32)
         if START:
@@ -134,13 +141,13 @@ def _part_kernel(
         if grad is not None:
             scale = _gradient_scale(alpha, _sum_of(gradient_sums, PARTS, PADDED))
         if WALK == 1:
-            squares = _delta_squares(x_adv, grad, x, first, last, scale, BLOCK)
+            squares = _delta_squares(x_adv, grad, x, first, last, scale, TRIPS, BLOCK)
             tl.store(delta_sums + part, squares)
         else:
             shrink = alpha * 0.0 + 1.0
             if not START:
                 shrink = _shrink(_sum_of(delta_sums, PARTS, PADDED), eps)
-            _write(x_adv, grad, x, out, first, last, scale, shrink, low, high, BLOCK)
+            _write(x_adv, grad, x, out, first, last, scale, shrink, low, high, TRIPS, BLOCK)
 
 
 def _run(
@@ -168,7 +175,7 @@ def _run(
     if n <= ONE_PROGRAM:
         launch(
             _l2_kernel, (samples,), x_adv, grad, x, out, *settings, n, device=x.device,
-            START=start, BLOCK=BLOCK,
+            START=start, TRIPS=triton.cdiv(n, BLOCK), BLOCK=BLOCK,
         )  # fmt: skip
         return out
     parts = triton.cdiv(n, PART)
@@ -178,7 +185,8 @@ def _run(
         launch(
             _part_kernel, (samples, parts), x_adv, grad, x, out, partials, *settings, n, samples,
             device=x.device, WALK=walk, START=start,
-            PARTS=parts, PADDED=triton.next_power_of_2(parts), PART=PART, BLOCK=BLOCK,
+            PARTS=parts, PADDED=triton.next_power_of_2(parts), PART=PART,
+            TRIPS=PART // BLOCK, BLOCK=BLOCK,
         )  # fmt: skip
     return out
 

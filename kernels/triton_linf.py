@@ -11,7 +11,7 @@ from .layout import dense, float_or_pointer, laid_out_as
 from .triton_common import clamp_nan, launch, scalar, sign
 
 BLOCK = 1024
-PIXELS = 256
+PIXELS = 512
 
 
 @triton.jit

@@ -80,7 +80,7 @@ def _kl_backward_kernel(
 @triton.jit
 def _ce_forward_kernel(
     logits, y, c_min, c_min_ptr, total, count, kept, partials, counts, ticket,
-    batch, classes, programs,
+    batch: tl.int64, classes, programs,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     row, exists, place, inside, column = _tile(batch, classes, ROWS, COLUMNS)
@@ -93,7 +93,7 @@ def _ce_forward_kernel(
     sum_here = tl.sum(tl.where(keep, loss, 0.0), axis=0)
     count_here = tl.sum(keep.to(tl.int32), axis=0)
     if PADDED == 1:
-        tl.store(total, tl.div_rn(sum_here, tl.to_tensor(batch).to(tl.float32)))
+        tl.store(total, tl.div_rn(sum_here, batch.to(tl.float32)))
         tl.store(count, count_here.to(tl.int64))
     else:
         program = tl.program_id(0)
@@ -106,13 +106,13 @@ def _ce_forward_kernel(
             there = other < programs
             sums = tl.load(partials + other, mask=there, other=0.0, cache_modifier=".cg")
             numbers = tl.load(counts + other, mask=there, other=0, cache_modifier=".cg")
-            tl.store(total, tl.div_rn(tl.sum(sums, axis=0), tl.to_tensor(batch).to(tl.float32)))
+            tl.store(total, tl.div_rn(tl.sum(sums, axis=0), batch.to(tl.float32)))
             tl.store(count, tl.sum(numbers, axis=0).to(tl.int64))
 
 
 @triton.jit
 def _ce_backward_kernel(
-    grad, logits, y, kept, out, batch, classes,
+    grad, logits, y, kept, out, batch: tl.int64, classes,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row, exists, place, inside, column = _tile(batch, classes, ROWS, COLUMNS)
@@ -120,7 +120,7 @@ def _ce_backward_kernel(
     label = tl.load(y + row, mask=exists, other=0)
     keep = tl.load(kept + row, mask=exists, other=0)
     hit = (column[None, :] == label[:, None]).to(tl.float32)
-    share = tl.div_rn(tl.load(grad).to(tl.float32), tl.to_tensor(batch).to(tl.float32))
+    share = tl.div_rn(tl.load(grad).to(tl.float32), batch.to(tl.float32))
     # m_i / B * (softmax - onehot)
     value = tl.where(keep[:, None] != 0, share * (tl.exp(_log_softmax(z)) - hit), 0.0)
     tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)

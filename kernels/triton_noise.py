@@ -54,7 +54,7 @@ def _box_muller(first, second):
 
 @triton.jit
 def _noise_kernel(
-    out, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr, stream_id, n,
+    out, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr, stream_id: tl.int64, n,
     NORMAL: tl.constexpr, QUADS: tl.constexpr,
 ):  # fmt: skip
     sample = tl.program_id(0).to(tl.int64)
@@ -73,7 +73,7 @@ def _noise_kernel(
 
 @triton.jit
 def _linf_start_kernel(
-    x, out, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr, stream_id,
+    x, out, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr, stream_id: tl.int64,
     eps, low, high, n, pixels, stride_c, stride_p,
     CONTIGUOUS: tl.constexpr, QUADS: tl.constexpr,
 ):  # fmt: skip

@@ -47,7 +47,9 @@ def _dot_kernel(
 
 
 @triton.jit
-def _total_kernel(partials, totals, BOUNDS: tl.constexpr, CHUNK: tl.constexpr):
+def _total_kernel(
+    partials, totals, BOUNDS: tl.constexpr, TRIPS: tl.constexpr, CHUNK: tl.constexpr
+):  # fmt: skip
     which = tl.program_id(0)
     first = 0
     last = 0
@@ -55,8 +57,8 @@ def _total_kernel(partials, totals, BOUNDS: tl.constexpr, CHUNK: tl.constexpr):
         first = tl.where(which == i, BOUNDS[i], first)
         last = tl.where(which == i, BOUNDS[i + 1], last)
     total = tl.zeros([CHUNK], tl.float32)
-    for start in range(first, last, CHUNK):
-        place = start + tl.arange(0, CHUNK)
+    for trip in range(TRIPS):
+        place = first + trip * CHUNK + tl.arange(0, CHUNK)
         total += tl.load(partials + place, mask=place < last, other=0.0)
     tl.store(totals + which, tl.sum(total, axis=0))
 
@@ -97,5 +99,9 @@ def block_step_gradients(gradients: Sequence[Tensor], signs: Sequence[Tensor]) -
         SIZES=tuple(t.numel() for t in g), BLOCK=BLOCK, ALIGNED=aligned(g, s), num_warps=WARPS,
     )  # fmt: skip
     bounds = tuple(block_count(g[:i]) for i in range(len(g) + 1))
-    launch(_total_kernel, (len(g),), partials, totals, device=device, BOUNDS=bounds, CHUNK=CHUNK)
+    longest = max(block_count([t]) for t in g)
+    launch(
+        _total_kernel, (len(g),), partials, totals, device=device, BOUNDS=bounds,
+        TRIPS=triton.cdiv(longest, CHUNK), CHUNK=CHUNK,
+    )  # fmt: skip
     return totals

@@ -40,7 +40,8 @@ def _squares_kernel(
 @triton.jit
 def _ratios_kernel(
     partials, ratios, gamma, gamma_ptr, blocks,
-    BOUNDS: tl.constexpr, TOGETHER: tl.constexpr, CHUNK: tl.constexpr,
+    BOUNDS: tl.constexpr, TOGETHER: tl.constexpr, TRIPS: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):  # fmt: skip
     which = tl.program_id(0)
     first = 0
@@ -51,8 +52,8 @@ def _ratios_kernel(
             last = tl.where(which == i, BOUNDS[i + 1], last)
     w_squares = tl.zeros([CHUNK], tl.float32)
     g_squares = tl.zeros([CHUNK], tl.float32)
-    for start in range(first, last, CHUNK):
-        place = start + tl.arange(0, CHUNK)
+    for trip in range(TRIPS):
+        place = first + trip * CHUNK + tl.arange(0, CHUNK)
         inside = place < last
         w_squares += tl.load(partials + place, mask=inside, other=0.0)
         g_squares += tl.load(partials + blocks + place, mask=inside, other=0.0)
@@ -92,9 +93,10 @@ def _restore_kernel(
     w0 = tl.load(select(originals, which, len(SIZES), ALIGNED) + place, mask=inside)
     v = tl.load(select(shifts, which, len(SIZES), ALIGNED) + place, mask=inside)
     w0, v = w0.to(tl.float32), v.to(tl.float32)
-    # w <- w0 + (w - fl(w0 + v)), fl rounding as the perturbation did
+    # w <- w0 + (w - fl(w0 + v)), fl rounding as the perturbation did; w where nothing moved it
     perturbed = (w0 + v).to(w_place.dtype.element_ty).to(tl.float32)
-    tl.store(w_place, (w0 + (w - perturbed)).to(w_place.dtype.element_ty), mask=inside)
+    restored = tl.where(perturbed == w0, w, w0 + (w - perturbed))
+    tl.store(w_place, restored.to(w_place.dtype.element_ty), mask=inside)
 
 
 def perturb_weights(
@@ -121,10 +123,13 @@ def perturb_weights(
         "num_warps": WARPS,
     }
     bounds = tuple(block_count(w[:i]) for i in range(len(w) + 1))
+    together = scope == "global"
+    longest = blocks if together else max(block_count([t]) for t in w)
     launch(_squares_kernel, (blocks,), w, g, partials, blocks, device=device, **sizes)
     launch(
         _ratios_kernel, (len(w),), partials, ratios, *float_or_pointer(gamma, device), blocks,
-        device=device, BOUNDS=bounds, TOGETHER=scope == "global", CHUNK=CHUNK,
+        device=device, BOUNDS=bounds, TOGETHER=together, TRIPS=triton.cdiv(longest, CHUNK),
+        CHUNK=CHUNK,
     )  # fmt: skip
     launch(_perturb_kernel, (blocks,), w, g, ratios, device=device, **sizes)
     _written(weights, w)

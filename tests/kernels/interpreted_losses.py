@@ -134,3 +134,16 @@ def test_one_side_alone_needs_a_gradient() -> None:
     (got,) = torch.autograd.grad(triton_face.trades_kl(p, q).sum(), q)
     (expected,) = torch.autograd.grad(call("trades_kl", p, q).sum(), q)
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("columns", [slice(0, None, 2), slice(3, 8)])
+def test_strided_logits(columns: slice) -> None:
+    p, q = logits((6, 12), 0)[:, columns], logits((6, 12), 1)[:, columns]
+    y = torch.arange(12)[::2] % p.shape[1]
+    for name, arguments in (
+        ("trades_kl_forward", (p, q)),
+        ("trades_kl_backward", (torch.ones(()).expand(6), p, q, True, True)),
+        ("top_n_forward", (p, q, 5, True)),
+        ("masked_ce_forward", (p, y, 2.0)),
+    ):
+        torch.testing.assert_close(*triton_and_reference(name, *arguments))

@@ -161,11 +161,16 @@ CALLS: dict[str, Call] = {
 # wide only if each thread holds enough of it, a gather by index never is.
 WIDE = {
     "_linf_kernel": (True, True),
+    "_normalized_kernel": (True, True),
     "_linf_start_kernel": (True, True),
     "_noise_kernel": (False, True),
     "_l2_kernel": (True, True),
     "_crop_kernel": (False, True),
     "_crop_add_kernel": (True, True),
+    "_kl_forward_kernel": (True, False),
+    "_kl_backward_kernel": (True, True),
+    "_ce_forward_kernel": (True, False),
+    "_ce_backward_kernel": (True, True),
     "_squares_kernel": (True, False),
     "_perturb_kernel": (True, True),
     "_restore_kernel": (True, True),
