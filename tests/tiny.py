@@ -33,10 +33,10 @@ class TinyNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
         x = x + self.conv2(functional.softplus(self.bn1(x)))
-        return self.linear(functional.softplus(self.bn2(x)).mean((2, 3)))
+        return self.linear(4 * torch.tanh(self.bn2(x)).mean((2, 3)))
 
 
-def tiny_model(seed: int = 0) -> TinyNet:
+def tiny_model(seed: int = 2) -> TinyNet:
     """Weights and running statistics drawn from ``seed``; in training mode."""
     generator = torch.Generator().manual_seed(seed)
     model = TinyNet().double()
@@ -52,7 +52,9 @@ def tiny_model(seed: int = 0) -> TinyNet:
 def tiny_batch(count: int = 8, seed: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x, y, index and a non-zero start, drawn from ``seed``."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(count, 3, 6, 6, generator=generator).double()
+    # Samples of different brightness: the average over the image must not make them all alike.
+    bright = torch.rand(count, 3, 1, 1, generator=generator)
+    x = (bright * torch.rand(count, 3, 6, 6, generator=generator)).double()
     y = torch.randint(0, CLASSES, (count,), generator=generator)
     index = torch.randperm(20, generator=generator)[:count]
     start = (torch.rand(x.shape, generator=generator).double() * 2 - 1) * EPS
