@@ -1,0 +1,128 @@
+"""SWA and EMA against their formulas, and that training does not notice them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from tiny import assert_same, tiny_batch, twin
+from tiny_staged import staged_model, staged_step
+from torch import Tensor, nn
+
+from fastadv.errors import UserError
+from fastadv.training_step import Step
+
+ATTACK: dict[str, Any] = {"steps": 1}
+
+
+def run(step: Step, calls: int) -> list[dict[str, Tensor]]:
+    """The weights after each call, on changing batches."""
+    found = []
+    for seed in range(calls):
+        x, y, index, start = tiny_batch(seed=seed)
+        step(x, y, index % 12, start=start)
+        found.append({n: p.detach().clone() for n, p in step.model.named_parameters()})
+    return found
+
+
+def evaluated(step: Step, batches: Any = None) -> dict[str, Tensor]:
+    with step.evaluation_weights(batches):
+        return copy.deepcopy(step.model.state_dict())
+
+
+def test_swa_is_the_mean_of_the_epochs_ends() -> None:
+    step = staged_step(staged_model(), "swa", average_start=1, steps_per_epoch=2, **ATTACK)
+    weights = run(step, 8)
+    ends = [weights[3], weights[5], weights[7]]  # epochs 1, 2 and 3
+    found = evaluated(step)
+    for name in ends[0]:
+        torch.testing.assert_close(found[name], sum(end[name] for end in ends) / 3)
+    assert int(step.state["average_count"]) == 3
+
+
+def test_swa_every_second_epoch() -> None:
+    options = {"average_start": 1, "average_every": 2, "steps_per_epoch": 1}
+    step = staged_step(staged_model(), "swa", **options, **ATTACK)
+    weights = run(step, 5)
+    found = evaluated(step)
+    for name in weights[0]:
+        torch.testing.assert_close(found[name], (weights[1][name] + weights[3][name]) / 2)
+
+
+def test_before_the_first_average_the_live_weights_are_evaluated() -> None:
+    step = staged_step(staged_model(), "swa", average_start=3, steps_per_epoch=2, **ATTACK)
+    weights = run(step, 4)
+    assert all(torch.equal(evaluated(step)[name], weights[-1][name]) for name in weights[0])
+
+
+def test_a_fraction_of_the_run_says_when_swa_starts() -> None:
+    step = staged_step(staged_model(), "swa", total_steps=8, steps_per_epoch=2, **ATTACK)
+    run(step, 5)
+    assert int(step.state["average_count"]) == 0
+    run(step, 1)
+    assert int(step.state["average_count"]) == 1  # the end of epoch 2 of 4
+
+
+def test_ema_is_its_recursion() -> None:
+    model = staged_model()
+    expected = {name: p.detach().clone() for name, p in model.named_parameters()}
+    step = staged_step(model, "pgd", averaging="ema", average_decay=0.25, **ATTACK)
+    weights = run(step, 4)
+    for update, now in enumerate(weights):
+        decay = min(0.25, (1 + update) / (10 + update))
+        for name, tensor in expected.items():
+            expected[name] = decay * tensor + (1 - decay) * now[name]
+    found = evaluated(step)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor)
+    assert not torch.allclose(found["linear.weight"], weights[-1]["linear.weight"])
+
+
+@pytest.mark.parametrize("averaging", ["swa", "ema"])
+def test_training_does_not_notice_it(averaging: str) -> None:
+    models = [staged_model(), staged_model()]
+    run(staged_step(models[0], "pgd", averaging=averaging, **ATTACK), 6)
+    run(staged_step(models[1], "pgd", **ATTACK), 6)
+    assert_same(*models, tolerance=0)
+
+
+@pytest.mark.parametrize("averaging", ["swa", "ema"])
+def test_evaluation_leaves_the_model_as_it_was(averaging: str) -> None:
+    step = staged_step(staged_model(), "pgd", averaging=averaging, **ATTACK)
+    run(step, 6)
+    before = copy.deepcopy(step.model.state_dict())
+    flags = [module.training for module in step.model.modules()]
+    evaluated(step, [tiny_batch()[0]])
+    for name, tensor in step.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert flags == [module.training for module in step.model.modules()]
+
+
+def test_statistics_are_estimated_for_the_average() -> None:
+    """Momentum-free means over all batches, of the averaged network, not of the live one."""
+    step = staged_step(staged_model(), "swa", average_start=0, steps_per_epoch=1, **ATTACK)
+    run(step, 3)
+    batches = [tiny_batch(seed=seed)[0] for seed in (5, 6)]
+    found = evaluated(step, batches)
+    averaged = twin(step.model)
+    averaged.load_state_dict(evaluated(step))
+    entering: list[Tensor] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        entering.append(inputs[0].detach())
+
+    averaged.layer1[0].bn1.register_forward_pre_hook(note)
+    for x in batches:
+        averaged(x)
+    means = torch.stack([t.mean((0, 2, 3)) for t in entering]).mean(0)
+    torch.testing.assert_close(found["layer1.0.bn1.running_mean"], means)
+
+
+def test_senseless_options_are_refused() -> None:
+    with pytest.raises(UserError, match="average_decay"):
+        staged_step(staged_model(), "pgd", averaging="ema", average_decay=1.0)
+    x, y, index, _ = tiny_batch()
+    with pytest.raises(UserError, match="average_start="):
+        staged_step(staged_model(), "swa", total_steps=None)(x, y, index % 12)

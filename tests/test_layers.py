@@ -1,0 +1,216 @@
+"""Layers that learn at a fixed rate or not at all, and the optimizer groups they ask for."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from tiny import LEARNING, assert_same, climb, tiny_batch, tiny_model, twin
+from tiny_staged import StagedNet, staged_model, staged_step, weights_of
+from torch import nn
+from torch.nn import functional
+
+import fastadv
+from fastadv.errors import UserError
+from fastadv.schedules import Schedule
+
+ATTACK: dict[str, Any] = {"steps": 2, "alpha": 0.04}
+
+
+def of_stages(model: nn.Module, *stages: str) -> dict[str, nn.Parameter]:
+    return {n: p for n, p in model.named_parameters() if n.startswith(stages)}
+
+
+def by_hand(
+    model: StagedNet, optimizer: torch.optim.Optimizer, rates: list[list[float]], frozen: tuple = ()
+) -> None:
+    """Three PGD steps, ``rates[update][group]`` the learning rates."""
+    x, y, _, start = tiny_batch()
+    for row in rates:
+        for group, rate in zip(optimizer.param_groups, row, strict=True):
+            group["lr"] = rate
+        x_adv = climb(model, x, start, lambda z: functional.cross_entropy(z, y), 0.04, 2, "train")
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x_adv), y).backward()
+        for parameter in of_stages(model, *frozen).values() if frozen else ():
+            parameter.grad = None
+        optimizer.step()
+
+
+def falling(step: fastadv.Step) -> None:
+    """The scheduled groups' rate falls tenfold at each update."""
+    optimizer = step.updater.optimizer
+
+    def schedule(update: int) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * 0.1**update  # every group, as a torch scheduler would
+
+    step.before_update = schedule
+
+
+def three_steps(step: fastadv.Step) -> None:
+    x, y, index, start = tiny_batch()
+    for _ in range(3):
+        step(x, y, index % 12, start=start)
+
+
+def two_groups(model: nn.Module, *stages: str) -> torch.optim.SGD:
+    chosen = of_stages(model, *stages)
+    rest = [p for n, p in model.named_parameters() if n not in chosen]
+    return torch.optim.SGD([{"params": rest}, {"params": list(chosen.values())}], **LEARNING)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "stages"),
+    [
+        ("rat-lr", {}, ("layer3", "layer4")),
+        ("at-fix-lr-k", {"layer_groups": "1,4"}, ("layer1", "layer4")),
+        ("at-fix-lr-k", {"layer_groups": (2,), "fixed_lr": 0.02}, ("layer2",)),
+    ],
+)
+def test_fixed_rate_under_any_scheduler(
+    method: str, options: dict[str, Any], stages: tuple[str, ...]
+) -> None:
+    model = staged_model()
+    reference = twin(model)
+    step = staged_step(model, method, **ATTACK, **options)
+    falling(step)
+    three_steps(step)
+    rate = options.get("fixed_lr", 0.05)
+    rates = [[0.05 * 0.1**update, rate] for update in range(3)]
+    by_hand(reference, two_groups(reference, *stages), rates)
+    assert_same(model, reference)
+
+
+def test_our_schedule_leaves_the_fixed_group_alone() -> None:
+    model = staged_model()
+    optimizer = torch.optim.SGD(fastadv.param_groups(model, "rat-lr", lr=0.05), momentum=0.9)
+    schedule = Schedule(optimizer, "piecewise", 8, cycle_momentum=False)
+    schedule(7)
+    assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(0.0005), 0.05]
+
+
+def test_scaled_gradients_are_eq_4() -> None:
+    """eta multiplies the gradient only: not weight decay, and inside the momentum buffer."""
+    model = staged_model()
+    reference = twin(model)
+    optimizer = torch.optim.SGD(model.parameters(), **LEARNING)
+    step = staged_step(model, "rat-lr", optimizer=optimizer, rate_form="gradient", **ATTACK)
+    falling(step)
+    three_steps(step)
+    x, y, _, start = tiny_batch()
+    optimizer = torch.optim.SGD(reference.parameters(), **LEARNING)
+    for update in range(3):
+        optimizer.param_groups[0]["lr"] = 0.05 * 0.1**update
+        x_adv = climb(
+            reference, x, start, lambda z: functional.cross_entropy(z, y), 0.04, 2, "train"
+        )
+        optimizer.zero_grad()
+        functional.cross_entropy(reference(x_adv), y).backward()
+        for parameter in of_stages(reference, "layer3", "layer4").values():
+            assert parameter.grad is not None
+            parameter.grad *= 10.0**update
+        optimizer.step()
+    assert_same(model, reference)
+
+
+def test_the_two_forms_agree_until_the_rate_falls() -> None:
+    models = [staged_model(), staged_model()]
+    plain = torch.optim.SGD(models[1].parameters(), **LEARNING)
+    three_steps(staged_step(models[0], "rat-lr", **ATTACK))
+    three_steps(staged_step(models[1], "rat-lr", optimizer=plain, rate_form="gradient", **ATTACK))
+    assert_same(*models, tolerance=0)
+
+
+def test_frozen_layers_stand_still_and_their_statistics_do_not() -> None:
+    model = staged_model()
+    reference, before = twin(model), weights_of(model)
+    step = staged_step(model, "at-fix-param-k", layer_groups="2,4", **ATTACK)
+    three_steps(step)
+    optimizer = torch.optim.SGD(reference.parameters(), **LEARNING)
+    by_hand(reference, optimizer, [[0.05]] * 3, frozen=("layer2", "layer4"))
+    assert_same(model, reference)
+    frozen = of_stages(model, "layer2", "layer4")
+    assert all(torch.equal(p.detach(), before[n]) for n, p in frozen.items())
+    assert all(p.grad is None and p.requires_grad for p in frozen.values())
+    assert not any(p in step.updater.optimizer.state for p in frozen.values())
+    statistics = model.layer2[0].bn1.running_mean
+    assert not torch.equal(statistics, before["layer2.0.bn1.running_mean"])
+
+
+def test_frozen_layers_under_awp_stand_still_bit_for_bit() -> None:
+    model = staged_model()
+    before = weights_of(model)
+    three_steps(staged_step(model, "at-fix-param-k", weights="awp", layer_groups="3", **ATTACK))
+    for name, parameter in of_stages(model, "layer3").items():
+        assert torch.equal(parameter.detach(), before[name]), name
+    assert not torch.equal(model.layer2[0].conv1.weight, before["layer2.0.conv1.weight"])
+
+
+MODELS = ("preact_resnet18", "wide_resnet34_10", "vgg16", "dla", "resnet50", "densenet121")
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("layers", ["uniform", "rat-lr", "fixed-lr", "frozen"])
+def test_groups_cover_every_parameter_once(name: str, layers: str) -> None:
+    with torch.device("meta"):
+        model = fastadv.build_model(name)
+    split = "quarters" if name.startswith("wide") else "stages"
+    last = None if layers in ("uniform", "rat-lr") else [4]
+    groups = fastadv.param_groups(model, layers, lr=0.1, groups=last, split=split)
+    found = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(found) == sorted(id(parameter) for parameter in model.parameters())
+    assert len(set(found)) == len(found)
+    assert len(groups) == (1 if layers == "uniform" else 2)
+
+
+def test_the_step_verifies_the_optimizer() -> None:
+    sentence = r"fastadv.param_groups\(model, layers='rat-lr', lr=..., groups='3,4'\)"
+    for groups in (None, "3", "2,3,4"):
+        model = staged_model()
+        params: Any = model.parameters()
+        if groups is not None:
+            params = fastadv.param_groups(model, "fixed-lr", groups=groups)
+        with pytest.raises(UserError, match=sentence):
+            staged_step(model, "rat-lr", optimizer=torch.optim.SGD(params, lr=0.1))
+    model = staged_model()
+    other = torch.optim.SGD(fastadv.param_groups(staged_model(), "rat-lr"), lr=0.1)
+    with pytest.raises(UserError, match=sentence):
+        staged_step(model, "rat-lr", optimizer=other)  # another model's parameters
+    with pytest.raises(UserError, match="layers='frozen'"):
+        staged_step(model, "at-fix-param-k", optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    marked = torch.optim.SGD(fastadv.param_groups(model, "rat-lr"), lr=0.1)
+    with pytest.raises(UserError, match="rat-lr"):
+        staged_step(model, "rat-lr", optimizer=marked, rate_form="gradient")
+
+
+def test_a_selection_that_matches_nothing_is_an_error() -> None:
+    with pytest.raises(UserError, match="layer group '5'"):
+        fastadv.param_groups(staged_model(), "fixed-lr", groups="4,5")
+    with pytest.raises(UserError, match="layer_groups="):
+        fastadv.param_groups(staged_model(), "frozen")
+    with pytest.raises(UserError, match="takes no groups"):
+        fastadv.param_groups(staged_model(), "uniform", groups="3")
+    with pytest.raises(UserError, match="residual stages"):
+        fastadv.param_groups(tiny_model(), "rat-lr")
+    with pytest.raises(UserError, match="Unknown layers"):
+        fastadv.param_groups(staged_model(), "rat_lr")
+
+
+def test_freezing_everything_is_an_error() -> None:
+    with pytest.raises(UserError, match="nothing to train"):
+        staged_step(staged_model(), "at-fix-param-k", layer_groups="1,2,3,4,rest")
+
+
+def test_a_saved_optimizer_keeps_its_fixed_rate() -> None:
+    model = staged_model()
+    step = staged_step(model, "rat-lr", **ATTACK)
+    falling(step)
+    three_steps(step)
+    resumed = staged_step(twin(model), "rat-lr", **ATTACK)
+    optimizer = resumed.updater.optimizer
+    optimizer.load_state_dict(copy.deepcopy(step.updater.optimizer.state_dict()))
+    assert optimizer.param_groups[1]["fixed_rate"] == 0.05
+    assert optimizer.param_groups[1]["lr"] == 0.05
