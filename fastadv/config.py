@@ -45,7 +45,7 @@ class TrainConfig:
     amp: bool = False
     amp_dtype: Literal["bf16", "fp16"] = "bf16"
     attack_dtype: Literal["fp32", "bf16", "fp16"] | None = None
-    mode: Literal["auto", "eager", "compiled"] = "auto"
+    mode: Literal["auto", "eager", "compiled", "captured"] = "auto"
     pad: int | None = None
     flip: bool | None = None
     padding: Literal["constant", "reflect"] | None = None

@@ -35,7 +35,7 @@ class Console:
         self.out.print(
             f"{escape(config.model or '')}, {weights:,} weights, {len(session.loader.rows):,} "
             f"training images, {config.norm} eps {session.threat.eps:.4g}, batch "
-            f"{config.batch_size}, {session.device}, {_precision(session)}"
+            f"{config.batch_size}, {session.device}, {_precision(session)}, {config.mode}"
         )
         self.out.print(f"run folder: {escape(str(folder.path))}")
         if config.select == "test":

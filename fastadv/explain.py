@@ -8,6 +8,7 @@ import rich.console
 import rich.text
 from rich.table import Table
 
+from fastadv import cost
 from fastadv.plan import Plan, resolve
 from fastadv.recipes import METHODS
 
@@ -38,16 +39,15 @@ def explain(name: str) -> rich.console.RenderableType:
 
 def passes(plan: Plan) -> str:
     """Forward and backward passes of one update, as a sentence."""
-    steps = plan.options.get("steps", 0 if plan.slots["adversary"] == "none" else 1)
-    forwards, inputs = int(steps), int(steps)
-    if "natural_logits_attack" in plan.needs or "natural_logits_eval" in plan.needs:
-        forwards += 1
-    outer = 2 if "natural_logits_train" in plan.needs else 1
-    text = f"{forwards} F + {inputs} input gradients, then {outer} F + 1 backward"
-    if plan.weights is not None:
-        rounds = plan.options.get("weight_steps", 1)
-        text += f"; weights: up to {rounds} x ({outer} F + 1 backward)"
-    return text
+    found = cost.passes(plan)
+    words = [
+        (found.forwards, "forward"),
+        (found.input_gradients, "input gradient(s)"),
+        (found.training, "training pass(es)"),
+        (found.weight_rounds, "pass(es) for the weights at most"),
+    ]
+    said = ", ".join(f"{count} {word}" for count, word in words if count)
+    return f"{said}: {found.units:g} forward passes' work"
 
 
 def _indented(text: str) -> str:

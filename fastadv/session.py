@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -136,6 +137,9 @@ class Session:
             optimizer, config.schedule or "constant", updates, cycle_momentum=config.cycle_momentum
         )
         step.before_update = schedule
+        # What was chosen by measuring is written down and used again on resume.
+        first = next(iter(loader.epoch(0))).image
+        config = dataclasses.replace(config, mode=step.settle_mode(first))
         return cls(
             config, device, data, model, optimizer, step, loader, schedule, threat, validation, test
         )

@@ -49,7 +49,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     console = console or Console()
     config = settled(config)
     session = Session.build(config)
-    folder = RunFolder.create(config.out, config)
+    folder = RunFolder.create(config.out, session.config)
     return _run(session, folder, Progress(), console)
 
 

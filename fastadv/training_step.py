@@ -1,9 +1,7 @@
-"""One training step: the order in which the parts of a recipe act on one batch.
+"""The training step a user calls: it prepares, keeps time, and hands each batch to the walk.
 
-The walk: noise is named by the update's number; the adversary makes x_adv with the parameters
-frozen; the weights part moves the weights; objective, target and regularizer give one scalar and
-one backward; the optimizer steps; the weights come back; parts with state read what they need
-from tensors already at hand. The model is left as it was found: train flags, requires_grad, mode.
+What happens to a batch is in ``walk.py``. The user's model is left as it was found: train flags,
+requires_grad and grad mode.
 """
 
 from __future__ import annotations
@@ -14,23 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from fastadv import checks, kernels
-from fastadv.adversaries.weaken import weakened, weakening
-from fastadv.contract import (
-    NEEDS,
-    Adversarial,
-    Batch,
-    Facts,
-    Losses,
-    Outputs,
-    Setup,
-)
+from fastadv import checks, cost
+from fastadv.contract import NEEDS, Batch, Setup
 from fastadv.data.view import View
-from fastadv.engine import distributed, guard, noise
+from fastadv.engine import choice, distributed, guard, noise
 from fastadv.engine.averages import averaged_weights
-from fastadv.engine.gradient import gradients_if_used
+from fastadv.engine.capture import Captured
 from fastadv.engine.network import Network
 from fastadv.engine.precision import autocast, pass_dtype, surrounding
 from fastadv.engine.runner import Runner
@@ -41,6 +29,7 @@ from fastadv.models.blocks import perturbable_blocks
 from fastadv.models.wrapped import inner_module
 from fastadv.plan import Plan, resolve
 from fastadv.threat import Threat
+from fastadv.walk import Walk
 
 USUAL_EPS = {"linf": 8 / 255, "l2": 128 / 255}
 
@@ -81,16 +70,19 @@ class Step:
         attack = pass_dtype(attack_dtype, self.device) if attack_dtype else outer
         if outer is torch.float16 and scaler is None:
             scaler = torch.amp.GradScaler(self.device.type)
-        runner = Runner("eager" if mode == "auto" else mode, backend)
+        self.mode = choice.first_mode(mode, self.device)
+        runner = Runner(choice.compiles(self.mode, total_steps), backend)
         self.net = Network(self.model, self.device, runner, outer, attack)
         if "block_gradients" in plan.needs:
             names = None if blocks is None else list(blocks)
             place = plan.options.get("block_noise_at", "conv1")
             tapped = perturbable_blocks(self.model, names, at=place)
             self.net.taps = Taps([module for _, module in tapped])
-        self._named = dict(self.model.named_parameters())
         plan.layers.bind(self.model, optimizer)
-        self._learns = {name for name in self._named if plan.layers.learns(name)}
+        self.walk = Walk(plan, self.net, threat, seed)
+        self.passes: Walk | Captured = self.walk
+        if self.mode == "captured":
+            self.passes = Captured(self.walk)
         self.updater = Updater(optimizer, self.device, scaler, max_grad_norm)
         self.num_samples, self.num_classes, self.seed = num_samples, num_classes, seed
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
@@ -159,55 +151,18 @@ class Step:
     # -- one update ---------------------------------------------------------------------------
 
     def _update(self, batch: Batch, update: bool) -> dict[str, Tensor]:
-        plan = self.plan
         self.updater.begin()
-        buffers = [buffer.clone() for buffer in self.net.buffers]
-        facts = self._facts_before(batch)
-        plan.target.before(batch, facts)
-        with self.net.attacking(plan.adversary.attack_bn):
-            made = plan.adversary.make(batch, facts)
-            weak = weakening(plan.adversary, batch, self.seed)
-            made = made._replace(facts=made.facts | weak)
-            facts = facts | made.facts | self._neighbor(batch, facts)
-        if "teacher_logits" in plan.needs:
-            taught_on = self._weakened(made.x_adv, made)
-            facts["teacher_logits"] = self.net.run(plan.target.teach, taught_on)
-        weights = self._perturbed()
-        with self.net.training():
-            if weights and plan.weights is not None:
-                plan.weights.perturb(weights, lambda: self._direction(batch, made, facts, weights))
-            scale = self.updater.scale()
-            loss, found, outputs = self.net.run(self._outer, batch, made, facts, scale)
-        learning = self._learning()
-        weight_gradients, others = found[: len(learning)], found[len(learning) :]
-        distributed.average([g for g in found if g is not None])
-        names = list(self._learning_named())
-        plan.layers.before_update(self.updater.optimizer, names, weight_gradients)
-        norm, ok = self.updater(learning, weight_gradients, loss, self.offset, update=update)
-        with torch.no_grad():
-            if weights and plan.weights is not None:
-                plan.weights.restore(weights)
-            self._after(batch, made, outputs, others, ok)
-            if plan.averaging is not None and update:
-                plan.averaging.update(learning, ok)
-            self.updater.keep_if(ok, self.net.buffers, buffers)
-        right = (outputs.adversarial.argmax(1) == batch.y).float().mean()
-        return {"loss": loss, "accuracy": right, "grad_norm": norm}
-
-    def _facts_before(self, batch: Batch) -> Facts:
-        """What parts need from the unattacked images before the attack."""
-        facts: Facts = {}
-        modes = {"natural_logits_eval": "eval"}
-        modes["natural_logits_attack"] = self.plan.adversary.attack_bn
-        for need, bn in modes.items():
-            if need not in self.plan.needs:
-                continue
-            same = next((facts[other] for other in facts if modes[other] == bn), None)
-            if same is None:
-                with self.net.attacking(bn):
-                    same = self.net.run(self._natural, batch.x)
-            facts[need] = same
-        return facts
+        self.walk.scale.copy_(self.updater.scale())
+        found = self.passes.gather(batch)
+        distributed.average([g for g in (*found.weights, *found.others) if g is not None])
+        learning = self.walk.learning_named()
+        self.plan.layers.before_update(self.updater.optimizer, list(learning), found.weights)
+        norm, ok = self.updater(
+            list(learning.values()), found.weights, found.loss, self.offset, update=update
+        )
+        self.passes.settle(found, ok, update)
+        # Fresh tensors: a captured step overwrites its own at the next replay.
+        return {"loss": found.loss.clone(), "accuracy": found.accuracy.clone(), "grad_norm": norm}
 
     def _views(self, batch: Batch) -> Batch:
         """Where a part compares two views: one batch of 2B images, the first views first."""
@@ -226,147 +181,6 @@ class Step:
             view=None,
             start=None if batch.start is None else batch.start.repeat(2, 1, 1, 1),
         )
-
-    def _neighbor(self, batch: Batch, facts: Facts) -> Facts:
-        """The second adversarial example of a regularizer that compares two."""
-        regularizer = self.plan.regularizer
-        images = None if regularizer is None else regularizer.neighbor(batch)
-        if images is None:
-            return {}
-        near = batch._replace(x=images, offset=batch.offset + noise.NEIGHBOR)
-        if "natural_logits_attack" in self.plan.needs:
-            facts = facts | {"natural_logits_attack": self.net.run(self._natural, images)}
-        return {"neighbor_adv": self.plan.adversary.make(near, facts).x_adv}
-
-    def _natural(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.net.logits(x)
-
-    def attack_loss(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
-        """The scalar an attack maximises: the recipe's objective plus the target's own term."""
-        if self.plan.adversary.attack_objective == "kl":
-            loss = kernels.trades_kl(facts["natural_logits_attack"], logits)
-        else:
-            loss = functional.cross_entropy(logits, y, reduction="none")
-        term = self.plan.target.attack_term(logits, facts)
-        if term is not None and self.plan.adversary.attack_objective == "kl":
-            loss = self.plan.objective.attack_scale() * loss + term
-        elif term is not None:
-            loss = loss + term
-        return loss.mean() * self.net.loss_scale(len(y))
-
-    def _outputs(self, batch: Batch, made: Adversarial, x_adv: Tensor, facts: Facts,
-                 block_noise: list[Tensor] | None) -> Outputs:
-        natural = None
-        if "natural_logits_train" in self.plan.needs:
-            natural = self.net.logits(made.center)
-        return Outputs(self.net.logits(x_adv, block_noise), natural, facts)
-
-    def _losses(self, outputs: Outputs, y: Tensor) -> Tensor:
-        """The objective and the target's penalty, per sample (B,)."""
-        plan = self.plan
-        losses = plan.objective.per_sample(outputs, y, plan.target.fit)
-        fitted = outputs.adversarial
-        if plan.objective.fits == "natural" and outputs.natural is not None:
-            fitted = outputs.natural
-        penalty = plan.target.penalty(fitted, outputs.adversarial, outputs.facts)
-        return losses if penalty is None else losses + penalty
-
-    def _outer(
-        self, batch: Batch, made: Adversarial, facts: Facts, scale: Tensor
-    ) -> tuple[Tensor, list[Tensor | None], Outputs]:
-        """The outer pass: loss, gradients (weights, leaves, x_adv), logits; a region."""
-        adversary = self.plan.adversary
-        leaves = [leaf.detach().requires_grad_() for leaf in adversary.leaves()]
-        x_adv, block_noise = adversary.outer_input(batch, made, leaves)
-        regularizer = self.plan.regularizer
-        wanted = adversary.wants_input_gradient
-        if regularizer is not None:
-            wanted = wanted or regularizer.wants_adversarial_gradient
-            if regularizer.wants_center_gradient:
-                made = made._replace(center=made.center.detach().requires_grad_())
-        if wanted and not x_adv.requires_grad:
-            x_adv = x_adv.detach().requires_grad_()
-        trained_on = self._weakened(x_adv, made)
-        outputs = self._outputs(batch, made, trained_on, facts, block_noise)
-        loss = self._losses(outputs, batch.y).mean()
-        if regularizer is not None:
-            term = regularizer.term(batch, made, trained_on, outputs)
-            loss = loss + regularizer.weight() * term
-        inputs = [*self._learning(), *leaves]
-        if adversary.wants_input_gradient:
-            inputs.append(x_adv)
-        found = gradients_if_used(loss * scale.to(loss.dtype), inputs)
-        natural = None if outputs.natural is None else outputs.natural.detach()
-        return loss.detach(), found, Outputs(outputs.adversarial.detach(), natural, facts)
-
-    def _weakened(self, x_adv: Tensor, made: Adversarial) -> Tensor:
-        return weakened(x_adv, made.center, made.facts, self.threat.low, self.threat.high)
-
-    # -- perturbed weights --------------------------------------------------------------------
-
-    def _perturbed(self) -> list[Tensor]:
-        weights = self.plan.weights
-        if weights is None or not weights.active:
-            return []
-        names, tensors = list(self._named), list(self._named.values())
-        return [tensors[place] for place in weights.select(names, tensors)]
-
-    def _direction(
-        self, batch: Batch, made: Adversarial, facts: Facts, weights: list[Tensor]
-    ) -> tuple[list[Tensor], Tensor]:
-        """Gradients of the weights part's own loss at the present weights."""
-        with self.net.keeping_buffers():
-            found, count = self.net.run(self._weight_gradient, batch, made, facts)
-        directions = [
-            torch.zeros_like(weight) if gradient is None else gradient
-            for gradient, weight in zip(found, weights, strict=True)
-        ]
-        distributed.average([*directions, count])
-        return directions, count
-
-    def _weight_gradient(
-        self, batch: Batch, made: Adversarial, facts: Facts
-    ) -> tuple[list[Tensor | None], Tensor]:
-        """A region."""
-        part = self.plan.weights
-        if part is None:
-            raise RuntimeError("this recipe perturbs no weights")
-        with torch.enable_grad():
-            leaves = [leaf.detach() for leaf in self.plan.adversary.leaves()]
-            x_adv, block_noise = self.plan.adversary.outer_input(batch, made, leaves)
-            trained_on = self._weakened(x_adv.detach(), made)
-            outputs = self._outputs(batch, made, trained_on, facts, block_noise)
-            adversarial = functional.cross_entropy(outputs.adversarial, batch.y, reduction="none")
-            loss, count = part.reduce(Losses(self._losses(outputs, batch.y), adversarial))
-            return gradients_if_used(loss, self._perturbed()), count
-
-    # -- after the optimizer ------------------------------------------------------------------
-
-    def _after(
-        self, batch: Batch, made: Adversarial, outputs: Outputs,
-        others: list[Tensor | None], ok: Tensor,
-    ) -> None:
-        """Let the parts with state read the pass; gradients come unscaled."""
-        adversary = self.plan.adversary
-        unscaled = [g if g is None else g / self.updater.scale().to(g.dtype) for g in others]
-        count = len(adversary.leaves())
-        leaf_gradients = [g for g in unscaled[:count] if g is not None]
-        input_gradient = unscaled[count] if adversary.wants_input_gradient else None
-        adversary.after(batch, made, leaf_gradients, input_gradient, ok)
-        self.plan.target.after(batch, outputs, ok)
-
-    def _learning(self) -> list[Tensor]:
-        """The parameters that learn."""
-        return list(self._learning_named().values())
-
-    def _learning_named(self) -> dict[str, Tensor]:
-        """Those the user lets learn and the recipe does not freeze, by name."""
-        return {
-            name: parameter
-            for name, parameter in self._named.items()
-            if parameter.requires_grad and name in self._learns
-        }
 
     def _require_accumulation(self) -> None:
         for slot, part in self.plan.parts.items():
@@ -398,7 +212,7 @@ class Step:
 
     def _end_epoch(self, epoch: int) -> None:
         if self.plan.averaging is not None and self._prepared:
-            self.plan.averaging.epoch_end(epoch, self._learning())
+            self.plan.averaging.epoch_end(epoch, self.walk.learning())
 
     def _fill_schedules(self, replay: int) -> None:
         update = self.calls * self.updates_per_batch + replay
@@ -426,7 +240,16 @@ class Step:
         with torch.no_grad(), guard.train_flags(self.model, False):
             logits = self.net.logits(x[:2])
         classes = checks.check_classes(logits, y, self.num_classes)
+        self.settle_mode(x)
         self._allocate((x.shape[1], x.shape[2], x.shape[3]), len(x), x.dtype, classes)
+
+    def settle_mode(self, x: Tensor) -> str:
+        """Decide what ``mode="auto"`` means for batches like ``x``; called by the first step."""
+        if self.mode == "auto":
+            passes = cost.units(self.plan) * self.updates_per_batch
+            self.mode = choice.settled_mode(self.net, x, passes, self.total_steps)
+            self.net.runner.compiles = choice.compiles(self.mode, self.total_steps)
+        return self.mode
 
     def _allocate(
         self, shape: tuple[int, int, int], batch_size: int, dtype: torch.dtype, classes: int
@@ -447,7 +270,7 @@ class Step:
             needs=self.plan.needs,
             attack_steps=int(self.plan.options.get("steps", 1)),
             fits=self.plan.objective.fits,
-            attack_loss=self.attack_loss,
+            attack_loss=self.walk.attack_loss,
         )
         unknown_needs = self.plan.needs - NEEDS
         if unknown_needs:
@@ -455,7 +278,7 @@ class Step:
         for part in self.plan.parts.values():
             part.prepare(setup)
         if self.plan.averaging is not None:
-            self.plan.averaging.start(self._learning())
+            self.plan.averaging.start(self.walk.learning())
         self._prepared = True
         if self._pending is not None:
             self.load_state_dict(self._pending)
@@ -485,7 +308,7 @@ class Step:
         """
         averaging = self.plan.averaging
         average = averaging.average() if averaging is not None and self._prepared else None
-        with averaged_weights(self.model, self._learning(), average, batches):
+        with averaged_weights(self.model, self.walk.learning(), average, batches):
             yield
 
     def state_dict(self) -> dict[str, Any]:

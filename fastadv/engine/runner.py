@@ -8,24 +8,18 @@ from typing import Any, TypeVar
 
 import torch
 
-from fastadv.errors import unknown
-
-MODES = ("auto", "eager", "compiled", "captured")
-
 Result = TypeVar("Result")
 
 
 class Runner:
     """Runs regions: functions of tensors with forward, gradients and arithmetic in one.
 
-    ``eager`` calls them. ``compiled`` compiles each once with ``fullgraph=True``: a graph break
-    is an error, not a slow step. ``backend`` is for tests.
+    ``compiles=False`` calls them. Otherwise each is compiled once with ``fullgraph=True``: a graph
+    break is an error, not a slow step. ``backend`` is for tests.
     """
 
-    def __init__(self, mode: str = "eager", backend: str = "inductor") -> None:
-        if mode not in MODES:
-            raise unknown("mode", mode, MODES)
-        self.compiles = mode != "eager"
+    def __init__(self, compiles: bool = False, backend: str = "inductor") -> None:
+        self.compiles = compiles
         self.backend = backend
         self._compiled: dict[Any, Callable[..., Any]] = {}
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastadv.engine.faults import Faults, apply_where, select_into
+from fastadv.engine.faults import Faults, apply_where
 
 
 class Updater:
@@ -52,7 +52,9 @@ class Updater:
             if self._waiting and parameter.grad is not None and gradient is not None:
                 parameter.grad += gradient
             elif gradient is not None or not self._waiting:
-                parameter.grad = gradient
+                # What waits for more must not be overwritten by the next replay of a graph.
+                waits = not update and gradient is not None
+                parameter.grad = gradient.clone() if waits else gradient
         self._waiting = 0 if update else self._waiting + 1
         found = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.scaler is not None and update:
@@ -79,15 +81,6 @@ class Updater:
         """Read the scale of the coming update."""
         if self.scaler is not None and self.scaler.is_enabled():
             self._scale = self.scaler.scale(self._one)
-
-    def keep_if(self, ok: Tensor, tensors: Sequence[Tensor], before: Sequence[Tensor]) -> None:
-        """Put ``before`` back into ``tensors`` unless the update counted."""
-        if ok.device.type == "cpu":
-            if not ok:
-                for tensor, old in zip(tensors, before, strict=True):
-                    tensor.copy_(old)
-            return
-        select_into(tensors, ok, before)
 
     def state_dict(self) -> dict[str, Any]:
         scaler = None if self.scaler is None else self.scaler.state_dict()

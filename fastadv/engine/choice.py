@@ -1,0 +1,56 @@
+"""What ``mode="auto"`` means: the fastest mode for this device and the work ahead."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from fastadv.engine import guard
+from fastadv.engine.network import Network
+from fastadv.errors import UserError, unknown
+
+MODES = ("auto", "eager", "compiled", "captured")
+
+# Measured on 2 CPU cores (bench/README.md): compiling a method's regions takes a minute or two
+# and saves at least a fifth of a step. It pays from about ten minutes of work on; twice that
+# leaves room for a slower compiler.
+WORTH_COMPILING_SECONDS = 1200.0
+# Inductor's kernels inside a captured graph pay for their compilation over a run, not over a test.
+WORTH_COMPILING_STEPS = 1000
+
+
+def first_mode(mode: str, device: torch.device) -> str:
+    """``mode`` as far as the device alone decides; "auto" may stay open on a CPU."""
+    if mode not in MODES:
+        raise unknown("mode", mode, MODES)
+    if mode == "captured" and device.type != "cuda":
+        raise UserError("mode='captured' replays CUDA graphs and needs a CUDA device; say 'auto'.")
+    if mode == "auto" and device.type == "cuda":
+        return "captured"
+    return mode
+
+
+def compiles(mode: str, total_steps: int | None) -> bool:
+    """Whether regions are compiled in ``mode``; a short captured run replays eager kernels."""
+    if mode == "captured":
+        return total_steps is None or total_steps >= WORTH_COMPILING_STEPS
+    return mode == "compiled"
+
+
+def settled_mode(net: Network, x: Tensor, units: float, total_steps: int | None) -> str:
+    """``"compiled"`` if the run ahead is long enough to win the compiler's time back.
+
+    The run is estimated from one forward pass over ``x`` (B,C,H,W) in eval mode, ``units`` times
+    as long a step, and ``total_steps``; unknown length is eager.
+    """
+    if total_steps is None:
+        return "eager"
+    with torch.no_grad(), guard.train_flags(net.model, False):
+        net.logits(x)
+        began = time.perf_counter()
+        net.logits(x)
+        seconds = time.perf_counter() - began
+    ahead = seconds * units * total_steps
+    return "compiled" if ahead > WORTH_COMPILING_SECONDS else "eager"

@@ -1,0 +1,243 @@
+"""The order in which the parts of a recipe act on one batch.
+
+The walk: noise is named by the update's number; the adversary makes x_adv with the parameters
+frozen; the weights part moves the weights; objective, target and regularizer give one scalar and
+one backward (``gather``). The optimizer steps. The weights come back and parts with state read
+what they need from tensors already at hand (``settle``). Both halves are straight tensor code.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastadv import kernels
+from fastadv.adversaries.weaken import weakened, weakening
+from fastadv.contract import Adversarial, Batch, Facts, Losses, Outputs
+from fastadv.engine import distributed, noise
+from fastadv.engine.buffers import copy_into
+from fastadv.engine.faults import select_into
+from fastadv.engine.gradient import gradients_if_used
+from fastadv.engine.network import Network
+from fastadv.plan import Plan
+from fastadv.threat import Threat
+
+
+class Found(NamedTuple):
+    """What the passes of one update found, before the optimizer steps.
+
+    ``weights`` and ``others`` are gradients times the loss scale: of the learning parameters, and
+    of the adversary's leaves and input. ``buffers`` are the model's before the update.
+    """
+
+    batch: Batch
+    made: Adversarial
+    outputs: Outputs
+    loss: Tensor
+    accuracy: Tensor
+    weights: list[Tensor | None]
+    others: list[Tensor | None]
+    buffers: list[Tensor]
+
+
+class Walk:
+    """The passes of one update of ``plan`` on ``net``."""
+
+    def __init__(self, plan: Plan, net: Network, threat: Threat, seed: int) -> None:
+        self.plan, self.net, self.threat, self.seed = plan, net, threat, seed
+        self.scale = torch.ones((), device=net.device)  # of the outer loss, filled in place
+        self._named = dict(net.model.named_parameters())
+        self._learns = {name for name in self._named if plan.layers.learns(name)}
+
+    def gather(self, batch: Batch) -> Found:
+        """Attack, perturb the weights, and take the outer pass's gradients."""
+        plan = self.plan
+        buffers = [buffer.clone() for buffer in self.net.buffers]
+        facts = self._facts_before(batch)
+        plan.target.before(batch, facts)
+        with self.net.attacking(plan.adversary.attack_bn):
+            made = plan.adversary.make(batch, facts)
+            weak = weakening(plan.adversary, batch, self.seed)
+            made = made._replace(facts=made.facts | weak)
+            facts = facts | made.facts | self._neighbor(batch, facts)
+        if "teacher_logits" in plan.needs:
+            taught_on = self._weakened(made.x_adv, made)
+            facts["teacher_logits"] = self.net.run(plan.target.teach, taught_on)
+        weights = self._perturbed()
+        with self.net.training():
+            if weights and plan.weights is not None:
+                plan.weights.perturb(weights, lambda: self._direction(batch, made, facts, weights))
+            loss, found, outputs = self.net.run(self._outer, batch, made, facts, self.scale)
+        count = len(self.learning())
+        right = (outputs.adversarial.argmax(1) == batch.y).float().mean()
+        return Found(batch, made, outputs, loss, right, found[:count], found[count:], buffers)
+
+    @torch.no_grad()
+    def settle(self, found: Found, ok: Tensor, update: bool) -> None:
+        """After the optimizer: weights restored, state updated where ``ok``, else buffers back."""
+        plan = self.plan
+        weights = self._perturbed()
+        if weights and plan.weights is not None:
+            plan.weights.restore(weights)
+        adversary = plan.adversary
+        unscaled = [g if g is None else g / self.scale.to(g.dtype) for g in found.others]
+        count = len(adversary.leaves())
+        leaf_gradients = [g for g in unscaled[:count] if g is not None]
+        input_gradient = unscaled[count] if adversary.wants_input_gradient else None
+        adversary.after(found.batch, found.made, leaf_gradients, input_gradient, ok)
+        plan.target.after(found.batch, found.outputs, ok)
+        if plan.averaging is not None and update:
+            plan.averaging.update(self.learning(), ok)
+        self._keep_buffers_if(ok, found.buffers)
+
+    def _keep_buffers_if(self, ok: Tensor, before: list[Tensor]) -> None:
+        buffers = self.net.buffers
+        if self.net.waits_are_free:
+            if not ok:
+                copy_into(buffers, before)
+            return
+        select_into(buffers, ok, before)
+
+    def learning(self) -> list[Tensor]:
+        """The parameters that learn."""
+        return list(self.learning_named().values())
+
+    def learning_named(self) -> dict[str, Tensor]:
+        """Those the user lets learn and the recipe does not freeze, by name."""
+        return {
+            name: parameter
+            for name, parameter in self._named.items()
+            if parameter.requires_grad and name in self._learns
+        }
+
+    def _facts_before(self, batch: Batch) -> Facts:
+        """What parts need from the unattacked images before the attack."""
+        facts: Facts = {}
+        modes = {"natural_logits_eval": "eval"}
+        modes["natural_logits_attack"] = self.plan.adversary.attack_bn
+        for need, bn in modes.items():
+            if need not in self.plan.needs:
+                continue
+            same = next((facts[other] for other in facts if modes[other] == bn), None)
+            if same is None:
+                with self.net.attacking(bn):
+                    same = self.net.run(self._natural, batch.x)
+            facts[need] = same
+        return facts
+
+    def _neighbor(self, batch: Batch, facts: Facts) -> Facts:
+        """The second adversarial example of a regularizer that compares two."""
+        regularizer = self.plan.regularizer
+        images = None if regularizer is None else regularizer.neighbor(batch)
+        if images is None:
+            return {}
+        near = batch._replace(x=images, offset=batch.offset + noise.NEIGHBOR)
+        if "natural_logits_attack" in self.plan.needs:
+            facts = facts | {"natural_logits_attack": self.net.run(self._natural, images)}
+        return {"neighbor_adv": self.plan.adversary.make(near, facts).x_adv}
+
+    def _natural(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.net.logits(x)
+
+    def attack_loss(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+        """The scalar an attack maximises: the recipe's objective plus the target's own term."""
+        if self.plan.adversary.attack_objective == "kl":
+            loss = kernels.trades_kl(facts["natural_logits_attack"], logits)
+        else:
+            loss = functional.cross_entropy(logits, y, reduction="none")
+        term = self.plan.target.attack_term(logits, facts)
+        if term is not None and self.plan.adversary.attack_objective == "kl":
+            loss = self.plan.objective.attack_scale() * loss + term
+        elif term is not None:
+            loss = loss + term
+        return loss.mean() * self.net.loss_scale(len(y))
+
+    def _outputs(self, batch: Batch, made: Adversarial, x_adv: Tensor, facts: Facts,
+                 block_noise: list[Tensor] | None) -> Outputs:
+        natural = None
+        if "natural_logits_train" in self.plan.needs:
+            natural = self.net.logits(made.center)
+        return Outputs(self.net.logits(x_adv, block_noise), natural, facts)
+
+    def _losses(self, outputs: Outputs, y: Tensor) -> Tensor:
+        """The objective and the target's penalty, per sample (B,)."""
+        plan = self.plan
+        losses = plan.objective.per_sample(outputs, y, plan.target.fit)
+        fitted = outputs.adversarial
+        if plan.objective.fits == "natural" and outputs.natural is not None:
+            fitted = outputs.natural
+        penalty = plan.target.penalty(fitted, outputs.adversarial, outputs.facts)
+        return losses if penalty is None else losses + penalty
+
+    def _outer(
+        self, batch: Batch, made: Adversarial, facts: Facts, scale: Tensor
+    ) -> tuple[Tensor, list[Tensor | None], Outputs]:
+        """The outer pass: loss, gradients (weights, leaves, x_adv), logits; a region."""
+        adversary = self.plan.adversary
+        leaves = [leaf.detach().requires_grad_() for leaf in adversary.leaves()]
+        x_adv, block_noise = adversary.outer_input(batch, made, leaves)
+        regularizer = self.plan.regularizer
+        wanted = adversary.wants_input_gradient
+        if regularizer is not None:
+            wanted = wanted or regularizer.wants_adversarial_gradient
+            if regularizer.wants_center_gradient:
+                made = made._replace(center=made.center.detach().requires_grad_())
+        if wanted and not x_adv.requires_grad:
+            x_adv = x_adv.detach().requires_grad_()
+        trained_on = self._weakened(x_adv, made)
+        outputs = self._outputs(batch, made, trained_on, facts, block_noise)
+        loss = self._losses(outputs, batch.y).mean()
+        if regularizer is not None:
+            term = regularizer.term(batch, made, trained_on, outputs)
+            loss = loss + regularizer.weight() * term
+        inputs = [*self.learning(), *leaves]
+        if adversary.wants_input_gradient:
+            inputs.append(x_adv)
+        found = gradients_if_used(loss * scale.to(loss.dtype), inputs)
+        natural = None if outputs.natural is None else outputs.natural.detach()
+        return loss.detach(), found, Outputs(outputs.adversarial.detach(), natural, facts)
+
+    def _weakened(self, x_adv: Tensor, made: Adversarial) -> Tensor:
+        return weakened(x_adv, made.center, made.facts, self.threat.low, self.threat.high)
+
+    # -- perturbed weights --------------------------------------------------------------------
+
+    def _perturbed(self) -> list[Tensor]:
+        weights = self.plan.weights
+        if weights is None or not weights.active:
+            return []
+        names, tensors = list(self._named), list(self._named.values())
+        return [tensors[place] for place in weights.select(names, tensors)]
+
+    def _direction(
+        self, batch: Batch, made: Adversarial, facts: Facts, weights: list[Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Gradients of the weights part's own loss at the present weights."""
+        with self.net.keeping_buffers():
+            found, count = self.net.run(self._weight_gradient, batch, made, facts)
+        directions = [
+            torch.zeros_like(weight) if gradient is None else gradient
+            for gradient, weight in zip(found, weights, strict=True)
+        ]
+        distributed.average([*directions, count])
+        return directions, count
+
+    def _weight_gradient(
+        self, batch: Batch, made: Adversarial, facts: Facts
+    ) -> tuple[list[Tensor | None], Tensor]:
+        """A region."""
+        part = self.plan.weights
+        if part is None:
+            raise RuntimeError("this recipe perturbs no weights")
+        with torch.enable_grad():
+            leaves = [leaf.detach() for leaf in self.plan.adversary.leaves()]
+            x_adv, block_noise = self.plan.adversary.outer_input(batch, made, leaves)
+            trained_on = self._weakened(x_adv.detach(), made)
+            outputs = self._outputs(batch, made, trained_on, facts, block_noise)
+            adversarial = functional.cross_entropy(outputs.adversarial, batch.y, reduction="none")
+            loss, count = part.reduce(Losses(self._losses(outputs, batch.y), adversarial))
+            return gradients_if_used(loss, self._perturbed()), count

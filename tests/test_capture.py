@@ -1,0 +1,145 @@
+"""The plumbing of captured steps, with a recorder that replays by calling again.
+
+A CUDA graph repeats kernels on fixed addresses. Without a GPU the same contract is checked by a
+recorder whose replay runs the function again and copies its results into the first run's tensors:
+static inputs must be filled, warm-ups must leave no trace, new situations must be recorded once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastadv
+from fastadv.engine.capture import Captured
+
+
+class Replayer:
+    """Stands in for CUDA graphs."""
+
+    def warm_up(self, function: Callable[[], Any]) -> None:
+        function()
+
+    def __call__(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+        result = function()
+
+        def replay() -> None:
+            _copy(result, function())
+
+        return result, replay
+
+
+def _copy(own: Any, new: Any) -> None:
+    if isinstance(own, Tensor):
+        own.copy_(new)
+    elif isinstance(own, dict):
+        for key in own:
+            _copy(own[key], new[key])
+    elif isinstance(own, (list, tuple)):
+        for pair in zip(own, new, strict=True):
+            _copy(*pair)
+
+
+def make(method: str, captured: bool, **options: Any) -> tuple[torch.nn.Module, fastadv.Step]:
+    torch.manual_seed(0)
+    model = fastadv.build_model("preact_resnet18", width=2, in_channels=1).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    step = fastadv.step(
+        model,
+        optimizer,
+        method,
+        eps=0.1,
+        num_samples=32,
+        total_steps=8,
+        steps_per_epoch=4,
+        mode="eager",
+        **options,
+    )
+    if captured:
+        step.passes = Captured(step.walk, Replayer())
+    return model, step
+
+
+def batches() -> list[tuple[Tensor, Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    sizes = (8, 8, 8, 6) * 2  # the last batch of an epoch is short
+    return [
+        (
+            torch.rand(size, 1, 8, 8, dtype=torch.float64, generator=generator),
+            torch.randint(0, 10, (size,), generator=generator),
+            torch.randperm(32, generator=generator)[:size],
+        )
+        for size in sizes
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("apart", {"averaging": "ema"}),
+        ("pgd", {"steps": 2}),
+        ("trades", {"steps": 2, "weights": "awp"}),
+        ("rwp", {"steps": 2, "weight_steps": 2, "c_min": 9.0}),
+    ],
+)
+def test_replayed_steps_equal_eager_ones(method, options):
+    eager_model, eager = make(method, False, **options)
+    model, step = make(method, True, **options)
+    for x, y, index in batches():
+        expected = eager(x, y, index)["loss"]
+        assert torch.equal(step(x, y, index)["loss"], expected)
+    for name, value in eager_model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    for name, value in eager.state.items():
+        assert torch.equal(step.state[name], value), name
+    assert step.passes.recorded == 2  # the full batch and the short one
+
+
+def test_metrics_are_not_overwritten_by_the_next_replay():
+    _, step = make("pgd", True, steps=1)
+    (first, *_), (second, *_) = (step(x, y, index).values() for x, y, index in batches()[:2])
+    assert first.data_ptr() != second.data_ptr()
+    assert first != second
+
+
+def test_a_moved_parameter_is_recorded_once_more():
+    model, step = make("pgd", True, steps=1)
+    x, y, index = batches()[0]
+    step(x, y, index)
+    weight = model.conv1.weight
+    weight.data = weight.data.clone()
+    step(x, y, index)
+    step(x, y, index)
+    assert step.passes.recorded == 2
+
+
+def test_a_loaded_state_is_replayed_without_recording():
+    _, step = make("apart", True)
+    x, y, index = batches()[0]
+    step(x, y, index)
+    state = copy.deepcopy(step.state_dict())  # a state_dict is live
+    step(x, y, index)
+    moved = step.state["omega"].clone()
+    step.load_state_dict(state)
+    assert not torch.equal(step.state["omega"], moved)
+    step(x, y, index)
+    assert step.passes.recorded == 1
+
+
+def test_a_part_that_wakes_up_is_recorded():
+    _, step = make("awp", True, steps=1, warmup_epochs=1)
+    for x, y, index in batches():
+        step(x, y, index)
+    assert step.passes.recorded == 4  # two batch shapes, with and without the perturbation
+
+
+def test_captured_without_cuda_is_refused():
+    model = fastadv.build_model("preact_resnet18", width=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(fastadv.UserError, match="needs a CUDA device"):
+        fastadv.step(model, optimizer, "pgd", mode="captured")
