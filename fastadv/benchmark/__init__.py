@@ -1,0 +1,1 @@
+"""How fast a training step is: against the device's limits, its passes and other loops."""

@@ -1,0 +1,73 @@
+"""Seconds of a call, waiting for the device where it works on its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fastadv.benchmark.arithmetic import Spread
+
+CALLS_IN_A_GRAPH = 10
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until ``device`` has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Wall-clock seconds of one call, its work on the device included."""
+    synchronize(device)
+    began = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - began
+
+
+def seconds_alone(
+    calls: list[Callable[[], Any]], device: torch.device, repeats: int, at_least: float = 0.02
+) -> Spread:
+    """Seconds a call of one operation by itself.
+
+    ``calls`` do the same on different tensors and are gone through in turn, so that a small
+    operation does not find its inputs in the cache. On CUDA they are replayed as one graph, since
+    a launch may take longer than the work; on a CPU repeated for ``at_least`` seconds a sample.
+    """
+    for call in calls:
+        call()
+    once = seconds(lambda: [call() for call in calls], device)
+    rounds = max(1, min(200, round(at_least / max(once, 1e-7))))
+    if device.type == "cuda":
+        rounds = max(1, CALLS_IN_A_GRAPH // len(calls))
+    work = _rounds(calls, rounds)
+    if device.type == "cuda":
+        work = captured(work)
+    found = [seconds(work, device) for _ in range(repeats)]
+    return Spread.of(found).times(1 / (rounds * len(calls)))
+
+
+def _rounds(calls: list[Callable[[], Any]], rounds: int) -> Callable[[], None]:
+    def work() -> None:
+        for _ in range(rounds):
+            for call in calls:
+                call()
+
+    return work
+
+
+def captured(work: Callable[[], Any]) -> Callable[[], None]:
+    """``work`` as the replay of one CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay

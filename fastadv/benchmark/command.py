@@ -1,0 +1,198 @@
+"""``fastadv bench``: time training steps against the device's limits and against peers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import rich.console
+import torch
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from fastadv.benchmark.compare import Comparison, Outcome, Say, compared
+from fastadv.benchmark.limits import ELEMENT_BYTES
+from fastadv.benchmark.parity import require_parity
+from fastadv.benchmark.peer_list import usual_peers
+from fastadv.benchmark.plot import plot_batches, require_matplotlib
+from fastadv.benchmark.profiling import heaviest
+from fastadv.benchmark.rows import Row, append_rows, provenance, results_file
+from fastadv.benchmark.setting import Setting
+from fastadv.benchmark.specs import Spec, parse_specs
+from fastadv.benchmark.table import (
+    number,
+    pass_table,
+    percent,
+    rate_table,
+    speedup_table,
+    step_table,
+)
+from fastadv.errors import UserError, unknown
+from fastadv.session import choose_device
+
+MODES = ("eager", "compiled", "captured")
+EVAL_PEERS_NEED = Spec("pgd", (("attack_bn", "eval"),))
+
+
+def bench(
+    methods: Annotated[
+        str, typer.Option(help="methods with commas; options as in pgd:attack_bn=eval")
+    ] = "pgd",
+    model: Annotated[str, typer.Option(help="network")] = "preact_resnet18",
+    width: Annotated[int | None, typer.Option(help="the network's width")] = None,
+    batch_size: Annotated[
+        str, typer.Option(help="images a step; several with commas, for --plot")
+    ] = "128",
+    image_size: Annotated[int, typer.Option(help="height and width of the images")] = 32,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16; several with commas")] = "bf16",
+    modes: Annotated[
+        str | None,
+        typer.Option(help="eager, compiled, captured, with commas [all this device has]"),
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="interleaved turns")] = 9,
+    peers: Annotated[bool, typer.Option("--peers", help="also time what people run today")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="write a trace and print the heaviest operations")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(help="draw images/s against batch size")] = None,
+    out: Annotated[Path, typer.Option(help="folder for rows and traces")] = Path("runs/bench"),
+    threads: Annotated[int | None, typer.Option(help="CPU threads, of the peers too")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+) -> None:
+    """Time training steps against the device's limits, their own passes, and peers."""
+    if plot is not None:
+        require_matplotlib()
+    if threads is not None:
+        torch.set_num_threads(_at_least_one("threads", threads))
+    chosen = choose_device(device)
+    specs = parse_specs(methods)
+    plan = [
+        Comparison(
+            Setting(
+                model, width, size, _at_least_one("image-size", image_size), device=str(chosen)
+            ),
+            _with_eval(specs) if peers else specs,
+            kind,
+            _modes(modes, chosen),
+            _at_least_one("repeats", repeats),
+            usual_peers(str(chosen)) if peers else (),
+        )
+        for size in _sizes(batch_size)
+        for kind in _dtypes(dtype)
+    ]
+    console = rich.console.Console(highlight=False, soft_wrap=True)
+    if peers:
+        console.print("running the parity tests")
+        looked_at = require_parity(specs, plan[0].modes, chosen)
+        console.print(f"parity holds: {escape(looked_at)}")
+    rows = run_comparisons(plan, out, console, with_profile=profile)
+    if plot is not None:
+        plot_batches(rows, plot)
+        console.print(f"wrote {escape(str(plot))}")
+
+
+def run_comparisons(
+    plan: Sequence[Comparison],
+    out: Path,
+    console: rich.console.Console,
+    *,
+    with_profile: bool = False,
+) -> list[Row]:
+    """Run every comparison; rows are written to ``out`` as soon as one is done, and returned."""
+    device = torch.device(plan[0].setting.device)
+    file, origin = results_file(out, device), provenance(device)
+    rows: list[Row] = []
+    for comparison in plan:
+        setting = comparison.setting
+        console.print(f"[bold]{setting.model}, batch {setting.batch_size}, {comparison.dtype}[/]")
+        with compared(comparison, _progress(console)) as outcome:
+            found = [row | origin for row in outcome.rows]
+            append_rows(file, found)
+            rows += found
+            for sentence in outcome.skipped:
+                console.print(f"[yellow]skipped[/] {escape(sentence)}")
+            if with_profile:
+                _show_profile(outcome, device, out, console)
+    _show(rows, console)
+    console.print(f"rows: {escape(str(file))}")
+    return rows
+
+
+def _show(rows: Sequence[Row], console: rich.console.Console) -> None:
+    for row in rows:
+        if row["kind"] == "limits":
+            console.print(
+                f"{row['device']}, {row['dtype']}: copies {number(row['copy_gb_per_s'])} GB/s, "
+                f"matrix products {number(row['matmul_tflop_per_s'])} TFLOP/s"
+            )
+    for table in (pass_table(rows), step_table(rows), rate_table(rows), speedup_table(rows)):
+        if table.row_count:
+            console.print(table)
+
+
+def _show_profile(
+    outcome: Outcome, device: torch.device, out: Path, console: rich.console.Console
+) -> None:
+    """Profile one step of each of our own candidates."""
+    for candidate in outcome.candidates:
+        if candidate.facts["by"] != "fastadv" or "pass" in candidate.facts:
+            continue
+        trace = out / (candidate.name.replace(" ", "-").replace(":", "-") + ".trace.json")
+        table = Table(title=f"heaviest operations of {candidate.name}")
+        for name in ("operation", "ms", "share"):
+            table.add_column(name, justify="left" if name == "operation" else "right")
+        for name, seconds, share in heaviest(candidate.turn, device, trace):
+            table.add_row(escape(name[:80]), number(seconds * 1e3), percent(share))
+        console.print(table)
+        console.print(f"trace: {escape(str(trace))}")
+
+
+def _progress(console: rich.console.Console) -> Say:
+    """Where a run is, on one line of a terminal; nothing where the output is not one."""
+
+    def say(sentence: str) -> None:
+        if console.is_terminal:
+            print(f"\r\033[K{sentence}", end="", file=sys.stderr, flush=True)
+
+    return say
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise UserError(f"--{name} must be at least 1, not {value}.")
+    return value
+
+
+def _sizes(text: str) -> list[int]:
+    entries = [entry.strip() for entry in text.split(",")]
+    if not all(entry.isdigit() and int(entry) > 1 for entry in entries):
+        raise UserError(f"--batch-size takes whole numbers above 1 such as 64,128, not {text!r}.")
+    return [int(entry) for entry in entries]
+
+
+def _dtypes(text: str) -> list[str]:
+    entries = [entry.strip() for entry in text.split(",")]
+    for entry in entries:
+        if entry not in ELEMENT_BYTES:
+            raise unknown("precision", entry, ELEMENT_BYTES)
+    return entries
+
+
+def _modes(text: str | None, device: torch.device) -> list[str]:
+    if text is None:
+        return list(MODES if device.type == "cuda" else MODES[:2])
+    entries = [entry.strip() for entry in text.split(",")]
+    for entry in entries:
+        if entry not in MODES:
+            raise unknown("mode", entry, MODES)
+    return entries
+
+
+def _with_eval(specs: Sequence[Spec]) -> list[Spec]:
+    """Some peers attack in eval mode only: they are compared with our attack in that mode, too."""
+    if not any(spec.method == "pgd" for spec in specs):
+        raise UserError("The peers train PGD-10 AT: add pgd to --methods to compare with them.")
+    return [*specs, *([] if EVAL_PEERS_NEED in specs else [EVAL_PEERS_NEED])]

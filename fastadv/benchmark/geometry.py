@@ -1,0 +1,170 @@
+"""What a network multiplies and moves, read off one forward pass on the meta device.
+
+Counted are convolutions and matrix products (a multiply-add is two operations), and, for the
+bytes between them, BatchNorm with the ReLU behind it, additions, concatenations and pools, each
+as a perfectly fused kernel would move them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+FORWARD, INPUT_GRADIENT, TRAINING = "forward", "input gradient", "training"
+PASSES = (FORWARD, INPUT_GRADIENT, TRAINING)
+
+# Tensors read and written per element of an activation, forward and backward. BatchNorm in
+# training reads its input twice (statistics, then normalising) and writes once; its backward
+# reads input and gradient twice (two sums, then the gradient) and writes once. With running
+# statistics there are no sums. A ReLU is fused to what stands before it.
+MOVED = {
+    "bn train": (3, 5),
+    "bn eval": (2, 3),
+    "add": (3, 3),
+    "move": (2, 2),
+}
+
+
+@dataclass(frozen=True)
+class Product:
+    """A convolution, or a linear layer (``weight`` of two dimensions), on a batch of one."""
+
+    inputs: tuple[int, ...]
+    weight: tuple[int, ...]
+    output: tuple[int, ...]
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    first: bool = False  # its input is the image
+
+    @property
+    def flops(self) -> int:
+        """Operations of the forward product; either gradient costs the same."""
+        per_output = self.weight[1:] if len(self.weight) > 2 else self.weight[:1]
+        return 2 * _count(self.output) * _count(per_output)
+
+    def numbers_moved(self, batch: int) -> int:
+        """Elements read and written once each, for any one of its three products."""
+        return batch * (_count(self.inputs) + _count(self.output)) + _count(self.weight)
+
+
+def products_of(kind: str, product: Product) -> tuple[str, ...]:
+    """Which of the three products a pass computes for one layer."""
+    if kind == FORWARD:
+        return ("forward",)
+    if kind == INPUT_GRADIENT:
+        return ("forward", "input")
+    # The training pass asks for no gradient of the image.
+    return ("forward", "weight") if product.first else ("forward", "weight", "input")
+
+
+def pass_bn(kind: str, attack_bn: str) -> str:
+    """BatchNorm's mode in a pass: the attack's, except that training is always in train mode."""
+    return "train" if kind == TRAINING else attack_bn
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A network on images of one shape."""
+
+    products: Counter[Product]
+    moved: dict[str, int]  # kind of work between products -> elements of activations, per image
+
+    def flops(self, kind: str) -> int:
+        """Operations of one pass over one image."""
+        return sum(
+            count * product.flops * len(products_of(kind, product))
+            for product, count in self.products.items()
+        )
+
+    def other_bytes(self, kind: str, bn: str, element: int) -> int:
+        """Bytes moved outside the products by one pass over one image.
+
+        ``bn`` is BatchNorm's mode ("train" or "eval"), ``element`` the bytes of a number.
+        """
+        total = 0
+        for work, elements in self.moved.items():
+            forward, backward = MOVED[f"bn {bn}" if work == "bn" else work]
+            total += elements * (forward if kind == FORWARD else forward + backward)
+        return total * element
+
+    def product_bytes(self, kind: str, batch: int, element: int) -> int:
+        """Bytes the products of one pass over a batch must move."""
+        return element * sum(
+            count * len(products_of(kind, product)) * product.numbers_moved(batch)
+            for product, count in self.products.items()
+        )
+
+
+@torch.no_grad()
+def geometry(model: nn.Module, image_shape: tuple[int, int, int]) -> Geometry:
+    """Read ``model`` for images of ``image_shape`` (C,H,W); the model is not touched."""
+    twin = _without_hooks(copy.deepcopy(model).to("meta").train())
+    # BatchNorm in training needs two values a channel.
+    images = torch.empty(2, *image_shape, device="meta")
+    reader = _Reader()
+    with reader:
+        twin(images)
+    return Geometry(reader.products, dict(reader.moved))
+
+
+class _Reader(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: Counter[Product] = Counter()
+        self.moved: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        if name == "convolution":
+            self._convolution(args, result)
+        elif name in {"addmm", "mm"}:
+            left, right = args[-2:]
+            self.products[Product(_one(left), tuple(right.shape), _one(result))] += 1
+        elif "batch_norm" in name:
+            self.moved["bn"] += result[0][0].numel()
+        elif name in {"add", "add_"} and args[0].dim() == 4:
+            self.moved["add"] += result[0].numel()
+        elif name == "cat" or "pool" in name:
+            tensor = result[0] if isinstance(result, tuple) else result
+            self.moved["move"] += tensor[0].numel() if tensor.dim() == 4 else 0
+        return result
+
+    def _convolution(self, args: Any, result: Tensor) -> None:
+        image, weight, _, stride, padding, dilation, transposed, _, groups = args
+        if transposed:
+            raise NotImplementedError("networks with transposed convolutions are not measured")
+        product = Product(
+            _one(image), tuple(weight.shape), _one(result), tuple(stride), tuple(padding),
+            tuple(dilation), groups, first=not self.products,
+        )  # fmt: skip
+        self.products[product] += 1
+
+
+def _without_hooks(model: nn.Module) -> nn.Module:
+    """A copied model drags along hooks that belong to a step of the original."""
+    for module in model.modules():
+        module._forward_pre_hooks.clear()
+        module._forward_hooks.clear()
+    return model
+
+
+def _one(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape[1:])
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

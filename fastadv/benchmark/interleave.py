@@ -1,0 +1,67 @@
+"""Time candidates turn by turn in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fastadv.benchmark.clock import seconds
+from fastadv.benchmark.memory import PeakMemory
+
+
+@dataclass
+class Candidate:
+    """Something to time. ``turn`` does it once and returns its seconds.
+
+    ``warm_seconds`` are those of the untimed calls before the first turn (compilation is in
+    there); ``facts`` go into its row.
+    """
+
+    name: str
+    turn: Callable[[], float]
+    warm_seconds: Sequence[float] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    peak_bytes: int | None = None
+    close: Callable[[], None] = lambda: None
+
+    def compile_seconds(self, steady: float) -> float:
+        """What the warm-up took beyond as many steady steps."""
+        return max(0.0, sum(self.warm_seconds) - steady * len(self.warm_seconds))
+
+
+def warmed(
+    call: Callable[[], Any], device: torch.device, memory: PeakMemory, calls: int
+) -> list[float]:
+    """Seconds of the untimed first ``calls``; the peak counts from the last of them."""
+    found = [seconds(call, device) for _ in range(calls - 1)]
+    memory.forget()
+    return [*found, seconds(call, device)]
+
+
+def interleave(
+    candidates: Sequence[Candidate],
+    repeats: int,
+    progress: Callable[[int], None] = lambda turn: None,
+    until: float | None = None,
+) -> dict[str, list[float]]:
+    """Seconds of every candidate in each of ``repeats`` turns.
+
+    Every second turn goes backwards, so that nobody always runs after the same neighbour and a
+    slow drift of the machine falls on all alike. Past ``until`` (of ``time.monotonic``) no turn
+    begins once there are three.
+    """
+    found: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
+    if len(found) < len(candidates):
+        raise ValueError("two candidates have the same name")
+    for turn in range(repeats):
+        if until is not None and turn >= 3 and time.monotonic() > until:
+            break
+        progress(turn)
+        order = candidates if turn % 2 == 0 else list(reversed(candidates))
+        for candidate in order:
+            found[candidate.name].append(candidate.turn())
+    return found

@@ -1,0 +1,1 @@
+"""What people run today instead: published-style loops, torchattacks, ART."""

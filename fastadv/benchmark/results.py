@@ -1,0 +1,142 @@
+"""From seconds to rows: what a step reaches, what its passes cost, how it stands to the peers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastadv.benchmark.arithmetic import Spread, paired_ratio
+from fastadv.benchmark.bound import Bound
+from fastadv.benchmark.geometry import pass_bn
+from fastadv.benchmark.interleave import Candidate
+from fastadv.benchmark.pass_timing import pass_name, sum_of_passes
+from fastadv.benchmark.profiling import idle_share
+from fastadv.benchmark.rows import Row
+from fastadv.benchmark.setting import Setting
+from fastadv.benchmark.specs import Spec, passes_of
+
+PEER_METHOD = "pgd"  # what every peer trains: PGD-10 AT
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Candidates with their seconds turn by turn, and the bound for the same batches."""
+
+    setting: Setting
+    dtype: str
+    candidates: Sequence[Candidate]
+    times: Mapping[str, Sequence[float]]
+    bound: Bound
+
+    def steps(self) -> Iterator[Candidate]:
+        """Everything that trains a whole step."""
+        return (entry for entry in self.candidates if "pass" not in entry.facts)
+
+
+def step_rows(timed: Timed, device: torch.device) -> Iterator[Row]:
+    """A row for every whole step, ours and the peers'."""
+    for candidate in timed.steps():
+        seconds = Spread.of(timed.times[candidate.name])
+        plan = Spec.parse(candidate.facts["method"]).plan()
+        passes = passes_of(plan)
+        row = _shared(timed, candidate, seconds)
+        row["peak_mib"] = _mib(candidate.peak_bytes)
+        if passes is not None:
+            bn = candidate.facts["attack_bn"] or "train"
+            row |= _reached(timed.bound, passes, bn, seconds.median)
+            row["passes"] = {kind: count for kind, count in passes.items() if count}
+            if candidate.facts["by"] == "fastadv":
+                row |= _against_bound(timed.bound, passes, bn, seconds.median)
+                row |= _against_passes(timed, candidate, passes, bn)
+        if device.type == "cuda" and candidate.facts["by"] == "fastadv":
+            row["idle_share"] = round(idle_share(candidate.turn, device), 4)
+        yield row
+
+
+def _shared(timed: Timed, candidate: Candidate, seconds: Spread) -> Row:
+    kind = "pass" if "pass" in candidate.facts else "step"
+    return {
+        "kind": kind,
+        "name": candidate.name,
+        **candidate.facts,
+        "config": timed.setting.as_row(),
+        "ms": seconds.times(1e3).as_row(),
+        "images_per_s": float(f"{timed.setting.batch_size / seconds.median:.4g}"),
+        "compile_s": round(candidate.compile_seconds(seconds.median), 2),
+    }
+
+
+def _mib(size: int | None) -> float | None:
+    return None if size is None else round(size / 2**20, 1)
+
+
+def _reached(bound: Bound, passes: Mapping[str, int], bn: str, seconds: float) -> Row:
+    """Rates by the operations and bytes the recipe needs, whatever else a peer computes."""
+    rate = bound.flops(passes) / seconds
+    moved = bound.bytes_moved(passes, bn) / seconds
+    return {
+        "gflop": round(bound.flops(passes) / 1e9, 3),
+        "tflop_per_s": float(f"{rate / 1e12:.4g}"),
+        "of_matmul": round(rate / bound.limits.matmul, 4),
+        "of_copy": round(moved / bound.limits.copy, 4),
+    }
+
+
+def _against_bound(bound: Bound, passes: Mapping[str, int], bn: str, seconds: float) -> Row:
+    best = bound.of_step(passes, bn)
+    return {"bound_ms": float(f"{best * 1e3:.4g}"), "over_bound": round(seconds / best, 3)}
+
+
+def _against_passes(
+    timed: Timed, candidate: Candidate, passes: Mapping[str, int], bn: str
+) -> dict[str, Any]:
+    dtype, mode = candidate.facts["dtype"], candidate.facts["mode"]
+    used = [pass_name(kind, dtype, mode, pass_bn(kind, bn)) for kind, n in passes.items() if n]
+    if any(name not in timed.times for name in used):
+        return {}
+    total = sum_of_passes(timed.times, passes, dtype, mode, bn)
+    ratio = paired_ratio(timed.times[candidate.name], total)
+    return {"passes_ms": Spread.of(total).times(1e3).as_row(), "over_passes": ratio.as_row()}
+
+
+def pass_rows(timed: Timed) -> Iterator[Row]:
+    """A row for every pass timed alone, beside its own bound."""
+    for candidate in timed.candidates:
+        if "pass" not in candidate.facts:
+            continue
+        seconds = Spread.of(timed.times[candidate.name])
+        best = timed.bound.of_pass(candidate.facts["pass"], candidate.facts["attack_bn"])
+        yield _shared(timed, candidate, seconds) | {
+            "bound_ms": float(f"{best * 1e3:.4g}"),
+            "over_bound": round(seconds.median / best, 3),
+        }
+
+
+def speedup_rows(timed: Timed) -> Iterator[Row]:
+    """How many times faster ours is than each peer, turn by turn, for the peers' own method."""
+    steps = list(timed.steps())
+    ours = [entry for entry in steps if entry.facts["by"] == "fastadv"]
+    for peer in steps:
+        if peer.facts["by"] == "fastadv":
+            continue
+        for mine in ours:
+            if str(mine.facts["method"]).split(":")[0] != PEER_METHOD:
+                continue
+            if (mine.facts["attack_bn"], peer.facts["attack_bn"]) == ("eval", "train"):
+                continue  # an eval-mode attack is less work
+            ratio = paired_ratio(timed.times[peer.name], timed.times[mine.name])
+            yield {
+                "kind": "speedup",
+                "peer": peer.name,
+                "by": peer.facts["by"],
+                "ours": mine.name,
+                "mode": mine.facts["mode"],
+                "dtype": mine.facts["dtype"],
+                "peer_bn": peer.facts["attack_bn"],
+                "our_bn": mine.facts["attack_bn"],
+                "config": timed.setting.as_row(),
+                "times": ratio.as_row(),
+            }
