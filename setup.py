@@ -1,4 +1,4 @@
-"""Maps the folder ``kernels/`` to the package ``fastadv.kernels``; everything else is in pyproject.toml."""
+"""Maps the folder ``kernels/`` to ``fastadv.kernels``; everything else is in pyproject.toml."""
 
 from setuptools import find_packages, setup
 

@@ -110,7 +110,7 @@ def _feed(hasher: Any, value: Any) -> None:
     elif isinstance(value, Tensor):
         plain = value.detach().cpu().contiguous()
         hasher.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
-        hasher.update(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
+        hasher.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     else:
         hasher.update(repr(value).encode())
 

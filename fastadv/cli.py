@@ -29,10 +29,11 @@ def main() -> None:
     errors = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(kind: str, sentence: object) -> None:
-        errors.print(f"[{'yellow' if kind == 'warning' else 'red'}]{kind}:[/] {escape(str(sentence))}")
+        colour = "yellow" if kind == "warning" else "red"
+        errors.print(f"[{colour}]{kind}:[/] {escape(str(sentence))}")
 
     # A warning is a sentence for a person here, not a place in the code.
-    warnings.showwarning = lambda message, *_: say("warning", message)  # type: ignore[assignment]
+    warnings.showwarning = lambda message, *_: say("warning", message)
     from fastadv.train import Interrupted
 
     try:

@@ -39,6 +39,8 @@ SETTING_HELP: Mapping[str, str] = {
     "flip": "random horizontal flips",
     "padding": "how crops are padded: constant or reflect",
     "limit": "train on this many images only",
+    "image_size": "bring the images of a folder to this height and width",
+    "loader": "auto, device (all images in memory) or dali (decode files while training)",
     "data_root": "where data sets lie",
     "download": "fetch a missing data set",
     "select": "choose the best epoch on a validation split (val) or on the test set (test)",

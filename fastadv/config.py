@@ -50,6 +50,8 @@ class TrainConfig:
     flip: bool | None = None
     padding: Literal["constant", "reflect"] | None = None
     limit: int | None = None
+    image_size: int | None = None
+    loader: Literal["auto", "device", "dali"] = "auto"
     data_root: str | None = None
     download: bool = False
     select: Literal["val", "test"] = "val"

@@ -33,7 +33,7 @@ class Console:
         weights = sum(parameter.numel() for parameter in session.model.parameters())
         self.out.print(f"[bold]{escape(config.method)}[/] on {escape(config.data)}: {parts}")
         self.out.print(
-            f"{escape(config.model or '')}, {weights:,} weights, {len(session.loader.rows):,} "
+            f"{escape(config.model or '')}, {weights:,} weights, {len(session.data.loader.rows):,} "
             f"training images, {config.norm} eps {session.threat.eps:.4g}, batch "
             f"{config.batch_size}, {session.device}, {_precision(session)}, {config.mode}"
         )
@@ -59,9 +59,7 @@ class Console:
             TimeElapsedColumn(),
             TextColumn("{task.fields[eta]}"),
         )
-        bar = Progress(
-            *columns, console=self.out, transient=True, disable=not self.out.is_terminal
-        )
+        bar = Progress(*columns, console=self.out, transient=True, disable=not self.out.is_terminal)
         with bar:
             task = bar.add_task("", total=batches, completed=done, rate="", eta="")
 

@@ -57,7 +57,7 @@ class Batch(NamedTuple):
 
     x: Tensor
     y: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # tuple.index is not used on a batch
     offset: Tensor
     view: View | None = None
     start: Tensor | None = None

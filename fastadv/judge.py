@@ -10,23 +10,23 @@ from torch import nn
 
 from fastadv import checkpoint
 from fastadv.config import TrainConfig
-from fastadv.data import Dataset
 from fastadv.errors import UserError, unknown
 from fastadv.evaluation import evaluate
 from fastadv.run_folder import RunFolder
-from fastadv.session import Judging, choose_device, load_data, make_model
+from fastadv.session import choose_device, make_model
+from fastadv.source import Judging, Source, open_source
 from fastadv.threat import parse_number
 
 WEIGHTS = ("best", "last")
 
 
-def load_run(path: str, which: str) -> tuple[TrainConfig, Dataset, nn.Module]:
+def load_run(path: str, which: str) -> tuple[TrainConfig, Source, nn.Module]:
     """Configuration, data and network of the run in ``path``, with its best or last weights."""
     folder = RunFolder.open(path)
     if which not in WEIGHTS:
         raise unknown("weights", which, WEIGHTS)
     config = folder.read_config()
-    data = load_data(config)
+    data = open_source(config, choose_device(config.device))
     model = make_model(config, data)
     file = folder.best if which == "best" else folder.last
     checkpoint.load_weights(model, checkpoint.load(file)["model"], file)
@@ -47,7 +47,7 @@ def judge_run(
     device = choose_device(config.device)
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, not {limit}.")
-    images = Judging(data.test_images[:limit], data.test_labels[:limit], device)
+    images = Judging(lambda: data.test, limit)
     radius = config.eps if eps is None else parse_number(eps, "eps")
     return evaluate(
         model.to(device),

@@ -1,4 +1,4 @@
-"""Per-sample memory in image space: kept padded, gathered and written back through crop and flip."""
+"""Per-sample memory in image space: padded, gathered and written back through crop and flip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The threat model: which perturbations an attack may use, and how numbers like 8/255 are written."""
+"""The threat model: which perturbations an attack may use, and how 8/255 is written."""
 
 import math
 import re

@@ -18,7 +18,8 @@ from fastadv.console import Console
 from fastadv.errors import NotFiniteError, TrainingError, UserError
 from fastadv.evaluation import evaluate
 from fastadv.run_folder import RunFolder
-from fastadv.session import Judging, Session
+from fastadv.session import Session
+from fastadv.source import Judging
 
 CHECK_EVERY = 50  # batches between looks at the fault flag
 
@@ -113,9 +114,9 @@ class _Runner:
     def _train_epoch(self) -> None:
         session, progress = self.session, self.progress
         began = time.monotonic()
-        batches = session.loader.epoch(progress.epoch, progress.batch)
+        batches = session.data.loader.epoch(progress.epoch, progress.batch)
         session.model.train()
-        with self.console.epoch(progress.epoch, progress.batch, len(session.loader)) as tick:
+        with self.console.epoch(progress.epoch, progress.batch, len(session.data.loader)) as tick:
             for batch in batches:
                 second = None if batch.second is None else batch.second[0]
                 metrics = session.step(
@@ -159,7 +160,7 @@ class _Runner:
     def _judge_epoch(self, *, last: bool) -> None:
         session, progress = self.session, self.progress
         config, step = session.config, session.step
-        batches = len(session.loader)
+        batches = len(session.data.loader)
         line: dict[str, Any] = {
             "epoch": progress.epoch + 1,
             "loss": float(self._loss) / batches,
@@ -168,7 +169,7 @@ class _Runner:
         if last or (progress.epoch + 1) % config.judge_every == 0:
             began = time.monotonic()
             with step.evaluation_weights(self._statistics_batches()):
-                scores = self._judge(session.validation, f"clean,{config.select_attack}")
+                scores = self._judge(session.data.validation, f"clean,{config.select_attack}")
                 self._keep_best(scores)
             progress.judge_seconds += time.monotonic() - began
             line |= {f"{config.select}_{name}": score for name, score in scores.items()}
@@ -179,7 +180,7 @@ class _Runner:
 
     def _statistics_batches(self) -> Iterator[Tensor]:
         """Clean, augmented training images, for BatchNorm statistics of averaged weights."""
-        for batch in self.session.loader.epoch(self.progress.epoch):
+        for batch in self.session.data.loader.epoch(self.progress.epoch):
             yield batch.image
 
     def _judge(self, images: Judging, attacks: str) -> dict[str, float]:
@@ -231,13 +232,13 @@ class _Runner:
         session, config = self.session, self.session.config
         began = time.monotonic()
         with session.step.evaluation_weights(self._statistics_batches()):
-            last = self._judge(session.test, config.test_attacks)
+            last = self._judge(session.data.test, config.test_attacks)
         live = {name: value.clone() for name, value in session.model.state_dict().items()}
         best = last
         if self.progress.best_epoch != int(config.epochs or 1):
             saved = checkpoint.load(self.folder.best)
             checkpoint.load_weights(session.model, saved["model"], self.folder.best)
-            best = self._judge(session.test, config.test_attacks)
+            best = self._judge(session.data.test, config.test_attacks)
             session.model.load_state_dict(live)
         self.progress.judge_seconds += time.monotonic() - began
         return {
@@ -276,7 +277,9 @@ def _stopping_on_signals(runner: _Runner) -> Iterator[None]:
         runner.stop_requested = signal.Signals(number).name
 
     try:
-        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {
+            number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)
+        }
     except ValueError:
         yield  # not in the main thread: signals are somebody else's
         return

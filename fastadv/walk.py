@@ -156,8 +156,14 @@ class Walk:
             loss = loss + term
         return loss.mean() * self.net.loss_scale(len(y))
 
-    def _outputs(self, batch: Batch, made: Adversarial, x_adv: Tensor, facts: Facts,
-                 block_noise: list[Tensor] | None) -> Outputs:
+    def _outputs(
+        self,
+        batch: Batch,
+        made: Adversarial,
+        x_adv: Tensor,
+        facts: Facts,
+        block_noise: list[Tensor] | None,
+    ) -> Outputs:
         natural = None
         if "natural_logits_train" in self.plan.needs:
             natural = self.net.logits(made.center)

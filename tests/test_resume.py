@@ -49,11 +49,11 @@ def wait_for_epoch(out: Path, epoch: int) -> None:
     """Until ``epoch`` epochs are recorded and saved, and the next one is under way."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        metrics = out / "metrics.jsonl"
-        if metrics.exists() and len(metrics.read_text().splitlines()) >= epoch:
-            if (out / "last.pt").exists():
-                time.sleep(0.1)
-                return
+        metrics, last = out / "metrics.jsonl", out / "last.pt"
+        lines = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+        if lines >= epoch and last.exists():
+            time.sleep(0.1)
+            return
         time.sleep(0.01)
     raise AssertionError("the run did not get that far")
 

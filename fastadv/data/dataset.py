@@ -103,20 +103,25 @@ def limited(dataset: Dataset, limit: int | None) -> Dataset:
 
 
 def split_validation(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows of the training set to learn from and to validate on, both sorted (n,) int64.
+    """``split_labels`` of the data set's training labels."""
+    return split_labels(dataset.train_labels, fraction, seed)
+
+
+def split_labels(labels: Tensor, fraction: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows of ``labels`` (N,) to learn from and to validate on, both sorted (n,) int64.
 
     ``ceil(fraction * N)`` rows are held out, each class in proportion; the split depends on the
     labels, the fraction and the seed alone. Raises ``UserError`` unless 0 < fraction < 1 leaves
     something to learn from.
     """
     train, held_out = (
-        split_rows(dataset.train_labels, fraction, draws.SPLIT, seed)
+        split_rows(labels, fraction, draws.SPLIT, seed)
         if 0 < fraction < 1
         else (torch.empty(0), torch.empty(0))
     )
     if not len(train):
         raise UserError(
-            f"A validation share of {fraction} of {len(dataset.train_labels)} training images "
+            f"A validation share of {fraction} of {len(labels)} training images "
             "leaves nothing to learn from or to judge by; choose a number between 0 and 1."
         )
     return train, held_out

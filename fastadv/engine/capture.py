@@ -146,8 +146,8 @@ class _Entry:
 
     def fill(self, batch: Batch) -> None:
         """Copy ``batch`` into the static inputs; the noise offset is the same tensor always."""
-        pairs = zip(_tensors(self.static), _tensors(batch), strict=True)
-        pairs = [(own, new) for own, new in pairs if own is not new]
+        every = zip(_tensors(self.static), _tensors(batch), strict=True)
+        pairs = [(own, new) for own, new in every if own is not new]
         if pairs:
             torch._foreach_copy_([own for own, _ in pairs], [new for _, new in pairs])
 
@@ -165,7 +165,7 @@ def _tensors(batch: Batch) -> list[Tensor]:
 
 def _copied(batch: Batch) -> Batch:
     """The batch with tensors of its own, all but the offset."""
-    own = {
+    own: dict[str, Any] = {
         name: value.clone()
         for name, value in batch._asdict().items()
         if isinstance(value, Tensor) and name != "offset"

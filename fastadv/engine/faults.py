@@ -44,9 +44,7 @@ class Faults:
 
 
 @torch.no_grad()
-def apply_where(
-    ok: Tensor, update: Callable[[], object], optimizer: torch.optim.Optimizer
-) -> None:
+def apply_where(ok: Tensor, update: Callable[[], object], optimizer: torch.optim.Optimizer) -> None:
     """Call ``update`` so that it changes weights and optimizer state only where ``ok``.
 
     On a CPU the flag is simply read. A fused optimizer masks itself; for any other on a GPU the

@@ -1,4 +1,4 @@
-"""Every gradient fastadv takes comes from here, so that a mode can change how without touching a part."""
+"""Every gradient fastadv takes comes from here: a mode can change how without touching a part."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The user's model as the parts see it: forward passes in the precision and BN mode of the moment."""
+"""The user's model as the parts see it: forward passes in the moment's precision and BN mode."""
 
 from __future__ import annotations
 

@@ -53,8 +53,7 @@ class Updater:
                 parameter.grad += gradient
             elif gradient is not None or not self._waiting:
                 # What waits for more must not be overwritten by the next replay of a graph.
-                waits = not update and gradient is not None
-                parameter.grad = gradient.clone() if waits else gradient
+                parameter.grad = gradient if update or gradient is None else gradient.clone()
         self._waiting = 0 if update else self._waiting + 1
         found = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.scaler is not None and update:

@@ -1,0 +1,159 @@
+"""Where a run's images come from: a set in memory, or files that are decoded while training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastadv.config import TrainConfig
+from fastadv.data import (
+    DeviceLoader,
+    eval_batches,
+    is_tree,
+    list_images,
+    load,
+    split_validation,
+)
+from fastadv.data.choice import choose_loader, stream_format, stream_statistics
+from fastadv.data.dali import DaliLoader
+from fastadv.data.dataset import split_labels
+from fastadv.errors import UserError
+
+JUDGE_BATCH = 500
+
+
+class Judging:
+    """Labelled images in order, batch by batch, as often as asked; ``limit`` takes the first."""
+
+    def __init__(
+        self, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]], limit: int | None = None
+    ) -> None:
+        self._batches, self._limit = batches, limit
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        left = self._limit
+        for images, labels in self._batches():
+            if left is not None:
+                images, labels = images[:left], labels[:left]
+                left -= len(labels)
+            yield images, labels
+            if left == 0:
+                return
+
+
+@dataclass
+class Source:
+    """The images of a run, whatever holds them. ``held_out`` rows are not trained on."""
+
+    num_samples: int
+    num_classes: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    loader: DeviceLoader | DaliLoader
+    validation: Judging
+    test: Judging
+    streams: bool
+
+
+def open_source(config: TrainConfig, device: torch.device, views: int = 1) -> Source:
+    """The configured data on ``device``; ``views=2`` draws a second view of each image.
+
+    ``loader="auto"`` keeps a set on the device if it takes a quarter of its memory at most, and
+    streams a larger tree of files through DALI.
+    """
+    options: dict[str, Any] = {
+        "batch_size": int(config.batch_size or 1),
+        "device": device,
+        "seed": config.seed,
+        "pad": int(config.pad or 0),
+        "flip": bool(config.flip),
+        "padding": config.padding or "constant",
+        "views": views,
+    }
+    if _loader(config, device) == "dali":
+        return _from_files(config, device, options)
+    return _from_memory(config, device, options)
+
+
+def _loader(config: TrainConfig, device: torch.device) -> str:
+    if config.loader != "auto":
+        if config.loader == "dali" and not is_tree(config.data):
+            raise UserError(
+                "--loader dali streams trees of image files (folder:, imagenet:), not "
+                f"{config.data}; leave --loader away."
+            )
+        return config.loader
+    if not is_tree(config.data):
+        return "device"
+    tree = list_images(config.data)
+    form = stream_format(tree, config.image_size)
+    count = min(len(tree.train_files), config.limit or len(tree.train_files))
+    size = count * form.channels * form.height * form.width
+    return choose_loader(config.data, size, device)
+
+
+def _from_memory(config: TrainConfig, device: torch.device, options: dict[str, Any]) -> Source:
+    data = load(
+        config.data,
+        root=config.data_root,
+        download=config.download,
+        limit=config.limit,
+        image_size=config.image_size,
+    )
+    rows, held_out = split_validation(data, float(config.val_fraction or 0), config.seed)
+    test = _judging(data.test_images, data.test_labels, device, config.test_limit)
+    validation = _judging(data.train_images[held_out], data.train_labels[held_out], device)
+    if config.select == "test":
+        rows, validation = torch.arange(len(data.train_images)), test
+    loader = DeviceLoader(data.train_images, data.train_labels, indices=rows, **options)
+    return Source(
+        num_samples=len(data.train_images),
+        num_classes=data.num_classes,
+        channels=data.train_images.shape[1],
+        mean=data.mean,
+        std=data.std,
+        loader=loader,
+        validation=validation,
+        test=test,
+        streams=False,
+    )
+
+
+def _judging(
+    images: Tensor, labels: Tensor, device: torch.device, limit: int | None = None
+) -> Judging:
+    return Judging(lambda: eval_batches(images, labels, JUDGE_BATCH, device), limit)
+
+
+def _from_files(config: TrainConfig, device: torch.device, options: dict[str, Any]) -> Source:
+    tree = list_images(config.data)
+    if config.limit is not None:
+        raise UserError("--limit is for data sets in memory; leave it away with --loader dali.")
+    form = stream_format(tree, config.image_size)
+    mean, std = stream_statistics(tree, form)
+    labels = torch.tensor(tree.train_labels)
+    rows, held_out = split_labels(labels, float(config.val_fraction or 0), config.seed)
+    judge: dict[str, Any] = {"batch_size": JUDGE_BATCH, "device": device}
+    held = DaliLoader(tree.train_files, tree.train_labels, form, indices=held_out, **judge)
+    tested = DaliLoader(tree.test_files, tree.test_labels, form, **judge)
+    test = Judging(tested.ordered, config.test_limit)
+    validation = Judging(held.ordered)
+    if config.select == "test":
+        rows, validation = torch.arange(len(labels)), test
+    loader = DaliLoader(tree.train_files, tree.train_labels, form, indices=rows, **options)
+    return Source(
+        num_samples=len(labels),
+        num_classes=len(tree.classes),
+        channels=form.channels,
+        mean=mean,
+        std=std,
+        loader=loader,
+        validation=validation,
+        test=test,
+        streams=True,
+    )
