@@ -19,7 +19,8 @@ FILES = sorted(Path(__file__).parent.glob("interpreted_*.py"))
 
 
 def run_interpreted(file: Path, selection: str) -> None:
-    options = ["-q", "-m", selection, "-p", "no:cacheprovider", "-p", "no:xdist"]
+    # Its own options: the project's may ask for plugins and workers of the outer session.
+    options = ["-o", "addopts=--strict-markers", "-q", "-m", selection, "-p", "no:cacheprovider"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(file)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
