@@ -294,3 +294,27 @@ def test_without_weight_a_regularizer_changes_no_weight(regularizer):
         tiny_step(model, **options, **ATTACK)(x, y, index, start=start)
     for first, second in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("regularizer", ["igr", "cure", "gradalign", "advlc"])
+def test_regularizers_under_autocast_stay_near_the_full_precision_step(regularizer):
+    """The gradient that is differentiated again must not vanish in a half type."""
+    x, y, index, start = (
+        tensor.float() if tensor.is_floating_point() else tensor for tensor in tiny_batch()
+    )
+    gradients = []
+    for dtype in (None, torch.bfloat16):
+        model = tiny_model().float()
+        before = model.conv1.weight.detach().clone()
+        step = tiny_step(
+            model,
+            regularizer=regularizer,
+            reg_weight=3,
+            attack_bn="eval",
+            optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
+            **ATTACK,
+        )
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is not None):
+            step(x, y, index, start=start)
+        gradients.append((before - model.conv1.weight.detach()).flatten())
+    assert functional.cosine_similarity(*gradients, dim=0) > 0.9

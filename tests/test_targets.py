@@ -1,5 +1,7 @@
 """Every target: one and three float64 steps equal their formula, eager and compiled."""
 
+import copy
+
 import pytest
 import torch
 from tiny import assert_same, climb, descend, sgd, tiny_batch, tiny_model, tiny_step
@@ -301,10 +303,15 @@ def test_a_target_that_remembers_asks_for_the_number_of_samples():
 
 def test_predictions_survive_save_and_load():
     x, y, index, start = tiny_batch()
-    step = tiny_step(tiny_model(), **te_options(te_start=0, te_end=0))
+    model = tiny_model()
+    step = tiny_step(model, **te_options(te_start=0, te_end=0))
     step(x, y, index, start=start)
-    other = tiny_step(tiny_model(), **te_options(te_start=0, te_end=0))
-    other.load_state_dict(step.state_dict())
-    other(x, y, index, start=start)
-    step(x, y, index, start=start)
-    assert other.state["predictions"].any()
+    other = tiny_model()
+    other.load_state_dict(model.state_dict())
+    resumed = tiny_step(other, **te_options(te_start=0, te_end=0))
+    resumed.load_state_dict(copy.deepcopy(step.state_dict()))
+    for one in (step, resumed):
+        one.updater.optimizer.state.clear()
+        one(x, y, index, start=start)
+    assert_same(model, other, 0.0)
+    assert torch.equal(step.state["predictions"], resumed.state["predictions"])
