@@ -213,11 +213,13 @@ class Walk:
     # -- perturbed weights --------------------------------------------------------------------
 
     def _perturbed(self) -> list[Tensor]:
+        """The weights that are moved: of those the part selects, the ones the user lets learn."""
         weights = self.plan.weights
         if weights is None or not weights.active:
             return []
         names, tensors = list(self._named), list(self._named.values())
-        return [tensors[place] for place in weights.select(names, tensors)]
+        selected = [tensors[place] for place in weights.select(names, tensors)]
+        return [tensor for tensor in selected if tensor.requires_grad]
 
     def _direction(
         self, batch: Batch, made: Adversarial, facts: Facts, weights: list[Tensor]

@@ -1,0 +1,57 @@
+"""What a step remembers survives saving and loading, for every recipe."""
+
+import copy
+
+import pytest
+import torch
+from every_recipe import call, step_of
+from tiny import assert_same, twin
+from tiny_staged import staged_model
+
+from fastadv.errors import UserError
+from fastadv.recipes import METHODS
+from fastadv.training_step import Step
+
+
+def resumed(step: Step, method: str, *, after_a_call: bool) -> Step:
+    """A new step of the same run; loaded before its first call or after one."""
+    other = step_of(method, twin(step.model))
+    saved = copy.deepcopy((step.state_dict(), step.updater.optimizer.state_dict()))
+    if after_a_call:
+        weights = copy.deepcopy(other.model.state_dict())
+        call(other, 9)
+        other.model.load_state_dict(weights)
+    other.load_state_dict(saved[0])
+    other.updater.optimizer.load_state_dict(saved[1])
+    return other
+
+
+@pytest.mark.parametrize("after_a_call", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_has_the_same_bits(method: str, after_a_call: bool) -> None:
+    step = step_of(method, staged_model())
+    for update in range(2):
+        call(step, update)
+    other = resumed(step, method, after_a_call=after_a_call)
+    for update in (2, 3):
+        losses = [one_call["loss"] for one_call in (call(step, update), call(other, update))]
+        assert torch.equal(*losses)
+    assert_same(step.model, other.model, tolerance=0)
+    assert step.state.keys() == other.state.keys()
+    for name, tensor in step.state.items():
+        assert torch.equal(tensor, other.state[name]), name
+    assert step.calls == other.calls == 4
+
+
+def test_a_state_of_another_recipe_or_data_set_is_refused() -> None:
+    step = step_of("apart", staged_model())
+    call(step, 0)
+    with pytest.raises(UserError, match="not of 'atta-1'"):
+        step_of("atta-1", staged_model()).load_state_dict(step.state_dict())
+    saved = copy.deepcopy(step.state_dict())
+    omega = saved["parts"]["adversary"]["omega"]
+    saved["parts"]["adversary"]["omega"] = omega[:, :, 1:]
+    other = step_of("apart", staged_model())
+    call(other, 0)
+    with pytest.raises(UserError, match="saved omega"):
+        other.load_state_dict(saved)
