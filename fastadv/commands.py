@@ -59,9 +59,9 @@ SETTING_HELP: Mapping[str, str] = {
 
 def _as_text(hint: Any) -> Any:
     """Numbers are taken as text so that fractions like 8/255 can be read, choices as text so
-    that a mistake is answered in one way."""
+    that a mistake is answered in one way, several values as one text such as "3,4"."""
     kind = plain_type(hint)
-    if kind is float or get_origin(kind) is Literal:
+    if kind is float or get_origin(kind) in (Literal, tuple):
         return str
     return kind
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 import fastadv
+from fastadv.config import from_toml
 from fastadv.errors import UserError
 from fastadv.schedules import Schedule
 
@@ -214,3 +217,13 @@ def test_a_saved_optimizer_keeps_its_fixed_rate() -> None:
     optimizer.load_state_dict(copy.deepcopy(step.updater.optimizer.state_dict()))
     assert optimizer.param_groups[1]["fixed_rate"] == 0.05
     assert optimizer.param_groups[1]["lr"] == 0.05
+
+
+def test_chosen_layers_from_the_command_line_to_the_resumed_run(
+    fastadv_command: Callable[..., Any],
+) -> None:
+    short = ("--epochs", 1, "--limit", 100, "--width", 2, "--steps", 1, "--out", "run")
+    done = fastadv_command("train", "--method", "at-fix-param-k", "--layer-groups", "1,3", *short)
+    assert done.code == 0, done.err
+    config = from_toml(Path("run/config.toml"))
+    assert config.plan().layers.layer_groups == ("1", "3")
