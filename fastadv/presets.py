@@ -63,21 +63,26 @@ OTHER = Preset("as CIFAR-10", _CIFAR | {"padding": "constant"})
 
 EPS = {"linf": 8 / 255, "l2": 128 / 255}
 
+_LEARNED_STEPS = (
+    {"epochs": 30, "batch_size": 128, "eps": 8 / 255},
+    {"step_size_lr": 5e-8, "step_size_decay": 400.0},
+)
+_LINF = {"norm": "linf", "eps": 8 / 255}
+_SMALL_STEP = {"alpha": 1 / 255}
+
 # Options of parts that were published for one data set only. The numbers hold for the settings
 # they were published with; elsewhere the parts' own rules apply.
 METHOD_ON_DATA: Mapping[tuple[str, str], tuple[Mapping[str, Any], Mapping[str, Any]]] = {
-    ("apart", "cifar10"): (
-        {"epochs": 30, "batch_size": 128, "eps": 8 / 255},
-        {"step_size_lr": 5e-8, "step_size_decay": 400.0},
-    ),
-    ("fgsm-plus", "cifar10"): (
-        {"epochs": 30, "batch_size": 128, "eps": 8 / 255},
-        {"step_size_lr": 5e-8, "step_size_decay": 400.0},
-    ),
+    ("apart", "cifar10"): _LEARNED_STEPS,
+    ("apart-no-layers", "cifar10"): _LEARNED_STEPS,
+    ("apart-no-start", "cifar10"): _LEARNED_STEPS,
+    ("fgsm-plus", "cifar10"): _LEARNED_STEPS,
     ("rwp", "cifar100"): ({}, {"c_min": 4.0}),
-    ("awp", "svhn"): ({}, {"warmup_epochs": 5}),
-    ("rwp", "svhn"): ({}, {"warmup_epochs": 5}),
-    ("pgd", "svhn"): ({}, {"alpha": 1 / 255}),
+    ("awp", "svhn"): (_LINF, _SMALL_STEP | {"warmup_epochs": 5}),
+    ("rwp", "svhn"): (_LINF, _SMALL_STEP | {"warmup_epochs": 5}),
+    ("pgd", "svhn"): (_LINF, _SMALL_STEP),
+    ("rat-lr", "svhn"): (_LINF, _SMALL_STEP),
+    ("rat-wp", "svhn"): (_LINF, _SMALL_STEP),
     # Measured: under a triangular cycle the published 30, which met a rate that had dropped
     # tenfold, drives a short run to a constant prediction; 3 does not.
     ("te", "digits"): ({}, {"te_weight": 3.0}),
@@ -103,6 +108,6 @@ def preset_for(
         raise UserError(f"norm must be 'linf' or 'l2', not {norm!r}.")
     settings.setdefault("eps", EPS[norm])
     conditions, options = METHOD_ON_DATA.get((method, data), ({}, {}))
-    final = settings | dict(given)
+    final = settings | {"norm": norm} | dict(given)
     holds = all(final.get(name) == value for name, value in conditions.items())
     return settings, dict(options) if holds else {}

@@ -46,6 +46,11 @@ REFUSALS: tuple[tuple[str, Callable[[Plan], bool], str], ...] = (
         "right; this adversary takes no such steps.",
     ),
     (
+        "adversary free x regularizer logitalign",
+        lambda plan: _both(plan, adversary=("free",), regularizer=("logitalign",)),
+        "LogitAlign attacks a second image; Free has no attack beside the outer pass's gradient.",
+    ),
+    (
         "target distillation x an objective that fits f(x)",
         lambda plan: _both(
             plan, target=("distillation",), objective=("trades", "rst", *BOTH_LOSSES)
