@@ -188,6 +188,8 @@ def _modes(text: str | None, device: torch.device) -> list[str]:
     for entry in entries:
         if entry not in MODES:
             raise unknown("mode", entry, MODES)
+    if "captured" in entries and device.type != "cuda":
+        raise UserError("captured is a mode of CUDA devices; on a CPU use eager or compiled.")
     return entries
 
 

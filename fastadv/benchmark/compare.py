@@ -83,6 +83,16 @@ def compared(comparison: Comparison, say: Say) -> Iterator[Outcome]:
             candidate.close()
 
 
+def warm_up(comparison: Comparison, say: Say) -> list[str]:
+    """Build every candidate and nothing else, so that compiled code is in the cache when it
+    counts; returns a sentence for whatever could not be built."""
+    outcome = Outcome()
+    _build(comparison, outcome, say)
+    for candidate in outcome.candidates:
+        candidate.close()
+    return outcome.skipped
+
+
 def _bound(comparison: Comparison, shape: Geometry, limits: Limits) -> Bound:
     setting = comparison.setting
     device = torch.device(setting.device)
@@ -119,15 +129,22 @@ Wanted = tuple[str, Callable[[], Candidate]]
 
 
 def _wanted(comparison: Comparison) -> Iterator[Wanted]:
+    """What needs no compiling first: when the time is short, that much is there."""
+    yield from _wanted_steps(comparison, compiling=False)
+    for peer in comparison.peers:
+        yield peer, partial(peer_list.PEERS[peer], comparison.setting)
+    yield from _wanted_steps(comparison, compiling=True)
+    if comparison.with_passes:
+        yield from _wanted_passes(comparison)
+
+
+def _wanted_steps(comparison: Comparison, *, compiling: bool) -> Iterator[Wanted]:
     setting, dtype = comparison.setting, comparison.dtype
     for mode in comparison.modes:
         for spec in comparison.specs:
-            make = partial(our_candidate, setting, spec, dtype, mode)
-            yield f"{spec} {dtype} {mode}", make
-    for peer in comparison.peers:
-        yield peer, partial(peer_list.PEERS[peer], setting)
-    if comparison.with_passes:
-        yield from _wanted_passes(comparison)
+            if (mode != "eager") == compiling:
+                make = partial(our_candidate, setting, spec, dtype, mode)
+                yield f"{spec} {dtype} {mode}", make
 
 
 def _wanted_passes(comparison: Comparison) -> Iterator[Wanted]:

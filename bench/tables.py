@@ -1,0 +1,180 @@
+"""Markdown tables from rows: ``python bench/tables.py [--write README.md bench/README.md]``.
+
+Without ``--write`` they are printed. In a file, what stands between ``<!-- bench:NAME -->`` and
+``<!-- /bench:NAME -->`` is replaced, for NAME in speed, methods, passes and robust. Of every
+device and setting the newest run counts.
+"""
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastadv.benchmark.rows import read_rows
+from fastadv.benchmark.table import number, percent
+from fastadv.errors import unknown
+
+RESULTS = Path(__file__).parent / "results"
+Row = dict[str, Any]
+Key = tuple[Any, ...]
+
+
+def newest(rows: list[Row], key: Callable[[Row], Key]) -> list[Row]:
+    """For each key the rows of the last run that has it, in the order they were written."""
+    last: dict[Key, tuple[str, str]] = {}
+    for row in rows:
+        last[key(row)] = max(last.get(key(row), ("", "")), (row["date"], row["run"]))
+    return [row for row in rows if last[key(row)] == (row["date"], row["run"])]
+
+
+def _where(row: Row) -> Key:
+    config = row["config"]
+    return (
+        row["device"], row["threads"], config["model"], config["width"],
+        config["batch_size"], config["image_size"],
+    )  # fmt: skip
+
+
+def speed_table(rows: list[Row]) -> str:
+    """The peers beside our modes, one table for each device and setting."""
+    ratios = newest([row for row in rows if row["kind"] == "speedup"], _where)
+    parts = []
+    for place in dict.fromkeys(map(_where, ratios)):
+        here = [row for row in ratios if _where(row) == place]
+        run = here[0]["run"]
+        steps = [r for r in rows if r["kind"] == "step" and r["run"] == run and _where(r) == place]
+        steps = [row for row in steps if row["method"].split(":")[0] == "pgd"]
+        parts.append(_speed_lines(steps, here))
+    return "\n\n".join(parts)
+
+
+def _speed_lines(steps: list[Row], ratios: list[Row]) -> str:
+    ours = [row for row in steps if row["by"] == "fastadv"]
+    best = {}
+    for row in sorted(ours, key=lambda row: -row["ms"]["median"]):
+        best[row["attack_bn"]] = row["name"]
+    lines = [
+        "| PGD-10 AT step | BN in the attack | ms | 10-90 % | images/s | fastadv is faster by |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in sorted(steps, key=lambda row: row["ms"]["median"]):
+        # Like is compared with like where there is one of ours in the peer's mode.
+        mine = best.get(row["attack_bn"], best.get("train"))
+        found = [r for r in ratios if r["peer"] == row["name"] and r["ours"] == mine]
+        times = f"{found[0]['times']['median']:.2f}x" if found else ""
+        name = f"**{row['name']}**" if row["by"] == "fastadv" else row["name"]
+        spread = f"{number(row['ms']['p10'])}-{number(row['ms']['p90'])}"
+        cells = [name, row["attack_bn"], number(row["ms"]["median"]), spread]
+        lines.append(_line([*cells, number(row["images_per_s"]), times]))
+    return "\n".join([*lines, "", _caption(steps[0])])
+
+
+def methods_table(rows: list[Row]) -> str:
+    """What every method reaches, and costs beyond its passes."""
+    steps = [row for row in rows if row["kind"] == "step" and row["by"] == "fastadv"]
+    chosen = newest(steps, lambda row: (*_where(row), row["name"]))
+    heads = ("method", "batch", "precision", "mode", "ms", "images/s", "TFLOP/s")
+    heads += ("of matmul", "over its bound", "over its passes", "peak MiB", "compile s")
+    lines = [_line(list(heads)), "|---|---:|---|---|" + "---:|" * 8]
+    for row in chosen:
+        passes = row.get("over_passes")
+        lines.append(
+            _line(
+                [
+                    row["method"],
+                    str(row["config"]["batch_size"]),
+                    row["dtype"],
+                    row["mode"],
+                    number(row["ms"]["median"]),
+                    number(row["images_per_s"]),
+                    number(row.get("tflop_per_s")),
+                    percent(row.get("of_matmul")),
+                    number(row.get("over_bound")),
+                    number(passes["median"]) if passes else "",
+                    number(row.get("peak_mib")),
+                    number(row.get("compile_s")),
+                ]
+            )
+        )
+    return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
+
+
+def passes_table(rows: list[Row]) -> str:
+    """Each pass alone beside its bound."""
+    passes = [row for row in rows if row["kind"] == "pass"]
+    chosen = newest(passes, lambda row: (*_where(row), row["name"]))
+    lines = ["| pass | batch | ms | bound, ms | over its bound |", "|---|---:|---:|---:|---:|"]
+    for row in chosen:
+        name, batch = row["name"].removeprefix("pass: "), str(row["config"]["batch_size"])
+        cells = [number(row["ms"]["median"]), number(row["bound_ms"]), number(row["over_bound"])]
+        lines.append(_line([name, batch, *cells]))
+    return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
+
+
+def robust_table(rows: list[Row]) -> str:
+    """Minutes to a robust accuracy."""
+    lines = [
+        "| method | data | model | accuracy under | reached | minutes, mean | std |",
+        "|---|---|---|---|---|---:|---:|",
+    ]
+    chosen = [row for row in rows if row["kind"] == "time to robust"]
+    for row in chosen:
+        config = row["config"]
+        under = f"{100 * row['target']:.0f} % {config['attack']} ({config['judged_on']})"
+        seeds = f"{row['reached']} of {row['seeds']} seeds"
+        minutes = [number(row["mean_minutes"]), number(row["std_minutes"])]
+        lines.append(
+            _line([config["method"], config["data"], config["model"], under, seeds, *minutes])
+        )
+    return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _caption(row: Row) -> str:
+    return (
+        f"{row['device']}, {row['threads']} threads, torch {row['torch']}, "
+        f"Python {row['python']}, fastadv {row['fastadv']} ({row['commit']}), {row['date'][:10]}: "
+        f"`{row['command']}`"
+    )
+
+
+TABLES: dict[str, Callable[[list[Row]], str]] = {
+    "speed": speed_table,
+    "methods": methods_table,
+    "passes": passes_table,
+    "robust": robust_table,
+}
+
+
+def written_into(text: str, rows: list[Row]) -> str:
+    """``text`` with every marked table replaced; an unknown mark is an error."""
+
+    def replaced(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in TABLES:
+            raise unknown("table", name, TABLES)
+        return f"<!-- bench:{name} -->\n{TABLES[name](rows)}\n<!-- /bench:{name} -->"
+
+    return re.sub(r"<!-- bench:([\w-]+) -->.*?<!-- /bench:\1 -->", replaced, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Print the tables or write them into files."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--write", type=Path, nargs="*", default=[])
+    given = parser.parse_args()
+    rows = [row for row in read_rows(given.results) if "kind" in row]
+    for file in given.write:
+        file.write_text(written_into(file.read_text(encoding="utf-8"), rows), encoding="utf-8")
+    if not given.write:
+        for name, render in TABLES.items():
+            print(f"## {name}\n\n{render(rows)}\n")
+
+
+if __name__ == "__main__":
+    main()

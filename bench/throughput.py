@@ -1,0 +1,76 @@
+"""The README's speed table: ``python bench/throughput.py``.
+
+One PGD-10 AT step of PreActResNet-18 on 32x32 images, batch 64: fastadv in each mode beside the
+four loops people run today, interleaved in one run, both BatchNorm modes where a peer attacks in
+eval mode only. Then what the other methods cost against the sum of their passes. Rows go to
+``bench/results/``; ``python bench/tables.py`` turns them into tables. On two cores it takes about
+half an hour, and the machine must do nothing else.
+"""
+
+import argparse
+from pathlib import Path
+
+import rich.console
+import torch
+
+from fastadv.benchmark.command import run_comparisons
+from fastadv.benchmark.compare import Comparison
+from fastadv.benchmark.parity import require_parity
+from fastadv.benchmark.peer_list import PEERS, usual_peers
+from fastadv.benchmark.setting import Setting
+from fastadv.benchmark.specs import parse_specs
+from fastadv.session import choose_device
+
+RESULTS = Path(__file__).parent / "results"
+METHODS = "awp,rwp,advlc,trades,fast,apart"
+
+
+def main() -> None:
+    """Parse the command line, hold the modes to each other, then time."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--width", type=int, help="smaller networks are for trying this out")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--dtype", default="bf16")
+    parser.add_argument("--modes", help="with commas; all this device has")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--methods", default=METHODS, help="timed after pgd, without peers")
+    parser.add_argument("--peers", help=f"with commas, of {', '.join(PEERS)}")
+    parser.add_argument("--tiny", action="store_true", help="tiny device limits, for a dry run")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    plan = comparisons(given)
+    console = rich.console.Console(highlight=False, soft_wrap=True)
+    specs = [spec for comparison in plan for spec in comparison.specs]
+    device = torch.device(plan[0].setting.device)
+    console.print("parity: " + require_parity(specs, plan[0].modes, device))
+    run_comparisons(plan, given.out, console)
+
+
+def comparisons(given: argparse.Namespace) -> list[Comparison]:
+    """PGD with all peers, then every other method with its passes."""
+    device = choose_device(given.device)
+    setting = Setting(
+        width=given.width,
+        batch_size=given.batch_size,
+        image_size=given.image_size,
+        device=str(device),
+    )
+    usual = "captured,compiled,eager" if device.type == "cuda" else "compiled,eager"
+    modes = (given.modes or usual).split(",")
+    peers = given.peers.split(",") if given.peers else usual_peers(str(device))
+    first = parse_specs("pgd,pgd:attack_bn=eval")
+    plan = [Comparison(setting, first, given.dtype, modes, given.repeats, peers, tiny=given.tiny)]
+    for spec in parse_specs(given.methods):
+        plan.append(
+            Comparison(setting, [spec], given.dtype, modes[:1], given.repeats, tiny=given.tiny)
+        )
+    return plan
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The tables in the documentation: made from rows, and from the newest run only."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from fastadv.benchmark.setting import Setting
+from fastadv.errors import UserError
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+
+def script(name: str) -> ModuleType:
+    """A script of bench/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_show_the_newest_run_and_replace_only_their_marks():
+    sys.path.insert(0, str(__import__("pathlib").Path(__file__).parents[1] / "bench"))
+    try:
+        tables = __import__("tables")
+    finally:
+        sys.path.pop(0)
+    old, new = (json.loads(json.dumps(_rows(date))) for date in ("2026-01-01", "2026-02-01"))
+    for row in new:
+        if row["kind"] == "step":
+            row["ms"]["median"] *= 2
+    text = "before <!-- bench:speed -->stale<!-- /bench:speed --> after"
+    written = tables.written_into(text, old + new)
+    assert written.startswith("before <!-- bench:speed -->")
+    assert written.endswith("<!-- /bench:speed --> after")
+    assert "stale" not in written
+    assert "| published fp32 | train | 2,000 |" in written
+    assert "5.50x" in written
+    assert "2026-02-01" in written
+    assert "2026-01-01" not in written
+    with pytest.raises(UserError, match="did you mean 'speed'"):
+        tables.written_into(text.replace("speed", "sped"), old)
+
+
+def _rows(date: str) -> list[dict]:
+    common = {
+        "run": date, "date": date, "device": "a CPU", "threads": 2, "torch": "2.13",
+        "python": "3.11", "fastadv": "1", "commit": "abc", "command": "throughput.py",
+        "config": Setting(width=4, batch_size=64).as_row(),
+    }  # fmt: skip
+    spread = {"p10": 1.0, "p90": 1.0, "count": 3}
+    step_row = {"kind": "step", "method": "pgd", "attack_bn": "train", "images_per_s": 64.0}
+    ours = step_row | {"by": "fastadv", "name": "fastadv pgd bf16 compiled"}
+    peer_row = step_row | {"by": "published", "name": "published fp32"}
+    ratio = {
+        "kind": "speedup", "peer": "published fp32", "ours": "fastadv pgd bf16 compiled",
+        "times": {"median": 5.5, **spread},
+    }  # fmt: skip
+    ours["ms"], peer_row["ms"] = {"median": 180.0, **spread}, {"median": 1000.0, **spread}
+    return [row | common for row in (ours, peer_row, ratio)]
+
+
+def test_minutes_to_a_robust_accuracy_count_the_first_epoch_that_gets_there():
+    robust = script("time_to_robust")
+    lines = [
+        {"epoch": 1, "train_seconds": 60.0},  # not judged
+        {"epoch": 2, "train_seconds": 120.0, "test_pgd-20": 0.44},
+        {"epoch": 3, "train_seconds": 180.0, "test_pgd-20": 0.46},
+        {"epoch": 4, "train_seconds": 240.0, "test_pgd-20": 0.45},
+    ]
+    assert robust.reached(lines, "test_pgd-20", 0.45) == {"epoch": 3, "minutes": 3.0}
+    assert robust.reached(lines, "test_pgd-20", 0.5) == {"epoch": None, "minutes": None}
+    told = robust.summary([{"minutes": 3.0}, {"minutes": None}, {"minutes": 5.0}], 0.45)
+    assert (told["seeds"], told["reached"], told["mean_minutes"]) == (3, 2, 4.0)
+    assert told["std_minutes"] == pytest.approx(2**0.5, abs=1e-3)
