@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastadv.errors import UserError
+from fastadv.models import build_model
+from fastadv.models.blocks import perturbable_blocks
 from fastadv.training_step import Step
 
 TOTAL, COUNT = 6, 5
@@ -221,6 +223,24 @@ def test_the_branchs_input_is_the_norm_before_its_first_convolution() -> None:
         step = staged_step(model, "apart", block_noise_at=place)
         hooked = [name for name, m in step.model.named_modules() if m._forward_pre_hooks]
         assert hooked == [f"layer{k}.0.{module}" for k in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("network", "first"),
+    [
+        ("preact_resnet18", "layer1.0.bn1"),
+        ("wide_resnet34_10", "block1.0.bn1"),
+        ("densenet121", "dense1.0.bn1"),
+        ("resnet18", "layer1.0.conv1"),  # here the branch begins with the convolution
+        ("resnet50", "layer1.0.conv1"),
+    ],
+)
+def test_where_a_branch_begins(network: str, first: str) -> None:
+    with torch.device("meta"):
+        model = build_model(network)
+    names = [name for name, _ in perturbable_blocks(model, at="input")]
+    assert names[0] == first
+    assert len(names) == len(perturbable_blocks(model))
 
 
 def test_a_bad_gradient_changes_no_state() -> None:

@@ -170,14 +170,17 @@ def test_masked_samples_carry_no_gradient() -> None:
     """The perturbation does not change when the labels of samples above c_min do."""
     losses = losses_of(staged_model())
     c_min = float(losses.median())
-    moves = []
+    moves, labels = [], []
     for wrong in (False, True):
         step = staged_step(staged_model(), "rwp", weight_steps=1, c_min=c_min, adversary="none")
         x, y, index, start = tiny_batch()
         x_adv = attack(staged_model(), x, y, start)
-        y = torch.where((losses > c_min) & wrong, other_label(staged_model(), x_adv, y, c_min), y)
+        other = other_label(staged_model(), x_adv, y, c_min)
+        y = torch.where((losses > c_min) & wrong, other, y)
+        labels.append(y)
         step(x_adv, y, index % 12)
         moves.append(step.plan.weights.moved_by)
+    assert not torch.equal(*labels)
     for first, second in zip(*moves, strict=True):
         torch.testing.assert_close(first, second)
 

@@ -15,7 +15,7 @@ class SWA(Averaging):
 
     From epoch ``average_start`` (from 0; a number below 1 is a fraction of the run, which needs
     its length). Parameters only, BatchNorm affine included; its statistics must be re-estimated
-    before the average is evaluated (algorithms.md 3.16). Before the first average the live
+    before the average is evaluated. Before the first average the live
     weights are evaluated. Training itself is not changed.
     """
 
