@@ -225,6 +225,10 @@ class Adversary(Part):
 class Target(Part):
     """Which label is fitted."""
 
+    def is_plain(self) -> bool:
+        """Whether it is exactly the cross entropy with the given label."""
+        return False
+
     def before(self, batch: Batch, facts: Facts) -> None:
         """Add to ``facts`` what the attack and the outer pass fit, before the attack."""
 
@@ -256,6 +260,10 @@ class Objective(Part):
     """The outer loss, one value a sample; the weights part maximises the same function."""
 
     fits: ClassVar[str] = "adversarial"
+
+    def is_plain(self) -> bool:
+        """Whether it is exactly what the target fits on f(x')."""
+        return False
 
     def attack_scale(self) -> float:
         """The factor of KL(f(x) || f(x')) in the loss, where an attack adds a term to that KL."""
@@ -308,10 +316,14 @@ class Regularizer(Part):
 
 class Losses(NamedTuple):
     """Per-sample losses (B,) at the weights of the moment: the whole objective, and plain
-    adversarial cross entropy."""
+    adversarial cross entropy. ``plain`` says that the two are the same, the cross entropy of
+    ``logits`` (B,classes) with ``y`` (B,)."""
 
     total: Tensor
     adversarial: Tensor
+    logits: Tensor
+    y: Tensor
+    plain: bool
 
 
 WeightGradient = Callable[[], tuple[list[Tensor], Tensor]]

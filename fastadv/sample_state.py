@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.errors import UserError
+from fastadv.threat import Threat
 
 if TYPE_CHECKING:
     from fastadv.data.view import View
@@ -60,6 +61,24 @@ class SampleStore:
         """
         top, left, flip = self._window(index, view)
         kernels.crop_flip_write(self.values, index, top, left, flip, window, ok)
+
+    def start_from(
+        self, index: Tensor, view: View | None, x: Tensor, scale: Tensor, threat: Threat
+    ) -> tuple[Tensor, Tensor]:
+        """(box(x + clamp(scale * w, +-eps)), w), w (B,C,h,w) the windows of rows ``index``."""
+        top, left, flip = self._window(index, view)
+        return kernels.crop_flip_add(
+            self.values, index, top, left, flip, x, scale, threat.eps, threat.low, threat.high
+        )
+
+    def ascend(
+        self, index: Tensor, view: View | None, gradient: Tensor, rate: Tensor, ok: Tensor
+    ) -> None:
+        """w <- clamp(w + rate sign(gradient), +-1) in the windows, in place, only where ``ok``."""
+        top, left, flip = self._window(index, view)
+        kernels.crop_flip_ascend(
+            self.values, index, top, left, flip, gradient, rate, low=-1.0, high=1.0, ok=ok
+        )
 
     def _window(self, index: Tensor, view: View | None) -> tuple[Tensor, Tensor, Tensor]:
         if view is not None:

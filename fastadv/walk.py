@@ -226,7 +226,8 @@ class Walk:
     ) -> tuple[list[Tensor], Tensor]:
         """Gradients of the weights part's own loss at the present weights."""
         with self.net.keeping_buffers():
-            found, count = self.net.run(self._weight_gradient, batch, made, facts)
+            found, taken = self.net.run(self._weight_gradient, batch, made, facts)
+        count = taken.to(torch.float32)
         directions = [
             torch.zeros_like(weight) if gradient is None else gradient
             for gradient, weight in zip(found, weights, strict=True)
@@ -247,5 +248,9 @@ class Walk:
             trained_on = self._weakened(x_adv.detach(), made)
             outputs = self._outputs(batch, made, trained_on, facts, block_noise)
             adversarial = functional.cross_entropy(outputs.adversarial, batch.y, reduction="none")
-            loss, count = part.reduce(Losses(self._losses(outputs, batch.y), adversarial))
+            plain = self.plan.objective.is_plain() and self.plan.target.is_plain()
+            total = self._losses(outputs, batch.y)
+            loss, count = part.reduce(
+                Losses(total, adversarial, outputs.adversarial, batch.y, plain)
+            )
             return gradients_if_used(loss, self._perturbed()), count

@@ -1,10 +1,12 @@
 """APART: every residual block is attacked with a step of its own (APART, Alg. 1)."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
+from fastadv import kernels
 from fastadv.adversaries.fgsm_plus import FGSMPlus
 from fastadv.contract import Facts, Setup
 from fastadv.engine.gradient import gradients
@@ -44,10 +46,27 @@ class APART(FGSMPlus):
             return super()._signs(x0, y, facts)
         logits, entering = self.net.logits_and_taps(x0)
         loss = self.setup.attack_loss(logits, y, facts)
-        return [gradient.sign() for gradient in gradients(loss, [x0, *entering])]
+        return kernels.block_signs(gradients(loss, [x0, *entering]))
 
     def _block_noise(self, steps: Tensor, found: Facts) -> list[Tensor] | None:
         if not self.layerwise:
             return None
         signs = [found[f"block_sign_{block}"] for block in range(self.block_count)]
-        return [steps[2 + block].to(sign.dtype) * sign for block, sign in enumerate(signs)]
+        return list(_BlockNoise.apply(steps[2:], *signs))
+
+
+class _BlockNoise(torch.autograd.Function):
+    """alpha_b s_b for all blocks at once; the gradient of alpha_b is sum(g_b s_b).
+
+    Both ways take a constant number of launches, and the sums are float32 whatever the blocks are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, alphas: Tensor, *signs: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*signs)
+        return tuple(kernels.block_noise(signs, alphas))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        found = kernels.block_step_gradients(gradients, ctx.saved_tensors)
+        return (found, *(None for _ in gradients))

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fastadv import kernels
 from fastadv.adversaries.step_sizes import StepSizes, usual_rate
 from fastadv.contract import Adversarial, Adversary, Batch, Facts, Setup
 from fastadv.engine import noise
@@ -127,33 +128,33 @@ class FGSMPlus(Adversary):
             self.hidden.schedule(update, total)
 
     def make(self, batch: Batch, facts: Facts) -> Adversarial:
-        omega = self._omega(batch)
-        found = self.net.run(self._first_pass, batch.x, batch.y, omega, facts)
+        x0, omega = self._start(batch)
+        found = self.net.run(self._first_pass, x0, batch.y, omega, facts)
         leaves = self.leaves()
         x_adv, _ = self.outer_input(batch, Adversarial(batch.x, batch.x, found), leaves)
         return Adversarial(x_adv, batch.x, found)
 
-    def _omega(self, batch: Batch) -> Tensor:
-        if batch.start is not None:
-            return batch.start / self.steps.values[OMEGA]
-        if not self.learned_start:
-            return torch.zeros_like(batch.x)
-        size = (batch.x.shape[2], batch.x.shape[3])
-        return self.store.gather(batch.index, batch.view, size)
+    def _start(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """x0 = box(x + clamp(alpha_omega omega, +-eps)), and omega."""
+        rate = self.steps.values[OMEGA]
+        if batch.start is None and self.learned_start:
+            return self.store.start_from(
+                batch.index, batch.view, batch.x, rate, self.setup.threat
+            )
+        if batch.start is None:
+            return batch.x, torch.zeros_like(batch.x)
+        return self.setup.threat.project(batch.x + batch.start, batch.x), batch.start / rate
 
-    def _first_pass(self, x: Tensor, y: Tensor, omega: Tensor, facts: Facts) -> Facts:
+    def _first_pass(self, x0: Tensor, y: Tensor, omega: Tensor, facts: Facts) -> Facts:
         """Signs of the loss gradient at x0; a region."""
-        eps, low, high = self.setup.threat.eps, self.setup.threat.low, self.setup.threat.high
-        start = (self.steps.values[OMEGA] * omega).clamp(-eps, eps)
-        x0 = (x + start).clamp(low, high).to(x.dtype).detach().requires_grad_()
-        signs = self._signs(x0, y, facts)
+        signs = self._signs(x0.detach().requires_grad_(), y, facts)
         return {"omega": omega, "input_sign": signs[0]} | {
             f"block_sign_{block}": sign for block, sign in enumerate(signs[1:])
         }
 
     def _signs(self, x0: Tensor, y: Tensor, facts: Facts) -> list[Tensor]:
         loss = self.setup.attack_loss(self.net.logits(x0), y, facts)
-        return [input_gradient(loss, x0).sign()]
+        return kernels.block_signs([input_gradient(loss, x0)])
 
     def leaves(self) -> list[Tensor]:
         return [self.steps.values]
@@ -183,9 +184,11 @@ class FGSMPlus(Adversary):
             raise RuntimeError("the outer pass gave no input gradient")
         if self.learned_start:
             alpha, rate = self.steps.values[INPUT], self.steps.values[OMEGA]
-            moved = made.facts["omega"] + alpha / (rate + 1e-7) * input_gradient.sign()
-            window = moved.clamp(-1, 1).to(self.store.values.dtype)
-            self.store.write(batch.index, batch.view, window, ok)
+            if batch.start is not None:
+                window = made.facts["omega"].to(self.store.values.dtype)
+                self.store.write(batch.index, batch.view, window, ok)
+            ratio = alpha / (rate + 1e-7)
+            self.store.ascend(batch.index, batch.view, input_gradient, ratio, ok)
         self.steps.ascend(leaf_gradients[0], ok)
         if self.hidden is not None:
             self.hidden.ascend(torch.zeros_like(self.steps.values), ok)

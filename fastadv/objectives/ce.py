@@ -17,6 +17,9 @@ class CrossEntropy(Objective):
 
     leave_out_below: float | None = None
 
+    def is_plain(self) -> bool:
+        return self.leave_out_below is None
+
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
         losses = fit(outputs.adversarial, y, outputs.facts)
         if self.leave_out_below is None:

@@ -12,5 +12,8 @@ from fastadv.contract import Facts, Target
 class OneHot(Target):
     """Cross entropy with the hard label."""
 
+    def is_plain(self) -> bool:
+        return True
+
     def fit(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
         return functional.cross_entropy(logits, y, reduction="none")
