@@ -28,6 +28,11 @@ def newest(rows: list[Row], key: Callable[[Row], Key]) -> list[Row]:
     return [row for row in rows if last[key(row)] == (row["date"], row["run"])]
 
 
+def newest_of_each(rows: list[Row], key: Callable[[Row], Key]) -> list[Row]:
+    """The last row for each key; a run may time the same thing in several comparisons."""
+    return list({key(row): row for row in newest(rows, key)}.values())
+
+
 def _where(row: Row) -> Key:
     config = row["config"]
     return (
@@ -73,7 +78,7 @@ def _speed_lines(steps: list[Row], ratios: list[Row]) -> str:
 def methods_table(rows: list[Row]) -> str:
     """What every method reaches, and costs beyond its passes."""
     steps = [row for row in rows if row["kind"] == "step" and row["by"] == "fastadv"]
-    chosen = newest(steps, lambda row: (*_where(row), row["name"]))
+    chosen = newest_of_each(steps, lambda row: (*_where(row), row["name"]))
     heads = ("method", "batch", "precision", "mode", "ms", "images/s", "TFLOP/s")
     heads += ("of matmul", "over its bound", "over its passes", "peak MiB", "compile s")
     lines = [_line(list(heads)), "|---|---:|---|---|" + "---:|" * 8]
@@ -103,7 +108,7 @@ def methods_table(rows: list[Row]) -> str:
 def passes_table(rows: list[Row]) -> str:
     """Each pass alone beside its bound."""
     passes = [row for row in rows if row["kind"] == "pass"]
-    chosen = newest(passes, lambda row: (*_where(row), row["name"]))
+    chosen = newest_of_each(passes, lambda row: (*_where(row), row["name"]))
     lines = ["| pass | batch | ms | bound, ms | over its bound |", "|---|---:|---:|---:|---:|"]
     for row in chosen:
         name, batch = row["name"].removeprefix("pass: "), str(row["config"]["batch_size"])

@@ -8,6 +8,7 @@ half an hour, and the machine must do nothing else.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import rich.console
@@ -19,6 +20,7 @@ from fastadv.benchmark.parity import require_parity
 from fastadv.benchmark.peer_list import PEERS, usual_peers
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import parse_specs
+from fastadv.errors import UserError, unknown
 from fastadv.session import choose_device
 
 RESULTS = Path(__file__).parent / "results"
@@ -64,13 +66,18 @@ def comparisons(given: argparse.Namespace) -> list[Comparison]:
     modes = (given.modes or usual).split(",")
     peers = given.peers.split(",") if given.peers else usual_peers(str(device))
     first = parse_specs("pgd,pgd:attack_bn=eval")
-    plan = [Comparison(setting, first, given.dtype, modes, given.repeats, peers, tiny=given.tiny)]
-    for spec in parse_specs(given.methods):
-        plan.append(
-            Comparison(setting, [spec], given.dtype, modes[:1], given.repeats, tiny=given.tiny)
-        )
-    return plan
+    for peer in peers:
+        if peer not in PEERS:
+            raise unknown("peer", peer, PEERS)
+    others = parse_specs(given.methods)
+    return [
+        Comparison(setting, first, given.dtype, modes, given.repeats, peers, tiny=given.tiny),
+        Comparison(setting, others, given.dtype, modes[:1], given.repeats, tiny=given.tiny),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

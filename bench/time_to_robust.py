@@ -9,12 +9,14 @@ as its length.
 import argparse
 import json
 import statistics
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fastadv.benchmark.rows import append_rows, provenance, results_file
 from fastadv.config import TrainConfig
+from fastadv.errors import UserError
 from fastadv.session import choose_device
 from fastadv.train import train
 
@@ -92,4 +94,7 @@ def summary(runs: list[dict[str, Any]], target: float) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
