@@ -80,6 +80,7 @@ def test_the_store_starts_anew_every_few_epochs() -> None:
         stores.append(step.state["perturbations"][COUNT:].clone())
     assert sizes[1] > 1.3 * sizes[0]
     assert sizes[2] < 1.1 * sizes[0]  # epoch 2 began at 0.001 N again
+    assert sizes[3] > 1.3 * sizes[2]  # and epoch 3 did not
     assert torch.equal(stores[0], stores[1])
     assert not torch.equal(stores[1], stores[2])  # with new noise
 

@@ -237,24 +237,49 @@ def test_rwps_v_has_gamma_times_the_norm_of_all_tensors() -> None:
     assert max(ratios) > 1.2 * min(ratios)  # unlike AWP's, not alike in every layer
 
 
-def test_trades_awp_climbs_the_whole_objective() -> None:
+Judge = Callable[[Tensor, Tensor], Tensor]
+
+
+@pytest.mark.parametrize(
+    ("options", "mask"),
+    [
+        ({"weights": "awp"}, lambda total, ce: torch.ones_like(ce)),
+        ({"weights": "rwp", "c_min": 1.4}, lambda total, ce: (total <= 1.4).double()),
+        (
+            {"weights": "rwp", "c_min": 1.53, "rwp_loss": "adversarial"},
+            lambda total, ce: (ce <= 1.53).double(),
+        ),
+        (
+            {"weights": "rwp", "c_min": 1.5, "loss_range": (1.2, 9.0)},
+            lambda total, ce: ((total <= 1.5) & (ce >= 1.2)).double(),
+        ),
+    ],
+)
+def test_trades_climbs_the_whole_objective_of_its_samples(
+    options: dict[str, Any], mask: Judge
+) -> None:
     x, y, index, start = tiny_batch()
     model = staged_model()
     by_hand = twin(model)
-    options = ATTACK | {"gamma": 0.1, "warmup_epochs": 0, "beta": 2.0}
-    step = staged_step(model, "trades-awp", **options)
+    known = {"gamma": 0.1, "warmup_epochs": 0, "beta": 20.0, "norm_scope": "tensor"}
+    steps = {"weight_steps": 1} if options["weights"] == "rwp" else {}
+    step = staged_step(model, "trades-awp", **(ATTACK | known | steps | options))
     made = recorded(step)
     step(x, y, index % 12, start=start)
     x_adv, chosen = made[0].x_adv, list(matrices(by_hand).values())
 
-    def loss() -> Tensor:
+    def losses() -> tuple[Tensor, Tensor]:
         z, z_adv = by_hand(x), by_hand(x_adv)
         p = z.softmax(1)
         kl = (p * (p.log() - z_adv.log_softmax(1))).sum(1)
-        return (functional.cross_entropy(z, y, reduction="none") + 2 * kl).mean()
+        total = functional.cross_entropy(z, y, reduction="none") + 20 * kl
+        return total, functional.cross_entropy(z_adv, y, reduction="none")
 
     buffers = copy.deepcopy(dict(by_hand.named_buffers()))
-    found = torch.autograd.grad(loss(), chosen)
+    total, ce = losses()
+    taken = mask(total.detach(), ce.detach())
+    assert options["weights"] == "awp" or 0 < taken.sum() < len(y)
+    found = torch.autograd.grad((taken * total).mean(), chosen)
     for name, buffer in by_hand.named_buffers():
         buffer.copy_(buffers[name])
     optimizer = sgd(by_hand)
@@ -262,7 +287,7 @@ def test_trades_awp_climbs_the_whole_objective() -> None:
     with torch.no_grad():
         for weight, shift in zip(chosen, v, strict=True):
             weight += shift
-    loss().backward()
+    losses()[0].mean().backward()
     optimizer.step()
     with torch.no_grad():
         for weight, shift in zip(chosen, v, strict=True):
