@@ -27,6 +27,7 @@ from fastadv.benchmark.interleave import Candidate, interleave
 from fastadv.benchmark.limits import Limits
 from fastadv.benchmark.ours import make_step
 from fastadv.benchmark.profiling import covered
+from fastadv.benchmark.results import Timed, speedup_rows
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, parse_specs, passes_of
 from fastadv.errors import UserError
@@ -196,6 +197,30 @@ def test_provenance_says_where_a_row_comes_from(monkeypatch):
     assert " " not in name
 
 
+def test_peers_are_compared_with_their_own_method_and_like_with_like():
+    names = ("pgd", "pgd:attack_bn=eval", "pgd:steps=2", "fast")
+    candidates = [
+        Candidate(name, float, facts={
+            "by": "fastadv", "method": name, "mode": "eager", "dtype": "fp32",
+            "attack_bn": "eval" if "eval" in name else "train",
+        })
+        for name in names
+    ]  # fmt: skip
+    for bn in ("train", "eval"):
+        candidates.append(
+            Candidate(f"peer {bn}", float, facts={"by": "peer", "method": "pgd", "attack_bn": bn})
+        )
+    times = {candidate.name: [2.0 + ("peer" in candidate.name)] * 3 for candidate in candidates}
+    shape = geometry(TINY.make_model(), TINY.image_shape)
+    timed = Timed(TINY, "fp32", candidates, times, Bound(shape, 4, "fp32", Limits(1, 1), {}))
+    found = {(row["peer"], row["ours"]): row["times"]["median"] for row in speedup_rows(timed)}
+    assert found == {
+        ("peer train", "pgd"): 1.5,
+        ("peer eval", "pgd"): 1.5,
+        ("peer eval", "pgd:attack_bn=eval"): 1.5,
+    }
+
+
 def test_union_of_intervals():
     assert covered([(0, 2), (1, 3), (5, 6), (5.5, 5.7)]) == 4
     assert covered([]) == 0
@@ -234,7 +259,7 @@ def test_a_mode_with_other_numbers_is_refused_without_a_checkout(monkeypatch):
 
     monkeypatch.setattr(parity, "_weights_after_a_step", bent)
     device = torch.device("cpu")
-    assert "float64" in parity.require_parity([Spec("fast")], ["eager"], device)
+    assert "definition" in parity.require_parity([Spec("fast")], ["eager"], device)
     with pytest.raises(UserError, match=r"differs from eager .* in linear\.weight"):
         parity.require_parity([Spec("fast")], ["eager", "compiled"], device)
 

@@ -195,6 +195,6 @@ def _modes(text: str | None, device: torch.device) -> list[str]:
 
 def _with_eval(specs: Sequence[Spec]) -> list[Spec]:
     """Some peers attack in eval mode only: they are compared with our attack in that mode, too."""
-    if not any(spec.method == "pgd" for spec in specs):
+    if not any(spec.is_the_peers for spec in specs):
         raise UserError("The peers train PGD-10 AT: add pgd to --methods to compare with them.")
     return [*specs, *([] if EVAL_PEERS_NEED in specs else [EVAL_PEERS_NEED])]

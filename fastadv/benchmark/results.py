@@ -18,8 +18,6 @@ from fastadv.benchmark.rows import Row
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, passes_of
 
-PEER_METHOD = "pgd"  # what every peer trains: PGD-10 AT
-
 
 @dataclass(frozen=True)
 class Timed:
@@ -123,7 +121,7 @@ def speedup_rows(timed: Timed) -> Iterator[Row]:
         if peer.facts["by"] == "fastadv":
             continue
         for mine in ours:
-            if str(mine.facts["method"]).split(":")[0] != PEER_METHOD:
+            if not Spec.parse(mine.facts["method"]).is_the_peers:
                 continue
             if (mine.facts["attack_bn"], peer.facts["attack_bn"]) == ("eval", "train"):
                 continue  # an eval-mode attack is less work

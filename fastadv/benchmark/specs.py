@@ -41,6 +41,11 @@ class Spec:
         return ":".join([self.method, *(f"{name}={value}" for name, value in self.options)])
 
     @property
+    def is_the_peers(self) -> bool:
+        """Whether this trains what every peer does, PGD-10 AT; BatchNorm's mode is free."""
+        return self.method == "pgd" and {name for name, _ in self.options} <= {"attack_bn"}
+
+    @property
     def chosen(self) -> dict[str, Any]:
         """Every option handed to the step."""
         return dict(BENCH_OPTIONS.get(self.method, {})) | dict(self.options)
