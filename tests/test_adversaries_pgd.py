@@ -136,3 +136,12 @@ def test_counts_of_correct_steps() -> None:
         model.eval()
         correct += model(x_adv).argmax(1) == y
     assert torch.equal(made[0].facts["correct_at_each_step"], correct)
+
+
+def test_a_kl_attack_begins_a_thousandth_from_the_image() -> None:
+    x, y, index, _ = tiny_batch()
+    x = 0.2 + 0.6 * x
+    step = tiny_step(tiny_model(), "trades", steps=1, alpha=0.0)
+    made = recorded(step)
+    step(x, y, index)
+    assert 0.0008 < (made[0].x_adv - x).std() < 0.0012
