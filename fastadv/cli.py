@@ -114,10 +114,15 @@ def evaluate(
 @app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="explain this method")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="the table of docs/")] = False,
 ) -> None:
     """List the methods, or explain one."""
     from fastadv.explain import explain, table
+    from fastadv.explain import markdown as as_markdown
 
+    if markdown:
+        print(as_markdown(), end="")
+        return
     out = rich.console.Console(highlight=False)
     out.print(table() if name is None else explain(name))
 
@@ -141,6 +146,24 @@ def export(
 
     export_run(run, out, which)
     rich.console.Console(highlight=False, soft_wrap=True).print(f"wrote {escape(str(out))}")
+
+
+@app.command("pseudo-label")
+def pseudo_label(
+    run: Annotated[str, typer.Argument(help="the run folder of a trained network")],
+    images: Annotated[str, typer.Option(help=".npz with images (N,H,W,C) uint8")],
+    out: Annotated[str, typer.Option(help=".npz to write, for --unlabelled")],
+) -> None:
+    """Label unlabelled images with a run's best network, for RST."""
+    from fastadv.judge import load_run
+    from fastadv.pseudo_labels import write_pseudo_labels
+
+    _, data, _ = load_run(run, "best")
+    counts = write_pseudo_labels(run, images, out, data.num_classes)
+    shares = ", ".join(f"{label}: {count}" for label, count in counts.items())
+    rich.console.Console(highlight=False, soft_wrap=True).print(
+        f"wrote {escape(out)}; images a class: {shares}"
+    )
 
 
 _register_train()

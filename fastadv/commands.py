@@ -39,6 +39,7 @@ SETTING_HELP: Mapping[str, str] = {
     "flip": "random horizontal flips",
     "padding": "how crops are padded: constant or reflect",
     "limit": "train on this many images only",
+    "unlabelled": "images with pseudo-labels (fastadv pseudo-label writes them), for RST",
     "image_size": "bring the images of a folder to this height and width",
     "loader": "auto, device (all images in memory) or dali (decode files while training)",
     "data_root": "where data sets lie",

@@ -51,6 +51,7 @@ class TrainConfig:
     padding: Literal["constant", "reflect"] | None = None
     limit: int | None = None
     image_size: int | None = None
+    unlabelled: str | None = None
     loader: Literal["auto", "device", "dali"] = "auto"
     data_root: str | None = None
     download: bool = False

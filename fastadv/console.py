@@ -33,7 +33,7 @@ class Console:
         weights = sum(parameter.numel() for parameter in session.model.parameters())
         self.out.print(f"[bold]{escape(config.method)}[/] on {escape(config.data)}: {parts}")
         self.out.print(
-            f"{escape(config.model or '')}, {weights:,} weights, {len(session.data.loader.rows):,} "
+            f"{escape(config.model or '')}, {weights:,} weights, {session.data.trained_on:,} "
             f"training images, {config.norm} eps {session.threat.eps:.4g}, batch "
             f"{config.batch_size}, {session.device}, {_precision(session)}, {config.mode}"
         )

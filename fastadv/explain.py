@@ -52,3 +52,31 @@ def passes(plan: Plan) -> str:
 
 def _indented(text: str) -> str:
     return "\n".join("  " + line for line in text.splitlines())
+
+
+def markdown() -> str:
+    """docs/methods.md: every row of the papers' tables with its recipe, parts and source."""
+    lines = [
+        "# Methods",
+        "",
+        "Every training method in a table of the papers fastadv follows, its recipe, and what the",
+        "paper reports (test accuracy, %; best / last epoch). Written by `fastadv methods --markdown`",
+        "from `fastadv/recipes.py`; `fastadv methods NAME` tells all about one. Each recipe trains",
+        "on digits, runs compiled and eager with equal numbers, and resumes: tests see to that. What",
+        "a recipe reaches on the papers' data sets has a row in `bench/results/` where it was run.",
+        "",
+        "| recipe | what it does | parts | options | source | reported |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in METHODS.items():
+        parts = [
+            part for part in row.parts().values() if part not in ("none", "uniform", "one-hot")
+        ]
+        options = ", ".join(f"{key}={_short(value)}" for key, value in row.options.items())
+        cells = (f"`{name}`", row.summary, " + ".join(parts), options, row.source, row.reported)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -51,6 +51,19 @@ def write_pseudo_labels(run: str, images: str, out: str, num_classes: int) -> di
     return {label: int(count) for label, count in enumerate(counts)}
 
 
+def read_pseudo_labelled(path: str) -> tuple[Tensor, Tensor]:
+    """Images (N,C,H,W) uint8 and labels (N,) int64 that ``write_pseudo_labels`` wrote."""
+    pixels = _read(Path(path))
+    stored = pixels if pixels.ndim == 4 else pixels[..., None]
+    with np.load(path) as file:
+        if "labels" not in file:
+            raise UserError(f"{path} has no labels yet; write them with fastadv pseudo-label.")
+        labels = torch.from_numpy(np.asarray(file["labels"], dtype=np.int64))
+    if len(labels) != len(stored):
+        raise UserError(f"{path} has {len(stored)} images but {len(labels)} labels.")
+    return torch.from_numpy(stored).permute(0, 3, 1, 2).contiguous(), labels
+
+
 def _read(path: Path) -> np.ndarray:
     try:
         with np.load(path) as file:

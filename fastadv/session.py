@@ -70,6 +70,12 @@ class Session:
             torch.use_deterministic_algorithms(True)
         device = choose_device(config.device)
         plan = config.plan()
+        if "unlabelled_half" in plan.needs and config.unlabelled is None:
+            raise UserError(
+                f"{config.method} trains on pseudo-labelled images too: label some with "
+                "fastadv pseudo-label RUN --images FILE.npz --out LABELLED.npz, then pass "
+                "--unlabelled LABELLED.npz."
+            )
         data = open_source(config, device, views=2 if "second_view" in plan.needs else 1)
         model = make_model(config, data).to(device)
         lr = float(config.lr or 0.0)

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastadv.config import TrainConfig
 from fastadv.data import (
     DeviceLoader,
+    MixedLoader,
     eval_batches,
     is_tree,
     list_images,
@@ -22,6 +23,7 @@ from fastadv.data.choice import choose_loader, stream_format, stream_statistics
 from fastadv.data.dali import DaliLoader
 from fastadv.data.dataset import split_labels
 from fastadv.errors import UserError
+from fastadv.pseudo_labels import read_pseudo_labelled
 
 JUDGE_BATCH = 500
 
@@ -47,14 +49,16 @@ class Judging:
 
 @dataclass
 class Source:
-    """The images of a run, whatever holds them. ``held_out`` rows are not trained on."""
+    """The images of a run, whatever holds them. ``num_samples`` rows have an index;
+    ``trained_on`` of them are trained on, the others held out."""
 
     num_samples: int
+    trained_on: int
     num_classes: int
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    loader: DeviceLoader | DaliLoader
+    loader: DeviceLoader | MixedLoader | DaliLoader
     validation: Judging
     test: Judging
     streams: bool
@@ -75,7 +79,10 @@ def open_source(config: TrainConfig, device: torch.device, views: int = 1) -> So
         "padding": config.padding or "constant",
         "views": views,
     }
-    if _loader(config, device) == "dali":
+    kind = _loader(config, device)
+    if kind == "dali" and config.unlabelled is not None:
+        raise UserError("--unlabelled mixes images in memory; leave --loader dali away.")
+    if kind == "dali":
         return _from_files(config, device, options)
     return _from_memory(config, device, options)
 
@@ -106,13 +113,23 @@ def _from_memory(config: TrainConfig, device: torch.device, options: dict[str, A
         image_size=config.image_size,
     )
     rows, held_out = split_validation(data, float(config.val_fraction or 0), config.seed)
+    count = len(data.train_images)
     test = _judging(data.test_images, data.test_labels, device, config.test_limit)
     validation = _judging(data.train_images[held_out], data.train_labels[held_out], device)
     if config.select == "test":
         rows, validation = torch.arange(len(data.train_images)), test
-    loader = DeviceLoader(data.train_images, data.train_labels, indices=rows, **options)
+    loader: DeviceLoader | MixedLoader
+    if config.unlabelled is None:
+        loader = DeviceLoader(data.train_images, data.train_labels, indices=rows, **options)
+    else:
+        more, labels = read_pseudo_labelled(config.unlabelled)
+        count += len(more)
+        loader = MixedLoader(
+            data.train_images, data.train_labels, more, labels, indices=rows, **options
+        )
     return Source(
-        num_samples=len(data.train_images),
+        num_samples=count,
+        trained_on=len(rows) + count - len(data.train_images),
         num_classes=data.num_classes,
         channels=data.train_images.shape[1],
         mean=data.mean,
@@ -148,6 +165,7 @@ def _from_files(config: TrainConfig, device: torch.device, options: dict[str, An
     loader = DaliLoader(tree.train_files, tree.train_labels, form, indices=rows, **options)
     return Source(
         num_samples=len(labels),
+        trained_on=len(rows),
         num_classes=len(tree.classes),
         channels=form.channels,
         mean=mean,

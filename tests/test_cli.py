@@ -175,6 +175,11 @@ def test_commands_that_only_tell(words, fastadv_command):
     assert "apart" in outcome.out or "CPU" in outcome.out
 
 
+def test_the_table_in_the_docs_is_the_table_of_recipes(fastadv_command):
+    written = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert fastadv_command("methods", "--markdown").out == written
+
+
 def test_an_unknown_method_to_explain(fastadv_command):
     outcome = fastadv_command("methods", "aprat")
     assert outcome.code == 2

@@ -1,0 +1,37 @@
+"""The example in CONTRIBUTING.md is code that works."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastadv import parts
+
+ROOT = Path(__file__).parents[1]
+
+
+def block(name: str) -> str:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    found = re.search(rf"<!-- {name} -->\n```python\n(.*?)```", text, flags=re.S)
+    assert found, f"CONTRIBUTING.md has no block {name!r}"
+    return found[1]
+
+
+def test_the_example_part_and_its_test(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "logit_squeeze.py").write_text(block("part"))
+    monkeypatch.syspath_prepend(tmp_path)
+    from logit_squeeze import LogitSqueeze
+
+    row = {"logit-squeeze": LogitSqueeze}
+    table = dict(parts.PARTS) | {"regularizer": {**parts.PARTS["regularizer"], **row}}
+    for module in ("fastadv.parts", "fastadv.plan"):
+        monkeypatch.setattr(sys.modules[module], "PARTS", table)
+    exec(compile(block("test"), "CONTRIBUTING.md", "exec"), {})
+    # The example's test can fail: without the regularizer the weights are others.
+    monkeypatch.setattr(LogitSqueeze, "term", lambda *_: torch.zeros((), dtype=torch.float64))
+    with pytest.raises(AssertionError):
+        exec(compile(block("test"), "CONTRIBUTING.md", "exec"), {})
