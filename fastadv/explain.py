@@ -60,7 +60,7 @@ def markdown() -> str:
         "# Methods",
         "",
         "Every training method in a table of the papers fastadv follows, its recipe, and what the",
-        "paper reports (test accuracy, %; best / last epoch). Written by `fastadv methods --markdown`",
+        "paper reports (test accuracy, %; best / last). Written by `fastadv methods --markdown`",
         "from `fastadv/recipes.py`; `fastadv methods NAME` tells all about one. Each recipe trains",
         "on digits, runs compiled and eager with equal numbers, and resumes: tests see to that. What",
         "a recipe reaches on the papers' data sets has a row in `bench/results/` where it was run.",
