@@ -78,6 +78,7 @@ def open_source(config: TrainConfig, device: torch.device, views: int = 1) -> So
         "flip": bool(config.flip),
         "padding": config.padding or "constant",
         "views": views,
+        "channels_last": True,
     }
     kind = _loader(config, device)
     if kind == "dali" and config.unlabelled is not None:

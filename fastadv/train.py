@@ -24,6 +24,10 @@ from fastadv.source import Judging
 CHECK_EVERY = 50  # batches between looks at the fault flag
 
 
+class _StopJudging(Exception):
+    """A signal came while the network was judged."""
+
+
 class Interrupted(Exception):
     """The user or the system asked the run to stop; everything is saved."""
 
@@ -79,7 +83,7 @@ def _run(
                 raise
             checkpoint.save(folder.last_good, {"model": session.model.state_dict()})
             raise TrainingError(f"{error} They are saved in {folder.last_good}.") from None
-    summary = runner.final_test()
+        summary = runner.final_test()
     folder.write_summary(summary)
     console.finish(summary, folder)
     return summary
@@ -105,7 +109,10 @@ class _Runner:
         total = int(self.session.config.epochs or 1)
         while self.progress.epoch < total:
             self._train_epoch()
-            self._judge_epoch(last=self.progress.epoch + 1 == total)
+            try:
+                self._judge_epoch(last=self.progress.epoch + 1 == total)
+            except _StopJudging:
+                self._stop()
             self.progress.epoch += 1
             self.progress.batch = 0
             self._loss.zero_()
@@ -141,9 +148,15 @@ class _Runner:
         if minutes >= self.session.config.checkpoint_minutes:
             self._save(extra_seconds=seconds)
 
-    def _stop(self) -> None:
+    def _heed(self) -> None:
+        """End judging when asked to stop; what is judged may be an average, so save elsewhere."""
+        if self.stop_requested:
+            raise _StopJudging
+
+    def _stop(self, save: bool = True) -> None:
         self.session.step.check()
-        self._save()
+        if save:
+            self._save()
         raise Interrupted(
             f"Stopped by {self.stop_requested}; continue with: "
             f"fastadv train --resume {self.folder.path}"
@@ -193,6 +206,7 @@ class _Runner:
                 eps=self.session.threat.eps,
                 norm=config.norm,
                 seed=config.seed,
+                progress=lambda _: self._heed(),
             )
         except NotFiniteError:
             raise TrainingError(
@@ -229,6 +243,13 @@ class _Runner:
 
     def final_test(self) -> dict[str, Any]:
         """Test accuracy of the best and the last weights, measured once."""
+        try:
+            return self._final_test()
+        except _StopJudging:
+            self._stop(save=False)  # the last checkpoint has everything
+            raise
+
+    def _final_test(self) -> dict[str, Any]:
         session, config = self.session, self.session.config
         began = time.monotonic()
         with session.step.evaluation_weights(self._statistics_batches()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,32 @@ def test_asked_to_stop_it_saves_its_place_in_the_epoch(tmp_path, uninterrupted):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "--resume" in errors
+    continue_run(out)
+    same(out, uninterrupted)
+
+
+def test_asked_to_stop_while_judging(tmp_path, uninterrupted, monkeypatch):
+    """The average that is being judged must not be saved as the live weights."""
+    from fastadv import train as module
+    from fastadv.console import Console
+
+    out = tmp_path / "judging"
+    shutil.copytree(uninterrupted, out)
+    for name in ("summary.json", "metrics.jsonl", "last.pt", "best.pt"):
+        (out / name).unlink()
+    judge = module.evaluate
+
+    def stop_then_judge(*words, **options):
+        monkeypatch.setattr(module, "evaluate", judge)
+        signal.raise_signal(signal.SIGTERM)
+        return judge(*words, **options)
+
+    monkeypatch.setattr(module, "evaluate", stop_then_judge)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.raises(module.Interrupted):
+        resume(str(out), Console())
+    torch.set_num_threads(threads)
     continue_run(out)
     same(out, uninterrupted)
 
