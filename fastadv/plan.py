@@ -57,6 +57,14 @@ class Plan:
         return any(part.remembers() for part in self.parts.values())
 
     @property
+    def differentiates_twice(self) -> bool:
+        """Whether a regularizer differentiates an input gradient (IGR, CURE, GradAlign)."""
+        part = self.regularizer
+        if part is None:
+            return False
+        return part.wants_center_gradient or part.wants_adversarial_gradient
+
+    @property
     def updates_per_batch(self) -> int:
         return self.adversary.updates_per_batch
 

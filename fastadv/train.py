@@ -17,6 +17,7 @@ from fastadv.config import TrainConfig, settled
 from fastadv.console import Console
 from fastadv.errors import NotFiniteError, TrainingError, UserError
 from fastadv.evaluation import evaluate
+from fastadv.events import Events
 from fastadv.run_folder import RunFolder
 from fastadv.session import Session
 from fastadv.source import Judging
@@ -97,6 +98,7 @@ class _Runner:
     ) -> None:
         self.session, self.folder = session, folder
         self.progress, self.console = progress, console
+        self.events = Events(folder.path)
         self.stop_requested: str | None = None
         self._loss = torch.zeros((), dtype=torch.float64, device=session.device)
         self._saved_at = time.monotonic()
@@ -189,6 +191,7 @@ class _Runner:
         line["train_seconds"] = round(progress.train_seconds, 3)
         line["judge_seconds"] = round(progress.judge_seconds, 3)
         self.folder.add_metrics(line)
+        self.events.add(line)
         self.console.line(line)
 
     def _statistics_batches(self) -> Iterator[Tensor]:

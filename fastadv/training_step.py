@@ -246,8 +246,10 @@ class Step:
     def settle_mode(self, x: Tensor) -> str:
         """Decide what ``mode="auto"`` means for batches like ``x``; called by the first step."""
         if self.mode == "auto":
-            passes = cost.units(self.plan) * self.updates_per_batch
-            self.mode = choice.settled_mode(self.net, x, passes, self.total_steps)
+            units = cost.units(self.plan) * self.updates_per_batch
+            # Inductor took ten minutes for a double backward on two cores: no run wins that back.
+            known = None if self.plan.differentiates_twice else self.total_steps
+            self.mode = choice.settled_mode(self.net, x, units, known)
             self.net.runner.compiles = choice.compiles(self.mode, self.total_steps)
         return self.mode
 

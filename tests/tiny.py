@@ -16,6 +16,10 @@ from fastadv.training_step import Step
 
 EPS = 0.1
 CLASSES = 4
+STEP_SETTINGS = (
+    *("total_steps", "steps_per_epoch", "seed", "num_classes", "amp", "scaler"),
+    *("max_grad_norm", "backend"),
+)
 LEARNING = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 
 
@@ -70,23 +74,13 @@ def tiny_step(
     model: nn.Module, method: str = "pgd", *, mode: str = "eager", **options: Any
 ) -> Step:
     """A step of ``method`` on ``model`` with 20 samples; ``options`` are the parts' and:
-    ``eps``, ``total_steps``, ``steps_per_epoch``, ``optimizer``."""
+    ``eps``, ``norm``, ``optimizer``, and the settings of ``Step`` in ``STEP_SETTINGS``."""
     optimizer = options.pop("optimizer", None) or sgd(model)
-    lengths = {name: options.pop(name, None) for name in ("total_steps", "steps_per_epoch", "seed")}
+    settings: dict[str, Any] = {"num_samples": 20, "backend": "aot_eager"}
+    settings["blocks"] = ["conv2"] if isinstance(model, TinyNet) else None
+    settings |= {name: options.pop(name) for name in STEP_SETTINGS if name in options}
     threat = Threat(options.pop("norm", "linf"), options.pop("eps", EPS))
-    return Step(
-        model,
-        optimizer,
-        resolve(method, options),
-        threat,
-        mode=mode,
-        backend="aot_eager",
-        num_samples=20,
-        total_steps=lengths["total_steps"],
-        steps_per_epoch=lengths["steps_per_epoch"],
-        seed=lengths["seed"] or 0,
-        blocks=["conv2"],
-    )
+    return Step(model, optimizer, resolve(method, options), threat, mode=mode, **settings)
 
 
 Loss = Callable[[Tensor], Tensor]

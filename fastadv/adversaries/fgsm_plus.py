@@ -138,9 +138,7 @@ class FGSMPlus(Adversary):
         """x0 = box(x + clamp(alpha_omega omega, +-eps)), and omega."""
         rate = self.steps.values[OMEGA]
         if batch.start is None and self.learned_start:
-            return self.store.start_from(
-                batch.index, batch.view, batch.x, rate, self.setup.threat
-            )
+            return self.store.start_from(batch.index, batch.view, batch.x, rate, self.setup.threat)
         if batch.start is None:
             return batch.x, torch.zeros_like(batch.x)
         return self.setup.threat.project(batch.x + batch.start, batch.x), batch.start / rate

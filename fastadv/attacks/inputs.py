@@ -52,9 +52,7 @@ def attacked_network(model: nn.Module, device: torch.device, amp: bool | str) ->
     """
     name = amp if isinstance(amp, str) else ("bf16" if amp else "fp32")
     dtype = pass_dtype(name, device)
-    return Network(
-        inner_module(model), device, Runner(), outer_dtype=dtype, attack_dtype=dtype
-    )
+    return Network(inner_module(model), device, Runner(), outer_dtype=dtype, attack_dtype=dtype)
 
 
 def model_device(model: nn.Module, otherwise: torch.device) -> torch.device:

@@ -1,0 +1,38 @@
+"""What mode="auto" settles on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_batch, tiny_model, tiny_step
+
+from fastadv.engine import choice
+
+
+@pytest.mark.parametrize(
+    ("amx", "total_steps", "expected"),
+    [
+        (True, 10**9, "compiled"),  # years of work
+        (True, 10, "eager"),  # seconds
+        (True, None, "eager"),  # nobody said
+        (False, 10**9, "eager"),  # compiling wins nothing there
+    ],
+)
+def test_compiling_must_pay(amx, total_steps, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    step = tiny_step(tiny_model(), "pgd", mode="auto", total_steps=total_steps)
+    x, *_ = tiny_batch()
+    assert step.settle_mode(x) == expected
+    assert step.net.runner.compiles == (expected == "compiled")
+
+
+def test_double_backward_is_not_compiled_by_auto(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    step = tiny_step(tiny_model(), "pgd-igr", mode="auto", total_steps=10**9)
+    assert step.settle_mode(tiny_batch()[0]) == "eager"
+
+
+def test_cuda_is_captured():
+    assert choice.first_mode("auto", torch.device("cuda")) == "captured"
+    assert choice.compiles("captured", 10**6)
+    assert not choice.compiles("captured", 10)

@@ -1,0 +1,229 @@
+"""``fastadv.step`` in somebody else's loop: it leaves the model alone and works where it is put."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tiny import EPS, tiny_batch, tiny_model, tiny_step
+from torch import Tensor, nn
+
+import fastadv
+from fastadv.engine.precision import cpu_multiplies
+
+
+class Smooth(nn.Module):
+    """No BatchNorm: a batch is the sum of its halves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(torch.tanh(self.conv(x)).mean((2, 3)))
+
+
+def smooth_model(dtype: torch.dtype = torch.float64) -> Smooth:
+    torch.manual_seed(3)
+    return Smooth().to(dtype)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def equal(first: nn.Module, second: nn.Module) -> bool:
+    one, two = first.state_dict(), second.state_dict()
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("method", ["pgd", "trades", "awp"])
+def test_flags_gradients_and_mode_are_as_before(method):
+    model = tiny_model()
+    model.bn1.eval()
+    model.conv2.weight.requires_grad_(False)
+    x, y, *_ = tiny_batch()
+    before = [module.training for module in model.modules()]
+    frozen, running = model.conv2.weight.clone(), model.bn1.running_mean.clone()
+    with torch.no_grad():
+        tiny_step(model, method, steps=2)(x, y)
+        assert not torch.is_grad_enabled()
+    assert [module.training for module in model.modules()] == before
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["conv2.weight"]
+    assert torch.equal(model.conv2.weight, frozen)
+    assert torch.equal(model.bn1.running_mean, running)  # the user froze it
+
+
+def test_a_model_in_eval_mode_is_trained_and_stays_in_eval_mode():
+    model, twin = tiny_model().eval(), tiny_model()
+    x, y, *_ = tiny_batch()
+    for each in (model, twin):
+        tiny_step(each, "pgd", steps=2)(x, y)
+    assert not model.training
+    assert equal(model, twin)
+
+
+def test_under_no_grad_and_inside_autocast_the_numbers_are_the_same():
+    x, y, *_ = tiny_batch()
+    x = x.float()
+    results = []
+    for surroundings in (torch.enable_grad(), torch.no_grad()):
+        model = tiny_model().float()
+        with surroundings:
+            tiny_step(model, "pgd", steps=2)(x, y)
+        results.append(weights(model))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+    inside, outside = tiny_model().float(), tiny_model().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        tiny_step(inside, "pgd", steps=2)(x, y)
+    tiny_step(outside, "pgd", steps=2, amp=True)(x, y)
+    if cpu_multiplies(torch.bfloat16):
+        assert equal(inside, outside)
+
+
+@pytest.mark.parametrize("surrounding", [False, True])
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+def test_perturbed_weights_are_used_in_low_precision(surrounding, mode, monkeypatch):
+    """Autocast's weight cache would hand out the unperturbed weights."""
+    monkeypatch.setattr("fastadv.engine.precision.cpu_multiplies", lambda _: True)
+    losses = {}
+    for method in ("pgd", "awp"):
+        torch.manual_seed(0)
+        model = fastadv.build_model("preact_resnet18", width=4, in_channels=3)
+        x, y, index, start = tiny_batch()
+        changes = {} if method == "pgd" else {"gamma": 0.1}
+        options = {"amp": not surrounding, "steps": 1, "mode": mode}
+        step = tiny_step(model, method, **options, **changes)
+        with torch.autocast("cpu", torch.bfloat16, enabled=surrounding):
+            losses[method] = step(x.float(), y, index, start=start.float())["loss"]
+    assert losses["awp"] > losses["pgd"] * 1.01
+
+
+def test_gradients_of_halves_add_up():
+    x, y, index, start = tiny_batch()
+    model, twin = smooth_model(), smooth_model()
+    step = tiny_step(model, "pgd", steps=2)
+    halves = (slice(0, 4), slice(4, 8))
+    step(x[halves[0]], y[halves[0]], index[halves[0]], start=start[halves[0]], update=False)
+    assert equal(model, twin)
+    step(x[halves[1]], y[halves[1]], index[halves[1]], start=start[halves[1]])
+    # The sum of two means is twice the mean of all.
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    x_adv = fastadv.attack(twin, x, y, "pgd", eps=EPS, steps=2, start=start)
+    (2 * nn.functional.cross_entropy(twin(x_adv), y)).backward()
+    optimizer.step()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, twin.state_dict()[name])
+
+
+@pytest.mark.parametrize("method", ["awp", "apart", "free"])
+def test_methods_that_cannot_accumulate_say_so(method):
+    x, y, index, _ = tiny_batch()
+    model = fastadv.build_model("preact_resnet18", width=2)
+    step = tiny_step(model, method, total_steps=4)
+    with pytest.raises(fastadv.UserError, match="update=False"):
+        step(x.float(), y, index, update=False)
+
+
+def test_clipping_bounds_the_step():
+    x, y, *_ = tiny_batch()
+    model = smooth_model()
+    before = weights(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    tiny_step(model, "fast", optimizer=optimizer, max_grad_norm=1e-3)(x, y)
+    moved = [(model.state_dict()[name] - before[name]).square().sum() for name in before]
+    torch.testing.assert_close(torch.stack(moved).sum().sqrt().item(), 1e-3, rtol=1e-4, atol=0)
+
+
+def test_a_users_scaler_changes_nothing_but_the_scale():
+    x, y, *_ = tiny_batch()
+    model, twin = smooth_model(torch.float32), smooth_model(torch.float32)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    tiny_step(model, "fast", scaler=scaler)(x.float(), y)
+    tiny_step(twin, "fast")(x.float(), y)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, twin.state_dict()[name])
+    assert scaler.get_scale() == 1024.0
+
+
+def test_wrapped_models_are_stepped_inside():
+    x, y, *_ = tiny_batch()
+    model, twin = tiny_model(), tiny_model()
+    wrapped = torch.compile(model, backend="eager")
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    tiny_step(wrapped, "pgd", steps=1, optimizer=optimizer)(x, y)
+    tiny_step(twin, "pgd", steps=1)(x, y)
+    assert equal(model, twin)
+    with pytest.raises(fastadv.UserError, match="DataParallel"):
+        tiny_step(nn.DataParallel(model), "pgd")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_batch_masks_all_later_updates(bad):
+    x, y, index, _ = tiny_batch()
+    model = fastadv.build_model("preact_resnet18", width=2)
+    step = tiny_step(model, "apart", total_steps=9, averaging="ema")
+    step(x.float(), y, index)
+    good, state = weights(model), copy.deepcopy(step.state)
+    with torch.no_grad():
+        kept = model.linear.bias.clone()
+        model.linear.bias[0] = bad
+    step(x.float(), y, index)
+    with torch.no_grad():
+        model.linear.bias.copy_(kept)
+    step(x.float(), y, index)
+    assert all(torch.equal(value, good[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, state[name]) for name, value in step.state.items())
+    with pytest.raises(fastadv.TrainingError, match="at step 1;"):
+        step.check()
+
+
+def sentence(match: str):
+    return pytest.raises(fastadv.UserError, match=match)
+
+
+def test_what_the_first_call_refuses():
+    x, y, index, _ = tiny_batch()
+    model = tiny_model()
+    with sentence(r"lie in \[0, 1\]"):
+        tiny_step(model, "pgd")(x + 0.5, y)
+    with sentence("Labels must lie in"):
+        tiny_step(model, "pgd")(x, y + 3)
+    with sentence("float images"):
+        tiny_step(model, "pgd")(x[0], y)
+    with sentence("int64 labels"):
+        tiny_step(model, "pgd")(x, y.float())
+    with sentence("batch of one"):
+        tiny_step(model, "pgd")(x[:1], y[:1])
+    with sentence("num_classes is 3"):
+        tiny_step(model, "pgd", num_classes=3)(x, y)
+    with sentence("pass index="):
+        tiny_step(model, "te", total_steps=4, steps_per_epoch=2)(x, y)
+    with sentence("outside the 20 samples"):
+        tiny_step(model, "te", total_steps=4, steps_per_epoch=2)(x, y, index + 20)
+    with sentence("total_steps="):
+        tiny_step(fastadv.build_model("preact_resnet18", width=2), "fgsm-plus")(x.float(), y, index)
+    with sentence("no residual blocks"):
+        tiny_step(model, "apart")
+    with sentence("Linf ball"):
+        tiny_step(model, "fgsm-plus", norm="l2", total_steps=3)(x, y, index)
+
+
+def test_apart_on_a_foreign_network_by_the_names_it_is_given():
+    x, y, index, _ = tiny_batch()
+    model = tiny_model()
+    step = tiny_step(model, "apart", total_steps=4)  # tiny_step names the block: conv2
+    step(x, y, index)
+    step(x, y, index)
+    assert step.state["step_sizes"].shape == (3,)  # input, omega, one block
+    assert step.state["step_sizes"][2] != 0
+
+
+def test_options_with_a_typo_name_the_nearest():
+    optimizer = torch.optim.SGD(tiny_model().parameters(), lr=0.1)
+    with sentence("did you mean 'steps'"):
+        fastadv.step(tiny_model(), optimizer, "pgd", stpes=3)
+    with sentence("did you mean 'awp'"):
+        fastadv.step(tiny_model(), optimizer, "pgd", weights="apw")
