@@ -160,19 +160,15 @@ def test_wrapped_models_are_stepped_inside():
         tiny_step(nn.DataParallel(model), "pgd")
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_bad_batch_masks_all_later_updates(bad):
+def test_a_bad_batch_masks_all_later_updates():
     x, y, index, _ = tiny_batch()
     model = fastadv.build_model("preact_resnet18", width=2)
     step = tiny_step(model, "apart", total_steps=9, averaging="ema")
     step(x.float(), y, index)
     good, state = weights(model), copy.deepcopy(step.state)
-    with torch.no_grad():
-        kept = model.linear.bias.clone()
-        model.linear.bias[0] = bad
-    step(x.float(), y, index)
-    with torch.no_grad():
-        model.linear.bias.copy_(kept)
+    broken = x.float().clone()
+    broken[0, 0, 0, 0] = float("nan")  # only the first call looks at its images
+    step(broken, y, index)
     step(x.float(), y, index)
     assert all(torch.equal(value, good[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(value, state[name]) for name, value in step.state.items())
@@ -206,7 +202,7 @@ def test_what_the_first_call_refuses():
     with sentence("total_steps="):
         tiny_step(fastadv.build_model("preact_resnet18", width=2), "fgsm-plus")(x.float(), y, index)
     with sentence("no residual blocks"):
-        tiny_step(model, "apart")
+        tiny_step(smooth_model(), "apart")
     with sentence("Linf ball"):
         tiny_step(model, "fgsm-plus", norm="l2", total_steps=3)(x, y, index)
 

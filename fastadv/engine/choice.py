@@ -43,8 +43,9 @@ def compiles(mode: str, total_steps: int | None) -> bool:
 def settled_mode(net: Network, x: Tensor, units: float, total_steps: int | None) -> str:
     """``"compiled"`` if the run ahead is long enough to win the compiler's time back.
 
-    On a CPU without AMX it never is. The run is estimated from one forward pass over ``x`` (B,C,H,W) in eval mode, ``units`` times
-    as long a step, and ``total_steps``; unknown length is eager.
+    On a CPU without AMX it never is. The run is estimated from one forward pass over ``x``
+    (B,C,H,W) in eval mode, ``units`` times as long a step, and ``total_steps``; unknown length is
+    eager.
     """
     if total_steps is None or not torch.cpu._is_amx_tile_supported():
         return "eager"
