@@ -89,9 +89,13 @@ def main() -> None:
 
 def environment_with_fastadv(links: Path) -> dict[str, str]:
     """Environment variables under which ``fastadv`` and ``fastadv.kernels`` are importable."""
-    environment = dict(os.environ)
+    # A test run that calls this must not reach into the test runs inside: pytest-benchmark
+    # measures nothing where it believes that xdist is at work.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     # Other folders than the default may not be writable, and all stages should share one cache.
-    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "fastadv"))
+    # Not named like the package: a folder "fastadv" beside a script would hide it.
+    cache = Path(tempfile.gettempdir()) / "fastadv-inductor"
+    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     if _installed():
         return environment
     package = links / "fastadv"
