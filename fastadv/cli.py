@@ -166,4 +166,11 @@ def pseudo_label(
     )
 
 
+def _register_bench() -> None:
+    from fastadv.benchmark.command import bench
+
+    app.command("bench")(bench)
+
+
 _register_train()
+_register_bench()

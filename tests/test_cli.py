@@ -168,6 +168,22 @@ def test_export_writes_the_weights(tmp_path, fastadv_command):
     assert all(torch.equal(exported[name], saved[name]) for name in saved)
 
 
+def test_robust_self_training_from_labelling_to_training(tmp_path, fastadv_command):
+    generator = np.random.default_rng(0)
+    unlabelled = generator.integers(0, 256, (50, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "unlabelled.npz", images=unlabelled)
+    small = (*SMALL, "--steps", 1, "--batch-size", 32)
+    refused = fastadv_command("train", "--method", "rst", *small)
+    assert refused.code == 2
+    assert "fastadv pseudo-label" in refused.err
+    fastadv_command("train", "--method", "standard", *SMALL, "--out", "teacher")
+    words = ("--images", "unlabelled.npz", "--out", "labelled.npz")
+    assert fastadv_command("pseudo-label", "teacher", *words).code == 0
+    trained = fastadv_command("train", "--method", "rst", *small, "--unlabelled", "labelled.npz")
+    assert trained.code == 0
+    assert "165 training images" in trained.out  # 115 of 128 labelled ones and 50 more
+
+
 @pytest.mark.parametrize("words", [("methods",), ("methods", "apart"), ("doctor",)])
 def test_commands_that_only_tell(words, fastadv_command):
     outcome = fastadv_command(*words)
@@ -178,6 +194,13 @@ def test_commands_that_only_tell(words, fastadv_command):
 def test_the_table_in_the_docs_is_the_table_of_recipes(fastadv_command):
     written = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
     assert fastadv_command("methods", "--markdown").out == written
+
+
+def test_every_command_is_there(fastadv_command):
+    commands = ("train", "evaluate", "bench", "methods", "doctor", "export", "pseudo-label")
+    for command in commands:
+        assert fastadv_command(command, "--help").code == 0
+    assert fastadv_command("bench", "--methods", "pdg").code == 2
 
 
 def test_an_unknown_method_to_explain(fastadv_command):
