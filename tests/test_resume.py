@@ -145,16 +145,37 @@ def test_asked_to_stop_while_judging(tmp_path, uninterrupted, monkeypatch):
     same(out, uninterrupted)
 
 
-def test_every_batch_saved_and_resumed(tmp_path, uninterrupted):
-    """Checkpoints inside an epoch hold its position and the sum of its losses."""
-    out = tmp_path / "often"
-    process = start(out, "--checkpoint-minutes", "0")
-    wait_for_epoch(out, 2)
-    process.kill()
-    process.communicate()
+def test_cut_off_after_a_checkpoint_inside_an_epoch(tmp_path, uninterrupted, monkeypatch):
+    """Such a checkpoint holds the position in the epoch and the sum of its losses so far."""
+    from fastadv import train as module
+    from fastadv.console import Console
+    from fastadv.training_step import Step
+
+    out = tmp_path / "inside"
+    shutil.copytree(uninterrupted, out)
+    for name in ("summary.json", "metrics.jsonl", "last.pt", "best.pt"):
+        (out / name).unlink()
+    config = out / "config.toml"
+    config.write_text(
+        config.read_text().replace("checkpoint_minutes = 5.0", "checkpoint_minutes = 0.0")
+    )
+    step = Step.__call__
+
+    def fail_at_the_seventh(self, *inputs, **options):
+        if self.calls == 6:
+            raise RuntimeError("power cut")
+        return step(self, *inputs, **options)
+
+    monkeypatch.setattr(module, "CHECK_EVERY", 4)
+    monkeypatch.setattr(Step, "__call__", fail_at_the_seventh)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.raises(RuntimeError, match="power cut"):
+        resume(str(out), Console())
+    torch.set_num_threads(threads)
+    progress = checkpoint.load(out / "last.pt")["progress"]
+    assert (progress["epoch"], progress["batch"]) == (0, 4)
     continue_run(out)
-    config = (out / "config.toml").read_text().replace("checkpoint_minutes = 0.0", "")
-    assert "checkpoint_minutes" not in config
     same(out, uninterrupted)
 
 
