@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 KEPT = 4  # recordings: two batch shapes in each of two phases
 WARM_UPS = 2
 
-Recording = Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]
-
 
 class CudaRecorder:
     """Records functions into CUDA graphs that share one memory pool."""

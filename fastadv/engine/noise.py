@@ -5,7 +5,6 @@ name into bits. The same sample draws the same noise in every mode and number of
 """
 
 START = 0  # random starts; a further restart r uses START + r
-RESTARTS = 64
 AUGMENTATION = 64  # noise that is part of the image (FGSM-N, N-FGSM)
 REGULARIZER = 65
 WEAKEN = 67  # which signs of a perturbation are flipped
