@@ -200,6 +200,15 @@ class Adversary(Part):
     def make(self, batch: Batch, facts: Facts) -> Adversarial:
         raise NotImplementedError
 
+    def joint_center(self, batch: Batch) -> Tensor | None:
+        """The centre of the ball, where a single step begins there and in training mode: one
+        forward pass then serves the attack and the outer pass. None where it cannot."""
+        return None
+
+    def joint_step(self, center: Tensor, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+        """x_adv, one step from ``center`` (requires grad), whose ``logits`` keep their graph."""
+        raise NotImplementedError
+
     def leaves(self) -> list[Tensor]:
         """Tensors the outer backward differentiates beside the weights (APART's step sizes)."""
         return []
@@ -283,6 +292,7 @@ class Regularizer(Part):
 
     wants_center_gradient: ClassVar[bool] = False  # ``made.center`` requires grad in ``term``
     wants_adversarial_gradient: ClassVar[bool] = False  # so does ``x_adv``
+    wants_neighbor: ClassVar[bool] = False  # ``neighbor`` gives images to be attacked too
 
     reg_weight: float = 1.0
     reg_ramp: bool = False
@@ -305,9 +315,9 @@ class Regularizer(Part):
         """What ``term`` is multiplied by in this update."""
         return self._ramp if self.reg_ramp else self.reg_weight
 
-    def neighbor(self, batch: Batch) -> Tensor | None:
+    def neighbor(self, batch: Batch) -> Tensor:
         """Images (B,C,H,W) to be attacked too, by the same adversary: the fact ``neighbor_adv``."""
-        return None
+        raise NotImplementedError
 
     def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         """A scalar, differentiable in the weights."""

@@ -65,6 +65,15 @@ class Plan:
         return part.wants_center_gradient or part.wants_adversarial_gradient
 
     @property
+    def joins_passes(self) -> bool:
+        """Whether the forward pass an attack takes at the centre of its ball can be the outer
+        pass's own natural one: same weights, and nothing to be computed on x_adv in between."""
+        between = self.weights is not None or "teacher_logits" in self.needs
+        if self.regularizer is not None:
+            between = between or self.regularizer.wants_neighbor or self.differentiates_twice
+        return "natural_logits_train" in self.needs and not between
+
+    @property
     def updates_per_batch(self) -> int:
         return self.adversary.updates_per_batch
 

@@ -58,19 +58,21 @@ class Walk:
         buffers = [buffer.clone() for buffer in self.net.buffers]
         facts = self._facts_before(batch)
         plan.target.before(batch, facts)
-        with self.net.attacking(plan.adversary.attack_bn):
-            made = plan.adversary.make(batch, facts)
-            weak = weakening(plan.adversary, batch, self.seed)
-            made = made._replace(facts=made.facts | weak)
-            facts = facts | made.facts | self._neighbor(batch, facts)
-        if "teacher_logits" in plan.needs:
-            taught_on = self._weakened(made.x_adv, made)
-            facts["teacher_logits"] = self.net.run(plan.target.teach, taught_on)
-        weights = self._perturbed()
-        with self.net.training():
-            if weights and plan.weights is not None:
-                plan.weights.perturb(weights, lambda: self._direction(batch, made, facts, weights))
-            loss, found, outputs = self.net.run(self._outer, batch, made, facts, self.scale)
+        center = self._joint_center(batch)
+        if center is not None:
+            with self.net.training():
+                passed = self.net.run(self._joint, batch, center, facts, self.scale)
+        else:
+            made = self._attack(batch, facts)
+            facts = facts | made.facts
+            weights = self._perturbed()
+            with self.net.training():
+                if weights and plan.weights is not None:
+                    plan.weights.perturb(
+                        weights, lambda: self._direction(batch, made, facts, weights)
+                    )
+                passed = made, *self.net.run(self._outer, batch, made, facts, self.scale)
+        made, loss, found, outputs = passed
         count = len(self.learning())
         right = (outputs.adversarial.argmax(1) == batch.y).float().mean()
         return Found(batch, made, outputs, loss, right, found[:count], found[count:], buffers)
@@ -128,12 +130,32 @@ class Walk:
             facts[need] = same
         return facts
 
+    def _attack(self, batch: Batch, facts: Facts) -> Adversarial:
+        """The adversary's example, and what else is found on it before the outer pass."""
+        plan = self.plan
+        with self.net.attacking(plan.adversary.attack_bn):
+            made = plan.adversary.make(batch, facts)
+            made = made._replace(facts=made.facts | self._weakening(batch))
+            more = self._neighbor(batch, facts | made.facts)
+        if "teacher_logits" in plan.needs:
+            taught_on = self._weakened(made.x_adv, made)
+            more["teacher_logits"] = self.net.run(plan.target.teach, taught_on)
+        return made._replace(facts=made.facts | more)
+
+    def _weakening(self, batch: Batch) -> Facts:
+        return weakening(self.plan.adversary, batch, self.seed)
+
+    def _joint_center(self, batch: Batch) -> Tensor | None:
+        """The centre of the ball, where one forward pass serves the attack and the outer pass."""
+        alike = self.net.attack_dtype == self.net.outer_dtype
+        return self.plan.adversary.joint_center(batch) if self.plan.joins_passes and alike else None
+
     def _neighbor(self, batch: Batch, facts: Facts) -> Facts:
         """The second adversarial example of a regularizer that compares two."""
         regularizer = self.plan.regularizer
-        images = None if regularizer is None else regularizer.neighbor(batch)
-        if images is None:
+        if regularizer is None or not regularizer.wants_neighbor:
             return {}
+        images = regularizer.neighbor(batch)
         near = batch._replace(x=images, offset=batch.offset + noise.NEIGHBOR)
         if "natural_logits_attack" in self.plan.needs:
             facts = facts | {"natural_logits_attack": self.net.run(self._natural, images)}
@@ -196,16 +218,43 @@ class Walk:
             x_adv = x_adv.detach().requires_grad_()
         trained_on = self._weakened(x_adv, made)
         outputs = self._outputs(batch, made, trained_on, facts, block_noise)
-        loss = self._losses(outputs, batch.y).mean()
-        if regularizer is not None:
-            term = regularizer.term(batch, made, trained_on, outputs)
-            loss = loss + regularizer.weight() * term
         inputs = [*self.learning(), *leaves]
         if adversary.wants_input_gradient:
             inputs.append(x_adv)
+        return self._descend(batch, made, trained_on, outputs, inputs, scale)
+
+    def _joint(
+        self, batch: Batch, center: Tensor, facts: Facts, scale: Tensor
+    ) -> tuple[Adversarial, Tensor, list[Tensor | None], Outputs]:
+        """A one-step attack and the outer pass over one forward of the centre; a region."""
+        facts = facts | self._weakening(batch)
+        center = center.detach().requires_grad_()
+        natural = self.net.logits(center)
+        x_adv = self.plan.adversary.joint_step(center, natural, batch.y, facts)
+        made = Adversarial(x_adv, center.detach(), facts)
+        trained_on = self._weakened(x_adv, made)
+        outputs = Outputs(self.net.logits(trained_on), natural, facts)
+        passed = self._descend(batch, made, trained_on, outputs, self.learning(), scale)
+        return made, *passed
+
+    def _descend(
+        self,
+        batch: Batch,
+        made: Adversarial,
+        trained_on: Tensor,
+        outputs: Outputs,
+        inputs: list[Tensor],
+        scale: Tensor,
+    ) -> tuple[Tensor, list[Tensor | None], Outputs]:
+        """The outer loss of ``outputs``, its gradients at ``inputs``, and the logits detached."""
+        loss = self._losses(outputs, batch.y).mean()
+        regularizer = self.plan.regularizer
+        if regularizer is not None:
+            term = regularizer.term(batch, made, trained_on, outputs)
+            loss = loss + regularizer.weight() * term
         found = gradients_if_used(loss * scale.to(loss.dtype), inputs)
         natural = None if outputs.natural is None else outputs.natural.detach()
-        return loss.detach(), found, Outputs(outputs.adversarial.detach(), natural, facts)
+        return loss.detach(), found, Outputs(outputs.adversarial.detach(), natural, outputs.facts)
 
     def _weakened(self, x_adv: Tensor, made: Adversarial) -> Tensor:
         return weakened(x_adv, made.center, made.facts, self.threat.low, self.threat.high)

@@ -78,6 +78,13 @@ class Composed:
     kept: Tensor | None = None  # what ATTA keeps, or APART's omega, for the batch's samples
     step_sizes: Tensor | None = None
     average: list[Tensor] | None = None
+    joint: Tensor | None = None  # f(centre) of FGSM-N's one forward, its graph kept
+
+    @property
+    def joins(self) -> bool:
+        """FGSM-N and AdvLC forward the noisy image once, for the attack and the loss."""
+        wanted = {"adversary": "fgsm-n", "objective": "ce", "regularizer": "advlc"}
+        return self.slots | wanted | {"weights": "none"} == self.slots
 
     @property
     def trades(self) -> bool:
@@ -93,9 +100,11 @@ class Composed:
         self._predict(index)
         center, x_adv, sizes, sign = self._attack(start)
         weights = [self.model.conv1.weight, self.model.conv2.weight, self.model.linear.weight]
-        moved = self._perturbed(weights, center, x_adv, sign)
+        moved = []
+        if self.slots["weights"] != "none":
+            moved = self._perturbed(weights, center, x_adv, sign)
         with torch.no_grad():
-            for weight, move in zip(weights, moved, strict=True):
+            for weight, move in zip(weights, moved, strict=False):
                 weight += move
         noise = None if sign is None else sizes[2] * sign
         if not x_adv.requires_grad:
@@ -111,7 +120,7 @@ class Composed:
         loss.backward()
         optimizer.step()
         with torch.no_grad():
-            for weight, move in zip(weights, moved, strict=True):
+            for weight, move in zip(weights, moved, strict=False):
                 weight -= move
             self._remember(x_adv, sizes, start)
             if self.slots["averaging"] == "swa":
@@ -144,6 +153,12 @@ class Composed:
         (gradient,) = torch.autograd.grad(self._attacked(self.model(x_adv)), x_adv)
         return box(center + ball(x_adv.detach() + alpha * gradient.sign() - center))
 
+    def _joint_step(self, center: Tensor) -> Tensor:
+        noisy = center.clone().requires_grad_()
+        self.joint = self.model(noisy)
+        (gradient,) = torch.autograd.grad(self._attacked(self.joint), noisy, retain_graph=True)
+        return box(center + EPS * gradient.sign())
+
     def _attack(self, start: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Centre, x_adv, APART's step sizes and the sign of its block gradient."""
         adversary = self.slots["adversary"]
@@ -157,7 +172,7 @@ class Composed:
             begin = self._ascend(begin, center, 1.25 * EPS)
         elif adversary == "fgsm-n":
             center = begin
-            begin = self._ascend(begin, center, EPS)
+            begin = self._joint_step(center) if self.joins else self._ascend(begin, center, EPS)
         elif adversary == "atta":
             begin = self._ascend(begin, center, 0.015 / 0.031 * EPS)
         else:
@@ -180,7 +195,7 @@ class Composed:
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         natural = None
         if self.trades or self.slots["regularizer"] == "advlc":
-            natural = self.model(center)
+            natural = self.model(center) if self.joint is None else self.joint
         adversarial, _ = forward(self.model, x_adv, noise)
         fitted = natural if self.trades else adversarial
         losses = self._fit(fitted) + self._te(fitted)
@@ -200,9 +215,7 @@ class Composed:
     ) -> list[Tensor]:
         """v of AWP or RWP, one tensor a weight; buffers and weights are left as they were."""
         kind = self.slots["weights"]
-        moved = [torch.zeros_like(weight) for weight in weights]
-        if kind == "none":
-            return moved
+        moved = []
         noise = None if sign is None else STEP_SIZES["block"] * sign
         buffers = {name: value.clone() for name, value in self.model.named_buffers()}
         start = [weight.detach().clone() for weight in weights]

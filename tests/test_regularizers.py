@@ -75,6 +75,49 @@ def test_advlc(kind, mode):
     compare(mode, formula, regularizer="advlc", kind=kind, reg_weight=0.7, top_fraction=0.4)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("adversary", ["fgsm", "fgsm-n"])
+def test_one_step_from_the_centre_forwards_it_once(adversary, mode):
+    """Attack and loss share f(x~): x~ moves the running statistics once, x' once."""
+    x, y, index, eta = tiny_batch()
+    model, other = tiny_model(), tiny_model()
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append(1))
+    step = tiny_step(model, mode=mode, adversary=adversary, regularizer="advlc", reg_weight=0.7)
+    seen.clear()
+    step(x, y, index, start=eta if adversary == "fgsm-n" else None)
+    center = (x + eta.clamp(-EPS, EPS)).clamp(0, 1) if adversary == "fgsm-n" else x
+    center = center.clone().requires_grad_()
+    optimizer = sgd(other)
+    natural = other(center)
+    (slope,) = torch.autograd.grad(ce(natural, y).mean(), center, retain_graph=True)
+    adversarial = other((center + EPS * slope.sign()).clamp(0, 1).detach())
+    change = (natural - adversarial).abs().flatten()
+    largest = change.topk(int(0.1 * change.numel())).values.sum()
+    descend(optimizer, ce(adversarial, y).mean() + 0.7 * largest / len(y))
+    assert_same(model, other)
+    if mode == "eager":
+        assert len(seen) == 3  # one is the first call's look at the number of classes
+
+
+@pytest.mark.parametrize(
+    "apart", [{"attack_bn": "eval"}, {"weights": "awp", "warmup_epochs": 0}, {"steps": 2}]
+)
+def test_passes_that_differ_are_not_shared(apart):
+    """BN mode, perturbed weights or further steps: the outer pass forwards the centre itself."""
+    adversary = {"adversary": "pgd", "random_start": False} if "steps" in apart else {}
+    options = {"adversary": "fgsm-n", "regularizer": "advlc"} | adversary | apart
+    x, y, index, _ = tiny_batch()
+    model = tiny_model()
+    step = tiny_step(model, **options)
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append(1))
+    step(x, y, index)
+    attack = apart.get("steps", 1)
+    weights = 2 if "weights" in apart else 0
+    assert len(seen) == 1 + attack + weights + 2
+
+
 def test_advlc_without_weight_is_its_baseline():
     x, y, index, start = tiny_batch()
     models = [tiny_model(), tiny_model()]

@@ -8,7 +8,7 @@ from torch import Tensor
 from fastadv import kernels
 from fastadv.contract import Adversary, Batch, Facts
 from fastadv.engine import noise
-from fastadv.engine.gradient import input_gradient
+from fastadv.engine.gradient import gradients, input_gradient
 
 
 @dataclass(eq=False)
@@ -64,3 +64,9 @@ class Ascent(Adversary):
         gradient = input_gradient(self.setup.attack_loss(logits, y, facts), x_adv)
         moved = self.setup.threat.step(x_adv.detach(), gradient, around, self.step_size)
         return moved, logits.detach()
+
+    def joint_step(self, center: Tensor, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+        loss = self.setup.attack_loss(logits, y, facts)
+        (gradient,) = gradients(loss, [center], keep_graph=True)
+        around = center.detach()
+        return self.setup.threat.step(around, gradient, around, self.step_size)

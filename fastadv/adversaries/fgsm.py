@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from fastadv.adversaries.ascent import Ascent
 from fastadv.contract import Adversarial, Batch, Facts
 from fastadv.errors import UserError
@@ -24,3 +26,7 @@ class FGSM(Ascent):
         start = batch.x if start is None else start
         x_adv = self.net.run(self.ascend, start, batch.x, batch.y, facts)
         return Adversarial(x_adv, batch.x, {})
+
+    def joint_center(self, batch: Batch) -> Tensor | None:
+        begins_inside = batch.start is None and self.attack_bn == "train"
+        return batch.x if begins_inside else None

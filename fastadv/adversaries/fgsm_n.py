@@ -24,6 +24,10 @@ class FGSMN(Ascent):
         x_adv = self.net.run(self.ascend, noisy, noisy.clone(), batch.y, facts)
         return Adversarial(x_adv, noisy, {})
 
+    def joint_center(self, batch: Batch) -> Tensor | None:
+        alike = self.attack_bn == "train" and self.attack_objective == "ce"
+        return self._noisy(batch) if alike else None
+
     def _noisy(self, batch: Batch) -> Tensor:
         given = self.given_start(batch, batch.x)
         if given is not None:

@@ -17,7 +17,9 @@ class AdvLC(Regularizer):
     """(1/B) * the sum of the k largest |f(x~) - f(x')| of the whole (B,classes) batch.
 
     k = int(top_fraction * B * classes); x~ is the centre of the ball (for FGSM-N the noisy
-    image). Gradients flow through both sides. ``kind`` takes another distance (Table 3), each
+    image). Gradients flow through both sides. An attack of one step from x~ shares its forward
+    pass of x~ with the loss, as Alg. 1 says and its code does not; a longer one does not keep
+    that graph, and x~ is forwarded again. ``kind`` takes another distance (Table 3), each
     divided by B; with D = f(x~) - f(x'): "l1" the sum of |D|, "squared-l2" the sum of D^2 (its
     weights not detached), "kl" KL(p(x~) || p(x')), "js" Jensen-Shannon, "nuclear" the sum of the
     singular values of the matrix D. The paper gives no code, direction or weight for them.

@@ -21,12 +21,12 @@ class LogitAlign(Regularizer):
     x; here x'_n stays an image. Gradients flow through both sides.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    wants_neighbor: ClassVar[bool] = True
 
     reg_weight: float = 100.0
     align_noise: float = 1.0
 
-    def neighbor(self, batch: Batch) -> Tensor | None:
+    def neighbor(self, batch: Batch) -> Tensor:
         threat = self.setup.threat
         drawn = kernels.noise_uniform(
             batch.index,
