@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fastadv.engine import buffers, guard
+from fastadv.engine.lowered import Lowered
 from fastadv.engine.precision import autocast
 from fastadv.engine.runner import Runner
 from fastadv.engine.taps import Taps
@@ -39,6 +40,7 @@ class Network:
         self.attack_dtype = attack_dtype
         self.taps: Taps | None = None
         self._dtype = outer_dtype
+        self._lowered = Lowered(model)
 
     @property
     def buffers(self) -> list[Tensor]:
@@ -87,9 +89,10 @@ class Network:
     @contextmanager
     def attacking(self, bn: str) -> Iterator[None]:
         """Parameters frozen, BN in mode ``bn`` ("train" or "eval"), the attack's precision."""
-        self._dtype = self.attack_dtype
+        dtype = self._dtype = self.attack_dtype
+        weights = nullcontext() if dtype is None else self._lowered.in_place(dtype)
         try:
-            with guard.frozen(self.model, train=bn == "train"):
+            with guard.frozen(self.model, train=bn == "train"), weights:
                 yield
         finally:
             self._dtype = self.outer_dtype
