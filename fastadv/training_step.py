@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastadv import checks, cost
 from fastadv.contract import NEEDS, Batch, Setup
 from fastadv.data.view import View
-from fastadv.engine import choice, distributed, guard, noise
+from fastadv.engine import choice, distributed, noise
 from fastadv.engine.averages import averaged_weights
 from fastadv.engine.capture import Captured
 from fastadv.engine.network import Network
@@ -237,9 +237,7 @@ class Step:
         checks.check_batch(x, y, self.threat.low, self.threat.high)
         checks.check_index(index, x, self.num_samples, self.plan.per_sample_state)
         checks.check_batch_of_one(self.model, x)
-        with torch.no_grad(), guard.train_flags(self.model, False):
-            logits = self.net.logits(x[:2])
-        classes = checks.check_classes(logits, y, self.num_classes)
+        classes = checks.check_classes(self.net.look_at(x[:2]), y, self.num_classes)
         self.settle_mode(x)
         self._allocate((x.shape[1], x.shape[2], x.shape[3]), len(x), x.dtype, classes)
 

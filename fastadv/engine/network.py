@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fastadv.engine import buffers, guard
-from fastadv.engine.lowered import Lowered
+from fastadv.engine.attack_weights import AttackWeights
+from fastadv.engine.folding import forward_and_folds
 from fastadv.engine.precision import autocast
 from fastadv.engine.runner import Runner
 from fastadv.engine.taps import Taps
@@ -40,7 +41,14 @@ class Network:
         self.attack_dtype = attack_dtype
         self.taps: Taps | None = None
         self._dtype = outer_dtype
-        self._lowered = Lowered(model)
+        self._attack_weights = AttackWeights(model)
+
+    def look_at(self, x: Tensor) -> Tensor:
+        """Logits of ``x`` (B,C,H,W) in eval mode, to learn the network by: their number of
+        classes, and which BatchNorms fold away in attacks that use running statistics."""
+        with guard.train_flags(self.model, False):
+            logits, self._attack_weights.folds = forward_and_folds(self.model, self.logits, x)
+        return logits
 
     @property
     def buffers(self) -> list[Tensor]:
@@ -89,10 +97,13 @@ class Network:
     @contextmanager
     def attacking(self, bn: str) -> Iterator[None]:
         """Parameters frozen, BN in mode ``bn`` ("train" or "eval"), the attack's precision."""
-        dtype = self._dtype = self.attack_dtype
-        weights = nullcontext() if dtype is None else self._lowered.in_place(dtype)
+        train = bn == "train"
+        self._dtype = self.attack_dtype
         try:
-            with guard.frozen(self.model, train=bn == "train"), weights:
+            with (
+                guard.frozen(self.model, train=train),
+                self._attack_weights.in_place(self.attack_dtype, folded=not train),
+            ):
                 yield
         finally:
             self._dtype = self.outer_dtype

@@ -1,4 +1,4 @@
-"""The low-precision weights an attack shares: the same numbers as autocast's, made once."""
+"""What stands in the model during an attack: low-precision copies, folded BatchNorms."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastadv
-from fastadv.engine.lowered import Lowered
+from fastadv.engine.attack_weights import AttackWeights
 
 STEPS, ALPHA = 3, 0.04
 
@@ -107,7 +107,7 @@ def test_what_stands_in_the_model_comes_back_and_subclasses_stay():
     inside = {}
 
     def interrupted():
-        with Lowered(model).in_place(torch.bfloat16):
+        with AttackWeights(model).in_place(torch.bfloat16, folded=True):
             inside.update(model.named_parameters())
             raise KeyboardInterrupt
 
