@@ -15,6 +15,7 @@ from torch import Tensor
 from fastadv import checkpoint
 from fastadv.config import TrainConfig, settled
 from fastadv.console import Console
+from fastadv.engine.precision import tf32
 from fastadv.errors import NotFiniteError, TrainingError, UserError
 from fastadv.evaluation import evaluate
 from fastadv.events import Events
@@ -76,7 +77,7 @@ def _run(
 ) -> dict[str, Any]:
     runner = _Runner(session, folder, progress, console)
     console.start(session, folder, progress.epoch)
-    with _stopping_on_signals(runner):
+    with tf32(session.config.tf32), _stopping_on_signals(runner):
         try:
             runner.epochs()
         except TrainingError as error:

@@ -8,7 +8,7 @@ import torch
 
 from fastadv import step
 from fastadv.benchmark.ours import make_optimizer
-from fastadv.benchmark.peers.published import PublishedLoop, published_candidate, tf32
+from fastadv.benchmark.peers.published import PublishedLoop, published_candidate
 from fastadv.benchmark.peers.worker import Worker
 from fastadv.benchmark.setting import EPS, Setting
 from fastadv.errors import UserError
@@ -42,13 +42,6 @@ def test_helped_runs_in_bf16_and_channels_last():
     loop(batch.x, batch.y)
     assert set(seen) == {torch.bfloat16}
     assert len(seen) == 11
-
-
-def test_tf32_is_put_back():
-    before = torch.backends.cudnn.allow_tf32
-    with tf32(False):
-        assert not torch.backends.cudnn.allow_tf32
-    assert torch.backends.cudnn.allow_tf32 == before
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -57,6 +58,24 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
         device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False
     ):
         yield
+
+
+@contextmanager
+def tf32(allowed: bool | None) -> Iterator[None]:
+    """Whether float32 convolutions and products on a GPU may round to TF32; None: torch's own
+    setting (its default: convolutions may, matrix products may not)."""
+    if allowed is None:
+        yield
+        return
+    # The older of torch's two interfaces: what it writes can be read through both.
+    cudnn: Any = torch.backends.cudnn
+    products: Any = torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, products.allow_tf32
+    cudnn.allow_tf32 = products.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, products.allow_tf32 = before
 
 
 def surrounding(device: torch.device) -> torch.dtype | None:

@@ -7,10 +7,8 @@ model in train mode throughout, float32. Forward passes made only for logging ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +19,7 @@ from fastadv.benchmark.interleave import Candidate, warmed
 from fastadv.benchmark.memory import PeakMemory
 from fastadv.benchmark.ours import BATCHES, WARM_CALLS, make_optimizer
 from fastadv.benchmark.setting import ALPHA, EPS, STEPS, Setting, in_turn
+from fastadv.engine.precision import tf32
 
 
 class PublishedLoop:
@@ -63,22 +62,6 @@ class PublishedLoop:
         autocast = torch.autocast(x.device.type, torch.bfloat16) if self.helped else nullcontext()
         with autocast:
             return functional.cross_entropy(self.model(x), y)
-
-
-@contextmanager
-def tf32(allowed: bool | None) -> Iterator[None]:
-    """TF32 on or off in convolutions and matrix products; None leaves PyTorch's default."""
-    if allowed is None:
-        yield
-        return
-    cudnn: Any = torch.backends.cudnn
-    products: Any = torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, products.allow_tf32
-    cudnn.allow_tf32 = products.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, products.allow_tf32 = before
 
 
 def published_candidate(
