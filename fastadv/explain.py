@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
+from collections.abc import Mapping
 
 import rich.console
 import rich.text
@@ -29,6 +31,8 @@ def explain(name: str) -> rich.console.RenderableType:
     lines = [f"{name}: {plan.recipe.summary}", f"source: {plan.recipe.source}"]
     if plan.recipe.reported:
         lines.append(f"reported: {plan.recipe.reported}")
+    if plan.recipe.elsewhere:
+        lines.append(f"elsewhere: {plan.recipe.elsewhere}")
     lines += ["", f"passes a step: {passes(plan)}", ""]
     for slot, part in plan.parts.items():
         lines += [f"{slot}: {plan.slots[slot]}", _indented(inspect.getdoc(type(part)) or ""), ""]
@@ -37,17 +41,33 @@ def explain(name: str) -> rich.console.RenderableType:
     return rich.text.Text("\n".join(lines))
 
 
+PASS_WORDS = {
+    cost.FORWARD: "forward(s)",
+    cost.INPUT_GRADIENT: "input gradient(s)",
+    cost.SHARED: "pass(es) of which attack and training each take a gradient",
+    cost.TRAINING: "training pass(es)",
+    cost.DOUBLE_BACKWARD: "training pass(es) with double backward",
+}
+
+
 def passes(plan: Plan) -> str:
-    """Forward and backward passes of one update, as a sentence."""
+    """The passes of one update, as a sentence."""
     found = cost.passes(plan)
-    words = [
-        (found.forwards, "forward"),
-        (found.input_gradients, "input gradient(s)"),
-        (found.training, "training pass(es)"),
-        (found.weight_rounds, "pass(es) for the weights at most"),
-    ]
-    said = ", ".join(f"{count} {word}" for count, word in words if count)
-    return f"{said}: {found.units:g} forward passes' work"
+    words = [f"{count} {PASS_WORDS[kind]}" for kind, count in _by_kind(found.others).items()]
+    rounds = _by_kind(found.weights)
+    words += [f"{count} {PASS_WORDS[kind]} for the weights" for kind, count in rounds.items()]
+    many = plan.updates_per_batch
+    before = f"{many} updates, each " if many > 1 else ""
+    most = " at most" if rounds else ""
+    return f"{before}{', '.join(words)}: {found.units} forward passes' work{most}"
+
+
+def _by_kind(counts: Counter[cost.Pass]) -> dict[str, int]:
+    """kind -> how many, BatchNorm's modes together, the lightest first."""
+    total: Counter[str] = Counter()
+    for (kind, _), count in counts.items():
+        total[kind] += count
+    return {kind: total[kind] for kind in PASS_WORDS if total[kind]}
 
 
 def _indented(text: str) -> str:
@@ -55,28 +75,43 @@ def _indented(text: str) -> str:
 
 
 def markdown() -> str:
-    """docs/methods.md: every row of the papers' tables with its recipe, parts and source."""
+    """docs/methods.md, but for the status that ``bench/tables.py`` fills in from measured rows."""
     lines = [
         "# Methods",
         "",
         "Every training method in a table of the papers fastadv follows, its recipe, and what",
         "the paper reports (test accuracy, %; best / last). `fastadv methods --markdown` writes",
-        "this page from the recipes; `fastadv methods NAME` tells all about one. Tests hold the",
-        "parts to formulas written independently, and run every recipe compiled against eager and",
-        "resumed. What a recipe reaches on a data set has a row in `bench/results/` where it was",
-        "run to its end.",
+        "this page from the recipes, `python bench/tables.py --write docs/methods.md` the status",
+        "from `bench/results/`; `fastadv methods NAME` tells all about one. Tests hold the parts",
+        "to formulas written independently, run every recipe compiled against eager and resumed,",
+        "and train every recipe on digits.",
         "",
-        "| recipe | what it does | parts | options | source | reported |",
-        "|---|---|---|---|---|---|",
+        "<!-- bench:recipes -->",
+        recipe_table(),
+        "<!-- /bench:recipes -->",
     ]
+    return "\n".join(lines) + "\n"
+
+
+def recipe_table(status: Mapping[str, str] | None = None) -> str:
+    """Every recipe as a line of a Markdown table, with a last column where ``status`` is given."""
+    heads = ["recipe", "what it does", "parts", "options", "source", "reported"]
+    heads += [] if status is None else ["status"]
+    lines = [_row(heads), "|---" * len(heads) + "|"]
     for name, row in METHODS.items():
         parts = [
             part for part in row.parts().values() if part not in ("none", "uniform", "one-hot")
         ]
         options = ", ".join(f"{key}={_short(value)}" for key, value in row.options.items())
-        cells = (f"`{name}`", row.summary, " + ".join(parts), options, row.source, row.reported)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+        reported = ". ".join(text for text in (row.reported, row.elsewhere) if text)
+        cells = [f"`{name}`", row.summary, " + ".join(parts), options, row.source, reported]
+        cells += [] if status is None else [status.get(name, "")]
+        lines.append(_row(cells))
+    return "\n".join(lines)
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _short(value: object) -> str:

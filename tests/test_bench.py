@@ -22,16 +22,19 @@ from fastadv.benchmark.arithmetic import Spread, paired_ratio, percentile
 from fastadv.benchmark.bound import Bound, measure_bound
 from fastadv.benchmark.clock import seconds_alone
 from fastadv.benchmark.command import bench
-from fastadv.benchmark.geometry import FORWARD, INPUT_GRADIENT, PASSES, TRAINING, geometry
+from fastadv.benchmark.geometry import PASSES, geometry
 from fastadv.benchmark.interleave import Candidate, interleave
 from fastadv.benchmark.limits import Limits
 from fastadv.benchmark.ours import make_step
+from fastadv.benchmark.pass_timing import pass_name
 from fastadv.benchmark.profiling import covered
-from fastadv.benchmark.results import Timed, speedup_rows
+from fastadv.benchmark.results import Timed, speedup_rows, step_rows
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, parse_specs, passes_of
+from fastadv.cost import DOUBLE_BACKWARD, FORWARD, INPUT_GRADIENT, SHARED, TRAINING, UNITS, Pass
 from fastadv.errors import UserError
 
+PRODUCTS = ("forward", "input", "weight")
 TINY = Setting(width=4, batch_size=4, image_size=16)
 
 
@@ -101,6 +104,8 @@ def test_flops_of_preact_resnet18(width, size):
     assert shape.flops(FORWARD) == forward
     assert shape.flops(INPUT_GRADIENT) == 2 * forward
     assert shape.flops(TRAINING) == 3 * forward - first
+    assert shape.flops(SHARED) == 4 * forward - first
+    assert shape.flops(DOUBLE_BACKWARD) == 6 * forward - first
     if (width, size) == (64, 32):
         assert round(forward / 1e9, 2) == 1.11
 
@@ -120,15 +125,28 @@ class Counting(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     "method",
-    ["standard", "fgsm", "fast", "pgd", "trades", "awp", "rwp:weight_steps=3", "advlc", "apart"],
+    [
+        *("standard", "fgsm", "fast", "pgd", "trades", "awp", "rwp:weight_steps=3", "advlc"),
+        *(
+            "apart",
+            "free",
+            "fgsm-n-advlc",
+            "pgd-igr",
+            "pgd-cure",
+            "pgd-gradalign",
+            "pgd-logitalign",
+        ),
+        *("fgsm-n-gradalign", "fgsm-n-consistency", "trades-te", "pgd:restarts=2"),
+    ],
 )
 def test_passes_are_what_a_step_really_computes(method):
     spec = Spec.parse(method)
     training = make_step(TINY, spec, "fp32", "eager")
     batch = TINY.batches(1, channels_last=True)[0]
-    training(batch.x, batch.y, batch.index)
+    second = batch.x.flip(-1)
+    training(batch.x, batch.y, batch.index, second=second)
     with Counting() as counted:
-        training(batch.x, batch.y, batch.index)
+        training(batch.x, batch.y, batch.index, second=second)
     shape = geometry(TINY.make_model(), TINY.image_shape)
     bound = Bound(shape, TINY.batch_size, "fp32", Limits(1, 1), {})
     passes = passes_of(spec.plan())
@@ -136,9 +154,8 @@ def test_passes_are_what_a_step_really_computes(method):
     assert counted.total == pytest.approx(bound.flops(passes), rel=0.02)
 
 
-@pytest.mark.parametrize("method", ["free", "rwp:c_min=1.7", "pgd:regularizer=igr"])
-def test_what_is_not_a_fixed_number_of_passes_is_not_counted(method):
-    assert passes_of(Spec.parse(method).plan()) is None
+def test_what_is_not_a_fixed_number_of_passes_is_not_counted():
+    assert passes_of(Spec.parse("rwp:c_min=1.7").plan()) is None
 
 
 def test_bytes_of_preact_resnet18_are_what_the_design_counts():
@@ -162,10 +179,9 @@ def test_the_bound_adds_products_and_bytes():
     slow = Bound(shape, 4, "fp32", Limits(copy=100.0, matmul=1.0), alone)
     more = 4 * shape.other_bytes(FORWARD, "train", 4) / 100
     assert slow.of_pass(FORWARD, "train") == pytest.approx(21 + more)
-    passes = {FORWARD: 1, INPUT_GRADIENT: 2, TRAINING: 1}
-    expected = sum(n * slow.of_pass(kind, "train") for kind, n in passes.items())
-    assert slow.of_step(passes, "train") == pytest.approx(expected)
-    assert slow.of_step(passes, "eval") < expected
+    passes = {Pass(FORWARD, "eval"): 1, Pass(TRAINING, "train"): 2}
+    expected = slow.of_pass(FORWARD, "eval") + 2 * slow.of_pass(TRAINING, "train")
+    assert slow.of_step(passes) == pytest.approx(expected)
 
 
 def test_every_product_can_be_timed_alone():
@@ -281,6 +297,41 @@ def test_bench_writes_rows_that_hang_together(tmp_path):
         assert row["over_passes"]["count"] == row["ms"]["count"] == 2
     assert steps[0]["passes"] == {"input gradient": 2, "training": 1}
     assert (tmp_path / "plot.png").stat().st_size > 5000
+
+
+def test_a_step_is_held_to_its_own_passes_in_their_own_modes():
+    facts = {"by": "fastadv", "mode": "eager", "dtype": "fp32", "attack_bn": "eval"}
+    step = Candidate("trades", float, facts={**facts, "method": "trades"})
+    times = {
+        pass_name(kind, "fp32", "eager", bn): [count * (10.0 if bn == "eval" else 1.0)] * 2
+        for kind, count in UNITS.items()
+        for bn in ("train", "eval")
+    }
+    times["trades"] = [2 * 216.0, 3 * 216.0]  # 10 (1 forward + 10 x 2) + 2 x 3
+    shape = geometry(TINY.make_model(), TINY.image_shape)
+    bound = Bound(
+        shape, 4, "fp32", Limits(1, 1), {p: dict.fromkeys(PRODUCTS, 1.0) for p in shape.products}
+    )
+    (row,) = step_rows(Timed(TINY, "fp32", [step], times, bound), torch.device("cpu"))
+    assert row["passes_ms"]["median"] == 216e3
+    assert row["over_passes"]["median"] == 2.5
+
+
+ALL_KINDS = "fgsm-n-advlc,fgsm-n-igr,fgsm-n-cure,fgsm-n-kdsa,fgsm-n-consistency,trades-te:steps=1"
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    "methods", [f"{ALL_KINDS},free:replays=2", pytest.param("all", marks=pytest.mark.slow)]
+)
+def test_every_method_has_a_ratio(methods, tmp_path):
+    bench(
+        methods=methods, width=4, image_size=8, batch_size="4", dtype="fp32", modes="eager",
+        repeats=1, out=tmp_path, device="cpu",
+    )  # fmt: skip
+    steps = [row for row in rows.read_rows(tmp_path) if row["kind"] == "step"]
+    assert [row["method"] for row in steps] == [str(spec) for spec in parse_specs(methods)]
+    assert all(row["over_passes"]["median"] > 0 for row in steps)
 
 
 @pytest.mark.usefixtures("quick")

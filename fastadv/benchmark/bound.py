@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from fastadv.benchmark.clock import seconds_alone
-from fastadv.benchmark.geometry import Geometry, Product, pass_bn, products_of
+from fastadv.benchmark.geometry import Geometry, Product, products_of
 from fastadv.benchmark.limits import ELEMENT_BYTES, TORCH_DTYPES, Limits
+from fastadv.cost import Pass
 
 # Different tensors gone through in turn; an activation of the pass before is rarely in the cache.
 COPIES = {"cpu": 2, "cuda": 4}
@@ -42,21 +43,19 @@ class Bound:
         between = self.geometry.other_bytes(kind, bn, ELEMENT_BYTES[self.dtype])
         return products + self.batch * between / self.limits.copy
 
-    def of_step(self, passes: Mapping[str, int], attack_bn: str) -> float:
-        """Seconds of a step made of ``passes`` (kind -> how many)."""
-        return sum(
-            count * self.of_pass(kind, pass_bn(kind, attack_bn)) for kind, count in passes.items()
-        )
+    def of_step(self, passes: Mapping[Pass, int]) -> float:
+        """Seconds of a step made of ``passes`` (and how many of each)."""
+        return sum(count * self.of_pass(kind, bn) for (kind, bn), count in passes.items())
 
-    def flops(self, passes: Mapping[str, int]) -> int:
+    def flops(self, passes: Mapping[Pass, int]) -> int:
         """Operations of a step."""
-        return self.batch * sum(n * self.geometry.flops(kind) for kind, n in passes.items())
+        return self.batch * sum(n * self.geometry.flops(kind) for (kind, _), n in passes.items())
 
-    def bytes_moved(self, passes: Mapping[str, int], attack_bn: str) -> int:
+    def bytes_moved(self, passes: Mapping[Pass, int]) -> int:
         """Bytes a step must move, products and what lies between them."""
         element, total = ELEMENT_BYTES[self.dtype], 0
-        for kind, count in passes.items():
-            between = self.geometry.other_bytes(kind, pass_bn(kind, attack_bn), element)
+        for (kind, bn), count in passes.items():
+            between = self.geometry.other_bytes(kind, bn, element)
             products = self.geometry.product_bytes(kind, self.batch, element)
             total += count * (self.batch * between + products)
         return total

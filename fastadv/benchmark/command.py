@@ -39,7 +39,7 @@ EVAL_PEERS_NEED = Spec("pgd", (("attack_bn", "eval"),))
 
 def bench(
     methods: Annotated[
-        str, typer.Option(help="methods with commas; options as in pgd:attack_bn=eval")
+        str, typer.Option(help="methods with commas, or all; options as in pgd:attack_bn=eval")
     ] = "pgd",
     model: Annotated[str, typer.Option(help="network")] = "preact_resnet18",
     width: Annotated[int | None, typer.Option(help="the network's width")] = None,

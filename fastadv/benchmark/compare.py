@@ -12,7 +12,7 @@ import torch
 
 from fastadv.benchmark import peer_list
 from fastadv.benchmark.bound import Bound, measure_bound
-from fastadv.benchmark.geometry import TRAINING, Geometry, geometry, pass_bn
+from fastadv.benchmark.geometry import Geometry, geometry
 from fastadv.benchmark.interleave import Candidate, interleave
 from fastadv.benchmark.limits import Limits, measure_limits
 from fastadv.benchmark.ours import our_candidate
@@ -21,6 +21,7 @@ from fastadv.benchmark.results import Timed, pass_rows, speedup_rows, step_rows
 from fastadv.benchmark.rows import Row
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, passes_of
+from fastadv.cost import TRAINING, Pass
 from fastadv.errors import UserError
 
 Say = Callable[[str], None]
@@ -149,12 +150,9 @@ def _wanted_steps(comparison: Comparison, *, compiling: bool) -> Iterator[Wanted
 
 def _wanted_passes(comparison: Comparison) -> Iterator[Wanted]:
     setting, dtype = comparison.setting, comparison.dtype
-    needed: dict[tuple[str, str], None] = {}
+    needed: dict[Pass, None] = {}
     for spec in comparison.specs:
-        plan = spec.plan()
-        for kind, count in (passes_of(plan) or {}).items():
-            if count:
-                needed[kind, pass_bn(kind, plan.adversary.attack_bn)] = None
+        needed |= dict.fromkeys(passes_of(spec.plan()) or ())
     for mode in comparison.modes:
         for kind, bn in sorted(needed, key=lambda entry: entry[0] != TRAINING):
             make = partial(pass_candidate, setting, kind, dtype, mode, bn)

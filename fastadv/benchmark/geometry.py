@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-FORWARD, INPUT_GRADIENT, TRAINING = "forward", "input gradient", "training"
-PASSES = (FORWARD, INPUT_GRADIENT, TRAINING)
+from fastadv.cost import DOUBLE_BACKWARD, FORWARD, INPUT_GRADIENT, SHARED, TRAINING
 
 # Tensors read and written per element of an activation, forward and backward. BatchNorm in
 # training reads its input twice (statistics, then normalising) and writes once; its backward
@@ -29,6 +28,16 @@ MOVED = {
     "add": (3, 3),
     "move": (2, 2),
 }
+# How often a pass moves what a forward and what a backward moves. A double backward goes once
+# more through both at least.
+GOES = {
+    FORWARD: (1, 0),
+    INPUT_GRADIENT: (1, 1),
+    TRAINING: (1, 1),
+    SHARED: (1, 2),
+    DOUBLE_BACKWARD: (2, 2),
+}
+PASSES = tuple(GOES)
 
 
 @dataclass(frozen=True)
@@ -57,17 +66,16 @@ class Product:
 
 def products_of(kind: str, product: Product) -> tuple[str, ...]:
     """Which of the three products a pass computes for one layer."""
-    if kind == FORWARD:
-        return ("forward",)
-    if kind == INPUT_GRADIENT:
-        return ("forward", "input")
-    # The training pass asks for no gradient of the image.
-    return ("forward", "weight") if product.first else ("forward", "weight", "input")
-
-
-def pass_bn(kind: str, attack_bn: str) -> str:
-    """BatchNorm's mode in a pass: the attack's, except that training is always in train mode."""
-    return "train" if kind == TRAINING else attack_bn
+    # Who learns asks for no gradient of the image.
+    learning = ("weight",) if product.first else ("weight", "input")
+    return {
+        FORWARD: ("forward",),
+        INPUT_GRADIENT: ("forward", "input"),
+        TRAINING: ("forward", *learning),
+        SHARED: ("forward", "input", *learning),
+        # dx = W^T dz has a derivative in dz, another product with W, and one in W.
+        DOUBLE_BACKWARD: ("forward", "input", "forward", "weight", *learning),
+    }[kind]
 
 
 @dataclass(frozen=True)
@@ -90,9 +98,10 @@ class Geometry:
         ``bn`` is BatchNorm's mode ("train" or "eval"), ``element`` the bytes of a number.
         """
         total = 0
+        forwards, backwards = GOES[kind]
         for work, elements in self.moved.items():
             forward, backward = MOVED[f"bn {bn}" if work == "bn" else work]
-            total += elements * (forward if kind == FORWARD else forward + backward)
+            total += elements * (forwards * forward + backwards * backward)
         return total * element
 
     def product_bytes(self, kind: str, batch: int, element: int) -> int:

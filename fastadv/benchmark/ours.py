@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ import torch
 from fastadv.benchmark.clock import seconds
 from fastadv.benchmark.interleave import Candidate, warmed
 from fastadv.benchmark.memory import PeakMemory
-from fastadv.benchmark.setting import Setting, in_turn
+from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec
+from fastadv.contract import Layers
 from fastadv.errors import UserError
 from fastadv.training_step import Step, step
 
@@ -22,18 +24,23 @@ BATCHES = 4
 LR = 1e-3
 
 
-def make_optimizer(model: torch.nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
-    """The published SGD: momentum 0.9, weight decay 5e-4."""
-    return torch.optim.SGD(
-        model.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4, fused=fused or None
-    )
+def make_optimizer(
+    model: torch.nn.Module, *, fused: bool = False, layers: Layers | None = None
+) -> torch.optim.Optimizer:
+    """The published SGD: momentum 0.9, weight decay 5e-4; ``layers`` says which groups learn."""
+    groups = (layers or Layers()).optimizer_groups(model, LR)
+    return torch.optim.SGD(groups, lr=LR, momentum=0.9, weight_decay=5e-4, fused=fused or None)
 
 
 def make_step(setting: Setting, spec: Spec, dtype: str, mode: str) -> Step:
     """A fastadv step as a user would make it, in channels_last."""
     model = setting.make_model(channels_last=True)
-    optimizer = make_optimizer(model, fused=setting.device.startswith("cuda"))
-    precision: dict[str, Any] = {} if dtype == "fp32" else {"amp": True, "amp_dtype": dtype}
+    plan = spec.plan()
+    fused = setting.device.startswith("cuda")
+    optimizer = make_optimizer(model, fused=fused, layers=plan.layers)
+    options: dict[str, Any] = {} if dtype == "fp32" else {"amp": True, "amp_dtype": dtype}
+    if plan.options.get("teachers", "") is None:
+        options["teachers"] = [setting.make_model(channels_last=True) for _ in range(2)]
     return step(
         model,
         optimizer,
@@ -44,7 +51,7 @@ def make_step(setting: Setting, spec: Spec, dtype: str, mode: str) -> Step:
         total_steps=100_000,
         steps_per_epoch=100_000,
         seed=setting.seed,
-        **precision,
+        **options,
         **spec.chosen,
     )
 
@@ -59,11 +66,14 @@ def our_candidate(setting: Setting, spec: Spec, dtype: str, mode: str) -> Candid
         raise UserError("captured is a mode of CUDA devices; on a CPU use eager or compiled.")
     memory = PeakMemory(device)
     training = make_step(setting, spec, dtype, mode)
-    batches = in_turn(setting.batches(BATCHES, channels_last=True))
+    inputs: list[dict[str, Any]] = [
+        {"x": batch.x, "y": batch.y, "index": batch.index, "second": batch.x.flip(-1)}
+        for batch in setting.batches(BATCHES, channels_last=True)
+    ]
+    batches = cycle(inputs)
 
     def call() -> None:
-        batch = next(batches)
-        training(batch.x, batch.y, batch.index)
+        training(**next(batches))
 
     warm = warmed(call, device, memory, WARM_CALLS)
     return Candidate(

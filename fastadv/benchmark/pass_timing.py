@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastadv.benchmark.clock import captured, seconds
-from fastadv.benchmark.geometry import FORWARD, INPUT_GRADIENT, TRAINING, pass_bn
 from fastadv.benchmark.interleave import Candidate
 from fastadv.benchmark.limits import TORCH_DTYPES
 from fastadv.benchmark.ours import BATCHES, WARM_CALLS
 from fastadv.benchmark.setting import Batch, Setting
+from fastadv.cost import DOUBLE_BACKWARD, FORWARD, INPUT_GRADIENT, SHARED, TRAINING, Pass
 from fastadv.engine import guard
 from fastadv.engine.precision import autocast
 
@@ -26,9 +26,9 @@ def pass_name(kind: str, dtype: str, mode: str, bn: str) -> str:
 
 
 def pass_candidate(setting: Setting, kind: str, dtype: str, mode: str, bn: str) -> Candidate:
-    """A forward, an input gradient or a training pass alone, BatchNorm in mode ``bn``.
+    """One of ``fastadv.cost``'s kinds of pass alone, BatchNorm in mode ``bn``.
 
-    The parameters ask for gradients in the training pass only.
+    The parameters ask for gradients where the weights' are taken.
     """
     device = torch.device(setting.device)
     model = setting.make_model(channels_last=True).train(bn == "train")
@@ -49,16 +49,14 @@ def pass_candidate(setting: Setting, kind: str, dtype: str, mode: str, bn: str) 
 
 def sum_of_passes(
     times: Mapping[str, Sequence[float]],
-    passes: Mapping[str, int],
+    passes: Mapping[Pass, int],
     dtype: str,
     mode: str,
-    attack_bn: str,
 ) -> list[float]:
     """Seconds of a step's passes added up, turn by turn."""
     columns = [
-        [count * value for value in times[pass_name(kind, dtype, mode, pass_bn(kind, attack_bn))]]
-        for kind, count in passes.items()
-        if count
+        [count * value for value in times[pass_name(kind, dtype, mode, bn)]]
+        for (kind, bn), count in passes.items()
     ]
     return [sum(turn) for turn in zip(*columns, strict=True)]
 
@@ -84,7 +82,25 @@ def _pass(
     def training(x: Tensor, y: Tensor) -> list[Tensor]:
         return list(torch.autograd.grad(loss(x, y), parameters))
 
-    return {FORWARD: forward, INPUT_GRADIENT: input_gradient}.get(kind, training)
+    def shared(x: Tensor, y: Tensor) -> list[Tensor]:
+        x = x.detach().requires_grad_()
+        value = loss(x, y)
+        taken = torch.autograd.grad(value, [x], retain_graph=True)
+        return [*taken, *torch.autograd.grad(value, parameters)]
+
+    def double_backward(x: Tensor, y: Tensor) -> list[Tensor]:
+        x = x.detach().requires_grad_()
+        value = loss(x, y)
+        (taken,) = torch.autograd.grad(value, [x], create_graph=True)
+        return list(torch.autograd.grad(value + taken.square().sum(), parameters))
+
+    return {
+        FORWARD: forward,
+        INPUT_GRADIENT: input_gradient,
+        TRAINING: training,
+        SHARED: shared,
+        DOUBLE_BACKWARD: double_backward,
+    }[kind]
 
 
 def _in_mode(
@@ -96,13 +112,14 @@ def _in_mode(
 ) -> list[Callable[[], Any]]:
     """One call a batch: as written, compiled, or compiled and replayed as a CUDA graph."""
     run = work
+    learns = kind not in (FORWARD, INPUT_GRADIENT)
     if mode != "eager":
         run = torch.compile(work, fullgraph=True, dynamic=False)
 
     def on(batch: Batch) -> Callable[[], Any]:
         def call() -> Any:
             frozen: AbstractContextManager[None]
-            frozen = nullcontext() if kind == TRAINING else guard.frozen_parameters(model)
+            frozen = nullcontext() if learns else guard.frozen_parameters(model)
             with frozen, torch._dynamo.config.patch(trace_autograd_ops=True):
                 return run(batch.x, batch.y)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,13 @@ import torch
 
 from fastadv.benchmark.arithmetic import Spread, paired_ratio
 from fastadv.benchmark.bound import Bound
-from fastadv.benchmark.geometry import pass_bn
 from fastadv.benchmark.interleave import Candidate
 from fastadv.benchmark.pass_timing import pass_name, sum_of_passes
 from fastadv.benchmark.profiling import idle_share
 from fastadv.benchmark.rows import Row
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, passes_of
+from fastadv.cost import Pass
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,33 @@ def step_rows(timed: Timed, device: torch.device) -> Iterator[Row]:
     """A row for every whole step, ours and the peers'."""
     for candidate in timed.steps():
         seconds = Spread.of(timed.times[candidate.name])
-        plan = Spec.parse(candidate.facts["method"]).plan()
-        passes = passes_of(plan)
+        passes = _passes(candidate)
         row = _shared(timed, candidate, seconds)
         row["peak_mib"] = _mib(candidate.peak_bytes)
         if passes is not None:
-            bn = candidate.facts["attack_bn"] or "train"
-            row |= _reached(timed.bound, passes, bn, seconds.median)
-            row["passes"] = {kind: count for kind, count in passes.items() if count}
+            row |= _reached(timed.bound, passes, seconds.median)
+            row["passes"] = _by_kind(passes)
             if candidate.facts["by"] == "fastadv":
-                row |= _against_bound(timed.bound, passes, bn, seconds.median)
-                row |= _against_passes(timed, candidate, passes, bn)
+                row |= _against_bound(timed.bound, passes, seconds.median)
+                row |= _against_passes(timed, candidate, passes)
         if device.type == "cuda" and candidate.facts["by"] == "fastadv":
             row["idle_share"] = round(idle_share(candidate.turn, device), 4)
         yield row
+
+
+def _passes(candidate: Candidate) -> Counter[Pass] | None:
+    """A peer says beside its method in which mode it attacks."""
+    spec, bn = Spec.parse(candidate.facts["method"]), candidate.facts["attack_bn"]
+    if candidate.facts["by"] != "fastadv" and bn is not None:
+        spec = Spec(spec.method, (*spec.options, ("attack_bn", bn)))
+    return passes_of(spec.plan())
+
+
+def _by_kind(passes: Counter[Pass]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for (kind, _), count in passes.items():
+        total[kind] += count
+    return dict(total)
 
 
 def _shared(timed: Timed, candidate: Candidate, seconds: Spread) -> Row:
@@ -71,10 +85,10 @@ def _mib(size: int | None) -> float | None:
     return None if size is None else round(size / 2**20, 1)
 
 
-def _reached(bound: Bound, passes: Mapping[str, int], bn: str, seconds: float) -> Row:
+def _reached(bound: Bound, passes: Mapping[Pass, int], seconds: float) -> Row:
     """Rates by the operations and bytes the recipe needs, whatever else a peer computes."""
     rate = bound.flops(passes) / seconds
-    moved = bound.bytes_moved(passes, bn) / seconds
+    moved = bound.bytes_moved(passes) / seconds
     return {
         "gflop": round(bound.flops(passes) / 1e9, 3),
         "tflop_per_s": float(f"{rate / 1e12:.4g}"),
@@ -83,19 +97,19 @@ def _reached(bound: Bound, passes: Mapping[str, int], bn: str, seconds: float) -
     }
 
 
-def _against_bound(bound: Bound, passes: Mapping[str, int], bn: str, seconds: float) -> Row:
-    best = bound.of_step(passes, bn)
+def _against_bound(bound: Bound, passes: Mapping[Pass, int], seconds: float) -> Row:
+    best = bound.of_step(passes)
     return {"bound_ms": float(f"{best * 1e3:.4g}"), "over_bound": round(seconds / best, 3)}
 
 
 def _against_passes(
-    timed: Timed, candidate: Candidate, passes: Mapping[str, int], bn: str
+    timed: Timed, candidate: Candidate, passes: Mapping[Pass, int]
 ) -> dict[str, Any]:
     dtype, mode = candidate.facts["dtype"], candidate.facts["mode"]
-    used = [pass_name(kind, dtype, mode, pass_bn(kind, bn)) for kind, n in passes.items() if n]
+    used = [pass_name(kind, dtype, mode, bn) for kind, bn in passes]
     if any(name not in timed.times for name in used):
         return {}
-    total = sum_of_passes(timed.times, passes, dtype, mode, bn)
+    total = sum_of_passes(timed.times, passes, dtype, mode)
     ratio = paired_ratio(timed.times[candidate.name], total)
     return {"passes_ms": Spread.of(total).times(1e3).as_row(), "over_passes": ratio.as_row()}
 

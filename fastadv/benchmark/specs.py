@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastadv.benchmark.geometry import FORWARD, INPUT_GRADIENT, TRAINING
+from fastadv.cost import Pass, passes
 from fastadv.errors import UserError
 from fastadv.plan import Plan, resolve
+from fastadv.recipes import METHODS
 
-# RWP moves the weights while some sample is easy, which random images never are: counting every
-# sample makes each step the longest there is, and the same on every machine.
-BENCH_OPTIONS: Mapping[str, Mapping[str, Any]] = {"rwp": {"c_min": 1e9}}
+# A step is timed with every part at work. RWP moves the weights while some sample is easy, which
+# random images never are: with every sample easy each step is the longest there is, and the same
+# on every machine. Published strengths of double backward tear a network apart that is fitted to
+# random labels; the work is the same at any.
+AT_WORK: Mapping[str, Any] = {
+    "c_min": 1e9, "warmup_epochs": 0, "te_start": 0, "te_end": 0, "sat_start": 0, "gairat_start": 0,
+    "reg_weight": 0.01,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,10 @@ class Spec:
     @property
     def chosen(self) -> dict[str, Any]:
         """Every option handed to the step."""
-        return dict(BENCH_OPTIONS.get(self.method, {})) | dict(self.options)
+        known = resolve(self.method, dict(self.options)).options
+        return {name: value for name, value in AT_WORK.items() if name in known} | dict(
+            self.options
+        )
 
     def plan(self) -> Plan:
         """The method resolved."""
@@ -56,51 +66,19 @@ class Spec:
 
 
 def parse_specs(text: str) -> list[Spec]:
-    """Methods separated by commas."""
+    """Methods separated by commas; "all" is every recipe."""
+    if text.strip() == "all":
+        return [Spec(method) for method in METHODS]
     return [Spec.parse(entry) for entry in text.split(",") if entry.strip()]
 
 
-ONE_STEP = {"fgsm", "fgsm-r", "fgsm-n", "n-fgsm", "fast", "fgsm-plus", "apart"}
-ONE_OUTER = {"ce", "trades", "clean-subtracted"}
+def passes_of(plan: Plan) -> Counter[Pass] | None:
+    """The passes of one step, all updates of a batch together.
 
-
-def passes_of(plan: Plan) -> dict[str, int] | None:
-    """How many passes of which kind one step needs, over batches of its own size.
-
-    None for a recipe that is not only such passes (double backward, several updates a batch, a
-    number of passes that depends on the data).
+    None where their number depends on the data: RWP below the bench's own c_min stops early when
+    no sample is easy any more.
     """
-    slots, options = plan.slots, plan.options
-    gradients = _attack_gradients(slots["adversary"], options)
-    regularizer = slots["regularizer"]
-    if gradients is None or regularizer not in {"none", "advlc"}:
+    if plan.slots["weights"] == "rwp" and float(plan.options["c_min"]) < AT_WORK["c_min"]:
         return None
-    if slots["objective"] not in ONE_OUTER or slots["target"] != "one-hot":
-        return None
-    weight_passes = {"none": 0, "awp": 1, "rwp": int(options.get("weight_steps", 0))}
-    if slots["weights"] not in weight_passes or _depends_on_data(plan):
-        return None
-    networks = 2 if "natural_logits_train" in plan.needs else 1
-    forwards = sum(need in plan.needs for need in ("natural_logits_eval", "natural_logits_attack"))
-    if forwards == 2 and plan.adversary.attack_bn == "eval":
-        forwards = 1  # both are the same pass
-    return {
-        FORWARD: forwards,
-        INPUT_GRADIENT: gradients,
-        TRAINING: networks * (1 + weight_passes[slots["weights"]]),
-    }
-
-
-def _attack_gradients(adversary: str, options: Mapping[str, Any]) -> int | None:
-    if adversary == "none":
-        return 0
-    if adversary in ONE_STEP:
-        return 1
-    if adversary == "pgd" and int(options.get("restarts", 1)) == 1:
-        return int(options["steps"])
-    return None
-
-
-def _depends_on_data(plan: Plan) -> bool:
-    """RWP below the bench's own c_min stops early when no sample is easy any more."""
-    return plan.slots["weights"] == "rwp" and float(plan.options["c_min"]) < 1e6
+    found = passes(plan).counts
+    return Counter({entry: count * plan.updates_per_batch for entry, count in found.items()})

@@ -1,0 +1,153 @@
+"""The counted passes of every recipe against the forwards and backwards a network really sees."""
+
+from collections import Counter
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_batch
+from tiny_staged import PAD, SAMPLES, staged_model, staged_step, view_of
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastadv import cost
+from fastadv.benchmark.specs import AT_WORK
+from fastadv.plan import resolve
+from fastadv.recipes import METHODS
+
+BATCH = 6
+SHORTER = {"steps": 3, "replays": 2, "weight_steps": 2, "pad": PAD}
+SHORTER["layer_groups"] = ("1",)  # the layer that counts learns
+Seen = Callable[[str], None]
+
+
+class Mark(torch.autograd.Function):
+    """The identity; ``seen`` hears of its backward, and of the derivative of that."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, seen: Seen, name: str) -> Tensor:
+        ctx.seen, ctx.name = seen, name
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        ctx.seen(ctx.name)
+        return Mark.apply(gradient, ctx.seen, f"derivative of {ctx.name}"), None, None
+
+
+class MarkedConv(nn.Conv2d):
+    """A convolution that counts, in batches of ``BATCH`` images and by BatchNorm's mode."""
+
+    counted: Counter[tuple[str, str]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        batches = Fraction(len(x), BATCH)
+        mode = "train" if self.training else "eval"
+
+        def seen(name: str) -> None:
+            self.counted[name, mode] += batches
+
+        seen("forward")
+        weight = Mark.apply(self.weight, seen, "weights")
+        made = functional.conv2d(x, weight, padding=1)
+        return Mark.apply(made, seen, "backward")
+
+
+def marked(model: nn.Module, counted: Counter[tuple[str, str]]) -> nn.Module:
+    """``model``, a layer in its last stage counting into ``counted``."""
+    layer = model.get_submodule("layer4.0.conv2")
+    layer.__class__ = MarkedConv
+    layer.counted = counted
+    return model
+
+
+# What the network is seen to do in one pass of each kind.
+SEEN = {
+    cost.FORWARD: {"forward": 1},
+    cost.INPUT_GRADIENT: {"forward": 1, "backward": 1},
+    cost.TRAINING: {"forward": 1, "backward": 1, "weights": 1},
+    cost.SHARED: {"forward": 1, "backward": 2, "weights": 1},
+    cost.DOUBLE_BACKWARD: {"forward": 1, "backward": 2, "weights": 1, "derivative of backward": 1},
+}
+
+
+def counted_in_an_update(method: str, **options: Any) -> tuple[Counter, Counter]:
+    """What one call of a step is seen to do, and what its plan's passes come to."""
+    seen: Counter[tuple[str, str]] = Counter()
+    known = resolve(method, options).options
+    usual = {**SHORTER, **AT_WORK}
+    if "teachers" in known:
+        usual["teachers"] = [marked(staged_model(seed).eval(), seen) for seed in (7, 8)]
+    options = {name: value for name, value in usual.items() if name in known} | options
+    step = staged_step(marked(staged_model(), seen), method, **options)
+    x, y, _, _ = tiny_batch(BATCH, seed=3)
+    more = {"second": tiny_batch(BATCH, seed=4)[0]} if "second_view" in step.plan.needs else {}
+    index = torch.arange(SAMPLES)[:BATCH]
+    step(x, y, index, view=view_of(BATCH), **more)
+    seen["forward", "eval"] -= Fraction(2, BATCH)  # the first call looks at two images besides
+    expected: Counter[tuple[str, str]] = Counter()
+    for (kind, bn), count in cost.passes(resolve(method, options)).counts.items():
+        for name, times in SEEN[kind].items():
+            expected[name, bn] += times * count * step.updates_per_batch
+    return seen, expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_recipe_makes_the_passes_that_are_counted(method: str) -> None:
+    seen, expected = counted_in_an_update(method)
+    assert seen == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("pgd", {"restarts": 3}),
+        ("pgd-logitalign", {"restarts": 2}),
+        ("pgd-logitalign", {"objective": "trades", "attack_objective": "kl", "random_start": True}),
+        ("fgsm-n-gradalign", {"objective": "trades"}),
+        ("fgsm", {"regularizer": "advlc", "objective": "trades"}),
+        ("fgsm-n-advlc", {"attack_bn": "eval"}),
+        ("fgsm-n-advlc", {"attack_objective": "kl"}),
+        ("fgsm-n-advlc", {"weights": "rwp"}),
+        ("advlc", {"weights": "awp"}),
+        ("te", {"attack_objective": "kl", "attack_bn": "train"}),
+        ("apart", {"regularizer": "igr"}),
+        ("free", {"regularizer": "advlc", "weights": "awp"}),
+        ("pgd-consistency", {"weights": "awp", "objective": "trades"}),
+    ],
+)
+def test_so_do_combinations(method: str, options: dict[str, Any]) -> None:
+    seen, expected = counted_in_an_update(method, **options)
+    assert seen == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "forwards", "units"),
+    [
+        ("standard", 1, 3),
+        ("fgsm-n", 2, 5),
+        ("pgd", 11, 23),
+        ("trades", 13, 27),
+        ("awp", 12, 26),
+        ("rwp", 21, 53),
+        ("trades-awp", 15, 33),
+        ("atta-10", 11, 23),
+        ("apart", 2, 5),
+        ("fgsm-n-advlc", 2, 7),
+        ("advlc", 12, 26),
+        ("te", 12, 24),
+        ("fgsm-n-kdsa", 4, 7),
+        ("fgsm-n-logitalign", 4, 10),
+        ("pgd-logitalign", 22, 46),
+        ("fgsm-n-consistency", 4, 10),
+        ("fgsm-n-igr", 2, 8),
+        ("fgsm-n-cure", 4, 17),
+        ("free", 1, 3),
+    ],
+)
+def test_counts_of_the_published_table(method: str, forwards: int, units: int) -> None:
+    # The papers' own counts, by hand: K = 10 steps of PGD, input gradient 2, training pass 3.
+    found = cost.passes(resolve(method))
+    assert (found.counts.total(), found.units) == (forwards, units)
