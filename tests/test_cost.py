@@ -12,7 +12,7 @@ from tiny_staged import PAD, SAMPLES, staged_model, staged_step, view_of
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastadv import cost
+from fastadv import cost, explain
 from fastadv.benchmark.specs import AT_WORK
 from fastadv.plan import resolve
 from fastadv.recipes import METHODS
@@ -151,3 +151,12 @@ def test_counts_of_the_published_table(method: str, forwards: int, units: int) -
     # The papers' own counts, by hand: K = 10 steps of PGD, input gradient 2, training pass 3.
     found = cost.passes(resolve(method))
     assert (found.counts.total(), found.units) == (forwards, units)
+
+
+def test_what_methods_says_of_a_step() -> None:
+    assert explain.passes(resolve("rwp")) == (
+        "10 input gradient(s), 1 training pass(es), 10 training pass(es) for the weights: "
+        "53 forward passes' work at most"
+    )
+    assert explain.passes(resolve("trades")).startswith("1 forward(s), 10 input gradient(s), 2 tr")
+    assert explain.passes(resolve("free")).startswith("8 updates, each 1 training")
