@@ -129,7 +129,7 @@ class Part:
     """One part of a recipe; its dataclass fields are its options."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    per_sample_state: ClassVar[bool] = False
+    per_sample_state: ClassVar[tuple[str, ...]] = ()  # names in ``state``: a row a sample
     needs_length: ClassVar[bool] = False
     accumulates: ClassVar[bool] = True
 
@@ -144,7 +144,7 @@ class Part:
 
     def remembers(self) -> bool:
         """Whether it keeps something about every training sample with its present options."""
-        return self.per_sample_state
+        return bool(self.per_sample_state)
 
     def follows_epochs(self) -> bool:
         """Whether the part does nothing sensible unless it is told the epoch."""

@@ -154,7 +154,9 @@ class Step:
         self.updater.begin()
         self.walk.scale.copy_(self.updater.scale())
         found = self.passes.gather(batch)
-        distributed.average([g for g in (*found.weights, *found.others) if g is not None])
+        leaves = len(self.plan.adversary.leaves())
+        statistics = [b for b in self.net.buffers if b.is_floating_point()]
+        distributed.average([*found.shared(leaves), *statistics])
         learning = self.walk.learning_named()
         self.plan.layers.before_update(self.updater.optimizer, list(learning), found.weights)
         norm, ok = self.updater(

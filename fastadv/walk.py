@@ -42,6 +42,11 @@ class Found(NamedTuple):
     others: list[Tensor | None]
     buffers: list[Tensor]
 
+    def shared(self, leaves: int) -> list[Tensor]:
+        """What several processes average: all but the gradient of each one's own images."""
+        gradients = [*self.weights, *self.others[:leaves]]
+        return [self.loss, self.accuracy, *(g for g in gradients if g is not None)]
+
 
 class Walk:
     """The passes of one update of ``plan`` on ``net``."""
@@ -91,9 +96,16 @@ class Walk:
         input_gradient = unscaled[count] if adversary.wants_input_gradient else None
         adversary.after(found.batch, found.made, leaf_gradients, input_gradient, ok)
         plan.target.after(found.batch, found.outputs, ok)
+        self._share_rows(found.batch.index)
         if plan.averaging is not None and update:
             plan.averaging.update(self.learning(), ok)
         self._keep_buffers_if(ok, found.buffers)
+
+    def _share_rows(self, index: Tensor) -> None:
+        """What every process remembers about the samples of the others' batches."""
+        for part in self.plan.parts.values():
+            stores = [part.state[name] for name in part.per_sample_state if name in part.state]
+            distributed.share_rows(stores, index)
 
     def _keep_buffers_if(self, ok: Tensor, before: list[Tensor]) -> None:
         buffers = self.net.buffers

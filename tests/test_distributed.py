@@ -7,9 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_step import smooth_model
-from tiny import tiny_batch, tiny_step
-from torch import distributed, multiprocessing
+from tiny import tiny_batch, tiny_model, tiny_step
+from torch import Tensor, distributed, multiprocessing, nn
+
+UPDATES, ROWS = 4, 8
+OPTIONS = {
+    "pgd": {"steps": 2},
+    "awp": {"steps": 2, "warmup_epochs": 0},
+    "rwp": {"steps": 2, "warmup_epochs": 0, "weight_steps": 2},
+    "apart": {"pad": 0},
+    "atta-1": {"pad": 0},
+    "trades-te": {"steps": 2, "te_start": 0, "te_end": 0},
+    "trades-sat": {"steps": 2, "sat_start": 0},
+    "free": {"replays": 2},
+    "swa": {"steps": 2, "average_start": 0},
+}
 
 
 def free_port() -> int:
@@ -18,31 +30,83 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def worker(rank: int, port: int, method: str, wrap: bool, out: str) -> None:
+def network() -> nn.Module:
+    """BatchNorms keep to their running statistics: those of half a batch are not the whole's."""
+    model = tiny_model()
+    model.bn1.eval()
+    model.bn2.eval()
+    return model
+
+
+def batch(update: int) -> tuple[Tensor, Tensor, Tensor]:
+    """In the second half of the run every sample is in the other process's part."""
+    x, y, index, _ = tiny_batch()
+    order = torch.arange(ROWS).roll(ROWS // 2 if update >= UPDATES // 2 else 0)
+    return x[order], y[order], index[order]
+
+
+def trained(method: str, rank: int, world: int, wrap: bool = False) -> dict[str, Tensor]:
+    """Weights, and what the step remembers, after some updates."""
+    model = network()
+    wrapped = torch.nn.parallel.DistributedDataParallel(model) if wrap else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    known = {"total_steps": UPDATES, "steps_per_epoch": 2}
+    step = tiny_step(wrapped, method, optimizer=optimizer, **known, **OPTIONS[method])
+    share = ROWS // world
+    mine = slice(share * rank, share * rank + share)
+    metrics = {}
+    for update in range(UPDATES):
+        x, y, index = batch(update)
+        metrics = step(x[mine], y[mine], index[mine])
+    state = {name: value for name, value in step.state.items() if method != "free"}
+    return model.state_dict() | state | {"loss": metrics["loss"]}
+
+
+def worker(rank: int, port: int, out: str) -> None:
     address = f"tcp://127.0.0.1:{port}"
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    model = smooth_model()
-    wrapped = torch.nn.parallel.DistributedDataParallel(model) if wrap else model
-    x, y, index, _ = tiny_batch()
-    mine = slice(4 * rank, 4 * rank + 4)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    step = tiny_step(wrapped, method, steps=2, optimizer=optimizer)
-    for _ in range(3):
+    results = {method: trained(method, rank, 2, wrap=method == "pgd") for method in OPTIONS}
+    torch.save(results, f"{out}.{rank}")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    """Of each process, for each method."""
+    out = str(tmp_path_factory.mktemp("processes") / "results")
+    multiprocessing.spawn(worker, (free_port(), out), nprocs=2)
+    return [torch.load(f"{out}.{rank}") for rank in range(2)]
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_halves_equal_the_whole(method: str, results: list[dict[str, dict[str, Tensor]]]) -> None:
+    whole = trained(method, 0, 1)
+    if method == "trades-sat":  # its weights are normalised over each process's own batch
+        whole = results[0][method]
+    for process in results:
+        found = process[method]
+        assert found.keys() == whole.keys()
+        for name, value in whole.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def statistics_worker(rank: int, port: int, out: str) -> None:
+    address = f"tcp://127.0.0.1:{port}"
+    distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    model = tiny_model()
+    step = tiny_step(model, "pgd", steps=2)
+    for update in range(2):
+        x, y, index = batch(update)
+        mine = slice(4 * rank, 4 * rank + 4)
         step(x[mine], y[mine], index[mine])
     torch.save(model.state_dict(), f"{out}.{rank}")
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize(("method", "wrap"), [("pgd", True), ("awp", False)])
-def test_halves_equal_the_whole(method, wrap, tmp_path: Path):
-    out = str(tmp_path / "weights")
-    multiprocessing.spawn(worker, (free_port(), method, wrap, out), nprocs=2)
-    model = smooth_model()
-    x, y, index, _ = tiny_batch()
-    step = tiny_step(model, method, steps=2)
-    for _ in range(3):
-        step(x, y, index)
-    for rank in range(2):
-        saved = torch.load(f"{out}.{rank}")
-        for name, value in model.state_dict().items():
-            torch.testing.assert_close(saved[name], value, rtol=1e-9, atol=1e-12)
+def test_running_statistics_are_the_same_in_every_process(tmp_path: Path) -> None:
+    out = str(tmp_path / "model")
+    multiprocessing.spawn(statistics_worker, (free_port(), out), nprocs=2)
+    first, second = (torch.load(f"{out}.{rank}") for rank in range(2))
+    assert not torch.equal(first["bn1.running_mean"], tiny_model().bn1.running_mean)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name

@@ -31,7 +31,7 @@ class ATTA(Ascent):
     statistics. A given ``start`` takes the place of what is kept.
     """
 
-    per_sample_state: ClassVar[bool] = True
+    per_sample_state: ClassVar[tuple[str, ...]] = ("perturbations",)
 
     attack_bn: Literal["train", "eval"] = "eval"
     steps: int = 1

@@ -44,7 +44,7 @@ class FGSMPlus(Adversary):
     torch < 2 only. It is off unless given.
     """
 
-    per_sample_state: ClassVar[bool] = True
+    per_sample_state: ClassVar[tuple[str, ...]] = ("omega",)
     wants_input_gradient: ClassVar[bool] = True
     accumulates: ClassVar[bool] = False
 

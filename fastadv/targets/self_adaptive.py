@@ -25,7 +25,7 @@ class SelfAdaptive(Target):
     hard label is fitted and t stays. The attack does not change.
     """
 
-    per_sample_state: ClassVar[bool] = True
+    per_sample_state: ClassVar[tuple[str, ...]] = ("targets",)
 
     sat_momentum: float = 0.9
     sat_start: float = 0.69

@@ -37,7 +37,7 @@ class TemporalEnsembling(Target):
     objective fits, natural ones for TRADES; ``"paper"`` always takes p(x').
     """
 
-    per_sample_state: ClassVar[bool] = True
+    per_sample_state: ClassVar[tuple[str, ...]] = ("predictions",)
 
     te_weight: float = 30.0
     te_momentum: float = 0.9
