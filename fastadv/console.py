@@ -12,16 +12,19 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fastadv.engine import distributed
+
 if TYPE_CHECKING:
     from fastadv.run_folder import RunFolder
     from fastadv.session import Session
 
 
 class Console:
-    """Writes to the terminal; without one, plain lines."""
+    """Writes to the terminal; without one, plain lines. Of several processes the first speaks."""
 
     def __init__(self, console: rich.console.Console | None = None) -> None:
-        self.out = console or rich.console.Console(highlight=False, soft_wrap=True)
+        quiet = distributed.rank() != 0
+        self.out = console or rich.console.Console(highlight=False, soft_wrap=True, quiet=quiet)
         self._total = 1
         self._began = time.monotonic()
         self._done_before = 0
@@ -37,6 +40,8 @@ class Console:
             f"training images, {config.norm} eps {session.threat.eps:.4g}, batch "
             f"{config.batch_size}, {session.device}, {_precision(session)}, {config.mode}"
         )
+        if distributed.world_size() > 1:
+            self.out.print(f"{distributed.world_size()} processes share each batch")
         self.out.print(f"run folder: {escape(str(folder.path))}")
         if config.select == "test":
             self.out.print(

@@ -13,6 +13,7 @@ from fastadv.attacks import ATTACKS, inputs
 from fastadv.attacks.autoattack import require_package
 from fastadv.attacks.names import OPTIONS, AttackSpec, parse_attack
 from fastadv.attacks.problem import Problem
+from fastadv.engine import distributed
 from fastadv.engine.network import Network
 from fastadv.errors import NotFiniteError, UserError
 from fastadv.threat import Threat, parse_number
@@ -30,6 +31,7 @@ def evaluate(
     amp: bool | str = False,
     device: torch.device | str | None = None,
     progress: Callable[[int], None] | None = None,
+    shared: bool = False,
 ) -> dict[str, float]:
     """Accuracy in [0,1] under each of ``attacks``, by name, from one pass over ``batches``.
 
@@ -37,7 +39,8 @@ def evaluate(
     and for ``eps`` and ``norm`` see ``fastadv.attack``; ``alpha`` (pixels) is the step of the
     attacks with several steps. ``amp`` computes in "bf16" (True) or "fp16". ``device`` is the
     model's when None. ``progress(images)`` is called after each batch with the number of images
-    judged so far.
+    judged so far. ``shared``: the processes of the group, which must all call this with the same
+    images, judge the batches in turn and all get the whole accuracy.
 
     Robust accuracy is the share of all images whose x_adv is classified right. Images that are
     misclassified without an attack are attacked too, as in the papers: counting them as wrong
@@ -57,11 +60,17 @@ def evaluate(
     net = inputs.attacked_network(model, torch.device(where), amp)
     with inputs.attackable(net):
         tally = _Tally(net, threat, specs, seed)
-        for batch in batches:
+        processes = distributed.world_size() if shared else 1
+        for number, batch in enumerate(batches):
             x, y = _pair(batch)
-            tally.add(x, y)
+            if number % processes == (distributed.rank() if shared else 0):
+                tally.add(x, y)
+            else:
+                tally.images += len(x)
             if progress is not None:
                 progress(tally.images)
+        if shared:
+            distributed.add_up(tally.right)
         return tally.scores()
 
 
@@ -100,6 +109,7 @@ class _Tally:
         self.specs = specs
         self.seed = seed
         self.images = 0
+        self.looked = False
         self.classes = 0
         self.right = torch.zeros(len(specs), dtype=torch.int64, device=net.device)
         # Images outside the box, labels out of range, logits that are not finite.
@@ -121,8 +131,9 @@ class _Tally:
             clean = problem.logits(x)
         self.classes = clean.shape[1]
         self._note_trouble(x, y, clean)
-        if self.images == 0 or self.net.waits_are_free:
+        if self.net.waits_are_free or not self.looked:
             self._raise_trouble()
+            self.looked = True
         # An index out of range would end a CUDA process; the mistake is reported at the end.
         problem = replace(problem, y=y.clamp(0, self.classes - 1))
         for position, spec in enumerate(self.specs.values()):

@@ -6,13 +6,16 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
+from fastadv.engine import distributed
+
 
 class Events:
     """Writes each epoch's numbers as scalars into the run folder; without TensorBoard, nothing."""
 
     def __init__(self, folder: Path) -> None:
         self._writer = None
-        if importlib.util.find_spec("tensorboard") is not None:
+        installed = importlib.util.find_spec("tensorboard") is not None
+        if installed and distributed.rank() == 0:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder))

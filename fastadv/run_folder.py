@@ -1,4 +1,7 @@
-"""A run's folder: config.toml, metrics.jsonl, last.pt, best.pt, summary.json."""
+"""A run's folder: config.toml, metrics.jsonl, last.pt, best.pt, summary.json.
+
+Of several processes the first one writes; the others read what it wrote.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 
 from fastadv import checkpoint
 from fastadv.config import TrainConfig, from_toml, to_toml
+from fastadv.engine import distributed
 from fastadv.errors import UserError
 
 
@@ -33,11 +37,14 @@ class RunFolder:
                 f"{path} already holds a run; continue it with --resume {path} or choose another "
                 "--out."
             )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"Cannot make the folder {path}: {error.strerror}.") from None
-        checkpoint.write_text(folder.config, to_toml(config))
+        distributed.wait()  # all have looked before one writes
+        if distributed.rank() == 0:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"Cannot make the folder {path}: {error.strerror}.") from None
+            checkpoint.write_text(folder.config, to_toml(config))
+        distributed.wait()
         return folder
 
     @classmethod
@@ -51,8 +58,16 @@ class RunFolder:
     def read_config(self) -> TrainConfig:
         return from_toml(self.config)
 
+    def save(self, path: Path, payload: dict[str, Any]) -> None:
+        """``checkpoint.save``; afterwards every process can read it."""
+        if distributed.rank() == 0:
+            checkpoint.save(path, payload)
+        distributed.wait()
+
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Append one epoch's line."""
+        if distributed.rank() != 0:
+            return
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -70,10 +85,14 @@ class RunFolder:
 
     def keep_metrics_before(self, epoch: int) -> None:
         """Forget lines of epochs that will be trained again."""
+        if distributed.rank() != 0:
+            return
         kept = [line for line in self.read_metrics() if line["epoch"] <= epoch]
         checkpoint.write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
+        if distributed.rank() != 0:
+            return
         checkpoint.write_text(self.summary, json.dumps(summary, indent=2) + "\n")
 
 

@@ -10,24 +10,27 @@ import torch
 from torch import nn
 
 from fastadv.config import TrainConfig
+from fastadv.engine import distributed
 from fastadv.errors import UserError
 from fastadv.models import build_model
-from fastadv.schedules import Schedule
+from fastadv.schedules import USUAL_DROPS, Schedule
 from fastadv.source import Source, open_source
 from fastadv.threat import Threat
 from fastadv.training_step import Step
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one."""
+    """``auto`` is CUDA where there is one; of several processes each has its own GPU."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"Unknown device {name!r}; use auto, cpu, cuda or cuda:N.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("There is no CUDA device here; leave --device away or say cpu.")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", distributed.local_rank())
     return device
 
 
@@ -76,7 +79,8 @@ class Session:
                 "fastadv pseudo-label RUN --images FILE.npz --out LABELLED.npz, then pass "
                 "--unlabelled LABELLED.npz."
             )
-        data = open_source(config, device, views=2 if "second_view" in plan.needs else 1)
+        with distributed.first_alone():
+            data = open_source(config, device, views=2 if "second_view" in plan.needs else 1)
         # channels_last measured faster for every network and precision tried (bench/README.md).
         model = make_model(config, data).to(device)
         cast(Any, model).to(memory_format=torch.channels_last)  # torch's stubs leave it out
@@ -86,7 +90,7 @@ class Session:
             lr=lr,
             momentum=config.momentum,
             weight_decay=float(config.weight_decay or 0.0),
-            nesterov=config.nesterov,
+            nesterov=bool(config.nesterov),
         )
         epochs = int(config.epochs or 1)
         threat = Threat(config.norm, float(config.eps or 0.0))
@@ -107,8 +111,13 @@ class Session:
             seed=config.seed,
         )
         updates = epochs * len(data.loader) * plan.updates_per_batch
+        shares = [drop if drop < 1 else drop / epochs for drop in config.drops or USUAL_DROPS]
         schedule = Schedule(
-            optimizer, config.schedule or "constant", updates, cycle_momentum=config.cycle_momentum
+            optimizer,
+            config.schedule or "constant",
+            updates,
+            cycle_momentum=bool(config.cycle_momentum),
+            drops=shares,
         )
         step.before_update = schedule
         # What was chosen by measuring is written down and used again on resume.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from fastadv.config import TrainConfig
 from fastadv.data import (
+    AutoAugmented,
     DeviceLoader,
+    Loader,
     MixedLoader,
     eval_batches,
     is_tree,
@@ -22,6 +25,7 @@ from fastadv.data import (
 from fastadv.data.choice import choose_loader, stream_format, stream_statistics
 from fastadv.data.dali import DaliLoader
 from fastadv.data.dataset import split_labels
+from fastadv.engine import distributed
 from fastadv.errors import UserError
 from fastadv.pseudo_labels import read_pseudo_labelled
 
@@ -58,7 +62,7 @@ class Source:
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    loader: DeviceLoader | MixedLoader | DaliLoader
+    loader: Loader
     validation: Judging
     test: Judging
     streams: bool
@@ -68,10 +72,14 @@ def open_source(config: TrainConfig, device: torch.device, views: int = 1) -> So
     """The configured data on ``device``; ``views=2`` draws a second view of each image.
 
     ``loader="auto"`` keeps a set on the device if it takes a quarter of its memory at most, and
-    streams a larger tree of files through DALI.
+    streams a larger tree of files through DALI. Raises ``UserError`` for data and a method that
+    cannot go together.
     """
+    _require_one_update_a_row(config)
     options: dict[str, Any] = {
-        "batch_size": int(config.batch_size or 1),
+        "batch_size": _own_batch_size(config),
+        "rank": distributed.rank(),
+        "world_size": distributed.world_size(),
         "device": device,
         "seed": config.seed,
         "pad": int(config.pad or 0),
@@ -84,8 +92,47 @@ def open_source(config: TrainConfig, device: torch.device, views: int = 1) -> So
     if kind == "dali" and config.unlabelled is not None:
         raise UserError("--unlabelled mixes images in memory; leave --loader dali away.")
     if kind == "dali":
-        return _from_files(config, device, options)
-    return _from_memory(config, device, options)
+        return _augmented(config, _from_files(config, device, options))
+    return _augmented(config, _from_memory(config, device, options))
+
+
+def _require_one_update_a_row(config: TrainConfig) -> None:
+    if config.unlabelled is not None and config.plan().per_sample_state:
+        raise UserError(
+            "--unlabelled draws images with replacement, so a batch may hold the same one twice, "
+            f"with two updates for the one memory that {config.method} keeps of each; leave it "
+            "away, or choose parts that remember nothing of a sample."
+        )
+
+
+def _augmented(config: TrainConfig, source: Source) -> Source:
+    """``source`` with the configured augmentation beyond crop and flip."""
+    if config.augmentation == "base":
+        return source
+    if config.plan().adversary.remembers():
+        raise UserError(
+            "--augmentation autoaugment turns and shears images, and a perturbation kept for each "
+            f"sample cannot follow; leave it away with {config.method}."
+        )
+    if source.channels not in (1, 3):
+        raise UserError(
+            f"--augmentation autoaugment is for grey or RGB images, not {source.channels} "
+            "channels; leave it away."
+        )
+    half = int(config.epochs or 1) // 2
+    loader = AutoAugmented(source.loader, first_epoch=half, seed=config.seed)
+    return dataclasses.replace(source, loader=loader)
+
+
+def _own_batch_size(config: TrainConfig) -> int:
+    """The images of a step that one process takes; all processes take equally many."""
+    whole, processes = int(config.batch_size or 1), distributed.world_size()
+    if whole % processes:
+        raise UserError(
+            f"--batch-size is the whole step's, {whole} images, which {processes} processes "
+            "cannot share equally; choose a multiple."
+        )
+    return whole // processes
 
 
 def _loader(config: TrainConfig, device: torch.device) -> str:
@@ -119,7 +166,7 @@ def _from_memory(config: TrainConfig, device: torch.device, options: dict[str, A
     validation = _judging(data.train_images[held_out], data.train_labels[held_out], device)
     if config.select == "test":
         rows, validation = torch.arange(len(data.train_images)), test
-    loader: DeviceLoader | MixedLoader
+    loader: Loader
     if config.unlabelled is None:
         loader = DeviceLoader(data.train_images, data.train_labels, indices=rows, **options)
     else:

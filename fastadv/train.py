@@ -15,12 +15,13 @@ from torch import Tensor
 from fastadv import checkpoint
 from fastadv.config import TrainConfig, settled
 from fastadv.console import Console
+from fastadv.engine import distributed
 from fastadv.engine.precision import tf32
 from fastadv.errors import NotFiniteError, TrainingError, UserError
 from fastadv.evaluation import evaluate
 from fastadv.events import Events
 from fastadv.run_folder import RunFolder
-from fastadv.session import Session
+from fastadv.session import Session, choose_device
 from fastadv.source import Judging
 
 CHECK_EVERY = 50  # batches between looks at the fault flag
@@ -53,23 +54,24 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     Raises ``UserError`` for what cannot be done, ``TrainingError`` when a loss is not finite and
     ``Interrupted`` after saving when a signal asks to stop.
     """
-    console = console or Console()
     config = settled(config)
-    session = Session.build(config)
-    folder = RunFolder.create(config.out, session.config)
-    return _run(session, folder, Progress(), console)
+    with distributed.joined(choose_device(config.device)):
+        session = Session.build(config)
+        folder = RunFolder.create(config.out, session.config)
+        return _run(session, folder, Progress(), console or Console())
 
 
 def resume(path: str, console: Console | None = None) -> dict[str, Any]:
     """Continue the run in ``path`` from its last checkpoint, to the same bits as without a stop."""
-    console = console or Console()
     folder = RunFolder.open(path)
-    session = Session.build(folder.read_config())
-    progress = Progress()
-    if folder.last.exists():
-        progress = _restore(session, folder)
-    folder.keep_metrics_before(progress.epoch)
-    return _run(session, folder, progress, console)
+    config = folder.read_config()
+    with distributed.joined(choose_device(config.device)):
+        session = Session.build(config)
+        progress = Progress()
+        if folder.last.exists():
+            progress = _restore(session, folder)
+        folder.keep_metrics_before(progress.epoch)
+        return _run(session, folder, progress, console or Console())
 
 
 def _run(
@@ -83,7 +85,7 @@ def _run(
         except TrainingError as error:
             if session.step.healthy():
                 raise
-            checkpoint.save(folder.last_good, {"model": session.model.state_dict()})
+            folder.save(folder.last_good, {"model": session.model.state_dict()})
             raise TrainingError(f"{error} They are saved in {folder.last_good}.") from None
         summary = runner.final_test()
     folder.write_summary(summary)
@@ -137,7 +139,7 @@ class _Runner:
                 tick(len(batch.label))
                 if progress.batch % CHECK_EVERY == 0:
                     self._look(time.monotonic() - began)
-                if self.stop_requested:
+                if self._asked_to_stop():
                     progress.train_seconds += time.monotonic() - began
                     self._stop()
         session.step.check()
@@ -148,12 +150,26 @@ class _Runner:
         """Read the fault flag, and save when the last checkpoint is old."""
         self.session.step.check()
         minutes = (time.monotonic() - self._saved_at) / 60
-        if minutes >= self.session.config.checkpoint_minutes:
+        old = minutes >= self.session.config.checkpoint_minutes
+        if distributed.any_process(old, self.session.device):
             self._save(extra_seconds=seconds)
+
+    def _asked_to_stop(self) -> bool:
+        """Whether this process was told to stop; of several, at the moments they all ask."""
+        done, batches = self.progress.batch, len(self.session.data.loader)
+        if distributed.world_size() > 1 and done % CHECK_EVERY and done < batches:
+            return False
+        return self._told_to_stop()
+
+    def _told_to_stop(self) -> bool:
+        told = self.stop_requested is not None
+        if distributed.any_process(told, self.session.device) and not told:
+            self.stop_requested = "another process"
+        return self.stop_requested is not None
 
     def _heed(self) -> None:
         """End judging when asked to stop; what is judged may be an average, so save elsewhere."""
-        if self.stop_requested:
+        if self._told_to_stop():
             raise _StopJudging
 
     def _stop(self, save: bool = True) -> None:
@@ -211,6 +227,7 @@ class _Runner:
                 norm=config.norm,
                 seed=config.seed,
                 progress=lambda _: self._heed(),
+                shared=True,
             )
         except NotFiniteError:
             raise TrainingError(
@@ -226,7 +243,7 @@ class _Runner:
             return
         progress.best_score, progress.best_clean = score, scores["clean"]
         progress.best_epoch = progress.epoch + 1
-        checkpoint.save(self.folder.best, {"model": self.session.model.state_dict()})
+        self.folder.save(self.folder.best, {"model": self.session.model.state_dict()})
 
     def _save(self, extra_seconds: float = 0.0) -> None:
         session = self.session
@@ -242,7 +259,7 @@ class _Runner:
         }
         if session.device.type == "cuda":
             payload["cuda_rng"] = torch.cuda.get_rng_state(session.device)
-        checkpoint.save(self.folder.last, payload)
+        self.folder.save(self.folder.last, payload)
         self._saved_at = time.monotonic()
 
     def final_test(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from fastadv.engine import guard
+from fastadv.engine import distributed, guard
 from fastadv.engine.buffers import copy_into, kept
 
 
@@ -36,6 +36,7 @@ def averaged_weights(
             if batches is not None:
                 with guard.flags_kept(model), torch.no_grad():
                     update_bn(_images(batches), model)
+                    distributed.average([b for b in model.buffers() if b.is_floating_point()])
             yield
         finally:
             copy_into([parameter.detach() for parameter in parameters], live)

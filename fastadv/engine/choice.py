@@ -7,7 +7,7 @@ import time
 import torch
 from torch import Tensor
 
-from fastadv.engine import guard
+from fastadv.engine import distributed, guard
 from fastadv.engine.network import Network
 from fastadv.errors import UserError, unknown
 
@@ -54,5 +54,5 @@ def settled_mode(net: Network, x: Tensor, units: float, total_steps: int | None)
         began = time.perf_counter()
         net.logits(x)
         seconds = time.perf_counter() - began
-    ahead = seconds * units * total_steps
-    return "compiled" if ahead > WORTH_COMPILING_SECONDS else "eager"
+    long = seconds * units * total_steps > WORTH_COMPILING_SECONDS
+    return "compiled" if distributed.any_process(long, net.device) else "eager"

@@ -8,10 +8,53 @@ stays each process's own: BatchNorm's statistics while training, the largest ent
 normalised weights of SAT and GAIRAT.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
+
+# The first process decodes a data set while the others wait.
+PATIENCE = timedelta(hours=6)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """The process group torchrun asks for in its environment; nothing where there is none."""
+    if world_size() > 1 or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, which is that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def wait() -> None:
+    """Until every process is here."""
+    if world_size() > 1:
+        distributed.barrier()
+
+
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """Process 0 runs the block before the others do: it leaves files that they find."""
+    if rank() != 0:
+        wait()
+    yield
+    if rank() == 0:
+        wait()
 
 
 def world_size() -> int:
@@ -41,6 +84,12 @@ def average(tensors: Sequence[Tensor]) -> None:
         pieces = flat.split([tensor.numel() for tensor in same])
         for tensor, piece in zip(same, pieces, strict=True):
             tensor.copy_(piece.view(tensor.shape))
+
+
+def add_up(tensor: Tensor) -> None:
+    """Replace ``tensor`` by its sum over all processes, in place."""
+    if world_size() > 1:
+        distributed.all_reduce(tensor)
 
 
 @torch.no_grad()

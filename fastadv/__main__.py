@@ -1,0 +1,5 @@
+"""``python -m fastadv``, which torchrun can start: ``torchrun --nproc-per-node 8 -m fastadv``."""
+
+from fastadv.cli import main
+
+main()

@@ -1,0 +1,78 @@
+"""``fastadv train`` under torchrun: one run, shared by two processes, that stops and resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_resume import WORDS, same, wait_for_epoch
+
+from fastadv import checkpoint
+
+pytestmark = pytest.mark.slow
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.Popen(
+        [*launcher, "--nproc-per-node", "2", "-m", "fastadv", "train", *words],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def finished(*words: str) -> str:
+    process = start(*words)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return output
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    said = finished(*WORDS, "--out", str(out))
+    assert "2 processes share each batch" in said
+    assert said.count("epoch   4/4") == 1
+    return out
+
+
+def test_stopped_and_resumed_it_is_the_same_run(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stopped"
+    process = start(*WORDS, "--out", str(out))
+    wait_for_epoch(out, 1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert not (out / "summary.json").exists()
+    finished("--resume", str(out))
+    same(out, whole)
+
+
+def test_another_number_of_processes_may_continue(whole: Path, tmp_path: Path) -> None:
+    """The checkpoint is that of the whole run; one process goes on with the same batches."""
+    out = tmp_path / "alone"
+    process = start(*WORDS, "--out", str(out))
+    wait_for_epoch(out, 1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    command = [sys.executable, "-m", "fastadv", "train", "--resume", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    two, one = (checkpoint.load(path / "last.pt") for path in (whole, out))
+    assert one["progress"]["epoch"] == two["progress"]["epoch"]
+    assert torch.equal(one["step"]["offset"], two["step"]["offset"])
+    assert json.loads((out / "summary.json").read_text())["last"]["clean"] > 0.1
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+    process = start("--batch-size", "33", "--limit", "99", "--out", str(tmp_path / "odd"))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "2 processes cannot share equally" in errors.replace("\n", " ")
