@@ -38,6 +38,7 @@ SETTING_HELP: Mapping[str, str] = {
     "pad": "random crops of the image padded by this many pixels",
     "flip": "random horizontal flips",
     "padding": "how crops are padded: constant or reflect",
+    "augmentation": "base (crop, flip) or autoaugment (with cutout, both from half of the run on)",
     "limit": "train on this many images only",
     "unlabelled": "images with pseudo-labels (fastadv pseudo-label writes them), for RST",
     "image_size": "bring the images of a folder to this height and width",

@@ -49,6 +49,7 @@ class TrainConfig:
     pad: int | None = None
     flip: bool | None = None
     padding: Literal["constant", "reflect"] | None = None
+    augmentation: Literal["base", "autoaugment"] = "base"
     limit: int | None = None
     image_size: int | None = None
     unlabelled: str | None = None

@@ -1,5 +1,6 @@
 """Data sets, and loaders that give ``(index, image, label, view)`` on the device."""
 
+from fastadv.data.autoaugment import AutoAugmented, Loader
 from fastadv.data.catalogue import DATA_SETS, is_tree, list_images, load
 from fastadv.data.choice import choose_loader, stream_format, stream_statistics
 from fastadv.data.dali import DaliLoader
@@ -11,10 +12,12 @@ from fastadv.data.view import Batch, View
 
 __all__ = [
     "DATA_SETS",
+    "AutoAugmented",
     "Batch",
     "DaliLoader",
     "Dataset",
     "DeviceLoader",
+    "Loader",
     "MixedLoader",
     "View",
     "choose_loader",

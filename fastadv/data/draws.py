@@ -17,6 +17,7 @@ _MASK = (1 << 64) - 1
 
 # Each use of randomness has its own stream, so that none is a copy of another.
 ORDER, VIEW, SECOND_VIEW, MIXED_ROWS, MIXED_ORDER, SPLIT, LIMIT, NOISE, NOISE_LABEL = range(9)
+AUGMENT, SECOND_AUGMENT = 9, 10
 
 
 def _signed(value: int) -> int:

@@ -1,0 +1,122 @@
+"""AutoAugment and cutout on top of a loader's crops and flips, from some epoch of a run on.
+
+The augmentation of the Consistency paper's main results (Tack et al., AAAI 2022): crop and flip
+until half of the run, then also AutoAugment's policy for CIFAR-10 (Cubuk et al., CVPR 2019; the
+operations are torchvision's, pixels from outside are black) and one square of half the image's
+side cut out (DeVries and Taylor 2017): 16 of 32 pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fastadv.data import draws
+from fastadv.data.view import Batch, unit_images
+from fastadv.torchvision_shim import import_torchvision
+
+NEVER = 2.0  # above every probability of the policy
+
+
+class Loader(Protocol):
+    """What every loader does."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]: ...
+
+
+class AutoAugmented:
+    """The batches of ``loader``, their images augmented from epoch ``first_epoch`` (from 0) on.
+
+    What a sample gets depends on ``seed``, the epoch and its row alone, the second view's on a
+    stream of its own; rows, labels and the views drawn before stay. Images have one or three
+    channels. A ``View`` no longer says where a pixel came from: not for parts that store pixels.
+    """
+
+    def __init__(self, loader: Loader, *, first_epoch: int, seed: int) -> None:
+        import_torchvision()
+        self.loader, self.first_epoch, self.seed = loader, first_epoch, seed
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self.loader)
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of ``epoch`` from ``start_batch`` on."""
+        batches = self.loader.epoch(epoch, start_batch)
+        return batches if epoch < self.first_epoch else map(self._at(epoch), batches)
+
+    def _at(self, epoch: int) -> Any:
+        def augmented(batch: Batch) -> Batch:
+            image = self._augment(batch.image, batch.index, epoch, draws.AUGMENT)
+            if batch.second is None:
+                return dataclasses.replace(batch, image=image)
+            other, view = batch.second
+            other = self._augment(other, batch.index, epoch, draws.SECOND_AUGMENT)
+            return dataclasses.replace(batch, image=image, second=(other, view))
+
+        return augmented
+
+    def _augment(self, images: Tensor, index: Tensor, epoch: int, stream: int) -> Tensor:
+        counters = (stream, self.seed, epoch)
+        stored = images.float().mul(255).round().to(torch.uint8)
+        policy = auto_augment(stored, index, *counters)
+        return cut_out(unit_images(policy, images.dtype), index, *counters)
+
+
+def auto_augment(images: Tensor, index: Tensor, *counters: int) -> Tensor:
+    """AutoAugment's CIFAR-10 policy on ``images`` (B,C,H,W) uint8, of rows ``index`` (B,).
+
+    Each sample draws one of 25 pairs of operations, whether either is applied, and the direction
+    of those that have one: a pure function of its row and ``counters``.
+    """
+    pairs = _given(0, 0, 0).policies
+    choice = draws.integers(index, len(pairs), *counters, 0)
+    found = images.clone()
+    for place in (0, 1):
+        chances = torch.tensor([pair[place][1] for pair in pairs], device=index.device)
+        applied = draws.uniform(index, *counters, 1 + place) <= chances[choice]
+        sign = draws.integers(index, 2, *counters, 3 + place)
+        # Samples with the same operation go through it together: few calls a batch.
+        kinds = torch.where(applied, 2 * choice + sign, -1)
+        for kind in kinds.unique().tolist():
+            if kind >= 0:
+                rows = (kinds == kind).nonzero().squeeze(1)
+                found[rows] = _given(kind // 2, place, kind % 2)(found[rows])
+    return found
+
+
+def _given(pair: int, place: int, sign: int) -> Any:
+    """torchvision's transform, but it applies just operation ``place`` of ``pair``."""
+    transforms = import_torchvision().transforms
+    transform = transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10)
+    chances = torch.full((2,), NEVER)
+    chances[place] = 0.0
+    # The method that draws is public and static; ours draws nothing.
+    transform.get_params = lambda _: (pair, chances, torch.full((2,), sign))
+    return transform
+
+
+def cut_out(images: Tensor, index: Tensor, *counters: int) -> Tensor:
+    """``images`` (B,C,H,W) with zeros in a square of half the shorter side around a random pixel.
+
+    The pixel is uniform over the image, so the border cuts some squares (the released code).
+    """
+    height, width = images.shape[-2:]
+    half = min(height, width) // 2 // 2
+    center_y = draws.integers(index, height, *counters, 5)
+    center_x = draws.integers(index, width, *counters, 6)
+    inside = _band(center_y, half, height)[:, None, :, None]
+    inside = inside & _band(center_x, half, width)[:, None, None, :]
+    return images.masked_fill(inside, 0.0)
+
+
+def _band(center: Tensor, half: int, size: int) -> Tensor:
+    """(B,size), true from ``center - half`` to before ``center + half``."""
+    place = torch.arange(size, device=center.device)
+    return (place >= center[:, None] - half) & (place < center[:, None] + half)
