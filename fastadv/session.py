@@ -91,6 +91,8 @@ class Session:
             momentum=config.momentum,
             weight_decay=float(config.weight_decay or 0.0),
             nesterov=bool(config.nesterov),
+            # One launch on a GPU, which masks itself where a loss was not finite.
+            fused=True if device.type == "cuda" else None,
         )
         epochs = int(config.epochs or 1)
         threat = Threat(config.norm, float(config.eps or 0.0))
