@@ -67,6 +67,15 @@ REFUSALS: tuple[tuple[str, Callable[[Plan], bool], str], ...] = (
         lambda plan: plan.slots["regularizer"] == "consistency" and plan.per_sample_state,
         "two views of a sample in one batch have two different updates for its one memory.",
     ),
+    (
+        "target temporal-ensembling (self-adaptive) x adversary free",
+        lambda plan: (
+            plan.slots["target"] in ("temporal-ensembling", "self-adaptive")
+            and plan.updates_per_batch > 1
+        ),
+        "it averages one prediction of a sample an epoch, and the replays would give it several "
+        "in a row, of one view and nearly the same weights.",
+    ),
 )
 
 

@@ -16,7 +16,9 @@ class Consistency(Regularizer):
 
     The step trains on both views as one batch of 2B images, attacked and forwarded together; the
     objective is its mean over 2B. T is ``js_temperature``: 0.5 in alinlab/consistency-adversarial,
-    1 in the AdvLC paper.
+    1 in the AdvLC paper. Its paper's main results augment both views by AutoAugment and cutout in
+    the second half of the run (``fastadv train --augmentation autoaugment``); the AdvLC paper
+    says nothing of it, and crops and flips are the default.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"second_view"})
