@@ -153,24 +153,56 @@ def test_gairat_before_its_start_is_adversarial_training_bit_for_bit():
     assert_same(model, plain, 0.0)
 
 
-def test_samples_below_a_loss_are_left_out():
+@pytest.mark.parametrize("mode", MODES)
+def test_samples_below_a_loss_are_left_out(mode):
+    model, other = tiny_model(), tiny_model()
+    optimizer, limit = sgd(other), 1.5
+    step = tiny_step(model, mode=mode, leave_out_below=limit, **ATTACK)
+    left_out = set()
+    for seed in (1, 2, 3):  # the compiled graph of the first batch serves the others, too
+        x, y, index, start = tiny_batch(seed=seed)
+        metrics = step(x, y, index, start=start)
+        losses = ce(other(attack(other, x, y, start)), y)
+        kept = losses.detach() >= limit
+        left_out.add(len(x) - int(kept.sum()))
+        descend(optimizer, losses[kept].mean())
+        assert_same(model, other)
+        torch.testing.assert_close(metrics["loss"], losses[kept].mean().detach())
+    assert len(left_out) > 1, "another number of samples should stay in some batch"
+    assert 0 < min(left_out) <= max(left_out) < len(x)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_left_out_has_no_part_in_perturbed_weights(mode):
     x, y, index, start = tiny_batch()
     model, other = tiny_model(), tiny_model()
+    options = {"weights": "awp", "gamma": 0.02, "leave_out_below": 1.2}
+    tiny_step(model, mode=mode, **options, **ATTACK)(x, y, index, start=start)
     x_adv = attack(other, x, y, start)
+
+    def loss(network):
+        losses = ce(network(x_adv), y)
+        return losses[losses.detach() >= 1.2].mean()
+
+    optimizer, moved = sgd(other), {}
+    proxy = twin(other)
+    loss(proxy).backward()
     with torch.no_grad():
-        limit = float(ce(twin(other)(x_adv), y).median())
-    step = tiny_step(model, leave_out_below=limit, **ATTACK)
-    step(x, y, index, start=start)
-    optimizer = sgd(other)
-    losses = ce(other(x_adv), y)
-    kept = losses.detach() >= limit
-    assert 0 < kept.sum() < len(x)
-    descend(optimizer, losses[kept].mean())
-    assert_same(model, other)
+        for name, weight in other.named_parameters():
+            if "weight" in name and weight.ndim > 1:
+                gradient = proxy.get_parameter(name).grad
+                moved[name] = 0.02 * weight.norm() / gradient.norm() * gradient
+                weight += moved[name]
+    descend(optimizer, loss(other))
+    with torch.no_grad():
+        for name, change in moved.items():
+            other.get_parameter(name).sub_(change)
+    assert_same(model, other, 1e-9)
 
 
-def test_all_samples_left_out_leave_no_gradient():
-    _, _, metrics = run(leave_out_below=1e6)
+@pytest.mark.parametrize("mode", MODES)
+def test_all_samples_left_out_leave_no_gradient(mode):
+    _, _, metrics = run(mode, leave_out_below=1e6)
     assert float(metrics["grad_norm"]) == 0.0
 
 
