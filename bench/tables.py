@@ -1,7 +1,7 @@
-"""Markdown tables from rows: ``python bench/tables.py [--write README.md bench/README.md]``.
+"""Markdown tables from rows: ``python bench/tables.py [--write README.md bench/README.md ...]``.
 
 Without ``--write`` they are printed. In a file, what stands between ``<!-- bench:NAME -->`` and
-``<!-- /bench:NAME -->`` is replaced, for NAME in speed, methods, passes and robust. Of every
+``<!-- /bench:NAME -->`` is replaced, for NAME in ``TABLES``. Of every
 device and setting the newest run counts.
 """
 
@@ -14,6 +14,8 @@ from typing import Any
 from fastadv.benchmark.rows import read_rows
 from fastadv.benchmark.table import number, percent
 from fastadv.errors import unknown
+from fastadv.explain import recipe_table
+from fastadv.recipes import METHODS
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
@@ -135,6 +137,31 @@ def robust_table(rows: list[Row]) -> str:
     return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
 
 
+def recipes_table(rows: list[Row]) -> str:
+    """Every recipe with what it reached on digits after a few epochs."""
+    chosen = newest_of_each([row for row in rows if row["kind"] == "digits"], _recipe)
+    reached = {row["method"]: row for row in chosen if row["method"] in METHODS}
+    if "standard" not in reached:
+        return recipe_table()
+    epochs = reached["standard"]["epochs"]
+    said = [
+        f"Status: clean / PGD-20 test accuracy, %, after {epochs} epochs on digits with the "
+        f"recipe's own defaults there; standard training reaches "
+        f"{_accuracies(reached['standard'])}. `python bench/digits.py` measures it:",
+        *dict.fromkeys(map(_caption, reached.values())),
+    ]
+    status = {name: _accuracies(row) for name, row in reached.items()}
+    return "\n".join([*said, "", recipe_table(status)])
+
+
+def _recipe(row: Row) -> Key:
+    return (row["method"],)
+
+
+def _accuracies(row: Row) -> str:
+    return f"{100 * row['last']['clean']:.1f} / {100 * row['last']['pgd-20']:.1f}"
+
+
 def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -152,6 +179,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "methods": methods_table,
     "passes": passes_table,
     "robust": robust_table,
+    "recipes": recipes_table,
 }
 
 

@@ -35,9 +35,10 @@ class TrainConfig:
     batch_size: int | None = None
     lr: float | None = None
     schedule: Literal["triangular", "piecewise", "cosine", "constant"] | None = None
+    drops: tuple[float, ...] | None = None
     momentum: float = 0.9
-    cycle_momentum: bool = True
-    nesterov: bool = False
+    cycle_momentum: bool | None = None
+    nesterov: bool | None = None
     weight_decay: float | None = None
     max_grad_norm: float | None = None
     eps: float | None = None
@@ -45,6 +46,7 @@ class TrainConfig:
     amp: bool = False
     amp_dtype: Literal["bf16", "fp16"] = "bf16"
     attack_dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    tf32: bool | None = None
     mode: Literal["auto", "eager", "compiled", "captured"] = "auto"
     pad: int | None = None
     flip: bool | None = None
@@ -89,9 +91,12 @@ def settled(config: TrainConfig) -> TrainConfig:
         for name in types
         if getattr(config, name) is not None
     }
-    usual, usual_options = preset_for(config.method, config.data, given)
+    usual, usual_options = preset_for(config.method, config.data, given, config.options)
     plan = resolve(config.method, usual_options | dict(config.options))
-    values = usual | given
+    # Published settings come before these, the user's before both.
+    values = {"cycle_momentum": True, "nesterov": False} | usual | given
+    if values["schedule"] != "piecewise" and "drops" not in given:
+        values.pop("drops", None)  # those of a published schedule that the user replaced
     if "pad" in plan.options and "pad" not in config.options:
         plan = resolve(config.method, usual_options | dict(config.options) | {"pad": values["pad"]})
     settings = TrainConfig(**values, options=dict(plan.slots) | dict(plan.options))
@@ -108,6 +113,12 @@ def _check(config: TrainConfig) -> None:
         if getattr(config, name) is not None and getattr(config, name) < 1:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} must be at least 1, not {getattr(config, name)}.")
+    if config.drops is not None and config.schedule != "piecewise":
+        raise UserError(
+            f"--drops are for --schedule piecewise; {config.schedule} has none, leave them away."
+        )
+    if any(drop <= 0 for drop in config.drops or ()):
+        raise UserError("--drops must be above 0: epochs such as 100,150, or shares such as 0.5.")
     if config.lr is not None and config.lr < 0:
         raise UserError(f"--lr must be at least 0, not {config.lr:g}.")
     if not 0 < (config.val_fraction or 0) < 1:

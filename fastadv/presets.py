@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastadv.errors import UserError
+from fastadv.plan import resolve
 from fastadv.recipes import recipe
 
 
@@ -67,17 +68,27 @@ _LEARNED_STEPS = (
     {"epochs": 30, "batch_size": 128, "eps": 8 / 255},
     {"step_size_lr": 5e-8, "step_size_decay": 400.0},
 )
+_LEARNED_ON_IMAGENET = (
+    {"epochs": 15, "eps": 2 / 255},
+    {"step_size_lr": 4e-9, "step_size_decay": 5000.0},
+)
 _LINF = {"norm": "linf", "eps": 8 / 255}
 _SMALL_STEP = {"alpha": 1 / 255}
+# The published 10th of 200 epochs is the 2nd of 30.
+_BEGIN_EARLY: tuple[dict[str, Any], dict[str, Any]] = ({}, {"warmup_epochs": 1})
 
-# Strengths published for CIFAR-10 blow up on 8x8 images at a rate of 0.2, whose input gradients
-# are larger (measured: igr, cure and logitalign diverge, gradalign stays at chance).
-SMOOTHING_ON_DIGITS = {
-    "igr": 1.0,
-    "cure": 0.05,
-    "gradalign": 0.5,
-    "logitalign": 2.0,
-    "consistency": 5.0,
+# What a part takes on one data set, whichever method it stands in: (slot, part, data).
+PART_ON_DATA: Mapping[tuple[str, str, str], Mapping[str, Any]] = {
+    # Strengths published for CIFAR-10 blow up on 8x8 images at a rate of 0.2, whose input
+    # gradients are larger (measured: igr, cure and logitalign diverge, gradalign stays at chance).
+    ("regularizer", "igr", "digits"): {"reg_weight": 1.0},
+    ("regularizer", "cure", "digits"): {"reg_weight": 0.05},
+    ("regularizer", "gradalign", "digits"): {"reg_weight": 0.5},
+    ("regularizer", "logitalign", "digits"): {"reg_weight": 2.0},
+    ("regularizer", "consistency", "digits"): {"reg_weight": 5.0},
+    # Measured: under a triangular cycle the published 30, which met a rate that had dropped
+    # tenfold, drives a short run to a constant prediction; 3 does not.
+    ("target", "temporal-ensembling", "digits"): {"te_weight": 3.0},
 }
 
 # Options of parts that were published for one data set only. The numbers hold for the settings
@@ -93,37 +104,51 @@ METHOD_ON_DATA: Mapping[tuple[str, str], tuple[Mapping[str, Any], Mapping[str, A
     ("pgd", "svhn"): (_LINF, _SMALL_STEP),
     ("rat-lr", "svhn"): (_LINF, _SMALL_STEP),
     ("rat-wp", "svhn"): (_LINF, _SMALL_STEP),
-    # Measured: under a triangular cycle the published 30, which met a rate that had dropped
-    # tenfold, drives a short run to a constant prediction; 3 does not.
-    ("te", "digits"): ({}, {"te_weight": 3.0}),
-    ("trades-te", "digits"): ({}, {"te_weight": 3.0}),
-    ("standard-igr", "digits"): ({}, {"reg_weight": SMOOTHING_ON_DIGITS["igr"]}),
-    **{
-        (f"{base}-{regularizer}", "digits"): ({}, {"reg_weight": weight})
-        for base in ("fgsm-n", "pgd")
-        for regularizer, weight in SMOOTHING_ON_DIGITS.items()
-    },
+    ("apart-imagenet", "imagenet"): _LEARNED_ON_IMAGENET,
+    ("trades-awp", "digits"): _BEGIN_EARLY,
+    ("trades-rwp", "digits"): _BEGIN_EARLY,
+    ("trades-awp-k", "digits"): _BEGIN_EARLY,
+    ("rst-awp", "digits"): _BEGIN_EARLY,
+    ("rst-rwp", "digits"): _BEGIN_EARLY,
+}
+
+_MEMORIZATION_ON_SVHN = {"epochs": 80, "lr": 0.01, "schedule": "cosine"}
+
+# How a method was trained on one data set, where that differs from its row in the table.
+TRAINING_ON_DATA: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    ("pgd-eval", "svhn"): _MEMORIZATION_ON_SVHN,
+    ("te", "svhn"): _MEMORIZATION_ON_SVHN,
+    ("trades", "svhn"): _MEMORIZATION_ON_SVHN,
+    ("trades-te", "svhn"): _MEMORIZATION_ON_SVHN,
 }
 
 
 def preset_for(
-    method: str, data: str, given: Mapping[str, Any]
+    method: str, data: str, given: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings of a run and options of its parts for ``method`` on ``data``.
 
     ``given`` are the settings the user chose: they decide whether published step-size rates
-    apply.
+    apply. ``options`` are the parts' options and swapped parts that the user chose; an option of
+    a part that was swapped out is not among those returned.
     """
-    row = recipe(method)
-    preset = DATA.get(data, OTHER)
+    row, kind = recipe(method), data.partition(":")[0]
+    preset = DATA.get(kind, OTHER)
     settings = dict(preset.settings)
-    if preset.published:
-        settings |= row.training
     norm = given.get("norm", "linf")
     if norm not in EPS:
         raise UserError(f"norm must be 'linf' or 'l2', not {norm!r}.")
+    if preset.published:
+        settings |= {**row.training, **TRAINING_ON_DATA.get((method, kind), {})}
+        if norm != "linf":
+            settings.pop("eps", None)  # published ones are all of Linf balls
     settings.setdefault("eps", EPS[norm])
-    conditions, options = METHOD_ON_DATA.get((method, data), ({}, {}))
+    plan = resolve(method, options)
+    usual: dict[str, Any] = {}
+    for slot, part in plan.slots.items():
+        usual |= PART_ON_DATA.get((slot, part, kind), {})
+    conditions, published = METHOD_ON_DATA.get((method, kind), ({}, {}))
     final = settings | {"norm": norm} | dict(given)
-    holds = all(final.get(name) == value for name, value in conditions.items())
-    return settings, dict(options) if holds else {}
+    if all(final.get(name) == value for name, value in conditions.items()):
+        usual |= published
+    return settings, {name: usual[name] for name in usual if name in plan.options}

@@ -13,7 +13,8 @@ from fastadv.parts import NONE, PARTS
 class Recipe:
     """One method. ``options`` are its parts' hyper-parameters where they differ from the parts'
     own defaults; ``training`` likewise the run's (epochs, learning rate, ...) in its publication;
-    ``reported`` is the accuracy the source reports, in per cent.
+    ``reported`` is the accuracy the source reports, in per cent; ``elsewhere`` the same for other
+    data sets, networks and balls than the first one's.
     """
 
     summary: str
@@ -28,6 +29,7 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     reported: str = ""
+    elsewhere: str = ""
 
     def parts(self) -> dict[str, str]:
         """Slot -> part name."""
@@ -40,6 +42,9 @@ CYCLIC: dict[str, Any] = {"epochs": 30, "lr": 0.2, "schedule": "triangular", "we
 # How AdvLC trains everything on CIFAR-10; its last batch of an epoch is dropped.
 ADVLC: dict[str, Any] = {"epochs": 200, "batch_size": 100, "lr": 0.1, "schedule": "piecewise"}
 ADVLC |= {"weight_decay": 1e-4, "padding": "constant"}
+
+# How the memorization paper trains on CIFAR; on SVHN see ``presets``.
+MEMORIZATION: dict[str, Any] = {"model": "resnet18", "padding": "constant"}
 
 KL_ATTACK: dict[str, Any] = {"attack_objective": "kl", "attack_bn": "eval"}
 # Weight perturbations of TRADES; published epochs count from 1 and begin to perturb with the 10th.

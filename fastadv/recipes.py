@@ -6,23 +6,23 @@ from collections.abc import Mapping
 
 from fastadv.errors import unknown
 from fastadv.parts import NONE
-from fastadv.recipe_row import ADVLC, CYCLIC, GENTLE, KL_ATTACK, Recipe
+from fastadv.recipe_row import ADVLC, GENTLE, KL_ATTACK, MEMORIZATION, Recipe
+from fastadv.recipes_fast import FAST
 from fastadv.recipes_labels import LABELS
 from fastadv.recipes_smoothness import SMOOTHNESS
 
 __all__ = ["METHODS", "Recipe", "methods", "recipe"]
 
 METHODS: Mapping[str, Recipe] = {
-    "standard": Recipe("no attack", "every paper's baseline", adversary=NONE),
+    "standard": Recipe(
+        "no attack",
+        "every paper's baseline; AdvLC, Table 1",
+        adversary=NONE,
+        reported="44.25 / 94.88 clean, 2.61 / 0.00 AutoAttack, most robust / last epoch "
+        "(PreActResNet-18, CIFAR-10)",
+    ),
     "fgsm": Recipe(
         "one step of eps from the image", "Goodfellow et al. 2015; APART, Fig. 1", adversary="fgsm"
-    ),
-    "fast": Recipe(
-        "F+FGSM: one step of 1.25 eps from a random start",
-        "Wong et al. 2020; APART, Table 2",
-        adversary="fast",
-        training=CYCLIC | {"weight_decay": 5e-4},
-        reported="83.81 clean, 46.06 PGD-20 (PreActResNet-18, CIFAR-10)",
     ),
     "fgsm-r": Recipe(
         "one step of eps from a random start",
@@ -38,58 +38,35 @@ METHODS: Mapping[str, Recipe] = {
         reported="41.77 / 34.19 AutoAttack best / last, 83.51 / 83.72 clean "
         "(PreActResNet-18, CIFAR-10)",
     ),
-    "n-fgsm": Recipe(
-        "one step of eps from noise of 2 eps, not projected",
-        "de Jorge et al. 2022",
-        adversary="n-fgsm",
-        training=CYCLIC | {"weight_decay": 5e-4},
-    ),
-    "free": Recipe(
-        "Free-8: each batch updates weights and perturbation 8 times from one backward each",
-        "Shafahi et al. 2019; APART, Tables 2 and 3 (ImageNet, Table 5: Free-4, replays=4)",
-        adversary="free",
-        training={"epochs": 10, "lr": 0.04, "schedule": "triangular", "weight_decay": 5e-4},
-        reported="81.64 clean, 47.37 PGD-20 (PreActResNet-18, CIFAR-10)",
-    ),
-    "atta-1": Recipe(
-        "one step from the perturbation the last epoch left",
-        "Zheng et al. 2020 (ImageNet, APART, Table 5: ATTA-2, steps=2)",
-        adversary="atta",
-        training=CYCLIC,
-    ),
-    "atta-3": Recipe(
-        "three steps from the perturbation the last epoch left",
-        "Zheng et al. 2020",
-        adversary="atta",
-        options={"steps": 3},
-        training=CYCLIC,
-    ),
-    "atta-10": Recipe(
-        "ten steps from the perturbation the last epoch left",
-        "Zheng et al. 2020; APART, Tables 2 and 3",
-        adversary="atta",
-        options={"steps": 10},
-        training=CYCLIC,
-        reported="82.10 clean, 49.03 PGD-20 (PreActResNet-18, CIFAR-10)",
-    ),
     "pgd": Recipe(
         "AT: PGD-10 adversarial training",
-        "Madry et al. 2018; Rice et al. 2020; RWP, Table 1; RAT, Table 1",
-        reported="52.79 / 44.44 PGD-20 best / last (PreActResNet-18, CIFAR-10); "
-        "56.10 PGD-20, 52.60 AutoAttack (WRN-34-10)",
+        "Madry et al. 2018; Rice et al. 2020; RWP, Tables 1 and 2; RAT, Tables 1 to 4",
+        reported="52.79 / 44.44 (RAT: 52.31 / 44.45) PGD-20 best / last "
+        "(PreActResNet-18, CIFAR-10)",
+        elsewhere="PGD-20 best / last (RWP), PreActResNet-18: CIFAR-10 L2 69.15 / 65.93; SVHN "
+        "53.36 / 44.49, L2 66.87 / 65.03; CIFAR-100 27.22 / 20.82, L2 41.33 / 35.27. WRN-34-10: "
+        "CIFAR-10 86.07 clean, 56.10 PGD-20, 52.60 AutoAttack. (RAT) PreActResNet-18: CIFAR-10 L2 "
+        "69.27 / 65.86; SVHN 53.10 / 44.12, L2 66.29 / 64.73; CIFAR-100 28.07 / 21.24, L2 "
+        "41.38 / 35.34. WRN-34-10: CIFAR-10 55.57 / 47.37, L2 70.57 / 68.99; SVHN 55.57 / 47.11, "
+        "L2 67.19 / 65.08; CIFAR-100 30.74 / 24.89, L2 44.05 / 41.22",
     ),
     "pgd-zero": Recipe(
         "PGD-10 from the image itself",
-        "AdvLC, Table 1 (PGD10)",
+        "AdvLC, Tables 1 and 2 (PGD10)",
         options={"random_start": False},
         training=ADVLC,
-        reported="46.50 / 40.42 AutoAttack best / last (PreActResNet-18, CIFAR-10)",
+        reported="46.50 / 40.42 AutoAttack best / last, 83.40 / 83.58 clean "
+        "(PreActResNet-18, CIFAR-10)",
+        elsewhere="44.71 clean, 19.74 APGD-50 with 5 restarts (TinyImageNet)",
     ),
     "pgd-eval": Recipe(
         "PGD-10 attacking with BatchNorm's running statistics",
-        "Memorization, Table 2 (PGD-AT)",
+        "Memorization, Tables 1, 2 and C.1 (PGD-AT)",
         options={"attack_bn": "eval"},
+        training=MEMORIZATION,
         reported="52.64 / 44.92 PGD-10, 47.74 / 41.84 AutoAttack best / last (ResNet-18, CIFAR-10)",
+        elsewhere="PGD-10 best / last, ResNet-18: CIFAR-10 L2 69.05 / 65.96; SVHN 54.51 / 46.97; "
+        "CIFAR-100 29.40 / 21.75. CIFAR-10: WRN-34-10 55.83 / 49.52; VGG-16 48.52 / 43.02",
     ),
     "pgd-shrunk": Recipe(
         "PGD-20, the perturbation shrunk by half (option shrink)",
@@ -105,17 +82,21 @@ METHODS: Mapping[str, Recipe] = {
     ),
     "trades": Recipe(
         "natural cross entropy + beta KL(f(x) || f(x')), the KL attacked",
-        "Zhang et al. 2019; RWP, Table 2",
+        "Zhang et al. 2019; RWP, Table 2; Memorization, Tables 1 and C.1",
         objective="trades",
         options=KL_ATTACK,
         reported="84.65 clean, 56.33 PGD-20, 53.08 AutoAttack (WRN-34-10, CIFAR-10)",
+        elsewhere="PGD-10 best / last, ResNet-18: CIFAR-10 53.32 / 50.25, L2 70.22 / 66.07; SVHN "
+        "59.50 / 57.04; CIFAR-100 29.93 / 27.70",
     ),
     "awp": Recipe(
         "AT with weights perturbed per layer",
-        "Wu et al. 2020; RWP, Table 1",
+        "Wu et al. 2020; RWP, Tables 1 and 2; RAT, Table 4",
         weights="awp",
-        reported="55.39 / 54.73 PGD-20 best / last (PreActResNet-18, CIFAR-10); "
-        "58.14 PGD-20, 54.04 AutoAttack (WRN-34-10)",
+        reported="55.39 / 54.73 PGD-20 best / last (PreActResNet-18, CIFAR-10)",
+        elsewhere="PGD-20 best / last, PreActResNet-18: CIFAR-10 L2 72.69 / 72.08; SVHN "
+        "59.12 / 55.87, L2 72.57 / 67.73; CIFAR-100 30.71 / 30.28, L2 45.60 / 44.66. WRN-34-10: "
+        "CIFAR-10 85.57 clean, 58.14 PGD-20, 54.04 AutoAttack",
     ),
     "awp-loss-range": Recipe(
         "AWP, its direction from samples whose adversarial loss lies in loss_range",
@@ -125,10 +106,12 @@ METHODS: Mapping[str, Recipe] = {
     ),
     "rwp": Recipe(
         "AT with weights perturbed by samples of small loss",
-        "RWP, Alg. 1 and Table 1",
+        "RWP, Alg. 1 and Tables 1 and 2",
         weights="rwp",
-        reported="58.55 / 58.01 PGD-20 best / last (PreActResNet-18, CIFAR-10); "
-        "62.87 PGD-20, 54.61 AutoAttack (WRN-34-10)",
+        reported="58.55 / 58.01 PGD-20 best / last (PreActResNet-18, CIFAR-10)",
+        elsewhere="PGD-20 best / last, PreActResNet-18: CIFAR-10 L2 74.47 / 73.84; SVHN "
+        "61.15 / 57.45, L2 73.35 / 69.48; CIFAR-100 31.17 / 30.64, L2 45.71 / 45.05. WRN-34-10: "
+        "CIFAR-10 86.86 clean, 62.87 PGD-20, 54.61 AutoAttack",
     ),
     "trades-awp": Recipe(
         "TRADES with weights perturbed per layer",
@@ -148,18 +131,26 @@ METHODS: Mapping[str, Recipe] = {
     ),
     "rat-lr": Recipe(
         "AT whose layer groups 3 and 4 keep the initial learning rate",
-        "RAT, Alg. 1, Sec. 3.3 and Table 1",
+        "RAT, Alg. 1, Sec. 3.3 and Tables 1 to 4 (WRN-34-10: split=quarters)",
         layers="rat-lr",
         reported="51.57 / 49.07 PGD-20, 46.89 / 45.35 AutoAttack best / last "
         "(PreActResNet-18, CIFAR-10)",
+        elsewhere="PGD-20 best / last, PreActResNet-18: CIFAR-10 L2 68.97 / 68.21; SVHN "
+        "53.32 / 43.41, L2 66.47 / 62.10; CIFAR-100 26.57 / 26.18, L2 38.31 / 37.76. WRN-34-10: "
+        "CIFAR-10 55.50 / 47.32, L2 71.91 / 68.94; SVHN 55.34 / 46.81, L2 67.50 / 64.24; CIFAR-100 "
+        "30.57 / 23.53, L2 44.43 / 40.42",
     ),
     "rat-wp": Recipe(
         "AT with the weights of layer groups 3 and 4 perturbed",
-        "RAT, Eq. 6, Sec. 3.3 and Table 1",
+        "RAT, Eq. 6, Sec. 3.3 and Tables 1 to 4 (WRN-34-10: split=quarters)",
         weights="awp",
         options={"groups": ("3", "4")},
         reported="54.85 / 53.98 PGD-20, 49.19 / 48.24 AutoAttack best / last "
         "(PreActResNet-18, CIFAR-10)",
+        elsewhere="PGD-20 best / last, PreActResNet-18: CIFAR-10 L2 70.77 / 69.49; SVHN "
+        "57.91 / 54.32, L2 71.66 / 65.68; CIFAR-100 30.91 / 30.42, L2 45.23 / 44.93. WRN-34-10: "
+        "CIFAR-10 58.92 / 58.23, L2 71.31 / 69.19; SVHN 58.48 / 54.92, L2 69.07 / 64.76; CIFAR-100 "
+        "30.81 / 25.46, L2 46.12 / 44.64",
     ),
     "at-fix-lr-k": Recipe(
         "AT whose layer groups k keep the initial learning rate (option layer_groups)",
@@ -197,38 +188,11 @@ METHODS: Mapping[str, Recipe] = {
         "AdvLC, Alg. 1 and Table 1",
         regularizer="advlc",
         options={"random_start": False, "reg_weight": 0.4},
-        reported="48.73 / 45.11 AutoAttack best / last (PreActResNet-18, CIFAR-10)",
+        training=ADVLC,
+        reported="48.73 / 45.11 AutoAttack best / last, 81.16 / 82.23 clean "
+        "(PreActResNet-18, CIFAR-10)",
     ),
-    "fgsm-plus": Recipe(
-        "one step of learned size from a learned start",
-        "APART, Sec. 3.2 and Table 6 (APART without layer-wise perturbation)",
-        adversary="fgsm-plus",
-        training=CYCLIC,
-        reported="83.30 clean, 46.35 PGD-20 (PreActResNet-18, CIFAR-10)",
-    ),
-    "apart": Recipe(
-        "FGSM+ with a learned step inside every residual block",
-        "APART, Alg. 1 and Table 2",
-        adversary="apart",
-        training=CYCLIC,
-        reported="82.45 clean, 49.30 PGD-20 (PreActResNet-18, CIFAR-10)",
-    ),
-    "apart-no-layers": Recipe(
-        "APART without layer-wise perturbation: FGSM+",
-        "APART, Table 6",
-        adversary="apart",
-        options={"layerwise": False},
-        training=CYCLIC,
-        reported="83.30 clean, 46.35 PGD-20 (PreActResNet-18, CIFAR-10)",
-    ),
-    "apart-no-start": Recipe(
-        "APART without perturbation initialisation: every sample starts at its image",
-        "APART, Table 6",
-        adversary="apart",
-        options={"learned_start": False},
-        training=CYCLIC,
-        reported="82.00 clean, 48.40 PGD-20 (PreActResNet-18, CIFAR-10)",
-    ),
+    **FAST,
     **LABELS,
     **SMOOTHNESS,
 }

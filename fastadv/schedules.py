@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 TRIANGULAR_MOMENTUM = 0.1  # how far CyclicLR, with its defaults, lowers momentum at the peak
 
 
-def factor(schedule: str, update: int, total: int) -> float:
+USUAL_DROPS = (0.5, 0.75)  # epochs 100 and 150 of 200 (Rice et al. 2020)
+
+
+def factor(schedule: str, update: int, total: int, drops: Sequence[float] = USUAL_DROPS) -> float:
     """The learning rate of update number ``update`` (from 0) of ``total``, in units of its peak.
 
     ``triangular`` rises from 0 to 1 and back (Wong et al. 2020); ``piecewise`` falls tenfold at
-    1/2 and 3/4 of the run (Rice et al. 2020: epochs 100 and 150 of 200, the drop already acting
-    on the update that completes the epoch); ``cosine``; ``constant``.
+    each of ``drops``, fractions of the run, already on the update that completes the epoch (Rice
+    et al. 2020); ``cosine``; ``constant``.
     """
     if schedule == "triangular":
         return max(0.0, 1 - abs(2 * update / total - 1))
     if schedule == "piecewise":
         done = (update + 1) / total
-        return 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01
+        return 10.0 ** -sum(done >= drop for drop in drops)
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * update / total))
     return 1.0
@@ -39,15 +43,17 @@ class Schedule:
         total: int,
         *,
         cycle_momentum: bool,
+        drops: Sequence[float] = USUAL_DROPS,
     ) -> None:
         self.optimizer, self.kind, self.total = optimizer, kind, total
+        self.drops = drops
         self.cycle_momentum = cycle_momentum and kind == "triangular"
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.momenta = [group.get("momentum") for group in optimizer.param_groups]
 
     def __call__(self, update: int) -> None:
         """Make the optimizer ready for update number ``update`` (from 0)."""
-        now = factor(self.kind, update, self.total)
+        now = factor(self.kind, update, self.total, self.drops)
         groups = zip(self.optimizer.param_groups, self.peaks, self.momenta, strict=True)
         for group, peak, momentum in groups:
             if group.get("fixed_rate") is not None:

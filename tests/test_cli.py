@@ -191,11 +191,6 @@ def test_commands_that_only_tell(words, fastadv_command):
     assert "apart" in outcome.out or "CPU" in outcome.out
 
 
-def test_the_table_in_the_docs_is_the_table_of_recipes(fastadv_command):
-    written = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
-    assert fastadv_command("methods", "--markdown").out == written
-
-
 def test_every_command_is_there(fastadv_command):
     commands = ("train", "evaluate", "bench", "methods", "doctor", "export", "pseudo-label")
     for command in commands:

@@ -1,0 +1,119 @@
+"""Every method for a few epochs on digits: ``python bench/digits.py [--methods te,sat]``.
+
+Each is trained as ``fastadv train --method NAME --epochs 3`` does and judged on the whole test
+set; one row a method. Teachers are trained first for as long as digits usually are, in run folders;
+RST labels half of the training images with a network trained on the other half.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastadv.benchmark.rows import append_rows, provenance, results_file
+from fastadv.config import TrainConfig
+from fastadv.data import load
+from fastadv.errors import UserError
+from fastadv.plan import resolve
+from fastadv.pseudo_labels import write_pseudo_labels
+from fastadv.recipes import METHODS, recipe
+from fastadv.run_folder import RunFolder
+from fastadv.session import choose_device
+from fastadv.train import train
+
+RESULTS = Path(__file__).parent / "results"
+ATTACK = "pgd-20"
+# What begins so late in a run that three epochs end before it.
+EARLIER = {"sat_start": 0.5}
+
+
+def main() -> None:
+    """Parse the command line, train every method, write a row after each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--amp", action="store_true")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--runs", type=Path, default=Path("runs/digits"), help="a new folder")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    names = given.methods.split(",")
+    for name in names:
+        recipe(name)
+    usual = TrainConfig(
+        data="digits", amp=given.amp, seed=given.seed, device=given.device, judge_every=10**6,
+        test_attacks=f"clean,{ATTACK}",
+    )  # fmt: skip
+    device = choose_device(given.device)
+    origin = provenance(device)
+    for name in names:
+        row = digits_row(name, usual, given.epochs, given.runs)
+        append_rows(results_file(given.out, device), [row | origin])
+
+
+def digits_row(name: str, usual: TrainConfig, epochs: int, runs: Path) -> dict[str, Any]:
+    """Train ``name`` and say what it reached."""
+    settings, options = needed(name, usual, runs)
+    folder = RunFolder(runs / name)
+    chosen = vars(usual) | settings | {"method": name, "epochs": epochs, "out": str(folder.path)}
+    result = train(TrainConfig(**chosen | {"options": options}))
+    settled = folder.read_config()
+    return {
+        "kind": "digits",
+        "method": name,
+        "epochs": epochs,
+        "last": result["last"],
+        "loss": folder.read_metrics()[-1]["loss"],
+        "train_seconds": result["train_seconds"],
+        "judge_seconds": result["judge_seconds"],
+        "config": {
+            "model": settled.model, "width": settled.width, "batch_size": settled.batch_size,
+            "eps": settled.eps, "limit": settled.limit, "amp": settled.amp, "mode": settled.mode,
+            "seed": settled.seed,
+        },
+        "given": {key: value for key, value in options.items() if key in EARLIER},
+    }  # fmt: skip
+
+
+def needed(name: str, usual: TrainConfig, runs: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and options without which ``name`` cannot run, or would not be itself."""
+    plan = resolve(name)
+    options: dict[str, Any] = {key: EARLIER[key] for key in EARLIER if key in plan.options}
+    if "teachers" in plan.options:
+        teachers = [_trained(method, usual, runs) for method in ("standard", "pgd")]
+        options["teachers"] = ",".join(teachers)
+    settings = _halves(usual, runs) if "unlabelled_half" in plan.needs else {}
+    return settings, options
+
+
+def _trained(method: str, usual: TrainConfig, runs: Path, limit: int | None = None) -> str:
+    """The run folder of a network trained as long as digits usually are."""
+    folder = runs / f"teacher-{method}-{limit or 'all'}"
+    if not folder.exists():
+        chosen = vars(usual) | {"method": method, "limit": limit, "out": str(folder)}
+        train(TrainConfig(**chosen))
+    return str(folder)
+
+
+def _halves(usual: TrainConfig, runs: Path) -> dict[str, Any]:
+    """Half of the training images to learn from with their labels, the others without."""
+    every = load("digits").train_images
+    limit = len(every) // 2
+    labelled = {bytes(image.numpy()) for image in load("digits", limit=limit).train_images}
+    others = torch.stack([image for image in every if bytes(image.numpy()) not in labelled])
+    teacher = _trained("standard", usual, runs, limit)
+    images, out = runs / "unlabelled.npz", runs / "pseudo-labelled.npz"
+    np.savez(images, images=others.permute(0, 2, 3, 1).numpy())
+    write_pseudo_labels(teacher, str(images), str(out), 10)
+    return {"limit": limit, "unlabelled": str(out)}
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
