@@ -78,8 +78,9 @@ def _speed_lines(steps: list[Row], ratios: list[Row]) -> str:
 
 
 def methods_table(rows: list[Row]) -> str:
-    """What every method reaches, and costs beyond its passes."""
+    """What every method reaches with a published network, and costs beyond its passes."""
     steps = [row for row in rows if row["kind"] == "step" and row["by"] == "fastadv"]
+    steps = [row for row in steps if row["config"]["width"] is None]
     chosen = newest_of_each(steps, lambda row: (*_where(row), row["name"]))
     heads = ("method", "batch", "precision", "mode", "ms", "images/s", "TFLOP/s")
     heads += ("of matmul", "over its bound", "over its passes", "peak MiB", "compile s")
@@ -104,6 +105,24 @@ def methods_table(rows: list[Row]) -> str:
                 ]
             )
         )
+    return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
+
+
+def ratios_table(rows: list[Row]) -> str:
+    """The step of every method over the sum of its passes, small networks too."""
+    steps = [row for row in rows if row["kind"] == "step" and row.get("over_passes")]
+    chosen = newest_of_each(steps, lambda row: (*_where(row), row["name"]))
+    lines = [
+        "| method | width | batch | precision | mode | passes | ms | over its passes | 10-90 % |",
+        "|---|---|---:|---|---|---|---:|---:|---:|",
+    ]
+    for row in sorted(chosen, key=lambda row: -row["over_passes"]["median"]):
+        config, ratio = row["config"], row["over_passes"]
+        passes = ", ".join(f"{count} {kind}" for kind, count in row["passes"].items())
+        cells = [row["method"], str(config["width"] or "published"), str(config["batch_size"])]
+        cells += [row["dtype"], row["mode"], passes, number(row["ms"]["median"])]
+        spread = f"{ratio['p10']:.2f}-{ratio['p90']:.2f}"
+        lines.append(_line([*cells, f"{ratio['median']:.2f}", spread]))
     return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
 
 
@@ -134,6 +153,26 @@ def robust_table(rows: list[Row]) -> str:
         lines.append(
             _line([config["method"], config["data"], config["model"], under, seeds, *minutes])
         )
+    return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
+
+
+def loaders_table(rows: list[Row]) -> str:
+    """What feeding costs of a step."""
+    lines = [
+        "| loader | from | batch | images/s | 10-90 % | ms a batch | of a PGD-10 step |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+
+    def which(row: Row) -> Key:
+        places = (row["device"], row["threads"], row["loader"], row["source"])
+        return (*places, row["image_size"], row["config"]["batch_size"])
+
+    chosen = newest_of_each([row for row in rows if row["kind"] == "loader"], which)
+    for row in chosen:
+        rate, batch = row["images_per_s"], str(row["config"]["batch_size"])
+        spread = f"{number(rate['p10'])}-{number(rate['p90'])}"
+        cells = [row["loader"], row["source"], batch, number(rate["median"]), spread]
+        lines.append(_line([*cells, number(row["ms"]["median"]), f"{100 * row['of_step']:.2g} %"]))
     return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
 
 
@@ -177,7 +216,9 @@ def _caption(row: Row) -> str:
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "speed": speed_table,
     "methods": methods_table,
+    "ratios": ratios_table,
     "passes": passes_table,
+    "loaders": loaders_table,
     "robust": robust_table,
     "recipes": recipes_table,
 }

@@ -45,3 +45,28 @@ def test_rows_of_a_small_tree(tmp_path):
         assert row["ms"]["count"] == 2
         assert row["of_step"] == pytest.approx(row["ms"]["median"] / 80, rel=1e-3, abs=1e-5)
         assert row["images_per_s"]["p10"] <= 8e3 / row["ms"]["median"] <= row["images_per_s"]["p90"]
+
+
+def test_tables_of_loaders_and_ratios_show_their_newest_rows(tmp_path):
+    tables = script("tables")
+    loaders.write_tree(tmp_path, 16, 16)
+    found = list(loaders.rows(f"folder:{tmp_path}", 16, 8, torch.device("cpu"), 1, step=0.01))
+    origin = dict.fromkeys(("torch", "python", "fastadv", "commit", "command"), "") | {
+        "device": "a CPU", "threads": 2, "run": "a",
+    }  # fmt: skip
+    old = [row | origin | {"date": "2026-01-01", "of_step": 0.5} for row in found]
+    new = [row | origin | {"date": "2026-02-01", "of_step": 0.0123} for row in found]
+    table = tables.loaders_table(old + new)
+    assert table.count("| 1.2 % |") == 3
+    assert "50 %" not in table
+    ratio = {"median": 1.21, "p10": 1.1, "p90": 1.3}
+    steps = [
+        step("2026-01-01", 9.0, width=width, method=method) | origin
+        | {"name": method, "dtype": "bf16", "mode": "eager", "ms": {"median": 7.0}}
+        | {"passes": {"training": 2}, "over_passes": ratio}
+        for width, method in ((16, "free"), (None, "fast"))
+    ]  # fmt: skip
+    lines = tables.ratios_table(steps).splitlines()
+    assert "| free | 16 | 64 | bf16 | eager | 2 training | 7 | 1.21 | 1.10-1.30 |" in lines
+    assert "fast | published" in tables.ratios_table(steps)
+    assert "free" not in tables.methods_table(steps)
