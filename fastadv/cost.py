@@ -146,6 +146,6 @@ def _weights(plan: Plan) -> Counter[Pass]:
         return Counter()
     rounds = int(plan.options.get("weight_steps", 1))
     counts = Counter({Pass(TRAINING, "train"): rounds})
-    if "natural_logits_train" in plan.needs:
-        counts[Pass(TRAINING if _objective_reads_center(plan) else FORWARD, "train")] += rounds
+    if _objective_reads_center(plan):
+        counts[Pass(TRAINING, "train")] += rounds
     return counts

@@ -197,10 +197,9 @@ class Walk:
         x_adv: Tensor,
         facts: Facts,
         block_noise: list[Tensor] | None,
+        needs: frozenset[str],
     ) -> Outputs:
-        natural = None
-        if "natural_logits_train" in self.plan.needs:
-            natural = self.net.logits(made.center)
+        natural = self.net.logits(made.center) if "natural_logits_train" in needs else None
         return Outputs(self.net.logits(x_adv, block_noise), natural, facts)
 
     def _losses(self, outputs: Outputs, y: Tensor) -> Tensor:
@@ -229,7 +228,7 @@ class Walk:
         if wanted and not x_adv.requires_grad:
             x_adv = x_adv.detach().requires_grad_()
         trained_on = self._weakened(x_adv, made)
-        outputs = self._outputs(batch, made, trained_on, facts, block_noise)
+        outputs = self._outputs(batch, made, trained_on, facts, block_noise, self.plan.needs)
         inputs = [*self.learning(), *leaves]
         if adversary.wants_input_gradient:
             inputs.append(x_adv)
@@ -307,7 +306,9 @@ class Walk:
             leaves = [leaf.detach() for leaf in self.plan.adversary.leaves()]
             x_adv, block_noise = self.plan.adversary.outer_input(batch, made, leaves)
             trained_on = self._weakened(x_adv.detach(), made)
-            outputs = self._outputs(batch, made, trained_on, facts, block_noise)
+            # The direction is that of the objective; what only a regularizer compares is not in it.
+            needs = self.plan.objective.demands()
+            outputs = self._outputs(batch, made, trained_on, facts, block_noise, needs)
             adversarial = functional.cross_entropy(outputs.adversarial, batch.y, reduction="none")
             plain = self.plan.objective.is_plain() and self.plan.target.is_plain()
             total = self._losses(outputs, batch.y)

@@ -114,7 +114,7 @@ def test_passes_that_differ_are_not_shared(apart):
     model.register_forward_hook(lambda *_: seen.append(1))
     step(x, y, index)
     attack = apart.get("steps", 1)
-    weights = 2 if "weights" in apart else 0
+    weights = 1 if "weights" in apart else 0
     assert len(seen) == 1 + attack + weights + 2
 
 
