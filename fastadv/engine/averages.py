@@ -35,7 +35,7 @@ def averaged_weights(
         try:
             if batches is not None:
                 with guard.flags_kept(model), torch.no_grad():
-                    update_bn(_images(batches), model)
+                    update_bn(_images(batches), model, parameters[0].device)
                     distributed.average([b for b in model.buffers() if b.is_floating_point()])
             yield
         finally:

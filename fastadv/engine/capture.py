@@ -9,79 +9,69 @@ are 0-dim tensors anyway.
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from fastadv.engine.buffers import copy_into
+from fastadv.engine.recorder import CudaRecorder, NotReplayable
 
 if TYPE_CHECKING:
     from fastadv.contract import Batch
+    from fastadv.engine.network import Network
     from fastadv.walk import Found, Walk
 
 KEPT = 4  # recordings: two batch shapes in each of two phases
-WARM_UPS = 2
-
-
-class CudaRecorder:
-    """Records functions into CUDA graphs that share one memory pool."""
-
-    def __init__(self) -> None:
-        self.pool: Any = None
-
-    def warm_up(self, function: Callable[[], Any]) -> None:
-        """Run on a side stream, as recording will: libraries initialise, kernels compile."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            function()
-        torch.cuda.current_stream().wait_stream(side)
-
-    def __call__(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            result = function()
-        self.pool = graph.pool()
-        return result, graph.replay
 
 
 class Captured:
     """A walk whose two halves are recorded once for each situation and then replayed.
 
     A situation is everything a recording has frozen: batch shapes, which parts are active, where
-    parameters and buffers lie, train flags and precisions. A new one is recorded; the oldest of
-    ``KEPT`` is forgotten. Warming up leaves no trace: every tensor the walk changes is put back.
+    parameters, buffers and states lie, train flags and precisions. A new one is recorded; the
+    oldest of ``KEPT`` is forgotten. Warming up leaves no trace, since it runs as an update that
+    does not count: parts change nothing then, buffers return, perturbed weights come back exactly.
+
+    A walk that waits for the device cannot be recorded: ``NotReplayable`` is raised, or, unless
+    ``insist``, the walk runs as written from there on and the user is warned.
     """
 
-    def __init__(self, walk: Walk, recorder: Any = None) -> None:
+    def __init__(self, walk: Walk, recorder: Any = None, *, insist: bool = True) -> None:
         self.walk = walk
-        self.recorder = recorder or CudaRecorder()
+        self.recorder = recorder or CudaRecorder(walk.net.device)
+        self.insist = insist
         self.recorded = 0  # how many times something was recorded, for tests and profiles
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._current: _Entry | None = None
+        self._found: Found | None = None
+        self._as_written = False
 
     def gather(self, batch: Batch) -> Found:
         """``Walk.gather``, replayed; the tensors returned are the recording's own."""
-        key = self._situation(batch)
-        entry = self._entries.get(key)
+        entry = None if self._as_written else self._entry(batch)
         if entry is None:
-            entry = self._record(batch)
-            self._entries[key] = entry
-            while len(self._entries) > KEPT:
-                self._entries.popitem(last=False)
-        self._entries.move_to_end(key)
+            return self.walk.gather(batch)
         self._current = entry
         entry.fill(batch)
         entry.replay_gather()
-        return entry.found
+        # Lists of their own: the caller may put scaled gradients in the place of the recording's.
+        found = entry.found
+        self._found = found._replace(weights=list(found.weights), others=list(found.others))
+        return self._found
 
     def settle(self, found: Found, ok: Tensor, update: bool) -> None:
         """``Walk.settle``, replayed."""
+        if self._as_written:
+            self.walk.settle(found, ok, update)
+            return
         entry = self._current
-        if entry is None or found is not entry.found:
+        if entry is None or found is not self._found:
             raise RuntimeError("settle must follow the gather it belongs to")
         if not update:
             self.walk.settle(found, ok, update)
@@ -89,47 +79,65 @@ class Captured:
         entry.ok.copy_(ok)
         entry.replay_settle()
 
+    def _entry(self, batch: Batch) -> _Entry | None:
+        """The recording for the situation of ``batch``; None if it cannot be recorded."""
+        key = self._situation(batch)
+        if key not in self._entries:
+            try:
+                entry = self._record(batch)
+            except NotReplayable as error:
+                if self.insist:
+                    raise
+                warnings.warn(
+                    f"{error} Until then its passes are launched one by one.", stacklevel=5
+                )
+                self._as_written = True
+                return None
+            # Warming up may have made room in a state for a larger batch.
+            key = self._situation(batch)
+            self._entries[key] = entry
+            while len(self._entries) > KEPT:
+                self._entries.popitem(last=False)
+        self._entries.move_to_end(key)
+        return self._entries[key]
+
     def _situation(self, batch: Batch) -> Hashable:
-        net = self.walk.net
+        net, parts = self.walk.net, self.walk.plan.parts.values()
         return (
             tuple((t.shape, t.dtype, t.stride()) for t in _tensors(batch)),
             tuple(value is None for value in batch),
-            tuple(part.active for part in self.walk.plan.parts.values()),
+            tuple(part.active for part in parts),
             tuple((p.data_ptr(), p.requires_grad) for p in net.model.parameters()),
             tuple(buffer.data_ptr() for buffer in net.buffers),
+            tuple(tensor.data_ptr() for part in parts for tensor in part.state.values()),
             tuple(module.training for module in net.model.modules()),
             (net.outer_dtype, net.attack_dtype),
         )
 
     def _record(self, batch: Batch) -> _Entry:
-        static = _copied(batch)
-        ok = torch.ones((), dtype=torch.bool, device=self.walk.net.device)
-        before = [tensor.clone() for tensor in self._changing()]
+        walk, static = self.walk, _copied(batch)
+        ok = torch.zeros((), dtype=torch.bool, device=walk.net.device)
+        learned: list[bool] = []
 
         def both() -> None:
-            self.walk.settle(self.walk.gather(static), ok, True)
+            found = walk.gather(static)
+            learned[:] = _present(found.weights)
+            walk.settle(found, ok, True)
 
-        for _ in range(WARM_UPS):
+        with _put_back_on_error(walk.net):
             self.recorder.warm_up(both)
-        # Parts may have allocated scratch while warming up; what they keep is still the same set.
-        copy_into(self._changing(), before)
-        found, replay_gather = self.recorder(lambda: self.walk.gather(static))
-        _, replay_settle = self.recorder(lambda: self.walk.settle(found, ok, True))
-        copy_into(self._changing(), before)
+        with _of_no_stream(walk):
+            found, replay_gather = self.recorder(lambda: walk.gather(static))
+            _, replay_settle = self.recorder(lambda: walk.settle(found, ok, True))
+        if _present(found.weights) != learned:
+            raise NotReplayable("a module uses parameters that it does not look up by name")
         self.recorded += 1
-        return _Entry(static, ok, found, replay_gather, replay_settle)
-
-    def _changing(self) -> list[Tensor]:
-        """Every tensor on the device that a walk changes."""
-        net, plan = self.walk.net, self.walk.plan
-        found = [*net.model.parameters(), *net.model.buffers()]
-        for part in plan.parts.values():
-            found += [tensor for tensor in part.state.values() if tensor.device == net.device]
-        return [tensor.detach() for tensor in found]
+        used = list(_held(walk, set()))
+        return _Entry(static, ok, found, replay_gather, replay_settle, used)
 
 
 class _Entry:
-    """One recording: static inputs, outputs, and the two replays."""
+    """One recording: static inputs, outputs, the two replays, and the tensors they work on."""
 
     def __init__(
         self,
@@ -138,9 +146,12 @@ class _Entry:
         found: Found,
         replay_gather: Callable[[], None],
         replay_settle: Callable[[], None],
+        used: list[Tensor],
     ) -> None:
         self.static, self.ok, self.found = static, ok, found
         self.replay_gather, self.replay_settle = replay_gather, replay_settle
+        # A part may replace its scratch for another situation; a graph goes on writing to it.
+        self.used = used
 
     def fill(self, batch: Batch) -> None:
         """Copy ``batch`` into the static inputs; the noise offset is the same tensor always."""
@@ -148,6 +159,81 @@ class _Entry:
         pairs = [(own, new) for own, new in every if own is not new]
         if pairs:
             torch._foreach_copy_([own for own, _ in pairs], [new for _, new in pairs])
+
+
+@contextmanager
+def _put_back_on_error(net: Network) -> Iterator[None]:
+    """Where a walk breaks off, its weights may be perturbed and its buffers moved."""
+    tensors = [tensor.detach() for tensor in (*net.model.parameters(), *net.buffers)]
+    before = [tensor.clone() for tensor in tensors]
+    try:
+        yield
+    except BaseException:
+        copy_into(tensors, before)
+        raise
+
+
+@contextmanager
+def _of_no_stream(walk: Walk) -> Iterator[None]:
+    """Inside, autograd knows no parameter from before.
+
+    It notes for a parameter the stream of its first use, for as long as anybody holds a graph that
+    leads there (DDP does for ever), and a capture may not touch another stream. Where that is so,
+    parameters of the same memory stand in the model.
+    """
+    parameters = [p for p in walk.net.model.parameters() if p.requires_grad]
+    # A compiled region has no autograd nodes when it runs.
+    if walk.net.runner.compiles or not any(_in_somebodys_graph(p) for p in parameters):
+        yield
+        return
+    modules = list(walk.net.model.modules())
+    own = [dict(module._parameters) for module in modules]
+    named = walk._named
+    fresh = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in named.values()}
+    try:
+        walk._named = {name: fresh[id(parameter)] for name, parameter in named.items()}
+        for module, mine in zip(modules, own, strict=True):
+            found = {name: p if p is None else fresh[id(p)] for name, p in mine.items()}
+            module._parameters.update(found)
+        yield
+    finally:
+        walk._named = named
+        for module, mine in zip(modules, own, strict=True):
+            module._parameters.update(mine)
+
+
+def _in_somebodys_graph(parameter: Tensor) -> bool:
+    """Whether the parameter's node of the autograd graph outlives our looking at it."""
+    mark = "fastadv"
+    # torch's types have a method where its nodes have a dictionary.
+    notes: Any = get_gradient_edge(parameter).node.metadata
+    notes[mark] = True
+    notes = get_gradient_edge(parameter).node.metadata
+    return notes.pop(mark, None) is not None
+
+
+def _present(gradients: Sequence[Tensor | None]) -> list[bool]:
+    return [gradient is not None for gradient in gradients]
+
+
+def _held(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """The tensors that ``value`` leads to: through containers and this package's objects."""
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, dict):
+        inside = list(value.values())
+    elif isinstance(value, (list, tuple)):
+        inside = list(value)
+    elif type(value).__module__.startswith("fastadv.") and not isinstance(value, nn.Module):
+        inside = list(getattr(value, "__dict__", {}).values())
+    else:
+        return
+    for each in inside:
+        yield from _held(each, seen)
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

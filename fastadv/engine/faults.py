@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fastadv.engine.buffers import copy_into
 from fastadv.errors import TrainingError
 
 
@@ -48,7 +49,8 @@ def apply_where(ok: Tensor, update: Callable[[], object], optimizer: torch.optim
     """Call ``update`` so that it changes weights and optimizer state only where ``ok``.
 
     On a CPU the flag is simply read. A fused optimizer masks itself; for any other on a GPU the
-    tensors are copied and put back by a select, since reading the flag would stall the device.
+    tensors are copied and put back by a select, since reading the flag would stall the device. The
+    optimizer must have its state already: what a masked first step leaves there is no state.
     """
     if ok.device.type == "cpu":
         if ok:
@@ -62,19 +64,34 @@ def apply_where(ok: Tensor, update: Callable[[], object], optimizer: torch.optim
             del optimizer.found_inf  # type: ignore[attr-defined]
         return
     touched = _tensors(optimizer)
-    before = [tensor.detach().clone() for tensor in touched]
+    before = [torch.empty_like(tensor) for tensor in touched]
+    copy_into(before, touched)
     update()
     select_into(touched, ok, before)
 
 
+@torch.no_grad()
 def select_into(tensors: Sequence[Tensor], ok: Tensor, otherwise: Sequence[Tensor]) -> None:
     """Keep each tensor where ``ok``, else put ``otherwise`` back, in place."""
     for tensor, old in zip(tensors, otherwise, strict=True):
-        tensor.copy_(torch.where(ok, tensor, old))
+        torch.where(ok, tensor, old, out=tensor)
+
+
+def counts_on_the_host(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer keeps something where no flag on the device can mask it.
+
+    Adam counts its steps there, unless it is fused or capturable.
+    """
+    return any(tensor.device.type == "cpu" for tensor in _state(optimizer))
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    found = [weight for group in optimizer.param_groups for weight in group["params"]]
-    for state in optimizer.state.values():
-        found += [value for value in state.values() if isinstance(value, Tensor)]
-    return [tensor for tensor in found if tensor.device.type != "cpu"]
+    """What a step may change on the device."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    moving = [weight.detach() for weight in weights if weight.grad is not None]
+    return moving + [tensor for tensor in _state(optimizer) if tensor.device.type != "cpu"]
+
+
+def _state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    states = optimizer.state.values()
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]

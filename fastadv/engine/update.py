@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastadv.engine.faults import Faults, apply_where
+from fastadv.engine.faults import Faults, apply_where, counts_on_the_host
 
 
 class Updater:
     """Hands gradients to the user's optimizer as ``backward()`` and ``step()`` would.
 
     ``scaler`` is a ``torch.amp.GradScaler`` for float16; ``max_grad_norm`` clips the norm over
-    all parameters after unscaling.
+    all parameters after unscaling. Whether an update counts stays on the device; only the first
+    one waits for the answer, and with a scaler every update of an optimizer that counts its steps
+    on the host.
     """
 
     def __init__(
@@ -26,11 +28,13 @@ class Updater:
         max_grad_norm: float | None,
     ) -> None:
         self.optimizer = optimizer
-        self.scaler = scaler
+        # A scaler that is switched off must not hide faults as overflows.
+        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.max_grad_norm = max_grad_norm
         self.faults = Faults(device)
         self._one = torch.ones((), device=device)
         self._waiting = 0
+        self._begun = False  # whether the optimizer has made its state
         self._scale = self._one
 
     def scale(self) -> Tensor:
@@ -49,11 +53,7 @@ class Updater:
     ) -> tuple[Tensor, Tensor]:
         """Apply ``gradients``; returns their norm and whether the update counted (0-dim bool)."""
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            if self._waiting and parameter.grad is not None and gradient is not None:
-                parameter.grad += gradient
-            elif gradient is not None or not self._waiting:
-                # What waits for more must not be overwritten by the next replay of a graph.
-                parameter.grad = gradient if update or gradient is None else gradient.clone()
+            self._hand_over(parameter, gradient, keep=not update)
         self._waiting = 0 if update else self._waiting + 1
         found = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.scaler is not None and update:
@@ -61,7 +61,7 @@ class Updater:
         norm = torch.nn.utils.get_total_norm(found)
         finite = loss.isfinite() & norm.isfinite()
         # A scaled gradient may overflow: then the scaler skips the update and lowers the scale.
-        ok = self.faults.record(loss.isfinite() if self.scaler else finite, number) & finite
+        ok = self.faults.record(finite if self.scaler is None else loss.isfinite(), number) & finite
         if not update:
             return norm, ok
         if self.max_grad_norm is not None:
@@ -69,16 +69,33 @@ class Updater:
         self._step(ok)
         return norm, ok
 
-    def _step(self, ok: Tensor) -> None:
-        if self.scaler is None:
-            apply_where(ok, self.optimizer.step, self.optimizer)
+    def _hand_over(self, parameter: Tensor, gradient: Tensor | None, *, keep: bool) -> None:
+        """Set or add to ``parameter.grad``; ``keep``: more is to be added to it."""
+        if gradient is None:
+            if not self._waiting:
+                parameter.grad = None
             return
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self._waiting and parameter.grad is not None:
+            parameter.grad += gradient
+            return
+        own = _laid_out_as(gradient, parameter)
+        # What waits for more must not be overwritten by the next replay of a graph.
+        parameter.grad = own.clone() if keep and own is gradient else own
+
+    def _step(self, ok: Tensor) -> None:
+        waits = self.scaler is not None and counts_on_the_host(self.optimizer)
+        if self._begun and not waits:
+            apply_where(ok, self.optimizer.step, self.optimizer)
+        elif ok:
+            self.optimizer.step()
+            self._begun = True
+        if self.scaler is not None:
+            # Its own step would ask the device, and knows nothing of earlier faults.
+            self.scaler.update()
 
     def begin(self) -> None:
         """Read the scale of the coming update."""
-        if self.scaler is not None and self.scaler.is_enabled():
+        if self.scaler is not None:
             self._scale = self.scaler.scale(self._one)
 
     def state_dict(self) -> dict[str, Any]:
@@ -89,3 +106,15 @@ class Updater:
         self.faults.bad_step.copy_(state["bad_step"])
         if self.scaler is not None and state["scaler"] is not None:
             self.scaler.load_state_dict(state["scaler"])
+
+
+def _laid_out_as(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """``gradient`` in the parameter's memory format, as ``backward()`` leaves it.
+
+    A convolution on channels_last images gives its weight such a gradient, whatever the weight is,
+    and fused optimizers on a GPU refuse the pair.
+    """
+    strides = zip(gradient.shape, gradient.stride(), parameter.stride(), strict=True)
+    if all(size == 1 or own == wanted for size, own, wanted in strides):
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)

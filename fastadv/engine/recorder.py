@@ -1,0 +1,115 @@
+"""CUDA graphs: where and how a function is recorded, and what must not happen meanwhile."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from fastadv.errors import UserError
+
+
+class NotReplayable(UserError):
+    """A network or method does what a CUDA graph cannot, most often something on the host."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"This network or method cannot be replayed as a CUDA graph ({reason}): "
+            "pass mode='eager' or mode='compiled'."
+        )
+
+
+class CudaRecorder:
+    """Records functions into CUDA graphs that share one stream and one memory pool.
+
+    Warm-ups run on that stream too: what libraries keep for a stream (workspaces, the allocator's
+    cache) is then made once, and outside of the graphs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+        self.pool: Any = None
+
+    def warm_up(self, function: Callable[[], Any]) -> None:
+        """Run ``function`` twice: libraries initialise, kernels compile.
+
+        Raises ``NotReplayable`` if it still waits for the device the second time. A capture that
+        meets a wait breaks, and leaves allocator and generators in the middle of it.
+        """
+        # So that dropout draws in the first replay what it would have drawn without the warm-up.
+        generator = torch.cuda.get_rng_state(self.device)
+        try:
+            with self._on_the_stream():
+                function()
+                with _waiting_is_an_error():
+                    function()
+        finally:
+            torch.cuda.set_rng_state(generator, self.device)
+
+    def __call__(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+        """Record ``function``: what it returned, in the graph's memory, and the replay."""
+        graph = torch.cuda.CUDAGraph()
+        with self._on_the_stream(), _no_garbage_collected():
+            # Not "global": threads of DALI, of NCCL or of the user may allocate meanwhile.
+            capture = torch.cuda.graph(
+                graph, self.pool, self.stream, capture_error_mode="thread_local"
+            )
+            try:
+                with capture:
+                    result = function()
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise NotReplayable(_first_line(error)) from error
+        self.pool = graph.pool()
+        return result, graph.replay
+
+    @contextmanager
+    def _on_the_stream(self) -> Iterator[None]:
+        """The recording stream is current inside; it waits for what was queued before, and what
+        comes after waits for it."""
+        with torch.cuda.device(self.device):
+            outside = torch.cuda.current_stream()
+            self.stream.wait_stream(outside)
+            try:
+                with torch.cuda.stream(self.stream):
+                    yield
+            finally:
+                # A capture that breaks leaves its own stream current.
+                torch.cuda.set_stream(outside)
+            outside.wait_stream(self.stream)
+
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+@contextmanager
+def _waiting_is_an_error() -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        raise NotReplayable(_first_line(error)) from error
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@contextmanager
+def _no_garbage_collected() -> Iterator[None]:
+    """What a collection frees (events, pinned memory, graphs) may call CUDA in the capture."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
