@@ -90,8 +90,11 @@ def resolve(method: str, overrides: Mapping[str, Any] | None = None) -> Plan:
     for name in wanted:
         if name not in known:
             raise unknown(f"option for method {method!r}", name, [*known, *PARTS])
-    # A recipe's own option whose part was swapped out no longer means anything.
-    settings = {name: row.options[name] for name in row.options if name in known} | wanted
+    # A recipe's own option whose part was swapped out no longer means anything, nor does the
+    # strength of one regularizer for another.
+    lost = option_types(Regularizer) if slots["regularizer"] != row.regularizer else {}
+    own = {name: row.options[name] for name in row.options if name in known and name not in lost}
+    settings = own | wanted
     settings = {name: coerce(name, value, known[name]) for name, value in settings.items()}
     parts: dict[str, Any] = {
         slot: part(**{name: settings[name] for name in option_types(part) if name in settings})
