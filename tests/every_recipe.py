@@ -13,26 +13,35 @@ from fastadv.plan import resolve
 from fastadv.training_step import Step
 
 COUNT = 6
+EPOCHS = 4
 # Short attacks, and warm-ups that end within the test.
 SHORTER = {"steps": 2, "replays": 2, "warmup_epochs": 1, "weight_steps": 2, "pad": PAD}
 SHORTER |= {"reset_every": 2}
 
 
-def step_of(method: str, model: StagedNet, mode: str = "eager") -> Step:
-    """A step of ``method`` in a run of four epochs of one batch each."""
-    known = resolve(method).options
-    options: dict[str, Any] = {name: value for name, value in SHORTER.items() if name in known}
+def step_of(
+    method: str,
+    model: StagedNet,
+    mode: str = "eager",
+    *,
+    epoch_length: int = 1,
+    backend: Any = "aot_eager",
+    **changes: Any,
+) -> Step:
+    """A step of ``method``, options ``changes``, in a run of four epochs."""
+    known = resolve(method, changes).options
+    options = {name: value for name, value in SHORTER.items() if name in known} | changes
     if "teachers" in known:
         options["teachers"] = [staged_model(seed).eval() for seed in (7, 8)]
-    lengths = {"total_steps": 4, "steps_per_epoch": 1}
-    return staged_step(model, method, mode=mode, **lengths, **options)
+    lengths = {"total_steps": EPOCHS * epoch_length, "steps_per_epoch": epoch_length}
+    return staged_step(model, method, mode=mode, backend=backend, **lengths, **options)
 
 
-def call(step: Step, update: int) -> dict[str, Tensor]:
-    """Update number ``update``, on a batch of its own with its own crop."""
-    x, y, _, _ = tiny_batch(COUNT, seed=update)
-    index = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(update))[:COUNT]
-    more: dict[str, Any] = {"view": view_of(COUNT, update)}
+def call(step: Step, update: int, count: int = COUNT) -> dict[str, Tensor]:
+    """Update number ``update``, on ``count`` images of its own with their own crops."""
+    x, y, _, _ = tiny_batch(count, seed=update)
+    index = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(update))[:count]
+    more: dict[str, Any] = {"view": view_of(count, update)}
     if "second_view" in step.plan.needs:
-        more["second"] = tiny_batch(COUNT, seed=100 + update)[0]
+        more["second"] = tiny_batch(count, seed=100 + update)[0]
     return step(x, y, index, **more)

@@ -1,48 +1,20 @@
 """The plumbing of captured steps, with a recorder that replays by calling again.
 
-A CUDA graph repeats kernels on fixed addresses. Without a GPU the same contract is checked by a
-recorder whose replay runs the function again and copies its results into the first run's tensors:
-static inputs must be filled, warm-ups must leave no trace, new situations must be recorded once.
+Static inputs must be filled, warm-ups must leave no trace, new situations must be recorded once.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from tiny_capture import Replayer
 from torch import Tensor
 
 import fastadv
 from fastadv.engine.capture import Captured
-
-
-class Replayer:
-    """Stands in for CUDA graphs."""
-
-    def warm_up(self, function: Callable[[], Any]) -> None:
-        function()
-
-    def __call__(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
-        result = function()
-
-        def replay() -> None:
-            _copy(result, function())
-
-        return result, replay
-
-
-def _copy(own: Any, new: Any) -> None:
-    if isinstance(own, Tensor):
-        own.copy_(new)
-    elif isinstance(own, dict):
-        for key in own:
-            _copy(own[key], new[key])
-    elif isinstance(own, (list, tuple)):
-        for pair in zip(own, new, strict=True):
-            _copy(*pair)
 
 
 def make(method: str, captured: bool, **options: Any) -> tuple[torch.nn.Module, fastadv.Step]:

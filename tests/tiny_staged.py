@@ -94,6 +94,7 @@ def staged_step(
     steps_per_epoch: int | None = 2,
     num_samples: int | None = SAMPLES,
     mode: str = "eager",
+    backend: Any = "aot_eager",
     **options: Any,
 ) -> Step:
     """A step of ``method``; ``optimizer`` is by default the one its layers ask for."""
@@ -107,7 +108,7 @@ def staged_step(
         plan,
         Threat(norm, eps),
         mode=mode,
-        backend="aot_eager",
+        backend=backend,
         num_samples=num_samples,
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
