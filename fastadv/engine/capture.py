@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fastadv.engine.network import Network
     from fastadv.walk import Found, Walk
 
-KEPT = 4  # recordings: two batch shapes in each of two phases
+KEPT = 4  # recordings: two batch shapes, with and without a start given by the caller
 
 
 class Captured:
@@ -35,7 +35,8 @@ class Captured:
 
     A situation is everything a recording has frozen: batch shapes, which parts are active, where
     parameters, buffers and states lie, train flags and precisions. A new one is recorded; the
-    oldest of ``KEPT`` is forgotten. Warming up leaves no trace, since it runs as an update that
+    oldest of ``KEPT`` is forgotten, and all of them when a part wakes up, for warming up needs the
+    memory they hold. Warming up leaves no trace, since it runs as an update that
     does not count: parts change nothing then, buffers return, perturbed weights come back exactly.
 
     A walk that waits for the device cannot be recorded: ``NotReplayable`` is raised, or, unless
@@ -48,6 +49,7 @@ class Captured:
         self.insist = insist
         self.recorded = 0  # how many times something was recorded, for tests and profiles
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._phase: Hashable = None
         self._current: _Entry | None = None
         self._found: Found | None = None
         self._as_written = False
@@ -83,6 +85,7 @@ class Captured:
         """The recording for the situation of ``batch``; None if it cannot be recorded."""
         key = self._situation(batch)
         if key not in self._entries:
+            self._enter_phase()
             try:
                 entry = self._record(batch)
             except NotReplayable as error:
@@ -100,6 +103,14 @@ class Captured:
                 self._entries.popitem(last=False)
         self._entries.move_to_end(key)
         return self._entries[key]
+
+    def _enter_phase(self) -> None:
+        """Forget what was recorded while other parts were at work."""
+        phase = tuple(part.active for part in self.walk.plan.parts.values())
+        if phase != self._phase:
+            self._entries.clear()
+            self._current = self._found = None
+            self._phase = phase
 
     def _situation(self, batch: Batch) -> Hashable:
         net, parts = self.walk.net, self.walk.plan.parts.values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,7 +33,7 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)
-        self.pool: Any = None
+        self._graphs: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def warm_up(self, function: Callable[[], Any]) -> None:
         """Run ``function`` twice: libraries initialise, kernels compile.
@@ -53,11 +54,11 @@ class CudaRecorder:
     def __call__(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         """Record ``function``: what it returned, in the graph's memory, and the replay."""
         graph = torch.cuda.CUDAGraph()
+        # A pool ends with its last graph, and its name may not be used again.
+        pool = next((other.pool() for other in self._graphs), None)
         with self._on_the_stream(), _no_garbage_collected():
             # Not "global": threads of DALI, of NCCL or of the user may allocate meanwhile.
-            capture = torch.cuda.graph(
-                graph, self.pool, self.stream, capture_error_mode="thread_local"
-            )
+            capture = torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local")
             try:
                 with capture:
                     result = function()
@@ -65,7 +66,7 @@ class CudaRecorder:
                 raise
             except RuntimeError as error:
                 raise NotReplayable(_first_line(error)) from error
-        self.pool = graph.pool()
+        self._graphs.add(graph)
         return result, graph.replay
 
     @contextmanager
