@@ -17,13 +17,14 @@ import pytest
 import torch
 from every_recipe import COUNT, EPOCHS, step_of
 from pretend_gpu import NotInAGraph, OnDevice, Recorder, WaitsForTheDevice
-from tiny import LEARNING, sgd, tiny_batch, tiny_model, tiny_step, twin
+from tiny import EPS, LEARNING, sgd, tiny_batch, tiny_model, tiny_step, twin
 from tiny_staged import SAMPLES, staged_model, view_of
 from torch import Tensor, nn
 
 import fastadv
 from fastadv.data.device_loader import DeviceLoader
 from fastadv.engine.capture import KEPT, Captured
+from fastadv.engine.precision import NAMES
 from fastadv.engine.recorder import NotReplayable
 from fastadv.engine.update import Updater
 from fastadv.plan import resolve
@@ -71,7 +72,7 @@ def captured(step: Step, **options: Any) -> Step:
 def call(step: Step, update: int, count: int = COUNT, *, spoilt: bool = False) -> dict[str, Tensor]:
     """Update number ``update`` of ``step``, on a batch of its own, where the model is."""
     x, y, _, _ = tiny_batch(count, seed=update)
-    x = x * float("nan") if spoilt else x
+    x = x.to(next(step.model.parameters()).dtype) * (float("nan") if spoilt else 1.0)
     index = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(update))[:count]
     more: dict[str, Any] = {"view": view_of(count, update)}
     if "second_view" in step.plan.needs:
@@ -189,6 +190,43 @@ def test_scratch_that_is_replaced_stays_with_the_recordings_that_use_it() -> Non
         step.plan.weights.originals, step.plan.weights.moved_by = [], []
     assert step.passes.recorded == 1
     assert_same_run(step, cpu)
+
+
+LOW = [("apart", "bf16"), ("trades-awp", "bf16"), ("pgd-eval", "fp16"), ("fgsm-n-advlc", "fp16")]
+
+
+@pytest.mark.parametrize(("method", "kind"), LOW)
+def test_low_precision_is_replayed(method: str, kind: str) -> None:
+    """Autocast's casts, the attack's copies of the weights, and the scaler."""
+    options: dict[str, Any] = {"warmup_epochs": 0} if "awp" in method else {}
+    if "steps" in resolve(method).options:
+        options["steps"] = 2
+    steps = []
+    for _ in range(2):
+        model = on_device(staged_model().float())
+        steps.append(
+            fastadv.step(
+                model,
+                sgd(model),
+                method,
+                eps=EPS,
+                amp=True,
+                amp_dtype=kind,
+                mode="eager",
+                num_samples=SAMPLES,
+                total_steps=8,
+                **options,
+            )
+        )
+    eager, step = steps
+    captured(step)
+    for update in range(4):
+        losses = [call(each, update)["loss"] for each in steps]
+        assert torch.equal(*gpu.to_host(losses))
+    assert_same_run(step, eager)
+    entries = [entry for log in recordings(step) for entry in log.calls]
+    kinds = {args[0].dtype for call, args, _, _ in entries if "convolution" in str(call)}
+    assert kinds == {NAMES[kind]}
 
 
 def test_a_graph_somebody_holds_is_not_touched() -> None:

@@ -80,6 +80,31 @@ class _Module:
 backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
 DEVICE = torch.device(NAME, 0)
 
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+_ANYTHING = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
+_LOWERED = torch.library.Library("aten", "IMPL", "AutocastPrivateUse1")
+
+
+def _lowered(operator: Any) -> Callable[..., Any]:
+    """``operator`` in autocast's type, as CUDA's autocast has it."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            kind = torch.get_autocast_dtype(NAME)
+            cast = [a.to(kind) if _is_float32(a) else a for a in args]
+            return operator(*cast, **kwargs)
+
+    return run
+
+
+def _is_float32(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float32
+
+
+_ANYTHING.fallback(torch.library.fallthrough_kernel)
+for _name in ("conv2d", "linear", "matmul"):
+    _LOWERED.impl(_name, _lowered(getattr(aten, _name).default))
+
 
 class OnDevice(torch.Tensor):
     """A tensor on the device; ``raw`` is the CPU tensor that holds its numbers."""
