@@ -98,14 +98,19 @@ def smoke(stage: Stage) -> str:
 def tests(stage: Stage) -> str:
     """The tests that need a GPU."""
     # The project's own addopts name a plugin that may not be installed here.
-    command = [sys.executable, "-P", "-m", "pytest", "-o", "addopts=", "--strict-markers", "-q"]
+    command = [sys.executable, "-P", "-m", "pytest", "-o", "addopts=", "--strict-markers", "-v"]
     command += ["-m", "gpu", "-p", "no:cacheprovider", "--durations=5", "tests"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    print(done.stdout, done.stderr)
-    last = [line for line in done.stdout.splitlines() if line.strip()]
-    if done.returncode not in {0, 5}:  # 5: there are no such tests
-        raise RuntimeError(last[-1] if last else "pytest did not start")
-    return last[-1].strip("= ")
+    said = []
+    # Passed on line by line: where the time runs out, the log must say in which test.
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as pytest:
+        for line in pytest.stdout or ():
+            print(line, end="", flush=True)
+            said += [line.strip("= \n")] * bool(line.strip())
+    if pytest.returncode not in {0, 5}:  # 5: there are no such tests
+        raise RuntimeError(said[-1] if said else "pytest did not start")
+    return said[-1]
 
 
 def kernel_times(stage: Stage) -> str:

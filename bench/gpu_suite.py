@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # name -> seconds it may take; the most telling first, as the time may run out
 STAGES = {
     "smoke": 50,
-    "tests": 60,
+    "tests": 110,
     "kernels": 30,
     "bound": 20,
     "pgd-512": 75,

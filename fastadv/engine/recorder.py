@@ -12,6 +12,8 @@ import torch
 
 from fastadv.errors import UserError
 
+WARM_UPS = 2  # before the one that may not wait
+
 
 class NotReplayable(UserError):
     """A network or method does what a CUDA graph cannot, most often something on the host."""
@@ -36,20 +38,22 @@ class CudaRecorder:
         self._graphs: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def warm_up(self, function: Callable[[], Any]) -> None:
-        """Run ``function`` twice: libraries initialise, kernels compile.
+        """Run ``function`` a few times: libraries initialise, kernels compile and are tuned.
 
-        Raises ``NotReplayable`` if it still waits for the device the second time. A capture that
+        Raises ``NotReplayable`` if it still waits for the device the last time. A capture that
         meets a wait breaks, and leaves allocator and generators in the middle of it.
         """
         # So that dropout draws in the first replay what it would have drawn without the warm-up.
         generator = torch.cuda.get_rng_state(self.device)
         try:
             with self._on_the_stream():
-                function()
+                for _ in range(WARM_UPS):
+                    function()
                 with _waiting_is_an_error():
                     function()
         finally:
             torch.cuda.set_rng_state(generator, self.device)
+        gc.collect()  # what is left of these runs in cycles may hold autograd graphs
 
     def __call__(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         """Record ``function``: what it returned, in the graph's memory, and the replay."""
@@ -106,7 +110,6 @@ def _waiting_is_an_error() -> Iterator[None]:
 @contextmanager
 def _no_garbage_collected() -> Iterator[None]:
     """What a collection frees (events, pinned memory, graphs) may call CUDA in the capture."""
-    gc.collect()
     enabled = gc.isenabled()
     gc.disable()
     try:
