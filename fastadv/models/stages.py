@@ -58,7 +58,8 @@ def stage_parameters(
     chosen: set[str] = set()
     for group in selection:
         if str(group) not in groups:
-            raise unknown("layer group", group, groups)
+            way = "; split=quarters cuts any network into 1 to 4" if split == "stages" else ""
+            raise UserError(f"Unknown layer group {str(group)!r}; known: {', '.join(groups)}{way}.")
         chosen.update(groups[str(group)])
     if not chosen:
         raise UserError(
