@@ -126,7 +126,7 @@ def test_selection_keeps_the_models_order() -> None:
 
 def test_selections_that_match_nothing_are_errors() -> None:
     model = meta("wide_resnet28_10")
-    with pytest.raises(UserError, match="Unknown layer group '4'.*split=quarters"):
+    with pytest.raises(UserError, match=r"Unknown layer group '4'.*split=quarters"):
         stage_parameters(model, [3, 4])
     with pytest.raises(UserError, match="matches no parameter"):
         stage_parameters(model, [])
