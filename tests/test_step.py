@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from tiny import EPS, tiny_batch, tiny_model, tiny_step
+from tiny_capture import capture
 from torch import Tensor, nn
 
 import fastadv
@@ -84,7 +85,7 @@ def test_under_no_grad_and_inside_autocast_the_numbers_are_the_same():
 
 
 @pytest.mark.parametrize("surrounding", [False, True])
-@pytest.mark.parametrize("mode", ["eager", "compiled"])
+@pytest.mark.parametrize("mode", ["eager", "compiled", "captured"])
 def test_perturbed_weights_are_used_in_low_precision(surrounding, mode, monkeypatch):
     """Autocast's weight cache would hand out the unperturbed weights."""
     monkeypatch.setattr("fastadv.engine.precision.cpu_multiplies", lambda _: True)
@@ -94,8 +95,11 @@ def test_perturbed_weights_are_used_in_low_precision(surrounding, mode, monkeypa
         model = fastadv.build_model("preact_resnet18", width=4, in_channels=3)
         x, y, index, start = tiny_batch()
         changes = {} if method == "pgd" else {"gamma": 0.1}
-        options = {"amp": not surrounding, "steps": 1, "mode": mode}
+        given = "eager" if mode == "captured" else mode
+        options = {"amp": not surrounding, "steps": 1, "mode": given}
         step = tiny_step(model, method, **options, **changes)
+        if mode == "captured":
+            capture(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=surrounding):
             losses[method] = step(x.float(), y, index, start=start.float())["loss"]
     assert losses["awp"] > losses["pgd"] * 1.01
