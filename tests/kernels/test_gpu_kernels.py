@@ -1,0 +1,162 @@
+"""Every Triton kernel on a GPU against its reference on the CPU, launched and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from fastadv.kernels import reference
+from test_operators import PUBLIC_CALLS, images, layers, logits, tensors
+from torch import Tensor
+
+from fastadv import kernels
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def large_images(seed: int) -> Tensor:
+    return random(2, 3, 223, 225, seed=seed).sigmoid()
+
+
+def large_logits(seed: int) -> Tensor:
+    return random(511, 1000, seed=seed)
+
+
+Y = torch.arange(511) % 1000
+# Sizes at which more than one program works on a sample, a list or a batch.
+LARGE: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
+    "linf_step": (
+        "linf_step",
+        lambda: (large_images(0), large_images(1) - 0.5, large_images(2), 0.1, 0.2),
+    ),
+    "l2_step": (
+        "l2_step",
+        lambda: (large_images(0), large_images(1) - 0.5, large_images(2), 0.1, 0.2),
+    ),
+    "l2_start": ("l2_start", lambda: (large_images(0), 0.5, torch.tensor([9, 4]), 1, 2)),
+    "linf_start": ("linf_start", lambda: (large_images(0), 0.5, torch.tensor([9, 4]), 1, 2)),
+    "top_n_sum": ("top_n_sum", lambda: (large_logits(0), large_logits(1), 51_100)),
+    "top_n_sum of ties": (
+        "top_n_sum",
+        lambda: (large_logits(0).round(), large_logits(1).round(), 9_999),
+    ),
+    "trades_kl": ("trades_kl", lambda: (large_logits(0), large_logits(1))),
+    "masked_ce": ("masked_ce", lambda: (large_logits(0), Y, 7.0)),
+    "perturb_weights": (
+        "perturb_weights",
+        lambda: (
+            *([random(64, 64, 3, 3, seed=seed + k) for k in range(40)] for seed in (0, 50)),
+            *(0.1, "global"),
+        ),
+    ),
+    "block_step_gradients": (
+        "block_step_gradients",
+        lambda: ([random(16, 64, 32, 32)] * 3, [random(16, 64, 32, 32).sign()] * 3),
+    ),
+}
+CALLS = {name: (name, call) for name, call in PUBLIC_CALLS.items()}
+CALLS |= {f"large {name}": call for name, call in LARGE.items()}
+
+
+def moved(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.cuda()
+    if isinstance(value, (list, tuple)):
+        return type(value)(moved(each) for each in value)
+    return value
+
+
+def on_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, (list, tuple)):
+        return [on_cpu(each) for each in value]
+    return value
+
+
+def close(found: Any, expected: Any) -> None:
+    # Sums of many float32 are taken in another order.
+    torch.testing.assert_close(on_cpu(found), on_cpu(expected), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_kernel_is_its_reference(name: str) -> None:
+    function, make = CALLS[name]
+    arguments, given = make(), moved(make())
+    expected = getattr(reference, function)(*arguments)
+    found = getattr(kernels, function)(*given)
+    close(found, expected)
+    close(tensors(given), tensors(arguments))  # what was changed in place
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_kernel_replayed_is_the_kernel(name: str) -> None:
+    """Twice, from the same inputs; a counter or histogram left over would show."""
+    function, make = CALLS[name]
+    given, again = moved(make()), moved(make())
+    expected = getattr(kernels, function)(*given)
+    getattr(kernels, function)(*moved(make()))  # compiled on the way, not in the capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = getattr(kernels, function)(*again)
+    for _ in range(2):
+        for tensor, fresh in zip(_flat(again), _flat(moved(make())), strict=True):
+            tensor.copy_(fresh)
+        graph.replay()
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(tensors(again), tensors(given))
+
+
+def _flat(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for each in value for t in _flat(each)] if isinstance(value, (list, tuple)) else []
+
+
+def test_a_replay_reads_the_number_of_the_draw() -> None:
+    x, rows = images(0).cuda(), torch.tensor([3, 0, 5]).cuda()
+    offset = torch.zeros((), dtype=torch.int64, device="cuda")
+    kernels.linf_start(x, 0.1, rows, 1, offset)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = kernels.linf_start(x, 0.1, rows, 1, offset)
+    for number in (5, 2**40):
+        offset.fill_(number)
+        graph.replay()
+        expected = reference.linf_start(x.cpu(), 0.1, rows.cpu(), 1, number)
+        assert torch.equal(found.cpu(), expected)
+
+
+@pytest.mark.parametrize("name", ["top_n_sum", "trades_kl", "masked_ce"])
+def test_gradients_are_the_references(name: str) -> None:
+    def gradients(function: Callable[..., Any], device: str) -> list[Tensor]:
+        first, second = (logits(seed).to(device).requires_grad_() for seed in (0, 1))
+        last = {"top_n_sum": (second, 7), "trades_kl": (second,)}.get(
+            name, (torch.arange(6, device=device) % 5, 1.5)
+        )
+        value = function(first, *last)
+        value = value[0] if isinstance(value, tuple) else value
+        weights = torch.arange(1, value.numel() + 1, device=device).view(value.shape)
+        wanted = [first] if name == "masked_ce" else [first, second]
+        return list(torch.autograd.grad((value * weights).sum(), wanted))
+
+    close(gradients(getattr(kernels, name), "cuda"), gradients(getattr(reference, name), "cpu"))
+
+
+def test_weights_come_back_exactly() -> None:
+    weights = moved([*layers(0), *layers(3)])
+    before = [tensor.clone() for tensor in weights]
+    directions = moved([*layers(1), *layers(4)])
+    kernels.perturb_weights(weights, directions, 0.1, "global")
+    assert not torch.equal(weights[0], before[0])
+    kernels.restore_weights(weights, before, directions)
+    assert all(torch.equal(own, old) for own, old in zip(weights, before, strict=True))
