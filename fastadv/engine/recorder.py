@@ -86,11 +86,12 @@ class CudaRecorder:
             finally:
                 # A capture that breaks leaves its own stream current.
                 torch.cuda.set_stream(outside)
-            outside.wait_stream(self.stream)
+                outside.wait_stream(self.stream)
 
 
 def _first_line(error: RuntimeError) -> str:
-    return str(error).strip().splitlines()[0]
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager
