@@ -26,6 +26,16 @@ def check_batch(x: Tensor, y: Tensor, low: float, high: float) -> None:
         )
 
 
+def check_devices(device: torch.device, **tensors: Tensor | None) -> None:
+    """Every tensor lies where the model does."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != device:
+            raise UserError(
+                f"{name} is on {tensor.device} and the model on {device}; move it there: "
+                f"{name}.to({str(device)!r})."
+            )
+
+
 def check_classes(logits: Tensor, y: Tensor, num_classes: int | None) -> int:
     """The number of classes of ``logits`` (B,classes), checked against ``y`` and the caller's."""
     if logits.ndim != 2:

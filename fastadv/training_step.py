@@ -71,7 +71,8 @@ class Step:
         if outer is torch.float16 and scaler is None:
             scaler = torch.amp.GradScaler(self.device.type)
         self.mode = choice.first_mode(mode, self.device)
-        runner = Runner(choice.compiles(self.mode, total_steps), backend)
+        insist = mode != "auto"
+        runner = Runner(choice.compiles(self.mode, total_steps), backend, insist=insist)
         self.net = Network(self.model, self.device, runner, outer, attack)
         if "block_gradients" in plan.needs:
             names = None if blocks is None else list(blocks)
@@ -82,7 +83,7 @@ class Step:
         self.walk = Walk(plan, self.net, threat, seed)
         self.passes: Walk | Captured = self.walk
         if self.mode == "captured":
-            self.passes = Captured(self.walk)
+            self.passes = Captured(self.walk, insist=insist)
         self.updater = Updater(optimizer, self.device, scaler, max_grad_norm)
         self.num_samples, self.num_classes, self.seed = num_samples, num_classes, seed
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
@@ -236,6 +237,7 @@ class Step:
                 )
 
     def _prepare(self, x: Tensor, y: Tensor, index: Tensor | None) -> None:
+        checks.check_devices(self.device, x=x, y=y, index=index)
         checks.check_batch(x, y, self.threat.low, self.threat.high)
         checks.check_index(index, x, self.num_samples, self.plan.per_sample_state)
         checks.check_batch_of_one(self.model, x)

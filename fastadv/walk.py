@@ -54,8 +54,8 @@ class Walk:
     def __init__(self, plan: Plan, net: Network, threat: Threat, seed: int) -> None:
         self.plan, self.net, self.threat, self.seed = plan, net, threat, seed
         self.scale = torch.ones((), device=net.device)  # of the outer loss, filled in place
-        self._named = dict(net.model.named_parameters())
-        self._learns = {name for name in self._named if plan.layers.learns(name)}
+        self.named = dict(net.model.named_parameters())  # what stands in the model, by name
+        self._learns = {name for name in self.named if plan.layers.learns(name)}
 
     def gather(self, batch: Batch) -> Found:
         """Attack, perturb the weights, and take the outer pass's gradients."""
@@ -123,7 +123,7 @@ class Walk:
         """Those the user lets learn and the recipe does not freeze, by name."""
         return {
             name: parameter
-            for name, parameter in self._named.items()
+            for name, parameter in self.named.items()
             if parameter.requires_grad and name in self._learns
         }
 
@@ -277,7 +277,7 @@ class Walk:
         weights = self.plan.weights
         if weights is None or not weights.active:
             return []
-        names, tensors = list(self._named), list(self._named.values())
+        names, tensors = list(self.named), list(self.named.values())
         selected = [tensors[place] for place in weights.select(names, tensors)]
         return [tensor for tensor in selected if tensor.requires_grad]
 

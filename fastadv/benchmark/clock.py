@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from fastadv.benchmark.arithmetic import Spread
 
-CALLS_IN_A_GRAPH = 10
+SECONDS_IN_A_GRAPH = 0.002  # beside which launching and waiting for the graph do not count
 
 
 def synchronize(device: torch.device) -> None:
@@ -37,15 +38,13 @@ def seconds_alone(
     operation does not find its inputs in the cache. On CUDA they are replayed as one graph, since
     a launch may take longer than the work; on a CPU repeated for ``at_least`` seconds a sample.
     """
-    for call in calls:
-        call()
-    once = seconds(lambda: [call() for call in calls], device)
-    rounds = max(1, min(200, round(at_least / max(once, 1e-7))))
-    if device.type == "cuda":
-        rounds = max(1, CALLS_IN_A_GRAPH // len(calls))
-    work = _rounds(calls, rounds)
-    if device.type == "cuda":
-        work = captured(work)
+    on_cuda = device.type == "cuda"
+    work = captured(_rounds(calls, 1)) if on_cuda else _rounds(calls, 1)
+    work()
+    once = max(seconds(work, device), 1e-7)
+    rounds = math.ceil((SECONDS_IN_A_GRAPH if on_cuda else at_least) / once)
+    rounds = max(1, min(200, rounds))
+    work = captured(_rounds(calls, rounds)) if on_cuda else _rounds(calls, rounds)
     found = [seconds(work, device) for _ in range(repeats)]
     return Spread.of(found).times(1 / (rounds * len(calls)))
 

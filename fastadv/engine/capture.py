@@ -199,16 +199,16 @@ def _of_no_stream(walk: Walk) -> Iterator[None]:
         return
     modules = list(walk.net.model.modules())
     own = [dict(module._parameters) for module in modules]
-    named = walk._named
+    named = walk.named
     fresh = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in named.values()}
     try:
-        walk._named = {name: fresh[id(parameter)] for name, parameter in named.items()}
+        walk.named = {name: fresh[id(parameter)] for name, parameter in named.items()}
         for module, mine in zip(modules, own, strict=True):
             found = {name: p if p is None else fresh[id(p)] for name, p in mine.items()}
             module._parameters.update(found)
         yield
     finally:
-        walk._named = named
+        walk.named = named
         for module, mine in zip(modules, own, strict=True):
             module._parameters.update(mine)
 

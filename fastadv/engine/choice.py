@@ -34,9 +34,10 @@ def first_mode(mode: str, device: torch.device) -> str:
 
 
 def compiles(mode: str, total_steps: int | None) -> bool:
-    """Whether regions are compiled in ``mode``; a short captured run replays eager kernels."""
+    """Whether regions are compiled in ``mode``; a captured run that is short, or may be, replays
+    eager kernels."""
     if mode == "captured":
-        return total_steps is None or total_steps >= WORTH_COMPILING_STEPS
+        return total_steps is not None and total_steps >= WORTH_COMPILING_STEPS
     return mode == "compiled"
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
+
+from fastadv.errors import UserError
 
 Result = TypeVar("Result")
 
@@ -15,11 +19,15 @@ class Runner:
     """Runs regions: functions of tensors with forward, gradients and arithmetic in one.
 
     ``compiles=False`` calls them. Otherwise each is compiled once with ``fullgraph=True``: a graph
-    break is an error, not a slow step. ``backend`` is for tests.
+    break is an error, not a slow step, or, unless ``insist``, the end of compiling, with a warning.
+    ``backend`` is for tests.
     """
 
-    def __init__(self, compiles: bool = False, backend: str = "inductor") -> None:
+    def __init__(
+        self, compiles: bool = False, backend: str = "inductor", *, insist: bool = True
+    ) -> None:
         self.compiles = compiles
+        self.insist = insist
         self.backend = backend
         self._compiled: dict[Any, Callable[..., Any]] = {}
 
@@ -33,8 +41,17 @@ class Runner:
             )
             self._compiled[region] = compiled
         # Patched around our own calls only: the flag lets autograd.grad be traced into the graph.
-        with torch._dynamo.config.patch(trace_autograd_ops=True):
-            return compiled(*inputs)
+        try:
+            with torch._dynamo.config.patch(trace_autograd_ops=True):
+                return compiled(*inputs)
+        except TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            sentence = f"This network or method cannot be compiled as one graph ({reason})"
+            if self.insist:
+                raise UserError(f"{sentence}: pass mode='eager'.") from error
+        warnings.warn(f"{sentence}; it runs as written.", stacklevel=4)
+        self.compiles = False
+        return region(*inputs)
 
 
 def _own_copy(region: Callable[..., Result]) -> Callable[..., Result]:

@@ -89,7 +89,7 @@ class AWP(WeightPerturbation):
         kernels.perturb_weights(weights, self.moved_by, self.gamma, self.norm_scope)
 
     def _remember(self, weights: list[Tensor]) -> None:
-        if not self.originals:
+        if [old.shape for old in self.originals] != [weight.shape for weight in weights]:
             self.originals = [torch.empty_like(weight) for weight in weights]
         torch._foreach_copy_(self.originals, weights)
 

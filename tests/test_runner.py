@@ -1,0 +1,51 @@
+"""A network that does not fit in one graph: refused where compiling was asked for, else run."""
+
+import pytest
+import torch
+from tiny import TinyNet, assert_same, tiny_batch, tiny_model, tiny_step
+
+from fastadv.engine.runner import Runner
+from fastadv.errors import UserError
+
+
+class Looking(TinyNet):
+    """Breaks the graph: Python looks at a value."""
+
+    def forward(self, x):
+        if float(x.detach().sum()) > 1e9:
+            x = x / 2
+        return super().forward(x)
+
+
+def looking():
+    model = Looking().double()
+    model.load_state_dict(tiny_model().state_dict())
+    return model
+
+
+def test_compiled_says_why_not():
+    x, y, index, start = tiny_batch()
+    step = tiny_step(looking(), "pgd", steps=2, mode="compiled")
+    with pytest.raises(UserError, match=r"cannot be compiled as one graph.*mode='eager'"):
+        step(x, y, index, start=start)
+
+
+def test_where_compiling_was_ours_to_choose_it_runs_as_written():
+    x, y, index, start = tiny_batch()
+    model, other = looking(), tiny_model()
+    step = tiny_step(model, "pgd", steps=2)
+    step.net.runner = Runner(True, "aot_eager", insist=False)
+    with pytest.warns(UserWarning, match="it runs as written"):
+        step(x, y, index, start=start)
+    tiny_step(other, "pgd", steps=2)(x, y, index, start=start)
+    assert_same(model, other, 1e-12)
+    assert not step.net.runner.compiles
+
+
+def test_a_tensor_elsewhere_is_named():
+    x, y, index, _ = tiny_batch()
+    for place, name in enumerate(("x", "y", "index")):
+        given = [x, y, index]
+        given[place] = torch.empty(given[place].shape, dtype=given[place].dtype, device="meta")
+        with pytest.raises(UserError, match=f"^{name} is on meta and the model on cpu"):
+            tiny_step(tiny_model(), "pgd")(*given)
