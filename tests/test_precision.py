@@ -160,13 +160,13 @@ def test_float16_steps_are_near_float32_ones(
     # Computing in a half type that a CPU only emulates is slow, and here exactly what is wanted.
     monkeypatch.setattr("fastadv.engine.precision.cpu_multiplies", lambda _: True)
     moved, momenta = [], []
-    for amp in (False, True):
+    for amp, scale in ((False, 1.0), (True, 128.0)):
         model = tiny_model().float()
         before = nn.utils.parameters_to_vector(model.parameters()).detach()
-        step = sized_step(model, name, mode, 128.0, amp=amp, amp_dtype="fp16")
+        step = sized_step(model, name, mode, scale, amp=amp, amp_dtype="fp16")
         x, y, index, _ = tiny_batch()
         step(x.float(), y, index)
-        assert step.updater.scaler.get_scale() == 128.0
+        assert step.updater.scaler.get_scale() == scale
         moved.append(nn.utils.parameters_to_vector(model.parameters()).detach() - before)
         momenta.append(step.state.get("step_size_momentum", torch.zeros(1)))
     assert (moved[1] - moved[0]).norm() < 0.05 * moved[0].norm()
