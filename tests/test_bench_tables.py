@@ -1,24 +1,15 @@
 """The tables in the documentation: made from rows, and from the newest run only."""
 
 import copy
-import importlib.util
-from pathlib import Path
-from types import ModuleType
+import re
 
 import pytest
+from bench_script import BENCH, script
 
+from fastadv.benchmark.rows import read_rows
 from fastadv.benchmark.setting import Setting
 from fastadv.errors import UserError
-
-BENCH = Path(__file__).parents[1] / "bench"
-
-
-def script(name: str) -> ModuleType:
-    """A script of bench/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from fastadv.recipes import METHODS
 
 
 def test_tables_show_the_newest_run_and_replace_only_their_marks():
@@ -71,3 +62,29 @@ def test_minutes_to_a_robust_accuracy_count_the_first_epoch_that_gets_there():
     told = robust.summary([{"minutes": 3.0}, {"minutes": None}, {"minutes": 5.0}], 0.45)
     assert (told["seeds"], told["reached"], told["mean_minutes"]) == (3, 2, 4.0)
     assert told["std_minutes"] == pytest.approx(2**0.5, abs=1e-3)
+
+
+def test_the_table_in_the_docs_is_the_table_of_recipes_with_what_each_reached(fastadv_command):
+    tables = script("tables")
+    written = (BENCH.parent / "docs" / "methods.md").read_text(encoding="utf-8")
+    rows = [row for row in read_rows(BENCH / "results") if "kind" in row]
+    printed = fastadv_command("methods", "--markdown").out
+    assert tables.written_into(printed, rows) == written
+    for name in METHODS:
+        (line,) = [line for line in written.splitlines() if line.startswith(f"| `{name}` |")]
+        assert re.search(r"\| \d+\.\d / \d+\.\d \|$", line), f"{name}: run bench/digits.py"
+
+
+def test_the_status_of_a_recipe_is_its_newest_row():
+    tables = script("tables")
+    common = _rows("2026-01-01")[0] | {"kind": "digits", "epochs": 3}
+    reached = {"clean": 0.9583, "pgd-20": 0.0111}
+    old = common | {"method": "standard", "last": {"clean": 0.5, "pgd-20": 0.25}}
+    new = old | {"last": reached, "date": "2026-02-01"}
+    other = common | {"method": "pgd", "last": {"clean": 0.8167, "pgd-20": 0.3194}}
+    lines = tables.recipes_table([new, old, other]).splitlines()
+    assert "standard training reaches 95.8 / 1.1." in lines[0]
+    ends = {line.split("`")[1]: line.rsplit(" | ", 1)[1] for line in lines if line[:3] == "| `"}
+    assert ends["standard"] == "95.8 / 1.1 |"
+    assert ends["pgd"] == "81.7 / 31.9 |"
+    assert ends["trades"] == " |"
