@@ -176,6 +176,27 @@ def loaders_table(rows: list[Row]) -> str:
     return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
 
 
+def savings_table(rows: list[Row]) -> str:
+    """What each saving of work is worth."""
+    lines = [
+        "| saving | method | batch | plain, ms | with it, ms | plain takes | 10-90 % |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    chosen = newest_of_each(
+        [row for row in rows if row["kind"] == "saving"],
+        lambda row: (row["device"], row["threads"], row["saving"], row["dtype"]),
+    )
+    for row in chosen:
+        ratio, batch = row["plain_over_saving"], str(row["config"]["batch_size"])
+        times = [number(row["ms"][side]["median"]) for side in ("plain", "saving")]
+        spread = f"{ratio['p10']:.3f}-{ratio['p90']:.3f}"
+        method = f"{row['method']} {row['dtype']}"
+        lines.append(
+            _line([row["saving"], method, batch, *times, f"{ratio['median']:.3f} x", spread])
+        )
+    return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
+
+
 def recipes_table(rows: list[Row]) -> str:
     """Every recipe with what it reached on digits after a few epochs."""
     chosen = newest_of_each([row for row in rows if row["kind"] == "digits"], _recipe)
@@ -219,6 +240,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "ratios": ratios_table,
     "passes": passes_table,
     "loaders": loaders_table,
+    "savings": savings_table,
     "robust": robust_table,
     "recipes": recipes_table,
 }

@@ -186,7 +186,7 @@ def test_scratch_that_is_replaced_stays_with_the_recordings_that_use_it() -> Non
     step = captured(step_of("awp", on_device(staged_model()), **options))
     for update in range(3):
         call(cpu, update), call(step, update)
-        step.net._attack_weights._copies = []
+        step.net.attack_weights._copies = []
         step.plan.weights.originals, step.plan.weights.moved_by = [], []
     assert step.passes.recorded == 1
     assert_same_run(step, cpu)

@@ -41,13 +41,13 @@ class Network:
         self.attack_dtype = attack_dtype
         self.taps: Taps | None = None
         self._dtype = outer_dtype
-        self._attack_weights = AttackWeights(model)
+        self.attack_weights = AttackWeights(model)
 
     def look_at(self, x: Tensor) -> Tensor:
         """Logits of ``x`` (B,C,H,W) in eval mode, to learn the network by: their number of
         classes, and which BatchNorms fold away in attacks that use running statistics."""
         with guard.train_flags(self.model, False):
-            logits, self._attack_weights.folds = forward_and_folds(self.model, self.logits, x)
+            logits, self.attack_weights.folds = forward_and_folds(self.model, self.logits, x)
         return logits
 
     @property
@@ -102,7 +102,7 @@ class Network:
         try:
             with (
                 guard.frozen(self.model, train=train),
-                self._attack_weights.in_place(self.attack_dtype, folded=not train),
+                self.attack_weights.in_place(self.attack_dtype, folded=not train),
             ):
                 yield
         finally:

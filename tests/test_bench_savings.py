@@ -1,0 +1,27 @@
+"""Each saving can be taken away from a step, and bench/savings.py times both sides."""
+
+import pytest
+from bench_script import script
+
+from fastadv.benchmark.setting import Setting
+
+savings = script("savings")
+
+
+@pytest.mark.parametrize("name", savings.SAVINGS)
+def test_a_row_has_both_sides(name):
+    method, network, take_away = savings.SAVINGS[name]
+    row = savings.saving(Setting(network, 4, 8, 8), method, take_away, "fp32", 2)
+    assert set(row["ms"]) == {"plain", "saving"}
+    assert 0.1 < row["plain_over_saving"]["median"] < 10
+
+
+def test_taking_away_brings_the_plain_passes_back():
+    step = savings.make_step(
+        Setting("resnet18", 4, 8, 8), savings.parse_specs("pgd")[0], "fp32", "eager"
+    )
+    batch = Setting("resnet18", 4, 8, 8).batches(1)[0]
+    step(batch.x, batch.y, batch.index)
+    assert step.net.attack_weights.folds
+    savings.unfolded(step)
+    assert not step.net.attack_weights.folds
