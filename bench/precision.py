@@ -63,8 +63,7 @@ def pair(config: TrainConfig, seed: int, runs: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"seed": seed}
     for dtype, amp in (("fp32", False), ("bf16", True)):
         folder = _folder(config, seed, dtype, runs)
-        result = train(replace(config, seed=seed, amp=amp, out=str(folder)))
-        found[dtype] = result["last"] | {"train_seconds": result["train_seconds"]}
+        found[dtype] = train(replace(config, seed=seed, amp=amp, out=str(folder)))["last"]
     return found
 
 

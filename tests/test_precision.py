@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from bench_script import script
 from tiny import assert_same, tiny_batch, tiny_model, tiny_step
 from tiny_capture import capture
 from torch import Tensor, nn
 
 import fastadv
+from fastadv.config import TrainConfig
 from fastadv.data import load
+from fastadv.engine.precision import cpu_multiplies
 from fastadv.plan import resolve
 from fastadv.threat import Threat
 from fastadv.training_step import Step
@@ -46,7 +50,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 def small() -> nn.Module:
     torch.manual_seed(0)
-    return fastadv.build_model("preact_resnet18", in_channels=1, width=8)
+    return fastadv.build_model("preact_resnet18", in_channels=1, width=8, depths=(1, 1, 1, 1))
 
 
 def rates(model: nn.Module, lr: float) -> torch.optim.SGD:
@@ -106,14 +110,15 @@ def test_one_float32_step_compiled_turns_next_to_no_pixel() -> None:
 def test_fifty_float32_losses_stay_as_near_as_another_layout_does(
     method: str, warm: dict[str, Tensor]
 ) -> None:
-    """A tenth of another learning rate, or 1 % of another step, would be further away."""
+    """Three times leaves room for chance: a bit more or less in the weights gives 0.6 to 1.9 times
+    the layout's distance, a step of the attack 1 % too large 6 times and more."""
     eager, stepped = fifty_losses(method, warm)
     layout, _ = fifty_losses(method, warm, layout=torch.channels_last)
     compiled, others = fifty_losses(method, warm, "compiled", "inductor")
     assert share_turned(stepped, others) <= 0.001
     rounding = (layout - eager).abs().mean()
     assert rounding > 0
-    assert (compiled - eager).abs().mean() <= 2 * rounding
+    assert (compiled - eager).abs().mean() <= 3 * rounding
 
 
 # What is made of a gradient's size, and not only of its direction.
@@ -190,3 +195,28 @@ def test_captured_bf16_steps_see_every_state_of_the_weights(
             with torch.autocast("cpu", torch.bfloat16, enabled=surrounding):
                 found.append(step(x.float(), y, index)["loss"])
     assert torch.equal(torch.stack(losses["eager"]), torch.stack(losses["captured"]))
+
+
+def test_differences_of_pairs_are_in_points() -> None:
+    pairs = [{"fp32": {"pgd-20": 0.5}, "bf16": {"pgd-20": value}} for value in (0.51, 0.47, 0.5)]
+    told = script("precision").summary(pairs, "pgd-20")
+    assert told["differences"] == [1.0, -3.0, 0.0]
+    assert told["mean"] == pytest.approx(-2 / 3, abs=1e-3)
+    # The deviation of 1, -3 and 0 is the root of 13/3; of their mean it is that over the root of 3.
+    assert told["standard_error"] == pytest.approx((13 / 9) ** 0.5, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not cpu_multiplies(torch.bfloat16), reason="--amp is float32 on a CPU without bf16 instructions"
+)
+def test_bf16_training_is_as_robust_as_float32(tmp_path: Path) -> None:
+    """Five paired seeds of APART; ``bench/precision.py`` measures runs of full length."""
+    precision = script("precision")
+    config = TrainConfig(method="apart", epochs=15, judge_every=1000, test_attacks="pgd-20")
+    pairs = [precision.pair(config, seed, tmp_path) for seed in range(5)]
+    told = precision.summary(pairs, "pgd-20")
+    lost = -told["mean"]
+    assert lost < 1.5
+    assert lost < 2 * told["standard_error"]
+    assert any(told["differences"]), "--amp changed nothing"
