@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
 
 from fastadv.errors import UserError
 
@@ -44,7 +43,7 @@ class Runner:
         try:
             with torch._dynamo.config.patch(trace_autograd_ops=True):
                 return compiled(*inputs)
-        except TorchDynamoException as error:
+        except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
             sentence = f"This network or method cannot be compiled as one graph ({reason})"
             if self.insist:
