@@ -20,12 +20,14 @@ def tiered(name: str) -> object:
 
 @pytest.mark.parametrize("method", [tiered(name) for name in METHODS])
 def test_all_modes_agree_after_20_updates(method: str) -> None:
-    eager, compiled = run(method), run(method, "compiled")
+    eager, compiled, captured = run(method), run(method, "compiled"), run(method, "captured")
     assert eager.step.healthy()
     assert_same_run(eager, compiled, tolerance=1e-9)
-    assert_same_run(eager, run(method, "captured"), tolerance=1e-9)
+    assert_same_run(eager, captured, tolerance=1e-9)
     assert sum(eager.compilations) == 0
     assert_compiled_once(compiled)
+    # Neither evaluation nor a loaded state makes a recording stale.
+    assert captured.step.passes.recorded == 2 * len(set(captured.active))
 
 
 def assert_compiled_once(done: Run) -> None:
@@ -40,6 +42,14 @@ def assert_compiled_once(done: Run) -> None:
         else:
             assert count <= 2 * regions, f"epoch {epoch}"
     assert done.compilations[0] >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["apart", "trades-rwp", "te"])
+def test_captured_steps_may_be_compiled(method: str) -> None:
+    both = run(method, "captured compiled")
+    assert_same_run(run(method), both, tolerance=1e-9)
+    assert both.compilations[0] >= 2
 
 
 @pytest.mark.parametrize("mode", ["eager", "compiled"])

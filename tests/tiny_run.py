@@ -61,15 +61,13 @@ class Run:
         return found | {"losses": torch.stack(self.losses)}
 
 
-def run(
-    method: str, mode: str = "eager", backend: str = "aot_eager", seed: int = 0, **changes: Any
-) -> Run:
-    """20 updates of ``method`` with options ``changes``; "captured" is replayed by calling."""
+def run(method: str, mode: str = "eager", backend: str = "aot_eager") -> Run:
+    """20 updates of ``method``; "captured" is replayed by calling, and so is "captured compiled",
+    whose regions are compiled like a long captured run's."""
     counting = Counting(backend)
-    given = "eager" if mode == "captured" else mode
-    model = staged_model(seed)
-    step = step_of(method, model, given, epoch_length=len(SIZES), backend=counting, **changes)
-    if mode == "captured":
+    given = "compiled" if "compiled" in mode else "eager"
+    step = step_of(method, staged_model(), given, epoch_length=len(SIZES), backend=counting)
+    if "captured" in mode:
         capture(step)
     optimizer = step.updater.optimizer
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: 1 - update / UPDATES)
