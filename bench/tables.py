@@ -204,14 +204,23 @@ def recipes_table(rows: list[Row]) -> str:
     if "standard" not in reached:
         return recipe_table()
     epochs = reached["standard"]["epochs"]
+    options = {
+        f"`{name}` with {key}={value:g}"
+        for name, row in reached.items()
+        for key, value in row["given"].items()
+    }
     said = [
         f"Status: clean / PGD-20 test accuracy, %, after {epochs} epochs on digits with the "
         f"recipe's own defaults there; standard training reaches "
-        f"{_accuracies(reached['standard'])}. `python bench/digits.py` measures it:",
+        f"{_accuracies(reached['standard'])}.",
+        "So short a run shows that a recipe learns, not which is best: one constant answer has 10",
+        "/ 10, and what perturbs weights, or sees half of the images an epoch (RST), is slowest.",
+        f"So that it begins in time: {', '.join(sorted(options))}." if options else "",
+        "`python bench/digits.py` measures it:",
         *dict.fromkeys(map(_caption, reached.values())),
     ]
     status = {name: _accuracies(row) for name, row in reached.items()}
-    return "\n".join([*said, "", recipe_table(status)])
+    return "\n".join([*filter(None, said), "", recipe_table(status)])
 
 
 def _recipe(row: Row) -> Key:

@@ -77,7 +77,7 @@ def test_the_table_in_the_docs_is_the_table_of_recipes_with_what_each_reached(fa
 
 def test_the_status_of_a_recipe_is_its_newest_row():
     tables = script("tables")
-    common = _rows("2026-01-01")[0] | {"kind": "digits", "epochs": 3}
+    common = _rows("2026-01-01")[0] | {"kind": "digits", "epochs": 3, "given": {}}
     reached = {"clean": 0.9583, "pgd-20": 0.0111}
     old = common | {"method": "standard", "last": {"clean": 0.5, "pgd-20": 0.25}}
     new = old | {"last": reached, "date": "2026-02-01"}
