@@ -37,8 +37,7 @@ SETTING = TrainConfig(
 )  # fmt: skip
 
 # Half the attack steps; warm-ups that end within three epochs; layer groups of a Wide ResNet.
-SHORTER: dict[str, Any] = {"steps": 5, "replays": 4, "weight_steps": 3, "warmup_epochs": 1}
-SHORTER |= {"sat_start": 0.5, "split": "quarters"}
+SHORTER = {"steps": 5, "replays": 4, "weight_steps": 3, "warmup_epochs": 1, "split": "quarters"}
 
 # Strengths for this network where the usual one on digits is for the usual network.
 STRENGTH: dict[str, dict[str, Any]] = {"standard-igr": {"reg_weight": 50.0}}
