@@ -26,10 +26,11 @@ def step_of(
     *,
     epoch_length: int = 1,
     backend: Any = "aot_eager",
+    **options: Any,
 ) -> Step:
     """A step of ``method`` in a run of four epochs of ``epoch_length`` batches."""
     known = resolve(method).options
-    options: dict[str, Any] = {name: value for name, value in SHORTER.items() if name in known}
+    options = {name: value for name, value in SHORTER.items() if name in known} | options
     if "teachers" in known:
         options["teachers"] = [staged_model(seed).eval() for seed in (7, 8)]
     lengths = {"total_steps": EPOCHS * epoch_length, "steps_per_epoch": epoch_length}
