@@ -1,11 +1,13 @@
 """What each saving of work is worth: ``python bench/savings.py --threads 2``.
 
 The same update with a saving and without it, interleaved. That both are the same update is proved
-in tests/test_regularizers.py, test_folding.py and test_attack_weights.py. The machine must do
-nothing else; takes some minutes on two cores.
+in tests/test_regularizers.py, test_folding.py and test_attack_weights.py. What a process does with
+freed memory is chosen once a process, so its two sides are processes, started anew for each pair of
+turns. The machine must do nothing else; takes some minutes on two cores.
 """
 
 import argparse
+import multiprocessing
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,6 +25,7 @@ from fastadv.benchmark.ours import BATCHES, make_step
 from fastadv.benchmark.rows import Row, append_rows, provenance, results_file
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import parse_specs
+from fastadv.engine import network as engine_network
 from fastadv.errors import UserError
 from fastadv.session import choose_device
 from fastadv.training_step import Step
@@ -53,6 +56,10 @@ SAVINGS: dict[str, tuple[str, str, Callable[[Step], None]]] = {
     "BatchNorm folded, ResNet-18": ("pgd:attack_bn=eval", "resnet18", unfolded),
 }
 
+FREED_MEMORY = "freed memory kept"
+FREED_MEMORY_METHODS = ("standard", "fast", "apart", "pgd")
+STEPS = 5  # timed steps of a process, after two that are not
+
 
 def main() -> None:
     """Parse the command line, time every pair, write and print a row for each."""
@@ -69,37 +76,75 @@ def main() -> None:
         torch.set_num_threads(given.threads)
     device = choose_device(given.device)
     origin = provenance(device)
+
+    def report(name: str, row: Row) -> None:
+        append_rows(results_file(given.out, device), [{"saving": name} | row | origin])
+        ratio = row["plain_over_saving"]
+        spread = f"({ratio['p10']:.3f}-{ratio['p90']:.3f})"
+        print(f"{name}, {row['method']}: {ratio['median']:.3f} {spread}")
+
     base = Setting("", given.width, given.batch_size, device=str(device))
     for name, (method, network, take_away) in SAVINGS.items():
         row = saving(replace(base, model=network), method, take_away, given.dtype, given.repeats)
-        append_rows(results_file(given.out, device), [{"saving": name} | row | origin])
-        ratio = row["plain_over_saving"]
-        print(f"{name}: {ratio['median']:.3f} ({ratio['p10']:.3f}-{ratio['p90']:.3f})")
+        report(name, row)
+    if device.type == "cpu":
+        for method in FREED_MEMORY_METHODS:
+            setting = replace(base, model="preact_resnet18")
+            report(FREED_MEMORY, freed_memory(setting, method, given.dtype, given.repeats))
+
+
+def freed_memory(setting: Setting, method: str, dtype: str, repeats: int) -> Row:
+    """Steps of processes that keep freed memory beside steps of processes that hand it back."""
+    times: dict[str, list[float]] = {"plain": [], "saving": []}
+    work = (setting, method, dtype, torch.get_num_threads())
+    for _ in range(repeats):
+        for side, found in times.items():
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                found.append(pool.apply(seconds_of_a_step, (*work, side == "plain")))
+    return row_of(setting, method, dtype, times)
+
+
+def seconds_of_a_step(
+    setting: Setting, method: str, dtype: str, threads: int, plain: bool
+) -> float:
+    """The median of a few steps of a new process."""
+    torch.set_num_threads(threads)
+    if plain:
+        engine_network.keep_freed_memory = lambda: False  # type: ignore[assignment]
+    candidate = one_side(setting, method, dtype, None)
+    return Spread.of([candidate.turn() for _ in range(STEPS)]).median
 
 
 def saving(
     setting: Setting, method: str, take_away: Callable[[Step], None], dtype: str, repeats: int
 ) -> Row:
     """Both sides turn by turn; the ratio is taken within the turns."""
+    pair = [one_side(setting, method, dtype, take_away), one_side(setting, method, dtype, None)]
+    return row_of(setting, method, dtype, interleave(pair, repeats))
+
+
+def one_side(
+    setting: Setting, method: str, dtype: str, take_away: Callable[[Step], None] | None
+) -> Candidate:
+    """A step that was warmed up, without what ``take_away`` takes."""
     (spec,) = parse_specs(method)
-    device = torch.device(setting.device)
+    step = make_step(setting, spec, dtype, "eager")
+    batches = cycle(setting.batches(BATCHES, channels_last=True))
 
-    def candidate(name: str, *, plain: bool) -> Candidate:
-        step = make_step(setting, spec, dtype, "eager")
-        batches = cycle(setting.batches(BATCHES, channels_last=True))
+    def call() -> None:
+        batch = next(batches)
+        step(batch.x, batch.y, batch.index)
 
-        def call() -> None:
-            batch = next(batches)
-            step(batch.x, batch.y, batch.index)
+    call()
+    if take_away is not None:
+        take_away(step)
+    call()
+    name = "saving" if take_away is None else "plain"
+    return Candidate(name, partial(seconds, call, torch.device(setting.device)))
 
-        call()
-        if plain:
-            take_away(step)
-        call()
-        return Candidate(name, partial(seconds, call, device))
 
-    pair = [candidate("plain", plain=True), candidate("saving", plain=False)]
-    times = interleave(pair, repeats)
+def row_of(setting: Setting, method: str, dtype: str, times: dict[str, list[float]]) -> Row:
+    """Milliseconds of both sides, and the ratio within the turns."""
     return {
         "kind": "saving",
         "method": method,

@@ -184,7 +184,7 @@ def savings_table(rows: list[Row]) -> str:
     ]
     chosen = newest_of_each(
         [row for row in rows if row["kind"] == "saving"],
-        lambda row: (row["device"], row["threads"], row["saving"], row["dtype"]),
+        lambda row: (row["device"], row["threads"], row["saving"], row["method"], row["dtype"]),
     )
     for row in chosen:
         ratio, batch = row["plain_over_saving"], str(row["config"]["batch_size"])

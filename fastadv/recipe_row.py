@@ -39,7 +39,7 @@ class Recipe:
 # How F+FGSM and APART train: short, with one triangular learning-rate cycle.
 CYCLIC: dict[str, Any] = {"epochs": 30, "lr": 0.2, "schedule": "triangular", "weight_decay": 2e-4}
 
-# How AdvLC trains everything on CIFAR-10; its last batch of an epoch is dropped.
+# How AdvLC trains everything on CIFAR-10.
 ADVLC: dict[str, Any] = {"epochs": 200, "batch_size": 100, "lr": 0.1, "schedule": "piecewise"}
 ADVLC |= {"weight_decay": 1e-4, "padding": "constant"}
 

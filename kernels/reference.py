@@ -307,8 +307,9 @@ def block_signs(gradients: Sequence[Tensor]) -> list[Tensor]:
 @torch.no_grad()
 def block_noise(signs: Sequence[Tensor], alphas: Tensor) -> list[Tensor]:
     """alpha_b * s_b for each block; ``alphas`` (n,). Li et al. 2020 (APART), Alg. 1, line 4."""
+    # A sign times the rounded step is the rounded product, and passes over no wide copy.
     pairs = zip(signs, alphas.unbind(), strict=True)
-    return [(_wide(s) * alpha).to(s.dtype) for s, alpha in pairs]
+    return [s * alpha.to(s.dtype) for s, alpha in pairs]
 
 
 @torch.no_grad()
@@ -317,5 +318,6 @@ def block_step_gradients(gradients: Sequence[Tensor], signs: Sequence[Tensor]) -
 
     The sums run over the whole batch, in an order that does not change between runs.
     """
+    # A product with a sign is exact in any precision; only the sum must be wide.
     pairs = zip(gradients, signs, strict=True)
-    return torch.stack([(_wide(g) * _wide(s)).sum() for g, s in pairs])
+    return torch.stack([(g * s).sum(dtype=compute_dtype(g.dtype)) for g, s in pairs])

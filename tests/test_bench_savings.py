@@ -1,5 +1,9 @@
 """Each saving can be taken away from a step, and bench/savings.py times both sides."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 from bench_script import script
 
@@ -25,3 +29,14 @@ def test_taking_away_brings_the_plain_passes_back():
     assert step.net.attack_weights.folds
     savings.unfolded(step)
     assert not step.net.attack_weights.folds
+
+
+@pytest.mark.slow
+def test_the_script_writes_a_row_of_each(tmp_path):
+    tiny = ["--width", "2", "--batch-size", "4", "--repeats", "1", "--threads", "1"]
+    command = [sys.executable, "bench/savings.py", *tiny, "--out", str(tmp_path)]
+    subprocess.run(command, cwd=savings.RESULTS.parents[1], check=True)
+    (file,) = tmp_path.iterdir()
+    found = [json.loads(line)["saving"] for line in file.read_text().splitlines()]
+    freed = [savings.FREED_MEMORY] * len(savings.FREED_MEMORY_METHODS)
+    assert found == [*savings.SAVINGS, *freed]

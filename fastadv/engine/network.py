@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastadv.engine import buffers, guard
 from fastadv.engine.attack_weights import AttackWeights
 from fastadv.engine.folding import forward_and_folds
+from fastadv.engine.host_memory import keep_freed_memory
 from fastadv.engine.precision import autocast
 from fastadv.engine.runner import Runner
 from fastadv.engine.taps import Taps
@@ -42,6 +43,8 @@ class Network:
         self.taps: Taps | None = None
         self._dtype = outer_dtype
         self.attack_weights = AttackWeights(model)
+        if device.type == "cpu":
+            keep_freed_memory()
 
     def look_at(self, x: Tensor) -> Tensor:
         """Logits of ``x`` (B,C,H,W) in eval mode, to learn the network by: their number of
