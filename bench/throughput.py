@@ -11,10 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import rich.console
 import torch
 
-from fastadv.benchmark.command import run_comparisons
+from fastadv.benchmark.command import run_comparisons, wide_console
 from fastadv.benchmark.compare import Comparison
 from fastadv.benchmark.parity import require_parity
 from fastadv.benchmark.peer_list import PEERS, usual_peers
@@ -46,7 +45,7 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     plan = comparisons(given)
-    console = rich.console.Console(highlight=False, soft_wrap=True)
+    console = wide_console()
     specs = [spec for comparison in plan for spec in comparison.specs]
     device = torch.device(plan[0].setting.device)
     console.print("parity: " + require_parity(specs, plan[0].modes, device))

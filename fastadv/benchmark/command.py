@@ -83,7 +83,7 @@ def bench(
         for size in _sizes(batch_size)
         for kind in _dtypes(dtype)
     ]
-    console = rich.console.Console(highlight=False, soft_wrap=True)
+    console = wide_console()
     if peers:
         console.print("running the parity tests")
         looked_at = require_parity(specs, plan[0].modes, chosen)
@@ -92,6 +92,12 @@ def bench(
     if plot is not None:
         plot_batches(rows, plot)
         console.print(f"wrote {escape(str(plot))}")
+
+
+def wide_console() -> rich.console.Console:
+    """A console whose tables are as wide as they need to be where nobody's terminal is narrower."""
+    width = None if sys.stdout.isatty() else 120
+    return rich.console.Console(highlight=False, soft_wrap=True, width=width)
 
 
 def run_comparisons(

@@ -12,11 +12,13 @@ from fastadv.benchmark.rows import Row
 def step_table(rows: Sequence[Row]) -> Table:
     """Every whole step: its time, and how it stands to the sum of its passes."""
     columns = ("batch", "ms a step", "10-90 %", "images/s", "x passes", "compile s")
-    table = _table("training steps", "candidate", columns)
-    for row in _steps(rows):
+    steps = _steps(rows)
+    names, shared = _names(steps)
+    table = _table(f"training steps{shared}", "candidate", columns)
+    for row, name in zip(steps, names, strict=True):
         ms, passes = row["ms"], row.get("over_passes")
         table.add_row(
-            _label(row),
+            name,
             str(row["config"]["batch_size"]),
             number(ms["median"]),
             f"{number(ms['p10'])}-{number(ms['p90'])}",
@@ -30,10 +32,12 @@ def step_table(rows: Sequence[Row]) -> Table:
 def rate_table(rows: Sequence[Row]) -> Table:
     """Every whole step: what it reaches of the device."""
     columns = ("batch", "TFLOP/s", "of matmul", "of copy", "x bound", "peak MiB", "idle")
-    table = _table("what the steps reach", "candidate", columns)
-    for row in _steps(rows):
+    steps = _steps(rows)
+    names, shared = _names(steps)
+    table = _table(f"what the steps reach{shared}", "candidate", columns)
+    for row, name in zip(steps, names, strict=True):
         table.add_row(
-            _label(row),
+            name,
             str(row["config"]["batch_size"]),
             number(row.get("tflop_per_s")),
             percent(row.get("of_matmul")),
@@ -47,7 +51,7 @@ def rate_table(rows: Sequence[Row]) -> Table:
 
 def _table(title: str, first: str, others: Sequence[str]) -> Table:
     table = Table(title=title)
-    table.add_column(first)
+    table.add_column(first, overflow="fold")
     for name in others:
         table.add_column(name, justify="right")
     return table
@@ -57,8 +61,14 @@ def _steps(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["kind"] == "step"]
 
 
-def _label(row: Row) -> str:
-    return str(row["name"]).removeprefix("fastadv ")
+def _names(rows: Sequence[Row]) -> tuple[list[str], str]:
+    """What the rows are called, without the words that all of them end with; and those words."""
+    words = [str(row["name"]).removeprefix("fastadv ").split() for row in rows]
+    shared: list[str] = []
+    while words and all(len(name) > 1 and name[-1] == words[0][-1] for name in words):
+        shared.insert(0, words[0][-1])
+        words = [name[:-1] for name in words]
+    return [" ".join(name) for name in words], f", {' '.join(shared)}" if shared else ""
 
 
 def speedup_table(rows: Sequence[Row]) -> Table:
