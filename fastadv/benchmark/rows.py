@@ -64,13 +64,14 @@ def repository() -> Path | None:
 
 @cache
 def commit() -> str | None:
-    """The checkout's commit, with "+changes" when files differ from it."""
+    """The checkout's commit, with "+changes" when files differ from it, rows apart."""
     root = repository()
     if root is None:
         return None
+    status = ["status", "--porcelain", "-uno", "--", ".", ":!bench/results"]
     found = [
         subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
-        for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "-uno"])
+        for words in (["rev-parse", "--short", "HEAD"], status)
     ]
     if found[0].returncode:
         return None
