@@ -130,11 +130,15 @@ def passes_table(rows: list[Row]) -> str:
     """Each pass alone beside its bound."""
     passes = [row for row in rows if row["kind"] == "pass"]
     chosen = newest_of_each(passes, lambda row: (*_where(row), row["name"]))
-    lines = ["| pass | batch | ms | bound, ms | over its bound |", "|---|---:|---:|---:|---:|"]
+    lines = [
+        "| pass | width | batch | ms | bound, ms | over its bound |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
     for row in chosen:
-        name, batch = row["name"].removeprefix("pass: "), str(row["config"]["batch_size"])
-        cells = [number(row["ms"]["median"]), number(row["bound_ms"]), number(row["over_bound"])]
-        lines.append(_line([name, batch, *cells]))
+        config, name = row["config"], row["name"].removeprefix("pass: ")
+        cells = [name, str(config["width"] or "published"), str(config["batch_size"])]
+        cells += map(number, (row["ms"]["median"], row["bound_ms"], row["over_bound"]))
+        lines.append(_line(cells))
     return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
 
 
