@@ -10,7 +10,8 @@ Invariants every part keeps, so that a step can be compiled and captured without
 - no Python branch depends on the value of a tensor, and nothing waits for the device;
 - what changes between updates (a ramp, a learned step size) is a 0-dim tensor filled in place,
   and a part that is not at work yet (a warm-up) says so by ``active``, which follows the epoch;
-- every forward pass is ``self.net.logits``, every gradient comes from ``engine.gradient``;
+- every forward pass is ``self.net.logits``, every gradient comes from ``engine.gradient``, and
+  what it is taken with respect to is a ``leaf`` made there;
 - state is written only where ``ok`` is true.
 """
 

@@ -20,7 +20,7 @@ from fastadv.contract import Adversarial, Batch, Facts, Losses, Outputs
 from fastadv.engine import distributed, noise
 from fastadv.engine.buffers import copy_into
 from fastadv.engine.faults import select_into
-from fastadv.engine.gradient import gradients_if_used
+from fastadv.engine.gradient import gradients_if_used, leaf
 from fastadv.engine.network import Network
 from fastadv.plan import Plan
 from fastadv.threat import Threat
@@ -217,16 +217,16 @@ class Walk:
     ) -> tuple[Tensor, list[Tensor | None], Outputs]:
         """The outer pass: loss, gradients (weights, leaves, x_adv), logits; a region."""
         adversary = self.plan.adversary
-        leaves = [leaf.detach().requires_grad_() for leaf in adversary.leaves()]
+        leaves = [leaf(tensor) for tensor in adversary.leaves()]
         x_adv, block_noise = adversary.outer_input(batch, made, leaves)
         regularizer = self.plan.regularizer
         wanted = adversary.wants_input_gradient
         if regularizer is not None:
             wanted = wanted or regularizer.wants_adversarial_gradient
             if regularizer.wants_center_gradient:
-                made = made._replace(center=made.center.detach().requires_grad_())
+                made = made._replace(center=leaf(made.center))
         if wanted and not x_adv.requires_grad:
-            x_adv = x_adv.detach().requires_grad_()
+            x_adv = leaf(x_adv)
         trained_on = self._weakened(x_adv, made)
         outputs = self._outputs(batch, made, trained_on, facts, block_noise, self.plan.needs)
         inputs = [*self.learning(), *leaves]
@@ -239,7 +239,7 @@ class Walk:
     ) -> tuple[Adversarial, Tensor, list[Tensor | None], Outputs]:
         """A one-step attack and the outer pass over one forward of the centre; a region."""
         facts = facts | self._weakening(batch)
-        center = center.detach().requires_grad_()
+        center = leaf(center)
         natural = self.net.logits(center)
         x_adv = self.plan.adversary.joint_step(center, natural, batch.y, facts)
         made = Adversarial(x_adv, center.detach(), facts)
@@ -303,7 +303,7 @@ class Walk:
         if part is None:
             raise RuntimeError("this recipe perturbs no weights")
         with torch.enable_grad():
-            leaves = [leaf.detach() for leaf in self.plan.adversary.leaves()]
+            leaves = [tensor.detach() for tensor in self.plan.adversary.leaves()]
             x_adv, block_noise = self.plan.adversary.outer_input(batch, made, leaves)
             trained_on = self._weakened(x_adv.detach(), made)
             # The direction is that of the objective; what only a regularizer compares is not in it.

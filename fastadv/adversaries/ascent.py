@@ -8,7 +8,7 @@ from torch import Tensor
 from fastadv import kernels
 from fastadv.contract import Adversary, Batch, Facts
 from fastadv.engine import noise
-from fastadv.engine.gradient import gradients, input_gradient
+from fastadv.engine.gradient import gradients, input_gradient, leaf
 
 
 @dataclass(eq=False)
@@ -59,7 +59,7 @@ class Ascent(Adversary):
         self, x_adv: Tensor, around: Tensor, y: Tensor, facts: Facts
     ) -> tuple[Tensor, Tensor]:
         """The same step, and the logits before it."""
-        x_adv = x_adv.detach().requires_grad_()
+        x_adv = leaf(x_adv)
         logits = self.net.logits(x_adv)
         gradient = input_gradient(self.setup.attack_loss(logits, y, facts), x_adv)
         moved = self.setup.threat.step(x_adv.detach(), gradient, around, self.step_size)

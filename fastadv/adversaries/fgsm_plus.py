@@ -12,7 +12,7 @@ from fastadv import kernels
 from fastadv.adversaries.step_sizes import StepSizes, usual_rate
 from fastadv.contract import Adversarial, Adversary, Batch, Facts, Setup
 from fastadv.engine import noise
-from fastadv.engine.gradient import input_gradient
+from fastadv.engine.gradient import input_gradient, leaf
 from fastadv.errors import UserError
 from fastadv.sample_state import SampleStore, sample_count
 
@@ -145,7 +145,7 @@ class FGSMPlus(Adversary):
 
     def _first_pass(self, x0: Tensor, y: Tensor, omega: Tensor, facts: Facts) -> Facts:
         """Signs of the loss gradient at x0; a region."""
-        signs = self._signs(x0.detach().requires_grad_(), y, facts)
+        signs = self._signs(leaf(x0), y, facts)
         return {"omega": omega, "input_sign": signs[0]} | {
             f"block_sign_{block}": sign for block, sign in enumerate(signs[1:])
         }

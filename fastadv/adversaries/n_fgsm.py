@@ -9,7 +9,7 @@ from fastadv import kernels
 from fastadv.adversaries.ascent import Ascent
 from fastadv.contract import Adversarial, Batch, Facts, Setup
 from fastadv.engine import noise
-from fastadv.engine.gradient import input_gradient
+from fastadv.engine.gradient import input_gradient, leaf
 from fastadv.errors import UserError
 
 
@@ -43,7 +43,7 @@ class NFGSM(Ascent):
     def _unprojected(self, x0: Tensor, y: Tensor, facts: Facts) -> Tensor:
         """A region."""
         threat = self.setup.threat
-        x0 = x0.detach().requires_grad_()
+        x0 = leaf(x0)
         gradient = input_gradient(self.setup.attack_loss(self.net.logits(x0), y, facts), x0)
         x0 = x0.detach()
         return kernels.linf_step(x0, gradient, x0, self.step_size, inf, threat.low, threat.high)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastadv.engine import noise
-from fastadv.engine.gradient import input_gradient
+from fastadv.engine.gradient import input_gradient, leaf
 from fastadv.engine.network import Network
 from fastadv.errors import UserError
 from fastadv.threat import Threat
@@ -58,7 +58,7 @@ class Problem:
 
         The losses are summed, not averaged: a sample's gradient does not depend on the batch size.
         """
-        x_adv = x_adv.detach().requires_grad_()
+        x_adv = leaf(x_adv)
         logits = self.logits(x_adv)
         total = loss(logits, self).sum()
         if self.net.attack_dtype is torch.float16:

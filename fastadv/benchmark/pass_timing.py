@@ -17,6 +17,7 @@ from fastadv.benchmark.ours import BATCHES, WARM_CALLS
 from fastadv.benchmark.setting import Batch, Setting
 from fastadv.cost import DOUBLE_BACKWARD, FORWARD, INPUT_GRADIENT, SHARED, TRAINING, Pass
 from fastadv.engine import guard
+from fastadv.engine.gradient import leaf
 from fastadv.engine.precision import autocast
 
 
@@ -76,20 +77,20 @@ def _pass(
             return loss(x, y)
 
     def input_gradient(x: Tensor, y: Tensor) -> Tensor:
-        x = x.detach().requires_grad_()
+        x = leaf(x)
         return torch.autograd.grad(loss(x, y), [x])[0]
 
     def training(x: Tensor, y: Tensor) -> list[Tensor]:
         return list(torch.autograd.grad(loss(x, y), parameters))
 
     def shared(x: Tensor, y: Tensor) -> list[Tensor]:
-        x = x.detach().requires_grad_()
+        x = leaf(x)
         value = loss(x, y)
         taken = torch.autograd.grad(value, [x], retain_graph=True)
         return [*taken, *torch.autograd.grad(value, parameters)]
 
     def double_backward(x: Tensor, y: Tensor) -> list[Tensor]:
-        x = x.detach().requires_grad_()
+        x = leaf(x)
         value = loss(x, y)
         (taken,) = torch.autograd.grad(value, [x], create_graph=True)
         return list(torch.autograd.grad(value + taken.square().sum(), parameters))

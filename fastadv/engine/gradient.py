@@ -1,9 +1,33 @@
 """Every gradient fastadv takes comes from here: a mode can change how without touching a part."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def leaf(x: Tensor) -> Tensor:
+    """``x`` without what it was computed from, to take gradients with respect to."""
+    if torch.compiler.is_compiling():
+        # Before torch 2.13 a graph has no requires_grad_ of what is computed inside it.
+        return _Leaf.apply(x.detach(), _REQUIRES_GRAD)
+    return x.detach().requires_grad_()
+
+
+class _Leaf(torch.autograd.Function):
+    """The first input, requiring grad because the second does; nothing flows back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, anchor: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+_REQUIRES_GRAD = torch.zeros((), requires_grad=True)
 
 
 def input_gradient(loss: Tensor, inputs: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastadv.contract import Adversarial, Batch, Outputs, Regularizer
-from fastadv.engine.gradient import differentiable_gradient
+from fastadv.engine.gradient import differentiable_gradient, leaf
 
 
 @dataclass(eq=False)
@@ -31,7 +31,7 @@ class Cure(Regularizer):
     def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         with self.net.evaluating():
             here = self._gradient(made.center, batch.y)
-            moved = (made.center + self._displacement(here)).detach().requires_grad_()
+            moved = leaf(made.center + self._displacement(here))
             there = self._gradient(moved, batch.y)
         change = (there - here).flatten(1)
         if self.cure_squared:

@@ -10,7 +10,7 @@ from torch.nn import functional
 from fastadv import kernels
 from fastadv.contract import Adversarial, Batch, Outputs, Regularizer
 from fastadv.engine import noise
-from fastadv.engine.gradient import differentiable_gradient, gradients
+from fastadv.engine.gradient import differentiable_gradient, gradients, leaf
 
 
 @dataclass(eq=False)
@@ -32,7 +32,7 @@ class GradAlign(Regularizer):
         if outputs.natural is None:
             raise RuntimeError("GradAlign was given no natural logits")
         here = self._first_gradient(outputs.natural, batch.y, made.center)
-        near = self._near(batch, made.center).detach().requires_grad_()
+        near = leaf(self._near(batch, made.center))
         scale = self.net.loss_scale(len(batch.y))
         loss = functional.cross_entropy(self.net.logits(near), batch.y) * scale
         return one_minus_cosine(here, differentiable_gradient(loss, near))
