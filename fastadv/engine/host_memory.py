@@ -2,8 +2,7 @@
 
 A step allocates and frees every activation of its passes. By default glibc hands large freed blocks
 back to the kernel, which clears each page again at its next first use: thousands of page faults a
-step, as many as the step's memory has pages. Kept, the next pass finds them. The process stays as
-large as its largest step was.
+step. Kept, the next pass finds them. The process stays as large as its largest step was.
 """
 
 from __future__ import annotations
