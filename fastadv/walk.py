@@ -18,8 +18,7 @@ from fastadv import kernels
 from fastadv.adversaries.weaken import weakened, weakening
 from fastadv.contract import Adversarial, Batch, Facts, Losses, Outputs
 from fastadv.engine import distributed, noise
-from fastadv.engine.buffers import copy_into
-from fastadv.engine.faults import select_into
+from fastadv.engine.buffers import Snapshot
 from fastadv.engine.gradient import gradients_if_used, leaf
 from fastadv.engine.network import Network
 from fastadv.plan import Plan
@@ -40,7 +39,7 @@ class Found(NamedTuple):
     accuracy: Tensor
     weights: list[Tensor | None]
     others: list[Tensor | None]
-    buffers: list[Tensor]
+    buffers: Snapshot
 
     def shared(self, leaves: int) -> list[Tensor]:
         """What several processes average: all but the gradient of each one's own images."""
@@ -60,7 +59,7 @@ class Walk:
     def gather(self, batch: Batch) -> Found:
         """Attack, perturb the weights, and take the outer pass's gradients."""
         plan = self.plan
-        buffers = [buffer.clone() for buffer in self.net.buffers]
+        buffers = Snapshot(self.net.buffers)
         facts = self._facts_before(batch)
         plan.target.before(batch, facts)
         center = self._joint_center(batch)
@@ -99,21 +98,16 @@ class Walk:
         self._share_rows(found.batch.index)
         if plan.averaging is not None and update:
             plan.averaging.update(self.learning(), ok)
-        self._keep_buffers_if(ok, found.buffers)
+        if not self.net.waits_are_free:
+            found.buffers.put_back_unless(ok)
+        elif not ok:
+            found.buffers.put_back()
 
     def _share_rows(self, index: Tensor) -> None:
         """What every process remembers about the samples of the others' batches."""
         for part in self.plan.parts.values():
             stores = [part.state[name] for name in part.per_sample_state if name in part.state]
             distributed.share_rows(stores, index)
-
-    def _keep_buffers_if(self, ok: Tensor, before: list[Tensor]) -> None:
-        buffers = self.net.buffers
-        if self.net.waits_are_free:
-            if not ok:
-                copy_into(buffers, before)
-            return
-        select_into(buffers, ok, before)
 
     def learning(self) -> list[Tensor]:
         """The parameters that learn."""

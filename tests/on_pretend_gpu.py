@@ -49,8 +49,9 @@ JUDGED = {
     *("new_zeros", "nll_loss_backward", "nll_loss_forward", "ones", "ones_like", "pow"),
     *("reciprocal", "rsqrt", "rsub", "scalar_tensor", "scatter_add", "select", "select_backward"),
     *("sgn", "sigmoid", "sigmoid_backward", "sign", "sin", "slice", "slice_backward", "softplus"),
-    *("softplus_backward", "sort", "split", "sqrt", "squeeze", "stack", "sub", "sub_", "sum", "t"),
-    *("transpose", "unbind", "unsqueeze", "view", "where", "zeros", "zeros_like"),
+    *("softplus_backward", "sort", "split", "split_with_sizes", "sqrt", "squeeze", "stack", "sub"),
+    *("sub_", "sum", "t", "transpose", "unbind", "unsqueeze", "view", "where", "zeros"),
+    *("zeros_like",),
 }
 
 

@@ -1,0 +1,72 @@
+"""Many small tensors kept and put back with few launches."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastadv.engine.buffers import Snapshot, kept
+
+
+def tensors():
+    """What modules keep in buffers: statistics, counters, masks, odd layouts, nothing."""
+    torch.manual_seed(0)
+    statistics = [torch.randn(size) for size in (3, 1, 8)]
+    counters = [torch.tensor(7), torch.tensor(9)]
+    image = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    odd = [image, torch.randn(6, 4).t(), torch.zeros(0), torch.tensor([True, False])]
+    return statistics + counters + odd
+
+
+def changed(values):
+    for value in values:
+        value.fill_(1 if value.dtype is torch.bool else 5)
+    values[0][0] = float("nan")
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_put_back_unless_all_is_well(ok):
+    values = tensors()
+    changed(after := tensors())
+    changed_values = [value.clone() for value in after]
+    before = Snapshot(values)
+    changed(values)
+    before.put_back_unless(torch.tensor(ok))
+    for value, expected in zip(values, changed_values if ok else tensors(), strict=True):
+        torch.testing.assert_close(value, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_values_return_after_an_error():
+    values = tensors()
+
+    def failing():
+        with kept(values):
+            changed(values)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        failing()
+    assert all(torch.equal(a, b) for a, b in zip(values, tensors(), strict=True))
+
+
+def test_nothing_to_keep():
+    with kept([]):
+        pass
+
+
+class Launches(TorchDispatchMode):
+    """How many operators do something; views and allocations do not."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.count += not operator.is_view and "split" not in str(operator)
+        return operator(*args, **(kwargs or {}))
+
+
+def test_the_launches_do_not_grow_with_the_buffers():
+    norms = [torch.nn.BatchNorm2d(4) for _ in range(17)]
+    values = [buffer for norm in norms for buffer in norm.buffers()]
+    with Launches() as seen:
+        Snapshot(values).put_back_unless(torch.tensor(True))
+    assert len(values) == 51
+    assert seen.count <= 2 * 4 + 2  # two data types, and the tensor of the flag
