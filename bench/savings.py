@@ -40,12 +40,12 @@ def unshared(step: Step) -> None:
 
 def unfolded(step: Step) -> None:
     """BatchNorms of an eval-mode attack stay."""
-    step.net.attack_weights.folds = []
+    step.net.copies.folds = []
 
 
 def uncopied(step: Step) -> None:
     """Autocast casts every weight in every pass."""
-    step.net.attack_weights.in_place = lambda *_, **__: nullcontext()  # type: ignore[method-assign, assignment]
+    step.net.copies.in_place = lambda *_, **__: nullcontext()  # type: ignore[method-assign, assignment]
 
 
 # name -> (method, network, what takes the saving away after the first step)

@@ -19,7 +19,7 @@ from fastadv.adversaries.weaken import weakened, weakening
 from fastadv.contract import Adversarial, Batch, Facts, Losses, Outputs
 from fastadv.engine import distributed, noise
 from fastadv.engine.buffers import Snapshot
-from fastadv.engine.gradient import gradients_if_used, leaf
+from fastadv.engine.gradient import leaf
 from fastadv.engine.network import Network
 from fastadv.plan import Plan
 from fastadv.threat import Threat
@@ -60,6 +60,7 @@ class Walk:
         """Attack, perturb the weights, and take the outer pass's gradients."""
         plan = self.plan
         buffers = Snapshot(self.net.buffers)
+        self.net.copies.outdate()
         facts = self._facts_before(batch)
         plan.target.before(batch, facts)
         center = self._joint_center(batch)
@@ -70,11 +71,12 @@ class Walk:
             made = self._attack(batch, facts)
             facts = facts | made.facts
             weights = self._perturbed()
+            if weights and plan.weights is not None:
+                plan.weights.perturb(
+                    list(weights.values()), lambda: self._direction(batch, made, facts, weights)
+                )
+                self.net.copies.outdate()
             with self.net.training():
-                if weights and plan.weights is not None:
-                    plan.weights.perturb(
-                        weights, lambda: self._direction(batch, made, facts, weights)
-                    )
                 passed = made, *self.net.run(self._outer, batch, made, facts, self.scale)
         made, loss, found, outputs = passed
         count = len(self.learning())
@@ -85,7 +87,7 @@ class Walk:
     def settle(self, found: Found, ok: Tensor, update: bool) -> None:
         """After the optimizer: weights restored, state updated where ``ok``, else buffers back."""
         plan = self.plan
-        weights = self._perturbed()
+        weights = list(self._perturbed().values())
         if weights and plan.weights is not None:
             plan.weights.restore(weights)
         adversary = plan.adversary
@@ -223,10 +225,8 @@ class Walk:
             x_adv = leaf(x_adv)
         trained_on = self._weakened(x_adv, made)
         outputs = self._outputs(batch, made, trained_on, facts, block_noise, self.plan.needs)
-        inputs = [*self.learning(), *leaves]
-        if adversary.wants_input_gradient:
-            inputs.append(x_adv)
-        return self._descend(batch, made, trained_on, outputs, inputs, scale)
+        others = [*leaves, x_adv] if adversary.wants_input_gradient else leaves
+        return self._descend(batch, made, trained_on, outputs, others, scale)
 
     def _joint(
         self, batch: Batch, center: Tensor, facts: Facts, scale: Tensor
@@ -239,7 +239,7 @@ class Walk:
         made = Adversarial(x_adv, center.detach(), facts)
         trained_on = self._weakened(x_adv, made)
         outputs = Outputs(self.net.logits(trained_on), natural, facts)
-        passed = self._descend(batch, made, trained_on, outputs, self.learning(), scale)
+        passed = self._descend(batch, made, trained_on, outputs, [], scale)
         return made, *passed
 
     def _descend(
@@ -248,16 +248,17 @@ class Walk:
         made: Adversarial,
         trained_on: Tensor,
         outputs: Outputs,
-        inputs: list[Tensor],
+        others: list[Tensor],
         scale: Tensor,
     ) -> tuple[Tensor, list[Tensor | None], Outputs]:
-        """The outer loss of ``outputs``, its gradients at ``inputs``, and the logits detached."""
+        """The outer loss of ``outputs``, its gradients at the weights and at ``others``, and the
+        logits detached."""
         loss = self._losses(outputs, batch.y).mean()
         regularizer = self.plan.regularizer
         if regularizer is not None:
             term = regularizer.term(batch, made, trained_on, outputs)
             loss = loss + regularizer.weight() * term
-        found = gradients_if_used(loss * scale.to(loss.dtype), inputs)
+        found = self.net.gradients(loss * scale.to(loss.dtype), self.learning_named(), others)
         natural = None if outputs.natural is None else outputs.natural.detach()
         return loss.detach(), found, Outputs(outputs.adversarial.detach(), natural, outputs.facts)
 
@@ -266,25 +267,26 @@ class Walk:
 
     # -- perturbed weights --------------------------------------------------------------------
 
-    def _perturbed(self) -> list[Tensor]:
+    def _perturbed(self) -> dict[str, Tensor]:
         """The weights that are moved: of those the part selects, the ones the user lets learn."""
         weights = self.plan.weights
         if weights is None or not weights.active:
-            return []
+            return {}
         names, tensors = list(self.named), list(self.named.values())
-        selected = [tensors[place] for place in weights.select(names, tensors)]
-        return [tensor for tensor in selected if tensor.requires_grad]
+        selected = [(names[place], tensors[place]) for place in weights.select(names, tensors)]
+        return {name: tensor for name, tensor in selected if tensor.requires_grad}
 
     def _direction(
-        self, batch: Batch, made: Adversarial, facts: Facts, weights: list[Tensor]
+        self, batch: Batch, made: Adversarial, facts: Facts, weights: dict[str, Tensor]
     ) -> tuple[list[Tensor], Tensor]:
-        """Gradients of the weights part's own loss at the present weights."""
-        with self.net.keeping_buffers():
+        """Gradients of the weights part's own loss at the present weights, which it then moves."""
+        with self.net.training(), self.net.keeping_buffers():
             found, taken = self.net.run(self._weight_gradient, batch, made, facts)
+        self.net.copies.outdate()
         count = taken.to(torch.float32)
         directions = [
             torch.zeros_like(weight) if gradient is None else gradient
-            for gradient, weight in zip(found, weights, strict=True)
+            for gradient, weight in zip(found, weights.values(), strict=True)
         ]
         distributed.average([*directions, count])
         return directions, count
@@ -309,4 +311,4 @@ class Walk:
             loss, count = part.reduce(
                 Losses(total, adversarial, outputs.adversarial, batch.y, plain)
             )
-            return gradients_if_used(loss, self._perturbed()), count
+            return self.net.gradients(loss, self._perturbed()), count

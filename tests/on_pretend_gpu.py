@@ -38,8 +38,9 @@ NOT_REPLAYABLE = {"fgsm-n-advlc-nuclear"}
 # and draws nothing. A new one must be judged, too (is there a CUDA graph test that uses it? does
 # its CUDA code call cudaMemcpy, .item(), .cpu() or thrust without a policy?), and then added.
 JUDGED = {
-    *("__rshift__", "_foreach_add", "_foreach_copy_", "_foreach_lerp_", "_log_softmax"),
-    *("_log_softmax_backward_data", "_softmax", "_softmax_backward_data", "_to_copy", "abs", "add"),
+    *("__rshift__", "_foreach_add", "_foreach_add_", "_foreach_copy_", "_foreach_lerp_"),
+    *("_log_softmax", "_log_softmax_backward_data", "_softmax", "_softmax_backward_data"),
+    *("_to_copy", "abs", "add"),
     *("add_", "addmm", "alias", "amax", "any", "arange", "argmax", "bitwise_and", "bitwise_or"),
     *("bitwise_xor", "cat", "clamp", "clone", "convolution", "convolution_backward", "copy_"),
     *("cos", "detach", "div", "div_", "empty", "empty_like", "eq", "exp", "expand", "full"),
@@ -187,7 +188,7 @@ def test_scratch_that_is_replaced_stays_with_the_recordings_that_use_it() -> Non
     step = captured(step_of("awp", on_device(staged_model()), **options))
     for update in range(3):
         call(cpu, update), call(step, update)
-        step.net.attack_weights._copies = []
+        step.net.copies._copies = {}
         step.plan.weights.originals, step.plan.weights.moved_by = [], []
     assert step.passes.recorded == 1
     assert_same_run(step, cpu)

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional
 
 import fastadv
-from fastadv.engine.attack_weights import AttackWeights
 from fastadv.engine.folding import forward_and_folds
+from fastadv.engine.weight_copies import WeightCopies
 
 ALPHA = 0.04
 
@@ -50,7 +50,7 @@ def test_networks_fold_where_a_norm_follows_a_convolution(name, count):
 @pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "densenet121", "dla"])
 def test_folded_logits_and_input_gradients_are_the_same(name):
     model = network(name)
-    weights = AttackWeights(model)
+    weights = WeightCopies(model)
     weights.folds = found(model)
     assert weights.folds
     results = []
@@ -122,7 +122,7 @@ def test_the_arithmetic(bias, affine):
 
 def test_the_model_comes_back():
     model = network()
-    weights = AttackWeights(model)
+    weights = WeightCopies(model)
     weights.folds = found(model)
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
     with weights.in_place(torch.bfloat16, folded=True):

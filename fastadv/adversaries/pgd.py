@@ -43,7 +43,8 @@ class PGD(Ascent):
         x_adv, found = self._climb(batch, facts, 0)
         for restart in range(1, self.restarts):
             other, found = self._climb(batch, facts, restart)
-            x_adv = self.net.run(self._worse, x_adv, other, batch.y, facts)
+            with self.net.keeping_buffers():
+                x_adv = self.net.run(self._worse, x_adv, other, batch.y, facts)
         return Adversarial(x_adv, batch.x, found)
 
     def _climb(self, batch: Batch, facts: Facts, restart: int) -> tuple[Tensor, Facts]:
@@ -73,7 +74,7 @@ class PGD(Ascent):
 
     def _worse(self, first: Tensor, second: Tensor, y: Tensor, facts: Facts) -> Tensor:
         """Per sample the point with the larger cross entropy."""
-        with torch.no_grad(), self.net.keeping_buffers():
+        with torch.no_grad():
             losses = [
                 torch.nn.functional.cross_entropy(self.net.logits(x), y, reduction="none")
                 for x in (first, second)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.engine import buffers, guard
-from fastadv.engine.attack_weights import AttackWeights
+from fastadv.engine.batch_counters import BatchCounters
+from fastadv.engine.buffers import copy_into
 from fastadv.engine.folding import forward_and_folds
+from fastadv.engine.gradient import gradients_if_used
 from fastadv.engine.host_memory import keep_freed_memory
 from fastadv.engine.precision import autocast
 from fastadv.engine.runner import Runner
 from fastadv.engine.taps import Taps
+from fastadv.engine.weight_copies import WeightCopies
 
 Result = TypeVar("Result")
 
@@ -42,20 +45,22 @@ class Network:
         self.attack_dtype = attack_dtype
         self.taps: Taps | None = None
         self._dtype = outer_dtype
-        self.attack_weights = AttackWeights(model)
+        self.copies = WeightCopies(model)
+        self.counters = BatchCounters(model)
         if device.type == "cpu":
             keep_freed_memory()
 
     def look_at(self, x: Tensor) -> Tensor:
         """Logits of ``x`` (B,C,H,W) in eval mode, to learn the network by: their number of
-        classes, and which BatchNorms fold away in attacks that use running statistics."""
-        with guard.train_flags(self.model, False):
-            logits, self.attack_weights.folds = forward_and_folds(self.model, self.logits, x)
+        classes, which BatchNorms fold away in attacks that use running statistics, and which are
+        called once."""
+        with guard.train_flags(self.model, False), self.counters.watching():
+            logits, self.copies.folds = forward_and_folds(self.model, self.logits, x)
         return logits
 
     @property
     def buffers(self) -> list[Tensor]:
-        return list(self.model.buffers())
+        return [*self.model.buffers(), *self.counters.tensors]
 
     @property
     def waits_are_free(self) -> bool:
@@ -81,6 +86,7 @@ class Network:
             else:
                 with self.taps.adding(block_noise):
                     logits = self.model(x)
+        self.counters.count()
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def logits_of(self, model: nn.Module, x: Tensor) -> Tensor:
@@ -105,7 +111,8 @@ class Network:
         try:
             with (
                 guard.frozen(self.model, train=train),
-                self.attack_weights.in_place(self.attack_dtype, folded=not train),
+                self.counters.aside(),
+                self.copies.in_place(self.attack_dtype, folded=not train),
             ):
                 yield
         finally:
@@ -114,8 +121,34 @@ class Network:
     @contextmanager
     def training(self) -> Iterator[None]:
         """Training mode and gradients for the outer pass."""
-        with torch.enable_grad(), guard.train_flags(self.model, True):
+        with (
+            torch.enable_grad(),
+            guard.train_flags(self.model, True),
+            self.counters.aside(),
+            self.copies.in_place(self.outer_dtype, learn=True),
+        ):
             yield
+
+    def gradients(
+        self, loss: Tensor, weights: dict[str, Tensor], others: Sequence[Tensor] = ()
+    ) -> list[Tensor | None]:
+        """Gradients of the scalar ``loss`` at the model's ``weights`` and at ``others``, in their
+        shapes and types; None where the loss does not depend on it.
+
+        A weight that a low-precision copy stands for has its gradient from there.
+        """
+        names = [name for name in weights if name in self.copies.learning]
+        copies = [self.copies.learning[name] for name in names]
+        found = gradients_if_used(loss, [*weights.values(), *others, *copies])
+        count = len(weights) + len(others)
+        own = dict(zip(weights, found, strict=False))
+        low = {n: g for n, g in zip(names, found[count:], strict=True) if g is not None}
+        wide = [torch.empty_like(weights[name]) for name in low]
+        copy_into(wide, list(low.values()))
+        for name, gradient in zip(low, wide, strict=True):
+            also = own[name]
+            own[name] = gradient if also is None else gradient + also
+        return [*own.values(), *found[len(weights) : count]]
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

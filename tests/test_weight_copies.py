@@ -1,4 +1,4 @@
-"""What stands in the model during an attack: low-precision copies, folded BatchNorms."""
+"""What stands in the model during the passes of an update: low-precision copies."""
 
 import pytest
 import torch
@@ -8,7 +8,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastadv
-from fastadv.engine.attack_weights import AttackWeights
+from fastadv.engine.network import Network
+from fastadv.engine.runner import Runner
+from fastadv.engine.weight_copies import WeightCopies
 
 STEPS, ALPHA = 3, 0.04
 
@@ -71,7 +73,7 @@ class CountCasts(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def test_only_the_outer_pass_casts_each_weight():
+def test_no_pass_casts_a_weight():
     x, y, index, _ = tiny_batch()
     model = network()
     weights = [weight for weight in model.parameters() if weight.dim() == 4]
@@ -79,7 +81,84 @@ def test_only_the_outer_pass_casts_each_weight():
     step(x.float(), y, index)
     with CountCasts({weight.shape for weight in weights}) as casts:
         step(x.float(), y, index)
-    assert casts.count == len(weights)
+    assert casts.count == 0
+
+
+class CountRefreshes(TorchDispatchMode):
+    """How often all copies are made anew, which takes one operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation is torch.ops.aten._foreach_copy_.default:
+            self.count += args[0][0].dtype is torch.bfloat16
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "states"),
+    [
+        ("standard", {}, 1),
+        ("pgd", {"steps": 2}, 1),
+        ("trades", {"steps": 2}, 2),  # one with BatchNorms folded, one without
+        ("fgsm-n-advlc", {}, 1),
+        ("awp", {"steps": 1, "warmup_epochs": 0}, 2),  # before and after the perturbation
+        ("rwp", {"steps": 1, "weight_steps": 3, "c_min": 100.0, "warmup_epochs": 0}, 4),
+    ],
+)
+def test_each_state_of_the_weights_is_copied_once(method, options, states):
+    x, y, index, _ = tiny_batch()
+    model = network()
+    step = tiny_step(model, method, optimizer=optimizer_of(model), amp=True, **options)
+    step(x.float(), y, index)
+    with CountRefreshes() as refreshes:
+        step(x.float(), y, index)
+    assert refreshes.count == states
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class Shared(nn.Module):
+    """A weight that two convolutions share, and a third one that wants all its digits."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.third = Standardized(3, 3, 3)
+        self.second.weight = self.third.weight = self.first.weight
+        self.head = nn.Linear(3, CLASSES)
+        self.first.bias.requires_grad_(False)
+
+    def forward(self, x):
+        return self.head(self.third(self.second(self.first(x).relu())).mean((2, 3)))
+
+
+def test_gradients_are_those_of_autocast():
+    """Two forward passes in one graph, as TRADES has them; bit for bit."""
+    torch.manual_seed(0)
+    model = Shared()
+    x, other = torch.rand(2, 4, 3, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(x).float().logsumexp(1).sum() + model(other).float().square().sum()
+    expected.backward()
+    net = Network(model, torch.device("cpu"), Runner(), torch.bfloat16, torch.bfloat16)
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with net.training():
+        loss = net.logits(x).logsumexp(1).sum() + net.logits(other).square().sum()
+        found = net.gradients(loss, weights)
+    assert loss == expected
+    for (name, weight), gradient in zip(weights.items(), found, strict=True):
+        assert gradient.dtype == torch.float32
+        # Not lowered here: cast in every pass, and so not rounded where two passes are added.
+        if name != "third.bias":
+            assert torch.equal(gradient, weight.grad), name
+    assert all(weight.is_leaf and weight.dtype == torch.float32 for weight in model.parameters())
 
 
 def test_compiled_steps_share_them_too():
@@ -93,12 +172,6 @@ def test_compiled_steps_share_them_too():
         assert torch.equal(first, second)
 
 
-class Standardized(nn.Conv2d):
-    def forward(self, x):
-        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        return self._conv_forward(x, weight, self.bias)
-
-
 def test_what_stands_in_the_model_comes_back_and_subclasses_stay():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Standardized(4, 4, 3), nn.BatchNorm2d(4))
     model.append(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)))
@@ -107,7 +180,7 @@ def test_what_stands_in_the_model_comes_back_and_subclasses_stay():
     inside = {}
 
     def interrupted():
-        with AttackWeights(model).in_place(torch.bfloat16, folded=True):
+        with WeightCopies(model).in_place(torch.bfloat16, folded=True):
             inside.update(model.named_parameters())
             raise KeyboardInterrupt
 
