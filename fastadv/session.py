@@ -69,8 +69,6 @@ class Session:
     @classmethod
     def build(cls, config: TrainConfig) -> Session:
         """Load the data and build everything ``config`` (settled) names."""
-        if config.deterministic:
-            torch.use_deterministic_algorithms(True)
         device = choose_device(config.device)
         plan = config.plan()
         if "unlabelled_half" in plan.needs and config.unlabelled is None:

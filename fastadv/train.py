@@ -16,6 +16,7 @@ from fastadv import checkpoint
 from fastadv.config import TrainConfig, settled
 from fastadv.console import Console
 from fastadv.engine import distributed
+from fastadv.engine.determinism import reproducible
 from fastadv.engine.precision import tf32
 from fastadv.errors import NotFiniteError, TrainingError, UserError
 from fastadv.evaluation import evaluate
@@ -79,7 +80,8 @@ def _run(
 ) -> dict[str, Any]:
     runner = _Runner(session, folder, progress, console)
     console.start(session, folder, progress.epoch)
-    with tf32(session.config.tf32), _stopping_on_signals(runner):
+    config = session.config
+    with reproducible(config.deterministic), tf32(config.tf32), _stopping_on_signals(runner):
         try:
             runner.epochs()
         except TrainingError as error:

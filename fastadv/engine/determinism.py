@@ -1,0 +1,40 @@
+"""Reproducible or fast: torch's switches for it, for the length of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+
+
+@contextmanager
+def reproducible(wanted: bool) -> Iterator[None]:
+    """Inside, the same operations give the same bits every time, and those that cannot raise
+    torch's ``RuntimeError``; or, where that is not ``wanted``, they are as fast as they can be.
+
+    Fast: cuDNN times the ways to compute a convolution once for each shape and keeps the best,
+    which may be another one in another run. cuBLAS reads its variable when it is first used.
+    """
+    cudnn = torch.backends.cudnn
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        cudnn.benchmark,
+    )
+    workspace = os.environ.get(CUBLAS)
+    if wanted and workspace is None:
+        os.environ[CUBLAS] = ":4096:8"
+    if wanted:
+        torch.use_deterministic_algorithms(True)
+    cudnn.benchmark = not wanted
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.benchmark = before[2]
+        if workspace is None:
+            os.environ.pop(CUBLAS, None)

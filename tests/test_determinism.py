@@ -1,0 +1,51 @@
+"""A run is reproducible if asked to, fast otherwise, and leaves torch's switches as they were."""
+
+import os
+
+import pytest
+import torch
+
+from fastadv.config import TrainConfig
+from fastadv.console import Console
+from fastadv.engine.determinism import CUBLAS, reproducible
+from fastadv.train import train
+
+
+def switches():
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return deterministic, torch.backends.cudnn.benchmark, os.environ.get(CUBLAS)
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch):
+    monkeypatch.delenv(CUBLAS, raising=False)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_switches_are_put_back(wanted):
+    before = switches()
+    with reproducible(wanted):
+        assert switches() == (wanted, not wanted, ":4096:8" if wanted else None)
+    assert switches() == before
+
+
+def test_the_users_workspace_goes_before(monkeypatch):
+    monkeypatch.setenv(CUBLAS, ":16:8")
+    with reproducible(True):
+        assert os.environ[CUBLAS] == ":16:8"
+    assert os.environ[CUBLAS] == ":16:8"
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_run_trains_and_judges_with_them(wanted, tmp_path, monkeypatch):
+    seen = []
+    forward = torch.nn.Conv2d.forward
+    monkeypatch.setattr(
+        torch.nn.Conv2d, "forward", lambda *a: (seen.append(switches()[:2]), forward(*a))[1]
+    )
+    out = str(tmp_path / "run")
+    config = TrainConfig(width=2, epochs=1, limit=64, test_limit=32, deterministic=wanted, out=out)
+    before = switches()
+    train(config, Console())
+    assert set(seen) == {(wanted, not wanted)}
+    assert switches() == before
