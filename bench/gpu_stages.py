@@ -21,7 +21,7 @@ from fastadv.benchmark.compare import Comparison, warm_up
 from fastadv.benchmark.geometry import PASSES, geometry
 from fastadv.benchmark.limits import measure_limits
 from fastadv.benchmark.ours import our_candidate
-from fastadv.benchmark.rows import append_rows, provenance, results_file
+from fastadv.benchmark.rows import append_rows, provenance, read_rows, results_file
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, parse_specs
 from fastadv.config import TrainConfig
@@ -205,6 +205,29 @@ def training(stage: Stage) -> str:
     return f"{last} after {summary['train_seconds']:.1f} s"
 
 
+def inductor(stage: Stage) -> str:
+    """Whether another setting of the compiler makes a step faster."""
+    command = [sys.executable, "-P", str(ROOT / "bench" / "inductor.py"), "--device", stage.device]
+    command += ["--out", str(stage.out), "--seconds", str(0.6 * stage.seconds)]
+    if stage.tiny:
+        command += [
+            "--width",
+            "2",
+            "--batch-size",
+            "4",
+            "--dtype",
+            stage.dtype,
+            "--methods",
+            "fast",
+        ]
+        command += ["--repeats", "1", "--settings", "none"]
+    if subprocess.run(command, cwd=ROOT).returncode:
+        raise RuntimeError("inductor.py failed")
+    found = [row for row in read_rows(stage.out) if row.get("kind") == "inductor"]
+    best = max(found, key=lambda row: row["none_over_it"]["median"])
+    return f"{best['inductor']}: {best['none_over_it']['median']:.3f} times as fast as none"
+
+
 STAGES: dict[str, Callable[[Stage], str]] = {
     "smoke": smoke,
     "tests": tests,
@@ -216,6 +239,7 @@ STAGES: dict[str, Callable[[Stage], str]] = {
     "pgd-32": pgd(32, with_peers=False),
     "wide-128": wide,
     "training": training,
+    "inductor": inductor,
 }
 
 

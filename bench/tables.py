@@ -201,6 +201,25 @@ def savings_table(rows: list[Row]) -> str:
     return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
 
 
+def inductor_table(rows: list[Row]) -> str:
+    """What other settings of Inductor are worth."""
+    lines = [
+        "| setting | method | batch | mode | ms | without it | 10-90 % | compile s |",
+        "|---|---|---:|---|---:|---:|---:|---:|",
+    ]
+    chosen = newest_of_each(
+        [row for row in rows if row["kind"] == "inductor"],
+        lambda row: (row["device"], row["inductor"], row["method"], row["config"]["batch_size"]),
+    )
+    for row in chosen:
+        ratio, batch = row["none_over_it"], str(row["config"]["batch_size"])
+        spread = f"{ratio['p10']:.3f}-{ratio['p90']:.3f}"
+        cells = [row["inductor"], f"{row['method']} {row['dtype']}", batch, row["mode"]]
+        cells += [number(row["ms"]["median"]), f"{ratio['median']:.3f} x", spread]
+        lines.append(_line([*cells, number(row["compile_s"])]))
+    return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
+
+
 def recipes_table(rows: list[Row]) -> str:
     """Every recipe with what it reached on digits after a few epochs."""
     chosen = newest_of_each([row for row in rows if row["kind"] == "digits"], _recipe)
@@ -254,6 +273,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "passes": passes_table,
     "loaders": loaders_table,
     "savings": savings_table,
+    "inductor": inductor_table,
     "robust": robust_table,
     "recipes": recipes_table,
 }

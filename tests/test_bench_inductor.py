@@ -1,0 +1,49 @@
+"""bench/inductor.py: settings that exist, refused when misspelt, timed beside none."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from bench_script import BENCH, script
+
+inductor = script("inductor")
+
+
+@pytest.mark.parametrize("name", inductor.SETTINGS)
+def test_inductor_has_these_settings(name):
+    with inductor.inductor.patch(inductor.SETTINGS[name]):
+        pass
+
+
+def test_a_misspelt_setting_is_refused(tmp_path):
+    command = [sys.executable, str(BENCH / "inductor.py"), "--settings", "reuze"]
+    done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "did you mean 'reuse'" in done.stderr.lower()
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_rows_of_two_settings(tmp_path):
+    command = [sys.executable, str(BENCH / "inductor.py"), "--width", "2", "--batch-size", "4"]
+    command += ["--dtype", "fp32", "--methods", "fast", "--repeats", "2", "--out", str(tmp_path)]
+    subprocess.run([*command, "--settings", "reuse"], check=True)
+    (file,) = tmp_path.iterdir()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["inductor"] for row in rows] == ["none", "reuse"]
+    assert rows[0]["none_over_it"]["median"] == 1
+    assert all(0.1 < row["none_over_it"]["median"] < 10 for row in rows)
+    assert rows[0]["mode"] == "compiled"
+
+
+@pytest.mark.slow
+def test_the_stage_of_the_gpu_suite(tmp_path):
+    command = [sys.executable, str(BENCH / "gpu_suite.py"), "--device", "cpu", "--tiny"]
+    command += ["--stages", "inductor", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    stages = json.loads((tmp_path / "summary.json").read_text())
+    assert [entry["stage"] for entry in stages if entry["stage"] != "warming"] == ["inductor"]
+    assert stages[-1]["note"] == "none: 1.000 times as fast as none"
