@@ -1,7 +1,7 @@
 """What each saving of work is worth: ``python bench/savings.py --threads 2``.
 
 The same update with a saving and without it, interleaved. That both are the same update is proved
-in tests/test_regularizers.py, test_folding.py and test_attack_weights.py. What a process does with
+in tests/test_regularizers.py, test_folding.py and test_weight_copies.py. What a process does with
 freed memory is chosen once a process, so its two sides are processes, started anew for each pair of
 turns. The machine must do nothing else; takes some minutes on two cores.
 """
@@ -51,7 +51,7 @@ def uncopied(step: Step) -> None:
 # name -> (method, network, what takes the saving away after the first step)
 SAVINGS: dict[str, tuple[str, str, Callable[[Step], None]]] = {
     "the centre forwarded once": ("fgsm-n-advlc", "preact_resnet18", unshared),
-    "weights cast once an attack": ("pgd", "preact_resnet18", uncopied),
+    "weights cast once for all passes": ("pgd", "preact_resnet18", uncopied),
     "BatchNorm folded, PreActResNet-18": ("pgd:attack_bn=eval", "preact_resnet18", unfolded),
     "BatchNorm folded, ResNet-18": ("pgd:attack_bn=eval", "resnet18", unfolded),
 }
