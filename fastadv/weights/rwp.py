@@ -52,10 +52,10 @@ class RWP(AWP):
             found, count = gradient()
             if self.net.waits_are_free and not count:
                 break
-            base = total if self.accumulate == "sum" else self.moved_by
-            summed = torch._foreach_add(base, found)
             if self.accumulate == "sum":
-                total = [tensor.clone() for tensor in summed]
-            self.moved_by = list(summed)
+                torch._foreach_add_(total, found)
+                torch._foreach_copy_(self.moved_by, total)
+            else:
+                torch._foreach_add_(self.moved_by, found)
             torch._foreach_copy_(weights, self.originals)
             kernels.perturb_weights(weights, self.moved_by, self.gamma, self.norm_scope)
