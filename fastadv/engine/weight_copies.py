@@ -18,7 +18,8 @@ from fastadv.engine.buffers import copy_into
 from fastadv.engine.folding import CONVOLUTIONS, Fold
 
 # Modules that hand weight and bias to an operation autocast lowers. Not their subclasses, which
-# may do something to a weight first (standardise it) that must see all its digits.
+# may do something to a weight first (standardise it) that must see all its digits. Whoever reads
+# such a module's weight from outside of it sees the copy.
 LOWERED = (*CONVOLUTIONS, nn.Linear)
 
 
