@@ -86,7 +86,8 @@ class WeightCopies:
         with torch.no_grad():
             copies = self._refreshed(dtype, folds)
         own = {place: place.module._parameters[place.name] for place in copies}
-        names = {id(weight): name for name, weight in self.model.named_parameters()}
+        named = self.model.named_parameters() if learn and copies else ()
+        names = {id(weight): name for name, weight in named}
         try:
             for place, weight in own.items():
                 copy = copies[place]
