@@ -210,17 +210,8 @@ def inductor(stage: Stage) -> str:
     command = [sys.executable, "-P", str(ROOT / "bench" / "inductor.py"), "--device", stage.device]
     command += ["--out", str(stage.out), "--seconds", str(0.6 * stage.seconds)]
     if stage.tiny:
-        command += [
-            "--width",
-            "2",
-            "--batch-size",
-            "4",
-            "--dtype",
-            stage.dtype,
-            "--methods",
-            "fast",
-        ]
-        command += ["--repeats", "1", "--settings", "none"]
+        command += ["--width", "2", "--batch-size", "4", "--dtype", stage.dtype]
+        command += ["--methods", "fast", "--repeats", "1", "--settings", "none"]
     if subprocess.run(command, cwd=ROOT).returncode:
         raise RuntimeError("inductor.py failed")
     found = [row for row in read_rows(stage.out) if row.get("kind") == "inductor"]

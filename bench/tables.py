@@ -105,7 +105,7 @@ def methods_table(rows: list[Row]) -> str:
                 ]
             )
         )
-    return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
+    return _table(lines, chosen)
 
 
 def ratios_table(rows: list[Row]) -> str:
@@ -123,7 +123,7 @@ def ratios_table(rows: list[Row]) -> str:
         cells += [row["dtype"], row["mode"], passes, number(row["ms"]["median"])]
         spread = f"{ratio['p10']:.2f}-{ratio['p90']:.2f}"
         lines.append(_line([*cells, f"{ratio['median']:.2f}", spread]))
-    return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
+    return _table(lines, chosen)
 
 
 def passes_table(rows: list[Row]) -> str:
@@ -139,7 +139,7 @@ def passes_table(rows: list[Row]) -> str:
         cells = [name, str(config["width"] or "published"), str(config["batch_size"])]
         cells += map(number, (row["ms"]["median"], row["bound_ms"], row["over_bound"]))
         lines.append(_line(cells))
-    return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
+    return _table(lines, chosen)
 
 
 def robust_table(rows: list[Row]) -> str:
@@ -157,7 +157,7 @@ def robust_table(rows: list[Row]) -> str:
         lines.append(
             _line([config["method"], config["data"], config["model"], under, seeds, *minutes])
         )
-    return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
+    return _table(lines, chosen)
 
 
 def loaders_table(rows: list[Row]) -> str:
@@ -177,7 +177,7 @@ def loaders_table(rows: list[Row]) -> str:
         spread = f"{number(rate['p10'])}-{number(rate['p90'])}"
         cells = [row["loader"], row["source"], batch, number(rate["median"]), spread]
         lines.append(_line([*cells, number(row["ms"]["median"]), f"{100 * row['of_step']:.2g} %"]))
-    return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
+    return _table(lines, chosen)
 
 
 def savings_table(rows: list[Row]) -> str:
@@ -198,7 +198,7 @@ def savings_table(rows: list[Row]) -> str:
         lines.append(
             _line([row["saving"], method, batch, *times, f"{ratio['median']:.3f} x", spread])
         )
-    return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
+    return _table(lines, chosen)
 
 
 def inductor_table(rows: list[Row]) -> str:
@@ -209,7 +209,7 @@ def inductor_table(rows: list[Row]) -> str:
     ]
     chosen = newest_of_each(
         [row for row in rows if row["kind"] == "inductor"],
-        lambda row: (row["device"], row["inductor"], row["method"], row["config"]["batch_size"]),
+        lambda row: (*_where(row), row["inductor"], row["method"], row["dtype"], row["mode"]),
     )
     for row in chosen:
         ratio, batch = row["none_over_it"], str(row["config"]["batch_size"])
@@ -217,7 +217,7 @@ def inductor_table(rows: list[Row]) -> str:
         cells = [row["inductor"], f"{row['method']} {row['dtype']}", batch, row["mode"]]
         cells += [number(row["ms"]["median"]), f"{ratio['median']:.3f} x", spread]
         lines.append(_line([*cells, number(row["compile_s"])]))
-    return "\n".join([*lines, "", *dict.fromkeys(map(_caption, chosen))]) if chosen else ""
+    return _table(lines, chosen)
 
 
 def recipes_table(rows: list[Row]) -> str:
@@ -256,6 +256,11 @@ def _accuracies(row: Row) -> str:
 
 def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+def _table(lines: list[str], shown: list[Row]) -> str:
+    """The lines, and under them what made the rows that are shown; nothing for no rows."""
+    return "\n".join([*lines, "", *dict.fromkeys(map(_caption, shown))]) if shown else ""
 
 
 def _caption(row: Row) -> str:

@@ -1,7 +1,7 @@
 """BatchNorm's count of batches, kept for all of a network at once.
 
 Every BatchNorm adds one to its ``num_batches_tracked`` in every training pass: a launch each, 187
-in one PGD-10 update of a ResNet-18, for a number that nothing reads unless ``momentum`` is None.
+in one PGD-10 update of PreActResNet-18, for a number nothing reads unless ``momentum`` is None.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ def reproducible(wanted: bool) -> Iterator[None]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
         cudnn.benchmark,
     )
-    workspace = os.environ.get(CUBLAS)
-    if wanted and workspace is None:
+    sets_workspace = wanted and CUBLAS not in os.environ
+    if sets_workspace:
         os.environ[CUBLAS] = ":4096:8"
     if wanted:
         torch.use_deterministic_algorithms(True)
@@ -36,5 +36,5 @@ def reproducible(wanted: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         cudnn.benchmark = before[2]
-        if workspace is None:
+        if sets_workspace:
             os.environ.pop(CUBLAS, None)

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastadv.engine import buffers, guard
+from fastadv.engine import guard
 from fastadv.engine.batch_counters import BatchCounters
-from fastadv.engine.buffers import copy_into
+from fastadv.engine.buffers import copy_into, kept
 from fastadv.engine.folding import forward_and_folds
 from fastadv.engine.gradient import gradients_if_used
 from fastadv.engine.host_memory import keep_freed_memory
@@ -159,5 +159,5 @@ class Network:
     @contextmanager
     def keeping_buffers(self) -> Iterator[None]:
         """Passes inside do not move BatchNorm's running statistics."""
-        with buffers.kept(self.buffers):
+        with kept(self.buffers):
             yield
