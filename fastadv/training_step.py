@@ -152,20 +152,17 @@ class Step:
     # -- one update ---------------------------------------------------------------------------
 
     def _update(self, batch: Batch, update: bool) -> dict[str, Tensor]:
-        self.updater.begin()
-        self.walk.scale.copy_(self.updater.scale())
+        self.updater.begin(self.walk.scale)
         found = self.passes.gather(batch)
-        leaves = len(self.plan.adversary.leaves())
-        statistics = [b for b in self.net.buffers if b.is_floating_point()]
-        distributed.average([*found.shared(leaves), *statistics])
-        learning = self.walk.learning_named()
-        self.plan.layers.before_update(self.updater.optimizer, list(learning), found.weights)
-        norm, ok = self.updater(
-            list(learning.values()), found.weights, found.loss, self.offset, update=update
-        )
+        if distributed.world_size() > 1:
+            leaves = len(self.plan.adversary.leaves())
+            statistics = [b for b in self.net.buffers if b.is_floating_point()]
+            distributed.average([*found.shared(leaves), *statistics])
+        norm, ok = self.passes.descend(found, self.updater, self.offset, update)
         self.passes.settle(found, ok, update)
         # Fresh tensors: a captured step overwrites its own at the next replay.
-        return {"loss": found.loss.clone(), "accuracy": found.accuracy.clone(), "grad_norm": norm}
+        metrics = {"loss": found.loss, "accuracy": found.accuracy, "grad_norm": norm}
+        return {name: value.clone() for name, value in metrics.items()}
 
     def _views(self, batch: Batch) -> Batch:
         """Where a part compares two views: one batch of 2B images, the first views first."""

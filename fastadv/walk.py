@@ -8,7 +8,8 @@ what they need from tensors already at hand (``settle``). Both halves are straig
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -47,6 +48,24 @@ class Found(NamedTuple):
         return [self.loss, self.accuracy, *(g for g in gradients if g is not None)]
 
 
+class Updating(Protocol):
+    """An ``engine.update.Updater``, or what replays it."""
+
+    optimizer: torch.optim.Optimizer
+
+    def __call__(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        loss: Tensor,
+        number: Tensor,
+        *,
+        update: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Apply ``gradients``; returns their norm and whether the update counted (0-dim bool)."""
+        ...
+
+
 class Walk:
     """The passes of one update of ``plan`` on ``net``."""
 
@@ -82,6 +101,14 @@ class Walk:
         count = len(self.learning())
         right = (outputs.adversarial.argmax(1) == batch.y).float().mean()
         return Found(batch, made, outputs, loss, right, found[:count], found[count:], buffers)
+
+    def descend(
+        self, found: Found, updater: Updating, number: Tensor, update: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Hand the gradients to the optimizer: their norm, and whether the update counted."""
+        learning = self.learning_named()
+        self.plan.layers.before_update(updater.optimizer, list(learning), found.weights)
+        return updater(list(learning.values()), found.weights, found.loss, number, update=update)
 
     @torch.no_grad()
     def settle(self, found: Found, ok: Tensor, update: bool) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
-from math import inf
 from typing import Any
 
 import pretend_gpu as gpu
@@ -17,19 +15,18 @@ import pytest
 import torch
 from every_recipe import COUNT, EPOCHS, step_of
 from pretend_gpu import NotInAGraph, OnDevice, Recorder, WaitsForTheDevice
-from tiny import EPS, LEARNING, sgd, tiny_batch, tiny_model, tiny_step, twin
-from tiny_staged import SAMPLES, staged_model, view_of
+from pretend_steps import assert_same_run, call, captured, on_device, recordings
+from tiny import EPS, sgd, tiny_batch, tiny_model, tiny_step, twin
+from tiny_staged import SAMPLES, staged_model
 from torch import Tensor, nn
 
 import fastadv
 from fastadv.data.device_loader import DeviceLoader
-from fastadv.engine.capture import KEPT, Captured
+from fastadv.engine.capture import KEPT
 from fastadv.engine.precision import NAMES
 from fastadv.engine.recorder import NotReplayable
-from fastadv.engine.update import Updater
 from fastadv.plan import resolve
 from fastadv.recipes import METHODS
-from fastadv.training_step import Step
 
 # cuSOLVER's results are looked at on the host.
 NOT_REPLAYABLE = {"fgsm-n-advlc-nuclear"}
@@ -60,39 +57,6 @@ JUDGED = {
 def _device() -> Iterator[None]:
     with gpu.pretend_gpu():
         yield
-
-
-def on_device(model: nn.Module) -> nn.Module:
-    return model.to(gpu.DEVICE)
-
-
-def captured(step: Step, **options: Any) -> Step:
-    step.passes = Captured(step.walk, Recorder(), **options)
-    return step
-
-
-def call(step: Step, update: int, count: int = COUNT, *, spoilt: bool = False) -> dict[str, Tensor]:
-    """Update number ``update`` of ``step``, on a batch of its own, where the model is."""
-    x, y, _, _ = tiny_batch(count, seed=update)
-    x = x.to(next(step.model.parameters()).dtype) * (float("nan") if spoilt else 1.0)
-    index = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(update))[:count]
-    more: dict[str, Any] = {"view": view_of(count, update)}
-    if "second_view" in step.plan.needs:
-        more["second"] = tiny_batch(count, seed=100 + update)[0]
-    if step.device.type == gpu.NAME:
-        x, y, index, more = gpu.to_device((x, y, index, more))
-    return step(x, y, index, **more)
-
-
-def assert_same_run(first: Step, second: Step) -> None:
-    """Weights, buffers and states of a step on the device and of one on the CPU agree."""
-    pairs = [
-        *zip(first.model.state_dict().items(), second.model.state_dict().values(), strict=True)
-    ]
-    pairs += zip(first.state.items(), second.state.values(), strict=True)
-    for (name, own), other in pairs:
-        own, other = gpu.to_host((own, other))
-        torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-10, msg=name)
 
 
 def covering() -> set[str]:
@@ -130,11 +94,6 @@ def test_a_replayed_recipe_is_the_one_on_the_cpu(method: str) -> None:
     step.check()
     held = {str(entry[0]).split(".")[1] for log in recordings(step) for entry in log.calls}
     assert held <= JUDGED, "not judged yet"
-
-
-def recordings(step: Step) -> list[gpu.Recording]:
-    found: list[gpu.Recording] = step.passes.recorder.recordings
-    return found
 
 
 # -- what a recording must survive ----------------------------------------------------------------
@@ -270,78 +229,7 @@ def test_a_parameter_kept_aside_and_held_in_a_graph_is_refused() -> None:
     assert held.requires_grad
 
 
-# -- between the graphs ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("max_grad_norm", [None, 0.1])
-@pytest.mark.parametrize("kind", ["sgd", "fused sgd", "adam", "fused adam"])
-def test_an_optimizer_stops_at_the_first_bad_update(kind: str, max_grad_norm: float | None) -> None:
-    fused, algorithm = "fused" in kind, torch.optim.SGD if "sgd" in kind else torch.optim.Adam
-    steps, weights = [], []
-    for model in (tiny_model(), on_device(tiny_model())):
-        settings = {"momentum": 0.9} if "sgd" in kind else {}
-        optimizer = algorithm(model.parameters(), lr=0.05, fused=fused or None, **settings)
-        steps.append(tiny_step(model, "fgsm", optimizer=optimizer, max_grad_norm=max_grad_norm))
-        call(steps[-1], 0)
-        with gpu.no_waits():
-            call(steps[-1], 1)
-            weights.append({n: gpu.to_host(v.clone()) for n, v in model.state_dict().items()})
-            call(steps[-1], 2, spoilt=True)
-            call(steps[-1], 3)
-    assert_same_run(steps[1], steps[0])
-    for name, value in steps[1].model.state_dict().items():
-        assert torch.equal(gpu.to_host(value), weights[1][name]), name
-    with pytest.raises(fastadv.TrainingError, match="step 2"):
-        steps[1].check()
-
-
-@pytest.mark.parametrize("accumulate", [False, True])
-def test_gradients_reach_a_fused_optimizer_in_the_layout_of_their_weights(accumulate: bool) -> None:
-    """Images in channels_last give convolutions such gradients, whatever their weights are."""
-    steps = []
-    for model in (tiny_model(), on_device(tiny_model())):
-        optimizer = torch.optim.SGD(model.parameters(), **LEARNING, fused=True)
-        steps.append(tiny_step(model, "fgsm", optimizer=optimizer))
-        x, y, index = tiny_batch(COUNT)[:3]
-        x = x.to(memory_format=torch.channels_last)
-        if len(steps) == 2:
-            x, y, index = gpu.to_device((x, y, index))
-        for update in (not accumulate, True):
-            steps[-1](x, y, index, update=update)
-        strides = [(p.stride(), p.grad.stride()) for p in model.parameters()]
-        assert all(weight == gradient for weight, gradient in strides)
-    assert_same_run(steps[1], steps[0])
-
-
-@pytest.mark.parametrize("kind", ["sgd", "fused sgd", "adam"])
-def test_overflows_are_left_out_as_a_scaler_does(kind: str) -> None:
-    """The first, which finds an optimizer without state, and a later one."""
-    ours, theirs = on_device(tiny_model()), tiny_model()
-    if kind == "adam":
-        own, other = (torch.optim.Adam(m.parameters(), lr=0.01) for m in (ours, theirs))
-    else:
-        # PyTorch's fused SGD goes on from unwritten memory where a scaler masks its first step.
-        other = sgd(theirs)
-        own = torch.optim.SGD(ours.parameters(), **LEARNING, fused="fused" in kind)
-    scaler, plain = (torch.amp.GradScaler(name, init_scale=8.0) for name in (gpu.NAME, "cpu"))
-    updater = Updater(own, gpu.DEVICE, scaler, None)
-    loss, number = gpu.to_device((torch.ones(()), torch.tensor(0)))
-    for place, size in enumerate([inf, 1.0, 1.0, inf, 1.0]):
-        scale = plain.scale(torch.ones(()))
-        gradients = [torch.full_like(p, size) * scale for p in theirs.parameters()]
-        waits = place < 2 or kind == "adam"  # until the first one that counts
-        with nullcontext() if waits else gpu.no_waits():
-            updater.begin()
-            given = gpu.to_device([gradient.clone() for gradient in gradients])
-            updater([*ours.parameters()], given, loss, number, update=True)
-        for parameter, gradient in zip(theirs.parameters(), gradients, strict=True):
-            parameter.grad = gradient
-        plain.step(other)
-        plain.update()
-    for found, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(gpu.to_host(found), expected, rtol=1e-12, atol=1e-12)
-    assert scaler.get_scale() == plain.get_scale() == 2.0
-    updater.faults.check()
+# -- around the step ------------------------------------------------------------------------------
 
 
 def test_averages_are_evaluated_with_statistics_of_batches_on_the_host() -> None:
@@ -360,9 +248,6 @@ def test_averages_are_evaluated_with_statistics_of_batches_on_the_host() -> None
             scores.append(gpu.to_host(model(gpu.to_device(x) if on_gpu else x)))
     assert torch.allclose(scores[0], scores[1], rtol=1e-12, atol=1e-12)
     assert torch.allclose(scores[2], scores[3], rtol=1e-12, atol=1e-12)
-
-
-# -- around the step ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("padding", ["constant", "reflect"])
@@ -472,6 +357,16 @@ def test_memory_that_was_freed_is_seen() -> None:
     with pytest.raises(NotInAGraph, match="nobody holds"):
         replay()
     assert result.shape == x.shape
+
+
+def test_results_in_memory_that_an_earlier_graph_passes_over_are_seen() -> None:
+    x, recorder = tensor(), Recorder()
+    _, first = recorder(lambda: x * 2)
+    shared, second = recorder(lambda: x * 3)
+    own, third = recorder(lambda: x * 4, alone=True)
+    second(), third(), first()
+    assert not torch.equal(gpu.to_host(shared), gpu.to_host(x) * 3)
+    assert torch.equal(gpu.to_host(own), gpu.to_host(x) * 4)
 
 
 def test_memory_of_a_graph_that_another_may_use_is_seen() -> None:

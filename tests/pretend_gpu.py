@@ -276,6 +276,7 @@ class Recording:
     made: dict[int, Tensor] = field(default_factory=dict)  # memory of the graph's own
     read: dict[int, str] = field(default_factory=dict)  # memory it found there, and who reads it
     before: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    later: list[Recording] = field(default_factory=list)  # made after it in the same pool
 
     def add(self, operator: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator and note it."""
@@ -309,6 +310,9 @@ class Recording:
                     raise NotInAGraph(f"{reader} reads memory that nobody holds any more")
             for memory, raw in self.made.items():
                 if _live[memory] < 1:  # another graph of the pool may have used it since
+                    _bytes(raw).fill_(0x7F)
+            for other in self.later:  # what it holds may lie where this one's passing results go
+                for raw in other.made.values():
                     _bytes(raw).fill_(0x7F)
             for operator, args, kwargs, results in self.calls:
                 again = operator(*args, **kwargs)
@@ -350,6 +354,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.recordings: list[Recording] = []
+        self.pool: list[Recording] = []  # those that share their memory
 
     def warm_up(self, function: Callable[[], Any]) -> None:
         try:
@@ -358,13 +363,19 @@ class Recorder:
         except WaitsForTheDevice as error:
             raise NotReplayable(str(error)) from error
 
-    def __call__(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+    def __call__(
+        self, function: Callable[[], Any], *, alone: bool = False
+    ) -> tuple[Any, Callable[[], None]]:
         Rules.log = log = Recording()
         try:
             result = function()
         finally:
             Rules.log = None
         log.end()
+        if not alone:
+            for earlier in self.pool:
+                earlier.later.append(log)
+            self.pool.append(log)
         self.recordings.append(log)
         return result, log.replay
 

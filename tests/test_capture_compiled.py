@@ -28,7 +28,9 @@ class Watching(Replayer):
             function()
         self._watched("the warm-up that may not wait", function)
 
-    def __call__(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+    def __call__(
+        self, function: Callable[[], Any], *, alone: bool = False
+    ) -> tuple[Any, Callable[[], None]]:
         record: tuple[Any, Callable[[], None]] = self._watched(
             "the capture", lambda: Replayer.__call__(self, function)
         )

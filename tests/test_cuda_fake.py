@@ -1,4 +1,4 @@
-"""Runs ``on_pretend_gpu.py``: every recipe on a device that behaves as CUDA does towards Python.
+"""Runs ``on_pretend_gpu*.py``: every recipe on a device that behaves as CUDA does towards Python.
 
 The device is registered for the whole process, so the tests on it have one of their own; these
 are what the ordinary session sees of them.
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-FILE = Path(__file__).with_name("on_pretend_gpu.py")
+HERE = Path(__file__).parent
+FILES = sorted(str(path) for path in HERE.glob("on_pretend_gpu*.py"))
 
 
 def run_pretending(selection: str) -> None:
@@ -19,11 +20,11 @@ def run_pretending(selection: str) -> None:
     options = ["-o", "addopts=--strict-markers", "-q", "-m", selection, "-p", "no:cacheprovider"]
     environment = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest", *options, str(FILE)],
+        [sys.executable, "-P", "-m", "pytest", *options, *FILES],
         env=environment | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        cwd=FILE.parents[1],
+        cwd=HERE.parent,
         check=False,
     )
     print(done.stdout, done.stderr)

@@ -83,6 +83,30 @@ def test_replays_of_the_kernels_are_the_eager_updates(method: str) -> None:
         torch.testing.assert_close(call(step, update), expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["fused sgd", "adam"])
+def test_replays_of_an_optimizer_follow_its_rate(kind: str) -> None:
+    steps, rates = [], []
+    for mode in ("eager", "captured"):
+        model = staged_model().float().cuda()
+        if kind == "adam":
+            optimizer = torch.optim.Adam(model.parameters(), capturable=True)
+        else:
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=True)
+        steps.append(fastadv.step(model, optimizer, "standard", mode=mode, total_steps=8))
+        rates.append(torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: 0.8**update))
+    for update in range(6):
+        x, y, _, _ = tiny_batch(COUNT, seed=update)
+        norms = [step(x.float().cuda(), y.cuda())["grad_norm"] for step in steps]
+        torch.testing.assert_close(norms[1], norms[0], rtol=1e-4, atol=0)
+        for rate in rates:
+            rate.step()
+    eager, captured = steps
+    assert captured.passes._current.update._recording is not None
+    for own, other in zip(captured.model.parameters(), eager.model.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["eager", "captured"])
 @pytest.mark.parametrize(
     ("method", "options"),

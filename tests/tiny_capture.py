@@ -22,7 +22,9 @@ class Replayer:
     def warm_up(self, function: Callable[[], Any]) -> None:
         function()
 
-    def __call__(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+    def __call__(
+        self, function: Callable[[], Any], *, alone: bool = False
+    ) -> tuple[Any, Callable[[], None]]:
         result = function()
 
         def replay() -> None:

@@ -1,10 +1,10 @@
-"""Replay the passes of an update as CUDA graphs.
+"""Replay an update as CUDA graphs.
 
-Two graphs an update: everything before the optimizer, and everything after it. Between them the
-user's optimizer steps as it always does, so any optimizer works; its few launches hide behind the
-first graph, which is still running. What a graph reads that changes from step to step lives in
-tensors filled in place: the batch is copied into static inputs, schedules and the noise offset
-are 0-dim tensors anyway.
+Three graphs an update: the passes, the optimizer, and what follows it. The one in the middle is
+there for optimizers whose kind allows it (``replayed_update.py``); any other steps as it always
+does, and its launches hide behind the first graph, which is still running. What a graph reads that
+changes from step to step lives in tensors filled in place: the batch is copied into static inputs,
+learning rates, schedules and the noise offset are 0-dim tensors.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from torch.autograd.graph import get_gradient_edge
 
 from fastadv.engine.buffers import copy_into
 from fastadv.engine.recorder import CudaRecorder, NotReplayable
+from fastadv.engine.replayed_update import ReplayedUpdate
 
 if TYPE_CHECKING:
     from fastadv.contract import Batch
     from fastadv.engine.network import Network
+    from fastadv.engine.update import Updater
     from fastadv.walk import Found, Walk
 
 KEPT = 4  # recordings: two batch shapes, with and without a start given by the caller
@@ -67,19 +69,33 @@ class Captured:
         self._found = found._replace(weights=list(found.weights), others=list(found.others))
         return self._found
 
+    def descend(
+        self, found: Found, updater: Updater, number: Tensor, update: bool
+    ) -> tuple[Tensor, Tensor]:
+        """``Walk.descend``, replayed where the optimizer's kind allows that."""
+        if self._as_written:
+            return self.walk.descend(found, updater, number, update)
+        entry = self._entry_of(found)
+        if entry.update is None:
+            entry.update = ReplayedUpdate(updater, self.recorder, entry.found.weights)
+        return self.walk.descend(found, entry.update, number, update)
+
     def settle(self, found: Found, ok: Tensor, update: bool) -> None:
         """``Walk.settle``, replayed."""
         if self._as_written:
             self.walk.settle(found, ok, update)
             return
-        entry = self._current
-        if entry is None or found is not self._found:
-            raise RuntimeError("settle must follow the gather it belongs to")
+        entry = self._entry_of(found)
         if not update:
             self.walk.settle(found, ok, update)
             return
         entry.ok.copy_(ok)
         entry.replay_settle()
+
+    def _entry_of(self, found: Found) -> _Entry:
+        if self._current is None or found is not self._found:
+            raise RuntimeError("an update must be finished by the gather that began it")
+        return self._current
 
     def _entry(self, batch: Batch) -> _Entry | None:
         """The recording for the situation of ``batch``; None if it cannot be recorded."""
@@ -118,10 +134,8 @@ class Captured:
             tuple((t.shape, t.dtype, t.stride()) for t in _tensors(batch)),
             tuple(value is None for value in batch),
             tuple(part.active for part in parts),
-            tuple((p.data_ptr(), p.requires_grad) for p in net.model.parameters()),
-            tuple(buffer.data_ptr() for buffer in net.buffers),
             tuple(tensor.data_ptr() for part in parts for tensor in part.state.values()),
-            tuple(module.training for module in net.model.modules()),
+            tuple(_standing(net.model)),
             (net.outer_dtype, net.attack_dtype),
         )
 
@@ -148,7 +162,7 @@ class Captured:
 
 
 class _Entry:
-    """One recording: static inputs, outputs, the two replays, and the tensors they work on."""
+    """One recording: static inputs, outputs, the replays, and the tensors they work on."""
 
     def __init__(
         self,
@@ -163,6 +177,7 @@ class _Entry:
         self.replay_gather, self.replay_settle = replay_gather, replay_settle
         # A part may replace its scratch for another situation; a graph goes on writing to it.
         self.used = used
+        self.update: ReplayedUpdate | None = None  # once the optimizer has stepped for it
 
     def fill(self, batch: Batch) -> None:
         """Copy ``batch`` into the static inputs; the noise offset is the same tensor always."""
@@ -221,6 +236,29 @@ def _in_somebodys_graph(parameter: Tensor) -> bool:
     notes[mark] = True
     notes = get_gradient_edge(parameter).node.metadata
     return notes.pop(mark, None) is not None
+
+
+def _standing(model: nn.Module) -> list[Hashable]:
+    """Where parameters and buffers lie, which learn, and which modules train.
+
+    Asked before every replay: ``named_modules`` and its kin take many times as long.
+    """
+    found: list[Hashable] = []
+    seen, waiting = {model}, [model]
+    while waiting:
+        module = waiting.pop()
+        found.append(module.training)
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                found += (parameter.data_ptr(), parameter.requires_grad)
+        for buffer in module._buffers.values():
+            if buffer is not None:
+                found.append(buffer.data_ptr())
+        for child in module._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                waiting.append(child)
+    return found
 
 
 def _present(gradients: Sequence[Tensor | None]) -> list[bool]:

@@ -26,7 +26,8 @@ class NotReplayable(UserError):
 
 
 class CudaRecorder:
-    """Records functions into CUDA graphs that share one stream and one memory pool.
+    """Records functions into CUDA graphs that share one stream and, but for those recorded
+    ``alone``, one memory pool: the passing results of one lie where those of another did.
 
     Warm-ups run on that stream too: what libraries keep for a stream (workspaces, the allocator's
     cache) is then made once, and outside of the graphs.
@@ -55,11 +56,17 @@ class CudaRecorder:
             torch.cuda.set_rng_state(generator, self.device)
         gc.collect()  # what is left of these runs in cycles may hold autograd graphs
 
-    def __call__(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
-        """Record ``function``: what it returned, in the graph's memory, and the replay."""
+    def __call__(
+        self, function: Callable[[], Any], *, alone: bool = False
+    ) -> tuple[Any, Callable[[], None]]:
+        """Record ``function``: what it returned, in the graph's memory, and the replay.
+
+        Replaying a graph of the shared pool may write over what any later one has returned;
+        ``alone`` is for results that must outlive that.
+        """
         graph = torch.cuda.CUDAGraph()
         # A pool ends with its last graph, and its name may not be used again.
-        pool = next((other.pool() for other in self._graphs), None)
+        pool = None if alone else next((other.pool() for other in self._graphs), None)
         with self._on_the_stream(), _no_garbage_collected():
             # Not "global": threads of DALI, of NCCL or of the user may allocate meanwhile.
             capture = torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local")
@@ -70,7 +77,8 @@ class CudaRecorder:
                 raise
             except RuntimeError as error:
                 raise NotReplayable(_first_line(error)) from error
-        self._graphs.add(graph)
+        if not alone:
+            self._graphs.add(graph)
         return result, graph.replay
 
     @contextmanager

@@ -35,11 +35,12 @@ class Updater:
         self._one = torch.ones((), device=device)
         self._waiting = 0
         self._begun = False  # whether the optimizer has made its state
-        self._scale = self._one
 
-    def scale(self) -> Tensor:
-        """What the loss of this update is multiplied by, a 0-dim tensor."""
-        return self._scale
+    @property
+    def steady(self) -> bool:
+        """Whether an update is the same launches as the one before: the optimizer has its state,
+        no gradient waits for more, and no scaler looks at it."""
+        return self._begun and not self._waiting and self.scaler is None
 
     @torch.no_grad()
     def __call__(
@@ -93,10 +94,10 @@ class Updater:
             # Its own step would ask the device, and knows nothing of earlier faults.
             self.scaler.update()
 
-    def begin(self) -> None:
-        """Read the scale of the coming update."""
+    def begin(self, scale: Tensor) -> None:
+        """Put into ``scale`` (0-dim) what the loss of the coming update is multiplied by."""
         if self.scaler is not None:
-            self._scale = self.scaler.scale(self._one)
+            scale.copy_(self.scaler.scale(self._one))
 
     def state_dict(self) -> dict[str, Any]:
         scaler = None if self.scaler is None else self.scaler.state_dict()

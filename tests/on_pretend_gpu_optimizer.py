@@ -1,0 +1,344 @@
+"""Between the graphs of a captured step: optimizers on a pretended GPU, replayed where they can be.
+
+``test_cuda_fake.py`` runs this file in a process of its own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from math import inf
+from typing import Any
+
+import pretend_gpu as gpu
+import pytest
+import torch
+from every_recipe import COUNT
+from pretend_steps import assert_same_run, call, captured, on_device, recordings
+from tiny import LEARNING, sgd, tiny_batch, tiny_model, tiny_step
+from tiny_staged import staged_model
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+import fastadv
+from fastadv.engine.recorder import NotReplayable
+from fastadv.engine.update import Updater
+from fastadv.training_step import Step
+
+PASSES = 2  # recordings of an update without its optimizer: gather and settle
+# float32 weights, whose rate is rounded to float32 in a recording.
+NEARLY = 1e-6
+
+# What a recorded update holds; ``on_pretend_gpu.JUDGED`` says what that means.
+JUDGED = {
+    *("_foreach_add_", "_foreach_addcdiv_", "_foreach_addcmul_", "_foreach_copy_", "_foreach_div"),
+    *("_foreach_div_", "_foreach_lerp_", "_foreach_mul_", "_foreach_neg_", "_foreach_norm"),
+    *("_foreach_pow", "detach"),
+    *("_foreach_reciprocal_", "_foreach_sqrt", "_foreach_sqrt_", "_foreach_sub_", "_fused_adam_"),
+    *("_fused_adamw_", "_fused_sgd_", "_to_copy", "abs", "add", "bitwise_and", "bitwise_not"),
+    *("clamp", "copy_", "empty_like", "eq", "linalg_vector_norm", "lt", "mul", "mul_", "ne"),
+    *("reciprocal", "stack", "where"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _device() -> Iterator[None]:
+    with gpu.pretend_gpu():
+        yield
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.1])
+@pytest.mark.parametrize("kind", ["sgd", "fused sgd", "adam", "fused adam"])
+def test_an_optimizer_stops_at_the_first_bad_update(kind: str, max_grad_norm: float | None) -> None:
+    fused, algorithm = "fused" in kind, torch.optim.SGD if "sgd" in kind else torch.optim.Adam
+    steps, weights = [], []
+    for model in (tiny_model(), on_device(tiny_model())):
+        settings = {"momentum": 0.9} if "sgd" in kind else {}
+        optimizer = algorithm(model.parameters(), lr=0.05, fused=fused or None, **settings)
+        steps.append(tiny_step(model, "fgsm", optimizer=optimizer, max_grad_norm=max_grad_norm))
+        call(steps[-1], 0)
+        with gpu.no_waits():
+            call(steps[-1], 1)
+            weights.append({n: gpu.to_host(v.clone()) for n, v in model.state_dict().items()})
+            call(steps[-1], 2, spoilt=True)
+            call(steps[-1], 3)
+    assert_same_run(steps[1], steps[0])
+    for name, value in steps[1].model.state_dict().items():
+        assert torch.equal(gpu.to_host(value), weights[1][name]), name
+    with pytest.raises(fastadv.TrainingError, match="step 2"):
+        steps[1].check()
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_gradients_reach_a_fused_optimizer_in_the_layout_of_their_weights(accumulate: bool) -> None:
+    """Images in channels_last give convolutions such gradients, whatever their weights are."""
+    steps = []
+    for model in (tiny_model(), on_device(tiny_model())):
+        optimizer = torch.optim.SGD(model.parameters(), **LEARNING, fused=True)
+        steps.append(tiny_step(model, "fgsm", optimizer=optimizer))
+        x, y, index = tiny_batch(COUNT)[:3]
+        x = x.to(memory_format=torch.channels_last)
+        if len(steps) == 2:
+            x, y, index = gpu.to_device((x, y, index))
+        for update in (not accumulate, True):
+            steps[-1](x, y, index, update=update)
+        strides = [(p.stride(), p.grad.stride()) for p in model.parameters()]
+        assert all(weight == gradient for weight, gradient in strides)
+    assert_same_run(steps[1], steps[0])
+
+
+@pytest.mark.parametrize("kind", ["sgd", "fused sgd", "adam"])
+def test_overflows_are_left_out_as_a_scaler_does(kind: str) -> None:
+    """The first, which finds an optimizer without state, and a later one."""
+    ours, theirs = on_device(tiny_model()), tiny_model()
+    if kind == "adam":
+        own, other = (torch.optim.Adam(m.parameters(), lr=0.01) for m in (ours, theirs))
+    else:
+        # PyTorch's fused SGD goes on from unwritten memory where a scaler masks its first step.
+        other = sgd(theirs)
+        own = torch.optim.SGD(ours.parameters(), **LEARNING, fused="fused" in kind)
+    scaler, plain = (torch.amp.GradScaler(name, init_scale=8.0) for name in (gpu.NAME, "cpu"))
+    updater = Updater(own, gpu.DEVICE, scaler, None)
+    loss, number, of_loss = gpu.to_device((torch.ones(()), torch.tensor(0), torch.ones(())))
+    for place, size in enumerate([inf, 1.0, 1.0, inf, 1.0]):
+        scale = plain.scale(torch.ones(()))
+        gradients = [torch.full_like(p, size) * scale for p in theirs.parameters()]
+        waits = place < 2 or kind == "adam"  # until the first one that counts
+        with nullcontext() if waits else gpu.no_waits():
+            updater.begin(of_loss)
+            given = gpu.to_device([gradient.clone() for gradient in gradients])
+            updater([*ours.parameters()], given, loss, number, update=True)
+        for parameter, gradient in zip(theirs.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        plain.step(other)
+        plain.update()
+    for found, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(gpu.to_host(found), expected, rtol=1e-12, atol=1e-12)
+    assert scaler.get_scale() == plain.get_scale() == 2.0
+    updater.faults.check()
+
+
+# -- as a graph of their own ----------------------------------------------------------------------
+
+
+Optimizers = dict[str, Callable[[nn.Module], torch.optim.Optimizer]]
+
+REPLAYED: Optimizers = {
+    "sgd": lambda model: torch.optim.SGD(model.parameters(), **LEARNING, fused=True),
+    "nesterov": lambda model: torch.optim.SGD(
+        model.parameters(), **LEARNING, nesterov=True, fused=True
+    ),
+    "two rates": lambda model: torch.optim.SGD(
+        [
+            {"params": [*model.conv1.parameters()], "lr": 0.1},
+            {"params": [p for n, p in model.named_parameters() if not n.startswith("conv1")]},
+        ],
+        **LEARNING,
+        fused=True,
+    ),
+    "adam": lambda model: torch.optim.Adam(
+        model.parameters(), foreach=True, capturable=next(model.parameters()).device.type != "cpu"
+    ),
+    "fused adamw": lambda model: torch.optim.AdamW(
+        model.parameters(),
+        fused=True,
+        capturable=next(model.parameters()).device.type != "cpu",
+    ),
+}
+
+
+def pair(
+    make: Callable[[nn.Module], torch.optim.Optimizer], *, double: bool = False, **options: Any
+) -> tuple[Step, Step]:
+    """The same step on the CPU and captured on the device."""
+    cpu, device = (tiny_model() if double else tiny_model().float() for _ in range(2))
+    device = on_device(device)
+    return (
+        tiny_step(cpu, "standard", optimizer=make(cpu), **options),
+        captured(tiny_step(device, "standard", optimizer=make(device), **options)),
+    )
+
+
+def falling(step: Step) -> torch.optim.lr_scheduler.LambdaLR:
+    """A rate that changes with every update."""
+    return torch.optim.lr_scheduler.LambdaLR(step.updater.optimizer, lambda update: 0.8**update)
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.1])
+@pytest.mark.parametrize("kind", REPLAYED)
+def test_a_replayed_optimizer_follows_its_rate(kind: str, max_grad_norm: float | None) -> None:
+    cpu, step = steps = pair(REPLAYED[kind], max_grad_norm=max_grad_norm)
+    rates = [falling(each) for each in steps]
+    for update in range(6):
+        with nullcontext() if update == 0 else gpu.no_waits():
+            norms = [call(each, update)["grad_norm"] for each in steps]
+        torch.testing.assert_close(gpu.to_host(norms[1]), norms[0], rtol=1e-4, atol=0)
+        for rate in rates:
+            rate.step()
+    assert_same_run(step, cpu, NEARLY)
+    assert len(recordings(step)) == PASSES + 1
+    held = {str(entry[0]).split(".")[1] for entry in recordings(step)[-1].calls}
+    assert held <= JUDGED, "not judged yet"
+    assert all(isinstance(g["lr"], float) for g in step.updater.optimizer.param_groups)
+
+
+def with_hook(model: nn.Module) -> torch.optim.Optimizer:
+    optimizer = REPLAYED["sgd"](model)
+    optimizer.register_step_post_hook(lambda *_: None)
+    return optimizer
+
+
+class Counting(torch.optim.SGD):
+    """Somebody's own optimizer."""
+
+
+AS_WRITTEN: Optimizers = {
+    "not fused": sgd,
+    "not capturable": lambda model: torch.optim.Adam(model.parameters(), fused=True),
+    "with a hook": with_hook,
+    "not torch's": lambda model: Counting(model.parameters(), **LEARNING, fused=True),
+}
+
+
+@pytest.mark.parametrize("kind", [*AS_WRITTEN, "float64", "a scaler"])
+def test_other_optimizers_step_as_they_always_do(kind: str) -> None:
+    make = AS_WRITTEN.get(kind, REPLAYED["sgd"])
+    cpu, step = pair(make, double=kind == "float64")
+    if kind == "a scaler":
+        step.updater.scaler = torch.amp.GradScaler(gpu.NAME, init_scale=1.0)
+    for update in range(4):
+        call(cpu, update), call(step, update)
+    assert_same_run(step, cpu, NEARLY)
+    assert len(recordings(step)) == PASSES
+
+
+def test_a_hook_for_all_optimizers_is_called() -> None:
+    _, step = pair(REPLAYED["sgd"])
+    seen = []
+    handle = register_optimizer_step_post_hook(lambda *_: seen.append(1))
+    try:
+        for update in range(4):
+            call(step, update)
+    finally:
+        handle.remove()
+    assert len(seen) == 4
+
+
+def test_a_momentum_that_moves_every_time_is_followed() -> None:
+    cpu, step = steps = pair(REPLAYED["sgd"])
+    for update in range(5):
+        for each in steps:
+            call(each, update)
+            each.updater.optimizer.param_groups[0]["momentum"] = 0.9 - 0.1 * update
+    assert_same_run(step, cpu, NEARLY)
+    assert len(recordings(step)) == PASSES
+
+
+def elsewhere(state: dict[str, Any]) -> dict[str, Any]:
+    """The same values in other memory."""
+    moved = {
+        key: {name: value.clone() for name, value in values.items()}
+        for key, values in state["state"].items()
+    }
+    return state | {"state": moved}
+
+
+@pytest.mark.parametrize("change", ["weight decay", "loaded state"])
+def test_what_changes_once_is_recorded_once_more(change: str) -> None:
+    cpu, step = steps = pair(REPLAYED["sgd"])
+    for update in range(6):
+        for each in steps:
+            optimizer = each.updater.optimizer
+            if update == 3 and change == "weight decay":
+                optimizer.param_groups[0]["weight_decay"] = 0.1
+            elif update == 3:
+                optimizer.load_state_dict(elsewhere(optimizer.state_dict()))
+            call(each, update)
+    assert_same_run(step, cpu, NEARLY)
+    assert len(recordings(step)) == PASSES + 2
+
+
+@pytest.mark.parametrize("form", ["group", "gradient"])
+def test_layers_keep_their_rate_beside_a_replayed_optimizer(form: str) -> None:
+    steps = []
+    for model in (staged_model().float(), on_device(staged_model().float())):
+        # A rate in the gradient wants no group of its own.
+        layers = "rat-lr" if form == "group" else "uniform"
+        groups = fastadv.param_groups(model, layers=layers, lr=LEARNING["lr"])
+        optimizer = torch.optim.SGD(groups, **LEARNING, fused=True)
+        step = tiny_step(model, "standard", layers="rat-lr", rate_form=form, optimizer=optimizer)
+        steps.append(captured(step) if steps else step)
+    rates = [falling(each) for each in steps]
+    for update in range(6):
+        for each, rate in zip(steps, rates, strict=True):
+            call(each, update)
+            rate.step()
+    assert_same_run(steps[1], steps[0], NEARLY)
+    # Gradients that are scaled lie somewhere else every time.
+    assert len(recordings(steps[1])) == PASSES + (form == "group")
+
+
+def test_gradients_that_wait_or_are_taken_away() -> None:
+    cpu, step = steps = pair(REPLAYED["sgd"])
+    for update in range(10):
+        for each in steps:
+            x, y, index, _ = tiny_batch(COUNT, seed=update)
+            x = x.float()
+            if each is step:
+                x, y, index = gpu.to_device((x, y, index))
+            each(x, y, index, update=update not in (3, 4))
+            if update == 8:
+                each.updater.optimizer.zero_grad()
+        for own, other in zip(step.model.parameters(), cpu.model.parameters(), strict=True):
+            assert (own.grad is None) == (other.grad is None)
+            if own.grad is not None and other.grad is not None:
+                torch.testing.assert_close(gpu.to_host(own.grad), other.grad, rtol=1e-4, atol=1e-6)
+    assert_same_run(step, cpu, NEARLY)
+
+
+def test_batches_of_two_sizes_share_an_optimizer() -> None:
+    cpu, step = pair(REPLAYED["sgd"])
+    for update, count in enumerate([6, 6, 6, 4] * 3):
+        call(cpu, update, count), call(step, update, count)
+    assert_same_run(step, cpu, NEARLY)
+    assert len(recordings(step)) == 2 * (PASSES + 1)
+
+
+def test_a_replayed_optimizer_stops_at_the_first_bad_update() -> None:
+    _, step = pair(REPLAYED["sgd"])
+    for update in range(3):
+        call(step, update)
+    before = {n: gpu.to_host(v.clone()) for n, v in step.model.state_dict().items()}
+    with gpu.no_waits():
+        call(step, 3, spoilt=True)
+        call(step, 4)
+    for name, value in step.model.state_dict().items():
+        assert torch.equal(gpu.to_host(value), before[name]), name
+    with pytest.raises(fastadv.TrainingError, match="step 3"):
+        step.check()
+
+
+def test_an_optimizer_that_cannot_be_recorded_goes_on() -> None:
+    cpu, step = pair(REPLAYED["sgd"])
+    record = step.passes.recorder.__class__.__call__
+
+    class Failing(step.passes.recorder.__class__):
+        def __call__(
+            self, function: Callable[[], Any], *, alone: bool = False
+        ) -> tuple[Any, Callable[[], None]]:
+            if alone:
+                raise NotReplayable("of the test")
+            found: tuple[Any, Callable[[], None]] = record(self, function)
+            return found
+
+    step.passes.recorder = Failing()
+    for update in range(3):
+        call(cpu, update)
+    call(step, 0), call(step, 1)
+    with pytest.warns(UserWarning, match="launched as it is"):
+        call(step, 2)
+    with warnings.catch_warnings(action="error"):
+        for update in range(3, 5):
+            call(cpu, update), call(step, update)
+    assert_same_run(step, cpu, NEARLY)

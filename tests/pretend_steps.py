@@ -1,0 +1,54 @@
+"""Steps on the pretended GPU, and how one is compared with its twin on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pretend_gpu as gpu
+import torch
+from every_recipe import COUNT
+from pretend_gpu import Recorder
+from tiny import tiny_batch
+from tiny_staged import SAMPLES, view_of
+from torch import Tensor, nn
+
+from fastadv.engine.capture import Captured
+from fastadv.training_step import Step
+
+
+def on_device(model: nn.Module) -> nn.Module:
+    return model.to(gpu.DEVICE)
+
+
+def captured(step: Step, **options: Any) -> Step:
+    step.passes = Captured(step.walk, Recorder(), **options)
+    return step
+
+
+def call(step: Step, update: int, count: int = COUNT, *, spoilt: bool = False) -> dict[str, Tensor]:
+    """Update number ``update`` of ``step``, on a batch of its own, where the model is."""
+    x, y, _, _ = tiny_batch(count, seed=update)
+    x = x.to(next(step.model.parameters()).dtype) * (float("nan") if spoilt else 1.0)
+    index = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(update))[:count]
+    more: dict[str, Any] = {"view": view_of(count, update)}
+    if "second_view" in step.plan.needs:
+        more["second"] = tiny_batch(count, seed=100 + update)[0]
+    if step.device.type == gpu.NAME:
+        x, y, index, more = gpu.to_device((x, y, index, more))
+    return step(x, y, index, **more)
+
+
+def assert_same_run(first: Step, second: Step, tolerance: float = 1e-10) -> None:
+    """Weights, buffers and states of a step on the device and of one on the CPU agree."""
+    pairs = [
+        *zip(first.model.state_dict().items(), second.model.state_dict().values(), strict=True)
+    ]
+    pairs += zip(first.state.items(), second.state.values(), strict=True)
+    for (name, own), other in pairs:
+        own, other = gpu.to_host((own, other))
+        torch.testing.assert_close(own, other, rtol=tolerance, atol=tolerance, msg=name)
+
+
+def recordings(step: Step) -> list[gpu.Recording]:
+    found: list[gpu.Recording] = step.passes.recorder.recordings
+    return found
