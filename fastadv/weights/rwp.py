@@ -46,8 +46,9 @@ class RWP(AWP):
     @torch.no_grad()
     def perturb(self, weights: list[Tensor], gradient: WeightGradient) -> None:
         self._remember(weights)
-        total = [torch.zeros_like(weight) for weight in weights]
-        self.moved_by = [torch.zeros_like(weight) for weight in weights]
+        empty = [torch.empty_like(weight) for weight in (*weights, *weights)]
+        torch._foreach_zero_(empty)
+        total, self.moved_by = empty[: len(weights)], empty[len(weights) :]
         for _ in range(self.weight_steps):
             found, count = gradient()
             if self.net.waits_are_free and not count:
