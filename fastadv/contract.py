@@ -131,6 +131,7 @@ class Part:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     per_sample_state: ClassVar[tuple[str, ...]] = ()  # names in ``state``: a row a sample
+    own_state: ClassVar[tuple[str, ...]] = ()  # names in ``state``: each process has another
     needs_length: ClassVar[bool] = False
     accumulates: ClassVar[bool] = True
 

@@ -81,6 +81,8 @@ class Session:
             data = open_source(config, device, views=2 if "second_view" in plan.needs else 1)
         # channels_last measured faster for every network and precision tried (bench/README.md).
         model = make_model(config, data).to(device)
+        if distributed.rank() > 0:
+            torch.manual_seed(config.seed + distributed.rank())  # dropout's masks are its own
         cast(Any, model).to(memory_format=torch.channels_last)  # torch's stubs leave it out
         lr = float(config.lr or 0.0)
         optimizer = torch.optim.SGD(

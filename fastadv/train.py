@@ -257,10 +257,8 @@ class _Runner:
             "step": session.step.state_dict(),
             "progress": progress,
             "loss_sum": self._loss,
-            "rng": torch.get_rng_state(),
+            "processes": distributed.collected(_own(session)),
         }
-        if session.device.type == "cuda":
-            payload["cuda_rng"] = torch.cuda.get_rng_state(session.device)
         self.folder.save(self.folder.last, payload)
         self._saved_at = time.monotonic()
 
@@ -294,16 +292,28 @@ class _Runner:
         }
 
 
+def _own(session: Session) -> dict[str, Any]:
+    """What each process has for itself: where its generators are, and state of its own."""
+    state = {name: tensor.cpu() for name, tensor in session.step.own_state.items()}
+    own: dict[str, Any] = {"state": state, "rng": torch.get_rng_state()}
+    if session.device.type == "cuda":
+        own["cuda_rng"] = torch.cuda.get_rng_state(session.device)
+    return own
+
+
 def _restore(session: Session, folder: RunFolder) -> Progress:
     saved = checkpoint.load(folder.last)
     try:
         progress = Progress(**saved["progress"])
         checkpoint.load_weights(session.model, saved["model"], folder.last)
         session.optimizer.load_state_dict(saved["optimizer"])
-        session.step.load_state_dict(saved["step"])
-        torch.set_rng_state(saved["rng"])
-        if "cuda_rng" in saved and session.device.type == "cuda":
-            torch.cuda.set_rng_state(saved["cuda_rng"], session.device)
+        # A run that goes on with more processes has nothing for the new ones.
+        own = dict(enumerate(saved["processes"])).get(distributed.rank(), {})
+        session.step.load_state_dict(saved["step"], own.get("state"))
+        if "rng" in own:
+            torch.set_rng_state(own["rng"])
+        if "cuda_rng" in own and session.device.type == "cuda":
+            torch.cuda.set_rng_state(own["cuda_rng"], session.device)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise

@@ -6,7 +6,7 @@ requires_grad and grad mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -105,6 +105,12 @@ class Step:
         return {
             name: tensor for part in self.plan.parts.values() for name, tensor in part.state.items()
         }
+
+    @property
+    def own_state(self) -> dict[str, Tensor]:
+        """What of ``state`` is another in every process that trains."""
+        names = {name for part in self.plan.parts.values() for name in part.own_state}
+        return {name: tensor for name, tensor in self.state.items() if name in names}
 
     def __call__(
         self,
@@ -324,8 +330,19 @@ class Step:
             "updater": self.updater.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a ``state_dict`` of the same recipe; before the first call it is kept."""
+    def load_state_dict(
+        self, state: dict[str, Any], own: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Take over a ``state_dict`` of the same recipe; before the first call it is kept.
+
+        Of several processes one saves its ``state_dict``; ``own`` is this one's ``own_state``.
+        """
+        if own:
+            parts = {
+                slot: {name: own.get(name, tensor) for name, tensor in found.items()}
+                for slot, found in state["parts"].items()
+            }
+            state = {**state, "parts": parts}
         if state["slots"] != dict(self.plan.slots):
             raise UserError(
                 f"This state is of {state['method']!r} with parts {state['slots']}, not of "

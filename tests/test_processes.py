@@ -56,6 +56,24 @@ def test_stopped_and_resumed_it_is_the_same_run(whole: Path, tmp_path: Path) -> 
     same(out, whole)
 
 
+def test_what_each_process_has_for_itself_is_resumed(tmp_path: Path) -> None:
+    """Free's perturbation, and the generators that draw dropout's masks."""
+    words = ["--method", "free", "--replays", "2", "--dropout", "0.2", "--epochs", "3"]
+    words += ["--width", "4", "--limit", "320", "--batch-size", "32", "--test-limit", "40"]
+    whole, out = tmp_path / "whole", tmp_path / "stopped"
+    finished(*words, "--out", str(whole))
+    process = start(*words, "--out", str(out))
+    wait_for_epoch(out, 1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert not (out / "summary.json").exists()
+    finished("--resume", str(out))
+    same(out, whole)
+    first, second = checkpoint.load(out / "last.pt")["processes"]
+    assert not torch.equal(first["rng"], second["rng"])
+    assert not torch.equal(first["state"]["delta"], second["state"]["delta"])
+
+
 def test_another_number_of_processes_may_continue(whole: Path, tmp_path: Path) -> None:
     """The checkpoint is that of the whole run; one process goes on with the same batches."""
     out = tmp_path / "alone"

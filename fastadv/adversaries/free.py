@@ -31,6 +31,7 @@ class Free(Adversary):
 
     wants_input_gradient: ClassVar[bool] = True
     accumulates: ClassVar[bool] = False
+    own_state: ClassVar[tuple[str, ...]] = (DELTA,)
 
     attack_objective: str = field(init=False, repr=False, default="ce")
     attack_bn: str = field(init=False, repr=False, default="train")

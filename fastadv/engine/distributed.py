@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -110,6 +111,15 @@ def _gathered(part: Tensor) -> Tensor:
     parts = [torch.empty_like(part) for _ in range(world_size())]
     distributed.all_gather(parts, part.contiguous())
     return torch.cat(parts)
+
+
+def collected(own: Any) -> list[Any]:
+    """What each process brings, in their order, in process 0; nothing in the others."""
+    if world_size() == 1:
+        return [own]
+    found: list[Any] = [None] * world_size() if rank() == 0 else []
+    distributed.gather_object(own, found or None)
+    return found
 
 
 def any_process(said: bool, device: torch.device) -> bool:
