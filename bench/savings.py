@@ -1,9 +1,10 @@
 """What each saving of work is worth: ``python bench/savings.py --threads 2``.
 
 The same update with a saving and without it, interleaved. That both are the same update is proved
-in tests/test_regularizers.py, test_folding.py and test_weight_copies.py. What a process does with
-freed memory is chosen once a process, so its two sides are processes, started anew for each pair of
-turns. The machine must do nothing else; takes some minutes on two cores.
+in tests/test_regularizers.py, test_folding.py, test_weight_copies.py and test_double_backward.py.
+What a process does with freed memory is chosen once a process, so its two sides are processes,
+started anew for each pair of turns. The machine must do nothing else; takes some minutes on two
+cores.
 """
 
 import argparse
@@ -48,12 +49,20 @@ def uncopied(step: Step) -> None:
     step.net.copies.in_place = lambda *_, **__: nullcontext()  # type: ignore[method-assign, assignment]
 
 
+def composed(step: Step) -> None:
+    """BatchNorm's second derivative is PyTorch's."""
+    step.net.differentiates_twice = False
+
+
 # name -> (method, network, what takes the saving away after the first step)
 SAVINGS: dict[str, tuple[str, str, Callable[[Step], None]]] = {
     "the centre forwarded once": ("fgsm-n-advlc", "preact_resnet18", unshared),
     "weights cast once for all passes": ("pgd", "preact_resnet18", uncopied),
     "BatchNorm folded, PreActResNet-18": ("pgd:attack_bn=eval", "preact_resnet18", unfolded),
     "BatchNorm folded, ResNet-18": ("pgd:attack_bn=eval", "resnet18", unfolded),
+    "BatchNorm's second derivative, IGR": ("standard-igr", "preact_resnet18", composed),
+    "BatchNorm's second derivative, GradAlign": ("fgsm-n-gradalign", "preact_resnet18", composed),
+    "BatchNorm's second derivative, CURE": ("fgsm-n-cure", "preact_resnet18", composed),
 }
 
 FREED_MEMORY = "freed memory kept"

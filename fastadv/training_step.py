@@ -74,6 +74,7 @@ class Step:
         insist = mode != "auto"
         runner = Runner(choice.compiles(self.mode, total_steps), backend, insist=insist)
         self.net = Network(self.model, self.device, runner, outer, attack)
+        self.net.differentiates_twice = plan.differentiates_twice
         if "block_gradients" in plan.needs:
             names = None if blocks is None else list(blocks)
             place = plan.options.get("block_noise_at", "conv1")

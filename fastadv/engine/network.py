@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastadv.engine import guard
 from fastadv.engine.batch_counters import BatchCounters
 from fastadv.engine.buffers import copy_into, kept
+from fastadv.engine.double_backward import CheapDoubleBackward
 from fastadv.engine.folding import forward_and_folds
 from fastadv.engine.gradient import gradients_if_used
 from fastadv.engine.host_memory import keep_freed_memory
@@ -44,7 +45,9 @@ class Network:
         self.outer_dtype = outer_dtype
         self.attack_dtype = attack_dtype
         self.taps: Taps | None = None
+        self.differentiates_twice = False  # whether a gradient of the outer pass is, too
         self._dtype = outer_dtype
+        self._learns = False
         self.copies = WeightCopies(model)
         self.counters = BatchCounters(model)
         if device.type == "cpu":
@@ -80,7 +83,7 @@ class Network:
 
     def logits(self, x: Tensor, block_noise: list[Tensor] | None = None) -> Tensor:
         """Logits (B,classes) of ``x`` (B,C,H,W), with ``block_noise[b]`` added inside block b."""
-        with autocast(self.device, self._dtype):
+        with autocast(self.device, self._dtype), self._norms():
             if block_noise is None or self.taps is None:
                 logits = self.model(x)
             else:
@@ -88,6 +91,11 @@ class Network:
                     logits = self.model(x)
         self.counters.count()
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _norms(self) -> AbstractContextManager[object]:
+        # A compiler fuses what PyTorch's own is made of.
+        cheap = self._learns and self.differentiates_twice and not torch.compiler.is_compiling()
+        return CheapDoubleBackward() if cheap else nullcontext()
 
     def logits_of(self, model: nn.Module, x: Tensor) -> Tensor:
         """Logits of another network, in the outer pass's precision, without a graph."""
@@ -127,7 +135,11 @@ class Network:
             self.counters.aside(),
             self.copies.in_place(self.outer_dtype, learn=True),
         ):
-            yield
+            self._learns = True
+            try:
+                yield
+            finally:
+                self._learns = False
 
     def gradients(
         self, loss: Tensor, weights: dict[str, Tensor], others: Sequence[Tensor] = ()

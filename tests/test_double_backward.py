@@ -1,0 +1,122 @@
+"""BatchNorm's second derivative in closed form, beside PyTorch's."""
+
+import pytest
+import torch
+from tiny import sgd, tiny_batch, tiny_model, tiny_step
+from torch import nn
+from torch.nn import functional
+
+from fastadv.engine.double_backward import CheapDoubleBackward, batch_norm
+
+SHAPES = [(6, 3), (4, 3, 5), (4, 3, 2, 3)]
+
+
+def drawn(shape, seed, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def arguments(shape, dtype=torch.float64):
+    """x, weight and bias of (C,), and running statistics."""
+    channels = shape[1]
+    x = drawn(shape, 0, dtype).requires_grad_()
+    weight, bias = (drawn(channels, seed).requires_grad_() for seed in (1, 2))
+    statistics = [drawn(channels, 3), drawn(channels, 4).abs() + 0.5]
+    return x, weight, bias, statistics
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_both_derivatives_are_those_of_finite_differences(shape, training):
+    x, weight, bias, statistics = arguments(shape)
+    cotangent = drawn(shape, 5).requires_grad_()
+
+    def forward(x, weight, bias):
+        moved = [tensor.clone() for tensor in statistics]
+        return batch_norm(x, *moved, weight, bias, training)
+
+    def gradient(x, weight, bias, cotangent):
+        y = forward(x, weight, bias)
+        return torch.autograd.grad(y, [x], cotangent, create_graph=True)[0]
+
+    assert torch.autograd.gradcheck(forward, (x, weight, bias))
+    assert torch.autograd.gradcheck(gradient, (x, weight, bias, cotangent))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("momentum", [0.3, None])
+@pytest.mark.parametrize("tracked", [True, False])
+@pytest.mark.parametrize("train", [True, False])
+def test_a_module_does_what_it_does_without(affine, momentum, tracked, train):
+    results = []
+    for cheap in (False, True):
+        norm = nn.BatchNorm2d(3, affine=affine, momentum=momentum, track_running_stats=tracked)
+        norm.double().train(train)
+        x = drawn((4, 3, 2, 3), 0).requires_grad_()
+        for _ in range(2):
+            if cheap:
+                with CheapDoubleBackward():
+                    y = norm(x)
+            else:
+                y = norm(x)
+        (gradient,) = torch.autograd.grad(y.sin().sum(), [x], create_graph=True)
+        twice = torch.autograd.grad(gradient.pow(2).sum(), [x, *norm.parameters()])
+        results.append([y, gradient, *twice, *norm.buffers()])
+    for own, other in zip(*results, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_bfloat16_is_no_further_from_float64_than_pytorchs(training):
+    """x in bfloat16, weights in float32, as autocast has them."""
+
+    def second(norm, dtype):
+        x, weight, bias, statistics = arguments((32, 8, 6, 6), torch.bfloat16)
+        own = torch.float64 if dtype == torch.float64 else torch.float32
+        weight, bias = (tensor.detach().to(own).requires_grad_() for tensor in (weight, bias))
+        x = x.detach().to(dtype).requires_grad_()
+        statistics = [tensor.to(own) for tensor in statistics]
+        y = norm(x, *statistics, weight, bias, training)
+        cotangent = drawn(x.shape, 6, torch.bfloat16).to(dtype).requires_grad_()
+        (gradient,) = torch.autograd.grad(y, [x], cotangent, create_graph=True)
+        loss = (gradient.to(own) * drawn(x.shape, 7).to(own)).sum()
+        found = torch.autograd.grad(loss, [x, weight, cotangent], allow_unused=True)
+        return [tensor.double() for tensor in found if tensor is not None]
+
+    exact = second(functional.batch_norm, torch.float64)
+    errors = [
+        [
+            float((found - true).norm())
+            for found, true in zip(second(norm, torch.bfloat16), exact, strict=False)
+        ]
+        for norm in (batch_norm, functional.batch_norm)
+    ]
+    for own, pytorchs in zip(*errors, strict=True):
+        assert own <= 1.1 * pytorchs
+
+
+def test_what_is_not_derived_is_refused():
+    x, weight, bias, statistics = arguments((4, 3, 2, 3))
+    loss = batch_norm(x, *statistics, weight, bias, True).sin().sum()
+    of_x, of_weight = torch.autograd.grad(loss, [x, weight], create_graph=True)
+    with pytest.raises(NotImplementedError, match="once more"):
+        torch.autograd.grad(of_x.pow(2).sum(), [x], create_graph=True)
+    with pytest.raises(NotImplementedError, match="its input"):
+        torch.autograd.grad(of_weight.pow(2).sum(), [x])
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "used"),
+    [("standard-igr", {}, True), ("fgsm-n-cure", {}, True), ("pgd", {"steps": 1}, False)],
+)
+def test_steps_use_it_where_they_differentiate_twice(monkeypatch, method, options, used):
+    entered = []
+    enter = CheapDoubleBackward.__enter__
+    monkeypatch.setattr(
+        CheapDoubleBackward, "__enter__", lambda mode: entered.append(1) or enter(mode)
+    )
+    model = tiny_model()
+    step = tiny_step(model, method, optimizer=sgd(model), **options)
+    x, y, index, _ = tiny_batch()
+    step(x, y, index)
+    assert bool(entered) == used
