@@ -306,8 +306,12 @@ def _restore(session: Session, folder: RunFolder) -> Progress:
     try:
         progress = Progress(**saved["progress"])
         checkpoint.load_weights(session.model, saved["model"], folder.last)
+        fused = [group["fused"] for group in session.optimizer.param_groups]
         session.optimizer.load_state_dict(saved["optimizer"])
-        # A run that goes on with more processes has nothing for the new ones.
+        for group, wanted in zip(session.optimizer.param_groups, fused, strict=True):
+            group["fused"] = wanted  # as it is right for this device, which may be another
+        # In a run that goes on with more processes the new ones begin with process 0's state; with
+        # fewer, that of the others is lost.
         own = dict(enumerate(saved["processes"])).get(distributed.rank(), {})
         session.step.load_state_dict(saved["step"], own.get("state"))
         if "rng" in own:

@@ -38,7 +38,7 @@ JUDGED = {
     *("__rshift__", "_foreach_add", "_foreach_add_", "_foreach_copy_", "_foreach_lerp_"),
     *("_foreach_zero_",),
     *("_log_softmax", "_log_softmax_backward_data", "_softmax", "_softmax_backward_data"),
-    *("_to_copy", "abs", "add", "addcmul"),
+    *("_to_copy", "abs", "add"),
     *("add_", "addmm", "alias", "amax", "any", "arange", "argmax", "bitwise_and", "bitwise_or"),
     *("bitwise_xor", "cat", "clamp", "clone", "convolution", "convolution_backward", "copy_"),
     *("cos", "detach", "div", "div_", "empty", "empty_like", "eq", "exp", "expand", "full"),

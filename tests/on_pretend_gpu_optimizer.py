@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ import pretend_gpu as gpu
 import pytest
 import torch
 from every_recipe import COUNT
+from pretend_gpu import Recorder
 from pretend_steps import assert_same_run, call, captured, on_device, recordings
 from tiny import LEARNING, sgd, tiny_batch, tiny_model, tiny_step
 from tiny_staged import staged_model
@@ -23,6 +25,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fastadv
 from fastadv.engine.recorder import NotReplayable
+from fastadv.engine.replayed_update import AGAIN
 from fastadv.engine.update import Updater
 from fastadv.training_step import Step
 
@@ -189,6 +192,15 @@ def with_hook(model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
+def patched(model: nn.Module) -> torch.optim.Optimizer:
+    """Somebody counts its steps, and a scheduler wraps that."""
+    optimizer = REPLAYED["sgd"](model)
+    own = optimizer.step
+    optimizer.step = types.MethodType(lambda self: own(), optimizer)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: 1.0)
+    return optimizer
+
+
 class Counting(torch.optim.SGD):
     """Somebody's own optimizer."""
 
@@ -198,6 +210,10 @@ AS_WRITTEN: Optimizers = {
     "not capturable": lambda model: torch.optim.Adam(model.parameters(), fused=True),
     "with a hook": with_hook,
     "not torch's": lambda model: Counting(model.parameters(), **LEARNING, fused=True),
+    "patched": patched,
+    "a tensor as decay": lambda model: torch.optim.SGD(
+        model.parameters(), lr=0.05, weight_decay=torch.tensor(5e-4), fused=True
+    ),
 }
 
 
@@ -319,26 +335,83 @@ def test_a_replayed_optimizer_stops_at_the_first_bad_update() -> None:
         step.check()
 
 
-def test_an_optimizer_that_cannot_be_recorded_goes_on() -> None:
-    cpu, step = pair(REPLAYED["sgd"])
-    record = step.passes.recorder.__class__.__call__
+class Refusing(Recorder):
+    """Records the passes, not the optimizer."""
 
-    class Failing(step.passes.recorder.__class__):
-        def __call__(
-            self, function: Callable[[], Any], *, alone: bool = False
-        ) -> tuple[Any, Callable[[], None]]:
-            if alone:
-                raise NotReplayable("of the test")
-            found: tuple[Any, Callable[[], None]] = record(self, function)
-            return found
+    def __call__(
+        self, function: Callable[[], Any], *, alone: bool = False
+    ) -> tuple[Any, Callable[[], None]]:
+        if alone:
+            raise NotReplayable("of the test")
+        return super().__call__(function)
 
-    step.passes.recorder = Failing()
-    for update in range(3):
-        call(cpu, update)
-    call(step, 0), call(step, 1)
-    with pytest.warns(UserWarning, match="launched as it is"):
-        call(step, 2)
+
+def test_an_optimizer_that_cannot_be_recorded_goes_on_to_the_same_bits() -> None:
+    """As after a resume, when other updates are replayed than without the stop."""
+    _, replayed = pair(REPLAYED["sgd"])
+    _, refused = pair(REPLAYED["sgd"])
+    refused.passes.recorder = Refusing()
+    call(refused, 0), call(refused, 1)
+    with pytest.warns(UserWarning, match="optimizer cannot be replayed.*of the test"):
+        call(refused, 2)
     with warnings.catch_warnings(action="error"):
-        for update in range(3, 5):
-            call(cpu, update), call(step, update)
+        for update, count in [(3, COUNT), (4, 4), (5, 4), (6, 4)]:
+            call(refused, update, count)
+    for update, count in [(0, COUNT), (1, COUNT), (2, COUNT), (3, COUNT), (4, 4), (5, 4), (6, 4)]:
+        call(replayed, update, count)
+    assert_same_run(refused, replayed, 0.0)
+
+
+def test_a_gradient_of_somebody_elses_is_read_where_it_is() -> None:
+    """A parameter outside of the model, which the caller learns in the same optimizer."""
+    steps, others = [], []
+    for model in (tiny_model().float(), on_device(tiny_model().float())):
+        other = torch.ones(3, device=next(model.parameters()).device).requires_grad_()
+        learning = [*model.parameters(), other]
+        optimizer = torch.optim.SGD(learning, **LEARNING, fused=True)
+        step = tiny_step(model, "standard", optimizer=optimizer)
+        steps.append(captured(step) if steps else step)
+        others.append(other)
+    for update in range(5):
+        for step, other in zip(steps, others, strict=True):
+            other.grad = torch.full_like(other, update + 1.0)
+            call(step, update)
+    torch.testing.assert_close(gpu.to_host(others[1].detach()), others[0].detach())
+    assert_same_run(steps[1], steps[0], NEARLY)
+    assert len(recordings(steps[1])) == PASSES
+
+
+def test_a_loaded_state_without_momentum_follows_its_rate() -> None:
+    """There the groups are other objects, and nothing else has changed."""
+    cpu, step = steps = pair(lambda m: torch.optim.SGD(m.parameters(), lr=0.05, fused=True))
+    for update in range(7):
+        for each in steps:
+            optimizer = each.updater.optimizer
+            if update == 4:
+                optimizer.load_state_dict(elsewhere(optimizer.state_dict()))
+            optimizer.param_groups[0]["lr"] = 0.05 / (update + 1)
+            call(each, update)
     assert_same_run(step, cpu, NEARLY)
+    assert len(recordings(step)) == PASSES + 1
+
+
+def of_optimizer(step: Step) -> int:
+    recorder = step.passes.recorder
+    return len(recorder.recordings) - len(recorder.pool)
+
+
+def test_accumulating_costs_no_recording_and_changing_costs_few() -> None:
+    _, step = pair(REPLAYED["sgd"])
+    for update in range(4):
+        call(step, update)
+    x, y, index = gpu.to_device(tiny_batch(COUNT)[:3])
+    for _ in range(3):
+        step(x.float(), y, index, update=False)
+        for update in range(3):
+            call(step, update)
+    assert of_optimizer(step) == 1
+    for change in range(2 * AGAIN):
+        step.updater.optimizer.param_groups[0]["weight_decay"] = 0.001 * change
+        for update in range(3):
+            call(step, update)
+    assert of_optimizer(step) == AGAIN

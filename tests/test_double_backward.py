@@ -5,9 +5,12 @@ import torch
 from tiny import sgd, tiny_batch, tiny_model, tiny_step
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from fastadv.engine.double_backward import CheapDoubleBackward, batch_norm
+from fastadv.engine import network
+from fastadv.engine.double_backward import batch_norm, cheap_double_backward
 
+CPU = torch.device("cpu")
 SHAPES = [(6, 3), (4, 3, 5), (4, 3, 2, 3)]
 
 
@@ -55,7 +58,7 @@ def test_a_module_does_what_it_does_without(affine, momentum, tracked, train):
         x = drawn((4, 3, 2, 3), 0).requires_grad_()
         for _ in range(2):
             if cheap:
-                with CheapDoubleBackward():
+                with cheap_double_backward(CPU):
                     y = norm(x)
             else:
                 y = norm(x)
@@ -95,6 +98,43 @@ def test_bfloat16_is_no_further_from_float64_than_pytorchs(training):
         assert own <= 1.1 * pytorchs
 
 
+@pytest.mark.parametrize("tracked", [True, False])
+def test_without_weights_low_precision_is_taken_too(tracked):
+    x = drawn((4, 3, 2, 3), 0, torch.bfloat16).requires_grad_()
+    norm = nn.BatchNorm2d(3, affine=False, track_running_stats=tracked)
+    with cheap_double_backward(CPU):
+        y = norm(x)
+    torch.testing.assert_close(y, norm(x))
+    (gradient,) = torch.autograd.grad(y.float().sin().sum(), [x], create_graph=True)
+    assert torch.autograd.grad(gradient.float().pow(2).sum(), [x])[0].isfinite().all()
+
+
+def test_one_value_a_channel_is_refused_as_without():
+    with cheap_double_backward(CPU), pytest.raises(ValueError, match="more than 1 value"):
+        nn.BatchNorm1d(3)(torch.ones(1, 3))
+
+
+def test_a_checkpointed_network_is_differentiated_twice():
+    model = tiny_model()
+    plain = tiny_step(model, "standard-igr")
+    x, y, index, _ = tiny_batch()
+    plain(x, y, index)
+
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = tiny_model()
+
+        def forward(self, x):
+            return checkpoint(self.inner, x, use_reentrant=False)
+
+    other = Checkpointed()
+    step = tiny_step(other, "standard-igr")
+    step(x, y, index)
+    for own, expected in zip(other.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-10)
+
+
 def test_what_is_not_derived_is_refused():
     x, weight, bias, statistics = arguments((4, 3, 2, 3))
     loss = batch_norm(x, *statistics, weight, bias, True).sin().sum()
@@ -111,12 +151,14 @@ def test_what_is_not_derived_is_refused():
 )
 def test_steps_use_it_where_they_differentiate_twice(monkeypatch, method, options, used):
     entered = []
-    enter = CheapDoubleBackward.__enter__
     monkeypatch.setattr(
-        CheapDoubleBackward, "__enter__", lambda mode: entered.append(1) or enter(mode)
+        network,
+        "cheap_double_backward",
+        lambda device: entered.append(1) or cheap_double_backward(device),
     )
     model = tiny_model()
     step = tiny_step(model, method, optimizer=sgd(model), **options)
     x, y, index, _ = tiny_batch()
     step(x, y, index)
     assert bool(entered) == used
+    assert functional.batch_norm is not batch_norm

@@ -142,12 +142,11 @@ def test_graphs_share_a_pool_as_long_as_one_lives(cuda: FakeCuda) -> None:
     assert gc.isenabled()
     del replays[0]
     replays.append(record(lambda: None)[1])
-    replays.append(record(lambda: None, alone=True)[1])
-    replays.append(record(lambda: None)[1])
+    replays += [record(lambda: None, alone=alone)[1] for alone in (True, False, True)]
     replays.clear()
     gc.collect()
     record(lambda: None)
-    assert cuda.pools == [None, "pool 1", "pool 1", None, "pool 1", None]
+    assert cuda.pools == [None, "pool 1", "pool 1", None, "pool 1", "pool 4", None]
 
 
 def test_a_capture_that_breaks_is_left_behind(cuda: FakeCuda) -> None:

@@ -16,7 +16,9 @@ import torch
 
 from fastadv import checkpoint
 from fastadv.errors import UserError
-from fastadv.train import resume
+from fastadv.run_folder import RunFolder
+from fastadv.session import Session
+from fastadv.train import _restore, resume
 
 WORDS = [
     *("--method", "apart", "--averaging", "ema", "--amp", "--width", "4", "--epochs", "4"),
@@ -210,6 +212,20 @@ def test_a_checkpoint_of_other_code_is_not_executed(tmp_path):
     torch.save({"checksum": "", "model": Path("anything")}, path)
     with pytest.raises(UserError, match="cannot be read"):
         checkpoint.load(path)
+
+
+def test_a_run_of_another_kind_of_device_keeps_the_optimizer_of_this_one(tmp_path, uninterrupted):
+    """A GPU's is fused; loading its state must not make a CPU's so."""
+    out = tmp_path / "moved"
+    shutil.copytree(uninterrupted, out)
+    saved = checkpoint.load(out / "last.pt")
+    for group in saved["optimizer"]["param_groups"]:
+        group["fused"] = True
+    checkpoint.save(out / "last.pt", saved)
+    folder = RunFolder.open(str(out))
+    session = Session.build(folder.read_config())
+    _restore(session, folder)
+    assert [group["fused"] for group in session.optimizer.param_groups] == [None]
 
 
 def test_nothing_to_resume(tmp_path):

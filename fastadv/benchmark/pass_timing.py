@@ -17,6 +17,7 @@ from fastadv.benchmark.ours import BATCHES, WARM_CALLS
 from fastadv.benchmark.setting import Batch, Setting
 from fastadv.cost import DOUBLE_BACKWARD, FORWARD, INPUT_GRADIENT, SHARED, TRAINING, Pass
 from fastadv.engine import guard
+from fastadv.engine.double_backward import cheap_double_backward
 from fastadv.engine.gradient import leaf
 from fastadv.engine.precision import autocast
 
@@ -121,7 +122,9 @@ def _in_mode(
         def call() -> Any:
             frozen: AbstractContextManager[None]
             frozen = nullcontext() if learns else guard.frozen_parameters(model)
-            with frozen, torch._dynamo.config.patch(trace_autograd_ops=True):
+            as_in_a_step = mode == "eager" and kind == DOUBLE_BACKWARD
+            norms = cheap_double_backward(batch.x.device) if as_in_a_step else nullcontext()
+            with frozen, norms, torch._dynamo.config.patch(trace_autograd_ops=True):
                 return run(batch.x, batch.y)
 
         return captured(call) if mode == "captured" else call

@@ -21,7 +21,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from fastadv.engine.buffers import copy_into
 from fastadv.engine.recorder import CudaRecorder, NotReplayable
-from fastadv.engine.replayed_update import ReplayedUpdate
+from fastadv.engine.replayed_update import ReplayedUpdate, Replaying
 
 if TYPE_CHECKING:
     from fastadv.contract import Batch
@@ -49,12 +49,13 @@ class Captured:
         self.walk = walk
         self.recorder = recorder or CudaRecorder(walk.net.device)
         self.insist = insist
-        self.recorded = 0  # how many times something was recorded, for tests and profiles
+        self.recorded = 0  # how many times the passes were recorded, for tests and profiles
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._phase: Hashable = None
         self._current: _Entry | None = None
         self._found: Found | None = None
         self._as_written = False
+        self._replaying: Replaying | None = None
 
     def gather(self, batch: Batch) -> Found:
         """``Walk.gather``, replayed; the tensors returned are the recording's own."""
@@ -76,8 +77,10 @@ class Captured:
         if self._as_written:
             return self.walk.descend(found, updater, number, update)
         entry = self._entry_of(found)
+        if self._replaying is None:
+            self._replaying = Replaying(updater, self.recorder)
         if entry.update is None:
-            entry.update = ReplayedUpdate(updater, self.recorder, entry.found.weights)
+            entry.update = ReplayedUpdate(self._replaying, entry.found.weights)
         return self.walk.descend(found, entry.update, number, update)
 
     def settle(self, found: Found, ok: Tensor, update: bool) -> None:

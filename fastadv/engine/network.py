@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastadv.engine import guard
 from fastadv.engine.batch_counters import BatchCounters
 from fastadv.engine.buffers import copy_into, kept
-from fastadv.engine.double_backward import CheapDoubleBackward
+from fastadv.engine.double_backward import cheap_double_backward
 from fastadv.engine.folding import forward_and_folds
 from fastadv.engine.gradient import gradients_if_used
 from fastadv.engine.host_memory import keep_freed_memory
@@ -47,7 +47,6 @@ class Network:
         self.taps: Taps | None = None
         self.differentiates_twice = False  # whether a gradient of the outer pass is, too
         self._dtype = outer_dtype
-        self._learns = False
         self.copies = WeightCopies(model)
         self.counters = BatchCounters(model)
         if device.type == "cpu":
@@ -83,7 +82,7 @@ class Network:
 
     def logits(self, x: Tensor, block_noise: list[Tensor] | None = None) -> Tensor:
         """Logits (B,classes) of ``x`` (B,C,H,W), with ``block_noise[b]`` added inside block b."""
-        with autocast(self.device, self._dtype), self._norms():
+        with autocast(self.device, self._dtype):
             if block_noise is None or self.taps is None:
                 logits = self.model(x)
             else:
@@ -91,11 +90,6 @@ class Network:
                     logits = self.model(x)
         self.counters.count()
         return logits if logits.dtype == torch.float64 else logits.float()
-
-    def _norms(self) -> AbstractContextManager[object]:
-        # A compiler fuses what PyTorch's own is made of.
-        cheap = self._learns and self.differentiates_twice and not torch.compiler.is_compiling()
-        return CheapDoubleBackward() if cheap else nullcontext()
 
     def logits_of(self, model: nn.Module, x: Tensor) -> Tensor:
         """Logits of another network, in the outer pass's precision, without a graph."""
@@ -134,12 +128,15 @@ class Network:
             guard.train_flags(self.model, True),
             self.counters.aside(),
             self.copies.in_place(self.outer_dtype, learn=True),
+            self._norms(),
         ):
-            self._learns = True
-            try:
-                yield
-            finally:
-                self._learns = False
+            yield
+
+    def _norms(self) -> AbstractContextManager[object]:
+        # A compiler fuses what PyTorch's own is made of.
+        if not self.differentiates_twice or self.runner.compiles:
+            return nullcontext()
+        return cheap_double_backward(self.device)
 
     def gradients(
         self, loss: Tensor, weights: dict[str, Tensor], others: Sequence[Tensor] = ()

@@ -19,6 +19,7 @@ class NotReplayable(UserError):
     """A network or method does what a CUDA graph cannot, most often something on the host."""
 
     def __init__(self, reason: str) -> None:
+        self.reason = reason
         super().__init__(
             f"This network or method cannot be replayed as a CUDA graph ({reason}): "
             "pass mode='eager' or mode='compiled'."
@@ -26,8 +27,8 @@ class NotReplayable(UserError):
 
 
 class CudaRecorder:
-    """Records functions into CUDA graphs that share one stream and, but for those recorded
-    ``alone``, one memory pool: the passing results of one lie where those of another did.
+    """Records functions into CUDA graphs that share one stream and one memory pool, those recorded
+    ``alone`` another: the passing results of one lie where those of another did.
 
     Warm-ups run on that stream too: what libraries keep for a stream (workspaces, the allocator's
     cache) is then made once, and outside of the graphs.
@@ -36,7 +37,9 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)
-        self._graphs: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._graphs: dict[bool, weakref.WeakSet[Any]] = {
+            alone: weakref.WeakSet() for alone in (False, True)
+        }
 
     def warm_up(self, function: Callable[[], Any]) -> None:
         """Run ``function`` a few times: libraries initialise, kernels compile and are tuned.
@@ -61,12 +64,12 @@ class CudaRecorder:
     ) -> tuple[Any, Callable[[], None]]:
         """Record ``function``: what it returned, in the graph's memory, and the replay.
 
-        Replaying a graph of the shared pool may write over what any later one has returned;
-        ``alone`` is for results that must outlive that.
+        Replaying a graph may write over what any later one of its pool has returned. ``alone`` is
+        for results that must outlive a replay of the others.
         """
         graph = torch.cuda.CUDAGraph()
         # A pool ends with its last graph, and its name may not be used again.
-        pool = None if alone else next((other.pool() for other in self._graphs), None)
+        pool = next((other.pool() for other in self._graphs[alone]), None)
         with self._on_the_stream(), _no_garbage_collected():
             # Not "global": threads of DALI, of NCCL or of the user may allocate meanwhile.
             capture = torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local")
@@ -77,8 +80,7 @@ class CudaRecorder:
                 raise
             except RuntimeError as error:
                 raise NotReplayable(_first_line(error)) from error
-        if not alone:
-            self._graphs.add(graph)
+        self._graphs[alone].add(graph)
         return result, graph.replay
 
     @contextmanager

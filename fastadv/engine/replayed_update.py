@@ -8,35 +8,77 @@ runs as written, and the passes need no new recording for it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import optimizer as torch_optimizer
+from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, RAdam, optimizer
 
 from fastadv.engine.recorder import NotReplayable
 from fastadv.engine.update import Updater
 
+# With capturable=True none of these waits for the device, whichever way its step is computed
+# (RMSprop's and Adadelta's does when it goes tensor by tensor).
+CAPTURABLE = (Adam, AdamW, Adamax, NAdam, RAdam)
+AGAIN = 4  # recordings of one situation, before it is taken for one that keeps changing
 
-class ReplayedUpdate:
-    """``updater``, replayed for the recording whose ``gradients`` lie where they always do.
 
-    Replayed are fused SGD and torch's own optimizers with ``capturable=True``, in float32 or less,
-    without hooks and without a gradient scaler; a learning rate is a tensor while they are
-    recorded, filled from ``param_groups`` when it has changed. An update is recorded when nothing
-    else has changed since the one before, so a momentum that moves every time is never recorded.
+class Replaying:
+    """What the recordings of one updater have in common: its learning rates, and whether there
+    can be recordings at all.
+
+    Replayed are fused SGD and ``CAPTURABLE`` optimizers of float32 weights or narrower, without
+    hooks and without a gradient scaler. The learning rates of such an optimizer are tensors in
+    every update, replayed or not, filled from ``param_groups`` when they have changed: a rate
+    rounded to float32 in some updates only would make a resumed run another run.
     """
 
-    def __init__(self, updater: Updater, recorder: Any, gradients: Sequence[Tensor | None]) -> None:
+    def __init__(self, updater: Updater, recorder: Any) -> None:
         self.updater = updater
-        self.optimizer = updater.optimizer
         self.recorder = recorder
+        self.refused = False
+        self._rates: list[_Rate] = []  # by the place of the group: loading a state replaces those
+        # Torch warns who calls a capturable optimizer outside of a capture, as happens at first.
+        vars(updater.optimizer)["_warned_capturable_if_run_uncaptured"] = True
+
+    @contextmanager
+    def rates_as_tensors(self, device: torch.device) -> Iterator[None]:
+        """Inside, each group's rate is a tensor on ``device`` with its value of this moment."""
+        groups = self.updater.optimizer.param_groups
+        while len(self._rates) < len(groups):
+            self._rates.append(_Rate(device))
+        self.fill()
+        before = [group["lr"] for group in groups]
+        try:
+            for group, rate in zip(groups, self._rates, strict=True):
+                group["lr"] = rate.tensor
+            yield
+        finally:
+            for group, given in zip(groups, before, strict=True):
+                group["lr"] = given
+
+    def fill(self) -> None:
+        """Take over the rates of ``param_groups``."""
+        for group, rate in zip(self.updater.optimizer.param_groups, self._rates, strict=True):
+            rate.fill(group["lr"])
+
+
+class ReplayedUpdate:
+    """``Updater``, replayed for the passes whose ``gradients`` lie where they always do.
+
+    An update is recorded when nothing but the rate has changed since the one before, so with a
+    momentum that moves every time none is.
+    """
+
+    def __init__(self, shared: Replaying, gradients: Sequence[Tensor | None]) -> None:
+        self.shared = shared
+        self.optimizer = shared.updater.optimizer
         self._gradients = list(gradients)
         self._seen: Hashable = None
         self._recording: _Recording | None = None
-        self._refused = False
+        self._left = AGAIN
 
     def __call__(
         self,
@@ -48,144 +90,140 @@ class ReplayedUpdate:
         update: bool,
     ) -> tuple[Tensor, Tensor]:
         """``Updater.__call__``; replayed, the tensors returned are the recording's own."""
-        frozen = self._frozen(gradients) if update else None
-        known, self._seen = self._seen, frozen
-        if frozen is None or frozen != known:
-            self._recording = None
-        elif self._recording is None:
-            self._recording = self._recorded(parameters, gradients, loss, number)
-        if self._recording is None:
-            return self.updater(parameters, gradients, loss, number, update=update)
-        return self._recording.replay()
+        shared = self.shared
+        allowed = update and _allows(self.optimizer)
+        if allowed and self._may_replay(parameters, gradients):
+            frozen = _frozen(self.optimizer)
+            known, self._seen = self._seen, frozen
+            if self._recording is None or self._recording.frozen != frozen:
+                again = frozen == known and self._left > 0
+                self._recording = None
+                if again:
+                    self._record(frozen, parameters, gradients, loss, number)
+            if self._recording is not None:
+                shared.fill()
+                return self._recording.replay()
+        with shared.rates_as_tensors(loss.device) if allowed else nullcontext():
+            return shared.updater(parameters, gradients, loss, number, update=update)
 
-    def _frozen(self, gradients: Sequence[Tensor | None]) -> Hashable:
-        """What a recording of this update would hold fast; None if it must run as written."""
-        same = all(given is own for given, own in zip(gradients, self._gradients, strict=True))
-        if self._refused or not same or not self.updater.steady or not _allows(self.optimizer):
-            return None
-        state = (value for values in self.optimizer.state.values() for value in values.values())
-        return tuple(map(_held_fast, state)), tuple(map(_settings, self.optimizer.param_groups))
+    def _may_replay(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> bool:
+        """Whether this update reads the gradients of the recorded passes and no others."""
+        if self.shared.refused or not self.shared.updater.steady:
+            return False
+        ours = {id(parameter) for parameter in parameters}
+        groups = self.optimizer.param_groups
+        # A gradient that somebody else takes may lie somewhere else next time.
+        alone = all(p.grad is None for g in groups for p in g["params"] if id(p) not in ours)
+        return alone and all(
+            given is own for given, own in zip(gradients, self._gradients, strict=True)
+        )
 
-    def _recorded(
+    def _record(
         self,
-        parameters: Sequence[Tensor],
-        gradients: Sequence[Tensor | None],
-        loss: Tensor,
-        number: Tensor,
-    ) -> _Recording | None:
-        try:
-            return _Recording(self.updater, self.recorder, parameters, gradients, loss, number)
-        except NotReplayable as error:
-            warnings.warn(f"{error} The optimizer is launched as it is.", stacklevel=6)
-            self._refused = True
-            return None
-
-
-class _Recording:
-    """One graph: what it returns, the learning rates it reads, the gradients it leaves."""
-
-    def __init__(
-        self,
-        updater: Updater,
-        recorder: Any,
+        frozen: Hashable,
         parameters: Sequence[Tensor],
         gradients: Sequence[Tensor | None],
         loss: Tensor,
         number: Tensor,
     ) -> None:
-        self.parameters = list(parameters)
-        self.rates = [_Rate(group, loss.device) for group in updater.optimizer.param_groups]
-        with _as_tensors(self.rates):
-            # The graph that settles was recorded before and is replayed after it, and the caller
-            # may look at gradients later still.
-            self.returned, self._replay = recorder(
-                lambda: updater(parameters, gradients, loss, number, update=True), alone=True
+        self._left -= 1
+        shared = self.shared
+        try:
+            with shared.rates_as_tensors(loss.device):
+                # Not in the pool of the passes: the graph that settles was recorded before this
+                # one and is replayed after it.
+                returned, replay = shared.recorder(
+                    lambda: shared.updater(parameters, gradients, loss, number, update=True),
+                    alone=True,
+                )
+        except (NotReplayable, torch.OutOfMemoryError) as error:
+            shared.refused = True
+            reason = getattr(error, "reason", "out of memory")
+            warnings.warn(
+                f"The optimizer cannot be replayed as a CUDA graph ({reason}); it is launched "
+                "operation by operation.",
+                stacklevel=6,
             )
+            return
+        self._recording = _Recording(frozen, parameters, returned, replay)
+
+
+class _Recording:
+    """One graph: what it has frozen, what it returns, the gradients it leaves."""
+
+    def __init__(
+        self, frozen: Hashable, parameters: Sequence[Tensor], returned: Any, replay: Any
+    ) -> None:
+        self.frozen = frozen
+        self.parameters = list(parameters)
         self.gradients = [parameter.grad for parameter in parameters]
+        self._returned, self._replay = returned, replay
 
     def replay(self) -> tuple[Tensor, Tensor]:
-        for rate in self.rates:
-            rate.fill()
         self._replay()
         # The caller may have taken them away since.
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
-        norm, ok = self.returned
+        norm, ok = self._returned
         return norm, ok
 
 
 class _Rate:
     """A group's learning rate where a graph can read it."""
 
-    def __init__(self, group: dict[str, Any], device: torch.device) -> None:
-        self.group = group
-        self.value = float("nan")
-        given = group["lr"]
-        self.given = isinstance(given, Tensor) and given.device == device
-        self.tensor = given if self.given else torch.zeros((), device=device)
+    def __init__(self, device: torch.device) -> None:
+        self.tensor = torch.zeros((), device=device, dtype=torch.float32)
+        self._value: float | None = None
 
-    def fill(self) -> None:
-        """Take over the group's number where it is another than at the last update."""
-        if self.given:
-            return
-        value = float(self.group["lr"])
-        if value != self.value:
-            self.tensor.fill_(value)
-            self.value = value
+    def fill(self, given: float | Tensor) -> None:
+        """Take over ``given`` where it is another than at the last update."""
+        if isinstance(given, Tensor) and given.device.type != "cpu":
+            self.tensor.copy_(given)
+        elif self._value != float(given):
+            self._value = float(given)
+            self.tensor.fill_(self._value)
 
 
-@contextmanager
-def _as_tensors(rates: Sequence[_Rate]) -> Iterator[None]:
-    before = [rate.group["lr"] for rate in rates]
-    try:
-        for rate in rates:
-            rate.group["lr"] = rate.tensor
-        yield
-    finally:
-        for rate, given in zip(rates, before, strict=True):
-            rate.group["lr"] = given
-
-
-def _allows(optimizer: torch.optim.Optimizer) -> bool:
+def _allows(own: torch.optim.Optimizer) -> bool:
     """Whether a step of it is launches only, the same every time.
 
     A rate on the device is float32 (fused kernels read no other), too coarse for float64 weights.
     """
-    hooks: list[dict[int, Callable[..., Any]]] = [
-        optimizer._optimizer_step_pre_hooks,
-        optimizer._optimizer_step_post_hooks,
-        torch_optimizer._global_optimizer_pre_hooks,
-        torch_optimizer._global_optimizer_post_hooks,
-    ]
-    # A scheduler puts a counting step of its own over the optimizer's.
-    step = vars(optimizer).get("step")
-    own = step is None or getattr(step, "_wrapped_by_lr_sched", False)
-    if any(hooks) or not own or not type(optimizer).__module__.startswith("torch.optim."):
+    hooks = (
+        own._optimizer_step_pre_hooks,
+        own._optimizer_step_post_hooks,
+        optimizer._global_optimizer_pre_hooks,
+        optimizer._global_optimizer_post_hooks,
+    )
+    # A scheduler wraps the optimizer's own step in one that counts.
+    step = vars(own).get("step")
+    wrapped = step is not None and getattr(step, "__wrapped__", None) is not type(own).step
+    if any(hooks) or wrapped or type(own) not in (SGD, *CAPTURABLE):
         return False
-    asked = "fused" if isinstance(optimizer, torch.optim.SGD) else "capturable"
+    asked = "fused" if type(own) is SGD else "capturable"
     return all(
-        group.get(asked) and all(p.dtype != torch.float64 for p in group["params"])
-        for group in optimizer.param_groups
+        group[asked]
+        and not group["differentiable"]
+        and not any(map(_has_tensors, _settings(group).values()))
+        and all(parameter.dtype != torch.float64 for parameter in group["params"])
+        for group in own.param_groups
     )
 
 
-def _settings(group: dict[str, Any]) -> Hashable:
-    """All of a group but its rate, unless that lies on a device."""
-    params = tuple(id(parameter) for parameter in group["params"])
-    rest = (
-        (name, _held_fast(value))
-        for name, value in group.items()
-        if name != "params" and (name != "lr" or _on_a_device(value))
+def _frozen(own: torch.optim.Optimizer) -> Hashable:
+    """What a recording holds fast: where the state lies, and every setting but the rate."""
+    state = (value for values in own.state.values() for value in values.values())
+    return (
+        tuple(value.data_ptr() if isinstance(value, Tensor) else value for value in state),
+        tuple(tuple(map(id, group["params"])) for group in own.param_groups),
+        tuple(tuple(_settings(group).items()) for group in own.param_groups),
     )
-    return params, tuple(rest)
 
 
-def _on_a_device(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.device.type != "cpu"
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name not in ("params", "lr")}
 
 
-def _held_fast(value: Any) -> Hashable:
-    """A tensor's place, or the value of what is none."""
-    if isinstance(value, Tensor):
-        return value.data_ptr()
-    return tuple(value) if isinstance(value, list) else value
+def _has_tensors(value: Any) -> bool:
+    """Tensors as hyper-parameters are read by their value, on the host."""
+    return isinstance(value, Tensor) or (isinstance(value, tuple) and any(map(_has_tensors, value)))
