@@ -35,7 +35,8 @@ def cheap_double_backward(device: torch.device) -> Iterator[None]:
     """Inside, ``torch.nn.functional.batch_norm`` is the one below; on a CPU, where it was measured.
 
     Put in its place by name: a ``TorchFunctionMode`` is off inside of ``torch.autograd.grad``,
-    where a checkpointed module is forwarded again.
+    where a checkpointed module is forwarded again. What another thread computes meanwhile is the
+    same.
     """
     if device.type != "cpu":
         yield
