@@ -8,8 +8,7 @@ what they need from tensors already at hand (``settle``). Both halves are straig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +23,10 @@ from fastadv.engine.gradient import leaf
 from fastadv.engine.network import Network
 from fastadv.plan import Plan
 from fastadv.threat import Threat
+
+if TYPE_CHECKING:
+    from fastadv.engine.replayed_update import ReplayedUpdate
+    from fastadv.engine.update import Updater
 
 
 class Found(NamedTuple):
@@ -46,24 +49,6 @@ class Found(NamedTuple):
         """What several processes average: all but the gradient of each one's own images."""
         gradients = [*self.weights, *self.others[:leaves]]
         return [self.loss, self.accuracy, *(g for g in gradients if g is not None)]
-
-
-class Updating(Protocol):
-    """An ``engine.update.Updater``, or what replays it."""
-
-    optimizer: torch.optim.Optimizer
-
-    def __call__(
-        self,
-        parameters: Sequence[Tensor],
-        gradients: Sequence[Tensor | None],
-        loss: Tensor,
-        number: Tensor,
-        *,
-        update: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Apply ``gradients``; returns their norm and whether the update counted (0-dim bool)."""
-        ...
 
 
 class Walk:
@@ -103,7 +88,7 @@ class Walk:
         return Found(batch, made, outputs, loss, right, found[:count], found[count:], buffers)
 
     def descend(
-        self, found: Found, updater: Updating, number: Tensor, update: bool
+        self, found: Found, updater: Updater | ReplayedUpdate, number: Tensor, update: bool
     ) -> tuple[Tensor, Tensor]:
         """Hand the gradients to the optimizer: their norm, and whether the update counted."""
         learning = self.learning_named()

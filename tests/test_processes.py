@@ -36,6 +36,16 @@ def finished(*words: str) -> str:
     return output
 
 
+def stopped(out: Path, *words: str) -> Path:
+    """A run in ``out`` that was asked to stop after its first epoch."""
+    process = start(*words, "--out", str(out))
+    wait_for_epoch(out, 1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert not (out / "summary.json").exists()
+    return out
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
@@ -46,12 +56,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_stopped_and_resumed_it_is_the_same_run(whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "stopped"
-    process = start(*WORDS, "--out", str(out))
-    wait_for_epoch(out, 1)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert not (out / "summary.json").exists()
+    out = stopped(tmp_path / "stopped", *WORDS)
     finished("--resume", str(out))
     same(out, whole)
 
@@ -60,13 +65,9 @@ def test_what_each_process_has_for_itself_is_resumed(tmp_path: Path) -> None:
     """Free's perturbation, and the generators that draw dropout's masks."""
     words = ["--method", "free", "--replays", "2", "--dropout", "0.2", "--epochs", "3"]
     words += ["--width", "4", "--limit", "320", "--batch-size", "32", "--test-limit", "40"]
-    whole, out = tmp_path / "whole", tmp_path / "stopped"
+    whole = tmp_path / "whole"
     finished(*words, "--out", str(whole))
-    process = start(*words, "--out", str(out))
-    wait_for_epoch(out, 1)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert not (out / "summary.json").exists()
+    out = stopped(tmp_path / "stopped", *words)
     finished("--resume", str(out))
     same(out, whole)
     first, second = checkpoint.load(out / "last.pt")["processes"]
@@ -76,11 +77,7 @@ def test_what_each_process_has_for_itself_is_resumed(tmp_path: Path) -> None:
 
 def test_another_number_of_processes_may_continue(whole: Path, tmp_path: Path) -> None:
     """The checkpoint is that of the whole run; one process goes on with the same batches."""
-    out = tmp_path / "alone"
-    process = start(*WORDS, "--out", str(out))
-    wait_for_epoch(out, 1)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    out = stopped(tmp_path / "alone", *WORDS)
     command = [sys.executable, "-m", "fastadv", "train", "--resume", str(out)]
     subprocess.run(command, check=True, capture_output=True)
     two, one = (checkpoint.load(path / "last.pt") for path in (whole, out))
