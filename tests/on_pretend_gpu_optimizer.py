@@ -335,6 +335,11 @@ def test_a_replayed_optimizer_stops_at_the_first_bad_update() -> None:
         step.check()
 
 
+def of_optimizer(step: Step) -> int:
+    recorder = step.passes.recorder
+    return len(recorder.recordings) - len(recorder.pool)
+
+
 class Refusing(Recorder):
     """Records the passes, not the optimizer."""
 
@@ -360,6 +365,41 @@ def test_an_optimizer_that_cannot_be_recorded_goes_on_to_the_same_bits() -> None
     for update, count in [(0, COUNT), (1, COUNT), (2, COUNT), (3, COUNT), (4, 4), (5, 4), (6, 4)]:
         call(replayed, update, count)
     assert_same_run(refused, replayed, 0.0)
+
+
+def test_no_update_sees_a_rate_of_more_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's kernels tell 0.05 from float32's 0.05; those of this device's CPU do not."""
+    seen, step_of_torch = [], torch.optim.SGD.step
+
+    def spying(self: Any, closure: Any = None) -> None:
+        seen.append(self.param_groups[0]["lr"].dtype)
+        step_of_torch(self, closure)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spying)
+    _, step = pair(REPLAYED["sgd"])
+    for update in range(6):
+        call(step, update, adds=update == 1)
+    assert seen == [torch.float32] * 4  # begun, after adding, seen once, recorded; not replayed
+    assert of_optimizer(step) == 1
+
+
+def test_a_rate_that_lies_on_the_device_is_read_there() -> None:
+    rate = gpu.to_device(torch.tensor(0.05))
+    cpu, step = pair(
+        lambda model: torch.optim.SGD(
+            model.parameters(),
+            lr=0.05 if next(model.parameters()).device.type == "cpu" else rate,
+            fused=True,
+        )
+    )
+    call(cpu, 0), call(step, 0)
+    with gpu.no_waits():
+        for update in range(1, 5):
+            cpu.updater.optimizer.param_groups[0]["lr"] *= 0.5
+            rate.mul_(0.5)
+            call(cpu, update), call(step, update)
+    assert_same_run(step, cpu, NEARLY)
+    assert of_optimizer(step) == 1
 
 
 def test_a_gradient_of_somebody_elses_is_read_where_it_is() -> None:
@@ -395,18 +435,12 @@ def test_a_loaded_state_without_momentum_follows_its_rate() -> None:
     assert len(recordings(step)) == PASSES + 1
 
 
-def of_optimizer(step: Step) -> int:
-    recorder = step.passes.recorder
-    return len(recorder.recordings) - len(recorder.pool)
-
-
 def test_accumulating_costs_no_recording_and_changing_costs_few() -> None:
     _, step = pair(REPLAYED["sgd"])
     for update in range(4):
         call(step, update)
-    x, y, index = gpu.to_device(tiny_batch(COUNT)[:3])
     for _ in range(3):
-        step(x.float(), y, index, update=False)
+        call(step, 4, adds=True)
         for update in range(3):
             call(step, update)
     assert of_optimizer(step) == 1

@@ -25,8 +25,11 @@ def captured(step: Step, **options: Any) -> Step:
     return step
 
 
-def call(step: Step, update: int, count: int = COUNT, *, spoilt: bool = False) -> dict[str, Tensor]:
-    """Update number ``update`` of ``step``, on a batch of its own, where the model is."""
+def call(
+    step: Step, update: int, count: int = COUNT, *, spoilt: bool = False, adds: bool = False
+) -> dict[str, Tensor]:
+    """Update number ``update`` of ``step``, on a batch of its own, where the model is; one that
+    only ``adds`` its gradient does not step."""
     x, y, _, _ = tiny_batch(count, seed=update)
     x = x.to(next(step.model.parameters()).dtype) * (float("nan") if spoilt else 1.0)
     index = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(update))[:count]
@@ -35,7 +38,7 @@ def call(step: Step, update: int, count: int = COUNT, *, spoilt: bool = False) -
         more["second"] = tiny_batch(count, seed=100 + update)[0]
     if step.device.type == gpu.NAME:
         x, y, index, more = gpu.to_device((x, y, index, more))
-    return step(x, y, index, **more)
+    return step(x, y, index, update=not adds, **more)
 
 
 def assert_same_run(first: Step, second: Step, tolerance: float = 1e-10) -> None:

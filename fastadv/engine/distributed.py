@@ -5,7 +5,8 @@ hooks do not see (and, for TRADES, cannot survive: its buffer broadcast changes 
 backward needs). So the inner module runs in each process, and this averages what it found. After
 every update all processes hold the same weights, buffers and state. What is taken over a batch, or
 carried from one to the next, stays each process's own: BatchNorm's statistics while training, the
-largest entries of AdvLC, the normalised weights of SAT and GAIRAT, Free's perturbation.
+largest entries of AdvLC, the normalised weights of SAT and GAIRAT, Free's perturbation, dropout's
+masks.
 """
 
 import os
