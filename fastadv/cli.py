@@ -96,13 +96,16 @@ def evaluate(
     ] = "clean,fgsm,pgd-20",
     which: Annotated[str, typer.Option(help="best or last weights")] = "best",
     eps: Annotated[str | None, typer.Option(help="another radius than the run's")] = None,
+    alpha: Annotated[
+        str | None, typer.Option(help="step of attacks with several, in pixels [the run's, eps/4]")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="judge this many test images only")] = None,
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
 ) -> None:
     """Test accuracy of a run's weights under attacks."""
     from fastadv.judge import judge_run
 
-    scores = judge_run(run, attacks, which=which, eps=eps, limit=limit, seed=seed)
+    scores = judge_run(run, attacks, which=which, eps=eps, alpha=alpha, limit=limit, seed=seed)
     table = rich.table.Table(title=f"{run}, {which} weights: test accuracy, %")
     table.add_column("attack")
     table.add_column("accuracy", justify="right")

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from fastadv.errors import UserError, unknown
+from fastadv.models import VARIANTS
 from fastadv.options import coerce
 from fastadv.plan import Plan, resolve
 from fastadv.presets import preset_for
+from fastadv.schedules import STEPPED
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,13 @@ class TrainConfig:
     width: int | None = None
     depth: int | None = None
     shortcut: Literal["raw", "preact"] | None = None
+    stem: Literal["cifar", "imagenet"] | None = None
+    normalize: bool | None = None
     dropout: float = 0.0
     epochs: int | None = None
     batch_size: int | None = None
     lr: float | None = None
-    schedule: Literal["triangular", "piecewise", "cosine", "constant"] | None = None
+    schedule: Literal["triangular", "piecewise", "multistep", "cosine", "constant"] | None = None
     drops: tuple[float, ...] | None = None
     momentum: float = 0.9
     cycle_momentum: bool | None = None
@@ -50,8 +54,8 @@ class TrainConfig:
     mode: Literal["auto", "eager", "compiled", "captured"] = "auto"
     pad: int | None = None
     flip: bool | None = None
-    padding: Literal["constant", "reflect"] | None = None
-    augmentation: Literal["base", "autoaugment"] = "base"
+    padding: Literal["constant", "grey", "reflect"] | None = None
+    augmentation: Literal["base", "rotate", "autoaugment"] | None = None
     limit: int | None = None
     image_size: int | None = None
     unlabelled: str | None = None
@@ -61,6 +65,7 @@ class TrainConfig:
     select: Literal["val", "test"] = "val"
     select_attack: str = "pgd-10"
     val_fraction: float | None = None
+    judge_alpha: float | None = None
     judge_every: int = 1
     test_attacks: str = "clean,pgd-20"
     test_limit: int | None = None
@@ -94,9 +99,18 @@ def settled(config: TrainConfig) -> TrainConfig:
     usual, usual_options = preset_for(config.method, config.data, given, config.options)
     plan = resolve(config.method, usual_options | dict(config.options))
     # Published settings come before these, the user's before both.
-    values = {"cycle_momentum": True, "nesterov": False} | usual | given
-    if values["schedule"] != "piecewise" and "drops" not in given:
-        values.pop("drops", None)  # those of a published schedule that the user replaced
+    plain = {"augmentation": "base", "cycle_momentum": True, "nesterov": False}
+    values: dict[str, Any] = plain | {"normalize": True} | usual | given
+    # What goes with a published setting goes away with it where the user replaced that.
+    if values["schedule"] not in STEPPED and "drops" not in given:
+        values.pop("drops", None)
+    for name, networks in VARIANTS.items():
+        if values["model"] not in networks and name not in given:
+            values.pop(name, None)
+    if "augmentation" not in given and plan.adversary.remembers():
+        values["augmentation"] = "base"
+    if "eps" in given and "judge_alpha" not in given:
+        values.pop("judge_alpha", None)
     if "pad" in plan.options and "pad" not in config.options:
         plan = resolve(config.method, usual_options | dict(config.options) | {"pad": values["pad"]})
     settings = TrainConfig(**values, options=dict(plan.slots) | dict(plan.options))
@@ -113,12 +127,15 @@ def _check(config: TrainConfig) -> None:
         if getattr(config, name) is not None and getattr(config, name) < 1:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} must be at least 1, not {getattr(config, name)}.")
-    if config.drops is not None and config.schedule != "piecewise":
+    if config.drops is not None and config.schedule not in STEPPED:
         raise UserError(
-            f"--drops are for --schedule piecewise; {config.schedule} has none, leave them away."
+            f"--drops are for --schedule piecewise or multistep; {config.schedule} has none, "
+            "leave them away."
         )
     if any(drop <= 0 for drop in config.drops or ()):
         raise UserError("--drops must be above 0: epochs such as 100,150, or shares such as 0.5.")
+    if config.judge_alpha is not None and config.judge_alpha <= 0:
+        raise UserError(f"--judge-alpha must be above 0, not {config.judge_alpha:g}.")
     if config.lr is not None and config.lr < 0:
         raise UserError(f"--lr must be at least 0, not {config.lr:g}.")
     if not 0 < (config.val_fraction or 0) < 1:

@@ -12,6 +12,7 @@ from fastadv import checkpoint
 from fastadv.config import TrainConfig
 from fastadv.errors import UserError, unknown
 from fastadv.evaluation import evaluate
+from fastadv.models import VARIANTS
 from fastadv.run_folder import RunFolder
 from fastadv.session import choose_device, make_model
 from fastadv.source import Judging, Source, open_source
@@ -39,22 +40,28 @@ def judge_run(
     *,
     which: str = "best",
     eps: str | None = None,
+    alpha: str | None = None,
     limit: int | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Test accuracy in [0,1] by attack; ``eps`` is the run's unless given."""
+    """Test accuracy in [0,1] by attack; ``eps`` is the run's unless given, and so is the step
+    ``alpha`` of attacks with several steps (of another ball: the usual one for it)."""
     config, data, model = load_run(path, which)
     device = choose_device(config.device)
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, not {limit}.")
     images = Judging(lambda: data.test, limit)
     radius = config.eps if eps is None else parse_number(eps, "eps")
+    step: float | str | None = alpha
+    if alpha is None and eps is None:
+        step = config.judge_alpha
     return evaluate(
         model.to(device),
         images,
         attacks.split(","),
         eps=float(radius or 0.0),
         norm=config.norm,
+        alpha=step,
         seed=seed,
     )
 
@@ -66,6 +73,9 @@ def export_run(path: str, out: Path, which: str = "best") -> None:
         "method": config.method,
         "model": str(config.model),
         "width": str(config.width),
+        "depth": str(config.depth),
+        **{name: str(getattr(config, name)) for name in VARIANTS},
+        "normalize": str(config.normalize),
         "num_classes": str(data.num_classes),
         "torch": torch.__version__,
     }

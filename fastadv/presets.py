@@ -8,6 +8,7 @@ from typing import Any
 
 from fastadv.errors import UserError
 from fastadv.plan import resolve
+from fastadv.recipe_row import BESIDE
 from fastadv.recipes import recipe
 
 
@@ -54,29 +55,32 @@ DATA: Mapping[str, Preset] = {
         published=False,
     ),
     "cifar10": Preset("Rice et al. 2020; RWP, Sec. 4.1", _CIFAR),
-    "cifar100": Preset("Rice et al. 2020; RWP, Sec. 4.1", _CIFAR),
+    "cifar100": Preset(
+        "RWP, Sec. 4.1 and its code, which pads black here", _CIFAR | {"padding": "constant"}
+    ),
     "svhn": Preset(
         "Rice et al. 2020 (lr 0.01, no augmentation); RWP, Sec. 4.1",
-        _CIFAR | {"lr": 0.01, "pad": 0, "flip": False, "padding": "constant"},
+        _CIFAR
+        | {"lr": 0.01, "pad": 0, "flip": False, "padding": "constant"}
+        | {"judge_alpha": 1 / 255},
+    ),
+    "imagenet": Preset(
+        "the network of Wong et al. 2020; else as CIFAR-10",
+        _CIFAR | {"model": "resnet50", "stem": "imagenet", "padding": "constant"},
     ),
 }
 OTHER = Preset("as CIFAR-10", _CIFAR | {"padding": "constant"})
 
 EPS = {"linf": 8 / 255, "l2": 128 / 255}
 
+# For every radius: the paper trains with 2/255 to 10/255 at these rates.
 _LEARNED_STEPS = (
-    {"epochs": 30, "batch_size": 128, "eps": 8 / 255},
+    {"epochs": 30, "batch_size": 128},
     {"step_size_lr": 5e-8, "step_size_decay": 400.0},
 )
-_LEARNED_ON_IMAGENET = (
-    {"epochs": 15, "eps": 2 / 255},
-    {"step_size_lr": 4e-9, "step_size_decay": 5000.0},
-)
+_LEARNED_ON_IMAGENET = ({"epochs": 15}, {"step_size_lr": 4e-9, "step_size_decay": 5000.0})
 _LINF = {"norm": "linf", "eps": 8 / 255}
 _SMALL_STEP = {"alpha": 1 / 255}
-# The published 10th of 200 epochs is the 2nd of 30.
-_BEGIN_EARLY: tuple[dict[str, Any], dict[str, Any]] = ({}, {"warmup_epochs": 1})
-
 # What a part takes on one data set, whichever method it stands in: (slot, part, data).
 PART_ON_DATA: Mapping[tuple[str, str, str], Mapping[str, Any]] = {
     # Strengths published for CIFAR-10 blow up on 8x8 images at a rate of 0.2, whose input
@@ -91,31 +95,36 @@ PART_ON_DATA: Mapping[tuple[str, str, str], Mapping[str, Any]] = {
     ("target", "temporal-ensembling", "digits"): {"te_weight": 3.0},
 }
 
+# The same for two parts together: (objective, weights, data). The published 10th of 200 epochs is
+# the 2nd of 30.
+PAIR_ON_DATA: Mapping[tuple[str, str, str], Mapping[str, Any]] = {
+    (*pair, "digits"): {"warmup_epochs": 1} for pair in BESIDE
+}
+
+# Those whose published code is robust_overfitting's.
+_RICE: tuple[str, ...] = ("pgd", "awp", "rwp", "swa", "rat-lr", "rat-wp", "at-fix-lr-k")
+_RICE += ("at-fix-param-k", "at-awp-k", "awp-loss-range", "at-leave-out")
+
 # Options of parts that were published for one data set only. The numbers hold for the settings
 # they were published with; elsewhere the parts' own rules apply.
 METHOD_ON_DATA: Mapping[tuple[str, str], tuple[Mapping[str, Any], Mapping[str, Any]]] = {
-    ("apart", "cifar10"): _LEARNED_STEPS,
-    ("apart-no-layers", "cifar10"): _LEARNED_STEPS,
-    ("apart-no-start", "cifar10"): _LEARNED_STEPS,
-    ("fgsm-plus", "cifar10"): _LEARNED_STEPS,
+    **{
+        (method, data): _LEARNED_STEPS
+        for method in ("apart", "apart-no-layers", "apart-no-start", "fgsm-plus")
+        for data in ("cifar10", "cifar100")
+    },
     ("rwp", "cifar100"): ({}, {"c_min": 4.0}),
     ("awp", "svhn"): (_LINF, _SMALL_STEP | {"warmup_epochs": 5}),
     ("rwp", "svhn"): (_LINF, _SMALL_STEP | {"warmup_epochs": 5}),
-    ("pgd", "svhn"): (_LINF, _SMALL_STEP),
-    ("rat-lr", "svhn"): (_LINF, _SMALL_STEP),
-    ("rat-wp", "svhn"): (_LINF, _SMALL_STEP),
+    **{(method, "svhn"): (_LINF, _SMALL_STEP) for method in _RICE if method not in ("awp", "rwp")},
     ("apart-imagenet", "imagenet"): _LEARNED_ON_IMAGENET,
-    ("trades-awp", "digits"): _BEGIN_EARLY,
-    ("trades-rwp", "digits"): _BEGIN_EARLY,
-    ("trades-awp-k", "digits"): _BEGIN_EARLY,
-    ("rst-awp", "digits"): _BEGIN_EARLY,
-    ("rst-rwp", "digits"): _BEGIN_EARLY,
 }
 
-_MEMORIZATION_ON_SVHN = {"epochs": 80, "lr": 0.01, "schedule": "cosine"}
+_MEMORIZATION_ON_SVHN = {"epochs": 80, "lr": 0.01, "schedule": "cosine", "judge_alpha": 2 / 255}
 
 # How a method was trained on one data set, where that differs from its row in the table.
 TRAINING_ON_DATA: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    **{(method, "cifar100"): {"augmentation": "rotate"} for method in _RICE},
     ("pgd-eval", "svhn"): _MEMORIZATION_ON_SVHN,
     ("te", "svhn"): _MEMORIZATION_ON_SVHN,
     ("trades", "svhn"): _MEMORIZATION_ON_SVHN,
@@ -141,12 +150,14 @@ def preset_for(
     if preset.published:
         settings |= {**row.training, **TRAINING_ON_DATA.get((method, kind), {})}
         if norm != "linf":
-            settings.pop("eps", None)  # published ones are all of Linf balls
+            for name in ("eps", "judge_alpha"):
+                settings.pop(name, None)  # published ones are all of Linf balls
     settings.setdefault("eps", EPS[norm])
     plan = resolve(method, options)
     usual: dict[str, Any] = {}
     for slot, part in plan.slots.items():
         usual |= PART_ON_DATA.get((slot, part, kind), {})
+    usual |= PAIR_ON_DATA.get((plan.slots["objective"], plan.slots["weights"], kind), {})
     conditions, published = METHOD_ON_DATA.get((method, kind), ({}, {}))
     final = settings | {"norm": norm} | dict(given)
     if all(final.get(name) == value for name, value in conditions.items()):

@@ -36,16 +36,35 @@ class Recipe:
         return {slot: getattr(self, slot) for slot in PARTS}
 
 
-# How F+FGSM and APART train: short, with one triangular learning-rate cycle.
+# How F+FGSM and its successors train: short, with one triangular learning-rate cycle.
 CYCLIC: dict[str, Any] = {"epochs": 30, "lr": 0.2, "schedule": "triangular", "weight_decay": 2e-4}
+CYCLIC |= {"shortcut": "raw", "padding": "constant"}
+
+# APART and ATTA see unscaled images whose border is grey.
+GREY: dict[str, Any] = {"padding": "grey", "normalize": False}
 
 # How AdvLC trains everything on CIFAR-10.
-ADVLC: dict[str, Any] = {"epochs": 200, "batch_size": 100, "lr": 0.1, "schedule": "piecewise"}
-ADVLC |= {"weight_decay": 1e-4, "padding": "constant"}
+ADVLC: dict[str, Any] = {"epochs": 200, "batch_size": 100, "lr": 0.1, "schedule": "multistep"}
+ADVLC |= {"weight_decay": 1e-4, "shortcut": "raw", "padding": "constant", "normalize": False}
+
+# How TRADES and what is built on it train, in the RWP paper: epochs count from 1 there, and the
+# 100th and 150th begin with the lower rate.
+TRADES: dict[str, Any] = {"schedule": "multistep", "drops": (99 / 200, 149 / 200)}
+TRADES |= {"padding": "constant", "normalize": False}
 
 # How the memorization paper trains on CIFAR; on SVHN see ``presets``.
-MEMORIZATION: dict[str, Any] = {"model": "resnet18", "padding": "constant"}
+MEMORIZATION: dict[str, Any] = {"model": "resnet18", "schedule": "multistep"}
+MEMORIZATION |= {"padding": "constant", "normalize": False}
 
 KL_ATTACK: dict[str, Any] = {"attack_objective": "kl", "attack_bn": "eval"}
-# Weight perturbations of TRADES; published epochs count from 1 and begin to perturb with the 10th.
-GENTLE: dict[str, Any] = {"gamma": 0.005, "warmup_epochs": 9}
+
+# What perturbed weights and an objective take together, in whichever recipe they meet:
+# (objective, weights). Published epochs count from 1 and begin to perturb with the 10th.
+_GENTLE: dict[str, Any] = {"gamma": 0.005, "warmup_epochs": 9}
+_AFTER: dict[str, Any] = {"bn_passes": ("adversarial", "natural", "natural")}
+BESIDE: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    ("trades", "awp"): _GENTLE | _AFTER,
+    ("trades", "rwp"): _GENTLE | _AFTER,
+    ("rst", "awp"): _GENTLE,
+    ("rst", "rwp"): _GENTLE,
+}

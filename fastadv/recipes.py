@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fastadv.errors import unknown
 from fastadv.parts import NONE
-from fastadv.recipe_row import ADVLC, GENTLE, KL_ATTACK, MEMORIZATION, Recipe
+from fastadv.recipe_row import ADVLC, KL_ATTACK, MEMORIZATION, TRADES, Recipe
 from fastadv.recipes_fast import FAST
 from fastadv.recipes_labels import LABELS
 from fastadv.recipes_smoothness import SMOOTHNESS
@@ -18,6 +18,7 @@ METHODS: Mapping[str, Recipe] = {
         "no attack",
         "every paper's baseline; AdvLC, Table 1",
         adversary=NONE,
+        training=ADVLC,
         reported="44.25 / 94.88 clean, 2.61 / 0.00 AutoAttack, most robust / last epoch "
         "(PreActResNet-18, CIFAR-10)",
     ),
@@ -85,6 +86,7 @@ METHODS: Mapping[str, Recipe] = {
         "Zhang et al. 2019; RWP, Table 2; Memorization, Tables 1 and C.1",
         objective="trades",
         options=KL_ATTACK,
+        training=TRADES,
         reported="84.65 clean, 56.33 PGD-20, 53.08 AutoAttack (WRN-34-10, CIFAR-10)",
         elsewhere="PGD-10 best / last, ResNet-18: CIFAR-10 53.32 / 50.25, L2 70.22 / 66.07; SVHN "
         "59.50 / 57.04; CIFAR-100 29.93 / 27.70",
@@ -118,7 +120,8 @@ METHODS: Mapping[str, Recipe] = {
         "Wu et al. 2020; RWP, Table 2",
         objective="trades",
         weights="awp",
-        options=KL_ATTACK | GENTLE,
+        options=KL_ATTACK,
+        training=TRADES,
         reported="85.36 clean, 59.27 PGD-20, 56.17 AutoAttack (WRN-34-10, CIFAR-10)",
     ),
     "trades-rwp": Recipe(
@@ -126,7 +129,8 @@ METHODS: Mapping[str, Recipe] = {
         "RWP, Table 2",
         objective="trades",
         weights="rwp",
-        options=KL_ATTACK | GENTLE,
+        options=KL_ATTACK,
+        training=TRADES,
         reported="86.14 clean, 60.45 PGD-20, 57.20 AutoAttack (WRN-34-10, CIFAR-10)",
     ),
     "rat-lr": Recipe(
@@ -175,7 +179,8 @@ METHODS: Mapping[str, Recipe] = {
         "RAT, Sec. 3.3 (released code)",
         objective="trades",
         weights="awp",
-        options=KL_ATTACK | GENTLE | {"groups": ("3", "4")},
+        options=KL_ATTACK | {"groups": ("3", "4")},
+        training=TRADES,
     ),
     "swa": Recipe(
         "AT, the mean of the weights over the second half of the run evaluated",

@@ -3,20 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fastadv.recipe_row import GENTLE, KL_ATTACK, MEMORIZATION, Recipe
+from fastadv.recipe_row import KL_ATTACK, MEMORIZATION, TRADES, Recipe
 
 EVAL_ATTACK = {"attack_bn": "eval"}
 ON = "best / last (ResNet-18, CIFAR-10)"
 # 256 images a batch, half of them pseudo-labelled; 200 epochs of 50,000 images (Carmon et al.).
 RST: dict[str, Any] = {"model": "wide_resnet28_10", "epochs": 200, "batch_size": 256, "lr": 0.1}
 RST |= {"schedule": "cosine", "nesterov": True, "weight_decay": 5e-4}
+RST |= {"padding": "constant", "normalize": False}
 
 LABELS: Mapping[str, Recipe] = {
     "te": Recipe(
         "AT whose predictions are held to their own running average (PGD-AT+TE)",
         "Memorization, Eq. 7 and Tables 1, 2 and C.1",
         target="temporal-ensembling",
-        options=EVAL_ATTACK,
+        options=EVAL_ATTACK | {"boxed_start": False},
         training=MEMORIZATION,
         reported=f"55.79 / 54.83 PGD-10, 50.59 / 49.62 AutoAttack {ON}",
         elsewhere="PGD-10 best / last, ResNet-18: CIFAR-10 L2 72.58 / 71.93; SVHN 59.74 / 59.05; "
@@ -27,7 +28,7 @@ LABELS: Mapping[str, Recipe] = {
         "Memorization, Sec. 4.2 and Tables 1 and C.1",
         objective="trades",
         target="temporal-ensembling",
-        options=KL_ATTACK,
+        options=KL_ATTACK | {"bn_passes": ("natural", "adversarial")},
         training=MEMORIZATION,
         reported=f"55.15 / 54.42 PGD-10, 49.77 / 49.20 AutoAttack {ON}",
         elsewhere="PGD-10 best / last, ResNet-18: CIFAR-10 L2 72.72 / 72.43; SVHN 59.81 / 58.49; "
@@ -55,7 +56,7 @@ LABELS: Mapping[str, Recipe] = {
         objective="trades",
         target="self-adaptive",
         options=KL_ATTACK,
-        training={"epochs": 100, "weight_decay": 2e-4, "drops": (0.74, 0.89, 0.99)},
+        training=TRADES | {"epochs": 100, "weight_decay": 2e-4, "drops": (0.74, 0.89, 0.99)},
     ),
     "kd-swa": Recipe(
         "AT distilled from a standard and a robust teacher (option teachers), weights averaged",
@@ -97,7 +98,7 @@ LABELS: Mapping[str, Recipe] = {
         "Wu et al. 2020; RWP, Table 2",
         objective="rst",
         weights="awp",
-        options=KL_ATTACK | GENTLE,
+        options=KL_ATTACK,
         training=RST,
         reported="88.25 clean, 63.73 PGD-20, 60.05 AutoAttack (WRN-28-10, CIFAR-10)",
     ),
@@ -106,7 +107,7 @@ LABELS: Mapping[str, Recipe] = {
         "RWP, Table 2",
         objective="rst",
         weights="rwp",
-        options=KL_ATTACK | GENTLE,
+        options=KL_ATTACK,
         training=RST,
         reported="88.87 clean, 64.11 PGD-20, 60.36 AutoAttack (WRN-28-10, CIFAR-10)",
     ),

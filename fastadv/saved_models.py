@@ -17,30 +17,23 @@ def load_model(path: str, num_classes: int, in_channels: int) -> nn.Module:
     ``UserError`` when there is no run, or one for other classes or channels.
     """
     # Imported here: the configuration of a run knows the parts, one of which is distillation.
-    from fastadv.models import build_model
+    from fastadv.models.configured import configured_model
     from fastadv.run_folder import RunFolder
 
     given = Path(path)
     folder = RunFolder.open(str(given if given.is_dir() else given.parent))
     config = folder.read_config()
     weights = folder.best if given.is_dir() else given
-    options = {
-        name: getattr(config, name)
-        for name in ("width", "depth", "shortcut")
-        if getattr(config, name) is not None
-    }
     saved = checkpoint.load(weights)
     if "model" not in saved:
         raise UserError(f"{weights} holds no network.")
-    model = build_model(
-        config.model or "preact_resnet18",
+    model = configured_model(
+        config,
         num_classes=num_classes,
         in_channels=in_channels,
         # Only their presence matters: the numbers are part of the saved weights.
         mean=[0.0] * in_channels,
         std=[1.0] * in_channels,
-        dropout=config.dropout,
-        **options,
     )
     checkpoint.load_weights(model, saved["model"], weights)
     return model.eval()

@@ -7,24 +7,25 @@ from collections.abc import Sequence
 
 import torch
 
+STEPPED = ("piecewise", "multistep")
 TRIANGULAR_MOMENTUM = 0.1  # how far CyclicLR, with its defaults, lowers momentum at the peak
-
-
 USUAL_DROPS = (0.5, 0.75)  # epochs 100 and 150 of 200 (Rice et al. 2020)
+ROUNDING = 1e-6  # of an update: 0.7 * 10 is not 7 in floating point
 
 
 def factor(schedule: str, update: int, total: int, drops: Sequence[float] = USUAL_DROPS) -> float:
     """The learning rate of update number ``update`` (from 0) of ``total``, in units of its peak.
 
-    ``triangular`` rises from 0 to 1 and back (Wong et al. 2020); ``piecewise`` falls tenfold at
-    each of ``drops``, fractions of the run, already on the update that completes the epoch (Rice
-    et al. 2020); ``cosine``; ``constant``.
+    ``triangular`` rises from 0 to 1 and back (Wong et al. 2020). ``piecewise`` and ``multistep``
+    fall tenfold at each of ``drops``, fractions of the run: the one already on the update that
+    completes the epoch (Rice et al. 2020), the other on the first update after it (who sets the
+    rate once an epoch, as TRADES and ``MultiStepLR`` do). ``cosine``; ``constant``.
     """
     if schedule == "triangular":
         return max(0.0, 1 - abs(2 * update / total - 1))
-    if schedule == "piecewise":
-        done = (update + 1) / total
-        return 10.0 ** -sum(done >= drop for drop in drops)
+    if schedule in STEPPED:
+        done = update + (schedule == "piecewise")
+        return 10.0 ** -sum(done >= drop * total - ROUNDING for drop in drops)
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * update / total))
     return 1.0

@@ -12,7 +12,7 @@ from torch import nn
 from fastadv.config import TrainConfig
 from fastadv.engine import distributed
 from fastadv.errors import UserError
-from fastadv.models import build_model
+from fastadv.models.configured import configured_model
 from fastadv.schedules import USUAL_DROPS, Schedule
 from fastadv.source import Source, open_source
 from fastadv.threat import Threat
@@ -37,19 +37,12 @@ def choose_device(name: str) -> torch.device:
 def make_model(config: TrainConfig, data: Source) -> nn.Module:
     """The configured network for ``data``, weights drawn from the run's seed."""
     torch.manual_seed(config.seed)
-    extra: dict[str, Any] = {
-        name: getattr(config, name)
-        for name in ("width", "depth", "shortcut")
-        if getattr(config, name) is not None
-    }
-    return build_model(
-        config.model or "preact_resnet18",
+    return configured_model(
+        config,
         num_classes=data.num_classes,
         in_channels=data.channels,
-        mean=list(data.mean),
-        std=list(data.std),
-        dropout=config.dropout,
-        **extra,
+        mean=data.mean,
+        std=data.std,
     )
 
 

@@ -25,6 +25,7 @@ from fastadv.data import (
 from fastadv.data.choice import choose_loader, stream_format, stream_statistics
 from fastadv.data.dali import DaliLoader
 from fastadv.data.dataset import split_labels
+from fastadv.data.rotation import Rotated
 from fastadv.engine import distributed
 from fastadv.errors import UserError
 from fastadv.pseudo_labels import read_pseudo_labelled
@@ -107,13 +108,15 @@ def _require_one_update_a_row(config: TrainConfig) -> None:
 
 def _augmented(config: TrainConfig, source: Source) -> Source:
     """``source`` with the configured augmentation beyond crop and flip."""
-    if config.augmentation == "base":
+    if config.augmentation in (None, "base"):
         return source
     if config.plan().adversary.remembers():
         raise UserError(
-            "--augmentation autoaugment turns and shears images, and a perturbation kept for each "
+            f"--augmentation {config.augmentation} turns images, and a perturbation kept for each "
             f"sample cannot follow; leave it away with {config.method}."
         )
+    if config.augmentation == "rotate":
+        return dataclasses.replace(source, loader=Rotated(source.loader, seed=config.seed))
     if source.channels not in (1, 3):
         raise UserError(
             f"--augmentation autoaugment is for grey or RGB images, not {source.channels} "

@@ -227,6 +227,7 @@ class _Runner:
                 attacks.split(","),
                 eps=self.session.threat.eps,
                 norm=config.norm,
+                alpha=config.judge_alpha,
                 seed=config.seed,
                 progress=lambda _: self._heed(),
                 shared=True,

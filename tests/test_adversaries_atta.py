@@ -78,11 +78,22 @@ def test_the_store_starts_anew_every_few_epochs() -> None:
         step(x, y, index)
         sizes.append(step.state["perturbations"][:COUNT].abs().mean())
         stores.append(step.state["perturbations"][COUNT:].clone())
-    assert sizes[1] > 1.3 * sizes[0]
-    assert sizes[2] < 1.1 * sizes[0]  # epoch 2 began at 0.001 N again
-    assert sizes[3] > 1.3 * sizes[2]  # and epoch 3 did not
-    assert torch.equal(stores[0], stores[1])
-    assert not torch.equal(stores[1], stores[2])  # with new noise
+    # Counted from 1, epochs 2 and 4 begin at 0.001 N again, with new noise; 3 and 5 do not.
+    assert sizes[1] < 1.1 * sizes[0]
+    assert sizes[2] > 1.3 * sizes[1]
+    assert sizes[3] < 1.1 * sizes[0]
+    assert sizes[4] > 1.3 * sizes[3]
+    assert not torch.equal(stores[0], stores[1])
+    assert torch.equal(stores[1], stores[2])
+    assert not torch.equal(stores[2], stores[3])
+
+
+def test_it_does_not_begin_without_knowing_the_epoch() -> None:
+    x, y, _, _ = tiny_batch(COUNT)
+    index = torch.arange(COUNT)
+    with pytest.raises(UserError, match="follows the epochs"):
+        staged_step(tiny_model(), "atta-1", steps_per_epoch=None)(x, y, index)
+    staged_step(tiny_model(), "atta-1", steps_per_epoch=None, reset_every=0)(x, y, index)
 
 
 def test_a_resumed_run_does_not_start_anew_once_more() -> None:

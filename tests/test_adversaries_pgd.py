@@ -17,6 +17,7 @@ from tiny_staged import recorded
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastadv.contract import Batch
 from fastadv.errors import UserError
 
 ALPHA, STEPS = 0.04, 3
@@ -136,6 +137,25 @@ def test_counts_of_correct_steps() -> None:
         model.eval()
         correct += model(x_adv).argmax(1) == y
     assert torch.equal(made[0].facts["correct_at_each_step"], correct)
+
+
+def test_a_start_that_is_not_boxed_leaves_the_box_and_not_the_ball() -> None:
+    """The memorization paper's TE: U(-eps, eps) in Linf, 0.001 N(0,1) in L2."""
+    x, y, index, _ = tiny_batch()
+    begun = {}
+    for boxed in (True, False):
+        step = tiny_step(tiny_model(), "pgd", boxed_start=boxed)
+        step(x, y, index)
+        begun[boxed] = step.plan.adversary.random_point(Batch(x, y, index, step.offset))
+    moved = begun[False] - x
+    assert moved.abs().max() <= EPS
+    assert 0.95 * EPS**2 / 3 < moved.square().mean() < 1.05 * EPS**2 / 3
+    torch.testing.assert_close(begun[False].clamp(0, 1), begun[True])
+    assert not torch.equal(begun[False], begun[True])
+    step = tiny_step(tiny_model(), "pgd", norm="l2", boxed_start=False)
+    step(x, y, index)
+    begun_l2 = step.plan.adversary.random_point(Batch(x, y, index, step.offset))
+    assert 0.0008 < (begun_l2 - x).std() < 0.0012
 
 
 def test_a_kl_attack_begins_a_thousandth_from_the_image() -> None:

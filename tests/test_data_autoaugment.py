@@ -133,16 +133,16 @@ CONFIG = {
 def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(TrainConfig(**CONFIG, out=str(whole)))
-    real, calls = AutoAugmented._augment, []
+    real, calls = AutoAugmented.augment, []
 
     def stopping(self, *inputs):
-        calls.append(inputs[2])
+        calls.append(inputs[4])
         if len(calls) == 9:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, *inputs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(AutoAugmented, "_augment", stopping)
+        patched.setattr(AutoAugmented, "augment", stopping)
         with pytest.raises(Interrupted):
             train(TrainConfig(**CONFIG, out=str(stopped)))
     assert min(calls) == 2, "augmented before half of the run"

@@ -20,7 +20,10 @@ def loader(**options):
 def crops_one_by_one(images, batch, view, pad, mode):
     out = []
     for n, row in enumerate(batch.index.tolist()):
-        padded = pad_images(images[row : row + 1].float(), (pad,) * 4, mode=mode)[0]
+        if mode == "grey":
+            padded = pad_images(images[row : row + 1].float(), (pad,) * 4, value=0.5 * 255)[0]
+        else:
+            padded = pad_images(images[row : row + 1].float(), (pad,) * 4, mode=mode)[0]
         top, left = int(view.top[n]), int(view.left[n])
         window = padded[:, top : top + 12, left : left + 12]
         out.append(window.flip(-1) if view.flip[n] else window)
@@ -34,7 +37,7 @@ def same(one, other):
         assert all(torch.equal(x, y) for x, y in pairs)
 
 
-@pytest.mark.parametrize("padding", ["constant", "reflect"])
+@pytest.mark.parametrize("padding", ["constant", "grey", "reflect"])
 def test_images_are_the_reported_crops_of_the_reported_rows(padding):
     for batch in loader(padding=padding, views=2).epoch(2):
         index, image, label, view = batch

@@ -294,13 +294,29 @@ def test_compiled_whole_and_channels_last_give_the_same(name: str) -> None:
             torch.testing.assert_close(tensor, reference, rtol=1e-8, atol=1e-10)
 
 
-def test_initial_weights_are_kaiming_fan_out() -> None:
+PUBLISHED_KAIMING = {
+    "wide_resnet34_10": {"depth": 10, "width": 2},
+    "wide_resnet28_10": {"depth": 10, "width": 2},
+    "resnet18": {"stem": "imagenet", "width": 32},
+    "resnet50": {"stem": "imagenet", "width": 32},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("published", [True, False])
+def test_initial_weights_are_the_published_ones(name: str, published: bool) -> None:
+    """Kaiming normal, fan out, in TRADES' and torchvision's networks; else PyTorch's own."""
     torch.manual_seed(0)
-    model = build_model("preact_resnet18", width=32)
+    options = PUBLISHED_KAIMING.get(name, {}) if published else {"width": 32}
+    kaiming = "wide" in name or "stem" in options
+    model = build_model(name, **({"width": 2, "depth": 10} if "wide" in name else options))
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            fan_out = module.out_channels * module.kernel_size[0] ** 2
-            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+            area = module.kernel_size[0] ** 2
+            fan_out, fan_in = module.out_channels * area, module.in_channels * area
+            expected = (2 / fan_out) ** 0.5 if kaiming else (1 / (3 * fan_in)) ** 0.5
+            if module.weight.numel() > 2000:
+                assert module.weight.std().item() == pytest.approx(expected, rel=0.1)
         elif isinstance(module, nn.BatchNorm2d):
             assert (module.weight == 1).all()
             assert (module.bias == 0).all()

@@ -7,14 +7,15 @@ import torch
 
 from fastadv.config import TrainConfig, from_toml, settled, to_toml
 from fastadv.errors import UserError
+from fastadv.models.configured import configured_model
 from fastadv.plan import resolve
 from fastadv.recipes import METHODS
 from fastadv.schedules import Schedule
 
 
-def rates(total: int, **options: object) -> list[float]:
+def rates(total: int, kind: str = "piecewise", **options: object) -> list[float]:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    schedule = Schedule(optimizer, "piecewise", total, cycle_momentum=False, **options)
+    schedule = Schedule(optimizer, kind, total, cycle_momentum=False, **options)
     found = []
     for update in range(total):
         schedule(update)
@@ -36,26 +37,106 @@ def test_the_user_comes_before_the_row() -> None:
     assert (mine.nesterov, mine.batch_size) == (False, 64)
 
 
-def test_the_rate_drops_where_published(tmp_path) -> None:
-    """ATTA: 38 epochs, drops at 30 and 36; here 10 updates an epoch."""
-    config = settled(TrainConfig(method="atta-10", data="cifar10"))
+@pytest.mark.parametrize(
+    ("method", "kept"),
+    [
+        # Rice et al. 2020: the update that completes epoch 100 of 200 has the lower rate.
+        ("pgd", (999, 500, 501)),
+        # Epochs that count from 1, the 100th (TRADES), 75th (SAT) and 30th (ATTA) begin with it.
+        ("trades", (990, 500, 510)),
+        ("trades-awp", (990, 500, 510)),
+        ("trades-sat", (740, 150, 100, 10)),
+        ("atta-10", (290, 60, 30)),
+        # MultiStepLR, stepped after each epoch.
+        ("te", (1000, 500, 500)),
+        ("kd-swa", (500, 1000, 500)),
+    ],
+)
+def test_the_rate_drops_where_published(method: str, kept: tuple[int, ...], tmp_path) -> None:
+    """Updates at 0.1, 0.01, ..., at ten updates an epoch."""
+    config = settled(TrainConfig(method=method, data="cifar10"))
     path = tmp_path / "config.toml"
     path.write_text(to_toml(config))
-    drops = from_toml(path).drops
-    assert drops == config.drops
-    found = rates(380, drops=drops)
-    expected = [0.1] * 299 + [0.01] * 60 + [0.001] * 21
+    read = from_toml(path)
+    assert (read.schedule, read.drops) == (config.schedule, config.drops)
+    options = {} if read.drops is None else {"drops": read.drops}
+    found = rates(10 * config.epochs, config.schedule, **options)
+    expected = [0.1**power for power, count in enumerate(kept, start=1) for _ in range(count)]
     torch.testing.assert_close(found, expected)
-    # Rice et al. 2020: the rate of the update that completes epoch 100 of 200 is the lower one.
-    torch.testing.assert_close(rates(200), [0.1] * 99 + [0.01] * 50 + [0.001] * 51)
 
 
-def test_drops_belong_to_a_piecewise_schedule() -> None:
+def test_a_drop_is_where_it_is_in_spite_of_rounding() -> None:
+    for epochs in range(2, 300):
+        for after in range(1, epochs):
+            found = rates(epochs, "multistep", drops=(after / epochs,))
+            assert found.count(0.1) == after
+
+
+def test_drops_belong_to_a_stepped_schedule() -> None:
     cosine = settled(TrainConfig(method="atta-10", data="cifar10", schedule="cosine"))
     assert cosine.drops is None
     for changes in ({"schedule": "cosine", "drops": (3, 5)}, {"drops": (0, 5)}):
         with pytest.raises(UserError, match="--drops"):
             settled(TrainConfig(method="pgd", data="cifar10", **changes))
+
+
+def test_a_shortcut_is_for_the_network_that_has_two() -> None:
+    assert settled(TrainConfig(method="apart", data="cifar10")).shortcut == "raw"
+    wide = settled(TrainConfig(method="apart", data="cifar10", model="wide_resnet34_10"))
+    assert wide.shortcut is None
+    mine = settled(TrainConfig(method="apart", data="cifar10", shortcut="preact"))
+    assert mine.shortcut == "preact"
+
+
+def test_imagenet_has_the_seven_by_seven_stem() -> None:
+    methods = ("pgd", "apart-imagenet", "fast-imagenet", "free-4-imagenet", "atta-2-imagenet")
+    for method in methods:
+        chosen = settled(TrainConfig(method=method, data="imagenet:/anywhere"))
+        assert (chosen.model, chosen.stem) == ("resnet50", "imagenet")
+    wide = TrainConfig(method="pgd", data="imagenet:/anywhere", model="wide_resnet28_10")
+    assert settled(wide).stem is None
+    model = configured_model(
+        settled(TrainConfig(method="apart-imagenet", data="imagenet:/anywhere", width=2)),
+        num_classes=3,
+        in_channels=3,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
+    assert model.conv1.kernel_size == (7, 7)
+
+
+@pytest.mark.parametrize(("method", "scaled"), [("pgd", True), ("trades", False)])
+def test_images_are_scaled_where_published(method: str, scaled: bool) -> None:
+    config = settled(TrainConfig(method=method, data="cifar10", width=2))
+    numbers = {"mean": (0.25,) * 3, "std": (0.125,) * 3}
+    model = configured_model(config, num_classes=3, in_channels=3, **numbers)
+    image = torch.full((1, 3, 2, 2), 0.5)
+    assert torch.equal(model.normalize(image), 4 * image if scaled else image)
+    assert ("normalize.mean" in model.state_dict()) == scaled
+
+
+@pytest.mark.parametrize("method", ["apart", "apart-no-layers", "apart-no-start", "fgsm-plus"])
+@pytest.mark.parametrize("data", ["cifar10", "cifar100"])
+def test_learned_steps_have_the_published_rates_at_every_radius(method: str, data: str) -> None:
+    for eps in (None, 0.031, 2 / 255):
+        chosen = settled(TrainConfig(method=method, data=data, eps=eps)).options
+        assert (chosen["step_size_lr"], chosen["step_size_decay"]) == (5e-8, 400.0)
+    longer = settled(TrainConfig(method=method, data=data, epochs=60)).options
+    assert longer["step_size_lr"] is longer["step_size_decay"] is None
+
+
+def test_svhn_is_attacked_and_judged_in_steps_of_one_grey_level() -> None:
+    for method in ("pgd", "awp", "rwp", "rat-lr", "at-fix-lr-k", "at-awp-k", "swa"):
+        chosen = settled(TrainConfig(method=method, data="svhn"))
+        assert chosen.judge_alpha == chosen.options["alpha"] == 1 / 255
+    assert settled(TrainConfig(method="te", data="svhn")).judge_alpha == 2 / 255
+    # Another ball has its own usual step.
+    assert settled(TrainConfig(method="pgd", data="svhn", norm="l2")).judge_alpha is None
+    assert settled(TrainConfig(method="pgd", data="svhn", eps=4 / 255)).judge_alpha is None
+    mine = settled(TrainConfig(method="pgd", data="svhn", eps=4 / 255, judge_alpha=0.01))
+    assert mine.judge_alpha == 0.01
+    with pytest.raises(UserError, match="--judge-alpha"):
+        settled(TrainConfig(method="pgd", judge_alpha=0.0))
 
 
 def test_published_eps_is_for_its_norm() -> None:

@@ -43,13 +43,17 @@ class Ascent(Adversary):
         is not cut to the box, the first step does that.
         """
         stream = noise.START + restart
-        seed, offset = self.setup.seed, batch.offset
         if self.attack_objective == "kl":
-            drawn = kernels.noise_normal(
-                batch.index, tuple(batch.x.shape[1:]), seed, offset, stream, batch.x.dtype
-            )
-            return batch.x + 0.001 * drawn
+            return self.near(batch, stream)
+        seed, offset = self.setup.seed, batch.offset
         return self.setup.threat.start(batch.x, batch.index, seed, offset, stream)
+
+    def near(self, batch: Batch, stream: int) -> Tensor:
+        """x + 0.001 N(0,1)."""
+        shape, dtype = tuple(batch.x.shape[1:]), batch.x.dtype
+        seed, offset = self.setup.seed, batch.offset
+        drawn = kernels.noise_normal(batch.index, shape, seed, offset, stream, dtype)
+        return batch.x + 0.001 * drawn
 
     def ascend(self, x_adv: Tensor, around: Tensor, y: Tensor, facts: Facts) -> Tensor:
         """One step from ``x_adv`` inside the ball around ``around``; a region."""

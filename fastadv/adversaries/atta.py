@@ -25,10 +25,11 @@ class ATTA(Ascent):
 
     Kept is one perturbation a sample in the padded image (the adversarial image less the image,
     which the step need not know beyond the batch); it is read and written back through the crop
-    and flip that made x, and what lies outside the window keeps its value. Every ``reset_every``
-    epochs it starts anew (0: never; the step must be told the epoch). alpha is 0.015, 0.01, 0.007
-    of 0.031 for 1, 3 and 10 steps, in units of eps. The attack runs with BatchNorm's running
-    statistics. A given ``start`` takes the place of what is kept.
+    and flip that made x, and what lies outside the window keeps its value. Before every
+    ``reset_every``-th epoch, counted from 1 as the released code does, it starts anew (0: never;
+    the step must be told the epoch). alpha is 0.015, 0.01, 0.007 of 0.031 for 1, 3 and 10 steps,
+    in units of eps. The attack runs with BatchNorm's running statistics. A given ``start`` takes
+    the place of what is kept.
     """
 
     per_sample_state: ClassVar[tuple[str, ...]] = ("perturbations",)
@@ -63,8 +64,11 @@ class ATTA(Ascent):
         self.resets = torch.zeros((), dtype=torch.int64)
         self.state = {"perturbations": self.store.values, "resets": self.resets}
 
+    def follows_epochs(self) -> bool:
+        return self.reset_every > 0
+
     def schedule(self, update: int, epoch: float) -> None:
-        due = int(epoch) // self.reset_every if self.reset_every else 0
+        due = (int(epoch) + 1) // self.reset_every if self.reset_every else 0
         if due != int(self.resets):
             self.store.fill_normal(INITIAL_STD, self.setup.seed, due, noise.STORE)
             self.resets.fill_(due)

@@ -1,12 +1,13 @@
 """PGD-K: K projected gradient steps (Madry et al., 2018; the training attack of AT and TRADES)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fastadv.adversaries.ascent import Ascent
 from fastadv.contract import Adversarial, Batch, Facts
+from fastadv.engine import noise
 from fastadv.errors import UserError
 
 
@@ -17,11 +18,14 @@ class PGD(Ascent):
     alpha is eps/4 in Linf (2/255 at 8/255) and 15/128 eps in L2 (15/255 at 128/255), as in
     locuslab/robust_overfitting. The last iterate is returned. Where a part needs
     ``correct_at_each_step``, the count of steps at which a sample was still classified right
-    before its update is reported (GAIRAT's kappa).
+    before its update is reported (GAIRAT's kappa). ``boxed_start=False`` begins as the
+    memorization paper's TE does: in Linf the random start is not cut to the box, in L2 it is
+    x + 0.001 N(0,1).
     """
 
     steps: int = 10
     random_start: bool = True
+    boxed_start: bool = True
     restarts: int = 1
 
     def __post_init__(self) -> None:
@@ -38,6 +42,16 @@ class PGD(Ascent):
         if self.alpha is not None:
             return self.alpha
         return self.setup.threat.eps * (1 / 4 if self.setup.threat.norm == "linf" else 15 / 128)
+
+    def random_point(self, batch: Batch, restart: int = 0) -> Tensor:
+        threat, stream = self.setup.threat, noise.START + restart
+        if self.boxed_start or self.attack_objective == "kl":
+            return super().random_point(batch, restart)
+        if threat.norm == "l2":
+            return self.near(batch, stream)
+        # A box that holds the whole ball around any image.
+        wide = replace(threat, low=threat.low - threat.eps, high=threat.high + threat.eps)
+        return wide.start(batch.x, batch.index, self.setup.seed, batch.offset, stream)
 
     def make(self, batch: Batch, facts: Facts) -> Adversarial:
         x_adv, found = self._climb(batch, facts, 0)

@@ -1,6 +1,7 @@
 """Data sets, and loaders that give ``(index, image, label, view)`` on the device."""
 
-from fastadv.data.autoaugment import AutoAugmented, Loader
+from fastadv.data.augmented import Loader
+from fastadv.data.autoaugment import AutoAugmented
 from fastadv.data.catalogue import DATA_SETS, is_tree, list_images, load
 from fastadv.data.choice import choose_loader, stream_format, stream_statistics
 from fastadv.data.dali import DaliLoader

@@ -8,62 +8,27 @@ side cut out (DeVries and Taylor 2017): 16 of 32 pixels.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastadv.data import draws
-from fastadv.data.view import Batch, unit_images
+from fastadv.data.augmented import Augmented, Loader
+from fastadv.data.view import unit_images
 from fastadv.torchvision_shim import import_torchvision
 
 NEVER = 2.0  # above every probability of the policy
 
 
-class Loader(Protocol):
-    """What every loader does."""
+class AutoAugmented(Augmented):
+    """Images of one or three channels under the policy and cutout."""
 
-    def __len__(self) -> int: ...
-
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]: ...
-
-
-class AutoAugmented:
-    """The batches of ``loader``, their images augmented from epoch ``first_epoch`` (from 0) on.
-
-    What a sample gets depends on ``seed``, the epoch and its row alone, the second view's on a
-    stream of its own; rows, labels and the views drawn before stay. Images have one or three
-    channels. A ``View`` no longer says where a pixel came from: not for parts that store pixels.
-    """
-
-    def __init__(self, loader: Loader, *, first_epoch: int, seed: int) -> None:
+    def __init__(self, loader: Loader, *, seed: int, first_epoch: int = 0) -> None:
         import_torchvision()
-        self.loader, self.first_epoch, self.seed = loader, first_epoch, seed
+        super().__init__(loader, seed=seed, first_epoch=first_epoch)
 
-    def __len__(self) -> int:
-        """Batches an epoch."""
-        return len(self.loader)
-
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """The batches of ``epoch`` from ``start_batch`` on."""
-        batches = self.loader.epoch(epoch, start_batch)
-        return batches if epoch < self.first_epoch else map(self._at(epoch), batches)
-
-    def _at(self, epoch: int) -> Any:
-        def augmented(batch: Batch) -> Batch:
-            image = self._augment(batch.image, batch.index, epoch, draws.AUGMENT)
-            if batch.second is None:
-                return dataclasses.replace(batch, image=image)
-            other, view = batch.second
-            other = self._augment(other, batch.index, epoch, draws.SECOND_AUGMENT)
-            return dataclasses.replace(batch, image=image, second=(other, view))
-
-        return augmented
-
-    def _augment(self, images: Tensor, index: Tensor, epoch: int, stream: int) -> Tensor:
-        counters = (stream, self.seed, epoch)
+    def augment(self, images: Tensor, index: Tensor, *counters: int) -> Tensor:
         stored = images.float().mul(255).round().to(torch.uint8)
         policy = auto_augment(stored, index, *counters)
         return cut_out(unit_images(policy, images.dtype), index, *counters)

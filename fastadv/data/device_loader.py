@@ -7,10 +7,11 @@ from torch import Tensor
 
 from fastadv.data import draws
 from fastadv.data.view import Batch, View, unit_images
-from fastadv.errors import UserError
+from fastadv.errors import UserError, unknown
 from fastadv.kernels import crop_flip
 
-PADDINGS = ("constant", "reflect")
+PADDINGS = ("constant", "grey", "reflect")
+GREY = 0.5  # the border of APART's and ATTA's images
 
 
 class DeviceLoader:
@@ -31,9 +32,9 @@ class DeviceLoader:
     single sample, of which batch normalisation cannot take statistics (unless ``batch_size`` is 1).
     So there are at most two batch shapes.
 
-    ``pad`` and ``padding`` (``"constant"``: black, ``"reflect"``) and ``flip`` are the usual
-    augmentation; ``views=2`` draws a second view into ``batch.second``. Images are ``dtype``
-    in [0,1], in the ``channels_last`` layout if asked for.
+    ``pad`` and ``padding`` (``"constant"``: black, ``"grey"``: 0.5, ``"reflect"``) and ``flip``
+    are the usual augmentation; ``views=2`` draws a second view into ``batch.second``. Images are
+    ``dtype`` in [0,1], in the ``channels_last`` layout if asked for.
     """
 
     def __init__(
@@ -151,7 +152,8 @@ def crop_images(
         view.flip,
         tuple(store.shape[-2:]),
         dtype=dtype,
-        padding=padding,
+        fill=GREY if padding == "grey" else 0.0,
+        padding="reflect" if padding == "reflect" else "constant",
     )
     return images.contiguous(memory_format=torch.channels_last) if channels_last else images
 
@@ -173,7 +175,7 @@ def check_options(
             f"pad must be at least 0 and, to reflect, smaller than the image, not {pad}."
         )
     if padding not in PADDINGS:
-        raise UserError(f"padding must be 'constant' or 'reflect', not {padding!r}.")
+        raise unknown("padding", padding, PADDINGS)
     if views not in (1, 2):
         raise UserError(f"A loader gives 1 or 2 views of a sample, not {views}.")
     if not 0 <= rank < world_size:

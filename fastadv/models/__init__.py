@@ -16,7 +16,7 @@ from fastadv.models.vgg import vgg16
 from fastadv.models.wide_resnet import wide_resnet28_10, wide_resnet34_10
 from fastadv.models.wrapped import inner_module
 
-__all__ = ["MODELS", "Normalize", "build_model", "inner_module"]
+__all__ = ["MODELS", "VARIANTS", "Normalize", "build_model", "inner_module"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "preact_resnet18": preact_resnet18,
@@ -28,6 +28,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "densenet121": densenet121,
     "dla": DLA,
 }
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "shortcut": ("preact_resnet18",),
+    "stem": ("resnet18", "resnet50"),
+}
+"""Settings in which published networks of one name differ, and the networks that have them."""
+
 _COMMON = {"num_classes", "width", "in_channels", "dropout", "normalize"}
 
 

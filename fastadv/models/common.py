@@ -70,7 +70,8 @@ def make_dropout(probability: float) -> nn.Module:
 def initialize(model: nn.Module) -> None:
     """Kaiming-normal convolutions (fan out, ReLU), BatchNorm 1 and 0, zero biases.
 
-    He et al. 2015; what the Wide-ResNet of TRADES and torchvision's ResNets start from.
+    He et al. 2015; what the Wide-ResNet of TRADES and torchvision's ResNets start from. The other
+    published networks for small images keep PyTorch's own initial weights.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

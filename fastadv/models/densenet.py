@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastadv.models.common import conv1x1, conv3x3, initialize, make_dropout
+from fastadv.models.common import conv1x1, conv3x3, make_dropout
 
 
 class DenseLayer(nn.Module):
@@ -79,7 +79,6 @@ class DenseNet(nn.Module):
         self.bn = nn.BatchNorm2d(channels)
         self.dropout = make_dropout(dropout)
         self.linear = nn.Linear(channels, num_classes)
-        initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.trans1(self.dense1(self.conv1(self.normalize(x))))

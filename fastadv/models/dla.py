@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastadv.models.common import conv1x1, conv3x3, initialize, make_dropout
+from fastadv.models.common import conv1x1, conv3x3, make_dropout
 from fastadv.models.resnet import BasicBlock
 
 
@@ -95,7 +95,6 @@ class DLA(nn.Module):
         self.layer6 = Tree(4 * width, 8 * width, 2, deep=False)
         self.dropout = make_dropout(dropout)
         self.linear = nn.Linear(8 * width, num_classes)
-        initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.layer2(self.layer1(self.base(self.normalize(x))))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastadv.errors import UserError, unknown
-from fastadv.models.common import conv1x1, conv3x3, initialize, make_dropout
+from fastadv.models.common import conv1x1, conv3x3, make_dropout
 
 SHORTCUTS = ("preact", "raw")
 
@@ -92,7 +92,6 @@ class PreActResNet(nn.Module):
         self.bn = nn.BatchNorm2d(8 * width)
         self.dropout = make_dropout(dropout)
         self.linear = nn.Linear(8 * width, num_classes)
-        initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(self.normalize(x))

@@ -77,7 +77,7 @@ class ResNet(nn.Module):
     """Four stages of post-activation blocks; pixels (B,in_channels,H,W) to logits (B,num_classes).
 
     ``stem="cifar"`` is one 3x3 convolution at full resolution, ``"imagenet"`` the 7x7 of stride 2
-    and a max-pooling. ``dropout`` acts before the classifier.
+    and a max-pooling, with torchvision's initial weights. ``dropout`` acts before the classifier.
     """
 
     stage_prefixes: ClassVar[tuple[tuple[str, ...], ...]] = (
@@ -118,7 +118,8 @@ class ResNet(nn.Module):
         self.layer4 = resnet_stage(block, 4 * wide, 8 * width, depths[3], 2)
         self.dropout = make_dropout(dropout)
         self.linear = nn.Linear(8 * wide, num_classes)
-        initialize(self)
+        if stem == "imagenet":
+            initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.pool(F.relu(self.bn(self.conv1(self.normalize(x)))))

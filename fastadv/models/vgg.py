@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from fastadv.models.common import initialize, make_dropout
+from fastadv.models.common import make_dropout
 
 _PLAN: tuple[tuple[int, int], ...] = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
 
@@ -57,7 +57,6 @@ class VGG(nn.Module):
         self.features = nn.Sequential(*layers)
         self.dropout = make_dropout(dropout)
         self.linear = nn.Linear(channels, num_classes)
-        initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.features(self.normalize(x)).mean((2, 3))
