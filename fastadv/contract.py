@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.engine.network import Network
+from fastadv.engine.repeated_passes import ONCE
 from fastadv.errors import UserError
 from fastadv.threat import Threat
 
@@ -275,6 +276,11 @@ class Objective(Part):
     def is_plain(self) -> bool:
         """Whether it is exactly what the target fits on f(x')."""
         return False
+
+    def passes(self) -> tuple[str, ...]:
+        """The published code's training passes of x ("natural") and x' ("adversarial"), by which
+        BatchNorm's statistics move; the activations need one of each."""
+        return ONCE
 
     def attack_scale(self) -> float:
         """The factor of KL(f(x) || f(x')) in the loss, where an attack adds a term to that KL."""

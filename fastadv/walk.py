@@ -21,6 +21,7 @@ from fastadv.engine import distributed, noise
 from fastadv.engine.buffers import Snapshot
 from fastadv.engine.gradient import leaf
 from fastadv.engine.network import Network
+from fastadv.engine.repeated_passes import ADVERSARIAL, NATURAL
 from fastadv.plan import Plan
 from fastadv.threat import Threat
 
@@ -207,8 +208,14 @@ class Walk:
         block_noise: list[Tensor] | None,
         needs: frozenset[str],
     ) -> Outputs:
-        natural = self.net.logits(made.center) if "natural_logits_train" in needs else None
-        return Outputs(self.net.logits(x_adv, block_noise), natural, facts)
+        if "natural_logits_train" not in needs:
+            return Outputs(self.net.logits(x_adv, block_noise), None, facts)
+        passes = self.plan.objective.passes()
+        with self.net.standing_for(passes, NATURAL):
+            natural = self.net.logits(made.center)
+        with self.net.standing_for(passes, ADVERSARIAL):
+            adversarial = self.net.logits(x_adv, block_noise)
+        return Outputs(adversarial, natural, facts)
 
     def _losses(self, outputs: Outputs, y: Tensor) -> Tensor:
         """The objective and the target's penalty, per sample (B,)."""
@@ -246,11 +253,15 @@ class Walk:
         """A one-step attack and the outer pass over one forward of the centre; a region."""
         facts = facts | self._weakening(batch)
         center = leaf(center)
-        natural = self.net.logits(center)
+        passes = self.plan.objective.passes()
+        with self.net.standing_for(passes, NATURAL):
+            natural = self.net.logits(center)
         x_adv = self.plan.adversary.joint_step(center, natural, batch.y, facts)
         made = Adversarial(x_adv, center.detach(), facts)
         trained_on = self._weakened(x_adv, made)
-        outputs = Outputs(self.net.logits(trained_on), natural, facts)
+        with self.net.standing_for(passes, ADVERSARIAL):
+            adversarial = self.net.logits(trained_on)
+        outputs = Outputs(adversarial, natural, facts)
         passed = self._descend(batch, made, trained_on, outputs, [], scale)
         return made, *passed
 
@@ -292,19 +303,23 @@ class Walk:
         self, batch: Batch, made: Adversarial, facts: Facts, weights: dict[str, Tensor]
     ) -> tuple[list[Tensor], Tensor]:
         """Gradients of the weights part's own loss at the present weights, which it then moves."""
+        # float16 flushes a small gradient to zero, unless the loss is large.
+        scale = self.scale if self.net.outer_dtype is torch.float16 else None
         with self.net.training(), self.net.keeping_buffers():
-            found, taken = self.net.run(self._weight_gradient, batch, made, facts)
+            found, taken = self.net.run(self._weight_gradient, batch, made, facts, scale)
         self.net.copies.outdate()
         count = taken.to(torch.float32)
         directions = [
             torch.zeros_like(weight) if gradient is None else gradient
             for gradient, weight in zip(found, weights.values(), strict=True)
         ]
+        if scale is not None:
+            torch._foreach_div_(directions, scale)
         distributed.average([*directions, count])
         return directions, count
 
     def _weight_gradient(
-        self, batch: Batch, made: Adversarial, facts: Facts
+        self, batch: Batch, made: Adversarial, facts: Facts, scale: Tensor | None
     ) -> tuple[list[Tensor | None], Tensor]:
         """A region."""
         part = self.plan.weights
@@ -323,4 +338,6 @@ class Walk:
             loss, count = part.reduce(
                 Losses(total, adversarial, outputs.adversarial, batch.y, plain)
             )
+            if scale is not None:
+                loss = loss * scale.to(loss.dtype)
             return self.net.gradients(loss, self._perturbed()), count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -110,6 +111,7 @@ class Composed:
         if not x_adv.requires_grad:
             x_adv = x_adv.requires_grad_()
         x_adv.retain_grad()
+        statistics = self._statistics(center, x_adv.detach(), noise)
         losses, natural, adversarial = self._losses(center, x_adv, noise)
         loss = losses.mean()
         if self.slots["regularizer"] == "advlc":
@@ -119,6 +121,7 @@ class Composed:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        self.model.load_state_dict(statistics, strict=False)
         with torch.no_grad():
             for weight, move in zip(weights, moved, strict=False):
                 weight -= move
@@ -202,6 +205,20 @@ class Composed:
         if self.trades:
             losses = losses + BETA * kl(natural, adversarial)
         return losses, natural, adversarial
+
+    @torch.no_grad()
+    def _statistics(self, center: Tensor, x_adv: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
+        """BatchNorm's after an outer pass of TRADES: it forwards x, x', x; with AWP x', x, x."""
+        if not self.trades:
+            return {}
+        model = copy.deepcopy(self.model)
+        if self.slots["weights"] == "none":
+            model(center)
+        forward(model, x_adv, noise)
+        model(center)
+        if self.slots["weights"] != "none":
+            model(center)
+        return dict(model.named_buffers())
 
     def _fit(self, logits: Tensor) -> Tensor:
         if self.slots["target"] != "label-smoothing":

@@ -16,6 +16,7 @@ from tiny import (
 from torch.nn import functional
 
 from fastadv.errors import UserError
+from fastadv.plan import resolve
 from fastadv.pseudo_labels import pseudo_labels
 
 ALPHA, STEPS = 0.04, 3
@@ -94,29 +95,71 @@ def test_clean_mixed_rises_from_clean_to_adversarial_over_its_epochs(mode):
     assert_same(model, other)
 
 
+def published_trades(model, x, x_adv, y):
+    natural, adversarial, again = model(x), model(x_adv), model(x)
+    return ce(natural, y) + 5.0 * kl(again, adversarial)
+
+
+def published_trades_with_perturbed_weights(model, x, x_adv, y):
+    adversarial, natural, again = model(x_adv), model(x), model(x)
+    return ce(natural, y) + 5.0 * kl(again, adversarial)
+
+
+def published_rst(model, x, x_adv, y):
+    adversarial, natural = model(x_adv), model(x)
+    return ce(natural, y) + 5.0 * kl(natural, adversarial)
+
+
+def published_te(model, x, x_adv, y):
+    natural, adversarial = model(x), model(x_adv)
+    return ce(natural, y) + 5.0 * kl(natural, adversarial)
+
+
 @pytest.mark.parametrize("mode", MODES)
-def test_trades_attacks_and_minimises_the_kl(mode):
+@pytest.mark.parametrize(
+    ("method", "passes", "loss"),
+    [
+        ("trades", None, published_trades),
+        ("rst", None, published_rst),
+        ("trades", ("adversarial", "natural", "natural"), published_trades_with_perturbed_weights),
+        ("trades", ("natural", "adversarial"), published_te),
+    ],
+)
+def test_trades_is_the_published_code_statistics_and_counts_too(method, passes, loss, mode):
     x, y, index, start = tiny_batch()
     model, other = tiny_model(), tiny_model()
-    step = tiny_step(model, "trades", mode=mode, beta=5.0, **ATTACK)
-    step(x, y, index, start=start)
+    step = tiny_step(model, method, mode=mode, beta=5.0, bn_passes=passes, **ATTACK)
     optimizer = sgd(other)
-    natural = other.eval()(x).detach()
-    x_adv = climb(other, x, start, lambda z: kl(natural, z).mean(), ALPHA, STEPS, "eval")
-    z = other(x)
-    descend(optimizer, (ce(z, y) + 5.0 * kl(z, other(x_adv))).mean())
-    assert_same(model, other)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_rst_is_trades_on_the_mixed_batch(mode):
-    x, y, index, start = tiny_batch()
-    models = [tiny_model(), tiny_model()]
-    for method, model in zip(("rst", "trades"), models, strict=True):
-        step = tiny_step(model, method, mode=mode, **ATTACK)
+    for _ in range(2):
         step(x, y, index, start=start)
-        assert ("unlabelled_half" in step.plan.needs) == (method == "rst")
-    assert_same(*models)
+        natural = other.eval()(x).detach()
+        x_adv = climb(other, x, start, lambda z, p=natural: kl(p, z).mean(), ALPHA, STEPS, "eval")
+        descend(optimizer, loss(other.train(), x, x_adv, y).mean())
+    assert_same(model, other)
+    assert model.bn1.num_batches_tracked == other.bn1.num_batches_tracked
+    assert model.bn1.momentum == 0.1
+
+
+def test_recipes_take_the_passes_of_their_code():
+    after = ("adversarial", "natural", "natural")
+    expected = {"trades": ("natural", "adversarial", "natural"), "trades-awp": after}
+    expected |= {"trades-rwp": after, "trades-awp-k": after, "rst": after[:2], "rst-awp": after[:2]}
+    expected |= {"rst-rwp": after[:2], "trades-te": ("natural", "adversarial")}
+    for method, passes in expected.items():
+        assert resolve(method).objective.passes() == passes
+    assert resolve("trades", {"weights": "rwp"}).objective.passes() == after
+    with pytest.raises(UserError, match="bn_passes"):
+        resolve("trades", {"bn_passes": ("natural",)})
+
+
+def test_perturbed_weights_beside_an_objective_are_those_of_its_recipe():
+    for objective in ("trades", "rst"):
+        for weights in ("awp", "rwp"):
+            row = resolve(f"{objective}-{weights}").options
+            assert resolve(objective, {"weights": weights}).options == row
+            assert (row["gamma"], row["warmup_epochs"]) == (0.005, 9)
+    assert resolve("trades-awp", {"gamma": 0.1}).options["gamma"] == 0.1
+    assert resolve("awp").options["gamma"] == 0.01
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -11,6 +11,7 @@ from bench_script import script
 from tiny import assert_same, tiny_batch, tiny_model, tiny_step
 from tiny_capture import capture
 from torch import Tensor, nn
+from torch.nn import functional
 
 import fastadv
 from fastadv.config import TrainConfig
@@ -176,6 +177,36 @@ def test_float16_steps_are_near_float32_ones(
         momenta.append(step.state.get("step_size_momentum", torch.zeros(1)))
     assert (moved[1] - moved[0]).norm() < 0.05 * moved[0].norm()
     assert (momenta[1] - momenta[0]).norm() <= 0.05 * momenta[0].norm()
+
+
+@pytest.mark.parametrize("method", ["awp", "rwp"])
+@pytest.mark.parametrize("mode", MODES[:2])
+def test_float16_keeps_the_direction_of_perturbed_weights(
+    method: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of samples that are classified with confidence: gradients that float16 has no numbers for."""
+    monkeypatch.setattr("fastadv.engine.precision.cpu_multiplies", lambda _: True)
+    x, _, index, _ = tiny_batch()
+    y = torch.zeros(len(x), dtype=torch.int64)
+    directions = []
+    for amp in (False, True):
+        model = tiny_model().float()
+        with torch.no_grad():
+            model.linear.bias[0] += 13
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        given = {"scaler": scaler, "mode": "eager", "accumulate": "renormalise"}
+        if method == "awp":
+            del given["accumulate"]
+        step = tiny_step(model, method, amp=amp, amp_dtype="fp16", steps=1, **given)
+        if mode == "captured":
+            step = capture(step)
+        step(x.float(), y, index)
+        assert scaler.get_scale() == 2.0**16
+        directions.append(step.plan.weights.moved_by)
+    for exact, found in zip(*directions, strict=True):
+        alike = functional.cosine_similarity(exact.flatten(), found.flatten(), dim=0)
+        assert exact.any()
+        assert alike > 0.99
 
 
 @pytest.mark.parametrize("surrounding", [False, True])

@@ -17,6 +17,7 @@ from fastadv.engine.folding import forward_and_folds
 from fastadv.engine.gradient import gradients_if_used
 from fastadv.engine.host_memory import keep_freed_memory
 from fastadv.engine.precision import autocast
+from fastadv.engine.repeated_passes import Norms
 from fastadv.engine.runner import Runner
 from fastadv.engine.taps import Taps
 from fastadv.engine.weight_copies import WeightCopies
@@ -49,6 +50,7 @@ class Network:
         self._dtype = outer_dtype
         self.copies = WeightCopies(model)
         self.counters = BatchCounters(model)
+        self.norms = Norms(model)
         if device.type == "cpu":
             keep_freed_memory()
 
@@ -90,6 +92,15 @@ class Network:
                     logits = self.model(x)
         self.counters.count()
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    @contextmanager
+    def standing_for(self, passes: Sequence[str], which: str) -> Iterator[None]:
+        """BatchNorm's statistics and counts take the one pass of ``which`` inside for all such
+        ``passes`` ("natural", "adversarial")."""
+        with self.norms.standing_for(passes, which):
+            yield
+        for _ in range(passes.count(which) - 1):
+            self.counters.count()
 
     def logits_of(self, model: nn.Module, x: Tensor) -> Tensor:
         """Logits of another network, in the outer pass's precision, without a graph."""

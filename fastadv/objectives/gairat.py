@@ -15,12 +15,12 @@ class Gairat(Objective):
 
     kappa_i counts the attack's steps, of K, before whose move sample i was still classified
     right. All weights are equal before epoch ``gairat_start`` (from 0; a number below 1 is a
-    fraction of the run; the released code begins at epoch 60 of 120).
+    fraction of the run; the released code begins with the 60th of 120, counted from 1).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"correct_at_each_step"})
 
-    gairat_start: float = 0.5
+    gairat_start: float = 59 / 120
     gairat_lambda: float = -1.0
 
     def follows_epochs(self) -> bool:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fastadv.engine.repeated_passes import ADVERSARIAL, NATURAL
 from fastadv.objectives.trades import Trades
 
 
@@ -15,3 +16,5 @@ class RST(Trades):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train", "unlabelled_half"})
+
+    bn_passes: tuple[str, ...] = (ADVERSARIAL, NATURAL)

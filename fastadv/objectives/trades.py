@@ -7,20 +7,33 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.contract import Fit, Objective, Outputs
+from fastadv.engine.repeated_passes import ADVERSARIAL, NATURAL, ONCE
+from fastadv.errors import UserError
 
 
 @dataclass(eq=False)
 class Trades(Objective):
     """fit(f(x), y) + beta * KL(p(x) || p(x')), the gradient flowing through both sides.
 
-    x and x' are forwarded as separate batches, x first, each moving BatchNorm's running
-    statistics once (the published code forwards x twice for the same activations).
+    x and x' are forwarded as separate batches, each once. ``bn_passes`` are the passes by which
+    BatchNorm's running statistics move: the published code forwards x, x' and x again.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train"})
     fits: ClassVar[str] = "natural"
 
     beta: float = 6.0
+    bn_passes: tuple[str, ...] = (NATURAL, ADVERSARIAL, NATURAL)
+
+    def __post_init__(self) -> None:
+        if set(self.bn_passes) != set(ONCE):
+            raise UserError(
+                "bn_passes are natural and adversarial, each at least once, such as "
+                f"natural,adversarial, not {','.join(self.bn_passes)!r}."
+            )
+
+    def passes(self) -> tuple[str, ...]:
+        return self.bn_passes
 
     def attack_scale(self) -> float:
         return self.beta
