@@ -20,7 +20,7 @@ from fastadv.benchmark.command import run_comparisons
 from fastadv.benchmark.compare import Comparison, warm_up
 from fastadv.benchmark.geometry import PASSES, geometry
 from fastadv.benchmark.limits import measure_limits
-from fastadv.benchmark.ours import our_candidate
+from fastadv.benchmark.ours import LONG_RUN, our_candidate
 from fastadv.benchmark.rows import append_rows, provenance, read_rows, results_file
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, parse_specs
@@ -31,6 +31,13 @@ from fastadv.train import train
 ROOT = Path(__file__).resolve().parents[1]
 WANTED_MODES = ("captured", "compiled", "eager")
 METHODS = "apart,fast,awp,rwp,advlc,trades"
+# All that is marked "gpu", each file in a process of its own: a graph that breaks may take every
+# later one of its process along.
+GPU_TESTS = (
+    "tests/test_gpu_capture.py",
+    "tests/kernels/test_gpu_kernels.py",
+    "tests/kernels/test_choice.py",
+)
 
 
 class Stage:
@@ -79,17 +86,24 @@ def smoke(stage: Stage) -> str:
     if not off < 1e-6:
         raise RuntimeError(f"linf_step on {device} is off by {off:.1e}")
     failed = []
-    for mode in stage.modes(("eager", "compiled", "captured")):
+    tiny = Setting(width=8, batch_size=8, image_size=16, device=stage.device)
+    # A short run is captured without compiling; a long one, which the others are, with.
+    for mode, total in [("eager", 1), *[("captured", 1)] * (stage.device != "cpu")] + [
+        (mode, LONG_RUN) for mode in stage.modes(("compiled", "captured")) if mode != "eager"
+    ]:
         try:
-            tiny = Setting(width=8, batch_size=8, image_size=16, device=stage.device)
-            candidate = our_candidate(tiny, Spec("fast"), stage.dtype, mode)
-            print(f"{mode}: {1e3 * candidate.turn():.2f} ms, first calls {candidate.warm_seconds}")
+            candidate = our_candidate(tiny, Spec("fast"), stage.dtype, mode, total_steps=total)
+            print(
+                f"{mode}, {total} steps: {1e3 * candidate.turn():.2f} ms, "
+                f"first calls {candidate.warm_seconds}",
+                flush=True,
+            )
             candidate.close()
         except Exception as error:
             # The next mode may still work, and the suite must say which does.
             traceback.print_exc()
             first = (str(error).strip().splitlines() or [""])[0]
-            failed.append(f"{mode} ({type(error).__name__}: {first[:80]})")
+            failed.append(f"{mode}, {total} steps ({type(error).__name__}: {first[:80]})")
     if failed:
         raise RuntimeError("one step failed in " + "; ".join(failed))
     return f"kernel linf_step right to {off:.0e}, one step in every mode"
@@ -99,18 +113,22 @@ def tests(stage: Stage) -> str:
     """The tests that need a GPU."""
     # The project's own addopts name a plugin that may not be installed here.
     command = [sys.executable, "-P", "-m", "pytest", "-o", "addopts=", "--strict-markers", "-v"]
-    command += ["-m", "gpu", "-p", "no:cacheprovider", "--durations=5", "tests"]
-    said = []
-    # Passed on line by line: where the time runs out, the log must say in which test.
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as pytest:
-        for line in pytest.stdout or ():
-            print(line, end="", flush=True)
-            said += [line.strip("= \n")] * bool(line.strip())
-    if pytest.returncode not in {0, 5}:  # 5: there are no such tests
-        raise RuntimeError(said[-1] if said else "pytest did not start")
-    return said[-1]
+    command += ["-m", "gpu", "-p", "no:cacheprovider", "--durations=5"]
+    results, failed = [], False
+    for file in GPU_TESTS:
+        said = []
+        # Passed on line by line: where the time runs out, the log must say in which test.
+        with subprocess.Popen(
+            [*command, file], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as pytest:
+            for line in pytest.stdout or ():
+                print(line, end="", flush=True)
+                said += [line.strip("= \n")] * bool(line.strip())
+        results.append(f"{Path(file).stem}: {said[-1] if said else 'pytest did not start'}")
+        failed = failed or pytest.returncode != 0
+    if failed:
+        raise RuntimeError("; ".join(results))
+    return "; ".join(results)
 
 
 def kernel_times(stage: Stage) -> str:
@@ -119,8 +137,11 @@ def kernel_times(stage: Stage) -> str:
     command += ["--results", str(stage.out)]
     if importlib.util.find_spec("pytest_benchmark") is None:
         command += ["-p", "plain_benchmark"]
+    else:  # calls are timed on the device beside it, which takes no rounds
+        command += ["--benchmark-max-time=0.05", "--benchmark-min-rounds=3"]
+    command += ["-k", "not compiled"]  # two dozen compilations would take all the time
     if stage.tiny:
-        command += ["-k", "linf_step and reference"]
+        command[-1] = "linf_step and reference"
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     print(done.stdout, done.stderr)
     if done.returncode:
@@ -130,6 +151,7 @@ def kernel_times(stage: Stage) -> str:
 
 def bound(stage: Stage) -> str:
     """The time no step can beat, per pass."""
+    torch.backends.cudnn.benchmark = True  # as every step is timed
     device = torch.device(stage.device)
     limits = measure_limits(device, stage.dtype, tiny=stage.tiny)
     rows = []
@@ -151,7 +173,11 @@ def _compare(stage: Stage, comparison: Comparison) -> str:
         compiling = [mode for mode in comparison.modes if mode != "eager"][:1]
         skipped = warm_up(replace(comparison, modes=compiling, peers=(), deadline=None), print)
         return "compiled; " + " ".join(skipped)
-    rows = run_comparisons([comparison], stage.out, rich.console.Console(width=150))
+
+    def say(sentence: str) -> None:
+        print(f"{time.monotonic() - stage.began:6.1f} s {sentence}", flush=True)
+
+    rows = run_comparisons([comparison], stage.out, rich.console.Console(width=150), say=say)
     steps = [row for row in rows if row["kind"] == "step" and row["by"] == "fastadv"]
     if not steps:
         raise RuntimeError("no step of ours was timed")

@@ -81,14 +81,6 @@ def _shrink(squares, eps):
 
 
 @triton.jit
-def _at(pointer, shift):
-    moved = pointer
-    if pointer is not None:
-        moved = pointer + shift
-    return moved
-
-
-@triton.jit
 def _l2_kernel(
     x_adv, grad, x, out, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr,
     stream_id: tl.int64, alpha, alpha_ptr, eps, low, high, n,
@@ -96,7 +88,9 @@ def _l2_kernel(
 ):  # fmt: skip
     sample = tl.program_id(0)
     shift = sample.to(tl.int64) * n
-    x_adv, grad, x, out = _at(x_adv, shift), _at(grad, shift), _at(x, shift), _at(out, shift)
+    x_adv, x, out = x_adv + shift, x + shift, out + shift
+    if grad is not None:  # here, not in a function: Triton before 3.9 takes no None as an argument
+        grad += shift
     alpha = scalar(alpha, alpha_ptr) + tl.zeros([], tl.float32)
     if START:
         row = tl.load(index + sample)
@@ -126,7 +120,9 @@ def _part_kernel(
 ):  # fmt: skip
     sample, part = tl.program_id(0), tl.program_id(1)
     shift = sample.to(tl.int64) * n
-    x_adv, grad, x, out = _at(x_adv, shift), _at(grad, shift), _at(x, shift), _at(out, shift)
+    x_adv, x, out = x_adv + shift, x + shift, out + shift
+    if grad is not None:  # here, not in a function: Triton before 3.9 takes no None as an argument
+        grad += shift
     first, last = part * PART, tl.minimum(part * PART + PART, n)
     gradient_sums = partials + sample * PARTS
     delta_sums = gradient_sums + samples * PARTS

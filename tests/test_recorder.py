@@ -46,6 +46,8 @@ class FakeCuda:
         self.pools: list[Any] = []
         self.sync_debug_mode: int | str = 0
         self.drawn = 0
+        self.handles = 0
+        self.capturing = self.capture_fails_to_end = self.cleans_up = False
 
     def Stream(self, device: torch.device) -> FakeStream:
         return FakeStream(self, "side")
@@ -83,8 +85,30 @@ class FakeCuda:
         assert given["stream"].name == "side"
         assert given["capture_error_mode"] == "thread_local"
         self.pools.append(given["pool"])
-        given["cuda_graph"].name = given["pool"] or f"pool {len(self.pools)}"
-        yield
+        given["cuda_graph"].name = given["pool"]
+        self.capturing = True
+        try:
+            yield
+        finally:
+            if self.capture_fails_to_end:
+                self.capture_fails_to_end = False
+                raise RuntimeError("capture invalidated")
+            self.capturing = False
+
+    def graph_pool_handle(self) -> str:
+        self.handles += 1
+        return f"pool {self.handles}"
+
+    def current_device(self) -> int:
+        return 0
+
+    def end_allocating(self, device: int, pool: str) -> None:
+        if self.cleans_up:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.log.append(f"leaves {pool}")
+
+    def release(self, device: int, pool: str) -> None:
+        self.log.append(f"releases {pool}")
 
 
 @pytest.fixture
@@ -92,8 +116,11 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda()
     for name in ("Stream", "CUDAGraph", "device", "current_stream", "set_stream", "stream"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
-    for name in ("get_rng_state", "set_rng_state", "graph"):
+    for name in ("get_rng_state", "set_rng_state", "graph", "graph_pool_handle", "current_device"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
+    allocator = {"_cuda_endAllocateToPool": "end_allocating", "_cuda_releasePool": "release"}
+    for name, own in allocator.items():
+        monkeypatch.setattr(torch._C, name, getattr(fake, own), raising=False)
     for name in ("get_sync_debug_mode", "set_sync_debug_mode"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
     return fake
@@ -146,7 +173,7 @@ def test_graphs_share_a_pool_as_long_as_one_lives(cuda: FakeCuda) -> None:
     replays.clear()
     gc.collect()
     record(lambda: None)
-    assert cuda.pools == [None, "pool 1", "pool 1", None, "pool 1", "pool 4", None]
+    assert cuda.pools == [f"pool {place}" for place in (1, 1, 1, 2, 1, 2, 3)]
 
 
 def test_a_capture_that_breaks_is_left_behind(cuda: FakeCuda) -> None:
@@ -163,3 +190,35 @@ def test_a_capture_that_breaks_is_left_behind(cuda: FakeCuda) -> None:
 
     with pytest.raises(torch.OutOfMemoryError):
         recorder()(too_much)
+
+
+@pytest.mark.parametrize("cleans_up", [False, True])
+def test_a_capture_that_cannot_be_ended_leaves_nothing_behind(
+    cuda: FakeCuda, cleans_up: bool
+) -> None:
+    """torch before 2.12 stays in it; what broke it is the reason, not what ending it said."""
+    cuda.cleans_up = cleans_up
+
+    def waits() -> None:
+        cuda.capture_fails_to_end = True
+        raise RuntimeError("operation would make the capture depend on the host")
+
+    with pytest.raises(NotReplayable, match=r"\(operation would make the capture depend"):
+        recorder()(waits)
+    allocator = [line for line in cuda.log if "pool" in line]
+    assert allocator == ([] if cleans_up else ["leaves pool 1", "releases pool 1"])
+    assert cuda.capturing == cleans_up  # the stand-in has no generators to let go
+    assert cuda.now is cuda.outside
+
+    def too_much() -> None:
+        cuda.capture_fails_to_end = True
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        recorder()(too_much)
+
+    def breaks_silently() -> None:
+        cuda.capture_fails_to_end = True
+
+    with pytest.raises(NotReplayable, match="capture invalidated"):
+        recorder()(breaks_silently)

@@ -11,7 +11,6 @@ from tiny_capture import capture
 from torch import Tensor, nn
 
 import fastadv
-from fastadv.engine.precision import cpu_multiplies
 
 
 class Smooth(nn.Module):
@@ -66,22 +65,24 @@ def test_a_model_in_eval_mode_is_trained_and_stays_in_eval_mode():
     assert equal(model, twin)
 
 
-def test_under_no_grad_and_inside_autocast_the_numbers_are_the_same():
+@pytest.mark.parametrize("method", ["pgd", "fgsm-n-advlc"])
+def test_under_no_grad_and_inside_autocast_the_numbers_are_the_same(method, monkeypatch):
+    monkeypatch.setattr("fastadv.engine.precision.cpu_multiplies", lambda _: True)
+    options = {"steps": 2} if method == "pgd" else {}
     x, y, *_ = tiny_batch()
     x = x.float()
     results = []
     for surroundings in (torch.enable_grad(), torch.no_grad()):
         model = tiny_model().float()
         with surroundings:
-            tiny_step(model, "pgd", steps=2)(x, y)
+            tiny_step(model, method, **options)(x, y)
         results.append(weights(model))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
     inside, outside = tiny_model().float(), tiny_model().float()
     with torch.autocast("cpu", torch.bfloat16):
-        tiny_step(inside, "pgd", steps=2)(x, y)
-    tiny_step(outside, "pgd", steps=2, amp=True)(x, y)
-    if cpu_multiplies(torch.bfloat16):
-        assert equal(inside, outside)
+        tiny_step(inside, method, **options)(x, y)
+    tiny_step(outside, method, amp=True, **options)(x, y)
+    assert equal(inside, outside)
 
 
 @pytest.mark.parametrize("surrounding", [False, True])

@@ -19,6 +19,7 @@ from fastadv.benchmark.parity import require_parity
 from fastadv.benchmark.peer_list import usual_peers
 from fastadv.benchmark.plot import plot_batches, require_matplotlib
 from fastadv.benchmark.profiling import heaviest
+from fastadv.benchmark.results import idle_rows
 from fastadv.benchmark.rows import Row, append_rows, provenance, results_file
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, parse_specs
@@ -106,18 +107,25 @@ def run_comparisons(
     console: rich.console.Console,
     *,
     with_profile: bool = False,
+    say: Say | None = None,
 ) -> list[Row]:
-    """Run every comparison; rows are written to ``out`` as soon as one is done, and returned."""
+    """Run every comparison; rows are written to ``out`` as soon as one is done, and returned.
+
+    ``say`` is told where the run is (None: a line of the terminal, if there is one).
+    """
     device = torch.device(plan[0].setting.device)
     file, origin = results_file(out, device), provenance(device)
     rows: list[Row] = []
     for comparison in plan:
         setting = comparison.setting
         console.print(f"[bold]{setting.model}, batch {setting.batch_size}, {comparison.dtype}[/]")
-        with compared(comparison, _progress(console)) as outcome:
+        with compared(comparison, say or _progress(console)) as outcome:
             found = [row | origin for row in outcome.rows]
             append_rows(file, found)
             rows += found
+            for idle in idle_rows(setting, outcome.candidates, device):
+                append_rows(file, [idle | origin])  # at once: a profile may take long
+                _note_idle(found, idle)
             for sentence in outcome.skipped:
                 console.print(f"[yellow]skipped[/] {escape(sentence)}")
             if with_profile:
@@ -125,6 +133,12 @@ def run_comparisons(
     _show(rows, console)
     console.print(f"rows: {escape(str(file))}")
     return rows
+
+
+def _note_idle(steps: Sequence[Row], idle: Row) -> None:
+    for row in steps:
+        if row["kind"] == "step" and row["name"] == idle["name"]:
+            row["idle_share"] = idle["idle_share"]
 
 
 def _show(rows: Sequence[Row], console: rich.console.Console) -> None:

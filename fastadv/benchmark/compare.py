@@ -66,7 +66,8 @@ def compared(comparison: Comparison, say: Say) -> Iterator[Outcome]:
     shape = geometry(comparison.setting.make_model(), comparison.setting.image_shape)
     bound = _bound(comparison, shape, limits)
     try:
-        _build(comparison, outcome, say)
+        for _ in _building(comparison, outcome, say):
+            pass
         if not outcome.candidates:
             raise UserError("Nothing to time: " + " ".join(outcome.skipped))
         times = interleave(
@@ -77,7 +78,7 @@ def compared(comparison: Comparison, say: Say) -> Iterator[Outcome]:
         )
         timed = Timed(comparison.setting, comparison.dtype, outcome.candidates, times, bound)
         outcome.rows = [*_limit_rows(comparison, limits), *pass_rows(timed)]
-        outcome.rows += [*step_rows(timed, device), *speedup_rows(timed)]
+        outcome.rows += [*step_rows(timed), *speedup_rows(timed)]
         yield outcome
     finally:
         for candidate in outcome.candidates:
@@ -85,12 +86,11 @@ def compared(comparison: Comparison, say: Say) -> Iterator[Outcome]:
 
 
 def warm_up(comparison: Comparison, say: Say) -> list[str]:
-    """Build every candidate and nothing else, so that compiled code is in the cache when it
-    counts; returns a sentence for whatever could not be built."""
+    """Build every candidate and nothing else, one after another, so that compiled code is in the
+    cache when it counts; returns a sentence for whatever could not be built."""
     outcome = Outcome()
-    _build(comparison, outcome, say)
-    for candidate in outcome.candidates:
-        candidate.close()
+    for _ in _building(comparison, outcome, say):
+        outcome.candidates.pop().close()  # its memory is the next one's
     return outcome.skipped
 
 
@@ -111,7 +111,7 @@ def _limit_rows(comparison: Comparison, limits: Limits) -> list[Row]:
     ]
 
 
-def _build(comparison: Comparison, outcome: Outcome, say: Say) -> None:
+def _building(comparison: Comparison, outcome: Outcome, say: Say) -> Iterator[Candidate]:
     """Build what is asked for, the most wanted first; what fails is left out and said."""
     for name, make in _wanted(comparison):
         if comparison.deadline is not None and time.monotonic() > comparison.deadline:
@@ -120,6 +120,7 @@ def _build(comparison: Comparison, outcome: Outcome, say: Say) -> None:
         say(f"warming up {name}")
         try:
             outcome.candidates.append(make())
+            yield outcome.candidates[-1]
         except (UserError, RuntimeError) as error:
             # A mode that does not compile, or too little memory, must not lose the other rows.
             first = str(error).strip().splitlines()[0]
@@ -130,22 +131,23 @@ Wanted = tuple[str, Callable[[], Candidate]]
 
 
 def _wanted(comparison: Comparison) -> Iterator[Wanted]:
-    """What needs no compiling first: when the time is short, that much is there."""
-    yield from _wanted_steps(comparison, compiling=False)
+    """The mode named first, what needs no compiling, and the rest: when the time is short, that
+    much is there."""
+    first, rest = comparison.modes[:1], comparison.modes[1:]
+    yield from _wanted_steps(comparison, [*first, *(mode for mode in rest if mode == "eager")])
     for peer in comparison.peers:
         yield peer, partial(peer_list.PEERS[peer], comparison.setting)
-    yield from _wanted_steps(comparison, compiling=True)
+    yield from _wanted_steps(comparison, [mode for mode in rest if mode != "eager"])
     if comparison.with_passes:
         yield from _wanted_passes(comparison)
 
 
-def _wanted_steps(comparison: Comparison, *, compiling: bool) -> Iterator[Wanted]:
+def _wanted_steps(comparison: Comparison, modes: Sequence[str]) -> Iterator[Wanted]:
     setting, dtype = comparison.setting, comparison.dtype
-    for mode in comparison.modes:
+    for mode in modes:
         for spec in comparison.specs:
-            if (mode != "eager") == compiling:
-                make = partial(our_candidate, setting, spec, dtype, mode)
-                yield f"{spec} {dtype} {mode}", make
+            make = partial(our_candidate, setting, spec, dtype, mode)
+            yield f"{spec} {dtype} {mode}", make
 
 
 def _wanted_passes(comparison: Comparison) -> Iterator[Wanted]:

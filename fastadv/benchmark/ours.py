@@ -20,6 +20,7 @@ from fastadv.training_step import Step, step
 WARM_CALLS = 3
 DTYPES = ("fp32", "bf16", "fp16")
 BATCHES = 4
+LONG_RUN = 100_000  # steps, so that compiling is worth while
 # A rate at which random labels do not tear the weights apart within one measurement.
 LR = 1e-3
 
@@ -32,7 +33,9 @@ def make_optimizer(
     return torch.optim.SGD(groups, lr=LR, momentum=0.9, weight_decay=5e-4, fused=fused or None)
 
 
-def make_step(setting: Setting, spec: Spec, dtype: str, mode: str) -> Step:
+def make_step(
+    setting: Setting, spec: Spec, dtype: str, mode: str, total_steps: int = LONG_RUN
+) -> Step:
     """A fastadv step as a user would make it, in channels_last."""
     model = setting.make_model(channels_last=True)
     plan = spec.plan()
@@ -48,16 +51,18 @@ def make_step(setting: Setting, spec: Spec, dtype: str, mode: str) -> Step:
         mode=mode,
         num_samples=BATCHES * setting.batch_size,
         num_classes=setting.num_classes,
-        total_steps=100_000,
-        steps_per_epoch=100_000,
+        total_steps=total_steps,
+        steps_per_epoch=total_steps,
         seed=setting.seed,
         **options,
         **spec.chosen,
     )
 
 
-def our_candidate(setting: Setting, spec: Spec, dtype: str, mode: str) -> Candidate:
-    """One method in one precision and mode, warmed up.
+def our_candidate(
+    setting: Setting, spec: Spec, dtype: str, mode: str, total_steps: int = LONG_RUN
+) -> Candidate:
+    """One method in one precision and mode, warmed up, in a run of ``total_steps``.
 
     Raises ``UserError`` for a mode this machine or this version does not have.
     """
@@ -65,7 +70,7 @@ def our_candidate(setting: Setting, spec: Spec, dtype: str, mode: str) -> Candid
     if mode == "captured" and device.type != "cuda":
         raise UserError("captured is a mode of CUDA devices; on a CPU use eager or compiled.")
     memory = PeakMemory(device)
-    training = make_step(setting, spec, dtype, mode)
+    training = make_step(setting, spec, dtype, mode, total_steps)
     inputs: list[dict[str, Any]] = [
         {"x": batch.x, "y": batch.y, "index": batch.index, "second": batch.x.flip(-1)}
         for batch in setting.batches(BATCHES, channels_last=True)

@@ -35,7 +35,7 @@ class Timed:
         return (entry for entry in self.candidates if "pass" not in entry.facts)
 
 
-def step_rows(timed: Timed, device: torch.device) -> Iterator[Row]:
+def step_rows(timed: Timed) -> Iterator[Row]:
     """A row for every whole step, ours and the peers'."""
     for candidate in timed.steps():
         seconds = Spread.of(timed.times[candidate.name])
@@ -48,9 +48,22 @@ def step_rows(timed: Timed, device: torch.device) -> Iterator[Row]:
             if candidate.facts["by"] == "fastadv":
                 row |= _against_bound(timed.bound, passes, seconds.median)
                 row |= _against_passes(timed, candidate, passes)
-        if device.type == "cuda" and candidate.facts["by"] == "fastadv":
-            row["idle_share"] = round(idle_share(candidate.turn, device), 4)
         yield row
+
+
+def idle_rows(
+    setting: Setting, candidates: Sequence[Candidate], device: torch.device
+) -> Iterator[Row]:
+    """How long a GPU waits in each of our own steps; a profile of one step each."""
+    for candidate in candidates:
+        if device.type != "cuda" or candidate.facts["by"] != "fastadv" or "pass" in candidate.facts:
+            continue
+        yield {
+            "kind": "idle",
+            "name": candidate.name,
+            "config": setting.as_row(),
+            "idle_share": round(idle_share(candidate.turn, device), 4),
+        }
 
 
 def _passes(candidate: Candidate) -> Counter[Pass] | None:

@@ -69,10 +69,13 @@ def commit() -> str | None:
     if root is None:
         return None
     status = ["status", "--porcelain", "-uno", "--", ".", ":!bench/results"]
-    found = [
-        subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
-        for words in (["rev-parse", "--short", "HEAD"], status)
-    ]
+    try:
+        found = [
+            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
+            for words in (["rev-parse", "--short", "HEAD"], status)
+        ]
+    except OSError:  # no git here
+        return None
     if found[0].returncode:
         return None
     return found[0].stdout.strip() + ("+changes" if found[1].stdout.strip() else "")

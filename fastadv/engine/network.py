@@ -134,6 +134,7 @@ class Network:
     @contextmanager
     def training(self) -> Iterator[None]:
         """Training mode and gradients for the outer pass."""
+        self._dtype = self.outer_dtype
         with (
             torch.enable_grad(),
             guard.train_flags(self.model, True),

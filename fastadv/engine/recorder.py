@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -69,19 +70,46 @@ class CudaRecorder:
         """
         graph = torch.cuda.CUDAGraph()
         # A pool ends with its last graph, and its name may not be used again.
-        pool = next((other.pool() for other in self._graphs[alone]), None)
+        living = next((other.pool() for other in self._graphs[alone]), None)
+        pool = living or torch.cuda.graph_pool_handle()
+        broken: BaseException | None = None
         with self._on_the_stream(), _no_garbage_collected():
-            # Not "global": threads of DALI, of NCCL or of the user may allocate meanwhile.
-            capture = torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local")
             try:
-                with capture:
-                    result = function()
-            except torch.OutOfMemoryError:
-                raise
+                with self._capture(graph, pool):
+                    try:
+                        result = function()
+                    except BaseException as error:
+                        broken = error
+                        raise
             except RuntimeError as error:
-                raise NotReplayable(_first_line(error)) from error
+                if error is not broken:
+                    self._leave_capture(pool)
+                # Ending a broken capture fails, too, and with a reason that tells nothing.
+                cause = broken if isinstance(broken, RuntimeError) else error
+                if isinstance(cause, torch.OutOfMemoryError):
+                    raise cause from None
+                raise NotReplayable(_first_line(cause)) from error
         self._graphs[alone].add(graph)
         return result, graph.replay
+
+    def _capture(self, graph: Any, pool: Any) -> AbstractContextManager[None]:
+        # Not "global": threads of DALI, of NCCL or of the user may allocate meanwhile.
+        return torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local")
+
+    def _leave_capture(self, pool: Any) -> None:
+        """After a capture that could not be ended: torch before 2.12 lets allocator and generators
+        stay in it, and the next capture and the next random number of the process fail."""
+        index = torch.cuda.current_device()
+        try:
+            torch._C._cuda_endAllocateToPool(index, pool)
+        except RuntimeError:
+            return  # this torch has done so itself
+        torch._C._cuda_releasePool(index, pool)
+        # The end of a capture lets the generators go, be it one of nothing.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with self._capture(torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()):
+                pass
 
     @contextmanager
     def _on_the_stream(self) -> Iterator[None]:
@@ -99,7 +127,7 @@ class CudaRecorder:
                 outside.wait_stream(self.stream)
 
 
-def _first_line(error: RuntimeError) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 

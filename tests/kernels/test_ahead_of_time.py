@@ -69,6 +69,27 @@ def step(name: str, dtype: torch.dtype = torch.float32) -> Call:
     return call
 
 
+def project(name: str) -> Call:
+    def call(layout: Layout) -> object:
+        for x in (layout.images(), layout.large()):
+            FUNCTIONS[name](x, x, 0.03)
+        return x
+
+    return call
+
+
+def drawn(name: str) -> Call:
+    def call(layout: Layout) -> object:
+        return FUNCTIONS[name](layout.integers(4), (3, 32, 32), SEED, OFFSET, 1)
+
+    return call
+
+
+def reflected(layout: Layout) -> object:
+    store = layout.tensor(5, 3, 40, 40, dtype=torch.uint8)
+    return FUNCTIONS["crop_flip"](store, *layout.view(4), (32, 32), padding="reflect")
+
+
 def start(name: str) -> Call:
     def call(layout: Layout) -> object:
         x = layout.images()
@@ -140,12 +161,17 @@ CALLS: dict[str, Call] = {
     "linf_step_fp16": step("linf_step", torch.float16),
     "linf_step_bf16": step("linf_step", torch.bfloat16),
     "linf_step_normalized": normalized,
+    "linf_project": project("linf_project"),
     "linf_start": start("linf_start"),
     "l2_start": start("l2_start"),
     "l2_step": step("l2_step"),
     "l2_step_large": step("l2_step_large"),
+    "l2_project": project("l2_project"),
+    "noise_normal": drawn("noise_normal"),
+    "noise_uniform": drawn("noise_uniform"),
     "crop_flip_uint8": crop(torch.uint8),
     "crop_flip_float": crop(torch.float32),
+    "crop_flip_reflect": reflected,
     "crop_flip_add": omega("crop_flip_add"),
     "crop_flip_ascend": omega("crop_flip_ascend"),
     "crop_flip_write": omega("crop_flip_write"),
@@ -182,6 +208,28 @@ WIDE = {
 }
 
 
+# Called by autograd functions that call a forward and a backward function listed here.
+DIFFERENTIABLE = {"masked_ce", "trades_kl", "top_n_sum"}
+
+
+def test_every_function_is_compiled_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = set()
+
+    def noting(name: str, function: Callable[..., object]) -> Callable[..., object]:
+        def noted(*args: object, **options: object) -> object:
+            called.add(name)
+            return function(*args, **options)
+
+        return noted
+
+    for name, function in list(FUNCTIONS.items()):
+        monkeypatch.setitem(FUNCTIONS, name, noting(name, function))
+    with recorded():
+        for call in CALLS.values():
+            call(Layout(even=True))
+    assert called | DIFFERENTIABLE == set(FUNCTIONS)
+
+
 def launches(name: str, even: bool) -> list[Launch]:
     with recorded() as found:
         CALLS[name](Layout(even))
@@ -198,6 +246,8 @@ def sizes_of_one() -> None:
         FUNCTIONS[name](image, 0.1, row, 1, 1, 0.0, 1.0, 1)
     for name in ("linf_step", "l2_step"):
         FUNCTIONS[name](image, image, image, 0.1, 0.1)
+    for name in ("linf_project", "l2_project"):
+        FUNCTIONS[name](image, image, 0.1)
     FUNCTIONS["l2_step"](torch.zeros(1, 33000), torch.zeros(1, 33000), torch.zeros(1, 33000), 1, 1)
     FUNCTIONS["noise_normal"](row, (1,), row[0], row[0], 1)
     FUNCTIONS["linf_step_normalized"](image, image, image, 0.1, 0.1, one, one)
