@@ -69,6 +69,8 @@ def bench(
     if threads is not None:
         torch.set_num_threads(_at_least_one("threads", threads))
     chosen = choose_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # graphs and streams are made on the current one
     specs = parse_specs(methods)
     plan = [
         Comparison(
