@@ -118,6 +118,49 @@ def test_of_several_restarts_the_worst_is_kept_for_each_sample() -> None:
     assert (made[1] > made[0] + 1e-6).any()
 
 
+def test_of_several_restarts_of_a_kl_attack_the_largest_kl_is_kept() -> None:
+    x, y, index, _ = tiny_batch()
+    made, kls = {}, {}
+    for restarts in (1, 2):
+        step = tiny_step(tiny_model(), "trades", steps=2, restarts=restarts)
+        found = recorded(step)
+        frozen = twin(step.model).eval()
+        step(x, y, index)
+        made[restarts] = found[0].x_adv
+        p = frozen(x).softmax(1).detach()
+        kls[restarts] = (p * (p.log() - frozen(made[restarts]).log_softmax(1))).sum(1)
+    assert (kls[2] >= kls[1] - 1e-12).all()
+    assert (kls[2] > kls[1]).any()
+    # By cross entropy another restart would have been kept for some.
+    ce = [functional.cross_entropy(frozen(made[r]), y, reduction="none") for r in (1, 2)]
+    assert (ce[1] < ce[0]).any()
+
+
+def test_counts_of_correct_steps_are_of_the_restart_that_is_kept() -> None:
+    x, y, index, _ = tiny_batch()
+    options = {"steps": STEPS, "objective": "gairat", "gairat_start": 1, "attack_bn": "eval"}
+    step = tiny_step(tiny_model(), "pgd", restarts=2, **options)
+    step.set_epoch(0)
+    climbs = []
+    climb_once = step.plan.adversary._climb
+
+    def noting(*inputs: object) -> object:
+        climbs.append(climb_once(*inputs))
+        return climbs[-1]
+
+    step.plan.adversary._climb = noting
+    made = recorded(step)
+    with torch.no_grad():
+        y = twin(step.model).eval()(x).argmax(1)
+    step(x, y, index)
+    counts = [found["correct_at_each_step"] for _, found in climbs]
+    second = (made[0].x_adv == climbs[1][0]).flatten(1).all(1)
+    assert second.any()
+    assert not second.all()
+    kept = torch.where(second, counts[1], counts[0])
+    assert torch.equal(made[0].facts["correct_at_each_step"], kept)
+
+
 def test_counts_of_correct_steps() -> None:
     x, y, index, start = tiny_batch()
     step = tiny_step(

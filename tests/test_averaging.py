@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import assert_same, tiny_batch, twin
+from tiny import assert_same, tiny_batch, tiny_model, tiny_step, twin
 from tiny_staged import staged_model, staged_step
 from torch import Tensor, nn
 
@@ -126,3 +126,11 @@ def test_senseless_options_are_refused() -> None:
     x, y, index, _ = tiny_batch()
     with pytest.raises(UserError, match="average_start="):
         staged_step(staged_model(), "swa", total_steps=None)(x, y, index % 12)
+
+
+def test_a_fraction_that_ends_inside_an_epoch_starts_with_that_epoch() -> None:
+    x, y, index, start = tiny_batch()
+    known = {"steps": 1, "total_steps": 10, "steps_per_epoch": 2, "average_start": 0.75}
+    step = tiny_step(tiny_model(), averaging="swa", **known)
+    step(x, y, index, start=start)
+    assert step.plan.averaging.first_epoch() == 3  # 0.75 of 5 epochs is 3.75

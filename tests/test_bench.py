@@ -22,7 +22,7 @@ from fastadv.benchmark.bound import Bound, measure_bound
 from fastadv.benchmark.clock import seconds_alone
 from fastadv.benchmark.command import bench
 from fastadv.benchmark.geometry import PASSES, geometry
-from fastadv.benchmark.interleave import Candidate, interleave
+from fastadv.benchmark.interleave import Candidate, interleave, warmed
 from fastadv.benchmark.limits import Limits
 from fastadv.benchmark.ours import make_step
 from fastadv.benchmark.pass_timing import pass_name
@@ -368,3 +368,18 @@ def test_a_plot_without_matplotlib_says_how_to_get_it(monkeypatch):
 
 def test_median_of_an_even_number_lies_between():
     assert Spread.of([1, 2, 3, 10]).median == statistics.median([1, 2, 3, 10])
+
+
+def test_another_unit_is_another_unit_for_every_number() -> None:
+    assert Spread(2.0, 1.0, 4.0, 9).times(1e3) == Spread(2000.0, 1000.0, 4000.0, 9)
+
+
+def test_the_peak_of_memory_counts_from_the_last_warm_call() -> None:
+    happened = []
+
+    class Memory:
+        def forget(self) -> None:
+            happened.append("forget")
+
+    warmed(lambda: happened.append("call"), torch.device("cpu"), Memory(), 3)  # type: ignore[arg-type]
+    assert happened == ["call", "call", "forget", "call"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import pad as pad_images
 
-from fastadv.data import DeviceLoader, MixedLoader, eval_batches
+from fastadv.data import DeviceLoader, MixedLoader, draws, eval_batches
 from fastadv.data.small_sets import make_synthetic
 from fastadv.errors import UserError
 
@@ -193,3 +193,27 @@ def test_mixed_loader_refuses_odd_batches_and_foreign_shapes():
             DATA.test_labels,
             batch_size=8,
         )
+
+
+def test_a_sample_is_cropped_and_flipped_anew_in_every_epoch() -> None:
+    images = torch.randint(0, 256, (64, 1, 8, 8)).to(torch.uint8)
+    loader = DeviceLoader(images, torch.zeros(64).long(), batch_size=64, pad=4, flip=True)
+    seen = []
+    for epoch in range(2):
+        (batch,) = loader.epoch(epoch)
+        order = batch.index.argsort()
+        seen.append([part[order] for part in batch.view])
+    for name, first, second in zip(("top", "left", "flip"), *seen, strict=True):
+        assert not torch.equal(first, second), name
+
+
+def test_views_depend_on_all_that_is_drawn_for() -> None:
+    rows = torch.arange(200)
+    usual = draws.draw_view(rows, 1, 2, 4, True, draws.VIEW)
+    others = [
+        draws.draw_view(rows, 9, 2, 4, True, draws.VIEW),
+        draws.draw_view(rows, 1, 3, 4, True, draws.VIEW),
+        draws.draw_view(rows, 1, 2, 4, True, draws.SECOND_VIEW),
+    ]
+    for other in others:
+        assert 0.05 < (usual.top == other.top).double().mean() < 0.25  # 1/9 by chance

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastadv.attacks import attack
-from fastadv.errors import UserError
-from fastadv.evaluation import evaluate
+from fastadv.engine import distributed
+from fastadv.errors import NotFiniteError, UserError
+from fastadv.evaluation import _memory_format, evaluate
 
 NAMES = ("clean", "fgsm", "fgsm-rwp", "pgd-5", "pgd-3-3", "cw-5", "cw-margin-5", "noise-0.2")
 
@@ -207,3 +208,58 @@ def test_bad_options_are_refused_before_the_first_batch(model, options, sentence
 
     with pytest.raises(UserError, match=sentence):
         evaluate(model, never(), **options)
+
+
+def test_processes_judge_in_turn_and_count_the_images_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two processes that share 60 images in batches of 7 find what one finds alone."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 4)).double()
+    x = torch.rand(60, 1, 6, 6, dtype=torch.float64)
+    y = model(x).argmax(1)
+    y[:10] = (y[:10] + 1) % 4
+    batches = list(zip(x.split(7), y.split(7), strict=True))
+    names = ("clean", "fgsm", "pgd-2", "noise-0.3")
+    alone = evaluate(model, batches, names, eps=0.1)
+    assert 0 < alone["pgd-2"] < 1
+    sent: list[Tensor] = []
+
+    def add_up(tensor: Tensor) -> None:
+        sent.append(tensor.clone())
+        if len(sent) == 2:
+            tensor.add_(sent[0])
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "add_up", add_up)
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        counted: list[int] = []
+        together = evaluate(model, batches, names, eps=0.1, shared=True, progress=counted.append)
+        assert counted == [*range(7, 57, 7), 60]
+    assert len(sent) == 2
+    assert (sent[0] < sent[1] + sent[0]).all()
+    assert (sent[1] < sent[1] + sent[0]).all()
+    assert together == pytest.approx(alone)
+
+
+class FiniteBelow(nn.Module):
+    """Logits that are not finite where a pixel is 0.55 or more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.log(0.55 - x.flatten(1)[:, :4]) * torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
+def test_outputs_that_only_an_attack_makes_infinite_are_no_accuracy() -> None:
+    batches = [(torch.full((4, 1, 2, 2), 0.5), torch.arange(4))]
+    assert evaluate(FiniteBelow(), batches, ["clean"], eps=0.1)["clean"] <= 1
+    with pytest.raises(NotFiniteError):
+        evaluate(FiniteBelow(), batches, ["noise-0.3"], eps=0.1)
+
+
+def test_a_kernel_that_is_in_both_layouts_says_nothing_of_the_layout() -> None:
+    telling, silent = nn.Conv2d(3, 4, 3), [nn.Conv2d(3, 4, 1), nn.Conv2d(1, 4, 3)]
+    assert _memory_format(nn.Sequential(*silent)) is torch.contiguous_format
+    assert _memory_format(nn.Sequential(telling, *silent)) is torch.contiguous_format
+    telling.to(memory_format=torch.channels_last)
+    assert _memory_format(nn.Sequential(telling, *silent)) is torch.channels_last

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 import fastadv
+from fastadv import param_groups
 from fastadv.config import from_toml
 from fastadv.errors import UserError
 from fastadv.schedules import Schedule
@@ -227,3 +228,43 @@ def test_chosen_layers_from_the_command_line_to_the_resumed_run(
     assert done.code == 0, done.err
     config = from_toml(Path("run/config.toml"))
     assert config.plan().layers.layer_groups == ("1", "3")
+
+
+def test_a_scheduler_made_before_the_step_does_not_lower_the_fixed_rate() -> None:
+    """torch's schedulers set ``lr`` when they are made and note in ``initial_lr`` what it was."""
+    model = staged_model()
+    optimizer = torch.optim.SGD(model.parameters(), **LEARNING)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: 0.1)
+    step = staged_step(model, "rat-lr", optimizer=optimizer, rate_form="gradient")
+    assert optimizer.param_groups[0]["lr"] < LEARNING["lr"]
+    assert step.plan.layers.rates == [LEARNING["lr"]]
+
+
+def test_a_rate_that_is_a_tensor_is_filled_in_place() -> None:
+    """A captured or compiled optimizer reads that tensor, and no other that took its place."""
+    model = staged_model()
+    groups = param_groups(model, "rat-lr", lr=0.05)
+    rate = torch.tensor(0.05, dtype=torch.float64)
+    for group in groups:
+        group["lr"] = rate.clone()
+    optimizer = torch.optim.SGD(groups, lr=0.05)
+    step = staged_step(model, "rat-lr", optimizer=optimizer)
+    own = [group["lr"] for group in optimizer.param_groups]
+    for lr in own:
+        lr.fill_(0.001)
+    step.plan.layers.before_update(optimizer, [], [])
+    assert all(group["lr"] is lr for group, lr in zip(optimizer.param_groups, own, strict=True))
+    assert [float(lr) for lr in own] == [0.001, 0.05]
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+def test_where_the_schedule_stands_at_0_no_gradient_waits_in_the_momentum(tensor: bool) -> None:
+    x, y, index, start = tiny_batch()
+    model = staged_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    step = staged_step(model, "rat-lr", optimizer=optimizer, rate_form="gradient", steps=1)
+    optimizer.param_groups[0]["lr"] = torch.zeros(()) if tensor else 0.0
+    step(x, y, index % 12, start=start)
+    kept = optimizer.state[model.layer4[0].conv1.weight]["momentum_buffer"]
+    assert not kept.any()
+    assert optimizer.state[model.layer1[0].conv1.weight]["momentum_buffer"].any()

@@ -282,3 +282,15 @@ def test_pseudo_labels_are_the_models_own_predictions_on_bytes():
     assert torch.equal(labels, expected)
     assert labels.dtype == torch.int64
     assert model.training
+
+
+def test_the_mixture_moves_with_every_update_not_with_every_epoch() -> None:
+    x, y, index, start = tiny_batch()
+    known = {"steps": 1, "total_steps": 8, "steps_per_epoch": 4}
+    step = tiny_step(tiny_model(), objective="clean-mixed", **known)
+    shares = []
+    for _ in range(8):
+        step(x, y, index, start=start)
+        shares.append(float(step.plan.objective._share))
+    assert shares == pytest.approx([update / 8 for update in range(8)])
+    assert torch.is_tensor(step.plan.objective._share)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -178,3 +180,21 @@ def test_a_data_set_with_a_path_has_its_preset() -> None:
     assert chosen.options["step_size_lr"] == 4e-9
     shorter = settled(TrainConfig(method="apart-imagenet", data="imagenet:/anywhere", epochs=3))
     assert shorter.options["step_size_lr"] is None
+
+
+def test_a_memory_of_pixels_is_as_wide_as_the_loader_shifts() -> None:
+    """--pad is the loader's; the part that stores perturbations must know the same border."""
+    found = settled(TrainConfig(method="apart", data="digits", pad=7))
+    assert (found.pad, found.options["pad"]) == (7, 7)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
+def test_a_share_held_out_must_leave_images_on_both_sides(share: float) -> None:
+    with pytest.raises(UserError, match="--val-fraction"):
+        settled(TrainConfig(val_fraction=share))
+
+
+def test_a_path_of_any_letters_comes_back_from_the_run_folder(tmp_path: Path) -> None:
+    config = TrainConfig(data='folder:/images "of" all\\kinds', options={"teachers": 'a"b\\c'})
+    (tmp_path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    assert from_toml(tmp_path / "config.toml") == config

@@ -1,13 +1,17 @@
 """Every regularizer: one float64 step equals its formula, eager and compiled."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import EPS, assert_same, climb, descend, sgd, tiny_batch, tiny_model, tiny_step
 from torch.nn import functional
 
 from fastadv import kernels
+from fastadv.contract import Outputs
 from fastadv.engine import noise
 from fastadv.errors import UserError
+from fastadv.regularizers.advlc import AdvLC
 from fastadv.regularizers.gradalign import one_minus_cosine
 
 ALPHA, STEPS = 0.04, 2
@@ -361,3 +365,11 @@ def test_regularizers_under_autocast_stay_near_the_full_precision_step(regulariz
             step(x, y, index, start=start)
         gradients.append((before - model.conv1.weight.detach()).flatten())
     assert functional.cosine_similarity(*gradients, dim=0) > 0.9
+
+
+def test_advlc_takes_one_entry_at_least() -> None:
+    """A fraction of a small batch that rounds to no entry is the single largest one."""
+    z, w = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0))
+    batch = SimpleNamespace(y=torch.zeros(8))
+    found = AdvLC(top_fraction=0.01).term(batch, None, None, Outputs(w, z, {}))
+    torch.testing.assert_close(found, (z - w).abs().max() / 8)

@@ -8,7 +8,10 @@ from tiny import assert_same, climb, descend, sgd, tiny_batch, tiny_model, tiny_
 from torch.nn import functional
 
 from fastadv.errors import UserError
-from fastadv.targets.temporal_ensembling import ramp
+from fastadv.targets.distillation import Distillation
+from fastadv.targets.label_smoothing import LabelSmoothing
+from fastadv.targets.self_adaptive import SelfAdaptive
+from fastadv.targets.temporal_ensembling import TemporalEnsembling, ramp
 
 ALPHA, STEPS = 0.04, 2
 ATTACK = {"steps": STEPS, "alpha": ALPHA}
@@ -72,6 +75,11 @@ def te_weight(epoch):
     return 0.0 if epoch < 1 else 7.0 * torch.exp(-5 * (1 - t) ** 2)
 
 
+def passes(method):
+    """What the references below forward: x, then x'."""
+    return {"bn_passes": ("natural", "adversarial")} if method == "trades" else {}
+
+
 @pytest.mark.parametrize(
     ("mode", "te_on"), [("eager", "code"), ("eager", "paper"), ("compiled", "code")]
 )
@@ -80,7 +88,7 @@ def test_temporal_ensembling(method, te_on, mode):
     x, y, index, start = tiny_batch()
     model, other = tiny_model(), tiny_model()
     bn = "eval" if method == "trades" else "train"
-    step = tiny_step(model, method, mode=mode, **te_options(te_on=te_on))
+    step = tiny_step(model, method, mode=mode, **passes(method), **te_options(te_on=te_on))
     optimizer = sgd(other)
     average = torch.zeros(20, 4).double()
     for epoch in range(4):
@@ -198,6 +206,7 @@ def test_self_adaptive_labels_move_before_they_are_fitted(method, mode):
         sat_momentum=0.7,
         sat_start=1,
         steps_per_epoch=1,
+        **passes(method),
         **ATTACK,
     )
     optimizer = sgd(other)
@@ -315,3 +324,43 @@ def test_predictions_survive_save_and_load():
         one(x, y, index, start=start)
     assert_same(model, other, 0.0)
     assert torch.equal(step.state["predictions"], resumed.state["predictions"])
+
+
+def test_teachers_are_left_in_eval_mode_and_frozen() -> None:
+    x, y, index, start = tiny_batch()
+    teachers = [tiny_model(5), tiny_model(6)]
+    step = tiny_step(tiny_model(), target="distillation", teachers=teachers, steps=1)
+    step(x, y, index, start=start)
+    for teacher in teachers:
+        assert not any(module.training for module in teacher.modules())
+        assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_a_teacher_from_a_file_teaches_a_float64_student(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, index, start = tiny_batch()
+    loaded = tiny_model(5).float()
+    monkeypatch.setattr("fastadv.targets.distillation.load_model", lambda *_: loaded)
+    taught = {"target": "distillation", "teachers": "somewhere", "kd_weights": (0.5, 0.5)}
+    step = tiny_step(tiny_model(), steps=1, **taught)
+    assert step(x, y, index, start=start)["loss"].isfinite()
+    assert loaded.conv1.weight.dtype == torch.float64
+
+
+def test_the_usual_weights_of_distillation_are_the_published_ones() -> None:
+    """VITA-Group/Alleviate-Robust-Overfitting: the label, the standard and the robust teacher."""
+    assert Distillation().kd_weights == (0.3, 0.1, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("part", "options", "sentence"),
+    [
+        (LabelSmoothing, {"smoothing": 1.0}, "smoothing must"),
+        (LabelSmoothing, {"smoothing": -0.1}, "smoothing must"),
+        (SelfAdaptive, {"sat_momentum": 1.1}, "sat_momentum must"),
+        (TemporalEnsembling, {"te_momentum": 1.0}, "te_momentum must"),
+        (Distillation, {"temperature": 0.0}, "temperature must"),
+    ],
+)
+def test_senseless_strengths_are_refused(part, options, sentence) -> None:
+    with pytest.raises(UserError, match=sentence):
+        part(**options)

@@ -4,7 +4,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from fastadv import kernels
 from fastadv.adversaries.ascent import Ascent
 from fastadv.contract import Adversarial, Batch, Facts
 from fastadv.engine import noise
@@ -56,9 +58,11 @@ class PGD(Ascent):
     def make(self, batch: Batch, facts: Facts) -> Adversarial:
         x_adv, found = self._climb(batch, facts, 0)
         for restart in range(1, self.restarts):
-            other, found = self._climb(batch, facts, restart)
+            other, also = self._climb(batch, facts, restart)
             with self.net.keeping_buffers():
-                x_adv = self.net.run(self._worse, x_adv, other, batch.y, facts)
+                worse = self.net.run(self._worse, x_adv, other, batch.y, facts)
+            x_adv = torch.where(worse.view(-1, 1, 1, 1), other, x_adv)
+            found = {name: torch.where(worse, also[name], found[name]) for name in found}
         return Adversarial(x_adv, batch.x, found)
 
     def _climb(self, batch: Batch, facts: Facts, restart: int) -> tuple[Tensor, Facts]:
@@ -87,10 +91,12 @@ class PGD(Ascent):
         return moved, correct + (logits.argmax(1) == y)
 
     def _worse(self, first: Tensor, second: Tensor, y: Tensor, facts: Facts) -> Tensor:
-        """Per sample the point with the larger cross entropy."""
+        """Whether the loss that is attacked is larger at ``second`` (B,)."""
         with torch.no_grad():
-            losses = [
-                torch.nn.functional.cross_entropy(self.net.logits(x), y, reduction="none")
-                for x in (first, second)
-            ]
-        return torch.where((losses[1] > losses[0]).view(-1, 1, 1, 1), second, first)
+            logits = [self.net.logits(x) for x in (first, second)]
+        if self.attack_objective == "kl":
+            natural = facts["natural_logits_attack"]
+            losses = [kernels.trades_kl(natural, found) for found in logits]
+        else:
+            losses = [functional.cross_entropy(found, y, reduction="none") for found in logits]
+        return losses[1] > losses[0]

@@ -34,6 +34,7 @@ class Updater:
         self.faults = Faults(device)
         self._one = torch.ones((), device=device)
         self._waiting = 0
+        self._learned: list[Tensor] = []  # in the update before
         self._begun = False  # whether the optimizer has made its state
 
     @property
@@ -53,6 +54,8 @@ class Updater:
         update: bool,
     ) -> tuple[Tensor, Tensor]:
         """Apply ``gradients``; returns their norm and whether the update counted (0-dim bool)."""
+        if not self._waiting:
+            self._clear_all_but(parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             self._hand_over(parameter, gradient, keep=not update)
         self._waiting = 0 if update else self._waiting + 1
@@ -69,6 +72,14 @@ class Updater:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
         self._step(ok)
         return norm, ok
+
+    def _clear_all_but(self, parameters: Sequence[Tensor]) -> None:
+        """Whoever learned in the update before and is frozen now has no gradient any more."""
+        staying = {id(parameter) for parameter in parameters}
+        for parameter in self._learned:
+            if id(parameter) not in staying:
+                parameter.grad = None
+        self._learned = list(parameters)
 
     def _hand_over(self, parameter: Tensor, gradient: Tensor | None, *, keep: bool) -> None:
         """Set or add to ``parameter.grad``; ``keep``: more is to be added to it."""

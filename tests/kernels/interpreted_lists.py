@@ -110,3 +110,12 @@ def test_mixed_dtypes_are_refused_when_triton_is_asked_for() -> None:
     mixed = [torch.ones(3), torch.ones(3, dtype=torch.float16)]
     with pytest.raises(RuntimeError, match="differ in dtype"):
         call("block_signs", mixed, face="triton")
+
+
+def test_without_a_perturbation_every_bit_of_the_update_stays() -> None:
+    """w0 + (w - w0) would round w away where the optimizer moved it far."""
+    moved = torch.tensor([0.1234567, -3.3333333, 7.0e-5, 2.0])
+    for face in ("triton", "reference"):
+        weights = [moved.clone()]
+        call("restore_weights", weights, [torch.full((4,), 1e4)], [torch.zeros(4)], face=face)
+        assert torch.equal(weights[0], moved), face
