@@ -102,7 +102,7 @@ def recipe_table(status: Mapping[str, str] | None = None) -> str:
         parts = [
             part for part in row.parts().values() if part not in ("none", "uniform", "one-hot")
         ]
-        options = ", ".join(f"{key}={_short(value)}" for key, value in row.options.items())
+        options = ", ".join(f"{key}={_short(value)}" for key, value in row.all_options().items())
         reported = ". ".join(text for text in (row.reported, row.elsewhere) if text)
         cells = [f"`{name}`", row.summary, " + ".join(parts), options, row.source, reported]
         cells += [] if status is None else [status.get(name, "")]
@@ -115,4 +115,6 @@ def _row(cells: list[str]) -> str:
 
 
 def _short(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(_short, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)

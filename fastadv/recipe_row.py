@@ -35,6 +35,10 @@ class Recipe:
         """Slot -> part name."""
         return {slot: getattr(self, slot) for slot in PARTS}
 
+    def all_options(self) -> dict[str, Any]:
+        """``options``, and what its weights take beside its objective."""
+        return {**BESIDE.get((self.objective, self.weights), {}), **self.options}
+
 
 # How F+FGSM and its successors train: short, with one triangular learning-rate cycle.
 CYCLIC: dict[str, Any] = {"epochs": 30, "lr": 0.2, "schedule": "triangular", "weight_decay": 2e-4}

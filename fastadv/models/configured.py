@@ -21,7 +21,7 @@ def configured_model(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> nn.Module:
-    """Images (B,in_channels,H,W) in [0,1] to logits (B,num_classes), as ``config`` (settled) says.
+    """Images (B,in_channels,H,W) in [0,1] to logits (B,num_classes), as ``config`` says.
 
     ``mean`` and ``std`` are the data's; a network that does not normalise goes without them.
     """
@@ -30,7 +30,7 @@ def configured_model(
         for name in ("width", "depth", *VARIANTS)
         if getattr(config, name) is not None
     }
-    if config.normalize:
+    if config.normalize is not False:
         options |= {"mean": list(mean), "std": list(std)}
     return build_model(
         config.model or "preact_resnet18",
