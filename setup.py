@@ -5,4 +5,5 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["fastadv", "fastadv.*"]), "fastadv.kernels"],
     package_dir={"fastadv": "fastadv", "fastadv.kernels": "kernels"},
+    package_data={"fastadv": ["py.typed"]},
 )

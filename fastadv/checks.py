@@ -1,4 +1,5 @@
-"""What a step checks about its inputs, once, at its first call (later calls wait for nothing)."""
+"""What a step checks about its inputs: types and shapes always, values at its first call alone
+(a look at them waits for the device)."""
 
 from __future__ import annotations
 
@@ -8,16 +9,37 @@ from torch import Tensor, nn
 from fastadv.errors import UserError
 
 
-def check_batch(x: Tensor, y: Tensor, low: float, high: float) -> None:
-    """``x`` (B,C,H,W) float in [low, high], ``y`` (B,) int64 and not negative."""
+def check_shapes(
+    device: torch.device, x: Tensor, y: Tensor, index: Tensor | None, *, needs_index: bool
+) -> None:
+    """``x`` (B,C,H,W) float, ``y`` and ``index`` (B,) int64, all on ``device``, and none empty."""
+    for name, given in (("x", x), ("y", y), ("index", index)):
+        if given is not None and not isinstance(given, Tensor):
+            raise UserError(f"{name} must be a torch.Tensor, not {type(given).__name__}.")
+    check_devices(device, x=x, y=y, index=index)
     if x.ndim != 4 or not x.is_floating_point():
         raise UserError(
             f"x must be float images (B,C,H,W), not {x.dtype} of shape {tuple(x.shape)}."
         )
+    if not x.numel():
+        raise UserError(f"x holds no image: its shape is {tuple(x.shape)}.")
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise UserError(
             f"y must be int64 labels of shape ({len(x)},), not {y.dtype} of {tuple(y.shape)}."
         )
+    if index is None and needs_index:
+        raise UserError(
+            "This method remembers something about every training sample: pass index=, the "
+            "rows (B,) int64 of the training set that x was made from."
+        )
+    if index is not None and (index.shape != x.shape[:1] or index.dtype != torch.int64):
+        raise UserError(
+            f"index must be int64 of shape ({len(x)},), not {index.dtype} of {tuple(index.shape)}."
+        )
+
+
+def check_range(x: Tensor, low: float, high: float) -> None:
+    """Pixels in [low, high]."""
     smallest, largest = float(x.min()), float(x.max())
     if not (low <= smallest and largest <= high):
         raise UserError(
@@ -34,6 +56,20 @@ def check_devices(device: torch.device, **tensors: Tensor | None) -> None:
                 f"{name} is on {tensor.device} and the model on {device}; move it there: "
                 f"{name}.to({str(device)!r})."
             )
+
+
+def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """It is one, of this model's parameters, and asks for no closure."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError(f"optimizer must be a torch.optim.Optimizer, not {optimizer!r}.")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UserError("LBFGS evaluates the loss many times a step; use SGD, Adam or their kin.")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    own = [parameter for parameter in model.parameters() if id(parameter) in held]
+    if not own:
+        raise UserError("The optimizer holds none of the model's parameters: make it of these.")
+    if not any(parameter.requires_grad for parameter in own):
+        raise UserError("All of the model's parameters are frozen (requires_grad=False).")
 
 
 def check_classes(logits: Tensor, y: Tensor, num_classes: int | None) -> int:
@@ -62,17 +98,15 @@ def check_batch_of_one(model: nn.Module, x: Tensor) -> None:
         )
 
 
-def check_index(index: Tensor | None, x: Tensor, num_samples: int | None, needed: bool) -> None:
-    """``index`` (B,) int64 rows of the training set, in range and different from each other."""
+def check_index(index: Tensor | None, num_samples: int | None, *, remembers: bool) -> None:
+    """``index`` (B,): rows of the training set, and where a method ``remembers`` no row twice."""
     if index is None:
-        if needed:
-            raise UserError(
-                "This method remembers something about every training sample: pass index=, the "
-                "rows (B,) int64 of the training set that x was made from."
-            )
         return
-    if index.shape != x.shape[:1] or index.dtype != torch.int64:
-        raise UserError(f"index must be int64 of shape ({len(x)},), not {tuple(index.shape)}.")
+    if remembers and len(index.unique()) < len(index):
+        raise UserError(
+            "index holds a row twice, with two updates for the one memory kept of it; a batch "
+            "takes each sample once."
+        )
     if num_samples is not None and not 0 <= int(index.min()) <= int(index.max()) < num_samples:
         raise UserError(
             f"index reaches from {int(index.min())} to {int(index.max())}, outside the "

@@ -50,7 +50,8 @@ def main() -> None:
         # Whichever click typer brings along, its usage errors know how to word themselves.
         if not hasattr(error, "format_message"):
             raise
-        say("error", error.format_message())
+        if error.format_message():  # none beside the help of a bare `fastadv`
+            say("error", error.format_message())
         code = 2
     sys.exit(code)
 

@@ -8,12 +8,14 @@ what it found is written into the run folder and used again on resume.
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from fastadv.attacks.names import parse_attack
 from fastadv.errors import UserError, unknown
 from fastadv.models import VARIANTS
 from fastadv.options import coerce
@@ -109,6 +111,8 @@ def settled(config: TrainConfig) -> TrainConfig:
             values.pop(name, None)
     if "augmentation" not in given and plan.adversary.remembers():
         values["augmentation"] = "base"
+    if values["model"] != usual["model"] and "width" not in given:
+        values.pop("width", None)
     if "eps" in given and "judge_alpha" not in given:
         values.pop("judge_alpha", None)
     if "pad" in plan.options and "pad" not in config.options:
@@ -138,6 +142,22 @@ def _check(config: TrainConfig) -> None:
         raise UserError(f"--judge-alpha must be above 0, not {config.judge_alpha:g}.")
     if config.lr is not None and config.lr < 0:
         raise UserError(f"--lr must be at least 0, not {config.lr:g}.")
+    for name in ("momentum", "weight_decay"):
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < (1 if name == "momentum" else math.inf):
+            flag, most = name.replace("_", "-"), ", and below 1" if name == "momentum" else ""
+            raise UserError(f"--{flag} must be at least 0{most}, not {value:g}.")
+    if config.nesterov and not config.momentum:
+        raise UserError("--nesterov looks ahead along the momentum; leave --momentum 0 away.")
+    if config.max_grad_norm is not None and not config.max_grad_norm > 0:
+        raise UserError(f"--max-grad-norm must be above 0, not {config.max_grad_norm:g}.")
+    if config.amp_dtype != "bf16" and not config.amp:
+        raise UserError(f"--amp-dtype {config.amp_dtype} is for mixed precision: add --amp.")
+    if not 0 <= config.seed < 2**63:
+        raise UserError(f"--seed must lie between 0 and 2^63 - 1, not {config.seed}.")
+    for name in config.test_attacks.split(","):
+        parse_attack(name)  # not only when all is trained
+    parse_attack(config.select_attack)
     if not 0 < (config.val_fraction or 0) < 1:
         raise UserError(f"--val-fraction must lie between 0 and 1, not {config.val_fraction}.")
 

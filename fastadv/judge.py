@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -29,7 +30,8 @@ def load_run(path: str, which: str) -> tuple[TrainConfig, Source, nn.Module]:
     config = folder.read_config()
     data = open_source(config, choose_device(config.device))
     model = make_model(config, data)
-    file = folder.best if which == "best" else folder.last
+    last = folder.averaged if folder.averaged.exists() else folder.last
+    file = folder.best if which == "best" else last
     checkpoint.load_weights(model, checkpoint.load(file)["model"], file)
     return config, data, model
 
@@ -76,11 +78,13 @@ def export_run(path: str, out: Path, which: str = "best") -> None:
         "depth": str(config.depth),
         **{name: str(getattr(config, name)) for name in VARIANTS},
         "normalize": str(config.normalize),
+        "dropout": str(config.dropout),
+        "in_channels": str(data.channels),
         "num_classes": str(data.num_classes),
         "torch": torch.__version__,
     }
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     try:
         save_file(tensors, str(out), metadata=facts)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"Cannot write {out}: {error}.") from None

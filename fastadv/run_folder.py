@@ -1,5 +1,8 @@
 """A run's folder: config.toml, metrics.jsonl, last.pt, best.pt, summary.json.
 
+Where a recipe averages weights, averaged.pt holds those that were judged last; last.pt goes on
+with the live ones.
+
 Of several processes the first one writes; the others read what it wrote.
 """
 
@@ -25,6 +28,7 @@ class RunFolder:
         self.last = path / "last.pt"
         self.best = path / "best.pt"
         self.last_good = path / "last_good.pt"
+        self.averaged = path / "averaged.pt"
         self.summary = path / "summary.json"
 
     @classmethod
@@ -89,6 +93,14 @@ class RunFolder:
             return
         kept = [line for line in self.read_metrics() if line["epoch"] <= epoch]
         checkpoint.write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """What a finished run found, or None."""
+        try:
+            found: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         if distributed.rank() != 0:

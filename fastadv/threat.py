@@ -49,6 +49,11 @@ class Threat:
             raise unknown("norm", self.norm, NORMS)
         if not (math.isfinite(self.eps) and self.eps >= 0):
             raise UserError(f"eps must be a number of at least 0, not {self.eps}.")
+        if self.norm == "linf" and self.eps > self.high - self.low:
+            raise UserError(
+                f"eps={self.eps:g} is more than the whole range of a pixel, [{self.low:g}, "
+                f"{self.high:g}]; did you mean {self.eps:g}/255?"
+            )
 
     def start(
         self, x: Tensor, index: Tensor, seed: int, offset: Tensor | int, stream: int = 0

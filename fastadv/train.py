@@ -71,7 +71,16 @@ def resume(path: str, console: Console | None = None) -> dict[str, Any]:
         progress = Progress()
         if folder.last.exists():
             progress = _restore(session, folder)
+        elif any(line["epoch"] > 1 for line in folder.read_metrics()):
+            raise UserError(
+                f"{folder.last} is gone, and with it all that the run could go on from; "
+                f"{folder.best} still holds its best weights. Train into another --out."
+            )
         folder.keep_metrics_before(progress.epoch)
+        summary = folder.read_summary()
+        if summary is not None and progress.epoch >= int(config.epochs or 1):
+            (console or Console()).finish(summary, folder)
+            return summary
         return _run(session, folder, progress, console or Console())
 
 
@@ -215,7 +224,8 @@ class _Runner:
 
     def _statistics_batches(self) -> Iterator[Tensor]:
         """Clean, augmented training images, for BatchNorm statistics of averaged weights."""
-        for batch in self.session.data.loader.epoch(self.progress.epoch):
+        last = int(self.session.config.epochs or 1) - 1
+        for batch in self.session.data.loader.epoch(min(self.progress.epoch, last)):
             yield batch.image
 
     def _judge(self, images: Judging, attacks: str) -> dict[str, float]:
@@ -276,6 +286,8 @@ class _Runner:
         began = time.monotonic()
         with session.step.evaluation_weights(self._statistics_batches()):
             last = self._judge(session.data.test, config.test_attacks)
+            if session.step.plan.averaging is not None:
+                self.folder.save(self.folder.averaged, {"model": session.model.state_dict()})
         live = {name: value.clone() for name, value in session.model.state_dict().items()}
         best = last
         if self.progress.best_epoch != int(config.epochs or 1):

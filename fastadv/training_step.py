@@ -31,6 +31,7 @@ from fastadv.plan import Plan, resolve
 from fastadv.threat import Threat
 from fastadv.walk import Walk
 
+CHECK_EVERY = 100  # calls between two looks at the fault flag, each of which waits
 USUAL_EPS = {"linf": 8 / 255, "l2": 128 / 255}
 
 
@@ -64,6 +65,13 @@ class Step:
         parameter = next(self.model.parameters(), None)
         if parameter is None:
             raise UserError("The model has no parameters to train.")
+        checks.check_optimizer(self.model, optimizer)
+        if not isinstance(amp, bool):
+            raise UserError(f"amp is True or False, not {amp!r}; the type is amp_dtype='fp16'.")
+        if amp_dtype != "bf16" and not amp:
+            raise UserError(f"amp_dtype={amp_dtype!r} is for mixed precision: pass amp=True, too.")
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise UserError(f"max_grad_norm must be above 0, not {max_grad_norm}.")
         self.device = parameter.device
         self._amp = amp or attack_dtype is not None
         outer = pass_dtype(amp_dtype, self.device) if amp else None
@@ -131,7 +139,13 @@ class Step:
         ``start`` (B,C,H,W) is the initial perturbation in pixels instead of the random one.
         ``second`` (B,C,H,W) is another view of the same images, for methods that compare two.
         ``update=False`` adds this batch's gradient without stepping.
+
+        Raises ``UserError`` for inputs that do not fit (their values are looked at in the first
+        call alone). After a loss or gradient that is not finite nothing is updated any more; every
+        ``CHECK_EVERY`` calls, and ``check()``, raise ``TrainingError`` then.
         """
+        remembers = self.plan.per_sample_state
+        checks.check_shapes(self.device, x, y, index, needs_index=remembers)
         if not self._prepared:
             self._require_epochs()
             self._prepare(x, y, index)
@@ -153,6 +167,8 @@ class Step:
                 metrics = self._update(batch, update)
                 self.offset += 1
         self.calls += update
+        if update and self.calls % CHECK_EVERY == 0:
+            self.check()
         self._close_epoch()
         return metrics
 
@@ -241,9 +257,8 @@ class Step:
                 )
 
     def _prepare(self, x: Tensor, y: Tensor, index: Tensor | None) -> None:
-        checks.check_devices(self.device, x=x, y=y, index=index)
-        checks.check_batch(x, y, self.threat.low, self.threat.high)
-        checks.check_index(index, x, self.num_samples, self.plan.per_sample_state)
+        checks.check_range(x, self.threat.low, self.threat.high)
+        checks.check_index(index, self.num_samples, remembers=self.plan.per_sample_state)
         checks.check_batch_of_one(self.model, x)
         classes = checks.check_classes(self.net.look_at(x[:2]), y, self.num_classes)
         self.settle_mode(x)

@@ -169,7 +169,8 @@ def test_float16_steps_are_near_float32_ones(
     for amp, scale in ((False, 1.0), (True, 128.0)):
         model = tiny_model().float()
         before = nn.utils.parameters_to_vector(model.parameters()).detach()
-        step = sized_step(model, name, mode, scale, amp=amp, amp_dtype="fp16")
+        low = {"amp": True, "amp_dtype": "fp16"} if amp else {}
+        step = sized_step(model, name, mode, scale, **low)
         x, y, index, _ = tiny_batch()
         step(x.float(), y, index)
         assert step.updater.scaler.get_scale() == scale
@@ -194,10 +195,9 @@ def test_float16_keeps_the_direction_of_perturbed_weights(
         with torch.no_grad():
             model.linear.bias[0] += 13
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
-        given = {"scaler": scaler, "mode": "eager", "accumulate": "renormalise"}
-        if method == "awp":
-            del given["accumulate"]
-        step = tiny_step(model, method, amp=amp, amp_dtype="fp16", steps=1, **given)
+        given = {"amp": True, "amp_dtype": "fp16"} if amp else {}
+        given |= {"accumulate": "renormalise"} if method == "rwp" else {}
+        step = tiny_step(model, method, steps=1, scaler=scaler, mode="eager", **given)
         if mode == "captured":
             step = capture(step)
         step(x.float(), y, index)

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
-from fastadv.config import TrainConfig
+from fastadv.config import TrainConfig, settled
 from fastadv.console import Console
+from fastadv.errors import UserError
+from fastadv.judge import export_run, judge_run
+from fastadv.session import choose_device
 from fastadv.train import resume, train
 
 SMALL = {
@@ -72,3 +76,85 @@ def test_every_training_pass_is_in_the_runs_tf32(
     monkeypatch.setattr(torch.nn.Conv2d, "forward", noting)
     train(TrainConfig(**SMALL | {"epochs": 1}, tf32=allowed, out=str(tmp_path / "run")), Console())
     assert seen == {(allowed, allowed)}
+
+
+AVERAGED = {
+    "method": "fast",
+    "width": 2,
+    "epochs": 3,
+    "limit": 96,
+    "batch_size": 32,
+    "mode": "eager",
+}
+AVERAGED |= {"test_limit": 60, "select_attack": "fgsm", "test_attacks": "clean,fgsm"}
+
+
+@pytest.mark.parametrize(
+    "options", [{"averaging": "ema"}, {"averaging": "swa", "average_start": 1}]
+)
+def test_the_weights_of_a_finished_run_are_those_of_its_table(options, tmp_path: Path) -> None:
+    """Averages are judged; the checkpoint to go on from holds the live weights."""
+    out = str(tmp_path / "run")
+    summary = train(TrainConfig(**AVERAGED, options=options, out=out), Console())
+    for which in ("best", "last"):
+        found = judge_run(out, "clean,fgsm", which=which)
+        assert found == summary[which]
+
+
+def test_a_finished_run_is_not_judged_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastadv.train.evaluate", None)
+    assert resume(str(run), Console()) == json.loads((run / "summary.json").read_text())
+
+
+def test_a_run_whose_checkpoint_is_gone_does_not_begin_anew(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(TrainConfig(**SMALL, out=str(out)), Console())
+    best = (out / "best.pt").read_bytes()
+    (out / "last.pt").unlink()
+    with pytest.raises(UserError, match=r"last\.pt is gone"):
+        resume(str(out), Console())
+    assert (out / "best.pt").read_bytes() == best
+
+
+def test_an_exported_network_says_how_to_build_it(run: Path, tmp_path: Path) -> None:
+    export_run(str(run), tmp_path / "model.safetensors", "last")
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        facts = file.metadata()
+    told = {"model": "preact_resnet18", "width": "2", "in_channels": "1", "num_classes": "10"}
+    told |= {"shortcut": "None", "normalize": "True", "dropout": "0.0"}
+    assert facts | told == facts
+    with pytest.raises(UserError, match="Cannot write"):
+        export_run(str(run), tmp_path / "missing" / "model.safetensors", "last")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"test_attacks": "clean,foo"}, "Unknown attack 'foo'"),
+        ({"test_attacks": ""}, "Unknown attack"),
+        ({"select_attack": "pgd-10,fgsm"}, "pgd-10,fgsm"),
+        ({"momentum": -1.0}, "--momentum must"),
+        ({"momentum": 2.0}, "--momentum must"),
+        ({"weight_decay": -1.0}, "--weight-decay must"),
+        ({"momentum": 0.0, "nesterov": True}, "--nesterov"),
+        ({"max_grad_norm": 0.0}, "--max-grad-norm must"),
+        ({"amp_dtype": "fp16"}, "add --amp"),
+        ({"seed": 10**20}, "--seed must"),
+        ({"seed": -1}, "--seed must"),
+    ],
+)
+def test_what_would_fail_late_or_do_harm_is_refused_at_once(settings, sentence) -> None:
+    with pytest.raises(UserError, match=sentence):
+        settled(TrainConfig(**settings))
+
+
+def test_the_width_of_a_preset_is_its_own_networks() -> None:
+    assert settled(TrainConfig()).width == 16
+    assert settled(TrainConfig(model="wide_resnet34_10")).width is None
+    assert settled(TrainConfig(model="wide_resnet34_10", width=2)).width == 2
+
+
+def test_devices_that_nobody_computes_on() -> None:
+    for name in ("mps", "meta", "gpu"):
+        with pytest.raises(UserError, match="Unknown device"):
+            choose_device(name)

@@ -116,6 +116,10 @@ def run_comparisons(
     ``say`` is told where the run is (None: a line of the terminal, if there is one).
     """
     device = torch.device(plan[0].setting.device)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make the folder {out}: {error.strerror}.") from None
     file, origin = results_file(out, device), provenance(device)
     rows: list[Row] = []
     for comparison in plan:
@@ -162,7 +166,8 @@ def _show_profile(
     for candidate in outcome.candidates:
         if candidate.facts["by"] != "fastadv" or "pass" in candidate.facts:
             continue
-        trace = out / (candidate.name.replace(" ", "-").replace(":", "-") + ".trace.json")
+        name = f"{candidate.name} batch {outcome.batch_size}".replace(" ", "-").replace(":", "-")
+        trace = out / f"{name}.trace.json"
         table = Table(title=f"heaviest operations of {candidate.name}")
         for name in ("operation", "ms", "share"):
             table.add_column(name, justify="left" if name == "operation" else "right")

@@ -53,6 +53,7 @@ class Outcome:
     rows: list[Row] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
+    batch_size: int = 0
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def compared(comparison: Comparison, say: Say) -> Iterator[Outcome]:
     """Time everything; inside the block the candidates are alive, for a profile."""
     torch.backends.cudnn.benchmark = True  # for ours and for the peers in this process
     device = torch.device(comparison.setting.device)
-    outcome = Outcome()
+    outcome = Outcome(batch_size=comparison.setting.batch_size)
     say("measuring the device's limits and each convolution alone")
     limits = measure_limits(device, comparison.dtype, tiny=comparison.tiny)
     shape = geometry(comparison.setting.make_model(), comparison.setting.image_shape)

@@ -21,6 +21,7 @@ from fastadv.engine.repeated_passes import Norms
 from fastadv.engine.runner import Runner
 from fastadv.engine.taps import Taps
 from fastadv.engine.weight_copies import WeightCopies
+from fastadv.errors import UserError
 
 Result = TypeVar("Result")
 
@@ -91,6 +92,10 @@ class Network:
                 with self.taps.adding(block_noise):
                     logits = self.model(x)
         self.counters.count()
+        if not isinstance(logits, Tensor):
+            raise UserError(
+                f"The model must return logits (B,classes), not a {type(logits).__name__}; wrap it."
+            )
         return logits if logits.dtype == torch.float64 else logits.float()
 
     @contextmanager
