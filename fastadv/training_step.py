@@ -100,8 +100,10 @@ class Step:
         self.calls = 0
         self._epoch: int | None = None
         self.offset = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._prepared = False
-        self._pending: dict[str, Any] | None = None
+        self._prepared = False  # whether a batch has been looked at
+        self._made_for: list[
+            Any
+        ] = []  # image shape, batch size, type, classes: of the parts' state
 
     @property
     def updates_per_batch(self) -> int:
@@ -234,7 +236,7 @@ class Step:
             self._end_epoch(self.calls // length - 1)
 
     def _end_epoch(self, epoch: int) -> None:
-        if self.plan.averaging is not None and self._prepared:
+        if self.plan.averaging is not None and self._made_for:
             self.plan.averaging.epoch_end(epoch, self.walk.learning())
 
     def _fill_schedules(self, replay: int) -> None:
@@ -262,7 +264,9 @@ class Step:
         checks.check_batch_of_one(self.model, x)
         classes = checks.check_classes(self.net.look_at(x[:2]), y, self.num_classes)
         self.settle_mode(x)
-        self._allocate((x.shape[1], x.shape[2], x.shape[3]), len(x), x.dtype, classes)
+        if not self._made_for:
+            self._allocate((x.shape[1], x.shape[2], x.shape[3]), len(x), x.dtype, classes)
+        self._prepared = True
 
     def settle_mode(self, x: Tensor) -> str:
         """Decide what ``mode="auto"`` means for batches like ``x``; called by the first step."""
@@ -302,9 +306,7 @@ class Step:
             part.prepare(setup)
         if self.plan.averaging is not None:
             self.plan.averaging.start(self.walk.learning())
-        self._prepared = True
-        if self._pending is not None:
-            self.load_state_dict(self._pending)
+        self._made_for = [list(shape), batch_size, str(dtype).removeprefix("torch."), classes]
 
     # -- for the caller -----------------------------------------------------------------------
 
@@ -330,7 +332,7 @@ class Step:
         the average. Everything is put back on exit.
         """
         averaging = self.plan.averaging
-        average = averaging.average() if averaging is not None and self._prepared else None
+        average = averaging.average() if averaging is not None and self._made_for else None
         with averaged_weights(self.model, self.walk.learning(), average, batches):
             yield
 
@@ -344,12 +346,13 @@ class Step:
             "offset": self.offset,
             "parts": {slot: dict(part.state) for slot, part in self.plan.parts.items()},
             "updater": self.updater.state_dict(),
+            "made_for": self._made_for,
         }
 
     def load_state_dict(
         self, state: dict[str, Any], own: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Take over a ``state_dict`` of the same recipe; before the first call it is kept.
+        """Take over a ``state_dict`` of the same recipe, before the first call, too.
 
         Of several processes one saves its ``state_dict``; ``own`` is this one's ``own_state``.
         """
@@ -367,10 +370,11 @@ class Step:
         self.calls, self._epoch = state["calls"], state["epoch"]
         self.offset.copy_(state["offset"])
         self.updater.load_state_dict(state["updater"])
-        if not self._prepared:
-            self._pending = state
-            return
-        self._pending = None
+        if not state["made_for"]:
+            return  # of a step that had not been called
+        if not self._made_for:
+            shape, size, dtype, classes = state["made_for"]
+            self._allocate(tuple(shape), size, getattr(torch, dtype), classes)
         for slot, part in self.plan.parts.items():
             part.load_state(state["parts"][slot])
 

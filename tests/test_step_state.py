@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from every_recipe import call, step_of
-from tiny import assert_same, twin
+from tiny import assert_same, tiny_batch, tiny_model, tiny_step, twin
 from tiny_staged import staged_model
 
 from fastadv.errors import UserError
@@ -55,3 +55,44 @@ def test_a_state_of_another_recipe_or_data_set_is_refused() -> None:
     call(other, 0)
     with pytest.raises(UserError, match="saved omega"):
         other.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("method", ["swa", "atta-1", "te", "apart", "free"])
+def test_a_state_is_taken_over_before_the_first_call(method):
+    """Saved again at once it is the same, and so are the weights to evaluate."""
+    batch = tiny_batch()[:3]
+    options = {"total_steps": 8, "steps_per_epoch": 2}
+    options |= {"average_start": 0.25} if method == "swa" else {}
+    options |= {"pad": 0} if method in ("atta-1", "apart") else {}
+    whole = tiny_step(tiny_model(), method, **options)
+    for _ in range(4):
+        whole(*batch)
+    saved = copy.deepcopy(whole.state_dict())
+    model = twin(whole.model)
+    resumed = tiny_step(model, method, **options)
+    resumed.load_state_dict(saved)
+    again = resumed.state_dict()
+    assert again["parts"].keys() == saved["parts"].keys()
+    for slot, state in saved["parts"].items():
+        assert again["parts"][slot].keys() == state.keys()
+        for name, tensor in state.items():
+            assert torch.equal(again["parts"][slot][name], tensor), name
+    with whole.evaluation_weights(), resumed.evaluation_weights():
+        assert_same(whole.model, model, tolerance=0)
+
+
+def test_an_epoch_that_ends_right_after_resuming_is_averaged():
+    batch = tiny_batch()[:3]
+    options = {"averaging": "swa", "average_start": 1, "steps": 1, "total_steps": None}
+    steps = [tiny_step(tiny_model(), "pgd", **options)]
+    for epoch in range(3):
+        steps[0].set_epoch(epoch)
+        steps[0](*batch)
+    saved = copy.deepcopy(steps[0].state_dict())
+    steps.append(tiny_step(twin(steps[0].model), "pgd", **options))
+    steps[1].load_state_dict(saved)
+    for step in steps:
+        step.set_epoch(3)
+    averages = [step.plan.averaging.average() for step in steps]
+    for first, second in zip(*averages, strict=True):
+        assert torch.equal(first, second)
