@@ -19,7 +19,8 @@ ATTA_CIFAR |= {"schedule": "multistep", "drops": (29 / 38, 35 / 38), "weight_dec
 ATTA_CIFAR |= GREY
 
 # Wong et al. 2020 raise the image size and lower the batch from 512 to 128 in three phases; here
-# both are of the middle phase throughout, under the one cycle that the APART paper prints.
+# both are of the middle phase throughout, under the one cycle that the APART paper prints. There
+# BatchNorm's own parameters do not decay, here they do.
 IMAGENET: dict[str, Any] = {"model": "resnet50", "stem": "imagenet", "eps": 2 / 255}
 IMAGENET |= {"batch_size": 224, "epochs": 15, "lr": 0.4, "schedule": "triangular"}
 IMAGENET |= {"weight_decay": 1e-4, "cycle_momentum": False}
