@@ -7,8 +7,8 @@ from fastadv.recipe_row import KL_ATTACK, MEMORIZATION, TRADES, Recipe
 
 EVAL_ATTACK = {"attack_bn": "eval"}
 ON = "best / last (ResNet-18, CIFAR-10)"
-# 256 images a batch, half of them pseudo-labelled; 200 epochs of 50,000 images (Carmon et al., whose
-# cosine moves once an epoch; here it moves with every update).
+# 256 images a batch, half of them pseudo-labelled; 200 epochs of 50,000 images (Carmon et al.; the
+# rate follows its cosine once an epoch there, with every update here).
 RST: dict[str, Any] = {"model": "wide_resnet28_10", "epochs": 200, "batch_size": 256, "lr": 0.1}
 RST |= {"schedule": "cosine", "nesterov": True, "weight_decay": 5e-4}
 RST |= {"padding": "constant", "normalize": False}
