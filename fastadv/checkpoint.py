@@ -116,7 +116,10 @@ def _feed(hasher: Any, value: Any) -> None:
 
 
 def _is_full(error: Exception) -> bool:
-    # torch's zip writer hides the errno behind a RuntimeError that names the failed write.
+    # torch's zip writer hides the errno behind a RuntimeError of its own.
+    cause = error.__context__
+    if isinstance(cause, OSError) and _is_full(cause):
+        return True
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or (
         isinstance(error, RuntimeError) and "write" in str(error).lower()
     )

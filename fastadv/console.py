@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,12 +21,21 @@ if TYPE_CHECKING:
     from fastadv.session import Session
 
 
+class _Terminal(rich.console.Console):
+    """A reader that has gone away (``| head``) does not end the run."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+
+
 class Console:
     """Writes to the terminal; without one, plain lines. Of several processes the first speaks."""
 
     def __init__(self, console: rich.console.Console | None = None) -> None:
         quiet = distributed.rank() != 0
-        self.out = console or rich.console.Console(highlight=False, soft_wrap=True, quiet=quiet)
+        self.out = console or _Terminal(highlight=False, soft_wrap=True, quiet=quiet)
         self._total = 1
         self._began = time.monotonic()
         self._done_before = 0

@@ -9,6 +9,7 @@ Of several processes the first one writes; the others read what it wrote.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,8 @@ class RunFolder:
             return
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines so far; a last line that a crash cut short is left out."""
@@ -102,6 +105,12 @@ class RunFolder:
             return None
         return found
 
+    def forget_results(self) -> None:
+        """Of a run that goes on: what it found when it was shorter."""
+        if distributed.rank() == 0:
+            self.summary.unlink(missing_ok=True)
+            self.averaged.unlink(missing_ok=True)
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         if distributed.rank() != 0:
             return
@@ -113,7 +122,21 @@ def _free_name(config: TrainConfig) -> Path:
     data = config.data.split(":")[0]
     base = Path("runs") / f"{config.method}-{data}"
     candidate, number = base, 1
-    while (candidate / "config.toml").exists():
+    while not _claimed(candidate):
         number += 1
         candidate = base.with_name(f"{base.name}-{number}")
     return candidate
+
+
+def _claimed(path: Path) -> bool:
+    """Whether the new run may have ``path``: alone it makes the folder, so that of two started at
+    the same moment one gets it; several processes of a run look before the first one writes."""
+    if distributed.world_size() > 1:
+        return not (path / "config.toml").exists()
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise UserError(f"Cannot make the folder {path}: {error.strerror}.") from None
+    return True

@@ -62,8 +62,11 @@ class Session:
     threat: Threat
 
     @classmethod
-    def build(cls, config: TrainConfig) -> Session:
-        """Load the data and build everything ``config`` (settled) names."""
+    def build(cls, config: TrainConfig, *, insist: bool | None = None) -> Session:
+        """Load the data and build everything ``config`` (settled) names.
+
+        ``insist``: as ``Step`` has it.
+        """
         device = choose_device(config.device)
         plan = config.plan()
         if "unlabelled_half" in plan.needs and config.unlabelled is None:
@@ -100,6 +103,7 @@ class Session:
             amp_dtype=config.amp_dtype,
             attack_dtype=config.attack_dtype,
             mode=config.mode,
+            insist=insist,
             num_samples=data.num_samples,
             num_classes=data.num_classes,
             total_steps=epochs * len(data.loader),

@@ -25,6 +25,7 @@ from fastadv.run_folder import RunFolder
 from fastadv.session import Session, choose_device
 from fastadv.source import Judging
 
+HANDED_ON = 2.0  # seconds
 CHECK_EVERY = 50  # batches between looks at the fault flag
 
 
@@ -67,7 +68,8 @@ def resume(path: str, console: Console | None = None) -> dict[str, Any]:
     folder = RunFolder.open(path)
     config = folder.read_config()
     with distributed.joined(choose_device(config.device)):
-        session = Session.build(config)
+        # A mode that was chosen by measuring may have been given up for a simpler one.
+        session = Session.build(config, insist=False)
         progress = Progress()
         if folder.last.exists():
             progress = _restore(session, folder)
@@ -81,6 +83,7 @@ def resume(path: str, console: Console | None = None) -> dict[str, Any]:
         if summary is not None and progress.epoch >= int(config.epochs or 1):
             (console or Console()).finish(summary, folder)
             return summary
+        folder.forget_results()
         return _run(session, folder, progress, console or Console())
 
 
@@ -148,7 +151,8 @@ class _Runner:
                 self._loss += metrics["loss"]
                 progress.batch += 1
                 tick(len(batch.label))
-                if progress.batch % CHECK_EVERY == 0:
+                alone_and_old = distributed.world_size() == 1 and self._is_old()
+                if progress.batch % CHECK_EVERY == 0 or alone_and_old:
                     self._look(time.monotonic() - began)
                 if self._asked_to_stop():
                     progress.train_seconds += time.monotonic() - began
@@ -160,10 +164,13 @@ class _Runner:
     def _look(self, seconds: float) -> None:
         """Read the fault flag, and save when the last checkpoint is old."""
         self.session.step.check()
-        minutes = (time.monotonic() - self._saved_at) / 60
-        old = minutes >= self.session.config.checkpoint_minutes
-        if distributed.any_process(old, self.session.device):
+        if distributed.any_process(self._is_old(), self.session.device):
             self._save(extra_seconds=seconds)
+
+    def _is_old(self) -> bool:
+        """Whether the last checkpoint is."""
+        minutes = (time.monotonic() - self._saved_at) / 60
+        return minutes >= self.session.config.checkpoint_minutes
 
     def _asked_to_stop(self) -> bool:
         """Whether this process was told to stop; of several, at the moments they all ask."""
@@ -269,6 +276,7 @@ class _Runner:
             "progress": progress,
             "loss_sum": self._loss,
             "processes": distributed.collected(_own(session)),
+            "data": _sizes(session),
         }
         self.folder.save(self.folder.last, payload)
         self._saved_at = time.monotonic()
@@ -305,6 +313,16 @@ class _Runner:
         }
 
 
+def _sizes(session: Session) -> dict[str, int]:
+    """What of the data a run cannot go on without."""
+    data = session.data
+    return {
+        "images": data.num_samples,
+        "images to train on": data.trained_on,
+        "batches an epoch": len(data.loader),
+    }
+
+
 def _own(session: Session) -> dict[str, Any]:
     """What each process has for itself: where its generators are, and state of its own."""
     state = {name: tensor.cpu() for name, tensor in session.step.own_state.items()}
@@ -318,6 +336,12 @@ def _restore(session: Session, folder: RunFolder) -> Progress:
     saved = checkpoint.load(folder.last)
     try:
         progress = Progress(**saved["progress"])
+        for name, now in _sizes(session).items():
+            if saved["data"][name] != now:
+                raise UserError(
+                    f"The run had {saved['data'][name]} {name}, now there are {now}: go on with "
+                    "the same data, on as many processes."
+                )
         checkpoint.load_weights(session.model, saved["model"], folder.last)
         fused = [group["fused"] for group in session.optimizer.param_groups]
         session.optimizer.load_state_dict(saved["optimizer"])
@@ -340,12 +364,18 @@ def _restore(session: Session, folder: RunFolder) -> Progress:
 
 @contextmanager
 def _stopping_on_signals(runner: _Runner) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks the run to save and stop, a second one ends it at once."""
+    """The first SIGINT or SIGTERM asks the run to save and stop, a second one ends it at once.
+
+    But for a SIGTERM soon after: torchrun hands on to its processes what they have got themselves.
+    """
+    asked = 0.0
 
     def ask(number: int, frame: object) -> None:
-        if runner.stop_requested:
+        nonlocal asked
+        if not runner.stop_requested:
+            runner.stop_requested, asked = signal.Signals(number).name, time.monotonic()
+        elif number == signal.SIGINT or time.monotonic() - asked > HANDED_ON:
             raise KeyboardInterrupt
-        runner.stop_requested = signal.Signals(number).name
 
     try:
         previous = {

@@ -36,7 +36,11 @@ USUAL_EPS = {"linf": 8 / 255, "l2": 128 / 255}
 
 
 class Step:
-    """A training step of one method; call it with each batch. Made by ``fastadv.step``."""
+    """A training step of one method; call it with each batch. Made by ``fastadv.step``.
+
+    ``insist``: whether a ``mode`` that turns out to be impossible is an error, and not given up for
+    a simpler one with a warning; None: unless it is "auto".
+    """
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class Step:
         max_grad_norm: float | None = None,
         seed: int = 0,
         blocks: Iterable[str] | None = None,
+        insist: bool | None = None,
     ) -> None:
         self.model = inner_module(model)
         self.plan = plan
@@ -65,7 +70,6 @@ class Step:
         parameter = next(self.model.parameters(), None)
         if parameter is None:
             raise UserError("The model has no parameters to train.")
-        checks.check_optimizer(self.model, optimizer)
         if not isinstance(amp, bool):
             raise UserError(f"amp is True or False, not {amp!r}; the type is amp_dtype='fp16'.")
         if amp_dtype != "bf16" and not amp:
@@ -79,7 +83,7 @@ class Step:
         if outer is torch.float16 and scaler is None:
             scaler = torch.amp.GradScaler(self.device.type)
         self.mode = choice.first_mode(mode, self.device)
-        insist = mode != "auto"
+        insist = mode != "auto" if insist is None else insist
         runner = Runner(choice.compiles(self.mode, total_steps), backend, insist=insist)
         self.net = Network(self.model, self.device, runner, outer, attack)
         self.net.differentiates_twice = plan.differentiates_twice
@@ -412,6 +416,7 @@ def step(
     """
     from fastadv.threat import parse_number
 
+    checks.check_optimizer(inner_module(model), optimizer)
     radius = USUAL_EPS.get(norm, 0.0) if eps is None else parse_number(eps, "eps")
     return Step(
         model,

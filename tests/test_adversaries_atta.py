@@ -114,12 +114,13 @@ def test_a_resumed_run_does_not_start_anew_once_more() -> None:
     ("steps", "published"), [(1, 0.015), (2, 0.015), (3, 0.01), (10, 0.007), (20, 0.007)]
 )
 def test_the_usual_step_is_the_published_one_in_units_of_eps(steps: int, published: float) -> None:
-    x, y, index, _ = tiny_batch(COUNT)
+    x, y, _, _ = tiny_batch(COUNT)
+    index = torch.arange(COUNT)
     step = staged_step(tiny_model(), "atta-1", eps=0.031, steps=steps)
-    step(x, y, index % ROWS)
+    step(x, y, index)
     assert step.plan.adversary.step_size == pytest.approx(published)
     step = staged_step(tiny_model(), "atta-1", eps=0.062, steps=steps)
-    step(x, y, index % ROWS)
+    step(x, y, index)
     assert step.plan.adversary.step_size == pytest.approx(2 * published)
 
 

@@ -34,8 +34,11 @@ def averaged_weights(
         copy_into([parameter.detach() for parameter in parameters], average)
         try:
             if batches is not None:
-                with guard.flags_kept(model), torch.no_grad():
-                    update_bn(_images(batches), model, parameters[0].device)
+                device = parameters[0].device
+                # Dropout's draws here must not move those of the training.
+                drawing = torch.random.fork_rng([device] if device.type == "cuda" else [])
+                with guard.flags_kept(model), torch.no_grad(), drawing:
+                    update_bn(_images(batches), model, device)
                     distributed.average([b for b in model.buffers() if b.is_floating_point()])
             yield
         finally:

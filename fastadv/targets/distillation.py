@@ -61,7 +61,8 @@ class Distillation(Target):
             )
         for teacher in self.teachers:
             if isinstance(teacher, str):
-                teacher = load_model(teacher, setup.num_classes, setup.image_shape[0])
+                with torch.random.fork_rng([]):  # initial weights that are overwritten at once
+                    teacher = load_model(teacher, setup.num_classes, setup.image_shape[0])
                 teacher = teacher.to(setup.dtype)
             self._modules.append(teacher.to(setup.device).eval().requires_grad_(False))
 
