@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
 
+from fastadv import checkpoint
 from fastadv.config import TrainConfig, settled
 from fastadv.console import Console
 from fastadv.errors import UserError
 from fastadv.judge import export_run, judge_run
+from fastadv.run_folder import _free_name
 from fastadv.session import choose_device
-from fastadv.train import resume, train
+from fastadv.train import Interrupted, _Runner, _stopping_on_signals, resume, train
 
 SMALL = {
     "method": "fast",
@@ -158,3 +166,80 @@ def test_devices_that_nobody_computes_on() -> None:
     for name in ("mps", "meta", "gpu"):
         with pytest.raises(UserError, match="Unknown device"):
             choose_device(name)
+
+
+def test_a_stop_while_averages_are_judged_moves_no_draw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BatchNorm's statistics of an average take passes in training mode, dropout drawn."""
+    usual = AVERAGED | {"dropout": 0.3, "options": {"averaging": "ema"}}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    expected = train(TrainConfig(**usual, out=str(whole)), Console())
+    real = _Runner._judge
+
+    def stopping(runner: _Runner, *inputs: object) -> object:
+        runner.stop_requested = "SIGTERM"
+        return real(runner, *inputs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Runner, "_judge", stopping)
+        with pytest.raises(Interrupted):
+            train(TrainConfig(**usual, out=str(stopped)), Console())
+    assert resume(str(stopped), Console())["last"] == expected["last"]
+    saved = [checkpoint.load(out / "last.pt")["model"] for out in (whole, stopped)]
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
+
+
+def test_a_run_goes_on_with_its_data_only(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(TrainConfig(**SMALL, out=str(out)), Console())
+    config = out / "config.toml"
+    config.write_text(config.read_text().replace("limit = 96", "limit = 160"))
+    with pytest.raises(UserError, match=r"The run had .* go on with the same data"):
+        resume(str(out), Console())
+
+
+def test_a_run_that_goes_on_forgets_what_it_found_before(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "longer"
+    shutil.copytree(run, out)
+    config = out / "config.toml"
+    config.write_text(config.read_text().replace("epochs = 2", "epochs = 3"))
+
+    def full(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_Runner, "final_test", full)
+        with pytest.raises(KeyboardInterrupt):
+            resume(str(out), Console())
+    assert not (out / "summary.json").exists()
+    assert resume(str(out), Console())["best_epoch"] <= 3
+    assert [line["epoch"] for line in lines(out)] == [1, 2, 3]
+
+
+def test_two_runs_started_at_once_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = settled(TrainConfig())
+    names = {_free_name(config) for _ in range(3)}  # none has written its config.toml yet
+    assert len(names) == 3
+    assert Path("runs/apart-digits") in names
+
+
+def test_a_second_sigterm_soon_after_is_the_first_one_handed_on() -> None:
+    runner = SimpleNamespace(stop_requested=None)
+    with _stopping_on_signals(runner):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert runner.stop_requested == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_reader_that_goes_away_does_not_end_a_run(tmp_path: Path) -> None:
+    words = "train --method fast --epochs 3 --limit 96 --width 2 --test-limit 32 --mode eager"
+    command = f"{sys.executable} -P -m fastadv {words} --out run | head -1"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.startswith("fast on digits")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["best_epoch"] >= 1
