@@ -98,15 +98,10 @@ def check_batch_of_one(model: nn.Module, x: Tensor) -> None:
         )
 
 
-def check_index(index: Tensor | None, num_samples: int | None, *, remembers: bool) -> None:
-    """``index`` (B,): rows of the training set, and where a method ``remembers`` no row twice."""
+def check_index(index: Tensor | None, num_samples: int | None) -> None:
+    """``index`` (B,): rows of the training set."""
     if index is None:
         return
-    if remembers and len(index.unique()) < len(index):
-        raise UserError(
-            "index holds a row twice, with two updates for the one memory kept of it; a batch "
-            "takes each sample once."
-        )
     if num_samples is not None and not 0 <= int(index.min()) <= int(index.max()) < num_samples:
         raise UserError(
             f"index reaches from {int(index.min())} to {int(index.max())}, outside the "

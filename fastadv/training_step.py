@@ -264,7 +264,7 @@ class Step:
 
     def _prepare(self, x: Tensor, y: Tensor, index: Tensor | None) -> None:
         checks.check_range(x, self.threat.low, self.threat.high)
-        checks.check_index(index, self.num_samples, remembers=self.plan.per_sample_state)
+        checks.check_index(index, self.num_samples)
         checks.check_batch_of_one(self.model, x)
         classes = checks.check_classes(self.net.look_at(x[:2]), y, self.num_classes)
         self.settle_mode(x)

@@ -40,13 +40,6 @@ def test_shapes_and_types_are_checked_at_every_call(wrong: str, later: bool) -> 
         step(**given | changes)
 
 
-def test_a_method_that_remembers_takes_no_sample_twice() -> None:
-    twice = torch.zeros_like(index)
-    with pytest.raises(UserError, match="a row twice"):
-        staged_step(tiny_model(), "atta-1", num_samples=20, pad=0)(x, y, twice)
-    tiny_step(tiny_model(), "pgd", steps=1)(x, y, twice)
-
-
 def test_a_loss_that_is_not_finite_ends_a_loop_of_ones_own_soon() -> None:
     step = tiny_step(tiny_model(), "fgsm")
     step(x, y)
