@@ -416,12 +416,13 @@ def step(
     """
     from fastadv.threat import parse_number
 
+    plan = resolve(method, options)
     checks.check_optimizer(inner_module(model), optimizer)
     radius = USUAL_EPS.get(norm, 0.0) if eps is None else parse_number(eps, "eps")
     return Step(
         model,
         optimizer,
-        resolve(method, options),
+        plan,
         Threat(norm, radius),
         amp=amp,
         amp_dtype=amp_dtype,
