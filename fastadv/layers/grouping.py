@@ -8,8 +8,9 @@ from typing import Any, cast
 from torch import nn
 
 from fastadv.contract import Layers
+from fastadv.declared import coerce
 from fastadv.errors import UserError, unknown
-from fastadv.options import coerce, option_types
+from fastadv.options import option_types
 from fastadv.parts import PARTS
 
 
