@@ -30,6 +30,7 @@ from fastadv.models import VARIANTS
 from fastadv.plan import Plan, resolve
 from fastadv.presets import preset_for
 from fastadv.schedules import STEPPED, TRIANGULAR_MOMENTUM
+from fastadv.threat import Threat
 
 OpenShare = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 Width = Annotated[int, Range(1, 65536)]  # more channels or layers than any network has
@@ -150,6 +151,7 @@ def _check(config: TrainConfig) -> None:
             f"--drops are for --schedule piecewise or multistep; {config.schedule} has none, "
             "leave them away."
         )
+    Threat(config.norm, float(config.eps or 0.0))
     # CyclicLR's defaults take a tenth off at the peak; below it momentum would turn negative.
     cycles = config.cycle_momentum and config.schedule == "triangular"
     if cycles and 0 < config.momentum < TRIANGULAR_MOMENTUM:

@@ -160,7 +160,7 @@ def parse_number(text: Any, name: str = "number") -> float:
         try:
             return float(text)
         except OverflowError:
-            return math.copysign(math.inf, text)
+            return math.inf if text > 0 else -math.inf
     match = _FRACTION.fullmatch(text) if isinstance(text, str) else None
     try:
         if match is None:

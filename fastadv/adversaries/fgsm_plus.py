@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastadv import kernels
-from fastadv.adversaries.step_sizes import StepSizes, usual_rate
+from fastadv.adversaries.step_sizes import CYCLED, StepSizes, usual_rate
 from fastadv.contract import Adversarial, Adversary, Batch, Facts, Setup
 from fastadv.declared import CountOrZero, NonNegative, ShareBelowOne
 from fastadv.engine import noise
@@ -70,6 +70,20 @@ class FGSMPlus(Adversary):
 
     def remembers(self) -> bool:
         return self.learned_start
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step_size_schedule == "triangular" and self.step_size_momentum < CYCLED:
+            raise UserError(
+                f"step_size_momentum must be at least {CYCLED:g} where the triangular schedule "
+                f"lowers it by that much, not {self.step_size_momentum:g}; or take "
+                "step_size_schedule='constant'."
+            )
+        if not self.learned_start and self.attack_objective == "kl":
+            raise UserError(
+                "learned_start=False is for attack_objective='ce': at x' = x the KL has no "
+                "gradient."
+            )
 
     @property
     def block_count(self) -> int:
