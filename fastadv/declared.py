@@ -157,10 +157,11 @@ def parse_number(text: Any, name: str = "number") -> float:
     Raises ``UserError`` when ``text`` is not one number or a fraction of two.
     """
     if isinstance(text, numbers.Real) and not isinstance(text, bool):
+        number: Any = text
         try:
-            return float(text)
+            return float(number)
         except OverflowError:
-            return math.inf if text > 0 else -math.inf
+            return math.inf if number > 0 else -math.inf
     match = _FRACTION.fullmatch(text) if isinstance(text, str) else None
     try:
         if match is None:
