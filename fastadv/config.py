@@ -209,17 +209,17 @@ def from_toml(path: Path) -> TrainConfig:
     return TrainConfig(**values, options=options)
 
 
-def settled_from_toml(path: Path) -> TrainConfig:
-    """The configuration of a run that was begun, whole, as ``settled`` and ``to_toml`` left it.
+def require_settled(config: TrainConfig) -> None:
+    """Raise ``UserError`` unless ``config`` is whole, as ``settled`` leaves it.
 
-    Raises ``UserError`` where a setting is gone: a default in its place would be another run.
+    A run folder's file that lost a line would otherwise go on as another run, with a default.
     """
-    config = from_toml(path)
     plan = config.plan()
     parts = {**plan.slots, **plan.options}
     lost = [name for name in ALWAYS_SETTLED if getattr(config, name) is None]
     lost += [name for name in parts if parts[name] is not None and name not in config.options]
     if lost:
-        raise UserError(f"{path} has lost {', '.join(lost)}; put back what the run was begun with.")
+        raise UserError(
+            f"The run's configuration has lost {', '.join(lost)}; put back what it was begun with."
+        )
     _check(config)
-    return config

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastadv import checkpoint
-from fastadv.config import TrainConfig, settled_from_toml, to_toml
+from fastadv.config import TrainConfig, from_toml, to_toml
 from fastadv.engine import distributed
 from fastadv.errors import UserError
 
@@ -61,7 +61,7 @@ class RunFolder:
         return folder
 
     def read_config(self) -> TrainConfig:
-        return settled_from_toml(self.config)
+        return from_toml(self.config)
 
     def save(self, path: Path, payload: dict[str, Any]) -> None:
         """``checkpoint.save``; afterwards every process can read it."""

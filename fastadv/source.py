@@ -174,7 +174,7 @@ def _from_memory(config: TrainConfig, device: torch.device, options: dict[str, A
     if config.unlabelled is None:
         loader = DeviceLoader(data.train_images, data.train_labels, indices=rows, **options)
     else:
-        more, labels = read_pseudo_labelled(config.unlabelled)
+        more, labels = read_pseudo_labelled(config.unlabelled, data.num_classes)
         count += len(more)
         loader = MixedLoader(
             data.train_images, data.train_labels, more, labels, indices=rows, **options

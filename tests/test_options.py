@@ -12,7 +12,14 @@ import torch
 from torch import nn
 
 import fastadv
-from fastadv.config import TrainConfig, config_types, from_toml, settled, settled_from_toml, to_toml
+from fastadv.config import (
+    TrainConfig,
+    config_types,
+    from_toml,
+    require_settled,
+    settled,
+    to_toml,
+)
 from fastadv.errors import UserError
 from fastadv.options import option_types
 from fastadv.parts import PARTS
@@ -223,7 +230,7 @@ def test_a_setting_of_a_run_says_what_it_may_be(name: str, tmp_path) -> None:
             path = tmp_path / "config.toml"
             path.write_text("\n".join([f"{name} = {value!r}", *kept]))
             with pytest.raises(UserError, match=name):
-                settled_from_toml(path)
+                require_settled(from_toml(path))
 
 
 def test_every_number_of_a_run_is_tried() -> None:
@@ -266,7 +273,7 @@ def test_a_run_folder_without_a_setting_is_not_another_run(lost: str, tmp_path) 
     path.write_text("\n".join(x for x in text.splitlines() if not x.startswith(f"{lost} =")))
     assert from_toml(path).method == "pgd"
     with pytest.raises(UserError, match=f"has lost {lost}"):
-        settled_from_toml(path)
+        require_settled(from_toml(path))
 
 
 @pytest.mark.parametrize(
