@@ -169,6 +169,24 @@ def test_an_option_says_what_it_may_be(slot: str, part: str, name: str) -> None:
             refused(name, value, **here)
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("awp", {"gamma": -1}),
+        ("awp", {"gamma": NAN}),
+        ("rwp", {"c_min": NAN}),
+        ("trades", {"beta": -1}),
+        ("te", {"te_weight": -5}),
+        ("advlc", {"reg_weight": -3}),
+        ("fgsm-plus", {"attack_objective": "kll"}),
+    ],
+)
+def test_methods_as_people_call_them(method: str, options: dict[str, Any]) -> None:
+    refused(*next(iter(options.items())), method=method, num_samples=8, total_steps=9)
+    with pytest.raises(UserError, match="lr must be at least 0"):
+        fastadv.param_groups(network(), "uniform", lr=NAN)
+
+
 def test_a_part_that_is_built_by_hand_is_checked_too() -> None:
     with pytest.raises(UserError, match="gamma must be at least 0"):
         PARTS["weights"]["rwp"](gamma=-1)

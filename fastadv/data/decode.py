@@ -205,6 +205,11 @@ def _opened(file: str) -> Iterator[Image.Image]:
                 yield source
     except (UserError, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"{printable(file)} has more than the {MOST_PIXELS / 1e6:.0f} million pixels that are "
+            "decoded; scale it down or remove it."
+        ) from error
     except Exception as error:  # whatever a decoder makes of a damaged or hostile file
         raise unreadable(file) from error
 

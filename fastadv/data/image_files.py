@@ -65,7 +65,7 @@ def image_files(folder: Path, left_out: LeftOut) -> list[str]:
             elif not entry.name.lower().endswith(image_suffixes()):
                 left_out.suffixes[os.path.splitext(entry.name)[1].lower()] += 1
             elif not _is_regular(entry):
-                left_out.others["no regular files"] += 1
+                left_out.others["that are no regular files"] += 1
             else:
                 found.append(entry.path)
         waiting += reversed(folders)
