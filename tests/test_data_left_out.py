@@ -79,7 +79,7 @@ def test_what_is_left_out_is_counted_in_one_line(tmp_path, capsys):
     told = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
     assert len(told) == 1
     assert told[0].endswith(
-        "8 images are read; left out are 3 of another suffix (.gif, .txt), 1 outside the class "
+        "8 images are read; left out: 3 of another suffix (.gif, .txt), 1 outside the class "
         "folders, 1 hidden, 2 that are no regular files, 1 folders reached twice by links, "
         "1 whole folder val/, since there is a test/."
     )
@@ -325,6 +325,18 @@ def test_other_types_of_npz_are_the_same_images_or_refused(tmp_path):
         wrong[-1, -1, -1, -1] = value
         with pytest.raises(UserError, match=r"\[0,1\]"):
             from_npz(tmp_path, x_train=wrong)
+
+
+def test_what_deflates_like_a_trap_is_refused(tmp_path, monkeypatch):
+    dark = np.zeros((12, 100, 100, 3), np.uint8)
+    dark[0] = 200
+    sizes = {"x_train": dark, "x_test": dark[:4]}
+    assert from_npz(tmp_path, **sizes).shape == (12, 3, 100, 100)
+    monkeypatch.setattr("fastadv.data.npz_file._LARGE", 2**18)
+    with pytest.raises(UserError, match="x_train would grow"):
+        from_npz(tmp_path, **sizes)
+    np.savez(tmp_path / "a.npz", **{**hostile_data.arrays(), **sizes})
+    assert len(load(f"npz:{tmp_path / 'a.npz'}").train_images) == 12
 
 
 def test_blocks_of_rows_make_the_whole_array(tmp_path, monkeypatch):

@@ -197,7 +197,7 @@ def _opened(file: str) -> Iterator[Image.Image]:
                     f"{MOST_PIXELS / 1e6:.0f} million pixels can; scale it down."
                 )
             # Pillow's reader of WebP takes memory for the pixels as it opens one.
-            _check_size(file, *_webp_size(raw.read(30)))
+            _check_size(file, *_early_size(raw.read(30)))
             raw.seek(0)
             with Image.open(raw, formats=_FORMATS) as source:
                 _check_size(file, *source.size)
@@ -227,8 +227,10 @@ def _check_size(file: str, width: int, height: int) -> None:
         )
 
 
-def _webp_size(start: bytes) -> tuple[int, int]:
-    """Width and height that a WebP file's first 30 bytes say; (0, 0) for other files."""
+def _early_size(start: bytes) -> tuple[int, int]:
+    """Width and height that the first 30 bytes of a PNG or WebP file say; (0, 0) for others."""
+    if start[:8] == b"\x89PNG\r\n\x1a\n":
+        return int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
     if len(start) < 30 or start[:4] != b"RIFF" or start[8:12] != b"WEBP":
         return 0, 0
     kind = start[12:16]

@@ -23,6 +23,8 @@ import numpy as np
 
 _BLOCK = 2**24  # bytes read at a time
 _DIRECTORY = 2**20  # bytes; four arrays take 300
+# Images deflate to a tenth, drawings to a fiftieth; nothing but a trap that large to less.
+_LARGE, _MOST_DEFLATED = 2**28, 200
 _KINDS = "biuf"
 _MOST_DIMENSIONS = 8
 
@@ -139,6 +141,11 @@ def _member(name: str, archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo])
         raise NotPlain(
             f"the header of {name} says {found.nbytes} bytes, and the file holds "
             f"{entry.file_size - found.start}"
+        )
+    if entry.file_size > max(_LARGE, _MOST_DEFLATED * entry.compress_size):
+        raise NotPlain(
+            f"{name} would grow {entry.file_size // max(entry.compress_size, 1)}-fold to "
+            f"{entry.file_size / 1e6:.0f} MB; numpy.savez stores images as they are"
         )
     return found
 
