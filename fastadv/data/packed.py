@@ -89,9 +89,7 @@ def tell_left_out(tree: ImageTree, console: Console | None = None) -> None:
     if tree.left_out:
         console = console or Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
         read = len(tree.train_files) + len(tree.test_files)
-        console.print(
-            f"{printable(tree.name)}: {read} images are read; left out: {tree.left_out}."
-        )
+        console.print(f"{printable(tree.name)}: {read} images are read; left out: {tree.left_out}.")
 
 
 def _stamp(root: Path, file: str) -> str:
