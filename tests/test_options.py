@@ -330,12 +330,18 @@ def test_what_a_step_is_told_of_the_run(name: str, values: list[Any]) -> None:
         ("restarts", {"restarts": 10**9}),
         ("objective", {"objective": "kll"}),
         ("random_start", {"random_start": "maybe"}),
+        ("seed", {"seed": 1.5}),
+        ("seed", {"seed": NAN}),
     ],
 )
 def test_numbers_of_an_attack(name: str, options: dict[str, Any]) -> None:
     x, y = torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
     with pytest.raises(UserError, match=name):
         fastadv.attack(network(), x, y, "pgd", **options)
+    judged = {key: value for key, value in options.items() if key in ("eps", "alpha", "seed")}
+    if judged:
+        with pytest.raises(UserError, match=name):
+            fastadv.evaluate(network(), [(x, y)], ["pgd-2"], **judged)
     for bad in ("noise-nan", "noise-1e400", "noise--1", "pgd-0", "pgd-99999999"):
         with pytest.raises(UserError):
             fastadv.attack(network(), x, y, bad)
