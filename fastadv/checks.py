@@ -1,11 +1,11 @@
-"""What a step checks about its inputs: types and shapes always, values at its first call alone
-(a look at them waits for the device)."""
+"""What a step checks about its model, its optimizer and the shapes of its inputs."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from fastadv import ranges
 from fastadv.errors import UserError
 
 
@@ -38,14 +38,15 @@ def check_shapes(
         )
 
 
-def check_range(x: Tensor, low: float, high: float) -> None:
-    """Pixels in [low, high]."""
-    smallest, largest = float(x.min()), float(x.max())
-    if not (low <= smallest and largest <= high):
-        raise UserError(
-            f"Images must lie in [{low:g}, {high:g}] but these reach from {smallest:g} to "
-            f"{largest:g}; scale them, and put normalisation inside the model."
-        )
+def check_companions(x: Tensor, **given: Tensor | None) -> None:
+    """``start`` and ``second`` belong to ``x``: tensors of its shape on its device."""
+    for name, tensor in given.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor) or tensor.shape != x.shape:
+            found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise UserError(f"{name} must have the images' shape {tuple(x.shape)}, not {found}.")
+    check_devices(x.device, **given)
 
 
 def check_devices(device: torch.device, **tensors: Tensor | None) -> None:
@@ -79,12 +80,7 @@ def check_classes(logits: Tensor, y: Tensor, num_classes: int | None) -> int:
     found = logits.shape[1]
     if num_classes is not None and num_classes != found:
         raise UserError(f"num_classes is {num_classes} but the model returns {found} logits.")
-    smallest, largest = int(y.min()), int(y.max())
-    if smallest < 0 or largest >= found:
-        raise UserError(
-            f"Labels must lie in [0, {found - 1}], the model's classes, but reach from "
-            f"{smallest} to {largest}."
-        )
+    ranges.require_labels(y, found)
     return found
 
 
@@ -95,15 +91,4 @@ def check_batch_of_one(model: nn.Module, x: Tensor) -> None:
         raise UserError(
             "A batch of one image cannot train a network with BatchNorm; use a larger batch size, "
             "or drop the last batch."
-        )
-
-
-def check_index(index: Tensor | None, num_samples: int | None) -> None:
-    """``index`` (B,): rows of the training set."""
-    if index is None:
-        return
-    if num_samples is not None and not 0 <= int(index.min()) <= int(index.max()) < num_samples:
-        raise UserError(
-            f"index reaches from {int(index.min())} to {int(index.max())}, outside the "
-            f"{num_samples} samples of num_samples=."
         )

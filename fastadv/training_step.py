@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastadv import checks, cost
+from fastadv import checks, cost, ranges
 from fastadv.contract import NEEDS, Batch, Setup
 from fastadv.data.view import View
 from fastadv.declared import Count, CountOrZero, Positive, checked, parse_number
 from fastadv.engine import choice, distributed, noise
 from fastadv.engine.averages import averaged_weights
 from fastadv.engine.capture import Captured
+from fastadv.engine.faults import Fault
 from fastadv.engine.network import Network
 from fastadv.engine.precision import autocast, pass_dtype, surrounding
 from fastadv.engine.runner import Runner
@@ -30,6 +31,7 @@ from fastadv.models.blocks import perturbable_blocks
 from fastadv.models.wrapped import inner_module
 from fastadv.plan import Plan, resolve
 from fastadv.threat import Threat
+from fastadv.transaction import Transaction
 from fastadv.walk import Walk
 
 CHECK_EVERY = 100  # calls between two looks at the fault flag, each of which waits
@@ -115,9 +117,9 @@ class Step:
         self._epoch: int | None = None
         self.offset = torch.zeros((), dtype=torch.int64, device=self.device)
         self._prepared = False  # whether a batch has been looked at
-        self._made_for: list[
-            Any
-        ] = []  # image shape, batch size, type, classes: of the parts' state
+        # Image shape, batch size, type and classes that the parts' state is for.
+        self._made_for: list[Any] = []
+        self._transaction = Transaction(self)
 
     @property
     def updates_per_batch(self) -> int:
@@ -154,21 +156,38 @@ class Step:
         training set. ``view`` is the crop and flip that made x (None: x was not augmented).
         ``start`` (B,C,H,W) is the initial perturbation in pixels instead of the random one.
         ``second`` (B,C,H,W) is another view of the same images, for methods that compare two.
-        ``update=False`` adds this batch's gradient without stepping.
+        ``update=False`` keeps this batch's gradient without stepping: the next call that updates
+        takes the mean over the images of all these batches.
 
-        Raises ``UserError`` for inputs that do not fit (their values are looked at in the first
-        call alone). After a loss or gradient that is not finite nothing is updated any more; every
-        ``CHECK_EVERY`` calls, and ``check()``, raise ``TrainingError`` then.
+        Raises ``UserError`` for inputs that do not fit. After a loss or gradient that is not finite
+        nothing is updated any more; every ``CHECK_EVERY`` calls, and ``check()``, raise
+        ``TrainingError`` then. On a GPU, where a look would stall it, the same holds for values
+        out of range. Whatever a call raises, everything is as it was before that call.
         """
         remembers = self.plan.per_sample_state
         checks.check_shapes(self.device, x, y, index, needs_index=remembers)
-        if not self._prepared:
-            self._require_epochs()
-            self._prepare(x, y, index)
+        checks.check_companions(x, start=start, second=second)
         if not update:
             self._require_accumulation()
-        if index is None:
-            index = torch.arange(len(x), device=x.device)
+        inputs = self._checked(x, y, index, start, second)
+        with self._transaction.around(inputs[2] if remembers else None):
+            return self._call(*inputs, view=view, update=update)
+
+    def _call(
+        self,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor,
+        start: Tensor | None,
+        second: Tensor | None,
+        *,
+        view: View | None,
+        update: bool,
+    ) -> dict[str, Tensor]:
+        """A call on inputs that were looked at; what it changes is put back if it breaks off."""
+        if not self._prepared:
+            self._require_epochs()
+            self._prepare(x, y)
         metrics: dict[str, Tensor] = {}
         # The caller may train inside autocast or under no_grad; the step's own passes decide.
         outer = surrounding(self.device)
@@ -179,7 +198,7 @@ class Step:
             for replay in range(self.updates_per_batch):
                 self._fill_schedules(replay)
                 given = start if replay == 0 else None
-                batch = self._views(Batch(x.detach(), y, index, self.offset, view, given, second))
+                batch = self._views(Batch(x, y, index, self.offset, view, given, second))
                 metrics = self._update(batch, update)
                 self.offset += 1
         self.calls += update
@@ -187,6 +206,41 @@ class Step:
             self.check()
         self._close_epoch()
         return metrics
+
+    def _checked(
+        self,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor | None,
+        start: Tensor | None,
+        second: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The inputs, their values looked at: at once where Python may look, else by the device,
+        which masks the update."""
+        low, high = self.threat.low, self.threat.high
+        x, second = x.detach(), None if second is None else second.detach()
+        rows = torch.arange(len(x), device=x.device) if index is None else index
+        classes: int | None = self._made_for[3] if self._made_for else None
+        found = self.updater.faults.before
+        images = [images for images in (x, second) if images is not None]
+        found[Fault.IMAGES].copy_(torch.stack([ranges.outside(i, low, high) for i in images]).any())
+        if self.net.waits_are_free or not self._prepared:
+            x = ranges.within("x", x, low, high)
+            second = None if second is None else ranges.within("second", second, low, high)
+            if not self._prepared and found[Fault.IMAGES]:
+                raise UserError("x holds values that are not finite; look at the data.")
+            if classes is not None:
+                ranges.require_labels(y, classes)
+            if index is not None:
+                ranges.require_rows(index, self.num_samples)
+            return x, y, rows, start, second
+        # A label or row out of range would end a CUDA process; the update is masked instead.
+        most = self.num_samples or torch.iinfo(torch.int64).max
+        found[Fault.LABELS].copy_(((y < 0) | (y >= (classes or 1))).any())
+        found[Fault.ROWS].copy_(((rows < 0) | (rows >= most)).any())
+        second = None if second is None else second.clamp(low, high)
+        y, rows = y.clamp(0, (classes or 1) - 1), rows.clamp(0, most - 1)
+        return x.clamp(low, high), y, rows, start, second
 
     # -- one update ---------------------------------------------------------------------------
 
@@ -272,9 +326,7 @@ class Step:
                     "steps_per_epoch=, or call set_epoch(epoch) before the first batch of each."
                 )
 
-    def _prepare(self, x: Tensor, y: Tensor, index: Tensor | None) -> None:
-        checks.check_range(x, self.threat.low, self.threat.high)
-        checks.check_index(index, self.num_samples)
+    def _prepare(self, x: Tensor, y: Tensor) -> None:
         checks.check_batch_of_one(self.model, x)
         classes = checks.check_classes(self.net.look_at(x[:2]), y, self.num_classes)
         self.settle_mode(x)
@@ -326,11 +378,19 @@ class Step:
 
     def check(self) -> None:
         """Raise ``TrainingError`` if a loss or gradient was not finite; waits for the device."""
-        self.updater.faults.check()
+        self.updater.check()
 
     def healthy(self) -> bool:
         """Whether every update so far was finite; waits for the device."""
-        return self.updater.faults.healthy()
+        return self.updater.healthy()
+
+    def moment(self) -> tuple[Any, ...]:
+        """What ``return_to`` needs to undo what calls have noted since."""
+        return self.calls, self._epoch, self._prepared, list(self._made_for)
+
+    def return_to(self, moment: tuple[Any, ...]) -> None:
+        """Undo what calls have noted since ``moment``."""
+        self.calls, self._epoch, self._prepared, self._made_for = moment
 
     def advice(self) -> list[str]:
         """Sentences about a run that looks wrong, from the parts; waits for the device."""

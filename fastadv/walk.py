@@ -19,6 +19,7 @@ from fastadv.adversaries.weaken import weakened, weakening
 from fastadv.contract import Adversarial, Batch, Facts, Losses, Outputs
 from fastadv.engine import distributed, noise
 from fastadv.engine.buffers import Snapshot
+from fastadv.engine.faults import Fault, all_finite
 from fastadv.engine.gradient import leaf
 from fastadv.engine.network import Network
 from fastadv.engine.repeated_passes import ADVERSARIAL, NATURAL
@@ -34,7 +35,8 @@ class Found(NamedTuple):
     """What the passes of one update found, before the optimizer steps.
 
     ``weights`` and ``others`` are gradients times the loss scale: of the learning parameters, and
-    of the adversary's leaves and input. ``buffers`` are the model's before the update.
+    of the adversary's leaves and input. ``doubts`` are what must not be for the update to count,
+    0-dim bool. ``buffers`` are the model's before the update.
     """
 
     batch: Batch
@@ -44,6 +46,7 @@ class Found(NamedTuple):
     accuracy: Tensor
     weights: list[Tensor | None]
     others: list[Tensor | None]
+    doubts: dict[Fault, Tensor]
     buffers: Snapshot
 
     def shared(self, leaves: int) -> list[Tensor]:
@@ -60,11 +63,13 @@ class Walk:
         self.scale = torch.ones((), device=net.device)  # of the outer loss, filled in place
         self.named = dict(net.model.named_parameters())  # what stands in the model, by name
         self._learns = {name for name in self.named if plan.layers.learns(name)}
+        self._directions: list[Tensor] = []  # whether those of this update were finite
 
     def gather(self, batch: Batch) -> Found:
         """Attack, perturb the weights, and take the outer pass's gradients."""
         plan = self.plan
-        buffers = Snapshot(self.net.buffers)
+        buffers = Snapshot(self.net.kept_buffers)
+        self._directions = []
         self.net.copies.outdate()
         facts = self._facts_before(batch)
         plan.target.before(batch, facts)
@@ -86,7 +91,20 @@ class Walk:
         made, loss, found, outputs = passed
         count = len(self.learning())
         right = (outputs.adversarial.argmax(1) == batch.y).float().mean()
-        return Found(batch, made, outputs, loss, right, found[:count], found[count:], buffers)
+        taken, others = found[:count], found[count:]
+        doubts = self._doubts(made, others)
+        return Found(batch, made, outputs, loss, right, taken, others, doubts, buffers)
+
+    def _doubts(self, made: Adversarial, others: list[Tensor | None]) -> dict[Fault, Tensor]:
+        """What shows that the update must not count although its loss may be finite."""
+        # A step along a gradient that is not finite leads to NaN.
+        doubts = {Fault.ATTACK: ~all_finite([made.x_adv])}
+        present = [gradient for gradient in others if gradient is not None]
+        if present:
+            doubts[Fault.INPUT_GRADIENT] = ~all_finite(present)
+        if self._directions:
+            doubts[Fault.DIRECTION] = ~torch.stack(self._directions).all()
+        return doubts
 
     def descend(
         self, found: Found, updater: Updater | ReplayedUpdate, number: Tensor, update: bool
@@ -94,7 +112,15 @@ class Walk:
         """Hand the gradients to the optimizer: their norm, and whether the update counted."""
         learning = self.learning_named()
         self.plan.layers.before_update(updater.optimizer, list(learning), found.weights)
-        return updater(list(learning.values()), found.weights, found.loss, number, update=update)
+        return updater(
+            list(learning.values()),
+            found.weights,
+            found.loss,
+            number,
+            found.doubts,
+            images=len(found.batch.x),
+            update=update,
+        )
 
     @torch.no_grad()
     def settle(self, found: Found, ok: Tensor, update: bool) -> None:
@@ -316,6 +342,7 @@ class Walk:
         if scale is not None:
             torch._foreach_div_(directions, scale)
         distributed.average([*directions, count])
+        self._directions.append(all_finite(directions))
         return directions, count
 
     def _weight_gradient(

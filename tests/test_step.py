@@ -106,19 +106,25 @@ def test_perturbed_weights_are_used_in_low_precision(surrounding, mode, monkeypa
     assert losses["awp"] > losses["pgd"] * 1.01
 
 
-def test_gradients_of_halves_add_up():
+@pytest.mark.parametrize("ends", [(4, 8), (3, 8), (1, 3, 8)])
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_an_update_of_several_calls_is_that_of_their_images_together(ends, clip):
     x, y, index, start = tiny_batch()
     model, twin = smooth_model(), smooth_model()
-    step = tiny_step(model, "pgd", steps=2)
-    halves = (slice(0, 4), slice(4, 8))
-    step(x[halves[0]], y[halves[0]], index[halves[0]], start=start[halves[0]], update=False)
-    assert equal(model, twin)
-    step(x[halves[1]], y[halves[1]], index[halves[1]], start=start[halves[1]])
-    # The sum of two means is twice the mean of all.
+    step = tiny_step(model, "pgd", steps=2, max_grad_norm=clip)
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    x_adv = fastadv.attack(twin, x, y, "pgd", eps=EPS, steps=2, start=start)
-    (2 * nn.functional.cross_entropy(twin(x_adv), y)).backward()
-    optimizer.step()
+    for _ in range(2):  # the second update begins anew
+        before = copy.deepcopy(model)
+        for first, last in zip((0, *ends), ends, strict=False):
+            part = slice(first, last)
+            assert equal(model, before)
+            step(x[part], y[part], index[part], start=start[part], update=last == len(x))
+        x_adv = fastadv.attack(twin, x, y, "pgd", eps=EPS, steps=2, start=start)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(twin(x_adv), y).backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(twin.parameters(), clip)
+        optimizer.step()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, twin.state_dict()[name])
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from fastadv.engine import distributed, guard
-from fastadv.engine.buffers import copy_into, kept
+from fastadv.engine.buffers import copy_into, kept, places
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def averaged_weights(
         yield
         return
     live = [parameter.detach().clone() for parameter in parameters]
-    with kept(list(model.buffers())):
+    with kept(places(model)):
         copy_into([parameter.detach() for parameter in parameters], average)
         try:
             if batches is not None:

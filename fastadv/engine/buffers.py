@@ -4,20 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class Place(NamedTuple):
+    """Where a buffer hangs: ``registry[name]`` was ``tensor``."""
+
+    registry: dict[str, Tensor | None]
+    name: str
+    tensor: Tensor
+
+    def now(self) -> Tensor:
+        """What hangs there; a forward pass may have put another tensor in its place."""
+        found = self.registry.get(self.name)
+        same = found is not None and (found.shape, found.dtype) == (
+            self.tensor.shape,
+            self.tensor.dtype,
+        )
+        return found.detach() if found is not None and same else self.tensor
+
+    def hang_back(self) -> None:
+        """The tensor of before hangs there again."""
+        if self.registry.get(self.name) is not self.tensor:
+            self.registry[self.name] = self.tensor
+
+
+def places(model: nn.Module) -> list[Place]:
+    """The buffers of ``model``, each once."""
+    found: dict[int, Place] = {}
+    for module in model.modules():
+        for name, tensor in module._buffers.items():
+            if tensor is not None:
+                found.setdefault(id(tensor), Place(module._buffers, name, tensor))
+    return list(found.values())
 
 
 class Snapshot:
-    """The values of ``tensors`` at one moment, one after the other in one tensor a data type.
+    """The values of buffers at one moment, one after the other in one tensor a data type.
 
     A network has dozens of small buffers. To keep, choose between and put back all of them takes
     a few launches this way, where one by one it would take dozens, each as dear as a large one.
+    ``buffers`` are tensors, or places where a forward pass may hang another tensor.
     """
 
     @torch.no_grad()
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, buffers: Sequence[Tensor | Place]) -> None:
+        self._places = [buffer for buffer in buffers if isinstance(buffer, Place)]
+        tensors = [b.tensor if isinstance(b, Place) else b for b in buffers]
+        self._at = {id(place.tensor): place for place in self._places}
         kinds = dict.fromkeys((tensor.device, tensor.dtype) for tensor in tensors)
         self._groups = [
             [tensor for tensor in tensors if (tensor.device, tensor.dtype) == kind]
@@ -27,15 +64,21 @@ class Snapshot:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """The tensors hold again what they held."""
+        """The buffers are the tensors again that they were, and hold what they held."""
+        for place in self._places:
+            place.hang_back()
         for group, values in zip(self._groups, self._values, strict=True):
             _fill(group, values)
 
     @torch.no_grad()
     def put_back_unless(self, ok: Tensor) -> None:
-        """``put_back`` where ``ok`` (0-dim bool) is false, without asking the device."""
+        """``put_back`` where ``ok`` (0-dim bool) is false, without asking the device; else the
+        tensors of before take over what hangs in their places."""
         for group, values in zip(self._groups, self._values, strict=True):
-            _fill(group, torch.where(ok, _flat(group), values))
+            now = [self._at[id(t)].now() if id(t) in self._at else t for t in group]
+            _fill(group, torch.where(ok, _flat(now), values))
+        for place in self._places:
+            place.hang_back()
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
@@ -48,9 +91,9 @@ def _fill(tensors: Sequence[Tensor], values: Tensor) -> None:
 
 
 @contextmanager
-def kept(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """The tensors hold the same values after the region as before."""
-    before = Snapshot(tensors)
+def kept(buffers: Sequence[Tensor | Place]) -> Iterator[None]:
+    """The buffers are the same and hold the same values after the region as before."""
+    before = Snapshot(buffers)
     try:
         yield
     finally:

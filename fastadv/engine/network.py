@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastadv.engine import guard
 from fastadv.engine.batch_counters import BatchCounters
-from fastadv.engine.buffers import copy_into, kept
+from fastadv.engine.buffers import Place, copy_into, kept, places
 from fastadv.engine.double_backward import cheap_double_backward
 from fastadv.engine.folding import forward_and_folds
 from fastadv.engine.gradient import gradients_if_used
@@ -67,6 +67,11 @@ class Network:
     @property
     def buffers(self) -> list[Tensor]:
         return [*self.model.buffers(), *self.counters.tensors]
+
+    @property
+    def kept_buffers(self) -> list[Tensor | Place]:
+        """``buffers``, with the places where a forward pass may hang another tensor."""
+        return [*places(self.model), *self.counters.tensors]
 
     @property
     def waits_are_free(self) -> bool:
@@ -187,5 +192,5 @@ class Network:
     @contextmanager
     def keeping_buffers(self) -> Iterator[None]:
         """Passes inside do not move BatchNorm's running statistics."""
-        with kept(self.buffers):
+        with kept(self.kept_buffers):
             yield

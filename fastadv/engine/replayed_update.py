@@ -8,7 +8,7 @@ runs as written, and the passes need no new recording for it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, RAdam, optimizer
 
+from fastadv.engine.faults import Fault
 from fastadv.engine.recorder import NotReplayable
 from fastadv.engine.update import Updater
 
@@ -86,7 +87,9 @@ class ReplayedUpdate:
         gradients: Sequence[Tensor | None],
         loss: Tensor,
         number: Tensor,
+        doubts: Mapping[Fault, Tensor],
         *,
+        images: int,
         update: bool,
     ) -> tuple[Tensor, Tensor]:
         """``Updater.__call__``; replayed, the tensors returned are the recording's own."""
@@ -99,12 +102,14 @@ class ReplayedUpdate:
                 again = frozen == known and self._left > 0
                 self._recording = None
                 if again:
-                    self._record(frozen, parameters, gradients, loss, number)
+                    self._record(frozen, parameters, gradients, loss, number, doubts, images)
             if self._recording is not None:
                 shared.fill()
                 return self._recording.replay()
         with shared.rates_as_tensors(loss.device) if allowed else nullcontext():
-            return shared.updater(parameters, gradients, loss, number, update=update)
+            return shared.updater(
+                parameters, gradients, loss, number, doubts, images=images, update=update
+            )
 
     def _may_replay(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> bool:
         """Whether this update reads the gradients of the recorded passes and no others."""
@@ -125,6 +130,8 @@ class ReplayedUpdate:
         gradients: Sequence[Tensor | None],
         loss: Tensor,
         number: Tensor,
+        doubts: Mapping[Fault, Tensor],
+        images: int,
     ) -> None:
         self._left -= 1
         shared = self.shared
@@ -133,7 +140,9 @@ class ReplayedUpdate:
                 # Not in the pool of the passes: the graph that settles was recorded before this
                 # one and is replayed after it.
                 returned, replay = shared.recorder(
-                    lambda: shared.updater(parameters, gradients, loss, number, update=True),
+                    lambda: shared.updater(
+                        parameters, gradients, loss, number, doubts, images=images, update=True
+                    ),
                     alone=True,
                 )
         except (NotReplayable, torch.OutOfMemoryError) as error:

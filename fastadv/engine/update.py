@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastadv.engine.faults import Faults, apply_where, counts_on_the_host
+from fastadv.engine.buffers import copy_into
+from fastadv.engine.faults import (
+    Fault,
+    Faults,
+    all_finite,
+    apply_where,
+    counts_on_the_host,
+    select_into,
+)
+from fastadv.engine.optimizer_copy import OptimizerCopy
+from fastadv.errors import TrainingError
+
+# A scale that was halved so often in a row is no overflow that goes away.
+STARVED = 50
+# Gradients of the scaled loss.
+_SCALED = frozenset({Fault.DIRECTION, Fault.INPUT_GRADIENT, Fault.GRADIENT})
 
 
 class Updater:
@@ -33,7 +48,8 @@ class Updater:
         self.max_grad_norm = max_grad_norm
         self.faults = Faults(device)
         self._one = torch.ones((), device=device)
-        self._waiting = 0
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)  # updates in a row
+        self._waiting = 0  # images whose gradients wait for the update
         self._learned: list[Tensor] = []  # in the update before
         self._begun = False  # whether the optimizer has made its state
 
@@ -50,28 +66,38 @@ class Updater:
         gradients: Sequence[Tensor | None],
         loss: Tensor,
         number: Tensor,
+        doubts: Mapping[Fault, Tensor],
         *,
+        images: int,
         update: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Apply ``gradients``; returns their norm and whether the update counted (0-dim bool)."""
+        """Apply ``gradients`` of the mean loss of so many ``images``; returns their norm and
+        whether the update counted (0-dim bool).
+
+        ``doubts`` are what else must not be, 0-dim bool. With ``update=False`` the gradient waits:
+        the next update takes the mean over the images of all.
+        """
         if not self._waiting:
             self._clear_all_but(parameters)
+        share = images / (self._waiting + images)
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            self._hand_over(parameter, gradient, keep=not update)
-        self._waiting = 0 if update else self._waiting + 1
+            self._hand_over(parameter, gradient, share, keep=not update)
+        self._waiting = 0 if update else self._waiting + images
         found = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.scaler is not None and update:
             self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm(found)
-        finite = loss.isfinite() & norm.isfinite()
-        # A scaled gradient may overflow: then the scaler skips the update and lowers the scale.
-        ok = self.faults.record(finite if self.scaler is None else loss.isfinite(), number) & finite
+        found_bad = {**doubts, Fault.LOSS: ~loss.isfinite(), Fault.GRADIENT: ~norm.isfinite()}
+        fine = torch.stack([~bad for bad in found_bad.values()]).all()
+        if self.scaler is not None:
+            # A scaled gradient may overflow: then the scaler skips the update and lowers the scale.
+            found_bad = {kind: bad for kind, bad in found_bad.items() if kind not in _SCALED}
+        ok = self.faults.record(found_bad, number) & fine
         if not update:
             return norm, ok
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
-        self._step(ok)
-        return norm, ok
+        return norm, self._step(ok, number)
 
     def _clear_all_but(self, parameters: Sequence[Tensor]) -> None:
         """Whoever learned in the update before and is frozen now has no gradient any more."""
@@ -81,43 +107,126 @@ class Updater:
                 parameter.grad = None
         self._learned = list(parameters)
 
-    def _hand_over(self, parameter: Tensor, gradient: Tensor | None, *, keep: bool) -> None:
-        """Set or add to ``parameter.grad``; ``keep``: more is to be added to it."""
+    def _hand_over(
+        self, parameter: Tensor, gradient: Tensor | None, share: float, *, keep: bool
+    ) -> None:
+        """Set ``parameter.grad``, or make it the mean of what waits there and ``gradient``, of
+        which the latter has this ``share``; ``keep``: more is to be added to it."""
+        if self._waiting:
+            if parameter.grad is not None:
+                parameter.grad *= 1 - share
+                if gradient is not None:
+                    parameter.grad += share * gradient
+                return
+            gradient = None if gradient is None else share * gradient
         if gradient is None:
             if not self._waiting:
                 parameter.grad = None
-            return
-        if self._waiting and parameter.grad is not None:
-            parameter.grad += gradient
             return
         own = _laid_out_as(gradient, parameter)
         # What waits for more must not be overwritten by the next replay of a graph.
         parameter.grad = own.clone() if keep and own is gradient else own
 
-    def _step(self, ok: Tensor) -> None:
+    def _step(self, ok: Tensor, number: Tensor) -> Tensor:
+        """Let the optimizer step where ``ok``; returns whether it did and nothing overflowed."""
         waits = self.scaler is not None and counts_on_the_host(self.optimizer)
+        finite = torch.ones_like(ok)
         if self._begun and not waits:
-            apply_where(ok, self.optimizer.step, self.optimizer)
+            finite = apply_where(ok, self.optimizer.step, self.optimizer)
         elif ok:
-            self.optimizer.step()
-            self._begun = True
+            finite = self._begin_step()
+        ok = ok & self.faults.record({Fault.UPDATE: ~finite}, number)
         if self.scaler is not None:
-            # Its own step would ask the device, and knows nothing of earlier faults.
-            self.scaler.update()
+            self._update_scale(self.scaler, ok)
+        return ok
+
+    def _begin_step(self) -> Tensor:
+        """The first step, which makes the optimizer's state."""
+        before = OptimizerCopy(self.optimizer)
+        before.take()
+        self.optimizer.step()
+        self._begun = True
+        finite = all_finite([w for group in self.optimizer.param_groups for w in group["params"]])
+        if not finite:
+            before.put_back()
+            self._begun = False
+        return finite
+
+    def _update_scale(self, scaler: torch.amp.GradScaler, ok: Tensor) -> None:
+        """Raise or lower the loss scale; after a fault it stays."""
+        self.skipped.copy_(torch.where(ok, 0, self.skipped + 1))
+        state = scaler._per_optimizer_states[id(self.optimizer)]
+        for overflowed in state["found_inf_per_device"].values():
+            # A scaled gradient that is not the weights' (a perturbation's) may overflow alone.
+            overflowed.copy_(torch.maximum(overflowed, (~ok).to(overflowed.dtype)))
+        before = _scale_of(scaler)
+        # Its own step would ask the device, and knows nothing of earlier faults.
+        scaler.update()
+        select_into(_scale_tensors(scaler), self.faults.bad_step < 0, before)
 
     def begin(self, scale: Tensor) -> None:
         """Put into ``scale`` (0-dim) what the loss of the coming update is multiplied by."""
         if self.scaler is not None:
             scale.copy_(self.scaler.scale(self._one))
 
+    @property
+    def waits(self) -> bool:
+        """Whether a gradient waits for the update."""
+        return self._waiting > 0
+
+    def moment(self) -> tuple[Any, ...]:
+        """What ``return_to`` needs to undo what calls have noted here since."""
+        scale = None if self.scaler is None else _scale_of(self.scaler)
+        return self._waiting, list(self._learned), self._begun, scale
+
+    def return_to(self, moment: tuple[Any, ...]) -> None:
+        """Undo what calls have noted since ``moment``."""
+        self._waiting, self._learned, self._begun, scale = moment
+        if self.scaler is not None and scale is not None:
+            # Between unscaling and updating it would refuse to unscale again.
+            self.scaler._per_optimizer_states.clear()
+            copy_into(_scale_tensors(self.scaler), scale)
+
+    def check(self) -> None:
+        """Raise ``TrainingError`` if an update was bad, or if none counts any more; waits."""
+        self.faults.check()
+        skipped = int(self.skipped)
+        if self.scaler is not None and skipped >= STARVED:
+            raise TrainingError(
+                f"The last {skipped} updates were skipped, for scaled gradients overflowed each "
+                f"time; the loss scale is {self.scaler.get_scale():g}. The network has gradients "
+                "that are not finite: lower the learning rate, or use bf16 or float32."
+            )
+
+    def healthy(self) -> bool:
+        """Whether ``check`` would pass; waits."""
+        return self.faults.healthy() and int(self.skipped) < STARVED
+
     def state_dict(self) -> dict[str, Any]:
         scaler = None if self.scaler is None else self.scaler.state_dict()
-        return {"bad_step": self.faults.bad_step, "scaler": scaler}
+        faults = self.faults
+        return {
+            "bad_step": faults.bad_step,
+            "fault": faults.kind,
+            "skipped": self.skipped,
+            "scaler": scaler,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.faults.bad_step.copy_(state["bad_step"])
+        self.faults.kind.copy_(state["fault"])
+        self.skipped.copy_(state["skipped"])
         if self.scaler is not None and state["scaler"] is not None:
             self.scaler.load_state_dict(state["scaler"])
+
+
+def _scale_tensors(scaler: torch.amp.GradScaler) -> list[Tensor]:
+    tensors: list[Any] = [scaler._scale, scaler._growth_tracker]
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _scale_of(scaler: torch.amp.GradScaler) -> list[Tensor]:
+    return [tensor.clone() for tensor in _scale_tensors(scaler)]
 
 
 def _laid_out_as(gradient: Tensor, parameter: Tensor) -> Tensor:

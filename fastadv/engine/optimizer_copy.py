@@ -1,0 +1,83 @@
+"""Weights and optimizer state as they were at one moment, to be put back bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastadv.engine.buffers import copy_into
+
+
+class Copies:
+    """Copies of tensors, in memory that is used again as long as the tensors are the same."""
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor] = []
+        self._copies: list[Tensor] = []
+
+    @torch.no_grad()
+    def take(self, tensors: Sequence[Tensor]) -> None:
+        """Remember the values of ``tensors``."""
+        plain = [tensor.detach() for tensor in tensors]
+        known = self._tensors
+        if len(plain) != len(known) or not all(map(_alike, plain, known)):
+            self._copies = [torch.empty_like(tensor) for tensor in plain]
+        self._tensors = plain
+        copy_into(self._copies, plain)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """The tensors hold again what they held."""
+        copy_into(self._tensors, self._copies)
+
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    return (first.data_ptr(), first.shape, first.dtype) == (
+        second.data_ptr(),
+        second.shape,
+        second.dtype,
+    )
+
+
+class OptimizerCopy:
+    """What a step of ``optimizer`` may change: its weights, its state, its groups' settings."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self._copies = Copies()
+        self._state: dict[Any, dict[str, Any]] = {}
+        self._settings: list[dict[str, Any]] = []
+
+    def take(self, more: Sequence[Tensor] = ()) -> None:
+        """Remember this moment, and the values of the tensors ``more``."""
+        own = self.optimizer
+        weights = {id(p): p for group in own.param_groups for p in group["params"]}
+        weights |= {id(tensor): tensor for tensor in more}
+        self._state = {weight: dict(state) for weight, state in own.state.items()}
+        self._settings = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in own.param_groups
+        ]
+        held = [*self._state.values(), *self._settings]
+        tensors = [value for values in held for value in values.values() if _is_tensor(value)]
+        self._copies.take([*weights.values(), *tensors])
+
+    def put_back(self) -> None:
+        """Everything is again what it was, tensors in place."""
+        own = self.optimizer
+        for weight in list(own.state):
+            if weight not in self._state:
+                del own.state[weight]
+        for weight, state in self._state.items():
+            own.state[weight].clear()
+            own.state[weight].update(state)
+        for group, settings in zip(own.param_groups, self._settings, strict=False):
+            group.update(settings)
+        self._copies.put_back()
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)

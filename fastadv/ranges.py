@@ -1,0 +1,56 @@
+"""Which values images, labels and rows may have, in one place for training and attacks."""
+
+from __future__ import annotations
+
+from math import isfinite
+
+from torch import Tensor
+
+from fastadv.errors import UserError
+
+# Normalising an image and back leaves it a few rounding errors outside of [0, 1].
+ROUNDING = 1e-5
+
+
+def outside(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Whether any value of ``x`` is outside of [low, high] by more than rounding, or not a number;
+    0-dim bool on its device."""
+    return ~((x >= low - ROUNDING) & (x <= high + ROUNDING)).all()
+
+
+def within(name: str, x: Tensor, low: float, high: float) -> Tensor:
+    """``x`` with rounding errors cut off; raises ``UserError`` where it is farther outside. Waits.
+
+    Values that are not finite stay: they are a fault of the run, as a loss that is not finite is.
+    """
+    smallest, largest = (float(end) for end in x.aminmax())
+    if low <= smallest and largest <= high:
+        return x
+    if smallest >= low - ROUNDING and largest <= high + ROUNDING:
+        return x.clamp(low, high)
+    if not (isfinite(smallest) and isfinite(largest)):
+        return x
+    raise UserError(
+        f"Images must lie in [{low:g}, {high:g}] but {name} reaches from {smallest:g} to "
+        f"{largest:g}; divide uint8 images by 255, and put normalisation inside the model."
+    )
+
+
+def require_labels(y: Tensor, classes: int) -> None:
+    """Raise ``UserError`` unless labels ``y`` (B,) lie in [0, classes). Waits."""
+    smallest, largest = (int(end) for end in y.aminmax())
+    if smallest < 0 or largest >= classes:
+        raise UserError(
+            f"Labels must lie in [0, {classes - 1}], the model's classes, but reach from "
+            f"{smallest} to {largest}; no label is ignored, so leave such samples out."
+        )
+
+
+def require_rows(index: Tensor, num_samples: int | None) -> None:
+    """Raise ``UserError`` unless ``index`` (B,) names rows of the training set. Waits."""
+    smallest, largest = (int(end) for end in index.aminmax())
+    if smallest < 0 or (num_samples is not None and largest >= num_samples):
+        among = "; rows count from 0"
+        if num_samples is not None:
+            among = f", outside the {num_samples} samples of num_samples="
+        raise UserError(f"index reaches from {smallest} to {largest}{among}.")
