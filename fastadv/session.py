@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from fastadv.config import TrainConfig
+from fastadv.config import TrainConfig, require_settled
 from fastadv.engine import distributed
 from fastadv.errors import UserError
 from fastadv.models.configured import configured_model
@@ -67,6 +67,7 @@ class Session:
 
         ``insist``: as ``Step`` has it.
         """
+        require_settled(config)
         device = choose_device(config.device)
         plan = config.plan()
         if "unlabelled_half" in plan.needs and config.unlabelled is None:

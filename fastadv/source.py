@@ -25,6 +25,7 @@ from fastadv.data import (
 from fastadv.data.choice import choose_loader, stream_format, stream_statistics
 from fastadv.data.dali import DaliLoader
 from fastadv.data.dataset import split_labels
+from fastadv.data.packed import tell_left_out
 from fastadv.data.rotation import Rotated
 from fastadv.engine import distributed
 from fastadv.errors import UserError
@@ -173,7 +174,7 @@ def _from_memory(config: TrainConfig, device: torch.device, options: dict[str, A
     if config.unlabelled is None:
         loader = DeviceLoader(data.train_images, data.train_labels, indices=rows, **options)
     else:
-        more, labels = read_pseudo_labelled(config.unlabelled)
+        more, labels = read_pseudo_labelled(config.unlabelled, data.num_classes)
         count += len(more)
         loader = MixedLoader(
             data.train_images, data.train_labels, more, labels, indices=rows, **options
@@ -203,6 +204,7 @@ def _from_files(config: TrainConfig, device: torch.device, options: dict[str, An
     if config.limit is not None:
         raise UserError("--limit is for data sets in memory; leave it away with --loader dali.")
     form = stream_format(tree, config.image_size)
+    tell_left_out(tree)
     mean, std = stream_statistics(tree, form)
     labels = torch.tensor(tree.train_labels)
     rows, held_out = split_labels(labels, float(config.val_fraction or 0), config.seed)
