@@ -70,6 +70,7 @@ class Step:
         parameter = next(self.model.parameters(), None)
         if parameter is None:
             raise UserError("The model has no parameters to train.")
+        checks.check_mode(self.model)
         if not isinstance(amp, bool):
             raise UserError(f"amp is True or False, not {amp!r}; the type is amp_dtype='fp16'.")
         if amp_dtype != "bf16" and not amp:
@@ -155,6 +156,8 @@ class Step:
         if not self._prepared:
             self._require_epochs()
             self._prepare(x, y, index)
+        elif self.net.changed():
+            self.net.look_at(x[:2])
         if not update:
             self._require_accumulation()
         if index is None:
