@@ -83,6 +83,7 @@ class Step:
         parameter = next(self.model.parameters(), None)
         if parameter is None:
             raise UserError("The model has no parameters to train.")
+        checks.check_mode(self.model)
         if not isinstance(amp, bool):
             raise UserError(f"amp is True or False, not {amp!r}; the type is amp_dtype='fp16'.")
         if amp_dtype != "bf16" and not amp:
@@ -188,6 +189,8 @@ class Step:
         if not self._prepared:
             self._require_epochs()
             self._prepare(x, y)
+        elif self.net.changed():
+            self.net.look_at(x[:2])
         metrics: dict[str, Tensor] = {}
         # The caller may train inside autocast or under no_grad; the step's own passes decide.
         outer = surrounding(self.device)
