@@ -17,7 +17,7 @@ from torch.nn import functional
 from fastadv import kernels
 from fastadv.adversaries.weaken import weakened, weakening
 from fastadv.contract import Adversarial, Batch, Facts, Losses, Outputs
-from fastadv.engine import distributed, noise
+from fastadv.engine import distributed, noise, parameter_hooks
 from fastadv.engine.buffers import Snapshot
 from fastadv.engine.gradient import leaf
 from fastadv.engine.network import Network
@@ -58,8 +58,14 @@ class Walk:
     def __init__(self, plan: Plan, net: Network, threat: Threat, seed: int) -> None:
         self.plan, self.net, self.threat, self.seed = plan, net, threat, seed
         self.scale = torch.ones((), device=net.device)  # of the outer loss, filled in place
-        self.named = dict(net.model.named_parameters())  # what stands in the model, by name
-        self._learns = {name for name in self.named if plan.layers.learns(name)}
+        self.named: dict[str, Tensor] = {}  # what stands in the model
+        self._learns: set[str] = set()
+        self.follow()
+
+    def follow(self) -> None:
+        """The parameters are those of the model of this moment."""
+        self.named = dict(self.net.structure.parameters)
+        self._learns = {name for name in self.named if self.plan.layers.learns(name)}
 
     def gather(self, batch: Batch) -> Found:
         """Attack, perturb the weights, and take the outer pass's gradients."""
@@ -84,9 +90,11 @@ class Walk:
             with self.net.training():
                 passed = made, *self.net.run(self._outer, batch, made, facts, self.scale)
         made, loss, found, outputs = passed
-        count = len(self.learning())
+        learning = self.learning()
+        count = len(learning)
         right = (outputs.adversarial.argmax(1) == batch.y).float().mean()
-        return Found(batch, made, outputs, loss, right, found[:count], found[count:], buffers)
+        gradients = parameter_hooks.through(learning, found[:count])
+        return Found(batch, made, outputs, loss, right, gradients, found[count:], buffers)
 
     def descend(
         self, found: Found, updater: Updater | ReplayedUpdate, number: Tensor, update: bool
@@ -112,7 +120,7 @@ class Walk:
         plan.target.after(found.batch, found.outputs, ok)
         self._share_rows(found.batch.index)
         if plan.averaging is not None and update:
-            plan.averaging.update(self.learning(), ok)
+            plan.averaging.update(self.named, ok)
         if not self.net.waits_are_free:
             found.buffers.put_back_unless(ok)
         elif not ok:

@@ -11,6 +11,7 @@ from fastadv.contract import Adversarial, Batch, Facts, Setup
 from fastadv.engine import noise
 from fastadv.engine.gradient import input_gradient, leaf
 from fastadv.errors import UserError
+from fastadv.threat import Threat
 
 
 @dataclass(eq=False)
@@ -25,7 +26,10 @@ class NFGSM(Ascent):
 
     def prepare(self, setup: Setup) -> None:
         super().prepare(setup)
-        if setup.threat.norm != "linf":
+        self.check_threat(setup.threat)
+
+    def check_threat(self, threat: Threat) -> None:
+        if threat.norm != "linf":
             raise UserError("N-FGSM draws its noise in a cube and takes a sign step: norm='linf'.")
 
     def make(self, batch: Batch, facts: Facts) -> Adversarial:

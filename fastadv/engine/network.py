@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastadv.engine import guard
+from fastadv.engine import guard, parameter_hooks
 from fastadv.engine.batch_counters import BatchCounters
 from fastadv.engine.buffers import copy_into, kept
 from fastadv.engine.double_backward import cheap_double_backward
@@ -19,6 +19,7 @@ from fastadv.engine.host_memory import keep_freed_memory
 from fastadv.engine.precision import autocast
 from fastadv.engine.repeated_passes import Norms
 from fastadv.engine.runner import Runner
+from fastadv.engine.structure import Structure
 from fastadv.engine.taps import Taps
 from fastadv.engine.weight_copies import WeightCopies
 from fastadv.errors import UserError
@@ -52,6 +53,7 @@ class Network:
         self.copies = WeightCopies(model)
         self.counters = BatchCounters(model)
         self.norms = Norms(model)
+        self.structure = Structure(model)
         if device.type == "cpu":
             keep_freed_memory()
 
@@ -59,9 +61,22 @@ class Network:
         """Logits of ``x`` (B,C,H,W) in eval mode, to learn the network by: their number of
         classes, which BatchNorms fold away in attacks that use running statistics, and which are
         called once."""
-        with guard.train_flags(self.model, False), self.counters.watching():
+        with guard.train_flags(self.model, False), self.counters.watching(), self._tapped():
             logits, self.copies.folds = forward_and_folds(self.model, self.logits, x)
         return logits
+
+    def follow(self) -> bool:
+        """Whether the model has been given other parts since it was last asked; what was learnt
+        from the old ones is forgotten then, and ``look_at`` is due."""
+        changed = self.structure.look()
+        if changed:
+            self.norms = Norms(self.model)
+            self.copies.outdate()
+            self.runner.forget()
+        return changed
+
+    def _tapped(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.taps is None else self.taps.on()
 
     @property
     def buffers(self) -> list[Tensor]:
@@ -130,6 +145,7 @@ class Network:
             with (
                 guard.frozen(self.model, train=train),
                 self.counters.aside(),
+                self._tapped(),
                 self.copies.in_place(self.attack_dtype, folded=not train),
             ):
                 yield
@@ -143,7 +159,9 @@ class Network:
         with (
             torch.enable_grad(),
             guard.train_flags(self.model, True),
+            parameter_hooks.aside(self.structure.parameters.values()),
             self.counters.aside(),
+            self._tapped(),
             self.copies.in_place(self.outer_dtype, learn=True),
             self._norms(),
         ):

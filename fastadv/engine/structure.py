@@ -19,28 +19,43 @@ class Structure:
     ``parameters`` are by name, each once, and ``version`` counts the changes that were seen.
     A change is another module, parameter or buffer name, another object in its place, another
     class, forward or hook of a module. Values, train flags and ``requires_grad`` are none.
+    ``inner`` counts those that are more than a hook on the model as a whole, which cannot change
+    how its modules follow each other.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.version = -1
+        self.version = self.inner = -1
         self.parameters: dict[str, nn.Parameter] = {}
         self._parts: list[Any] = []
+        self._hooks: list[Any] = []  # of the model as a whole
         self.look()
 
     def look(self) -> bool:
         """Look again: whether the model is another than at the last look."""
-        parts, known = _parts(self.model), self._parts
-        if len(parts) == len(known) and all(map(is_, parts, known)):
+        parts, hooks = _parts(self.model), _hooks(self.model)
+        inner = not _same(parts, self._parts)
+        if not inner and _same(hooks, self._hooks):
             return False
-        self._parts = parts
+        self._parts, self._hooks = parts, hooks
         self.parameters = dict(self.model.named_parameters())
+        self.inner += inner
         self.version += 1
         return True
 
     def __getstate__(self) -> dict[str, Any]:
         # The names and hooks of a copy are other objects: it looks again.
         return vars(self) | {"_parts": []}
+
+
+def _same(first: list[Any], second: list[Any]) -> bool:
+    return len(first) == len(second) and all(map(is_, first, second))
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    own = vars(module)
+    kinds = (own["_forward_hooks"], own["_forward_pre_hooks"], own["_backward_hooks"])
+    return [part for hooks in kinds for part in (*hooks, *hooks.values())]
 
 
 def _parts(model: nn.Module) -> list[Any]:
@@ -57,10 +72,8 @@ def _parts(model: nn.Module) -> list[Any]:
             found += parameters.values()
         if own["_buffers"]:
             found += own["_buffers"]
-        for hooks in (own["_forward_hooks"], own["_forward_pre_hooks"], own["_backward_hooks"]):
-            if hooks:
-                found += hooks
-                found += hooks.values()
+        if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"]:
+            found += _hooks(module) if module is not model else ()
         if "forward" in own:
             found.append(own["forward"])
         if children:

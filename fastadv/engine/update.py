@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastadv.engine import parameter_hooks
 from fastadv.engine.faults import Faults, apply_where, counts_on_the_host
 
 
@@ -58,6 +59,7 @@ class Updater:
             self._clear_all_but(parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             self._hand_over(parameter, gradient, keep=not update)
+        parameter_hooks.accumulated(parameters, gradients)
         self._waiting = 0 if update else self._waiting + 1
         found = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.scaler is not None and update:

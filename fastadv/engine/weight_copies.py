@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,10 @@ class WeightCopies:
         self._copies: dict[Kind, list[Copy]] = {}
         self._up_to_date: dict[Kind, dict[Place, Copy]] = {}
         self._identity = nn.Identity()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The two parameters of a ``Copy`` share their memory, which those of a copy would not.
+        return vars(self) | {"_copies": {}, "_up_to_date": {}}
 
     def outdate(self) -> None:
         """The weights have changed."""
