@@ -19,7 +19,7 @@ from fastadv.contract import (
 from fastadv.errors import unknown
 from fastadv.options import coerce, default, option_types
 from fastadv.parts import NONE, OPTIONAL, PARTS, names
-from fastadv.recipe_row import BESIDE
+from fastadv.recipe_row import beside
 from fastadv.recipes import Recipe, recipe
 from fastadv.refusals import refuse
 
@@ -91,12 +91,11 @@ def resolve(method: str, overrides: Mapping[str, Any] | None = None) -> Plan:
     for name in wanted:
         if name not in known:
             raise unknown(f"option for method {method!r}", name, [*known, *PARTS])
-    beside = BESIDE.get((slots["objective"], slots["weights"]), {})
     # A recipe's own option whose part was swapped out no longer means anything, nor does the
     # strength of one regularizer for another.
     lost = option_types(Regularizer) if slots["regularizer"] != row.regularizer else {}
     own = {name: row.options[name] for name in row.options if name in known and name not in lost}
-    settings = dict(beside) | own | wanted
+    settings = beside(slots) | own | wanted
     settings = {name: coerce(name, value, known[name]) for name, value in settings.items()}
     parts: dict[str, Any] = {
         slot: part(**{name: settings[name] for name in option_types(part) if name in settings})

@@ -36,8 +36,8 @@ class Recipe:
         return {slot: getattr(self, slot) for slot in PARTS}
 
     def all_options(self) -> dict[str, Any]:
-        """``options``, and what its weights take beside its objective."""
-        return {**BESIDE.get((self.objective, self.weights), {}), **self.options}
+        """``options``, and what its target and weights take beside its objective."""
+        return {**beside(self.parts()), **self.options}
 
 
 # How F+FGSM and its successors train: short, with one triangular learning-rate cycle.
@@ -72,3 +72,19 @@ BESIDE: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("rst", "awp"): _GENTLE,
     ("rst", "rwp"): _GENTLE,
 }
+
+# Targets that follow TRADES' predictions were published with code that forwards x and x' once
+# each: (objective, target).
+_ONCE_EACH: dict[str, Any] = {"bn_passes": ("natural", "adversarial")}
+FOLLOWED: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    ("trades", "self-adaptive"): _ONCE_EACH,
+    ("trades", "temporal-ensembling"): _ONCE_EACH,
+}
+
+
+def beside(slots: Mapping[str, str]) -> dict[str, Any]:
+    """The options that the parts in ``slots`` take together, whichever recipe brought them."""
+    objective = slots["objective"]
+    followed = FOLLOWED.get((objective, slots["target"]), {})
+    # Perturbed weights decide where both have a say: their code computes the loss.
+    return {**followed, **BESIDE.get((objective, slots["weights"]), {})}

@@ -29,7 +29,7 @@ LABELS: Mapping[str, Recipe] = {
         "Memorization, Sec. 4.2 and Tables 1 and C.1",
         objective="trades",
         target="temporal-ensembling",
-        options=KL_ATTACK | {"bn_passes": ("natural", "adversarial")},
+        options=KL_ATTACK,
         training=MEMORIZATION,
         reported=f"55.15 / 54.42 PGD-10, 49.77 / 49.20 AutoAttack {ON}",
         elsewhere="PGD-10 best / last, ResNet-18: CIFAR-10 L2 72.72 / 72.43; SVHN 59.81 / 58.49; "

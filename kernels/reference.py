@@ -88,13 +88,14 @@ def linf_step(
 ) -> Tensor:
     """One ascent step: clamp to the box of clamp(x' + alpha*sign(g), x - eps, x + eps).
 
-    All tensors (B, ...) of one shape; ``alpha`` a float or a 0-dim tensor; sign(0) = sign(nan) = 0;
+    All tensors (B, ...) of one shape; ``alpha`` a float or a 0-dim tensor; sign(0) = 0, and NaN
+    where the gradient is not finite: a step that cannot be taken must not look like one that was.
     ``out`` may be ``x_adv``. ``eps=inf`` and infinite bounds switch a clamp off.
     Madry et al. 2018, Eq. 3.
     """
     center = _wide(x)
     # In place on what is fresh anyway: three allocations less on a CPU.
-    moved = grad.sign().to(center.dtype).mul_(alpha).add_(x_adv)
+    moved = _sign(grad).to(center.dtype).mul_(alpha).add_(x_adv)
     result = _into_ball_and_box(moved, center, eps, low, high).to(x_adv.dtype)
     return result if out is None else out.copy_(result)
 
@@ -130,6 +131,11 @@ def linf_project(
 ) -> Tensor:
     """The point of the eps-ball around ``x`` and of the box nearest to ``x_adv``, both (B, ...)."""
     return _into_ball_and_box(_wide(x_adv), _wide(x), eps, low, high).to(x_adv.dtype)
+
+
+def _sign(gradient: Tensor) -> Tensor:
+    """1, -1 or 0, and NaN where the gradient is not finite."""
+    return gradient.sign().add_(gradient - gradient)
 
 
 def _into_ball_and_box(
@@ -173,11 +179,13 @@ def l2_step(
 ) -> Tensor:
     """x' + alpha*g/|g| per sample, brought back to |x' - x| <= eps, then to the box.
 
-    All tensors (B, ...) of one shape; a zero gradient moves nothing. Rice et al. 2020.
+    All tensors (B, ...) of one shape; a zero gradient moves nothing, one whose norm is not finite
+    gives NaN. Rice et al. 2020.
     """
     center = _wide(x)
     wide_grad = grad.to(center.dtype)
-    scale = alpha / (_sample_norm(wide_grad) + GRADIENT_GUARD)
+    norm = _sample_norm(wide_grad)
+    scale = alpha / (norm + GRADIENT_GUARD) + (norm - norm)
     moved = (wide_grad * _per_sample(scale, x)).add_(x_adv)
     return _into_l2_ball(moved, center, eps).clamp(low, high).to(x_adv.dtype)
 
@@ -300,8 +308,8 @@ def masked_ce(logits: Tensor, y: Tensor, c_min: float | Tensor) -> tuple[Tensor,
 
 @torch.no_grad()
 def block_signs(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """The sign of each block's gradient, same dtype and layout; sign(0) = sign(nan) = 0."""
-    return [g.sign() for g in gradients]
+    """The sign of each block's gradient, same dtype and layout; NaN where that is not finite."""
+    return [_sign(g) for g in gradients]
 
 
 @torch.no_grad()

@@ -47,6 +47,12 @@ def sign(g):
 
 
 @triton.jit
+def sign_or_nan(g):
+    """1, -1 or 0, and NaN where ``g`` is not finite."""
+    return sign(g) + (g - g)
+
+
+@triton.jit
 def sample_words(quad, row, seed, seed_ptr, offset, offset_ptr, stream_id):
     """Four words for each quad of the sample ``row``; the counter of ``philox.draw_counter``."""
     if seed_ptr is not None:

@@ -69,8 +69,9 @@ def _write(
 
 @triton.jit
 def _gradient_scale(alpha, squares):
-    # alpha / (|g| + guard): a zero gradient is multiplied by something finite
-    return tl.div_rn(alpha, tl.sqrt_rn(squares) + GUARD)
+    # alpha / (|g| + guard): a zero gradient is multiplied by something finite, and one whose norm
+    # is not finite by NaN
+    return tl.div_rn(alpha, tl.sqrt_rn(squares) + GUARD) + (squares - squares)
 
 
 @triton.jit

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .layout import dense, float_or_pointer, laid_out_as
-from .triton_common import clamp_nan, launch, scalar, sign
+from .triton_common import clamp_nan, launch, scalar, sign_or_nan
 
 BLOCK = 1024
 PIXELS = 512
@@ -20,7 +20,7 @@ def _stepped(x_adv, grad, x, place, inside, alpha, eps, low, high):
     moved = tl.load(x_adv + place, mask=inside).to(tl.float32)
     if grad is not None:
         # x' + alpha * sign(g)
-        moved += sign(tl.load(grad + place, mask=inside).to(tl.float32)) * alpha
+        moved += sign_or_nan(tl.load(grad + place, mask=inside).to(tl.float32)) * alpha
     # box(clamp(x', x - eps, x + eps))
     return clamp_nan(clamp_nan(moved, center - eps, center + eps), low, high)
 

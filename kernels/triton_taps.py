@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .layout import aligned, dense
-from .triton_common import launch, sign
+from .triton_common import launch, sign_or_nan
 from .triton_lists import BLOCK, WARPS, block_count, block_of, flat_pairs, locate, select
 
 CHUNK = 1024
@@ -27,7 +27,7 @@ def _scale_kernel(
     value = tl.load(select(sources, which, len(SIZES), ALIGNED) + place, mask=inside)
     value = value.to(tl.float32)
     if alphas is None:
-        value = sign(value)
+        value = sign_or_nan(value)
     else:
         value = value * tl.load(alphas + which).to(tl.float32)
     tl.store(result, value.to(result.dtype.element_ty), mask=inside)

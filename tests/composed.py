@@ -208,15 +208,18 @@ class Composed:
 
     @torch.no_grad()
     def _statistics(self, center: Tensor, x_adv: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
-        """BatchNorm's after an outer pass of TRADES: it forwards x, x', x; with AWP x', x, x."""
+        """BatchNorm's after an outer pass of TRADES: it forwards x, x', x; with AWP x', x, x; with
+        TE x, x'."""
         if not self.trades:
             return {}
         model = copy.deepcopy(self.model)
-        if self.slots["weights"] == "none":
+        perturbed = self.slots["weights"] != "none"
+        if not perturbed:
             model(center)
         forward(model, x_adv, noise)
-        model(center)
-        if self.slots["weights"] != "none":
+        if perturbed or not self.ensembles:
+            model(center)
+        if perturbed:
             model(center)
         return dict(model.named_buffers())
 

@@ -144,10 +144,15 @@ def test_recipes_take_the_passes_of_their_code():
     after = ("adversarial", "natural", "natural")
     expected = {"trades": ("natural", "adversarial", "natural"), "trades-awp": after}
     expected |= {"trades-rwp": after, "trades-awp-k": after, "rst": after[:2], "rst-awp": after[:2]}
-    expected |= {"rst-rwp": after[:2], "trades-te": ("natural", "adversarial")}
+    expected |= {"rst-rwp": after[:2]}
+    once_each = ("natural", "adversarial")
+    expected |= {"trades-te": once_each, "trades-sat": once_each}
     for method, passes in expected.items():
         assert resolve(method).objective.passes() == passes
     assert resolve("trades", {"weights": "rwp"}).objective.passes() == after
+    for target in ("self-adaptive", "temporal-ensembling"):
+        assert resolve("trades", {"target": target}).objective.passes() == once_each
+        assert resolve("trades-awp", {"target": target}).objective.passes() == after
     with pytest.raises(UserError, match="bn_passes"):
         resolve("trades", {"bn_passes": ("natural",)})
 

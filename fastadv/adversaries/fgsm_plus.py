@@ -40,8 +40,8 @@ class FGSMPlus(Adversary):
 
     ``omega_std`` is the spread of the initial omega, ``step_size_init`` and ``omega_rate_init``
     the initial alpha_1 and alpha_omega in pixels, ``pad`` how far the augmentation shifts.
-    ``step_size_lr=None`` takes ``usual_rate`` of the first call's eps, ``step_size_decay=None`` a decay that halves an
-    undriven step size over the whole run, as the paper's 400 does at 5e-8.
+    ``step_size_lr=None`` takes ``usual_rate`` (of the first call's eps), ``step_size_decay=None`` a
+    decay that halves an undriven step size over the whole run, as the paper's 400 does at 5e-8.
     ``hidden_decay``: the released code also listed the step sizes in the weights' optimizer, whose
     weight decay (2e-4) and rate (``hidden_decay_lr``, 0.2 at its peak) shrank them further, with
     torch < 2 only. It is off unless given.

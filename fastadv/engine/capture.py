@@ -60,8 +60,8 @@ class Captured:
 
     def __getstate__(self) -> dict[str, Any]:
         # A recording works on the tensors it was made of: a copy records its own.
-        nothing = {"_entries": OrderedDict(), "_phase": None, "_current": None, "_found": None}
-        return vars(self) | nothing | {"_replaying": None}
+        forgotten = ("_phase", "_current", "_found", "_replaying")
+        return vars(self) | dict.fromkeys(forgotten) | {"_entries": OrderedDict()}
 
     def gather(self, batch: Batch) -> Found:
         """``Walk.gather``, replayed; the tensors returned are the recording's own."""

@@ -19,6 +19,7 @@ from fastadv.engine.host_memory import keep_freed_memory
 from fastadv.engine.precision import autocast
 from fastadv.engine.repeated_passes import Norms
 from fastadv.engine.runner import Runner
+from fastadv.engine.strided_pointwise import strides_taken_first
 from fastadv.engine.structure import Structure
 from fastadv.engine.taps import Taps
 from fastadv.engine.weight_copies import WeightCopies
@@ -163,6 +164,7 @@ class Network:
             self.counters.aside(),
             self._tapped(),
             self.copies.in_place(self.outer_dtype, learn=True),
+            strides_taken_first(self.model, self.device),
             self._norms(),
         ):
             yield

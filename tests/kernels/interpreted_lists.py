@@ -95,6 +95,8 @@ def test_taps(dtype: torch.dtype) -> None:
     blocks[0] = blocks[0].to(memory_format=torch.channels_last)
     blocks[1][0, 0] = math.nan
     signs, plain = both("block_signs", blocks)
+    assert signs[1][0, 0].isnan()
+    signs[1][0, 0] = plain[1][0, 0] = 0.0
     assert all(torch.equal(a, b) for a, b in zip(signs, plain, strict=True))
     assert signs[0].stride() == blocks[0].stride()
     noise, plain = both("block_noise", signs, torch.tensor([0.1, -2.0, 0.0, 1e-4]))

@@ -28,7 +28,9 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 
 def linf_by_hand(x_adv: float, grad: float, x: float, alpha: float, eps: float) -> float:
-    sign = 0.0 if grad == 0 or math.isnan(grad) else math.copysign(1.0, grad)
+    if not math.isfinite(grad):
+        return math.nan
+    sign = 0.0 if grad == 0 else math.copysign(1.0, grad)
     moved = min(max(x_adv + alpha * sign, x - eps), x + eps)
     return min(max(moved, 0.0), 1.0)
 
@@ -39,11 +41,26 @@ def test_linf_step_by_hand() -> None:
     stepped = kernels.linf_step(x_adv, grad, x, 0.1, 0.3)
     rows = zip(*(t.flatten().tolist() for t in (x_adv, grad, x)), strict=True)
     expected = torch.tensor([linf_by_hand(*row, 0.1, 0.3) for row in rows], dtype=torch.float64)
-    torch.testing.assert_close(stepped.flatten(), expected, rtol=0, atol=1e-15)
+    torch.testing.assert_close(stepped.flatten(), expected, rtol=0, atol=1e-15, equal_nan=True)
     into = torch.empty_like(x)
     alpha = torch.tensor(0.1, dtype=torch.float64)
     assert kernels.linf_step(x_adv, grad, x, alpha, 0.3, out=into) is into
-    assert torch.equal(into, stepped)
+    torch.testing.assert_close(into, stepped, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
+def test_a_gradient_without_a_direction_moves_its_sample_to_nan(bad: float) -> None:
+    """1e30 has a direction in Linf; in L2 its float32 norm overflows."""
+    x, grad = images(0, torch.float32), images(1, torch.float32) - 0.5
+    grad[1, 0, 0, 0] = bad
+    for step in (kernels.linf_step, kernels.l2_step):
+        moved = step(x, grad, x, 0.1, 0.3).flatten(1)
+        lost = not math.isfinite(bad) or step is kernels.l2_step
+        assert bool(moved[1].isnan().any()) == lost
+        assert moved[0].isfinite().all()
+        assert moved[2].isfinite().all()
+    (signs,) = kernels.block_signs([grad])
+    assert bool(signs[1, 0, 0, 0].isnan()) == (not math.isfinite(bad))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

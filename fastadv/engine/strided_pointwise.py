@@ -1,0 +1,120 @@
+"""Keep a convolution that corrupts memory on a CPU out of training passes.
+
+oneDNN's float32 weight gradient of a strided 1x1 convolution with 2 to 15 input channels writes
+outside of its memory when the images are channels_last and their number does not suit the number
+of threads (seen with torch 2.13.0 and 2.14.1; ``bench/crashing_convolutions.py`` searches a torch
+for such shapes). The same products are a 1x1 convolution without stride of every s-th pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_SAFE_CHANNELS = 16  # oneDNN takes another kernel from here on, and for one channel
+
+
+@contextmanager
+def strides_taken_first(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, strided 1x1 convolutions of ``model`` that oneDNN may break skip pixels first.
+
+    Other convolutions cost nothing. Every call of ``functional.conv2d`` is looked at only where a
+    weight of such a shape hangs outside of a plain convolution.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    elsewhere: list[Tensor | None] = []
+    with ExitStack() as stack:
+        for module in model.modules():
+            if not _is_plain(module):
+                elsewhere += module._parameters.values()
+            elif _may_break(module):
+                stack.enter_context(_replaced(module))
+        if any(parameter is not None and _is_narrow(parameter) for parameter in elsewhere):
+            stack.enter_context(_Watching())
+        yield
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether it is a convolution that does nothing but ``_conv_forward``, whatever its weight is
+    made of."""
+    if not isinstance(module, nn.Conv2d):
+        return False
+    kind = type(module)
+    own = (nn.Conv2d.forward, nn.Conv2d._conv_forward)
+    return (kind.forward, kind._conv_forward) == own
+
+
+@contextmanager
+def _replaced(convolution: nn.Conv2d) -> Iterator[None]:
+    # An attribute of the object goes before the method of its class.
+    vars(convolution)["_conv_forward"] = partial(_forward, convolution)
+    try:
+        yield
+    finally:
+        del vars(convolution)["_conv_forward"]
+
+
+def _forward(convolution: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if weight.dtype is not torch.float32:
+        return nn.Conv2d._conv_forward(convolution, x, weight, bias)
+    return torch.conv2d(_every(x, convolution.stride), weight, bias)
+
+
+class _Watching(TorchFunctionMode):
+    """Sees every ``conv2d``, whoever calls it."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is torch.conv2d:
+            return _conv2d(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _conv2d(
+    input: Tensor,  # the names of torch's own signature
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    strides = (stride, stride) if isinstance(stride, int) else tuple(stride) * (2 // len(stride))
+    plain = groups == 1 and padding in (0, (0, 0), [0, 0], (0,), [0], "valid")
+    if _is_narrow(weight) and weight.dtype is torch.float32 and max(strides) > 1 and plain:
+        return torch.conv2d(_every(input, strides), weight, bias)
+    return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def _may_break(convolution: nn.Conv2d) -> bool:
+    unpadded = convolution.padding in ((0, 0), "valid")
+    strided = max(convolution.stride) > 1 and convolution.kernel_size == (1, 1)
+    return (
+        unpadded
+        and strided
+        and convolution.groups == 1
+        and 1 < convolution.in_channels < _SAFE_CHANNELS
+    )
+
+
+def _is_narrow(weight: Tensor) -> bool:
+    shape = weight.shape
+    return len(shape) == 4 and shape[2:] == (1, 1) and 1 < shape[1] < _SAFE_CHANNELS
+
+
+def _every(x: Tensor, strides: Sequence[int]) -> Tensor:
+    """Every ``strides[0]``-th row and ``strides[1]``-th column of ``x`` (...,H,W)."""
+    return x[..., :: strides[0], :: strides[1]]
