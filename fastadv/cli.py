@@ -104,14 +104,18 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
 ) -> None:
     """Test accuracy of a run's weights under attacks."""
+    from fastadv.console import as_interval
     from fastadv.judge import judge_run
 
     scores = judge_run(run, attacks, which=which, eps=eps, alpha=alpha, limit=limit, seed=seed)
-    table = rich.table.Table(title=f"{run}, {which} weights: test accuracy, %")
+    table = rich.table.Table(
+        title=f"{run}, {which} weights: test accuracy, % of {scores.n:,} images"
+    )
     table.add_column("attack")
     table.add_column("accuracy", justify="right")
+    table.add_column("95 % interval", justify="right")
     for attack, score in scores.items():
-        table.add_row(attack, f"{100 * score:.2f}")
+        table.add_row(attack, f"{100 * score:.2f}", as_interval(scores.interval(attack)))
     rich.console.Console(highlight=False).print(table)
 
 

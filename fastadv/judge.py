@@ -13,10 +13,11 @@ from fastadv import checkpoint
 from fastadv.config import TrainConfig
 from fastadv.errors import UserError, unknown
 from fastadv.evaluation import evaluate
+from fastadv.intervals import Scores
 from fastadv.models import VARIANTS
 from fastadv.run_folder import RunFolder
 from fastadv.session import choose_device, make_model
-from fastadv.source import Judging, Source, open_source
+from fastadv.source import Source, open_source
 from fastadv.threat import parse_number
 
 WEIGHTS = ("best", "last")
@@ -45,14 +46,16 @@ def judge_run(
     alpha: str | None = None,
     limit: int | None = None,
     seed: int = 0,
-) -> dict[str, float]:
+) -> Scores:
     """Test accuracy in [0,1] by attack; ``eps`` is the run's unless given, and so is the step
-    ``alpha`` of attacks with several steps (of another ball: the usual one for it)."""
+    ``alpha`` of attacks with several steps (of another ball: the usual one for it). All test
+    images are judged, or ``limit`` of them, each class in proportion, whatever the run's own
+    ``--test-limit`` was."""
     config, data, model = load_run(path, which)
     device = choose_device(config.device)
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, not {limit}.")
-    images = Judging(lambda: data.test, limit)
+    images = data.test.limited(limit)
     radius = config.eps if eps is None else parse_number(eps, "eps")
     step: float | str | None = alpha
     if alpha is None and eps is None:

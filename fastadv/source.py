@@ -16,6 +16,7 @@ from fastadv.data import (
     DeviceLoader,
     Loader,
     MixedLoader,
+    draws,
     eval_batches,
     is_tree,
     list_images,
@@ -25,6 +26,7 @@ from fastadv.data import (
 from fastadv.data.choice import choose_loader, stream_format, stream_statistics
 from fastadv.data.dali import DaliLoader
 from fastadv.data.dataset import split_labels
+from fastadv.data.labels import stratified_rows
 from fastadv.data.packed import tell_left_out
 from fastadv.data.rotation import Rotated
 from fastadv.engine import distributed
@@ -35,22 +37,32 @@ JUDGE_BATCH = 500
 
 
 class Judging:
-    """Labelled images in order, batch by batch, as often as asked; ``limit`` takes the first."""
+    """Labelled images in order, batch by batch, as often as asked.
+
+    ``batches(rows)`` gives the chosen ones of the images whose labels are ``labels`` (N,). At most
+    ``limit`` of them are judged, each class in proportion, always the same ones.
+    """
 
     def __init__(
-        self, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]], limit: int | None = None
+        self,
+        batches: Callable[[Tensor], Iterable[tuple[Tensor, Tensor]]],
+        labels: Tensor,
+        limit: int | None = None,
     ) -> None:
-        self._batches, self._limit = batches, limit
+        self._batches, self._labels = batches, labels.cpu()
+        self.rows = torch.arange(len(labels))
+        if limit is not None and limit < len(labels):
+            self.rows = stratified_rows(self._labels, limit, draws.LIMIT, seed=0)
+
+    def limited(self, limit: int | None) -> Judging:
+        """The same images, at most ``limit`` of them."""
+        return Judging(self._batches, self._labels, limit)
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        left = self._limit
-        for images, labels in self._batches():
-            if left is not None:
-                images, labels = images[:left], labels[:left]
-                left -= len(labels)
-            yield images, labels
-            if left == 0:
-                return
+        yield from self._batches(self.rows)
 
 
 @dataclass
@@ -196,7 +208,12 @@ def _from_memory(config: TrainConfig, device: torch.device, options: dict[str, A
 def _judging(
     images: Tensor, labels: Tensor, device: torch.device, limit: int | None = None
 ) -> Judging:
-    return Judging(lambda: eval_batches(images, labels, JUDGE_BATCH, device), limit)
+    def batches(rows: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+        if len(rows) == len(labels):
+            return eval_batches(images, labels, JUDGE_BATCH, device)
+        return eval_batches(images[rows], labels[rows], JUDGE_BATCH, device)
+
+    return Judging(batches, labels, limit)
 
 
 def _from_files(config: TrainConfig, device: torch.device, options: dict[str, Any]) -> Source:
@@ -209,10 +226,18 @@ def _from_files(config: TrainConfig, device: torch.device, options: dict[str, An
     labels = torch.tensor(tree.train_labels)
     rows, held_out = split_labels(labels, float(config.val_fraction or 0), config.seed)
     judge: dict[str, Any] = {"batch_size": JUDGE_BATCH, "device": device}
-    held = DaliLoader(tree.train_files, tree.train_labels, form, indices=held_out, **judge)
-    tested = DaliLoader(tree.test_files, tree.test_labels, form, **judge)
-    test = Judging(tested.ordered, config.test_limit)
-    validation = Judging(held.ordered)
+
+    def held(chosen: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+        places = held_out[chosen]
+        loader = DaliLoader(tree.train_files, tree.train_labels, form, indices=places, **judge)
+        return loader.ordered()
+
+    def tested(chosen: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+        loader = DaliLoader(tree.test_files, tree.test_labels, form, indices=chosen, **judge)
+        return loader.ordered()
+
+    test = Judging(tested, torch.tensor(tree.test_labels), config.test_limit)
+    validation = Judging(held, labels[held_out])
     if config.select == "test":
         rows, validation = torch.arange(len(labels)), test
     loader = DaliLoader(tree.train_files, tree.train_labels, form, indices=rows, **options)

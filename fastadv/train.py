@@ -21,6 +21,7 @@ from fastadv.engine.precision import tf32
 from fastadv.errors import NotFiniteError, TrainingError, UserError
 from fastadv.evaluation import evaluate
 from fastadv.events import Events
+from fastadv.intervals import Scores
 from fastadv.run_folder import RunFolder
 from fastadv.session import Session, choose_device
 from fastadv.source import Judging
@@ -223,6 +224,9 @@ class _Runner:
                 self._keep_best(scores)
             progress.judge_seconds += time.monotonic() - began
             line |= {f"{config.select}_{name}": score for name, score in scores.items()}
+            line[f"{config.select}_n"] = scores.n
+            for name in scores:
+                line[f"{config.select}_{name}_interval"] = list(scores.interval(name))
         line["train_seconds"] = round(progress.train_seconds, 3)
         line["judge_seconds"] = round(progress.judge_seconds, 3)
         self.folder.add_metrics(line)
@@ -235,7 +239,7 @@ class _Runner:
         for batch in self.session.data.loader.epoch(min(self.progress.epoch, last)):
             yield batch.image
 
-    def _judge(self, images: Judging, attacks: str) -> dict[str, float]:
+    def _judge(self, images: Judging, attacks: str) -> Scores:
         config = self.session.config
         try:
             return evaluate(
@@ -305,8 +309,13 @@ class _Runner:
             session.model.load_state_dict(live)
         self.progress.judge_seconds += time.monotonic() - began
         return {
+            "n": last.n,
             "best": best,
             "last": last,
+            "intervals": {
+                which: {name: list(found.interval(name)) for name in found}
+                for which, found in (("best", best), ("last", last))
+            },
             "best_epoch": self.progress.best_epoch,
             "train_seconds": round(self.progress.train_seconds, 2),
             "judge_seconds": round(self.progress.judge_seconds, 2),

@@ -19,7 +19,7 @@ from fastadv import checks, cost, ranges
 from fastadv.changes import Changes
 from fastadv.contract import NEEDS, Batch, Setup
 from fastadv.data.view import View
-from fastadv.declared import Count, CountOrZero, Positive, checked, parse_number
+from fastadv.declared import Count, CountOrZero, Positive, checked
 from fastadv.engine import choice, distributed, noise
 from fastadv.engine.averages import averaged_weights
 from fastadv.engine.capture import Captured
@@ -32,12 +32,11 @@ from fastadv.errors import UserError
 from fastadv.models.blocks import perturbable_blocks
 from fastadv.models.wrapped import inner_module
 from fastadv.plan import Plan, resolve
-from fastadv.threat import Threat
+from fastadv.threat import Threat, usual_threat
 from fastadv.transaction import Transaction
 from fastadv.walk import Walk
 
 CHECK_EVERY = 100  # calls between two looks at the fault flag, each of which waits
-USUAL_EPS = {"linf": 8 / 255, "l2": 128 / 255}
 
 
 class Step:
@@ -549,12 +548,11 @@ def step(
     """
     plan = resolve(method, options)
     checks.check_optimizer(inner_module(model), optimizer)
-    radius = USUAL_EPS.get(str(norm), 0.0) if eps is None else parse_number(eps, "eps")
     return Step(
         model,
         optimizer,
         plan,
-        Threat(norm, radius),
+        usual_threat(norm, eps),
         amp=amp,
         amp_dtype=amp_dtype,
         attack_dtype=attack_dtype,
