@@ -20,7 +20,7 @@ from fastadv.changes import Changes
 from fastadv.contract import NEEDS, Batch, Setup
 from fastadv.data.view import View
 from fastadv.declared import Count, CountOrZero, Positive, checked
-from fastadv.engine import choice, distributed, noise
+from fastadv.engine import choice, distributed, noise, parameter_hooks
 from fastadv.engine.averages import averaged_weights
 from fastadv.engine.capture import Captured
 from fastadv.engine.faults import Fault
@@ -219,6 +219,9 @@ class Step:
             self._prepare(x, y)
         elif self._looked_at != self.net.structure.inner:
             self._look_again(x, y)
+        for part in self.plan.parts.values():
+            cut = None if "second_view" in self.plan.needs else view
+            part.check_images(Batch(x, y, index, self.offset, cut))
         metrics: dict[str, Tensor] = {}
         # The caller may train inside autocast or under no_grad; the step's own passes decide.
         outer = surrounding(self.device)
@@ -230,8 +233,6 @@ class Step:
                 self._fill_schedules(replay)
                 given = start if replay == 0 else None
                 batch = self._views(Batch(x, y, index, self.offset, view, given, second))
-                for part in self.plan.parts.values():
-                    part.check_images(batch)
                 metrics = self._update(batch, update)
                 self.offset += 1
         self.calls += update
@@ -431,6 +432,21 @@ class Step:
         if self.plan.averaging is not None:
             self.plan.averaging.start(self.walk.named)
         self._made_for = [list(shape), batch_size, str(dtype).removeprefix("torch."), classes]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or pickle goes on bit for bit; what torch does not copy is refused."""
+        hooked = parameter_hooks.first_hooked(self.net.structure.parameters)
+        if hooked is not None:
+            raise UserError(
+                f"A copy of this step would lose the hook on {hooked}, which torch does not copy: "
+                "copy the model, put the hook on the copy and build a step of it."
+            )
+        if self.updater.waits:
+            raise UserError(
+                "A copy of this step would lose the gradient that waits for an update "
+                "(update=False): copy it after the next update."
+            )
+        return vars(self)
 
     # -- for the caller -----------------------------------------------------------------------
 
