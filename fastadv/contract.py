@@ -18,7 +18,7 @@ Invariants every part keeps, so that a step can be compiled and captured without
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -93,7 +93,8 @@ class Outputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run is, told once to every part before the first batch.
+    """What a run is, told to every part before the first batch, and anew where the caller sets
+    another threat or a head with another number of classes.
 
     ``image_shape`` is (C,H,W); ``batch_size`` is the first batch's. ``total_steps`` counts updates;
     it and ``steps_per_epoch`` are None when the caller did not say. ``attack_steps`` is how many
@@ -164,6 +165,19 @@ class Part:
         """Learn the run and allocate the state; called once, before the first batch."""
         self.setup = setup
         self.net = setup.net
+
+    def check_threat(self, threat: Threat) -> None:
+        """Raise ``UserError`` for a ball the part cannot work in."""
+
+    def follow_threat(self, threat: Threat) -> None:
+        """The caller trains against ``threat`` from the next update on."""
+        self.setup = replace(self.setup, threat=threat)
+
+    def follow_model(self) -> None:
+        """The model has been given other modules or parameters since the last update."""
+
+    def check_images(self, batch: Batch) -> None:
+        """Raise ``UserError`` for images whose size is not that of what the part remembers."""
 
     def schedule(self, update: int, epoch: float) -> None:
         """Fill the 0-dim tensors that change with time, before update ``update`` (from 0)."""
@@ -401,19 +415,31 @@ class Layers(Part):
 
 @dataclass(eq=False)
 class Averaging(Part):
-    """Which weights are evaluated."""
+    """Which weights are evaluated.
+
+    All of a model's parameters are averaged, by name: a frozen one's average is that of a constant,
+    and it may learn later. In ``parameters`` they are as they stand in the model now.
+    """
 
     averages: ClassVar[bool] = True
 
-    def start(self, parameters: list[Tensor]) -> None:
+    def start(self, parameters: Mapping[str, Tensor]) -> None:
         """Allocate the average."""
 
-    def update(self, parameters: list[Tensor], ok: Tensor) -> None:
+    def update(self, parameters: Mapping[str, Tensor], ok: Tensor) -> None:
         """After every optimizer step."""
 
-    def epoch_end(self, epoch: int, parameters: list[Tensor]) -> None:
+    def epoch_end(self, epoch: int, parameters: Mapping[str, Tensor]) -> None:
         """After the last update of ``epoch`` (from 0)."""
+
+    def replaced(self, parameters: Mapping[str, Tensor], old: Mapping[str, str]) -> None:
+        """Other parameters stand in the model: ``old`` says by which name one was known before.
+        One that was not there has no average yet; those that are gone lose theirs."""
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The averaged parameters by name; the live ones are evaluated for those missing."""
+        return {}
 
     def average(self) -> list[Tensor] | None:
         """The averaged parameters, or None while the live ones are to be evaluated."""
-        return None
+        return [*self.averaged().values()] or None

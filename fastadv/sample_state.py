@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,6 +41,19 @@ class SampleStore:
         channels, height, width = image_shape
         shape = (num_samples, channels, height + 2 * pad, width + 2 * pad)
         return cls(torch.zeros(shape, device=device, dtype=dtype), pad)
+
+    def check_images(self, shape: Sequence[int], view: View | None) -> None:
+        """Raise ``UserError`` for a batch of ``shape`` (B,C,h,w) that ``view`` cannot have cut out
+        of the kept images; without a view it must have their own size."""
+        channels, height, width = self.values.shape[1:]
+        own = (channels, height - 2 * self.pad, width - 2 * self.pad)
+        given = tuple(shape[1:])
+        cut = given[0] == channels and given[1] <= height and given[2] <= width
+        if given != own and not (view is not None and cut):
+            raise UserError(
+                f"This method keeps a perturbation for images of {by(own)}, and these are of "
+                f"{by(given)}: keep one size, or pass the view that cut them out."
+            )
 
     def fill_normal(self, std: float, seed: int, offset: int, stream: int) -> None:
         """Overwrite every row with std * N(0, I), drawn by the row's number."""
@@ -85,6 +99,11 @@ class SampleStore:
             return view.top, view.left, view.flip
         centre = torch.full_like(index, self.pad)
         return centre, centre, torch.zeros_like(index, dtype=torch.bool)
+
+
+def by(shape: Sequence[int]) -> str:
+    """(3, 32, 32) as people write it."""
+    return "x".join(map(str, shape))
 
 
 def sample_count(num_samples: int | None, method: str) -> int:

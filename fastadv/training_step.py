@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastadv import checks, cost, ranges
+from fastadv.changes import Changes
 from fastadv.contract import NEEDS, Batch, Setup
 from fastadv.data.view import View
 from fastadv.declared import Count, CountOrZero, Positive, checked, parse_number
@@ -24,7 +27,6 @@ from fastadv.engine.faults import Fault
 from fastadv.engine.network import Network
 from fastadv.engine.precision import autocast, pass_dtype, surrounding
 from fastadv.engine.runner import Runner
-from fastadv.engine.taps import Taps
 from fastadv.engine.update import Updater
 from fastadv.errors import UserError
 from fastadv.models.blocks import perturbable_blocks
@@ -79,7 +81,6 @@ class Step:
         )
         self.model = inner_module(model)
         self.plan = plan
-        self.threat = threat
         parameter = next(self.model.parameters(), None)
         if parameter is None:
             raise UserError("The model has no parameters to train.")
@@ -99,13 +100,13 @@ class Step:
         runner = Runner(choice.compiles(self.mode, given["total_steps"]), backend, insist=insist)
         self.net = Network(self.model, self.device, runner, outer, attack)
         self.net.differentiates_twice = plan.differentiates_twice
+        tapped = None
         if "block_gradients" in plan.needs:
             names = None if given["blocks"] is None else list(given["blocks"])
             place = plan.options.get("block_noise_at", "conv1")
-            tapped = perturbable_blocks(self.model, names, at=place)
-            self.net.taps = Taps([module for _, module in tapped])
-        plan.layers.bind(self.model, optimizer)
+            tapped = partial(perturbable_blocks, self.model, names, at=place)
         self.walk = Walk(plan, self.net, threat, given["seed"])
+        self.changes = Changes(plan, self.net, self.walk, optimizer, tapped)
         self.passes: Walk | Captured = self.walk
         if self.mode == "captured":
             self.passes = Captured(self.walk, insist=insist)
@@ -118,9 +119,36 @@ class Step:
         self._epoch: int | None = None
         self.offset = torch.zeros((), dtype=torch.int64, device=self.device)
         self._prepared = False  # whether a batch has been looked at
+        self._looked_at = -1  # the version of the model's structure that has seen a batch
         # Image shape, batch size, type and classes that the parts' state is for.
         self._made_for: list[Any] = []
         self._transaction = Transaction(self)
+
+    @property
+    def threat(self) -> Threat:
+        """What is trained against; another one counts from the next call on.
+
+        Sizes that follow eps (a usual alpha) follow it; rates that parts took from the eps of the
+        first call (APART's and FGSM+'s ``step_size_lr``) stay. Raises ``UserError`` for a norm that
+        a part of the method does not know.
+        """
+        return self.walk.threat
+
+    @threat.setter
+    def threat(self, threat: Threat) -> None:
+        if not isinstance(threat, Threat):
+            raise UserError(
+                f"step.threat is a fastadv.Threat, such as Threat('linf', 8/255), not {threat!r}."
+            )
+        for part in self.plan.parts.values():
+            part.check_threat(threat)
+        if threat == self.walk.threat:
+            return
+        self.walk.threat = threat
+        self.net.runner.forget()
+        if self._made_for:
+            for part in self.plan.parts.values():
+                part.follow_threat(threat)
 
     @property
     def updates_per_batch(self) -> int:
@@ -166,6 +194,7 @@ class Step:
         out of range. Whatever a call raises, everything is as it was before that call.
         """
         remembers = self.plan.per_sample_state
+        self.changes.follow_to_train(prepared=bool(self._made_for))
         checks.check_shapes(self.device, x, y, index, needs_index=remembers)
         checks.check_companions(x, start=start, second=second)
         if not update:
@@ -191,8 +220,8 @@ class Step:
         if not self._prepared:
             self._require_epochs()
             self._prepare(x, y)
-        elif self.net.changed():
-            self.net.look_at(x[:2])
+        elif self._looked_at != self.net.structure.inner:
+            self._look_again(x, y)
         metrics: dict[str, Tensor] = {}
         # The caller may train inside autocast or under no_grad; the step's own passes decide.
         outer = surrounding(self.device)
@@ -204,6 +233,8 @@ class Step:
                 self._fill_schedules(replay)
                 given = start if replay == 0 else None
                 batch = self._views(Batch(x, y, index, self.offset, view, given, second))
+                for part in self.plan.parts.values():
+                    part.check_images(batch)
                 metrics = self._update(batch, update)
                 self.offset += 1
         self.calls += update
@@ -225,11 +256,13 @@ class Step:
         low, high = self.threat.low, self.threat.high
         x, second = x.detach(), None if second is None else second.detach()
         rows = torch.arange(len(x), device=x.device) if index is None else index
-        classes: int | None = self._made_for[3] if self._made_for else None
+        # A model that has changed since is looked at first.
+        known = self._made_for and self._looked_at == self.net.structure.inner
+        classes: int | None = self._made_for[3] if known else None
         found = self.updater.faults.before
         images = [images for images in (x, second) if images is not None]
         found[Fault.IMAGES].copy_(torch.stack([ranges.outside(i, low, high) for i in images]).any())
-        if self.net.waits_are_free or not self._prepared:
+        if self.net.waits_are_free or classes is None:
             x = ranges.within("x", x, low, high)
             second = None if second is None else ranges.within("second", second, low, high)
             if not self._prepared and found[Fault.IMAGES]:
@@ -241,10 +274,10 @@ class Step:
             return x, y, rows, start, second
         # A label or row out of range would end a CUDA process; the update is masked instead.
         most = self.num_samples or torch.iinfo(torch.int64).max
-        found[Fault.LABELS].copy_(((y < 0) | (y >= (classes or 1))).any())
+        found[Fault.LABELS].copy_(((y < 0) | (y >= classes)).any())
         found[Fault.ROWS].copy_(((rows < 0) | (rows >= most)).any())
         second = None if second is None else second.clamp(low, high)
-        y, rows = y.clamp(0, (classes or 1) - 1), rows.clamp(0, most - 1)
+        y, rows = y.clamp(0, classes - 1), rows.clamp(0, most - 1)
         return x.clamp(low, high), y, rows, start, second
 
     # -- one update ---------------------------------------------------------------------------
@@ -310,7 +343,8 @@ class Step:
 
     def _end_epoch(self, epoch: int) -> None:
         if self.plan.averaging is not None and self._made_for:
-            self.plan.averaging.epoch_end(epoch, self.walk.learning())
+            self.changes.follow(prepared=True)
+            self.plan.averaging.epoch_end(epoch, self.walk.named)
 
     def _fill_schedules(self, replay: int) -> None:
         update = self.calls * self.updates_per_batch + replay
@@ -333,11 +367,33 @@ class Step:
 
     def _prepare(self, x: Tensor, y: Tensor) -> None:
         checks.check_batch_of_one(self.model, x)
-        classes = checks.check_classes(self.net.look_at(x[:2]), y, self.num_classes)
+        classes = self._look(x, y)
         self.settle_mode(x)
         if not self._made_for:
             self._allocate((x.shape[1], x.shape[2], x.shape[3]), len(x), x.dtype, classes)
         self._prepared = True
+
+    def _look(self, x: Tensor, y: Tensor) -> int:
+        """The number of classes, from the first forward of this structure."""
+        self._looked_at = -1  # unless it goes well
+        classes = checks.check_classes(self.net.look_at(x[:2]), y, self.num_classes)
+        self._looked_at = self.net.structure.inner
+        return classes
+
+    def _look_again(self, x: Tensor, y: Tensor) -> None:
+        """After a change of the model."""
+        classes, before = self._look(x, y), self._made_for[3]
+        if classes == before:
+            return
+        if self.plan.target.remembers() or "teacher_logits" in self.plan.needs:
+            self._looked_at = -1
+            raise UserError(
+                f"The model returns {classes} logits and returned {before} when the step began; "
+                "this method remembers predictions of those: build the step again."
+            )
+        for part in self.plan.parts.values():
+            part.setup = replace(part.setup, num_classes=classes)
+        self._made_for[3] = classes
 
     def settle_mode(self, x: Tensor) -> str:
         """Decide what ``mode="auto"`` means for batches like ``x``; called by the first step."""
@@ -376,7 +432,7 @@ class Step:
         for part in self.plan.parts.values():
             part.prepare(setup)
         if self.plan.averaging is not None:
-            self.plan.averaging.start(self.walk.learning())
+            self.plan.averaging.start(self.walk.named)
         self._made_for = [list(shape), batch_size, str(dtype).removeprefix("torch."), classes]
 
     # -- for the caller -----------------------------------------------------------------------
@@ -411,12 +467,15 @@ class Step:
         the average. Everything is put back on exit.
         """
         averaging = self.plan.averaging
-        average = averaging.average() if averaging is not None and self._made_for else None
-        with averaged_weights(self.model, self.walk.learning(), average, batches):
+        self.changes.follow(prepared=bool(self._made_for))
+        started = averaging is not None and self._made_for
+        average = averaging.averaged() if averaging is not None and started else {}
+        with averaged_weights(self.model, average, batches):
             yield
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs beside model and optimizer; tensors are live."""
+        self.changes.follow(prepared=bool(self._made_for))
         return {
             "method": self.plan.method,
             "slots": dict(self.plan.slots),
@@ -446,6 +505,7 @@ class Step:
                 f"This state is of {state['method']!r} with parts {state['slots']}, not of "
                 f"{self.plan.method!r} with {dict(self.plan.slots)}."
             )
+        self.changes.follow(prepared=bool(self._made_for))
         self.calls, self._epoch = state["calls"], state["epoch"]
         self.offset.copy_(state["offset"])
         self.updater.load_state_dict(state["updater"])

@@ -17,7 +17,7 @@ from torch.nn import functional
 from fastadv import kernels
 from fastadv.adversaries.weaken import weakened, weakening
 from fastadv.contract import Adversarial, Batch, Facts, Losses, Outputs
-from fastadv.engine import distributed, noise
+from fastadv.engine import distributed, noise, parameter_hooks
 from fastadv.engine.buffers import Snapshot
 from fastadv.engine.faults import Fault, all_finite
 from fastadv.engine.gradient import leaf
@@ -61,9 +61,15 @@ class Walk:
     def __init__(self, plan: Plan, net: Network, threat: Threat, seed: int) -> None:
         self.plan, self.net, self.threat, self.seed = plan, net, threat, seed
         self.scale = torch.ones((), device=net.device)  # of the outer loss, filled in place
-        self.named = dict(net.model.named_parameters())  # what stands in the model, by name
-        self._learns = {name for name in self.named if plan.layers.learns(name)}
+        self.named: dict[str, Tensor] = {}  # what stands in the model
+        self._learns: set[str] = set()
         self._directions: list[Tensor] = []  # whether those of this update were finite
+        self.follow()
+
+    def follow(self) -> None:
+        """The parameters are those of the model of this moment."""
+        self.named = dict(self.net.structure.parameters)
+        self._learns = {name for name in self.named if self.plan.layers.learns(name)}
 
     def gather(self, batch: Batch) -> Found:
         """Attack, perturb the weights, and take the outer pass's gradients."""
@@ -89,9 +95,10 @@ class Walk:
             with self.net.training():
                 passed = made, *self.net.run(self._outer, batch, made, facts, self.scale)
         made, loss, found, outputs = passed
-        count = len(self.learning())
+        learning = self.learning()
+        count = len(learning)
         right = (outputs.adversarial.argmax(1) == batch.y).float().mean()
-        taken, others = found[:count], found[count:]
+        taken, others = parameter_hooks.through(learning, found[:count]), found[count:]
         doubts = self._doubts(made, others)
         return Found(batch, made, outputs, loss, right, taken, others, doubts, buffers)
 
@@ -138,7 +145,7 @@ class Walk:
         plan.target.after(found.batch, found.outputs, ok)
         self._share_rows(found.batch.index)
         if plan.averaging is not None and update:
-            plan.averaging.update(self.learning(), ok)
+            plan.averaging.update(self.named, ok)
         if not self.net.waits_are_free:
             found.buffers.put_back_unless(ok)
         elif not ok:

@@ -59,6 +59,9 @@ class ATTA(Ascent):
         self.resets = torch.zeros((), dtype=torch.int64)
         self.state = {"perturbations": self.store.values, "resets": self.resets}
 
+    def check_images(self, batch: Batch) -> None:
+        self.store.check_images(batch.x.shape, batch.view)
+
     def follows_epochs(self) -> bool:
         return self.reset_every > 0
 

@@ -16,6 +16,7 @@ from fastadv.engine import noise
 from fastadv.engine.gradient import input_gradient, leaf
 from fastadv.errors import UserError
 from fastadv.sample_state import SampleStore, sample_count
+from fastadv.threat import Threat
 
 INPUT, OMEGA = 0, 1  # positions in the tensor of step sizes; the blocks follow
 # decay * lr * updates / (1 - momentum) of the paper: 400, 5e-8, 30 epochs of 391 updates, 0.9.
@@ -40,8 +41,8 @@ class FGSMPlus(Adversary):
 
     ``omega_std`` is the spread of the initial omega, ``step_size_init`` and ``omega_rate_init``
     the initial alpha_1 and alpha_omega in pixels, ``pad`` how far the augmentation shifts.
-    ``step_size_lr=None`` takes ``usual_rate``, ``step_size_decay=None`` a decay that halves an
-    undriven step size over the whole run, as the paper's 400 does at 5e-8.
+    ``step_size_lr=None`` takes ``usual_rate`` (of the first call's eps), ``step_size_decay=None`` a
+    decay that halves an undriven step size over the whole run, as the paper's 400 does at 5e-8.
     ``hidden_decay``: the released code also listed the step sizes in the weights' optimizer, whose
     weight decay (2e-4) and rate (``hidden_decay_lr``, 0.2 at its peak) shrank them further, with
     torch < 2 only. It is off unless given.
@@ -92,10 +93,7 @@ class FGSMPlus(Adversary):
 
     def prepare(self, setup: Setup) -> None:
         super().prepare(setup)
-        if setup.threat.norm != "linf":
-            raise UserError(
-                "FGSM+ and APART learn the size of sign steps in a Linf ball; use norm='linf'."
-            )
+        self.check_threat(setup.threat)
         self._prepare_steps(setup)
         self.state = {
             "step_sizes": self.steps.values,
@@ -106,6 +104,16 @@ class FGSMPlus(Adversary):
         if self.learned_start:
             self._prepare_store(setup)
             self.state["omega"] = self.store.values
+
+    def check_threat(self, threat: Threat) -> None:
+        if threat.norm != "linf":
+            raise UserError(
+                "FGSM+ and APART learn the size of sign steps in a Linf ball; use norm='linf'."
+            )
+
+    def check_images(self, batch: Batch) -> None:
+        if self.learned_start:
+            self.store.check_images(batch.x.shape, batch.view)
 
     def _prepare_steps(self, setup: Setup) -> None:
         if setup.total_steps is None and (

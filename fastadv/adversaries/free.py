@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import ClassVar, Literal
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fastadv.contract import Adversarial, Adversary, Batch, Facts, Setup
 from fastadv.declared import NonNegative, Passes
+from fastadv.errors import UserError
+from fastadv.sample_state import by
 from fastadv.threat import Threat
 
 DELTA = "delta"
@@ -64,6 +66,20 @@ class Free(Adversary):
             super().load_state(saved)
         self._make_room(len(found))
         self.state[DELTA].zero_()[: len(found)] = found
+
+    def check_images(self, batch: Batch) -> None:
+        kept = self.setup.image_shape
+        if batch.x.shape[1:] != kept:
+            raise UserError(
+                f"Free keeps a perturbation for images of {by(kept)}, and these are of "
+                f"{by(batch.x.shape[1:])}: keep one size, or build a step for each."
+            )
+
+    @torch.no_grad()
+    def follow_threat(self, threat: Threat) -> None:
+        super().follow_threat(threat)
+        delta = self.state[DELTA]
+        delta.copy_(replace(threat, low=-inf, high=inf).project(delta, torch.zeros_like(delta)))
 
     def make(self, batch: Batch, facts: Facts) -> Adversarial:
         self._make_room(len(batch.x))

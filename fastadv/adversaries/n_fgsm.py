@@ -12,6 +12,7 @@ from fastadv.declared import NonNegative
 from fastadv.engine import noise
 from fastadv.engine.gradient import input_gradient, leaf
 from fastadv.errors import UserError
+from fastadv.threat import Threat
 
 
 @dataclass(eq=False)
@@ -26,7 +27,10 @@ class NFGSM(Ascent):
 
     def prepare(self, setup: Setup) -> None:
         super().prepare(setup)
-        if setup.threat.norm != "linf":
+        self.check_threat(setup.threat)
+
+    def check_threat(self, threat: Threat) -> None:
+        if threat.norm != "linf":
             raise UserError("N-FGSM draws its noise in a cube and takes a sign step: norm='linf'.")
 
     def make(self, batch: Batch, facts: Facts) -> Adversarial:

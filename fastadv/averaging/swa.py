@@ -1,29 +1,32 @@
 """SWA: the running mean of the weights at the ends of epochs (Izmailov et al., 2018)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from fastadv.contract import Averaging
+from fastadv.averaging.named import Named
 from fastadv.declared import Count, NonNegative
 from fastadv.errors import UserError
 
+MISSED = "average_missed."
+
 
 @dataclass(eq=False)
-class SWA(Averaging):
+class SWA(Named):
     """average <- (n average + w)/(n + 1) at the end of every ``average_every``-th epoch.
 
     From epoch ``average_start`` (from 0; a number below 1 is a fraction of the run, which needs
     its length). Parameters only, BatchNorm affine included; its statistics must be re-estimated
     before the average is evaluated. Before the first average the live
-    weights are evaluated. Training itself is not changed.
+    weights are evaluated. A parameter that is put into the model later is averaged from then on.
+    Training itself is not changed.
     """
 
     average_start: NonNegative = 0.5
     average_every: Count = 1
 
-    mean: list[Tensor] = field(init=False, repr=False, default_factory=list)
     count: Tensor = field(init=False, repr=False)
 
     def first_epoch(self) -> int:
@@ -38,20 +41,47 @@ class SWA(Averaging):
             )
         return int(self.average_start * (total / length))
 
-    def start(self, parameters: list[Tensor]) -> None:
+    def start(self, parameters: Mapping[str, Tensor]) -> None:
         self.first_epoch()
-        self.mean = [parameter.detach().clone() for parameter in parameters]
         self.count = torch.zeros((), dtype=torch.int64)
-        self.state = {f"average_{place}": tensor for place, tensor in enumerate(self.mean)}
-        self.state["average_count"] = self.count
+        self.state = {"average_count": self.count}
+        super().start(parameters)
+
+    def replaced(self, parameters: Mapping[str, Tensor], old: Mapping[str, str]) -> None:
+        known, missed = set(self.shadow), {name: self._missed(name) for name in self.shadow}
+        super().replaced(parameters, old)
+        self._drop_missed()
+        for name in self.shadow:
+            before = old.get(name)
+            self._miss(name, missed[before] if before in known else int(self.count))
+
+    def _missed(self, name: str) -> int:
+        """How many averages were taken before ``name`` was in the model."""
+        return int(self.state.get(MISSED + name, 0))
+
+    def _miss(self, name: str, count: int) -> None:
+        if count:
+            self.state[MISSED + name] = torch.tensor(count)
+
+    def _drop_missed(self) -> None:
+        self.state = {k: tensor for k, tensor in self.state.items() if not k.startswith(MISSED)}
+
+    def load_state(self, saved: Mapping[str, Tensor]) -> None:
+        self._drop_missed()
+        for name in self.shadow:
+            self._miss(name, int(saved.get(MISSED + name, 0)))
+        super().load_state(saved)
 
     @torch.no_grad()
-    def epoch_end(self, epoch: int, parameters: list[Tensor]) -> None:
+    def epoch_end(self, epoch: int, parameters: Mapping[str, Tensor]) -> None:
         first = self.first_epoch()
         if epoch < first or (epoch - first) % self.average_every:
             return
         self.count += 1
-        torch._foreach_lerp_(self.mean, parameters, 1 / float(self.count))
+        taken = {name: int(self.count) - self._missed(name) for name in self.shadow}
+        for count in set(taken.values()):
+            self.move(parameters, 1 / count, [name for name in taken if taken[name] == count])
 
-    def average(self) -> list[Tensor] | None:
-        return self.mean if self.count else None
+    def averaged(self) -> dict[str, Tensor]:
+        count = int(self.count)
+        return {name: t for name, t in self.shadow.items() if count > self._missed(name)}

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastadv.engine.folding import Fold
 
@@ -84,20 +84,3 @@ def host_draws_kept() -> Iterator[None]:
         random.setstate(state)
         if numpys is not None:
             numpy.random.set_state(numpys)
-
-
-def structure(model: nn.Module) -> list[object]:
-    """What a model is made of: its modules and their types.
-
-    Asked before every update: ``modules()`` takes many times as long.
-    """
-    found: list[object] = []
-    seen, waiting = {model}, [model]
-    while waiting:
-        module = waiting.pop()
-        found += (module, type(module))
-        for child in module._modules.values():
-            if child is not None and child not in seen:
-                seen.add(child)
-                waiting.append(child)
-    return found

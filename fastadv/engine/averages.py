@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,21 +17,22 @@ from fastadv.engine.buffers import copy_into, kept, places
 @contextmanager
 def averaged_weights(
     model: nn.Module,
-    parameters: Sequence[Tensor],
-    average: Sequence[Tensor] | None,
+    average: Mapping[str, Tensor],
     batches: Iterable[Any] | None,
 ) -> Iterator[None]:
-    """``average`` in place of ``parameters``; None changes nothing.
+    """``average`` in place of the parameters of these names; an empty one changes nothing.
 
     With ``batches`` BatchNorm's running statistics are re-estimated for the average by a pass in
     training mode, every batch counting alike. Weights and buffers return on exit.
     """
-    if average is None:
+    if not average:
         yield
         return
+    named = dict(model.named_parameters())
+    parameters = [named[name] for name in average]
     live = [parameter.detach().clone() for parameter in parameters]
     with kept(places(model)):
-        copy_into([parameter.detach() for parameter in parameters], average)
+        copy_into([parameter.detach() for parameter in parameters], [*average.values()])
         try:
             if batches is not None:
                 device = parameters[0].device

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from fastadv.engine.buffers import copy_into
+from fastadv.engine.parameter_hooks import first_hooked
 from fastadv.engine.recorder import CudaRecorder, NotReplayable
 from fastadv.engine.replayed_update import ReplayedUpdate, Replaying
 
@@ -56,6 +57,11 @@ class Captured:
         self._found: Found | None = None
         self._as_written = False
         self._replaying: Replaying | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A recording works on the tensors it was made of: a copy records its own.
+        forgotten = ("_phase", "_current", "_found", "_replaying")
+        return vars(self) | dict.fromkeys(forgotten) | {"_entries": OrderedDict()}
 
     def gather(self, batch: Batch) -> Found:
         """``Walk.gather``, replayed; the tensors returned are the recording's own."""
@@ -139,10 +145,14 @@ class Captured:
             tuple(part.active for part in parts),
             tuple(tensor.data_ptr() for part in parts for tensor in part.state.values()),
             tuple(_standing(net.model)),
+            (net.structure.version, first_hooked(self.walk.named), self.walk.threat),
             (net.outer_dtype, net.attack_dtype, net.looks),
         )
 
     def _record(self, batch: Batch) -> _Entry:
+        hooked = first_hooked(self.walk.named)
+        if hooked is not None:
+            raise NotReplayable(f"the parameter {hooked} has a hook, which Python runs")
         walk, static = self.walk, _copied(batch)
         ok = torch.zeros((), dtype=torch.bool, device=walk.net.device)
         learned: list[bool] = []

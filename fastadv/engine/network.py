@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fastadv.engine import guard
-from fastadv.engine.agreement import agree, draws_kept, host_draws_kept, structure
+from fastadv.engine import guard, parameter_hooks
+from fastadv.engine.agreement import agree, draws_kept, host_draws_kept
 from fastadv.engine.batch_counters import BatchCounters
 from fastadv.engine.buffers import Place, copy_into, kept, places
 from fastadv.engine.double_backward import cheap_double_backward
@@ -22,6 +22,7 @@ from fastadv.engine.precision import autocast
 from fastadv.engine.repeated_passes import Norms
 from fastadv.engine.runner import Runner
 from fastadv.engine.strided_pointwise import strides_taken_first
+from fastadv.engine.structure import Structure
 from fastadv.engine.taps import Taps
 from fastadv.engine.weight_copies import WeightCopies
 from fastadv.errors import UserError
@@ -56,8 +57,8 @@ class Network:
         self.counters = BatchCounters(model)
         self.norms = Norms(model)
         self.looks = 0  # how often the model was looked at; a recording belongs to one of them
-        self._structure: list[object] = []
         self._spoils_input: bool | None = None  # whether the forward changes it in place
+        self.structure = Structure(model)
         if device.type == "cpu":
             keep_freed_memory()
 
@@ -72,18 +73,26 @@ class Network:
         classes, which BatchNorms fold away in attacks that use running statistics, and which are
         called once. It leaves no trace in buffers and generators."""
         self.looks += 1
-        self._structure = structure(self.model)
         self.norms = Norms(self.model)
-        with kept(self.buffers), draws_kept(self.device), host_draws_kept():
+        with kept(self.buffers), draws_kept(self.device), host_draws_kept(), self._tapped():
             with guard.train_flags(self.model, False):
                 logits, self.copies.folds = self._seen(x)
             if self.copies.folds and not self._folds_agree(x):
                 self.copies.folds = []
         return logits
 
-    def changed(self) -> bool:
-        """Whether the model has other modules, or of other types, than when it was looked at."""
-        return self._structure != structure(self.model)
+    def follow(self) -> bool:
+        """Whether the model has been given other parts since it was last asked; what was learnt
+        from the old ones is forgotten then, and ``look_at`` is due."""
+        changed = self.structure.look()
+        if changed:
+            self.norms = Norms(self.model)
+            self.copies.outdate()
+            self.runner.forget()
+        return changed
+
+    def _tapped(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.taps is None else self.taps.on()
 
     def _seen(self, x: Tensor) -> tuple[Tensor, list[Fold]]:
         try:
@@ -211,6 +220,7 @@ class Network:
             with (
                 guard.frozen(self.model, train=train),
                 self.counters.aside(),
+                self._tapped(),
                 self.copies.in_place(self.attack_dtype, folded=self._folds(train)),
             ):
                 yield
@@ -228,7 +238,9 @@ class Network:
         with (
             torch.enable_grad(),
             guard.train_flags(self.model, True),
+            parameter_hooks.aside(self.structure.parameters.values()),
             self.counters.aside(),
+            self._tapped(),
             self.copies.in_place(self.outer_dtype, learn=True),
             strides_taken_first(self.model, self.device),
             self._norms(),

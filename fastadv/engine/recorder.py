@@ -42,6 +42,12 @@ class CudaRecorder:
             alone: weakref.WeakSet() for alone in (False, True)
         }
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"device": self.device}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["device"])  # type: ignore[misc]
+
     def warm_up(self, function: Callable[[], Any]) -> None:
         """Run ``function`` a few times: libraries initialise, kernels compile and are tuned.
 

@@ -52,6 +52,14 @@ class Runner:
         self.compiles = False
         return region(*inputs)
 
+    def forget(self) -> None:
+        """What was compiled is of another network or threat. Dynamo's own guards do not see every
+        change (hooks of modules), and count its recompilations."""
+        self._compiled.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_compiled": {}}  # a copy compiles its own
+
 
 def _own_copy(region: Callable[..., Result]) -> Callable[..., Result]:
     """The same method with code of its own: Dynamo counts recompilations per code object, and

@@ -1,59 +1,79 @@
 """Reach the input of every residual block: read its gradient, add noise to it (APART).
 
-A pre-hook on each block's first convolution does both. Between passes the hooks do nothing, so
-the user's model computes what it always did.
+A pre-hook on each block's first convolution does both. It is there during the passes of a step
+only, so between calls the user's model has no hook of ours: it can be copied, saved, and used in
+another step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 
 class Taps:
-    """Hooks on the first convolution of each block in ``convolutions``."""
+    """Hooks on the first convolution of each block, ``convolutions`` by ``names``."""
 
-    def __init__(self, convolutions: Sequence[nn.Module]) -> None:
-        self.count = len(convolutions)
-        self._seen: dict[int, Tensor] | None = None
-        self._noise: list[Tensor] | None = None
-        self._handles = [
-            convolution.register_forward_pre_hook(self._hook(position))
-            for position, convolution in enumerate(convolutions)
-        ]
+    def __init__(self, names: Sequence[str], convolutions: Sequence[nn.Module]) -> None:
+        self.names = list(names)
+        self.convolutions = list(convolutions)
+        self.seen: dict[int, Tensor] | None = None
+        self.noise: list[Tensor] | None = None
+        self._hooks = [_Tap(self, block) for block in range(self.count)]
 
-    def _hook(self, position: int) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor] | None]:
-        def at_block(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
-            if self._seen is not None:
-                self._seen[position] = inputs[0]
-            if self._noise is not None:
-                return (inputs[0] + self._noise[position],)
-            return None
+    @property
+    def count(self) -> int:
+        return len(self.convolutions)
 
-        return at_block
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """The hooks are on the model inside."""
+        try:
+            for convolution, hook in zip(self.convolutions, self._hooks, strict=True):
+                convolution._forward_pre_hooks[hook.number] = hook
+            yield
+        finally:
+            for convolution, hook in zip(self.convolutions, self._hooks, strict=True):
+                convolution._forward_pre_hooks.pop(hook.number, None)
 
     @contextmanager
     def reading(self) -> Iterator[dict[int, Tensor]]:
         """Collects the tensor that enters each block: position in ``convolutions`` -> tensor."""
         seen: dict[int, Tensor] = {}
-        self._seen = seen
+        self.seen = seen
         try:
             yield seen
         finally:
-            self._seen = None
+            self.seen = None
 
     @contextmanager
     def adding(self, noise: list[Tensor] | None) -> Iterator[None]:
         """Adds ``noise[b]`` to what enters block b; None adds nothing."""
-        self._noise = noise
+        self.noise = noise
         try:
             yield
         finally:
-            self._noise = None
+            self.noise = None
 
-    def remove(self) -> None:
-        """Take the hooks off the model."""
-        for handle in self._handles:
-            handle.remove()
+
+@dataclass(eq=False)
+class _Tap:
+    """The hook of one block."""
+
+    taps: Taps
+    block: int
+
+    @property
+    def number(self) -> int:
+        """One that no hook registered with torch has: those count from 0."""
+        return -1 - self.block
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        if self.taps.seen is not None:
+            self.taps.seen[self.block] = inputs[0]
+        if self.taps.noise is not None:
+            return (inputs[0] + self.taps.noise[self.block],)
+        return None

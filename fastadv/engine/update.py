@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastadv.engine import parameter_hooks
 from fastadv.engine.buffers import copy_into
 from fastadv.engine.faults import (
     Fault,
@@ -82,6 +83,7 @@ class Updater:
         share = images / (self._waiting + images)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             self._hand_over(parameter, gradient, share, keep=not update)
+        parameter_hooks.accumulated(parameters, gradients)
         self._waiting = 0 if update else self._waiting + images
         found = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.scaler is not None and update:

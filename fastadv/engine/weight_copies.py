@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,10 @@ class WeightCopies:
     def folds(self, folds: list[Fold]) -> None:
         self.folding.folds = folds
         self.outdate()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The two parameters of a ``Copy`` share their memory, which those of a copy would not.
+        return vars(self) | {"_copies": {}, "_up_to_date": {}}
 
     def outdate(self) -> None:
         """The weights have changed."""

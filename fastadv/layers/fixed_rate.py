@@ -49,16 +49,18 @@ class FixedRate(Selected):
             return
         self.chosen = self.select(model)
         groups = optimizer.param_groups
-        self.require(all(group.get(self.mark) is None for group in groups))
+        unmarked = all(group.get(self.mark) is None for group in groups)
+        self.require(unmarked and len(groups) >= len(self.rates))
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.members = [
             frozenset(names[id(p)] for p in group["params"] if id(p) in names) & self.chosen
             for group in groups
         ]
-        # A scheduler made before the step has already changed lr; it notes where it began.
-        self.rates = [
+        # A scheduler made before the step has already changed lr; it notes where it began. Groups
+        # that were known keep their rate: only add_param_group brings others, at the end.
+        self.rates += [
             float(group.get("initial_lr", group["lr"])) if self.fixed_lr is None else self.fixed_lr
-            for group in groups
+            for group in groups[len(self.rates) :]
         ]
 
     def before_update(

@@ -59,6 +59,9 @@ class AWP(WeightPerturbation):
                 f"There is no weight matrix or kernel{where} of {type(model).__name__} to perturb."
             )
 
+    def follow_model(self) -> None:
+        self.prepare(self.setup)
+
     def select(self, names: Sequence[str], tensors: Sequence[Tensor]) -> list[int]:
         return [
             position

@@ -1,0 +1,68 @@
+"""The hooks a user puts on parameters run as in a plain loop: once an update, on its gradient.
+
+A step takes several gradients an update (AWP's direction, the pass it descends), of low-precision
+copies of the weights or inside a compiled graph, where a hook would run too often or never. So
+hooks are aside while gradients are taken, and what was found goes through them once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def first_hooked(named: Mapping[str, Tensor]) -> str | None:
+    """The name of the first parameter that has a hook."""
+    return next((name for name, p in named.items() if _before(p) or _after(p)), None)
+
+
+@contextmanager
+def aside(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Gradients taken inside run no hook of ``parameters``."""
+    found: list[tuple[Any, Any]] = [(p, _before(p)) for p in parameters if _before(p)]
+    try:
+        for parameter, _ in found:
+            parameter._backward_hooks = None
+        yield
+    finally:
+        for parameter, hooks in found:
+            parameter._backward_hooks = hooks
+
+
+def through(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """``gradients`` of ``parameters`` (None: it has none) after the hooks of ``register_hook``."""
+    found = list(gradients)
+    hooked = {
+        place: (parameter, gradient)
+        for place, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True))
+        if gradient is not None and _before(parameter)
+    }
+    if hooked:
+        own = [parameter for parameter, _ in hooked.values()]
+        # Autograd runs them itself, with its own checks of what they return.
+        after = torch.autograd.grad(own, own, [gradient for _, gradient in hooked.values()])
+        for place, gradient in zip(hooked, after, strict=True):
+            found[place] = gradient
+    return found
+
+
+def accumulated(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Run ``register_post_accumulate_grad_hook``'s of those whose ``grad`` a gradient entered."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None and _after(parameter):
+            for hook in list(_after(parameter).values()):
+                hook(parameter)
+
+
+def _before(parameter: Any) -> Any:
+    return parameter._backward_hooks
+
+
+def _after(parameter: Any) -> Any:
+    return parameter._post_accumulate_grad_hooks
