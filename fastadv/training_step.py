@@ -199,6 +199,8 @@ class Step:
         if not update:
             self._require_accumulation()
         inputs = self._checked(x, y, index, start, second)
+        if not self._prepared:
+            self.net.initialize(inputs[0][:2])
         with self._transaction.around(inputs[2] if remembers else None):
             return self._call(*inputs, view=view, update=update)
 
