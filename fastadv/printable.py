@@ -1,25 +1,28 @@
-"""Text of strangers (file names, class names, settings) made safe to show in a terminal."""
+"""Names that strangers chose, made safe for a terminal."""
 
 from __future__ import annotations
 
-import unicodedata
+import os
 
-_UNSAFE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-"""Unicode categories that steer a terminal, hide text or turn its direction, or show nothing."""
+_LONGEST = 300
 
 
-def printable(text: object) -> str:
-    """``text`` with every control, format and unassigned character written as an escape.
+def printable(text: str | os.PathLike[str]) -> str:
+    """``text`` on one line, with every control or invisible character written as its escape.
 
-    A file name can hold sequences that clear the screen or set the window's title; here they
-    read ``\\x1b[2J``. Line breaks are escaped too: a name must not look like two lines.
+    A file name may hold the codes that move a cursor, recolour or retitle a terminal, or turn the
+    direction of writing. A long text loses its middle.
     """
-    return "".join(_shown(letter) for letter in str(text))
+    shown = "".join(c if c.isprintable() else _escaped(c) for c in os.fspath(text))
+    if len(shown) > _LONGEST:
+        return f"{shown[: _LONGEST // 2]}...{shown[-_LONGEST // 2 :]}"
+    return shown
 
 
-def _shown(letter: str) -> str:
-    if letter.isascii() and letter.isprintable():
-        return letter
-    if unicodedata.category(letter) not in _UNSAFE:
-        return letter
-    return letter.encode("unicode_escape").decode("ascii")
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def safe_sentence(text: object) -> str:
+    """``text`` of a message, whole and with its line breaks, safe for a terminal."""
+    return "".join(c if c == "\n" or c.isprintable() else _escaped(c) for c in str(text))
