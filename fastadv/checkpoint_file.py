@@ -13,7 +13,7 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from math import prod
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 from torch import Tensor
@@ -124,10 +124,10 @@ class _Reader(pickle._Unpickler):  # type: ignore[misc, name-defined]
             raise Damaged("a value that is neither plain nor a tensor")
         target._metadata = state["_metadata"]  # type: ignore[attr-defined]
 
-    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
     dispatch[pickle.BUILD[0]] = load_build
     for _code in (pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX):
-        del dispatch[_code[0]]
+        dispatch.pop(_code[0])
 
     def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
         if not isinstance(storage, _Storage) or len(shape) != len(strides):

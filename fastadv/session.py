@@ -39,13 +39,17 @@ def choose_device(name: str) -> torch.device:
 def make_model(config: TrainConfig, data: Source) -> nn.Module:
     """The configured network for ``data``, weights drawn from the run's seed."""
     torch.manual_seed(config.seed)
-    return configured_model(
-        config,
-        num_classes=data.num_classes,
-        in_channels=data.channels,
-        mean=data.mean,
-        std=data.std,
-    )
+    return configured_model(config, **data_facts(data))
+
+
+def data_facts(data: Source) -> dict[str, Any]:
+    """What a network takes from the data it is for."""
+    return {
+        "num_classes": data.num_classes,
+        "in_channels": data.channels,
+        "mean": data.mean,
+        "std": data.std,
+    }
 
 
 @dataclass

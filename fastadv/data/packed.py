@@ -140,6 +140,11 @@ def _write(path: Path, rows: Iterator[np.ndarray], shape: tuple[int, ...], dtype
 def _cache_folder(root: Path) -> Path:
     if os.access(root, os.W_OK):
         return root / ".fastadv-cache"
+    return user_cache()
+
+
+def user_cache() -> Path:
+    """The folder for packed files of trees that are not to be written to."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastadv"
 
 
