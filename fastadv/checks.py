@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fastadv import ranges
 from fastadv.errors import UserError
+from fastadv.models.wrapped import baked_modes
 
 
 def check_shapes(
@@ -57,6 +58,15 @@ def check_devices(device: torch.device, **tensors: Tensor | None) -> None:
                 f"{name} is on {tensor.device} and the model on {device}; move it there: "
                 f"{name}.to({str(device)!r})."
             )
+
+
+def check_mode(model: nn.Module) -> None:
+    """It can train: nothing of it was recorded in one mode for ever."""
+    if baked_modes(model):
+        raise UserError(
+            "The model was traced or frozen by TorchScript and stays in the mode it was recorded "
+            "in, so that train() means nothing to it: pass the network itself, or torch.jit.script."
+        )
 
 
 def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

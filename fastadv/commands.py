@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, get_origin
 import typer
 
 from fastadv.config import TrainConfig, config_types
-from fastadv.options import all_options, plain_type
+from fastadv.declared import describe, plain_type
+from fastadv.options import all_options
 from fastadv.parts import PARTS, names
 
 SETTING_HELP: Mapping[str, str] = {
@@ -94,13 +95,21 @@ def train_parameters() -> list[inspect.Parameter]:
         default = getattr(TrainConfig, name)
         if default is not None and not isinstance(default, bool):
             text += f" [{default}]"
+        if get_origin(plain_type(hint)) is not Literal:  # whose help names the choices
+            text += _allowed(hint)
         found.append(_option(name, _as_text(hint), text, "The run"))
     for slot in PARTS:
         text = ", ".join(names(slot))
         found.append(_option(slot, str, text, "Swap a part of the method"))
     for name, (hint, owners) in _part_options().items():
-        found.append(_option(name, _as_text(hint), f"of {owners}", "Options of the parts"))
+        text = f"of {owners}{_allowed(hint)}"
+        found.append(_option(name, _as_text(hint), text, "Options of the parts"))
     return found
+
+
+def _allowed(hint: Any) -> str:
+    words = describe(hint)
+    return f"; {words}" if words else ""
 
 
 def _part_options() -> dict[str, tuple[Any, str]]:

@@ -8,22 +8,35 @@ what it found is written into the run folder and used again on resume.
 from __future__ import annotations
 
 import dataclasses
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 from fastadv import files, sealed
 from fastadv.attacks.names import parse_attack
+from fastadv.declared import (
+    Count,
+    CountOrZero,
+    NonNegative,
+    Positive,
+    Range,
+    ShareBelowOne,
+    coerce,
+    declared,
+)
 from fastadv.errors import UserError, unknown
 from fastadv.models import VARIANTS
-from fastadv.options import coerce
 from fastadv.plan import Plan, resolve
 from fastadv.presets import preset_for
 from fastadv.printable import printable
-from fastadv.schedules import STEPPED
+from fastadv.schedules import STEPPED, TRIANGULAR_MOMENTUM
+from fastadv.threat import Threat
+
+OpenShare = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
+Width = Annotated[int, Range(1, 65536)]  # more channels or layers than any network has
+Side = Annotated[int, Range(1, 65536)]  # the most that JPEG holds
 
 MOST_BYTES = 1 << 20  # of a config.toml
 
@@ -35,51 +48,51 @@ class TrainConfig:
     method: str = "apart"
     data: str = "digits"
     model: str | None = None
-    width: int | None = None
-    depth: int | None = None
+    width: Width | None = None
+    depth: Width | None = None
     shortcut: Literal["raw", "preact"] | None = None
     stem: Literal["cifar", "imagenet"] | None = None
     normalize: bool | None = None
-    dropout: float = 0.0
-    epochs: int | None = None
-    batch_size: int | None = None
-    lr: float | None = None
+    dropout: ShareBelowOne = 0.0
+    epochs: Count | None = None
+    batch_size: Count | None = None
+    lr: NonNegative | None = None
     schedule: Literal["triangular", "piecewise", "multistep", "cosine", "constant"] | None = None
-    drops: tuple[float, ...] | None = None
-    momentum: float = 0.9
+    drops: tuple[Positive, ...] | None = None
+    momentum: ShareBelowOne = 0.9
     cycle_momentum: bool | None = None
     nesterov: bool | None = None
-    weight_decay: float | None = None
-    max_grad_norm: float | None = None
-    eps: float | None = None
+    weight_decay: NonNegative | None = None
+    max_grad_norm: Positive | None = None
+    eps: NonNegative | None = None
     norm: Literal["linf", "l2"] = "linf"
     amp: bool = False
     amp_dtype: Literal["bf16", "fp16"] = "bf16"
     attack_dtype: Literal["fp32", "bf16", "fp16"] | None = None
     tf32: bool | None = None
     mode: Literal["auto", "eager", "compiled", "captured"] = "auto"
-    pad: int | None = None
+    pad: CountOrZero | None = None
     flip: bool | None = None
     padding: Literal["constant", "grey", "reflect"] | None = None
     augmentation: Literal["base", "rotate", "autoaugment"] | None = None
-    limit: int | None = None
-    image_size: int | None = None
+    limit: Count | None = None
+    image_size: Side | None = None
     unlabelled: str | None = None
     loader: Literal["auto", "device", "dali"] = "auto"
     data_root: str | None = None
     download: bool = False
     select: Literal["val", "test"] = "val"
     select_attack: str = "pgd-10"
-    val_fraction: float | None = None
-    judge_alpha: float | None = None
-    judge_every: int = 1
+    val_fraction: OpenShare | None = None
+    judge_alpha: Positive | None = None
+    judge_every: Count = 1
     test_attacks: str = "clean,pgd-20"
-    test_limit: int | None = None
-    seed: int = 0
+    test_limit: Count | None = None
+    seed: CountOrZero = 0
     deterministic: bool = False
     device: str = "auto"
     out: str | None = None
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: NonNegative = 5.0
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def plan(self) -> Plan:
@@ -97,16 +110,14 @@ ALWAYS_SETTLED: tuple[str, ...] = (
 
 def config_types() -> dict[str, Any]:
     """Every setting of a run but the parts' options: name -> type."""
-    hints = get_type_hints(TrainConfig)
-    hints.pop("options")
-    return hints
+    return {name: hint for name, hint in declared(TrainConfig).items() if name != "options"}
 
 
 def settled(config: TrainConfig) -> TrainConfig:
     """``config`` with every None that a preset knows filled in, checked; parts' options too."""
     types = config_types()
     given = {
-        name: coerce(name, getattr(config, name), types[name])
+        name: coerce(_flag(name), getattr(config, name), types[name])
         for name in types
         if getattr(config, name) is not None
     }
@@ -134,44 +145,31 @@ def settled(config: TrainConfig) -> TrainConfig:
     return settings
 
 
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _check(config: TrainConfig) -> None:
-    for name in ("epochs", "batch_size", "judge_every"):
-        if getattr(config, name) < 1:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} must be at least 1, not {getattr(config, name)}.")
-    for name in ("limit", "test_limit"):
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} must be at least 1, not {getattr(config, name)}.")
     if config.drops is not None and config.schedule not in STEPPED:
         raise UserError(
             f"--drops are for --schedule piecewise or multistep; {config.schedule} has none, "
             "leave them away."
         )
-    if any(drop <= 0 for drop in config.drops or ()):
-        raise UserError("--drops must be above 0: epochs such as 100,150, or shares such as 0.5.")
-    if config.judge_alpha is not None and config.judge_alpha <= 0:
-        raise UserError(f"--judge-alpha must be above 0, not {config.judge_alpha:g}.")
-    if config.lr is not None and config.lr < 0:
-        raise UserError(f"--lr must be at least 0, not {config.lr:g}.")
-    for name in ("momentum", "weight_decay"):
-        value = getattr(config, name)
-        if value is not None and not 0 <= value < (1 if name == "momentum" else math.inf):
-            flag, most = name.replace("_", "-"), ", and below 1" if name == "momentum" else ""
-            raise UserError(f"--{flag} must be at least 0{most}, not {value:g}.")
+    Threat(config.norm, float(config.eps or 0.0))
+    # CyclicLR's defaults take a tenth off at the peak; below it momentum would turn negative.
+    cycles = config.cycle_momentum and config.schedule == "triangular"
+    if cycles and 0 < config.momentum < TRIANGULAR_MOMENTUM:
+        raise UserError(
+            f"--momentum must be 0 or at least {TRIANGULAR_MOMENTUM:g} where a triangular schedule "
+            f"lowers it by that much, not {config.momentum:g}; or add --no-cycle-momentum."
+        )
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov looks ahead along the momentum; leave --momentum 0 away.")
-    if config.max_grad_norm is not None and not config.max_grad_norm > 0:
-        raise UserError(f"--max-grad-norm must be above 0, not {config.max_grad_norm:g}.")
     if config.amp_dtype != "bf16" and not config.amp:
         raise UserError(f"--amp-dtype {config.amp_dtype} is for mixed precision: add --amp.")
-    if not 0 <= config.seed < 2**63:
-        raise UserError(f"--seed must lie between 0 and 2^63 - 1, not {config.seed}.")
     for name in config.test_attacks.split(","):
         parse_attack(name)  # not only when all is trained
     parse_attack(config.select_attack)
-    if not 0 < (config.val_fraction or 0) < 1:
-        raise UserError(f"--val-fraction must lie between 0 and 1, not {config.val_fraction}.")
 
 
 def to_toml(config: TrainConfig) -> str:

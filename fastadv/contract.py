@@ -18,12 +18,13 @@ Invariants every part keeps, so that a step can be compiled and captured without
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fastadv.declared import NonNegative, Share, check_fields
 from fastadv.engine.network import Network
 from fastadv.engine.repeated_passes import ONCE
 from fastadv.errors import UserError
@@ -128,7 +129,10 @@ class Setup:
 
 @dataclass(eq=False)
 class Part:
-    """One part of a recipe; its dataclass fields are its options."""
+    """One part of a recipe; its dataclass fields are its options.
+
+    An option's hint says what it may be (``declared.py``), and a part cannot be made otherwise.
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     per_sample_state: ClassVar[tuple[str, ...]] = ()  # names in ``state``: a row a sample
@@ -141,6 +145,9 @@ class Part:
     state: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
     active: bool = field(init=False, repr=False, default=True)  # changed by ``schedule`` only
 
+    def __post_init__(self) -> None:
+        check_fields(self, option_names(type(self)))
+
     def demands(self) -> frozenset[str]:
         """The entries of ``NEEDS`` this part asks for with its present options."""
         return self.needs
@@ -152,6 +159,10 @@ class Part:
     def follows_epochs(self) -> bool:
         """Whether the part does nothing sensible unless it is told the epoch."""
         return self.needs_length
+
+    def depends_on(self) -> dict[str, str]:
+        """A digest of each thing from outside that the part learns from; after ``prepare``."""
+        return {}
 
     def prepare(self, setup: Setup) -> None:
         """Learn the run and allocate the state; called once, before the first batch."""
@@ -176,6 +187,11 @@ class Part:
             tensor.copy_(saved[name])
 
 
+def option_names(part: type[Part]) -> tuple[str, ...]:
+    """The names of a part's options."""
+    return tuple(entry.name for entry in fields(part) if entry.init)
+
+
 @dataclass(eq=False)
 class Adversary(Part):
     """Makes x_adv from x. ``attack_objective`` is ``"ce"`` or ``"kl"`` (KL to natural logits).
@@ -185,15 +201,10 @@ class Adversary(Part):
     """
 
     wants_input_gradient: ClassVar[bool] = False
-    attack_objective: str = "ce"
-    attack_bn: str = "train"
-    shrink: float = 0.0
-    flip_signs: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("shrink", "flip_signs"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must lie between 0 and 1, not {getattr(self, name)}.")
+    attack_objective: Literal["ce", "kl"] = "ce"
+    attack_bn: Literal["train", "eval"] = "train"
+    shrink: Share = 0.0
+    flip_signs: Share = 0.0
 
     @property
     def updates_per_batch(self) -> int:
@@ -302,7 +313,7 @@ class Regularizer(Part):
     wants_adversarial_gradient: ClassVar[bool] = False  # so does ``x_adv``
     wants_neighbor: ClassVar[bool] = False  # ``neighbor`` gives images to be attacked too
 
-    reg_weight: float = 1.0
+    reg_weight: NonNegative = 1.0
     reg_ramp: bool = False
 
     def follows_epochs(self) -> bool:

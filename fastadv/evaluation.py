@@ -13,10 +13,11 @@ from fastadv.attacks import ATTACKS, inputs
 from fastadv.attacks.autoattack import require_package
 from fastadv.attacks.names import OPTIONS, AttackSpec, parse_attack
 from fastadv.attacks.problem import Problem
+from fastadv.declared import coerce, parse_number
 from fastadv.engine import distributed
 from fastadv.engine.network import Network
 from fastadv.errors import NotFiniteError, UserError
-from fastadv.threat import Threat, parse_number
+from fastadv.threat import Threat
 
 
 def evaluate(
@@ -56,6 +57,7 @@ def evaluate(
     """
     specs = _specs(attacks, None if alpha is None else parse_number(alpha, "alpha"))
     threat = Threat(norm, parse_number(eps, "eps"))
+    seed = coerce("seed", seed, int)
     where = inputs.model_device(model, torch.device("cpu")) if device is None else device
     net = inputs.attacked_network(model, torch.device(where), amp)
     with inputs.attackable(net):

@@ -11,6 +11,8 @@ import rich.text
 from rich.table import Table
 
 from fastadv import cost
+from fastadv.declared import describe
+from fastadv.options import all_options
 from fastadv.plan import Plan, resolve
 from fastadv.recipes import METHODS
 
@@ -37,8 +39,13 @@ def explain(name: str) -> rich.console.RenderableType:
     for slot, part in plan.parts.items():
         lines += [f"{slot}: {plan.slots[slot]}", _indented(inspect.getdoc(type(part)) or ""), ""]
     lines.append("options:")
-    lines += [f"  {key} = {value}" for key, value in plan.options.items()]
+    hints = all_options(type(part) for part in plan.parts.values())
+    lines += [_option(key, value, describe(hints[key])) for key, value in plan.options.items()]
     return rich.text.Text("\n".join(lines))
+
+
+def _option(name: str, value: object, allowed: str) -> str:
+    return f"  {name} = {value}" + (f"  ({allowed})" if allowed else "")
 
 
 PASS_WORDS = {

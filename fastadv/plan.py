@@ -16,8 +16,9 @@ from fastadv.contract import (
     Target,
     WeightPerturbation,
 )
+from fastadv.declared import coerce
 from fastadv.errors import unknown
-from fastadv.options import coerce, default, option_types
+from fastadv.options import default, option_types
 from fastadv.parts import NONE, OPTIONAL, PARTS, names
 from fastadv.recipe_row import beside
 from fastadv.recipes import Recipe, recipe

@@ -21,7 +21,7 @@ from typing import Any
 from fastadv import checkpoint, files, sealed, trust
 from fastadv.config import MOST_BYTES, TrainConfig, from_bytes, require_settled, to_toml
 from fastadv.data import is_tree
-from fastadv.data.packed import user_cache
+from fastadv.data.array_file import user_cache
 from fastadv.engine import distributed
 from fastadv.errors import UserError
 from fastadv.printable import printable

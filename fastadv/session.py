@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from fastadv.config import TrainConfig
+from fastadv.config import TrainConfig, require_settled
 from fastadv.engine import distributed
 from fastadv.errors import UserError
 from fastadv.models.configured import configured_model
@@ -66,11 +67,18 @@ class Session:
     threat: Threat
 
     @classmethod
-    def build(cls, config: TrainConfig, *, insist: bool | None = None) -> Session:
+    def build(
+        cls,
+        config: TrainConfig,
+        *,
+        insist: bool | None = None,
+        look: Callable[[Source], None] | None = None,
+    ) -> Session:
         """Load the data and build everything ``config`` (settled) names.
 
-        ``insist``: as ``Step`` has it.
+        ``insist``: as ``Step`` has it. ``look`` sees the data before the model is built.
         """
+        require_settled(config)
         device = choose_device(config.device)
         plan = config.plan()
         if "unlabelled_half" in plan.needs and config.unlabelled is None:
@@ -81,6 +89,8 @@ class Session:
             )
         with distributed.first_alone():
             data = open_source(config, device, views=2 if "second_view" in plan.needs else 1)
+        if look is not None:
+            look(data)
         # channels_last measured faster for every network and precision tried (bench/README.md).
         model = make_model(config, data).to(device)
         if distributed.rank() > 0:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +27,9 @@ from fastadv.data import (
 from fastadv.data.choice import choose_loader, stream_format, stream_statistics
 from fastadv.data.dali import DaliLoader
 from fastadv.data.dataset import split_labels
+from fastadv.data.packed import tell_left_out
 from fastadv.data.rotation import Rotated
+from fastadv.digests import digest
 from fastadv.engine import distributed
 from fastadv.errors import UserError
 from fastadv.pseudo_labels import read_pseudo_labelled
@@ -67,6 +71,8 @@ class Source:
     validation: Judging
     test: Judging
     streams: bool
+    content: dict[str, str]
+    """A digest of each set: another one is another run."""
 
 
 def open_source(config: TrainConfig, device: torch.device, views: int = 1) -> Source:
@@ -169,12 +175,17 @@ def _from_memory(config: TrainConfig, device: torch.device, options: dict[str, A
     validation = _judging(data.train_images[held_out], data.train_labels[held_out], device)
     if config.select == "test":
         rows, validation = torch.arange(len(data.train_images)), test
+    content = {
+        "training data": digest([data.train_images, data.train_labels]),
+        "test data": digest([data.test_images, data.test_labels]),
+    }
     loader: Loader
     if config.unlabelled is None:
         loader = DeviceLoader(data.train_images, data.train_labels, indices=rows, **options)
     else:
-        more, labels = read_pseudo_labelled(config.unlabelled)
+        more, labels = read_pseudo_labelled(config.unlabelled, data.num_classes)
         count += len(more)
+        content["--unlabelled data"] = digest([more, labels])
         loader = MixedLoader(
             data.train_images, data.train_labels, more, labels, indices=rows, **options
         )
@@ -189,7 +200,14 @@ def _from_memory(config: TrainConfig, device: torch.device, options: dict[str, A
         validation=validation,
         test=test,
         streams=False,
+        content=content,
     )
+
+
+def _digest_of_files(files: Iterable[str], labels: Iterable[int]) -> str:
+    """Of files that are too many to be read at once: their names below the class, sizes, labels."""
+    entries = zip(files, labels, strict=True)
+    return digest([(*Path(file).parts[-2:], os.stat(file).st_size, int(y)) for file, y in entries])
 
 
 def _judging(
@@ -203,6 +221,7 @@ def _from_files(config: TrainConfig, device: torch.device, options: dict[str, An
     if config.limit is not None:
         raise UserError("--limit is for data sets in memory; leave it away with --loader dali.")
     form = stream_format(tree, config.image_size)
+    tell_left_out(tree)
     mean, std = stream_statistics(tree, form)
     labels = torch.tensor(tree.train_labels)
     rows, held_out = split_labels(labels, float(config.val_fraction or 0), config.seed)
@@ -225,4 +244,8 @@ def _from_files(config: TrainConfig, device: torch.device, options: dict[str, An
         validation=validation,
         test=test,
         streams=True,
+        content={
+            "training data": _digest_of_files(tree.train_files, tree.train_labels),
+            "test data": _digest_of_files(tree.test_files, tree.test_labels),
+        },
     )

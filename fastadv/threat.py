@@ -1,34 +1,16 @@
 """The threat model: which perturbations an attack may use, and how 8/255 is written."""
 
-import math
-import re
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from fastadv import kernels
+from fastadv.declared import NonNegative, check_fields, parse_number
 from fastadv.errors import UserError, unknown
 
+__all__ = ["NORMS", "Threat", "parse_number"]
+
 NORMS = ("linf", "l2")
-_NUMBER = re.compile(r"\s*([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(?:/\s*([0-9.]+)\s*)?")
-
-
-def parse_number(text: str | float, name: str = "number") -> float:
-    """``"8/255"``, ``"0.03"`` or ``3e-2`` as a float; nothing is evaluated.
-
-    Raises ``UserError`` when ``text`` is not one number or a fraction of two.
-    """
-    if isinstance(text, (int, float)) and not isinstance(text, bool):
-        return float(text)
-    match = _NUMBER.fullmatch(str(text))
-    try:
-        if match is None:
-            raise ValueError
-        return float(match[1]) / float(match[2] or 1)
-    except (ValueError, ZeroDivisionError):
-        raise UserError(
-            f"{name} must be a number such as 0.03 or a fraction such as 8/255, not {text!r}."
-        ) from None
 
 
 @dataclass(frozen=True)
@@ -40,15 +22,14 @@ class Threat:
     """
 
     norm: str = "linf"
-    eps: float = 8 / 255
+    eps: NonNegative = 8 / 255
     low: float = 0.0
     high: float = 1.0
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise unknown("norm", self.norm, NORMS)
-        if not (math.isfinite(self.eps) and self.eps >= 0):
-            raise UserError(f"eps must be a number of at least 0, not {self.eps}.")
+        check_fields(self, ("eps",))
         if self.norm == "linf" and self.eps > self.high - self.low:
             raise UserError(
                 f"eps={self.eps:g} is more than the whole range of a pixel, [{self.low:g}, "

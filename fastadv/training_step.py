@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastadv import checks, cost, ranges
 from fastadv.contract import NEEDS, Batch, Setup
 from fastadv.data.view import View
+from fastadv.declared import Count, CountOrZero, Positive, checked, parse_number
 from fastadv.engine import choice, distributed, noise
 from fastadv.engine.averages import averaged_weights
 from fastadv.engine.capture import Captured
@@ -56,28 +57,37 @@ class Step:
         attack_dtype: str | None = None,
         mode: str = "auto",
         backend: str = "inductor",
-        num_samples: int | None = None,
-        num_classes: int | None = None,
-        total_steps: int | None = None,
-        steps_per_epoch: int | None = None,
+        num_samples: Count | None = None,
+        num_classes: Count | None = None,
+        total_steps: Count | None = None,
+        steps_per_epoch: Count | None = None,
         scaler: torch.amp.GradScaler | None = None,
-        max_grad_norm: float | None = None,
-        seed: int = 0,
-        blocks: Iterable[str] | None = None,
+        max_grad_norm: Positive | None = None,
+        seed: CountOrZero = 0,
+        blocks: tuple[str, ...] | None = None,
         insist: bool | None = None,
     ) -> None:
+        given = checked(
+            Step.__init__,
+            num_samples=num_samples,
+            num_classes=num_classes,
+            total_steps=total_steps,
+            steps_per_epoch=steps_per_epoch,
+            max_grad_norm=max_grad_norm,
+            seed=seed,
+            blocks=blocks,
+        )
         self.model = inner_module(model)
         self.plan = plan
         self.threat = threat
         parameter = next(self.model.parameters(), None)
         if parameter is None:
             raise UserError("The model has no parameters to train.")
+        checks.check_mode(self.model)
         if not isinstance(amp, bool):
             raise UserError(f"amp is True or False, not {amp!r}; the type is amp_dtype='fp16'.")
         if amp_dtype != "bf16" and not amp:
             raise UserError(f"amp_dtype={amp_dtype!r} is for mixed precision: pass amp=True, too.")
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise UserError(f"max_grad_norm must be above 0, not {max_grad_norm}.")
         self.device = parameter.device
         self._amp = amp or attack_dtype is not None
         outer = pass_dtype(amp_dtype, self.device) if amp else None
@@ -86,22 +96,23 @@ class Step:
             scaler = torch.amp.GradScaler(self.device.type)
         self.mode = choice.first_mode(mode, self.device)
         insist = mode != "auto" if insist is None else insist
-        runner = Runner(choice.compiles(self.mode, total_steps), backend, insist=insist)
+        runner = Runner(choice.compiles(self.mode, given["total_steps"]), backend, insist=insist)
         self.net = Network(self.model, self.device, runner, outer, attack)
         self.net.differentiates_twice = plan.differentiates_twice
         if "block_gradients" in plan.needs:
-            names = None if blocks is None else list(blocks)
+            names = None if given["blocks"] is None else list(given["blocks"])
             place = plan.options.get("block_noise_at", "conv1")
             tapped = perturbable_blocks(self.model, names, at=place)
             self.net.taps = Taps([module for _, module in tapped])
         plan.layers.bind(self.model, optimizer)
-        self.walk = Walk(plan, self.net, threat, seed)
+        self.walk = Walk(plan, self.net, threat, given["seed"])
         self.passes: Walk | Captured = self.walk
         if self.mode == "captured":
             self.passes = Captured(self.walk, insist=insist)
-        self.updater = Updater(optimizer, self.device, scaler, max_grad_norm)
-        self.num_samples, self.num_classes, self.seed = num_samples, num_classes, seed
-        self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
+        self.updater = Updater(optimizer, self.device, scaler, given["max_grad_norm"])
+        self.num_samples, self.num_classes = given["num_samples"], given["num_classes"]
+        self.total_steps, self.steps_per_epoch = given["total_steps"], given["steps_per_epoch"]
+        self.seed = given["seed"]
         self.before_update: Callable[[int], None] | None = None
         self.calls = 0
         self._epoch: int | None = None
@@ -178,6 +189,8 @@ class Step:
         if not self._prepared:
             self._require_epochs()
             self._prepare(x, y)
+        elif self.net.changed():
+            self.net.look_at(x[:2])
         metrics: dict[str, Tensor] = {}
         # The caller may train inside autocast or under no_grad; the step's own passes decide.
         outer = surrounding(self.device)
@@ -474,11 +487,9 @@ def step(
     blocks in a network fastadv does not know. Raises ``UserError`` in one sentence for what
     cannot be done.
     """
-    from fastadv.threat import parse_number
-
     plan = resolve(method, options)
     checks.check_optimizer(inner_module(model), optimizer)
-    radius = USUAL_EPS.get(norm, 0.0) if eps is None else parse_number(eps, "eps")
+    radius = USUAL_EPS.get(str(norm), 0.0) if eps is None else parse_number(eps, "eps")
     return Step(
         model,
         optimizer,
@@ -495,5 +506,5 @@ def step(
         scaler=scaler,
         max_grad_norm=max_grad_norm,
         seed=seed,
-        blocks=blocks,
+        blocks=None if blocks is None else tuple([blocks] if isinstance(blocks, str) else blocks),
     )

@@ -101,8 +101,8 @@ def batch_of(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def primed(step: Step, seed: int = 0) -> Step:
     """With its stores allocated, as the first call would."""
-    x, y, index = batch_of(seed)
-    step._prepare(x, y, index)
+    x, y, _ = batch_of(seed)
+    step._prepare(x, y)
     return step
 
 

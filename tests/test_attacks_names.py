@@ -77,8 +77,8 @@ def test_options_fill_what_the_name_left_open():
         ("cw", {"objective": "kl"}, "takes no objective"),
         ("clean", {"start": object()}, "takes no start"),
         ("pgd", {"objective": "klm"}, "did you mean 'kl'"),
-        ("pgd", {"alpha": 0.0}, "alpha must be a number above 0"),
-        ("pgd", {"alpha": float("nan")}, "alpha must be a number above 0"),
+        ("pgd", {"alpha": 0.0}, "alpha must be above 0"),
+        ("pgd", {"alpha": float("nan")}, "alpha must be above 0"),
         ("pgd", {"steps": 0}, "steps must be at least 1"),
     ],
 )

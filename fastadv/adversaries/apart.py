@@ -9,6 +9,7 @@ from torch import Tensor
 from fastadv import kernels
 from fastadv.adversaries.fgsm_plus import FGSMPlus
 from fastadv.contract import Facts, Setup
+from fastadv.declared import NonNegative
 from fastadv.engine.gradient import gradients
 
 
@@ -24,7 +25,7 @@ class APART(FGSMPlus):
 
     needs: ClassVar[frozenset[str]] = frozenset({"block_gradients"})
 
-    block_step_init: float = 0.0
+    block_step_init: NonNegative = 0.0
     block_noise_at: Literal["conv1", "input"] = "conv1"
     layerwise: bool = True
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.contract import Adversary, Batch, Facts
+from fastadv.declared import NonNegative
 from fastadv.engine import noise
 from fastadv.engine.gradient import gradients, input_gradient, leaf
-from fastadv.errors import UserError
 
 
 @dataclass(eq=False)
@@ -20,16 +20,11 @@ class Ascent(Adversary):
     maximises: cross entropy, or KL(f(x) || f(x')) as TRADES does.
     """
 
-    alpha: float | None = None
+    alpha: NonNegative | None = None
     attack_bn: Literal["train", "eval"] = "train"
     attack_objective: Literal["ce", "kl"] = "ce"
 
     usual_alpha: ClassVar[float] = 1.0  # in units of eps
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.alpha is not None and not self.alpha >= 0:
-            raise UserError(f"alpha must be at least 0, not {self.alpha:g}.")
 
     @property
     def step_size(self) -> float:

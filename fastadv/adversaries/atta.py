@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fastadv.adversaries.ascent import Ascent
 from fastadv.contract import Adversarial, Batch, Facts, Setup
+from fastadv.declared import CountOrZero, Passes
 from fastadv.engine import noise
-from fastadv.errors import UserError
 from fastadv.sample_state import SampleStore, sample_count
 
 INITIAL_STD = 0.001  # the published store begins at x + 0.001 N(0, I), not cut to the box
@@ -35,16 +35,11 @@ class ATTA(Ascent):
     per_sample_state: ClassVar[tuple[str, ...]] = ("perturbations",)
 
     attack_bn: Literal["train", "eval"] = "eval"
-    steps: int = 1
-    reset_every: int = 10
-    pad: int = 4
+    steps: Passes = 1
+    reset_every: CountOrZero = 10
+    pad: CountOrZero = 4
 
     store: SampleStore = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps < 1 or self.reset_every < 0 or self.pad < 0:
-            raise UserError("steps must be at least 1, reset_every and pad at least 0.")
 
     @property
     def step_size(self) -> float:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fastadv import kernels
-from fastadv.adversaries.step_sizes import StepSizes, usual_rate
+from fastadv.adversaries.step_sizes import CYCLED, StepSizes, usual_rate
 from fastadv.contract import Adversarial, Adversary, Batch, Facts, Setup
+from fastadv.declared import CountOrZero, NonNegative, ShareBelowOne
 from fastadv.engine import noise
 from fastadv.engine.gradient import input_gradient, leaf
 from fastadv.errors import UserError
@@ -51,16 +52,16 @@ class FGSMPlus(Adversary):
     accumulates: ClassVar[bool] = False
 
     attack_bn: Literal["train", "eval"] = "train"
-    pad: int = 4
-    step_size_init: float = 1e-4
-    omega_rate_init: float = 1e-4
-    omega_std: float = 1e-3
-    step_size_lr: float | None = None
-    step_size_decay: float | None = None
-    step_size_momentum: float = 0.9
+    pad: CountOrZero = 4
+    step_size_init: NonNegative = 1e-4
+    omega_rate_init: NonNegative = 1e-4
+    omega_std: NonNegative = 1e-3
+    step_size_lr: NonNegative | None = None
+    step_size_decay: NonNegative | None = None
+    step_size_momentum: ShareBelowOne = 0.9
     step_size_schedule: Literal["triangular", "constant"] = "triangular"
-    hidden_decay: float = 0.0
-    hidden_decay_lr: float = 0.2
+    hidden_decay: NonNegative = 0.0
+    hidden_decay_lr: NonNegative = 0.2
     learned_start: bool = True
 
     steps: StepSizes = field(init=False, repr=False)
@@ -69,6 +70,20 @@ class FGSMPlus(Adversary):
 
     def remembers(self) -> bool:
         return self.learned_start
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step_size_schedule == "triangular" and self.step_size_momentum < CYCLED:
+            raise UserError(
+                f"step_size_momentum must be at least {CYCLED:g} where the triangular schedule "
+                f"lowers it by that much, not {self.step_size_momentum:g}; or take "
+                "step_size_schedule='constant'."
+            )
+        if not self.learned_start and self.attack_objective == "kl":
+            raise UserError(
+                "learned_start=False is for attack_objective='ce': at x' = x the KL has no "
+                "gradient."
+            )
 
     @property
     def block_count(self) -> int:

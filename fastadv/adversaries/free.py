@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from fastadv.contract import Adversarial, Adversary, Batch, Facts, Setup
-from fastadv.errors import UserError
+from fastadv.declared import NonNegative, Passes
 from fastadv.threat import Threat
 
 DELTA = "delta"
@@ -33,15 +33,10 @@ class Free(Adversary):
     accumulates: ClassVar[bool] = False
     own_state: ClassVar[tuple[str, ...]] = (DELTA,)
 
-    attack_objective: str = field(init=False, repr=False, default="ce")
-    attack_bn: str = field(init=False, repr=False, default="train")
-    alpha: float | None = None
-    replays: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.replays < 1:
-            raise UserError("replays must be at least 1.")
+    attack_objective: Literal["ce", "kl"] = field(init=False, repr=False, default="ce")
+    attack_bn: Literal["train", "eval"] = field(init=False, repr=False, default="train")
+    alpha: NonNegative | None = None
+    replays: Passes = 8
 
     @property
     def updates_per_batch(self) -> int:

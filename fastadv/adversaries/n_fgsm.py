@@ -8,6 +8,7 @@ from torch import Tensor
 from fastadv import kernels
 from fastadv.adversaries.ascent import Ascent
 from fastadv.contract import Adversarial, Batch, Facts, Setup
+from fastadv.declared import NonNegative
 from fastadv.engine import noise
 from fastadv.engine.gradient import input_gradient, leaf
 from fastadv.errors import UserError
@@ -21,7 +22,7 @@ class NFGSM(Ascent):
     unlike F+FGSM nothing is cut back to it: x' may be (k + 1) eps away. A given ``start`` is eta.
     """
 
-    noise_scale: float = 2.0
+    noise_scale: NonNegative = 2.0
 
     def prepare(self, setup: Setup) -> None:
         super().prepare(setup)

@@ -9,6 +9,7 @@ from torch.nn import functional
 from fastadv import kernels
 from fastadv.adversaries.ascent import Ascent
 from fastadv.contract import Adversarial, Batch, Facts
+from fastadv.declared import Passes
 from fastadv.engine import noise
 from fastadv.errors import UserError
 
@@ -25,15 +26,13 @@ class PGD(Ascent):
     x + 0.001 N(0,1).
     """
 
-    steps: int = 10
+    steps: Passes = 10
     random_start: bool = True
     boxed_start: bool = True
-    restarts: int = 1
+    restarts: Passes = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1 or self.restarts < 1:
-            raise UserError("steps and restarts must be at least 1.")
         if not self.random_start and self.attack_objective == "kl":
             raise UserError(
                 "random_start=False is for attack_objective='ce': at x' = x the KL has no gradient."

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+CYCLED = 0.1  # how far the triangular cycle lowers momentum at the peak
+
 
 def usual_rate(eps: float, updates: int, momentum: float) -> float:
     """A peak rate for ascent on step sizes where no published preset exists.
@@ -41,7 +43,7 @@ class StepSizes:
         momentum = self.momentum
         if total is not None:
             rising = max(0.0, 1 - abs(2 * update / total - 1))
-            momentum -= 0.1 * rising
+            momentum -= CYCLED * rising
         self.rate.fill_(self.lr * rising)
         self.keep.fill_(momentum)
 

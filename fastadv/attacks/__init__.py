@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from fastadv.attacks import autoattack, clean, cw, fgsm, gaussian, inputs, pgd
 from fastadv.attacks.names import AttackSpec, parse_attack
 from fastadv.attacks.problem import Problem
+from fastadv.declared import coerce, parse_number
 from fastadv.errors import UserError
-from fastadv.threat import Threat, parse_number
+from fastadv.threat import Threat
 
 __all__ = ["ATTACKS", "AttackSpec", "Problem", "attack", "parse_attack"]
 
@@ -74,6 +75,7 @@ def attack(
         objective=objective,
     )
     threat = Threat(norm, parse_number(eps, "eps"))
+    seed = coerce("seed", seed, int)
     inputs.check_batch(x, y)
     if len(x) == 0:
         raise UserError("There is nothing to attack in an empty batch.")

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fastadv.engine.network import Network
 from fastadv.engine.precision import autocast, pass_dtype
 from fastadv.engine.runner import Runner
 from fastadv.errors import UserError
-from fastadv.models.wrapped import inner_module
+from fastadv.models.wrapped import baked_modes, inner_module
 
 # Normalising an image and back leaves it a few rounding errors outside of [0, 1].
 ROUNDING = 1e-5
@@ -47,17 +48,29 @@ BOX_SENTENCE = (
 def attacked_network(model: nn.Module, device: torch.device, amp: bool | str) -> Network:
     """The network inside ``model`` as attacks see it, run as written.
 
-    ``amp`` is False (the model's own type), True (bf16) or a name. Raises ``UserError`` for
-    DataParallel.
+    ``amp`` is False (the model's own type), True (bf16) or a name. Raises ``UserError`` for what
+    cannot be judged: DataParallel, no module, one with lazy modules or traced in training mode.
     """
+    inner = inner_module(model)
+    if any(is_lazy(tensor) for tensor in (*inner.parameters(), *inner.buffers())):
+        raise UserError(
+            "The model has lazy modules that have seen no batch yet, so there is nothing to judge: "
+            "call it once on images of its size, and train it, before."
+        )
+    if True in baked_modes(inner):
+        raise UserError(
+            "The model was traced in training mode, and stays in it: call model.eval() before "
+            "torch.jit.trace, or pass the network itself."
+        )
     name = amp if isinstance(amp, str) else ("bf16" if amp else "fp32")
     dtype = pass_dtype(name, device)
-    return Network(inner_module(model), device, Runner(), outer_dtype=dtype, attack_dtype=dtype)
+    return Network(inner, device, Runner(), outer_dtype=dtype, attack_dtype=dtype)
 
 
 def model_device(model: nn.Module, otherwise: torch.device) -> torch.device:
     """Where the model's first parameter or buffer is."""
-    for tensor in (*model.parameters(), *model.buffers()):
+    inner = inner_module(model)
+    for tensor in (*inner.parameters(), *inner.buffers()):
         return tensor.device
     return otherwise
 

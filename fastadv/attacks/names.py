@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
+from fastadv.declared import NonNegative, Passes, Positive, check_fields, coerce
 from fastadv.errors import UserError, unknown
-from fastadv.threat import parse_number
 
 _CLIMB = frozenset({"alpha", "steps", "restarts", "random_start", "start"})
 OPTIONS: dict[str, frozenset[str]] = {
@@ -23,7 +22,6 @@ OPTIONS: dict[str, frozenset[str]] = {
 """Every kind of attack, and which options of ``fastadv.attack`` it takes."""
 
 EXAMPLES = (*OPTIONS, "pgd-20", "pgd-50-10", "cw-20", "noise-0.1")
-OBJECTIVES = ("ce", "kl")
 
 
 @dataclass(frozen=True)
@@ -36,21 +34,16 @@ class AttackSpec:
 
     name: str
     kind: str
-    steps: int | None = None
-    restarts: int | None = None
-    sigma: float | None = None
-    alpha: float | None = None
+    steps: Passes | None = None
+    restarts: Passes | None = None
+    sigma: NonNegative | None = None
+    alpha: Positive | None = None
     random_start: bool | None = None
-    objective: str | None = None
+    objective: Literal["ce", "kl"] | None = None
 
     def __post_init__(self) -> None:
-        for option, value in (("steps", self.steps), ("restarts", self.restarts)):
-            if value is not None and value < 1:
-                raise UserError(f"{option} must be at least 1, not {value}.")
-        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise UserError(f"alpha must be a number above 0, not {self.alpha}.")
-        if self.objective is not None and self.objective not in OBJECTIVES:
-            raise unknown("objective", self.objective, OBJECTIVES)
+        options = ("steps", "restarts", "sigma", "alpha", "random_start", "objective")
+        check_fields(self, options)
 
     def with_options(self, **options: Any) -> AttackSpec:
         """The attack with the options that are not None.
@@ -102,7 +95,4 @@ def parse_attack(name: str) -> AttackSpec:
 def _sigma(text: str) -> float:
     if not text:
         raise UserError("noise needs its standard deviation in pixels, as in noise-0.1.")
-    sigma = parse_number(text, "The standard deviation of noise")
-    if not (math.isfinite(sigma) and sigma >= 0):
-        raise UserError(f"The standard deviation of noise must be at least 0, not {sigma}.")
-    return sigma
+    return float(coerce("The standard deviation of noise", text, NonNegative))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastadv.contract import Averaging, Setup
-from fastadv.errors import UserError
+from fastadv.declared import ShareBelowOne
 
 
 @dataclass(eq=False)
@@ -18,13 +18,9 @@ class EMA(Averaging):
     live ones, or re-estimated (``Step.evaluation_weights``).
     """
 
-    average_decay: float = 0.995
+    average_decay: ShareBelowOne = 0.995
 
     shadow: list[Tensor] = field(init=False, repr=False, default_factory=list)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.average_decay < 1:
-            raise UserError("average_decay must be at least 0 and below 1.")
 
     def prepare(self, setup: Setup) -> None:
         super().prepare(setup)

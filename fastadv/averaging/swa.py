@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastadv.contract import Averaging
+from fastadv.declared import Count, NonNegative
 from fastadv.errors import UserError
 
 
@@ -19,15 +20,11 @@ class SWA(Averaging):
     weights are evaluated. Training itself is not changed.
     """
 
-    average_start: float = 0.5
-    average_every: int = 1
+    average_start: NonNegative = 0.5
+    average_every: Count = 1
 
     mean: list[Tensor] = field(init=False, repr=False, default_factory=list)
     count: Tensor = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.average_every < 1 or self.average_start < 0:
-            raise UserError("average_every must be at least 1 and average_start at least 0.")
 
     def first_epoch(self) -> int:
         """The epoch (from 0) whose end gives the first average."""

@@ -37,7 +37,8 @@ def load(
     kind, path = _parse(name)
     if kind in _TREES:
         cache = None if root is None else Path(root)
-        return limited(read_tree(_TREES[kind](name, path), cache, image_size), limit)
+        tree = _TREES[kind](name, path)
+        return limited(read_tree(tree, cache, usual_size(name, image_size)), limit)
     if image_size is not None:
         raise UserError(f"--image-size is for folders of images; {kind} has a fixed size.")
     if kind == "npz":
@@ -47,6 +48,11 @@ def load(
     if kind == "synthetic":
         return limited(make_synthetic(), limit)
     return limited(read_torchvision(kind, Path(root or "data"), download), limit)
+
+
+def usual_size(name: str, image_size: int | None) -> int | None:
+    """``image_size``, or where none is given the one that goes with ``name``: ImageNet's 224."""
+    return 224 if image_size is None and name.startswith("imagenet:") else image_size
 
 
 def is_tree(name: str) -> bool:

@@ -1,14 +1,13 @@
 """Which loader a data set gets, and what must be known of a tree that is never held whole."""
 
-import os
-
 import torch
 
-from fastadv.data.catalogue import is_tree
+from fastadv.data.catalogue import is_tree, usual_size
 from fastadv.data.dali import import_dali
-from fastadv.data.dataset import channel_statistics
+from fastadv.data.dataset import grey_levels, level_statistics
 from fastadv.data.decode import Format, common_format, decode, in_threads
 from fastadv.data.folders import ImageTree
+from fastadv.data.machine import machine_memory
 
 # ImageNet's statistics as published with torchvision's models.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -32,17 +31,16 @@ def device_memory(device: torch.device | str) -> int:
     """Bytes of memory of ``device``; for a CPU those of the machine."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return machine_memory()
 
 
 def stream_format(tree: ImageTree, image_size: int | None = None) -> Format:
     """What to decode ``tree`` to: ``image_size`` squared (224 for ImageNet), or the usual size.
 
-    The usual size is the most common one in a sample of the training images.
+    The usual size is that of most of a sample of the training images. Raises ``UserError`` where
+    they have no such size.
     """
-    if image_size is None and tree.name.startswith("imagenet:"):
-        image_size = 224
-    return common_format(_sample(tree.train_files), image_size)[0]
+    return common_format(_sample(tree.train_files), usual_size(tree.name, image_size)).form
 
 
 def stream_statistics(tree: ImageTree, form: Format) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -50,8 +48,10 @@ def stream_statistics(tree: ImageTree, form: Format) -> tuple[tuple[float, ...],
     if tree.name.startswith("imagenet:") and form.channels == 3:
         return _IMAGENET
     files = _sample(tree.train_files)
-    decoded = in_threads(lambda file: torch.from_numpy(decode(file, form).copy()), files)
-    return channel_statistics(torch.stack(list(decoded)))
+    counts = torch.zeros(form.channels, 256, dtype=torch.int64)
+    for image in in_threads(lambda file: decode(file, form), files, form.bytes_each):
+        counts += grey_levels(torch.from_numpy(image.copy())[None])
+    return level_statistics(counts)
 
 
 def _sample(files: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Streaming JPEG trees through NVIDIA DALI: decoded and resized beside the training, never stored.
+"""Streaming image trees through NVIDIA DALI: decoded and resized beside the training, not stored.
 
 DALI reads, decodes and resizes (on the GPU where there is one) and keeps batches ahead; which files
 a batch holds is told to it batch by batch, and the crop and flip are those of ``DeviceLoader``, by
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastadv.data import draws
-from fastadv.data.decode import Format, first_unreadable
+from fastadv.data.decode import Format, first_unreadable, header
 from fastadv.data.device_loader import Shard, check_options, crop_images, draw_views
 from fastadv.data.view import Batch, unit_images
 from fastadv.errors import UserError
@@ -68,6 +68,7 @@ class DaliLoader:
         self._workers = (threads or min(os.cpu_count() or 1, 8), prefetch)
         self._place = torch.arange(batch_size, device=self.device)
         self._stream: _Stream | None = None
+        self._looked = bytearray(len(files))  # whose headers were found bearable
         self._position = (-1, -1)  # the batch that the stream gives next
         import_dali()
 
@@ -125,7 +126,15 @@ class DaliLoader:
             epoch, number = epoch + 1, 0
 
     def _open(self, schedule: Iterator[Tensor]) -> "_Stream":
-        return _Stream(self.files, schedule, self.form, self.batch_size, self.device, self._workers)
+        return _Stream(
+            self.files,
+            self._looked,
+            schedule,
+            self.form,
+            self.batch_size,
+            self.device,
+            self._workers,
+        )
 
 
 class _Stream:
@@ -134,6 +143,7 @@ class _Stream:
     def __init__(
         self,
         files: Sequence[str],
+        looked: bytearray,
         schedule: Iterator[Tensor],
         form: Format,
         batch_size: int,
@@ -141,6 +151,7 @@ class _Stream:
         workers: tuple[int, int],
     ) -> None:
         self._files, self._schedule, self._device = files, schedule, device
+        self._looked = looked
         self._ahead: deque[list[int]] = deque()
         self._pipeline = _pipeline(self._next_paths, form, batch_size, device, *workers)
 
@@ -160,6 +171,10 @@ class _Stream:
 
     def _next_paths(self) -> list[np.ndarray]:
         rows = next(self._schedule).tolist()
+        for row in rows:
+            if not self._looked[row]:
+                header(self._files[row])  # DALI would take whatever memory it asks for
+                self._looked[row] = 1
         self._ahead.append(rows)
         return [np.frombuffer(os.fsencode(self._files[row]), np.uint8) for row in rows]
 

@@ -78,11 +78,21 @@ def _check(what: str, images: Tensor, labels: Tensor, num_classes: int) -> None:
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of uint8 images (N,C,H,W), in [0,1] units."""
+    return level_statistics(grey_levels(images))
+
+
+def grey_levels(images: Tensor) -> Tensor:
+    """How many pixels of each channel of uint8 images (N,C,H,W) have each level: (C,256) int64."""
+    channels = range(images.shape[1])
+    return torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in channels])
+
+
+def level_statistics(counts: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, in [0,1] units, from its ``grey_levels``."""
     values = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
-    for channel in range(images.shape[1]):
-        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
-        share = counts / counts.sum()
+    for levels in counts.double():
+        share = levels / levels.sum()
         mean = float(share @ values)
         means.append(mean)
         # A constant channel would be divided by nothing; one grey level is the finest difference.

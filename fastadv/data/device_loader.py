@@ -170,9 +170,10 @@ def check_options(
     """Raise ``UserError`` for loader options that make no sense together."""
     if batch_size < 1:
         raise UserError(f"The batch size must be at least 1, not {batch_size}.")
-    if pad < 0 or (padding == "reflect" and pad >= min(size)):
+    if not 0 <= pad < min(size):
         raise UserError(
-            f"pad must be at least 0 and, to reflect, smaller than the image, not {pad}."
+            f"pad must be at least 0 and smaller than the image's {min(size)} pixels, not {pad}: a "
+            "crop would miss the image, and a border has no more to reflect."
         )
     if padding not in PADDINGS:
         raise unknown("padding", padding, PADDINGS)

@@ -1,12 +1,16 @@
-"""Folders of JPEG and PNG files: which images there are and which class each belongs to."""
+"""Folders of image files: which images there are and which class each belongs to."""
+
+from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastadv.data.image_files import LeftOut, entries, image_files, image_suffixes, is_folder
 from fastadv.errors import UserError
+from fastadv.printable import printable
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+_MOST_ANNOTATIONS = 2**26  # bytes; Tiny ImageNet's own take 400 kB
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,8 @@ class ImageTree:
     """The files of a data set, not yet decoded.
 
     ``train_files[i]`` has class ``train_labels[i]``, a position in ``classes``; the same for test.
-    Files are in sorted order, so that a row means the same image in every run.
+    Files are in sorted order, so that a row means the same image in every run. ``left_out`` is a
+    sentence about what lies there and is not read, or "".
     """
 
     name: str
@@ -24,29 +29,46 @@ class ImageTree:
     train_labels: list[int]
     test_files: list[str]
     test_labels: list[int]
+    left_out: str = ""
 
 
 def list_folder(name: str, root: Path) -> ImageTree:
-    """``root/train/<class>/*`` and ``root/test/<class>/*`` (or ``val``), the class by its folder.
+    """``root/train/<class>/**`` and ``root/test/<class>/**`` (or ``val``), the class by its folder.
 
-    Raises ``UserError`` where a folder is missing or empty, or a test class was never trained on.
+    Images in folders below a class are its images. Raises ``UserError`` where a folder is missing
+    or holds no image, or a test class was never trained on.
     """
-    _need_folder(root, f"{name} cannot be read: there is no folder {root}.")
+    _need_folder(root, f"{printable(name)} cannot be read: there is no folder {printable(root)}.")
     train = root / "train"
-    test = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
-    if not train.is_dir() or test is None:
+    tests = [root / part for part in ("test", "val") if (root / part).is_dir()]
+    if not train.is_dir() or not tests:
         raise UserError(
-            f"{root} must hold train/ and test/ (or val/), each with a folder per class; "
-            f"{'train/' if not train.is_dir() else 'test/ or val/'} is missing."
+            f"{printable(root)} must hold train/ and test/ (or val/), each with a folder per "
+            f"class; {'train/' if not train.is_dir() else 'test/ or val/'} is missing."
         )
-    classes = _class_names(train)
-    strangers = sorted(set(_class_names(test)) - set(classes))
+    test, left_out = tests[0], LeftOut()
+    classes = _class_names(train, left_out)
+    tested = _class_names(test, left_out)
+    strangers = sorted(set(tested) - set(classes))
     if strangers:
-        raise UserError(f"{test} has the class folder {strangers[0]!r}, which {train} has not.")
-    train_files, train_labels = _images_by_class(train, classes)
-    tested = tuple(c for c in classes if (test / c).is_dir())
-    test_files, test_labels = _images_by_class(test, classes, tested)
-    return ImageTree(name, root, classes, train_files, train_labels, test_files, test_labels)
+        raise UserError(
+            f"{printable(test)} has the class folder {strangers[0]!r}, which {printable(train)} "
+            "has not."
+        )
+    train_files, train_labels = _images_by_class(train, classes, classes, left_out)
+    test_files, test_labels = _images_by_class(test, classes, tested, left_out)
+    if len(tests) > 1:
+        left_out.others["whole folder val/, since there is a test/"] += 1
+    return ImageTree(
+        name,
+        root,
+        classes,
+        train_files,
+        train_labels,
+        test_files,
+        test_labels,
+        left_out.sentence(),
+    )
 
 
 def list_tiny_imagenet(name: str, root: Path) -> ImageTree:
@@ -54,25 +76,53 @@ def list_tiny_imagenet(name: str, root: Path) -> ImageTree:
 
     Classes are the sorted names of the training folders; the validation images are the test set.
     """
-    _need_folder(root, f"{name} cannot be read: there is no folder {root}.")
-    annotations = root / "val" / "val_annotations.txt"
+    _need_folder(root, f"{printable(name)} cannot be read: there is no folder {printable(root)}.")
+    annotations, left_out = root / "val" / "val_annotations.txt", LeftOut()
     if not (root / "train").is_dir() or not annotations.is_file():
         raise UserError(
-            f"{root} is not Tiny ImageNet's official layout (train/<class>/images/ and "
+            f"{printable(root)} is not Tiny ImageNet's official layout (train/<class>/images/ and "
             "val/val_annotations.txt); a tree sorted by class is read with folder:PATH."
         )
-    classes = _class_names(root / "train")
-    train_files, train_labels = _images_by_class(root / "train", classes, inner="images")
+    classes = _class_names(root / "train", left_out)
+    train_files, train_labels = _images_by_class(
+        root / "train", classes, classes, left_out, inner="images"
+    )
     number = {c: i for i, c in enumerate(classes)}
     test_files, test_labels = [], []
-    for line in sorted(annotations.read_text().splitlines()):
+    for line in sorted(_lines(annotations)):
         file, _, rest = line.partition("\t")
         label = number.get(rest.split("\t")[0])
         if label is None:
-            raise UserError(f"{annotations} gives {file!r} a class that has no training folder.")
+            raise UserError(
+                f"{printable(annotations)} gives {file!r} a class that has no training folder."
+            )
+        if file != os.path.basename(file) or not file.lower().endswith(image_suffixes()):
+            raise UserError(f"{printable(annotations)} names {file!r}, which is no image of val/.")
         test_files.append(str(root / "val" / "images" / file))
         test_labels.append(label)
-    return ImageTree(name, root, classes, train_files, train_labels, test_files, test_labels)
+    if (root / "val" / "images").is_dir():
+        more = set(image_files(root / "val" / "images", left_out)) - set(test_files)
+        if more:
+            left_out.others["without an annotation"] += len(more)
+    return ImageTree(
+        name,
+        root,
+        classes,
+        train_files,
+        train_labels,
+        test_files,
+        test_labels,
+        left_out.sentence(),
+    )
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        if file.stat().st_size > _MOST_ANNOTATIONS:
+            raise ValueError("it is too long")
+        return file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:  # a text that is no UTF-8, too
+        raise UserError(f"{printable(file)} cannot be read: {error}.") from error
 
 
 def _need_folder(root: Path, message: str) -> None:
@@ -80,33 +130,35 @@ def _need_folder(root: Path, message: str) -> None:
         raise UserError(message)
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+def _class_names(folder: Path, left_out: LeftOut) -> tuple[str, ...]:
+    names = []
+    for entry in entries(folder):
+        if is_folder(entry) and not entry.name.startswith("."):
+            names.append(entry.name)
+        elif entry.name.lower().endswith(image_suffixes()):
+            left_out.others["outside the class folders"] += 1
     if not names:
-        raise UserError(f"{folder} is empty; it must hold a folder of images per class.")
+        raise UserError(f"{printable(folder)} is empty; it must hold a folder of images per class.")
     return tuple(names)
 
 
 def _images_by_class(
-    folder: Path, classes: tuple[str, ...], present: tuple[str, ...] | None = None, inner: str = ""
+    folder: Path,
+    classes: tuple[str, ...],
+    present: tuple[str, ...],
+    left_out: LeftOut,
+    inner: str = "",
 ) -> tuple[list[str], list[int]]:
-    files, labels = [], []
-    for name in classes if present is None else present:
-        found = _image_files(folder / name / inner)
+    files: list[str] = []
+    labels: list[int] = []
+    for name in present:
+        here = folder / name / inner
+        found = image_files(here, left_out) if here.is_dir() else []
+        if not found:
+            raise UserError(
+                f"{printable(here)} holds no JPEG or PNG image, nor another of "
+                f"{', '.join(image_suffixes())}; fill or remove this class."
+            )
         files += found
         labels += [classes.index(name)] * len(found)
     return files, labels
-
-
-def _image_files(folder: Path) -> list[str]:
-    found = []
-    if folder.is_dir():
-        with os.scandir(folder) as entries:
-            found = [
-                entry.path
-                for entry in entries
-                if entry.name.lower().endswith(_SUFFIXES) and not entry.name.startswith(".")
-            ]
-    if not found:
-        raise UserError(f"{folder} holds no JPEG or PNG image.")
-    return sorted(found)

@@ -2,12 +2,15 @@
 
 A set of files becomes one ``.npy`` of uint8 (N,C,H,W). Its name is a hash over the files (name,
 size, time of change) and the size decoded to, so that a changed folder never finds an old cache.
+It is read only where its digest is the one this user wrote (``array_file.py``).
 """
 
-import contextlib
+from __future__ import annotations
+
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,43 +20,76 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from fastadv.data.array_file import read_back, user_cache, write_rows
 from fastadv.data.dataset import Dataset
-from fastadv.data.decode import Format, common_format, decode, in_threads, unreadable
+from fastadv.data.decode import (
+    Common,
+    Format,
+    common_format,
+    decode,
+    header,
+    in_threads,
+    unreadable,
+)
 from fastadv.data.folders import ImageTree
+from fastadv.data.machine import machine_memory
 from fastadv.errors import UserError
+from fastadv.printable import printable
 
-_VERSION = 1  # raise it when the same files would be decoded to other bytes
+_VERSION = 2  # raise it when the same files would be decoded to other bytes
+_FOLDER = ".fastadv-cache"
 
 
 def read_tree(tree: ImageTree, cache: Path | None = None, image_size: int | None = None) -> Dataset:
     """The images of ``tree`` as a ``Dataset``, decoded or from the cache.
 
-    ``image_size``: height and width; otherwise the most common size of the training images. Images
-    of another size are scaled to cover it and cut around their centre, and a line says how many.
-    ``cache``: the folder for the packed files; otherwise ``.fastadv-cache`` inside the tree, or in
-    the user's cache folder when the tree cannot be written. Raises ``UserError`` for an unreadable
-    image (named), and when the decoded images would not fit in memory.
+    ``image_size``: height and width; otherwise the size of most training images. Images of another
+    size are scaled to cover it and cut around their centre. Lines say how many, and what lies in
+    the tree that is not read. ``cache``: the folder for the packed files; otherwise
+    ``.fastadv-cache`` inside the tree, or in the user's cache folder when the tree cannot be
+    written. Raises ``UserError`` for an unreadable image (named), for sizes of which none is that
+    of most images, and when the decoded images would not fit in memory.
     """
     folder = cache or _cache_folder(tree.root)
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    tell_left_out(tree, console)
     stamps = [_stamp(tree.root, file) for file in tree.train_files + tree.test_files]
-    form, odd = _known_format(folder, tree, stamps, image_size)
+    common, test_odd, test_coloured = _known_format(folder, tree, stamps, image_size)
+    form = common.form
     total = form.bytes_each * len(stamps)
     if total > _memory() // 2:
         raise UserError(
-            f"{tree.name} would take {total / 1e9:.0f} GB decoded to {form.height}x{form.width}; "
-            "stream it with --loader dali, or choose a smaller --image-size."
+            f"{printable(tree.name)} would take {total / 1e9:.0f} GB decoded to "
+            f"{form.height}x{form.width}; stream it with --loader dali, or choose a smaller "
+            "--image-size."
         )
-    if odd:
+    for odd, files, part in (
+        (common.odd, tree.train_files, "training"),
+        (test_odd, tree.test_files, "test"),
+    ):
+        if odd:
+            console.print(
+                f"{odd} of {len(files)} {part} images are not {form.height}x{form.width} "
+                "and are scaled and cut to it."
+            )
+    if form.channels == 1 and test_coloured:
         console.print(
-            f"{odd} of {len(tree.train_files)} training images are not {form.height}x{form.width} "
-            "and are scaled and cut to it."
+            f"{test_coloured} of {len(tree.test_files)} test images are coloured and become grey, "
+            "as all training images are."
         )
     n = len(tree.train_files)
     train = _packed(folder, tree.train_files, stamps[:n], form, "training", console)
     test = _packed(folder, tree.test_files, stamps[n:], form, "test", console)
     labels = torch.tensor(tree.train_labels), torch.tensor(tree.test_labels)
-    return Dataset(tree.name, train, labels[0], test, labels[1], len(tree.classes))
+    return Dataset(printable(tree.name), train, labels[0], test, labels[1], len(tree.classes))
+
+
+def tell_left_out(tree: ImageTree, console: Console | None = None) -> None:
+    """One line about what lies in ``tree`` and is not read, where there is such."""
+    if tree.left_out:
+        console = console or Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        read = len(tree.train_files) + len(tree.test_files)
+        console.print(f"{printable(tree.name)}: {read} images are read; left out: {tree.left_out}.")
 
 
 def _stamp(root: Path, file: str) -> str:
@@ -61,6 +97,8 @@ def _stamp(root: Path, file: str) -> str:
         found = os.stat(file)
     except OSError as error:
         raise unreadable(file) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{printable(file)} is no regular file; remove it.")
     return f"{os.path.relpath(file, root)}\0{found.st_size}\0{found.st_mtime_ns}\n"
 
 
@@ -73,16 +111,22 @@ def _key(stamps: list[str], *settings: object) -> str:
 
 def _known_format(
     folder: Path, tree: ImageTree, stamps: list[str], image_size: int | None
-) -> tuple[Format, int]:
+) -> tuple[Common, int, int]:
+    """What the training images share, and how many test images have another size, or colour."""
     # Opening every file for its size costs as much as reading the cache, so it is kept too.
-    path = folder / f"{_key(stamps[: len(tree.train_files)], 'format', image_size)}.npy"
-    kept = _read_back(path, (4,), np.int64)
+    split = len(tree.train_files)
+    path = folder / f"{_key(stamps, 'format', split, image_size)}.npy"
+    kept = read_back(path, (7,), np.int64)
     if kept is None:
-        form, odd = common_format(tree.train_files, image_size)
-        kept = np.array([form.height, form.width, form.channels, odd], dtype=np.int64)
-        _write(path, iter([kept]), kept.shape, np.int64)
-    height, width, channels, odd = (int(number) for number in kept)
-    return Format(height, width, channels), odd
+        common = common_format(tree.train_files, image_size)
+        form, odd, coloured = common.form, 0, 0
+        for height, width, is_grey in in_threads(header, tree.test_files):
+            odd += (height, width) != (form.height, form.width)
+            coloured += not is_grey
+        found = [form.height, form.width, form.channels, common.odd, common.coloured, odd, coloured]
+        kept = _write(path, iter([np.array(found, dtype=np.int64)]), (7,), np.int64)
+    height, width, channels, odd, coloured, *tested = (int(number) for number in kept)
+    return Common(Format(height, width, channels), odd, coloured), tested[0], tested[1]
 
 
 def _packed(
@@ -90,63 +134,37 @@ def _packed(
 ) -> Tensor:
     shape = (len(files), form.channels, form.height, form.width)
     path = folder / f"{_key(stamps, 'images', form)}.npy"
-    images = _read_back(path, shape, np.uint8)
+    images = read_back(path, shape, np.uint8)
     if images is None:
-        rows = in_threads(lambda file: decode(file, form), files)
+        rows = in_threads(lambda file: decode(file, form), files, form.bytes_each)
         shown = track(rows, f"Decoding {part} images", len(files), console=console)
-        _write(path, iter(shown), shape, np.uint8)
-        images = _read_back(path, shape, np.uint8)
-        if images is None:
-            raise UserError(f"The image cache {path} cannot be read back; check that disk.")
+        images = _write(path, iter(shown), shape, np.uint8)
     return torch.from_numpy(images)
 
 
-def _read_back(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray | None:
-    """The array in ``path``, or None when it is not there or not whole."""
+def _write(
+    path: Path, rows: Iterator[np.ndarray], shape: tuple[int, ...], dtype: type
+) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return array if array.shape == shape and array.dtype == dtype else None
-
-
-def _write(path: Path, rows: Iterator[np.ndarray], shape: tuple[int, ...], dtype: type) -> None:
-    """Write ``rows`` after one another into the ``.npy`` file ``path``: aside, synced, renamed.
-
-    Plain writes, not a memory map: on a full disk a map ends the process with a signal.
-    """
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
-            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for row in rows:
-                file.write(row.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        written = write_rows(path, rows, shape, dtype)
     except OSError as error:
         why = "no space is left" if error.errno == errno.ENOSPC else str(error)
         raise UserError(
-            f"The image cache cannot be written to {path.parent}: {why}; make room or choose "
-            "another folder with --data-root."
+            f"The image cache cannot be written to {printable(path.parent)}: {printable(why)}; "
+            "make room or choose another folder with --data-root."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+    if written is None:
+        raise UserError(f"The image cache {printable(path)} cannot be read back; check that disk.")
+    return written
 
 
 def _cache_folder(root: Path) -> Path:
-    if os.access(root, os.W_OK):
-        return root / ".fastadv-cache"
+    inside = root / _FOLDER
+    # A link would lead what is written out of the tree.
+    if os.access(root, os.W_OK) and not inside.is_symlink():
+        return inside
     return user_cache()
 
 
-def user_cache() -> Path:
-    """The folder for packed files of trees that are not to be written to."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastadv"
-
-
 def _memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return machine_memory()

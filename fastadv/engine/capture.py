@@ -139,7 +139,7 @@ class Captured:
             tuple(part.active for part in parts),
             tuple(tensor.data_ptr() for part in parts for tensor in part.state.values()),
             tuple(_standing(net.model)),
-            (net.outer_dtype, net.attack_dtype),
+            (net.outer_dtype, net.attack_dtype, net.looks),
         )
 
     def _record(self, batch: Batch) -> _Entry:

@@ -38,9 +38,9 @@ SENTENCES: Mapping[Fault, str] = {
     Fault.LABELS: "Labels were outside of the model's classes at step {step}; {stopped}. Leave "
     "such samples out of the batch: no label is ignored.",
     Fault.ROWS: "index named rows outside of num_samples= at step {step}; {stopped}.",
-    Fault.ATTACK: "The gradient of the attack was not finite at step {step}, so there was no "
-    "attack; {stopped}. Look at the network's outputs in the attack (running statistics that "
-    "overflow in eval mode, an attack in fp16), or use bf16 or float32 for it.",
+    Fault.ATTACK: "The gradient of the attack was not finite at step {step}; {stopped}. Lower the "
+    "learning rate, or look at the network's outputs in the attack (running statistics that "
+    "overflow in eval mode, an attack in fp16).",
     Fault.DIRECTION: "The gradient that perturbs the weights was not finite at step {step}; "
     "{stopped}. " + LOWER,
     Fault.INPUT_GRADIENT: "The loss had a gradient at the images or at learned step sizes that "

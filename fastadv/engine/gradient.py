@@ -6,6 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastadv.errors import UserError
+
+UNREACHED = (
+    "The model's output does not depend on its input by a gradient, so there is nothing to attack "
+    "along: a part of its forward runs under torch.no_grad or on detached tensors. Freeze weights "
+    "by requires_grad_(False) instead."
+)
+UNLEARNT = (
+    "The loss does not depend on a weight by a gradient, so there is nothing to learn: the model's "
+    "forward runs under torch.no_grad or on detached tensors."
+)
+REENTRANT = (
+    "The model checkpoints its activations with use_reentrant=True, which torch.autograd.grad "
+    "cannot differentiate: call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+)
+
 
 def leaf(x: Tensor) -> Tensor:
     """``x`` without what it was computed from, to take gradients with respect to."""
@@ -35,15 +51,15 @@ def input_gradient(loss: Tensor, inputs: Tensor) -> Tensor:
 
     ``inputs`` must require grad. The graph is freed.
     """
-    return torch.autograd.grad(loss, [inputs])[0]
+    return gradients(loss, [inputs])[0]
 
 
 def gradients(loss: Tensor, inputs: Sequence[Tensor], *, keep_graph: bool = False) -> list[Tensor]:
     """The gradients of the scalar ``loss`` with respect to each of ``inputs``, in their shapes.
 
-    Every one of ``inputs`` must have a part in the loss.
+    Every one of ``inputs`` must have a part in the loss; raises ``UserError`` where one has none.
     """
-    return list(torch.autograd.grad(loss, list(inputs), retain_graph=keep_graph))
+    return _reached(_grad(loss, list(inputs), retain_graph=keep_graph))
 
 
 def gradients_if_used(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
@@ -51,7 +67,7 @@ def gradients_if_used(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | N
 
     ``loss.backward()`` leaves it so too: an optimizer then skips that parameter, decay included.
     """
-    return list(torch.autograd.grad(loss, list(inputs), allow_unused=True))
+    return _grad(loss, list(inputs), UNLEARNT)
 
 
 def differentiable_gradient(loss: Tensor, inputs: Tensor) -> Tensor:
@@ -59,4 +75,26 @@ def differentiable_gradient(loss: Tensor, inputs: Tensor) -> Tensor:
 
     The graph is kept: the outer pass differentiates through it (double backward).
     """
-    return torch.autograd.grad(loss, [inputs], create_graph=True)[0]
+    return _reached(_grad(loss, [inputs], create_graph=True))[0]
+
+
+def _grad(
+    loss: Tensor, inputs: list[Tensor], otherwise: str = UNREACHED, **options: Any
+) -> list[Tensor | None]:
+    if not loss.requires_grad:
+        raise UserError(otherwise)
+    if torch.compiler.is_compiling():
+        return list(torch.autograd.grad(loss, inputs, allow_unused=True, **options))
+    try:
+        return list(torch.autograd.grad(loss, inputs, allow_unused=True, **options))
+    except RuntimeError as error:
+        if "use_reentrant=True" in str(error):
+            raise UserError(REENTRANT) from error
+        raise
+
+
+def _reached(found: list[Tensor | None]) -> list[Tensor]:
+    reached = [gradient for gradient in found if gradient is not None]
+    if len(reached) < len(found):
+        raise UserError(UNREACHED)
+    return reached

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from fastadv.errors import UserError
+
 
 @contextmanager
 def train_flags(model: nn.Module, train: bool | None) -> Iterator[None]:
@@ -19,7 +21,13 @@ def train_flags(model: nn.Module, train: bool | None) -> Iterator[None]:
         yield
         return
     with flags_kept(model):
-        model.train(train)
+        try:
+            model.train(train)
+        except NotImplementedError as error:
+            raise UserError(
+                "The model cannot change between training and evaluation mode, as those of "
+                "torch.export cannot: pass the network it was exported from."
+            ) from error
         yield
 
 

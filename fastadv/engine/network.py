@@ -8,12 +8,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fastadv.engine import guard
+from fastadv.engine.agreement import agree, draws_kept, host_draws_kept, structure
 from fastadv.engine.batch_counters import BatchCounters
 from fastadv.engine.buffers import Place, copy_into, kept, places
 from fastadv.engine.double_backward import cheap_double_backward
-from fastadv.engine.folding import forward_and_folds
+from fastadv.engine.folding import Fold, seen_folds
 from fastadv.engine.gradient import gradients_if_used
 from fastadv.engine.host_memory import keep_freed_memory
 from fastadv.engine.precision import autocast
@@ -53,16 +55,58 @@ class Network:
         self.copies = WeightCopies(model)
         self.counters = BatchCounters(model)
         self.norms = Norms(model)
+        self.looks = 0  # how often the model was looked at; a recording belongs to one of them
+        self._structure: list[object] = []
+        self._spoils_input: bool | None = None  # whether the forward changes it in place
         if device.type == "cpu":
             keep_freed_memory()
 
     def look_at(self, x: Tensor) -> Tensor:
         """Logits of ``x`` (B,C,H,W) in eval mode, to learn the network by: their number of
         classes, which BatchNorms fold away in attacks that use running statistics, and which are
-        called once."""
-        with guard.train_flags(self.model, False), self.counters.watching():
-            logits, self.copies.folds = forward_and_folds(self.model, self.logits, x)
+        called once. It leaves no trace in buffers and generators."""
+        self.looks += 1
+        self._structure = structure(self.model)
+        self.norms = Norms(self.model)
+        known = [buffer for buffer in self.buffers if not is_lazy(buffer)]
+        with kept(known), draws_kept(self.device), host_draws_kept():
+            with guard.train_flags(self.model, False):
+                logits, self.copies.folds = self._seen(x)
+            if self.copies.folds and not self._folds_agree(x):
+                self.copies.folds = []
         return logits
+
+    def changed(self) -> bool:
+        """Whether the model has other modules, or of other types, than when it was looked at."""
+        return self._structure != structure(self.model)
+
+    def _seen(self, x: Tensor) -> tuple[Tensor, list[Fold]]:
+        try:
+            with self.counters.watching():
+                return seen_folds(self.model, self.logits, x)
+        except UserError:
+            raise
+        except Exception:  # of the model, and then again, or of what is no tensor like others
+            with self.counters.watching(), torch.enable_grad():
+                return self.logits(x.detach().requires_grad_()).detach(), []
+
+    def _folds_agree(self, x: Tensor) -> bool:
+        """Compared in the model's own type, where rounding hides nothing."""
+        weight: Any = self.copies.folds[0].convolution.weight
+        around, self._dtype = self._dtype, None
+        try:
+            with guard.frozen(self.model):
+                return agree(
+                    self.copies.folds,
+                    self.logits,
+                    lambda: self.copies.in_place(None, folded=True),
+                    x.to(weight.dtype),
+                )
+        except Exception:  # not known to agree
+            return False
+        finally:
+            self._dtype = around
+            self.copies.outdate()
 
     @property
     def buffers(self) -> list[Tensor]:
@@ -92,17 +136,43 @@ class Network:
     def logits(self, x: Tensor, block_noise: list[Tensor] | None = None) -> Tensor:
         """Logits (B,classes) of ``x`` (B,C,H,W), with ``block_noise[b]`` added inside block b."""
         with autocast(self.device, self._dtype):
-            if block_noise is None or self.taps is None:
-                logits = self.model(x)
-            else:
-                with self.taps.adding(block_noise):
-                    logits = self.model(x)
+            logits = self._output(x, block_noise)
         self.counters.count()
         if not isinstance(logits, Tensor):
             raise UserError(
                 f"The model must return logits (B,classes), not a {type(logits).__name__}; wrap it."
             )
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _output(self, x: Tensor, block_noise: list[Tensor] | None) -> Any:
+        """What the model returns, computed from a copy of ``x`` where it changes that in place."""
+        given = x if self._spoils_input is False else x.clone()
+        if torch.compiler.is_compiling():
+            return self._forward(given, block_noise)
+        version = 0 if given.is_inference() else given._version
+        try:
+            output = self._forward(given, block_noise)
+            repeat = self.copies.folding.misread()
+        except Exception:
+            repeat = self.copies.folding.misread(ended=False)
+            if not repeat:
+                raise
+        if repeat:
+            return self._output(x, block_noise)
+        spoils = not given.is_inference() and given._version != version
+        if spoils and self._spoils_input is False:
+            raise UserError(
+                "The model's forward changes its input in place, which it did not do in its first "
+                "pass: write x = x - mean in place of x.sub_(mean)."
+            )
+        self._spoils_input = self._spoils_input or spoils
+        return output
+
+    def _forward(self, x: Tensor, block_noise: list[Tensor] | None) -> Any:
+        if block_noise is None or self.taps is None:
+            return self.model(x)
+        with self.taps.adding(block_noise):
+            return self.model(x)
 
     @contextmanager
     def standing_for(self, passes: Sequence[str], which: str) -> Iterator[None]:
@@ -136,11 +206,15 @@ class Network:
             with (
                 guard.frozen(self.model, train=train),
                 self.counters.aside(),
-                self.copies.in_place(self.attack_dtype, folded=not train),
+                self.copies.in_place(self.attack_dtype, folded=self._folds(train)),
             ):
                 yield
         finally:
             self._dtype = self.outer_dtype
+
+    def _folds(self, train: bool) -> bool:
+        # A compiler fuses what BatchNorm is made of; it could not see who else reads a fold.
+        return not train and not self.runner.compiles
 
     @contextmanager
     def training(self) -> Iterator[None]:

@@ -26,12 +26,19 @@ class Copies:
         if len(plain) != len(known) or not all(map(_alike, plain, known)):
             self._copies = [torch.empty_like(tensor) for tensor in plain]
         self._tensors = plain
-        copy_into(self._copies, plain)
+        _copy_each(self._copies, plain)
 
     @torch.no_grad()
     def put_back(self) -> None:
         """The tensors hold again what they held."""
-        copy_into(self._tensors, self._copies)
+        _copy_each(self._tensors, self._copies)
+
+
+def _copy_each(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """``copy_into``, a launch for each device: some optimizers count their steps on the host."""
+    for device in dict.fromkeys(tensor.device for tensor in tensors):
+        there = [place for place, tensor in enumerate(tensors) if tensor.device == device]
+        copy_into([tensors[place] for place in there], [values[place] for place in there])
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final, Literal
 
 from torch import nn
 
 from fastadv.engine.folding import NORMS
 
-NATURAL, ADVERSARIAL = "natural", "adversarial"
+Pass = Literal["natural", "adversarial"]
+NATURAL: Final = "natural"
+ADVERSARIAL: Final = "adversarial"
 ONCE = (NATURAL, ADVERSARIAL)
 """The passes that are made, in their order."""
 

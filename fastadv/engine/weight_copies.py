@@ -2,12 +2,12 @@
 
 Low precision: autocast would cast every weight again in every pass, eleven times the same for
 PGD-10; its own cache outlives a change of the weights in place (``precision.py``), so the copies
-are made here. Running statistics: in an attack BatchNorm folds into the convolution before it.
+are made here. With running statistics BatchNorm folds into the convolution before it (``folding``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -15,19 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.engine.buffers import copy_into
-from fastadv.engine.folding import CONVOLUTIONS, Fold
+from fastadv.engine.folding import CONVOLUTIONS, Fold, Folding
 
 # Modules that hand weight and bias to an operation autocast lowers. Not their subclasses, which
 # may do something to a weight first (standardise it) that must see all its digits. Whoever reads
 # such a module's weight from outside of it sees the copy.
 LOWERED = (*CONVOLUTIONS, nn.Linear)
-
-
-class Kind(NamedTuple):
-    """The type that weights are cast to, if any, and whether BatchNorms are folded."""
-
-    dtype: torch.dtype | None
-    folded: bool
 
 
 class Copy(NamedTuple):
@@ -63,28 +56,38 @@ class WeightCopies:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.folds: list[Fold] = []
+        self.folding = Folding()
         self.learning: dict[str, nn.Parameter] = {}  # by the name of what each stands for
-        self._copies: dict[Kind, list[Copy]] = {}
-        self._up_to_date: dict[Kind, dict[Place, Copy]] = {}
-        self._identity = nn.Identity()
+        self._copies: dict[torch.dtype | None, list[Copy]] = {}
+        self._up_to_date: dict[torch.dtype | None, dict[Place, Copy]] = {}
+
+    @property
+    def folds(self) -> list[Fold]:
+        """The folds in use; those that turn out to be wrong leave it."""
+        return self.folding.folds
+
+    @folds.setter
+    def folds(self, folds: list[Fold]) -> None:
+        self.folding.folds = folds
+        self.outdate()
 
     def outdate(self) -> None:
         """The weights have changed."""
         self._up_to_date.clear()
+        self.folding.outdate()
 
     @contextmanager
     def in_place(
         self, dtype: torch.dtype | None, *, folded: bool = False, learn: bool = False
     ) -> Iterator[None]:
         """Copies of the weights stand in the model inside: in ``dtype`` those autocast would cast
-        (None: none), and with ``folded`` BatchNorms in their convolutions.
+        (None: none), and with ``folded`` BatchNorms are computed in their convolutions.
 
         ``learn`` makes a copy require grad where its weight does; ``learning`` names those.
         """
-        folds = self.folds if folded else []
         with torch.no_grad():
-            copies = self._refreshed(dtype, folds)
+            used = self.folding.refreshed(dtype) if folded else []
+            copies = self._refreshed(dtype)
         own = {place: place.module._parameters[place.name] for place in copies}
         named = self.model.named_parameters() if learn and copies else ()
         names = {id(weight): name for name, weight in named}
@@ -95,52 +98,42 @@ class WeightCopies:
                 if learns:
                     self.learning[names[id(weight)]] = copy.learning
                 place.module._parameters[place.name] = copy.learning if learns else copy.frozen
-            for fold in folds:
-                fold.parent._modules[fold.name] = self._identity
-            yield
+            with self.folding.at_work(used):
+                yield
         finally:
             self.learning = {}
             for place, weight in own.items():
                 place.module._parameters[place.name] = weight
-            for fold in folds:
-                fold.parent._modules[fold.name] = fold.norm
             if not folded:
-                # BatchNorms at work in a training pass move what is folded.
-                for kind in [kind for kind in self._up_to_date if kind.folded]:
-                    del self._up_to_date[kind]
+                self.folding.outdate()  # BatchNorms at work in a training pass move what is folded
 
-    def _refreshed(self, dtype: torch.dtype | None, folds: Sequence[Fold]) -> dict[Place, Copy]:
+    def _refreshed(self, dtype: torch.dtype | None) -> dict[Place, Copy]:
         """A copy for each place, with the values of this moment.
 
         They are the same tensors every time, unless the model has changed; a weight that hangs in
         two places has one copy.
         """
-        kind = Kind(dtype, bool(folds))
-        if kind not in self._up_to_date:
-            values = self._values(dtype, folds)
+        if dtype not in self._up_to_date:
+            values = self._values(dtype)
             tensors = list({id(tensor): tensor for tensor in values.values()}.values())
             low = [t.dtype if dtype is None or t.dtype != torch.float32 else dtype for t in tensors]
-            copies = self._copies.get(kind, [])
+            copies = self._copies.get(dtype, [])
             fit = [copy.fits(t, to) for copy, t, to in zip(copies, tensors, low, strict=False)]
             if len(copies) != len(tensors) or not all(fit):
                 copies = [Copy.like(tensor, to) for tensor, to in zip(tensors, low, strict=True)]
-                self._copies[kind] = copies
+                self._copies[dtype] = copies
             copy_into([copy.frozen for copy in copies], tensors)
             of = {id(tensor): copy for tensor, copy in zip(tensors, copies, strict=True)}
-            self._up_to_date[kind] = {place: of[id(values[place])] for place in values}
-        return self._up_to_date[kind]
+            self._up_to_date[dtype] = {place: of[id(values[place])] for place in values}
+        return self._up_to_date[dtype]
 
-    def _values(self, dtype: torch.dtype | None, folds: Sequence[Fold]) -> dict[Place, Tensor]:
+    def _values(self, dtype: torch.dtype | None) -> dict[Place, Tensor]:
         """What to copy, by the place where the copy will hang."""
-        values = {}
-        for fold in folds:
-            for name, tensor in zip(("weight", "bias"), fold.weights(), strict=True):
-                values[Place(fold.convolution, name)] = tensor
+        values: dict[Place, Tensor] = {}
         if dtype is None:
             return values
-        done = {fold.convolution for fold in folds}
         for module in self.model.modules():
-            if type(module) in LOWERED and module not in done:
+            if type(module) in LOWERED:
                 for name in ("weight", "bias"):
                     parameter = module._parameters.get(name)
                     # Autocast leaves float64 as it is.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.contract import Layers
+from fastadv.declared import NonNegative
 from fastadv.layers.selected import Selected
 
 
@@ -27,7 +28,7 @@ class FixedRate(Selected):
     called: ClassVar[str] = "fixed-lr"
     mark: ClassVar[str] = "fixed_rate"
 
-    fixed_lr: float | None = None
+    fixed_lr: NonNegative | None = None
     rate_form: Literal["group", "gradient"] = "group"
 
     rates: list[float] = field(init=False, repr=False, default_factory=list)

@@ -8,8 +8,9 @@ from typing import Any, cast
 from torch import nn
 
 from fastadv.contract import Layers
+from fastadv.declared import NonNegative, coerce
 from fastadv.errors import UserError, unknown
-from fastadv.options import coerce, option_types
+from fastadv.options import option_types
 from fastadv.parts import PARTS
 
 
@@ -28,6 +29,7 @@ def param_groups(
     they are cut (``fastadv.models.stages``). Raises ``UserError`` for a selection that matches
     no parameter.
     """
+    rate = coerce("lr", lr, NonNegative)
     kinds = PARTS["layers"]
     if layers not in kinds:
         raise unknown("layers", layers, kinds)
@@ -38,4 +40,4 @@ def param_groups(
     elif wanted:
         raise UserError(f"layers={layers!r} takes no groups; leave groups= away.")
     options = {name: coerce(name, value, types[name]) for name, value in wanted.items()}
-    return cast(Layers, part(**options)).optimizer_groups(model, lr)
+    return cast(Layers, part(**options)).optimizer_groups(model, rate)

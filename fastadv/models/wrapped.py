@@ -1,5 +1,8 @@
 """Reach the user's network inside torch.compile and DistributedDataParallel."""
 
+from typing import Any
+
+import torch
 from torch import nn
 
 from fastadv.errors import UserError
@@ -8,8 +11,14 @@ from fastadv.errors import UserError
 def inner_module(model: nn.Module) -> nn.Module:
     """The network inside any layers of ``torch.compile`` and DDP, whose names have no prefix.
 
-    Raises ``UserError`` for DataParallel: its replicas lose what a step does to the model.
+    Raises ``UserError`` for DataParallel, whose replicas lose what a step does to the model, and
+    for what is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"model must be a torch.nn.Module, not a {type(model).__name__}: an attack freezes its "
+            "weights and sets its mode. Call the function in the forward of a module."
+        )
     while True:
         if isinstance(model, nn.DataParallel):
             raise UserError(
@@ -24,3 +33,22 @@ def inner_module(model: nn.Module) -> nn.Module:
             model = compiled
         else:
             return model
+
+
+# Operations of TorchScript that know a mode, and which of their arguments says it.
+_MODE = {"aten::batch_norm": 5, "aten::dropout": 2, "aten::feature_dropout": 2}
+
+
+def baked_modes(model: nn.Module) -> set[bool]:
+    """The modes, training (True) and evaluation (False), that BatchNorms and dropouts of a traced
+    or frozen TorchScript module were recorded in and stay in, whatever ``train()`` says."""
+    if not isinstance(model, torch.jit.ScriptModule):
+        return {mode for child in model.children() for mode in baked_modes(child)}
+    graph: Any = model.inlined_graph
+    said = [
+        list(node.inputs())[place].node()
+        for kind, place in _MODE.items()
+        for node in graph.findAllNodes(kind)
+    ]
+    constants = [node.output() for node in said if node.kind() == "prim::Constant"]
+    return {bool(constant.toIValue()) for constant in constants}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fastadv.contract import Fit, Objective, Outputs
+from fastadv.declared import NonNegative
 
 
 @dataclass(eq=False)
@@ -15,7 +16,7 @@ class CrossEntropy(Objective):
     Fig. 4; no code was published): the mean is taken over the samples that stay.
     """
 
-    leave_out_below: float | None = None
+    leave_out_below: NonNegative | None = None
 
     def is_plain(self) -> bool:
         return self.leave_out_below is None

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastadv.contract import Fit, Objective, Outputs, Setup
+from fastadv.declared import NonNegative, Share
 from fastadv.errors import UserError
 from fastadv.phases import epoch_of
 
@@ -22,13 +23,9 @@ class CleanMixed(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train"})
 
-    mix_start: float = 0.0
-    mix_end: float = 1.0
-    mix_epochs: float | None = None
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.mix_start <= 1 and 0 <= self.mix_end <= 1):
-            raise UserError("mix_start and mix_end must lie between 0 and 1.")
+    mix_start: Share = 0.0
+    mix_end: Share = 1.0
+    mix_epochs: NonNegative | None = None
 
     def follows_epochs(self) -> bool:
         return self.mix_start != self.mix_end

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fastadv.contract import Fit, Objective, Outputs
-from fastadv.errors import UserError
+from fastadv.declared import Share
 
 
 @dataclass(eq=False)
@@ -18,11 +18,7 @@ class CleanSubtracted(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train"})
 
-    clean_weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.clean_weight <= 1:
-            raise UserError("clean_weight must lie between 0 and 1.")
+    clean_weight: Share = 0.5
 
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
         if outputs.natural is None:

@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fastadv.contract import Fit, Objective, Outputs, Setup
+from fastadv.declared import AnyNumber, NonNegative
 from fastadv.phases import epoch_of
 
 
@@ -20,8 +21,8 @@ class Gairat(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset({"correct_at_each_step"})
 
-    gairat_start: float = 59 / 120
-    gairat_lambda: float = -1.0
+    gairat_start: NonNegative = 59 / 120
+    gairat_lambda: AnyNumber = -1.0
 
     def follows_epochs(self) -> bool:
         return self.gairat_start > 0

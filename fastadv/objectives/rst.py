@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fastadv.engine.repeated_passes import ADVERSARIAL, NATURAL
+from fastadv.engine.repeated_passes import ADVERSARIAL, NATURAL, Pass
 from fastadv.objectives.trades import Trades
 
 
@@ -17,4 +17,4 @@ class RST(Trades):
 
     needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train", "unlabelled_half"})
 
-    bn_passes: tuple[str, ...] = (ADVERSARIAL, NATURAL)
+    bn_passes: tuple[Pass, ...] = (ADVERSARIAL, NATURAL)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.contract import Fit, Objective, Outputs
-from fastadv.engine.repeated_passes import ADVERSARIAL, NATURAL, ONCE
+from fastadv.declared import NonNegative
+from fastadv.engine.repeated_passes import ADVERSARIAL, NATURAL, ONCE, Pass
 from fastadv.errors import UserError
 
 
@@ -22,10 +23,11 @@ class Trades(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train"})
     fits: ClassVar[str] = "natural"
 
-    beta: float = 6.0
-    bn_passes: tuple[str, ...] = (NATURAL, ADVERSARIAL, NATURAL)
+    beta: NonNegative = 6.0
+    bn_passes: tuple[Pass, ...] = (NATURAL, ADVERSARIAL, NATURAL)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if set(self.bn_passes) != set(ONCE):
             raise UserError(
                 "bn_passes are natural and adversarial, each at least once, such as "

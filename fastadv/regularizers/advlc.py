@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.contract import Adversarial, Batch, Outputs, Regularizer
-from fastadv.errors import UserError
+from fastadv.declared import ShareAboveZero
 from fastadv.regularizers.divergence import jensen_shannon, kl
 
 
@@ -28,11 +28,7 @@ class AdvLC(Regularizer):
     needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train"})
 
     kind: Literal["top-n", "l1", "squared-l2", "kl", "js", "nuclear"] = "top-n"
-    top_fraction: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.top_fraction <= 1:
-            raise UserError("top_fraction must be above 0 and at most 1.")
+    top_fraction: ShareAboveZero = 0.1
 
     def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         if outputs.natural is None:

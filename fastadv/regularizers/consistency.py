@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fastadv.contract import Adversarial, Batch, Outputs, Regularizer
-from fastadv.errors import UserError
+from fastadv.declared import Positive
 from fastadv.regularizers.divergence import jensen_shannon
 
 
@@ -23,11 +23,7 @@ class Consistency(Regularizer):
 
     needs: ClassVar[frozenset[str]] = frozenset({"second_view"})
 
-    js_temperature: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.js_temperature <= 0:
-            raise UserError("js_temperature must be above 0.")
+    js_temperature: Positive = 0.5
 
     def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         first, second = outputs.adversarial.chunk(2)

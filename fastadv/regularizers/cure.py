@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastadv.contract import Adversarial, Batch, Outputs, Regularizer
+from fastadv.declared import NonNegative, Positive
 from fastadv.engine.gradient import differentiable_gradient, leaf
 
 
@@ -24,9 +25,9 @@ class Cure(Regularizer):
 
     wants_center_gradient: ClassVar[bool] = True
 
-    reg_weight: float = 4.0
+    reg_weight: NonNegative = 4.0
     cure_squared: bool = False
-    cure_length: float | None = None
+    cure_length: Positive | None = None
 
     def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         with self.net.evaluating():

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from fastadv import kernels
 from fastadv.contract import Adversarial, Batch, Outputs, Regularizer
+from fastadv.declared import NonNegative
 from fastadv.engine import noise
 from fastadv.engine.gradient import differentiable_gradient, gradients, leaf
 
@@ -26,7 +27,7 @@ class GradAlign(Regularizer):
     needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train"})
     wants_center_gradient: ClassVar[bool] = True
 
-    reg_weight: float = 0.2
+    reg_weight: NonNegative = 0.2
 
     def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         if outputs.natural is None:

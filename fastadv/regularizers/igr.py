@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastadv.contract import Adversarial, Batch, Outputs, Regularizer
+from fastadv.declared import NonNegative
 from fastadv.engine.gradient import differentiable_gradient
 
 
@@ -22,7 +23,7 @@ class IGR(Regularizer):
 
     wants_adversarial_gradient: ClassVar[bool] = True
 
-    reg_weight: float = 1000.0
+    reg_weight: NonNegative = 1000.0
 
     def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         scale = self.net.loss_scale(len(batch.y))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.contract import Adversarial, Batch, Outputs, Regularizer
+from fastadv.declared import NonNegative
 from fastadv.engine import noise
 from fastadv.regularizers.divergence import kl
 
@@ -23,8 +24,8 @@ class LogitAlign(Regularizer):
 
     wants_neighbor: ClassVar[bool] = True
 
-    reg_weight: float = 100.0
-    align_noise: float = 1.0
+    reg_weight: NonNegative = 100.0
+    align_noise: NonNegative = 1.0
 
     def neighbor(self, batch: Batch) -> Tensor:
         threat = self.setup.threat

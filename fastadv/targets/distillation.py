@@ -1,14 +1,17 @@
 """KD: the student fits the labels and two teachers (Chen et al., 2021; KD-SWA, KDSA)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from os import PathLike
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fastadv.contract import Facts, Setup, Target
+from fastadv.declared import NonNegative, Positive
+from fastadv.digests import digest
 from fastadv.errors import UserError
 from fastadv.saved_models import load_model
 
@@ -20,6 +23,13 @@ def soft_ce(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     """
     taught = (teacher / temperature).softmax(1)
     return -(temperature**2) * (taught * (student / temperature).log_softmax(1)).sum(1)
+
+
+def _are_teachers(given: Any) -> bool:
+    if given is None:
+        return True
+    named = isinstance(given, Iterable) and not isinstance(given, (Tensor, nn.Module, Mapping))
+    return named and all(isinstance(one, (nn.Module, str, PathLike)) for one in given)
 
 
 @dataclass(eq=False)
@@ -36,16 +46,22 @@ class Distillation(Target):
     needs: ClassVar[frozenset[str]] = frozenset({"teacher_logits"})
 
     teachers: str | Sequence[nn.Module | str] | None = None
-    kd_weights: tuple[float, ...] = (0.3, 0.1, 0.6)
-    temperature: float = 2.0
+    kd_weights: tuple[NonNegative, ...] = (0.3, 0.1, 0.6)
+    temperature: Positive = 2.0
 
     _modules: list[nn.Module] = field(init=False, repr=False, default_factory=list)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.teachers, str):
             self.teachers = [path.strip() for path in self.teachers.split(",")]
-        if self.temperature <= 0:
-            raise UserError("temperature must be above 0.")
+        if not _are_teachers(self.teachers):
+            raise UserError(
+                "teachers are networks, run folders or weight files, such as "
+                f"teachers=[standard, robust], not {self.teachers!r}."
+            )
+        if not any(self.kd_weights):
+            raise UserError("kd_weights are all 0, which leaves nothing to learn from.")
         if self.teachers and len(self.kd_weights) != len(self.teachers) + 1:
             raise UserError(
                 f"kd_weights must hold {len(self.teachers) + 1} numbers, the label's and one a "
@@ -65,6 +81,10 @@ class Distillation(Target):
                     teacher = load_model(teacher, setup.num_classes, setup.image_shape[0])
                 teacher = teacher.to(setup.dtype)
             self._modules.append(teacher.to(setup.device).eval().requires_grad_(False))
+
+    def depends_on(self) -> dict[str, str]:
+        teachers = enumerate(self._modules, start=1)
+        return {f"teacher {n}": digest(dict(teacher.state_dict())) for n, teacher in teachers}
 
     def teach(self, x_adv: Tensor) -> Tensor:
         logits = [self.net.logits_of(teacher, x_adv) for teacher in self._modules]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fastadv.contract import Facts, Target
-from fastadv.errors import UserError
+from fastadv.declared import ShareBelowOne
 
 
 def smoothed_ce(logits: Tensor, y: Tensor, smoothing: float) -> Tensor:
@@ -24,11 +24,7 @@ class LabelSmoothing(Target):
     classes. The memorization paper (Table 2) does not say its s.
     """
 
-    smoothing: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.smoothing < 1:
-            raise UserError("smoothing must be at least 0 and below 1.")
+    smoothing: ShareBelowOne = 0.1
 
     def fit(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
         return smoothed_ce(logits, y, self.smoothing)

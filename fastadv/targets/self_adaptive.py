@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastadv.contract import Batch, Facts, Outputs, Setup, Target
-from fastadv.errors import UserError
+from fastadv.declared import NonNegative, Share
 from fastadv.phases import epoch_of
 from fastadv.sample_state import sample_count
 
@@ -27,12 +27,8 @@ class SelfAdaptive(Target):
 
     per_sample_state: ClassVar[tuple[str, ...]] = ("targets",)
 
-    sat_momentum: float = 0.9
-    sat_start: float = 0.69
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.sat_momentum <= 1:
-            raise UserError("sat_momentum must lie between 0 and 1.")
+    sat_momentum: Share = 0.9
+    sat_start: NonNegative = 0.69
 
     def follows_epochs(self) -> bool:
         return self.sat_start > 0

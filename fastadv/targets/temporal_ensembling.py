@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastadv.contract import Batch, Facts, Outputs, Setup, Target
-from fastadv.errors import UserError
+from fastadv.declared import NonNegative, ShareBelowOne
 from fastadv.phases import epoch_of
 from fastadv.sample_state import sample_count
 
@@ -39,15 +39,11 @@ class TemporalEnsembling(Target):
 
     per_sample_state: ClassVar[tuple[str, ...]] = ("predictions",)
 
-    te_weight: float = 30.0
-    te_momentum: float = 0.9
-    te_start: float = 0.445
-    te_end: float = 0.745
+    te_weight: NonNegative = 30.0
+    te_momentum: ShareBelowOne = 0.9
+    te_start: NonNegative = 0.445
+    te_end: NonNegative = 0.745
     te_on: Literal["code", "paper"] = "code"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.te_momentum < 1:
-            raise UserError("te_momentum must be at least 0 and below 1.")
 
     def demands(self) -> frozenset[str]:
         return frozenset({"natural_logits_eval"}) if self.active else frozenset()

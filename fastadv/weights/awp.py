@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.contract import Losses, Setup, WeightGradient, WeightPerturbation
+from fastadv.declared import CountOrZero, NonNegative
 from fastadv.errors import UserError
 from fastadv.models.stages import stage_parameters
 
@@ -27,18 +28,19 @@ class AWP(WeightPerturbation):
     entropy lies in [p, q] (RWP, Fig. 1c); the outer step is on all samples.
     """
 
-    gamma: float = 0.01
+    gamma: NonNegative = 0.01
     norm_scope: Literal["tensor", "global"] = "tensor"
-    warmup_epochs: int = 0
+    warmup_epochs: CountOrZero = 0
     groups: tuple[str, ...] | None = None
     split: Literal["stages", "quarters"] = "stages"
-    loss_range: tuple[float, float] | None = None
+    loss_range: tuple[NonNegative, NonNegative] | None = None
 
     chosen: frozenset[str] | None = field(init=False, repr=False, default=None)
     originals: list[Tensor] = field(init=False, repr=False, default_factory=list)
     moved_by: list[Tensor] = field(init=False, repr=False, default_factory=list)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.loss_range is not None and self.loss_range[0] > self.loss_range[1]:
             raise UserError(f"loss_range must rise, such as 0,1.5, not {self.loss_range}.")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.contract import Losses, WeightGradient
-from fastadv.errors import UserError
+from fastadv.declared import NonNegative, Passes
 from fastadv.weights.awp import AWP
 
 
@@ -26,15 +26,10 @@ class RWP(AWP):
     """
 
     norm_scope: Literal["tensor", "global"] = "global"
-    c_min: float = 1.7
-    weight_steps: int = 10
+    c_min: NonNegative = 1.7
+    weight_steps: Passes = 10
     accumulate: Literal["sum", "renormalise"] = "sum"
     rwp_loss: Literal["total", "adversarial"] = "total"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.weight_steps < 1:
-            raise UserError("weight_steps must be at least 1.")
 
     def reduce(self, losses: Losses) -> tuple[Tensor, Tensor]:
         if losses.plain and self.loss_range is None:

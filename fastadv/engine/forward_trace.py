@@ -1,0 +1,136 @@
+"""What a function of tensors does, as seen from outside: is it the same in every call?
+
+A CUDA graph repeats kernels. It repeats nothing that Python decided meanwhile: a branch on a
+tensor's value, a number drawn from Python's generator, a counter. Such a function shows here, by
+what it looks at, by what it draws, or because two calls of it are not the same operations.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+Result = TypeVar("Result")
+
+# Reads that are no operation of PyTorch's dispatcher.
+READS = frozenset({"tolist", "numpy", "__array__", "__dlpack__", "__repr__", "__format__"})
+SMALL = 64  # elements of a constant made from Python numbers that are compared by value
+
+
+@dataclass
+class Trace:
+    """The operations of one call, in order, with all that is not a tensor's content.
+
+    ``looks`` names the operations by which Python saw a tensor's value (``item``, ``bool(tensor)``,
+    ``tolist``, ``equal``) or by which a shape came to depend on one (``nonzero``). ``draws`` names
+    the global generators of the host that it drew from: "random", "numpy.random".
+    """
+
+    operations: list[Hashable] = field(default_factory=list)
+    looks: list[str] = field(default_factory=list)
+    draws: list[str] = field(default_factory=list)
+
+    def difference(self, other: Trace) -> str | None:
+        """The first operation that ``other`` does not do alike, in words; None if there is none."""
+        for place, pair in enumerate(zip(self.operations, other.operations, strict=False)):
+            if pair[0] != pair[1]:
+                first, second = map(_words, pair)
+                return f"operation {place} is {first} in one call, {second} in another"
+        counts = len(self.operations), len(other.operations)
+        if counts[0] != counts[1]:
+            return f"one call makes {counts[0]} operations, another {counts[1]}"
+        return None
+
+
+def traced(function: Callable[[], Result]) -> tuple[Result, Trace]:
+    """``function()``, and what it did; forward and backward passes alike.
+
+    Not seen: generators that are objects of the user's, unless their numbers reach an operation
+    (two calls then differ), and code that is not PyTorch's.
+    """
+    trace = Trace()
+    before = _host_generators()
+    with _Functions(trace), _Operations(trace):
+        result = function()
+    after = _host_generators()
+    trace.draws = [name for name, state in before.items() if after[name] != state]
+    return result, trace
+
+
+def _words(operation: Hashable) -> str:
+    name, *arguments = operation if isinstance(operation, tuple) else (operation,)
+    return f"{name}{tuple(a for a in arguments if not isinstance(a, tuple))}"
+
+
+def _host_generators() -> dict[str, Hashable]:
+    states: dict[str, Hashable] = {"random": random.getstate()}
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
+        state = numpy.random.get_state(legacy=False)["state"]
+        states["numpy.random"] = (state["key"].tobytes(), state["pos"])
+    return states
+
+
+class _Functions(TorchFunctionMode):
+    """Sees the reads of a tensor's content that no operation makes."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in READS:
+            self.trace.looks.append(name)
+        elif name == "from_numpy":
+            self.trace.operations.append((name, args[0].shape, args[0].tobytes()))
+        return func(*args, **(kwargs or {}))
+
+
+class _Operations(TorchDispatchMode):
+    """Sees every operation."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = str(func)
+        tags = func.tags
+        if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
+            self.trace.looks.append(name)
+        if not name.startswith(("aten.detach", "aten.alias", "aten.lift_fresh")):
+            flat, _ = tree_flatten((args, kwargs or {}))
+            self.trace.operations.append((name, *map(_described, flat)))
+        elif name.startswith("aten.lift_fresh"):
+            self.trace.operations.append((name, *_constant(args[0])))
+        return func(*args, **(kwargs or {}))
+
+
+def _described(value: Any) -> Hashable:
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype, value.device
+    # A generator is an object; whatever else is not a number or a name is compared by its text.
+    return value if isinstance(value, (int, float, bool, str, type(None))) else repr(value)
+
+
+def _constant(tensor: Tensor) -> tuple[Hashable, ...]:
+    """A tensor made from Python numbers is a number of Python's."""
+    described = _described(tensor)
+    if tensor.device.type != "cpu" or tensor.numel() > SMALL:
+        return (described,)
+    with torch._C.DisableTorchFunction():  # this look is not the function's
+        return described, str(tensor.detach().tolist())

@@ -1,0 +1,363 @@
+"""Options that cannot mean anything are refused wherever they come from, in one sentence."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fastadv
+from fastadv.config import (
+    TrainConfig,
+    config_types,
+    from_toml,
+    require_settled,
+    settled,
+    to_toml,
+)
+from fastadv.errors import UserError
+from fastadv.options import option_types
+from fastadv.parts import PARTS
+from fastadv.plan import resolve
+from fastadv.recipes import METHODS
+
+NAN, INF = math.nan, math.inf
+# Every number a part takes: the smallest and largest that mean something, and the nearest on
+# either side that do not (None: none).
+NUMBERS: dict[str, tuple[float, float, float | None, float | None]] = {
+    "shrink": (0, 1, -1e-9, 1.001),
+    "flip_signs": (0, 1, -1e-9, 1.001),
+    "alpha": (0, 3e38, -1e-9, None),
+    "noise_scale": (0, 3e38, -1, None),
+    "steps": (1, 10_000, 0, 10**9),
+    "restarts": (1, 10_000, 0, 10**9),
+    "replays": (1, 10_000, 0, 10**9),
+    "weight_steps": (1, 10_000, 0, 10**9),
+    "reset_every": (0, 10**9, -1, None),
+    "pad": (0, 10**9, -1, None),
+    "step_size_init": (0, 3e38, -1e-9, None),
+    "omega_rate_init": (0, 3e38, -1e-9, None),
+    "omega_std": (0, 3e38, -1e-9, None),
+    "step_size_lr": (0, 3e38, -1, None),
+    "step_size_decay": (0, 3e38, -1, None),
+    "step_size_momentum": (0, 0.999, -0.1, 1),
+    "hidden_decay": (0, 3e38, -1, None),
+    "hidden_decay_lr": (0, 3e38, -1, None),
+    "block_step_init": (0, 3e38, -1e-9, None),
+    "leave_out_below": (0, 3e38, -0.5, None),
+    "beta": (0, 3e38, -1, None),
+    "mix_start": (0, 1, -0.1, 1.1),
+    "mix_end": (0, 1, -0.1, 1.1),
+    "mix_epochs": (0, 3e38, -1, None),
+    "clean_weight": (0, 1, -0.1, 1.1),
+    "gairat_start": (0, 3e38, -1, None),
+    "gairat_lambda": (-3e38, 3e38, None, None),
+    "smoothing": (0, 0.999, -0.1, 1),
+    "te_weight": (0, 3e38, -5, None),
+    "te_momentum": (0, 0.999, -0.1, 1),
+    "te_start": (0, 3e38, -1, None),
+    "te_end": (0, 3e38, -1, None),
+    "sat_momentum": (0, 1, -0.1, 1.1),
+    "sat_start": (0, 3e38, -1, None),
+    "temperature": (1e-9, 3e38, 0, None),
+    "reg_weight": (0, 3e38, -3, None),
+    "top_fraction": (1e-9, 1, 0, 1.1),
+    "cure_length": (1e-9, 3e38, 0, None),
+    "align_noise": (0, 3e38, -1, None),
+    "js_temperature": (1e-9, 3e38, 0, None),
+    "gamma": (0, 3e38, -1, None),
+    "warmup_epochs": (0, 10**9, -1, None),
+    "c_min": (0, 3e38, -1, None),
+    "fixed_lr": (0, 3e38, -0.1, None),
+    "average_start": (0, 3e38, -1, None),
+    "average_every": (1, 10**9, 0, None),
+    "average_decay": (0, 0.999, -0.1, 1),
+}
+CHOICES = {
+    "attack_objective": ("ce", "kl"),
+    "attack_bn": ("train", "eval"),
+    "step_size_schedule": ("triangular", "constant"),
+    "block_noise_at": ("conv1", "input"),
+    "te_on": ("code", "paper"),
+    "kind": ("top-n", "l1", "squared-l2", "kl", "js", "nuclear"),
+    "norm_scope": ("tensor", "global"),
+    "split": ("stages", "quarters"),
+    "accumulate": ("sum", "renormalise"),
+    "rwp_loss": ("total", "adversarial"),
+    "rate_form": ("group", "gradient"),
+}
+SWITCHES = ("random_start", "boxed_start", "learned_start", "layerwise", "reg_ramp", "cure_squared")
+SEVERAL = {
+    "bn_passes": [("natural",), ("natural", "clean"), "natural,nan", (NAN,), 3, ()],
+    "kd_weights": [(NAN, 1, 1), (-1, 1, 1), (INF, 1, 1), "0.3,x,1", (), (0.0, 0.0, 0.0), object()],
+    "loss_range": [(NAN, 1), (0, INF), (-1, 1), (2, 1), (1,), "0,1,2", object(), 0.5],
+    "groups": [(), (NAN,), (None,), (3.5,), NAN],
+    "layer_groups": [(), (NAN,), (None,), (3.5,), NAN],
+    "teachers": [3.5, NAN, (1, 2), {"a": 1}, True],
+}
+ALL = [
+    (slot, part, name)
+    for slot, parts in PARTS.items()
+    for part, cls in parts.items()
+    for name in option_types(cls)
+]
+
+
+@cache
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 4))
+
+
+def step(method: str = "pgd", **options: Any) -> fastadv.training_step.Step:
+    optimizer = torch.optim.SGD(network().parameters(), lr=0.1)
+    return fastadv.step(network(), optimizer, method, mode="eager", **options)
+
+
+def refused(name: str, value: Any, **more: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        step(**{name: value}, **more)
+    text = str(caught.value)
+    assert name in text, text
+    assert "\n" not in text
+    return text
+
+
+def test_every_option_of_every_part_is_here() -> None:
+    known = {*NUMBERS, *CHOICES, *SWITCHES, *SEVERAL}
+    assert {name for _, _, name in ALL} == known
+
+
+@pytest.mark.parametrize(("slot", "part", "name"), ALL, ids=lambda value: value)
+def test_an_option_says_what_it_may_be(slot: str, part: str, name: str) -> None:
+    here: dict[str, Any] = {slot: part}
+    if name in NUMBERS:
+        low, high, below, above = NUMBERS[name]
+        for outside in (below, above):
+            if outside is not None:
+                assert f"{outside:g}" in refused(name, outside, **here)
+        wrong = (NAN, INF, -INF, 1e39, -1e39, 10**400, "nan", "many", "1e400", True, [1], object())
+        for value in wrong:
+            refused(name, value, **here)
+        for value in (low, high, str(low), np.float32(low) if low < 1e30 else low):
+            # A triangular schedule lowers this one by 0.1, and has a sentence of its own for it.
+            more = {"step_size_schedule": "constant"} if name == "step_size_momentum" else {}
+            got = getattr(PARTS[slot][part](**more, **{name: value}), name)
+            assert got == pytest.approx(float(value), rel=1e-6)
+            assert type(got) in (int, float)
+    elif name in CHOICES:
+        for value in ("kll", "", 3, NAN, True, ["ce"], None if slot == "x" else object()):
+            refused(name, value, **here)
+        for value in CHOICES[name]:
+            # FGSM begins where the KL is flat, and says so.
+            if (part, value) != ("fgsm", "kl"):
+                assert resolve("pgd", {**here, name: value}).options[name] == value
+    elif name in SWITCHES:
+        for value in ("maybe", 3, NAN, [], object()):
+            refused(name, value, **here)
+        for value in (True, False, "yes", "false"):
+            got = resolve("pgd", {**here, name: value}).options[name]
+            assert got is (value in (True, "yes"))
+    else:
+        for value in SEVERAL[name]:
+            if value == (3.5,):
+                continue  # no layer group; the network says which it has
+            refused(name, value, **here)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("awp", {"gamma": -1}),
+        ("awp", {"gamma": NAN}),
+        ("rwp", {"c_min": NAN}),
+        ("trades", {"beta": -1}),
+        ("te", {"te_weight": -5}),
+        ("advlc", {"reg_weight": -3}),
+        ("fgsm-plus", {"attack_objective": "kll"}),
+    ],
+)
+def test_methods_as_people_call_them(method: str, options: dict[str, Any]) -> None:
+    refused(*next(iter(options.items())), method=method, num_samples=8, total_steps=9)
+    with pytest.raises(UserError, match="lr must be at least 0"):
+        fastadv.param_groups(network(), "uniform", lr=NAN)
+
+
+def test_a_part_that_is_built_by_hand_is_checked_too() -> None:
+    with pytest.raises(UserError, match="gamma must be at least 0"):
+        PARTS["weights"]["rwp"](gamma=-1)
+    assert PARTS["adversary"]["pgd"](alpha="2/255").alpha == 2 / 255
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_published_options_pass_unchanged(method: str) -> None:
+    row = METHODS[method]
+    for data in ("digits", "svhn"):
+        require_settled(settled(TrainConfig(method=method, data=data)))
+    found = resolve(method).options
+    for name, value in row.all_options().items():
+        assert found[name] == value
+        assert type(found[name]) is type(value) or isinstance(value, (int, float))
+
+
+BAD_SETTINGS: dict[str, list[Any]] = {
+    "lr": [NAN, INF, -0.1, "fast"],
+    "weight_decay": [NAN, INF, -1],
+    "momentum": [NAN, -0.1, 1, 2],
+    "dropout": [NAN, -0.1, 1, 2],
+    "eps": [NAN, INF, -0.1, 2.0, "8/0"],
+    "drops": [(NAN,), (0,), (-1,), (INF,), "0.5,x"],
+    "val_fraction": [NAN, 0, 1, -0.5],
+    "checkpoint_minutes": [NAN, -1, INF],
+    "judge_alpha": [NAN, 0, -1, INF],
+    "max_grad_norm": [NAN, 0, -1, INF],
+    "epochs": [0, -1, 1.5, NAN, "ten"],
+    "batch_size": [0, -1, 1.5, NAN],
+    "width": [0, -1, 10**9, 1.5],
+    "depth": [0, -4, 10**9],
+    "pad": [-1, NAN, 1.5],
+    "limit": [0, -1],
+    "test_limit": [0, -1],
+    "image_size": [0, -1, 10**9],
+    "judge_every": [0, -1],
+    "seed": [-1, 2**63, 1.5, NAN],
+    "norm": ["l1", 3, NAN],
+    "schedule": ["linear", 1],
+    "padding": ["white"],
+    "amp": ["perhaps", 3],
+    "method": [3, "pgdd"],
+    "data": [3],
+    "out": [3],
+}
+
+
+@pytest.mark.parametrize("name", BAD_SETTINGS)
+def test_a_setting_of_a_run_says_what_it_may_be(name: str, tmp_path) -> None:
+    usual: dict[str, Any] = {"drops": {"schedule": "multistep"}}
+    for value in BAD_SETTINGS[name]:
+        with pytest.raises(UserError) as caught:
+            settled(TrainConfig(**{name: value}, **usual.get(name, {})))
+        # A method or data set is named as what it is.
+        word = {"method": "method", "data": "data"}.get(name, name)
+        assert word.replace("_", "-") in str(caught.value)
+        if isinstance(value, (int, float)) and name not in ("method", "data", "out"):
+            lines = to_toml(settled(TrainConfig())).splitlines()
+            kept = [line for line in lines if not line.startswith(f"{name} =")]
+            path = tmp_path / "config.toml"
+            path.write_text("\n".join([f"{name} = {value!r}", *kept]))
+            with pytest.raises(UserError, match=name):
+                require_settled(from_toml(path))
+
+
+def test_every_number_of_a_run_is_tried() -> None:
+    plain = {"deterministic", "download", "flip", "nesterov", "normalize", "tf32"}
+    plain |= {"cycle_momentum"}
+    choices = {"shortcut", "stem", "amp_dtype", "attack_dtype", "mode", "augmentation", "loader"}
+    choices |= {"select"}
+    texts = {"model", "unlabelled", "data_root", "select_attack", "test_attacks", "device"}
+    assert set(config_types()) == {*BAD_SETTINGS, *plain, *choices, *texts}
+    for name in choices:
+        with pytest.raises(UserError, match=name.replace("_", "-")):
+            settled(TrainConfig(**{name: "kll"}))
+    for name in plain:
+        with pytest.raises(UserError, match=name.replace("_", "-")):
+            settled(TrainConfig(**{name: "kll"}))  # type: ignore[arg-type]
+    for name in texts:
+        with pytest.raises(UserError, match=name.replace("_", "-")):
+            settled(TrainConfig(**{name: 3}))  # type: ignore[arg-type]
+
+
+def test_momentum_that_a_cycle_would_turn_negative() -> None:
+    with pytest.raises(UserError, match="no-cycle-momentum"):
+        settled(TrainConfig(momentum=0.05, schedule="triangular"))
+    assert settled(TrainConfig(momentum=0.05, schedule="cosine")).momentum == 0.05
+    assert settled(TrainConfig(momentum=0.0, schedule="triangular")).momentum == 0
+    with pytest.raises(UserError, match="step_size_momentum"):
+        step("apart", step_size_momentum=0.05, num_samples=4)
+
+
+def test_a_seed_of_any_size_is_itself() -> None:
+    seed = 2**53 + 1  # the first whole number that a float cannot hold
+    assert settled(TrainConfig(seed=seed)).seed == seed
+    assert step(seed=seed).seed == seed
+
+
+@pytest.mark.parametrize("lost", ["eps", "lr", "epochs", "adversary", "steps"])
+def test_a_run_folder_without_a_setting_is_not_another_run(lost: str, tmp_path) -> None:
+    text = to_toml(settled(TrainConfig(method="pgd")))
+    path = tmp_path / "config.toml"
+    path.write_text("\n".join(x for x in text.splitlines() if not x.startswith(f"{lost} =")))
+    assert from_toml(path).method == "pgd"
+    with pytest.raises(UserError, match=f"has lost {lost}"):
+        require_settled(from_toml(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("num_samples", [0, -1, NAN, 1.5, "many", True]),
+        ("num_classes", [0, -1, NAN]),
+        ("total_steps", [0, -1, INF, 2.5]),
+        ("steps_per_epoch", [0, -1, NAN]),
+        ("max_grad_norm", [0, -1, NAN, INF]),
+        ("seed", [-1, NAN, 2**63]),
+        ("eps", [-1, NAN, INF, 1e39, "8/", True]),
+        ("norm", ["l1", 3]),
+        ("blocks", [[], [3.5]]),
+    ],
+)
+def test_what_a_step_is_told_of_the_run(name: str, values: list[Any]) -> None:
+    for value in values:
+        refused(name, value)
+        if name == "eps":
+            refused(name, value, norm="l2")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("eps", {"eps": NAN}),
+        ("alpha", {"alpha": NAN}),
+        ("alpha", {"alpha": -1}),
+        ("alpha", {"alpha": INF}),
+        ("steps", {"steps": 2.5}),
+        ("steps", {"steps": 0}),
+        ("steps", {"steps": NAN}),
+        ("restarts", {"restarts": 10**9}),
+        ("objective", {"objective": "kll"}),
+        ("random_start", {"random_start": "maybe"}),
+        ("seed", {"seed": 1.5}),
+        ("seed", {"seed": NAN}),
+    ],
+)
+def test_numbers_of_an_attack(name: str, options: dict[str, Any]) -> None:
+    x, y = torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
+    with pytest.raises(UserError, match=name):
+        fastadv.attack(network(), x, y, "pgd", **options)
+    judged = {key: value for key, value in options.items() if key in ("eps", "alpha", "seed")}
+    if judged:
+        with pytest.raises(UserError, match=name):
+            fastadv.evaluate(network(), [(x, y)], ["pgd-2"], **judged)
+    for bad in ("noise-nan", "noise-1e400", "noise--1", "pgd-0", "pgd-99999999"):
+        with pytest.raises(UserError):
+            fastadv.attack(network(), x, y, bad)
+
+
+def test_the_command_line_gives_the_same_sentence(fastadv_command) -> None:
+    for words, sentence in (
+        (("--method", "awp", "--gamma", "-1"), "gamma must be at least 0, not -1."),
+        (("--method", "awp", "--gamma", "nan"), "gamma must be a number"),
+        (("--lr", "1e400"), "--lr must be at least 0 and finite, not inf."),
+        (("--method", "trades", "--beta", "1e39"), "beta must be at least 0 and a number that"),
+        (("--method", "pgd", "--attack-objective", "kll"), "attack_objective 'kll'"),
+    ):
+        outcome = fastadv_command("train", *words)
+        assert outcome.code == 2
+        assert sentence in outcome.err
+        assert len(outcome.err.strip().splitlines()) == 1
+    told = fastadv_command("methods", "awp")
+    assert "gamma = 0.01  (at least 0)" in told.out
