@@ -42,7 +42,7 @@ def record(session: Session) -> dict[str, Any]:
         "configuration": to_toml(session.config),
         "digests": digests,
         "machine": {
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # plain, as a checkpoint must be
             "fastadv": version("fastadv"),
             "Python": platform.python_version(),
             "threads": torch.get_num_threads(),
