@@ -78,7 +78,7 @@ class _Storage:
         self.dtype, self.key, self.count = dtype, key, count
 
 
-class _Reader(pickle._Unpickler):  # type: ignore[misc, name-defined]
+class _Reader(pickle._Unpickler):
     """Python's own unpickler: that in C takes as much memory as a memo's number says."""
 
     def __init__(
@@ -124,7 +124,8 @@ class _Reader(pickle._Unpickler):  # type: ignore[misc, name-defined]
             raise Damaged("a value that is neither plain nor a tensor")
         target._metadata = state["_metadata"]  # type: ignore[attr-defined]
 
-    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    stack: list[Any]  # pickle's own
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     dispatch[pickle.BUILD[0]] = load_build
     for _code in (pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX):
         dispatch.pop(_code[0])

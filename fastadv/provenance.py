@@ -5,6 +5,7 @@ What is trained must be the same; what may change single bits is said.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import platform
@@ -39,7 +40,10 @@ def record(session: Session) -> dict[str, Any]:
     for part in session.step.plan.parts.values():
         digests |= part.depends_on()
     return {
-        "configuration": to_toml(session.config),
+        # Where the folder lies and how often it is saved is no part of what is trained.
+        "configuration": to_toml(
+            dataclasses.replace(session.config, out=None, checkpoint_minutes=0.0)
+        ),
         "digests": digests,
         "machine": {
             "torch": str(torch.__version__),  # plain, as a checkpoint must be
