@@ -6,17 +6,19 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
-from fastadv import checkpoint
+from fastadv import checkpoint, files
 from fastadv.config import TrainConfig
 from fastadv.errors import UserError, unknown
 from fastadv.evaluation import evaluate
 from fastadv.intervals import Scores
 from fastadv.models import VARIANTS
+from fastadv.printable import printable
 from fastadv.run_folder import RunFolder
-from fastadv.session import choose_device, make_model
+from fastadv.saved_models import check_fit
+from fastadv.session import choose_device, data_facts, make_model
 from fastadv.source import Source, open_source
 from fastadv.threat import parse_number
 
@@ -29,11 +31,13 @@ def load_run(path: str, which: str) -> tuple[TrainConfig, Source, nn.Module]:
     if which not in WEIGHTS:
         raise unknown("weights", which, WEIGHTS)
     config = folder.read_config()
-    data = open_source(config, choose_device(config.device))
-    model = make_model(config, data)
     last = folder.averaged if folder.averaged.exists() else folder.last
     file = folder.best if which == "best" else last
-    checkpoint.load_weights(model, checkpoint.load(file)["model"], file)
+    state = checkpoint.load(file).get("model")
+    data = open_source(config, choose_device(config.device))
+    check_fit(config, data_facts(data), state, file)
+    model = make_model(config, data)
+    checkpoint.load_weights(model, state, file)
     return config, data, model
 
 
@@ -88,6 +92,7 @@ def export_run(path: str, out: Path, which: str = "best") -> None:
     }
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     try:
-        save_file(tensors, str(out), metadata=facts)
+        with files.replaced(out) as file:  # a link in its place is not written through
+            file.write(save(tensors, metadata=facts))
     except (OSError, SafetensorError) as error:
-        raise UserError(f"Cannot write {out}: {error}.") from None
+        raise UserError(f"Cannot write {printable(out)}: {error}.") from None

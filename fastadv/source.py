@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from fastadv.data.dataset import split_labels
 from fastadv.data.labels import stratified_rows
 from fastadv.data.packed import tell_left_out
 from fastadv.data.rotation import Rotated
+from fastadv.digests import digest
 from fastadv.engine import distributed
 from fastadv.errors import UserError
 from fastadv.pseudo_labels import read_pseudo_labelled
@@ -80,6 +83,8 @@ class Source:
     validation: Judging
     test: Judging
     streams: bool
+    content: dict[str, str]
+    """A digest of each set: another one is another run."""
 
 
 def open_source(config: TrainConfig, device: torch.device, views: int = 1) -> Source:
@@ -182,12 +187,17 @@ def _from_memory(config: TrainConfig, device: torch.device, options: dict[str, A
     validation = _judging(data.train_images[held_out], data.train_labels[held_out], device)
     if config.select == "test":
         rows, validation = torch.arange(len(data.train_images)), test
+    content = {
+        "training data": digest([data.train_images, data.train_labels]),
+        "test data": digest([data.test_images, data.test_labels]),
+    }
     loader: Loader
     if config.unlabelled is None:
         loader = DeviceLoader(data.train_images, data.train_labels, indices=rows, **options)
     else:
         more, labels = read_pseudo_labelled(config.unlabelled, data.num_classes)
         count += len(more)
+        content["--unlabelled data"] = digest([more, labels])
         loader = MixedLoader(
             data.train_images, data.train_labels, more, labels, indices=rows, **options
         )
@@ -202,7 +212,14 @@ def _from_memory(config: TrainConfig, device: torch.device, options: dict[str, A
         validation=validation,
         test=test,
         streams=False,
+        content=content,
     )
+
+
+def _digest_of_files(files: Iterable[str], labels: Iterable[int]) -> str:
+    """Of files that are too many to be read at once: their names below the class, sizes, labels."""
+    entries = zip(files, labels, strict=True)
+    return digest([(*Path(file).parts[-2:], os.stat(file).st_size, int(y)) for file, y in entries])
 
 
 def _judging(
@@ -252,4 +269,8 @@ def _from_files(config: TrainConfig, device: torch.device, options: dict[str, An
         validation=validation,
         test=test,
         streams=True,
+        content={
+            "training data": _digest_of_files(tree.train_files, tree.train_labels),
+            "test data": _digest_of_files(tree.test_files, tree.test_labels),
+        },
     )
