@@ -6,6 +6,7 @@ requires_grad and grad mode.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -453,8 +454,14 @@ class Step:
     # -- for the caller -----------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise ``TrainingError`` if a loss or gradient was not finite; waits for the device."""
+        """Raise ``TrainingError`` if a loss or gradient was not finite; waits for the device.
+
+        Warns once where the attack moves nothing: its gradient is zero for many images.
+        """
         self.updater.check()
+        sentence = self.walk.still.sentence_once()
+        if sentence is not None:
+            warnings.warn(sentence, stacklevel=2)
 
     def healthy(self) -> bool:
         """Whether every update so far was finite; waits for the device."""
@@ -472,6 +479,7 @@ class Step:
         """Sentences about a run that looks wrong, from the parts; waits for the device."""
         update = self.calls * self.updates_per_batch
         found = [part.advice(update) for part in self.plan.parts.values()]
+        found.append(self.walk.still.sentence())
         return [sentence for sentence in found if sentence is not None]
 
     @contextmanager
