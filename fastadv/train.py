@@ -17,6 +17,7 @@ from fastadv.config import TrainConfig, settled
 from fastadv.console import Console
 from fastadv.engine import distributed
 from fastadv.engine.determinism import reproducible
+from fastadv.engine.faults import all_finite
 from fastadv.engine.precision import tf32
 from fastadv.errors import NotFiniteError, TrainingError, UserError
 from fastadv.evaluation import evaluate
@@ -102,7 +103,10 @@ def _run(
         except TrainingError as error:
             if session.step.healthy():
                 raise
-            folder.save(folder.last_good, {"model": session.model.state_dict()})
+            state = session.model.state_dict()
+            if not all_finite(list(state.values())):
+                raise
+            folder.save(folder.last_good, {"model": state})
             raise TrainingError(f"{error} They are saved in {folder.last_good}.") from None
         summary = runner.final_test()
     folder.write_summary(summary)
