@@ -81,6 +81,9 @@ class Distillation(Target):
                 teacher = teacher.to(setup.dtype)
             self._modules.append(teacher.to(setup.device).eval().requires_grad_(False))
 
+    def networks(self) -> Sequence[nn.Module]:
+        return self._modules
+
     def teach(self, x_adv: Tensor) -> Tensor:
         logits = [self.net.logits_of(teacher, x_adv) for teacher in self._modules]
         return torch.stack(logits)
