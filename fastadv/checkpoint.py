@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastadv import checkpoint_file, files
+from fastadv.digests import digest
 from fastadv.errors import UserError
+from fastadv.printable import printable
 
 CHECKSUM = "checksum"
+_MOST_VALUES = 1_000_000  # dicts, numbers, texts and tensors of one checkpoint
 
 
 def save(path: Path, payload: dict[str, Any]) -> None:
@@ -22,97 +24,90 @@ def save(path: Path, payload: dict[str, Any]) -> None:
     A reader sees the old file or the new one, never a part. Raises ``UserError`` when the disk
     is full; the file that was there stays.
     """
-    aside = path.with_name(path.name + ".partial")
+    sealed = payload | {CHECKSUM: digest(payload)}
     try:
-        with open(aside, "wb") as file:
-            torch.save(payload | {CHECKSUM: _digest(payload)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        _sync_folder(path.parent)
+        with files.replaced(path) as file:
+            torch.save(sealed, file)
     except (OSError, RuntimeError) as error:
-        aside.unlink(missing_ok=True)
-        if _is_full(error):
-            raise UserError(
-                f"No space left on the device to write {path}; what was saved before is intact."
-            ) from None
-        raise
+        raise _told(error, path, "; what was saved before is intact") from error
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace the text file ``path`` atomically."""
-    aside = path.with_name(path.name + ".partial")
     try:
-        with open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        with files.replaced(path) as file:
+            file.write(text.encode("utf-8"))
     except OSError as error:
-        aside.unlink(missing_ok=True)
-        if _is_full(error):
-            raise UserError(f"No space left on the device to write {path}.") from None
-        raise
+        raise _told(error, path) from error
 
 
 def load(path: Path) -> dict[str, Any]:
     """The payload of ``path``, on the CPU, checked against its checksum.
 
-    Raises ``UserError`` when the file is missing, cut short or changed. Nothing in it is executed
-    (``weights_only``).
+    Raises ``UserError`` when the file is missing, cut short, changed or larger inside than outside.
+    Nothing in it is executed (``checkpoint_file``).
     """
-    if not path.is_file():
-        raise UserError(f"There is no checkpoint {path}.")
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-        digest = payload.pop(CHECKSUM)
+        with files.regular(path) as file:
+            payload = checkpoint_file.read(file)
+        checkpoint_file.count_values(payload, _MOST_VALUES)
+        saved = payload.pop(CHECKSUM)
+        found = digest(payload)
+    except FileNotFoundError:
+        raise UserError(f"There is no checkpoint {printable(path)}.") from None
+    except UserError:
+        raise
     except Exception as error:
-        # torch reports a damaged file by many types: RuntimeError, EOFError, UnpicklingError, ...
+        # A damaged file shows by many types: BadZipFile, EOFError, UnpicklingError, KeyError, ...
         raise UserError(
-            f"The checkpoint {path} cannot be read, it is damaged or not one of fastadv's "
-            f"({type(error).__name__})."
+            f"The checkpoint {printable(path)} cannot be read, it is damaged or not one of "
+            f"fastadv's ({type(error).__name__})."
         ) from None
-    if digest != _digest(payload):
-        raise UserError(f"The checkpoint {path} is damaged: its checksum does not match.")
+    if saved != found:
+        raise UserError(
+            f"The checkpoint {printable(path)} is damaged: its checksum does not match."
+        )
     return dict(payload)
 
 
-def load_weights(model: torch.nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def load_weights(model: torch.nn.Module, state: object, path: Path) -> None:
     """Load ``state`` into ``model``, or say in a sentence that it belongs to another one."""
+    model.load_state_dict(check_weights(model, state, path))
+
+
+def check_weights(model: torch.nn.Module, state: object, path: Path) -> dict[str, Tensor]:
+    """``state`` if it has the names, shapes and types of ``model``'s and no value that is NaN.
+
+    ``model`` may be on the device "meta", to be looked at before memory is taken for it.
+    """
+    shown = printable(path)
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{shown} holds no network.")
     own = model.state_dict()
     for name in own.keys() ^ state.keys():
-        raise UserError(f"{path} belongs to another model: only one of the two has {name!r}.")
+        raise UserError(
+            f"{shown} belongs to another model: only one of the two has {printable(str(name))!r}."
+        )
     for name, tensor in own.items():
-        if tensor.shape != state[name].shape:
+        other = state[name]
+        if tensor.shape != other.shape or tensor.dtype != other.dtype:
             raise UserError(
-                f"{path} belongs to another model: its {name} has shape "
-                f"{tuple(state[name].shape)}, not {tuple(tensor.shape)}."
+                f"{shown} belongs to another model: its {name} has shape "
+                f"{tuple(other.shape)} and type {str(other.dtype).removeprefix('torch.')}, not "
+                f"{tuple(tensor.shape)} and {str(tensor.dtype).removeprefix('torch.')}."
             )
-    model.load_state_dict(state)
+        if other.is_floating_point() and bool(other.isnan().any()):
+            raise UserError(f"{shown} cannot be used: its {name} holds values that are NaN.")
+    return state
 
 
-def _digest(payload: Any) -> str:
-    hasher = hashlib.blake2b(digest_size=16)
-    _feed(hasher, payload)
-    return hasher.hexdigest()
-
-
-def _feed(hasher: Any, value: Any) -> None:
-    """Everything a checkpoint holds, tensors by their bytes, in an order that saving keeps."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            hasher.update(repr(key).encode())
-            _feed(hasher, item)
-    elif isinstance(value, (list, tuple)):
-        hasher.update(str(len(value)).encode())
-        for item in value:
-            _feed(hasher, item)
-    elif isinstance(value, Tensor):
-        plain = value.detach().cpu().contiguous()
-        hasher.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
-        hasher.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    else:
-        hasher.update(repr(value).encode())
+def _told(error: Exception, path: Path, more: str = "") -> UserError:
+    """What stopped the writing of ``path``, as a sentence; what is no matter of files is raised."""
+    if _is_full(error):
+        return UserError(f"No space left on the device to write {printable(path)}{more}.")
+    if isinstance(error, OSError):
+        return UserError(f"Cannot write {printable(path)}: {error.strerror}.")
+    raise error
 
 
 def _is_full(error: Exception) -> bool:
@@ -123,11 +118,3 @@ def _is_full(error: Exception) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or (
         isinstance(error, RuntimeError) and "write" in str(error).lower()
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

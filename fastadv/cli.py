@@ -14,6 +14,15 @@ import typer
 from rich.markup import escape
 
 from fastadv.errors import TrainingError, UserError
+from fastadv.printable import printable, safe_sentence
+from fastadv.trust import trusting
+
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code", help="run the module:callable that run folders from elsewhere name"
+    ),
+]
 
 app = typer.Typer(
     add_completion=False,
@@ -30,7 +39,7 @@ def main() -> None:
 
     def say(kind: str, sentence: object) -> None:
         colour = "yellow" if kind == "warning" else "red"
-        errors.print(f"[{colour}]{kind}:[/] {escape(str(sentence))}")
+        errors.print(f"[{colour}]{kind}:[/] {escape(safe_sentence(sentence))}")
 
     # A warning is a sentence for a person here, not a place in the code.
     warnings.showwarning = lambda message, *_: say("warning", message)
@@ -42,7 +51,7 @@ def main() -> None:
         say("error", error)
         code = 2
     except Interrupted as stopped:
-        errors.print(escape(str(stopped)))
+        errors.print(escape(safe_sentence(stopped)))
         code = 130
     except KeyboardInterrupt:
         code = 130
@@ -62,14 +71,15 @@ def _train(given: dict[str, Any]) -> None:
     from fastadv.train import resume, train
 
     path = given.pop("resume", None)
-    if path is not None:
-        if given:
-            flags = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise UserError(f"--resume continues a run as it was begun; leave away {flags}.")
-        resume(path)
-        return
-    settings = {name: given.pop(name) for name in list(given) if name in config_types()}
-    train(TrainConfig(**settings, options=given))
+    with trusting(given.pop("trust_code", False)):
+        if path is not None:
+            if given:
+                flags = ", ".join("--" + name.replace("_", "-") for name in given)
+                raise UserError(f"--resume continues a run as it was begun; leave away {flags}.")
+            resume(path)
+            return
+        settings = {name: given.pop(name) for name in list(given) if name in config_types()}
+        train(TrainConfig(**settings, options=given))
 
 
 def _register_train() -> None:
@@ -86,7 +96,10 @@ def _register_train() -> None:
             ),
         ],
     )
-    app.command("train")(with_options(_train, [resume, *train_parameters()]))
+    trust_code = inspect.Parameter(
+        "trust_code", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=TrustCode
+    )
+    app.command("train")(with_options(_train, [resume, trust_code, *train_parameters()]))
 
 
 @app.command()
@@ -102,16 +115,22 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="judge this many test images only")] = None,
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
+    trust_code: TrustCode = False,
 ) -> None:
     """Test accuracy of a run's weights under attacks."""
+    from fastadv.console import as_interval
     from fastadv.judge import judge_run
 
-    scores = judge_run(run, attacks, which=which, eps=eps, alpha=alpha, limit=limit, seed=seed)
-    table = rich.table.Table(title=f"{run}, {which} weights: test accuracy, %")
+    with trusting(trust_code):
+        scores = judge_run(run, attacks, which=which, eps=eps, alpha=alpha, limit=limit, seed=seed)
+    table = rich.table.Table(
+        title=f"{escape(printable(run))}, {which} weights: test accuracy, % of {scores.n:,} images"
+    )
     table.add_column("attack")
     table.add_column("accuracy", justify="right")
+    table.add_column("95 % interval", justify="right")
     for attack, score in scores.items():
-        table.add_row(attack, f"{100 * score:.2f}")
+        table.add_row(attack, f"{100 * score:.2f}", as_interval(scores.interval(attack)))
     rich.console.Console(highlight=False).print(table)
 
 
@@ -144,11 +163,13 @@ def export(
     run: Annotated[str, typer.Argument(help="a run folder")],
     out: Annotated[Path, typer.Option(help="file to write")] = Path("model.safetensors"),
     which: Annotated[str, typer.Option(help="best or last weights")] = "best",
+    trust_code: TrustCode = False,
 ) -> None:
     """Write a run's weights as safetensors."""
     from fastadv.judge import export_run
 
-    export_run(run, out, which)
+    with trusting(trust_code):
+        export_run(run, out, which)
     rich.console.Console(highlight=False, soft_wrap=True).print(f"wrote {escape(str(out))}")
 
 
@@ -157,13 +178,15 @@ def pseudo_label(
     run: Annotated[str, typer.Argument(help="the run folder of a trained network")],
     images: Annotated[str, typer.Option(help=".npz with images (N,H,W,C) uint8")],
     out: Annotated[str, typer.Option(help=".npz to write, for --unlabelled")],
+    trust_code: TrustCode = False,
 ) -> None:
     """Label unlabelled images with a run's best network, for RST."""
     from fastadv.judge import load_run
     from fastadv.pseudo_labels import write_pseudo_labels
 
-    _, data, _ = load_run(run, "best")
-    counts = write_pseudo_labels(run, images, out, data.num_classes)
+    with trusting(trust_code):
+        _, data, _ = load_run(run, "best")
+        counts = write_pseudo_labels(run, images, out, data.num_classes)
     shares = ", ".join(f"{label}: {count}" for label, count in counts.items())
     rich.console.Console(highlight=False, soft_wrap=True).print(
         f"wrote {escape(out)}; images a class: {shares}"

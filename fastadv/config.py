@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from fastadv import files, sealed
 from fastadv.attacks.names import parse_attack
 from fastadv.declared import (
     Count,
@@ -29,12 +30,15 @@ from fastadv.errors import UserError, unknown
 from fastadv.models import VARIANTS
 from fastadv.plan import Plan, resolve
 from fastadv.presets import preset_for
+from fastadv.printable import printable
 from fastadv.schedules import STEPPED, TRIANGULAR_MOMENTUM
 from fastadv.threat import Threat
 
 OpenShare = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 Width = Annotated[int, Range(1, 65536)]  # more channels or layers than any network has
 Side = Annotated[int, Range(1, 65536)]  # the most that JPEG holds
+
+MOST_BYTES = 1 << 20  # of a config.toml
 
 
 @dataclass(frozen=True)
@@ -189,15 +193,47 @@ def _literal(value: Any) -> str:
     if isinstance(value, tuple):
         value = ",".join(map(str, value))
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text) + '"'
 
 
 def from_toml(path: Path) -> TrainConfig:
     """The configuration in ``path``; an unknown key is an error that names the nearest."""
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"Cannot read the configuration {path}: {error}.") from None
+        content = files.read(path, MOST_BYTES)
+    except OSError as error:
+        raise UserError(
+            f"Cannot read the configuration {printable(path)}: {error.strerror}."
+        ) from None
+    return from_bytes(content, path)
+
+
+def from_bytes(content: bytes, path: Path) -> TrainConfig:
+    """The configuration that ``content`` of the file ``path`` holds, whole by its checksum."""
+    shown = printable(path)
+    try:
+        text = content.decode("utf-8")
+        sealed.check_text(text)
+        found = tomllib.loads(text)
+    except sealed.Broken:
+        raise UserError(
+            f"{shown} is damaged or was changed: its checksum does not match. Put back what it "
+            "was, or take its last line away to use it as it is."
+        ) from None
+    except (ValueError, RecursionError, MemoryError) as error:  # what is no TOML, and what nests
+        raise UserError(
+            f"Cannot read the configuration {shown}: {printable(str(error))}."
+        ) from None
+    try:
+        return _from_tables(found, shown)
+    except UserError as error:
+        raise UserError(printable(str(error))) from None
+    except (TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"A setting in {shown} is of another type than it has: {printable(str(error))}."
+        ) from None
+
+
+def _from_tables(found: dict[str, Any], path: str) -> TrainConfig:
     options = found.pop("options", {})
     if not isinstance(options, Mapping):
         raise UserError(f"The options in {path} must be a table, not {options!r}.")
@@ -205,6 +241,9 @@ def from_toml(path: Path) -> TrainConfig:
     for name in found:
         if name not in known:
             raise unknown(f"setting in {path}", name, known)
+        is_text = isinstance(getattr(TrainConfig, name), str) or known[name] == str | None
+        if is_text and not isinstance(found[name], str):
+            raise UserError(f"{name} in {path} must be a text, not {found[name]!r}.")
     values = {name: coerce(name, value, known[name]) for name, value in found.items()}
     return TrainConfig(**values, options=options)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -100,8 +100,10 @@ class Console:
         scores = "  ".join(
             f"{name.replace('_', ' ')} {100 * value:5.1f} %"
             for name, value in line.items()
-            if name.startswith(("val_", "test_"))
+            if name.startswith(("val_", "test_")) and name + "_interval" in line
         )
+        judged = next((line[name] for name in ("val_n", "test_n") if name in line), None)
+        scores += f" of {judged:,}" if judged else ""
         self.out.print(
             f"epoch {line['epoch']:3d}/{self._total}  loss {line['loss']:.4f}  "
             f"lr {line['lr']:.4f}  {scores}  train {line['train_seconds']:.1f} s  "
@@ -113,17 +115,24 @@ class Console:
 
     def finish(self, summary: dict[str, Any], folder: RunFolder) -> None:
         """The results table, in the papers' form."""
-        table = Table(title="test accuracy, %")
-        for name in ("attack", "best", "last", "diff"):
+        table = Table(title=f"test accuracy, % of {summary['n']:,} images, and its 95 % interval")
+        for name in ("attack", "best", "", "last", "", "diff"):
             table.add_column(name, justify="left" if name == "attack" else "right")
         for attack in summary["last"]:
             best, last = 100 * summary["best"][attack], 100 * summary["last"][attack]
-            table.add_row(attack, f"{best:.2f}", f"{last:.2f}", f"{best - last:.2f}")
+            ends = [as_interval(summary["intervals"][w][attack]) for w in ("best", "last")]
+            diff = f"{best - last:.2f}"
+            table.add_row(attack, f"{best:.2f}", ends[0], f"{last:.2f}", ends[1], diff)
         self.out.print(table)
         self.out.print(
             f"best epoch {summary['best_epoch']}, training {summary['train_seconds']:.1f} s, "
             f"judging {summary['judge_seconds']:.1f} s; saved in {escape(str(folder.path))}"
         )
+
+
+def as_interval(ends: Sequence[float]) -> str:
+    """The ends of an interval of shares, in per cent."""
+    return f"{100 * ends[0]:.1f}-{100 * ends[1]:.1f}"
 
 
 def _precision(session: Session) -> str:

@@ -165,6 +165,10 @@ class Part:
         """Whether the part does nothing sensible unless it is told the epoch."""
         return self.needs_length
 
+    def depends_on(self) -> dict[str, str]:
+        """A digest of each thing from outside that the part learns from; after ``prepare``."""
+        return {}
+
     def prepare(self, setup: Setup) -> None:
         """Learn the run and allocate the state; called once, before the first batch."""
         self.setup = setup

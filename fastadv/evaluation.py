@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from fastadv.attacks import ATTACKS, inputs
 from fastadv.attacks.autoattack import require_package
 from fastadv.attacks.names import OPTIONS, AttackSpec, parse_attack
 from fastadv.attacks.problem import Problem
+from fastadv.attacks.watch import NO_ATTACK, Watch
 from fastadv.declared import coerce, parse_number
 from fastadv.engine import distributed
 from fastadv.engine.network import Network
 from fastadv.errors import NotFiniteError, UserError
-from fastadv.threat import Threat
+from fastadv.intervals import Scores
+from fastadv.ranges import outside
+from fastadv.threat import Threat, usual_threat
+
+# Below this share of the images nothing is said.
+MASKED_SHARE = 0.01
+MASKS_SEEN_IN = 16  # images
 
 
 def evaluate(
@@ -25,7 +34,7 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     attacks: Sequence[str] = ("clean", "pgd-20"),
     *,
-    eps: float | str = 8 / 255,
+    eps: float | str | None = None,
     norm: str = "linf",
     alpha: float | str | None = None,
     seed: int = 0,
@@ -33,8 +42,9 @@ def evaluate(
     device: torch.device | str | None = None,
     progress: Callable[[int], None] | None = None,
     shared: bool = False,
-) -> dict[str, float]:
-    """Accuracy in [0,1] under each of ``attacks``, by name, from one pass over ``batches``.
+) -> Scores:
+    """Accuracy in [0,1] under each of ``attacks``, by name, from one pass over ``batches``: a
+    dictionary with ``n``, the number of images, and ``interval(name)``, the 95 % interval.
 
     ``batches`` yields (x, y): ``x`` (B,C,H,W) float in [0,1], ``y`` (B,) classes. For the names
     and for ``eps`` and ``norm`` see ``fastadv.attack``; ``alpha`` (pixels) is the step of the
@@ -52,11 +62,14 @@ def evaluate(
     same noise whatever the batch size (AutoAttack's own draws excepted). Nothing waits for the
     device between the first batch and the last, AutoAttack excepted.
 
-    Raises ``UserError`` for unknown attacks, no images, images outside [0,1], labels out of range
-    and logits that are not finite.
+    Raises ``UserError`` for unknown attacks, no images, images outside [0,1], labels out of range,
+    and outputs or gradients that are not finite. Warns, in a sentence with the share of images,
+    where the gradient was exactly zero or the softmax so saturated that its loss is exactly zero,
+    where the outputs look like probabilities, and where they change from call to call: the
+    accuracy flatters then.
     """
     specs = _specs(attacks, None if alpha is None else parse_number(alpha, "alpha"))
-    threat = Threat(norm, parse_number(eps, "eps"))
+    threat = usual_threat(norm, eps)
     seed = coerce("seed", seed, int)
     where = inputs.model_device(model, torch.device("cpu")) if device is None else device
     net = inputs.attacked_network(model, torch.device(where), amp)
@@ -72,7 +85,7 @@ def evaluate(
             if progress is not None:
                 progress(tally.images)
         if shared:
-            distributed.add_up(tally.right)
+            distributed.add_up(tally.counts)
         return tally.scores()
 
 
@@ -113,9 +126,13 @@ class _Tally:
         self.images = 0
         self.looked = False
         self.classes = 0
-        self.right = torch.zeros(len(specs), dtype=torch.int64, device=net.device)
-        # Images outside the box, labels out of range, logits that are not finite.
-        self.trouble = torch.zeros(3, dtype=torch.bool, device=net.device)
+        # By attack: images classified right, those whose gradient was exactly zero where the attack
+        # began, those whose loss was exactly zero after it.
+        self.counts = torch.zeros(3, len(specs), dtype=torch.int64, device=net.device)
+        self.right, self.still, self.saturated = self.counts
+        # Images outside the box, labels out of range, logits or gradients that are not finite.
+        self.trouble = torch.zeros(4, dtype=torch.bool, device=net.device)
+        self.masks: list[Tensor] = []  # of the first batch: probabilities, outputs that change
         self.format = _memory_format(net.model)
 
     def add(self, x: Tensor, y: Tensor) -> None:
@@ -133,14 +150,26 @@ class _Tally:
             clean = problem.logits(x)
         self.classes = clean.shape[1]
         self._note_trouble(x, y, clean)
+        if not self.masks:
+            self._look_for_masks(problem, clean)
         if self.net.waits_are_free or not self.looked:
             self._raise_trouble()
             self.looked = True
         # An index out of range would end a CUDA process; the mistake is reported at the end.
         problem = replace(problem, y=y.clamp(0, self.classes - 1))
         for position, spec in enumerate(self.specs.values()):
-            logits = clean if spec.kind == "clean" else self._logits_under(spec, problem)
-            self.right[position] += (logits.argmax(1) == problem.y).sum()
+            if spec.kind == "clean":
+                logits = clean
+            else:
+                watch = Watch(device)
+                logits = self._logits_under(spec, replace(problem, watch=watch))
+                self.trouble[3] |= watch.bad
+                self.still[position] += watch.still
+            right = logits.argmax(1) == problem.y
+            self.right[position] += right.sum()
+            if "steps" in OPTIONS[spec.kind]:
+                loss = cross_entropy(logits, problem.y, reduction="none")
+                self.saturated[position] += (right & (loss == 0)).sum()
         self.images += len(x)
 
     def _logits_under(self, spec: AttackSpec, problem: Problem) -> Tensor:
@@ -148,16 +177,27 @@ class _Tally:
         with torch.no_grad():
             logits = problem.logits(x_adv)
         self.trouble[2] |= ~logits.isfinite().all()
+        self.trouble[3] |= ~x_adv.isfinite().all()
         return logits
+
+    @torch.no_grad()
+    def _look_for_masks(self, problem: Problem, clean: Tensor) -> None:
+        few = slice(MASKS_SEEN_IN)
+        again = problem.logits(problem.x[few])
+        apart = (again - clean[few]).abs().amax()
+        changes = apart > 1e-3 * clean[few].abs().amax().clamp(min=1e-30)
+        sums, smallest = clean[few].sum(1), clean[few].amin()
+        probabilities = ((sums - 1).abs().amax() < 1e-3) & (smallest >= 0)
+        self.masks = [probabilities, changes]
 
     def _note_trouble(self, x: Tensor, y: Tensor, logits: Tensor) -> None:
         out_of_range = ((y < 0) | (y >= self.classes)).any()
         not_finite = ~logits.isfinite().all()
-        self.trouble |= torch.stack([inputs.outside_box(x), out_of_range, not_finite])
+        self.trouble[:3] |= torch.stack([outside(x), out_of_range, not_finite])
 
     def _raise_trouble(self) -> None:
         """Raise what was noted; waits for the device."""
-        outside, out_of_range, not_finite = self.trouble.tolist()
+        outside, out_of_range, not_finite, no_attack = self.trouble.tolist()
         if outside:
             raise UserError(inputs.BOX_SENTENCE)
         if out_of_range:
@@ -170,13 +210,52 @@ class _Tally:
                 "The model's outputs are not finite, so its accuracy means nothing; judge an "
                 "earlier checkpoint, or judge without amp."
             )
+        if no_attack:
+            raise NotFiniteError(NO_ATTACK)
 
-    def scores(self) -> dict[str, float]:
+    def _warn(self) -> None:
+        """Say what makes the accuracy look better than it is."""
+        n = self.images
+        for name, still, saturated in zip(
+            self.specs, self.still.tolist(), self.saturated.tolist(), strict=True
+        ):
+            if still >= max(1.0, MASKED_SHARE * n):
+                _say(
+                    f"{name}: the gradient was exactly zero for {still} of {n} images "
+                    f"({100 * still / n:.0f} %) that were classified right; the network hides its "
+                    "gradient (rounding, saturation), and its accuracy there means nothing: judge "
+                    "with cw, cw-margin or autoattack."
+                )
+            elif saturated >= max(1.0, MASKED_SHARE * n):
+                _say(
+                    f"{name}: after the attack the loss was exactly zero for {saturated} of {n} "
+                    f"images ({100 * saturated / n:.0f} %); the softmax is saturated and hides its "
+                    "slope: judge with cw, cw-margin or autoattack."
+                )
+        probabilities, changes = [bool(mask) for mask in self.masks] or (False, False)
+        if probabilities:
+            _say(
+                "The model returns probabilities, not logits: its gradient vanishes where it is "
+                "sure, and the accuracy under attack is too high; leave the softmax out."
+            )
+        if changes:
+            _say(
+                "The model's outputs change from call to call in eval mode: an attack climbs on "
+                "noise, and the accuracy is too high; judge with its noise switched off."
+            )
+
+    def scores(self) -> Scores:
         """Accuracy in [0,1] by attack."""
         if self.images == 0:
             raise UserError("There are no images to evaluate: the batches are empty.")
         self._raise_trouble()
-        return dict(zip(self.specs, (self.right / self.images).tolist(), strict=True))
+        self._warn()
+        shares = (self.right / self.images).tolist()
+        return Scores(dict(zip(self.specs, shares, strict=True)), self.images)
+
+
+def _say(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=4)
 
 
 def _memory_format(model: nn.Module) -> torch.memory_format:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fastadv.engine import distributed
 
@@ -20,11 +21,16 @@ class Events:
 
             self._writer = SummaryWriter(str(folder))
 
-    def add(self, line: Mapping[str, float]) -> None:
-        """``line`` as ``metrics.jsonl`` has it; "epoch" is the step of the curves."""
+    def add(self, line: Mapping[str, Any]) -> None:
+        """``line`` as ``metrics.jsonl`` has it; "epoch" is the step of the curves, and the two ends
+        of an interval are a curve each."""
         if self._writer is None:
             return
         for name, value in line.items():
-            if name != "epoch":
-                self._writer.add_scalar(name, value, int(line["epoch"]))
+            curves = {name: value}
+            if isinstance(value, (list, tuple)):
+                curves = {f"{name}_low": value[0], f"{name}_high": value[1]}
+            for curve, height in curves.items():
+                if curve != "epoch":
+                    self._writer.add_scalar(curve, height, int(line["epoch"]))
         self._writer.flush()

@@ -6,17 +6,20 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
-from fastadv import checkpoint
+from fastadv import checkpoint, files
 from fastadv.config import TrainConfig
 from fastadv.errors import UserError, unknown
 from fastadv.evaluation import evaluate
+from fastadv.intervals import Scores
 from fastadv.models import VARIANTS
+from fastadv.printable import printable
 from fastadv.run_folder import RunFolder
-from fastadv.session import choose_device, make_model
-from fastadv.source import Judging, Source, open_source
+from fastadv.saved_models import check_fit
+from fastadv.session import choose_device, data_facts, make_model
+from fastadv.source import Source, open_source
 from fastadv.threat import parse_number
 
 WEIGHTS = ("best", "last")
@@ -28,11 +31,13 @@ def load_run(path: str, which: str) -> tuple[TrainConfig, Source, nn.Module]:
     if which not in WEIGHTS:
         raise unknown("weights", which, WEIGHTS)
     config = folder.read_config()
-    data = open_source(config, choose_device(config.device))
-    model = make_model(config, data)
     last = folder.averaged if folder.averaged.exists() else folder.last
     file = folder.best if which == "best" else last
-    checkpoint.load_weights(model, checkpoint.load(file)["model"], file)
+    state = checkpoint.load(file).get("model")
+    data = open_source(config, choose_device(config.device))
+    check_fit(config, data_facts(data), state, file)
+    model = make_model(config, data)
+    checkpoint.load_weights(model, state, file)
     return config, data, model
 
 
@@ -45,14 +50,16 @@ def judge_run(
     alpha: str | None = None,
     limit: int | None = None,
     seed: int = 0,
-) -> dict[str, float]:
+) -> Scores:
     """Test accuracy in [0,1] by attack; ``eps`` is the run's unless given, and so is the step
-    ``alpha`` of attacks with several steps (of another ball: the usual one for it)."""
+    ``alpha`` of attacks with several steps (of another ball: the usual one for it). All test
+    images are judged, or ``limit`` of them, each class in proportion, whatever the run's own
+    ``--test-limit`` was."""
     config, data, model = load_run(path, which)
     device = choose_device(config.device)
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, not {limit}.")
-    images = Judging(lambda: data.test, limit)
+    images = data.test.limited(limit)
     radius = config.eps if eps is None else parse_number(eps, "eps")
     step: float | str | None = alpha
     if alpha is None and eps is None:
@@ -85,6 +92,7 @@ def export_run(path: str, out: Path, which: str = "best") -> None:
     }
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     try:
-        save_file(tensors, str(out), metadata=facts)
+        with files.replaced(out) as file:  # a link in its place is not written through
+            file.write(save(tensors, metadata=facts))
     except (OSError, SafetensorError) as error:
-        raise UserError(f"Cannot write {out}: {error}.") from None
+        raise UserError(f"Cannot write {printable(out)}: {error}.") from None

@@ -10,6 +10,7 @@ from fastadv.errors import UserError
 from fastadv.plan import resolve
 from fastadv.recipe_row import BESIDE
 from fastadv.recipes import recipe
+from fastadv.threat import USUAL_EPS
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,6 @@ DATA: Mapping[str, Preset] = {
 }
 OTHER = Preset("as CIFAR-10", _CIFAR | {"padding": "constant"})
 
-EPS = {"linf": 8 / 255, "l2": 128 / 255}
 
 # For every radius: the paper trains with 2/255 to 10/255 at these rates.
 _LEARNED_STEPS = (
@@ -145,14 +145,14 @@ def preset_for(
     preset = DATA.get(kind, OTHER)
     settings = dict(preset.settings)
     norm = given.get("norm", "linf")
-    if norm not in EPS:
+    if norm not in USUAL_EPS:
         raise UserError(f"norm must be 'linf' or 'l2', not {norm!r}.")
     if preset.published:
         settings |= {**row.training, **TRAINING_ON_DATA.get((method, kind), {})}
         if norm != "linf":
             for name in ("eps", "judge_alpha"):
                 settings.pop(name, None)  # published ones are all of Linf balls
-    settings.setdefault("eps", EPS[norm])
+    settings.setdefault("eps", USUAL_EPS[norm])
     plan = resolve(method, options)
     usual: dict[str, Any] = {}
     for slot, part in plan.slots.items():

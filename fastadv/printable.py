@@ -21,3 +21,8 @@ def printable(text: str | os.PathLike[str]) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+def safe_sentence(text: object) -> str:
+    """``text`` of a message, whole and with its line breaks, safe for a terminal."""
+    return "".join(c if c == "\n" or c.isprintable() else _escaped(c) for c in str(text))

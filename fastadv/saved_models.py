@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from fastadv import checkpoint
 from fastadv.errors import UserError
+from fastadv.printable import printable
+
+if TYPE_CHECKING:
+    from fastadv.config import TrainConfig
 
 
 def load_model(path: str, num_classes: int, in_channels: int) -> nn.Module:
@@ -27,13 +33,34 @@ def load_model(path: str, num_classes: int, in_channels: int) -> nn.Module:
     saved = checkpoint.load(weights)
     if "model" not in saved:
         raise UserError(f"{weights} holds no network.")
-    model = configured_model(
-        config,
-        num_classes=num_classes,
-        in_channels=in_channels,
+    facts: dict[str, Any] = {
+        "num_classes": num_classes,
+        "in_channels": in_channels,
         # Only their presence matters: the numbers are part of the saved weights.
-        mean=[0.0] * in_channels,
-        std=[1.0] * in_channels,
-    )
+        "mean": [0.0] * in_channels,
+        "std": [1.0] * in_channels,
+    }
+    check_fit(config, facts, saved["model"], weights)
+    model = configured_model(config, **facts)
     checkpoint.load_weights(model, saved["model"], weights)
     return model.eval()
+
+
+def check_fit(config: TrainConfig, facts: dict[str, Any], state: object, path: Path) -> None:
+    """Raise ``UserError`` unless ``state`` is of the network ``config`` names.
+
+    Looked at without memory for weights: a width in a file can ask for all there is. Networks of
+    one's own are built first; their code was trusted before.
+    """
+    from fastadv.models.configured import configured_model
+
+    if ":" in str(config.model):
+        return
+    count = len(state) if isinstance(state, dict) else 0
+    if (config.depth or 0) > count:
+        raise UserError(
+            f"{printable(path)} belongs to another model: {count} tensors, depth {config.depth}."
+        )
+    with torch.device("meta"):
+        network = configured_model(config, **facts)
+    checkpoint.check_weights(network, state, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -39,13 +40,17 @@ def choose_device(name: str) -> torch.device:
 def make_model(config: TrainConfig, data: Source) -> nn.Module:
     """The configured network for ``data``, weights drawn from the run's seed."""
     torch.manual_seed(config.seed)
-    return configured_model(
-        config,
-        num_classes=data.num_classes,
-        in_channels=data.channels,
-        mean=data.mean,
-        std=data.std,
-    )
+    return configured_model(config, **data_facts(data))
+
+
+def data_facts(data: Source) -> dict[str, Any]:
+    """What a network takes from the data it is for."""
+    return {
+        "num_classes": data.num_classes,
+        "in_channels": data.channels,
+        "mean": data.mean,
+        "std": data.std,
+    }
 
 
 @dataclass
@@ -62,10 +67,16 @@ class Session:
     threat: Threat
 
     @classmethod
-    def build(cls, config: TrainConfig, *, insist: bool | None = None) -> Session:
+    def build(
+        cls,
+        config: TrainConfig,
+        *,
+        insist: bool | None = None,
+        look: Callable[[Source], None] | None = None,
+    ) -> Session:
         """Load the data and build everything ``config`` (settled) names.
 
-        ``insist``: as ``Step`` has it.
+        ``insist``: as ``Step`` has it. ``look`` sees the data before the model is built.
         """
         require_settled(config)
         device = choose_device(config.device)
@@ -78,6 +89,8 @@ class Session:
             )
         with distributed.first_alone():
             data = open_source(config, device, views=2 if "second_view" in plan.needs else 1)
+        if look is not None:
+            look(data)
         # channels_last measured faster for every network and precision tried (bench/README.md).
         model = make_model(config, data).to(device)
         if distributed.rank() > 0:

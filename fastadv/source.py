@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from fastadv.data import (
     DeviceLoader,
     Loader,
     MixedLoader,
+    draws,
     eval_batches,
     is_tree,
     list_images,
@@ -25,8 +28,10 @@ from fastadv.data import (
 from fastadv.data.choice import choose_loader, stream_format, stream_statistics
 from fastadv.data.dali import DaliLoader
 from fastadv.data.dataset import split_labels
+from fastadv.data.labels import stratified_rows
 from fastadv.data.packed import tell_left_out
 from fastadv.data.rotation import Rotated
+from fastadv.digests import digest
 from fastadv.engine import distributed
 from fastadv.errors import UserError
 from fastadv.pseudo_labels import read_pseudo_labelled
@@ -35,22 +40,32 @@ JUDGE_BATCH = 500
 
 
 class Judging:
-    """Labelled images in order, batch by batch, as often as asked; ``limit`` takes the first."""
+    """Labelled images in order, batch by batch, as often as asked.
+
+    ``batches(rows)`` gives the chosen ones of the images whose labels are ``labels`` (N,). At most
+    ``limit`` of them are judged, each class in proportion, always the same ones.
+    """
 
     def __init__(
-        self, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]], limit: int | None = None
+        self,
+        batches: Callable[[Tensor], Iterable[tuple[Tensor, Tensor]]],
+        labels: Tensor,
+        limit: int | None = None,
     ) -> None:
-        self._batches, self._limit = batches, limit
+        self._batches, self._labels = batches, labels.cpu()
+        self.rows = torch.arange(len(labels))
+        if limit is not None and limit < len(labels):
+            self.rows = stratified_rows(self._labels, limit, draws.LIMIT, seed=0)
+
+    def limited(self, limit: int | None) -> Judging:
+        """The same images, at most ``limit`` of them."""
+        return Judging(self._batches, self._labels, limit)
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        left = self._limit
-        for images, labels in self._batches():
-            if left is not None:
-                images, labels = images[:left], labels[:left]
-                left -= len(labels)
-            yield images, labels
-            if left == 0:
-                return
+        yield from self._batches(self.rows)
 
 
 @dataclass
@@ -68,6 +83,8 @@ class Source:
     validation: Judging
     test: Judging
     streams: bool
+    content: dict[str, str]
+    """A digest of each set: another one is another run."""
 
 
 def open_source(config: TrainConfig, device: torch.device, views: int = 1) -> Source:
@@ -170,12 +187,17 @@ def _from_memory(config: TrainConfig, device: torch.device, options: dict[str, A
     validation = _judging(data.train_images[held_out], data.train_labels[held_out], device)
     if config.select == "test":
         rows, validation = torch.arange(len(data.train_images)), test
+    content = {
+        "training data": digest([data.train_images, data.train_labels]),
+        "test data": digest([data.test_images, data.test_labels]),
+    }
     loader: Loader
     if config.unlabelled is None:
         loader = DeviceLoader(data.train_images, data.train_labels, indices=rows, **options)
     else:
         more, labels = read_pseudo_labelled(config.unlabelled, data.num_classes)
         count += len(more)
+        content["--unlabelled data"] = digest([more, labels])
         loader = MixedLoader(
             data.train_images, data.train_labels, more, labels, indices=rows, **options
         )
@@ -190,13 +212,25 @@ def _from_memory(config: TrainConfig, device: torch.device, options: dict[str, A
         validation=validation,
         test=test,
         streams=False,
+        content=content,
     )
+
+
+def _digest_of_files(files: Iterable[str], labels: Iterable[int]) -> str:
+    """Of files that are too many to be read at once: their names below the class, sizes, labels."""
+    entries = zip(files, labels, strict=True)
+    return digest([(*Path(file).parts[-2:], os.stat(file).st_size, int(y)) for file, y in entries])
 
 
 def _judging(
     images: Tensor, labels: Tensor, device: torch.device, limit: int | None = None
 ) -> Judging:
-    return Judging(lambda: eval_batches(images, labels, JUDGE_BATCH, device), limit)
+    def batches(rows: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+        if len(rows) == len(labels):
+            return eval_batches(images, labels, JUDGE_BATCH, device)
+        return eval_batches(images[rows], labels[rows], JUDGE_BATCH, device)
+
+    return Judging(batches, labels, limit)
 
 
 def _from_files(config: TrainConfig, device: torch.device, options: dict[str, Any]) -> Source:
@@ -209,10 +243,18 @@ def _from_files(config: TrainConfig, device: torch.device, options: dict[str, An
     labels = torch.tensor(tree.train_labels)
     rows, held_out = split_labels(labels, float(config.val_fraction or 0), config.seed)
     judge: dict[str, Any] = {"batch_size": JUDGE_BATCH, "device": device}
-    held = DaliLoader(tree.train_files, tree.train_labels, form, indices=held_out, **judge)
-    tested = DaliLoader(tree.test_files, tree.test_labels, form, **judge)
-    test = Judging(tested.ordered, config.test_limit)
-    validation = Judging(held.ordered)
+
+    def held(chosen: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+        places = held_out[chosen]
+        loader = DaliLoader(tree.train_files, tree.train_labels, form, indices=places, **judge)
+        return loader.ordered()
+
+    def tested(chosen: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+        loader = DaliLoader(tree.test_files, tree.test_labels, form, indices=chosen, **judge)
+        return loader.ordered()
+
+    test = Judging(tested, torch.tensor(tree.test_labels), config.test_limit)
+    validation = Judging(held, labels[held_out])
     if config.select == "test":
         rows, validation = torch.arange(len(labels)), test
     loader = DaliLoader(tree.train_files, tree.train_labels, form, indices=rows, **options)
@@ -227,4 +269,8 @@ def _from_files(config: TrainConfig, device: torch.device, options: dict[str, An
         validation=validation,
         test=test,
         streams=True,
+        content={
+            "training data": _digest_of_files(tree.train_files, tree.train_labels),
+            "test data": _digest_of_files(tree.test_files, tree.test_labels),
+        },
     )

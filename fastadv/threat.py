@@ -1,5 +1,7 @@
 """The threat model: which perturbations an attack may use, and how 8/255 is written."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -8,9 +10,17 @@ from fastadv import kernels
 from fastadv.declared import NonNegative, check_fields, parse_number
 from fastadv.errors import UserError, unknown
 
-__all__ = ["NORMS", "Threat", "parse_number"]
+__all__ = ["NORMS", "USUAL_EPS", "Threat", "parse_number", "usual_threat"]
 
 NORMS = ("linf", "l2")
+USUAL_EPS = {"linf": 8 / 255, "l2": 128 / 255}
+"""The radius of the papers' CIFAR tables: what is meant where nobody says one."""
+
+
+def usual_threat(norm: str, eps: float | str | None = None) -> Threat:
+    """The ball of ``norm``; ``eps`` in pixels, a number or "8/255", None: the usual one."""
+    radius = USUAL_EPS.get(str(norm), 0.0) if eps is None else parse_number(eps, "eps")
+    return Threat(norm, radius)
 
 
 @dataclass(frozen=True)
@@ -22,13 +32,15 @@ class Threat:
     """
 
     norm: str = "linf"
-    eps: NonNegative = 8 / 255
+    eps: NonNegative = None  # type: ignore[assignment]  # the usual one of the norm
     low: float = 0.0
     high: float = 1.0
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise unknown("norm", self.norm, NORMS)
+        if self.eps is None:
+            object.__setattr__(self, "eps", USUAL_EPS[self.norm])
         check_fields(self, ("eps",))
         if self.norm == "linf" and self.eps > self.high - self.low:
             raise UserError(

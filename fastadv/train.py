@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastadv import checkpoint
+from fastadv import checkpoint, provenance
 from fastadv.config import TrainConfig, settled
 from fastadv.console import Console
 from fastadv.engine import distributed
@@ -21,9 +21,11 @@ from fastadv.engine.precision import tf32
 from fastadv.errors import NotFiniteError, TrainingError, UserError
 from fastadv.evaluation import evaluate
 from fastadv.events import Events
+from fastadv.intervals import Scores
 from fastadv.run_folder import RunFolder
-from fastadv.session import Session, choose_device
-from fastadv.source import Judging
+from fastadv.saved_models import check_fit
+from fastadv.session import Session, choose_device, data_facts
+from fastadv.source import Judging, Source
 
 HANDED_ON = 2.0  # seconds
 CHECK_EVERY = 50  # batches between looks at the fault flag
@@ -60,19 +62,20 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     with distributed.joined(choose_device(config.device)):
         session = Session.build(config)
         folder = RunFolder.create(config.out, session.config)
-        return _run(session, folder, Progress(), console or Console())
+        with folder.alone():
+            return _run(session, folder, Progress(), console or Console())
 
 
 def resume(path: str, console: Console | None = None) -> dict[str, Any]:
     """Continue the run in ``path`` from its last checkpoint, to the same bits as without a stop."""
     folder = RunFolder.open(path)
     config = folder.read_config()
-    with distributed.joined(choose_device(config.device)):
+    with distributed.joined(choose_device(config.device)), folder.alone():
         # A mode that was chosen by measuring may have been given up for a simpler one.
-        session = Session.build(config, insist=False)
+        session = Session.build(config, insist=False, look=lambda data: _fits(config, data, folder))
         progress = Progress()
         if folder.last.exists():
-            progress = _restore(session, folder)
+            progress = _restore(session, folder, console or Console())
         elif any(line["epoch"] > 1 for line in folder.read_metrics()):
             raise UserError(
                 f"{folder.last} is gone, and with it all that the run could go on from; "
@@ -116,6 +119,7 @@ class _Runner:
         self.session, self.folder = session, folder
         self.progress, self.console = progress, console
         self.events = Events(folder.path)
+        self._provenance = provenance.record(session)
         self.stop_requested: str | None = None
         self._loss = torch.zeros((), dtype=torch.float64, device=session.device)
         self._saved_at = time.monotonic()
@@ -223,6 +227,9 @@ class _Runner:
                 self._keep_best(scores)
             progress.judge_seconds += time.monotonic() - began
             line |= {f"{config.select}_{name}": score for name, score in scores.items()}
+            line[f"{config.select}_n"] = scores.n
+            for name in scores:
+                line[f"{config.select}_{name}_interval"] = list(scores.interval(name))
         line["train_seconds"] = round(progress.train_seconds, 3)
         line["judge_seconds"] = round(progress.judge_seconds, 3)
         self.folder.add_metrics(line)
@@ -235,7 +242,7 @@ class _Runner:
         for batch in self.session.data.loader.epoch(min(self.progress.epoch, last)):
             yield batch.image
 
-    def _judge(self, images: Judging, attacks: str) -> dict[str, float]:
+    def _judge(self, images: Judging, attacks: str) -> Scores:
         config = self.session.config
         try:
             return evaluate(
@@ -277,6 +284,7 @@ class _Runner:
             "loss_sum": self._loss,
             "processes": distributed.collected(_own(session)),
             "data": _sizes(session),
+            "provenance": self._provenance,
         }
         self.folder.save(self.folder.last, payload)
         self._saved_at = time.monotonic()
@@ -305,12 +313,24 @@ class _Runner:
             session.model.load_state_dict(live)
         self.progress.judge_seconds += time.monotonic() - began
         return {
+            "n": last.n,
             "best": best,
             "last": last,
+            "intervals": {
+                which: {name: list(found.interval(name)) for name in found}
+                for which, found in (("best", best), ("last", last))
+            },
             "best_epoch": self.progress.best_epoch,
             "train_seconds": round(self.progress.train_seconds, 2),
             "judge_seconds": round(self.progress.judge_seconds, 2),
         }
+
+
+def _fits(config: TrainConfig, data: Source, folder: RunFolder) -> None:
+    """Before memory is taken for a network that a folder asks for: it is the one it holds."""
+    if folder.last.exists():
+        saved = checkpoint.load(folder.last).get("model")
+        check_fit(config, data_facts(data), saved, folder.last)
 
 
 def _sizes(session: Session) -> dict[str, int]:
@@ -332,7 +352,7 @@ def _own(session: Session) -> dict[str, Any]:
     return own
 
 
-def _restore(session: Session, folder: RunFolder) -> Progress:
+def _restore(session: Session, folder: RunFolder, console: Console) -> Progress:
     saved = checkpoint.load(folder.last)
     try:
         progress = Progress(**saved["progress"])
@@ -342,6 +362,8 @@ def _restore(session: Session, folder: RunFolder) -> Progress:
                     f"The run had {saved['data'][name]} {name}, now there are {now}: go on with "
                     "the same data, on as many processes."
                 )
+        for sentence in provenance.compare(saved["provenance"], provenance.record(session)):
+            console.warn(sentence)
         checkpoint.load_weights(session.model, saved["model"], folder.last)
         fused = [group["fused"] for group in session.optimizer.param_groups]
         session.optimizer.load_state_dict(saved["optimizer"])
@@ -355,7 +377,7 @@ def _restore(session: Session, folder: RunFolder) -> Progress:
             torch.set_rng_state(own["rng"])
         if "cuda_rng" in own and session.device.type == "cuda":
             torch.cuda.set_rng_state(own["cuda_rng"], session.device)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"The checkpoint {folder.last} is not of this run ({error}).") from None

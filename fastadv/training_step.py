@@ -19,8 +19,8 @@ from fastadv import checks, cost, ranges
 from fastadv.changes import Changes
 from fastadv.contract import NEEDS, Batch, Setup
 from fastadv.data.view import View
-from fastadv.declared import Count, CountOrZero, Positive, checked, parse_number
-from fastadv.engine import choice, distributed, noise
+from fastadv.declared import Count, CountOrZero, Positive, checked
+from fastadv.engine import choice, distributed, noise, parameter_hooks
 from fastadv.engine.averages import averaged_weights
 from fastadv.engine.capture import Captured
 from fastadv.engine.faults import Fault
@@ -32,12 +32,11 @@ from fastadv.errors import UserError
 from fastadv.models.blocks import perturbable_blocks
 from fastadv.models.wrapped import inner_module
 from fastadv.plan import Plan, resolve
-from fastadv.threat import Threat
+from fastadv.threat import Threat, usual_threat
 from fastadv.transaction import Transaction
 from fastadv.walk import Walk
 
 CHECK_EVERY = 100  # calls between two looks at the fault flag, each of which waits
-USUAL_EPS = {"linf": 8 / 255, "l2": 128 / 255}
 
 
 class Step:
@@ -200,6 +199,8 @@ class Step:
         if not update:
             self._require_accumulation()
         inputs = self._checked(x, y, index, start, second)
+        if not self._prepared:
+            self.net.initialize(inputs[0][:2])
         with self._transaction.around(inputs[2] if remembers else None):
             return self._call(*inputs, view=view, update=update)
 
@@ -220,6 +221,9 @@ class Step:
             self._prepare(x, y)
         elif self._looked_at != self.net.structure.inner:
             self._look_again(x, y)
+        for part in self.plan.parts.values():
+            cut = None if "second_view" in self.plan.needs else view
+            part.check_images(Batch(x, y, index, self.offset, cut))
         metrics: dict[str, Tensor] = {}
         # The caller may train inside autocast or under no_grad; the step's own passes decide.
         outer = surrounding(self.device)
@@ -231,8 +235,6 @@ class Step:
                 self._fill_schedules(replay)
                 given = start if replay == 0 else None
                 batch = self._views(Batch(x, y, index, self.offset, view, given, second))
-                for part in self.plan.parts.values():
-                    part.check_images(batch)
                 metrics = self._update(batch, update)
                 self.offset += 1
         self.calls += update
@@ -433,6 +435,21 @@ class Step:
             self.plan.averaging.start(self.walk.named)
         self._made_for = [list(shape), batch_size, str(dtype).removeprefix("torch."), classes]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or pickle goes on bit for bit; what torch does not copy is refused."""
+        hooked = parameter_hooks.first_hooked(self.net.structure.parameters)
+        if hooked is not None:
+            raise UserError(
+                f"A copy of this step would lose the hook on {hooked}, which torch does not copy: "
+                "copy the model, put the hook on the copy and build a step of it."
+            )
+        if self.updater.waits:
+            raise UserError(
+                "A copy of this step would lose the gradient that waits for an update "
+                "(update=False): copy it after the next update."
+            )
+        return vars(self)
+
     # -- for the caller -----------------------------------------------------------------------
 
     def check(self) -> None:
@@ -549,12 +566,11 @@ def step(
     """
     plan = resolve(method, options)
     checks.check_optimizer(inner_module(model), optimizer)
-    radius = USUAL_EPS.get(str(norm), 0.0) if eps is None else parse_number(eps, "eps")
     return Step(
         model,
         optimizer,
         plan,
-        Threat(norm, radius),
+        usual_threat(norm, eps),
         amp=amp,
         amp_dtype=amp_dtype,
         attack_dtype=attack_dtype,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 
 
 def pytest_configure() -> None:
-    """One thread a worker: as many processes as cores run the tests."""
+    """One thread a worker: as many processes as cores run the tests. Notes about the run folders
+    of tests stay away from the user's."""
+    os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fastadv-tests-")
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 

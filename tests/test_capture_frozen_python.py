@@ -245,7 +245,8 @@ def test_what_keeps_changing_is_not_recorded_for_ever() -> None:
 
     recorded, told = compared(Net, between)
     assert recorded == 5
-    assert len(told) == 1 and "'temperature' keeps changing" in told[0]
+    assert len(told) == 1
+    assert "'temperature' keeps changing" in told[0]
 
 
 @pytest.mark.parametrize("method", ["trades", "awp", "trades-te", "apart", "atta-1", "free"])
@@ -257,7 +258,8 @@ def test_methods(method: str) -> None:
     options = known | more.get(method, {})
     options |= {"blocks": ("conv2",)} if method == "apart" else {}
     recorded, told = compared(Net, sets("temperature", 3.0), method=method, **options)
-    assert recorded >= 2 and not told
+    assert recorded >= 2
+    assert not told
 
 
 # -- what a forward pass decides anew -------------------------------------------------------------
@@ -375,7 +377,8 @@ DECIDE = {
 def test_what_python_decides_anew_is_not_recorded(make: type[Net]) -> None:
     recorded, told = compared(make, nothing)
     assert recorded == 0
-    assert len(told) == 1 and DECIDE[make] in told[0]
+    assert len(told) == 1
+    assert DECIDE[make] in told[0]
 
 
 def test_a_teacher_that_draws_is_not_recorded() -> None:
@@ -386,7 +389,8 @@ def test_a_teacher_that_draws_is_not_recorded() -> None:
     teachers = [Net().double(), NumpyDraw().double()]
     options = {"target": "distillation", "teachers": teachers}
     recorded, told = compared(make, nothing, **options)
-    assert recorded == 0 and "'numpy.random'" in told[0]
+    assert recorded == 0
+    assert "'numpy.random'" in told[0]
 
 
 # -- what a model may do --------------------------------------------------------------------------

@@ -99,8 +99,9 @@ def test_one_pass_over_the_batches_and_no_more_forwards_than_needed(model, data)
     evaluate(model, loader(), ("clean", "pgd-4"), progress=seen.append)
     assert served == [30, 30]
     assert seen == [30, 60]
-    # A batch costs one clean forward, four with a gradient, one on x_adv.
-    assert passes == 2 * ([False] + 4 * [True] + [False])
+    # A batch costs one clean forward, four with a gradient, one on x_adv; the first is forwarded
+    # twice, to see whether its outputs change.
+    assert passes == [False] + 2 * ([False] + 4 * [True] + [False])
 
 
 def test_only_input_gradients_are_computed(model, data):
@@ -238,8 +239,9 @@ def test_processes_judge_in_turn_and_count_the_images_of_the_others(
         together = evaluate(model, batches, names, eps=0.1, shared=True, progress=counted.append)
         assert counted == [*range(7, 57, 7), 60]
     assert len(sent) == 2
-    assert (sent[0] < sent[1] + sent[0]).all()
-    assert (sent[1] < sent[1] + sent[0]).all()
+    right = [counts[0] for counts in sent]
+    assert (right[0] > 0).all()
+    assert (right[1] > 0).all()
     assert together == pytest.approx(alone)
 
 

@@ -185,6 +185,7 @@ def test_a_model_with_new_modules_is_looked_at_again():
     step = step_of(made(Net))
     step(x, y)
     step.model.b1 = made(Net, seed=3).b1
+    step.updater.optimizer.add_param_group({"params": list(step.model.b1.parameters())})
     step(x, y)
     assert [fold.norm for fold in step.net.copies.folds] == [step.model.b1, step.model.b2]
     assert max(errors(step, x)) < 1e-12

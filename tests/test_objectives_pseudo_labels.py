@@ -6,7 +6,7 @@ import torch
 from tiny import tiny_model, tiny_step
 
 from fastadv import checkpoint
-from fastadv.config import TrainConfig
+from fastadv.config import TrainConfig, settled
 from fastadv.errors import UserError
 from fastadv.models import build_model
 from fastadv.pseudo_labels import pseudo_labels, write_pseudo_labels
@@ -19,7 +19,7 @@ def run(tmp_path):
     """A run folder with the weights of a narrow network, and that network."""
     torch.manual_seed(3)
     config = TrainConfig(method="pgd", model="preact_resnet18", width=4, dropout=0.1)
-    folder = RunFolder.create(str(tmp_path / "run"), config)
+    folder = RunFolder.create(str(tmp_path / "run"), settled(config))
     model = build_model(
         "preact_resnet18", num_classes=4, width=4, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.2]
     )

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastadv import checkpoint
+from fastadv import checkpoint, sealed
+from fastadv.console import Console
 from fastadv.errors import UserError
 from fastadv.run_folder import RunFolder
 from fastadv.session import Session
@@ -157,8 +158,9 @@ def test_cut_off_after_a_checkpoint_inside_an_epoch(tmp_path, uninterrupted, mon
     for name in ("summary.json", "metrics.jsonl", "last.pt", "best.pt"):
         (out / name).unlink()
     config = out / "config.toml"
+    text = config.read_text().rpartition("# checksum")[0]
     config.write_text(
-        config.read_text().replace("checkpoint_minutes = 5.0", "checkpoint_minutes = 0.0")
+        sealed.seal_text(text.replace("checkpoint_minutes = 5.0", "checkpoint_minutes = 0.0"))
     )
     step = Step.__call__
 
@@ -223,7 +225,7 @@ def test_a_run_of_another_kind_of_device_keeps_the_optimizer_of_this_one(tmp_pat
     checkpoint.save(out / "last.pt", saved)
     folder = RunFolder.open(str(out))
     session = Session.build(folder.read_config())
-    _restore(session, folder)
+    _restore(session, folder, Console())
     assert [group["fused"] for group in session.optimizer.param_groups] == [None]
 
 

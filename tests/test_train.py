@@ -105,7 +105,7 @@ def test_the_weights_of_a_finished_run_are_those_of_its_table(options, tmp_path:
     out = str(tmp_path / "run")
     summary = train(TrainConfig(**AVERAGED, options=options, out=out), Console())
     for which in ("best", "last"):
-        found = judge_run(out, "clean,fgsm", which=which)
+        found = judge_run(out, "clean,fgsm", which=which, limit=AVERAGED["test_limit"])
         assert found == summary[which]
 
 

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from fastadv.attacks import autoattack, clean, cw, fgsm, gaussian, inputs, pgd
 from fastadv.attacks.names import AttackSpec, parse_attack
 from fastadv.attacks.problem import Problem
+from fastadv.attacks.watch import NO_ATTACK, Watch
 from fastadv.declared import coerce, parse_number
-from fastadv.errors import UserError
-from fastadv.threat import Threat
+from fastadv.errors import NotFiniteError, UserError
+from fastadv.ranges import outside
+from fastadv.threat import usual_threat
 
 __all__ = ["ATTACKS", "AttackSpec", "Problem", "attack", "parse_attack"]
 
@@ -35,7 +37,7 @@ def attack(
     y: Tensor,
     name: str = "pgd",
     *,
-    eps: float | str = 8 / 255,
+    eps: float | str | None = None,
     norm: str = "linf",
     alpha: float | str | None = None,
     steps: int | None = None,
@@ -53,18 +55,20 @@ def attack(
     attack with its numbers: "fgsm", "fgsm-rwp", "pgd", "pgd-20" (steps), "pgd-50-10" (steps,
     restarts), "cw", "cw-margin", "noise-0.1", "autoattack", "clean".
 
-    ``eps`` and ``alpha`` are in pixels. Options left None are the attack's own: alpha eps/4 (Linf)
-    or 15/128 eps (L2), for FGSM eps; 10 steps, for CW 100; one restart; a random start, for FGSM
-    none; objective "ce", or "kl" for KL(f(x) || f(x')). ``start`` (B,C,H,W) is an initial
-    perturbation in pixels instead of the random one. Noise is drawn per row of ``index`` (B,)
-    (0..B-1 when None), so a sample's start does not depend on its batch. ``amp`` computes in
-    "bf16" (True) or "fp16"; False in the model's own type, inside the caller's autocast too.
+    ``eps`` and ``alpha`` are in pixels. Options left None are the usual ones: eps 8/255 in Linf,
+    128/255 in L2; alpha eps/4 (Linf) or 15/128 eps (L2), for FGSM eps; 10 steps, for CW 100; one
+    restart; a random start, for FGSM none; objective "ce", or "kl" for KL(f(x) || f(x')).
+    ``start`` (B,C,H,W) is an initial perturbation in pixels instead of the random one. Noise is
+    drawn per row of ``index`` (B,) (0..B-1 when None), so a sample's start does not depend on its
+    batch. ``amp`` computes in "bf16" (True) or "fp16"; False in the model's own type, inside the
+    caller's autocast too.
 
     The model is attacked in eval mode with frozen parameters, and left as it was found: train
     flags, ``requires_grad`` and grad mode. Works under ``no_grad`` and ``inference_mode``.
 
-    Raises ``UserError`` for an unknown name or option, images outside [0,1] and labels out of
-    range.
+    Raises ``UserError`` for an unknown name or option, images outside [0,1] (rounding errors are
+    cut off) and labels out of range, ``NotFiniteError`` where the network gives outputs or a
+    gradient that are not finite: there is no attack then.
     """
     spec = parse_attack(name).with_options(
         steps=steps,
@@ -74,7 +78,7 @@ def attack(
         start=start,
         objective=objective,
     )
-    threat = Threat(norm, parse_number(eps, "eps"))
+    threat = usual_threat(norm, eps)
     seed = coerce("seed", seed, int)
     inputs.check_batch(x, y)
     if len(x) == 0:
@@ -85,17 +89,23 @@ def attack(
     with inputs.attackable(net):
         x = inputs.plain(x)
         y = inputs.plain(y).to(x.device, torch.int64)
+        largest = _checked_values(x, y)
+        watch = Watch(x.device)
         problem = Problem(
             net,
             threat,
-            x,
+            x.clamp(threat.low, threat.high),
             y,
             inputs.plain(index),
             seed,
             start=None if start is None else inputs.plain(start).to(x),
-            largest_label=_checked_values(x, y),
+            largest_label=largest,
+            watch=watch,
         )
-        return ATTACKS[spec.kind](problem, spec).detach()
+        x_adv = ATTACKS[spec.kind](problem, spec).detach()
+        if watch.bad | ~x_adv.isfinite().all():
+            raise NotFiniteError(NO_ATTACK)
+        return x_adv
 
 
 def _check_companions(x: Tensor, start: Tensor | None, index: Tensor) -> None:
@@ -112,8 +122,8 @@ def _check_companions(x: Tensor, start: Tensor | None, index: Tensor) -> None:
 
 def _checked_values(x: Tensor, y: Tensor) -> int:
     """The largest label; ``UserError`` for values outside of their range. Waits once."""
-    outside, smallest, largest = torch.stack([inputs.outside_box(x).long(), *y.aminmax()]).tolist()
-    if outside:
+    strays, smallest, largest = torch.stack([outside(x).long(), *y.aminmax()]).tolist()
+    if strays:
         raise UserError(inputs.BOX_SENTENCE)
     if smallest < 0:
         raise UserError(f"Label {smallest} is out of range: labels run from 0.")

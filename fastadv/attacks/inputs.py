@@ -15,9 +15,6 @@ from fastadv.engine.runner import Runner
 from fastadv.errors import UserError
 from fastadv.models.wrapped import baked_modes, inner_module
 
-# Normalising an image and back leaves it a few rounding errors outside of [0, 1].
-ROUNDING = 1e-5
-
 
 def check_batch(x: Tensor, y: Tensor) -> None:
     """Raise ``UserError`` unless ``x`` (B,...) is floating and ``y`` (B,) holds its classes."""
@@ -32,11 +29,6 @@ def check_batch(x: Tensor, y: Tensor) -> None:
             f"Images (B,...) need integer labels (B,), not images {tuple(x.shape)} with "
             f"{y.dtype} labels {tuple(y.shape)}."
         )
-
-
-def outside_box(x: Tensor) -> Tensor:
-    """Whether any value of ``x`` is outside [0, 1] or not a number; 0-dim bool on the device."""
-    return ~((x >= -ROUNDING) & (x <= 1 + ROUNDING)).all()
 
 
 BOX_SENTENCE = (

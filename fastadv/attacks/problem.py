@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fastadv.attacks.watch import Watch
 from fastadv.engine import noise
 from fastadv.engine.gradient import input_gradient, leaf
 from fastadv.engine.network import Network
@@ -25,7 +26,8 @@ class Problem:
     ``index`` (B,) names each image's row of noise, so that its random start does not depend on
     the batch it is in. ``start`` is a given initial perturbation in pixels, ``natural`` the logits
     of ``x`` where the objective needs them, ``largest_label`` the largest of ``y`` where the
-    labels have not been checked against the number of classes yet.
+    labels have not been checked against the number of classes yet, ``watch`` who looks at every
+    gradient.
     """
 
     net: Network
@@ -37,6 +39,7 @@ class Problem:
     start: Tensor | None = None
     natural: Tensor | None = None
     largest_label: int = 0
+    watch: Watch | None = None
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (B,classes) of ``x``; raises ``UserError`` where they do not fit the labels."""
@@ -63,7 +66,10 @@ class Problem:
         total = loss(logits, self).sum()
         if self.net.attack_dtype is torch.float16:
             total = total * FP16_SCALE
-        return input_gradient(total, x_adv), logits.detach()
+        gradient, logits = input_gradient(total, x_adv), logits.detach()
+        if self.watch is not None:
+            self.watch.see(gradient, logits.argmax(1) == self.y)
+        return gradient, logits
 
     def random_start(self, draw: int, stream: int) -> Tensor:
         """Random point number ``draw`` of the ball, the same for a sample in every batch."""

@@ -62,14 +62,19 @@ class Network:
         if device.type == "cpu":
             keep_freed_memory()
 
+    def initialize(self, x: Tensor) -> None:
+        """Lazy modules have their parameters after this pass of ``x`` (B,C,H,W) in eval mode."""
+        if any(is_lazy(tensor) for tensor in (*self.model.parameters(), *self.model.buffers())):
+            with torch.no_grad(), guard.train_flags(self.model, False):
+                self.logits(x)
+
     def look_at(self, x: Tensor) -> Tensor:
         """Logits of ``x`` (B,C,H,W) in eval mode, to learn the network by: their number of
         classes, which BatchNorms fold away in attacks that use running statistics, and which are
         called once. It leaves no trace in buffers and generators."""
         self.looks += 1
         self.norms = Norms(self.model)
-        known = [buffer for buffer in self.buffers if not is_lazy(buffer)]
-        with kept(known), draws_kept(self.device), host_draws_kept(), self._tapped():
+        with kept(self.buffers), draws_kept(self.device), host_draws_kept(), self._tapped():
             with guard.train_flags(self.model, False):
                 logits, self.copies.folds = self._seen(x)
             if self.copies.folds and not self._folds_agree(x):

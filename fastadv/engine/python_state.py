@@ -106,7 +106,7 @@ class PythonState:
             if (id(module), key) not in self._skipped:
                 yield name, frozen(vars(module)[key])
         for reading in self._readings or ():
-            for key in reading.keys():
+            for key in reading:
                 yield f"{reading.place}.{key}", frozen(reading.space[key])
 
     def attributes(self) -> Iterator[tuple[str, nn.Module, str]]:
@@ -301,7 +301,7 @@ def _undo(modules: list[nn.Module]) -> Iterator[Callable[[], None]]:
         yield functools.partial(_put_back_keys, own, content, OF_EVERY_MODULE)
         waiting += [(each, DEEP) for each in content.values()]
     for reading in _code_readings(modules):
-        values = {key: reading.space[key] for key in reading.keys()}
+        values = {key: reading.space[key] for key in reading}
         if isinstance(reading.space, Cells):
             yield functools.partial(_put_back_cells, reading.space.cells, values)
         elif isinstance(reading.space, dict):

@@ -11,6 +11,7 @@ from operator import is_
 from typing import Any
 
 from torch import nn
+from torch.jit import ScriptModule
 
 
 class Structure:
@@ -53,6 +54,8 @@ def _same(first: list[Any], second: list[Any]) -> bool:
 
 
 def _hooks(module: nn.Module) -> list[Any]:
+    if isinstance(module, ScriptModule):
+        return []
     own = vars(module)
     kinds = (own["_forward_hooks"], own["_forward_pre_hooks"], own["_backward_hooks"])
     return [part for hooks in kinds for part in (*hooks, *hooks.values())]
@@ -64,6 +67,9 @@ def _parts(model: nn.Module) -> list[Any]:
     found: list[Any] = [model]
     modules, seen = [model], {model}
     for module in modules:
+        if isinstance(module, ScriptModule):  # TorchScript keeps its parts, which cannot change
+            found.append(type(module))
+            continue
         own = vars(module)
         parameters, children = own["_parameters"], own["_modules"]
         found.append(type(module))

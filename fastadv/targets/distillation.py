@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from fastadv.contract import Facts, Setup, Target
 from fastadv.declared import NonNegative, Positive
+from fastadv.digests import digest
 from fastadv.errors import UserError
 from fastadv.saved_models import load_model
 
@@ -83,6 +84,10 @@ class Distillation(Target):
 
     def networks(self) -> Sequence[nn.Module]:
         return self._modules
+
+    def depends_on(self) -> dict[str, str]:
+        teachers = enumerate(self._modules, start=1)
+        return {f"teacher {n}": digest(dict(teacher.state_dict())) for n, teacher in teachers}
 
     def teach(self, x_adv: Tensor) -> Tensor:
         logits = [self.net.logits_of(teacher, x_adv) for teacher in self._modules]

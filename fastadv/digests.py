@@ -1,0 +1,72 @@
+"""One digest for one value: numbers, texts, dicts, lists and tensors, told apart by their types."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CHUNK = 1 << 24  # bytes hashed by one thread
+
+
+def digest(value: Any) -> str:
+    """32 hex digits; two values share them only if types, order and every bit are equal.
+
+    Every item is fed as its type, its length and its content, so no two trees give one stream.
+    Dicts are read in their order, tensors as shape, strides, dtype and elements. Raises
+    ``TypeError`` for anything but None, bool, int, float, str, bytes, dict, list, tuple, tensor.
+    """
+    hasher = hashlib.blake2b(digest_size=16)
+    _feed(hasher, value)
+    return str(hasher.hexdigest())
+
+
+def _feed(hasher: Any, value: Any) -> None:
+    if isinstance(value, Mapping):
+        _head(hasher, "dict", len(value))
+        for key, item in value.items():
+            _feed(hasher, key)
+            _feed(hasher, item)
+    elif isinstance(value, (list, tuple)):
+        _head(hasher, "list" if isinstance(value, list) else "tuple", len(value))
+        for item in value:
+            _feed(hasher, item)
+    elif isinstance(value, Tensor):
+        _feed_tensor(hasher, value)
+    elif isinstance(value, bytes):
+        _head(hasher, "bytes", len(value))
+        hasher.update(value)
+    elif value is None or isinstance(value, (bool, int, float, str)):
+        # float.hex keeps every bit of the number; repr would too, but not of every subclass.
+        plain = value.hex() if isinstance(value, float) else str(value)
+        content = plain.encode("utf-8", "surrogatepass")
+        kinds = (bool, int, float, str)
+        kind = next((kind.__name__ for kind in kinds if isinstance(value, kind)), "none")
+        _head(hasher, kind, len(content))
+        hasher.update(content)
+    else:
+        raise TypeError(f"no digest of a {type(value).__name__}")
+
+
+def _head(hasher: Any, kind: str, length: int) -> None:
+    hasher.update(f"{kind}:{length};".encode())
+
+
+def _feed_tensor(hasher: Any, value: Tensor) -> None:
+    plain = value.detach().cpu()
+    head = f"{plain.dtype}{tuple(plain.shape)}{plain.stride()}".encode()
+    _head(hasher, "tensor", len(head))
+    hasher.update(head)
+    content = plain.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    if len(content) <= _CHUNK:
+        hasher.update(content)
+        return
+    # Hashing leaves Python's lock to others: large sets of images take a core each chunk.
+    parts = [content[start : start + _CHUNK] for start in range(0, len(content), _CHUNK)]
+    with ThreadPoolExecutor() as threads:
+        for part in threads.map(lambda part: hashlib.blake2b(part).digest(), parts):
+            hasher.update(part)

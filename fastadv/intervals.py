@@ -1,0 +1,29 @@
+"""How sure a share of counted things is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import sqrt
+
+Z = 1.959963984540054  # 95 % of a normal distribution lie within so many deviations
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a probability of which ``share`` in [0,1] was seen in ``n`` trials
+    (Wilson, 1927): inside [0,1], and of some width at 0 and 1 too."""
+    centre = share + Z * Z / (2 * n)
+    reach = Z * sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    whole = 1 + Z * Z / n
+    return max(0.0, (centre - reach) / whole), min(1.0, (centre + reach) / whole)
+
+
+class Scores(dict[str, float]):
+    """Accuracies in [0,1] by attack, all of the same ``n`` images."""
+
+    def __init__(self, scores: Mapping[str, float], n: int) -> None:
+        super().__init__(scores)
+        self.n = n
+
+    def interval(self, attack: str) -> tuple[float, float]:
+        """The 95 % Wilson interval of one accuracy."""
+        return wilson(self[attack], self.n)

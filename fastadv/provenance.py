@@ -1,0 +1,119 @@
+"""What a run depends on: written into last.pt, compared when the run goes on.
+
+What is trained must be the same; what may change single bits is said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import platform
+import tomllib
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from fastadv.config import to_toml
+from fastadv.engine import distributed
+from fastadv.errors import UserError
+from fastadv.printable import printable
+from fastadv.session import Session
+
+_FREE = {
+    "data",
+    "data_root",
+    "download",
+    "unlabelled",
+    "option teachers",
+    "out",
+    "checkpoint_minutes",
+}
+"""Settings that may change: where things lie (their content is compared), and when to save."""
+_SAID = {"device", "mode"}
+
+
+def record(session: Session) -> dict[str, Any]:
+    """Configuration, digests of data and teachers, versions, threads, device."""
+    digests = dict(session.data.content)
+    for part in session.step.plan.parts.values():
+        digests |= part.depends_on()
+    return {
+        # Where the folder lies and how often it is saved is no part of what is trained.
+        "configuration": to_toml(
+            dataclasses.replace(session.config, out=None, checkpoint_minutes=0.0)
+        ),
+        "digests": digests,
+        "machine": {
+            "torch": str(torch.__version__),  # plain, as a checkpoint must be
+            "fastadv": version("fastadv"),
+            "Python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+            "processor": _processor(session.device),
+            "processes": distributed.world_size(),
+            "source of the network": _source(str(session.config.model)),
+        },
+    }
+
+
+def compare(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Sentences about what may change bits; raises ``UserError`` where another run would go on."""
+    before, after = (_flat(found["configuration"]) for found in (saved, now))
+    for name in sorted((before.keys() | after.keys()) - _FREE - _SAID):
+        if before.get(name) != after.get(name):
+            raise UserError(
+                f"The run was begun with {name} {_shown(before.get(name))}, and config.toml now "
+                f"says {_shown(after.get(name))}: put it back, or train into another --out."
+            )
+    old, new = saved["digests"], now["digests"]
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            raise UserError(
+                f"The run's {name} is not what it was begun with, so going on would be another "
+                "run: give it back what it had, or train into another --out."
+            )
+    said = [
+        f"{name} {_shown(before.get(name))} before, {_shown(after.get(name))} now"
+        for name in sorted(_SAID)
+        if before.get(name) != after.get(name)
+    ]
+    machine = saved["machine"]
+    said += [
+        f"{name} {_shown(machine.get(name))} before, {_shown(value)} now"
+        for name, value in now["machine"].items()
+        if machine.get(name) != value
+    ]
+    if not said:
+        return []
+    return [f"the run goes on elsewhere, so not to the same bits: {'; '.join(said)}."]
+
+
+def _flat(text: str) -> dict[str, Any]:
+    tables = tomllib.loads(text)
+    options = tables.pop("options", {})
+    return tables | {f"option {name}": value for name, value in options.items()}
+
+
+def _shown(value: object) -> str:
+    return "not set" if value is None else printable(str(value))
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _source(model: str) -> str:
+    """A digest of the file a network of one's own comes from; empty for others."""
+    if ":" not in model:
+        return ""
+    found = importlib.util.find_spec(model.partition(":")[0])  # imported before
+    if found is None or found.origin is None:
+        return ""
+    try:
+        with open(found.origin, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError:
+        return ""
