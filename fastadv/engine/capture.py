@@ -72,7 +72,7 @@ class Captured:
     def __getstate__(self) -> dict[str, Any]:
         # A recording works on the tensors it was made of: a copy records its own.
         forgotten = ("_phase", "_current", "_found", "_replaying", "_python")
-        empty = {"_entries": OrderedDict(), "_states": set()}
+        empty: dict[str, Any] = {"_entries": OrderedDict(), "_states": set()}
         return vars(self) | dict.fromkeys(forgotten) | empty
 
     def gather(self, batch: Batch) -> Found:

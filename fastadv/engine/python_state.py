@@ -106,7 +106,7 @@ class PythonState:
             if (id(module), key) not in self._skipped:
                 yield name, frozen(vars(module)[key])
         for reading in self._readings or ():
-            for key in reading:
+            for key in reading.names():
                 yield f"{reading.place}.{key}", frozen(reading.space[key])
 
     def attributes(self) -> Iterator[tuple[str, nn.Module, str]]:
@@ -168,7 +168,7 @@ class _Reading:
         self._count = -1
         self._data: list[str] = []
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         if self._names is not None:
             return [name for name in self._names if name in self.space]
         if len(self.space) != self._count:
@@ -177,7 +177,7 @@ class _Reading:
         return [key for key in self._data if key in self.space]
 
     def read(self, seen: list[Any], deep: list[Hashable]) -> None:
-        for key in self.keys():
+        for key in self.names():
             value = self.space[key]
             seen.append(value) if type(value) in _LEAVES else deep.append(frozen(value))
 
@@ -301,7 +301,7 @@ def _undo(modules: list[nn.Module]) -> Iterator[Callable[[], None]]:
         yield functools.partial(_put_back_keys, own, content, OF_EVERY_MODULE)
         waiting += [(each, DEEP) for each in content.values()]
     for reading in _code_readings(modules):
-        values = {key: reading.space[key] for key in reading}
+        values = {key: reading.space[key] for key in reading.names()}
         if isinstance(reading.space, Cells):
             yield functools.partial(_put_back_cells, reading.space.cells, values)
         elif isinstance(reading.space, dict):
