@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from fastadv.engine import distributed
 from fastadv.engine.buffers import copy_into
 from fastadv.engine.parameter_hooks import first_hooked
 from fastadv.engine.python_state import PythonState
@@ -216,7 +217,8 @@ class Captured:
             learned[:] = _present(found.weights)
             walk.settle(found, ok, True)
 
-        with _put_back_on_error(walk.net):
+        # Other processes need not record at this moment; capturing a message sends none.
+        with _put_back_on_error(walk.net), distributed.alone():
             self.recorder.warm_up(both)
         with _of_no_stream(walk):
             found, replay_gather = self.recorder(lambda: walk.gather(static))

@@ -10,13 +10,16 @@ masks.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
+
+from fastadv.errors import TrainingError, UserError
 
 # The first process decodes a data set while the others wait.
 PATIENCE = timedelta(hours=6)
@@ -73,15 +76,18 @@ def rank() -> int:
 
 @torch.no_grad()
 def average(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its mean over all processes, in place, in one message a dtype."""
+    """Replace each tensor by its mean over all processes, in place, in one message a dtype.
+
+    The mean of the processes' means, as DDP takes it, also where their batches differ in size.
+    """
     count = world_size()
-    if count == 1:
+    if count == 1 or _alone:
         return
     # A list, not a set: every process must send its messages in the same order.
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         same = [tensor for tensor in tensors if tensor.dtype == dtype]
         flat = torch.cat([tensor.reshape(-1) for tensor in same])
-        distributed.all_reduce(flat)
+        _summed(flat)
         flat /= count
         pieces = flat.split([tensor.numel() for tensor in same])
         for tensor, piece in zip(same, pieces, strict=True):
@@ -91,17 +97,19 @@ def average(tensors: Sequence[Tensor]) -> None:
 def add_up(tensor: Tensor) -> None:
     """Replace ``tensor`` by its sum over all processes, in place."""
     if world_size() > 1:
-        distributed.all_reduce(tensor)
+        _summed(tensor)
 
 
 @torch.no_grad()
-def share_rows(stores: Sequence[Tensor], index: Tensor) -> None:
+def share_rows(stores: Sequence[Tensor], index: Tensor, room: int) -> None:
     """Take over the rows of ``stores`` (N,...) that other processes wrote, in place.
 
-    Each process wrote its own rows ``index`` (B,), B the same in all of them.
+    Each process wrote its own rows ``index`` (B,), B of any size up to ``room``, which is the same
+    in all of them: so are the messages, filled up with a row that is sent twice.
     """
-    if world_size() == 1 or not stores:
+    if world_size() == 1 or not stores or _alone:
         return
+    index = torch.cat([index, index[-1:].expand(max(0, room - len(index)))])
     everywhere = _gathered(index)
     for store in stores:
         store.index_copy_(0, everywhere, _gathered(store[index]))
@@ -110,8 +118,130 @@ def share_rows(stores: Sequence[Tensor], index: Tensor) -> None:
 def _gathered(part: Tensor) -> Tensor:
     """The parts (B,...) of all processes, one after another."""
     parts = [torch.empty_like(part) for _ in range(world_size())]
-    distributed.all_gather(parts, part.contiguous())
+    part = part.contiguous()
+    _finished(part, lambda wait: distributed.all_gather(parts, part, async_op=not wait))
     return torch.cat(parts)
+
+
+def _summed(flat: Tensor) -> None:
+    _finished(flat, lambda wait: distributed.all_reduce(flat, async_op=not wait))
+
+
+# -- processes that do not come -------------------------------------------------------------------
+
+LOOK_EVERY = timedelta(seconds=1)
+_FAILED = "fastadv/failed"
+_alone = False
+_told = False
+_received: BaseException | None = None
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process keeps what it has to itself: the others do not do the same."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+@contextmanager
+def failure_told() -> Iterator[None]:
+    """An error that leaves the block is told to the processes that wait for this one."""
+    global _told
+    if world_size() == 1:
+        yield
+        return
+    if _told:  # and the caller goes on nevertheless
+        _told = False
+        with suppress(RuntimeError):
+            _store().delete_key(_FAILED)
+    try:
+        yield
+    except BaseException as error:
+        if error is not _received:
+            said = str(error).strip().splitlines()
+            words = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+            with suppress(RuntimeError):  # where the others have ended already
+                _store().set(_FAILED, f"process {rank()} stopped ({words})")
+            _told = True
+        raise
+
+
+def _of_another(sentence: str) -> TrainingError:
+    """The error that ends this process because another has ended; it is not told again."""
+    global _received
+    _received = TrainingError(sentence)
+    return _received
+
+
+def _finished(tensor: Tensor, start: Callable[[bool], Any]) -> None:
+    """Run a collective on ``tensor``; on a CPU look now and then whether the others still come."""
+    if tensor.device.type != "cpu":
+        start(True)  # queued on the device; the group's own watch ends what never comes
+        return
+    work = start(False)
+    while True:
+        try:
+            work.wait(LOOK_EVERY)
+            return
+        except RuntimeError as error:
+            _raise_failure()
+            if work.is_completed():
+                raise _of_another(
+                    f"A message between the processes failed ({str(error).splitlines()[0]}): one "
+                    "of them has ended, look at what it said."
+                ) from error
+
+
+def _raise_failure() -> None:
+    words = ""
+    with suppress(RuntimeError):  # of a store whose process has ended: the collective fails, too
+        if _store().check([_FAILED]):
+            words = _store().get(_FAILED).decode()
+    if words:
+        raise _of_another(f"Training ends here, for {words}.")
+
+
+def _store() -> Any:
+    return distributed.distributed_c10d._get_default_store()
+
+
+# -- processes that differ ------------------------------------------------------------------------
+
+COMING = timedelta(minutes=10)
+_agreements = 0
+
+
+def told_by_all(own: str) -> list[str]:
+    """What each process says, in their order. Every process must come here equally often.
+
+    It goes by the group's store, where nothing has to be of equal size. Raises ``UserError`` if
+    another process does not come within ``COMING``.
+    """
+    global _agreements
+    _agreements += 1
+    store, key = _store(), f"fastadv/agreement {_agreements} of process "
+    store.set(f"{key}{rank()}", own)
+    found: list[str] = []
+    until = time.monotonic() + COMING.total_seconds()
+    for other in range(world_size()):
+        while True:
+            try:
+                store.wait([f"{key}{other}"], LOOK_EVERY)
+                break
+            except RuntimeError:
+                _raise_failure()
+                if time.monotonic() > until:
+                    raise UserError(
+                        f"The model, the method or the batch size changed in process {rank()} and "
+                        f"not in process {other}: all must make the same changes before the same "
+                        "call, and the first batch must be the largest."
+                    ) from None
+        found.append(store.get(f"{key}{other}").decode())
+    return found
 
 
 def collected(own: Any) -> list[Any]:
