@@ -71,12 +71,13 @@ class Adversarial(NamedTuple):
     """What an adversary hands over: ``x_adv`` and the ``center`` of its ball, both (B,C,H,W).
 
     ``facts`` are further tensors found on the way (signs of block gradients, counts of correct
-    steps). All detached.
+    steps); ``start`` (B,C,H,W) is where its steps began, None where it takes none. All detached.
     """
 
     x_adv: Tensor
     center: Tensor
     facts: Facts
+    start: Tensor | None = None
 
 
 class Outputs(NamedTuple):
@@ -231,6 +232,13 @@ class Adversary(Part):
 
     def make(self, batch: Batch, facts: Facts) -> Adversarial:
         raise NotImplementedError
+
+    def unmoved(self, made: Adversarial) -> Tensor | None:
+        """Which images (B,) the attack did not move although it may: their gradient was zero. None
+        where it takes no steps beside the outer pass."""
+        if made.start is None or not self.setup.threat.eps:
+            return None
+        return (made.x_adv == made.start).flatten(1).all(1)
 
     def joint_center(self, batch: Batch) -> Tensor | None:
         """The centre of the ball, where a single step begins there and in training mode: one

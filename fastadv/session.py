@@ -12,6 +12,7 @@ from torch import nn
 
 from fastadv.config import TrainConfig, require_settled
 from fastadv.engine import distributed
+from fastadv.engine.determinism import reproducible
 from fastadv.errors import UserError
 from fastadv.models.configured import configured_model
 from fastadv.schedules import USUAL_DROPS, Schedule
@@ -137,5 +138,7 @@ class Session:
         step.before_update = schedule
         # What was chosen by measuring is written down and used again on resume.
         first = next(iter(data.loader.epoch(0))).image
-        config = dataclasses.replace(config, mode=cast(Any, step.settle_mode(first)))
+        with reproducible(config.deterministic):  # it may time a pass
+            mode = step.settle_mode(first)
+        config = dataclasses.replace(config, mode=cast(Any, mode))
         return cls(config, device, data, model, optimizer, step, schedule, threat)

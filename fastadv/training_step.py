@@ -6,6 +6,7 @@ requires_grad and grad mode.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -47,6 +48,7 @@ class Step:
     a simpler one with a warning; None: unless it is "auto".
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: nn.Module,
@@ -201,11 +203,13 @@ class Step:
         checks.check_companions(x, start=start, second=second)
         if not update:
             self._require_accumulation()
-        inputs = self._checked(x, y, index, start, second)
-        if not self._prepared:
-            self.net.initialize(inputs[0][:2])
-        with self._transaction.around(inputs[2] if remembers else None):
-            return self._call(*inputs, view=view, update=update)
+        with torch.inference_mode(False):
+            given: Any = map(ranges.usable, (x, y, index, start, second))
+            inputs = self._checked(*given)
+            if not self._prepared:
+                self.net.initialize(inputs[0][:2])
+            with self._transaction.around(inputs[2] if remembers else None):
+                return self._call(*inputs, view=view, update=update)
 
     def _call(
         self,
@@ -457,8 +461,14 @@ class Step:
     # -- for the caller -----------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise ``TrainingError`` if a loss or gradient was not finite; waits for the device."""
+        """Raise ``TrainingError`` if a loss or gradient was not finite; waits for the device.
+
+        Warns once where the attack moves nothing: its gradient is zero for many images.
+        """
         self.updater.check()
+        sentence = self.walk.still.sentence_once()
+        if sentence is not None:
+            warnings.warn(sentence, stacklevel=2)
 
     def healthy(self) -> bool:
         """Whether every update so far was finite; waits for the device."""
@@ -476,6 +486,7 @@ class Step:
         """Sentences about a run that looks wrong, from the parts; waits for the device."""
         update = self.calls * self.updates_per_batch
         found = [part.advice(update) for part in self.plan.parts.values()]
+        found.append(self.walk.still.sentence())
         return [sentence for sentence in found if sentence is not None]
 
     @contextmanager

@@ -23,6 +23,7 @@ from fastadv.engine.faults import Fault, all_finite
 from fastadv.engine.gradient import leaf
 from fastadv.engine.network import Network
 from fastadv.engine.repeated_passes import ADVERSARIAL, NATURAL
+from fastadv.engine.still import Still
 from fastadv.plan import Plan
 from fastadv.threat import Threat
 
@@ -62,6 +63,7 @@ class Walk:
         self._learns: set[str] = set()
         self.room = 0  # rows of memory about samples that each process sends
         self._directions: list[Tensor] = []  # whether those of this update were finite
+        self.still = Still(net.device)
         self.follow()
 
     def follow(self) -> None:
@@ -144,6 +146,9 @@ class Walk:
         input_gradient = unscaled[count] if adversary.wants_input_gradient else None
         adversary.after(found.batch, found.made, leaf_gradients, input_gradient, ok)
         plan.target.after(found.batch, found.outputs, ok)
+        unmoved = adversary.unmoved(found.made)
+        if unmoved is not None:
+            self.still.add(unmoved)
         self._share_rows(found.batch.index)
         if plan.averaging is not None and update:
             plan.averaging.update(self.named, ok)
@@ -291,7 +296,7 @@ class Walk:
         with self.net.standing_for(passes, NATURAL):
             natural = self.net.logits(center)
         x_adv = self.plan.adversary.joint_step(center, natural, batch.y, facts)
-        made = Adversarial(x_adv, center.detach(), facts)
+        made = Adversarial(x_adv, center.detach(), facts, center.detach())
         trained_on = self._weakened(x_adv, made)
         with self.net.standing_for(passes, ADVERSARIAL):
             adversarial = self.net.logits(trained_on)

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from fastadv import kernels
-from fastadv.contract import Adversary, Batch, Facts
+from fastadv.contract import Adversarial, Adversary, Batch, Facts
 from fastadv.declared import NonNegative
 from fastadv.engine import noise
 from fastadv.engine.gradient import gradients, input_gradient, leaf
@@ -30,6 +30,9 @@ class Ascent(Adversary):
     def step_size(self) -> float:
         """The step in pixels."""
         return self.usual_alpha * self.setup.threat.eps if self.alpha is None else self.alpha
+
+    def unmoved(self, made: Adversarial) -> Tensor | None:
+        return super().unmoved(made) if self.step_size else None
 
     def given_start(self, batch: Batch, around: Tensor) -> Tensor | None:
         """The caller's starting point, brought into the ball and the box."""

@@ -76,9 +76,10 @@ class ATTA(Ascent):
         if x_adv is None:
             size = (batch.x.shape[2], batch.x.shape[3])
             x_adv = batch.x + self.store.gather(batch.index, batch.view, size)
+        start = x_adv
         for _ in range(self.steps):
             x_adv = self.net.run(self.ascend, x_adv, batch.x, batch.y, facts)
-        return Adversarial(x_adv, batch.x, {})
+        return Adversarial(x_adv, batch.x, {}, start)
 
     @torch.no_grad()
     def after(

@@ -17,4 +17,4 @@ class Fast(Ascent):
         start = self.given_start(batch, batch.x)
         start = self.random_point(batch) if start is None else start
         x_adv = self.net.run(self.ascend, start, batch.x, batch.y, facts)
-        return Adversarial(x_adv, batch.x, {})
+        return Adversarial(x_adv, batch.x, {}, start)

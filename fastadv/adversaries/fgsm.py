@@ -25,7 +25,7 @@ class FGSM(Ascent):
         start = self.given_start(batch, batch.x)
         start = batch.x if start is None else start
         x_adv = self.net.run(self.ascend, start, batch.x, batch.y, facts)
-        return Adversarial(x_adv, batch.x, {})
+        return Adversarial(x_adv, batch.x, {}, start)
 
     def joint_center(self, batch: Batch) -> Tensor | None:
         begins_inside = batch.start is None and self.attack_bn == "train"

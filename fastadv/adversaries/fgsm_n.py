@@ -22,7 +22,7 @@ class FGSMN(Ascent):
     def make(self, batch: Batch, facts: Facts) -> Adversarial:
         noisy = self._noisy(batch)
         x_adv = self.net.run(self.ascend, noisy, noisy.clone(), batch.y, facts)
-        return Adversarial(x_adv, noisy, {})
+        return Adversarial(x_adv, noisy, {}, noisy)
 
     def joint_center(self, batch: Batch) -> Tensor | None:
         alike = self.attack_bn == "train" and self.attack_objective == "ce"

@@ -159,6 +159,9 @@ class FGSMPlus(Adversary):
         x_adv, _ = self.outer_input(batch, Adversarial(batch.x, batch.x, found), leaves)
         return Adversarial(x_adv, batch.x, found)
 
+    def unmoved(self, made: Adversarial) -> Tensor | None:
+        return (made.facts["input_sign"] == 0).flatten(1).all(1)
+
     def _start(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """x0 = box(x + clamp(alpha_omega omega, +-eps)), and omega."""
         rate = self.steps.values[OMEGA]

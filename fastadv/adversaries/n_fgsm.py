@@ -34,8 +34,9 @@ class NFGSM(Ascent):
             raise UserError("N-FGSM draws its noise in a cube and takes a sign step: norm='linf'.")
 
     def make(self, batch: Batch, facts: Facts) -> Adversarial:
-        x_adv = self.net.run(self._unprojected, self._noisy(batch), batch.y, facts)
-        return Adversarial(x_adv, batch.x, {})
+        noisy = self._noisy(batch)
+        x_adv = self.net.run(self._unprojected, noisy, batch.y, facts)
+        return Adversarial(x_adv, batch.x, {}, noisy)
 
     def _noisy(self, batch: Batch) -> Tensor:
         threat = self.setup.threat

@@ -55,16 +55,18 @@ class PGD(Ascent):
         return wide.start(batch.x, batch.index, self.setup.seed, batch.offset, stream)
 
     def make(self, batch: Batch, facts: Facts) -> Adversarial:
-        x_adv, found = self._climb(batch, facts, 0)
+        start, x_adv, found = self._climb(batch, facts, 0)
         for restart in range(1, self.restarts):
-            other, also = self._climb(batch, facts, restart)
+            began, other, also = self._climb(batch, facts, restart)
             with self.net.keeping_buffers():
                 worse = self.net.run(self._worse, x_adv, other, batch.y, facts)
             x_adv = torch.where(worse.view(-1, 1, 1, 1), other, x_adv)
+            start = torch.where(worse.view(-1, 1, 1, 1), began, start)
             found = {name: torch.where(worse, also[name], found[name]) for name in found}
-        return Adversarial(x_adv, batch.x, found)
+        return Adversarial(x_adv, batch.x, found, start)
 
-    def _climb(self, batch: Batch, facts: Facts, restart: int) -> tuple[Tensor, Facts]:
+    def _climb(self, batch: Batch, facts: Facts, restart: int) -> tuple[Tensor, Tensor, Facts]:
+        """Where the climb began, where it ended, and what it counted."""
         start = self.given_start(batch, batch.x) if restart == 0 else None
         if start is not None:
             x_adv = start
@@ -72,16 +74,17 @@ class PGD(Ascent):
             # detach: a compiled step must not see x_adv and x as one object in its first iteration
             random = self.random_start or restart
             x_adv = self.random_point(batch, restart) if random else batch.x.detach()
+        start = x_adv
         if "correct_at_each_step" not in self.setup.needs:
             for _ in range(self.steps):
                 x_adv = self.net.run(self.ascend, x_adv, batch.x, batch.y, facts)
-            return x_adv, {}
+            return start, x_adv, {}
         correct = torch.zeros_like(batch.y)
         for _ in range(self.steps):
             x_adv, correct = self.net.run(
                 self._ascend_and_count, x_adv, batch.x, batch.y, facts, correct
             )
-        return x_adv, {"correct_at_each_step": correct}
+        return start, x_adv, {"correct_at_each_step": correct}
 
     def _ascend_and_count(
         self, x_adv: Tensor, around: Tensor, y: Tensor, facts: Facts, correct: Tensor
@@ -98,4 +101,7 @@ class PGD(Ascent):
             losses = [kernels.trades_kl(natural, found) for found in logits]
         else:
             losses = [functional.cross_entropy(found, y, reduction="none") for found in logits]
-        return losses[1] > losses[0]
+        first_loss, second_loss = losses
+        # A climb that could not be made must not be hidden by another.
+        lost = second_loss.isnan() & ~first_loss.isnan()
+        return (second_loss > first_loss) | lost
