@@ -9,7 +9,7 @@ process has it. Whether it is there, and whether an update must not count, goes 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
