@@ -249,6 +249,52 @@ def test_what_keeps_changing_is_not_recorded_for_ever() -> None:
     assert "'temperature' keeps changing" in told[0]
 
 
+def test_options_of_the_step_are_recorded_again() -> None:
+    results = []
+    for captured in (False, True):
+        torch.manual_seed(0)
+        model = Net().double()
+        step = tiny_step(model, "pgd", steps=1, optimizer=sgd(model))
+        step = graphed(step) if captured else step
+        for number in range(STEPS):
+            if number == 2:
+                step.plan.adversary.steps = 3
+            if number == 4:
+                step.updater.optimizer.param_groups[0].update(
+                    momentum=0.5, weight_decay=0.1, lr=0.2
+                )
+            step(*batch(number))
+        results.append(model.state_dict())
+    assert step.passes.recorded == 2
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_a_hook_on_all_modules_is_recorded_again() -> None:
+    handles: list[Any] = []
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        return 2 * output if isinstance(module, nn.Dropout) else None
+
+    def change(model: Any) -> None:
+        handles.append(nn.modules.module.register_module_forward_hook(hook))
+
+    recorded, told = compared(Net, at_three(change), lambda: handles.pop().remove())
+    assert recorded == 2
+    assert not told
+
+
+def test_torchscript_is_not_recorded() -> None:
+    def make() -> nn.Module:
+        model = Net()
+        model.act = torch.jit.script(nn.Tanh())
+        return model
+
+    recorded, told = compared(make, nothing)
+    assert recorded == 0
+    assert "TorchScript" in told[0]
+
+
 @pytest.mark.parametrize("method", ["trades", "awp", "trades-te", "apart", "atta-1", "free"])
 def test_methods(method: str) -> None:
     known = {"total_steps": STEPS, "steps_per_epoch": 3}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.nn.modules import module as torch_module
 
 from fastadv.engine import distributed
 from fastadv.engine.buffers import copy_into
@@ -202,6 +203,7 @@ class Captured:
             self._python_state().number(net.structure.version),
             (net.structure.version, first_hooked(self.walk.named), self.walk.threat),
             (net.outer_dtype, net.attack_dtype, net.looks),
+            (_switches(), self.walk.room),
         )
 
     def _record(self, batch: Batch) -> _Entry:
@@ -328,6 +330,20 @@ def _standing(model: nn.Module) -> list[Hashable]:
                 seen.add(child)
                 waiting.append(child)
     return found
+
+
+def _switches() -> Hashable:
+    """What of the process decides which kernels run, and hooks on all modules."""
+    hooks = torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks
+    return (
+        torch.get_float32_matmul_precision(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch._C._get_cudnn_allow_tf32(),
+        torch._C._get_cudnn_deterministic(),
+        torch._C._get_cudnn_enabled(),
+        tuple(each for kind in hooks for each in (*kind, *kind.values())),
+    )
 
 
 def _present(gradients: Sequence[Tensor | None]) -> list[bool]:

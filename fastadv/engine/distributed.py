@@ -7,6 +7,9 @@ every update all processes hold the same weights, buffers and state. What is tak
 carried from one to the next, stays each process's own: BatchNorm's statistics while training, the
 largest entries of AdvLC, the normalised weights of SAT and GAIRAT, Free's perturbation, dropout's
 masks.
+
+Gradients, statistics, loss and accuracy are the mean of the processes' means, each of which counts
+alike whatever the size of its batch, as in DDP. All processes must make equally many calls.
 """
 
 import os
@@ -36,7 +39,8 @@ def joined(device: torch.device) -> Iterator[None]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=PATIENCE)
     try:
-        yield
+        with failure_told():
+            yield
     finally:
         distributed.destroy_process_group()
 

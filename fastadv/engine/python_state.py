@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None))
@@ -113,6 +114,8 @@ class PythonState:
         """The users' attributes of modules: name, module, and key."""
         for before, model in self.models.items():
             for path, module in model.named_modules(prefix=before):
+                if isinstance(module, ScriptModule):
+                    continue
                 for key in vars(module):
                     if key not in OF_EVERY_MODULE:
                         yield f"{path}.{key}" if path else key, module, key
@@ -202,8 +205,11 @@ def _getter(keys: list[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
 
 
 def modules_of(model: nn.Module) -> Iterator[nn.Module]:
+    """Each once, without what is TorchScript, whose attributes are not Python's."""
     modules, seen = [model], {model}
     for module in modules:
+        if isinstance(module, ScriptModule):
+            continue
         yield module
         for child in vars(module)["_modules"].values():
             if child is not None and child not in seen:

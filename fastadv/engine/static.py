@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -34,6 +35,9 @@ def why_not_static(net: Network, state: PythonState, x: Tensor, attack_bn: str) 
 
     Everything is afterwards as it was: buffers, attributes, generators.
     """
+    every = [module for model in state.models.values() for module in model.modules()]
+    if any(isinstance(module, ScriptModule) for module in every):
+        return "TorchScript keeps attributes where Python does not see them change"
     modules = [module for model in state.models.values() for module in modules_of(model)]
     others = [model for model in state.models.values() if model is not net.model]
     with ExitStack() as stack:
