@@ -176,6 +176,7 @@ CHANGES: dict[str, tuple[Callable[[], nn.Module], Between]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The attack moved no pixel")
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_the_user_changes_is_recorded_again(change: str) -> None:
     make, between = CHANGES[change]
@@ -216,6 +217,55 @@ def set_global(value: float) -> None:
 )
 def test_globals_and_classes_are_recorded_again(change, put_back) -> None:
     assert compared(ReadsGlobals, at_three(change), put_back) == (2, [])
+
+
+class Settings:
+    scale = 1.0
+
+
+class Slots:
+    __slots__ = ("scale",)
+
+    def __init__(self) -> None:
+        self.scale = 1.0
+
+
+class Various(Net):
+    """What is read by ways that are seldom taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots, self.hidden = Slots(), [nn.Dropout(0.0)]
+
+    def forward(self, x: Tensor, also: tuple[list[float], ...] = ([1.0],)) -> Tensor:
+        out = self.hidden[0](super().forward(x))
+        return out * Settings.scale * self.slots.scale * also[0][0]
+
+
+def set_default(value: float) -> None:
+    defaults: Any = Various.forward.__defaults__
+    defaults[0][0][0] = value
+
+
+@pytest.mark.parametrize(
+    ("change", "put_back"),
+    [
+        (lambda m: setattr(Settings, "scale", 3.0), lambda: setattr(Settings, "scale", 1.0)),
+        (lambda m: setattr(m.slots, "scale", 3.0), lambda: None),
+        (lambda m: setattr(m.hidden[0], "p", 1.0), lambda: None),
+        (lambda m: set_default(3.0), lambda: set_default(1.0)),
+        (
+            lambda m: setattr(Various, "features", lambda m, x: 2 * Net.features(m, x)),
+            lambda: delattr(Various, "features"),
+        ),
+    ],
+    ids=["settings", "slots", "hidden module", "default argument", "method of the class"],
+)
+@pytest.mark.filterwarnings("ignore:The attack moved no pixel")
+def test_what_is_read_by_other_ways_is_recorded_again(change, put_back) -> None:
+    recorded, told = compared(Various, at_three(change), put_back)
+    assert recorded == 2
+    assert not told
 
 
 def test_closures_are_recorded_again() -> None:
@@ -359,6 +409,15 @@ class CountsInList(Net):
         return super().forward(x) * (1 + self.counts[0] // 5)
 
 
+class Iterates(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = iter(range(1000))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 + next(self.numbers) // 5)
+
+
 class Resize(Net):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(functional.interpolate(x, size=8 + random.randint(0, 3)))
@@ -410,6 +469,7 @@ DECIDE = {
     NumpyGenerator: "generator of its own",
     Counter: "'count'",
     CountsInList: "'counts'",
+    Iterates: "the iterator 'numbers'",
     Resize: "'random'",
     Item: "looks at the value of a tensor",
     Branch: "looks at the value of a tensor",

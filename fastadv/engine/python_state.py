@@ -62,12 +62,9 @@ class PythonState:
     def number(self, version: Hashable = None) -> int:
         """A number for the present state, the same for equal ones; ``version`` is another where
         the model has other modules or hooks."""
-        if self._readings is None or version != self._version:
-            self._modules = [m for model in self.models.values() for m in modules_of(model)]
-            self._readings = list(_code_readings(self._modules))
-            self._readings += [_options(part) for part in self._parts]
-            self._plans.clear()
-            self._version = version
+        if version != self._version:
+            self._readings, self._version = None, version
+        readings = self._code()
         seen: list[Any] = []
         deep: list[Hashable] = []
         for module in self._modules:
@@ -80,7 +77,7 @@ class PythonState:
             except (KeyError, TypeError):  # another attribute, or another kind, stands there now
                 plan = self._plans[id(module)] = _Plan(module, self._skipped)
                 plan.read(own, seen, deep)
-        for reading in self._readings:
+        for reading in readings:
             reading.read(seen, deep)
         if (
             len(seen) != len(self._seen)
@@ -90,10 +87,20 @@ class PythonState:
             self._number = self._name(seen, deep)
         return self._number
 
+    def _code(self) -> list[_Reading]:
+        """What is read beside attributes; made anew for another structure or other functions."""
+        if self._readings is None:
+            self._modules = [m for model in self.models.values() for m in modules_of(model)]
+            self._readings = list(_code_readings(self._modules))
+            self._readings += [_options(part) for part in self._parts]
+            self._plans.clear()
+        return self._readings
+
     def _name(self, seen: list[Any], deep: list[Hashable]) -> int:
         self._seen, self._deep = seen, deep
         self._plans.clear()
         found = dict(self.values())
+        self._readings = None  # another function may read other names
         others = [name for name in found if found[name] != self._last.get(name, _MISSING)]
         others += [name for name in self._last if name not in found]
         if others and self._last:
@@ -106,7 +113,7 @@ class PythonState:
         for name, module, key in self.attributes():
             if (id(module), key) not in self._skipped:
                 yield name, frozen(vars(module)[key])
-        for reading in self._readings or ():
+        for reading in self._code():
             for key in reading.names():
                 yield f"{reading.place}.{key}", frozen(reading.space[key])
 
@@ -182,15 +189,20 @@ class _Reading:
     def read(self, seen: list[Any], deep: list[Hashable]) -> None:
         for key in self.names():
             value = self.space[key]
-            seen.append(value) if type(value) in _LEAVES else deep.append(frozen(value))
+            if type(value) in _LEAVES or _is_code(value):
+                seen.append(value)
+            else:
+                deep.append(frozen(value))
+
+
+def _is_code(value: Any) -> bool:
+    kinds = types.FunctionType, property, classmethod, staticmethod
+    return isinstance(value, kinds) or (callable(value) and hasattr(type(value), "__get__"))
 
 
 def _is_data(key: str, value: Any) -> bool:
-    return not key.startswith("__") and not (
-        callable(value)
-        or isinstance(value, (property, classmethod, staticmethod))
-        or hasattr(type(value), "__get__")
-    )
+    """Whether an entry of a class is its own and may be changed."""
+    return _is_code(value) or not (key.startswith("__") or hasattr(type(value), "__get__"))
 
 
 def _options(part: Any) -> _Reading:
@@ -264,15 +276,25 @@ def _frozen(value: Any, depth: int, left: list[int]) -> Hashable:
         content = value.tobytes() if value.nbytes <= 16 * MANY else _Same(value)
         return kind, value.shape, content
     if _has_insides(value):
-        return _Same(value), inner(vars(value))
+        return _Same(value), inner(_insides(value))
     return _Same(value)
 
 
 def _has_insides(value: Any) -> bool:
     """Whether it is an object of the user's, or one that only holds names."""
     known = isinstance(value, (types.SimpleNamespace, argparse.Namespace))
-    own = known or not _settled(type(value).__module__)
-    return own and isinstance(getattr(value, "__dict__", None), dict)
+    return known or not (_settled(type(value).__module__) or isinstance(value, type))
+
+
+def _insides(value: Any) -> dict[str, Any]:
+    """The attributes of an object, those in slots, too."""
+    slots = [name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name)]
+    return {**{name: getattr(value, name) for name in slots}, **getattr(value, "__dict__", {})}
+
+
+def _slots(kind: type) -> list[str]:
+    names = vars(kind).get("__slots__", ())
+    return [names] if isinstance(names, str) else [n for n in names if not n.startswith("__")]
 
 
 class _Same:
@@ -328,7 +350,9 @@ def _undo(modules: list[nn.Module]) -> Iterator[Callable[[], None]]:
         elif isinstance(holder, tuple) and len(holder) <= MANY:
             waiting += [(each, depth - 1) for each in holder]
         elif type(holder) not in _LEAVES and _has_insides(holder):
-            waiting.append((vars(holder), depth))
+            own = _insides(holder)
+            yield functools.partial(_put_back_attributes, holder, own)
+            waiting += [(each, depth - 1) for each in own.values()]
 
 
 def _put_back_entries(holder: Any, content: list[Any]) -> None:
@@ -347,6 +371,14 @@ def _put_back_keys(
     for key, value in content.items():
         if holder.get(key, _MISSING) is not value:
             holder[key] = value
+
+
+def _put_back_attributes(holder: Any, content: dict[str, Any]) -> None:
+    for name in [name for name in getattr(holder, "__dict__", ()) if name not in content]:
+        delattr(holder, name)
+    for name, value in content.items():
+        if getattr(holder, name, _MISSING) is not value:
+            object.__setattr__(holder, name, value)
 
 
 def _put_back_cells(cells: Mapping[str, Any], content: dict[str, Any]) -> None:
@@ -429,6 +461,11 @@ def _of_functions(functions: list[Any]) -> Iterator[_Reading]:
         read = [name for name in named if name in space]
         yield from _of_space(function.__module__ or "", space, read)
         functions += [space[name] for name in read if callable(space[name])]
+        for kind in [space[name] for name in read if isinstance(space[name], type)]:
+            if not (_settled(kind.__module__) or issubclass(kind, nn.Module)):
+                yield _Reading(kind.__name__, vars(kind), None)
+        if function.__defaults__:
+            yield _Reading(function.__qualname__, {"defaults": function.__defaults__}, None)
         for name in read:
             value = space[name]
             if isinstance(value, types.ModuleType) and not _settled(value.__name__):

@@ -39,6 +39,9 @@ def why_not_static(net: Network, state: PythonState, x: Tensor, attack_bn: str) 
     if any(isinstance(module, ScriptModule) for module in every):
         return "TorchScript keeps attributes where Python does not see them change"
     modules = [module for model in state.models.values() for module in modules_of(model)]
+    for name, module, key in state.attributes():
+        if hasattr(vars(module)[key], "__next__"):
+            return f"the iterator {name!r} may give something else in every call"
     others = [model for model in state.models.values() if model is not net.model]
     with ExitStack() as stack:
         for keeping in (
