@@ -191,22 +191,30 @@ def _finished(tensor: Tensor, start: Callable[[bool], Any]) -> None:
         try:
             work.wait(LOOK_EVERY)
             return
-        except RuntimeError as error:
+        except RuntimeError:
             _raise_failure()
-            if work.is_completed():
-                raise _of_another(
-                    f"A message between the processes failed ({str(error).splitlines()[0]}): one "
-                    "of them has ended, look at what it said."
-                ) from error
+        if work.is_completed():
+            break
+    try:
+        work.wait()  # it may have come meanwhile
+    except RuntimeError as error:
+        raise _of_another(
+            f"A message between the processes failed ({str(error).splitlines()[0]}): one of them "
+            "has ended, look at what it said."
+        ) from error
 
 
 def _raise_failure() -> None:
-    words = ""
-    with suppress(RuntimeError):  # of a store whose process has ended: the collective fails, too
-        if _store().check([_FAILED]):
-            words = _store().get(_FAILED).decode()
-    if words:
-        raise _of_another(f"Training ends here, for {words}.")
+    if _is_there(_FAILED):
+        raise _of_another(f"Training ends here, for {_store().get(_FAILED).decode()}.")
+
+
+def _is_there(key: str) -> bool:
+    """Whether a process has told ``key``; process 0 keeps what is told."""
+    try:
+        return bool(_store().check([key]))
+    except RuntimeError as error:
+        raise _of_another("Training ends here, for process 0 has ended.") from error
 
 
 def _store() -> Any:
@@ -215,35 +223,32 @@ def _store() -> Any:
 
 # -- processes that differ ------------------------------------------------------------------------
 
-COMING = timedelta(minutes=10)
+COMING = timedelta(minutes=10)  # after the first time, for which they may be busy much longer
 _agreements = 0
 
 
-def told_by_all(own: str) -> list[str]:
+def told_by_all(own: str, patience: timedelta) -> list[str]:
     """What each process says, in their order. Every process must come here equally often.
 
     It goes by the group's store, where nothing has to be of equal size. Raises ``UserError`` if
-    another process does not come within ``COMING``.
+    another process does not come within ``patience``.
     """
     global _agreements
     _agreements += 1
     store, key = _store(), f"fastadv/agreement {_agreements} of process "
     store.set(f"{key}{rank()}", own)
     found: list[str] = []
-    until = time.monotonic() + COMING.total_seconds()
+    until = time.monotonic() + patience.total_seconds()
     for other in range(world_size()):
-        while True:
-            try:
-                store.wait([f"{key}{other}"], LOOK_EVERY)
-                break
-            except RuntimeError:
-                _raise_failure()
-                if time.monotonic() > until:
-                    raise UserError(
-                        f"The model, the method or the batch size changed in process {rank()} and "
-                        f"not in process {other}: all must make the same changes before the same "
-                        "call, and the first batch must be the largest."
-                    ) from None
+        while not _is_there(f"{key}{other}"):
+            _raise_failure()
+            if time.monotonic() > until:
+                raise UserError(
+                    f"The model, the method or the batch size changed in process {rank()} and not "
+                    f"in process {other}: all must make the same changes before the same call, and "
+                    "the first batch must be the largest."
+                )
+            time.sleep(0.01)
         found.append(store.get(f"{key}{other}").decode())
     return found
 
@@ -262,5 +267,6 @@ def any_process(said: bool, device: torch.device) -> bool:
     if world_size() == 1:
         return said
     flag = torch.tensor(float(said), device=device)
-    distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+    most = distributed.ReduceOp.MAX
+    _finished(flag, lambda wait: distributed.all_reduce(flag, most, async_op=not wait))
     return bool(flag)

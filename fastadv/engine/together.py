@@ -77,7 +77,8 @@ class Agreement:
         if seen == self._seen and (batch_size <= self._room or not remembers):
             return
         own = {"method": dict(walk.plan.slots), "room": batch_size, "model": self._model()}
-        told = [json.loads(each) for each in distributed.told_by_all(json.dumps(own))]
+        patience = distributed.PATIENCE if self._seen is None else distributed.COMING
+        told = [json.loads(each) for each in distributed.told_by_all(json.dumps(own), patience)]
         for process, other in enumerate(told[1:], start=1):
             _require_alike(told[0], other, process)
         self._seen, self._room = seen, max(each["room"] for each in told)
