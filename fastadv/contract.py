@@ -150,6 +150,10 @@ class Part:
     def __post_init__(self) -> None:
         check_fields(self, option_names(type(self)))
 
+    def networks(self) -> Sequence[nn.Module]:
+        """Networks beside the user's that this part runs (teachers)."""
+        return ()
+
     def demands(self) -> frozenset[str]:
         """The entries of ``NEEDS`` this part asks for with its present options."""
         return self.needs

@@ -28,6 +28,7 @@ from fastadv.engine.faults import Fault
 from fastadv.engine.network import Network
 from fastadv.engine.precision import autocast, pass_dtype, surrounding
 from fastadv.engine.runner import Runner
+from fastadv.engine.together import Agreement, bring_together
 from fastadv.engine.update import Updater
 from fastadv.errors import UserError
 from fastadv.models.blocks import perturbable_blocks
@@ -125,6 +126,7 @@ class Step:
         # Image shape, batch size, type and classes that the parts' state is for.
         self._made_for: list[Any] = []
         self._transaction = Transaction(self)
+        self._agreement = Agreement(self.walk)
 
     @property
     def threat(self) -> Threat:
@@ -170,6 +172,7 @@ class Step:
         names = {name for part in self.plan.parts.values() for name in part.own_state}
         return {name: tensor for name, tensor in self.state.items() if name in names}
 
+    @distributed.failure_told()
     def __call__(
         self,
         x: Tensor,
@@ -293,11 +296,12 @@ class Step:
 
     def _update(self, batch: Batch, update: bool) -> dict[str, Tensor]:
         self.updater.begin(self.walk.scale)
+        several = distributed.world_size() > 1
+        if several:
+            self._agreement.keep(len(batch.x))
         found = self.passes.gather(batch)
-        if distributed.world_size() > 1:
-            leaves = len(self.plan.adversary.leaves())
-            statistics = [b for b in self.net.buffers if b.is_floating_point()]
-            distributed.average([*found.shared(leaves), *statistics])
+        if several:
+            bring_together(found, self.walk, self.updater.faults.before)
         norm, ok = self.passes.descend(found, self.updater, self.offset, update)
         self.passes.settle(found, ok, update)
         # Fresh tensors: a captured step overwrites its own at the next replay.

@@ -37,7 +37,8 @@ class Found(NamedTuple):
 
     ``weights`` and ``others`` are gradients times the loss scale: of the learning parameters, and
     of the adversary's leaves and input. ``doubts`` are what must not be for the update to count,
-    0-dim bool. ``buffers`` are the model's before the update.
+    0-dim bool. ``buffers`` are the model's before the update; ``statistics`` those of the passes,
+    which several processes average.
     """
 
     batch: Batch
@@ -49,11 +50,7 @@ class Found(NamedTuple):
     others: list[Tensor | None]
     doubts: dict[Fault, Tensor]
     buffers: Snapshot
-
-    def shared(self, leaves: int) -> list[Tensor]:
-        """What several processes average: all but the gradient of each one's own images."""
-        gradients = [*self.weights, *self.others[:leaves]]
-        return [self.loss, self.accuracy, *(g for g in gradients if g is not None)]
+    statistics: list[Tensor]
 
 
 class Walk:
@@ -64,6 +61,7 @@ class Walk:
         self.scale = torch.ones((), device=net.device)  # of the outer loss, filled in place
         self.named: dict[str, Tensor] = {}  # what stands in the model
         self._learns: set[str] = set()
+        self.room = 0  # rows of memory about samples that each process sends
         self._directions: list[Tensor] = []  # whether those of this update were finite
         self.still = Still(net.device)
         self.follow()
@@ -102,7 +100,10 @@ class Walk:
         right = (outputs.adversarial.argmax(1) == batch.y).float().mean()
         taken, others = parameter_hooks.through(learning, found[:count]), found[count:]
         doubts = self._doubts(made, others, buffers)
-        return Found(batch, made, outputs, loss, right, taken, others, doubts, buffers)
+        statistics = []
+        if distributed.world_size() > 1:
+            statistics = [each for each in self.net.buffers if each.is_floating_point()]
+        return Found(batch, made, outputs, loss, right, taken, others, doubts, buffers, statistics)
 
     def _doubts(
         self, made: Adversarial, others: list[Tensor | None], buffers: Snapshot
@@ -165,7 +166,7 @@ class Walk:
         """What every process remembers about the samples of the others' batches."""
         for part in self.plan.parts.values():
             stores = [part.state[name] for name in part.per_sample_state if name in part.state]
-            distributed.share_rows(stores, index)
+            distributed.share_rows(stores, index, self.room)
 
     def learning(self) -> list[Tensor]:
         """The parameters that learn."""

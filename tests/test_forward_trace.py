@@ -38,6 +38,7 @@ STATIC = {
     "nothing": lambda h: h,
     "torch's noise": lambda h: h + torch.rand_like(h),
     "a mask": lambda h: torch.where(h > h.mean(), h, 0),
+    "numbered rows": lambda h: h[:, torch.tensor([2, 0])],
     "a constant": lambda h: h * torch.tensor(0.5),
 }
 

@@ -18,7 +18,7 @@ EPS = 0.1
 CLASSES = 4
 STEP_SETTINGS = (
     *("total_steps", "steps_per_epoch", "seed", "num_classes", "amp", "amp_dtype"),
-    *("scaler", "max_grad_norm", "backend"),
+    *("scaler", "max_grad_norm", "backend", "blocks"),
 )
 LEARNING = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 

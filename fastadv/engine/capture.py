@@ -18,11 +18,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.nn.modules import module as torch_module
 
+from fastadv.engine import distributed
 from fastadv.engine.buffers import copy_into
 from fastadv.engine.parameter_hooks import first_hooked
+from fastadv.engine.python_state import PythonState
 from fastadv.engine.recorder import CudaRecorder, NotReplayable
 from fastadv.engine.replayed_update import ReplayedUpdate, Replaying
+from fastadv.engine.static import why_not_static
 
 if TYPE_CHECKING:
     from fastadv.contract import Batch
@@ -31,19 +35,25 @@ if TYPE_CHECKING:
     from fastadv.walk import Found, Walk
 
 KEPT = 4  # recordings: two batch shapes, with and without a start given by the caller
+# A recording costs about as much as so many steps; one that is replayed less often is not worth it.
+WORTH = 20
+AGAIN = 4  # recordings for another Python state, before it is taken for one that keeps changing
 
 
 class Captured:
     """A walk whose two halves are recorded once for each situation and then replayed.
 
     A situation is everything a recording has frozen: batch shapes, which parts are active, where
-    parameters, buffers and states lie, train flags and precisions. A new one is recorded; the
+    parameters, buffers and states lie, train flags and precisions, and what Python alone knows
+    (``python_state.py``: attributes of modules, globals). A new one is recorded; the
     oldest of ``KEPT`` is forgotten, and all of them when a part wakes up, for warming up needs the
     memory they hold. Warming up leaves no trace, since it runs as an update that
     does not count: parts change nothing then, buffers return, perturbed weights come back exactly.
 
     A walk that waits for the device cannot be recorded: ``NotReplayable`` is raised, or, unless
-    ``insist``, the walk runs as written from there on and the user is warned.
+    ``insist``, the walk runs as written from there on and the user is warned. So it does in any
+    case where a recording might be made but would not be true: Python decides something anew in
+    every forward pass (``static.py``), or the Python state keeps changing.
     """
 
     def __init__(self, walk: Walk, recorder: Any = None, *, insist: bool = True) -> None:
@@ -56,12 +66,16 @@ class Captured:
         self._current: _Entry | None = None
         self._found: Found | None = None
         self._as_written = False
+        self._python: PythonState | None = None
+        self._states: set[int] = set()  # Python states that were recorded
+        self._replays = 0
         self._replaying: Replaying | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A recording works on the tensors it was made of: a copy records its own.
-        forgotten = ("_phase", "_current", "_found", "_replaying")
-        return vars(self) | dict.fromkeys(forgotten) | {"_entries": OrderedDict()}
+        forgotten = ("_phase", "_current", "_found", "_replaying", "_python")
+        empty: dict[str, Any] = {"_entries": OrderedDict(), "_states": set()}
+        return vars(self) | dict.fromkeys(forgotten) | empty
 
     def gather(self, batch: Batch) -> Found:
         """``Walk.gather``, replayed; the tensors returned are the recording's own."""
@@ -109,7 +123,11 @@ class Captured:
     def _entry(self, batch: Batch) -> _Entry | None:
         """The recording for the situation of ``batch``; None if it cannot be recorded."""
         key = self._situation(batch)
-        if key not in self._entries:
+        if key in self._entries:
+            self._replays += 1
+        else:
+            if self._gives_up(batch):
+                return None
             self._enter_phase()
             try:
                 entry = self._record(batch)
@@ -129,6 +147,43 @@ class Captured:
         self._entries.move_to_end(key)
         return self._entries[key]
 
+    def _gives_up(self, batch: Batch) -> bool:
+        """Whether a recording would not stay true; from then on the walk runs as written."""
+        walk = self.walk
+        python = self._python_state()
+        number = python.number(walk.net.structure.version)
+        again = len(self._states) - 1 if number in self._states else len(self._states)
+        if again > AGAIN and self._replays < WORTH * again:
+            reason = f"{python.changed!r} keeps changing between the steps"
+        else:
+            images, attack_bn = batch.x, walk.plan.adversary.attack_bn
+            found = why_not_static(walk.net, python, images, attack_bn)
+            self._states.add(number)
+            if found is None:
+                return False
+            reason = found
+        warnings.warn(
+            "The passes are launched one by one and not replayed as CUDA graphs, which would "
+            f"repeat what Python decided at the recording: {reason}. Draw with torch on the "
+            "model's device and keep what changes in buffers (documentation, 'Your model, your "
+            "loop').",
+            stacklevel=6,
+        )
+        self._as_written = True
+        self._entries.clear()
+        self._current = self._found = None
+        return True
+
+    def _python_state(self) -> PythonState:
+        if self._python is None:
+            parts = self.walk.plan.parts.values()
+            models = {"": self.walk.net.model}
+            for part in parts:
+                for number, teacher in enumerate(part.networks()):
+                    models[f"teacher {number}"] = teacher
+            self._python = PythonState(models, parts)
+        return self._python
+
     def _enter_phase(self) -> None:
         """Forget what was recorded while other parts were at work."""
         phase = tuple(part.active for part in self.walk.plan.parts.values())
@@ -145,8 +200,10 @@ class Captured:
             tuple(part.active for part in parts),
             tuple(tensor.data_ptr() for part in parts for tensor in part.state.values()),
             tuple(_standing(net.model)),
+            self._python_state().number(net.structure.version),
             (net.structure.version, first_hooked(self.walk.named), self.walk.threat),
             (net.outer_dtype, net.attack_dtype, net.looks),
+            (_switches(), self.walk.room),
         )
 
     def _record(self, batch: Batch) -> _Entry:
@@ -162,7 +219,8 @@ class Captured:
             learned[:] = _present(found.weights)
             walk.settle(found, ok, True)
 
-        with _put_back_on_error(walk.net):
+        # Other processes need not record at this moment; capturing a message sends none.
+        with _put_back_on_error(walk.net), distributed.alone():
             self.recorder.warm_up(both)
         with _of_no_stream(walk):
             found, replay_gather = self.recorder(lambda: walk.gather(static))
@@ -272,6 +330,20 @@ def _standing(model: nn.Module) -> list[Hashable]:
                 seen.add(child)
                 waiting.append(child)
     return found
+
+
+def _switches() -> Hashable:
+    """What of the process decides which kernels run, and hooks on all modules."""
+    hooks = torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks
+    return (
+        torch.get_float32_matmul_precision(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch._C._get_cudnn_allow_tf32(),
+        torch._C._get_cudnn_deterministic(),
+        torch._C._get_cudnn_enabled(),
+        tuple(each for kind in hooks for each in (*kind, *kind.values())),
+    )
 
 
 def _present(gradients: Sequence[Tensor | None]) -> list[bool]:

@@ -7,16 +7,22 @@ every update all processes hold the same weights, buffers and state. What is tak
 carried from one to the next, stays each process's own: BatchNorm's statistics while training, the
 largest entries of AdvLC, the normalised weights of SAT and GAIRAT, Free's perturbation, dropout's
 masks.
+
+Gradients, statistics, loss and accuracy are the mean of the processes' means, each of which counts
+alike whatever the size of its batch, as in DDP. All processes must make equally many calls.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
+
+from fastadv.errors import TrainingError, UserError
 
 # The first process decodes a data set while the others wait.
 PATIENCE = timedelta(hours=6)
@@ -33,7 +39,8 @@ def joined(device: torch.device) -> Iterator[None]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=PATIENCE)
     try:
-        yield
+        with failure_told():
+            yield
     finally:
         distributed.destroy_process_group()
 
@@ -73,15 +80,18 @@ def rank() -> int:
 
 @torch.no_grad()
 def average(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its mean over all processes, in place, in one message a dtype."""
+    """Replace each tensor by its mean over all processes, in place, in one message a dtype.
+
+    The mean of the processes' means, as DDP takes it, also where their batches differ in size.
+    """
     count = world_size()
-    if count == 1:
+    if count == 1 or _alone:
         return
     # A list, not a set: every process must send its messages in the same order.
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         same = [tensor for tensor in tensors if tensor.dtype == dtype]
         flat = torch.cat([tensor.reshape(-1) for tensor in same])
-        distributed.all_reduce(flat)
+        _summed(flat)
         flat /= count
         pieces = flat.split([tensor.numel() for tensor in same])
         for tensor, piece in zip(same, pieces, strict=True):
@@ -91,17 +101,19 @@ def average(tensors: Sequence[Tensor]) -> None:
 def add_up(tensor: Tensor) -> None:
     """Replace ``tensor`` by its sum over all processes, in place."""
     if world_size() > 1:
-        distributed.all_reduce(tensor)
+        _summed(tensor)
 
 
 @torch.no_grad()
-def share_rows(stores: Sequence[Tensor], index: Tensor) -> None:
+def share_rows(stores: Sequence[Tensor], index: Tensor, room: int) -> None:
     """Take over the rows of ``stores`` (N,...) that other processes wrote, in place.
 
-    Each process wrote its own rows ``index`` (B,), B the same in all of them.
+    Each process wrote its own rows ``index`` (B,), B of any size up to ``room``, which is the same
+    in all of them: so are the messages, filled up with a row that is sent twice.
     """
-    if world_size() == 1 or not stores:
+    if world_size() == 1 or not stores or _alone:
         return
+    index = torch.cat([index, index[-1:].expand(max(0, room - len(index)))])
     everywhere = _gathered(index)
     for store in stores:
         store.index_copy_(0, everywhere, _gathered(store[index]))
@@ -110,8 +122,135 @@ def share_rows(stores: Sequence[Tensor], index: Tensor) -> None:
 def _gathered(part: Tensor) -> Tensor:
     """The parts (B,...) of all processes, one after another."""
     parts = [torch.empty_like(part) for _ in range(world_size())]
-    distributed.all_gather(parts, part.contiguous())
+    part = part.contiguous()
+    _finished(part, lambda wait: distributed.all_gather(parts, part, async_op=not wait))
     return torch.cat(parts)
+
+
+def _summed(flat: Tensor) -> None:
+    _finished(flat, lambda wait: distributed.all_reduce(flat, async_op=not wait))
+
+
+# -- processes that do not come -------------------------------------------------------------------
+
+LOOK_EVERY = timedelta(seconds=1)
+_FAILED = "fastadv/failed"
+_alone = False
+_told = False
+_received: BaseException | None = None
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process keeps what it has to itself: the others do not do the same."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+@contextmanager
+def failure_told() -> Iterator[None]:
+    """An error that leaves the block is told to the processes that wait for this one."""
+    global _told
+    if world_size() == 1:
+        yield
+        return
+    if _told:  # and the caller goes on nevertheless
+        _told = False
+        with suppress(RuntimeError):
+            _store().delete_key(_FAILED)
+    try:
+        yield
+    except BaseException as error:
+        if error is not _received:
+            said = str(error).strip().splitlines()
+            words = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+            with suppress(RuntimeError):  # where the others have ended already
+                _store().set(_FAILED, f"process {rank()} stopped ({words})")
+            _told = True
+        raise
+
+
+def _of_another(sentence: str) -> TrainingError:
+    """The error that ends this process because another has ended; it is not told again."""
+    global _received
+    _received = TrainingError(sentence)
+    return _received
+
+
+def _finished(tensor: Tensor, start: Callable[[bool], Any]) -> None:
+    """Run a collective on ``tensor``; on a CPU look now and then whether the others still come."""
+    if tensor.device.type != "cpu":
+        start(True)  # queued on the device; the group's own watch ends what never comes
+        return
+    work = start(False)
+    while True:
+        try:
+            work.wait(LOOK_EVERY)
+            return
+        except RuntimeError:
+            _raise_failure()
+        if work.is_completed():
+            break
+    try:
+        work.wait()  # it may have come meanwhile
+    except RuntimeError as error:
+        raise _of_another(
+            f"A message between the processes failed ({str(error).splitlines()[0]}): one of them "
+            "has ended, look at what it said."
+        ) from error
+
+
+def _raise_failure() -> None:
+    if _is_there(_FAILED):
+        raise _of_another(f"Training ends here, for {_store().get(_FAILED).decode()}.")
+
+
+def _is_there(key: str) -> bool:
+    """Whether a process has told ``key``; process 0 keeps what is told."""
+    try:
+        return bool(_store().check([key]))
+    except RuntimeError as error:
+        raise _of_another("Training ends here, for process 0 has ended.") from error
+
+
+def _store() -> Any:
+    return distributed.distributed_c10d._get_default_store()
+
+
+# -- processes that differ ------------------------------------------------------------------------
+
+COMING = timedelta(minutes=10)  # after the first time, for which they may be busy much longer
+_agreements = 0
+
+
+def told_by_all(own: str, patience: timedelta) -> list[str]:
+    """What each process says, in their order. Every process must come here equally often.
+
+    It goes by the group's store, where nothing has to be of equal size. Raises ``UserError`` if
+    another process does not come within ``patience``.
+    """
+    global _agreements
+    _agreements += 1
+    store, key = _store(), f"fastadv/agreement {_agreements} of process "
+    store.set(f"{key}{rank()}", own)
+    found: list[str] = []
+    until = time.monotonic() + patience.total_seconds()
+    for other in range(world_size()):
+        while not _is_there(f"{key}{other}"):
+            _raise_failure()
+            if time.monotonic() > until:
+                raise UserError(
+                    f"The model, the method or the batch size changed in process {rank()} and not "
+                    f"in process {other}: all must make the same changes before the same call, and "
+                    "the first batch must be the largest."
+                )
+            time.sleep(0.01)
+        found.append(store.get(f"{key}{other}").decode())
+    return found
 
 
 def collected(own: Any) -> list[Any]:
@@ -128,5 +267,6 @@ def any_process(said: bool, device: torch.device) -> bool:
     if world_size() == 1:
         return said
     flag = torch.tensor(float(said), device=device)
-    distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+    most = distributed.ReduceOp.MAX
+    _finished(flag, lambda wait: distributed.all_reduce(flag, most, async_op=not wait))
     return bool(flag)

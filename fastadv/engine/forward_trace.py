@@ -109,8 +109,7 @@ class _Operations(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = str(func)
-        tags = func.tags
-        if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
+        if depends_on_values(func, args):
             self.trace.looks.append(name)
         if not name.startswith(("aten.detach", "aten.alias", "aten.lift_fresh")):
             flat, _ = tree_flatten((args, kwargs or {}))
@@ -118,6 +117,15 @@ class _Operations(TorchDispatchMode):
         elif name.startswith("aten.lift_fresh"):
             self.trace.operations.append((name, *_constant(args[0])))
         return func(*args, **(kwargs or {}))
+
+
+def depends_on_values(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether Python learns a tensor's content from the operation, or a shape depends on it."""
+    if func is torch.ops.aten.index.Tensor:  # only where a mask picks rows
+        masks = (torch.bool, torch.uint8)
+        return any(isinstance(each, Tensor) and each.dtype in masks for each in args[1])
+    tags = func.tags
+    return torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
 
 
 def _described(value: Any) -> Hashable:

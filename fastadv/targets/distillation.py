@@ -82,6 +82,9 @@ class Distillation(Target):
                 teacher = teacher.to(setup.dtype)
             self._modules.append(teacher.to(setup.device).eval().requires_grad_(False))
 
+    def networks(self) -> Sequence[nn.Module]:
+        return self._modules
+
     def depends_on(self) -> dict[str, str]:
         teachers = enumerate(self._modules, start=1)
         return {f"teacher {n}": digest(dict(teacher.state_dict())) for n, teacher in teachers}
