@@ -26,7 +26,8 @@ def check_shapes(
         raise UserError(f"x holds no image: its shape is {tuple(x.shape)}.")
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise UserError(
-            f"y must be int64 labels of shape ({len(x)},), not {y.dtype} of {tuple(y.shape)}."
+            f"y must be int64 labels of shape ({len(x)},), not {y.dtype} of {tuple(y.shape)}"
+            f"{_way_out(y, len(x))}."
         )
     if index is None and needs_index:
         raise UserError(
@@ -37,6 +38,17 @@ def check_shapes(
         raise UserError(
             f"index must be int64 of shape ({len(x)},), not {index.dtype} of {tuple(index.shape)}."
         )
+
+
+def _way_out(y: Tensor, count: int) -> str:
+    """What to write where ``y`` holds labels in another form."""
+    if y.shape == (count, 1) and not y.is_floating_point():
+        return "; pass y.squeeze(1).long()"
+    if y.shape == (count,) and not y.is_floating_point():
+        return "; pass y.long()"
+    if y.ndim == 2 and len(y) == count and y.shape[1] > 1:
+        return "; one label is trained on, so pass y.argmax(1) of one-hot rows"
+    return ""
 
 
 def check_companions(x: Tensor, **given: Tensor | None) -> None:
@@ -79,8 +91,22 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     own = [parameter for parameter in model.parameters() if id(parameter) in held]
     if not own:
         raise UserError("The optimizer holds none of the model's parameters: make it of these.")
+    if any(parameter.is_inference() for parameter in own):
+        raise UserError(
+            "The model's weights were made inside torch.inference_mode and cannot learn; build the "
+            "model outside of it."
+        )
     if not any(parameter.requires_grad for parameter in own):
         raise UserError("All of the model's parameters are frozen (requires_grad=False).")
+
+
+def require_classes(count: int) -> None:
+    """Raise ``UserError`` unless there are several."""
+    if count < 2:
+        raise UserError(
+            "The model returns a single logit, whose cross entropy is 0 whatever the label: give "
+            "it an output for each class, two for a yes or no."
+        )
 
 
 def check_classes(logits: Tensor, y: Tensor, num_classes: int | None) -> int:
@@ -88,6 +114,7 @@ def check_classes(logits: Tensor, y: Tensor, num_classes: int | None) -> int:
     if logits.ndim != 2:
         raise UserError(f"The model must return logits (B,classes), not {tuple(logits.shape)}.")
     found = logits.shape[1]
+    require_classes(found)
     if num_classes is not None and num_classes != found:
         raise UserError(f"num_classes is {num_classes} but the model returns {found} logits.")
     ranges.require_labels(y, found)

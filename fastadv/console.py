@@ -41,7 +41,7 @@ class _Titled(Progress):
     title = ""
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        yield Text(self.title)
+        yield Text(self.title, no_wrap=False, overflow="fold")  # as narrow as the terminal is
         yield self.make_tasks_table(self.tasks)
 
 

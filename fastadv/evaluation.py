@@ -262,13 +262,16 @@ class Tally:
             if "steps" in OPTIONS[spec.kind]:
                 loss = cross_entropy(logits, problem.y, reduction="none")
                 self.saturated[position] += (right & (loss == 0)).sum()
+        if self.net.waits_are_free:
+            self._raise_trouble()
 
     def _logits_under(self, spec: AttackSpec, problem: Problem) -> Tensor:
         x_adv = ATTACKS[spec.kind](problem, spec)
         with torch.no_grad():
             logits = problem.logits(x_adv)
-        self.trouble[2] |= ~logits.isfinite().all()
-        self.trouble[3] |= ~x_adv.isfinite().all()
+        made = x_adv.isfinite().all()
+        self.trouble[2] |= made & ~logits.isfinite().all()
+        self.trouble[3] |= ~made
         return logits
 
     @torch.no_grad()

@@ -31,7 +31,7 @@ from fastadv.intervals import Scores
 from fastadv.judged import Judged, Record, Settings
 from fastadv.models import VARIANTS
 from fastadv.session import data_facts
-from fastadv.source import JUDGE_BATCH, Judging, Source
+from fastadv.source import judge_batch, Judging, Source
 from fastadv.threat import parse_number
 
 KEEP_EVERY = 5.0  # seconds between savings of a pass under way
@@ -225,8 +225,8 @@ class _Pass:
         return {
             "which": self._job.which,
             **self._settings,
-            "accuracy": list(scores.values()),
-            "interval": [list(scores.interval(name)) for name in scores],
+            "accuracy": dict(scores),
+            "interval": {name: list(scores.interval(name)) for name in scores},
             **{name: getattr(counts, name) for name in _COUNTED},
             "seconds": round(seconds, 3),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -256,5 +256,5 @@ def _settings(model: nn.Module, images: Judging, job: Job) -> Settings:
         "network": digest([network, facts, provenance.source(str(config.model))]),
         "data": digest([*content, images.rows]),
         "n": len(images),
-        "batch": JUDGE_BATCH,
+        "batch": judge_batch(job.device),
     }

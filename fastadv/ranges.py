@@ -12,6 +12,13 @@ from fastadv.errors import UserError
 ROUNDING = 1e-5
 
 
+def usable(tensor: Tensor | None) -> Tensor | None:
+    """``tensor`` for a graph of its own: an inference tensor is copied."""
+    if tensor is None:
+        return None
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
 def outside(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Whether any value of ``x`` is outside of [low, high] by more than rounding, or not a number;
     0-dim bool on its device."""

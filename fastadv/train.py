@@ -224,9 +224,7 @@ class _Runner:
         if last or (progress.epoch + 1) % config.judge_every == 0:
             began = time.monotonic()
             with step.evaluation_weights(self._statistics_batches()):
-                scores = self._judge(
-                    session.data.validation, f"clean,{config.select_attack}", one_pass=True
-                )
+                scores = self._judge(session.data.validation, f"clean,{config.select_attack}")
                 self._keep_best(scores)
             progress.judge_seconds += time.monotonic() - began + scores.seconds_before
             line |= {f"{config.select}_{name}": score for name, score in scores.items()}
@@ -245,11 +243,10 @@ class _Runner:
         for batch in self.session.data.loader.epoch(min(self.progress.epoch, last)):
             yield batch.image
 
-    def _judge(
-        self, images: Judging, attacks: str, which: str = "weights", *, one_pass: bool = False
-    ) -> Found:
+    def _judge(self, images: Judging, attacks: str, which: str | None = None) -> Found:
+        """Scores of the session's weights, those of the last epoch, or of the named ones."""
         session, config, last = self.session, self.session.config, self.folder.last
-        self.job.which = f"the {which} of epoch {self.progress.epoch + 1}" if one_pass else which
+        self.job.which = which or f"the weights of epoch {self.progress.epoch + 1}"
         tested = images is session.data.test
         self.job.images_name = "test images" if tested else "validation images"
         try:
@@ -261,7 +258,7 @@ class _Runner:
                 eps=session.threat.eps,
                 alpha=config.judge_alpha,
                 seed=config.seed,
-                one_pass=one_pass,
+                one_pass=which is None,
             )
         except NotFiniteError as error:
             saved = f" {last} still holds what was saved before." if last.exists() else ""

@@ -47,6 +47,7 @@ class Step:
     a simpler one with a warning; None: unless it is "auto".
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: nn.Module,
@@ -199,11 +200,13 @@ class Step:
         checks.check_companions(x, start=start, second=second)
         if not update:
             self._require_accumulation()
-        inputs = self._checked(x, y, index, start, second)
-        if not self._prepared:
-            self.net.initialize(inputs[0][:2])
-        with self._transaction.around(inputs[2] if remembers else None):
-            return self._call(*inputs, view=view, update=update)
+        with torch.inference_mode(False):
+            given: Any = map(ranges.usable, (x, y, index, start, second))
+            inputs = self._checked(*given)
+            if not self._prepared:
+                self.net.initialize(inputs[0][:2])
+            with self._transaction.around(inputs[2] if remembers else None):
+                return self._call(*inputs, view=view, update=update)
 
     def _call(
         self,

@@ -154,7 +154,7 @@ def test_counts_of_correct_steps_are_of_the_restart_that_is_kept() -> None:
         y = twin(step.model).eval()(x).argmax(1)
     step(x, y, index)
     counts = [found["correct_at_each_step"] for *_, found in climbs]
-    second = (made[0].x_adv == climbs[1][0]).flatten(1).all(1)
+    second = (made[0].x_adv == climbs[1][1]).flatten(1).all(1)
     assert second.any()
     assert not second.all()
     kept = torch.where(second, counts[1], counts[0])

@@ -48,6 +48,11 @@ def cascade(problem: Problem, spec: AttackSpec) -> Tensor:
     def model(images: Tensor) -> Tensor:
         return problem.logits(images.to(problem.x.dtype)).float()
 
+    if x.dim() not in (2, 4):
+        raise UserError(
+            f"AutoAttack needs images (B,C,H,W) or vectors (B,D), not {tuple(x.shape)}; use "
+            "'pgd-100-10' instead."
+        )
     with torch.no_grad():
         classes = model(x).shape[1]
     if classes < MIN_CLASSES:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastadv.attacks.watch import Watch
+from fastadv.checks import require_classes
 from fastadv.engine import noise
 from fastadv.engine.gradient import input_gradient, leaf
 from fastadv.engine.network import Network
@@ -49,6 +50,7 @@ class Problem:
                 f"The model must return logits of shape (batch, classes), not "
                 f"{tuple(logits.shape)}."
             )
+        require_classes(logits.shape[1])
         if self.largest_label >= logits.shape[1]:
             raise UserError(
                 f"Label {self.largest_label} is out of range: the model has {logits.shape[1]} "

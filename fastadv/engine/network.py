@@ -18,6 +18,7 @@ from fastadv.engine.double_backward import cheap_double_backward
 from fastadv.engine.folding import Fold, seen_folds
 from fastadv.engine.gradient import gradients_if_used
 from fastadv.engine.host_memory import keep_freed_memory
+from fastadv.engine.plain_errors import in_words
 from fastadv.engine.precision import autocast
 from fastadv.engine.repeated_passes import Norms
 from fastadv.engine.runner import Runner
@@ -167,10 +168,13 @@ class Network:
         try:
             output = self._forward(given, block_noise)
             repeat = self.copies.folding.misread()
-        except Exception:
+        except Exception as error:
             repeat = self.copies.folding.misread(ended=False)
             if not repeat:
-                raise
+                sentence = in_words(error, self.model, x)
+                if sentence is None:
+                    raise
+                raise sentence from error
         if repeat:
             return self._output(x, block_noise)
         spoils = not given.is_inference() and given._version != version
