@@ -31,7 +31,7 @@ from fastadv.intervals import Scores
 from fastadv.judged import Judged, Record, Settings
 from fastadv.models import VARIANTS
 from fastadv.session import data_facts
-from fastadv.source import judge_batch, Judging, Source
+from fastadv.source import Judging, Source, judge_batch
 from fastadv.threat import parse_number
 
 KEEP_EVERY = 5.0  # seconds between savings of a pass under way
@@ -164,6 +164,7 @@ class _Pass:
         if record is not None:
             done = Counts(self._attacks, **{name: record[name] for name in _COUNTED})
             self.images, self.seconds_before = done.images, record["seconds"]
+            self._note_kept()
         self.was_stored = done is not None and done.images == len(self._batches)
         counts = done if done is not None and self.was_stored else self._judge(done)
         for sentence in counts.remarks():
@@ -215,9 +216,12 @@ class _Pass:
 
     def _keep(self, counts: Counts) -> None:
         self._job.judged.keep(self._record(counts), self._settings)
+        self._note_kept()
+        self._kept_at = time.monotonic()
+
+    def _note_kept(self) -> None:
         if self._settings not in self._job.kept:
             self._job.kept.append(self._settings)
-        self._kept_at = time.monotonic()
 
     def _record(self, counts: Counts) -> Record:
         scores = counts.scores()
