@@ -53,12 +53,13 @@ class Transaction:
 
         try:
             yield
+            counts = not step.net.waits_are_free or step.updater.faults.healthy()
         except BaseException:
             put_back()
             gradients.put_back()
             before.put_back()
             raise
-        if step.net.waits_are_free and not step.updater.faults.healthy():
+        if not counts:
             put_back()
 
 

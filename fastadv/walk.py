@@ -101,16 +101,21 @@ class Walk:
         count = len(learning)
         right = (outputs.adversarial.argmax(1) == batch.y).float().mean()
         taken, others = parameter_hooks.through(learning, found[:count]), found[count:]
-        doubts = self._doubts(made, others)
+        doubts = self._doubts(made, others, buffers)
         return Found(batch, made, outputs, loss, right, taken, others, doubts, buffers)
 
-    def _doubts(self, made: Adversarial, others: list[Tensor | None]) -> dict[Fault, Tensor]:
+    def _doubts(
+        self, made: Adversarial, others: list[Tensor | None], buffers: Snapshot
+    ) -> dict[Fault, Tensor]:
         """What shows that the update must not count although its loss may be finite."""
         # A step along a gradient that is not finite leads to NaN.
         doubts = {Fault.ATTACK: ~all_finite([made.x_adv])}
         present = [gradient for gradient in others if gradient is not None]
         if present:
             doubts[Fault.INPUT_GRADIENT] = ~all_finite(present)
+        spoilt = buffers.spoilt()
+        if spoilt is not None:
+            doubts[Fault.STATISTICS] = spoilt
         if self._directions:
             doubts[Fault.DIRECTION] = ~torch.stack(self._directions).all()
         return doubts

@@ -71,12 +71,24 @@ class Snapshot:
             _fill(group, values)
 
     @torch.no_grad()
+    def spoilt(self) -> Tensor | None:
+        """Whether a value that was finite is not any more, 0-dim bool; None where none can be."""
+        found = [
+            (values.isfinite() & ~_flat(self._now(group)).isfinite()).any()
+            for group, values in zip(self._groups, self._values, strict=True)
+            if values.is_floating_point()
+        ]
+        return torch.stack(found).any() if found else None
+
+    def _now(self, group: Sequence[Tensor]) -> list[Tensor]:
+        return [self._at[id(t)].now() if id(t) in self._at else t for t in group]
+
+    @torch.no_grad()
     def put_back_unless(self, ok: Tensor) -> None:
         """``put_back`` where ``ok`` (0-dim bool) is false, without asking the device; else the
         tensors of before take over what hangs in their places."""
         for group, values in zip(self._groups, self._values, strict=True):
-            now = [self._at[id(t)].now() if id(t) in self._at else t for t in group]
-            _fill(group, torch.where(ok, _flat(now), values))
+            _fill(group, torch.where(ok, _flat(self._now(group)), values))
         for place in self._places:
             place.hang_back()
 

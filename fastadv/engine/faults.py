@@ -27,7 +27,8 @@ class Fault(IntEnum):
     INPUT_GRADIENT = 5
     LOSS = 6
     GRADIENT = 7
-    UPDATE = 8
+    STATISTICS = 8
+    UPDATE = 9
 
 
 STOPPED = "nothing was updated from there on and the weights are the last good ones"
@@ -49,6 +50,8 @@ SENTENCES: Mapping[Fault, str] = {
     Fault.LOSS: "The loss or a gradient stopped being finite at step {step}; {stopped}. " + LOWER,
     Fault.GRADIENT: "The loss or a gradient stopped being finite at step {step}; {stopped}. "
     + LOWER,
+    Fault.STATISTICS: "A buffer of the model (BatchNorm's running statistics) stopped being finite "
+    "at step {step}; {stopped}. Its activations overflow: lower the learning rate.",
     Fault.UPDATE: "The optimizer's update overflowed at step {step}; {stopped}. Lower the learning "
     "rate, momentum or weight decay.",
 }

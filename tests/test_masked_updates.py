@@ -1,0 +1,218 @@
+"""After a flag nothing moves: weights, buffers, optimizer and memories stay the last good ones."""
+
+from __future__ import annotations
+
+import copy
+import random
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import torch
+from every_recipe import call, step_of
+from test_transaction import assert_equal
+from tiny_capture import DeviceNetwork
+from tiny_staged import SAMPLES, staged_model
+from torch import Tensor, nn
+
+import fastadv
+from fastadv import TrainingError, UserError
+from fastadv.training_step import Step
+
+
+def learned(step: Step) -> dict[str, Any]:
+    """What training has found so far."""
+    found = {
+        "model": step.model.state_dict(),
+        "optimizer": step.updater.optimizer.state_dict()["state"],
+        "state": dict(step.state),
+    }
+    return copy.deepcopy(found)
+
+
+def all_finite(found: Any) -> bool:
+    if isinstance(found, Tensor):
+        return not found.is_floating_point() or bool(found.isfinite().all())
+    if isinstance(found, dict):
+        return all(map(all_finite, found.values()))
+    return all(map(all_finite, found)) if isinstance(found, (list, tuple)) else True
+
+
+METHODS = {
+    "pgd": {"averaging": "ema"},
+    "swa": {"average_start": 1},
+    "atta-3": {},
+    "te": {"te_start": 0, "te_end": 0},
+    "apart": {},
+    "free": {},
+    "trades-awp": {},
+    "trades-sat": {"sat_start": 0},
+    "rwp": {},
+}
+
+
+@pytest.mark.parametrize("device", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nothing_moves_after_an_image_that_is_not_finite(
+    method: str, bad: float, device: bool
+) -> None:
+    """``device``: where Python may not look, each update masks itself."""
+    step = step_of(method, staged_model(), epoch_length=2, **METHODS[method])
+    if device:
+        step.net.__class__ = DeviceNetwork
+    for update in range(3):
+        call(step, update)
+    before = learned(step)
+    x, y, index = batch(7)
+    x[0, 0, 0, 0] = bad
+    step(x, y, index)
+    for update in range(4, 8):  # epochs end, averages and resets are due
+        with suppress(TrainingError):  # said as an epoch begins
+            call(step, update)
+    assert_equal(before, learned(step))
+    assert all_finite(before)
+    assert not step.healthy()
+    with pytest.raises(TrainingError, match="nothing was updated"):
+        step.check()
+
+
+def batch(update: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(update)
+    x = torch.rand(6, 3, 6, 6, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 4, (6,), generator=generator)
+    return x, y, torch.randperm(SAMPLES, generator=generator)[:6]
+
+
+class Net(nn.Module):
+    """float32, BatchNorm, an inner convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.conv2 = nn.Conv2d(4, 4, 3)
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv2(torch.relu(self.bn1(self.conv1(x))))
+        return self.linear(torch.tanh(x).mean((2, 3)))
+
+
+def small(optimizer: Any, method: str = "fgsm", device: bool = False, **options: Any) -> Step:
+    torch.manual_seed(0)
+    model = Net()
+    step = fastadv.step(model, optimizer(model.parameters()), method, mode="eager", **options)
+    if device:
+        step.net.__class__ = DeviceNetwork
+    return step
+
+
+def call_small(step: Step, update: int) -> None:
+    x, y, index = batch(update)
+    step(x.float(), y, index)
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "foreach": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, foreach=True),
+    "fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.1),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, amsgrad=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.1, momentum=0.9),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1),
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_an_update_that_overflows_is_taken_back(kind: str, first: bool) -> None:
+    """A finite loss and gradient; the rate is too large for the weights' type, the first update of
+    an optimizer or a later one."""
+    step = small(OPTIMIZERS[kind], averaging="ema")
+    if not first:
+        call_small(step, 0)
+    before = learned(step)
+    group = step.updater.optimizer.param_groups[0]
+    group["lr"], group["weight_decay"] = 1e37, 1e5
+    flagged = 0
+    for update in range(1, 5):
+        healthy = step.healthy()
+        call_small(step, update)
+        if step.healthy():
+            before = learned(step)
+        elif healthy:
+            flagged = update
+    found = learned(step)
+    assert flagged
+    assert all_finite(found)
+    if first and flagged == 1:
+        assert all("momentum_buffer" not in own for own in found["optimizer"].values())
+        del before["state"], found["state"]  # allocated by the first call
+    assert_equal(before, found)
+    if kind in {"sgd", "nesterov", "foreach", "fused", "adamw"}:
+        assert flagged == 1
+        with pytest.raises(TrainingError, match="overflowed"):
+            step.check()
+
+
+def setting(draw: random.Random) -> dict[str, Any]:
+    """One of many settings that hardly anything can train with."""
+    size = lambda: draw.choice([0.1, 1.0, 1e5, 1e20, 1e30, 3e38])  # noqa: E731
+    methods = ["fgsm", "pgd", "awp", "rwp", "trades-awp", "apart", "atta-1", "free"]
+    return {
+        "method": draw.choice(methods),
+        "lr": size() * draw.choice([1.0, 1e-3]),
+        "momentum": draw.choice([0.0, 0.9, 0.999, 5.0, 1e10]),
+        "weight_decay": draw.choice([0.0, 5e-4, 1.0, 1e10, 1e38]),
+        "gamma": draw.choice([0.01, 1.0, 1e10, 1e30]),
+        "scale": draw.choice([1.0, 1e10, 1e18, 1e30]),
+        "averaging": draw.choice(["none", "ema", "swa"]),
+    }
+
+
+@pytest.mark.parametrize(
+    "seeds", [range(25), pytest.param(range(25, 400), marks=pytest.mark.slow)], ids=["few", "many"]
+)
+def test_settings_that_cannot_train_leave_the_last_good_weights(seeds: range) -> None:
+    flagged = 0
+    for seed in seeds:
+        chosen = setting(random.Random(seed))
+        try:
+            step = extreme(chosen)
+        except UserError:
+            continue
+        good = learned(step)
+        for update in range(6):
+            try:
+                call_small(step, update)
+            except (TrainingError, UserError):
+                break
+            now = learned(step)
+            if not step.healthy():
+                assert_equal(good, now, f"{seed}: {chosen}")
+            assert all_finite(now["model"]), (seed, chosen)
+            assert all_finite(now["state"]), (seed, chosen)
+            good = now
+        flagged += not step.healthy()
+    assert flagged > len(seeds) // 4
+
+
+def extreme(chosen: dict[str, Any]) -> Step:
+    torch.manual_seed(0)
+    model = Net()
+    with torch.no_grad():
+        model.linear.weight *= chosen["scale"]
+    names = ("lr", "momentum", "weight_decay")
+    optimizer = torch.optim.SGD(model.parameters(), **{name: chosen[name] for name in names})
+    options: dict[str, Any] = {"averaging": chosen["averaging"], "blocks": None}
+    if "wp" in chosen["method"]:
+        options["gamma"] = chosen["gamma"]
+    if chosen["method"] == "trades-awp":
+        options["warmup_epochs"] = 0
+    if chosen["method"] == "apart":
+        options["blocks"] = ["conv2"]
+    return fastadv.step(
+        model, optimizer, chosen["method"], mode="eager", num_samples=SAMPLES,
+        total_steps=8, steps_per_epoch=2, **options,
+    )  # fmt: skip
