@@ -6,7 +6,7 @@ import inspect
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import rich.console
 import rich.table
@@ -16,6 +16,9 @@ from rich.markup import escape
 from fastadv.errors import TrainingError, UserError
 from fastadv.printable import printable, safe_sentence
 from fastadv.trust import trusting
+
+if TYPE_CHECKING:
+    from fastadv.judging import Found
 
 TrustCode = Annotated[
     bool,
@@ -117,12 +120,37 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
     trust_code: TrustCode = False,
 ) -> None:
-    """Test accuracy of a run's weights under attacks."""
-    from fastadv.console import as_interval
+    """Test accuracy of a run's weights under attacks. Each result is kept in the run folder's
+    evaluations.jsonl; what was interrupted goes on from there."""
+    from fastadv.console import Console, Terminal
     from fastadv.judge import judge_run
+    from fastadv.judging import JudgingStopped
+    from fastadv.train import Interrupted
 
+    options: dict[str, Any] = {
+        "which": which,
+        "eps": eps,
+        "alpha": alpha,
+        "limit": limit,
+        "seed": seed,
+    }
+    console = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
     with trusting(trust_code):
-        scores = judge_run(run, attacks, which=which, eps=eps, alpha=alpha, limit=limit, seed=seed)
+        try:
+            scores = judge_run(run, attacks, **options, console=console)
+        except JudgingStopped as stopped:
+            if stopped.scores:
+                _show_scores(run, which, stopped.scores)
+            raise Interrupted(
+                f"Stopped under {stopped}; the same command goes on from there."
+            ) from None
+    _show_scores(run, which, scores)
+
+
+def _show_scores(run: str, which: str, scores: Found) -> None:
+    from fastadv.console import as_interval
+
+    out = rich.console.Console(highlight=False)
     table = rich.table.Table(
         title=f"{escape(printable(run))}, {which} weights: test accuracy, % of {scores.n:,} images"
     )
@@ -131,7 +159,11 @@ def evaluate(
     table.add_column("95 % interval", justify="right")
     for attack, score in scores.items():
         table.add_row(attack, f"{100 * score:.2f}", as_interval(scores.interval(attack)))
-    rich.console.Console(highlight=False).print(table)
+    out.print(table)
+    said = f"{scores.said}; kept in {escape(printable(run))}/evaluations.jsonl"
+    if scores.stored:
+        said += f", judged before: {escape(', '.join(scores.stored))}"
+    out.print(said, soft_wrap=True)
 
 
 @app.command()

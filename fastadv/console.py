@@ -5,23 +5,28 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import rich.console
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from fastadv.engine import distributed
+from fastadv.engine.precision import shown
 
 if TYPE_CHECKING:
     from fastadv.run_folder import RunFolder
     from fastadv.session import Session
 
+SAY_EVERY = 30.0  # seconds between lines about judging where there is no terminal
 
-class _Terminal(rich.console.Console):
+
+class Terminal(rich.console.Console):
     """A reader that has gone away (``| head``) does not end the run."""
 
     def on_broken_pipe(self) -> None:
@@ -30,12 +35,22 @@ class _Terminal(rich.console.Console):
         os.dup2(nowhere, sys.stdout.fileno())
 
 
+class _Titled(Progress):
+    """Bars below a sentence."""
+
+    title = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield Text(self.title, no_wrap=False, overflow="fold")  # as narrow as the terminal is
+        yield self.make_tasks_table(self.tasks)
+
+
 class Console:
     """Writes to the terminal; without one, plain lines. Of several processes the first speaks."""
 
     def __init__(self, console: rich.console.Console | None = None) -> None:
         quiet = distributed.rank() != 0
-        self.out = console or _Terminal(highlight=False, soft_wrap=True, quiet=quiet)
+        self.out = console or Terminal(highlight=False, soft_wrap=True, quiet=quiet)
         self._total = 1
         self._began = time.monotonic()
         self._done_before = 0
@@ -49,10 +64,13 @@ class Console:
         self.out.print(
             f"{escape(config.model or '')}, {weights:,} weights, {session.data.trained_on:,} "
             f"training images, {config.norm} eps {session.threat.eps:.4g}, batch "
-            f"{config.batch_size}, {session.device}, {_precision(session)}, {config.mode}"
+            f"{config.batch_size}, {session.device}, {trained_in(session)}, {config.mode}"
         )
         if distributed.world_size() > 1:
             self.out.print(f"{distributed.world_size()} processes share each batch")
+        judged_in = shown(None, session.model, session.device)
+        if trained_in(session) != judged_in:
+            self.out.print(f"trains in {trained_in(session)}, judges in {judged_in}")
         self.out.print(f"run folder: {escape(str(folder.path))}")
         if config.select == "test":
             self.out.print(
@@ -84,6 +102,42 @@ class Console:
                 images += count
                 rate = images / max(time.monotonic() - began, 1e-9)
                 bar.update(task, advance=1, rate=f"{rate:,.0f} images/s", eta=self._eta(epoch))
+
+            yield tick
+
+    @contextmanager
+    def judging(
+        self, title: str, attack: str, done: int, total: int
+    ) -> Iterator[Callable[[int], None]]:
+        """A bar over ``total`` images below ``title``; gives the function to call with how many
+        have been judged so far. Without a terminal, a line where judging takes long."""
+        began = said = time.monotonic()
+        bar = _Titled(
+            TextColumn(escape(attack)),
+            BarColumn(20),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}  {task.fields[pace]}"),
+            TimeElapsedColumn(),
+            console=self.out,
+            transient=True,
+            disable=not self.out.is_terminal,
+        )
+        bar.title = title
+        with bar:
+            task = bar.add_task("", total=total, completed=done, pace="")
+
+            def tick(images: int) -> None:
+                nonlocal said
+                now = time.monotonic()
+                rate = (images - done) / max(now - began, 1e-9)
+                pace = f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s"
+                if rate > 0:
+                    pace += f"  {_clock((total - images) / rate)} left"
+                bar.update(task, completed=images, pace=pace)
+                if not self.out.is_terminal and now - said >= SAY_EVERY:
+                    said = now
+                    self.out.print(
+                        f"{escape(title)}; {escape(attack)}: {images:,}/{total:,}  {pace}"
+                    )
 
             yield tick
 
@@ -135,9 +189,13 @@ def as_interval(ends: Sequence[float]) -> str:
     return f"{100 * ends[0]:.1f}-{100 * ends[1]:.1f}"
 
 
-def _precision(session: Session) -> str:
-    names = [str(d).removeprefix("torch.") for d in (session.step.net.outer_dtype,) if d]
-    return names[0] if names else "float32"
+def trained_in(session: Session) -> str:
+    """The precision of a step's passes, in words."""
+    net = session.step.net
+    outer, attack = (
+        shown(dtype, session.model, session.device) for dtype in (net.outer_dtype, net.attack_dtype)
+    )
+    return outer if attack == outer else f"{outer} (attack {attack})"
 
 
 def _clock(seconds: float) -> str:

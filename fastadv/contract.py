@@ -238,7 +238,9 @@ class Adversary(Part):
         where it takes no steps beside the outer pass."""
         if made.start is None or not self.setup.threat.eps:
             return None
-        return (made.x_adv == made.start).flatten(1).all(1)
+        # Some published starts are not cut to the box; the first step does that.
+        start = made.start.clamp(self.setup.threat.low, self.setup.threat.high)
+        return (made.x_adv == start).flatten(1).all(1)
 
     def joint_center(self, batch: Batch) -> Tensor | None:
         """The centre of the ball, where a single step begins there and in training mode: one

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,28 +69,118 @@ def evaluate(
     where the outputs look like probabilities, and where they change from call to call: the
     accuracy flatters then.
     """
-    specs = _specs(attacks, None if alpha is None else parse_number(alpha, "alpha"))
+    told = None if progress is None else (lambda tally: progress(tally.images))
+    options: dict[str, Any] = {"eps": eps, "norm": norm, "alpha": alpha, "seed": seed}
+    found = count(
+        model, batches, attacks, **options, amp=amp, device=device, shared=shared, after=told
+    )
+    for sentence in found.remarks():
+        warnings.warn(sentence, stacklevel=2)
+    return found.scores()
+
+
+def count(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    attacks: Sequence[str],
+    *,
+    eps: float | str | None,
+    norm: str,
+    alpha: float | str | None,
+    seed: int,
+    amp: bool | str = False,
+    device: torch.device | str | None = None,
+    shared: bool = False,
+    done: Counts | None = None,
+    after: Callable[[Tally], None] | None = None,
+) -> Counts:
+    """What ``evaluate`` counts, with the pass to be gone on with later.
+
+    ``after(tally)`` is called after each batch; ``tally.counted()`` is then what ``done`` takes in
+    another call with the same images in the same batches: those counted already are only read.
+    Of several processes the first one brings the counts of ``done``.
+    """
+    specs = specs_of(attacks, None if alpha is None else parse_number(alpha, "alpha"))
     threat = usual_threat(norm, eps)
     seed = coerce("seed", seed, int)
     where = inputs.model_device(model, torch.device("cpu")) if device is None else device
     net = inputs.attacked_network(model, torch.device(where), amp)
     with inputs.attackable(net):
-        tally = _Tally(net, threat, specs, seed)
-        processes = distributed.world_size() if shared else 1
+        tally = Tally(net, threat, specs, seed)
+        processes, own = (distributed.world_size(), distributed.rank()) if shared else (1, 0)
+        if done is not None:
+            tally.take(done, counts=own == 0)
+        seen = 0
         for number, batch in enumerate(batches):
             x, y = _pair(batch)
-            if number % processes == (distributed.rank() if shared else 0):
+            seen += len(x)
+            if seen <= tally.images:
+                continue  # counted before
+            if seen - len(x) != tally.images:
+                raise ValueError("the counts to go on with are of other batches")
+            if number % processes == own:
                 tally.add(x, y)
-            else:
-                tally.images += len(x)
-            if progress is not None:
-                progress(tally.images)
-        if shared:
-            distributed.add_up(tally.counts)
-        return tally.scores()
+            tally.images = seen
+            tally.settle()
+            if after is not None:
+                after(tally)
+        return tally.counted(shared=shared)
 
 
-def _specs(names: Sequence[str], alpha: float | None) -> dict[str, AttackSpec]:
+@dataclass(frozen=True)
+class Counts:
+    """What a pass has counted of the first ``images``, as plain numbers.
+
+    ``right``, ``still`` and ``saturated`` by attack: images classified right, those whose gradient
+    was exactly zero where the attack began, those whose loss was exactly zero after it.
+    ``masks``: whether the first batch's outputs were probabilities, whether they changed.
+    """
+
+    attacks: list[str]
+    images: int
+    right: list[int]
+    still: list[int]
+    saturated: list[int]
+    masks: list[bool]
+
+    def scores(self) -> Scores:
+        """Accuracy in [0,1] by attack."""
+        if self.images == 0:
+            raise UserError("There are no images to evaluate: the batches are empty.")
+        shares = (torch.tensor(self.right) / self.images).tolist()
+        return Scores(dict(zip(self.attacks, shares, strict=True)), self.images)
+
+    def remarks(self) -> Iterator[str]:
+        """Sentences about what makes the accuracy look better than it is."""
+        n = self.images
+        for name, still, saturated in zip(self.attacks, self.still, self.saturated, strict=True):
+            if still >= max(1.0, MASKED_SHARE * n):
+                yield (
+                    f"{name}: the gradient was exactly zero for {still} of {n} images "
+                    f"({100 * still / n:.0f} %) that were classified right; the network hides its "
+                    "gradient (rounding, saturation), and its accuracy there means nothing: judge "
+                    "with cw, cw-margin or autoattack."
+                )
+            elif saturated >= max(1.0, MASKED_SHARE * n):
+                yield (
+                    f"{name}: after the attack the loss was exactly zero for {saturated} of {n} "
+                    f"images ({100 * saturated / n:.0f} %); the softmax is saturated and hides its "
+                    "slope: judge with cw, cw-margin or autoattack."
+                )
+        probabilities, changes = self.masks or (False, False)
+        if probabilities:
+            yield (
+                "The model returns probabilities, not logits: its gradient vanishes where it is "
+                "sure, and the accuracy under attack is too high; leave the softmax out."
+            )
+        if changes:
+            yield (
+                "The model's outputs change from call to call in eval mode: an attack climbs on "
+                "noise, and the accuracy is too high; judge with its noise switched off."
+            )
+
+
+def specs_of(names: Sequence[str], alpha: float | None) -> dict[str, AttackSpec]:
     """The attacks by the name they were asked for, ``alpha`` set where there are several steps."""
     names = names.split(",") if isinstance(names, str) else names
     specs = {name.strip(): parse_attack(name) for name in names}
@@ -113,7 +204,7 @@ def _pair(batch: object) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-class _Tally:
+class Tally:
     """Counts of right answers, kept on the device until the end."""
 
     def __init__(
@@ -133,6 +224,7 @@ class _Tally:
         # Images outside the box, labels out of range, logits or gradients that are not finite.
         self.trouble = torch.zeros(4, dtype=torch.bool, device=net.device)
         self.masks: list[Tensor] = []  # of the first batch: probabilities, outputs that change
+        self.settle()
         self.format = _memory_format(net.model)
 
     def add(self, x: Tensor, y: Tensor) -> None:
@@ -172,7 +264,6 @@ class _Tally:
                 self.saturated[position] += (right & (loss == 0)).sum()
         if self.net.waits_are_free:
             self._raise_trouble()
-        self.images += len(x)
 
     def _logits_under(self, spec: AttackSpec, problem: Problem) -> Tensor:
         x_adv = ATTACKS[spec.kind](problem, spec)
@@ -216,49 +307,33 @@ class _Tally:
         if no_attack:
             raise NotFiniteError(NO_ATTACK)
 
-    def _warn(self) -> None:
-        """Say what makes the accuracy look better than it is."""
-        n = self.images
-        for name, still, saturated in zip(
-            self.specs, self.still.tolist(), self.saturated.tolist(), strict=True
-        ):
-            if still >= max(1.0, MASKED_SHARE * n):
-                _say(
-                    f"{name}: the gradient was exactly zero for {still} of {n} images "
-                    f"({100 * still / n:.0f} %) that were classified right; the network hides its "
-                    "gradient (rounding, saturation), and its accuracy there means nothing: judge "
-                    "with cw, cw-margin or autoattack."
-                )
-            elif saturated >= max(1.0, MASKED_SHARE * n):
-                _say(
-                    f"{name}: after the attack the loss was exactly zero for {saturated} of {n} "
-                    f"images ({100 * saturated / n:.0f} %); the softmax is saturated and hides its "
-                    "slope: judge with cw, cw-margin or autoattack."
-                )
-        probabilities, changes = [bool(mask) for mask in self.masks] or (False, False)
-        if probabilities:
-            _say(
-                "The model returns probabilities, not logits: its gradient vanishes where it is "
-                "sure, and the accuracy under attack is too high; leave the softmax out."
-            )
-        if changes:
-            _say(
-                "The model's outputs change from call to call in eval mode: an attack climbs on "
-                "noise, and the accuracy is too high; judge with its noise switched off."
-            )
+    def settle(self) -> None:
+        """Note the counts of whole batches; what interrupts the next one leaves them."""
+        self._whole = self.images, self.counts.clone()
 
-    def scores(self) -> Scores:
-        """Accuracy in [0,1] by attack."""
-        if self.images == 0:
-            raise UserError("There are no images to evaluate: the batches are empty.")
+    def take(self, done: Counts, *, counts: bool) -> None:
+        """Go on after ``done``; ``counts``: whether they are this process's to bring."""
+        self.images = done.images
+        if counts:
+            self.counts += torch.tensor(
+                [done.right, done.still, done.saturated], device=self.counts.device
+            )
+        self.masks = [torch.tensor(mask, device=self.net.device) for mask in done.masks]
+        self.settle()
+
+    def counted(self, *, shared: bool = False) -> Counts:
+        """The counts of whole batches, of all processes where ``shared``. Waits for the device.
+
+        Raises ``UserError`` for images, labels and a network that cannot be judged.
+        """
         self._raise_trouble()
-        self._warn()
-        shares = (self.right / self.images).tolist()
-        return Scores(dict(zip(self.specs, shares, strict=True)), self.images)
-
-
-def _say(sentence: str) -> None:
-    warnings.warn(sentence, stacklevel=4)
+        images, counts = self._whole
+        if shared:
+            counts = counts.clone()
+            distributed.add_up(counts)
+        masks = [bool(mask) for mask in self.masks]
+        right, still, saturated = counts.tolist()
+        return Counts(list(self.specs), images, right, still, saturated, masks)
 
 
 def _memory_format(model: nn.Module) -> torch.memory_format:

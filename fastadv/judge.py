@@ -11,9 +11,12 @@ from torch import nn
 
 from fastadv import checkpoint, files
 from fastadv.config import TrainConfig
+from fastadv.console import Console
+from fastadv.engine.determinism import reproducible
+from fastadv.engine.precision import tf32
 from fastadv.errors import UserError, unknown
-from fastadv.evaluation import evaluate
-from fastadv.intervals import Scores
+from fastadv.judged import Judged
+from fastadv.judging import Found, Job, evaluate
 from fastadv.models import VARIANTS
 from fastadv.printable import printable
 from fastadv.run_folder import RunFolder
@@ -50,11 +53,17 @@ def judge_run(
     alpha: str | None = None,
     limit: int | None = None,
     seed: int = 0,
-) -> Scores:
+    console: Console | None = None,
+) -> Found:
     """Test accuracy in [0,1] by attack; ``eps`` is the run's unless given, and so is the step
     ``alpha`` of attacks with several steps (of another ball: the usual one for it). All test
     images are judged, or ``limit`` of them, each class in proportion, whatever the run's own
-    ``--test-limit`` was."""
+    ``--test-limit`` was.
+
+    Each attack's result is a line in the folder's evaluations.jsonl, and not judged again there.
+    Interrupted, it raises ``JudgingStopped`` with what is done, and goes on from there next time.
+    ``console`` shows how far it is.
+    """
     config, data, model = load_run(path, which)
     device = choose_device(config.device)
     if limit is not None and limit < 1:
@@ -64,15 +73,19 @@ def judge_run(
     step: float | str | None = alpha
     if alpha is None and eps is None:
         step = config.judge_alpha
-    return evaluate(
-        model.to(device),
-        images,
-        attacks.split(","),
-        eps=float(radius or 0.0),
-        norm=config.norm,
-        alpha=step,
-        seed=seed,
-    )
+    judged, which = Judged(RunFolder.open(path)), f"{which} weights"
+    job = Job(config, data, device, judged, which, "test images", lasting=True)
+    job.console = console or job.console
+    with reproducible(config.deterministic), tf32(config.tf32):
+        return evaluate(
+            model.to(device),
+            images,
+            attacks.split(","),
+            job,
+            eps=float(radius or 0.0),
+            alpha=step,
+            seed=seed,
+        )
 
 
 def export_run(path: str, out: Path, which: str = "best") -> None:

@@ -52,7 +52,7 @@ def record(session: Session) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "processor": _processor(session.device),
             "processes": distributed.world_size(),
-            "source of the network": _source(str(session.config.model)),
+            "source of the network": source(str(session.config.model)),
         },
     }
 
@@ -105,7 +105,7 @@ def _processor(device: torch.device) -> str:
     return f"CPU {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _source(model: str) -> str:
+def source(model: str) -> str:
     """A digest of the file a network of one's own comes from; empty for others."""
     if ":" not in model:
         return ""

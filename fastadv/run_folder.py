@@ -1,7 +1,8 @@
 """A run's folder: config.toml, metrics.jsonl, last.pt, best.pt, summary.json.
 
 Where a recipe averages weights, averaged.pt holds those that were judged last; last.pt goes on
-with the live ones.
+with the live ones. evaluations.jsonl is what ``fastadv evaluate`` found, and
+evaluations.partial.json what was judged when judging stopped (``fastadv.judged``).
 
 Each file carries a checksum of its own. Of several processes the first one writes; the others
 read what it wrote. A folder may come from a stranger: what its files name is not believed
@@ -41,6 +42,8 @@ class RunFolder:
         self.last_good = path / "last_good.pt"
         self.averaged = path / "averaged.pt"
         self.summary = path / "summary.json"
+        self.evaluations = path / "evaluations.jsonl"
+        self.unfinished = path / "evaluations.partial.json"
 
     @classmethod
     def create(cls, out: str | None, config: TrainConfig) -> RunFolder:

@@ -36,7 +36,11 @@ from fastadv.engine import distributed
 from fastadv.errors import UserError
 from fastadv.pseudo_labels import read_pseudo_labelled
 
-JUDGE_BATCH = 500
+
+def judge_batch(device: torch.device) -> int:
+    """Images that are judged together. On a CPU few are as fast as many, and an interruption
+    loses less."""
+    return 100 if device.type == "cpu" else 500
 
 
 class Judging:
@@ -227,8 +231,8 @@ def _judging(
 ) -> Judging:
     def batches(rows: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
         if len(rows) == len(labels):
-            return eval_batches(images, labels, JUDGE_BATCH, device)
-        return eval_batches(images[rows], labels[rows], JUDGE_BATCH, device)
+            return eval_batches(images, labels, judge_batch(device), device)
+        return eval_batches(images[rows], labels[rows], judge_batch(device), device)
 
     return Judging(batches, labels, limit)
 
@@ -242,7 +246,7 @@ def _from_files(config: TrainConfig, device: torch.device, options: dict[str, An
     mean, std = stream_statistics(tree, form)
     labels = torch.tensor(tree.train_labels)
     rows, held_out = split_labels(labels, float(config.val_fraction or 0), config.seed)
-    judge: dict[str, Any] = {"batch_size": JUDGE_BATCH, "device": device}
+    judge: dict[str, Any] = {"batch_size": judge_batch(device), "device": device}
 
     def held(chosen: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
         places = held_out[chosen]

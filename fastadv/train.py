@@ -17,11 +17,12 @@ from fastadv.config import TrainConfig, settled
 from fastadv.console import Console
 from fastadv.engine import distributed
 from fastadv.engine.determinism import reproducible
+from fastadv.engine.faults import all_finite
 from fastadv.engine.precision import tf32
 from fastadv.errors import NotFiniteError, TrainingError, UserError
-from fastadv.evaluation import evaluate
 from fastadv.events import Events
-from fastadv.intervals import Scores
+from fastadv.judged import Judged
+from fastadv.judging import Found, Job, StopJudging, evaluate
 from fastadv.run_folder import RunFolder
 from fastadv.saved_models import check_fit
 from fastadv.session import Session, choose_device, data_facts
@@ -29,10 +30,6 @@ from fastadv.source import Judging, Source
 
 HANDED_ON = 2.0  # seconds
 CHECK_EVERY = 50  # batches between looks at the fault flag
-
-
-class _StopJudging(Exception):
-    """A signal came while the network was judged."""
 
 
 class Interrupted(Exception):
@@ -102,10 +99,14 @@ def _run(
         except TrainingError as error:
             if session.step.healthy():
                 raise
-            folder.save(folder.last_good, {"model": session.model.state_dict()})
+            state = session.model.state_dict()
+            if not all_finite(list(state.values())):
+                raise
+            folder.save(folder.last_good, {"model": state})
             raise TrainingError(f"{error} They are saved in {folder.last_good}.") from None
         summary = runner.final_test()
     folder.write_summary(summary)
+    runner.job.forget()
     console.finish(summary, folder)
     return summary
 
@@ -121,6 +122,10 @@ class _Runner:
         self.events = Events(folder.path)
         self._provenance = provenance.record(session)
         self.stop_requested: str | None = None
+        config, data, device = session.config, session.data, session.device
+        self.job = Job(
+            config, data, device, Judged(folder), console=console, heed=lambda: self._heed()
+        )
         self._loss = torch.zeros((), dtype=torch.float64, device=session.device)
         self._saved_at = time.monotonic()
         if folder.last.exists():
@@ -134,7 +139,7 @@ class _Runner:
             self._train_epoch()
             try:
                 self._judge_epoch(last=self.progress.epoch + 1 == total)
-            except _StopJudging:
+            except StopJudging:
                 self._stop()
             self.progress.epoch += 1
             self.progress.batch = 0
@@ -192,7 +197,7 @@ class _Runner:
     def _heed(self) -> None:
         """End judging when asked to stop; what is judged may be an average, so save elsewhere."""
         if self._told_to_stop():
-            raise _StopJudging
+            raise StopJudging
 
     def _stop(self, save: bool = True) -> None:
         self.session.step.check()
@@ -225,7 +230,7 @@ class _Runner:
             with step.evaluation_weights(self._statistics_batches()):
                 scores = self._judge(session.data.validation, f"clean,{config.select_attack}")
                 self._keep_best(scores)
-            progress.judge_seconds += time.monotonic() - began
+            progress.judge_seconds += time.monotonic() - began + scores.seconds_before
             line |= {f"{config.select}_{name}": score for name, score in scores.items()}
             line[f"{config.select}_n"] = scores.n
             for name in scores:
@@ -242,24 +247,28 @@ class _Runner:
         for batch in self.session.data.loader.epoch(min(self.progress.epoch, last)):
             yield batch.image
 
-    def _judge(self, images: Judging, attacks: str) -> Scores:
-        config = self.session.config
+    def _judge(self, images: Judging, attacks: str, which: str | None = None) -> Found:
+        """Scores of the session's weights, those of the last epoch, or of the named ones."""
+        session, config, last = self.session, self.session.config, self.folder.last
+        self.job.which = which or f"the weights of epoch {self.progress.epoch + 1}"
+        tested = images is session.data.test
+        self.job.images_name = "test images" if tested else "validation images"
         try:
             return evaluate(
-                self.session.model,
+                session.model,
                 images,
                 attacks.split(","),
-                eps=self.session.threat.eps,
-                norm=config.norm,
+                self.job,
+                eps=session.threat.eps,
                 alpha=config.judge_alpha,
                 seed=config.seed,
-                progress=lambda _: self._heed(),
-                shared=True,
+                one_pass=which is None,
             )
-        except NotFiniteError:
+        except NotFiniteError as error:
+            saved = f" {last} still holds what was saved before." if last.exists() else ""
             raise TrainingError(
-                f"After step {self.session.step.calls} the network's outputs are no longer finite; "
-                f"{self.folder.last} still holds what was saved before. Lower the learning rate."
+                f"After step {session.step.calls} what the network computes is no longer finite. "
+                f"{error}{saved} Lower the learning rate to train it."
             ) from None
 
     def _keep_best(self, scores: dict[str, float]) -> None:
@@ -293,7 +302,7 @@ class _Runner:
         """Test accuracy of the best and the last weights, measured once."""
         try:
             return self._final_test()
-        except _StopJudging:
+        except StopJudging:
             self._stop(save=False)  # the last checkpoint has everything
             raise
 
@@ -301,17 +310,19 @@ class _Runner:
         session, config = self.session, self.session.config
         began = time.monotonic()
         with session.step.evaluation_weights(self._statistics_batches()):
-            last = self._judge(session.data.test, config.test_attacks)
+            last = self._judge(session.data.test, config.test_attacks, "last weights")
             if session.step.plan.averaging is not None:
                 self.folder.save(self.folder.averaged, {"model": session.model.state_dict()})
+        before = last.seconds_before
         live = {name: value.clone() for name, value in session.model.state_dict().items()}
         best = last
         if self.progress.best_epoch != int(config.epochs or 1):
             saved = checkpoint.load(self.folder.best)
             checkpoint.load_weights(session.model, saved["model"], self.folder.best)
-            best = self._judge(session.data.test, config.test_attacks)
+            best = self._judge(session.data.test, config.test_attacks, "best weights")
             session.model.load_state_dict(live)
-        self.progress.judge_seconds += time.monotonic() - began
+            before += best.seconds_before
+        self.progress.judge_seconds += time.monotonic() - began + before
         return {
             "n": last.n,
             "best": best,

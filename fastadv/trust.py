@@ -61,6 +61,15 @@ def is_own(folder: Path, config: bytes) -> bool:
     return _allowed.get() or _is_noted(folder, config)
 
 
+def sign(content: bytes) -> str:
+    """A mark that only this user can put on ``content``; empty where no key can be kept."""
+    try:
+        key = _key(make=True)
+    except (OSError, UserError):
+        return ""
+    return hmac.new(key, b"record:" + content, hashlib.sha256).hexdigest()
+
+
 def _is_noted(folder: Path, config: bytes) -> bool:
     try:
         return (_home() / "trusted" / _name(folder, config, _key(make=False))).is_file()

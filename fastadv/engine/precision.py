@@ -60,6 +60,19 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
         yield
 
 
+def shown(dtype: torch.dtype | None, model: torch.nn.Module, device: torch.device) -> str:
+    """The precision of passes with autocast to ``dtype`` (None: the model's own), in words."""
+    if dtype is not None:
+        return str(dtype).removeprefix("torch.")
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    words = str(own).removeprefix("torch.")
+    if own is not torch.float32 or device.type != "cuda":
+        return words
+    if torch.backends.cuda.matmul.allow_tf32:
+        return f"{words} (TF32)"
+    return f"{words} (convolutions in TF32)" if torch.backends.cudnn.allow_tf32 else words
+
+
 @contextmanager
 def tf32(allowed: bool | None) -> Iterator[None]:
     """Whether float32 convolutions and products on a GPU may round to TF32; None: torch's own

@@ -1,0 +1,124 @@
+"""An evaluation says what flatters, of how many images it speaks, and judges every class."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastadv
+from fastadv.data import eval_batches
+from fastadv.intervals import wilson
+from fastadv.source import Judging
+
+
+class Around(nn.Module):
+    """A network that is right about every image, with something before and behind it."""
+
+    def __init__(self, before: Callable[[Tensor], Tensor], behind: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.linear = nn.Linear(4, 4, bias=False)
+        self.linear.weight.data = 10 * torch.eye(4)
+        self.before, self.behind = before, behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(self.linear(self.before(x).flatten(1)))
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+def images(count: int = 40) -> tuple[Tensor, Tensor]:
+    """Class k is bright at pixel k."""
+    y = torch.arange(count) % 4
+    x = torch.full((count, 1, 2, 2), 0.4)
+    x.flatten(1)[torch.arange(count), y] = 0.6
+    return x, y
+
+
+def told(model: nn.Module, *attacks: str) -> list[str]:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        fastadv.evaluate(model, [images()], attacks, eps=0.02)
+    return [str(warning.message) for warning in seen]
+
+
+def test_an_honest_network_is_not_blamed() -> None:
+    attacks = ("clean", "fgsm", "fgsm-rwp", "pgd-3", "pgd-3-2", "cw-3", "cw-margin-3", "noise-0.1")
+    assert told(Around(same, same), *attacks) == []
+
+
+@pytest.mark.parametrize(
+    "hides", [lambda x: (x * 255).round() / 255, lambda x: x.detach() + 0 * x], ids=["8 bit", "cut"]
+)
+def test_zero_gradients_are_counted(hides: Callable[[Tensor], Tensor]) -> None:
+    (sentence,) = told(Around(hides, same), "fgsm")
+    assert "fgsm: the gradient was exactly zero for 40 of 40 images (100 %)" in sentence
+
+
+def test_half_of_the_gradients() -> None:
+    def half(x: Tensor) -> Tensor:
+        return torch.cat([x[:20], x[20:].detach()])
+
+    (sentence,) = told(Around(half, same), "fgsm")
+    assert "20 of 40 images (50 %)" in sentence
+
+
+def test_a_saturated_softmax_is_counted() -> None:
+    """The gradient underflows where the margin is above a hundred or so."""
+    (sentence,) = told(Around(same, lambda z: 1e4 * z), "pgd-3")
+    assert "pgd-3: the gradient was exactly zero for 40 of 40" in sentence
+    (sentence,) = told(Around(same, lambda z: 20 * z), "pgd-3")
+    assert "the loss was exactly zero for 40 of 40 images" in sentence
+
+
+def test_probabilities_and_noise_are_told() -> None:
+    soft = told(Around(same, lambda z: z.softmax(1)), "clean")
+    assert any("returns probabilities" in sentence for sentence in soft)
+        "returns probabilities" in s for s in told(Around(same, lambda z: z.softmax(1)), "clean")
+    )
+    noisy = Around(lambda x: x + 0.01 * torch.randn_like(x), same)
+    assert any("change from call to call" in sentence for sentence in told(noisy, "clean"))
+
+
+def test_wilsons_interval() -> None:
+    """Newcombe (1998), Table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
+    for right, n, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
+        assert wilson(right / n, n) == pytest.approx((low, high), abs=5e-5)
+    assert wilson(1.0, 20)[1] == 1.0
+
+
+def test_scores_know_their_images() -> None:
+    scores = fastadv.evaluate(Around(same, same), [images()], ("clean",), eps=0.01)
+    assert scores == {"clean": 1.0}
+    assert scores.n == 40
+    assert scores.interval("clean") == wilson(1.0, 40)
+
+
+def test_a_limit_judges_every_class_in_proportion() -> None:
+    labels = torch.arange(4).repeat_interleave(25)  # sorted by class, as a folder is read
+    pictures = torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1)
+
+    def batches(rows: Tensor) -> object:
+        return eval_batches(pictures[rows], labels[rows], 7)
+
+    whole = Judging(batches, labels)
+    assert len(whole) == 100
+    for limit in (4, 10, 99):
+        few = whole.limited(limit)
+        shown, classes = zip(*few, strict=True)
+        counts = torch.cat(classes).bincount(minlength=4)
+        assert len(few) == int(counts.sum()) == limit
+        assert counts.max() - counts.min() <= 1
+        again = torch.cat([x for x, _ in whole.limited(limit)])
+        assert torch.equal(torch.cat(shown), again)
+    assert len(whole.limited(1000)) == 100

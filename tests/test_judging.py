@@ -1,0 +1,412 @@
+"""Judging shows how far it is, says its precision, and loses nothing when it is interrupted."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rich.console
+import torch
+from tiny import EPS, tiny_batch, tiny_model
+
+from fastadv import console as console_module
+from fastadv import evaluation, judging, trust
+from fastadv import train as train_module
+from fastadv.attacks.watch import NO_ATTACK
+from fastadv.config import TrainConfig
+from fastadv.console import Console
+from fastadv.engine import distributed, precision
+from fastadv.errors import NotFiniteError, TrainingError
+from fastadv.evaluation import Counts, count
+from fastadv.judge import judge_run, load_run
+from fastadv.judging import JudgingStopped
+from fastadv.train import Interrupted, resume, train
+
+SETTINGS: dict[str, Any] = {
+    "method": "fast",
+    "width": 2,
+    "epochs": 2,
+    "limit": 96,
+    "batch_size": 32,
+    "mode": "eager",
+    "select_attack": "fgsm",
+    "test_attacks": "clean,fgsm,pgd-2",
+}
+ATTACKS = "clean,fgsm,pgd-2"
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    train(TrainConfig(**SETTINGS, out=str(out)), Console())
+    return out
+
+
+@pytest.fixture
+def run(begun: Path) -> Iterator[Path]:
+    """A finished run of 360 test images, four batches of 100 at most, with nothing judged since."""
+    yield begun
+    for name in ("evaluations.jsonl", "evaluations.partial.json"):
+        (begun / name).unlink(missing_ok=True)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The attack and the number of images of every batch that is attacked."""
+    seen: list[tuple[str, int]] = []
+    add = evaluation.Tally.add
+
+    def noting(tally: evaluation.Tally, x: torch.Tensor, y: torch.Tensor) -> None:
+        seen.append((",".join(tally.specs), len(x)))
+        add(tally, x, y)
+
+    monkeypatch.setattr(evaluation.Tally, "add", noting)
+    return seen
+
+
+class Stopping(Console):
+    """Ctrl-C after so many images of an attack."""
+
+    def __init__(self, attack: str, images: int) -> None:
+        super().__init__(rich.console.Console(quiet=True))
+        self._attack, self._images = attack, images
+
+    @contextmanager
+    def judging(
+        self, title: str, attack: str, done: int, total: int
+    ) -> Iterator[Callable[[int], None]]:
+        def tick(images: int) -> None:
+            if attack == self._attack and images >= self._images:
+                signal.raise_signal(signal.SIGINT)
+
+        yield tick
+
+
+def expected(run: Path, attacks: str = ATTACKS, which: str = "best", **options: Any) -> dict:
+    """What one uninterrupted call finds."""
+    config, data, model = load_run(str(run), which)
+    options = {"eps": config.eps, "alpha": config.judge_alpha, **options}
+    return evaluation.evaluate(model, data.test, attacks.split(","), norm=config.norm, **options)
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+
+
+def test_an_interrupted_judging_goes_on_to_the_same_numbers(run, passes) -> None:
+    with pytest.raises(JudgingStopped, match="pgd-2: 200 of 360 images") as stopped:
+        judge_run(str(run), ATTACKS, console=Stopping("pgd-2", 200))
+    assert list(stopped.value.scores) == ["clean", "fgsm"]
+    passes.clear()
+    found = judge_run(str(run), ATTACKS)
+    assert passes == [("pgd-2", 100), ("pgd-2", 60)]
+    assert found.stored == ["clean", "fgsm"]
+    assert found == expected(run)
+    assert found.n == 360
+    assert not (run / "evaluations.partial.json").exists()
+
+
+def test_every_result_is_a_line_with_all_that_it_depends_on(run) -> None:
+    found = judge_run(str(run), ATTACKS, which="last", limit=50, seed=3)
+    lines = records(run)
+    assert [line["attack"] for line in lines] == ["clean", "fgsm", "pgd-2"]
+    for line in lines:
+        name = line["attack"]
+        assert line["accuracy"] == {name: found[name]}
+        assert line["right"] == [round(50 * found[name])]
+        assert line["interval"] == {name: list(found.interval(name))}
+        facts = {"n": 50, "seed": 3, "norm": "linf", "eps": 0.2, "precision": "float32"}
+        facts |= {"which": "last weights", "torch": str(torch.__version__), "device": "cpu"}
+        assert line | facts == line
+        assert {"weights", "data", "fastadv", "date", "seconds", "alpha"} <= line.keys()
+
+
+def test_what_is_stored_is_not_judged_again(run, passes) -> None:
+    found = judge_run(str(run), ATTACKS)
+    passes.clear()
+    again = judge_run(str(run), "pgd-2,clean")
+    assert passes == []
+    assert again == {"pgd-2": found["pgd-2"], "clean": found["clean"]}
+    assert len(records(run)) == 3
+
+
+@pytest.mark.parametrize(
+    "options", [{"eps": "0.1"}, {"seed": 1}, {"limit": 359}, {"alpha": "0.01"}]
+)
+def test_other_settings_are_another_judging(run, passes, options) -> None:
+    judge_run(str(run), "pgd-2")
+    passes.clear()
+    found = judge_run(str(run), "pgd-2", **options)
+    assert sum(images for _, images in passes) == options.get("limit", 360)
+    assert found["pgd-2"] == judge_run(str(run), "pgd-2", **options)["pgd-2"]
+
+
+def test_other_weights_are_judged_anew(run, passes, monkeypatch) -> None:
+    judge_run(str(run), "fgsm")
+    real = load_run
+
+    def changed(path: str, which: str) -> Any:
+        config, data, model = real(path, which)
+        with torch.no_grad():
+            next(model.parameters()).view(-1)[0].add_(1e-6)
+        return config, data, model
+
+    monkeypatch.setattr("fastadv.judge.load_run", changed)
+    passes.clear()
+    assert judge_run(str(run), "fgsm").stored == []
+    assert len(passes) == 4
+
+
+def test_a_line_that_was_changed_or_is_not_this_users_is_not_believed(
+    run, passes, monkeypatch
+) -> None:
+    truth = judge_run(str(run), "clean,fgsm")
+    file = run / "evaluations.jsonl"
+    first, second = file.read_text().splitlines(keepends=True)
+    right = json.loads(second)["right"][0]
+    file.write_text(first + second.replace(f'"right": [{right}]', f'"right": [{right + 300}]'))
+    passes.clear()
+    assert judge_run(str(run), "clean,fgsm") == truth
+    assert passes == [("fgsm", 100)] * 3 + [("fgsm", 60)]
+    file.write_text((first + second)[:-40])  # cut short by a crash
+    assert judge_run(str(run), "clean,fgsm").stored == ["clean"]
+    assert judge_run(str(run), "clean,fgsm").stored == ["clean", "fgsm"]
+    monkeypatch.setattr(trust, "_key", lambda *, make: b"somebody else's" * 2)
+    assert judge_run(str(run), "clean,fgsm").stored == []
+
+
+def test_a_kill_loses_a_few_seconds(run, monkeypatch) -> None:
+    """What is done is also kept while nothing has interrupted it yet."""
+    monkeypatch.setattr(judging, "KEEP_EVERY", -1.0)
+    kept: list[int] = []
+
+    class Looking(Stopping):
+        @contextmanager
+        def judging(self, *inputs: Any) -> Iterator[Callable[[int], None]]:
+            def tick(images: int) -> None:
+                if images > 100:
+                    text = (run / "evaluations.partial.json").read_text()
+                    kept.extend(record["images"] for record in json.loads(text))
+
+            yield tick
+
+    judge_run(str(run), "fgsm", console=Looking("", 0))
+    assert kept == [100, 200, 300]
+
+
+def test_a_folder_that_cannot_be_written_is_judged_all_the_same(run) -> None:
+    (run / "evaluations.jsonl").symlink_to(run / "elsewhere")
+    with pytest.warns(UserWarning, match="cannot be kept"):
+        found = judge_run(str(run), "fgsm")
+    assert found == expected(run, "fgsm")
+    assert not (run / "elsewhere").exists()
+
+
+def test_what_makes_a_stored_number_flatter_is_said_again(run, monkeypatch) -> None:
+    monkeypatch.setattr(Counts, "remarks", lambda counts: iter([f"masked {counts.right}"]))
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            judge_run(str(run), "fgsm")
+        assert [str(w.message).split()[0] for w in said] == ["masked"]
+
+
+def test_an_unknown_attack_is_refused_before_the_first_pass(run, passes) -> None:
+    with pytest.raises(ValueError, match="'pgd-20'"):
+        judge_run(str(run), "clean,pdg-20")
+    assert passes == []
+
+
+def test_ctrl_c_shows_what_is_done_and_how_to_go_on(run, fastadv_command, monkeypatch) -> None:
+    stopping = Stopping("fgsm", 100)
+    with monkeypatch.context() as patched:
+        patched.setattr(Console, "judging", lambda _, *inputs: stopping.judging(*inputs))
+        outcome = fastadv_command("evaluate", run, "--attacks", "clean,fgsm")
+    assert outcome.code == 130
+    assert "clean" in outcome.out
+    assert "fgsm" not in outcome.out
+    assert "fgsm: 100 of 360 images" in outcome.err
+    assert "same command goes on" in outcome.err
+    done = fastadv_command("evaluate", run, "--attacks", "clean,fgsm")
+    assert done.code == 0
+    assert "judged in float32" in done.out
+    assert "judged before: clean" in done.out
+
+
+@pytest.mark.parametrize(
+    ("options", "attack"), [({}, "fgsm"), ({}, "pgd-2"), ({"averaging": "ema"}, "fgsm")]
+)
+def test_a_final_test_that_was_interrupted_goes_on(
+    options, attack, tmp_path, passes, monkeypatch
+) -> None:
+    """With the best weights not the last ones, so that two networks are judged."""
+    usual = SETTINGS | {"options": options, "lr": 1.0, "epochs": 3}
+    whole = train(TrainConfig(**usual, out=str(tmp_path / "whole")), Console())
+    out = tmp_path / "stopped"
+    assert whole["best_epoch"] < 3
+    all_passes = [entry for entry in passes if entry[0] in ATTACKS.split(",")]
+    passes.clear()
+
+    def heed(runner: train_module._Runner) -> None:
+        if passes[-2:] == [(attack, 100)] * 2:
+            runner.stop_requested = "SIGINT"
+        real(runner)
+
+    real = train_module._Runner._heed
+    with monkeypatch.context() as patched:
+        patched.setattr(train_module._Runner, "_heed", heed)
+        with pytest.raises(Interrupted, match="--resume"):
+            train(TrainConfig(**usual, out=str(out)), Console())
+    assert (out / "evaluations.partial.json").exists()
+    found = resume(str(out), Console())
+    times = {"judge_seconds": 0, "train_seconds": 0}
+    assert found | times == whole | times
+    assert [entry for entry in passes if entry[0] in ATTACKS.split(",")] == all_passes
+    assert not (out / "evaluations.partial.json").exists()
+    assert not (out / "evaluations.jsonl").exists()
+
+
+def test_judging_between_epochs_goes_on_too(tmp_path, passes, monkeypatch) -> None:
+    usual = SETTINGS | {"limit": 1200, "val_fraction": 0.2, "epochs": 1, "batch_size": 128}
+    whole = train(TrainConfig(**usual, out=str(tmp_path / "whole")), Console())
+    judged = [images for names, images in passes if names == "clean,fgsm"]
+    passes.clear()
+    out = tmp_path / "stopped"
+
+    def heed(runner: train_module._Runner) -> None:
+        runner.stop_requested = "SIGINT"
+        real(runner)
+
+    real = train_module._Runner._heed
+    with monkeypatch.context() as patched:
+        patched.setattr(train_module._Runner, "_heed", heed)
+        with pytest.raises(Interrupted):
+            train(TrainConfig(**usual, out=str(out)), Console())
+    times = {"judge_seconds": 0, "train_seconds": 0}
+    assert resume(str(out), Console()) | times == whole | times
+    assert [images for names, images in passes if names == "clean,fgsm"] == judged
+    assert len(judged) > 1
+    lines = [json.loads((at / "metrics.jsonl").read_text()) for at in (tmp_path / "whole", out)]
+    assert lines[0]["val_fgsm"] == lines[1]["val_fgsm"]
+
+
+def test_processes_that_stop_at_the_same_batch_go_on(monkeypatch) -> None:
+    """Two that take 40 images in turn, stopped after the third of five batches."""
+    model = tiny_model()
+    x, y, _, _ = tiny_batch(40)
+    batches = list(zip(x.split(8), y.split(8), strict=True))
+    options: dict[str, Any] = {"eps": EPS, "norm": "linf", "alpha": None, "seed": 2}
+    names = ["clean", "fgsm", "pgd-2"]
+    alone = count(model, batches, names, **options)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "add_up", lambda tensor: None)
+
+    def of_both(done: Counts | None, stop_at: int) -> Counts:
+        own = []
+        for rank in (0, 1):
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            seen: list[Counts] = []
+            count(
+                model,
+                batches[:stop_at],
+                names,
+                **options,
+                shared=True,
+                done=done,
+                after=lambda tally, seen=seen: seen.append(tally.counted()),
+            )
+            own.append(seen[-1])
+        right, still, saturated = (
+            [a + b for a, b in zip(getattr(own[0], name), getattr(own[1], name), strict=True)]
+            for name in ("right", "still", "saturated")
+        )
+        return replace(own[0], right=right, still=still, saturated=saturated)
+
+    assert of_both(of_both(None, 3), 5) == alone
+
+
+def test_counts_of_other_batches_are_refused() -> None:
+    x, y, _, _ = tiny_batch(12)
+    options: dict[str, Any] = {"eps": EPS, "norm": "linf", "alpha": None, "seed": 0}
+    done = count(tiny_model(), [(x[:5], y[:5])], ["clean"], **options)
+    with pytest.raises(ValueError, match="other batches"):
+        count(tiny_model(), [(x, y)], ["clean"], **options, done=done)
+
+
+def drawn(terminal: bool) -> tuple[Console, io.StringIO]:
+    text = io.StringIO()
+    out = rich.console.Console(
+        file=text, force_terminal=terminal, width=80, soft_wrap=True, highlight=False
+    )
+    return Console(out), text
+
+
+def test_a_terminal_shows_a_bar_with_rate_time_left_and_precision(run) -> None:
+    console, text = drawn(terminal=True)
+    judge_run(str(run), "fgsm,pgd-2", console=console)
+    shown = rich.text.Text.from_ansi(text.getvalue()).plain.replace("\n", "")
+    sentence = "judging best weights on 360 test images under fgsm, pgd-2: linf eps 0.2, float32"
+    assert sentence in shown
+    assert "360/360" in shown
+    assert "images/s" in shown
+    assert "left" in shown
+
+
+def test_without_a_terminal_only_long_judging_speaks(run, monkeypatch) -> None:
+    console, text = drawn(terminal=False)
+    judge_run(str(run), "fgsm", console=console)
+    assert text.getvalue() == ""
+    monkeypatch.setattr(console_module, "SAY_EVERY", 0.0)
+    judge_run(str(run), "fgsm", seed=1, console=console)
+    first, *others = text.getvalue().splitlines()
+    assert len(others) == 3
+    assert first.startswith(
+        "judging best weights on 360 test images under fgsm: linf eps 0.2, float32; fgsm: 100/360 "
+    )
+    assert first.endswith("left")
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"amp": True}, "trains in bfloat16, judges in float32"),
+        ({"attack_dtype": "bf16"}, "trains in float32 (attack bfloat16), judges in float32"),
+        ({}, None),
+    ],
+)
+def test_a_run_says_when_it_judges_in_another_precision(
+    settings, line, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(precision, "cpu_multiplies", lambda dtype: True)
+    console, text = drawn(terminal=False)
+    short = SETTINGS | {"epochs": 1, "limit": 64, "test_limit": 20, "test_attacks": "clean"}
+    train(TrainConfig(**short, **settings, out=str(tmp_path / "run")), console)
+    said = [found for found in text.getvalue().splitlines() if "judges in" in found]
+    assert said == ([line] if line else [])
+
+
+@pytest.mark.parametrize("sentence", ["The model's outputs are not finite.", NO_ATTACK])
+def test_what_cannot_be_judged_is_said_as_it_is(sentence, begun, tmp_path, monkeypatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise NotFiniteError(sentence)
+
+    monkeypatch.setattr(train_module, "evaluate", fail)
+    out = tmp_path / "run"
+    with pytest.raises(TrainingError) as first:
+        train(TrainConfig(**SETTINGS | {"epochs": 1}, out=str(out)), Console())
+    assert sentence in str(first.value)
+    assert "no longer finite" in str(first.value)
+    assert "still holds" not in str(first.value)
+    with pytest.raises(TrainingError, match=r"last\.pt still holds what was saved before"):
+        train(
+            TrainConfig(**SETTINGS | {"epochs": 1}, checkpoint_minutes=0.0, out=str(out) + "2"),
+            Console(),
+        )
