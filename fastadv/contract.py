@@ -191,6 +191,10 @@ class Part:
     def schedule(self, update: int, epoch: float) -> None:
         """Fill the 0-dim tensors that change with time, before update ``update`` (from 0)."""
 
+    def renews(self, epoch: float) -> bool:
+        """Whether ``schedule`` would now change what is kept of every sample."""
+        return False
+
     def advice(self, update: int) -> str | None:
         """A sentence for the user when the run looks wrong; may wait for the device."""
         return None

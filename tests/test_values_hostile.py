@@ -114,3 +114,26 @@ def test_a_refused_half_leaves_the_half_that_waits() -> None:
         step(*batch(2))
         found.append(weights(model))
     assert all(map(torch.equal, *found))
+
+
+def test_a_bad_first_batch_of_an_epoch_undoes_the_reset_of_what_is_kept() -> None:
+    model = Odd()
+    step = step_of(model, "atta-1", reset_every=2, steps_per_epoch=1)
+    step(*batch(0))
+    before = {name: value.clone() for name, value in step.state.items()}
+    model.factor = float("nan")
+    step(*batch(1))
+    assert not step.healthy()
+    assert all(torch.equal(step.state[name], value) for name, value in before.items())
+
+
+def test_a_nuclear_norm_of_nan_is_a_fault_of_the_run() -> None:
+    model = Forgiving()
+    step = step_of(model, "fgsm-n-advlc-nuclear")
+    step(*batch(0))
+    before, handle = weights(model), model.register_forward_hook(lambda m, a, z: z * float("nan"))
+    step(*batch(1))
+    handle.remove()
+    assert all(map(torch.equal, weights(model), before))
+    with pytest.raises(TrainingError, match="not finite"):
+        step.check()
