@@ -79,8 +79,6 @@ def test_a_saturated_softmax_is_counted() -> None:
 def test_probabilities_and_noise_are_told() -> None:
     soft = told(Around(same, lambda z: z.softmax(1)), "clean")
     assert any("returns probabilities" in sentence for sentence in soft)
-        "returns probabilities" in s for s in told(Around(same, lambda z: z.softmax(1)), "clean")
-    )
     noisy = Around(lambda x: x + 0.01 * torch.randn_like(x), same)
     assert any("change from call to call" in sentence for sentence in told(noisy, "clean"))
 
