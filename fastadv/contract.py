@@ -101,6 +101,8 @@ class Setup:
     it and ``steps_per_epoch`` are None when the caller did not say. ``attack_steps`` is how many
     gradient steps the adversary takes, ``fits`` which logits the objective fits ("natural" or
     "adversarial").
+    ``sound()`` is whether no update was bad so far (0-dim bool on the device): what changes a state
+    outside of an update asks it.
     ``attack_loss(logits, y, facts)`` is the scalar an adversary maximises: its own objective plus
     the target's term.
     """
@@ -120,6 +122,7 @@ class Setup:
     attack_steps: int
     fits: str
     attack_loss: Callable[[Tensor, Tensor, Facts], Tensor]
+    sound: Callable[[], Tensor]
 
     @property
     def total_epochs(self) -> float | None:
@@ -453,7 +456,7 @@ class Averaging(Part):
     def update(self, parameters: Mapping[str, Tensor], ok: Tensor) -> None:
         """After every optimizer step."""
 
-    def epoch_end(self, epoch: int, parameters: Mapping[str, Tensor]) -> None:
+    def epoch_end(self, epoch: int, parameters: Mapping[str, Tensor], ok: Tensor) -> None:
         """After the last update of ``epoch`` (from 0)."""
 
     def replaced(self, parameters: Mapping[str, Tensor], old: Mapping[str, str]) -> None:

@@ -55,13 +55,19 @@ class SampleStore:
                 f"{by(given)}: keep one size, or pass the view that cut them out."
             )
 
-    def fill_normal(self, std: float, seed: int, offset: int, stream: int) -> None:
-        """Overwrite every row with std * N(0, I), drawn by the row's number."""
+    def fill_normal(
+        self, std: float, seed: int, offset: int, stream: int, ok: Tensor | None = None
+    ) -> None:
+        """Overwrite every row with std * N(0, I), drawn by the row's number; with ``ok`` (0-dim
+        bool) only where that is true."""
         shape = tuple(self.values.shape[1:])
         rows = torch.arange(len(self.values), device=self.values.device)
         for part in rows.split(4096):
             drawn = kernels.noise_normal(part, shape, seed, offset, stream, self.values.dtype)
-            self.values[part] = std * drawn
+            rows_now = std * drawn
+            self.values[part] = (
+                rows_now if ok is None else torch.where(ok, rows_now, self.values[part])
+            )
 
     def gather(self, index: Tensor, view: View | None, size: tuple[int, int]) -> Tensor:
         """The windows (B,C,*size) of rows ``index`` as the batch sees them."""

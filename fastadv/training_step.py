@@ -120,7 +120,6 @@ class Step:
         self.calls = 0
         self._epoch: int | None = None
         self.offset = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._checked_epoch = 0  # the epoch that was entered with no fault so far
         self._prepared = False  # whether a batch has been looked at
         self._looked_at = -1  # the version of the model's structure that has seen a batch
         # Image shape, batch size, type and classes that the parts' state is for.
@@ -232,10 +231,6 @@ class Step:
         for part in self.plan.parts.values():
             cut = None if "second_view" in self.plan.needs else view
             part.check_images(Batch(x, y, index, self.offset, cut))
-        if int(self.epoch) != self._checked_epoch:
-            # What parts do as an epoch begins (resets) no flag on the device can mask.
-            self._checked_epoch = int(self.epoch)
-            self.check()
         metrics: dict[str, Tensor] = {}
         # The caller may train inside autocast or under no_grad; the step's own passes decide.
         outer = surrounding(self.device)
@@ -358,10 +353,13 @@ class Step:
             self._end_epoch(self.calls // length - 1)
 
     def _end_epoch(self, epoch: int) -> None:
-        averaging = self.plan.averaging
-        if averaging is not None and self._made_for and self.updater.faults.healthy():
-            self.changes.follow(prepared=True)
-            averaging.epoch_end(epoch, self.walk.named)
+        averaging, faults = self.plan.averaging, self.updater.faults
+        if averaging is None or not self._made_for:
+            return
+        if self.net.waits_are_free and not faults.healthy():
+            return
+        self.changes.follow(prepared=True)
+        averaging.epoch_end(epoch, self.walk.named, faults.none_so_far())
 
     def _fill_schedules(self, replay: int) -> None:
         update = self.calls * self.updates_per_batch + replay
@@ -442,6 +440,7 @@ class Step:
             attack_steps=int(self.plan.options.get("steps", 1)),
             fits=self.plan.objective.fits,
             attack_loss=self.walk.attack_loss,
+            sound=self.updater.faults.none_so_far,
         )
         unknown_needs = self.plan.needs - NEEDS
         if unknown_needs:
@@ -485,11 +484,11 @@ class Step:
 
     def moment(self) -> tuple[Any, ...]:
         """What ``return_to`` needs to undo what calls have noted since."""
-        return self.calls, self._epoch, self._checked_epoch, self._prepared, list(self._made_for)
+        return self.calls, self._epoch, self._prepared, list(self._made_for)
 
     def return_to(self, moment: tuple[Any, ...]) -> None:
         """Undo what calls have noted since ``moment``."""
-        self.calls, self._epoch, self._checked_epoch, self._prepared, self._made_for = moment
+        self.calls, self._epoch, self._prepared, self._made_for = moment
 
     def advice(self) -> list[str]:
         """Sentences about a run that looks wrong, from the parts; waits for the device."""

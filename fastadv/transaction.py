@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastadv.engine.buffers import Snapshot, copy_into, places
-from fastadv.engine.optimizer_copy import OptimizerCopy
+from fastadv.engine.buffers import Snapshot, places
+from fastadv.engine.optimizer_copy import OptimizerCopy, copy_each
 
 if TYPE_CHECKING:
     from fastadv.contract import Part
@@ -103,7 +103,7 @@ class _PartCopy:
     @torch.no_grad()
     def put_back(self) -> None:
         whole = [name for name in self._state if name not in self._rows]
-        copy_into([self._state[name] for name in whole], [self._copies[name] for name in whole])
+        copy_each([self._state[name] for name in whole], [self._copies[name] for name in whole])
         for name in self._rows:
             if name in self._state and self._index is not None:
                 self._state[name][self._index] = self._copies[name]

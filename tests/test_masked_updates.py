@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -25,7 +24,8 @@ def learned(step: Step) -> dict[str, Any]:
     found = {
         "model": step.model.state_dict(),
         "optimizer": step.updater.optimizer.state_dict()["state"],
-        "state": dict(step.state),
+        # Clocks of the host go on.
+        "state": {k: v for k, v in step.state.items() if k not in ("resets", "average_count")},
     }
     return copy.deepcopy(found)
 
@@ -68,8 +68,7 @@ def test_nothing_moves_after_an_image_that_is_not_finite(
     x[0, 0, 0, 0] = bad
     step(x, y, index)
     for update in range(4, 8):  # epochs end, averages and resets are due
-        with suppress(TrainingError):  # said as an epoch begins
-            call(step, update)
+        call(step, update)
     assert_equal(before, learned(step))
     assert all_finite(before)
     assert not step.healthy()

@@ -74,7 +74,8 @@ class ATTA(Ascent):
     def schedule(self, update: int, epoch: float) -> None:
         due = self._due(epoch)
         if due != int(self.resets):
-            self.store.fill_normal(INITIAL_STD, self.setup.seed, due, noise.STORE)
+            seed, ok = self.setup.seed, self.setup.sound()
+            self.store.fill_normal(INITIAL_STD, seed, due, noise.STORE, ok)
             self.resets.fill_(due)
 
     def make(self, batch: Batch, facts: Facts) -> Adversarial:

@@ -73,14 +73,15 @@ class SWA(Named):
         super().load_state(saved)
 
     @torch.no_grad()
-    def epoch_end(self, epoch: int, parameters: Mapping[str, Tensor]) -> None:
+    def epoch_end(self, epoch: int, parameters: Mapping[str, Tensor], ok: Tensor) -> None:
         first = self.first_epoch()
         if epoch < first or (epoch - first) % self.average_every:
             return
         self.count += 1
         taken = {name: int(self.count) - self._missed(name) for name in self.shadow}
         for count in set(taken.values()):
-            self.move(parameters, 1 / count, [name for name in taken if taken[name] == count])
+            names = [name for name in taken if taken[name] == count]
+            self.move(parameters, ok.to(torch.float64) / count, names)
 
     def averaged(self) -> dict[str, Tensor]:
         count = int(self.count)

@@ -80,6 +80,10 @@ class Faults:
         self.bad_step.copy_(torch.where(first_bad, update, self.bad_step))
         return self.bad_step < 0
 
+    def none_so_far(self) -> Tensor:
+        """Whether no step was bad so far, 0-dim bool on the device."""
+        return self.bad_step < 0
+
     def healthy(self) -> bool:
         """Whether no step was bad so far. Waits."""
         return int(self.bad_step) < 0

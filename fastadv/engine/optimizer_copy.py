@@ -26,15 +26,15 @@ class Copies:
         if len(plain) != len(known) or not all(map(_alike, plain, known)):
             self._copies = [torch.empty_like(tensor) for tensor in plain]
         self._tensors = plain
-        _copy_each(self._copies, plain)
+        copy_each(self._copies, plain)
 
     @torch.no_grad()
     def put_back(self) -> None:
         """The tensors hold again what they held."""
-        _copy_each(self._tensors, self._copies)
+        copy_each(self._tensors, self._copies)
 
 
-def _copy_each(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def copy_each(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """``copy_into``, a launch for each device: some optimizers count their steps on the host."""
     for device in dict.fromkeys(tensor.device for tensor in tensors):
         there = [place for place, tensor in enumerate(tensors) if tensor.device == device]
