@@ -194,6 +194,10 @@ class Part:
     def schedule(self, update: int, epoch: float) -> None:
         """Fill the 0-dim tensors that change with time, before update ``update`` (from 0)."""
 
+    def renews(self, epoch: float) -> bool:
+        """Whether ``schedule`` would now change what is kept of every sample."""
+        return False
+
     def advice(self, update: int) -> str | None:
         """A sentence for the user when the run looks wrong; may wait for the device."""
         return None
@@ -243,7 +247,9 @@ class Adversary(Part):
             return None
         # Some published starts are not cut to the box; the first step does that.
         start = made.start.clamp(self.setup.threat.low, self.setup.threat.high)
-        return (made.x_adv == start).flatten(1).all(1)
+        same = (made.x_adv == start).flatten(1).all(1)
+        # In a corner of the ball (where ATTA's memory ends) a gradient may point outside only.
+        return same & ~self.setup.threat.at_edge(start, made.center)
 
     def joint_center(self, batch: Batch) -> Tensor | None:
         """The centre of the ball, where a single step begins there and in training mode: one

@@ -43,6 +43,12 @@ def within(name: str, x: Tensor, low: float, high: float) -> Tensor:
     )
 
 
+def require_finite(name: str, given: Tensor | None) -> None:
+    """Raise ``UserError`` where a value of ``given`` is not finite. Waits."""
+    if given is not None and not given.isfinite().all():
+        raise UserError(f"{name} holds values that are not finite.")
+
+
 def require_labels(y: Tensor, classes: int) -> None:
     """Raise ``UserError`` unless labels ``y`` (B,) lie in [0, classes). Waits."""
     smallest, largest = (int(end) for end in y.aminmax())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fastadv import kernels
@@ -73,3 +74,13 @@ class Threat:
         """The point of the ball around ``x``, cut to the box, for ``x_adv``."""
         project = kernels.linf_project if self.norm == "linf" else kernels.l2_project
         return project(x_adv, x, self.eps, self.low, self.high)
+
+    def at_edge(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Which images (B,) lie where a gradient may point out of the ball around ``x`` only: in
+        Linf no pixel is free to move both ways, and some are as far out as the ball allows."""
+        away = (x_adv - x).flatten(1)
+        if self.norm == "l2":
+            # The box cuts what was projected, so that the way out ends short of the radius.
+            return torch.linalg.vector_norm(away, dim=1) >= 0.9 * self.eps
+        out, values = away.abs() >= self.eps * (1 - 1e-3), x_adv.flatten(1)
+        return out.any(1) & (out | (values <= self.low) | (values >= self.high)).all(1)

@@ -278,9 +278,12 @@ class Step:
                 ranges.require_labels(y, classes)
             if index is not None:
                 ranges.require_rows(index, self.num_samples)
+            ranges.require_finite("start", start)
             return x, y, rows, start, second
         # A label or row out of range would end a CUDA process; the update is masked instead.
         most = self.num_samples or torch.iinfo(torch.int64).max
+        if start is not None:
+            found[Fault.IMAGES].logical_or_(~start.isfinite().all())
         found[Fault.LABELS].copy_(((y < 0) | (y >= classes)).any())
         found[Fault.ROWS].copy_(((rows < 0) | (rows >= most)).any())
         second = None if second is None else second.clamp(low, high)

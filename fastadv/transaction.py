@@ -41,7 +41,7 @@ class Transaction:
         self._optimizer.take([*step.model.parameters()])
         buffers = Snapshot(places(step.model))
         gradients = _Gradients(step)
-        parts = [_PartCopy(part, index) for part in step.plan.parts.values()]
+        parts = [_PartCopy(part, index, step.epoch) for part in step.plan.parts.values()]
         before = _Clock(step)
 
         def put_back() -> None:
@@ -83,14 +83,16 @@ class _Gradients:
 
 
 class _PartCopy:
-    """A part's state: the rows of this batch where it keeps some for every sample, else all."""
+    """A part's state: the rows of this batch where it keeps some for every sample, else all;
+    all, too, where the call renews what is kept."""
 
     @torch.no_grad()
-    def __init__(self, part: Part, index: Tensor | None) -> None:
+    def __init__(self, part: Part, index: Tensor | None, epoch: float) -> None:
         self._part = part
         self._state = dict(part.state)
         self._index = index
-        self._rows = part.per_sample_state if index is not None else ()
+        partial = index is not None and not (part.state and part.renews(epoch))
+        self._rows = part.per_sample_state if partial else ()
         self._copies = {
             name: tensor[index] if name in self._rows else tensor.clone()
             for name, tensor in part.state.items()

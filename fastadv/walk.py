@@ -109,8 +109,10 @@ class Walk:
         self, made: Adversarial, others: list[Tensor | None], buffers: Snapshot
     ) -> dict[Fault, Tensor]:
         """What shows that the update must not count although its loss may be finite."""
-        # A step along a gradient that is not finite leads to NaN.
-        doubts = {Fault.ATTACK: ~all_finite([made.x_adv])}
+        # A step along a gradient that is not finite leads to NaN, which a network may hide.
+        near = made.facts.get("neighbor_adv")
+        attacked = [made.x_adv, *([near] if near is not None else [])]
+        doubts = {Fault.ATTACK: ~all_finite(attacked)}
         present = [gradient for gradient in others if gradient is not None]
         if present:
             doubts[Fault.INPUT_GRADIENT] = ~all_finite(present)

@@ -65,8 +65,14 @@ class ATTA(Ascent):
     def follows_epochs(self) -> bool:
         return self.reset_every > 0
 
+    def _due(self, epoch: float) -> int:
+        return (int(epoch) + 1) // self.reset_every if self.reset_every else 0
+
+    def renews(self, epoch: float) -> bool:
+        return self._due(epoch) != int(self.resets)
+
     def schedule(self, update: int, epoch: float) -> None:
-        due = (int(epoch) + 1) // self.reset_every if self.reset_every else 0
+        due = self._due(epoch)
         if due != int(self.resets):
             seed, ok = self.setup.seed, self.setup.sound()
             self.store.fill_normal(INITIAL_STD, seed, due, noise.STORE, ok)

@@ -44,6 +44,8 @@ class Free(Adversary):
     def updates_per_batch(self) -> int:
         return self.replays
 
+    _no_gradient: Tensor | None = field(init=False, repr=False, default=None)
+
     def prepare(self, setup: Setup) -> None:
         super().prepare(setup)
         self._make_room(setup.batch_size)
@@ -104,7 +106,13 @@ class Free(Adversary):
         reached = batch.x + delta
         inside = (reached >= threat.low) & (reached <= threat.high)
         gradient = torch.where(inside, input_gradient, 0.0)
+        self._no_gradient = (gradient == 0).flatten(1).all(1)
         alpha = threat.eps if self.alpha is None else self.alpha
         moved = unbounded.step(delta, gradient, torch.zeros_like(delta), alpha)
         rows = self.state[DELTA][: len(delta)]
         rows.copy_(torch.where(ok, moved, rows))
+
+    def unmoved(self, made: Adversarial) -> Tensor | None:
+        found, self._no_gradient = self._no_gradient, None
+        alpha = self.setup.threat.eps if self.alpha is None else self.alpha
+        return found if alpha and self.setup.threat.eps else None

@@ -48,4 +48,7 @@ class AdvLC(Regularizer):
             return change.abs().sum()
         if self.kind == "squared-l2":
             return change.pow(2).sum()
-        return torch.linalg.svdvals(change).sum()
+        # Its algorithm raises for what is not finite; the loss is to say it, as for the others.
+        finite = change.isfinite()
+        told = torch.where(finite.all(), 0.0, torch.nan).to(change.dtype)
+        return torch.linalg.svdvals(torch.where(finite, change, 0.0)).sum() + told
