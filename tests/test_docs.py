@@ -8,7 +8,7 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "your-model-your-loop.md"
 
 
-def tests_in(file: str) -> set[str]:
+def named_in(file: str) -> set[str]:
     tree = ast.parse((HERE / file).read_text())
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
@@ -19,4 +19,4 @@ def test_every_row_is_held_by_a_test():
     assert len(rows) > 45
     for row in rows:
         file, _, name = row.rstrip("| ").rpartition("|")[2].strip().strip("`").partition("::")
-        assert name in tests_in(file), row
+        assert name in named_in(file), row
