@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fastadv import ranges
 from fastadv.errors import UserError
@@ -91,7 +92,7 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     own = [parameter for parameter in model.parameters() if id(parameter) in held]
     if not own:
         raise UserError("The optimizer holds none of the model's parameters: make it of these.")
-    if any(parameter.is_inference() for parameter in own):
+    if any(not is_lazy(parameter) and parameter.is_inference() for parameter in own):
         raise UserError(
             "The model's weights were made inside torch.inference_mode and cannot learn; build the "
             "model outside of it."

@@ -31,7 +31,7 @@ _FREE = {
     "checkpoint_minutes",
 }
 """Settings that may change: where things lie (their content is compared), and when to save."""
-_SAID = {"device", "mode"}
+_SAID = {"device", "epochs", "mode"}
 
 
 def record(session: Session) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def compare(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
     if not said:
         return []
-    return [f"the run goes on elsewhere, so not to the same bits: {'; '.join(said)}."]
+    return [f"the run goes on otherwise than it was begun, so not bit for bit: {'; '.join(said)}."]
 
 
 def _flat(text: str) -> dict[str, Any]:

@@ -73,7 +73,8 @@ def test_one_launch_counts_for_all_of_a_network():
     step(x, y, index)
     with Additions() as seen:
         step(x, y, index)
-    assert seen.count == 3 + 1  # a pass each, and the step's own noise offset
+    # A pass each, the step's own noise offset, and two counts of images that were not moved.
+    assert seen.count == 3 + 1 + 2
 
 
 def test_the_counters_return_after_an_error():

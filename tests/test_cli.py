@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from edited import edit
 
 from fastadv import checkpoint
 
@@ -121,7 +122,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, fastadv_command):
 def test_weights_of_another_model_are_refused(tmp_path, fastadv_command):
     fastadv_command("train", "--method", "fast", *SMALL, "--out", "run")
     config = tmp_path / "run" / "config.toml"
-    config.write_text(config.read_text().replace("width = 2", "width = 4"))
+    edit(config, "width = 2", "width = 4")
     outcome = fastadv_command("evaluate", "run")
     assert outcome.code == 2
     assert "another model" in outcome.err
@@ -151,7 +152,7 @@ def test_selecting_on_the_test_set_says_what_that_means(fastadv_command):
 def test_a_config_with_a_typo_is_refused(tmp_path, fastadv_command):
     fastadv_command("train", "--method", "fast", *SMALL, "--out", "run")
     config = tmp_path / "run" / "config.toml"
-    config.write_text(config.read_text().replace("epochs =", "epoch =", 1))
+    edit(config, "epochs =", "epoch =")
     outcome = fastadv_command("train", "--resume", "run")
     assert outcome.code == 2
     assert "'epochs'" in outcome.err

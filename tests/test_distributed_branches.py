@@ -268,7 +268,8 @@ def test_a_fault_of_one_process_masks_the_update_of_all(what: str, results: Any)
 )
 def test_other_models_are_refused_in_every_process(what: str, said: str, results: Any) -> None:
     for found in results(f"other-model-{what}"):
-        assert found.startswith("UserError")
+        # The one that finds it first may tell the other before that has looked.
+        assert found.startswith(("UserError", "TrainingError: Training ends here"))
         assert said in found
 
 

@@ -32,13 +32,16 @@ class Place(NamedTuple):
             self.registry[self.name] = self.tensor
 
 
-def places(model: nn.Module) -> list[Place]:
-    """The buffers of ``model``, each once."""
-    found: dict[int, Place] = {}
+def places(model: nn.Module) -> list[Tensor | Place]:
+    """The buffers of ``model``, each once; those of TorchScript stay where they are."""
+    found: dict[int, Tensor | Place] = {}
     for module in model.modules():
-        for name, tensor in module._buffers.items():
+        registry = module._buffers
+        for name, tensor in registry.items():
             if tensor is not None:
-                found.setdefault(id(tensor), Place(module._buffers, name, tensor))
+                plain = isinstance(registry, dict)
+                place = Place(registry, name, tensor) if plain else tensor
+                found.setdefault(id(tensor), place)
     return list(found.values())
 
 
