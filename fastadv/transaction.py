@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastadv.engine.buffers import Snapshot, places
+from fastadv.engine.buffers import Snapshot
 from fastadv.engine.optimizer_copy import OptimizerCopy, copy_each
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class Transaction:
         ``index`` (B,) are the rows of per-sample memory that the call writes.
         """
         step = self._step
-        self._optimizer.take([*step.model.parameters()])
-        buffers = Snapshot(places(step.model))
+        self._optimizer.take([*step.net.structure.parameters.values()])
+        buffers = Snapshot(step.net.kept_buffers)
         gradients = _Gradients(step)
         parts = [_PartCopy(part, index, step.epoch) for part in step.plan.parts.values()]
         before = _Clock(step)
@@ -68,7 +68,8 @@ class _Gradients:
 
     def __init__(self, step: Step) -> None:
         waits = step.updater.waits
-        self._found = [(parameter, parameter.grad) for parameter in step.model.parameters()]
+        parameters = step.net.structure.parameters.values()
+        self._found = [(parameter, parameter.grad) for parameter in parameters]
         self._values = [
             None if gradient is None or not waits else gradient.clone()
             for _, gradient in self._found

@@ -31,7 +31,7 @@ def averaged_weights(
     named = dict(model.named_parameters())
     parameters = [named[name] for name in average]
     live = [parameter.detach().clone() for parameter in parameters]
-    with kept(places(model)):
+    with kept(places(model.modules())):
         copy_into([parameter.detach() for parameter in parameters], [*average.values()])
         try:
             if batches is not None:

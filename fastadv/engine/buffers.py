@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -32,10 +32,10 @@ class Place(NamedTuple):
             self.registry[self.name] = self.tensor
 
 
-def places(model: nn.Module) -> list[Tensor | Place]:
-    """The buffers of ``model``, each once; those of TorchScript stay where they are."""
+def places(modules: Iterable[nn.Module]) -> list[Tensor | Place]:
+    """The buffers of ``modules``, each once; those of TorchScript stay where they are."""
     found: dict[int, Tensor | Place] = {}
-    for module in model.modules():
+    for module in modules:
         registry = module._buffers
         for name, tensor in registry.items():
             if tensor is not None:

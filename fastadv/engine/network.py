@@ -60,6 +60,8 @@ class Network:
         self.looks = 0  # how often the model was looked at; a recording belongs to one of them
         self._spoils_input: bool | None = None  # whether the forward changes it in place
         self.structure = Structure(model)
+        self._buffered: list[nn.Module] = []  # modules with buffers, of this version
+        self._buffered_at = -1
         if device.type == "cpu":
             keep_freed_memory()
 
@@ -130,7 +132,10 @@ class Network:
     @property
     def kept_buffers(self) -> list[Tensor | Place]:
         """``buffers``, with the places where a forward pass may hang another tensor."""
-        return [*places(self.model), *self.counters.tensors]
+        if self._buffered_at != self.structure.version:
+            self._buffered_at = self.structure.version
+            self._buffered = [module for module in self.model.modules() if module._buffers]
+        return [*places(self._buffered), *self.counters.tensors]
 
     @property
     def waits_are_free(self) -> bool:
