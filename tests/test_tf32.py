@@ -21,6 +21,28 @@ def test_tf32_is_put_back(allowed):
     assert flags() == before
 
 
+def precisions():
+    """By torch's newer interface; "none" is not "ieee" to a compiler that caches."""
+    places = torch.backends.cudnn, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    return [place.fp32_precision for place in (*places, torch.backends.cuda.matmul)]
+
+
+@pytest.mark.parametrize("products", ["none", "ieee", "tf32"])
+@pytest.mark.parametrize("convolutions", ["none", "ieee", "tf32"])
+@pytest.mark.parametrize("allowed", [True, False, None])
+def test_the_newer_settings_are_put_back(allowed, convolutions, products):
+    own = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cudnn.conv.fp32_precision = convolutions
+        torch.backends.cuda.matmul.fp32_precision = products
+        before = precisions()
+        with tf32(allowed):
+            pass
+        assert precisions() == before
+    finally:
+        torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = own
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 def test_a_run_trains_and_judges_with_it(allowed, tmp_path, monkeypatch):
     seen = []

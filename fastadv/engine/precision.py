@@ -80,15 +80,21 @@ def tf32(allowed: bool | None) -> Iterator[None]:
     if allowed is None:
         yield
         return
-    # The older of torch's two interfaces: what it writes can be read through both.
     cudnn: Any = torch.backends.cudnn
     products: Any = torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, products.allow_tf32
+    # The older of torch's two interfaces writes a value that both can read, but turns "none", which
+    # is part of a compiler's key, into another; so the newer one's values are what is put back.
+    kept = [
+        (place, place.fp32_precision)
+        for place in (cudnn, cudnn.conv, cudnn.rnn, products)
+        if hasattr(place, "fp32_precision")
+    ]
     cudnn.allow_tf32 = products.allow_tf32 = allowed
     try:
         yield
     finally:
-        cudnn.allow_tf32, products.allow_tf32 = before
+        for place, precision in kept:
+            place.fp32_precision = precision
 
 
 def surrounding(device: torch.device) -> torch.dtype | None:
