@@ -89,12 +89,15 @@ def tf32(allowed: bool | None) -> Iterator[None]:
         for place in (cudnn, cudnn.conv, cudnn.rnn, products)
         if hasattr(place, "fp32_precision")
     ]
+    before = cudnn.allow_tf32, products.allow_tf32
     cudnn.allow_tf32 = products.allow_tf32 = allowed
     try:
         yield
     finally:
+        cudnn.allow_tf32, products.allow_tf32 = before
         for place, precision in kept:
-            place.fp32_precision = precision
+            if place.fp32_precision != precision:
+                place.fp32_precision = precision
 
 
 def surrounding(device: torch.device) -> torch.dtype | None:
