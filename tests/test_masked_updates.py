@@ -25,7 +25,7 @@ def learned(step: Step) -> dict[str, Any]:
         "model": step.model.state_dict(),
         "optimizer": step.updater.optimizer.state_dict()["state"],
         # Clocks of the host go on.
-        "state": {k: v for k, v in step.state.items() if k not in ("resets", "average_count")},
+        "state": {k: v for k, v in step.state.items() if k != "resets"},
     }
     return copy.deepcopy(found)
 
@@ -153,6 +153,43 @@ def test_an_update_that_overflows_is_taken_back(kind: str, first: bool) -> None:
         assert flagged == 1
         with pytest.raises(TrainingError, match="overflowed"):
             step.check()
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad])
+def test_a_state_that_overflows_is_taken_back_though_the_weights_are_finite(
+    kind: Any, first: bool
+) -> None:
+    """The decay enters a square: g/sqrt(inf) moves no weight, nor will any later update."""
+    step = small(lambda p: kind(p, lr=1e-3))
+    if not first:
+        call_small(step, 0)
+    before = learned(step)
+    step.updater.optimizer.param_groups[0]["weight_decay"] = 1e30
+    call_small(step, 1)
+    assert not step.healthy()
+    assert all_finite(learned(step))
+    assert_equal(before, learned(step))
+    with pytest.raises(TrainingError, match="overflowed"):
+        step.check()
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_a_flag_before_the_first_average_leaves_the_live_weights_to_be_evaluated(
+    device: bool,
+) -> None:
+    step = step_of("swa", staged_model(), epoch_length=2, average_start=1)
+    if device:
+        step.net.__class__ = DeviceNetwork
+    call(step, 0)
+    x, y, index = batch(7)
+    x[0, 0, 0, 0] = float("nan")
+    step(x, y, index)
+    for update in range(2, 6):  # epochs 1 and 2 end
+        call(step, update)
+    live = copy.deepcopy(step.model.state_dict())
+    with step.evaluation_weights():
+        assert_equal(live, copy.deepcopy(step.model.state_dict()))
 
 
 def setting(draw: random.Random) -> dict[str, Any]:

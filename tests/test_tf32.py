@@ -1,5 +1,8 @@
 """TF32 is a choice of the run, and torch's own setting returns afterwards."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -21,19 +24,40 @@ def test_tf32_is_put_back(allowed):
     assert flags() == before
 
 
-def precisions():
-    """By torch's newer interface; "none" is not "ieee" to a compiler that caches."""
-    places = torch.backends.cudnn, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
-    return [place.fp32_precision for place in (*places, torch.backends.cuda.matmul)]
-
-
-@pytest.mark.parametrize("allowed", [True, False, None])
-def test_the_newer_settings_are_put_back(allowed):
-    before = precisions()
+STARTS = {
+    "untouched": "",
+    "older": "torch.backends.cudnn.allow_tf32 = not torch.backends.cudnn.allow_tf32",
+    "medium": "torch.set_float32_matmul_precision('medium')",
+    "all": "torch.backends.fp32_precision = 'tf32'",
+    "all ieee": "torch.backends.fp32_precision = 'ieee'",
+    "cudnn": "torch.backends.cudnn.fp32_precision = 'ieee'",
+    "unlike": "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+    "products": "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+}
+ASK = """
+import torch
+from fastadv.engine.precision import float32_settings as settings, tf32
+{start}
+products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+for allowed in (None, True, False):
+    before = settings()
     with tf32(allowed):
-        pass
-    assert precisions() == before
-    flags()  # and both interfaces can still be read
+        found = [place.fp32_precision == "tf32" for place in (products, convolutions)]
+        assert allowed is None or found == [allowed, allowed], (allowed, found)
+    assert settings() == before, (allowed, before, settings())
+if not {start!r}:
+    torch.backends.fp32_precision = "ieee"  # what followed it still does
+    assert products.fp32_precision == "ieee", settings()
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch has one interface")
+@pytest.mark.parametrize("start", STARTS)
+def test_settings_of_either_interface_are_put_back(start):
+    """In a process of its own: what the newer interface has set, not everything can undo."""
+    asked = [sys.executable, "-c", ASK.format(start=STARTS[start])]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("allowed", [True, False])

@@ -43,7 +43,8 @@ class SWA(Named):
 
     def start(self, parameters: Mapping[str, Tensor]) -> None:
         self.first_epoch()
-        self.count = torch.zeros((), dtype=torch.int64)
+        # On the device: only there is known whether an average was taken.
+        self.count = torch.zeros((), dtype=torch.int64, device=self.setup.device)
         self.state = {"average_count": self.count}
         super().start(parameters)
 
@@ -77,11 +78,13 @@ class SWA(Named):
         first = self.first_epoch()
         if epoch < first or (epoch - first) % self.average_every:
             return
-        self.count += 1
-        taken = {name: int(self.count) - self._missed(name) for name in self.shadow}
-        for count in set(taken.values()):
-            names = [name for name in taken if taken[name] == count]
-            self.move(parameters, ok.to(torch.float64) / count, names)
+        self.count += ok
+        missed = {name: self._missed(name) for name in self.shadow}
+        for many in set(missed.values()):
+            names = [name for name in missed if missed[name] == many]
+            # Where not ok there may be none yet, and 0/0 is no weight.
+            taken = (self.count - many).clamp(min=1)
+            self.move(parameters, ok.to(torch.float64) / taken, names)
 
     def averaged(self) -> dict[str, Tensor]:
         count = int(self.count)

@@ -23,6 +23,7 @@ from torch.nn.modules import module as torch_module
 from fastadv.engine import distributed
 from fastadv.engine.buffers import copy_into
 from fastadv.engine.parameter_hooks import first_hooked
+from fastadv.engine.precision import float32_settings
 from fastadv.engine.python_state import PythonState
 from fastadv.engine.recorder import CudaRecorder, NotReplayable
 from fastadv.engine.replayed_update import ReplayedUpdate, Replaying
@@ -336,10 +337,9 @@ def _switches() -> Hashable:
     """What of the process decides which kernels run, and hooks on all modules."""
     hooks = torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks
     return (
-        torch.get_float32_matmul_precision(),
         torch.get_default_dtype(),
         torch.are_deterministic_algorithms_enabled(),
-        torch._C._get_cudnn_allow_tf32(),
+        float32_settings(),
         torch._C._get_cudnn_deterministic(),
         torch._C._get_cudnn_enabled(),
         tuple(each for kind in hooks for each in (*kind, *kind.values())),

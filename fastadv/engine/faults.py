@@ -126,7 +126,7 @@ def apply_where(
         if not ok:
             return torch.ones_like(ok)
         update()
-        return all_finite(_telling(optimizer))
+        return all_finite(telling(optimizer))
     touched = _tensors(optimizer)
     before = [torch.empty_like(tensor) for tensor in touched]
     copy_into(before, touched)
@@ -138,7 +138,7 @@ def apply_where(
             del optimizer.found_inf  # type: ignore[attr-defined]
     else:
         update()
-    finite = all_finite(_telling(optimizer))
+    finite = all_finite(telling(optimizer))
     select_into(touched, ok & finite, before)
     return finite | ~ok
 
@@ -171,7 +171,7 @@ def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return moving + [tensor for tensor in _state(optimizer) if tensor.device == device]
 
 
-def _telling(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def telling(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """What shows whether a step overflowed. SGD adds its state to the weights, so what is not
     finite there is not finite in them."""
     return _moving(optimizer) if type(optimizer) is torch.optim.SGD else _tensors(optimizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -68,9 +68,41 @@ def shown(dtype: torch.dtype | None, model: torch.nn.Module, device: torch.devic
     words = str(own).removeprefix("torch.")
     if own is not torch.float32 or device.type != "cuda":
         return words
-    if torch.backends.cuda.matmul.allow_tf32:
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    if _rounds(products, products):
         return f"{words} (TF32)"
-    return f"{words} (convolutions in TF32)" if torch.backends.cudnn.allow_tf32 else words
+    rounds = _rounds(convolutions, getattr(convolutions, "conv", None))
+    return f"{words} (convolutions in TF32)" if rounds else words
+
+
+def _rounds(older: Any, newer: Any) -> bool:
+    """Whether TF32 is allowed, by whichever of torch's two interfaces can tell."""
+    allowed = _told(lambda: older.allow_tf32)
+    return newer.fp32_precision == "tf32" if allowed is None else bool(allowed)
+
+
+def _told(ask: Callable[[], Any]) -> Any:
+    """What the older interface says; None where it raises, for a setting of the newer one that it
+    has no word for."""
+    try:
+        return ask()
+    except RuntimeError:
+        return None
+
+
+def _places() -> list[Any]:
+    """Where the newer interface keeps a setting that the older one writes too; parents first."""
+    cudnn: Any = torch.backends.cudnn
+    onednn = getattr(torch.backends, "mkldnn", None)
+    found = [cudnn, getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None)]
+    found += [torch.backends.cuda.matmul, getattr(onednn, "matmul", None)]
+    return [place for place in found if hasattr(place, "fp32_precision")]
+
+
+def float32_settings() -> tuple[Any, ...]:
+    """What decides how float32 products and convolutions round."""
+    older = torch._C._get_cudnn_allow_tf32, torch.get_float32_matmul_precision
+    return (*map(_told, older), *(place.fp32_precision for place in _places()))
 
 
 @contextmanager
@@ -82,22 +114,37 @@ def tf32(allowed: bool | None) -> Iterator[None]:
         return
     cudnn: Any = torch.backends.cudnn
     products: Any = torch.backends.cuda.matmul
-    # The older of torch's two interfaces writes a value that both can read, but turns "none", which
-    # is part of a compiler's key, into another; so the newer one's values are what is put back.
-    kept = [
-        (place, place.fp32_precision)
-        for place in (cudnn, cudnn.conv, cudnn.rnn, products)
-        if hasattr(place, "fp32_precision")
-    ]
-    before = cudnn.allow_tf32, products.allow_tf32
-    cudnn.allow_tf32 = products.allow_tf32 = allowed
+    # What the older interface writes both can read; but once somebody has used the newer one, the
+    # older may not be asked any more. It also writes over "none", part of a compiler's key.
+    convolving = _told(lambda: cudnn.allow_tf32)
+    multiplying = _told(torch.get_float32_matmul_precision)
+    kept = [(place, place.fp32_precision) for place in _places()]
+    if convolving is not None:
+        cudnn.allow_tf32 = allowed
+    if multiplying is not None:
+        products.allow_tf32 = allowed
+    newer: list[Any] = [getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None), products]
+    for place in newer:
+        # The older writes "none" for False, which follows what is set for all of torch.
+        if hasattr(place, "fp32_precision") and (place.fp32_precision == "tf32") != allowed:
+            place.fp32_precision = "tf32" if allowed else "ieee"
     try:
         yield
     finally:
-        cudnn.allow_tf32, products.allow_tf32 = before
+        if convolving is not None:
+            cudnn.allow_tf32 = convolving
+        if multiplying is not None:
+            torch.set_float32_matmul_precision(multiplying)
         for place, precision in kept:
-            if place.fp32_precision != precision:
-                place.fp32_precision = precision
+            _put_back(place, precision)
+
+
+def _put_back(place: Any, precision: str) -> None:
+    """A setting that followed another one ("none") must follow it again, not only equal it. (What
+    cuDNN's do before anybody has set them, torch does not let anybody put back.)"""
+    place.fp32_precision = "none"
+    if place.fp32_precision != precision:
+        place.fp32_precision = precision
 
 
 def surrounding(device: torch.device) -> torch.dtype | None:

@@ -17,6 +17,7 @@ from fastadv.engine.faults import (
     apply_where,
     counts_on_the_host,
     select_into,
+    telling,
 )
 from fastadv.engine.optimizer_copy import OptimizerCopy
 from fastadv.errors import TrainingError
@@ -148,7 +149,7 @@ class Updater:
         before.take()
         self.optimizer.step()
         self._begun = True
-        finite = all_finite([w for group in self.optimizer.param_groups for w in group["params"]])
+        finite = all_finite(telling(self.optimizer))
         if not finite:
             before.put_back()
             self._begun = False
