@@ -13,6 +13,7 @@ from fastadv import checkpoint_file, files
 from fastadv.digests import digest
 from fastadv.errors import UserError
 from fastadv.printable import printable
+from fastadv.writable import writable
 
 CHECKSUM = "checksum"
 _MOST_VALUES = 1_000_000  # dicts, numbers, texts and tensors of one checkpoint
@@ -22,8 +23,9 @@ def save(path: Path, payload: dict[str, Any]) -> None:
     """Write ``payload`` (dicts, lists, numbers, strings, tensors) to ``path`` atomically.
 
     A reader sees the old file or the new one, never a part. Raises ``UserError`` when the disk
-    is full; the file that was there stays.
+    is full, and for what ``load`` would not take (``writable``); the file that was there stays.
     """
+    payload = writable(payload)
     sealed = payload | {CHECKSUM: digest(payload)}
     try:
         with files.replaced(path) as file:

@@ -21,7 +21,7 @@ from torch import Tensor
 _MOST_VALUES = 4 << 20  # bytes of the part that is no tensor
 _MOST_LISTING = 8 << 20  # bytes of the archive's list of records
 _MOST_DIMENSIONS = 64
-_MOST_SHARED = 4  # tensors may share a storage: their bytes together, as a multiple of the file
+MOST_SHARED = 4  # tensors may share a storage: their bytes together, as a multiple of the file
 
 _STORAGES = {
     "FloatStorage": torch.float32,
@@ -35,6 +35,7 @@ _STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+DTYPES = frozenset(_STORAGES.values())  # what a tensor may hold
 
 
 class Damaged(Exception):
@@ -91,7 +92,7 @@ class _Reader(pickle._Unpickler):
             raise Damaged("another byte order")
         super().__init__(io.BytesIO(archive.read(values)))
         self._archive, self._records = archive, records
-        self._left = _MOST_SHARED * size
+        self._left = MOST_SHARED * size
         self._whole: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:

@@ -170,7 +170,7 @@ class Part:
         return self.needs_length
 
     def depends_on(self) -> dict[str, str]:
-        """A digest of each thing from outside that the part learns from; after ``prepare``."""
+        """A digest of each thing from outside that it learns from; also before ``prepare``."""
         return {}
 
     def prepare(self, setup: Setup) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fastadv import checkpoint
+from fastadv.digests import digest
 from fastadv.errors import UserError
 from fastadv.printable import printable
 
@@ -24,6 +25,37 @@ def load_model(path: str, num_classes: int, in_channels: int) -> nn.Module:
     """
     # Imported here: the configuration of a run knows the parts, one of which is distillation.
     from fastadv.models.configured import configured_model
+
+    config, saved, weights = _read(path)
+    facts: dict[str, Any] = {
+        "num_classes": num_classes,
+        "in_channels": in_channels,
+        # Only their presence matters: the numbers are part of the saved weights.
+        "mean": [0.0] * in_channels,
+        "std": [1.0] * in_channels,
+    }
+    check_fit(config, facts, saved, weights)
+    model = configured_model(config, **facts)
+    checkpoint.load_weights(model, saved, weights)
+    return model.eval()
+
+
+def fingerprint(path: str) -> str:
+    """A digest of the network that ``load_model`` gives: what it is built of, and its weights."""
+    from fastadv.models import VARIANTS
+    from fastadv.models.imported import import_model
+    from fastadv.provenance import source
+
+    config, saved, _ = _read(path)  # refuses code of strangers
+    if ":" in str(config.model):
+        import_model(str(config.model))  # found where ``load_model`` will find it
+    settings = ("model", "width", "depth", "normalize", *VARIANTS)
+    built = {name: getattr(config, name) for name in settings}
+    return digest([built, source(str(config.model)), saved])
+
+
+def _read(path: str) -> tuple[TrainConfig, object, Path]:
+    """Configuration and weights of the run that ``path`` is or lies in, and their file."""
     from fastadv.run_folder import RunFolder
 
     given = Path(path)
@@ -33,17 +65,7 @@ def load_model(path: str, num_classes: int, in_channels: int) -> nn.Module:
     saved = checkpoint.load(weights)
     if "model" not in saved:
         raise UserError(f"{weights} holds no network.")
-    facts: dict[str, Any] = {
-        "num_classes": num_classes,
-        "in_channels": in_channels,
-        # Only their presence matters: the numbers are part of the saved weights.
-        "mean": [0.0] * in_channels,
-        "std": [1.0] * in_channels,
-    }
-    check_fit(config, facts, saved["model"], weights)
-    model = configured_model(config, **facts)
-    checkpoint.load_weights(model, saved["model"], weights)
-    return model.eval()
+    return config, saved["model"], weights
 
 
 def check_fit(config: TrainConfig, facts: dict[str, Any], state: object, path: Path) -> None:

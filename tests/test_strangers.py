@@ -25,7 +25,8 @@ from fastadv.config import TrainConfig
 from fastadv.console import Console
 from fastadv.digests import digest
 from fastadv.errors import TrainingError, UserError
-from fastadv.judge import export_run, judge_run
+from fastadv.judge import export_run, judge_run, load_run
+from fastadv.pseudo_labels import write_pseudo_labels
 from fastadv.train import resume, train
 from fastadv.trust import trusting
 
@@ -52,7 +53,15 @@ READERS: dict[str, Callable[[str, Path], Any]] = {
     "last": lambda path, _: judge_run(path, "clean", which="last", limit=8),
     "resume": lambda path, _: resume(path, Console()),
     "export": lambda path, out: export_run(path, out / "weights.safetensors"),
+    "pseudo-label": lambda path, out: labelled(path, out),
 }
+
+
+def labelled(path: str, out: Path) -> None:
+    """``fastadv pseudo-label`` of three images."""
+    np.savez(out / "images.npz", images=np.zeros((3, 8, 8, 1), np.uint8))
+    _, data, _ = load_run(path, "best")
+    write_pseudo_labels(path, str(out / "images.npz"), str(out / "more.npz"), data.num_classes)
 
 
 # -- code -----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from fastadv.contract import Facts, Setup, Target
 from fastadv.declared import NonNegative, Positive
 from fastadv.digests import digest
 from fastadv.errors import UserError
-from fastadv.saved_models import load_model
+from fastadv.saved_models import fingerprint, load_model
 
 
 def soft_ce(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
@@ -86,8 +86,13 @@ class Distillation(Target):
         return self._modules
 
     def depends_on(self) -> dict[str, str]:
-        teachers = enumerate(self._modules, start=1)
-        return {f"teacher {n}": digest(dict(teacher.state_dict())) for n, teacher in teachers}
+        # Of the files: the networks are made of them by the first step, and this is asked before.
+        return {
+            f"teacher {n}": digest(dict(teacher.state_dict()))
+            if isinstance(teacher, nn.Module)
+            else fingerprint(str(teacher))
+            for n, teacher in enumerate(self.teachers or (), start=1)
+        }
 
     def teach(self, x_adv: Tensor) -> Tensor:
         logits = [self.net.logits_of(teacher, x_adv) for teacher in self._modules]

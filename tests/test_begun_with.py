@@ -1,0 +1,204 @@
+"""Whose run it is, and what it was begun with: code, keys, teachers, data, settings."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from edited import edit
+
+from fastadv.config import TrainConfig
+from fastadv.console import Console
+from fastadv.errors import UserError
+from fastadv.judge import judge_run
+from fastadv.train import Interrupted, _Runner, resume, train
+from fastadv.trust import trusting
+
+SMALL: dict[str, Any] = {
+    "method": "fast", "width": 2, "epochs": 2, "limit": 48, "test_limit": 16, "mode": "eager",
+    "test_attacks": "clean", "select_attack": "fgsm",
+}  # fmt: skip
+
+
+def stopped(out: Path, **settings: Any) -> Path:
+    """A run after the first of two epochs."""
+    original = _Runner._train_epoch
+
+    def once(self: Any) -> None:
+        if self.progress.epoch == 1:
+            raise Interrupted("stop")
+        original(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Runner, "_train_epoch", once)
+        with pytest.raises(Interrupted):
+            train(TrainConfig(**SMALL | settings, out=str(out)), Console())
+    return out
+
+
+# -- code -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """``module:callable`` of a network in a file of the user's."""
+    (tmp_path / "networks_of_mine.py").write_text(
+        "import fastadv\n"
+        "def net(num_classes, in_channels):\n"
+        "    return fastadv.build_model('preact_resnet18', width=2, num_classes=num_classes,\n"
+        "                               in_channels=in_channels)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "networks_of_mine", None)
+    del sys.modules["networks_of_mine"]
+    return "networks_of_mine:net"
+
+
+def test_a_run_of_ones_own_code_goes_on_and_is_judged(own_network: str, tmp_path: Path) -> None:
+    run = stopped(tmp_path / "run", model=own_network, width=None, normalize=False)
+    assert resume(str(run), Console())["n"] == 16
+    assert judge_run(str(run), "clean", limit=8).n == 8
+
+
+def test_a_copy_an_edit_and_another_user_need_to_trust_it(
+    own_network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stopped(tmp_path / "run", model=own_network, width=None, normalize=False)
+
+    def refused_but_trusted(folder: Path) -> None:
+        for read in (lambda: resume(str(folder)), lambda: judge_run(str(folder), "clean", limit=8)):
+            with pytest.raises(UserError, match="--trust-code"):
+                read()
+        with trusting(True):
+            assert judge_run(str(folder), "clean", limit=8).n == 8
+
+    copy = shutil.copytree(run, tmp_path / "copy")
+    refused_but_trusted(copy)
+    with trusting(True):
+        assert resume(str(copy), Console())["n"] == 16
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path / "of another user"))
+        refused_but_trusted(run)
+        stopped(tmp_path / "theirs")  # makes a key of their own
+        refused_but_trusted(run)
+    whole = (run / "config.toml").read_text()
+    edit(run / "config.toml", "test_limit = 16", "test_limit = 15")
+    refused_but_trusted(run)
+    (run / "config.toml").write_text(whole)
+    assert resume(str(run), Console())["n"] == 16
+
+
+def test_a_key_that_others_can_read_is_no_key(
+    own_network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    run = stopped(tmp_path / "run", model=own_network, width=None, normalize=False)
+    (tmp_path / "state" / "fastadv" / "key").chmod(0o644)
+    with pytest.raises(UserError, match="--trust-code"):
+        judge_run(str(run), "clean", limit=8)
+
+
+# -- settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("lr", r"^lr = .*$", "lr = 0.0125"),
+        ("eps", r"^eps = .*$", "eps = 0.0625"),
+        ("seed", r"^seed = 0$", "seed = 1"),
+        ("batch_size", r"^batch_size = .*$", "batch_size = 63"),
+        ("amp", r"^amp = false$", "amp = true"),
+        ("momentum", r"^momentum = .*$", "momentum = 0.5"),
+        ("option shrink", r"^shrink = 0.0$", "shrink = 0.5"),
+    ],
+)
+def test_a_setting_that_trains_must_be_what_it_was(
+    name: str, old: str, new: str, tmp_path: Path
+) -> None:
+    run = stopped(tmp_path / "run")
+    text = (run / "config.toml").read_text()
+    found = re.search(old, text, re.MULTILINE)
+    assert found is not None
+    edit(run / "config.toml", found[0], new)
+    with pytest.raises(UserError) as refusal:
+        resume(str(run), Console())
+    before, after = (part.partition(" = ")[2] for part in (found[0], new))
+    said = str(refusal.value).lower()
+    assert f"begun with {name} {before}".lower() in said
+    assert f"now says {after}" in said
+
+
+# -- data and teachers ----------------------------------------------------------------------------
+
+
+def unlabelled(path: Path, change: Callable[[dict[str, np.ndarray]], None] | None = None) -> Path:
+    random_numbers = np.random.default_rng(0)
+    arrays = {
+        "images": random_numbers.integers(0, 256, (40, 8, 8, 1), dtype=np.uint8),
+        "labels": np.arange(40) % 10,
+    }
+    if change is not None:
+        change(arrays)
+    np.savez(path, **arrays)
+    return path
+
+
+def another_label(arrays: dict[str, np.ndarray]) -> None:
+    arrays["labels"][[0, 1]] = arrays["labels"][[1, 0]]
+
+
+def another_pixel(arrays: dict[str, np.ndarray]) -> None:
+    arrays["images"][7, 3, 3, 0] ^= 1
+
+
+def test_other_unlabelled_images_are_refused(tmp_path: Path) -> None:
+    file = unlabelled(tmp_path / "more.npz")
+    run = stopped(tmp_path / "run", unlabelled=str(file))
+    for change in (another_label, another_pixel):
+        unlabelled(file, change)
+        with pytest.raises(UserError, match="--unlabelled data is not what it was begun with"):
+            resume(str(run), Console())
+    unlabelled(file)
+    assert resume(str(run), Console())["n"] == 16
+
+
+@pytest.mark.parametrize("mode", ["eager", "auto"])
+def test_another_teacher_is_refused(tmp_path: Path, mode: str) -> None:
+    for name, seed in (("clean", 0), ("robust", 1), ("other", 2)):
+        settings = SMALL | {"epochs": 1, "seed": seed, "shortcut": "raw"}
+        train(TrainConfig(**settings, out=str(tmp_path / name)), Console())
+    teachers = {"target": "distillation", "teachers": f"{tmp_path}/robust,{tmp_path}/clean"}
+    run = stopped(tmp_path / "run", options=teachers, mode=mode)
+    best, config = tmp_path / "robust" / "best.pt", tmp_path / "robust" / "config.toml"
+    weights, text = best.read_bytes(), config.read_text()
+    best.write_bytes((tmp_path / "other" / "best.pt").read_bytes())
+    with pytest.raises(UserError, match="teacher 1 is not what it was begun with"):
+        resume(str(run), Console())
+    best.write_bytes(weights)
+    edit(config, 'shortcut = "raw"', 'shortcut = "preact"')  # the same weights, another network
+    with pytest.raises(UserError, match="teacher 1 is not what it was begun with"):
+        resume(str(run), Console())
+    config.write_text(text)
+    assert resume(str(run), Console())["n"] == 16
+
+
+def test_another_torch_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = stopped(tmp_path / "run")
+    capsys.readouterr()
+    monkeypatch.setattr(torch, "__version__", "1.0.0")
+    assert resume(str(run), Console())["n"] == 16
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("warning:") == 1
+    assert "now" in shown
+    assert "torch" in shown
+    assert "1.0.0" in shown
