@@ -171,7 +171,7 @@ class Counts:
         if probabilities:
             yield (
                 "The model returns probabilities, not logits: its gradient vanishes where it is "
-                "sure, and the accuracy under attack is too high; leave the softmax out."
+                "sure, and the accuracy under attack is too high; leave the softmax or sigmoid out."
             )
         if changes:
             yield (
@@ -280,8 +280,10 @@ class Tally:
         again = problem.logits(problem.x[few])
         apart = (again - clean[few]).abs().amax()
         changes = apart > 1e-3 * clean[few].abs().amax().clamp(min=1e-30)
-        sums, smallest = clean[few].sum(1), clean[few].amin()
-        probabilities = ((sums - 1).abs().amax() < 1e-3) & (smallest >= 0)
+        sums, largest = clean[few].sum(1), clean[few].amax(1)
+        # Those of a softmax add up to 1; of a sigmoid each is sure for itself.
+        softmax, sigmoid = (sums - 1).abs().amax() < 1e-3, largest.mean() > 0.5
+        probabilities = (clean[few].amin() >= 0) & (largest.amax() <= 1) & (softmax | sigmoid)
         self.masks = [probabilities, changes]
 
     def _note_trouble(self, x: Tensor, y: Tensor, logits: Tensor) -> None:

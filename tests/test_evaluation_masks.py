@@ -83,6 +83,13 @@ def test_probabilities_and_noise_are_told() -> None:
     assert any("change from call to call" in sentence for sentence in told(noisy, "clean"))
 
 
+def test_outputs_of_a_sigmoid_are_told() -> None:
+    """Each is sure for itself, so they add up to anything."""
+    (sentence,) = told(Around(same, torch.sigmoid), "clean")
+    assert "returns probabilities" in sentence
+    assert told(Around(same, lambda z: z.abs()), "clean") == []
+
+
 def test_wilsons_interval() -> None:
     """Newcombe (1998), Table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
     for right, n, low, high in (
