@@ -215,6 +215,7 @@ class Walk:
     def _joint_center(self, batch: Batch) -> Tensor | None:
         """The centre of the ball, where one forward pass serves the attack and the outer pass."""
         alike = self.net.attack_dtype == self.net.outer_dtype
+        alike = alike and self.net.one_stands_for(self.plan.objective.passes())
         return self.plan.adversary.joint_center(batch) if self.plan.joins_passes and alike else None
 
     def _neighbor(self, batch: Batch, facts: Facts) -> Facts:
@@ -257,10 +258,7 @@ class Walk:
         if "natural_logits_train" not in needs:
             return Outputs(self.net.logits(x_adv, block_noise), None, facts)
         passes = self.plan.objective.passes()
-        with self.net.standing_for(passes, NATURAL):
-            natural = self.net.logits(made.center)
-        with self.net.standing_for(passes, ADVERSARIAL):
-            adversarial = self.net.logits(x_adv, block_noise)
+        natural, adversarial = self.net.forwards(passes, made.center, x_adv, block_noise)
         return Outputs(adversarial, natural, facts)
 
     def _losses(self, outputs: Outputs, y: Tensor) -> Tensor:

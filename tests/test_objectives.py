@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import (
     EPS,
+    TinyNet,
     assert_same,
     climb,
     descend,
@@ -138,6 +139,107 @@ def test_trades_is_the_published_code_statistics_and_counts_too(method, passes, 
     assert_same(model, other)
     assert model.bn1.num_batches_tracked == other.bn1.num_batches_tracked
     assert model.bn1.momentum == 0.1
+
+
+def drawn(kind):
+    """One of ``kind`` with the weights and statistics of ``tiny_model``."""
+    model = kind().double()
+    model.load_state_dict(tiny_model().state_dict(), strict=False)
+    return model
+
+
+class SharesNorm(TinyNet):
+    """One norm behind both convolutions."""
+
+    def forward(self, x):
+        x = self.conv1(x)
+        x = x + self.conv2(functional.softplus(self.bn1(x)))
+        return self.linear(4 * torch.tanh(self.bn1(x)).mean((2, 3)))
+
+
+class WeighsAllAlike(TinyNet):
+    def __init__(self):
+        super().__init__()
+        self.bn2.momentum = None
+
+
+class NormByHand(TinyNet):
+    """A norm whose statistics are moved outside of its module."""
+
+    def forward(self, x):
+        x, norm = self.conv1(x), self.bn1
+        given = norm.running_mean, norm.running_var, norm.weight, norm.bias
+        y = functional.batch_norm(x, *given, self.training, 0.3)
+        x = x + self.conv2(functional.softplus(y))
+        return self.linear(4 * torch.tanh(self.bn2(x)).mean((2, 3)))
+
+
+class OwnStatistics(TinyNet):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        mean = x.mean((0, 2, 3)) if self.training else self.mean
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * mean.detach()
+            self.seen += 1
+        return super().forward(x - mean.view(3, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        (WeighsAllAlike, "eager"),  # PyTorch compiles no norm without a momentum
+        *((kind, mode) for kind in (SharesNorm, NormByHand, OwnStatistics) for mode in MODES),
+    ],
+)
+@pytest.mark.parametrize(
+    ("passes", "loss"),
+    [
+        (("natural", "adversarial", "natural"), published_trades),
+        (("adversarial", "natural", "natural"), published_trades_with_perturbed_weights),
+    ],
+)
+def test_statistics_that_no_momentum_can_stand_for_take_the_passes_themselves(
+    kind, passes, loss, mode
+):
+    x, y, index, start = tiny_batch()
+    model, other = (drawn(kind) for _ in range(2))
+    step = tiny_step(model, "trades", mode=mode, beta=5.0, bn_passes=passes, **ATTACK)
+    optimizer = sgd(other)
+    for _ in range(2):
+        step(x, y, index, start=start)
+        natural = other.eval()(x).detach()
+        x_adv = climb(other, x, start, lambda z, p=natural: kl(p, z).mean(), ALPHA, STEPS, "eval")
+        descend(optimizer, loss(other.train(), x, x_adv, y).mean())
+    assert_same(model, other)
+
+
+def test_a_norm_that_begins_to_weigh_all_alike_takes_the_passes_themselves():
+    x, y, index, start = tiny_batch()
+    model, other = tiny_model(), tiny_model()
+    step = tiny_step(model, "trades", beta=5.0, **ATTACK)
+    optimizer = sgd(other)
+    for momentum in (0.1, None):
+        model.bn1.momentum = other.bn1.momentum = momentum
+        step(x, y, index, start=start)
+        natural = other.eval()(x).detach()
+        x_adv = climb(other, x, start, lambda z, p=natural: kl(p, z).mean(), ALPHA, STEPS, "eval")
+        descend(optimizer, published_trades(other.train(), x, x_adv, y).mean())
+    assert_same(model, other)
+
+
+def test_ordinary_norms_take_one_pass_of_each_kind():
+    x, y, index, start = tiny_batch()
+    model = tiny_model()
+    step = tiny_step(model, "trades", beta=5.0, **ATTACK)
+    step(x, y, index, start=start)
+    passes = []
+    model.register_forward_hook(lambda module, *_: passes.append(module.training))
+    step(x, y, index, start=start)
+    assert sum(passes) == 2
 
 
 def test_recipes_take_the_passes_of_their_code():

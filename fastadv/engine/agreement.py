@@ -38,6 +38,21 @@ def agree(
     return bool(logits & slopes)
 
 
+def same_buffers(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    """Whether buffers are the same but for rounding (as in ``agree``), whole numbers exactly."""
+    return len(first) == len(second) and all(map(_same_buffer, first, second))
+
+
+def _same_buffer(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    if not one.numel():
+        return True
+    return bool((one - other).abs().max() <= torch.finfo(one.dtype).eps ** 0.5 * one.abs().max())
+
+
 def _logits_and_slope(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     with host_draws_kept(), draws_kept(x.device), torch.enable_grad():
         x = x.detach().requires_grad_()

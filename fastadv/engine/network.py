@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastadv.engine import guard, parameter_hooks
-from fastadv.engine.agreement import agree, draws_kept, host_draws_kept
+from fastadv.engine.agreement import agree, draws_kept, host_draws_kept, same_buffers
 from fastadv.engine.batch_counters import BatchCounters
 from fastadv.engine.buffers import Place, copy_into, kept, places
 from fastadv.engine.double_backward import cheap_double_backward
@@ -20,7 +20,7 @@ from fastadv.engine.gradient import gradients_if_used
 from fastadv.engine.host_memory import keep_freed_memory
 from fastadv.engine.plain_errors import in_words
 from fastadv.engine.precision import autocast
-from fastadv.engine.repeated_passes import Norms
+from fastadv.engine.repeated_passes import ADVERSARIAL, NATURAL, ONCE, Norms
 from fastadv.engine.runner import Runner
 from fastadv.engine.strided_pointwise import strides_taken_first
 from fastadv.engine.structure import Structure
@@ -57,6 +57,7 @@ class Network:
         self.copies = WeightCopies(model)
         self.counters = BatchCounters(model)
         self.norms = Norms(model)
+        self._stands = True  # whether one pass of each kind leaves what the published ones do
         self.looks = 0  # how often the model was looked at; a recording belongs to one of them
         self._spoils_input: bool | None = None  # whether the forward changes it in place
         self.structure = Structure(model)
@@ -71,10 +72,11 @@ class Network:
             with torch.no_grad(), guard.train_flags(self.model, False):
                 self.logits(x)
 
-    def look_at(self, x: Tensor) -> Tensor:
+    def look_at(self, x: Tensor, passes: Sequence[str] = ONCE) -> Tensor:
         """Logits of ``x`` (B,C,H,W) in eval mode, to learn the network by: their number of
-        classes, which BatchNorms fold away in attacks that use running statistics, and which are
-        called once. It leaves no trace in buffers and generators."""
+        classes, which BatchNorms fold away in attacks that use running statistics, which are
+        called once, and whether one pass of each kind can stand for all ``passes``. It leaves no
+        trace in buffers and generators."""
         self.looks += 1
         self.norms = Norms(self.model)
         with kept(self.buffers), draws_kept(self.device), host_draws_kept(), self._tapped():
@@ -82,7 +84,62 @@ class Network:
                 logits, self.copies.folds = self._seen(x)
             if self.copies.folds and not self._folds_agree(x):
                 self.copies.folds = []
+            self._stands = tuple(passes) == ONCE or self._one_pass_stands(x, passes)
         return logits
+
+    def _one_pass_stands(self, x: Tensor, passes: Sequence[str]) -> bool:
+        """Whether all buffers are the same after one pass of each kind; compared in the model's
+        own type. Norms that are called twice or without their module, power iterations and
+        statistics of the model's own move otherwise than ``Norms`` can foresee."""
+        if not any(True for _ in self.model.buffers()):
+            return True
+        around, self._dtype = self._dtype, None
+        weight = next(p for p in self.model.parameters() if p.is_floating_point())
+        x = x.to(weight.dtype)
+        images = {NATURAL: x, ADVERSARIAL: 1 - x}
+
+        def left(each: Sequence[str], standing: bool) -> list[Tensor]:
+            with kept(self.kept_buffers), guard.train_flags(self.model, True), torch.no_grad():
+                with self.counters.aside():
+                    for which in each:
+                        stands = self.standing_for(passes, which) if standing else nullcontext()
+                        # A dropout that draws the same in every pass is no difference.
+                        with stands, draws_kept(self.device), host_draws_kept():
+                            self.logits(images[which])
+                return [buffer.detach().clone() for buffer in self.model.buffers()]
+
+        try:
+            return same_buffers(left(ONCE, True), left(passes, False))
+        except Exception:  # not known to be
+            return False
+        finally:
+            self._dtype = around
+            self.copies.outdate()
+
+    def forwards(
+        self,
+        passes: Sequence[str],
+        x: Tensor,
+        x_adv: Tensor,
+        block_noise: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of ``x`` and of ``x_adv`` (B,C,H,W), the buffers left as after all ``passes``."""
+        if self.one_stands_for(passes):
+            with self.standing_for(passes, NATURAL):
+                natural = self.logits(x)
+            with self.standing_for(passes, ADVERSARIAL):
+                return natural, self.logits(x_adv, block_noise)
+        made: dict[str, Tensor] = {}
+        for which in passes:
+            given, added = (x, None) if which == NATURAL else (x_adv, block_noise)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and which not in made):
+                logits = self.logits(given, added)
+            made.setdefault(which, logits)
+        return made[NATURAL], made[ADVERSARIAL]
+
+    def one_stands_for(self, passes: Sequence[str]) -> bool:
+        """Whether one pass of each kind leaves the buffers that ``passes`` would."""
+        return tuple(passes) == ONCE or (self._stands and self.norms.forget())
 
     def follow(self) -> bool:
         """Whether the model has been given other parts since it was last asked; what was learnt

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from torch import nn
 
@@ -34,12 +34,15 @@ def momenta(passes: Sequence[str], momentum: float) -> dict[str, float]:
 
 
 class Norms:
-    """The BatchNorms of a network that forget: those without a ``momentum`` weigh all alike."""
+    """The BatchNorms of a network."""
 
     def __init__(self, model: nn.Module) -> None:
-        kinds = (*NORMS, nn.SyncBatchNorm)
-        found = [module for module in model.modules() if isinstance(module, kinds)]
-        self.norms = [norm for norm in found if norm.momentum is not None]
+        kinds: tuple[Any, ...] = (*NORMS, nn.SyncBatchNorm)
+        self.norms: list[Any] = [m for m in model.modules() if isinstance(m, kinds)]
+
+    def forget(self) -> bool:
+        """Whether each has a ``momentum``: without one a norm weighs all its passes alike."""
+        return all(norm.momentum is not None for norm in self.norms)
 
     @contextmanager
     def standing_for(self, passes: Sequence[str], which: str) -> Iterator[None]:
@@ -50,7 +53,7 @@ class Norms:
         own = [norm.momentum for norm in self.norms]
         try:
             for norm, momentum in zip(self.norms, own, strict=True):
-                norm.momentum = momenta(passes, momentum or 0.0)[which]
+                norm.momentum = momenta(passes, momentum)[which]
             yield
         finally:
             for norm, momentum in zip(self.norms, own, strict=True):
