@@ -100,7 +100,7 @@ def _gradients(shape: Shape, batch: int, *, mended: bool) -> None:
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     nowhere = torch.device("meta")  # where nothing is mended
     for _ in range(4):
-        with strides_taken_first(made, x.device if mended else nowhere):
+        with strides_taken_first(made.modules(), x.device if mended else nowhere):
             made(x).sum().backward()
         _ = [torch.rand(500) for _ in range(5)]  # a damaged heap shows when it is used
 

@@ -33,6 +33,12 @@ class Judged:
         self._folder = folder
         self._said = False
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is no record at all."""
+        folder = self._folder
+        return not folder.evaluations.exists() and not folder.unfinished.exists()
+
     def find(self, settings: Settings) -> Record | None:
         """The newest record of a pass with ``settings`` that got furthest, or None."""
         settings = json.loads(json.dumps(settings))  # as a record holds them

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -31,7 +32,7 @@ from fastadv.intervals import Scores
 from fastadv.judged import Judged, Record, Settings
 from fastadv.models import VARIANTS
 from fastadv.session import data_facts
-from fastadv.source import Judging, Source, judge_batch
+from fastadv.source import Judging, Source
 from fastadv.threat import parse_number
 
 KEEP_EVERY = 5.0  # seconds between savings of a pass under way
@@ -110,16 +111,12 @@ def evaluate(
         f"judging {job.which} on {len(images):,} {job.images_name} under {', '.join(attacks)}: "
         f"{job.config.norm} eps {eps:.4g}, {precision}"
     )
-    common = _settings(model, images, job) | {
-        "precision": precision,
-        "eps": eps,
-        "norm": job.config.norm,
-        "alpha": alpha,
-        "seed": seed,
-    }
+    threat = {"eps": eps, "norm": job.config.norm, "alpha": alpha, "seed": seed}
+    # Digests of all weights and images: taken when a record is looked for or written.
+    common = cache(lambda: _settings(model, images, job) | {"precision": precision} | threat)
     found = Found(len(images), said)
     for group in [attacks] if one_pass else [[name] for name in attacks]:
-        one = _Pass(model, images, group, job, common, title, one_pass)
+        one = _Pass(model, images, group, job, threat, common, title, one_pass)
         try:
             scores = one.run()
         except KeyboardInterrupt:
@@ -142,22 +139,28 @@ class _Pass:
         images: Judging,
         attacks: list[str],
         job: Job,
-        common: Settings,
+        threat: dict[str, Any],
+        common: Callable[[], Settings],
         title: str,
         one_pass: bool,
     ) -> None:
         self._model, self._batches, self._attacks, self._job = model, images, attacks, job
+        self._threat, self._common = threat, common
         self._title, self._one_pass = title, one_pass
-        self._settings = {"attack": ",".join(attacks), **common}
+        self._is_kept = False
         self._began = self._kept_at = time.monotonic()
         self._tally: Tally | None = None
         self.images = 0
         self.seconds_before = 0.0
         self.was_stored = False
 
+    @cached_property
+    def _settings(self) -> Settings:
+        return {"attack": ",".join(self._attacks), **self._common()}
+
     def run(self) -> Scores:
         """The scores; warns of what makes them flatter."""
-        record = self._job.judged.find(self._settings)
+        record = None if self._job.judged.empty else self._job.judged.find(self._settings)
         if distributed.any_process(record is None, self._job.device):
             record = None
         done = None
@@ -183,12 +186,9 @@ class _Pass:
                     self._keep(tally.counted())
                 job.heed()
 
-            settings: dict[str, Any] = {
-                name: self._settings[name] for name in ("eps", "norm", "alpha", "seed")
-            }
             try:
                 counts = count(
-                    self._model, self._batches, self._attacks, **settings, device=job.device,
+                    self._model, self._batches, self._attacks, **self._threat, device=job.device,
                     shared=True, done=done, after=after,
                 )  # fmt: skip
             except StopJudging:
@@ -206,7 +206,8 @@ class _Pass:
 
     def _finish(self, counts: Counts) -> None:
         if self._one_pass:
-            self._job.judged.drop(self._settings)
+            if self._is_kept:
+                self._job.judged.drop(self._settings)
         elif self._job.lasting:
             self._job.judged.add(self._record(counts))
             self._job.judged.drop(self._settings)
@@ -220,6 +221,7 @@ class _Pass:
         self._kept_at = time.monotonic()
 
     def _note_kept(self) -> None:
+        self._is_kept = True
         if self._settings not in self._job.kept:
             self._job.kept.append(self._settings)
 
@@ -260,5 +262,5 @@ def _settings(model: nn.Module, images: Judging, job: Job) -> Settings:
         "network": digest([network, facts, provenance.source(str(config.model))]),
         "data": digest([*content, images.rows]),
         "n": len(images),
-        "batch": judge_batch(job.device),
+        "batch": images.batch_size,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -37,39 +38,42 @@ from fastadv.errors import UserError
 from fastadv.pseudo_labels import read_pseudo_labelled
 
 
-def judge_batch(device: torch.device) -> int:
-    """Images that are judged together. On a CPU few are as fast as many, and an interruption
-    loses less."""
-    return 100 if device.type == "cpu" else 500
+def judge_batch(device: torch.device, values: int) -> int:
+    """How many images of so many ``values`` are judged together. On a CPU 100 of CIFAR's size are
+    as fast as more, and an interruption loses less; of smaller ones more, of larger ones fewer."""
+    if device.type != "cpu":
+        return 500
+    return min(500, max(8, 100 * 3 * 32 * 32 // values))
 
 
 class Judging:
     """Labelled images in order, batch by batch, as often as asked.
 
-    ``batches(rows)`` gives the chosen ones of the images whose labels are ``labels`` (N,). At most
-    ``limit`` of them are judged, each class in proportion, always the same ones.
+    ``batches(rows, batch_size)`` gives the chosen ones of the images whose labels are ``labels``
+    (N,). At most ``limit`` of them are judged, each class in proportion, always the same ones.
     """
 
     def __init__(
         self,
-        batches: Callable[[Tensor], Iterable[tuple[Tensor, Tensor]]],
+        batches: Callable[[Tensor, int], Iterable[tuple[Tensor, Tensor]]],
         labels: Tensor,
+        batch_size: int,
         limit: int | None = None,
     ) -> None:
-        self._batches, self._labels = batches, labels.cpu()
+        self._batches, self._labels, self.batch_size = batches, labels.cpu(), batch_size
         self.rows = torch.arange(len(labels))
         if limit is not None and limit < len(labels):
             self.rows = stratified_rows(self._labels, limit, draws.LIMIT, seed=0)
 
     def limited(self, limit: int | None) -> Judging:
         """The same images, at most ``limit`` of them."""
-        return Judging(self._batches, self._labels, limit)
+        return Judging(self._batches, self._labels, self.batch_size, limit)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from self._batches(self.rows)
+        yield from self._batches(self.rows, self.batch_size)
 
 
 @dataclass
@@ -229,12 +233,12 @@ def _digest_of_files(files: Iterable[str], labels: Iterable[int]) -> str:
 def _judging(
     images: Tensor, labels: Tensor, device: torch.device, limit: int | None = None
 ) -> Judging:
-    def batches(rows: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    def batches(rows: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
         if len(rows) == len(labels):
-            return eval_batches(images, labels, judge_batch(device), device)
-        return eval_batches(images[rows], labels[rows], judge_batch(device), device)
+            return eval_batches(images, labels, batch_size, device)
+        return eval_batches(images[rows], labels[rows], batch_size, device)
 
-    return Judging(batches, labels, limit)
+    return Judging(batches, labels, judge_batch(device, math.prod(images.shape[1:])), limit)
 
 
 def _from_files(config: TrainConfig, device: torch.device, options: dict[str, Any]) -> Source:
@@ -246,19 +250,21 @@ def _from_files(config: TrainConfig, device: torch.device, options: dict[str, An
     mean, std = stream_statistics(tree, form)
     labels = torch.tensor(tree.train_labels)
     rows, held_out = split_labels(labels, float(config.val_fraction or 0), config.seed)
-    judge: dict[str, Any] = {"batch_size": judge_batch(device), "device": device}
+    together = judge_batch(device, form.bytes_each)
 
-    def held(chosen: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    def held(chosen: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
+        judge: dict[str, Any] = {"batch_size": batch_size, "device": device}
         places = held_out[chosen]
         loader = DaliLoader(tree.train_files, tree.train_labels, form, indices=places, **judge)
         return loader.ordered()
 
-    def tested(chosen: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    def tested(chosen: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
+        judge: dict[str, Any] = {"batch_size": batch_size, "device": device}
         loader = DaliLoader(tree.test_files, tree.test_labels, form, indices=chosen, **judge)
         return loader.ordered()
 
-    test = Judging(tested, torch.tensor(tree.test_labels), config.test_limit)
-    validation = Judging(held, labels[held_out])
+    test = Judging(tested, torch.tensor(tree.test_labels), together, config.test_limit)
+    validation = Judging(held, labels[held_out], together)
     if config.select == "test":
         rows, validation = torch.arange(len(labels)), test
     loader = DaliLoader(tree.train_files, tree.train_labels, form, indices=rows, **options)

@@ -23,6 +23,7 @@ from fastadv.data.view import View
 from fastadv.declared import Count, CountOrZero, Positive, checked
 from fastadv.engine import choice, distributed, noise, parameter_hooks
 from fastadv.engine.averages import averaged_weights
+from fastadv.engine.buffers import Snapshot
 from fastadv.engine.capture import Captured
 from fastadv.engine.faults import Fault
 from fastadv.engine.network import Network
@@ -208,8 +209,8 @@ class Step:
             inputs = self._checked(*given)
             if not self._prepared:
                 self.net.initialize(inputs[0][:2])
-            with self._transaction.around(inputs[2] if remembers else None):
-                return self._call(*inputs, view=view, update=update)
+            with self._transaction.around(inputs[2] if remembers else None) as buffers:
+                return self._call(*inputs, buffers, view=view, update=update)
 
     def _call(
         self,
@@ -218,6 +219,7 @@ class Step:
         index: Tensor,
         start: Tensor | None,
         second: Tensor | None,
+        buffers: Snapshot,
         *,
         view: View | None,
         update: bool,
@@ -240,9 +242,9 @@ class Step:
         with autocast(self.device, None):
             for replay in range(self.updates_per_batch):
                 self._fill_schedules(replay)
-                given = start if replay == 0 else None
+                given, before = (start, buffers) if replay == 0 else (None, None)
                 batch = self._views(Batch(x, y, index, self.offset, view, given, second))
-                metrics = self._update(batch, update)
+                metrics = self._update(batch, before, update)
                 self.offset += 1
         self.calls += update
         if update and self.calls % CHECK_EVERY == 0:
@@ -292,12 +294,12 @@ class Step:
 
     # -- one update ---------------------------------------------------------------------------
 
-    def _update(self, batch: Batch, update: bool) -> dict[str, Tensor]:
+    def _update(self, batch: Batch, buffers: Snapshot | None, update: bool) -> dict[str, Tensor]:
         self.updater.begin(self.walk.scale)
         several = distributed.world_size() > 1
         if several:
             self._agreement.keep(len(batch.x))
-        found = self.passes.gather(batch)
+        found = self.passes.gather(batch, buffers)
         if several:
             bring_together(found, self.walk, self.updater.faults.before)
         norm, ok = self.passes.descend(found, self.updater, self.offset, update)

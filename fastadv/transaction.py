@@ -32,8 +32,9 @@ class Transaction:
         self._optimizer = OptimizerCopy(step.updater.optimizer)
 
     @contextmanager
-    def around(self, index: Tensor | None) -> Iterator[None]:
-        """Put everything back if the call inside raises, or trains on what must not count.
+    def around(self, index: Tensor | None) -> Iterator[Snapshot]:
+        """Put everything back if the call inside raises, or trains on what must not count; the
+        buffers as they are before it.
 
         ``index`` (B,) are the rows of per-sample memory that the call writes.
         """
@@ -52,7 +53,7 @@ class Transaction:
             step.net.copies.outdate()
 
         try:
-            yield
+            yield buffers
             counts = not step.net.waits_are_free or step.updater.faults.healthy()
         except BaseException:
             put_back()

@@ -71,10 +71,11 @@ class Walk:
         self.named = dict(self.net.structure.parameters)
         self._learns = {name for name in self.named if self.plan.layers.learns(name)}
 
-    def gather(self, batch: Batch) -> Found:
-        """Attack, perturb the weights, and take the outer pass's gradients."""
+    def gather(self, batch: Batch, buffers: Snapshot | None = None) -> Found:
+        """Attack, perturb the weights, and take the outer pass's gradients. ``buffers`` are the
+        model's of this moment, where somebody has copied them already."""
         plan = self.plan
-        buffers = Snapshot(self.net.kept_buffers)
+        buffers = buffers or Snapshot(self.net.kept_buffers)
         self._directions = []
         self.net.copies.outdate()
         facts = self._facts_before(batch)

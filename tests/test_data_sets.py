@@ -1,21 +1,26 @@
 """Data sets: what is read, and that bad input ends in one sentence."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from fastadv.data import load, split_validation
+from fastadv.data import load, small_sets, split_validation
 from fastadv.data.dataset import Dataset, channel_statistics
 from fastadv.data.small_sets import make_synthetic
 from fastadv.errors import UserError
 from fastadv.torchvision_shim import import_torchvision
 
 
-def test_digits_are_scikit_learns_digits():
+def test_digits_are_scikit_learns_digits(monkeypatch):
     from sklearn.datasets import load_digits
 
+    table = small_sets._digits_table()
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    assert (table == small_sets._digits_table()).all()
+    monkeypatch.undo()
     digits = load("digits")
     assert digits.train_images.shape == (1437, 1, 8, 8)
     assert digits.test_images.shape == (360, 1, 8, 8)

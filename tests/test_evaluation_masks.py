@@ -113,10 +113,10 @@ def test_a_limit_judges_every_class_in_proportion() -> None:
     labels = torch.arange(4).repeat_interleave(25)  # sorted by class, as a folder is read
     pictures = torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1)
 
-    def batches(rows: Tensor) -> object:
-        return eval_batches(pictures[rows], labels[rows], 7)
+    def batches(rows: Tensor, batch_size: int) -> object:
+        return eval_batches(pictures[rows], labels[rows], batch_size)
 
-    whole = Judging(batches, labels)
+    whole = Judging(batches, labels, batch_size=7)
     assert len(whole) == 100
     for limit in (4, 10, 99):
         few = whole.limited(limit)

@@ -18,7 +18,7 @@ import torch
 from tiny import EPS, tiny_batch, tiny_model
 
 from fastadv import console as console_module
-from fastadv import evaluation, judging, trust
+from fastadv import evaluation, judging, source, trust
 from fastadv import train as train_module
 from fastadv.attacks.watch import NO_ATTACK
 from fastadv.config import TrainConfig
@@ -41,6 +41,14 @@ SETTINGS: dict[str, Any] = {
     "test_attacks": "clean,fgsm,pgd-2",
 }
 ATTACKS = "clean,fgsm,pgd-2"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hundreds() -> Iterator[None]:
+    """100 images are judged together, as CIFAR's are; of digits it would be all."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(source, "judge_batch", lambda device, values: 100)
+        yield
 
 
 @pytest.fixture(scope="module")

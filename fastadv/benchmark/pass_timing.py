@@ -121,7 +121,7 @@ def _in_mode(
     def on(batch: Batch) -> Callable[[], Any]:
         def call() -> Any:
             frozen: AbstractContextManager[None]
-            frozen = nullcontext() if learns else guard.frozen_parameters(model)
+            frozen = nullcontext() if learns else guard.frozen_parameters(model.parameters())
             as_in_a_step = mode == "eager" and kind == DOUBLE_BACKWARD
             norms = cheap_double_backward(batch.x.device) if as_in_a_step else nullcontext()
             with frozen, norms, torch._dynamo.config.patch(trace_autograd_ops=True):

@@ -1,5 +1,9 @@
 """Data sets that need neither a download nor a folder."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -14,13 +18,24 @@ def read_digits() -> Dataset:
 
     The values 0..16 are scaled to 0..255; the split is stratified with a fixed seed.
     """
+    table = torch.from_numpy(_digits_table())
+    images = (table[:, :-1] * (255 / 16)).round().to(torch.uint8).view(-1, 1, 8, 8)
+    labels = table[:, -1].long()
+    train, test = split_rows(labels, 0.2, draws.SPLIT, seed=0)
+    return Dataset("digits", images[train], labels[train], images[test], labels[test], 10)
+
+
+def _digits_table() -> np.ndarray:
+    """A row of 64 pixels and the label for each digit."""
+    package = find_spec("sklearn")
+    for folder in (package and package.submodule_search_locations) or ():
+        file = Path(folder) / "datasets/data/digits.csv.gz"
+        if file.exists():  # scikit-learn itself takes a second to import
+            return np.loadtxt(file, delimiter=",")
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    images = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8)[:, None]
-    labels = torch.from_numpy(bunch.target).long()
-    train, test = split_rows(labels, 0.2, draws.SPLIT, seed=0)
-    return Dataset("digits", images[train], labels[train], images[test], labels[test], 10)
+    return np.column_stack([bunch.data, bunch.target])
 
 
 def make_synthetic(

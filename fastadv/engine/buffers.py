@@ -20,6 +20,8 @@ class Place(NamedTuple):
     def now(self) -> Tensor:
         """What hangs there; a forward pass may have put another tensor in its place."""
         found = self.registry.get(self.name)
+        if found is self.tensor:
+            return found
         same = found is not None and (found.shape, found.dtype) == (
             self.tensor.shape,
             self.tensor.dtype,
@@ -58,11 +60,10 @@ class Snapshot:
         self._places = [buffer for buffer in buffers if isinstance(buffer, Place)]
         tensors = [b.tensor if isinstance(b, Place) else b for b in buffers]
         self._at = {id(place.tensor): place for place in self._places}
-        kinds = dict.fromkeys((tensor.device, tensor.dtype) for tensor in tensors)
-        self._groups = [
-            [tensor for tensor in tensors if (tensor.device, tensor.dtype) == kind]
-            for kind in kinds
-        ]
+        groups: dict[object, list[Tensor]] = {}
+        for tensor in tensors:
+            groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+        self._groups = list(groups.values())
         self._values = [_flat(group) for group in self._groups]
 
     @torch.no_grad()
@@ -97,7 +98,7 @@ class Snapshot:
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+    return torch.cat([t if t.dim() == 1 else t.reshape(-1) for t in tensors])
 
 
 def _fill(tensors: Sequence[Tensor], values: Tensor) -> None:

@@ -21,7 +21,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules import module as torch_module
 
 from fastadv.engine import distributed
-from fastadv.engine.buffers import copy_into
+from fastadv.engine.buffers import Snapshot, copy_into
 from fastadv.engine.parameter_hooks import first_hooked
 from fastadv.engine.precision import float32_settings
 from fastadv.engine.python_state import PythonState
@@ -78,11 +78,11 @@ class Captured:
         empty: dict[str, Any] = {"_entries": OrderedDict(), "_states": set()}
         return vars(self) | dict.fromkeys(forgotten) | empty
 
-    def gather(self, batch: Batch) -> Found:
+    def gather(self, batch: Batch, buffers: Snapshot | None = None) -> Found:
         """``Walk.gather``, replayed; the tensors returned are the recording's own."""
         entry = None if self._as_written else self._entry(batch)
         if entry is None:
-            return self.walk.gather(batch)
+            return self.walk.gather(batch, buffers)
         self._current = entry
         entry.fill(batch)
         entry.replay_gather()

@@ -102,12 +102,15 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     floating = [tensor for tensor in tensors if tensor.is_floating_point()]
     if not floating:
         return torch.ones((), dtype=torch.bool, device=tensors[0].device if tensors else None)
-    sums = [tensor.sum(dtype=_at_least_single(tensor.dtype)).float() for tensor in floating]
-    return torch.stack(sums).isfinite().all()
+    return torch.stack([_sum(tensor) for tensor in floating]).isfinite().all()
 
 
-def _at_least_single(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+def _sum(tensor: Tensor) -> Tensor:
+    """The sum in float32."""
+    if tensor.dtype is torch.float32:
+        return tensor.sum()
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return tensor.sum(dtype=wide).float()
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Leave the user's model as it was found: train flags, requires_grad and the grad mode."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -43,9 +43,9 @@ def flags_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def frozen_parameters(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient inside; each one's own setting returns on exit."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def frozen_parameters(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """None of ``parameters`` asks for a gradient inside; each one's own setting returns on exit."""
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)
     try:
@@ -56,10 +56,12 @@ def frozen_parameters(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def frozen(model: nn.Module, train: bool | None = False) -> Iterator[None]:
-    """An attack's view of the model: parameters frozen, BN mode chosen, gradients on.
+def frozen(
+    model: nn.Module, parameters: Iterable[nn.Parameter], train: bool | None = False
+) -> Iterator[None]:
+    """An attack's view of the model: its ``parameters`` frozen, BN mode chosen, gradients on.
 
     Works under ``torch.no_grad`` and leaves flags, ``requires_grad`` and the grad mode as found.
     """
-    with torch.enable_grad(), train_flags(model, train), frozen_parameters(model):
+    with torch.enable_grad(), train_flags(model, train), frozen_parameters(parameters):
         yield

@@ -61,8 +61,6 @@ class Network:
         self.looks = 0  # how often the model was looked at; a recording belongs to one of them
         self._spoils_input: bool | None = None  # whether the forward changes it in place
         self.structure = Structure(model)
-        self._buffered: list[nn.Module] = []  # modules with buffers, of this version
-        self._buffered_at = -1
         if device.type == "cpu":
             keep_freed_memory()
 
@@ -169,7 +167,7 @@ class Network:
         weight: Any = self.copies.folds[0].convolution.weight
         around, self._dtype = self._dtype, None
         try:
-            with guard.frozen(self.model):
+            with guard.frozen(self.model, self.structure.parameters.values()):
                 return agree(
                     self.copies.folds,
                     self.logits,
@@ -189,10 +187,7 @@ class Network:
     @property
     def kept_buffers(self) -> list[Tensor | Place]:
         """``buffers``, with the places where a forward pass may hang another tensor."""
-        if self._buffered_at != self.structure.version:
-            self._buffered_at = self.structure.version
-            self._buffered = [module for module in self.model.modules() if module._buffers]
-        return [*places(self._buffered), *self.counters.tensors]
+        return [*places(self.structure.modules), *self.counters.tensors]
 
     @property
     def waits_are_free(self) -> bool:
@@ -284,7 +279,7 @@ class Network:
         self._dtype = self.attack_dtype
         try:
             with (
-                guard.frozen(self.model, train=train),
+                guard.frozen(self.model, self.structure.parameters.values(), train),
                 self.counters.aside(),
                 self._tapped(),
                 self.copies.in_place(self.attack_dtype, folded=self._folds(train)),
@@ -307,8 +302,8 @@ class Network:
             parameter_hooks.aside(self.structure.parameters.values()),
             self.counters.aside(),
             self._tapped(),
-            self.copies.in_place(self.outer_dtype, learn=True),
-            strides_taken_first(self.model, self.device),
+            self.copies.in_place(self.outer_dtype, learn=self.structure.parameters),
+            strides_taken_first(self.structure.modules, self.device),
             self._norms(),
         ):
             yield

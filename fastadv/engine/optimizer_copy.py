@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -16,37 +17,40 @@ class Copies:
 
     def __init__(self) -> None:
         self._tensors: list[Tensor] = []
-        self._copies: list[Tensor] = []
+        self._where: list[object] = []
+        self._groups: list[tuple[list[Tensor], list[Tensor]]] = []  # a device's, and their copies
 
     @torch.no_grad()
-    def take(self, tensors: Sequence[Tensor]) -> None:
+    def take(self, tensors: list[Tensor]) -> None:
         """Remember the values of ``tensors``."""
-        plain = [tensor.detach() for tensor in tensors]
-        known = self._tensors
-        if len(plain) != len(known) or not all(map(_alike, plain, known)):
-            self._copies = [torch.empty_like(tensor) for tensor in plain]
-        self._tensors = plain
-        copy_each(self._copies, plain)
+        where = [*map(Tensor.data_ptr, tensors), *map(Tensor.size, tensors)]
+        if where != self._where or not all(map(is_, tensors, self._tensors)):
+            self._tensors, self._where = tensors, where
+            self._groups = [
+                (group, [torch.empty_like(tensor, requires_grad=False) for tensor in group])
+                for group in _by_device(tensors)
+            ]
+        for group, copies in self._groups:
+            copy_into(copies, group)
 
     @torch.no_grad()
     def put_back(self) -> None:
         """The tensors hold again what they held."""
-        copy_each(self._tensors, self._copies)
+        for group, copies in self._groups:
+            copy_into(group, copies)
+
+
+def _by_device(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Some optimizers count their steps on the host."""
+    devices = dict.fromkeys(tensor.device for tensor in tensors)
+    return [[tensor for tensor in tensors if tensor.device == device] for device in devices]
 
 
 def copy_each(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """``copy_into``, a launch for each device: some optimizers count their steps on the host."""
+    """``copy_into``, a launch for each device."""
     for device in dict.fromkeys(tensor.device for tensor in tensors):
         there = [place for place, tensor in enumerate(tensors) if tensor.device == device]
         copy_into([tensors[place] for place in there], [values[place] for place in there])
-
-
-def _alike(first: Tensor, second: Tensor) -> bool:
-    return (first.data_ptr(), first.shape, first.dtype) == (
-        second.data_ptr(),
-        second.shape,
-        second.dtype,
-    )
 
 
 class OptimizerCopy:
@@ -69,7 +73,7 @@ class OptimizerCopy:
             for group in own.param_groups
         ]
         held = [*self._state.values(), *self._settings]
-        tensors = [value for values in held for value in values.values() if _is_tensor(value)]
+        tensors = [each for one in held for each in one.values() if isinstance(each, Tensor)]
         self._copies.take([*weights.values(), *tensors])
 
     def put_back(self) -> None:
@@ -84,7 +88,3 @@ class OptimizerCopy:
         for group, settings in zip(own.param_groups, self._settings, strict=False):
             group.update(settings)
         self._copies.put_back()
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)

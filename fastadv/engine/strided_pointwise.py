@@ -8,7 +8,7 @@ for such shapes). The same products are a 1x1 convolution without stride of ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeGuard
@@ -21,8 +21,9 @@ _SAFE_CHANNELS = 16  # oneDNN takes another kernel from here on, and for one cha
 
 
 @contextmanager
-def strides_taken_first(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Inside, strided 1x1 convolutions of ``model`` that oneDNN may break skip pixels first.
+def strides_taken_first(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+    """Inside, those of ``modules`` that are strided 1x1 convolutions oneDNN may break skip pixels
+    first.
 
     Other convolutions cost nothing. Every call of ``functional.conv2d`` is looked at only where a
     weight of such a shape hangs outside of a plain convolution.
@@ -30,14 +31,14 @@ def strides_taken_first(model: nn.Module, device: torch.device) -> Iterator[None
     if device.type != "cpu":
         yield
         return
-    elsewhere: list[Tensor | None] = []
     with ExitStack() as stack:
-        for module in model.modules():
+        watched = False
+        for module in modules:
             if not _is_plain(module):
-                elsewhere += module._parameters.values()
+                watched = watched or any(map(_is_narrow, module._parameters.values()))
             elif _may_break(module):
                 stack.enter_context(_replaced(module))
-        if any(parameter is not None and _is_narrow(parameter) for parameter in elsewhere):
+        if watched:
             stack.enter_context(_Watching())
         yield
 
@@ -110,7 +111,9 @@ def _may_break(convolution: nn.Conv2d) -> bool:
     )
 
 
-def _is_narrow(weight: Tensor) -> bool:
+def _is_narrow(weight: Tensor | None) -> bool:
+    if weight is None:
+        return False
     shape = weight.shape
     return len(shape) == 4 and shape[2:] == (1, 1) and 1 < shape[1] < _SAFE_CHANNELS
 

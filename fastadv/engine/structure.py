@@ -17,7 +17,8 @@ from torch.jit import ScriptModule
 class Structure:
     """The parts of ``model`` by identity, as of the last ``look``.
 
-    ``parameters`` are by name, each once, and ``version`` counts the changes that were seen.
+    ``parameters`` are by name, each once, as ``modules``; ``version`` counts the changes that were
+    seen.
     A change is another module, parameter or buffer name, another object in its place, another
     class, forward or hook of a module. Values, train flags and ``requires_grad`` are none.
     ``inner`` counts those that are more than a hook on the model as a whole, which cannot change
@@ -28,6 +29,7 @@ class Structure:
         self.model = model
         self.version = self.inner = -1
         self.parameters: dict[str, nn.Parameter] = {}
+        self.modules: list[nn.Module] = []
         self._parts: list[Any] = []
         self._hooks: list[Any] = []  # of the model as a whole
         self.look()
@@ -40,6 +42,7 @@ class Structure:
             return False
         self._parts, self._hooks = parts, hooks
         self.parameters = dict(self.model.named_parameters())
+        self.modules = list(self.model.modules())
         self.inner += inner
         self.version += 1
         return True

@@ -138,7 +138,8 @@ class Updater:
             finite = apply_where(ok, self.optimizer.step, self.optimizer)
         elif ok:
             finite = self._begin_step()
-        ok = ok & self.faults.record({Fault.UPDATE: ~finite}, number)
+        if ok.device.type != "cpu" or not finite:
+            ok = ok & self.faults.record({Fault.UPDATE: ~finite}, number)
         if self.scaler is not None:
             self._update_scale(self.scaler, ok)
         return ok
@@ -238,6 +239,8 @@ def _laid_out_as(gradient: Tensor, parameter: Tensor) -> Tensor:
     A convolution on channels_last images gives its weight such a gradient, whatever the weight is,
     and fused optimizers on a GPU refuse the pair.
     """
+    if gradient.stride() == parameter.stride():
+        return gradient
     strides = zip(gradient.shape, gradient.stride(), parameter.stride(), strict=True)
     if all(size == 1 or own == wanted for size, own, wanted in strides):
         return gradient

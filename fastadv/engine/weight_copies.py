@@ -7,7 +7,7 @@ are made here. With running statistics BatchNorm folds into the convolution befo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -82,23 +82,27 @@ class WeightCopies:
 
     @contextmanager
     def in_place(
-        self, dtype: torch.dtype | None, *, folded: bool = False, learn: bool = False
+        self,
+        dtype: torch.dtype | None,
+        *,
+        folded: bool = False,
+        learn: Mapping[str, nn.Parameter] | None = None,
     ) -> Iterator[None]:
         """Copies of the weights stand in the model inside: in ``dtype`` those autocast would cast
         (None: none), and with ``folded`` BatchNorms are computed in their convolutions.
 
-        ``learn`` makes a copy require grad where its weight does; ``learning`` names those.
+        ``learn`` are the model's parameters by name where a copy is to require grad as its weight
+        does; ``learning`` names those.
         """
         with torch.no_grad():
             used = self.folding.refreshed(dtype) if folded else []
             copies = self._refreshed(dtype)
         own = {place: place.module._parameters[place.name] for place in copies}
-        named = self.model.named_parameters() if learn and copies else ()
-        names = {id(weight): name for name, weight in named}
+        names = {id(weight): name for name, weight in (learn or {}).items()}
         try:
             for place, weight in own.items():
                 copy = copies[place]
-                learns = learn and weight is not None and weight.requires_grad
+                learns = weight is not None and id(weight) in names and weight.requires_grad
                 if learns:
                     self.learning[names[id(weight)]] = copy.learning
                 place.module._parameters[place.name] = copy.learning if learns else copy.frozen
