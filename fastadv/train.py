@@ -376,10 +376,7 @@ def _restore(session: Session, folder: RunFolder, console: Console) -> Progress:
         for sentence in provenance.compare(saved["provenance"], provenance.record(session)):
             console.warn(sentence)
         checkpoint.load_weights(session.model, saved["model"], folder.last)
-        fused = [group["fused"] for group in session.optimizer.param_groups]
         session.optimizer.load_state_dict(saved["optimizer"])
-        for group, wanted in zip(session.optimizer.param_groups, fused, strict=True):
-            group["fused"] = wanted  # as it is right for this device, which may be another
         # In a run that goes on with more processes the new ones begin with process 0's state; with
         # fewer, that of the others is lost.
         own = dict(enumerate(saved["processes"])).get(distributed.rank(), {})

@@ -17,9 +17,7 @@ import torch
 from fastadv import checkpoint, sealed
 from fastadv.console import Console
 from fastadv.errors import UserError
-from fastadv.run_folder import RunFolder
-from fastadv.session import Session
-from fastadv.train import _restore, resume
+from fastadv.train import resume
 
 WORDS = [
     *("--method", "apart", "--averaging", "ema", "--amp", "--width", "4", "--epochs", "4"),
@@ -125,7 +123,6 @@ def test_asked_to_stop_it_saves_its_place_in_the_epoch(tmp_path, uninterrupted):
 def test_asked_to_stop_while_judging(tmp_path, uninterrupted, monkeypatch):
     """The average that is being judged must not be saved as the live weights."""
     from fastadv import train as module
-    from fastadv.console import Console
 
     out = tmp_path / "judging"
     shutil.copytree(uninterrupted, out)
@@ -150,7 +147,6 @@ def test_asked_to_stop_while_judging(tmp_path, uninterrupted, monkeypatch):
 
 def test_cut_off_after_a_checkpoint_inside_an_epoch(tmp_path, uninterrupted, monkeypatch):
     """Such a checkpoint holds the position in the epoch and the sum of its losses so far."""
-    from fastadv.console import Console
     from fastadv.training_step import Step
 
     out = tmp_path / "inside"
@@ -213,20 +209,6 @@ def test_a_checkpoint_of_other_code_is_not_executed(tmp_path):
     torch.save({"checksum": "", "model": Path("anything")}, path)
     with pytest.raises(UserError, match="cannot be read"):
         checkpoint.load(path)
-
-
-def test_a_run_of_another_kind_of_device_keeps_the_optimizer_of_this_one(tmp_path, uninterrupted):
-    """A GPU's is fused; loading its state must not make a CPU's so."""
-    out = tmp_path / "moved"
-    shutil.copytree(uninterrupted, out)
-    saved = checkpoint.load(out / "last.pt")
-    for group in saved["optimizer"]["param_groups"]:
-        group["fused"] = True
-    checkpoint.save(out / "last.pt", saved)
-    folder = RunFolder.open(str(out))
-    session = Session.build(folder.read_config())
-    _restore(session, folder, Console())
-    assert [group["fused"] for group in session.optimizer.param_groups] == [None]
 
 
 def test_nothing_to_resume(tmp_path):
