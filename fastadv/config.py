@@ -155,7 +155,7 @@ def _check(config: TrainConfig) -> None:
             f"--drops are for --schedule piecewise or multistep; {config.schedule} has none, "
             "leave them away."
         )
-    Threat(config.norm, float(config.eps or 0.0))
+    Threat(config.norm, float(config.eps or 0.0)).require_step(config.judge_alpha)
     # CyclicLR's defaults take a tenth off at the peak; below it momentum would turn negative.
     cycles = config.cycle_momentum and config.schedule == "triangular"
     if cycles and 0 < config.momentum < TRIANGULAR_MOMENTUM:

@@ -102,6 +102,8 @@ def count(
     """
     specs = specs_of(attacks, None if alpha is None else parse_number(alpha, "alpha"))
     threat = usual_threat(norm, eps)
+    for spec in specs.values():
+        threat.require_step(spec.alpha)
     seed = coerce("seed", seed, int)
     where = inputs.model_device(model, torch.device("cpu")) if device is None else device
     net = inputs.attacked_network(model, torch.device(where), amp)

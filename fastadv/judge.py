@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import nn
 
-from fastadv import checkpoint, files
+from fastadv import checkpoint, files, provenance
 from fastadv.config import TrainConfig
 from fastadv.console import Console
 from fastadv.engine.determinism import reproducible
@@ -35,13 +36,30 @@ def load_run(path: str, which: str) -> tuple[TrainConfig, Source, nn.Module]:
         raise unknown("weights", which, WEIGHTS)
     config = folder.read_config()
     last = folder.averaged if folder.averaged.exists() else folder.last
+    if which == "last" and last is folder.last and _averages(config) and folder.summary.exists():
+        raise UserError(
+            f"{printable(folder.averaged)} is lost, and last.pt holds other weights than the run "
+            "ended with: put it back, or judge the best ones."
+        )
     file = folder.best if which == "best" else last
     state = checkpoint.load(file).get("model")
     data = open_source(config, choose_device(config.device))
     check_fit(config, data_facts(data), state, file)
     model = make_model(config, data)
     checkpoint.load_weights(model, state, file)
+    if ":" in str(config.model) and folder.last.exists():
+        before = checkpoint.load(folder.last)["provenance"]["machine"]["source of the network"]
+        if before != provenance.source(str(config.model)):
+            warnings.warn(
+                f"the code of {config.model} is not what {printable(path)} was trained with, so "
+                "these may be numbers of another network.",
+                stacklevel=2,
+            )
     return config, data, model
+
+
+def _averages(config: TrainConfig) -> bool:
+    return config.plan().averaging is not None
 
 
 def judge_run(
@@ -90,6 +108,9 @@ def judge_run(
 
 def export_run(path: str, out: Path, which: str = "best") -> None:
     """Write the weights of a run as a safetensors file, with what is needed to rebuild it."""
+    own = RunFolder(Path(path)).files()
+    if out.resolve() in {file.resolve() for file in own}:
+        raise UserError(f"{printable(out)} is a file of the run itself: choose another --out.")
     config, data, model = load_run(path, which)
     facts = {
         "method": config.method,

@@ -45,6 +45,10 @@ class RunFolder:
         self.evaluations = path / "evaluations.jsonl"
         self.unfinished = path / "evaluations.partial.json"
 
+    def files(self) -> list[Path]:
+        """Where the run's files lie, there or not."""
+        return [place for name, place in vars(self).items() if name != "path"]
+
     @classmethod
     def create(cls, out: str | None, config: TrainConfig) -> RunFolder:
         """A new folder holding the settled configuration; one that holds a run is refused."""

@@ -49,6 +49,14 @@ class Threat:
                 f"{self.high:g}]; did you mean {self.eps:g}/255?"
             )
 
+    def require_step(self, alpha: float | None) -> None:
+        """Raise ``UserError`` for a step that was not meant in pixel units."""
+        if self.norm == "linf" and alpha is not None and alpha > self.high - self.low:
+            raise UserError(
+                f"alpha={alpha:g} is more than the whole range of a pixel, [{self.low:g}, "
+                f"{self.high:g}]; did you mean {alpha:g}/255?"
+            )
+
     def start(
         self, x: Tensor, index: Tensor, seed: int, offset: Tensor | int, stream: int = 0
     ) -> Tensor:

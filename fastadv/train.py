@@ -23,6 +23,7 @@ from fastadv.errors import NotFiniteError, TrainingError, UserError
 from fastadv.events import Events
 from fastadv.judged import Judged
 from fastadv.judging import Found, Job, StopJudging, evaluate
+from fastadv.printable import printable
 from fastadv.run_folder import RunFolder
 from fastadv.saved_models import check_fit
 from fastadv.session import Session, choose_device, data_facts
@@ -373,6 +374,11 @@ def _restore(session: Session, folder: RunFolder, console: Console) -> Progress:
                     f"The run had {saved['data'][name]} {name}, now there are {now}: go on with "
                     "the same data, on as many processes."
                 )
+        if progress.best_epoch and not folder.best.exists():
+            raise UserError(
+                f"{printable(folder.best)} is lost, the weights of epoch {progress.best_epoch}: "
+                "put it back, or train into another --out."
+            )
         for sentence in provenance.compare(saved["provenance"], provenance.record(session)):
             console.warn(sentence)
         checkpoint.load_weights(session.model, saved["model"], folder.last)

@@ -108,6 +108,8 @@ class Step:
             names = None if given["blocks"] is None else list(given["blocks"])
             place = plan.options.get("block_noise_at", "conv1")
             tapped = partial(perturbable_blocks, self.model, names, at=place)
+        for part in plan.parts.values():
+            part.check_threat(threat)
         self.walk = Walk(plan, self.net, threat, given["seed"])
         self.changes = Changes(plan, self.net, self.walk, optimizer, tapped)
         self.passes: Walk | Captured = self.walk

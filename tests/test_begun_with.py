@@ -17,7 +17,7 @@ from edited import edit
 from fastadv.config import TrainConfig
 from fastadv.console import Console
 from fastadv.errors import UserError
-from fastadv.judge import judge_run
+from fastadv.judge import export_run, judge_run
 from fastadv.train import Interrupted, _Runner, resume, train
 from fastadv.trust import trusting
 
@@ -65,6 +65,15 @@ def test_a_run_of_ones_own_code_goes_on_and_is_judged(own_network: str, tmp_path
     run = stopped(tmp_path / "run", model=own_network, width=None, normalize=False)
     assert resume(str(run), Console())["n"] == 16
     assert judge_run(str(run), "clean", limit=8).n == 8
+
+
+def test_code_that_was_edited_since_is_told(own_network: str, tmp_path: Path) -> None:
+    out = stopped(tmp_path / "run", model=own_network, width=None, normalize=False)
+    judge_run(str(out), "clean")
+    code = tmp_path / "networks_of_mine.py"
+    code.write_text(code.read_text() + "# edited\n")
+    with pytest.warns(UserWarning, match="not what .* was trained with"):
+        judge_run(str(out), "fgsm")
 
 
 def test_a_copy_an_edit_and_another_user_need_to_trust_it(
@@ -188,6 +197,29 @@ def test_another_teacher_is_refused(tmp_path: Path, mode: str) -> None:
         resume(str(run), Console())
     config.write_text(text)
     assert resume(str(run), Console())["n"] == 16
+
+
+def test_best_weights_that_are_lost_are_missed_before_training(tmp_path: Path) -> None:
+    out = stopped(tmp_path / "run")
+    (out / "best.pt").unlink()
+    with pytest.raises(UserError, match=r"best\.pt is lost"):
+        resume(str(out), Console())
+
+
+def test_averages_that_are_lost_are_not_the_live_weights(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(TrainConfig(**SMALL, options={"averaging": "ema"}, out=str(out)), Console())
+    (out / "averaged.pt").unlink()
+    with pytest.raises(UserError, match=r"averaged\.pt is lost"):
+        judge_run(str(out), "clean", which="last")
+
+
+def test_an_export_overwrites_nothing_of_the_run(tmp_path: Path) -> None:
+    out = stopped(tmp_path / "run")
+    before = (out / "best.pt").read_bytes()
+    with pytest.raises(UserError, match="a file of the run itself"):
+        export_run(str(out), out / "best.pt")
+    assert (out / "best.pt").read_bytes() == before
 
 
 def test_another_torch_is_one_warning(

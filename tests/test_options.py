@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import EPS, sgd, tiny_batch, tiny_model
 from torch import nn
 
 import fastadv
@@ -361,3 +362,21 @@ def test_the_command_line_gives_the_same_sentence(fastadv_command) -> None:
         assert len(outcome.err.strip().splitlines()) == 1
     told = fastadv_command("methods", "awp")
     assert "gamma = 0.01  (at least 0)" in told.out
+
+
+def test_a_step_larger_than_a_pixel_is_asked_about() -> None:
+    """2 was meant as 2/255: such a step flatters."""
+    x, y, _, _ = tiny_batch()
+    model = tiny_model()
+    refused = pytest.raises(UserError, match="did you mean 2/255")
+    for method in ("pgd", "free", "fast"):
+        with refused:
+            fastadv.step(model, sgd(model), method, eps=EPS, alpha=2)
+    with refused:
+        fastadv.attack(model, x, y, "pgd", eps=EPS, alpha=2)
+    with refused:
+        fastadv.evaluate(model, [(x, y)], ["pgd-2"], eps=EPS, alpha=2)
+    with refused:
+        settled(TrainConfig(judge_alpha=2))
+    step = fastadv.step(model, sgd(model), "pgd", norm="l2", eps=4, alpha=2, mode="eager")
+    step(x, y)

@@ -10,6 +10,7 @@ from fastadv.contract import Adversarial, Adversary, Batch, Facts
 from fastadv.declared import NonNegative
 from fastadv.engine import noise
 from fastadv.engine.gradient import gradients, input_gradient, leaf
+from fastadv.threat import Threat
 
 
 @dataclass(eq=False)
@@ -30,6 +31,9 @@ class Ascent(Adversary):
     def step_size(self) -> float:
         """The step in pixels."""
         return self.usual_alpha * self.setup.threat.eps if self.alpha is None else self.alpha
+
+    def check_threat(self, threat: Threat) -> None:
+        threat.require_step(self.alpha)
 
     def unmoved(self, made: Adversarial) -> Tensor | None:
         return super().unmoved(made) if self.step_size else None

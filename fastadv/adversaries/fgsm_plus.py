@@ -93,7 +93,6 @@ class FGSMPlus(Adversary):
 
     def prepare(self, setup: Setup) -> None:
         super().prepare(setup)
-        self.check_threat(setup.threat)
         self._prepare_steps(setup)
         self.state = {
             "step_sizes": self.steps.values,

@@ -46,6 +46,9 @@ class Free(Adversary):
 
     _no_gradient: Tensor | None = field(init=False, repr=False, default=None)
 
+    def check_threat(self, threat: Threat) -> None:
+        threat.require_step(self.alpha)
+
     def prepare(self, setup: Setup) -> None:
         super().prepare(setup)
         self._make_room(setup.batch_size)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.adversaries.ascent import Ascent
-from fastadv.contract import Adversarial, Batch, Facts, Setup
+from fastadv.contract import Adversarial, Batch, Facts
 from fastadv.declared import NonNegative
 from fastadv.engine import noise
 from fastadv.engine.gradient import input_gradient, leaf
@@ -25,11 +25,8 @@ class NFGSM(Ascent):
 
     noise_scale: NonNegative = 2.0
 
-    def prepare(self, setup: Setup) -> None:
-        super().prepare(setup)
-        self.check_threat(setup.threat)
-
     def check_threat(self, threat: Threat) -> None:
+        super().check_threat(threat)
         if threat.norm != "linf":
             raise UserError("N-FGSM draws its noise in a cube and takes a sign step: norm='linf'.")
 

@@ -79,6 +79,7 @@ def attack(
         objective=objective,
     )
     threat = usual_threat(norm, eps)
+    threat.require_step(spec.alpha)
     seed = coerce("seed", seed, int)
     inputs.check_batch(x, y)
     if len(x) == 0:

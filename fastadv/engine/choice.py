@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastadv.engine import distributed, guard
 from fastadv.engine.network import Network
+from fastadv.engine.untouched import untouched
 from fastadv.errors import UserError, unknown
 
 MODES = ("auto", "eager", "compiled", "captured")
@@ -50,7 +51,7 @@ def settled_mode(net: Network, x: Tensor, units: float, total_steps: int | None)
     """
     if total_steps is None or not torch.cpu._is_amx_tile_supported():
         return "eager"
-    with torch.no_grad(), guard.train_flags(net.model, False):
+    with torch.no_grad(), guard.train_flags(net.model, False), untouched(net.model):
         net.logits(x)
         began = time.perf_counter()
         net.logits(x)

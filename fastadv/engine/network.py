@@ -25,6 +25,7 @@ from fastadv.engine.runner import Runner
 from fastadv.engine.strided_pointwise import strides_taken_first
 from fastadv.engine.structure import Structure
 from fastadv.engine.taps import Taps
+from fastadv.engine.untouched import untouched
 from fastadv.engine.weight_copies import WeightCopies
 from fastadv.errors import UserError
 
@@ -74,10 +75,13 @@ class Network:
         """Logits of ``x`` (B,C,H,W) in eval mode, to learn the network by: their number of
         classes, which BatchNorms fold away in attacks that use running statistics, which are
         called once, and whether one pass of each kind can stand for all ``passes``. It leaves no
-        trace in buffers and generators."""
+        trace in the model and in generators."""
         self.looks += 1
         self.norms = Norms(self.model)
-        with kept(self.buffers), draws_kept(self.device), host_draws_kept(), self._tapped():
+        with (
+            untouched(self.model), kept(self.buffers), draws_kept(self.device), host_draws_kept(),
+            self._tapped(),
+        ):  # fmt: skip
             with guard.train_flags(self.model, False):
                 logits, self.copies.folds = self._seen(x)
             if self.copies.folds and not self._folds_agree(x):
