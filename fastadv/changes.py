@@ -49,6 +49,7 @@ class Changes:
         learning = walk.learning_named()
         self._outside = {name: p for name, p in learning.items() if id(p) not in held}
         self._seen: list[Any] = []
+        self._counts: list[int] = []
         self._dtype: torch.dtype | None = None
 
     def follow(self, *, prepared: bool) -> None:
@@ -71,9 +72,10 @@ class Changes:
         cannot take over, in every call until it is mended."""
         self.follow(prepared=prepared)
         self._require_place()
-        seen = [self._version, *self._groups(), *self._held()]
-        seen += [parameter.requires_grad for parameter in self._named.values()]
-        if len(seen) == len(self._seen) and all(map(is_, seen, self._seen)):
+        seen = self._held()
+        counts = [self._version, *self._groups(), *(p.requires_grad for p in self._named.values())]
+        same = len(seen) == len(self._seen) and all(map(is_, seen, self._seen))
+        if same and counts == self._counts:
             return
         if self._blocks is not None:
             self._tap_again(self._blocks())
@@ -83,7 +85,7 @@ class Changes:
         self.plan.layers.bind(self.net.model, self.optimizer)
         self.walk.follow()
         self._require_held()
-        self._seen = seen
+        self._seen, self._counts = seen, counts
         self._dtype = next(iter(self._named.values())).dtype
 
     def _groups(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -42,9 +43,11 @@ def load_run(path: str, which: str) -> tuple[TrainConfig, Source, nn.Module]:
             "ended with: put it back, or judge the best ones."
         )
     file = folder.best if which == "best" else last
-    state = checkpoint.load(file).get("model")
+    saved = checkpoint.load(file)
+    state = saved.get("model")
     data = open_source(config, choose_device(config.device))
     check_fit(config, data_facts(data), state, file)
+    provenance.require_own(saved, config, file)
     model = make_model(config, data)
     checkpoint.load_weights(model, state, file)
     if ":" in str(config.model) and folder.last.exists():
@@ -108,8 +111,8 @@ def judge_run(
 
 def export_run(path: str, out: Path, which: str = "best") -> None:
     """Write the weights of a run as a safetensors file, with what is needed to rebuild it."""
-    own = RunFolder(Path(path)).files()
-    if out.resolve() in {file.resolve() for file in own}:
+    names = {file.name for file in RunFolder(Path(path)).files()}
+    if out.name in names and os.path.realpath(out.parent) == os.path.realpath(path):
         raise UserError(f"{printable(out)} is a file of the run itself: choose another --out.")
     config, data, model = load_run(path, which)
     facts = {

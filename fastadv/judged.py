@@ -41,10 +41,12 @@ class Judged:
 
     def find(self, settings: Settings) -> Record | None:
         """The newest record of a pass with ``settings`` that got furthest, or None."""
-        settings = json.loads(json.dumps(settings))  # as a record holds them
-        records = [*self._results(), *self._unfinished()]
-        same = [r for r in records if all(r.get(name) == v for name, v in settings.items())]
+        same = _of([*self._results(), *self._unfinished()], settings)
         return max(reversed(same), key=lambda record: record["images"], default=None)
+
+    def holds_result(self, settings: Settings) -> bool:
+        """Whether evaluations.jsonl has a pass with ``settings``."""
+        return bool(_of(self._results(), settings))
 
     def add(self, record: Record) -> None:
         """Append the result of a finished pass to evaluations.jsonl."""
@@ -109,6 +111,12 @@ class Judged:
                 "that is interrupted begins anew.",
                 stacklevel=2,
             )
+
+
+def _of(records: list[Record], settings: Settings) -> list[Record]:
+    """The records of passes with ``settings``."""
+    settings = json.loads(json.dumps(settings))  # as a record holds them
+    return [r for r in records if all(r.get(name) == v for name, v in settings.items())]
 
 
 def _sealed(record: Record) -> str:

@@ -160,16 +160,23 @@ class _Pass:
 
     def run(self) -> Scores:
         """The scores; warns of what makes them flatter."""
-        record = None if self._job.judged.empty else self._job.judged.find(self._settings)
+        judged = self._job.judged
+        record = None if judged.empty else judged.find(self._settings)
+        if record is not None:
+            self._note_kept()
         if distributed.any_process(record is None, self._job.device):
             record = None
         done = None
         if record is not None:
             done = Counts(self._attacks, **{name: record[name] for name in _COUNTED})
             self.images, self.seconds_before = done.images, record["seconds"]
-            self._note_kept()
         self.was_stored = done is not None and done.images == len(self._batches)
-        counts = done if done is not None and self.was_stored else self._judge(done)
+        if done is not None and self.was_stored:
+            counts = done
+            if self._job.lasting and not judged.holds_result(self._settings):
+                self._finish(counts)  # it was interrupted between the last batch and this
+        else:
+            counts = self._judge(done)
         for sentence in counts.remarks():
             warnings.warn(sentence, stacklevel=3)
         return counts.scores()

@@ -10,12 +10,14 @@ import hashlib
 import importlib.util
 import platform
 import tomllib
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastadv.config import to_toml
+from fastadv.config import TrainConfig, to_toml
 from fastadv.engine import distributed
 from fastadv.errors import UserError
 from fastadv.printable import printable
@@ -32,6 +34,8 @@ _FREE = {
 }
 """Settings that may change: where things lie (their content is compared), and when to save."""
 _SAID = {"device", "epochs", "mode"}
+_JUDGED = {"test_limit", "test_attacks", "judge_alpha"}
+"""Settings that leave no trace in weights."""
 
 
 def record(session: Session) -> dict[str, Any]:
@@ -40,10 +44,7 @@ def record(session: Session) -> dict[str, Any]:
     for part in session.step.plan.parts.values():
         digests |= part.depends_on()
     return {
-        # Where the folder lies and how often it is saved is no part of what is trained.
-        "configuration": to_toml(
-            dataclasses.replace(session.config, out=None, checkpoint_minutes=0.0)
-        ),
+        "configuration": configuration(session.config),
         "digests": digests,
         "machine": {
             "torch": str(torch.__version__),  # plain, as a checkpoint must be
@@ -57,15 +58,44 @@ def record(session: Session) -> dict[str, Any]:
     }
 
 
+def configuration(config: TrainConfig) -> str:
+    """What is trained; where the folder lies and how often it is saved is no part of it."""
+    return to_toml(dataclasses.replace(config, out=None, checkpoint_minutes=0.0))
+
+
+def require_own(saved: Mapping[str, Any], config: TrainConfig, path: Path) -> None:
+    """Raise ``UserError`` unless the checkpoint ``saved`` from ``path`` is of a run of ``config``.
+
+    Networks of one kind fit into each other: nothing else would tell another run's weights.
+    """
+    text = saved.get("configuration") or saved.get("provenance", {}).get("configuration")
+    if not isinstance(text, str):
+        raise UserError(f"{printable(path)} does not say of which run it is: put its own back.")
+    for name, before, after in _differences(text, configuration(config)):
+        if name in _JUDGED:
+            continue
+        raise UserError(
+            f"{printable(path)} is of a run with {name} {_shown(before)}, and config.toml says "
+            f"{_shown(after)}: put back whichever is not this run's own."
+        )
+
+
+def _differences(before: str, after: str) -> Iterator[tuple[str, Any, Any]]:
+    """The settings that may not change, and did: name, before, after."""
+    old, new = _flat(before), _flat(after)
+    for name in sorted((old.keys() | new.keys()) - _FREE - _SAID):
+        if old.get(name) != new.get(name):
+            yield name, old.get(name), new.get(name)
+
+
 def compare(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Sentences about what may change bits; raises ``UserError`` where another run would go on."""
-    before, after = (_flat(found["configuration"]) for found in (saved, now))
-    for name in sorted((before.keys() | after.keys()) - _FREE - _SAID):
-        if before.get(name) != after.get(name):
-            raise UserError(
-                f"The run was begun with {name} {_shown(before.get(name))}, and config.toml now "
-                f"says {_shown(after.get(name))}: put it back, or train into another --out."
-            )
+    for name, began, found in _differences(saved["configuration"], now["configuration"]):
+        raise UserError(
+            f"The run was begun with {name} {_shown(began)}, and config.toml now says "
+            f"{_shown(found)}: put it back, or train into another --out."
+        )
+    before, after = (_flat(each["configuration"]) for each in (saved, now))
     old, new = saved["digests"], now["digests"]
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):

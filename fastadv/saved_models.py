@@ -56,6 +56,7 @@ def fingerprint(path: str) -> str:
 
 def _read(path: str) -> tuple[TrainConfig, object, Path]:
     """Configuration and weights of the run that ``path`` is or lies in, and their file."""
+    from fastadv.provenance import require_own
     from fastadv.run_folder import RunFolder
 
     given = Path(path)
@@ -65,6 +66,7 @@ def _read(path: str) -> tuple[TrainConfig, object, Path]:
     saved = checkpoint.load(weights)
     if "model" not in saved:
         raise UserError(f"{weights} holds no network.")
+    require_own(saved, config, weights)
     return config, saved["model"], weights
 
 

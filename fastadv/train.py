@@ -280,7 +280,14 @@ class _Runner:
             return
         progress.best_score, progress.best_clean = score, scores["clean"]
         progress.best_epoch = progress.epoch + 1
-        self.folder.save(self.folder.best, {"model": self.session.model.state_dict()})
+        self.folder.save(self.folder.best, self._weights())
+
+    def _weights(self) -> dict[str, Any]:
+        """The session's weights, and of which run they are."""
+        return {
+            "model": self.session.model.state_dict(),
+            "configuration": provenance.configuration(self.session.config),
+        }
 
     def _save(self, extra_seconds: float = 0.0) -> None:
         session = self.session
@@ -313,12 +320,13 @@ class _Runner:
         with session.step.evaluation_weights(self._statistics_batches()):
             last = self._judge(session.data.test, config.test_attacks, "last weights")
             if session.step.plan.averaging is not None:
-                self.folder.save(self.folder.averaged, {"model": session.model.state_dict()})
+                self.folder.save(self.folder.averaged, self._weights())
         before = last.seconds_before
         live = {name: value.clone() for name, value in session.model.state_dict().items()}
         best = last
         if self.progress.best_epoch != int(config.epochs or 1):
             saved = checkpoint.load(self.folder.best)
+            provenance.require_own(saved, config, self.folder.best)
             checkpoint.load_weights(session.model, saved["model"], self.folder.best)
             best = self._judge(session.data.test, config.test_attacks, "best weights")
             session.model.load_state_dict(live)

@@ -489,11 +489,11 @@ class Step:
 
     def moment(self) -> tuple[Any, ...]:
         """What ``return_to`` needs to undo what calls have noted since."""
-        return self.calls, self._epoch, self._prepared, list(self._made_for)
+        return self.calls, self._epoch, self._prepared, self._looked_at, list(self._made_for)
 
     def return_to(self, moment: tuple[Any, ...]) -> None:
         """Undo what calls have noted since ``moment``."""
-        self.calls, self._epoch, self._prepared, self._made_for = moment
+        self.calls, self._epoch, self._prepared, self._looked_at, self._made_for = moment
 
     def advice(self) -> list[str]:
         """Sentences about a run that looks wrong, from the parts; waits for the device."""
@@ -528,6 +528,7 @@ class Step:
             "parts": {slot: dict(part.state) for slot, part in self.plan.parts.items()},
             "updater": self.updater.state_dict(),
             "made_for": self._made_for,
+            "one_pass_stands": self.net.stands if self._prepared else self.net.known_to_stand,
         }
 
     def load_state_dict(
@@ -554,6 +555,9 @@ class Step:
         self.updater.load_state_dict(state["updater"])
         if not state["made_for"]:
             return  # of a step that had not been called
+        self.net.stands = state["one_pass_stands"]
+        if not self._prepared:
+            self.net.known_to_stand = self.net.stands
         if not self._made_for:
             shape, size, dtype, classes = state["made_for"]
             self._allocate(tuple(shape), size, getattr(torch, dtype), classes)

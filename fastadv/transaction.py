@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastadv.engine import distributed
 from fastadv.engine.buffers import Snapshot
 from fastadv.engine.optimizer_copy import OptimizerCopy, copy_each
 
@@ -93,7 +94,9 @@ class _PartCopy:
         self._part = part
         self._state = dict(part.state)
         self._index = index
-        partial = index is not None and not (part.state and part.renews(epoch))
+        # Of several processes each writes the rows of the others, too.
+        alone = distributed.world_size() == 1
+        partial = alone and index is not None and not (part.state and part.renews(epoch))
         self._rows = part.per_sample_state if partial else ()
         self._copies = {
             name: tensor[index] if name in self._rows else tensor.clone()

@@ -18,6 +18,7 @@ from fastadv.config import TrainConfig
 from fastadv.console import Console
 from fastadv.errors import UserError
 from fastadv.judge import export_run, judge_run
+from fastadv.saved_models import load_model
 from fastadv.train import Interrupted, _Runner, resume, train
 from fastadv.trust import trusting
 
@@ -67,13 +68,18 @@ def test_a_run_of_ones_own_code_goes_on_and_is_judged(own_network: str, tmp_path
     assert judge_run(str(run), "clean", limit=8).n == 8
 
 
-def test_code_that_was_edited_since_is_told(own_network: str, tmp_path: Path) -> None:
+def test_code_that_was_edited_since_is_told(
+    own_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = stopped(tmp_path / "run", model=own_network, width=None, normalize=False)
     judge_run(str(out), "clean")
     code = tmp_path / "networks_of_mine.py"
     code.write_text(code.read_text() + "# edited\n")
     with pytest.warns(UserWarning, match="not what .* was trained with"):
         judge_run(str(out), "fgsm")
+    capsys.readouterr()
+    resume(str(out), Console())
+    assert "source of the network" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_copy_an_edit_and_another_user_need_to_trust_it(
@@ -188,12 +194,14 @@ def test_another_teacher_is_refused(tmp_path: Path, mode: str) -> None:
     run = stopped(tmp_path / "run", options=teachers, mode=mode)
     best, config = tmp_path / "robust" / "best.pt", tmp_path / "robust" / "config.toml"
     weights, text = best.read_bytes(), config.read_text()
-    best.write_bytes((tmp_path / "other" / "best.pt").read_bytes())
+    for name in ("best.pt", "config.toml"):
+        shutil.copy(tmp_path / "other" / name, tmp_path / "robust" / name)
     with pytest.raises(UserError, match="teacher 1 is not what it was begun with"):
         resume(str(run), Console())
     best.write_bytes(weights)
+    config.write_text(text)
     edit(config, 'shortcut = "raw"', 'shortcut = "preact"')  # the same weights, another network
-    with pytest.raises(UserError, match="teacher 1 is not what it was begun with"):
+    with pytest.raises(UserError, match=r"best\.pt is of a run with shortcut raw"):
         resume(str(run), Console())
     config.write_text(text)
     assert resume(str(run), Console())["n"] == 16
@@ -204,6 +212,19 @@ def test_best_weights_that_are_lost_are_missed_before_training(tmp_path: Path) -
     (out / "best.pt").unlink()
     with pytest.raises(UserError, match=r"best\.pt is lost"):
         resume(str(out), Console())
+
+
+def test_weights_of_another_run_of_the_same_network_are_not_believed(tmp_path: Path) -> None:
+    one, other = stopped(tmp_path / "one"), stopped(tmp_path / "other", seed=1)
+    shutil.copy(other / "best.pt", one / "best.pt")
+    for call in (
+        lambda: judge_run(str(one), "clean"),
+        lambda: export_run(str(one), tmp_path / "weights.safetensors"),
+        lambda: load_model(str(one), 10, 1),
+        lambda: resume(str(one), Console()),
+    ):
+        with pytest.raises(UserError, match=r"best\.pt is of a run with seed 1"):
+            call()
 
 
 def test_averages_that_are_lost_are_not_the_live_weights(tmp_path: Path) -> None:

@@ -418,3 +418,24 @@ def test_what_cannot_be_judged_is_said_as_it_is(sentence, begun, tmp_path, monke
             TrainConfig(**SETTINGS | {"epochs": 1}, checkpoint_minutes=0.0, out=str(out) + "2"),
             Console(),
         )
+
+
+def test_a_pass_that_ends_in_an_interruption_is_written_by_the_next(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the last batch and the result lies a wait for the device."""
+    real = evaluation.Tally.counted
+
+    def stopped(tally: evaluation.Tally, *, shared: bool = False) -> Counts:
+        if shared:
+            raise KeyboardInterrupt
+        return real(tally)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation.Tally, "counted", stopped)
+        with pytest.raises(JudgingStopped):
+            judge_run(str(run), "fgsm")
+    for _ in range(2):
+        judge_run(str(run), "fgsm")
+    assert len((run / "evaluations.jsonl").read_text().splitlines()) == 1
+    assert not (run / "evaluations.partial.json").exists()

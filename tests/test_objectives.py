@@ -401,3 +401,26 @@ def test_the_mixture_moves_with_every_update_not_with_every_epoch() -> None:
         shares.append(float(step.plan.objective._share))
     assert shares == pytest.approx([update / 8 for update in range(8)])
     assert torch.is_tensor(step.plan.objective._share)
+
+
+def test_a_run_that_goes_on_takes_the_passes_it_took():
+    """A power iteration looks still once it has converged; it did not when the run began."""
+    x, y, index, start = tiny_batch()
+
+    def made(steps):
+        model = tiny_model()
+        torch.manual_seed(0)
+        torch.nn.utils.parametrizations.spectral_norm(model.conv2)
+        step = tiny_step(model, "trades", beta=5.0, **ATTACK)
+        for _ in range(steps):
+            step(x, y, index, start=start)
+        return model, step
+
+    _, step = made(1)
+    assert not step.net.stands
+    other, resumed = made(0)
+    for _ in range(200):
+        other.train()(x)
+    resumed.load_state_dict(step.state_dict())
+    resumed(x, y, index, start=start)
+    assert not resumed.net.stands

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_step
 
-from fastadv import checkpoint
+from fastadv import checkpoint, provenance
 from fastadv.config import TrainConfig, settled
 from fastadv.errors import UserError
 from fastadv.models import build_model
@@ -24,7 +24,8 @@ def run(tmp_path):
         "preact_resnet18", num_classes=4, width=4, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.2]
     )
     model.train()(torch.rand(16, 3, 6, 6))
-    checkpoint.save(folder.best, {"model": model.state_dict()})
+    of = provenance.configuration(settled(config))
+    checkpoint.save(folder.best, {"model": model.state_dict(), "configuration": of})
     return folder, model.eval()
 
 

@@ -38,19 +38,25 @@ def agree(
     return bool(logits & slopes)
 
 
-def same_buffers(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
-    """Whether buffers are the same but for rounding (as in ``agree``), whole numbers exactly."""
-    return len(first) == len(second) and all(map(_same_buffer, first, second))
+def moved_alike(
+    before: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor]
+) -> bool:
+    """Whether buffers moved from ``before`` to the same values but for rounding (of the move, as in
+    ``agree``, and of the value), whole numbers exactly."""
+    alike = len(before) == len(first) == len(second)
+    return alike and all(map(_moved_alike, before, first, second))
 
 
-def _same_buffer(one: Tensor, other: Tensor) -> bool:
+def _moved_alike(before: Tensor, one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if not one.is_floating_point():
         return torch.equal(one, other)
     if not one.numel():
         return True
-    return bool((one - other).abs().max() <= torch.finfo(one.dtype).eps ** 0.5 * one.abs().max())
+    eps = torch.finfo(one.dtype).eps
+    moved = (one - before).abs().max() if before.shape == one.shape else one.abs().max()
+    return bool((one - other).abs().max() <= eps**0.5 * moved + 32 * eps * one.abs().max())
 
 
 def _logits_and_slope(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

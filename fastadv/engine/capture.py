@@ -286,16 +286,18 @@ def _of_no_stream(walk: Walk) -> Iterator[None]:
         return
     modules = list(walk.net.model.modules())
     own = [dict(module._parameters) for module in modules]
-    named = walk.named
+    structure, named = walk.net.structure, walk.named
+    known = structure.parameters
     fresh = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in named.values()}
     try:
         walk.named = {name: fresh[id(parameter)] for name, parameter in named.items()}
+        structure.parameters = {name: fresh[id(each)] for name, each in known.items()}
         for module, mine in zip(modules, own, strict=True):
             found = {name: p if p is None else fresh[id(p)] for name, p in mine.items()}
             module._parameters.update(found)
         yield
     finally:
-        walk.named = named
+        walk.named, structure.parameters = named, known
         for module, mine in zip(modules, own, strict=True):
             module._parameters.update(mine)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastadv.engine import guard, parameter_hooks
-from fastadv.engine.agreement import agree, draws_kept, host_draws_kept, same_buffers
+from fastadv.engine.agreement import agree, draws_kept, host_draws_kept, moved_alike
 from fastadv.engine.batch_counters import BatchCounters
 from fastadv.engine.buffers import Place, copy_into, kept, places
 from fastadv.engine.double_backward import cheap_double_backward
@@ -58,7 +58,9 @@ class Network:
         self.copies = WeightCopies(model)
         self.counters = BatchCounters(model)
         self.norms = Norms(model)
-        self._stands = True  # whether one pass of each kind leaves what the published ones do
+        self.stands = True  # whether one pass of each kind leaves what the published ones do
+        # What a run that goes on had found: power iterations look still once they have converged.
+        self.known_to_stand: bool | None = None
         self.looks = 0  # how often the model was looked at; a recording belongs to one of them
         self._spoils_input: bool | None = None  # whether the forward changes it in place
         self.structure = Structure(model)
@@ -86,7 +88,9 @@ class Network:
                 logits, self.copies.folds = self._seen(x)
             if self.copies.folds and not self._folds_agree(x):
                 self.copies.folds = []
-            self._stands = tuple(passes) == ONCE or self._one_pass_stands(x, passes)
+            known, self.known_to_stand = self.known_to_stand, None
+            if tuple(passes) != ONCE:
+                self.stands = self._one_pass_stands(x, passes) if known is None else known
         return logits
 
     def _one_pass_stands(self, x: Tensor, passes: Sequence[str]) -> bool:
@@ -111,7 +115,7 @@ class Network:
                 return [buffer.detach().clone() for buffer in self.model.buffers()]
 
         try:
-            return same_buffers(left(ONCE, True), left(passes, False))
+            return moved_alike(left((), False), left(ONCE, True), left(passes, False))
         except Exception:  # not known to be
             return False
         finally:
@@ -141,7 +145,7 @@ class Network:
 
     def one_stands_for(self, passes: Sequence[str]) -> bool:
         """Whether one pass of each kind leaves the buffers that ``passes`` would."""
-        return tuple(passes) == ONCE or (self._stands and self.norms.forget())
+        return tuple(passes) == ONCE or (self.stands and self.norms.all_forget())
 
     def follow(self) -> bool:
         """Whether the model has been given other parts since it was last asked; what was learnt

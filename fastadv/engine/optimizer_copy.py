@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from fastadv.engine.buffers import copy_into
 
@@ -25,11 +26,11 @@ class Copies:
         """Remember the values of ``tensors``."""
         where = [*map(Tensor.data_ptr, tensors), *map(Tensor.size, tensors)]
         if where != self._where or not all(map(is_, tensors, self._tensors)):
-            self._tensors, self._where = tensors, where
-            self._groups = [
+            groups = [
                 (group, [torch.empty_like(tensor, requires_grad=False) for tensor in group])
                 for group in _by_device(tensors)
             ]
+            self._tensors, self._where, self._groups = tensors, where, groups
         for group, copies in self._groups:
             copy_into(copies, group)
 
@@ -73,7 +74,10 @@ class OptimizerCopy:
             for group in own.param_groups
         ]
         held = [*self._state.values(), *self._settings]
-        tensors = [each for one in held for each in one.values() if isinstance(each, Tensor)]
+        values = [each for one in held for each in one.values()]
+        tensors = [each for each in values if isinstance(each, Tensor)]
+        nested = [each for each in values if isinstance(each, (list, tuple, dict))]
+        tensors += [each for each in tree_leaves(nested) if isinstance(each, Tensor)]
         self._copies.take([*weights.values(), *tensors])
 
     def put_back(self) -> None:

@@ -40,7 +40,7 @@ class Norms:
         kinds: tuple[Any, ...] = (*NORMS, nn.SyncBatchNorm)
         self.norms: list[Any] = [m for m in model.modules() if isinstance(m, kinds)]
 
-    def forget(self) -> bool:
+    def all_forget(self) -> bool:
         """Whether each has a ``momentum``: without one a norm weighs all its passes alike."""
         return all(norm.momentum is not None for norm in self.norms)
 

@@ -48,6 +48,8 @@ def _is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     made of."""
     if not isinstance(module, nn.Conv2d):
         return False
+    if "_conv_forward" in vars(module):
+        return False
     kind = type(module)
     own = (nn.Conv2d.forward, nn.Conv2d._conv_forward)
     return (kind.forward, kind._conv_forward) == own

@@ -17,8 +17,8 @@ from torch.jit import ScriptModule
 class Structure:
     """The parts of ``model`` by identity, as of the last ``look``.
 
-    ``parameters`` are by name, each once, as ``modules``; ``version`` counts the changes that were
-    seen.
+    ``parameters`` are by name and ``modules`` in order, each once; ``version`` counts the changes
+    that were seen.
     A change is another module, parameter or buffer name, another object in its place, another
     class, forward or hook of a module. Values, train flags and ``requires_grad`` are none.
     ``inner`` counts those that are more than a hook on the model as a whole, which cannot change

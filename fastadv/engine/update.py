@@ -47,6 +47,9 @@ class Updater:
         self.optimizer = optimizer
         # A scaler that is switched off must not hide faults as overflows.
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        if self.scaler is not None and self.scaler._scale is None:
+            # It makes its scale at the first use, and nothing could be put back there.
+            self.scaler._lazy_init_scale_growth_tracker(device)
         self.max_grad_norm = max_grad_norm
         self.faults = Faults(device)
         self._one = torch.ones((), device=device)
