@@ -2,8 +2,20 @@
 
 import pytest
 import torch
-from tiny import CLASSES, tiny_batch, tiny_step
+from tiny import (
+    CLASSES,
+    EPS,
+    TinyNet,
+    assert_same,
+    climb,
+    descend,
+    sgd,
+    tiny_batch,
+    tiny_model,
+    tiny_step,
+)
 from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -96,3 +108,25 @@ def test_the_counters_return_after_an_error():
     assert after.keys() == before.keys()
     assert all(after[name] is before[name] for name in before)
     assert not counters.tensors
+
+
+class ReadsACounter(TinyNet):
+    """How many batches a BatchNorm has seen decides what it computes."""
+
+    def forward(self, x):
+        seen = self.bn1.num_batches_tracked
+        return super().forward(x) * (1 if seen is None else 1 / (1 + float(seen)))
+
+
+def test_a_counter_that_the_forward_reads_stays_in_its_module():
+    x, y, index, start = tiny_batch()
+    model, other = ReadsACounter().double(), ReadsACounter().double()
+    for each in (model, other):
+        each.load_state_dict(tiny_model().state_dict())
+    step = fastadv.step(model, sgd(model), "pgd", eps=EPS, alpha=0.05, steps=2, mode="eager")
+    optimizer = sgd(other)
+    for _ in range(2):
+        step(x, y, index, start=start)
+        x_adv = climb(other, x, start, lambda z: cross_entropy(z, y), 0.05, 2, "train")
+        descend(optimizer, cross_entropy(other.train()(x_adv), y))
+    assert_same(model, other)

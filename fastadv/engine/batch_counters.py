@@ -51,6 +51,23 @@ class BatchCounters:
         norms = [module for module in self.model.modules() if type(module) in NORMS]
         self._once = [norm for norm in norms if calls[norm] == 1]
 
+    def leave(self) -> None:
+        """All counters stay in their modules: somebody reads them."""
+        self._once = []
+
+    @torch.no_grad()
+    def move(self, by: int) -> None:
+        """Add ``by`` to every counter that would be aside."""
+        for norm in self._once:
+            counter = norm._buffers.get(NAME)
+            if counter is not None:
+                counter += by
+
+    @property
+    def any(self) -> bool:
+        """Whether some would be aside."""
+        return bool(self._once)
+
     @contextmanager
     def aside(self) -> Iterator[None]:
         """The counters are out of their modules inside, and moved by ``count`` alone."""

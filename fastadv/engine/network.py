@@ -88,10 +88,28 @@ class Network:
                 logits, self.copies.folds = self._seen(x)
             if self.copies.folds and not self._folds_agree(x):
                 self.copies.folds = []
+            if self.counters.any and not self._counters_are_unread(x):
+                self.counters.leave()
             known, self.known_to_stand = self.known_to_stand, None
             if tuple(passes) != ONCE:
                 self.stands = self._one_pass_stands(x, passes) if known is None else known
         return logits
+
+    def _counters_are_unread(self, x: Tensor) -> bool:
+        """Whether the model computes the same while the BatchNorms' counters are aside."""
+
+        def seen() -> Tensor:
+            with draws_kept(self.device), host_draws_kept():
+                return self.logits(x)
+
+        try:
+            with guard.train_flags(self.model, False), torch.no_grad():
+                self.counters.move(7)  # a counter of a new model may look like none
+                plain = seen()
+                with self.counters.aside():
+                    return torch.equal(plain, seen())
+        except Exception:  # not known to be
+            return False
 
     def _one_pass_stands(self, x: Tensor, passes: Sequence[str]) -> bool:
         """Whether all buffers are the same after one pass of each kind; compared in the model's
