@@ -194,10 +194,10 @@ def test_without_learned_start_nothing_is_remembered() -> None:
     step(x, y)
     step(x, y)
     assert "omega" not in step.state
-    # Looking at shapes, then two passes an update: the first of each is at the image itself.
-    assert torch.equal(seen[1], x)
+    # Three looks, then two passes an update: the first of each is at the image itself.
     assert torch.equal(seen[3], x)
-    assert not torch.equal(seen[2], x)
+    assert torch.equal(seen[5], x)
+    assert not torch.equal(seen[4], x)
 
 
 def test_hidden_decay_is_a_weight_optimizer_that_also_lists_the_step_sizes() -> None:
