@@ -68,10 +68,14 @@ def require_own(saved: Mapping[str, Any], config: TrainConfig, path: Path) -> No
 
     Networks of one kind fit into each other: nothing else would tell another run's weights.
     """
-    text = saved.get("configuration") or saved.get("provenance", {}).get("configuration")
-    if not isinstance(text, str):
-        raise UserError(f"{printable(path)} does not say of which run it is: put its own back.")
-    for name, before, after in _differences(text, configuration(config)):
+    try:
+        text = saved.get("configuration") or saved["provenance"]["configuration"]
+        differences = list(_differences(text, configuration(config)))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):  # no TOML
+        raise UserError(
+            f"{printable(path)} does not say which run it belongs to: put the run's own file back."
+        ) from None
+    for name, before, after in differences:
         if name in _JUDGED:
             continue
         raise UserError(

@@ -94,7 +94,7 @@ class _PartCopy:
         self._part = part
         self._state = dict(part.state)
         self._index = index
-        # Of several processes each writes the rows of the others, too.
+        # With several processes, each also writes the rows of the other processes' batches.
         alone = distributed.world_size() == 1
         partial = alone and index is not None and not (part.state and part.renews(epoch))
         self._rows = part.per_sample_state if partial else ()

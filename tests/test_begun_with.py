@@ -14,6 +14,7 @@ import pytest
 import torch
 from edited import edit
 
+from fastadv import checkpoint
 from fastadv.config import TrainConfig
 from fastadv.console import Console
 from fastadv.errors import UserError
@@ -255,3 +256,12 @@ def test_another_torch_is_one_warning(
     assert "now" in shown
     assert "torch" in shown
     assert "1.0.0" in shown
+
+
+@pytest.mark.parametrize("of", [None, 3, "no = [toml", {"not": "a text"}])
+def test_weights_that_do_not_say_of_which_run_are_refused(tmp_path: Path, of: object) -> None:
+    out = stopped(tmp_path / "run")
+    saved = checkpoint.load(out / "best.pt")
+    checkpoint.save(out / "best.pt", saved | {"configuration": of})
+    with pytest.raises(UserError, match="does not say which run"):
+        judge_run(str(out), "clean")

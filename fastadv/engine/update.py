@@ -141,6 +141,7 @@ class Updater:
             finite = apply_where(ok, self.optimizer.step, self.optimizer)
         elif ok:
             finite = self._begin_step()
+        # On a CPU there is nothing to record about an update that did not overflow.
         if ok.device.type != "cpu" or not finite:
             ok = ok & self.faults.record({Fault.UPDATE: ~finite}, number)
         if self.scaler is not None:
