@@ -36,7 +36,7 @@ PLAN = (
     Stage("peers-128", "rest", 60, "published loops without TF32, torchattacks, ART"),
     Stage("kernels", "rest", 45, "every kernel beside its reference and a copy of its bytes"),
     Stage("wide-128", "rest", 30, "WRN-34-10, captured as it is written"),
-    Stage("train-fast", "train", 120, "F+FGSM for 15 epochs of CIFAR-10"),
+    Stage("train-fast", "train", 140, "F+FGSM for 15 epochs of CIFAR-10"),
     Stage("train-apart", "train", 320, "APART for as many epochs as fit"),
     Stage("inductor", "inductor", 300, "whether other settings of the compiler are faster"),
 )

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import rich.console
 import torch
 from fastadv.benchmark.kernel_table import kernel_rows
 from fastadv.kernels import reference
+from gpu_kit import IMAGES
 from gpu_plan import PLAN
 
 from fastadv import kernels
@@ -99,6 +101,8 @@ def smoke(stage: Stage) -> str:
     """A kernel against its reference, then one step in every mode; each is written at once."""
     device = torch.device(stage.device)
     stage.say(f"torch {torch.__version__}, CUDA {torch.version.cuda}, {stage.origin['device']}")
+    if shutil.which("nvidia-smi") is not None:
+        subprocess.run(["nvidia-smi"])
     for name, (face, why) in kernels.faces(device).items():
         print(f"kernel {name}: {face}, {why}")
     x, x_adv, gradient = (torch.randn(4, 3, 33, 31) for _ in range(3))
@@ -293,16 +297,15 @@ def training(method: str, epochs: int | None) -> Callable[[Stage], str]:
 
 def _data(stage: Stage) -> dict:
     """Where the images are: the kit's, decoded once; digits where it has none."""
-    from gpu_images import decode
-    from gpu_kit import IMAGES
-
     if stage.tiny or not (stage.kit / IMAGES).exists():
         return {"data": "digits", "amp": not stage.tiny} | (
             {"limit": 256, "width": 4} if stage.tiny else {}
         )
     arrays = stage.work / "images.npz"
     if not arrays.exists():
-        stage.say(decode(stage.kit / IMAGES, arrays))
+        # A process without CUDA may fork.
+        decode = [sys.executable, str(ROOT / "bench" / "gpu_images.py")]
+        subprocess.run([*decode, str(stage.kit / IMAGES), str(arrays)], check=True)
     return {
         "data": f"npz:{arrays}", "model": "preact_resnet18", "batch_size": BATCH, "amp": True,
         "judge_every": 5, "test_attacks": "clean,pgd-20",
