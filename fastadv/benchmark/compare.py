@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -105,8 +105,8 @@ def compared(
 
     try:
         alone: dict[str, list[float]] = {}
-        for candidate in _building(comparison, outcome, say):
-            alone[candidate.name] = [candidate.turn() for _ in range(TURNS_ALONE[device.type])]
+        for name, turns in _building(comparison, outcome, say):
+            alone[name] = turns
             so_far(_preliminary(known(alone, interleaved=False)))
         if not outcome.candidates:
             raise UserError("Nothing to time: " + " ".join(outcome.skipped))
@@ -154,8 +154,12 @@ def _limit_rows(comparison: Comparison, limits: Limits) -> list[Row]:
     ]
 
 
-def _building(comparison: Comparison, outcome: Outcome, say: Say) -> Iterator[Candidate]:
-    """Build what is asked for, the most wanted first; what fails is left out and said."""
+def _building(
+    comparison: Comparison, outcome: Outcome, say: Say
+) -> Iterator[tuple[str, list[float]]]:
+    """Build what is asked for, the most wanted first, and say what its turns alone took; what
+    fails is left out and said."""
+    turns = TURNS_ALONE[torch.device(comparison.setting.device).type]
     for name, make in _wanted(comparison):
         if comparison.deadline is not None and time.monotonic() > comparison.deadline:
             outcome.skipped.append(f"{name}: left out, the time was up.")
@@ -164,9 +168,14 @@ def _building(comparison: Comparison, outcome: Outcome, say: Say) -> Iterator[Ca
         watched = comparison.kernels and not outcome.candidates
         try:
             with watched_launches() if watched else nullcontext(outcome.launches) as launches:
-                outcome.candidates.append(make())
+                candidate = make()
             outcome.launches = launches
-            yield outcome.candidates[-1]
+            with ExitStack() as unless_it_works:
+                unless_it_works.callback(candidate.close)
+                alone = [candidate.turn() for _ in range(turns)]
+                unless_it_works.pop_all()
+            outcome.candidates.append(candidate)
+            yield candidate.name, alone
         except (UserError, RuntimeError) as error:
             # A mode that does not compile, or too little memory, must not lose the other rows.
             first = str(error).strip().splitlines()[0]

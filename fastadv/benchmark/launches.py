@@ -19,8 +19,8 @@ Launches = dict[str, list[int]]
 
 # Kernels of ours that read and write the same argument. Inductor says so in the argument's name.
 BOTH_WAYS: Mapping[str, frozenset[str]] = {
-    "_perturb_kernel": frozenset({"w", "g"}),
-    "_restore_kernel": frozenset({"w", "w0"}),
+    "_perturb_kernel": frozenset({"weights", "directions"}),
+    "_restore_kernel": frozenset({"weights"}),
 }
 
 
