@@ -52,12 +52,26 @@ def test_how_long_a_gpu_waits_is_asked_of_our_steps_alone(monkeypatch):
 
 def test_what_is_wanted_most_is_built_first():
     comparison = Comparison(
-        TINY, parse_specs("pgd"), "fp32", ("captured", "compiled", "eager"), 3, ("published",)
-    )
+        TINY, parse_specs("pgd"), "fp32", ("captured", "compiled", "eager"), 3,
+        ("art", "published-tf32-off", "published", "helped"),
+    )  # fmt: skip
     names = [name for name, _ in _wanted(comparison)]
-    steps = ["pgd fp32 captured", "pgd fp32 eager", "published", "pgd fp32 compiled"]
-    assert names[:4] == steps
-    assert all("pass" in name for name in names[4:])
+    assert names == [
+        "pgd fp32 captured",
+        "training pass fp32 captured, train mode",
+        "input gradient pass fp32 captured, train mode",
+        "pgd fp32 eager",
+        "pgd fp32 compiled",
+        "helped",
+        "published",
+        *(
+            f"{kind} pass fp32 {mode}, train mode"
+            for mode in ("compiled", "eager")
+            for kind in ("training", "input gradient")
+        ),
+        "published-tf32-off",
+        "art",
+    ]
 
 
 def test_a_warm_up_keeps_one_candidate_at_a_time(monkeypatch):

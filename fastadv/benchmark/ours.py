@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastadv.benchmark.clock import seconds
+from fastadv.benchmark.clock import seconds_a_step
 from fastadv.benchmark.interleave import Candidate, warmed
 from fastadv.benchmark.memory import PeakMemory
 from fastadv.benchmark.setting import Setting
@@ -83,7 +83,7 @@ def our_candidate(
     warm = warmed(call, device, memory, WARM_CALLS)
     return Candidate(
         f"fastadv {spec} {dtype} {mode}",
-        partial(seconds, call, device),
+        partial(seconds_a_step, call, device),
         warm,
         {
             "by": "fastadv",
@@ -95,4 +95,5 @@ def our_candidate(
         },
         memory.bytes(),
         training.check,
+        call,
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import cycle
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastadv.benchmark.clock import captured, seconds
+from fastadv.benchmark.clock import captured, seconds, seconds_a_step
 from fastadv.benchmark.interleave import Candidate
 from fastadv.benchmark.limits import TORCH_DTYPES
 from fastadv.benchmark.ours import BATCHES, WARM_CALLS
@@ -38,15 +40,14 @@ def pass_candidate(setting: Setting, kind: str, dtype: str, mode: str, bn: str) 
     batches = setting.batches(BATCHES, channels_last=True)
     calls = _in_mode(work, model, kind, mode, batches)
     warm = [seconds(calls[number % BATCHES], device) for number in range(WARM_CALLS)]
-    position = 0
+    rounds = cycle(calls)
 
-    def turn() -> float:
-        nonlocal position
-        position += 1
-        return seconds(calls[position % BATCHES], device)
+    def call() -> None:
+        next(rounds)()
 
     facts = {"by": "fastadv", "pass": kind, "dtype": dtype, "mode": mode, "attack_bn": bn}
-    return Candidate(pass_name(kind, dtype, mode, bn), turn, warm, facts)
+    turn = partial(seconds_a_step, call, device)
+    return Candidate(pass_name(kind, dtype, mode, bn), turn, warm, facts, once=call)
 
 
 def sum_of_passes(
