@@ -15,7 +15,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import rich.console
 import torch
-from fastadv.benchmark.kernel_table import kernel_rows
 from fastadv.kernels import reference
 from gpu_kit import IMAGES
 from gpu_plan import PLAN
@@ -223,22 +222,6 @@ def bound(stage: Stage) -> str:
     return f"copy {limits.copy / 1e9:.0f} GB/s, matmul {limits.matmul / 1e12:.3g} TFLOP/s"
 
 
-def replay(stage: Stage) -> str:
-    """The kernels of one captured replay of a PGD-10 step at batch 512."""
-    torch.backends.cudnn.benchmark = True
-    device = torch.device(stage.device)
-    (mode,) = stage.modes("captured")
-    setting = stage.setting(512)
-    limits = measure_limits(device, stage.dtype, tiny=stage.tiny)
-    candidate = our_candidate(setting, Spec("pgd"), stage.dtype, mode)
-    stage.say(f"built; {_cache_words()}")
-    rows = list(kernel_rows(candidate, device, limits))
-    stage.write([row | {"config": setting.as_row()} for row in rows])
-    for row in rows[:40]:
-        print(json.dumps(row))
-    return f"{len(rows) - 1} kernels"
-
-
 def comparison(
     batch_size: int,
     methods: str = "pgd",
@@ -246,6 +229,7 @@ def comparison(
     modes: tuple[str, ...] = ("captured",),
     peers: tuple[str, ...] = (),
     with_passes: bool = False,
+    kernels: bool = False,
     repeats: int = 7,
     model: str = "preact_resnet18",
 ) -> Callable[[Stage], str]:
@@ -255,7 +239,7 @@ def comparison(
         asked = Comparison(
             stage.setting(batch_size, model), parse_specs(methods), stage.dtype,
             stage.modes(*modes), repeats, peers, with_passes=with_passes,
-            deadline=stage.deadline(), tiny=stage.tiny, parity=PARITY,
+            deadline=stage.deadline(), tiny=stage.tiny, parity=PARITY, kernels=kernels,
         )  # fmt: skip
         console = rich.console.Console(width=150)
         rows = run_comparisons([asked], stage.out, console, say=stage.say)
@@ -357,7 +341,7 @@ STAGES: dict[str, Callable[[Stage], str]] = {
     "pgd-512": comparison(
         512, modes=("captured", "eager", "compiled"), peers=("helped",), with_passes=True
     ),
-    "replay-512": replay,
+    "replay-512": comparison(512, kernels=True, repeats=3),
     "single-512": comparison(512, "apart,fast", with_passes=True),
     "pgd-128": comparison(128, modes=("captured", "eager", "compiled"), peers=("helped",)),
     "bound": bound,

@@ -17,6 +17,7 @@ from rich.table import Table
 from fastadv.benchmark.compare import Comparison, Outcome, Say, compared
 from fastadv.benchmark.kernel_table import kernel_table
 from fastadv.benchmark.limits import ELEMENT_BYTES
+from fastadv.benchmark.ours import require_mode
 from fastadv.benchmark.parity import require_parity
 from fastadv.benchmark.peer_list import usual_peers
 from fastadv.benchmark.plot import plot_batches, require_matplotlib
@@ -36,7 +37,7 @@ from fastadv.benchmark.table import (
 from fastadv.errors import UserError, unknown
 from fastadv.session import choose_device
 
-MODES = ("eager", "compiled", "captured")
+USUAL_MODES = {"cpu": ("eager", "compiled"), "cuda": ("eager", "compiled", "captured")}
 EVAL_PEERS_NEED = Spec("pgd", (("attack_bn", "eval"),))
 
 
@@ -53,7 +54,10 @@ def bench(
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16; several with commas")] = "bf16",
     modes: Annotated[
         str | None,
-        typer.Option(help="eager, compiled, captured, with commas [all this device has]"),
+        typer.Option(
+            help="eager, compiled, captured or captured-eager, with commas [the first that this "
+            "device has]"
+        ),
     ] = None,
     repeats: Annotated[int, typer.Option(help="interleaved turns")] = 9,
     peers: Annotated[bool, typer.Option("--peers", help="also time what people run today")] = False,
@@ -242,13 +246,10 @@ def _dtypes(text: str) -> list[str]:
 
 def _modes(text: str | None, device: torch.device) -> list[str]:
     if text is None:
-        return list(MODES if device.type == "cuda" else MODES[:2])
+        return list(USUAL_MODES[device.type])
     entries = [entry.strip() for entry in text.split(",")]
     for entry in entries:
-        if entry not in MODES:
-            raise unknown("mode", entry, MODES)
-    if "captured" in entries and device.type != "cuda":
-        raise UserError("captured is a mode of CUDA devices; on a CPU use eager or compiled.")
+        require_mode(entry, device)
     return entries
 
 

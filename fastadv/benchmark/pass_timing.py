@@ -15,7 +15,7 @@ from torch.nn import functional
 from fastadv.benchmark.clock import captured, seconds, seconds_a_step
 from fastadv.benchmark.interleave import Candidate
 from fastadv.benchmark.limits import TORCH_DTYPES
-from fastadv.benchmark.ours import BATCHES, WARM_CALLS
+from fastadv.benchmark.ours import BATCHES, CAPTURED_EAGER, WARM_CALLS
 from fastadv.benchmark.setting import Batch, Setting
 from fastadv.cost import DOUBLE_BACKWARD, FORWARD, INPUT_GRADIENT, SHARED, TRAINING, Pass
 from fastadv.engine import guard
@@ -113,21 +113,22 @@ def _in_mode(
     mode: str,
     batches: Sequence[Batch],
 ) -> list[Callable[[], Any]]:
-    """One call a batch: as written, compiled, or compiled and replayed as a CUDA graph."""
+    """One call a batch: as written or compiled, either replayed as a CUDA graph or not."""
     run = work
     learns = kind not in (FORWARD, INPUT_GRADIENT)
-    if mode != "eager":
+    as_written = mode in ("eager", CAPTURED_EAGER)
+    if not as_written:
         run = torch.compile(work, fullgraph=True, dynamic=False)
 
     def on(batch: Batch) -> Callable[[], Any]:
         def call() -> Any:
             frozen: AbstractContextManager[None]
             frozen = nullcontext() if learns else guard.frozen_parameters(model.parameters())
-            as_in_a_step = mode == "eager" and kind == DOUBLE_BACKWARD
+            as_in_a_step = as_written and kind == DOUBLE_BACKWARD
             norms = cheap_double_backward(batch.x.device) if as_in_a_step else nullcontext()
             with frozen, norms, torch._dynamo.config.patch(trace_autograd_ops=True):
                 return run(batch.x, batch.y)
 
-        return captured(call) if mode == "captured" else call
+        return captured(call) if mode in ("captured", CAPTURED_EAGER) else call
 
     return [on(batch) for batch in batches]
