@@ -30,13 +30,12 @@ def quick(monkeypatch):
     monkeypatch.setattr(compare, "pass_candidate", a_pass)
     monkeypatch.setattr(compare.peer_list, "BESIDE_OURS", {"published": published})
     monkeypatch.setattr(compare.peer_list, "APART", {"art": dying})
-    monkeypatch.setattr(compare, "_bound", bound)
+    monkeypatch.setattr(compare, "measure_bound", bound)
 
 
-def bound(comparison, shape, measured):
+def bound(shape, batch, dtype, measured, device):
     alone = dict.fromkeys(("forward", "input", "weight"), 1e-3)
-    products = dict.fromkeys(shape.products, alone)
-    return Bound(shape, comparison.setting.batch_size, comparison.dtype, measured, products)
+    return Bound(shape, batch, dtype, measured, dict.fromkeys(shape.products, alone))
 
 
 def ours(setting, spec, dtype, mode):
@@ -77,7 +76,24 @@ def test_every_candidate_is_on_disk_before_the_next_is_built(tmp_path, monkeypat
     (step,) = seen[0]
     assert (step["preliminary"], step["ms"]["median"], step["ms"]["count"]) == (True, 11e3, 1)
     assert {"run", "commit", "device"} <= step.keys()
-    assert "over_passes" not in step
+    assert not {"over_passes", "over_bound"} & step.keys()
+    assert all(row["over_bound"] for row in seen[1])
+
+
+def test_a_bound_that_cannot_be_measured_loses_no_row(monkeypatch):
+    def broken(*given):
+        raise RuntimeError("no such convolution\nand more")
+
+    monkeypatch.setattr(compare, "measure_bound", broken)
+    with compared(PGD, lambda sentence: None) as outcome:
+        assert outcome.skipped == ["the bound: no such convolution"]
+    found = [row for row in outcome.rows if row["kind"] != "limits"]
+    assert [(row["kind"], row.get("over_bound")) for row in found] == [
+        ("pass", None),
+        ("pass", None),
+        ("step", None),
+    ]
+    assert found[-1]["over_passes"]["median"] == 2
 
 
 def test_what_is_known_is_replaced_turn_by_turn_and_gone_at_the_end():

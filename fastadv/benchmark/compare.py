@@ -12,7 +12,7 @@ import torch
 
 from fastadv.benchmark import peer_list
 from fastadv.benchmark.bound import Bound, measure_bound
-from fastadv.benchmark.geometry import Geometry, geometry
+from fastadv.benchmark.geometry import geometry
 from fastadv.benchmark.interleave import LEAST_TURNS, Candidate, interleave
 from fastadv.benchmark.launches import Launches, watched_launches
 from fastadv.benchmark.limits import Limits, measure_limits
@@ -85,12 +85,11 @@ def compared(
     torch.backends.cudnn.benchmark = True  # for ours and for the peers in this process
     device = torch.device(comparison.setting.device)
     outcome = Outcome(batch_size=comparison.setting.batch_size)
-    say("measuring the device's limits and each convolution alone")
+    say("measuring the device's limits")
     limits = measure_limits(device, comparison.dtype, tiny=comparison.tiny)
     outcome.copy_rate = limits.copy
     so_far(_preliminary(_limit_rows(comparison, limits)))
-    shape = geometry(comparison.setting.make_model(), comparison.setting.image_shape)
-    bound = _bound(comparison, shape, limits)
+    bound: Bound | None = None
 
     def known(times: Times, *, interleaved: bool = True) -> list[Row]:
         timed = Timed(comparison.setting, comparison.dtype, outcome.candidates, times, bound)
@@ -108,6 +107,9 @@ def compared(
         for name, turns in _building(comparison, outcome, say):
             alone[name] = turns
             so_far(_preliminary(known(alone, interleaved=False)))
+            if len(alone) == 1:  # what is wanted most is there: now what it is held to
+                say("measuring each convolution alone")
+                bound = _bound(comparison, limits, outcome)
         if not outcome.candidates:
             raise UserError("Nothing to time: " + " ".join(outcome.skipped))
         times = interleave(
@@ -137,10 +139,20 @@ def warm_up(comparison: Comparison, say: Say) -> list[str]:
     return outcome.skipped
 
 
-def _bound(comparison: Comparison, shape: Geometry, limits: Limits) -> Bound:
+def _bound(comparison: Comparison, limits: Limits, outcome: Outcome) -> Bound | None:
     setting = comparison.setting
     device = torch.device(setting.device)
-    return measure_bound(shape, setting.batch_size, comparison.dtype, limits, device)
+    shape = geometry(setting.make_model(), setting.image_shape)
+    try:
+        return measure_bound(shape, setting.batch_size, comparison.dtype, limits, device)
+    except RuntimeError as error:
+        # Rows without a bound are rows.
+        outcome.skipped.append(f"the bound: {_first_line(error)}")
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _limit_rows(comparison: Comparison, limits: Limits) -> list[Row]:
@@ -166,8 +178,10 @@ def _building(
             continue
         say(f"warming up {name}")
         watched = comparison.kernels and not outcome.candidates
+        # A replay launches what was recorded, other modes what Python launches.
+        watch = partial(watched_launches, only_recorded=comparison.modes[0] == "captured")
         try:
-            with watched_launches() if watched else nullcontext(outcome.launches) as launches:
+            with watch() if watched else nullcontext(outcome.launches) as launches:
                 candidate = make()
             outcome.launches = launches
             with ExitStack() as unless_it_works:
@@ -178,8 +192,7 @@ def _building(
             yield candidate.name, alone
         except (UserError, RuntimeError) as error:
             # A mode that does not compile, or too little memory, must not lose the other rows.
-            first = str(error).strip().splitlines()[0]
-            outcome.skipped.append(f"{name}: {first}")
+            outcome.skipped.append(f"{name}: {_first_line(error)}")
 
 
 Wanted = tuple[str, Callable[[], Candidate]]

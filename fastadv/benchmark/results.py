@@ -22,13 +22,14 @@ from fastadv.cost import Pass
 
 @dataclass(frozen=True)
 class Timed:
-    """Candidates with their seconds turn by turn, and the bound for the same batches."""
+    """Candidates with their seconds turn by turn, and the bound for the same batches (None: not
+    measured)."""
 
     setting: Setting
     dtype: str
     candidates: Sequence[Candidate]
     times: Mapping[str, Sequence[float]]
-    bound: Bound
+    bound: Bound | None
 
     def steps(self) -> Iterator[Candidate]:
         """Everything that trains a whole step."""
@@ -43,10 +44,12 @@ def step_rows(timed: Timed) -> Iterator[Row]:
         row = _shared(timed, candidate, seconds)
         row["peak_mib"] = _mib(candidate.peak_bytes)
         if passes is not None:
-            row |= _reached(timed.bound, passes, seconds.median)
             row["passes"] = _by_kind(passes)
+            if timed.bound is not None:
+                row |= _reached(timed.bound, passes, seconds.median)
             if candidate.facts["by"] == "fastadv":
-                row |= _against_bound(timed.bound, passes, seconds.median)
+                if timed.bound is not None:
+                    row |= _against_bound(timed.bound, passes, seconds.median)
                 row |= _against_passes(timed, candidate, passes)
         yield row
 
@@ -133,11 +136,12 @@ def pass_rows(timed: Timed) -> Iterator[Row]:
         if "pass" not in candidate.facts:
             continue
         seconds = Spread.of(timed.times[candidate.name])
-        best = timed.bound.of_pass(candidate.facts["pass"], candidate.facts["attack_bn"])
-        yield _shared(timed, candidate, seconds) | {
-            "bound_ms": float(f"{best * 1e3:.4g}"),
-            "over_bound": round(seconds.median / best, 3),
-        }
+        row = _shared(timed, candidate, seconds) | {"bound_ms": None, "over_bound": None}
+        if timed.bound is not None:
+            best = timed.bound.of_pass(candidate.facts["pass"], candidate.facts["attack_bn"])
+            row["bound_ms"] = float(f"{best * 1e3:.4g}")
+            row["over_bound"] = round(seconds.median / best, 3)
+        yield row
 
 
 def speedup_rows(timed: Timed, parity: str) -> Iterator[Row]:
