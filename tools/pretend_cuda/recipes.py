@@ -116,7 +116,7 @@ def _replayed(step: Step, batch: Batch, counts: Counts) -> dict[str, Any]:
     return found[0]
 
 
-class nothing_given_up(warnings.catch_warnings):  # noqa: N801 (used as a function)
+class nothing_given_up(warnings.catch_warnings):
     """Inside, a warning that operations are launched one by one is an error."""
 
     def __enter__(self) -> None:
