@@ -156,6 +156,20 @@ def taps(layout: Layout) -> object:
     return FUNCTIONS["block_step_gradients"](blocks, layout.layers())
 
 
+def mixed_lists(layout: Layout) -> object:
+    """Under autocast: float32 images first, then blocks of bfloat16."""
+
+    def listed() -> list[Tensor]:
+        narrow = [layout.tensor(*s, dtype=torch.bfloat16) for s in ((64, 3, 3, 3), (16, 512))]
+        return [layout.images(), *narrow]
+
+    FUNCTIONS["block_signs"](listed())
+    FUNCTIONS["block_noise"](listed(), layout.tensor(3))
+    FUNCTIONS["block_step_gradients"](listed(), listed())
+    FUNCTIONS["perturb_weights"](listed(), listed(), 0.01)
+    return FUNCTIONS["restore_weights"](listed(), listed(), listed())
+
+
 CALLS: dict[str, Call] = {
     "linf_step": step("linf_step"),
     "linf_step_fp16": step("linf_step", torch.float16),
@@ -180,6 +194,7 @@ CALLS: dict[str, Call] = {
     "top_n": top_n,
     "weights": weights,
     "taps": taps,
+    "mixed_lists": mixed_lists,
 }
 
 # Where consecutive threads touch consecutive memory, 16 bytes go in one instruction:
@@ -323,6 +338,7 @@ def launch_names(function: str, *args: object) -> list[str]:
 @pytest.mark.parametrize("count", [1, 21, 60])
 def test_number_of_launches_does_not_depend_on_the_layers(count: int) -> None:
     tensors = [torch.ones(7, 5) for _ in range(count)]
+    tensors[0] = tensors[0].to(torch.bfloat16)
     assert len(launch_names("perturb_weights", tensors, tensors, 0.1, "global")) == 3
     assert len(launch_names("restore_weights", tensors, tensors, tensors)) == 1
     assert len(launch_names("block_signs", tensors)) == 1
