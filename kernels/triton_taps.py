@@ -34,16 +34,15 @@ def _scale_kernel(
     which, block, size = locate(SIZES, BLOCK)
     place, inside = block_of(block, size, BLOCK, ALIGNED)
     for kind in tl.static_range(len(KINDS)):
-        if KINDS[kind] == kind:
-            if is_kind(which, KINDS, kind):
-                result = select(results, which, KINDS, kind, ALIGNED) + place
-                value = tl.load(select(sources, which, KINDS, kind, ALIGNED) + place, mask=inside)
-                value = value.to(tl.float32)
-                if alphas is None:
-                    value = sign_or_nan(value)
-                else:
-                    value = value * tl.load(alphas + which).to(tl.float32)
-                tl.store(result, value.to(result.dtype.element_ty), mask=inside)
+        if KINDS[kind] == kind and is_kind(which, KINDS, kind):
+            result = select(results, which, KINDS, kind, ALIGNED) + place
+            value = tl.load(select(sources, which, KINDS, kind, ALIGNED) + place, mask=inside)
+            value = value.to(tl.float32)
+            if alphas is None:
+                value = sign_or_nan(value)
+            else:
+                value = value * tl.load(alphas + which).to(tl.float32)
+            tl.store(result, value.to(result.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -54,13 +53,12 @@ def _dot_kernel(
     which, block, size = locate(SIZES, BLOCK)
     place, inside = block_of(block, size, BLOCK, ALIGNED)
     for kind in tl.static_range(len(KINDS)):
-        if KINDS[kind] == kind:
-            if is_kind(which, KINDS, kind):
-                g_place = select(gradients, which, KINDS, kind, ALIGNED) + place
-                s_place = select(signs, which, KINDS, kind, ALIGNED) + place
-                g = tl.load(g_place, mask=inside, other=0.0).to(tl.float32)
-                s = tl.load(s_place, mask=inside, other=0.0).to(tl.float32)
-                tl.store(partials + tl.program_id(0), tl.sum(g * s, axis=0))
+        if KINDS[kind] == kind and is_kind(which, KINDS, kind):
+            g_place = select(gradients, which, KINDS, kind, ALIGNED) + place
+            s_place = select(signs, which, KINDS, kind, ALIGNED) + place
+            g = tl.load(g_place, mask=inside, other=0.0).to(tl.float32)
+            s = tl.load(s_place, mask=inside, other=0.0).to(tl.float32)
+            tl.store(partials + tl.program_id(0), tl.sum(g * s, axis=0))
 
 
 @triton.jit

@@ -42,14 +42,13 @@ def _squares_kernel(
     place, inside = block_of(block, size, BLOCK, ALIGNED)
     program = tl.program_id(0)
     for kind in tl.static_range(len(KINDS)):
-        if KINDS[kind] == kind:
-            if is_kind(which, KINDS, kind):
-                w_place = select(weights, which, KINDS, kind, ALIGNED) + place
-                g_place = select(directions, which, KINDS, kind, ALIGNED) + place
-                w = tl.load(w_place, mask=inside, other=0.0).to(tl.float32)
-                g = tl.load(g_place, mask=inside, other=0.0).to(tl.float32)
-                tl.store(partials + program, tl.sum(w * w, axis=0))
-                tl.store(partials + blocks + program, tl.sum(g * g, axis=0))
+        if KINDS[kind] == kind and is_kind(which, KINDS, kind):
+            w_place = select(weights, which, KINDS, kind, ALIGNED) + place
+            g_place = select(directions, which, KINDS, kind, ALIGNED) + place
+            w = tl.load(w_place, mask=inside, other=0.0).to(tl.float32)
+            g = tl.load(g_place, mask=inside, other=0.0).to(tl.float32)
+            tl.store(partials + program, tl.sum(w * w, axis=0))
+            tl.store(partials + blocks + program, tl.sum(g * g, axis=0))
 
 
 @triton.jit
@@ -87,17 +86,16 @@ def _perturb_kernel(
     place, inside = block_of(block, size, BLOCK, ALIGNED)
     ratio = tl.load(ratios + which)
     for kind in tl.static_range(len(KINDS)):
-        if KINDS[kind] == kind:
-            if is_kind(which, KINDS, kind):
-                w_place = select(weights, which, KINDS, kind, ALIGNED) + place
-                g_place = select(directions, which, KINDS, kind, ALIGNED) + place
-                v = tl.load(g_place, mask=inside).to(tl.float32) * ratio
-                # Rounded before the check: what overflows the dtype is not finite either.
-                v = v.to(g_place.dtype.element_ty).to(tl.float32)
-                v = tl.where(tl.abs(v) < float("inf"), v, 0.0)
-                w = tl.load(w_place, mask=inside).to(tl.float32) + v
-                tl.store(g_place, v.to(g_place.dtype.element_ty), mask=inside)
-                tl.store(w_place, w.to(w_place.dtype.element_ty), mask=inside)
+        if KINDS[kind] == kind and is_kind(which, KINDS, kind):
+            w_place = select(weights, which, KINDS, kind, ALIGNED) + place
+            g_place = select(directions, which, KINDS, kind, ALIGNED) + place
+            v = tl.load(g_place, mask=inside).to(tl.float32) * ratio
+            # Rounded before the check: what overflows the dtype is not finite either.
+            v = v.to(g_place.dtype.element_ty).to(tl.float32)
+            v = tl.where(tl.abs(v) < float("inf"), v, 0.0)
+            w = tl.load(w_place, mask=inside).to(tl.float32) + v
+            tl.store(g_place, v.to(g_place.dtype.element_ty), mask=inside)
+            tl.store(w_place, w.to(w_place.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -108,19 +106,18 @@ def _restore_kernel(
     which, block, size = locate(SIZES, BLOCK)
     place, inside = block_of(block, size, BLOCK, ALIGNED)
     for kind in tl.static_range(len(KINDS)):
-        if KINDS[kind] == kind:
-            if is_kind(which, KINDS, kind):
-                w_place = select(weights, which, KINDS, kind, ALIGNED) + place
-                w0_place = select(originals, which, KINDS, kind, ALIGNED) + place
-                v_place = select(shifts, which, KINDS, kind, ALIGNED) + place
-                w = tl.load(w_place, mask=inside).to(tl.float32)
-                w0 = tl.load(w0_place, mask=inside).to(tl.float32)
-                v = tl.load(v_place, mask=inside).to(tl.float32)
-                # w <- w0 + (w - fl(w0 + v)), fl rounding as the perturbation did; w where nothing
-                # moved it
-                perturbed = (w0 + v).to(w_place.dtype.element_ty).to(tl.float32)
-                restored = tl.where(perturbed == w0, w, w0 + (w - perturbed))
-                tl.store(w_place, restored.to(w_place.dtype.element_ty), mask=inside)
+        if KINDS[kind] == kind and is_kind(which, KINDS, kind):
+            w_place = select(weights, which, KINDS, kind, ALIGNED) + place
+            w0_place = select(originals, which, KINDS, kind, ALIGNED) + place
+            v_place = select(shifts, which, KINDS, kind, ALIGNED) + place
+            w = tl.load(w_place, mask=inside).to(tl.float32)
+            w0 = tl.load(w0_place, mask=inside).to(tl.float32)
+            v = tl.load(v_place, mask=inside).to(tl.float32)
+            # w <- w0 + (w - fl(w0 + v)), fl rounding as the perturbation did; w where nothing
+            # moved it
+            perturbed = (w0 + v).to(w_place.dtype.element_ty).to(tl.float32)
+            restored = tl.where(perturbed == w0, w, w0 + (w - perturbed))
+            tl.store(w_place, restored.to(w_place.dtype.element_ty), mask=inside)
 
 
 def perturb_weights(

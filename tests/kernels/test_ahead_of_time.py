@@ -98,12 +98,6 @@ def start(name: str) -> Call:
     return call
 
 
-def normalized(layout: Layout) -> object:
-    x, mean = layout.images(), layout.tensor(3)
-    arguments = (x, x, x, 0.1, 0.03, mean, mean, 0.0, 1.0, torch.bfloat16)
-    return FUNCTIONS["linf_step_normalized"](*arguments)
-
-
 def crop(dtype: torch.dtype) -> Call:
     def call(layout: Layout) -> object:
         store = layout.tensor(5, 3, 40, 40, dtype=dtype)
@@ -174,7 +168,6 @@ CALLS: dict[str, Call] = {
     "linf_step": step("linf_step"),
     "linf_step_fp16": step("linf_step", torch.float16),
     "linf_step_bf16": step("linf_step", torch.bfloat16),
-    "linf_step_normalized": normalized,
     "linf_project": project("linf_project"),
     "linf_start": start("linf_start"),
     "l2_start": start("l2_start"),
@@ -202,7 +195,6 @@ CALLS: dict[str, Call] = {
 # wide only if each thread holds enough of it, a gather by index never is.
 WIDE = {
     "_linf_kernel": (True, True),
-    "_normalized_kernel": (True, True),
     "_linf_start_kernel": (True, True),
     "_noise_kernel": (False, True),
     "_l2_kernel": (True, True),
@@ -265,7 +257,6 @@ def sizes_of_one() -> None:
         FUNCTIONS[name](image, image, 0.1)
     FUNCTIONS["l2_step"](torch.zeros(1, 33000), torch.zeros(1, 33000), torch.zeros(1, 33000), 1, 1)
     FUNCTIONS["noise_normal"](row, (1,), row[0], row[0], 1)
-    FUNCTIONS["linf_step_normalized"](image, image, image, 0.1, 0.1, one, one)
     FUNCTIONS["crop_flip"](image, *view, (1, 1), padding="reflect")
     FUNCTIONS["crop_flip_add"](image, *view, image, 1, 1.0)
     FUNCTIONS["crop_flip_ascend"](image, *view, image, 1, ok=row[0] == 0)
