@@ -38,7 +38,7 @@ SCHEMAS = {
     "restore_weights": "(Tensor(a!)[] weights, Tensor[] originals, Tensor[] v) -> ()",
     "top_n_sum": "(Tensor z, Tensor z_adv, SymInt n) -> (Tensor, Tensor)",
     "crop_flip": f"(Tensor store, {VIEW}, SymInt h, SymInt w, ScalarType dtype, float fill,"
-    " str padding) -> Tensor",
+    " str padding, bool channels_last) -> Tensor",
     "crop_flip_add": f"(Tensor store, {VIEW}, Tensor x, float scale, Tensor? scale_tensor,"
     f" float eps, {BOX}) -> (Tensor, Tensor)",
     "crop_flip_write": f"(Tensor(a!) store, {VIEW}, Tensor window, Tensor? ok) -> ()",

@@ -28,13 +28,15 @@ def _fake_top_n(z: Tensor, _z_adv: Tensor, _n: int) -> tuple[Tensor, Tensor]:
 
 def _fake_crop(store: Tensor, index: Tensor, *rest: Any) -> Tensor:
     h, w, dtype = rest[3:6]
-    return store.new_empty((index.shape[0], store.shape[1], h, w), dtype=dtype)
+    layout = torch.channels_last if rest[-1] else torch.contiguous_format
+    shape = (index.shape[0], store.shape[1], h, w)
+    return torch.empty(shape, dtype=dtype, device=store.device, memory_format=layout)
 
 
 def _fake_crop_add(
     _store: Tensor, _i: Tensor, _t: Tensor, _l: Tensor, _f: Tensor, x: Tensor, *_rest: object
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape)
+    return torch.empty_like(x), torch.empty_like(x)
 
 
 FAKES: dict[str, Callable[..., Any]] = {

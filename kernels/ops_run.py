@@ -85,11 +85,13 @@ def _top_n_sum(z: Tensor, z_adv: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 def _crop_flip(
     store: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Tensor, h: int, w: int,
-    dtype: torch.dtype, fill: float, padding: str,
+    dtype: torch.dtype, fill: float, padding: str, channels_last: bool,
 ) -> Tensor:  # fmt: skip
     view = (store, index, top, left, flip)
-    window: Tensor = call("crop_flip", *view, (h, w), dtype, fill=fill, padding=padding)
-    return window.contiguous()
+    window: Tensor = call(
+        "crop_flip", *view, (h, w), dtype, fill=fill, padding=padding, channels_last=channels_last
+    )
+    return window
 
 
 def _crop_flip_add(
@@ -98,7 +100,7 @@ def _crop_flip_add(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     view = (store, index, top, left, flip)
     start, window = call("crop_flip_add", *view, x, _either(s, st), eps, low, high)
-    return start.contiguous(), window.contiguous()
+    return _like(start, x), _like(window, x)
 
 
 def _crop_flip_write(

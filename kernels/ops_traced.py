@@ -113,9 +113,10 @@ def _top_n_sum(z: Tensor, z_adv: Tensor, n: int) -> Tensor:
 def _crop_flip(
     store: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: tuple[int, int],
     dtype: torch.dtype | None = None, *, fill: float = 0.0, padding: Padding = "constant",
+    channels_last: bool = False,
 ) -> Tensor:  # fmt: skip
-    kind = dtype or default_dtype(store)
-    window: Tensor = _OPS.crop_flip(store, index, top, left, flip, *size, kind, fill, padding)
+    view, kind = (store, index, top, left, flip), dtype or default_dtype(store)
+    window: Tensor = _OPS.crop_flip(*view, *size, kind, fill, padding, channels_last)
     return window
 
 

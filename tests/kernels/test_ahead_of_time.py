@@ -107,9 +107,19 @@ def crop(dtype: torch.dtype) -> Call:
     return call
 
 
-def omega(name: str) -> Call:
+def loaded(layout: Layout) -> object:
+    """A loader's images: bytes to channels_last."""
+    store = layout.tensor(5, 3, 40, 40, dtype=torch.uint8)
+    size = (32, 32) if layout.even else (31, 33)
+    return FUNCTIONS["crop_flip"](store, *layout.view(4), size, channels_last=True)
+
+
+def omega(name: str, channels_last: bool = False) -> Call:
     def call(layout: Layout) -> object:
         store, x = layout.tensor(5, 3, 40, 40), layout.images()
+        if channels_last:
+            pixels = layout.tensor(x.shape[0], *x.shape[2:], x.shape[1])
+            x = pixels.permute(0, 3, 1, 2)
         rest = {"crop_flip_add": (0.3, 0.1), "crop_flip_ascend": (0.3,), "crop_flip_write": ()}
         return FUNCTIONS[name](store, *layout.view(x.shape[0]), x, *rest[name])
 
@@ -179,8 +189,11 @@ CALLS: dict[str, Call] = {
     "crop_flip_uint8": crop(torch.uint8),
     "crop_flip_float": crop(torch.float32),
     "crop_flip_reflect": reflected,
+    "crop_flip_channels_last": loaded,
     "crop_flip_add": omega("crop_flip_add"),
+    "crop_flip_add_channels_last": omega("crop_flip_add", channels_last=True),
     "crop_flip_ascend": omega("crop_flip_ascend"),
+    "crop_flip_ascend_channels_last": omega("crop_flip_ascend", channels_last=True),
     "crop_flip_write": omega("crop_flip_write"),
     "losses": losses,
     "wide_losses": wide_losses,

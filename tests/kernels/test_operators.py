@@ -51,8 +51,8 @@ OPERATOR_CALLS: dict[str, tuple[object, ...]] = {
     "perturb_weights": (layers(0), layers(1), 0.0, torch.tensor(0.1), "global"),
     "restore_weights": (layers(0), layers(1), layers(2)),
     "top_n_sum": (logits(0, True), logits(1, True), 7),
-    "crop_flip": (torch.rand(6, 3, 9, 8), *VIEW, 7, 6, torch.float16, 0.5, "reflect"),
-    "crop_flip_add": (torch.rand(6, 3, 9, 8), *VIEW, images(0), 0.3, None, 0.1, 0.0, 1.0),
+    "crop_flip": (torch.rand(6, 3, 9, 8), *VIEW, 7, 6, torch.float16, 0.5, "reflect", True),
+    "crop_flip_add": (torch.rand(6, 3, 9, 8), *VIEW, images(0, True), 0.3, None, 0.1, 0.0, 1.0),
     "crop_flip_write": (torch.rand(6, 3, 9, 8), *VIEW, images(0), torch.tensor(True)),
     "crop_flip_ascend": (torch.rand(6, 3, 9, 8), *VIEW, images(0), 0.1, None, -1.0, 1.0, None),
 }
