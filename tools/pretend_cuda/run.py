@@ -32,8 +32,8 @@ import records
 FOLDER = digest.ROOT / ".pretend-cuda"
 # Where refusing is right: cuSOLVER's results are looked at on the host.
 REFUSED = {"fgsm-n-advlc-nuclear"}
-# The pretended device's memory is address space, which a mistake must not turn into swapping.
-ADDRESS_SPACE = 200 << 30
+# Of a process: a number that the device has not computed may ask for any amount of memory.
+ADDRESS_SPACE = 48 << 30
 
 
 @dataclass
@@ -187,7 +187,7 @@ def main() -> int:
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     python = given.python.absolute() if given.python else environment(folder)
-    build.build(python, folder / "runtime")
+    build.build(str(python), folder / "runtime")
     run = Runner(folder, python)
     fine = True
     for section in given.sections or SECTIONS:
@@ -202,9 +202,7 @@ def environment(folder: Path) -> Path:
     made = folder / "venv" / "made-of.txt"
     if made.exists() and made.read_text() == wanted:
         return python
-    base = shutil.which("python3.12")
-    if base is None:
-        raise SystemExit("The environment needs Python 3.12: install it, or pass --python.")
+    base = _python_3_12()
     print("making the environment, 4.6 GB", flush=True)
     install = [python, "-m", "pip", "install", "--quiet"]
     for command in (
@@ -215,6 +213,18 @@ def environment(folder: Path) -> Path:
         subprocess.run(command, check=True)
     made.write_text(wanted)
     return python
+
+
+def _python_3_12() -> str:
+    """A Python of the version that the machine with the GPU has."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    found = map(str, sorted(pyenv.glob("versions/3.12.*/bin/python")))
+    for python in (sys.executable, shutil.which("python3.12"), *found):
+        asked = [str(python), "-c", "import sys; sys.exit(sys.version_info[:2] != (3, 12))"]
+        # A shim may be there and no Python behind it.
+        if python and not subprocess.run(asked, check=False, capture_output=True).returncode:
+            return python
+    raise SystemExit("The environment needs Python 3.12: install it, or pass --python.")
 
 
 def record(section: str, run: Runner, accepted: str | None) -> bool:
