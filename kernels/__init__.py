@@ -1,7 +1,8 @@
 """The hot arithmetic of adversarial training that is not convolution.
 
-Each function has a plain PyTorch reference, which runs anywhere, a Triton kernel for CUDA, and a
-registered operator that ``torch.compile`` sees as one node. ``faces(device)`` says which runs.
+Each function has a plain PyTorch reference, which runs anywhere, and a Triton kernel for CUDA.
+``torch.compile`` sees a registered operator as one node, or the reference where it gains by fusing
+it. ``faces(device)`` says which runs.
 """
 
 from .choice import faces
@@ -19,7 +20,6 @@ from .public import (
     linf_project,
     linf_start,
     linf_step,
-    linf_step_normalized,
     masked_ce,
     noise_normal,
     noise_uniform,
@@ -44,7 +44,6 @@ __all__ = [
     "linf_project",
     "linf_start",
     "linf_step",
-    "linf_step_normalized",
     "masked_ce",
     "noise_normal",
     "noise_uniform",

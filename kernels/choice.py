@@ -55,11 +55,6 @@ def why_not_triton(device: torch.device, values: Iterable[Any] = ()) -> str | No
             and dtype not in TRITON_DTYPES
         ):
             return f"the kernels compute in float32, which is not enough for {dtype}"
-    for value in values:
-        if isinstance(value, (list, tuple)):
-            kinds = {leaf.dtype for leaf in value if isinstance(leaf, Tensor)}
-            if len(kinds) > 1:
-                return "the tensors of one list differ in dtype"
     return None
 
 

@@ -61,15 +61,6 @@ def _linf_step_out(
     call("linf_step", x_adv, grad, x, _either(a, at), eps, low, high, out)
 
 
-def _linf_step_normalized(
-    x_adv: Tensor, grad: Tensor, x: Tensor, a: float, at: Tensor | None, eps: float,
-    mean: Tensor, std: Tensor, low: float, high: float, dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    step = (x_adv, grad, x, _either(a, at), eps, mean, std, low, high, dtype)
-    stepped, normalized = call("linf_step_normalized", *step)
-    return _like(stepped, x_adv), normalized
-
-
 def _project(name: str) -> Callable[..., Tensor]:
     def run(x_adv: Tensor, x: Tensor, eps: float, low: float, high: float) -> Tensor:
         return _like(call(name, x_adv, x, eps, low, high), x_adv)
@@ -94,11 +85,13 @@ def _top_n_sum(z: Tensor, z_adv: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 def _crop_flip(
     store: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Tensor, h: int, w: int,
-    dtype: torch.dtype, fill: float, padding: str,
+    dtype: torch.dtype, fill: float, padding: str, channels_last: bool,
 ) -> Tensor:  # fmt: skip
     view = (store, index, top, left, flip)
-    window: Tensor = call("crop_flip", *view, (h, w), dtype, fill=fill, padding=padding)
-    return window.contiguous()
+    window: Tensor = call(
+        "crop_flip", *view, (h, w), dtype, fill=fill, padding=padding, channels_last=channels_last
+    )
+    return window
 
 
 def _crop_flip_add(
@@ -107,7 +100,7 @@ def _crop_flip_add(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     view = (store, index, top, left, flip)
     start, window = call("crop_flip_add", *view, x, _either(s, st), eps, low, high)
-    return start.contiguous(), window.contiguous()
+    return _like(start, x), _like(window, x)
 
 
 def _crop_flip_write(
@@ -125,45 +118,6 @@ def _crop_flip_ascend(
     call("crop_flip_ascend", *view, grad, _either(r, rt), low, high, ok)
 
 
-def _trades_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
-    kl: Tensor = call("trades_kl_forward", logits_p, logits_q)
-    return kl
-
-
-def _trades_kl_backward(
-    grad: Tensor, logits_p: Tensor, logits_q: Tensor, want_p: bool, want_q: bool
-) -> tuple[Tensor, Tensor]:
-    p, q = call("trades_kl_backward", grad, logits_p, logits_q, want_p, want_q)
-    return p.contiguous(), q.contiguous()
-
-
-def _masked_ce(
-    logits: Tensor, y: Tensor, c: float, ct: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    found: tuple[Tensor, Tensor, Tensor] = call("masked_ce_forward", logits, y, _either(c, ct))
-    return found
-
-
-def _masked_ce_backward(grad: Tensor, logits: Tensor, y: Tensor, kept: Tensor) -> Tensor:
-    found: Tensor = call("masked_ce_backward", grad, logits, y, kept)
-    return found.contiguous()
-
-
-def _block_signs(gradients: list[Tensor]) -> list[Tensor]:
-    signs = call("block_signs", gradients)
-    return [_like(s, g) for s, g in zip(signs, gradients, strict=True)]
-
-
-def _block_noise(signs: list[Tensor], alphas: Tensor) -> list[Tensor]:
-    noise = call("block_noise", signs, alphas)
-    return [_like(n, s) for n, s in zip(noise, signs, strict=True)]
-
-
-def _block_step_gradients(gradients: list[Tensor], signs: list[Tensor]) -> Tensor:
-    found: Tensor = call("block_step_gradients", gradients, signs)
-    return found
-
-
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "noise_uniform": _noise("noise_uniform"),
     "noise_normal": _noise("noise_normal"),
@@ -171,7 +125,6 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "l2_start": _start("l2_start"),
     "linf_step": _step("linf_step"),
     "linf_step_out": _linf_step_out,
-    "linf_step_normalized": _linf_step_normalized,
     "l2_step": _step("l2_step"),
     "linf_project": _project("linf_project"),
     "l2_project": _project("l2_project"),
@@ -182,11 +135,4 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "crop_flip_add": _crop_flip_add,
     "crop_flip_write": _crop_flip_write,
     "crop_flip_ascend": _crop_flip_ascend,
-    "trades_kl": _trades_kl,
-    "trades_kl_backward": _trades_kl_backward,
-    "masked_ce": _masked_ce,
-    "masked_ce_backward": _masked_ce_backward,
-    "block_signs": _block_signs,
-    "block_noise": _block_noise,
-    "block_step_gradients": _block_step_gradients,
 }

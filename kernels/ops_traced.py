@@ -71,16 +71,6 @@ def _linf_step(
 
 
 @torch.no_grad()
-def _linf_step_normalized(
-    x_adv: Tensor, grad: Tensor, x: Tensor, alpha: Number, eps: float, mean: Tensor, std: Tensor,
-    low: float = 0.0, high: float = 1.0, dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    step = (x_adv, grad, x, *_split_float(alpha), eps, mean, std, low, high)
-    pair: tuple[Tensor, Tensor] = _OPS.linf_step_normalized(*step, dtype or x_adv.dtype)
-    return pair
-
-
-@torch.no_grad()
 def _l2_step(
     x_adv: Tensor, grad: Tensor, x: Tensor, alpha: Number, eps: float,
     low: float = 0.0, high: float = 1.0,
@@ -123,9 +113,10 @@ def _top_n_sum(z: Tensor, z_adv: Tensor, n: int) -> Tensor:
 def _crop_flip(
     store: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: tuple[int, int],
     dtype: torch.dtype | None = None, *, fill: float = 0.0, padding: Padding = "constant",
+    channels_last: bool = False,
 ) -> Tensor:  # fmt: skip
-    kind = dtype or default_dtype(store)
-    window: Tensor = _OPS.crop_flip(store, index, top, left, flip, *size, kind, fill, padding)
+    view, kind = (store, index, top, left, flip), dtype or default_dtype(store)
+    window: Tensor = _OPS.crop_flip(*view, *size, kind, fill, padding, channels_last)
     return window
 
 
@@ -156,38 +147,7 @@ def _crop_flip_ascend(
     _OPS.crop_flip_ascend(*view, grad, *_split_float(rate), low, high, ok)
 
 
-def _trades_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
-    kl: Tensor = _OPS.trades_kl(logits_p, logits_q)
-    return kl
-
-
-def _masked_ce(logits: Tensor, y: Tensor, c_min: Number) -> tuple[Tensor, Tensor]:
-    total, count, _kept = _OPS.masked_ce(logits, y, *_split_float(c_min))
-    return total, count
-
-
-@torch.no_grad()
-def _block_signs(gradients: Sequence[Tensor]) -> list[Tensor]:
-    signs: list[Tensor] = _OPS.block_signs(list(gradients))
-    return signs
-
-
-@torch.no_grad()
-def _block_noise(signs: Sequence[Tensor], alphas: Tensor) -> list[Tensor]:
-    noise: list[Tensor] = _OPS.block_noise(list(signs), alphas)
-    return noise
-
-
-@torch.no_grad()
-def _block_step_gradients(gradients: Sequence[Tensor], signs: Sequence[Tensor]) -> Tensor:
-    found: Tensor = _OPS.block_step_gradients(list(gradients), list(signs))
-    return found
-
-
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "block_noise": _block_noise,
-    "block_signs": _block_signs,
-    "block_step_gradients": _block_step_gradients,
     "crop_flip": _crop_flip,
     "crop_flip_add": _crop_flip_add,
     "crop_flip_ascend": _crop_flip_ascend,
@@ -198,12 +158,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "linf_project": _project("linf_project"),
     "linf_start": _start("linf_start"),
     "linf_step": _linf_step,
-    "linf_step_normalized": _linf_step_normalized,
-    "masked_ce": _masked_ce,
     "noise_normal": _noise("noise_normal"),
     "noise_uniform": _noise("noise_uniform"),
     "perturb_weights": _perturb_weights,
     "restore_weights": _restore_weights,
     "top_n_sum": _top_n_sum,
-    "trades_kl": _trades_kl,
 }

@@ -31,7 +31,6 @@ __all__ = [
     "linf_project",
     "linf_start",
     "linf_step",
-    "linf_step_normalized",
     "masked_ce",
     "noise_normal",
     "noise_uniform",
@@ -98,31 +97,6 @@ def linf_step(
     moved = _sign(grad).to(center.dtype).mul_(alpha).add_(x_adv)
     result = _into_ball_and_box(moved, center, eps, low, high).to(x_adv.dtype)
     return result if out is None else out.copy_(result)
-
-
-@torch.no_grad()
-def linf_step_normalized(
-    x_adv: Tensor,
-    grad: Tensor,
-    x: Tensor,
-    alpha: float | Tensor,
-    eps: float,
-    mean: Tensor,
-    std: Tensor,
-    low: float = 0.0,
-    high: float = 1.0,
-    dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
-    """:func:`linf_step`, and the next forward's input: (x' - mean) / std, cast, channels_last.
-
-    ``x_adv``, ``grad``, ``x`` (B,C,H,W); ``mean``, ``std`` (C,) float32; ``dtype`` of the second
-    output (None: that of ``x_adv``).
-    """
-    stepped = linf_step(x_adv, grad, x, alpha, eps, low, high)
-    wide = _wide(stepped)
-    normalized = (wide - mean[:, None, None].to(wide.dtype)) / std[:, None, None].to(wide.dtype)
-    normalized = normalized.to(dtype or x_adv.dtype)
-    return stepped, normalized.contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()

@@ -24,8 +24,10 @@ def crop_flip(
     *,
     fill: float = 0.0,
     padding: Padding = "constant",
+    channels_last: bool = False,
 ) -> Tensor:
-    """The windows (B,C,h,w), ``size`` = (h, w), as ``dtype`` (None: float32, or the float store's).
+    """The windows (B,C,h,w), ``size`` = (h, w), as ``dtype`` (None: float32, or the float store's),
+    in the ``channels_last`` layout if asked for.
 
     ``store`` uint8 (read as value/255) or floating; ``index``, ``top``, ``left`` (B,) int64,
     ``flip`` (B,) bool. Outside the store the value is ``fill`` (in [0,1] for uint8), or the store
@@ -37,7 +39,8 @@ def crop_flip(
     values = values.to(wide) / 255 if store.dtype == torch.uint8 else values.to(wide)
     if padding == "constant":
         values = torch.where(inside[:, None], values, fill)
-    return values.to(dtype)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return values.to(dtype).contiguous(memory_format=layout)
 
 
 @torch.no_grad()
@@ -56,14 +59,15 @@ def crop_flip_add(
     """(box(x + clamp(scale * w, -eps, eps)), w), w the store's window, 0 outside it.
 
     ``store`` holds a perturbation per sample (floating), ``x`` (B,C,h,w) the augmented images that
-    were cropped in the same place; both results have the dtype of ``x``.
+    were cropped in the same place; both results have the dtype and layout of ``x``.
     Li et al. 2020 (APART): the start point, from omega.
     """
     check_floating(store)
     window = crop_flip(store, index, top, left, flip, (x.shape[2], x.shape[3]), store.dtype)
     wide = _store_compute_dtype(x.dtype)
     delta = (window.to(wide) * scale).clamp(-eps, eps)
-    return (x.to(wide) + delta).clamp(low, high).to(x.dtype), window.to(x.dtype)
+    start = (x.to(wide) + delta).clamp(low, high).to(x.dtype)
+    return start, torch.empty_like(x).copy_(window)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """The differentiable kernels cut into forward and backward, in plain PyTorch.
 
-These are what the registered operators run where Triton cannot; ``reference.py`` says the same as
-one differentiable expression.
+These are the references of the Triton kernels, which are cut there; ``reference.py`` says the same
+as one differentiable expression.
 """
 
 import torch

@@ -2,6 +2,8 @@
 # (a Triton kernel's parameters are not Python values)
 """Crop, flip, convert by index, and the way back (Triton); 64-bit offsets throughout."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -24,37 +26,59 @@ def _reflected(position, length):
 
 
 @triton.jit
+def _begin(first, length, size: tl.constexpr, REFLECT: tl.constexpr):
+    """Where a window of ``size`` begins, in 32 bits: however far outside it lies, it sees the same
+    from the border, or from a whole period nearer."""
+    if REFLECT:
+        first = first % tl.maximum(2 * (length - 1), 1)
+    else:
+        first = tl.minimum(tl.maximum(first, -size), length)
+    return first.to(tl.int32)
+
+
+@triton.jit
 def _window_places(
-    index, top, left, flip, stride_n, stride_c, stride_h, stride_w,
-    height, width, h, w, n, REFLECT: tl.constexpr, BLOCK: tl.constexpr,
+    index, top, left, flip, stride_n, stride_c, stride_h, stride_w, height, width,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr, REFLECT: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """(places in the window tensor, mask there, places in the store, mask there)."""
+    """(places in the window tensor, mask there, places in the store, mask there).
+
+    The window's sides are constants, so that no division is one. ``LAST``: the window tensor is
+    channels_last, and neighbouring elements of it are the channels of one pixel.
+    """
     sample = tl.program_id(0).to(tl.int64)
     element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    c, i, j = element // (h * w), element // w % h, element % w
-    j = tl.where(tl.load(flip + sample) != 0, w - 1 - j, j)
-    y = tl.load(top + sample).to(tl.int64) + i
-    x = tl.load(left + sample).to(tl.int64) + j
-    inside = element < n
+    if LAST:
+        c, pixel = element % C, element // C
+    else:
+        c, pixel = element // (H * W), element % (H * W)
+    i, j = pixel // W, pixel % W
+    j = tl.where(tl.load(flip + sample) != 0, W - 1 - j, j)
+    y = _begin(tl.load(top + sample), height, H, REFLECT) + i
+    x = _begin(tl.load(left + sample), width, W, REFLECT) + j
+    inside = element < C * H * W
     if REFLECT:
         y, x = _reflected(y, height), _reflected(x, width)
         in_store = inside
     else:
         in_store = inside & (y >= 0) & (y < height) & (x >= 0) & (x < width)
     row = tl.load(index + sample).to(tl.int64)
-    place = row * stride_n + c.to(tl.int64) * stride_c + y * stride_h + x * stride_w
-    return sample * n + element, inside, place, in_store
+    place = row * stride_n + c.to(tl.int64) * stride_c
+    place += y.to(tl.int64) * stride_h + x.to(tl.int64) * stride_w
+    return sample * (C * H * W) + element, inside, place, in_store
 
 
 @triton.jit
 def _crop_kernel(
-    store, index, top, left, flip, out, fill, stride_n, stride_c, stride_h, stride_w,
-    height, width, h, w, n,
+    store, index, top, left, flip, out, fill,
+    stride_n, stride_c, stride_h, stride_w, height, width,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr,
     BYTES: tl.constexpr, REFLECT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     target, inside, place, in_store = _window_places(
-        index, top, left, flip, stride_n, stride_c, stride_h, stride_w,
-        height, width, h, w, n, REFLECT, BLOCK,
+        index, top, left, flip, stride_n, stride_c, stride_h, stride_w, height, width,
+        C, H, W, LAST, REFLECT, BLOCK,
     )  # fmt: skip
     value = tl.load(store + place, mask=in_store, other=0).to(tl.float32)
     if BYTES:
@@ -66,12 +90,13 @@ def _crop_kernel(
 @triton.jit
 def _crop_add_kernel(
     store, index, top, left, flip, x, out, window, scale, scale_ptr, eps, low, high,
-    stride_n, stride_c, stride_h, stride_w, height, width, h, w, n,
+    stride_n, stride_c, stride_h, stride_w, height, width,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     target, inside, place, in_store = _window_places(
-        index, top, left, flip, stride_n, stride_c, stride_h, stride_w,
-        height, width, h, w, n, False, BLOCK,
+        index, top, left, flip, stride_n, stride_c, stride_h, stride_w, height, width,
+        C, H, W, LAST, False, BLOCK,
     )  # fmt: skip
     value = tl.load(store + place, mask=in_store, other=0.0).to(tl.float32)
     image = tl.load(x + target, mask=inside).to(tl.float32)
@@ -85,12 +110,13 @@ def _crop_add_kernel(
 @triton.jit
 def _write_kernel(
     store, index, top, left, flip, window, ok, rate, rate_ptr, low, high,
-    stride_n, stride_c, stride_h, stride_w, height, width, h, w, n,
+    stride_n, stride_c, stride_h, stride_w, height, width,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr,
     ASCEND: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     target, _, place, in_store = _window_places(
-        index, top, left, flip, stride_n, stride_c, stride_h, stride_w,
-        height, width, h, w, n, False, BLOCK,
+        index, top, left, flip, stride_n, stride_c, stride_h, stride_w, height, width,
+        C, H, W, LAST, False, BLOCK,
     )  # fmt: skip
     if ok is not None:
         in_store = in_store & (tl.load(ok).to(tl.int32) + tl.zeros([BLOCK], tl.int32) != 0)
@@ -102,9 +128,22 @@ def _write_kernel(
     tl.store(store + place, value.to(store.dtype.element_ty), mask=in_store)
 
 
-def _geometry(store: Tensor, h: int, w: int) -> tuple[int, ...]:
-    """The kernels' last arguments: strides, the store's sides, the window's, a window's size."""
-    return (*store.stride(), store.shape[2], store.shape[3], h, w, store.shape[1] * h * w)
+def _geometry(store: Tensor) -> tuple[int, ...]:
+    """The kernels' last arguments: strides and sides of the store."""
+    return (*store.stride(), store.shape[2], store.shape[3])
+
+
+def _sides(windows: Tensor) -> dict[str, Any]:
+    """The constants of a launch over ``windows`` (B,C,h,w), dense in either layout."""
+    channels, h, w = windows.shape[1:]
+    last = not windows.is_contiguous()
+    return {"C": channels, "H": h, "W": w, "LAST": last, "BLOCK": BLOCK}
+
+
+def _dense(windows: Tensor) -> Tensor:
+    """``windows`` (B,C,h,w) as they are where they are dense in either layout, else a copy."""
+    last = windows.is_contiguous(memory_format=torch.channels_last)
+    return windows if last else windows.contiguous()
 
 
 def _where(*view: Tensor) -> tuple[Tensor, ...]:
@@ -116,8 +155,8 @@ def _bytes(t: Tensor) -> Tensor:
     return t.view(torch.uint8) if t.dtype == torch.bool else t
 
 
-def _grid(batch: int, geometry: tuple[int, ...]) -> tuple[int, int]:
-    return batch, triton.cdiv(geometry[-1], BLOCK)
+def _grid(windows: Tensor) -> tuple[int, int]:
+    return windows.shape[0], triton.cdiv(windows[0].numel(), BLOCK)
 
 
 def crop_flip(
@@ -131,17 +170,19 @@ def crop_flip(
     *,
     fill: float = 0.0,
     padding: Padding = "constant",
+    channels_last: bool = False,
 ) -> Tensor:
     """See ``reference.crop_flip``."""
     check_padding(padding)
     shape = (index.shape[0], store.shape[1], *size)
-    out = torch.empty(shape, dtype=dtype or default_dtype(store), device=store.device)
-    geometry = _geometry(store, *size)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    kind = dtype or default_dtype(store)
+    out = torch.empty(shape, dtype=kind, device=store.device, memory_format=layout)
     if out.numel():
         launch(
-            _crop_kernel, _grid(shape[0], geometry), store, *_where(index, top, left, flip), out,
-            float(fill), *geometry, device=store.device,
-            BYTES=store.dtype == torch.uint8, REFLECT=padding == "reflect", BLOCK=BLOCK,
+            _crop_kernel, _grid(out), store, *_where(index, top, left, flip), out, float(fill),
+            *_geometry(store), device=store.device, **_sides(out),
+            BYTES=store.dtype == torch.uint8, REFLECT=padding == "reflect",
         )  # fmt: skip
     return out
 
@@ -160,14 +201,13 @@ def crop_flip_add(
 ) -> tuple[Tensor, Tensor]:
     """See ``reference.crop_flip_add``."""
     check_floating(store)
-    x = x.contiguous()
+    x = _dense(x)
     out, window = torch.empty_like(x), torch.empty_like(x)
-    geometry = _geometry(store, x.shape[2], x.shape[3])
     if out.numel():
         launch(
-            _crop_add_kernel, _grid(x.shape[0], geometry), store, *_where(index, top, left, flip),
-            x, out, window, *float_or_pointer(scale, x.device), eps, low, high, *geometry,
-            device=x.device, BLOCK=BLOCK,
+            _crop_add_kernel, _grid(x), store, *_where(index, top, left, flip), x, out, window,
+            *float_or_pointer(scale, x.device), eps, low, high, *_geometry(store),
+            device=x.device, **_sides(x),
         )  # fmt: skip
     return out, window
 
@@ -182,12 +222,12 @@ def _write(
     ascend: bool,
 ) -> None:
     check_floating(store)
-    geometry = _geometry(store, values.shape[2], values.shape[3])
+    values = _dense(values)
     if values.numel():
         launch(
-            _write_kernel, _grid(values.shape[0], geometry), store, *_where(*view),
-            values.contiguous(), None if ok is None else _bytes(ok), *rate, *bounds, *geometry,
-            device=store.device, ASCEND=ascend, BLOCK=BLOCK,
+            _write_kernel, _grid(values), store, *_where(*view), values,
+            None if ok is None else _bytes(ok), *rate, *bounds, *_geometry(store),
+            device=store.device, **_sides(values), ASCEND=ascend,
         )  # fmt: skip
     torch.autograd.graph.increment_version(store)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import reference, triton_losses
 from .triton_crop import crop_flip, crop_flip_add, crop_flip_ascend, crop_flip_write
 from .triton_l2 import l2_project, l2_start, l2_step
-from .triton_linf import linf_project, linf_step, linf_step_normalized
+from .triton_linf import linf_project, linf_step
 from .triton_losses import (
     masked_ce_backward,
     masked_ce_forward,
@@ -127,7 +127,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "linf_project": linf_project,
     "linf_start": linf_start,
     "linf_step": linf_step,
-    "linf_step_normalized": linf_step_normalized,
     "masked_ce": masked_ce,
     "masked_ce_backward": masked_ce_backward,
     "masked_ce_forward": masked_ce_forward,

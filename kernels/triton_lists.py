@@ -3,7 +3,9 @@
 """One launch over a whole list of tensors (Triton).
 
 The pointers are kernel arguments, so nothing is copied to the device and a captured graph stays
-valid; the sizes are compile-time constants, one compilation for each model.
+valid; the sizes are compile-time constants, one compilation for each model. The tensors of a list
+may differ in dtype (under autocast the images are float32 and the blocks bfloat16): a program
+branches on the kind of its tensor, so that one launch still does.
 """
 
 from collections.abc import Sequence
@@ -35,12 +37,24 @@ def locate(SIZES: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def select(tensors, which, COUNT: tl.constexpr, ALIGNED: tl.constexpr):
-    """The pointer ``tensors[which]``; ``ALIGNED`` promises 16-byte alignment of all."""
-    address = tensors[0].to(tl.int64)
-    for i in tl.static_range(1, COUNT):
-        address = tl.where(which == i, tensors[i].to(tl.int64), address)
-    pointer = address.to(tensors[0].dtype)
+def is_kind(which, KINDS: tl.constexpr, KIND: tl.constexpr):
+    """Whether tensor ``which`` has the dtype of tensor ``KIND``, the first with that dtype."""
+    found = which == KIND
+    for i in tl.static_range(len(KINDS)):
+        if KINDS[i] == KIND:
+            found = found | (which == i)
+    return found
+
+
+@triton.jit
+def select(tensors, which, KINDS: tl.constexpr, KIND: tl.constexpr, ALIGNED: tl.constexpr):
+    """The pointer ``tensors[which]``, typed as the tensors of ``KIND`` are; ``ALIGNED`` promises
+    16-byte alignment of all."""
+    address = tensors[KIND].to(tl.int64)
+    for i in tl.static_range(len(KINDS)):
+        if KINDS[i] == KIND:
+            address = tl.where(which == i, tensors[i].to(tl.int64), address)
+    pointer = address.to(tensors[KIND].dtype)
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
     return pointer
@@ -53,6 +67,12 @@ def block_of(block, size, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
     if ALIGNED:
         size = tl.multiple_of(size, 16)
     return place, place < size
+
+
+def kinds_of(*lists: Sequence[Tensor]) -> tuple[int, ...]:
+    """For each place of the lists, the first place where all of them have the same dtypes."""
+    dtypes = [tuple(t.dtype for t in together) for together in zip(*lists, strict=True)]
+    return tuple(map(dtypes.index, dtypes))
 
 
 def block_count(tensors: Sequence[Tensor]) -> int:

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from .layout import aligned, dense
 from .triton_common import launch, sign_or_nan
-from .triton_lists import BLOCK, WARPS, block_count, block_of, flat_pairs, locate, select
+from .triton_lists import (
+    BLOCK,
+    WARPS,
+    block_count,
+    block_of,
+    flat_pairs,
+    is_kind,
+    kinds_of,
+    locate,
+    select,
+)
 
 CHUNK = 1024
 
@@ -19,31 +29,36 @@ CHUNK = 1024
 @triton.jit
 def _scale_kernel(
     sources, results, alphas,
-    SIZES: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
+    SIZES: tl.constexpr, KINDS: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     which, block, size = locate(SIZES, BLOCK)
     place, inside = block_of(block, size, BLOCK, ALIGNED)
-    result = select(results, which, len(SIZES), ALIGNED) + place
-    value = tl.load(select(sources, which, len(SIZES), ALIGNED) + place, mask=inside)
-    value = value.to(tl.float32)
-    if alphas is None:
-        value = sign_or_nan(value)
-    else:
-        value = value * tl.load(alphas + which).to(tl.float32)
-    tl.store(result, value.to(result.dtype.element_ty), mask=inside)
+    for kind in tl.static_range(len(KINDS)):
+        if KINDS[kind] == kind and is_kind(which, KINDS, kind):
+            result = select(results, which, KINDS, kind, ALIGNED) + place
+            value = tl.load(select(sources, which, KINDS, kind, ALIGNED) + place, mask=inside)
+            value = value.to(tl.float32)
+            if alphas is None:
+                value = sign_or_nan(value)
+            else:
+                value = value * tl.load(alphas + which).to(tl.float32)
+            tl.store(result, value.to(result.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _dot_kernel(
     gradients, signs, partials,
-    SIZES: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
+    SIZES: tl.constexpr, KINDS: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     which, block, size = locate(SIZES, BLOCK)
     place, inside = block_of(block, size, BLOCK, ALIGNED)
-    g = tl.load(select(gradients, which, len(SIZES), ALIGNED) + place, mask=inside, other=0.0)
-    s = tl.load(select(signs, which, len(SIZES), ALIGNED) + place, mask=inside, other=0.0)
-    total = tl.sum(g.to(tl.float32) * s.to(tl.float32), axis=0)
-    tl.store(partials + tl.program_id(0), total)
+    for kind in tl.static_range(len(KINDS)):
+        if KINDS[kind] == kind and is_kind(which, KINDS, kind):
+            g_place = select(gradients, which, KINDS, kind, ALIGNED) + place
+            s_place = select(signs, which, KINDS, kind, ALIGNED) + place
+            g = tl.load(g_place, mask=inside, other=0.0).to(tl.float32)
+            s = tl.load(s_place, mask=inside, other=0.0).to(tl.float32)
+            tl.store(partials + tl.program_id(0), tl.sum(g * s, axis=0))
 
 
 @triton.jit
@@ -69,8 +84,9 @@ def _scaled(tensors: Sequence[Tensor], alphas: Tensor | None) -> list[Tensor]:
     if sources:
         launch(
             _scale_kernel, (block_count(sources),), sources, results, alphas,
-            device=sources[0].device, SIZES=tuple(t.numel() for t in sources), BLOCK=BLOCK,
-            ALIGNED=aligned(sources, results), num_warps=WARPS,
+            device=sources[0].device, SIZES=tuple(t.numel() for t in sources),
+            KINDS=kinds_of(sources), BLOCK=BLOCK, ALIGNED=aligned(sources, results),
+            num_warps=WARPS,
         )  # fmt: skip
     return list(results)
 
@@ -96,7 +112,8 @@ def block_step_gradients(gradients: Sequence[Tensor], signs: Sequence[Tensor]) -
     partials = torch.empty(blocks, dtype=torch.float32, device=device)
     launch(
         _dot_kernel, (blocks,), g, s, partials, device=device,
-        SIZES=tuple(t.numel() for t in g), BLOCK=BLOCK, ALIGNED=aligned(g, s), num_warps=WARPS,
+        SIZES=tuple(t.numel() for t in g), KINDS=kinds_of(g, s), BLOCK=BLOCK,
+        ALIGNED=aligned(g, s), num_warps=WARPS,
     )  # fmt: skip
     bounds = tuple(block_count(g[:i]) for i in range(len(g) + 1))
     longest = max(block_count([t]) for t in g)

@@ -16,7 +16,18 @@ from torch import Tensor
 from .layout import aligned, float_or_pointer
 from .reference import DIRECTION_GUARD, check_pairs
 from .triton_common import launch, scalar
-from .triton_lists import BLOCK, WARPS, block_count, block_of, copy_back, flat_pairs, locate, select
+from .triton_lists import (
+    BLOCK,
+    WARPS,
+    block_count,
+    block_of,
+    copy_back,
+    flat_pairs,
+    is_kind,
+    kinds_of,
+    locate,
+    select,
+)
 
 CHUNK = 1024
 GUARD = tl.constexpr(DIRECTION_GUARD)
@@ -25,16 +36,19 @@ GUARD = tl.constexpr(DIRECTION_GUARD)
 @triton.jit
 def _squares_kernel(
     weights, directions, partials, blocks,
-    SIZES: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
+    SIZES: tl.constexpr, KINDS: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     which, block, size = locate(SIZES, BLOCK)
     place, inside = block_of(block, size, BLOCK, ALIGNED)
-    w = tl.load(select(weights, which, len(SIZES), ALIGNED) + place, mask=inside, other=0.0)
-    g = tl.load(select(directions, which, len(SIZES), ALIGNED) + place, mask=inside, other=0.0)
-    w, g = w.to(tl.float32), g.to(tl.float32)
     program = tl.program_id(0)
-    tl.store(partials + program, tl.sum(w * w, axis=0))
-    tl.store(partials + blocks + program, tl.sum(g * g, axis=0))
+    for kind in tl.static_range(len(KINDS)):
+        if KINDS[kind] == kind and is_kind(which, KINDS, kind):
+            w_place = select(weights, which, KINDS, kind, ALIGNED) + place
+            g_place = select(directions, which, KINDS, kind, ALIGNED) + place
+            w = tl.load(w_place, mask=inside, other=0.0).to(tl.float32)
+            g = tl.load(g_place, mask=inside, other=0.0).to(tl.float32)
+            tl.store(partials + program, tl.sum(w * w, axis=0))
+            tl.store(partials + blocks + program, tl.sum(g * g, axis=0))
 
 
 @triton.jit
@@ -66,37 +80,44 @@ def _ratios_kernel(
 @triton.jit
 def _perturb_kernel(
     weights, directions, ratios,
-    SIZES: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
+    SIZES: tl.constexpr, KINDS: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     which, block, size = locate(SIZES, BLOCK)
     place, inside = block_of(block, size, BLOCK, ALIGNED)
-    w_place = select(weights, which, len(SIZES), ALIGNED) + place
-    g_place = select(directions, which, len(SIZES), ALIGNED) + place
-    v = tl.load(g_place, mask=inside).to(tl.float32) * tl.load(ratios + which)
-    # Rounded before the check: what overflows the dtype is not finite either.
-    v = v.to(g_place.dtype.element_ty).to(tl.float32)
-    v = tl.where(tl.abs(v) < float("inf"), v, 0.0)
-    w = tl.load(w_place, mask=inside).to(tl.float32) + v
-    tl.store(g_place, v.to(g_place.dtype.element_ty), mask=inside)
-    tl.store(w_place, w.to(w_place.dtype.element_ty), mask=inside)
+    ratio = tl.load(ratios + which)
+    for kind in tl.static_range(len(KINDS)):
+        if KINDS[kind] == kind and is_kind(which, KINDS, kind):
+            w_place = select(weights, which, KINDS, kind, ALIGNED) + place
+            g_place = select(directions, which, KINDS, kind, ALIGNED) + place
+            v = tl.load(g_place, mask=inside).to(tl.float32) * ratio
+            # Rounded before the check: what overflows the dtype is not finite either.
+            v = v.to(g_place.dtype.element_ty).to(tl.float32)
+            v = tl.where(tl.abs(v) < float("inf"), v, 0.0)
+            w = tl.load(w_place, mask=inside).to(tl.float32) + v
+            tl.store(g_place, v.to(g_place.dtype.element_ty), mask=inside)
+            tl.store(w_place, w.to(w_place.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _restore_kernel(
     weights, originals, shifts,
-    SIZES: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
+    SIZES: tl.constexpr, KINDS: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     which, block, size = locate(SIZES, BLOCK)
     place, inside = block_of(block, size, BLOCK, ALIGNED)
-    w_place = select(weights, which, len(SIZES), ALIGNED) + place
-    w = tl.load(w_place, mask=inside).to(tl.float32)
-    w0 = tl.load(select(originals, which, len(SIZES), ALIGNED) + place, mask=inside)
-    v = tl.load(select(shifts, which, len(SIZES), ALIGNED) + place, mask=inside)
-    w0, v = w0.to(tl.float32), v.to(tl.float32)
-    # w <- w0 + (w - fl(w0 + v)), fl rounding as the perturbation did; w where nothing moved it
-    perturbed = (w0 + v).to(w_place.dtype.element_ty).to(tl.float32)
-    restored = tl.where(perturbed == w0, w, w0 + (w - perturbed))
-    tl.store(w_place, restored.to(w_place.dtype.element_ty), mask=inside)
+    for kind in tl.static_range(len(KINDS)):
+        if KINDS[kind] == kind and is_kind(which, KINDS, kind):
+            w_place = select(weights, which, KINDS, kind, ALIGNED) + place
+            w0_place = select(originals, which, KINDS, kind, ALIGNED) + place
+            v_place = select(shifts, which, KINDS, kind, ALIGNED) + place
+            w = tl.load(w_place, mask=inside).to(tl.float32)
+            w0 = tl.load(w0_place, mask=inside).to(tl.float32)
+            v = tl.load(v_place, mask=inside).to(tl.float32)
+            # w <- w0 + (w - fl(w0 + v)), fl rounding as the perturbation did; w where nothing
+            # moved it
+            perturbed = (w0 + v).to(w_place.dtype.element_ty).to(tl.float32)
+            restored = tl.where(perturbed == w0, w, w0 + (w - perturbed))
+            tl.store(w_place, restored.to(w_place.dtype.element_ty), mask=inside)
 
 
 def perturb_weights(
@@ -118,6 +139,7 @@ def perturb_weights(
     ratios = torch.empty(len(w), dtype=torch.float32, device=device)
     sizes = {
         "SIZES": tuple(t.numel() for t in w),
+        "KINDS": kinds_of(w),
         "BLOCK": BLOCK,
         "ALIGNED": aligned(w, g),
         "num_warps": WARPS,
@@ -148,8 +170,8 @@ def restore_weights(
     _, shifts = flat_pairs(w, v)
     launch(
         _restore_kernel, (block_count(w),), w, w0, shifts, device=w[0].device,
-        SIZES=tuple(t.numel() for t in w), BLOCK=BLOCK, ALIGNED=aligned(w, w0, shifts),
-        num_warps=WARPS,
+        SIZES=tuple(t.numel() for t in w), KINDS=kinds_of(w), BLOCK=BLOCK,
+        ALIGNED=aligned(w, w0, shifts), num_warps=WARPS,
     )  # fmt: skip
     _written(weights, w)
 

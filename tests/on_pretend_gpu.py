@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import launch_plan
 import pretend_gpu as gpu
 import pytest
 import torch
@@ -106,6 +107,7 @@ def test_a_replayed_recipe_is_the_one_on_the_cpu(method: str) -> None:
     step.check()
     held = {str(entry[0]).split(".")[1] for log in recordings(step) for entry in log.calls}
     assert held <= JUDGED, "not judged yet"
+    launch_plan.assert_known(method, recordings(step))
 
 
 # -- what a recording must survive ----------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tiny_staged import (
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastadv import kernels
 from fastadv.errors import UserError
 from fastadv.models import build_model
 from fastadv.models.blocks import perturbable_blocks
@@ -161,6 +163,22 @@ def test_step_sizes_rise_when_the_gradient_says_so() -> None:
     assert (gained[2:] > 0).all()
     assert gained[0] > 0
     assert float(step(x, y, index)["loss"]) > first
+
+
+def test_the_noise_inside_blocks_is_made_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, index = batch_of(0)
+    step = primed(staged_step(staged_model(), "apart", **LEARNED))
+    made: list[int] = []
+    real = kernels.block_noise
+
+    def noted(signs: Sequence[Tensor], alphas: Tensor) -> list[Tensor]:
+        made.append(len(signs))
+        return real(signs, alphas)
+
+    monkeypatch.setattr(kernels, "block_noise", noted)
+    for _ in range(2):
+        step(x, y, index)
+    assert made == [4, 4]
 
 
 def test_omega_comes_back_to_the_pixels_it_came_from() -> None:

@@ -50,6 +50,13 @@ def assert_same_model(first: nn.Module, second: nn.Module) -> None:
         torch.testing.assert_close(own, other, rtol=1e-8, atol=1e-8, msg=name)
 
 
+@pytest.fixture
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN may add up gradients in another order at each call, and a gradient that is 0 in one and
+    1e-20 in the other has another sign, with which an attack moves a pixel the other way."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+
 @contextmanager
 def waiting_is_an_error() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("error")
@@ -59,6 +66,7 @@ def waiting_is_an_error() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("method", METHODS)
 def test_replays_are_the_eager_updates(method: str) -> None:
     """In float64, where rounding decides no sign; with a short last batch."""
@@ -74,6 +82,7 @@ def test_replays_are_the_eager_updates(method: str) -> None:
     step.check()
 
 
+@pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("method", KERNELS)
 def test_replays_of_the_kernels_are_the_eager_updates(method: str) -> None:
     """In float32, where the Triton kernels run."""
@@ -83,6 +92,7 @@ def test_replays_of_the_kernels_are_the_eager_updates(method: str) -> None:
         torch.testing.assert_close(call(step, update), expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("kind", ["fused sgd", "adam"])
 def test_replays_of_an_optimizer_follow_its_rate(kind: str) -> None:
     steps, rates = [], []
@@ -131,6 +141,7 @@ def test_nothing_waits_for_the_device_after_the_first_updates(
     step.check()
 
 
+@pytest.mark.usefixtures("deterministic")
 def test_dropout_draws_what_it_draws_in_eager() -> None:
     """Warming up must leave the generator as it was."""
     losses = []
@@ -255,6 +266,7 @@ def test_a_loader_on_the_gpu_gives_what_one_on_the_cpu_gives() -> None:
         torch.testing.assert_close(own.second[0].cpu(), other.second[0])
 
 
+@pytest.mark.usefixtures("deterministic")
 def test_evaluation_on_the_gpu_is_the_one_on_the_cpu() -> None:
     model: StagedNet = staged_model().eval()
     x, y, _, _ = tiny_batch(12)

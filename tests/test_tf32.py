@@ -1,5 +1,6 @@
 """TF32 is a choice of the run, and torch's own setting returns afterwards."""
 
+import os
 import subprocess
 import sys
 
@@ -57,6 +58,36 @@ def test_settings_of_either_interface_are_put_back(start):
     """In a process of its own: what the newer interface has set, not everything can undo."""
     asked = [sys.executable, "-c", ASK.format(start=STARTS[start])]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+COMPILED_TWICE = """
+import torch
+from torch._dynamo.utils import counters
+from fastadv.engine.precision import tf32
+def compiled():
+    counters.clear()
+    torch._dynamo.reset()
+    torch.compile(lambda x: x.sin() + 1)(torch.ones(8))
+    names = ("fxgraph_cache_hit", "fxgraph_cache_miss")
+    return [counters["inductor"][name] for name in names]
+assert compiled() == [0, 1]
+for allowed in (False, True):
+    with tf32(allowed):
+        pass
+    assert compiled() == [1, 0], (allowed, torch.backends.cuda.matmul.fp32_precision)
+"""
+
+
+def test_what_is_compiled_afterwards_is_found_in_the_cache(tmp_path):
+    """The settings are part of a compiler's key, on a machine without a GPU as well."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED_TWICE],
+        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -154,9 +154,8 @@ class FGSMPlus(Adversary):
     def make(self, batch: Batch, facts: Facts) -> Adversarial:
         x0, omega = self._start(batch)
         found = self.net.run(self._first_pass, x0, batch.y, omega, facts)
-        leaves = self.leaves()
-        x_adv, _ = self.outer_input(batch, Adversarial(batch.x, batch.x, found), leaves)
-        return Adversarial(x_adv, batch.x, found)
+        # Not through outer_input: noise inside the blocks is drawn where a pass adds it.
+        return Adversarial(self._moved(batch.x, self.steps.values, found), batch.x, found)
 
     def unmoved(self, made: Adversarial) -> Tensor | None:
         return (made.facts["input_sign"] == 0).flatten(1).all(1)
@@ -188,10 +187,14 @@ class FGSMPlus(Adversary):
         self, batch: Batch, made: Adversarial, leaves: list[Tensor]
     ) -> tuple[Tensor, list[Tensor] | None]:
         steps, found = leaves[0], made.facts
+        return self._moved(batch.x, steps, found), self._block_noise(steps, found)
+
+    def _moved(self, x: Tensor, steps: Tensor, found: Facts) -> Tensor:
+        """x1 = box(x + clamp(delta0 + alpha_1 s0, +-eps)), differentiable in the step sizes."""
         eps, low, high = self.setup.threat.eps, self.setup.threat.low, self.setup.threat.high
         delta = (steps[OMEGA] * found["omega"]).clamp(-eps, eps)
         delta = (delta + steps[INPUT] * found["input_sign"]).clamp(-eps, eps)
-        return (batch.x + delta).clamp(low, high).to(batch.x.dtype), self._block_noise(steps, found)
+        return (x + delta).clamp(low, high).to(x.dtype)
 
     def _block_noise(self, steps: Tensor, found: Facts) -> list[Tensor] | None:
         return None

@@ -144,7 +144,7 @@ def crop_images(
     channels_last: bool,
 ) -> Tensor:
     """Rows ``index`` of ``store`` (N,C,H,W) uint8, cropped and flipped: (B,C,H,W) in [0,1]."""
-    images = crop_flip(
+    return crop_flip(
         store,
         index,
         view.top - pad,
@@ -154,8 +154,8 @@ def crop_images(
         dtype=dtype,
         fill=GREY if padding == "grey" else 0.0,
         padding="reflect" if padding == "reflect" else "constant",
+        channels_last=channels_last,
     )
-    return images.contiguous(memory_format=torch.channels_last) if channels_last else images
 
 
 def check_options(

@@ -75,7 +75,8 @@ def _reason(net: Network, state: PythonState, forward: Callable[[], Tensor]) -> 
     generators = _generator_states(modules)
     host = torch.get_rng_state() if net.device.type == "cuda" else None
     with _Reads(tensors.values()) as reads:
-        _, first = traced(forward)
+        # Its logits would keep a whole batch's activations for the passes that follow.
+        first = traced(forward)[1]
     if first.draws:
         return f"its forward draws from Python's generator {first.draws[0]!r}"
     if generators != _generator_states(modules):
@@ -102,7 +103,7 @@ def _other_seeds(forward: Any, first: Trace) -> str | None:
         random.seed(seed)
         if numpy is not None:
             numpy.random.seed(seed)
-        _, other = traced(forward)
+        other = traced(forward)[1]
         difference = first.difference(other)
         if difference is not None:
             return f"its forward is not the same in two calls: {difference}"

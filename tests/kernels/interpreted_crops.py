@@ -25,13 +25,30 @@ STORES = {
 @pytest.mark.parametrize("padding", ["constant", "reflect"])
 @pytest.mark.parametrize("dtype", [None, torch.float16])
 @pytest.mark.parametrize("size", [(9, 8), (1, 1), (33, 31)])
+@pytest.mark.parametrize("channels_last", [False, True])
 def test_crop_flip(
-    store: str, padding: str, dtype: torch.dtype | None, size: tuple[int, int]
+    store: str,
+    padding: str,
+    dtype: torch.dtype | None,
+    size: tuple[int, int],
+    channels_last: bool,
 ) -> None:
-    options = {"fill": 0.3, "padding": padding}
+    options = {"fill": 0.3, "padding": padding, "channels_last": channels_last}
     triton, plain = both("crop_flip", STORES[store], *VIEW, size, dtype, **options)
     assert triton.dtype == plain.dtype
     assert torch.equal(triton, plain)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert triton.is_contiguous(memory_format=layout)
+    assert plain.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("padding", ["constant", "reflect"])
+def test_windows_however_far_outside(padding: str) -> None:
+    far = torch.tensor([-(2**40), 2**40 + 7, 2**33])
+    view = (ROWS, far, far.flip(0) + 5, VIEW[3])
+    for size in ((9, 8), (33, 31)):
+        triton, plain = both("crop_flip", STORES["float32"], *view, size, fill=0.3, padding=padding)
+        assert torch.equal(triton, plain)
 
 
 def test_reflection_where_there_is_one_pixel() -> None:
@@ -48,6 +65,8 @@ def test_crop_flip_add(store: str, scale: float | Tensor, layout: str) -> None:
     triton, plain = both("crop_flip_add", STORES[store], *VIEW, x, scale, 0.1)
     assert torch.equal(triton[0], plain[0])
     assert torch.equal(triton[1], plain[1])
+    if layout != "strided":
+        assert [t.stride() for t in (*triton, *plain)] == [x.stride()] * 4
 
 
 @pytest.mark.parametrize("store", [name for name in STORES if name != "uint8"])

@@ -108,10 +108,43 @@ def test_taps(dtype: torch.dtype) -> None:
     assert_error_rule(kernel, plain, exact, slack=2e-7)
 
 
-def test_mixed_dtypes_are_refused_when_triton_is_asked_for() -> None:
-    mixed = [torch.ones(3), torch.ones(3, dtype=torch.float16)]
-    with pytest.raises(RuntimeError, match="differ in dtype"):
-        call("block_signs", mixed, face="triton")
+MIXED = (torch.float32, torch.float16, torch.float16, torch.float32, torch.float16)
+
+
+def mixed(seed: int) -> list[Tensor]:
+    """Under autocast the images are wide and the blocks narrow."""
+    pairs = zip(tensors(seed), MIXED, strict=False)
+    return [t.to(dtype) for t, dtype in pairs]
+
+
+def test_taps_of_mixed_dtypes() -> None:
+    blocks = mixed(0)
+    signs, plain = both("block_signs", blocks)
+    assert all(torch.equal(a, b) for a, b in zip(signs, plain, strict=True))
+    assert [t.dtype for t in signs] == list(MIXED)
+    noise, plain = both("block_noise", signs, torch.tensor([0.1, -2.0, 0.0, 1e-4, 3.0]))
+    assert all(torch.equal(a, b) for a, b in zip(noise, plain, strict=True))
+    signs[1] = signs[1].float()  # a gradient and its sign may differ, too
+    kernel, plain = both("block_step_gradients", blocks, signs)
+    exact = call("block_step_gradients", widened(blocks), widened(signs))
+    assert_error_rule(kernel, plain, exact, slack=2e-7)
+
+
+@pytest.mark.parametrize("scope", ["tensor", "global"])
+def test_weights_of_mixed_dtypes(scope: str) -> None:
+    runs = []
+    for face, wide in (("triton", False), ("reference", False), ("reference", True)):
+        weights, directions = mixed(0), [t * 1e-2 for t in mixed(1)]
+        if wide:
+            weights, directions = widened(weights), widened(directions)
+        call("perturb_weights", weights, directions, 0.1, scope, face=face)
+        runs.append((weights, directions))
+    for kernel, plain, exact in zip(*runs, strict=True):
+        assert_error_rule(kernel, plain, exact)
+    weights, directions = runs[0]
+    assert not torch.equal(weights[1], mixed(0)[1])
+    call("restore_weights", weights, mixed(0), directions, face="triton")
+    assert all(torch.equal(a, b) for a, b in zip(weights, mixed(0), strict=True))
 
 
 def test_without_a_perturbation_every_bit_of_the_update_stays() -> None:

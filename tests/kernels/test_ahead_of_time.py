@@ -98,12 +98,6 @@ def start(name: str) -> Call:
     return call
 
 
-def normalized(layout: Layout) -> object:
-    x, mean = layout.images(), layout.tensor(3)
-    arguments = (x, x, x, 0.1, 0.03, mean, mean, 0.0, 1.0, torch.bfloat16)
-    return FUNCTIONS["linf_step_normalized"](*arguments)
-
-
 def crop(dtype: torch.dtype) -> Call:
     def call(layout: Layout) -> object:
         store = layout.tensor(5, 3, 40, 40, dtype=dtype)
@@ -113,9 +107,19 @@ def crop(dtype: torch.dtype) -> Call:
     return call
 
 
-def omega(name: str) -> Call:
+def loaded(layout: Layout) -> object:
+    """A loader's images: bytes to channels_last."""
+    store = layout.tensor(5, 3, 40, 40, dtype=torch.uint8)
+    size = (32, 32) if layout.even else (31, 33)
+    return FUNCTIONS["crop_flip"](store, *layout.view(4), size, channels_last=True)
+
+
+def omega(name: str, channels_last: bool = False) -> Call:
     def call(layout: Layout) -> object:
         store, x = layout.tensor(5, 3, 40, 40), layout.images()
+        if channels_last:
+            pixels = layout.tensor(x.shape[0], *x.shape[2:], x.shape[1])
+            x = pixels.permute(0, 3, 1, 2)
         rest = {"crop_flip_add": (0.3, 0.1), "crop_flip_ascend": (0.3,), "crop_flip_write": ()}
         return FUNCTIONS[name](store, *layout.view(x.shape[0]), x, *rest[name])
 
@@ -156,11 +160,24 @@ def taps(layout: Layout) -> object:
     return FUNCTIONS["block_step_gradients"](blocks, layout.layers())
 
 
+def mixed_lists(layout: Layout) -> object:
+    """Under autocast: float32 images first, then blocks of bfloat16."""
+
+    def listed() -> list[Tensor]:
+        narrow = [layout.tensor(*s, dtype=torch.bfloat16) for s in ((64, 3, 3, 3), (16, 512))]
+        return [layout.images(), *narrow]
+
+    FUNCTIONS["block_signs"](listed())
+    FUNCTIONS["block_noise"](listed(), layout.tensor(3))
+    FUNCTIONS["block_step_gradients"](listed(), listed())
+    FUNCTIONS["perturb_weights"](listed(), listed(), 0.01)
+    return FUNCTIONS["restore_weights"](listed(), listed(), listed())
+
+
 CALLS: dict[str, Call] = {
     "linf_step": step("linf_step"),
     "linf_step_fp16": step("linf_step", torch.float16),
     "linf_step_bf16": step("linf_step", torch.bfloat16),
-    "linf_step_normalized": normalized,
     "linf_project": project("linf_project"),
     "linf_start": start("linf_start"),
     "l2_start": start("l2_start"),
@@ -172,14 +189,18 @@ CALLS: dict[str, Call] = {
     "crop_flip_uint8": crop(torch.uint8),
     "crop_flip_float": crop(torch.float32),
     "crop_flip_reflect": reflected,
+    "crop_flip_channels_last": loaded,
     "crop_flip_add": omega("crop_flip_add"),
+    "crop_flip_add_channels_last": omega("crop_flip_add", channels_last=True),
     "crop_flip_ascend": omega("crop_flip_ascend"),
+    "crop_flip_ascend_channels_last": omega("crop_flip_ascend", channels_last=True),
     "crop_flip_write": omega("crop_flip_write"),
     "losses": losses,
     "wide_losses": wide_losses,
     "top_n": top_n,
     "weights": weights,
     "taps": taps,
+    "mixed_lists": mixed_lists,
 }
 
 # Where consecutive threads touch consecutive memory, 16 bytes go in one instruction:
@@ -187,7 +208,6 @@ CALLS: dict[str, Call] = {
 # wide only if each thread holds enough of it, a gather by index never is.
 WIDE = {
     "_linf_kernel": (True, True),
-    "_normalized_kernel": (True, True),
     "_linf_start_kernel": (True, True),
     "_noise_kernel": (False, True),
     "_l2_kernel": (True, True),
@@ -250,7 +270,6 @@ def sizes_of_one() -> None:
         FUNCTIONS[name](image, image, 0.1)
     FUNCTIONS["l2_step"](torch.zeros(1, 33000), torch.zeros(1, 33000), torch.zeros(1, 33000), 1, 1)
     FUNCTIONS["noise_normal"](row, (1,), row[0], row[0], 1)
-    FUNCTIONS["linf_step_normalized"](image, image, image, 0.1, 0.1, one, one)
     FUNCTIONS["crop_flip"](image, *view, (1, 1), padding="reflect")
     FUNCTIONS["crop_flip_add"](image, *view, image, 1, 1.0)
     FUNCTIONS["crop_flip_ascend"](image, *view, image, 1, ok=row[0] == 0)
@@ -323,6 +342,7 @@ def launch_names(function: str, *args: object) -> list[str]:
 @pytest.mark.parametrize("count", [1, 21, 60])
 def test_number_of_launches_does_not_depend_on_the_layers(count: int) -> None:
     tensors = [torch.ones(7, 5) for _ in range(count)]
+    tensors[0] = tensors[0].to(torch.bfloat16)
     assert len(launch_names("perturb_weights", tensors, tensors, 0.1, "global")) == 3
     assert len(launch_names("restore_weights", tensors, tensors, tensors)) == 1
     assert len(launch_names("block_signs", tensors)) == 1

@@ -1,11 +1,12 @@
-"""The registered operators: opcheck on each, and eager against torch.compile(fullgraph=True)."""
+"""The registered operators: opcheck on each, and eager against torch.compile(fullgraph=True); what
+has none is the reference inside a compiled region, and a kernel outside."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch._dynamo.testing
-from fastadv.kernels import ops, ops_traced
+from fastadv.kernels import ops, ops_traced, public, reference
 from torch import Tensor
 
 from fastadv import kernels
@@ -44,24 +45,16 @@ OPERATOR_CALLS: dict[str, tuple[object, ...]] = {
     "l2_start": (images(0, True), 0.1, INDEX, *SEED, 0.0, 1.0, 2),
     "linf_step": (*STEP, 0.0, 1.0),
     "linf_step_out": (*STEP, 0.0, 1.0, images(3)),
-    "linf_step_normalized": (*STEP, torch.rand(3), torch.ones(3), 0.0, 1.0, torch.float16),
     "l2_step": (*STEP, 0.0, 1.0),
     "linf_project": (images(0, True), images(1), 0.1, 0.0, 1.0),
     "l2_project": (images(0), images(1), 0.1, 0.0, 1.0),
     "perturb_weights": (layers(0), layers(1), 0.0, torch.tensor(0.1), "global"),
     "restore_weights": (layers(0), layers(1), layers(2)),
     "top_n_sum": (logits(0, True), logits(1, True), 7),
-    "crop_flip": (torch.rand(6, 3, 9, 8), *VIEW, 7, 6, torch.float16, 0.5, "reflect"),
-    "crop_flip_add": (torch.rand(6, 3, 9, 8), *VIEW, images(0), 0.3, None, 0.1, 0.0, 1.0),
+    "crop_flip": (torch.rand(6, 3, 9, 8), *VIEW, 7, 6, torch.float16, 0.5, "reflect", True),
+    "crop_flip_add": (torch.rand(6, 3, 9, 8), *VIEW, images(0, True), 0.3, None, 0.1, 0.0, 1.0),
     "crop_flip_write": (torch.rand(6, 3, 9, 8), *VIEW, images(0), torch.tensor(True)),
     "crop_flip_ascend": (torch.rand(6, 3, 9, 8), *VIEW, images(0), 0.1, None, -1.0, 1.0, None),
-    "trades_kl": (logits(0, True), logits(1, True)),
-    "trades_kl_backward": (torch.rand(6), logits(0), logits(1), True, False),
-    "masked_ce": (logits(0, True), torch.arange(6) % 5, 1.5, None),
-    "masked_ce_backward": (ALPHA, logits(0), torch.arange(6) % 5, torch.ones(6, dtype=torch.int8)),
-    "block_signs": (layers(0),),
-    "block_noise": (layers(0), torch.rand(3)),
-    "block_step_gradients": (layers(0), layers(1)),
 }
 
 
@@ -77,10 +70,6 @@ PUBLIC_CALLS: dict[str, Callable[[], tuple[object, ...]]] = {
     "linf_start": lambda: (images(0), 0.1, INDEX, 2**63, 4),
     "l2_start": lambda: (images(0), 0.1, INDEX, 1, torch.tensor(4)),
     "linf_step": lambda: (images(0), images(1) - 0.5, images(2), ALPHA, 0.2),
-    "linf_step_normalized": lambda: (
-        *(images(0), images(1) - 0.5, images(2), 0.1, 0.2),
-        *(torch.full((3,), 0.4), torch.full((3,), 0.2)),
-    ),
     "l2_step": lambda: (images(0), images(1) - 0.5, images(2), ALPHA, 0.2),
     "linf_project": lambda: (images(0), images(1), 0.1),
     "l2_project": lambda: (images(0), images(1), 0.1),
@@ -99,31 +88,85 @@ PUBLIC_CALLS: dict[str, Callable[[], tuple[object, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(PUBLIC_CALLS))
-@pytest.mark.parametrize("face", ["inlined reference", "operator"])
-def test_compiled_equals_eager(name: str, face: str) -> None:
-    """The reference is traceable; where Triton would run, the compiler sees one operator."""
-    public = getattr(kernels, name)
-    traced = public if face == "inlined reference" else ops_traced.FUNCTIONS[name]
+FUSED = {"block_noise", "block_signs", "block_step_gradients", "masked_ce", "trades_kl"}
+
+
+def compiled_equals_eager(
+    name: str, function: Callable[..., object]
+) -> torch._dynamo.testing.EagerAndRecordGraphs:
+    """``function`` as one graph gives what the reference does; returns what was compiled."""
     expected_arguments, arguments = PUBLIC_CALLS[name](), PUBLIC_CALLS[name]()
-    expected = public(*expected_arguments)
+    expected = getattr(reference, name)(*expected_arguments)
     torch._dynamo.reset()
-    graph = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    result = torch.compile(traced, backend=graph, fullgraph=True)(*arguments)
+    graphs = torch._dynamo.testing.EagerAndRecordGraphs()
+    result = torch.compile(function, backend=graphs, fullgraph=True)(*arguments)
     torch.testing.assert_close(result, expected)
     # In-place functions are held to what they changed.
     torch.testing.assert_close(tensors(arguments), tensors(expected_arguments))
-    assert graph.frame_count == 1
-    if face == "operator":
-        assert graph.op_count <= 8
+    assert len(graphs.graphs) == 1
+    return graphs
+
+
+def operators(graphs: torch._dynamo.testing.EagerAndRecordGraphs) -> list[str]:
+    """Our own in what was compiled."""
+    called = [str(node.target) for node in graphs.graphs[0].graph.nodes]
+    return [target for target in called if target.startswith("fastadv.")]
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC_CALLS))
+def test_a_cpus_compiler_sees_the_reference(name: str) -> None:
+    assert operators(compiled_equals_eager(name, getattr(kernels, name))) == []
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The public functions choose as they do on a GPU."""
+    monkeypatch.setattr(public, "device_of", lambda _values: torch.device("cuda"))
+    monkeypatch.setattr(public, "why_not_triton", lambda *_asked: None)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+@pytest.mark.parametrize("name", sorted(PUBLIC_CALLS))
+def test_a_gpus_compiler_sees_one_operator_or_what_it_can_fuse(name: str) -> None:
+    found = operators(compiled_equals_eager(name, getattr(kernels, name)))
+    assert len(found) == (name not in FUSED)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+@pytest.mark.parametrize("name", sorted(PUBLIC_CALLS))
+def test_outside_of_compiled_regions_a_kernel_runs(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def triton(wanted: str) -> Callable[..., object]:
+        asked.append(wanted)
+        return getattr(reference, wanted)
+
+    monkeypatch.setattr(public, "triton_function", triton)
+    getattr(kernels, name)(*PUBLIC_CALLS[name]())
+    assert asked == [name]
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC_CALLS))
+def test_compiled_through_autograds_tracing(name: str) -> None:
+    """The fakes agree with what runs: strides, dtypes and what is changed in place."""
+    arguments, expected_arguments = PUBLIC_CALLS[name](), PUBLIC_CALLS[name]()
+    expected = getattr(reference, name)(*expected_arguments)
+    torch._dynamo.reset()
+    traced = ops_traced.FUNCTIONS.get(name, getattr(kernels, name))
+    result = torch.compile(traced, backend="aot_eager", fullgraph=True)(*arguments)
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(tensors(arguments), tensors(expected_arguments))
 
 
 def tensors(values: tuple[object, ...]) -> list[object]:
     return [v for v in values if isinstance(v, (Tensor, list))]
 
 
+@pytest.mark.usefixtures("on_a_gpu")
 @pytest.mark.parametrize("name", ["top_n_sum", "trades_kl", "masked_ce"])
-def test_operator_gradient_equals_eager(name: str) -> None:
+def test_gradient_inside_a_compiled_region(name: str) -> None:
     second = torch.arange(6) % 5 if name == "masked_ce" else logits(1, True)
     last = {"top_n_sum": (7,), "trades_kl": (), "masked_ce": (1.5,)}[name]
     first = logits(0, True)
@@ -134,14 +177,16 @@ def test_operator_gradient_equals_eager(name: str) -> None:
         value = value[0] if isinstance(value, tuple) else value
         return torch.autograd.grad((value * torch.arange(1, value.numel() + 1)).sum(), wanted)
 
-    expected = gradients(getattr(kernels, name))
-    torch.testing.assert_close(gradients(ops_traced.FUNCTIONS[name]), expected)
+    expected = gradients(getattr(reference, name))
+    if name in ops_traced.FUNCTIONS:
+        torch.testing.assert_close(gradients(ops_traced.FUNCTIONS[name]), expected)
     torch._dynamo.reset()
-    compiled = torch.compile(ops_traced.FUNCTIONS[name], backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(getattr(kernels, name), backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(gradients(compiled), expected)
 
 
 def test_every_public_function_is_covered() -> None:
-    public = {name for name in kernels.__all__ if name != "faces"}
-    assert public == set(PUBLIC_CALLS) == set(ops_traced.FUNCTIONS)
+    names = {name for name in kernels.__all__ if name != "faces"}
+    assert names == set(PUBLIC_CALLS) == set(ops_traced.FUNCTIONS) | FUSED
+    assert not FUSED & set(ops_traced.FUNCTIONS)
     assert set(OPERATOR_CALLS) == set(ops.SCHEMAS)

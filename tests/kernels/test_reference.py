@@ -79,18 +79,6 @@ def test_steps_keep_the_dtype_and_the_ball(dtype: torch.dtype) -> None:
         assert project(x_adv, x, 0.3).dtype == dtype
 
 
-def test_normalized_step() -> None:
-    x, x_adv, grad = images(0), images(1), images(2) - 0.5
-    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
-    stepped, normalized = kernels.linf_step_normalized(
-        x_adv, grad, x, 0.1, 0.3, mean, std, dtype=torch.float32
-    )
-    assert torch.equal(stepped, kernels.linf_step(x_adv, grad, x, 0.1, 0.3))
-    expected = (stepped - mean.double().view(3, 1, 1)) / std.double().view(3, 1, 1)
-    torch.testing.assert_close(normalized, expected.float())
-    assert normalized.is_contiguous(memory_format=torch.channels_last)
-
-
 def test_l2_step_against_renorm() -> None:
     x, x_adv, grad = images(0), images(1), images(2) - 0.5
     unit = grad / (grad.flatten(1).norm(dim=1).view(3, 1, 1, 1) + 1e-10)

@@ -1,0 +1,93 @@
+"""What was proved on the pretended CUDA runtime is proved of the files as they are now."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).resolve().parents[1] / "tools" / "pretend_cuda"
+sys.path.insert(0, str(TOOL))
+
+import digest  # noqa: E402
+import records  # noqa: E402
+
+
+def test_nothing_has_changed_since_it_was_recorded() -> None:
+    found = records.complaints()
+    assert not found, "\n".join(found)
+
+
+def test_every_golden_number_is_of_a_recorded_run() -> None:
+    """A golden file that was edited by hand has no reason in the record."""
+    known = records.read()
+    for section in records.GOLDEN:
+        numbers = records.read_golden(section)
+        assert len(numbers) == sum(
+            known[section]["counts"].get(k, 0) for k in ("passed", "refused")
+        )
+
+
+def test_a_change_is_noticed_waived_for_its_digest_only_and_failures_are_told() -> None:
+    entry = {"date": "2026-01-01", "counts": {"failed": 0}}
+    record = {name: {**entry, "digest": digest.digest(name)} for name in digest.COVERED}
+    assert records.complaints(record, []) == []
+    record["shapes"] = {**entry, "digest": "0" * 16}
+    (told,) = records.complaints(record, [])
+    assert "run.py shapes" in told
+    assert digest.digest("shapes") in told
+    waiver = {"section": "shapes", "digest": digest.digest("shapes"), "reason": "a word"}
+    assert records.complaints(record, [waiver]) == []
+    assert len(records.complaints(record, [{**waiver, "digest": "1" * 16}])) == 1
+    assert len(records.complaints(record, [{**waiver, "reason": ""}])) == 1
+    record["shapes"] = {**record["tests"], "digest": waiver["digest"], "counts": {"failed": 2}}
+    (told,) = records.complaints(record, [])
+    assert "2 failures" in told
+
+
+CODE = '''"""A word."""
+
+def f(x: int) -> str:
+    """Another."""
+    return f"{x!r:>3}" if x else "y"
+'''
+
+
+def test_prose_does_not_count_and_code_does() -> None:
+    told = digest.tree(CODE)
+    assert told == digest.tree(CODE.replace("A word", "B").replace("Another", "Two words"))
+    assert told == digest.tree(CODE.replace("    return", "    # why\n\n    return"))
+    for old, new in (("if x", "if not x"), ('"y"', '"z"'), ("!r", "!s"), ("int", "bool")):
+        assert told != digest.tree(CODE.replace(old, new))
+
+
+def test_comments_in_c_do_not_count(tmp_path: Path) -> None:
+    texts = ['int a = 1; // one\nauto b = "// no";', 'int a =  1;\n/* b */ auto b = "// no";']
+    texts.append('int a = 1; auto b = "// yes";')
+    told = []
+    for number, text in enumerate(texts):
+        file = tmp_path / f"{number}.cpp"
+        file.write_text(text)
+        told.append(digest.content(file))
+    assert told[0] == told[1] != told[2]
+
+
+def test_a_pattern_that_names_nothing_is_said(tmp_path: Path) -> None:
+    shutil.copytree(digest.ROOT / "kernels", tmp_path / "kernels")
+    with pytest.raises(ValueError, match="put its new place into digest"):
+        digest.digest("generated", tmp_path)
+
+
+def test_differences_say_where() -> None:
+    old = {"pgd": {"graphs": [{"nodes": 3}, {"nodes": 4}]}, "fast": {"graphs": []}}
+    new = json.loads(json.dumps(old))
+    assert records.differences(old, new) == []
+    new["pgd"]["graphs"][1]["nodes"] = 5
+    del new["fast"]
+    assert records.differences(old, new) == [
+        "pgd, graphs, number 1, nodes: 4 -> 5",
+        'fast: {"graphs": []} -> nothing',
+    ]

@@ -1,0 +1,115 @@
+"""What each section proves something about, and a digest of it that prose does not change.
+
+Python files count by their syntax trees without docstrings, C++ files by their text without
+comments and blanks. The digest is the same whichever Python computes it.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+RUNTIME = ("tools/pretend_cuda/runtime/*", "tools/pretend_cuda/build.py")
+# What a step consists of: not what reads a command line, files or data, and what judges a run.
+STEP = (
+    *("fastadv/adversaries/*.py", "fastadv/averaging/*.py", "fastadv/engine/*.py"),
+    *("fastadv/layers/*.py", "fastadv/models/*.py", "fastadv/objectives/*.py"),
+    *("fastadv/regularizers/*.py", "fastadv/targets/*.py", "fastadv/weights/*.py"),
+    *("fastadv/changes.py", "fastadv/checks.py", "fastadv/contract.py", "fastadv/options.py"),
+    *("fastadv/parts.py", "fastadv/phases.py", "fastadv/plan.py", "fastadv/ranges.py"),
+    *("fastadv/recipe*.py", "fastadv/sample_state.py", "fastadv/schedules.py"),
+    *("fastadv/threat.py", "fastadv/training_step.py", "fastadv/transaction.py"),
+    *("fastadv/walk.py", "kernels/*.py"),
+)
+DRIVERS = tuple(
+    f"tools/pretend_cuda/{name}.py" for name in ("counts", "forked", "numbers_off", "recipes")
+)
+BENCH = ("fastadv/benchmark/ours.py", "fastadv/benchmark/setting.py", "fastadv/benchmark/specs.py")
+GPU_TESTS = (
+    *("tests/test_gpu_capture.py", "tests/kernels/test_gpu_kernels.py"),
+    *("tests/kernels/test_choice.py", "tests/kernels/test_operators.py", "tests/every_recipe.py"),
+    *("tests/tiny*.py", "fastadv/attacks/*.py", "fastadv/data/*.py", "fastadv/evaluation.py"),
+)
+COVERED: Mapping[str, tuple[str, ...]] = {
+    "controls": (*RUNTIME, "tools/pretend_cuda/controls.py"),
+    "tests": (*RUNTIME, *STEP, *GPU_TESTS, "tools/pretend_cuda/numbers_off.py"),
+    "recipes": (*RUNTIME, *STEP, *BENCH, *DRIVERS),
+    "shapes": (*RUNTIME, *STEP, *BENCH, *DRIVERS, "tools/pretend_cuda/shapes.py"),
+    "generated": (*STEP, *BENCH, *DRIVERS, "tools/pretend_cuda/generated.py"),
+    "ranks": (*RUNTIME, *STEP, "tools/pretend_cuda/ranks.py"),
+}
+"""The files of each section, as patterns from the project's root."""
+
+# Fields that some Python has and another has not, or that say nothing about what is done.
+_UNSAID = {"type_comment", "type_ignores", "type_params", "kind", "ctx"}
+_CODE = re.compile(r'("(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\')|//[^\n]*|/\*.*?\*/|\s+', re.DOTALL)
+
+
+def digest(section: str, root: Path = ROOT) -> str:
+    """16 hex digits of all that ``section`` covers; raises ``ValueError`` for a pattern that names
+    no file any more."""
+    hasher = hashlib.sha256()
+    for file in sorted(set(_files(COVERED[section], root))):
+        hasher.update(f"{file.relative_to(root)} {content(file)}\n".encode())
+    return hasher.hexdigest()[:16]
+
+
+def _files(patterns: Iterable[str], root: Path) -> Iterator[Path]:
+    for pattern in patterns:
+        found = [file for file in root.glob(pattern) if file.is_file()]
+        if not found:
+            raise ValueError(f"{pattern} names no file any more; put its new place into digest.py.")
+        yield from found
+
+
+@cache
+def content(file: Path) -> str:
+    """A digest of one file."""
+    text = file.read_text()
+    told = tree(text) if file.suffix == ".py" else _CODE.sub(lambda found: found[1] or " ", text)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def tree(source: str) -> str:
+    """What Python source does: its syntax tree without docstrings and places."""
+    return "".join(_said(ast.parse(source)))
+
+
+def _said(node: object) -> Iterator[str]:
+    if isinstance(node, ast.AST):
+        yield f"({type(node).__name__}"
+        for name, value in ast.iter_fields(node):
+            if name in _UNSAID or value is None or value == []:
+                continue
+            yield f" {name}="
+            yield from _said(_without_docstrings(value) if name == "body" else value)
+        yield ")"
+    elif isinstance(node, list):
+        yield "["
+        for item in node:
+            yield from _said(item)
+        yield "]"
+    else:
+        yield f"{type(node).__name__}:{node!r}"
+
+
+def _without_docstrings(body: object) -> object:
+    """Texts that stand alone: docstrings of modules, classes, functions and attributes."""
+    if not isinstance(body, list):
+        return body
+    return [
+        each
+        for each in body
+        if not (
+            isinstance(each, ast.Expr)
+            and isinstance(each.value, ast.Constant)
+            and isinstance(each.value.value, str)
+        )
+    ]

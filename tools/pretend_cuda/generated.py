@@ -1,0 +1,133 @@
+"""Bytes and launches of each compiled pass, as Inductor's scheduler counts them; no kernel is
+compiled.
+
+A launch is one of the scheduler's nodes. Its bytes are those of the buffers it reads and writes,
+each counted once (``get_read_write_buffers_sizes``): the least a kernel can move. A reduction that
+goes over its input twice moves more. Convolutions, products and custom operators are counted by
+name, without bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import forked
+import numbers_off
+from recipes import call
+
+from fastadv.benchmark.ours import LONG_RUN, make_step
+from fastadv.benchmark.setting import Setting
+from fastadv.benchmark.specs import Spec
+from fastadv.engine.runner import Runner
+
+# What is generated: a method and a batch size, PreActResNet-18 at its published width.
+WORK = (
+    ("pgd", 512),
+    ("pgd:attack_bn=eval", 512),
+    ("apart", 512),
+    ("fast", 512),
+    ("trades", 512),
+    ("pgd", 128),
+)
+TINY = 2e6  # bytes at 512 images: a launch below costs its start and nothing else
+LIMIT = 1800.0
+
+
+def main() -> None:
+    """Write what each pass of ``WORK`` launches and moves to a file of JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", help="such as 'pgd at 512'; all where none is named")
+    parser.add_argument("--out", type=Path, required=True, help="JSON of all results")
+    parser.add_argument("--kept", type=Path, required=True, help="results as they fall")
+    parser.add_argument("--digest", default="", help="of what results are for")
+    given = parser.parse_args()
+    numbers_off.switch_off()
+    names = given.names or [f"{method} at {size}" for method, size in WORK]
+    found = forked.each(names, generated, given.kept, given.digest, LIMIT)
+    given.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def generated(name: str) -> dict[str, Any]:
+    """The passes of one compiled step; ``name`` is a method "at" a batch size."""
+    method, size = name.split(" at ")
+    setting = Setting(batch_size=int(size), device="cuda")
+    found = _watched(TINY * setting.batch_size / 512)
+    step = make_step(setting, Spec.parse(method), "bf16", "compiled", LONG_RUN)
+    call(step, setting.batches(1, channels_last=True)[0])
+    return {"passes": found}
+
+
+def _watched(tiny: float) -> list[dict[str, Any]]:
+    """A list that each generated graph is noted in, with its region's name; kernels are stubs."""
+    # Their import starts CUDA, which no fork survives.
+    import torch._functorch.config as functorch
+    from torch._inductor import async_compile, config, graph
+
+    config.fx_graph_cache = False
+    functorch.enable_autograd_cache = False
+    functorch.bundled_autograd_cache = False
+    async_compile.AsyncCompile.triton = lambda *given, **options: _Kernel()  # type: ignore[method-assign]
+    async_compile.AsyncCompile.wait = lambda *given: None  # type: ignore[method-assign]
+    found: list[dict[str, Any]] = []
+    region = [""]
+    run, generate = Runner.__call__, graph.GraphLowering.codegen
+
+    def named(self: Runner, called: Any, *inputs: Any) -> Any:
+        region[0] = called.__name__.lstrip("_")
+        return run(self, called, *inputs)
+
+    def counted(self: Any) -> Any:
+        made = generate(self)
+        found.append({"pass": region[0], **_counts(self.scheduler.nodes, tiny)})
+        return made
+
+    Runner.__call__ = named  # type: ignore[method-assign]
+    graph.GraphLowering.codegen = counted  # type: ignore[method-assign]
+    return found
+
+
+class _Kernel:
+    """Stands for a compiled kernel."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *given, **options: None
+
+
+def _counts(nodes: list[Any], tiny: float) -> dict[str, Any]:
+    """Launches of Inductor's own kernels, their bytes, and what else is called how often."""
+    own = [node for node in nodes if not node.is_extern() and not _is_nothing(node)]
+    sizes = [node.get_read_write_buffers_sizes() for node in own]
+    others = Counter(_called(node) for node in nodes if node.is_extern() and not _is_part(node))
+    return {
+        "launches": len(own),
+        "tiny": sum(size < tiny for size in sizes),
+        "megabytes": round(sum(sizes) / 1e6),
+        "others": dict(sorted(others.items())),
+    }
+
+
+def _is_nothing(node: Any) -> bool:
+    from torch._inductor.scheduler import NopKernelSchedulerNode
+
+    return isinstance(node, NopKernelSchedulerNode)
+
+
+def _is_part(node: Any) -> bool:
+    """Whether it is one result of a call that gives several, and no call of its own."""
+    return type(node.node).__name__ == "MultiOutput"
+
+
+def _called(node: Any) -> str:
+    operation = node.node
+    overload = getattr(operation, "op_overload", None)
+    if overload is not None:
+        return str(overload)
+    return str(getattr(operation, "python_kernel_name", None) or type(operation).__name__)
+
+
+if __name__ == "__main__":
+    main()

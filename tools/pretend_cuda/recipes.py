@@ -1,0 +1,129 @@
+"""Every recipe in eager and captured mode, without compiling: what it launches, what it captures.
+
+PreActResNet-18 at width 8 in bf16 autocast. In captured mode a recipe is recorded, replayed twice
+while waiting is an error, recorded again for a short last batch, and replayed at the first size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import forked
+import numbers_off
+import torch
+from counts import Counts, kinds
+
+from fastadv.benchmark.ours import make_step
+from fastadv.benchmark.setting import Batch, Setting
+from fastadv.benchmark.specs import Spec
+from fastadv.engine.capture import Captured
+from fastadv.engine.recorder import NotReplayable
+from fastadv.recipes import METHODS
+from fastadv.training_step import Step
+
+SETTING = Setting(width=8, batch_size=16, device="cuda")
+SHORT = 10
+STEPS = 100  # of the run, too few to compile
+LIMIT = 900.0
+# What a captured step says in a warning where it launches operations one by one.
+GIVEN_UP = ("one by one", "operation by operation", "runs as written")
+
+
+def main() -> None:
+    """Write the results of all recipes, or of those named, to a file of JSON."""
+    given = arguments(__doc__)
+    numbers_off.switch_off()
+    found = forked.each(given.names or list(METHODS), recipe, given.kept, given.digest, LIMIT)
+    given.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def arguments(about: str | None) -> argparse.Namespace:
+    """What ``run.py`` hands to a script that goes through the recipes."""
+    parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", help="recipes; all where none is named")
+    parser.add_argument("--out", type=Path, required=True, help="JSON of all results")
+    parser.add_argument("--kept", type=Path, required=True, help="results as they fall")
+    parser.add_argument("--digest", default="", help="of what results are for")
+    return parser.parse_args()
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """Launches of an eager step; nodes of the graphs and launches of a replayed step."""
+    counts = Counts()
+    full, short = SETTING.batches(1, channels_last=True)[0], _short()
+    eager = make_step(SETTING, Spec(name), "bf16", "eager", STEPS)
+    for _ in range(3):
+        counts.reset()
+        call(eager, full)
+    found: dict[str, Any] = {
+        "eager step": {"launches": counts.launches(), "kinds": kinds(counts.census())}
+    }
+    del eager
+    captured = make_step(SETTING, Spec(name), "bf16", "captured", STEPS)
+    try:
+        with nothing_given_up():
+            counts.reset()
+            for _ in range(3):  # recorded; the optimizer is from the second or third on
+                call(captured, full)
+            found["graphs"] = counts.graphs()
+            found["replayed step"] = _replayed(captured, full, counts)
+            counts.reset()
+            call(captured, short)
+            call(captured, short)
+            found["graphs of a short batch"] = counts.graphs()
+            _replayed(captured, short, counts)
+            _replayed(captured, full, counts)
+    except NotReplayable as error:
+        return {**found, "refused": str(error)}
+    passes = captured.passes
+    if not isinstance(passes, Captured) or passes.recorded != 2:
+        raise RuntimeError(f"{name} was not recorded once for each batch size")
+    return found
+
+
+def _short() -> Batch:
+    """A last batch, of fewer images."""
+    batch = SETTING.batches(1, channels_last=True)[0]
+    x = batch.x[:SHORT].clone(memory_format=torch.channels_last)
+    return Batch(x, batch.y[:SHORT].clone(), batch.index[:SHORT].clone())
+
+
+def call(step: Step, batch: Batch) -> None:
+    """One call of ``step``, with a second view for the methods that compare two."""
+    step(batch.x, batch.y, batch.index, second=batch.x.flip(-1))
+
+
+def _replayed(step: Step, batch: Batch, counts: Counts) -> dict[str, Any]:
+    """What two calls launch, which must be alike, record nothing and never wait."""
+    second = batch.x.flip(-1)
+    found = []
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(2):
+            counts.reset()
+            step(batch.x, batch.y, batch.index, second=second)
+            found.append({"launches": counts.launches(), "kinds": kinds(counts.census())})
+            if counts.graphs():
+                raise RuntimeError("a replayed step has recorded a graph")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    if found[0] != found[1]:
+        raise RuntimeError(f"two replayed steps differ: {found[0]} and {found[1]}")
+    return found[0]
+
+
+class nothing_given_up(warnings.catch_warnings):
+    """Inside, a warning that operations are launched one by one is an error."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        for words in GIVEN_UP:
+            warnings.filterwarnings("error", message=f"(?s).*{words}")
+
+
+if __name__ == "__main__":
+    main()

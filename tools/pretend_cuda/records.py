@@ -1,0 +1,103 @@
+"""What the sections have proved: ``record.json``, and the waivers of ``waivers.toml``.
+
+A waiver says why a change of what a section covers does not need it to run again. It is for the
+digest of one state of the files and for no later one.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import digest
+
+RECORD = digest.HERE / "record.json"
+WAIVERS = digest.HERE / "waivers.toml"
+# Sections that keep numbers, and the files of them.
+GOLDEN = {"recipes": "launches", "shapes": "graphs", "generated": "generated"}
+
+
+def read() -> dict[str, Any]:
+    """The record of every section that has run."""
+    found: dict[str, Any] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    return found
+
+
+def write(section: str, entry: dict[str, Any]) -> None:
+    """Put the record of ``section`` into the file."""
+    known = read() | {section: entry}
+    ordered = {name: known[name] for name in digest.COVERED if name in known}
+    RECORD.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
+
+
+def complaints(
+    record: dict[str, Any] | None = None, waivers: list[dict[str, str]] | None = None
+) -> list[str]:
+    """A sentence for each section whose files have changed since it ran, or that has failed."""
+    record = read() if record is None else record
+    waivers = tomllib.loads(WAIVERS.read_text()).get("waiver", []) if waivers is None else waivers
+    waived = {(each["section"], each["digest"]) for each in waivers if each.get("reason")}
+    found = []
+    for section in digest.COVERED:
+        entry, now = record.get(section), digest.digest(section)
+        command = f"run `python tools/pretend_cuda/run.py {section}`"
+        waiver = (
+            "or say in tools/pretend_cuda/waivers.toml why that is not needed: "
+            f'[[waiver]] section = "{section}", digest = "{now}", reason = "..."'
+        )
+        if (section, now) in waived:
+            continue
+        if entry is None:
+            found.append(f"Section {section!r} has never been recorded: {command}, {waiver}.")
+        elif entry["digest"] != now:
+            found.append(
+                f"What section {section!r} proved on {entry['date']} has changed since: {command}, "
+                f"{waiver}."
+            )
+        elif entry["counts"].get("failed"):
+            found.append(
+                f"Section {section!r} was recorded with {entry['counts']['failed']} failures: mend "
+                f"them and {command}."
+            )
+    return found
+
+
+def golden(section: str) -> Path:
+    """The file of numbers that ``section`` is compared with."""
+    return digest.HERE / "golden" / f"{GOLDEN[section]}.json"
+
+
+def read_golden(section: str) -> dict[str, Any]:
+    """Its numbers, {} where there is no file yet."""
+    file = golden(section)
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return found
+
+
+def write_golden(section: str, numbers: dict[str, Any]) -> None:
+    """Write them, one entry a line, so that a change shows which."""
+    golden(section).parent.mkdir(exist_ok=True)
+    lines = (f"{json.dumps(name)}: {json.dumps(each)}" for name, each in numbers.items())
+    golden(section).write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def differences(old: Any, new: Any, place: tuple[str, ...] = ()) -> list[str]:
+    """Every number that is another: where it is, what it was and what it is."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in dict.fromkeys([*old, *new])
+            for line in differences(old.get(key), new.get(key), (*place, str(key)))
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [
+            line
+            for number, (one, other) in enumerate(zip(old, new, strict=True))
+            for line in differences(one, other, (*place, f"number {number}"))
+        ]
+    if old == new:
+        return []
+    words = ["nothing" if value is None else json.dumps(value) for value in (old, new)]
+    return [f"{', '.join(place)}: {' -> '.join(words)}"]

@@ -1,0 +1,93 @@
+"""Every recipe compiled and captured: how many graphs Inductor makes, what each capture holds.
+
+PreActResNet-18 at width 8 and batch 8 in bf16 autocast, in a run long enough to compile: Dynamo,
+Inductor, Triton and ptxas for sm_90, then the capture. The caches are shared, so that a graph which
+another recipe had is not compiled again; ``shapes`` tells graphs apart, whatever recipe has them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import forked
+import numbers_off
+import torch
+from counts import Counts
+from recipes import arguments, call, nothing_given_up
+
+from fastadv.benchmark.ours import LONG_RUN, make_step
+from fastadv.benchmark.setting import Setting
+from fastadv.benchmark.specs import Spec
+from fastadv.engine.capture import Captured
+from fastadv.engine.recorder import NotReplayable
+from fastadv.recipes import METHODS
+
+SETTING = Setting(width=8, batch_size=8, device="cuda")
+LIMIT = 1800.0
+
+
+def main() -> None:
+    """Write the results of all recipes, or of those named, to a file of JSON."""
+    given = arguments(__doc__)
+    numbers_off.switch_off()
+    found = forked.each(given.names or list(METHODS), compiled, given.kept, given.digest, LIMIT)
+    given.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def compiled(name: str) -> dict[str, Any]:
+    """The compiled graphs' shapes, nodes of the captured graphs, launches of a replayed step."""
+    counts, shapes = Counts(), _watched()
+    step = make_step(SETTING, Spec(name), "bf16", "captured", LONG_RUN)
+    batch = SETTING.batches(1, channels_last=True)[0]
+    counts.reset()
+    try:
+        with nothing_given_up():
+            for _ in range(3):
+                call(step, batch)
+            graphs = counts.graphs()
+            counts.reset()
+            call(step, batch)
+            if counts.graphs():
+                raise RuntimeError("a replayed step has recorded a graph")
+    except NotReplayable as error:
+        return {"shapes": sorted(set(shapes)), "refused": str(error)}
+    if not isinstance(step.passes, Captured) or not step.net.runner.compiles:
+        raise RuntimeError(f"{name} is not compiled and captured")
+    return {
+        "shapes": sorted(set(shapes)),
+        "graphs": graphs,
+        "replayed step": counts.launches(),
+    }
+
+
+def _watched() -> list[str]:
+    """A list that each graph handed to Inductor is noted in, by a digest of its operations and its
+    inputs' shapes, strides and types."""
+    from torch._inductor import compile_fx  # its import starts CUDA, which no fork survives
+
+    found: list[str] = []
+    compile_graph = compile_fx.compile_fx
+
+    def noted(model: Any, inputs: Sequence[Any], *more: Any, **options: Any) -> Any:
+        found.append(_digest(model, inputs))
+        return compile_graph(model, inputs, *more, **options)
+
+    compile_fx.compile_fx = noted  # type: ignore[assignment]
+    return found
+
+
+def _digest(model: torch.fx.GraphModule, inputs: Sequence[Any]) -> str:
+    told = [
+        (tuple(value.shape), value.stride(), str(value.dtype))
+        if isinstance(value, torch.Tensor)
+        else repr(value)
+        for value in inputs
+    ]
+    return hashlib.sha256(f"{model.code}{told}".encode()).hexdigest()[:12]
+
+
+if __name__ == "__main__":
+    main()
