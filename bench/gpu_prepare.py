@@ -1,14 +1,14 @@
-"""Collect what ``gpu_suite.py`` takes along: ``python bench/gpu_prepare.py --pretend FOLDER``.
+"""Collect what ``gpu_suite.py`` takes along: ``python bench/gpu_prepare.py --images ARCHIVE``.
 
 A lent GPU has no network and few minutes, most of which compiling would take. This makes, in the
 ignored folder ``bench/gpu_kit``:
 
-- compiled code for every GPU of ``GPUS``: the suite's own stages run on a pretended CUDA runtime
-  (``tools/pretend_cuda``, set up in FOLDER), with the torch, Triton and Python of ``VERSIONS``,
-  because the keys of Inductor's cache hold the GPU's name and the hash of torch's own sources.
-  Which tile sizes are fastest is left to the GPU.
+- compiled code for every GPU of ``gpu_pretend.GPUS``: the suite's own stages run on a pretended
+  CUDA runtime (``tools/pretend_cuda/run.py`` makes it), with exactly the torch, Triton and Python
+  of the machine, because the keys of Inductor's cache hold the GPU's name and the hash of torch's
+  own sources. Which tile sizes are fastest is left to the GPU.
 - the peers' wheels, from the package registry;
-- with ``--images ARCHIVE``, real images: a .tar.xz with ``train/CLASS/NAME.jpg`` and ``test/...``.
+- real images, where an archive is given: a .tar.xz with ``train/CLASS/NAME.jpg`` and ``test/...``.
 
 Repository and kit together must not be larger than ``MOST_MIB``. The last lines are the commands to
 type. ``--only code``, ``wheels``, ``images`` or ``commands`` does one of them; what exists of the
@@ -17,7 +17,6 @@ others stays.
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -30,9 +29,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from gpu_kit import CODE, FACTS, IMAGES, KIT, ROOT, WHEELS, facts
 from gpu_plan import CALLS
+from gpu_pretend import GPUS, VERSIONS, Pretended, add_arguments
 
-GPUS = ("NVIDIA H100 80GB HBM3", "NVIDIA H200")
-VERSIONS = {"python": "3.12", "torch": "2.11.0+cu130", "triton": "3.6.0"}
 PACKAGES = ("torchattacks==3.5.1", "adversarial-robustness-toolbox==1.20.1")
 COMPILING = {"smoke": None, "rest": "pgd-512,single-512,pgd-128,pgd-eval-512", "train": None}
 # Tile sizes that were "timed" where nothing has a time, and locks.
@@ -45,7 +43,7 @@ PARTS = ("code", "wheels", "images", "commands")
 def main() -> None:
     """Make the parts of the kit, check its size, print the commands."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pretend", type=Path, help="folder of the pretended CUDA runtime")
+    add_arguments(parser)
     parser.add_argument("--images", type=Path, help="a .tar.xz of JPEG images")
     parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--kit", type=Path, default=KIT)
@@ -59,9 +57,7 @@ def main() -> None:
     elif given.only == "images":
         parser.error("--only images needs --images ARCHIVE")
     if "code" in wanted:
-        if given.pretend is None:
-            parser.error("compiled code needs --pretend FOLDER; tools/pretend_cuda makes it")
-        compile_code(given.kit, given.pretend)
+        compile_code(given.kit, Pretended(given.pretend, given.python))
     write_facts(given.kit)
     check_size(given.kit)
     print_commands(given.kit)
@@ -78,64 +74,33 @@ def collect_wheels(kit: Path) -> None:
     print(f"wheels: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
-def compile_code(kit: Path, pretend: Path) -> None:
+def compile_code(kit: Path, pretended: Pretended) -> None:
     """Run the stages that compile on a pretended GPU of each name, and keep Inductor's cache."""
-    sys.path.insert(0, str(ROOT / "tools" / "pretend_cuda"))
-    from build import environment, python
-
-    interpreter = python(pretend)
-    require_versions(interpreter)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         calls = [(gpu, *call) for gpu in GPUS for call in COMPILING.items()]
         for number, (gpu, call, only) in enumerate(calls, 1):
             print(f"{number} of {len(calls)}: {call} on a pretended {gpu}", flush=True)
-            run_call(interpreter, call, only, kit, work, environment(pretend) | pretended(gpu))
+            run_call(pretended, gpu, call, only, kit, work)
         took = pack_code(work / "inductor", kit / CODE)
     print(f"compiled code: {took}")
 
 
-def pretended(gpu: str) -> dict[str, str]:
-    """Variables that choose the pretended GPU; numbers mean nothing there."""
-    return {"PRETEND_CUDA_NAME": gpu, "PRETEND_CUDA_TRUE": "1"}
-
-
-def require_versions(interpreter: Path) -> None:
-    """End unless ``interpreter`` has exactly the versions of the machine the code is for."""
-    ask = "import json, platform, torch, triton; print(json.dumps([platform.python_version(), "
-    ask += "torch.__version__, triton.__version__]))"
-    said = subprocess.run([str(interpreter), "-c", ask], capture_output=True, text=True)
-    found = dict(zip(VERSIONS, json.loads(said.stdout or "[]"), strict=False))
-    for name, version in VERSIONS.items():
-        if not found.get(name, "").startswith(version):
-            sys.exit(
-                f"Compiled code is for {name} {version} alone and {interpreter} has "
-                f"{found.get(name)}; set it up again with tools/pretend_cuda/run.py."
-            )
-
-
 def run_call(
-    interpreter: Path, call: str, only: str | None, kit: Path, work: Path,
-    variables: dict[str, str],
-) -> None:  # fmt: skip
+    pretended: Pretended, gpu: str, call: str, only: str | None, kit: Path, work: Path
+) -> None:
     """One call of the suite; its times are nonsense, its compiled code is not."""
-    command = [str(interpreter), "-P", str(ROOT / "bench" / "gpu_suite.py"), call]
-    command += [
-        "--work",
-        str(work),
-        "--pack",
-        str(work / "packed"),
-        "--kit",
-        str(without_code(kit, work)),
-    ]
-    command += ["--patience", str(PATIENCE)] + (["--only", only] if only else [])
+    command = [str(pretended.python), "-P", str(ROOT / "bench" / "gpu_suite.py"), call]
+    command += ["--kit", str(without_code(kit, work)), "--work", str(work)]
+    command += ["--pack", str(work / "packed"), "--patience", str(PATIENCE)]
     began = time.monotonic()
-    done = subprocess.run(command, env=os.environ | variables)
+    done = subprocess.run(
+        command + (["--only", only] if only else []), env=pretended.environment(gpu)
+    )
     print(f"{call}: {time.monotonic() - began:.0f} s", flush=True)
     if done.returncode:
-        logs = sorted(work.glob(f"{call}-*/*.log"))
         kept = Path(tempfile.mkdtemp(prefix="gpu-prepare-"))
-        for log in logs:
+        for log in sorted(work.glob(f"{call}-*/*.log")):
             shutil.copy(log, kept)
         sys.exit(f"A stage of {call} failed on the pretended GPU; its log is in {kept}.")
 

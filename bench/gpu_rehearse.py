@@ -1,10 +1,10 @@
-"""The appointment with a GPU, rehearsed without one: ``python bench/gpu_rehearse.py --pretend F``.
+"""The appointment with a GPU, rehearsed without one: ``python bench/gpu_rehearse.py``.
 
 What travels (the repository's files and ``bench/gpu_kit``) is put into an empty folder, without
 .git and without network, and the calls that ``gpu_prepare.py`` prints are made there, on a
-pretended CUDA runtime (``tools/pretend_cuda``, set up in F). Then one call is killed. Asked is:
-does every stage end well and write its rows; is all compiled code found in what was brought; is
-what was measured before the kill in the packed file. Times and numbers mean nothing.
+pretended CUDA runtime (``tools/pretend_cuda``). Then one call is killed. Asked is: does every stage
+end well and write its rows; is all compiled code found in what was brought; is what was measured
+before the kill in the packed file. Times and numbers mean nothing.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from gpu_kit import KIT, ROOT
 from gpu_plan import stages_of
-from gpu_prepare import GPUS, PACKAGES, pretended, tracked
+from gpu_prepare import PACKAGES, tracked
+from gpu_pretend import GPUS, Pretended, add_arguments
 
 # Which rows a stage must have written.
 WRITES = {
@@ -49,18 +50,15 @@ PATIENCE = 4  # two cores do what sixteen do there
 def main() -> None:
     """Rehearse, print what was found, exit with 1 where something is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pretend", type=Path, required=True, help="the pretended CUDA runtime")
+    add_arguments(parser)
     parser.add_argument("--gpu", choices=GPUS, default=GPUS[0], help="the GPU's name")
     parser.add_argument("--calls", default="smoke,rest,train", help="which, with commas")
     parser.add_argument("--patience", type=float, default=PATIENCE)
     parser.add_argument("--json", type=Path, help="write what was found")
     given = parser.parse_args()
-    sys.path.insert(0, str(ROOT / "tools" / "pretend_cuda"))
-    from build import environment, python
-
+    pretended = Pretended(given.pretend, given.python)
     with tempfile.TemporaryDirectory() as folder:
-        stage = Rehearsal(Path(folder), python(given.pretend), given.patience)
-        stage.variables |= environment(given.pretend) | pretended(given.gpu)
+        stage = Rehearsal(Path(folder), pretended, given.gpu, given.patience)
         stage.arrive()
         found = {call: stage.call(call) for call in given.calls.split(",")}
         found["killed"] = stage.killed()
@@ -74,11 +72,10 @@ def main() -> None:
 class Rehearsal:
     """A folder as the machine with the GPU would have it, and the calls made there."""
 
-    def __init__(self, folder: Path, interpreter: Path, patience: float) -> None:
+    def __init__(self, folder: Path, pretended: Pretended, gpu: str, patience: float) -> None:
         self.root, self.work, self.out = folder / "tree", folder / "work", folder / "out"
-        self.interpreter, self.patience = interpreter, patience
-        # The interpreter's own packages and nothing of this checkout.
-        self.variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        self.interpreter, self.patience = pretended.python, patience
+        self.variables = pretended.environment(gpu, self.root)
         cut_off = subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode == 0
         self.network = "cut off" if cut_off else "not cut off (unshare --net is not allowed here)"
         self.prefix = ["unshare", "--net"] if cut_off else []
@@ -94,8 +91,6 @@ class Rehearsal:
         with tarfile.open(archive) as opened:
             opened.extractall(self.root, filter="data")
         archive.unlink()
-        startup = self.root / "tools" / "pretend_cuda" / "startup"
-        self.variables["PYTHONPATH"] = str(startup)
 
     def command(self, call: str, *more: str) -> list[str]:
         command = [*self.prefix, str(self.interpreter), "bench/gpu_suite.py", call]
