@@ -11,7 +11,6 @@ import sys
 import tarfile
 import time
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,14 @@ import torch
 from bench_script import BENCH
 from PIL import Image
 
-from fastadv.benchmark.compare import Comparison, _wanted, warm_up
+from fastadv.benchmark.compare import Comparison, _wanted
 from fastadv.benchmark.interleave import Candidate
+from fastadv.benchmark.ours import CAPTURED_EAGER, engine_mode, our_candidate
 from fastadv.benchmark.results import idle_rows
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import parse_specs
 from fastadv.data.npz import read_npz
+from fastadv.engine.choice import compiles
 from fastadv.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -72,20 +73,6 @@ def test_what_is_wanted_most_is_built_first():
         "published-tf32-off",
         "art",
     ]
-
-
-def test_a_warm_up_keeps_one_candidate_at_a_time(monkeypatch):
-    alive, most = [], []
-
-    def candidate(setting, spec, dtype, mode):
-        alive.append(str(spec))
-        most.append(len(alive))
-        return Candidate(str(spec), float, facts={"by": "fastadv"}, close=alive.clear)
-
-    monkeypatch.setattr("fastadv.benchmark.compare.our_candidate", candidate)
-    asked = Comparison(TINY, parse_specs("pgd,fast,apart"), "fp32", ("compiled",), 1)
-    assert warm_up(replace(asked, with_passes=False), print) == []
-    assert most == [1, 1, 1]
 
 
 def test_the_gpu_suite_runs_every_test_that_needs_a_gpu():
@@ -250,3 +237,73 @@ def test_images_of_an_archive_become_one_file(tmp_path, beside):
     assert data.train_images[:, 0, 0, 0].tolist() == [40, 10, 20]
     assert data.train_images[:, 2].min() == 255
     assert (data.train_labels.tolist(), data.test_labels.tolist()) == ([0, 0, 1], [1])
+
+
+def test_a_captured_step_that_is_timed_as_written_is_in_too_short_a_run_to_compile():
+    for mode, compiled in [("captured", True), (CAPTURED_EAGER, False)]:
+        name, steps = engine_mode(mode)
+        assert (name, compiles(name, steps)) == ("captured", compiled)
+    assert engine_mode("eager")[0] == "eager"
+    with pytest.raises(UserError, match="captured-eager is a mode of CUDA devices"):
+        our_candidate(TINY, parse_specs("pgd")[0], "fp32", CAPTURED_EAGER)
+    with pytest.raises(UserError, match="did you mean 'captured-eager'"):
+        our_candidate(TINY, parse_specs("pgd")[0], "fp32", "captured-eger")
+
+
+def _gpu_rows():
+    common = {
+        "run": "a", "date": "2026-01-01", "device": "a GPU", "threads": 2, "torch": "2.11",
+        "python": "3.12", "fastadv": "1", "commit": "abc", "cuda": "13.0", "command": "suite",
+        "config": Setting(batch_size=512).as_row(), "dtype": "bf16", "method": "pgd",
+        "attack_bn": "train",
+    }  # fmt: skip
+    spread = {"median": 80.0, "p10": 79.0, "p90": 82.0, "count": 7}
+    step = {"kind": "step", "by": "fastadv", "name": "ours captured", "images_per_s": 6400.0}
+    step |= {"ms": spread, "over_bound": 1.25, "of_matmul": 0.3, "peak_mib": 2500.0}
+    peer = {"kind": "step", "by": "published", "name": "published", "images_per_s": 640.0}
+    peer |= {"ms": {key: 10 * value for key, value in spread.items()}}
+    late = step | {"name": "ours eager", "preliminary": True}
+    ratio = {"kind": "speedup", "peer": "published", "ours": "ours captured", "times": spread}
+    ratio |= {"times": {"median": 10.0}, "our_bn": "train", "peer_bn": "train"}
+    idle = {"kind": "idle", "name": "ours captured", "idle_share": 0.015}
+    whole = {"kind": "kernels", "candidate": "ours captured", "count": 2000, "wall_us": 80500.0}
+    whole |= {"kernel_us": 79000.0, "idle_share": 0.01}
+    kernel = {"kind": "kernel", "candidate": "ours captured", "name": "triton_red_0", "count": 17}
+    kernel |= {"us": 7900.0, "bytes": 10**9, "of_copy": 0.42}
+    unknown = kernel | {"name": "sm90_xmma_fprop", "us": 50000.0, "bytes": None, "of_copy": None}
+    return [r | common for r in (step, peer, late, ratio, idle, whole, kernel, unknown)]
+
+
+def test_the_tables_of_a_gpu(beside):
+    tables = beside("tables")
+    written = tables.written_into("<!-- bench:gpu --><!-- /bench:gpu -->", _gpu_rows())
+    (ours,) = [line for line in written.splitlines() if "ours captured" in line]
+    cells = [cell.strip() for cell in ours.strip("|").split("|")]
+    assert cells[1:6] == ["ours captured", "512", "80", "79-82", "6,400"]
+    assert cells[6:12] == ["80.0 %", "", "30.0 %", "2,500", "1.5 %", ""]
+    (peer,) = [line for line in written.splitlines() if "published |" in line]
+    assert peer.endswith("| 10.00x |")
+    assert "ours eager *" in written
+    assert "the time was up" in written
+    replay = tables.written_into("<!-- bench:gpu-replay --><!-- /bench:gpu-replay -->", _gpu_rows())
+    assert "2,000 kernels, 79 ms in 80.5 ms" in replay
+    fprop, reduction = [line for line in replay.splitlines() if line.startswith("| `")]
+    assert fprop == "| `sm90_xmma_fprop` | 17 | 50,000 | 63.3 % |  |  |"
+    assert reduction == "| `triton_red_0` | 17 | 7,900 | 10.0 % | 1,000 | 42.0 % |"
+    nothing = tables.written_into("<!-- bench:gpu --><!-- /bench:gpu -->", [])
+    assert "No GPU has run this version yet" in nothing
+    # A CPU's tables have no row of a GPU.
+    assert "ours" not in tables.written_into(
+        "<!-- bench:speed --><!-- /bench:speed -->", _gpu_rows()
+    )
+
+
+def test_our_kernels_on_a_gpu(beside):
+    row = {"kind": "kernel speed", "device": "a GPU", "torch": "2.11", "time": "2026-01-01T00"}
+    row |= {"kernel": "linf_step", "size": "512", "backward": False, "device_seconds": 8e-6}
+    row |= {"gigabytes_per_second": 2700.0, "copy_gigabytes_per_second": 3000.0}
+    rows = [row | {"face": "triton"}, row | {"face": "reference", "device_seconds": 40e-6}]
+    on_cpu = row | {"face": "triton", "device": "a CPU", "device_seconds": None}
+    written = beside("gpu_tables").kernels_table([*rows, on_cpu])
+    assert "| linf_step | 512 | 8 | 2,700 | 90.0 % | 40 |  |" in written
+    assert "a CPU" not in written

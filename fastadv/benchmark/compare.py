@@ -130,15 +130,6 @@ def _preliminary(rows: Sequence[Row]) -> list[Row]:
     return [row | {"preliminary": True} for row in rows]
 
 
-def warm_up(comparison: Comparison, say: Say) -> list[str]:
-    """Build every candidate and nothing else, one after another, so that compiled code is in the
-    cache when it counts; returns a sentence for whatever could not be built."""
-    outcome = Outcome()
-    for _ in _building(comparison, outcome, say):
-        outcome.candidates.pop().close()  # its memory is the next one's
-    return outcome.skipped
-
-
 def _bound(comparison: Comparison, limits: Limits, outcome: Outcome) -> Bound | None:
     setting = comparison.setting
     device = torch.device(setting.device)
