@@ -49,7 +49,9 @@ def holds(name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
     return register
 
 
-def captured(work: Work, mode: str = "thread_local", stream: Any = None, replay: bool = True) -> str:
+def captured(
+    work: Work, mode: str = "thread_local", stream: Any = None, replay: bool = True
+) -> str:
     """What is said of capturing ``work``: the first error's first line, or "captured"."""
     stream = stream or torch.cuda.Stream()
     graph = torch.cuda.CUDAGraph()
@@ -136,7 +138,9 @@ def _() -> str:
 
     def copy() -> None:
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        runtime().cudaMemcpyAsync(ctypes.c_void_p(x.data_ptr()), page, ctypes.c_size_t(16), 1, stream)
+        runtime().cudaMemcpyAsync(
+            ctypes.c_void_p(x.data_ptr()), page, ctypes.c_size_t(16), 1, stream
+        )
 
     return captured(copy)
 

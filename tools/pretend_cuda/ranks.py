@@ -8,6 +8,7 @@ how many of them are NCCL's, and what a replayed step launches, NCCL's beside it
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import socket
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from counts import Counts, kinds
 from torch import distributed, multiprocessing
 
 RANKS = 2
@@ -104,17 +104,23 @@ def steps(method: str, rank: int, port: int) -> dict[str, Any]:
     ours.any_process = any_process
     setting = Setting(width=8, batch_size=SIZE, device=f"cuda:{rank}")
     step = make_step(setting, Spec.parse(method), "bf16", "captured", RUN)
-    counts, graphs, replayed, beside = Counts(), [], 0, 0
+    library = ctypes.CDLL(None)
+    library.pretend_cuda_launches.restype = ctypes.c_long
+    library.pretend_cuda_census.restype = library.pretend_cuda_graphs.restype = ctypes.c_char_p
+    graphs, replayed, beside = [], 0, 0
     for batch in setting.batches(CALLS, channels_last=True):
-        counts.reset()
+        library.pretend_cuda_reset()
         step(batch.x, batch.y, batch.index, second=batch.x.flip(-1))
-        replayed = counts.launches()
-        beside = kinds(counts.census()).get("message", 0)
-        graphs += counts.graphs()
-    nodes = [
-        {"nodes": graph["nodes"], "nccl": graph["kinds"].get("message", 0)} for graph in graphs
-    ]
+        replayed = library.pretend_cuda_launches()
+        beside = messages(json.loads(library.pretend_cuda_census()))
+        graphs += json.loads(library.pretend_cuda_graphs())
+    nodes = [{"nodes": count, "nccl": messages(census)} for census, count in graphs]
     return {"graphs": nodes, "replayed": replayed, "nccl_beside": beside}
+
+
+def messages(census: dict[str, int]) -> int:
+    """How many of these launches are NCCL's."""
+    return sum(count for name, count in census.items() if name.startswith("nccl "))
 
 
 def any_process(said: bool, device: torch.device) -> bool:
