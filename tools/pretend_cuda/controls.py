@@ -67,7 +67,7 @@ def captured(
             graph.capture_end()
         except Exception as error:
             said = said or str(error).splitlines()[0]
-    if not said and replay:
+    if not said:
         graph.replay()
         torch.cuda.synchronize()
     return said or "captured"
@@ -318,8 +318,7 @@ def _() -> str:
 def _() -> str:
     def allocate() -> None:
         for size in (1 << 10, 1 << 22, 1 << 26):
-            del_soon = torch.empty(size, device="cuda")
-            del_soon.add_(1)
+            torch.empty(size, device="cuda").add_(1)
 
     return captured(allocate)
 

@@ -1,8 +1,8 @@
 """Two processes train on the pretended runtime, with NCCL, in captured mode.
 
-Each method's step is recorded and replayed in both; what is told is how many nodes its graphs have,
-how many of them are NCCL's, and what a replayed step launches, NCCL's beside its graphs too. Run it on the library
-(``build.environment``); exit code 1 where a method fails.
+Each method's step is recorded and replayed in both; what is told is how many nodes its graphs have
+and how many of them are NCCL's, and what a replayed step launches, and how much of that is NCCL's.
+Run it on the library (``build.environment``); exit code 1 where a method fails.
 """
 
 from __future__ import annotations
