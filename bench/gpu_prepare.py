@@ -17,11 +17,11 @@ others stays.
 
 import argparse
 import json
+import lzma
 import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,8 +33,11 @@ from gpu_pretend import GPUS, VERSIONS, Pretended, add_arguments
 
 PACKAGES = ("torchattacks==3.5.1", "adversarial-robustness-toolbox==1.20.1")
 COMPILING = {"smoke": None, "rest": "pgd-512,single-512,pgd-128,pgd-eval-512", "train": None}
-# Tile sizes that were "timed" where nothing has a time, and locks.
-NOT_TAKEN = (".best_config", ".lock")
+# Of Inductor's folder. An entry of these holds its kernels; the rest is written again where it is
+# used, or (tile sizes that were "timed" where nothing has a time) must not be.
+TAKEN = ("fxgraph", "aotautograd")
+# The same kernels are in the entries of every GPU's name, far apart.
+LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 256 * 2**20}]
 MOST_MIB = 60
 PATIENCE = 30  # times the suite's own limits; here two cores may do what sixteen do there
 PARTS = ("code", "wheels", "images", "commands")
@@ -75,15 +78,18 @@ def collect_wheels(kit: Path) -> None:
 
 
 def compile_code(kit: Path, pretended: Pretended) -> None:
-    """Run the stages that compile on a pretended GPU of each name, and keep Inductor's cache."""
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        calls = [(gpu, *call) for gpu in GPUS for call in COMPILING.items()]
-        for number, (gpu, call, only) in enumerate(calls, 1):
-            print(f"{number} of {len(calls)}: {call} on a pretended {gpu}", flush=True)
-            run_call(pretended, gpu, call, only, kit, work)
-        took = pack_code(work / "inductor", kit / CODE)
-    print(f"compiled code: {took}")
+    """Run the stages that compile on a pretended GPU of each name, and keep Inductor's cache.
+
+    What was compiled lies in the pretended runtime's folder until all is: an interrupted run finds
+    it there.
+    """
+    work = pretended.folder / "kit"
+    calls = [(gpu, *call) for gpu in GPUS for call in COMPILING.items()]
+    for number, (gpu, call, only) in enumerate(calls, 1):
+        print(f"{number} of {len(calls)}: {call} on a pretended {gpu}", flush=True)
+        run_call(pretended, gpu, call, only, kit, work)
+    print(f"compiled code: {pack_code(work / 'inductor', kit / CODE)}")
+    shutil.rmtree(work)
 
 
 def run_call(
@@ -99,16 +105,13 @@ def run_call(
     )
     print(f"{call}: {time.monotonic() - began:.0f} s", flush=True)
     if done.returncode:
-        kept = Path(tempfile.mkdtemp(prefix="gpu-prepare-"))
-        for log in sorted(work.glob(f"{call}-*/*.log")):
-            shutil.copy(log, kept)
-        sys.exit(f"A stage of {call} failed on the pretended GPU; its log is in {kept}.")
+        sys.exit(f"A stage of {call} failed on the pretended GPU; its log is in {work}.")
 
 
 def without_code(kit: Path, work: Path) -> Path:
     """The kit as it would be if all had to be compiled: its images alone."""
     bare = work / "kit"
-    bare.mkdir(exist_ok=True)
+    bare.mkdir(parents=True, exist_ok=True)
     if (kit / IMAGES).exists() and not (bare / IMAGES).exists():
         (bare / IMAGES).symlink_to((kit / IMAGES).resolve())
     return bare
@@ -116,14 +119,17 @@ def without_code(kit: Path, work: Path) -> Path:
 
 def pack_code(cache: Path, target: Path) -> str:
     """All that is worth taking of ``cache`` in ``target``; says how much that is."""
-    files = [path for path in sorted(cache.rglob("*")) if path.is_file()]
-    files = [path for path in files if path.suffix not in NOT_TAKEN and path.name != "unpacked"]
-    with tarfile.open(target, "w:xz", preset=6) as archive:
+    files = [path for name in TAKEN for path in sorted((cache / name).rglob("*"))]
+    files = [path for path in files if path.is_file()]
+    with (
+        lzma.open(target, "wb", filters=LZMA) as packed,
+        tarfile.open(None, "w", packed) as archive,
+    ):
         for path in files:
             archive.add(path, path.relative_to(cache))
     held = sum(path.stat().st_size for path in files)
-    packed = target.stat().st_size
-    return f"{len(files)} files, {held / 2**20:.1f} MiB, {packed / 2**20:.1f} MiB packed"
+    size = target.stat().st_size
+    return f"{len(files)} files, {held / 2**20:.1f} MiB, {size / 2**20:.1f} MiB packed"
 
 
 def write_facts(kit: Path) -> None:

@@ -32,7 +32,10 @@ class Pretended:
         """All variables of a program on the pretended ``gpu``, with the tools of the checkout
         ``root``: numbers are off and constants fold on the CPU."""
         startup = root / "tools" / "pretend_cuda" / "startup"
-        return self._environment | {"PRETEND_CUDA_NAME": gpu, "PYTHONPATH": str(startup)}
+        chosen = {"PRETEND_CUDA_NAME": gpu, "PRETEND_CUDA_TRUE": "1"}
+        # The runtime's log would bury what a stage says.
+        chosen["PRETEND_CUDA_LOG"] = str(self.folder / "runtime.log")
+        return self._environment | chosen | {"PYTHONPATH": str(startup)}
 
     def _require_versions(self) -> None:
         ask = "import json, platform, torch, triton; print(json.dumps([platform.python_version(), "
