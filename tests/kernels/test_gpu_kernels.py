@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fastadv.kernels import reference
-from test_operators import PUBLIC_CALLS, images, layers, logits, tensors
+from test_operators import PUBLIC_CALLS, VIEW, images, layers, logits, tensors
 from torch import Tensor
 
 from fastadv import kernels
@@ -56,6 +56,18 @@ LARGE: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
         lambda: (
             *([random(64, 64, 3, 3, seed=seed + k) for k in range(40)] for seed in (0, 50)),
             *(0.1, "global"),
+        ),
+    ),
+    "block_signs of mixed dtypes": (
+        "block_signs",
+        # Under autocast the images are float32 and the blocks bfloat16.
+        lambda: ([large_images(0) - 0.5, *[random(16, 64, 32, 32).bfloat16()] * 3],),
+    ),
+    "crop_flip_add of channels_last": (
+        "crop_flip_add",
+        lambda: (
+            *(torch.ones(6, 3, 9, 8), *VIEW),
+            *(images(0, channels_last=True), 0.3, 0.1),
         ),
     ),
     "block_step_gradients": (
