@@ -1,17 +1,21 @@
 """Markdown tables from rows: ``python bench/tables.py [--write README.md bench/README.md ...]``.
 
 Without ``--write`` they are printed. In a file, what stands between ``<!-- bench:NAME -->`` and
-``<!-- /bench:NAME -->`` is replaced, for NAME in ``TABLES``. Of every
-device and setting the newest run counts.
+``<!-- /bench:NAME -->`` is replaced, for NAME in ``TABLES``. Of every device and setting the newest
+run counts. ``--take FILE`` adds the rows of a packed file of ``gpu_suite.py`` first.
 """
 
 import argparse
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastadv.benchmark.rows import read_rows
+sys.path.insert(0, str(Path(__file__).parent))
+from gpu_tables import NONE_YET, gpu_table, is_of_gpu, kernels_table, replay_table, take
+
+from fastadv.benchmark.rows import newest, newest_of_each, read_rows
 from fastadv.benchmark.table import number, percent
 from fastadv.errors import unknown
 from fastadv.explain import recipe_table
@@ -20,19 +24,6 @@ from fastadv.recipes import METHODS
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 Key = tuple[Any, ...]
-
-
-def newest(rows: list[Row], key: Callable[[Row], Key]) -> list[Row]:
-    """For each key the rows of the last run that has it, in the order they were written."""
-    last: dict[Key, tuple[str, str]] = {}
-    for row in rows:
-        last[key(row)] = max(last.get(key(row), ("", "")), (row["date"], row["run"]))
-    return [row for row in rows if last[key(row)] == (row["date"], row["run"])]
-
-
-def newest_of_each(rows: list[Row], key: Callable[[Row], Key]) -> list[Row]:
-    """The last row for each key; a run may time the same thing in several comparisons."""
-    return list({key(row): row for row in newest(rows, key)}.values())
 
 
 def _where(row: Row) -> Key:
@@ -74,7 +65,7 @@ def _speed_lines(steps: list[Row], ratios: list[Row]) -> str:
         spread = f"{number(row['ms']['p10'])}-{number(row['ms']['p90'])}"
         cells = [name, row["attack_bn"], number(row["ms"]["median"]), spread]
         lines.append(_line([*cells, number(row["images_per_s"]), times]))
-    return "\n".join([*lines, "", _caption(steps[0])])
+    return "\n".join([*lines, "", caption(steps[0])])
 
 
 def methods_table(rows: list[Row]) -> str:
@@ -240,7 +231,7 @@ def recipes_table(rows: list[Row]) -> str:
         "/ 10, and what perturbs weights, or sees half of the images an epoch (RST), is slowest.",
         f"So that it begins in time: {', '.join(sorted(options))}." if options else "",
         "`python bench/digits.py` measures it:",
-        *dict.fromkeys(map(_caption, reached.values())),
+        *dict.fromkeys(map(caption, reached.values())),
     ]
     status = {name: _accuracies(row) for name, row in reached.items()}
     return "\n".join([*filter(None, said), "", recipe_table(status)])
@@ -260,10 +251,11 @@ def _line(cells: list[str]) -> str:
 
 def _table(lines: list[str], shown: list[Row]) -> str:
     """The lines, and under them what made the rows that are shown; nothing for no rows."""
-    return "\n".join([*lines, "", *dict.fromkeys(map(_caption, shown))]) if shown else ""
+    return "\n".join([*lines, "", *dict.fromkeys(map(caption, shown))]) if shown else ""
 
 
-def _caption(row: Row) -> str:
+def caption(row: Row) -> str:
+    """What made a row: device, versions, commit, date and command."""
     return (
         f"{row['device']}, {row['threads']} threads, torch {row['torch']}, "
         f"Python {row['python']}, fastadv {row['fastadv']} ({row['commit']}), {row['date'][:10]}: "
@@ -271,11 +263,20 @@ def _caption(row: Row) -> str:
     )
 
 
+def _of_cpus(table: Callable[[list[Row]], str]) -> Callable[[list[Row]], str]:
+    """GPUs have tables of their own."""
+    return lambda rows: table([row for row in rows if not is_of_gpu(row)])
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
-    "speed": speed_table,
-    "methods": methods_table,
-    "ratios": ratios_table,
-    "passes": passes_table,
+    "speed": _of_cpus(speed_table),
+    "methods": _of_cpus(methods_table),
+    "ratios": _of_cpus(ratios_table),
+    "passes": _of_cpus(passes_table),
+    "gpu": lambda rows: gpu_table(rows, caption),
+    "gpu-passes": lambda rows: passes_table([row for row in rows if is_of_gpu(row)]) or NONE_YET,
+    "gpu-replay": lambda rows: replay_table(rows, caption),
+    "gpu-kernels": kernels_table,
     "loaders": loaders_table,
     "savings": savings_table,
     "inductor": inductor_table,
@@ -300,12 +301,16 @@ def main() -> None:
     """Print the tables or write them into files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--take", type=Path, nargs="*", default=[], help="add packed results")
     parser.add_argument("--write", type=Path, nargs="*", default=[])
     given = parser.parse_args()
-    rows = [row for row in read_rows(given.results) if "kind" in row]
+    for packed in given.take:
+        print(f"{packed}: {len(take(packed, given.results))} new rows")
+    # The kernels' own benchmark says "bench" for "kind".
+    rows = [{"kind": "kernel speed"} | row for row in read_rows(given.results)]
     for file in given.write:
         file.write_text(written_into(file.read_text(encoding="utf-8"), rows), encoding="utf-8")
-    if not given.write:
+    if not given.write and not given.take:
         for name, render in TABLES.items():
             print(f"## {name}\n\n{render(rows)}\n")
 

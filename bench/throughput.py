@@ -15,7 +15,6 @@ import torch
 
 from fastadv.benchmark.command import run_comparisons, wide_console
 from fastadv.benchmark.compare import Comparison
-from fastadv.benchmark.parity import require_parity
 from fastadv.benchmark.peer_list import PEERS, usual_peers
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import parse_specs
@@ -46,9 +45,6 @@ def main() -> None:
         torch.set_num_threads(given.threads)
     plan = comparisons(given)
     console = wide_console()
-    specs = [spec for comparison in plan for spec in comparison.specs]
-    device = torch.device(plan[0].setting.device)
-    console.print("parity: " + require_parity(specs, plan[0].modes, device))
     run_comparisons(plan, given.out, console)
 
 

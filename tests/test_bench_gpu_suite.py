@@ -1,25 +1,42 @@
 """What the GPU suite rests on: order of building, what is kept alive, and a dry run of it all."""
 
+import argparse
+import importlib
+import io
 import json
+import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+import tarfile
+import time
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from bench_script import script
+from bench_script import BENCH
+from PIL import Image
 
-from fastadv.benchmark import rows
-from fastadv.benchmark.compare import Comparison, _wanted, warm_up
+from fastadv.benchmark.compare import Comparison, _wanted
 from fastadv.benchmark.interleave import Candidate
+from fastadv.benchmark.ours import CAPTURED_EAGER, engine_mode, our_candidate
 from fastadv.benchmark.results import idle_rows
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import parse_specs
+from fastadv.data.npz import read_npz
+from fastadv.engine.choice import compiles
+from fastadv.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 TINY = Setting(width=4, batch_size=4, image_size=16)
+
+
+@pytest.fixture
+def beside(monkeypatch):
+    """Imports a script of bench/ that imports others beside it."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module
 
 
 def test_how_long_a_gpu_waits_is_asked_of_our_steps_alone(monkeypatch):
@@ -36,26 +53,26 @@ def test_how_long_a_gpu_waits_is_asked_of_our_steps_alone(monkeypatch):
 
 def test_what_is_wanted_most_is_built_first():
     comparison = Comparison(
-        TINY, parse_specs("pgd"), "fp32", ("captured", "compiled", "eager"), 3, ("published",)
-    )
+        TINY, parse_specs("pgd"), "fp32", ("captured", "compiled", "eager"), 3,
+        ("art", "published-tf32-off", "published", "helped"),
+    )  # fmt: skip
     names = [name for name, _ in _wanted(comparison)]
-    steps = ["pgd fp32 captured", "pgd fp32 eager", "published", "pgd fp32 compiled"]
-    assert names[:4] == steps
-    assert all("pass" in name for name in names[4:])
-
-
-def test_a_warm_up_keeps_one_candidate_at_a_time(monkeypatch):
-    alive, most = [], []
-
-    def candidate(setting, spec, dtype, mode):
-        alive.append(str(spec))
-        most.append(len(alive))
-        return Candidate(str(spec), float, facts={"by": "fastadv"}, close=alive.clear)
-
-    monkeypatch.setattr("fastadv.benchmark.compare.our_candidate", candidate)
-    asked = Comparison(TINY, parse_specs("pgd,fast,apart"), "fp32", ("compiled",), 1)
-    assert warm_up(replace(asked, with_passes=False), print) == []
-    assert most == [1, 1, 1]
+    assert names == [
+        "pgd fp32 captured",
+        "training pass fp32 captured, train mode",
+        "input gradient pass fp32 captured, train mode",
+        "pgd fp32 eager",
+        "pgd fp32 compiled",
+        "helped",
+        "published",
+        *(
+            f"{kind} pass fp32 {mode}, train mode"
+            for mode in ("compiled", "eager")
+            for kind in ("training", "input gradient")
+        ),
+        "published-tf32-off",
+        "art",
+    ]
 
 
 def test_the_gpu_suite_runs_every_test_that_needs_a_gpu():
@@ -70,21 +87,223 @@ def test_the_gpu_suite_runs_every_test_that_needs_a_gpu():
     assert marked == set(re.findall(r'"(.*?)"', named[1]))
 
 
+def test_every_stage_of_the_plan_exists_and_fits_into_its_call(beside):
+    plan, stages, rehearse = beside("gpu_plan"), beside("gpu_stages"), beside("gpu_rehearse")
+    names = [stage.name for stage in plan.PLAN]
+    assert sorted(stages.STAGES) == sorted(names) == sorted(set(names))
+    for call, seconds in plan.CALLS.items():
+        # The call's own start, packing and table take some seconds more.
+        assert max(stage.seconds for stage in plan.stages_of(call)) <= seconds - 5, call
+        assert {stage.name for stage in plan.stages_of(call)} <= set(rehearse.WRITES)
+    assert sum(stage.seconds for stage in plan.stages_of("rest")) <= 1.2 * plan.CALLS["rest"]
+    assert plan.CALLS["smoke"] <= 110
+    assert plan.CALLS["rest"] <= 570
+
+
 @pytest.mark.slow
-def test_gpu_suite_dry_run(tmp_path):
+@pytest.mark.parametrize("call", ["smoke", "rest", "train"])
+def test_gpu_suite_dry_run(call, tmp_path, beside):
     suite = ROOT / "bench" / "gpu_suite.py"
-    command = [sys.executable, str(suite), "--device", "cpu", "--tiny", "--out", str(tmp_path)]
+    command = [sys.executable, str(suite), call, "--device", "cpu", "--tiny", "--patience", "6"]
+    command += ["--work", str(tmp_path / "work"), "--pack", str(tmp_path / "packed")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    (packed,) = (tmp_path / "packed").iterdir()
+    plan = beside("gpu_plan")
+    with tarfile.open(packed) as archive:
+        summary = json.load(archive.extractfile("summary.json"))
+        written = [name for name in archive.getnames() if name.endswith(".jsonl")]
+        assert not [name for name in archive.getnames() if name.endswith(".pt")]
+    assert [entry["stage"] for entry in summary] == [s.name for s in plan.stages_of(call)]
     assert {entry["status"] for entry in summary} == {"ok"}
-    assert len(summary) == 11
-    kinds = {row.get("kind") for row in rows.read_rows(tmp_path)}
-    assert {"limits", "step", "pass", "speedup", "bound"} <= kinds
+    assert written
 
 
-def test_the_suite_reports_what_a_killed_stage_left(tmp_path):
+def test_the_suite_reports_what_a_killed_stage_left(tmp_path, beside):
     (tmp_path / "rows.jsonl").write_text('{"kind": "bound"}\n{"kind": "st')
-    gpu_suite = script("gpu_suite")
-    gpu_suite.report([gpu_suite.Done("bound", "out of time", 1.0, "")], tmp_path)
+    gpu_suite = beside("gpu_suite")
+    done = [gpu_suite.Done("bound", "out of time", 1.0, "")]
+    gpu_suite.write_summary(done, tmp_path)
+    gpu_suite.report(done, tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())[0]["stage"] == "bound"
+
+
+def test_a_stage_that_takes_too_long_is_ended_and_the_next_one_runs(tmp_path, beside, monkeypatch):
+    gpu_suite = beside("gpu_suite")
+    stage = gpu_suite.Stage("slow", "rest", 1, "")
+    code = "import subprocess, sys, time; subprocess.Popen(['sleep', '97.25']); print('at work', "
+    code += "flush=True); time.sleep(60)"
+    monkeypatch.setattr(gpu_suite, "LEAST", 0.1)
+    monkeypatch.setattr(gpu_suite, "stage_command", lambda *given: [sys.executable, "-c", code])
+    given = argparse.Namespace(out=tmp_path, patience=1.0)
+    done = gpu_suite.run_stage(stage, given, dict(os.environ), time.monotonic() + 30)
+    assert (done.status, done.note) == ("out of time", "at work")
+    assert done.seconds < 10
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert "sleep 97.25" not in listed  # what the stage left running
+    late = gpu_suite.run_stage(stage, given, dict(os.environ), time.monotonic() + 0.05)
+    assert late.status == "not begun"
+
+
+def test_the_packed_file_is_whole_at_any_moment(tmp_path, beside):
+    packing = beside("gpu_pack")
+    folder, target = tmp_path / "results", tmp_path / "out" / "results.tar.gz"
+    folder.mkdir()
+    (folder / "best.pt").write_bytes(b"weights")
+    (folder / "long.log").write_bytes(b"a" * packing.LARGEST + b"the end")
+    with packing.Packing(folder, target, 0.01):
+        for count in range(50):
+            with (folder / "rows.jsonl").open("a") as file:
+                file.write(json.dumps({"row": count}) + "\n")
+            time.sleep(0.002)
+            if target.exists():
+                with tarfile.open(target) as archive:  # raises where it is not whole
+                    lines = archive.extractfile("rows.jsonl").read().splitlines()
+                assert [json.loads(line)["row"] for line in lines] == list(range(len(lines)))
+    with tarfile.open(target) as archive:
+        assert sorted(archive.getnames()) == ["long.log", "rows.jsonl"]
+        assert len(archive.extractfile("rows.jsonl").read().splitlines()) == 50
+        assert archive.extractfile("long.log").read().endswith(b"the end")
+
+
+def test_what_came_back_is_taken_once(tmp_path, beside):
+    tables, packing = beside("gpu_tables"), beside("gpu_pack")
+    work, results = tmp_path / "work", tmp_path / "results"
+    (work / "run-fast").mkdir(parents=True)
+    (work / "run-fast" / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    (work / "gpu.jsonl").write_text('{"kind": "step", "run": "a"}\n{"kind": "ste')
+    packing.pack(work, tmp_path / "packed.tar.gz")
+    assert tables.take(tmp_path / "packed.tar.gz", results) == [{"kind": "step", "run": "a"}]
+    assert tables.take(tmp_path / "packed.tar.gz", results) == []
+    assert (results / "gpu.jsonl").read_text() == '{"kind": "step", "run": "a"}\n'
+    assert len(list(results.iterdir())) == 1
+    (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "packed.tar.gz").read_bytes()[:60])
+    with pytest.raises(UserError, match="Cannot read the packed results"):
+        tables.take(tmp_path / "cut.tar.gz", results)
+
+
+def test_the_kit_is_laid_out_where_it_is_looked_for(tmp_path, beside):
+    kit, prepare = beside("gpu_kit"), beside("gpu_prepare")
+    brought, cache = tmp_path / "kit", tmp_path / "made"
+    (brought / kit.WHEELS).mkdir(parents=True)
+    (cache / "fxgraph").mkdir(parents=True)
+    (cache / "fxgraph" / "code").write_text("compiled")
+    (cache / "fxgraph" / "code.best_config").write_text("timed where nothing has a time")
+    prepare.pack_code(cache, brought / kit.CODE)
+    prepare.write_facts(brought)
+    assert kit.unpack_code(brought, tmp_path / "there").startswith("compiled code: ")
+    assert [path.name for path in (tmp_path / "there").rglob("code*")] == ["code"]
+    assert "unpacked before" in kit.unpack_code(brought, tmp_path / "there")
+    assert "none was brought" in kit.unpack_code(tmp_path, tmp_path / "elsewhere")
+    with zipfile.ZipFile(brought / kit.WHEELS / "torchattacks-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("torchattacks/__init__.py", "VALUE = 7")
+    said = kit.unpack_peers(brought, tmp_path / "work", tmp_path / "venvs")
+    assert said == "peers from wheels: torchattacks"  # and no other: its wheel is not there
+    python = tmp_path / "venvs" / "torchattacks" / "bin" / "python"
+    asked = [str(python), "-c", "import torchattacks, torch; print(torchattacks.VALUE)"]
+    assert subprocess.run(asked, capture_output=True, text=True).stdout == "7\n"
+    assert (tmp_path / "venvs" / "torchattacks" / "installed").exists()
+    variables = kit.environment(brought, tmp_path, tmp_path / "links")
+    assert variables["FASTADV_COMMIT"] == prepare.commit()
+    where = "import fastadv, fastadv.kernels; print(fastadv.kernels.__file__)"
+    asked = [sys.executable, "-P", "-c", where]
+    found = subprocess.run(asked, env=variables, cwd="/", capture_output=True, text=True)
+    assert Path(found.stdout.strip()).resolve() == ROOT / "kernels" / "__init__.py", found.stderr
+
+
+def test_too_large_a_kit_ends_with_the_way_out(tmp_path, beside, monkeypatch):
+    prepare = beside("gpu_prepare")
+    monkeypatch.setattr(prepare, "MOST_MIB", 0.001)
+    with pytest.raises(SystemExit, match="take a smaller archive of images"):
+        prepare.check_size(tmp_path)
+
+
+def test_images_of_an_archive_become_one_file(tmp_path, beside):
+    images = beside("gpu_images")
+    archive = tmp_path / "images.tar.xz"
+    shades = {("train", "cat", "1.png"): 10, ("train", "dog", "0.png"): 20}
+    shades |= {("test", "dog", "5.png"): 30, ("train", "cat", "0.png"): 40}
+    with tarfile.open(archive, "w:xz") as opened:
+        for name, shade in shades.items():
+            data = io.BytesIO()
+            Image.new("RGB", (5, 4), (shade, 0, 255)).save(data, "png")
+            entry = tarfile.TarInfo("/".join(name))
+            entry.size = len(data.getvalue())
+            opened.addfile(entry, io.BytesIO(data.getvalue()))
+    said = images.decode(archive, tmp_path / "images.npz")
+    assert said == "3 train, 1 test images of 2 classes"
+    data = read_npz(tmp_path / "images.npz")
+    assert data.train_images.shape == (3, 3, 4, 5)
+    assert data.train_images[:, 0, 0, 0].tolist() == [40, 10, 20]
+    assert data.train_images[:, 2].min() == 255
+    assert (data.train_labels.tolist(), data.test_labels.tolist()) == ([0, 0, 1], [1])
+
+
+def test_a_captured_step_that_is_timed_as_written_is_in_too_short_a_run_to_compile():
+    for mode, compiled in [("captured", True), (CAPTURED_EAGER, False)]:
+        name, steps = engine_mode(mode)
+        assert (name, compiles(name, steps)) == ("captured", compiled)
+    assert engine_mode("eager")[0] == "eager"
+    with pytest.raises(UserError, match="captured-eager is a mode of CUDA devices"):
+        our_candidate(TINY, parse_specs("pgd")[0], "fp32", CAPTURED_EAGER)
+    with pytest.raises(UserError, match="did you mean 'captured-eager'"):
+        our_candidate(TINY, parse_specs("pgd")[0], "fp32", "captured-eger")
+
+
+def _gpu_rows():
+    common = {
+        "run": "a", "date": "2026-01-01", "device": "a GPU", "threads": 2, "torch": "2.11",
+        "python": "3.12", "fastadv": "1", "commit": "abc", "cuda": "13.0", "command": "suite",
+        "config": Setting(batch_size=512).as_row(), "dtype": "bf16", "method": "pgd",
+        "attack_bn": "train",
+    }  # fmt: skip
+    spread = {"median": 80.0, "p10": 79.0, "p90": 82.0, "count": 7}
+    step = {"kind": "step", "by": "fastadv", "name": "ours captured", "images_per_s": 6400.0}
+    step |= {"ms": spread, "over_bound": 1.25, "of_matmul": 0.3, "peak_mib": 2500.0}
+    peer = {"kind": "step", "by": "published", "name": "published", "images_per_s": 640.0}
+    peer |= {"ms": {key: 10 * value for key, value in spread.items()}}
+    late = step | {"name": "ours eager", "preliminary": True}
+    ratio = {"kind": "speedup", "peer": "published", "ours": "ours captured", "times": spread}
+    ratio |= {"times": {"median": 10.0}, "our_bn": "train", "peer_bn": "train"}
+    idle = {"kind": "idle", "name": "ours captured", "idle_share": 0.015}
+    whole = {"kind": "kernels", "candidate": "ours captured", "count": 2000, "wall_us": 80500.0}
+    whole |= {"kernel_us": 79000.0, "idle_share": 0.01}
+    kernel = {"kind": "kernel", "candidate": "ours captured", "name": "triton_red_0", "count": 17}
+    kernel |= {"us": 7900.0, "bytes": 10**9, "of_copy": 0.42}
+    unknown = kernel | {"name": "sm90_xmma_fprop", "us": 50000.0, "bytes": None, "of_copy": None}
+    return [r | common for r in (step, peer, late, ratio, idle, whole, kernel, unknown)]
+
+
+def test_the_tables_of_a_gpu(beside):
+    tables = beside("tables")
+    written = tables.written_into("<!-- bench:gpu --><!-- /bench:gpu -->", _gpu_rows())
+    (ours,) = [line for line in written.splitlines() if "ours captured" in line]
+    cells = [cell.strip() for cell in ours.strip("|").split("|")]
+    assert cells[1:6] == ["ours captured", "512", "80", "79-82", "6,400"]
+    assert cells[6:12] == ["80.0 %", "", "30.0 %", "2,500", "1.5 %", ""]
+    (peer,) = [line for line in written.splitlines() if "published |" in line]
+    assert peer.endswith("| 10.00x |")
+    assert "ours eager *" in written
+    assert "the time was up" in written
+    replay = tables.written_into("<!-- bench:gpu-replay --><!-- /bench:gpu-replay -->", _gpu_rows())
+    assert "2,000 kernels, 79 ms in 80.5 ms" in replay
+    fprop, reduction = [line for line in replay.splitlines() if line.startswith("| `")]
+    assert fprop == "| `sm90_xmma_fprop` | 17 | 50,000 | 63.3 % |  |  |"
+    assert reduction == "| `triton_red_0` | 17 | 7,900 | 10.0 % | 1,000 | 42.0 % |"
+    nothing = tables.written_into("<!-- bench:gpu --><!-- /bench:gpu -->", [])
+    assert "No GPU has run this version yet" in nothing
+    # A CPU's tables have no row of a GPU.
+    assert "ours" not in tables.written_into(
+        "<!-- bench:speed --><!-- /bench:speed -->", _gpu_rows()
+    )
+
+
+def test_our_kernels_on_a_gpu(beside):
+    row = {"kind": "kernel speed", "device": "a GPU", "torch": "2.11", "time": "2026-01-01T00"}
+    row |= {"kernel": "linf_step", "size": "512", "backward": False, "device_seconds": 8e-6}
+    row |= {"gigabytes_per_second": 2700.0, "copy_gigabytes_per_second": 3000.0}
+    rows = [row | {"face": "triton"}, row | {"face": "reference", "device_seconds": 40e-6}]
+    on_cpu = row | {"face": "triton", "device": "a CPU", "device_seconds": None}
+    written = beside("gpu_tables").kernels_table([*rows, on_cpu])
+    assert "| linf_step | 512 | 8 | 2,700 | 90.0 % | 40 |  |" in written
+    assert "a CPU" not in written

@@ -1,5 +1,6 @@
 """The peers: the published loop makes the same update as ours, workers speak the protocol."""
 
+import subprocess
 import sys
 import textwrap
 from importlib.metadata import version
@@ -9,9 +10,11 @@ import torch
 
 from fastadv import step
 from fastadv.benchmark.ours import make_optimizer
+from fastadv.benchmark.peers.library import published_without_tf32
 from fastadv.benchmark.peers.published import PublishedLoop, published_candidate
 from fastadv.benchmark.peers.worker import Worker
 from fastadv.benchmark.setting import EPS, Setting
+from fastadv.engine.precision import float32_settings
 from fastadv.errors import UserError
 
 TINY = Setting(width=4, batch_size=4, image_size=8)
@@ -43,6 +46,51 @@ def test_helped_runs_in_bf16_and_channels_last():
     loop(batch.x, batch.y)
     assert set(seen) == {torch.bfloat16}
     assert len(seen) == 11
+
+
+@pytest.mark.parametrize("helped", [False, True])
+def test_a_peer_beside_ours_sets_nothing_for_the_process(helped):
+    def settings():
+        return (
+            float32_settings(),
+            torch.backends.cudnn.benchmark,
+            torch.backends.cudnn.deterministic,
+            torch.is_autocast_enabled("cpu"),
+            torch.get_default_dtype(),
+            torch.is_grad_enabled(),
+            torch.get_num_threads(),
+        )
+
+    before = settings()
+    published_candidate(TINY, helped=helped).turn()
+    assert settings() == before
+
+
+def test_the_published_loop_without_tf32_lives_elsewhere():
+    before = float32_settings()
+    candidate = published_without_tf32(TINY)
+    try:
+        assert candidate.name == "published fp32, TF32 off"
+        assert (candidate.facts["by"], candidate.facts["tf32"]) == ("published", False)
+        assert candidate.turn() > 0
+        assert candidate.once is None
+    finally:
+        candidate.close()
+    assert float32_settings() == before
+
+
+def test_the_process_of_the_loop_without_tf32_allows_none():
+    script = """
+        import torch
+        from fastadv.benchmark.peers.published_worker import build
+        from fastadv.benchmark.setting import Setting
+        torch.backends.cuda.matmul.allow_tf32 = True
+        build(Setting(width=4, batch_size=4, image_size=8), "train")()
+        print(torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+    """
+    command = [sys.executable, "-P", "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False"], done.stderr
 
 
 @pytest.fixture

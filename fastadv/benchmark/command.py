@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,13 +15,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastadv.benchmark.compare import Comparison, Outcome, Say, compared
+from fastadv.benchmark.kernel_table import kernel_table
 from fastadv.benchmark.limits import ELEMENT_BYTES
+from fastadv.benchmark.ours import require_mode
 from fastadv.benchmark.parity import require_parity
 from fastadv.benchmark.peer_list import usual_peers
 from fastadv.benchmark.plot import plot_batches, require_matplotlib
 from fastadv.benchmark.profiling import heaviest
 from fastadv.benchmark.results import idle_rows
-from fastadv.benchmark.rows import Row, append_rows, provenance, results_file
+from fastadv.benchmark.rows import Row, SoFar, append_rows, provenance, results_file
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, parse_specs
 from fastadv.benchmark.table import (
@@ -34,7 +37,7 @@ from fastadv.benchmark.table import (
 from fastadv.errors import UserError, unknown
 from fastadv.session import choose_device
 
-MODES = ("eager", "compiled", "captured")
+USUAL_MODES = {"cpu": ("eager", "compiled"), "cuda": ("eager", "compiled", "captured")}
 EVAL_PEERS_NEED = Spec("pgd", (("attack_bn", "eval"),))
 
 
@@ -51,7 +54,10 @@ def bench(
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16; several with commas")] = "bf16",
     modes: Annotated[
         str | None,
-        typer.Option(help="eager, compiled, captured, with commas [all this device has]"),
+        typer.Option(
+            help="eager, compiled, captured or captured-eager, with commas [the first that this "
+            "device has]"
+        ),
     ] = None,
     repeats: Annotated[int, typer.Option(help="interleaved turns")] = 9,
     peers: Annotated[bool, typer.Option("--peers", help="also time what people run today")] = False,
@@ -87,10 +93,6 @@ def bench(
         for kind in _dtypes(dtype)
     ]
     console = wide_console()
-    if peers:
-        console.print("running the parity tests")
-        looked_at = require_parity(specs, plan[0].modes, chosen)
-        console.print(f"parity holds: {escape(looked_at)}")
     rows = run_comparisons(plan, out, console, with_profile=profile)
     if plot is not None:
         plot_batches(rows, plot)
@@ -113,22 +115,34 @@ def run_comparisons(
 ) -> list[Row]:
     """Run every comparison; rows are written to ``out`` as soon as one is done, and returned.
 
-    ``say`` is told where the run is (None: a line of the terminal, if there is one).
+    What a comparison knows before it is done lies beside them, in a file named after its run
+    (``rows.SoFar``). Where peers are to be timed and nothing stands in for parity, the parity
+    tests are run first; raises ``UserError`` when they are red. ``say`` is told where the run is
+    (None: a line of the terminal, if there is one).
     """
+    plan = _with_parity(plan, console)
     device = torch.device(plan[0].setting.device)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"Cannot make the folder {out}: {error.strerror}.") from None
     file, origin = results_file(out, device), provenance(device)
+    unfinished = SoFar(file, origin["run"])
     rows: list[Row] = []
     for comparison in plan:
         setting = comparison.setting
         console.print(f"[bold]{setting.model}, batch {setting.batch_size}, {comparison.dtype}[/]")
-        with compared(comparison, say or _progress(console)) as outcome:
+
+        def so_far(rows: list[Row]) -> None:
+            unfinished.write(row | origin for row in rows)
+
+        with compared(comparison, say or _progress(console), so_far) as outcome:
             found = [row | origin for row in outcome.rows]
             append_rows(file, found)
+            unfinished.remove()
             rows += found
+            if comparison.kernels:
+                append_rows(file, [row | origin for row in _kernels_of_first(comparison, outcome)])
             for idle in idle_rows(setting, outcome.candidates, device):
                 append_rows(file, [idle | origin])  # at once: a profile may take long
                 _note_idle(found, idle)
@@ -139,6 +153,28 @@ def run_comparisons(
     _show(rows, console)
     console.print(f"rows: {escape(str(file))}")
     return rows
+
+
+def _kernels_of_first(comparison: Comparison, outcome: Outcome) -> list[Row]:
+    """A kernel table of the candidate that was built first, if it is ours and on CUDA."""
+    device, first = torch.device(comparison.setting.device), outcome.candidates[0]
+    if device.type != "cuda" or first.once is None:
+        return []
+    about = {"candidate": first.name, **first.facts, "config": comparison.setting.as_row()}
+    return kernel_table(first.once, device, outcome.launches, outcome.copy_rate, about)
+
+
+def _with_parity(plan: Sequence[Comparison], console: rich.console.Console) -> Sequence[Comparison]:
+    """The plan with a word on parity wherever there are peers."""
+    asking = [comparison for comparison in plan if comparison.peers and not comparison.parity]
+    if not asking:
+        return plan
+    console.print("running the parity tests")
+    specs = dict.fromkeys(spec for comparison in plan for spec in comparison.specs)
+    modes = dict.fromkeys(mode for comparison in plan for mode in comparison.modes)
+    looked_at = require_parity(specs, modes, torch.device(plan[0].setting.device))
+    console.print(f"parity holds: {escape(looked_at)}")
+    return [replace(each, parity=each.parity or looked_at) for each in plan]
 
 
 def _note_idle(steps: Sequence[Row], idle: Row) -> None:
@@ -164,14 +200,14 @@ def _show_profile(
 ) -> None:
     """Profile one step of each of our own candidates."""
     for candidate in outcome.candidates:
-        if candidate.facts["by"] != "fastadv" or "pass" in candidate.facts:
+        if not candidate.is_our_step or candidate.once is None:
             continue
         name = f"{candidate.name} batch {outcome.batch_size}".replace(" ", "-").replace(":", "-")
         trace = out / f"{name}.trace.json"
         table = Table(title=f"heaviest operations of {candidate.name}")
         for name in ("operation", "ms", "share"):
             table.add_column(name, justify="left" if name == "operation" else "right")
-        for name, seconds, share in heaviest(candidate.turn, device, trace):
+        for name, seconds, share in heaviest(candidate.once, device, trace):
             table.add_row(escape(name[:80]), number(seconds * 1e3), percent(share))
         console.print(table)
         console.print(f"trace: {escape(str(trace))}")
@@ -210,13 +246,10 @@ def _dtypes(text: str) -> list[str]:
 
 def _modes(text: str | None, device: torch.device) -> list[str]:
     if text is None:
-        return list(MODES if device.type == "cuda" else MODES[:2])
+        return list(USUAL_MODES[device.type])
     entries = [entry.strip() for entry in text.split(",")]
     for entry in entries:
-        if entry not in MODES:
-            raise unknown("mode", entry, MODES)
-    if "captured" in entries and device.type != "cuda":
-        raise UserError("captured is a mode of CUDA devices; on a CPU use eager or compiled.")
+        require_mode(entry, device)
     return entries
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,8 +12,9 @@ import torch
 
 from fastadv.benchmark import peer_list
 from fastadv.benchmark.bound import Bound, measure_bound
-from fastadv.benchmark.geometry import Geometry, geometry
-from fastadv.benchmark.interleave import Candidate, interleave
+from fastadv.benchmark.geometry import geometry
+from fastadv.benchmark.interleave import LEAST_TURNS, Candidate, interleave
+from fastadv.benchmark.launches import Launches, watched_launches
 from fastadv.benchmark.limits import Limits, measure_limits
 from fastadv.benchmark.ours import our_candidate
 from fastadv.benchmark.pass_timing import pass_candidate
@@ -25,6 +26,12 @@ from fastadv.cost import TRAINING, Pass
 from fastadv.errors import UserError
 
 Say = Callable[[str], None]
+SoFar = Callable[[list[Row]], None]
+Times = Mapping[str, Sequence[float]]
+
+# Turns a candidate takes by itself before the next is built: what is left if the run is killed.
+# On a CPU, where a step takes seconds and nobody lends the machine by the minute, one.
+TURNS_ALONE = {"cpu": 1, "cuda": 3}
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,9 @@ class Comparison:
 
     ``peers`` are names from ``peer_list``. ``deadline`` (of ``time.monotonic``) ends building and
     timing early; what was left out is said. ``tiny`` shrinks the device's limits for dry runs.
+    ``parity`` says what held the modes' numbers to eager's; where there are peers and it is None,
+    ``run_comparisons`` runs the parity tests. ``kernels`` asks for a kernel table of the first
+    candidate (on CUDA).
     """
 
     setting: Setting
@@ -44,6 +54,8 @@ class Comparison:
     with_passes: bool = True
     deadline: float | None = None
     tiny: bool = False
+    parity: str | None = None
+    kernels: bool = False
 
 
 @dataclass
@@ -54,21 +66,50 @@ class Outcome:
     skipped: list[str] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
     batch_size: int = 0
+    copy_rate: float = 0.0
+    launches: Launches = field(default_factory=dict)
 
 
 @contextmanager
-def compared(comparison: Comparison, say: Say) -> Iterator[Outcome]:
-    """Time everything; inside the block the candidates are alive, for a profile."""
+def compared(
+    comparison: Comparison, say: Say, so_far: SoFar = lambda rows: None
+) -> Iterator[Outcome]:
+    """Time everything; inside the block the candidates are alive, for a profile.
+
+    Whenever something more is known ``so_far`` gets all of it as rows marked preliminary: each
+    candidate's turns alone as soon as it is warm, then the interleaved turns from the third on.
+    Raises ``ValueError`` for peers without a word on parity.
+    """
+    if comparison.peers and not comparison.parity:
+        raise ValueError("peers are timed only after parity: run_comparisons sees to it")
     torch.backends.cudnn.benchmark = True  # for ours and for the peers in this process
     device = torch.device(comparison.setting.device)
     outcome = Outcome(batch_size=comparison.setting.batch_size)
-    say("measuring the device's limits and each convolution alone")
+    say("measuring the device's limits")
     limits = measure_limits(device, comparison.dtype, tiny=comparison.tiny)
-    shape = geometry(comparison.setting.make_model(), comparison.setting.image_shape)
-    bound = _bound(comparison, shape, limits)
+    outcome.copy_rate = limits.copy
+    so_far(_preliminary(_limit_rows(comparison, limits)))
+    bound: Bound | None = None
+
+    def known(times: Times, *, interleaved: bool = True) -> list[Row]:
+        timed = Timed(comparison.setting, comparison.dtype, outcome.candidates, times, bound)
+        rows = [*_limit_rows(comparison, limits), *pass_rows(timed), *step_rows(timed)]
+        if interleaved and comparison.parity:  # a ratio is taken within turns or not at all
+            rows += speedup_rows(timed, comparison.parity)
+        return rows
+
+    def after_turn(times: Times) -> None:
+        if len(next(iter(times.values()))) >= LEAST_TURNS:
+            so_far(_preliminary(known(times)))
+
     try:
-        for _ in _building(comparison, outcome, say):
-            pass
+        alone: dict[str, list[float]] = {}
+        for name, turns in _building(comparison, outcome, say):
+            alone[name] = turns
+            so_far(_preliminary(known(alone, interleaved=False)))
+            if len(alone) == 1:  # what is wanted most is there: now what it is held to
+                say("measuring each convolution alone")
+                bound = _bound(comparison, limits, outcome)
         if not outcome.candidates:
             raise UserError("Nothing to time: " + " ".join(outcome.skipped))
         times = interleave(
@@ -76,29 +117,33 @@ def compared(comparison: Comparison, say: Say) -> Iterator[Outcome]:
             comparison.repeats,
             lambda turn: say(f"turn {turn + 1} of {comparison.repeats}"),
             comparison.deadline,
+            after_turn,
         )
-        timed = Timed(comparison.setting, comparison.dtype, outcome.candidates, times, bound)
-        outcome.rows = [*_limit_rows(comparison, limits), *pass_rows(timed)]
-        outcome.rows += [*step_rows(timed), *speedup_rows(timed)]
+        outcome.rows = known(times)
         yield outcome
     finally:
         for candidate in outcome.candidates:
             candidate.close()
 
 
-def warm_up(comparison: Comparison, say: Say) -> list[str]:
-    """Build every candidate and nothing else, one after another, so that compiled code is in the
-    cache when it counts; returns a sentence for whatever could not be built."""
-    outcome = Outcome()
-    for _ in _building(comparison, outcome, say):
-        outcome.candidates.pop().close()  # its memory is the next one's
-    return outcome.skipped
+def _preliminary(rows: Sequence[Row]) -> list[Row]:
+    return [row | {"preliminary": True} for row in rows]
 
 
-def _bound(comparison: Comparison, shape: Geometry, limits: Limits) -> Bound:
+def _bound(comparison: Comparison, limits: Limits, outcome: Outcome) -> Bound | None:
     setting = comparison.setting
     device = torch.device(setting.device)
-    return measure_bound(shape, setting.batch_size, comparison.dtype, limits, device)
+    shape = geometry(setting.make_model(), setting.image_shape)
+    try:
+        return measure_bound(shape, setting.batch_size, comparison.dtype, limits, device)
+    except RuntimeError as error:
+        # Rows without a bound are rows.
+        outcome.skipped.append(f"the bound: {_first_line(error)}")
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _limit_rows(comparison: Comparison, limits: Limits) -> list[Row]:
@@ -112,35 +157,56 @@ def _limit_rows(comparison: Comparison, limits: Limits) -> list[Row]:
     ]
 
 
-def _building(comparison: Comparison, outcome: Outcome, say: Say) -> Iterator[Candidate]:
-    """Build what is asked for, the most wanted first; what fails is left out and said."""
+def _building(
+    comparison: Comparison, outcome: Outcome, say: Say
+) -> Iterator[tuple[str, list[float]]]:
+    """Build what is asked for, the most wanted first, and say what its turns alone took; what
+    fails is left out and said."""
+    turns = TURNS_ALONE[torch.device(comparison.setting.device).type]
     for name, make in _wanted(comparison):
         if comparison.deadline is not None and time.monotonic() > comparison.deadline:
             outcome.skipped.append(f"{name}: left out, the time was up.")
             continue
         say(f"warming up {name}")
+        watched = comparison.kernels and not outcome.candidates
+        # A replay launches what was recorded, other modes what Python launches.
+        watch = partial(watched_launches, only_recorded=comparison.modes[0] == "captured")
         try:
-            outcome.candidates.append(make())
-            yield outcome.candidates[-1]
+            with watch() if watched else nullcontext(outcome.launches) as launches:
+                candidate = make()
+            outcome.launches = launches
+            with ExitStack() as unless_it_works:
+                unless_it_works.callback(candidate.close)
+                alone = [candidate.turn() for _ in range(turns)]
+                unless_it_works.pop_all()
+            outcome.candidates.append(candidate)
+            yield candidate.name, alone
         except (UserError, RuntimeError) as error:
             # A mode that does not compile, or too little memory, must not lose the other rows.
-            first = str(error).strip().splitlines()[0]
-            outcome.skipped.append(f"{name}: {first}")
+            outcome.skipped.append(f"{name}: {_first_line(error)}")
 
 
 Wanted = tuple[str, Callable[[], Candidate]]
 
 
 def _wanted(comparison: Comparison) -> Iterator[Wanted]:
-    """The mode named first, what needs no compiling, and the rest: when the time is short, that
-    much is there."""
+    """The mode named first with its passes, what needs no compiling, the other modes, the peers
+    that may live beside ours, the other modes' passes, and last whoever lives elsewhere: when the
+    time is short, the first of these are there."""
     first, rest = comparison.modes[:1], comparison.modes[1:]
-    yield from _wanted_steps(comparison, [*first, *(mode for mode in rest if mode == "eager")])
-    for peer in comparison.peers:
-        yield peer, partial(peer_list.PEERS[peer], comparison.setting)
-    yield from _wanted_steps(comparison, [mode for mode in rest if mode != "eager"])
-    if comparison.with_passes:
-        yield from _wanted_passes(comparison)
+    passes = _wanted_passes if comparison.with_passes else lambda comparison, modes: ()
+    yield from _wanted_steps(comparison, first)
+    yield from passes(comparison, first)
+    yield from _wanted_steps(comparison, sorted(rest, key=lambda mode: mode != "eager"))
+    yield from _wanted_peers(comparison, peer_list.BESIDE_OURS)
+    yield from passes(comparison, rest)
+    yield from _wanted_peers(comparison, peer_list.APART)
+
+
+def _wanted_peers(comparison: Comparison, peers: Mapping[str, peer_list.Make]) -> Iterator[Wanted]:
+    for name, make in peers.items():
+        if name in comparison.peers:
+            yield name, partial(make, comparison.setting)
 
 
 def _wanted_steps(comparison: Comparison, modes: Sequence[str]) -> Iterator[Wanted]:
@@ -151,12 +217,12 @@ def _wanted_steps(comparison: Comparison, modes: Sequence[str]) -> Iterator[Want
             yield f"{spec} {dtype} {mode}", make
 
 
-def _wanted_passes(comparison: Comparison) -> Iterator[Wanted]:
+def _wanted_passes(comparison: Comparison, modes: Sequence[str]) -> Iterator[Wanted]:
     setting, dtype = comparison.setting, comparison.dtype
     needed: dict[Pass, None] = {}
     for spec in comparison.specs:
         needed |= dict.fromkeys(passes_of(spec.plan()) or ())
-    for mode in comparison.modes:
+    for mode in modes:
         for kind, bn in sorted(needed, key=lambda entry: entry[0] != TRAINING):
             make = partial(pass_candidate, setting, kind, dtype, mode, bn)
             yield f"{kind} pass {dtype} {mode}, {bn} mode", make

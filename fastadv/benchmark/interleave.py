@@ -12,13 +12,16 @@ import torch
 from fastadv.benchmark.clock import seconds
 from fastadv.benchmark.memory import PeakMemory
 
+LEAST_TURNS = 3  # fewer have no spread
+
 
 @dataclass
 class Candidate:
-    """Something to time. ``turn`` does it once and returns its seconds.
+    """Something to time. ``turn`` does it a few times and returns the seconds of one.
 
     ``warm_seconds`` are those of the untimed calls before the first turn (compilation is in
-    there); ``facts`` go into its row.
+    there); ``facts`` go into its row. ``once`` does it a single time, for a profile; None where it
+    happens in another process.
     """
 
     name: str
@@ -27,6 +30,12 @@ class Candidate:
     facts: Mapping[str, Any] = field(default_factory=dict)
     peak_bytes: int | None = None
     close: Callable[[], None] = lambda: None
+    once: Callable[[], Any] | None = None
+
+    @property
+    def is_our_step(self) -> bool:
+        """Whether this trains a whole step of fastadv."""
+        return self.facts["by"] == "fastadv" and "pass" not in self.facts
 
     def compile_seconds(self, steady: float) -> float:
         """What the warm-up took beyond as many steady steps."""
@@ -47,21 +56,23 @@ def interleave(
     repeats: int,
     progress: Callable[[int], None] = lambda turn: None,
     until: float | None = None,
+    after: Callable[[Mapping[str, Sequence[float]]], None] = lambda found: None,
 ) -> dict[str, list[float]]:
     """Seconds of every candidate in each of ``repeats`` turns.
 
     Every second turn goes backwards, so that nobody always runs after the same neighbour and a
     slow drift of the machine falls on all alike. Past ``until`` (of ``time.monotonic``) no turn
-    begins once there are three.
+    begins once there are three. ``after`` is shown what is known after each turn.
     """
     found: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     if len(found) < len(candidates):
         raise ValueError("two candidates have the same name")
     for turn in range(repeats):
-        if until is not None and turn >= 3 and time.monotonic() > until:
+        if until is not None and turn >= LEAST_TURNS and time.monotonic() > until:
             break
         progress(turn)
         order = candidates if turn % 2 == 0 else list(reversed(candidates))
         for candidate in order:
             found[candidate.name].append(candidate.turn())
+        after(found)
     return found

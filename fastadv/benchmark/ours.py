@@ -8,19 +8,24 @@ from typing import Any
 
 import torch
 
-from fastadv.benchmark.clock import seconds
+from fastadv.benchmark.clock import seconds_a_step
 from fastadv.benchmark.interleave import Candidate, warmed
 from fastadv.benchmark.memory import PeakMemory
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec
 from fastadv.contract import Layers
-from fastadv.errors import UserError
+from fastadv.engine.choice import WORTH_COMPILING_STEPS
+from fastadv.errors import UserError, unknown
 from fastadv.training_step import Step, step
 
 WARM_CALLS = 3
 DTYPES = ("fp32", "bf16", "fp16")
 BATCHES = 4
 LONG_RUN = 100_000  # steps, so that compiling is worth while
+SHORT_RUN = WORTH_COMPILING_STEPS - 1  # so short that a captured step is not compiled
+# The engine's modes, and what its "captured" is in a short run: graphs of the eager kernels.
+CAPTURED_EAGER = "captured-eager"
+MODES = ("eager", "compiled", "captured", CAPTURED_EAGER)
 # A rate at which random labels do not tear the weights apart within one measurement.
 LR = 1e-3
 
@@ -59,18 +64,28 @@ def make_step(
     )
 
 
-def our_candidate(
-    setting: Setting, spec: Spec, dtype: str, mode: str, total_steps: int = LONG_RUN
-) -> Candidate:
-    """One method in one precision and mode, warmed up, in a run of ``total_steps``.
+def require_mode(mode: str, device: torch.device) -> None:
+    """Raise ``UserError`` for a mode that is not of ``MODES`` or that ``device`` does not have."""
+    if mode not in MODES:
+        raise unknown("mode", mode, MODES)
+    if mode.startswith("captured") and device.type != "cuda":
+        raise UserError(f"{mode} is a mode of CUDA devices; on a CPU use eager or compiled.")
+
+
+def engine_mode(mode: str) -> tuple[str, int]:
+    """The engine's name for a mode of ``MODES``, and how many steps a run in it has."""
+    return ("captured", SHORT_RUN) if mode == CAPTURED_EAGER else (mode, LONG_RUN)
+
+
+def our_candidate(setting: Setting, spec: Spec, dtype: str, mode: str) -> Candidate:
+    """One method in one precision and mode of ``MODES``, warmed up.
 
     Raises ``UserError`` for a mode this machine or this version does not have.
     """
     device = torch.device(setting.device)
-    if mode == "captured" and device.type != "cuda":
-        raise UserError("captured is a mode of CUDA devices; on a CPU use eager or compiled.")
+    require_mode(mode, device)
     memory = PeakMemory(device)
-    training = make_step(setting, spec, dtype, mode, total_steps)
+    training = make_step(setting, spec, dtype, *engine_mode(mode))
     inputs: list[dict[str, Any]] = [
         {"x": batch.x, "y": batch.y, "index": batch.index, "second": batch.x.flip(-1)}
         for batch in setting.batches(BATCHES, channels_last=True)
@@ -83,7 +98,7 @@ def our_candidate(
     warm = warmed(call, device, memory, WARM_CALLS)
     return Candidate(
         f"fastadv {spec} {dtype} {mode}",
-        partial(seconds, call, device),
+        partial(seconds_a_step, call, device),
         warm,
         {
             "by": "fastadv",
@@ -95,4 +110,5 @@ def our_candidate(
         },
         memory.bytes(),
         training.check,
+        call,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastadv.benchmark.ours import engine_mode
 from fastadv.benchmark.rows import repository
 from fastadv.benchmark.specs import Spec
 from fastadv.errors import UserError
@@ -75,9 +76,10 @@ def _weights_after_a_step(spec: Spec, mode: str, device: torch.device) -> dict[s
     torch.manual_seed(0)
     model = build_model("preact_resnet18", **TINY).double().to(device)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    own_mode, total_steps = engine_mode(mode)
     training = step(
-        model, optimizer, spec.method, mode=mode, num_samples=8, num_classes=10,
-        total_steps=100, steps_per_epoch=10, **spec.chosen,
+        model, optimizer, spec.method, mode=own_mode, num_samples=8, num_classes=10,
+        total_steps=total_steps, steps_per_epoch=10, **spec.chosen,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(8, 3, 16, 16, generator=generator, dtype=torch.float64).to(device)

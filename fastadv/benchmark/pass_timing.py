@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import cycle
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastadv.benchmark.clock import captured, seconds
+from fastadv.benchmark.clock import captured, seconds, seconds_a_step
 from fastadv.benchmark.interleave import Candidate
 from fastadv.benchmark.limits import TORCH_DTYPES
-from fastadv.benchmark.ours import BATCHES, WARM_CALLS
+from fastadv.benchmark.ours import BATCHES, CAPTURED_EAGER, WARM_CALLS
 from fastadv.benchmark.setting import Batch, Setting
 from fastadv.cost import DOUBLE_BACKWARD, FORWARD, INPUT_GRADIENT, SHARED, TRAINING, Pass
 from fastadv.engine import guard
@@ -38,15 +40,14 @@ def pass_candidate(setting: Setting, kind: str, dtype: str, mode: str, bn: str) 
     batches = setting.batches(BATCHES, channels_last=True)
     calls = _in_mode(work, model, kind, mode, batches)
     warm = [seconds(calls[number % BATCHES], device) for number in range(WARM_CALLS)]
-    position = 0
+    rounds = cycle(calls)
 
-    def turn() -> float:
-        nonlocal position
-        position += 1
-        return seconds(calls[position % BATCHES], device)
+    def call() -> None:
+        next(rounds)()
 
     facts = {"by": "fastadv", "pass": kind, "dtype": dtype, "mode": mode, "attack_bn": bn}
-    return Candidate(pass_name(kind, dtype, mode, bn), turn, warm, facts)
+    turn = partial(seconds_a_step, call, device)
+    return Candidate(pass_name(kind, dtype, mode, bn), turn, warm, facts, once=call)
 
 
 def sum_of_passes(
@@ -112,21 +113,22 @@ def _in_mode(
     mode: str,
     batches: Sequence[Batch],
 ) -> list[Callable[[], Any]]:
-    """One call a batch: as written, compiled, or compiled and replayed as a CUDA graph."""
+    """One call a batch: as written or compiled, either replayed as a CUDA graph or not."""
     run = work
     learns = kind not in (FORWARD, INPUT_GRADIENT)
-    if mode != "eager":
+    as_written = mode in ("eager", CAPTURED_EAGER)
+    if not as_written:
         run = torch.compile(work, fullgraph=True, dynamic=False)
 
     def on(batch: Batch) -> Callable[[], Any]:
         def call() -> Any:
             frozen: AbstractContextManager[None]
             frozen = nullcontext() if learns else guard.frozen_parameters(model.parameters())
-            as_in_a_step = mode == "eager" and kind == DOUBLE_BACKWARD
+            as_in_a_step = as_written and kind == DOUBLE_BACKWARD
             norms = cheap_double_backward(batch.x.device) if as_in_a_step else nullcontext()
             with frozen, norms, torch._dynamo.config.patch(trace_autograd_ops=True):
                 return run(batch.x, batch.y)
 
-        return captured(call) if mode == "captured" else call
+        return captured(call) if mode in ("captured", CAPTURED_EAGER) else call
 
     return [on(batch) for batch in batches]

@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from fastadv.benchmark.interleave import Candidate
-from fastadv.benchmark.peers.library import library_candidate
+from fastadv.benchmark.peers.library import library_candidate, published_without_tf32
 from fastadv.benchmark.peers.published import published_candidate
 from fastadv.benchmark.setting import Setting
 
-PEERS: Mapping[str, Callable[[Setting], Candidate]] = {
-    "published": lambda setting: published_candidate(setting),
-    "published-tf32-off": lambda setting: published_candidate(setting, allow_tf32=False),
+Make = Callable[[Setting], Candidate]
+
+# They set nothing for the whole process and may live in the one that runs ours.
+BESIDE_OURS: Mapping[str, Make] = {
     "helped": lambda setting: published_candidate(setting, helped=True),
+    "published": lambda setting: published_candidate(setting),
+}
+# Other packages, and settings of a whole process, which what is compiled here would depend on.
+APART: Mapping[str, Make] = {
+    "published-tf32-off": published_without_tf32,
     "torchattacks": lambda setting: library_candidate(setting, "torchattacks", "eval"),
     "torchattacks-train": lambda setting: library_candidate(setting, "torchattacks", "train"),
     "art": lambda setting: library_candidate(setting, "art", "eval"),
 }
+PEERS: Mapping[str, Make] = {**BESIDE_OURS, **APART}
 
 
 def usual_peers(device: str) -> list[str]:

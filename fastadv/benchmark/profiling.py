@@ -22,7 +22,7 @@ def heaviest(
 
     ``turn`` is run once under the profiler; the chrome trace goes to ``trace``.
     """
-    profiler, _ = _profiled(turn, device)
+    profiler, _ = profiled(turn, device)
     if trace is not None:
         trace.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(trace))
@@ -38,7 +38,7 @@ def heaviest(
 
 def idle_share(turn: Callable[[], Any], device: torch.device) -> float:
     """Share of a step's wall-clock time in which a CUDA device has nothing to do."""
-    profiler, taken = _profiled(turn, device)
+    profiler, taken = profiled(turn, device)
     spans = [
         (event.time_range.start, event.time_range.end)
         for event in profiler.events()
@@ -56,7 +56,8 @@ def covered(spans: Sequence[tuple[float, float]]) -> float:
     return total
 
 
-def _profiled(turn: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+def profiled(turn: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+    """The profiler after one call of ``turn``, and the call's seconds."""
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)

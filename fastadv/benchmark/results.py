@@ -22,13 +22,14 @@ from fastadv.cost import Pass
 
 @dataclass(frozen=True)
 class Timed:
-    """Candidates with their seconds turn by turn, and the bound for the same batches."""
+    """Candidates with their seconds turn by turn, and the bound for the same batches (None: not
+    measured)."""
 
     setting: Setting
     dtype: str
     candidates: Sequence[Candidate]
     times: Mapping[str, Sequence[float]]
-    bound: Bound
+    bound: Bound | None
 
     def steps(self) -> Iterator[Candidate]:
         """Everything that trains a whole step."""
@@ -43,10 +44,12 @@ def step_rows(timed: Timed) -> Iterator[Row]:
         row = _shared(timed, candidate, seconds)
         row["peak_mib"] = _mib(candidate.peak_bytes)
         if passes is not None:
-            row |= _reached(timed.bound, passes, seconds.median)
             row["passes"] = _by_kind(passes)
+            if timed.bound is not None:
+                row |= _reached(timed.bound, passes, seconds.median)
             if candidate.facts["by"] == "fastadv":
-                row |= _against_bound(timed.bound, passes, seconds.median)
+                if timed.bound is not None:
+                    row |= _against_bound(timed.bound, passes, seconds.median)
                 row |= _against_passes(timed, candidate, passes)
         yield row
 
@@ -56,7 +59,7 @@ def idle_rows(
 ) -> Iterator[Row]:
     """How long a GPU waits in each of our own steps; a profile of one step each."""
     for candidate in candidates:
-        if device.type != "cuda" or candidate.facts["by"] != "fastadv" or "pass" in candidate.facts:
+        if device.type != "cuda" or not candidate.is_our_step:
             continue
         yield {
             "kind": "idle",
@@ -133,15 +136,21 @@ def pass_rows(timed: Timed) -> Iterator[Row]:
         if "pass" not in candidate.facts:
             continue
         seconds = Spread.of(timed.times[candidate.name])
-        best = timed.bound.of_pass(candidate.facts["pass"], candidate.facts["attack_bn"])
-        yield _shared(timed, candidate, seconds) | {
-            "bound_ms": float(f"{best * 1e3:.4g}"),
-            "over_bound": round(seconds.median / best, 3),
-        }
+        row = _shared(timed, candidate, seconds) | {"bound_ms": None, "over_bound": None}
+        if timed.bound is not None:
+            best = timed.bound.of_pass(candidate.facts["pass"], candidate.facts["attack_bn"])
+            row["bound_ms"] = float(f"{best * 1e3:.4g}")
+            row["over_bound"] = round(seconds.median / best, 3)
+        yield row
 
 
-def speedup_rows(timed: Timed) -> Iterator[Row]:
-    """How many times faster ours is than each peer, turn by turn, for the peers' own method."""
+def speedup_rows(timed: Timed, parity: str) -> Iterator[Row]:
+    """How many times faster ours is than each peer, turn by turn, for the peers' own method.
+
+    ``parity`` says what held the modes' numbers to eager's; without it no speed-up is reported.
+    """
+    if not parity.strip():
+        raise ValueError("a speed-up needs a word on what showed that the numbers are right")
     steps = list(timed.steps())
     ours = [entry for entry in steps if entry.facts["by"] == "fastadv"]
     for peer in steps:
@@ -164,4 +173,5 @@ def speedup_rows(timed: Timed) -> Iterator[Row]:
                 "our_bn": mine.facts["attack_bn"],
                 "config": timed.setting.as_row(),
                 "times": ratio.as_row(),
+                "parity": parity,
             }

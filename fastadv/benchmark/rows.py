@@ -10,7 +10,7 @@ import secrets
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -64,7 +64,15 @@ def repository() -> Path | None:
 
 @cache
 def commit() -> str | None:
-    """The checkout's commit, with "+changes" when files differ from it, rows apart."""
+    """The checkout's commit, with "+changes" when files differ from it, rows apart.
+
+    Where git knows none, as in a checkout that was sent without its ``.git``, the environment
+    variable ``FASTADV_COMMIT``; else None.
+    """
+    return _commit_of_git() or os.environ.get("FASTADV_COMMIT", "").strip() or None
+
+
+def _commit_of_git() -> str | None:
     root = repository()
     if root is None:
         return None
@@ -72,13 +80,16 @@ def commit() -> str | None:
     try:
         found = [
             subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
-            for words in (["rev-parse", "--short", "HEAD"], status)
+            for words in (["rev-parse", "--show-toplevel", "--short", "HEAD"], status)
         ]
     except OSError:  # no git here
         return None
     if found[0].returncode:
         return None
-    return found[0].stdout.strip() + ("+changes" if found[1].stdout.strip() else "")
+    top, head = found[0].stdout.splitlines()
+    if Path(top).resolve() != root:  # another repository, in which this folder only lies
+        return None
+    return head + ("+changes" if found[1].stdout.strip() else "")
 
 
 def _triton_version() -> str | None:
@@ -96,16 +107,38 @@ def results_file(folder: Path, device: torch.device) -> Path:
     return folder / (re.sub(r"[^a-z0-9.]+", "-", name).strip("-") + ".jsonl")
 
 
+class SoFar:
+    """What an unfinished comparison knows: a file beside the results that holds it all at any
+    moment, replaced as a whole by every ``write`` and gone after ``remove``."""
+
+    def __init__(self, results: Path, run: str) -> None:
+        self.path = results.with_name(f"{results.stem}.{run}.unfinished.jsonl")
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Let the file hold ``rows`` and nothing else; whoever reads sees the old or the new."""
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text(_lines(rows), encoding="utf-8")
+        fresh.replace(self.path)
+
+    def remove(self) -> None:
+        """The final rows are written."""
+        self.path.unlink(missing_ok=True)
+
+
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
     """Add ``rows`` to the file, a line each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row) + "\n")
+        file.write(_lines(rows))
+
+
+def _lines(rows: Iterable[Row]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Every row of a file, or of all files in a folder."""
+    """Every row of a file, or of all files in a folder; of a preliminary row and the final one of
+    the same run, the final one."""
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     found = []
     for file in files:
@@ -114,4 +147,35 @@ def read_rows(path: Path) -> list[Row]:
             found += [json.loads(line) for line in lines if line.strip()]
         except (OSError, ValueError) as error:
             raise UserError(f"Cannot read the results in {file}: {error}.") from None
-    return found
+    return without_replaced(found)
+
+
+def without_replaced(rows: Sequence[Row]) -> list[Row]:
+    """``rows`` but for the preliminary ones that a final row of the same run replaces."""
+    final = {_what(row) for row in rows if not row.get("preliminary")}
+    return [row for row in rows if not row.get("preliminary") or _what(row) not in final]
+
+
+def _what(row: Row) -> str:
+    names = ("run", "kind", "name", "peer", "ours", "dtype", "config")
+    return json.dumps([row.get(name) for name in names], sort_keys=True)
+
+
+def newest(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> list[Row]:
+    """For each key the rows of the last run that has it, in the order they were written.
+
+    A run that left preliminary rows only comes after every run with final ones, however old.
+    """
+    last: dict[Hashable, tuple[bool, str, str]] = {}
+    for row in rows:
+        last[key(row)] = max(last.get(key(row), (False, "", "")), _rank(row))
+    return [row for row in rows if last[key(row)] == _rank(row)]
+
+
+def newest_of_each(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> list[Row]:
+    """The last row for each key; a run may time the same thing in several comparisons."""
+    return list({key(row): row for row in newest(rows, key)}.values())
+
+
+def _rank(row: Row) -> tuple[bool, str, str]:
+    return not row.get("preliminary"), row["date"], row["run"]

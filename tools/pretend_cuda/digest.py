@@ -29,7 +29,8 @@ STEP = (
     *("fastadv/walk.py", "kernels/*.py"),
 )
 DRIVERS = tuple(
-    f"tools/pretend_cuda/{name}.py" for name in ("counts", "forked", "numbers_off", "recipes")
+    f"tools/pretend_cuda/{name}.py"
+    for name in ("compiling", "counts", "forked", "numbers_off", "recipes")
 )
 BENCH = ("fastadv/benchmark/ours.py", "fastadv/benchmark/setting.py", "fastadv/benchmark/specs.py")
 GPU_TESTS = (

@@ -64,9 +64,11 @@ def generated(name: str) -> dict[str, Any]:
 def _watched(tiny: float) -> list[dict[str, Any]]:
     """A list that each generated graph is noted in, with its region's name; kernels are stubs."""
     # Their import starts CUDA, which no fork survives.
+    import compiling
     import torch._functorch.config as functorch
     from torch._inductor import async_compile, config, graph
 
+    compiling.fold_on_the_cpu()
     config.fx_graph_cache = False
     functorch.enable_autograd_cache = False
     functorch.bundled_autograd_cache = False

@@ -66,7 +66,10 @@ def compiled(name: str) -> dict[str, Any]:
 def _watched() -> list[str]:
     """A list that each graph handed to Inductor is noted in, by a digest of its operations and its
     inputs' shapes, strides and types."""
-    from torch._inductor import compile_fx  # its import starts CUDA, which no fork survives
+    import compiling  # Inductor's import starts CUDA, which no fork survives
+    from torch._inductor import compile_fx
+
+    compiling.fold_on_the_cpu()
 
     found: list[str] = []
     compile_graph = compile_fx.compile_fx

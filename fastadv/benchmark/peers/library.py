@@ -1,9 +1,12 @@
-"""Peers that live in their own environments, as candidates."""
+"""Peers that live in processes of their own, as candidates."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +26,20 @@ def library_candidate(
 
     Raises ``UserError`` when it cannot be installed or cannot run.
     """
+    name = f"{LIBRARIES[peer]} fp32 bn={attack_bn}"
     python = str(venvs.interpreter(peer, folder))
+    return _candidate(setting, name, python, peer, attack_bn, {"by": peer})
+
+
+def published_without_tf32(setting: Setting) -> Candidate:
+    """The published loop without TF32, which is a setting of a whole process."""
+    name, facts = "published fp32, TF32 off", {"by": "published", "tf32": False}
+    return _candidate(setting, name, sys.executable, "published", "train", facts)
+
+
+def _candidate(
+    setting: Setting, name: str, python: str, peer: str, attack_bn: str, facts: Mapping[str, Any]
+) -> Candidate:
     worker = Worker(peer, [python, "-P", "-m", f"fastadv.benchmark.peers.{peer}_worker"])
     try:
         said = worker.setup(
@@ -36,7 +52,7 @@ def library_candidate(
         worker.close()
         raise
     facts = {
-        "by": peer,
+        **facts,
         "version": said["version"],
         "method": "pgd",
         "dtype": "fp32",
@@ -44,5 +60,4 @@ def library_candidate(
         "layout": "contiguous",
         "attack_bn": attack_bn,
     }
-    name = f"{LIBRARIES[peer]} fp32 bn={attack_bn}"
     return Candidate(name, worker.step, said["warm_seconds"], facts, close=worker.close)

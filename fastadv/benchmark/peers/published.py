@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastadv.benchmark.clock import seconds
+from fastadv.benchmark.clock import seconds_a_step
 from fastadv.benchmark.interleave import Candidate, warmed
 from fastadv.benchmark.memory import PeakMemory
 from fastadv.benchmark.ours import BATCHES, WARM_CALLS, make_optimizer
 from fastadv.benchmark.setting import ALPHA, EPS, STEPS, Setting, in_turn
-from fastadv.engine.precision import tf32
 
 
 class PublishedLoop:
@@ -64,10 +63,11 @@ class PublishedLoop:
             return functional.cross_entropy(self.model(x), y)
 
 
-def published_candidate(
-    setting: Setting, *, helped: bool = False, allow_tf32: bool | None = None
-) -> Candidate:
-    """The loop as a candidate; float32, or ``helped`` with channels_last and bf16 autocast."""
+def published_candidate(setting: Setting, *, helped: bool = False) -> Candidate:
+    """The loop as a candidate; float32, or ``helped`` with channels_last and bf16 autocast.
+
+    It sets nothing for the whole process, so it may live in the one that compiles ours.
+    """
     device = torch.device(setting.device)
     memory = PeakMemory(device)
     model = setting.make_model(channels_last=helped)
@@ -76,13 +76,10 @@ def published_candidate(
 
     def call() -> None:
         batch = next(batches)
-        with tf32(allow_tf32):
-            loop(batch.x, batch.y)
+        loop(batch.x, batch.y)
 
     warm = warmed(call, device, memory, WARM_CALLS)
     name = "helped bf16" if helped else "published fp32"
-    if allow_tf32 is False:
-        name += ", TF32 off"
     facts = {
         "by": "helped" if helped else "published",
         "method": "pgd",
@@ -90,6 +87,6 @@ def published_candidate(
         "mode": "eager",
         "layout": "channels_last" if helped else "contiguous",
         "attack_bn": "train",
-        "tf32": allow_tf32,
     }
-    return Candidate(name, partial(seconds, call, device), warm, facts, memory.bytes())
+    turn = partial(seconds_a_step, call, device)
+    return Candidate(name, turn, warm, facts, memory.bytes(), once=call)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastadv.benchmark.clock import seconds
+from fastadv.benchmark.clock import seconds, seconds_a_step
 from fastadv.benchmark.setting import Setting
 
 Build = Callable[[Setting, str], Callable[[], Any]]
@@ -42,7 +42,7 @@ def serve(build: Build, package: str) -> None:
             elif training is None:
                 answer = {"error": "it was asked for a step before its setup"}
             else:
-                answer = {"seconds": seconds(training, device)}
+                answer = {"seconds": seconds_a_step(training, device)}
         except Exception as error:
             # Whatever goes wrong here belongs into the other process's report.
             answer = {"error": f"{type(error).__name__}: {error}"}

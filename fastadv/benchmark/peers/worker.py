@@ -39,7 +39,7 @@ class Worker:
         return self._ask({"op": "setup", **config})
 
     def step(self) -> float:
-        """One training step; returns its seconds as the worker measured them."""
+        """One turn; returns the seconds of one of its steps as the worker measured them."""
         time.sleep(SETTLE)
         return float(self._ask({"op": "step"})["seconds"])
 

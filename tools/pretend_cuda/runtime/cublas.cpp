@@ -80,7 +80,7 @@ WORK(cublasGemmEx)
 WORK(cublasSgemmEx)
 WORK(cublasGemmStridedBatchedEx)
 
-// -- cuBLASLt ------------------------------------------------------------------------------------
+// -- cuBLASLt -------------------------------------------------------------------------------------
 
 #define DESCRIPTOR(NAME) \
   EXPORT int NAME##Create(void** made, ...) { \

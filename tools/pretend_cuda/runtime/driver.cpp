@@ -46,7 +46,7 @@ void* entry_point(const char* name) {
 
 }  // namespace
 
-// -- devices and contexts --------------------------------------------------------------------------
+// -- devices and contexts -------------------------------------------------------------------------
 
 EXPORT CUresult cuInit(unsigned) { return CUDA_SUCCESS; }
 EXPORT CUresult cuDriverGetVersion(int* version) {
@@ -112,7 +112,7 @@ EXPORT CUresult cuStreamSynchronize(CUstream stream) {
   return driver_error(cudaStreamSynchronize(stream));
 }
 
-// -- modules ---------------------------------------------------------------------------------------
+// -- modules --------------------------------------------------------------------------------------
 
 EXPORT CUresult cuModuleLoadData(CUmodule* made, const void* image) {
   if (cudaError_t error = refuse_while_capturing("cuModuleLoadData")) return driver_error(error);
@@ -147,17 +147,21 @@ EXPORT CUresult cuModuleGetFunction(CUfunction* found, CUmodule handle, const ch
   return CUDA_SUCCESS;
 }
 EXPORT CUresult cuFuncGetModule(CUmodule*, CUfunction) { return CUDA_ERROR_NOT_SUPPORTED; }
-EXPORT CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfunction function) {
+EXPORT CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute,
+                                   CUfunction function) {
   const Kernel& kernel = kernel_of(function);
   switch (attribute) {
     case CU_FUNC_ATTRIBUTE_NUM_REGS: *value = kernel.registers; break;
     case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *value = 1024; break;
-    case CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES: *value = static_cast<int>(kernel.shared_static); break;
+    case CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES:
+      *value = static_cast<int>(kernel.shared_static);
+      break;
     default: *value = 0;
   }
   return CUDA_SUCCESS;
 }
-EXPORT CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) {
+EXPORT CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute,
+                                   int value) {
   if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_SUCCESS;
   if (value < 0 || static_cast<size_t>(value) > kSharedOptin) return CUDA_ERROR_INVALID_VALUE;
   kernel_of(function).shared_limit = value;
@@ -174,7 +178,7 @@ EXPORT CUresult cuLinkAddData_v2(CUlinkState, CUjitInputType, void*, size_t, con
 }
 EXPORT CUresult cuLinkComplete(CUlinkState, void**, size_t*) { return CUDA_ERROR_NOT_SUPPORTED; }
 
-// -- launches --------------------------------------------------------------------------------------
+// -- launches -------------------------------------------------------------------------------------
 
 EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz,
                                unsigned bx, unsigned by, unsigned bz, unsigned shared,
@@ -215,7 +219,7 @@ EXPORT CUresult cuTensorMapEncodeTiled(CUtensorMap*, CUtensorMapDataType, cuuint
   return CUDA_SUCCESS;  // the kernels that would read it compute nothing
 }
 
-// -- memory ----------------------------------------------------------------------------------------
+// -- memory ---------------------------------------------------------------------------------------
 
 EXPORT CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t size,
                                      CUstream stream) {
@@ -237,7 +241,7 @@ EXPORT CUresult cuPointerGetAttribute(void* value, CUpointer_attribute attribute
   }
 }
 
-// -- entry points by name --------------------------------------------------------------------------
+// -- entry points by name -------------------------------------------------------------------------
 
 EXPORT cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** found, unsigned,
                                                     unsigned long long,

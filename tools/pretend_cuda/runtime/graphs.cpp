@@ -1,4 +1,4 @@
-// Graphs: what a capture left, made ready and launched. A replay does its nodes' copies and memsets.
+// Graphs: what a capture left, made ready and launched. A replay does its copies and memsets.
 #include "pretend.h"
 
 namespace {

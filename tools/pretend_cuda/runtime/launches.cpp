@@ -125,7 +125,7 @@ EXPORT cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block
   return launched(kernel, {grid, block, shared}, stream);
 }
 
-// -- launches ------------------------------------------------------------------------------------
+// -- launches -------------------------------------------------------------------------------------
 
 EXPORT cudaError_t cudaLaunchKernel(const void* host, dim3 grid, dim3 block, void**, size_t shared,
                                     cudaStream_t stream) {
@@ -146,7 +146,7 @@ EXPORT cudaError_t cudaLaunchCooperativeKernel(const void* host, dim3 grid, dim3
   return launched(host, launch, stream);
 }
 
-// -- what a kernel says of itself ------------------------------------------------------------------
+// -- what a kernel says of itself -----------------------------------------------------------------
 
 EXPORT cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* found, const void* host) {
   Lock lock(mutex());

@@ -158,7 +158,7 @@ ncclResult_t join(ncclComm_t* made, const std::string& name, int ranks, int rank
 
 }  // namespace
 
-// -- communicators -------------------------------------------------------------------------------
+// -- communicators --------------------------------------------------------------------------------
 
 EXPORT ncclResult_t ncclGetVersion(int* version) {
   *version = NCCL_VERSION_CODE;
@@ -247,7 +247,7 @@ EXPORT ncclResult_t ncclCommUserRank(ncclComm_t comm, int* rank) {
   return ncclSuccess;
 }
 
-// -- memory: registering it changes nothing here -----------------------------------------------------
+// -- memory: registering it changes nothing here --------------------------------------------------
 
 EXPORT ncclResult_t ncclMemAlloc(void** address, size_t size) {
   return cudaMalloc(address, size) ? ncclUnhandledCudaError : ncclSuccess;
@@ -276,7 +276,7 @@ EXPORT ncclResult_t ncclRedOpCreatePreMulSum(ncclRedOp_t*, void*, ncclDataType_t
 }
 EXPORT ncclResult_t ncclRedOpDestroy(ncclRedOp_t, ncclComm_t) { return ncclSuccess; }
 
-// -- groups --------------------------------------------------------------------------------------
+// -- groups ---------------------------------------------------------------------------------------
 
 EXPORT ncclResult_t ncclGroupStart() {
   ++group_depth;
@@ -306,7 +306,7 @@ EXPORT ncclResult_t ncclGroupSimulateEnd(ncclSimInfo_t*) {
   return ncclInvalidUsage;
 }
 
-// -- collectives ---------------------------------------------------------------------------------
+// -- collectives ----------------------------------------------------------------------------------
 
 EXPORT ncclResult_t ncclAllReduce(const void* from, void* to, size_t count, ncclDataType_t type,
                                   ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream) {

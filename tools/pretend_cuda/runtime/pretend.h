@@ -22,7 +22,7 @@ namespace pretend {
 using Lock = std::lock_guard<std::recursive_mutex>;
 std::recursive_mutex& mutex();
 
-// -- log and census ------------------------------------------------------------------------------
+// -- log and census -------------------------------------------------------------------------------
 
 void log(const char* format, ...) __attribute__((format(printf, 1, 2)));
 bool flag(const char* variable);  // whether an environment variable is there and not "0"
@@ -30,7 +30,7 @@ const std::string& interned(const std::string& name);
 void count_launch(const std::string& name);
 void count_escape(const std::string& name);
 
-// -- graphs --------------------------------------------------------------------------------------
+// -- graphs ---------------------------------------------------------------------------------------
 
 // What a piece of work does to memory: copies and memsets do, kernels do nothing.
 using Effect = std::function<void()>;
@@ -49,7 +49,7 @@ using GraphHandle = std::shared_ptr<Graph>;  // cudaGraph_t and cudaGraphExec_t 
 
 void remember_graph(const Graph& graph);  // for pretend_cuda_graphs
 
-// -- streams, events and captures ----------------------------------------------------------------
+// -- streams, events and captures -----------------------------------------------------------------
 
 struct Stream;
 
@@ -86,7 +86,7 @@ void break_capture(Capture& capture, const std::string& why);
 // Sends work to a stream: a node where the stream is captured, else it is done at once.
 cudaError_t submit(cudaStream_t stream, const std::string& name, Effect effect = {});
 
-// -- errors and devices --------------------------------------------------------------------------
+// -- errors and devices ---------------------------------------------------------------------------
 
 cudaError_t failed(cudaError_t error);  // keeps it for cudaGetLastError
 int device_count();
@@ -95,7 +95,7 @@ const char* device_name();
 size_t device_memory();
 int device_attribute(int attribute);
 
-// -- memory --------------------------------------------------------------------------------------
+// -- memory ---------------------------------------------------------------------------------------
 
 enum class Kind { none, device, pinned };
 struct Place {
@@ -106,7 +106,7 @@ struct Place {
 };
 Place place_of(const void* address);
 
-// -- launches ------------------------------------------------------------------------------------
+// -- launches -------------------------------------------------------------------------------------
 
 struct Launch {
   dim3 grid, block;
@@ -121,7 +121,7 @@ int resident_blocks(int threads, size_t shared, int registers);  // on one multi
 constexpr size_t kSharedDefault = 48 << 10;
 constexpr size_t kSharedOptin = 232448;
 
-// -- cubins --------------------------------------------------------------------------------------
+// -- cubins ---------------------------------------------------------------------------------------
 
 struct Kernel {
   std::string name;

@@ -107,7 +107,7 @@ cudaError_t submit(cudaStream_t handle, const std::string& name, Effect effect) 
 
 using namespace pretend;
 
-// -- streams -------------------------------------------------------------------------------------
+// -- streams --------------------------------------------------------------------------------------
 
 EXPORT cudaError_t cudaStreamCreateWithPriority(cudaStream_t* made, unsigned flags, int priority) {
   Lock lock(mutex());
@@ -194,7 +194,7 @@ EXPORT cudaError_t cudaLaunchHostFunc(cudaStream_t handle, cudaHostFn_t function
   return submit(handle, "host function", [=] { function(data); });
 }
 
-// -- events --------------------------------------------------------------------------------------
+// -- events ---------------------------------------------------------------------------------------
 
 EXPORT cudaError_t cudaEventCreateWithFlags(cudaEvent_t* made, unsigned) {
   Lock lock(mutex());

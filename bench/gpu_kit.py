@@ -1,0 +1,96 @@
+"""What is brought along to a machine without a network, and how it is laid out there.
+
+``gpu_prepare.py`` writes the folder; ``gpu_suite.py`` unpacks it. In it: ``kit.json`` (what it was
+made with), ``inductor.tar.xz`` (compiled code for the GPUs named in ``kit.json``), ``wheels/``
+(the peers' packages) and ``images.tar.xz`` (JPEG images, ``train/CLASS/NAME.jpg`` and
+``test/CLASS/NAME.jpg``).
+"""
+
+import json
+import os
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+KIT = ROOT / "bench" / "gpu_kit"
+FACTS, CODE, WHEELS, IMAGES = "kit.json", "inductor.tar.xz", "wheels", "images.tar.xz"
+# A peer is found by its interpreter and a file that says the environment is complete.
+PEERS = {
+    "torchattacks": ("torchattacks",),
+    "art": ("adversarial_robustness_toolbox",),
+}
+VERSIONS = ("python", "torch", "triton")
+
+
+def facts(kit: Path) -> dict:
+    """What the kit says it was made with; nothing where there is no kit."""
+    try:
+        return json.loads((kit / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def unpack_code(kit: Path, cache: Path) -> str:
+    """Put the compiled code where Inductor looks for it; says what was done."""
+    cache.mkdir(parents=True, exist_ok=True)
+    if (cache / "unpacked").exists():
+        return "compiled code: unpacked before"
+    if not (kit / CODE).exists():
+        return "compiled code: none was brought, all is compiled here"
+    with tarfile.open(kit / CODE) as archive:
+        archive.extractall(cache, filter="data")
+        count = len(archive.getnames())
+    (cache / "unpacked").touch()
+    return f"compiled code: {count} files of {', '.join(facts(kit).get('gpus', []))}"
+
+
+def unpack_peers(kit: Path, work: Path, environments: Path) -> str:
+    """An interpreter for each peer whose wheels were brought: this one, with them on its path."""
+    ready = []
+    for peer, packages in PEERS.items():
+        wheels = [
+            wheel for name in packages for wheel in sorted(kit.glob(f"{WHEELS}/{name}-*.whl"))
+        ]
+        home = environments / peer
+        if len(wheels) < len(packages) or (home / "installed").exists():
+            continue
+        site = work / "peers" / peer
+        for wheel in wheels:
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(site)
+        python = home / "bin" / "python"
+        python.parent.mkdir(parents=True, exist_ok=True)
+        python.write_text(
+            f'#!/bin/sh\nPYTHONPATH="{site}:$PYTHONPATH" exec "{sys.executable}" "$@"\n'
+        )
+        python.chmod(0o755)
+        (home / "installed").touch()
+        ready.append(peer)
+    return f"peers from wheels: {', '.join(ready) or 'none'}"
+
+
+def environment(kit: Path, work: Path, links: Path) -> dict[str, str]:
+    """Variables under which the stages find fastadv, its kernels and the compiled code.
+
+    ``links`` is an empty folder: a checkout holds ``fastadv`` and ``kernels`` side by side, and
+    links stand in for the installation that makes the second a part of the first.
+    """
+    # A test run that calls this must not reach into the test runs inside: pytest-benchmark
+    # measures nothing where it believes that xdist is at work.
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    variables["TORCHINDUCTOR_CACHE_DIR"] = str(work / "inductor")
+    variables["PYTHONUNBUFFERED"] = "1"
+    commit = facts(kit).get("commit")
+    if commit:
+        variables.setdefault("FASTADV_COMMIT", commit)
+    package = links / "fastadv"
+    package.mkdir(parents=True, exist_ok=True)
+    for entry in (*(ROOT / "fastadv").iterdir(), ROOT / "kernels"):
+        link = package / entry.name
+        if not link.is_symlink():
+            link.symlink_to(entry)
+    before = variables.get("PYTHONPATH")
+    variables["PYTHONPATH"] = os.pathsep.join([str(links), *([before] if before else [])])
+    return variables

@@ -1,0 +1,60 @@
+"""Results in one file, written again and again: a call that is cut off leaves what it had."""
+
+import io
+import os
+import tarfile
+import threading
+from pathlib import Path
+from types import TracebackType
+
+NOT_PACKED = {".pt", ".npz"}  # weights and images
+LARGEST = 2**20  # bytes of a log; one that grew without end must not push out the rows
+
+
+class Packing:
+    """While it is open, ``folder`` is packed into ``target`` every ``seconds``; once more at the
+    end. ``target`` is whole at any moment: it is written aside and renamed."""
+
+    def __init__(self, folder: Path, target: Path, seconds: float) -> None:
+        self.folder, self.target, self.seconds = folder, target, seconds
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> "Packing":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+        pack(self.folder, self.target)
+
+    def _work(self) -> None:
+        while not self._done.wait(self.seconds):
+            pack(self.folder, self.target)
+
+
+def pack(folder: Path, target: Path) -> None:
+    """Every result of ``folder`` in ``target`` (.tar.gz)."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(target.name + ".part")
+    with tarfile.open(aside, "w:gz", compresslevel=3) as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.suffix not in NOT_PACKED and file.is_file():
+                _add(archive, file, file.relative_to(folder))
+    os.replace(aside, target)
+
+
+def _add(archive: tarfile.TarFile, file: Path, name: Path) -> None:
+    """The file as it is now (others go on writing); of a long log the end."""
+    data = file.read_bytes()
+    if file.suffix == ".log":
+        data = data[-LARGEST:]
+    entry = tarfile.TarInfo(str(name))
+    entry.size = len(data)
+    archive.addfile(entry, io.BytesIO(data))

@@ -1,0 +1,184 @@
+"""Collect what ``gpu_suite.py`` takes along: ``python bench/gpu_prepare.py --images ARCHIVE``.
+
+A lent GPU has no network and few minutes, most of which compiling would take. This makes, in the
+ignored folder ``bench/gpu_kit``:
+
+- compiled code for every GPU of ``gpu_pretend.GPUS``: the suite's own stages run on a pretended
+  CUDA runtime (``tools/pretend_cuda/run.py`` makes it), with exactly the torch, Triton and Python
+  of the machine, because the keys of Inductor's cache hold the GPU's name and the hash of torch's
+  own sources. Which tile sizes are fastest is left to the GPU.
+- the peers' wheels, from the package registry;
+- real images, where an archive is given: a .tar.xz with ``train/CLASS/NAME.jpg`` and ``test/...``.
+
+Repository and kit together must not be larger than ``MOST_MIB``. The last lines are the commands to
+type. ``--only code``, ``wheels``, ``images`` or ``commands`` does one of them; what exists of the
+others stays.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from gpu_kit import CODE, FACTS, IMAGES, KIT, ROOT, WHEELS, facts
+from gpu_plan import CALLS
+from gpu_pretend import GPUS, VERSIONS, Pretended, add_arguments
+
+PACKAGES = ("torchattacks==3.5.1", "adversarial-robustness-toolbox==1.20.1")
+COMPILING = {"smoke": None, "rest": "pgd-512,single-512,pgd-128,pgd-eval-512", "train": None}
+# Tile sizes that were "timed" where nothing has a time, and locks.
+NOT_TAKEN = (".best_config", ".lock")
+MOST_MIB = 60
+PATIENCE = 30  # times the suite's own limits; here two cores may do what sixteen do there
+PARTS = ("code", "wheels", "images", "commands")
+
+
+def main() -> None:
+    """Make the parts of the kit, check its size, print the commands."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(parser)
+    parser.add_argument("--images", type=Path, help="a .tar.xz of JPEG images")
+    parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--kit", type=Path, default=KIT)
+    given = parser.parse_args()
+    given.kit.mkdir(parents=True, exist_ok=True)
+    wanted = [given.only] if given.only else list(PARTS)
+    if "wheels" in wanted:
+        collect_wheels(given.kit)
+    if "images" in wanted and given.images is not None:
+        shutil.copyfile(given.images, given.kit / IMAGES)
+    elif given.only == "images":
+        parser.error("--only images needs --images ARCHIVE")
+    if "code" in wanted:
+        compile_code(given.kit, Pretended(given.pretend, given.python))
+    write_facts(given.kit)
+    check_size(given.kit)
+    print_commands(given.kit)
+
+
+def collect_wheels(kit: Path) -> None:
+    """The peers' packages; all that they need but torch is installed where a GPU is."""
+    folder = kit / WHEELS
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    done = subprocess.run([*command, "--dest", str(folder), *PACKAGES], capture_output=True)
+    if done.returncode:
+        sys.exit("The peers' wheels could not be fetched; check the network, or --only code.")
+    print(f"wheels: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+
+
+def compile_code(kit: Path, pretended: Pretended) -> None:
+    """Run the stages that compile on a pretended GPU of each name, and keep Inductor's cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        calls = [(gpu, *call) for gpu in GPUS for call in COMPILING.items()]
+        for number, (gpu, call, only) in enumerate(calls, 1):
+            print(f"{number} of {len(calls)}: {call} on a pretended {gpu}", flush=True)
+            run_call(pretended, gpu, call, only, kit, work)
+        took = pack_code(work / "inductor", kit / CODE)
+    print(f"compiled code: {took}")
+
+
+def run_call(
+    pretended: Pretended, gpu: str, call: str, only: str | None, kit: Path, work: Path
+) -> None:
+    """One call of the suite; its times are nonsense, its compiled code is not."""
+    command = [str(pretended.python), "-P", str(ROOT / "bench" / "gpu_suite.py"), call]
+    command += ["--kit", str(without_code(kit, work)), "--work", str(work)]
+    command += ["--pack", str(work / "packed"), "--patience", str(PATIENCE)]
+    began = time.monotonic()
+    done = subprocess.run(
+        command + (["--only", only] if only else []), env=pretended.environment(gpu)
+    )
+    print(f"{call}: {time.monotonic() - began:.0f} s", flush=True)
+    if done.returncode:
+        kept = Path(tempfile.mkdtemp(prefix="gpu-prepare-"))
+        for log in sorted(work.glob(f"{call}-*/*.log")):
+            shutil.copy(log, kept)
+        sys.exit(f"A stage of {call} failed on the pretended GPU; its log is in {kept}.")
+
+
+def without_code(kit: Path, work: Path) -> Path:
+    """The kit as it would be if all had to be compiled: its images alone."""
+    bare = work / "kit"
+    bare.mkdir(exist_ok=True)
+    if (kit / IMAGES).exists() and not (bare / IMAGES).exists():
+        (bare / IMAGES).symlink_to((kit / IMAGES).resolve())
+    return bare
+
+
+def pack_code(cache: Path, target: Path) -> str:
+    """All that is worth taking of ``cache`` in ``target``; says how much that is."""
+    files = [path for path in sorted(cache.rglob("*")) if path.is_file()]
+    files = [path for path in files if path.suffix not in NOT_TAKEN and path.name != "unpacked"]
+    with tarfile.open(target, "w:xz", preset=6) as archive:
+        for path in files:
+            archive.add(path, path.relative_to(cache))
+    held = sum(path.stat().st_size for path in files)
+    packed = target.stat().st_size
+    return f"{len(files)} files, {held / 2**20:.1f} MiB, {packed / 2**20:.1f} MiB packed"
+
+
+def write_facts(kit: Path) -> None:
+    """``kit.json``: what the kit was made with."""
+    said = facts(kit) | VERSIONS | {
+        "gpus": list(GPUS) if (kit / CODE).exists() else [],
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    (kit / FACTS).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+
+
+def commit() -> str:
+    """This checkout's commit, for the rows of a machine without git."""
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def tracked() -> list[Path]:
+    """The files of the checkout that travel, relative to it."""
+    words = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [Path(name) for name in names if (ROOT / name).is_file()]
+
+
+def check_size(kit: Path) -> None:
+    """Print what travels; end where it is too much."""
+    tree = sum((ROOT / name).stat().st_size for name in tracked())
+    parts = {path.name: path for path in sorted(kit.iterdir())}
+    sizes = {
+        name: sum(f.stat().st_size for f in [path, *path.rglob("*")] if f.is_file())
+        for name, path in parts.items()
+    }
+    total = tree + sum(sizes.values())
+    said = {"repository": tree} | sizes
+    print(", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in said.items()))
+    if total > MOST_MIB * 2**20:
+        sys.exit(
+            f"Repository and kit take {total / 2**20:.1f} MiB of {MOST_MIB}; take a smaller "
+            f"archive of images, or delete {kit / IMAGES}."
+        )
+    print(f"together {total / 2**20:.1f} of {MOST_MIB} MiB")
+
+
+def print_commands(kit: Path) -> None:
+    """The commands to type on the machine with the GPU, in the repository's root."""
+    print("\nOn the machine with the GPU, in the copy of this repository, kit included:\n")
+    for call, seconds in CALLS.items():
+        note = f"  # at most {seconds} s" + ("; where so many are left" if call == "train" else "")
+        print(f"FASTADV_COMMIT={commit()} python3 bench/gpu_suite.py {call} --pack RESULTS{note}")
+    print("\nAnd here, with each packed file that came back:\n")
+    print("python bench/tables.py --take FILE.tar.gz --write README.md bench/README.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The pretended CUDA runtime as the scripts here use it: where it is, and what a run needs."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ROOT / "tools" / "pretend_cuda"
+GPUS = ("NVIDIA H100 80GB HBM3", "NVIDIA H200")
+VERSIONS = {"python": "3.12", "torch": "2.11.0+cu130", "triton": "3.6.0"}
+
+
+class Pretended:
+    """``folder`` is where ``tools/pretend_cuda/run.py`` keeps its environment; ``python`` may stand
+    in for the one in there. Ends the program where either is missing or of other versions."""
+
+    def __init__(self, folder: Path, python: Path | None) -> None:
+        self.folder = folder.resolve()
+        self.python = python or self.folder / "venv" / "bin" / "python"
+        sys.path.insert(0, str(TOOLS))
+        import build
+
+        if not self.python.exists():
+            sys.exit(f"There is no {self.python}; run python tools/pretend_cuda/run.py controls.")
+        self._require_versions()
+        build.build(str(self.python), self.folder / "runtime")
+        self._environment = build.environment(self.folder / "runtime")
+
+    def environment(self, gpu: str, root: Path = ROOT) -> dict[str, str]:
+        """All variables of a program on the pretended ``gpu``, with the tools of the checkout
+        ``root``: numbers are off and constants fold on the CPU."""
+        startup = root / "tools" / "pretend_cuda" / "startup"
+        return self._environment | {"PRETEND_CUDA_NAME": gpu, "PYTHONPATH": str(startup)}
+
+    def _require_versions(self) -> None:
+        ask = "import json, platform, torch, triton; print(json.dumps([platform.python_version(), "
+        ask += "torch.__version__, triton.__version__]))"
+        said = subprocess.run([str(self.python), "-c", ask], capture_output=True, text=True)
+        found = dict(zip(VERSIONS, json.loads(said.stdout or "[]"), strict=False))
+        for name, version in VERSIONS.items():
+            if not found.get(name, "").startswith(version):
+                sys.exit(
+                    f"Compiled code is for {name} {version} alone and {self.python} has "
+                    f"{found.get(name)}; set it up again with tools/pretend_cuda/run.py."
+                )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--pretend`` and ``--python``."""
+    folder = ROOT / ".pretend-cuda"
+    parser.add_argument("--pretend", type=Path, default=folder, help="its folder")
+    parser.add_argument("--python", type=Path, help="of another environment of the same versions")

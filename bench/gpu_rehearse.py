@@ -1,0 +1,194 @@
+"""The appointment with a GPU, rehearsed without one: ``python bench/gpu_rehearse.py``.
+
+What travels (the repository's files and ``bench/gpu_kit``) is put into an empty folder, without
+.git and without network, and the calls that ``gpu_prepare.py`` prints are made there, on a
+pretended CUDA runtime (``tools/pretend_cuda``). Then one call is killed. Asked is: does every stage
+end well and write its rows; is all compiled code found in what was brought; is what was measured
+before the kill in the packed file. Times and numbers mean nothing.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from gpu_kit import KIT, ROOT
+from gpu_plan import stages_of
+from gpu_prepare import PACKAGES, tracked
+from gpu_pretend import GPUS, Pretended, add_arguments
+
+# Which rows a stage must have written.
+WRITES = {
+    "smoke": {"smoke"},
+    "tests": {"gpu tests"},
+    "pgd-512": {"limits", "step", "pass", "speedup"},
+    "replay-512": {"kernel"},
+    "single-512": {"step", "pass"},
+    "pgd-128": {"step", "speedup"},
+    "bound": {"bound"},
+    "pgd-eval-512": {"step"},
+    "methods-512": {"step"},
+    "peers-128": {"step", "speedup"},
+    "kernels": {"kernels"},
+    "wide-128": {"step"},
+    "train-fast": {"training run"},
+    "train-apart": {"training run"},
+}
+KILLED = "pgd-512"
+PATIENCE = 4  # two cores do what sixteen do there
+
+
+def main() -> None:
+    """Rehearse, print what was found, exit with 1 where something is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(parser)
+    parser.add_argument("--gpu", choices=GPUS, default=GPUS[0], help="the GPU's name")
+    parser.add_argument("--calls", default="smoke,rest,train", help="which, with commas")
+    parser.add_argument("--patience", type=float, default=PATIENCE)
+    parser.add_argument("--json", type=Path, help="write what was found")
+    given = parser.parse_args()
+    pretended = Pretended(given.pretend, given.python)
+    with tempfile.TemporaryDirectory() as folder:
+        stage = Rehearsal(Path(folder), pretended, given.gpu, given.patience)
+        stage.arrive()
+        found = {call: stage.call(call) for call in given.calls.split(",")}
+        found["killed"] = stage.killed()
+    said = {"gpu": given.gpu, "packages": list(PACKAGES), "network": stage.network} | found
+    if given.json is not None:
+        given.json.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(said, indent=2))
+    sys.exit(not all(entry["ok"] for entry in found.values()))
+
+
+class Rehearsal:
+    """A folder as the machine with the GPU would have it, and the calls made there."""
+
+    def __init__(self, folder: Path, pretended: Pretended, gpu: str, patience: float) -> None:
+        self.root, self.work, self.out = folder / "tree", folder / "work", folder / "out"
+        self.interpreter, self.patience = pretended.python, patience
+        self.variables = pretended.environment(gpu, self.root)
+        cut_off = subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode == 0
+        self.network = "cut off" if cut_off else "not cut off (unshare --net is not allowed here)"
+        self.prefix = ["unshare", "--net"] if cut_off else []
+
+    def arrive(self) -> None:
+        """Copy what travels, by way of one archive."""
+        archive = self.root.parent / "travels.tar"
+        with tarfile.open(archive, "w") as opened:
+            for name in tracked():
+                opened.add(ROOT / name, name)
+            if KIT.exists():
+                opened.add(KIT, KIT.relative_to(ROOT))
+        with tarfile.open(archive) as opened:
+            opened.extractall(self.root, filter="data")
+        archive.unlink()
+
+    def command(self, call: str, *more: str) -> list[str]:
+        command = [*self.prefix, str(self.interpreter), "bench/gpu_suite.py", call]
+        command += ["--pack", str(self.out), "--work", str(self.work)]
+        return [*command, "--patience", str(self.patience), *more]
+
+    def call(self, call: str) -> dict:
+        """One call from beginning to end: what each stage left."""
+        began = time.monotonic()
+        subprocess.run(self.command(call), cwd=self.root, env=self.variables)
+        rows, summary = self.packed(call)
+        stages = {}
+        for stage in stages_of(call):
+            done = next((entry for entry in summary if entry["stage"] == stage.name), {})
+            kinds = Counter(
+                row.get("kind", row.get("bench")) for row in rows if _of(row, stage.name)
+            )
+            missing = sorted(WRITES[stage.name] - set(kinds))
+            stages[stage.name] = {
+                "ok": done.get("status") == "ok" and not missing,
+                "status": done.get("status"),
+                "seconds": round(done.get("seconds", 0.0), 1),
+                "rows": dict(kinds),
+                "missing": missing,
+                "note": done.get("note", ""),
+            }
+        return {
+            "ok": all(entry["ok"] for entry in stages.values()),
+            "seconds": round(time.monotonic() - began, 1),
+            "stages": stages,
+        }
+
+    def killed(self) -> dict:
+        """A call that is killed once it has measured something, the moment it was packed."""
+        shutil.rmtree(self.out)
+        process = subprocess.Popen(
+            self.command("rest", "--only", KILLED), cwd=self.root, env=self.variables,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            while process.poll() is None and not self.packed("rest")[0]:
+                time.sleep(1)
+            ended = process.poll() is not None
+        finally:
+            _kill_session(process)
+        rows, _ = self.packed("rest")
+        kinds = Counter(row.get("kind") for row in rows)
+        return {"ok": not ended and bool(rows), "rows": dict(kinds), "ended before": ended}
+
+    def packed(self, call: str) -> tuple[list[dict], list[dict]]:
+        """Rows and summary of the newest packed file of ``call``; it is whole at any moment."""
+        files = sorted(self.out.glob(f"{call}-*.tar.gz"))
+        rows, summary = [], []
+        if files:
+            with tarfile.open(files[-1]) as archive:
+                for member in archive:
+                    data = archive.extractfile(member).read().decode(errors="replace")
+                    if member.name.endswith(".jsonl") and "/" not in member.name:
+                        rows += _rows(data)
+                    if member.name == "summary.json":
+                        summary = json.loads(data)
+        return rows, summary
+
+
+def _of(row: dict, stage: str) -> bool:
+    """Rows of the kernels' own benchmark say what they are and not who ran them."""
+    return row.get("command", "").endswith(f"--only {stage}") or row.get("bench") == stage
+
+
+def _rows(text: str) -> list[dict]:
+    found = []
+    for line in text.splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue  # the one that was being written
+    return found
+
+
+def _kill_session(process: subprocess.Popen) -> None:
+    """The call and the stage it started, which is a group of its own."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True).stdout
+    children: dict[int, list[int]] = {}
+    for line in listed.splitlines()[1:]:
+        pid, parent = map(int, line.split())
+        children.setdefault(parent, []).append(pid)
+    waiting, doomed = [process.pid], []
+    while waiting:
+        pid = waiting.pop()
+        doomed.append(pid)
+        waiting += children.get(pid, [])
+    for pid in doomed:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+if __name__ == "__main__":
+    main()

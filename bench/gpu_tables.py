@@ -1,0 +1,179 @@
+"""What a GPU measured: its rows taken over from a packed file, and its tables."""
+
+import json
+import re
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastadv.benchmark.rows import append_rows, newest, newest_of_each
+from fastadv.benchmark.table import number, percent
+from fastadv.errors import UserError
+
+Row = dict[str, Any]
+NONE_YET = "No GPU has run this version yet: there are no rows."
+SHOWN_KERNELS = 25
+UNFINISHED = re.compile(r"\.[0-9a-f]+\.unfinished\.jsonl$")
+
+
+def is_of_gpu(row: Row) -> bool:
+    """Whether a row was measured on a GPU."""
+    return row.get("cuda") is not None
+
+
+def take(packed: Path, results: Path) -> list[Row]:
+    """Add the rows in ``packed`` (what ``gpu_suite.py`` wrote) to the folder ``results``.
+
+    A row that is there already is not added again, so a file may be taken twice. What a stage knew
+    when it was ended comes along as its preliminary rows. Returns the new rows. Raises
+    ``UserError`` for a file that cannot be read.
+    """
+    found: dict[str, list[str]] = {}
+    try:
+        with tarfile.open(packed) as archive:
+            for member in archive:
+                opened = archive.extractfile(member)
+                # Those of a training run lie in its own folder.
+                mine = member.name.endswith(".jsonl") and "/" not in member.name
+                if mine and opened is not None:
+                    name = UNFINISHED.sub(".jsonl", member.name)
+                    found.setdefault(name, []).extend(opened.read().decode().splitlines())
+    except (OSError, tarfile.TarError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read the packed results {packed}: {error}.") from None
+    added = []
+    for name, lines in found.items():
+        file = results / name
+        there = set(file.read_text(encoding="utf-8").splitlines()) if file.exists() else set()
+        rows = [_whole(line) for line in lines if line not in there]
+        new = [row for row in rows if row is not None]
+        append_rows(file, new)
+        added += new
+    return added
+
+
+def _whole(line: str) -> Row | None:
+    """None for the row that was being written when the machine was taken away."""
+    try:
+        row: Row = json.loads(line)
+    except ValueError:
+        return None
+    return row
+
+
+def gpu_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
+    """Every step on a GPU: its rate, and how it stands to the bound, its passes and the peers."""
+    steps = [row for row in rows if is_of_gpu(row) and row["kind"] == "step"]
+    if not steps:
+        return NONE_YET
+    heads = ("network", "step", "batch", "ms", "10-90 %", "images/s", "of bound", "x passes")
+    heads += ("of matmul", "peak MiB", "idle", "pgd is faster by")
+    lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * 10]
+    chosen = newest_of_each(steps, _step_key)
+    idle = {
+        (row["device"], row["name"], row["config"]["batch_size"]): row["idle_share"]
+        for row in rows
+        if row["kind"] == "idle"
+    }
+    for row in sorted(chosen, key=lambda row: (row["device"], *_order(row))):
+        config, passes = row["config"], row.get("over_passes")
+        over = row.get("over_bound")
+        cells = [config["model"], row["name"] + (" *" if row.get("preliminary") else "")]
+        cells += [str(config["batch_size"]), number(row["ms"]["median"])]
+        cells += [f"{number(row['ms']['p10'])}-{number(row['ms']['p90'])}"]
+        cells += [number(row["images_per_s"]), percent(1 / over) if over else ""]
+        cells += [number(passes["median"]) if passes else "", percent(row.get("of_matmul"))]
+        cells += [number(row.get("peak_mib"))]
+        cells += [percent(idle.get((row["device"], row["name"], config["batch_size"])))]
+        lines.append("| " + " | ".join([*cells, _faster(row, rows)]) + " |")
+    if any(row.get("preliminary") for row in chosen):
+        lines += ["", r"\* by itself, not turn by turn with the others: the time was up."]
+    return "\n".join([*lines, "", *dict.fromkeys(map(caption, chosen))])
+
+
+def _step_key(row: Row) -> tuple[Any, ...]:
+    config = row["config"]
+    return (row["device"], row["name"], config["model"], config["width"], config["batch_size"])
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    config = row["config"]
+    ours = row["by"] != "fastadv"
+    return (config["model"], -config["batch_size"], ours, row["method"], row["ms"]["median"])
+
+
+def _faster(row: Row, rows: Sequence[Row]) -> str:
+    """For a peer: how many times as fast our fastest step of the same work was, in its turns."""
+    ratios = [
+        other["times"]["median"]
+        for other in rows
+        if other["kind"] == "speedup"
+        and (other["run"], other["peer"]) == (row["run"], row["name"])
+        and other["our_bn"] == other["peer_bn"]
+        and other["config"] == row["config"]
+    ]
+    return f"{max(ratios):.2f}x" if ratios else ""
+
+
+def replay_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
+    """The kernels of the newest captured replay that take longest, and the whole of it."""
+    found = [row for row in rows if row["kind"] in ("kernel", "kernels")]
+    if not found:
+        return NONE_YET
+    parts = []
+    last = newest(found, _replay_key)
+    for key in dict.fromkeys(map(_replay_key, last)):
+        here = [row for row in last if _replay_key(row) == key]
+        parts.append(_replay_lines(here, caption))
+    return "\n\n".join(parts)
+
+
+def _replay_key(row: Row) -> tuple[Any, ...]:
+    return (row["device"], row["candidate"], row["config"]["batch_size"])
+
+
+def _replay_lines(rows: list[Row], caption: Callable[[Row], str]) -> str:
+    (whole,) = [row for row in rows if row["kind"] == "kernels"]
+    kernels = [row for row in rows if row["kind"] == "kernel"]
+    batch, times = whole["config"]["batch_size"], (whole["kernel_us"], whole["wall_us"])
+    at_work, wall = (f"{number(us / 1e3)} ms" for us in times)
+    lines = [
+        f"{whole['candidate']}, batch {batch}: {whole['count']:,} kernels, {at_work} in {wall}.",
+        "",
+        "| kernel | launches | us | share | MB | of copy |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in sorted(kernels, key=lambda row: -row["us"])[:SHOWN_KERNELS]:
+        moved = row["bytes"]
+        cells = [f"`{row['name'][:70]}`", str(row["count"]), number(row["us"])]
+        cells += [percent(row["us"] / whole["kernel_us"]), number(moved / 1e6) if moved else ""]
+        lines.append("| " + " | ".join([*cells, percent(row["of_copy"])]) + " |")
+    return "\n".join([*lines, "", caption(whole)])
+
+
+def kernels_table(rows: list[Row]) -> str:
+    """Our kernels alone on a GPU: the share of a copy's rate that each reaches."""
+    found = [row for row in rows if row["kind"] == "kernel speed" and row["device_seconds"]]
+    if not found:
+        return NONE_YET
+    last = {(row["device"], row["kernel"], row["size"], row["backward"]): {} for row in found}
+    for row in found:
+        last[row["device"], row["kernel"], row["size"], row["backward"]][row["face"]] = row
+    lines = [
+        "| kernel | size | us | GB/s | of copy | reference, us | by hand, us |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for (_, kernel, size, backward), faces in last.items():
+        row = faces.get("triton")
+        if row is None:
+            continue
+        rate = row["gigabytes_per_second"]
+        name = f"{kernel}, backward" if backward else kernel
+        cells = [name, size, number(1e6 * row["device_seconds"]), number(rate)]
+        cells.append(percent(rate / row["copy_gigabytes_per_second"]))
+        for face in ("reference", "by hand"):
+            taken = faces.get(face, {}).get("device_seconds")
+            cells.append(number(1e6 * taken) if taken else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    said = {f"{row['device']}, torch {row['torch']}, {row['time'][:10]}" for row in found}
+    return "\n".join([*lines, "", *sorted(said)])
