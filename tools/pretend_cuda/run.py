@@ -54,8 +54,11 @@ class Runner:
         self.results = folder / "results"
         self.results.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, section: str, command: Sequence[str | Path], **more: str) -> int:
-        """The exit code of ``command``, a script and its arguments."""
+    def __call__(
+        self, section: str, command: Sequence[str | Path], result: Path, **more: str
+    ) -> int:
+        """The exit code of ``command``, a script and its arguments, which writes ``result``."""
+        result.unlink(missing_ok=True)
         caches = {
             "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
             "TRITON_CACHE_DIR": str(self.folder / "triton"),
@@ -90,18 +93,31 @@ def _limit_memory() -> None:
 # -- sections --------------------------------------------------------------------------------------
 
 
-def script(section: str, run: Runner) -> Outcome:
-    """A script that ends with 0 where all is right, and writes a list of lines with "ok"."""
+def controls(section: str, run: Runner) -> Outcome:
+    """What must break a capture, and what must not: rows that say whether they are "right"."""
     file = run.json(section)
-    file.unlink(missing_ok=True)
-    code = run(section, [digest.HERE / f"{section}.py", "--json", file])
-    found = json.loads(file.read_text()) if file.exists() else []
-    lines = found.get("rows", []) if isinstance(found, dict) else found
-    wrong = [line for line in lines if not line.get("ok")]
-    faults = [f"{line.get('name')}: {line}" for line in wrong]
-    if code and not faults:
-        faults = [f"{section}.py ended with {code}"]
-    return Outcome({"passed": len(lines) - len(wrong), "failed": len(faults)}, faults)
+    code = run(section, [digest.HERE / "controls.py", "--json", file], file)
+    if not file.exists():
+        return Outcome({"failed": 1}, [f"controls.py ended with {code}"])
+    rows = json.loads(file.read_text())
+    faults = [
+        f"{row['name']} must {row['must']} and said {row['said']}"
+        for row in rows
+        if not row["right"]
+    ]
+    return Outcome({"passed": len(rows) - len(faults), "failed": len(faults)}, faults)
+
+
+def ranks(section: str, run: Runner) -> Outcome:
+    """Methods that two processes train by, NCCL's nodes among those of their graphs."""
+    file = run.json(section)
+    code = run(section, [digest.HERE / "ranks.py", "--json", file], file)
+    if not file.exists():
+        return Outcome({"failed": 1}, [f"ranks.py ended with {code}"])
+    found: dict[str, Any] = json.loads(file.read_text())
+    faults = [f"{name}: {each['failed']}" for name, each in found.items() if "failed" in each]
+    counts = {"passed": len(found) - len(faults), "failed": len(faults)}
+    return Outcome(counts, faults, found)
 
 
 def gpu_tests(section: str, run: Runner) -> Outcome:
@@ -111,11 +127,11 @@ def gpu_tests(section: str, run: Runner) -> Outcome:
     files = sorted(digest.ROOT.glob("tests/**/test_*.py"))
     for file in (file for file in files if "mark.gpu" in file.read_text()):
         report = run.results / f"{file.stem}.xml"
-        report.unlink(missing_ok=True)
         options = ["-o", "addopts=--strict-markers", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
         run(
             section,
             ["-m", "pytest", *options, "-p", "numbers_off", f"--junitxml={report}", file],
+            report,
             PYTHONPATH=f"{digest.HERE}:{digest.ROOT / 'tests'}",
         )
         if not report.exists():
@@ -140,6 +156,7 @@ def pieces(section: str, run: Runner) -> Outcome:
     code = run(
         section,
         [digest.HERE / f"{section}.py", "--out", file, "--kept", kept, "--digest", now],
+        file,
     )
     if code:
         return Outcome({"failed": 1}, [f"{section}.py ended with {code}"])
@@ -162,11 +179,11 @@ def pieces(section: str, run: Runner) -> Outcome:
 
 
 SECTIONS: dict[str, Callable[[str, Runner], Outcome]] = {
-    "controls": script,
+    "controls": controls,
     "tests": gpu_tests,
     "recipes": pieces,
     "generated": pieces,
-    "ranks": script,
+    "ranks": ranks,
     "shapes": pieces,
 }
 
