@@ -11,6 +11,7 @@ from typing import Any
 
 # The first that a name matches is its kind; kernels of Triton are their own kind.
 KINDS = (
+    ("message", r"(?i)nccl"),
     ("convolution", r"(?i)cudnn|conv"),
     ("matrix product", r"(?i)cublas|gemm|matmul"),
     ("batch norm", r"(?i)batch_?norm|bn_"),
@@ -19,7 +20,6 @@ KINDS = (
     ("foreach", r"multi_tensor_apply"),
     ("reduction", r"(?i)reduce|scan|sort|topk|softmax|norm"),
     ("random", r"(?i)distribution|philox|random"),
-    ("message", r"(?i)nccl"),
     ("solver", r"(?i)cusolver|syevd|gesvd"),
     ("elementwise", r"(?i)elementwise|index|gather|scatter|fill|Cat|pool|where"),
 )
