@@ -10,6 +10,7 @@ before the kill in the packed file. Times and numbers mean nothing.
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,9 +22,9 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from gpu_kit import KIT, ROOT
+from gpu_kit import CODE, KIT, ROOT
 from gpu_plan import stages_of
-from gpu_prepare import PACKAGES, tracked
+from gpu_prepare import tracked
 from gpu_pretend import GPUS, Pretended, add_arguments
 
 # Which rows a stage must have written.
@@ -60,13 +61,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stage = Rehearsal(Path(folder), pretended, given.gpu, given.patience)
         stage.arrive()
-        found = {call: stage.call(call) for call in given.calls.split(",")}
-        found["killed"] = stage.killed()
-    said = {"gpu": given.gpu, "packages": list(PACKAGES), "network": stage.network} | found
+        calls = {call: stage.call(call) for call in given.calls.split(",")}
+        killed = stage.killed()
+    said = {"gpu": given.gpu, "network": stage.network, "calls": calls, "killed": killed}
     if given.json is not None:
         given.json.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(said, indent=2))
-    sys.exit(not all(entry["ok"] for entry in found.values()))
+    sys.exit(not all(entry["ok"] for entry in (*calls.values(), killed)))
 
 
 class Rehearsal:
@@ -109,12 +110,15 @@ class Rehearsal:
                 row.get("kind", row.get("bench")) for row in rows if _of(row, stage.name)
             )
             missing = sorted(WRITES[stage.name] - set(kinds))
+            graphs = _compiled(done.get("note", ""))
+            in_vain = (KIT / CODE).exists() and graphs["compiled"] > 0
             stages[stage.name] = {
-                "ok": done.get("status") == "ok" and not missing,
+                "ok": done.get("status") == "ok" and not missing and not in_vain,
                 "status": done.get("status"),
                 "seconds": round(done.get("seconds", 0.0), 1),
                 "rows": dict(kinds),
                 "missing": missing,
+                **graphs,
                 "note": done.get("note", ""),
             }
         return {
@@ -153,6 +157,13 @@ class Rehearsal:
                     if member.name == "summary.json":
                         summary = json.loads(data)
         return rows, summary
+
+
+def _compiled(note: str) -> dict:
+    """How many graphs a stage found in the cache, and how many it had to compile."""
+    said = re.search(r"compiled code: (\d+) found, (\d+) compiled", note)
+    found, compiled = map(int, said.groups()) if said else (0, 0)
+    return {"found": found, "compiled": compiled}
 
 
 def _of(row: dict, stage: str) -> bool:

@@ -45,6 +45,10 @@ COVERED: Mapping[str, tuple[str, ...]] = {
     "shapes": (*RUNTIME, *STEP, *BENCH, *DRIVERS, "tools/pretend_cuda/shapes.py"),
     "generated": (*STEP, *BENCH, *DRIVERS, "tools/pretend_cuda/generated.py"),
     "ranks": (*RUNTIME, *STEP, "tools/pretend_cuda/ranks.py"),
+    "suite": (
+        *("bench/gpu_*.py", "fastadv/benchmark/*.py", "fastadv/benchmark/peers/*.py"),
+        *("tools/pretend_cuda/compiling.py", "tools/pretend_cuda/startup/*.py"),
+    ),
 }
 """The files of each section, as patterns from the project's root."""
 

@@ -178,6 +178,32 @@ def pieces(section: str, run: Runner) -> Outcome:
     return Outcome(counts, faults, numbers)
 
 
+def rehearsal(section: str, run: Runner) -> Outcome:
+    """The calls of ``bench/gpu_suite.py``, from what travels to the machine with the GPU."""
+    file = run.json(section)
+    file.unlink(missing_ok=True)
+    script = digest.ROOT / "bench" / "gpu_rehearse.py"
+    command = [sys.executable, script, "--pretend", run.folder, "--python", run.python]
+    subprocess.run([*command, "--json", file], check=False)
+    if not file.exists():
+        return Outcome({"failed": 1}, [f"{script.name} has ended without results"])
+    found = json.loads(file.read_text())
+    stages = {
+        name: entry for call in found["calls"].values() for name, entry in call["stages"].items()
+    }
+    faults = [
+        f"{name}: {entry['status']}, without rows of kind {entry['missing']}, {entry['note']}"
+        for name, entry in stages.items()
+        if not entry["ok"]
+    ]
+    if not found["killed"]["ok"]:
+        faults.append(f"a killed call left {found['killed']['rows']}")
+    counts = {"passed": len(stages) + 1 - len(faults), "failed": len(faults)}
+    for word in ("found", "compiled"):
+        counts[f"graphs {word}"] = sum(entry[word] for entry in stages.values())
+    return Outcome(counts, faults)
+
+
 SECTIONS: dict[str, Callable[[str, Runner], Outcome]] = {
     "controls": controls,
     "tests": gpu_tests,
@@ -185,6 +211,7 @@ SECTIONS: dict[str, Callable[[str, Runner], Outcome]] = {
     "generated": pieces,
     "ranks": ranks,
     "shapes": pieces,
+    "suite": rehearsal,
 }
 
 # -- the command -----------------------------------------------------------------------------------
