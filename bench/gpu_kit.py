@@ -21,7 +21,8 @@ PEERS = {
     "torchattacks": ("torchattacks",),
     "art": ("adversarial_robustness_toolbox",),
 }
-VERSIONS = ("python", "torch", "triton")
+# Settings of the compiler that would make other keys of its cache than those of the kit's code.
+OTHER_KEYS = ("CXX", "TORCHINDUCTOR_", "TORCHDYNAMO_")
 
 
 def facts(kit: Path) -> dict:
@@ -79,7 +80,9 @@ def environment(kit: Path, work: Path, links: Path) -> dict[str, str]:
     """
     # A test run that calls this must not reach into the test runs inside: pytest-benchmark
     # measures nothing where it believes that xdist is at work.
-    variables = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    unwanted = ("PYTEST_", *OTHER_KEYS)
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(unwanted)}
+    variables["TEARDOWN_CUPTI"] = "0"  # CUDA graphs did not survive the profiler's end everywhere
     variables["TORCHINDUCTOR_CACHE_DIR"] = str(work / "inductor")
     variables["PYTHONUNBUFFERED"] = "1"
     commit = facts(kit).get("commit")

@@ -1,9 +1,13 @@
-"""Results in one file, written again and again: a call that is cut off leaves what it had."""
+"""Results as they fall: rows that may still be written, and all of it in one file again and again,
+so that a call that is cut off leaves what it had."""
 
+import contextlib
 import io
+import json
 import os
 import tarfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -58,3 +62,11 @@ def _add(archive: tarfile.TarFile, file: Path, name: Path) -> None:
     entry = tarfile.TarInfo(str(name))
     entry.size = len(data)
     archive.addfile(entry, io.BytesIO(data))
+
+
+def whole_rows(out: Path) -> Iterator[dict]:
+    """Every row in the folder ``out`` but one that was being written when its stage was ended."""
+    for file in sorted(out.glob("*.jsonl")):
+        for line in file.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)

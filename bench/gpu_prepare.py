@@ -31,8 +31,14 @@ from gpu_kit import CODE, FACTS, IMAGES, KIT, ROOT, WHEELS, facts
 from gpu_plan import CALLS
 from gpu_pretend import GPUS, VERSIONS, Pretended, add_arguments
 
+from fastadv.benchmark.rows import commit
+
 PACKAGES = ("torchattacks==3.5.1", "adversarial-robustness-toolbox==1.20.1")
-COMPILING = {"smoke": None, "rest": "pgd-512,single-512,pgd-128,pgd-eval-512", "train": None}
+COMPILING = {
+    "smoke": None,
+    "rest": "parity,pgd-512,single-512,pgd-128,pgd-eval-512,peers-128",
+    "train": None,
+}
 # Of Inductor's folder. An entry of these holds its kernels; the rest is written again where it is
 # used, or (tile sizes that were "timed" where nothing has a time) must not be.
 TAKEN = ("fxgraph", "aotautograd")
@@ -109,11 +115,12 @@ def run_call(
 
 
 def without_code(kit: Path, work: Path) -> Path:
-    """The kit as it would be if all had to be compiled: its images alone."""
+    """The kit as it would be if all had to be compiled."""
     bare = work / "kit"
     bare.mkdir(parents=True, exist_ok=True)
-    if (kit / IMAGES).exists() and not (bare / IMAGES).exists():
-        (bare / IMAGES).symlink_to((kit / IMAGES).resolve())
+    for name in (IMAGES, WHEELS):
+        if (kit / name).exists() and not (bare / name).exists():
+            (bare / name).symlink_to((kit / name).resolve())
     return bare
 
 
@@ -136,18 +143,10 @@ def write_facts(kit: Path) -> None:
     """``kit.json``: what the kit was made with."""
     said = facts(kit) | VERSIONS | {
         "gpus": list(GPUS) if (kit / CODE).exists() else [],
-        "commit": commit(),
+        "commit": commit() or "unknown",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
     (kit / FACTS).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
-
-
-def commit() -> str:
-    """This checkout's commit, for the rows of a machine without git."""
-    done = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
-    return done.stdout.strip() or "unknown"
 
 
 def tracked() -> list[Path]:
@@ -181,7 +180,8 @@ def print_commands(kit: Path) -> None:
     print("\nOn the machine with the GPU, in the copy of this repository, kit included:\n")
     for call, seconds in CALLS.items():
         note = f"  # at most {seconds} s" + ("; where so many are left" if call == "train" else "")
-        print(f"FASTADV_COMMIT={commit()} python3 bench/gpu_suite.py {call} --pack RESULTS{note}")
+        typed = f"FASTADV_COMMIT={commit() or 'unknown'} python3 bench/gpu_suite.py {call}"
+        print(f"{typed} --pack RESULTS{note}")
     print("\nAnd here, with each packed file that came back:\n")
     print("python bench/tables.py --take FILE.tar.gz --write README.md bench/README.md")
 

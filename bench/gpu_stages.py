@@ -17,15 +17,14 @@ import rich.console
 import torch
 from fastadv.kernels import reference
 from gpu_kit import IMAGES
+from gpu_pack import whole_rows
 from gpu_plan import PLAN
 
 from fastadv import kernels
-from fastadv.benchmark.bound import measure_bound
 from fastadv.benchmark.command import run_comparisons
 from fastadv.benchmark.compare import Comparison
-from fastadv.benchmark.geometry import PASSES, geometry
-from fastadv.benchmark.limits import measure_limits
 from fastadv.benchmark.ours import our_candidate
+from fastadv.benchmark.parity import require_same_step
 from fastadv.benchmark.rows import Row, append_rows, provenance, read_rows, results_file
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, parse_specs
@@ -37,18 +36,18 @@ ROOT = Path(__file__).resolve().parents[1]
 # All that is marked "gpu", each file in a process of its own: a graph that breaks may take every
 # later one of its process along.
 GPU_TESTS = (
-    "tests/test_gpu_capture.py",
-    "tests/kernels/test_gpu_kernels.py",
     "tests/kernels/test_choice.py",
+    "tests/kernels/test_gpu_kernels.py",
+    "tests/test_gpu_capture.py",
 )
-# What stands in for the parity tests, which would take minutes there.
-PARITY = "tests/test_gpu_capture.py, in this run"
+# Held to eager before anything is compared, in place of the parity tests, which take minutes.
+PARITY_SPECS = ("pgd", "pgd:attack_bn=eval", "apart")
 FAST_EPOCHS, APART_EPOCHS = 15, 30
 BATCH = 128  # of the training runs
 
 
-class Stage:
-    """What the command line said."""
+class Running:
+    """A stage at work: what the command line said, and the time it has left."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.out: Path = given.out
@@ -96,7 +95,7 @@ class Stage:
         print(f"{time.monotonic() - self.began:6.1f} s {sentence}", flush=True)
 
 
-def smoke(stage: Stage) -> str:
+def smoke(stage: Running) -> str:
     """A kernel against its reference, then one step in every mode; each is written at once."""
     device = torch.device(stage.device)
     stage.say(f"torch {torch.__version__}, CUDA {torch.version.cuda}, {stage.origin['device']}")
@@ -134,7 +133,7 @@ def smoke(stage: Stage) -> str:
     return f"linf_step right to {off:.0e}, one step in every mode; {_cache_words()}"
 
 
-def _one_step(stage: Stage, setting: Setting, mode: str) -> Row:
+def _one_step(stage: Running, setting: Setting, mode: str) -> Row:
     candidate = our_candidate(setting, Spec("fast"), stage.dtype, mode)
     ms = 1e3 * candidate.turn()
     candidate.close()
@@ -162,7 +161,7 @@ def _cache_words() -> str:
     return f"compiled code: {counts['cache_hits']} found, {counts['cache_misses']} compiled"
 
 
-def tests(stage: Stage) -> str:
+def tests(stage: Running) -> str:
     """The tests that need a GPU, all files at once; nothing else runs beside them."""
     # The project's own addopts name a plugin that may not be installed here.
     command = [sys.executable, "-P", "-m", "pytest", "-o", "addopts=", "--strict-markers", "-v"]
@@ -171,25 +170,60 @@ def tests(stage: Stage) -> str:
     for file in GPU_TESTS:
         log = stage.out / f"tests-{Path(file).stem}.log"
         with log.open("w") as opened:
-            process = subprocess.Popen(
+            running[file] = subprocess.Popen(
                 [*command, file], cwd=ROOT, stdout=opened, stderr=subprocess.STDOUT
             )
-        running[file] = process, log
-    results, failed = [], False
-    for file, (process, log) in running.items():
-        code = process.wait()
-        lines = [line.strip("= \n") for line in log.read_text(errors="replace").splitlines()]
-        last = next((line for line in reversed(lines) if line), "pytest did not start")
-        stage.write([{"kind": "gpu tests", "file": file, "ok": code == 0, "said": last}])
-        stage.say(f"{file}: {last}")
-        results.append(f"{Path(file).stem}: {last}")
-        failed = failed or code != 0
+    results = {}
+    while running:
+        time.sleep(0.2)
+        for file in [file for file, process in running.items() if process.poll() is not None]:
+            row = _tests_row(file, running.pop(file).returncode, stage.out)
+            stage.write([row])
+            stage.say(f"{file}: {row['said']}")
+            results[file] = row
+    said = "; ".join(f"{Path(file).stem}: {row['said']}" for file, row in results.items())
+    if not all(row["ok"] for row in results.values()):
+        raise RuntimeError(said)
+    return said
+
+
+def _tests_row(file: str, code: int, out: Path) -> Row:
+    log = (out / f"tests-{Path(file).stem}.log").read_text(errors="replace")
+    lines = [line.strip("= \n") for line in log.splitlines()]
+    last = next((line for line in reversed(lines) if line), "pytest did not start")
+    return {"kind": "gpu tests", "file": file, "ok": code == 0, "said": last}
+
+
+def parity(stage: Running) -> str:
+    """One float64 step of a tiny network, compiled and captured, against eager."""
+    device = torch.device(stage.device)
+    failed = []
+    for spec in parse_specs(",".join(PARITY_SPECS)):
+        for mode in stage.modes("captured", "compiled", "captured-eager"):
+            row: Row = {"kind": "parity", "method": str(spec), "mode": mode, "ok": True}
+            try:
+                require_same_step(spec, mode, device)
+            except Exception as error:
+                traceback.print_exc()
+                row |= {"ok": False, "error": f"{type(error).__name__}: {error}"[:300]}
+                failed.append(f"{spec} {mode}")
+            stage.write([row])
+            stage.say(f"{spec} {mode}: {row}")
     if failed:
-        raise RuntimeError("; ".join(results))
-    return "; ".join(results)
+        raise RuntimeError("differ from eager: " + ", ".join(failed))
+    return f"{', '.join(PARITY_SPECS)}: as eager to 1e-9; {_cache_words()}"
 
 
-def kernel_times(stage: Stage) -> str:
+def _parity_word(stage: Running) -> str | None:
+    """What held this run's modes to eager's numbers; None where nothing did or one was red."""
+    rows = [row for row in whole_rows(stage.out) if row.get("kind") == "parity"]
+    if not rows or not all(row["ok"] for row in rows):
+        return None
+    modes = ", ".join(dict.fromkeys(row["mode"] for row in rows))
+    return f"one float64 step of a tiny network, eager against {modes}, in this run"
+
+
+def kernel_times(stage: Running) -> str:
     """Every kernel beside its reference and its bytes at the copy rate."""
     command = [sys.executable, str(ROOT / "bench" / "kernels.py"), "--device", stage.device]
     command += ["--results", str(stage.out)]
@@ -211,22 +245,6 @@ def kernel_times(stage: Stage) -> str:
     return f"{cases} cases"
 
 
-def bound(stage: Stage) -> str:
-    """The time no step can beat, per pass."""
-    torch.backends.cudnn.benchmark = True  # as every step is timed
-    device = torch.device(stage.device)
-    limits = measure_limits(device, stage.dtype, tiny=stage.tiny)
-    for batch in (512, 128):
-        setting = stage.setting(batch)
-        shape = geometry(setting.make_model(), setting.image_shape)
-        best = measure_bound(shape, setting.batch_size, stage.dtype, limits, device)
-        for kind in PASSES:
-            ms = round(1e3 * best.of_pass(kind, "train"), 4)
-            stage.say(f"batch {setting.batch_size}, {kind}: {ms} ms")
-            stage.write([{"kind": "bound", "pass": kind, "ms": ms, "config": setting.as_row()}])
-    return f"copy {limits.copy / 1e9:.0f} GB/s, matmul {limits.matmul / 1e12:.3g} TFLOP/s"
-
-
 def comparison(
     batch_size: int,
     methods: str = "pgd",
@@ -237,17 +255,25 @@ def comparison(
     kernels: bool = False,
     repeats: int = 7,
     model: str = "preact_resnet18",
-) -> Callable[[Stage], str]:
+) -> Callable[[Running], str]:
     """Steps of ``methods`` turn by turn in ``modes``, beside ``peers``."""
 
-    def run(stage: Stage) -> str:
+    def run(stage: Running) -> str:
+        word = _parity_word(stage)
+        if peers and word is None:
+            stage.say("no peers: the modes were not held to eager's numbers")
         asked = Comparison(
             stage.setting(batch_size, model), parse_specs(methods), stage.dtype,
-            stage.modes(*modes), repeats, peers, with_passes=with_passes,
-            deadline=stage.deadline(), tiny=stage.tiny, parity=PARITY, kernels=kernels,
+            stage.modes(*modes), repeats, peers if word else (), with_passes=with_passes,
+            deadline=stage.deadline(), tiny=stage.tiny, parity=word, kernels=kernels,
         )  # fmt: skip
+        # A step that is there for its kernels must not stand for the one that is timed at length.
+        folder = stage.out / "replay" if kernels else stage.out
         console = rich.console.Console(width=150)
-        rows = run_comparisons([asked], stage.out, console, say=stage.say)
+        rows = run_comparisons([asked], folder, console, say=stage.say)
+        if kernels:
+            found = [row for row in read_rows(folder) if row["kind"] in ("kernel", "kernels")]
+            append_rows(results_file(stage.out, torch.device(stage.device)), found)
         steps = [row for row in rows if row["kind"] == "step"]
         ours = [row for row in steps if row["by"] == "fastadv"]
         if not ours:
@@ -261,17 +287,18 @@ def comparison(
     return run
 
 
-def training(method: str, epochs: int | None) -> Callable[[Stage], str]:
+def training(method: str, epochs: int | None) -> Callable[[Running], str]:
     """A real run on the images of the kit; None: as many epochs as fit."""
 
-    def run(stage: Stage) -> str:
+    def run(stage: Running) -> str:
         length = epochs if epochs is not None else _epochs_that_fit(stage)
         config = TrainConfig(
             method=method, epochs=2 if stage.tiny else length, device=stage.device,
             out=str(stage.out / f"run-{method}"), **_data(stage),
         )  # fmt: skip
         summary = train(config)
-        row = _training_row(Path(str(config.out)), method, summary)
+        data = "CIFAR-10 (JPEG-75)" if "npz" in config.data else config.data
+        row = _training_row(Path(str(config.out)), method, data, summary)
         stage.write([row])
         for weights in Path(str(config.out)).glob("*.pt"):
             weights.unlink()  # only the numbers are wanted
@@ -284,7 +311,7 @@ def training(method: str, epochs: int | None) -> Callable[[Stage], str]:
     return run
 
 
-def _data(stage: Stage) -> dict:
+def _data(stage: Running) -> dict:
     """Where the images are: the kit's, decoded once; digits where it has none."""
     if stage.tiny or not (stage.kit / IMAGES).exists():
         return {"data": "digits", "amp": not stage.tiny} | (
@@ -301,13 +328,14 @@ def _data(stage: Stage) -> dict:
     }  # fmt: skip
 
 
-def _training_row(folder: Path, method: str, summary: dict) -> Row:
+def _training_row(folder: Path, method: str, data: str, summary: dict) -> Row:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     seconds = [line["train_seconds"] for line in lines]
     steady = (seconds[-1] - seconds[0]) / max(1, len(lines) - 1)  # the first epoch compiles
     return {
         "kind": "training run",
         "method": method,
+        "data": data,
         "epochs": len(lines),
         "train_seconds": round(seconds[-1], 2),
         "epoch_seconds": round(steady, 3),
@@ -316,9 +344,9 @@ def _training_row(folder: Path, method: str, summary: dict) -> Row:
     }
 
 
-def _epochs_that_fit(stage: Stage) -> int:
+def _epochs_that_fit(stage: Running) -> int:
     """At most the published 30, from what an epoch of F+FGSM took: the same two passes."""
-    rows = read_rows(stage.out)
+    rows = whole_rows(stage.out)
     took = [row["epoch_seconds"] for row in rows if row.get("kind") == "training run"]
     if not took:
         return 10
@@ -326,7 +354,7 @@ def _epochs_that_fit(stage: Stage) -> int:
     return max(2, min(APART_EPOCHS, int(room / (1.2 * took[-1]))))
 
 
-def inductor(stage: Stage) -> str:
+def inductor(stage: Running) -> str:
     """Whether another setting of the compiler makes a step faster."""
     command = [sys.executable, "-P", str(ROOT / "bench" / "inductor.py"), "--device", stage.device]
     command += ["--out", str(stage.out), "--seconds", str(0.6 * stage.seconds)]
@@ -340,16 +368,16 @@ def inductor(stage: Stage) -> str:
     return f"{best['inductor']}: {best['none_over_it']['median']:.3f} times as fast as none"
 
 
-STAGES: dict[str, Callable[[Stage], str]] = {
+STAGES: dict[str, Callable[[Running], str]] = {
     "smoke": smoke,
     "tests": tests,
+    "parity": parity,
     "pgd-512": comparison(
         512, modes=("captured", "eager", "compiled"), peers=("helped",), with_passes=True
     ),
     "replay-512": comparison(512, kernels=True, repeats=3),
     "single-512": comparison(512, "apart,fast", with_passes=True),
     "pgd-128": comparison(128, modes=("captured", "eager", "compiled"), peers=("helped",)),
-    "bound": bound,
     "pgd-eval-512": comparison(512, "pgd:attack_bn=eval", repeats=5),
     "methods-512": comparison(512, "trades,awp,rwp,advlc", modes=("captured-eager",), repeats=3),
     "peers-128": comparison(
@@ -382,7 +410,7 @@ def main() -> None:
     (call,) = {stage.call for stage in PLAN if stage.name == given.stage}
     sys.argv = ["gpu_suite.py", call, "--only", given.stage]
     try:
-        print("result: " + STAGES[given.stage](Stage(given)))
+        print("result: " + STAGES[given.stage](Running(given)))
     except (UserError, RuntimeError) as error:
         print(f"{type(error).__name__}: {error}")
         sys.exit(1)

@@ -1,6 +1,6 @@
 """Everything a GPU is needed for, in the few minutes one may be lent: two calls.
 
-    python bench/gpu_suite.py smoke --pack FOLDER     # at most 110 s
+    python bench/gpu_suite.py smoke --pack FOLDER     # at most 105 s
     python bench/gpu_suite.py rest --pack FOLDER      # at most 570 s
     python bench/gpu_suite.py train --pack FOLDER     # where 330 s are left
 
@@ -25,13 +25,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gpu_kit import KIT, environment, unpack_code, unpack_peers
-from gpu_pack import Packing
+from gpu_pack import Packing, whole_rows
 from gpu_plan import CALLS, LEAST, PACK_EVERY, PLAN, Stage, stages_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,7 +87,7 @@ def _chosen(stages: list[Stage], names: list[str], parser: argparse.ArgumentPars
     for name in names:
         if name not in known:
             where = [stage.call for stage in PLAN if stage.name == name]
-            hint = f"it belongs to the call {where[0]}" if where else f"take of {', '.join(known)}"
+            hint = f"it belongs to the call {where[0]}" if where else f"one of {', '.join(known)}"
             parser.error(f"there is no stage {name!r} in this call; {hint}")
     return [stage for stage in stages if stage.name in names]
 
@@ -114,7 +113,7 @@ def run_stage(
     with log.open("w") as opened:
         process = subprocess.Popen(
             stage_command(stage, given, limit), cwd=ROOT, env=variables, stdout=opened,
-            stderr=subprocess.STDOUT, start_new_session=True,
+            stderr=subprocess.STDOUT, process_group=0,
         )  # fmt: skip
     try:
         status = "failed" if process.wait(limit) else "ok"
@@ -153,21 +152,13 @@ def write_summary(done: list[Done], out: Path) -> None:
 def report(done: list[Done], out: Path) -> None:
     """The short table: every step, then how each stage went."""
     print()
-    for row in _whole_rows(out):
+    for row in whole_rows(out):
         line = _row_line(row)
         if line is not None:
             print(line)
     print()
     for entry in done:
         print(_stage_line(entry))
-
-
-def _whole_rows(out: Path) -> Iterator[dict]:
-    """Every row but the one that a stage was writing when its time was up."""
-    for file in sorted(out.glob("*.jsonl")):
-        for line in file.read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                yield json.loads(line)
 
 
 def _row_line(row: dict) -> str | None:

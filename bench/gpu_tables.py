@@ -14,6 +14,7 @@ from fastadv.errors import UserError
 Row = dict[str, Any]
 NONE_YET = "No GPU has run this version yet: there are no rows."
 SHOWN_KERNELS = 25
+LARGE = 128 * 2**20  # bytes, beyond an H200's cache
 UNFINISHED = re.compile(r"\.[0-9a-f]+\.unfinished\.jsonl$")
 
 
@@ -71,22 +72,20 @@ def gpu_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * 10]
     chosen = newest_of_each(steps, _step_key)
     idle = {
-        (row["device"], row["name"], row["config"]["batch_size"]): row["idle_share"]
-        for row in rows
-        if row["kind"] == "idle"
+        (row["run"], *_step_key(row)): row["idle_share"] for row in rows if row["kind"] == "idle"
     }
     for row in sorted(chosen, key=lambda row: (row["device"], *_order(row))):
         config, passes = row["config"], row.get("over_passes")
         over = row.get("over_bound")
-        cells = [config["model"], row["name"] + (" *" if row.get("preliminary") else "")]
+        cells = [config["model"], row["name"] + (" *" if row.get("alone") else "")]
         cells += [str(config["batch_size"]), number(row["ms"]["median"])]
         cells += [f"{number(row['ms']['p10'])}-{number(row['ms']['p90'])}"]
         cells += [number(row["images_per_s"]), percent(1 / over) if over else ""]
         cells += [number(passes["median"]) if passes else "", percent(row.get("of_matmul"))]
         cells += [number(row.get("peak_mib"))]
-        cells += [percent(idle.get((row["device"], row["name"], config["batch_size"])))]
+        cells += [percent(idle.get((row["run"], *_step_key(row))))]
         lines.append("| " + " | ".join([*cells, _faster(row, rows)]) + " |")
-    if any(row.get("preliminary") for row in chosen):
+    if any(row.get("alone") for row in chosen):
         lines += ["", r"\* by itself, not turn by turn with the others: the time was up."]
     return "\n".join([*lines, "", *dict.fromkeys(map(caption, chosen))])
 
@@ -170,10 +169,34 @@ def kernels_table(rows: list[Row]) -> str:
         rate = row["gigabytes_per_second"]
         name = f"{kernel}, backward" if backward else kernel
         cells = [name, size, number(1e6 * row["device_seconds"]), number(rate)]
-        cells.append(percent(rate / row["copy_gigabytes_per_second"]))
+        # Less lies in the cache from one replay to the next: no share of the memory's rate.
+        large = row["bytes"] >= LARGE
+        cells.append(percent(rate / row["copy_gigabytes_per_second"]) if large else "")
         for face in ("reference", "by hand"):
             taken = faces.get(face, {}).get("device_seconds")
             cells.append(number(1e6 * taken) if taken else "")
         lines.append("| " + " | ".join(cells) + " |")
-    said = {f"{row['device']}, torch {row['torch']}, {row['time'][:10]}" for row in found}
+    said = {
+        f"{row['device']}, torch {row['torch']}, fastadv {row['fastadv']} ({row['commit']}), "
+        f"{row['time'][:10]}"
+        for row in found
+    }
     return "\n".join([*lines, "", *sorted(said)])
+
+
+def training_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
+    """Real runs on a GPU."""
+    found = [row for row in rows if row["kind"] == "training run" and is_of_gpu(row)]
+    if not found:
+        return NONE_YET
+    chosen = newest_of_each(found, lambda row: (row["device"], row["method"], row["data"]))
+    lines = [
+        "| method | data | epochs | training s | s an epoch | test accuracy, % | images |",
+        "|---|---|---:|---:|---:|---|---:|",
+    ]
+    for row in chosen:
+        scores = [f"{name} {100 * value:.1f}" for name, value in row["last"].items()]
+        cells = [row["method"], row["data"], str(row["epochs"]), number(row["train_seconds"])]
+        cells += [number(row["epoch_seconds"]), ", ".join(scores), f"{row['n']:,}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *dict.fromkeys(map(caption, chosen))])

@@ -25,10 +25,12 @@ import torch.nn.functional as F
 from fastadv.kernels import choice, reference
 from torch import Tensor
 
+from fastadv.benchmark.rows import provenance
+
 RESULTS = Path(__file__).parent / "results"
 EPS, ALPHA = 8 / 255, 2 / 255
 FACES = ("triton", "reference", "compiled", "by hand")
-COPY_BYTES = 64 * 2**20
+COPY_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
 REPLAYS = 50
 # The 21 tensors with more than one dimension of a pre-activation ResNet-18.
 STAGES = ((64, 64), (64, 128), (128, 256), (256, 512))
@@ -218,17 +220,18 @@ def device_seconds(run: Callable[[], Any]) -> float:
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes read and written a second by a copy of 64 MB on the device."""
-    source = torch.zeros(COPY_BYTES // 4, device=device)
+    """Bytes read and written a second by a copy on the device, too large for its cache."""
+    size = COPY_BYTES[device]
+    source = torch.rand(size // 4, device=device)
     target = torch.empty_like(source)
     if device == "cuda":
-        return 2 * COPY_BYTES / device_seconds(lambda: target.copy_(source))
+        return 2 * size / device_seconds(lambda: target.copy_(source))
     times = []
     for _ in range(9):
         before = time.perf_counter()
         target.copy_(source)
         times.append(time.perf_counter() - before)
-    return 2 * COPY_BYTES / statistics.median(times)
+    return 2 * size / statistics.median(times)
 
 
 def device_name(device: str) -> str:
@@ -299,7 +302,7 @@ def test_speed(
     on_device = device_seconds(run) if device == "cuda" else None
     rate = case.bytes_moved / (on_device or call_seconds) / 1e9
     print(f"\n{name}, {face}: {rate:.1f} GB/s; a copy reaches {bandwidth / 1e9:.1f} GB/s")
-    row = {
+    row = provenance(torch.device(device)) | {
         "bench": "kernels",
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device_name(device),
@@ -311,6 +314,7 @@ def test_speed(
         "face": face,
         "call_seconds": call_seconds,
         "device_seconds": on_device,
+        "bytes": case.bytes_moved,
         "gigabytes_per_second": rate,
         "copy_gigabytes_per_second": bandwidth / 1e9,
     }

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from gpu_tables import NONE_YET, gpu_table, is_of_gpu, kernels_table, replay_table, take
+from gpu_tables import (
+    NONE_YET,
+    gpu_table,
+    is_of_gpu,
+    kernels_table,
+    replay_table,
+    take,
+    training_table,
+)
 
 from fastadv.benchmark.rows import newest, newest_of_each, read_rows
 from fastadv.benchmark.table import number, percent
@@ -277,6 +285,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "gpu-passes": lambda rows: passes_table([row for row in rows if is_of_gpu(row)]) or NONE_YET,
     "gpu-replay": lambda rows: replay_table(rows, caption),
     "gpu-kernels": kernels_table,
+    "gpu-training": lambda rows: training_table(rows, caption),
     "loaders": loaders_table,
     "savings": savings_table,
     "inductor": inductor_table,

@@ -263,7 +263,7 @@ def _gpu_rows():
     step |= {"ms": spread, "over_bound": 1.25, "of_matmul": 0.3, "peak_mib": 2500.0}
     peer = {"kind": "step", "by": "published", "name": "published", "images_per_s": 640.0}
     peer |= {"ms": {key: 10 * value for key, value in spread.items()}}
-    late = step | {"name": "ours eager", "preliminary": True}
+    late = step | {"name": "ours eager", "preliminary": True, "alone": True}
     ratio = {"kind": "speedup", "peer": "published", "ours": "ours captured", "times": spread}
     ratio |= {"times": {"median": 10.0}, "our_bn": "train", "peer_bn": "train"}
     idle = {"kind": "idle", "name": "ours captured", "idle_share": 0.015}
@@ -303,8 +303,11 @@ def test_our_kernels_on_a_gpu(beside):
     row = {"kind": "kernel speed", "device": "a GPU", "torch": "2.11", "time": "2026-01-01T00"}
     row |= {"kernel": "linf_step", "size": "512", "backward": False, "device_seconds": 8e-6}
     row |= {"gigabytes_per_second": 2700.0, "copy_gigabytes_per_second": 3000.0}
-    rows = [row | {"face": "triton"}, row | {"face": "reference", "device_seconds": 40e-6}]
+    row |= {"bytes": 2**30, "fastadv": "1", "commit": "abc"}
+    small = row | {"face": "triton", "kernel": "masked_ce", "bytes": 2**20}
+    rows = [row | {"face": "triton"}, row | {"face": "reference", "device_seconds": 40e-6}, small]
     on_cpu = row | {"face": "triton", "device": "a CPU", "device_seconds": None}
     written = beside("gpu_tables").kernels_table([*rows, on_cpu])
     assert "| linf_step | 512 | 8 | 2,700 | 90.0 % | 40 |  |" in written
+    assert "| masked_ce | 512 | 8 | 2,700 |  |  |  |" in written
     assert "a CPU" not in written

