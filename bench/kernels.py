@@ -123,7 +123,7 @@ def signs_by_hand(gradients: list[Tensor]) -> list[Tensor]:
 
 def cases(device: str, large: bool) -> dict[str, Case]:
     """The cases by name; ``large`` adds the sizes that only a GPU is asked for."""
-    batches = {"128x3x32x32": 128} | ({"64 MB": COPY_BYTES // (4 * 3072)} if large else {})
+    batches = {"128x3x32x32": 128} | ({"64 MB": 64 * 2**20 // (4 * 3072)} if large else {})
     rows = {"128x10": (128, 10)} | ({"512x1000": (512, 1000)} if large else {})
     found: list[Case] = []
     for size, batch in batches.items():

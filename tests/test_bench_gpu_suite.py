@@ -40,7 +40,9 @@ def beside(monkeypatch):
 
 
 def test_how_long_a_gpu_waits_is_asked_of_our_steps_alone(monkeypatch):
+    profiled = []
     monkeypatch.setattr("fastadv.benchmark.results.idle_share", lambda turn, device: turn())
+    monkeypatch.setattr("fastadv.benchmark.results.profiled", lambda *given: profiled.append(1))
     made = [
         Candidate("ours", lambda: 0.123456, facts={"by": "fastadv"}),
         Candidate("peer", lambda: 1.0, facts={"by": "published"}),
@@ -48,6 +50,7 @@ def test_how_long_a_gpu_waits_is_asked_of_our_steps_alone(monkeypatch):
     ]
     (row,) = idle_rows(TINY, made, torch.device("cuda"))
     assert (row["name"], row["idle_share"], row["config"]) == ("ours", 0.1235, TINY.as_row())
+    assert profiled == [1]  # the first profile of a process starts the profiler
     assert not list(idle_rows(TINY, made, torch.device("cpu")))
 
 
