@@ -272,8 +272,9 @@ def trades_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
 def masked_ce(logits: Tensor, y: Tensor, c_min: float | Tensor) -> tuple[Tensor, Tensor]:
     """(sum of the cross entropies that are <= c_min, divided by B; how many there are).
 
-    ``logits`` (B,C), ``y`` (B,) int64, ``c_min`` a float or a 0-dim tensor. The first scalar is
-    differentiable, the second is int64. Yu et al. 2022 (RWP), Eq. 9.
+    ``logits`` (B,C), ``y`` (B,) int64 in 0..C-1 (another label is undefined on a GPU), ``c_min`` a
+    float or a 0-dim tensor. The first scalar is differentiable, the second is int64. A row whose
+    loss is NaN is not counted, and its gradient is NaN. Yu et al. 2022 (RWP), Eq. 9.
     """
     loss = torch.nn.functional.cross_entropy(_wide(logits), y, reduction="none")
     kept = loss.detach() <= c_min
