@@ -108,12 +108,14 @@ def test_taps(dtype: torch.dtype) -> None:
     assert_error_rule(kernel, plain, exact, slack=2e-7)
 
 
-MIXED = (torch.float32, torch.float16, torch.float16, torch.float32, torch.float16)
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+# One for each of SHAPES: the empty tensor and what comes after it among them.
+MIXED = (F32, F16, BF16, F32, F16, BF16, F16)
 
 
 def mixed(seed: int) -> list[Tensor]:
     """Under autocast the images are wide and the blocks narrow."""
-    pairs = zip(tensors(seed), MIXED, strict=False)
+    pairs = zip(tensors(seed), MIXED, strict=True)
     return [t.to(dtype) for t, dtype in pairs]
 
 
@@ -122,7 +124,7 @@ def test_taps_of_mixed_dtypes() -> None:
     signs, plain = both("block_signs", blocks)
     assert all(torch.equal(a, b) for a, b in zip(signs, plain, strict=True))
     assert [t.dtype for t in signs] == list(MIXED)
-    noise, plain = both("block_noise", signs, torch.tensor([0.1, -2.0, 0.0, 1e-4, 3.0]))
+    noise, plain = both("block_noise", signs, torch.tensor([0.1, -2.0, 0.0, 1e-4, 3.0, 5.0, 0.7]))
     assert all(torch.equal(a, b) for a, b in zip(noise, plain, strict=True))
     signs[1] = signs[1].float()  # a gradient and its sign may differ, too
     kernel, plain = both("block_step_gradients", blocks, signs)
