@@ -230,7 +230,8 @@ def restore_weights(
     check_pairs(weights, v)
     for w, w0, shift in zip(weights, originals, v, strict=True):
         perturbed = w0 + shift
-        w.copy_(torch.where(perturbed == w0, w, w0 + (w - perturbed)))
+        restored = _wide(w0) + (_wide(w) - _wide(perturbed))
+        w.copy_(torch.where(perturbed == w0, w, restored.to(w.dtype)))
 
 
 def check_pairs(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
