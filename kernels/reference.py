@@ -230,8 +230,9 @@ def restore_weights(
     check_pairs(weights, v)
     for w, w0, shift in zip(weights, originals, v, strict=True):
         perturbed = w0 + shift
+        still = perturbed == w0
         restored = _wide(w0) + (_wide(w) - _wide(perturbed))
-        w.copy_(torch.where(perturbed == w0, w, restored.to(w.dtype)))
+        w.copy_(torch.where(still, w, restored.to(w.dtype)))
 
 
 def check_pairs(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
@@ -300,7 +301,8 @@ def block_noise(signs: Sequence[Tensor], alphas: Tensor) -> list[Tensor]:
 def block_step_gradients(gradients: Sequence[Tensor], signs: Sequence[Tensor]) -> Tensor:
     """d loss / d alpha_b = sum(g_b * s_b), (n,) float32 (float64 for float64 blocks).
 
-    The sums run over the whole batch, in an order that does not change between runs.
+    The sums run over the whole batch. The kernel's order does not change between runs; in a
+    compiled region Inductor chooses it, and half types made there enter unrounded.
     """
     # A product with a sign is exact in any precision; only the sum must be wide.
     pairs = zip(gradients, signs, strict=True)
