@@ -230,7 +230,9 @@ def restore_weights(
     check_pairs(weights, v)
     for w, w0, shift in zip(weights, originals, v, strict=True):
         perturbed = w0 + shift
-        w.copy_(torch.where(perturbed == w0, w, w0 + (w - perturbed)))
+        still = perturbed == w0
+        restored = _wide(w0) + (_wide(w) - _wide(perturbed))
+        w.copy_(torch.where(still, w, restored.to(w.dtype)))
 
 
 def check_pairs(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
@@ -272,8 +274,9 @@ def trades_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
 def masked_ce(logits: Tensor, y: Tensor, c_min: float | Tensor) -> tuple[Tensor, Tensor]:
     """(sum of the cross entropies that are <= c_min, divided by B; how many there are).
 
-    ``logits`` (B,C), ``y`` (B,) int64, ``c_min`` a float or a 0-dim tensor. The first scalar is
-    differentiable, the second is int64. Yu et al. 2022 (RWP), Eq. 9.
+    ``logits`` (B,C), ``y`` (B,) int64 in 0..C-1 (another label is undefined on a GPU), ``c_min`` a
+    float or a 0-dim tensor. The first scalar is differentiable, the second is int64. A row whose
+    loss is NaN is not counted, and its gradient is NaN. Yu et al. 2022 (RWP), Eq. 9.
     """
     loss = torch.nn.functional.cross_entropy(_wide(logits), y, reduction="none")
     kept = loss.detach() <= c_min
@@ -298,7 +301,8 @@ def block_noise(signs: Sequence[Tensor], alphas: Tensor) -> list[Tensor]:
 def block_step_gradients(gradients: Sequence[Tensor], signs: Sequence[Tensor]) -> Tensor:
     """d loss / d alpha_b = sum(g_b * s_b), (n,) float32 (float64 for float64 blocks).
 
-    The sums run over the whole batch, in an order that does not change between runs.
+    The sums run over the whole batch. The kernel's order does not change between runs; in a
+    compiled region Inductor chooses it, and half types made there enter unrounded.
     """
     # A product with a sign is exact in any precision; only the sum must be wide.
     pairs = zip(gradients, signs, strict=True)

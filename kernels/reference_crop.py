@@ -60,9 +60,11 @@ def crop_flip_add(
 
     ``store`` holds a perturbation per sample (floating), ``x`` (B,C,h,w) the augmented images that
     were cropped in the same place; both results have the dtype and layout of ``x``.
+    Raises ``ValueError`` where ``x`` is not one window of the store's channels per index.
     Li et al. 2020 (APART): the start point, from omega.
     """
     check_floating(store)
+    check_windows(store, index, x)
     window = crop_flip(store, index, top, left, flip, (x.shape[2], x.shape[3]), store.dtype)
     wide = _store_compute_dtype(x.dtype)
     delta = (window.to(wide) * scale).clamp(-eps, eps)
@@ -84,8 +86,9 @@ def crop_flip_write(
 
     What lies outside the store is dropped; pixels outside the window stay. ``store`` is floating;
     ``index`` has no duplicates; ``ok``, a 0-dim bool tensor, False leaves the store as it was.
+    Raises ``ValueError`` where ``window`` is not one window of the store's channels per index.
     """
-    inside, values = _at_store_pixels(store, top, left, flip, window)
+    inside, values = _at_store_pixels(store, index, top, left, flip, window)
     _write_rows(store, index, inside, values.to(store.dtype), ok)
 
 
@@ -107,7 +110,7 @@ def crop_flip_ascend(
     ``grad`` (B,C,h,w) in the window's place and orientation; the rest as :func:`crop_flip_write`.
     Li et al. 2020 (APART): the update of omega.
     """
-    inside, values = _at_store_pixels(store, top, left, flip, grad)
+    inside, values = _at_store_pixels(store, index, top, left, flip, grad)
     wide = _store_compute_dtype(store.dtype)
     sign = (values > 0).to(wide) - (values < 0).to(wide)
     updated = (store[index].to(wide) + sign * rate).clamp(low, high).to(store.dtype)
@@ -129,6 +132,15 @@ def check_floating(store: Tensor) -> None:
     """Raise ``ValueError`` for a store that cannot hold what the operation computes."""
     if not store.dtype.is_floating_point:
         raise ValueError(f"This store must be floating, not {store.dtype}.")
+
+
+def check_windows(store: Tensor, index: Tensor, windows: Tensor) -> None:
+    """Raise ``ValueError`` for windows (B,C,h,w) that are not one per index, of the store's C."""
+    if windows.shape[:2] != (index.shape[0], store.shape[1]):
+        raise ValueError(
+            f"Windows of shape {tuple(windows.shape)} do not fit {index.shape[0]} rows of a store "
+            f"of shape {tuple(store.shape)}: give one window for each row, with as many channels."
+        )
 
 
 def _store_compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -160,10 +172,11 @@ def _windows(
 
 
 def _at_store_pixels(
-    store: Tensor, top: Tensor, left: Tensor, flip: Tensor, window: Tensor
+    store: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Tensor, window: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The window laid on whole store rows: (inside the window (B,H,W), values (B,C,H,W))."""
     check_floating(store)
+    check_windows(store, index, window)
     h, w = window.shape[2:]
     i = torch.arange(store.shape[2], device=store.device) - top[:, None]
     j = torch.arange(store.shape[3], device=store.device) - left[:, None]

@@ -64,7 +64,9 @@ def masked_ce_forward(
 
 @torch.no_grad()
 def masked_ce_backward(grad: Tensor, logits: Tensor, y: Tensor, kept: Tensor) -> Tensor:
-    """The gradient of the masked sum / B by the logits."""
+    """The gradient of the masked sum / B by the logits; NaN in rows whose loss is NaN."""
     miss = _log_softmax(logits).exp()
     miss = miss.scatter_add(1, y[:, None], -torch.ones_like(miss[:, :1]))
-    return torch.where(kept[:, None] != 0, grad / len(y) * miss, 0.0).to(logits.dtype)
+    # Not where() around the product: zero times NaN must be seen, kept or not.
+    share = torch.where(kept[:, None] != 0, grad / len(y), 0.0)
+    return (share * miss).to(logits.dtype)

@@ -15,7 +15,7 @@ def launch(
     """Launch on ``device``, whatever the current one; every launch of the package comes here.
 
     Without fused multiply-add a kernel rounds where the reference does, so that the elementwise
-    ones are equal to it bit for bit.
+    ones are equal to it bit for bit (to the reference run eagerly, not inside a compiled region).
     """
     options.setdefault("enable_fp_fusion", False)
     if device.type != "cuda" or device.index in (None, torch.cuda.current_device()):

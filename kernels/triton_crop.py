@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .layout import float_or_pointer
-from .reference_crop import Padding, check_floating, check_padding, default_dtype
+from .reference_crop import Padding, check_floating, check_padding, check_windows, default_dtype
 from .triton_common import clamp_nan, launch, scalar, sign
 
 BLOCK = 1024
@@ -201,6 +201,7 @@ def crop_flip_add(
 ) -> tuple[Tensor, Tensor]:
     """See ``reference.crop_flip_add``."""
     check_floating(store)
+    check_windows(store, index, x)
     x = _dense(x)
     out, window = torch.empty_like(x), torch.empty_like(x)
     if out.numel():
@@ -222,6 +223,7 @@ def _write(
     ascend: bool,
 ) -> None:
     check_floating(store)
+    check_windows(store, view[0], values)
     values = _dense(values)
     if values.numel():
         launch(

@@ -121,8 +121,8 @@ def _ce_backward_kernel(
     keep = tl.load(kept + row, mask=exists, other=0)
     hit = (column[None, :] == label[:, None]).to(tl.float32)
     share = tl.div_rn(tl.load(grad).to(tl.float32), batch.to(tl.float32))
-    # m_i / B * (softmax - onehot)
-    value = tl.where(keep[:, None] != 0, share * (tl.exp(_log_softmax(z)) - hit), 0.0)
+    # m_i / B * (softmax - onehot); zero times a softmax that is NaN stays NaN, to be seen.
+    value = tl.where(keep != 0, share, 0.0)[:, None] * (tl.exp(_log_softmax(z)) - hit)
     tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
 
 
@@ -187,7 +187,7 @@ def masked_ce_forward(
 
 
 def masked_ce_backward(grad: Tensor, logits: Tensor, y: Tensor, kept: Tensor) -> Tensor:
-    """The gradient of the masked sum / B by the logits."""
+    """The gradient of the masked sum / B by the logits; NaN in rows whose loss is NaN."""
     z = logits.contiguous()
     out = torch.empty_like(z)
     programs, tiles = _tiling(z)

@@ -2,8 +2,8 @@
 # (a Triton kernel's parameters are not Python values)
 """Perturb a list of weights by normalised directions, and undo it (Triton).
 
-Three launches perturb and one restores, however many tensors there are. Sums of squares are added
-up in an order that depends on the shapes alone, so every run gives the same bits.
+Three launches perturb and one restores, however many tensors there are. These kernels add up sums
+of squares in an order that depends on the shapes alone, so every run gives the same bits.
 """
 
 from collections.abc import Sequence

@@ -42,10 +42,15 @@ def test_crop_flip(
     assert plain.is_contiguous(memory_format=layout)
 
 
+FAR = torch.tensor([-(2**40), 2**40 + 7, 2**33])
+# A wrong place on one axis would not show where the other is outside as well.
+FAR_PLACES = {"both": (FAR, FAR.flip(0) + 5), "top": (FAR, LEFT), "left": (TOP, FAR)}
+
+
+@pytest.mark.parametrize("axis", FAR_PLACES)
 @pytest.mark.parametrize("padding", ["constant", "reflect"])
-def test_windows_however_far_outside(padding: str) -> None:
-    far = torch.tensor([-(2**40), 2**40 + 7, 2**33])
-    view = (ROWS, far, far.flip(0) + 5, VIEW[3])
+def test_windows_however_far_outside(padding: str, axis: str) -> None:
+    view = (ROWS, *FAR_PLACES[axis], VIEW[3])
     for size in ((9, 8), (33, 31)):
         triton, plain = both("crop_flip", STORES["float32"], *view, size, fill=0.3, padding=padding)
         assert torch.equal(triton, plain)

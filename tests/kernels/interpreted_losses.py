@@ -1,8 +1,10 @@
 """Top-n, TRADES' divergence and RWP's masked cross entropy in Triton's interpreter."""
 
+import math
+
 import pytest
 import torch
-from fastadv.kernels import triton_face
+from fastadv.kernels import reference, triton_face
 from fastadv.kernels.choice import call
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,6 +112,34 @@ def test_masked_ce_of_extreme_logits_is_finite() -> None:
     y = torch.tensor([0, 0])
     total, count = triton_face.masked_ce(z, y, 1e9)
     assert (total.item(), count.item()) == (1e4, 2)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_of_masked_ce_without_a_loss_has_no_gradient(bad: float, dtype: torch.dtype) -> None:
+    """A NaN that became 0 would hide the fault: autograd's, spelled out, and the kernel's."""
+    z, y = logits((6, 5), 0).to(dtype), torch.arange(6) % 5
+    z[1, 3], z[4, 4] = bad, bad  # elsewhere than the label, and at it
+    lost = torch.tensor([False, True, False, False, True, False])
+    weight = torch.tensor(2.0)
+    for c_min in (0.0, 1.7, math.inf):
+        found = []
+        for function in (reference.masked_ce, triton_face.masked_ce):
+            leaf = z.clone().requires_grad_()
+            with poisoned():
+                total, count = function(leaf, y, c_min)
+                for again in (False, True):  # once through the reference's expression
+                    found += torch.autograd.grad(
+                        total, leaf, weight.to(total.dtype), retain_graph=True, create_graph=again
+                    )
+            assert total.isfinite()
+            assert count <= 4
+        kept = call("masked_ce_forward", z, y, c_min, face="reference")[2]
+        found += triton_and_reference("masked_ce_backward", weight, z, y, kept)
+        for gradient in found:
+            assert gradient[lost].isnan().all()
+            assert gradient[~lost].isfinite().all()
+            torch.testing.assert_close(gradient, found[0], equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ["trades_kl", "masked_ce"])

@@ -160,18 +160,25 @@ def taps(layout: Layout) -> object:
     return FUNCTIONS["block_step_gradients"](blocks, layout.layers())
 
 
-def mixed_lists(layout: Layout) -> object:
-    """Under autocast: float32 images first, then blocks of bfloat16."""
+def lists(*dtypes: torch.dtype) -> Call:
+    """All that takes lists, of one tensor for each of ``dtypes``."""
 
-    def listed() -> list[Tensor]:
-        narrow = [layout.tensor(*s, dtype=torch.bfloat16) for s in ((64, 3, 3, 3), (16, 512))]
-        return [layout.images(), *narrow]
+    def call(layout: Layout) -> object:
+        def listed() -> list[Tensor]:
+            shapes = [(4, 3, 32, 32), (64, 3, 3, 3), (16, 512)]
+            return [layout.tensor(*s, dtype=d) for s, d in zip(shapes, dtypes, strict=False)]
 
-    FUNCTIONS["block_signs"](listed())
-    FUNCTIONS["block_noise"](listed(), layout.tensor(3))
-    FUNCTIONS["block_step_gradients"](listed(), listed())
-    FUNCTIONS["perturb_weights"](listed(), listed(), 0.01)
-    return FUNCTIONS["restore_weights"](listed(), listed(), listed())
+        FUNCTIONS["block_signs"](listed())
+        FUNCTIONS["block_noise"](listed(), layout.tensor(len(dtypes)))
+        FUNCTIONS["block_step_gradients"](listed(), listed())
+        FUNCTIONS["perturb_weights"](listed(), listed(), 0.01)
+        return FUNCTIONS["restore_weights"](listed(), listed(), listed())
+
+    return call
+
+
+# Under autocast: float32 images first, then blocks of bfloat16.
+mixed_lists = lists(torch.float32, torch.bfloat16, torch.bfloat16)
 
 
 CALLS: dict[str, Call] = {
@@ -308,6 +315,31 @@ def inspect(name: str, even: bool, capability: int) -> None:
             loads, stores = WIDE[launch.name]
             assert not loads or machine.count(r"\bLDG\.E\S*\.128"), f"{told}: no 128-bit load"
             assert not stores or machine.count(r"\bSTG\.E\S*\.128"), f"{told}: no 128-bit store"
+
+
+def wide_accesses(call: Call) -> dict[int, tuple[str, int, int]]:
+    """Launch number -> (kernel, 128-bit loads, 128-bit stores), where WIDE promises some."""
+    with recorded() as found:
+        call(Layout(even=True))
+    counts = {}
+    for number, launch in enumerate(found):
+        if launch.name in WIDE:
+            machine = compiled(launch, 90)
+            loads, stores = (machine.count(rf"\b{op}\.E\S*\.128") for op in ("LDG", "STG"))
+            counts[number] = (launch.name, loads, stores)
+    return counts
+
+
+def test_each_kind_of_a_mixed_list_has_wide_accesses() -> None:
+    """One 128-bit access somewhere would be one kind's: a list of two kinds has those of both."""
+    alone = [wide_accesses(lists(kind)) for kind in (torch.float32, torch.bfloat16)]
+    for number, (name, *found) in wide_accesses(mixed_lists).items():
+        expected = [counts[number] for counts in alone]
+        assert [other for other, *_ in expected] == [name, name]
+        for promised, both, *each in zip(
+            WIDE[name], found, *(e[1:] for e in expected), strict=True
+        ):
+            assert not promised or (min(each) > 0 and both >= sum(each)), (name, both, each)
 
 
 @pytest.mark.parametrize("name", CALLS)

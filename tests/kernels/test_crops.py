@@ -1,8 +1,11 @@
 """Crop and flip against padding, slicing and flipping; and the way back."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
+from fastadv.kernels import choice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -98,3 +101,29 @@ def test_what_cannot_be_written_is_refused() -> None:
     store = torch.zeros(6, 3, 9, 8, dtype=torch.uint8)
     with pytest.raises(ValueError, match="floating"):
         kernels.crop_flip_write(store, *view, torch.rand(3, 3, 4, 4))
+
+
+FACES = [
+    "reference",
+    pytest.param(
+        "triton", marks=pytest.mark.skipif(not choice.TRITON_INSTALLED, reason="needs Triton")
+    ),
+]
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("shape", [(2, 3, 6, 5), (3, 1, 6, 5)], ids=["channels", "rows"])
+def test_windows_that_do_not_fit_the_store_are_refused(face: str, shape: tuple[int, ...]) -> None:
+    """Refused before a launch, which would read and write past the end."""
+    store, rows = torch.zeros(5, 1, 6, 5), torch.tensor([3, 0])
+    windows = torch.ones(shape)
+    for name, rest in (
+        ("crop_flip_add", (0.3, 0.1)),
+        ("crop_flip_write", ()),
+        ("crop_flip_ascend", (0.3,)),
+    ):
+        function = choice.triton_function(name) if face == "triton" else getattr(kernels, name)
+        expected = rf"{re.escape(str(shape))} do not fit 2 rows .*{re.escape('(5, 1, 6, 5)')}"
+        with pytest.raises(ValueError, match=expected):
+            function(store, rows, rows, rows, FLIP[:2], windows, *rest)
+    assert not store.any()

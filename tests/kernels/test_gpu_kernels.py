@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import torch
 from fastadv.kernels import reference
-from test_operators import PUBLIC_CALLS, VIEW, images, layers, logits, tensors
+from test_operators import (
+    PUBLIC_CALLS,
+    VIEW,
+    channels_last,
+    images,
+    layers,
+    logits,
+    store,
+    tensors,
+)
 from torch import Tensor
 
 from fastadv import kernels
@@ -29,6 +38,27 @@ def large_images(seed: int) -> Tensor:
 
 def large_logits(seed: int) -> Tensor:
     return random(511, 1000, seed=seed)
+
+
+def large_windows(seed: int) -> Tensor:
+    """In channels_last; several programs write one."""
+    return random(3, 3, 33, 31, seed=seed).sigmoid().to(memory_format=torch.channels_last)
+
+
+def mixed(seed: int) -> list[Tensor]:
+    """Under autocast the images are float32 and the blocks bfloat16; one is channels_last."""
+    narrow = [random(16, 64, 32, 32, seed=seed + k).bfloat16() for k in range(3)]
+    return [large_images(seed) - 0.5, *narrow[:2], channels_last(narrow[2])]
+
+
+def signs(seed: int) -> list[Tensor]:
+    return [tensor.sign() for tensor in mixed(seed)]
+
+
+def narrow_layers(seed: int) -> list[Tensor]:
+    """A wide layer and narrow ones."""
+    narrow = [random(64, 64, 3, 3, seed=seed + k).bfloat16() for k in range(8)]
+    return [random(512, 512, seed=seed), *narrow[:7], channels_last(narrow[7])]
 
 
 Y = torch.arange(511) % 1000
@@ -60,23 +90,49 @@ LARGE: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
     ),
     "block_signs of mixed dtypes": (
         "block_signs",
-        # Under autocast the images are float32 and the blocks bfloat16.
-        lambda: ([large_images(0) - 0.5, *[random(16, 64, 32, 32).bfloat16()] * 3],),
+        lambda: (mixed(0),),
+    ),
+    "block_noise of mixed dtypes": (
+        "block_noise",
+        lambda: (signs(0), torch.tensor([0.1, -2.0, 1e-4, 3.0])),
+    ),
+    "block_step_gradients of mixed dtypes": (
+        "block_step_gradients",
+        lambda: (mixed(0), signs(0)),
+    ),
+    "perturb_weights of mixed dtypes": (
+        "perturb_weights",
+        lambda: (narrow_layers(0), narrow_layers(50), 0.1, "tensor"),
+    ),
+    "restore_weights of mixed dtypes": (
+        "restore_weights",
+        lambda: (narrow_layers(0), narrow_layers(50), narrow_layers(100)),
+    ),
+    "crop_flip to channels_last": (
+        "crop_flip",
+        lambda: (store(torch.uint8, 40, 38), *VIEW, (33, 31)),
     ),
     "crop_flip_add of channels_last": (
         "crop_flip_add",
-        lambda: (
-            *(torch.ones(6, 3, 9, 8), *VIEW),
-            *(images(0, channels_last=True), 0.3, 0.1),
-        ),
+        lambda: (store(h=40, w=38), *VIEW, large_windows(0), 0.3, 0.1),
+    ),
+    "crop_flip_write of channels_last": (
+        "crop_flip_write",
+        lambda: (store(h=40, w=38), *VIEW, large_windows(0), torch.tensor(True)),
+    ),
+    "crop_flip_ascend of channels_last": (
+        "crop_flip_ascend",
+        lambda: (store(h=40, w=38), *VIEW, large_windows(0) - 0.5, 0.3),
     ),
     "block_step_gradients": (
         "block_step_gradients",
         lambda: ([random(16, 64, 32, 32)] * 3, [random(16, 64, 32, 32).sign()] * 3),
     ),
 }
+HALVES = (torch.float16, torch.bfloat16)
 CALLS = {name: (name, call) for name, call in PUBLIC_CALLS.items()}
 CALLS |= {f"large {name}": call for name, call in LARGE.items()}
+OPTIONS = {"large crop_flip to channels_last": {"channels_last": True}}
 
 
 def moved(value: Any) -> Any:
@@ -96,16 +152,26 @@ def on_cpu(value: Any) -> Any:
 
 
 def close(found: Any, expected: Any) -> None:
-    # Sums of many float32 are taken in another order.
-    torch.testing.assert_close(on_cpu(found), on_cpu(expected), rtol=2e-5, atol=2e-5)
+    """Equal in shape, dtype and strides; sums of many float32 are taken in another order, which may
+    move a half type's value to its neighbour."""
+    for own, other in zip(_flat(on_cpu([found])), _flat(on_cpu([expected])), strict=True):
+        unit = torch.finfo(other.dtype).eps if other.dtype in HALVES else 2e-5
+        torch.testing.assert_close(own, other, rtol=unit, atol=unit, check_stride=True)
+
+
+def run(face: Any, name: str, arguments: tuple[Any, ...]) -> Any:
+    function = CALLS[name][0]
+    result = getattr(face, function)(*arguments, **OPTIONS.get(name, {}))
+    # The plain face's noise is cut out of whole quads.
+    return result.contiguous() if function.startswith("noise") else result
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_kernel_is_its_reference(name: str) -> None:
-    function, make = CALLS[name]
+    _function, make = CALLS[name]
     arguments, given = make(), moved(make())
-    expected = getattr(reference, function)(*arguments)
-    found = getattr(kernels, function)(*given)
+    expected = run(reference, name, arguments)
+    found = run(kernels, name, given)
     close(found, expected)
     close(tensors(given), tensors(arguments))  # what was changed in place
 
@@ -113,13 +179,13 @@ def test_a_kernel_is_its_reference(name: str) -> None:
 @pytest.mark.parametrize("name", CALLS)
 def test_a_kernel_replayed_is_the_kernel(name: str) -> None:
     """Twice, from the same inputs; a counter or histogram left over would show."""
-    function, make = CALLS[name]
+    _function, make = CALLS[name]
     given, again = moved(make()), moved(make())
-    expected = getattr(kernels, function)(*given)
-    getattr(kernels, function)(*moved(make()))  # compiled on the way, not in the capture
+    expected = run(kernels, name, given)
+    run(kernels, name, moved(make()))  # compiled on the way, not in the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = getattr(kernels, function)(*again)
+        found = run(kernels, name, again)
     for _ in range(2):
         for tensor, fresh in zip(_flat(again), _flat(moved(make())), strict=True):
             tensor.copy_(fresh)

@@ -2,6 +2,7 @@
 has none is the reference inside a compiled region, and a kernel outside."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,14 @@ VIEW = (
 def images(seed: int, channels_last: bool = False) -> Tensor:
     x = torch.rand(3, 3, 9, 8, generator=torch.Generator().manual_seed(seed))
     return x.to(memory_format=torch.channels_last) if channels_last else x
+
+
+def store(dtype: torch.dtype = torch.float32, h: int = 9, w: int = 8) -> Tensor:
+    """Six rows of which no two pixels agree but by chance: a wrong row or channel shows."""
+    generator = torch.Generator().manual_seed(3)
+    if dtype == torch.uint8:
+        return torch.randint(0, 256, (6, 3, h, w), dtype=dtype, generator=generator)
+    return torch.rand(6, 3, h, w, dtype=dtype, generator=generator)
 
 
 def logits(seed: int, requires_grad: bool = False) -> Tensor:
@@ -51,10 +60,10 @@ OPERATOR_CALLS: dict[str, tuple[object, ...]] = {
     "perturb_weights": (layers(0), layers(1), 0.0, torch.tensor(0.1), "global"),
     "restore_weights": (layers(0), layers(1), layers(2)),
     "top_n_sum": (logits(0, True), logits(1, True), 7),
-    "crop_flip": (torch.rand(6, 3, 9, 8), *VIEW, 7, 6, torch.float16, 0.5, "reflect", True),
-    "crop_flip_add": (torch.rand(6, 3, 9, 8), *VIEW, images(0, True), 0.3, None, 0.1, 0.0, 1.0),
-    "crop_flip_write": (torch.rand(6, 3, 9, 8), *VIEW, images(0), torch.tensor(True)),
-    "crop_flip_ascend": (torch.rand(6, 3, 9, 8), *VIEW, images(0), 0.1, None, -1.0, 1.0, None),
+    "crop_flip": (store(), *VIEW, 7, 6, torch.float16, 0.5, "reflect", True),
+    "crop_flip_add": (store(), *VIEW, images(0, True), 0.3, None, 0.1, 0.0, 1.0),
+    "crop_flip_write": (store(), *VIEW, images(0), torch.tensor(True)),
+    "crop_flip_ascend": (store(), *VIEW, images(0), 0.1, None, -1.0, 1.0, None),
 }
 
 
@@ -76,10 +85,10 @@ PUBLIC_CALLS: dict[str, Callable[[], tuple[object, ...]]] = {
     "perturb_weights": lambda: (layers(0), layers(1), 0.1, "tensor"),
     "restore_weights": lambda: (layers(0), layers(1), layers(2)),
     "top_n_sum": lambda: (logits(0), logits(1), 7),
-    "crop_flip": lambda: (torch.ones(6, 3, 9, 8, dtype=torch.uint8), *VIEW, (7, 6)),
-    "crop_flip_add": lambda: (torch.ones(6, 3, 9, 8), *VIEW, images(0), ALPHA, 0.1),
-    "crop_flip_write": lambda: (torch.ones(6, 3, 9, 8), *VIEW, images(0), torch.tensor(True)),
-    "crop_flip_ascend": lambda: (torch.ones(6, 3, 9, 8), *VIEW, images(0) - 0.5, ALPHA),
+    "crop_flip": lambda: (store(torch.uint8), *VIEW, (7, 6)),
+    "crop_flip_add": lambda: (store(), *VIEW, images(0), ALPHA, 0.1),
+    "crop_flip_write": lambda: (store(), *VIEW, images(0), torch.tensor(True)),
+    "crop_flip_ascend": lambda: (store(), *VIEW, images(0) - 0.5, ALPHA),
     "trades_kl": lambda: (logits(0), logits(1)),
     "masked_ce": lambda: (logits(0), torch.arange(6) % 5, ALPHA + 1),
     "block_signs": lambda: (layers(0),),
@@ -148,16 +157,53 @@ def test_outside_of_compiled_regions_a_kernel_runs(
     assert asked == [name]
 
 
+def channels_last(value: Any) -> Any:
+    """The same arguments, images and filters among them in the other layout."""
+    if isinstance(value, Tensor):
+        return value.to(memory_format=torch.channels_last) if value.dim() == 4 else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(channels_last(each) for each in value)
+    return value
+
+
+@pytest.mark.parametrize("layout", [tuple, channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", sorted(PUBLIC_CALLS))
-def test_compiled_through_autograds_tracing(name: str) -> None:
+def test_compiled_through_autograds_tracing(name: str, layout: Callable[[Any], Any]) -> None:
     """The fakes agree with what runs: strides, dtypes and what is changed in place."""
-    arguments, expected_arguments = PUBLIC_CALLS[name](), PUBLIC_CALLS[name]()
+    arguments, expected_arguments = layout(PUBLIC_CALLS[name]()), layout(PUBLIC_CALLS[name]())
     expected = getattr(reference, name)(*expected_arguments)
     torch._dynamo.reset()
+    if isinstance(expected, Tensor) and name.startswith("noise"):
+        expected = expected.contiguous()  # the plain face's is cut out of whole quads
     traced = ops_traced.FUNCTIONS.get(name, getattr(kernels, name))
     result = torch.compile(traced, backend="aot_eager", fullgraph=True)(*arguments)
-    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(result, expected, check_stride=True)
     torch.testing.assert_close(tensors(arguments), tensors(expected_arguments))
+
+
+def test_taps_of_bfloat16_made_inside_a_compiled_region() -> None:
+    """Inductor keeps what a region makes in float32, so nothing is rounded to bfloat16 between.
+
+    A sign does not change by that. Each product enters the sum without its rounding, which moves it
+    by 2**-8 of its size at most: the tolerance is that of the sum of sizes.
+    """
+
+    def taps(first: list[Tensor], second: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        made = [a * b for a, b in zip(first, second, strict=True)]
+        signs = kernels.block_signs(made)
+        return signs, kernels.block_step_gradients(made, signs)
+
+    first, second = ([t.bfloat16() for t in layers(seed)] for seed in (0, 1))
+    signs, sums = taps(first, second)
+    torch._dynamo.reset()
+    compiled = torch.compile(taps, backend="inductor", fullgraph=True)
+    found_signs, found_sums = compiled(first, second)
+    assert all(torch.equal(a, b) for a, b in zip(found_signs, signs, strict=True))
+    assert [t.dtype for t in found_signs] == [torch.bfloat16] * 3
+    assert found_sums.dtype == torch.float32
+    pairs = zip(first, second, strict=True)
+    sizes = torch.stack([(a.double() * b.double()).abs().sum() for a, b in pairs])
+    assert ((found_sums - sums).abs() <= 2**-8 * sizes).all()
 
 
 def tensors(values: tuple[object, ...]) -> list[object]:

@@ -234,6 +234,27 @@ def test_masked_ce_by_hand_and_gradcheck(c_min: float) -> None:
     assert torch.autograd.gradgradcheck(lambda z: kernels.masked_ce(z, y, c_min)[0], logits)
 
 
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_row_of_masked_ce_without_a_loss_has_no_gradient(bad: float) -> None:
+    """A compiled region shows the fault, too; the row is not kept, and its gradient is NaN."""
+    logits, y = normal(0, 6, 5).float(), torch.arange(6) % 5
+    logits[1, 3], logits[4, 4] = bad, bad
+    logits.requires_grad_()
+    lost = torch.tensor([False, True, False, False, True, False])
+
+    torch._dynamo.reset()
+    compiled = torch.compile(kernels.masked_ce, backend="inductor", fullgraph=True)
+    kept = reference_gradients.masked_ce_forward(logits.detach(), y, 1.7)[2]
+    one = torch.ones(())
+    for found in (
+        torch.autograd.grad(kernels.masked_ce(logits, y, 1.7)[0], logits)[0],
+        torch.autograd.grad(compiled(logits, y, 1.7)[0], logits)[0],
+        reference_gradients.masked_ce_backward(one, logits, y, kept),
+    ):
+        assert found[lost].isnan().all()
+        assert found[~lost].isfinite().all()
+
+
 def test_backwards_spelled_out_equal_autograd() -> None:
     p, q = (normal(s, 6, 5).requires_grad_() for s in (0, 1))
     y, grad = torch.arange(6) % 5, normal(2, 6)
