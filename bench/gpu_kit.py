@@ -8,9 +8,11 @@ made with), ``inductor.tar.xz`` (compiled code for the GPUs named in ``kit.json`
 
 import json
 import os
+import platform
 import sys
 import tarfile
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +23,7 @@ PEERS = {
     "torchattacks": ("torchattacks",),
     "art": ("adversarial_robustness_toolbox",),
 }
+PACKAGES = ("torch", "triton")  # whose versions compiled code is for, beside Python's
 # Settings of the compiler that would make other keys of its cache than those of the kit's code.
 OTHER_KEYS = ("CXX", "TORCHINDUCTOR_", "TORCHDYNAMO_")
 
@@ -36,18 +39,24 @@ def facts(kit: Path) -> dict:
 def unpack_code(kit: Path, cache: Path) -> str:
     """Put the compiled code where Inductor looks for it; says what was done."""
     cache.mkdir(parents=True, exist_ok=True)
-    if (cache / "unpacked").exists():
+    said = facts(kit)
+    done = cache / "unpacked"
+    if done.exists() and done.read_text() == str(said.get("date")):
         return "compiled code: unpacked before"
     if not (kit / CODE).exists():
         return "compiled code: none was brought, all is compiled here"
+    here = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    for name, found in here.items():
+        if not found.startswith(said.get(name, "").split("+")[0]):
+            return f"compiled code: made for {name} {said.get(name)}, here is {found}; not used"
     with tarfile.open(kit / CODE) as archive:
         archive.extractall(cache, filter="data")
         count = len(archive.getnames())
-    (cache / "unpacked").touch()
-    return f"compiled code: {count} files of {', '.join(facts(kit).get('gpus', []))}"
+    done.write_text(str(said.get("date")))
+    return f"compiled code: {count} files of {', '.join(said.get('gpus', []))}"
 
 
-def unpack_peers(kit: Path, work: Path, environments: Path) -> str:
+def unpack_peers(kit: Path, environments: Path) -> str:
     """An interpreter for each peer whose wheels were brought: this one, with them on its path."""
     ready = []
     for peer, packages in PEERS.items():
@@ -57,7 +66,7 @@ def unpack_peers(kit: Path, work: Path, environments: Path) -> str:
         home = environments / peer
         if len(wheels) < len(packages) or (home / "installed").exists():
             continue
-        site = work / "peers" / peer
+        site = home / "site"
         for wheel in wheels:
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(site)

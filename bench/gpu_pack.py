@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-NOT_PACKED = {".pt", ".npz"}  # weights and images
+# Weights and images, and what is being written under another name.
+NOT_PACKED = {".pt", ".npz", ".partial", ".new", ".part"}
+DRY = "dry-run"  # a file that says: no row here is a measurement
 LARGEST = 2**20  # bytes of a log; one that grew without end must not push out the rows
 
 
@@ -25,6 +27,7 @@ class Packing:
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def __enter__(self) -> "Packing":
+        pack(self.folder, self.target)  # a place that cannot be written to ends the call at once
         self._thread.start()
         return self
 
@@ -40,7 +43,8 @@ class Packing:
 
     def _work(self) -> None:
         while not self._done.wait(self.seconds):
-            pack(self.folder, self.target)
+            with contextlib.suppress(OSError):  # the next time may go well
+                pack(self.folder, self.target)
 
 
 def pack(folder: Path, target: Path) -> None:
@@ -50,7 +54,8 @@ def pack(folder: Path, target: Path) -> None:
     with tarfile.open(aside, "w:gz", compresslevel=3) as archive:
         for file in sorted(folder.rglob("*")):
             if file.suffix not in NOT_PACKED and file.is_file():
-                _add(archive, file, file.relative_to(folder))
+                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                    _add(archive, file, file.relative_to(folder))
     os.replace(aside, target)
 
 

@@ -44,8 +44,8 @@ COMPILING = {
 TAKEN = ("fxgraph", "aotautograd")
 # The same kernels are in the entries of every GPU's name, far apart.
 LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 256 * 2**20}]
-MOST_MIB = 60
-PATIENCE = 30  # times the suite's own limits; here two cores may do what sixteen do there
+MOST_MIB = 60  # a lent machine may take 64 MiB, packed
+PATIENCE = 30  # times the suite's own limits: all is compiled, and on fewer cores
 PARTS = ("code", "wheels", "images", "commands")
 
 
@@ -54,9 +54,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser)
     parser.add_argument("--images", type=Path, help="a .tar.xz of JPEG images")
+    parser.add_argument("--images-name", help="what the tables call them [the archive's name]")
     parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--kit", type=Path, default=KIT)
     given = parser.parse_args()
+    if given.images is not None and not given.images.is_file():
+        parser.error(f"there is no archive {given.images}")
     given.kit.mkdir(parents=True, exist_ok=True)
     wanted = [given.only] if given.only else list(PARTS)
     if "wheels" in wanted:
@@ -67,7 +70,7 @@ def main() -> None:
         parser.error("--only images needs --images ARCHIVE")
     if "code" in wanted:
         compile_code(given.kit, Pretended(given.pretend, given.python))
-    write_facts(given.kit)
+    write_facts(given.kit, given.images_name or (given.images and given.images.name))
     check_size(given.kit)
     print_commands(given.kit)
 
@@ -139,13 +142,15 @@ def pack_code(cache: Path, target: Path) -> str:
     return f"{len(files)} files, {held / 2**20:.1f} MiB, {size / 2**20:.1f} MiB packed"
 
 
-def write_facts(kit: Path) -> None:
-    """``kit.json``: what the kit was made with."""
+def write_facts(kit: Path, images: str | None = None) -> None:
+    """``kit.json``: what the kit was made with; ``images`` None keeps the name they have."""
     said = facts(kit) | VERSIONS | {
         "gpus": list(GPUS) if (kit / CODE).exists() else [],
         "commit": commit() or "unknown",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
+    if images is not None:
+        said["images"] = images
     (kit / FACTS).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
 
 

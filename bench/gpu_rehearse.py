@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gpu_kit import CODE, KIT, ROOT
-from gpu_plan import stages_of
+from gpu_plan import CALLS, stages_of
 from gpu_prepare import tracked
 from gpu_pretend import GPUS, Pretended, add_arguments
 
@@ -50,7 +50,7 @@ PEERS = {
     "torchattacks fp32 bn=train", "ART fp32 bn=eval",
 }  # fmt: skip
 KILLED = "pgd-512"
-PATIENCE = 4  # two cores do what sixteen do there
+PATIENCE = 4  # times the usual limits, for a machine with fewer cores
 
 
 def main() -> None:
@@ -62,13 +62,24 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=PATIENCE)
     parser.add_argument("--json", type=Path, help="write what was found")
     given = parser.parse_args()
+    asked = given.calls.split(",")
+    for call in asked:
+        if call not in CALLS:
+            parser.error(f"there is no call {call!r}: {', '.join(CALLS)}")
     pretended = Pretended(given.pretend, given.python)
     with tempfile.TemporaryDirectory() as folder:
         stage = Rehearsal(Path(folder), pretended, given.gpu, given.patience)
         stage.arrive()
-        calls = {call: stage.call(call) for call in given.calls.split(",")}
+        calls = {call: stage.call(call) for call in asked}
         killed = stage.killed()
-    said = {"gpu": given.gpu, "network": stage.network, "calls": calls, "killed": killed}
+    kit = "with compiled code" if (KIT / CODE).exists() else "without compiled code"
+    said = {
+        "gpu": given.gpu,
+        "kit": kit,
+        "network": stage.network,
+        "calls": calls,
+        "killed": killed,
+    }
     if given.json is not None:
         given.json.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(said, indent=2))
@@ -136,7 +147,7 @@ class Rehearsal:
 
     def killed(self) -> dict:
         """A call that is killed once it has measured something, the moment it was packed."""
-        shutil.rmtree(self.out)
+        shutil.rmtree(self.out, ignore_errors=True)
         process = subprocess.Popen(
             self.command("rest", "--only", KILLED), cwd=self.root, env=self.variables,
             start_new_session=True,
@@ -146,7 +157,7 @@ class Rehearsal:
                 time.sleep(1)
             ended = process.poll() is not None
         finally:
-            _kill_session(process)
+            _kill_tree(process)
         rows, _ = self.packed("rest")
         kinds = Counter(row.get("kind") for row in rows)
         return {"ok": not ended and bool(rows), "rows": dict(kinds), "ended before": ended}
@@ -188,8 +199,8 @@ def _rows(text: str) -> list[dict]:
     return found
 
 
-def _kill_session(process: subprocess.Popen) -> None:
-    """The call and the stage it started, which is a group of its own."""
+def _kill_tree(process: subprocess.Popen) -> None:
+    """The call and all it started: its stage is a group of its own."""
     listed = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True).stdout
     children: dict[int, list[int]] = {}
     for line in listed.splitlines()[1:]:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import rich.console
 import torch
 from fastadv.kernels import reference
-from gpu_kit import IMAGES
+from gpu_kit import IMAGES, facts
 from gpu_pack import whole_rows
 from gpu_plan import PLAN
 
@@ -117,7 +117,8 @@ def smoke(stage: Running) -> str:
     stage.write([{"kind": "smoke", "what": "kernel linf_step", "off": off, "ok": not failed}])
     setting = stage.setting(8) if stage.tiny else replace(stage.setting(32), width=16)
     # What compiles comes last: it takes most of the time.
-    for mode in stage.modes("eager", "captured-eager", "captured"):
+    modes = stage.modes("eager", "captured-eager", "captured")
+    for mode in modes:
         try:
             row = _one_step(stage, setting, mode)
         except Exception as error:
@@ -130,7 +131,7 @@ def smoke(stage: Running) -> str:
         stage.say(f"{mode}: {row}")
     if failed:
         raise RuntimeError("; ".join(failed))
-    return f"linf_step right to {off:.0e}, one step in every mode; {_cache_words()}"
+    return f"linf_step right to {off:.0e}, one step {', '.join(modes)}; {_cache_words()}"
 
 
 def _one_step(stage: Running, setting: Setting, mode: str) -> Row:
@@ -297,7 +298,8 @@ def training(method: str, epochs: int | None) -> Callable[[Running], str]:
             out=str(stage.out / f"run-{method}"), **_data(stage),
         )  # fmt: skip
         summary = train(config)
-        data = "CIFAR-10 (JPEG-75)" if "npz" in config.data else config.data
+        brought = facts(stage.kit).get("images", "the kit's images")
+        data = brought if config.data.startswith("npz:") else config.data
         row = _training_row(Path(str(config.out)), method, data, summary)
         stage.write([row])
         for weights in Path(str(config.out)).glob("*.pt"):

@@ -30,7 +30,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gpu_kit import KIT, environment, unpack_code, unpack_peers
-from gpu_pack import Packing, whole_rows
+from gpu_pack import DRY, Packing, whole_rows
 from gpu_plan import CALLS, LEAST, PACK_EVERY, PLAN, Stage, stages_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +59,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: a dry run")
     given = parser.parse_args()
+    if given.patience <= 0:
+        parser.error("--patience must be above 0; 1 takes the plan's limits")
+    # The stages run in the repository's root.
+    for name in ("pack", "work", "kit"):
+        setattr(given, name, getattr(given, name).resolve())
     began = time.monotonic()
     stages = stages_of(given.call)
     if given.only:
@@ -67,10 +72,12 @@ def main() -> None:
     until = began + usual * given.patience - ENDS_EARLY
     given.out = given.work / f"{given.call}-{time.strftime('%Y%m%dT%H%M%S')}"
     given.out.mkdir(parents=True)
+    if given.tiny or "PRETEND_CUDA_NAME" in os.environ:
+        (given.out / DRY).touch()
     with Packing(given.out, given.pack / f"{given.out.name}.tar.gz", PACK_EVERY):
         print(unpack_code(given.kit, given.work / "inductor"), flush=True)
         venvs = ROOT / "bench" / "peers" / "venvs"
-        print(unpack_peers(given.kit, given.work, venvs), flush=True)
+        print(unpack_peers(given.kit, venvs), flush=True)
         variables = environment(given.kit, given.work, given.work / "links")
         done: list[Done] = []
         for stage in stages:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpu_pack import DRY
+
 from fastadv.benchmark.rows import append_rows, newest, newest_of_each
 from fastadv.benchmark.table import number, percent
 from fastadv.errors import UserError
@@ -33,6 +35,8 @@ def take(packed: Path, results: Path) -> list[Row]:
     found: dict[str, list[str]] = {}
     try:
         with tarfile.open(packed) as archive:
+            if DRY in archive.getnames():
+                raise UserError(f"{packed} is of a dry run: none of its rows is a measurement.")
             for member in archive:
                 opened = archive.extractfile(member)
                 # Those of a training run lie in its own folder.
@@ -41,7 +45,9 @@ def take(packed: Path, results: Path) -> list[Row]:
                     name = UNFINISHED.sub(".jsonl", member.name)
                     found.setdefault(name, []).extend(opened.read().decode().splitlines())
     except (OSError, tarfile.TarError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the packed results {packed}: {error}.") from None
+        raise UserError(
+            f"Cannot read the packed results {packed} ({error}); give a .tar.gz of gpu_suite.py."
+        ) from None
     added = []
     for name, lines in found.items():
         file = results / name

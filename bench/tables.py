@@ -25,7 +25,7 @@ from gpu_tables import (
 
 from fastadv.benchmark.rows import newest, newest_of_each, read_rows
 from fastadv.benchmark.table import number, percent
-from fastadv.errors import unknown
+from fastadv.errors import UserError, unknown
 from fastadv.explain import recipe_table
 from fastadv.recipes import METHODS
 
@@ -313,6 +313,9 @@ def main() -> None:
     parser.add_argument("--take", type=Path, nargs="*", default=[], help="add packed results")
     parser.add_argument("--write", type=Path, nargs="*", default=[])
     given = parser.parse_args()
+    for file in given.write:
+        if not file.is_file():
+            parser.error(f"there is no file {file} to write tables into")
     for packed in given.take:
         print(f"{packed}: {len(take(packed, given.results))} new rows")
     # The kernels' own benchmark says "bench" for "kind".
@@ -325,4 +328,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")

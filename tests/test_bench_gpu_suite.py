@@ -11,6 +11,7 @@ import sys
 import tarfile
 import time
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,36 @@ def test_the_packed_file_is_whole_at_any_moment(tmp_path, beside):
         assert archive.extractfile("long.log").read().endswith(b"the end")
 
 
+def test_files_that_come_and_go_do_not_end_the_packing(tmp_path, beside, monkeypatch):
+    packing = beside("gpu_pack")
+    add, gone = packing._add, []
+
+    def adding(archive, file, name):
+        if file.name == "going.jsonl" and not gone:
+            gone.append(file.unlink())
+        add(archive, file, name)
+
+    monkeypatch.setattr(packing, "_add", adding)
+    (tmp_path / "results").mkdir()
+    for name in ("going.jsonl", "rows.jsonl", "rows.unfinished.new", "best.pt.partial"):
+        (tmp_path / "results" / name).write_text("{}\n")
+    packing.pack(tmp_path / "results", tmp_path / "packed.tar.gz")
+    with tarfile.open(tmp_path / "packed.tar.gz") as archive:
+        assert archive.getnames() == ["rows.jsonl"]
+    assert gone
+
+
+def test_a_dry_run_is_not_taken(tmp_path, beside):
+    tables, packing = beside("gpu_tables"), beside("gpu_pack")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "gpu.jsonl").write_text('{"kind": "step", "run": "a"}\n')
+    (tmp_path / "work" / packing.DRY).touch()
+    packing.pack(tmp_path / "work", tmp_path / "packed.tar.gz")
+    with pytest.raises(UserError, match="of a dry run"):
+        tables.take(tmp_path / "packed.tar.gz", tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
 def test_what_came_back_is_taken_once(tmp_path, beside):
     tables, packing = beside("gpu_tables"), beside("gpu_pack")
     work, results = tmp_path / "work", tmp_path / "results"
@@ -185,7 +216,7 @@ def test_what_came_back_is_taken_once(tmp_path, beside):
         tables.take(tmp_path / "cut.tar.gz", results)
 
 
-def test_the_kit_is_laid_out_where_it_is_looked_for(tmp_path, beside):
+def test_the_kit_is_laid_out_where_it_is_looked_for(tmp_path, beside, monkeypatch):
     kit, prepare = beside("gpu_kit"), beside("gpu_prepare")
     brought, cache = tmp_path / "kit", tmp_path / "made"
     (brought / kit.WHEELS).mkdir(parents=True)
@@ -194,14 +225,21 @@ def test_the_kit_is_laid_out_where_it_is_looked_for(tmp_path, beside):
     (cache / "ab").mkdir()
     (cache / "ab" / "code.best_config").write_text("timed where nothing has a time")
     prepare.pack_code(cache, brought / kit.CODE)
+    prepare.write_facts(brought, "digits")
     prepare.write_facts(brought)
-    assert kit.unpack_code(brought, tmp_path / "there").startswith("compiled code: ")
+    assert kit.facts(brought)["images"] == "digits"
+    assert "here is" in kit.unpack_code(brought, tmp_path / "there")  # other versions' code
+    monkeypatch.setattr(prepare, "VERSIONS", {"torch": version("torch"), "python": "3."})
+    prepare.write_facts(brought)
+    facts = kit.facts(brought) | {"triton": ""}
+    (brought / kit.FACTS).write_text(json.dumps(facts))
+    assert kit.unpack_code(brought, tmp_path / "there").startswith("compiled code: 1 files")
     assert [path.name for path in (tmp_path / "there").rglob("code*")] == ["code"]
     assert "unpacked before" in kit.unpack_code(brought, tmp_path / "there")
     assert "none was brought" in kit.unpack_code(tmp_path, tmp_path / "elsewhere")
     with zipfile.ZipFile(brought / kit.WHEELS / "torchattacks-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("torchattacks/__init__.py", "VALUE = 7")
-    said = kit.unpack_peers(brought, tmp_path / "work", tmp_path / "venvs")
+    said = kit.unpack_peers(brought, tmp_path / "venvs")
     assert said == "peers from wheels: torchattacks"  # and no other: its wheel is not there
     python = tmp_path / "venvs" / "torchattacks" / "bin" / "python"
     asked = [str(python), "-c", "import torchattacks, torch; print(torchattacks.VALUE)"]

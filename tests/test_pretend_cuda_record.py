@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,16 @@ def test_a_change_is_noticed_waived_for_its_digest_only_and_failures_are_told() 
     assert records.complaints(record, [waiver]) == []
     assert len(records.complaints(record, [{**waiver, "digest": "1" * 16}])) == 1
     assert len(records.complaints(record, [{**waiver, "reason": ""}])) == 1
+    # What is printed can be pasted.
+    pasted = tomllib.loads(told[told.index("[[waiver]]") :])["waiver"]
+    assert pasted == [{**waiver, "reason": ""}]
     record["shapes"] = {**record["tests"], "digest": waiver["digest"], "counts": {"failed": 2}}
-    (told,) = records.complaints(record, [])
-    assert "2 failures" in told
+    for waivers in ([], [waiver]):
+        (told,) = records.complaints(record, waivers)
+        assert "2 failures" in told
+    del record["shapes"]
+    (told,) = records.complaints(record, [waiver])
+    assert "never been recorded" in told
 
 
 CODE = '''"""A word."""

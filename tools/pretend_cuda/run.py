@@ -15,6 +15,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +46,10 @@ class Outcome:
     numbers: dict[str, Any] | None = None
 
 
+class Interrupted(Exception):
+    """A section's script was ended from outside."""
+
+
 class Runner:
     """Starts the sections' scripts in the environment."""
 
@@ -73,13 +78,16 @@ class Runner:
             "PYTHONPATH": str(digest.HERE),
             **more,
         }
-        return subprocess.run(
+        code = subprocess.run(
             [self.python, "-P", "-W", "ignore", *command],
             env=environment,
             cwd=digest.ROOT,
             check=False,
             preexec_fn=_limit_memory,
         ).returncode
+        if -code in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            raise Interrupted
+        return code
 
     def json(self, section: str) -> Path:
         """Where the section's script writes its results."""
@@ -230,6 +238,8 @@ def main() -> int:
         parser.error(f"There is no section {sorted(unknown)[0]!r}: {', '.join(SECTIONS)}.")
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    if given.python is not None and not given.python.exists():
+        parser.error(f"there is no {given.python}; leave --python out and one is made")
     python = given.python.absolute() if given.python else environment(folder)
     build.build(str(python), folder / "runtime")
     run = Runner(folder, python)
@@ -275,7 +285,11 @@ def record(section: str, run: Runner, accepted: str | None) -> bool:
     """Run one section and write what it proved; whether it went well."""
     print(f"== {section}", flush=True)
     now, began = digest.digest(section), time.monotonic()
-    outcome = SECTIONS[section](section, run)
+    try:
+        outcome = SECTIONS[section](section, run)
+    except Interrupted:
+        print(f"{section}: interrupted, nothing was recorded; run it again and it goes on.")
+        return False
     minutes = (time.monotonic() - began) / 60
     print(f"{section}: {outcome.counts}, {minutes:.0f} min")
     for fault in outcome.faults:
