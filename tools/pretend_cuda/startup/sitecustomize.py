@@ -40,7 +40,9 @@ class _Afterwards(importlib.abc.MetaPathFinder):
 
             def executed(module: ModuleType) -> None:
                 execute(module)
-                getattr(importlib.import_module(file), function)()
+                # Where pytest loads the file as its plugin, that is what imports the module.
+                if file not in sys.modules:
+                    getattr(importlib.import_module(file), function)()
 
             spec.loader.exec_module = executed  # type: ignore[method-assign]
         return spec
