@@ -42,6 +42,7 @@ class _Afterwards(importlib.abc.MetaPathFinder):
                 execute(module)
                 # Where pytest loads the file as its plugin, that is what imports the module.
                 if file not in sys.modules:
+                    os.environ.pop("PYTEST_ADDOPTS", None)  # done here, not by a plugin of pytest
                     getattr(importlib.import_module(file), function)()
 
             spec.loader.exec_module = executed  # type: ignore[method-assign]
