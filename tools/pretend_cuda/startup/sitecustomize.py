@@ -42,8 +42,9 @@ class _Afterwards(importlib.abc.MetaPathFinder):
                 execute(module)
                 # Where pytest loads the file as its plugin, that is what imports the module.
                 if file not in sys.modules:
-                    os.environ.pop("PYTEST_ADDOPTS", None)  # done here, not by a plugin of pytest
-                    getattr(importlib.import_module(file), function)()
+                    patches = importlib.import_module(file)
+                    getattr(patches, function)()
+                    setattr(patches, function, lambda: None)  # once, also if pytest asks later
 
             spec.loader.exec_module = executed  # type: ignore[method-assign]
         return spec
