@@ -12,7 +12,7 @@ import torch
 from fastadv.benchmark.arithmetic import Spread
 
 # Steps between two waits for the device. Launching a replayed graph and noticing its end take part
-# of a millisecond, which a training loop hides behind the step before; four steps do, too.
+# of a millisecond. A training loop does that while the step before still runs; so do four steps.
 STEPS_A_TURN = {"cpu": 1, "cuda": 4}
 SECONDS_IN_A_GRAPH = 0.002  # beside which launching and waiting for the graph do not count
 

@@ -192,8 +192,8 @@ Wanted = tuple[str, Callable[[], Candidate]]
 
 def _wanted(comparison: Comparison) -> Iterator[Wanted]:
     """The mode named first with its passes, what needs no compiling, the other modes, the peers
-    that may live beside ours, the other modes' passes, and last whoever lives elsewhere: when the
-    time is short, the first of these are there."""
+    that may live beside ours, the other modes' passes, and last the peers in other processes: when
+    the time is short, the first of these are there."""
     first, rest = comparison.modes[:1], comparison.modes[1:]
     passes = _wanted_passes if comparison.with_passes else lambda comparison, modes: ()
     yield from _wanted_steps(comparison, first)

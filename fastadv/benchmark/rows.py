@@ -115,7 +115,7 @@ class SoFar:
         self.path = results.with_name(f"{results.stem}.{run}.unfinished.jsonl")
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Let the file hold ``rows`` and nothing else; whoever reads sees the old or the new."""
+        """Let the file hold ``rows`` and nothing else; a reader sees all old rows or all new."""
         fresh = self.path.with_suffix(".new")
         fresh.write_text(_lines(rows), encoding="utf-8")
         fresh.replace(self.path)

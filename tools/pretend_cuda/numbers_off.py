@@ -33,7 +33,7 @@ COMPARE = {
 }
 
 _SOLVERS = torch.library.Library("aten", "IMPL")  # what is registered goes with it
-_answer = [True]  # what a boolean on the device says to whoever asks
+_answer = [True]  # what reading a boolean of the device gives
 
 
 def switch_off() -> None:
