@@ -7,7 +7,7 @@ import json
 import os
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -69,9 +69,14 @@ def _add(archive: tarfile.TarFile, file: Path, name: Path) -> None:
     archive.addfile(entry, io.BytesIO(data))
 
 
-def whole_rows(out: Path) -> Iterator[dict]:
-    """Every row in the folder ``out`` but one that was being written when its stage was ended."""
-    for file in sorted(out.glob("*.jsonl")):
-        for line in file.read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                yield json.loads(line)
+def rows_in(folder: Path) -> Iterator[dict]:
+    """Every whole row of the result files in ``folder``."""
+    for file in sorted(folder.glob("*.jsonl")):
+        yield from whole_rows(file.read_text().splitlines())
+
+
+def whole_rows(lines: Iterable[str]) -> Iterator[dict]:
+    """The rows of ``lines`` but one that was being written when its stage was ended."""
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "tools" / "pretend_cuda"
 GPUS = ("NVIDIA H100 80GB HBM3", "NVIDIA H200")
-VERSIONS = {"python": "3.12", "torch": "2.11.0+cu130", "triton": "3.6.0"}
+_PINNED = dict(
+    re.findall(r"^(\w+)==(\S+)$", (TOOLS / "requirements.txt").read_text(), re.MULTILINE)
+)
+# Python, and the CUDA version that PyPI's torch is built for, are no packages.
+VERSIONS = {
+    "python": "3.12",
+    "torch": _PINNED["torch"] + "+cu130",
+    "triton": _PINNED["triton"],
+}
 
 
 class Pretended:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gpu_kit import CODE, KIT, ROOT
+from gpu_pack import whole_rows
 from gpu_plan import CALLS, stages_of
 from gpu_prepare import tracked
 from gpu_pretend import GPUS, Pretended, add_arguments
@@ -171,7 +172,7 @@ class Rehearsal:
                 for member in archive:
                     data = archive.extractfile(member).read().decode(errors="replace")
                     if member.name.endswith(".jsonl") and "/" not in member.name:
-                        rows += _rows(data)
+                        rows += whole_rows(data.splitlines())
                     if member.name == "summary.json":
                         summary = json.loads(data)
         return rows, summary
@@ -187,16 +188,6 @@ def _compiled(note: str) -> dict:
 def _of(row: dict, stage: str) -> bool:
     """Rows of the kernels' own benchmark say what they are and not who ran them."""
     return row.get("command", "").endswith(f"--only {stage}") or row.get("bench") == stage
-
-
-def _rows(text: str) -> list[dict]:
-    found = []
-    for line in text.splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue  # the one that was being written
-    return found
 
 
 def _kill_tree(process: subprocess.Popen) -> None:

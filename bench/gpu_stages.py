@@ -17,7 +17,7 @@ import rich.console
 import torch
 from fastadv.kernels import reference
 from gpu_kit import IMAGES, facts
-from gpu_pack import whole_rows
+from gpu_pack import rows_in
 from gpu_plan import PLAN
 
 from fastadv import kernels
@@ -217,7 +217,7 @@ def parity(stage: Running) -> str:
 
 def _parity_word(stage: Running) -> str | None:
     """What held this run's modes to eager's numbers; None where nothing did or one was red."""
-    rows = [row for row in whole_rows(stage.out) if row.get("kind") == "parity"]
+    rows = [row for row in rows_in(stage.out) if row.get("kind") == "parity"]
     if not rows or not all(row["ok"] for row in rows):
         return None
     modes = ", ".join(dict.fromkeys(row["mode"] for row in rows))
@@ -348,7 +348,7 @@ def _training_row(folder: Path, method: str, data: str, summary: dict) -> Row:
 
 def _epochs_that_fit(stage: Running) -> int:
     """At most the published 30, from what an epoch of F+FGSM took: the same two passes."""
-    rows = whole_rows(stage.out)
+    rows = rows_in(stage.out)
     took = [row["epoch_seconds"] for row in rows if row.get("kind") == "training run"]
     if not took:
         return 10

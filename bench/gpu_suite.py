@@ -30,7 +30,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gpu_kit import KIT, environment, unpack_code, unpack_peers
-from gpu_pack import DRY, Packing, whole_rows
+from gpu_pack import DRY, Packing, rows_in
 from gpu_plan import CALLS, LEAST, PACK_EVERY, PLAN, Stage, stages_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -159,7 +159,7 @@ def write_summary(done: list[Done], out: Path) -> None:
 def report(done: list[Done], out: Path) -> None:
     """The short table: every step, then how each stage went."""
     print()
-    for row in whole_rows(out):
+    for row in rows_in(out):
         line = _row_line(row)
         if line is not None:
             print(line)

@@ -1,13 +1,12 @@
 """What a GPU measured: its rows taken over from a packed file, and its tables."""
 
-import json
 import re
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu_pack import DRY
+from gpu_pack import DRY, whole_rows
 
 from fastadv.benchmark.rows import append_rows, newest, newest_of_each
 from fastadv.benchmark.table import number, percent
@@ -52,20 +51,10 @@ def take(packed: Path, results: Path) -> list[Row]:
     for name, lines in found.items():
         file = results / name
         there = set(file.read_text(encoding="utf-8").splitlines()) if file.exists() else set()
-        rows = [_whole(line) for line in lines if line not in there]
-        new = [row for row in rows if row is not None]
+        new = list(whole_rows(line for line in lines if line not in there))
         append_rows(file, new)
         added += new
     return added
-
-
-def _whole(line: str) -> Row | None:
-    """None for the row that was being written when the machine was taken away."""
-    try:
-        row: Row = json.loads(line)
-    except ValueError:
-        return None
-    return row
 
 
 def gpu_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
