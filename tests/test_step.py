@@ -93,7 +93,7 @@ def test_perturbed_weights_are_used_in_low_precision(surrounding, mode, monkeypa
     losses = {}
     for method in ("pgd", "awp"):
         torch.manual_seed(0)
-        model = fastadv.build_model("preact_resnet18", width=4, in_channels=3)
+        model = tiny_model().float()
         x, y, index, start = tiny_batch()
         changes = {} if method == "pgd" else {"gamma": 0.1}
         given = "eager" if mode == "captured" else mode

@@ -156,7 +156,8 @@ def test_the_model_is_left_as_it_was():
     assert [dict(vars(module)) for module in model.modules()] == before
 
 
-@pytest.mark.parametrize("width", [4, pytest.param(8, marks=SLOW), pytest.param(12, marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("width", [4, 8, 12])
 def test_no_network_of_ours_meets_it(width):
     """Where such a call breaks the heap, the process that searches ends; ours must not."""
     code = (

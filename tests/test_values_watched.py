@@ -98,7 +98,7 @@ def test_logits_that_are_not_finite_in_the_attack_alone_end_training(method: str
     """The loss of the outer pass, in training mode, is finite all the time."""
     model = Odd("logits in eval mode")
     options = {"te_start": 0, "te_end": 0} if method == "te" else {}
-    step = step_of(model, method, **options)
+    step = step_of(model, method, steps=1, **options)
     step(*batch(0))
     model.factor = float("nan")
     with pytest.raises(TrainingError, match="gradient of the attack was not finite"):
