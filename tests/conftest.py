@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -15,6 +17,7 @@ def pytest_configure() -> None:
     """One thread a worker: as many processes as cores run the tests. Notes about the run folders
     of tests stay away from the user's."""
     os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fastadv-tests-")
+    atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -7,10 +7,11 @@ from tiny_staged import staged_model
 
 from fastadv.recipes import METHODS
 
-# One recipe for every adversary and way to choose or move weights that they need not share with
-# another in the list; the others in the slow tier. Objectives, targets and regularizers are
-# compiled in their own tests, averages and rates act outside of what is compiled.
-QUICK = ("fgsm-n", "n-fgsm", "free", "atta-1", "pgd-flipped", "rwp", "at-fix-param-k")
+# One recipe for every adversary and way to choose weights that they need not share with another
+# in the list; the others in the slow tier. Objectives, targets, regularizers and perturbed weights
+# are compiled in their own tests (``test_combinations``), averages and rates act outside of what is
+# compiled.
+QUICK = ("fgsm-n", "n-fgsm", "free", "atta-1", "pgd-flipped", "at-fix-param-k")
 QUICK += ("fgsm-plus", "apart")
 
 

@@ -231,7 +231,7 @@ class _Wired:
         return self.bomb.wired(self.runner)(region, *inputs)
 
 
-@pytest.mark.parametrize("mode", ["compiled", "captured"])
+@pytest.mark.parametrize("mode", [pytest.param("compiled", marks=pytest.mark.slow), "captured"])
 @pytest.mark.parametrize(
     "method", ["awp", pytest.param("apart", marks=pytest.mark.slow),
                pytest.param("trades-sat", marks=pytest.mark.slow),

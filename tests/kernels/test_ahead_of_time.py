@@ -330,6 +330,7 @@ def wide_accesses(call: Call) -> dict[int, tuple[str, int, int]]:
     return counts
 
 
+@pytest.mark.slow
 def test_each_kind_of_a_mixed_list_has_wide_accesses() -> None:
     """One 128-bit access somewhere would be one kind's: a list of two kinds has those of both."""
     alone = [wide_accesses(lists(kind)) for kind in (torch.float32, torch.bfloat16)]

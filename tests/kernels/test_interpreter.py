@@ -18,11 +18,11 @@ if not choice.TRITON_INSTALLED:
 FILES = sorted(Path(__file__).parent.glob("interpreted_*.py"))
 
 
-def run_interpreted(file: Path, selection: str) -> None:
+def run_interpreted(files: list[Path], selection: str) -> None:
     # Its own options: the project's may ask for plugins and workers of the outer session.
     options = ["-o", "addopts=--strict-markers", "-q", "-m", selection, "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(file)],
+        [sys.executable, "-m", "pytest", *options, *map(str, files)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
@@ -34,15 +34,14 @@ def run_interpreted(file: Path, selection: str) -> None:
     assert done.returncode == 0 or (selection == "slow" and done.returncode == nothing_selected)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_in_the_interpreter(file: Path) -> None:
-    run_interpreted(file, "not slow")
+def test_in_the_interpreter() -> None:
+    run_interpreted(FILES, "not slow")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_sweep_in_the_interpreter(file: Path) -> None:
-    run_interpreted(file, "slow")
+    run_interpreted([file], "slow")
 
 
 def test_there_are_files_to_run() -> None:
