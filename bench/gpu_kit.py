@@ -15,6 +15,8 @@ import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
+from gpu_pack import unpack
+
 ROOT = Path(__file__).resolve().parents[1]
 KIT = ROOT / "bench" / "gpu_kit"
 FACTS, CODE, WHEELS, IMAGES = "kit.json", "inductor.tar.xz", "wheels", "images.tar.xz"
@@ -50,7 +52,7 @@ def unpack_code(kit: Path, cache: Path) -> str:
         if not found.startswith(said.get(name, "").split("+")[0]):
             return f"compiled code: made for {name} {said.get(name)}, here is {found}; not used"
     with tarfile.open(kit / CODE) as archive:
-        archive.extractall(cache, filter="data")
+        unpack(archive, cache)
         count = len(archive.getnames())
     done.write_text(str(said.get("date")))
     return f"compiled code: {count} files of {', '.join(said.get('gpus', []))}"

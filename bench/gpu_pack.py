@@ -69,6 +69,13 @@ def _add(archive: tarfile.TarFile, file: Path, name: Path) -> None:
     archive.addfile(entry, io.BytesIO(data))
 
 
+def unpack(archive: tarfile.TarFile, folder: Path) -> None:
+    """All members into ``folder``, and nothing outside of it where Python (3.11.4) can hold to
+    that."""
+    archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+    archive.extractall(folder)
+
+
 def rows_in(folder: Path) -> Iterator[dict]:
     """Every whole row of the result files in ``folder``."""
     for file in sorted(folder.glob("*.jsonl")):

@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gpu_kit import CODE, KIT, ROOT
-from gpu_pack import whole_rows
+from gpu_pack import unpack, whole_rows
 from gpu_plan import CALLS, stages_of
 from gpu_prepare import tracked
 from gpu_pretend import GPUS, Pretended, add_arguments
@@ -107,7 +107,7 @@ class Rehearsal:
             if KIT.exists():
                 opened.add(KIT, KIT.relative_to(ROOT))
         with tarfile.open(archive) as opened:
-            opened.extractall(self.root, filter="data")
+            unpack(opened, self.root)
         archive.unlink()
 
     def command(self, call: str, *more: str) -> list[str]:
