@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import atexit
 import os
+import random
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import pytest
+
+
+LONG = Path(__file__).parents[1] / "bench" / "results" / "long-tests.jsonl"
 
 
 def pytest_configure() -> None:
@@ -20,6 +25,34 @@ def pytest_configure() -> None:
     atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Before a test's first fixture: what it draws does not depend on the tests before it."""
+    import torch  # not above: it reads OMP_NUM_THREADS when it is imported
+
+    torch.manual_seed(0)
+    random.seed(0)
+    numpy.random.seed(0)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """The third tier is no part of CI: each run of it leaves a row."""
+    if config.option.markexpr != "long":
+        return
+    import torch
+
+    from fastadv.benchmark.rows import append_rows, provenance
+
+    found = {
+        word: sorted(report.nodeid for report in terminalreporter.stats.get(word, ()))
+        for word in ("passed", "failed", "error", "skipped")
+    }
+    row = provenance(torch.device("cpu")) | {"kind": "long tests"} | found
+    append_rows(LONG, [row])
 
 
 class Outcome:

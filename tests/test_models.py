@@ -294,7 +294,10 @@ def test_compiled_whole_and_channels_last_give_the_same(name: str) -> None:
         logits_gradient_and_buffers(last, last, last_x),
     ):
         for tensor, reference in zip(found, expected, strict=True):
-            torch.testing.assert_close(tensor, reference, rtol=1e-8, atol=1e-10)
+            # Of the largest: norms over three values amplify rounding, and a small element is the
+            # difference of large ones.
+            limit = 1e-9 * float(reference.abs().max())
+            torch.testing.assert_close(tensor, reference, rtol=0, atol=limit)
 
 
 PUBLISHED_KAIMING = {

@@ -237,7 +237,7 @@ def test_differences_of_pairs_are_in_points() -> None:
     assert told["standard_error"] == pytest.approx((13 / 9) ** 0.5, abs=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(
     not cpu_multiplies(torch.bfloat16), reason="--amp is float32 on a CPU without bf16 instructions"
 )
