@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy
 import pytest
 
-
 LONG = Path(__file__).parents[1] / "bench" / "results" / "long-tests.jsonl"
 
 
