@@ -70,8 +70,8 @@ def _add(archive: tarfile.TarFile, file: Path, name: Path) -> None:
 
 
 def unpack(archive: tarfile.TarFile, folder: Path) -> None:
-    """All members into ``folder``, and nothing outside of it where Python (3.11.4) can hold to
-    that."""
+    """All members into ``folder``. From Python 3.11.4 on, a member that would be written outside of
+    it is an error; before, the archive must be one of ours."""
     archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
     archive.extractall(folder)
 

@@ -13,7 +13,7 @@ GPUS = ("NVIDIA H100 80GB HBM3", "NVIDIA H200")
 _PINNED = dict(
     re.findall(r"^(\w+)==(\S+)$", (TOOLS / "requirements.txt").read_text(), re.MULTILINE)
 )
-# Python, and the CUDA version that PyPI's torch is built for, are no packages.
+# requirements.txt does not name Python, nor the CUDA version that PyPI's torch is built for.
 VERSIONS = {
     "python": "3.12",
     "torch": _PINNED["torch"] + "+cu130",

@@ -1,4 +1,4 @@
-"""Shared by all tests: where commands run, and a run of the command line without a process."""
+"""Shared by all tests: seeds, folders, the third tier's row, the command line without a process."""
 
 from __future__ import annotations
 

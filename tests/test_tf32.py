@@ -71,8 +71,8 @@ def test_settings_of_either_interface_are_put_back():
     assert (done.returncode, done.stdout) == (0, f"asked {len(STARTS)}\n"), done.stderr
 
 
-# The number makes it a graph that the cache does not hold: an empty cache compiles torch's own
-# headers anew, for half a minute.
+# The number makes a graph that the cache does not hold yet. An empty cache would do as well, but
+# torch compiles its own headers for it again, which takes half a minute.
 COMPILED_TWICE = """
 import sys
 import torch
