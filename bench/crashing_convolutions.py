@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastadv
 from fastadv.benchmark.rows import append_rows, provenance, results_file
-from fastadv.engine.strided_pointwise import strides_taken_first
+from fastadv.engine.model.strided_pointwise import strides_taken_first
 from fastadv.models import MODELS
 
 RESULTS = Path(__file__).parent / "results"

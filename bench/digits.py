@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastadv.algorithms.plan import resolve
+from fastadv.algorithms.recipes.table import METHODS, recipe
 from fastadv.benchmark.rows import append_rows, provenance, results_file
-from fastadv.config import TrainConfig
 from fastadv.data import load
 from fastadv.errors import UserError
-from fastadv.plan import resolve
-from fastadv.pseudo_labels import write_pseudo_labels
-from fastadv.recipes import METHODS, recipe
-from fastadv.run_folder import RunFolder
-from fastadv.session import choose_device
-from fastadv.train import train
+from fastadv.run.config import TrainConfig
+from fastadv.run.pseudo_labels import write_pseudo_labels
+from fastadv.run.run_folder import RunFolder
+from fastadv.run.session import choose_device
+from fastadv.run.train import train
 
 RESULTS = Path(__file__).parent / "results"
 ATTACK = "pgd-20"

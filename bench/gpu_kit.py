@@ -83,12 +83,8 @@ def unpack_peers(kit: Path, environments: Path) -> str:
     return f"peers from wheels: {', '.join(ready) or 'none'}"
 
 
-def environment(kit: Path, work: Path, links: Path) -> dict[str, str]:
-    """Variables under which the stages find fastadv, its kernels and the compiled code.
-
-    ``links`` is an empty folder: a checkout holds ``fastadv`` and ``kernels`` side by side, and
-    links stand in for the installation that makes the second a part of the first.
-    """
+def environment(kit: Path, work: Path) -> dict[str, str]:
+    """Variables under which the stages find fastadv and the compiled code."""
     # A test run that calls this must not reach into the test runs inside: pytest-benchmark
     # measures nothing where it believes that xdist is at work.
     unwanted = ("PYTEST_", *OTHER_KEYS)
@@ -99,12 +95,6 @@ def environment(kit: Path, work: Path, links: Path) -> dict[str, str]:
     commit = facts(kit).get("commit")
     if commit:
         variables.setdefault("FASTADV_COMMIT", commit)
-    package = links / "fastadv"
-    package.mkdir(parents=True, exist_ok=True)
-    for entry in (*(ROOT / "fastadv").iterdir(), ROOT / "kernels"):
-        link = package / entry.name
-        if not link.is_symlink():
-            link.symlink_to(entry)
     before = variables.get("PYTHONPATH")
-    variables["PYTHONPATH"] = os.pathsep.join([str(links), *([before] if before else [])])
+    variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
     return variables

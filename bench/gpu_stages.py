@@ -15,7 +15,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import rich.console
 import torch
-from fastadv.kernels import reference
 from gpu_kit import IMAGES, facts
 from gpu_pack import rows_in
 from gpu_plan import PLAN
@@ -28,9 +27,10 @@ from fastadv.benchmark.parity import require_same_step
 from fastadv.benchmark.rows import Row, append_rows, provenance, read_rows, results_file
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, parse_specs
-from fastadv.config import TrainConfig
 from fastadv.errors import UserError
-from fastadv.train import train
+from fastadv.kernels import reference
+from fastadv.run.config import TrainConfig
+from fastadv.run.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 # All that is marked "gpu", each file in a process of its own: a graph that breaks may take every

@@ -78,7 +78,7 @@ def main() -> None:
         print(unpack_code(given.kit, given.work / "inductor"), flush=True)
         venvs = ROOT / "bench" / "peers" / "venvs"
         print(unpack_peers(given.kit, venvs), flush=True)
-        variables = environment(given.kit, given.work, given.work / "links")
+        variables = environment(given.kit, given.work)
         done: list[Done] = []
         for stage in stages:
             done.append(run_stage(stage, given, variables, until))
@@ -100,8 +100,8 @@ def _chosen(stages: list[Stage], names: list[str], parser: argparse.ArgumentPars
 
 
 def stage_command(stage: Stage, given: argparse.Namespace, seconds: float) -> list[str]:
-    """How a stage is started; ``-P``: the checkout's ``fastadv/`` alone has no kernels in it."""
-    command = [sys.executable, "-P", str(ROOT / "bench" / "gpu_stages.py"), stage.name]
+    """How a stage is started."""
+    command = [sys.executable, str(ROOT / "bench" / "gpu_stages.py"), stage.name]
     command += ["--out", str(given.out), "--device", given.device, "--seconds", f"{seconds:.0f}"]
     command += ["--kit", str(given.kit), "--work", str(given.work)]
     return command + (["--tiny"] if given.tiny else [])

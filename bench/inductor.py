@@ -28,7 +28,7 @@ from fastadv.benchmark.rows import Row, append_rows, provenance, results_file
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, parse_specs
 from fastadv.errors import UserError, unknown
-from fastadv.session import choose_device
+from fastadv.run.session import choose_device
 
 RESULTS = Path(__file__).parent / "results"
 NONE = "none"

@@ -28,7 +28,7 @@ from fastadv.benchmark.rows import Row, append_rows, provenance, read_rows, resu
 from fastadv.data import DaliLoader, DeviceLoader, Loader, list_images, stream_format
 from fastadv.data.decode import decode, in_threads
 from fastadv.errors import UserError
-from fastadv.session import choose_device
+from fastadv.run.session import choose_device
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = 10

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from fastadv.benchmark.rows import append_rows, provenance, results_file
-from fastadv.config import TrainConfig
 from fastadv.errors import UserError
-from fastadv.run_folder import RunFolder
-from fastadv.session import choose_device
-from fastadv.train import train
+from fastadv.run.config import TrainConfig
+from fastadv.run.run_folder import RunFolder
+from fastadv.run.session import choose_device
+from fastadv.run.train import train
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -26,10 +26,10 @@ from fastadv.benchmark.ours import BATCHES, make_step
 from fastadv.benchmark.rows import Row, append_rows, provenance, results_file
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import parse_specs
-from fastadv.engine import network as engine_network
+from fastadv.engine.model import network as engine_network
 from fastadv.errors import UserError
-from fastadv.session import choose_device
-from fastadv.training_step import Step
+from fastadv.run.session import choose_device
+from fastadv.training.training_step import Step
 
 RESULTS = Path(__file__).parent / "results"
 

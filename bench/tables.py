@@ -23,11 +23,11 @@ from gpu_tables import (
     training_table,
 )
 
+from fastadv.algorithms.recipes.table import METHODS
 from fastadv.benchmark.rows import newest, newest_of_each, read_rows
 from fastadv.benchmark.table import number, percent
+from fastadv.cli.explain import recipe_table
 from fastadv.errors import UserError, unknown
-from fastadv.explain import recipe_table
-from fastadv.recipes import METHODS
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]

@@ -19,7 +19,7 @@ from fastadv.benchmark.peer_list import PEERS, usual_peers
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import parse_specs
 from fastadv.errors import UserError, unknown
-from fastadv.session import choose_device
+from fastadv.run.session import choose_device
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = "awp,rwp,advlc,trades,fast,apart"

@@ -2,15 +2,15 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from fastadv.attacks import attack
+from fastadv.algorithms.grouping import param_groups
+from fastadv.algorithms.recipes.table import methods
 from fastadv.data.view import View
 from fastadv.errors import TrainingError, UserError
-from fastadv.evaluation import evaluate
-from fastadv.layers.grouping import param_groups
+from fastadv.evaluation.accuracy import evaluate
+from fastadv.evaluation.attacks import attack
 from fastadv.models import build_model
-from fastadv.recipes import methods
 from fastadv.threat import Threat
-from fastadv.training_step import Step, step
+from fastadv.training.training_step import Step, step
 
 try:
     __version__ = version("fastadv")

@@ -67,3 +67,12 @@ def require_rows(index: Tensor, num_samples: int | None) -> None:
         if num_samples is not None:
             among = f", outside the {num_samples} samples of num_samples="
         raise UserError(f"index reaches from {smallest} to {largest}{among}.")
+
+
+def require_classes(count: int) -> None:
+    """Raise ``UserError`` unless there are several."""
+    if count < 2:
+        raise UserError(
+            "The model returns a single logit, whose cross entropy is 0 whatever the label: give "
+            "it an output for each class, two for a yes or no."
+        )

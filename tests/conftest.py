@@ -66,7 +66,7 @@ def fastadv_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., Outcome]:
     """``fastadv_command("train", "--epochs", 1)`` in an empty folder."""
-    from fastadv.cli import main
+    from fastadv.cli.main import main
 
     monkeypatch.chdir(tmp_path)
 

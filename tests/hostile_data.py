@@ -423,7 +423,7 @@ def main(home: Path, first: int, count: int) -> None:
     """Make and open the cases, one after another."""
     from fastadv.data import load
     from fastadv.errors import UserError
-    from fastadv.pseudo_labels import read_pseudo_labelled
+    from fastadv.run.pseudo_labels import read_pseudo_labelled
 
     def too_long(*_: object) -> None:
         raise TimeoutError

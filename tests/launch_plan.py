@@ -67,8 +67,8 @@ def main() -> None:
     from pretend_steps import call, captured, on_device
     from tiny_staged import staged_model
 
-    from fastadv.engine.recorder import NotReplayable
-    from fastadv.recipes import METHODS
+    from fastadv.algorithms.recipes.table import METHODS
+    from fastadv.engine.cuda_graph import NotReplayable
 
     found = {}
     with gpu.pretend_gpu():

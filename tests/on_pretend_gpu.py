@@ -22,12 +22,12 @@ from tiny_staged import SAMPLES, staged_model
 from torch import Tensor, nn
 
 import fastadv
+from fastadv.algorithms.plan import resolve
+from fastadv.algorithms.recipes.table import METHODS
 from fastadv.data.device_loader import DeviceLoader
-from fastadv.engine.capture import KEPT
-from fastadv.engine.precision import NAMES
-from fastadv.engine.recorder import NotReplayable
-from fastadv.plan import resolve
-from fastadv.recipes import METHODS
+from fastadv.engine.cuda_graph import NotReplayable
+from fastadv.engine.model.precision import NAMES
+from fastadv.training.captured import KEPT
 
 # cuSOLVER's results are looked at on the host.
 NOT_REPLAYABLE = {"fgsm-n-advlc-nuclear"}

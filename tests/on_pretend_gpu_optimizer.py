@@ -24,10 +24,10 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fastadv
-from fastadv.engine.recorder import NotReplayable
-from fastadv.engine.replayed_update import AGAIN
-from fastadv.engine.update import Updater
-from fastadv.training_step import Step
+from fastadv.engine.cuda_graph import NotReplayable
+from fastadv.engine.optimizer.replayed import AGAIN
+from fastadv.engine.optimizer.updater import Updater
+from fastadv.training.training_step import Step
 
 PASSES = 2  # recordings of an update without its optimizer: gather and settle
 # float32 weights, whose rate is rounded to float32 in a recording.

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastadv.engine.capture import Captured
-from fastadv.engine.forward_trace import depends_on_values
-from fastadv.engine.recorder import WARM_UPS, NotReplayable
-from fastadv.training_step import Step
+from fastadv.engine.cuda_graph import WARM_UPS, NotReplayable
+from fastadv.engine.model.forward_trace import depends_on_values
+from fastadv.training.captured import Captured
+from fastadv.training.training_step import Step
 
 
 class Log(TorchDispatchMode):

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastadv.engine.recorder import NotReplayable
+from fastadv.engine.cuda_graph import NotReplayable
 
 aten = torch.ops.aten
 NAME = "pretend"

@@ -12,8 +12,8 @@ from tiny import tiny_batch
 from tiny_staged import SAMPLES, view_of
 from torch import Tensor, nn
 
-from fastadv.engine.capture import Captured
-from fastadv.training_step import Step
+from fastadv.training.captured import Captured
+from fastadv.training.training_step import Step
 
 
 def on_device(model: nn.Module) -> nn.Module:

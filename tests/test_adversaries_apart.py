@@ -26,7 +26,7 @@ from fastadv import kernels
 from fastadv.errors import UserError
 from fastadv.models import build_model
 from fastadv.models.blocks import perturbable_blocks
-from fastadv.training_step import Step
+from fastadv.training.training_step import Step
 
 TOTAL, COUNT = 6, 5
 # Step sizes large enough that every term of every formula moves something within three steps.

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from fastadv.data.view import View
 from fastadv.errors import UserError
-from fastadv.training_step import Step
+from fastadv.training.training_step import Step
 
 COUNT, ROWS = 5, 12
 

@@ -17,7 +17,7 @@ from tiny_staged import recorded
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastadv.contract import Batch
+from fastadv.algorithms.contract import Batch
 from fastadv.errors import UserError
 
 ALPHA, STEPS = 0.04, 3

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastadv.errors import UserError
-from fastadv.training_step import Step
+from fastadv.training.training_step import Step
 
 
 def trained_on(step: Step, *batch: Tensor, **more: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fastadv import kernels
-from fastadv.attacks import attack
-from fastadv.attacks.problem import STREAM
 from fastadv.errors import UserError
+from fastadv.evaluation.attacks import attack
+from fastadv.evaluation.attacks.problem import STREAM
 
 GRADIENT_ATTACKS = ["fgsm", "fgsm-rwp", "pgd-5", "pgd-3-3", "cw-5", "cw-margin-5-2"]
 
@@ -289,7 +289,7 @@ def test_a_further_restart_never_helps_the_model(name):
 
 def test_restarts_that_skip_the_fooled_change_nothing(monkeypatch):
     """On a CPU fooled samples are left out of further restarts; elsewhere all are attacked."""
-    from fastadv.engine.network import Network
+    from fastadv.engine.model.network import Network
 
     model = small_net()
     x, _ = images(32)
@@ -364,7 +364,7 @@ def test_the_callers_autocast_does_not_reach_the_attack():
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_amp_computes_the_attack_in_low_precision(amp, monkeypatch):
-    from fastadv.engine import precision
+    from fastadv.engine.model import precision
 
     monkeypatch.setattr(precision, "cpu_multiplies", lambda dtype: True)
     model = small_net(torch.float32)

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from fastadv.attacks import attack
 from fastadv.errors import UserError
-from fastadv.evaluation import evaluate
+from fastadv.evaluation.accuracy import evaluate
+from fastadv.evaluation.attacks import attack
 
 
 def trained_net(classes, dtype=torch.float32):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from fastadv.attacks import parse_attack
-from fastadv.attacks.names import EXAMPLES
 from fastadv.errors import UserError
+from fastadv.evaluation.attacks import parse_attack
+from fastadv.evaluation.attacks.names import EXAMPLES
 
 
 @pytest.mark.parametrize(

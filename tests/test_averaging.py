@@ -12,7 +12,7 @@ from tiny_staged import staged_model, staged_step
 from torch import Tensor, nn
 
 from fastadv.errors import UserError
-from fastadv.training_step import Step
+from fastadv.training.training_step import Step
 
 ATTACK: dict[str, Any] = {"steps": 1}
 

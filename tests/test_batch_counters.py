@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fastadv
-from fastadv.engine.batch_counters import BatchCounters
+from fastadv.engine.model.bn_counters import BatchCounters
 
 COUNTER = "num_batches_tracked"
 

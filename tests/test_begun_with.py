@@ -14,14 +14,14 @@ import pytest
 import torch
 from edited import edit
 
-from fastadv import checkpoint
-from fastadv.config import TrainConfig
-from fastadv.console import Console
 from fastadv.errors import UserError
-from fastadv.judge import export_run, judge_run
-from fastadv.saved_models import load_model
-from fastadv.train import Interrupted, _Runner, resume, train
-from fastadv.trust import trusting
+from fastadv.run.config import TrainConfig
+from fastadv.run.console import Console
+from fastadv.run.judge import export_run, judge_run
+from fastadv.run.saved_models import load_model
+from fastadv.run.train import Interrupted, _Runner, resume, train
+from fastadv.storage import checkpoint
+from fastadv.storage.trust import trusting
 
 SMALL: dict[str, Any] = {
     "method": "fast", "width": 2, "epochs": 2, "limit": 48, "test_limit": 16, "mode": "eager",

@@ -15,6 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fastadv import build_model
+from fastadv.algorithms.cost import (
+    DOUBLE_BACKWARD,
+    FORWARD,
+    INPUT_GRADIENT,
+    SHARED,
+    TRAINING,
+    UNITS,
+    Pass,
+)
 from fastadv.benchmark import bound as bounds
 from fastadv.benchmark import limits, parity, plot, rows
 from fastadv.benchmark.arithmetic import Spread, paired_ratio, percentile
@@ -30,7 +39,6 @@ from fastadv.benchmark.profiling import covered
 from fastadv.benchmark.results import Timed, speedup_rows, step_rows
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, parse_specs, passes_of
-from fastadv.cost import DOUBLE_BACKWARD, FORWARD, INPUT_GRADIENT, SHARED, TRAINING, UNITS, Pass
 from fastadv.errors import UserError
 
 PRODUCTS = ("forward", "input", "weight")

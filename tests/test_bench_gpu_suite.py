@@ -26,8 +26,8 @@ from fastadv.benchmark.results import idle_rows
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import parse_specs
 from fastadv.data.npz import read_npz
-from fastadv.engine.choice import compiles
 from fastadv.errors import UserError
+from fastadv.training.mode import compiles
 
 ROOT = Path(__file__).parents[1]
 TINY = Setting(width=4, batch_size=4, image_size=16)
@@ -245,12 +245,14 @@ def test_the_kit_is_laid_out_where_it_is_looked_for(tmp_path, beside, monkeypatc
     asked = [str(python), "-c", "import torchattacks, torch; print(torchattacks.VALUE)"]
     assert subprocess.run(asked, capture_output=True, text=True).stdout == "7\n"
     assert (tmp_path / "venvs" / "torchattacks" / "installed").exists()
-    variables = kit.environment(brought, tmp_path, tmp_path / "links")
+    variables = kit.environment(brought, tmp_path)
     assert variables["FASTADV_COMMIT"] == prepare.commit()
     where = "import fastadv, fastadv.kernels; print(fastadv.kernels.__file__)"
     asked = [sys.executable, "-P", "-c", where]
     found = subprocess.run(asked, env=variables, cwd="/", capture_output=True, text=True)
-    assert Path(found.stdout.strip()).resolve() == ROOT / "kernels" / "__init__.py", found.stderr
+    assert Path(found.stdout.strip()).resolve() == ROOT / "fastadv" / "kernels" / "__init__.py", (
+        found.stderr
+    )
 
 
 def test_too_large_a_kit_ends_with_the_way_out(tmp_path, beside, monkeypatch):

@@ -14,7 +14,7 @@ from fastadv.benchmark.peers.library import published_without_tf32
 from fastadv.benchmark.peers.published import PublishedLoop, published_candidate
 from fastadv.benchmark.peers.worker import Worker
 from fastadv.benchmark.setting import EPS, Setting
-from fastadv.engine.precision import float32_settings
+from fastadv.engine.model.precision import float32_settings
 from fastadv.errors import UserError
 
 TINY = Setting(width=4, batch_size=4, image_size=8)

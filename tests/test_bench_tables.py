@@ -6,10 +6,10 @@ import re
 import pytest
 from bench_script import BENCH, script
 
+from fastadv.algorithms.recipes.table import METHODS
 from fastadv.benchmark.rows import read_rows
 from fastadv.benchmark.setting import Setting
 from fastadv.errors import UserError
-from fastadv.recipes import METHODS
 
 
 def test_tables_show_the_newest_run_and_replace_only_their_marks():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastadv.engine.buffers import Snapshot, kept
+from fastadv.engine.model.buffers import Snapshot, kept
 
 
 def tensors():

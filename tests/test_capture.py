@@ -14,7 +14,7 @@ from tiny_capture import Replayer
 from torch import Tensor
 
 import fastadv
-from fastadv.engine.capture import Captured
+from fastadv.training.captured import Captured
 
 
 def make(method: str, captured: bool, **options: Any) -> tuple[torch.nn.Module, fastadv.Step]:

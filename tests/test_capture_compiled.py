@@ -12,8 +12,8 @@ from tiny import assert_same
 from tiny_capture import DeviceNetwork, Replayer
 from tiny_staged import staged_model
 
-from fastadv.engine.capture import Captured
-from fastadv.engine.recorder import WARM_UPS
+from fastadv.engine.cuda_graph import WARM_UPS
+from fastadv.training.captured import Captured
 
 
 class Watching(Replayer):

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import fastadv
 from fastadv.errors import UserError
-from fastadv.training_step import Step
+from fastadv.training.training_step import Step
 
 PLAIN = {"momentum": 0.0, "weight_decay": 0.0}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import tiny_batch, tiny_model, tiny_step
 
-from fastadv.engine import choice
+from fastadv.training import mode as choice
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from edited import edit
 
-from fastadv import checkpoint
+from fastadv.storage import checkpoint
 
 SMALL = ("--width", 2, "--epochs", 1, "--limit", 128, "--test-limit", 40)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastadv import parts
+from fastadv.algorithms import parts
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +28,7 @@ def test_the_example_part_and_its_test(monkeypatch: pytest.MonkeyPatch, tmp_path
 
     row = {"logit-squeeze": LogitSqueeze}
     table = dict(parts.PARTS) | {"regularizer": {**parts.PARTS["regularizer"], **row}}
-    for module in ("fastadv.parts", "fastadv.plan"):
+    for module in ("fastadv.algorithms.parts", "fastadv.algorithms.plan"):
         monkeypatch.setattr(sys.modules[module], "PARTS", table)
     exec(compile(block("test"), "CONTRIBUTING.md", "exec"), {})
     # The example's test can fail: without the regularizer the weights are others.

@@ -19,7 +19,7 @@ from torch import nn
 
 import fastadv
 from fastadv.errors import UserError
-from fastadv.training_step import Step
+from fastadv.training.training_step import Step
 
 METHODS = ["pgd", "trades", "awp", "rwp", "apart", "fgsm-plus", "atta-1", "free", "te", "swa"]
 COPIES: dict[str, Callable[[Step], Step]] = {

@@ -12,11 +12,12 @@ from tiny_staged import PAD, SAMPLES, staged_model, staged_step, view_of
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastadv import cost, explain
+from fastadv.algorithms import cost
+from fastadv.algorithms.plan import resolve
+from fastadv.algorithms.recipes.table import METHODS
 from fastadv.benchmark.specs import AT_WORK
-from fastadv.engine.repeated_passes import ONCE
-from fastadv.plan import resolve
-from fastadv.recipes import METHODS
+from fastadv.cli import explain
+from fastadv.engine.model.bn_momentum import ONCE
 
 BATCH = 6
 SHORTER = {"steps": 3, "replays": 2, "weight_steps": 2, "pad": PAD}

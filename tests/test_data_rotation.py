@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from fastadv.config import TrainConfig, settled
 from fastadv.data import DeviceLoader, draws
 from fastadv.data.rotation import DEGREES, Rotated, rotate
 from fastadv.data.small_sets import make_synthetic
+from fastadv.engine.torchvision_shim import import_torchvision
 from fastadv.errors import UserError
-from fastadv.source import open_source
-from fastadv.torchvision_shim import import_torchvision
+from fastadv.run.config import TrainConfig, settled
+from fastadv.run.source import open_source
 
 DATA = make_synthetic(train=64, test=10, size=32, num_classes=5)
 SEED = 7

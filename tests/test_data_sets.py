@@ -10,8 +10,8 @@ import torch
 from fastadv.data import load, small_sets, split_validation
 from fastadv.data.dataset import Dataset, channel_statistics
 from fastadv.data.small_sets import make_synthetic
+from fastadv.engine.torchvision_shim import import_torchvision
 from fastadv.errors import UserError
-from fastadv.torchvision_shim import import_torchvision
 
 
 def test_digits_are_scikit_learns_digits(monkeypatch):

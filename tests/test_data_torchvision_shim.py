@@ -28,7 +28,8 @@ assert bool(shim._declared) == (not loads), "schemas are declared only where the
 
 @pytest.mark.parametrize("case", CASES)
 def test_import(case):
-    head = "import fastadv.torchvision_shim as shim\nfrom fastadv.torchvision_shim import *\n"
+    head = "import fastadv.engine.torchvision_shim as shim\n"
+    head += "from fastadv.engine.torchvision_shim import *\n"
     head += "import_torchvision = shim.import_torchvision\n"
     done = subprocess.run(
         [sys.executable, "-c", head + CASES[case] + CHECKS], capture_output=True, text=True
@@ -41,7 +42,7 @@ def test_nothing_is_declared_that_exists():
 import torch
 mine = torch.library.Library("torchvision", "DEF")
 mine.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-import fastadv.torchvision_shim as shim
+import fastadv.engine.torchvision_shim as shim
 shim._declare_missing()
 shim._declare_missing()
 assert len(shim._declared) == 1

@@ -5,10 +5,10 @@ import os
 import pytest
 import torch
 
-from fastadv.config import TrainConfig
-from fastadv.console import Console
-from fastadv.engine.determinism import CUBLAS, reproducible
-from fastadv.train import train
+from fastadv.engine.process.determinism import CUBLAS, reproducible
+from fastadv.run.config import TrainConfig
+from fastadv.run.console import Console
+from fastadv.run.train import train
 
 
 def switches():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fastadv.config import TrainConfig
-from fastadv.console import Console
-from fastadv.train import _run, train
+from fastadv.run.config import TrainConfig
+from fastadv.run.console import Console
+from fastadv.run.train import _run, train
 
 EPS = 0.2
 
@@ -46,7 +46,7 @@ def test_learned_steps_without_a_preset(epochs, robust, tmp_path, monkeypatch):
         sessions.append(session)
         return _run(session, *others)
 
-    monkeypatch.setattr("fastadv.train._run", run)
+    monkeypatch.setattr("fastadv.run.train._run", run)
     last = summary_of(tmp_path, method="apart", epochs=epochs)["last"]
     alpha = float(sessions[0].step.state["step_sizes"][0])
     assert EPS / 10 < alpha < 2 * EPS

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 from bench_script import script
 
-import fastadv.train
-from fastadv.config import TrainConfig
+import fastadv.run.train
+from fastadv.algorithms.plan import resolve
+from fastadv.algorithms.recipes.table import METHODS
 from fastadv.data import load
-from fastadv.plan import resolve
-from fastadv.pseudo_labels import read_pseudo_labelled
-from fastadv.recipes import METHODS
-from fastadv.run_folder import RunFolder
-from fastadv.session import Session
+from fastadv.run.config import TrainConfig
+from fastadv.run.pseudo_labels import read_pseudo_labelled
+from fastadv.run.run_folder import RunFolder
+from fastadv.run.session import Session
 
 digits = script("digits")
 
@@ -57,7 +57,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def standard(runs: Path) -> float:
     """PGD-20 accuracy of standard training."""
-    return fastadv.train.train(replace(SETTING, method="standard", out=str(runs / "standard")))[
+    return fastadv.run.train.train(replace(SETTING, method="standard", out=str(runs / "standard")))[
         "last"
     ]["pgd-20"]
 
@@ -66,7 +66,7 @@ def standard(runs: Path) -> float:
 def trained(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """``trained("te", reg_weight=2)``: last accuracies, last loss, and the session."""
     sessions: list[Session] = []
-    run = fastadv.train._run
+    run = fastadv.run.train._run
 
     def recording(session: Session, *others: Any) -> dict[str, Any]:
         sessions.append(session)
@@ -80,9 +80,9 @@ def trained(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             del shorter["steps"]
         options = shorter | options | more
         out = tmp_path / "run"
-        monkeypatch.setattr(fastadv.train, "_run", recording)
+        monkeypatch.setattr(fastadv.run.train, "_run", recording)
         config = replace(SETTING, method=method, out=str(out), options=options, **settings)
-        result = fastadv.train.train(config)
+        result = fastadv.run.train.train(config)
         return result["last"], RunFolder(out).read_metrics()[-1]["loss"], sessions[-1]
 
     return train

@@ -18,7 +18,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn import functional
 
 import fastadv
-from fastadv.engine import distributed as own
+from fastadv.engine.process import distributed as own
 
 RATE, STEPS = 0.5, 2
 

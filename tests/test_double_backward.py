@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from fastadv.engine import network
-from fastadv.engine.double_backward import batch_norm, cheap_double_backward
+from fastadv.engine.model import network
+from fastadv.engine.model.double_backward import batch_norm, cheap_double_backward
 
 CPU = torch.device("cpu")
 SHAPES = [(6, 3), (4, 3, 5), (4, 3, 2, 3)]

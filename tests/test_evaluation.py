@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastadv.attacks import attack
-from fastadv.engine import distributed
+from fastadv.engine.process import distributed
 from fastadv.errors import NotFiniteError, UserError
-from fastadv.evaluation import _memory_format, evaluate
+from fastadv.evaluation.accuracy import _memory_format, evaluate
+from fastadv.evaluation.attacks import attack
 
 NAMES = ("clean", "fgsm", "fgsm-rwp", "pgd-5", "pgd-3-3", "cw-5", "cw-margin-5", "noise-0.2")
 
@@ -177,7 +177,7 @@ def test_bad_batches_get_a_sentence(model, data, change, sentence):
 
 def test_trouble_in_a_later_batch_is_found_without_looking_at_each(model, data, monkeypatch):
     """On an accelerator only the first batch and the end are waited for."""
-    from fastadv.engine.network import Network
+    from fastadv.engine.model.network import Network
 
     monkeypatch.setattr(Network, "waits_are_free", False)
     x, y = data

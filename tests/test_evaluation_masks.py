@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import fastadv
 from fastadv.data import eval_batches
-from fastadv.intervals import wilson
-from fastadv.source import Judging
+from fastadv.evaluation.intervals import wilson
+from fastadv.run.source import Judging
 
 
 class Around(nn.Module):

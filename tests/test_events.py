@@ -6,7 +6,7 @@ import importlib.util
 import sys
 import types
 
-from fastadv.events import Events
+from fastadv.run.events import Events
 
 LINE = {"epoch": 3, "loss": 1.5, "val_clean": 0.9}
 

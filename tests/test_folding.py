@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional
 
 import fastadv
-from fastadv.engine.folding import seen_folds
-from fastadv.engine.weight_copies import WeightCopies
+from fastadv.engine.model.bn_folding import seen_folds
+from fastadv.engine.model.weight_copies import WeightCopies
 
 ALPHA = 0.04
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 import fastadv
-from fastadv.engine.guard import train_flags
+from fastadv.engine.model.guard import train_flags
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 # What is compiled as one graph, and as itself.
@@ -81,7 +81,7 @@ def test_the_attacks_view_is_the_model_in_other_methods(name, method):
 @pytest.mark.parametrize(("amp", "bound"), [(False, 2e-5), (True, 0.1)])
 def test_single_and_low_precision_differ_by_their_rounding(name, amp, bound, monkeypatch):
     """bfloat16 rounds at 2^-8; a wrong fold is off by a third and more here."""
-    monkeypatch.setattr("fastadv.engine.precision.cpu_multiplies", lambda _: True)
+    monkeypatch.setattr("fastadv.engine.model.precision.cpu_multiplies", lambda _: True)
     if amp and name == "Mapped":
         pytest.skip("autocast does not reach into torch.vmap, where bfloat16 copies stand")
     x, y = batch(dtype=torch.float32)
@@ -102,7 +102,7 @@ def test_whole_steps_are_those_of_a_loop_by_hand(name, mode):
     step = fastadv.Step(
         model,
         sgd(model),
-        fastadv.training_step.resolve("pgd-eval", {"steps": 2, "alpha": 0.04}),
+        fastadv.training.training_step.resolve("pgd-eval", {"steps": 2, "alpha": 0.04}),
         fastadv.Threat("linf", EPS),
         backend="aot_eager",
         **({"mode": "eager"} | more),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fastadv.engine.forward_trace import traced
+from fastadv.engine.model.forward_trace import traced
 
 OWN = random.Random(3)
 OWN_NUMPY = numpy.random.default_rng(0)

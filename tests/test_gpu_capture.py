@@ -15,9 +15,9 @@ from tiny_staged import SAMPLES, StagedNet, staged_model, view_of
 from torch import Tensor, nn
 
 import fastadv
-from fastadv.engine.capture import Captured
-from fastadv.engine.recorder import NotReplayable
-from fastadv.training_step import Step
+from fastadv.engine.cuda_graph import NotReplayable
+from fastadv.training.captured import Captured
+from fastadv.training.training_step import Step
 
 pytestmark = [
     pytest.mark.gpu,

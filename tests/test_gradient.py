@@ -10,7 +10,7 @@ from fastadv.engine.gradient import differentiable_gradient, input_gradient, lea
 
 PACKAGE = Path(fastadv.__file__).parent
 # Where regions are written: what they do must trace on every torch we take.
-REGIONS = ("adversaries", "objectives", "regularizers", "targets", "weights", "walk.py")
+REGIONS = ("algorithms", "training/update.py")
 
 
 def cube(x):

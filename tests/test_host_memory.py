@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fastadv.engine.host_memory import SETTINGS
+from fastadv.engine.process.host_memory import SETTINGS
 
 # Handed back each time; kept, the heap may grow a last time.
 MANY, FEW = 100_000, 20_000

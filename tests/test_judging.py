@@ -17,18 +17,21 @@ import rich.console
 import torch
 from tiny import EPS, tiny_batch, tiny_model
 
-from fastadv import console as console_module
-from fastadv import evaluation, judging, source, trust
-from fastadv import train as train_module
-from fastadv.attacks.watch import NO_ATTACK
-from fastadv.config import TrainConfig
-from fastadv.console import Console
-from fastadv.engine import distributed, precision
+from fastadv.engine.model import precision
+from fastadv.engine.process import distributed
 from fastadv.errors import NotFiniteError, TrainingError
-from fastadv.evaluation import Counts, count
-from fastadv.judge import judge_run, load_run
-from fastadv.judging import JudgingStopped
-from fastadv.train import Interrupted, resume, train
+from fastadv.evaluation import accuracy as evaluation
+from fastadv.evaluation.accuracy import Counts, count
+from fastadv.evaluation.attacks.watch import NO_ATTACK
+from fastadv.run import console as console_module
+from fastadv.run import judging, source
+from fastadv.run import train as train_module
+from fastadv.run.config import TrainConfig
+from fastadv.run.console import Console
+from fastadv.run.judge import judge_run, load_run
+from fastadv.run.judging import JudgingStopped
+from fastadv.run.train import Interrupted, resume, train
+from fastadv.storage import trust
 
 SETTINGS: dict[str, Any] = {
     "method": "fast",
@@ -167,7 +170,7 @@ def test_other_weights_are_judged_anew(run, passes, monkeypatch) -> None:
             next(model.parameters()).view(-1)[0].add_(1e-6)
         return config, data, model
 
-    monkeypatch.setattr("fastadv.judge.load_run", changed)
+    monkeypatch.setattr("fastadv.run.judge.load_run", changed)
     passes.clear()
     assert judge_run(str(run), "fgsm").stored == []
     assert len(passes) == 4

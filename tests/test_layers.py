@@ -16,9 +16,9 @@ from torch.nn import functional
 
 import fastadv
 from fastadv import param_groups
-from fastadv.config import from_toml
 from fastadv.errors import UserError
-from fastadv.schedules import Schedule
+from fastadv.run.config import from_toml
+from fastadv.run.schedules import Schedule
 
 ATTACK: dict[str, Any] = {"steps": 2, "alpha": 0.04}
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fastadv
 from fastadv import TrainingError, UserError
-from fastadv.training_step import Step
+from fastadv.training.training_step import Step
 
 
 def learned(step: Step) -> dict[str, Any]:

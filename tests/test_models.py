@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastadv.engine.torchvision_shim import import_torchvision
 from fastadv.errors import UserError
 from fastadv.models import MODELS, build_model
 from fastadv.models.densenet import DenseNet
 from fastadv.models.preact_resnet import PreActResNet
-from fastadv.torchvision_shim import import_torchvision
 
 Weights = dict[str, Tensor]
 TINY: dict[str, dict[str, Any]] = {

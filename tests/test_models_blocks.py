@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastadv.engine.torchvision_shim import import_torchvision
 from fastadv.errors import UserError
 from fastadv.models import build_model, inner_module
 from fastadv.models.blocks import perturbable_blocks
-from fastadv.torchvision_shim import import_torchvision
 
 
 def names(model: nn.Module, chosen: str | list[str] | None = None) -> list[str]:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from fastadv.engine.torchvision_shim import import_torchvision
 from fastadv.errors import UserError
 from fastadv.models import MODELS, build_model
 from fastadv.models.stages import stage_parameters, stages
-from fastadv.torchvision_shim import import_torchvision
 
 
 def meta(name: str, **options: Any) -> nn.Module:

@@ -5,7 +5,7 @@ from every_recipe import call, step_of
 from tiny_run import Run, assert_same_run, run
 from tiny_staged import staged_model
 
-from fastadv.recipes import METHODS
+from fastadv.algorithms.recipes.table import METHODS
 
 # One recipe for every adversary and way to choose weights that they need not share with another
 # in the list; the others in the slow tier. Objectives, targets, regularizers and perturbed weights

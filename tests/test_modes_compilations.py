@@ -13,9 +13,9 @@ from tiny import tiny_batch
 from tiny_run import Counting, run
 from tiny_staged import staged_model, staged_step
 
-from fastadv.config import TrainConfig
-from fastadv.console import Console
-from fastadv.train import train
+from fastadv.run.config import TrainConfig
+from fastadv.run.console import Console
+from fastadv.run.train import train
 
 
 def test_a_third_batch_shape_is_counted() -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from tiny import tiny_batch, tiny_model, tiny_step
 
-from fastadv.plan import resolve
-from fastadv.training_step import Step
+from fastadv.algorithms.plan import resolve
+from fastadv.training.training_step import Step
 
 # Attack step on CE; outer pass with one forward pass and one more input gradient.
 CASES: dict[str, dict[str, Any]] = {

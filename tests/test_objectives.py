@@ -16,9 +16,9 @@ from tiny import (
 )
 from torch.nn import functional
 
+from fastadv.algorithms.plan import resolve
 from fastadv.errors import UserError
-from fastadv.plan import resolve
-from fastadv.pseudo_labels import pseudo_labels
+from fastadv.run.pseudo_labels import pseudo_labels
 
 ALPHA, STEPS = 0.04, 3
 ATTACK = {"steps": STEPS, "alpha": ALPHA}

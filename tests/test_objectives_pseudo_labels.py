@@ -5,13 +5,14 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_step
 
-from fastadv import checkpoint, provenance
-from fastadv.config import TrainConfig, settled
 from fastadv.errors import UserError
 from fastadv.models import build_model
-from fastadv.pseudo_labels import pseudo_labels, write_pseudo_labels
-from fastadv.run_folder import RunFolder
-from fastadv.saved_models import load_model
+from fastadv.run import provenance
+from fastadv.run.config import TrainConfig, settled
+from fastadv.run.pseudo_labels import pseudo_labels, write_pseudo_labels
+from fastadv.run.run_folder import RunFolder
+from fastadv.run.saved_models import load_model
+from fastadv.storage import checkpoint
 
 
 @pytest.fixture

@@ -13,7 +13,12 @@ from tiny import EPS, sgd, tiny_batch, tiny_model
 from torch import nn
 
 import fastadv
-from fastadv.config import (
+from fastadv.algorithms.options import option_types
+from fastadv.algorithms.parts import PARTS
+from fastadv.algorithms.plan import resolve
+from fastadv.algorithms.recipes.table import METHODS
+from fastadv.errors import UserError
+from fastadv.run.config import (
     TrainConfig,
     config_types,
     from_toml,
@@ -21,11 +26,6 @@ from fastadv.config import (
     settled,
     to_toml,
 )
-from fastadv.errors import UserError
-from fastadv.options import option_types
-from fastadv.parts import PARTS
-from fastadv.plan import resolve
-from fastadv.recipes import METHODS
 
 NAN, INF = math.nan, math.inf
 # Every number a part takes: the smallest and largest that mean something, and the nearest on
@@ -114,7 +114,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 4))
 
 
-def step(method: str = "pgd", **options: Any) -> fastadv.training_step.Step:
+def step(method: str = "pgd", **options: Any) -> fastadv.training.training_step.Step:
     optimizer = torch.optim.SGD(network().parameters(), lr=0.1)
     return fastadv.step(network(), optimizer, method, mode="eager", **options)
 

@@ -14,8 +14,8 @@ from tiny_staged import staged_model
 from torch import Tensor, nn
 
 import fastadv
-from fastadv.engine.capture import Captured
 from fastadv.errors import UserError
+from fastadv.training.captured import Captured
 
 PLAIN = {"momentum": 0.0, "weight_decay": 0.0}
 NARROW = {"amp": True}

@@ -8,16 +8,16 @@ from tiny import assert_same, climb, descend, sgd, tiny_batch, tiny_model, tiny_
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastadv.plan import resolve
+from fastadv.algorithms.plan import resolve
 from fastadv.threat import Threat
-from fastadv.training_step import Step
+from fastadv.training.training_step import Step
 
 
 @pytest.mark.parametrize(("attack", "outer"), [("bf16", False), ("fp32", True)])
 def test_the_attacks_precision_ends_with_the_attack(
     attack: str, outer: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastadv.engine.precision.cpu_multiplies", lambda _: True)
+    monkeypatch.setattr("fastadv.engine.model.precision.cpu_multiplies", lambda _: True)
     model = tiny_model().float()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     plan, threat = resolve("pgd", {"steps": 2}), Threat("linf", 0.1)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fastadv
-from fastadv.config import TrainConfig
+from fastadv.algorithms.plan import resolve
 from fastadv.data import load
-from fastadv.engine.precision import cpu_multiplies
-from fastadv.plan import resolve
+from fastadv.engine.model.precision import cpu_multiplies
+from fastadv.run.config import TrainConfig
 from fastadv.threat import Threat
-from fastadv.training_step import Step
+from fastadv.training.training_step import Step
 
 RADIUS = 0.2
 BATCH = 256
@@ -164,7 +164,7 @@ def test_float16_steps_are_near_float32_ones(
     name: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Computing in a half type that a CPU only emulates is slow, and here exactly what is wanted.
-    monkeypatch.setattr("fastadv.engine.precision.cpu_multiplies", lambda _: True)
+    monkeypatch.setattr("fastadv.engine.model.precision.cpu_multiplies", lambda _: True)
     moved, momenta = [], []
     for amp, scale in ((False, 1.0), (True, 128.0)):
         model = tiny_model().float()
@@ -186,7 +186,7 @@ def test_float16_keeps_the_direction_of_perturbed_weights(
     method: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of samples that are classified with confidence: gradients that float16 has no numbers for."""
-    monkeypatch.setattr("fastadv.engine.precision.cpu_multiplies", lambda _: True)
+    monkeypatch.setattr("fastadv.engine.model.precision.cpu_multiplies", lambda _: True)
     x, _, index, _ = tiny_batch()
     y = torch.zeros(len(x), dtype=torch.int64)
     directions = []
@@ -214,7 +214,7 @@ def test_captured_bf16_steps_see_every_state_of_the_weights(
     surrounding: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three updates: the weights a replay perturbs are not those that were recorded."""
-    monkeypatch.setattr("fastadv.engine.precision.cpu_multiplies", lambda _: True)
+    monkeypatch.setattr("fastadv.engine.model.precision.cpu_multiplies", lambda _: True)
     losses: dict[str, list[Tensor]] = {"eager": [], "captured": []}
     for mode, found in losses.items():
         model = tiny_model().float()

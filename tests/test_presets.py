@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastadv.config import TrainConfig, from_toml, settled, to_toml
+from fastadv.algorithms.plan import resolve
+from fastadv.algorithms.recipes.table import METHODS
 from fastadv.errors import UserError
-from fastadv.models.configured import configured_model
-from fastadv.plan import resolve
-from fastadv.recipes import METHODS
-from fastadv.schedules import Schedule, factor
+from fastadv.run.config import TrainConfig, from_toml, settled, to_toml
+from fastadv.run.configured_model import configured_model
+from fastadv.run.schedules import Schedule, factor
 
 
 def rates(total: int, kind: str = "piecewise", **options: object) -> list[float]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_resume import WORDS, same, wait_for_epoch
 
-from fastadv import checkpoint
+from fastadv.storage import checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastadv.engine.recorder import WARM_UPS, CudaRecorder, NotReplayable
+from fastadv.engine.cuda_graph import WARM_UPS, CudaRecorder, NotReplayable
 
 CAPTURE = inspect.signature(torch.cuda.graph)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from fastadv.algorithms.plan import resolve
+from fastadv.algorithms.refusals import REFUSALS
 from fastadv.errors import UserError
-from fastadv.plan import resolve
-from fastadv.refusals import REFUSALS
 
 # Words of the row's name -> plans it refuses, and plans that differ in one part and are built.
 NONE = {"adversary": "none"}

@@ -8,11 +8,11 @@ from tiny import EPS, assert_same, climb, descend, sgd, tiny_batch, tiny_model, 
 from torch.nn import functional
 
 from fastadv import kernels
-from fastadv.contract import Outputs
+from fastadv.algorithms.contract import Outputs
+from fastadv.algorithms.regularizers.advlc import AdvLC
+from fastadv.algorithms.regularizers.gradalign import one_minus_cosine
 from fastadv.engine import noise
 from fastadv.errors import UserError
-from fastadv.regularizers.advlc import AdvLC
-from fastadv.regularizers.gradalign import one_minus_cosine
 
 ALPHA, STEPS = 0.04, 2
 ATTACK = {"steps": STEPS, "alpha": ALPHA}

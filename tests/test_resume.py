@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastadv import checkpoint, sealed
-from fastadv.console import Console
 from fastadv.errors import UserError
-from fastadv.train import resume
+from fastadv.run.console import Console
+from fastadv.run.train import resume
+from fastadv.storage import checkpoint, sealed
 
 WORDS = [
     *("--method", "apart", "--averaging", "ema", "--amp", "--width", "4", "--epochs", "4"),
@@ -26,7 +26,7 @@ WORDS = [
 
 
 def start(out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "from fastadv.cli import main; main()", "train", *WORDS]
+    command = [sys.executable, "-c", "from fastadv.cli.main import main; main()", "train", *WORDS]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, "--out", str(out), *more],
@@ -39,7 +39,7 @@ def start(out: Path, *more: str) -> subprocess.Popen[str]:
 
 
 def continue_run(out: Path) -> None:
-    command = [sys.executable, "-c", "from fastadv.cli import main; main()", "train"]
+    command = [sys.executable, "-c", "from fastadv.cli.main import main; main()", "train"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "--resume", str(out)], env=environment, capture_output=True, text=True
@@ -122,7 +122,7 @@ def test_asked_to_stop_it_saves_its_place_in_the_epoch(tmp_path, uninterrupted):
 
 def test_asked_to_stop_while_judging(tmp_path, uninterrupted, monkeypatch):
     """The average that is being judged must not be saved as the live weights."""
-    from fastadv import train as module
+    from fastadv.run import train as module
 
     out = tmp_path / "judging"
     shutil.copytree(uninterrupted, out)
@@ -147,7 +147,7 @@ def test_asked_to_stop_while_judging(tmp_path, uninterrupted, monkeypatch):
 
 def test_cut_off_after_a_checkpoint_inside_an_epoch(tmp_path, uninterrupted, monkeypatch):
     """Such a checkpoint holds the position in the epoch and the sum of its losses so far."""
-    from fastadv.training_step import Step
+    from fastadv.training.training_step import Step
 
     out = tmp_path / "inside"
     shutil.copytree(uninterrupted, out)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import TinyNet, assert_same, tiny_batch, tiny_model, tiny_step
 
-from fastadv.engine.runner import Runner
+from fastadv.engine.compiled import Runner
 from fastadv.errors import UserError
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import LEARNING, tiny_model
 
-from fastadv.schedules import Schedule, factor
+from fastadv.run.schedules import Schedule, factor
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastadv.config import TrainConfig
 from fastadv.data import MixedLoader
 from fastadv.errors import UserError
-from fastadv.source import open_source
+from fastadv.run.config import TrainConfig
+from fastadv.run.source import open_source
 
 CPU = torch.device("cpu")
 

@@ -67,7 +67,7 @@ def test_a_model_in_eval_mode_is_trained_and_stays_in_eval_mode():
 
 @pytest.mark.parametrize("method", ["pgd", "fgsm-n-advlc"])
 def test_under_no_grad_and_inside_autocast_the_numbers_are_the_same(method, monkeypatch):
-    monkeypatch.setattr("fastadv.engine.precision.cpu_multiplies", lambda _: True)
+    monkeypatch.setattr("fastadv.engine.model.precision.cpu_multiplies", lambda _: True)
     options = {"steps": 2} if method == "pgd" else {}
     x, y, *_ = tiny_batch()
     x = x.float()
@@ -89,7 +89,7 @@ def test_under_no_grad_and_inside_autocast_the_numbers_are_the_same(method, monk
 @pytest.mark.parametrize("mode", ["eager", "compiled", "captured"])
 def test_perturbed_weights_are_used_in_low_precision(surrounding, mode, monkeypatch):
     """A low-precision copy made before the perturbation would hide it (``outdate``)."""
-    monkeypatch.setattr("fastadv.engine.precision.cpu_multiplies", lambda _: True)
+    monkeypatch.setattr("fastadv.engine.model.precision.cpu_multiplies", lambda _: True)
     losses = {}
     for method in ("pgd", "awp"):
         torch.manual_seed(0)

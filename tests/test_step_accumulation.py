@@ -6,7 +6,7 @@ import torch
 from tiny import sgd, tiny_batch, tiny_model, tiny_step
 from torch import Tensor, nn
 
-from fastadv.training_step import Step
+from fastadv.training.training_step import Step
 
 
 def accumulating() -> Step:

@@ -8,9 +8,9 @@ from every_recipe import call, step_of
 from tiny import assert_same, tiny_batch, tiny_model, tiny_step, twin
 from tiny_staged import staged_model
 
+from fastadv.algorithms.recipes.table import METHODS
 from fastadv.errors import UserError
-from fastadv.recipes import METHODS
-from fastadv.training_step import Step
+from fastadv.training.training_step import Step
 
 
 def resumed(step: Step, method: str, *, after_a_call: bool) -> Step:

@@ -20,15 +20,15 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as some
 
-from fastadv import checkpoint
-from fastadv.config import TrainConfig
-from fastadv.console import Console
-from fastadv.digests import digest
 from fastadv.errors import TrainingError, UserError
-from fastadv.judge import export_run, judge_run, load_run
-from fastadv.pseudo_labels import write_pseudo_labels
-from fastadv.train import resume, train
-from fastadv.trust import trusting
+from fastadv.run.config import TrainConfig
+from fastadv.run.console import Console
+from fastadv.run.judge import export_run, judge_run, load_run
+from fastadv.run.pseudo_labels import write_pseudo_labels
+from fastadv.run.train import resume, train
+from fastadv.storage import checkpoint
+from fastadv.storage.digests import digest
+from fastadv.storage.trust import trusting
 
 SMALL = {"method": "fast", "width": 2, "epochs": 1, "limit": 48, "test_limit": 16}
 SMALL |= {"test_attacks": "clean", "select_attack": "fgsm"}
@@ -227,7 +227,7 @@ def flipped(path: Path, draw: random.Random) -> bytes:
 )
 def test_every_flipped_bit_is_noticed(run: Path, tmp_path: Path, name: str, count: int) -> None:
     """It is a sentence, or what is read is what was written."""
-    from fastadv.run_folder import RunFolder
+    from fastadv.run.run_folder import RunFolder
 
     readers: dict[str, Callable[[RunFolder], Any]] = {
         "config.toml": lambda folder: folder.read_config(),
@@ -284,7 +284,7 @@ def one_label(arrays: dict[str, np.ndarray]) -> None:
 @pytest.fixture
 def stopped(tmp_path: Path) -> Path:
     """A run after the first of two epochs."""
-    from fastadv.train import Interrupted, _Runner
+    from fastadv.run.train import Interrupted, _Runner
 
     write_images(tmp_path / "images.npz")
     out = tmp_path / "run"

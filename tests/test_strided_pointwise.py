@@ -16,10 +16,10 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastadv.engine.strided_pointwise import strides_taken_first
-from fastadv.plan import resolve
+from fastadv.algorithms.plan import resolve
+from fastadv.engine.model.strided_pointwise import strides_taken_first
 from fastadv.threat import Threat
-from fastadv.training_step import Step
+from fastadv.training.training_step import Step
 
 CPU = torch.device("cpu")
 SLOW = pytest.mark.slow

@@ -7,11 +7,11 @@ import torch
 from tiny import assert_same, climb, descend, sgd, tiny_batch, tiny_model, tiny_step
 from torch.nn import functional
 
+from fastadv.algorithms.targets.distillation import Distillation
+from fastadv.algorithms.targets.label_smoothing import LabelSmoothing
+from fastadv.algorithms.targets.self_adaptive import SelfAdaptive
+from fastadv.algorithms.targets.temporal_ensembling import TemporalEnsembling, ramp
 from fastadv.errors import UserError
-from fastadv.targets.distillation import Distillation
-from fastadv.targets.label_smoothing import LabelSmoothing
-from fastadv.targets.self_adaptive import SelfAdaptive
-from fastadv.targets.temporal_ensembling import TemporalEnsembling, ramp
 
 ALPHA, STEPS = 0.04, 2
 ATTACK = {"steps": STEPS, "alpha": ALPHA}
@@ -334,7 +334,7 @@ def test_teachers_are_left_in_eval_mode_and_frozen() -> None:
 def test_a_teacher_from_a_file_teaches_a_float64_student(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y, index, start = tiny_batch()
     loaded = tiny_model(5).float()
-    monkeypatch.setattr("fastadv.targets.distillation.load_model", lambda *_: loaded)
+    monkeypatch.setattr("fastadv.algorithms.targets.distillation.load_model", lambda *_: loaded)
     taught = {"target": "distillation", "teachers": "somewhere", "kd_weights": (0.5, 0.5)}
     step = tiny_step(tiny_model(), steps=1, **taught)
     assert step(x, y, index, start=start)["loss"].isfinite()

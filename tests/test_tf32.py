@@ -7,10 +7,10 @@ import time
 import pytest
 import torch
 
-from fastadv.config import TrainConfig
-from fastadv.console import Console
-from fastadv.engine.precision import tf32
-from fastadv.train import train
+from fastadv.engine.model.precision import tf32
+from fastadv.run.config import TrainConfig
+from fastadv.run.console import Console
+from fastadv.run.train import train
 
 
 def flags():
@@ -38,7 +38,7 @@ STARTS = (
 ASK = """
 import os, sys
 import torch
-from fastadv.engine.precision import float32_settings as settings, tf32
+from fastadv.engine.model.precision import float32_settings as settings, tf32
 def ask(start):
     exec(start)
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv
@@ -77,7 +77,7 @@ COMPILED_TWICE = """
 import sys
 import torch
 from torch._dynamo.utils import counters
-from fastadv.engine.precision import tf32
+from fastadv.engine.model.precision import tf32
 def compiled():
     counters.clear()
     torch._dynamo.reset()

@@ -16,14 +16,14 @@ import torch
 from edited import edit
 from safetensors import safe_open
 
-from fastadv import checkpoint
-from fastadv.config import TrainConfig, settled
-from fastadv.console import Console
 from fastadv.errors import UserError
-from fastadv.judge import export_run, judge_run
-from fastadv.run_folder import RunFolder, _free_name
-from fastadv.session import choose_device
-from fastadv.train import Interrupted, _Runner, _stopping_on_signals, resume, train
+from fastadv.run.config import TrainConfig, settled
+from fastadv.run.console import Console
+from fastadv.run.judge import export_run, judge_run
+from fastadv.run.run_folder import RunFolder, _free_name
+from fastadv.run.session import choose_device
+from fastadv.run.train import Interrupted, _Runner, _stopping_on_signals, resume, train
+from fastadv.storage import checkpoint
 
 SMALL = {
     "method": "fast",
@@ -110,7 +110,7 @@ def test_the_weights_of_a_finished_run_are_those_of_its_table(options, tmp_path:
 
 
 def test_a_finished_run_is_not_judged_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastadv.train.evaluate", None)
+    monkeypatch.setattr("fastadv.run.train.evaluate", None)
     written = json.loads((run / "summary.json").read_text())
     del written["checksum"]
     assert resume(str(run), Console()) == written

@@ -16,9 +16,9 @@ from tiny_staged import staged_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastadv import kernels
+from fastadv.algorithms.recipes.table import METHODS
 from fastadv.errors import UserError
-from fastadv.recipes import METHODS
-from fastadv.training_step import Step
+from fastadv.training.training_step import Step
 
 BEGUN = 2  # calls before the one that breaks off: warm-ups are over, states are moving
 

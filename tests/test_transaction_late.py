@@ -10,11 +10,11 @@ import torch
 from tiny import tiny_batch, tiny_model, tiny_step
 from torch import nn
 
-from fastadv.contract import Batch
-from fastadv.engine import capture
-from fastadv.engine.optimizer_copy import OptimizerCopy
-from fastadv.engine.precision import autocast
-from fastadv.training_step import Step
+from fastadv.algorithms.contract import Batch
+from fastadv.engine.model.precision import autocast
+from fastadv.engine.optimizer.optimizer_copy import OptimizerCopy
+from fastadv.training import captured as capture
+from fastadv.training.training_step import Step
 
 
 def _broken_off(step: Step, *batch: Any) -> None:

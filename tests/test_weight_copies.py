@@ -8,16 +8,16 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastadv
-from fastadv.engine.network import Network
-from fastadv.engine.runner import Runner
-from fastadv.engine.weight_copies import WeightCopies
+from fastadv.engine.compiled import Runner
+from fastadv.engine.model.network import Network
+from fastadv.engine.model.weight_copies import WeightCopies
 
 STEPS, ALPHA = 3, 0.04
 
 
 @pytest.fixture(autouse=True)
 def able(monkeypatch):
-    monkeypatch.setattr("fastadv.engine.precision.cpu_multiplies", lambda _: True)
+    monkeypatch.setattr("fastadv.engine.model.precision.cpu_multiplies", lambda _: True)
 
 
 def network():

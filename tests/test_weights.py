@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastadv.errors import UserError
-from fastadv.training_step import Step
+from fastadv.training.training_step import Step
 
 ATTACK: dict[str, Any] = {"steps": 2, "alpha": 0.04}
 # Large enough that the perturbed weights differ visibly; K2 small.

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny import assert_same, tiny_batch, tiny_model, tiny_step
 
-from fastadv.contract import Losses
-from fastadv.weights.awp import AWP
-from fastadv.weights.rwp import RWP
+from fastadv.algorithms.contract import Losses
+from fastadv.algorithms.weights.awp import AWP
+from fastadv.algorithms.weights.rwp import RWP
 
 
 def test_a_matrix_of_another_name_is_not_perturbed() -> None:

@@ -15,9 +15,9 @@ from hypothesis import settings as limits
 from hypothesis import strategies as some
 from torch import Tensor
 
-from fastadv import checkpoint
-from fastadv.checkpoint_file import DTYPES
 from fastadv.errors import UserError
+from fastadv.storage import checkpoint
+from fastadv.storage.checkpoint_file import DTYPES
 
 
 class Level(enum.IntEnum):

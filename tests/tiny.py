@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastadv.plan import resolve
+from fastadv.algorithms.plan import resolve
 from fastadv.threat import Threat
-from fastadv.training_step import Step
+from fastadv.training.training_step import Step
 
 EPS = 0.1
 CLASSES = 4

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fastadv.engine.capture import Captured
-from fastadv.engine.network import Network
-from fastadv.training_step import Step
+from fastadv.engine.model.network import Network
+from fastadv.training.captured import Captured
+from fastadv.training.training_step import Step
 
 
 class Replayer:

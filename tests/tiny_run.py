@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._dynamo.backends.registry import lookup_backend
 
 import fastadv
-from fastadv.training_step import Step
+from fastadv.training.training_step import Step
 
 SIZES = (6, 6, 6, 6, 4)
 UPDATES = EPOCHS * len(SIZES)

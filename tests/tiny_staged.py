@@ -11,11 +11,11 @@ from tiny import CLASSES, EPS, LEARNING
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastadv.contract import Adversarial
+from fastadv.algorithms.contract import Adversarial
+from fastadv.algorithms.plan import resolve
 from fastadv.data.view import View
-from fastadv.plan import resolve
 from fastadv.threat import Threat
-from fastadv.training_step import Step
+from fastadv.training.training_step import Step
 
 WIDTH = 3
 PAD = 2

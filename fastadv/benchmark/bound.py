@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastadv.algorithms.cost import Pass
 from fastadv.benchmark.clock import seconds_alone
 from fastadv.benchmark.geometry import Geometry, Product, products_of
 from fastadv.benchmark.limits import ELEMENT_BYTES, TORCH_DTYPES, Limits
-from fastadv.cost import Pass
 
 # Different tensors gone through in turn; an activation of the pass before is rarely in the cache.
 COPIES = {"cpu": 2, "cuda": 4}

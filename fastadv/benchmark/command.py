@@ -35,7 +35,7 @@ from fastadv.benchmark.table import (
     step_table,
 )
 from fastadv.errors import UserError, unknown
-from fastadv.session import choose_device
+from fastadv.run.session import choose_device
 
 USUAL_MODES = {"cpu": ("eager", "compiled"), "cuda": ("eager", "compiled", "captured")}
 EVAL_PEERS_NEED = Spec("pgd", (("attack_bn", "eval"),))

@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 
+from fastadv.algorithms.cost import TRAINING, Pass
 from fastadv.benchmark import peer_list
 from fastadv.benchmark.bound import Bound, measure_bound
 from fastadv.benchmark.geometry import geometry
@@ -22,7 +23,6 @@ from fastadv.benchmark.results import Timed, pass_rows, speedup_rows, step_rows
 from fastadv.benchmark.rows import Row
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, passes_of
-from fastadv.cost import TRAINING, Pass
 from fastadv.errors import UserError
 
 Say = Callable[[str], None]

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
+from fastadv.algorithms.contract import Layers
 from fastadv.benchmark.clock import seconds_a_step
 from fastadv.benchmark.interleave import Candidate, warmed
 from fastadv.benchmark.memory import PeakMemory
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec
-from fastadv.contract import Layers
-from fastadv.engine.choice import WORTH_COMPILING_STEPS
 from fastadv.errors import UserError, unknown
-from fastadv.training_step import Step, step
+from fastadv.training.mode import WORTH_COMPILING_STEPS
+from fastadv.training.training_step import Step, step
 
 WARM_CALLS = 3
 DTYPES = ("fp32", "bf16", "fp16")

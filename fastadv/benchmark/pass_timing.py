@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastadv.algorithms.cost import DOUBLE_BACKWARD, FORWARD, INPUT_GRADIENT, SHARED, TRAINING, Pass
 from fastadv.benchmark.clock import captured, seconds, seconds_a_step
 from fastadv.benchmark.interleave import Candidate
 from fastadv.benchmark.limits import TORCH_DTYPES
 from fastadv.benchmark.ours import BATCHES, CAPTURED_EAGER, WARM_CALLS
 from fastadv.benchmark.setting import Batch, Setting
-from fastadv.cost import DOUBLE_BACKWARD, FORWARD, INPUT_GRADIENT, SHARED, TRAINING, Pass
-from fastadv.engine import guard
-from fastadv.engine.double_backward import cheap_double_backward
 from fastadv.engine.gradient import leaf
-from fastadv.engine.precision import autocast
+from fastadv.engine.model import guard
+from fastadv.engine.model.double_backward import cheap_double_backward
+from fastadv.engine.model.precision import autocast
 
 
 def pass_name(kind: str, dtype: str, mode: str, bn: str) -> str:
@@ -30,7 +30,7 @@ def pass_name(kind: str, dtype: str, mode: str, bn: str) -> str:
 
 
 def pass_candidate(setting: Setting, kind: str, dtype: str, mode: str, bn: str) -> Candidate:
-    """One of ``fastadv.cost``'s kinds of pass alone, BatchNorm in mode ``bn``.
+    """One of ``fastadv.algorithms.cost``'s kinds of pass alone, BatchNorm in mode ``bn``.
 
     The parameters ask for gradients where the weights' are taken.
     """

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fastadv.algorithms.cost import Pass
 from fastadv.benchmark.arithmetic import Spread, paired_ratio
 from fastadv.benchmark.bound import Bound
 from fastadv.benchmark.interleave import Candidate
@@ -17,7 +18,6 @@ from fastadv.benchmark.profiling import idle_share, profiled
 from fastadv.benchmark.rows import Row
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, passes_of
-from fastadv.cost import Pass
 
 
 @dataclass(frozen=True)

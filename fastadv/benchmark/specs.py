@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastadv.cost import Pass, passes
+from fastadv.algorithms.cost import Pass, passes
+from fastadv.algorithms.plan import Plan, resolve
+from fastadv.algorithms.recipes.table import METHODS
 from fastadv.errors import UserError
-from fastadv.plan import Plan, resolve
-from fastadv.recipes import METHODS
 
 # A step is timed with every part at work. RWP moves the weights while some sample is easy, which
 # random images never are: with every sample easy each step is the longest there is, and the same

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fastadv.errors import UserError
-from fastadv.printable import printable
+from fastadv.storage.printable import printable
 
 _GREY = ("1", "L", "LA")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")

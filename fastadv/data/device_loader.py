@@ -150,7 +150,7 @@ def crop_images(
         view.top - pad,
         view.left - pad,
         view.flip,
-        tuple(store.shape[-2:]),
+        (store.shape[-2], store.shape[-1]),
         dtype=dtype,
         fill=GREY if padding == "grey" else 0.0,
         padding="reflect" if padding == "reflect" else "constant",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastadv.data.image_files import LeftOut, entries, image_files, image_suffixes, is_folder
 from fastadv.errors import UserError
-from fastadv.printable import printable
+from fastadv.storage.printable import printable
 
 _MOST_ANNOTATIONS = 2**26  # bytes; Tiny ImageNet's own take 400 kB
 

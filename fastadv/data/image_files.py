@@ -8,9 +8,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fastadv.engine.torchvision_shim import import_torchvision
 from fastadv.errors import UserError
-from fastadv.printable import printable
-from fastadv.torchvision_shim import import_torchvision
+from fastadv.storage.printable import printable
 
 
 @dataclass

@@ -14,7 +14,7 @@ from fastadv.data.dataset import Dataset
 from fastadv.data.machine import machine_memory
 from fastadv.data.npz_file import Member, NotPlain, open_npz
 from fastadv.errors import UserError
-from fastadv.printable import printable
+from fastadv.storage.printable import printable
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _CHANNELS = (1, 3, 4)

@@ -34,7 +34,7 @@ from fastadv.data.decode import (
 from fastadv.data.folders import ImageTree
 from fastadv.data.machine import machine_memory
 from fastadv.errors import UserError
-from fastadv.printable import printable
+from fastadv.storage.printable import printable
 
 _VERSION = 2  # raise it when the same files would be decoded to other bytes
 _FOLDER = ".fastadv-cache"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fastadv.data.dataset import Dataset
+from fastadv.engine.torchvision_shim import import_torchvision
 from fastadv.errors import UserError
-from fastadv.torchvision_shim import import_torchvision
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
+from fastadv.engine.torchvision_shim import import_torchvision
 from fastadv.errors import UserError, unknown
 from fastadv.models.common import Normalize
-from fastadv.torchvision_shim import import_torchvision
 
 
 def import_model(name: str) -> Callable[..., object]:

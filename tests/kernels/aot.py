@@ -17,6 +17,8 @@ from typing import Any
 from unittest import mock
 
 import triton
+from triton.backends.compiler import GPUTarget
+
 from fastadv.kernels import (
     triton_crop,
     triton_l2,
@@ -27,7 +29,6 @@ from fastadv.kernels import (
     triton_top_n,
     triton_weights,
 )
-from triton.backends.compiler import GPUTarget
 
 MODULES: tuple[ModuleType, ...] = (
     *(triton_crop, triton_l2, triton_linf, triton_losses),

@@ -19,14 +19,9 @@ ROOT = HERE.parents[1]
 RUNTIME = ("tools/pretend_cuda/runtime/*", "tools/pretend_cuda/build.py")
 # What a step consists of: not what reads a command line, files or data, and what judges a run.
 STEP = (
-    *("fastadv/adversaries/*.py", "fastadv/averaging/*.py", "fastadv/engine/*.py"),
-    *("fastadv/layers/*.py", "fastadv/models/*.py", "fastadv/objectives/*.py"),
-    *("fastadv/regularizers/*.py", "fastadv/targets/*.py", "fastadv/weights/*.py"),
-    *("fastadv/changes.py", "fastadv/checks.py", "fastadv/contract.py", "fastadv/options.py"),
-    *("fastadv/parts.py", "fastadv/phases.py", "fastadv/plan.py", "fastadv/ranges.py"),
-    *("fastadv/recipe*.py", "fastadv/sample_state.py", "fastadv/schedules.py"),
-    *("fastadv/threat.py", "fastadv/training_step.py", "fastadv/transaction.py"),
-    *("fastadv/walk.py", "kernels/*.py"),
+    *("fastadv/algorithms/**/*.py", "fastadv/engine/**/*.py", "fastadv/kernels/*.py"),
+    *("fastadv/models/*.py", "fastadv/training/*.py"),
+    *("fastadv/ranges.py", "fastadv/run/schedules.py", "fastadv/threat.py"),
 )
 DRIVERS = tuple(
     f"tools/pretend_cuda/{name}.py"
@@ -36,7 +31,12 @@ BENCH = ("fastadv/benchmark/ours.py", "fastadv/benchmark/setting.py", "fastadv/b
 GPU_TESTS = (
     *("tests/test_gpu_capture.py", "tests/kernels/test_gpu_kernels.py"),
     *("tests/kernels/test_choice.py", "tests/kernels/test_operators.py", "tests/every_recipe.py"),
-    *("tests/tiny*.py", "fastadv/attacks/*.py", "fastadv/data/*.py", "fastadv/evaluation.py"),
+    *(
+        "tests/tiny*.py",
+        "fastadv/evaluation/attacks/*.py",
+        "fastadv/data/*.py",
+        "fastadv/evaluation/accuracy.py",
+    ),
 )
 COVERED: Mapping[str, tuple[str, ...]] = {
     "controls": (*RUNTIME, "tools/pretend_cuda/controls.py"),

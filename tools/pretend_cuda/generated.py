@@ -22,7 +22,7 @@ from recipes import call
 from fastadv.benchmark.ours import LONG_RUN, make_step
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec
-from fastadv.engine.runner import Runner
+from fastadv.engine.compiled import Runner
 
 # What is generated: a method and a batch size, PreActResNet-18 at its published width.
 WORK = (

@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from fastadv import evaluation, ranges
-from fastadv.engine import agreement, network
-from fastadv.engine.faults import Faults
-from fastadv.engine.still import Still
-from fastadv.engine.update import Updater
-from fastadv.training_step import Step
+from fastadv import ranges
+from fastadv.engine.model import agreement, network
+from fastadv.engine.optimizer.faults import Faults
+from fastadv.engine.optimizer.updater import Updater
+from fastadv.evaluation import accuracy as evaluation
+from fastadv.training.still import Still
+from fastadv.training.training_step import Step
 
 TESTS = Path(__file__).resolve().parents[2] / "tests"
 

@@ -95,7 +95,7 @@ def steps(method: str, rank: int, port: int) -> dict[str, Any]:
     from fastadv.benchmark.ours import make_step
     from fastadv.benchmark.setting import Setting
     from fastadv.benchmark.specs import Spec
-    from fastadv.engine import distributed as ours
+    from fastadv.engine.process import distributed as ours
 
     torch.cuda.set_device(rank)
     address = f"tcp://127.0.0.1:{port}"

@@ -17,13 +17,13 @@ import numbers_off
 import torch
 from counts import Counts, kinds
 
+from fastadv.algorithms.recipes.table import METHODS
 from fastadv.benchmark.ours import make_step
 from fastadv.benchmark.setting import Batch, Setting
 from fastadv.benchmark.specs import Spec
-from fastadv.engine.capture import Captured
-from fastadv.engine.recorder import NotReplayable
-from fastadv.recipes import METHODS
-from fastadv.training_step import Step
+from fastadv.engine.cuda_graph import NotReplayable
+from fastadv.training.captured import Captured
+from fastadv.training.training_step import Step
 
 SETTING = Setting(width=8, batch_size=16, device="cuda")
 SHORT = 10

@@ -18,12 +18,12 @@ import torch
 from counts import Counts
 from recipes import arguments, call, nothing_given_up
 
+from fastadv.algorithms.recipes.table import METHODS
 from fastadv.benchmark.ours import LONG_RUN, make_step
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec
-from fastadv.engine.capture import Captured
-from fastadv.engine.recorder import NotReplayable
-from fastadv.recipes import METHODS
+from fastadv.engine.cuda_graph import NotReplayable
+from fastadv.training.captured import Captured
 
 SETTING = Setting(width=8, batch_size=8, device="cuda")
 LIMIT = 1800.0

@@ -17,7 +17,7 @@ from types import ModuleType
 TOOLS = str(Path(__file__).resolve().parents[1])
 # After which module is imported, which function of which file is called.
 FOLLOWS = {
-    "fastadv.training_step": ("numbers_off", "switch_off"),
+    "fastadv.training.training_step": ("numbers_off", "switch_off"),
     "torch._inductor.compile_fx": ("compiling", "fold_on_the_cpu"),
 }
 

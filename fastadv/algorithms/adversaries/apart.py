@@ -1,0 +1,73 @@
+"""APART: every residual block is attacked with a step of its own (APART, Alg. 1)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fastadv import kernels
+from fastadv.algorithms.adversaries.fgsm_plus import FGSMPlus
+from fastadv.algorithms.contract import Facts, Setup
+from fastadv.declared import NonNegative
+from fastadv.engine.gradient import gradients
+
+
+@dataclass(eq=False)
+class APART(FGSMPlus):
+    """FGSM+ with noise inside the blocks: h_b <- h_b + alpha_b * sign(dL1/dh_b) in the outer pass.
+
+    h_b is what enters the block's first convolution, ReLU(BN(x_b)) in a pre-activation network;
+    the shortcut stays clean (released code; ``block_noise_at="input"`` puts the noise on the
+    branch's input x_b instead, as Alg. 1 line 4 prints). All alpha_b start at ``block_step_init``.
+    ``layerwise=False`` is FGSM+.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"block_gradients"})
+
+    block_step_init: NonNegative = 0.0
+    block_noise_at: Literal["conv1", "input"] = "conv1"
+    layerwise: bool = True
+
+    def demands(self) -> frozenset[str]:
+        return self.needs if self.layerwise else frozenset()
+
+    @property
+    def block_count(self) -> int:
+        if not self.layerwise or self.setup.net.taps is None:
+            return 0
+        return self.setup.net.taps.count
+
+    def prepare(self, setup: Setup) -> None:
+        super().prepare(setup)
+        self.steps.values[2:] = self.block_step_init
+
+    def _signs(self, x0: Tensor, y: Tensor, facts: Facts) -> list[Tensor]:
+        if not self.layerwise:
+            return super()._signs(x0, y, facts)
+        logits, entering = self.net.logits_and_taps(x0)
+        loss = self.setup.attack_loss(logits, y, facts)
+        return kernels.block_signs(gradients(loss, [x0, *entering]))
+
+    def _block_noise(self, steps: Tensor, found: Facts) -> list[Tensor] | None:
+        if not self.layerwise:
+            return None
+        signs = [found[f"block_sign_{block}"] for block in range(self.block_count)]
+        return list(_BlockNoise.apply(steps[2:], *signs))
+
+
+class _BlockNoise(torch.autograd.Function):
+    """alpha_b s_b for all blocks at once; the gradient of alpha_b is sum(g_b s_b).
+
+    Both ways take a constant number of launches, and the sums are float32 whatever the blocks are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, alphas: Tensor, *signs: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*signs)
+        return tuple(kernels.block_noise(signs, alphas))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        found = kernels.block_step_gradients(gradients, ctx.saved_tensors)
+        return (found, *(None for _ in gradients))

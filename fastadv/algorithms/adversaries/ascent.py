@@ -1,0 +1,84 @@
+"""The move all gradient attacks share: one forward, one input gradient, one projected step."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from fastadv import kernels
+from fastadv.algorithms.contract import Adversarial, Adversary, Batch, Facts
+from fastadv.declared import NonNegative
+from fastadv.engine import noise
+from fastadv.engine.gradient import gradients, input_gradient, leaf
+from fastadv.threat import Threat
+
+
+@dataclass(eq=False)
+class Ascent(Adversary):
+    """A gradient attack; ``alpha`` is its step in pixels, None the usual one for its eps.
+
+    ``attack_bn`` is BatchNorm's mode during the attack. ``attack_objective`` is what it
+    maximises: cross entropy, or KL(f(x) || f(x')) as TRADES does.
+    """
+
+    alpha: NonNegative | None = None
+    attack_bn: Literal["train", "eval"] = "train"
+    attack_objective: Literal["ce", "kl"] = "ce"
+
+    usual_alpha: ClassVar[float] = 1.0  # in units of eps
+
+    @property
+    def step_size(self) -> float:
+        """The step in pixels."""
+        return self.usual_alpha * self.setup.threat.eps if self.alpha is None else self.alpha
+
+    def check_threat(self, threat: Threat) -> None:
+        threat.require_step(self.alpha)
+
+    def unmoved(self, made: Adversarial) -> Tensor | None:
+        return super().unmoved(made) if self.step_size else None
+
+    def given_start(self, batch: Batch, around: Tensor) -> Tensor | None:
+        """The caller's starting point, brought into the ball and the box."""
+        if batch.start is None:
+            return None
+        return self.setup.threat.project(around + batch.start, around)
+
+    def random_point(self, batch: Batch, restart: int = 0) -> Tensor:
+        """Where the attack begins: in the ball for CE, x + 0.001 N(0,1) for KL (TRADES).
+
+        At x itself a KL objective has no gradient; the tiny Gaussian start of the published code
+        is not cut to the box, the first step does that.
+        """
+        stream = noise.START + restart
+        if self.attack_objective == "kl":
+            return self.near(batch, stream)
+        seed, offset = self.setup.seed, batch.offset
+        return self.setup.threat.start(batch.x, batch.index, seed, offset, stream)
+
+    def near(self, batch: Batch, stream: int) -> Tensor:
+        """x + 0.001 N(0,1)."""
+        shape, dtype = tuple(batch.x.shape[1:]), batch.x.dtype
+        seed, offset = self.setup.seed, batch.offset
+        drawn = kernels.noise_normal(batch.index, shape, seed, offset, stream, dtype)
+        return batch.x + 0.001 * drawn
+
+    def ascend(self, x_adv: Tensor, around: Tensor, y: Tensor, facts: Facts) -> Tensor:
+        """One step from ``x_adv`` inside the ball around ``around``; a region."""
+        return self.ascend_with_logits(x_adv, around, y, facts)[0]
+
+    def ascend_with_logits(
+        self, x_adv: Tensor, around: Tensor, y: Tensor, facts: Facts
+    ) -> tuple[Tensor, Tensor]:
+        """The same step, and the logits before it."""
+        x_adv = leaf(x_adv)
+        logits = self.net.logits(x_adv)
+        gradient = input_gradient(self.setup.attack_loss(logits, y, facts), x_adv)
+        moved = self.setup.threat.step(x_adv.detach(), gradient, around, self.step_size)
+        return moved, logits.detach()
+
+    def joint_step(self, center: Tensor, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+        loss = self.setup.attack_loss(logits, y, facts)
+        (gradient,) = gradients(loss, [center], keep_graph=True)
+        around = center.detach()
+        return self.setup.threat.step(around, gradient, around, self.step_size)

@@ -1,0 +1,100 @@
+"""ATTA-K: attacks that go on where the last epoch's ended (Zheng et al., 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fastadv.algorithms.adversaries.ascent import Ascent
+from fastadv.algorithms.contract import Adversarial, Batch, Facts, Setup
+from fastadv.algorithms.sample_state import SampleStore, sample_count
+from fastadv.declared import CountOrZero, Passes
+from fastadv.engine import noise
+
+INITIAL_STD = 0.001  # the published store begins at x + 0.001 N(0, I), not cut to the box
+PUBLISHED_ALPHA = {10: 0.007, 3: 0.01, 1: 0.015}  # from this many steps on, at eps = 0.031
+PUBLISHED_EPS = 0.031
+
+
+@dataclass(eq=False)
+class ATTA(Ascent):
+    """``steps`` steps from where this sample's adversarial image was left in the epoch before.
+
+    Kept is one perturbation a sample in the padded image (the adversarial image less the image,
+    which the step need not know beyond the batch); it is read and written back through the crop
+    and flip that made x, and what lies outside the window keeps its value. Before every
+    ``reset_every``-th epoch, counted from 1 as the released code does, it starts anew (0: never;
+    the step must be told the epoch). alpha is 0.015, 0.01, 0.007 of 0.031 for 1, 3 and 10 steps,
+    in units of eps. The attack runs with BatchNorm's running statistics. A given ``start`` takes
+    the place of what is kept.
+    """
+
+    per_sample_state: ClassVar[tuple[str, ...]] = ("perturbations",)
+
+    attack_bn: Literal["train", "eval"] = "eval"
+    steps: Passes = 1
+    reset_every: CountOrZero = 10
+    pad: CountOrZero = 4
+
+    store: SampleStore = field(init=False, repr=False)
+
+    @property
+    def step_size(self) -> float:
+        if self.alpha is not None:
+            return self.alpha
+        published = next(alpha for steps, alpha in PUBLISHED_ALPHA.items() if self.steps >= steps)
+        return published / PUBLISHED_EPS * self.setup.threat.eps
+
+    def prepare(self, setup: Setup) -> None:
+        super().prepare(setup)
+        count = sample_count(setup.num_samples, "ATTA")
+        self.store = SampleStore.zeros(
+            count, setup.image_shape, self.pad, setup.device, setup.dtype
+        )
+        self.store.fill_normal(INITIAL_STD, setup.seed, 0, noise.STORE)
+        # On the CPU: looking at it stalls no device.
+        self.resets = torch.zeros((), dtype=torch.int64)
+        self.state = {"perturbations": self.store.values, "resets": self.resets}
+
+    def check_images(self, batch: Batch) -> None:
+        self.store.check_images(batch.x.shape, batch.view)
+
+    def follows_epochs(self) -> bool:
+        return self.reset_every > 0
+
+    def _due(self, epoch: float) -> int:
+        return (int(epoch) + 1) // self.reset_every if self.reset_every else 0
+
+    def renews(self, epoch: float) -> bool:
+        return self._due(epoch) != int(self.resets)
+
+    def schedule(self, update: int, epoch: float) -> None:
+        due = self._due(epoch)
+        if due != int(self.resets):
+            seed, ok = self.setup.seed, self.setup.sound()
+            self.store.fill_normal(INITIAL_STD, seed, due, noise.STORE, ok)
+            self.resets.fill_(due)
+
+    def make(self, batch: Batch, facts: Facts) -> Adversarial:
+        x_adv = self.given_start(batch, batch.x)
+        if x_adv is None:
+            size = (batch.x.shape[2], batch.x.shape[3])
+            x_adv = batch.x + self.store.gather(batch.index, batch.view, size)
+        start = x_adv
+        for _ in range(self.steps):
+            x_adv = self.net.run(self.ascend, x_adv, batch.x, batch.y, facts)
+        return Adversarial(x_adv, batch.x, {}, start)
+
+    @torch.no_grad()
+    def after(
+        self,
+        batch: Batch,
+        made: Adversarial,
+        leaf_gradients: list[Tensor],
+        input_gradient: Tensor | None,
+        ok: Tensor,
+    ) -> None:
+        self.store.write(batch.index, batch.view, made.x_adv - batch.x, ok)

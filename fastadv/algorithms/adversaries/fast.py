@@ -1,0 +1,20 @@
+"""F+FGSM, "fast" adversarial training: one step from a random start (Wong et al., 2020)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fastadv.algorithms.adversaries.ascent import Ascent
+from fastadv.algorithms.contract import Adversarial, Batch, Facts
+
+
+@dataclass(eq=False)
+class Fast(Ascent):
+    """delta0 uniform in the ball, one step of alpha = 1.25 eps, projected back to the ball."""
+
+    usual_alpha: ClassVar[float] = 1.25
+
+    def make(self, batch: Batch, facts: Facts) -> Adversarial:
+        start = self.given_start(batch, batch.x)
+        start = self.random_point(batch) if start is None else start
+        x_adv = self.net.run(self.ascend, start, batch.x, batch.y, facts)
+        return Adversarial(x_adv, batch.x, {}, start)

@@ -1,0 +1,52 @@
+"""N-FGSM: one step from noise twice as large as eps, never projected (de Jorge et al., 2022)."""
+
+from dataclasses import dataclass
+from math import inf
+
+from torch import Tensor
+
+from fastadv import kernels
+from fastadv.algorithms.adversaries.ascent import Ascent
+from fastadv.algorithms.contract import Adversarial, Batch, Facts
+from fastadv.declared import NonNegative
+from fastadv.engine import noise
+from fastadv.engine.gradient import input_gradient, leaf
+from fastadv.errors import UserError
+from fastadv.threat import Threat
+
+
+@dataclass(eq=False)
+class NFGSM(Ascent):
+    """x' = box(x0 + alpha sign grad CE(f(x0), y)), x0 = box(x + eta), eta ~ U(-k eps, k eps).
+
+    k is ``noise_scale`` (2), alpha = eps. Unlike FGSM-N the ball belongs to the clean image x, and
+    unlike F+FGSM nothing is cut back to it: x' may be (k + 1) eps away. A given ``start`` is eta.
+    """
+
+    noise_scale: NonNegative = 2.0
+
+    def check_threat(self, threat: Threat) -> None:
+        super().check_threat(threat)
+        if threat.norm != "linf":
+            raise UserError("N-FGSM draws its noise in a cube and takes a sign step: norm='linf'.")
+
+    def make(self, batch: Batch, facts: Facts) -> Adversarial:
+        noisy = self._noisy(batch)
+        x_adv = self.net.run(self._unprojected, noisy, batch.y, facts)
+        return Adversarial(x_adv, batch.x, {}, noisy)
+
+    def _noisy(self, batch: Batch) -> Tensor:
+        threat = self.setup.threat
+        if batch.start is not None:
+            return (batch.x + batch.start).clamp(threat.low, threat.high)
+        radius = self.noise_scale * threat.eps
+        where = (batch.index, self.setup.seed, batch.offset, threat.low, threat.high)
+        return kernels.linf_start(batch.x, radius, *where, noise.AUGMENTATION)
+
+    def _unprojected(self, x0: Tensor, y: Tensor, facts: Facts) -> Tensor:
+        """A region."""
+        threat = self.setup.threat
+        x0 = leaf(x0)
+        gradient = input_gradient(self.setup.attack_loss(self.net.logits(x0), y, facts), x0)
+        x0 = x0.detach()
+        return kernels.linf_step(x0, gradient, x0, self.step_size, inf, threat.low, threat.high)

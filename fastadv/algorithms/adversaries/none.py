@@ -1,0 +1,13 @@
+"""No attack: the network trains on the images as they are."""
+
+from dataclasses import dataclass
+
+from fastadv.algorithms.contract import Adversarial, Adversary, Batch, Facts
+
+
+@dataclass(eq=False)
+class NoAttack(Adversary):
+    """x_adv = x."""
+
+    def make(self, batch: Batch, facts: Facts) -> Adversarial:
+        return Adversarial(batch.x, batch.x, {})

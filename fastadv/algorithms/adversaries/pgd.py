@@ -1,0 +1,107 @@
+"""PGD-K: K projected gradient steps (Madry et al., 2018; the training attack of AT and TRADES)."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastadv import kernels
+from fastadv.algorithms.adversaries.ascent import Ascent
+from fastadv.algorithms.contract import Adversarial, Batch, Facts
+from fastadv.declared import Passes
+from fastadv.engine import noise
+from fastadv.errors import UserError
+
+
+@dataclass(eq=False)
+class PGD(Ascent):
+    """``steps`` steps of ``alpha``; of several ``restarts`` the one with the largest loss is kept.
+
+    alpha is eps/4 in Linf (2/255 at 8/255) and 15/128 eps in L2 (15/255 at 128/255), as in
+    locuslab/robust_overfitting. The last iterate is returned. Where a part needs
+    ``correct_at_each_step``, the count of steps at which a sample was still classified right
+    before its update is reported (GAIRAT's kappa). ``boxed_start=False`` begins as the
+    memorization paper's TE does: in Linf the random start is not cut to the box, in L2 it is
+    x + 0.001 N(0,1).
+    """
+
+    steps: Passes = 10
+    random_start: bool = True
+    boxed_start: bool = True
+    restarts: Passes = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.random_start and self.attack_objective == "kl":
+            raise UserError(
+                "random_start=False is for attack_objective='ce': at x' = x the KL has no gradient."
+            )
+
+    @property
+    def step_size(self) -> float:
+        if self.alpha is not None:
+            return self.alpha
+        return self.setup.threat.eps * (1 / 4 if self.setup.threat.norm == "linf" else 15 / 128)
+
+    def random_point(self, batch: Batch, restart: int = 0) -> Tensor:
+        threat, stream = self.setup.threat, noise.START + restart
+        if self.boxed_start or self.attack_objective == "kl":
+            return super().random_point(batch, restart)
+        if threat.norm == "l2":
+            return self.near(batch, stream)
+        # A box that holds the whole ball around any image.
+        wide = replace(threat, low=threat.low - threat.eps, high=threat.high + threat.eps)
+        return wide.start(batch.x, batch.index, self.setup.seed, batch.offset, stream)
+
+    def make(self, batch: Batch, facts: Facts) -> Adversarial:
+        start, x_adv, found = self._climb(batch, facts, 0)
+        for restart in range(1, self.restarts):
+            began, other, also = self._climb(batch, facts, restart)
+            with self.net.keeping_buffers():
+                worse = self.net.run(self._worse, x_adv, other, batch.y, facts)
+            x_adv = torch.where(worse.view(-1, 1, 1, 1), other, x_adv)
+            start = torch.where(worse.view(-1, 1, 1, 1), began, start)
+            found = {name: torch.where(worse, also[name], found[name]) for name in found}
+        return Adversarial(x_adv, batch.x, found, start)
+
+    def _climb(self, batch: Batch, facts: Facts, restart: int) -> tuple[Tensor, Tensor, Facts]:
+        """Where the climb began, where it ended, and what it counted."""
+        start = self.given_start(batch, batch.x) if restart == 0 else None
+        if start is not None:
+            x_adv = start
+        else:
+            # detach: a compiled step must not see x_adv and x as one object in its first iteration
+            random = self.random_start or restart
+            x_adv = self.random_point(batch, restart) if random else batch.x.detach()
+        start = x_adv
+        if "correct_at_each_step" not in self.setup.needs:
+            for _ in range(self.steps):
+                x_adv = self.net.run(self.ascend, x_adv, batch.x, batch.y, facts)
+            return start, x_adv, {}
+        correct = torch.zeros_like(batch.y)
+        for _ in range(self.steps):
+            x_adv, correct = self.net.run(
+                self._ascend_and_count, x_adv, batch.x, batch.y, facts, correct
+            )
+        return start, x_adv, {"correct_at_each_step": correct}
+
+    def _ascend_and_count(
+        self, x_adv: Tensor, around: Tensor, y: Tensor, facts: Facts, correct: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        moved, logits = self.ascend_with_logits(x_adv, around, y, facts)
+        return moved, correct + (logits.argmax(1) == y)
+
+    def _worse(self, first: Tensor, second: Tensor, y: Tensor, facts: Facts) -> Tensor:
+        """Whether the loss that is attacked is larger at ``second`` (B,)."""
+        with torch.no_grad():
+            logits = [self.net.logits(x) for x in (first, second)]
+        if self.attack_objective == "kl":
+            natural = facts["natural_logits_attack"]
+            losses = [kernels.trades_kl(natural, found) for found in logits]
+        else:
+            losses = [functional.cross_entropy(found, y, reduction="none") for found in logits]
+        first_loss, second_loss = losses
+        # A climb that could not be made must not be hidden by another.
+        lost = second_loss.isnan() & ~first_loss.isnan()
+        return (second_loss > first_loss) | lost

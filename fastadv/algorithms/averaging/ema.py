@@ -1,0 +1,38 @@
+"""EMA: an exponential moving average of the weights, one update a step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastadv.algorithms.averaging.named import Named
+from fastadv.algorithms.contract import Setup
+from fastadv.declared import ShareBelowOne
+
+
+@dataclass(eq=False)
+class EMA(Named):
+    """average <- d * average + (1 - d) * w after every update, d = ``average_decay``.
+
+    Early on d is (1 + n)/(10 + n) where that is smaller, n the updates so far, so that the
+    average forgets its random start. Parameters only; BatchNorm's running statistics are the
+    live ones, or re-estimated (``Step.evaluation_weights``).
+    """
+
+    average_decay: ShareBelowOne = 0.995
+
+    def prepare(self, setup: Setup) -> None:
+        super().prepare(setup)
+        self._weight = torch.zeros((), device=setup.device, dtype=setup.dtype)
+
+    def schedule(self, update: int, epoch: float) -> None:
+        self._weight.fill_(1 - min(self.average_decay, (1 + update) / (10 + update)))
+
+    @torch.no_grad()
+    def update(self, parameters: Mapping[str, Tensor], ok: Tensor) -> None:
+        weight = torch.where(ok, self._weight, torch.zeros_like(self._weight))
+        self.move(parameters, weight, self.shadow)
+
+    def averaged(self) -> dict[str, Tensor]:
+        return self.shadow

@@ -1,0 +1,71 @@
+"""What every average of the weights needs: a tensor for each parameter, kept by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fastadv.algorithms.contract import Averaging
+from fastadv.errors import UserError
+
+PREFIX = "average."
+
+
+@dataclass(eq=False)
+class Named(Averaging):
+    """Keeps ``shadow``, the averages by the names of what they average."""
+
+    shadow: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
+
+    def start(self, parameters: Mapping[str, Tensor]) -> None:
+        self._keep({name: _copy(parameter) for name, parameter in _movable(parameters)})
+
+    def replaced(self, parameters: Mapping[str, Tensor], old: Mapping[str, str]) -> None:
+        before = self.shadow
+        self._keep(
+            {
+                name: before[old[name]] if old.get(name) in before else _copy(parameter)
+                for name, parameter in _movable(parameters)
+            }
+        )
+
+    def _keep(self, shadow: dict[str, Tensor]) -> None:
+        self.shadow = shadow
+        others = {k: tensor for k, tensor in self.state.items() if not k.startswith(PREFIX)}
+        self.state = {PREFIX + name: tensor for name, tensor in shadow.items()} | others
+
+    @torch.no_grad()
+    def move(
+        self, parameters: Mapping[str, Tensor], weight: Tensor | float, names: Collection[str]
+    ) -> None:
+        """average <- average + weight (parameter - average), for those of ``names``."""
+        live = [parameters[name] for name in names]
+        averages = [self.shadow[name] for name in names]
+        if isinstance(weight, Tensor):
+            weights = [weight.to(average.dtype) for average in averages]
+            torch._foreach_lerp_(averages, live, weights)
+        else:
+            torch._foreach_lerp_(averages, live, weight)
+
+    def load_state(self, saved: Mapping[str, Tensor]) -> None:
+        if saved.keys() != self.state.keys():
+            ours, theirs = self.state.keys(), saved.keys()
+            name = next(iter(sorted(theirs - ours) + sorted(ours - theirs)))
+            where = "the model" if name in theirs else "the saved state"
+            raise UserError(
+                f"The saved averages are of another model: {name.removeprefix(PREFIX)!r} is not in "
+                f"{where}."
+            )
+        super().load_state(saved)
+
+
+def _movable(parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    # Some networks keep integers (quantised weights) as parameters that never learn.
+    return ((name, p) for name, p in parameters.items() if p.is_floating_point())
+
+
+def _copy(parameter: Tensor) -> Tensor:
+    return parameter.detach().clone()

@@ -1,0 +1,91 @@
+"""SWA: the running mean of the weights at the ends of epochs (Izmailov et al., 2018)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fastadv.algorithms.averaging.named import Named
+from fastadv.declared import Count, NonNegative
+from fastadv.errors import UserError
+
+MISSED = "average_missed."
+
+
+@dataclass(eq=False)
+class SWA(Named):
+    """average <- (n average + w)/(n + 1) at the end of every ``average_every``-th epoch.
+
+    From epoch ``average_start`` (from 0; a number below 1 is a fraction of the run, which needs
+    its length). Parameters only, BatchNorm affine included; its statistics must be re-estimated
+    before the average is evaluated. Before the first average the live
+    weights are evaluated. A parameter that is put into the model later is averaged from then on.
+    Training itself is not changed.
+    """
+
+    average_start: NonNegative = 0.5
+    average_every: Count = 1
+
+    count: Tensor = field(init=False, repr=False)
+
+    def first_epoch(self) -> int:
+        """The epoch (from 0) whose end gives the first average."""
+        if self.average_start >= 1 or self.average_start == 0:
+            return int(self.average_start)
+        total, length = self.setup.total_steps, self.setup.steps_per_epoch
+        if total is None or length is None:
+            raise UserError(
+                "SWA starts after a fraction of the run: pass total_steps= and steps_per_epoch=, "
+                "or average_start= as a number of epochs."
+            )
+        return int(self.average_start * (total / length))
+
+    def start(self, parameters: Mapping[str, Tensor]) -> None:
+        self.first_epoch()
+        # On the device: only there is known whether an average was taken.
+        self.count = torch.zeros((), dtype=torch.int64, device=self.setup.device)
+        self.state = {"average_count": self.count}
+        super().start(parameters)
+
+    def replaced(self, parameters: Mapping[str, Tensor], old: Mapping[str, str]) -> None:
+        known, missed = set(self.shadow), {name: self._missed(name) for name in self.shadow}
+        super().replaced(parameters, old)
+        self._drop_missed()
+        for name in self.shadow:
+            before = old.get(name)
+            self._miss(name, missed[before] if before in known else int(self.count))
+
+    def _missed(self, name: str) -> int:
+        """How many averages were taken before ``name`` was in the model."""
+        return int(self.state.get(MISSED + name, 0))
+
+    def _miss(self, name: str, count: int) -> None:
+        if count:
+            self.state[MISSED + name] = torch.tensor(count)
+
+    def _drop_missed(self) -> None:
+        self.state = {k: tensor for k, tensor in self.state.items() if not k.startswith(MISSED)}
+
+    def load_state(self, saved: Mapping[str, Tensor]) -> None:
+        self._drop_missed()
+        for name in self.shadow:
+            self._miss(name, int(saved.get(MISSED + name, 0)))
+        super().load_state(saved)
+
+    @torch.no_grad()
+    def epoch_end(self, epoch: int, parameters: Mapping[str, Tensor], ok: Tensor) -> None:
+        first = self.first_epoch()
+        if epoch < first or (epoch - first) % self.average_every:
+            return
+        self.count += ok
+        missed = {name: self._missed(name) for name in self.shadow}
+        for many in set(missed.values()):
+            names = [name for name in missed if missed[name] == many]
+            # Where not ok there may be none yet, and 0/0 is no weight.
+            taken = (self.count - many).clamp(min=1)
+            self.move(parameters, ok.to(torch.float64) / taken, names)
+
+    def averaged(self) -> dict[str, Tensor]:
+        count = int(self.count)
+        return {name: t for name, t in self.shadow.items() if count > self._missed(name)}

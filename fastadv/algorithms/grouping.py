@@ -1,0 +1,43 @@
+"""Optimizer groups by layer, for a training loop of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+from torch import nn
+
+from fastadv.algorithms.contract import Layers
+from fastadv.algorithms.options import option_types
+from fastadv.algorithms.parts import PARTS
+from fastadv.declared import NonNegative, coerce
+from fastadv.errors import UserError, unknown
+
+
+def param_groups(
+    model: nn.Module,
+    layers: str = "rat-lr",
+    lr: float = 0.1,
+    groups: str | Iterable[str | int] | None = None,
+    split: str = "stages",
+) -> list[dict[str, Any]]:
+    """Groups for ``torch.optim``: every parameter of ``model`` exactly once.
+
+    ``optimizer = torch.optim.SGD(fastadv.param_groups(model, "rat-lr", lr=0.1), momentum=0.9)``
+    and then ``fastadv.step(model, optimizer, method="rat-lr")``, which checks them. ``groups``
+    ("3,4" or [3, 4]) are the layer groups that ``fixed-lr`` and ``frozen`` act on, ``split`` how
+    they are cut (``fastadv.models.stages``). Raises ``UserError`` for a selection that matches
+    no parameter.
+    """
+    rate = coerce("lr", lr, NonNegative)
+    kinds = PARTS["layers"]
+    if layers not in kinds:
+        raise unknown("layers", layers, kinds)
+    part, types = kinds[layers], option_types(kinds[layers])
+    wanted: dict[str, Any] = {} if groups is None else {"layer_groups": groups}
+    if "layer_groups" in types:
+        wanted["split"] = split
+    elif wanted:
+        raise UserError(f"layers={layers!r} takes no groups; leave groups= away.")
+    options = {name: coerce(name, value, types[name]) for name, value in wanted.items()}
+    return cast(Layers, part(**options)).optimizer_groups(model, rate)

@@ -1,0 +1,103 @@
+"""Layers that keep the initial learning rate while the schedule lowers the others' (RAT-LR)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastadv.algorithms.contract import Layers
+from fastadv.algorithms.layers.selected import Selected
+from fastadv.declared import NonNegative
+
+
+@dataclass(eq=False)
+class FixedRate(Selected):
+    """AT-fix-lr-[k]: the groups k learn at ``fixed_lr`` all the time (RAT, Sec. 3.2, Fig. 3a).
+
+    ``fixed_lr=None`` is the rate the optimizer begins with. ``rate_form="group"`` is an optimizer
+    group of its own, as the authors trained: the step puts its rate back before every update,
+    whatever a scheduler did to it. ``rate_form="gradient"`` is the paper's Alg. 1 and Eq. 4: the
+    chosen gradients are multiplied by eta = fixed_lr / (the present rate), 1, 10, 100 in a
+    piecewise schedule. The two differ: eta leaves weight decay unscaled, and it scales what enters
+    the momentum buffer instead of what leaves it.
+    """
+
+    called: ClassVar[str] = "fixed-lr"
+    mark: ClassVar[str] = "fixed_rate"
+
+    fixed_lr: NonNegative | None = None
+    rate_form: Literal["group", "gradient"] = "group"
+
+    rates: list[float] = field(init=False, repr=False, default_factory=list)
+    members: list[frozenset[str]] = field(init=False, repr=False, default_factory=list)
+
+    def group_settings(self, lr: float) -> dict[str, Any]:
+        rate = lr if self.fixed_lr is None else self.fixed_lr
+        return {"lr": rate, self.mark: rate}
+
+    def optimizer_groups(self, model: nn.Module, lr: float) -> list[dict[str, Any]]:
+        if self.rate_form == "group":
+            return super().optimizer_groups(model, lr)
+        return Layers.optimizer_groups(self, model, lr)
+
+    def bind(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if self.rate_form == "group":
+            super().bind(model, optimizer)
+            return
+        self.chosen = self.select(model)
+        groups = optimizer.param_groups
+        unmarked = all(group.get(self.mark) is None for group in groups)
+        self.require(unmarked and len(groups) >= len(self.rates))
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.members = [
+            frozenset(names[id(p)] for p in group["params"] if id(p) in names) & self.chosen
+            for group in groups
+        ]
+        # A scheduler made before the step has already changed lr; it notes where it began. Groups
+        # that were known keep their rate: only add_param_group brings others, at the end.
+        self.rates += [
+            float(group.get("initial_lr", group["lr"])) if self.fixed_lr is None else self.fixed_lr
+            for group in groups[len(self.rates) :]
+        ]
+
+    def before_update(
+        self, optimizer: torch.optim.Optimizer, names: list[str], gradients: list[Tensor | None]
+    ) -> None:
+        if self.rate_form == "group":
+            for group in optimizer.param_groups:
+                if group.get(self.mark) is not None:
+                    _set_rate(group, group[self.mark])
+            return
+        for group, rate, members in zip(
+            optimizer.param_groups, self.rates, self.members, strict=True
+        ):
+            eta = _ratio(rate, group["lr"])
+            for place, (name, gradient) in enumerate(zip(names, gradients, strict=True)):
+                if gradient is not None and name in members:
+                    gradients[place] = gradient * eta
+
+
+@dataclass(eq=False)
+class RatLR(FixedRate):
+    """RAT-LR: the groups 3 and 4 keep the initial rate (RAT, Alg. 1)."""
+
+    called: ClassVar[str] = "rat-lr"
+
+    layer_groups: tuple[str, ...] | None = ("3", "4")
+
+
+def _set_rate(group: dict[str, Any], rate: float) -> None:
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def _ratio(rate: float, now: float | Tensor) -> float | Tensor:
+    """rate / now; 0 where the schedule stands at 0, since nothing moves then."""
+    if isinstance(now, Tensor):
+        return torch.where(now > 0, rate / now, 0.0)
+    return rate / now if now > 0 else 0.0

@@ -1,0 +1,71 @@
+"""What every grouping of layers needs: the chosen parameters, and an optimizer that knows them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from fastadv.algorithms.contract import Layers
+from fastadv.errors import UserError
+from fastadv.models.stages import stage_parameters
+from fastadv.models.wrapped import inner_module
+
+
+@dataclass(eq=False)
+class Selected(Layers):
+    """Layers of ``layer_groups`` ("3,4": residual stages, and "rest") apart from the others.
+
+    ``split`` is how the network is cut (``fastadv.models.stages``). A selection that matches no
+    parameter is an error.
+    """
+
+    called: ClassVar[str]
+    mark: ClassVar[str]  # the key that the chosen layers' optimizer group carries
+
+    layer_groups: tuple[str, ...] | None = None
+    split: Literal["stages", "quarters"] = "stages"
+
+    chosen: frozenset[str] = field(init=False, repr=False, default=frozenset())
+
+    def group_settings(self, lr: float) -> dict[str, Any]:
+        """What the chosen layers' optimizer group says beside its parameters."""
+        raise NotImplementedError
+
+    def select(self, model: nn.Module) -> frozenset[str]:
+        """The names of the chosen parameters, those inside ``torch.compile`` and DDP."""
+        if not self.layer_groups:
+            raise UserError(
+                f"layers={self.called!r} acts on chosen layer groups: pass layer_groups=, for "
+                'example "3,4".'
+            )
+        return frozenset(stage_parameters(model, self.layer_groups, self.split))
+
+    def optimizer_groups(self, model: nn.Module, lr: float) -> list[dict[str, Any]]:
+        chosen = self.select(model)
+        named = dict(inner_module(model).named_parameters())
+        others = [parameter for name, parameter in named.items() if name not in chosen]
+        apart = [parameter for name, parameter in named.items() if name in chosen]
+        groups: list[dict[str, Any]] = [{"params": others, "lr": lr}] if others else []
+        return [*groups, {"params": apart} | self.group_settings(lr)]
+
+    def bind(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.chosen = self.select(model)
+        named = dict(inner_module(model).named_parameters())
+        marked = [group for group in optimizer.param_groups if group.get(self.mark) is not None]
+        self.require(_same((named[name] for name in self.chosen), marked))
+
+    def require(self, right: bool) -> None:
+        """Raise the sentence that says how to build the optimizer, unless it is ``right``."""
+        if not right:
+            groups = ",".join(self.layer_groups or ())
+            raise UserError(
+                f"layers={self.called!r} needs an optimizer built from fastadv.param_groups(model, "
+                f"layers={self.called!r}, lr=..., groups={groups!r}); this one's groups differ."
+            )
+
+
+def _same(parameters: Iterable[nn.Parameter], groups: list[dict[str, Any]]) -> bool:
+    wanted = sorted(id(parameter) for parameter in parameters)
+    return wanted == sorted(id(parameter) for group in groups for parameter in group["params"])

@@ -1,0 +1,29 @@
+"""Cross entropy on x_adv: plain adversarial training (Madry et al., 2018)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fastadv.algorithms.contract import Fit, Objective, Outputs
+from fastadv.declared import NonNegative
+
+
+@dataclass(eq=False)
+class CrossEntropy(Objective):
+    """fit(f(x'), y).
+
+    ``leave_out_below`` leaves samples whose loss is smaller out of the outer step (RWP paper,
+    Fig. 4; no code was published): the mean is taken over the samples that stay.
+    """
+
+    leave_out_below: NonNegative | None = None
+
+    def is_plain(self) -> bool:
+        return self.leave_out_below is None
+
+    def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
+        losses = fit(outputs.adversarial, y, outputs.facts)
+        if self.leave_out_below is None:
+            return losses
+        stay = (losses.detach() >= self.leave_out_below).to(losses.dtype)
+        return stay * losses * (len(losses) / stay.sum().clamp(min=1))

@@ -1,0 +1,55 @@
+"""Clean and adversarial cross entropy mixed (memorization paper, Eq. 6)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fastadv.algorithms.contract import Fit, Objective, Outputs, Setup
+from fastadv.algorithms.phases import epoch_of
+from fastadv.declared import NonNegative, Share
+from fastadv.errors import UserError
+
+
+@dataclass(eq=False)
+class CleanMixed(Objective):
+    """(1 - g) fit(f(x), y) + g fit(f(x'), y), g rising from ``mix_start`` to ``mix_end``.
+
+    The paper says "gradually increased from 0 to 1" and nothing more, and published no code: here
+    g is linear in the updates over the first ``mix_epochs`` epochs (None: the whole run; below 1:
+    a fraction of it) and stays at ``mix_end``.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train"})
+
+    mix_start: Share = 0.0
+    mix_end: Share = 1.0
+    mix_epochs: NonNegative | None = None
+
+    def follows_epochs(self) -> bool:
+        return self.mix_start != self.mix_end
+
+    def prepare(self, setup: Setup) -> None:
+        super().prepare(setup)
+        self._share = torch.full((), self.mix_start, device=setup.device, dtype=setup.dtype)
+        if self.mix_epochs is not None:
+            self._length = epoch_of(self.mix_epochs, setup, "mix_epochs")
+        elif setup.total_epochs is not None or self.mix_start == self.mix_end:
+            self._length = setup.total_epochs or 0.0
+        else:
+            raise UserError(
+                "The mixture changes over the run: pass total_steps= and steps_per_epoch=, or "
+                "mix_epochs= as a number of epochs."
+            )
+
+    def schedule(self, update: int, epoch: float) -> None:
+        done = min(epoch / self._length, 1.0) if self._length > 0 else 1.0
+        self._share.fill_(self.mix_start + (self.mix_end - self.mix_start) * done)
+
+    def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
+        if outputs.natural is None:
+            raise RuntimeError("clean-mixed was given no natural logits")
+        natural = fit(outputs.natural, y, outputs.facts)
+        adversarial = fit(outputs.adversarial, y, outputs.facts)
+        return (1 - self._share) * natural + self._share * adversarial

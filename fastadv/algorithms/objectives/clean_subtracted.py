@@ -1,0 +1,27 @@
+"""Adversarial cross entropy with the clean one taken away (AdvLC paper, Eq. 9)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fastadv.algorithms.contract import Fit, Objective, Outputs
+from fastadv.declared import Share
+
+
+@dataclass(eq=False)
+class CleanSubtracted(Objective):
+    """fit(f(x'), y) - clean_weight fit(f(x), y), ``clean_weight`` in [0,1].
+
+    x is the centre of the ball. The paper sweeps the weight; 0 is plain adversarial training.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train"})
+
+    clean_weight: Share = 0.5
+
+    def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
+        if outputs.natural is None:
+            raise RuntimeError("clean-subtracted was given no natural logits")
+        clean = fit(outputs.natural, y, outputs.facts)
+        return fit(outputs.adversarial, y, outputs.facts) - self.clean_weight * clean

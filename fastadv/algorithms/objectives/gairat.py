@@ -1,0 +1,45 @@
+"""GAIRAT: samples near the decision boundary weigh more (Zhang et al., 2021)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fastadv.algorithms.contract import Fit, Objective, Outputs, Setup
+from fastadv.algorithms.phases import epoch_of
+from fastadv.declared import AnyNumber, NonNegative
+
+
+@dataclass(eq=False)
+class Gairat(Objective):
+    """w_i fit(f(x'_i), y_i), w_i ~ (1 + tanh(lambda + 5 (1 - 2 kappa_i / K))) / 2, mean 1.
+
+    kappa_i counts the attack's steps, of K, before whose move sample i was still classified
+    right. All weights are equal before epoch ``gairat_start`` (from 0; a number below 1 is a
+    fraction of the run; the released code begins with the 60th of 120, counted from 1).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"correct_at_each_step"})
+
+    gairat_start: NonNegative = 59 / 120
+    gairat_lambda: AnyNumber = -1.0
+
+    def follows_epochs(self) -> bool:
+        return self.gairat_start > 0
+
+    def prepare(self, setup: Setup) -> None:
+        super().prepare(setup)
+        self._start = epoch_of(self.gairat_start, setup, "gairat_start")
+
+    def schedule(self, update: int, epoch: float) -> None:
+        self.active = int(epoch) >= self._start
+
+    def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
+        losses = fit(outputs.adversarial, y, outputs.facts)
+        if not self.active:
+            return losses
+        kappa = outputs.facts["correct_at_each_step"].to(losses.dtype)
+        share = kappa / self.setup.attack_steps
+        # (1 + tanh a)/2 written so that a weight of 1e-5 keeps its digits in float32.
+        weights = (2 * (self.gairat_lambda + 5 * (1 - 2 * share))).sigmoid()
+        return losses * (weights * len(weights) / weights.sum())

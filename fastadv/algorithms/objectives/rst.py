@@ -1,0 +1,20 @@
+"""RST: TRADES on labelled and pseudo-labelled images together (Carmon et al., 2019)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fastadv.algorithms.objectives.trades import Trades
+from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL, Pass
+
+
+@dataclass(eq=False)
+class RST(Trades):
+    """The loss of TRADES on batches half of which carry pseudo-labels.
+
+    The RWP paper's weight of the unlabelled half (Sec. 2) is, in the released code, the 1:1
+    mixture of the batch. Pseudo-labels come from ``fastadv.run.pseudo_labels``.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train", "unlabelled_half"})
+
+    bn_passes: tuple[Pass, ...] = (ADVERSARIAL, NATURAL)

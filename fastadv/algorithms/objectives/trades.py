@@ -1,0 +1,47 @@
+"""TRADES: natural cross entropy plus a KL that ties x_adv to x (Zhang et al., 2019, Eq. 5)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fastadv import kernels
+from fastadv.algorithms.contract import Fit, Objective, Outputs
+from fastadv.declared import NonNegative
+from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL, ONCE, Pass
+from fastadv.errors import UserError
+
+
+@dataclass(eq=False)
+class Trades(Objective):
+    """fit(f(x), y) + beta * KL(p(x) || p(x')), the gradient flowing through both sides.
+
+    x and x' are forwarded as separate batches, each once. ``bn_passes`` are the passes by which
+    BatchNorm's running statistics move: the published code forwards x, x' and x again.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train"})
+    fits: ClassVar[str] = "natural"
+
+    beta: NonNegative = 6.0
+    bn_passes: tuple[Pass, ...] = (NATURAL, ADVERSARIAL, NATURAL)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if set(self.bn_passes) != set(ONCE):
+            raise UserError(
+                "bn_passes are natural and adversarial, each at least once, such as "
+                f"natural,adversarial, not {','.join(self.bn_passes)!r}."
+            )
+
+    def passes(self) -> tuple[str, ...]:
+        return self.bn_passes
+
+    def attack_scale(self) -> float:
+        return self.beta
+
+    def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
+        natural, adversarial = outputs.natural, outputs.adversarial
+        if natural is None:
+            raise RuntimeError("TRADES was given no natural logits")
+        return fit(natural, y, outputs.facts) + self.beta * kernels.trades_kl(natural, adversarial)

@@ -1,0 +1,94 @@
+"""The table of parts: slot -> name -> class. A new part is one file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastadv.algorithms.adversaries.apart import APART
+from fastadv.algorithms.adversaries.atta import ATTA
+from fastadv.algorithms.adversaries.fast import Fast
+from fastadv.algorithms.adversaries.fgsm import FGSM
+from fastadv.algorithms.adversaries.fgsm_n import FGSMN
+from fastadv.algorithms.adversaries.fgsm_plus import FGSMPlus
+from fastadv.algorithms.adversaries.fgsm_r import FGSMR
+from fastadv.algorithms.adversaries.free import Free
+from fastadv.algorithms.adversaries.n_fgsm import NFGSM
+from fastadv.algorithms.adversaries.none import NoAttack
+from fastadv.algorithms.adversaries.pgd import PGD
+from fastadv.algorithms.averaging.ema import EMA
+from fastadv.algorithms.averaging.swa import SWA
+from fastadv.algorithms.contract import Part
+from fastadv.algorithms.layers.fixed_rate import FixedRate, RatLR
+from fastadv.algorithms.layers.frozen import Frozen
+from fastadv.algorithms.layers.uniform import Uniform
+from fastadv.algorithms.objectives.ce import CrossEntropy
+from fastadv.algorithms.objectives.clean_mixed import CleanMixed
+from fastadv.algorithms.objectives.clean_subtracted import CleanSubtracted
+from fastadv.algorithms.objectives.gairat import Gairat
+from fastadv.algorithms.objectives.rst import RST
+from fastadv.algorithms.objectives.trades import Trades
+from fastadv.algorithms.regularizers.advlc import AdvLC
+from fastadv.algorithms.regularizers.consistency import Consistency
+from fastadv.algorithms.regularizers.cure import Cure
+from fastadv.algorithms.regularizers.gradalign import GradAlign
+from fastadv.algorithms.regularizers.igr import IGR
+from fastadv.algorithms.regularizers.logitalign import LogitAlign
+from fastadv.algorithms.targets.distillation import Distillation
+from fastadv.algorithms.targets.label_smoothing import LabelSmoothing
+from fastadv.algorithms.targets.one_hot import OneHot
+from fastadv.algorithms.targets.self_adaptive import SelfAdaptive
+from fastadv.algorithms.targets.temporal_ensembling import TemporalEnsembling
+from fastadv.algorithms.weights.awp import AWP
+from fastadv.algorithms.weights.rwp import RWP
+
+NONE = "none"
+
+PARTS: Mapping[str, Mapping[str, type[Part]]] = {
+    "adversary": {
+        NONE: NoAttack,
+        "fgsm": FGSM,
+        "fgsm-r": FGSMR,
+        "fgsm-n": FGSMN,
+        "n-fgsm": NFGSM,
+        "fast": Fast,
+        "pgd": PGD,
+        "free": Free,
+        "atta": ATTA,
+        "fgsm-plus": FGSMPlus,
+        "apart": APART,
+    },
+    "objective": {
+        "ce": CrossEntropy,
+        "trades": Trades,
+        "clean-mixed": CleanMixed,
+        "clean-subtracted": CleanSubtracted,
+        "gairat": Gairat,
+        "rst": RST,
+    },
+    "target": {
+        "one-hot": OneHot,
+        "label-smoothing": LabelSmoothing,
+        "temporal-ensembling": TemporalEnsembling,
+        "self-adaptive": SelfAdaptive,
+        "distillation": Distillation,
+    },
+    "regularizer": {
+        "advlc": AdvLC,
+        "igr": IGR,
+        "cure": Cure,
+        "gradalign": GradAlign,
+        "logitalign": LogitAlign,
+        "consistency": Consistency,
+    },
+    "weights": {"awp": AWP, "rwp": RWP},
+    "layers": {"uniform": Uniform, "rat-lr": RatLR, "fixed-lr": FixedRate, "frozen": Frozen},
+    "averaging": {"swa": SWA, "ema": EMA},
+}
+
+OPTIONAL = ("regularizer", "weights", "averaging")
+"""Slots that may be empty; "none" there means no part at all."""
+
+
+def names(slot: str) -> list[str]:
+    """The part names a slot takes, "none" included where it may be empty."""
+    return [*([NONE] if slot in OPTIONAL else []), *PARTS[slot]]

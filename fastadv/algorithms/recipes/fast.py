@@ -1,0 +1,158 @@
+"""Recipes that attack with one gradient, or reuse one: F+FGSM, Free, ATTA, FGSM+, APART.
+
+The CIFAR accuracies of the APART paper are of 30 epochs; its ImageNet ones are quoted from the
+methods' own papers.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastadv.algorithms.recipe import CYCLIC, GREY, Recipe
+
+ON_CIFAR = "(PreActResNet-18, CIFAR-10)"
+ON_IMAGENET = "PGD-10 (ResNet-50, ImageNet, eps 2/255)"
+
+# hzzheng93/ATTA on CIFAR-10: its epochs count from 1, and the 30th and 36th begin with the lower
+# rate.
+ATTA_CIFAR: dict[str, Any] = {"model": "wide_resnet34_10", "epochs": 38, "lr": 0.1, "eps": 0.031}
+ATTA_CIFAR |= {"schedule": "multistep", "drops": (29 / 38, 35 / 38), "weight_decay": 2e-4}
+ATTA_CIFAR |= GREY
+
+# Wong et al. 2020 raise the image size and lower the batch from 512 to 128 in three phases; here
+# both are of the middle phase throughout, under the one cycle that the APART paper prints. There
+# BatchNorm's own parameters do not decay, here they do.
+IMAGENET: dict[str, Any] = {"model": "resnet50", "stem": "imagenet", "eps": 2 / 255}
+IMAGENET |= {"batch_size": 224, "epochs": 15, "lr": 0.4, "schedule": "triangular"}
+IMAGENET |= {"weight_decay": 1e-4, "cycle_momentum": False}
+# mahyarnajibi/FreeAdversarialTraining: 90 epochs and drops every 30, both divided by 4 replays.
+FREE_IMAGENET: dict[str, Any] = {"model": "resnet50", "stem": "imagenet", "eps": 2 / 255}
+FREE_IMAGENET |= {
+    "batch_size": 256,
+    "epochs": 23,
+    "lr": 0.1,
+    "schedule": "piecewise",
+}
+FREE_IMAGENET |= {"drops": (8 / 23, 16 / 23), "weight_decay": 1e-4}
+
+FAST: Mapping[str, Recipe] = {
+    "fast": Recipe(
+        "F+FGSM: one step of 1.25 eps from a random start",
+        "Wong et al. 2020; APART, Tables 2 to 4",
+        adversary="fast",
+        training=CYCLIC | {"weight_decay": 5e-4},
+        reported=f"83.81 clean, 46.06 PGD-20 {ON_CIFAR}",
+        elsewhere="85.10 clean, 46.37 PGD-20 (WRN-34-10); 57.95, 25.31 (CIFAR-100)",
+    ),
+    "fast-imagenet": Recipe(
+        "F+FGSM on ImageNet",
+        "Wong et al. 2020; APART, Table 5",
+        adversary="fast",
+        training=IMAGENET,
+        reported=f"60.90 clean, 43.46 {ON_IMAGENET}",
+    ),
+    "n-fgsm": Recipe(
+        "one step of eps from noise of 2 eps, not projected",
+        "de Jorge et al. 2022",
+        adversary="n-fgsm",
+        training=CYCLIC | {"weight_decay": 5e-4},
+    ),
+    "free": Recipe(
+        "Free-8: each batch updates weights and perturbation 8 times from one backward each",
+        "Shafahi et al. 2019; APART, Tables 2 to 4",
+        adversary="free",
+        training=CYCLIC | {"epochs": 10, "lr": 0.04, "weight_decay": 5e-4},
+        reported=f"81.64 clean, 47.37 PGD-20 {ON_CIFAR}",
+        elsewhere="85.54 clean, 47.68 PGD-20 (WRN-34-10); 55.13, 25.88 (CIFAR-100)",
+    ),
+    "free-4-imagenet": Recipe(
+        "Free-4 on ImageNet",
+        "Shafahi et al. 2019; APART, Table 5",
+        adversary="free",
+        options={"replays": 4},
+        training=FREE_IMAGENET,
+        reported=f"64.44 clean, 43.52 {ON_IMAGENET}",
+    ),
+    "atta-1": Recipe(
+        "one step from the perturbation the last epoch left",
+        "Zheng et al. 2020",
+        adversary="atta",
+        training=ATTA_CIFAR,
+    ),
+    "atta-3": Recipe(
+        "three steps from the perturbation the last epoch left",
+        "Zheng et al. 2020",
+        adversary="atta",
+        options={"steps": 3},
+        training=ATTA_CIFAR,
+    ),
+    "atta-10": Recipe(
+        "ten steps from the perturbation the last epoch left",
+        "Zheng et al. 2020; APART, Table 3",
+        adversary="atta",
+        options={"steps": 10},
+        training=ATTA_CIFAR,
+        reported="83.80 clean, 54.33 PGD-20 (WRN-34-10, CIFAR-10)",
+    ),
+    "atta-10-cyclic": Recipe(
+        "ATTA-10 in 30 epochs with one cycle of the learning rate",
+        "APART, Tables 2 and 4",
+        adversary="atta",
+        options={"steps": 10},
+        training=CYCLIC | GREY,
+        reported=f"82.10 clean, 49.03 PGD-20 {ON_CIFAR}",
+        elsewhere="56.20 clean, 25.60 PGD-20 (CIFAR-100)",
+    ),
+    "atta-2-imagenet": Recipe(
+        "ATTA-2 on ImageNet (its training settings are not published; Free's stand here)",
+        "Zheng et al. 2020; APART, Table 5",
+        adversary="atta",
+        options={"steps": 2},
+        training=FREE_IMAGENET,
+        reported=f"60.70 clean, 44.57 {ON_IMAGENET}",
+    ),
+    "pgd-cyclic": Recipe(
+        "PGD-10 in 30 epochs with one cycle of the learning rate",
+        "APART, Tables 2 to 4",
+        training=CYCLIC,
+        reported=f"82.05 clean, 47.43 PGD-20 {ON_CIFAR}",
+        elsewhere="86.43 clean, 47.12 PGD-20 (WRN-34-10); 55.14, 25.61 (CIFAR-100)",
+    ),
+    "fgsm-plus": Recipe(
+        "one step of learned size from a learned start",
+        "APART, Sec. 3.2 and Table 6 (APART without layer-wise perturbation)",
+        adversary="fgsm-plus",
+        training=CYCLIC | GREY,
+        reported=f"83.30 clean, 46.35 PGD-20 {ON_CIFAR}",
+    ),
+    "apart": Recipe(
+        "FGSM+ with a learned step inside every residual block",
+        "APART, Alg. 1 and Tables 2 to 4",
+        adversary="apart",
+        training=CYCLIC | GREY,
+        reported=f"82.45 clean, 49.30 PGD-20 {ON_CIFAR}",
+        elsewhere="84.75 clean, 51.10 PGD-20 (WRN-34-10); 57.10, 27.10 (CIFAR-100)",
+    ),
+    "apart-imagenet": Recipe(
+        "APART on ImageNet",
+        "APART, Sec. 5.1 and Table 5",
+        adversary="apart",
+        training=IMAGENET,
+        reported=f"60.52 clean, 44.30 {ON_IMAGENET}",
+    ),
+    "apart-no-layers": Recipe(
+        "APART without layer-wise perturbation: FGSM+",
+        "APART, Table 6",
+        adversary="apart",
+        options={"layerwise": False},
+        training=CYCLIC | GREY,
+        reported=f"83.30 clean, 46.35 PGD-20 {ON_CIFAR}",
+    ),
+    "apart-no-start": Recipe(
+        "APART without perturbation initialisation: every sample starts at its image",
+        "APART, Table 6",
+        adversary="apart",
+        options={"learned_start": False},
+        training=CYCLIC | GREY,
+        reported=f"82.00 clean, 48.40 PGD-20 {ON_CIFAR}",
+    ),
+}

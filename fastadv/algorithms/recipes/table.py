@@ -1,0 +1,215 @@
+"""The table of methods: a name, its parts, its hyper-parameters, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastadv.algorithms.parts import NONE
+from fastadv.algorithms.recipe import ADVLC, KL_ATTACK, MEMORIZATION, TRADES, Recipe
+from fastadv.algorithms.recipes.fast import FAST
+from fastadv.algorithms.recipes.labels import LABELS
+from fastadv.algorithms.recipes.smoothness import SMOOTHNESS
+from fastadv.errors import unknown
+
+__all__ = ["METHODS", "Recipe", "methods", "recipe"]
+
+METHODS: Mapping[str, Recipe] = {
+    "standard": Recipe(
+        "no attack",
+        "every paper's baseline; AdvLC, Table 1",
+        adversary=NONE,
+        training=ADVLC,
+        reported="44.25 / 94.88 clean, 2.61 / 0.00 AutoAttack, most robust / last epoch "
+        "(PreActResNet-18, CIFAR-10)",
+    ),
+    "fgsm": Recipe(
+        "one step of eps from the image", "Goodfellow et al. 2015; APART, Fig. 1", adversary="fgsm"
+    ),
+    "fgsm-r": Recipe(
+        "one step of eps from a random start",
+        "AdvLC, Sec. 4.1 and Fig. 2",
+        adversary="fgsm-r",
+        training=ADVLC,
+    ),
+    "fgsm-n": Recipe(
+        "FGSM on noisy images, the ball around the noisy image",
+        "AdvLC, Sec. 5.1 and Table 1",
+        adversary="fgsm-n",
+        training=ADVLC,
+        reported="41.77 / 34.19 AutoAttack best / last, 83.51 / 83.72 clean "
+        "(PreActResNet-18, CIFAR-10)",
+    ),
+    "pgd": Recipe(
+        "AT: PGD-10 adversarial training",
+        "Madry et al. 2018; Rice et al. 2020; RWP, Tables 1 and 2; RAT, Tables 1 to 4",
+        reported="52.79 / 44.44 (RAT: 52.31 / 44.45) PGD-20 best / last "
+        "(PreActResNet-18, CIFAR-10)",
+        elsewhere="PGD-20 best / last (RWP), PreActResNet-18: CIFAR-10 L2 69.15 / 65.93; SVHN "
+        "53.36 / 44.49, L2 66.87 / 65.03; CIFAR-100 27.22 / 20.82, L2 41.33 / 35.27. WRN-34-10: "
+        "CIFAR-10 86.07 clean, 56.10 PGD-20, 52.60 AutoAttack. (RAT) PreActResNet-18: CIFAR-10 L2 "
+        "69.27 / 65.86; SVHN 53.10 / 44.12, L2 66.29 / 64.73; CIFAR-100 28.07 / 21.24, L2 "
+        "41.38 / 35.34. WRN-34-10: CIFAR-10 55.57 / 47.37, L2 70.57 / 68.99; SVHN 55.57 / 47.11, "
+        "L2 67.19 / 65.08; CIFAR-100 30.74 / 24.89, L2 44.05 / 41.22",
+    ),
+    "pgd-zero": Recipe(
+        "PGD-10 from the image itself",
+        "AdvLC, Tables 1 and 2 (PGD10)",
+        options={"random_start": False},
+        training=ADVLC,
+        reported="46.50 / 40.42 AutoAttack best / last, 83.40 / 83.58 clean "
+        "(PreActResNet-18, CIFAR-10)",
+        elsewhere="44.71 clean, 19.74 APGD-50 with 5 restarts (TinyImageNet)",
+    ),
+    "pgd-eval": Recipe(
+        "PGD-10 attacking with BatchNorm's running statistics",
+        "Memorization, Tables 1, 2 and C.1 (PGD-AT)",
+        options={"attack_bn": "eval"},
+        training=MEMORIZATION,
+        reported="52.64 / 44.92 PGD-10, 47.74 / 41.84 AutoAttack best / last (ResNet-18, CIFAR-10)",
+        elsewhere="PGD-10 best / last, ResNet-18: CIFAR-10 L2 69.05 / 65.96; SVHN 54.51 / 46.97; "
+        "CIFAR-100 29.40 / 21.75. CIFAR-10: WRN-34-10 55.83 / 49.52; VGG-16 48.52 / 43.02",
+    ),
+    "pgd-shrunk": Recipe(
+        "PGD-20, the perturbation shrunk by half (option shrink)",
+        "AdvLC, Sec. 4.3 and Fig. 4b",
+        options={"steps": 20, "random_start": False, "shrink": 0.5},
+        training=ADVLC,
+    ),
+    "pgd-flipped": Recipe(
+        "PGD-20, the sign of a quarter of the perturbation flipped (option flip_signs)",
+        "AdvLC, Sec. 4.3 and Fig. 4c",
+        options={"steps": 20, "random_start": False, "flip_signs": 0.25},
+        training=ADVLC,
+    ),
+    "trades": Recipe(
+        "natural cross entropy + beta KL(f(x) || f(x')), the KL attacked",
+        "Zhang et al. 2019; RWP, Table 2; Memorization, Tables 1 and C.1",
+        objective="trades",
+        options=KL_ATTACK,
+        training=TRADES,
+        reported="84.65 clean, 56.33 PGD-20, 53.08 AutoAttack (WRN-34-10, CIFAR-10)",
+        elsewhere="PGD-10 best / last, ResNet-18: CIFAR-10 53.32 / 50.25, L2 70.22 / 66.07; SVHN "
+        "59.50 / 57.04; CIFAR-100 29.93 / 27.70",
+    ),
+    "awp": Recipe(
+        "AT with weights perturbed per layer",
+        "Wu et al. 2020; RWP, Tables 1 and 2; RAT, Table 4",
+        weights="awp",
+        reported="55.39 / 54.73 PGD-20 best / last (PreActResNet-18, CIFAR-10)",
+        elsewhere="PGD-20 best / last, PreActResNet-18: CIFAR-10 L2 72.69 / 72.08; SVHN "
+        "59.12 / 55.87, L2 72.57 / 67.73; CIFAR-100 30.71 / 30.28, L2 45.60 / 44.66. WRN-34-10: "
+        "CIFAR-10 85.57 clean, 58.14 PGD-20, 54.04 AutoAttack",
+    ),
+    "awp-loss-range": Recipe(
+        "AWP, its direction from samples whose adversarial loss lies in loss_range",
+        "RWP, Fig. 1c",
+        weights="awp",
+        options={"loss_range": (0.0, 1.5)},
+    ),
+    "rwp": Recipe(
+        "AT with weights perturbed by samples of small loss",
+        "RWP, Alg. 1 and Tables 1 and 2",
+        weights="rwp",
+        reported="58.55 / 58.01 PGD-20 best / last (PreActResNet-18, CIFAR-10)",
+        elsewhere="PGD-20 best / last, PreActResNet-18: CIFAR-10 L2 74.47 / 73.84; SVHN "
+        "61.15 / 57.45, L2 73.35 / 69.48; CIFAR-100 31.17 / 30.64, L2 45.71 / 45.05. WRN-34-10: "
+        "CIFAR-10 86.86 clean, 62.87 PGD-20, 54.61 AutoAttack",
+    ),
+    "trades-awp": Recipe(
+        "TRADES with weights perturbed per layer",
+        "Wu et al. 2020; RWP, Table 2",
+        objective="trades",
+        weights="awp",
+        options=KL_ATTACK,
+        training=TRADES,
+        reported="85.36 clean, 59.27 PGD-20, 56.17 AutoAttack (WRN-34-10, CIFAR-10)",
+    ),
+    "trades-rwp": Recipe(
+        "TRADES with weights perturbed by samples of small loss (no published code runs)",
+        "RWP, Table 2",
+        objective="trades",
+        weights="rwp",
+        options=KL_ATTACK,
+        training=TRADES,
+        reported="86.14 clean, 60.45 PGD-20, 57.20 AutoAttack (WRN-34-10, CIFAR-10)",
+    ),
+    "rat-lr": Recipe(
+        "AT whose layer groups 3 and 4 keep the initial learning rate",
+        "RAT, Alg. 1, Sec. 3.3 and Tables 1 to 4 (WRN-34-10: split=quarters)",
+        layers="rat-lr",
+        reported="51.57 / 49.07 PGD-20, 46.89 / 45.35 AutoAttack best / last "
+        "(PreActResNet-18, CIFAR-10)",
+        elsewhere="PGD-20 best / last, PreActResNet-18: CIFAR-10 L2 68.97 / 68.21; SVHN "
+        "53.32 / 43.41, L2 66.47 / 62.10; CIFAR-100 26.57 / 26.18, L2 38.31 / 37.76. WRN-34-10: "
+        "CIFAR-10 55.50 / 47.32, L2 71.91 / 68.94; SVHN 55.34 / 46.81, L2 67.50 / 64.24; CIFAR-100 "
+        "30.57 / 23.53, L2 44.43 / 40.42",
+    ),
+    "rat-wp": Recipe(
+        "AT with the weights of layer groups 3 and 4 perturbed",
+        "RAT, Eq. 6, Sec. 3.3 and Tables 1 to 4 (WRN-34-10: split=quarters)",
+        weights="awp",
+        options={"groups": ("3", "4")},
+        reported="54.85 / 53.98 PGD-20, 49.19 / 48.24 AutoAttack best / last "
+        "(PreActResNet-18, CIFAR-10)",
+        elsewhere="PGD-20 best / last, PreActResNet-18: CIFAR-10 L2 70.77 / 69.49; SVHN "
+        "57.91 / 54.32, L2 71.66 / 65.68; CIFAR-100 30.91 / 30.42, L2 45.23 / 44.93. WRN-34-10: "
+        "CIFAR-10 58.92 / 58.23, L2 71.31 / 69.19; SVHN 58.48 / 54.92, L2 69.07 / 64.76; CIFAR-100 "
+        "30.81 / 25.46, L2 46.12 / 44.64",
+    ),
+    "at-fix-lr-k": Recipe(
+        "AT whose layer groups k keep the initial learning rate (option layer_groups)",
+        "RAT, Fig. 3a",
+        layers="fixed-lr",
+        options={"layer_groups": ("4",)},
+    ),
+    "at-fix-param-k": Recipe(
+        "AT whose layer groups k never learn (option layer_groups)",
+        "RAT, Fig. 2a",
+        layers="frozen",
+        options={"layer_groups": ("4",)},
+    ),
+    "at-awp-k": Recipe(
+        "AT with the weights of layer groups k perturbed (option groups)",
+        "RAT, Fig. 4a",
+        weights="awp",
+        options={"groups": ("4",)},
+    ),
+    "trades-awp-k": Recipe(
+        "TRADES with the weights of layer groups k perturbed (option groups)",
+        "RAT, Sec. 3.3 (released code)",
+        objective="trades",
+        weights="awp",
+        options=KL_ATTACK | {"groups": ("3", "4")},
+        training=TRADES,
+    ),
+    "swa": Recipe(
+        "AT, the mean of the weights over the second half of the run evaluated",
+        "Izmailov et al. 2018; RAT, Table 4",
+        averaging="swa",
+        reported="52.14 / 51.53 PGD-20 best / last (PreActResNet-18, CIFAR-10)",
+    ),
+    "advlc": Recipe(
+        "PGD-10 without random start, the largest logit changes penalised",
+        "AdvLC, Alg. 1 and Table 1",
+        regularizer="advlc",
+        options={"random_start": False, "reg_weight": 0.4},
+        training=ADVLC,
+        reported="48.73 / 45.11 AutoAttack best / last, 81.16 / 82.23 clean "
+        "(PreActResNet-18, CIFAR-10)",
+    ),
+    **FAST,
+    **LABELS,
+    **SMOOTHNESS,
+}
+
+
+def recipe(method: str) -> Recipe:
+    """The recipe called ``method``; an unknown name is an error with the nearest one."""
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    return METHODS[method]
+
+
+def methods() -> dict[str, str]:
+    """Every method's name with one line that says what it is and where it comes from."""
+    return {name: f"{row.summary} [{row.source}]" for name, row in METHODS.items()}

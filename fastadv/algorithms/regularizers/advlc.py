@@ -1,0 +1,54 @@
+"""AdvLC: the largest changes of the logits are penalised (AdvLC paper, Sec. 5 and Alg. 1)."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fastadv import kernels
+from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer
+from fastadv.algorithms.regularizers.divergence import jensen_shannon, kl
+from fastadv.declared import ShareAboveZero
+
+
+@dataclass(eq=False)
+class AdvLC(Regularizer):
+    """(1/B) * the sum of the k largest |f(x~) - f(x')| of the whole (B,classes) batch.
+
+    k = int(top_fraction * B * classes); x~ is the centre of the ball (for FGSM-N the noisy
+    image). Gradients flow through both sides. An attack of one step from x~ shares its forward
+    pass of x~ with the loss, as Alg. 1 says and its code does not; a longer one does not keep
+    that graph, and x~ is forwarded again. ``kind`` takes another distance (Table 3), each
+    divided by B; with D = f(x~) - f(x'): "l1" the sum of |D|, "squared-l2" the sum of D^2 (its
+    weights not detached), "kl" KL(p(x~) || p(x')), "js" Jensen-Shannon, "nuclear" the sum of the
+    singular values of the matrix D. The paper gives no code, direction or weight for them.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train"})
+
+    kind: Literal["top-n", "l1", "squared-l2", "kl", "js", "nuclear"] = "top-n"
+    top_fraction: ShareAboveZero = 0.1
+
+    def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
+        if outputs.natural is None:
+            raise RuntimeError("AdvLC was given no natural logits")
+        return self._distance(outputs.natural, outputs.adversarial) / len(batch.y)
+
+    def _distance(self, natural: Tensor, adversarial: Tensor) -> Tensor:
+        if self.kind == "top-n":
+            count = max(1, int(self.top_fraction * natural.numel()))
+            return kernels.top_n_sum(natural, adversarial, count)
+        if self.kind == "kl":
+            return kl(natural, adversarial).sum()
+        if self.kind == "js":
+            return jensen_shannon(natural, adversarial).sum()
+        change = natural - adversarial
+        if self.kind == "l1":
+            return change.abs().sum()
+        if self.kind == "squared-l2":
+            return change.pow(2).sum()
+        # Its algorithm raises for what is not finite; the loss is to say it, as for the others.
+        finite = change.isfinite()
+        told = torch.where(finite.all(), 0.0, torch.nan).to(change.dtype)
+        return torch.linalg.svdvals(torch.where(finite, change, 0.0)).sum() + told

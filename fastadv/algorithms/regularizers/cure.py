@@ -1,0 +1,55 @@
+"""CURE: the input gradient may not change along the attack's direction (Moosavi-Dezfooli, 2019)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer
+from fastadv.declared import NonNegative, Positive
+from fastadv.engine.gradient import differentiable_gradient, leaf
+
+
+@dataclass(eq=False)
+class Cure(Regularizer):
+    """mean_i |grad l_i(x_i + z_i) - grad l_i(x_i)|_2, both gradients differentiated twice.
+
+    l_i is sample i's cross entropy with running BatchNorm statistics, x the centre of the ball,
+    z = eps sign(grad l(x)) (AdvLC paper, Sec. 5.1; in an L2 ball z has length eps). A
+    ``cure_length`` h in pixels takes z along the same signs with |z|_2 = h per sample
+    (F-Salehi/CURE_robustness). ``cure_squared`` squares the norm as the CURE paper prints; its
+    code does not. x + z is not cut to the box.
+    """
+
+    wants_center_gradient: ClassVar[bool] = True
+
+    reg_weight: NonNegative = 4.0
+    cure_squared: bool = False
+    cure_length: Positive | None = None
+
+    def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
+        with self.net.evaluating():
+            here = self._gradient(made.center, batch.y)
+            moved = leaf(made.center + self._displacement(here))
+            there = self._gradient(moved, batch.y)
+        change = (there - here).flatten(1)
+        if self.cure_squared:
+            return change.pow(2).sum(1).mean()
+        return torch.linalg.vector_norm(change, dim=1).mean()
+
+    def _gradient(self, x: Tensor, y: Tensor) -> Tensor:
+        """Gradients of each sample's own loss, (B,C,H,W)."""
+        scale = self.net.loss_scale(1)
+        loss = functional.cross_entropy(self.net.logits(x), y, reduction="sum")
+        return differentiable_gradient(loss * scale, x) / scale
+
+    def _displacement(self, gradient: Tensor) -> Tensor:
+        threat = self.setup.threat
+        direction = gradient.detach().sign()
+        if self.cure_length is None and threat.norm == "linf":
+            return threat.eps * direction
+        length = threat.eps if self.cure_length is None else self.cure_length
+        size = torch.linalg.vector_norm(direction.flatten(1), dim=1).clamp(min=1e-7)
+        return length * direction / size.view(-1, 1, 1, 1)

@@ -1,0 +1,65 @@
+"""GradAlign: input gradients at x and near x point the same way (Andriushchenko, 2020)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastadv import kernels
+from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer
+from fastadv.declared import NonNegative
+from fastadv.engine import noise
+from fastadv.engine.gradient import differentiable_gradient, gradients, leaf
+
+
+@dataclass(eq=False)
+class GradAlign(Regularizer):
+    """1 - mean_i cos(g1_i, g2_i), g1 = grad CE at x, g2 = grad CE at x + U(+-eps), not boxed.
+
+    x is the centre of the ball; in an L2 ball the noise is uniform in each pixel all the same.
+    Samples with a zero gradient are left out of the mean (all left out: the term is 0). For an
+    attack of one step g1 is a constant, for more steps both gradients are differentiated again;
+    BatchNorm is in training mode (tml-epfl/understanding-fast-adv-training).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train"})
+    wants_center_gradient: ClassVar[bool] = True
+
+    reg_weight: NonNegative = 0.2
+
+    def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
+        if outputs.natural is None:
+            raise RuntimeError("GradAlign was given no natural logits")
+        here = self._first_gradient(outputs.natural, batch.y, made.center)
+        near = leaf(self._near(batch, made.center))
+        scale = self.net.loss_scale(len(batch.y))
+        loss = functional.cross_entropy(self.net.logits(near), batch.y) * scale
+        return one_minus_cosine(here, differentiable_gradient(loss, near))
+
+    def _first_gradient(self, natural: Tensor, y: Tensor, center: Tensor) -> Tensor:
+        loss = functional.cross_entropy(natural, y) * self.net.loss_scale(len(y))
+        if self.setup.attack_steps > 1:
+            return differentiable_gradient(loss, center)
+        return gradients(loss, [center], keep_graph=True)[0]
+
+    def _near(self, batch: Batch, center: Tensor) -> Tensor:
+        shape = tuple(center.shape[1:])
+        drawn = kernels.noise_uniform(
+            batch.index, shape, self.setup.seed, batch.offset, noise.REGULARIZER, center.dtype
+        )
+        return center + self.setup.threat.eps * drawn
+
+
+def one_minus_cosine(first: Tensor, second: Tensor) -> Tensor:
+    """1 - the mean cosine of the rows (B,...) of which neither is zero; 0 if there is none."""
+    first, second = first.flatten(1), second.flatten(1)
+    used = first.detach().ne(0).any(1) & second.detach().ne(0).any(1)
+    # Rows left out are replaced before the division, so that their derivative is 0 and not 0/0.
+    first = torch.where(used[:, None], first, 1.0)
+    second = torch.where(used[:, None], second, 1.0)
+    lengths = [torch.linalg.vector_norm(rows, dim=1) for rows in (first, second)]
+    cosine = ((first / lengths[0][:, None]) * (second / lengths[1][:, None])).sum(1)
+    count = used.sum()
+    return (torch.where(used, 1 - cosine, 0.0)).sum() / count.clamp(min=1)

@@ -1,0 +1,32 @@
+"""IGR: the input gradient of the loss is penalised (Ross and Doshi-Velez, 2018)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn import functional
+
+from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer
+from fastadv.declared import NonNegative
+from fastadv.engine.gradient import differentiable_gradient
+
+
+@dataclass(eq=False)
+class IGR(Regularizer):
+    """|grad_x' L|_2^2, L the batch's mean cross entropy at x', summed over the whole batch.
+
+    The point is x' (x where nothing is attacked), held fixed, as in the original code for
+    adversarial training; the gradient is of the mean loss, so a sample's share carries 1/B^2,
+    which is what strengths of 1000 and more presuppose (AdvLC paper, Eq. 10 and Sec. 5.1; no
+    code). It reuses the outer forward pass: one double backward.
+    """
+
+    wants_adversarial_gradient: ClassVar[bool] = True
+
+    reg_weight: NonNegative = 1000.0
+
+    def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
+        scale = self.net.loss_scale(len(batch.y))
+        loss = functional.cross_entropy(outputs.adversarial, batch.y)
+        gradient = differentiable_gradient(loss * scale, x_adv) / scale
+        return gradient.pow(2).sum()

@@ -1,0 +1,105 @@
+"""KD: the student fits the labels and two teachers (Chen et al., 2021; KD-SWA, KDSA)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastadv.algorithms.contract import Facts, Setup, Target
+from fastadv.declared import NonNegative, Positive
+from fastadv.errors import UserError
+from fastadv.run.saved_models import fingerprint, load_model
+from fastadv.storage.digests import digest
+
+
+def soft_ce(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """T^2 * cross entropy (B,) of softmax(student/T) with softmax(teacher/T), both (B,classes).
+
+    Differs from T^2 KL(teacher || student) by the teacher's entropy, a constant.
+    """
+    taught = (teacher / temperature).softmax(1)
+    return -(temperature**2) * (taught * (student / temperature).log_softmax(1)).sum(1)
+
+
+def _are_teachers(given: Any) -> bool:
+    if given is None:
+        return True
+    named = isinstance(given, Iterable) and not isinstance(given, (Tensor, nn.Module, Mapping))
+    return named and all(isinstance(one, (nn.Module, str, PathLike)) for one in given)
+
+
+@dataclass(eq=False)
+class Distillation(Target):
+    """w_0 CE(z', y) + w_1 KD(t_1, z') + w_2 KD(t_2, z'), t_k the teachers' logits on the same x'.
+
+    ``teachers``: a standard and a robust one, as modules or as paths of run folders or weight
+    files, one text with commas between them; ``kd_weights`` are w_0 and one weight a teacher.
+    KD is ``soft_ce`` at ``temperature``. Teachers run in eval mode without gradients and see the
+    student's x'; the attack is on the student alone (VITA-Group/Alleviate-Robust-Overfitting).
+    Modules are left in eval mode and frozen.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher_logits"})
+
+    teachers: str | Sequence[nn.Module | str] | None = None
+    kd_weights: tuple[NonNegative, ...] = (0.3, 0.1, 0.6)
+    temperature: Positive = 2.0
+
+    _modules: list[nn.Module] = field(init=False, repr=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.teachers, str):
+            self.teachers = [path.strip() for path in self.teachers.split(",")]
+        if not _are_teachers(self.teachers):
+            raise UserError(
+                "teachers are networks, run folders or weight files, such as "
+                f"teachers=[standard, robust], not {self.teachers!r}."
+            )
+        if not any(self.kd_weights):
+            raise UserError("kd_weights are all 0, which leaves nothing to learn from.")
+        if self.teachers and len(self.kd_weights) != len(self.teachers) + 1:
+            raise UserError(
+                f"kd_weights must hold {len(self.teachers) + 1} numbers, the label's and one a "
+                f"teacher, not {len(self.kd_weights)}."
+            )
+
+    def prepare(self, setup: Setup) -> None:
+        super().prepare(setup)
+        if not self.teachers:
+            raise UserError(
+                "Distillation needs its teachers: pass teachers=, networks or paths of run "
+                "folders, first a standard one, then a robust one."
+            )
+        for teacher in self.teachers:
+            if isinstance(teacher, str):
+                with torch.random.fork_rng([]):  # initial weights that are overwritten at once
+                    teacher = load_model(teacher, setup.num_classes, setup.image_shape[0])
+                teacher = teacher.to(setup.dtype)
+            self._modules.append(teacher.to(setup.device).eval().requires_grad_(False))
+
+    def networks(self) -> Sequence[nn.Module]:
+        return self._modules
+
+    def depends_on(self) -> dict[str, str]:
+        # Of the files: the networks are made of them by the first step, and this is asked before.
+        return {
+            f"teacher {n}": digest(dict(teacher.state_dict()))
+            if isinstance(teacher, nn.Module)
+            else fingerprint(str(teacher))
+            for n, teacher in enumerate(self.teachers or (), start=1)
+        }
+
+    def teach(self, x_adv: Tensor) -> Tensor:
+        logits = [self.net.logits_of(teacher, x_adv) for teacher in self._modules]
+        return torch.stack(logits)
+
+    def fit(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+        loss = self.kd_weights[0] * functional.cross_entropy(logits, y, reduction="none")
+        for teacher, weight in zip(facts["teacher_logits"], self.kd_weights[1:], strict=True):
+            loss = loss + weight * soft_ce(teacher.to(logits.dtype), logits, self.temperature)
+        return loss

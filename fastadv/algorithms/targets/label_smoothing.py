@@ -1,0 +1,30 @@
+"""Label smoothing: part of the label goes to the other classes (Szegedy et al., 2016)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fastadv.algorithms.contract import Facts, Target
+from fastadv.declared import ShareBelowOne
+
+
+def smoothed_ce(logits: Tensor, y: Tensor, smoothing: float) -> Tensor:
+    """Cross entropy (B,) of ``logits`` (B,classes) with 1-s for class y and s/(classes-1) else."""
+    log_p = logits.log_softmax(1)
+    right = log_p.gather(1, y[:, None]).squeeze(1)
+    other = (log_p.sum(1) - right) / (logits.shape[1] - 1)
+    return -(1 - smoothing) * right - smoothing * other
+
+
+@dataclass(eq=False)
+class LabelSmoothing(Target):
+    """The true class gets 1 - s, every other s/(classes - 1); the attack sees the hard label.
+
+    As in "Bag of Tricks for AT" (Pang et al., 2021); torch's own smoothing gives s/classes to all
+    classes. The memorization paper (Table 2) does not say its s.
+    """
+
+    smoothing: ShareBelowOne = 0.1
+
+    def fit(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+        return smoothed_ce(logits, y, self.smoothing)

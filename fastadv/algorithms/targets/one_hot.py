@@ -1,0 +1,19 @@
+"""The label as it is given."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional
+
+from fastadv.algorithms.contract import Facts, Target
+
+
+@dataclass(eq=False)
+class OneHot(Target):
+    """Cross entropy with the hard label."""
+
+    def is_plain(self) -> bool:
+        return True
+
+    def fit(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+        return functional.cross_entropy(logits, y, reduction="none")

@@ -1,0 +1,77 @@
+"""SAT: labels move towards what the network predicts (Huang et al., 2020)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastadv.algorithms.contract import Batch, Facts, Outputs, Setup, Target
+from fastadv.algorithms.phases import epoch_of
+from fastadv.algorithms.sample_state import sample_count
+from fastadv.declared import NonNegative, Share
+
+
+@dataclass(eq=False)
+class SelfAdaptive(Target):
+    """w_i * cross entropy with t_i, where t_i <- m t_i + (1 - m) softmax(z_i), detached, first.
+
+    z_i are the logits that the objective fits, of the outer pass in training mode: natural ones
+    for TRADES (LayneH/self-adaptive-training), f(x') for cross entropy, where the memorization
+    paper (Table 2) reports a result and nobody published code; it costs no further pass there.
+    w_i = max t_i, scaled to mean 1 over the batch. t_i begins as the hard label. Before epoch
+    ``sat_start`` (from 0; below 1 a fraction of the run, by default the 70th of 100 epochs) the
+    hard label is fitted and t stays. The attack does not change.
+    """
+
+    per_sample_state: ClassVar[tuple[str, ...]] = ("targets",)
+
+    sat_momentum: Share = 0.9
+    sat_start: NonNegative = 0.69
+
+    def follows_epochs(self) -> bool:
+        return self.sat_start > 0
+
+    def prepare(self, setup: Setup) -> None:
+        super().prepare(setup)
+        self._start = epoch_of(self.sat_start, setup, "sat_start")
+        rows = sample_count(setup.num_samples, "Self-adaptive training")
+        dtype = torch.promote_types(setup.dtype, torch.float32)
+        # A row of zeros is a sample not seen yet: its label is known when it comes.
+        self.targets = torch.zeros(rows, setup.num_classes, device=setup.device, dtype=dtype)
+        self.state = {"targets": self.targets}
+
+    def schedule(self, update: int, epoch: float) -> None:
+        self.active = int(epoch) >= self._start
+
+    @torch.no_grad()
+    def before(self, batch: Batch, facts: Facts) -> None:
+        if not self.active:
+            return
+        rows = self.targets[batch.index]
+        label = functional.one_hot(batch.y, rows.shape[1]).to(rows.dtype)
+        facts["sat_targets"] = torch.where(rows.sum(1, keepdim=True) > 0, rows, label)
+
+    def _moved(self, logits: Tensor, facts: Facts) -> Tensor:
+        old = facts["sat_targets"]
+        now = logits.detach().softmax(1).to(old.dtype)
+        return self.sat_momentum * old + (1 - self.sat_momentum) * now
+
+    def fit(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+        if not self.active:
+            return functional.cross_entropy(logits, y, reduction="none")
+        target = self._moved(logits, facts).to(logits.dtype)
+        weight = target.amax(1)
+        weight = weight * len(weight) / weight.sum()
+        return -weight * (target * logits.log_softmax(1)).sum(1)
+
+    @torch.no_grad()
+    def after(self, batch: Batch, outputs: Outputs, ok: Tensor) -> None:
+        if not self.active:
+            return
+        fitted = outputs.adversarial
+        if self.setup.fits == "natural" and outputs.natural is not None:
+            fitted = outputs.natural
+        rows = self._moved(fitted, outputs.facts)
+        self.targets[batch.index] = torch.where(ok, rows, self.targets[batch.index])

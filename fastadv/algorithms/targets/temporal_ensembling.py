@@ -1,0 +1,96 @@
+"""TE: predictions are held to their own running average (memorization paper, Eq. 7)."""
+
+from dataclasses import dataclass
+from math import exp
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastadv.algorithms.contract import Batch, Facts, Outputs, Setup, Target
+from fastadv.algorithms.phases import epoch_of
+from fastadv.algorithms.sample_state import sample_count
+from fastadv.declared import NonNegative, ShareBelowOne
+
+
+def ramp(epoch: int, start: float, end: float) -> float:
+    """exp(-5 (1 - t)^2), t running from 0 at ``start`` to 1 at ``end``; 0 before, 1 after."""
+    if epoch < start:
+        return 0.0
+    done = min((epoch - start) / (end - start), 1.0) if end > start else 1.0
+    return exp(-5 * (1 - done) ** 2)
+
+
+@dataclass(eq=False)
+class TemporalEnsembling(Target):
+    """The loss, and the attack's objective, get + w_e |p - p^_i|_2^2 a sample.
+
+    P_i <- m P_i + (1 - m) softmax(f(x_i)), f(x_i) the logits of the augmented image with running
+    BatchNorm statistics, before the attack; p^_i = P_i / sum(P_i) is the bias-corrected average.
+    w_e = ``te_weight`` * ramp(e), e the epoch from 0; before ``te_start`` nothing is computed and
+    nothing averaged. Starts below 1 are fractions of the run: the defaults are the 90th and 150th
+    of 200 epochs (dongyp13/memorization-AT). The weight stands before the sum over classes, as
+    printed; the code's 300 before a mean is the same 30 for ten classes only.
+
+    In the attack p is p(x'). In the outer loss ``te_on="code"`` takes the predictions that the
+    objective fits, natural ones for TRADES; ``"paper"`` always takes p(x').
+    """
+
+    per_sample_state: ClassVar[tuple[str, ...]] = ("predictions",)
+
+    te_weight: NonNegative = 30.0
+    te_momentum: ShareBelowOne = 0.9
+    te_start: NonNegative = 0.445
+    te_end: NonNegative = 0.745
+    te_on: Literal["code", "paper"] = "code"
+
+    def demands(self) -> frozenset[str]:
+        return frozenset({"natural_logits_eval"}) if self.active else frozenset()
+
+    def follows_epochs(self) -> bool:
+        return self.te_start > 0 or self.te_end > 0
+
+    def prepare(self, setup: Setup) -> None:
+        super().prepare(setup)
+        self._start = epoch_of(self.te_start, setup, "te_start")
+        self._end = epoch_of(self.te_end, setup, "te_end")
+        rows = sample_count(setup.num_samples, "Temporal ensembling")
+        dtype = torch.promote_types(setup.dtype, torch.float32)
+        self._weight = torch.zeros((), device=setup.device, dtype=dtype)
+        self.predictions = torch.zeros(rows, setup.num_classes, device=setup.device, dtype=dtype)
+        self.state = {"predictions": self.predictions}
+
+    def schedule(self, update: int, epoch: float) -> None:
+        self.active = int(epoch) >= self._start
+        self._weight.fill_(self.te_weight * ramp(int(epoch), self._start, self._end))
+
+    @torch.no_grad()
+    def before(self, batch: Batch, facts: Facts) -> None:
+        if not self.active:
+            return
+        now = facts["natural_logits_eval"].softmax(1).to(self.predictions.dtype)
+        rows = self.te_momentum * self.predictions[batch.index] + (1 - self.te_momentum) * now
+        facts["te_rows"] = rows
+        facts["te_prediction"] = rows / rows.sum(1, keepdim=True)
+
+    def fit(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+        return functional.cross_entropy(logits, y, reduction="none")
+
+    def attack_term(self, logits: Tensor, facts: Facts) -> Tensor | None:
+        return self._distance(logits, facts) if self.active else None
+
+    def penalty(self, fitted: Tensor, adversarial: Tensor, facts: Facts) -> Tensor | None:
+        if not self.active:
+            return None
+        return self._distance(fitted if self.te_on == "code" else adversarial, facts)
+
+    def _distance(self, logits: Tensor, facts: Facts) -> Tensor:
+        apart = logits.softmax(1) - facts["te_prediction"].to(logits.dtype)
+        return self._weight.to(logits.dtype) * apart.pow(2).sum(1)
+
+    @torch.no_grad()
+    def after(self, batch: Batch, outputs: Outputs, ok: Tensor) -> None:
+        if self.active:
+            old = self.predictions[batch.index]
+            self.predictions[batch.index] = torch.where(ok, outputs.facts["te_rows"], old)

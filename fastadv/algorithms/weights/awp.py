@@ -1,0 +1,103 @@
+"""AWP: weights move along the loss gradient before the outer step (Wu et al., 2020)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastadv import kernels
+from fastadv.algorithms.contract import Losses, Setup, WeightGradient, WeightPerturbation
+from fastadv.declared import CountOrZero, NonNegative
+from fastadv.errors import UserError
+from fastadv.models.stages import stage_parameters
+
+
+@dataclass(eq=False)
+class AWP(WeightPerturbation):
+    """v = gamma * |w|/|g| * g per tensor, the outer step taken at w + v, then v is taken back.
+
+    Perturbed are the tensors named "weight" with more than one dimension: convolutions and the
+    classifier (csdongxian/AWP). Weight decay acts on w + v, as there. ``norm_scope="global"``
+    takes one ratio over all tensors together. The first ``warmup_epochs`` perturb nothing.
+
+    ``groups`` ("3,4") perturbs only those layer groups (RAT-WP, AT-AWP-[k]: RAT, Eq. 6), ``split``
+    says how they are cut (``fastadv.models.stages``); the direction is the whole network's
+    gradient. ``loss_range`` (p,q) takes the direction from the samples whose adversarial cross
+    entropy lies in [p, q] (RWP, Fig. 1c); the outer step is on all samples.
+    """
+
+    gamma: NonNegative = 0.01
+    norm_scope: Literal["tensor", "global"] = "tensor"
+    warmup_epochs: CountOrZero = 0
+    groups: tuple[str, ...] | None = None
+    split: Literal["stages", "quarters"] = "stages"
+    loss_range: tuple[NonNegative, NonNegative] | None = None
+
+    chosen: frozenset[str] | None = field(init=False, repr=False, default=None)
+    originals: list[Tensor] = field(init=False, repr=False, default_factory=list)
+    moved_by: list[Tensor] = field(init=False, repr=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss_range is not None and self.loss_range[0] > self.loss_range[1]:
+            raise UserError(f"loss_range must rise, such as 0,1.5, not {self.loss_range}.")
+
+    def follows_epochs(self) -> bool:
+        return self.warmup_epochs > 0
+
+    def prepare(self, setup: Setup) -> None:
+        super().prepare(setup)
+        model = setup.net.model
+        if self.groups is not None:
+            self.chosen = frozenset(stage_parameters(model, self.groups, self.split))
+        named = dict(model.named_parameters())
+        if not self.select(list(named), list(named.values())):
+            where = "" if self.groups is None else f" in groups {','.join(self.groups)}"
+            raise UserError(
+                f"There is no weight matrix or kernel{where} of {type(model).__name__} to perturb."
+            )
+
+    def follow_model(self) -> None:
+        self.prepare(self.setup)
+
+    def select(self, names: Sequence[str], tensors: Sequence[Tensor]) -> list[int]:
+        return [
+            position
+            for position, (name, tensor) in enumerate(zip(names, tensors, strict=True))
+            if "weight" in name and tensor.ndim > 1 and self._may_move(name)
+        ]
+
+    def _may_move(self, name: str) -> bool:
+        return self.chosen is None or name in self.chosen
+
+    def schedule(self, update: int, epoch: float) -> None:
+        self.active = epoch >= self.warmup_epochs
+
+    def reduce(self, losses: Losses) -> tuple[Tensor, Tensor]:
+        taken = self._in_range(losses)
+        return (taken * losses.total).mean(), taken.sum()
+
+    def _in_range(self, losses: Losses) -> Tensor:
+        """1 for the samples the direction comes from, 0 for the others (B,)."""
+        if self.loss_range is None:
+            return torch.ones_like(losses.total)
+        low, high = self.loss_range
+        taken = (losses.adversarial >= low) & (losses.adversarial <= high)
+        return taken.to(losses.total.dtype)
+
+    @torch.no_grad()
+    def perturb(self, weights: list[Tensor], gradient: WeightGradient) -> None:
+        self._remember(weights)
+        self.moved_by, _ = gradient()
+        kernels.perturb_weights(weights, self.moved_by, self.gamma, self.norm_scope)
+
+    def _remember(self, weights: list[Tensor]) -> None:
+        if [old.shape for old in self.originals] != [weight.shape for weight in weights]:
+            self.originals = [torch.empty_like(weight) for weight in weights]
+        torch._foreach_copy_(self.originals, weights)
+
+    @torch.no_grad()
+    def restore(self, weights: list[Tensor]) -> None:
+        kernels.restore_weights(weights, self.originals, self.moved_by)

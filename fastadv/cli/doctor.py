@@ -1,0 +1,49 @@
+"""What this machine can do, and what fastadv will use of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+
+import torch
+from rich.text import Text
+
+from fastadv import __version__, kernels
+from fastadv.engine.model.precision import cpu_multiplies
+
+EXTRAS = {
+    "pyautoattack": ("eval", "the canonical AutoAttack"),
+    "nvidia.dali": ("dali", "the DALI loader"),
+    "matplotlib": ("report", "plots"),
+    "tensorboard": ("tensorboard", "TensorBoard events"),
+}
+
+
+def report() -> Text:
+    """Versions, devices, precisions, kernels and extras, a line each."""
+    lines = [
+        f"fastadv {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        f"CPU: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, bf16 "
+        + ("in hardware" if cpu_multiplies(torch.bfloat16) else "not in hardware: --amp is no use"),
+    ]
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(number)
+            lines.append(f"cuda:{number}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB")
+    else:
+        lines.append("CUDA: none")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    lines += ["", f"kernels on {device}:"]
+    lines += [f"  {name}: {face}, {why}" for name, (face, why) in kernels.faces(device).items()]
+    lines += ["", "extras:"]
+    for module, (extra, what) in EXTRAS.items():
+        state = "installed" if _present(module) else f"missing: pip install 'fastadv[{extra}]'"
+        lines.append(f"  {what}: {state}")
+    return Text("\n".join(lines))
+
+
+def _present(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False

@@ -1,0 +1,55 @@
+"""Put averaged weights into a model for an evaluation, and take them out again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from fastadv.engine.model import guard
+from fastadv.engine.model.buffers import copy_into, kept, places
+from fastadv.engine.process import distributed
+
+
+@contextmanager
+def averaged_weights(
+    model: nn.Module,
+    average: Mapping[str, Tensor],
+    batches: Iterable[Any] | None,
+) -> Iterator[None]:
+    """``average`` in place of the parameters of these names; an empty one changes nothing.
+
+    With ``batches`` BatchNorm's running statistics are re-estimated for the average by a pass in
+    training mode, every batch counting alike. Weights and buffers return on exit.
+    """
+    if not average:
+        yield
+        return
+    named = dict(model.named_parameters())
+    parameters = [named[name] for name in average]
+    live = [parameter.detach().clone() for parameter in parameters]
+    with kept(places(model.modules())):
+        copy_into([parameter.detach() for parameter in parameters], [*average.values()])
+        try:
+            if batches is not None:
+                device = parameters[0].device
+                # Dropout's draws here must not move those of the training.
+                drawing = torch.random.fork_rng([device] if device.type == "cuda" else [])
+                with guard.flags_kept(model), torch.no_grad(), drawing:
+                    update_bn(_images(batches), model, device)
+                    distributed.average([b for b in model.buffers() if b.is_floating_point()])
+            yield
+        finally:
+            copy_into([parameter.detach() for parameter in parameters], live)
+
+
+def _images(batches: Iterable[Any]) -> Iterator[Tensor]:
+    for batch in batches:
+        if isinstance(batch, Tensor):
+            yield batch
+        else:
+            yield batch.image if hasattr(batch, "image") else batch[0]

@@ -1,0 +1,100 @@
+"""BatchNorm's count of batches, kept for all of a network at once.
+
+Every BatchNorm adds one to its ``num_batches_tracked`` in every training pass: a launch each, 187
+in one PGD-10 update of PreActResNet-18, for a number nothing reads unless ``momentum`` is None.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from fastadv.engine.model.bn_folding import NORMS
+
+NAME = "num_batches_tracked"
+
+
+class Counted(NamedTuple):
+    """A BatchNorm and its counter while that is out of the module."""
+
+    norm: nn.Module
+    counter: Tensor
+
+
+class BatchCounters:
+    """The counters of those BatchNorms that a forward pass calls once.
+
+    The others (called twice, only in training, or with ``momentum=None``) count for themselves.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._once: list[nn.Module] = []
+        self._aside: list[Counted] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Learn from the one forward pass inside which BatchNorms are called once."""
+        calls: Counter[nn.Module] = Counter()
+        # A hook on a module of its own would look like the user's: what is hooked is not folded.
+        handle = register_module_forward_pre_hook(lambda module, _: calls.update([module]))
+        try:
+            yield
+        finally:
+            handle.remove()
+        norms = [module for module in self.model.modules() if type(module) in NORMS]
+        self._once = [norm for norm in norms if calls[norm] == 1]
+
+    def leave(self) -> None:
+        """All counters stay in their modules: somebody reads them."""
+        self._once = []
+
+    @torch.no_grad()
+    def move(self, by: int) -> None:
+        """Add ``by`` to every counter that would be aside."""
+        for norm in self._once:
+            counter = norm._buffers.get(NAME)
+            if counter is not None:
+                counter += by
+
+    @property
+    def any(self) -> bool:
+        """Whether some would be aside."""
+        return bool(self._once)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """The counters are out of their modules inside, and moved by ``count`` alone."""
+        outer = self._aside
+        found = []
+        for norm in self._once:
+            counter = norm._buffers.get(NAME)
+            if counter is not None and norm.momentum is not None:
+                found.append(Counted(norm, counter))
+        try:
+            for norm, _ in found:
+                norm._buffers[NAME] = None
+            self._aside = outer + found
+            yield
+        finally:
+            self._aside = outer
+            for norm, counter in found:
+                norm._buffers[NAME] = counter
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The counters that are out of the model's buffers now."""
+        return [counter for _, counter in self._aside]
+
+    def count(self) -> None:
+        """One more pass for every BatchNorm in training mode; a launch for all."""
+        counters: list[Any] = [counter for norm, counter in self._aside if norm.training]
+        if counters:
+            with torch.no_grad():
+                torch._foreach_add_(counters, 1)

@@ -1,0 +1,416 @@
+"""BatchNorms with running statistics fold into the convolutions before them, for an attack.
+
+With running statistics BatchNorm is an affine map a channel, and a convolution followed by it is a
+convolution. Whether nothing else reads the convolution's output is not known beforehand: a forward
+may look at it without a gradient, under a condition, in the third batch. So a folded convolution
+hands out a stand-in for its output, and computes the fold. Its BatchNorm takes the fold out of the
+stand-in. Anybody else who touches the stand-in, or keeps it, is noticed: the forward pass is made
+again without that fold, and the fold is given up.
+
+The modules stay what they are, with their own parameters and buffers: only their ``forward`` is
+another for a while.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules import module as modules
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from fastadv.engine.model.buffers import copy_into
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+_KINDS: tuple[Any, ...] = (*CONVOLUTIONS, *NORMS)
+_PYTORCHS: dict[type, Callable[..., Any]] = {kind: kind.forward for kind in _KINDS}
+_BATCH_NORM = functional.batch_norm
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_SHADOWING = {"forward", "_conv_forward", "weight", "bias", "running_mean", "running_var"}
+_EVERYBODYS_HOOKS = (
+    modules._global_forward_hooks,
+    modules._global_forward_pre_hooks,
+    modules._global_backward_hooks,
+    modules._global_backward_pre_hooks,
+)
+
+
+class Fold(NamedTuple):
+    """A convolution, and the BatchNorm that alone reads its output."""
+
+    convolution: nn.Module
+    norm: nn.Module
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution that is both, from the values of this moment."""
+        norm: Any = self.norm
+        scale = (norm.running_var + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight
+        bias = -norm.running_mean * scale
+        own = self.convolution._parameters["bias"]
+        if own is not None:
+            bias = bias + own * scale
+        if norm.bias is not None:
+            bias = bias + norm.bias
+        weight: Any = self.convolution._parameters["weight"]
+        return weight * scale.view(-1, *[1] * (weight.dim() - 1)), bias
+
+    def possible(self) -> bool:
+        """Whether both are PyTorch's own and as they were made: not hooked, not parametrized, with
+        parameters and statistics of one type."""
+        if not (_untouched(self.convolution, CONVOLUTIONS) and _untouched(self.norm, NORMS)):
+            return False
+        if CONVOLUTIONS.index(type(self.convolution)) != NORMS.index(type(self.norm)):
+            return False
+        weight, *others = self.tensors()
+        if weight is None or others[1] is None or others[2] is None:
+            return False
+        every = [tensor for tensor in (weight, *others) if tensor is not None]
+        return (
+            all(type(tensor) in (Tensor, nn.Parameter) for tensor in every)
+            and weight.is_floating_point()
+            and all((t.dtype, t.device) == (weight.dtype, weight.device) for t in every)
+            and all(len(tensor) == len(weight) for tensor in every)
+        )
+
+    def tensors(self) -> list[Any]:
+        """What the fold is computed from: the convolution's parameters, then the norm's tensors."""
+        own = self.convolution._parameters
+        statistics, affine = self.norm._buffers, self.norm._parameters
+        return [
+            *(own.get(name) for name in ("weight", "bias")),
+            *(statistics.get(name) for name in ("running_mean", "running_var")),
+            *(affine.get(name) for name in ("weight", "bias")),
+        ]
+
+
+def _untouched(module: nn.Module, kinds: tuple[Any, ...]) -> bool:
+    own = module.__dict__
+    return (
+        type(module) in kinds
+        and type(module).forward is _PYTORCHS[type(module)]
+        and not any(own.get(hooks) for hooks in _HOOKS)
+        # A module's attribute is looked up here first.
+        and not own.keys() & _SHADOWING
+        and own.get("_compiled_call_impl") is None
+    )
+
+
+# -- the stand-in ---------------------------------------------------------------------------------
+
+
+class StandIn(Tensor):
+    """Stands for the output of a convolution, and has no content: whatever is computed with it, in
+    Python or below, comes here first, is noticed, and is computed with the true output."""
+
+    _true: Callable[[], Tensor]
+    _touched: Callable[[], None]
+    _output: Tensor | None  # for the one norm it is meant for
+    _norm: Any
+    _recorded: bool  # whether gradients were recorded when it was made
+
+    @staticmethod
+    def of(
+        output: Tensor,
+        norm: nn.Module,
+        true: Callable[[], Tensor],
+        touched: Callable[[], None],
+    ) -> StandIn:
+        """One with the shape of ``output``, which ``norm`` may take."""
+        made: StandIn = Tensor._make_wrapper_subclass(
+            StandIn, output.shape, dtype=output.dtype, device=output.device
+        )
+        made._output, made._norm, made._true, made._touched = output, norm, true, touched
+        made._recorded = torch.is_grad_enabled()
+        return made
+
+    def _read(self) -> Tensor:
+        self._touched()
+        true = self._true()
+        self._true = lambda: true
+        self._output = None
+        return true
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return func(*_true(args), **_true(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return func(*_true(args), **_true(kwargs or {}))
+
+
+def _true(value: Any) -> Any:
+    return tree_map_only(StandIn, StandIn._read, value)
+
+
+# -- which BatchNorms fold ------------------------------------------------------------------------
+
+
+def seen_folds(
+    model: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor
+) -> tuple[Tensor, list[Fold]]:
+    """``forward(x)``, which calls ``model`` in eval mode, and the folds that can be tried: every
+    BatchNorm that took the untouched output of a convolution, both called once."""
+    convolutions = [module for module in model.modules() if _untouched(module, CONVOLUTIONS)]
+    norms = [module for module in model.modules() if _untouched(module, NORMS)]
+    took: dict[nn.Module, nn.Module] = {}
+    calls: Counter[nn.Module] = Counter()
+    read: set[nn.Module] = set()
+    given: list[tuple[nn.Module, weakref.ref[StandIn]]] = []
+
+    def convolve(module: Any) -> Callable[[Tensor], Tensor]:
+        def run(x: Tensor) -> Tensor:
+            calls[module] += 1
+            output = _PYTORCHS[type(module)](module, x)
+            if torch.compiler.is_compiling() or type(output) is not Tensor:
+                return output
+            stand_in = StandIn.of(output, module, lambda: output, lambda: read.add(module))
+            given.append((module, weakref.ref(stand_in)))
+            return stand_in
+
+        return run
+
+    def normalize(module: Any) -> Callable[[Tensor], Tensor]:
+        def run(x: Tensor) -> Tensor:
+            calls[module] += 1
+            if type(x) is StandIn and x._output is not None:
+                took[x._norm], x = module, x._output
+            found: Tensor = _PYTORCHS[type(module)](module, x)
+            return found
+
+        return run
+
+    runs = {module: convolve(module) for module in convolutions}
+    runs |= {module: normalize(module) for module in norms}
+    with _instead(runs), torch.enable_grad(), _Writes() as writes:
+        logits = forward(x.detach().requires_grad_())
+    read |= {module for module, stand_in in given if stand_in() is not None}
+    folds = [Fold(convolution, norm) for convolution, norm in took.items()]
+    found = [
+        fold
+        for fold in folds
+        if calls[fold.convolution] == calls[fold.norm] == 1
+        if fold.convolution not in read and fold.possible()
+        if not writes.found & {_memory(tensor) for tensor in fold.tensors() if tensor is not None}
+    ]
+    return logits.detach(), found
+
+
+class _Writes(TorchDispatchMode):
+    """The memories that operations write to inside: a forward that makes its weights anew in place
+    may do so through ``.data``, which no version counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for place, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                given = args[place] if place < len(args) else kwargs.get(argument.name)
+                each = given if isinstance(given, (list, tuple)) else [given]
+                self.found |= {_memory(value) for value in each if type(value) is not StandIn}
+        return func(*args, **kwargs)
+
+
+def _memory(value: Any) -> int:
+    return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else 0
+
+
+@contextmanager
+def _instead(runs: dict[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Modules run what stands beside them inside, instead of their ``forward``."""
+    for module, run in runs.items():
+        module.__dict__["forward"] = run
+    try:
+        yield
+    finally:
+        for module in runs:
+            module.__dict__.pop("forward", None)
+
+
+# -- folds at work --------------------------------------------------------------------------------
+
+
+class Folding:
+    """The folds of a network, and their weights as they were made last.
+
+    Whoever changes the weights or the statistics says so (``outdate``), for ``.data`` is changed
+    unseen. A fold whose tensors change, or are exchanged, between its two modules is not used.
+    """
+
+    def __init__(self) -> None:
+        self.folds: list[Fold] = []
+        self._weights: dict[torch.dtype | None, list[Tensor]] = {}
+        self._up_to_date: dict[torch.dtype | None, list[UsedFold]] = {}
+        self._given_up: set[Fold] = set()
+        self._handed_out: list[tuple[Fold, weakref.ref[StandIn]]] = []
+
+    def outdate(self) -> None:
+        """The weights have changed."""
+        self._up_to_date.clear()
+
+    @contextmanager
+    def at_work(self, used: Sequence[UsedFold]) -> Iterator[None]:
+        """Inside, forward passes use the folds of ``used``, which are ``refreshed``."""
+        runs: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
+        for each in used:
+            each.begin()
+            runs |= {each.fold.convolution: each.convolve, each.fold.norm: each.normalize}
+        try:
+            with _instead(runs):
+                yield
+        finally:
+            self._handed_out.clear()
+
+    def misread(self, ended: bool = True) -> bool:
+        """Whether somebody else than its norm has read a folded convolution's output, or keeps it,
+        in the forward pass that ended (or broke) now. Such a fold is given up; the pass must be
+        repeated."""
+        for fold, stand_in in self._handed_out:
+            if ended and stand_in() is not None:
+                self._given_up.add(fold)
+        self._handed_out.clear()
+        wrong, self._given_up = self._given_up, set()
+        if wrong:
+            self.folds = [fold for fold in self.folds if fold not in wrong]
+            for module in (module for fold in wrong for module in fold):
+                module.__dict__.pop("forward", None)
+        return bool(wrong)
+
+    def refreshed(self, dtype: torch.dtype | None) -> list[UsedFold]:
+        """The folds that are possible in passes under autocast to ``dtype`` (None: without), with
+        weights of this moment, in the same memory always."""
+        if any(_EVERYBODYS_HOOKS) or functional.batch_norm is not _BATCH_NORM:
+            return []
+        if torch._C._len_torch_function_stack():  # a mode may make an operation another
+            return []
+        if not all(used.current() for used in self._up_to_date.get(dtype, [])):
+            self.outdate()
+        if dtype not in self._up_to_date:
+            self._up_to_date[dtype] = self._made(dtype)
+        return [
+            used
+            for used in self._up_to_date[dtype]
+            if used.fold in self.folds and used.fold.possible()
+        ]
+
+    def _made(self, dtype: torch.dtype | None) -> list[UsedFold]:
+        folds = [fold for fold in self.folds if fold.possible()]
+        with torch.no_grad():
+            tensors = [tensor for fold in folds for tensor in fold.weights()]
+            low = [t.dtype if dtype is None or t.dtype != torch.float32 else dtype for t in tensors]
+            wanted = [(t.shape, t.device, kind) for t, kind in zip(tensors, low, strict=True)]
+            memory = self._weights.get(dtype, [])
+            if [(own.shape, own.device, own.dtype) for own in memory] != wanted:
+                pairs = zip(tensors, low, strict=True)
+                memory = [torch.empty_like(tensor, dtype=kind) for tensor, kind in pairs]
+                self._weights[dtype] = memory
+            copy_into(memory, tensors)
+        weights = zip(folds, memory[::2], memory[1::2], strict=True)
+        return [UsedFold(self, fold, dtype, weight, bias) for fold, weight, bias in weights]
+
+
+class UsedFold:
+    """A fold with its weights: what its two modules run instead of their ``forward``."""
+
+    def __init__(
+        self,
+        folding: Folding,
+        fold: Fold,
+        dtype: torch.dtype | None,
+        weight: Tensor,
+        bias: Tensor,
+    ) -> None:
+        self.folding, self.fold, self.dtype = folding, fold, dtype
+        self.weight, self.bias = weight, bias
+        self.eps: Any = fold.norm.eps
+        self.made_from = self.standing = fold.tensors()
+        self.made_of = self.states = _states(self.standing)
+
+    def current(self) -> bool:
+        """Whether the modules still hold what was folded."""
+        tensors = self.fold.tensors()
+        alike = _same(tensors, self.made_from) and _states(tensors) == self.made_of
+        return alike and self.fold.norm.eps == self.eps
+
+    def begin(self) -> None:
+        """What stands in the modules now, be it low-precision copies, is what was folded."""
+        self.standing = self.fold.tensors()
+        self.states = _states(self.standing)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        convolution: Any = self.fold.convolution
+        plain = _PYTORCHS[type(convolution)]
+        if not self._as_made(x):
+            found: Tensor = plain(convolution, x)
+            return found
+        output = convolution._conv_forward(x, self.weight, self.bias)
+        fold, folding = self.fold, self.folding
+        stand_in = StandIn.of(
+            output,
+            fold.norm,
+            lambda: plain(convolution, x),
+            lambda: folding._given_up.add(fold),
+        )
+        folding._handed_out.append((fold, weakref.ref(stand_in)))
+        return stand_in
+
+    def normalize(self, x: Tensor) -> Tensor:
+        norm: Any = self.fold.norm
+        if (
+            not torch.compiler.is_compiling()
+            and type(x) is StandIn
+            and x._norm is norm
+            and x._output is not None
+            and x._recorded == torch.is_grad_enabled()
+            and not norm.training
+            and norm.eps == self.eps
+            and _same(self.fold.tensors(), self.standing)
+            and _states(self.standing) == self.states
+        ):
+            output, x._output = x._output, None  # a second reader has the norm's own
+            return output
+        found: Tensor = _PYTORCHS[type(norm)](norm, x)
+        return found
+
+    def _as_made(self, x: Tensor) -> bool:
+        """Whether a convolution of ``x`` here and now can be the folded one."""
+        if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
+            return False
+        if x.is_inference() or x.dim() != self.weight.dim():
+            return False
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind) != (self.dtype is not None):
+            return False
+        if self.dtype is not None and torch.get_autocast_dtype(kind) != self.dtype:
+            return False
+        # Inside of torch.func a tensor is not what it seems.
+        return torch._C._functorch.peek_interpreter_stack() is None
+
+
+def _same(first: Sequence[Any], second: Sequence[Any]) -> bool:
+    return all(one is other for one, other in zip(first, second, strict=True))
+
+
+def _states(tensors: Sequence[Any]) -> list[tuple[int, int] | None]:
+    """What changes with a tensor: its version in place, its memory by ``.data =``."""
+    return [None if t is None else (t._version, t.data_ptr()) for t in tensors]

@@ -1,0 +1,185 @@
+"""What must not count as an update: a sticky flag on the device, and updates that it masks.
+
+Nothing waits for the flag. It holds the number and the kind of the first bad update; from there on
+no update is applied and the weights stay the last good ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from fastadv.engine.model.buffers import copy_into
+from fastadv.errors import TrainingError
+
+
+class Fault(IntEnum):
+    """Kinds of bad updates. Of several in one update the first of this list is told."""
+
+    IMAGES = 0
+    LABELS = 1
+    ROWS = 2
+    ATTACK = 3
+    DIRECTION = 4
+    INPUT_GRADIENT = 5
+    LOSS = 6
+    GRADIENT = 7
+    STATISTICS = 8
+    UPDATE = 9
+
+
+STOPPED = "nothing was updated from there on and the weights are the last good ones"
+LOWER = "Lower the learning rate, or use bf16 or float32 instead of fp16."
+SENTENCES: Mapping[Fault, str] = {
+    Fault.IMAGES: "Images were outside of their range or not finite at step {step}; {stopped}. "
+    "Scale them to [0,1], and put normalisation inside the model.",
+    Fault.LABELS: "Labels were outside of the model's classes at step {step}; {stopped}. Leave "
+    "such samples out of the batch: no label is ignored.",
+    Fault.ROWS: "index named rows outside of num_samples= at step {step}; {stopped}.",
+    Fault.ATTACK: "The gradient of the attack was not finite at step {step}; {stopped}. Lower the "
+    "learning rate, or look at the network's outputs in the attack (running statistics that "
+    "overflow in eval mode, an attack in fp16).",
+    Fault.DIRECTION: "The gradient that perturbs the weights was not finite at step {step}; "
+    "{stopped}. " + LOWER,
+    Fault.INPUT_GRADIENT: "The loss had a gradient at the images or at learned step sizes that "
+    "was not finite at step {step}; {stopped}. Look for operations without a slope (a root or a "
+    "norm at 0) before the first layer with weights.",
+    Fault.LOSS: "The loss or a gradient stopped being finite at step {step}; {stopped}. " + LOWER,
+    Fault.GRADIENT: "The loss or a gradient stopped being finite at step {step}; {stopped}. "
+    + LOWER,
+    Fault.STATISTICS: "A buffer of the model (BatchNorm's running statistics) stopped being finite "
+    "at step {step}; {stopped}. Its activations overflow: lower the learning rate.",
+    Fault.UPDATE: "The optimizer's update overflowed at step {step}; {stopped}. Lower the learning "
+    "rate, momentum or weight decay.",
+}
+
+
+class Faults:
+    """``bad_step`` is the number of the first bad update, -1 while there is none, and ``kind`` its
+    ``Fault``; both 0-dim int64 on ``device``."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+        self.kind = torch.zeros((), dtype=torch.int64, device=device)
+        self._fine = torch.zeros((), dtype=torch.bool, device=device)
+        # What was found before an update began; filled in place, so that a graph may read it.
+        self.before = {kind: torch.zeros_like(self._fine) for kind in list(Fault)[:3]}
+
+    @torch.no_grad()
+    def record(self, doubts: Mapping[Fault, Tensor], update: Tensor) -> Tensor:
+        """Note whether any of ``doubts`` (0-dim bool, true where bad) holds for the update of this
+        number; returns whether to apply it."""
+        known = {**self.before, **doubts}
+        bad = torch.stack([known.get(kind, self._fine) for kind in Fault])
+        first_bad = bad.any() & (self.bad_step < 0)
+        self.kind.copy_(torch.where(first_bad, bad.to(torch.uint8).argmax(), self.kind))
+        self.bad_step.copy_(torch.where(first_bad, update, self.bad_step))
+        return self.bad_step < 0
+
+    def none_so_far(self) -> Tensor:
+        """Whether no step was bad so far, 0-dim bool on the device."""
+        return self.bad_step < 0
+
+    def healthy(self) -> bool:
+        """Whether no step was bad so far. Waits."""
+        return int(self.bad_step) < 0
+
+    def check(self) -> None:
+        """Raise ``TrainingError`` naming the first bad step, if there was one. Waits."""
+        step = int(self.bad_step)
+        if step >= 0:
+            sentence = SENTENCES[Fault(int(self.kind))]
+            raise TrainingError(sentence.format(step=step, stopped=STOPPED))
+
+
+@torch.no_grad()
+def all_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether every value is finite, 0-dim bool; sums, which keep what is not, cost least."""
+    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    if not floating:
+        return torch.ones((), dtype=torch.bool, device=tensors[0].device if tensors else None)
+    return torch.stack([_sum(tensor) for tensor in floating]).isfinite().all()
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    """The sum in float32."""
+    if tensor.dtype is torch.float32:
+        return tensor.sum()
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return tensor.sum(dtype=wide).float()
+
+
+@torch.no_grad()
+def apply_where(
+    ok: Tensor, update: Callable[[], object], optimizer: torch.optim.Optimizer
+) -> Tensor:
+    """Call ``update`` so that it changes weights and optimizer state only where ``ok`` and only
+    where all of them stay finite; returns whether they do (0-dim bool).
+
+    On a CPU the flag is simply read, and what overflowed is the caller's to put back: it holds
+    copies. On a GPU the tensors are copied and put back by a select, since reading the flag would
+    stall the device; a fused optimizer also masks itself. The optimizer must have its state
+    already: what a masked first step leaves there is no state.
+    """
+    if ok.device.type == "cpu":
+        if not ok:
+            return torch.ones_like(ok)
+        update()
+        return all_finite(telling(optimizer))
+    touched = _tensors(optimizer)
+    before = [torch.empty_like(tensor) for tensor in touched]
+    copy_into(before, touched)
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = (~ok).float()  # type: ignore[attr-defined]
+        try:
+            update()
+        finally:
+            del optimizer.found_inf  # type: ignore[attr-defined]
+    else:
+        update()
+    finite = all_finite(telling(optimizer))
+    select_into(touched, ok & finite, before)
+    return finite | ~ok
+
+
+@torch.no_grad()
+def select_into(tensors: Sequence[Tensor], ok: Tensor, otherwise: Sequence[Tensor]) -> None:
+    """Keep each tensor where ``ok``, else put ``otherwise`` back, in place."""
+    for tensor, old in zip(tensors, otherwise, strict=True):
+        torch.where(ok, tensor, old, out=tensor)
+
+
+def counts_on_the_host(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer keeps something where no flag on the device can mask it.
+
+    Adam counts its steps there, unless it is fused or capturable.
+    """
+    return any(tensor.device.type == "cpu" for tensor in _state(optimizer))
+
+
+def _moving(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The weights that a step moves."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    return [weight.detach() for weight in weights if weight.grad is not None]
+
+
+def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What a step may change on the device."""
+    moving = _moving(optimizer)
+    device = moving[0].device if moving else None
+    return moving + [tensor for tensor in _state(optimizer) if tensor.device == device]
+
+
+def telling(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What shows whether a step overflowed. SGD adds its state to the weights, so what is not
+    finite there is not finite in them."""
+    return _moving(optimizer) if type(optimizer) is torch.optim.SGD else _tensors(optimizer)
+
+
+def _state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    states = optimizer.state.values()
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]

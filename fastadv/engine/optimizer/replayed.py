@@ -1,0 +1,238 @@
+"""The optimizer's part of an update as a CUDA graph of its own, where its kind allows that.
+
+It stands between the graphs of the passes and is recorded apart from them: what it has frozen
+(momentum, weight decay, where the optimizer's state lies) may change before any update, which then
+runs as written, and the passes need no new recording for it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, RAdam, optimizer
+
+from fastadv.engine.cuda_graph import NotReplayable
+from fastadv.engine.optimizer.faults import Fault
+from fastadv.engine.optimizer.updater import Updater
+
+# With capturable=True none of these waits for the device, whichever way its step is computed
+# (RMSprop's and Adadelta's does when it goes tensor by tensor).
+CAPTURABLE = (Adam, AdamW, Adamax, NAdam, RAdam)
+AGAIN = 4  # recordings of one situation, before it is taken for one that keeps changing
+
+
+class Replaying:
+    """What the recordings of one updater have in common: its learning rates, and whether there
+    can be recordings at all.
+
+    Replayed are fused SGD and ``CAPTURABLE`` optimizers of float32 weights or narrower, without
+    hooks and without a gradient scaler. The learning rates of such an optimizer are tensors in
+    every update, replayed or not, filled from ``param_groups`` when they have changed: a rate
+    rounded to float32 in some updates only would make a resumed run another run.
+    """
+
+    def __init__(self, updater: Updater, recorder: Any) -> None:
+        self.updater = updater
+        self.recorder = recorder
+        self.refused = False
+        self._rates: list[_Rate] = []  # by the place of the group: loading a state replaces those
+        # Torch warns who calls a capturable optimizer outside of a capture, as happens at first.
+        vars(updater.optimizer)["_warned_capturable_if_run_uncaptured"] = True
+
+    @contextmanager
+    def rates_as_tensors(self, device: torch.device) -> Iterator[None]:
+        """Inside, each group's rate is a tensor on ``device`` with its value of this moment."""
+        groups = self.updater.optimizer.param_groups
+        while len(self._rates) < len(groups):
+            self._rates.append(_Rate(device))
+        self.fill()
+        before = [group["lr"] for group in groups]
+        try:
+            for group, rate in zip(groups, self._rates, strict=True):
+                group["lr"] = rate.tensor
+            yield
+        finally:
+            for group, given in zip(groups, before, strict=True):
+                group["lr"] = given
+
+    def fill(self) -> None:
+        """Take over the rates of ``param_groups``."""
+        for group, rate in zip(self.updater.optimizer.param_groups, self._rates, strict=True):
+            rate.fill(group["lr"])
+
+
+class ReplayedUpdate:
+    """``Updater``, replayed for the passes whose ``gradients`` lie where they always do.
+
+    An update is recorded when nothing but the rate has changed since the one before, so with a
+    momentum that moves every time none is.
+    """
+
+    def __init__(self, shared: Replaying, gradients: Sequence[Tensor | None]) -> None:
+        self.shared = shared
+        self.optimizer = shared.updater.optimizer
+        self._gradients = list(gradients)
+        self._seen: Hashable = None
+        self._recording: _Recording | None = None
+        self._left = AGAIN
+
+    def __call__(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        loss: Tensor,
+        number: Tensor,
+        doubts: Mapping[Fault, Tensor],
+        *,
+        images: int,
+        update: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """``Updater.__call__``; replayed, the tensors returned are the recording's own."""
+        shared = self.shared
+        allowed = update and _allows(self.optimizer)
+        if allowed and self._may_replay(parameters, gradients):
+            frozen = _frozen(self.optimizer)
+            known, self._seen = self._seen, frozen
+            if self._recording is None or self._recording.frozen != frozen:
+                again = frozen == known and self._left > 0
+                self._recording = None
+                if again:
+                    self._record(frozen, parameters, gradients, loss, number, doubts, images)
+            if self._recording is not None:
+                shared.fill()
+                return self._recording.replay()
+        with shared.rates_as_tensors(loss.device) if allowed else nullcontext():
+            return shared.updater(
+                parameters, gradients, loss, number, doubts, images=images, update=update
+            )
+
+    def _may_replay(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> bool:
+        """Whether this update reads the gradients of the recorded passes and no others."""
+        if self.shared.refused or not self.shared.updater.steady:
+            return False
+        ours = {id(parameter) for parameter in parameters}
+        groups = self.optimizer.param_groups
+        # A gradient that somebody else takes may lie somewhere else next time.
+        alone = all(p.grad is None for g in groups for p in g["params"] if id(p) not in ours)
+        return alone and all(
+            given is own for given, own in zip(gradients, self._gradients, strict=True)
+        )
+
+    def _record(
+        self,
+        frozen: Hashable,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        loss: Tensor,
+        number: Tensor,
+        doubts: Mapping[Fault, Tensor],
+        images: int,
+    ) -> None:
+        self._left -= 1
+        shared = self.shared
+        try:
+            with shared.rates_as_tensors(loss.device):
+                # Not in the pool of the passes: the graph that settles was recorded before this
+                # one and is replayed after it.
+                returned, replay = shared.recorder(
+                    lambda: shared.updater(
+                        parameters, gradients, loss, number, doubts, images=images, update=True
+                    ),
+                    alone=True,
+                )
+        except (NotReplayable, torch.OutOfMemoryError) as error:
+            shared.refused = True
+            reason = getattr(error, "reason", "out of memory")
+            warnings.warn(
+                f"The optimizer cannot be replayed as a CUDA graph ({reason}); it is launched "
+                "operation by operation.",
+                stacklevel=6,
+            )
+            return
+        self._recording = _Recording(frozen, parameters, returned, replay)
+
+
+class _Recording:
+    """One graph: what it has frozen, what it returns, the gradients it leaves."""
+
+    def __init__(
+        self, frozen: Hashable, parameters: Sequence[Tensor], returned: Any, replay: Any
+    ) -> None:
+        self.frozen = frozen
+        self.parameters = list(parameters)
+        self.gradients = [parameter.grad for parameter in parameters]
+        self._returned, self._replay = returned, replay
+
+    def replay(self) -> tuple[Tensor, Tensor]:
+        self._replay()
+        # The caller may have taken them away since.
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            parameter.grad = gradient
+        norm, ok = self._returned
+        return norm, ok
+
+
+class _Rate:
+    """A group's learning rate where a graph can read it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.tensor = torch.zeros((), device=device, dtype=torch.float32)
+        self._value: float | None = None
+
+    def fill(self, given: float | Tensor) -> None:
+        """Take over ``given`` where it is another than at the last update."""
+        if isinstance(given, Tensor) and given.device.type != "cpu":
+            self.tensor.copy_(given)
+        elif self._value != float(given):
+            self._value = float(given)
+            self.tensor.fill_(self._value)
+
+
+def _allows(own: torch.optim.Optimizer) -> bool:
+    """Whether a step of it is launches only, the same every time.
+
+    A rate on the device is float32 (fused kernels read no other), too coarse for float64 weights.
+    """
+    hooks = (
+        own._optimizer_step_pre_hooks,
+        own._optimizer_step_post_hooks,
+        optimizer._global_optimizer_pre_hooks,
+        optimizer._global_optimizer_post_hooks,
+    )
+    # A scheduler wraps the optimizer's own step in one that counts.
+    step = vars(own).get("step")
+    wrapped = step is not None and getattr(step, "__wrapped__", None) is not type(own).step
+    if any(hooks) or wrapped or type(own) not in (SGD, *CAPTURABLE):
+        return False
+    asked = "fused" if type(own) is SGD else "capturable"
+    return all(
+        group[asked]
+        and not group["differentiable"]
+        and not any(map(_has_tensors, _settings(group).values()))
+        and all(parameter.dtype != torch.float64 for parameter in group["params"])
+        for group in own.param_groups
+    )
+
+
+def _frozen(own: torch.optim.Optimizer) -> Hashable:
+    """What a recording holds fast: where the state lies, and every setting but the rate."""
+    state = (value for values in own.state.values() for value in values.values())
+    return (
+        tuple(value.data_ptr() if isinstance(value, Tensor) else value for value in state),
+        tuple(tuple(map(id, group["params"])) for group in own.param_groups),
+        tuple(tuple(_settings(group).items()) for group in own.param_groups),
+    )
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name not in ("params", "lr")}
+
+
+def _has_tensors(value: Any) -> bool:
+    """Tensors as hyper-parameters are read by their value, on the host."""
+    return isinstance(value, Tensor) or (isinstance(value, tuple) and any(map(_has_tensors, value)))

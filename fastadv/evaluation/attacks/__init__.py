@@ -1,0 +1,131 @@
+"""Evaluation attacks: how strong a trained model really is. One file an attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fastadv.declared import coerce, parse_number
+from fastadv.errors import NotFiniteError, UserError
+from fastadv.evaluation.attacks import autoattack, clean, cw, fgsm, gaussian, inputs, pgd
+from fastadv.evaluation.attacks.names import AttackSpec, parse_attack
+from fastadv.evaluation.attacks.problem import Problem
+from fastadv.evaluation.attacks.watch import NO_ATTACK, Watch
+from fastadv.ranges import outside
+from fastadv.threat import usual_threat
+
+__all__ = ["ATTACKS", "AttackSpec", "Problem", "attack", "parse_attack"]
+
+ATTACKS: dict[str, Callable[[Problem, AttackSpec], Tensor]] = {
+    "clean": clean.unchanged,
+    "fgsm": fgsm.textbook,
+    "fgsm-rwp": fgsm.of_rwp,
+    "pgd": pgd.ascend,
+    "cw": cw.of_rwp,
+    "cw-margin": cw.of_bag_of_tricks,
+    "noise": gaussian.add_noise,
+    "autoattack": autoattack.cascade,
+}
+"""Every kind of attack: ``attack(problem, spec) -> x_adv``, with the model in ``attackable``."""
+
+
+def attack(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    name: str = "pgd",
+    *,
+    eps: float | str | None = None,
+    norm: str = "linf",
+    alpha: float | str | None = None,
+    steps: int | None = None,
+    restarts: int | None = None,
+    random_start: bool | None = None,
+    start: Tensor | None = None,
+    objective: str | None = None,
+    seed: int = 0,
+    index: Tensor | None = None,
+    amp: bool | str = False,
+) -> Tensor:
+    """Adversarial examples x_adv, detached, in the shape and type of ``x``.
+
+    ``x`` (B,C,H,W) float in [0,1] on the model's device, ``y`` (B,) its classes. ``name`` is an
+    attack with its numbers: "fgsm", "fgsm-rwp", "pgd", "pgd-20" (steps), "pgd-50-10" (steps,
+    restarts), "cw", "cw-margin", "noise-0.1", "autoattack", "clean".
+
+    ``eps`` and ``alpha`` are in pixels. Options left None are the usual ones: eps 8/255 in Linf,
+    128/255 in L2; alpha eps/4 (Linf) or 15/128 eps (L2), for FGSM eps; 10 steps, for CW 100; one
+    restart; a random start, for FGSM none; objective "ce", or "kl" for KL(f(x) || f(x')).
+    ``start`` (B,C,H,W) is an initial perturbation in pixels instead of the random one. Noise is
+    drawn per row of ``index`` (B,) (0..B-1 when None), so a sample's start does not depend on its
+    batch. ``amp`` computes in "bf16" (True) or "fp16"; False in the model's own type, inside the
+    caller's autocast too.
+
+    The model is attacked in eval mode with frozen parameters, and left as it was found: train
+    flags, ``requires_grad`` and grad mode. Works under ``no_grad`` and ``inference_mode``.
+
+    Raises ``UserError`` for an unknown name or option, images outside [0,1] (rounding errors are
+    cut off) and labels out of range, ``NotFiniteError`` where the network gives outputs or a
+    gradient that are not finite: there is no attack then.
+    """
+    spec = parse_attack(name).with_options(
+        steps=steps,
+        restarts=restarts,
+        alpha=None if alpha is None else parse_number(alpha, "alpha"),
+        random_start=random_start,
+        start=start,
+        objective=objective,
+    )
+    threat = usual_threat(norm, eps)
+    threat.require_step(spec.alpha)
+    seed = coerce("seed", seed, int)
+    inputs.check_batch(x, y)
+    if len(x) == 0:
+        raise UserError("There is nothing to attack in an empty batch.")
+    index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
+    _check_companions(x, start, index)
+    net = inputs.attacked_network(model, inputs.model_device(model, x.device), amp)
+    with inputs.attackable(net):
+        x = inputs.plain(x)
+        y = inputs.plain(y).to(x.device, torch.int64)
+        largest = _checked_values(x, y)
+        watch = Watch(x.device)
+        problem = Problem(
+            net,
+            threat,
+            x.clamp(threat.low, threat.high),
+            y,
+            inputs.plain(index),
+            seed,
+            start=None if start is None else inputs.plain(start).to(x),
+            largest_label=largest,
+            watch=watch,
+        )
+        x_adv = ATTACKS[spec.kind](problem, spec).detach()
+        if watch.bad | ~x_adv.isfinite().all():
+            raise NotFiniteError(NO_ATTACK)
+        return x_adv
+
+
+def _check_companions(x: Tensor, start: Tensor | None, index: Tensor) -> None:
+    """Raise ``UserError`` where ``start`` or ``index`` does not belong to ``x``."""
+    if start is not None and start.shape != x.shape:
+        raise UserError(
+            f"start must have the images' shape {tuple(x.shape)}, not {tuple(start.shape)}."
+        )
+    if index.shape != x.shape[:1] or index.is_floating_point():
+        raise UserError(
+            f"index must hold one integer an image, shape ({len(x)},), not {tuple(index.shape)}."
+        )
+
+
+def _checked_values(x: Tensor, y: Tensor) -> int:
+    """The largest label; ``UserError`` for values outside of their range. Waits once."""
+    strays, smallest, largest = torch.stack([outside(x).long(), *y.aminmax()]).tolist()
+    if strays:
+        raise UserError(inputs.BOX_SENTENCE)
+    if smallest < 0:
+        raise UserError(f"Label {smallest} is out of range: labels run from 0.")
+    return int(largest)

@@ -1,0 +1,107 @@
+"""The loop all gradient attacks share: climb, and of several climbs keep each sample's worst."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fastadv import kernels
+from fastadv.evaluation.attacks.problem import STREAM, Loss, Problem
+
+
+def ce(logits: Tensor, problem: Problem) -> Tensor:
+    """Cross entropy (B,)."""
+    return cross_entropy(logits, problem.y, reduction="none")
+
+
+def kl(logits: Tensor, problem: Problem) -> Tensor:
+    """KL(f(x) || f(x')) (B,), what TRADES maximises (Zhang et al., 2019, Eq. 5)."""
+    if problem.natural is None:
+        raise RuntimeError("the KL objective was asked for without natural logits")
+    return kernels.trades_kl(problem.natural, logits)
+
+
+def climb(
+    problem: Problem,
+    x_adv: Tensor,
+    loss: Loss,
+    *,
+    alpha: float,
+    steps: int,
+    only_correct: bool = False,
+) -> Tensor:
+    """``steps`` projected steps of size ``alpha`` up ``loss``; the last iterate.
+
+    With ``only_correct`` a sample stays where it is once it is misclassified.
+    """
+    for _ in range(steps):
+        gradient, logits = problem.gradient(x_adv, loss)
+        moved = problem.threat.step(x_adv, gradient, problem.x, alpha)
+        if only_correct:
+            moved = _choose(logits.argmax(1) == problem.y, moved, x_adv)
+        x_adv = moved
+    return x_adv
+
+
+def first_point(problem: Problem, random: bool) -> Tensor:
+    """Where the first climb begins: the given start, a random point of the ball, or ``x``."""
+    if problem.start is not None:
+        return problem.threat.project(problem.x + problem.start, problem.x)
+    return problem.random_start(0, STREAM) if random else problem.x
+
+
+def climb_from_everywhere(
+    problem: Problem,
+    loss: Loss,
+    *,
+    alpha: float,
+    steps: int,
+    restarts: int,
+    random: bool,
+    only_correct: bool = False,
+) -> Tensor:
+    """The end of the first climb that fools the model, else of the one with the largest loss.
+
+    Only the first climb uses ``problem.start`` or, with ``random=False``, the image itself. Robust
+    accuracy then counts a sample as wrong when any restart fools the model. A sample once fooled
+    is settled, so where Python may look at tensors for free it is not attacked again.
+    """
+    x_adv = climb(
+        problem,
+        first_point(problem, random),
+        loss,
+        alpha=alpha,
+        steps=steps,
+        only_correct=only_correct,
+    )
+    if restarts == 1:
+        return x_adv
+    fooled, height = _reached(problem, x_adv, loss)
+    rows = torch.arange(len(x_adv), device=x_adv.device)
+    for restart in range(1, restarts):
+        if problem.net.waits_are_free:
+            rows = (~fooled).nonzero().squeeze(1)
+            if len(rows) == 0:
+                break
+        part = problem.subset(rows)
+        start = part.random_start(restart, STREAM)
+        other = climb(part, start, loss, alpha=alpha, steps=steps, only_correct=only_correct)
+        now_fooled, now_height = _reached(part, other, loss)
+        better = ~fooled[rows] & (now_fooled | (now_height > height[rows]))
+        x_adv[rows] = _choose(better, other, x_adv[rows])
+        height[rows] = torch.where(better, now_height, height[rows])
+        fooled[rows] = fooled[rows] | now_fooled
+    return x_adv
+
+
+@torch.no_grad()
+def _reached(problem: Problem, x_adv: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+    """Which samples are misclassified at ``x_adv``, and their losses, both (B,)."""
+    logits = problem.logits(x_adv)
+    return logits.argmax(1) != problem.y, loss(logits, problem)
+
+
+def _choose(first: Tensor, if_true: Tensor, if_false: Tensor) -> Tensor:
+    """Per sample one of two batches of images."""
+    return torch.where(first.view(-1, *[1] * (if_true.dim() - 1)), if_true, if_false)

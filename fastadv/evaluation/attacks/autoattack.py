@@ -1,0 +1,86 @@
+"""AutoAttack "standard" (Croce & Hein, 2020) through the package ``pyautoattack``, as it is.
+
+The cascade is APGD-CE, targeted APGD, targeted FAB, Square, each on what the ones before left
+standing. Its published code draws shared numbers for a whole batch, so unlike the other attacks
+its random choices depend on the batch a sample is in.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from fastadv.errors import UserError
+from fastadv.evaluation.attacks.names import AttackSpec
+from fastadv.evaluation.attacks.problem import Problem
+
+NORMS = {"linf": "Linf", "l2": "L2"}
+TARGETS = 9
+MIN_CLASSES = 4
+
+
+def require_package() -> None:
+    """Raise ``UserError`` with the install command where ``pyautoattack`` is missing."""
+    if importlib.util.find_spec("pyautoattack") is None:
+        raise UserError(
+            "The attack 'autoattack' needs the package pyautoattack; install it with: "
+            "pip install pyautoattack"
+        )
+
+
+def cascade(problem: Problem, spec: AttackSpec) -> Tensor:
+    """The adversarial examples AutoAttack found; the image itself where it found none.
+
+    With fewer than ten classes every wrong class is a target, instead of nine. Computed in
+    float32, the package's own type. Raises ``UserError`` for fewer than four classes, which the
+    targeted losses need.
+    """
+    require_package()
+    from pyautoattack import AutoAttack  # an optional package
+
+    x, y = problem.x.float(), problem.y
+
+    def model(images: Tensor) -> Tensor:
+        return problem.logits(images.to(problem.x.dtype)).float()
+
+    if x.dim() not in (2, 4):
+        raise UserError(
+            f"AutoAttack needs images (B,C,H,W) or vectors (B,D), not {tuple(x.shape)}; use "
+            "'pgd-100-10' instead."
+        )
+    with torch.no_grad():
+        classes = model(x).shape[1]
+    if classes < MIN_CLASSES:
+        raise UserError(
+            f"AutoAttack's targeted attacks need at least {MIN_CLASSES} classes and the model has "
+            f"{classes}; use 'pgd-100-10' instead."
+        )
+    adversary = AutoAttack(
+        model, device=x.device, eps=problem.threat.eps, norm=NORMS[problem.threat.norm],
+        seed=problem.seed,
+    )  # fmt: skip
+    targets = min(TARGETS, classes - 1)
+    adversary.apgd_targeted.n_target_classes = targets
+    adversary.fab.n_target_classes = targets
+    with _contained(x.device):
+        x_adv, _ = adversary.run_standard_evaluation(x, y, batch_size=len(x))
+    x_adv = x_adv.detach().to(problem.x.dtype)
+    # float32 rounds eps: what was found there is brought back into a wider type's ball.
+    return x_adv if x.dtype == problem.x.dtype else problem.threat.project(x_adv, problem.x)
+
+
+@contextmanager
+def _contained(device: torch.device) -> Iterator[None]:
+    """Keep what the package changes for the whole process: the seeds and the trace function."""
+    tracing = sys.gettrace()
+    cuda = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            yield
+    finally:
+        sys.settrace(tracing)

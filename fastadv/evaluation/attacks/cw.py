@@ -1,0 +1,68 @@
+"""The two attacks papers call CW: PGD on a margin of logits (Carlini & Wagner, 2017, loss f6).
+
+They are not interchangeable; say which one a number was made with.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastadv.evaluation.attacks.ascent import climb_from_everywhere
+from fastadv.evaluation.attacks.names import AttackSpec
+from fastadv.evaluation.attacks.pgd import usual_alpha
+from fastadv.evaluation.attacks.problem import Loss, Problem
+
+STEPS = 100
+KAPPA = 10.0
+
+
+def of_rwp(problem: Problem, spec: AttackSpec) -> Tensor:
+    """CW of RWP and AWP: 100 steps up -relu(z_y - r + 10), r the largest of the others and 0.
+
+    The floor of 0 comes from the released code, which finds the runner-up after multiplying the
+    true logit by zero.
+    """
+    return _climb(problem, spec, hinge, only_correct=False)
+
+
+def of_bag_of_tricks(problem: Problem, spec: AttackSpec) -> Tensor:
+    """CW of Bag of Tricks (Pang et al., 2021): 100 steps up max_{j != y} z_j - z_y.
+
+    A sample stops moving once it is misclassified.
+    """
+    return _climb(problem, spec, margin, only_correct=True)
+
+
+def hinge(logits: Tensor, problem: Problem) -> Tensor:
+    """-relu(z_y - max(max_{j != y} z_j, 0) + 10), (B,)."""
+    true = _is_true(logits, problem.y)
+    runner_up = logits.masked_fill(true, 0.0).amax(1)
+    return -(_true_logit(logits, true) - runner_up + KAPPA).relu()
+
+
+def margin(logits: Tensor, problem: Problem) -> Tensor:
+    """max_{j != y} z_j - z_y, (B,): above 0 where misclassified."""
+    true = _is_true(logits, problem.y)
+    return logits.masked_fill(true, -float("inf")).amax(1) - _true_logit(logits, true)
+
+
+def _is_true(logits: Tensor, y: Tensor) -> Tensor:
+    return y[:, None] == torch.arange(logits.shape[1], device=y.device)
+
+
+def _true_logit(logits: Tensor, true: Tensor) -> Tensor:
+    # Not gather: its backward adds in no fixed order on CUDA.
+    return logits.masked_fill(~true, 0.0).sum(1)
+
+
+def _climb(problem: Problem, spec: AttackSpec, loss: Loss, only_correct: bool) -> Tensor:
+    return climb_from_everywhere(
+        problem,
+        loss,
+        alpha=usual_alpha(problem.threat) if spec.alpha is None else spec.alpha,
+        steps=STEPS if spec.steps is None else spec.steps,
+        restarts=spec.restarts or 1,
+        random=spec.random_start is not False,
+        only_correct=only_correct,
+    )

@@ -1,0 +1,18 @@
+"""Gaussian noise: how a model fares when nobody attacks it (APART's tables, sigma not stated)."""
+
+from torch import Tensor
+
+from fastadv import kernels
+from fastadv.evaluation.attacks.names import AttackSpec
+from fastadv.evaluation.attacks.problem import STREAM, Problem
+
+
+def add_noise(problem: Problem, spec: AttackSpec) -> Tensor:
+    """box(x + sigma n), n ~ N(0, I), one draw a sample; eps does not bound it."""
+    if spec.sigma is None:
+        raise RuntimeError("noise without a standard deviation passed parse_attack")
+    x, threat = problem.x, problem.threat
+    drawn = kernels.noise_normal(
+        problem.index, tuple(x.shape[1:]), problem.seed, 0, STREAM, x.dtype
+    )
+    return (x + spec.sigma * drawn).clamp(threat.low, threat.high)

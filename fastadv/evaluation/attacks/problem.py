@@ -1,0 +1,98 @@
+"""What an evaluation attack is given: a model, images with labels, and the ball it may search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fastadv.engine import noise
+from fastadv.engine.gradient import input_gradient, leaf
+from fastadv.engine.model.network import Network
+from fastadv.errors import UserError
+from fastadv.evaluation.attacks.watch import Watch
+from fastadv.ranges import require_classes
+from fastadv.threat import Threat
+
+STREAM = noise.EVALUATION
+FP16_SCALE = 256.0  # fp16 would round small gradients to zero; sign and direction do not see it
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Images ``x`` (B,...) in pixels with labels ``y`` (B,), and the ``threat`` around them.
+
+    ``index`` (B,) names each image's row of noise, so that its random start does not depend on
+    the batch it is in. ``start`` is a given initial perturbation in pixels, ``natural`` the logits
+    of ``x`` where the objective needs them, ``largest_label`` the largest of ``y`` where the
+    labels have not been checked against the number of classes yet, ``watch`` who looks at every
+    gradient.
+    """
+
+    net: Network
+    threat: Threat
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    seed: int = 0
+    start: Tensor | None = None
+    natural: Tensor | None = None
+    largest_label: int = 0
+    watch: Watch | None = None
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (B,classes) of ``x``; raises ``UserError`` where they do not fit the labels."""
+        logits = self.net.logits(x)
+        if logits.dim() != 2:
+            raise UserError(
+                f"The model must return logits of shape (batch, classes), not "
+                f"{tuple(logits.shape)}."
+            )
+        require_classes(logits.shape[1])
+        if self.largest_label >= logits.shape[1]:
+            raise UserError(
+                f"Label {self.largest_label} is out of range: the model has {logits.shape[1]} "
+                f"classes, so labels run from 0 to {logits.shape[1] - 1}."
+            )
+        return logits
+
+    def gradient(self, x_adv: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+        """The gradient (B,...) of each sample's own loss at ``x_adv``, and the logits there.
+
+        The losses are summed, not averaged: a sample's gradient does not depend on the batch size.
+        """
+        x_adv = leaf(x_adv)
+        logits = self.logits(x_adv)
+        total = loss(logits, self).sum()
+        if self.net.attack_dtype is torch.float16:
+            total = total * FP16_SCALE
+        gradient, logits = input_gradient(total, x_adv), logits.detach()
+        if self.watch is not None:
+            self.watch.see(gradient, logits.argmax(1) == self.y)
+        return gradient, logits
+
+    def random_start(self, draw: int, stream: int) -> Tensor:
+        """Random point number ``draw`` of the ball, the same for a sample in every batch."""
+        return self.threat.start(self.x, self.index, self.seed, draw, stream)
+
+    def with_natural_logits(self) -> Problem:
+        """The same problem, with the logits of the clean images."""
+        with torch.no_grad():
+            return replace(self, natural=self.logits(self.x))
+
+    def subset(self, rows: Tensor) -> Problem:
+        """The problem of some of the samples."""
+        return replace(
+            self,
+            x=self.x[rows],
+            y=self.y[rows],
+            index=self.index[rows],
+            start=None if self.start is None else self.start[rows],
+            natural=None if self.natural is None else self.natural[rows],
+        )
+
+
+Loss = Callable[[Tensor, Problem], Tensor]
+"""Per-sample loss (B,) of logits (B,classes), which an attack maximises."""

@@ -1,0 +1,41 @@
+"""The network that a run's configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from fastadv.models import VARIANTS, build_model
+
+if TYPE_CHECKING:
+    from fastadv.run.config import TrainConfig
+
+
+def configured_model(
+    config: TrainConfig,
+    *,
+    num_classes: int,
+    in_channels: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> nn.Module:
+    """Images (B,in_channels,H,W) in [0,1] to logits (B,num_classes), as ``config`` says.
+
+    ``mean`` and ``std`` are the data's; a network that does not normalise goes without them.
+    """
+    options: dict[str, Any] = {
+        name: getattr(config, name)
+        for name in ("width", "depth", *VARIANTS)
+        if getattr(config, name) is not None
+    }
+    if config.normalize is not False:
+        options |= {"mean": list(mean), "std": list(std)}
+    return build_model(
+        config.model or "preact_resnet18",
+        num_classes=num_classes,
+        in_channels=in_channels,
+        dropout=config.dropout,
+        **options,
+    )

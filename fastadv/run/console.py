@@ -1,0 +1,204 @@
+"""What a person sees while a run trains: a progress bar, a line an epoch, a table at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import rich.console
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from fastadv.engine.model.precision import shown
+from fastadv.engine.process import distributed
+
+if TYPE_CHECKING:
+    from fastadv.run.run_folder import RunFolder
+    from fastadv.run.session import Session
+
+SAY_EVERY = 30.0  # seconds between lines about judging where there is no terminal
+
+
+class Terminal(rich.console.Console):
+    """A reader that has gone away (``| head``) does not end the run."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+
+
+class _Titled(Progress):
+    """Bars below a sentence."""
+
+    title = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield Text(self.title, no_wrap=False, overflow="fold")  # as narrow as the terminal is
+        yield self.make_tasks_table(self.tasks)
+
+
+class Console:
+    """Writes to the terminal; without one, plain lines. Of several processes the first speaks."""
+
+    def __init__(self, console: rich.console.Console | None = None) -> None:
+        quiet = distributed.rank() != 0
+        self.out = console or Terminal(highlight=False, soft_wrap=True, quiet=quiet)
+        self._total = 1
+        self._began = time.monotonic()
+        self._done_before = 0
+
+    def start(self, session: Session, folder: RunFolder, epoch: int) -> None:
+        """Say what is trained, on what, where."""
+        config = session.config
+        parts = ", ".join(f"{s} {n}" for s, n in session.step.plan.slots.items() if n != "none")
+        weights = sum(parameter.numel() for parameter in session.model.parameters())
+        self.out.print(f"[bold]{escape(config.method)}[/] on {escape(config.data)}: {parts}")
+        self.out.print(
+            f"{escape(config.model or '')}, {weights:,} weights, {session.data.trained_on:,} "
+            f"training images, {config.norm} eps {session.threat.eps:.4g}, batch "
+            f"{config.batch_size}, {session.device}, {trained_in(session)}, {config.mode}"
+        )
+        if distributed.world_size() > 1:
+            self.out.print(f"{distributed.world_size()} processes share each batch")
+        judged_in = shown(None, session.model, session.device)
+        if trained_in(session) != judged_in:
+            self.out.print(f"trains in {trained_in(session)}, judges in {judged_in}")
+        self.out.print(f"run folder: {escape(str(folder.path))}")
+        if config.select == "test":
+            self.out.print(
+                "[yellow]The best epoch is chosen on the test set, as published code does: the "
+                '"best" row is then too good; compare it with other such numbers only.[/]'
+            )
+        if epoch:
+            self.out.print(f"continuing in epoch {epoch + 1}")
+        self._total = int(config.epochs or 1)
+        self._began, self._done_before = time.monotonic(), epoch
+
+    @contextmanager
+    def epoch(self, epoch: int, done: int, batches: int) -> Iterator[Callable[[int], None]]:
+        """A bar over the batches of ``epoch``; gives the function to call after each."""
+        images, began = 0, time.monotonic()
+        columns = (
+            TextColumn(f"epoch {epoch + 1}/{self._total}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}  {task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[eta]}"),
+        )
+        bar = Progress(*columns, console=self.out, transient=True, disable=not self.out.is_terminal)
+        with bar:
+            task = bar.add_task("", total=batches, completed=done, rate="", eta="")
+
+            def tick(count: int) -> None:
+                nonlocal images
+                images += count
+                rate = images / max(time.monotonic() - began, 1e-9)
+                bar.update(task, advance=1, rate=f"{rate:,.0f} images/s", eta=self._eta(epoch))
+
+            yield tick
+
+    @contextmanager
+    def judging(
+        self, title: str, attack: str, done: int, total: int
+    ) -> Iterator[Callable[[int], None]]:
+        """A bar over ``total`` images below ``title``; gives the function to call with how many
+        have been judged so far. Without a terminal, a line where judging takes long."""
+        began = said = time.monotonic()
+        bar = _Titled(
+            TextColumn(escape(attack)),
+            BarColumn(20),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}  {task.fields[pace]}"),
+            TimeElapsedColumn(),
+            console=self.out,
+            transient=True,
+            disable=not self.out.is_terminal,
+        )
+        bar.title = title
+        with bar:
+            task = bar.add_task("", total=total, completed=done, pace="")
+
+            def tick(images: int) -> None:
+                nonlocal said
+                now = time.monotonic()
+                rate = (images - done) / max(now - began, 1e-9)
+                pace = f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s"
+                if rate > 0:
+                    pace += f"  {_clock((total - images) / rate)} left"
+                bar.update(task, completed=images, pace=pace)
+                if not self.out.is_terminal and now - said >= SAY_EVERY:
+                    said = now
+                    self.out.print(
+                        f"{escape(title)}; {escape(attack)}: {images:,}/{total:,}  {pace}"
+                    )
+
+            yield tick
+
+    def _eta(self, epoch: int) -> str:
+        """How long the epochs that are left will take, judging included."""
+        finished = epoch - self._done_before
+        if finished < 1:
+            return ""
+        left = (time.monotonic() - self._began) / finished * (self._total - epoch)
+        return f"run: {_clock(left)} left"
+
+    def line(self, line: dict[str, Any]) -> None:
+        """One epoch."""
+        scores = "  ".join(
+            f"{name.replace('_', ' ')} {100 * value:5.1f} %"
+            for name, value in line.items()
+            if name.startswith(("val_", "test_")) and name + "_interval" in line
+        )
+        judged = next((line[name] for name in ("val_n", "test_n") if name in line), None)
+        scores += f" of {judged:,}" if judged else ""
+        self.out.print(
+            f"epoch {line['epoch']:3d}/{self._total}  loss {line['loss']:.4f}  "
+            f"lr {line['lr']:.4f}  {scores}  train {line['train_seconds']:.1f} s  "
+            f"judge {line['judge_seconds']:.1f} s"
+        )
+
+    def warn(self, sentence: str) -> None:
+        self.out.print(f"[yellow]warning:[/] {escape(sentence)}")
+
+    def finish(self, summary: dict[str, Any], folder: RunFolder) -> None:
+        """The results table, in the papers' form."""
+        table = Table(title=f"test accuracy, % of {summary['n']:,} images, and its 95 % interval")
+        for name in ("attack", "best", "", "last", "", "diff"):
+            table.add_column(name, justify="left" if name == "attack" else "right")
+        for attack in summary["last"]:
+            best, last = 100 * summary["best"][attack], 100 * summary["last"][attack]
+            ends = [as_interval(summary["intervals"][w][attack]) for w in ("best", "last")]
+            diff = f"{best - last:.2f}"
+            table.add_row(attack, f"{best:.2f}", ends[0], f"{last:.2f}", ends[1], diff)
+        self.out.print(table)
+        self.out.print(
+            f"best epoch {summary['best_epoch']}, training {summary['train_seconds']:.1f} s, "
+            f"judging {summary['judge_seconds']:.1f} s; saved in {escape(str(folder.path))}"
+        )
+
+
+def as_interval(ends: Sequence[float]) -> str:
+    """The ends of an interval of shares, in per cent."""
+    return f"{100 * ends[0]:.1f}-{100 * ends[1]:.1f}"
+
+
+def trained_in(session: Session) -> str:
+    """The precision of a step's passes, in words."""
+    net = session.step.net
+    outer, attack = (
+        shown(dtype, session.model, session.device) for dtype in (net.outer_dtype, net.attack_dtype)
+    )
+    return outer if attack == outer else f"{outer} (attack {attack})"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

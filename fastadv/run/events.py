@@ -1,0 +1,36 @@
+"""TensorBoard events of a run, where TensorBoard is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastadv.engine.process import distributed
+
+
+class Events:
+    """Writes each epoch's numbers as scalars into the run folder; without TensorBoard, nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self._writer = None
+        installed = importlib.util.find_spec("tensorboard") is not None
+        if installed and distributed.rank() == 0:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder))
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """``line`` as ``metrics.jsonl`` has it; "epoch" is the step of the curves, and the two ends
+        of an interval are a curve each."""
+        if self._writer is None:
+            return
+        for name, value in line.items():
+            curves = {name: value}
+            if isinstance(value, (list, tuple)):
+                curves = {f"{name}_low": value[0], f"{name}_high": value[1]}
+            for curve, height in curves.items():
+                if curve != "epoch":
+                    self._writer.add_scalar(curve, height, int(line["epoch"]))
+        self._writer.flush()

@@ -1,0 +1,136 @@
+"""Read a finished run: judge its weights, or write them out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save
+from torch import nn
+
+from fastadv.engine.model.precision import tf32
+from fastadv.engine.process.determinism import reproducible
+from fastadv.errors import UserError, unknown
+from fastadv.models import VARIANTS
+from fastadv.run import provenance
+from fastadv.run.config import TrainConfig
+from fastadv.run.console import Console
+from fastadv.run.judged import Judged
+from fastadv.run.judging import Found, Job, evaluate
+from fastadv.run.run_folder import RunFolder
+from fastadv.run.saved_models import check_fit
+from fastadv.run.session import choose_device, data_facts, make_model
+from fastadv.run.source import Source, open_source
+from fastadv.storage import checkpoint, files
+from fastadv.storage.printable import printable
+from fastadv.threat import parse_number
+
+WEIGHTS = ("best", "last")
+
+
+def load_run(path: str, which: str) -> tuple[TrainConfig, Source, nn.Module]:
+    """Configuration, data and network of the run in ``path``, with its best or last weights."""
+    folder = RunFolder.open(path)
+    if which not in WEIGHTS:
+        raise unknown("weights", which, WEIGHTS)
+    config = folder.read_config()
+    last = folder.averaged if folder.averaged.exists() else folder.last
+    if which == "last" and last is folder.last and _averages(config) and folder.summary.exists():
+        raise UserError(
+            f"{printable(folder.averaged)} is lost, and last.pt holds other weights than the run "
+            "ended with: put it back, or judge the best ones."
+        )
+    file = folder.best if which == "best" else last
+    saved = checkpoint.load(file)
+    state = saved.get("model")
+    data = open_source(config, choose_device(config.device))
+    check_fit(config, data_facts(data), state, file)
+    provenance.require_own(saved, config, file)
+    model = make_model(config, data)
+    checkpoint.load_weights(model, state, file)
+    if ":" in str(config.model) and folder.last.exists():
+        before = checkpoint.load(folder.last)["provenance"]["machine"]["source of the network"]
+        if before != provenance.source(str(config.model)):
+            warnings.warn(
+                f"the code of {config.model} is not what {printable(path)} was trained with, so "
+                "these may be numbers of another network.",
+                stacklevel=2,
+            )
+    return config, data, model
+
+
+def _averages(config: TrainConfig) -> bool:
+    return config.plan().averaging is not None
+
+
+def judge_run(
+    path: str,
+    attacks: str,
+    *,
+    which: str = "best",
+    eps: str | None = None,
+    alpha: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    console: Console | None = None,
+) -> Found:
+    """Test accuracy in [0,1] by attack; ``eps`` is the run's unless given, and so is the step
+    ``alpha`` of attacks with several steps (of another ball: the usual one for it). All test
+    images are judged, or ``limit`` of them, each class in proportion, whatever the run's own
+    ``--test-limit`` was.
+
+    Each attack's result is a line in the folder's evaluations.jsonl, and not judged again there.
+    Interrupted, it raises ``JudgingStopped`` with what is done, and goes on from there next time.
+    ``console`` shows how far it is.
+    """
+    config, data, model = load_run(path, which)
+    device = choose_device(config.device)
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit must be at least 1, not {limit}.")
+    images = data.test.limited(limit)
+    radius = config.eps if eps is None else parse_number(eps, "eps")
+    step: float | str | None = alpha
+    if alpha is None and eps is None:
+        step = config.judge_alpha
+    judged, which = Judged(RunFolder.open(path)), f"{which} weights"
+    job = Job(config, data, device, judged, which, "test images", lasting=True)
+    job.console = console or job.console
+    with reproducible(config.deterministic), tf32(config.tf32):
+        return evaluate(
+            model.to(device),
+            images,
+            attacks.split(","),
+            job,
+            eps=float(radius or 0.0),
+            alpha=step,
+            seed=seed,
+        )
+
+
+def export_run(path: str, out: Path, which: str = "best") -> None:
+    """Write the weights of a run as a safetensors file, with what is needed to rebuild it."""
+    names = {file.name for file in RunFolder(Path(path)).files()}
+    if out.name in names and os.path.realpath(out.parent) == os.path.realpath(path):
+        raise UserError(f"{printable(out)} is a file of the run itself: choose another --out.")
+    config, data, model = load_run(path, which)
+    facts = {
+        "method": config.method,
+        "model": str(config.model),
+        "width": str(config.width),
+        "depth": str(config.depth),
+        **{name: str(getattr(config, name)) for name in VARIANTS},
+        "normalize": str(config.normalize),
+        "dropout": str(config.dropout),
+        "in_channels": str(data.channels),
+        "num_classes": str(data.num_classes),
+        "torch": torch.__version__,
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    try:
+        with files.replaced(out) as file:  # a link in its place is not written through
+            file.write(save(tensors, metadata=facts))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"Cannot write {printable(out)}: {error}.") from None

@@ -1,0 +1,273 @@
+"""Judging that shows how far it is, says its precision, and can be interrupted.
+
+One pass over the images for each attack. What a pass has counted is kept in the run folder when it
+is interrupted, and every few seconds; the same judging later takes it from there, to the same
+numbers as without a stop, because the noise of an image is that of its place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastadv.engine.model.precision import shown
+from fastadv.engine.process import distributed
+from fastadv.evaluation.accuracy import Counts, Tally, count, specs_of
+from fastadv.evaluation.intervals import Scores
+from fastadv.models import VARIANTS
+from fastadv.run import provenance
+from fastadv.run.config import TrainConfig
+from fastadv.run.console import Console, Terminal
+from fastadv.run.judged import Judged, Record, Settings
+from fastadv.run.session import data_facts
+from fastadv.run.source import Judging, Source
+from fastadv.storage.digests import digest
+from fastadv.threat import parse_number
+
+KEEP_EVERY = 5.0  # seconds between savings of a pass under way
+
+
+class StopJudging(Exception):
+    """Raised by ``heed`` after a batch, in all processes at the same one."""
+
+
+class JudgingStopped(KeyboardInterrupt):
+    """Judging was interrupted; ``scores`` holds the attacks that are done."""
+
+    def __init__(self, scores: Found, sentence: str) -> None:
+        super().__init__(sentence)
+        self.scores = scores
+
+
+class Found(Scores):
+    """Scores. ``said``: the threat and the precision; ``stored``: the attacks that were judged
+    before; ``seconds_before``: how long all that was found stored had taken."""
+
+    def __init__(self, n: int, said: str) -> None:
+        super().__init__({}, n)
+        self.said = said
+        self.stored: list[str] = []
+        self.seconds_before = 0.0
+
+
+@dataclass
+class Job:
+    """What is judged. ``which`` names the weights, ``images_name`` the images, for a person.
+
+    ``lasting``: each attack's result is a line in evaluations.jsonl. Otherwise all of it is only
+    there to go on with, until ``forget``.
+    """
+
+    config: TrainConfig
+    data: Source
+    device: torch.device
+    judged: Judged
+    which: str = "weights"
+    images_name: str = "images"
+    console: Console = field(default_factory=lambda: Console(Terminal(quiet=True)))
+    heed: Callable[[], None] = lambda: None
+    lasting: bool = False
+    kept: list[Settings] = field(default_factory=list)
+
+    def forget(self) -> None:
+        """Forget what was kept to go on with: its results are written elsewhere."""
+        while self.kept:
+            self.judged.drop(self.kept.pop())
+
+
+def evaluate(
+    model: nn.Module,
+    images: Judging,
+    attacks: list[str],
+    job: Job,
+    *,
+    eps: float,
+    alpha: float | str | None,
+    seed: int,
+    one_pass: bool = False,
+) -> Found:
+    """``fastadv.evaluate`` in the model's own precision, by all processes, as the module says.
+
+    ``one_pass``: all attacks in one, which is kept only while it is under way. Raises as
+    ``fastadv.evaluate`` does, ``StopJudging`` as ``job.heed`` does, and ``JudgingStopped`` for a
+    ``KeyboardInterrupt``.
+    """
+    alpha = None if alpha is None else parse_number(alpha, "alpha")
+    attacks = list(specs_of(attacks, alpha))
+    precision = shown(None, model, job.device)
+    said = f"{job.config.norm} eps {eps:.4g}, judged in {precision}"
+    title = (
+        f"judging {job.which} on {len(images):,} {job.images_name} under {', '.join(attacks)}: "
+        f"{job.config.norm} eps {eps:.4g}, {precision}"
+    )
+    threat = {"eps": eps, "norm": job.config.norm, "alpha": alpha, "seed": seed}
+    # Digests of all weights and images: taken when a record is looked for or written.
+    common = cache(lambda: _settings(model, images, job) | {"precision": precision} | threat)
+    found = Found(len(images), said)
+    for group in [attacks] if one_pass else [[name] for name in attacks]:
+        one = _Pass(model, images, group, job, threat, common, title, one_pass)
+        try:
+            scores = one.run()
+        except KeyboardInterrupt:
+            under_way = f"{', '.join(group)}: {one.images:,} of {len(images):,} images are done"
+            raise JudgingStopped(found, under_way) from None
+        found.n = scores.n
+        found |= scores
+        found.seconds_before += one.seconds_before
+        if one.was_stored:
+            found.stored += group
+    return found
+
+
+class _Pass:
+    """One pass over the images under some attacks, from its record on."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Judging,
+        attacks: list[str],
+        job: Job,
+        threat: dict[str, Any],
+        common: Callable[[], Settings],
+        title: str,
+        one_pass: bool,
+    ) -> None:
+        self._model, self._batches, self._attacks, self._job = model, images, attacks, job
+        self._threat, self._common = threat, common
+        self._title, self._one_pass = title, one_pass
+        self._is_kept = False
+        self._began = self._kept_at = time.monotonic()
+        self._tally: Tally | None = None
+        self.images = 0
+        self.seconds_before = 0.0
+        self.was_stored = False
+
+    @cached_property
+    def _settings(self) -> Settings:
+        return {"attack": ",".join(self._attacks), **self._common()}
+
+    def run(self) -> Scores:
+        """The scores; warns of what makes them flatter."""
+        judged = self._job.judged
+        record = None if judged.empty else judged.find(self._settings)
+        if record is not None:
+            self._note_kept()
+        if distributed.any_process(record is None, self._job.device):
+            record = None
+        done = None
+        if record is not None:
+            done = Counts(self._attacks, **{name: record[name] for name in _COUNTED})
+            self.images, self.seconds_before = done.images, record["seconds"]
+        self.was_stored = done is not None and done.images == len(self._batches)
+        if done is not None and self.was_stored:
+            counts = done
+            if self._job.lasting and not judged.holds_result(self._settings):
+                self._finish(counts)  # it was interrupted between the last batch and this
+        else:
+            counts = self._judge(done)
+        for sentence in counts.remarks():
+            warnings.warn(sentence, stacklevel=3)
+        return counts.scores()
+
+    def _judge(self, done: Counts | None) -> Counts:
+        job = self._job
+        name = ", ".join(self._attacks)
+        with job.console.judging(self._title, name, self.images, len(self._batches)) as tick:
+
+            def after(tally: Tally) -> None:
+                self._tally, self.images = tally, tally.images
+                tick(tally.images)
+                if distributed.world_size() == 1 and time.monotonic() - self._kept_at > KEEP_EVERY:
+                    self._keep(tally.counted())
+                job.heed()
+
+            try:
+                counts = count(
+                    self._model, self._batches, self._attacks, **self._threat, device=job.device,
+                    shared=True, done=done, after=after,
+                )  # fmt: skip
+            except StopJudging:
+                if self._tally is not None:
+                    self._keep(self._tally.counted(shared=True))
+                raise
+            except BaseException:
+                # Alone it may wait for the device; of several processes the others are elsewhere.
+                if self._tally is not None and distributed.world_size() == 1:
+                    with suppress(Exception):
+                        self._keep(self._tally.counted())
+                raise
+        self._finish(counts)
+        return counts
+
+    def _finish(self, counts: Counts) -> None:
+        if self._one_pass:
+            if self._is_kept:
+                self._job.judged.drop(self._settings)
+        elif self._job.lasting:
+            self._job.judged.add(self._record(counts))
+            self._job.judged.drop(self._settings)
+        else:
+            self._keep(counts)
+        distributed.wait()
+
+    def _keep(self, counts: Counts) -> None:
+        self._job.judged.keep(self._record(counts), self._settings)
+        self._note_kept()
+        self._kept_at = time.monotonic()
+
+    def _note_kept(self) -> None:
+        self._is_kept = True
+        if self._settings not in self._job.kept:
+            self._job.kept.append(self._settings)
+
+    def _record(self, counts: Counts) -> Record:
+        scores = counts.scores()
+        seconds = self.seconds_before + time.monotonic() - self._began
+        return {
+            "which": self._job.which,
+            **self._settings,
+            "accuracy": dict(scores),
+            "interval": {name: list(scores.interval(name)) for name in scores},
+            **{name: getattr(counts, name) for name in _COUNTED},
+            "seconds": round(seconds, 3),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+
+
+_COUNTED = [entry.name for entry in dataclasses.fields(Counts) if entry.name != "attacks"]
+
+
+def _settings(model: nn.Module, images: Judging, job: Job) -> Settings:
+    """What decides the numbers besides the attack: another value of one is another judging."""
+    config, data = job.config, job.data
+    network = [str(config.model), config.width, config.depth, *(
+        getattr(config, name) for name in VARIANTS
+    ), config.normalize, config.dropout]  # fmt: skip
+    facts = data_facts(data)
+    state = {
+        name: [str(tensor.dtype), list(tensor.shape), tensor.detach().reshape(-1)]
+        for name, tensor in model.state_dict().items()
+    }
+    content = [job.images_name, data.content, config.seed, config.val_fraction, config.limit]
+    return {
+        "fastadv": version("fastadv"),
+        "torch": str(torch.__version__),
+        "device": job.device.type,
+        "weights": digest(state),
+        "network": digest([network, facts, provenance.source(str(config.model))]),
+        "data": digest([*content, images.rows]),
+        "n": len(images),
+        "batch": images.batch_size,
+    }

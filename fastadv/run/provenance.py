@@ -1,0 +1,153 @@
+"""What a run depends on: written into last.pt, compared when the run goes on.
+
+What is trained must be the same; what may change single bits is said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import platform
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastadv.engine.process import distributed
+from fastadv.errors import UserError
+from fastadv.run.config import TrainConfig, to_toml
+from fastadv.run.session import Session
+from fastadv.storage.printable import printable
+
+_FREE = {
+    "data",
+    "data_root",
+    "download",
+    "unlabelled",
+    "option teachers",
+    "out",
+    "checkpoint_minutes",
+}
+"""Settings that may change: where things lie (their content is compared), and when to save."""
+_SAID = {"device", "epochs", "mode"}
+_JUDGED = {"test_limit", "test_attacks", "judge_alpha"}
+"""Settings that leave no trace in weights."""
+
+
+def record(session: Session) -> dict[str, Any]:
+    """Configuration, digests of data and teachers, versions, threads, device."""
+    digests = dict(session.data.content)
+    for part in session.step.plan.parts.values():
+        digests |= part.depends_on()
+    return {
+        "configuration": configuration(session.config),
+        "digests": digests,
+        "machine": {
+            "torch": str(torch.__version__),  # plain, as a checkpoint must be
+            "fastadv": version("fastadv"),
+            "Python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+            "processor": _processor(session.device),
+            "processes": distributed.world_size(),
+            "source of the network": source(str(session.config.model)),
+        },
+    }
+
+
+def configuration(config: TrainConfig) -> str:
+    """What is trained; where the folder lies and how often it is saved is no part of it."""
+    return to_toml(dataclasses.replace(config, out=None, checkpoint_minutes=0.0))
+
+
+def require_own(saved: Mapping[str, Any], config: TrainConfig, path: Path) -> None:
+    """Raise ``UserError`` unless the checkpoint ``saved`` from ``path`` is of a run of ``config``.
+
+    Networks of one kind fit into each other: nothing else would tell another run's weights.
+    """
+    try:
+        text = saved.get("configuration") or saved["provenance"]["configuration"]
+        differences = list(_differences(text, configuration(config)))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):  # no TOML
+        raise UserError(
+            f"{printable(path)} does not say which run it belongs to: put the run's own file back."
+        ) from None
+    for name, before, after in differences:
+        if name in _JUDGED:
+            continue
+        raise UserError(
+            f"{printable(path)} is of a run with {name} {_shown(before)}, and config.toml says "
+            f"{_shown(after)}: put back whichever is not this run's own."
+        )
+
+
+def _differences(before: str, after: str) -> Iterator[tuple[str, Any, Any]]:
+    """The settings that may not change, and did: name, before, after."""
+    old, new = _flat(before), _flat(after)
+    for name in sorted((old.keys() | new.keys()) - _FREE - _SAID):
+        if old.get(name) != new.get(name):
+            yield name, old.get(name), new.get(name)
+
+
+def compare(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Sentences about what may change bits; raises ``UserError`` where another run would go on."""
+    for name, began, found in _differences(saved["configuration"], now["configuration"]):
+        raise UserError(
+            f"The run was begun with {name} {_shown(began)}, and config.toml now says "
+            f"{_shown(found)}: put it back, or train into another --out."
+        )
+    before, after = (_flat(each["configuration"]) for each in (saved, now))
+    old, new = saved["digests"], now["digests"]
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            raise UserError(
+                f"The run's {name} is not what it was begun with, so going on would be another "
+                "run: give it back what it had, or train into another --out."
+            )
+    said = [
+        f"{name} {_shown(before.get(name))} before, {_shown(after.get(name))} now"
+        for name in sorted(_SAID)
+        if before.get(name) != after.get(name)
+    ]
+    machine = saved["machine"]
+    said += [
+        f"{name} {_shown(machine.get(name))} before, {_shown(value)} now"
+        for name, value in now["machine"].items()
+        if machine.get(name) != value
+    ]
+    if not said:
+        return []
+    return [f"the run goes on otherwise than it was begun, so not bit for bit: {'; '.join(said)}."]
+
+
+def _flat(text: str) -> dict[str, Any]:
+    tables = tomllib.loads(text)
+    options = tables.pop("options", {})
+    return tables | {f"option {name}": value for name, value in options.items()}
+
+
+def _shown(value: object) -> str:
+    return "not set" if value is None else printable(str(value))
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU {torch.backends.cpu.get_cpu_capability()}"
+
+
+def source(model: str) -> str:
+    """A digest of the file a network of one's own comes from; empty for others."""
+    if ":" not in model:
+        return ""
+    found = importlib.util.find_spec(model.partition(":")[0])  # imported before
+    if found is None or found.origin is None:
+        return ""
+    try:
+        with open(found.origin, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError:
+        return ""

@@ -1,0 +1,229 @@
+"""A run's folder: config.toml, metrics.jsonl, last.pt, best.pt, summary.json.
+
+Where a recipe averages weights, averaged.pt holds those that were judged last; last.pt goes on
+with the live ones. evaluations.jsonl is what ``fastadv evaluate`` found, and
+evaluations.partial.json what was judged when judging stopped (``fastadv.run.judged``).
+
+Each file carries a checksum of its own. Of several processes the first one writes; the others
+read what it wrote. A folder may come from a stranger: what its files name is not believed
+(``read_config``), and no link in it is written through (``files``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastadv.data import is_tree
+from fastadv.data.array_file import user_cache
+from fastadv.engine.process import distributed
+from fastadv.errors import UserError
+from fastadv.run.config import MOST_BYTES, TrainConfig, from_bytes, require_settled, to_toml
+from fastadv.storage import checkpoint, files, sealed, trust
+from fastadv.storage.printable import printable
+
+_MOST_RECORDED = 8 << 20  # bytes of metrics.jsonl and of summary.json
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.metrics = path / "metrics.jsonl"
+        self.last = path / "last.pt"
+        self.best = path / "best.pt"
+        self.last_good = path / "last_good.pt"
+        self.averaged = path / "averaged.pt"
+        self.summary = path / "summary.json"
+        self.evaluations = path / "evaluations.jsonl"
+        self.unfinished = path / "evaluations.partial.json"
+
+    def files(self) -> list[Path]:
+        """Where the run's files lie, there or not."""
+        return [place for name, place in vars(self).items() if name != "path"]
+
+    @classmethod
+    def create(cls, out: str | None, config: TrainConfig) -> RunFolder:
+        """A new folder holding the settled configuration; one that holds a run is refused."""
+        path = Path(out) if out else _free_name(config)
+        folder = cls(path)
+        if folder.config.exists():
+            raise UserError(
+                f"{path} already holds a run; continue it with --resume {path} or choose another "
+                "--out."
+            )
+        distributed.wait()  # all have looked before one writes
+        if distributed.rank() == 0:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"Cannot make the folder {path}: {error.strerror}.") from None
+            text = sealed.seal_text(to_toml(config))
+            checkpoint.write_text(folder.config, text)
+            trust.remember(path, text.encode())
+        distributed.wait()
+        return folder
+
+    @classmethod
+    def open(cls, path: str) -> RunFolder:
+        """The folder of a run that exists."""
+        folder = cls(Path(path))
+        if not os.path.lexists(folder.config):
+            raise UserError(f"{printable(path)} holds no run: there is no config.toml in it.")
+        return folder
+
+    def read_config(self) -> TrainConfig:
+        """What is trained here, whole and checked.
+
+        Of a folder that this user did not begin here, code is refused, and nothing that its
+        configuration names is written to or downloaded.
+        """
+        try:
+            content = files.read(self.config, MOST_BYTES)
+        except OSError as error:
+            raise UserError(f"Cannot read {printable(self.config)}: {error.strerror}.") from None
+        config = from_bytes(content, self.config)
+        require_settled(config)
+        if ":" in str(config.model):
+            trust.require(self.path, content, str(config.model))
+        if trust.is_own(self.path, content):
+            return config
+        if is_tree(config.data):  # packed images would be written there
+            config = dataclasses.replace(config, data_root=str(user_cache()))
+        return dataclasses.replace(config, download=False)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Raises ``UserError`` where another process trains in this folder."""
+        if distributed.rank() != 0:
+            yield
+            return
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise UserError(
+                f"Another process trains in {printable(self.path)}; wait for its end."
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            os.close(handle)
+
+    def save(self, path: Path, payload: dict[str, Any]) -> None:
+        """``checkpoint.save``; afterwards every process can read it."""
+        if distributed.rank() == 0:
+            checkpoint.save(path, payload)
+        distributed.wait()
+
+    def add_metrics(self, line: dict[str, Any]) -> None:
+        """Append one epoch's line."""
+        if distributed.rank() != 0:
+            return
+        before = self._text(self.metrics).rpartition("\n")[0].rpartition("\n")[2]
+        text = sealed.seal_line(line, f"{before}\n" if before else "")
+        try:
+            with files.appended(self.metrics) as file:
+                file.write(text.encode())
+        except OSError as error:
+            raise UserError(f"Cannot write {printable(self.metrics)}: {error.strerror}.") from None
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines so far; a last line that a crash cut short is left out."""
+        try:
+            return sealed.open_lines(self._text(self.metrics))
+        except sealed.Broken:
+            raise UserError(
+                f"{printable(self.metrics)} is damaged: a checksum does not match. Put it back, "
+                "or delete it to go on without the epochs it tells of."
+            ) from None
+
+    def keep_metrics_before(self, epoch: int) -> None:
+        """Forget lines of epochs that will be trained again."""
+        if distributed.rank() != 0:
+            return
+        lines = self.read_metrics()
+        kept = [line for line in lines if line["epoch"] <= epoch]
+        if os.path.lexists(self.metrics) and len(kept) < epoch and not _began_later(kept):
+            raise UserError(
+                f"{printable(self.metrics)} has {len(kept)} of {epoch} epochs: the others are "
+                "lost. Put it back, or delete it to go on without them."
+            )
+        text = before = ""
+        for line in kept:
+            before = sealed.seal_line(line, before)
+            text += before
+        checkpoint.write_text(self.metrics, text)
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """What a finished run found, or None."""
+        if not os.path.lexists(self.summary):
+            return None
+        try:
+            return sealed.open_value(self._text(self.summary))
+        except sealed.Broken:
+            raise UserError(
+                f"{printable(self.summary)} is damaged: its checksum does not match. Delete it; "
+                "--resume then judges the run again."
+            ) from None
+
+    def _text(self, path: Path) -> str:
+        """The text of ``path``, empty where there is none."""
+        try:
+            return files.read(path, _MOST_RECORDED).decode("utf-8")
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnicodeDecodeError):
+            raise UserError(f"{printable(path)} is damaged: it cannot be read.") from None
+
+    def forget_results(self) -> None:
+        """Of a run that goes on: what it found when it was shorter."""
+        if distributed.rank() == 0:
+            self.summary.unlink(missing_ok=True)
+            self.averaged.unlink(missing_ok=True)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        if distributed.rank() != 0:
+            return
+        checkpoint.write_text(self.summary, sealed.seal_value(summary))
+
+
+def _began_later(lines: list[dict[str, Any]]) -> bool:
+    """Whether the lines of a file that was deleted in the middle of the run are whole."""
+    epochs = [line["epoch"] for line in lines]
+    return bool(epochs) and epochs == list(range(epochs[0], epochs[-1] + 1)) and epochs[0] > 1
+
+
+def _free_name(config: TrainConfig) -> Path:
+    """runs/METHOD-DATA, or with the first free number behind it."""
+    data = config.data.split(":")[0]
+    base = Path("runs") / f"{config.method}-{data}"
+    candidate, number = base, 1
+    while not _claimed(candidate):
+        number += 1
+        candidate = base.with_name(f"{base.name}-{number}")
+    return candidate
+
+
+def _claimed(path: Path) -> bool:
+    """Whether the new run may have ``path``: alone it makes the folder, so that of two started at
+    the same moment one gets it; several processes of a run look before the first one writes."""
+    if distributed.world_size() > 1:
+        return not (path / "config.toml").exists()
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise UserError(f"Cannot make the folder {path}: {error.strerror}.") from None
+    return True

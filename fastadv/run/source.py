@@ -1,0 +1,286 @@
+"""Where a run's images come from: a set in memory, or files that are decoded while training."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastadv.data import (
+    AutoAugmented,
+    DeviceLoader,
+    Loader,
+    MixedLoader,
+    draws,
+    eval_batches,
+    is_tree,
+    list_images,
+    load,
+    split_validation,
+)
+from fastadv.data.choice import choose_loader, stream_format, stream_statistics
+from fastadv.data.dali import DaliLoader
+from fastadv.data.dataset import split_labels
+from fastadv.data.labels import stratified_rows
+from fastadv.data.packed import tell_left_out
+from fastadv.data.rotation import Rotated
+from fastadv.engine.process import distributed
+from fastadv.errors import UserError
+from fastadv.run.config import TrainConfig
+from fastadv.run.pseudo_labels import read_pseudo_labelled
+from fastadv.storage.digests import digest
+
+
+def judge_batch(device: torch.device, values: int) -> int:
+    """How many images of so many ``values`` are judged together. On a CPU 100 of CIFAR's size are
+    as fast as more, and an interruption loses less; of smaller ones more, of larger ones fewer."""
+    if device.type != "cpu":
+        return 500
+    return min(500, max(8, 100 * 3 * 32 * 32 // values))
+
+
+class Judging:
+    """Labelled images in order, batch by batch, as often as asked.
+
+    ``batches(rows, batch_size)`` gives the chosen ones of the images whose labels are ``labels``
+    (N,). At most ``limit`` of them are judged, each class in proportion, always the same ones.
+    """
+
+    def __init__(
+        self,
+        batches: Callable[[Tensor, int], Iterable[tuple[Tensor, Tensor]]],
+        labels: Tensor,
+        batch_size: int,
+        limit: int | None = None,
+    ) -> None:
+        self._batches, self._labels, self.batch_size = batches, labels.cpu(), batch_size
+        self.rows = torch.arange(len(labels))
+        if limit is not None and limit < len(labels):
+            self.rows = stratified_rows(self._labels, limit, draws.LIMIT, seed=0)
+
+    def limited(self, limit: int | None) -> Judging:
+        """The same images, at most ``limit`` of them."""
+        return Judging(self._batches, self._labels, self.batch_size, limit)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from self._batches(self.rows, self.batch_size)
+
+
+@dataclass
+class Source:
+    """The images of a run, whatever holds them. ``num_samples`` rows have an index;
+    ``trained_on`` of them are trained on, the others held out."""
+
+    num_samples: int
+    trained_on: int
+    num_classes: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    loader: Loader
+    validation: Judging
+    test: Judging
+    streams: bool
+    content: dict[str, str]
+    """A digest of each set: another one is another run."""
+
+
+def open_source(config: TrainConfig, device: torch.device, views: int = 1) -> Source:
+    """The configured data on ``device``; ``views=2`` draws a second view of each image.
+
+    ``loader="auto"`` keeps a set on the device if it takes a quarter of its memory at most, and
+    streams a larger tree of files through DALI. Raises ``UserError`` for data and a method that
+    cannot go together.
+    """
+    _require_one_update_a_row(config)
+    options: dict[str, Any] = {
+        "batch_size": _own_batch_size(config),
+        "rank": distributed.rank(),
+        "world_size": distributed.world_size(),
+        "device": device,
+        "seed": config.seed,
+        "pad": int(config.pad or 0),
+        "flip": bool(config.flip),
+        "padding": config.padding or "constant",
+        "views": views,
+        "channels_last": True,
+    }
+    kind = _loader(config, device)
+    if kind == "dali" and config.unlabelled is not None:
+        raise UserError("--unlabelled mixes images in memory; leave --loader dali away.")
+    if kind == "dali":
+        return _augmented(config, _from_files(config, device, options))
+    return _augmented(config, _from_memory(config, device, options))
+
+
+def _require_one_update_a_row(config: TrainConfig) -> None:
+    if config.unlabelled is not None and config.plan().per_sample_state:
+        raise UserError(
+            "--unlabelled draws images with replacement, so a batch may hold the same one twice, "
+            f"with two updates for the one memory that {config.method} keeps of each; leave it "
+            "away, or choose parts that remember nothing of a sample."
+        )
+
+
+def _augmented(config: TrainConfig, source: Source) -> Source:
+    """``source`` with the configured augmentation beyond crop and flip."""
+    if config.augmentation in (None, "base"):
+        return source
+    if config.plan().adversary.remembers():
+        raise UserError(
+            f"--augmentation {config.augmentation} turns images, and a perturbation kept for each "
+            f"sample cannot follow; leave it away with {config.method}."
+        )
+    if config.augmentation == "rotate":
+        return dataclasses.replace(source, loader=Rotated(source.loader, seed=config.seed))
+    if source.channels not in (1, 3):
+        raise UserError(
+            f"--augmentation autoaugment is for grey or RGB images, not {source.channels} "
+            "channels; leave it away."
+        )
+    half = int(config.epochs or 1) // 2
+    loader = AutoAugmented(source.loader, first_epoch=half, seed=config.seed)
+    return dataclasses.replace(source, loader=loader)
+
+
+def _own_batch_size(config: TrainConfig) -> int:
+    """The images of a step that one process takes; all processes take equally many."""
+    whole, processes = int(config.batch_size or 1), distributed.world_size()
+    if whole % processes:
+        raise UserError(
+            f"--batch-size is the whole step's, {whole} images, which {processes} processes "
+            "cannot share equally; choose a multiple."
+        )
+    return whole // processes
+
+
+def _loader(config: TrainConfig, device: torch.device) -> str:
+    if config.loader != "auto":
+        if config.loader == "dali" and not is_tree(config.data):
+            raise UserError(
+                "--loader dali streams trees of image files (folder:, imagenet:), not "
+                f"{config.data}; leave --loader away."
+            )
+        return config.loader
+    if not is_tree(config.data):
+        return "device"
+    tree = list_images(config.data)
+    form = stream_format(tree, config.image_size)
+    count = min(len(tree.train_files), config.limit or len(tree.train_files))
+    size = count * form.channels * form.height * form.width
+    return choose_loader(config.data, size, device)
+
+
+def _from_memory(config: TrainConfig, device: torch.device, options: dict[str, Any]) -> Source:
+    data = load(
+        config.data,
+        root=config.data_root,
+        download=config.download,
+        limit=config.limit,
+        image_size=config.image_size,
+    )
+    rows, held_out = split_validation(data, float(config.val_fraction or 0), config.seed)
+    count = len(data.train_images)
+    test = _judging(data.test_images, data.test_labels, device, config.test_limit)
+    validation = _judging(data.train_images[held_out], data.train_labels[held_out], device)
+    if config.select == "test":
+        rows, validation = torch.arange(len(data.train_images)), test
+    content = {
+        "training data": digest([data.train_images, data.train_labels]),
+        "test data": digest([data.test_images, data.test_labels]),
+    }
+    loader: Loader
+    if config.unlabelled is None:
+        loader = DeviceLoader(data.train_images, data.train_labels, indices=rows, **options)
+    else:
+        more, labels = read_pseudo_labelled(config.unlabelled, data.num_classes)
+        count += len(more)
+        content["--unlabelled data"] = digest([more, labels])
+        loader = MixedLoader(
+            data.train_images, data.train_labels, more, labels, indices=rows, **options
+        )
+    return Source(
+        num_samples=count,
+        trained_on=len(rows) + count - len(data.train_images),
+        num_classes=data.num_classes,
+        channels=data.train_images.shape[1],
+        mean=data.mean,
+        std=data.std,
+        loader=loader,
+        validation=validation,
+        test=test,
+        streams=False,
+        content=content,
+    )
+
+
+def _digest_of_files(files: Iterable[str], labels: Iterable[int]) -> str:
+    """Of files that are too many to be read at once: their names below the class, sizes, labels."""
+    entries = zip(files, labels, strict=True)
+    return digest([(*Path(file).parts[-2:], os.stat(file).st_size, int(y)) for file, y in entries])
+
+
+def _judging(
+    images: Tensor, labels: Tensor, device: torch.device, limit: int | None = None
+) -> Judging:
+    def batches(rows: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
+        if len(rows) == len(labels):
+            return eval_batches(images, labels, batch_size, device)
+        return eval_batches(images[rows], labels[rows], batch_size, device)
+
+    return Judging(batches, labels, judge_batch(device, math.prod(images.shape[1:])), limit)
+
+
+def _from_files(config: TrainConfig, device: torch.device, options: dict[str, Any]) -> Source:
+    tree = list_images(config.data)
+    if config.limit is not None:
+        raise UserError("--limit is for data sets in memory; leave it away with --loader dali.")
+    form = stream_format(tree, config.image_size)
+    tell_left_out(tree)
+    mean, std = stream_statistics(tree, form)
+    labels = torch.tensor(tree.train_labels)
+    rows, held_out = split_labels(labels, float(config.val_fraction or 0), config.seed)
+    together = judge_batch(device, form.bytes_each)
+
+    def held(chosen: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
+        judge: dict[str, Any] = {"batch_size": batch_size, "device": device}
+        places = held_out[chosen]
+        loader = DaliLoader(tree.train_files, tree.train_labels, form, indices=places, **judge)
+        return loader.ordered()
+
+    def tested(chosen: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
+        judge: dict[str, Any] = {"batch_size": batch_size, "device": device}
+        loader = DaliLoader(tree.test_files, tree.test_labels, form, indices=chosen, **judge)
+        return loader.ordered()
+
+    test = Judging(tested, torch.tensor(tree.test_labels), together, config.test_limit)
+    validation = Judging(held, labels[held_out], together)
+    if config.select == "test":
+        rows, validation = torch.arange(len(labels)), test
+    loader = DaliLoader(tree.train_files, tree.train_labels, form, indices=rows, **options)
+    return Source(
+        num_samples=len(labels),
+        trained_on=len(rows),
+        num_classes=len(tree.classes),
+        channels=form.channels,
+        mean=mean,
+        std=std,
+        loader=loader,
+        validation=validation,
+        test=test,
+        streams=True,
+        content={
+            "training data": _digest_of_files(tree.train_files, tree.train_labels),
+            "test data": _digest_of_files(tree.test_files, tree.test_labels),
+        },
+    )

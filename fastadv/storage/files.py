@@ -1,0 +1,100 @@
+"""Files of a run folder that somebody else may have made: no link is followed when writing, and
+only regular files of a sensible size are read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from fastadv.errors import UserError
+from fastadv.storage.printable import printable
+
+_NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of ``path`` when the block ends well: all or nothing.
+
+    It is created exclusively beside ``path``. A symbolic link of either name is replaced or
+    removed, and what it points to stays as it is. Raises ``OSError`` as ``open`` does.
+    """
+    aside = path.with_name(path.name + ".partial")
+    aside.unlink(missing_ok=True)
+    handle = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666)
+    try:
+        with open(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def appended(path: Path) -> Iterator[BinaryIO]:
+    """``path`` open for appending, made if it is not there; never through a link.
+
+    Raises ``UserError`` when it is a link or no regular file.
+    """
+    handle = _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINK)
+    with open(handle, "ab") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def regular(path: Path) -> Iterator[BinaryIO]:
+    """``path`` open for reading; a pipe, a device or a folder is refused, and never waited for.
+
+    Raises ``UserError`` for these, and ``FileNotFoundError`` when there is none.
+    """
+    handle = _open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(handle, "rb") as file:
+        yield file
+
+
+def read(path: Path, most: int) -> bytes:
+    """The bytes of ``path``; ``UserError`` when it has more than ``most`` or is not regular."""
+    with regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"{printable(path)} is larger than such a file can be ({most:,} bytes).")
+    return content
+
+
+def _open(path: Path, flags: int) -> int:
+    try:
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise UserError(_irregular(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UserError(_irregular(path))
+    return handle
+
+
+def _irregular(path: Path) -> str:
+    return (
+        f"{printable(path)} is not a regular file (a link, a pipe, a device or a folder); fastadv "
+        "does not use it."
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,105 @@
+"""Whose code may run: ``module:callable`` in a run folder is called only for who wrote it there.
+
+A run folder can come from anybody, and importing what its config.toml names runs that. A note is
+kept outside of the folder when a run is begun here; a folder without one is refused, unless the
+user said ``--trust-code``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+
+from fastadv.errors import UserError
+from fastadv.storage import files
+from fastadv.storage.printable import printable
+
+_KEY_BYTES = 32
+_allowed: ContextVar[bool] = ContextVar("code of any run folder may be called", default=False)
+
+
+@contextmanager
+def trusting(wanted: bool) -> Iterator[None]:
+    """Inside, where ``wanted``, what any run folder names may be imported and called."""
+    before = _allowed.set(wanted or _allowed.get())
+    try:
+        yield
+    finally:
+        _allowed.reset(before)
+
+
+def remember(folder: Path, config: bytes) -> None:
+    """Note that this user began the run in ``folder`` with these bytes of config.toml.
+
+    Where no note can be kept the run goes on; reading it later then needs ``--trust-code``.
+    """
+    with suppress(OSError, UserError):
+        notes = _home() / "trusted"
+        notes.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with files.replaced(notes / _name(folder, config, _key(make=True))):
+            pass
+
+
+def require(folder: Path, config: bytes, model: str) -> None:
+    """Raise ``UserError`` unless the code ``model`` that ``folder`` names may be called."""
+    if _allowed.get() or _is_noted(folder, config):
+        return
+    raise UserError(
+        f"{printable(folder)} names code to run, model {printable(model)}, and was not begun here "
+        "by you as it is now; add --trust-code if you know that module and who wrote the folder."
+    )
+
+
+def is_own(folder: Path, config: bytes) -> bool:
+    """Whether this user began the run here, or said to trust it."""
+    return _allowed.get() or _is_noted(folder, config)
+
+
+def sign(content: bytes) -> str:
+    """A mark that only this user can put on ``content``; empty where no key can be kept."""
+    try:
+        key = _key(make=True)
+    except (OSError, UserError):
+        return ""
+    return hmac.new(key, b"record:" + content, hashlib.sha256).hexdigest()
+
+
+def _is_noted(folder: Path, config: bytes) -> bool:
+    try:
+        return (_home() / "trusted" / _name(folder, config, _key(make=False))).is_file()
+    except (OSError, UserError):
+        return False
+
+
+def _name(folder: Path, config: bytes, key: bytes) -> str:
+    """A note's name: neither a moved or copied folder nor another config.toml has it."""
+    place = os.fsencode(folder.resolve())
+    content = len(place).to_bytes(8, "big") + place + config
+    return hmac.new(key, content, hashlib.sha256).hexdigest()
+
+
+def _key(*, make: bool) -> bytes:
+    """The user's random key: who can write notes but not read it cannot name one."""
+    path = _home() / "key"
+    if make and not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            with open(handle, "wb") as file:
+                file.write(secrets.token_bytes(_KEY_BYTES))
+    key = files.read(path, _KEY_BYTES)
+    found = path.stat()
+    if len(key) != _KEY_BYTES or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise UserError(f"{printable(path)} is not a private key of this user; delete it.")
+    return key
+
+
+def _home() -> Path:
+    state = os.environ.get("XDG_STATE_HOME")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "fastadv"

@@ -1,0 +1,395 @@
+"""Replay an update as CUDA graphs.
+
+Three graphs an update: the passes, the optimizer, and what follows it. The one in the middle is
+there for optimizers whose kind allows it (``replayed_update.py``); any other steps as it always
+does, and its launches hide behind the first graph, which is still running. What a graph reads that
+changes from step to step lives in tensors filled in place: the batch is copied into static inputs,
+learning rates, schedules and the noise offset are 0-dim tensors.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.nn.modules import module as torch_module
+
+from fastadv.engine.cuda_graph import CudaRecorder, NotReplayable
+from fastadv.engine.model.buffers import Snapshot, copy_into
+from fastadv.engine.model.parameter_hooks import first_hooked
+from fastadv.engine.model.precision import float32_settings
+from fastadv.engine.model.python_state import PythonState
+from fastadv.engine.model.static import why_not_static
+from fastadv.engine.optimizer.replayed import ReplayedUpdate, Replaying
+from fastadv.engine.process import distributed
+
+if TYPE_CHECKING:
+    from fastadv.algorithms.contract import Batch
+    from fastadv.engine.model.network import Network
+    from fastadv.engine.optimizer.updater import Updater
+    from fastadv.training.update import Found, Walk
+
+KEPT = 4  # recordings: two batch shapes, with and without a start given by the caller
+# A recording costs about as much as so many steps; one that is replayed less often is not worth it.
+WORTH = 20
+AGAIN = 4  # recordings for another Python state, before it is taken for one that keeps changing
+
+
+class Captured:
+    """A walk whose two halves are recorded once for each situation and then replayed.
+
+    A situation is everything a recording has frozen: batch shapes, which parts are active, where
+    parameters, buffers and states lie, train flags and precisions, and what Python alone knows
+    (``python_state.py``: attributes of modules, globals). A new one is recorded; the
+    oldest of ``KEPT`` is forgotten, and all of them when a part wakes up, for warming up needs the
+    memory they hold. Warming up leaves no trace, since it runs as an update that
+    does not count: parts change nothing then, buffers return, perturbed weights come back exactly.
+
+    A walk that waits for the device cannot be recorded: ``NotReplayable`` is raised, or, unless
+    ``insist``, the walk runs as written from there on and the user is warned. So it does in any
+    case where a recording might be made but would not be true: Python decides something anew in
+    every forward pass (``static.py``), or the Python state keeps changing.
+    """
+
+    def __init__(self, walk: Walk, recorder: Any = None, *, insist: bool = True) -> None:
+        self.walk = walk
+        self.recorder = recorder or CudaRecorder(walk.net.device)
+        self.insist = insist
+        self.recorded = 0  # how many times the passes were recorded, for tests and profiles
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._phase: Hashable = None
+        self._current: _Entry | None = None
+        self._found: Found | None = None
+        self._as_written = False
+        self._python: PythonState | None = None
+        self._states: set[int] = set()  # Python states that were recorded
+        self._replays = 0
+        self._replaying: Replaying | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A recording works on the tensors it was made of: a copy records its own.
+        forgotten = ("_phase", "_current", "_found", "_replaying", "_python")
+        empty: dict[str, Any] = {"_entries": OrderedDict(), "_states": set()}
+        return vars(self) | dict.fromkeys(forgotten) | empty
+
+    def gather(self, batch: Batch, buffers: Snapshot | None = None) -> Found:
+        """``Walk.gather``, replayed; the tensors returned are the recording's own."""
+        entry = None if self._as_written else self._entry(batch)
+        if entry is None:
+            return self.walk.gather(batch, buffers)
+        self._current = entry
+        entry.fill(batch)
+        entry.replay_gather()
+        # Lists of their own: the caller may put scaled gradients in the place of the recording's.
+        found = entry.found
+        self._found = found._replace(weights=list(found.weights), others=list(found.others))
+        return self._found
+
+    def descend(
+        self, found: Found, updater: Updater, number: Tensor, update: bool
+    ) -> tuple[Tensor, Tensor]:
+        """``Walk.descend``, replayed where the optimizer's kind allows that."""
+        if self._as_written:
+            return self.walk.descend(found, updater, number, update)
+        entry = self._entry_of(found)
+        if self._replaying is None:
+            self._replaying = Replaying(updater, self.recorder)
+        if entry.update is None:
+            entry.update = ReplayedUpdate(self._replaying, entry.found.weights)
+        return self.walk.descend(found, entry.update, number, update)
+
+    def settle(self, found: Found, ok: Tensor, update: bool) -> None:
+        """``Walk.settle``, replayed."""
+        if self._as_written:
+            self.walk.settle(found, ok, update)
+            return
+        entry = self._entry_of(found)
+        if not update:
+            self.walk.settle(found, ok, update)
+            return
+        entry.ok.copy_(ok)
+        entry.replay_settle()
+
+    def _entry_of(self, found: Found) -> _Entry:
+        if self._current is None or found is not self._found:
+            raise RuntimeError("an update must be finished by the gather that began it")
+        return self._current
+
+    def _entry(self, batch: Batch) -> _Entry | None:
+        """The recording for the situation of ``batch``; None if it cannot be recorded."""
+        key = self._situation(batch)
+        if key in self._entries:
+            self._replays += 1
+        else:
+            if self._gives_up(batch):
+                return None
+            self._enter_phase()
+            try:
+                entry = self._record(batch)
+            except NotReplayable as error:
+                if self.insist:
+                    raise
+                warnings.warn(
+                    f"{error} Until then its passes are launched one by one.", stacklevel=5
+                )
+                self._as_written = True
+                return None
+            # Warming up may have made room in a state for a larger batch.
+            key = self._situation(batch)
+            self._entries[key] = entry
+            while len(self._entries) > KEPT:
+                self._entries.popitem(last=False)
+        self._entries.move_to_end(key)
+        return self._entries[key]
+
+    def _gives_up(self, batch: Batch) -> bool:
+        """Whether a recording would not stay true; from then on the walk runs as written."""
+        walk = self.walk
+        python = self._python_state()
+        number = python.number(walk.net.structure.version)
+        again = len(self._states) - 1 if number in self._states else len(self._states)
+        if again > AGAIN and self._replays < WORTH * again:
+            reason = f"{python.changed!r} keeps changing between the steps"
+        else:
+            images, attack_bn = batch.x, walk.plan.adversary.attack_bn
+            found = why_not_static(walk.net, python, images, attack_bn)
+            self._states.add(number)
+            if found is None:
+                return False
+            reason = found
+        warnings.warn(
+            "The passes are launched one by one and not replayed as CUDA graphs, which would "
+            f"repeat what Python decided at the recording: {reason}. Draw with torch on the "
+            "model's device and keep what changes in buffers (documentation, 'Your model, your "
+            "loop').",
+            stacklevel=6,
+        )
+        self._as_written = True
+        self._entries.clear()
+        self._current = self._found = None
+        return True
+
+    def _python_state(self) -> PythonState:
+        if self._python is None:
+            parts = self.walk.plan.parts.values()
+            models = {"": self.walk.net.model}
+            for part in parts:
+                for number, teacher in enumerate(part.networks()):
+                    models[f"teacher {number}"] = teacher
+            self._python = PythonState(models, parts)
+        return self._python
+
+    def _enter_phase(self) -> None:
+        """Forget what was recorded while other parts were at work."""
+        phase = tuple(part.active for part in self.walk.plan.parts.values())
+        if phase != self._phase:
+            self._entries.clear()
+            self._current = self._found = None
+            self._phase = phase
+
+    def _situation(self, batch: Batch) -> Hashable:
+        net, parts = self.walk.net, self.walk.plan.parts.values()
+        return (
+            tuple((t.shape, t.dtype, t.stride()) for t in _tensors(batch)),
+            tuple(value is None for value in batch),
+            tuple(part.active for part in parts),
+            tuple(tensor.data_ptr() for part in parts for tensor in part.state.values()),
+            tuple(_standing(net.model)),
+            self._python_state().number(net.structure.version),
+            (net.structure.version, first_hooked(self.walk.named), self.walk.threat),
+            (net.outer_dtype, net.attack_dtype, net.looks),
+            (_switches(), self.walk.room),
+        )
+
+    def _record(self, batch: Batch) -> _Entry:
+        hooked = first_hooked(self.walk.named)
+        if hooked is not None:
+            raise NotReplayable(f"the parameter {hooked} has a hook, which Python runs")
+        walk, static = self.walk, _copied(batch)
+        ok = torch.zeros((), dtype=torch.bool, device=walk.net.device)
+        learned: list[bool] = []
+
+        def both() -> None:
+            found = walk.gather(static)
+            learned[:] = _present(found.weights)
+            walk.settle(found, ok, True)
+
+        # Other processes need not record at this moment; capturing a message sends none.
+        with _put_back_on_error(walk.net), distributed.alone():
+            self.recorder.warm_up(both)
+        with _of_no_stream(walk):
+            found, replay_gather = self.recorder(lambda: walk.gather(static))
+            _, replay_settle = self.recorder(lambda: walk.settle(found, ok, True))
+        if _present(found.weights) != learned:
+            raise NotReplayable("a module uses parameters that it does not look up by name")
+        self.recorded += 1
+        used = list(_held(walk, set()))
+        return _Entry(static, ok, found, replay_gather, replay_settle, used)
+
+
+class _Entry:
+    """One recording: static inputs, outputs, the replays, and the tensors they work on."""
+
+    def __init__(
+        self,
+        static: Batch,
+        ok: Tensor,
+        found: Found,
+        replay_gather: Callable[[], None],
+        replay_settle: Callable[[], None],
+        used: list[Tensor],
+    ) -> None:
+        self.static, self.ok, self.found = static, ok, found
+        self.replay_gather, self.replay_settle = replay_gather, replay_settle
+        # A part may replace its scratch for another situation; a graph goes on writing to it.
+        self.used = used
+        self.update: ReplayedUpdate | None = None  # once the optimizer has stepped for it
+
+    def fill(self, batch: Batch) -> None:
+        """Copy ``batch`` into the static inputs; the noise offset is the same tensor always."""
+        every = zip(_tensors(self.static), _tensors(batch), strict=True)
+        pairs = [(own, new) for own, new in every if own is not new]
+        if pairs:
+            torch._foreach_copy_([own for own, _ in pairs], [new for _, new in pairs])
+
+
+@contextmanager
+def _put_back_on_error(net: Network) -> Iterator[None]:
+    """Where a walk breaks off, its weights may be perturbed and its buffers moved."""
+    tensors = [tensor.detach() for tensor in (*net.model.parameters(), *net.buffers)]
+    before = [tensor.clone() for tensor in tensors]
+    try:
+        yield
+    except BaseException:
+        copy_into(tensors, before)
+        raise
+
+
+@contextmanager
+def _of_no_stream(walk: Walk) -> Iterator[None]:
+    """Inside, autograd knows no parameter from before.
+
+    It notes for a parameter the stream of its first use, for as long as anybody holds a graph that
+    leads there (DDP does for ever), and a capture may not touch another stream. Where that is so,
+    parameters of the same memory stand in the model.
+    """
+    parameters = [p for p in walk.net.model.parameters() if p.requires_grad]
+    # A compiled region has no autograd nodes when it runs.
+    if walk.net.runner.compiles or not any(_in_somebodys_graph(p) for p in parameters):
+        yield
+        return
+    modules = list(walk.net.model.modules())
+    own = [dict(module._parameters) for module in modules]
+    structure, named = walk.net.structure, walk.named
+    known = structure.parameters
+    fresh = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in named.values()}
+    try:
+        walk.named = {name: fresh[id(parameter)] for name, parameter in named.items()}
+        structure.parameters = {name: fresh[id(each)] for name, each in known.items()}
+        for module, mine in zip(modules, own, strict=True):
+            found = {name: p if p is None else fresh[id(p)] for name, p in mine.items()}
+            module._parameters.update(found)
+        yield
+    finally:
+        walk.named, structure.parameters = named, known
+        for module, mine in zip(modules, own, strict=True):
+            module._parameters.update(mine)
+
+
+def _in_somebodys_graph(parameter: Tensor) -> bool:
+    """Whether the parameter's node of the autograd graph outlives our looking at it."""
+    mark = "fastadv"
+    # torch's types have a method where its nodes have a dictionary.
+    notes: Any = get_gradient_edge(parameter).node.metadata
+    notes[mark] = True
+    notes = get_gradient_edge(parameter).node.metadata
+    return notes.pop(mark, None) is not None
+
+
+def _standing(model: nn.Module) -> list[Hashable]:
+    """Where parameters and buffers lie, which learn, and which modules train.
+
+    Asked before every replay: ``named_modules`` and its kin take many times as long.
+    """
+    found: list[Hashable] = []
+    seen, waiting = {model}, [model]
+    while waiting:
+        module = waiting.pop()
+        found.append(module.training)
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                found += (parameter.data_ptr(), parameter.requires_grad)
+        for buffer in module._buffers.values():
+            if buffer is not None:
+                found.append(buffer.data_ptr())
+        for child in module._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                waiting.append(child)
+    return found
+
+
+def _switches() -> Hashable:
+    """What of the process decides which kernels run, and hooks on all modules."""
+    hooks = torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks
+    return (
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        float32_settings(),
+        torch._C._get_cudnn_deterministic(),
+        torch._C._get_cudnn_enabled(),
+        tuple(each for kind in hooks for each in (*kind, *kind.values())),
+    )
+
+
+def _present(gradients: Sequence[Tensor | None]) -> list[bool]:
+    return [gradient is not None for gradient in gradients]
+
+
+def _held(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """The tensors that ``value`` leads to: through containers and this package's objects."""
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, dict):
+        inside = list(value.values())
+    elif isinstance(value, (list, tuple)):
+        inside = list(value)
+    elif type(value).__module__.startswith("fastadv.") and not isinstance(value, nn.Module):
+        inside = list(getattr(value, "__dict__", {}).values())
+    else:
+        return
+    for each in inside:
+        yield from _held(each, seen)
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    """All tensors of a batch, the view's included."""
+    found: list[Tensor] = []
+    for value in batch:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif value is not None:
+            found += list(value)
+    return found
+
+
+def _copied(batch: Batch) -> Batch:
+    """The batch with tensors of its own, all but the offset."""
+    own: dict[str, Any] = {
+        name: value.clone()
+        for name, value in batch._asdict().items()
+        if isinstance(value, Tensor) and name != "offset"
+    }
+    if batch.view is not None:
+        own["view"] = type(batch.view)(*(tensor.clone() for tensor in batch.view))
+    return batch._replace(**own)

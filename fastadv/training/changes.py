@@ -1,0 +1,144 @@
+"""A step acts on the model and the optimizer as they are now, not as they were when it was built.
+
+Heads are replaced, layers unfrozen, groups added between two calls. Whatever was learnt from the
+old model is learnt again, and a parameter that would silently not be trained is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastadv.algorithms.plan import Plan
+from fastadv.engine.model.block_hooks import Taps
+from fastadv.engine.model.network import Network
+from fastadv.errors import UserError
+from fastadv.training.update import Walk
+
+Blocks = list[tuple[str, nn.Module]]
+
+
+class Changes:
+    """Keeps a step's ``walk``, parts and taps those of the present model.
+
+    ``blocks`` finds the modules that are tapped, where a part asks for them.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        net: Network,
+        walk: Walk,
+        optimizer: torch.optim.Optimizer,
+        blocks: Callable[[], Blocks] | None,
+    ) -> None:
+        self.plan, self.net, self.walk, self.optimizer = plan, net, walk, optimizer
+        self._blocks = blocks
+        if blocks is not None:
+            net.taps = _taps(blocks())
+        plan.layers.bind(net.model, optimizer)
+        self._named: dict[str, Tensor] = dict(net.structure.parameters)
+        self._version = net.structure.version
+        walk.follow()
+        # What the user keeps out of the optimizer, though it learns.
+        held = {id(parameter) for parameter in self._held()}
+        learning = walk.learning_named()
+        self._outside = {name: p for name, p in learning.items() if id(p) not in held}
+        self._seen: list[Any] = []
+        self._counts: list[int] = []
+        self._dtype: torch.dtype | None = None
+
+    def follow(self, *, prepared: bool) -> None:
+        """Names and averages are those of the model of this moment; ``prepared``: parts have
+        their state."""
+        self.net.follow()
+        version = self.net.structure.version
+        if version == self._version:
+            return
+        named: dict[str, Tensor] = dict(self.net.structure.parameters)
+        known = {id(parameter): name for name, parameter in self._named.items()}
+        old = {name: known[id(p)] for name, p in named.items() if id(p) in known}
+        if self.plan.averaging is not None and prepared:
+            self.plan.averaging.replaced(named, old)
+        self.walk.follow()
+        self._named, self._version = named, version
+
+    def follow_to_train(self, *, prepared: bool) -> None:
+        """``follow``, and everything that training needs beside; ``UserError`` for what the step
+        cannot take over, in every call until it is mended."""
+        self.follow(prepared=prepared)
+        self._require_place()
+        seen = self._held()
+        counts = [self._version, *self._groups(), *(p.requires_grad for p in self._named.values())]
+        same = len(seen) == len(self._seen) and all(map(is_, seen, self._seen))
+        if same and counts == self._counts:
+            return
+        if self._blocks is not None:
+            self._tap_again(self._blocks())
+        if prepared:
+            for part in self.plan.parts.values():
+                part.follow_model()
+        self.plan.layers.bind(self.net.model, self.optimizer)
+        self.walk.follow()
+        self._require_held()
+        self._seen, self._counts = seen, counts
+        self._dtype = next(iter(self._named.values())).dtype
+
+    def _groups(self) -> list[int]:
+        return [len(group["params"]) for group in self.optimizer.param_groups]
+
+    def _held(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _tap_again(self, found: Blocks) -> None:
+        taps = self.net.taps
+        if taps is None or [name for name, _ in found] != taps.names:
+            raise UserError(
+                "The model's residual blocks are others than when the step was built, and each has "
+                "a step size of its own: build the step again."
+            )
+        if not all(map(is_, taps.convolutions, (module for _, module in found))):
+            self.net.taps = _taps(found)
+
+    def _require_place(self) -> None:
+        first = next(iter(self._named.values()), None)
+        if first is None:
+            raise UserError("The model has no parameters any more.")
+        for now, then in ((first.device, self.net.device), (first.dtype, self._dtype)):
+            if then is not None and now != then:
+                raise UserError(
+                    f"The model was {_short(then)} when the step began and is {_short(now)} now: "
+                    "build the optimizer and the step again."
+                )
+
+    def _require_held(self) -> None:
+        """Every parameter that learns is in a group, but for those that never were."""
+        held = {id(parameter) for parameter in self._held()}
+        learning = self.walk.learning_named()
+        if not learning:
+            raise UserError("All of the model's parameters are frozen (requires_grad=False).")
+        chosen = {id(parameter) for parameter in self._outside.values()}
+        for name, parameter in learning.items():
+            if id(parameter) not in held | chosen and name not in self._outside:
+                raise UserError(
+                    f"The parameter {name} learns now (requires_grad=True) and no group of the "
+                    "optimizer holds it: pass it to optimizer.add_param_group, freeze it, or build "
+                    "the optimizer and the step again."
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_seen": []}
+
+
+def _taps(blocks: Blocks) -> Taps:
+    return Taps([name for name, _ in blocks], [module for _, module in blocks])
+
+
+def _short(value: torch.device | torch.dtype) -> str:
+    if isinstance(value, torch.device):
+        return f"on {value}"
+    return str(value).removeprefix("torch.")

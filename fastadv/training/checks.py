@@ -1,0 +1,123 @@
+"""What a step checks about its model, its optimizer and the shapes of its inputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from fastadv import ranges
+from fastadv.errors import UserError
+from fastadv.models.wrapped import baked_modes
+
+
+def check_shapes(
+    device: torch.device, x: Tensor, y: Tensor, index: Tensor | None, *, needs_index: bool
+) -> None:
+    """``x`` (B,C,H,W) float, ``y`` and ``index`` (B,) int64, all on ``device``, and none empty."""
+    for name, given in (("x", x), ("y", y), ("index", index)):
+        if given is not None and not isinstance(given, Tensor):
+            raise UserError(f"{name} must be a torch.Tensor, not {type(given).__name__}.")
+    check_devices(device, x=x, y=y, index=index)
+    if x.ndim != 4 or not x.is_floating_point():
+        raise UserError(
+            f"x must be float images (B,C,H,W), not {x.dtype} of shape {tuple(x.shape)}."
+        )
+    if not x.numel():
+        raise UserError(f"x holds no image: its shape is {tuple(x.shape)}.")
+    if y.shape != x.shape[:1] or y.dtype != torch.int64:
+        raise UserError(
+            f"y must be int64 labels of shape ({len(x)},), not {y.dtype} of {tuple(y.shape)}"
+            f"{_way_out(y, len(x))}."
+        )
+    if index is None and needs_index:
+        raise UserError(
+            "This method remembers something about every training sample: pass index=, the "
+            "rows (B,) int64 of the training set that x was made from."
+        )
+    if index is not None and (index.shape != x.shape[:1] or index.dtype != torch.int64):
+        raise UserError(
+            f"index must be int64 of shape ({len(x)},), not {index.dtype} of {tuple(index.shape)}."
+        )
+
+
+def _way_out(y: Tensor, count: int) -> str:
+    """What to write where ``y`` holds labels in another form."""
+    if y.shape == (count, 1) and not y.is_floating_point():
+        return "; pass y.squeeze(1).long()"
+    if y.shape == (count,) and not y.is_floating_point():
+        return "; pass y.long()"
+    if y.ndim == 2 and len(y) == count and y.shape[1] > 1:
+        return "; one label is trained on, so pass y.argmax(1) of one-hot rows"
+    return ""
+
+
+def check_companions(x: Tensor, **given: Tensor | None) -> None:
+    """``start`` and ``second`` belong to ``x``: tensors of its shape on its device."""
+    for name, tensor in given.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor) or tensor.shape != x.shape:
+            found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise UserError(f"{name} must have the images' shape {tuple(x.shape)}, not {found}.")
+    check_devices(x.device, **given)
+
+
+def check_devices(device: torch.device, **tensors: Tensor | None) -> None:
+    """Every tensor lies where the model does."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != device:
+            raise UserError(
+                f"{name} is on {tensor.device} and the model on {device}; move it there: "
+                f"{name}.to({str(device)!r})."
+            )
+
+
+def check_mode(model: nn.Module) -> None:
+    """It can train: nothing of it was recorded in one mode for ever."""
+    if baked_modes(model):
+        raise UserError(
+            "The model was traced or frozen by TorchScript and stays in the mode it was recorded "
+            "in, so that train() means nothing to it: pass the network itself, or torch.jit.script."
+        )
+
+
+def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """It is one, of this model's parameters, and asks for no closure."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError(f"optimizer must be a torch.optim.Optimizer, not {optimizer!r}.")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UserError("LBFGS evaluates the loss many times a step; use SGD, Adam or their kin.")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    own = [parameter for parameter in model.parameters() if id(parameter) in held]
+    if not own:
+        raise UserError("The optimizer holds none of the model's parameters: make it of these.")
+    if any(not is_lazy(parameter) and parameter.is_inference() for parameter in own):
+        raise UserError(
+            "The model's weights were made inside torch.inference_mode and cannot learn; build the "
+            "model outside of it."
+        )
+    if not any(parameter.requires_grad for parameter in own):
+        raise UserError("All of the model's parameters are frozen (requires_grad=False).")
+
+
+def check_classes(logits: Tensor, y: Tensor, num_classes: int | None) -> int:
+    """The number of classes of ``logits`` (B,classes), checked against ``y`` and the caller's."""
+    if logits.ndim != 2:
+        raise UserError(f"The model must return logits (B,classes), not {tuple(logits.shape)}.")
+    found = logits.shape[1]
+    ranges.require_classes(found)
+    if num_classes is not None and num_classes != found:
+        raise UserError(f"num_classes is {num_classes} but the model returns {found} logits.")
+    ranges.require_labels(y, found)
+    return found
+
+
+def check_batch_of_one(model: nn.Module, x: Tensor) -> None:
+    """BatchNorm in training mode needs more than one value a channel."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if len(x) == 1 and any(module.training or not model.training for module in norms):
+        raise UserError(
+            "A batch of one image cannot train a network with BatchNorm; use a larger batch size, "
+            "or drop the last batch."
+        )

@@ -1,0 +1,122 @@
+"""What several processes found on their parts of a batch, brought together slot by slot.
+
+Processes may take different branches (experts, stochastic depth, LayerDrop), so a gradient may be
+there in one and absent in another. Every parameter that learns has its place in the message; what
+is absent counts as zero, as in DDP with ``find_unused_parameters``, and stays absent where no
+process has it. Whether it is there, and whether an update must not count, goes in the same message.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastadv.engine.model.buffers import copy_into
+from fastadv.engine.process import distributed
+from fastadv.errors import UserError
+
+if TYPE_CHECKING:
+    from fastadv.engine.optimizer.faults import Fault
+    from fastadv.training.update import Found, Walk
+
+
+@torch.no_grad()
+def bring_together(found: Found, walk: Walk, before: Mapping[Fault, Tensor]) -> None:
+    """Make ``found`` the mean over all processes, in place: loss, accuracy, gradients of weights
+    and of the adversary's leaves, statistics.
+
+    ``before`` and the doubts of ``found`` (0-dim bool) become true where they are in any process.
+    Where this process lacks a gradient it asks whether another has it, which waits for the device.
+    """
+    leaves = walk.plan.adversary.leaves()
+    slots: list[tuple[list[Tensor | None], int, Tensor]] = [
+        (found.weights, place, like) for place, like in enumerate(walk.learning())
+    ]
+    slots += [(found.others, place, like) for place, like in enumerate(leaves)]
+    gradients = [
+        torch.zeros_like(like) if own[place] is None else own[place] for own, place, like in slots
+    ]
+    absent = [own[place] is None for own, place, _ in slots]
+    flags = [*before.values(), *found.doubts.values()]
+    device = found.loss.device
+    present = torch.ones(len(absent), device=device)
+    if any(absent):
+        present.copy_(torch.tensor(absent).logical_not())
+    bad = torch.stack(flags).float()
+    message = [found.loss, found.accuracy, *gradients, *found.statistics, present, bad]
+    distributed.average([tensor for tensor in message if tensor is not None])
+    copy_into(flags, list((bad > 0).unbind()))
+    if not any(absent):
+        return
+    somewhere = (present > 0).tolist()
+    for (own, place, _), gradient, known in zip(slots, gradients, somewhere, strict=True):
+        if own[place] is None and known:
+            own[place] = gradient
+
+
+class Agreement:
+    """Whether all processes train the same: asked at the first update, and when this one's model
+    has changed."""
+
+    def __init__(self, walk: Walk) -> None:
+        self._walk = walk
+        self._seen: Any = None
+        self._room = 0
+
+    def keep(self, batch_size: int) -> None:
+        """Raise ``UserError``, in every process, where models or methods differ; settle how many
+        rows of memory about samples are exchanged at most."""
+        walk = self._walk
+        remembers = walk.plan.per_sample_state
+        version = walk.net.structure.version
+        seen = version, tuple(p.requires_grad for p in walk.named.values())
+        if seen == self._seen and (batch_size <= self._room or not remembers):
+            return
+        own = {"method": dict(walk.plan.slots), "room": batch_size, "model": self._model()}
+        patience = distributed.PATIENCE if self._seen is None else distributed.COMING
+        told = [json.loads(each) for each in distributed.told_by_all(json.dumps(own), patience)]
+        for process, other in enumerate(told[1:], start=1):
+            _require_alike(told[0], other, process)
+        self._seen, self._room = seen, max(each["room"] for each in told)
+        walk.room = self._room
+        # A device's communicator is made by the first message; a recording may not make it.
+        distributed.add_up(torch.zeros(1, device=walk.net.device))
+
+    def _model(self) -> dict[str, str]:
+        walk = self._walk
+        learning = walk.learning_named()
+        words = {
+            name: _words(parameter) + ("" if name in learning else ", frozen")
+            for name, parameter in walk.named.items()
+        }
+        buffers = walk.net.model.named_buffers()
+        return words | {name: _words(buffer) for name, buffer in buffers}
+
+
+def _words(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _require_alike(first: dict[str, Any], other: dict[str, Any], process: int) -> None:
+    if first["method"] != other["method"]:
+        raise UserError(
+            f"Process 0 trains {first['method']} and process {process} {other['method']}: all "
+            "processes train by one method."
+        )
+    names = list(dict.fromkeys([*first["model"], *other["model"]]))
+    for name in names:
+        here, there = (each["model"].get(name, "absent") for each in (first, other))
+        if here != there:
+            raise UserError(
+                f"{name} is {here} in process 0 and {there} in process {process}: build and freeze "
+                "the same model in all processes."
+            )
+    if list(first["model"]) != list(other["model"]):
+        raise UserError(
+            f"The parameters of process {process} are in another order than those of process 0: "
+            "build the same model in all processes."
+        )

@@ -1,0 +1,138 @@
+"""A call of a step counts wholly or not at all.
+
+Whatever ends a call (out of memory, Ctrl-C, an optimizer that raises), weights, buffers, optimizer
+and what the parts remember are bit for bit as before it. So they are after an update that must not
+count, where Python may look at the flag; on a GPU each update masks itself instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastadv.engine.model.buffers import Snapshot
+from fastadv.engine.optimizer.optimizer_copy import OptimizerCopy, copy_each
+from fastadv.engine.process import distributed
+
+if TYPE_CHECKING:
+    from fastadv.algorithms.contract import Part
+    from fastadv.training.training_step import Step
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+class Transaction:
+    """What a call of ``step`` may change; ``around`` every call."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._optimizer = OptimizerCopy(step.updater.optimizer)
+
+    @contextmanager
+    def around(self, index: Tensor | None) -> Iterator[Snapshot]:
+        """Put everything back if the call inside raises, or trains on what must not count; the
+        buffers as they are before it.
+
+        ``index`` (B,) are the rows of per-sample memory that the call writes.
+        """
+        step = self._step
+        self._optimizer.take([*step.net.structure.parameters.values()])
+        buffers = Snapshot(step.net.kept_buffers)
+        gradients = _Gradients(step)
+        parts = [_PartCopy(part, index, step.epoch) for part in step.plan.parts.values()]
+        before = _Clock(step)
+
+        def put_back() -> None:
+            self._optimizer.put_back()
+            buffers.put_back()
+            for part in parts:
+                part.put_back()
+            step.net.copies.outdate()
+
+        try:
+            yield buffers
+            counts = not step.net.waits_are_free or step.updater.faults.healthy()
+        except BaseException:
+            put_back()
+            gradients.put_back()
+            before.put_back()
+            raise
+        if not counts:
+            put_back()
+
+
+class _Gradients:
+    """``.grad`` of every parameter; those that wait for more are copied."""
+
+    def __init__(self, step: Step) -> None:
+        waits = step.updater.waits
+        parameters = step.net.structure.parameters.values()
+        self._found = [(parameter, parameter.grad) for parameter in parameters]
+        self._values = [
+            None if gradient is None or not waits else gradient.clone()
+            for _, gradient in self._found
+        ]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for (parameter, gradient), value in zip(self._found, self._values, strict=True):
+            parameter.grad = gradient
+            if gradient is not None and value is not None:
+                gradient.copy_(value)
+
+
+class _PartCopy:
+    """A part's state: the rows of this batch where it keeps some for every sample, else all;
+    all, too, where the call renews what is kept."""
+
+    @torch.no_grad()
+    def __init__(self, part: Part, index: Tensor | None, epoch: float) -> None:
+        self._part = part
+        self._state = dict(part.state)
+        self._index = index
+        # With several processes, each also writes the rows of the other processes' batches.
+        alone = distributed.world_size() == 1
+        partial = alone and index is not None and not (part.state and part.renews(epoch))
+        self._rows = part.per_sample_state if partial else ()
+        self._copies = {
+            name: tensor[index] if name in self._rows else tensor.clone()
+            for name, tensor in part.state.items()
+        }
+        own = vars(part).items()
+        self._plain = {name: value for name, value in own if isinstance(value, _PLAIN)}
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        whole = [name for name in self._state if name not in self._rows]
+        copy_each([self._state[name] for name in whole], [self._copies[name] for name in whole])
+        for name in self._rows:
+            if name in self._state and self._index is not None:
+                self._state[name][self._index] = self._copies[name]
+        self._part.state.clear()
+        self._part.state.update(self._state)
+        vars(self._part).update(self._plain)
+
+
+class _Clock:
+    """Where the step is in its run, and what the updater and the generator have noted."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._own = step.moment()
+        updater = step.updater
+        self._updater = updater.moment()
+        self._numbers = [step.offset, updater.faults.bad_step, updater.faults.kind, updater.skipped]
+        self._values = [tensor.clone() for tensor in self._numbers]
+        self._generator = torch.get_rng_state()
+
+    def put_back(self) -> None:
+        step: Any = self._step
+        step.return_to(self._own)
+        step.updater.return_to(self._updater)
+        for tensor, value in zip(self._numbers, self._values, strict=True):
+            tensor.copy_(value)
+        torch.set_rng_state(self._generator)
