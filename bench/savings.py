@@ -46,7 +46,7 @@ def unfolded(step: Step) -> None:
 
 def uncopied(step: Step) -> None:
     """Autocast casts every weight in every pass."""
-    step.net.copies.in_place = lambda *_, **__: nullcontext()  # type: ignore[method-assign, assignment]
+    step.net.copies.installed = lambda *_, **__: nullcontext()  # type: ignore[method-assign, assignment]
 
 
 def composed(step: Step) -> None:

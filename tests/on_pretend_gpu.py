@@ -116,7 +116,7 @@ def test_a_replayed_recipe_is_the_one_on_the_cpu(method: str) -> None:
 def test_a_walk_that_waits_runs_as_written_unless_capture_is_insisted_on() -> None:
     method = "fgsm-n-advlc-nuclear"
     cpu, step = step_of(method, staged_model()), step_of(method, on_device(staged_model()))
-    captured(step, insist=False)
+    captured(step, strict=False)
     with pytest.warns(UserWarning, match="cannot be replayed"):
         call(step, 0)
     with warnings.catch_warnings():

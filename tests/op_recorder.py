@@ -83,8 +83,8 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def graphed(step: Step, *, insist: bool = True) -> Step:
+def graphed(step: Step, *, strict: bool = True) -> Step:
     """``step``, replayed operation by operation from now on."""
     step.net.__class__ = DeviceNetwork
-    step.passes = Captured(step.walk, Graph(), insist=insist)
+    step.passes = Captured(step.walk, Graph(), strict=strict)
     return step

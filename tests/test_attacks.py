@@ -295,7 +295,7 @@ def test_restarts_that_skip_the_fooled_change_nothing(monkeypatch):
     x, _ = images(32)
     y = model(x).argmax(1)
     skipping = attack(model, x, y, "pgd-3-5", eps=0.07)
-    monkeypatch.setattr(Network, "waits_are_free", False)
+    monkeypatch.setattr(Network, "syncs_are_free", False)
     torch.testing.assert_close(attack(model, x, y, "pgd-3-5", eps=0.07), skipping)
 
 

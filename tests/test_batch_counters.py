@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fastadv
-from fastadv.engine.model.bn_counters import BatchCounters
+from fastadv.engine.model.bn_counters import BatchNormCounters
 
 COUNTER = "num_batches_tracked"
 
@@ -91,8 +91,8 @@ def test_one_launch_counts_for_all_of_a_network():
 
 def test_the_counters_return_after_an_error():
     model = Odd()
-    counters = BatchCounters(model)
-    with counters.watching():
+    counters = BatchNormCounters(model)
+    with counters.calibrating():
         model.eval()(torch.zeros(1, 3, 8, 8))
     before = dict(model.named_buffers())
 

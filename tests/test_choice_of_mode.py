@@ -22,14 +22,14 @@ def test_compiling_must_pay(amx, total_steps, expected, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     step = tiny_step(tiny_model(), "pgd", mode="auto", total_steps=total_steps)
     x, *_ = tiny_batch()
-    assert step.settle_mode(x) == expected
+    assert step.resolve_mode(x) == expected
     assert step.net.runner.compiles == (expected == "compiled")
 
 
 def test_double_backward_is_not_compiled_by_auto(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     step = tiny_step(tiny_model(), "pgd-igr", mode="auto", total_steps=10**9)
-    assert step.settle_mode(tiny_batch()[0]) == "eager"
+    assert step.resolve_mode(tiny_batch()[0]) == "eager"
 
 
 def test_cuda_is_captured():

@@ -179,7 +179,7 @@ def test_trouble_in_a_later_batch_is_found_without_looking_at_each(model, data, 
     """On an accelerator only the first batch and the end are waited for."""
     from fastadv.engine.model.network import Network
 
-    monkeypatch.setattr(Network, "waits_are_free", False)
+    monkeypatch.setattr(Network, "syncs_are_free", False)
     x, y = data
     with pytest.raises(UserError, match="Labels are out of range"):
         evaluate(model, [(x, y), (x, y + 4), (x, y)], ["pgd-2"])

@@ -56,7 +56,7 @@ def test_folded_logits_and_input_gradients_are_the_same(name):
     results = []
     for folded in (False, True):
         x = images().requires_grad_()
-        with weights.in_place(None, folded=folded):
+        with weights.installed(None, folded=folded):
             logits = model(x)
         (slope,) = torch.autograd.grad(logits.logsumexp(1).sum(), x)
         results.append((logits.detach(), slope))
@@ -125,7 +125,7 @@ def test_the_model_stays_what_it_is():
     weights = WeightCopies(model)
     weights.folds = found(model)
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
-    with weights.in_place(None, folded=True):
+    with weights.installed(None, folded=True):
         assert dict(model.named_modules()) == modules
         after = dict(model.named_parameters())
         assert after.keys() == parameters.keys()

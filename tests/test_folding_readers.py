@@ -46,7 +46,7 @@ def errors(step, x):
     """How far the attack's view is from the model in evaluation mode, relative to the largest."""
     with train_flags(step.model, False):
         expected = view(step.model, x)
-    step.net.copies.outdate()
+    step.net.copies.invalidate()
     with step.net.attacking("eval"):
         found = view(step.net.logits, x)
     return [
@@ -171,7 +171,7 @@ def test_a_model_changed_between_two_steps(name):
     step(x, y)
     with torch.no_grad():
         CHANGES[name](step.model)
-    step.net.copies.outdate()
+    step.net.copies.invalidate()
     with step.net.attacking("eval"):
         found = view(step.net.logits, x)
     with train_flags(step.model, False):
@@ -240,7 +240,7 @@ def test_looking_at_a_model_leaves_generators_and_buffers_as_they_were():
     model = made(Draws)
     step = step_of(model)
     torch.manual_seed(5)
-    step.net.look_at(batch()[0])
+    step.net.probe(batch()[0])
     drawn = torch.rand(3)
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(3))

@@ -145,9 +145,9 @@ def test_a_hook_after_accumulation_finds_what_the_optimizer_uses() -> None:
     torch.testing.assert_close(change, -0.05 * found[0], rtol=0, atol=1e-12)
 
 
-def hooked_and_captured(insist: bool) -> tuple[Any, Half]:
+def hooked_and_captured(strict: bool) -> tuple[Any, Half]:
     step = capture(step_of("pgd", staged_model()))
-    step.passes = Captured(step.walk, Replayer(), insist=insist)
+    step.passes = Captured(step.walk, Replayer(), strict=strict)
     call(step, 0)
     assert step.passes.recorded == 1
     hook = Half()
@@ -156,10 +156,10 @@ def hooked_and_captured(insist: bool) -> tuple[Any, Half]:
 
 
 def test_a_recording_runs_no_hook_and_is_not_replayed() -> None:
-    step, _ = hooked_and_captured(insist=True)
+    step, _ = hooked_and_captured(strict=True)
     with pytest.raises(UserError, match=r"linear\.weight has a hook"):
         call(step, 1)
-    step, hook = hooked_and_captured(insist=False)
+    step, hook = hooked_and_captured(strict=False)
     with pytest.warns(UserWarning, match=r"linear\.weight has a hook"):
         call(step, 1)
     assert len(hook.seen) == 1

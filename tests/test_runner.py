@@ -34,7 +34,7 @@ def test_where_compiling_was_ours_to_choose_it_runs_as_written():
     x, y, index, start = tiny_batch()
     model, other = looking(), tiny_model()
     step = tiny_step(model, "pgd", steps=2)
-    step.net.runner = Runner(True, "aot_eager", insist=False)
+    step.net.runner = Runner(True, "aot_eager", strict=False)
     with pytest.warns(UserWarning, match="it runs as written"):
         step(x, y, index, start=start)
     tiny_step(other, "pgd", steps=2)(x, y, index, start=start)

@@ -88,7 +88,7 @@ def test_under_no_grad_and_inside_autocast_the_numbers_are_the_same(method, monk
 @pytest.mark.parametrize("surrounding", [False, True])
 @pytest.mark.parametrize("mode", ["eager", "compiled", "captured"])
 def test_perturbed_weights_are_used_in_low_precision(surrounding, mode, monkeypatch):
-    """A low-precision copy made before the perturbation would hide it (``outdate``)."""
+    """A low-precision copy made before the perturbation would hide it (``invalidate``)."""
     monkeypatch.setattr("fastadv.engine.model.precision.cpu_multiplies", lambda _: True)
     losses = {}
     for method in ("pgd", "awp"):

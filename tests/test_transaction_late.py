@@ -82,6 +82,6 @@ def test_parameters_of_no_stream_learn_through_their_copies() -> None:
     batch = Batch(x.float(), y, index, step.offset)
     with autocast(step.device, None), capture._of_no_stream(step.walk):
         found = step.walk.gather(batch)
-    step.net.copies.outdate()
+    step.net.copies.invalidate()
     assert held.requires_grad
     assert all(gradient is not None for gradient in found.weights)

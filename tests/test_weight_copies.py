@@ -180,7 +180,7 @@ def test_what_stands_in_the_model_comes_back_and_subclasses_stay():
     inside = {}
 
     def interrupted():
-        with WeightCopies(model).in_place(torch.bfloat16, folded=True):
+        with WeightCopies(model).installed(torch.bfloat16, folded=True):
             inside.update(model.named_parameters())
             raise KeyboardInterrupt
 

@@ -48,7 +48,7 @@ class DeviceNetwork(Network):
     """A network whose tensors Python may not look at, as on a GPU: other branches are taken."""
 
     @property
-    def waits_are_free(self) -> bool:
+    def syncs_are_free(self) -> bool:
         return False
 
 

@@ -18,15 +18,15 @@ class Runner:
     """Runs regions: functions of tensors with forward, gradients and arithmetic in one.
 
     ``compiles=False`` calls them. Otherwise each is compiled once with ``fullgraph=True``: a graph
-    break is an error, not a slow step, or, unless ``insist``, the end of compiling, with a warning.
+    break is an error, not a slow step, or, unless ``strict``, the end of compiling, with a warning.
     ``backend`` is for tests.
     """
 
     def __init__(
-        self, compiles: bool = False, backend: str = "inductor", *, insist: bool = True
+        self, compiles: bool = False, backend: str = "inductor", *, strict: bool = True
     ) -> None:
         self.compiles = compiles
-        self.insist = insist
+        self.strict = strict
         self.backend = backend
         self._compiled: dict[Any, Callable[..., Any]] = {}
 
@@ -46,7 +46,7 @@ class Runner:
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
             sentence = f"This network or method cannot be compiled as one graph ({reason})"
-            if self.insist:
+            if self.strict:
                 raise UserError(f"{sentence}: pass mode='eager'.") from error
         warnings.warn(f"{sentence}; it runs as written.", stacklevel=4)
         self.compiles = False

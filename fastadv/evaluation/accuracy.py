@@ -246,7 +246,7 @@ class Tally:
         self._note_trouble(x, y, clean)
         if not self.masks:
             self._look_for_masks(problem, clean)
-        if self.net.waits_are_free or not self.looked:
+        if self.net.syncs_are_free or not self.looked:
             self._raise_trouble()
             self.looked = True
         # An index out of range would end a CUDA process; the mistake is reported at the end.
@@ -264,7 +264,7 @@ class Tally:
             if "steps" in OPTIONS[spec.kind]:
                 loss = cross_entropy(logits, problem.y, reduction="none")
                 self.saturated[position] += (right & (loss == 0)).sum()
-        if self.net.waits_are_free:
+        if self.net.syncs_are_free:
             self._raise_trouble()
 
     def _logits_under(self, spec: AttackSpec, problem: Problem) -> Tensor:

@@ -72,12 +72,12 @@ class Session:
         cls,
         config: TrainConfig,
         *,
-        insist: bool | None = None,
+        strict: bool | None = None,
         look: Callable[[Source], None] | None = None,
     ) -> Session:
         """Load the data and build everything ``config`` (settled) names.
 
-        ``insist``: as ``Step`` has it. ``look`` sees the data before the model is built.
+        ``strict``: as ``Step`` has it. ``look`` sees the data before the model is built.
         """
         require_settled(config)
         device = choose_device(config.device)
@@ -119,7 +119,7 @@ class Session:
             amp_dtype=config.amp_dtype,
             attack_dtype=config.attack_dtype,
             mode=config.mode,
-            insist=insist,
+            strict=strict,
             num_samples=data.num_samples,
             num_classes=data.num_classes,
             total_steps=epochs * len(data.loader),
@@ -140,6 +140,6 @@ class Session:
         # What was chosen by measuring is written down and used again on resume.
         first = next(iter(data.loader.epoch(0))).image
         with reproducible(config.deterministic):  # it may time a pass
-            mode = step.settle_mode(first)
+            mode = step.resolve_mode(first)
         config = dataclasses.replace(config, mode=cast(Any, mode))
         return cls(config, device, data, model, optimizer, step, schedule, threat)

@@ -71,7 +71,7 @@ def resume(path: str, console: Console | None = None) -> dict[str, Any]:
     config = folder.read_config()
     with distributed.joined(choose_device(config.device)), folder.alone():
         # A mode that was chosen by measuring may have been given up for a simpler one.
-        session = Session.build(config, insist=False, look=lambda data: _fits(config, data, folder))
+        session = Session.build(config, strict=False, look=lambda data: _fits(config, data, folder))
         progress = Progress()
         if folder.last.exists():
             progress = _restore(session, folder, console or Console())

@@ -52,15 +52,15 @@ class Captured:
     does not count: parts change nothing then, buffers return, perturbed weights come back exactly.
 
     A walk that waits for the device cannot be recorded: ``NotReplayable`` is raised, or, unless
-    ``insist``, the walk runs as written from there on and the user is warned. So it does in any
+    ``strict``, the walk runs as written from there on and the user is warned. So it does in any
     case where a recording might be made but would not be true: Python decides something anew in
     every forward pass (``static.py``), or the Python state keeps changing.
     """
 
-    def __init__(self, walk: Walk, recorder: Any = None, *, insist: bool = True) -> None:
+    def __init__(self, walk: Walk, recorder: Any = None, *, strict: bool = True) -> None:
         self.walk = walk
         self.recorder = recorder or CudaRecorder(walk.net.device)
-        self.insist = insist
+        self.strict = strict
         self.recorded = 0  # how many times the passes were recorded, for tests and profiles
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._phase: Hashable = None
@@ -133,7 +133,7 @@ class Captured:
             try:
                 entry = self._record(batch)
             except NotReplayable as error:
-                if self.insist:
+                if self.strict:
                     raise
                 warnings.warn(
                     f"{error} Until then its passes are launched one by one.", stacklevel=5

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.algorithms.plan import Plan
-from fastadv.engine.model.block_hooks import Taps
+from fastadv.engine.model.block_hooks import BlockHooks
 from fastadv.engine.model.network import Network
 from fastadv.errors import UserError
 from fastadv.training.update import Walk
@@ -134,8 +134,8 @@ class Changes:
         return vars(self) | {"_seen": []}
 
 
-def _taps(blocks: Blocks) -> Taps:
-    return Taps([name for name, _ in blocks], [module for _, module in blocks])
+def _taps(blocks: Blocks) -> BlockHooks:
+    return BlockHooks([name for name, _ in blocks], [module for _, module in blocks])
 
 
 def _short(value: torch.device | torch.dtype) -> str:

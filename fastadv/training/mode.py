@@ -43,7 +43,7 @@ def compiles(mode: str, total_steps: int | None) -> bool:
     return mode == "compiled"
 
 
-def settled_mode(net: Network, x: Tensor, units: float, total_steps: int | None) -> str:
+def pick_mode(net: Network, x: Tensor, units: float, total_steps: int | None) -> str:
     """``"compiled"`` if the run ahead is long enough to win the compiler's time back.
 
     On a CPU without AMX it never is. The run is estimated from one forward pass over ``x``

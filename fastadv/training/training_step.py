@@ -50,7 +50,7 @@ CHECK_EVERY = 100  # calls between two looks at the fault flag, each of which wa
 class Step:
     """A training step of one method; call it with each batch. Made by ``fastadv.step``.
 
-    ``insist``: whether a ``mode`` that turns out to be impossible is an error, and not given up for
+    ``strict``: whether a ``mode`` that turns out to be impossible is an error, and not given up for
     a simpler one with a warning; None: unless it is "auto".
     """
 
@@ -75,7 +75,7 @@ class Step:
         max_grad_norm: Positive | None = None,
         seed: CountOrZero = 0,
         blocks: tuple[str, ...] | None = None,
-        insist: bool | None = None,
+        strict: bool | None = None,
     ) -> None:
         given = checked(
             Step.__init__,
@@ -104,8 +104,8 @@ class Step:
         if outer is torch.float16 and scaler is None:
             scaler = torch.amp.GradScaler(self.device.type)
         self.mode = choice.first_mode(mode, self.device)
-        insist = mode != "auto" if insist is None else insist
-        runner = Runner(choice.compiles(self.mode, given["total_steps"]), backend, insist=insist)
+        strict = mode != "auto" if strict is None else strict
+        runner = Runner(choice.compiles(self.mode, given["total_steps"]), backend, strict=strict)
         self.net = Network(self.model, self.device, runner, outer, attack)
         self.net.differentiates_twice = plan.differentiates_twice
         tapped = None
@@ -119,7 +119,7 @@ class Step:
         self.changes = Changes(plan, self.net, self.walk, optimizer, tapped)
         self.passes: Walk | Captured = self.walk
         if self.mode == "captured":
-            self.passes = Captured(self.walk, insist=insist)
+            self.passes = Captured(self.walk, strict=strict)
         self.updater = Updater(optimizer, self.device, scaler, given["max_grad_norm"])
         self.num_samples, self.num_classes = given["num_samples"], given["num_classes"]
         self.total_steps, self.steps_per_epoch = given["total_steps"], given["steps_per_epoch"]
@@ -278,7 +278,7 @@ class Step:
         found = self.updater.faults.before
         images = [images for images in (x, second) if images is not None]
         found[Fault.IMAGES].copy_(torch.stack([ranges.outside(i, low, high) for i in images]).any())
-        if self.net.waits_are_free or classes is None:
+        if self.net.syncs_are_free or classes is None:
             x = ranges.within("x", x, low, high)
             second = None if second is None else ranges.within("second", second, low, high)
             if not self._prepared and found[Fault.IMAGES]:
@@ -365,7 +365,7 @@ class Step:
         averaging, faults = self.plan.averaging, self.updater.faults
         if averaging is None or not self._made_for:
             return
-        if self.net.waits_are_free and not faults.healthy():
+        if self.net.syncs_are_free and not faults.healthy():
             return
         self.changes.follow(prepared=True)
         averaging.epoch_end(epoch, self.walk.named, faults.none_so_far())
@@ -392,7 +392,7 @@ class Step:
     def _prepare(self, x: Tensor, y: Tensor) -> None:
         checks.check_batch_of_one(self.model, x)
         classes = self._look(x, y)
-        self.settle_mode(x)
+        self.resolve_mode(x)
         if not self._made_for:
             self._allocate((x.shape[1], x.shape[2], x.shape[3]), len(x), x.dtype, classes)
         self._prepared = True
@@ -400,7 +400,7 @@ class Step:
     def _look(self, x: Tensor, y: Tensor) -> int:
         """The number of classes, from the first forward of this structure."""
         self._looked_at = -1  # unless it goes well
-        logits = self.net.look_at(x[:2], self.plan.objective.passes())
+        logits = self.net.probe(x[:2], self.plan.objective.passes())
         classes = checks.check_classes(logits, y, self.num_classes)
         self._looked_at = self.net.structure.inner
         return classes
@@ -420,13 +420,13 @@ class Step:
             part.setup = replace(part.setup, num_classes=classes)
         self._made_for[3] = classes
 
-    def settle_mode(self, x: Tensor) -> str:
+    def resolve_mode(self, x: Tensor) -> str:
         """Decide what ``mode="auto"`` means for batches like ``x``; called by the first step."""
         if self.mode == "auto":
             units = cost.units(self.plan) * self.updates_per_batch
             # Inductor took ten minutes for a double backward on two cores: no run wins that back.
             known = None if self.plan.differentiates_twice else self.total_steps
-            self.mode = choice.settled_mode(self.net, x, units, known)
+            self.mode = choice.pick_mode(self.net, x, units, known)
             self.net.runner.compiles = choice.compiles(self.mode, self.total_steps)
         return self.mode
 

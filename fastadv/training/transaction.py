@@ -51,11 +51,11 @@ class Transaction:
             buffers.put_back()
             for part in parts:
                 part.put_back()
-            step.net.copies.outdate()
+            step.net.copies.invalidate()
 
         try:
             yield buffers
-            counts = not step.net.waits_are_free or step.updater.faults.healthy()
+            counts = not step.net.syncs_are_free or step.updater.faults.healthy()
         except BaseException:
             put_back()
             gradients.put_back()

@@ -79,7 +79,7 @@ class Walk:
         plan = self.plan
         buffers = buffers or Snapshot(self.net.kept_buffers)
         self._directions = []
-        self.net.copies.outdate()
+        self.net.copies.invalidate()
         facts = self._facts_before(batch)
         plan.target.before(batch, facts)
         center = self._joint_center(batch)
@@ -94,7 +94,7 @@ class Walk:
                 plan.weights.perturb(
                     list(weights.values()), lambda: self._direction(batch, made, facts, weights)
                 )
-                self.net.copies.outdate()
+                self.net.copies.invalidate()
             with self.net.training():
                 passed = made, *self.net.run(self._outer, batch, made, facts, self.scale)
         made, loss, found, outputs = passed
@@ -162,7 +162,7 @@ class Walk:
         self._share_rows(found.batch.index)
         if plan.averaging is not None and update:
             plan.averaging.update(self.named, ok)
-        if not self.net.waits_are_free:
+        if not self.net.syncs_are_free:
             found.buffers.put_back_unless(ok)
         elif not ok:
             found.buffers.put_back()
@@ -218,7 +218,7 @@ class Walk:
     def _joint_center(self, batch: Batch) -> Tensor | None:
         """The centre of the ball, where one forward pass serves the attack and the outer pass."""
         alike = self.net.attack_dtype == self.net.outer_dtype
-        alike = alike and self.net.one_stands_for(self.plan.objective.passes())
+        alike = alike and self.net.one_pass_suffices(self.plan.objective.passes())
         return self.plan.adversary.joint_center(batch) if self.plan.joins_passes and alike else None
 
     def _neighbor(self, batch: Batch, facts: Facts) -> Facts:
@@ -301,12 +301,12 @@ class Walk:
         facts = facts | self._weakening(batch)
         center = leaf(center)
         passes = self.plan.objective.passes()
-        with self.net.standing_for(passes, NATURAL):
+        with self.net.bn_updates_as(passes, NATURAL):
             natural = self.net.logits(center)
         x_adv = self.plan.adversary.joint_step(center, natural, batch.y, facts)
         made = Adversarial(x_adv, center.detach(), facts, center.detach())
         trained_on = self._weakened(x_adv, made)
-        with self.net.standing_for(passes, ADVERSARIAL):
+        with self.net.bn_updates_as(passes, ADVERSARIAL):
             adversarial = self.net.logits(trained_on)
         outputs = Outputs(adversarial, natural, facts)
         passed = self._descend(batch, made, trained_on, outputs, [], scale)
@@ -354,7 +354,7 @@ class Walk:
         scale = self.scale if self.net.outer_dtype is torch.float16 else None
         with self.net.training(), self.net.keeping_buffers():
             found, taken = self.net.run(self._weight_gradient, batch, made, facts, scale)
-        self.net.copies.outdate()
+        self.net.copies.invalidate()
         count = taken.to(torch.float32)
         directions = [
             torch.zeros_like(weight) if gradient is None else gradient

@@ -45,7 +45,7 @@ class APART(FGSMPlus):
     def _signs(self, x0: Tensor, y: Tensor, facts: Facts) -> list[Tensor]:
         if not self.layerwise:
             return super()._signs(x0, y, facts)
-        logits, entering = self.net.logits_and_taps(x0)
+        logits, entering = self.net.logits_and_block_inputs(x0)
         loss = self.setup.attack_loss(logits, y, facts)
         return kernels.block_signs(gradients(loss, [x0, *entering]))
 

@@ -46,7 +46,7 @@ class RWP(AWP):
         total, self.moved_by = empty[: len(weights)], empty[len(weights) :]
         for _ in range(self.weight_steps):
             found, count = gradient()
-            if self.net.waits_are_free and not count:
+            if self.net.syncs_are_free and not count:
                 break
             if self.accumulate == "sum":
                 torch._foreach_add_(total, found)

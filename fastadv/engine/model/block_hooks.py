@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 
-class Taps:
+class BlockHooks:
     """Hooks on the first convolution of each block, ``convolutions`` by ``names``."""
 
     def __init__(self, names: Sequence[str], convolutions: Sequence[nn.Module]) -> None:
@@ -63,7 +63,7 @@ class Taps:
 class _Tap:
     """The hook of one block."""
 
-    taps: Taps
+    taps: BlockHooks
     block: int
 
     @property

@@ -27,7 +27,7 @@ class Counted(NamedTuple):
     counter: Tensor
 
 
-class BatchCounters:
+class BatchNormCounters:
     """The counters of those BatchNorms that a forward pass calls once.
 
     The others (called twice, only in training, or with ``momentum=None``) count for themselves.
@@ -39,7 +39,7 @@ class BatchCounters:
         self._aside: list[Counted] = []
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def calibrating(self) -> Iterator[None]:
         """Learn from the one forward pass inside which BatchNorms are called once."""
         calls: Counter[nn.Module] = Counter()
         # A hook on a module of its own would look like the user's: what is hooked is not folded.

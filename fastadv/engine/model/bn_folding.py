@@ -253,7 +253,7 @@ def _instead(runs: dict[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None
 class Folding:
     """The folds of a network, and their weights as they were made last.
 
-    Whoever changes the weights or the statistics says so (``outdate``), for ``.data`` is changed
+    Whoever changes the weights or the statistics says so (``invalidate``), for ``.data`` is changed
     unseen. A fold whose tensors change, or are exchanged, between its two modules is not used.
     """
 
@@ -264,7 +264,7 @@ class Folding:
         self._given_up: set[Fold] = set()
         self._handed_out: list[tuple[Fold, weakref.ref[StandIn]]] = []
 
-    def outdate(self) -> None:
+    def invalidate(self) -> None:
         """The weights have changed."""
         self._up_to_date.clear()
 
@@ -304,7 +304,7 @@ class Folding:
         if torch._C._len_torch_function_stack():  # a mode may make an operation another
             return []
         if not all(used.current() for used in self._up_to_date.get(dtype, [])):
-            self.outdate()
+            self.invalidate()
         if dtype not in self._up_to_date:
             self._up_to_date[dtype] = self._made(dtype)
         return [

@@ -22,8 +22,8 @@ ONCE = (NATURAL, ADVERSARIAL)
 """The passes that are made, in their order."""
 
 
-def momenta(passes: Sequence[str], momentum: float) -> dict[str, float]:
-    """The momenta with which ``ONCE`` leaves what ``passes`` of ``momentum`` would."""
+def equivalent_momenta(passes: Sequence[str], momentum: float) -> dict[str, float]:
+    """The equivalent_momenta with which ``ONCE`` leaves what ``passes`` of ``momentum`` would."""
     share = dict.fromkeys(ONCE, 0.0)
     for later, which in enumerate(reversed(passes)):
         share[which] += momentum * (1 - momentum) ** later
@@ -33,7 +33,7 @@ def momenta(passes: Sequence[str], momentum: float) -> dict[str, float]:
     }
 
 
-class Norms:
+class EmaBatchNorms:
     """The BatchNorms of a network."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -45,7 +45,7 @@ class Norms:
         return all(norm.momentum is not None for norm in self.norms)
 
     @contextmanager
-    def standing_for(self, passes: Sequence[str], which: str) -> Iterator[None]:
+    def bn_updates_as(self, passes: Sequence[str], which: str) -> Iterator[None]:
         """The one pass of ``which`` inside counts as all of ``passes``."""
         if tuple(passes) == ONCE:
             yield
@@ -53,7 +53,7 @@ class Norms:
         own = [norm.momentum for norm in self.norms]
         try:
             for norm, momentum in zip(self.norms, own, strict=True):
-                norm.momentum = momenta(passes, momentum)[which]
+                norm.momentum = equivalent_momenta(passes, momentum)[which]
             yield
         finally:
             for norm, momentum in zip(self.norms, own, strict=True):

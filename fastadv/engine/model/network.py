@@ -14,10 +14,10 @@ from fastadv.engine.compiled import Runner
 from fastadv.engine.gradient import gradients_if_used
 from fastadv.engine.model import guard, parameter_hooks
 from fastadv.engine.model.agreement import agree, draws_kept, host_draws_kept, moved_alike
-from fastadv.engine.model.block_hooks import Taps
-from fastadv.engine.model.bn_counters import BatchCounters
+from fastadv.engine.model.block_hooks import BlockHooks
+from fastadv.engine.model.bn_counters import BatchNormCounters
 from fastadv.engine.model.bn_folding import Fold, seen_folds
-from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL, ONCE, Norms
+from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL, ONCE, EmaBatchNorms
 from fastadv.engine.model.buffers import Place, copy_into, kept, places
 from fastadv.engine.model.double_backward import cheap_double_backward
 from fastadv.engine.model.plain_errors import in_words
@@ -52,12 +52,12 @@ class Network:
         self.runner = runner
         self.outer_dtype = outer_dtype
         self.attack_dtype = attack_dtype
-        self.taps: Taps | None = None
+        self.taps: BlockHooks | None = None
         self.differentiates_twice = False  # whether a gradient of the outer pass is, too
         self._dtype = outer_dtype
         self.copies = WeightCopies(model)
-        self.counters = BatchCounters(model)
-        self.norms = Norms(model)
+        self.counters = BatchNormCounters(model)
+        self.norms = EmaBatchNorms(model)
         self.stands = True  # whether one pass of each kind leaves what the published ones do
         # What a run that goes on had found: power iterations look still once they have converged.
         self.known_to_stand: bool | None = None
@@ -73,13 +73,13 @@ class Network:
             with torch.no_grad(), guard.train_flags(self.model, False):
                 self.logits(x)
 
-    def look_at(self, x: Tensor, passes: Sequence[str] = ONCE) -> Tensor:
+    def probe(self, x: Tensor, passes: Sequence[str] = ONCE) -> Tensor:
         """Logits of ``x`` (B,C,H,W) in eval mode, to learn the network by: their number of
         classes, which BatchNorms fold away in attacks that use running statistics, which are
         called once, and whether one pass of each kind can stand for all ``passes``. It leaves no
         trace in the model and in generators."""
         self.looks += 1
-        self.norms = Norms(self.model)
+        self.norms = EmaBatchNorms(self.model)
         with (
             untouched(self.model), kept(self.buffers), draws_kept(self.device), host_draws_kept(),
             self._tapped(),
@@ -114,7 +114,7 @@ class Network:
     def _one_pass_stands(self, x: Tensor, passes: Sequence[str]) -> bool:
         """Whether all buffers are the same after one pass of each kind; compared in the model's
         own type. Norms that are called twice or without their module, power iterations and
-        statistics of the model's own move otherwise than ``Norms`` can foresee."""
+        statistics of the model's own move otherwise than ``EmaBatchNorms`` can foresee."""
         if not any(True for _ in self.model.buffers()):
             return True
         around, self._dtype = self._dtype, None
@@ -126,7 +126,7 @@ class Network:
             with kept(self.kept_buffers), guard.train_flags(self.model, True), torch.no_grad():
                 with self.counters.aside():
                     for which in each:
-                        stands = self.standing_for(passes, which) if standing else nullcontext()
+                        stands = self.bn_updates_as(passes, which) if standing else nullcontext()
                         # A dropout that draws the same in every pass is no difference.
                         with stands, draws_kept(self.device), host_draws_kept():
                             self.logits(images[which])
@@ -138,7 +138,7 @@ class Network:
             return False
         finally:
             self._dtype = around
-            self.copies.outdate()
+            self.copies.invalidate()
 
     def forwards(
         self,
@@ -148,10 +148,10 @@ class Network:
         block_noise: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Logits of ``x`` and of ``x_adv`` (B,C,H,W), the buffers left as after all ``passes``."""
-        if self.one_stands_for(passes):
-            with self.standing_for(passes, NATURAL):
+        if self.one_pass_suffices(passes):
+            with self.bn_updates_as(passes, NATURAL):
                 natural = self.logits(x)
-            with self.standing_for(passes, ADVERSARIAL):
+            with self.bn_updates_as(passes, ADVERSARIAL):
                 return natural, self.logits(x_adv, block_noise)
         made: dict[str, Tensor] = {}
         for which in passes:
@@ -161,17 +161,17 @@ class Network:
             made.setdefault(which, logits)
         return made[NATURAL], made[ADVERSARIAL]
 
-    def one_stands_for(self, passes: Sequence[str]) -> bool:
+    def one_pass_suffices(self, passes: Sequence[str]) -> bool:
         """Whether one pass of each kind leaves the buffers that ``passes`` would."""
         return tuple(passes) == ONCE or (self.stands and self.norms.all_forget())
 
     def follow(self) -> bool:
         """Whether the model has been given other parts since it was last asked; what was learnt
-        from the old ones is forgotten then, and ``look_at`` is due."""
+        from the old ones is forgotten then, and ``probe`` is due."""
         changed = self.structure.look()
         if changed:
-            self.norms = Norms(self.model)
-            self.copies.outdate()
+            self.norms = EmaBatchNorms(self.model)
+            self.copies.invalidate()
             self.runner.forget()
         return changed
 
@@ -180,12 +180,12 @@ class Network:
 
     def _seen(self, x: Tensor) -> tuple[Tensor, list[Fold]]:
         try:
-            with self.counters.watching():
+            with self.counters.calibrating():
                 return seen_folds(self.model, self.logits, x)
         except UserError:
             raise
         except Exception:  # of the model, and then again, or of what is no tensor like others
-            with self.counters.watching(), torch.enable_grad():
+            with self.counters.calibrating(), torch.enable_grad():
                 return self.logits(x.detach().requires_grad_()).detach(), []
 
     def _folds_agree(self, x: Tensor) -> bool:
@@ -197,14 +197,14 @@ class Network:
                 return agree(
                     self.copies.folds,
                     self.logits,
-                    lambda: self.copies.in_place(None, folded=True),
+                    lambda: self.copies.installed(None, folded=True),
                     x.to(weight.dtype),
                 )
         except Exception:  # not known to agree
             return False
         finally:
             self._dtype = around
-            self.copies.outdate()
+            self.copies.invalidate()
 
     @property
     def buffers(self) -> list[Tensor]:
@@ -216,7 +216,7 @@ class Network:
         return [*places(self.structure.modules), *self.counters.tensors]
 
     @property
-    def waits_are_free(self) -> bool:
+    def syncs_are_free(self) -> bool:
         """Whether Python may look at a tensor's value: a CPU tensor is there when it is made."""
         return self.device.type == "cpu"
 
@@ -276,10 +276,10 @@ class Network:
             return self.model(x)
 
     @contextmanager
-    def standing_for(self, passes: Sequence[str], which: str) -> Iterator[None]:
+    def bn_updates_as(self, passes: Sequence[str], which: str) -> Iterator[None]:
         """BatchNorm's statistics and counts take the one pass of ``which`` inside for all such
         ``passes`` ("natural", "adversarial")."""
-        with self.norms.standing_for(passes, which):
+        with self.norms.bn_updates_as(passes, which):
             yield
         for _ in range(passes.count(which) - 1):
             self.counters.count()
@@ -290,7 +290,7 @@ class Network:
             logits = model(x)
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def logits_and_taps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def logits_and_block_inputs(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits, and the tensor entering each tapped block."""
         if self.taps is None:
             raise RuntimeError("no part asked for block_gradients, so no block is tapped")
@@ -308,7 +308,7 @@ class Network:
                 guard.frozen(self.model, self.structure.parameters.values(), train),
                 self.counters.aside(),
                 self._tapped(),
-                self.copies.in_place(self.attack_dtype, folded=self._folds(train)),
+                self.copies.installed(self.attack_dtype, folded=self._folds(train)),
             ):
                 yield
         finally:
@@ -328,7 +328,7 @@ class Network:
             parameter_hooks.aside(self.structure.parameters.values()),
             self.counters.aside(),
             self._tapped(),
-            self.copies.in_place(self.outer_dtype, learn=self.structure.parameters),
+            self.copies.installed(self.outer_dtype, learn=self.structure.parameters),
             strides_taken_first(self.structure.modules, self.device),
             self._norms(),
         ):

@@ -51,7 +51,7 @@ class Place(NamedTuple):
 class WeightCopies:
     """``folds`` are used where BatchNorm uses its running statistics.
 
-    Whoever changes the weights says so (``outdate``): the copies serve every pass until then.
+    Whoever changes the weights says so (``invalidate``): the copies serve every pass until then.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -69,19 +69,19 @@ class WeightCopies:
     @folds.setter
     def folds(self, folds: list[Fold]) -> None:
         self.folding.folds = folds
-        self.outdate()
+        self.invalidate()
 
     def __getstate__(self) -> dict[str, Any]:
         # The two parameters of a ``Copy`` share their memory, which those of a copy would not.
         return vars(self) | {"_copies": {}, "_up_to_date": {}}
 
-    def outdate(self) -> None:
+    def invalidate(self) -> None:
         """The weights have changed."""
         self._up_to_date.clear()
-        self.folding.outdate()
+        self.folding.invalidate()
 
     @contextmanager
-    def in_place(
+    def installed(
         self,
         dtype: torch.dtype | None,
         *,
@@ -113,7 +113,7 @@ class WeightCopies:
             for place, weight in own.items():
                 place.module._parameters[place.name] = weight
             if not folded:
-                self.folding.outdate()  # BatchNorms at work in a training pass move what is folded
+                self.folding.invalidate()  # a training pass moves the BatchNorms' statistics
 
     def _refreshed(self, dtype: torch.dtype | None) -> dict[Place, Copy]:
         """A copy for each place, with the values of this moment.

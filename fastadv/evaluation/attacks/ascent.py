@@ -80,7 +80,7 @@ def climb_from_everywhere(
     fooled, height = _reached(problem, x_adv, loss)
     rows = torch.arange(len(x_adv), device=x_adv.device)
     for restart in range(1, restarts):
-        if problem.net.waits_are_free:
+        if problem.net.syncs_are_free:
             rows = (~fooled).nonzero().squeeze(1)
             if len(rows) == 0:
                 break

@@ -73,7 +73,7 @@ def attackable(net: Network) -> Iterator[None]:
 
     The caller's autocast is off, for a backward pass inside it would round the gradients.
     """
-    net.copies.outdate()  # what the caller did with the model since is not known here
+    net.copies.invalidate()  # what the caller did with the model since is not known here
     with torch.inference_mode(False), autocast(net.device, None), net.attacking("eval"):
         yield
 
