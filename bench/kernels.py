@@ -22,10 +22,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from fastadv.kernels import choice, reference
 from torch import Tensor
 
 from fastadv.benchmark.rows import provenance
+from fastadv.kernels import choice, reference
 
 RESULTS = Path(__file__).parent / "results"
 EPS, ALPHA = 8 / 255, 2 / 255

@@ -106,7 +106,9 @@ def unequal(rank: int, method: str) -> dict[str, Tensor]:
         count = 3 if number == 2 and rank == 1 else 8
         step(x[:count], y[:count], rows[:count])
     step.check()
-    return model.state_dict() | {n: t for n, t in step.state.items() if n not in step.own_state}
+    return model.state_dict() | {
+        n: t for n, t in step.state.items() if n not in step.rank_local_state
+    }
 
 
 def one_bad_rank(rank: int, what: str) -> dict[str, Any]:

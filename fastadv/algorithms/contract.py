@@ -139,10 +139,7 @@ class Part:
     An option's hint says what it may be (``declared.py``), and a part cannot be made otherwise.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    per_sample_state: ClassVar[tuple[str, ...]] = ()  # names in ``state``: a row a sample
-    own_state: ClassVar[tuple[str, ...]] = ()  # names in ``state``: each process has another
-    needs_length: ClassVar[bool] = False
+    rank_local_state: ClassVar[tuple[str, ...]] = ()  # names in ``state`` that differ by rank
     accumulates: ClassVar[bool] = True
 
     setup: Setup = field(init=False, repr=False)
@@ -157,17 +154,17 @@ class Part:
         """Networks beside the user's that this part runs (teachers)."""
         return ()
 
-    def demands(self) -> frozenset[str]:
-        """The entries of ``NEEDS`` this part asks for with its present options."""
-        return self.needs
+    def requires(self) -> frozenset[str]:
+        """The entries of ``NEEDS`` that this part asks for with its options; constant."""
+        return frozenset()
 
-    def remembers(self) -> bool:
-        """Whether it keeps something about every training sample with its present options."""
-        return bool(self.per_sample_state)
+    def sample_state(self) -> tuple[str, ...]:
+        """The names in ``state`` that hold one row per training sample; constant."""
+        return ()
 
     def follows_epochs(self) -> bool:
-        """Whether the part does nothing sensible unless it is told the epoch."""
-        return self.needs_length
+        """True if the part must be told the epoch (warm-ups, ramps)."""
+        return False
 
     def depends_on(self) -> dict[str, str]:
         """A digest of each thing from outside that it learns from; also before ``prepare``."""
@@ -447,8 +444,6 @@ class Averaging(Part):
     All of a model's parameters are averaged, by name: a frozen one's average is that of a constant,
     and it may learn later. In ``parameters`` they are as they stand in the model now.
     """
-
-    averages: ClassVar[bool] = True
 
     def start(self, parameters: Mapping[str, Tensor]) -> None:
         """Allocate the average."""

@@ -99,7 +99,7 @@ def _shares_center(plan: Plan) -> bool:
     adversary = plan.adversary
     able = type(adversary).joint_center is not Adversary.joint_center
     alike = adversary.attack_bn == "train" and adversary.attack_objective == "ce"
-    return plan.joins_passes and able and alike
+    return plan.shares_natural_forward and able and alike
 
 
 def _outer(plan: Plan) -> Counter[Pass]:
@@ -122,7 +122,7 @@ def _center_kind(plan: Plan) -> str:
 
 
 def _objective_reads_center(plan: Plan) -> bool:
-    return "natural_logits_train" in plan.objective.demands()
+    return "natural_logits_train" in plan.objective.requires()
 
 
 def _beside(plan: Plan) -> Counter[Pass]:

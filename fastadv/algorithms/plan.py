@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 from fastadv.algorithms.contract import (
@@ -41,24 +42,31 @@ class Plan:
     layers: Layers
     averaging: Averaging | None
 
-    @property
+    @cached_property
     def parts(self) -> dict[str, Part]:
         """Slot -> part, empty slots left out, in the order they act."""
         every = {slot: getattr(self, slot) for slot in PARTS}
         return {slot: part for slot, part in every.items() if part is not None}
 
-    @property
+    @cached_property
     def needs(self) -> frozenset[str]:
         """What the parts ask of the step and of the loader."""
         kl = {"natural_logits_attack"} if self.adversary.attack_objective == "kl" else set()
-        return frozenset(kl).union(*(part.demands() for part in self.parts.values()))
+        return frozenset(kl).union(*(part.requires() for part in self.parts.values()))
 
-    @property
-    def per_sample_state(self) -> bool:
-        """Whether a part remembers something about every training sample."""
-        return any(part.remembers() for part in self.parts.values())
+    def wants(self, need: str) -> bool:
+        """True if ``need`` is asked for by a part that is at work in this epoch."""
+        if need not in self.needs:
+            return False
+        asking = [part for part in self.parts.values() if need in part.requires()]
+        return not asking or any(part.active for part in asking)
 
-    @property
+    @cached_property
+    def keeps_sample_state(self) -> bool:
+        """True if a part keeps a row per training sample."""
+        return any(part.sample_state() for part in self.parts.values())
+
+    @cached_property
     def differentiates_twice(self) -> bool:
         """Whether a regularizer differentiates an input gradient (IGR, CURE, GradAlign)."""
         part = self.regularizer
@@ -66,16 +74,16 @@ class Plan:
             return False
         return part.wants_center_gradient or part.wants_adversarial_gradient
 
-    @property
-    def joins_passes(self) -> bool:
-        """Whether the forward pass an attack takes at the centre of its ball can be the outer
-        pass's own natural one: same weights, and nothing to be computed on x_adv in between."""
+    @cached_property
+    def shares_natural_forward(self) -> bool:
+        """True if the attack's forward at x can be reused as the loss's natural forward: the
+        weights are the same and nothing else runs on x_adv in between."""
         between = self.weights is not None or "teacher_logits" in self.needs
         if self.regularizer is not None:
             between = between or self.regularizer.wants_neighbor or self.differentiates_twice
         return "natural_logits_train" in self.needs and not between
 
-    @property
+    @cached_property
     def updates_per_batch(self) -> int:
         return self.adversary.updates_per_batch
 

@@ -64,7 +64,7 @@ REFUSALS: tuple[tuple[str, Callable[[Plan], bool], str], ...] = (
     ),
     (
         "regularizer consistency x parts that remember something about every sample",
-        lambda plan: plan.slots["regularizer"] == "consistency" and plan.per_sample_state,
+        lambda plan: plan.slots["regularizer"] == "consistency" and plan.keeps_sample_state,
         "two views of a sample in one batch have two different updates for its one memory.",
     ),
     (

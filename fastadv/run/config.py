@@ -132,7 +132,7 @@ def settled(config: TrainConfig) -> TrainConfig:
     for name, networks in VARIANTS.items():
         if values["model"] not in networks and name not in given:
             values.pop(name, None)
-    if "augmentation" not in given and plan.adversary.remembers():
+    if "augmentation" not in given and plan.adversary.sample_state():
         values["augmentation"] = "base"
     if values["model"] != usual["model"] and "width" not in given:
         values.pop("width", None)

@@ -124,7 +124,7 @@ def open_source(config: TrainConfig, device: torch.device, views: int = 1) -> So
 
 
 def _require_one_update_a_row(config: TrainConfig) -> None:
-    if config.unlabelled is not None and config.plan().per_sample_state:
+    if config.unlabelled is not None and config.plan().keeps_sample_state:
         raise UserError(
             "--unlabelled draws images with replacement, so a batch may hold the same one twice, "
             f"with two updates for the one memory that {config.method} keeps of each; leave it "
@@ -136,7 +136,7 @@ def _augmented(config: TrainConfig, source: Source) -> Source:
     """``source`` with the configured augmentation beyond crop and flip."""
     if config.augmentation in (None, "base"):
         return source
-    if config.plan().adversary.remembers():
+    if config.plan().adversary.sample_state():
         raise UserError(
             f"--augmentation {config.augmentation} turns images, and a perturbation kept for each "
             f"sample cannot follow; leave it away with {config.method}."

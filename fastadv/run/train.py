@@ -366,7 +366,7 @@ def _sizes(session: Session) -> dict[str, int]:
 
 def _own(session: Session) -> dict[str, Any]:
     """What each process has for itself: where its generators are, and state of its own."""
-    state = {name: tensor.cpu() for name, tensor in session.step.own_state.items()}
+    state = {name: tensor.cpu() for name, tensor in session.step.rank_local_state.items()}
     own: dict[str, Any] = {"state": state, "rng": torch.get_rng_state()}
     if session.device.type == "cuda":
         own["cuda_rng"] = torch.cuda.get_rng_state(session.device)

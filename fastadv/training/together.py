@@ -71,7 +71,7 @@ class Agreement:
         """Raise ``UserError``, in every process, where models or methods differ; settle how many
         rows of memory about samples are exchanged at most."""
         walk = self._walk
-        remembers = walk.plan.per_sample_state
+        remembers = walk.plan.keeps_sample_state
         version = walk.net.structure.version
         seen = version, tuple(p.requires_grad for p in walk.named.values())
         if seen == self._seen and (batch_size <= self._room or not remembers):

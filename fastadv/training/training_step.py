@@ -174,9 +174,9 @@ class Step:
         }
 
     @property
-    def own_state(self) -> dict[str, Tensor]:
+    def rank_local_state(self) -> dict[str, Tensor]:
         """What of ``state`` is another in every process that trains."""
-        names = {name for part in self.plan.parts.values() for name in part.own_state}
+        names = {name for part in self.plan.parts.values() for name in part.rank_local_state}
         return {name: tensor for name, tensor in self.state.items() if name in names}
 
     @distributed.failure_told()
@@ -205,7 +205,7 @@ class Step:
         ``TrainingError`` then. On a GPU, where a look would stall it, the same holds for values
         out of range. Whatever a call raises, everything is as it was before that call.
         """
-        remembers = self.plan.per_sample_state
+        remembers = self.plan.keeps_sample_state
         self.changes.follow_to_train(prepared=bool(self._made_for))
         checks.check_shapes(self.device, x, y, index, needs_index=remembers)
         checks.check_companions(x, start=start, second=second)
@@ -410,7 +410,7 @@ class Step:
         classes, before = self._look(x, y), self._made_for[3]
         if classes == before:
             return
-        if self.plan.target.remembers() or "teacher_logits" in self.plan.needs:
+        if self.plan.target.sample_state() or "teacher_logits" in self.plan.needs:
             self._looked_at = -1
             raise UserError(
                 f"The model returns {classes} logits and returned {before} when the step began; "
@@ -541,7 +541,8 @@ class Step:
     ) -> None:
         """Take over a ``state_dict`` of the same recipe, before the first call, too.
 
-        Of several processes one saves its ``state_dict``; ``own`` is this one's ``own_state``.
+        Of several processes one saves its ``state_dict``; ``own`` is the
+        ``rank_local_state`` of this one.
         """
         if own:
             parts = {

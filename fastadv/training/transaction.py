@@ -97,7 +97,7 @@ class _PartCopy:
         # With several processes, each also writes the rows of the other processes' batches.
         alone = distributed.world_size() == 1
         partial = alone and index is not None and not (part.state and part.renews(epoch))
-        self._rows = part.per_sample_state if partial else ()
+        self._rows = part.sample_state() if partial else ()
         self._copies = {
             name: tensor[index] if name in self._rows else tensor.clone()
             for name, tensor in part.state.items()

@@ -170,7 +170,7 @@ class Walk:
     def _share_rows(self, index: Tensor) -> None:
         """What every process remembers about the samples of the others' batches."""
         for part in self.plan.parts.values():
-            stores = [part.state[name] for name in part.per_sample_state if name in part.state]
+            stores = [part.state[name] for name in part.sample_state() if name in part.state]
             distributed.share_rows(stores, index, self.room)
 
     def learning(self) -> list[Tensor]:
@@ -191,7 +191,7 @@ class Walk:
         modes = {"natural_logits_eval": "eval"}
         modes["natural_logits_attack"] = self.plan.adversary.attack_bn
         for need, bn in modes.items():
-            if need not in self.plan.needs:
+            if not self.plan.wants(need):
                 continue
             same = next((facts[other] for other in facts if modes[other] == bn), None)
             if same is None:
@@ -219,7 +219,11 @@ class Walk:
         """The centre of the ball, where one forward pass serves the attack and the outer pass."""
         alike = self.net.attack_dtype == self.net.outer_dtype
         alike = alike and self.net.one_pass_suffices(self.plan.objective.passes())
-        return self.plan.adversary.joint_center(batch) if self.plan.joins_passes and alike else None
+        return (
+            self.plan.adversary.joint_center(batch)
+            if self.plan.shares_natural_forward and alike
+            else None
+        )
 
     def _neighbor(self, batch: Batch, facts: Facts) -> Facts:
         """The second adversarial example of a regularizer that compares two."""
@@ -378,7 +382,7 @@ class Walk:
             x_adv, block_noise = self.plan.adversary.outer_input(batch, made, leaves)
             trained_on = self._weakened(x_adv.detach(), made)
             # The direction is that of the objective; what only a regularizer compares is not in it.
-            needs = self.plan.objective.demands()
+            needs = self.plan.objective.requires()
             outputs = self._outputs(batch, made, trained_on, facts, block_noise, needs)
             adversarial = functional.cross_entropy(outputs.adversarial, batch.y, reduction="none")
             plain = self.plan.objective.is_plain() and self.plan.target.is_plain()

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from fastadv.kernels.choice import call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import LAYOUTS, gradients, images, laid_out, poisoned
 from oracle import triton_and_reference as both
 from torch import Tensor
+
+from fastadv.kernels.choice import call
 
 ROWS = torch.tensor([3, 0, 5])
 TOP, LEFT = torch.tensor([-2, 5, 0]), torch.tensor([7, -40, 1])

@@ -6,10 +6,11 @@ bfloat16; that kernels compute in float32 is what these tests show.
 
 import pytest
 import torch
-from fastadv.kernels.choice import call, why_not_triton
 from oracle import gradients, images
 from oracle import triton_and_reference as both
 from torch import Tensor
+
+from fastadv.kernels.choice import call, why_not_triton
 
 BF16 = torch.bfloat16
 X, G = images((2, 3, 5, 4), 0, BF16), gradients((2, 3, 5, 4), 1, BF16)

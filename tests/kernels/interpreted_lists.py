@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from fastadv.kernels.choice import call
 from oracle import DTYPES, assert_error_rule, gradients, poisoned, widened
 from oracle import triton_and_reference as both
 from torch import Tensor
+
+from fastadv.kernels.choice import call
 
 SHAPES = ((64, 3, 3, 3), (10, 50), (1,), (7, 33, 5), (5000,), (0,), (3,))
 

@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from fastadv.kernels import reference, triton_face
-from fastadv.kernels.choice import call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import DTYPES, assert_error_rule, error_rule, generator, poisoned, triton_and_reference
 from torch import Tensor
+
+from fastadv.kernels import reference, triton_face
+from fastadv.kernels.choice import call
 
 SIZES = ((1, 1), (5, 1), (128, 10), (3, 1000), (300, 10), (2, 33))
 

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from fastadv.kernels.choice import call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import DTYPES, LAYOUTS, SHAPES, error_rule, gradients, images, laid_out
 from oracle import triton_and_reference as both
 from torch import Tensor
+
+from fastadv.kernels.choice import call
 
 EPS, ALPHA = 8 / 255, 2 / 255
 KEYS: list[tuple[Any, Any, int]] = [

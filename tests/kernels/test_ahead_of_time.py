@@ -5,13 +5,15 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from fastadv.kernels import choice
 from torch import Tensor
+
+from fastadv.kernels import choice
 
 if not choice.TRITON_INSTALLED:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 from aot import Launch, compiled, recorded, triton_compiled
+
 from fastadv.kernels.triton_face import FUNCTIONS
 
 TARGETS = (80, 90, 100)

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import torch
-from fastadv.kernels import choice, reference
 
 from fastadv import kernels
+from fastadv.kernels import choice, reference
 
 WITHOUT_TRITON = """
 import sys

@@ -5,12 +5,12 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from fastadv.kernels import choice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fastadv import kernels
+from fastadv.kernels import choice
 
 ROWS = torch.tensor([3, 0, 5])
 FLIP = torch.tensor([True, False, True])

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from fastadv.kernels import reference
 from test_operators import (
     PUBLIC_CALLS,
     VIEW,
@@ -21,6 +20,7 @@ from test_operators import (
 from torch import Tensor
 
 from fastadv import kernels
+from fastadv.kernels import reference
 
 pytestmark = [
     pytest.mark.gpu,

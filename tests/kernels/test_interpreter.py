@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from fastadv.kernels import choice
 
 if not choice.TRITON_INSTALLED:

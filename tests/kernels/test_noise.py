@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from fastadv.kernels.philox import philox, sample_radius
 from torch import Tensor
 
 from fastadv import kernels
+from fastadv.kernels.philox import philox, sample_radius
 
 MASK = 2**32 - 1
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.testing
-from fastadv.kernels import ops, ops_traced, public, reference
 from torch import Tensor
 
 from fastadv import kernels
+from fastadv.kernels import ops, ops_traced, public, reference
 
 INDEX = torch.tensor([3, 0, 5])
 VIEW = (

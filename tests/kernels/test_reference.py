@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from fastadv.kernels import reference_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fastadv import kernels
+from fastadv.kernels import reference_gradients
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

@@ -1,7 +1,7 @@
 """APART: every residual block is attacked with a step of its own (APART, Alg. 1)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,14 +23,12 @@ class APART(FGSMPlus):
     ``layerwise=False`` is FGSM+.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"block_gradients"})
-
     block_step_init: NonNegative = 0.0
     block_noise_at: Literal["conv1", "input"] = "conv1"
     layerwise: bool = True
 
-    def demands(self) -> frozenset[str]:
-        return self.needs if self.layerwise else frozenset()
+    def requires(self) -> frozenset[str]:
+        return frozenset({"block_gradients"} if self.layerwise else ())
 
     @property
     def block_count(self) -> int:

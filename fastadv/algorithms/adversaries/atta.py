@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,14 +32,15 @@ class ATTA(Ascent):
     the place of what is kept.
     """
 
-    per_sample_state: ClassVar[tuple[str, ...]] = ("perturbations",)
-
     attack_bn: Literal["train", "eval"] = "eval"
     steps: Passes = 1
     reset_every: CountOrZero = 10
     pad: CountOrZero = 4
 
     store: SampleStore = field(init=False, repr=False)
+
+    def sample_state(self) -> tuple[str, ...]:
+        return ("perturbations",)
 
     @property
     def step_size(self) -> float:

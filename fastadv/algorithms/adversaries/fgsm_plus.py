@@ -48,7 +48,6 @@ class FGSMPlus(Adversary):
     torch < 2 only. It is off unless given.
     """
 
-    per_sample_state: ClassVar[tuple[str, ...]] = ("omega",)
     wants_input_gradient: ClassVar[bool] = True
     accumulates: ClassVar[bool] = False
 
@@ -69,8 +68,8 @@ class FGSMPlus(Adversary):
     hidden: StepSizes | None = field(init=False, repr=False, default=None)
     store: SampleStore = field(init=False, repr=False)
 
-    def remembers(self) -> bool:
-        return self.learned_start
+    def sample_state(self) -> tuple[str, ...]:
+        return ("omega",) if self.learned_start else ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

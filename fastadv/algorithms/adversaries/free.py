@@ -33,7 +33,7 @@ class Free(Adversary):
 
     wants_input_gradient: ClassVar[bool] = True
     accumulates: ClassVar[bool] = False
-    own_state: ClassVar[tuple[str, ...]] = (DELTA,)
+    rank_local_state: ClassVar[tuple[str, ...]] = (DELTA,)
 
     attack_objective: Literal["ce", "kl"] = field(init=False, repr=False, default="ce")
     attack_bn: Literal["train", "eval"] = field(init=False, repr=False, default="train")

@@ -1,7 +1,6 @@
 """Clean and adversarial cross entropy mixed (memorization paper, Eq. 6)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,11 +20,12 @@ class CleanMixed(Objective):
     a fraction of it) and stays at ``mix_end``.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train"})
-
     mix_start: Share = 0.0
     mix_end: Share = 1.0
     mix_epochs: NonNegative | None = None
+
+    def requires(self) -> frozenset[str]:
+        return frozenset({"natural_logits_train"})
 
     def follows_epochs(self) -> bool:
         return self.mix_start != self.mix_end

@@ -1,7 +1,6 @@
 """Adversarial cross entropy with the clean one taken away (AdvLC paper, Eq. 9)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,9 +15,10 @@ class CleanSubtracted(Objective):
     x is the centre of the ball. The paper sweeps the weight; 0 is plain adversarial training.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train"})
-
     clean_weight: Share = 0.5
+
+    def requires(self) -> frozenset[str]:
+        return frozenset({"natural_logits_train"})
 
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
         if outputs.natural is None:

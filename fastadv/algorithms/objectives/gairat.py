@@ -1,7 +1,6 @@
 """GAIRAT: samples near the decision boundary weigh more (Zhang et al., 2021)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,10 +18,11 @@ class Gairat(Objective):
     fraction of the run; the released code begins with the 60th of 120, counted from 1).
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"correct_at_each_step"})
-
     gairat_start: NonNegative = 59 / 120
     gairat_lambda: AnyNumber = -1.0
+
+    def requires(self) -> frozenset[str]:
+        return frozenset({"correct_at_each_step"})
 
     def follows_epochs(self) -> bool:
         return self.gairat_start > 0

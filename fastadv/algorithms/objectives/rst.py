@@ -1,7 +1,6 @@
 """RST: TRADES on labelled and pseudo-labelled images together (Carmon et al., 2019)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from fastadv.algorithms.objectives.trades import Trades
 from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL, Pass
@@ -15,6 +14,7 @@ class RST(Trades):
     mixture of the batch. Pseudo-labels come from ``fastadv.run.pseudo_labels``.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train", "unlabelled_half"})
-
     bn_passes: tuple[Pass, ...] = (ADVERSARIAL, NATURAL)
+
+    def requires(self) -> frozenset[str]:
+        return frozenset({"natural_logits_train", "unlabelled_half"})

@@ -20,11 +20,13 @@ class Trades(Objective):
     BatchNorm's running statistics move: the published code forwards x, x' and x again.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train"})
     fits: ClassVar[str] = "natural"
 
     beta: NonNegative = 6.0
     bn_passes: tuple[Pass, ...] = (NATURAL, ADVERSARIAL, NATURAL)
+
+    def requires(self) -> frozenset[str]:
+        return frozenset({"natural_logits_train"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,7 @@
 """AdvLC: the largest changes of the logits are penalised (AdvLC paper, Sec. 5 and Alg. 1)."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,10 +25,11 @@ class AdvLC(Regularizer):
     singular values of the matrix D. The paper gives no code, direction or weight for them.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train"})
-
     kind: Literal["top-n", "l1", "squared-l2", "kl", "js", "nuclear"] = "top-n"
     top_fraction: ShareAboveZero = 0.1
+
+    def requires(self) -> frozenset[str]:
+        return frozenset({"natural_logits_train"})
 
     def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         if outputs.natural is None:

@@ -1,7 +1,6 @@
 """Consistency: two augmentations of an image are attacked and predicted alike (Tack, 2022)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,9 +20,10 @@ class Consistency(Regularizer):
     says nothing of it, and crops and flips are the default.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"second_view"})
-
     js_temperature: Positive = 0.5
+
+    def requires(self) -> frozenset[str]:
+        return frozenset({"second_view"})
 
     def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         first, second = outputs.adversarial.chunk(2)

@@ -24,10 +24,12 @@ class GradAlign(Regularizer):
     BatchNorm is in training mode (tml-epfl/understanding-fast-adv-training).
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"natural_logits_train"})
     wants_center_gradient: ClassVar[bool] = True
 
     reg_weight: NonNegative = 0.2
+
+    def requires(self) -> frozenset[str]:
+        return frozenset({"natural_logits_train"})
 
     def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         if outputs.natural is None:

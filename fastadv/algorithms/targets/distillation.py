@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +43,14 @@ class Distillation(Target):
     Modules are left in eval mode and frozen.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"teacher_logits"})
-
     teachers: str | Sequence[nn.Module | str] | None = None
     kd_weights: tuple[NonNegative, ...] = (0.3, 0.1, 0.6)
     temperature: Positive = 2.0
 
     _modules: list[nn.Module] = field(init=False, repr=False, default_factory=list)
+
+    def requires(self) -> frozenset[str]:
+        return frozenset({"teacher_logits"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,6 @@
 """SAT: labels move towards what the network predicts (Huang et al., 2020)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,10 +24,11 @@ class SelfAdaptive(Target):
     hard label is fitted and t stays. The attack does not change.
     """
 
-    per_sample_state: ClassVar[tuple[str, ...]] = ("targets",)
-
     sat_momentum: Share = 0.9
     sat_start: NonNegative = 0.69
+
+    def sample_state(self) -> tuple[str, ...]:
+        return ("targets",)
 
     def follows_epochs(self) -> bool:
         return self.sat_start > 0

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import exp
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,16 +37,17 @@ class TemporalEnsembling(Target):
     objective fits, natural ones for TRADES; ``"paper"`` always takes p(x').
     """
 
-    per_sample_state: ClassVar[tuple[str, ...]] = ("predictions",)
-
     te_weight: NonNegative = 30.0
     te_momentum: ShareBelowOne = 0.9
     te_start: NonNegative = 0.445
     te_end: NonNegative = 0.745
     te_on: Literal["code", "paper"] = "code"
 
-    def demands(self) -> frozenset[str]:
-        return frozenset({"natural_logits_eval"}) if self.active else frozenset()
+    def sample_state(self) -> tuple[str, ...]:
+        return ("predictions",)
+
+    def requires(self) -> frozenset[str]:
+        return frozenset({"natural_logits_eval"})
 
     def follows_epochs(self) -> bool:
         return self.te_start > 0 or self.te_end > 0
