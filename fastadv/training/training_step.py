@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from fastadv import ranges
 from fastadv.algorithms import cost
 from fastadv.algorithms.contract import NEEDS, Batch, Setup
-from fastadv.algorithms.plan import Plan, resolve
+from fastadv.algorithms.plan import Plan
+from fastadv.algorithms.resolution import resolve
 from fastadv.data.view import View
 from fastadv.declared import Count, CountOrZero, Positive, checked
 from fastadv.engine import noise
