@@ -245,6 +245,8 @@ class Adversary(Part):
         # Some published starts are not cut to the box; the first step does that.
         start = made.start.clamp(self.setup.threat.low, self.setup.threat.high)
         same = (made.x_adv == start).flatten(1).all(1)
+        if self.net.syncs_are_free and not same.any():
+            return same
         # In a corner of the ball (where ATTA's memory ends) a gradient may point outside only.
         return same & ~self.setup.threat.at_edge(start, made.center)
 

@@ -7,7 +7,7 @@ old model is learnt again, and a parameter that would silently not be trained is
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from fastadv.errors import UserError
 from fastadv.training.update import Walk
 
 Blocks = list[tuple[str, nn.Module]]
+_LEARNS = attrgetter("requires_grad")
 
 
 class Changes:
@@ -73,7 +74,7 @@ class Changes:
         self.follow(prepared=prepared)
         self._require_place()
         seen = self._held()
-        counts = [self._version, *self._groups(), *(p.requires_grad for p in self._named.values())]
+        counts = [self._version, *self._groups(), *map(_LEARNS, self._named.values())]
         same = len(seen) == len(self._seen) and all(map(is_, seen, self._seen))
         if same and counts == self._counts:
             return

@@ -213,8 +213,7 @@ class Step:
         if not update:
             self._require_accumulation()
         with torch.inference_mode(False):
-            given: Any = map(ranges.usable, (x, y, index, start, second))
-            inputs = self._checked(*given)
+            inputs = self._checked(*ranges.usable(x, y, index, start, second))
             if not self._prepared:
                 self.net.initialize(inputs[0][:2])
             with self._transaction.around(inputs[2] if remembers else None) as buffers:
@@ -278,10 +277,16 @@ class Step:
         classes: int | None = self._made_for[3] if known else None
         found = self.updater.faults.before
         images = [images for images in (x, second) if images is not None]
-        found[Fault.IMAGES].copy_(torch.stack([ranges.outside(i, low, high) for i in images]).any())
+        if not self.net.syncs_are_free:
+            bad = torch.stack([ranges.outside(each, low, high) for each in images]).any()
+            found[Fault.IMAGES].copy_(bad)
         if self.net.syncs_are_free or classes is None:
-            x = ranges.within("x", x, low, high)
-            second = None if second is None else ranges.within("second", second, low, high)
+            x, finite = ranges.within_if_finite("x", x, low, high)
+            if second is not None:
+                second, also = ranges.within_if_finite("second", second, low, high)
+                finite = finite and also
+            if self.net.syncs_are_free:
+                found[Fault.IMAGES].fill_(not finite)
             if not self._prepared and found[Fault.IMAGES]:
                 raise UserError("x holds values that are not finite; look at the data.")
             if classes is not None:

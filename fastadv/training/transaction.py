@@ -59,7 +59,10 @@ class Transaction:
         self._optimizer.take([*step.net.structure.parameters.values()])
         buffers = Snapshot(step.net.kept_buffers)
         gradients = _Gradients(step)
-        parts = [_PartCopy(part, index, step.epoch) for part in step.plan.parts.values()]
+        # With several processes, each also writes the rows of the other processes' batches.
+        rows = index if distributed.world_size() == 1 else None
+        epoch = step.epoch
+        parts = [_PartCopy(part, rows, epoch) for part in step.plan.parts.values()]
         before = _Clock(step)
 
         def put_back() -> None:
@@ -110,9 +113,7 @@ class _PartCopy:
         self._part = part
         self._state = dict(part.state)
         self._index = index
-        # With several processes, each also writes the rows of the other processes' batches.
-        alone = distributed.world_size() == 1
-        partial = alone and index is not None and not (part.state and part.renews(epoch))
+        partial = index is not None and not (part.state and part.renews(epoch))
         self._rows = part.sample_state() if partial else ()
         self._copies = {
             name: tensor[index] if name in self._rows else tensor.clone()

@@ -169,6 +169,8 @@ class Walk:
 
     def _share_rows(self, index: Tensor) -> None:
         """What every process remembers about the samples of the others' batches."""
+        if distributed.world_size() == 1:
+            return
         for part in self.plan.parts.values():
             stores = [part.state[name] for name in part.sample_state() if name in part.state]
             distributed.share_rows(stores, index, self.room)
