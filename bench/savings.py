@@ -36,22 +36,22 @@ RESULTS = Path(__file__).parent / "results"
 
 def unshared(step: Step) -> None:
     """Attack and outer pass forward the centre of the ball each for itself."""
-    step.walk._joint_center = lambda batch: None  # type: ignore[method-assign]
+    step.internals.update._joint_center = lambda batch: None  # type: ignore[method-assign]
 
 
 def unfolded(step: Step) -> None:
     """BatchNorms of an eval-mode attack stay."""
-    step.net.copies.folds = []
+    step.internals.net.copies.folds = []
 
 
 def uncopied(step: Step) -> None:
     """Autocast casts every weight in every pass."""
-    step.net.copies.installed = lambda *_, **__: nullcontext()  # type: ignore[method-assign, assignment]
+    step.internals.net.copies.installed = lambda *_, **__: nullcontext()  # type: ignore[method-assign, assignment]
 
 
 def composed(step: Step) -> None:
     """BatchNorm's second derivative is PyTorch's."""
-    step.net.differentiates_twice = False
+    step.internals.net.differentiates_twice = False
 
 
 # name -> (method, network, what takes the saving away after the first step)

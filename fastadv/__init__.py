@@ -11,7 +11,8 @@ from fastadv.evaluation.attacks import attack
 from fastadv.models import build_model
 from fastadv.run.saved_models import load_model
 from fastadv.threat import Threat
-from fastadv.training.training_step import Step, step
+from fastadv.training.entry import step
+from fastadv.training.training_step import Step
 
 try:
     __version__ = version("fastadv")

@@ -79,7 +79,7 @@ def main() -> None:
                     call(step, update)
             except NotReplayable:
                 continue
-            passes: Any = step.passes
+            passes: Any = step.internals.passes
             totals = [counts.total() for counts in plan(passes.recorder.recordings)]
             found[method] = totals
     lines = (f"{json.dumps(method)}: {json.dumps(totals)}" for method, totals in found.items())

@@ -27,7 +27,7 @@ from fastadv.algorithms.resolution import resolve
 from fastadv.data.device_loader import DeviceLoader
 from fastadv.engine.cuda_graph import NotReplayable
 from fastadv.engine.model.precision import NAMES
-from fastadv.training.captured import KEPT
+from fastadv.training.captured import MAX_RECORDINGS
 
 # cuSOLVER's results are looked at on the host.
 NOT_REPLAYABLE = {"fgsm-n-advlc-nuclear"}
@@ -133,7 +133,7 @@ def test_batches_of_many_sizes_take_turns() -> None:
     for update, count in enumerate([6, 4, 6, 3, 5, 2, 6, 4, 6]):
         call(cpu, update, count), call(step, update, count)
     assert_same_run(step, cpu)
-    assert step.passes.recorded > KEPT
+    assert step.internals.passes.recorded > MAX_RECORDINGS
 
 
 def test_a_state_that_grows_for_a_larger_batch() -> None:
@@ -161,9 +161,9 @@ def test_scratch_that_is_replaced_stays_with_the_recordings_that_use_it() -> Non
     step = captured(step_of("awp", on_device(staged_model()), **options))
     for update in range(3):
         call(cpu, update), call(step, update)
-        step.net.copies._copies = {}
+        step.internals.net.copies._copies = {}
         step.plan.weights.originals, step.plan.weights.moved_by = [], []
-    assert step.passes.recorded == 1
+    assert step.internals.passes.recorded == 1
     assert_same_run(step, cpu)
 
 
@@ -226,7 +226,7 @@ def test_a_graph_somebody_holds_is_not_touched() -> None:
     assert len(recorded) > 0
     assert not any(recorded)
     assert_same_run(step, cpu)
-    assert [*model.parameters()] == [*step.walk.learning()]
+    assert [*model.parameters()] == [*step.internals.update.trainable().values()]
 
 
 def test_a_parameter_kept_aside_and_held_in_a_graph_is_refused() -> None:

@@ -29,7 +29,9 @@ from fastadv.engine.optimizer.replayed import AGAIN
 from fastadv.engine.optimizer.updater import Updater
 from fastadv.training.training_step import Step
 
-PASSES = 2  # recordings of an update without its optimizer: gather and settle
+PASSES = (
+    2  # recordings of an update without its optimizer: the passes, and what follows the optimizer
+)
 # float32 weights, whose rate is rounded to float32 in a recording.
 NEARLY = 1e-6
 
@@ -166,7 +168,7 @@ def pair(
 
 def falling(step: Step) -> torch.optim.lr_scheduler.LambdaLR:
     """A rate that changes with every update."""
-    return torch.optim.lr_scheduler.LambdaLR(step.updater.optimizer, lambda update: 0.8**update)
+    return torch.optim.lr_scheduler.LambdaLR(step.optimizer, lambda update: 0.8**update)
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 0.1])
@@ -184,7 +186,7 @@ def test_a_replayed_optimizer_follows_its_rate(kind: str, max_grad_norm: float |
     assert len(recordings(step)) == PASSES + 1
     held = {str(entry[0]).split(".")[1] for entry in recordings(step)[-1].calls}
     assert held <= JUDGED, "not judged yet"
-    assert all(isinstance(g["lr"], float) for g in step.updater.optimizer.param_groups)
+    assert all(isinstance(g["lr"], float) for g in step.optimizer.param_groups)
 
 
 def with_hook(model: nn.Module) -> torch.optim.Optimizer:
@@ -223,7 +225,7 @@ def test_other_optimizers_step_as_they_always_do(kind: str) -> None:
     make = AS_WRITTEN.get(kind, REPLAYED["sgd"])
     cpu, step = pair(make, double=kind == "float64")
     if kind == "a scaler":
-        step.updater.scaler = torch.amp.GradScaler(gpu.NAME, init_scale=1.0)
+        step.internals.updater.scaler = torch.amp.GradScaler(gpu.NAME, init_scale=1.0)
     for update in range(4):
         call(cpu, update), call(step, update)
     assert_same_run(step, cpu, NEARLY)
@@ -247,7 +249,7 @@ def test_a_momentum_that_moves_every_time_is_followed() -> None:
     for update in range(5):
         for each in steps:
             call(each, update)
-            each.updater.optimizer.param_groups[0]["momentum"] = 0.9 - 0.1 * update
+            each.optimizer.param_groups[0]["momentum"] = 0.9 - 0.1 * update
     assert_same_run(step, cpu, NEARLY)
     assert len(recordings(step)) == PASSES
 
@@ -266,7 +268,7 @@ def test_what_changes_once_is_recorded_once_more(change: str) -> None:
     cpu, step = steps = pair(REPLAYED["sgd"])
     for update in range(6):
         for each in steps:
-            optimizer = each.updater.optimizer
+            optimizer = each.optimizer
             if update == 3 and change == "weight decay":
                 optimizer.param_groups[0]["weight_decay"] = 0.1
             elif update == 3:
@@ -306,7 +308,7 @@ def test_gradients_that_wait_or_are_taken_away() -> None:
                 x, y, index = gpu.to_device((x, y, index))
             each(x, y, index, update=update not in (3, 4))
             if update == 8:
-                each.updater.optimizer.zero_grad()
+                each.optimizer.zero_grad()
         for own, other in zip(step.model.parameters(), cpu.model.parameters(), strict=True):
             assert (own.grad is None) == (other.grad is None)
             if own.grad is not None and other.grad is not None:
@@ -337,7 +339,7 @@ def test_a_replayed_optimizer_stops_at_the_first_bad_update() -> None:
 
 
 def of_optimizer(step: Step) -> int:
-    recorder = step.passes.recorder
+    recorder = step.internals.passes.recorder
     return len(recorder.recordings) - len(recorder.pool)
 
 
@@ -356,7 +358,7 @@ def test_an_optimizer_that_cannot_be_recorded_goes_on_to_the_same_bits() -> None
     """As after a resume, when other updates are replayed than without the stop."""
     _, replayed = pair(REPLAYED["sgd"])
     _, refused = pair(REPLAYED["sgd"])
-    refused.passes.recorder = Refusing()
+    refused.internals.passes.recorder = Refusing()
     call(refused, 0), call(refused, 1)
     with pytest.warns(UserWarning, match="optimizer cannot be replayed.*of the test"):
         call(refused, 2)
@@ -396,7 +398,7 @@ def test_a_rate_that_lies_on_the_device_is_read_there() -> None:
     call(cpu, 0), call(step, 0)
     with gpu.no_waits():
         for update in range(1, 5):
-            cpu.updater.optimizer.param_groups[0]["lr"] *= 0.5
+            cpu.optimizer.param_groups[0]["lr"] *= 0.5
             rate.mul_(0.5)
             call(cpu, update), call(step, update)
     assert_same_run(step, cpu, NEARLY)
@@ -427,7 +429,7 @@ def test_a_loaded_state_without_momentum_follows_its_rate() -> None:
     cpu, step = steps = pair(lambda m: torch.optim.SGD(m.parameters(), lr=0.05, fused=True))
     for update in range(7):
         for each in steps:
-            optimizer = each.updater.optimizer
+            optimizer = each.optimizer
             if update == 4:
                 optimizer.load_state_dict(elsewhere(optimizer.state_dict()))
             optimizer.param_groups[0]["lr"] = 0.05 / (update + 1)
@@ -446,7 +448,7 @@ def test_accumulating_costs_no_recording_and_changing_costs_few() -> None:
             call(step, update)
     assert of_optimizer(step) == 1
     for change in range(2 * AGAIN):
-        step.updater.optimizer.param_groups[0]["weight_decay"] = 0.001 * change
+        step.optimizer.param_groups[0]["weight_decay"] = 0.001 * change
         for update in range(3):
             call(step, update)
     assert of_optimizer(step) == AGAIN

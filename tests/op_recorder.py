@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastadv.engine.cuda_graph import WARM_UPS, NotReplayable
 from fastadv.engine.model.forward_trace import depends_on_values
-from fastadv.training.captured import Captured
+from fastadv.training.captured import CapturedUpdate
 from fastadv.training.training_step import Step
 
 
@@ -85,6 +85,6 @@ def _memory(tensor: Tensor) -> int:
 
 def graphed(step: Step, *, strict: bool = True) -> Step:
     """``step``, replayed operation by operation from now on."""
-    step.net.__class__ = DeviceNetwork
-    step.passes = Captured(step.walk, Graph(), strict=strict)
+    step.internals.net.__class__ = DeviceNetwork
+    step.internals.passes = CapturedUpdate(step.internals.update, Graph(), strict=strict)
     return step

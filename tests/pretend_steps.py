@@ -12,7 +12,7 @@ from tiny import tiny_batch
 from tiny_staged import SAMPLES, view_of
 from torch import Tensor, nn
 
-from fastadv.training.captured import Captured
+from fastadv.training.captured import CapturedUpdate
 from fastadv.training.training_step import Step
 
 
@@ -21,7 +21,7 @@ def on_device(model: nn.Module) -> nn.Module:
 
 
 def captured(step: Step, **options: Any) -> Step:
-    step.passes = Captured(step.walk, Recorder(), **options)
+    step.internals.passes = CapturedUpdate(step.internals.update, Recorder(), **options)
     return step
 
 
@@ -36,7 +36,7 @@ def call(
     more: dict[str, Any] = {"view": view_of(count, update)}
     if "second_view" in step.plan.needs:
         more["second"] = tiny_batch(count, seed=100 + update)[0]
-    if step.device.type == gpu.NAME:
+    if step.internals.net.device.type == gpu.NAME:
         x, y, index, more = gpu.to_device((x, y, index, more))
     return step(x, y, index, update=not adds, **more)
 
@@ -53,5 +53,5 @@ def assert_same_run(first: Step, second: Step, tolerance: float = 1e-10) -> None
 
 
 def recordings(step: Step) -> list[gpu.Recording]:
-    found: list[gpu.Recording] = step.passes.recorder.recordings
+    found: list[gpu.Recording] = step.internals.passes.recorder.recordings
     return found

@@ -64,12 +64,12 @@ def test_it_counts_replays_as_updates() -> None:
     seen: list[int] = []
     x, y, index, _ = tiny_batch()
     step = tiny_step(tiny_model(), "free", replays=3)
-    step.before_update = seen.append
+    step.internals.before_update = seen.append
     step(x, y, index)
     step(x, y, index)
     assert step.updates_per_batch == 3
     assert seen == [0, 1, 2, 3, 4, 5]
-    assert int(step.offset) == 6
+    assert int(step.internals.offset) == 6
 
 
 def test_in_l2_delta_stays_in_its_ball() -> None:
@@ -87,8 +87,8 @@ def test_a_run_resumes_with_the_short_batch() -> None:
     step(x, y, index, start=start)
     model = twin(step.model)
     resumed = tiny_step(model, "free", replays=REPLAYS)
-    momenta = copy.deepcopy(step.updater.optimizer.state_dict())
-    resumed.updater.optimizer.load_state_dict(momenta)
+    momenta = copy.deepcopy(step.optimizer.state_dict())
+    resumed.optimizer.load_state_dict(momenta)
     resumed.load_state_dict(copy.deepcopy(step.state_dict()))
     for one in (step, resumed):
         one(x[:3], y[:3], index[:3])

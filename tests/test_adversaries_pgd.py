@@ -153,12 +153,12 @@ def test_counts_of_correct_steps_are_of_the_restart_that_is_kept() -> None:
     with torch.no_grad():
         y = twin(step.model).eval()(x).argmax(1)
     step(x, y, index)
-    counts = [found["correct_at_each_step"] for *_, found in climbs]
+    counts = [correct for *_, correct in climbs]
     second = (made[0].x_adv == climbs[1][1]).flatten(1).all(1)
     assert second.any()
     assert not second.all()
     kept = torch.where(second, counts[1], counts[0])
-    assert torch.equal(made[0].facts["correct_at_each_step"], kept)
+    assert torch.equal(made[0].intermediates.correct_at_each_step, kept)
 
 
 def test_counts_of_correct_steps() -> None:
@@ -179,7 +179,7 @@ def test_counts_of_correct_steps() -> None:
         x_adv = climb(model, x, start, loss, EPS / 4, done, "eval")
         model.eval()
         correct += model(x_adv).argmax(1) == y
-    assert torch.equal(made[0].facts["correct_at_each_step"], correct)
+    assert torch.equal(made[0].intermediates.correct_at_each_step, correct)
 
 
 def test_a_start_that_is_not_boxed_leaves_the_box_and_not_the_ball() -> None:
@@ -189,7 +189,7 @@ def test_a_start_that_is_not_boxed_leaves_the_box_and_not_the_ball() -> None:
     for boxed in (True, False):
         step = tiny_step(tiny_model(), "pgd", boxed_start=boxed)
         step(x, y, index)
-        begun[boxed] = step.plan.adversary.random_point(Batch(x, y, index, step.offset))
+        begun[boxed] = step.plan.adversary.random_point(Batch(x, y, index, step.internals.offset))
     moved = begun[False] - x
     assert moved.abs().max() <= EPS
     assert 0.95 * EPS**2 / 3 < moved.square().mean() < 1.05 * EPS**2 / 3
@@ -197,7 +197,7 @@ def test_a_start_that_is_not_boxed_leaves_the_box_and_not_the_ball() -> None:
     assert not torch.equal(begun[False], begun[True])
     step = tiny_step(tiny_model(), "pgd", norm="l2", boxed_start=False)
     step(x, y, index)
-    begun_l2 = step.plan.adversary.random_point(Batch(x, y, index, step.offset))
+    begun_l2 = step.plan.adversary.random_point(Batch(x, y, index, step.internals.offset))
     assert 0.0008 < (begun_l2 - x).std() < 0.0012
 
 

@@ -26,9 +26,9 @@ def test_taking_away_brings_the_plain_passes_back():
     )
     batch = Setting("resnet18", 4, 8, 8).batches(1)[0]
     step(batch.x, batch.y, batch.index)
-    assert step.net.copies.folds
+    assert step.internals.net.copies.folds
     savings.unfolded(step)
-    assert not step.net.copies.folds
+    assert not step.internals.net.copies.folds
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from tiny_capture import Replayer
 from torch import Tensor
 
 import fastadv
-from fastadv.training.captured import Captured
+from fastadv.training.captured import CapturedUpdate
 
 
 def make(method: str, captured: bool, **options: Any) -> tuple[torch.nn.Module, fastadv.Step]:
@@ -33,7 +33,7 @@ def make(method: str, captured: bool, **options: Any) -> tuple[torch.nn.Module, 
         **options,
     )
     if captured:
-        step.passes = Captured(step.walk, Replayer())
+        step.internals.passes = CapturedUpdate(step.internals.update, Replayer())
     return model, step
 
 
@@ -69,7 +69,7 @@ def test_replayed_steps_equal_eager_ones(method, options):
         assert torch.equal(model.state_dict()[name], value), name
     for name, value in eager.state.items():
         assert torch.equal(step.state[name], value), name
-    assert step.passes.recorded == 2  # the full batch and the short one
+    assert step.internals.passes.recorded == 2  # the full batch and the short one
 
 
 def test_metrics_are_not_overwritten_by_the_next_replay():
@@ -87,7 +87,7 @@ def test_a_moved_parameter_is_recorded_once_more():
     weight.data = weight.data.clone()
     step(x, y, index)
     step(x, y, index)
-    assert step.passes.recorded == 2
+    assert step.internals.passes.recorded == 2
 
 
 def test_a_loaded_state_is_replayed_without_recording():
@@ -100,14 +100,16 @@ def test_a_loaded_state_is_replayed_without_recording():
     step.load_state_dict(state)
     assert not torch.equal(step.state["omega"], moved)
     step(x, y, index)
-    assert step.passes.recorded == 1
+    assert step.internals.passes.recorded == 1
 
 
 def test_a_part_that_wakes_up_is_recorded():
     _, step = make("awp", True, steps=1, warmup_epochs=1)
     for x, y, index in batches():
         step(x, y, index)
-    assert step.passes.recorded == 4  # two batch shapes, with and without the perturbation
+    assert (
+        step.internals.passes.recorded == 4
+    )  # two batch shapes, with and without the perturbation
 
 
 def test_captured_without_cuda_is_refused():

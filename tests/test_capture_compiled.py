@@ -13,7 +13,7 @@ from tiny_capture import DeviceNetwork, Replayer
 from tiny_staged import staged_model
 
 from fastadv.engine.cuda_graph import WARM_UPS
-from fastadv.training.captured import Captured
+from fastadv.training.captured import CapturedUpdate
 
 
 class Watching(Replayer):
@@ -50,9 +50,9 @@ def test_nothing_is_compiled_in_a_capture(method: str) -> None:
     compiler = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     eager = step_of(method, staged_model())
     step = step_of(method, staged_model(), "compiled", backend=compiler)
-    step.net.__class__ = DeviceNetwork
+    step.internals.net.__class__ = DeviceNetwork
     recorder = Watching(compiler)
-    step.passes = Captured(step.walk, recorder)
+    step.internals.passes = CapturedUpdate(step.internals.update, recorder)
     for update, count in enumerate([6, 4, 6, 4]):
         call(eager, update, count)
         call(step, update, count)

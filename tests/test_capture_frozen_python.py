@@ -96,7 +96,7 @@ def compared(
     assert plain == [
         {k: v for k, v in vars(m).items() if isinstance(v, (int, float))} for m in eager.modules()
     ]
-    return step.passes.recorded, told
+    return step.internals.passes.recorded, told
 
 
 def nothing(model: Any, number: int) -> None:
@@ -310,12 +310,10 @@ def test_options_of_the_step_are_recorded_again() -> None:
             if number == 2:
                 step.plan.adversary.steps = 3
             if number == 4:
-                step.updater.optimizer.param_groups[0].update(
-                    momentum=0.5, weight_decay=0.1, lr=0.2
-                )
+                step.optimizer.param_groups[0].update(momentum=0.5, weight_decay=0.1, lr=0.2)
             step(*batch(number))
         results.append(model.state_dict())
-    assert step.passes.recorded == 2
+    assert step.internals.passes.recorded == 2
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name], value, rtol=1e-9, atol=1e-9, msg=name)
 

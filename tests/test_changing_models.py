@@ -34,7 +34,7 @@ def train(step: Step, updates: int, first: int = 0) -> None:
 
 
 def add_to_optimizer(step: Step, module: nn.Module) -> None:
-    step.updater.optimizer.add_param_group({"params": list(module.parameters())})
+    step.optimizer.add_param_group({"params": list(module.parameters())})
 
 
 def drawn(module: nn.Module, like: nn.Module) -> nn.Module:
@@ -197,7 +197,7 @@ def test_a_group_that_is_taken_away_is_told() -> None:
     groups = [{"params": list(module.parameters())} for module in model.children()]
     step = tiny_step(model, steps=1, optimizer=torch.optim.SGD(groups, 0.1))
     train(step, 1)
-    del step.updater.optimizer.param_groups[-1]
+    del step.optimizer.param_groups[-1]
     with pytest.raises(UserError, match=r"linear\.weight learns"):
         train(step, 1)
 
@@ -240,11 +240,11 @@ def test_a_parametrization_of_the_same_parameter_is_followed() -> None:
     parametrize.register_parametrization(step.model.linear, "weight", Doubled())
     again = make(tiny_model(), averaging="ema", average_decay=0.9)
     train(again, 3)
-    optimizer = again.updater.optimizer
+    optimizer = again.optimizer
     again.model.linear = Doubling(again.model.linear)
     for each in (step, again):
         train(each, 2, 3)
-    assert optimizer is again.updater.optimizer
+    assert optimizer is again.optimizer
     name = "linear.parametrizations.weight.original"
     own, expected = averages(step), averages(again)
     torch.testing.assert_close(own[name], expected["linear.inner.weight"], rtol=0, atol=1e-12)
@@ -294,7 +294,7 @@ def test_awp_follows_the_groups_it_chose() -> None:
     model.layer4[0].conv2 = new = copy.deepcopy(conv)
     add_to_optimizer(step, new)
     call(step, 1)
-    assert {id(p) for p in step.walk._perturbed().values()} == {
+    assert {id(p) for p in step.internals.update._perturbed().values()} == {
         id(p) for name, p in model.named_parameters() if "layer4" in name and p.ndim > 1
     }
 
@@ -303,7 +303,7 @@ def test_rates_of_layers_stay_what_they_were() -> None:
     """RAT-LR by gradients: a group that comes later does not move the rates of the others."""
     model = staged_model()
     step = step_of("rat-lr", model, rate_form="gradient")
-    optimizer = step.updater.optimizer
+    optimizer = step.optimizer
     call(step, 0)
     for group in optimizer.param_groups:
         group["lr"] /= 10

@@ -23,7 +23,7 @@ def test_compiling_must_pay(amx, total_steps, expected, monkeypatch):
     step = tiny_step(tiny_model(), "pgd", mode="auto", total_steps=total_steps)
     x, *_ = tiny_batch()
     assert step.resolve_mode(x) == expected
-    assert step.net.runner.compiles == (expected == "compiled")
+    assert step.internals.net.runner.compiles == (expected == "compiled")
 
 
 def test_double_backward_is_not_compiled_by_auto(monkeypatch):

@@ -117,7 +117,7 @@ def one_bad_rank(rank: int, what: str) -> dict[str, Any]:
 
     model = tiny_model()
     step = tiny_step(model, "awp", steps=1, warmup_epochs=0, total_steps=8, steps_per_epoch=8)
-    step.net.__class__ = DeviceNetwork
+    step.internals.net.__class__ = DeviceNetwork
     kept: dict[str, Tensor] = {}
     for number in range(3):
         x, y = part(rank, number)

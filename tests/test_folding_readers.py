@@ -6,12 +6,13 @@ import warnings
 import pytest
 import torch
 from odd_readers import CLASSES, SAME_EVERY_TIME, Later, Net, OnValues, OtherNorm, SkipsNorm, made
-from tiny import EPS, climb, descend, sgd
+from tiny import EPS, climb, descend, flat_step, sgd
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 import fastadv
+from fastadv.algorithms.resolution import resolve
 from fastadv.engine.model.guard import train_flags
 
 warnings.filterwarnings("ignore", category=FutureWarning)
@@ -46,9 +47,9 @@ def errors(step, x):
     """How far the attack's view is from the model in evaluation mode, relative to the largest."""
     with train_flags(step.model, False):
         expected = view(step.model, x)
-    step.net.copies.invalidate()
-    with step.net.attacking("eval"):
-        found = view(step.net.logits, x)
+    step.internals.net.copies.invalidate()
+    with step.internals.net.attacking("eval"):
+        found = view(step.internals.net.logits, x)
     return [
         float((one - other).abs().max() / other.abs().max())
         for one, other in zip(found, expected, strict=True)
@@ -63,7 +64,7 @@ def test_the_attacks_view_is_the_model(name):
     for _ in range(2):
         step(x, y)
         assert max(errors(step, x)) < 1e-12
-    assert len(step.net.copies.folds) == kind.folds
+    assert len(step.internals.net.copies.folds) == kind.folds
     assert not any("forward" in vars(module) for module in step.model.modules())
 
 
@@ -99,10 +100,10 @@ def test_whole_steps_are_those_of_a_loop_by_hand(name, mode):
     other = copy.deepcopy(model)
     torch._dynamo.reset()
     more = {} if mode == "eager" else {"mode": mode}
-    step = fastadv.Step(
+    step = flat_step(
         model,
         sgd(model),
-        fastadv.training.training_step.resolve("pgd-eval", {"steps": 2, "alpha": 0.04}),
+        resolve("pgd-eval", {"steps": 2, "alpha": 0.04}),
         fastadv.Threat("linf", EPS),
         backend="aot_eager",
         **({"mode": "eager"} | more),
@@ -125,11 +126,11 @@ def test_a_branch_of_the_third_batch(kind):
     step = step_of(made(kind))
     step(x, y)
     step(x, y)
-    assert len(step.net.copies.folds) == 2
+    assert len(step.internals.net.copies.folds) == 2
     step.model.late = True
     assert max(errors(step, x)) < 1e-12
     step(x, y)
-    assert len(step.net.copies.folds) == 1
+    assert len(step.internals.net.copies.folds) == 1
     step.model.late = False
     assert max(errors(step, x)) < 1e-12
 
@@ -171,9 +172,9 @@ def test_a_model_changed_between_two_steps(name):
     step(x, y)
     with torch.no_grad():
         CHANGES[name](step.model)
-    step.net.copies.invalidate()
-    with step.net.attacking("eval"):
-        found = view(step.net.logits, x)
+    step.internals.net.copies.invalidate()
+    with step.internals.net.attacking("eval"):
+        found = view(step.internals.net.logits, x)
     with train_flags(step.model, False):
         expected = view(step.model, x)
     for one, other in zip(found, expected, strict=True):
@@ -185,9 +186,9 @@ def test_a_model_with_new_modules_is_looked_at_again():
     step = step_of(made(Net))
     step(x, y)
     step.model.b1 = made(Net, seed=3).b1
-    step.updater.optimizer.add_param_group({"params": list(step.model.b1.parameters())})
+    step.optimizer.add_param_group({"params": list(step.model.b1.parameters())})
     step(x, y)
-    assert [fold.norm for fold in step.net.copies.folds] == [step.model.b1, step.model.b2]
+    assert [fold.norm for fold in step.internals.net.copies.folds] == [step.model.b1, step.model.b2]
     assert max(errors(step, x)) < 1e-12
 
 
@@ -199,11 +200,11 @@ def test_weights_changed_by_hand_in_place_are_folded_anew():
         for _ in range(2):
             step.model.c1.weight.mul_(1.5)
             step.model.b2.running_var.mul_(2)
-            with step.net.attacking("eval"):
-                found = step.net.logits(x)
+            with step.internals.net.attacking("eval"):
+                found = step.internals.net.logits(x)
             expected = copy.deepcopy(step.model).eval()(x)
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    assert len(step.net.copies.folds) == 2
+    assert len(step.internals.net.copies.folds) == 2
 
 
 def test_an_error_of_the_model_in_an_attack_stays_an_error():
@@ -240,9 +241,9 @@ def test_looking_at_a_model_leaves_generators_and_buffers_as_they_were():
     model = made(Draws)
     step = step_of(model)
     torch.manual_seed(5)
-    step.net.probe(batch()[0])
+    step.internals.net.probe(batch()[0])
     drawn = torch.rand(3)
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(3))
     assert model.seen == 0
-    assert len(step.net.copies.folds) == 2
+    assert len(step.internals.net.copies.folds) == 2

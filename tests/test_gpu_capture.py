@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fastadv
 from fastadv.engine.cuda_graph import NotReplayable
-from fastadv.training.captured import Captured
+from fastadv.training.captured import CapturedUpdate
 from fastadv.training.training_step import Step
 
 pytestmark = [
@@ -74,8 +74,8 @@ def test_replays_are_the_eager_updates(method: str) -> None:
     for update, count in enumerate([6, 6, 4, 6][:EPOCHS]):
         expected = call(eager, update, count)
         torch.testing.assert_close(call(step, update, count), expected, rtol=1e-8, atol=1e-8)
-    assert isinstance(step.passes, Captured)
-    assert step.passes.recorded >= 2
+    assert isinstance(step.internals.passes, CapturedUpdate)
+    assert step.internals.passes.recorded >= 2
     assert_same_model(step.model, eager.model)
     for name, tensor in eager.state.items():
         torch.testing.assert_close(step.state[name], tensor, rtol=1e-8, atol=1e-8, msg=name)
@@ -111,7 +111,7 @@ def test_replays_of_an_optimizer_follow_its_rate(kind: str) -> None:
         for rate in rates:
             rate.step()
     eager, captured = steps
-    assert captured.passes._current.update._recording is not None
+    assert captured.internals.passes._current.update._recording is not None
     for own, other in zip(captured.model.parameters(), eager.model.parameters(), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-5)

@@ -45,13 +45,13 @@ def by_hand(
 
 def falling(step: fastadv.Step) -> None:
     """The scheduled groups' rate falls tenfold at each update."""
-    optimizer = step.updater.optimizer
+    optimizer = step.optimizer
 
     def schedule(update: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = 0.05 * 0.1**update  # every group, as a torch scheduler would
 
-    step.before_update = schedule
+    step.internals.before_update = schedule
 
 
 def three_steps(step: fastadv.Step) -> None:
@@ -139,7 +139,7 @@ def test_frozen_layers_stand_still_and_their_statistics_do_not() -> None:
     frozen = of_stages(model, "layer2", "layer4")
     assert all(torch.equal(p.detach(), before[n]) for n, p in frozen.items())
     assert all(p.grad is None and p.requires_grad for p in frozen.values())
-    assert not any(p in step.updater.optimizer.state for p in frozen.values())
+    assert not any(p in step.optimizer.state for p in frozen.values())
     statistics = model.layer2[0].bn1.running_mean
     assert not torch.equal(statistics, before["layer2.0.bn1.running_mean"])
 
@@ -214,8 +214,8 @@ def test_a_saved_optimizer_keeps_its_fixed_rate() -> None:
     falling(step)
     three_steps(step)
     resumed = staged_step(twin(model), "rat-lr", **ATTACK)
-    optimizer = resumed.updater.optimizer
-    optimizer.load_state_dict(copy.deepcopy(step.updater.optimizer.state_dict()))
+    optimizer = resumed.optimizer
+    optimizer.load_state_dict(copy.deepcopy(step.optimizer.state_dict()))
     assert optimizer.param_groups[1]["fixed_rate"] == 0.05
     assert optimizer.param_groups[1]["lr"] == 0.05
 

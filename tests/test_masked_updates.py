@@ -23,7 +23,7 @@ def learned(step: Step) -> dict[str, Any]:
     """What training has found so far."""
     found = {
         "model": step.model.state_dict(),
-        "optimizer": step.updater.optimizer.state_dict()["state"],
+        "optimizer": step.optimizer.state_dict()["state"],
         # Clocks of the host go on.
         "state": {k: v for k, v in step.state.items() if k != "resets"},
     }
@@ -60,7 +60,7 @@ def test_nothing_moves_after_an_image_that_is_not_finite(
     """``device``: where Python may not look, each update masks itself."""
     step = step_of(method, staged_model(), epoch_length=2, **METHODS[method])
     if device:
-        step.net.__class__ = DeviceNetwork
+        step.internals.net.__class__ = DeviceNetwork
     for update in range(3):
         call(step, update)
     before = learned(step)
@@ -102,7 +102,7 @@ def small(optimizer: Any, method: str = "fgsm", device: bool = False, **options:
     model = Net()
     step = fastadv.step(model, optimizer(model.parameters()), method, mode="eager", **options)
     if device:
-        step.net.__class__ = DeviceNetwork
+        step.internals.net.__class__ = DeviceNetwork
     return step
 
 
@@ -132,7 +132,7 @@ def test_an_update_that_overflows_is_taken_back(kind: str, first: bool) -> None:
     if not first:
         call_small(step, 0)
     before = learned(step)
-    group = step.updater.optimizer.param_groups[0]
+    group = step.optimizer.param_groups[0]
     group["lr"], group["weight_decay"] = 1e37, 1e5
     flagged = 0
     for update in range(1, 5):
@@ -165,7 +165,7 @@ def test_a_state_that_overflows_is_taken_back_though_the_weights_are_finite(
     if not first:
         call_small(step, 0)
     before = learned(step)
-    step.updater.optimizer.param_groups[0]["weight_decay"] = 1e30
+    step.optimizer.param_groups[0]["weight_decay"] = 1e30
     call_small(step, 1)
     assert not step.healthy()
     assert all_finite(learned(step))
@@ -180,7 +180,7 @@ def test_a_flag_before_the_first_average_leaves_the_live_weights_to_be_evaluated
 ) -> None:
     step = step_of("swa", staged_model(), epoch_length=2, average_start=1)
     if device:
-        step.net.__class__ = DeviceNetwork
+        step.internals.net.__class__ = DeviceNetwork
     call(step, 0)
     x, y, index = batch(7)
     x[0, 0, 0, 0] = float("nan")

@@ -28,7 +28,7 @@ def test_all_modes_agree_after_20_updates(method: str) -> None:
     assert sum(eager.compilations) == 0
     assert_compiled_once(compiled)
     # Neither evaluation nor a loaded state makes a recording stale.
-    assert captured.step.passes.recorded == 2 * len(set(captured.active))
+    assert captured.step.internals.passes.recorded == 2 * len(set(captured.active))
 
 
 def assert_compiled_once(done: Run) -> None:
@@ -36,7 +36,7 @@ def assert_compiled_once(done: Run) -> None:
 
     There, each region once for the full batch and once for the short one.
     """
-    regions = len(done.step.net.runner._compiled)
+    regions = len(done.step.internals.net.runner._compiled)
     for epoch, (count, active) in enumerate(zip(done.compilations, done.active, strict=True)):
         if active in done.active[:epoch]:
             assert count == 0, f"epoch {epoch}"

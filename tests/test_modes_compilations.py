@@ -21,7 +21,7 @@ from fastadv.run.train import train
 def test_a_third_batch_shape_is_counted() -> None:
     done = run("fgsm", "compiled", "eager")
     assert sum(done.compilations) == 4
-    backend = done.step.net.runner.backend
+    backend = done.step.internals.net.runner.backend
     for size in (6, 4, 5, 5):
         call(done.step, 20, size)
     assert backend.count == 6
@@ -36,7 +36,7 @@ def test_epochs_told_by_hand_compile_what_wakes_up_and_no_more() -> None:
     counts = []
     for epoch in range(4):
         step.set_epoch(epoch)
-        for group in step.updater.optimizer.param_groups:
+        for group in step.optimizer.param_groups:
             group["lr"] *= 0.5
         for count in (6, 6, 4):
             x, y, _, _ = tiny_batch(count, seed=epoch)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fastadv
 from fastadv.errors import UserError
-from fastadv.training.captured import Captured
+from fastadv.training.captured import CapturedUpdate
 
 PLAIN = {"momentum": 0.0, "weight_decay": 0.0}
 NARROW = {"amp": True}
@@ -147,9 +147,9 @@ def test_a_hook_after_accumulation_finds_what_the_optimizer_uses() -> None:
 
 def hooked_and_captured(strict: bool) -> tuple[Any, Half]:
     step = capture(step_of("pgd", staged_model()))
-    step.passes = Captured(step.walk, Replayer(), strict=strict)
+    step.internals.passes = CapturedUpdate(step.internals.update, Replayer(), strict=strict)
     call(step, 0)
-    assert step.passes.recorded == 1
+    assert step.internals.passes.recorded == 1
     hook = Half()
     step.model.linear.weight.register_hook(hook)
     return step, hook

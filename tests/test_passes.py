@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import assert_same, climb, descend, sgd, tiny_batch, tiny_model, tiny_step
+from tiny import assert_same, climb, descend, flat_step, sgd, tiny_batch, tiny_model, tiny_step
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastadv.algorithms.contract import Intermediates
 from fastadv.algorithms.resolution import resolve
 from fastadv.threat import Threat
-from fastadv.training.training_step import Step
 
 
 @pytest.mark.parametrize(("attack", "outer"), [("bf16", False), ("fp32", True)])
@@ -22,7 +22,7 @@ def test_the_attacks_precision_ends_with_the_attack(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     plan, threat = resolve("pgd", {"steps": 2}), Threat("linf", 0.1)
     options = {"mode": "eager", "attack_dtype": attack, "amp": outer}
-    step = Step(model, optimizer, plan, threat, **options)
+    step = flat_step(model, optimizer, plan, threat, **options)
     x, y, index, _ = tiny_batch()
     step(x.float(), y, index)
     seen: list[bool] = []
@@ -50,7 +50,7 @@ def test_an_attack_in_training_mode_folds_nothing() -> None:
     model, by_hand = Folds().double(), Folds().double()
     step = tiny_step(model, "pgd", steps=2, alpha=0.04, attack_bn="train")
     step(x, y, index, start=start)
-    assert len(step.net.copies.folds) == 1
+    assert len(step.internals.net.copies.folds) == 1
     optimizer = sgd(by_hand)
     x_adv = climb(by_hand, x, start, lambda z: functional.cross_entropy(z, y), 0.04, 2, "train")
     descend(optimizer, functional.cross_entropy(by_hand(x_adv), y))
@@ -60,15 +60,17 @@ def test_an_attack_in_training_mode_folds_nothing() -> None:
 def test_the_loss_scale_makes_up_for_the_mean_over_the_batch() -> None:
     """float16 flushes the gradient of 1/B of a loss sooner the larger B is."""
     step = tiny_step(tiny_model(), "pgd")
-    step.net._dtype = torch.float16
-    assert step.net.loss_scale(64) == 64 * step.net.loss_scale(1) > 64
+    step.internals.net._dtype = torch.float16
+    assert step.internals.net.loss_scale(64) == 64 * step.internals.net.loss_scale(1) > 64
 
 
 def test_the_attack_climbs_the_scaled_loss() -> None:
     x, y, index, start = tiny_batch()
     step = tiny_step(tiny_model(), "pgd", steps=1)
     step(x, y, index, start=start)
-    step.net.loss_scale = lambda count: 100.0 * count
+    step.internals.net.loss_scale = lambda count: 100.0 * count
     logits = tiny_model()(x)
     expected = functional.cross_entropy(logits, y, reduction="sum") * 100
-    torch.testing.assert_close(step.walk.attack_loss(logits, y, {}), expected)
+    torch.testing.assert_close(
+        step.internals.update.attack_loss(logits, y, Intermediates()), expected
+    )

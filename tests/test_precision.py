@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from bench_script import script
-from tiny import assert_same, tiny_batch, tiny_model, tiny_step
+from tiny import assert_same, flat_step, tiny_batch, tiny_model, tiny_step
 from tiny_capture import capture
 from torch import Tensor, nn
 from torch.nn import functional
@@ -70,7 +70,7 @@ def fifty_losses(
     images, labels = digits()
     model = small()
     model.load_state_dict(weights)
-    step = Step(
+    step = flat_step(
         model.to(memory_format=layout),
         rates(model, 0.001),
         resolve(method, GENTLE[method]),
@@ -81,8 +81,9 @@ def fifty_losses(
         total_steps=2000,
     )
     passes: list[Any] = []
-    run = step.net.run
-    step.net.run = lambda region, *inputs: passes.append(run(region, *inputs)) or passes[-1]
+    net = step.internals.net
+    run = net.run
+    net.run = lambda region, *inputs: passes.append(run(region, *inputs)) or passes[-1]
     losses, generator = [], torch.Generator().manual_seed(1)
     for _ in range(updates):
         rows = torch.randint(0, len(images), (BATCH,), generator=generator)
@@ -147,11 +148,11 @@ def test_a_loss_scale_leaves_no_trace(name: str, mode: str) -> None:
     for scale in (1.0, 1024.0):
         models.append(tiny_model())
         step = sized_step(models[-1], name, mode, scale)
-        step.net.loss_scale = lambda count, scale=scale: scale * count
+        step.internals.net.loss_scale = lambda count, scale=scale: scale * count
         for seed in range(3):
             x, y, index, _ = tiny_batch(seed=seed)
             step(x, y, index)
-        assert step.updater.scaler.get_scale() == scale
+        assert step.internals.updater.scaler.get_scale() == scale
         states.append(dict(step.state))
     assert_same(*models, 1e-9)
     torch.testing.assert_close(*states, rtol=1e-9, atol=1e-12)
@@ -173,7 +174,7 @@ def test_float16_steps_are_near_float32_ones(
         step = sized_step(model, name, mode, scale, **low)
         x, y, index, _ = tiny_batch()
         step(x.float(), y, index)
-        assert step.updater.scaler.get_scale() == scale
+        assert step.internals.updater.scaler.get_scale() == scale
         moved.append(nn.utils.parameters_to_vector(model.parameters()).detach() - before)
         momenta.append(step.state.get("step_size_momentum", torch.zeros(1)))
     assert (moved[1] - moved[0]).norm() < 0.05 * moved[0].norm()

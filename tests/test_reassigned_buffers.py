@@ -65,7 +65,7 @@ def trained(anew: bool, method: str, mode: str, *, spoilt: bool) -> fastadv.Step
         eps=0.1, total_steps=9, steps_per_epoch=1, **CASES[method],
     )  # fmt: skip
     if mode == "device":
-        step.net.__class__ = DeviceNetwork
+        step.internals.net.__class__ = DeviceNetwork
     if mode == "captured":
         capture(step)
     for seed in range(3):

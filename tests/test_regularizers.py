@@ -324,8 +324,8 @@ def test_double_backward_gradients_are_unscaled(regularizer):
     models = [tiny_model(), tiny_model()]
     for model, factor in zip(models, (1.0, 1024.0), strict=True):
         step = tiny_step(model, regularizer=regularizer, reg_weight=2, **ATTACK)
-        step.net.loss_scale = lambda count, factor=factor: factor * count
-        step.updater.scaler = torch.amp.GradScaler("cpu", init_scale=factor)
+        step.internals.net.loss_scale = lambda count, factor=factor: factor * count
+        step.internals.updater.scaler = torch.amp.GradScaler("cpu", init_scale=factor)
         step(x, y, index, start=start)
     assert_same(*models, 1e-9)
     assert not torch.equal(models[0].conv1.weight, tiny_model().conv1.weight)

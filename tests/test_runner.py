@@ -34,12 +34,12 @@ def test_where_compiling_was_ours_to_choose_it_runs_as_written():
     x, y, index, start = tiny_batch()
     model, other = looking(), tiny_model()
     step = tiny_step(model, "pgd", steps=2)
-    step.net.runner = Runner(True, "aot_eager", strict=False)
+    step.internals.net.runner = Runner(True, "aot_eager", strict=False)
     with pytest.warns(UserWarning, match="it runs as written"):
         step(x, y, index, start=start)
     tiny_step(other, "pgd", steps=2)(x, y, index, start=start)
     assert_same(model, other, 1e-12)
-    assert not step.net.runner.compiles
+    assert not step.internals.net.runner.compiles
 
 
 def test_a_tensor_elsewhere_is_named():

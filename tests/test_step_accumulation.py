@@ -34,7 +34,7 @@ def test_a_weight_frozen_between_two_updates_stands_still() -> None:
 def test_a_half_is_no_update() -> None:
     step = accumulating()
     assert step.calls == 2
-    assert int(step.offset) == 4  # each half draws noise of its own
+    assert int(step.internals.offset) == 4  # each half draws noise of its own
 
 
 def test_the_average_is_taken_once_an_update() -> None:

@@ -16,13 +16,13 @@ from fastadv.training.training_step import Step
 def resumed(step: Step, method: str, *, after_a_call: bool) -> Step:
     """A new step of the same run; loaded before its first call or after one."""
     other = step_of(method, twin(step.model))
-    saved = copy.deepcopy((step.state_dict(), step.updater.optimizer.state_dict()))
+    saved = copy.deepcopy((step.state_dict(), step.optimizer.state_dict()))
     if after_a_call:
         weights = copy.deepcopy(other.model.state_dict())
         call(other, 9)
         other.model.load_state_dict(weights)
     other.load_state_dict(saved[0])
-    other.updater.optimizer.load_state_dict(saved[1])
+    other.optimizer.load_state_dict(saved[1])
     return other
 
 

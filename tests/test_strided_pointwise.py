@@ -10,6 +10,7 @@ import pytest
 import torch
 from bench_script import BENCH
 from functorch.compile import make_boxed_func
+from tiny import flat_step
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional
@@ -19,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastadv.algorithms.resolution import resolve
 from fastadv.engine.model.strided_pointwise import pointwise, strides_taken_first
 from fastadv.threat import Threat
-from fastadv.training.training_step import Step
 
 CPU = torch.device("cpu")
 SLOW = pytest.mark.slow
@@ -111,7 +111,7 @@ def test_training_never_calls_it(name, mode):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     seen = Backwards()
     settings = {"mode": mode, "backend": collecting(seen.found)}
-    step = Step(model, optimizer, resolve("pgd", {"steps": 1}), Threat(), **settings)
+    step = flat_step(model, optimizer, resolve("pgd", {"steps": 1}), Threat(), **settings)
     with seen if mode == "eager" else nullcontext():
         step(torch.rand(4, 3, 8, 8), torch.arange(4))
     assert len(seen.found) >= 2

@@ -167,7 +167,7 @@ def test_the_default_phases_are_the_published_epochs_of_200():
         tiny_model(), target="temporal-ensembling", total_steps=200, steps_per_epoch=1, **ATTACK
     )
     for calls, active in ((88, False), (89, True)):
-        step.calls = calls
+        step.internals.clock.calls = calls
         step(x, y, index)
         assert step.plan.target.active is active
 
@@ -297,8 +297,7 @@ def test_teachers_that_cannot_be_used_are_refused(options, sentence, tmp_path, m
 
 def test_a_target_that_remembers_asks_for_the_number_of_samples():
     x, y, index, _ = tiny_batch()
-    step = tiny_step(tiny_model(), target="self-adaptive", sat_start=0)
-    step.num_samples = None
+    step = tiny_step(tiny_model(), target="self-adaptive", sat_start=0, num_samples=None)
     with pytest.raises(UserError, match="num_samples"):
         step(x, y, index)
     with pytest.raises(UserError, match="index="):
@@ -315,7 +314,7 @@ def test_predictions_survive_save_and_load():
     resumed = tiny_step(other, **te_options(te_start=0, te_end=0))
     resumed.load_state_dict(copy.deepcopy(step.state_dict()))
     for one in (step, resumed):
-        one.updater.optimizer.state.clear()
+        one.optimizer.state.clear()
         one(x, y, index, start=start)
     assert_same(model, other, 0.0)
     assert torch.equal(step.state["predictions"], resumed.state["predictions"])

@@ -74,7 +74,7 @@ def wired(step: Step, bomb: Bomb) -> Iterator[None]:
             stack.enter_context(mock.patch.object(kernels, name, bomb.wired(function)))
         grad = bomb.wired(torch.autograd.grad)
         stack.enter_context(mock.patch.object(torch.autograd, "grad", grad))
-        optimizer = step.updater.optimizer
+        optimizer = step.optimizer
         stack.enter_context(mock.patch.object(optimizer, "step", bomb.wired(optimizer.step)))
         hooks = [step.model.register_forward_pre_hook(lambda *_: bomb.tick())]
         hooks.append(step.model.register_forward_hook(lambda *_: bomb.tick()))
@@ -87,7 +87,7 @@ def wired(step: Step, bomb: Bomb) -> Iterator[None]:
 
 def everything(step: Step) -> dict[str, Any]:
     """All that a call may change, copied."""
-    model, updater = step.model, step.updater
+    model, updater = step.model, step.internals.updater
     parts = step.plan.parts.values()
     return copy.deepcopy(
         {
@@ -97,7 +97,9 @@ def everything(step: Step) -> dict[str, Any]:
             "flags": [module.training for module in model.modules()],
             "learning": [parameter.requires_grad for parameter in model.parameters()],
             # Those of a recording are written over by its next replay, whatever becomes of that.
-            "gradients": [p.grad for p in model.parameters() if step.passes is step.walk],
+            "gradients": [
+                p.grad for p in model.parameters() if step.internals.passes is step.internals.update
+            ],
             "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
             "names": [name for name, _ in model.named_modules()],
             "active": [part.active for part in parts],
@@ -157,7 +159,7 @@ def held_at(step: Step, twin: Step, places: Callable[[int], list[int]], wire: An
 
 def made_like(step: Step) -> Step:
     """One more of the same, at the same moment."""
-    return made(step.plan.method, "compiled" if step.net.runner.compiles else "eager")
+    return made(step.plan.method, "compiled" if step.internals.net.runner.compiles else "eager")
 
 
 def spread(count: int) -> Callable[[int], list[int]]:
@@ -209,10 +211,10 @@ def test_nor_does_one_that_breaks_off_inside_an_operation(method: str) -> None:
 @contextmanager
 def regions(step: Step, bomb: Bomb) -> Iterator[None]:
     """Where a compiled region or a replayed graph begins and ends."""
-    net, passes = step.net, step.passes
+    net, passes = step.internals.net, step.internals.passes
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(net, "runner", _Wired(net.runner, bomb)))
-        for name in ("gather", "descend", "settle"):
+        for name in ("compute_gradients", "apply_gradients", "finish_update"):
             function = bomb.wired(getattr(passes, name))
             stack.enter_context(mock.patch.object(passes, name, function))
         yield
@@ -266,11 +268,11 @@ def test_an_optimizer_that_raises_half_way() -> None:
         with torch.no_grad():
             for weight in list(step.model.parameters())[:3]:
                 weight.add_(1.0)
-                step.updater.optimizer.state[weight]["momentum_buffer"].mul_(2.0)
-        step.updater.optimizer.param_groups[0]["momentum"] = 0.1
+                step.optimizer.state[weight]["momentum_buffer"].mul_(2.0)
+        step.optimizer.param_groups[0]["momentum"] = 0.1
         raise RuntimeError("no")
 
-    with mock.patch.object(step.updater.optimizer, "step", half), pytest.raises(RuntimeError):
+    with mock.patch.object(step.optimizer, "step", half), pytest.raises(RuntimeError):
         call(step, BEGUN)
     assert_equal(before, everything(step))
 
@@ -278,7 +280,7 @@ def test_an_optimizer_that_raises_half_way() -> None:
 def test_gradients_that_wait_for_an_update_stay() -> None:
     step, twin = made("pgd", "eager"), made("pgd", "eager")
     for each in (step, twin):
-        each.updater.optimizer.zero_grad()
+        each.optimizer.zero_grad()
         call_adding(each, 5)
     bomb = Bomb()
     bomb.at = 4

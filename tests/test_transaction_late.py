@@ -42,7 +42,7 @@ def test_a_first_call_with_a_scaler_breaks_off_as_another() -> None:
     x, y, index, _ = tiny_batch()
     step = tiny_step(tiny_model(), "fgsm", scaler=torch.amp.GradScaler("cpu"))
     _broken_off(step, x, y, index)
-    assert int(step.offset) == 0
+    assert int(step.internals.offset) == 0
 
 
 def test_a_new_head_is_looked_at_again_after_a_call_that_broke_off() -> None:
@@ -51,7 +51,7 @@ def test_a_new_head_is_looked_at_again_after_a_call_that_broke_off() -> None:
     step = tiny_step(model, "fgsm")
     step(x, y, index)
     model.linear = nn.Linear(model.linear.in_features, 10).double()
-    step.updater.optimizer.add_param_group({"params": [*model.linear.parameters()]})
+    step.optimizer.add_param_group({"params": [*model.linear.parameters()]})
     _broken_off(step, x, y + 5, index)
     step(x, y + 5, index)
 
@@ -79,9 +79,12 @@ def test_parameters_of_no_stream_learn_through_their_copies() -> None:
     step = tiny_step(model, "fgsm", amp=True)
     step(x.float(), y, index)
     held = model(x.float()).sum()
-    batch = Batch(x.float(), y, index, step.offset)
-    with autocast(step.device, None), capture._of_no_stream(step.walk):
-        found = step.walk.gather(batch)
-    step.net.copies.invalidate()
+    batch = Batch(x.float(), y, index, step.internals.offset)
+    with (
+        autocast(step.internals.net.device, None),
+        capture._with_fresh_grad_accumulators(step.internals.update),
+    ):
+        results = step.internals.update.compute_gradients(batch)
+    step.internals.net.copies.invalidate()
     assert held.requires_grad
-    assert all(gradient is not None for gradient in found.weights)
+    assert all(gradient is not None for gradient in results.gradients.weights)

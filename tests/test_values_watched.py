@@ -243,7 +243,7 @@ def test_where_a_look_would_wait_the_device_notes_it(wrong: str) -> None:
     change, _ = LATER[wrong]
     model = Odd()
     step = step_of(model, "te", te_start=0, te_end=0)
-    step.net.__class__ = DeviceNetwork
+    step.internals.net.__class__ = DeviceNetwork
     step(*batch(0))
     before, state = weights(model), step.state["predictions"].clone()
     step(*change(*batch(1)))

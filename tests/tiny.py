@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,15 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.resolution import resolve
 from fastadv.threat import Threat
+from fastadv.training.settings import Execution, Precision, RunLength
 from fastadv.training.training_step import Step
 
 EPS = 0.1
 CLASSES = 4
 STEP_SETTINGS = (
     *("total_steps", "steps_per_epoch", "seed", "num_classes", "amp", "amp_dtype"),
-    *("scaler", "max_grad_norm", "backend", "blocks"),
+    *("scaler", "max_grad_norm", "backend", "blocks", "num_samples"),
 )
 LEARNING = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 
@@ -80,7 +83,25 @@ def tiny_step(
     settings["blocks"] = ["conv2"] if isinstance(model, TinyNet) else None
     settings |= {name: options.pop(name) for name in STEP_SETTINGS if name in options}
     threat = Threat(options.pop("norm", "linf"), options.pop("eps", EPS))
-    return Step(model, optimizer, resolve(method, options), threat, mode=mode, **settings)
+    return flat_step(model, optimizer, resolve(method, options), threat, mode=mode, **settings)
+
+
+GROUPS = {"precision": Precision, "length": RunLength, "execution": Execution}
+
+
+def flat_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    threat: Threat,
+    **settings: Any,
+) -> Step:
+    """A ``Step`` of ``plan``; ``settings`` are the fields of its groups, and its other options."""
+    groups: dict[str, Any] = {}
+    for name, group in GROUPS.items():
+        fields = [field.name for field in dataclasses.fields(group) if field.name in settings]
+        groups[name] = group(**{field: settings.pop(field) for field in fields})
+    return Step(model, optimizer, plan, threat, **groups, **settings)
 
 
 Loss = Callable[[Tensor], Tensor]

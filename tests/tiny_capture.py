@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from fastadv.engine.model.network import Network
-from fastadv.training.captured import Captured
+from fastadv.training.captured import CapturedUpdate
 from fastadv.training.training_step import Step
 
 
@@ -54,6 +54,6 @@ class DeviceNetwork(Network):
 
 def capture(step: Step) -> Step:
     """``step``, replayed by a stand-in for CUDA graphs from now on."""
-    step.net.__class__ = DeviceNetwork
-    step.passes = Captured(step.walk, Replayer())
+    step.internals.net.__class__ = DeviceNetwork
+    step.internals.passes = CapturedUpdate(step.internals.update, Replayer())
     return step

@@ -53,7 +53,7 @@ class Run:
     def tensors(self) -> dict[str, Tensor]:
         """Everything the run has changed, and its losses, by name."""
         found = dict(self.step.model.state_dict()) | self.step.state
-        for place, state in enumerate(self.step.updater.optimizer.state.values()):
+        for place, state in enumerate(self.step.optimizer.state.values()):
             found |= {f"{name} of parameter {place}": value for name, value in state.items()}
         averaging = self.step.plan.averaging
         average = None if averaging is None else averaging.average()
@@ -69,7 +69,7 @@ def run(method: str, mode: str = "eager", backend: str = "aot_eager") -> Run:
     step = step_of(method, staged_model(), given, epoch_length=len(SIZES), backend=counting)
     if "captured" in mode:
         capture(step)
-    optimizer = step.updater.optimizer
+    optimizer = step.optimizer
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: 1 - update / UPDATES)
     done = Run(step)
     for epoch in range(EPOCHS):

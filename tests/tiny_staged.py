@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tiny import CLASSES, EPS, LEARNING
+from tiny import CLASSES, EPS, LEARNING, flat_step
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -102,7 +102,7 @@ def staged_step(
     if optimizer is None:
         groups = plan.layers.optimizer_groups(model, LEARNING["lr"])
         optimizer = torch.optim.SGD(groups, **LEARNING)
-    return Step(
+    return flat_step(
         model,
         optimizer,
         plan,

@@ -1,6 +1,6 @@
 """What an update costs: the passes it makes over one batch of images, counted by kind.
 
-The order of the passes is the walk's (``walk.py``); the tests hold every recipe's count to the
+The order of the passes is in ``training/update.py``; the tests hold every recipe's count to the
 forwards and backwards a network really sees.
 """
 
@@ -95,7 +95,7 @@ def _steps(plan: Plan) -> int:
 
 
 def _shares_center(plan: Plan) -> bool:
-    """Whether attack and outer pass share the forward of the ball's centre (``Walk._joint``)."""
+    """Whether attack and outer pass share the forward of the ball's centre (``Update._joint``)."""
     adversary = plan.adversary
     able = type(adversary).joint_center is not Adversary.joint_center
     alike = adversary.attack_bn == "train" and adversary.attack_objective == "ce"

@@ -15,8 +15,9 @@ from fastadv.benchmark.memory import PeakMemory
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec
 from fastadv.errors import UserError, unknown
+from fastadv.training.entry import step
 from fastadv.training.mode import WORTH_COMPILING_STEPS
-from fastadv.training.training_step import Step, step
+from fastadv.training.training_step import Step
 
 WARM_CALLS = 3
 DTYPES = ("fp32", "bf16", "fp16")

@@ -16,7 +16,7 @@ from fastadv.benchmark.rows import repository
 from fastadv.benchmark.specs import Spec
 from fastadv.errors import UserError
 from fastadv.models import build_model
-from fastadv.training.training_step import step
+from fastadv.training.entry import step
 
 PARITY_TESTS = Path("tests") / "test_modes.py"
 TOLERANCE = 1e-9

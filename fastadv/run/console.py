@@ -191,7 +191,7 @@ def as_interval(ends: Sequence[float]) -> str:
 
 def trained_in(session: Session) -> str:
     """The precision of a step's passes, in words."""
-    net = session.step.net
+    net = session.step.internals.net
     outer, attack = (
         shown(dtype, session.model, session.device) for dtype in (net.outer_dtype, net.attack_dtype)
     )

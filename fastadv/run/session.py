@@ -19,6 +19,7 @@ from fastadv.run.schedules import USUAL_DROPS, Schedule
 from fastadv.run.source import Source, open_source
 from fastadv.run.teachers import fingerprints, with_networks
 from fastadv.threat import Threat
+from fastadv.training.settings import Execution, Precision, RunLength
 from fastadv.training.training_step import Step
 
 
@@ -78,7 +79,7 @@ class Session:
     ) -> Session:
         """Load the data and build everything ``config`` (settled) names.
 
-        ``strict``: as ``Step`` has it. ``look`` sees the data before the model is built.
+        ``strict``: as ``Execution`` has it. ``look`` sees the data before the model is built.
         """
         require_settled(config)
         device = choose_device(config.device)
@@ -112,23 +113,6 @@ class Session:
         )
         epochs = int(config.epochs or 1)
         threat = Threat(config.norm, float(config.eps or 0.0))
-        step = Step(
-            model,
-            optimizer,
-            plan,
-            threat,
-            amp=config.amp,
-            amp_dtype=config.amp_dtype,
-            attack_dtype=config.attack_dtype,
-            mode=config.mode,
-            strict=strict,
-            num_samples=data.num_samples,
-            num_classes=data.num_classes,
-            total_steps=epochs * len(data.loader),
-            steps_per_epoch=len(data.loader),
-            max_grad_norm=config.max_grad_norm,
-            seed=config.seed,
-        )
         updates = epochs * len(data.loader) * plan.updates_per_batch
         shares = [drop if drop < 1 else drop / epochs for drop in config.drops or USUAL_DROPS]
         schedule = Schedule(
@@ -138,7 +122,23 @@ class Session:
             cycle_momentum=bool(config.cycle_momentum),
             drops=shares,
         )
-        step.before_update = schedule
+        step = Step(
+            model,
+            optimizer,
+            plan,
+            threat,
+            precision=Precision(config.amp, config.amp_dtype, config.attack_dtype),
+            length=RunLength(
+                data.num_samples,
+                data.num_classes,
+                total_steps=epochs * len(data.loader),
+                steps_per_epoch=len(data.loader),
+            ),
+            execution=Execution(config.mode, strict=strict),
+            max_grad_norm=config.max_grad_norm,
+            seed=config.seed,
+            before_update=schedule,
+        )
         # What was chosen by measuring is written down and used again on resume.
         first = next(iter(data.loader.epoch(0))).image
         with reproducible(config.deterministic):  # it may time a pass

@@ -1,6 +1,6 @@
-"""The training step a user calls: it prepares, keeps time, and hands each batch to the walk.
+"""The training step a user calls: it checks the batch, keeps time, and makes the updates.
 
-What happens to a batch is in ``walk.py``. The user's model is left as it was found: train flags,
+The order of one update is in ``update.py``. The user's model is left as it was found: train flags,
 requires_grad and grad mode.
 """
 
@@ -9,41 +9,29 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastadv import ranges
-from fastadv.algorithms import cost
-from fastadv.algorithms.contract import NEEDS, Batch, Setup
+from fastadv.algorithms.contract import Batch
 from fastadv.algorithms.plan import Plan
-from fastadv.algorithms.resolution import resolve
 from fastadv.data.view import View
-from fastadv.declared import Count, CountOrZero, Positive, checked
-from fastadv.engine import noise
-from fastadv.engine.compiled import Runner
-from fastadv.engine.model import parameter_hooks
+from fastadv.declared import CountOrZero, Positive, checked
 from fastadv.engine.model.averaged_weights import averaged_weights
 from fastadv.engine.model.buffers import Snapshot
-from fastadv.engine.model.network import Network
-from fastadv.engine.model.precision import autocast, pass_dtype, surrounding
-from fastadv.engine.optimizer.faults import Fault
-from fastadv.engine.optimizer.updater import Updater
+from fastadv.engine.model.precision import autocast, surrounding
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
-from fastadv.models.blocks import perturbable_blocks
 from fastadv.models.wrapped import inner_module
-from fastadv.threat import Threat, usual_threat
-from fastadv.training import checks
-from fastadv.training import mode as choice
-from fastadv.training.captured import Captured
-from fastadv.training.changes import Changes
-from fastadv.training.together import Agreement, bring_together
-from fastadv.training.transaction import Transaction
-from fastadv.training.update import Walk
+from fastadv.threat import Threat
+from fastadv.training import checks, saved
+from fastadv.training.inputs import Inputs, looked_at, two_views
+from fastadv.training.internals import Internals
+from fastadv.training.preparation import Allocated
+from fastadv.training.settings import Execution, Precision, RunLength
+from fastadv.training.together import bring_together
 
 CHECK_EVERY = 100  # calls between two looks at the fault flag, each of which waits
 
@@ -51,8 +39,9 @@ CHECK_EVERY = 100  # calls between two looks at the fault flag, each of which wa
 class Step:
     """A training step of one method; call it with each batch. Made by ``fastadv.step``.
 
-    ``strict``: whether a ``mode`` that turns out to be impossible is an error, and not given up for
-    a simpler one with a warning; None: unless it is "auto".
+    ``model``, ``optimizer``, ``plan`` (the parts of the method), ``threat``, ``mode`` and ``state``
+    are public, with the methods below; ``internals`` is not: it changes with the package.
+    ``before_update`` is called with the number of each update before it begins (schedules).
     """
 
     @torch.inference_mode(False)
@@ -63,78 +52,40 @@ class Step:
         plan: Plan,
         threat: Threat,
         *,
-        amp: bool = False,
-        amp_dtype: str = "bf16",
-        attack_dtype: str | None = None,
-        mode: str = "auto",
-        backend: str = "inductor",
-        num_samples: Count | None = None,
-        num_classes: Count | None = None,
-        total_steps: Count | None = None,
-        steps_per_epoch: Count | None = None,
-        scaler: torch.amp.GradScaler | None = None,
+        precision: Precision | None = None,
+        length: RunLength | None = None,
+        execution: Execution | None = None,
         max_grad_norm: Positive | None = None,
         seed: CountOrZero = 0,
         blocks: tuple[str, ...] | None = None,
-        strict: bool | None = None,
+        before_update: Callable[[int], None] | None = None,
     ) -> None:
-        given = checked(
-            Step.__init__,
-            num_samples=num_samples,
-            num_classes=num_classes,
-            total_steps=total_steps,
-            steps_per_epoch=steps_per_epoch,
-            max_grad_norm=max_grad_norm,
-            seed=seed,
-            blocks=blocks,
-        )
-        self.model = inner_module(model)
-        self.plan = plan
-        parameter = next(self.model.parameters(), None)
-        if parameter is None:
+        settings = checked(Step.__init__, max_grad_norm=max_grad_norm, seed=seed, blocks=blocks)
+        self.model, self.optimizer, self.plan = inner_module(model), optimizer, plan
+        if next(self.model.parameters(), None) is None:
             raise UserError("The model has no parameters to train.")
         checks.check_mode(self.model)
-        if not isinstance(amp, bool):
-            raise UserError(f"amp is True or False, not {amp!r}; the type is amp_dtype='fp16'.")
-        if amp_dtype != "bf16" and not amp:
-            raise UserError(f"amp_dtype={amp_dtype!r} is for mixed precision: pass amp=True, too.")
-        self.device = parameter.device
-        self._amp = amp or attack_dtype is not None
-        outer = pass_dtype(amp_dtype, self.device) if amp else None
-        attack = pass_dtype(attack_dtype, self.device) if attack_dtype else outer
-        if outer is torch.float16 and scaler is None:
-            scaler = torch.amp.GradScaler(self.device.type)
-        self.mode = choice.first_mode(mode, self.device)
-        strict = mode != "auto" if strict is None else strict
-        runner = Runner(choice.compiles(self.mode, given["total_steps"]), backend, strict=strict)
-        self.net = Network(self.model, self.device, runner, outer, attack)
-        self.net.differentiates_twice = plan.differentiates_twice
-        tapped = None
-        if "block_gradients" in plan.needs:
-            names = None if given["blocks"] is None else list(given["blocks"])
-            place = plan.options.get("block_noise_at", "conv1")
-            tapped = partial(perturbable_blocks, self.model, names, at=place)
-        for part in plan.parts.values():
-            part.check_threat(threat)
-        self.walk = Walk(plan, self.net, threat, given["seed"])
-        self.changes = Changes(plan, self.net, self.walk, optimizer, tapped)
-        self.passes: Walk | Captured = self.walk
-        if self.mode == "captured":
-            self.passes = Captured(self.walk, strict=strict)
-        self.updater = Updater(optimizer, self.device, scaler, given["max_grad_norm"])
-        self.num_samples, self.num_classes = given["num_samples"], given["num_classes"]
-        self.total_steps, self.steps_per_epoch = given["total_steps"], given["steps_per_epoch"]
-        self.seed = given["seed"]
-        self.before_update: Callable[[int], None] | None = None
-        self.calls = 0
-        self._epoch: int | None = None
-        self.offset = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._prepared = False  # whether a batch has been looked at
-        self._looked_at = -1  # the version of the model's structure that has seen a batch
-        # Image shape, batch size, type and classes that the parts' state is for.
-        self._made_for: list[Any] = []
-        self._transaction = Transaction(self)
-        self._agreement = Agreement(self.walk)
+        self.internals = Internals(
+            self.model,
+            optimizer,
+            plan,
+            threat,
+            precision or Precision(),
+            length or RunLength(),
+            execution or Execution(),
+            before_update=before_update,
+            **settings,
+        )
+
+    def __repr__(self) -> str:
+        threat = f"{self.threat.norm}, eps {self.threat.eps:.4g}"
+        precision = self.internals.precision
+        return f"<fastadv.Step {self.plan.method}: {threat}, {precision}, {self.mode}>"
+
+    @property
+    def mode(self) -> str:
+        """ "eager", "compiled" or "captured"; "auto" until ``resolve_mode`` or the first call."""
+        return self.internals.mode
 
     @property
     def threat(self) -> Threat:
@@ -144,7 +95,7 @@ class Step:
         first call (APART's and FGSM+'s ``step_size_lr``) stay. Raises ``UserError`` for a norm that
         a part of the method does not know.
         """
-        return self.walk.threat
+        return self.internals.update.threat
 
     @threat.setter
     def threat(self, threat: Threat) -> None:
@@ -154,18 +105,22 @@ class Step:
             )
         for part in self.plan.parts.values():
             part.check_threat(threat)
-        if threat == self.walk.threat:
+        inner = self.internals
+        if threat == inner.update.threat:
             return
-        self.walk.threat = threat
-        self.net.runner.forget()
-        if self._made_for:
-            for part in self.plan.parts.values():
-                part.follow_threat(threat)
+        inner.update.threat = threat
+        inner.net.runner.forget()
+        inner.preparation.follow_threat(threat)
 
     @property
     def updates_per_batch(self) -> int:
         """How many times one call updates the weights (Free-m: m)."""
         return self.plan.updates_per_batch
+
+    @property
+    def calls(self) -> int:
+        """How many calls have updated the weights."""
+        return self.internals.clock.calls
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -176,7 +131,7 @@ class Step:
 
     @property
     def rank_local_state(self) -> dict[str, Tensor]:
-        """What of ``state`` is another in every process that trains."""
+        """The part of ``state`` that differs between the processes that train."""
         names = {name for part in self.plan.parts.values() for name in part.rank_local_state}
         return {name: tensor for name, tensor in self.state.items() if name in names}
 
@@ -206,58 +161,19 @@ class Step:
         ``TrainingError`` then. On a GPU, where a look would stall it, the same holds for values
         out of range. Whatever a call raises, everything is as it was before that call.
         """
-        remembers = self.plan.keeps_sample_state
-        self.changes.follow_to_train(prepared=bool(self._made_for))
-        checks.check_shapes(self.device, x, y, index, needs_index=remembers)
+        inner = self.internals
+        keeps_rows = self.plan.keeps_sample_state
+        inner.changes.follow_to_train(prepared=inner.allocated)
+        checks.check_shapes(inner.net.device, x, y, index, needs_index=keeps_rows)
         checks.check_companions(x, start=start, second=second)
         if not update:
             self._require_accumulation()
         with torch.inference_mode(False):
             inputs = self._checked(*ranges.usable(x, y, index, start, second))
-            if not self._prepared:
-                self.net.initialize(inputs[0][:2])
-            with self._transaction.around(inputs[2] if remembers else None) as buffers:
-                return self._call(*inputs, buffers, view=view, update=update)
-
-    def _call(
-        self,
-        x: Tensor,
-        y: Tensor,
-        index: Tensor,
-        start: Tensor | None,
-        second: Tensor | None,
-        buffers: Snapshot,
-        *,
-        view: View | None,
-        update: bool,
-    ) -> dict[str, Tensor]:
-        """A call on inputs that were looked at; what it changes is put back if it breaks off."""
-        if not self._prepared:
-            self._require_epochs()
-            self._prepare(x, y)
-        elif self._looked_at != self.net.structure.inner:
-            self._look_again(x, y)
-        for part in self.plan.parts.values():
-            cut = None if "second_view" in self.plan.needs else view
-            part.check_images(Batch(x, y, index, self.offset, cut))
-        metrics: dict[str, Tensor] = {}
-        # The caller may train inside autocast or under no_grad; the step's own passes decide.
-        outer = surrounding(self.device)
-        if not self._amp:
-            self.net.outer_dtype = self.net.attack_dtype = outer
-        # A backward run inside the caller's autocast would round where its forward did not.
-        with autocast(self.device, None):
-            for replay in range(self.updates_per_batch):
-                self._fill_schedules(replay)
-                given, before = (start, buffers) if replay == 0 else (None, None)
-                batch = self._views(Batch(x, y, index, self.offset, view, given, second))
-                metrics = self._update(batch, before, update)
-                self.offset += 1
-        self.calls += update
-        if update and self.calls % CHECK_EVERY == 0:
-            self.check()
-        self._close_epoch()
-        return metrics
+            if not inner.preparation.prepared:
+                inner.net.initialize(inputs.x[:2])
+            with inner.transaction.around(inputs.rows if keeps_rows else None) as buffers:
+                return self._call(inputs, buffers, view=view, update=update)
 
     def _checked(
         self,
@@ -266,78 +182,72 @@ class Step:
         index: Tensor | None,
         start: Tensor | None,
         second: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """The inputs, their values looked at: at once where Python may look, else by the device,
-        which masks the update."""
-        low, high = self.threat.low, self.threat.high
-        x, second = x.detach(), None if second is None else second.detach()
-        rows = torch.arange(len(x), device=x.device) if index is None else index
-        # A model that has changed since is looked at first.
-        known = self._made_for and self._looked_at == self.net.structure.inner
-        classes: int | None = self._made_for[3] if known else None
-        found = self.updater.faults.before
-        images = [images for images in (x, second) if images is not None]
-        if not self.net.syncs_are_free:
-            bad = torch.stack([ranges.outside(each, low, high) for each in images]).any()
-            found[Fault.IMAGES].copy_(bad)
-        if self.net.syncs_are_free or classes is None:
-            x, finite = ranges.within_if_finite("x", x, low, high)
-            if second is not None:
-                second, also = ranges.within_if_finite("second", second, low, high)
-                finite = finite and also
-            if self.net.syncs_are_free:
-                found[Fault.IMAGES].fill_(not finite)
-            if not self._prepared and found[Fault.IMAGES]:
-                raise UserError("x holds values that are not finite; look at the data.")
-            if classes is not None:
-                ranges.require_labels(y, classes)
-            if index is not None:
-                ranges.require_rows(index, self.num_samples)
-            ranges.require_finite("start", start)
-            return x, y, rows, start, second
-        # A label or row out of range would end a CUDA process; the update is masked instead.
-        most = self.num_samples or torch.iinfo(torch.int64).max
-        if start is not None:
-            found[Fault.IMAGES].logical_or_(~start.isfinite().all())
-        found[Fault.LABELS].copy_(((y < 0) | (y >= classes)).any())
-        found[Fault.ROWS].copy_(((rows < 0) | (rows >= most)).any())
-        second = None if second is None else second.clamp(low, high)
-        y, rows = y.clamp(0, classes - 1), rows.clamp(0, most - 1)
-        return x.clamp(low, high), y, rows, start, second
+    ) -> Inputs:
+        inner = self.internals
+        return looked_at(
+            x,
+            y,
+            index,
+            start,
+            second,
+            threat=inner.update.threat,
+            classes=inner.preparation.known_classes,
+            num_samples=inner.length.num_samples,
+            faults=inner.updater.faults.before,
+            syncs_are_free=inner.net.syncs_are_free,
+            first=not inner.preparation.prepared,
+        )
 
-    # -- one update ---------------------------------------------------------------------------
+    def _call(
+        self, inputs: Inputs, buffers: Snapshot, *, view: View | None, update: bool
+    ) -> dict[str, Tensor]:
+        """A call on inputs that were looked at; what it changes is put back if it breaks off."""
+        inner, (x, y, index, start, second) = self.internals, inputs
+        if inner.preparation.prepared:
+            inner.preparation.look_again(x, y)
+        else:
+            self._prepare(x, y)
+        two = "second_view" in self.plan.needs
+        batch = Batch(x, y, index, inner.offset, view, start, second)
+        whole = batch._replace(view=None) if two else batch
+        for part in self.plan.parts.values():
+            part.check_images(whole)
+        metrics: dict[str, Tensor] = {}
+        # The caller may train inside autocast or under no_grad; the step's own passes decide.
+        outer = surrounding(inner.net.device)
+        if not inner.precision.is_own:
+            inner.net.outer_dtype = inner.net.attack_dtype = outer
+        # A backward run inside the caller's autocast would round where its forward did not.
+        with autocast(inner.net.device, None):
+            for replay in range(self.plan.updates_per_batch):
+                self._fill_schedules(replay)
+                again = batch if replay == 0 else batch._replace(start=None)
+                again = two_views(again) if two else again
+                metrics = self._update(again, buffers if replay == 0 else None, update)
+                inner.offset += 1
+        inner.clock.calls += update
+        if update and inner.clock.calls % CHECK_EVERY == 0:
+            self.check()
+        ended = inner.clock.ended()
+        if ended is not None:
+            self._end_epoch(ended)
+        return metrics
 
     def _update(self, batch: Batch, buffers: Snapshot | None, update: bool) -> dict[str, Tensor]:
-        self.updater.begin(self.walk.scale)
+        inner = self.internals
+        passes, updater = inner.passes, inner.updater
+        updater.begin(inner.update.scale)
         several = distributed.world_size() > 1
         if several:
-            self._agreement.keep(len(batch.x))
-        found = self.passes.gather(batch, buffers)
+            inner.agreement.keep(len(batch.x))
+        results = passes.compute_gradients(batch, buffers)
         if several:
-            bring_together(found, self.walk, self.updater.faults.before)
-        norm, ok = self.passes.descend(found, self.updater, self.offset, update)
-        self.passes.settle(found, ok, update)
+            bring_together(results, inner.update, updater.faults.before)
+        norm, ok = passes.apply_gradients(results, updater, inner.offset, update)
+        passes.finish_update(results, ok, update)
         # Fresh tensors: a captured step overwrites its own at the next replay.
-        metrics = {"loss": found.loss, "accuracy": found.accuracy, "grad_norm": norm}
+        metrics = {"loss": results.loss, "accuracy": results.accuracy, "grad_norm": norm}
         return {name: value.clone() for name, value in metrics.items()}
-
-    def _views(self, batch: Batch) -> Batch:
-        """Where a part compares two views: one batch of 2B images, the first views first."""
-        if "second_view" not in self.plan.needs:
-            return batch
-        if batch.second is None or batch.second.shape != batch.x.shape:
-            raise UserError(
-                "This method compares two views of each image: pass second=, another "
-                f"augmentation of x of the same shape {tuple(batch.x.shape)}."
-            )
-        return batch._replace(
-            x=torch.cat([batch.x, batch.second.detach()]),
-            y=batch.y.repeat(2),
-            # The same sample twice must not draw the same noise twice.
-            index=torch.cat([batch.index, batch.index + noise.SECOND_VIEW]),
-            view=None,
-            start=None if batch.start is None else batch.start.repeat(2, 1, 1, 1),
-        )
 
     def _require_accumulation(self) -> None:
         for slot, part in self.plan.parts.items():
@@ -352,41 +262,47 @@ class Step:
     @property
     def epoch(self) -> float:
         """The epoch as a number with a fraction where the length of an epoch is known."""
-        if self.steps_per_epoch:
-            return self.calls / self.steps_per_epoch
-        return float(self._epoch or 0)
+        return self.internals.clock.epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch (from 0) begins; implied by ``steps_per_epoch``."""
-        if not self.steps_per_epoch and self._epoch is not None and epoch > self._epoch:
-            self._end_epoch(self._epoch)
-        self._epoch = epoch
-
-    def _close_epoch(self) -> None:
-        length = self.steps_per_epoch
-        if length and self.calls and self.calls % length == 0:
-            self._end_epoch(self.calls // length - 1)
+        ended = self.internals.clock.begin(epoch)
+        if ended is not None:
+            self._end_epoch(ended)
 
     def _end_epoch(self, epoch: int) -> None:
-        averaging, faults = self.plan.averaging, self.updater.faults
-        if averaging is None or not self._made_for:
+        inner, averaging = self.internals, self.plan.averaging
+        if averaging is None or not inner.allocated:
             return
-        if self.net.syncs_are_free and not faults.healthy():
+        faults = inner.updater.faults
+        if inner.net.syncs_are_free and not faults.healthy():
             return
-        self.changes.follow(prepared=True)
-        averaging.epoch_end(epoch, self.walk.named, faults.none_so_far())
+        inner.changes.follow(prepared=True)
+        averaging.epoch_end(epoch, inner.update.named, faults.none_so_far())
 
     def _fill_schedules(self, replay: int) -> None:
-        update = self.calls * self.updates_per_batch + replay
-        if self.before_update is not None:
-            self.before_update(update)
+        inner = self.internals
+        update, epoch = inner.clock.update + replay, inner.clock.epoch
+        if inner.before_update is not None:
+            inner.before_update(update)
         for part in self.plan.parts.values():
-            part.schedule(update, self.epoch)
+            part.schedule(update, epoch)
 
     # -- the first call -----------------------------------------------------------------------
 
+    def _prepare(self, x: Tensor, y: Tensor) -> None:
+        inner = self.internals
+        self._require_epochs()
+        checks.check_batch_of_one(self.model, x)
+        classes = inner.preparation.look(x, y)
+        inner.resolve_mode(x)
+        if not inner.allocated:
+            shape = (x.shape[1], x.shape[2], x.shape[3])
+            inner.preparation.allocate(Allocated(shape, len(x), x.dtype, classes))
+        inner.preparation.prepared = True
+
     def _require_epochs(self) -> None:
-        if self.steps_per_epoch or self._epoch is not None:
+        if self.internals.clock.knows_epochs:
             return
         for slot, part in self.plan.parts.items():
             if part.follows_epochs():
@@ -395,92 +311,9 @@ class Step:
                     "steps_per_epoch=, or call set_epoch(epoch) before the first batch of each."
                 )
 
-    def _prepare(self, x: Tensor, y: Tensor) -> None:
-        checks.check_batch_of_one(self.model, x)
-        classes = self._look(x, y)
-        self.resolve_mode(x)
-        if not self._made_for:
-            self._allocate((x.shape[1], x.shape[2], x.shape[3]), len(x), x.dtype, classes)
-        self._prepared = True
-
-    def _look(self, x: Tensor, y: Tensor) -> int:
-        """The number of classes, from the first forward of this structure."""
-        self._looked_at = -1  # unless it goes well
-        logits = self.net.probe(x[:2], self.plan.objective.passes())
-        classes = checks.check_classes(logits, y, self.num_classes)
-        self._looked_at = self.net.structure.inner
-        return classes
-
-    def _look_again(self, x: Tensor, y: Tensor) -> None:
-        """After a change of the model."""
-        classes, before = self._look(x, y), self._made_for[3]
-        if classes == before:
-            return
-        if self.plan.target.sample_state() or "teacher_logits" in self.plan.needs:
-            self._looked_at = -1
-            raise UserError(
-                f"The model returns {classes} logits and returned {before} when the step began; "
-                "this method remembers predictions of those: build the step again."
-            )
-        for part in self.plan.parts.values():
-            part.setup = replace(part.setup, num_classes=classes)
-        self._made_for[3] = classes
-
     def resolve_mode(self, x: Tensor) -> str:
         """Decide what ``mode="auto"`` means for batches like ``x``; called by the first step."""
-        if self.mode == "auto":
-            units = cost.units(self.plan) * self.updates_per_batch
-            # Inductor took ten minutes for a double backward on two cores: no run wins that back.
-            known = None if self.plan.differentiates_twice else self.total_steps
-            self.mode = choice.pick_mode(self.net, x, units, known)
-            self.net.runner.compiles = choice.compiles(self.mode, self.total_steps)
-        return self.mode
-
-    def _allocate(
-        self, shape: tuple[int, int, int], batch_size: int, dtype: torch.dtype, classes: int
-    ) -> None:
-        many = self.updates_per_batch
-        setup = Setup(
-            net=self.net,
-            threat=self.threat,
-            device=self.device,
-            dtype=dtype,
-            image_shape=shape,
-            batch_size=batch_size,
-            num_samples=self.num_samples,
-            num_classes=classes,
-            total_steps=self.total_steps * many if self.total_steps else None,
-            steps_per_epoch=self.steps_per_epoch * many if self.steps_per_epoch else None,
-            seed=self.seed,
-            needs=self.plan.needs,
-            attack_steps=int(self.plan.options.get("steps", 1)),
-            fits=self.plan.objective.fits,
-            attack_loss=self.walk.attack_loss,
-            sound=self.updater.faults.none_so_far,
-        )
-        unknown_needs = self.plan.needs - NEEDS
-        if unknown_needs:
-            raise RuntimeError(f"parts ask for what no step provides: {sorted(unknown_needs)}")
-        for part in self.plan.parts.values():
-            part.prepare(setup)
-        if self.plan.averaging is not None:
-            self.plan.averaging.start(self.walk.named)
-        self._made_for = [list(shape), batch_size, str(dtype).removeprefix("torch."), classes]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy or pickle goes on bit for bit; what torch does not copy is refused."""
-        hooked = parameter_hooks.first_hooked(self.net.structure.parameters)
-        if hooked is not None:
-            raise UserError(
-                f"A copy of this step would lose the hook on {hooked}, which torch does not copy: "
-                "copy the model, put the hook on the copy and build a step of it."
-            )
-        if self.updater.waits:
-            raise UserError(
-                "A copy of this step would lose the gradient that waits for an update "
-                "(update=False): copy it after the next update."
-            )
-        return vars(self)
+        return self.internals.resolve_mode(x)
 
     # -- for the caller -----------------------------------------------------------------------
 
@@ -489,29 +322,21 @@ class Step:
 
         Warns once where the attack moves nothing: its gradient is zero for many images.
         """
-        self.updater.check()
-        sentence = self.walk.still.sentence_once()
+        self.internals.updater.check()
+        sentence = self.internals.update.still.sentence_once()
         if sentence is not None:
             warnings.warn(sentence, stacklevel=2)
 
     def healthy(self) -> bool:
-        """Whether every update so far was finite; waits for the device."""
-        return self.updater.healthy()
-
-    def moment(self) -> tuple[Any, ...]:
-        """What ``return_to`` needs to undo what calls have noted since."""
-        return self.calls, self._epoch, self._prepared, self._looked_at, list(self._made_for)
-
-    def return_to(self, moment: tuple[Any, ...]) -> None:
-        """Undo what calls have noted since ``moment``."""
-        self.calls, self._epoch, self._prepared, self._looked_at, self._made_for = moment
+        """True if every update so far was finite; waits for the device."""
+        return self.internals.updater.healthy()
 
     def advice(self) -> list[str]:
         """Sentences about a run that looks wrong, from the parts; waits for the device."""
-        update = self.calls * self.updates_per_batch
-        found = [part.advice(update) for part in self.plan.parts.values()]
-        found.append(self.walk.still.sentence())
-        return [sentence for sentence in found if sentence is not None]
+        update = self.internals.clock.update
+        sentences = [part.advice(update) for part in self.plan.parts.values()]
+        sentences.append(self.internals.update.still.sentence())
+        return [sentence for sentence in sentences if sentence is not None]
 
     @contextmanager
     def evaluation_weights(self, batches: Iterable[Any] | None = None) -> Iterator[None]:
@@ -520,27 +345,16 @@ class Step:
         ``batches`` (of x, or tuples that start with it) re-estimate BatchNorm's statistics for
         the average. Everything is put back on exit.
         """
-        averaging = self.plan.averaging
-        self.changes.follow(prepared=bool(self._made_for))
-        started = averaging is not None and self._made_for
+        inner, averaging = self.internals, self.plan.averaging
+        inner.changes.follow(prepared=inner.allocated)
+        started = averaging is not None and inner.allocated
         average = averaging.averaged() if averaging is not None and started else {}
         with averaged_weights(self.model, average, batches):
             yield
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs beside model and optimizer; tensors are live."""
-        self.changes.follow(prepared=bool(self._made_for))
-        return {
-            "method": self.plan.method,
-            "slots": dict(self.plan.slots),
-            "calls": self.calls,
-            "epoch": self._epoch,
-            "offset": self.offset,
-            "parts": {slot: dict(part.state) for slot, part in self.plan.parts.items()},
-            "updater": self.updater.state_dict(),
-            "made_for": self._made_for,
-            "one_pass_stands": self.net.stands if self._prepared else self.net.known_to_stand,
-        }
+        return saved.state_of(self.internals)
 
     def load_state_dict(
         self, state: dict[str, Any], own: Mapping[str, Tensor] | None = None
@@ -550,81 +364,4 @@ class Step:
         Of several processes one saves its ``state_dict``; ``own`` is the
         ``rank_local_state`` of this one.
         """
-        if own:
-            parts = {
-                slot: {name: own.get(name, tensor) for name, tensor in found.items()}
-                for slot, found in state["parts"].items()
-            }
-            state = {**state, "parts": parts}
-        if state["slots"] != dict(self.plan.slots):
-            raise UserError(
-                f"This state is of {state['method']!r} with parts {state['slots']}, not of "
-                f"{self.plan.method!r} with {dict(self.plan.slots)}."
-            )
-        self.changes.follow(prepared=bool(self._made_for))
-        self.calls, self._epoch = state["calls"], state["epoch"]
-        self.offset.copy_(state["offset"])
-        self.updater.load_state_dict(state["updater"])
-        if not state["made_for"]:
-            return  # of a step that had not been called
-        self.net.stands = state["one_pass_stands"]
-        if not self._prepared:
-            self.net.known_to_stand = self.net.stands
-        if not self._made_for:
-            shape, size, dtype, classes = state["made_for"]
-            self._allocate(tuple(shape), size, getattr(torch, dtype), classes)
-        for slot, part in self.plan.parts.items():
-            part.load_state(state["parts"][slot])
-
-
-def step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    method: str = "apart",
-    *,
-    eps: float | str | None = None,
-    norm: str = "linf",
-    amp: bool = False,
-    mode: str = "auto",
-    num_samples: int | None = None,
-    num_classes: int | None = None,
-    total_steps: int | None = None,
-    steps_per_epoch: int | None = None,
-    scaler: torch.amp.GradScaler | None = None,
-    max_grad_norm: float | None = None,
-    seed: int = 0,
-    amp_dtype: str = "bf16",
-    attack_dtype: str | None = None,
-    blocks: Iterable[str] | None = None,
-    **options: Any,
-) -> Step:
-    """A training step of ``method`` for your own loop, in place of ``backward`` and ``step``.
-
-    ``step = fastadv.step(model, optimizer, method="apart", num_samples=50_000, total_steps=...)``
-    and then ``metrics = step(x, y, index=i)`` for each batch. ``eps`` in pixels of [0,1] (a
-    number or "8/255"; None: 8/255 in Linf, 128/255 in L2). ``total_steps`` and
-    ``steps_per_epoch`` count calls. ``options`` are the parts' hyper-parameters, or a slot's name
-    to swap a part (``weights="rwp"``). ``blocks`` names the first convolutions of the residual
-    blocks in a network fastadv does not know. Raises ``UserError`` in one sentence for what
-    cannot be done.
-    """
-    plan = resolve(method, options)
-    checks.check_optimizer(inner_module(model), optimizer)
-    return Step(
-        model,
-        optimizer,
-        plan,
-        usual_threat(norm, eps),
-        amp=amp,
-        amp_dtype=amp_dtype,
-        attack_dtype=attack_dtype,
-        mode=mode,
-        num_samples=num_samples,
-        num_classes=num_classes,
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
-        scaler=scaler,
-        max_grad_norm=max_grad_norm,
-        seed=seed,
-        blocks=None if blocks is None else tuple([blocks] if isinstance(blocks, str) else blocks),
-    )
+        saved.take_over(self.internals, state, own)

@@ -22,7 +22,7 @@ from fastadv.benchmark.ours import make_step
 from fastadv.benchmark.setting import Batch, Setting
 from fastadv.benchmark.specs import Spec
 from fastadv.engine.cuda_graph import NotReplayable
-from fastadv.training.captured import Captured
+from fastadv.training.captured import CapturedUpdate
 from fastadv.training.training_step import Step
 
 SETTING = Setting(width=8, batch_size=16, device="cuda")
@@ -79,8 +79,8 @@ def recipe(name: str) -> dict[str, Any]:
             _replayed(captured, full, counts)
     except NotReplayable as error:
         return {**found, "refused": str(error)}
-    passes = captured.passes
-    if not isinstance(passes, Captured) or passes.recorded != 2:
+    passes = captured.internals.passes
+    if not isinstance(passes, CapturedUpdate) or passes.recorded != 2:
         raise RuntimeError(f"{name} was not recorded once for each batch size")
     return found
 

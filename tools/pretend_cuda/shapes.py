@@ -23,7 +23,7 @@ from fastadv.benchmark.ours import LONG_RUN, make_step
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec
 from fastadv.engine.cuda_graph import NotReplayable
-from fastadv.training.captured import Captured
+from fastadv.training.captured import CapturedUpdate
 
 SETTING = Setting(width=8, batch_size=8, device="cuda")
 LIMIT = 1800.0
@@ -54,7 +54,10 @@ def compiled(name: str) -> dict[str, Any]:
                 raise RuntimeError("a replayed step has recorded a graph")
     except NotReplayable as error:
         return {"shapes": sorted(set(shapes)), "refused": str(error)}
-    if not isinstance(step.passes, Captured) or not step.net.runner.compiles:
+    if (
+        not isinstance(step.internals.passes, CapturedUpdate)
+        or not step.internals.net.runner.compiles
+    ):
         raise RuntimeError(f"{name} is not compiled and captured")
     return {
         "shapes": sorted(set(shapes)),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.algorithms.adversaries.fgsm_plus import FGSMPlus
-from fastadv.algorithms.contract import Facts, Setup
+from fastadv.algorithms.contract import Intermediates, Setup
 from fastadv.declared import NonNegative
 from fastadv.engine.gradient import gradients
 
@@ -40,18 +40,17 @@ class APART(FGSMPlus):
         super().prepare(setup)
         self.steps.values[2:] = self.block_step_init
 
-    def _signs(self, x0: Tensor, y: Tensor, facts: Facts) -> list[Tensor]:
+    def _signs(self, x0: Tensor, y: Tensor, intermediates: Intermediates) -> list[Tensor]:
         if not self.layerwise:
-            return super()._signs(x0, y, facts)
+            return super()._signs(x0, y, intermediates)
         logits, entering = self.net.logits_and_block_inputs(x0)
-        loss = self.setup.attack_loss(logits, y, facts)
+        loss = self.setup.attack_loss(logits, y, intermediates)
         return kernels.block_signs(gradients(loss, [x0, *entering]))
 
-    def _block_noise(self, steps: Tensor, found: Facts) -> list[Tensor] | None:
+    def _block_noise(self, steps: Tensor, found: Intermediates) -> list[Tensor] | None:
         if not self.layerwise:
             return None
-        signs = [found[f"block_sign_{block}"] for block in range(self.block_count)]
-        return list(_BlockNoise.apply(steps[2:], *signs))
+        return list(_BlockNoise.apply(steps[2:], *found.block_signs))
 
 
 class _BlockNoise(torch.autograd.Function):

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.algorithms.adversaries.step_sizes import CYCLED, StepSizes, usual_rate
-from fastadv.algorithms.contract import Adversarial, Adversary, Batch, Facts, Setup
+from fastadv.algorithms.contract import (
+    Adversarial,
+    Adversary,
+    Batch,
+    Gradients,
+    Intermediates,
+    Setup,
+    computed,
+)
 from fastadv.algorithms.sample_state import SampleStore, sample_count
 from fastadv.declared import CountOrZero, NonNegative, ShareBelowOne
 from fastadv.engine import noise
@@ -150,14 +158,15 @@ class FGSMPlus(Adversary):
         if self.hidden is not None:
             self.hidden.schedule(update, total)
 
-    def make(self, batch: Batch, facts: Facts) -> Adversarial:
+    def make(self, batch: Batch, intermediates: Intermediates) -> Adversarial:
         x0, omega = self._start(batch)
-        found = self.net.run(self._first_pass, x0, batch.y, omega, facts)
+        found = self.net.run(self._first_pass, x0, batch.y, omega, intermediates)
         # Not through outer_input: noise inside the blocks is drawn where a pass adds it.
         return Adversarial(self._moved(batch.x, self.steps.values, found), batch.x, found)
 
-    def unmoved(self, made: Adversarial) -> Tensor | None:
-        return (made.facts["input_sign"] == 0).flatten(1).all(1)
+    def unmoved(self, attacked: Adversarial) -> Tensor | None:
+        sign = computed(attacked.intermediates.input_sign, "input_sign")
+        return (sign == 0).flatten(1).all(1)
 
     def _start(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """x0 = box(x + clamp(alpha_omega omega, +-eps)), and omega."""
@@ -168,55 +177,57 @@ class FGSMPlus(Adversary):
             return batch.x, torch.zeros_like(batch.x)
         return self.setup.threat.project(batch.x + batch.start, batch.x), batch.start / rate
 
-    def _first_pass(self, x0: Tensor, y: Tensor, omega: Tensor, facts: Facts) -> Facts:
+    def _first_pass(
+        self, x0: Tensor, y: Tensor, omega: Tensor, intermediates: Intermediates
+    ) -> Intermediates:
         """Signs of the loss gradient at x0; a region."""
-        signs = self._signs(leaf(x0), y, facts)
-        return {"omega": omega, "input_sign": signs[0]} | {
-            f"block_sign_{block}": sign for block, sign in enumerate(signs[1:])
-        }
+        input_sign, *block_signs = self._signs(leaf(x0), y, intermediates)
+        return intermediates._replace(
+            stored_perturbation=omega, input_sign=input_sign, block_signs=tuple(block_signs)
+        )
 
-    def _signs(self, x0: Tensor, y: Tensor, facts: Facts) -> list[Tensor]:
-        loss = self.setup.attack_loss(self.net.logits(x0), y, facts)
+    def _signs(self, x0: Tensor, y: Tensor, intermediates: Intermediates) -> list[Tensor]:
+        loss = self.setup.attack_loss(self.net.logits(x0), y, intermediates)
         return kernels.block_signs([input_gradient(loss, x0)])
 
     def leaves(self) -> list[Tensor]:
         return [self.steps.values]
 
     def outer_input(
-        self, batch: Batch, made: Adversarial, leaves: list[Tensor]
+        self, batch: Batch, attacked: Adversarial, leaves: list[Tensor]
     ) -> tuple[Tensor, list[Tensor] | None]:
-        steps, found = leaves[0], made.facts
+        steps, found = leaves[0], attacked.intermediates
         return self._moved(batch.x, steps, found), self._block_noise(steps, found)
 
-    def _moved(self, x: Tensor, steps: Tensor, found: Facts) -> Tensor:
+    def _moved(self, x: Tensor, steps: Tensor, found: Intermediates) -> Tensor:
         """x1 = box(x + clamp(delta0 + alpha_1 s0, +-eps)), differentiable in the step sizes."""
         eps, low, high = self.setup.threat.eps, self.setup.threat.low, self.setup.threat.high
-        delta = (steps[OMEGA] * found["omega"]).clamp(-eps, eps)
-        delta = (delta + steps[INPUT] * found["input_sign"]).clamp(-eps, eps)
+        omega = computed(found.stored_perturbation, "omega")
+        delta = (steps[OMEGA] * omega).clamp(-eps, eps)
+        sign = computed(found.input_sign, "input_sign")
+        delta = (delta + steps[INPUT] * sign).clamp(-eps, eps)
         return (x + delta).clamp(low, high).to(x.dtype)
 
-    def _block_noise(self, steps: Tensor, found: Facts) -> list[Tensor] | None:
+    def _block_noise(self, steps: Tensor, found: Intermediates) -> list[Tensor] | None:
         return None
 
     @torch.no_grad()
     def after(
         self,
         batch: Batch,
-        made: Adversarial,
-        leaf_gradients: list[Tensor],
-        input_gradient: Tensor | None,
+        attacked: Adversarial,
+        gradients: Gradients,
         ok: Tensor,
     ) -> None:
-        if input_gradient is None:
-            raise RuntimeError("the outer pass gave no input gradient")
         if self.learned_start:
             alpha, rate = self.steps.values[INPUT], self.steps.values[OMEGA]
             if batch.start is not None:
-                window = made.facts["omega"].to(self.store.values.dtype)
-                self.store.write(batch.index, batch.view, window, ok)
+                omega = computed(attacked.intermediates.stored_perturbation, "omega")
+                self.store.write(batch.index, batch.view, omega.to(self.store.values.dtype), ok)
             ratio = alpha / (rate + 1e-7)
-            self.store.ascend(batch.index, batch.view, input_gradient, ratio, ok)
-        self.steps.ascend(leaf_gradients[0], ok)
+            x_gradient = computed(gradients.x_adv, "the input gradient")
+            self.store.ascend(batch.index, batch.view, x_gradient, ratio, ok)
+        self.steps.ascend(computed(gradients.leaves[0], "the gradient of the step sizes"), ok)
         if self.hidden is not None:
             self.hidden.ascend(torch.zeros_like(self.steps.values), ok)
 

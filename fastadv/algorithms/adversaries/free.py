@@ -10,7 +10,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fastadv.algorithms.contract import Adversarial, Adversary, Batch, Facts, Setup
+from fastadv.algorithms.contract import (
+    Adversarial,
+    Adversary,
+    Batch,
+    Gradients,
+    Intermediates,
+    Setup,
+    computed,
+)
 from fastadv.algorithms.sample_state import by
 from fastadv.declared import NonNegative, Passes
 from fastadv.errors import UserError
@@ -86,36 +94,36 @@ class Free(Adversary):
         delta = self.state[DELTA]
         delta.copy_(replace(threat, low=-inf, high=inf).project(delta, torch.zeros_like(delta)))
 
-    def make(self, batch: Batch, facts: Facts) -> Adversarial:
+    def make(self, batch: Batch, intermediates: Intermediates) -> Adversarial:
         self._make_room(len(batch.x))
         threat = self.setup.threat
         delta = self.state[DELTA][: len(batch.x)] if batch.start is None else batch.start
         x_adv = (batch.x + delta).clamp(threat.low, threat.high)
-        return Adversarial(x_adv, batch.x, {DELTA: delta.clone()})
+        return Adversarial(
+            x_adv, batch.x, intermediates._replace(stored_perturbation=delta.clone())
+        )
 
     @torch.no_grad()
     def after(
         self,
         batch: Batch,
-        made: Adversarial,
-        leaf_gradients: list[Tensor],
-        input_gradient: Tensor | None,
+        attacked: Adversarial,
+        gradients: Gradients,
         ok: Tensor,
     ) -> None:
-        if input_gradient is None:
-            raise RuntimeError("the outer pass gave no input gradient")
-        threat, delta = self.setup.threat, made.facts[DELTA]
+        threat, x_gradient = self.setup.threat, computed(gradients.x_adv, "the input gradient")
+        delta = computed(attacked.intermediates.stored_perturbation, "stored_perturbation")
         unbounded = Threat(threat.norm, threat.eps, -inf, inf)
         reached = batch.x + delta
         inside = (reached >= threat.low) & (reached <= threat.high)
-        gradient = torch.where(inside, input_gradient, 0.0)
+        gradient = torch.where(inside, x_gradient, 0.0)
         self._no_gradient = (gradient == 0).flatten(1).all(1)
         alpha = threat.eps if self.alpha is None else self.alpha
         moved = unbounded.step(delta, gradient, torch.zeros_like(delta), alpha)
         rows = self.state[DELTA][: len(delta)]
         rows.copy_(torch.where(ok, moved, rows))
 
-    def unmoved(self, made: Adversarial) -> Tensor | None:
+    def unmoved(self, attacked: Adversarial) -> Tensor | None:
         found, self._no_gradient = self._no_gradient, None
         alpha = self.setup.threat.eps if self.alpha is None else self.alpha
         return found if alpha and self.setup.threat.eps else None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastadv.algorithms.contract import Batch, Facts, Outputs, Setup, Target
+from fastadv.algorithms.contract import Batch, Intermediates, Outputs, Setup, Target, computed
 from fastadv.algorithms.phases import epoch_of
 from fastadv.algorithms.sample_state import sample_count
 from fastadv.declared import NonNegative, Share
@@ -46,22 +46,23 @@ class SelfAdaptive(Target):
         self.active = int(epoch) >= self._start
 
     @torch.no_grad()
-    def before(self, batch: Batch, facts: Facts) -> None:
+    def prepare_batch(self, batch: Batch, intermediates: Intermediates) -> Intermediates:
         if not self.active:
-            return
+            return intermediates
         rows = self.targets[batch.index]
         label = functional.one_hot(batch.y, rows.shape[1]).to(rows.dtype)
-        facts["sat_targets"] = torch.where(rows.sum(1, keepdim=True) > 0, rows, label)
+        labels = torch.where(rows.sum(1, keepdim=True) > 0, rows, label)
+        return intermediates._replace(soft_labels=labels)
 
-    def _moved(self, logits: Tensor, facts: Facts) -> Tensor:
-        old = facts["sat_targets"]
+    def _moved(self, logits: Tensor, intermediates: Intermediates) -> Tensor:
+        old = computed(intermediates.soft_labels, "soft_labels")
         now = logits.detach().softmax(1).to(old.dtype)
         return self.sat_momentum * old + (1 - self.sat_momentum) * now
 
-    def fit(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+    def fit(self, logits: Tensor, y: Tensor, intermediates: Intermediates) -> Tensor:
         if not self.active:
             return functional.cross_entropy(logits, y, reduction="none")
-        target = self._moved(logits, facts).to(logits.dtype)
+        target = self._moved(logits, intermediates).to(logits.dtype)
         weight = target.amax(1)
         weight = weight * len(weight) / weight.sum()
         return -weight * (target * logits.log_softmax(1)).sum(1)
@@ -73,5 +74,5 @@ class SelfAdaptive(Target):
         fitted = outputs.adversarial
         if self.setup.fits == "natural" and outputs.natural is not None:
             fitted = outputs.natural
-        rows = self._moved(fitted, outputs.facts)
+        rows = self._moved(fitted, outputs.intermediates)
         self.targets[batch.index] = torch.where(ok, rows, self.targets[batch.index])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastadv.algorithms.contract import Batch, Facts, Outputs, Setup, Target
+from fastadv.algorithms.contract import Batch, Intermediates, Outputs, Setup, Target, computed
 from fastadv.algorithms.phases import epoch_of
 from fastadv.algorithms.sample_state import sample_count
 from fastadv.declared import NonNegative, ShareBelowOne
@@ -67,31 +67,37 @@ class TemporalEnsembling(Target):
         self._weight.fill_(self.te_weight * ramp(int(epoch), self._start, self._end))
 
     @torch.no_grad()
-    def before(self, batch: Batch, facts: Facts) -> None:
+    def prepare_batch(self, batch: Batch, intermediates: Intermediates) -> Intermediates:
         if not self.active:
-            return
-        now = facts["natural_logits_eval"].softmax(1).to(self.predictions.dtype)
+            return intermediates
+        logits = computed(intermediates.natural_logits_eval, "natural_logits_eval")
+        now = logits.softmax(1).to(self.predictions.dtype)
         rows = self.te_momentum * self.predictions[batch.index] + (1 - self.te_momentum) * now
-        facts["te_rows"] = rows
-        facts["te_prediction"] = rows / rows.sum(1, keepdim=True)
+        labels = rows / rows.sum(1, keepdim=True)
+        return intermediates._replace(updated_rows=rows, soft_labels=labels)
 
-    def fit(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+    def fit(self, logits: Tensor, y: Tensor, intermediates: Intermediates) -> Tensor:
         return functional.cross_entropy(logits, y, reduction="none")
 
-    def attack_term(self, logits: Tensor, facts: Facts) -> Tensor | None:
-        return self._distance(logits, facts) if self.active else None
+    def attack_term(self, logits: Tensor, intermediates: Intermediates) -> Tensor | None:
+        return self._distance(logits, intermediates) if self.active else None
 
-    def penalty(self, fitted: Tensor, adversarial: Tensor, facts: Facts) -> Tensor | None:
+    def penalty(
+        self, fitted: Tensor, adversarial: Tensor, intermediates: Intermediates
+    ) -> Tensor | None:
         if not self.active:
             return None
-        return self._distance(fitted if self.te_on == "code" else adversarial, facts)
+        return self._distance(fitted if self.te_on == "code" else adversarial, intermediates)
 
-    def _distance(self, logits: Tensor, facts: Facts) -> Tensor:
-        apart = logits.softmax(1) - facts["te_prediction"].to(logits.dtype)
+    def _distance(self, logits: Tensor, intermediates: Intermediates) -> Tensor:
+        apart = logits.softmax(1) - computed(intermediates.soft_labels, "soft_labels").to(
+            logits.dtype
+        )
         return self._weight.to(logits.dtype) * apart.pow(2).sum(1)
 
     @torch.no_grad()
     def after(self, batch: Batch, outputs: Outputs, ok: Tensor) -> None:
         if self.active:
             old = self.predictions[batch.index]
-            self.predictions[batch.index] = torch.where(ok, outputs.facts["te_rows"], old)
+            rows = computed(outputs.intermediates.updated_rows, "updated_rows")
+            self.predictions[batch.index] = torch.where(ok, rows, old)

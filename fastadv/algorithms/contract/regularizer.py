@@ -1,0 +1,56 @@
+"""The regularizer: what is added to the mean of the objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fastadv.algorithms.contract.part import Part
+from fastadv.algorithms.contract.setup import Setup
+from fastadv.algorithms.contract.tensors import Adversarial, Batch, Outputs
+from fastadv.declared import NonNegative
+from fastadv.errors import UserError
+
+
+@dataclass(eq=False)
+class Regularizer(Part):
+    """What is added to the mean of the objective, times ``reg_weight``.
+
+    ``reg_ramp``: the weight rises with the epoch e (from 0) as reg_weight (e + 1)/epochs.
+    """
+
+    wants_center_gradient: ClassVar[bool] = False  # ``attacked.center`` requires grad in ``term``
+    wants_adversarial_gradient: ClassVar[bool] = False  # so does ``x_adv``
+    wants_neighbor: ClassVar[bool] = False  # ``neighbor`` gives images to be attacked too
+
+    reg_weight: NonNegative = 1.0
+    reg_ramp: bool = False
+
+    def follows_epochs(self) -> bool:
+        return self.reg_ramp
+
+    def prepare(self, setup: Setup) -> None:
+        super().prepare(setup)
+        self._ramp = torch.zeros((), device=setup.device, dtype=setup.dtype)
+        if self.reg_ramp and setup.total_epochs is None:
+            raise UserError("reg_ramp follows the run: pass total_steps= and steps_per_epoch=.")
+
+    def schedule(self, update: int, epoch: float) -> None:
+        if self.reg_ramp and self.setup.total_epochs is not None:
+            share = (int(epoch) + 1) / self.setup.total_epochs
+            self._ramp.fill_(self.reg_weight * min(share, 1.0))
+
+    def weight(self) -> float | Tensor:
+        """What ``term`` is multiplied by in this update."""
+        return self._ramp if self.reg_ramp else self.reg_weight
+
+    def neighbor(self, batch: Batch) -> Tensor:
+        """Images (B,C,H,W) to be attacked too, by the same adversary: ``neighbor_adv``."""
+        raise NotImplementedError
+
+    def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
+        """A scalar, differentiable in the weights."""
+        raise NotImplementedError

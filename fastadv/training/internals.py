@@ -1,0 +1,135 @@
+"""What a step is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastadv.algorithms import cost
+from fastadv.algorithms.plan import Plan
+from fastadv.engine.compiled import Runner
+from fastadv.engine.model import parameter_hooks
+from fastadv.engine.model.network import Network
+from fastadv.engine.optimizer.updater import Updater
+from fastadv.errors import UserError
+from fastadv.models.blocks import perturbable_blocks
+from fastadv.threat import Threat
+from fastadv.training import mode as choice
+from fastadv.training.captured import CapturedUpdate
+from fastadv.training.changes import Changes
+from fastadv.training.clock import Clock
+from fastadv.training.preparation import Preparation
+from fastadv.training.settings import Execution, Precision, RunLength
+from fastadv.training.together import Agreement
+from fastadv.training.transaction import Transaction
+from fastadv.training.update import Update
+
+
+class Internals:
+    """The pieces of a step, for this package, its tests and its benchmarks. They may change with
+    every version; a training loop does not need them.
+
+    ``net``: the forward passes. ``update``: the order of one update; ``passes``: the same, or its
+    captured form. ``updater``: from gradients to the optimizer. ``offset``: the number of the
+    update, 0-dim int64 on the device, by which noise is drawn. ``before_update`` is called with
+    the number of each update before it begins.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        plan: Plan,
+        threat: Threat,
+        precision: Precision,
+        length: RunLength,
+        execution: Execution,
+        *,
+        max_grad_norm: float | None,
+        seed: int,
+        blocks: tuple[str, ...] | None,
+        before_update: Callable[[int], None] | None,
+    ) -> None:
+        device = next(model.parameters()).device
+        self.plan, self.precision, self.length = plan, precision, length
+        self.before_update = before_update
+        self.mode = choice.first_mode(execution.mode, device)
+        outer, attack = precision.dtypes(device)
+        strict = execution.is_strict
+        compiles = choice.compiles(self.mode, length.total_steps)
+        runner = Runner(compiles, execution.backend, strict=strict)
+        self.net = Network(model, device, runner, outer, attack)
+        self.net.differentiates_twice = plan.differentiates_twice
+        for part in plan.parts.values():
+            part.check_threat(threat)
+        self.update = Update(plan, self.net, threat, seed)
+        self.changes = Changes(plan, self.net, self.update, optimizer, _blocks(model, plan, blocks))
+        self.passes: Update | CapturedUpdate = self.update
+        if self.mode == "captured":
+            self.passes = CapturedUpdate(self.update, strict=strict)
+        self.updater = Updater(optimizer, device, precision.scaler_for(device), max_grad_norm)
+        self.offset = torch.zeros((), dtype=torch.int64, device=device)
+        self.clock = Clock(length.steps_per_epoch, plan.updates_per_batch)
+        self.preparation = Preparation(
+            plan, self.net, self.update, length, self.updater.faults.none_so_far
+        )
+        self.transaction = Transaction(self)
+        self.agreement = Agreement(self.update)
+
+    @property
+    def epoch(self) -> float:
+        return self.clock.epoch
+
+    @property
+    def allocated(self) -> bool:
+        """True once the parts have their state."""
+        return self.preparation.allocated is not None
+
+    def moment(self) -> tuple[Any, ...]:
+        """What ``return_to`` needs to undo what calls have noted since."""
+        return self.clock.calls, self.clock.named_epoch, self.preparation.moment()
+
+    def return_to(self, moment: tuple[Any, ...]) -> None:
+        """Undo what calls have noted since ``moment``."""
+        self.clock.calls, self.clock.named_epoch, prepared = moment
+        self.preparation.return_to(prepared)
+
+    def resolve_mode(self, x: torch.Tensor) -> str:
+        """Decide what mode "auto" means for batches like ``x`` (B,C,H,W)."""
+        if self.mode == "auto":
+            plan, total = self.plan, self.length.total_steps
+            units = cost.units(plan) * plan.updates_per_batch
+            # Inductor took ten minutes for a double backward on two cores: no run wins that back.
+            known = None if plan.differentiates_twice else total
+            self.mode = choice.pick_mode(self.net, x, units, known)
+            self.net.runner.compiles = choice.compiles(self.mode, total)
+        return self.mode
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or pickle goes on bit for bit; what torch does not copy is refused."""
+        hooked = parameter_hooks.first_hooked(self.net.structure.parameters)
+        if hooked is not None:
+            raise UserError(
+                f"A copy of this step would lose the hook on {hooked}, which torch does not copy: "
+                "copy the model, put the hook on the copy and build a step of it."
+            )
+        if self.updater.waits:
+            raise UserError(
+                "A copy of this step would lose the gradient that waits for an update "
+                "(update=False): copy it after the next update."
+            )
+        return vars(self)
+
+
+def _blocks(
+    model: nn.Module, plan: Plan, names: tuple[str, ...] | None
+) -> Callable[[], list[tuple[str, nn.Module]]] | None:
+    """Finds the residual blocks that are attacked, where a part asks for them."""
+    if "block_gradients" not in plan.needs:
+        return None
+    place = plan.options.get("block_noise_at", "conv1")
+    return partial(perturbable_blocks, model, None if names is None else list(names), at=place)

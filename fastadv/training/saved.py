@@ -1,0 +1,59 @@
+"""The state of a step as a checkpoint keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from fastadv.errors import UserError
+from fastadv.training.internals import Internals
+from fastadv.training.preparation import Allocated
+
+
+def state_of(step: Internals) -> dict[str, Any]:
+    """Everything a resumed run needs beside model and optimizer; tensors are live."""
+    step.changes.follow(prepared=step.allocated)
+    preparation, net = step.preparation, step.net
+    allocated = preparation.allocated
+    return {
+        "method": step.plan.method,
+        "slots": dict(step.plan.slots),
+        "calls": step.clock.calls,
+        "epoch": step.clock.named_epoch,
+        "offset": step.offset,
+        "parts": {slot: dict(part.state) for slot, part in step.plan.parts.items()},
+        "updater": step.updater.state_dict(),
+        "allocated": [] if allocated is None else allocated.saved(),
+        "one_pass_stands": net.stands if preparation.prepared else net.known_to_stand,
+    }
+
+
+def take_over(step: Internals, state: dict[str, Any], own: Mapping[str, Tensor] | None) -> None:
+    """Load what ``state_of`` returned for the same recipe, also before the first call; ``own`` is
+    the ``rank_local_state`` of this process."""
+    if own:
+        parts = {
+            slot: {name: own.get(name, tensor) for name, tensor in tensors.items()}
+            for slot, tensors in state["parts"].items()
+        }
+        state = {**state, "parts": parts}
+    if state["slots"] != dict(step.plan.slots):
+        raise UserError(
+            f"This state is of {state['method']!r} with parts {state['slots']}, not of "
+            f"{step.plan.method!r} with {dict(step.plan.slots)}."
+        )
+    step.changes.follow(prepared=step.allocated)
+    step.clock.calls, step.clock.named_epoch = state["calls"], state["epoch"]
+    step.offset.copy_(state["offset"])
+    step.updater.load_state_dict(state["updater"])
+    if not state["allocated"]:
+        return  # of a step that had not been called
+    step.net.stands = state["one_pass_stands"]
+    if not step.preparation.prepared:
+        step.net.known_to_stand = step.net.stands
+    if not step.allocated:
+        step.preparation.allocate(Allocated.loaded(state["allocated"]))
+    for slot, part in step.plan.parts.items():
+        part.load_state(state["parts"][slot])

@@ -1,0 +1,101 @@
+"""How a step is built, in three groups: its precision, the length of its run, how it executes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from fastadv.declared import Count, check_fields
+from fastadv.engine.model.precision import pass_dtype
+from fastadv.errors import UserError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The types of the passes.
+
+    ``amp``: mixed precision in ``amp_dtype`` ("bf16" or "fp16"). ``attack_dtype``: another type of
+    the attack's passes; None: the outer pass's. ``scaler``: the ``GradScaler`` of float16; None:
+    one with PyTorch's defaults.
+    """
+
+    amp: bool = False
+    amp_dtype: str = "bf16"
+    attack_dtype: str | None = None
+    scaler: torch.amp.GradScaler | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.amp, bool):
+            raise UserError(
+                f"amp is True or False, not {self.amp!r}; the type is amp_dtype='fp16'."
+            )
+        if self.amp_dtype != "bf16" and not self.amp:
+            raise UserError(
+                f"amp_dtype={self.amp_dtype!r} is for mixed precision: pass amp=True, too."
+            )
+
+    @property
+    def is_own(self) -> bool:
+        """True if the step sets its types; else the caller's autocast does."""
+        return self.amp or self.attack_dtype is not None
+
+    def dtypes(self, device: torch.device) -> tuple[torch.dtype | None, torch.dtype | None]:
+        """The types of the outer pass and of the attack's passes; None: the model's own."""
+        outer = pass_dtype(self.amp_dtype, device) if self.amp else None
+        attack = pass_dtype(self.attack_dtype, device) if self.attack_dtype else outer
+        return outer, attack
+
+    def scaler_for(self, device: torch.device) -> torch.amp.GradScaler | None:
+        """The given scaler, or a new one where the outer pass is float16."""
+        if self.scaler is None and self.dtypes(device)[0] is torch.float16:
+            return torch.amp.GradScaler(device.type)
+        return self.scaler
+
+    def __str__(self) -> str:
+        outer = self.amp_dtype if self.amp else "the model's precision"
+        return f"{outer}, attack {self.attack_dtype}" if self.attack_dtype else outer
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """What is known of the run ahead; None where the caller does not say.
+
+    ``num_samples``: rows of the training set. ``num_classes``: logits of the model.
+    ``total_steps`` and ``steps_per_epoch`` count calls of the step.
+    """
+
+    num_samples: Count | None = None
+    num_classes: Count | None = None
+    total_steps: Count | None = None
+    steps_per_epoch: Count | None = None
+
+    def __post_init__(self) -> None:
+        names = ("num_samples", "num_classes", "total_steps", "steps_per_epoch")
+        check_fields(self, names)
+
+    def in_updates(self, updates_per_batch: int) -> RunLength:
+        """The same length with its steps counted in updates of the weights."""
+        many = updates_per_batch
+        return replace(
+            self,
+            total_steps=self.total_steps * many if self.total_steps else None,
+            steps_per_epoch=self.steps_per_epoch * many if self.steps_per_epoch else None,
+        )
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the passes run: ``mode`` is "auto", "eager", "compiled" or "captured", ``backend`` the
+    compiler's. ``strict``: raise where ``mode`` cannot be used; otherwise warn and fall back to a
+    simpler one. None means True unless mode is "auto".
+    """
+
+    mode: str = "auto"
+    backend: str = "inductor"
+    strict: bool | None = None
+
+    @property
+    def is_strict(self) -> bool:
+        """``strict`` with its default."""
+        return self.mode != "auto" if self.strict is None else self.strict
