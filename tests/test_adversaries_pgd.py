@@ -158,7 +158,7 @@ def test_counts_of_correct_steps_are_of_the_restart_that_is_kept() -> None:
     assert second.any()
     assert not second.all()
     kept = torch.where(second, counts[1], counts[0])
-    assert torch.equal(made[0].intermediates.correct_at_each_step, kept)
+    assert torch.equal(made[0].context.correct_steps, kept)
 
 
 def test_counts_of_correct_steps() -> None:
@@ -179,7 +179,7 @@ def test_counts_of_correct_steps() -> None:
         x_adv = climb(model, x, start, loss, EPS / 4, done, "eval")
         model.eval()
         correct += model(x_adv).argmax(1) == y
-    assert torch.equal(made[0].intermediates.correct_at_each_step, correct)
+    assert torch.equal(made[0].context.correct_steps, correct)
 
 
 def test_a_start_that_is_not_boxed_leaves_the_box_and_not_the_ball() -> None:

@@ -8,7 +8,7 @@ from tiny import assert_same, climb, descend, flat_step, sgd, tiny_batch, tiny_m
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastadv.algorithms.contract import Intermediates
+from fastadv.algorithms.contract import Context
 from fastadv.algorithms.resolution import resolve
 from fastadv.threat import Threat
 
@@ -71,6 +71,4 @@ def test_the_attack_climbs_the_scaled_loss() -> None:
     step.internals.net.loss_scale = lambda count: 100.0 * count
     logits = tiny_model()(x)
     expected = functional.cross_entropy(logits, y, reduction="sum") * 100
-    torch.testing.assert_close(
-        step.internals.update.attack_loss(logits, y, Intermediates()), expected
-    )
+    torch.testing.assert_close(step.internals.update.attack_loss(logits, y, Context()), expected)

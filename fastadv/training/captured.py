@@ -1,6 +1,6 @@
 """Replay an update as CUDA graphs.
 
-Three graphs per update: the passes, the optimizer, and what follows it. The one in the middle is
+Three graphs an update: the passes, the optimizer, and what follows it. The one in the middle is
 there for optimizers whose kind allows it (``replayed_update.py``); any other steps as it always
 does, and its launches hide behind the first graph, which is still running. What a graph reads that
 changes from step to step lives in tensors filled in place: the batch is copied into static inputs,
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules import module as torch_module
 
-from fastadv.algorithms.contract import Batch, Gradients
+from fastadv.algorithms.contract import Batch
 from fastadv.engine.cuda_graph import CudaRecorder, NotReplayable
 from fastadv.engine.model.buffers import Snapshot, copy_into
 from fastadv.engine.model.network import Network
@@ -31,7 +31,8 @@ from fastadv.engine.model.static import why_not_static
 from fastadv.engine.optimizer.replayed import ReplayedUpdate, Replaying
 from fastadv.engine.optimizer.updater import Updater
 from fastadv.engine.process import distributed
-from fastadv.training.update import PassResults, Update
+from fastadv.training.results import Gradients, PassResults
+from fastadv.training.update import Update
 
 MAX_RECORDINGS = 4  # recordings: two batch shapes, with and without a start given by the caller
 # A recording costs about as much as so many steps; one that is replayed less often is not worth it.
@@ -42,7 +43,7 @@ MAX_RERECORDINGS = (
 
 
 class CapturedUpdate:
-    """An update whose passes and whose end are recorded once for each situation and then replayed.
+    """A eager whose two halves are recorded once for each situation and then replayed.
 
     A situation is everything a recording has frozen: batch shapes, which parts are active, where
     parameters, buffers and states lie, train flags and precisions, and what Python alone knows
@@ -52,7 +53,7 @@ class CapturedUpdate:
     does not count: parts change nothing then, buffers return, perturbed weights come back exactly.
 
     An update that waits for the device cannot be recorded: ``NotReplayable`` is raised, or, unless
-    ``strict``, the update runs as written from there on and the user is warned. So it does in any
+    ``strict``, it runs as written from there on and the user is warned. So it does in any
     case where a recording might be made but would not be true: Python decides something anew in
     every forward pass (``static.py``), or the Python state keeps changing.
     """
@@ -85,13 +86,11 @@ class CapturedUpdate:
             return self.eager.compute_gradients(batch, buffers)
         self._current = entry
         entry.fill(batch)
-        entry.replay_gradients()
+        entry.replay_passes()
         # Lists of their own: the caller may put scaled gradients in the place of the recording's.
-        results = entry.results
-        gradients = results.gradients
-        self._results = results._replace(
-            gradients=Gradients(list(gradients.weights), list(gradients.leaves), gradients.x_adv)
-        )
+        weights, leaves, x_adv = entry.results.gradients
+        own = Gradients(list(weights), list(leaves), x_adv)
+        self._results = entry.results._replace(gradients=own)
         return self._results
 
     def apply_gradients(
@@ -121,7 +120,7 @@ class CapturedUpdate:
 
     def _entry_of(self, results: PassResults) -> _Entry:
         if self._current is None or results is not self._results:
-            raise RuntimeError("an update must be finished by the recording that began it")
+            raise RuntimeError("an update must be finished by the passes that began it")
         return self._current
 
     def _entry(self, batch: Batch) -> _Entry | None:
@@ -227,13 +226,13 @@ class CapturedUpdate:
         with _put_back_on_error(eager.net), distributed.alone():
             self.recorder.warm_up(both)
         with _with_fresh_grad_accumulators(eager):
-            results, replay_gradients = self.recorder(lambda: eager.compute_gradients(static))
+            results, replay_passes = self.recorder(lambda: eager.compute_gradients(static))
             _, replay_finish = self.recorder(lambda: eager.finish_update(results, ok, True))
         if _present(results.gradients.weights) != learned:
             raise NotReplayable("a module uses parameters that it does not look up by name")
         self.recorded += 1
         used = list(_held(eager, set()))
-        return _Entry(static, ok, results, replay_gradients, replay_finish, used)
+        return _Entry(static, ok, results, replay_passes, replay_finish, used)
 
 
 class _Entry:
@@ -244,12 +243,12 @@ class _Entry:
         static: Batch,
         ok: Tensor,
         results: PassResults,
-        replay_gradients: Callable[[], None],
+        replay_passes: Callable[[], None],
         replay_finish: Callable[[], None],
         used: list[Tensor],
     ) -> None:
         self.static, self.ok, self.results = static, ok, results
-        self.replay_gradients, self.replay_finish = replay_gradients, replay_finish
+        self.replay_passes, self.replay_finish = replay_passes, replay_finish
         # A part may replace its scratch for another situation; a graph goes on writing to it.
         self.used = used
         self.update: ReplayedUpdate | None = None  # once the optimizer has stepped for it

@@ -47,7 +47,7 @@ class Changes:
         update.follow()
         # What the user keeps out of the optimizer, though it learns.
         held = {id(parameter) for parameter in self._held()}
-        learning = update.trainable()
+        learning = update.learning_named()
         self._outside = {name: p for name, p in learning.items() if id(p) not in held}
         self._seen: list[Any] = []
         self._counts: list[int] = []
@@ -119,7 +119,7 @@ class Changes:
     def _require_held(self) -> None:
         """Every parameter that learns is in a group, but for those that never were."""
         held = {id(parameter) for parameter in self._held()}
-        learning = self.update.trainable()
+        learning = self.update.learning_named()
         if not learning:
             raise UserError("All of the model's parameters are frozen (requires_grad=False).")
         chosen = {id(parameter) for parameter in self._outside.values()}

@@ -19,7 +19,8 @@ from fastadv.engine.model.buffers import copy_into
 from fastadv.engine.optimizer.faults import Fault
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
-from fastadv.training.update import PassResults, Update
+from fastadv.training.results import PassResults
+from fastadv.training.update import Update
 
 
 @torch.no_grad()
@@ -27,20 +28,19 @@ def bring_together(results: PassResults, update: Update, before: Mapping[Fault, 
     """Make ``results`` the mean over all processes, in place: loss, accuracy, gradients of weights
     and of the adversary's leaves, statistics.
 
-    ``before`` and the faults of ``results`` (0-dim bool) become true where they are in any process.
+    ``before`` and the doubts of ``results`` (0-dim bool) become true where they are in any process.
     Where this process lacks a gradient it asks whether another has it, which waits for the device.
     """
     leaves = update.plan.adversary.leaves()
     slots: list[tuple[list[Tensor | None], int, Tensor]] = [
-        (results.gradients.weights, place, like)
-        for place, like in enumerate(update.trainable().values())
+        (results.gradients.weights, place, like) for place, like in enumerate(update.learning())
     ]
     slots += [(results.gradients.leaves, place, like) for place, like in enumerate(leaves)]
     gradients = [
         torch.zeros_like(like) if own[place] is None else own[place] for own, place, like in slots
     ]
     absent = [own[place] is None for own, place, _ in slots]
-    flags = [*before.values(), *results.faults.values()]
+    flags = [*before.values(), *results.doubts.values()]
     device = results.loss.device
     present = torch.ones(len(absent), device=device)
     if any(absent):
@@ -87,7 +87,7 @@ class Agreement:
 
     def _model(self) -> dict[str, str]:
         update = self._update
-        learning = update.trainable()
+        learning = update.learning_named()
         words = {
             name: _words(parameter) + ("" if name in learning else ", frozen")
             for name, parameter in update.named.items()

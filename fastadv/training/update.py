@@ -1,33 +1,30 @@
-"""The order in which the parts of a recipe act on one batch.
+"""One update: the order in which the parts of a recipe act on one batch.
 
-1. ``compute_gradients``: the adversary makes x_adv with the parameters frozen; the weights part
-   perturbs the weights; objective, target and regularizer give one scalar and one backward.
-2. ``apply_gradients``: the optimizer steps.
-3. ``finish_update``: the weights are restored, and parts with state update it from tensors that
-   are already computed.
-
-The first and the last are straight tensor code, which can be captured. Noise is drawn by the
-number of the update.
+``compute_gradients``: noise is named by the update's number; the adversary makes x_adv with the
+parameters frozen; the weights part moves the weights; objective, target and regularizer give one
+scalar and one backward. ``apply_gradients``: the optimizer steps. ``finish_update``: the weights
+come back, and parts with state read what they need from tensors already at hand. The first and the
+last are straight tensor code, so they can be captured.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastadv.algorithms.adversaries.weaken import perturbation_factor, weakened
-from fastadv.algorithms.attack_loss import AttackLoss
+from fastadv import kernels
+from fastadv.algorithms.adversaries.weaken import weakened, weakening
 from fastadv.algorithms.contract import (
     Adversarial,
     Batch,
-    Gradients,
-    Intermediates,
+    Context,
     Losses,
     Outputs,
-    Regularizer,
+    required,
 )
 from fastadv.algorithms.plan import Plan
 from fastadv.engine import noise
@@ -41,35 +38,8 @@ from fastadv.engine.optimizer.replayed import ReplayedUpdate
 from fastadv.engine.optimizer.updater import Updater
 from fastadv.engine.process import distributed
 from fastadv.threat import Threat
+from fastadv.training.results import Gradients, OuterPass, PassResults
 from fastadv.training.still import Still
-
-
-class PassResults(NamedTuple):
-    """What the passes of one update computed, before the optimizer steps.
-
-    ``loss`` and ``accuracy`` are 0-dim. ``gradients`` are multiplied by the loss scale. ``faults``
-    (0-dim bool) say which reasons there are that the update must not count. ``buffers`` are the
-    model's before the update; ``statistics`` those after the passes, which several processes
-    average.
-    """
-
-    batch: Batch
-    attacked: Adversarial
-    outputs: Outputs
-    loss: Tensor
-    accuracy: Tensor
-    gradients: Gradients
-    faults: dict[Fault, Tensor]
-    buffers: Snapshot
-    statistics: list[Tensor]
-
-
-class OuterPass(NamedTuple):
-    """What the outer pass computes: the 0-dim loss, its gradients, and the logits; detached."""
-
-    loss: Tensor
-    gradients: Gradients
-    outputs: Outputs
 
 
 class Update:
@@ -77,12 +47,11 @@ class Update:
 
     def __init__(self, plan: Plan, net: Network, threat: Threat, seed: int) -> None:
         self.plan, self.net, self.threat, self.seed = plan, net, threat, seed
-        self.attack_loss = AttackLoss(plan, net)
         self.scale = torch.ones((), device=net.device)  # of the outer loss, filled in place
-        self.named: dict[str, Tensor] = {}  # the model's parameters
+        self.named: dict[str, Tensor] = {}  # what stands in the model
         self._learns: set[str] = set()
         self.room = 0  # rows of memory about samples that each process sends
-        self._finite: list[Tensor] = []  # 0-dim bool, one per weight direction of this update
+        self._directions: list[Tensor] = []  # whether those of this update were finite
         self.still = Still(net.device)
         self.follow()
 
@@ -93,65 +62,69 @@ class Update:
 
     def compute_gradients(self, batch: Batch, buffers: Snapshot | None = None) -> PassResults:
         """Attack, perturb the weights, and take the outer pass's gradients. ``buffers`` are the
-        model's of this moment, where the caller has copied them already."""
+        model's of this moment, where somebody has copied them already."""
+        plan = self.plan
         buffers = buffers or Snapshot(self.net.kept_buffers)
-        self._finite = []
+        self._directions = []
         self.net.copies.invalidate()
-        intermediates = self.plan.target.prepare_batch(batch, self._natural_logits(batch))
+        context = plan.target.prepare_batch(batch, self._natural_logits(batch))
         center = self._joint_center(batch)
         if center is not None:
             with self.net.training():
-                attacked, outer = self.net.run(
-                    self._joint, batch, center, intermediates, self.scale
-                )
+                attacked, outer = self.net.run(self._joint, batch, center, context, self.scale)
         else:
-            attacked = self._attack(batch, intermediates)
-            self._perturb(batch, attacked)
+            attacked = self._attack(batch, context)
+            weights = self._perturbed()
+            if weights and plan.weights is not None:
+                plan.weights.perturb(
+                    list(weights.values()), lambda: self._direction(batch, attacked, weights)
+                )
+                self.net.copies.invalidate()
             with self.net.training():
                 outer = self.net.run(self._outer, batch, attacked, self.scale)
         loss, gradients, outputs = outer
-        gradients = gradients._replace(
-            weights=parameter_hooks.through(list(self.trainable().values()), gradients.weights)
-        )
         accuracy = (outputs.adversarial.argmax(1) == batch.y).float().mean()
-        faults = self._faults(attacked, gradients, buffers)
+        hooked = parameter_hooks.through(self.learning(), gradients.weights)
+        gradients = gradients._replace(weights=hooked)
+        doubts = self._doubts(attacked, gradients, buffers)
         statistics = []
         if distributed.world_size() > 1:
             statistics = [each for each in self.net.buffers if each.is_floating_point()]
         return PassResults(
-            batch, attacked, outputs, loss, accuracy, gradients, faults, buffers, statistics
+            batch, attacked, outputs, loss, accuracy, gradients, doubts, buffers, statistics
         )
 
-    def _faults(
+    def _doubts(
         self, attacked: Adversarial, gradients: Gradients, buffers: Snapshot
     ) -> dict[Fault, Tensor]:
-        """The reasons why the update must not count although its loss may be finite."""
+        """What shows that the update must not count although its loss may be finite."""
         # A step along a gradient that is not finite leads to NaN, which a network may hide.
-        neighbor = attacked.intermediates.neighbor_adv
-        images = [attacked.x_adv, *([neighbor] if neighbor is not None else [])]
-        faults = {Fault.ATTACK: ~all_finite(images)}
-        present = [each for each in (*gradients.leaves, gradients.x_adv) if each is not None]
+        near = attacked.context.neighbor_adv
+        images = [attacked.x_adv, *([near] if near is not None else [])]
+        doubts = {Fault.ATTACK: ~all_finite(images)}
+        others = [*gradients.leaves, gradients.x_adv]
+        present = [gradient for gradient in others if gradient is not None]
         if present:
-            faults[Fault.INPUT_GRADIENT] = ~all_finite(present)
+            doubts[Fault.INPUT_GRADIENT] = ~all_finite(present)
         spoilt = buffers.spoilt()
         if spoilt is not None:
-            faults[Fault.STATISTICS] = spoilt
-        if self._finite:
-            faults[Fault.DIRECTION] = ~torch.stack(self._finite).all()
-        return faults
+            doubts[Fault.STATISTICS] = spoilt
+        if self._directions:
+            doubts[Fault.DIRECTION] = ~torch.stack(self._directions).all()
+        return doubts
 
     def apply_gradients(
         self, results: PassResults, updater: Updater | ReplayedUpdate, number: Tensor, update: bool
     ) -> tuple[Tensor, Tensor]:
         """Hand the gradients to the optimizer: their norm, and whether the update counted."""
-        trainable, gradients = self.trainable(), results.gradients.weights
-        self.plan.layers.before_update(updater.optimizer, list(trainable), gradients)
+        learning = self.learning_named()
+        self.plan.layers.before_update(updater.optimizer, list(learning), results.gradients.weights)
         return updater(
-            list(trainable.values()),
-            gradients,
+            list(learning.values()),
+            results.gradients.weights,
             results.loss,
             number,
-            results.faults,
+            results.doubts,
             images=len(results.batch.x),
             update=update,
         )
@@ -159,17 +132,20 @@ class Update:
     @torch.no_grad()
     def finish_update(self, results: PassResults, ok: Tensor, update: bool) -> None:
         """After the optimizer: weights restored, state updated where ``ok``, else buffers back."""
-        plan, batch, attacked = self.plan, results.batch, results.attacked
-        if plan.weights is not None:
-            weights = list(self._perturbed().values())
-            if weights:
-                plan.weights.restore(weights)
-        plan.adversary.after(batch, attacked, self._unscaled(results.gradients), ok)
-        plan.target.after(batch, results.outputs, ok)
-        unmoved = plan.adversary.unmoved(attacked)
+        plan = self.plan
+        weights = list(self._perturbed().values())
+        if weights and plan.weights is not None:
+            plan.weights.restore(weights)
+        adversary = plan.adversary
+        leaf_gradients = [self._unscaled(g) for g in results.gradients.leaves if g is not None]
+        x_adv = results.gradients.x_adv
+        input_gradient = None if x_adv is None else self._unscaled(x_adv)
+        adversary.after(results.batch, results.attacked, leaf_gradients, input_gradient, ok)
+        plan.target.after(results.batch, results.outputs, ok)
+        unmoved = adversary.unmoved(results.attacked)
         if unmoved is not None:
             self.still.add(unmoved)
-        self._share_rows(batch.index)
+        self._share_rows(results.batch.index)
         if plan.averaging is not None and update:
             plan.averaging.update(self.named, ok)
         if not self.net.syncs_are_free:
@@ -177,13 +153,8 @@ class Update:
         elif not ok:
             results.buffers.put_back()
 
-    def _unscaled(self, gradients: Gradients) -> Gradients:
-        """The adversary's gradients without the loss scale; it does not look at the weights'."""
-        leaves = [g if g is None else g / self.scale.to(g.dtype) for g in gradients.leaves]
-        x_adv = gradients.x_adv
-        if x_adv is not None:
-            x_adv = x_adv / self.scale.to(x_adv.dtype)
-        return Gradients([], leaves, x_adv)
+    def _unscaled(self, gradient: Tensor) -> Tensor:
+        return gradient / self.scale.to(gradient.dtype)
 
     def _share_rows(self, index: Tensor) -> None:
         """What every process remembers about the samples of the others' batches."""
@@ -193,46 +164,45 @@ class Update:
             stores = [part.state[name] for name in part.sample_state() if name in part.state]
             distributed.share_rows(stores, index, self.room)
 
-    def trainable(self) -> dict[str, Tensor]:
-        """The parameters that the user lets learn and the recipe does not freeze, by name."""
+    def learning(self) -> list[Tensor]:
+        """The parameters that learn."""
+        return list(self.learning_named().values())
+
+    def learning_named(self) -> dict[str, Tensor]:
+        """Those the user lets learn and the recipe does not freeze, by name."""
         return {
             name: parameter
             for name, parameter in self.named.items()
             if parameter.requires_grad and name in self._learns
         }
 
-    def _natural_logits(self, batch: Batch) -> Intermediates:
-        """The logits of the unattacked images that parts need before the attack."""
-        wants, attack_bn = self.plan.wants, self.plan.adversary.attack_bn
-        in_eval = in_attack = None
-        if wants("natural_logits_eval"):
-            in_eval = self._logits_in(batch.x, "eval")
-        if wants("natural_logits_attack"):
-            same = in_eval is not None and attack_bn == "eval"
-            in_attack = in_eval if same else self._logits_in(batch.x, attack_bn)
-        return Intermediates(natural_logits_eval=in_eval, natural_logits_attack=in_attack)
+    def _natural_logits(self, batch: Batch) -> Context:
+        """What parts need from the unattacked images before the attack."""
+        needs = {"natural_logits_eval": "eval"}
+        needs["natural_logits_attack"] = self.plan.adversary.attack_bn
+        by_mode: dict[str, Tensor] = {}
+        found: dict[str, Any] = {}
+        for need, bn in needs.items():
+            if not self.plan.wants(need):
+                continue
+            if bn not in by_mode:
+                with self.net.attacking(bn):
+                    by_mode[bn] = self.net.run(self._natural, batch.x)
+            found[need] = by_mode[bn]
+        return Context(**found)
 
-    def _logits_in(self, x: Tensor, bn: str) -> Tensor:
-        with self.net.attacking(bn):
-            logits: Tensor = self.net.run(self._natural, x)
-        return logits
-
-    def _attack(self, batch: Batch, intermediates: Intermediates) -> Adversarial:
-        """The adversary's example, and what else is computed with it before the outer pass."""
+    def _attack(self, batch: Batch, context: Context) -> Adversarial:
+        """The adversary's example, and what else is found on it before the outer pass."""
         plan = self.plan
         with self.net.attacking(plan.adversary.attack_bn):
-            attacked = plan.adversary.make(batch, intermediates)
-            known = attacked.intermediates._replace(
-                perturbation_factor=perturbation_factor(plan.adversary, batch, self.seed)
-            )
-            regularizer = plan.regularizer
-            if regularizer is not None and regularizer.wants_neighbor:
-                known = known._replace(neighbor_adv=self._neighbor(batch, known, regularizer))
-        attacked = attacked._replace(intermediates=known)
+            factor = weakening(plan.adversary, batch, self.seed)
+            attacked = plan.adversary.make(batch, context._replace(weakening=factor))
+            attacked = self._with_neighbor(batch, attacked)
         if "teacher_logits" in plan.needs:
-            taught_on = self._weakened(attacked.x_adv, attacked)
-            known = known._replace(teacher_logits=self.net.run(plan.target.teach, taught_on))
-        return attacked._replace(intermediates=known)
+            logits = self.net.run(plan.target.teach, self._weakened(attacked.x_adv, attacked))
+            found = attacked.context._replace(teacher_logits=logits)
+            attacked = attacked._replace(context=found)
+        return attacked
 
     def _joint_center(self, batch: Batch) -> Tensor | None:
         """The centre of the ball, where one forward pass serves the attack and the outer pass."""
@@ -244,34 +214,51 @@ class Update:
             else None
         )
 
-    def _neighbor(
-        self, batch: Batch, intermediates: Intermediates, regularizer: Regularizer
-    ) -> Tensor:
-        """The adversarial example (B,C,H,W) of the regularizer's second image."""
+    def _with_neighbor(self, batch: Batch, attacked: Adversarial) -> Adversarial:
+        """``attacked`` with the second example of a regularizer that compares two."""
+        regularizer = self.plan.regularizer
+        if regularizer is None or not regularizer.wants_neighbor:
+            return attacked
         images = regularizer.neighbor(batch)
         near = batch._replace(x=images, offset=batch.offset + noise.NEIGHBOR)
+        found = attacked.context
+        given = found
         if "natural_logits_attack" in self.plan.needs:
-            logits = self.net.run(self._natural, images)
-            intermediates = intermediates._replace(natural_logits_attack=logits)
-        return self.plan.adversary.make(near, intermediates).x_adv
+            given = found._replace(natural_logits_attack=self.net.run(self._natural, images))
+        near_adv = self.plan.adversary.make(near, given).x_adv
+        return attacked._replace(context=found._replace(neighbor_adv=near_adv))
 
     def _natural(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             return self.net.logits(x)
 
+    def attack_loss(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
+        """The scalar an attack maximises: the recipe's objective plus the target's own term."""
+        if self.plan.adversary.attack_objective == "kl":
+            loss = kernels.trades_kl(required(context.natural_logits_attack), logits)
+        else:
+            loss = functional.cross_entropy(logits, y, reduction="none")
+        term = self.plan.target.attack_term(logits, context)
+        if term is not None and self.plan.adversary.attack_objective == "kl":
+            loss = self.plan.objective.attack_scale() * loss + term
+        elif term is not None:
+            loss = loss + term
+        return loss.mean() * self.net.loss_scale(len(y))
+
     def _outputs(
         self,
+        batch: Batch,
         attacked: Adversarial,
         x_adv: Tensor,
         block_noise: list[Tensor] | None,
         needs: frozenset[str],
     ) -> Outputs:
-        known = attacked.intermediates
+        context = attacked.context
         if "natural_logits_train" not in needs:
-            return Outputs(self.net.logits(x_adv, block_noise), None, known)
+            return Outputs(self.net.logits(x_adv, block_noise), None, context)
         passes = self.plan.objective.passes()
-        natural, adversarial = self.net.forwards(passes, attacked.center, x_adv, block_noise)
-        return Outputs(adversarial, natural, known)
+        natural, logits = self.net.forwards(passes, attacked.center, x_adv, block_noise)
+        return Outputs(logits, natural, context)
 
     def _losses(self, outputs: Outputs, y: Tensor) -> Tensor:
         """The objective and the target's penalty, per sample (B,)."""
@@ -280,7 +267,7 @@ class Update:
         fitted = outputs.adversarial
         if plan.objective.fits == "natural" and outputs.natural is not None:
             fitted = outputs.natural
-        penalty = plan.target.penalty(fitted, outputs.adversarial, outputs.intermediates)
+        penalty = plan.target.penalty(fitted, outputs.adversarial, outputs.context)
         return losses if penalty is None else losses + penalty
 
     def _outer(self, batch: Batch, attacked: Adversarial, scale: Tensor) -> OuterPass:
@@ -297,32 +284,27 @@ class Update:
         if wanted and not x_adv.requires_grad:
             x_adv = leaf(x_adv)
         trained_on = self._weakened(x_adv, attacked)
-        outputs = self._outputs(attacked, trained_on, block_noise, self.plan.needs)
-        differentiated = x_adv if adversary.wants_input_gradient else None
-        return self._loss_and_gradients(
-            batch, attacked, trained_on, outputs, leaves, differentiated, scale
-        )
+        outputs = self._outputs(batch, attacked, trained_on, block_noise, self.plan.needs)
+        at = x_adv if adversary.wants_input_gradient else None
+        return self._loss_and_gradients(batch, attacked, trained_on, outputs, scale, leaves, at)
 
     def _joint(
-        self, batch: Batch, center: Tensor, intermediates: Intermediates, scale: Tensor
+        self, batch: Batch, center: Tensor, context: Context, scale: Tensor
     ) -> tuple[Adversarial, OuterPass]:
-        """A one-step attack and the outer pass over one forward of the centre; a region."""
-        adversary = self.plan.adversary
-        known = intermediates._replace(
-            perturbation_factor=perturbation_factor(adversary, batch, self.seed)
-        )
+        """A one-step attack and the outer pass over one forward of the center; a region."""
+        factor = weakening(self.plan.adversary, batch, self.seed)
+        context = context._replace(weakening=factor)
         center = leaf(center)
         passes = self.plan.objective.passes()
         with self.net.bn_updates_as(passes, NATURAL):
             natural = self.net.logits(center)
-        x_adv = adversary.joint_step(center, natural, batch.y, known)
-        attacked = Adversarial(x_adv, center.detach(), known, center.detach())
+        x_adv = self.plan.adversary.joint_step(center, natural, batch.y, context)
+        attacked = Adversarial(x_adv, center.detach(), context, center.detach())
         trained_on = self._weakened(x_adv, attacked)
         with self.net.bn_updates_as(passes, ADVERSARIAL):
-            adversarial = self.net.logits(trained_on)
-        outputs = Outputs(adversarial, natural, known)
-        outer = self._loss_and_gradients(batch, attacked, trained_on, outputs, [], None, scale)
-        return attacked, outer
+            logits = self.net.logits(trained_on)
+        outputs = Outputs(logits, natural, context)
+        return attacked, self._loss_and_gradients(batch, attacked, trained_on, outputs, scale)
 
     def _loss_and_gradients(
         self,
@@ -330,33 +312,35 @@ class Update:
         attacked: Adversarial,
         trained_on: Tensor,
         outputs: Outputs,
-        leaves: list[Tensor],
-        x_adv: Tensor | None,
         scale: Tensor,
+        leaves: Sequence[Tensor] = (),
+        x_adv: Tensor | None = None,
     ) -> OuterPass:
         """The outer loss of ``outputs`` and its gradients at the weights, at the adversary's
-        ``leaves`` and at ``x_adv``."""
+        ``leaves`` and, where it is given, at ``x_adv``."""
         loss = self._losses(outputs, batch.y).mean()
         regularizer = self.plan.regularizer
         if regularizer is not None:
             term = regularizer.term(batch, attacked, trained_on, outputs)
             loss = loss + regularizer.weight() * term
-        weights = self.trainable()
-        others = leaves if x_adv is None else [*leaves, x_adv]
-        flat = self.net.gradients(loss * scale.to(loss.dtype), weights, others)
-        count = len(weights)
-        gradients = Gradients(
-            flat[:count],
-            flat[count : count + len(leaves)],
-            None if x_adv is None else flat[-1],
-        )
+        weights = self.learning_named()
+        others = [*leaves, *([] if x_adv is None else [x_adv])]
+        found = self.net.gradients(loss * scale.to(loss.dtype), weights, others)
+        first, last = len(weights), len(weights) + len(leaves)
+        at_x_adv = None if x_adv is None else found[last]
+        gradients = Gradients(found[:first], found[first:last], at_x_adv)
         natural = None if outputs.natural is None else outputs.natural.detach()
-        outputs = Outputs(outputs.adversarial.detach(), natural, outputs.intermediates)
-        return OuterPass(loss.detach(), gradients, outputs)
+        logits = outputs._replace(adversarial=outputs.adversarial.detach(), natural=natural)
+        return OuterPass(loss.detach(), gradients, logits)
 
     def _weakened(self, x_adv: Tensor, attacked: Adversarial) -> Tensor:
-        factor = attacked.intermediates.perturbation_factor
-        return weakened(x_adv, attacked.center, factor, self.threat.low, self.threat.high)
+        return weakened(
+            x_adv,
+            attacked.center,
+            attacked.context.weakening,
+            self.threat.low,
+            self.threat.high,
+        )
 
     # -- perturbed weights --------------------------------------------------------------------
 
@@ -369,15 +353,6 @@ class Update:
         selected = [(names[place], tensors[place]) for place in weights.select(names, tensors)]
         return {name: tensor for name, tensor in selected if tensor.requires_grad}
 
-    def _perturb(self, batch: Batch, attacked: Adversarial) -> None:
-        """Move the weights to where the outer pass is taken."""
-        weights = self._perturbed()
-        if weights and self.plan.weights is not None:
-            self.plan.weights.perturb(
-                list(weights.values()), lambda: self._direction(batch, attacked, weights)
-            )
-            self.net.copies.invalidate()
-
     def _direction(
         self, batch: Batch, attacked: Adversarial, weights: dict[str, Tensor]
     ) -> tuple[list[Tensor], Tensor]:
@@ -385,17 +360,17 @@ class Update:
         # float16 flushes a small gradient to zero, unless the loss is large.
         scale = self.scale if self.net.outer_dtype is torch.float16 else None
         with self.net.training(), self.net.keeping_buffers():
-            gradients, taken = self.net.run(self._weight_gradient, batch, attacked, scale)
+            found, taken = self.net.run(self._weight_gradient, batch, attacked, scale)
         self.net.copies.invalidate()
         count = taken.to(torch.float32)
         directions = [
             torch.zeros_like(weight) if gradient is None else gradient
-            for gradient, weight in zip(gradients, weights.values(), strict=True)
+            for gradient, weight in zip(found, weights.values(), strict=True)
         ]
         if scale is not None:
             torch._foreach_div_(directions, scale)
         distributed.average([*directions, count])
-        self._finite.append(all_finite(directions))
+        self._directions.append(all_finite(directions))
         return directions, count
 
     def _weight_gradient(
@@ -411,12 +386,12 @@ class Update:
             trained_on = self._weakened(x_adv.detach(), attacked)
             # The direction is that of the objective; what only a regularizer compares is not in it.
             needs = self.plan.objective.requires()
-            outputs = self._outputs(attacked, trained_on, block_noise, needs)
-            adversarial = functional.cross_entropy(outputs.adversarial, batch.y, reduction="none")
+            outputs = self._outputs(batch, attacked, trained_on, block_noise, needs)
+            plain_losses = functional.cross_entropy(outputs.adversarial, batch.y, reduction="none")
             plain = self.plan.objective.is_plain() and self.plan.target.is_plain()
             total = self._losses(outputs, batch.y)
             loss, count = part.reduce(
-                Losses(total, adversarial, outputs.adversarial, batch.y, plain)
+                Losses(total, plain_losses, outputs.adversarial, batch.y, plain)
             )
             if scale is not None:
                 loss = loss * scale.to(loss.dtype)

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from fastadv import kernels
-from fastadv.algorithms.contract import Adversarial, Adversary, Batch, Intermediates
+from fastadv.algorithms.contract import Adversarial, Adversary, Batch, Context
 from fastadv.declared import NonNegative
 from fastadv.engine import noise
 from fastadv.engine.gradient import gradients, input_gradient, leaf
@@ -63,26 +63,22 @@ class Ascent(Adversary):
         drawn = kernels.noise_normal(batch.index, shape, seed, offset, stream, dtype)
         return batch.x + 0.001 * drawn
 
-    def ascend(
-        self, x_adv: Tensor, around: Tensor, y: Tensor, intermediates: Intermediates
-    ) -> Tensor:
+    def ascend(self, x_adv: Tensor, around: Tensor, y: Tensor, context: Context) -> Tensor:
         """One step from ``x_adv`` inside the ball around ``around``; a region."""
-        return self.ascend_with_logits(x_adv, around, y, intermediates)[0]
+        return self.ascend_with_logits(x_adv, around, y, context)[0]
 
     def ascend_with_logits(
-        self, x_adv: Tensor, around: Tensor, y: Tensor, intermediates: Intermediates
+        self, x_adv: Tensor, around: Tensor, y: Tensor, context: Context
     ) -> tuple[Tensor, Tensor]:
         """The same step, and the logits before it."""
         x_adv = leaf(x_adv)
         logits = self.net.logits(x_adv)
-        gradient = input_gradient(self.setup.attack_loss(logits, y, intermediates), x_adv)
+        gradient = input_gradient(self.setup.attack_loss(logits, y, context), x_adv)
         moved = self.setup.threat.step(x_adv.detach(), gradient, around, self.step_size)
         return moved, logits.detach()
 
-    def joint_step(
-        self, center: Tensor, logits: Tensor, y: Tensor, intermediates: Intermediates
-    ) -> Tensor:
-        loss = self.setup.attack_loss(logits, y, intermediates)
+    def joint_step(self, center: Tensor, logits: Tensor, y: Tensor, context: Context) -> Tensor:
+        loss = self.setup.attack_loss(logits, y, context)
         (gradient,) = gradients(loss, [center], keep_graph=True)
         around = center.detach()
         return self.setup.threat.step(around, gradient, around, self.step_size)

@@ -14,10 +14,9 @@ from fastadv.algorithms.contract import (
     Adversarial,
     Adversary,
     Batch,
-    Gradients,
-    Intermediates,
+    Context,
     Setup,
-    computed,
+    required,
 )
 from fastadv.algorithms.sample_state import SampleStore, sample_count
 from fastadv.declared import CountOrZero, NonNegative, ShareBelowOne
@@ -158,15 +157,15 @@ class FGSMPlus(Adversary):
         if self.hidden is not None:
             self.hidden.schedule(update, total)
 
-    def make(self, batch: Batch, intermediates: Intermediates) -> Adversarial:
+    def make(self, batch: Batch, context: Context) -> Adversarial:
         x0, omega = self._start(batch)
-        found = self.net.run(self._first_pass, x0, batch.y, omega, intermediates)
+        signs = self.net.run(self._signs, x0, batch.y, context)
+        found = context._replace(signs=tuple(signs), start=omega)
         # Not through outer_input: noise inside the blocks is drawn where a pass adds it.
         return Adversarial(self._moved(batch.x, self.steps.values, found), batch.x, found)
 
     def unmoved(self, attacked: Adversarial) -> Tensor | None:
-        sign = computed(attacked.intermediates.input_sign, "input_sign")
-        return (sign == 0).flatten(1).all(1)
+        return (attacked.context.signs[0] == 0).flatten(1).all(1)
 
     def _start(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """x0 = box(x + clamp(alpha_omega omega, +-eps)), and omega."""
@@ -177,17 +176,10 @@ class FGSMPlus(Adversary):
             return batch.x, torch.zeros_like(batch.x)
         return self.setup.threat.project(batch.x + batch.start, batch.x), batch.start / rate
 
-    def _first_pass(
-        self, x0: Tensor, y: Tensor, omega: Tensor, intermediates: Intermediates
-    ) -> Intermediates:
+    def _signs(self, x0: Tensor, y: Tensor, context: Context) -> list[Tensor]:
         """Signs of the loss gradient at x0; a region."""
-        input_sign, *block_signs = self._signs(leaf(x0), y, intermediates)
-        return intermediates._replace(
-            stored_perturbation=omega, input_sign=input_sign, block_signs=tuple(block_signs)
-        )
-
-    def _signs(self, x0: Tensor, y: Tensor, intermediates: Intermediates) -> list[Tensor]:
-        loss = self.setup.attack_loss(self.net.logits(x0), y, intermediates)
+        x0 = leaf(x0)
+        loss = self.setup.attack_loss(self.net.logits(x0), y, context)
         return kernels.block_signs([input_gradient(loss, x0)])
 
     def leaves(self) -> list[Tensor]:
@@ -196,19 +188,17 @@ class FGSMPlus(Adversary):
     def outer_input(
         self, batch: Batch, attacked: Adversarial, leaves: list[Tensor]
     ) -> tuple[Tensor, list[Tensor] | None]:
-        steps, found = leaves[0], attacked.intermediates
+        steps, found = leaves[0], attacked.context
         return self._moved(batch.x, steps, found), self._block_noise(steps, found)
 
-    def _moved(self, x: Tensor, steps: Tensor, found: Intermediates) -> Tensor:
+    def _moved(self, x: Tensor, steps: Tensor, found: Context) -> Tensor:
         """x1 = box(x + clamp(delta0 + alpha_1 s0, +-eps)), differentiable in the step sizes."""
         eps, low, high = self.setup.threat.eps, self.setup.threat.low, self.setup.threat.high
-        omega = computed(found.stored_perturbation, "omega")
-        delta = (steps[OMEGA] * omega).clamp(-eps, eps)
-        sign = computed(found.input_sign, "input_sign")
-        delta = (delta + steps[INPUT] * sign).clamp(-eps, eps)
+        delta = (steps[OMEGA] * required(found.start)).clamp(-eps, eps)
+        delta = (delta + steps[INPUT] * found.signs[0]).clamp(-eps, eps)
         return (x + delta).clamp(low, high).to(x.dtype)
 
-    def _block_noise(self, steps: Tensor, found: Intermediates) -> list[Tensor] | None:
+    def _block_noise(self, steps: Tensor, found: Context) -> list[Tensor] | None:
         return None
 
     @torch.no_grad()
@@ -216,18 +206,20 @@ class FGSMPlus(Adversary):
         self,
         batch: Batch,
         attacked: Adversarial,
-        gradients: Gradients,
+        leaf_gradients: list[Tensor],
+        input_gradient: Tensor | None,
         ok: Tensor,
     ) -> None:
+        if input_gradient is None:
+            raise RuntimeError("the outer pass gave no input gradient")
         if self.learned_start:
             alpha, rate = self.steps.values[INPUT], self.steps.values[OMEGA]
             if batch.start is not None:
-                omega = computed(attacked.intermediates.stored_perturbation, "omega")
-                self.store.write(batch.index, batch.view, omega.to(self.store.values.dtype), ok)
+                window = required(attacked.context.start).to(self.store.values.dtype)
+                self.store.write(batch.index, batch.view, window, ok)
             ratio = alpha / (rate + 1e-7)
-            x_gradient = computed(gradients.x_adv, "the input gradient")
-            self.store.ascend(batch.index, batch.view, x_gradient, ratio, ok)
-        self.steps.ascend(computed(gradients.leaves[0], "the gradient of the step sizes"), ok)
+            self.store.ascend(batch.index, batch.view, input_gradient, ratio, ok)
+        self.steps.ascend(leaf_gradients[0], ok)
         if self.hidden is not None:
             self.hidden.ascend(torch.zeros_like(self.steps.values), ok)
 

@@ -14,10 +14,9 @@ from fastadv.algorithms.contract import (
     Adversarial,
     Adversary,
     Batch,
-    Gradients,
-    Intermediates,
+    Context,
     Setup,
-    computed,
+    required,
 )
 from fastadv.algorithms.sample_state import by
 from fastadv.declared import NonNegative, Passes
@@ -94,29 +93,29 @@ class Free(Adversary):
         delta = self.state[DELTA]
         delta.copy_(replace(threat, low=-inf, high=inf).project(delta, torch.zeros_like(delta)))
 
-    def make(self, batch: Batch, intermediates: Intermediates) -> Adversarial:
+    def make(self, batch: Batch, context: Context) -> Adversarial:
         self._make_room(len(batch.x))
         threat = self.setup.threat
         delta = self.state[DELTA][: len(batch.x)] if batch.start is None else batch.start
         x_adv = (batch.x + delta).clamp(threat.low, threat.high)
-        return Adversarial(
-            x_adv, batch.x, intermediates._replace(stored_perturbation=delta.clone())
-        )
+        return Adversarial(x_adv, batch.x, context._replace(start=delta.clone()))
 
     @torch.no_grad()
     def after(
         self,
         batch: Batch,
         attacked: Adversarial,
-        gradients: Gradients,
+        leaf_gradients: list[Tensor],
+        input_gradient: Tensor | None,
         ok: Tensor,
     ) -> None:
-        threat, x_gradient = self.setup.threat, computed(gradients.x_adv, "the input gradient")
-        delta = computed(attacked.intermediates.stored_perturbation, "stored_perturbation")
+        if input_gradient is None:
+            raise RuntimeError("the outer pass gave no input gradient")
+        threat, delta = self.setup.threat, required(attacked.context.start)
         unbounded = Threat(threat.norm, threat.eps, -inf, inf)
         reached = batch.x + delta
         inside = (reached >= threat.low) & (reached <= threat.high)
-        gradient = torch.where(inside, x_gradient, 0.0)
+        gradient = torch.where(inside, input_gradient, 0.0)
         self._no_gradient = (gradient == 0).flatten(1).all(1)
         alpha = threat.eps if self.alpha is None else self.alpha
         moved = unbounded.step(delta, gradient, torch.zeros_like(delta), alpha)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from fastadv import kernels
 from fastadv.algorithms.adversaries.ascent import Ascent
-from fastadv.algorithms.contract import Adversarial, Batch, Intermediates, computed
+from fastadv.algorithms.contract import Adversarial, Batch, Context, required
 from fastadv.declared import Passes
 from fastadv.engine import noise
 from fastadv.errors import UserError
@@ -54,23 +54,22 @@ class PGD(Ascent):
         wide = replace(threat, low=threat.low - threat.eps, high=threat.high + threat.eps)
         return wide.start(batch.x, batch.index, self.setup.seed, batch.offset, stream)
 
-    def make(self, batch: Batch, intermediates: Intermediates) -> Adversarial:
-        start, x_adv, correct = self._climb(batch, intermediates, 0)
+    def make(self, batch: Batch, context: Context) -> Adversarial:
+        start, x_adv, correct = self._climb(batch, context, 0)
         for restart in range(1, self.restarts):
-            began, other, also = self._climb(batch, intermediates, restart)
+            began, other, also = self._climb(batch, context, restart)
             with self.net.keeping_buffers():
-                worse = self.net.run(self._worse, x_adv, other, batch.y, intermediates)
+                worse = self.net.run(self._worse, x_adv, other, batch.y, context)
             x_adv = torch.where(worse.view(-1, 1, 1, 1), other, x_adv)
             start = torch.where(worse.view(-1, 1, 1, 1), began, start)
             if correct is not None and also is not None:
                 correct = torch.where(worse, also, correct)
-        intermediates = intermediates._replace(correct_at_each_step=correct)
-        return Adversarial(x_adv, batch.x, intermediates, start)
+        return Adversarial(x_adv, batch.x, context._replace(correct_steps=correct), start)
 
     def _climb(
-        self, batch: Batch, intermediates: Intermediates, restart: int
+        self, batch: Batch, context: Context, restart: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Where the climb began, where it ended, and what it counted."""
+        """Where the climb began, where it ended, and at how many steps (B,) samples were right."""
         start = self.given_start(batch, batch.x) if restart == 0 else None
         if start is not None:
             x_adv = start
@@ -81,12 +80,12 @@ class PGD(Ascent):
         start = x_adv
         if "correct_at_each_step" not in self.setup.needs:
             for _ in range(self.steps):
-                x_adv = self.net.run(self.ascend, x_adv, batch.x, batch.y, intermediates)
+                x_adv = self.net.run(self.ascend, x_adv, batch.x, batch.y, context)
             return start, x_adv, None
         correct = torch.zeros_like(batch.y)
         for _ in range(self.steps):
             x_adv, correct = self.net.run(
-                self._ascend_and_count, x_adv, batch.x, batch.y, intermediates, correct
+                self._ascend_and_count, x_adv, batch.x, batch.y, context, correct
             )
         return start, x_adv, correct
 
@@ -95,20 +94,18 @@ class PGD(Ascent):
         x_adv: Tensor,
         around: Tensor,
         y: Tensor,
-        intermediates: Intermediates,
+        context: Context,
         correct: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        moved, logits = self.ascend_with_logits(x_adv, around, y, intermediates)
+        moved, logits = self.ascend_with_logits(x_adv, around, y, context)
         return moved, correct + (logits.argmax(1) == y)
 
-    def _worse(
-        self, first: Tensor, second: Tensor, y: Tensor, intermediates: Intermediates
-    ) -> Tensor:
+    def _worse(self, first: Tensor, second: Tensor, y: Tensor, context: Context) -> Tensor:
         """Whether the loss that is attacked is larger at ``second`` (B,)."""
         with torch.no_grad():
             logits = [self.net.logits(x) for x in (first, second)]
         if self.attack_objective == "kl":
-            natural = computed(intermediates.natural_logits_attack, "natural_logits_attack")
+            natural = required(context.natural_logits_attack)
             losses = [kernels.trades_kl(natural, found) for found in logits]
         else:
             losses = [functional.cross_entropy(found, y, reduction="none") for found in logits]

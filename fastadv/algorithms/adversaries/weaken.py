@@ -15,7 +15,7 @@ from fastadv.algorithms.contract import Adversary, Batch
 from fastadv.engine import noise
 
 
-def perturbation_factor(adversary: Adversary, batch: Batch, seed: int) -> Tensor | None:
+def weakening(adversary: Adversary, batch: Batch, seed: int) -> Tensor | None:
     """What the perturbation of this update is multiplied by; None for full strength.
 
     (1 - shrink), with its sign changed in a share ``flip_signs`` of the elements (B,C,H,W), each

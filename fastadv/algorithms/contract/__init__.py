@@ -23,14 +23,7 @@ from fastadv.algorithms.contract.part import NEEDS, Part, option_names
 from fastadv.algorithms.contract.regularizer import Regularizer
 from fastadv.algorithms.contract.setup import Setup
 from fastadv.algorithms.contract.target import Fit, Target
-from fastadv.algorithms.contract.tensors import (
-    Adversarial,
-    Batch,
-    Gradients,
-    Intermediates,
-    Outputs,
-    computed,
-)
+from fastadv.algorithms.contract.tensors import Adversarial, Batch, Context, Outputs, required
 from fastadv.algorithms.contract.weights import Losses, WeightGradient, WeightPerturbation
 
 __all__ = [
@@ -39,9 +32,8 @@ __all__ = [
     "Adversary",
     "Averaging",
     "Batch",
+    "Context",
     "Fit",
-    "Gradients",
-    "Intermediates",
     "Layers",
     "Losses",
     "Objective",
@@ -52,6 +44,6 @@ __all__ = [
     "Target",
     "WeightGradient",
     "WeightPerturbation",
-    "computed",
     "option_names",
+    "required",
 ]

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from fastadv.algorithms.contract.part import Part
-from fastadv.algorithms.contract.tensors import Adversarial, Batch, Gradients, Intermediates
+from fastadv.algorithms.contract.tensors import Adversarial, Batch, Context
 from fastadv.declared import Share
 
 
@@ -31,7 +31,7 @@ class Adversary(Part):
         """How many times one batch updates the weights (Free-m: m)."""
         return 1
 
-    def make(self, batch: Batch, intermediates: Intermediates) -> Adversarial:
+    def make(self, batch: Batch, context: Context) -> Adversarial:
         raise NotImplementedError
 
     def unmoved(self, attacked: Adversarial) -> Tensor | None:
@@ -52,9 +52,7 @@ class Adversary(Part):
         forward pass then serves the attack and the outer pass. None where it cannot."""
         return None
 
-    def joint_step(
-        self, center: Tensor, logits: Tensor, y: Tensor, intermediates: Intermediates
-    ) -> Tensor:
+    def joint_step(self, center: Tensor, logits: Tensor, y: Tensor, context: Context) -> Tensor:
         """x_adv, one step from ``center`` (requires grad), whose ``logits`` keep their graph."""
         raise NotImplementedError
 
@@ -72,7 +70,8 @@ class Adversary(Part):
         self,
         batch: Batch,
         attacked: Adversarial,
-        gradients: Gradients,
+        leaf_gradients: list[Tensor],
+        input_gradient: Tensor | None,
         ok: Tensor,
     ) -> None:
-        """Update the state from the outer pass's ``gradients``, only where ``ok`` (0-dim bool)."""
+        """Update the state from the outer pass's gradients, only where ``ok`` (0-dim bool)."""

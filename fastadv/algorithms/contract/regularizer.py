@@ -48,7 +48,7 @@ class Regularizer(Part):
         return self._ramp if self.reg_ramp else self.reg_weight
 
     def neighbor(self, batch: Batch) -> Tensor:
-        """Images (B,C,H,W) to be attacked too, by the same adversary: ``neighbor_adv``."""
+        """Images (B,C,H,W) that the same adversary attacks for ``Context.neighbor_adv``."""
         raise NotImplementedError
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:

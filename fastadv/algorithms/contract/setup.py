@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastadv.algorithms.contract.tensors import Intermediates
+from fastadv.algorithms.contract.tensors import Context
 from fastadv.engine.model.network import Network
 from fastadv.threat import Threat
 
@@ -24,8 +24,8 @@ class Setup:
     "adversarial").
     ``sound()`` is whether no update was bad so far (0-dim bool on the device): what changes a state
     outside of an update asks it.
-    ``attack_loss(logits, y, intermediates)`` is the scalar an adversary maximises: its own
-    objective plus the target's term.
+    ``attack_loss(logits, y, context)`` is the scalar an adversary maximises: its own objective plus
+    the target's term.
     """
 
     net: Network
@@ -42,7 +42,7 @@ class Setup:
     needs: frozenset[str]
     attack_steps: int
     fits: str
-    attack_loss: Callable[[Tensor, Tensor, Intermediates], Tensor]
+    attack_loss: Callable[[Tensor, Tensor, Context], Tensor]
     sound: Callable[[], Tensor]
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fastadv.algorithms.contract.part import Part
-from fastadv.algorithms.contract.tensors import Batch, Intermediates, Outputs
+from fastadv.algorithms.contract.tensors import Batch, Context, Outputs
 
 
 @dataclass(eq=False)
@@ -19,25 +19,23 @@ class Target(Part):
         """Whether it is exactly the cross entropy with the given label."""
         return False
 
-    def prepare_batch(self, batch: Batch, intermediates: Intermediates) -> Intermediates:
-        """``intermediates`` and what the attack and the outer pass fit; before the attack."""
-        return intermediates
+    def prepare_batch(self, batch: Batch, context: Context) -> Context:
+        """``context`` with this batch's targets; called before the attack."""
+        return context
 
     def teach(self, x_adv: Tensor) -> Tensor:
         """Teachers' logits (teachers,B,classes) on ``x_adv``: the need ``teacher_logits``."""
         raise NotImplementedError
 
-    def attack_term(self, logits: Tensor, intermediates: Intermediates) -> Tensor | None:
+    def attack_term(self, logits: Tensor, context: Context) -> Tensor | None:
         """A per-sample term (B,) of the attack's objective."""
         return None
 
-    def fit(self, logits: Tensor, y: Tensor, intermediates: Intermediates) -> Tensor:
+    def fit(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
         """Per-sample loss (B,) of ``logits`` against the target."""
         raise NotImplementedError
 
-    def penalty(
-        self, fitted: Tensor, adversarial: Tensor, intermediates: Intermediates
-    ) -> Tensor | None:
+    def penalty(self, fitted: Tensor, adversarial: Tensor, context: Context) -> Tensor | None:
         """A per-sample term (B,) of the outer loss; ``fitted``: the logits the objective fits."""
         return None
 
@@ -45,4 +43,4 @@ class Target(Part):
         """Update the state, only where ``ok``."""
 
 
-Fit = Callable[[Tensor, Tensor, Intermediates], Tensor]
+Fit = Callable[[Tensor, Tensor, Context], Tensor]

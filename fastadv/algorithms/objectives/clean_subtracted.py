@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fastadv.algorithms.contract import Fit, Objective, Outputs, computed
+from fastadv.algorithms.contract import Fit, Objective, Outputs
 from fastadv.declared import Share
 
 
@@ -21,6 +21,7 @@ class CleanSubtracted(Objective):
         return frozenset({"natural_logits_train"})
 
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
-        natural_logits = computed(outputs.natural, "natural_logits_train")
-        clean = fit(natural_logits, y, outputs.intermediates)
-        return fit(outputs.adversarial, y, outputs.intermediates) - self.clean_weight * clean
+        if outputs.natural is None:
+            raise RuntimeError("clean-subtracted was given no natural logits")
+        clean = fit(outputs.natural, y, outputs.context)
+        return fit(outputs.adversarial, y, outputs.context) - self.clean_weight * clean

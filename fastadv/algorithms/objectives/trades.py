@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fastadv import kernels
-from fastadv.algorithms.contract import Fit, Objective, Outputs, computed
+from fastadv.algorithms.contract import Fit, Objective, Outputs
 from fastadv.declared import NonNegative
 from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL, ONCE, Pass
 from fastadv.errors import UserError
@@ -43,6 +43,9 @@ class Trades(Objective):
         return self.beta
 
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
-        natural = computed(outputs.natural, "natural_logits_train")
-        divergence = kernels.trades_kl(natural, outputs.adversarial)
-        return fit(natural, y, outputs.intermediates) + self.beta * divergence
+        natural, adversarial = outputs.natural, outputs.adversarial
+        if natural is None:
+            raise RuntimeError("TRADES was given no natural logits")
+        return fit(natural, y, outputs.context) + self.beta * kernels.trades_kl(
+            natural, adversarial
+        )

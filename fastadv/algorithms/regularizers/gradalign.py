@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastadv import kernels
-from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer, computed
+from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer
 from fastadv.declared import NonNegative
 from fastadv.engine import noise
 from fastadv.engine.gradient import differentiable_gradient, gradients, leaf
@@ -32,8 +32,9 @@ class GradAlign(Regularizer):
         return frozenset({"natural_logits_train"})
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
-        natural = computed(outputs.natural, "natural_logits_train")
-        here = self._first_gradient(natural, batch.y, attacked.center)
+        if outputs.natural is None:
+            raise RuntimeError("GradAlign was given no natural logits")
+        here = self._first_gradient(outputs.natural, batch.y, attacked.center)
         near = leaf(self._near(batch, attacked.center))
         scale = self.net.loss_scale(len(batch.y))
         loss = functional.cross_entropy(self.net.logits(near), batch.y) * scale

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fastadv import kernels
-from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer, computed
+from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer, required
 from fastadv.algorithms.regularizers.divergence import kl
 from fastadv.declared import NonNegative
 from fastadv.engine import noise
@@ -41,5 +41,5 @@ class LogitAlign(Regularizer):
         return noisy.clamp(threat.low, threat.high)
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
-        near = self.net.logits(computed(outputs.intermediates.neighbor_adv, "neighbor_adv"))
+        near = self.net.logits(required(outputs.context.neighbor_adv))
         return kl(near, outputs.adversarial).mean()

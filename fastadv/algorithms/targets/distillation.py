@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastadv.algorithms.contract import Intermediates, Setup, Target, computed
+from fastadv.algorithms.contract import Context, Setup, Target, required
 from fastadv.declared import NonNegative, Positive, SavedNetworks
 from fastadv.errors import UserError
 from fastadv.storage.digests import digest
@@ -98,9 +98,10 @@ class Distillation(Target):
         logits = [self.net.logits_of(teacher, x_adv) for teacher in self._modules]
         return torch.stack(logits)
 
-    def fit(self, logits: Tensor, y: Tensor, intermediates: Intermediates) -> Tensor:
+    def fit(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
         loss = self.kd_weights[0] * functional.cross_entropy(logits, y, reduction="none")
-        teachers = computed(intermediates.teacher_logits, "teacher_logits")
-        for teacher, weight in zip(teachers, self.kd_weights[1:], strict=True):
+        for teacher, weight in zip(
+            required(context.teacher_logits), self.kd_weights[1:], strict=True
+        ):
             loss = loss + weight * soft_ce(teacher.to(logits.dtype), logits, self.temperature)
         return loss

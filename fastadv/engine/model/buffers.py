@@ -76,17 +76,21 @@ class Snapshot:
 
     @torch.no_grad()
     def spoilt(self) -> Tensor | None:
-        """Whether a value that was finite is not any more, 0-dim bool; None where
-        none can be, or on a CPU is."""
+        """True (0-dim bool) if a value that was finite is not any more; None without values that
+        could be. Never None in one process alone: processes send their answers together."""
         found = []
         for group, values in zip(self._groups, self._values, strict=True):
             if not values.is_floating_point():
                 continue
             now = _flat(self._now(group))
             # Where Python may look, a finite sum says that all values are.
-            if now.device.type == "cpu" and now.sum().isfinite():
-                continue
-            found.append((values.isfinite() & ~now.isfinite()).any())
+            total = now.sum().isfinite() if now.device.type == "cpu" else None
+            bad = (
+                (values.isfinite() & ~now.isfinite()).any()
+                if total is None or not total
+                else ~total
+            )
+            found.append(bad)
         return torch.stack(found).any() if found else None
 
     def _now(self, group: Sequence[Tensor]) -> list[Tensor]:
