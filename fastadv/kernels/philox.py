@@ -59,7 +59,20 @@ def sample_words(
 
 def _in_sample_shape(parts: Sequence[Tensor], index: Tensor, shape: Sequence[int]) -> Tensor:
     flat = torch.stack(list(parts), dim=-1).flatten(1)
-    return flat[:, : math.prod(shape)].reshape(index.shape[0], *shape)
+    # Contiguous as it is where a sample fills its last quad.
+    return flat[:, : math.prod(shape)].reshape(index.shape[0], *shape).contiguous()
+
+
+def empty_noise(
+    index: Tensor,
+    shape: Sequence[int],
+    seed: Tensor | int,
+    offset: Tensor | int,
+    stream: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The result of :func:`noise_uniform` and :func:`noise_normal`, not drawn."""
+    return index.new_empty((index.shape[0], *shape), dtype=dtype)
 
 
 def noise_uniform(

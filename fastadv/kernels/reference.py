@@ -10,35 +10,6 @@ import torch
 from torch import Tensor
 
 from .philox import noise_normal, noise_uniform, sample_radius
-from .reference_crop import (
-    crop_flip,
-    crop_flip_add,
-    crop_flip_ascend,
-    crop_flip_write,
-)
-
-__all__ = [
-    "block_noise",
-    "block_signs",
-    "block_step_gradients",
-    "crop_flip",
-    "crop_flip_add",
-    "crop_flip_ascend",
-    "crop_flip_write",
-    "l2_project",
-    "l2_start",
-    "l2_step",
-    "linf_project",
-    "linf_start",
-    "linf_step",
-    "masked_ce",
-    "noise_normal",
-    "noise_uniform",
-    "perturb_weights",
-    "restore_weights",
-    "top_n_sum",
-    "trades_kl",
-]
 
 GRADIENT_GUARD = 1e-10  # Rice et al. 2020, released code: g / (|g| + 1e-10)
 DIRECTION_GUARD = 1e-20  # Wu et al. 2020, released code: |w| / (|d| + 1e-20)
@@ -83,20 +54,18 @@ def linf_step(
     eps: float,
     low: float = 0.0,
     high: float = 1.0,
-    out: Tensor | None = None,
 ) -> Tensor:
     """One ascent step: clamp to the box of clamp(x' + alpha*sign(g), x - eps, x + eps).
 
     All tensors (B, ...) of one shape; ``alpha`` a float or a 0-dim tensor; sign(0) = 0, and NaN
     where the gradient is not finite: a step that cannot be taken must not look like one that was.
-    ``out`` may be ``x_adv``. ``eps=inf`` and infinite bounds switch a clamp off.
+    ``eps=inf`` and infinite bounds switch a clamp off.
     Madry et al. 2018, Eq. 3.
     """
     center = _wide(x)
     # In place on what is fresh anyway: three allocations less on a CPU.
     moved = _sign(grad).to(center.dtype).mul_(alpha).add_(x_adv)
-    result = _into_ball_and_box(moved, center, eps, low, high).to(x_adv.dtype)
-    return result if out is None else out.copy_(result)
+    return _into_ball_and_box(moved, center, eps, low, high).to(x_adv.dtype)
 
 
 @torch.no_grad()

@@ -117,6 +117,20 @@ def crop_flip_ascend(
     _write_rows(store, index, inside, updated, ok)
 
 
+def empty_windows(
+    store: Tensor,
+    index: Tensor,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    channels_last: bool,
+    **_values: object,
+) -> Tensor:
+    """The result of :func:`crop_flip`, not computed."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    shape = (index.shape[0], store.shape[1], *size)
+    return torch.empty(shape, dtype=dtype, device=store.device, memory_format=layout)
+
+
 def default_dtype(store: Tensor) -> torch.dtype:
     """The dtype of windows when none is asked for."""
     return torch.float32 if store.dtype == torch.uint8 else store.dtype

@@ -10,7 +10,14 @@ import triton.language as tl
 from torch import Tensor
 
 from .layout import float_or_pointer
-from .reference_crop import Padding, check_floating, check_padding, check_windows, default_dtype
+from .reference_crop import (
+    Padding,
+    check_floating,
+    check_padding,
+    check_windows,
+    default_dtype,
+    empty_windows,
+)
 from .triton_common import clamp_nan, launch, scalar, sign
 
 BLOCK = 1024
@@ -174,10 +181,7 @@ def crop_flip(
 ) -> Tensor:
     """See ``reference.crop_flip``."""
     check_padding(padding)
-    shape = (index.shape[0], store.shape[1], *size)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    kind = dtype or default_dtype(store)
-    out = torch.empty(shape, dtype=kind, device=store.device, memory_format=layout)
+    out = empty_windows(store, index, size, dtype or default_dtype(store), channels_last)
     if out.numel():
         launch(
             _crop_kernel, _grid(out), store, *_where(index, top, left, flip), out, float(fill),

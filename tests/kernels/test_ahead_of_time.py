@@ -7,14 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastadv.kernels import choice
+from fastadv.kernels.dispatch import OPERATORS, TRITON_INSTALLED, triton_function
 
-if not choice.TRITON_INSTALLED:
+if not TRITON_INSTALLED:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 from aot import Launch, compiled, recorded, triton_compiled
+from oracle import PARTS
 
-from fastadv.kernels.triton_face import FUNCTIONS
+# The operators, and the parts of those that are differentiated.
+FUNCTIONS = {name: operator.triton for name, operator in OPERATORS.items()}
+FUNCTIONS |= {name: triton_function(module, name) for name, (_, module) in PARTS.items()}
 
 TARGETS = (80, 90, 100)
 
