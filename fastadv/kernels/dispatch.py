@@ -22,8 +22,8 @@ TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 CPU = torch.device("cpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# True of the tensors that Triton may take; tests without a GPU put "is_cpu" here.
-TRITON_TENSORS = "is_cuda"
+# The devices that Triton is asked for; tests without a GPU put "cpu" here.
+TRITON_DEVICE = "cuda"
 
 
 @functools.cache
@@ -103,9 +103,10 @@ def define(
         first: Any = args[0] if args else kwargs.get(first_name)
         if isinstance(first, (list, tuple)):
             first = next((t for t in first if t.dim()), None)
-        if not getattr(first, TRITON_TENSORS, False):
+        device: torch.device = getattr(first, "device", CPU)
+        if device.type != TRITON_DEVICE:
             return reference(*args, **kwargs)
-        if why_not_triton(first.device, (*args, *kwargs.values())) is not None:
+        if why_not_triton(device, (*args, *kwargs.values())) is not None:
             return reference(*args, **kwargs)
         if torch.compiler.is_compiling():
             return compiled(*args, **kwargs)

@@ -11,17 +11,18 @@ from torch import Tensor
 
 from .philox import noise_normal, noise_uniform, sample_radius
 
+HALF_TYPES = (torch.float16, torch.bfloat16)
 GRADIENT_GUARD = 1e-10  # Rice et al. 2020, released code: g / (|g| + 1e-10)
 DIRECTION_GUARD = 1e-20  # Wu et al. 2020, released code: |w| / (|d| + 1e-20)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype arithmetic runs in: float32 for half types, else the type itself."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    return torch.float32 if dtype in HALF_TYPES else dtype
 
 
 def _wide(t: Tensor) -> Tensor:
-    return t.to(compute_dtype(t.dtype))
+    return t.float() if t.dtype in HALF_TYPES else t
 
 
 @torch.no_grad()

@@ -133,7 +133,7 @@ def test_a_cpus_compiler_sees_the_reference(name: str) -> None:
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The public functions choose as they do on a GPU."""
-    monkeypatch.setattr(dispatch, "TRITON_TENSORS", "is_cpu")
+    monkeypatch.setattr(dispatch, "TRITON_DEVICE", "cpu")
     monkeypatch.setattr(dispatch, "why_not_triton", lambda *_asked: None)
 
 
