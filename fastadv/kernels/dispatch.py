@@ -1,5 +1,5 @@
-"""What an entry becomes: a public function that runs Triton on CUDA tensors it can take, and the
-PyTorch reference otherwise."""
+"""The public function of an entry: it runs Triton on CUDA tensors of the dtypes that the kernels
+take, and the PyTorch reference otherwise."""
 
 import functools
 import importlib
@@ -22,7 +22,7 @@ TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 CPU = torch.device("cpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# The devices that Triton is asked for; tests without a GPU put "cpu" here.
+# The type of device whose tensors go to Triton; tests without a GPU set it to "cpu".
 TRITON_DEVICE = "cuda"
 
 
@@ -36,7 +36,8 @@ def triton_function(module: str, name: str) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Operator:
-    """A function in two backends, and what a compiler that traces for a GPU sees instead of it.
+    """A function in two backends, and ``traced``, which a compiler for a GPU sees instead (None: it
+    sees the reference).
 
     ``module`` holds the Triton launcher with the name and parameters of ``reference``.
     """
@@ -51,10 +52,10 @@ class Operator:
         return triton_function(self.module, self.reference.__name__)
 
     def run(self, *args: Any, backend: str | None = None, **kwargs: Any) -> Any:
-        """Run eagerly; ``backend`` None chooses, "triton" or "reference" insists.
+        """Run eagerly with the backend "triton" or "reference"; None chooses by the arguments.
 
-        Raises ``RuntimeError``, with the reason, where the backend asked for cannot run, and
-        ``ValueError`` for another backend.
+        Raises ``RuntimeError`` with the reason if the requested backend cannot run, and
+        ``ValueError`` for an unknown backend.
         """
         if backend not in (None, "triton", "reference"):
             raise ValueError(f"backend must be 'triton' or 'reference', not {backend!r}.")
@@ -85,8 +86,9 @@ def define(
 ) -> Callable[P, R]:
     """The public function of an operator, with the name and signature of ``reference``.
 
-    Its first parameter, a tensor or a list of tensors, is on the device that decides. ``schema``
-    registers the operator: :func:`.registration.register` says what the other parameters are.
+    The device of its first argument, a tensor or a list of tensors, chooses the backend. ``module``
+    is the module of the Triton launcher. ``schema`` registers the operator; it and the parameters
+    after it are documented in :func:`.registration.register`.
     """
     name = reference.__name__
     first_name = next(iter(inspect.signature(reference).parameters))
@@ -97,7 +99,7 @@ def define(
     OPERATORS[name] = Operator(reference, module, traced)
     compiled: Callable[P, R] = traced or reference
 
-    # Every eager call comes here: on a CPU it costs one Python call.
+    # Every eager call comes through here: on a CPU this adds one Python call.
     @functools.wraps(reference)
     def public(*args: P.args, **kwargs: P.kwargs) -> R:
         first: Any = args[0] if args else kwargs.get(first_name)
@@ -131,7 +133,7 @@ def why_not_triton(device: torch.device, values: Iterable[Any] = ()) -> str | No
     if device.type != "cuda" and not INTERPRETED:
         return f"Triton needs a CUDA device and this is {device.type}"
     for leaf in _leaves(values):
-        # A scalar's dtype does not matter: kernels load it as float32.
+        # The dtype of a 0-dim tensor does not matter: kernels load it as float32.
         dtype = leaf.dtype if isinstance(leaf, Tensor) and leaf.dim() else leaf
         if (
             isinstance(dtype, torch.dtype)

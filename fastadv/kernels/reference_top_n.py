@@ -1,6 +1,6 @@
-"""Top-n cut into forward and backward, in plain PyTorch: what its registered operator consists of.
+"""Forward and backward of ``top_n_sum`` in plain PyTorch, for its registered operator.
 
-``reference.top_n_sum`` says the same as one differentiable expression.
+``reference.top_n_sum`` computes the same in one differentiable expression.
 """
 
 from typing import Any
@@ -15,7 +15,10 @@ from .reference import compute_dtype
 def top_n_forward(
     z: Tensor, z_adv: Tensor, n: int, want_kept: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """(the sum, its sub-gradient by z as int8 of z's shape; empty where it is not wanted)."""
+    """(the sum, its sub-gradient by z as int8 in the shape of z; empty if ``want_kept`` is False).
+
+    The arguments and errors are those of ``reference.top_n_sum``.
+    """
     if not 0 <= n <= z.numel():
         raise ValueError(f"n must be in 0..{z.numel()}, not {n}.")
     wide = compute_dtype(z.dtype)
@@ -28,19 +31,19 @@ def top_n_forward(
 
 
 def empty_top_n(z: Tensor, z_adv: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The results of :func:`top_n_forward`, not computed."""
+    """Empty tensors like the results of :func:`top_n_forward`."""
     total = z.new_empty((), dtype=compute_dtype(z.dtype))
     return total, z.new_empty(z.shape, dtype=torch.int8)
 
 
 def save_kept(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    """Keep the sub-gradient for :func:`top_n_backward`; a ``setup_context`` of autograd."""
+    """Save the sub-gradient for :func:`top_n_backward`; a ``setup_context`` of autograd."""
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1])
     ctx.dtypes = (inputs[0].dtype, inputs[1].dtype)
 
 
 def top_n_backward(ctx: Any, grad: Tensor, _kept: Tensor) -> tuple[Tensor, Tensor, None]:
-    """The gradients by ``z`` and ``z_adv``: the kept signs times the gradient of the sum."""
+    """The gradients by ``z`` and ``z_adv``: the saved signs times the gradient of the sum."""
     direction = ctx.saved_tensors[0] * grad
     return direction.to(ctx.dtypes[0]), (-direction).to(ctx.dtypes[1]), None

@@ -1,14 +1,14 @@
-"""Registration with ``torch.library``: what an entry's schema becomes.
+"""Registration of an entry with ``torch.library``, from its schema.
 
 An entry's schema has one argument per parameter of the reference, in the same order. It may use
-three types that a schema of torch does not have; each becomes two arguments of the operator:
+three types that torch's schemas do not have; each becomes two arguments of the operator:
 
 - ``float|Tensor a`` and ``int|Tensor a`` (a number or a 0-dim tensor):
   ``float a, Tensor? a_tensor``
 - ``SymInt h+w`` (a pair of numbers): ``SymInt h, SymInt w``
 
-The function that a compiler traces splits the values of the reference by this rule; the fake and
-what runs join them again. Eager calls do not come here.
+The function that a compiler traces splits the arguments of the reference by this rule; the
+implementation and the fake join them again. Eager calls do not use any of this.
 """
 
 import inspect
@@ -29,10 +29,12 @@ Fake = Callable[..., Tensor | tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Autograd:
-    """The gradient of a registered operator that returns its result and then what it keeps.
+    """The gradient of a registered operator, which returns its result first and then what its
+    backward pass needs.
 
-    ``forward`` has the parameters of the reference and returns all of that; the Triton launcher has
-    its name. ``setup_context`` and ``backward`` are those of ``torch.library.register_autograd``.
+    ``forward`` takes the parameters of the reference and returns all of these; its Triton launcher
+    has the same name. ``setup_context`` and ``backward`` are passed to
+    ``torch.library.register_autograd``.
     """
 
     forward: Callable[..., tuple[Tensor, ...]]
@@ -48,11 +50,11 @@ def register(
     fake: Fake | None,
     autograd: Autograd | None,
 ) -> Callable[..., Any]:
-    """Register the operator under the name of ``reference``; returns what a compiler traces.
+    """Register the operator under the name of ``reference``; return the function a compiler traces.
 
-    ``run`` computes the results from the parameters of the reference. The results have the shape,
-    dtype and memory layout of the parameter ``like``, or those of what ``fake`` returns, which
-    takes the parameters of the reference; an operator without results needs neither.
+    ``run`` and ``fake`` take the parameters of the reference by keyword. ``run`` computes the
+    results. Their shapes, dtypes and memory layouts are those of the parameter named ``like``, or
+    those of the empty tensors that ``fake`` returns; an operator without results needs neither.
     """
     name, parameters = reference.__name__, inspect.signature(reference).parameters
     names = tuple(parameters)
@@ -105,7 +107,7 @@ def register(
         found = registered(*pieces)
         return found if autograd is None else found[0]
 
-    # An operator without a gradient must not be recorded for one.
+    # Without a formula for its gradient an operator must not be recorded by autograd.
     return traced if autograd is not None else torch.no_grad()(traced)
 
 
@@ -120,11 +122,11 @@ def _declared(argument: str) -> tuple[str, str]:
 
 
 def _split(kind: str, value: Any, first: Any) -> list[Any]:
-    """One value of the reference as the registered operator takes it."""
+    """One argument of the reference as the arguments that the registered operator takes."""
     if kind == "float|Tensor":
         return [0.0, value] if isinstance(value, Tensor) else [float(value), None]
     if kind == "int|Tensor":
-        # A schema's int has 64 signed bits.
+        # An int of a schema has 64 bits with a sign; a seed uses all 64 without one.
         wrapped = 0 if isinstance(value, Tensor) else (value + 2**63) % 2**64 - 2**63
         return [wrapped, value if isinstance(value, Tensor) else None]
     if kind == "ScalarType":

@@ -1,8 +1,9 @@
 # mypy: allow-untyped-defs
 # (a Triton kernel's parameters are not Python values)
-"""TRADES' divergence and RWP's masked cross entropy (Triton): a row of logits is read once.
+"""The divergence of TRADES and the masked cross entropy of RWP (Triton); each row of logits is read
+once.
 
-A second derivative (``create_graph=True``) goes through the reference's expression.
+A second derivative (``create_graph=True``) goes through the expression of the reference.
 """
 
 from typing import Any
@@ -133,7 +134,7 @@ def _ce_backward_kernel(
 
 
 def _tiling(logits: Tensor) -> tuple[int, dict[str, int]]:
-    """(programs, compile-time sizes): rows together fill a tile, wide rows take more warps."""
+    """(programs, compile-time sizes): several rows fill one tile, wide rows use more warps."""
     columns = triton.next_power_of_2(logits.shape[1])
     rows = max(1, min(TILE // columns, triton.next_power_of_2(logits.shape[0])))
     warps = max(1, min(16, rows * columns // 256))
@@ -154,7 +155,7 @@ def trades_kl_forward(logits_p: Tensor, logits_q: Tensor) -> Tensor:
 def trades_kl_backward(
     grad: Tensor, logits_p: Tensor, logits_q: Tensor, want_p: bool, want_q: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by both logits; empty where one is not wanted."""
+    """The gradients by both logits; an unwanted one is empty."""
     p, q = logits_p.contiguous(), logits_q.contiguous()
     grad_p = torch.empty_like(p) if want_p else p.new_empty(0)
     grad_q = torch.empty_like(q) if want_q else q.new_empty(0)
@@ -171,7 +172,7 @@ def trades_kl_backward(
 def masked_ce_forward(
     logits: Tensor, y: Tensor, c_min: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(masked sum / B, count, the mask (B,) int8)."""
+    """(the masked sum / B, the count, the mask (B,) int8)."""
     z, device = logits.contiguous(), logits.device
     programs, tiles = _tiling(z)
     total = torch.empty((), dtype=torch.float32, device=device)

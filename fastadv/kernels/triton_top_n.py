@@ -2,9 +2,9 @@
 # (a Triton kernel's parameters are not Python values)
 """Sum of the n largest |z - z'| (Triton): exact, by radix selection instead of a sort.
 
-The bits of a non-negative float32 order as the number does, so the n-th largest distance is found
-as an integer key: by bisection inside one program for a small batch, else digit by digit with
-integer histograms (whose sums do not depend on the order of the atomics).
+The bits of non-negative float32 numbers have the order of the numbers, so the n-th largest distance
+is found as an integer key: by bisection inside one program for a small batch, else digit by digit
+with integer histograms (whose sums do not depend on the order of the atomics).
 """
 
 from typing import Any
@@ -158,7 +158,7 @@ def top_n_sum(z: Tensor, z_adv: Tensor, n: int) -> Tensor:
 def top_n_forward(
     z: Tensor, z_adv: Tensor, n: int, want_kept: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """(the sum, its sub-gradient by z as int8 of z's shape; empty where it is not wanted)."""
+    """See ``reference_top_n.top_n_forward``."""
     if not 0 <= n <= z.numel():
         raise ValueError(f"n must be in 0..{z.numel()}, not {n}.")
     z, z_adv = z.contiguous(), z_adv.contiguous()
