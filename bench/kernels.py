@@ -48,7 +48,7 @@ RESNET18.append((10, 512))
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to time: arguments, what to call by hand, and the bytes it cannot avoid."""
+    """One operator to time: its arguments, the same by hand, and the bytes that it must move."""
 
     kernel: str
     size: str

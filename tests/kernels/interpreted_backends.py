@@ -1,4 +1,4 @@
-"""bfloat16, and what asking for a backend does, in Triton's interpreter.
+"""bfloat16, and the choice of a backend, in Triton's interpreter.
 
 The interpreter itself rounds bfloat16 wrongly on some stores, so results are held to one step of
 bfloat16; that kernels compute in float32 is what these tests show.

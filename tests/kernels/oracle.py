@@ -1,4 +1,4 @@
-"""The error rule, poisoned memory, and awkward tensors, for the kernel tests."""
+"""For the kernel tests: operators by name, the error rule, poisoned memory, unusual tensors."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -52,7 +52,7 @@ def images(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32
 
 
 def gradients(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normal numbers, a few zeros, and a first sample that is zero where there are more."""
+    """Normal numbers with a few zeros; the first of several samples is all zero."""
     g = torch.randn(shape, generator=generator(seed))
     g.view(-1)[::7] = 0
     if shape[0] > 1:
@@ -93,7 +93,7 @@ def assert_error_rule(kernel: Any, plain: Any, exact: Any, slack: float = 1e-7) 
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Within, memory that nobody has written yet is NaN (or a large integer)."""
+    """In this context, memory that was not written yet is NaN (or a large integer)."""
 
     def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def made(*args: Any, **kwargs: Any) -> Tensor:
@@ -117,7 +117,7 @@ def call(name: str, *args: Any, backend: str | None = None, **kwargs: Any) -> An
 
 
 def triton_and_reference(name: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-    """Both backends on the same arguments, Triton with poisoned memory."""
+    """The results of both backends on the same arguments, Triton with poisoned memory."""
     with poisoned():
         result = call(name, *args, backend="triton", **kwargs)
     return result, call(name, *args, backend="reference", **kwargs)

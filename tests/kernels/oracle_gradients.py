@@ -1,6 +1,6 @@
-"""The losses cut into forward and backward, in plain PyTorch, as their Triton kernels are cut.
+"""Forward and backward of the losses in plain PyTorch, one function per Triton launcher.
 
-``fastadv.kernels.reference`` says the same as one differentiable expression.
+``fastadv.kernels.reference`` computes the same in one differentiable expression.
 """
 
 import torch
@@ -25,7 +25,7 @@ def trades_kl_forward(logits_p: Tensor, logits_q: Tensor) -> Tensor:
 def trades_kl_backward(
     grad: Tensor, logits_p: Tensor, logits_q: Tensor, want_p: bool, want_q: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by both logits; empty where one is not wanted."""
+    """The gradients by both logits; an unwanted one is empty."""
     log_p, log_q = _log_softmax(logits_p), _log_softmax(logits_q)
     p, g = log_p.exp(), grad[:, None]
     grad_p, grad_q = logits_p.new_empty(0), logits_q.new_empty(0)

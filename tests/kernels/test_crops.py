@@ -1,4 +1,4 @@
-"""Crop and flip against padding, slicing and flipping; and the way back."""
+"""Crop and flip, and the inverse, against padding, slicing and flipping."""
 
 import re
 
@@ -20,7 +20,7 @@ FAR = 30
 def windows_by_padding(
     store: Tensor, top: Tensor, left: Tensor, size: tuple[int, int], fill: float
 ) -> Tensor:
-    """The windows, cut out of a store padded so far that none leaves it."""
+    """The windows, cut out of a store with so much padding that none reaches outside."""
     padded = F.pad(store, (FAR,) * 4, value=fill)
     found = []
     for row, t, s, flip in zip(ROWS, top + FAR, left + FAR, FLIP, strict=True):

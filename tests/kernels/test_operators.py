@@ -1,5 +1,7 @@
-"""The registered operators: opcheck on each, and eager against torch.compile(fullgraph=True); what
-has none is the reference inside a compiled region, and a kernel outside."""
+"""The registered operators: opcheck on each, and eager against torch.compile(fullgraph=True).
+
+An entry without a schema is the reference inside a compiled region, and a kernel outside.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +30,7 @@ def images(seed: int, channels_last: bool = False) -> Tensor:
 
 
 def store(dtype: torch.dtype = torch.float32, h: int = 9, w: int = 8) -> Tensor:
-    """Six rows of which no two pixels agree but by chance: a wrong row or channel shows."""
+    """Six rows of random pixels: a wrong row or channel gives other values."""
     generator = torch.Generator().manual_seed(3)
     if dtype == torch.uint8:
         return torch.randint(0, 256, (6, 3, h, w), dtype=dtype, generator=generator)
@@ -106,7 +108,7 @@ FUSED = {"block_noise", "block_signs", "block_step_gradients", "masked_ce", "tra
 def compiled_equals_eager(
     name: str, function: Callable[..., object]
 ) -> torch._dynamo.testing.EagerAndRecordGraphs:
-    """``function`` as one graph gives what the reference does; returns what was compiled."""
+    """``function`` as one graph equals the reference; returns the graphs that were compiled."""
     expected_arguments, arguments = PUBLIC_CALLS[name](), PUBLIC_CALLS[name]()
     expected = OPERATORS[name].reference(*expected_arguments)
     torch._dynamo.reset()
@@ -120,7 +122,7 @@ def compiled_equals_eager(
 
 
 def operators(graphs: torch._dynamo.testing.EagerAndRecordGraphs) -> list[str]:
-    """Our own in what was compiled."""
+    """The names of the registered operators in what was compiled."""
     called = [str(node.target) for node in graphs.graphs[0].graph.nodes]
     return [target for target in called if target.startswith("fastadv.")]
 
@@ -132,7 +134,7 @@ def test_a_cpus_compiler_sees_the_reference(name: str) -> None:
 
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The public functions choose as they do on a GPU."""
+    """The public functions choose backends on this CPU as they do on a GPU."""
     monkeypatch.setattr(dispatch, "TRITON_DEVICE", "cpu")
     monkeypatch.setattr(dispatch, "why_not_triton", lambda *_asked: None)
 
