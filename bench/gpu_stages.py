@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # All that is marked "gpu", each file in a process of its own: a graph that breaks may take every
 # later one of its process along.
 GPU_TESTS = (
-    "tests/kernels/test_choice.py",
+    "tests/kernels/test_dispatch.py",
     "tests/kernels/test_gpu_kernels.py",
     "tests/test_gpu_capture.py",
 )
@@ -101,8 +101,8 @@ def smoke(stage: Running) -> str:
     stage.say(f"torch {torch.__version__}, CUDA {torch.version.cuda}, {stage.origin['device']}")
     if shutil.which("nvidia-smi") is not None:
         subprocess.run(["nvidia-smi"])
-    for name, (face, why) in kernels.faces(device).items():
-        print(f"kernel {name}: {face}, {why}")
+    for name, (backend, why) in kernels.backends(device).items():
+        print(f"kernel {name}: {backend}, {why}")
     x, x_adv, gradient = (torch.randn(4, 3, 33, 31) for _ in range(3))
     arguments = (x_adv, gradient, x, 0.01, 0.03)
     expected = reference.linf_step(*arguments)

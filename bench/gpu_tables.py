@@ -152,13 +152,13 @@ def kernels_table(rows: list[Row]) -> str:
         return NONE_YET
     last = {(row["device"], row["kernel"], row["size"], row["backward"]): {} for row in found}
     for row in found:
-        last[row["device"], row["kernel"], row["size"], row["backward"]][row["face"]] = row
+        last[row["device"], row["kernel"], row["size"], row["backward"]][row["backend"]] = row
     lines = [
         "| kernel | size | us | GB/s | of copy | reference, us | by hand, us |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
-    for (_, kernel, size, backward), faces in last.items():
-        row = faces.get("triton")
+    for (_, kernel, size, backward), timed in last.items():
+        row = timed.get("triton")
         if row is None:
             continue
         rate = row["gigabytes_per_second"]
@@ -167,8 +167,8 @@ def kernels_table(rows: list[Row]) -> str:
         # Less lies in the cache from one replay to the next: no share of the memory's rate.
         large = row["bytes"] >= LARGE
         cells.append(percent(rate / row["copy_gigabytes_per_second"]) if large else "")
-        for face in ("reference", "by hand"):
-            taken = faces.get(face, {}).get("device_seconds")
+        for backend in ("reference", "by hand"):
+            taken = timed.get(backend, {}).get("device_seconds")
             cells.append(number(1e6 * taken) if taken else "")
         lines.append("| " + " | ".join(cells) + " |")
     said = {

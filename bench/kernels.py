@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastadv.benchmark.rows import provenance
-from fastadv.kernels import choice, reference
+from fastadv.kernels.dispatch import INTERPRETED, OPERATORS, why_not_triton
 
 RESULTS = Path(__file__).parent / "results"
 EPS, ALPHA = 8 / 255, 2 / 255
-FACES = ("triton", "reference", "compiled", "by hand")
+BACKENDS = ("triton", "reference", "compiled", "by hand")
 COPY_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
 REPLAYS = 50
 # The 21 tensors with more than one dimension of a pre-activation ResNet-18.
@@ -48,7 +48,7 @@ RESNET18.append((10, 512))
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to time: arguments, what to call by hand, and the bytes it cannot avoid."""
+    """One operator to time: its arguments, the same by hand, and the bytes that it must move."""
 
     kernel: str
     size: str
@@ -165,23 +165,26 @@ def cases(device: str, large: bool) -> dict[str, Case]:
     return dict(zip(names, found, strict=True))
 
 
-def function_of(case: Case, face: str) -> Callable[..., Any]:
-    """What to time for a face; skips where Triton cannot run."""
-    plain = case.by_hand if face == "by hand" else getattr(reference, case.kernel)
-    if face == "compiled":
+def function_of(case: Case, backend: str) -> Callable[..., Any]:
+    """What to time for a backend; skips where Triton cannot run."""
+    operator = OPERATORS[case.kernel]
+    plain = case.by_hand if backend == "by hand" else operator.reference
+    if backend == "compiled":
         torch._dynamo.reset()
         return torch.compile(plain, fullgraph=True, dynamic=False)
-    if face == "triton":
-        problem = choice.why_not_triton(choice.device_of(case.arguments), case.arguments)
-        if problem or choice.INTERPRETED:
+    if backend == "triton":
+        first = case.arguments[0]
+        device = (first if isinstance(first, Tensor) else first[0]).device
+        problem = why_not_triton(device, case.arguments)
+        if problem or INTERPRETED:
             pytest.skip(problem or "the interpreter is not a device")
-        return choice.triton_function(case.kernel)
+        return operator.triton
     return plain
 
 
-def runner(case: Case, face: str) -> Callable[[], Any]:
+def runner(case: Case, backend: str) -> Callable[[], Any]:
     """One call, or one call and its gradient."""
-    function = function_of(case, face)
+    function = function_of(case, backend)
 
     def forward() -> Any:
         with torch.no_grad():
@@ -275,7 +278,7 @@ def prepared(device: str, request: pytest.FixtureRequest) -> dict[str, Case]:
     return cases(device, request.config.getoption("--large") or device == "cuda")
 
 
-@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", cases("meta", True))
 def test_speed(
     benchmark: Any,
@@ -283,13 +286,13 @@ def test_speed(
     bandwidth: float,
     device: str,
     name: str,
-    face: str,
+    backend: str,
     request: pytest.FixtureRequest,
 ) -> None:
     if name not in prepared:
         pytest.skip("this size is for a GPU; --large runs it anyway")
     case = prepared[name]
-    run = runner(case, face)
+    run = runner(case, backend)
     run()
 
     def synchronised() -> None:
@@ -301,7 +304,7 @@ def test_speed(
     call_seconds = benchmark.stats.stats.median
     on_device = device_seconds(run) if device == "cuda" else None
     rate = case.bytes_moved / (on_device or call_seconds) / 1e9
-    print(f"\n{name}, {face}: {rate:.1f} GB/s; a copy reaches {bandwidth / 1e9:.1f} GB/s")
+    print(f"\n{name}, {backend}: {rate:.1f} GB/s; a copy reaches {bandwidth / 1e9:.1f} GB/s")
     row = provenance(torch.device(device)) | {
         "bench": "kernels",
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -311,7 +314,7 @@ def test_speed(
         "kernel": case.kernel,
         "size": case.size,
         "backward": case.backward,
-        "face": face,
+        "backend": backend,
         "call_seconds": call_seconds,
         "device_seconds": on_device,
         "bytes": case.bytes_moved,

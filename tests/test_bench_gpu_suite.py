@@ -347,9 +347,13 @@ def test_our_kernels_on_a_gpu(beside):
     row |= {"kernel": "linf_step", "size": "512", "backward": False, "device_seconds": 8e-6}
     row |= {"gigabytes_per_second": 2700.0, "copy_gigabytes_per_second": 3000.0}
     row |= {"bytes": 2**30, "fastadv": "1", "commit": "abc"}
-    small = row | {"face": "triton", "kernel": "masked_ce", "bytes": 2**20}
-    rows = [row | {"face": "triton"}, row | {"face": "reference", "device_seconds": 40e-6}, small]
-    on_cpu = row | {"face": "triton", "device": "a CPU", "device_seconds": None}
+    small = row | {"backend": "triton", "kernel": "masked_ce", "bytes": 2**20}
+    rows = [
+        row | {"backend": "triton"},
+        row | {"backend": "reference", "device_seconds": 40e-6},
+        small,
+    ]
+    on_cpu = row | {"backend": "triton", "device": "a CPU", "device_seconds": None}
     written = beside("gpu_tables").kernels_table([*rows, on_cpu])
     assert "| linf_step | 512 | 8 | 2,700 | 90.0 % | 40 |  |" in written
     assert "| masked_ce | 512 | 8 | 2,700 |  |  |  |" in written

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastadv import kernels
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.errors import UserError
+from fastadv.kernels.dispatch import OPERATORS
 from fastadv.training.training_step import Step
 
 BEGUN = 2  # calls before the one that breaks off: warm-ups are over, states are moving
@@ -69,7 +70,7 @@ class EveryOperation(TorchDispatchMode):
 def wired(step: Step, bomb: Bomb) -> Iterator[None]:
     """Every forward, gradient, kernel and step of the optimizer is a place."""
     with ExitStack() as stack:
-        for name in kernels.__all__:
+        for name in OPERATORS:
             function = getattr(kernels, name)
             stack.enter_context(mock.patch.object(kernels, name, bomb.wired(function)))
         grad = bomb.wired(torch.autograd.grad)

@@ -34,7 +34,9 @@ def report() -> Text:
         lines.append("CUDA: none")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lines += ["", f"kernels on {device}:"]
-    lines += [f"  {name}: {face}, {why}" for name, (face, why) in kernels.faces(device).items()]
+    lines += [
+        f"  {name}: {backend}, {why}" for name, (backend, why) in kernels.backends(device).items()
+    ]
     lines += ["", "extras:"]
     for module, (extra, what) in EXTRAS.items():
         state = "installed" if _present(module) else f"missing: pip install 'fastadv[{extra}]'"

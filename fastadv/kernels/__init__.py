@@ -1,54 +1,86 @@
-"""The hot arithmetic of adversarial training that is not convolution.
+"""The arithmetic of adversarial training that is not convolution: one entry per operator.
 
-Each function has a plain PyTorch reference, which runs anywhere, and a Triton kernel for CUDA.
-``torch.compile`` sees a registered operator as one node, or the reference where it gains by fusing
-it. ``faces(device)`` says which runs.
+An entry names the PyTorch reference, which runs on any device and gives the public function its
+signature, and the module of the Triton launcher with the same name. With a schema (see
+``registration.py``) a compiler that traces for a GPU sees one registered operator; without one it
+sees the reference, because fusing it with its surroundings saves passes over memory.
+``backends(device)`` says which of them runs.
 """
 
-from .choice import faces
-from .public import (
-    block_noise,
-    block_signs,
-    block_step_gradients,
-    crop_flip,
-    crop_flip_add,
-    crop_flip_ascend,
-    crop_flip_write,
-    l2_project,
-    l2_start,
-    l2_step,
-    linf_project,
-    linf_start,
-    linf_step,
-    masked_ce,
-    noise_normal,
-    noise_uniform,
-    perturb_weights,
-    restore_weights,
-    top_n_sum,
-    trades_kl,
+from . import philox, reference, reference_crop, reference_top_n
+from .dispatch import backends, define
+from .registration import Autograd
+
+__all__ = ["backends"]
+
+BOX = "float low, float high"
+KEY = "int|Tensor seed, int|Tensor offset"
+VIEW = "Tensor index, Tensor top, Tensor left, Tensor flip"
+NOISE = f"(Tensor index, SymInt[] shape, {KEY}, int stream, ScalarType dtype) -> Tensor"
+START = f"(Tensor x, float eps, Tensor index, {KEY}, {BOX}, int stream) -> Tensor"
+STEP = f"(Tensor x_adv, Tensor grad, Tensor x, float|Tensor alpha, float eps, {BOX}) -> Tensor"
+PROJECT = f"(Tensor x_adv, Tensor x, float eps, {BOX}) -> Tensor"
+
+noise_uniform = define(philox.noise_uniform, "triton_noise", NOISE, fake=philox.empty_noise)
+noise_normal = define(philox.noise_normal, "triton_noise", NOISE, fake=philox.empty_noise)
+
+linf_start = define(reference.linf_start, "triton_noise", START, like="x")
+linf_step = define(reference.linf_step, "triton_linf", STEP, like="x_adv")
+linf_project = define(reference.linf_project, "triton_linf", PROJECT, like="x_adv")
+
+l2_start = define(reference.l2_start, "triton_l2", START, like="x")
+l2_step = define(reference.l2_step, "triton_l2", STEP, like="x_adv")
+l2_project = define(reference.l2_project, "triton_l2", PROJECT, like="x_adv")
+
+crop_flip = define(
+    reference_crop.crop_flip,
+    "triton_crop",
+    f"(Tensor store, {VIEW}, SymInt h+w, ScalarType dtype, float fill, str padding,"
+    " bool channels_last) -> Tensor",
+    fake=reference_crop.empty_windows,
+)
+crop_flip_add = define(
+    reference_crop.crop_flip_add,
+    "triton_crop",
+    f"(Tensor store, {VIEW}, Tensor x, float|Tensor scale, float eps, {BOX}) -> (Tensor, Tensor)",
+    like="x",
+)
+crop_flip_write = define(
+    reference_crop.crop_flip_write,
+    "triton_crop",
+    f"(Tensor(a!) store, {VIEW}, Tensor window, Tensor? ok) -> ()",
+)
+crop_flip_ascend = define(
+    reference_crop.crop_flip_ascend,
+    "triton_crop",
+    f"(Tensor(a!) store, {VIEW}, Tensor grad, float|Tensor rate, {BOX}, Tensor? ok) -> ()",
 )
 
-__all__ = [
-    "block_noise",
-    "block_signs",
-    "block_step_gradients",
-    "crop_flip",
-    "crop_flip_add",
-    "crop_flip_ascend",
-    "crop_flip_write",
-    "faces",
-    "l2_project",
-    "l2_start",
-    "l2_step",
-    "linf_project",
-    "linf_start",
-    "linf_step",
-    "masked_ce",
-    "noise_normal",
-    "noise_uniform",
-    "perturb_weights",
-    "restore_weights",
-    "top_n_sum",
-    "trades_kl",
-]
+perturb_weights = define(
+    reference.perturb_weights,
+    "triton_weights",
+    "(Tensor(a!)[] weights, Tensor(b!)[] directions, float|Tensor gamma, str scope) -> ()",
+)
+restore_weights = define(
+    reference.restore_weights,
+    "triton_weights",
+    "(Tensor(a!)[] weights, Tensor[] originals, Tensor[] v) -> ()",
+)
+
+top_n_sum = define(
+    reference.top_n_sum,
+    "triton_top_n",
+    "(Tensor z, Tensor z_adv, SymInt n) -> (Tensor, Tensor)",
+    fake=reference_top_n.empty_top_n,
+    autograd=Autograd(
+        reference_top_n.top_n_forward,
+        reference_top_n.save_kept,
+        reference_top_n.top_n_backward,
+    ),
+)
+
+trades_kl = define(reference.trades_kl, "triton_losses")
+masked_ce = define(reference.masked_ce, "triton_losses")
+block_signs = define(reference.block_signs, "triton_taps")
+block_noise = define(reference.block_noise, "triton_taps")
+block_step_gradients = define(reference.block_step_gradients, "triton_taps")

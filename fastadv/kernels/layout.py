@@ -1,4 +1,4 @@
-"""What the launchers need to know about memory: flat storage, and scalars that may be tensors."""
+"""How the launchers pass arguments: tensors as flat memory, scalars as numbers or pointers."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def is_dense(t: Tensor) -> bool:
-    """Whether the elements fill one stretch of memory, in whatever order of dimensions."""
+    """True if the elements fill one contiguous range of memory, in any order of the dimensions."""
     expected = 1
     for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
         if size != 1 and stride != expected:
@@ -17,12 +17,12 @@ def is_dense(t: Tensor) -> bool:
 
 
 def dense(t: Tensor) -> Tensor:
-    """``t``, or a contiguous copy where it has gaps or overlaps."""
+    """``t`` itself, or a contiguous copy if its memory has gaps or overlaps."""
     return t if is_dense(t) else t.contiguous()
 
 
 def laid_out_as(t: Tensor, model: Tensor) -> Tensor:
-    """``t``, or a copy of it with the strides of the dense ``model``."""
+    """``t`` itself, or a copy of it with the strides of the dense tensor ``model``."""
     if t.stride() == model.stride():
         return t
     return torch.empty_like(model, dtype=t.dtype).copy_(t)
@@ -36,12 +36,12 @@ def float_or_pointer(value: float | Tensor, device: torch.device) -> tuple[float
 
 
 def int_or_pointer(value: int | Tensor, device: torch.device) -> tuple[int, Tensor | None]:
-    """The same for a 64-bit integer; Python's are wrapped to the signed range."""
+    """The same for a 64-bit integer; Python integers are wrapped to the signed range."""
     if isinstance(value, Tensor) and value.device == device:
         return 0, value
     return (int(value) + 2**63) % 2**64 - 2**63, None
 
 
 def aligned(*lists: Sequence[Tensor]) -> bool:
-    """Whether all pointers and sizes allow 128-bit access."""
+    """True if all pointers and sizes allow 128-bit access."""
     return all(t.data_ptr() % 16 == 0 and t.numel() % 16 == 0 for each in lists for t in each)

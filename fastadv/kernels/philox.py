@@ -1,7 +1,7 @@
 """Counter-based noise in plain PyTorch: Philox4x32-10 (Salmon et al., SC 2011).
 
 A number depends on (seed, sample row, element, draw, stream) and on nothing else, so every device,
-every batch order and every number of processes draws the same noise for the same sample.
+every batch order and every number of processes give the same noise for the same sample.
 """
 
 import math
@@ -15,7 +15,7 @@ LOW_24 = 0xFFFFFF
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
 ROUNDS = 10
-# No sample reaches this quad (it would have 2**34 elements), so it is free for one draw a sample.
+# No sample reaches this quad (it would have 2**34 elements), so it is free for one draw per sample.
 PER_SAMPLE_QUAD = LOW_32
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -42,7 +42,7 @@ def philox(counter: Sequence[Tensor | int], seed: Tensor | int) -> Words:
 def draw_counter(
     quad: Tensor | int, index: Tensor, offset: Tensor | int, stream: int
 ) -> tuple[Tensor | int, Tensor, Tensor | int, Tensor | int]:
-    """The four words that number one draw; ``stream`` shares the last with offset's high bits."""
+    """The four counter words of a draw; ``stream`` shares the last with the high bits of offset."""
     high = (stream << 24) | ((offset >> 32) & LOW_24)
     return quad, index & LOW_32, offset & LOW_32, high
 
@@ -59,7 +59,20 @@ def sample_words(
 
 def _in_sample_shape(parts: Sequence[Tensor], index: Tensor, shape: Sequence[int]) -> Tensor:
     flat = torch.stack(list(parts), dim=-1).flatten(1)
-    return flat[:, : math.prod(shape)].reshape(index.shape[0], *shape)
+    # No copy if the number of elements is divisible by 4: then no word is cut off.
+    return flat[:, : math.prod(shape)].reshape(index.shape[0], *shape).contiguous()
+
+
+def empty_noise(
+    index: Tensor,
+    shape: Sequence[int],
+    seed: Tensor | int,
+    offset: Tensor | int,
+    stream: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """An empty tensor like the result of :func:`noise_uniform` and :func:`noise_normal`."""
+    return index.new_empty((index.shape[0], *shape), dtype=dtype)
 
 
 def noise_uniform(
@@ -70,11 +83,12 @@ def noise_uniform(
     stream: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Uniform noise in [-1, 1) for the samples ``index`` (B,) int64; returns (B, *shape).
+    """Uniform noise in [-1, 1) for the samples ``index``; returns (B, *shape) of ``dtype``.
 
-    ``seed`` (64 bits), ``offset`` (56 bits, the number of the draw): ints or 0-dim int64 tensors;
-    ``stream`` in 0..255 separates independent uses. Drawn as float32 multiples of 2**-23 (exact),
-    then cast. Raises ``ValueError`` for a stream out of range.
+    ``index`` (B,) int64 holds the rows of the samples in the training set. ``seed`` (64 bits) and
+    ``offset`` (56 bits, the number of the draw) are ints or 0-dim int64 tensors. ``stream`` in
+    0..255 separates independent uses. The values are multiples of 2**-23, exact in float32, and
+    then cast. Raises ``ValueError`` for a stream out of range. Philox4x32-10, Salmon et al. 2011.
     """
     words = sample_words(index, math.prod(shape), seed, offset, stream)
     parts = [(word >> 8).to(torch.float32) * 2.0**-23 - 1.0 for word in words]
@@ -89,13 +103,17 @@ def noise_normal(
     stream: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Standard normal noise, arguments as :func:`noise_uniform`; Box-Muller on the same words."""
+    """Standard normal noise for the samples ``index``; returns (B, *shape) of ``dtype``.
+
+    The arguments and errors are those of :func:`noise_uniform`. Box-Muller transform of the same
+    words.
+    """
     w0, w1, w2, w3 = sample_words(index, math.prod(shape), seed, offset, stream)
     return _in_sample_shape((*_box_muller(w0, w1), *_box_muller(w2, w3)), index, shape).to(dtype)
 
 
 def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    # The radius needs (0, 1]: a zero would be infinite.
+    # The logarithm needs (0, 1]: at zero the radius would be infinite.
     u = ((first >> 8) + 1).to(torch.float32) * 2.0**-24
     angle = (second >> 8).to(torch.float32) * (2.0 * math.pi * 2.0**-24)
     radius = torch.sqrt(-2.0 * torch.log(u))

@@ -1,4 +1,4 @@
-"""The plain PyTorch face of every kernel: any device, any floating dtype; the oracle in tests.
+"""The operators in plain PyTorch, for any device and any floating dtype; the oracle in tests.
 
 Half-precision inputs are computed in float32 and rounded once at the end, as the Triton kernels do;
 float64 stays float64. Nothing here waits for the device.
@@ -10,47 +10,19 @@ import torch
 from torch import Tensor
 
 from .philox import noise_normal, noise_uniform, sample_radius
-from .reference_crop import (
-    crop_flip,
-    crop_flip_add,
-    crop_flip_ascend,
-    crop_flip_write,
-)
 
-__all__ = [
-    "block_noise",
-    "block_signs",
-    "block_step_gradients",
-    "crop_flip",
-    "crop_flip_add",
-    "crop_flip_ascend",
-    "crop_flip_write",
-    "l2_project",
-    "l2_start",
-    "l2_step",
-    "linf_project",
-    "linf_start",
-    "linf_step",
-    "masked_ce",
-    "noise_normal",
-    "noise_uniform",
-    "perturb_weights",
-    "restore_weights",
-    "top_n_sum",
-    "trades_kl",
-]
-
+HALF_TYPES = (torch.float16, torch.bfloat16)
 GRADIENT_GUARD = 1e-10  # Rice et al. 2020, released code: g / (|g| + 1e-10)
 DIRECTION_GUARD = 1e-20  # Wu et al. 2020, released code: |w| / (|d| + 1e-20)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype arithmetic runs in: float32 for half types, else the type itself."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    return torch.float32 if dtype in HALF_TYPES else dtype
 
 
 def _wide(t: Tensor) -> Tensor:
-    return t.to(compute_dtype(t.dtype))
+    return t.float() if t.dtype in HALF_TYPES else t
 
 
 @torch.no_grad()
@@ -64,10 +36,11 @@ def linf_start(
     high: float = 1.0,
     stream: int = 0,
 ) -> Tensor:
-    """x' = clamp(x + eps*u, low, high) with u ~ U[-1, 1) drawn per sample row.
+    """x' = clamp(x + eps*u, low, high), u ~ U[-1, 1) drawn per sample row; shape and dtype of x.
 
-    ``x`` (B, ...) in pixels of [low, high]; ``index`` (B,) int64 rows of the training set;
-    ``seed``, ``offset``, ``stream`` as :func:`noise_uniform`. Madry et al. 2018.
+    ``x`` (B, ...) has pixels in [low, high], and ``eps`` has their unit. ``index`` (B,) int64 holds
+    the rows of the samples in the training set. ``seed``, ``offset`` and ``stream`` are those of
+    :func:`noise_uniform`, with its errors. Madry et al. 2018.
     """
     wide = _wide(x)
     noise = noise_uniform(index, x.shape[1:], seed, offset, stream, wide.dtype)
@@ -83,27 +56,30 @@ def linf_step(
     eps: float,
     low: float = 0.0,
     high: float = 1.0,
-    out: Tensor | None = None,
 ) -> Tensor:
-    """One ascent step: clamp to the box of clamp(x' + alpha*sign(g), x - eps, x + eps).
+    """One ascent step: clamp(clamp(x' + alpha*sign(g), x - eps, x + eps), low, high).
 
-    All tensors (B, ...) of one shape; ``alpha`` a float or a 0-dim tensor; sign(0) = 0, and NaN
-    where the gradient is not finite: a step that cannot be taken must not look like one that was.
-    ``out`` may be ``x_adv``. ``eps=inf`` and infinite bounds switch a clamp off.
+    ``x_adv`` (x'), ``grad`` (g) and ``x`` (B, ...) have one shape; the result has the dtype of
+    ``x_adv``. ``alpha``, a float or a 0-dim tensor, and ``eps`` have the unit of the pixels;
+    ``eps=inf`` and infinite bounds switch a clamp off. sign(0) = 0. Where the gradient is not
+    finite the result is NaN: a step that cannot be taken must not look like one that was taken.
     Madry et al. 2018, Eq. 3.
     """
     center = _wide(x)
-    # In place on what is fresh anyway: three allocations less on a CPU.
+    # In place on a new tensor: three allocations fewer on a CPU.
     moved = _sign(grad).to(center.dtype).mul_(alpha).add_(x_adv)
-    result = _into_ball_and_box(moved, center, eps, low, high).to(x_adv.dtype)
-    return result if out is None else out.copy_(result)
+    return _into_ball_and_box(moved, center, eps, low, high).to(x_adv.dtype)
 
 
 @torch.no_grad()
 def linf_project(
     x_adv: Tensor, x: Tensor, eps: float, low: float = 0.0, high: float = 1.0
 ) -> Tensor:
-    """The point of the eps-ball around ``x`` and of the box nearest to ``x_adv``, both (B, ...)."""
+    """clamp(clamp(x', x - eps, x + eps), low, high), the nearest point of the ball and the box.
+
+    ``x_adv`` (x') and ``x`` (B, ...) have one shape; the result has the dtype of ``x_adv``. ``eps``
+    has the unit of the pixels.
+    """
     return _into_ball_and_box(_wide(x_adv), _wide(x), eps, low, high).to(x_adv.dtype)
 
 
@@ -131,8 +107,8 @@ def l2_start(
 ) -> Tensor:
     """x' = clamp(x + r*eps*n/|n|, low, high), n ~ N(0, I), r ~ U[0, 1) per sample.
 
-    Arguments as :func:`linf_start`. The radius is uniform, so the point is not uniform in the ball
-    (Rice et al. 2020, released code).
+    The arguments and errors are those of :func:`linf_start`; ``eps`` is an L2 norm per sample. The
+    radius is uniform, so the point is not uniform in the ball (Rice et al. 2020, released code).
     """
     wide = _wide(x)
     noise = noise_normal(index, x.shape[1:], seed, offset, stream, wide.dtype)
@@ -151,10 +127,11 @@ def l2_step(
     low: float = 0.0,
     high: float = 1.0,
 ) -> Tensor:
-    """x' + alpha*g/|g| per sample, brought back to |x' - x| <= eps, then to the box.
+    """x' + alpha*g/|g| per sample, projected to |x' - x| <= eps, then clamped to [low, high].
 
-    All tensors (B, ...) of one shape; a zero gradient moves nothing, one whose norm is not finite
-    gives NaN. Rice et al. 2020.
+    ``x_adv`` (x'), ``grad`` (g) and ``x`` (B, ...) have one shape; the result has the dtype of
+    ``x_adv``. ``alpha``, a float or a 0-dim tensor, and ``eps`` are L2 norms per sample. A zero
+    gradient moves nothing; one whose norm is not finite gives NaN. Rice et al. 2020.
     """
     center = _wide(x)
     wide_grad = grad.to(center.dtype)
@@ -166,7 +143,10 @@ def l2_step(
 
 @torch.no_grad()
 def l2_project(x_adv: Tensor, x: Tensor, eps: float, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """x' - x scaled back to |x' - x| <= eps per sample, then the box; both (B, ...)."""
+    """x' projected to |x' - x| <= eps per sample by scaling x' - x, then clamped to [low, high].
+
+    ``x_adv`` (x') and ``x`` (B, ...) have one shape; the result has the dtype of ``x_adv``.
+    """
     return _into_l2_ball(_wide(x_adv), _wide(x), eps).clamp(low, high).to(x_adv.dtype)
 
 
@@ -194,9 +174,11 @@ def perturb_weights(
 ) -> None:
     """In place: v_i = gamma * |w_i| / |g_i| * g_i replaces the direction g_i, and w_i += v_i.
 
-    ``scope`` "tensor" has one ratio per tensor (Wu et al. 2020, AWP, Eq. 9), "global" one ratio of
-    the norms over all tensors together (Yu et al. 2022, RWP, released code). A non-finite v is 0.
-    Raises ``ValueError`` for another scope or lists that do not match.
+    ``weights`` (w) and ``directions`` (g) are lists of the same length, shapes and dtypes;
+    ``gamma`` is a float or a 0-dim tensor. With ``scope`` "tensor" each tensor has its own ratio
+    |w_i| / |g_i| (Wu et al. 2020, AWP, Eq. 9), with "global" all share the ratio of the norms over
+    all tensors (Yu et al. 2022, RWP, released code). A v that is not finite becomes 0.
+    Raises ``ValueError`` for an unknown scope or lists that do not match.
     """
     check_pairs(weights, directions)
     if scope not in ("tensor", "global"):
@@ -220,11 +202,12 @@ def _norms(tensors: Sequence[Tensor], scope: str) -> Tensor:
 def restore_weights(
     weights: Sequence[Tensor], originals: Sequence[Tensor], v: Sequence[Tensor]
 ) -> None:
-    """In place: w <- w0 + (w - fl(w0 + v)); exactly w0 when nothing changed w since, and exactly
-    w where fl(w0 + v) is w0: an update without a perturbation keeps its bits.
+    """In place: w <- w0 + (w - fl(w0 + v)), fl being the rounding to the dtype of w.
 
-    ``weights``, ``originals`` (w0, a copy from before) and ``v`` (the directions after
-    :func:`perturb_weights`) match pairwise. Raises ``ValueError`` where they do not.
+    This is exactly w0 where nothing changed w after the perturbation, and exactly w where
+    fl(w0 + v) is w0: an update without a perturbation stays bit for bit. ``weights`` (w),
+    ``originals`` (w0, a copy from before) and ``v`` (the directions after :func:`perturb_weights`)
+    are lists of the same length, shapes and dtypes. Raises ``ValueError`` where they differ.
     """
     check_pairs(weights, originals)
     check_pairs(weights, v)
@@ -250,9 +233,10 @@ def check_pairs(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
 def top_n_sum(z: Tensor, z_adv: Tensor, n: int) -> Tensor:
     """Sum of the ``n`` largest |z - z'| over the whole batch, a differentiable scalar.
 
-    ``z``, ``z_adv`` (B,C) logits of one shape; of equal entries the lowest flat index counts first;
-    the sub-gradient is sign(z - z'), sign(0) = 0. Li & Spratling 2023 (AdvLC), Eq. 6.
-    Raises ``ValueError`` when ``n`` is not in 0..B*C.
+    ``z`` and ``z_adv`` (z') are logits (B,C) of one shape. Among equal entries the one with the
+    lowest flat index counts first. The sub-gradient is sign(z - z') with sign(0) = 0. The sum is
+    float32, or float64 for float64 logits. Raises ``ValueError`` if ``n`` is not in 0..B*C.
+    Li & Spratling 2023 (AdvLC), Eq. 6.
     """
     if not 0 <= n <= z.numel():
         raise ValueError(f"n must be in 0..{z.numel()}, not {n}.")
@@ -262,9 +246,10 @@ def top_n_sum(z: Tensor, z_adv: Tensor, n: int) -> Tensor:
 
 
 def trades_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
-    """KL(softmax p || softmax q) per sample, (B,C) x (B,C) -> (B,), differentiable in both.
+    """KL(softmax p || softmax q) per sample: (B,C) and (B,C) logits -> (B,), differentiable.
 
-    Finite, with finite gradients, for logits of +-1e4. Zhang et al. 2019 (TRADES), Eq. 5.
+    The result is float32, or float64 for float64 logits. The result and its gradients are finite
+    for logits of +-1e4. Zhang et al. 2019 (TRADES), Eq. 5.
     """
     log_p = _wide(logits_p).log_softmax(1)
     log_q = _wide(logits_q).log_softmax(1)
@@ -272,11 +257,12 @@ def trades_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
 
 
 def masked_ce(logits: Tensor, y: Tensor, c_min: float | Tensor) -> tuple[Tensor, Tensor]:
-    """(sum of the cross entropies that are <= c_min, divided by B; how many there are).
+    """(the sum of the cross entropies that are <= c_min, divided by B; their number).
 
-    ``logits`` (B,C), ``y`` (B,) int64 in 0..C-1 (another label is undefined on a GPU), ``c_min`` a
-    float or a 0-dim tensor. The first scalar is differentiable, the second is int64. A row whose
-    loss is NaN is not counted, and its gradient is NaN. Yu et al. 2022 (RWP), Eq. 9.
+    ``logits`` (B,C); ``y`` (B,) int64 in 0..C-1 (the result for another label is undefined on a
+    GPU); ``c_min``, a float or a 0-dim tensor, in nats. The first scalar is differentiable, the
+    second is int64. A row whose loss is NaN is not counted, and its gradient is NaN.
+    Yu et al. 2022 (RWP), Eq. 9.
     """
     loss = torch.nn.functional.cross_entropy(_wide(logits), y, reduction="none")
     kept = loss.detach() <= c_min
@@ -285,25 +271,34 @@ def masked_ce(logits: Tensor, y: Tensor, c_min: float | Tensor) -> tuple[Tensor,
 
 @torch.no_grad()
 def block_signs(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """The sign of each block's gradient, same dtype and layout; NaN where that is not finite."""
+    """The sign of each block's gradient, in its shape, dtype and layout.
+
+    NaN where the gradient is not finite. Li et al. 2020 (APART), Alg. 1.
+    """
     return [_sign(g) for g in gradients]
 
 
 @torch.no_grad()
 def block_noise(signs: Sequence[Tensor], alphas: Tensor) -> list[Tensor]:
-    """alpha_b * s_b for each block; ``alphas`` (n,). Li et al. 2020 (APART), Alg. 1, line 4."""
-    # A sign times the rounded step is the rounded product, and passes over no wide copy.
+    """alpha_b * s_b for each of the n blocks, in the shape, dtype and layout of s_b.
+
+    ``signs`` (s) is a list of n tensors, ``alphas`` has shape (n,), in the unit of the blocks'
+    inputs. Li et al. 2020 (APART), Alg. 1, line 4.
+    """
+    # A sign times the rounded step is the rounded product: no copy in float32 is needed.
     pairs = zip(signs, alphas.unbind(), strict=True)
     return [s * alpha.to(s.dtype) for s, alpha in pairs]
 
 
 @torch.no_grad()
 def block_step_gradients(gradients: Sequence[Tensor], signs: Sequence[Tensor]) -> Tensor:
-    """d loss / d alpha_b = sum(g_b * s_b), (n,) float32 (float64 for float64 blocks).
+    """d loss / d alpha_b = sum(g_b * s_b) for n blocks: (n,) float32, float64 for float64 blocks.
 
-    The sums run over the whole batch. The kernel's order does not change between runs; in a
-    compiled region Inductor chooses it, and half types made there enter unrounded.
+    ``gradients`` (g) and ``signs`` (s) are lists of n tensors of the same shapes. The sums run over
+    the whole batch. The order of the kernel's sums does not change between runs. In a compiled
+    region Inductor chooses the order, and half types made there enter the sums unrounded.
+    Li et al. 2020 (APART), Alg. 1.
     """
-    # A product with a sign is exact in any precision; only the sum must be wide.
+    # A product with a sign is exact in any precision; only the sum needs float32.
     pairs = zip(gradients, signs, strict=True)
     return torch.stack([(g * s).sum(dtype=compute_dtype(g.dtype)) for g, s in pairs])

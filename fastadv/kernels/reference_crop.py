@@ -1,7 +1,8 @@
-"""Crop and flip by index, and the inverse, in plain PyTorch (the reference of ``crop_flip``).
+"""Crop and flip by index, and the inverse, in plain PyTorch: the references of ``crop_flip*``.
 
 ``store`` is (N,C,H,W). The window of sample b starts at row ``top[b]``, column ``left[b]`` of
-store row ``index[b]``; ``flip[b]`` mirrors it left to right. It may leave the store by any amount.
+store row ``index[b]``; ``flip[b]`` mirrors it left to right. It may reach outside the store by any
+distance.
 """
 
 from typing import Literal
@@ -26,8 +27,9 @@ def crop_flip(
     padding: Padding = "constant",
     channels_last: bool = False,
 ) -> Tensor:
-    """The windows (B,C,h,w), ``size`` = (h, w), as ``dtype`` (None: float32, or the float store's),
-    in the ``channels_last`` layout if asked for.
+    """The windows (B,C,h,w), ``size`` = (h, w), in the ``channels_last`` layout if requested.
+
+    ``dtype`` None is float32 for a uint8 store, and the dtype of a floating store.
 
     ``store`` uint8 (read as value/255) or floating; ``index``, ``top``, ``left`` (B,) int64,
     ``flip`` (B,) bool. Outside the store the value is ``fill`` (in [0,1] for uint8), or the store
@@ -56,11 +58,13 @@ def crop_flip_add(
     low: float = 0.0,
     high: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """(box(x + clamp(scale * w, -eps, eps)), w), w the store's window, 0 outside it.
+    """(clamp(x + clamp(scale * w, -eps, eps), low, high), w), w being the windows of the store.
 
-    ``store`` holds a perturbation per sample (floating), ``x`` (B,C,h,w) the augmented images that
-    were cropped in the same place; both results have the dtype and layout of ``x``.
-    Raises ``ValueError`` where ``x`` is not one window of the store's channels per index.
+    ``store`` (floating) holds one perturbation per sample; outside the store w is 0. ``x``
+    (B,C,h,w) are the augmented images that were cropped in the same place; both results have the
+    dtype and layout of ``x``. ``scale`` is a float or a 0-dim tensor; ``eps`` has the unit of the
+    pixels. Raises ``ValueError`` for a store that is not floating, and unless ``x`` has one window
+    per index and the channels of the store.
     Li et al. 2020 (APART): the start point, from omega.
     """
     check_floating(store)
@@ -84,9 +88,10 @@ def crop_flip_write(
 ) -> None:
     """Write ``window`` (B,C,h,w) back, un-flipped, to the rows it came from, in place.
 
-    What lies outside the store is dropped; pixels outside the window stay. ``store`` is floating;
-    ``index`` has no duplicates; ``ok``, a 0-dim bool tensor, False leaves the store as it was.
-    Raises ``ValueError`` where ``window`` is not one window of the store's channels per index.
+    The part outside the store is dropped; pixels of the store outside the window do not change.
+    ``store`` is floating; ``index`` has no duplicates (they are not detected). If ``ok``, a 0-dim
+    bool tensor, is False, the store does not change. Raises ``ValueError`` for a store that is not
+    floating, and unless ``window`` has one window per index and the channels of the store.
     """
     inside, values = _at_store_pixels(store, index, top, left, flip, window)
     _write_rows(store, index, inside, values.to(store.dtype), ok)
@@ -107,7 +112,8 @@ def crop_flip_ascend(
 ) -> None:
     """w <- clamp(w + rate * sign(grad), low, high) in the window of each store row, in place.
 
-    ``grad`` (B,C,h,w) in the window's place and orientation; the rest as :func:`crop_flip_write`.
+    ``grad`` (B,C,h,w) has the place and orientation of the window, ``rate``, a float or a 0-dim
+    tensor, the unit of the store. ``ok`` and the errors are those of :func:`crop_flip_write`.
     Li et al. 2020 (APART): the update of omega.
     """
     inside, values = _at_store_pixels(store, index, top, left, flip, grad)
@@ -117,25 +123,40 @@ def crop_flip_ascend(
     _write_rows(store, index, inside, updated, ok)
 
 
+def empty_windows(
+    store: Tensor,
+    index: Tensor,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    channels_last: bool,
+    **_values: object,
+) -> Tensor:
+    """An empty tensor like the result of :func:`crop_flip`."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    shape = (index.shape[0], store.shape[1], *size)
+    return torch.empty(shape, dtype=dtype, device=store.device, memory_format=layout)
+
+
 def default_dtype(store: Tensor) -> torch.dtype:
-    """The dtype of windows when none is asked for."""
+    """The dtype of windows if none is requested."""
     return torch.float32 if store.dtype == torch.uint8 else store.dtype
 
 
 def check_padding(padding: str) -> None:
-    """Raise ``ValueError`` for a padding that does not exist."""
+    """Raise ``ValueError`` for an unknown padding."""
     if padding not in ("constant", "reflect"):
         raise ValueError(f"padding must be 'constant' or 'reflect', not {padding!r}.")
 
 
 def check_floating(store: Tensor) -> None:
-    """Raise ``ValueError`` for a store that cannot hold what the operation computes."""
+    """Raise ``ValueError`` for a store of integers, which cannot hold the results."""
     if not store.dtype.is_floating_point:
         raise ValueError(f"This store must be floating, not {store.dtype}.")
 
 
 def check_windows(store: Tensor, index: Tensor, windows: Tensor) -> None:
-    """Raise ``ValueError`` for windows (B,C,h,w) that are not one per index, of the store's C."""
+    """Raise ``ValueError`` unless there is one window (C,h,w) per index, with the channels of the
+    store."""
     if windows.shape[:2] != (index.shape[0], store.shape[1]):
         raise ValueError(
             f"Windows of shape {tuple(windows.shape)} do not fit {index.shape[0]} rows of a store "
@@ -174,7 +195,7 @@ def _windows(
 def _at_store_pixels(
     store: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Tensor, window: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The window laid on whole store rows: (inside the window (B,H,W), values (B,C,H,W))."""
+    """The window placed on whole rows of the store: (its mask (B,H,W), its values (B,C,H,W))."""
     check_floating(store)
     check_windows(store, index, window)
     h, w = window.shape[2:]
@@ -201,7 +222,7 @@ def _inside(position: Tensor, length: int) -> Tensor:
 
 
 def _reflected(position: Tensor, length: int) -> Tensor:
-    """Mirror at the border without repeating it: -1 -> 1, length -> length - 2, and so on."""
+    """Mirror at the border without repeating the border: -1 -> 1, length -> length - 2, ..."""
     period = max(2 * (length - 1), 1)
     position = position.remainder(period)
     return torch.where(position < length, position, period - position)

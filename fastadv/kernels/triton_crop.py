@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs
 # (a Triton kernel's parameters are not Python values)
-"""Crop, flip, convert by index, and the way back (Triton); 64-bit offsets throughout."""
+"""Crop and flip by index, and the inverse (Triton); all offsets have 64 bits."""
 
 from typing import Any
 
@@ -10,7 +10,14 @@ import triton.language as tl
 from torch import Tensor
 
 from .layout import float_or_pointer
-from .reference_crop import Padding, check_floating, check_padding, check_windows, default_dtype
+from .reference_crop import (
+    Padding,
+    check_floating,
+    check_padding,
+    check_windows,
+    default_dtype,
+    empty_windows,
+)
 from .triton_common import clamp_nan, launch, scalar, sign
 
 BLOCK = 1024
@@ -129,7 +136,7 @@ def _write_kernel(
 
 
 def _geometry(store: Tensor) -> tuple[int, ...]:
-    """The kernels' last arguments: strides and sides of the store."""
+    """The last arguments of the kernels: strides, height and width of the store."""
     return (*store.stride(), store.shape[2], store.shape[3])
 
 
@@ -141,13 +148,13 @@ def _sides(windows: Tensor) -> dict[str, Any]:
 
 
 def _dense(windows: Tensor) -> Tensor:
-    """``windows`` (B,C,h,w) as they are where they are dense in either layout, else a copy."""
+    """``windows`` (B,C,h,w) themselves if they are dense in either layout, else a copy."""
     last = windows.is_contiguous(memory_format=torch.channels_last)
     return windows if last else windows.contiguous()
 
 
 def _where(*view: Tensor) -> tuple[Tensor, ...]:
-    """index, top, left, flip as the kernels read them: bool as bytes."""
+    """index, top, left and flip as the kernels read them: contiguous, bool as bytes."""
     return tuple(_bytes(t).contiguous() for t in view)
 
 
@@ -174,10 +181,7 @@ def crop_flip(
 ) -> Tensor:
     """See ``reference.crop_flip``."""
     check_padding(padding)
-    shape = (index.shape[0], store.shape[1], *size)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    kind = dtype or default_dtype(store)
-    out = torch.empty(shape, dtype=kind, device=store.device, memory_format=layout)
+    out = empty_windows(store, index, size, dtype or default_dtype(store), channels_last)
     if out.numel():
         launch(
             _crop_kernel, _grid(out), store, *_where(index, top, left, flip), out, float(fill),

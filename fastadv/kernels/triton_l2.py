@@ -2,8 +2,8 @@
 # (a Triton kernel's parameters are not Python values)
 """The L2 step, projection and start (Triton): per-sample norms in a fixed order.
 
-A sample of up to ``ONE_PROGRAM`` elements is walked three times by one program (its second and
-third reads come from the cache); a larger one is cut into parts, with a launch for each walk.
+One program reads a sample of up to ``ONE_PROGRAM`` elements three times (the second and third time
+from the cache). A larger sample is cut into parts, and each of the three passes is a launch.
 """
 
 import torch
@@ -179,7 +179,7 @@ def _run(
         return out
     parts = triton.cdiv(n, PART)
     partials = torch.empty((2, samples, parts), dtype=torch.float32, device=x.device)
-    # A start has no gradient and no ball to come back to, a projection no gradient.
+    # A start has no gradient and is not projected to a ball; a projection has no gradient.
     for walk in (0,) * (grad is not None) + (1,) * (not start) + (2,):
         launch(
             _part_kernel, (samples, parts), x_adv, grad, x, out, partials, *settings, n, samples,
@@ -191,7 +191,7 @@ def _run(
 
 
 def _per_sample_dense(t: Tensor) -> Tensor:
-    """``t`` where each sample fills its own stretch of memory, else a contiguous copy."""
+    """``t`` itself if each sample fills its own range of memory, else a contiguous copy."""
     channels_last = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
     return t if channels_last else t.contiguous()
 

@@ -41,11 +41,10 @@ def _flat_step(
     eps: float,
     low: float,
     high: float,
-    out: Tensor | None,
 ) -> Tensor:
     x_adv = dense(x_adv)
     grad = None if grad is None else laid_out_as(grad, x_adv)
-    result = torch.empty_like(x_adv) if out is None else laid_out_as(out, x_adv)
+    result = torch.empty_like(x_adv)
     n = x_adv.numel()
     if n:
         step = float_or_pointer(alpha, x.device)
@@ -53,12 +52,7 @@ def _flat_step(
             _linf_kernel, (triton.cdiv(n, BLOCK),), x_adv, grad, laid_out_as(x, x_adv), result,
             *step, eps, low, high, n, device=x.device, BLOCK=BLOCK,
         )  # fmt: skip
-    if out is None:
-        return result
-    if result is out:
-        torch.autograd.graph.increment_version(out)
-        return out
-    return out.copy_(result)
+    return result
 
 
 def linf_step(
@@ -69,14 +63,13 @@ def linf_step(
     eps: float,
     low: float = 0.0,
     high: float = 1.0,
-    out: Tensor | None = None,
 ) -> Tensor:
     """See ``reference.linf_step``."""
-    return _flat_step(x_adv, grad, x, alpha, eps, low, high, out)
+    return _flat_step(x_adv, grad, x, alpha, eps, low, high)
 
 
 def linf_project(
     x_adv: Tensor, x: Tensor, eps: float, low: float = 0.0, high: float = 1.0
 ) -> Tensor:
     """See ``reference.linf_project``."""
-    return _flat_step(x_adv, None, x, 0.0, eps, low, high, None)
+    return _flat_step(x_adv, None, x, 0.0, eps, low, high)

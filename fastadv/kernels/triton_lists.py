@@ -3,7 +3,7 @@
 """One launch over a whole list of tensors (Triton).
 
 The pointers are kernel arguments, so nothing is copied to the device and a captured graph stays
-valid; the sizes are compile-time constants, one compilation for each model. The tensors of a list
+valid; the sizes are compile-time constants, so each model is one compilation. The tensors of a list
 may differ in dtype (under autocast the images are float32 and the blocks bfloat16): a program
 branches on the kind of its tensor, so that one launch still does.
 """
@@ -70,13 +70,13 @@ def block_of(block, size, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 def kinds_of(*lists: Sequence[Tensor]) -> tuple[int, ...]:
-    """For each place of the lists, the first place where all of them have the same dtypes."""
+    """For each position of the lists, the first position where all lists have the same dtypes."""
     dtypes = [tuple(t.dtype for t in together) for together in zip(*lists, strict=True)]
     return tuple(map(dtypes.index, dtypes))
 
 
 def block_count(tensors: Sequence[Tensor]) -> int:
-    """How many programs a launch over the list needs."""
+    """The number of programs that a launch over the list needs."""
     return sum(triton.cdiv(t.numel(), BLOCK) for t in tensors)
 
 
@@ -89,7 +89,7 @@ def flat_pairs(
 
 
 def copy_back(originals: Sequence[Tensor], used: Sequence[Tensor]) -> None:
-    """Carry what a launch wrote into copies over to the tensors they stand for."""
+    """Copy what a launch wrote into copies back to the original tensors."""
     for original, copy in zip(originals, used, strict=True):
         if original is not copy:
             original.copy_(copy)

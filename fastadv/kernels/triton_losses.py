@@ -1,12 +1,19 @@
 # mypy: allow-untyped-defs
 # (a Triton kernel's parameters are not Python values)
-"""TRADES' divergence and RWP's masked cross entropy (Triton): a row of logits is read once."""
+"""The divergence of TRADES and the masked cross entropy of RWP (Triton); each row of logits is read
+once.
+
+A second derivative (``create_graph=True``) goes through the expression of the reference.
+"""
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import reference
 from .layout import float_or_pointer
 from .triton_common import launch, scalar
 
@@ -127,7 +134,7 @@ def _ce_backward_kernel(
 
 
 def _tiling(logits: Tensor) -> tuple[int, dict[str, int]]:
-    """(programs, compile-time sizes): rows together fill a tile, wide rows take more warps."""
+    """(programs, compile-time sizes): several rows fill one tile, wide rows use more warps."""
     columns = triton.next_power_of_2(logits.shape[1])
     rows = max(1, min(TILE // columns, triton.next_power_of_2(logits.shape[0])))
     warps = max(1, min(16, rows * columns // 256))
@@ -148,7 +155,7 @@ def trades_kl_forward(logits_p: Tensor, logits_q: Tensor) -> Tensor:
 def trades_kl_backward(
     grad: Tensor, logits_p: Tensor, logits_q: Tensor, want_p: bool, want_q: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by both logits; empty where one is not wanted."""
+    """The gradients by both logits; an unwanted one is empty."""
     p, q = logits_p.contiguous(), logits_q.contiguous()
     grad_p = torch.empty_like(p) if want_p else p.new_empty(0)
     grad_q = torch.empty_like(q) if want_q else q.new_empty(0)
@@ -165,7 +172,7 @@ def trades_kl_backward(
 def masked_ce_forward(
     logits: Tensor, y: Tensor, c_min: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(masked sum / B, count, the mask (B,) int8)."""
+    """(the masked sum / B, the count, the mask (B,) int8)."""
     z, device = logits.contiguous(), logits.device
     programs, tiles = _tiling(z)
     total = torch.empty((), dtype=torch.float32, device=device)
@@ -196,3 +203,62 @@ def masked_ce_backward(grad: Tensor, logits: Tensor, y: Tensor, kept: Tensor) ->
         device=z.device, **tiles,
     )  # fmt: skip
     return out
+
+
+class _TradesKL(torch.autograd.Function):
+    @staticmethod
+    def forward(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+        return trades_kl_forward(logits_p, logits_q)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        pair, wants = ctx.saved_tensors, ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            return _through_reference(reference.trades_kl(*pair), pair, wants, grads[0])
+        found = trades_kl_backward(grads[0], *pair, *wants)
+        return tuple(g if want else None for g, want in zip(found, wants, strict=True))
+
+
+class _MaskedCE(torch.autograd.Function):
+    @staticmethod
+    def forward(logits: Tensor, y: Tensor, c_min: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return masked_ce_forward(logits, y, c_min)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs[:2], output[2])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+        logits, y, kept = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # The mask of the forward pass: ``c_min`` may hold something else by now.
+            loss = torch.nn.functional.cross_entropy(logits.float(), y, reduction="none")
+            total = torch.where(kept != 0, loss, 0.0).sum() / len(y)
+            return _through_reference(total, (logits,), (True,), grads[0])[0], None, None
+        return masked_ce_backward(grads[0], logits, y, kept), None, None
+
+
+def _through_reference(
+    value: Tensor, inputs: tuple[Tensor, ...], wants: tuple[bool, ...], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    wanted = [t for t, want in zip(inputs, wants, strict=True) if want]
+    found = iter(torch.autograd.grad(value, wanted, grad, create_graph=True))
+    return tuple(next(found) if want else None for want in wants)
+
+
+def trades_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """See ``reference.trades_kl``."""
+    kl: Tensor = _TradesKL.apply(logits_p, logits_q)
+    return kl
+
+
+def masked_ce(logits: Tensor, y: Tensor, c_min: float | Tensor) -> tuple[Tensor, Tensor]:
+    """See ``reference.masked_ce``."""
+    total, count, _kept = _MaskedCE.apply(logits, y, c_min)
+    return total, count

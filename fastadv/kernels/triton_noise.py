@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs
 # (a Triton kernel's parameters are not Python values)
-"""Philox noise, and the L-infinity start drawn in the same pass (Triton)."""
+"""Philox noise, and the L-infinity start, which draws its noise in the same pass (Triton)."""
 
 import math
 from collections.abc import Sequence
@@ -171,7 +171,7 @@ def linf_start(
 
 
 def _is_samplewise(x: Tensor) -> bool:
-    """Contiguous, or channels_last: what the kernel addresses without a copy."""
+    """True if the kernel can address ``x`` without a copy: contiguous or channels_last."""
     return x.is_contiguous() or (
         x.dim() == 4 and is_dense(x) and x.is_contiguous(memory_format=torch.channels_last)
     )

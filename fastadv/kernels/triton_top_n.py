@@ -2,9 +2,9 @@
 # (a Triton kernel's parameters are not Python values)
 """Sum of the n largest |z - z'| (Triton): exact, by radix selection instead of a sort.
 
-The bits of a non-negative float32 order as the number does, so the n-th largest distance is found
-as an integer key: by bisection inside one program for a small batch, else digit by digit with
-integer histograms (whose sums do not depend on the order of the atomics).
+The bits of non-negative float32 numbers have the order of the numbers, so the n-th largest distance
+is found as an integer key: by bisection inside one program for a small batch, else digit by digit
+with integer histograms (whose sums do not depend on the order of the atomics).
 """
 
 from typing import Any
@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .reference_top_n import save_kept, top_n_backward
 from .triton_common import launch
 
 ONE_PROGRAM = 8192
@@ -137,8 +138,27 @@ def _finish_kernel(
         _store_kept(kept, place, n, difference, (key > threshold) | first_ties)
 
 
-def top_n_forward(z: Tensor, z_adv: Tensor, n: int, want_kept: bool) -> tuple[Tensor, Tensor]:
-    """(the sum, its sub-gradient by z as int8 of z's shape; empty where it is not wanted)."""
+class _TopN(torch.autograd.Function):
+    @staticmethod
+    def forward(z: Tensor, z_adv: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        return top_n_forward(z, z_adv, n)
+
+    setup_context = staticmethod(save_kept)
+    backward = staticmethod(top_n_backward)
+
+
+def top_n_sum(z: Tensor, z_adv: Tensor, n: int) -> Tensor:
+    """See ``reference.top_n_sum``."""
+    if not (torch.is_grad_enabled() and (z.requires_grad or z_adv.requires_grad)):
+        return top_n_forward(z, z_adv, n, False)[0]
+    total: Tensor = _TopN.apply(z, z_adv, n)[0]
+    return total
+
+
+def top_n_forward(
+    z: Tensor, z_adv: Tensor, n: int, want_kept: bool = True
+) -> tuple[Tensor, Tensor]:
+    """See ``reference_top_n.top_n_forward``."""
     if not 0 <= n <= z.numel():
         raise ValueError(f"n must be in 0..{z.numel()}, not {n}.")
     z, z_adv = z.contiguous(), z_adv.contiguous()

@@ -2,8 +2,8 @@
 # (a Triton kernel's parameters are not Python values)
 """Perturb a list of weights by normalised directions, and undo it (Triton).
 
-Three launches perturb and one restores, however many tensors there are. These kernels add up sums
-of squares in an order that depends on the shapes alone, so every run gives the same bits.
+Three launches perturb and one restores, for any number of tensors. The order of the sums of squares
+depends on the shapes alone, so every run gives the same bits.
 """
 
 from collections.abc import Sequence
@@ -178,6 +178,6 @@ def restore_weights(
 
 @torch.no_grad()
 def _written(tensors: Sequence[Tensor], used: Sequence[Tensor]) -> None:
-    """Tell autograd that the tensors changed, and copy back what was not changed in place."""
+    """Copy back what was not changed in place, and tell autograd that the tensors changed."""
     copy_back(tensors, used)
     torch.autograd.graph.increment_version(list(tensors))

@@ -4,11 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import LAYOUTS, gradients, images, laid_out, poisoned
+from oracle import LAYOUTS, call, gradients, images, laid_out, poisoned
 from oracle import triton_and_reference as both
 from torch import Tensor
-
-from fastadv.kernels.choice import call
 
 ROWS = torch.tensor([3, 0, 5])
 TOP, LEFT = torch.tensor([-2, 5, 0]), torch.tensor([7, -40, 1])
@@ -84,8 +82,8 @@ def test_write_and_ascend(store: str, ok: Tensor | None, layout: str) -> None:
         triton, plain = STORES[store].clone(), STORES[store].clone()
         version = triton._version
         with poisoned():
-            call(name, triton, *VIEW, window, *rest, face="triton")
-        call(name, plain, *VIEW, window, *rest, face="reference")
+            call(name, triton, *VIEW, window, *rest, backend="triton")
+        call(name, plain, *VIEW, window, *rest, backend="reference")
         assert torch.equal(triton, plain)
         assert triton._version > version
         changed = (triton != STORES[store]).any()
@@ -94,7 +92,7 @@ def test_write_and_ascend(store: str, ok: Tensor | None, layout: str) -> None:
 
 def test_a_uint8_store_cannot_be_written() -> None:
     with pytest.raises(ValueError, match="floating"):
-        call("crop_flip_write", STORES["uint8"], *VIEW, torch.rand(3, 3, 9, 8), face="triton")
+        call("crop_flip_write", STORES["uint8"], *VIEW, torch.rand(3, 3, 9, 8), backend="triton")
 
 
 @settings(max_examples=30, deadline=None)
@@ -107,7 +105,7 @@ def test_what_is_written_is_read_back(data: st.DataObject) -> None:
     flip = torch.tensor([data.draw(st.booleans()) for _ in range(2)])
     view = (torch.tensor([2, 0]), top, left, flip)
     store, window = torch.zeros(3, 2, height, width), torch.rand(2, 2, h, w) + 1
-    call("crop_flip_write", store, *view, window, face="triton")
-    assert torch.equal(call("crop_flip", store, *view, (h, w), face="triton"), window)
+    call("crop_flip_write", store, *view, window, backend="triton")
+    assert torch.equal(call("crop_flip", store, *view, (h, w), backend="triton"), window)
     assert torch.count_nonzero(store) == window.numel()
     assert not store[1].any()

@@ -4,11 +4,9 @@ import math
 
 import pytest
 import torch
-from oracle import DTYPES, assert_error_rule, gradients, poisoned, widened
+from oracle import DTYPES, assert_error_rule, call, gradients, poisoned, widened
 from oracle import triton_and_reference as both
 from torch import Tensor
-
-from fastadv.kernels.choice import call
 
 SHAPES = ((64, 3, 3, 3), (10, 50), (1,), (7, 33, 5), (5000,), (0,), (3,))
 
@@ -31,19 +29,19 @@ def test_perturb_and_restore(scope: str, dtype: torch.dtype, gamma: float | Tens
     g[1].zero_()
     g[0] = g[0].contiguous()
     runs = []
-    for face, double in (("triton", False), ("reference", False), ("reference", True)):
+    for backend, double in (("triton", False), ("reference", False), ("reference", True)):
         weights, directions = copies(w), copies(g)
         if double:
             weights, directions = widened(weights), widened(directions)
         with poisoned():
-            call("perturb_weights", weights, directions, gamma, scope, face=face)
+            call("perturb_weights", weights, directions, gamma, scope, backend=backend)
         runs.append((weights, directions))
     for kernel, plain, exact in zip(*runs, strict=True):
         assert_error_rule(kernel, plain, exact)
     weights, directions = runs[0]
     assert not directions[1].any()
     versions = [t._version for t in weights]
-    call("restore_weights", weights, w, directions, face="triton")
+    call("restore_weights", weights, w, directions, backend="triton")
     assert all(torch.equal(a, b) for a, b in zip(weights, w, strict=True))
     assert all(t._version > v for t, v in zip(weights, versions, strict=True))
 
@@ -52,19 +50,19 @@ def test_restore_keeps_what_the_optimizer_did() -> None:
     w, v = tensors(0), [t * 0.01 for t in tensors(1)]
     stepped = [a + b + 0.125 for a, b in zip(w, v, strict=True)]
     plain = copies(stepped)
-    call("restore_weights", stepped, w, v, face="triton")
-    call("restore_weights", plain, w, v, face="reference")
+    call("restore_weights", stepped, w, v, backend="triton")
+    call("restore_weights", plain, w, v, backend="reference")
     assert all(torch.equal(a, b) for a, b in zip(stepped, plain, strict=True))
     torch.testing.assert_close(stepped, [t + 0.125 for t in w])
 
 
 def test_restore_of_mixed_dtypes_rounds_once() -> None:
-    """Weights that went far: w - fl(w0 + v) has more digits than a half type."""
+    """Weights that an optimizer moved far: w - fl(w0 + v) has more digits than a half type."""
     # The interpreter cuts bfloat16 off where a GPU rounds it.
     stepped, w, v = ([t for t in mixed(seed) if t.dtype != BF16] for seed in (2, 0, 1))
     plain = copies(stepped)
-    call("restore_weights", stepped, w, v, face="triton")
-    call("restore_weights", plain, w, v, face="reference")
+    call("restore_weights", stepped, w, v, backend="triton")
+    call("restore_weights", plain, w, v, backend="reference")
     assert all(torch.equal(a, b) for a, b in zip(stepped, plain, strict=True))
 
 
@@ -72,10 +70,10 @@ def test_restore_of_mixed_dtypes_rounds_once() -> None:
 @pytest.mark.parametrize("scope", ["tensor", "global"])
 def test_a_non_finite_direction_moves_nothing(bad: float, scope: str) -> None:
     runs = []
-    for face in ("triton", "reference"):
+    for backend in ("triton", "reference"):
         weights, directions = tensors(0), tensors(1)
         directions[3][0, 0, 0] = bad
-        call("perturb_weights", weights, directions, 0.1, scope, face=face)
+        call("perturb_weights", weights, directions, 0.1, scope, backend=backend)
         assert all(d.isfinite().all() for d in directions)
         assert torch.equal(weights[3], tensors(0)[3])
         runs.append((weights, directions))
@@ -83,10 +81,10 @@ def test_a_non_finite_direction_moves_nothing(bad: float, scope: str) -> None:
 
 
 def test_what_overflows_float16_is_zero() -> None:
-    for face in ("triton", "reference"):
+    for backend in ("triton", "reference"):
         weights = [torch.full((4,), 6e4, dtype=torch.float16)]
         directions = [torch.tensor([1.0, 0, 0, 0], dtype=torch.float16)]
-        call("perturb_weights", weights, directions, 10.0, face=face)
+        call("perturb_weights", weights, directions, 10.0, backend=backend)
         assert not directions[0].any()
         assert (weights[0] == 6e4).all()
 
@@ -95,7 +93,7 @@ def test_the_same_bits_every_run() -> None:
     runs = []
     for _ in range(2):
         weights, directions = tensors(0), tensors(1)
-        call("perturb_weights", weights, directions, 0.1, "global", face="triton")
+        call("perturb_weights", weights, directions, 0.1, "global", backend="triton")
         runs.append(weights)
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
@@ -146,24 +144,24 @@ def test_taps_of_mixed_dtypes() -> None:
 @pytest.mark.parametrize("scope", ["tensor", "global"])
 def test_weights_of_mixed_dtypes(scope: str) -> None:
     runs = []
-    for face, wide in (("triton", False), ("reference", False), ("reference", True)):
+    for backend, wide in (("triton", False), ("reference", False), ("reference", True)):
         weights, directions = mixed(0), [t * 1e-2 for t in mixed(1)]
         if wide:
             weights, directions = widened(weights), widened(directions)
-        call("perturb_weights", weights, directions, 0.1, scope, face=face)
+        call("perturb_weights", weights, directions, 0.1, scope, backend=backend)
         runs.append((weights, directions))
     for kernel, plain, exact in zip(*runs, strict=True):
         assert_error_rule(kernel, plain, exact)
     weights, directions = runs[0]
     assert not torch.equal(weights[1], mixed(0)[1])
-    call("restore_weights", weights, mixed(0), directions, face="triton")
+    call("restore_weights", weights, mixed(0), directions, backend="triton")
     assert all(torch.equal(a, b) for a, b in zip(weights, mixed(0), strict=True))
 
 
 def test_without_a_perturbation_every_bit_of_the_update_stays() -> None:
     """w0 + (w - w0) would round w away where the optimizer moved it far."""
     moved = torch.tensor([0.1234567, -3.3333333, 7.0e-5, 2.0])
-    for face in ("triton", "reference"):
+    for backend in ("triton", "reference"):
         weights = [moved.clone()]
-        call("restore_weights", weights, [torch.full((4,), 1e4)], [torch.zeros(4)], face=face)
-        assert torch.equal(weights[0], moved), face
+        call("restore_weights", weights, [torch.full((4,), 1e4)], [torch.zeros(4)], backend=backend)
+        assert torch.equal(weights[0], moved), backend

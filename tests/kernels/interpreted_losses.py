@@ -6,11 +6,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import DTYPES, assert_error_rule, error_rule, generator, poisoned, triton_and_reference
+from oracle import (
+    DTYPES,
+    assert_error_rule,
+    call,
+    error_rule,
+    generator,
+    poisoned,
+    triton_and_reference,
+)
 from torch import Tensor
 
-from fastadv.kernels import reference, triton_face
-from fastadv.kernels.choice import call
+from fastadv.kernels import reference, triton_losses, triton_top_n
 
 SIZES = ((1, 1), (5, 1), (128, 10), (3, 1000), (300, 10), (2, 33))
 
@@ -37,11 +44,11 @@ def test_top_n_equals_a_sort(size: tuple[int, int], ties: bool) -> None:
         z, z_adv = z.round(), z_adv.round()
     for n in {0, 1, z.numel() // 10, z.numel()}:
         with poisoned():
-            total, kept = call("top_n_forward", z, z_adv, n, True, face="triton")
+            total, kept = call("top_n_forward", z, z_adv, n, True, backend="triton")
         expected, expected_kept = by_sorting(z, z_adv, n)
         assert torch.equal(kept, expected_kept)
         assert total.item() == pytest.approx(expected, rel=2e-6)
-        alone, _ = call("top_n_forward", z, z_adv, n, False, face="triton")
+        alone, _ = call("top_n_forward", z, z_adv, n, False, backend="triton")
         assert torch.equal(alone, total)
 
 
@@ -53,7 +60,7 @@ def test_top_n_property(data: st.DataObject) -> None:
     numbers = st.sampled_from([0.0, -1.0, 1.0, 0.5, 1e-38, 3e38, -2.0])
     z = torch.tensor([data.draw(st.lists(numbers, min_size=count, max_size=count))])
     n = data.draw(st.integers(1, count))
-    total, kept = call("top_n_forward", z, torch.zeros_like(z), n, True, face="triton")
+    total, kept = call("top_n_forward", z, torch.zeros_like(z), n, True, backend="triton")
     expected, expected_kept = by_sorting(z, torch.zeros_like(z), n)
     assert torch.equal(kept, expected_kept)
     if expected < 3e38:
@@ -64,20 +71,20 @@ def test_top_n_property(data: st.DataObject) -> None:
 @pytest.mark.parametrize("n", [1, 999, 51200])
 def test_top_n_at_imagenet_size(n: int) -> None:
     z, z_adv = logits((512, 1000), 0), logits((512, 1000), 1).to(torch.float16).float()
-    total, kept = call("top_n_forward", z, z_adv, n, True, face="triton")
-    plain, plain_kept = call("top_n_forward", z, z_adv, n, True, face="reference")
+    total, kept = call("top_n_forward", z, z_adv, n, True, backend="triton")
+    plain, plain_kept = call("top_n_forward", z, z_adv, n, True, backend="reference")
     assert torch.equal(kept, plain_kept)
     torch.testing.assert_close(total, plain)
 
 
 def test_top_n_gradients_and_errors() -> None:
     z, z_adv = (logits((4, 5), s).to(torch.float16).requires_grad_() for s in (0, 1))
-    total = triton_face.top_n_sum(z, z_adv, 6)
+    total = triton_top_n.top_n_sum(z, z_adv, 6)
     got = torch.autograd.grad(3 * total, (z, z_adv))
     expected = torch.autograd.grad(3 * call("top_n_sum", z, z_adv, 6), (z, z_adv))
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     with pytest.raises(ValueError, match=r"0\.\.20"):
-        triton_face.top_n_sum(z, z_adv, 21)
+        triton_top_n.top_n_sum(z, z_adv, 21)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -111,7 +118,7 @@ def test_masked_ce(size: tuple[int, int], dtype: torch.dtype, c_min: float | Ten
 def test_masked_ce_of_extreme_logits_is_finite() -> None:
     z = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]])
     y = torch.tensor([0, 0])
-    total, count = triton_face.masked_ce(z, y, 1e9)
+    total, count = triton_losses.masked_ce(z, y, 1e9)
     assert (total.item(), count.item()) == (1e4, 2)
 
 
@@ -125,7 +132,7 @@ def test_a_row_of_masked_ce_without_a_loss_has_no_gradient(bad: float, dtype: to
     weight = torch.tensor(2.0)
     for c_min in (0.0, 1.7, math.inf):
         found = []
-        for function in (reference.masked_ce, triton_face.masked_ce):
+        for function in (reference.masked_ce, triton_losses.masked_ce):
             leaf = z.clone().requires_grad_()
             with poisoned():
                 total, count = function(leaf, y, c_min)
@@ -135,7 +142,7 @@ def test_a_row_of_masked_ce_without_a_loss_has_no_gradient(bad: float, dtype: to
                     )
             assert total.isfinite()
             assert count <= 4
-        kept = call("masked_ce_forward", z, y, c_min, face="reference")[2]
+        kept = call("masked_ce_forward", z, y, c_min, backend="reference")[2]
         found += triton_and_reference("masked_ce_backward", weight, z, y, kept)
         for gradient in found:
             assert gradient[lost].isnan().all()
@@ -148,7 +155,7 @@ def test_eager_first_and_second_derivatives(name: str) -> None:
     """Triton backwards for the first derivative, the reference's expression for the second."""
     y = torch.tensor([0, 3, 1])
     results = []
-    for function in (getattr(triton_face, name), lambda *a: call(name, *a, face="reference")):
+    for function in (getattr(triton_losses, name), lambda *a: call(name, *a, backend="reference")):
         p, q = logits((3, 5), 0).requires_grad_(), logits((3, 5), 1).requires_grad_()
         inputs = (p, q) if name == "trades_kl" else (p,)
         value = function(p, q) if name == "trades_kl" else function(p, y, 2.0)[0]
@@ -162,7 +169,7 @@ def test_eager_first_and_second_derivatives(name: str) -> None:
 
 def test_one_side_alone_needs_a_gradient() -> None:
     p, q = logits((3, 5), 0), logits((3, 5), 1).requires_grad_()
-    (got,) = torch.autograd.grad(triton_face.trades_kl(p, q).sum(), q)
+    (got,) = torch.autograd.grad(triton_losses.trades_kl(p, q).sum(), q)
     (expected,) = torch.autograd.grad(call("trades_kl", p, q).sum(), q)
     torch.testing.assert_close(got, expected)
 

@@ -1,4 +1,4 @@
-"""The error rule, poisoned memory, and awkward tensors, for the kernel tests."""
+"""For the kernel tests: operators by name, the error rule, poisoned memory, unusual tensors."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -7,7 +7,25 @@ from typing import Any
 from unittest import mock
 
 import torch
+from oracle_gradients import (
+    masked_ce_backward,
+    masked_ce_forward,
+    trades_kl_backward,
+    trades_kl_forward,
+)
 from torch import Tensor
+
+from fastadv.kernels.dispatch import OPERATORS, Operator
+from fastadv.kernels.reference_top_n import top_n_forward
+
+# Forward and backward of the operators that are differentiated: (reference, Triton's module).
+PARTS: dict[str, tuple[Callable[..., Any], str]] = {
+    "masked_ce_backward": (masked_ce_backward, "triton_losses"),
+    "masked_ce_forward": (masked_ce_forward, "triton_losses"),
+    "top_n_forward": (top_n_forward, "triton_top_n"),
+    "trades_kl_backward": (trades_kl_backward, "triton_losses"),
+    "trades_kl_forward": (trades_kl_forward, "triton_losses"),
+}
 
 SHAPES = ((1, 3, 33, 31), (3, 3, 8, 8), (2, 1, 1, 1), (2, 4, 5, 7))
 LAYOUTS = ("contiguous", "channels_last", "strided")
@@ -34,7 +52,7 @@ def images(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32
 
 
 def gradients(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normal numbers, a few zeros, and a first sample that is zero where there are more."""
+    """Normal numbers with a few zeros; the first of several samples is all zero."""
     g = torch.randn(shape, generator=generator(seed))
     g.view(-1)[::7] = 0
     if shape[0] > 1:
@@ -75,7 +93,7 @@ def assert_error_rule(kernel: Any, plain: Any, exact: Any, slack: float = 1e-7) 
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Within, memory that nobody has written yet is NaN (or a large integer)."""
+    """In this context, memory that was not written yet is NaN (or a large integer)."""
 
     def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def made(*args: Any, **kwargs: Any) -> Tensor:
@@ -92,20 +110,22 @@ def poisoned() -> Iterator[None]:
         yield
 
 
-def triton_and_reference(name: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-    """Both faces on the same arguments, the Triton one with poisoned memory."""
-    from fastadv.kernels.choice import call
+def call(name: str, *args: Any, backend: str | None = None, **kwargs: Any) -> Any:
+    """Run an operator, or a part of one, by its name; ``backend`` None chooses."""
+    operator = OPERATORS[name] if name in OPERATORS else Operator(*PARTS[name])
+    return operator.run(*args, backend=backend, **kwargs)
 
+
+def triton_and_reference(name: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """The results of both backends on the same arguments, Triton with poisoned memory."""
     with poisoned():
-        result = call(name, *args, face="triton", **kwargs)
-    return result, call(name, *args, face="reference", **kwargs)
+        result = call(name, *args, backend="triton", **kwargs)
+    return result, call(name, *args, backend="reference", **kwargs)
 
 
 def error_rule(name: str, *args: Any, slack: float = 1e-7, **kwargs: Any) -> Any:
-    """Apply the error rule to a kernel; returns the Triton face's result."""
-    from fastadv.kernels.choice import call
-
+    """Apply the error rule to a kernel; returns Triton's result."""
     kernel, plain = triton_and_reference(name, *args, **kwargs)
-    exact = call(name, *widened(args), face="reference", **kwargs)
+    exact = call(name, *widened(args), backend="reference", **kwargs)
     assert_error_rule(kernel, plain, exact, slack)
     return kernel

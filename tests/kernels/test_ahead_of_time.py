@@ -7,14 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastadv.kernels import choice
+from fastadv.kernels.dispatch import OPERATORS, TRITON_INSTALLED, triton_function
 
-if not choice.TRITON_INSTALLED:
+if not TRITON_INSTALLED:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 from aot import Launch, compiled, recorded, triton_compiled
+from oracle import PARTS
 
-from fastadv.kernels.triton_face import FUNCTIONS
+# The operators, and the parts of those that are differentiated.
+FUNCTIONS = {name: operator.triton for name, operator in OPERATORS.items()}
+FUNCTIONS |= {name: triton_function(module, name) for name, (_, module) in PARTS.items()}
 
 TARGETS = (80, 90, 100)
 
@@ -163,7 +166,7 @@ def taps(layout: Layout) -> object:
 
 
 def lists(*dtypes: torch.dtype) -> Call:
-    """All that takes lists, of one tensor for each of ``dtypes``."""
+    """All operators on lists, with one tensor per dtype in each list."""
 
     def call(layout: Layout) -> object:
         def listed() -> list[Tensor]:
@@ -334,7 +337,7 @@ def wide_accesses(call: Call) -> dict[int, tuple[str, int, int]]:
 
 @pytest.mark.slow
 def test_each_kind_of_a_mixed_list_has_wide_accesses() -> None:
-    """One 128-bit access somewhere would be one kind's: a list of two kinds has those of both."""
+    """A list of two dtypes has the 128-bit accesses of both, not only those of one."""
     alone = [wide_accesses(lists(kind)) for kind in (torch.float32, torch.bfloat16)]
     for number, (name, *found) in wide_accesses(mixed_lists).items():
         expected = [counts[number] for counts in alone]

@@ -1,4 +1,4 @@
-"""Crop and flip against padding, slicing and flipping; and the way back."""
+"""Crop and flip, and the inverse, against padding, slicing and flipping."""
 
 import re
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastadv import kernels
-from fastadv.kernels import choice
+from fastadv.kernels.dispatch import OPERATORS, TRITON_INSTALLED
 
 ROWS = torch.tensor([3, 0, 5])
 FLIP = torch.tensor([True, False, True])
@@ -20,7 +20,7 @@ FAR = 30
 def windows_by_padding(
     store: Tensor, top: Tensor, left: Tensor, size: tuple[int, int], fill: float
 ) -> Tensor:
-    """The windows, cut out of a store padded so far that none leaves it."""
+    """The windows, cut out of a store with so much padding that none reaches outside."""
     padded = F.pad(store, (FAR,) * 4, value=fill)
     found = []
     for row, t, s, flip in zip(ROWS, top + FAR, left + FAR, FLIP, strict=True):
@@ -103,17 +103,17 @@ def test_what_cannot_be_written_is_refused() -> None:
         kernels.crop_flip_write(store, *view, torch.rand(3, 3, 4, 4))
 
 
-FACES = [
+BACKENDS = [
     "reference",
-    pytest.param(
-        "triton", marks=pytest.mark.skipif(not choice.TRITON_INSTALLED, reason="needs Triton")
-    ),
+    pytest.param("triton", marks=pytest.mark.skipif(not TRITON_INSTALLED, reason="needs Triton")),
 ]
 
 
-@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(2, 3, 6, 5), (3, 1, 6, 5)], ids=["channels", "rows"])
-def test_windows_that_do_not_fit_the_store_are_refused(face: str, shape: tuple[int, ...]) -> None:
+def test_windows_that_do_not_fit_the_store_are_refused(
+    backend: str, shape: tuple[int, ...]
+) -> None:
     """Refused before a launch, which would read and write past the end."""
     store, rows = torch.zeros(5, 1, 6, 5), torch.tensor([3, 0])
     windows = torch.ones(shape)
@@ -122,7 +122,7 @@ def test_windows_that_do_not_fit_the_store_are_refused(face: str, shape: tuple[i
         ("crop_flip_write", ()),
         ("crop_flip_ascend", (0.3,)),
     ):
-        function = choice.triton_function(name) if face == "triton" else getattr(kernels, name)
+        function = OPERATORS[name].triton if backend == "triton" else getattr(kernels, name)
         expected = rf"{re.escape(str(shape))} do not fit 2 rows .*{re.escape('(5, 1, 6, 5)')}"
         with pytest.raises(ValueError, match=expected):
             function(store, rows, rows, rows, FLIP[:2], windows, *rest)

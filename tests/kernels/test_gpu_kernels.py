@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.kernels import reference
+from fastadv.kernels.dispatch import OPERATORS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -159,19 +160,20 @@ def close(found: Any, expected: Any) -> None:
         torch.testing.assert_close(own, other, rtol=unit, atol=unit, check_stride=True)
 
 
-def run(face: Any, name: str, arguments: tuple[Any, ...]) -> Any:
-    function = CALLS[name][0]
-    result = getattr(face, function)(*arguments, **OPTIONS.get(name, {}))
-    # The plain face's noise is cut out of whole quads.
-    return result.contiguous() if function.startswith("noise") else result
+def run(name: str, arguments: tuple[Any, ...]) -> Any:
+    return getattr(kernels, CALLS[name][0])(*arguments, **OPTIONS.get(name, {}))
+
+
+def run_reference(name: str, arguments: tuple[Any, ...]) -> Any:
+    return OPERATORS[CALLS[name][0]].reference(*arguments, **OPTIONS.get(name, {}))
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_kernel_is_its_reference(name: str) -> None:
     _function, make = CALLS[name]
     arguments, given = make(), moved(make())
-    expected = run(reference, name, arguments)
-    found = run(kernels, name, given)
+    expected = run_reference(name, arguments)
+    found = run(name, given)
     close(found, expected)
     close(tensors(given), tensors(arguments))  # what was changed in place
 
@@ -181,11 +183,11 @@ def test_a_kernel_replayed_is_the_kernel(name: str) -> None:
     """Twice, from the same inputs; a counter or histogram left over would show."""
     _function, make = CALLS[name]
     given, again = moved(make()), moved(make())
-    expected = run(kernels, name, given)
-    run(kernels, name, moved(make()))  # compiled on the way, not in the capture
+    expected = run(name, given)
+    run(name, moved(make()))  # compiled on the way, not in the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = run(kernels, name, again)
+        found = run(name, again)
     for _ in range(2):
         for tensor, fresh in zip(_flat(again), _flat(moved(make())), strict=True):
             tensor.copy_(fresh)
@@ -227,7 +229,7 @@ def test_gradients_are_the_references(name: str) -> None:
         wanted = [first] if name == "masked_ce" else [first, second]
         return list(torch.autograd.grad((value * weights).sum(), wanted))
 
-    close(gradients(getattr(kernels, name), "cuda"), gradients(getattr(reference, name), "cpu"))
+    close(gradients(getattr(kernels, name), "cuda"), gradients(OPERATORS[name].reference, "cpu"))
 
 
 def test_weights_come_back_exactly() -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fastadv.kernels import choice
+from fastadv.kernels import dispatch
 
-if not choice.TRITON_INSTALLED:
+if not dispatch.TRITON_INSTALLED:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 FILES = sorted(Path(__file__).parent.glob("interpreted_*.py"))

@@ -30,7 +30,7 @@ DRIVERS = tuple(
 BENCH = ("fastadv/benchmark/ours.py", "fastadv/benchmark/setting.py", "fastadv/benchmark/specs.py")
 GPU_TESTS = (
     *("tests/test_gpu_capture.py", "tests/kernels/test_gpu_kernels.py"),
-    *("tests/kernels/test_choice.py", "tests/kernels/test_operators.py", "tests/every_recipe.py"),
+    *("tests/kernels/test_dispatch.py", "tests/kernels/test_operators.py", "tests/every_recipe.py"),
     *(
         "tests/tiny*.py",
         "fastadv/evaluation/attacks/*.py",

@@ -1,31 +1,17 @@
-"""The differentiable kernels cut into forward and backward, in plain PyTorch.
+"""Forward and backward of the losses in plain PyTorch, one function per Triton launcher.
 
-These are the references of the Triton kernels, which are cut there; ``reference.py`` says the same
-as one differentiable expression.
+``fastadv.kernels.reference`` computes the same in one differentiable expression.
 """
 
 import torch
 from torch import Tensor
 
-from .reference import compute_dtype, masked_ce
+from fastadv.kernels import reference
+from fastadv.kernels.reference import compute_dtype
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
     return logits.to(compute_dtype(logits.dtype)).log_softmax(1)
-
-
-@torch.no_grad()
-def top_n_forward(z: Tensor, z_adv: Tensor, n: int, want_kept: bool) -> tuple[Tensor, Tensor]:
-    """(the sum, its sub-gradient by z as int8 of z's shape; empty where it is not wanted)."""
-    if not 0 <= n <= z.numel():
-        raise ValueError(f"n must be in 0..{z.numel()}, not {n}.")
-    wide = compute_dtype(z.dtype)
-    difference = (z.to(wide) - z_adv.to(wide)).flatten()
-    chosen = difference.abs().sort(descending=True, stable=True).indices[:n]
-    kept = torch.zeros(difference.shape if want_kept else (0,), dtype=torch.int8, device=z.device)
-    if want_kept:
-        kept = kept.index_copy(0, chosen, difference[chosen].sign().to(torch.int8)).view(z.shape)
-    return difference[chosen].abs().sum(), kept
 
 
 @torch.no_grad()
@@ -39,7 +25,7 @@ def trades_kl_forward(logits_p: Tensor, logits_q: Tensor) -> Tensor:
 def trades_kl_backward(
     grad: Tensor, logits_p: Tensor, logits_q: Tensor, want_p: bool, want_q: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by both logits; empty where one is not wanted."""
+    """The gradients by both logits; an unwanted one is empty."""
     log_p, log_q = _log_softmax(logits_p), _log_softmax(logits_q)
     p, g = log_p.exp(), grad[:, None]
     grad_p, grad_q = logits_p.new_empty(0), logits_q.new_empty(0)
@@ -57,7 +43,7 @@ def masked_ce_forward(
     logits: Tensor, y: Tensor, c_min: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(masked sum / B, count, the mask (B,) int8)."""
-    total, count = masked_ce(logits, y, c_min)
+    total, count = reference.masked_ce(logits, y, c_min)
     loss = -_log_softmax(logits).gather(1, y[:, None])[:, 0]
     return total, count, (loss <= c_min).to(torch.int8)
 

@@ -1,4 +1,4 @@
-"""bfloat16, and what asking for a face does, in Triton's interpreter.
+"""bfloat16, and the choice of a backend, in Triton's interpreter.
 
 The interpreter itself rounds bfloat16 wrongly on some stores, so results are held to one step of
 bfloat16; that kernels compute in float32 is what these tests show.
@@ -6,11 +6,11 @@ bfloat16; that kernels compute in float32 is what these tests show.
 
 import pytest
 import torch
-from oracle import gradients, images
+from oracle import call, gradients, images
 from oracle import triton_and_reference as both
 from torch import Tensor
 
-from fastadv.kernels.choice import call, why_not_triton
+from fastadv.kernels.dispatch import why_not_triton
 
 BF16 = torch.bfloat16
 X, G = images((2, 3, 5, 4), 0, BF16), gradients((2, 3, 5, 4), 1, BF16)
@@ -39,9 +39,9 @@ def test_float64_is_refused_when_triton_is_asked_for() -> None:
     wide = torch.rand(2, 3, dtype=torch.float64)
     assert "float64" in str(why_not_triton(wide.device, (wide,)))
     with pytest.raises(RuntimeError, match="float64"):
-        call("trades_kl", wide, wide, face="triton")
+        call("trades_kl", wide, wide, backend="triton")
     with pytest.raises(RuntimeError, match="float64"):
-        call("noise_uniform", torch.arange(2), (3,), 1, 1, 0, torch.float64, face="triton")
+        call("noise_uniform", torch.arange(2), (3,), 1, 1, 0, torch.float64, backend="triton")
 
 
 def test_left_to_choose_a_cpu_gets_the_reference() -> None:
@@ -49,5 +49,5 @@ def test_left_to_choose_a_cpu_gets_the_reference() -> None:
         raise AssertionError("Triton was chosen on a CPU")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastadv.kernels.choice.triton_function", refused)
+        patch.setattr("fastadv.kernels.dispatch.triton_function", refused)
         call("trades_kl", Z, Z_ADV)

@@ -1,5 +1,6 @@
-"""Which face runs, and that the package works where Triton is not installed."""
+"""Which backend runs, and that the package works where Triton is not installed."""
 
+import inspect
 import subprocess
 import sys
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from fastadv import kernels
-from fastadv.kernels import choice, reference
+from fastadv.kernels import reference
+from fastadv.kernels.dispatch import OPERATORS
 
 WITHOUT_TRITON = """
 import sys
@@ -17,10 +19,10 @@ from fastadv import kernels
 z = torch.randn(4, 3, requires_grad=True)
 kernels.trades_kl(z, torch.zeros(4, 3)).sum().backward()
 assert z.grad.isfinite().all()
-assert kernels.faces("cuda")["linf_step"] == ("reference", "Triton is not installed")
-from fastadv.kernels.choice import call
+assert kernels.backends("cuda")["linf_step"] == ("reference", "Triton is not installed")
+from fastadv.kernels.dispatch import OPERATORS
 try:
-    call("trades_kl", z, z, face="triton")
+    OPERATORS["trades_kl"].run(z, z, backend="triton")
 except RuntimeError as error:
     assert "not installed" in str(error)
 else:
@@ -44,26 +46,26 @@ def test_in_a_fresh_process(program: str) -> None:
 
 
 def test_a_cpu_runs_the_reference_and_says_so() -> None:
-    found = kernels.faces("cpu")
-    assert set(found) == set(reference.__all__)
-    assert {face for face, _ in found.values()} == {"reference"}
+    found = kernels.backends("cpu")
+    assert set(found) == set(OPERATORS)
+    assert {backend for backend, _ in found.values()} == {"reference"}
     assert all("cpu" in why or "not installed" in why for _, why in found.values())
 
 
 def test_asking_for_triton_on_a_cpu_is_an_error() -> None:
     z = torch.randn(4, 3)
-    with pytest.raises(RuntimeError, match="trades_kl cannot run"):
-        choice.call("trades_kl", z, z, face="triton")
+    run = OPERATORS["trades_kl"].run
+    with pytest.raises(RuntimeError, match="cannot run trades_kl"):
+        run(z, z, backend="triton")
     with pytest.raises(ValueError, match="'cuda'"):
-        choice.call("trades_kl", z, z, face="cuda")
-    assert torch.equal(
-        choice.call("trades_kl", z, z), choice.call("trades_kl", z, z, face="reference")
-    )
+        run(z, z, backend="cuda")
+    assert torch.equal(run(z, z), run(z, z, backend="reference"))
 
 
 def test_public_functions_keep_the_references_signature_and_words() -> None:
-    for name in reference.__all__:
-        public, plain = getattr(kernels, name), getattr(reference, name)
+    for name, operator in OPERATORS.items():
+        public, plain = getattr(kernels, name), operator.reference
+        assert inspect.signature(public) == inspect.signature(plain)
         assert public.__doc__ == plain.__doc__
         assert public.__name__ == name
 
@@ -73,7 +75,7 @@ def test_public_functions_keep_the_references_signature_and_words() -> None:
 def test_a_gpu_runs_triton_and_agrees() -> None:
     x, grad = torch.rand(8, 3, 32, 32, device="cuda"), torch.randn(8, 3, 32, 32, device="cuda")
     rows = torch.arange(8, device="cuda")
-    assert kernels.faces("cuda")["linf_step"][0] == "triton"
+    assert kernels.backends("cuda")["linf_step"][0] == "triton"
     start = kernels.linf_start(x, 0.1, rows, 1, 2)
     assert torch.equal(start, reference.linf_start(x, 0.1, rows, 1, 2))
     assert torch.equal(
