@@ -209,7 +209,9 @@ class Step:
         self.changes.follow_to_train(prepared=bool(self._made_for))
         checks.check_shapes(self.device, x, y, index, needs_index=remembers)
         checks.check_companions(x, start=start, second=second)
-        if not update:
+        if update:
+            checks.check_accumulation(self.updater.optimizer)
+        else:
             self._require_accumulation()
         with torch.inference_mode(False):
             given: Any = map(ranges.usable, (x, y, index, start, second))
