@@ -29,6 +29,35 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Longest first. A worker runs whole files: if it began one of these last, the others would wait.
+LONGEST_FILES = (
+    "test_digits_recipes.py",
+    "test_modes.py",
+    "test_digits.py",
+    "test_cuda_fake.py",
+    "test_bench_gpu_suite.py",
+    "test_strangers.py",
+    "test_processes.py",
+    "test_bench_inductor.py",
+    "test_examples.py",
+    "test_interpreter.py",
+    "test_resume.py",
+    "test_attacks_autoattack.py",
+    "test_modes_compilations.py",
+    "test_modes_inductor.py",
+    "test_transaction.py",
+    "test_precision.py",
+    "test_models.py",
+    "test_bench.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files begin first."""
+    place = {name: number for number, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Before a test's first fixture: what it draws does not depend on the tests before it."""

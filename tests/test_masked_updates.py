@@ -242,6 +242,8 @@ def extreme(chosen: dict[str, Any]) -> Step:
     names = ("lr", "momentum", "weight_decay")
     optimizer = torch.optim.SGD(model.parameters(), **{name: chosen[name] for name in names})
     options: dict[str, Any] = {"averaging": chosen["averaging"], "blocks": None}
+    if chosen["method"] in {"pgd", "awp", "rwp", "trades-awp"}:
+        options["steps"] = 2
     if "wp" in chosen["method"]:
         options["gamma"] = chosen["gamma"]
     if chosen["method"] == "trades-awp":
