@@ -19,8 +19,8 @@ LONG = Path(__file__).parents[1] / "bench" / "results" / "long-tests.jsonl"
 
 
 def pytest_configure() -> None:
-    """One thread a worker: as many processes as cores run the tests. Notes about the run folders
-    of tests stay away from the user's."""
+    """One thread per worker, because there are as many workers as cores. Notes about the run
+    folders of tests are kept apart from the user's."""
     os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fastadv-tests-")
     atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
     if "PYTEST_XDIST_WORKER" in os.environ:

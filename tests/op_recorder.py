@@ -84,7 +84,7 @@ def _memory(tensor: Tensor) -> int:
 
 
 def graphed(step: Step, *, strict: bool = True) -> Step:
-    """``step``, replayed operation by operation from now on."""
+    """Make ``step`` replay operation by operation from now on."""
     step.net.__class__ = DeviceNetwork
     step.passes = Captured(step.walk, Graph(), strict=strict)
     return step

@@ -91,7 +91,7 @@ def test_compile_seconds_are_what_exceeds_steady_steps():
 
 
 def closed_formula(width: int, size: int) -> int:
-    """Operations of a PreActResNet-18, written out by hand: a multiply-add is two."""
+    """Operations of a PreActResNet-18, written out by hand: a multiply-add counts as two."""
     pixels, total = size**2, 2 * size**2 * 27 * width
     before = width
     for stage in range(4):

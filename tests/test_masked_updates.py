@@ -1,4 +1,4 @@
-"""After a flag nothing moves: weights, buffers, optimizer and memories stay the last good ones."""
+"""After a fault weights, buffers, optimizer and memories stay the last good ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def learned(step: Step) -> dict[str, Any]:
     found = {
         "model": step.model.state_dict(),
         "optimizer": step.updater.optimizer.state_dict()["state"],
-        # Clocks of the host go on.
+        # Counters on the host continue.
         "state": {k: v for k, v in step.state.items() if k != "resets"},
     }
     return copy.deepcopy(found)
@@ -57,7 +57,7 @@ METHODS = {
 def test_nothing_moves_after_an_image_that_is_not_finite(
     method: str, bad: float, device: bool
 ) -> None:
-    """``device``: where Python may not look, each update masks itself."""
+    """``device``: where Python must not read values, each update masks itself."""
     step = step_of(method, staged_model(), epoch_length=2, **METHODS[method])
     if device:
         step.net.__class__ = DeviceNetwork
@@ -193,7 +193,7 @@ def test_a_flag_before_the_first_average_leaves_the_live_weights_to_be_evaluated
 
 
 def setting(draw: random.Random) -> dict[str, Any]:
-    """One of many settings that hardly anything can train with."""
+    """One of many settings with which training is hardly possible."""
     size = lambda: draw.choice([0.1, 1.0, 1e5, 1e20, 1e30, 3e38])  # noqa: E731
     methods = ["fgsm", "pgd", "awp", "rwp", "trades-awp", "apart", "atta-1", "free"]
     return {

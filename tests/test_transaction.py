@@ -1,4 +1,4 @@
-"""Whatever ends a call, everything is bit for bit as before it, and the next call does not know."""
+"""Whatever ends a call, everything is bit for bit as before, and the next call is not affected."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ OTHERS = [name for name in METHODS if name not in QUICK]
 
 
 class Broke(Exception):
-    """Stands for an error of torch."""
+    """Stands for an error raised by PyTorch."""
 
 
 class Bomb:
-    """Goes off at the call number ``at`` of the places that are wired to it."""
+    """Raises at call number ``at`` of the places that are connected to it."""
 
     def __init__(self) -> None:
         self.calls, self.at, self.kind = 0, -1, Broke
@@ -54,7 +54,7 @@ class Bomb:
 
 
 class EveryOperation(TorchDispatchMode):
-    """Wires every operation of torch itself."""
+    """Connects every operation of PyTorch."""
 
     def __init__(self, bomb: Bomb) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def wired(step: Step, bomb: Bomb) -> Iterator[None]:
 
 
 def everything(step: Step) -> dict[str, Any]:
-    """All that a call may change, copied."""
+    """A copy of everything that a call may change."""
     model, updater = step.model, step.updater
     parts = step.plan.parts.values()
     return copy.deepcopy(
@@ -107,7 +107,7 @@ def everything(step: Step) -> dict[str, Any]:
 
 
 def assert_equal(first: Any, second: Any, path: str = "") -> None:
-    """Bit for bit, NaN being itself."""
+    """Equal bit for bit, with NaN equal to NaN."""
     if isinstance(first, torch.Tensor):
         torch.testing.assert_close(second, first, rtol=0, atol=0, equal_nan=True, msg=path)
     elif isinstance(first, dict):
@@ -156,7 +156,7 @@ def held_at(step: Step, twin: Step, places: Callable[[int], list[int]], wire: An
 
 
 def made_like(step: Step) -> Step:
-    """One more of the same, at the same moment."""
+    """A copy of the step, at the same moment."""
     return made(step.plan.method, "compiled" if step.net.runner.compiles else "eager")
 
 

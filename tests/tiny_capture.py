@@ -45,7 +45,7 @@ def _copy(own: Any, new: Any) -> None:
 
 
 class DeviceNetwork(Network):
-    """A network whose tensors Python may not look at, as on a GPU: other branches are taken."""
+    """A network whose values Python must not read, as on a GPU: other branches are taken."""
 
     @property
     def syncs_are_free(self) -> bool:
@@ -53,7 +53,7 @@ class DeviceNetwork(Network):
 
 
 def capture(step: Step) -> Step:
-    """``step``, replayed by a stand-in for CUDA graphs from now on."""
+    """Make a stand-in for CUDA graphs replay ``step`` from now on."""
     step.net.__class__ = DeviceNetwork
     step.passes = Captured(step.walk, Replayer())
     return step

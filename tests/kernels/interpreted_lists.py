@@ -59,7 +59,7 @@ def test_restore_keeps_what_the_optimizer_did() -> None:
 
 
 def test_restore_of_mixed_dtypes_rounds_once() -> None:
-    """Weights that went far: w - fl(w0 + v) has more digits than a half type."""
+    """Weights far from where they began: w - fl(w0 + v) has more digits than a half type."""
     # The interpreter cuts bfloat16 off where a GPU rounds it.
     stepped, w, v = ([t for t in mixed(seed) if t.dtype != BF16] for seed in (2, 0, 1))
     plain = copies(stepped)

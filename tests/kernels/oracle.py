@@ -75,7 +75,7 @@ def assert_error_rule(kernel: Any, plain: Any, exact: Any, slack: float = 1e-7) 
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Within, memory that nobody has written yet is NaN (or a large integer)."""
+    """Inside the block, unwritten memory is NaN (or a large integer)."""
 
     def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def made(*args: Any, **kwargs: Any) -> Tensor:

@@ -110,7 +110,7 @@ def crop(dtype: torch.dtype) -> Call:
 
 
 def loaded(layout: Layout) -> object:
-    """A loader's images: bytes to channels_last."""
+    """A loader's images: uint8 to channels_last."""
     store = layout.tensor(5, 3, 40, 40, dtype=torch.uint8)
     size = (32, 32) if layout.even else (31, 33)
     return FUNCTIONS["crop_flip"](store, *layout.view(4), size, channels_last=True)
@@ -163,7 +163,7 @@ def taps(layout: Layout) -> object:
 
 
 def lists(*dtypes: torch.dtype) -> Call:
-    """All that takes lists, of one tensor for each of ``dtypes``."""
+    """Every kernel that takes lists, with one tensor for each of ``dtypes``."""
 
     def call(layout: Layout) -> object:
         def listed() -> list[Tensor]:
@@ -334,7 +334,7 @@ def wide_accesses(call: Call) -> dict[int, tuple[str, int, int]]:
 
 @pytest.mark.slow
 def test_each_kind_of_a_mixed_list_has_wide_accesses() -> None:
-    """One 128-bit access somewhere would be one kind's: a list of two kinds has those of both."""
+    """A list of two dtypes has the 128-bit accesses of both, not of one of them only."""
     alone = [wide_accesses(lists(kind)) for kind in (torch.float32, torch.bfloat16)]
     for number, (name, *found) in wide_accesses(mixed_lists).items():
         expected = [counts[number] for counts in alone]

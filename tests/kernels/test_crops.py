@@ -114,7 +114,7 @@ FACES = [
 @pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("shape", [(2, 3, 6, 5), (3, 1, 6, 5)], ids=["channels", "rows"])
 def test_windows_that_do_not_fit_the_store_are_refused(face: str, shape: tuple[int, ...]) -> None:
-    """Refused before a launch, which would read and write past the end."""
+    """Refused before the launch, which would read and write out of bounds."""
     store, rows = torch.zeros(5, 1, 6, 5), torch.tensor([3, 0])
     windows = torch.ones(shape)
     for name, rest in (

@@ -27,7 +27,7 @@ def images(seed: int, channels_last: bool = False) -> Tensor:
 
 
 def store(dtype: torch.dtype = torch.float32, h: int = 9, w: int = 8) -> Tensor:
-    """Six rows of which no two pixels agree but by chance: a wrong row or channel shows."""
+    """Six rows whose pixels all differ, except by chance: a wrong row or channel shows."""
     generator = torch.Generator().manual_seed(3)
     if dtype == torch.uint8:
         return torch.randint(0, 256, (6, 3, h, w), dtype=dtype, generator=generator)
@@ -117,7 +117,7 @@ def compiled_equals_eager(
 
 
 def operators(graphs: torch._dynamo.testing.EagerAndRecordGraphs) -> list[str]:
-    """Our own in what was compiled."""
+    """The names of fastadv's operators in what was compiled."""
     called = [str(node.target) for node in graphs.graphs[0].graph.nodes]
     return [target for target in called if target.startswith("fastadv.")]
 
