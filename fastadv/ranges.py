@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import isfinite
+from typing import Any
 
 from torch import Tensor
 
@@ -12,11 +13,12 @@ from fastadv.errors import UserError
 ROUNDING = 1e-5
 
 
-def usable(tensor: Tensor | None) -> Tensor | None:
-    """``tensor`` for a graph of its own: an inference tensor is copied."""
-    if tensor is None:
-        return None
-    return tensor.clone() if tensor.is_inference() else tensor.detach()
+def usable(*tensors: Tensor | None) -> list[Any]:
+    """``tensors`` for a graph of their own, None as it is: an inference tensor is copied."""
+    return [
+        None if tensor is None else tensor.clone() if tensor.is_inference() else tensor.detach()
+        for tensor in tensors
+    ]
 
 
 def outside(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -30,13 +32,19 @@ def within(name: str, x: Tensor, low: float, high: float) -> Tensor:
 
     Values that are not finite stay: they are a fault of the run, as a loss that is not finite is.
     """
-    smallest, largest = (float(end) for end in x.aminmax())
+    return within_if_finite(name, x, low, high)[0]
+
+
+def within_if_finite(name: str, x: Tensor, low: float, high: float) -> tuple[Tensor, bool]:
+    """``within``, and whether all values of ``x`` are finite."""
+    ends = x.aminmax()
+    smallest, largest = float(ends.min), float(ends.max)
     if low <= smallest and largest <= high:
-        return x
+        return x, True
     if smallest >= low - ROUNDING and largest <= high + ROUNDING:
-        return x.clamp(low, high)
+        return x.clamp(low, high), True
     if not (isfinite(smallest) and isfinite(largest)):
-        return x
+        return x, False
     raise UserError(
         f"Images must lie in [{low:g}, {high:g}] but {name} reaches from {smallest:g} to "
         f"{largest:g}; divide uint8 images by 255, and put normalisation inside the model."
@@ -51,7 +59,8 @@ def require_finite(name: str, given: Tensor | None) -> None:
 
 def require_labels(y: Tensor, classes: int) -> None:
     """Raise ``UserError`` unless labels ``y`` (B,) lie in [0, classes). Waits."""
-    smallest, largest = (int(end) for end in y.aminmax())
+    ends = y.aminmax()
+    smallest, largest = int(ends.min), int(ends.max)
     if smallest < 0 or largest >= classes:
         raise UserError(
             f"Labels must lie in [0, {classes - 1}], the model's classes, but reach from "
@@ -61,7 +70,8 @@ def require_labels(y: Tensor, classes: int) -> None:
 
 def require_rows(index: Tensor, num_samples: int | None) -> None:
     """Raise ``UserError`` unless ``index`` (B,) names rows of the training set. Waits."""
-    smallest, largest = (int(end) for end in index.aminmax())
+    ends = index.aminmax()
+    smallest, largest = int(ends.min), int(ends.max)
     if smallest < 0 or (num_samples is not None and largest >= num_samples):
         among = "; rows count from 0"
         if num_samples is not None:

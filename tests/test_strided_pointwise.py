@@ -16,8 +16,8 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastadv.algorithms.plan import resolve
-from fastadv.engine.model.strided_pointwise import strides_taken_first
+from fastadv.algorithms.resolution import resolve
+from fastadv.engine.model.strided_pointwise import pointwise, strides_taken_first
 from fastadv.threat import Threat
 from fastadv.training.training_step import Step
 
@@ -129,7 +129,7 @@ def test_the_numbers_are_those_of_the_convolution(name):
         return [logits, *torch.autograd.grad(logits.logsumexp(1).sum(), inputs)]
 
     expected = gradients()
-    with strides_taken_first(model.modules(), CPU):
+    with strides_taken_first(pointwise(model.modules(), CPU)):
         found = gradients()
     for own, plain in zip(found, expected, strict=True):
         torch.testing.assert_close(own, plain)
@@ -141,7 +141,7 @@ def test_float64_is_left_alone():
     model = network(KINDS["a module"]).double()
     x = torch.rand(4, 3, 8, 8).double()
     expected = model(x)
-    with strides_taken_first(model.modules(), CPU), Backwards() as seen:
+    with strides_taken_first(pointwise(model.modules(), CPU)), Backwards() as seen:
         found = model(x)
         found.sum().backward()
     assert torch.equal(found, expected)
@@ -151,7 +151,7 @@ def test_float64_is_left_alone():
 def test_the_model_is_left_as_it_was():
     model = network(KINDS["a module"])
     before = [dict(vars(module)) for module in model.modules()]
-    with strides_taken_first(model.modules(), CPU):
+    with strides_taken_first(pointwise(model.modules(), CPU)):
         pass
     assert [dict(vars(module)) for module in model.modules()] == before
 

@@ -51,7 +51,10 @@ def input_gradient(loss: Tensor, inputs: Tensor) -> Tensor:
 
     ``inputs`` must require grad. The graph is freed.
     """
-    return gradients(loss, [inputs])[0]
+    (found,) = _grad(loss, [inputs])
+    if found is None:
+        raise UserError(UNREACHED)
+    return found
 
 
 def gradients(loss: Tensor, inputs: Sequence[Tensor], *, keep_graph: bool = False) -> list[Tensor]:

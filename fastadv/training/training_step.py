@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from fastadv import ranges
 from fastadv.algorithms import cost
 from fastadv.algorithms.contract import NEEDS, Batch, Setup
-from fastadv.algorithms.plan import Plan, resolve
+from fastadv.algorithms.plan import Plan
+from fastadv.algorithms.resolution import resolve
 from fastadv.data.view import View
 from fastadv.declared import Count, CountOrZero, Positive, checked
 from fastadv.engine import noise
@@ -42,7 +43,7 @@ from fastadv.training.captured import Captured
 from fastadv.training.changes import Changes
 from fastadv.training.together import Agreement, bring_together
 from fastadv.training.transaction import Transaction
-from fastadv.training.update import Walk
+from fastadv.training.update import Update
 
 CHECK_EVERY = 100  # calls between two looks at the fault flag, each of which waits
 
@@ -115,9 +116,9 @@ class Step:
             tapped = partial(perturbable_blocks, self.model, names, at=place)
         for part in plan.parts.values():
             part.check_threat(threat)
-        self.walk = Walk(plan, self.net, threat, given["seed"])
+        self.walk = Update(plan, self.net, threat, given["seed"])
         self.changes = Changes(plan, self.net, self.walk, optimizer, tapped)
-        self.passes: Walk | Captured = self.walk
+        self.passes: Update | Captured = self.walk
         if self.mode == "captured":
             self.passes = Captured(self.walk, strict=strict)
         self.updater = Updater(optimizer, self.device, scaler, given["max_grad_norm"])
@@ -214,8 +215,7 @@ class Step:
         else:
             self._require_accumulation()
         with torch.inference_mode(False):
-            given: Any = map(ranges.usable, (x, y, index, start, second))
-            inputs = self._checked(*given)
+            inputs = self._checked(*ranges.usable(x, y, index, start, second))
             if not self._prepared:
                 self.net.initialize(inputs[0][:2])
             with self._transaction.around(inputs[2] if remembers else None) as buffers:
@@ -279,10 +279,16 @@ class Step:
         classes: int | None = self._made_for[3] if known else None
         found = self.updater.faults.before
         images = [images for images in (x, second) if images is not None]
-        found[Fault.IMAGES].copy_(torch.stack([ranges.outside(i, low, high) for i in images]).any())
+        if not self.net.syncs_are_free:
+            bad = torch.stack([ranges.outside(each, low, high) for each in images]).any()
+            found[Fault.IMAGES].copy_(bad)
         if self.net.syncs_are_free or classes is None:
-            x = ranges.within("x", x, low, high)
-            second = None if second is None else ranges.within("second", second, low, high)
+            x, finite = ranges.within_if_finite("x", x, low, high)
+            if second is not None:
+                second, also = ranges.within_if_finite("second", second, low, high)
+                finite = finite and also
+            if self.net.syncs_are_free:
+                found[Fault.IMAGES].fill_(not finite)
             if not self._prepared and found[Fault.IMAGES]:
                 raise UserError("x holds values that are not finite; look at the data.")
             if classes is not None:
@@ -308,13 +314,13 @@ class Step:
         several = distributed.world_size() > 1
         if several:
             self._agreement.keep(len(batch.x))
-        found = self.passes.gather(batch, buffers)
+        results = self.passes.compute_gradients(batch, buffers)
         if several:
-            bring_together(found, self.walk, self.updater.faults.before)
-        norm, ok = self.passes.descend(found, self.updater, self.offset, update)
-        self.passes.settle(found, ok, update)
+            bring_together(results, self.walk, self.updater.faults.before)
+        norm, ok = self.passes.apply_gradients(results, self.updater, self.offset, update)
+        self.passes.finish_update(results, ok, update)
         # Fresh tensors: a captured step overwrites its own at the next replay.
-        metrics = {"loss": found.loss, "accuracy": found.accuracy, "grad_norm": norm}
+        metrics = {"loss": results.loss, "accuracy": results.accuracy, "grad_norm": norm}
         return {name: value.clone() for name, value in metrics.items()}
 
     def _views(self, batch: Batch) -> Batch:

@@ -9,26 +9,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from fastadv.algorithms.contract import Part
+from fastadv.algorithms.plan import Plan
 from fastadv.engine.model.buffers import Snapshot
+from fastadv.engine.model.network import Network
 from fastadv.engine.optimizer.optimizer_copy import OptimizerCopy, copy_each
+from fastadv.engine.optimizer.updater import Updater
 from fastadv.engine.process import distributed
 
-if TYPE_CHECKING:
-    from fastadv.algorithms.contract import Part
-    from fastadv.training.training_step import Step
-
 _PLAIN = (bool, int, float, str, type(None))
+
+
+class Undoable(Protocol):
+    """What a transaction reads of a step."""
+
+    plan: Plan
+    net: Network
+    updater: Updater
+    offset: Tensor
+
+    @property
+    def epoch(self) -> float: ...
+
+    def moment(self) -> tuple[Any, ...]: ...
+
+    def return_to(self, moment: tuple[Any, ...]) -> None: ...
 
 
 class Transaction:
     """What a call of ``step`` may change; ``around`` every call."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Undoable) -> None:
         self._step = step
         self._optimizer = OptimizerCopy(step.updater.optimizer)
 
@@ -43,7 +59,10 @@ class Transaction:
         self._optimizer.take([*step.net.structure.parameters.values()])
         buffers = Snapshot(step.net.kept_buffers)
         gradients = _Gradients(step)
-        parts = [_PartCopy(part, index, step.epoch) for part in step.plan.parts.values()]
+        # With several processes, each also writes the rows of the other processes' batches.
+        rows = index if distributed.world_size() == 1 else None
+        epoch = step.epoch
+        parts = [_PartCopy(part, rows, epoch) for part in step.plan.parts.values()]
         before = _Clock(step)
 
         def put_back() -> None:
@@ -68,7 +87,7 @@ class Transaction:
 class _Gradients:
     """``.grad`` of every parameter; those that wait for more are copied."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Undoable) -> None:
         waits = step.updater.waits
         parameters = step.net.structure.parameters.values()
         self._found = [(parameter, parameter.grad) for parameter in parameters]
@@ -94,9 +113,7 @@ class _PartCopy:
         self._part = part
         self._state = dict(part.state)
         self._index = index
-        # With several processes, each also writes the rows of the other processes' batches.
-        alone = distributed.world_size() == 1
-        partial = alone and index is not None and not (part.state and part.renews(epoch))
+        partial = index is not None and not (part.state and part.renews(epoch))
         self._rows = part.sample_state() if partial else ()
         self._copies = {
             name: tensor[index] if name in self._rows else tensor.clone()
@@ -120,7 +137,7 @@ class _PartCopy:
 class _Clock:
     """Where the step is in its run, and what the updater and the generator have noted."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Undoable) -> None:
         self._step = step
         self._own = step.moment()
         updater = step.updater
@@ -130,7 +147,7 @@ class _Clock:
         self._generator = torch.get_rng_state()
 
     def put_back(self) -> None:
-        step: Any = self._step
+        step = self._step
         step.return_to(self._own)
         step.updater.return_to(self._updater)
         for tensor, value in zip(self._numbers, self._values, strict=True):

@@ -94,7 +94,10 @@ class BatchNormCounters:
 
     def count(self) -> None:
         """One more pass for every BatchNorm in training mode; a launch for all."""
-        counters: list[Any] = [counter for norm, counter in self._aside if norm.training]
+        counters: list[Any] = []
+        for norm, counter in self._aside:
+            if norm.training:
+                counters.append(counter)
         if counters:
             with torch.no_grad():
                 torch._foreach_add_(counters, 1)

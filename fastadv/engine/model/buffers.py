@@ -76,16 +76,26 @@ class Snapshot:
 
     @torch.no_grad()
     def spoilt(self) -> Tensor | None:
-        """Whether a value that was finite is not any more, 0-dim bool; None where none can be."""
-        found = [
-            (values.isfinite() & ~_flat(self._now(group)).isfinite()).any()
-            for group, values in zip(self._groups, self._values, strict=True)
-            if values.is_floating_point()
-        ]
+        """Whether a value that was finite is not any more, 0-dim bool; None where
+        none can be, or on a CPU is."""
+        found = []
+        for group, values in zip(self._groups, self._values, strict=True):
+            if not values.is_floating_point():
+                continue
+            now = _flat(self._now(group))
+            # Where Python may look, a finite sum says that all values are.
+            if now.device.type == "cpu" and now.sum().isfinite():
+                continue
+            found.append((values.isfinite() & ~now.isfinite()).any())
         return torch.stack(found).any() if found else None
 
     def _now(self, group: Sequence[Tensor]) -> list[Tensor]:
-        return [self._at[id(t)].now() if id(t) in self._at else t for t in group]
+        found = []
+        for tensor in group:
+            place = self._at.get(id(tensor))
+            stays = place is None or place.registry.get(place.name) is tensor
+            found.append(tensor if stays or place is None else place.now())
+        return found
 
     @torch.no_grad()
     def put_back_unless(self, ok: Tensor) -> None:

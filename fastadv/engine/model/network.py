@@ -22,7 +22,7 @@ from fastadv.engine.model.buffers import Place, copy_into, kept, places
 from fastadv.engine.model.double_backward import cheap_double_backward
 from fastadv.engine.model.plain_errors import in_words
 from fastadv.engine.model.precision import autocast
-from fastadv.engine.model.strided_pointwise import strides_taken_first
+from fastadv.engine.model.strided_pointwise import pointwise, strides_taken_first
 from fastadv.engine.model.structure import Structure
 from fastadv.engine.model.untouched import untouched
 from fastadv.engine.model.weight_copies import WeightCopies
@@ -64,6 +64,7 @@ class Network:
         self.looks = 0  # how often the model was looked at; a recording belongs to one of them
         self._spoils_input: bool | None = None  # whether the forward changes it in place
         self.structure = Structure(model)
+        self._pointwise = pointwise(self.structure.modules, device)
         if device.type == "cpu":
             keep_freed_memory()
 
@@ -171,6 +172,7 @@ class Network:
         changed = self.structure.look()
         if changed:
             self.norms = EmaBatchNorms(self.model)
+            self._pointwise = pointwise(self.structure.modules, self.device)
             self.copies.invalidate()
             self.runner.forget()
         return changed
@@ -247,12 +249,13 @@ class Network:
         given = x if self._spoils_input is False else x.clone()
         if torch.compiler.is_compiling():
             return self._forward(given, block_noise)
+        folding = self.copies.folding
         version = 0 if given.is_inference() else given._version
         try:
             output = self._forward(given, block_noise)
-            repeat = self.copies.folding.misread()
+            repeat = bool(folding.folds) and folding.misread()
         except Exception as error:
-            repeat = self.copies.folding.misread(ended=False)
+            repeat = folding.misread(ended=False)
             if not repeat:
                 sentence = in_words(error, self.model, x)
                 if sentence is None:
@@ -325,11 +328,11 @@ class Network:
         with (
             torch.enable_grad(),
             guard.train_flags(self.model, True),
-            parameter_hooks.aside(self.structure.parameters.values()),
+            parameter_hooks.detached(self.structure.parameters.values()),
             self.counters.aside(),
             self._tapped(),
             self.copies.installed(self.outer_dtype, learn=self.structure.parameters),
-            strides_taken_first(self.structure.modules, self.device),
+            strides_taken_first(self._pointwise),
             self._norms(),
         ):
             yield

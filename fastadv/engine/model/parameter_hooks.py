@@ -2,17 +2,22 @@
 
 A step takes several gradients an update (AWP's direction, the pass it descends), of low-precision
 copies of the weights or inside a compiled graph, where a hook would run too often or never. So
-hooks are aside while gradients are taken, and what was found goes through them once.
+hooks are detached while gradients are taken, and what was found goes through them once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# Asked for every parameter in every update: no Python function of ours is called for that.
+_before = attrgetter("_backward_hooks")
+_after = attrgetter("_post_accumulate_grad_hooks")
 
 
 def first_hooked(named: Mapping[str, Tensor]) -> str | None:
@@ -21,9 +26,12 @@ def first_hooked(named: Mapping[str, Tensor]) -> str | None:
 
 
 @contextmanager
-def aside(parameters: Iterable[Tensor]) -> Iterator[None]:
+def detached(parameters: Iterable[Tensor]) -> Iterator[None]:
     """Gradients taken inside run no hook of ``parameters``."""
-    found: list[tuple[Any, Any]] = [(p, _before(p)) for p in parameters if _before(p)]
+    every = list(parameters)
+    found: list[tuple[Any, Any]] = []
+    if any(map(_before, every)):
+        found = [(p, _before(p)) for p in every if _before(p)]
     try:
         for parameter, _ in found:
             parameter._backward_hooks = None
@@ -38,6 +46,8 @@ def through(
 ) -> list[Tensor | None]:
     """``gradients`` of ``parameters`` (None: it has none) after the hooks of ``register_hook``."""
     found = list(gradients)
+    if not any(map(_before, parameters)):
+        return found
     hooked = {
         place: (parameter, gradient)
         for place, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True))
@@ -54,15 +64,9 @@ def through(
 
 def accumulated(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
     """Run ``register_post_accumulate_grad_hook``'s of those whose ``grad`` a gradient entered."""
+    if not any(map(_after, parameters)):
+        return
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None and _after(parameter):
             for hook in list(_after(parameter).values()):
                 hook(parameter)
-
-
-def _before(parameter: Any) -> Any:
-    return parameter._backward_hooks
-
-
-def _after(parameter: Any) -> Any:
-    return parameter._post_accumulate_grad_hooks

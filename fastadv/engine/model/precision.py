@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -47,17 +47,17 @@ def pass_dtype(name: str, device: torch.device) -> torch.dtype | None:
     return None
 
 
-@contextmanager
-def autocast(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     """Autocast to ``dtype`` without the weight cache; None switches autocast off.
 
     Autocast's cache keeps the low-precision copy of a weight until the outermost region ends, so
     weights changed in place (AWP, RWP) would silently be ignored.
     """
-    with torch.autocast(
+    if dtype is None and not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(
         device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False
-    ):
-        yield
+    )
 
 
 def shown(dtype: torch.dtype | None, model: torch.nn.Module, device: torch.device) -> str:

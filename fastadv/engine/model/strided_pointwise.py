@@ -9,7 +9,7 @@ for such shapes). The same products are a 1x1 convolution without stride of ever
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeGuard
 
@@ -20,27 +20,42 @@ from torch.overrides import TorchFunctionMode
 _SAFE_CHANNELS = 16  # oneDNN takes another kernel from here on, and for one channel
 
 
+def pointwise(modules: Iterable[nn.Module], device: torch.device) -> list[nn.Module]:
+    """Those of ``modules`` that ``strides_taken_first`` may have to change: 1x1 convolutions, and
+    modules with a weight of such a shape. The same as long as the modules and parameters are."""
+    if device.type != "cpu":
+        return []
+    return [
+        module
+        for module in modules
+        if (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
+        or any(map(_is_narrow, module._parameters.values()))
+    ]
+
+
 @contextmanager
-def strides_taken_first(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+def strides_taken_first(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Inside, those of ``modules`` that are strided 1x1 convolutions oneDNN may break skip pixels
-    first.
+    first. ``modules`` are at least those that ``pointwise`` names.
 
     Other convolutions cost nothing. Every call of ``functional.conv2d`` is looked at only where a
     weight of such a shape hangs outside of a plain convolution.
     """
-    if device.type != "cpu":
-        yield
-        return
-    with ExitStack() as stack:
-        watched = False
+    replaced: list[nn.Module] = []
+    watched = False
+    try:
         for module in modules:
             if not _is_plain(module):
                 watched = watched or any(map(_is_narrow, module._parameters.values()))
             elif _may_break(module):
-                stack.enter_context(_replaced(module))
-        if watched:
-            stack.enter_context(_Watching())
-        yield
+                # An attribute of the object goes before the method of its class.
+                vars(module)["_conv_forward"] = partial(_forward, module)
+                replaced.append(module)
+        with _Watching() if watched else nullcontext():
+            yield
+    finally:
+        for module in replaced:
+            del vars(module)["_conv_forward"]
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -53,16 +68,6 @@ def _is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     kind = type(module)
     own = (nn.Conv2d.forward, nn.Conv2d._conv_forward)
     return (kind.forward, kind._conv_forward) == own
-
-
-@contextmanager
-def _replaced(convolution: nn.Conv2d) -> Iterator[None]:
-    # An attribute of the object goes before the method of its class.
-    vars(convolution)["_conv_forward"] = partial(_forward, convolution)
-    try:
-        yield
-    finally:
-        del vars(convolution)["_conv_forward"]
 
 
 def _forward(convolution: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

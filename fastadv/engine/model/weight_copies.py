@@ -94,6 +94,12 @@ class WeightCopies:
         ``learn`` are the model's parameters by name where a copy is to require grad as its weight
         does; ``learning`` names those.
         """
+        if dtype is None and not folded:
+            try:
+                yield
+            finally:
+                self.folding.invalidate()  # a training pass moves the BatchNorms' statistics
+            return
         with torch.no_grad():
             used = self.folding.refreshed(dtype) if folded else []
             copies = self._refreshed(dtype)

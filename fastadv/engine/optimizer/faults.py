@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastadv.engine.model.buffers import copy_into
+from fastadv.engine.packing import packed
 from fastadv.errors import TrainingError
 
 
@@ -74,6 +75,8 @@ class Faults:
         """Note whether any of ``doubts`` (0-dim bool, true where bad) holds for the update of this
         number; returns whether to apply it."""
         known = {**self.before, **doubts}
+        if self.device.type == "cpu" and not any(known.values()):
+            return self.none_so_far()
         bad = torch.stack([known.get(kind, self._fine) for kind in Fault])
         first_bad = bad.any() & (self.bad_step < 0)
         self.kind.copy_(torch.where(first_bad, bad.to(torch.uint8).argmax(), self.kind))
@@ -96,10 +99,21 @@ class Faults:
             raise TrainingError(sentence.format(step=step, stopped=STOPPED))
 
 
+def none_of(doubts: Mapping[Fault, Tensor]) -> Tensor:
+    """True (0-dim bool) if none of ``doubts`` (0-dim bool, at least one) holds."""
+    bad = list(doubts.values())
+    if bad[0].device.type == "cpu":
+        return ~next((each for each in bad if each), bad[0])
+    return ~torch.stack(bad).any()
+
+
 @torch.no_grad()
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
-    """Whether every value is finite, 0-dim bool; sums, which keep what is not, cost least."""
-    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    """True (0-dim bool) if every value is finite. A sum is not finite where a value is not, and
+    costs less than a look at each value."""
+    floating = packed([tensor for tensor in tensors if tensor.is_floating_point()])
+    if len(floating) == 1:
+        return _sum(floating[0]).isfinite()
     if not floating:
         return torch.ones((), dtype=torch.bool, device=tensors[0].device if tensors else None)
     return torch.stack([_sum(tensor) for tensor in floating]).isfinite().all()
@@ -164,12 +178,12 @@ def counts_on_the_host(optimizer: torch.optim.Optimizer) -> bool:
 def _moving(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """The weights that a step moves."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    return [weight.detach() for weight in weights if weight.grad is not None]
+    return [weight for weight in weights if weight.grad is not None]
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """What a step may change on the device."""
-    moving = _moving(optimizer)
+    moving = [weight.detach() for weight in _moving(optimizer)]
     device = moving[0].device if moving else None
     return moving + [tensor for tensor in _state(optimizer) if tensor.device == device]
 

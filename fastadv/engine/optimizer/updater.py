@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ from fastadv.engine.optimizer.faults import (
     all_finite,
     apply_where,
     counts_on_the_host,
+    none_of,
     select_into,
     telling,
 )
+from fastadv.engine.optimizer.gradient_norm import total_norm
 from fastadv.engine.optimizer.optimizer_copy import OptimizerCopy
 from fastadv.errors import TrainingError
 
@@ -85,16 +88,18 @@ class Updater:
         if not self._waiting:
             self._clear_all_but(parameters)
         share = images / (self._waiting + images)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            self._hand_over(parameter, gradient, share, keep=not update)
+        if self._waiting:
+            _add_to_waiting(parameters, gradients, share)
+        else:
+            _hand_over(parameters, gradients, keep=not update)
         parameter_hooks.accumulated(parameters, gradients)
         self._waiting = 0 if update else self._waiting + images
         found = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.scaler is not None and update:
             self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm(found)
+        norm = total_norm(found)
         found_bad = {**doubts, Fault.LOSS: ~loss.isfinite(), Fault.GRADIENT: ~norm.isfinite()}
-        fine = torch.stack([~bad for bad in found_bad.values()]).all()
+        fine = none_of(found_bad)
         if self.scaler is not None:
             # A scaled gradient may overflow: then the scaler skips the update and lowers the scale.
             found_bad = {kind: bad for kind, bad in found_bad.items() if kind not in _SCALED}
@@ -106,32 +111,14 @@ class Updater:
         return norm, self._step(ok, number)
 
     def _clear_all_but(self, parameters: Sequence[Tensor]) -> None:
-        """Whoever learned in the update before and is frozen now has no gradient any more."""
+        """Clear ``.grad`` of parameters trained in the previous update but not in this one."""
+        if len(parameters) == len(self._learned) and all(map(is_, parameters, self._learned)):
+            return
         staying = {id(parameter) for parameter in parameters}
         for parameter in self._learned:
             if id(parameter) not in staying:
                 parameter.grad = None
         self._learned = list(parameters)
-
-    def _hand_over(
-        self, parameter: Tensor, gradient: Tensor | None, share: float, *, keep: bool
-    ) -> None:
-        """Set ``parameter.grad``, or make it the mean of what waits there and ``gradient``, of
-        which the latter has this ``share``; ``keep``: more is to be added to it."""
-        if self._waiting:
-            if parameter.grad is not None:
-                parameter.grad *= 1 - share
-                if gradient is not None:
-                    parameter.grad += share * gradient
-                return
-            gradient = None if gradient is None else share * gradient
-        if gradient is None:
-            if not self._waiting:
-                parameter.grad = None
-            return
-        own = _laid_out_as(gradient, parameter)
-        # What waits for more must not be overwritten by the next replay of a graph.
-        parameter.grad = own.clone() if keep and own is gradient else own
 
     def _step(self, ok: Tensor, number: Tensor) -> Tensor:
         """Let the optimizer step where ``ok``; returns whether it did and nothing overflowed."""
@@ -237,14 +224,41 @@ def _scale_of(scaler: torch.amp.GradScaler) -> list[Tensor]:
     return [tensor.clone() for tensor in _scale_tensors(scaler)]
 
 
+def _hand_over(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], *, keep: bool
+) -> None:
+    """Set each parameter's ``.grad``; ``keep``: it waits for the gradients of more batches."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            own = gradient
+            if gradient.stride() != parameter.stride():
+                own = _laid_out_as(gradient, parameter)
+            # A gradient that waits must not be overwritten by the next replay of a CUDA graph.
+            gradient = own.clone() if keep and own is gradient else own
+        parameter.grad = gradient
+
+
+def _add_to_waiting(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], share: float
+) -> None:
+    """Make each parameter's ``.grad`` the mean of the waiting gradient, weighted 1 - ``share``, and
+    of the new one, weighted ``share``."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        added = None if gradient is None else share * gradient
+        if parameter.grad is None:
+            parameter.grad = added if added is None else _laid_out_as(added, parameter)
+            continue
+        parameter.grad *= 1 - share
+        if added is not None:
+            parameter.grad += added
+
+
 def _laid_out_as(gradient: Tensor, parameter: Tensor) -> Tensor:
     """``gradient`` in the parameter's memory format, as ``backward()`` leaves it.
 
     A convolution on channels_last images gives its weight such a gradient, whatever the weight is,
     and fused optimizers on a GPU refuse the pair.
     """
-    if gradient.stride() == parameter.stride():
-        return gradient
     strides = zip(gradient.shape, gradient.stride(), parameter.stride(), strict=True)
     if all(size == 1 or own == wanted for size, own, wanted in strides):
         return gradient

@@ -1,0 +1,189 @@
+"""The CPU time of fastadv itself in an eager step: ``python bench/own_time.py --against PYTHON``.
+
+A network of width 2 on 8 images leaves little but the work around the passes. Its CPU time is that
+of a step minus that of a bare PyTorch loop of the same passes. PYTHON is the interpreter of an
+environment with another fastadv: one process for each, on one thread, in turn, so that the load
+of the machine meets both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+import fastadv
+
+RESULTS = Path(__file__).parent / "results"
+METHODS = {"fgsm": 1, "pgd": 10}  # and the number of attack steps of the bare loop
+EPS = 8 / 255
+RESAMPLINGS = 2000
+
+
+def main() -> None:
+    """Parse the command line, time all methods, and print and write a row for each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--against", help="the python of an environment with another fastadv")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", type=Path, help=f"folder of the results, such as {RESULTS}")
+    parser.add_argument("--worker", choices=METHODS, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        work(given.worker)
+        return
+    pythons = {"new": sys.executable} | ({"old": given.against} if given.against else {})
+    for method in given.methods:
+        found = measure(pythons, method, given.rounds, given.steps)
+        row = row_of(method, found)
+        print(json.dumps(row, indent=1))
+        if given.out:
+            write(given.out, row)
+
+
+def work(method: str) -> None:
+    """A worker: for each line with a number of steps, the CPU milliseconds of one step and of one
+    turn of the bare loop, made by turns."""
+    torch.set_num_threads(1)
+    loops = [ours(method), bare(METHODS[method])]
+    for _ in range(5):
+        for loop in loops:
+            loop()
+    print(fastadv.__file__, flush=True)
+    for line in sys.stdin:
+        spent = [0.0, 0.0]
+        for _ in range(int(line)):
+            for place, loop in enumerate(loops):
+                begin = time.process_time()
+                loop()
+                spent[place] += time.process_time() - begin
+        print(*(1000 * seconds / int(line) for seconds in spent), flush=True)
+
+
+def ours(method: str) -> Callable[[], Any]:
+    """One step of ``method`` on a fixed batch."""
+    model, optimizer, x, y = ingredients()
+    step = fastadv.step(model, optimizer, method, mode="eager")
+    return lambda: step(x, y)
+
+
+def bare(steps: int) -> Callable[[], None]:
+    """The same passes in plain PyTorch: ``steps`` of the attack (one: from x, as FGSM begins),
+    and one of the weights."""
+    model, optimizer, x, y = ingredients()
+    alpha = EPS if steps == 1 else EPS / 4
+
+    def update() -> None:
+        x_adv = x
+        if steps > 1:
+            x_adv = (x + torch.empty_like(x).uniform_(-EPS, EPS)).clamp(0, 1)
+        for _ in range(steps):
+            x_adv = x_adv.detach().requires_grad_()
+            loss = functional.cross_entropy(model(x_adv), y)
+            (gradient,) = torch.autograd.grad(loss, x_adv)
+            away = (x_adv.detach() + alpha * gradient.sign() - x).clamp(-EPS, EPS)
+            x_adv = (x + away).clamp(0, 1)
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x_adv), y).backward()
+        optimizer.step()
+
+    return update
+
+
+def ingredients() -> tuple[Any, torch.optim.Optimizer, torch.Tensor, torch.Tensor]:
+    """The network, its optimizer and a batch, the same ones each time."""
+    torch.manual_seed(0)
+    model = fastadv.build_model("preact_resnet18", width=2)
+    # A rate at which nothing is learnt: late steps cost what early ones do.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, weight_decay=5e-4)
+    return model, optimizer, torch.rand(8, 3, 32, 32), torch.randint(10, (8,))
+
+
+def measure(
+    pythons: dict[str, str], method: str, rounds: int, steps: int
+) -> dict[str, dict[str, list[float]]]:
+    """CPU milliseconds of a step, per round, of each python's ``ours`` and ``bare``."""
+    command = [str(Path(__file__).resolve()), "--worker", method]
+    workers = {
+        side: subprocess.Popen(
+            [python, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for side, python in pythons.items()
+    }
+    found: dict[str, dict[str, list[float]]] = {side: {"ours": [], "bare": []} for side in workers}
+    try:
+        places = {side: answer(worker) for side, worker in workers.items()}
+        print(f"{method}: {places}", file=sys.stderr)
+        for turn in range(rounds):
+            order = list(workers) if turn % 2 == 0 else list(workers)[::-1]
+            for side in order:
+                stdin: Any = workers[side].stdin
+                stdin.write(f"{steps}\n")
+                stdin.flush()
+                times = map(float, answer(workers[side]).split())
+                for name, milliseconds in zip(("ours", "bare"), times, strict=True):
+                    found[side][name].append(milliseconds)
+    finally:
+        for worker in workers.values():
+            worker.kill()
+            worker.wait()
+    return found
+
+
+def answer(worker: subprocess.Popen[str]) -> str:
+    """The next line a worker prints."""
+    stdout: Any = worker.stdout
+    line: str = stdout.readline()
+    if not line:
+        sys.exit("error: a worker ended; its message is above.")
+    return line.strip()
+
+
+def row_of(method: str, found: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+    """Medians in milliseconds, and of the ratio new/old of fastadv's own time the 95 % interval
+    of a bootstrap over rounds."""
+    every = range(len(found["new"]["ours"]))
+    row: dict[str, Any] = {"kind": "own time", "method": method, "rounds": len(every)}
+    for side, times in found.items():
+        row[side] = {name: round(statistics.median(each), 3) for name, each in times.items()}
+        row[side]["own"] = round(own(times, every), 3)
+    if "old" in found:
+
+        def ratio(rounds: Sequence[int]) -> float:
+            return own(found["new"], rounds) / own(found["old"], rounds)
+
+        draw = random.Random(0)
+        drawn = sorted(ratio(draw.choices(every, k=len(every))) for _ in range(RESAMPLINGS))
+        ends = drawn[int(0.025 * RESAMPLINGS)], drawn[int(0.975 * RESAMPLINGS) - 1]
+        row["new_over_old"] = round(ratio(every), 3)
+        row["interval"] = [round(end, 3) for end in ends]
+    return row
+
+
+def own(times: dict[str, list[float]], rounds: Sequence[int]) -> float:
+    """The median of a step's time above the bare loop's."""
+    return statistics.median(times["ours"][turn] - times["bare"][turn] for turn in rounds)
+
+
+def write(folder: Path, row: dict[str, Any]) -> None:
+    """Append the row, with where it comes from, to the results of this machine."""
+    # Only this side knows the package's present modules; a worker may be of an older one.
+    from fastadv.benchmark.rows import append_rows, provenance, results_file
+
+    device = torch.device("cpu")
+    append_rows(results_file(folder, device), [row | provenance(device)])
+
+
+if __name__ == "__main__":
+    main()
