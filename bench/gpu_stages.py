@@ -265,8 +265,9 @@ def comparison(
             stage.say("no peers: the modes were not held to eager's numbers")
         asked = Comparison(
             stage.setting(batch_size, model), parse_specs(methods), stage.dtype,
-            stage.modes(*modes), repeats, peers if word else (), with_passes=with_passes,
-            deadline=stage.deadline(), tiny=stage.tiny, parity=word, kernels=kernels,
+            stage.modes(*modes), 2 if stage.tiny else repeats, peers if word else (),
+            with_passes=with_passes, deadline=stage.deadline(), tiny=stage.tiny, parity=word,
+            kernels=kernels,
         )  # fmt: skip
         # A step that is there for its kernels must not stand for the one that is timed at length.
         folder = stage.out / "replay" if kernels else stage.out

@@ -1,4 +1,4 @@
-"""A script of bench/ as a module."""
+"""Import a script of bench/ as a module."""
 
 import importlib.util
 from pathlib import Path
@@ -8,7 +8,7 @@ BENCH = Path(__file__).parents[1] / "bench"
 
 
 def script(name: str) -> ModuleType:
-    """bench/NAME.py, executed."""
+    """Execute bench/NAME.py and return it as a module."""
     spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -79,7 +79,7 @@ class Composed:
     kept: Tensor | None = None  # what ATTA keeps, or APART's omega, for the batch's samples
     step_sizes: Tensor | None = None
     average: list[Tensor] | None = None
-    joint: Tensor | None = None  # f(centre) of FGSM-N's one forward, its graph kept
+    joint: Tensor | None = None  # f(centre) of FGSM-N's only forward pass; its graph is kept
 
     @property
     def joins(self) -> bool:
@@ -208,8 +208,8 @@ class Composed:
 
     @torch.no_grad()
     def _statistics(self, center: Tensor, x_adv: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
-        """BatchNorm's after an outer pass of TRADES: it forwards x, x', x; with AWP x', x, x; with
-        TE x, x'."""
+        """BatchNorm statistics after an outer pass of TRADES, which forwards x, x', x; with AWP x',
+        x, x; with TE x, x'."""
         if not self.trades:
             return {}
         model = copy.deepcopy(self.model)
@@ -233,7 +233,7 @@ class Composed:
     def _perturbed(
         self, weights: list[Tensor], center: Tensor, x_adv: Tensor, sign: Tensor | None
     ) -> list[Tensor]:
-        """v of AWP or RWP, one tensor a weight; buffers and weights are left as they were."""
+        """v of AWP or RWP, one tensor per weight; buffers and weights are left as they were."""
         kind = self.slots["weights"]
         moved = []
         noise = None if sign is None else STEP_SIZES["block"] * sign

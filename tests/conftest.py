@@ -19,14 +19,43 @@ LONG = Path(__file__).parents[1] / "bench" / "results" / "long-tests.jsonl"
 
 
 def pytest_configure() -> None:
-    """One thread a worker: as many processes as cores run the tests. Notes about the run folders
-    of tests stay away from the user's."""
+    """One thread per worker, because there are as many workers as cores. Notes about the run
+    folders of tests are kept apart from the user's."""
     os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fastadv-tests-")
     atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     # A shell starts jobs in the background with Ctrl-C ignored; some tests are about Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Longest first. A worker runs whole files: if it began one of these last, the others would wait.
+LONGEST_FILES = (
+    "test_digits_recipes.py",
+    "test_modes.py",
+    "test_digits.py",
+    "test_cuda_fake.py",
+    "test_bench_gpu_suite.py",
+    "test_strangers.py",
+    "test_processes.py",
+    "test_bench_inductor.py",
+    "test_examples.py",
+    "test_interpreter.py",
+    "test_resume.py",
+    "test_attacks_autoattack.py",
+    "test_modes_compilations.py",
+    "test_modes_inductor.py",
+    "test_transaction.py",
+    "test_precision.py",
+    "test_models.py",
+    "test_bench.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files begin first."""
+    place = {name: number for number, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -38,7 +38,7 @@ def step_of(
 
 
 def call(step: Step, update: int, count: int = COUNT) -> dict[str, Tensor]:
-    """Update number ``update``, on ``count`` images of its own with their own crops."""
+    """Update number ``update``, on ``count`` images and crops that no other update has."""
     x, y, _, _ = tiny_batch(count, seed=update)
     index = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(update))[:count]
     more: dict[str, Any] = {"view": view_of(count, update)}

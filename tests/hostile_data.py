@@ -35,7 +35,7 @@ Case = Callable[[Path, random.Random], str]
 
 
 class Payload:
-    """Leaves a mark where it is unpickled."""
+    """Leaves a mark when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -45,7 +45,7 @@ class Payload:
 
 
 def picture(kind: str, size: tuple[int, int] = (10, 8), seed: int = 0) -> bytes:
-    """A whole image of ``size`` (width, height), encoded."""
+    """A complete encoded image of ``size`` (width, height)."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, FORMATS[kind])
@@ -53,7 +53,7 @@ def picture(kind: str, size: tuple[int, int] = (10, 8), seed: int = 0) -> bytes:
 
 
 def chunk(kind: bytes, content: bytes, length: int | None = None) -> bytes:
-    """A PNG's chunk; ``length`` may lie."""
+    """A chunk of a PNG; ``length`` may be wrong."""
     count = len(content) if length is None else length
     return struct.pack(">I", count) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
@@ -70,7 +70,7 @@ def png(width: int, height: int, *, depth: int = 8, colour: int = 2, more: bytes
 
 
 def whole_png(width: int, height: int) -> bytes:
-    """A grey PNG of truly so many black pixels, a few kilobytes long."""
+    """A grey PNG that really has this many black pixels, in a few kilobytes."""
     coder = zlib.compressobj(9)
     rows = b"".join(coder.compress(bytes(width + 1)) for _ in range(height)) + coder.flush()
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
@@ -78,7 +78,7 @@ def whole_png(width: int, height: int) -> bytes:
 
 
 def tree(folder: Path, kind: str = "png") -> Path:
-    """A good folder of 6 training and 2 test images, to be spoilt."""
+    """A valid folder of 6 training and 2 test images, to be damaged."""
     for part, count in (("train", 3), ("test", 1)):
         for name in CLASSES:
             place = folder / part / name
@@ -174,7 +174,7 @@ def other_content(folder: Path, rng: random.Random) -> str:
 
 
 def no_file(folder: Path, rng: random.Random) -> str:
-    """Something called a.png that is no file, or the same in the place of another file."""
+    """Something named a.png that is not a regular file, or another file replaced like that."""
     tree(folder)
     place = rng.choice((folder / "train" / "ant" / "a.png", folder / "test" / "bee" / "a.webp"))
     kind = rng.randrange(6)
@@ -213,7 +213,7 @@ def circles(folder: Path, rng: random.Random) -> str:
 
 
 def names(folder: Path, rng: random.Random) -> str:
-    """Names that a terminal obeys; the file is damaged, so that it is named."""
+    """Names with terminal escape codes; the file is damaged, so that messages name it."""
     tree(folder)
     evil = rng.choice(
         (b"\x1b]0;owned\x07", b"\x1b[2J\x1b[31m", b"a\nb", b"\xff\xfe", b"[red]x", b"\r0")
@@ -259,7 +259,7 @@ def planted(folder: Path, rng: random.Random) -> str:
 
 
 def sparse(folder: Path, rng: random.Random) -> str:
-    """A file of 100 GB that takes no disk."""
+    """A sparse file of 100 GB."""
     kind = rng.choice(("png", "webp", "jpg", "tif", "bmp"))
     content = picture(kind)
     if kind == "webp":
@@ -305,7 +305,7 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 def npy(shape: object, content: bytes, descr: object = "|u1", order: object = False) -> bytes:
-    """A ``.npy`` whose header may lie."""
+    """A ``.npy`` whose header may be wrong."""
     text = f"{{'descr': {descr!r}, 'fortran_order': {order!r}, 'shape': {shape!r}, }}".encode()
     text += b" " * (-(len(text) + 11) % 64) + b"\n"
     return b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text + content
@@ -358,7 +358,7 @@ def lying_npz(folder: Path, rng: random.Random) -> str:
 
 
 def odd_npz(folder: Path, rng: random.Random) -> str:
-    """The archive itself is the weapon."""
+    """The archive itself does the harm."""
     kind = rng.randrange(9)
     if kind == 0:  # another array of the same name
         path = _npz(folder, **{"x_train.npy": npy((1, 6, 7, 3), bytes(126))})
@@ -394,7 +394,7 @@ def odd_npz(folder: Path, rng: random.Random) -> str:
 
 
 def values_npz(folder: Path, rng: random.Random) -> str:
-    """Plain arrays that mean no images or labels."""
+    """Plain arrays that are not images or labels."""
     far = np.arange(12) % 3
     far[-1] = rng.choice((10**12, 2**62, -5, 999_999))
     changes: dict[str, np.ndarray] = rng.choice(

@@ -73,7 +73,7 @@ def _tensor(shape: Any, strides: Any, count: int, size: int, offset: int = 0) ->
 
 
 def checkpoints(draw: random.Random, witness: Path) -> Callable[[], bytes]:
-    """One way to write a checkpoint that harms who believes it."""
+    """One way to write a checkpoint that harms a program that trusts it."""
     touch = f"touch {witness}"
     huge = draw.choice([1 << 33, 1 << 40, (1 << 62) - 1])
     calls = [
@@ -110,12 +110,12 @@ def checkpoints(draw: random.Random, witness: Path) -> Callable[[], bytes]:
 def _nested(depth: int) -> Any:
     value: Any = [0]
     for _ in range(depth):
-        value = [value, value]  # short in a file, endless to walk
+        value = [value, value]  # short in a file, endless to traverse
     return {"model": value, "checksum": "0"}
 
 
 def settings(draw: random.Random, witness: Path) -> str:
-    """A line of config.toml that nobody sane has."""
+    """A line of config.toml with an absurd value."""
     return draw.choice(
         [
             f'model = "{CANARY}:net"', 'model = "http.server:test"', 'model = "os:abort"',
@@ -132,7 +132,7 @@ def settings(draw: random.Random, witness: Path) -> str:
 
 
 def harm(folder: Path, seed: int, witness: Path) -> str:
-    """Change the run in ``folder``; says how. ``witness`` must never come to be."""
+    """Change the run in ``folder`` and return how. ``witness`` must never be created."""
     draw = random.Random(seed)
     outside = witness.with_name("outside.txt")
     name = draw.choice(FILES)

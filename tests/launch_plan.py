@@ -1,6 +1,6 @@
-"""How many operators each recording of a recipe launches, held to the numbers of before.
+"""How many operators each recording of a recipe launches, compared with recorded numbers.
 
-``python tests/launch_plan.py`` writes the numbers anew; the commit that does says why they moved.
+``python tests/launch_plan.py`` records new numbers; the commit says why they changed.
 An operator is not always one kernel. What the kernels are is counted on the pretended CUDA runtime
 (``tools/pretend_cuda``), which takes minutes and no part in CI; this is its cheap relative.
 """

@@ -1,4 +1,4 @@
-"""Networks in which somebody else than its BatchNorm reads a convolution, or either's weights."""
+"""Networks in which more than its BatchNorm reads a convolution's output, or their weights."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ class Exchanged(Rewritten):
 
 
 class NormFrozenByHand(Net):
-    """BatchNorm in training mode for good, whatever ``eval()`` says."""
+    """BatchNorm that stays in training mode, whatever ``eval()`` says."""
 
     folds = 1
 
@@ -318,7 +318,7 @@ SAME_EVERY_TIME: dict[str, type[Net]] = {
 
 
 def made(kind: type[Net], dtype: torch.dtype = torch.float64, seed: int = 0) -> Net:
-    """One with statistics and affine maps that a wrong fold shows on."""
+    """A network whose statistics and affine maps make a wrong fold visible."""
     torch.manual_seed(seed)
     model = kind().to(dtype)
     with torch.no_grad():

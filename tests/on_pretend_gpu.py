@@ -32,7 +32,7 @@ from fastadv.training.captured import MAX_RECORDINGS
 # cuSOLVER's results are looked at on the host.
 NOT_REPLAYABLE = {"fgsm-n-advlc-nuclear"}
 
-# What recordings hold. Each was judged: it neither waits for the device nor copies from the host,
+# What recordings hold. Each was checked: it neither waits for the device nor copies from the host,
 # and draws nothing. A new one must be judged, too (is there a CUDA graph test that uses it? does
 # its CUDA code call cudaMemcpy, .item(), .cpu() or thrust without a policy?), and then added.
 JUDGED = {
@@ -73,7 +73,7 @@ def _device() -> Iterator[None]:
 
 
 def covering() -> set[str]:
-    """Few recipes in which every part of every slot occurs, and every need."""
+    """A few recipes that contain every part of every slot, and every requirement."""
     wanted = {name: set(resolve(name).slots.items()) | resolve(name).needs for name in METHODS}
     missing: set[Any] = set().union(*wanted.values())
     chosen = set()
@@ -127,7 +127,7 @@ def test_a_walk_that_waits_runs_as_written_unless_capture_is_insisted_on() -> No
 
 
 def test_batches_of_many_sizes_take_turns() -> None:
-    """More situations than are kept, each forgotten and recorded again."""
+    """More situations than are kept, so each is forgotten and recorded again."""
     cpu = step_of("trades-awp", staged_model(), epoch_length=20)
     step = captured(step_of("trades-awp", on_device(staged_model()), epoch_length=20))
     for update, count in enumerate([6, 4, 6, 3, 5, 2, 6, 4, 6]):

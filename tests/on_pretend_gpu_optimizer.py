@@ -96,7 +96,7 @@ def test_gradients_reach_a_fused_optimizer_in_the_layout_of_their_weights(accumu
 
 @pytest.mark.parametrize("kind", ["sgd", "fused sgd", "adam"])
 def test_overflows_are_left_out_as_a_scaler_does(kind: str) -> None:
-    """The first, which finds an optimizer without state, and a later one."""
+    """The first update, when the optimizer has no state, and a later one."""
     ours, theirs = on_device(tiny_model()), tiny_model()
     if kind == "adam":
         own, other = (torch.optim.Adam(m.parameters(), lr=0.01) for m in (ours, theirs))
@@ -196,7 +196,7 @@ def with_hook(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def patched(model: nn.Module) -> torch.optim.Optimizer:
-    """Somebody counts its steps, and a scheduler wraps that."""
+    """The user's code counts the optimizer's steps, and a scheduler wraps that."""
     optimizer = REPLAYED["sgd"](model)
     own = optimizer.step
     optimizer.step = types.MethodType(lambda self: own(), optimizer)
@@ -205,7 +205,7 @@ def patched(model: nn.Module) -> torch.optim.Optimizer:
 
 
 class Counting(torch.optim.SGD):
-    """Somebody's own optimizer."""
+    """An optimizer that the user wrote."""
 
 
 AS_WRITTEN: Optimizers = {
@@ -255,7 +255,7 @@ def test_a_momentum_that_moves_every_time_is_followed() -> None:
 
 
 def elsewhere(state: dict[str, Any]) -> dict[str, Any]:
-    """The same values in other memory."""
+    """The same values at other addresses."""
     moved = {
         key: {name: value.clone() for name, value in values.items()}
         for key, values in state["state"].items()

@@ -67,7 +67,7 @@ class NotInAGraph(RuntimeError):
 
 
 class _Module:
-    """What ``torch.pretend`` must answer."""
+    """What PyTorch asks of the module ``torch.pretend``."""
 
     is_initialized = is_available = lambda self: True
     current_device = lambda self: 0  # noqa: E731 (one line a question)
@@ -86,7 +86,7 @@ _LOWERED = torch.library.Library("aten", "IMPL", "AutocastPrivateUse1")
 
 
 def _lowered(operator: Any) -> Callable[..., Any]:
-    """``operator`` in autocast's type, as CUDA's autocast has it."""
+    """``operator`` in autocast's dtype, as autocast on CUDA computes it."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
@@ -164,7 +164,7 @@ class Rules:
 
 
 class _Everywhere(TorchDispatchMode):
-    """Sees what no tensor on the device takes part in: the making of one."""
+    """Sees calls without a tensor on the device: those that make one."""
 
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -179,7 +179,7 @@ def pretend_gpu() -> TorchDispatchMode:
 
 @contextmanager
 def no_waits() -> Iterator[None]:
-    """Whatever makes the host wait for the device is an error inside."""
+    """Inside the block, waiting for the device is an error."""
     before, Rules.no_waits = Rules.no_waits, True
     try:
         yield
@@ -188,7 +188,7 @@ def no_waits() -> Iterator[None]:
 
 
 def _leaves(value: Any) -> list[Any]:
-    """What an operator's arguments or results hold, lists opened."""
+    """The tensors in an operator's arguments or results, also those in lists."""
     if isinstance(value, (list, tuple)):
         return [leaf for each in value for leaf in _leaves(each)]
     if isinstance(value, dict):
@@ -264,7 +264,7 @@ def _check(
 
 
 def _steps(tensor: Tensor) -> tuple[int, ...]:
-    """The strides, where a tensor has more than one place to go."""
+    """The strides of the dimensions with more than one element."""
     return tuple(step for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
 
 

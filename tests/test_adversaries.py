@@ -11,7 +11,7 @@ from tiny_staged import gradient_at, recorded
 
 
 def test_every_restart_begins_at_another_point() -> None:
-    """With steps of length 0 a restart is its start: one that equalled the first was never kept."""
+    """With steps of length 0 a restart ends at its start: starts that are equal would show."""
     x, y, index, _ = tiny_batch()
     made = []
     for restarts in (1, 4):

@@ -102,7 +102,7 @@ def batch_of(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def primed(step: Step, seed: int = 0) -> Step:
-    """With its stores allocated, as the first call would."""
+    """An adversary with its state allocated, as the first call does it."""
     x, y, _ = batch_of(seed)
     step._prepare(x, y)
     return step
@@ -212,7 +212,7 @@ def test_without_learned_start_nothing_is_remembered() -> None:
     step(x, y)
     step(x, y)
     assert "omega" not in step.state
-    # Three looks, then two passes an update: the first of each is at the image itself.
+    # Three passes of the first look, then two per update: the first of each is at the image itself.
     assert torch.equal(seen[3], x)
     assert torch.equal(seen[5], x)
     assert not torch.equal(seen[4], x)

@@ -104,4 +104,4 @@ def test_what_it_cannot_do_is_refused() -> None:
     with pytest.raises(UserError, match="replays"):
         tiny_step(tiny_model(), "free", replays=0)
     with pytest.raises(UserError, match="attack_bn"):
-        tiny_step(tiny_model(), "free", attack_bn="eval")  # there is no attack beside the pass
+        tiny_step(tiny_model(), "free", attack_bn="eval")  # there is no attack besides the pass

@@ -101,7 +101,7 @@ def test_evaluation_leaves_the_model_as_it_was(averaging: str) -> None:
 
 
 def test_statistics_are_estimated_for_the_average() -> None:
-    """Momentum-free means over all batches, of the averaged network, not of the live one."""
+    """Statistics are means over all batches, without momentum, of the averaged network."""
     step = staged_step(staged_model(), "swa", average_start=0, steps_per_epoch=1, **ATTACK)
     run(step, 3)
     batches = [tiny_batch(seed=seed)[0] for seed in (5, 6)]

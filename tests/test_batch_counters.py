@@ -1,4 +1,4 @@
-"""BatchNorms count their batches as PyTorch's own do, in one launch a pass."""
+"""BatchNorms count their batches as in PyTorch, with one launch per pass."""
 
 import pytest
 import torch
@@ -52,13 +52,13 @@ def counts(model):
 
 @pytest.mark.parametrize("mode", ["eager", "compiled"])
 def test_every_norm_counts_as_often_as_it_is_called(mode):
-    """PGD-3 with a clean training pass: four passes an update in training mode."""
+    """PGD-3 with a clean training pass: four passes per update in training mode."""
     x, y, index, _ = tiny_batch()
     torch.manual_seed(0)
     model = Odd().to(x.dtype)
     model.frozen.eval()
     if mode == "compiled":
-        model.exact.momentum = 0.1  # None needs the count's value: no graph holds that
+        model.exact.momentum = 0.1  # momentum=None needs the count's value, which no graph can hold
     options = {"steps": 3, "attack_bn": "train", "mode": mode}
     step = tiny_step(model, "pgd", optimizer=torch.optim.SGD(model.parameters(), 0.1), **options)
     for _ in range(2):

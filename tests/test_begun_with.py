@@ -1,4 +1,4 @@
-"""Whose run it is, and what it was begun with: code, keys, teachers, data, settings."""
+"""A resumed run is checked against what it began with: code, keys, teachers, data, settings."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def test_the_packed_file_is_whole_at_any_moment(tmp_path, beside):
             with (folder / "rows.jsonl").open("a") as file:
                 file.write(json.dumps({"row": count}) + "\n")
             time.sleep(0.002)
-            with tarfile.open(target) as archive:  # raises where it is not whole
+            with tarfile.open(target) as archive:  # raises if it is incomplete
                 there = "rows.jsonl" in archive.getnames()
                 lines = archive.extractfile("rows.jsonl").read().splitlines() if there else []
             assert [json.loads(line)["row"] for line in lines] == list(range(len(lines)))

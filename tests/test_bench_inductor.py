@@ -1,8 +1,10 @@
 """bench/inductor.py: settings that exist, refused when misspelt, timed beside none."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from bench_script import BENCH, script
@@ -25,11 +27,23 @@ def test_a_misspelt_setting_is_refused(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """Folder of the GPU suite. Both tests below compile the same step, so they share its code."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture
+def compiling(work) -> dict[str, str]:
+    """Environment in which compiled code lies where the GPU suite puts it."""
+    return os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")}
+
+
 @pytest.mark.slow
-def test_rows_of_two_settings(tmp_path):
+def test_rows_of_two_settings(tmp_path, compiling):
     command = [sys.executable, str(BENCH / "inductor.py"), "--width", "2", "--batch-size", "4"]
     command += ["--dtype", "fp32", "--methods", "fast", "--repeats", "2", "--out", str(tmp_path)]
-    subprocess.run([*command, "--settings", "reuse"], check=True)
+    subprocess.run([*command, "--settings", "reuse"], check=True, env=compiling)
     (file,) = tmp_path.iterdir()
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row["inductor"] for row in rows] == ["none", "reuse"]
@@ -39,11 +53,11 @@ def test_rows_of_two_settings(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_stage_of_the_gpu_suite(tmp_path):
+def test_the_stage_of_the_gpu_suite(tmp_path, work, compiling):
     command = [sys.executable, str(BENCH / "gpu_suite.py"), "inductor", "--device", "cpu"]
-    command += ["--tiny", "--work", str(tmp_path), "--pack", str(tmp_path / "packed")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command += ["--tiny", "--work", str(work), "--pack", str(tmp_path / "packed")]
+    done = subprocess.run(command, capture_output=True, text=True, env=compiling)
     assert done.returncode == 0, done.stdout
-    (summary,) = tmp_path.glob("inductor-*/summary.json")
+    (summary,) = work.glob("inductor-*/summary.json")
     (stage,) = json.loads(summary.read_text())
     assert (stage["stage"], stage["note"]) == ("inductor", "none: 1.000 times as fast as none")

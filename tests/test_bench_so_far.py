@@ -24,7 +24,7 @@ SILENT = rich.console.Console(file=io.StringIO())
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Candidates that take no time; nothing is known of the convolutions but that they are."""
+    """Candidates that take no time; of the convolutions only their existence is known."""
     monkeypatch.setattr(limits, "MATRIX_SIDE", {"cpu": 32})
     monkeypatch.setattr(compare, "our_candidate", ours)
     monkeypatch.setattr(compare, "pass_candidate", a_pass)

@@ -1,6 +1,6 @@
 """The plumbing of captured steps, with a recorder that replays by calling again.
 
-Static inputs must be filled, warm-ups must leave no trace, new situations must be recorded once.
+Static inputs must be filled, warm-ups must leave no trace, new situations are recorded once.
 """
 
 from __future__ import annotations

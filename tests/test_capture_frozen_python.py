@@ -231,7 +231,7 @@ class Slots:
 
 
 class Various(Net):
-    """What is read by ways that are seldom taken."""
+    """Values that are read in unusual ways."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -234,7 +234,7 @@ class Doubled(nn.Module):
 
 
 def test_a_parametrization_of_the_same_parameter_is_followed() -> None:
-    """It goes on learning, with its average, under its new name; its twin doubles by hand."""
+    """It continues to learn and to be averaged under its new name; its twin doubles by hand."""
     step = make(tiny_model(), averaging="ema", average_decay=0.9)
     train(step, 3)
     parametrize.register_parametrization(step.model.linear, "weight", Doubled())

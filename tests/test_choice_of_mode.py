@@ -1,4 +1,4 @@
-"""What mode="auto" settles on."""
+"""Which mode mode="auto" chooses."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fastadv.training import mode as choice
     [
         (True, 10**9, "compiled"),  # years of work
         (True, 10, "eager"),  # seconds
-        (True, None, "eager"),  # nobody said
-        (False, 10**9, "eager"),  # compiling wins nothing there
+        (True, None, "eager"),  # the length of the run is unknown
+        (False, 10**9, "eager"),  # compiling saves nothing there
     ],
 )
 def test_compiling_must_pay(amx, total_steps, expected, monkeypatch):

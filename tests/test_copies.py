@@ -125,7 +125,7 @@ def test_what_a_copy_would_lose_is_told(way: str) -> None:
 
 
 def far(step: Step, x: torch.Tensor) -> float:
-    """How far the images trained on are from x."""
+    """The largest distance between x and the images trained on."""
     seen: list[torch.Tensor] = []
     handle = step.model.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
     y, index = tiny_batch(len(x))[1:3]

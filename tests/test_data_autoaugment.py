@@ -1,4 +1,4 @@
-"""AutoAugment and cutout: torchvision sample by sample, and what must not change."""
+"""AutoAugment and cutout equal torchvision's, sample by sample; what must not change."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Folders of images: layouts, the packed cache, and every way they can be broken."""
+"""Folders of images: layouts, the packed cache, and every way in which they can be damaged."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""No image of a folder is dropped without a word, and no size or depth is guessed."""
+"""No image of a folder is dropped silently, and no size or depth is guessed."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_large_images_of_few_bytes_take_little_memory(tmp_path):
     assert hostile_data._peak() - before < decoding.IN_FLIGHT + 2**26
 
 
-# -- what strangers send ---------------------------------------------------------------------------
+# -- untrusted files -------------------------------------------------------------------------------
 
 
 def test_a_cache_that_came_with_a_folder_is_not_believed(tmp_path, tmp_path_factory, monkeypatch):

@@ -24,14 +24,15 @@ def test_apart(tmp_path):
 
 @pytest.mark.slow
 def test_pgd_7(tmp_path):
-    last = summary_of(tmp_path, method="pgd", amp=True, options={"steps": 7})["last"]
-    assert last["pgd-20"] >= 0.74
+    """A third of the usual epochs; 72 % were measured, of 360 images (95 %: 67 to 77 %)."""
+    last = summary_of(tmp_path, method="pgd", amp=True, epochs=10, options={"steps": 7})["last"]
+    assert last["pgd-20"] >= 0.65
 
 
 @pytest.mark.slow
 def test_standard_training_is_not_robust(tmp_path):
     """The evaluation really attacks."""
-    last = summary_of(tmp_path, method="standard")["last"]
+    last = summary_of(tmp_path, method="standard", epochs=8)["last"]
     assert last["clean"] >= 0.97
     assert last["pgd-20"] <= 0.05
 
@@ -47,7 +48,7 @@ def test_learned_steps_without_a_preset(epochs, robust, tmp_path, monkeypatch):
         return _run(session, *others)
 
     monkeypatch.setattr("fastadv.run.train._run", run)
-    last = summary_of(tmp_path, method="apart", epochs=epochs)["last"]
+    last = summary_of(tmp_path, method="apart", epochs=epochs, width=4)["last"]
     alpha = float(sessions[0].step.state["step_sizes"][0])
     assert EPS / 10 < alpha < 2 * EPS
     assert last["pgd-20"] >= robust

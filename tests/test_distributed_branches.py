@@ -24,7 +24,7 @@ RATE, STEPS = 0.5, 2
 
 
 class Experts(nn.Module):
-    """Each process takes the branch ``use``; the third is nobody's but when it is asked for."""
+    """Each process takes the branch ``use``; the third branch is taken only when asked for."""
 
     def __init__(self, same_size: bool = True) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ def test_a_fault_of_one_process_masks_the_update_of_all(what: str, results: Any)
 )
 def test_other_models_are_refused_in_every_process(what: str, said: str, results: Any) -> None:
     for found in results(f"other-model-{what}"):
-        # The one that finds it first may tell the other before that has looked.
+        # The process that finds it first may report it before the other has looked.
         assert found.startswith(("UserError", "TrainingError: Training ends here"))
         assert said in found
 

@@ -1,4 +1,4 @@
-"""Every row of "Your model, your loop" is a test that exists."""
+"""Every row of "Your model, your loop" names a test that exists."""
 
 import ast
 import re

@@ -176,7 +176,7 @@ def test_bad_batches_get_a_sentence(model, data, change, sentence):
 
 
 def test_trouble_in_a_later_batch_is_found_without_looking_at_each(model, data, monkeypatch):
-    """On an accelerator only the first batch and the end are waited for."""
+    """On an accelerator the host waits only for the first batch and at the end."""
     from fastadv.engine.model.network import Network
 
     monkeypatch.setattr(Network, "syncs_are_free", False)

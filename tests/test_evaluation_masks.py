@@ -1,4 +1,4 @@
-"""An evaluation says what flatters, of how many images it speaks, and judges every class."""
+"""An evaluation reports masked gradients and the number of images, and covers every class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastadv.run.source import Judging
 
 
 class Around(nn.Module):
-    """A network that is right about every image, with something before and behind it."""
+    """A network that classifies every image correctly, with a layer before and one after it."""
 
     def __init__(self, before: Callable[[Tensor], Tensor], behind: Callable[[Tensor], Tensor]):
         super().__init__()
@@ -84,7 +84,7 @@ def test_probabilities_and_noise_are_told() -> None:
 
 
 def test_outputs_of_a_sigmoid_are_told() -> None:
-    """Each is sure for itself, so they add up to anything."""
+    """Each probability is computed alone, so their sum is arbitrary."""
     (sentence,) = told(Around(same, torch.sigmoid), "clean")
     assert "returns probabilities" in sentence
     assert told(Around(same, lambda z: z.abs()), "clean") == []

@@ -1,4 +1,4 @@
-"""TensorBoard gets what metrics.jsonl gets, and is not needed."""
+"""TensorBoard receives the same values as metrics.jsonl, and is optional."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network that is attacked with running statistics is the user's, whoever reads what in it."""
+"""Attacks with running statistics see the user's network, whatever in it reads what."""
 
 import copy
 import warnings
@@ -16,7 +16,7 @@ from fastadv.algorithms.resolution import resolve
 from fastadv.engine.model.guard import train_flags
 
 warnings.filterwarnings("ignore", category=FutureWarning)
-# What is compiled as one graph, and as itself.
+# What compiles as one graph and computes the same.
 COMPILES = ("Net", "Gate", "NoGradStatistic", "Winners", "Gamma", "Statistics", "SharedFilter")
 METHODS = ("pgd-eval", "trades", "trades-te")
 

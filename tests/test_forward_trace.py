@@ -1,4 +1,4 @@
-"""What a call of a function looks at, draws and does, as a recorder of it must know."""
+"""What a call reads, draws and executes, as a recorder must know it."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs, on a GPU: what ``on_pretend_gpu.py`` cannot know."""
+"""Steps as CUDA graphs on a GPU: what ``on_pretend_gpu.py`` cannot check."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_a_graph_of_the_users_may_be_held() -> None:
 
 
 def test_what_waits_is_refused_before_it_is_captured() -> None:
-    """And leaves the device usable, weights and statistics as they were."""
+    """It also leaves the device usable, and weights and statistics as they were."""
     step = make("fgsm-n-advlc-nuclear", "captured")
     before = {name: value.clone() for name, value in step.model.state_dict().items()}
     with pytest.raises(NotReplayable, match="mode='eager'"):
@@ -180,7 +180,7 @@ def test_what_waits_is_refused_before_it_is_captured() -> None:
 
 
 def test_other_threads_may_use_the_device_meanwhile() -> None:
-    """As DALI's do, and NCCL's watchdog."""
+    """DALI's threads and NCCL's watchdog do the same."""
     done, failed = threading.Event(), []
 
     def work() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from fastadv.engine.process.host_memory import SETTINGS
 
-# Handed back each time; kept, the heap may grow a last time.
+# If memory is returned, every round faults; if it is kept, the heap may grow once more.
 MANY, FEW = 100_000, 20_000
 
 # glibc moves its thresholds with what it sees; set, they stay, and blocks this large go back.

@@ -1,4 +1,4 @@
-"""Judging shows how far it is, says its precision, and loses nothing when it is interrupted."""
+"""An evaluation reports its progress and precision, and loses nothing when interrupted."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Stopping(Console):
 
 
 def expected(run: Path, attacks: str = ATTACKS, which: str = "best", **options: Any) -> dict:
-    """What one uninterrupted call finds."""
+    """The result of an uninterrupted call."""
     config, data, model = load_run(str(run), which)
     options = {"eps": config.eps, "alpha": config.judge_alpha, **options}
     return evaluation.evaluate(model, data.test, attacks.split(","), norm=config.norm, **options)
@@ -195,7 +195,7 @@ def test_a_line_that_was_changed_or_is_not_this_users_is_not_believed(
 
 
 def test_a_kill_loses_a_few_seconds(run, monkeypatch) -> None:
-    """What is done is also kept while nothing has interrupted it yet."""
+    """Finished work is also saved before any interruption."""
     monkeypatch.setattr(judging, "KEEP_EVERY", -1.0)
     kept: list[int] = []
 
@@ -258,7 +258,7 @@ def test_ctrl_c_shows_what_is_done_and_how_to_go_on(run, fastadv_command, monkey
 def test_a_final_test_that_was_interrupted_goes_on(
     options, attack, tmp_path, passes, monkeypatch
 ) -> None:
-    """With the best weights not the last ones, so that two networks are judged."""
+    """A run whose best weights are not the last ones, so that two networks are evaluated."""
     usual = SETTINGS | {"options": options, "lr": 1.0, "epochs": 3}
     whole = train(TrainConfig(**usual, out=str(tmp_path / "whole")), Console())
     out = tmp_path / "stopped"

@@ -241,7 +241,7 @@ def test_a_scheduler_made_before_the_step_does_not_lower_the_fixed_rate() -> Non
 
 
 def test_a_rate_that_is_a_tensor_is_filled_in_place() -> None:
-    """A captured or compiled optimizer reads that tensor, and no other that took its place."""
+    """A captured or compiled optimizer reads that tensor, not one that replaces it."""
     model = staged_model()
     groups = param_groups(model, "rat-lr", lr=0.05)
     rate = torch.tensor(0.05, dtype=torch.float64)

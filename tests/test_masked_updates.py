@@ -1,4 +1,4 @@
-"""After a flag nothing moves: weights, buffers, optimizer and memories stay the last good ones."""
+"""After a fault weights, buffers, optimizer and memories stay the last good ones."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ METHODS = {
 def test_nothing_moves_after_an_image_that_is_not_finite(
     method: str, bad: float, device: bool
 ) -> None:
-    """``device``: where Python may not look, each update masks itself."""
+    """``device``: where Python must not read values, each update masks itself."""
     step = step_of(method, staged_model(), epoch_length=2, **METHODS[method])
     if device:
         step.internals.net.__class__ = DeviceNetwork
@@ -193,7 +193,7 @@ def test_a_flag_before_the_first_average_leaves_the_live_weights_to_be_evaluated
 
 
 def setting(draw: random.Random) -> dict[str, Any]:
-    """One of many settings that hardly anything can train with."""
+    """One of many settings with which training is hardly possible."""
     size = lambda: draw.choice([0.1, 1.0, 1e5, 1e20, 1e30, 3e38])  # noqa: E731
     methods = ["fgsm", "pgd", "awp", "rwp", "trades-awp", "apart", "atta-1", "free"]
     return {
@@ -242,6 +242,8 @@ def extreme(chosen: dict[str, Any]) -> Step:
     names = ("lr", "momentum", "weight_decay")
     optimizer = torch.optim.SGD(model.parameters(), **{name: chosen[name] for name in names})
     options: dict[str, Any] = {"averaging": chosen["averaging"], "blocks": None}
+    if chosen["method"] in {"pgd", "awp", "rwp", "trades-awp"}:
+        options["steps"] = 2
     if "wp" in chosen["method"]:
         options["gamma"] = chosen["gamma"]
     if chosen["method"] == "trades-awp":

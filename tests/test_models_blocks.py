@@ -78,7 +78,7 @@ def test_torchvisions_resnets_are_recognised(name: str, blocks: int) -> None:
 
 
 class Foreign(nn.Module):
-    """A network whose blocks carry names nobody could guess, around a small whole network."""
+    """A network whose blocks have unusual names, around a small complete network."""
 
     def __init__(self) -> None:
         super().__init__()

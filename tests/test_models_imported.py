@@ -1,4 +1,4 @@
-"""Anybody's own network through ``module:callable``."""
+"""A user's own network through ``module:callable``."""
 
 import copy
 import sys

@@ -1,4 +1,4 @@
-"""Kinds of models that people bring: they train and are judged as themselves, or one sentence says
+"""Unusual kinds of models: they are trained and evaluated as they are, or one sentence says
 what to write instead."""
 
 import copy

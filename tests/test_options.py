@@ -1,4 +1,4 @@
-"""Options that cannot mean anything are refused wherever they come from, in one sentence."""
+"""Meaningless options are refused in one sentence, wherever they come from."""
 
 from __future__ import annotations
 

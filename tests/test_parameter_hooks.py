@@ -1,4 +1,4 @@
-"""Hooks on parameters run once an update, on the gradient found, in every mode and precision."""
+"""Hooks on parameters run once per update, on its gradient, in every mode and precision."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Folds(nn.Module):
 
 
 def test_an_attack_in_training_mode_folds_nothing() -> None:
-    """Its BatchNorms take the batch's own statistics, and move the running ones."""
+    """Its BatchNorms use the batch's own statistics and update the running ones."""
     x, y, index, start = tiny_batch()
     model, by_hand = Folds().double(), Folds().double()
     step = tiny_step(model, "pgd", steps=2, alpha=0.04, attack_bn="train")

@@ -1,4 +1,4 @@
-"""What a run takes when nobody says otherwise: rows, presets and what the user chose."""
+"""The defaults of a run: recipes, presets and what the user chose."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_user_comes_before_the_row() -> None:
     ],
 )
 def test_the_rate_drops_where_published(method: str, kept: tuple[int, ...], tmp_path) -> None:
-    """Updates at 0.1, 0.01, ..., at ten updates an epoch."""
+    """Updates at 0.1, 0.01, ..., with ten updates per epoch."""
     config = settled(TrainConfig(method=method, data="cifar10"))
     path = tmp_path / "config.toml"
     path.write_text(to_toml(config))

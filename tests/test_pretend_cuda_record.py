@@ -1,4 +1,4 @@
-"""What was proved on the pretended CUDA runtime is proved of the files as they are now."""
+"""What was proved on the pretended CUDA runtime holds for the present files."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_what_each_process_has_for_itself_is_resumed(tmp_path: Path) -> None:
 
 
 def test_another_number_of_processes_may_continue(whole: Path, tmp_path: Path) -> None:
-    """The checkpoint is that of the whole run; one process goes on with the same batches."""
+    """The checkpoint belongs to the whole run; one process continues with the same batches."""
     out = stopped(tmp_path / "alone", *WORDS)
     command = [sys.executable, "-m", "fastadv", "train", "--resume", str(out)]
     subprocess.run(command, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""Buffers that a forward pass re-assigns are restored like those it changes in place."""
+"""Buffers that a forward pass reassigns are restored like those it changes in place."""
 
 from __future__ import annotations
 

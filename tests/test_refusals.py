@@ -1,4 +1,4 @@
-"""Every refused pair of parts is refused with its reason, and what stands beside it is not."""
+"""Every refused pair of parts is refused with its reason, and similar pairs are accepted."""
 
 import pytest
 

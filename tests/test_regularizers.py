@@ -101,14 +101,14 @@ def test_one_step_from_the_centre_forwards_it_once(adversary, mode):
     descend(optimizer, ce(adversarial, y).mean() + 0.7 * largest / len(y))
     assert_same(model, other)
     if mode == "eager":
-        assert len(seen) == 5  # three are the first call's looks
+        assert len(seen) == 5  # three of them: the first call's look
 
 
 @pytest.mark.parametrize(
     "apart", [{"attack_bn": "eval"}, {"weights": "awp", "warmup_epochs": 0}, {"steps": 2}]
 )
 def test_passes_that_differ_are_not_shared(apart):
-    """BN mode, perturbed weights or further steps: the outer pass forwards the centre itself."""
+    """With another BN mode, perturbed weights or more steps the outer pass forwards the centre."""
     adversary = {"adversary": "pgd", "random_start": False} if "steps" in apart else {}
     options = {"adversary": "fgsm-n", "regularizer": "advlc"} | adversary | apart
     x, y, index, _ = tiny_batch()
@@ -119,7 +119,7 @@ def test_passes_that_differ_are_not_shared(apart):
     step(x, y, index)
     attack = apart.get("steps", 1)
     weights = 1 if "weights" in apart else 0
-    assert len(seen) == 3 + attack + weights + 2  # three are the first call's looks
+    assert len(seen) == 3 + attack + weights + 2  # three of them: the first call's look
 
 
 def test_advlc_without_weight_is_its_baseline():

@@ -1,4 +1,4 @@
-"""A run that was stopped continues to the same bits as one that never was."""
+"""A run that was stopped and resumed equals an uninterrupted one bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which data and which method cannot go together."""
+"""Which data and methods cannot be combined."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""``fastadv.step`` in somebody else's loop: it leaves the model alone and works where it is put."""
+"""``fastadv.step`` in a user's loop: it leaves the model as it was and works in any context."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_an_update_of_several_calls_is_that_of_their_images_together(ends, clip)
     model, twin = smooth_model(), smooth_model()
     step = tiny_step(model, "pgd", steps=2, max_grad_norm=clip)
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    for _ in range(2):  # the second update begins anew
+    for _ in range(2):  # the second update starts from zero
         before = copy.deepcopy(model)
         for first, last in zip((0, *ends), ends, strict=False):
             part = slice(first, last)

@@ -20,7 +20,7 @@ def accumulating() -> Step:
 
 
 def test_a_weight_frozen_between_two_updates_stands_still() -> None:
-    """Its gradient of the update before is not there any more, as after ``zero_grad``."""
+    """Its gradient of the previous update is gone, as after ``zero_grad``."""
     x, y, index, start = tiny_batch()
     model = tiny_model()
     step = tiny_step(model, "pgd", steps=1)
@@ -74,7 +74,7 @@ def test_cumulative_statistics_are_the_mean_of_all_batches() -> None:
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     step(x, y, index, start=start)
     step(x, y, index, start=start)
-    for images in seen[-4:]:  # those before are looks at the network
+    for images in seen[-4:]:  # the passes before are the first call's look at the network
         other(images)
     assert int(model.norm.num_batches_tracked) == len(means) == 4
     torch.testing.assert_close(model.norm.running_mean, torch.stack(means).detach().mean(0))

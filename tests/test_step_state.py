@@ -59,7 +59,7 @@ def test_a_state_of_another_recipe_or_data_set_is_refused() -> None:
 
 @pytest.mark.parametrize("method", ["swa", "atta-1", "te", "apart", "free"])
 def test_a_state_is_taken_over_before_the_first_call(method):
-    """Saved again at once it is the same, and so are the weights to evaluate."""
+    """Saved again at once it is equal, and so are the weights to evaluate."""
     batch = tiny_batch()[:3]
     options = {"total_steps": 8, "steps_per_epoch": 2}
     options |= {"average_start": 0.25} if method == "swa" else {}

@@ -1,4 +1,4 @@
-"""Run folders from strangers execute nothing, write nowhere else, and damage does not pass."""
+"""Untrusted run folders execute nothing and write nowhere else; damage is detected."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def labelled(path: str, out: Path) -> None:
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module whose import leaves a trace: the path of that."""
+    """A module whose import leaves a file; returns the path of that file."""
     trace = tmp_path / "imported"
     (tmp_path / f"{CANARY}.py").write_text(
         f"open({str(trace)!r}, 'a').write('x')\nimport fastadv\n"
@@ -226,7 +226,7 @@ def flipped(path: Path, draw: random.Random) -> bytes:
     ],
 )
 def test_every_flipped_bit_is_noticed(run: Path, tmp_path: Path, name: str, count: int) -> None:
-    """It is a sentence, or what is read is what was written."""
+    """Either one sentence is raised, or what is read equals what was written."""
     from fastadv.run.run_folder import RunFolder
 
     readers: dict[str, Callable[[RunFolder], Any]] = {
@@ -329,7 +329,7 @@ def test_another_number_of_threads_is_said(
 
 
 def _child(folder: str, out: str, sender: Any) -> None:
-    """All readers on one folder: what was not a sentence."""
+    """Run all readers on one folder; returns the errors that were not one sentence."""
     torch.set_num_threads(1)
     signal.alarm(SECONDS)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

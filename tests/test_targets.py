@@ -146,7 +146,7 @@ def test_before_its_start_temporal_ensembling_costs_nothing():
     models[0].register_forward_hook(lambda *_: passes.append(1))
     step = tiny_step(models[0], **te_options())
     step(x, y, index, start=start)
-    assert len(passes) == 3 + STEPS + 1  # three are the first call's looks
+    assert len(passes) == 3 + STEPS + 1  # three of them: the first call's look
     tiny_step(models[1], **ATTACK)(x, y, index, start=start)
     assert_same(*models, 0.0)
     assert not step.state["predictions"].any()

@@ -56,7 +56,7 @@ def lines(run: Path) -> list[dict[str, float]]:
 
 
 def test_the_loss_of_an_epoch_is_its_own_mean(run: Path) -> None:
-    """With weights that stand still both epochs lose about the same, and about log 10."""
+    """With constant weights both epochs have about the same loss, close to log 10."""
     first, second = (line["loss"] for line in lines(run))
     assert 1.5 < first < 5
     assert second == pytest.approx(first, rel=0.2)
@@ -173,7 +173,7 @@ def test_devices_that_nobody_computes_on() -> None:
 def test_a_stop_while_averages_are_judged_moves_no_draw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """BatchNorm's statistics of an average take passes in training mode, dropout drawn."""
+    """BatchNorm statistics of an average need passes in training mode, which draw dropout masks."""
     usual = AVERAGED | {"dropout": 0.3, "options": {"averaging": "ema"}}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     expected = train(TrainConfig(**usual, out=str(whole)), Console())

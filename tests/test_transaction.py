@@ -1,4 +1,4 @@
-"""Whatever ends a call, everything is bit for bit as before it, and the next call does not know."""
+"""Whatever ends a call, everything is bit for bit as before, and the next call is not affected."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ OTHERS = [name for name in METHODS if name not in QUICK]
 
 
 class Broke(Exception):
-    """Stands for an error of torch."""
+    """Stands for an error raised by PyTorch."""
 
 
 class Bomb:
-    """Goes off at the call number ``at`` of the places that are wired to it."""
+    """Raises at call number ``at`` of the places that are connected to it."""
 
     def __init__(self) -> None:
         self.calls, self.at, self.kind = 0, -1, Broke
@@ -55,7 +55,7 @@ class Bomb:
 
 
 class EveryOperation(TorchDispatchMode):
-    """Wires every operation of torch itself."""
+    """Connects every operation of PyTorch."""
 
     def __init__(self, bomb: Bomb) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def everything(step: Step) -> dict[str, Any]:
 
 
 def assert_equal(first: Any, second: Any, path: str = "") -> None:
-    """Bit for bit, NaN being itself."""
+    """Equal bit for bit, with NaN equal to NaN."""
     if isinstance(first, torch.Tensor):
         torch.testing.assert_close(second, first, rtol=0, atol=0, equal_nan=True, msg=path)
     elif isinstance(first, dict):

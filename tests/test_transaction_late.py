@@ -73,7 +73,7 @@ def test_what_an_optimizer_keeps_in_lists_is_put_back() -> None:
 
 
 def test_parameters_of_no_stream_learn_through_their_copies() -> None:
-    """Where somebody holds a graph, fresh parameters stand in while a recording is made."""
+    """While the user's code holds a graph, fresh parameters replace the model's in a recording."""
     x, y, index, _ = tiny_batch()
     model = tiny_model().float()
     step = tiny_step(model, "fgsm", amp=True)

@@ -1,4 +1,4 @@
-"""Situations of a stranger's model and loop that must neither train nor blame in silence."""
+"""Faults in a user's model or loop that must neither train silently nor be misreported."""
 
 from __future__ import annotations
 

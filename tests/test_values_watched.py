@@ -1,4 +1,4 @@
-"""What a step and an attack must never take in silence: values of every batch, every gradient."""
+"""What a step and an attack must not accept silently: bad values in any batch or gradient."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def step_of(model: nn.Module, method: str, **options: Any) -> fastadv.Step:
 
 
 def train_on(step: fastadv.Step) -> None:
-    """As many calls as it takes until a look at the flag is due."""
+    """Call the step until it is due to read the fault flag."""
     for _ in range(CHECK_EVERY):
         step(*batch(1))
 

@@ -1,4 +1,4 @@
-"""What stands in the model during the passes of an update: low-precision copies."""
+"""During the passes of an update the model holds low-precision copies of its weights."""
 
 import pytest
 import torch
@@ -125,7 +125,7 @@ class Standardized(nn.Conv2d):
 
 
 class Shared(nn.Module):
-    """A weight that two convolutions share, and a third one that wants all its digits."""
+    """A weight that two convolutions share, and that a third one needs in full precision."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""AWP and RWP as parts: what they select, how they judge, what they start from."""
+"""AWP and RWP as parts: which weights they select, by which loss, from which start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint is written only as its reader takes it: what is saved is read back equal."""
+"""A checkpoint is written only if its reader accepts it: what is saved is read back equal."""
 
 from __future__ import annotations
 

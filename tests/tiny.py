@@ -1,4 +1,4 @@
-"""A tiny float64 network and the pieces from which tests write a training step by hand."""
+"""A tiny float64 network and what tests need to write a training step by hand."""
 
 from __future__ import annotations
 

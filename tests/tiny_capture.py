@@ -45,7 +45,7 @@ def _copy(own: Any, new: Any) -> None:
 
 
 class DeviceNetwork(Network):
-    """A network whose tensors Python may not look at, as on a GPU: other branches are taken."""
+    """A network whose values Python must not read, as on a GPU: other branches are taken."""
 
     @property
     def syncs_are_free(self) -> bool:

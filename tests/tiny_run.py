@@ -1,6 +1,6 @@
 """A short run of any recipe in any mode, and how two runs are compared.
 
-Five updates an epoch of which the last is on a short batch, four epochs in which every ramp moves
+Five updates per epoch, the last on a short batch; four epochs, in which every ramp moves
 and every warm-up ends, a rate that falls with every update, evaluation after every epoch, and a
 state loaded in the middle.
 """

@@ -88,6 +88,12 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         raise UserError(f"optimizer must be a torch.optim.Optimizer, not {optimizer!r}.")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UserError("LBFGS evaluates the loss many times a step; use SGD, Adam or their kin.")
+    if _scaler_of(optimizer) is not None:
+        raise UserError(
+            "This optimizer unscales gradients itself (fp16 in accelerate or Lightning), and "
+            "fastadv.step does so too: pass amp=True, amp_dtype='fp16' to fastadv.step and no "
+            "precision to accelerate or Lightning."
+        )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     own = [parameter for parameter in model.parameters() if id(parameter) in held]
     if not own:
@@ -99,6 +105,23 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         )
     if not any(parameter.requires_grad for parameter in own):
         raise UserError("All of the model's parameters are frozen (requires_grad=False).")
+
+
+def _scaler_of(optimizer: torch.optim.Optimizer) -> object | None:
+    """The gradient scaler inside the step of accelerate's or Lightning's optimizer, if any."""
+    strategy = getattr(optimizer, "_strategy", None)
+    lightning = getattr(getattr(strategy, "precision_plugin", None), "scaler", None)
+    return getattr(optimizer, "scaler", None) or lightning
+
+
+def check_accumulation(optimizer: torch.optim.Optimizer) -> None:
+    """accelerate's optimizer skips its step, silently, while it accumulates gradients."""
+    state = getattr(optimizer, "gradient_state", None)
+    if state is not None and not state.sync_gradients:
+        raise UserError(
+            "accelerate accumulates gradients and would skip this update: call the step with "
+            "update=accelerator.sync_gradients."
+        )
 
 
 def check_classes(logits: Tensor, y: Tensor, num_classes: int | None) -> int:

@@ -166,7 +166,9 @@ class Step:
         inner.changes.follow_to_train(prepared=inner.allocated)
         checks.check_shapes(inner.net.device, x, y, index, needs_index=keeps_rows)
         checks.check_companions(x, start=start, second=second)
-        if not update:
+        if update:
+            checks.check_accumulation(self.updater.optimizer)
+        else:
             self._require_accumulation()
         with torch.inference_mode(False):
             inputs = self._checked(*ranges.usable(x, y, index, start, second))

@@ -51,7 +51,7 @@ class Launch:
 
 
 class AbsentGPU:
-    """A driver for a GPU that is not there: all that compiling needs to know."""
+    """A driver for an absent GPU: everything that compiling asks for."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -69,7 +69,7 @@ class AbsentGPU:
 
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
-    """Within, launches of the kernels are appended to the list instead of run."""
+    """Inside the block, kernel launches are appended to the list instead of executed."""
     launches: list[Launch] = []
 
     def record(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:

@@ -113,7 +113,7 @@ def crop(dtype: torch.dtype) -> Call:
 
 
 def loaded(layout: Layout) -> object:
-    """A loader's images: bytes to channels_last."""
+    """A loader's images: uint8 to channels_last."""
     store = layout.tensor(5, 3, 40, 40, dtype=torch.uint8)
     size = (32, 32) if layout.even else (31, 33)
     return FUNCTIONS["crop_flip"](store, *layout.view(4), size, channels_last=True)

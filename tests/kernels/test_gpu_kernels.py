@@ -180,7 +180,7 @@ def test_a_kernel_is_its_reference(name: str) -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_kernel_replayed_is_the_kernel(name: str) -> None:
-    """Twice, from the same inputs; a counter or histogram left over would show."""
+    """Twice with the same inputs: a counter or histogram that is not cleared would show."""
     _function, make = CALLS[name]
     given, again = moved(make()), moved(make())
     expected = run(name, given)

@@ -198,6 +198,8 @@ def _allows(own: torch.optim.Optimizer) -> bool:
 
     A rate on the device is float32 (fused kernels read no other), too coarse for float64 weights.
     """
+    if type(own) not in (SGD, *CAPTURABLE):
+        return False  # a wrapper may even lack the attributes below
     hooks = (
         own._optimizer_step_pre_hooks,
         own._optimizer_step_post_hooks,
@@ -207,7 +209,7 @@ def _allows(own: torch.optim.Optimizer) -> bool:
     # A scheduler wraps the optimizer's own step in one that counts.
     step = vars(own).get("step")
     wrapped = step is not None and getattr(step, "__wrapped__", None) is not type(own).step
-    if any(hooks) or wrapped or type(own) not in (SGD, *CAPTURABLE):
+    if any(hooks) or wrapped:
         return False
     asked = "fused" if type(own) is SGD else "capturable"
     return all(
