@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastadv.engine.model.buffers import copy_into
-from fastadv.engine.packing import packed
+from fastadv.engine.packing import FlatViews, packed
 from fastadv.errors import TrainingError
 
 
@@ -112,10 +112,14 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     """True (0-dim bool) if every value is finite. A sum is not finite where a value is not, and
     costs less than a look at each value."""
     floating = packed([tensor for tensor in tensors if tensor.is_floating_point()])
-    if len(floating) == 1:
-        return _sum(floating[0]).isfinite()
     if not floating:
         return torch.ones((), dtype=torch.bool, device=tensors[0].device if tensors else None)
+    return _finite_sums(floating)
+
+
+def _finite_sums(floating: Sequence[Tensor]) -> Tensor:
+    if len(floating) == 1:
+        return _sum(floating[0]).isfinite()
     return torch.stack([_sum(tensor) for tensor in floating]).isfinite().all()
 
 
@@ -129,7 +133,7 @@ def _sum(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def apply_where(
-    ok: Tensor, update: Callable[[], object], optimizer: torch.optim.Optimizer
+    ok: Tensor, update: Callable[[], object], optimizer: torch.optim.Optimizer, known: FlatViews
 ) -> Tensor:
     """Call ``update`` so that it changes weights and optimizer state only where ``ok`` and only
     where all of them stay finite; returns whether they do (0-dim bool).
@@ -137,13 +141,15 @@ def apply_where(
     On a CPU the flag is simply read, and what overflowed is the caller's to put back: it holds
     copies. On a GPU the tensors are copied and put back by a select, since reading the flag would
     stall the device; a fused optimizer also masks itself. The optimizer must have its state
-    already: what a masked first step leaves there is no state.
+    already: what a masked first step leaves there is no state. ``known`` are views of what the
+    optimizer changes, of the updates before.
     """
     if ok.device.type == "cpu":
         if not ok:
             return torch.ones_like(ok)
         update()
-        return all_finite(telling(optimizer))
+        known.follow([tensor for tensor in telling(optimizer) if tensor.is_floating_point()])
+        return _finite_sums(known.packed()) if known.views else torch.ones_like(ok)
     touched = _tensors(optimizer)
     before = [torch.empty_like(tensor) for tensor in touched]
     copy_into(before, touched)

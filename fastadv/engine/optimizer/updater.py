@@ -23,6 +23,7 @@ from fastadv.engine.optimizer.faults import (
 )
 from fastadv.engine.optimizer.gradient_norm import total_norm
 from fastadv.engine.optimizer.optimizer_copy import OptimizerCopy
+from fastadv.engine.packing import FlatViews
 from fastadv.errors import TrainingError
 
 # A scale that was halved so often in a row is no overflow that goes away.
@@ -60,6 +61,7 @@ class Updater:
         self._waiting = 0  # images whose gradients wait for the update
         self._learned: list[Tensor] = []  # in the update before
         self._begun = False  # whether the optimizer has made its state
+        self._moved = FlatViews()
 
     @property
     def steady(self) -> bool:
@@ -125,7 +127,7 @@ class Updater:
         waits = self.scaler is not None and counts_on_the_host(self.optimizer)
         finite = torch.ones_like(ok)
         if self._begun and not waits:
-            finite = apply_where(ok, self.optimizer.step, self.optimizer)
+            finite = apply_where(ok, self.optimizer.step, self.optimizer, self._moved)
         elif ok:
             finite = self._begin_step()
         # On a CPU there is nothing to record about an update that did not overflow.
