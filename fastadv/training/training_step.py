@@ -6,7 +6,6 @@ requires_grad and grad mode.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,7 +31,7 @@ from fastadv.engine.model.precision import autocast, pass_dtype, surrounding
 from fastadv.engine.optimizer.faults import Fault
 from fastadv.engine.optimizer.updater import Updater
 from fastadv.engine.process import distributed
-from fastadv.errors import UserError
+from fastadv.errors import UserError, warn
 from fastadv.models.blocks import perturbable_blocks
 from fastadv.models.wrapped import inner_module
 from fastadv.threat import Threat, usual_threat
@@ -491,7 +490,7 @@ class Step:
         self.updater.check()
         sentence = self.walk.still.sentence_once()
         if sentence is not None:
-            warnings.warn(sentence, stacklevel=2)
+            warn(sentence)
 
     def healthy(self) -> bool:
         """Whether every update so far was finite; waits for the device."""

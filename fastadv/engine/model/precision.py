@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastadv.errors import unknown
+from fastadv.errors import unknown, warn
 
 NAMES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -30,7 +29,7 @@ def cpu_multiplies(dtype: torch.dtype) -> bool:
 
 @cache
 def _say_once(sentence: str) -> None:
-    warnings.warn(sentence, stacklevel=4)
+    warn(sentence)
 
 
 def pass_dtype(name: str, device: torch.device) -> torch.dtype | None:

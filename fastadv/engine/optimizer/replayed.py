@@ -7,7 +7,6 @@ runs as written, and the passes need no new recording for it.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -19,6 +18,7 @@ from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, RAdam, optimizer
 from fastadv.engine.cuda_graph import NotReplayable
 from fastadv.engine.optimizer.faults import Fault
 from fastadv.engine.optimizer.updater import Updater
+from fastadv.errors import warn
 
 # With capturable=True none of these waits for the device, whichever way its step is computed
 # (RMSprop's and Adadelta's does when it goes tensor by tensor).
@@ -148,10 +148,9 @@ class ReplayedUpdate:
         except (NotReplayable, torch.OutOfMemoryError) as error:
             shared.refused = True
             reason = getattr(error, "reason", "out of memory")
-            warnings.warn(
+            warn(
                 f"The optimizer cannot be replayed as a CUDA graph ({reason}); it is launched "
-                "operation by operation.",
-                stacklevel=6,
+                "operation by operation."
             )
             return
         self._recording = _Recording(frozen, parameters, returned, replay)
