@@ -18,7 +18,7 @@ from fastadv.engine.model.block_hooks import BlockHooks
 from fastadv.engine.model.bn_counters import BatchNormCounters
 from fastadv.engine.model.bn_folding import Fold, seen_folds
 from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL, ONCE, EmaBatchNorms
-from fastadv.engine.model.buffers import Place, copy_into, kept, places
+from fastadv.engine.model.buffers import Layout, ModelLayout, copy_into, kept
 from fastadv.engine.model.double_backward import cheap_double_backward
 from fastadv.engine.model.plain_errors import in_words
 from fastadv.engine.model.precision import autocast
@@ -65,6 +65,7 @@ class Network:
         self._spoils_input: bool | None = None  # whether the forward changes it in place
         self.structure = Structure(model)
         self._pointwise = pointwise(self.structure.modules, device)
+        self._layout = ModelLayout()
         if device.type == "cpu":
             keep_freed_memory()
 
@@ -82,8 +83,8 @@ class Network:
         self.looks += 1
         self.norms = EmaBatchNorms(self.model)
         with (
-            untouched(self.model), kept(self.buffers), draws_kept(self.device), host_draws_kept(),
-            self._tapped(),
+            untouched(self.model), kept(Layout(self.buffers)),
+            draws_kept(self.device), host_draws_kept(), self._tapped(),
         ):  # fmt: skip
             with guard.train_flags(self.model, False):
                 logits, self.copies.folds = self._seen(x)
@@ -213,9 +214,9 @@ class Network:
         return [*self.model.buffers(), *self.counters.tensors]
 
     @property
-    def kept_buffers(self) -> list[Tensor | Place]:
+    def kept_buffers(self) -> Layout:
         """``buffers``, with the places where a forward pass may hang another tensor."""
-        return [*places(self.structure.modules), *self.counters.tensors]
+        return self._layout.of(self.structure.modules, self.counters.tensors)
 
     @property
     def syncs_are_free(self) -> bool:
@@ -351,6 +352,8 @@ class Network:
 
         A weight that a low-precision copy stands for has its gradient from there.
         """
+        if not self.copies.learning:
+            return gradients_if_used(loss, [*weights.values(), *others])
         names = [name for name in weights if name in self.copies.learning]
         copies = [self.copies.learning[name] for name in names]
         found = gradients_if_used(loss, [*weights.values(), *others, *copies])
