@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastadv.algorithms.plan import resolve
 from fastadv.algorithms.recipes.table import METHODS, recipe
+from fastadv.algorithms.resolution import resolve
 from fastadv.benchmark.rows import append_rows, provenance, results_file
 from fastadv.data import load
 from fastadv.errors import UserError

@@ -9,6 +9,7 @@ from fastadv.errors import TrainingError, UserError
 from fastadv.evaluation.accuracy import evaluate
 from fastadv.evaluation.attacks import attack
 from fastadv.models import build_model
+from fastadv.run.saved_models import load_model
 from fastadv.threat import Threat
 from fastadv.training.training_step import Step, step
 
@@ -26,6 +27,7 @@ __all__ = [
     "attack",
     "build_model",
     "evaluate",
+    "load_model",
     "methods",
     "param_groups",
     "step",

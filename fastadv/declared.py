@@ -61,6 +61,19 @@ class Range:
         return " and ".join(ends)
 
 
+@dataclass(frozen=True)
+class SavedNetworks:
+    """Marks an option that holds networks: on the command line and in a ``config.toml`` they are
+    written as paths of run folders or weight files, and the run loads them before its step."""
+
+
+def holds_networks(hint: Any) -> bool:
+    """True if an option with this hint is marked with ``SavedNetworks``."""
+    return get_origin(hint) is Annotated and any(
+        isinstance(mark, SavedNetworks) for mark in get_args(hint)[1:]
+    )
+
+
 NonNegative = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, open_low=True)]
 Share = Annotated[float, Range(0, 1)]
@@ -100,7 +113,7 @@ def plain_type(hint: Any) -> Any:
     """``hint`` without its None and its range; of several types the first."""
     if get_origin(hint) in (Union, types.UnionType):
         return plain_type(next(kind for kind in get_args(hint) if kind is not type(None)))
-    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return plain_type(get_args(hint)[0]) if get_origin(hint) is Annotated else hint
 
 
 def describe(hint: Any) -> str:
@@ -174,6 +187,8 @@ def parse_number(text: Any, name: str = "number") -> float:
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
+    if holds_networks(hint):
+        hint = get_args(hint)[0]
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 

@@ -9,7 +9,7 @@ from tiny import tiny_batch
 from tiny_staged import PAD, SAMPLES, StagedNet, staged_model, staged_step, view_of
 from torch import Tensor
 
-from fastadv.algorithms.plan import resolve
+from fastadv.algorithms.resolution import resolve
 from fastadv.training.training_step import Step
 
 COUNT = 6

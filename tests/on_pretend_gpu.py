@@ -22,8 +22,8 @@ from tiny_staged import SAMPLES, staged_model
 from torch import Tensor, nn
 
 import fastadv
-from fastadv.algorithms.plan import resolve
 from fastadv.algorithms.recipes.table import METHODS
+from fastadv.algorithms.resolution import resolve
 from fastadv.data.device_loader import DeviceLoader
 from fastadv.engine.cuda_graph import NotReplayable
 from fastadv.engine.model.precision import NAMES

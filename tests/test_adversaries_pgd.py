@@ -153,12 +153,12 @@ def test_counts_of_correct_steps_are_of_the_restart_that_is_kept() -> None:
     with torch.no_grad():
         y = twin(step.model).eval()(x).argmax(1)
     step(x, y, index)
-    counts = [found["correct_at_each_step"] for *_, found in climbs]
+    counts = [correct for *_, correct in climbs]
     second = (made[0].x_adv == climbs[1][1]).flatten(1).all(1)
     assert second.any()
     assert not second.all()
     kept = torch.where(second, counts[1], counts[0])
-    assert torch.equal(made[0].facts["correct_at_each_step"], kept)
+    assert torch.equal(made[0].context.correct_steps, kept)
 
 
 def test_counts_of_correct_steps() -> None:
@@ -179,7 +179,7 @@ def test_counts_of_correct_steps() -> None:
         x_adv = climb(model, x, start, loss, EPS / 4, done, "eval")
         model.eval()
         correct += model(x_adv).argmax(1) == y
-    assert torch.equal(made[0].facts["correct_at_each_step"], correct)
+    assert torch.equal(made[0].context.correct_steps, correct)
 
 
 def test_a_start_that_is_not_boxed_leaves_the_box_and_not_the_ball() -> None:

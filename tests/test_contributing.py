@@ -28,7 +28,7 @@ def test_the_example_part_and_its_test(monkeypatch: pytest.MonkeyPatch, tmp_path
 
     row = {"logit-squeeze": LogitSqueeze}
     table = dict(parts.PARTS) | {"regularizer": {**parts.PARTS["regularizer"], **row}}
-    for module in ("fastadv.algorithms.parts", "fastadv.algorithms.plan"):
+    for module in ("fastadv.algorithms.parts", "fastadv.algorithms.resolution"):
         monkeypatch.setattr(sys.modules[module], "PARTS", table)
     exec(compile(block("test"), "CONTRIBUTING.md", "exec"), {})
     # The example's test can fail: without the regularizer the weights are others.

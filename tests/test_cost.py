@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastadv.algorithms import cost
-from fastadv.algorithms.plan import resolve
 from fastadv.algorithms.recipes.table import METHODS
+from fastadv.algorithms.resolution import resolve
 from fastadv.benchmark.specs import AT_WORK
 from fastadv.cli import explain
 from fastadv.engine.model.bn_momentum import ONCE

@@ -241,7 +241,7 @@ def test_nothing_is_written_through_a_link(tmp_path, monkeypatch):
     np.savez(tmp_path / "more.npz", images=images)
     (tmp_path / "out.npz").symlink_to(outside / "precious")
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(108, 4))
-    monkeypatch.setattr("fastadv.run.saved_models.load_model", lambda *_: model)
+    monkeypatch.setattr("fastadv.run.pseudo_labels.load_model", lambda *_: model)
     write_pseudo_labels("run", str(tmp_path / "more.npz"), str(tmp_path / "out"), 4)
     assert (outside / "precious").read_text() == "precious"
     found, labels = read_pseudo_labelled(str(tmp_path / "out.npz"), 4)

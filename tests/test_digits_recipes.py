@@ -17,8 +17,8 @@ import pytest
 from bench_script import script
 
 import fastadv.run.train
-from fastadv.algorithms.plan import resolve
 from fastadv.algorithms.recipes.table import METHODS
+from fastadv.algorithms.resolution import resolve
 from fastadv.data import load
 from fastadv.run.config import TrainConfig
 from fastadv.run.pseudo_labels import read_pseudo_labelled

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import tiny_batch, tiny_model, tiny_step
 
-from fastadv.algorithms.plan import resolve
+from fastadv.algorithms.resolution import resolve
 from fastadv.training.training_step import Step
 
 # Attack step on CE; outer pass with one forward pass and one more input gradient.

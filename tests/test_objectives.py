@@ -16,7 +16,7 @@ from tiny import (
 )
 from torch.nn import functional
 
-from fastadv.algorithms.plan import resolve
+from fastadv.algorithms.resolution import resolve
 from fastadv.errors import UserError
 from fastadv.run.pseudo_labels import pseudo_labels
 

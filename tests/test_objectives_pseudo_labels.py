@@ -5,6 +5,7 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_step
 
+from fastadv.algorithms.resolution import resolve
 from fastadv.errors import UserError
 from fastadv.models import build_model
 from fastadv.run import provenance
@@ -12,6 +13,7 @@ from fastadv.run.config import TrainConfig, settled
 from fastadv.run.pseudo_labels import pseudo_labels, write_pseudo_labels
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import load_model
+from fastadv.run.teachers import with_networks
 from fastadv.storage import checkpoint
 
 
@@ -26,7 +28,9 @@ def run(tmp_path):
     )
     model.train()(torch.rand(16, 3, 6, 6))
     of = provenance.configuration(settled(config))
-    checkpoint.save(folder.best, {"model": model.state_dict(), "configuration": of})
+    built_for = {"num_classes": 4, "in_channels": 3}
+    payload = {"model": model.state_dict(), "built_for": built_for, "configuration": of}
+    checkpoint.save(folder.best, payload)
     return folder, model.eval()
 
 
@@ -34,7 +38,7 @@ def test_the_network_of_a_run_computes_what_it_did(run):
     folder, model = run
     x = torch.rand(5, 3, 6, 6)
     for path in (folder.path, folder.best):
-        loaded = load_model(str(path), 4, 3)
+        loaded = load_model(str(path))
         assert not loaded.training
         with torch.no_grad():
             assert torch.equal(loaded(x), model(x))
@@ -74,10 +78,13 @@ def test_images_that_are_not_bytes_are_refused(tmp_path):
 
 def test_teachers_named_by_their_run_folders(run):
     folder, teacher = run
+    named = resolve("pgd", {"target": "distillation", "teachers": f"{folder.path}, {folder.best}"})
+    assert [isinstance(one, str) for one in named.target.teachers] == [True, True]
+    drawn = torch.random.get_rng_state()
+    plan = with_networks(named, num_classes=4, in_channels=3)
+    assert torch.equal(torch.random.get_rng_state(), drawn)
     model = tiny_model().float()
-    step = tiny_step(
-        model, target="distillation", teachers=f"{folder.path}, {folder.best}", steps=2
-    )
+    step = tiny_step(model, target="distillation", teachers=plan.target.teachers, steps=2)
     x, y = torch.rand(6, 3, 6, 6), torch.arange(6) % 4
     step(x, y)
     with torch.no_grad():

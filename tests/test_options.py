@@ -15,8 +15,8 @@ from torch import nn
 import fastadv
 from fastadv.algorithms.options import option_types
 from fastadv.algorithms.parts import PARTS
-from fastadv.algorithms.plan import resolve
 from fastadv.algorithms.recipes.table import METHODS
+from fastadv.algorithms.resolution import resolve
 from fastadv.errors import UserError
 from fastadv.run.config import (
     TrainConfig,

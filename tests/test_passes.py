@@ -8,7 +8,7 @@ from tiny import assert_same, climb, descend, sgd, tiny_batch, tiny_model, tiny_
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastadv.algorithms.plan import resolve
+from fastadv.algorithms.resolution import resolve
 from fastadv.threat import Threat
 from fastadv.training.training_step import Step
 

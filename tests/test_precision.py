@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fastadv
-from fastadv.algorithms.plan import resolve
+from fastadv.algorithms.resolution import resolve
 from fastadv.data import load
 from fastadv.engine.model.precision import autocast, cpu_multiplies
 from fastadv.run.config import TrainConfig

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastadv.algorithms.plan import resolve
 from fastadv.algorithms.recipes.table import METHODS
+from fastadv.algorithms.resolution import resolve
 from fastadv.errors import UserError
 from fastadv.run.config import TrainConfig, from_toml, settled, to_toml
 from fastadv.run.configured_model import configured_model

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fastadv.algorithms.plan import resolve
 from fastadv.algorithms.refusals import REFUSALS
+from fastadv.algorithms.resolution import resolve
 from fastadv.errors import UserError
 
 # Words of the row's name -> plans it refuses, and plans that differ in one part and are built.

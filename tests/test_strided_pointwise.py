@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastadv.algorithms.plan import resolve
+from fastadv.algorithms.resolution import resolve
 from fastadv.engine.model.strided_pointwise import pointwise, strides_taken_first
 from fastadv.threat import Threat
 from fastadv.training.training_step import Step

@@ -284,7 +284,7 @@ def test_distillation_with_all_weight_on_the_label_is_adversarial_training():
     [
         ({}, "needs its teachers"),
         ({"teachers": "a,b", "kd_weights": "1,2"}, "must hold 3 numbers"),
-        ({"teachers": "nowhere", "kd_weights": "1,1"}, "holds no run"),
+        ({"teachers": "runs/a", "kd_weights": "1,1"}, r"fastadv\.load_model\('runs/a'\)"),
         ({"teachers": "a,b", "objective": "trades"}, "cannot be combined"),
     ],
 )
@@ -331,11 +331,10 @@ def test_teachers_are_left_in_eval_mode_and_frozen() -> None:
         assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
-def test_a_teacher_from_a_file_teaches_a_float64_student(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_float32_teacher_teaches_a_float64_student() -> None:
     x, y, index, start = tiny_batch()
     loaded = tiny_model(5).float()
-    monkeypatch.setattr("fastadv.algorithms.targets.distillation.load_model", lambda *_: loaded)
-    taught = {"target": "distillation", "teachers": "somewhere", "kd_weights": (0.5, 0.5)}
+    taught = {"target": "distillation", "teachers": [loaded], "kd_weights": (0.5, 0.5)}
     step = tiny_step(tiny_model(), steps=1, **taught)
     assert step(x, y, index, start=start)["loss"].isfinite()
     assert loaded.conv1.weight.dtype == torch.float64

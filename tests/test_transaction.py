@@ -212,7 +212,7 @@ def regions(step: Step, bomb: Bomb) -> Iterator[None]:
     net, passes = step.net, step.passes
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(net, "runner", _Wired(net.runner, bomb)))
-        for name in ("gather", "descend", "settle"):
+        for name in ("compute_gradients", "apply_gradients", "finish_update"):
             function = bomb.wired(getattr(passes, name))
             stack.enter_context(mock.patch.object(passes, name, function))
         yield

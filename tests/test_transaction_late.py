@@ -81,7 +81,7 @@ def test_parameters_of_no_stream_learn_through_their_copies() -> None:
     held = model(x.float()).sum()
     batch = Batch(x.float(), y, index, step.offset)
     with autocast(step.device, None), capture._of_no_stream(step.walk):
-        found = step.walk.gather(batch)
+        found = step.walk.compute_gradients(batch)
     step.net.copies.invalidate()
     assert held.requires_grad
-    assert all(gradient is not None for gradient in found.weights)
+    assert all(gradient is not None for gradient in found.gradients.weights)

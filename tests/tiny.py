@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastadv.algorithms.plan import resolve
+from fastadv.algorithms.resolution import resolve
 from fastadv.threat import Threat
 from fastadv.training.training_step import Step
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastadv.algorithms.contract import Adversarial
-from fastadv.algorithms.plan import resolve
+from fastadv.algorithms.resolution import resolve
 from fastadv.data.view import View
 from fastadv.threat import Threat
 from fastadv.training.training_step import Step

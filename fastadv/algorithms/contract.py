@@ -46,7 +46,30 @@ NEEDS = frozenset(
     }
 )
 
-Facts = dict[str, Tensor]
+
+class Context(NamedTuple):
+    """What has been computed for one batch so far; None where no part asks for it.
+
+    All are detached. B is the batch size, K the number of classes.
+    """
+
+    natural_logits_attack: Tensor | None = None  # (B,K) of x, in the attack's BatchNorm mode
+    natural_logits_eval: Tensor | None = None  # (B,K) of x, with running statistics
+    teacher_logits: Tensor | None = None  # (teachers,B,K) of x_adv
+    soft_targets: Tensor | None = None  # (B,K) the distributions that the target compares with
+    target_rows: Tensor | None = None  # (B,K) what the target will keep of these samples
+    correct_steps: Tensor | None = None  # (B,) at how many steps a sample was classified right
+    signs: tuple[Tensor, ...] = ()  # of the loss gradient: at the input, then entering each block
+    start: Tensor | None = None  # (B,C,H,W) the perturbation that was begun with, as it is kept
+    weakening: Tensor | None = None  # 0-dim or (B,C,H,W), factor of the perturbation trained on
+    neighbor_adv: Tensor | None = None  # (B,C,H,W) the attacked second image of a regularizer
+
+
+def required(value: Tensor | None) -> Tensor:
+    """``value``, which a part's ``requires`` has asked for."""
+    if value is None:
+        raise RuntimeError("a part reads what it does not ask for in requires()")
+    return value
 
 
 class Batch(NamedTuple):
@@ -70,26 +93,26 @@ class Batch(NamedTuple):
 class Adversarial(NamedTuple):
     """What an adversary hands over: ``x_adv`` and the ``center`` of its ball, both (B,C,H,W).
 
-    ``facts`` are further tensors found on the way (signs of block gradients, counts of correct
-    steps); ``start`` (B,C,H,W) is where its steps began, None where it takes none. All detached.
+    ``context`` is the one it was given, with what it has found itself; ``start`` (B,C,H,W) is
+    where its steps began, None where it takes none. All detached.
     """
 
     x_adv: Tensor
     center: Tensor
-    facts: Facts
+    context: Context
     start: Tensor | None = None
 
 
 class Outputs(NamedTuple):
     """The logits of an outer pass, (B,classes) in float32 or wider.
 
-    ``natural`` is None unless a part needs ``natural_logits_train``; ``facts`` is everything
+    ``natural`` is None unless a part needs ``natural_logits_train``; ``context`` is everything
     found before the pass.
     """
 
     adversarial: Tensor
     natural: Tensor | None
-    facts: Facts
+    context: Context
 
 
 @dataclass(frozen=True)
@@ -103,7 +126,7 @@ class Setup:
     "adversarial").
     ``sound()`` is whether no update was bad so far (0-dim bool on the device): what changes a state
     outside of an update asks it.
-    ``attack_loss(logits, y, facts)`` is the scalar an adversary maximises: its own objective plus
+    ``attack_loss(logits, y, context)`` is the scalar an adversary maximises: its own objective plus
     the target's term.
     """
 
@@ -121,7 +144,7 @@ class Setup:
     needs: frozenset[str]
     attack_steps: int
     fits: str
-    attack_loss: Callable[[Tensor, Tensor, Facts], Tensor]
+    attack_loss: Callable[[Tensor, Tensor, Context], Tensor]
     sound: Callable[[], Tensor]
 
     @property
@@ -234,28 +257,28 @@ class Adversary(Part):
         """How many times one batch updates the weights (Free-m: m)."""
         return 1
 
-    def make(self, batch: Batch, facts: Facts) -> Adversarial:
+    def make(self, batch: Batch, context: Context) -> Adversarial:
         raise NotImplementedError
 
-    def unmoved(self, made: Adversarial) -> Tensor | None:
+    def unmoved(self, attacked: Adversarial) -> Tensor | None:
         """Which images (B,) the attack did not move although it may: their gradient was zero. None
         where it takes no steps beside the outer pass."""
-        if made.start is None or not self.setup.threat.eps:
+        if attacked.start is None or not self.setup.threat.eps:
             return None
         # Some published starts are not cut to the box; the first step does that.
-        start = made.start.clamp(self.setup.threat.low, self.setup.threat.high)
-        same = (made.x_adv == start).flatten(1).all(1)
+        start = attacked.start.clamp(self.setup.threat.low, self.setup.threat.high)
+        same = (attacked.x_adv == start).flatten(1).all(1)
         if self.net.syncs_are_free and not same.any():
             return same
         # In a corner of the ball (where ATTA's memory ends) a gradient may point outside only.
-        return same & ~self.setup.threat.at_edge(start, made.center)
+        return same & ~self.setup.threat.at_edge(start, attacked.center)
 
     def joint_center(self, batch: Batch) -> Tensor | None:
         """The centre of the ball, where a single step begins there and in training mode: one
         forward pass then serves the attack and the outer pass. None where it cannot."""
         return None
 
-    def joint_step(self, center: Tensor, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+    def joint_step(self, center: Tensor, logits: Tensor, y: Tensor, context: Context) -> Tensor:
         """x_adv, one step from ``center`` (requires grad), whose ``logits`` keep their graph."""
         raise NotImplementedError
 
@@ -264,15 +287,15 @@ class Adversary(Part):
         return []
 
     def outer_input(
-        self, batch: Batch, made: Adversarial, leaves: list[Tensor]
+        self, batch: Batch, attacked: Adversarial, leaves: list[Tensor]
     ) -> tuple[Tensor, list[Tensor] | None]:
         """x_adv and the block noise of the outer pass, differentiable in ``leaves``."""
-        return made.x_adv, None
+        return attacked.x_adv, None
 
     def after(
         self,
         batch: Batch,
-        made: Adversarial,
+        attacked: Adversarial,
         leaf_gradients: list[Tensor],
         input_gradient: Tensor | None,
         ok: Tensor,
@@ -288,22 +311,23 @@ class Target(Part):
         """Whether it is exactly the cross entropy with the given label."""
         return False
 
-    def before(self, batch: Batch, facts: Facts) -> None:
-        """Add to ``facts`` what the attack and the outer pass fit, before the attack."""
+    def prepare_batch(self, batch: Batch, context: Context) -> Context:
+        """``context`` with this batch's targets; called before the attack."""
+        return context
 
     def teach(self, x_adv: Tensor) -> Tensor:
         """Teachers' logits (teachers,B,classes) on ``x_adv``: the need ``teacher_logits``."""
         raise NotImplementedError
 
-    def attack_term(self, logits: Tensor, facts: Facts) -> Tensor | None:
+    def attack_term(self, logits: Tensor, context: Context) -> Tensor | None:
         """A per-sample term (B,) of the attack's objective."""
         return None
 
-    def fit(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+    def fit(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
         """Per-sample loss (B,) of ``logits`` against the target."""
         raise NotImplementedError
 
-    def penalty(self, fitted: Tensor, adversarial: Tensor, facts: Facts) -> Tensor | None:
+    def penalty(self, fitted: Tensor, adversarial: Tensor, context: Context) -> Tensor | None:
         """A per-sample term (B,) of the outer loss; ``fitted``: the logits the objective fits."""
         return None
 
@@ -311,7 +335,7 @@ class Target(Part):
         """Update the state, only where ``ok``."""
 
 
-Fit = Callable[[Tensor, Tensor, Facts], Tensor]
+Fit = Callable[[Tensor, Tensor, Context], Tensor]
 
 
 @dataclass(eq=False)
@@ -345,7 +369,7 @@ class Regularizer(Part):
     ``reg_ramp``: the weight rises with the epoch e (from 0) as reg_weight (e + 1)/epochs.
     """
 
-    wants_center_gradient: ClassVar[bool] = False  # ``made.center`` requires grad in ``term``
+    wants_center_gradient: ClassVar[bool] = False  # ``attacked.center`` requires grad in ``term``
     wants_adversarial_gradient: ClassVar[bool] = False  # so does ``x_adv``
     wants_neighbor: ClassVar[bool] = False  # ``neighbor`` gives images to be attacked too
 
@@ -371,10 +395,10 @@ class Regularizer(Part):
         return self._ramp if self.reg_ramp else self.reg_weight
 
     def neighbor(self, batch: Batch) -> Tensor:
-        """Images (B,C,H,W) to be attacked too, by the same adversary: the fact ``neighbor_adv``."""
+        """Images (B,C,H,W) that the same adversary attacks for ``Context.neighbor_adv``."""
         raise NotImplementedError
 
-    def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
+    def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         """A scalar, differentiable in the weights."""
         raise NotImplementedError
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from fastadv.algorithms.plan import Plan
 from fastadv.errors import UserError
-
-if TYPE_CHECKING:
-    from fastadv.algorithms.plan import Plan
 
 BOTH_LOSSES = ("clean-mixed", "clean-subtracted")
 COUNTING = ("pgd",)  # adversaries that report ``correct_at_each_step``

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastadv.algorithms.cost import Pass, passes
-from fastadv.algorithms.plan import Plan, resolve
+from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.recipes.table import METHODS
+from fastadv.algorithms.resolution import resolve
 from fastadv.errors import UserError
 
 # A step is timed with every part at work. RWP moves the weights while some sample is easy, which

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from fastadv.algorithms import cost
 from fastadv.algorithms.options import all_options
-from fastadv.algorithms.plan import Plan, resolve
+from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.recipes.table import METHODS
+from fastadv.algorithms.resolution import resolve
 from fastadv.declared import describe
 
 

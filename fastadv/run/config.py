@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastadv.algorithms.plan import Plan, resolve
+from fastadv.algorithms.plan import Plan
+from fastadv.algorithms.resolution import resolve
 from fastadv.declared import (
     Count,
     CountOrZero,

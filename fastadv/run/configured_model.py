@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from fastadv.models import VARIANTS, build_model
-
-if TYPE_CHECKING:
-    from fastadv.run.config import TrainConfig
+from fastadv.run.config import TrainConfig
 
 
 def configured_model(

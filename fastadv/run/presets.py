@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastadv.algorithms.plan import resolve
 from fastadv.algorithms.recipe import BESIDE
 from fastadv.algorithms.recipes.table import recipe
+from fastadv.algorithms.resolution import resolve
 from fastadv.errors import UserError
 from fastadv.threat import USUAL_EPS
 

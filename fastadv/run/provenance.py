@@ -20,7 +20,6 @@ import torch
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
 from fastadv.run.config import TrainConfig, to_toml
-from fastadv.run.session import Session
 from fastadv.storage.printable import printable
 
 _FREE = {
@@ -38,22 +37,20 @@ _JUDGED = {"test_limit", "test_attacks", "judge_alpha"}
 """Settings that leave no trace in weights."""
 
 
-def record(session: Session) -> dict[str, Any]:
-    """Configuration, digests of data and teachers, versions, threads, device."""
-    digests = dict(session.data.content)
-    for part in session.step.plan.parts.values():
-        digests |= part.depends_on()
+def record(config: TrainConfig, digests: Mapping[str, str], device: torch.device) -> dict[str, Any]:
+    """What the run of ``config`` depends on: ``digests`` of data and networks from outside by
+    name, versions, threads, the device."""
     return {
-        "configuration": configuration(session.config),
-        "digests": digests,
+        "configuration": configuration(config),
+        "digests": dict(digests),
         "machine": {
             "torch": str(torch.__version__),  # plain, as a checkpoint must be
             "fastadv": version("fastadv"),
             "Python": platform.python_version(),
             "threads": torch.get_num_threads(),
-            "processor": _processor(session.device),
+            "processor": _processor(device),
             "processes": distributed.world_size(),
-            "source of the network": source(str(session.config.model)),
+            "source of the network": source(str(config.model)),
         },
     }
 

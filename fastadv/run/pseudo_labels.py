@@ -14,6 +14,7 @@ from fastadv.data.npz_file import NotPlain, open_npz
 from fastadv.data.view import unit_images
 from fastadv.engine.model import guard
 from fastadv.errors import UserError
+from fastadv.run.saved_models import load_model
 from fastadv.storage.printable import printable
 
 
@@ -43,8 +44,6 @@ def write_pseudo_labels(run: str, images: str, out: str, num_classes: int) -> di
     ``images`` holds ``images``, (N,H,W,C) or (N,H,W) uint8; ``out``, another .npz, gets them and
     their ``labels`` (N,) int64. Returns how many images each class got.
     """
-    from fastadv.run.saved_models import load_model
-
     batch, _ = _read(images, ("images",))
     model = load_model(run, num_classes, batch.shape[1])
     labels = pseudo_labels(model, batch)

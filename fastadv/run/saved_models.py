@@ -3,81 +3,89 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from fastadv.errors import UserError
+from fastadv.models import VARIANTS
+from fastadv.models.imported import import_model
+from fastadv.run.config import TrainConfig
+from fastadv.run.configured_model import configured_model
+from fastadv.run.provenance import require_own, source
+from fastadv.run.run_folder import RunFolder
 from fastadv.storage import checkpoint
 from fastadv.storage.digests import digest
 from fastadv.storage.printable import printable
 
-if TYPE_CHECKING:
-    from fastadv.run.config import TrainConfig
 
-
-def load_model(path: str, num_classes: int, in_channels: int) -> nn.Module:
+def load_model(
+    path: str, num_classes: int | None = None, in_channels: int | None = None
+) -> nn.Module:
     """The network of the run in ``path``: a run folder (its best weights) or a .pt file in one.
 
-    Images (B,in_channels,H,W) in [0,1] to logits (B,num_classes); in eval mode, on the CPU. Raises
-    ``UserError`` when there is no run, or one for other classes or channels.
+    Images (B,in_channels,H,W) in [0,1] to logits (B,num_classes) in float32; in eval mode, on the
+    CPU. Generators stay where they are. ``num_classes`` and ``in_channels`` None: the run's own.
+    Raises ``UserError`` when there is no run, or one for other classes or channels.
     """
-    # Imported here: the configuration of a run knows the parts, one of which is distillation.
-    from fastadv.run.configured_model import configured_model
-
     config, saved, weights = _read(path)
+    built_for = saved.get("built_for", {})
+    classes, channels = (
+        own if asked is None else asked
+        for asked, own in (
+            (num_classes, built_for.get("num_classes")),
+            (in_channels, built_for.get("in_channels")),
+        )
+    )
+    if not isinstance(classes, int) or not isinstance(channels, int):
+        raise UserError(
+            f"{printable(weights)} does not say for how many classes and channels it was built: "
+            "pass num_classes= and in_channels=."
+        )
     facts: dict[str, Any] = {
-        "num_classes": num_classes,
-        "in_channels": in_channels,
+        "num_classes": classes,
+        "in_channels": channels,
         # Only their presence matters: the numbers are part of the saved weights.
-        "mean": [0.0] * in_channels,
-        "std": [1.0] * in_channels,
+        "mean": [0.0] * channels,
+        "std": [1.0] * channels,
     }
-    check_fit(config, facts, saved, weights)
-    model = configured_model(config, **facts)
-    checkpoint.load_weights(model, saved, weights)
+    check_fit(config, facts, saved["model"], weights)
+    with torch.random.fork_rng([]):  # initial weights that are overwritten at once
+        model = configured_model(config, **facts)
+    checkpoint.load_weights(model, saved["model"], weights)
     return model.eval()
 
 
 def fingerprint(path: str) -> str:
     """A digest of the network that ``load_model`` gives: what it is built of, and its weights."""
-    from fastadv.models import VARIANTS
-    from fastadv.models.imported import import_model
-    from fastadv.run.provenance import source
-
     config, saved, _ = _read(path)  # refuses code of strangers
     if ":" in str(config.model):
         import_model(str(config.model))  # found where ``load_model`` will find it
     settings = ("model", "width", "depth", "normalize", *VARIANTS)
     built = {name: getattr(config, name) for name in settings}
-    return digest([built, source(str(config.model)), saved])
+    return digest([built, source(str(config.model)), saved["model"]])
 
 
-def _read(path: str) -> tuple[TrainConfig, object, Path]:
-    """Configuration and weights of the run that ``path`` is or lies in, and their file."""
-    from fastadv.run.provenance import require_own
-    from fastadv.run.run_folder import RunFolder
-
+def _read(path: str) -> tuple[TrainConfig, dict[str, Any], Path]:
+    """Configuration and checkpoint of the run that ``path`` is or lies in, and its file."""
     given = Path(path)
     folder = RunFolder.open(str(given if given.is_dir() else given.parent))
     config = folder.read_config()
     weights = folder.best if given.is_dir() else given
     saved = checkpoint.load(weights)
     if "model" not in saved:
-        raise UserError(f"{weights} holds no network.")
+        raise UserError(f"{printable(weights)} holds no network.")
     require_own(saved, config, weights)
-    return config, saved["model"], weights
+    return config, saved, weights
 
 
 def check_fit(config: TrainConfig, facts: dict[str, Any], state: object, path: Path) -> None:
     """Raise ``UserError`` unless ``state`` is of the network ``config`` names.
 
-    Looked at without memory for weights: a width in a file can ask for all there is. Networks of
+    Compared without memory for weights: a width in a file can ask for all there is. Networks of
     one's own are built first; their code was trusted before.
     """
-    from fastadv.run.configured_model import configured_model
-
     if ":" in str(config.model):
         return
     count = len(state) if isinstance(state, dict) else 0

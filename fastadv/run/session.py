@@ -17,6 +17,7 @@ from fastadv.run.config import TrainConfig, require_settled
 from fastadv.run.configured_model import configured_model
 from fastadv.run.schedules import USUAL_DROPS, Schedule
 from fastadv.run.source import Source, open_source
+from fastadv.run.teachers import fingerprints, with_networks
 from fastadv.threat import Threat
 from fastadv.training.training_step import Step
 
@@ -92,6 +93,7 @@ class Session:
             data = open_source(config, device, views=2 if "second_view" in plan.needs else 1)
         if look is not None:
             look(data)
+        plan = with_networks(plan, data.num_classes, data.channels)
         # channels_last measured faster for every network and precision tried (bench/README.md).
         model = make_model(config, data).to(device)
         if distributed.rank() > 0:
@@ -143,3 +145,10 @@ class Session:
             mode = step.resolve_mode(first)
         config = dataclasses.replace(config, mode=cast(Any, mode))
         return cls(config, device, data, model, optimizer, step, schedule, threat)
+
+    def digests(self) -> dict[str, str]:
+        """A digest of each thing from outside that the run learns from: data, networks."""
+        found = dict(self.data.content)
+        for part in self.step.plan.parts.values():
+            found |= part.depends_on()
+        return found | fingerprints(self.config.plan())

@@ -122,7 +122,7 @@ class _Runner:
         self.session, self.folder = session, folder
         self.progress, self.console = progress, console
         self.events = Events(folder.path)
-        self._provenance = provenance.record(session)
+        self._provenance = _provenance(session)
         self.stop_requested: str | None = None
         config, data, device = session.config, session.data, session.device
         self.job = Job(
@@ -287,6 +287,7 @@ class _Runner:
         """The session's weights, and of which run they are."""
         return {
             "model": self.session.model.state_dict(),
+            "built_for": _built_for(self.session),
             "configuration": provenance.configuration(self.session.config),
         }
 
@@ -296,6 +297,7 @@ class _Runner:
         progress["train_seconds"] += extra_seconds
         payload: dict[str, Any] = {
             "model": session.model.state_dict(),
+            "built_for": _built_for(session),
             "optimizer": session.optimizer.state_dict(),
             "step": session.step.state_dict(),
             "progress": progress,
@@ -354,6 +356,15 @@ def _fits(config: TrainConfig, data: Source, folder: RunFolder) -> None:
         check_fit(config, data_facts(data), saved, folder.last)
 
 
+def _built_for(session: Session) -> dict[str, int]:
+    """What else than the configuration a network was built for."""
+    return {"num_classes": session.data.num_classes, "in_channels": session.data.channels}
+
+
+def _provenance(session: Session) -> dict[str, Any]:
+    return provenance.record(session.config, session.digests(), session.device)
+
+
 def _sizes(session: Session) -> dict[str, int]:
     """What of the data a run cannot go on without."""
     data = session.data
@@ -388,7 +399,7 @@ def _restore(session: Session, folder: RunFolder, console: Console) -> Progress:
                 f"{printable(folder.best)} is lost, the weights of epoch {progress.best_epoch}: "
                 "put it back, or train into another --out."
             )
-        for sentence in provenance.compare(saved["provenance"], provenance.record(session)):
+        for sentence in provenance.compare(saved["provenance"], _provenance(session)):
             console.warn(sentence)
         checkpoint.load_weights(session.model, saved["model"], folder.last)
         session.optimizer.load_state_dict(saved["optimizer"])

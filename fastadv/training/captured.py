@@ -12,28 +12,27 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules import module as torch_module
 
+from fastadv.algorithms.contract import Batch
 from fastadv.engine.cuda_graph import CudaRecorder, NotReplayable
 from fastadv.engine.model.buffers import Snapshot, copy_into
+from fastadv.engine.model.network import Network
 from fastadv.engine.model.parameter_hooks import first_hooked
 from fastadv.engine.model.precision import float32_settings
 from fastadv.engine.model.python_state import PythonState
 from fastadv.engine.model.static import why_not_static
 from fastadv.engine.optimizer.replayed import ReplayedUpdate, Replaying
+from fastadv.engine.optimizer.updater import Updater
 from fastadv.engine.process import distributed
 from fastadv.errors import warn
-
-if TYPE_CHECKING:
-    from fastadv.algorithms.contract import Batch
-    from fastadv.engine.model.network import Network
-    from fastadv.engine.optimizer.updater import Updater
-    from fastadv.training.update import Found, Walk
+from fastadv.training.results import Gradients, PassResults
+from fastadv.training.update import Update
 
 KEPT = 4  # recordings: two batch shapes, with and without a start given by the caller
 # A recording costs about as much as so many steps; one that is replayed less often is not worth it.
@@ -42,7 +41,7 @@ AGAIN = 4  # recordings for another Python state, before it is taken for one tha
 
 
 class Captured:
-    """A walk whose two halves are recorded once for each situation and then replayed.
+    """A eager whose two halves are recorded once for each situation and then replayed.
 
     A situation is everything a recording has frozen: batch shapes, which parts are active, where
     parameters, buffers and states lie, train flags and precisions, and what Python alone knows
@@ -51,21 +50,21 @@ class Captured:
     memory they hold. Warming up leaves no trace, since it runs as an update that
     does not count: parts change nothing then, buffers return, perturbed weights come back exactly.
 
-    A walk that waits for the device cannot be recorded: ``NotReplayable`` is raised, or, unless
-    ``strict``, the walk runs as written from there on and the user is warned. So it does in any
+    An update that waits for the device cannot be recorded: ``NotReplayable`` is raised, or, unless
+    ``strict``, it runs as written from there on and the user is warned. So it does in any
     case where a recording might be made but would not be true: Python decides something anew in
     every forward pass (``static.py``), or the Python state keeps changing.
     """
 
-    def __init__(self, walk: Walk, recorder: Any = None, *, strict: bool = True) -> None:
-        self.walk = walk
-        self.recorder = recorder or CudaRecorder(walk.net.device)
+    def __init__(self, eager: Update, recorder: Any = None, *, strict: bool = True) -> None:
+        self.eager = eager
+        self.recorder = recorder or CudaRecorder(eager.net.device)
         self.strict = strict
         self.recorded = 0  # how many times the passes were recorded, for tests and profiles
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._phase: Hashable = None
         self._current: _Entry | None = None
-        self._found: Found | None = None
+        self._results: PassResults | None = None
         self._as_written = False
         self._python: PythonState | None = None
         self._states: set[int] = set()  # Python states that were recorded
@@ -74,51 +73,52 @@ class Captured:
 
     def __getstate__(self) -> dict[str, Any]:
         # A recording works on the tensors it was made of: a copy records its own.
-        forgotten = ("_phase", "_current", "_found", "_replaying", "_python")
+        forgotten = ("_phase", "_current", "_results", "_replaying", "_python")
         empty: dict[str, Any] = {"_entries": OrderedDict(), "_states": set()}
         return vars(self) | dict.fromkeys(forgotten) | empty
 
-    def gather(self, batch: Batch, buffers: Snapshot | None = None) -> Found:
-        """``Walk.gather``, replayed; the tensors returned are the recording's own."""
+    def compute_gradients(self, batch: Batch, buffers: Snapshot | None = None) -> PassResults:
+        """``Update.compute_gradients``, replayed; the tensors returned are the recording's own."""
         entry = None if self._as_written else self._entry(batch)
         if entry is None:
-            return self.walk.gather(batch, buffers)
+            return self.eager.compute_gradients(batch, buffers)
         self._current = entry
         entry.fill(batch)
-        entry.replay_gather()
+        entry.replay_passes()
         # Lists of their own: the caller may put scaled gradients in the place of the recording's.
-        found = entry.found
-        self._found = found._replace(weights=list(found.weights), others=list(found.others))
-        return self._found
+        weights, leaves, x_adv = entry.results.gradients
+        own = Gradients(list(weights), list(leaves), x_adv)
+        self._results = entry.results._replace(gradients=own)
+        return self._results
 
-    def descend(
-        self, found: Found, updater: Updater, number: Tensor, update: bool
+    def apply_gradients(
+        self, results: PassResults, updater: Updater, number: Tensor, update: bool
     ) -> tuple[Tensor, Tensor]:
-        """``Walk.descend``, replayed where the optimizer's kind allows that."""
+        """``Update.apply_gradients``, replayed where the optimizer's kind allows that."""
         if self._as_written:
-            return self.walk.descend(found, updater, number, update)
-        entry = self._entry_of(found)
+            return self.eager.apply_gradients(results, updater, number, update)
+        entry = self._entry_of(results)
         if self._replaying is None:
             self._replaying = Replaying(updater, self.recorder)
         if entry.update is None:
-            entry.update = ReplayedUpdate(self._replaying, entry.found.weights)
-        return self.walk.descend(found, entry.update, number, update)
+            entry.update = ReplayedUpdate(self._replaying, entry.results.gradients.weights)
+        return self.eager.apply_gradients(results, entry.update, number, update)
 
-    def settle(self, found: Found, ok: Tensor, update: bool) -> None:
-        """``Walk.settle``, replayed."""
+    def finish_update(self, results: PassResults, ok: Tensor, update: bool) -> None:
+        """``Update.finish_update``, replayed."""
         if self._as_written:
-            self.walk.settle(found, ok, update)
+            self.eager.finish_update(results, ok, update)
             return
-        entry = self._entry_of(found)
+        entry = self._entry_of(results)
         if not update:
-            self.walk.settle(found, ok, update)
+            self.eager.finish_update(results, ok, update)
             return
         entry.ok.copy_(ok)
-        entry.replay_settle()
+        entry.replay_finish()
 
-    def _entry_of(self, found: Found) -> _Entry:
-        if self._current is None or found is not self._found:
-            raise RuntimeError("an update must be finished by the gather that began it")
+    def _entry_of(self, results: PassResults) -> _Entry:
+        if self._current is None or results is not self._results:
+            raise RuntimeError("an update must be finished by the passes that began it")
         return self._current
 
     def _entry(self, batch: Batch) -> _Entry | None:
@@ -147,16 +147,16 @@ class Captured:
         return self._entries[key]
 
     def _gives_up(self, batch: Batch) -> bool:
-        """Whether a recording would not stay true; from then on the walk runs as written."""
-        walk = self.walk
+        """Whether a recording would not stay true; from then on the update runs as written."""
+        eager = self.eager
         python = self._python_state()
-        number = python.number(walk.net.structure.version)
+        number = python.number(eager.net.structure.version)
         again = len(self._states) - 1 if number in self._states else len(self._states)
         if again > AGAIN and self._replays < WORTH * again:
             reason = f"{python.changed!r} keeps changing between the steps"
         else:
-            images, attack_bn = batch.x, walk.plan.adversary.attack_bn
-            found = why_not_static(walk.net, python, images, attack_bn)
+            images, attack_bn = batch.x, eager.plan.adversary.attack_bn
+            found = why_not_static(eager.net, python, images, attack_bn)
             self._states.add(number)
             if found is None:
                 return False
@@ -169,13 +169,13 @@ class Captured:
         )
         self._as_written = True
         self._entries.clear()
-        self._current = self._found = None
+        self._current = self._results = None
         return True
 
     def _python_state(self) -> PythonState:
         if self._python is None:
-            parts = self.walk.plan.parts.values()
-            models = {"": self.walk.net.model}
+            parts = self.eager.plan.parts.values()
+            models = {"": self.eager.net.model}
             for part in parts:
                 for number, teacher in enumerate(part.networks()):
                     models[f"teacher {number}"] = teacher
@@ -184,14 +184,14 @@ class Captured:
 
     def _enter_phase(self) -> None:
         """Forget what was recorded while other parts were at work."""
-        phase = tuple(part.active for part in self.walk.plan.parts.values())
+        phase = tuple(part.active for part in self.eager.plan.parts.values())
         if phase != self._phase:
             self._entries.clear()
-            self._current = self._found = None
+            self._current = self._results = None
             self._phase = phase
 
     def _situation(self, batch: Batch) -> Hashable:
-        net, parts = self.walk.net, self.walk.plan.parts.values()
+        net, parts = self.eager.net, self.eager.plan.parts.values()
         return (
             tuple((t.shape, t.dtype, t.stride()) for t in _tensors(batch)),
             tuple(value is None for value in batch),
@@ -199,35 +199,35 @@ class Captured:
             tuple(tensor.data_ptr() for part in parts for tensor in part.state.values()),
             tuple(_standing(net.model)),
             self._python_state().number(net.structure.version),
-            (net.structure.version, first_hooked(self.walk.named), self.walk.threat),
+            (net.structure.version, first_hooked(self.eager.named), self.eager.threat),
             (net.outer_dtype, net.attack_dtype, net.looks),
-            (_switches(), self.walk.room),
+            (_switches(), self.eager.room),
         )
 
     def _record(self, batch: Batch) -> _Entry:
-        hooked = first_hooked(self.walk.named)
+        hooked = first_hooked(self.eager.named)
         if hooked is not None:
             raise NotReplayable(f"the parameter {hooked} has a hook, which Python runs")
-        walk, static = self.walk, _copied(batch)
-        ok = torch.zeros((), dtype=torch.bool, device=walk.net.device)
+        eager, static = self.eager, _copied(batch)
+        ok = torch.zeros((), dtype=torch.bool, device=eager.net.device)
         learned: list[bool] = []
 
         def both() -> None:
-            found = walk.gather(static)
-            learned[:] = _present(found.weights)
-            walk.settle(found, ok, True)
+            results = eager.compute_gradients(static)
+            learned[:] = _present(results.gradients.weights)
+            eager.finish_update(results, ok, True)
 
         # Other processes need not record at this moment; capturing a message sends none.
-        with _put_back_on_error(walk.net), distributed.alone():
+        with _put_back_on_error(eager.net), distributed.alone():
             self.recorder.warm_up(both)
-        with _of_no_stream(walk):
-            found, replay_gather = self.recorder(lambda: walk.gather(static))
-            _, replay_settle = self.recorder(lambda: walk.settle(found, ok, True))
-        if _present(found.weights) != learned:
+        with _of_no_stream(eager):
+            results, replay_passes = self.recorder(lambda: eager.compute_gradients(static))
+            _, replay_finish = self.recorder(lambda: eager.finish_update(results, ok, True))
+        if _present(results.gradients.weights) != learned:
             raise NotReplayable("a module uses parameters that it does not look up by name")
         self.recorded += 1
-        used = list(_held(walk, set()))
-        return _Entry(static, ok, found, replay_gather, replay_settle, used)
+        used = list(_held(eager, set()))
+        return _Entry(static, ok, results, replay_passes, replay_finish, used)
 
 
 class _Entry:
@@ -237,13 +237,13 @@ class _Entry:
         self,
         static: Batch,
         ok: Tensor,
-        found: Found,
-        replay_gather: Callable[[], None],
-        replay_settle: Callable[[], None],
+        results: PassResults,
+        replay_passes: Callable[[], None],
+        replay_finish: Callable[[], None],
         used: list[Tensor],
     ) -> None:
-        self.static, self.ok, self.found = static, ok, found
-        self.replay_gather, self.replay_settle = replay_gather, replay_settle
+        self.static, self.ok, self.results = static, ok, results
+        self.replay_passes, self.replay_finish = replay_passes, replay_finish
         # A part may replace its scratch for another situation; a graph goes on writing to it.
         self.used = used
         self.update: ReplayedUpdate | None = None  # once the optimizer has stepped for it
@@ -258,7 +258,7 @@ class _Entry:
 
 @contextmanager
 def _put_back_on_error(net: Network) -> Iterator[None]:
-    """Where a walk breaks off, its weights may be perturbed and its buffers moved."""
+    """Where an update breaks off, its weights may be perturbed and its buffers moved."""
     tensors = [tensor.detach() for tensor in (*net.model.parameters(), *net.buffers)]
     before = [tensor.clone() for tensor in tensors]
     try:
@@ -269,32 +269,32 @@ def _put_back_on_error(net: Network) -> Iterator[None]:
 
 
 @contextmanager
-def _of_no_stream(walk: Walk) -> Iterator[None]:
+def _of_no_stream(eager: Update) -> Iterator[None]:
     """Inside, autograd knows no parameter from before.
 
     It notes for a parameter the stream of its first use, for as long as anybody holds a graph that
     leads there (DDP does for ever), and a capture may not touch another stream. Where that is so,
     parameters of the same memory stand in the model.
     """
-    parameters = [p for p in walk.net.model.parameters() if p.requires_grad]
+    parameters = [p for p in eager.net.model.parameters() if p.requires_grad]
     # A compiled region has no autograd nodes when it runs.
-    if walk.net.runner.compiles or not any(_in_somebodys_graph(p) for p in parameters):
+    if eager.net.runner.compiles or not any(_in_somebodys_graph(p) for p in parameters):
         yield
         return
-    modules = list(walk.net.model.modules())
+    modules = list(eager.net.model.modules())
     own = [dict(module._parameters) for module in modules]
-    structure, named = walk.net.structure, walk.named
+    structure, named = eager.net.structure, eager.named
     known = structure.parameters
     fresh = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in named.values()}
     try:
-        walk.named = {name: fresh[id(parameter)] for name, parameter in named.items()}
+        eager.named = {name: fresh[id(parameter)] for name, parameter in named.items()}
         structure.parameters = {name: fresh[id(each)] for name, each in known.items()}
         for module, mine in zip(modules, own, strict=True):
             found = {name: p if p is None else fresh[id(p)] for name, p in mine.items()}
             module._parameters.update(found)
         yield
     finally:
-        walk.named, structure.parameters = named, known
+        eager.named, structure.parameters = named, known
         for module, mine in zip(modules, own, strict=True):
             module._parameters.update(mine)
 

@@ -17,14 +17,14 @@ from fastadv.algorithms.plan import Plan
 from fastadv.engine.model.block_hooks import BlockHooks
 from fastadv.engine.model.network import Network
 from fastadv.errors import UserError
-from fastadv.training.update import Walk
+from fastadv.training.update import Update
 
 Blocks = list[tuple[str, nn.Module]]
 _LEARNS = attrgetter("requires_grad")
 
 
 class Changes:
-    """Keeps a step's ``walk``, parts and taps those of the present model.
+    """Keeps a step's ``update``, parts and taps those of the present model.
 
     ``blocks`` finds the modules that are tapped, where a part asks for them.
     """
@@ -33,21 +33,21 @@ class Changes:
         self,
         plan: Plan,
         net: Network,
-        walk: Walk,
+        update: Update,
         optimizer: torch.optim.Optimizer,
         blocks: Callable[[], Blocks] | None,
     ) -> None:
-        self.plan, self.net, self.walk, self.optimizer = plan, net, walk, optimizer
+        self.plan, self.net, self.update, self.optimizer = plan, net, update, optimizer
         self._blocks = blocks
         if blocks is not None:
             net.taps = _taps(blocks())
         plan.layers.bind(net.model, optimizer)
         self._named: dict[str, Tensor] = dict(net.structure.parameters)
         self._version = net.structure.version
-        walk.follow()
+        update.follow()
         # What the user keeps out of the optimizer, though it learns.
         held = {id(parameter) for parameter in self._held()}
-        learning = walk.learning_named()
+        learning = update.learning_named()
         self._outside = {name: p for name, p in learning.items() if id(p) not in held}
         self._seen: list[Any] = []
         self._counts: list[int] = []
@@ -65,7 +65,7 @@ class Changes:
         old = {name: known[id(p)] for name, p in named.items() if id(p) in known}
         if self.plan.averaging is not None and prepared:
             self.plan.averaging.replaced(named, old)
-        self.walk.follow()
+        self.update.follow()
         self._named, self._version = named, version
 
     def follow_to_train(self, *, prepared: bool) -> None:
@@ -84,7 +84,7 @@ class Changes:
             for part in self.plan.parts.values():
                 part.follow_model()
         self.plan.layers.bind(self.net.model, self.optimizer)
-        self.walk.follow()
+        self.update.follow()
         self._require_held()
         self._seen, self._counts = seen, counts
         self._dtype = next(iter(self._named.values())).dtype
@@ -119,7 +119,7 @@ class Changes:
     def _require_held(self) -> None:
         """Every parameter that learns is in a group, but for those that never were."""
         held = {id(parameter) for parameter in self._held()}
-        learning = self.walk.learning_named()
+        learning = self.update.learning_named()
         if not learning:
             raise UserError("All of the model's parameters are frozen (requires_grad=False).")
         chosen = {id(parameter) for parameter in self._outside.values()}

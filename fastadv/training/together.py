@@ -10,44 +10,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastadv.engine.model.buffers import copy_into
+from fastadv.engine.optimizer.faults import Fault
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
-
-if TYPE_CHECKING:
-    from fastadv.engine.optimizer.faults import Fault
-    from fastadv.training.update import Found, Walk
+from fastadv.training.results import PassResults
+from fastadv.training.update import Update
 
 
 @torch.no_grad()
-def bring_together(found: Found, walk: Walk, before: Mapping[Fault, Tensor]) -> None:
-    """Make ``found`` the mean over all processes, in place: loss, accuracy, gradients of weights
+def bring_together(results: PassResults, update: Update, before: Mapping[Fault, Tensor]) -> None:
+    """Make ``results`` the mean over all processes, in place: loss, accuracy, gradients of weights
     and of the adversary's leaves, statistics.
 
-    ``before`` and the doubts of ``found`` (0-dim bool) become true where they are in any process.
+    ``before`` and the doubts of ``results`` (0-dim bool) become true where they are in any process.
     Where this process lacks a gradient it asks whether another has it, which waits for the device.
     """
-    leaves = walk.plan.adversary.leaves()
+    leaves = update.plan.adversary.leaves()
     slots: list[tuple[list[Tensor | None], int, Tensor]] = [
-        (found.weights, place, like) for place, like in enumerate(walk.learning())
+        (results.gradients.weights, place, like) for place, like in enumerate(update.learning())
     ]
-    slots += [(found.others, place, like) for place, like in enumerate(leaves)]
+    slots += [(results.gradients.leaves, place, like) for place, like in enumerate(leaves)]
     gradients = [
         torch.zeros_like(like) if own[place] is None else own[place] for own, place, like in slots
     ]
     absent = [own[place] is None for own, place, _ in slots]
-    flags = [*before.values(), *found.doubts.values()]
-    device = found.loss.device
+    flags = [*before.values(), *results.doubts.values()]
+    device = results.loss.device
     present = torch.ones(len(absent), device=device)
     if any(absent):
         present.copy_(torch.tensor(absent).logical_not())
     bad = torch.stack(flags).float()
-    message = [found.loss, found.accuracy, *gradients, *found.statistics, present, bad]
+    message = [results.loss, results.accuracy, *gradients, *results.statistics, present, bad]
     distributed.average([tensor for tensor in message if tensor is not None])
     copy_into(flags, list((bad > 0).unbind()))
     if not any(absent):
@@ -62,38 +61,38 @@ class Agreement:
     """Whether all processes train the same: asked at the first update, and when this one's model
     has changed."""
 
-    def __init__(self, walk: Walk) -> None:
-        self._walk = walk
+    def __init__(self, update: Update) -> None:
+        self._update = update
         self._seen: Any = None
         self._room = 0
 
     def keep(self, batch_size: int) -> None:
         """Raise ``UserError``, in every process, where models or methods differ; settle how many
         rows of memory about samples are exchanged at most."""
-        walk = self._walk
-        remembers = walk.plan.keeps_sample_state
-        version = walk.net.structure.version
-        seen = version, tuple(p.requires_grad for p in walk.named.values())
+        update = self._update
+        remembers = update.plan.keeps_sample_state
+        version = update.net.structure.version
+        seen = version, tuple(p.requires_grad for p in update.named.values())
         if seen == self._seen and (batch_size <= self._room or not remembers):
             return
-        own = {"method": dict(walk.plan.slots), "room": batch_size, "model": self._model()}
+        own = {"method": dict(update.plan.slots), "room": batch_size, "model": self._model()}
         patience = distributed.PATIENCE if self._seen is None else distributed.COMING
         told = [json.loads(each) for each in distributed.told_by_all(json.dumps(own), patience)]
         for process, other in enumerate(told[1:], start=1):
             _require_alike(told[0], other, process)
         self._seen, self._room = seen, max(each["room"] for each in told)
-        walk.room = self._room
+        update.room = self._room
         # A device's communicator is made by the first message; a recording may not make it.
-        distributed.add_up(torch.zeros(1, device=walk.net.device))
+        distributed.add_up(torch.zeros(1, device=update.net.device))
 
     def _model(self) -> dict[str, str]:
-        walk = self._walk
-        learning = walk.learning_named()
+        update = self._update
+        learning = update.learning_named()
         words = {
             name: _words(parameter) + ("" if name in learning else ", frozen")
-            for name, parameter in walk.named.items()
+            for name, parameter in update.named.items()
         }
-        buffers = walk.net.model.named_buffers()
+        buffers = update.net.model.named_buffers()
         return words | {name: _words(buffer) for name, buffer in buffers}
 
 

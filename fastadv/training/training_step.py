@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from fastadv import ranges
 from fastadv.algorithms import cost
 from fastadv.algorithms.contract import NEEDS, Batch, Setup
-from fastadv.algorithms.plan import Plan, resolve
+from fastadv.algorithms.plan import Plan
+from fastadv.algorithms.resolution import resolve
 from fastadv.data.view import View
 from fastadv.declared import Count, CountOrZero, Positive, checked
 from fastadv.engine import noise
@@ -41,7 +42,7 @@ from fastadv.training.captured import Captured
 from fastadv.training.changes import Changes
 from fastadv.training.together import Agreement, bring_together
 from fastadv.training.transaction import Transaction
-from fastadv.training.update import Walk
+from fastadv.training.update import Update
 
 CHECK_EVERY = 100  # calls between two looks at the fault flag, each of which waits
 
@@ -114,9 +115,9 @@ class Step:
             tapped = partial(perturbable_blocks, self.model, names, at=place)
         for part in plan.parts.values():
             part.check_threat(threat)
-        self.walk = Walk(plan, self.net, threat, given["seed"])
+        self.walk = Update(plan, self.net, threat, given["seed"])
         self.changes = Changes(plan, self.net, self.walk, optimizer, tapped)
-        self.passes: Walk | Captured = self.walk
+        self.passes: Update | Captured = self.walk
         if self.mode == "captured":
             self.passes = Captured(self.walk, strict=strict)
         self.updater = Updater(optimizer, self.device, scaler, given["max_grad_norm"])
@@ -310,13 +311,13 @@ class Step:
         several = distributed.world_size() > 1
         if several:
             self._agreement.keep(len(batch.x))
-        found = self.passes.gather(batch, buffers)
+        results = self.passes.compute_gradients(batch, buffers)
         if several:
-            bring_together(found, self.walk, self.updater.faults.before)
-        norm, ok = self.passes.descend(found, self.updater, self.offset, update)
-        self.passes.settle(found, ok, update)
+            bring_together(results, self.walk, self.updater.faults.before)
+        norm, ok = self.passes.apply_gradients(results, self.updater, self.offset, update)
+        self.passes.finish_update(results, ok, update)
         # Fresh tensors: a captured step overwrites its own at the next replay.
-        metrics = {"loss": found.loss, "accuracy": found.accuracy, "grad_norm": norm}
+        metrics = {"loss": results.loss, "accuracy": results.accuracy, "grad_norm": norm}
         return {name: value.clone() for name, value in metrics.items()}
 
     def _views(self, batch: Batch) -> Batch:

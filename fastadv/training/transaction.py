@@ -9,26 +9,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from fastadv.algorithms.contract import Part
+from fastadv.algorithms.plan import Plan
 from fastadv.engine.model.buffers import Snapshot
+from fastadv.engine.model.network import Network
 from fastadv.engine.optimizer.optimizer_copy import OptimizerCopy, copy_each
+from fastadv.engine.optimizer.updater import Updater
 from fastadv.engine.process import distributed
 
-if TYPE_CHECKING:
-    from fastadv.algorithms.contract import Part
-    from fastadv.training.training_step import Step
-
 _PLAIN = (bool, int, float, str, type(None))
+
+
+class Undoable(Protocol):
+    """What a transaction reads of a step."""
+
+    plan: Plan
+    net: Network
+    updater: Updater
+    offset: Tensor
+
+    @property
+    def epoch(self) -> float: ...
+
+    def moment(self) -> tuple[Any, ...]: ...
+
+    def return_to(self, moment: tuple[Any, ...]) -> None: ...
 
 
 class Transaction:
     """What a call of ``step`` may change; ``around`` every call."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Undoable) -> None:
         self._step = step
         self._optimizer = OptimizerCopy(step.updater.optimizer)
 
@@ -71,7 +87,7 @@ class Transaction:
 class _Gradients:
     """``.grad`` of every parameter; those that wait for more are copied."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Undoable) -> None:
         waits = step.updater.waits
         parameters = step.net.structure.parameters.values()
         self._found = [(parameter, parameter.grad) for parameter in parameters]
@@ -121,7 +137,7 @@ class _PartCopy:
 class _Clock:
     """Where the step is in its run, and what the updater and the generator have noted."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Undoable) -> None:
         self._step = step
         self._own = step.moment()
         updater = step.updater
@@ -131,7 +147,7 @@ class _Clock:
         self._generator = torch.get_rng_state()
 
     def put_back(self) -> None:
-        step: Any = self._step
+        step = self._step
         step.return_to(self._own)
         step.updater.return_to(self._updater)
         for tensor, value in zip(self._numbers, self._values, strict=True):

@@ -1,14 +1,16 @@
-"""The order in which the parts of a recipe act on one batch.
+"""One update: the order in which the parts of a recipe act on one batch.
 
-The walk: noise is named by the update's number; the adversary makes x_adv with the parameters
-frozen; the weights part moves the weights; objective, target and regularizer give one scalar and
-one backward (``gather``). The optimizer steps. The weights come back and parts with state read
-what they need from tensors already at hand (``settle``). Both halves are straight tensor code.
+``compute_gradients``: noise is named by the update's number; the adversary makes x_adv with the
+parameters frozen; the weights part moves the weights; objective, target and regularizer give one
+scalar and one backward. ``apply_gradients``: the optimizer steps. ``finish_update``: the weights
+come back, and parts with state read what they need from tensors already at hand. The first and the
+last are straight tensor code, so they can be captured.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +18,14 @@ from torch.nn import functional
 
 from fastadv import kernels
 from fastadv.algorithms.adversaries.weaken import weakened, weakening
-from fastadv.algorithms.contract import Adversarial, Batch, Facts, Losses, Outputs
+from fastadv.algorithms.contract import (
+    Adversarial,
+    Batch,
+    Context,
+    Losses,
+    Outputs,
+    required,
+)
 from fastadv.algorithms.plan import Plan
 from fastadv.engine import noise
 from fastadv.engine.gradient import leaf
@@ -25,37 +34,15 @@ from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL
 from fastadv.engine.model.buffers import Snapshot
 from fastadv.engine.model.network import Network
 from fastadv.engine.optimizer.faults import Fault, all_finite
+from fastadv.engine.optimizer.replayed import ReplayedUpdate
+from fastadv.engine.optimizer.updater import Updater
 from fastadv.engine.process import distributed
 from fastadv.threat import Threat
+from fastadv.training.results import Gradients, OuterPass, PassResults
 from fastadv.training.still import Still
 
-if TYPE_CHECKING:
-    from fastadv.engine.optimizer.replayed import ReplayedUpdate
-    from fastadv.engine.optimizer.updater import Updater
 
-
-class Found(NamedTuple):
-    """What the passes of one update found, before the optimizer steps.
-
-    ``weights`` and ``others`` are gradients times the loss scale: of the learning parameters, and
-    of the adversary's leaves and input. ``doubts`` are what must not be for the update to count,
-    0-dim bool. ``buffers`` are the model's before the update; ``statistics`` those of the passes,
-    which several processes average.
-    """
-
-    batch: Batch
-    made: Adversarial
-    outputs: Outputs
-    loss: Tensor
-    accuracy: Tensor
-    weights: list[Tensor | None]
-    others: list[Tensor | None]
-    doubts: dict[Fault, Tensor]
-    buffers: Snapshot
-    statistics: list[Tensor]
-
-
-class Walk:
+class Update:
     """The passes of one update of ``plan`` on ``net``."""
 
     def __init__(self, plan: Plan, net: Network, threat: Threat, seed: int) -> None:
@@ -73,49 +60,49 @@ class Walk:
         self.named = dict(self.net.structure.parameters)
         self._learns = {name for name in self.named if self.plan.layers.learns(name)}
 
-    def gather(self, batch: Batch, buffers: Snapshot | None = None) -> Found:
+    def compute_gradients(self, batch: Batch, buffers: Snapshot | None = None) -> PassResults:
         """Attack, perturb the weights, and take the outer pass's gradients. ``buffers`` are the
         model's of this moment, where somebody has copied them already."""
         plan = self.plan
         buffers = buffers or Snapshot(self.net.kept_buffers)
         self._directions = []
         self.net.copies.invalidate()
-        facts = self._facts_before(batch)
-        plan.target.before(batch, facts)
+        context = plan.target.prepare_batch(batch, self._natural_logits(batch))
         center = self._joint_center(batch)
         if center is not None:
             with self.net.training():
-                passed = self.net.run(self._joint, batch, center, facts, self.scale)
+                attacked, outer = self.net.run(self._joint, batch, center, context, self.scale)
         else:
-            made = self._attack(batch, facts)
-            facts = facts | made.facts
+            attacked = self._attack(batch, context)
             weights = self._perturbed()
             if weights and plan.weights is not None:
                 plan.weights.perturb(
-                    list(weights.values()), lambda: self._direction(batch, made, facts, weights)
+                    list(weights.values()), lambda: self._direction(batch, attacked, weights)
                 )
                 self.net.copies.invalidate()
             with self.net.training():
-                passed = made, *self.net.run(self._outer, batch, made, facts, self.scale)
-        made, loss, found, outputs = passed
-        learning = self.learning()
-        count = len(learning)
-        right = (outputs.adversarial.argmax(1) == batch.y).float().mean()
-        taken, others = parameter_hooks.through(learning, found[:count]), found[count:]
-        doubts = self._doubts(made, others, buffers)
+                outer = self.net.run(self._outer, batch, attacked, self.scale)
+        loss, gradients, outputs = outer
+        accuracy = (outputs.adversarial.argmax(1) == batch.y).float().mean()
+        hooked = parameter_hooks.through(self.learning(), gradients.weights)
+        gradients = gradients._replace(weights=hooked)
+        doubts = self._doubts(attacked, gradients, buffers)
         statistics = []
         if distributed.world_size() > 1:
             statistics = [each for each in self.net.buffers if each.is_floating_point()]
-        return Found(batch, made, outputs, loss, right, taken, others, doubts, buffers, statistics)
+        return PassResults(
+            batch, attacked, outputs, loss, accuracy, gradients, doubts, buffers, statistics
+        )
 
     def _doubts(
-        self, made: Adversarial, others: list[Tensor | None], buffers: Snapshot
+        self, attacked: Adversarial, gradients: Gradients, buffers: Snapshot
     ) -> dict[Fault, Tensor]:
         """What shows that the update must not count although its loss may be finite."""
         # A step along a gradient that is not finite leads to NaN, which a network may hide.
-        near = made.facts.get("neighbor_adv")
-        attacked = [made.x_adv, *([near] if near is not None else [])]
-        doubts = {Fault.ATTACK: ~all_finite(attacked)}
+        near = attacked.context.neighbor_adv
+        images = [attacked.x_adv, *([near] if near is not None else [])]
+        doubts = {Fault.ATTACK: ~all_finite(images)}
+        others = [*gradients.leaves, gradients.x_adv]
         present = [gradient for gradient in others if gradient is not None]
         if present:
             doubts[Fault.INPUT_GRADIENT] = ~all_finite(present)
@@ -126,46 +113,48 @@ class Walk:
             doubts[Fault.DIRECTION] = ~torch.stack(self._directions).all()
         return doubts
 
-    def descend(
-        self, found: Found, updater: Updater | ReplayedUpdate, number: Tensor, update: bool
+    def apply_gradients(
+        self, results: PassResults, updater: Updater | ReplayedUpdate, number: Tensor, update: bool
     ) -> tuple[Tensor, Tensor]:
         """Hand the gradients to the optimizer: their norm, and whether the update counted."""
         learning = self.learning_named()
-        self.plan.layers.before_update(updater.optimizer, list(learning), found.weights)
+        self.plan.layers.before_update(updater.optimizer, list(learning), results.gradients.weights)
         return updater(
             list(learning.values()),
-            found.weights,
-            found.loss,
+            results.gradients.weights,
+            results.loss,
             number,
-            found.doubts,
-            images=len(found.batch.x),
+            results.doubts,
+            images=len(results.batch.x),
             update=update,
         )
 
     @torch.no_grad()
-    def settle(self, found: Found, ok: Tensor, update: bool) -> None:
+    def finish_update(self, results: PassResults, ok: Tensor, update: bool) -> None:
         """After the optimizer: weights restored, state updated where ``ok``, else buffers back."""
         plan = self.plan
         weights = list(self._perturbed().values())
         if weights and plan.weights is not None:
             plan.weights.restore(weights)
         adversary = plan.adversary
-        unscaled = [g if g is None else g / self.scale.to(g.dtype) for g in found.others]
-        count = len(adversary.leaves())
-        leaf_gradients = [g for g in unscaled[:count] if g is not None]
-        input_gradient = unscaled[count] if adversary.wants_input_gradient else None
-        adversary.after(found.batch, found.made, leaf_gradients, input_gradient, ok)
-        plan.target.after(found.batch, found.outputs, ok)
-        unmoved = adversary.unmoved(found.made)
+        leaf_gradients = [self._unscaled(g) for g in results.gradients.leaves if g is not None]
+        x_adv = results.gradients.x_adv
+        input_gradient = None if x_adv is None else self._unscaled(x_adv)
+        adversary.after(results.batch, results.attacked, leaf_gradients, input_gradient, ok)
+        plan.target.after(results.batch, results.outputs, ok)
+        unmoved = adversary.unmoved(results.attacked)
         if unmoved is not None:
             self.still.add(unmoved)
-        self._share_rows(found.batch.index)
+        self._share_rows(results.batch.index)
         if plan.averaging is not None and update:
             plan.averaging.update(self.named, ok)
         if not self.net.syncs_are_free:
-            found.buffers.put_back_unless(ok)
+            results.buffers.put_back_unless(ok)
         elif not ok:
-            found.buffers.put_back()
+            results.buffers.put_back()
+
+    def _unscaled(self, gradient: Tensor) -> Tensor:
+        return gradient / self.scale.to(gradient.dtype)
 
     def _share_rows(self, index: Tensor) -> None:
         """What every process remembers about the samples of the others' batches."""
@@ -187,35 +176,33 @@ class Walk:
             if parameter.requires_grad and name in self._learns
         }
 
-    def _facts_before(self, batch: Batch) -> Facts:
+    def _natural_logits(self, batch: Batch) -> Context:
         """What parts need from the unattacked images before the attack."""
-        facts: Facts = {}
-        modes = {"natural_logits_eval": "eval"}
-        modes["natural_logits_attack"] = self.plan.adversary.attack_bn
-        for need, bn in modes.items():
+        needs = {"natural_logits_eval": "eval"}
+        needs["natural_logits_attack"] = self.plan.adversary.attack_bn
+        by_mode: dict[str, Tensor] = {}
+        found: dict[str, Any] = {}
+        for need, bn in needs.items():
             if not self.plan.wants(need):
                 continue
-            same = next((facts[other] for other in facts if modes[other] == bn), None)
-            if same is None:
+            if bn not in by_mode:
                 with self.net.attacking(bn):
-                    same = self.net.run(self._natural, batch.x)
-            facts[need] = same
-        return facts
+                    by_mode[bn] = self.net.run(self._natural, batch.x)
+            found[need] = by_mode[bn]
+        return Context(**found)
 
-    def _attack(self, batch: Batch, facts: Facts) -> Adversarial:
+    def _attack(self, batch: Batch, context: Context) -> Adversarial:
         """The adversary's example, and what else is found on it before the outer pass."""
         plan = self.plan
         with self.net.attacking(plan.adversary.attack_bn):
-            made = plan.adversary.make(batch, facts)
-            made = made._replace(facts=made.facts | self._weakening(batch))
-            more = self._neighbor(batch, facts | made.facts)
+            factor = weakening(plan.adversary, batch, self.seed)
+            attacked = plan.adversary.make(batch, context._replace(weakening=factor))
+            attacked = self._with_neighbor(batch, attacked)
         if "teacher_logits" in plan.needs:
-            taught_on = self._weakened(made.x_adv, made)
-            more["teacher_logits"] = self.net.run(plan.target.teach, taught_on)
-        return made._replace(facts=made.facts | more)
-
-    def _weakening(self, batch: Batch) -> Facts:
-        return weakening(self.plan.adversary, batch, self.seed)
+            logits = self.net.run(plan.target.teach, self._weakened(attacked.x_adv, attacked))
+            found = attacked.context._replace(teacher_logits=logits)
+            attacked = attacked._replace(context=found)
+        return attacked
 
     def _joint_center(self, batch: Batch) -> Tensor | None:
         """The centre of the ball, where one forward pass serves the attack and the outer pass."""
@@ -227,28 +214,31 @@ class Walk:
             else None
         )
 
-    def _neighbor(self, batch: Batch, facts: Facts) -> Facts:
-        """The second adversarial example of a regularizer that compares two."""
+    def _with_neighbor(self, batch: Batch, attacked: Adversarial) -> Adversarial:
+        """``attacked`` with the second example of a regularizer that compares two."""
         regularizer = self.plan.regularizer
         if regularizer is None or not regularizer.wants_neighbor:
-            return {}
+            return attacked
         images = regularizer.neighbor(batch)
         near = batch._replace(x=images, offset=batch.offset + noise.NEIGHBOR)
+        found = attacked.context
+        given = found
         if "natural_logits_attack" in self.plan.needs:
-            facts = facts | {"natural_logits_attack": self.net.run(self._natural, images)}
-        return {"neighbor_adv": self.plan.adversary.make(near, facts).x_adv}
+            given = found._replace(natural_logits_attack=self.net.run(self._natural, images))
+        near_adv = self.plan.adversary.make(near, given).x_adv
+        return attacked._replace(context=found._replace(neighbor_adv=near_adv))
 
     def _natural(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             return self.net.logits(x)
 
-    def attack_loss(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+    def attack_loss(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
         """The scalar an attack maximises: the recipe's objective plus the target's own term."""
         if self.plan.adversary.attack_objective == "kl":
-            loss = kernels.trades_kl(facts["natural_logits_attack"], logits)
+            loss = kernels.trades_kl(required(context.natural_logits_attack), logits)
         else:
             loss = functional.cross_entropy(logits, y, reduction="none")
-        term = self.plan.target.attack_term(logits, facts)
+        term = self.plan.target.attack_term(logits, context)
         if term is not None and self.plan.adversary.attack_objective == "kl":
             loss = self.plan.objective.attack_scale() * loss + term
         elif term is not None:
@@ -258,17 +248,17 @@ class Walk:
     def _outputs(
         self,
         batch: Batch,
-        made: Adversarial,
+        attacked: Adversarial,
         x_adv: Tensor,
-        facts: Facts,
         block_noise: list[Tensor] | None,
         needs: frozenset[str],
     ) -> Outputs:
+        context = attacked.context
         if "natural_logits_train" not in needs:
-            return Outputs(self.net.logits(x_adv, block_noise), None, facts)
+            return Outputs(self.net.logits(x_adv, block_noise), None, context)
         passes = self.plan.objective.passes()
-        natural, adversarial = self.net.forwards(passes, made.center, x_adv, block_noise)
-        return Outputs(adversarial, natural, facts)
+        natural, logits = self.net.forwards(passes, attacked.center, x_adv, block_noise)
+        return Outputs(logits, natural, context)
 
     def _losses(self, outputs: Outputs, y: Tensor) -> Tensor:
         """The objective and the target's penalty, per sample (B,)."""
@@ -277,69 +267,80 @@ class Walk:
         fitted = outputs.adversarial
         if plan.objective.fits == "natural" and outputs.natural is not None:
             fitted = outputs.natural
-        penalty = plan.target.penalty(fitted, outputs.adversarial, outputs.facts)
+        penalty = plan.target.penalty(fitted, outputs.adversarial, outputs.context)
         return losses if penalty is None else losses + penalty
 
-    def _outer(
-        self, batch: Batch, made: Adversarial, facts: Facts, scale: Tensor
-    ) -> tuple[Tensor, list[Tensor | None], Outputs]:
-        """The outer pass: loss, gradients (weights, leaves, x_adv), logits; a region."""
+    def _outer(self, batch: Batch, attacked: Adversarial, scale: Tensor) -> OuterPass:
+        """The outer pass; a region."""
         adversary = self.plan.adversary
         leaves = [leaf(tensor) for tensor in adversary.leaves()]
-        x_adv, block_noise = adversary.outer_input(batch, made, leaves)
+        x_adv, block_noise = adversary.outer_input(batch, attacked, leaves)
         regularizer = self.plan.regularizer
         wanted = adversary.wants_input_gradient
         if regularizer is not None:
             wanted = wanted or regularizer.wants_adversarial_gradient
             if regularizer.wants_center_gradient:
-                made = made._replace(center=leaf(made.center))
+                attacked = attacked._replace(center=leaf(attacked.center))
         if wanted and not x_adv.requires_grad:
             x_adv = leaf(x_adv)
-        trained_on = self._weakened(x_adv, made)
-        outputs = self._outputs(batch, made, trained_on, facts, block_noise, self.plan.needs)
-        others = [*leaves, x_adv] if adversary.wants_input_gradient else leaves
-        return self._descend(batch, made, trained_on, outputs, others, scale)
+        trained_on = self._weakened(x_adv, attacked)
+        outputs = self._outputs(batch, attacked, trained_on, block_noise, self.plan.needs)
+        at = x_adv if adversary.wants_input_gradient else None
+        return self._loss_and_gradients(batch, attacked, trained_on, outputs, scale, leaves, at)
 
     def _joint(
-        self, batch: Batch, center: Tensor, facts: Facts, scale: Tensor
-    ) -> tuple[Adversarial, Tensor, list[Tensor | None], Outputs]:
-        """A one-step attack and the outer pass over one forward of the centre; a region."""
-        facts = facts | self._weakening(batch)
+        self, batch: Batch, center: Tensor, context: Context, scale: Tensor
+    ) -> tuple[Adversarial, OuterPass]:
+        """A one-step attack and the outer pass over one forward of the center; a region."""
+        factor = weakening(self.plan.adversary, batch, self.seed)
+        context = context._replace(weakening=factor)
         center = leaf(center)
         passes = self.plan.objective.passes()
         with self.net.bn_updates_as(passes, NATURAL):
             natural = self.net.logits(center)
-        x_adv = self.plan.adversary.joint_step(center, natural, batch.y, facts)
-        made = Adversarial(x_adv, center.detach(), facts, center.detach())
-        trained_on = self._weakened(x_adv, made)
+        x_adv = self.plan.adversary.joint_step(center, natural, batch.y, context)
+        attacked = Adversarial(x_adv, center.detach(), context, center.detach())
+        trained_on = self._weakened(x_adv, attacked)
         with self.net.bn_updates_as(passes, ADVERSARIAL):
-            adversarial = self.net.logits(trained_on)
-        outputs = Outputs(adversarial, natural, facts)
-        passed = self._descend(batch, made, trained_on, outputs, [], scale)
-        return made, *passed
+            logits = self.net.logits(trained_on)
+        outputs = Outputs(logits, natural, context)
+        return attacked, self._loss_and_gradients(batch, attacked, trained_on, outputs, scale)
 
-    def _descend(
+    def _loss_and_gradients(
         self,
         batch: Batch,
-        made: Adversarial,
+        attacked: Adversarial,
         trained_on: Tensor,
         outputs: Outputs,
-        others: list[Tensor],
         scale: Tensor,
-    ) -> tuple[Tensor, list[Tensor | None], Outputs]:
-        """The outer loss of ``outputs``, its gradients at the weights and at ``others``, and the
-        logits detached."""
+        leaves: Sequence[Tensor] = (),
+        x_adv: Tensor | None = None,
+    ) -> OuterPass:
+        """The outer loss of ``outputs`` and its gradients at the weights, at the adversary's
+        ``leaves`` and, where it is given, at ``x_adv``."""
         loss = self._losses(outputs, batch.y).mean()
         regularizer = self.plan.regularizer
         if regularizer is not None:
-            term = regularizer.term(batch, made, trained_on, outputs)
+            term = regularizer.term(batch, attacked, trained_on, outputs)
             loss = loss + regularizer.weight() * term
-        found = self.net.gradients(loss * scale.to(loss.dtype), self.learning_named(), others)
+        weights = self.learning_named()
+        others = [*leaves, *([] if x_adv is None else [x_adv])]
+        found = self.net.gradients(loss * scale.to(loss.dtype), weights, others)
+        first, last = len(weights), len(weights) + len(leaves)
+        at_x_adv = None if x_adv is None else found[last]
+        gradients = Gradients(found[:first], found[first:last], at_x_adv)
         natural = None if outputs.natural is None else outputs.natural.detach()
-        return loss.detach(), found, Outputs(outputs.adversarial.detach(), natural, outputs.facts)
+        logits = outputs._replace(adversarial=outputs.adversarial.detach(), natural=natural)
+        return OuterPass(loss.detach(), gradients, logits)
 
-    def _weakened(self, x_adv: Tensor, made: Adversarial) -> Tensor:
-        return weakened(x_adv, made.center, made.facts, self.threat.low, self.threat.high)
+    def _weakened(self, x_adv: Tensor, attacked: Adversarial) -> Tensor:
+        return weakened(
+            x_adv,
+            attacked.center,
+            attacked.context.weakening,
+            self.threat.low,
+            self.threat.high,
+        )
 
     # -- perturbed weights --------------------------------------------------------------------
 
@@ -353,13 +354,13 @@ class Walk:
         return {name: tensor for name, tensor in selected if tensor.requires_grad}
 
     def _direction(
-        self, batch: Batch, made: Adversarial, facts: Facts, weights: dict[str, Tensor]
+        self, batch: Batch, attacked: Adversarial, weights: dict[str, Tensor]
     ) -> tuple[list[Tensor], Tensor]:
         """Gradients of the weights part's own loss at the present weights, which it then moves."""
         # float16 flushes a small gradient to zero, unless the loss is large.
         scale = self.scale if self.net.outer_dtype is torch.float16 else None
         with self.net.training(), self.net.keeping_buffers():
-            found, taken = self.net.run(self._weight_gradient, batch, made, facts, scale)
+            found, taken = self.net.run(self._weight_gradient, batch, attacked, scale)
         self.net.copies.invalidate()
         count = taken.to(torch.float32)
         directions = [
@@ -373,7 +374,7 @@ class Walk:
         return directions, count
 
     def _weight_gradient(
-        self, batch: Batch, made: Adversarial, facts: Facts, scale: Tensor | None
+        self, batch: Batch, attacked: Adversarial, scale: Tensor | None
     ) -> tuple[list[Tensor | None], Tensor]:
         """A region."""
         part = self.plan.weights
@@ -381,16 +382,16 @@ class Walk:
             raise RuntimeError("this recipe perturbs no weights")
         with torch.enable_grad():
             leaves = [tensor.detach() for tensor in self.plan.adversary.leaves()]
-            x_adv, block_noise = self.plan.adversary.outer_input(batch, made, leaves)
-            trained_on = self._weakened(x_adv.detach(), made)
+            x_adv, block_noise = self.plan.adversary.outer_input(batch, attacked, leaves)
+            trained_on = self._weakened(x_adv.detach(), attacked)
             # The direction is that of the objective; what only a regularizer compares is not in it.
             needs = self.plan.objective.requires()
-            outputs = self._outputs(batch, made, trained_on, facts, block_noise, needs)
-            adversarial = functional.cross_entropy(outputs.adversarial, batch.y, reduction="none")
+            outputs = self._outputs(batch, attacked, trained_on, block_noise, needs)
+            plain_losses = functional.cross_entropy(outputs.adversarial, batch.y, reduction="none")
             plain = self.plan.objective.is_plain() and self.plan.target.is_plain()
             total = self._losses(outputs, batch.y)
             loss, count = part.reduce(
-                Losses(total, adversarial, outputs.adversarial, batch.y, plain)
+                Losses(total, plain_losses, outputs.adversarial, batch.y, plain)
             )
             if scale is not None:
                 loss = loss * scale.to(loss.dtype)

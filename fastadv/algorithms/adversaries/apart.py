@@ -8,9 +8,9 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.algorithms.adversaries.fgsm_plus import FGSMPlus
-from fastadv.algorithms.contract import Facts, Setup
+from fastadv.algorithms.contract import Context, Setup
 from fastadv.declared import NonNegative
-from fastadv.engine.gradient import gradients
+from fastadv.engine.gradient import gradients, leaf
 
 
 @dataclass(eq=False)
@@ -40,18 +40,18 @@ class APART(FGSMPlus):
         super().prepare(setup)
         self.steps.values[2:] = self.block_step_init
 
-    def _signs(self, x0: Tensor, y: Tensor, facts: Facts) -> list[Tensor]:
+    def _signs(self, x0: Tensor, y: Tensor, context: Context) -> list[Tensor]:
         if not self.layerwise:
-            return super()._signs(x0, y, facts)
+            return super()._signs(x0, y, context)
+        x0 = leaf(x0)
         logits, entering = self.net.logits_and_block_inputs(x0)
-        loss = self.setup.attack_loss(logits, y, facts)
+        loss = self.setup.attack_loss(logits, y, context)
         return kernels.block_signs(gradients(loss, [x0, *entering]))
 
-    def _block_noise(self, steps: Tensor, found: Facts) -> list[Tensor] | None:
+    def _block_noise(self, steps: Tensor, found: Context) -> list[Tensor] | None:
         if not self.layerwise:
             return None
-        signs = [found[f"block_sign_{block}"] for block in range(self.block_count)]
-        return list(_BlockNoise.apply(steps[2:], *signs))
+        return list(_BlockNoise.apply(steps[2:], *found.signs[1:]))
 
 
 class _BlockNoise(torch.autograd.Function):

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from fastadv import kernels
-from fastadv.algorithms.contract import Adversarial, Adversary, Batch, Facts
+from fastadv.algorithms.contract import Adversarial, Adversary, Batch, Context
 from fastadv.declared import NonNegative
 from fastadv.engine import noise
 from fastadv.engine.gradient import gradients, input_gradient, leaf
@@ -35,8 +35,8 @@ class Ascent(Adversary):
     def check_threat(self, threat: Threat) -> None:
         threat.require_step(self.alpha)
 
-    def unmoved(self, made: Adversarial) -> Tensor | None:
-        return super().unmoved(made) if self.step_size else None
+    def unmoved(self, attacked: Adversarial) -> Tensor | None:
+        return super().unmoved(attacked) if self.step_size else None
 
     def given_start(self, batch: Batch, around: Tensor) -> Tensor | None:
         """The caller's starting point, brought into the ball and the box."""
@@ -63,22 +63,22 @@ class Ascent(Adversary):
         drawn = kernels.noise_normal(batch.index, shape, seed, offset, stream, dtype)
         return batch.x + 0.001 * drawn
 
-    def ascend(self, x_adv: Tensor, around: Tensor, y: Tensor, facts: Facts) -> Tensor:
+    def ascend(self, x_adv: Tensor, around: Tensor, y: Tensor, context: Context) -> Tensor:
         """One step from ``x_adv`` inside the ball around ``around``; a region."""
-        return self.ascend_with_logits(x_adv, around, y, facts)[0]
+        return self.ascend_with_logits(x_adv, around, y, context)[0]
 
     def ascend_with_logits(
-        self, x_adv: Tensor, around: Tensor, y: Tensor, facts: Facts
+        self, x_adv: Tensor, around: Tensor, y: Tensor, context: Context
     ) -> tuple[Tensor, Tensor]:
         """The same step, and the logits before it."""
         x_adv = leaf(x_adv)
         logits = self.net.logits(x_adv)
-        gradient = input_gradient(self.setup.attack_loss(logits, y, facts), x_adv)
+        gradient = input_gradient(self.setup.attack_loss(logits, y, context), x_adv)
         moved = self.setup.threat.step(x_adv.detach(), gradient, around, self.step_size)
         return moved, logits.detach()
 
-    def joint_step(self, center: Tensor, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
-        loss = self.setup.attack_loss(logits, y, facts)
+    def joint_step(self, center: Tensor, logits: Tensor, y: Tensor, context: Context) -> Tensor:
+        loss = self.setup.attack_loss(logits, y, context)
         (gradient,) = gradients(loss, [center], keep_graph=True)
         around = center.detach()
         return self.setup.threat.step(around, gradient, around, self.step_size)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastadv.algorithms.adversaries.ascent import Ascent
-from fastadv.algorithms.contract import Adversarial, Batch, Facts, Setup
+from fastadv.algorithms.contract import Adversarial, Batch, Context, Setup
 from fastadv.algorithms.sample_state import SampleStore, sample_count
 from fastadv.declared import CountOrZero, Passes
 from fastadv.engine import noise
@@ -79,23 +79,23 @@ class ATTA(Ascent):
             self.store.fill_normal(INITIAL_STD, seed, due, noise.STORE, ok)
             self.resets.fill_(due)
 
-    def make(self, batch: Batch, facts: Facts) -> Adversarial:
+    def make(self, batch: Batch, context: Context) -> Adversarial:
         x_adv = self.given_start(batch, batch.x)
         if x_adv is None:
             size = (batch.x.shape[2], batch.x.shape[3])
             x_adv = batch.x + self.store.gather(batch.index, batch.view, size)
         start = x_adv
         for _ in range(self.steps):
-            x_adv = self.net.run(self.ascend, x_adv, batch.x, batch.y, facts)
-        return Adversarial(x_adv, batch.x, {}, start)
+            x_adv = self.net.run(self.ascend, x_adv, batch.x, batch.y, context)
+        return Adversarial(x_adv, batch.x, context, start)
 
     @torch.no_grad()
     def after(
         self,
         batch: Batch,
-        made: Adversarial,
+        attacked: Adversarial,
         leaf_gradients: list[Tensor],
         input_gradient: Tensor | None,
         ok: Tensor,
     ) -> None:
-        self.store.write(batch.index, batch.view, made.x_adv - batch.x, ok)
+        self.store.write(batch.index, batch.view, attacked.x_adv - batch.x, ok)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fastadv.algorithms.adversaries.ascent import Ascent
-from fastadv.algorithms.contract import Adversarial, Batch, Facts
+from fastadv.algorithms.contract import Adversarial, Batch, Context
 
 
 @dataclass(eq=False)
@@ -13,8 +13,8 @@ class Fast(Ascent):
 
     usual_alpha: ClassVar[float] = 1.25
 
-    def make(self, batch: Batch, facts: Facts) -> Adversarial:
+    def make(self, batch: Batch, context: Context) -> Adversarial:
         start = self.given_start(batch, batch.x)
         start = self.random_point(batch) if start is None else start
-        x_adv = self.net.run(self.ascend, start, batch.x, batch.y, facts)
-        return Adversarial(x_adv, batch.x, {}, start)
+        x_adv = self.net.run(self.ascend, start, batch.x, batch.y, context)
+        return Adversarial(x_adv, batch.x, context, start)

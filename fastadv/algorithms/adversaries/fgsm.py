@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fastadv.algorithms.adversaries.ascent import Ascent
-from fastadv.algorithms.contract import Adversarial, Batch, Facts
+from fastadv.algorithms.contract import Adversarial, Batch, Context
 from fastadv.errors import UserError
 
 
@@ -21,11 +21,11 @@ class FGSM(Ascent):
                 "attack_objective='ce', or adversary='fast'."
             )
 
-    def make(self, batch: Batch, facts: Facts) -> Adversarial:
+    def make(self, batch: Batch, context: Context) -> Adversarial:
         start = self.given_start(batch, batch.x)
         start = batch.x if start is None else start
-        x_adv = self.net.run(self.ascend, start, batch.x, batch.y, facts)
-        return Adversarial(x_adv, batch.x, {}, start)
+        x_adv = self.net.run(self.ascend, start, batch.x, batch.y, context)
+        return Adversarial(x_adv, batch.x, context, start)
 
     def joint_center(self, batch: Batch) -> Tensor | None:
         begins_inside = batch.start is None and self.attack_bn == "train"

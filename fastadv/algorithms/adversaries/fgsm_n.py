@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fastadv.algorithms.adversaries.ascent import Ascent
-from fastadv.algorithms.contract import Adversarial, Batch, Facts
+from fastadv.algorithms.contract import Adversarial, Batch, Context
 from fastadv.engine import noise
 
 
@@ -19,10 +19,10 @@ class FGSMN(Ascent):
     with f(x), since at x' = x~ the KL to f(x~) has no gradient.
     """
 
-    def make(self, batch: Batch, facts: Facts) -> Adversarial:
+    def make(self, batch: Batch, context: Context) -> Adversarial:
         noisy = self._noisy(batch)
-        x_adv = self.net.run(self.ascend, noisy, noisy.clone(), batch.y, facts)
-        return Adversarial(x_adv, noisy, {}, noisy)
+        x_adv = self.net.run(self.ascend, noisy, noisy.clone(), batch.y, context)
+        return Adversarial(x_adv, noisy, context, noisy)
 
     def joint_center(self, batch: Batch) -> Tensor | None:
         alike = self.attack_bn == "train" and self.attack_objective == "ce"

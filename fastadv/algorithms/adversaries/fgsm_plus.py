@@ -10,7 +10,14 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.algorithms.adversaries.step_sizes import CYCLED, StepSizes, usual_rate
-from fastadv.algorithms.contract import Adversarial, Adversary, Batch, Facts, Setup
+from fastadv.algorithms.contract import (
+    Adversarial,
+    Adversary,
+    Batch,
+    Context,
+    Setup,
+    required,
+)
 from fastadv.algorithms.sample_state import SampleStore, sample_count
 from fastadv.declared import CountOrZero, NonNegative, ShareBelowOne
 from fastadv.engine import noise
@@ -150,14 +157,15 @@ class FGSMPlus(Adversary):
         if self.hidden is not None:
             self.hidden.schedule(update, total)
 
-    def make(self, batch: Batch, facts: Facts) -> Adversarial:
+    def make(self, batch: Batch, context: Context) -> Adversarial:
         x0, omega = self._start(batch)
-        found = self.net.run(self._first_pass, x0, batch.y, omega, facts)
+        signs = self.net.run(self._signs, x0, batch.y, context)
+        found = context._replace(signs=tuple(signs), start=omega)
         # Not through outer_input: noise inside the blocks is drawn where a pass adds it.
         return Adversarial(self._moved(batch.x, self.steps.values, found), batch.x, found)
 
-    def unmoved(self, made: Adversarial) -> Tensor | None:
-        return (made.facts["input_sign"] == 0).flatten(1).all(1)
+    def unmoved(self, attacked: Adversarial) -> Tensor | None:
+        return (attacked.context.signs[0] == 0).flatten(1).all(1)
 
     def _start(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """x0 = box(x + clamp(alpha_omega omega, +-eps)), and omega."""
@@ -168,41 +176,36 @@ class FGSMPlus(Adversary):
             return batch.x, torch.zeros_like(batch.x)
         return self.setup.threat.project(batch.x + batch.start, batch.x), batch.start / rate
 
-    def _first_pass(self, x0: Tensor, y: Tensor, omega: Tensor, facts: Facts) -> Facts:
+    def _signs(self, x0: Tensor, y: Tensor, context: Context) -> list[Tensor]:
         """Signs of the loss gradient at x0; a region."""
-        signs = self._signs(leaf(x0), y, facts)
-        return {"omega": omega, "input_sign": signs[0]} | {
-            f"block_sign_{block}": sign for block, sign in enumerate(signs[1:])
-        }
-
-    def _signs(self, x0: Tensor, y: Tensor, facts: Facts) -> list[Tensor]:
-        loss = self.setup.attack_loss(self.net.logits(x0), y, facts)
+        x0 = leaf(x0)
+        loss = self.setup.attack_loss(self.net.logits(x0), y, context)
         return kernels.block_signs([input_gradient(loss, x0)])
 
     def leaves(self) -> list[Tensor]:
         return [self.steps.values]
 
     def outer_input(
-        self, batch: Batch, made: Adversarial, leaves: list[Tensor]
+        self, batch: Batch, attacked: Adversarial, leaves: list[Tensor]
     ) -> tuple[Tensor, list[Tensor] | None]:
-        steps, found = leaves[0], made.facts
+        steps, found = leaves[0], attacked.context
         return self._moved(batch.x, steps, found), self._block_noise(steps, found)
 
-    def _moved(self, x: Tensor, steps: Tensor, found: Facts) -> Tensor:
+    def _moved(self, x: Tensor, steps: Tensor, found: Context) -> Tensor:
         """x1 = box(x + clamp(delta0 + alpha_1 s0, +-eps)), differentiable in the step sizes."""
         eps, low, high = self.setup.threat.eps, self.setup.threat.low, self.setup.threat.high
-        delta = (steps[OMEGA] * found["omega"]).clamp(-eps, eps)
-        delta = (delta + steps[INPUT] * found["input_sign"]).clamp(-eps, eps)
+        delta = (steps[OMEGA] * required(found.start)).clamp(-eps, eps)
+        delta = (delta + steps[INPUT] * found.signs[0]).clamp(-eps, eps)
         return (x + delta).clamp(low, high).to(x.dtype)
 
-    def _block_noise(self, steps: Tensor, found: Facts) -> list[Tensor] | None:
+    def _block_noise(self, steps: Tensor, found: Context) -> list[Tensor] | None:
         return None
 
     @torch.no_grad()
     def after(
         self,
         batch: Batch,
-        made: Adversarial,
+        attacked: Adversarial,
         leaf_gradients: list[Tensor],
         input_gradient: Tensor | None,
         ok: Tensor,
@@ -212,7 +215,7 @@ class FGSMPlus(Adversary):
         if self.learned_start:
             alpha, rate = self.steps.values[INPUT], self.steps.values[OMEGA]
             if batch.start is not None:
-                window = made.facts["omega"].to(self.store.values.dtype)
+                window = required(attacked.context.start).to(self.store.values.dtype)
                 self.store.write(batch.index, batch.view, window, ok)
             ratio = alpha / (rate + 1e-7)
             self.store.ascend(batch.index, batch.view, input_gradient, ratio, ok)

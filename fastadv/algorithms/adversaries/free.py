@@ -10,7 +10,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fastadv.algorithms.contract import Adversarial, Adversary, Batch, Facts, Setup
+from fastadv.algorithms.contract import (
+    Adversarial,
+    Adversary,
+    Batch,
+    Context,
+    Setup,
+    required,
+)
 from fastadv.algorithms.sample_state import by
 from fastadv.declared import NonNegative, Passes
 from fastadv.errors import UserError
@@ -86,25 +93,25 @@ class Free(Adversary):
         delta = self.state[DELTA]
         delta.copy_(replace(threat, low=-inf, high=inf).project(delta, torch.zeros_like(delta)))
 
-    def make(self, batch: Batch, facts: Facts) -> Adversarial:
+    def make(self, batch: Batch, context: Context) -> Adversarial:
         self._make_room(len(batch.x))
         threat = self.setup.threat
         delta = self.state[DELTA][: len(batch.x)] if batch.start is None else batch.start
         x_adv = (batch.x + delta).clamp(threat.low, threat.high)
-        return Adversarial(x_adv, batch.x, {DELTA: delta.clone()})
+        return Adversarial(x_adv, batch.x, context._replace(start=delta.clone()))
 
     @torch.no_grad()
     def after(
         self,
         batch: Batch,
-        made: Adversarial,
+        attacked: Adversarial,
         leaf_gradients: list[Tensor],
         input_gradient: Tensor | None,
         ok: Tensor,
     ) -> None:
         if input_gradient is None:
             raise RuntimeError("the outer pass gave no input gradient")
-        threat, delta = self.setup.threat, made.facts[DELTA]
+        threat, delta = self.setup.threat, required(attacked.context.start)
         unbounded = Threat(threat.norm, threat.eps, -inf, inf)
         reached = batch.x + delta
         inside = (reached >= threat.low) & (reached <= threat.high)
@@ -115,7 +122,7 @@ class Free(Adversary):
         rows = self.state[DELTA][: len(delta)]
         rows.copy_(torch.where(ok, moved, rows))
 
-    def unmoved(self, made: Adversarial) -> Tensor | None:
+    def unmoved(self, attacked: Adversarial) -> Tensor | None:
         found, self._no_gradient = self._no_gradient, None
         alpha = self.setup.threat.eps if self.alpha is None else self.alpha
         return found if alpha and self.setup.threat.eps else None

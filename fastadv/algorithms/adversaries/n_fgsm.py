@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.algorithms.adversaries.ascent import Ascent
-from fastadv.algorithms.contract import Adversarial, Batch, Facts
+from fastadv.algorithms.contract import Adversarial, Batch, Context
 from fastadv.declared import NonNegative
 from fastadv.engine import noise
 from fastadv.engine.gradient import input_gradient, leaf
@@ -30,10 +30,10 @@ class NFGSM(Ascent):
         if threat.norm != "linf":
             raise UserError("N-FGSM draws its noise in a cube and takes a sign step: norm='linf'.")
 
-    def make(self, batch: Batch, facts: Facts) -> Adversarial:
+    def make(self, batch: Batch, context: Context) -> Adversarial:
         noisy = self._noisy(batch)
-        x_adv = self.net.run(self._unprojected, noisy, batch.y, facts)
-        return Adversarial(x_adv, batch.x, {}, noisy)
+        x_adv = self.net.run(self._unprojected, noisy, batch.y, context)
+        return Adversarial(x_adv, batch.x, context, noisy)
 
     def _noisy(self, batch: Batch) -> Tensor:
         threat = self.setup.threat
@@ -43,10 +43,10 @@ class NFGSM(Ascent):
         where = (batch.index, self.setup.seed, batch.offset, threat.low, threat.high)
         return kernels.linf_start(batch.x, radius, *where, noise.AUGMENTATION)
 
-    def _unprojected(self, x0: Tensor, y: Tensor, facts: Facts) -> Tensor:
+    def _unprojected(self, x0: Tensor, y: Tensor, context: Context) -> Tensor:
         """A region."""
         threat = self.setup.threat
         x0 = leaf(x0)
-        gradient = input_gradient(self.setup.attack_loss(self.net.logits(x0), y, facts), x0)
+        gradient = input_gradient(self.setup.attack_loss(self.net.logits(x0), y, context), x0)
         x0 = x0.detach()
         return kernels.linf_step(x0, gradient, x0, self.step_size, inf, threat.low, threat.high)

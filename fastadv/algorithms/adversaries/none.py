@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from fastadv.algorithms.contract import Adversarial, Adversary, Batch, Facts
+from fastadv.algorithms.contract import Adversarial, Adversary, Batch, Context
 
 
 @dataclass(eq=False)
 class NoAttack(Adversary):
     """x_adv = x."""
 
-    def make(self, batch: Batch, facts: Facts) -> Adversarial:
-        return Adversarial(batch.x, batch.x, {})
+    def make(self, batch: Batch, context: Context) -> Adversarial:
+        return Adversarial(batch.x, batch.x, context)

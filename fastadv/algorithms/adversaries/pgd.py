@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from fastadv import kernels
 from fastadv.algorithms.adversaries.ascent import Ascent
-from fastadv.algorithms.contract import Adversarial, Batch, Facts
+from fastadv.algorithms.contract import Adversarial, Batch, Context, required
 from fastadv.declared import Passes
 from fastadv.engine import noise
 from fastadv.errors import UserError
@@ -54,19 +54,22 @@ class PGD(Ascent):
         wide = replace(threat, low=threat.low - threat.eps, high=threat.high + threat.eps)
         return wide.start(batch.x, batch.index, self.setup.seed, batch.offset, stream)
 
-    def make(self, batch: Batch, facts: Facts) -> Adversarial:
-        start, x_adv, found = self._climb(batch, facts, 0)
+    def make(self, batch: Batch, context: Context) -> Adversarial:
+        start, x_adv, correct = self._climb(batch, context, 0)
         for restart in range(1, self.restarts):
-            began, other, also = self._climb(batch, facts, restart)
+            began, other, also = self._climb(batch, context, restart)
             with self.net.keeping_buffers():
-                worse = self.net.run(self._worse, x_adv, other, batch.y, facts)
+                worse = self.net.run(self._worse, x_adv, other, batch.y, context)
             x_adv = torch.where(worse.view(-1, 1, 1, 1), other, x_adv)
             start = torch.where(worse.view(-1, 1, 1, 1), began, start)
-            found = {name: torch.where(worse, also[name], found[name]) for name in found}
-        return Adversarial(x_adv, batch.x, found, start)
+            if correct is not None and also is not None:
+                correct = torch.where(worse, also, correct)
+        return Adversarial(x_adv, batch.x, context._replace(correct_steps=correct), start)
 
-    def _climb(self, batch: Batch, facts: Facts, restart: int) -> tuple[Tensor, Tensor, Facts]:
-        """Where the climb began, where it ended, and what it counted."""
+    def _climb(
+        self, batch: Batch, context: Context, restart: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Where the climb began, where it ended, and at how many steps (B,) samples were right."""
         start = self.given_start(batch, batch.x) if restart == 0 else None
         if start is not None:
             x_adv = start
@@ -77,27 +80,32 @@ class PGD(Ascent):
         start = x_adv
         if "correct_at_each_step" not in self.setup.needs:
             for _ in range(self.steps):
-                x_adv = self.net.run(self.ascend, x_adv, batch.x, batch.y, facts)
-            return start, x_adv, {}
+                x_adv = self.net.run(self.ascend, x_adv, batch.x, batch.y, context)
+            return start, x_adv, None
         correct = torch.zeros_like(batch.y)
         for _ in range(self.steps):
             x_adv, correct = self.net.run(
-                self._ascend_and_count, x_adv, batch.x, batch.y, facts, correct
+                self._ascend_and_count, x_adv, batch.x, batch.y, context, correct
             )
-        return start, x_adv, {"correct_at_each_step": correct}
+        return start, x_adv, correct
 
     def _ascend_and_count(
-        self, x_adv: Tensor, around: Tensor, y: Tensor, facts: Facts, correct: Tensor
+        self,
+        x_adv: Tensor,
+        around: Tensor,
+        y: Tensor,
+        context: Context,
+        correct: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        moved, logits = self.ascend_with_logits(x_adv, around, y, facts)
+        moved, logits = self.ascend_with_logits(x_adv, around, y, context)
         return moved, correct + (logits.argmax(1) == y)
 
-    def _worse(self, first: Tensor, second: Tensor, y: Tensor, facts: Facts) -> Tensor:
+    def _worse(self, first: Tensor, second: Tensor, y: Tensor, context: Context) -> Tensor:
         """Whether the loss that is attacked is larger at ``second`` (B,)."""
         with torch.no_grad():
             logits = [self.net.logits(x) for x in (first, second)]
         if self.attack_objective == "kl":
-            natural = facts["natural_logits_attack"]
+            natural = required(context.natural_logits_attack)
             losses = [kernels.trades_kl(natural, found) for found in logits]
         else:
             losses = [functional.cross_entropy(found, y, reduction="none") for found in logits]

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from fastadv import kernels
-from fastadv.algorithms.contract import Adversary, Batch, Facts
+from fastadv.algorithms.contract import Adversary, Batch
 from fastadv.engine import noise
 
-FACTOR = "weakening"
 
-
-def weakening(adversary: Adversary, batch: Batch, seed: int) -> Facts:
-    """What the perturbation of this update is multiplied by, as a fact; none for full strength.
+def weakening(adversary: Adversary, batch: Batch, seed: int) -> Tensor | None:
+    """What the perturbation of this update is multiplied by; None for full strength.
 
     (1 - shrink), with its sign changed in a share ``flip_signs`` of the elements (B,C,H,W), each
     drawn independently.
@@ -26,16 +24,18 @@ def weakening(adversary: Adversary, batch: Batch, seed: int) -> Facts:
     left = 1.0 - adversary.shrink
     if not adversary.flip_signs:
         whole = torch.full((), left, device=batch.x.device, dtype=batch.x.dtype)
-        return {FACTOR: whole} if adversary.shrink else {}
+        return whole if adversary.shrink else None
     drawn = kernels.noise_uniform(
         batch.index, tuple(batch.x.shape[1:]), seed, batch.offset, noise.WEAKEN, batch.x.dtype
     )
     flipped = drawn < 2 * adversary.flip_signs - 1
-    return {FACTOR: torch.where(flipped, -left, left).to(batch.x.dtype)}
+    return torch.where(flipped, -left, left).to(batch.x.dtype)
 
 
-def weakened(x_adv: Tensor, center: Tensor, facts: Facts, low: float, high: float) -> Tensor:
+def weakened(
+    x_adv: Tensor, center: Tensor, factor: Tensor | None, low: float, high: float
+) -> Tensor:
     """center + factor (x_adv - center), cut to the box: a turned sign may point out of it."""
-    if FACTOR not in facts:
+    if factor is None:
         return x_adv
-    return (center + facts[FACTOR] * (x_adv - center)).clamp(low, high)
+    return (center + factor * (x_adv - center)).clamp(low, high)

@@ -22,7 +22,7 @@ class CrossEntropy(Objective):
         return self.leave_out_below is None
 
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
-        losses = fit(outputs.adversarial, y, outputs.facts)
+        losses = fit(outputs.adversarial, y, outputs.context)
         if self.leave_out_below is None:
             return losses
         stay = (losses.detach() >= self.leave_out_below).to(losses.dtype)

@@ -50,6 +50,6 @@ class CleanMixed(Objective):
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
         if outputs.natural is None:
             raise RuntimeError("clean-mixed was given no natural logits")
-        natural = fit(outputs.natural, y, outputs.facts)
-        adversarial = fit(outputs.adversarial, y, outputs.facts)
+        natural = fit(outputs.natural, y, outputs.context)
+        adversarial = fit(outputs.adversarial, y, outputs.context)
         return (1 - self._share) * natural + self._share * adversarial

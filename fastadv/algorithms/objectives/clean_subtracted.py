@@ -23,5 +23,5 @@ class CleanSubtracted(Objective):
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
         if outputs.natural is None:
             raise RuntimeError("clean-subtracted was given no natural logits")
-        clean = fit(outputs.natural, y, outputs.facts)
-        return fit(outputs.adversarial, y, outputs.facts) - self.clean_weight * clean
+        clean = fit(outputs.natural, y, outputs.context)
+        return fit(outputs.adversarial, y, outputs.context) - self.clean_weight * clean

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fastadv.algorithms.contract import Fit, Objective, Outputs, Setup
+from fastadv.algorithms.contract import Fit, Objective, Outputs, Setup, required
 from fastadv.algorithms.phases import epoch_of
 from fastadv.declared import AnyNumber, NonNegative
 
@@ -35,10 +35,10 @@ class Gairat(Objective):
         self.active = int(epoch) >= self._start
 
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
-        losses = fit(outputs.adversarial, y, outputs.facts)
+        losses = fit(outputs.adversarial, y, outputs.context)
         if not self.active:
             return losses
-        kappa = outputs.facts["correct_at_each_step"].to(losses.dtype)
+        kappa = required(outputs.context.correct_steps).to(losses.dtype)
         share = kappa / self.setup.attack_steps
         # (1 + tanh a)/2 written so that a weight of 1e-5 keeps its digits in float32.
         weights = (2 * (self.gairat_lambda + 5 * (1 - 2 * share))).sigmoid()

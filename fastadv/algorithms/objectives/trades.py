@@ -46,4 +46,6 @@ class Trades(Objective):
         natural, adversarial = outputs.natural, outputs.adversarial
         if natural is None:
             raise RuntimeError("TRADES was given no natural logits")
-        return fit(natural, y, outputs.facts) + self.beta * kernels.trades_kl(natural, adversarial)
+        return fit(natural, y, outputs.context) + self.beta * kernels.trades_kl(
+            natural, adversarial
+        )

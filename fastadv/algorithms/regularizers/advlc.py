@@ -31,7 +31,7 @@ class AdvLC(Regularizer):
     def requires(self) -> frozenset[str]:
         return frozenset({"natural_logits_train"})
 
-    def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
+    def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         if outputs.natural is None:
             raise RuntimeError("AdvLC was given no natural logits")
         return self._distance(outputs.natural, outputs.adversarial) / len(batch.y)

@@ -25,6 +25,6 @@ class Consistency(Regularizer):
     def requires(self) -> frozenset[str]:
         return frozenset({"second_view"})
 
-    def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
+    def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         first, second = outputs.adversarial.chunk(2)
         return jensen_shannon(first, second, self.js_temperature).mean()

@@ -29,10 +29,10 @@ class Cure(Regularizer):
     cure_squared: bool = False
     cure_length: Positive | None = None
 
-    def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
+    def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         with self.net.evaluating():
-            here = self._gradient(made.center, batch.y)
-            moved = leaf(made.center + self._displacement(here))
+            here = self._gradient(attacked.center, batch.y)
+            moved = leaf(attacked.center + self._displacement(here))
             there = self._gradient(moved, batch.y)
         change = (there - here).flatten(1)
         if self.cure_squared:

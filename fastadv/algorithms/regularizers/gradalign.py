@@ -31,11 +31,11 @@ class GradAlign(Regularizer):
     def requires(self) -> frozenset[str]:
         return frozenset({"natural_logits_train"})
 
-    def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
+    def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         if outputs.natural is None:
             raise RuntimeError("GradAlign was given no natural logits")
-        here = self._first_gradient(outputs.natural, batch.y, made.center)
-        near = leaf(self._near(batch, made.center))
+        here = self._first_gradient(outputs.natural, batch.y, attacked.center)
+        near = leaf(self._near(batch, attacked.center))
         scale = self.net.loss_scale(len(batch.y))
         loss = functional.cross_entropy(self.net.logits(near), batch.y) * scale
         return one_minus_cosine(here, differentiable_gradient(loss, near))

@@ -25,7 +25,7 @@ class IGR(Regularizer):
 
     reg_weight: NonNegative = 1000.0
 
-    def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
+    def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         scale = self.net.loss_scale(len(batch.y))
         loss = functional.cross_entropy(outputs.adversarial, batch.y)
         gradient = differentiable_gradient(loss * scale, x_adv) / scale

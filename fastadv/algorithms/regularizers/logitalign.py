@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fastadv import kernels
-from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer
+from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer, required
 from fastadv.algorithms.regularizers.divergence import kl
 from fastadv.declared import NonNegative
 from fastadv.engine import noise
@@ -40,6 +40,6 @@ class LogitAlign(Regularizer):
         noisy = batch.x + self.align_noise * threat.eps * drawn
         return noisy.clamp(threat.low, threat.high)
 
-    def term(self, batch: Batch, made: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
-        near = self.net.logits(outputs.facts["neighbor_adv"])
+    def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
+        near = self.net.logits(required(outputs.context.neighbor_adv))
         return kl(near, outputs.adversarial).mean()

@@ -3,16 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastadv.algorithms.contract import Facts, Setup, Target
-from fastadv.declared import NonNegative, Positive
+from fastadv.algorithms.contract import Context, Setup, Target, required
+from fastadv.declared import NonNegative, Positive, SavedNetworks
 from fastadv.errors import UserError
-from fastadv.run.saved_models import fingerprint, load_model
 from fastadv.storage.digests import digest
 
 
@@ -36,14 +35,15 @@ def _are_teachers(given: Any) -> bool:
 class Distillation(Target):
     """w_0 CE(z', y) + w_1 KD(t_1, z') + w_2 KD(t_2, z'), t_k the teachers' logits on the same x'.
 
-    ``teachers``: a standard and a robust one, as modules or as paths of run folders or weight
-    files, one text with commas between them; ``kd_weights`` are w_0 and one weight a teacher.
+    ``teachers``: a standard and a robust one, as modules (``fastadv.load_model`` reads one from a
+    run folder); ``fastadv train`` takes paths of run folders or weight files, with commas between
+    them. ``kd_weights`` are w_0 and one weight per teacher.
     KD is ``soft_ce`` at ``temperature``. Teachers run in eval mode without gradients and see the
     student's x'; the attack is on the student alone (VITA-Group/Alleviate-Robust-Overfitting).
-    Modules are left in eval mode and frozen.
+    Modules are left in eval mode, frozen, on the model's device and in the type of its images.
     """
 
-    teachers: str | Sequence[nn.Module | str] | None = None
+    teachers: Annotated[str | Sequence[nn.Module | str] | None, SavedNetworks()] = None
     kd_weights: tuple[NonNegative, ...] = (0.3, 0.1, 0.6)
     temperature: Positive = 2.0
 
@@ -73,34 +73,35 @@ class Distillation(Target):
         super().prepare(setup)
         if not self.teachers:
             raise UserError(
-                "Distillation needs its teachers: pass teachers=, networks or paths of run "
-                "folders, first a standard one, then a robust one."
+                "Distillation needs its teachers: pass teachers=, first a standard network, then "
+                "a robust one (fastadv train: paths of run folders)."
             )
         for teacher in self.teachers:
-            if isinstance(teacher, str):
-                with torch.random.fork_rng([]):  # initial weights that are overwritten at once
-                    teacher = load_model(teacher, setup.num_classes, setup.image_shape[0])
-                teacher = teacher.to(setup.dtype)
-            self._modules.append(teacher.to(setup.device).eval().requires_grad_(False))
+            if not isinstance(teacher, nn.Module):
+                raise UserError(
+                    f"teachers are networks here, not paths: pass teachers=[fastadv.load_model("
+                    f"{str(teacher)!r}), ...]."
+                )
+            self._modules.append(teacher.to(setup.device, setup.dtype).eval().requires_grad_(False))
 
     def networks(self) -> Sequence[nn.Module]:
         return self._modules
 
     def depends_on(self) -> dict[str, str]:
-        # Of the files: the networks are made of them by the first step, and this is asked before.
         return {
             f"teacher {n}": digest(dict(teacher.state_dict()))
-            if isinstance(teacher, nn.Module)
-            else fingerprint(str(teacher))
             for n, teacher in enumerate(self.teachers or (), start=1)
+            if isinstance(teacher, nn.Module)
         }
 
     def teach(self, x_adv: Tensor) -> Tensor:
         logits = [self.net.logits_of(teacher, x_adv) for teacher in self._modules]
         return torch.stack(logits)
 
-    def fit(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+    def fit(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
         loss = self.kd_weights[0] * functional.cross_entropy(logits, y, reduction="none")
-        for teacher, weight in zip(facts["teacher_logits"], self.kd_weights[1:], strict=True):
+        for teacher, weight in zip(
+            required(context.teacher_logits), self.kd_weights[1:], strict=True
+        ):
             loss = loss + weight * soft_ce(teacher.to(logits.dtype), logits, self.temperature)
         return loss

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fastadv.algorithms.contract import Facts, Target
+from fastadv.algorithms.contract import Context, Target
 from fastadv.declared import ShareBelowOne
 
 
@@ -26,5 +26,5 @@ class LabelSmoothing(Target):
 
     smoothing: ShareBelowOne = 0.1
 
-    def fit(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+    def fit(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
         return smoothed_ce(logits, y, self.smoothing)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from fastadv.algorithms.contract import Facts, Target
+from fastadv.algorithms.contract import Context, Target
 
 
 @dataclass(eq=False)
@@ -15,5 +15,5 @@ class OneHot(Target):
     def is_plain(self) -> bool:
         return True
 
-    def fit(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+    def fit(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
         return functional.cross_entropy(logits, y, reduction="none")

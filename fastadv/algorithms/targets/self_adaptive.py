@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastadv.algorithms.contract import Batch, Facts, Outputs, Setup, Target
+from fastadv.algorithms.contract import Batch, Context, Outputs, Setup, Target, required
 from fastadv.algorithms.phases import epoch_of
 from fastadv.algorithms.sample_state import sample_count
 from fastadv.declared import NonNegative, Share
@@ -46,22 +46,23 @@ class SelfAdaptive(Target):
         self.active = int(epoch) >= self._start
 
     @torch.no_grad()
-    def before(self, batch: Batch, facts: Facts) -> None:
+    def prepare_batch(self, batch: Batch, context: Context) -> Context:
         if not self.active:
-            return
+            return context
         rows = self.targets[batch.index]
         label = functional.one_hot(batch.y, rows.shape[1]).to(rows.dtype)
-        facts["sat_targets"] = torch.where(rows.sum(1, keepdim=True) > 0, rows, label)
+        seen = rows.sum(1, keepdim=True) > 0
+        return context._replace(soft_targets=torch.where(seen, rows, label))
 
-    def _moved(self, logits: Tensor, facts: Facts) -> Tensor:
-        old = facts["sat_targets"]
+    def _moved(self, logits: Tensor, context: Context) -> Tensor:
+        old = required(context.soft_targets)
         now = logits.detach().softmax(1).to(old.dtype)
         return self.sat_momentum * old + (1 - self.sat_momentum) * now
 
-    def fit(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+    def fit(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
         if not self.active:
             return functional.cross_entropy(logits, y, reduction="none")
-        target = self._moved(logits, facts).to(logits.dtype)
+        target = self._moved(logits, context).to(logits.dtype)
         weight = target.amax(1)
         weight = weight * len(weight) / weight.sum()
         return -weight * (target * logits.log_softmax(1)).sum(1)
@@ -73,5 +74,5 @@ class SelfAdaptive(Target):
         fitted = outputs.adversarial
         if self.setup.fits == "natural" and outputs.natural is not None:
             fitted = outputs.natural
-        rows = self._moved(fitted, outputs.facts)
+        rows = self._moved(fitted, outputs.context)
         self.targets[batch.index] = torch.where(ok, rows, self.targets[batch.index])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastadv.algorithms.contract import Batch, Facts, Outputs, Setup, Target
+from fastadv.algorithms.contract import Batch, Context, Outputs, Setup, Target, required
 from fastadv.algorithms.phases import epoch_of
 from fastadv.algorithms.sample_state import sample_count
 from fastadv.declared import NonNegative, ShareBelowOne
@@ -67,31 +67,33 @@ class TemporalEnsembling(Target):
         self._weight.fill_(self.te_weight * ramp(int(epoch), self._start, self._end))
 
     @torch.no_grad()
-    def before(self, batch: Batch, facts: Facts) -> None:
+    def prepare_batch(self, batch: Batch, context: Context) -> Context:
         if not self.active:
-            return
-        now = facts["natural_logits_eval"].softmax(1).to(self.predictions.dtype)
+            return context
+        now = required(context.natural_logits_eval).softmax(1).to(self.predictions.dtype)
         rows = self.te_momentum * self.predictions[batch.index] + (1 - self.te_momentum) * now
-        facts["te_rows"] = rows
-        facts["te_prediction"] = rows / rows.sum(1, keepdim=True)
+        prediction = rows / rows.sum(1, keepdim=True)
+        return context._replace(target_rows=rows, soft_targets=prediction)
 
-    def fit(self, logits: Tensor, y: Tensor, facts: Facts) -> Tensor:
+    def fit(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
         return functional.cross_entropy(logits, y, reduction="none")
 
-    def attack_term(self, logits: Tensor, facts: Facts) -> Tensor | None:
-        return self._distance(logits, facts) if self.active else None
+    def attack_term(self, logits: Tensor, context: Context) -> Tensor | None:
+        return self._distance(logits, context) if self.active else None
 
-    def penalty(self, fitted: Tensor, adversarial: Tensor, facts: Facts) -> Tensor | None:
+    def penalty(self, fitted: Tensor, adversarial: Tensor, context: Context) -> Tensor | None:
         if not self.active:
             return None
-        return self._distance(fitted if self.te_on == "code" else adversarial, facts)
+        return self._distance(fitted if self.te_on == "code" else adversarial, context)
 
-    def _distance(self, logits: Tensor, facts: Facts) -> Tensor:
-        apart = logits.softmax(1) - facts["te_prediction"].to(logits.dtype)
+    def _distance(self, logits: Tensor, context: Context) -> Tensor:
+        apart = logits.softmax(1) - required(context.soft_targets).to(logits.dtype)
         return self._weight.to(logits.dtype) * apart.pow(2).sum(1)
 
     @torch.no_grad()
     def after(self, batch: Batch, outputs: Outputs, ok: Tensor) -> None:
         if self.active:
             old = self.predictions[batch.index]
-            self.predictions[batch.index] = torch.where(ok, outputs.facts["te_rows"], old)
+            self.predictions[batch.index] = torch.where(
+                ok, required(outputs.context.target_rows), old
+            )
