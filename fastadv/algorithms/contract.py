@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.declared import NonNegative, Share, check_fields
-from fastadv.engine.model.bn_momentum import ONCE
+from fastadv.engine.model.bn_momentum import DEFAULT_BN_UPDATES
 from fastadv.engine.model.network import Network
 from fastadv.errors import UserError
 from fastadv.threat import Threat
@@ -351,7 +351,7 @@ class Objective(Part):
     def passes(self) -> tuple[str, ...]:
         """The published code's training passes of x ("natural") and x' ("adversarial"), by which
         BatchNorm's statistics move; the activations need one of each."""
-        return ONCE
+        return DEFAULT_BN_UPDATES
 
     def attack_scale(self) -> float:
         """The factor of KL(f(x) || f(x')) in the loss, where an attack adds a term to that KL."""

@@ -34,10 +34,12 @@ from fastadv.errors import warn
 from fastadv.training.results import Gradients, PassResults
 from fastadv.training.update import Update
 
-KEPT = 4  # recordings: two batch shapes, with and without a start given by the caller
+MAX_RECORDINGS = 4  # recordings: two batch shapes, with and without a start given by the caller
 # A recording costs about as much as so many steps; one that is replayed less often is not worth it.
 WORTH = 20
-AGAIN = 4  # recordings for another Python state, before it is taken for one that keeps changing
+MAX_RERECORDINGS = (
+    4  # recordings for another Python state, before it is taken for one that keeps changing
+)
 
 
 class Captured:
@@ -46,7 +48,7 @@ class Captured:
     A situation is everything a recording has frozen: batch shapes, which parts are active, where
     parameters, buffers and states lie, train flags and precisions, and what Python alone knows
     (``python_state.py``: attributes of modules, globals). A new one is recorded; the
-    oldest of ``KEPT`` is forgotten, and all of them when a part wakes up, for warming up needs the
+    oldest of ``MAX_RECORDINGS`` is forgotten, and all of them when a part wakes up, for warming up needs the
     memory they hold. Warming up leaves no trace, since it runs as an update that
     does not count: parts change nothing then, buffers return, perturbed weights come back exactly.
 
@@ -141,7 +143,7 @@ class Captured:
             # Warming up may have made room in a state for a larger batch.
             key = self._situation(batch)
             self._entries[key] = entry
-            while len(self._entries) > KEPT:
+            while len(self._entries) > MAX_RECORDINGS:
                 self._entries.popitem(last=False)
         self._entries.move_to_end(key)
         return self._entries[key]
@@ -152,7 +154,7 @@ class Captured:
         python = self._python_state()
         number = python.number(eager.net.structure.version)
         again = len(self._states) - 1 if number in self._states else len(self._states)
-        if again > AGAIN and self._replays < WORTH * again:
+        if again > MAX_RERECORDINGS and self._replays < WORTH * again:
             reason = f"{python.changed!r} keeps changing between the steps"
         else:
             images, attack_bn = batch.x, eager.plan.adversary.attack_bn

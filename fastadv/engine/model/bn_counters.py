@@ -36,7 +36,7 @@ class BatchNormCounters:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._once: list[nn.Module] = []
-        self._aside: list[Counted] = []
+        self._detached: list[Counted] = []
 
     @contextmanager
     def calibrating(self) -> Iterator[None]:
@@ -69,9 +69,9 @@ class BatchNormCounters:
         return bool(self._once)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def detached(self) -> Iterator[None]:
         """The counters are out of their modules inside, and moved by ``count`` alone."""
-        outer = self._aside
+        outer = self._detached
         found = []
         for norm in self._once:
             counter = norm._buffers.get(NAME)
@@ -80,22 +80,22 @@ class BatchNormCounters:
         try:
             for norm, _ in found:
                 norm._buffers[NAME] = None
-            self._aside = outer + found
+            self._detached = outer + found
             yield
         finally:
-            self._aside = outer
+            self._detached = outer
             for norm, counter in found:
                 norm._buffers[NAME] = counter
 
     @property
     def tensors(self) -> list[Tensor]:
         """The counters that are out of the model's buffers now."""
-        return [counter for _, counter in self._aside]
+        return [counter for _, counter in self._detached]
 
     def count(self) -> None:
         """One more pass for every BatchNorm in training mode; a launch for all."""
         counters: list[Any] = []
-        for norm, counter in self._aside:
+        for norm, counter in self._detached:
             if norm.training:
                 counters.append(counter)
         if counters:

@@ -18,13 +18,14 @@ from fastadv.engine.model.bn_folding import NORMS
 Pass = Literal["natural", "adversarial"]
 NATURAL: Final = "natural"
 ADVERSARIAL: Final = "adversarial"
-ONCE = (NATURAL, ADVERSARIAL)
+DEFAULT_BN_UPDATES = (NATURAL, ADVERSARIAL)
 """The passes that are made, in their order."""
 
 
 def equivalent_momenta(passes: Sequence[str], momentum: float) -> dict[str, float]:
-    """The equivalent_momenta with which ``ONCE`` leaves what ``passes`` of ``momentum`` would."""
-    share = dict.fromkeys(ONCE, 0.0)
+    """The momentum of each kind of pass with which one pass of each (``DEFAULT_BN_UPDATES``) leaves
+    the running statistics that all of ``passes`` with ``momentum`` would."""
+    share = dict.fromkeys(DEFAULT_BN_UPDATES, 0.0)
     for later, which in enumerate(reversed(passes)):
         share[which] += momentum * (1 - momentum) ** later
     return {
@@ -47,7 +48,7 @@ class EmaBatchNorms:
     @contextmanager
     def bn_updates_as(self, passes: Sequence[str], which: str) -> Iterator[None]:
         """The one pass of ``which`` inside counts as all of ``passes``."""
-        if tuple(passes) == ONCE:
+        if tuple(passes) == DEFAULT_BN_UPDATES:
             yield
             return
         own = [norm.momentum for norm in self.norms]

@@ -17,7 +17,7 @@ from fastadv.engine.model.agreement import agree, draws_kept, host_draws_kept, m
 from fastadv.engine.model.block_hooks import BlockHooks
 from fastadv.engine.model.bn_counters import BatchNormCounters
 from fastadv.engine.model.bn_folding import Fold, seen_folds
-from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL, ONCE, EmaBatchNorms
+from fastadv.engine.model.bn_momentum import ADVERSARIAL, DEFAULT_BN_UPDATES, NATURAL, EmaBatchNorms
 from fastadv.engine.model.buffers import Layout, ModelLayout, copy_into, kept
 from fastadv.engine.model.double_backward import cheap_double_backward
 from fastadv.engine.model.plain_errors import in_words
@@ -75,7 +75,7 @@ class Network:
             with torch.no_grad(), guard.train_flags(self.model, False):
                 self.logits(x)
 
-    def probe(self, x: Tensor, passes: Sequence[str] = ONCE) -> Tensor:
+    def probe(self, x: Tensor, passes: Sequence[str] = DEFAULT_BN_UPDATES) -> Tensor:
         """Logits of ``x`` (B,C,H,W) in eval mode, to learn the network by: their number of
         classes, which BatchNorms fold away in attacks that use running statistics, which are
         called once, and whether one pass of each kind can stand for all ``passes``. It leaves no
@@ -93,7 +93,7 @@ class Network:
             if self.counters.any and not self._counters_are_unread(x):
                 self.counters.leave()
             known, self.known_to_stand = self.known_to_stand, None
-            if tuple(passes) != ONCE:
+            if tuple(passes) != DEFAULT_BN_UPDATES:
                 self.stands = self._one_pass_stands(x, passes) if known is None else known
         return logits
 
@@ -108,7 +108,7 @@ class Network:
             with guard.train_flags(self.model, False), torch.no_grad():
                 self.counters.move(7)  # a counter of a new model may look like none
                 plain = seen()
-                with self.counters.aside():
+                with self.counters.detached():
                     return torch.equal(plain, seen())
         except Exception:  # a model that fails here takes the slower, safe way
             return False
@@ -126,7 +126,7 @@ class Network:
 
         def left(each: Sequence[str], standing: bool) -> list[Tensor]:
             with kept(self.kept_buffers), guard.train_flags(self.model, True), torch.no_grad():
-                with self.counters.aside():
+                with self.counters.detached():
                     for which in each:
                         stands = self.bn_updates_as(passes, which) if standing else nullcontext()
                         # A dropout that draws the same in every pass is no difference.
@@ -135,7 +135,7 @@ class Network:
                 return [buffer.detach().clone() for buffer in self.model.buffers()]
 
         try:
-            return moved_alike(left((), False), left(ONCE, True), left(passes, False))
+            return moved_alike(left((), False), left(DEFAULT_BN_UPDATES, True), left(passes, False))
         except Exception:  # a model that fails here takes the slower, safe way
             return False
         finally:
@@ -165,7 +165,7 @@ class Network:
 
     def one_pass_suffices(self, passes: Sequence[str]) -> bool:
         """Whether one pass of each kind leaves the buffers that ``passes`` would."""
-        return tuple(passes) == ONCE or (self.stands and self.norms.all_forget())
+        return tuple(passes) == DEFAULT_BN_UPDATES or (self.stands and self.norms.all_forget())
 
     def follow(self) -> bool:
         """Whether the model has been given other parts since it was last asked; what was learnt
@@ -310,7 +310,7 @@ class Network:
         try:
             with (
                 guard.frozen(self.model, self.structure.parameters.values(), train),
-                self.counters.aside(),
+                self.counters.detached(),
                 self._tapped(),
                 self.copies.installed(self.attack_dtype, folded=self._folds(train)),
             ):
@@ -330,7 +330,7 @@ class Network:
             torch.enable_grad(),
             guard.train_flags(self.model, True),
             parameter_hooks.detached(self.structure.parameters.values()),
-            self.counters.aside(),
+            self.counters.detached(),
             self._tapped(),
             self.copies.installed(self.outer_dtype, learn=self.structure.parameters),
             strides_taken_first(self._pointwise),

@@ -12,7 +12,7 @@ import torch
 
 from fastadv.errors import unknown, warn
 
-NAMES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @cache
@@ -37,9 +37,9 @@ def pass_dtype(name: str, device: torch.device) -> torch.dtype | None:
 
     A CPU without instructions for it computes in float32, and says so once.
     """
-    if name not in NAMES:
-        raise unknown("precision", name, NAMES)
-    dtype = NAMES[name]
+    if name not in DTYPES:
+        raise unknown("precision", name, DTYPES)
+    dtype = DTYPES[name]
     if dtype is None or device.type != "cpu" or cpu_multiplies(dtype):
         return dtype
     _say_once(f"This CPU has no {name} instructions; computing in float32 instead.")

@@ -23,7 +23,7 @@ from fastadv.errors import warn
 # With capturable=True none of these waits for the device, whichever way its step is computed
 # (RMSprop's and Adadelta's does when it goes tensor by tensor).
 CAPTURABLE = (Adam, AdamW, Adamax, NAdam, RAdam)
-AGAIN = 4  # recordings of one situation, before it is taken for one that keeps changing
+MAX_RERECORDINGS = 4  # recordings of one situation, before it is taken for one that keeps changing
 
 
 class Replaying:
@@ -79,7 +79,7 @@ class ReplayedUpdate:
         self._gradients = list(gradients)
         self._seen: Hashable = None
         self._recording: _Recording | None = None
-        self._left = AGAIN
+        self._left = MAX_RERECORDINGS
 
     def __call__(
         self,
