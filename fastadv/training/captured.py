@@ -37,9 +37,7 @@ from fastadv.training.update import Update
 MAX_RECORDINGS = 4  # recordings: two batch shapes, with and without a start given by the caller
 # A recording costs about as much as so many steps; one that is replayed less often is not worth it.
 WORTH = 20
-MAX_RERECORDINGS = (
-    4  # recordings for another Python state, before it is taken for one that keeps changing
-)
+MAX_RERECORDINGS = 4  # for other Python states; after more, the state is said to keep changing
 
 
 class Captured:
@@ -48,9 +46,9 @@ class Captured:
     A situation is everything a recording has frozen: batch shapes, which parts are active, where
     parameters, buffers and states lie, train flags and precisions, and what Python alone knows
     (``python_state.py``: attributes of modules, globals). A new one is recorded; the
-    oldest of ``MAX_RECORDINGS`` is forgotten, and all of them when a part wakes up, for warming up needs the
-    memory they hold. Warming up leaves no trace, since it runs as an update that
-    does not count: parts change nothing then, buffers return, perturbed weights come back exactly.
+    oldest of ``MAX_RECORDINGS`` is forgotten, and all of them when a part wakes up, for warming up
+    needs the memory they hold. Warming up leaves no trace, since it runs as an update that does not
+    count: parts change nothing then, buffers return, perturbed weights come back exactly.
 
     An update that waits for the device cannot be recorded: ``NotReplayable`` is raised, or, unless
     ``strict``, it runs as written from there on and the user is warned. So it does in any

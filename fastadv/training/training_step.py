@@ -529,6 +529,7 @@ class Step:
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs beside model and optimizer; tensors are live."""
         self.changes.follow(prepared=bool(self._made_for))
+        bn_momenta = self.net.bn_momenta
         return {
             "method": self.plan.method,
             "slots": dict(self.plan.slots),
@@ -538,7 +539,7 @@ class Step:
             "parts": {slot: dict(part.state) for slot, part in self.plan.parts.items()},
             "updater": self.updater.state_dict(),
             "made_for": self._made_for,
-            "one_pass_stands": self.net.stands if self._prepared else self.net.known_to_stand,
+            "one_pass_stands": bn_momenta.stands if self._prepared else bn_momenta.known_to_stand,
         }
 
     def load_state_dict(
@@ -566,9 +567,9 @@ class Step:
         self.updater.load_state_dict(state["updater"])
         if not state["made_for"]:
             return  # of a step that had not been called
-        self.net.stands = state["one_pass_stands"]
+        self.net.bn_momenta.stands = state["one_pass_stands"]
         if not self._prepared:
-            self.net.known_to_stand = self.net.stands
+            self.net.bn_momenta.known_to_stand = self.net.bn_momenta.stands
         if not self._made_for:
             shape, size, dtype, classes = state["made_for"]
             self._allocate(tuple(shape), size, getattr(torch, dtype), classes)
