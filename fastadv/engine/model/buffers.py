@@ -1,4 +1,4 @@
-"""Keep the values of many small tensors for a while: BatchNorm's running statistics, above all."""
+"""Save and restore the values of many small tensors, BatchNorm's running statistics above all."""
 
 from __future__ import annotations
 
@@ -117,8 +117,8 @@ class Snapshot:
 
     @torch.no_grad()
     def spoilt(self) -> Tensor | None:
-        """Whether a value that was finite is not any more, 0-dim bool; None where
-        none can be, or on a CPU is."""
+        """True (0-dim bool) if a value that was finite is not finite any more; None if there is
+        none: no buffer is floating-point, or, on a CPU, all values are finite."""
         found = []
         for group, values in zip(self._groups, self._values, strict=True):
             if not values.is_floating_point():

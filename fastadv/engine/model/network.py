@@ -93,7 +93,7 @@ class Network:
         return logits
 
     def _counters_are_unread(self, x: Tensor) -> bool:
-        """Whether the model computes the same while the BatchNorms' counters are aside."""
+        """True if the model computes the same while the BatchNorms' counters are detached."""
 
         def seen() -> Tensor:
             with draws_kept(self.device), host_draws_kept():
@@ -109,7 +109,7 @@ class Network:
             return False
 
     def follow(self) -> bool:
-        """Whether the model has been given other parts since it was last asked; what was learnt
+        """True if the model has other modules or parameters than at the last call; what was learnt
         from the old ones is forgotten then, and ``probe`` is due."""
         changed = self.structure.look()
         if changed:
@@ -156,13 +156,13 @@ class Network:
 
     @property
     def syncs_are_free(self) -> bool:
-        """Whether Python may look at a tensor's value: a CPU tensor is there when it is made."""
+        """True on CPU, where reading a tensor's value does not stall a device."""
         return self.device.type == "cpu"
 
     def loss_scale(self, batch_size: int) -> float:
         """What to multiply a mean loss by for its input gradient, which float16 flushes to zero.
 
-        The direction of an attack's step does not depend on it; who needs the size divides it out.
+        An attack's direction does not depend on it; divide by it where the size is needed.
         """
         return 128.0 * batch_size if self._dtype is torch.float16 else 1.0
 

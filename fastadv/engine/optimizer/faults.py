@@ -18,7 +18,7 @@ from fastadv.errors import TrainingError
 
 
 class Fault(IntEnum):
-    """Kinds of bad updates. Of several in one update the first of this list is told."""
+    """Kinds of bad updates. Of several in one update the first of this list is reported."""
 
     IMAGES = 0
     LABELS = 1
@@ -67,7 +67,7 @@ class Faults:
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
         self.kind = torch.zeros((), dtype=torch.int64, device=device)
         self._fine = torch.zeros((), dtype=torch.bool, device=device)
-        # What was found before an update began; filled in place, so that a graph may read it.
+        # What was found before an update began; filled in place, so that a CUDA graph may read it.
         self.before = {kind: torch.zeros_like(self._fine) for kind in list(Fault)[:3]}
 
     @torch.no_grad()
@@ -84,11 +84,11 @@ class Faults:
         return self.bad_step < 0
 
     def none_so_far(self) -> Tensor:
-        """Whether no step was bad so far, 0-dim bool on the device."""
+        """True if no step was bad so far, 0-dim bool on the device."""
         return self.bad_step < 0
 
     def healthy(self) -> bool:
-        """Whether no step was bad so far. Waits."""
+        """True if no step was bad so far. Waits."""
         return int(self.bad_step) < 0
 
     def check(self) -> None:
@@ -140,9 +140,9 @@ def apply_where(
 
     On a CPU the flag is simply read, and what overflowed is the caller's to put back: it holds
     copies. On a GPU the tensors are copied and put back by a select, since reading the flag would
-    stall the device; a fused optimizer also masks itself. The optimizer must have its state
-    already: what a masked first step leaves there is no state. ``known`` are views of what the
-    optimizer changes, of the updates before.
+    stall the device; a fused optimizer also masks itself. The optimizer's state must already
+    exist: a masked first step would initialise it from an invalid update. ``known`` are the views
+    of earlier updates, used again.
     """
     if ok.device.type == "cpu":
         if not ok:
@@ -174,7 +174,7 @@ def select_into(tensors: Sequence[Tensor], ok: Tensor, otherwise: Sequence[Tenso
 
 
 def counts_on_the_host(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer keeps something where no flag on the device can mask it.
+    """True if the optimizer keeps something where no flag on the device can mask it.
 
     Adam counts its steps there, unless it is fused or capturable.
     """

@@ -71,7 +71,7 @@ def _alike(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def copy_each(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """``copy_into``, a launch for each device."""
+    """``copy_into``, one launch per device."""
     for device in dict.fromkeys(tensor.device for tensor in tensors):
         there = [place for place, tensor in enumerate(tensors) if tensor.device == device]
         copy_into([tensors[place] for place in there], [values[place] for place in there])

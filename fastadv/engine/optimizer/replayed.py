@@ -23,7 +23,7 @@ from fastadv.errors import warn
 # With capturable=True none of these waits for the device, whichever way its step is computed
 # (RMSprop's and Adadelta's does when it goes tensor by tensor).
 CAPTURABLE = (Adam, AdamW, Adamax, NAdam, RAdam)
-MAX_RERECORDINGS = 4  # recordings of one situation, before it is taken for one that keeps changing
+MAX_RERECORDINGS = 4  # of one situation; after more, it is taken to keep changing
 
 
 class Replaying:
@@ -41,7 +41,7 @@ class Replaying:
         self.recorder = recorder
         self.refused = False
         self._rates: list[_Rate] = []  # by the place of the group: loading a state replaces those
-        # Torch warns who calls a capturable optimizer outside of a capture, as happens at first.
+        # Torch warns about a capturable optimizer whose step is not captured, as the first is not.
         vars(updater.optimizer)["_warned_capturable_if_run_uncaptured"] = True
 
     @contextmanager
@@ -94,7 +94,7 @@ class ReplayedUpdate:
     ) -> tuple[Tensor, Tensor]:
         """``Updater.__call__``; replayed, the tensors returned are the recording's own."""
         shared = self.shared
-        allowed = update and _allows(self.optimizer)
+        allowed = update and _is_capturable(self.optimizer)
         if allowed and self._may_replay(parameters, gradients):
             frozen = _frozen(self.optimizer)
             known, self._seen = self._seen, frozen
@@ -112,12 +112,12 @@ class ReplayedUpdate:
             )
 
     def _may_replay(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> bool:
-        """Whether this update reads the gradients of the recorded passes and no others."""
+        """True if this update reads the gradients of the recorded passes and no others."""
         if self.shared.refused or not self.shared.updater.steady:
             return False
         ours = {id(parameter) for parameter in parameters}
         groups = self.optimizer.param_groups
-        # A gradient that somebody else takes may lie somewhere else next time.
+        # A gradient that other code computes may lie somewhere else next time.
         alone = all(p.grad is None for g in groups for p in g["params"] if id(p) not in ours)
         return alone and all(
             given is own for given, own in zip(gradients, self._gradients, strict=True)
@@ -192,8 +192,8 @@ class _Rate:
             self.tensor.fill_(self._value)
 
 
-def _allows(own: torch.optim.Optimizer) -> bool:
-    """Whether a step of it is launches only, the same every time.
+def _is_capturable(own: torch.optim.Optimizer) -> bool:
+    """True if ``optimizer.step()`` only launches kernels, the same ones each time.
 
     A rate on the device is float32 (fused kernels read no other), too coarse for float64 weights.
     """

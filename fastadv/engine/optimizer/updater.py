@@ -65,7 +65,7 @@ class Updater:
 
     @property
     def steady(self) -> bool:
-        """Whether an update is the same launches as the one before: the optimizer has its state,
+        """True if an update is the same launches as the one before: the optimizer has its state,
         no gradient waits for more, and no scaler looks at it."""
         return self._begun and not self._waiting and self.scaler is None
 
@@ -168,7 +168,7 @@ class Updater:
 
     @property
     def waits(self) -> bool:
-        """Whether a gradient waits for the update."""
+        """True if a gradient waits for the update."""
         return self._waiting > 0
 
     def moment(self) -> tuple[Any, ...]:
@@ -196,7 +196,7 @@ class Updater:
             )
 
     def healthy(self) -> bool:
-        """Whether ``check`` would pass; waits."""
+        """True if ``check`` would pass; waits."""
         return self.faults.healthy() and int(self.skipped) < STARVED
 
     def state_dict(self) -> dict[str, Any]:
