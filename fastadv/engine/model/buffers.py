@@ -117,15 +117,16 @@ class Snapshot:
 
     @torch.no_grad()
     def spoilt(self) -> Tensor | None:
-        """True (0-dim bool) if a value that was finite is not finite any more; None if there is
-        none: no buffer is floating-point, or, on a CPU, all values are finite."""
+        """True (0-dim bool) if a value that was finite is not finite any more; None if no
+        buffer is floating-point."""
         found = []
         for group, values in zip(self._groups, self._values, strict=True):
             if not values.is_floating_point():
                 continue
             now = _flat(self._now(group))
             # Where Python may look, a finite sum says that all values are.
-            if now.device.type == "cpu" and now.sum().isfinite():
+            if now.device.type == "cpu" and (sum_is_finite := now.sum().isfinite()):
+                found.append(~sum_is_finite)
                 continue
             found.append((values.isfinite() & ~now.isfinite()).any())
         return torch.stack(found).any() if found else None
