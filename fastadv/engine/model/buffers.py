@@ -117,19 +117,21 @@ class Snapshot:
 
     @torch.no_grad()
     def spoilt(self) -> Tensor | None:
-        """True (0-dim bool) if a value that was finite is not finite any more; None if no
-        buffer is floating-point."""
+        """True (0-dim bool) if a value that was finite is not any more; None without values that
+        could be, which is so in all processes or in none: they send their answers together."""
         found = []
         for group, values in zip(self._groups, self._values, strict=True):
             if not values.is_floating_point():
                 continue
             now = _flat(self._now(group))
             # Where Python may look, a finite sum says that all values are.
-            if now.device.type == "cpu" and (sum_is_finite := now.sum().isfinite()):
-                found.append(~sum_is_finite)
+            if now.device.type == "cpu" and (finite := now.sum().isfinite()):
+                found.append(~finite)
                 continue
             found.append((values.isfinite() & ~now.isfinite()).any())
-        return torch.stack(found).any() if found else None
+        if len(found) < 2:
+            return found[0] if found else None
+        return torch.stack(found).any()
 
     def _now(self, group: Sequence[Tensor]) -> list[Tensor]:
         found = []
