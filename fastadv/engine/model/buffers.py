@@ -129,9 +129,7 @@ class Snapshot:
                 found.append(~finite)
                 continue
             found.append((values.isfinite() & ~now.isfinite()).any())
-        if len(found) < 2:
-            return found[0] if found else None
-        return torch.stack(found).any()
+        return torch.stack(found).any() if found else None
 
     def _now(self, group: Sequence[Tensor]) -> list[Tensor]:
         found = []
