@@ -1,7 +1,12 @@
 """Errors a user can mend: one sentence with the way out, shown without a traceback."""
 
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+# Packages between a line of the user's and one of ours: torch's decorators, and contextlib.
+_INSIDE = {"fastadv", "torch", "contextlib"}
 
 
 class UserError(ValueError):
@@ -25,3 +30,11 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     near = get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}."
     return UserError(f"Unknown {kind} {str(name)!r}; {hint}")
+
+
+def warn(sentence: str) -> None:
+    """Warn (``UserWarning``) at the line outside of fastadv from which it was called."""
+    level, frame = 1, sys._getframe()
+    while frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE and frame.f_back:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(sentence, stacklevel=level)

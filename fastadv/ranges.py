@@ -22,7 +22,7 @@ def usable(*tensors: Tensor | None) -> list[Any]:
 
 
 def outside(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Whether any value of ``x`` is outside of [low, high] by more than rounding, or not a number;
+    """True if any value of ``x`` is outside of [low, high] by more than rounding, or not a number;
     0-dim bool on its device."""
     return ~((x >= low - ROUNDING) & (x <= high + ROUNDING)).all()
 

@@ -15,7 +15,7 @@ __all__ = ["NORMS", "USUAL_EPS", "Threat", "parse_number", "usual_threat"]
 
 NORMS = ("linf", "l2")
 USUAL_EPS = {"linf": 8 / 255, "l2": 128 / 255}
-"""The radius of the papers' CIFAR tables: what is meant where nobody says one."""
+"""The default radius per norm, that of the papers' CIFAR tables."""
 
 
 def usual_threat(norm: str, eps: float | str | None = None) -> Threat:

@@ -26,7 +26,7 @@ from fastadv.algorithms.recipes.table import METHODS
 from fastadv.algorithms.resolution import resolve
 from fastadv.data.device_loader import DeviceLoader
 from fastadv.engine.cuda_graph import NotReplayable
-from fastadv.engine.model.precision import NAMES
+from fastadv.engine.model.precision import DTYPES
 from fastadv.training.captured import MAX_RECORDINGS
 
 # cuSOLVER's results are looked at on the host.
@@ -201,7 +201,7 @@ def test_low_precision_is_replayed(method: str, kind: str) -> None:
     assert_same_run(step, eager)
     entries = [entry for log in recordings(step) for entry in log.calls]
     kinds = {args[0].dtype for call, args, _, _ in entries if "convolution" in str(call)}
-    assert kinds == {NAMES[kind]}
+    assert kinds == {DTYPES[kind]}
 
 
 def test_a_graph_somebody_holds_is_not_touched() -> None:

@@ -25,7 +25,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fastadv
 from fastadv.engine.cuda_graph import NotReplayable
-from fastadv.engine.optimizer.replayed import AGAIN
+from fastadv.engine.optimizer.replayed import MAX_RERECORDINGS
 from fastadv.engine.optimizer.updater import Updater
 from fastadv.training.training_step import Step
 
@@ -447,8 +447,8 @@ def test_accumulating_costs_no_recording_and_changing_costs_few() -> None:
         for update in range(3):
             call(step, update)
     assert of_optimizer(step) == 1
-    for change in range(2 * AGAIN):
+    for change in range(2 * MAX_RERECORDINGS):
         step.optimizer.param_groups[0]["weight_decay"] = 0.001 * change
         for update in range(3):
             call(step, update)
-    assert of_optimizer(step) == AGAIN
+    assert of_optimizer(step) == MAX_RERECORDINGS

@@ -375,7 +375,7 @@ def test_amp_computes_the_attack_in_low_precision(amp, monkeypatch):
     seen.clear()
     for norm in ("linf", "l2"):
         found = attack(model, x, y, "pgd-5", eps=0.2, norm=norm, amp=amp)
-        assert seen == {precision.NAMES[amp]}
+        assert seen == {precision.DTYPES[amp]}
         assert found.dtype == torch.float32
         assert cross_entropy(model(found), y) > cross_entropy(model(x), y)
         # The direction is that of float32 but for rounding.

@@ -97,7 +97,7 @@ def test_the_counters_return_after_an_error():
     before = dict(model.named_buffers())
 
     def interrupted():
-        with counters.aside():
+        with counters.detached():
             assert model.once.num_batches_tracked is None
             assert model.twice.num_batches_tracked is not None
             raise KeyboardInterrupt

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastadv.engine.model.buffers import Snapshot, kept
+from fastadv.engine.model.buffers import Layout, Snapshot, kept
 
 
 def tensors():
@@ -28,7 +28,7 @@ def test_put_back_unless_all_is_well(ok):
     values = tensors()
     changed(after := tensors())
     changed_values = [value.clone() for value in after]
-    before = Snapshot(values)
+    before = Snapshot(Layout(values))
     changed(values)
     before.put_back_unless(torch.tensor(ok))
     for value, expected in zip(values, changed_values if ok else tensors(), strict=True):
@@ -39,7 +39,7 @@ def test_values_return_after_an_error():
     values = tensors()
 
     def failing():
-        with kept(values):
+        with kept(Layout(values)):
             changed(values)
             raise KeyboardInterrupt
 
@@ -49,7 +49,7 @@ def test_values_return_after_an_error():
 
 
 def test_nothing_to_keep():
-    with kept([]):
+    with kept(Layout([])):
         pass
 
 
@@ -67,6 +67,6 @@ def test_the_launches_do_not_grow_with_the_buffers():
     norms = [torch.nn.BatchNorm2d(4) for _ in range(17)]
     values = [buffer for norm in norms for buffer in norm.buffers()]
     with Launches() as seen:
-        Snapshot(values).put_back_unless(torch.tensor(True))
+        Snapshot(Layout(values)).put_back_unless(torch.tensor(True))
     assert len(values) == 51
     assert seen.count <= 2 * 4 + 2  # two data types, and the tensor of the flag

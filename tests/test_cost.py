@@ -17,7 +17,7 @@ from fastadv.algorithms.recipes.table import METHODS
 from fastadv.algorithms.resolution import resolve
 from fastadv.benchmark.specs import AT_WORK
 from fastadv.cli import explain
-from fastadv.engine.model.bn_momentum import ONCE
+from fastadv.engine.model.bn_momentum import DEFAULT_BN_UPDATES
 
 BATCH = 6
 SHORTER = {"steps": 3, "replays": 2, "weight_steps": 2, "pad": PAD}
@@ -93,8 +93,8 @@ def counted_in_an_update(method: str, **options: Any) -> tuple[Counter, Counter]
     # with repeated passes ask for to compare those with one of each.
     seen["forward", "eval"] -= 3 * Fraction(2, BATCH)
     repeated = step.plan.objective.passes()
-    if repeated != ONCE:
-        seen["forward", "train"] -= (len(ONCE) + len(repeated)) * Fraction(2, BATCH)
+    if repeated != DEFAULT_BN_UPDATES:
+        seen["forward", "train"] -= (len(DEFAULT_BN_UPDATES) + len(repeated)) * Fraction(2, BATCH)
     expected: Counter[tuple[str, str]] = Counter()
     for (kind, bn), count in cost.passes(resolve(method, options)).counts.items():
         for name, times in SEEN[kind].items():

@@ -417,10 +417,10 @@ def test_a_run_that_goes_on_takes_the_passes_it_took():
         return model, step
 
     _, step = made(1)
-    assert not step.internals.net.stands
+    assert not step.internals.net.bn_momenta.stands
     other, resumed = made(0)
     for _ in range(200):
         other.train()(x)
     resumed.load_state_dict(step.state_dict())
     resumed(x, y, index, start=start)
-    assert not resumed.internals.net.stands
+    assert not resumed.internals.net.bn_momenta.stands

@@ -16,7 +16,7 @@ from torch.nn import functional
 import fastadv
 from fastadv.algorithms.resolution import resolve
 from fastadv.data import load
-from fastadv.engine.model.precision import cpu_multiplies
+from fastadv.engine.model.precision import autocast, cpu_multiplies
 from fastadv.run.config import TrainConfig
 from fastadv.threat import Threat
 from fastadv.training.training_step import Step
@@ -227,6 +227,19 @@ def test_captured_bf16_steps_see_every_state_of_the_weights(
             with torch.autocast("cpu", torch.bfloat16, enabled=surrounding):
                 found.append(step(x.float(), y, index)["loss"])
     assert torch.equal(torch.stack(losses["eager"]), torch.stack(losses["captured"]))
+
+
+def test_a_weight_that_changed_inside_of_the_callers_autocast_is_cast_anew() -> None:
+    """Autocast's own cache keeps a weight's copy until the caller's region ends."""
+    weight, x = nn.Parameter(torch.ones(3, 3)), torch.ones(1, 3)
+    found = []
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(2):
+            with autocast(torch.device("cpu"), torch.bfloat16):
+                found.append(functional.linear(x, weight))
+            with torch.no_grad():
+                weight.mul_(2)
+    assert torch.equal(found[1], 2 * found[0])
 
 
 def test_differences_of_pairs_are_in_points() -> None:

@@ -1,5 +1,7 @@
 """A network that does not fit in one graph: refused where compiling was asked for, else run."""
 
+from functools import partial
+
 import pytest
 import torch
 from tiny import TinyNet, assert_same, tiny_batch, tiny_model, tiny_step
@@ -35,11 +37,21 @@ def test_where_compiling_was_ours_to_choose_it_runs_as_written():
     model, other = looking(), tiny_model()
     step = tiny_step(model, "pgd", steps=2)
     step.internals.net.runner = Runner(True, "aot_eager", strict=False)
-    with pytest.warns(UserWarning, match="it runs as written"):
+    with pytest.warns(UserWarning, match="it runs as written") as told:
         step(x, y, index, start=start)
+    assert told[0].filename == __file__  # the caller's line, through decorators and our frames
     tiny_step(other, "pgd", steps=2)(x, y, index, start=start)
     assert_same(model, other, 1e-12)
     assert not step.internals.net.runner.compiles
+
+
+def test_a_plain_function_is_a_region() -> None:
+    def twice(x: torch.Tensor, *, factor: float = 2.0) -> torch.Tensor:
+        return factor * x
+
+    x = torch.arange(3.0)
+    for region in (twice, partial(twice, factor=3.0), torch.nn.Softplus()):
+        assert torch.equal(Runner(True, "aot_eager")(region, x), region(x))
 
 
 def test_a_tensor_elsewhere_is_named():

@@ -30,7 +30,7 @@ def test_memory_that_is_full_while_copies_are_made_spoils_no_later_copy() -> Non
     model = tiny_model()
     step = tiny_step(model, "fgsm")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(torch, "empty_like", Mock(side_effect=torch.OutOfMemoryError("full")))
+        patched.setattr(torch, "cat", Mock(side_effect=torch.OutOfMemoryError("full")))
         with pytest.raises(torch.OutOfMemoryError):
             step(x, y, index)
     before = [parameter.detach().clone() for parameter in model.parameters()]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import types
-import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 
-from fastadv.errors import UserError
+from fastadv.errors import UserError, warn
 
 Result = TypeVar("Result")
 
@@ -48,7 +47,7 @@ class Runner:
             sentence = f"This network or method cannot be compiled as one graph ({reason})"
             if self.strict:
                 raise UserError(f"{sentence}: pass mode='eager'.") from error
-        warnings.warn(f"{sentence}; it runs as written.", stacklevel=4)
+        warn(f"{sentence}; it runs as written.")
         self.compiles = False
         return region(*inputs)
 
@@ -62,9 +61,11 @@ class Runner:
 
 
 def _own_copy(region: Callable[..., Result]) -> Callable[..., Result]:
-    """The same method with code of its own: Dynamo counts recompilations per code object, and
-    two steps in one process must not use up each other's."""
-    function = region.__func__  # type: ignore[attr-defined]
+    """The same function or method with a code object of its own: Dynamo counts recompilations per
+    code object, and two steps in one process must not use up each other's."""
+    function = getattr(region, "__func__", region)
+    if not isinstance(function, types.FunctionType):
+        return region  # an object that is called has no code of its own to copy
     copy = types.FunctionType(
         function.__code__.replace(),
         function.__globals__,
@@ -72,4 +73,5 @@ def _own_copy(region: Callable[..., Result]) -> Callable[..., Result]:
         function.__defaults__,
         function.__closure__,
     )
-    return types.MethodType(copy, region.__self__)  # type: ignore[attr-defined]
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy if function is region else types.MethodType(copy, region.__self__)  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ import torch
 
 from fastadv.errors import UserError
 
-WARM_UPS = 2  # before the one that may not wait
+WARM_UPS = 2  # runs before the one in which a wait for the device is an error
 
 
 class NotReplayable(UserError):
@@ -28,8 +28,8 @@ class NotReplayable(UserError):
 
 
 class CudaRecorder:
-    """Records functions into CUDA graphs that share one stream and one memory pool, those recorded
-    ``alone`` another: the passing results of one lie where those of another did.
+    """Captures functions as CUDA graphs on one stream. Graphs share a memory pool, so a replay may
+    overwrite another graph's outputs; ``alone=True`` uses a separate pool.
 
     Warm-ups run on that stream too: what libraries keep for a stream (workspaces, the allocator's
     cache) is then made once, and outside of the graphs.

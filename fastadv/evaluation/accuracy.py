@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from fastadv.declared import coerce, parse_number
 from fastadv.engine.model.network import Network
 from fastadv.engine.process import distributed
-from fastadv.errors import NotFiniteError, UserError
+from fastadv.errors import NotFiniteError, UserError, warn
 from fastadv.evaluation.attacks import ATTACKS, inputs
 from fastadv.evaluation.attacks.autoattack import require_package
 from fastadv.evaluation.attacks.names import OPTIONS, AttackSpec, parse_attack
@@ -75,7 +74,7 @@ def evaluate(
         model, batches, attacks, **options, amp=amp, device=device, shared=shared, after=told
     )
     for sentence in found.remarks():
-        warnings.warn(sentence, stacklevel=2)
+        warn(sentence)
     return found.scores()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 
 from fastadv.engine.model.precision import tf32
 from fastadv.engine.process.determinism import reproducible
-from fastadv.errors import UserError, unknown
+from fastadv.errors import UserError, unknown, warn
 from fastadv.models import VARIANTS
 from fastadv.run import provenance
 from fastadv.run.config import TrainConfig
@@ -54,10 +53,9 @@ def load_run(path: str, which: str) -> tuple[TrainConfig, Source, nn.Module]:
     if ":" in str(config.model) and folder.last.exists():
         before = checkpoint.load(folder.last)["provenance"]["machine"]["source of the network"]
         if before != provenance.source(str(config.model)):
-            warnings.warn(
+            warn(
                 f"the code of {config.model} is not what {printable(path)} was trained with, so "
-                "these may be numbers of another network.",
-                stacklevel=2,
+                "these may be numbers of another network."
             )
     return config, data, model
 

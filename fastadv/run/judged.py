@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hmac
 import json
-import warnings
 from typing import Any
 
 from fastadv.engine.process import distributed
-from fastadv.errors import UserError
+from fastadv.errors import UserError, warn
 from fastadv.run.run_folder import RunFolder
 from fastadv.storage import checkpoint, files, trust
 from fastadv.storage.printable import printable
@@ -106,10 +105,9 @@ class Judged:
         if not self._said:
             self._said = True
             why = error.strerror if isinstance(error, OSError) else error
-            warnings.warn(
+            warn(
                 f"What is judged cannot be kept in {printable(self._folder.path)} ({why}); judging "
-                "that is interrupted begins anew.",
-                stacklevel=2,
+                "that is interrupted begins anew."
             )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from torch import nn
 
 from fastadv.engine.model.precision import shown
 from fastadv.engine.process import distributed
+from fastadv.errors import warn
 from fastadv.evaluation.accuracy import Counts, Tally, count, specs_of
 from fastadv.evaluation.intervals import Scores
 from fastadv.models import VARIANTS
@@ -178,7 +178,7 @@ class _Pass:
         else:
             counts = self._judge(done)
         for sentence in counts.remarks():
-            warnings.warn(sentence, stacklevel=3)
+            warn(sentence)
         return counts.scores()
 
     def _judge(self, done: Counts | None) -> Counts:

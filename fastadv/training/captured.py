@@ -9,7 +9,6 @@ learning rates, schedules and the noise offset are 0-dim tensors.
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from fastadv.engine.model.static import why_not_static
 from fastadv.engine.optimizer.replayed import ReplayedUpdate, Replaying
 from fastadv.engine.optimizer.updater import Updater
 from fastadv.engine.process import distributed
+from fastadv.errors import warn
 from fastadv.training.results import Gradients, PassResults
 from fastadv.training.update import Update
 
@@ -137,9 +137,7 @@ class CapturedUpdate:
             except NotReplayable as error:
                 if self.strict:
                     raise
-                warnings.warn(
-                    f"{error} Until then its passes are launched one by one.", stacklevel=5
-                )
+                warn(f"{error} Until then its passes are launched one by one.")
                 self._as_written = True
                 return None
             # Warming up may have made room in a state for a larger batch.
@@ -165,12 +163,11 @@ class CapturedUpdate:
             if found is None:
                 return False
             reason = found
-        warnings.warn(
+        warn(
             "The passes are launched one by one and not replayed as CUDA graphs, which would "
             f"repeat what Python decided at the recording: {reason}. Draw with torch on the "
             "model's device and keep what changes in buffers (documentation, 'Your model, your "
-            "loop').",
-            stacklevel=6,
+            "loop')."
         )
         self._as_written = True
         self._entries.clear()

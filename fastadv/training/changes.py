@@ -1,7 +1,7 @@
 """A step acts on the model and the optimizer as they are now, not as they were when it was built.
 
 Heads are replaced, layers unfrozen, groups added between two calls. Whatever was learnt from the
-old model is learnt again, and a parameter that would silently not be trained is told.
+old model is learnt again, and a parameter that would silently not be trained is an error.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ class Changes:
                 )
 
     def _require_held(self) -> None:
-        """Every parameter that learns is in a group, but for those that never were."""
+        """Raise ``UserError`` unless every parameter that learns is in a group of the optimizer.
+        Those that learnt outside of it when the step was built are exempt."""
         held = {id(parameter) for parameter in self._held()}
         learning = self.update.learning_named()
         if not learning:

@@ -1,4 +1,4 @@
-"""What a step checks about its model, its optimizer and the shapes of its inputs."""
+"""A step's checks of its model, its optimizer and the shapes of its inputs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def check_devices(device: torch.device, **tensors: Tensor | None) -> None:
 
 
 def check_mode(model: nn.Module) -> None:
-    """It can train: nothing of it was recorded in one mode for ever."""
+    """Raise ``UserError`` for a model of TorchScript that stays in the mode it was traced in."""
     if baked_modes(model):
         raise UserError(
             "The model was traced or frozen by TorchScript and stays in the mode it was recorded "
@@ -83,11 +83,15 @@ def check_mode(model: nn.Module) -> None:
 
 
 def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """It is one, of this model's parameters, and asks for no closure."""
+    """Raise ``UserError`` unless ``optimizer`` is one, of this model's parameters, that needs no
+    closure."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise UserError(f"optimizer must be a torch.optim.Optimizer, not {optimizer!r}.")
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise UserError("LBFGS evaluates the loss many times a step; use SGD, Adam or their kin.")
+        raise UserError(
+            "LBFGS evaluates the loss many times per step; use an optimizer that needs no closure, "
+            "such as SGD or Adam."
+        )
     if _scaler_of(optimizer) is not None:
         raise UserError(
             "This optimizer unscales gradients itself (fp16 in accelerate or Lightning), and "
@@ -137,7 +141,7 @@ def check_classes(logits: Tensor, y: Tensor, num_classes: int | None) -> int:
 
 
 def check_batch_of_one(model: nn.Module, x: Tensor) -> None:
-    """BatchNorm in training mode needs more than one value a channel."""
+    """Raise ``UserError`` for a batch in which BatchNorm has one value per channel to train on."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     if len(x) == 1 and any(module.training or not model.training for module in norms):
         raise UserError(

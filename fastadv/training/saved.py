@@ -15,7 +15,7 @@ from fastadv.training.preparation import Allocated
 def state_of(step: Internals) -> dict[str, Any]:
     """Everything a resumed run needs beside model and optimizer; tensors are live."""
     step.changes.follow(prepared=step.allocated)
-    preparation, net = step.preparation, step.net
+    preparation, momenta = step.preparation, step.net.bn_momenta
     allocated = preparation.allocated
     return {
         "method": step.plan.method,
@@ -26,7 +26,7 @@ def state_of(step: Internals) -> dict[str, Any]:
         "parts": {slot: dict(part.state) for slot, part in step.plan.parts.items()},
         "updater": step.updater.state_dict(),
         "allocated": [] if allocated is None else allocated.saved(),
-        "one_pass_stands": net.stands if preparation.prepared else net.known_to_stand,
+        "one_pass_stands": momenta.stands if preparation.prepared else momenta.known_to_stand,
     }
 
 
@@ -50,9 +50,9 @@ def take_over(step: Internals, state: dict[str, Any], own: Mapping[str, Tensor] 
     step.updater.load_state_dict(state["updater"])
     if not state["allocated"]:
         return  # of a step that had not been called
-    step.net.stands = state["one_pass_stands"]
+    step.net.bn_momenta.stands = state["one_pass_stands"]
     if not step.preparation.prepared:
-        step.net.known_to_stand = step.net.stands
+        step.net.bn_momenta.known_to_stand = step.net.bn_momenta.stands
     if not step.allocated:
         step.preparation.allocate(Allocated.loaded(state["allocated"]))
     for slot, part in step.plan.parts.items():

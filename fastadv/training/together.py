@@ -58,7 +58,7 @@ def bring_together(results: PassResults, update: Update, before: Mapping[Fault, 
 
 
 class Agreement:
-    """Whether all processes train the same: asked at the first update, and when this one's model
+    """Checks that all processes train the same: at the first update, and when this one's model
     has changed."""
 
     def __init__(self, update: Update) -> None:

@@ -6,7 +6,6 @@ requires_grad and grad mode.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +22,7 @@ from fastadv.engine.model.averaged_weights import averaged_weights
 from fastadv.engine.model.buffers import Snapshot
 from fastadv.engine.model.precision import autocast, surrounding
 from fastadv.engine.process import distributed
-from fastadv.errors import UserError
+from fastadv.errors import UserError, warn
 from fastadv.models.wrapped import inner_module
 from fastadv.threat import Threat
 from fastadv.training import checks, saved
@@ -167,7 +166,7 @@ class Step:
         checks.check_shapes(inner.net.device, x, y, index, needs_index=keeps_rows)
         checks.check_companions(x, start=start, second=second)
         if update:
-            checks.check_accumulation(self.updater.optimizer)
+            checks.check_accumulation(self.optimizer)
         else:
             self._require_accumulation()
         with torch.inference_mode(False):
@@ -327,7 +326,7 @@ class Step:
         self.internals.updater.check()
         sentence = self.internals.update.still.sentence_once()
         if sentence is not None:
-            warnings.warn(sentence, stacklevel=2)
+            warn(sentence)
 
     def healthy(self) -> bool:
         """True if every update so far was finite; waits for the device."""

@@ -1,4 +1,4 @@
-"""A call of a step counts wholly or not at all.
+"""A call of a step takes effect completely or not at all.
 
 Whatever ends a call (out of memory, Ctrl-C, an optimizer that raises), weights, buffers, optimizer
 and what the parts remember are bit for bit as before it. So they are after an update that must not
@@ -105,8 +105,8 @@ class _Gradients:
 
 
 class _PartCopy:
-    """A part's state: the rows of this batch where it keeps some for every sample, else all;
-    all, too, where the call renews what is kept."""
+    """A part's state: the rows of this batch where it keeps a row per sample and the call does not
+    renew them all, else everything."""
 
     @torch.no_grad()
     def __init__(self, part: Part, index: Tensor | None, epoch: float) -> None:

@@ -207,7 +207,7 @@ class Update:
     def _joint_center(self, batch: Batch) -> Tensor | None:
         """The centre of the ball, where one forward pass serves the attack and the outer pass."""
         alike = self.net.attack_dtype == self.net.outer_dtype
-        alike = alike and self.net.one_pass_suffices(self.plan.objective.passes())
+        alike = alike and self.net.bn_momenta.suffices(self.plan.objective.passes())
         return (
             self.plan.adversary.joint_center(batch)
             if self.plan.shares_natural_forward and alike
@@ -257,7 +257,7 @@ class Update:
         if "natural_logits_train" not in needs:
             return Outputs(self.net.logits(x_adv, block_noise), None, context)
         passes = self.plan.objective.passes()
-        natural, logits = self.net.forwards(passes, attacked.center, x_adv, block_noise)
+        natural, logits = self.net.bn_momenta.forwards(passes, attacked.center, x_adv, block_noise)
         return Outputs(logits, natural, context)
 
     def _losses(self, outputs: Outputs, y: Tensor) -> Tensor:
@@ -296,12 +296,12 @@ class Update:
         context = context._replace(weakening=factor)
         center = leaf(center)
         passes = self.plan.objective.passes()
-        with self.net.bn_updates_as(passes, NATURAL):
+        with self.net.bn_momenta.updates_as(passes, NATURAL):
             natural = self.net.logits(center)
         x_adv = self.plan.adversary.joint_step(center, natural, batch.y, context)
         attacked = Adversarial(x_adv, center.detach(), context, center.detach())
         trained_on = self._weakened(x_adv, attacked)
-        with self.net.bn_updates_as(passes, ADVERSARIAL):
+        with self.net.bn_momenta.updates_as(passes, ADVERSARIAL):
             logits = self.net.logits(trained_on)
         outputs = Outputs(logits, natural, context)
         return attacked, self._loss_and_gradients(batch, attacked, trained_on, outputs, scale)

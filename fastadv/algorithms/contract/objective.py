@@ -10,7 +10,7 @@ from torch import Tensor
 from fastadv.algorithms.contract.part import Part
 from fastadv.algorithms.contract.target import Fit
 from fastadv.algorithms.contract.tensors import Outputs
-from fastadv.engine.model.bn_momentum import ONCE
+from fastadv.engine.model.bn_momentum import DEFAULT_BN_UPDATES
 
 
 @dataclass(eq=False)
@@ -26,7 +26,7 @@ class Objective(Part):
     def passes(self) -> tuple[str, ...]:
         """The published code's training passes of x ("natural") and x' ("adversarial"), by which
         BatchNorm's statistics move; the activations need one of each."""
-        return ONCE
+        return DEFAULT_BN_UPDATES
 
     def attack_scale(self) -> float:
         """The factor of KL(f(x) || f(x')) in the loss, where an attack adds a term to that KL."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from fastadv import kernels
 from fastadv.algorithms.contract import Fit, Objective, Outputs
 from fastadv.declared import NonNegative
-from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL, ONCE, Pass
+from fastadv.engine.model.bn_momentum import ADVERSARIAL, DEFAULT_BN_UPDATES, NATURAL, Pass
 from fastadv.errors import UserError
 
 
@@ -30,7 +30,7 @@ class Trades(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if set(self.bn_passes) != set(ONCE):
+        if set(self.bn_passes) != set(DEFAULT_BN_UPDATES):
             raise UserError(
                 "bn_passes are natural and adversarial, each at least once, such as "
                 f"natural,adversarial, not {','.join(self.bn_passes)!r}."

@@ -1,4 +1,4 @@
-"""Whether folded BatchNorms leave a network what it is: logits and input gradients compared."""
+"""Checks that folded BatchNorms do not change a network: logits and input gradients compared."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def agree(
     folded: Callable[[], AbstractContextManager[None]],
     x: Tensor,
 ) -> bool:
-    """Whether ``forward`` (B,C,H,W) -> (B,classes) is the same function inside of ``folded()``.
+    """True if ``forward`` (B,C,H,W) -> (B,classes) is the same function inside of ``folded()``.
 
     Fresh statistics (0 and 1) make a BatchNorm nearly nothing, and a wrong fold invisible: the
     comparison moves them. Logits may differ by the square root of the type's rounding step,
@@ -41,7 +41,7 @@ def agree(
 def moved_alike(
     before: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor]
 ) -> bool:
-    """Whether buffers moved from ``before`` to the same values but for rounding (of the move, as in
+    """True if buffers moved from ``before`` to the same values but for rounding (of the move, as in
     ``agree``, and of the value), whole numbers exactly."""
     alike = len(before) == len(first) == len(second)
     return alike and all(map(_moved_alike, before, first, second))

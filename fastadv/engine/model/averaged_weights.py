@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from fastadv.engine.model import guard
-from fastadv.engine.model.buffers import copy_into, kept, places
+from fastadv.engine.model.buffers import Layout, copy_into, kept, places
 from fastadv.engine.process import distributed
 
 
@@ -32,7 +32,7 @@ def averaged_weights(
     named = dict(model.named_parameters())
     parameters = [named[name] for name in average]
     live = [parameter.detach().clone() for parameter in parameters]
-    with kept(places(model.modules())):
+    with kept(Layout(places(model.modules()))):
         copy_into([parameter.detach() for parameter in parameters], [*average.values()])
         try:
             if batches is not None:

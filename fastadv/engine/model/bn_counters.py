@@ -1,6 +1,6 @@
 """BatchNorm's count of batches, kept for all of a network at once.
 
-Every BatchNorm adds one to its ``num_batches_tracked`` in every training pass: a launch each, 187
+Every BatchNorm adds one to its ``num_batches_tracked`` in every training pass: one launch each, 187
 in one PGD-10 update of PreActResNet-18, for a number nothing reads unless ``momentum`` is None.
 """
 
@@ -36,7 +36,7 @@ class BatchNormCounters:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._once: list[nn.Module] = []
-        self._aside: list[Counted] = []
+        self._detached: list[Counted] = []
 
     @contextmanager
     def calibrating(self) -> Iterator[None]:
@@ -52,12 +52,12 @@ class BatchNormCounters:
         self._once = [norm for norm in norms if calls[norm] == 1]
 
     def leave(self) -> None:
-        """All counters stay in their modules: somebody reads them."""
+        """All counters stay in their modules: the model reads them."""
         self._once = []
 
     @torch.no_grad()
     def move(self, by: int) -> None:
-        """Add ``by`` to every counter that would be aside."""
+        """Add ``by`` to every counter that ``detached`` would take out."""
         for norm in self._once:
             counter = norm._buffers.get(NAME)
             if counter is not None:
@@ -65,13 +65,13 @@ class BatchNormCounters:
 
     @property
     def any(self) -> bool:
-        """Whether some would be aside."""
+        """True if ``detached`` would take out any counter."""
         return bool(self._once)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def detached(self) -> Iterator[None]:
         """The counters are out of their modules inside, and moved by ``count`` alone."""
-        outer = self._aside
+        outer = self._detached
         found = []
         for norm in self._once:
             counter = norm._buffers.get(NAME)
@@ -80,22 +80,22 @@ class BatchNormCounters:
         try:
             for norm, _ in found:
                 norm._buffers[NAME] = None
-            self._aside = outer + found
+            self._detached = outer + found
             yield
         finally:
-            self._aside = outer
+            self._detached = outer
             for norm, counter in found:
                 norm._buffers[NAME] = counter
 
     @property
     def tensors(self) -> list[Tensor]:
         """The counters that are out of the model's buffers now."""
-        return [counter for _, counter in self._aside]
+        return [counter for _, counter in self._detached]
 
     def count(self) -> None:
-        """One more pass for every BatchNorm in training mode; a launch for all."""
+        """Count one more pass for every BatchNorm in training mode, in one launch."""
         counters: list[Any] = []
-        for norm, counter in self._aside:
+        for norm, counter in self._detached:
             if norm.training:
                 counters.append(counter)
         if counters:

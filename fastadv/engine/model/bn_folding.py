@@ -1,11 +1,11 @@
 """BatchNorms with running statistics fold into the convolutions before them, for an attack.
 
-With running statistics BatchNorm is an affine map a channel, and a convolution followed by it is a
-convolution. Whether nothing else reads the convolution's output is not known beforehand: a forward
-may look at it without a gradient, under a condition, in the third batch. So a folded convolution
+With running statistics BatchNorm is an affine map per channel, and a convolution followed by it is
+a convolution. Whether other code reads the convolution's output is not known beforehand: a forward
+may read it without a gradient, under a condition, in the third batch. So a folded convolution
 hands out a stand-in for its output, and computes the fold. Its BatchNorm takes the fold out of the
-stand-in. Anybody else who touches the stand-in, or keeps it, is noticed: the forward pass is made
-again without that fold, and the fold is given up.
+stand-in. Any other code that reads or keeps the stand-in is noticed: the forward pass is repeated
+without that fold, and the fold is given up.
 
 The modules stay what they are, with their own parameters and buffers: only their ``forward`` is
 another for a while.
@@ -45,7 +45,7 @@ _EVERYBODYS_HOOKS = (
 
 
 class Fold(NamedTuple):
-    """A convolution, and the BatchNorm that alone reads its output."""
+    """A convolution, and the BatchNorm that is the only consumer of its output."""
 
     convolution: nn.Module
     norm: nn.Module
@@ -66,7 +66,7 @@ class Fold(NamedTuple):
         return weight * scale.view(-1, *[1] * (weight.dim() - 1)), bias
 
     def possible(self) -> bool:
-        """Whether both are PyTorch's own and as they were made: not hooked, not parametrized, with
+        """True if both are PyTorch's own and as they were made: not hooked, not parametrized, with
         parameters and statistics of one type."""
         if not (_untouched(self.convolution, CONVOLUTIONS) and _untouched(self.norm, NORMS)):
             return False
@@ -251,10 +251,11 @@ def _instead(runs: dict[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None
 
 
 class Folding:
-    """The folds of a network, and their weights as they were made last.
+    """The folds of a network, and their weights as of the last ``refreshed``.
 
-    Whoever changes the weights or the statistics says so (``invalidate``), for ``.data`` is changed
-    unseen. A fold whose tensors change, or are exchanged, between its two modules is not used.
+    Call ``invalidate`` after every change of the weights or the statistics: a change of ``.data``
+    cannot be seen. A fold is not used if its tensors change, or are exchanged, between its two
+    modules.
     """
 
     def __init__(self) -> None:
@@ -282,7 +283,7 @@ class Folding:
             self._handed_out.clear()
 
     def misread(self, ended: bool = True) -> bool:
-        """Whether somebody else than its norm has read a folded convolution's output, or keeps it,
+        """True if code other than its norm has read a folded convolution's output, or keeps it,
         in the forward pass that ended (or broke) now. Such a fold is given up; the pass must be
         repeated."""
         for fold, stand_in in self._handed_out:
@@ -347,7 +348,7 @@ class UsedFold:
         self.made_of = self.states = _states(self.standing)
 
     def current(self) -> bool:
-        """Whether the modules still hold what was folded."""
+        """True if the modules still hold what was folded."""
         tensors = self.fold.tensors()
         alike = _same(tensors, self.made_from) and _states(tensors) == self.made_of
         return alike and self.fold.norm.eps == self.eps
@@ -393,7 +394,7 @@ class UsedFold:
         return found
 
     def _as_made(self, x: Tensor) -> bool:
-        """Whether a convolution of ``x`` here and now can be the folded one."""
+        """True if a convolution of ``x`` here and now can be the folded one."""
         if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
             return False
         if x.is_inference() or x.dim() != self.weight.dim():

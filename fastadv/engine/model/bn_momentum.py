@@ -8,23 +8,29 @@ m (1 - m) s'. One pass of x and then one of x', each of a momentum of its own, l
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Final, Literal
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Final, Literal, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from fastadv.engine.model.agreement import draws_kept, host_draws_kept, moved_alike
+from fastadv.engine.model.bn_counters import BatchNormCounters
 from fastadv.engine.model.bn_folding import NORMS
+from fastadv.engine.model.buffers import Layout, kept
+from fastadv.engine.model.guard import train_flags
 
 Pass = Literal["natural", "adversarial"]
 NATURAL: Final = "natural"
 ADVERSARIAL: Final = "adversarial"
-ONCE = (NATURAL, ADVERSARIAL)
+DEFAULT_BN_UPDATES = (NATURAL, ADVERSARIAL)
 """The passes that are made, in their order."""
 
 
 def equivalent_momenta(passes: Sequence[str], momentum: float) -> dict[str, float]:
-    """The equivalent_momenta with which ``ONCE`` leaves what ``passes`` of ``momentum`` would."""
-    share = dict.fromkeys(ONCE, 0.0)
+    """The momentum of each kind of pass with which one pass of each (``DEFAULT_BN_UPDATES``) leaves
+    the running statistics that all of ``passes`` with ``momentum`` would."""
+    share = dict.fromkeys(DEFAULT_BN_UPDATES, 0.0)
     for later, which in enumerate(reversed(passes)):
         share[which] += momentum * (1 - momentum) ** later
     return {
@@ -33,28 +39,120 @@ def equivalent_momenta(passes: Sequence[str], momentum: float) -> dict[str, floa
     }
 
 
-class EmaBatchNorms:
-    """The BatchNorms of a network."""
+class Network(Protocol):
+    """What the passes need of the network (``network.py``)."""
 
-    def __init__(self, model: nn.Module) -> None:
+    model: nn.Module
+    device: torch.device
+    counters: BatchNormCounters
+
+    @property
+    def kept_buffers(self) -> Layout: ...
+
+    def logits(self, x: Tensor, block_noise: list[Tensor] | None = None) -> Tensor: ...
+
+    def in_own_dtype(self) -> AbstractContextManager[None]: ...
+
+
+class BatchNormMomenta:
+    """Makes one pass of x and one of x' leave the BatchNorm state that a published sequence would.
+
+    Momenta and counters are adjusted where that is enough; else every pass of the sequence is made.
+    """
+
+    def __init__(self, net: Network) -> None:
+        self._net = net
+        self._norms: list[Any] = []
+        self.stands = True  # whether one pass of each kind was seen to leave the same buffers
+        # What a resumed run had found: power iterations look still once they have converged.
+        self.known_to_stand: bool | None = None
+        self.follow()
+
+    def follow(self) -> None:
+        """The BatchNorms are those of the model of this moment."""
         kinds: tuple[Any, ...] = (*NORMS, nn.SyncBatchNorm)
-        self.norms: list[Any] = [m for m in model.modules() if isinstance(m, kinds)]
+        self._norms = [m for m in self._net.model.modules() if isinstance(m, kinds)]
 
-    def all_forget(self) -> bool:
-        """Whether each has a ``momentum``: without one a norm weighs all its passes alike."""
-        return all(norm.momentum is not None for norm in self.norms)
+    def suffices(self, passes: Sequence[str]) -> bool:
+        """True if one pass of each kind leaves the buffers that ``passes`` would. A BatchNorm with
+        momentum=None keeps a cumulative average, which no momentum can stand for."""
+        if tuple(passes) == DEFAULT_BN_UPDATES:
+            return True
+        return self.stands and all(norm.momentum is not None for norm in self._norms)
+
+    def forwards(
+        self,
+        passes: Sequence[str],
+        x: Tensor,
+        x_adv: Tensor,
+        block_noise: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of ``x`` and of ``x_adv`` (B,C,H,W), the buffers left as after all ``passes``."""
+        net = self._net
+        if self.suffices(passes):
+            with self.updates_as(passes, NATURAL):
+                natural = net.logits(x)
+            with self.updates_as(passes, ADVERSARIAL):
+                return natural, net.logits(x_adv, block_noise)
+        made: dict[str, Tensor] = {}
+        for which in passes:
+            given, added = (x, None) if which == NATURAL else (x_adv, block_noise)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and which not in made):
+                logits = net.logits(given, added)
+            made.setdefault(which, logits)
+        return made[NATURAL], made[ADVERSARIAL]
 
     @contextmanager
-    def bn_updates_as(self, passes: Sequence[str], which: str) -> Iterator[None]:
-        """The one pass of ``which`` inside counts as all of ``passes``."""
-        if tuple(passes) == ONCE:
+    def updates_as(self, passes: Sequence[str], which: str) -> Iterator[None]:
+        """The one pass of ``which`` inside moves BatchNorm's statistics and counts as all such
+        ``passes`` ("natural", "adversarial") would."""
+        if tuple(passes) == DEFAULT_BN_UPDATES:
             yield
             return
-        own = [norm.momentum for norm in self.norms]
+        own = [norm.momentum for norm in self._norms]
         try:
-            for norm, momentum in zip(self.norms, own, strict=True):
+            for norm, momentum in zip(self._norms, own, strict=True):
                 norm.momentum = equivalent_momenta(passes, momentum)[which]
             yield
         finally:
-            for norm, momentum in zip(self.norms, own, strict=True):
+            for norm, momentum in zip(self._norms, own, strict=True):
                 norm.momentum = momentum
+        for _ in range(passes.count(which) - 1):
+            self._net.counters.count()
+
+    def probe(self, x: Tensor, passes: Sequence[str]) -> None:
+        """Find out with the images ``x`` whether one pass of each kind stands for ``passes``."""
+        known, self.known_to_stand = self.known_to_stand, None
+        if tuple(passes) != DEFAULT_BN_UPDATES:
+            self.stands = self._one_pass_stands(x, passes) if known is None else known
+
+    def _one_pass_stands(self, x: Tensor, passes: Sequence[str]) -> bool:
+        """True if all buffers are the same after one pass of each kind as after ``passes``. Norms
+        that are called twice or without their module, power iterations and statistics of the
+        model's own move otherwise than the momenta can foresee."""
+        model = self._net.model
+        if not any(True for _ in model.buffers()):
+            return True
+        weight = next(p for p in model.parameters() if p.is_floating_point())
+        x = x.to(weight.dtype)
+        try:
+            with self._net.in_own_dtype():
+                before, once = self._left(x, ()), self._left(x, DEFAULT_BN_UPDATES, passes)
+                return moved_alike(before, once, self._left(x, passes))
+        except Exception:  # a model that fails here takes the slower, safe way
+            return False
+
+    def _left(
+        self, x: Tensor, made: Sequence[str], standing_for: Sequence[str] = DEFAULT_BN_UPDATES
+    ) -> list[Tensor]:
+        """The buffers after the passes ``made``, adjusted to stand for ``standing_for``."""
+        net = self._net
+        images = {NATURAL: x, ADVERSARIAL: 1 - x}
+        with kept(net.kept_buffers), train_flags(net.model, True), torch.no_grad():
+            with net.counters.detached():
+                for which in made:
+                    adjusted = self.updates_as(standing_for, which)
+                    # A dropout that draws the same in every pass is no difference.
+                    with adjusted, draws_kept(net.device), host_draws_kept():
+                        net.logits(images[which])
+            return [buffer.detach().clone() for buffer in net.model.buffers()]

@@ -1,13 +1,16 @@
-"""Keep the values of many small tensors for a while: BatchNorm's running statistics, above all."""
+"""Save and restore the values of many small tensors, BatchNorm's running statistics above all."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from operator import attrgetter, is_
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+_DTYPE = attrgetter("dtype")
 
 
 class Place(NamedTuple):
@@ -47,23 +50,61 @@ def places(modules: Iterable[nn.Module]) -> list[Tensor | Place]:
     return list(found.values())
 
 
-class Snapshot:
-    """The values of buffers at one moment, one after the other in one tensor a data type.
+class Layout:
+    """Which buffers are kept, grouped by device and data type.
 
-    A network has dozens of small buffers. To keep, choose between and put back all of them takes
-    a few launches this way, where one by one it would take dozens, each as dear as a large one.
     ``buffers`` are tensors, or places where a forward pass may hang another tensor.
     """
 
-    @torch.no_grad()
     def __init__(self, buffers: Sequence[Tensor | Place]) -> None:
-        self._places = [buffer for buffer in buffers if isinstance(buffer, Place)]
-        tensors = [b.tensor if isinstance(b, Place) else b for b in buffers]
-        self._at = {id(place.tensor): place for place in self._places}
+        self.places = [buffer for buffer in buffers if isinstance(buffer, Place)]
+        self.place_of = {id(place.tensor): place for place in self.places}
         groups: dict[object, list[Tensor]] = {}
-        for tensor in tensors:
+        for buffer in buffers:
+            tensor = buffer.tensor if isinstance(buffer, Place) else buffer
             groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-        self._groups = list(groups.values())
+        self.groups = list(groups.values())
+
+
+class ModelLayout:
+    """The layout of a model's buffers, made once as long as the same tensors hang in it."""
+
+    def __init__(self) -> None:
+        self._layout = Layout([])
+        self._seen: list[Any] = []
+
+    def of(self, modules: Sequence[nn.Module], more: Sequence[Tensor]) -> Layout:
+        """The layout of the buffers of ``modules`` and of the tensors ``more``."""
+        registries = [module._buffers for module in modules]
+        tensors: list[Any] = [*more]
+        seen: list[Any] = [*registries]
+        for registry in registries:
+            if registry:
+                seen += registry
+                tensors += registry.values()
+        tensors = [tensor for tensor in tensors if tensor is not None]
+        seen += tensors
+        seen += map(_DTYPE, tensors)
+        if len(seen) != len(self._seen) or not all(map(is_, seen, self._seen)):
+            self._layout = Layout([*places(modules), *more])
+            self._seen = seen
+        return self._layout
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(ModelLayout())  # a copy's model has other buffers
+
+
+class Snapshot:
+    """The values of buffers at one moment, joined in one tensor per device and data type.
+
+    A network has dozens of small buffers. Joined, they are saved, selected and restored by a few
+    launches, where one by one it would take dozens, each of which costs as much as a large one.
+    """
+
+    @torch.no_grad()
+    def __init__(self, layout: Layout) -> None:
+        self._places, self._groups = layout.places, layout.groups
+        self._at = layout.place_of
         self._values = [_flat(group) for group in self._groups]
 
     @torch.no_grad()
@@ -77,20 +118,17 @@ class Snapshot:
     @torch.no_grad()
     def spoilt(self) -> Tensor | None:
         """True (0-dim bool) if a value that was finite is not any more; None without values that
-        could be. Never None in one process alone: processes send their answers together."""
+        could be, which is so in all processes or in none: they send their answers together."""
         found = []
         for group, values in zip(self._groups, self._values, strict=True):
             if not values.is_floating_point():
                 continue
             now = _flat(self._now(group))
             # Where Python may look, a finite sum says that all values are.
-            total = now.sum().isfinite() if now.device.type == "cpu" else None
-            bad = (
-                (values.isfinite() & ~now.isfinite()).any()
-                if total is None or not total
-                else ~total
-            )
-            found.append(bad)
+            if now.device.type == "cpu" and (finite := now.sum().isfinite()):
+                found.append(~finite)
+                continue
+            found.append((values.isfinite() & ~now.isfinite()).any())
         return torch.stack(found).any() if found else None
 
     def _now(self, group: Sequence[Tensor]) -> list[Tensor]:
@@ -121,9 +159,9 @@ def _fill(tensors: Sequence[Tensor], values: Tensor) -> None:
 
 
 @contextmanager
-def kept(buffers: Sequence[Tensor | Place]) -> Iterator[None]:
+def kept(layout: Layout) -> Iterator[None]:
     """The buffers are the same and hold the same values after the region as before."""
-    before = Snapshot(buffers)
+    before = Snapshot(layout)
     try:
         yield
     finally:

@@ -36,7 +36,7 @@ def cheap_double_backward(device: torch.device) -> Iterator[None]:
 
     Put in its place by name: a ``TorchFunctionMode`` is off inside of ``torch.autograd.grad``,
     where a checkpointed module is forwarded again. What another thread computes meanwhile is the
-    same. Somebody else's in that place stays there.
+    same. A function that other code has put in that place stays there.
     """
     if device.type != "cpu" or functional.batch_norm is not _PYTORCHS:
         yield

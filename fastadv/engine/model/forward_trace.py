@@ -120,7 +120,7 @@ class _Operations(TorchDispatchMode):
 
 
 def depends_on_values(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether Python learns a tensor's content from the operation, or a shape depends on it."""
+    """True if Python learns a tensor's content from the operation, or a shape depends on it."""
     if func is torch.ops.aten.index.Tensor:  # only where a mask picks rows
         masks = (torch.bool, torch.uint8)
         return any(isinstance(each, Tensor) and each.dtype in masks for each in args[1])

@@ -13,12 +13,12 @@ from torch.nn.parameter import is_lazy
 from fastadv.engine.compiled import Runner
 from fastadv.engine.gradient import gradients_if_used
 from fastadv.engine.model import guard, parameter_hooks
-from fastadv.engine.model.agreement import agree, draws_kept, host_draws_kept, moved_alike
+from fastadv.engine.model.agreement import agree, draws_kept, host_draws_kept
 from fastadv.engine.model.block_hooks import BlockHooks
 from fastadv.engine.model.bn_counters import BatchNormCounters
 from fastadv.engine.model.bn_folding import Fold, seen_folds
-from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL, ONCE, EmaBatchNorms
-from fastadv.engine.model.buffers import Place, copy_into, kept, places
+from fastadv.engine.model.bn_momentum import DEFAULT_BN_UPDATES, BatchNormMomenta
+from fastadv.engine.model.buffers import Layout, ModelLayout, copy_into, kept
 from fastadv.engine.model.double_backward import cheap_double_backward
 from fastadv.engine.model.plain_errors import in_words
 from fastadv.engine.model.precision import autocast
@@ -57,14 +57,12 @@ class Network:
         self._dtype = outer_dtype
         self.copies = WeightCopies(model)
         self.counters = BatchNormCounters(model)
-        self.norms = EmaBatchNorms(model)
-        self.stands = True  # whether one pass of each kind leaves what the published ones do
-        # What a run that goes on had found: power iterations look still once they have converged.
-        self.known_to_stand: bool | None = None
+        self.bn_momenta = BatchNormMomenta(self)
         self.looks = 0  # how often the model was looked at; a recording belongs to one of them
         self._spoils_input: bool | None = None  # whether the forward changes it in place
         self.structure = Structure(model)
         self._pointwise = pointwise(self.structure.modules, device)
+        self._layout = ModelLayout()
         if device.type == "cpu":
             keep_freed_memory()
 
@@ -74,16 +72,16 @@ class Network:
             with torch.no_grad(), guard.train_flags(self.model, False):
                 self.logits(x)
 
-    def probe(self, x: Tensor, passes: Sequence[str] = ONCE) -> Tensor:
+    def probe(self, x: Tensor, passes: Sequence[str] = DEFAULT_BN_UPDATES) -> Tensor:
         """Logits of ``x`` (B,C,H,W) in eval mode, to learn the network by: their number of
         classes, which BatchNorms fold away in attacks that use running statistics, which are
         called once, and whether one pass of each kind can stand for all ``passes``. It leaves no
         trace in the model and in generators."""
         self.looks += 1
-        self.norms = EmaBatchNorms(self.model)
+        self.bn_momenta.follow()
         with (
-            untouched(self.model), kept(self.buffers), draws_kept(self.device), host_draws_kept(),
-            self._tapped(),
+            untouched(self.model), kept(Layout(self.buffers)),
+            draws_kept(self.device), host_draws_kept(), self._tapped(),
         ):  # fmt: skip
             with guard.train_flags(self.model, False):
                 logits, self.copies.folds = self._seen(x)
@@ -91,13 +89,11 @@ class Network:
                 self.copies.folds = []
             if self.counters.any and not self._counters_are_unread(x):
                 self.counters.leave()
-            known, self.known_to_stand = self.known_to_stand, None
-            if tuple(passes) != ONCE:
-                self.stands = self._one_pass_stands(x, passes) if known is None else known
+            self.bn_momenta.probe(x, passes)
         return logits
 
     def _counters_are_unread(self, x: Tensor) -> bool:
-        """Whether the model computes the same while the BatchNorms' counters are aside."""
+        """True if the model computes the same while the BatchNorms' counters are detached."""
 
         def seen() -> Tensor:
             with draws_kept(self.device), host_draws_kept():
@@ -107,71 +103,17 @@ class Network:
             with guard.train_flags(self.model, False), torch.no_grad():
                 self.counters.move(7)  # a counter of a new model may look like none
                 plain = seen()
-                with self.counters.aside():
+                with self.counters.detached():
                     return torch.equal(plain, seen())
         except Exception:  # a model that fails here takes the slower, safe way
             return False
 
-    def _one_pass_stands(self, x: Tensor, passes: Sequence[str]) -> bool:
-        """Whether all buffers are the same after one pass of each kind; compared in the model's
-        own type. Norms that are called twice or without their module, power iterations and
-        statistics of the model's own move otherwise than ``EmaBatchNorms`` can foresee."""
-        if not any(True for _ in self.model.buffers()):
-            return True
-        around, self._dtype = self._dtype, None
-        weight = next(p for p in self.model.parameters() if p.is_floating_point())
-        x = x.to(weight.dtype)
-        images = {NATURAL: x, ADVERSARIAL: 1 - x}
-
-        def left(each: Sequence[str], standing: bool) -> list[Tensor]:
-            with kept(self.kept_buffers), guard.train_flags(self.model, True), torch.no_grad():
-                with self.counters.aside():
-                    for which in each:
-                        stands = self.bn_updates_as(passes, which) if standing else nullcontext()
-                        # A dropout that draws the same in every pass is no difference.
-                        with stands, draws_kept(self.device), host_draws_kept():
-                            self.logits(images[which])
-                return [buffer.detach().clone() for buffer in self.model.buffers()]
-
-        try:
-            return moved_alike(left((), False), left(ONCE, True), left(passes, False))
-        except Exception:  # a model that fails here takes the slower, safe way
-            return False
-        finally:
-            self._dtype = around
-            self.copies.invalidate()
-
-    def forwards(
-        self,
-        passes: Sequence[str],
-        x: Tensor,
-        x_adv: Tensor,
-        block_noise: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Logits of ``x`` and of ``x_adv`` (B,C,H,W), the buffers left as after all ``passes``."""
-        if self.one_pass_suffices(passes):
-            with self.bn_updates_as(passes, NATURAL):
-                natural = self.logits(x)
-            with self.bn_updates_as(passes, ADVERSARIAL):
-                return natural, self.logits(x_adv, block_noise)
-        made: dict[str, Tensor] = {}
-        for which in passes:
-            given, added = (x, None) if which == NATURAL else (x_adv, block_noise)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and which not in made):
-                logits = self.logits(given, added)
-            made.setdefault(which, logits)
-        return made[NATURAL], made[ADVERSARIAL]
-
-    def one_pass_suffices(self, passes: Sequence[str]) -> bool:
-        """Whether one pass of each kind leaves the buffers that ``passes`` would."""
-        return tuple(passes) == ONCE or (self.stands and self.norms.all_forget())
-
     def follow(self) -> bool:
-        """Whether the model has been given other parts since it was last asked; what was learnt
+        """True if the model has other modules or parameters than at the last call; what was learnt
         from the old ones is forgotten then, and ``probe`` is due."""
         changed = self.structure.look()
         if changed:
-            self.norms = EmaBatchNorms(self.model)
+            self.bn_momenta.follow()
             self._pointwise = pointwise(self.structure.modules, self.device)
             self.copies.invalidate()
             self.runner.forget()
@@ -191,11 +133,9 @@ class Network:
                 return self.logits(x.detach().requires_grad_()).detach(), []
 
     def _folds_agree(self, x: Tensor) -> bool:
-        """Compared in the model's own type, where rounding hides nothing."""
         weight: Any = self.copies.folds[0].convolution.weight
-        around, self._dtype = self._dtype, None
         try:
-            with guard.frozen(self.model, self.structure.parameters.values()):
+            with self.in_own_dtype(), guard.frozen(self.model, self.structure.parameters.values()):
                 return agree(
                     self.copies.folds,
                     self.logits,
@@ -204,28 +144,25 @@ class Network:
                 )
         except Exception:  # not known to agree
             return False
-        finally:
-            self._dtype = around
-            self.copies.invalidate()
 
     @property
     def buffers(self) -> list[Tensor]:
         return [*self.model.buffers(), *self.counters.tensors]
 
     @property
-    def kept_buffers(self) -> list[Tensor | Place]:
+    def kept_buffers(self) -> Layout:
         """``buffers``, with the places where a forward pass may hang another tensor."""
-        return [*places(self.structure.modules), *self.counters.tensors]
+        return self._layout.of(self.structure.modules, self.counters.tensors)
 
     @property
     def syncs_are_free(self) -> bool:
-        """Whether Python may look at a tensor's value: a CPU tensor is there when it is made."""
+        """True on CPU, where reading a tensor's value does not stall a device."""
         return self.device.type == "cpu"
 
     def loss_scale(self, batch_size: int) -> float:
         """What to multiply a mean loss by for its input gradient, which float16 flushes to zero.
 
-        The direction of an attack's step does not depend on it; who needs the size divides it out.
+        An attack's direction does not depend on it; divide by it where the size is needed.
         """
         return 128.0 * batch_size if self._dtype is torch.float16 else 1.0
 
@@ -278,15 +215,6 @@ class Network:
         with self.taps.adding(block_noise):
             return self.model(x)
 
-    @contextmanager
-    def bn_updates_as(self, passes: Sequence[str], which: str) -> Iterator[None]:
-        """BatchNorm's statistics and counts take the one pass of ``which`` inside for all such
-        ``passes`` ("natural", "adversarial")."""
-        with self.norms.bn_updates_as(passes, which):
-            yield
-        for _ in range(passes.count(which) - 1):
-            self.counters.count()
-
     def logits_of(self, model: nn.Module, x: Tensor) -> Tensor:
         """Logits of another network, in the outer pass's precision, without a graph."""
         with torch.no_grad(), autocast(self.device, self.outer_dtype):
@@ -302,6 +230,16 @@ class Network:
         return logits, [seen[block] for block in range(self.taps.count)]
 
     @contextmanager
+    def in_own_dtype(self) -> Iterator[None]:
+        """Passes inside compute in the model's own type, where rounding hides no difference."""
+        around, self._dtype = self._dtype, None
+        try:
+            yield
+        finally:
+            self._dtype = around
+            self.copies.invalidate()
+
+    @contextmanager
     def attacking(self, bn: str) -> Iterator[None]:
         """Parameters frozen, BN in mode ``bn`` ("train" or "eval"), the attack's precision."""
         train = bn == "train"
@@ -309,7 +247,7 @@ class Network:
         try:
             with (
                 guard.frozen(self.model, self.structure.parameters.values(), train),
-                self.counters.aside(),
+                self.counters.detached(),
                 self._tapped(),
                 self.copies.installed(self.attack_dtype, folded=self._folds(train)),
             ):
@@ -329,7 +267,7 @@ class Network:
             torch.enable_grad(),
             guard.train_flags(self.model, True),
             parameter_hooks.detached(self.structure.parameters.values()),
-            self.counters.aside(),
+            self.counters.detached(),
             self._tapped(),
             self.copies.installed(self.outer_dtype, learn=self.structure.parameters),
             strides_taken_first(self._pointwise),
@@ -351,6 +289,8 @@ class Network:
 
         A weight that a low-precision copy stands for has its gradient from there.
         """
+        if not self.copies.learning:
+            return gradients_if_used(loss, [*weights.values(), *others])
         names = [name for name in weights if name in self.copies.learning]
         copies = [self.copies.learning[name] for name in names]
         found = gradients_if_used(loss, [*weights.values(), *others, *copies])

@@ -1,6 +1,6 @@
-"""The hooks a user puts on parameters run as in a plain loop: once an update, on its gradient.
+"""The hooks a user puts on parameters run as in a plain loop: once per update, on its gradient.
 
-A step takes several gradients an update (AWP's direction, the pass it descends), of low-precision
+A step takes several gradients per update (AWP's direction, the pass it descends), of low-precision
 copies of the weights or inside a compiled graph, where a hook would run too often or never. So
 hooks are detached while gradients are taken, and what was found goes through them once.
 """

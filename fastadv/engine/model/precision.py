@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
@@ -11,14 +10,14 @@ from typing import Any
 
 import torch
 
-from fastadv.errors import unknown
+from fastadv.errors import unknown, warn
 
-NAMES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @cache
 def cpu_multiplies(dtype: torch.dtype) -> bool:
-    """Whether this CPU has instructions for products of ``dtype`` (AVX-512 BF16, AMX, ARM's)."""
+    """True if this CPU has instructions for products of ``dtype`` (AVX-512 BF16, AMX, ARM's)."""
     if dtype is torch.float16:
         return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
     has = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -30,7 +29,7 @@ def cpu_multiplies(dtype: torch.dtype) -> bool:
 
 @cache
 def _say_once(sentence: str) -> None:
-    warnings.warn(sentence, stacklevel=4)
+    warn(sentence)
 
 
 def pass_dtype(name: str, device: torch.device) -> torch.dtype | None:
@@ -38,9 +37,9 @@ def pass_dtype(name: str, device: torch.device) -> torch.dtype | None:
 
     A CPU without instructions for it computes in float32, and says so once.
     """
-    if name not in NAMES:
-        raise unknown("precision", name, NAMES)
-    dtype = NAMES[name]
+    if name not in DTYPES:
+        raise unknown("precision", name, DTYPES)
+    dtype = DTYPES[name]
     if dtype is None or device.type != "cpu" or cpu_multiplies(dtype):
         return dtype
     _say_once(f"This CPU has no {name} instructions; computing in float32 instead.")
@@ -76,7 +75,7 @@ def shown(dtype: torch.dtype | None, model: torch.nn.Module, device: torch.devic
 
 
 def _rounds(older: Any, newer: Any) -> bool:
-    """Whether TF32 is allowed, by whichever of torch's two interfaces can tell."""
+    """True if TF32 is allowed, by whichever of torch's two interfaces can tell."""
     allowed = _told(lambda: older.allow_tf32)
     return newer.fp32_precision == "tf32" if allowed is None else bool(allowed)
 
@@ -107,15 +106,15 @@ def float32_settings() -> tuple[Any, ...]:
 
 @contextmanager
 def tf32(allowed: bool | None) -> Iterator[None]:
-    """Whether float32 convolutions and products on a GPU may round to TF32; None: torch's own
-    setting (its default: convolutions may, matrix products may not)."""
+    """Inside, float32 convolutions and products on a GPU may round to TF32, or may not; None keeps
+    torch's own setting (its default: convolutions may, matrix products may not)."""
     if allowed is None:
         yield
         return
     cudnn: Any = torch.backends.cudnn
     products: Any = torch.backends.cuda.matmul
-    # What the older interface writes both can read; but once somebody has used the newer one, the
-    # older may not be asked any more. It also writes over "none", part of a compiler's key.
+    # Both interfaces can read what the older one writes; but once the newer one has been used, the
+    # older one may raise. It also writes over "none", part of a compiler's key.
     convolving = _told(lambda: cudnn.allow_tf32)
     multiplying = _told(torch.get_float32_matmul_precision)
     kept = [(place, place.fp32_precision) for place in _places()]
@@ -140,8 +139,8 @@ def tf32(allowed: bool | None) -> Iterator[None]:
 
 
 def _put_back(place: Any, precision: str) -> None:
-    """A setting that followed another one ("none") must follow it again, not only equal it. (What
-    cuDNN's do before anybody has set them, torch does not let anybody put back.)"""
+    """A setting that followed another one ("none") must follow it again, not only equal it. (The
+    state of cuDNN's settings before they are first set cannot be restored through torch.)"""
     place.fp32_precision = "none"
     if place.fp32_precision != precision:
         place.fp32_precision = precision

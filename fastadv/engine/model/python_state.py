@@ -2,7 +2,7 @@
 
 A CUDA graph has frozen them. ``PythonState.number`` says, before every replay, whether they are
 those of a recording: attributes of modules, of their classes, and the globals and closures that
-their code reads. It is asked at every step, so what has not changed is told by identity alone.
+their code reads. It is called in every step, so unchanged values are recognised by identity alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LEAVES = frozenset(
 # Levels and entries of containers that are looked at, and containers of one attribute.
 DEEP, MANY, BUDGET = 6, 256, 100
 _CONTAINERS = (list, tuple, set, frozenset, deque)
-# Code that nobody changes between two steps.
+# Packages whose code does not change between two steps.
 _SETTLED = frozenset({"torch", "numpy", "fastadv", "math", *sys.stdlib_module_names}) - {"__main__"}
 
 
@@ -201,7 +201,7 @@ def _is_code(value: Any) -> bool:
 
 
 def _is_data(key: str, value: Any) -> bool:
-    """Whether an entry of a class is its own and may be changed."""
+    """True if an entry of a class is its own and may be changed."""
     return _is_code(value) or not (key.startswith("__") or hasattr(type(value), "__get__"))
 
 
@@ -230,7 +230,7 @@ def modules_of(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_settled(value: Any) -> bool:
-    """Whether nothing inside of ``value`` can change while it stays the same object."""
+    """True if nothing inside of ``value`` can change while it stays the same object."""
     if type(value) is tuple:
         return _are_leaves(value)
     return type(value) in _LEAVES or isinstance(value, (enum.Enum, type))
@@ -281,7 +281,7 @@ def _frozen(value: Any, depth: int, left: list[int]) -> Hashable:
 
 
 def _has_insides(value: Any) -> bool:
-    """Whether it is an object of the user's, or one that only holds names."""
+    """True if it is an object of the user's, or one that only holds names."""
     known = isinstance(value, (types.SimpleNamespace, argparse.Namespace))
     return known or not (_settled(type(value).__module__) or isinstance(value, type))
 

@@ -1,4 +1,4 @@
-"""Whether a network's forward pass is the same operations in every call.
+"""Tells whether a network's forward pass is the same operations in every call.
 
 A CUDA graph repeats kernels. What Python decides anew in each call (a number from its generators, a
 branch on a tensor's value, a counter) would stay what it was at the recording. That cannot be seen

@@ -59,7 +59,7 @@ def strides_taken_first(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether it is a convolution that does nothing but ``_conv_forward``, whatever its weight is
+    """True if it is a convolution that does nothing but ``_conv_forward``, whatever its weight is
     made of."""
     if not isinstance(module, nn.Conv2d):
         return False
@@ -77,7 +77,7 @@ def _forward(convolution: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | N
 
 
 class _Watching(TorchFunctionMode):
-    """Sees every ``conv2d``, whoever calls it."""
+    """Sees every call of ``conv2d``, from any module."""
 
     def __torch_function__(
         self,

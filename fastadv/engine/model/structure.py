@@ -1,4 +1,4 @@
-"""Whether a model is still made of the same modules and parameters as when it was last looked at.
+"""Tells whether a model still has the modules and parameters that it had at the last look.
 
 Users replace heads, add parametrizations and prune between two calls of a step. Whatever was
 learnt from the model's structure (names, folds, counters, compiled graphs) must be learnt again

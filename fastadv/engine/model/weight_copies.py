@@ -18,25 +18,26 @@ from fastadv.engine.model.bn_folding import CONVOLUTIONS, Fold, Folding
 from fastadv.engine.model.buffers import copy_into
 
 # Modules that hand weight and bias to an operation autocast lowers. Not their subclasses, which
-# may do something to a weight first (standardise it) that must see all its digits. Whoever reads
-# such a module's weight from outside of it sees the copy.
+# may do something to a weight first (standardise it) that needs its full precision. Code outside of
+# such a module that reads its weight sees the copy.
 LOWERED = (*CONVOLUTIONS, nn.Linear)
 
 
 class Copy(NamedTuple):
-    """One memory, standing in passes that learn nothing and in passes that learn."""
+    """Two Parameters over one storage: one frozen for attack passes, one trainable for the outer
+    pass."""
 
     frozen: nn.Parameter
     learning: nn.Parameter
 
     @classmethod
     def like(cls, tensor: Tensor, dtype: torch.dtype) -> Copy:
-        """Room for the values of ``tensor``."""
+        """Uninitialised memory of the shape of ``tensor``."""
         frozen = nn.Parameter(torch.empty_like(tensor, dtype=dtype), requires_grad=False)
         return cls(frozen, nn.Parameter(frozen.detach()))
 
     def fits(self, tensor: Tensor, dtype: torch.dtype) -> bool:
-        """Whether it still has the tensor's shape and place, and this type."""
+        """True if it still has the tensor's shape and device, and this data type."""
         own = self.frozen
         return (own.shape, own.device, own.dtype) == (tensor.shape, tensor.device, dtype)
 
@@ -51,7 +52,8 @@ class Place(NamedTuple):
 class WeightCopies:
     """``folds`` are used where BatchNorm uses its running statistics.
 
-    Whoever changes the weights says so (``invalidate``): the copies serve every pass until then.
+    Call ``invalidate`` after every in-place change of the weights: until then the copies serve
+    every pass.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -76,7 +78,7 @@ class WeightCopies:
         return vars(self) | {"_copies": {}, "_up_to_date": {}}
 
     def invalidate(self) -> None:
-        """The weights have changed."""
+        """Mark all copies stale. Call after every in-place weight change."""
         self._up_to_date.clear()
         self.folding.invalidate()
 

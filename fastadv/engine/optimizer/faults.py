@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from fastadv.engine.model.buffers import copy_into
-from fastadv.engine.packing import packed
+from fastadv.engine.packing import FlatViews, packed
 from fastadv.errors import TrainingError
 
 
 class Fault(IntEnum):
-    """Kinds of bad updates. Of several in one update the first of this list is told."""
+    """Kinds of bad updates. Of several in one update the first of this list is reported."""
 
     IMAGES = 0
     LABELS = 1
@@ -67,7 +67,7 @@ class Faults:
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
         self.kind = torch.zeros((), dtype=torch.int64, device=device)
         self._fine = torch.zeros((), dtype=torch.bool, device=device)
-        # What was found before an update began; filled in place, so that a graph may read it.
+        # What was found before an update began; filled in place, so that a CUDA graph may read it.
         self.before = {kind: torch.zeros_like(self._fine) for kind in list(Fault)[:3]}
 
     @torch.no_grad()
@@ -84,11 +84,11 @@ class Faults:
         return self.bad_step < 0
 
     def none_so_far(self) -> Tensor:
-        """Whether no step was bad so far, 0-dim bool on the device."""
+        """True if no step was bad so far, 0-dim bool on the device."""
         return self.bad_step < 0
 
     def healthy(self) -> bool:
-        """Whether no step was bad so far. Waits."""
+        """True if no step was bad so far. Waits."""
         return int(self.bad_step) < 0
 
     def check(self) -> None:
@@ -112,10 +112,14 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     """True (0-dim bool) if every value is finite. A sum is not finite where a value is not, and
     costs less than a look at each value."""
     floating = packed([tensor for tensor in tensors if tensor.is_floating_point()])
-    if len(floating) == 1:
-        return _sum(floating[0]).isfinite()
     if not floating:
         return torch.ones((), dtype=torch.bool, device=tensors[0].device if tensors else None)
+    return _finite_sums(floating)
+
+
+def _finite_sums(floating: Sequence[Tensor]) -> Tensor:
+    if len(floating) == 1:
+        return _sum(floating[0]).isfinite()
     return torch.stack([_sum(tensor) for tensor in floating]).isfinite().all()
 
 
@@ -129,21 +133,23 @@ def _sum(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def apply_where(
-    ok: Tensor, update: Callable[[], object], optimizer: torch.optim.Optimizer
+    ok: Tensor, update: Callable[[], object], optimizer: torch.optim.Optimizer, known: FlatViews
 ) -> Tensor:
     """Call ``update`` so that it changes weights and optimizer state only where ``ok`` and only
     where all of them stay finite; returns whether they do (0-dim bool).
 
     On a CPU the flag is simply read, and what overflowed is the caller's to put back: it holds
     copies. On a GPU the tensors are copied and put back by a select, since reading the flag would
-    stall the device; a fused optimizer also masks itself. The optimizer must have its state
-    already: what a masked first step leaves there is no state.
+    stall the device; a fused optimizer also masks itself. The optimizer's state must already
+    exist: a masked first step would initialise it from an invalid update. ``known`` are the views
+    of earlier updates, used again.
     """
     if ok.device.type == "cpu":
         if not ok:
             return torch.ones_like(ok)
         update()
-        return all_finite(telling(optimizer))
+        known.follow([tensor for tensor in telling(optimizer) if tensor.is_floating_point()])
+        return _finite_sums(known.packed()) if known.views else torch.ones_like(ok)
     touched = _tensors(optimizer)
     before = [torch.empty_like(tensor) for tensor in touched]
     copy_into(before, touched)
@@ -168,7 +174,7 @@ def select_into(tensors: Sequence[Tensor], ok: Tensor, otherwise: Sequence[Tenso
 
 
 def counts_on_the_host(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer keeps something where no flag on the device can mask it.
+    """True if the optimizer keeps something where no flag on the device can mask it.
 
     Adam counts its steps there, unless it is fused or capturable.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import is_
 from typing import Any
 
 import torch
@@ -11,44 +10,68 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fastadv.engine.model.buffers import copy_into
+from fastadv.engine.packing import FlatViews
 
 
 class Copies:
     """Copies of tensors, in memory that is used again as long as the tensors are the same."""
 
     def __init__(self) -> None:
-        self._tensors: list[Tensor] = []
-        self._where: list[object] = []
-        self._groups: list[tuple[list[Tensor], list[Tensor]]] = []  # a device's, and their copies
+        self._flat = FlatViews()
+        self._groups: list[_Group] | None = None  # None: not made, perhaps for lack of memory
 
     @torch.no_grad()
     def take(self, tensors: list[Tensor]) -> None:
         """Remember the values of ``tensors``."""
-        where = [*map(Tensor.data_ptr, tensors), *map(Tensor.size, tensors)]
-        if where != self._where or not all(map(is_, tensors, self._tensors)):
-            groups = [
-                (group, [torch.empty_like(tensor, requires_grad=False) for tensor in group])
-                for group in _by_device(tensors)
-            ]
-            self._tensors, self._where, self._groups = tensors, where, groups
-        for group, copies in self._groups:
-            copy_into(copies, group)
+        if self._flat.follow(tensors):
+            self._groups = None
+        if self._groups is None:
+            self._groups = [_Group(views) for views in _alike(self._flat.views)]
+        for group in self._groups:
+            group.take()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(Copies())  # a copy works on other tensors
 
     @torch.no_grad()
     def put_back(self) -> None:
         """The tensors hold again what they held."""
-        for group, copies in self._groups:
-            copy_into(group, copies)
+        for group in self._groups or ():
+            copy_into(group.views, group.copies)
 
 
-def _by_device(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Some optimizers count their steps on the host."""
-    devices = dict.fromkeys(tensor.device for tensor in tensors)
-    return [[tensor for tensor in tensors if tensor.device == device] for device in devices]
+class _Group:
+    """Tensors of one device and data type, and the copies of all, one after the other."""
+
+    def __init__(self, views: list[Tensor]) -> None:
+        self.views = views
+        # Joined on a CPU, where a call per tensor costs more than a small tensor's values.
+        joined = views[0].device.type == "cpu" and all(view.dim() == 1 for view in views)
+        self._all = torch.cat(views) if joined else None
+        if self._all is None:
+            self.copies = [torch.empty_like(view) for view in views]
+        else:
+            self.copies = list(self._all.split([len(view) for view in views]))
+
+    def take(self) -> None:
+        if self._all is None:
+            copy_into(self.copies, self.views)
+        else:
+            torch.cat(self.views, out=self._all)
+
+
+def _alike(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """``tensors`` by device (some optimizers count their steps on the host), data type, and
+    whether they are flat."""
+    groups: dict[object, list[Tensor]] = {}
+    for tensor in tensors:
+        kind = tensor.device, tensor.dtype, tensor.dim() == 1
+        groups.setdefault(kind, []).append(tensor)
+    return list(groups.values())
 
 
 def copy_each(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """``copy_into``, a launch for each device."""
+    """``copy_into``, one launch per device."""
     for device in dict.fromkeys(tensor.device for tensor in tensors):
         there = [place for place, tensor in enumerate(tensors) if tensor.device == device]
         copy_into([tensors[place] for place in there], [values[place] for place in there])

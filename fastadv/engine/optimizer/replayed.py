@@ -7,7 +7,6 @@ runs as written, and the passes need no new recording for it.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -19,11 +18,12 @@ from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, RAdam, optimizer
 from fastadv.engine.cuda_graph import NotReplayable
 from fastadv.engine.optimizer.faults import Fault
 from fastadv.engine.optimizer.updater import Updater
+from fastadv.errors import warn
 
 # With capturable=True none of these waits for the device, whichever way its step is computed
 # (RMSprop's and Adadelta's does when it goes tensor by tensor).
 CAPTURABLE = (Adam, AdamW, Adamax, NAdam, RAdam)
-AGAIN = 4  # recordings of one situation, before it is taken for one that keeps changing
+MAX_RERECORDINGS = 4  # of one situation; after more, it is taken to keep changing
 
 
 class Replaying:
@@ -41,7 +41,7 @@ class Replaying:
         self.recorder = recorder
         self.refused = False
         self._rates: list[_Rate] = []  # by the place of the group: loading a state replaces those
-        # Torch warns who calls a capturable optimizer outside of a capture, as happens at first.
+        # Torch warns about a capturable optimizer whose step is not captured, as the first is not.
         vars(updater.optimizer)["_warned_capturable_if_run_uncaptured"] = True
 
     @contextmanager
@@ -79,7 +79,7 @@ class ReplayedUpdate:
         self._gradients = list(gradients)
         self._seen: Hashable = None
         self._recording: _Recording | None = None
-        self._left = AGAIN
+        self._left = MAX_RERECORDINGS
 
     def __call__(
         self,
@@ -94,7 +94,7 @@ class ReplayedUpdate:
     ) -> tuple[Tensor, Tensor]:
         """``Updater.__call__``; replayed, the tensors returned are the recording's own."""
         shared = self.shared
-        allowed = update and _allows(self.optimizer)
+        allowed = update and _is_capturable(self.optimizer)
         if allowed and self._may_replay(parameters, gradients):
             frozen = _frozen(self.optimizer)
             known, self._seen = self._seen, frozen
@@ -112,12 +112,12 @@ class ReplayedUpdate:
             )
 
     def _may_replay(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> bool:
-        """Whether this update reads the gradients of the recorded passes and no others."""
+        """True if this update reads the gradients of the recorded passes and no others."""
         if self.shared.refused or not self.shared.updater.steady:
             return False
         ours = {id(parameter) for parameter in parameters}
         groups = self.optimizer.param_groups
-        # A gradient that somebody else takes may lie somewhere else next time.
+        # A gradient that other code computes may lie somewhere else next time.
         alone = all(p.grad is None for g in groups for p in g["params"] if id(p) not in ours)
         return alone and all(
             given is own for given, own in zip(gradients, self._gradients, strict=True)
@@ -148,10 +148,9 @@ class ReplayedUpdate:
         except (NotReplayable, torch.OutOfMemoryError) as error:
             shared.refused = True
             reason = getattr(error, "reason", "out of memory")
-            warnings.warn(
+            warn(
                 f"The optimizer cannot be replayed as a CUDA graph ({reason}); it is launched "
-                "operation by operation.",
-                stacklevel=6,
+                "operation by operation."
             )
             return
         self._recording = _Recording(frozen, parameters, returned, replay)
@@ -193,8 +192,8 @@ class _Rate:
             self.tensor.fill_(self._value)
 
 
-def _allows(own: torch.optim.Optimizer) -> bool:
-    """Whether a step of it is launches only, the same every time.
+def _is_capturable(own: torch.optim.Optimizer) -> bool:
+    """True if ``optimizer.step()`` only launches kernels, the same ones each time.
 
     A rate on the device is float32 (fused kernels read no other), too coarse for float64 weights.
     """

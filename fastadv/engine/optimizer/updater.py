@@ -23,6 +23,7 @@ from fastadv.engine.optimizer.faults import (
 )
 from fastadv.engine.optimizer.gradient_norm import total_norm
 from fastadv.engine.optimizer.optimizer_copy import OptimizerCopy
+from fastadv.engine.packing import FlatViews
 from fastadv.errors import TrainingError
 
 # A scale that was halved so often in a row is no overflow that goes away.
@@ -60,10 +61,11 @@ class Updater:
         self._waiting = 0  # images whose gradients wait for the update
         self._learned: list[Tensor] = []  # in the update before
         self._begun = False  # whether the optimizer has made its state
+        self._moved = FlatViews()
 
     @property
     def steady(self) -> bool:
-        """Whether an update is the same launches as the one before: the optimizer has its state,
+        """True if an update is the same launches as the one before: the optimizer has its state,
         no gradient waits for more, and no scaler looks at it."""
         return self._begun and not self._waiting and self.scaler is None
 
@@ -125,7 +127,7 @@ class Updater:
         waits = self.scaler is not None and counts_on_the_host(self.optimizer)
         finite = torch.ones_like(ok)
         if self._begun and not waits:
-            finite = apply_where(ok, self.optimizer.step, self.optimizer)
+            finite = apply_where(ok, self.optimizer.step, self.optimizer, self._moved)
         elif ok:
             finite = self._begin_step()
         # On a CPU there is nothing to record about an update that did not overflow.
@@ -166,7 +168,7 @@ class Updater:
 
     @property
     def waits(self) -> bool:
-        """Whether a gradient waits for the update."""
+        """True if a gradient waits for the update."""
         return self._waiting > 0
 
     def moment(self) -> tuple[Any, ...]:
@@ -194,7 +196,7 @@ class Updater:
             )
 
     def healthy(self) -> bool:
-        """Whether ``check`` would pass; waits."""
+        """True if ``check`` would pass; waits."""
         return self.faults.healthy() and int(self.skipped) < STARVED
 
     def state_dict(self) -> dict[str, Any]:

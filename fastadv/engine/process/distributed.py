@@ -80,7 +80,7 @@ def rank() -> int:
 
 @torch.no_grad()
 def average(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its mean over all processes, in place, in one message a dtype.
+    """Replace each tensor by its mean over all processes, in place, in one message per dtype.
 
     The mean of the processes' means, as DDP takes it, also where their batches differ in size.
     """
@@ -153,7 +153,7 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def failure_told() -> Iterator[None]:
-    """An error that leaves the block is told to the processes that wait for this one."""
+    """An error that leaves the block is reported to the processes that wait for this one."""
     global _told
     if world_size() == 1:
         yield
@@ -175,7 +175,7 @@ def failure_told() -> Iterator[None]:
 
 
 def _of_another(sentence: str) -> TrainingError:
-    """The error that ends this process because another has ended; it is not told again."""
+    """The error that ends this process because another has ended; it is not reported again."""
     global _received
     _received = TrainingError(sentence)
     return _received
@@ -210,7 +210,7 @@ def _raise_failure() -> None:
 
 
 def _is_there(key: str) -> bool:
-    """Whether a process has told ``key``; process 0 keeps what is told."""
+    """True if a process has set ``key`` in the store, which process 0 holds."""
     try:
         return bool(_store().check([key]))
     except RuntimeError as error:
@@ -263,7 +263,7 @@ def collected(own: Any) -> list[Any]:
 
 
 def any_process(said: bool, device: torch.device) -> bool:
-    """Whether any process says so; all of them must ask. Waits."""
+    """True if any process says so; all of them must ask. Waits."""
     if world_size() == 1:
         return said
     flag = torch.tensor(float(said), device=device)

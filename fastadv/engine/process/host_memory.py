@@ -17,13 +17,13 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 NEVER = 2**31 - 1
 # Blocks below these are kept; older glibc refuses the first.
 LARGEST = (2**30, 2**25)
-# Whoever sets one of these has chosen for himself.
+# A user who sets one of these has made the choice already.
 SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 @cache
 def keep_freed_memory() -> bool:
-    """Tell glibc so, once a process; False where there is no glibc or the environment decides."""
+    """Tell glibc so, once per process; False where there is no glibc or the environment decides."""
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in SETTINGS):
         return False
     mallopt = ctypes.CDLL(None).mallopt
