@@ -83,7 +83,7 @@ class Step:
 
     @property
     def mode(self) -> str:
-        """ "eager", "compiled" or "captured"; "auto" until ``resolve_mode`` or the first call."""
+        """One of "eager", "compiled" and "captured"; "auto" until the first call."""
         return self.internals.mode
 
     @property
