@@ -80,7 +80,7 @@ class ModelLayout:
         seen: list[Any] = [*registries]
         for registry in registries:
             if registry:
-                seen += registry
+                seen += registry.keys()  # a registry of TorchScript is not iterable
                 tensors += registry.values()
         tensors = [tensor for tensor in tensors if tensor is not None]
         seen += tensors

@@ -71,6 +71,7 @@ class Network:
         if any(is_lazy(tensor) for tensor in (*self.model.parameters(), *self.model.buffers())):
             with torch.no_grad(), guard.train_flags(self.model, False):
                 self.logits(x)
+            self._pointwise = pointwise(self.model.modules(), self.device)
 
     def probe(self, x: Tensor, passes: Sequence[str] = DEFAULT_BN_UPDATES) -> Tensor:
         """Logits of ``x`` (B,C,H,W) in eval mode, to learn the network by: their number of

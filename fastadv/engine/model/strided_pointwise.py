@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 _SAFE_CHANNELS = 16  # oneDNN takes another kernel from here on, and for one channel
@@ -119,7 +120,7 @@ def _may_break(convolution: nn.Conv2d) -> bool:
 
 
 def _is_narrow(weight: Tensor | None) -> bool:
-    if weight is None:
+    if weight is None or is_lazy(weight):
         return False
     shape = weight.shape
     return len(shape) == 4 and shape[2:] == (1, 1) and 1 < shape[1] < _SAFE_CHANNELS
