@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastadv.declared import NonNegative, Share, check_fields
+from fastadv.declared import NonNegative, Share, check_fields, option
 from fastadv.engine.model.bn_momentum import ONCE
 from fastadv.engine.model.network import Network
 from fastadv.errors import UserError
@@ -247,10 +247,16 @@ class Adversary(Part):
     """
 
     wants_input_gradient: ClassVar[bool] = False
-    attack_objective: Literal["ce", "kl"] = "ce"
-    attack_bn: Literal["train", "eval"] = "train"
-    shrink: Share = 0.0
-    flip_signs: Share = 0.0
+    attack_objective: Literal["ce", "kl"] = option(
+        "ce", "what the attack climbs: cross entropy or KL to the natural prediction"
+    )
+    attack_bn: Literal["train", "eval"] = option("train", "mode of BatchNorm during the attack")
+    shrink: Share = option(
+        0.0, "share of the perturbation's length that is taken away before training on it"
+    )
+    flip_signs: Share = option(
+        0.0, "share of the perturbation's elements whose sign is flipped before training on it"
+    )
 
     @property
     def updates_per_batch(self) -> int:
@@ -373,8 +379,8 @@ class Regularizer(Part):
     wants_adversarial_gradient: ClassVar[bool] = False  # so does ``x_adv``
     wants_neighbor: ClassVar[bool] = False  # ``neighbor`` gives images to be attacked too
 
-    reg_weight: NonNegative = 1.0
-    reg_ramp: bool = False
+    reg_weight: NonNegative = option(1.0, "weight of the regularizer in the loss")
+    reg_ramp: bool = option(False, "let the weight of the regularizer rise linearly over the run")
 
     def follows_epochs(self) -> bool:
         return self.reg_ramp
