@@ -25,7 +25,7 @@ def explain(name: str) -> rich.console.RenderableType:
         lines.append(f"reported: {plan.recipe.reported}")
     if plan.recipe.elsewhere:
         lines.append(f"elsewhere: {plan.recipe.elsewhere}")
-    lines += ["", f"passes a step: {passes(plan)}", ""]
+    lines += ["", f"passes per step: {passes(plan)}", ""]
     for slot, part in plan.parts.items():
         lines += [f"{slot}: {plan.slots[slot]}", _indented(inspect.getdoc(type(part)) or ""), ""]
     lines.append("options:")
@@ -63,7 +63,7 @@ def passes(plan: Plan) -> str:
 
 
 def _by_kind(counts: Counter[cost.Pass]) -> dict[str, int]:
-    """kind -> how many, BatchNorm's modes together, the lightest first."""
+    """kind -> count, over both modes of BatchNorm, the cheapest kind first."""
     total: Counter[str] = Counter()
     for (kind, _), count in counts.items():
         total[kind] += count
@@ -82,7 +82,7 @@ def markdown() -> str:
         "Every training method in a table of the papers fastadv follows, its recipe, and what",
         "the paper reports (test accuracy, %; best / last). `fastadv methods --markdown` writes",
         "this page from the recipes, `python bench/tables.py --write docs/methods.md` the status",
-        "from `bench/results/`; `fastadv methods NAME` tells all about one. Tests hold the parts",
+        "from `bench/results/`; `fastadv methods NAME` tells everything about one. Tests hold the parts",
         "to formulas written independently, run every recipe compiled against eager and resumed,",
         "and train every recipe on digits.",
         "",
@@ -94,7 +94,7 @@ def markdown() -> str:
 
 
 def recipe_table(status: Mapping[str, str] | None = None) -> str:
-    """Every recipe as a line of a Markdown table, with a last column where ``status`` is given."""
+    """Every recipe as a row of a Markdown table; ``status`` adds a last column."""
     heads = ["recipe", "what it does", "parts", "options", "source", "reported"]
     heads += [] if status is None else ["status"]
     lines = [_row(heads), "|---" * len(heads) + "|"]

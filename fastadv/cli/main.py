@@ -37,7 +37,7 @@ def main() -> None:
         colour = "yellow" if kind == "warning" else "red"
         errors.print(f"[{colour}]{kind}:[/] {escape(safe_sentence(sentence))}")
 
-    # A warning is a sentence for a person here, not a place in the code.
+    # The command line shows a warning as a sentence, without its place in the code.
     warnings.showwarning = lambda message, *_: say("warning", message)
     words = sys.argv[1:]
     try:
@@ -54,7 +54,7 @@ def main() -> None:
     except KeyboardInterrupt:
         code = 130
     except Exception as error:
-        # Whichever click typer brings along, its usage errors know how to word themselves.
+        # The class of usage errors depends on the click that typer brings; all have this method.
         if not hasattr(error, "format_message"):
             raise
         sentence = misspelt(error) or error.format_message()
@@ -175,8 +175,8 @@ def _show_scores(run: str, which: str, scores: Found) -> None:
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="explain this method")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="the table of docs/")] = False,
+    name: Annotated[str | None, typer.Argument(help="a method to explain")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print docs/methods.md")] = False,
 ) -> None:
     """List the methods, or explain one."""
     if markdown:

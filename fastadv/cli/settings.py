@@ -11,7 +11,8 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "norm": "norm of the threat model",
     },
     "Data": {
-        "data": "digits, cifar10, cifar100, svhn, synthetic, folder:PATH, npz:PATH, tinyimagenet:PATH",
+        "data": "digits, cifar10, cifar100, svhn, synthetic, "
+        "folder:PATH, npz:PATH, tinyimagenet:PATH",
         "data_root": "folder of the data sets",
         "download": "download a missing data set",
         "limit": "train on this many images only",
