@@ -24,11 +24,7 @@ def report() -> Text:
     lines = [
         f"fastadv {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         f"CPU: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, bf16 "
-        + (
-            "in hardware"
-            if cpu_multiplies(torch.bfloat16)
-            else "not in hardware: --amp does not pay"
-        ),
+        + ("in hardware" if cpu_multiplies(torch.bfloat16) else "not in hardware: omit --amp"),
     ]
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):

@@ -82,7 +82,7 @@ def markdown() -> str:
         "Every training method in a table of the papers fastadv follows, its recipe, and what",
         "the paper reports (test accuracy, %; best / last). `fastadv methods --markdown` writes",
         "this page from the recipes, `python bench/tables.py --write docs/methods.md` the status",
-        "from `bench/results/`; `fastadv methods NAME` tells everything about one. Tests hold the parts",
+        "from `bench/results/`; `fastadv methods NAME` tells more. Tests hold the parts",
         "to formulas written independently, run every recipe compiled against eager and resumed,",
         "and train every recipe on digits.",
         "",
