@@ -15,7 +15,7 @@ from fastadv.algorithms.contract import option_names
 from fastadv.algorithms.parts import PARTS
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.algorithms.slots import OPTIONAL, SLOTS
-from fastadv.cli import help_screen, settings
+from fastadv.cli import settings, train_help
 from fastadv.cli.flags import groups, train_parameters
 from fastadv.cli.listing import listing, reported
 from fastadv.cli.misspelt import MEANT
@@ -70,7 +70,7 @@ def test_the_common_help_is_one_screen_and_as_the_options_are(fastadv_command):
     assert 24 <= len(lines) <= 40
     assert max(map(len, lines)) <= 80
     assert sum("  fastadv train" in line for line in lines) in range(3, 6)
-    assert outcome.out == help_screen.common(), "run: python -m fastadv.cli.help_screen"
+    assert outcome.out == train_help.common(), "run: python -m fastadv.cli.train_help"
 
 
 def test_the_complete_help_has_every_option(fastadv_command):

@@ -1,19 +1,11 @@
-"""The help of ``fastadv train``: rows in groups, as plain text.
-
-The common screen is kept in ``train_help.txt``, so that it is shown without importing torch.
-``python -m fastadv.cli.help_screen`` writes it anew; a test holds it to the options there are.
-"""
+"""How the help of ``fastadv train`` is laid out: rows in groups, as plain text."""
 
 from __future__ import annotations
 
-import shutil
 import textwrap
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
-STORED = Path(__file__).with_name("train_help.txt")
-COLUMNS = 80  # of the stored screen
 LEFT = 25  # columns of the flags; the meaning of a longer flag begins on the next line
 
 EXAMPLES = """\
@@ -57,21 +49,3 @@ def page(groups: Iterable[tuple[str, Iterable[Row]]], width: int) -> str:
         found = [row.text(width) for row in rows]
         lines += [f"{title}:", *found] if found else []
     return "\n".join([*lines, MORE])
-
-
-def full(method: str | None = None) -> str:
-    """Every option; with ``method`` the run's settings and the options of that method's parts."""
-    from fastadv.cli.flags import groups
-
-    return page(groups(method), shutil.get_terminal_size().columns)
-
-
-def common() -> str:
-    """The common options, as ``STORED`` keeps them."""
-    from fastadv.cli.flags import common_groups
-
-    return page(common_groups(), COLUMNS)
-
-
-if __name__ == "__main__":
-    STORED.write_text(common(), encoding="utf-8")

@@ -83,8 +83,6 @@ def _train(given: dict[str, Any]) -> None:
 
 def _train_help(words: list[str]) -> str:
     """The common options; all with ``--help-all``; with ``--method`` those of its parts."""
-    from fastadv.cli.help_screen import STORED, full
-
     method = next(
         (
             word.partition("=")[2] if "=" in word else after
@@ -94,8 +92,11 @@ def _train_help(words: list[str]) -> str:
         None,
     )
     if method is not None or "--help-all" in words:
+        from fastadv.cli.train_help import full
+
         return full(method)
-    return STORED.read_text(encoding="utf-8")
+    # Not built but read: the options of the parts need torch (``train_help.py`` writes the file).
+    return Path(__file__).with_name("train_help.txt").read_text(encoding="utf-8")
 
 
 def _train_command() -> Callable[..., None]:
