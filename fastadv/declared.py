@@ -1,9 +1,10 @@
 """What a setting may be, said where it is declared, and checked in one place.
 
-A hint carries its range: ``gamma: NonNegative = 0.01``. ``coerce`` reads a value as the hint says
-and refuses what lies outside; the parts, the run's settings, ``fastadv.step`` and the attacks call
-it, so the command line, a ``config.toml`` and Python are held to the same words. A number without
-a range is any finite one.
+A hint carries the range of a value and ``option`` its meaning:
+``gamma: NonNegative = option(0.01, "radius of the weight perturbation")``. ``coerce`` reads a
+value as the hint says and refuses what lies outside; the parts, the run's settings,
+``fastadv.step`` and the attacks call it, so the command line, a ``config.toml`` and Python are
+held to the same words. A number without a range is any finite one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import re
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fastadv.errors import UserError, unknown
@@ -83,6 +84,21 @@ AnyNumber = Annotated[float, Range()]
 Count = Annotated[int, Range(1)]
 Passes = Annotated[int, Range(1, MOST_PASSES)]
 CountOrZero = Annotated[int, Range(0)]
+
+
+def option(default: Any, meaning: str) -> Any:
+    """A dataclass field with a default and what it means: a phrase for a line of help, with its
+    unit if it has one."""
+    return field(default=default, metadata={"meaning": meaning})
+
+
+def meanings(owner: Any) -> Mapping[str, str]:
+    """What the options of a dataclass mean: name -> phrase, of those made by ``option``."""
+    return {
+        entry.name: entry.metadata["meaning"]
+        for entry in fields(owner)
+        if "meaning" in entry.metadata
+    }
 
 
 def declared(owner: Any) -> Mapping[str, Any]:

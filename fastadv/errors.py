@@ -21,6 +21,10 @@ class TrainingError(RuntimeError):
     """Training went wrong (a loss that is not finite); the message names the step."""
 
 
+class Interrupted(Exception):
+    """The user or the system asked the command to stop; everything is saved."""
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     """The error for a name nobody knows, with the nearest known one.
 

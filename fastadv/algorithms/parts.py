@@ -33,6 +33,7 @@ from fastadv.algorithms.regularizers.cure import Cure
 from fastadv.algorithms.regularizers.gradalign import GradAlign
 from fastadv.algorithms.regularizers.igr import IGR
 from fastadv.algorithms.regularizers.logitalign import LogitAlign
+from fastadv.algorithms.slots import NONE, OPTIONAL
 from fastadv.algorithms.targets.distillation import Distillation
 from fastadv.algorithms.targets.label_smoothing import LabelSmoothing
 from fastadv.algorithms.targets.one_hot import OneHot
@@ -40,8 +41,6 @@ from fastadv.algorithms.targets.self_adaptive import SelfAdaptive
 from fastadv.algorithms.targets.temporal_ensembling import TemporalEnsembling
 from fastadv.algorithms.weights.awp import AWP
 from fastadv.algorithms.weights.rwp import RWP
-
-NONE = "none"
 
 PARTS: Mapping[str, Mapping[str, type[Part]]] = {
     "adversary": {
@@ -84,9 +83,6 @@ PARTS: Mapping[str, Mapping[str, type[Part]]] = {
     "layers": {"uniform": Uniform, "rat-lr": RatLR, "fixed-lr": FixedRate, "frozen": Frozen},
     "averaging": {"swa": SWA, "ema": EMA},
 }
-
-OPTIONAL = ("regularizer", "weights", "averaging")
-"""Slots that may be empty; "none" there means no part at all."""
 
 
 def names(slot: str) -> list[str]:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastadv.algorithms.parts import NONE, PARTS
+from fastadv.algorithms.slots import NONE, SLOTS
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One method. ``options`` are its parts' hyper-parameters where they differ from the parts'
-    own defaults; ``training`` likewise the run's (epochs, learning rate, ...) in its publication;
+    own defaults; ``summary`` fits into a line of ``fastadv methods``, ``note`` is what to know
+    beside it; ``training`` likewise the run's (epochs, learning rate, ...) in its publication;
     ``reported`` is the accuracy the source reports, in per cent; ``elsewhere`` the same for other
     data sets, networks and balls than the first one's.
     """
@@ -28,12 +29,17 @@ class Recipe:
     layers: str = "uniform"
     options: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
     reported: str = ""
     elsewhere: str = ""
 
+    def what(self) -> str:
+        """``summary``, with ``note`` where there is one."""
+        return f"{self.summary} ({self.note})" if self.note else self.summary
+
     def parts(self) -> dict[str, str]:
         """Slot -> part name."""
-        return {slot: getattr(self, slot) for slot in PARTS}
+        return {slot: getattr(self, slot) for slot in SLOTS}
 
     def all_options(self) -> dict[str, Any]:
         """``options``, and what its target and weights take beside its objective."""

@@ -7,11 +7,12 @@ from typing import Any, cast
 
 from fastadv.algorithms.contract import Adversary, Layers, Objective, Part, Regularizer, Target
 from fastadv.algorithms.options import default, option_types
-from fastadv.algorithms.parts import NONE, OPTIONAL, PARTS, names
+from fastadv.algorithms.parts import PARTS, names
 from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.recipe import beside
 from fastadv.algorithms.recipes.table import Recipe, recipe
 from fastadv.algorithms.refusals import refuse
+from fastadv.algorithms.slots import NONE, OPTIONAL
 from fastadv.declared import coerce
 from fastadv.errors import unknown
 

@@ -20,11 +20,11 @@ EXTRAS = {
 
 
 def report() -> Text:
-    """Versions, devices, precisions, kernels and extras, a line each."""
+    """Versions, devices, precisions, kernels and extras, one line each."""
     lines = [
         f"fastadv {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         f"CPU: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, bf16 "
-        + ("in hardware" if cpu_multiplies(torch.bfloat16) else "not in hardware: --amp is no use"),
+        + ("in hardware" if cpu_multiplies(torch.bfloat16) else "not in hardware: omit --amp"),
     ]
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):

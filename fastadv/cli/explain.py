@@ -1,4 +1,4 @@
-"""What ``fastadv methods`` prints: the table of methods, or all there is to know about one."""
+"""What ``fastadv methods NAME`` prints about one method, and the tables of ``docs/methods.md``."""
 
 from __future__ import annotations
 
@@ -8,45 +8,37 @@ from collections.abc import Mapping
 
 import rich.console
 import rich.text
-from rich.table import Table
 
 from fastadv.algorithms import cost
 from fastadv.algorithms.options import all_options
 from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.algorithms.resolution import resolve
-from fastadv.declared import describe
-
-
-def table() -> Table:
-    """Every method in a line: name, what it is, its source."""
-    listing = Table(title="methods")
-    for column in ("method", "what it does", "source", "reported, %"):
-        listing.add_column(column, overflow="fold")
-    for name, row in METHODS.items():
-        listing.add_row(name, row.summary, row.source, row.reported)
-    return listing
+from fastadv.declared import describe, meanings
 
 
 def explain(name: str) -> rich.console.RenderableType:
     """One method: its parts with their equations, its options, its cost."""
     plan = resolve(name)
-    lines = [f"{name}: {plan.recipe.summary}", f"source: {plan.recipe.source}"]
+    lines = [f"{name}: {plan.recipe.what()}", f"source: {plan.recipe.source}"]
     if plan.recipe.reported:
         lines.append(f"reported: {plan.recipe.reported}")
     if plan.recipe.elsewhere:
         lines.append(f"elsewhere: {plan.recipe.elsewhere}")
-    lines += ["", f"passes a step: {passes(plan)}", ""]
+    lines += ["", f"passes per step: {passes(plan)}", ""]
     for slot, part in plan.parts.items():
         lines += [f"{slot}: {plan.slots[slot]}", _indented(inspect.getdoc(type(part)) or ""), ""]
     lines.append("options:")
-    hints = all_options(type(part) for part in plan.parts.values())
-    lines += [_option(key, value, describe(hints[key])) for key, value in plan.options.items()]
+    classes = [type(part) for part in plan.parts.values()]
+    hints = all_options(classes)
+    said = {name: text for part in classes for name, text in meanings(part).items()}
+    for key, value in plan.options.items():
+        lines += _option(key, value, said[key], describe(hints[key]))
     return rich.text.Text("\n".join(lines))
 
 
-def _option(name: str, value: object, allowed: str) -> str:
-    return f"  {name} = {value}" + (f"  ({allowed})" if allowed else "")
+def _option(name: str, value: object, meaning: str, allowed: str) -> list[str]:
+    return [f"  {name} = {value}", f"    {meaning}" + (f" ({allowed})" if allowed else "")]
 
 
 PASS_WORDS = {
@@ -71,7 +63,7 @@ def passes(plan: Plan) -> str:
 
 
 def _by_kind(counts: Counter[cost.Pass]) -> dict[str, int]:
-    """kind -> how many, BatchNorm's modes together, the lightest first."""
+    """kind -> count, over both modes of BatchNorm, the cheapest kind first."""
     total: Counter[str] = Counter()
     for (kind, _), count in counts.items():
         total[kind] += count
@@ -90,7 +82,7 @@ def markdown() -> str:
         "Every training method in a table of the papers fastadv follows, its recipe, and what",
         "the paper reports (test accuracy, %; best / last). `fastadv methods --markdown` writes",
         "this page from the recipes, `python bench/tables.py --write docs/methods.md` the status",
-        "from `bench/results/`; `fastadv methods NAME` tells all about one. Tests hold the parts",
+        "from `bench/results/`; `fastadv methods NAME` tells more. Tests hold the parts",
         "to formulas written independently, run every recipe compiled against eager and resumed,",
         "and train every recipe on digits.",
         "",
@@ -102,7 +94,7 @@ def markdown() -> str:
 
 
 def recipe_table(status: Mapping[str, str] | None = None) -> str:
-    """Every recipe as a line of a Markdown table, with a last column where ``status`` is given."""
+    """Every recipe as a row of a Markdown table; ``status`` adds a last column."""
     heads = ["recipe", "what it does", "parts", "options", "source", "reported"]
     heads += [] if status is None else ["status"]
     lines = [_row(heads), "|---" * len(heads) + "|"]
@@ -112,7 +104,7 @@ def recipe_table(status: Mapping[str, str] | None = None) -> str:
         ]
         options = ", ".join(f"{key}={_short(value)}" for key, value in row.all_options().items())
         reported = ". ".join(text for text in (row.reported, row.elsewhere) if text)
-        cells = [f"`{name}`", row.summary, " + ".join(parts), options, row.source, reported]
+        cells = [f"`{name}`", row.what(), " + ".join(parts), options, row.source, reported]
         cells += [] if status is None else [status.get(name, "")]
         lines.append(_row(cells))
     return "\n".join(lines)

@@ -3,67 +3,98 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, get_origin
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from fastadv.algorithms.options import all_options
+from fastadv.algorithms.options import all_options, default
 from fastadv.algorithms.parts import PARTS, names
-from fastadv.declared import describe, plain_type
-from fastadv.run.config import TrainConfig, config_types
+from fastadv.algorithms.resolution import resolve
+from fastadv.cli.help_screen import Row
+from fastadv.cli.settings import COMMON, SETTINGS
+from fastadv.declared import describe, meanings, plain_type
+from fastadv.run.config import ALWAYS_SETTLED, TrainConfig, config_types
 
-SETTING_HELP: Mapping[str, str] = {
-    "method": "training method; `fastadv methods` lists them",
-    "data": "digits, cifar10, cifar100, svhn, synthetic, folder:PATH, npz:PATH, tinyimagenet:PATH",
-    "model": "network, or module:callable for your own",
-    "width": "channels of the first stage (Wide ResNet: widening factor)",
-    "depth": "layers of a Wide ResNet",
-    "shortcut": "which published PreAct shortcut: raw or preact",
-    "stem": "first layers of a ResNet: cifar (3x3) or imagenet (7x7, pooled)",
-    "normalize": "scale images by the data's mean and deviation as the network's first layer",
-    "dropout": "dropout before the classifier",
-    "epochs": "passes over the training set",
-    "batch_size": "images a step",
-    "lr": "peak learning rate",
-    "schedule": "triangular, piecewise, multistep, cosine or constant",
-    "drops": "epochs (below 1: shares of the run) at which the rate falls tenfold [0.5,0.75]",
-    "momentum": "SGD momentum",
-    "cycle_momentum": "lower momentum by 0.1 at the peak of a triangular schedule, as published",
-    "nesterov": "Nesterov momentum",
-    "weight_decay": "SGD weight decay",
-    "max_grad_norm": "clip the gradient norm",
-    "eps": "radius of the threat model in pixels of [0,1], such as 8/255",
-    "norm": "linf or l2",
-    "amp": "mixed precision for attack and outer pass",
-    "amp_dtype": "bf16, or fp16 with loss scaling",
-    "attack_dtype": "the attack's own precision: fp32, bf16 or fp16",
-    "tf32": "float32 products on a GPU rounded to TF32 [torch's own: convolutions only]",
-    "mode": "auto, eager, compiled or captured",
-    "pad": "random crops of the image padded by this many pixels",
-    "flip": "random horizontal flips",
-    "padding": "how crops are padded: constant (black), grey or reflect",
-    "augmentation": "base (crop, flip), rotate (15 degrees at most too) or autoaugment (with "
-    "cutout, both from half of the run on)",
-    "limit": "train on this many images only",
-    "unlabelled": "images with pseudo-labels (fastadv pseudo-label writes them), for RST",
-    "image_size": "bring the images of a folder to this height and width",
-    "loader": "auto, device (all images in memory) or dali (decode files while training)",
-    "data_root": "where data sets lie",
-    "download": "fetch a missing data set",
-    "select": "choose the best epoch on a validation split (val) or on the test set (test)",
-    "select_attack": "the attack that chooses the best epoch",
-    "val_fraction": "share of the training images held out to choose the best epoch",
-    "judge_alpha": "step of the attacks that judge, in pixels [eps/4]",
-    "judge_every": "judge every so many epochs",
-    "test_attacks": "attacks of the final table, separated by commas",
-    "test_limit": "judge on this many test images only",
-    "seed": "seed of weights, order, views and noise",
-    "deterministic": "refuse operations that are not reproducible",
-    "device": "auto, cpu, cuda or cuda:N",
-    "out": "run folder; runs/METHOD-DATA when not given",
-    "checkpoint_minutes": "also save inside an epoch when the last checkpoint is this old",
-}
+SWAP = "Swap a part of the method"
+TYPES: Mapping[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT"}
+RESUME = Row("--resume FOLDER", "continue the run in this folder")
+TRUST = Row("--trust-code", "run the module:callable that run folders from elsewhere name")
+
+
+def groups(method: str | None = None) -> Iterator[tuple[str, list[Row]]]:
+    """All options in their groups; with ``method`` those of its parts only."""
+    types = config_types()
+    for title, settings in SETTINGS.items():
+        rows = [_setting(name, types[name], text) for name, text in settings.items()]
+        yield title, [*rows, RESUME, TRUST] if title == "The run" else rows
+    plan = None if method is None else resolve(method)
+    chosen = {} if plan is None else plan.slots
+    yield SWAP, [_slot(slot, chosen.get(slot)) for slot in PARTS]
+    seen = set(types)
+    for slot, parts in PARTS.items():
+        for label, part in parts.items():
+            if plan is not None and plan.slots[slot] != label:
+                continue
+            said = meanings(part)
+            rows = []
+            for name, hint in all_options([part]).items():
+                if name in seen:
+                    continue
+                seen.add(name)
+                value = default(part, name) if plan is None else plan.options[name]
+                rows.append(_row(name, hint, said[name], _words(value)))
+            if rows:
+                yield f"Options of {slot} {label}", rows
+
+
+def common_groups() -> Iterator[tuple[str, list[Row]]]:
+    """The common settings in their groups, without the ranges of numbers."""
+    types = config_types()
+    for title, settings in SETTINGS.items():
+        rows = [
+            _setting(name, types[name], text) for name, text in settings.items() if name in COMMON
+        ]
+        rows = [row if row.flag.endswith("NAME") else row._replace(allowed="") for row in rows]
+        yield title, [*rows, RESUME] if title == "The run" else rows
+
+
+def _setting(name: str, hint: Any, text: str) -> Row:
+    value = getattr(TrainConfig, name)
+    if value is None:
+        return _row(name, hint, text, "preset" if name in ALWAYS_SETTLED else "")
+    return _row(name, hint, text, _words(value))
+
+
+def _slot(slot: str, chosen: str | None) -> Row:
+    return Row(f"--{slot} NAME", "part", ", ".join(names(slot)), chosen or "")
+
+
+def _row(name: str, hint: Any, text: str, usual: str) -> Row:
+    kind = plain_type(hint)
+    flag = _flag(name)
+    if kind is bool:
+        return Row(f"--[no-]{flag[2:]}", text, "", usual)
+    if get_origin(kind) is Literal:
+        return Row(f"{flag} NAME", text, ", ".join(map(str, get_args(kind))), usual)
+    if get_origin(kind) is tuple:
+        return Row(f"{flag} LIST", text, describe(hint), usual)
+    allowed = describe(hint)
+    return Row(f"{flag} {TYPES.get(kind, 'TEXT')}", text, allowed, usual)
+
+
+def _words(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ",".join(map(_words, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _as_text(hint: Any) -> Any:
@@ -75,56 +106,28 @@ def _as_text(hint: Any) -> Any:
     return kind
 
 
-def _option(name: str, kind: Any, text: str, panel: str) -> inspect.Parameter:
-    flag = "--" + name.replace("_", "-")
+def _option(name: str, kind: Any) -> inspect.Parameter:
+    flag = _flag(name)
     flags = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
-    declared = typer.Option(flags, help=text, rich_help_panel=panel, show_default=False)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[kind | None, declared],
+        annotation=Annotated[kind | None, typer.Option(flags)],
     )
 
 
 def train_parameters() -> list[inspect.Parameter]:
     """Every option of ``fastadv train``: the run's settings, the slots, the parts' options."""
-    found = []
-    for name, hint in config_types().items():
-        text = SETTING_HELP[name]
-        default = getattr(TrainConfig, name)
-        if default is not None and not isinstance(default, bool):
-            text += f" [{default}]"
-        if get_origin(plain_type(hint)) is not Literal:  # whose help names the choices
-            text += _allowed(hint)
-        found.append(_option(name, _as_text(hint), text, "The run"))
-    for slot in PARTS:
-        text = ", ".join(names(slot))
-        found.append(_option(slot, str, text, "Swap a part of the method"))
-    for name, (hint, owners) in _part_options().items():
-        text = f"of {owners}{_allowed(hint)}"
-        found.append(_option(name, _as_text(hint), text, "Options of the parts"))
-    return found
-
-
-def _allowed(hint: Any) -> str:
-    words = describe(hint)
-    return f"; {words}" if words else ""
-
-
-def _part_options() -> dict[str, tuple[Any, str]]:
-    classes = [part for parts in PARTS.values() for part in parts.values()]
-    owners: dict[str, list[str]] = {}
-    for parts in PARTS.values():
-        for label, part in parts.items():
-            for name in all_options([part]):
-                owners.setdefault(name, []).append(label)
     settings = config_types()
-    return {
-        name: (hint, ", ".join(owners[name]))
+    found = [_option(name, _as_text(hint)) for name, hint in settings.items()]
+    found += [_option(slot, str) for slot in PARTS]
+    classes = [part for parts in PARTS.values() for part in parts.values()]
+    return found + [
+        _option(name, _as_text(hint))
         for name, hint in all_options(classes).items()
         if name not in settings
-    }
+    ]
 
 
 def with_options(

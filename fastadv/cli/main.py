@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import rich.console
-import rich.table
 import typer
 from rich.markup import escape
 
-from fastadv.errors import TrainingError, UserError
+from fastadv.cli.misspelt import misspelt
+from fastadv.errors import Interrupted, TrainingError, UserError
 from fastadv.storage.printable import printable, safe_sentence
 from fastadv.storage.trust import trusting
 
@@ -27,14 +28,6 @@ TrustCode = Annotated[
     ),
 ]
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    help="Fast adversarial training: `fastadv train --method apart --amp` runs as it is.",
-)
-
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
@@ -44,12 +37,14 @@ def main() -> None:
         colour = "yellow" if kind == "warning" else "red"
         errors.print(f"[{colour}]{kind}:[/] {escape(safe_sentence(sentence))}")
 
-    # A warning is a sentence for a person here, not a place in the code.
+    # The command line shows a warning as a sentence, without its place in the code.
     warnings.showwarning = lambda message, *_: say("warning", message)
-    from fastadv.run.train import Interrupted
-
+    words = sys.argv[1:]
     try:
-        code = app(standalone_mode=False)
+        if words[:1] == ["train"] and not {"--help", "--help-all"}.isdisjoint(words):
+            print(_train_help(words), end="")
+            sys.exit(0)
+        code = application(words[0] if words else "")(standalone_mode=False)
     except (UserError, TrainingError) as error:
         say("error", error)
         code = 2
@@ -59,11 +54,12 @@ def main() -> None:
     except KeyboardInterrupt:
         code = 130
     except Exception as error:
-        # Whichever click typer brings along, its usage errors know how to word themselves.
+        # The class of usage errors depends on the click that typer brings; all have this method.
         if not hasattr(error, "format_message"):
             raise
-        if error.format_message():  # none beside the help of a bare `fastadv`
-            say("error", error.format_message())
+        sentence = misspelt(error) or error.format_message()
+        if sentence:  # none beside the help of a bare `fastadv`
+            say("error", sentence)
         code = 2
     sys.exit(code)
 
@@ -78,54 +74,65 @@ def _train(given: dict[str, Any]) -> None:
         if path is not None:
             if given:
                 flags = ", ".join("--" + name.replace("_", "-") for name in given)
-                raise UserError(f"--resume continues a run as it was begun; leave away {flags}.")
+                raise UserError(f"--resume continues a run as it was begun; omit {flags}.")
             resume(path)
             return
         settings = {name: given.pop(name) for name in list(given) if name in config_types()}
         train(TrainConfig(**settings, options=given))
 
 
-def _register_train() -> None:
+def _train_help(words: list[str]) -> str:
+    """The common options; all with ``--help-all``; with ``--method`` those of its parts."""
+    method = next(
+        (
+            word.partition("=")[2] if "=" in word else after
+            for word, after in zip(words, [*words[1:], ""], strict=True)
+            if word.partition("=")[0] == "--method"
+        ),
+        None,
+    )
+    if method is not None or "--help-all" in words:
+        from fastadv.cli.train_help import full
+
+        return full(method)
+    # Not built but read: the options of the parts need torch (``train_help.py`` writes the file).
+    return Path(__file__).with_name("train_help.txt").read_text(encoding="utf-8")
+
+
+def _train_command() -> Callable[..., None]:
     from fastadv.cli.flags import train_parameters, with_options
 
     resume = inspect.Parameter(
         "resume",
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[
-            str | None,
-            typer.Option(
-                "--resume", help="continue the run in this folder", rich_help_panel="The run"
-            ),
-        ],
+        annotation=Annotated[str | None, typer.Option("--resume")],
     )
     trust_code = inspect.Parameter(
         "trust_code", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=TrustCode
     )
-    app.command("train")(with_options(_train, [resume, trust_code, *train_parameters()]))
+    return with_options(_train, [resume, trust_code, *train_parameters()])
 
 
-@app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(help="a run folder")],
     attacks: Annotated[
         str, typer.Option(help="clean, fgsm, pgd-20, pgd-50-10, cw, autoattack, ... with commas")
     ] = "clean,fgsm,pgd-20",
     which: Annotated[str, typer.Option(help="best or last weights")] = "best",
-    eps: Annotated[str | None, typer.Option(help="another radius than the run's")] = None,
+    eps: Annotated[str | None, typer.Option(help="radius, if not the run's")] = None,
     alpha: Annotated[
         str | None, typer.Option(help="step of attacks with several, in pixels [the run's, eps/4]")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="judge this many test images only")] = None,
+    limit: Annotated[int | None, typer.Option(help="evaluate on this many images only")] = None,
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
     trust_code: TrustCode = False,
 ) -> None:
     """Test accuracy of a run's weights under attacks. Each result is kept in the run folder's
-    evaluations.jsonl; what was interrupted goes on from there."""
+    evaluations.jsonl; an interrupted evaluation continues from there."""
     from fastadv.run.console import Console, Terminal
     from fastadv.run.judge import judge_run
     from fastadv.run.judging import JudgingStopped
-    from fastadv.run.train import Interrupted
 
     options: dict[str, Any] = {
         "which": which,
@@ -148,6 +155,8 @@ def evaluate(
 
 
 def _show_scores(run: str, which: str, scores: Found) -> None:
+    import rich.table
+
     from fastadv.run.console import as_interval
 
     out = rich.console.Console(highlight=False)
@@ -166,23 +175,25 @@ def _show_scores(run: str, which: str, scores: Found) -> None:
     out.print(said, soft_wrap=True)
 
 
-@app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="explain this method")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="the table of docs/")] = False,
+    name: Annotated[str | None, typer.Argument(help="a method to explain")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print docs/methods.md")] = False,
 ) -> None:
     """List the methods, or explain one."""
-    from fastadv.cli.explain import explain, table
-    from fastadv.cli.explain import markdown as as_markdown
-
     if markdown:
+        from fastadv.cli.explain import markdown as as_markdown
+
         print(as_markdown(), end="")
-        return
-    out = rich.console.Console(highlight=False)
-    out.print(table() if name is None else explain(name))
+    elif name is None:
+        from fastadv.cli.listing import listing
+
+        print(listing())
+    else:
+        from fastadv.cli.explain import explain
+
+        rich.console.Console(highlight=False).print(explain(name))
 
 
-@app.command()
 def doctor() -> None:
     """Say what this machine can do, and what fastadv will use."""
     from fastadv.cli.doctor import report
@@ -190,7 +201,6 @@ def doctor() -> None:
     rich.console.Console(highlight=False, soft_wrap=True).print(report())
 
 
-@app.command()
 def export(
     run: Annotated[str, typer.Argument(help="a run folder")],
     out: Annotated[Path, typer.Option(help="file to write")] = Path("model.safetensors"),
@@ -205,7 +215,6 @@ def export(
     rich.console.Console(highlight=False, soft_wrap=True).print(f"wrote {escape(str(out))}")
 
 
-@app.command("pseudo-label")
 def pseudo_label(
     run: Annotated[str, typer.Argument(help="the run folder of a trained network")],
     images: Annotated[str, typer.Option(help=".npz with images (N,H,W,C) uint8")],
@@ -221,15 +230,34 @@ def pseudo_label(
         counts = write_pseudo_labels(run, images, out, data.num_classes)
     shares = ", ".join(f"{label}: {count}" for label, count in counts.items())
     rich.console.Console(highlight=False, soft_wrap=True).print(
-        f"wrote {escape(out)}; images a class: {shares}"
+        f"wrote {escape(out)}; images per class: {shares}"
     )
 
 
-def _register_bench() -> None:
-    from fastadv.benchmark.command import bench
+def application(command: str) -> typer.Typer:
+    """The commands. The options of train and bench are there when ``command`` is that one: they
+    need torch, which the help of the others must not wait for."""
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        help="Fast adversarial training: `fastadv train --method apart --amp` runs as it is.",
+    )
+    app.command("train", help=_train.__doc__)(_train_command() if command == "train" else _later)
+    app.command()(evaluate)
+    app.command()(methods)
+    app.command()(doctor)
+    app.command()(export)
+    app.command("pseudo-label")(pseudo_label)
+    if command == "bench":
+        from fastadv.benchmark.command import bench
 
-    app.command("bench")(bench)
+        app.command("bench")(bench)
+    else:
+        app.command("bench", help="Time steps against the device's limits and peers.")(_later)
+    return app
 
 
-_register_train()
-_register_bench()
+def _later() -> None:
+    """Stands for a command that is not the one called."""

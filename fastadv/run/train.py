@@ -16,7 +16,7 @@ from fastadv.engine.model.precision import tf32
 from fastadv.engine.optimizer.faults import all_finite
 from fastadv.engine.process import distributed
 from fastadv.engine.process.determinism import reproducible
-from fastadv.errors import NotFiniteError, TrainingError, UserError
+from fastadv.errors import Interrupted, NotFiniteError, TrainingError, UserError
 from fastadv.run import provenance
 from fastadv.run.config import TrainConfig, settled
 from fastadv.run.console import Console
@@ -32,10 +32,6 @@ from fastadv.storage.printable import printable
 
 HANDED_ON = 2.0  # seconds
 CHECK_EVERY = 50  # batches between looks at the fault flag
-
-
-class Interrupted(Exception):
-    """The user or the system asked the run to stop; everything is saved."""
 
 
 @dataclass

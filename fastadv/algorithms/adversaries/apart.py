@@ -9,7 +9,7 @@ from torch import Tensor
 from fastadv import kernels
 from fastadv.algorithms.adversaries.fgsm_plus import FGSMPlus
 from fastadv.algorithms.contract import Context, Setup
-from fastadv.declared import NonNegative
+from fastadv.declared import NonNegative, option
 from fastadv.engine.gradient import gradients, leaf
 
 
@@ -23,9 +23,11 @@ class APART(FGSMPlus):
     ``layerwise=False`` is FGSM+.
     """
 
-    block_step_init: NonNegative = 0.0
-    block_noise_at: Literal["conv1", "input"] = "conv1"
-    layerwise: bool = True
+    block_step_init: NonNegative = option(0.0, "initial step size of the noise inside the blocks")
+    block_noise_at: Literal["conv1", "input"] = option(
+        "conv1", "where the noise enters: the block's first convolution or the branch's input"
+    )
+    layerwise: bool = option(True, "perturb inside the blocks, too; without it APART is FGSM+")
 
     def requires(self) -> frozenset[str]:
         return frozenset({"block_gradients"} if self.layerwise else ())

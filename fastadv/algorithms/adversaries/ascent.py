@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.algorithms.contract import Adversarial, Adversary, Batch, Context
-from fastadv.declared import NonNegative
+from fastadv.declared import NonNegative, option
 from fastadv.engine import noise
 from fastadv.engine.gradient import gradients, input_gradient, leaf
 from fastadv.threat import Threat
@@ -21,9 +21,13 @@ class Ascent(Adversary):
     maximises: cross entropy, or KL(f(x) || f(x')) as TRADES does.
     """
 
-    alpha: NonNegative | None = None
-    attack_bn: Literal["train", "eval"] = "train"
-    attack_objective: Literal["ce", "kl"] = "ce"
+    alpha: NonNegative | None = option(
+        None, "step of the attack in pixels; none: the usual one for its eps"
+    )
+    attack_bn: Literal["train", "eval"] = option("train", "mode of BatchNorm during the attack")
+    attack_objective: Literal["ce", "kl"] = option(
+        "ce", "what the attack climbs: cross entropy or KL to the natural prediction"
+    )
 
     usual_alpha: ClassVar[float] = 1.0  # in units of eps
 

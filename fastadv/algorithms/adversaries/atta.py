@@ -11,7 +11,7 @@ from torch import Tensor
 from fastadv.algorithms.adversaries.ascent import Ascent
 from fastadv.algorithms.contract import Adversarial, Batch, Context, Setup
 from fastadv.algorithms.sample_state import SampleStore, sample_count
-from fastadv.declared import CountOrZero, Passes
+from fastadv.declared import CountOrZero, Passes, option
 from fastadv.engine import noise
 
 INITIAL_STD = 0.001  # the published store begins at x + 0.001 N(0, I), not cut to the box
@@ -32,10 +32,12 @@ class ATTA(Ascent):
     the place of what is kept.
     """
 
-    attack_bn: Literal["train", "eval"] = "eval"
-    steps: Passes = 1
-    reset_every: CountOrZero = 10
-    pad: CountOrZero = 4
+    attack_bn: Literal["train", "eval"] = option("eval", "mode of BatchNorm during the attack")
+    steps: Passes = option(1, "steps of the attack")
+    reset_every: CountOrZero = option(
+        10, "epochs after which the stored perturbations start anew; 0: never"
+    )
+    pad: CountOrZero = option(4, "largest shift of the random crops in pixels, as the run's")
 
     store: SampleStore = field(init=False, repr=False)
 

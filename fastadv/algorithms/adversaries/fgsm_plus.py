@@ -19,7 +19,7 @@ from fastadv.algorithms.contract import (
     required,
 )
 from fastadv.algorithms.sample_state import SampleStore, sample_count
-from fastadv.declared import CountOrZero, NonNegative, ShareBelowOne
+from fastadv.declared import CountOrZero, NonNegative, ShareBelowOne, option
 from fastadv.engine import noise
 from fastadv.engine.gradient import input_gradient, leaf
 from fastadv.errors import UserError
@@ -58,18 +58,32 @@ class FGSMPlus(Adversary):
     wants_input_gradient: ClassVar[bool] = True
     accumulates: ClassVar[bool] = False
 
-    attack_bn: Literal["train", "eval"] = "train"
-    pad: CountOrZero = 4
-    step_size_init: NonNegative = 1e-4
-    omega_rate_init: NonNegative = 1e-4
-    omega_std: NonNegative = 1e-3
-    step_size_lr: NonNegative | None = None
-    step_size_decay: NonNegative | None = None
-    step_size_momentum: ShareBelowOne = 0.9
-    step_size_schedule: Literal["triangular", "constant"] = "triangular"
-    hidden_decay: NonNegative = 0.0
-    hidden_decay_lr: NonNegative = 0.2
-    learned_start: bool = True
+    attack_bn: Literal["train", "eval"] = option("train", "mode of BatchNorm during the attack")
+    pad: CountOrZero = option(4, "largest shift of the random crops in pixels, as the run's")
+    step_size_init: NonNegative = option(
+        1e-4, "initial step size of the attack in pixels (alpha_1)"
+    )
+    omega_rate_init: NonNegative = option(
+        1e-4, "initial scale of the learned start in pixels (alpha_omega)"
+    )
+    omega_std: NonNegative = option(1e-3, "standard deviation of the initial omega")
+    step_size_lr: NonNegative | None = option(
+        None, "learning rate of the step sizes; none: one that follows from eps"
+    )
+    step_size_decay: NonNegative | None = option(
+        None, "decay of the step sizes; none: one that halves an idle one over the run"
+    )
+    step_size_momentum: ShareBelowOne = option(0.9, "momentum of the step sizes' ascent")
+    step_size_schedule: Literal["triangular", "constant"] = option(
+        "triangular", "schedule of the step sizes' learning rate"
+    )
+    hidden_decay: NonNegative = option(
+        0.0, "second weight decay of the step sizes, as in the released code; 0: off"
+    )
+    hidden_decay_lr: NonNegative = option(0.2, "peak learning rate of that second weight decay")
+    learned_start: bool = option(
+        True, "start from the learned perturbation of each sample; without it, from the image"
+    )
 
     steps: StepSizes = field(init=False, repr=False)
     hidden: StepSizes | None = field(init=False, repr=False, default=None)

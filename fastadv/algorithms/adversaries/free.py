@@ -19,7 +19,7 @@ from fastadv.algorithms.contract import (
     required,
 )
 from fastadv.algorithms.sample_state import by
-from fastadv.declared import NonNegative, Passes
+from fastadv.declared import NonNegative, Passes, option
 from fastadv.errors import UserError
 from fastadv.threat import Threat
 
@@ -44,8 +44,8 @@ class Free(Adversary):
 
     attack_objective: Literal["ce", "kl"] = field(init=False, repr=False, default="ce")
     attack_bn: Literal["train", "eval"] = field(init=False, repr=False, default="train")
-    alpha: NonNegative | None = None
-    replays: Passes = 8
+    alpha: NonNegative | None = option(None, "step of the perturbation in pixels; none: eps")
+    replays: Passes = option(8, "updates per batch")
 
     @property
     def updates_per_batch(self) -> int:

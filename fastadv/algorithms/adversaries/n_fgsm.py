@@ -8,7 +8,7 @@ from torch import Tensor
 from fastadv import kernels
 from fastadv.algorithms.adversaries.ascent import Ascent
 from fastadv.algorithms.contract import Adversarial, Batch, Context
-from fastadv.declared import NonNegative
+from fastadv.declared import NonNegative, option
 from fastadv.engine import noise
 from fastadv.engine.gradient import input_gradient, leaf
 from fastadv.errors import UserError
@@ -23,7 +23,7 @@ class NFGSM(Ascent):
     unlike F+FGSM nothing is cut back to it: x' may be (k + 1) eps away. A given ``start`` is eta.
     """
 
-    noise_scale: NonNegative = 2.0
+    noise_scale: NonNegative = option(2.0, "half-width of the initial noise, in units of eps")
 
     def check_threat(self, threat: Threat) -> None:
         super().check_threat(threat)

@@ -9,7 +9,7 @@ from torch.nn import functional
 from fastadv import kernels
 from fastadv.algorithms.adversaries.ascent import Ascent
 from fastadv.algorithms.contract import Adversarial, Batch, Context, required
-from fastadv.declared import Passes
+from fastadv.declared import Passes, option
 from fastadv.engine import noise
 from fastadv.errors import UserError
 
@@ -26,10 +26,12 @@ class PGD(Ascent):
     x + 0.001 N(0,1).
     """
 
-    steps: Passes = 10
-    random_start: bool = True
-    boxed_start: bool = True
-    restarts: Passes = 1
+    steps: Passes = option(10, "steps of the attack")
+    random_start: bool = option(True, "start at a random point of the ball")
+    boxed_start: bool = option(True, "clip the random start to the range of images")
+    restarts: Passes = option(
+        1, "restarts of the attack, of which the one with the largest loss is kept"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastadv.algorithms.averaging.named import Named
 from fastadv.algorithms.contract import Setup
-from fastadv.declared import ShareBelowOne
+from fastadv.declared import ShareBelowOne, option
 
 
 @dataclass(eq=False)
@@ -20,7 +20,7 @@ class EMA(Named):
     live ones, or re-estimated (``Step.evaluation_weights``).
     """
 
-    average_decay: ShareBelowOne = 0.995
+    average_decay: ShareBelowOne = option(0.995, "decay of the average of the weights per update")
 
     def prepare(self, setup: Setup) -> None:
         super().prepare(setup)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastadv.algorithms.averaging.named import Named
-from fastadv.declared import Count, NonNegative
+from fastadv.declared import Count, NonNegative, option
 from fastadv.errors import UserError
 
 MISSED = "average_missed."
@@ -24,8 +24,10 @@ class SWA(Named):
     Training itself is not changed.
     """
 
-    average_start: NonNegative = 0.5
-    average_every: Count = 1
+    average_start: NonNegative = option(
+        0.5, "epoch, counted from 0, at which averaging begins; below 1: share of the run"
+    )
+    average_every: Count = option(1, "epochs from one averaging to the next")
 
     count: Tensor = field(init=False, repr=False)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastadv.algorithms.contract.part import Part
 from fastadv.algorithms.contract.tensors import Adversarial, Batch, Context
-from fastadv.declared import Share
+from fastadv.declared import Share, option
 
 
 @dataclass(eq=False)
@@ -21,10 +21,16 @@ class Adversary(Part):
     """
 
     wants_input_gradient: ClassVar[bool] = False
-    attack_objective: Literal["ce", "kl"] = "ce"
-    attack_bn: Literal["train", "eval"] = "train"
-    shrink: Share = 0.0
-    flip_signs: Share = 0.0
+    attack_objective: Literal["ce", "kl"] = option(
+        "ce", "what the attack climbs: cross entropy or KL to the natural prediction"
+    )
+    attack_bn: Literal["train", "eval"] = option("train", "mode of BatchNorm during the attack")
+    shrink: Share = option(
+        0.0, "share of the perturbation's length that is taken away before training on it"
+    )
+    flip_signs: Share = option(
+        0.0, "share of the perturbation's elements whose sign is flipped before training on it"
+    )
 
     @property
     def updates_per_batch(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastadv.algorithms.contract.part import Part
 from fastadv.algorithms.contract.setup import Setup
 from fastadv.algorithms.contract.tensors import Adversarial, Batch, Outputs
-from fastadv.declared import NonNegative
+from fastadv.declared import NonNegative, option
 from fastadv.errors import UserError
 
 
@@ -26,8 +26,8 @@ class Regularizer(Part):
     wants_adversarial_gradient: ClassVar[bool] = False  # so does ``x_adv``
     wants_neighbor: ClassVar[bool] = False  # ``neighbor`` gives images to be attacked too
 
-    reg_weight: NonNegative = 1.0
-    reg_ramp: bool = False
+    reg_weight: NonNegative = option(1.0, "weight of the regularizer in the loss")
+    reg_ramp: bool = option(False, "let the weight of the regularizer rise linearly over the run")
 
     def follows_epochs(self) -> bool:
         return self.reg_ramp

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastadv.algorithms.contract import Layers
 from fastadv.algorithms.layers.selected import Selected
-from fastadv.declared import NonNegative
+from fastadv.declared import NonNegative, option
 
 
 @dataclass(eq=False)
@@ -28,8 +28,12 @@ class FixedRate(Selected):
     called: ClassVar[str] = "fixed-lr"
     mark: ClassVar[str] = "fixed_rate"
 
-    fixed_lr: NonNegative | None = None
-    rate_form: Literal["group", "gradient"] = "group"
+    fixed_lr: NonNegative | None = option(
+        None, "learning rate of the chosen layers; none: the initial one"
+    )
+    rate_form: Literal["group", "gradient"] = option(
+        "group", "hold the rate by an optimizer group or by scaling the gradients"
+    )
 
     rates: list[float] = field(init=False, repr=False, default_factory=list)
     members: list[frozenset[str]] = field(init=False, repr=False, default_factory=list)
@@ -86,7 +90,9 @@ class RatLR(FixedRate):
 
     called: ClassVar[str] = "rat-lr"
 
-    layer_groups: tuple[str, ...] | None = ("3", "4")
+    layer_groups: tuple[str, ...] | None = option(
+        ("3", "4"), "layer groups that keep their learning rate, such as 3,4"
+    )
 
 
 def _set_rate(group: dict[str, Any], rate: float) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fastadv.algorithms.contract import Layers
+from fastadv.declared import option
 from fastadv.errors import UserError
 from fastadv.models.stages import stage_parameters
 from fastadv.models.wrapped import inner_module
@@ -24,8 +25,12 @@ class Selected(Layers):
     called: ClassVar[str]
     mark: ClassVar[str]  # the key that the chosen layers' optimizer group carries
 
-    layer_groups: tuple[str, ...] | None = None
-    split: Literal["stages", "quarters"] = "stages"
+    layer_groups: tuple[str, ...] | None = option(
+        None, "layer groups that are treated apart, such as 3,4"
+    )
+    split: Literal["stages", "quarters"] = option(
+        "stages", "how the network is cut into layer groups"
+    )
 
     chosen: frozenset[str] = field(init=False, repr=False, default=frozenset())
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fastadv.algorithms.contract import Fit, Objective, Outputs
-from fastadv.declared import NonNegative
+from fastadv.declared import NonNegative, option
 
 
 @dataclass(eq=False)
@@ -16,7 +16,9 @@ class CrossEntropy(Objective):
     Fig. 4; no code was published): the mean is taken over the samples that stay.
     """
 
-    leave_out_below: NonNegative | None = None
+    leave_out_below: NonNegative | None = option(
+        None, "leave out samples whose loss is below this; none: leave out none"
+    )
 
     def is_plain(self) -> bool:
         return self.leave_out_below is None

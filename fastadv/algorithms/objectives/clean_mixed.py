@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastadv.algorithms.contract import Fit, Objective, Outputs, Setup
 from fastadv.algorithms.phases import epoch_of
-from fastadv.declared import NonNegative, Share
+from fastadv.declared import NonNegative, Share, option
 from fastadv.errors import UserError
 
 
@@ -20,9 +20,11 @@ class CleanMixed(Objective):
     a fraction of it) and stays at ``mix_end``.
     """
 
-    mix_start: Share = 0.0
-    mix_end: Share = 1.0
-    mix_epochs: NonNegative | None = None
+    mix_start: Share = option(0.0, "initial share of the adversarial loss")
+    mix_end: Share = option(1.0, "final share of the adversarial loss")
+    mix_epochs: NonNegative | None = option(
+        None, "epochs over which the share rises; below 1: share of the run; none: the whole run"
+    )
 
     def requires(self) -> frozenset[str]:
         return frozenset({"natural_logits_train"})

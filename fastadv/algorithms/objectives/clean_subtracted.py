@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fastadv.algorithms.contract import Fit, Objective, Outputs
-from fastadv.declared import Share
+from fastadv.declared import Share, option
 
 
 @dataclass(eq=False)
@@ -15,7 +15,7 @@ class CleanSubtracted(Objective):
     x is the centre of the ball. The paper sweeps the weight; 0 is plain adversarial training.
     """
 
-    clean_weight: Share = 0.5
+    clean_weight: Share = option(0.5, "weight of the clean loss that is subtracted")
 
     def requires(self) -> frozenset[str]:
         return frozenset({"natural_logits_train"})

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastadv.algorithms.contract import Fit, Objective, Outputs, Setup, required
 from fastadv.algorithms.phases import epoch_of
-from fastadv.declared import AnyNumber, NonNegative
+from fastadv.declared import AnyNumber, NonNegative, option
 
 
 @dataclass(eq=False)
@@ -18,8 +18,11 @@ class Gairat(Objective):
     fraction of the run; the released code begins with the 60th of 120, counted from 1).
     """
 
-    gairat_start: NonNegative = 59 / 120
-    gairat_lambda: AnyNumber = -1.0
+    gairat_start: NonNegative = option(
+        59 / 120,
+        "epoch, counted from 0, from which samples are weighted; below 1: share of the run",
+    )
+    gairat_lambda: AnyNumber = option(-1.0, "shift inside the tanh of the samples' weights")
 
     def requires(self) -> frozenset[str]:
         return frozenset({"correct_at_each_step"})

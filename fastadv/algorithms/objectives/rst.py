@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fastadv.algorithms.objectives.trades import Trades
+from fastadv.declared import option
 from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL, Pass
 
 
@@ -14,7 +15,9 @@ class RST(Trades):
     mixture of the batch. Pseudo-labels come from ``fastadv.run.pseudo_labels``.
     """
 
-    bn_passes: tuple[Pass, ...] = (ADVERSARIAL, NATURAL)
+    bn_passes: tuple[Pass, ...] = option(
+        (ADVERSARIAL, NATURAL), "forward passes that move BatchNorm's running statistics"
+    )
 
     def requires(self) -> frozenset[str]:
         return frozenset({"natural_logits_train", "unlabelled_half"})

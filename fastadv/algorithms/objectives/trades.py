@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.algorithms.contract import Fit, Objective, Outputs
-from fastadv.declared import NonNegative
+from fastadv.declared import NonNegative, option
 from fastadv.engine.model.bn_momentum import ADVERSARIAL, DEFAULT_BN_UPDATES, NATURAL, Pass
 from fastadv.errors import UserError
 
@@ -22,8 +22,12 @@ class Trades(Objective):
 
     fits: ClassVar[str] = "natural"
 
-    beta: NonNegative = 6.0
-    bn_passes: tuple[Pass, ...] = (NATURAL, ADVERSARIAL, NATURAL)
+    beta: NonNegative = option(
+        6.0, "weight of the KL divergence between natural and adversarial prediction"
+    )
+    bn_passes: tuple[Pass, ...] = option(
+        (NATURAL, ADVERSARIAL, NATURAL), "forward passes that move BatchNorm's running statistics"
+    )
 
     def requires(self) -> frozenset[str]:
         return frozenset({"natural_logits_train"})

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fastadv.algorithms.parts import NONE
 from fastadv.algorithms.recipe import ADVLC, KL_ATTACK, MEMORIZATION, TRADES, Recipe
 from fastadv.algorithms.recipes.fast import FAST
 from fastadv.algorithms.recipes.labels import LABELS
 from fastadv.algorithms.recipes.smoothness import SMOOTHNESS
+from fastadv.algorithms.slots import NONE
 from fastadv.errors import unknown
 
 __all__ = ["METHODS", "Recipe", "methods", "recipe"]
@@ -32,7 +32,7 @@ METHODS: Mapping[str, Recipe] = {
         training=ADVLC,
     ),
     "fgsm-n": Recipe(
-        "FGSM on noisy images, the ball around the noisy image",
+        "FGSM on noisy images, ball around those",
         "AdvLC, Sec. 5.1 and Table 1",
         adversary="fgsm-n",
         training=ADVLC,
@@ -61,7 +61,7 @@ METHODS: Mapping[str, Recipe] = {
         elsewhere="44.71 clean, 19.74 APGD-50 with 5 restarts (TinyImageNet)",
     ),
     "pgd-eval": Recipe(
-        "PGD-10 attacking with BatchNorm's running statistics",
+        "PGD-10, attack in BatchNorm's eval mode",
         "Memorization, Tables 1, 2 and C.1 (PGD-AT)",
         options={"attack_bn": "eval"},
         training=MEMORIZATION,
@@ -70,20 +70,23 @@ METHODS: Mapping[str, Recipe] = {
         "CIFAR-100 29.40 / 21.75. CIFAR-10: WRN-34-10 55.83 / 49.52; VGG-16 48.52 / 43.02",
     ),
     "pgd-shrunk": Recipe(
-        "PGD-20, the perturbation shrunk by half (option shrink)",
+        "PGD-20, perturbation halved",
         "AdvLC, Sec. 4.3 and Fig. 4b",
+        note="option shrink",
         options={"steps": 20, "random_start": False, "shrink": 0.5},
         training=ADVLC,
     ),
     "pgd-flipped": Recipe(
-        "PGD-20, the sign of a quarter of the perturbation flipped (option flip_signs)",
+        "PGD-20, a quarter of the signs flipped",
         "AdvLC, Sec. 4.3 and Fig. 4c",
+        note="option flip_signs",
         options={"steps": 20, "random_start": False, "flip_signs": 0.25},
         training=ADVLC,
     ),
     "trades": Recipe(
-        "natural cross entropy + beta KL(f(x) || f(x')), the KL attacked",
+        "CE(f(x), y) + beta KL(f(x) || f(x'))",
         "Zhang et al. 2019; RWP, Table 2; Memorization, Tables 1 and C.1",
+        note="the attack climbs the KL",
         objective="trades",
         options=KL_ATTACK,
         training=TRADES,
@@ -92,7 +95,7 @@ METHODS: Mapping[str, Recipe] = {
         "59.50 / 57.04; CIFAR-100 29.93 / 27.70",
     ),
     "awp": Recipe(
-        "AT with weights perturbed per layer",
+        "AT, weights perturbed per layer",
         "Wu et al. 2020; RWP, Tables 1 and 2; RAT, Table 4",
         weights="awp",
         reported="55.39 / 54.73 PGD-20 best / last (PreActResNet-18, CIFAR-10)",
@@ -101,14 +104,16 @@ METHODS: Mapping[str, Recipe] = {
         "CIFAR-10 85.57 clean, 58.14 PGD-20, 54.04 AutoAttack",
     ),
     "awp-loss-range": Recipe(
-        "AWP, its direction from samples whose adversarial loss lies in loss_range",
+        "AWP along samples in a range of losses",
         "RWP, Fig. 1c",
+        note="option loss_range, of the adversarial loss",
         weights="awp",
         options={"loss_range": (0.0, 1.5)},
     ),
     "rwp": Recipe(
-        "AT with weights perturbed by samples of small loss",
+        "AT, weights perturbed by easy samples",
         "RWP, Alg. 1 and Tables 1 and 2",
+        note="easy: of small loss",
         weights="rwp",
         reported="58.55 / 58.01 PGD-20 best / last (PreActResNet-18, CIFAR-10)",
         elsewhere="PGD-20 best / last, PreActResNet-18: CIFAR-10 L2 74.47 / 73.84; SVHN "
@@ -116,7 +121,7 @@ METHODS: Mapping[str, Recipe] = {
         "CIFAR-10 86.86 clean, 62.87 PGD-20, 54.61 AutoAttack",
     ),
     "trades-awp": Recipe(
-        "TRADES with weights perturbed per layer",
+        "TRADES, weights perturbed per layer",
         "Wu et al. 2020; RWP, Table 2",
         objective="trades",
         weights="awp",
@@ -125,8 +130,9 @@ METHODS: Mapping[str, Recipe] = {
         reported="85.36 clean, 59.27 PGD-20, 56.17 AutoAttack (WRN-34-10, CIFAR-10)",
     ),
     "trades-rwp": Recipe(
-        "TRADES with weights perturbed by samples of small loss (no published code runs)",
+        "TRADES, weights perturbed by easy samples",
         "RWP, Table 2",
+        note="easy: of small loss; no published code runs",
         objective="trades",
         weights="rwp",
         options=KL_ATTACK,
@@ -134,8 +140,9 @@ METHODS: Mapping[str, Recipe] = {
         reported="86.14 clean, 60.45 PGD-20, 57.20 AutoAttack (WRN-34-10, CIFAR-10)",
     ),
     "rat-lr": Recipe(
-        "AT whose layer groups 3 and 4 keep the initial learning rate",
+        "AT, layer groups 3,4 at the initial rate",
         "RAT, Alg. 1, Sec. 3.3 and Tables 1 to 4 (WRN-34-10: split=quarters)",
+        note="initial learning rate",
         layers="rat-lr",
         reported="51.57 / 49.07 PGD-20, 46.89 / 45.35 AutoAttack best / last "
         "(PreActResNet-18, CIFAR-10)",
@@ -145,7 +152,7 @@ METHODS: Mapping[str, Recipe] = {
         "30.57 / 23.53, L2 44.43 / 40.42",
     ),
     "rat-wp": Recipe(
-        "AT with the weights of layer groups 3 and 4 perturbed",
+        "AT, weights of layer groups 3,4 perturbed",
         "RAT, Eq. 6, Sec. 3.3 and Tables 1 to 4 (WRN-34-10: split=quarters)",
         weights="awp",
         options={"groups": ("3", "4")},
@@ -157,40 +164,45 @@ METHODS: Mapping[str, Recipe] = {
         "30.81 / 25.46, L2 46.12 / 44.64",
     ),
     "at-fix-lr-k": Recipe(
-        "AT whose layer groups k keep the initial learning rate (option layer_groups)",
+        "AT, layer groups k at the initial rate",
         "RAT, Fig. 3a",
+        note="initial learning rate, option layer_groups",
         layers="fixed-lr",
         options={"layer_groups": ("4",)},
     ),
     "at-fix-param-k": Recipe(
-        "AT whose layer groups k never learn (option layer_groups)",
+        "AT, layer groups k frozen",
         "RAT, Fig. 2a",
+        note="option layer_groups",
         layers="frozen",
         options={"layer_groups": ("4",)},
     ),
     "at-awp-k": Recipe(
-        "AT with the weights of layer groups k perturbed (option groups)",
+        "AT, weights of layer groups k perturbed",
         "RAT, Fig. 4a",
+        note="option groups",
         weights="awp",
         options={"groups": ("4",)},
     ),
     "trades-awp-k": Recipe(
-        "TRADES with the weights of layer groups k perturbed (option groups)",
+        "TRADES, weights of groups k perturbed",
         "RAT, Sec. 3.3 (released code)",
+        note="option groups",
         objective="trades",
         weights="awp",
         options=KL_ATTACK | {"groups": ("3", "4")},
         training=TRADES,
     ),
     "swa": Recipe(
-        "AT, the mean of the weights over the second half of the run evaluated",
+        "AT, weights averaged over the second half",
         "Izmailov et al. 2018; RAT, Table 4",
         averaging="swa",
         reported="52.14 / 51.53 PGD-20 best / last (PreActResNet-18, CIFAR-10)",
     ),
     "advlc": Recipe(
-        "PGD-10 without random start, the largest logit changes penalised",
+        "PGD-10, largest logit changes penalised",
         "AdvLC, Alg. 1 and Table 1",
+        note="starts at the image",
         regularizer="advlc",
         options={"random_start": False, "reg_weight": 0.4},
         training=ADVLC,
@@ -212,4 +224,4 @@ def recipe(method: str) -> Recipe:
 
 def methods() -> dict[str, str]:
     """Every method's name with one line that says what it is and where it comes from."""
-    return {name: f"{row.summary} [{row.source}]" for name, row in METHODS.items()}
+    return {name: f"{row.what()} [{row.source}]" for name, row in METHODS.items()}

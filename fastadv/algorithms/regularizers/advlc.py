@@ -9,7 +9,7 @@ from torch import Tensor
 from fastadv import kernels
 from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer
 from fastadv.algorithms.regularizers.divergence import jensen_shannon, kl
-from fastadv.declared import ShareAboveZero
+from fastadv.declared import ShareAboveZero, option
 
 
 @dataclass(eq=False)
@@ -25,8 +25,12 @@ class AdvLC(Regularizer):
     singular values of the matrix D. The paper gives no code, direction or weight for them.
     """
 
-    kind: Literal["top-n", "l1", "squared-l2", "kl", "js", "nuclear"] = "top-n"
-    top_fraction: ShareAboveZero = 0.1
+    kind: Literal["top-n", "l1", "squared-l2", "kl", "js", "nuclear"] = option(
+        "top-n", "distance between the logits of clean and adversarial images"
+    )
+    top_fraction: ShareAboveZero = option(
+        0.1, "share of the logit changes, the largest ones, that is penalised"
+    )
 
     def requires(self) -> frozenset[str]:
         return frozenset({"natural_logits_train"})

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer
 from fastadv.algorithms.regularizers.divergence import jensen_shannon
-from fastadv.declared import Positive
+from fastadv.declared import Positive, option
 
 
 @dataclass(eq=False)
@@ -20,7 +20,7 @@ class Consistency(Regularizer):
     says nothing of it, and crops and flips are the default.
     """
 
-    js_temperature: Positive = 0.5
+    js_temperature: Positive = option(0.5, "temperature of the predictions that are compared")
 
     def requires(self) -> frozenset[str]:
         return frozenset({"second_view"})

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer
-from fastadv.declared import NonNegative, Positive
+from fastadv.declared import NonNegative, Positive, option
 from fastadv.engine.gradient import differentiable_gradient, leaf
 
 
@@ -25,9 +25,9 @@ class Cure(Regularizer):
 
     wants_center_gradient: ClassVar[bool] = True
 
-    reg_weight: NonNegative = 4.0
-    cure_squared: bool = False
-    cure_length: Positive | None = None
+    reg_weight: NonNegative = option(4.0, "weight of the regularizer in the loss")
+    cure_squared: bool = option(False, "square the norm, as printed in the paper")
+    cure_length: Positive | None = option(None, "L2 length of the shift in pixels; none: eps")
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         with self.net.evaluating():

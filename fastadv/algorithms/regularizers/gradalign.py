@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from fastadv import kernels
 from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer
-from fastadv.declared import NonNegative
+from fastadv.declared import NonNegative, option
 from fastadv.engine import noise
 from fastadv.engine.gradient import differentiable_gradient, gradients, leaf
 
@@ -26,7 +26,7 @@ class GradAlign(Regularizer):
 
     wants_center_gradient: ClassVar[bool] = True
 
-    reg_weight: NonNegative = 0.2
+    reg_weight: NonNegative = option(0.2, "weight of the regularizer in the loss")
 
     def requires(self) -> frozenset[str]:
         return frozenset({"natural_logits_train"})

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer
-from fastadv.declared import NonNegative
+from fastadv.declared import NonNegative, option
 from fastadv.engine.gradient import differentiable_gradient
 
 
@@ -23,7 +23,7 @@ class IGR(Regularizer):
 
     wants_adversarial_gradient: ClassVar[bool] = True
 
-    reg_weight: NonNegative = 1000.0
+    reg_weight: NonNegative = option(1000.0, "weight of the regularizer in the loss")
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         scale = self.net.loss_scale(len(batch.y))

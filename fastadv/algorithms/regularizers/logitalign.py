@@ -8,7 +8,7 @@ from torch import Tensor
 from fastadv import kernels
 from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer, required
 from fastadv.algorithms.regularizers.divergence import kl
-from fastadv.declared import NonNegative
+from fastadv.declared import NonNegative, option
 from fastadv.engine import noise
 
 
@@ -24,8 +24,10 @@ class LogitAlign(Regularizer):
 
     wants_neighbor: ClassVar[bool] = True
 
-    reg_weight: NonNegative = 100.0
-    align_noise: NonNegative = 1.0
+    reg_weight: NonNegative = option(100.0, "weight of the regularizer in the loss")
+    align_noise: NonNegative = option(
+        1.0, "half-width of the noise on the second image, in units of eps"
+    )
 
     def neighbor(self, batch: Batch) -> Tensor:
         threat = self.setup.threat

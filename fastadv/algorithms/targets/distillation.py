@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastadv.algorithms.contract import Context, Setup, Target, required
-from fastadv.declared import NonNegative, Positive, SavedNetworks
+from fastadv.declared import NonNegative, Positive, SavedNetworks, option
 from fastadv.errors import UserError
 from fastadv.storage.digests import digest
 
@@ -43,9 +43,13 @@ class Distillation(Target):
     Modules are left in eval mode, frozen, on the model's device and in the type of its images.
     """
 
-    teachers: Annotated[str | Sequence[nn.Module | str] | None, SavedNetworks()] = None
-    kd_weights: tuple[NonNegative, ...] = (0.3, 0.1, 0.6)
-    temperature: Positive = 2.0
+    teachers: Annotated[str | Sequence[nn.Module | str] | None, SavedNetworks()] = option(
+        None, "run folders or weight files of the teachers, separated by commas"
+    )
+    kd_weights: tuple[NonNegative, ...] = option(
+        (0.3, 0.1, 0.6), "weight of the hard label, then one per teacher"
+    )
+    temperature: Positive = option(2.0, "temperature of the distilled predictions")
 
     _modules: list[nn.Module] = field(init=False, repr=False, default_factory=list)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fastadv.algorithms.contract import Context, Target
-from fastadv.declared import ShareBelowOne
+from fastadv.declared import ShareBelowOne, option
 
 
 def smoothed_ce(logits: Tensor, y: Tensor, smoothing: float) -> Tensor:
@@ -24,7 +24,7 @@ class LabelSmoothing(Target):
     classes. The memorization paper (Table 2) does not say its s.
     """
 
-    smoothing: ShareBelowOne = 0.1
+    smoothing: ShareBelowOne = option(0.1, "probability that is taken from the true class")
 
     def fit(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
         return smoothed_ce(logits, y, self.smoothing)

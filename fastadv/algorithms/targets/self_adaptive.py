@@ -9,7 +9,7 @@ from torch.nn import functional
 from fastadv.algorithms.contract import Batch, Context, Outputs, Setup, Target, required
 from fastadv.algorithms.phases import epoch_of
 from fastadv.algorithms.sample_state import sample_count
-from fastadv.declared import NonNegative, Share
+from fastadv.declared import NonNegative, Share, option
 
 
 @dataclass(eq=False)
@@ -24,8 +24,10 @@ class SelfAdaptive(Target):
     hard label is fitted and t stays. The attack does not change.
     """
 
-    sat_momentum: Share = 0.9
-    sat_start: NonNegative = 0.69
+    sat_momentum: Share = option(0.9, "momentum of the targets")
+    sat_start: NonNegative = option(
+        0.69, "epoch, counted from 0, from which targets move; below 1: share of the run"
+    )
 
     def sample_state(self) -> tuple[str, ...]:
         return ("targets",)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from fastadv.algorithms.contract import Batch, Context, Outputs, Setup, Target, required
 from fastadv.algorithms.phases import epoch_of
 from fastadv.algorithms.sample_state import sample_count
-from fastadv.declared import NonNegative, ShareBelowOne
+from fastadv.declared import NonNegative, ShareBelowOne, option
 
 
 def ramp(epoch: int, start: float, end: float) -> float:
@@ -37,11 +37,21 @@ class TemporalEnsembling(Target):
     objective fits, natural ones for TRADES; ``"paper"`` always takes p(x').
     """
 
-    te_weight: NonNegative = 30.0
-    te_momentum: ShareBelowOne = 0.9
-    te_start: NonNegative = 0.445
-    te_end: NonNegative = 0.745
-    te_on: Literal["code", "paper"] = "code"
+    te_weight: NonNegative = option(
+        30.0, "final weight of the distance to the averaged predictions"
+    )
+    te_momentum: ShareBelowOne = option(0.9, "momentum of the averaged predictions")
+    te_start: NonNegative = option(
+        0.445,
+        "epoch, counted from 0, at which the weight begins to rise; below 1: share of the run",
+    )
+    te_end: NonNegative = option(
+        0.745, "epoch, counted from 0, at which the weight is full; below 1: share of the run"
+    )
+    te_on: Literal["code", "paper"] = option(
+        "code",
+        "predictions that are held to the average: the fitted (code) or the adversarial (paper)",
+    )
 
     def sample_state(self) -> tuple[str, ...]:
         return ("predictions",)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.algorithms.contract import Losses, Setup, WeightGradient, WeightPerturbation
-from fastadv.declared import CountOrZero, NonNegative
+from fastadv.declared import CountOrZero, NonNegative, option
 from fastadv.errors import UserError
 from fastadv.models.stages import stage_parameters
 
@@ -28,12 +28,22 @@ class AWP(WeightPerturbation):
     entropy lies in [p, q] (RWP, Fig. 1c); the outer step is on all samples.
     """
 
-    gamma: NonNegative = 0.01
-    norm_scope: Literal["tensor", "global"] = "tensor"
-    warmup_epochs: CountOrZero = 0
-    groups: tuple[str, ...] | None = None
-    split: Literal["stages", "quarters"] = "stages"
-    loss_range: tuple[NonNegative, NonNegative] | None = None
+    gamma: NonNegative = option(
+        0.01, "radius of the weight perturbation, relative to each tensor's norm"
+    )
+    norm_scope: Literal["tensor", "global"] = option(
+        "tensor", "relate the radius to the norm of each tensor or of all together"
+    )
+    warmup_epochs: CountOrZero = option(0, "epochs before the weights are perturbed")
+    groups: tuple[str, ...] | None = option(
+        None, "layer groups whose weights are perturbed, such as 3,4; none: all"
+    )
+    split: Literal["stages", "quarters"] = option(
+        "stages", "how the network is cut into layer groups"
+    )
+    loss_range: tuple[NonNegative, NonNegative] | None = option(
+        None, "perturb along samples whose loss lies between these two; none: along all"
+    )
 
     chosen: frozenset[str] | None = field(init=False, repr=False, default=None)
     originals: list[Tensor] = field(init=False, repr=False, default_factory=list)

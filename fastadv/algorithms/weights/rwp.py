@@ -9,7 +9,7 @@ from torch import Tensor
 from fastadv import kernels
 from fastadv.algorithms.contract import Losses, WeightGradient
 from fastadv.algorithms.weights.awp import AWP
-from fastadv.declared import NonNegative, Passes
+from fastadv.declared import NonNegative, Passes, option
 
 
 @dataclass(eq=False)
@@ -25,11 +25,17 @@ class RWP(AWP):
     TRADES, where no published code runs).
     """
 
-    norm_scope: Literal["tensor", "global"] = "global"
-    c_min: NonNegative = 1.7
-    weight_steps: Passes = 10
-    accumulate: Literal["sum", "renormalise"] = "sum"
-    rwp_loss: Literal["total", "adversarial"] = "total"
+    norm_scope: Literal["tensor", "global"] = option(
+        "global", "relate the radius to the norm of each tensor or of all together"
+    )
+    c_min: NonNegative = option(1.7, "perturb along samples whose loss is at most this")
+    weight_steps: Passes = option(10, "most steps of the weight perturbation")
+    accumulate: Literal["sum", "renormalise"] = option(
+        "sum", "sum the gradients and rescale for use, or rescale in place after each step"
+    )
+    rwp_loss: Literal["total", "adversarial"] = option(
+        "total", "loss that is compared with c_min: the whole objective or the adversarial one"
+    )
 
     def reduce(self, losses: Losses) -> tuple[Tensor, Tensor]:
         if losses.plain and self.loss_range is None:

@@ -1,0 +1,51 @@
+"""How the help of ``fastadv train`` is laid out: rows in groups, as plain text."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from typing import NamedTuple
+
+LEFT = 25  # columns of the flags; the meaning of a longer flag begins on the next line
+
+EXAMPLES = """\
+Usage: fastadv train [OPTIONS]
+
+  fastadv train                                      APART on digits
+  fastadv train --method pgd --data cifar10 --download --amp
+  fastadv train --method trades --beta 3 --eps 4/255
+  fastadv train --method fast --weights awp          swap a part of the method
+  fastadv train --resume runs/apart-digits           continue an interrupted run
+"""
+
+MORE = """
+[preset]: what the method and the data set usually take. All options:
+--help-all; those of one method: --method NAME --help.
+"""
+
+
+class Row(NamedTuple):
+    """One option: its flag with the type, what it means, its choices and default as words."""
+
+    flag: str
+    meaning: str
+    allowed: str = ""
+    default: str = ""
+
+    def text(self, width: int) -> str:
+        """The row in lines of at most ``width`` columns."""
+        words = self.meaning + (f" ({self.allowed})" if self.allowed else "")
+        words += f" [{self.default}]" if self.default else ""
+        flag = f"  {self.flag}"
+        first = flag.ljust(LEFT) if len(flag) < LEFT else flag + "\n" + " " * LEFT
+        body = textwrap.wrap(words, max(width - LEFT, 20), break_on_hyphens=False)
+        return first + ("\n" + " " * LEFT).join(body)
+
+
+def page(groups: Iterable[tuple[str, Iterable[Row]]], width: int) -> str:
+    """Usage, examples and the rows of each group."""
+    lines = [EXAMPLES]
+    for title, rows in groups:
+        found = [row.text(width) for row in rows]
+        lines += [f"{title}:", *found] if found else []
+    return "\n".join([*lines, MORE])

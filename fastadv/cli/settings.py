@@ -1,0 +1,79 @@
+"""What each setting of a run means, in the groups and the order in which help shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+SETTINGS: Mapping[str, Mapping[str, str]] = {
+    "Method and threat model": {
+        "method": "training method; `fastadv methods` lists them",
+        "eps": "radius of the threat model in pixels of [0,1], as 8/255",
+        "norm": "norm of the threat model",
+    },
+    "Data": {
+        "data": "digits, cifar10, cifar100, svhn, synthetic, "
+        "folder:PATH, npz:PATH, tinyimagenet:PATH",
+        "data_root": "folder of the data sets",
+        "download": "download a missing data set",
+        "limit": "train on this many images only",
+        "unlabelled": "images with pseudo-labels, written by `fastadv pseudo-label`",
+        "image_size": "height and width, in pixels, to which images of a folder are resized",
+        "loader": "device: all images in memory; dali: decode files while training",
+        "pad": "largest shift of the random crops, in pixels",
+        "padding": "border of the crops: black (constant), grey or reflected",
+        "flip": "flip images horizontally at random",
+        "augmentation": "base: crop, flip; rotate: 15 degrees, too; autoaugment: with cutout",
+    },
+    "Network": {
+        "model": "network, or module:callable for your own",
+        "width": "channels of the first stage (Wide ResNet: widening factor)",
+        "depth": "layers of a Wide ResNet",
+        "shortcut": "published form of the shortcut in a PreActResNet",
+        "stem": "first layers of a ResNet: 3x3 (cifar), or 7x7 and pooled (imagenet)",
+        "normalize": "normalize images by the data's mean and deviation, in the network",
+        "dropout": "probability of dropout before the classifier",
+    },
+    "Optimization": {
+        "epochs": "passes over the training set",
+        "batch_size": "images per update",
+        "lr": "peak learning rate",
+        "schedule": "learning rate schedule",
+        "drops": "epochs (below 1: shares of the run) of tenfold lower rates, such as 0.5,0.75",
+        "momentum": "momentum of SGD",
+        "cycle_momentum": "lower momentum by 0.1 at the peak of a triangular schedule",
+        "nesterov": "Nesterov momentum",
+        "weight_decay": "weight decay of SGD",
+        "max_grad_norm": "clip the gradient to this norm",
+    },
+    "Speed and precision": {
+        "device": "auto, cpu, cuda or cuda:N",
+        "amp": "mixed precision for attack and outer pass",
+        "amp_dtype": "type of mixed precision; fp16 with loss scaling",
+        "attack_dtype": "precision of the attack alone",
+        "tf32": "round float32 products on a GPU to TF32",
+        "mode": "execution",
+        "deterministic": "refuse operations that are not reproducible",
+    },
+    "Evaluation": {
+        "select": "choose the best epoch on a validation split or on the test set",
+        "select_attack": "attack by which the best epoch is chosen",
+        "val_fraction": "share of the training images in the validation split",
+        "judge_alpha": "step of the evaluating attacks, in pixels",
+        "judge_every": "epochs from one evaluation to the next",
+        "test_attacks": "final attacks, separated by commas",
+        "test_limit": "evaluate on this many test images only",
+    },
+    "The run": {
+        "seed": "seed of weights, order, augmentation and noise",
+        "out": "run folder; without it, runs/METHOD-DATA",
+        "checkpoint_minutes": "minutes after which a checkpoint is also saved within an epoch",
+    },
+}
+
+# Shown by `fastadv train --help`; all others by `--help-all`.
+COMMON = frozenset(
+    {
+        *("method", "eps", "norm", "data", "download", "model", "epochs", "batch_size", "lr"),
+        *("schedule", "device", "amp", "mode", "test_attacks", "seed", "out"),
+    }
+)
