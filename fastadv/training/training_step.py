@@ -229,9 +229,7 @@ class Step:
         inner.clock.calls += update
         if update and inner.clock.calls % CHECK_EVERY == 0:
             self.check()
-        ended = inner.clock.ended()
-        if ended is not None:
-            self._end_epoch(ended)
+        self._close_epoch()
         return metrics
 
     def _update(self, batch: Batch, buffers: Snapshot | None, update: bool) -> dict[str, Tensor]:
@@ -268,6 +266,11 @@ class Step:
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch (from 0) begins; implied by ``steps_per_epoch``."""
         ended = self.internals.clock.begin(epoch)
+        if ended is not None:
+            self._end_epoch(ended)
+
+    def _close_epoch(self) -> None:
+        ended = self.internals.clock.ended()
         if ended is not None:
             self._end_epoch(ended)
 
