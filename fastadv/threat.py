@@ -57,6 +57,12 @@ class Threat:
                 f"{self.high:g}]; did you mean {alpha:g}/255?"
             )
 
+    @property
+    def pgd_alpha(self) -> float:
+        """The step size of PGD in the papers: eps/4 in Linf (2/255 at 8/255), 15/128 eps in L2
+        (15/255 at 128/255; locuslab/robust_overfitting)."""
+        return self.eps * (1 / 4 if self.norm == "linf" else 15 / 128)
+
     def start(
         self, x: Tensor, index: Tensor, seed: int, offset: Tensor | int, stream: int = 0
     ) -> Tensor:
