@@ -17,7 +17,7 @@ from fastadv.benchmark.clock import captured, seconds, seconds_a_step
 from fastadv.benchmark.interleave import Candidate
 from fastadv.benchmark.limits import TORCH_DTYPES
 from fastadv.benchmark.ours import BATCHES, CAPTURED_EAGER, WARM_CALLS
-from fastadv.benchmark.setting import Batch, Setting
+from fastadv.benchmark.setting import BenchBatch, Setting
 from fastadv.engine.gradient import leaf
 from fastadv.engine.model import guard
 from fastadv.engine.model.double_backward import cheap_double_backward
@@ -111,7 +111,7 @@ def _in_mode(
     model: nn.Module,
     kind: str,
     mode: str,
-    batches: Sequence[Batch],
+    batches: Sequence[BenchBatch],
 ) -> list[Callable[[], Any]]:
     """One call a batch: as written or compiled, either replayed as a CUDA graph or not."""
     run = work
@@ -120,7 +120,7 @@ def _in_mode(
     if not as_written:
         run = torch.compile(work, fullgraph=True, dynamic=False)
 
-    def on(batch: Batch) -> Callable[[], Any]:
+    def on(batch: BenchBatch) -> Callable[[], Any]:
         def call() -> Any:
             frozen: AbstractContextManager[None]
             frozen = nullcontext() if learns else guard.frozen_parameters(model.parameters())

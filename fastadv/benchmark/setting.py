@@ -46,12 +46,12 @@ class Setting:
     def image_shape(self) -> tuple[int, int, int]:
         return (3, self.image_size, self.image_size)
 
-    def batches(self, count: int = 4, *, channels_last: bool = False) -> list[Batch]:
+    def batches(self, count: int = 4, *, channels_last: bool = False) -> list[BenchBatch]:
         """``count`` batches to go through in turn."""
         generator = torch.Generator().manual_seed(self.seed)
         return [self._batch(generator, number, channels_last) for number in range(count)]
 
-    def _batch(self, generator: torch.Generator, number: int, channels_last: bool) -> Batch:
+    def _batch(self, generator: torch.Generator, number: int, channels_last: bool) -> BenchBatch:
         size = self.batch_size
         images = torch.rand(size, *self.image_shape, generator=generator)
         labels = torch.randint(self.num_classes, (size,), generator=generator)
@@ -59,7 +59,7 @@ class Setting:
             images = images.to(memory_format=torch.channels_last)
         index = torch.arange(number * size, (number + 1) * size)
         device = torch.device(self.device)
-        return Batch(images.to(device), labels.to(device), index.to(device))
+        return BenchBatch(images.to(device), labels.to(device), index.to(device))
 
     def as_row(self) -> dict[str, Any]:
         """For a JSON row."""
@@ -67,7 +67,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Batch:
+class BenchBatch:
     """Images (B,3,H,W), labels (B,) and their rows in a pretended training set (B,)."""
 
     x: Tensor
@@ -75,6 +75,6 @@ class Batch:
     index: Tensor
 
 
-def in_turn(batches: list[Batch]) -> Iterator[Batch]:
+def in_turn(batches: list[BenchBatch]) -> Iterator[BenchBatch]:
     """The batches again and again."""
     return cycle(batches)

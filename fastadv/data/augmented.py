@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from fastadv.data import draws
-from fastadv.data.view import Batch
+from fastadv.data.batch import LoaderBatch
 
 
 class Loader(Protocol):
@@ -18,7 +18,7 @@ class Loader(Protocol):
 
     def __len__(self) -> int: ...
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]: ...
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[LoaderBatch]: ...
 
 
 class Augmented(ABC):
@@ -40,12 +40,12 @@ class Augmented(ABC):
         """Batches an epoch."""
         return len(self.loader)
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[LoaderBatch]:
         """The batches of ``epoch`` from ``start_batch`` on."""
         for batch in self.loader.epoch(epoch, start_batch):
             yield batch if epoch < self.first_epoch else self._augmented(batch, epoch)
 
-    def _augmented(self, batch: Batch, epoch: int) -> Batch:
+    def _augmented(self, batch: LoaderBatch, epoch: int) -> LoaderBatch:
         index = batch.index
         image = self.augment(batch.image, index, draws.AUGMENT, self.seed, epoch)
         if batch.second is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastadv.data import draws
 from fastadv.data.augmented import Augmented, Loader
-from fastadv.data.view import unit_images
+from fastadv.data.pixels import unit_images
 from fastadv.engine.torchvision_shim import import_torchvision
 
 NEVER = 2.0  # above every probability of the policy

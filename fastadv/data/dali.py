@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from fastadv.data import draws
+from fastadv.data.batch import LoaderBatch
 from fastadv.data.decode import Format, first_unreadable, header
 from fastadv.data.device_loader import Shard, check_options, crop_images, draw_views
-from fastadv.data.view import Batch, unit_images
+from fastadv.data.pixels import unit_images
 from fastadv.errors import UserError
 
 
@@ -76,7 +77,7 @@ class DaliLoader:
         """Batches an epoch."""
         return len(self.shard.sizes)
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[LoaderBatch]:
         """The batches of ``epoch`` from ``start_batch`` on."""
         rows = self._order(epoch).to(self.device)
         views = draw_views(rows, self.seed, epoch, self.pad, self.flip, self.views)
@@ -98,7 +99,7 @@ class DaliLoader:
                 for view in drawn
             ]
             second = (crops[1], drawn[1]) if self.views == 2 else None
-            yield Batch(index, crops[0], self.labels[index], drawn[0], second)
+            yield LoaderBatch(index, crops[0], self.labels[index], drawn[0], second)
             start = stop
 
     def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:

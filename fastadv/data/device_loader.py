@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from fastadv.data import draws
-from fastadv.data.view import Batch, View, unit_images
+from fastadv.data.batch import LoaderBatch
+from fastadv.data.pixels import unit_images
+from fastadv.data.view import View
 from fastadv.errors import UserError, unknown
 from fastadv.kernels import crop_flip
 
@@ -70,14 +72,14 @@ class DeviceLoader:
         """Batches an epoch."""
         return len(self.shard.sizes)
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[LoaderBatch]:
         """The batches of ``epoch`` from ``start_batch`` on."""
         rows = self.shard.part(draws.shuffled(self.rows, draws.ORDER, self.seed, epoch))
         return self.batches(rows, self.shard.sizes, epoch, start_batch)
 
     def batches(
         self, rows: Tensor, sizes: list[int], epoch: int, start_batch: int
-    ) -> Iterator[Batch]:
+    ) -> Iterator[LoaderBatch]:
         """Batches of ``sizes`` over ``rows``, in that order, with the views of ``epoch``."""
         views = draw_views(rows, self.seed, epoch, self.pad, self.flip, self.views)
         start = sum(sizes[:start_batch])
@@ -87,7 +89,7 @@ class DeviceLoader:
             drawn = [view.rows(start, stop) for view in views]
             crops = [self._crop(index, view) for view in drawn]
             second = (crops[1], drawn[1]) if self.views == 2 else None
-            yield Batch(index, crops[0], self.labels[index], drawn[0], second)
+            yield LoaderBatch(index, crops[0], self.labels[index], drawn[0], second)
             start = stop
 
     def _crop(self, index: Tensor, view: View) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fastadv.data import draws
+from fastadv.data.batch import LoaderBatch
 from fastadv.data.device_loader import DeviceLoader
-from fastadv.data.view import Batch
 from fastadv.errors import UserError
 
 
@@ -63,7 +63,7 @@ class MixedLoader:
         """Batches an epoch."""
         return min(self._length, len(self.labelled))
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[LoaderBatch]:
         """The batches of ``epoch`` from ``start_batch`` on."""
         rows = self._mixed(self._labelled_rows(epoch), epoch)
         return self.labelled.batches(rows, [self.batch_size] * len(self), epoch, start_batch)
