@@ -21,7 +21,7 @@ class Setting:
     """A network, a batch of random images and where they are.
 
     ``width`` None is the network's published one. Images are uniform in [0,1] and labels random:
-    what is timed does not depend on them.
+    the time does not depend on them.
     """
 
     model: str = "preact_resnet18"
@@ -47,7 +47,7 @@ class Setting:
         return (3, self.image_size, self.image_size)
 
     def batches(self, count: int = 4, *, channels_last: bool = False) -> list[BenchBatch]:
-        """``count`` batches to go through in turn."""
+        """``count`` batches to use in turn."""
         generator = torch.Generator().manual_seed(self.seed)
         return [self._batch(generator, number, channels_last) for number in range(count)]
 
@@ -68,7 +68,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class BenchBatch:
-    """Images (B,3,H,W), labels (B,) and their rows in a pretended training set (B,)."""
+    """Images (B,3,H,W), labels (B,) and their rows in an imaginary training set (B,)."""
 
     x: Tensor
     y: Tensor
@@ -76,5 +76,5 @@ class BenchBatch:
 
 
 def in_turn(batches: list[BenchBatch]) -> Iterator[BenchBatch]:
-    """The batches again and again."""
+    """The batches, cyclically."""
     return cycle(batches)
