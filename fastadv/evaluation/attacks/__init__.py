@@ -100,7 +100,7 @@ def attack(
     seed = coerce("seed", seed, int)
     inputs.check_batch(x, y)
     if len(x) == 0:
-        raise UserError("The batch is empty; give at least one image.")
+        raise UserError("There is nothing to attack in an empty batch; give at least one image.")
     index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
     _check_companions(x, start, index)
     net = inputs.attacked_network(model, inputs.model_device(model, x.device), amp)
