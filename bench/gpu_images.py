@@ -38,7 +38,7 @@ def read_archive(archive: Path) -> dict[str, list[tuple[str, bytes]]]:
 
 
 def decode(archive: Path, target: Path) -> str:
-    """Write the images of ``archive`` to ``target``; returns their number."""
+    """Write the images of ``archive`` to ``target``; returns a message."""
     held = read_archive(archive)
     classes = sorted({name for split in SPLITS for name, _ in held[split]})
     arrays = {}
