@@ -1,9 +1,9 @@
 """Search a torch for convolutions that crash on a CPU: ``python bench/crashing_convolutions.py``.
 
 Every convolution shape of every network at narrow widths runs its three gradients at many batch
-sizes, each shape in a process of its own, under glibc's heap checker where that is installed: it
-ends a process that wrote outside of its memory even where nothing would have crashed. One row says
-which shapes broke, and which of those training would still meet.
+sizes, each shape in its own process, under glibc's heap checker if that is installed: it
+kills a process that wrote outside of its memory even if it would not crash. One row lists the
+shapes that failed, and which of those training can still use.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SIZES = {1: (8,), 3: (32,)}  # channels of images: their heights
 
 
 class Shape(NamedTuple):
-    """A convolution but for its batch; ``height`` is of its square input."""
+    """A convolution without its batch size; ``height`` is that of its square input."""
 
     inputs: int
     outputs: int
@@ -45,7 +45,7 @@ class Shape(NamedTuple):
 
 
 class _Seen(TorchDispatchMode):
-    """Notes the shape of every convolution inside."""
+    """Records the shape of every convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def shapes_of(networks: Sequence[str], widths: Sequence[int]) -> list[Shape]:
 
 
 def breaks(shape: Shape, batches: Sequence[int], threads: int, *, mended: bool) -> bool:
-    """Whether a process ends that computes the gradients of ``shape`` at every batch size.
+    """True if a process that computes the gradients of ``shape`` at every batch size fails.
 
     ``mended``: as fastadv trains it.
     """
@@ -105,7 +105,7 @@ def _gradients(shape: Shape, batch: int, *, mended: bool) -> None:
 
 
 def _under_the_checker() -> None:
-    """Begin again with glibc's heap checker, once."""
+    """Restart once with glibc's heap checker."""
     if CHECKED in os.environ:
         return
     os.environ |= {CHECKED: "3", "LD_PRELOAD": CHECKER}

@@ -1,7 +1,7 @@
 """Every method for a few epochs on digits: ``python bench/digits.py [--methods te,sat]``.
 
-Each is trained as ``fastadv train --method NAME --epochs 3`` does and judged on the whole test
-set; one row a method. Teachers are trained first for as long as digits usually are, in run folders;
+Each is trained as ``fastadv train --method NAME --epochs 3`` does and evaluated on the whole test
+set; one row per method. Teachers are trained first, with the default epochs, in run folders;
 RST labels half of the training images with a network trained on the other half.
 """
 
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def digits_row(name: str, usual: TrainConfig, epochs: int, runs: Path) -> dict[str, Any]:
-    """Train ``name`` and say what it reached."""
+    """Train ``name`` and report its accuracy."""
     settings, options = needed(name, usual, runs)
     folder = RunFolder(runs / name)
     chosen = vars(usual) | settings | {"method": name, "epochs": epochs, "out": str(folder.path)}
@@ -80,7 +80,7 @@ def digits_row(name: str, usual: TrainConfig, epochs: int, runs: Path) -> dict[s
 
 
 def needed(name: str, usual: TrainConfig, runs: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and options without which ``name`` cannot run, or would not be itself."""
+    """Settings and options that ``name`` requires."""
     plan = resolve(name)
     options: dict[str, Any] = {key: EARLIER[key] for key in EARLIER if key in plan.options}
     if "teachers" in plan.options:
@@ -91,7 +91,7 @@ def needed(name: str, usual: TrainConfig, runs: Path) -> tuple[dict[str, Any], d
 
 
 def _trained(method: str, usual: TrainConfig, runs: Path, limit: int | None = None) -> str:
-    """The run folder of a network trained as long as digits usually are."""
+    """The run folder of a network trained with the default epochs for digits."""
     folder = runs / f"teacher-{method}-{limit or 'all'}"
     if not folder.exists():
         chosen = vars(usual) | {"method": method, "limit": limit, "out": str(folder)}
@@ -100,7 +100,7 @@ def _trained(method: str, usual: TrainConfig, runs: Path, limit: int | None = No
 
 
 def _halves(usual: TrainConfig, runs: Path) -> dict[str, Any]:
-    """Half of the training images to learn from with their labels, the others without."""
+    """Half of the training images with their labels, the others without."""
     every = load("digits").train_images
     limit = len(every) // 2
     labelled = {bytes(image.numpy()) for image in load("digits", limit=limit).train_images}

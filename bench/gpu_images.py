@@ -1,8 +1,8 @@
 """JPEG images of an archive as one uint8 file: ``python bench/gpu_images.py ARCHIVE FILE.npz``.
 
 ``--data npz:FILE.npz`` reads it.
-JPEGs travel, not pixels: CIFAR-10's 60,000 images take 18.5 MB so, and 135 MB as pixels under xz
-(2,250 bytes each, measured). Decoding takes a core 0.3 ms each.
+JPEGs are transferred, not pixels: CIFAR-10's 60,000 images take 18.5 MB, and 135 MB as pixels under
+xz (2,250 bytes each, measured). Decoding takes 0.3 ms per image on one core.
 """
 
 import io
@@ -38,7 +38,7 @@ def read_archive(archive: Path) -> dict[str, list[tuple[str, bytes]]]:
 
 
 def decode(archive: Path, target: Path) -> str:
-    """Write the images of ``archive`` to ``target``; says how many there are."""
+    """Write the images of ``archive`` to ``target``; returns a message."""
     held = read_archive(archive)
     classes = sorted({name for split in SPLITS for name, _ in held[split]})
     arrays = {}

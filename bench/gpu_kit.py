@@ -1,4 +1,4 @@
-"""What is brought along to a machine without a network, and how it is laid out there.
+"""The files for a machine without a network, and their layout there.
 
 ``gpu_prepare.py`` writes the folder; ``gpu_suite.py`` unpacks it. In it: ``kit.json`` (what it was
 made with), ``inductor.tar.xz`` (compiled code for the GPUs named in ``kit.json``), ``wheels/``
@@ -31,7 +31,7 @@ OTHER_KEYS = ("CXX", "TORCHINDUCTOR_", "TORCHDYNAMO_")
 
 
 def facts(kit: Path) -> dict:
-    """What the kit says it was made with; nothing where there is no kit."""
+    """The contents of ``kit.json``; empty if there is no kit."""
     try:
         return json.loads((kit / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -39,7 +39,7 @@ def facts(kit: Path) -> dict:
 
 
 def unpack_code(kit: Path, cache: Path) -> str:
-    """Put the compiled code where Inductor looks for it; says what was done."""
+    """Put the compiled code where Inductor looks for it; returns a message."""
     cache.mkdir(parents=True, exist_ok=True)
     said = facts(kit)
     done = cache / "unpacked"
@@ -59,7 +59,7 @@ def unpack_code(kit: Path, cache: Path) -> str:
 
 
 def unpack_peers(kit: Path, environments: Path) -> str:
-    """An interpreter for each peer whose wheels were brought: this one, with them on its path."""
+    """An interpreter per peer whose wheels are in the kit: this one, with them on its path."""
     ready = []
     for peer, packages in PEERS.items():
         wheels = [

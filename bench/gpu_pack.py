@@ -1,5 +1,5 @@
-"""Results as they fall: rows that may still be written, and all of it in one file again and again,
-so that a call that is cut off leaves what it had."""
+"""Packs all results so far into one file, repeatedly, so that an interrupted call leaves its
+results."""
 
 import contextlib
 import io
@@ -18,8 +18,8 @@ LARGEST = 2**20  # bytes of a log; one that grew without end must not push out t
 
 
 class Packing:
-    """While it is open, ``folder`` is packed into ``target`` every ``seconds``; once more at the
-    end. ``target`` is whole at any moment: it is written aside and renamed."""
+    """Inside the block ``folder`` is packed into ``target`` every ``seconds``, and once at the end.
+    ``target`` is complete at any time: a temporary file is written and renamed."""
 
     def __init__(self, folder: Path, target: Path, seconds: float) -> None:
         self.folder, self.target, self.seconds = folder, target, seconds
@@ -77,13 +77,13 @@ def unpack(archive: tarfile.TarFile, folder: Path) -> None:
 
 
 def rows_in(folder: Path) -> Iterator[dict]:
-    """Every whole row of the result files in ``folder``."""
+    """Every complete row of the result files in ``folder``."""
     for file in sorted(folder.glob("*.jsonl")):
         yield from whole_rows(file.read_text().splitlines())
 
 
 def whole_rows(lines: Iterable[str]) -> Iterator[dict]:
-    """The rows of ``lines`` but one that was being written when its stage was ended."""
+    """The rows of ``lines``, without one that was being written when its stage was killed."""
     for line in lines:
         with contextlib.suppress(ValueError):
             yield json.loads(line)

@@ -1,9 +1,9 @@
-"""The appointment with a GPU: which calls there are, their stages in order, and their seconds.
+"""The plan of a GPU session: its calls, their stages in order, and the seconds of each.
 
-A machine may be lent for a quarter of an hour, its start included. So there are two calls (and a
-third where time is left), and the order of the stages is that of their worth: when a call is cut
-short, the numbers that are needed least are missing. No imports beyond Python's own: the suite must
-start in no time and must not fail where a stage would.
+A machine may be available for fifteen minutes, including its start. So there are two calls (and a
+third if time is left), and the stages are ordered by importance: an interrupted call misses only
+the least important numbers. Only Python's standard library is imported: the suite must start fast
+and must not fail where a stage would.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ PACK_EVERY = 15.0  # seconds
 
 @dataclass(frozen=True)
 class Stage:
-    """A process of its own. ``seconds``: when it is ended; what it wrote by then stays."""
+    """One process. ``seconds``: its time limit; its results up to then are kept."""
 
     name: str
     call: str

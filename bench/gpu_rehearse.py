@@ -1,10 +1,10 @@
-"""The appointment with a GPU, rehearsed without one: ``python bench/gpu_rehearse.py``.
+"""A rehearsal of the GPU session without a GPU: ``python bench/gpu_rehearse.py``.
 
-What travels (the repository's files and ``bench/gpu_kit``) is put into an empty folder, without
-.git and without network, and the calls that ``gpu_prepare.py`` prints are made there, on a
-pretended CUDA runtime (``tools/pretend_cuda``). Then one call is killed. Asked is: does every stage
-end well and write its rows; is all compiled code found in what was brought; is what was measured
-before the kill in the packed file. Times and numbers mean nothing.
+The files of the repository and ``bench/gpu_kit`` are copied into an empty folder, without .git and
+without network, and the calls that ``gpu_prepare.py`` prints are run there, on a simulated CUDA
+runtime (``tools/pretend_cuda``). Then one call is killed. Checked is: every stage succeeds and
+writes its rows; all compiled code is found in the kit; the results before the kill are in the
+packed file. Times and numbers mean nothing.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The stages of ``gpu_suite.py``, one a call; not meant to be started by hand."""
+"""The stages of ``gpu_suite.py``, one per call; not meant to be started by hand."""
 
 import argparse
 import importlib.util
@@ -47,7 +47,7 @@ BATCH = 128  # of the training runs
 
 
 class Running:
-    """A stage at work: what the command line said, and the time it has left."""
+    """A running stage: its command line options and its remaining time."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.out: Path = given.out
@@ -77,7 +77,7 @@ class Running:
         return self.began + share * self.seconds
 
     def left(self) -> float:
-        """Seconds until the stage is ended."""
+        """Seconds until the stage's time limit."""
         return self.began + self.seconds - time.monotonic()
 
     def write(self, rows: Sequence[Row]) -> None:
@@ -163,7 +163,7 @@ def _cache_words() -> str:
 
 
 def tests(stage: Running) -> str:
-    """The tests that need a GPU, all files at once; nothing else runs beside them."""
+    """The tests that need a GPU, all files at once; nothing else runs at the same time."""
     # The project's own addopts name a plugin that may not be installed here.
     command = [sys.executable, "-P", "-m", "pytest", "-o", "addopts=", "--strict-markers", "-v"]
     command += ["-m", "gpu", "-p", "no:cacheprovider", "--durations=5"]
@@ -216,7 +216,7 @@ def parity(stage: Running) -> str:
 
 
 def _parity_word(stage: Running) -> str | None:
-    """What held this run's modes to eager's numbers; None where nothing did or one was red."""
+    """The check of this run's modes against eager; None if there was none or it failed."""
     rows = [row for row in rows_in(stage.out) if row.get("kind") == "parity"]
     if not rows or not all(row["ok"] for row in rows):
         return None
@@ -225,7 +225,7 @@ def _parity_word(stage: Running) -> str | None:
 
 
 def kernel_times(stage: Running) -> str:
-    """Every kernel beside its reference and its bytes at the copy rate."""
+    """Every kernel, its reference, and its bytes at the copy rate."""
     command = [sys.executable, str(ROOT / "bench" / "kernels.py"), "--device", stage.device]
     command += ["--results", str(stage.out)]
     if importlib.util.find_spec("pytest_benchmark") is None:
@@ -257,7 +257,7 @@ def comparison(
     repeats: int = 7,
     model: str = "preact_resnet18",
 ) -> Callable[[Running], str]:
-    """Steps of ``methods`` turn by turn in ``modes``, beside ``peers``."""
+    """Steps of ``methods`` in ``modes`` and of ``peers``, interleaved."""
 
     def run(stage: Running) -> str:
         word = _parity_word(stage)
@@ -358,7 +358,7 @@ def _epochs_that_fit(stage: Running) -> int:
 
 
 def inductor(stage: Running) -> str:
-    """Whether another setting of the compiler makes a step faster."""
+    """Steps with other settings of the compiler."""
     command = [sys.executable, "-P", str(ROOT / "bench" / "inductor.py"), "--device", stage.device]
     command += ["--out", str(stage.out), "--seconds", str(0.6 * stage.seconds)]
     if stage.tiny:
@@ -399,7 +399,7 @@ STAGES: dict[str, Callable[[Running], str]] = {
 
 
 def main() -> None:
-    """Run one stage; its last line says what came out."""
+    """Run one stage; its last line is the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=list(STAGES))
     parser.add_argument("--out", type=Path, required=True)

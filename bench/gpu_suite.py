@@ -1,19 +1,19 @@
-"""Everything a GPU is needed for, in the few minutes one may be lent: two calls.
+"""Everything that needs a GPU, in two short calls.
 
     python bench/gpu_suite.py smoke --pack FOLDER     # at most 105 s
     python bench/gpu_suite.py rest --pack FOLDER      # at most 570 s
-    python bench/gpu_suite.py train --pack FOLDER     # where 330 s are left
+    python bench/gpu_suite.py train --pack FOLDER     # if 330 s are left
 
 Needs this repository and torch >= 2.11 with its Triton, typer, rich, safetensors, scikit-learn,
 pytest and hypothesis; no installation, no network, no git. ``bench/gpu_prepare.py`` collects what
 saves minutes there (compiled code, the peers' wheels, images) in ``bench/gpu_kit``; all of it may
 be missing. ``gpu_plan.py`` says what is measured, in which order, and for how long.
 
-Each stage is a process of its own under its own time limit; one that fails or runs out of time is
-reported and the next one goes on. Rows and logs land in the folder ``--work`` as they fall, and
-every 15 s all of it is packed into one file of the folder ``--pack``. A short table comes last.
-``python bench/tables.py --take FILE`` adds what came back to ``bench/results`` and writes the
-tables. ``--device cpu --tiny --patience 6`` is a dry run.
+Each stage is a process with its own time limit; one that fails or exceeds it is reported, and the
+next one starts. Rows and logs are written to the folder ``--work`` immediately, and every 15 s all
+of it is packed into one file of the folder ``--pack``. A short table is printed last. ``python
+bench/tables.py --take FILE`` adds the results to ``bench/results`` and writes the tables.
+``--device cpu --tiny --patience 6`` is a dry run.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Whether other settings of Inductor make a step faster: ``python bench/inductor.py``.
+"""The time of a step with other settings of Inductor: ``python bench/inductor.py``.
 
-The same compiled step once with each setting, turn by turn, beside the one without. fastadv sets
+The same compiled step with each setting and without, interleaved. fastadv sets
 none of them: a setting that wins here on the machines that matter is one to adopt.
 
 reuse: a sum that two later kernels read is stored instead of added up in both: fewer bytes between

@@ -3,8 +3,8 @@
 Every case runs as Triton (where it can), as the reference, as the compiled reference and as the
 several PyTorch calls one would write by hand. pytest-benchmark times whole calls with a
 synchronise inside; on a GPU, CUDA events around graph replays time the device alone. GB/s counts
-the bytes a case must move, beside what a copy reaches on the same device. Rows are appended to
-``bench/results/``, one file for a device and torch version; what was not measured is null.
+the bytes a case must move, compared with a copy on the same device. Rows are appended to
+``bench/results/``, one file per device and torch version; what was not measured is null.
 """
 
 import json
@@ -223,7 +223,7 @@ def device_seconds(run: Callable[[], Any]) -> float:
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes read and written a second by a copy on the device, too large for its cache."""
+    """Bytes read and written per second by a copy on the device, too large for its cache."""
     size = COPY_BYTES[device]
     source = torch.rand(size // 4, device=device)
     target = torch.empty_like(source)

@@ -1,10 +1,10 @@
-"""What feeding costs: ``python bench/loaders.py [--folder TREE]``.
+"""The time of loading data: ``python bench/loaders.py [--folder TREE]``.
 
-Images a second of the loaders, crop and flip included: the device-resident one from memory and
+Images per second of the loaders, crop and flip included: the device-resident one from memory and
 from a tree of JPEGs (decoded once, which is timed apart), and DALI's stream of the same files. One
 turn of each is an epoch; they take turns, as in every comparison here. The share is of a PGD-10 AT
-step of PreActResNet-18 on this device, the newest in ``bench/results/``, as if nothing of feeding
-ran beside it; on a GPU DALI's decoding does. Without ``--folder`` a tree of smooth images is
+step of PreActResNet-18 on this device, the newest in ``bench/results/``, assuming that loading does
+not overlap with it; on a GPU DALI's decoding does. Without ``--folder`` a tree of smooth images is
 written into a temporary folder. Takes under a minute; the machine must do nothing else.
 """
 
@@ -69,7 +69,7 @@ def rows(
 ) -> Iterator[Row]:
     """A row for every loader of the first ``images`` of ``tree`` (a data set's name).
 
-    ``step`` is a training step's seconds an image.
+    ``step`` is a training step's seconds per image.
     """
     loaders, facts = _loaders(tree, images, batch_size, device)
     candidates = [Candidate(name, _epochs(loader, device)) for name, loader in loaders.items()]
@@ -128,7 +128,7 @@ def _epochs(loader: Loader, device: torch.device) -> Any:
 
 
 def step_of_an_image(found: list[Row]) -> float:
-    """Seconds an image of the newest PGD-10 AT step of PreActResNet-18 at 32x32, fastest mode."""
+    """Seconds per image of the newest PGD-10 AT step of PreActResNet-18 at 32x32, fastest mode."""
     published = {"model": "preact_resnet18", "width": None, "image_size": 32}
     steps = [
         row

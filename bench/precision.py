@@ -1,8 +1,8 @@
 """bf16 against float32 on paired seeds: ``python bench/precision.py --methods apart,pgd``.
 
 Each seed trains twice, in float32 and with ``--amp``: the same initial weights, batches and noise.
-One row a method holds both accuracies of every seed, and the differences bf16 - float32 in points
-(per cent of the test images) with their mean and its standard error.
+One row per method holds both accuracies of every seed, and the differences bf16 - float32 in points
+(percent of the test images) with their mean and its standard error.
 """
 
 import argparse
@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
-    """Parse the command line, train every pair, write one row a method."""
+    """Parse the command line, train every pair, write one row per method."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", default="apart,pgd")
     parser.add_argument("--data", default="digits")
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def pair(config: TrainConfig, seed: int, runs: Path) -> dict[str, Any]:
-    """What ``seed`` reaches in float32 and in bf16: accuracies in [0,1] of the last weights."""
+    """The result of ``seed`` in float32 and in bf16: accuracies in [0,1] of the last weights."""
     found: dict[str, Any] = {"seed": seed}
     for dtype, amp in (("fp32", False), ("bf16", True)):
         folder = _folder(config, seed, dtype, runs)

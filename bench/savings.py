@@ -1,9 +1,9 @@
-"""What each saving of work is worth: ``python bench/savings.py --threads 2``.
+"""The gain of each saving of work: ``python bench/savings.py --threads 2``.
 
 The same update with a saving and without it, interleaved. That both are the same update is proved
 in tests/test_regularizers.py, test_folding.py, test_weight_copies.py and test_double_backward.py.
-What a process does with freed memory is chosen once a process, so its two sides are processes,
-started anew for each pair of turns. The machine must do nothing else; takes some minutes on two
+The handling of freed memory is chosen once per process, so its two sides are processes, started
+again for each pair of turns. The machine must do nothing else; takes some minutes on two
 cores.
 """
 
@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def freed_memory(setting: Setting, method: str, dtype: str, repeats: int) -> Row:
-    """Steps of processes that keep freed memory beside steps of processes that hand it back."""
+    """Steps of processes that keep freed memory and of processes that return it."""
     times: dict[str, list[float]] = {"plain": [], "saving": []}
     work = (setting, method, dtype, torch.get_num_threads())
     for _ in range(repeats):

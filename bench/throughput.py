@@ -1,7 +1,7 @@
 """The README's speed table: ``python bench/throughput.py``.
 
-One PGD-10 AT step of PreActResNet-18 on 32x32 images, batch 64: fastadv in each mode beside the
-four loops people run today, interleaved in one run, both BatchNorm modes where a peer attacks in
+One PGD-10 AT step of PreActResNet-18 on 32x32 images, batch 64: fastadv in each mode and the
+four common loops, interleaved in one run, both BatchNorm modes where a peer attacks in
 eval mode only. Then what the other methods cost against the sum of their passes. Rows go to
 ``bench/results/``; ``python bench/tables.py`` turns them into tables. On two cores it takes about
 half an hour, and the machine must do nothing else.

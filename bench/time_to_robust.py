@@ -1,9 +1,9 @@
 """Minutes of training to a robust accuracy: ``python bench/time_to_robust.py --target 0.45``.
 
-Trains a method once a seed and looks after every epoch at its accuracy under the attack. Counted
-is the training time of the run folder: compilation is in it, judging is not. One row holds all
-seeds, with mean and standard deviation; a run that never gets there counts as not reached, not
-as its length.
+Trains a method once per seed and evaluates its accuracy under the attack after every epoch. The
+reported time is the run's training time: it includes compilation, but not evaluation. One row holds
+all seeds, with mean and standard deviation; a run that never reaches the target counts as not
+reached, not as its length.
 """
 
 import argparse

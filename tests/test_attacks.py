@@ -417,7 +417,7 @@ def test_bad_batches_get_a_sentence(change, sentence):
         ({"norm": "l1"}, "Unknown norm"),
         ({"alpha": "x"}, "alpha must be a number"),
         ({"start": torch.zeros(1)}, "start must have"),
-        ({"index": torch.arange(3)}, "one integer an image"),
+        ({"index": torch.arange(3)}, "one integer per image"),
         ({"amp": "bf61"}, "did you mean 'bf16'"),
     ],
 )

@@ -199,14 +199,14 @@ def test_a_turn_on_a_gpu_is_four_steps_between_two_waits(monkeypatch):
     happened, now = [], iter([10.0, 12.0])
     monkeypatch.setattr(clock, "synchronize", lambda device: happened.append("wait"))
     monkeypatch.setattr(clock.time, "perf_counter", lambda: next(now))
-    taken = clock.seconds_a_step(lambda: happened.append("step"), torch.device("cuda"))
+    taken = clock.seconds_per_step(lambda: happened.append("step"), torch.device("cuda"))
     assert happened == ["wait", *["step"] * 4, "wait"]
     assert taken == 0.5
 
 
 def test_a_turn_on_a_cpu_is_one_step():
     happened = []
-    clock.seconds_a_step(lambda: happened.append("step"), torch.device("cpu"))
+    clock.seconds_per_step(lambda: happened.append("step"), torch.device("cpu"))
     assert happened == ["step"]
 
 

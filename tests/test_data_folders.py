@@ -137,7 +137,7 @@ def test_sixteen_bit_images_are_refused_not_clipped(tree):
     root, _ = tree
     deep = RNG.integers(0, 65536, (8, 10)).astype(np.uint16)
     Image.fromarray(deep).save(root / "train" / "ant" / "1.png")
-    with pytest.raises(UserError, match=r"ant/1\.png has pixels of kind"):
+    with pytest.raises(UserError, match=r"ant/1\.png has pixel format"):
         load(f"folder:{root}")
 
 

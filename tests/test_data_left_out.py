@@ -80,7 +80,7 @@ def test_what_is_left_out_is_counted_in_one_line(tmp_path, capsys):
     assert len(told) == 1
     assert told[0].endswith(
         "8 images are read; left out: 3 of another suffix (.gif, .txt), 1 outside the class "
-        "folders, 1 hidden, 2 that are no regular files, 1 folders reached twice by links, "
+        "folders, 1 hidden, 2 that are not regular files, 1 folders reached twice by links, "
         "1 whole folder val/, since there is a test/."
     )
 

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from fastadv.engine.process import distributed
 from fastadv.errors import NotFiniteError, UserError
-from fastadv.evaluation.accuracy import _memory_format, evaluate
+from fastadv.evaluation.accuracy import evaluate
 from fastadv.evaluation.attacks import attack
+from fastadv.evaluation.tally import _memory_format
 
 NAMES = ("clean", "fgsm", "fgsm-rwp", "pgd-5", "pgd-3-3", "cw-5", "cw-margin-5", "noise-0.2")
 

@@ -21,8 +21,10 @@ from fastadv.engine.model import precision
 from fastadv.engine.process import distributed
 from fastadv.errors import NotFiniteError, TrainingError
 from fastadv.evaluation import accuracy as evaluation
-from fastadv.evaluation.accuracy import Counts, count
+from fastadv.evaluation.accuracy import count
 from fastadv.evaluation.attacks.watch import NO_ATTACK
+from fastadv.evaluation.counts import Counts
+from fastadv.evaluation.tally import Tally
 from fastadv.run import console as console_module
 from fastadv.run import judging, source
 from fastadv.run import train as train_module
@@ -73,13 +75,13 @@ def run(begun: Path) -> Iterator[Path]:
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The attack and the number of images of every batch that is attacked."""
     seen: list[tuple[str, int]] = []
-    add = evaluation.Tally.add
+    add = Tally.add
 
-    def noting(tally: evaluation.Tally, x: torch.Tensor, y: torch.Tensor) -> None:
+    def noting(tally: Tally, x: torch.Tensor, y: torch.Tensor) -> None:
         seen.append((",".join(tally.specs), len(x)))
         add(tally, x, y)
 
-    monkeypatch.setattr(evaluation.Tally, "add", noting)
+    monkeypatch.setattr(Tally, "add", noting)
     return seen
 
 
@@ -335,11 +337,11 @@ def test_processes_that_stop_at_the_same_batch_go_on(monkeypatch) -> None:
                 after=lambda tally, seen=seen: seen.append(tally.counted()),
             )
             own.append(seen[-1])
-        right, still, saturated = (
+        right, zero_gradient, saturated = (
             [a + b for a, b in zip(getattr(own[0], name), getattr(own[1], name), strict=True)]
-            for name in ("right", "still", "saturated")
+            for name in ("right", "zero_gradient", "saturated")
         )
-        return replace(own[0], right=right, still=still, saturated=saturated)
+        return replace(own[0], right=right, zero_gradient=zero_gradient, saturated=saturated)
 
     assert of_both(of_both(None, 3), 5) == alone
 
@@ -427,15 +429,15 @@ def test_a_pass_that_ends_in_an_interruption_is_written_by_the_next(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the last batch and the result lies a wait for the device."""
-    real = evaluation.Tally.counted
+    real = Tally.counted
 
-    def stopped(tally: evaluation.Tally, *, shared: bool = False) -> Counts:
+    def stopped(tally: Tally, *, shared: bool = False) -> Counts:
         if shared:
             raise KeyboardInterrupt
         return real(tally)
 
     with monkeypatch.context() as patched:
-        patched.setattr(evaluation.Tally, "counted", stopped)
+        patched.setattr(Tally, "counted", stopped)
         with pytest.raises(JudgingStopped):
             judge_run(str(run), "fgsm")
     for _ in range(2):

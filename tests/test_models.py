@@ -365,7 +365,7 @@ def test_default_shortcut_is_preact() -> None:
         ({"name": "vgg16", "normalize": None}, "takes no options"),
         ({"name": "resnet18", "stem": "mnist"}, "Unknown stem"),
         ({"name": "wide_resnet28_10", "depth": 30}, "6n\\+4"),
-        ({"name": "resnet18", "width": 0}, "width must be a whole number"),
+        ({"name": "resnet18", "width": 0}, "width must be an integer"),
         ({"name": "resnet18", "num_classes": 0}, "num_classes"),
         ({"name": "resnet18", "in_channels": 1.5}, "in_channels"),
         ({"name": "resnet18", "dropout": 1.0}, "dropout"),

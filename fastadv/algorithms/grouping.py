@@ -1,4 +1,4 @@
-"""Optimizer groups by layer, for a training loop of your own."""
+"""Optimizer groups by layer, for your own training loop."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ def param_groups(
     """Groups for ``torch.optim``: every parameter of ``model`` exactly once.
 
     ``optimizer = torch.optim.SGD(fastadv.param_groups(model, "rat-lr", lr=0.1), momentum=0.9)``
-    and then ``fastadv.step(model, optimizer, method="rat-lr")``, which checks them. ``groups``
-    ("3,4" or [3, 4]) are the layer groups that ``fixed-lr`` and ``frozen`` act on, ``split`` how
-    they are cut (``fastadv.models.stages``). Raises ``UserError`` for a selection that matches
-    no parameter.
+    and then ``fastadv.step(model, optimizer, method="rat-lr")``, which checks them. ``layers``
+    names a layers part; ``lr`` is the learning rate from which the part computes each group's.
+    ``groups`` ("3,4" or [3, 4]; None: the part's default) are the layer groups on which
+    ``fixed-lr`` and ``frozen`` act; ``split`` ("stages" or "quarters") defines them
+    (``fastadv.models.stages``). Raises ``UserError`` for an unknown part, a negative lr, and groups
+    that match no parameter.
     """
     rate = coerce("lr", lr, NonNegative)
     kinds = PARTS["layers"]
@@ -38,6 +40,6 @@ def param_groups(
     if "layer_groups" in types:
         wanted["split"] = split
     elif wanted:
-        raise UserError(f"layers={layers!r} takes no groups; leave groups= away.")
+        raise UserError(f"layers={layers!r} takes no groups; omit groups=.")
     options = {name: coerce(name, value, types[name]) for name, value in wanted.items()}
     return cast(Layers, part(**options)).optimizer_groups(model, rate)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which ``share`` (0 to 1) of ``values`` lie, linear between neighbours."""
+    """The ``share`` quantile (0 to 1) of ``values``, with linear interpolation."""
     if not values:
         raise ValueError("no values to take a percentile of")
     ordered = sorted(values)
@@ -34,7 +34,7 @@ class Spread:
         )
 
     def times(self, factor: float) -> Spread:
-        """The same values in another unit; ``factor`` is positive."""
+        """All values multiplied by ``factor``, which is positive."""
         return Spread(self.median * factor, self.p10 * factor, self.p90 * factor, self.count)
 
     def as_row(self, digits: int = 4) -> dict[str, float]:
@@ -49,6 +49,6 @@ def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
     """The spread of the ratios turn by turn.
 
     What slows a whole turn (another process, a hot chip) slows both sides of its ratio, so this
-    moves less than the ratio of two medians.
+    varies less than the ratio of two medians.
     """
     return Spread.of([n / d for n, d in zip(numerators, denominators, strict=True)])

@@ -1,8 +1,8 @@
-"""The time a step cannot beat with the convolutions this torch has.
+"""A lower bound on the time of a step with the convolutions of this torch.
 
-Every product of the network (forward, input gradient, weight gradient) is timed by itself in the
-pass's data type and channels_last layout and taken as often as the passes use it; the bytes
-between the products move at the device's measured copy rate.
+Every product of the network (forward, input gradient, weight gradient) is timed alone in the
+pass's data type and channels_last layout, and counted as often as the passes use it. The memory
+traffic between the products is assumed to run at the device's measured copy rate.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from fastadv.benchmark.clock import seconds_alone
 from fastadv.benchmark.geometry import Geometry, Product, products_of
 from fastadv.benchmark.limits import ELEMENT_BYTES, TORCH_DTYPES, Limits
 
-# Different tensors gone through in turn; an activation of the pass before is rarely in the cache.
+# Number of different tensors used in turn: a previous pass's activation is rarely in the cache.
 COPIES = {"cpu": 2, "cuda": 4}
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The best times for batches of one size in one data type."""
+    """Lower bounds for batches of one size in one data type."""
 
     geometry: Geometry
     batch: int
@@ -52,7 +52,7 @@ class Bound:
         return self.batch * sum(n * self.geometry.flops(kind) for (kind, _), n in passes.items())
 
     def bytes_moved(self, passes: Mapping[Pass, int]) -> int:
-        """Bytes a step must move, products and what lies between them."""
+        """Bytes a step must move, in the products and between them."""
         element, total = ELEMENT_BYTES[self.dtype], 0
         for (kind, bn), count in passes.items():
             between = self.geometry.other_bytes(kind, bn, element)

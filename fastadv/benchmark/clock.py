@@ -11,14 +11,15 @@ import torch
 
 from fastadv.benchmark.arithmetic import Spread
 
-# Steps between two waits for the device. Launching a replayed graph and noticing its end take part
-# of a millisecond. A training loop does that while the step before still runs; so do four steps.
-STEPS_A_TURN = {"cpu": 1, "cuda": 4}
-SECONDS_IN_A_GRAPH = 0.002  # beside which launching and waiting for the graph do not count
+# Steps between two synchronisations. Launching a replayed graph and detecting its end take a
+# fraction of a millisecond; in a training loop, and in four steps, this overlaps with the previous
+# step.
+STEPS_PER_TURN = {"cpu": 1, "cuda": 4}
+SECONDS_IN_A_GRAPH = 0.002  # long enough that launching and waiting for the graph are negligible
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until ``device`` has done all it was given."""
+    """Wait until ``device`` has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -32,20 +33,20 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def seconds_a_step(step: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one step of a turn: ``STEPS_A_TURN`` of them between two waits, divided."""
-    steps = STEPS_A_TURN[device.type]
+def seconds_per_step(step: Callable[[], Any], device: torch.device) -> float:
+    """Seconds per step: ``STEPS_PER_TURN`` of them between two synchronisations."""
+    steps = STEPS_PER_TURN[device.type]
     return seconds(_rounds([step], steps), device) / steps
 
 
 def seconds_alone(
     calls: list[Callable[[], Any]], device: torch.device, repeats: int, at_least: float = 0.02
 ) -> Spread:
-    """Seconds a call of one operation by itself.
+    """Seconds per call of one operation alone.
 
-    ``calls`` do the same on different tensors and are gone through in turn, so that a small
-    operation does not find its inputs in the cache. On CUDA they are replayed as one graph, since
-    a launch may take longer than the work; on a CPU repeated for ``at_least`` seconds a sample.
+    ``calls`` do the same on different tensors and are used in turn, so that the inputs of a small
+    operation are not in the cache. On CUDA they are replayed as one graph, because a launch may
+    take longer than the work; on a CPU they are repeated for ``at_least`` seconds per sample.
     """
     on_cuda = device.type == "cuda"
     work = captured(_rounds(calls, 1)) if on_cuda else _rounds(calls, 1)

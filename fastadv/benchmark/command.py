@@ -48,7 +48,7 @@ def bench(
     model: Annotated[str, typer.Option(help="network")] = "preact_resnet18",
     width: Annotated[int | None, typer.Option(help="the network's width")] = None,
     batch_size: Annotated[
-        str, typer.Option(help="images a step; several with commas, for --plot")
+        str, typer.Option(help="images per step; several, separated by commas, for --plot")
     ] = "128",
     image_size: Annotated[int, typer.Option(help="height and width of the images")] = 32,
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16; several with commas")] = "bf16",
@@ -100,7 +100,7 @@ def bench(
 
 
 def wide_console() -> rich.console.Console:
-    """A console whose tables are as wide as they need to be where nobody's terminal is narrower."""
+    """A console with tables of full width, unless a terminal is narrower."""
     width = None if sys.stdout.isatty() else 120
     return rich.console.Console(highlight=False, soft_wrap=True, width=width)
 
@@ -113,12 +113,12 @@ def run_comparisons(
     with_profile: bool = False,
     say: Say | None = None,
 ) -> list[Row]:
-    """Run every comparison; rows are written to ``out`` as soon as one is done, and returned.
+    """Run every comparison; its rows are written to ``out`` when it is done, and returned.
 
-    What a comparison knows before it is done lies beside them, in a file named after its run
-    (``rows.SoFar``). Where peers are to be timed and nothing stands in for parity, the parity
-    tests are run first; raises ``UserError`` when they are red. ``say`` is told where the run is
-    (None: a line of the terminal, if there is one).
+    Preliminary results of a comparison are in a file next to them, named after the run
+    (``rows.SoFar``). If there are peers and a comparison has no ``parity``, the parity tests are
+    run first; raises ``UserError`` if they fail. ``say`` receives progress messages (None: a line
+    of the terminal, if there is one).
     """
     plan = _with_parity(plan, console)
     device = torch.device(plan[0].setting.device)
@@ -144,7 +144,7 @@ def run_comparisons(
             if comparison.kernels:
                 append_rows(file, [row | origin for row in _kernels_of_first(comparison, outcome)])
             for idle in idle_rows(setting, outcome.candidates, device):
-                append_rows(file, [idle | origin])  # at once: a profile may take long
+                append_rows(file, [idle | origin])  # immediately: a profile may take long
                 _note_idle(found, idle)
             for sentence in outcome.skipped:
                 console.print(f"[yellow]skipped[/] {escape(sentence)}")
@@ -156,7 +156,7 @@ def run_comparisons(
 
 
 def _kernels_of_first(comparison: Comparison, outcome: Outcome) -> list[Row]:
-    """A kernel table of the candidate that was built first, if it is ours and on CUDA."""
+    """A kernel table of the first candidate, if it is ours and on CUDA."""
     device, first = torch.device(comparison.setting.device), outcome.candidates[0]
     if device.type != "cuda" or first.once is None:
         return []
@@ -165,7 +165,7 @@ def _kernels_of_first(comparison: Comparison, outcome: Outcome) -> list[Row]:
 
 
 def _with_parity(plan: Sequence[Comparison], console: rich.console.Console) -> Sequence[Comparison]:
-    """The plan with a word on parity wherever there are peers."""
+    """The plan with ``parity`` set in every comparison with peers."""
     asking = [comparison for comparison in plan if comparison.peers and not comparison.parity]
     if not asking:
         return plan
@@ -214,7 +214,7 @@ def _show_profile(
 
 
 def _progress(console: rich.console.Console) -> Say:
-    """Where a run is, on one line of a terminal; nothing where the output is not one."""
+    """Progress on one line of a terminal; nothing if the output is not a terminal."""
 
     def say(sentence: str) -> None:
         if console.is_terminal:
@@ -254,7 +254,7 @@ def _modes(text: str | None, device: torch.device) -> list[str]:
 
 
 def _with_eval(specs: Sequence[Spec]) -> list[Spec]:
-    """Some peers attack in eval mode only: they are compared with our attack in that mode, too."""
+    """Some peers attack in eval mode only; adds our attack in that mode for them."""
     if not any(spec.is_the_peers for spec in specs):
         raise UserError("The peers train PGD-10 AT: add pgd to --methods to compare with them.")
     return [*specs, *([] if EVAL_PEERS_NEED in specs else [EVAL_PEERS_NEED])]

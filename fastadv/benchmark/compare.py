@@ -29,8 +29,8 @@ Say = Callable[[str], None]
 SoFar = Callable[[list[Row]], None]
 Times = Mapping[str, Sequence[float]]
 
-# Turns a candidate takes by itself before the next is built: what is left if the run is killed.
-# On a CPU, where a step takes seconds and nobody lends the machine by the minute, one.
+# Turns of a candidate alone before the next one is built; a killed run has at least these. One on
+# a CPU, where a step takes seconds.
 TURNS_ALONE = {"cpu": 1, "cuda": 3}
 
 
@@ -39,8 +39,8 @@ class Comparison:
     """What to time against each other in one process.
 
     ``peers`` are names from ``peer_list``. ``deadline`` (of ``time.monotonic``) ends building and
-    timing early; what was left out is said. ``tiny`` shrinks the device's limits for dry runs.
-    ``parity`` says what held the modes' numbers to eager's; where there are peers and it is None,
+    timing early; what was skipped is reported. ``tiny`` shrinks the device's limits for dry runs.
+    ``parity`` names the check of the modes against eager; if it is None and there are peers,
     ``run_comparisons`` runs the parity tests. ``kernels`` asks for a kernel table of the first
     candidate (on CUDA).
     """
@@ -60,7 +60,7 @@ class Comparison:
 
 @dataclass
 class Outcome:
-    """Rows without provenance, and a sentence for whatever could not be timed."""
+    """Rows without provenance, and a message for each candidate that could not be timed."""
 
     rows: list[Row] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -74,11 +74,11 @@ class Outcome:
 def compared(
     comparison: Comparison, say: Say, so_far: SoFar = lambda rows: None
 ) -> Iterator[Outcome]:
-    """Time everything; inside the block the candidates are alive, for a profile.
+    """Time all candidates; inside the block they exist, for a profile.
 
-    Whenever something more is known ``so_far`` gets all of it as rows marked preliminary: each
-    candidate's turns alone as soon as it is warm, then the interleaved turns from the third on.
-    Raises ``ValueError`` for peers without a word on parity.
+    ``so_far`` receives all results so far as rows marked preliminary: each candidate's turns alone
+    when it is warm, then the interleaved turns from the third on. Raises ``ValueError`` for peers
+    without ``parity``.
     """
     if comparison.peers and not comparison.parity:
         raise ValueError("peers are timed only after parity: run_comparisons sees to it")
@@ -95,7 +95,7 @@ def compared(
         setting, candidates = comparison.setting, outcome.candidates
         timed = Timed(setting, comparison.dtype, candidates, times, bound, interleaved)
         rows = [*_limit_rows(comparison, limits), *pass_rows(timed), *step_rows(timed)]
-        if interleaved and comparison.parity:  # a ratio is taken within turns or not at all
+        if interleaved and comparison.parity:  # ratios are computed within turns only
             rows += speedup_rows(timed, comparison.parity)
         return rows
 
@@ -108,7 +108,7 @@ def compared(
         for name, turns in _building(comparison, outcome, say):
             alone[name] = turns
             so_far(_preliminary(known(alone, interleaved=False)))
-            if len(alone) == 1:  # what is wanted most is there: now what it is held to
+            if len(alone) == 1:  # the most important candidates are built; now their bound
                 say("measuring each convolution alone")
                 bound = _bound(comparison, limits, outcome)
         if not outcome.candidates:
@@ -138,7 +138,7 @@ def _bound(comparison: Comparison, limits: Limits, outcome: Outcome) -> Bound | 
     try:
         return measure_bound(shape, setting.batch_size, comparison.dtype, limits, device)
     except RuntimeError as error:
-        # Rows without a bound are rows.
+        # Rows without a bound are valid, too.
         outcome.skipped.append(f"the bound: {_first_line(error)}")
         return None
 
@@ -161,8 +161,8 @@ def _limit_rows(comparison: Comparison, limits: Limits) -> list[Row]:
 def _building(
     comparison: Comparison, outcome: Outcome, say: Say
 ) -> Iterator[tuple[str, list[float]]]:
-    """Build what is asked for, the most wanted first, and say what its turns alone took; what
-    fails is left out and said."""
+    """Build the candidates, the most important first, and yield the times of their turns alone; a
+    candidate that fails is skipped and reported."""
     turns = TURNS_ALONE[torch.device(comparison.setting.device).type]
     for name, make in _wanted(comparison):
         if comparison.deadline is not None and time.monotonic() > comparison.deadline:
@@ -170,7 +170,7 @@ def _building(
             continue
         say(f"warming up {name}")
         watched = comparison.kernels and not outcome.candidates
-        # A replay launches what was recorded, other modes what Python launches.
+        # A replay launches the recorded kernels, other modes those that Python launches.
         watch = partial(watched_launches, only_recorded=comparison.modes[0] == "captured")
         try:
             with watch() if watched else nullcontext(outcome.launches) as launches:
@@ -183,7 +183,7 @@ def _building(
             outcome.candidates.append(candidate)
             yield candidate.name, alone
         except (UserError, RuntimeError) as error:
-            # A mode that does not compile, or too little memory, must not lose the other rows.
+            # A mode that does not compile, or out of memory, must not lose the other rows.
             outcome.skipped.append(f"{name}: {_first_line(error)}")
 
 
@@ -191,9 +191,9 @@ Wanted = tuple[str, Callable[[], Candidate]]
 
 
 def _wanted(comparison: Comparison) -> Iterator[Wanted]:
-    """The mode named first with its passes, what needs no compiling, the other modes, the peers
-    that may live beside ours, the other modes' passes, and last the peers in other processes: when
-    the time is short, the first of these are there."""
+    """The candidates by importance, for runs with little time: the first mode with its passes, what
+    needs no compiling, the other modes, the peers in this process, the other modes' passes, and
+    last the peers in other processes."""
     first, rest = comparison.modes[:1], comparison.modes[1:]
     passes = _wanted_passes if comparison.with_passes else lambda comparison, modes: ()
     yield from _wanted_steps(comparison, first)

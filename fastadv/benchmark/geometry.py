@@ -1,4 +1,4 @@
-"""What a network multiplies and moves, read off one forward pass on the meta device.
+"""The arithmetic and memory traffic of a network, from one forward pass on the meta device.
 
 Counted are convolutions and matrix products (a multiply-add is two operations), and, for the
 bytes between them, BatchNorm with the ReLU behind it, additions, concatenations and pools, each
@@ -28,8 +28,8 @@ MOVED = {
     "add": (3, 3),
     "move": (2, 2),
 }
-# How often a pass moves what a forward and what a backward moves. A double backward goes once
-# more through both at least.
+# How many times a pass causes the traffic of a forward and of a backward. A double backward
+# repeats both at least once.
 GOES = {
     FORWARD: (1, 0),
     INPUT_GRADIENT: (1, 1),
@@ -66,7 +66,7 @@ class Product:
 
 def products_of(kind: str, product: Product) -> tuple[str, ...]:
     """Which of the three products a pass computes for one layer."""
-    # Who learns asks for no gradient of the image.
+    # The training pass needs no gradient of the image.
     learning = ("weight",) if product.first else ("weight", "input")
     return {
         FORWARD: ("forward",),
@@ -116,7 +116,7 @@ class Geometry:
 def geometry(model: nn.Module, image_shape: tuple[int, int, int]) -> Geometry:
     """Read ``model`` for images of ``image_shape`` (C,H,W); the model is not touched."""
     twin = _without_hooks(copy.deepcopy(model).to("meta").train())
-    # BatchNorm in training needs two values a channel.
+    # BatchNorm in training needs two values per channel.
     images = torch.empty(2, *image_shape, device="meta")
     reader = _Reader()
     with reader:
@@ -161,7 +161,7 @@ class _Reader(TorchDispatchMode):
 
 
 def _without_hooks(model: nn.Module) -> nn.Module:
-    """A copied model drags along hooks that belong to a step of the original."""
+    """Removes the hooks of a copied model, which belong to the step of the original."""
     for module in model.modules():
         module._forward_pre_hooks.clear()
         module._forward_hooks.clear()

@@ -12,16 +12,16 @@ import torch
 from fastadv.benchmark.clock import seconds
 from fastadv.benchmark.memory import PeakMemory
 
-LEAST_TURNS = 3  # fewer have no spread
+LEAST_TURNS = 3  # fewer give no spread
 
 
 @dataclass
 class Candidate:
-    """Something to time. ``turn`` does it a few times and returns the seconds of one.
+    """Something to time. ``turn`` runs it a few times and returns the seconds per run.
 
-    ``warm_seconds`` are those of the untimed calls before the first turn (compilation is in
-    there); ``facts`` go into its row. ``once`` does it a single time, for a profile; None where it
-    happens in another process.
+    ``warm_seconds`` are those of the untimed calls before the first turn, including compilation.
+    ``facts`` are added to its row. ``once`` runs it a single time, for a profile; None if it runs
+    in another process.
     """
 
     name: str
@@ -34,18 +34,18 @@ class Candidate:
 
     @property
     def is_our_step(self) -> bool:
-        """Whether this trains a whole step of fastadv."""
+        """True if this is a whole training step of fastadv."""
         return self.facts["by"] == "fastadv" and "pass" not in self.facts
 
     def compile_seconds(self, steady: float) -> float:
-        """What the warm-up took beyond as many steady steps."""
+        """The warm-up time minus the time of as many steady steps."""
         return max(0.0, sum(self.warm_seconds) - steady * len(self.warm_seconds))
 
 
 def warmed(
     call: Callable[[], Any], device: torch.device, memory: PeakMemory, calls: int
 ) -> list[float]:
-    """Seconds of the untimed first ``calls``; the peak counts from the last of them."""
+    """Seconds of the untimed first ``calls``; peak memory is counted from the last of them."""
     found = [seconds(call, device) for _ in range(calls - 1)]
     memory.forget()
     return [*found, seconds(call, device)]
@@ -60,9 +60,9 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of every candidate in each of ``repeats`` turns.
 
-    Every second turn goes backwards, so that nobody always runs after the same neighbour and a
-    slow drift of the machine falls on all alike. Past ``until`` (of ``time.monotonic``) no turn
-    begins once there are three. ``after`` is shown what is known after each turn.
+    Every second turn has the reverse order, so that no candidate always runs after the same one and
+    a slow drift of the machine affects all alike. After ``until`` (of ``time.monotonic``) no turn
+    begins once there are three. ``after`` receives the results after each turn.
     """
     found: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     if len(found) < len(candidates):

@@ -1,4 +1,4 @@
-"""A step kernel by kernel: how often, how long, how many bytes, and how near to a copy's rate."""
+"""A step kernel by kernel: count, time, bytes, and the share of a copy's rate."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def kernel_table(
     """Rows of one ``call`` on a CUDA device, most such as the replay of a captured step.
 
     ``launches`` are those that were recorded into its graphs (``watched_launches`` around its
-    building), ``copy_rate`` is in bytes a second, ``about`` goes into every row. First comes a row
-    of kind "kernels" with the whole, then one of kind "kernel" for each name, the longest first.
+    building), ``copy_rate`` is in bytes per second, ``about`` is added to every row. The first row
+    is of kind "kernels" and is the total; then one of kind "kernel" per name, the longest first.
     """
     wall = Spread.of([seconds(call, device) for _ in range(REPLAYS)]).median
     profiled(call, device)  # the first profile of a process also starts the profiler
@@ -56,7 +56,7 @@ def kernel_table(
 
 
 def activities(events: Iterable[Mapping[str, Any]]) -> list[Activity]:
-    """What a chrome trace says the device did."""
+    """The device's activities in a chrome trace."""
     found = []
     for event in events:
         if event.get("ph") == "X" and event.get("cat") in ON_DEVICE:
@@ -76,9 +76,9 @@ def table_rows(
     wall_seconds: float,
     about: Mapping[str, Any],
 ) -> list[Row]:
-    """The rows of ``kernel_table`` from what the device did in one call.
+    """The rows of ``kernel_table`` from the device's activities in one call.
 
-    ``bytes`` are null where nobody knows them: kernels of cuDNN, cuBLAS and PyTorch do not tell.
+    ``bytes`` are null where they are unknown: for kernels of cuDNN, cuBLAS and PyTorch.
     """
     by_name: dict[str, list[Activity]] = {}
     for activity in found:
@@ -131,5 +131,5 @@ def _moved(entries: Sequence[Activity], launched: Sequence[int]) -> int | None:
         return None
     if len(set(launched)) == 1:
         return launched[0] * len(entries)
-    # Several sizes: only where each launch that was noted is one that ran.
+    # With several sizes, only if every recorded launch was executed.
     return sum(launched) if len(launched) == len(entries) else None

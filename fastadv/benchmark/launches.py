@@ -1,7 +1,7 @@
-"""Which Triton kernels a piece of work launches, and what their arguments weigh.
+"""Records the Triton kernels that a block launches, and the bytes of their arguments.
 
-Nobody is timed and nothing is compiled differently: while a block watches, the launches of
-Inductor's kernels and of our own are noted with the bytes of the tensors they are given.
+Nothing is timed and nothing is compiled differently: inside the block the launches of Inductor's
+kernels and of our own are recorded with the bytes of their tensor arguments.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 Launches = dict[str, list[int]]
 """From a kernel's name, as a profiler shows it, to the bytes of each of its launches."""
 
-# Kernels of ours that read and write the same argument. Inductor says so in the argument's name.
+# Kernels of ours that read and write the same argument. Inductor marks this in the argument's name.
 BOTH_WAYS: Mapping[str, frozenset[str]] = {
     "_perturb_kernel": frozenset({"weights", "directions"}),
     "_restore_kernel": frozenset({"weights"}),
@@ -26,10 +26,10 @@ BOTH_WAYS: Mapping[str, frozenset[str]] = {
 
 @contextmanager
 def watched_launches(*, only_recorded: bool = True) -> Iterator[Launches]:
-    """Note every launch inside; ``only_recorded`` those that go into a CUDA graph.
+    """Record every launch in the block; ``only_recorded``: those captured in a CUDA graph.
 
-    A replay launches what was recorded without Python: watch the step being built. Where Triton
-    is missing nothing is noted.
+    A replay launches what was recorded without Python: watch the step being built. Without
+    Triton nothing is recorded.
     """
     seen: Launches = {}
     undo: list[Callable[[], None]] = []

@@ -1,4 +1,4 @@
-"""What the device itself reaches: a large copy and a large matrix product."""
+"""The device's limits: the rate of a large copy and of a large matrix product."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes read plus written a second by a copy, operations a second of a matrix product."""
+    """Bytes read plus written per second by a copy, operations per second of a matrix product."""
 
     copy: float
     matmul: float

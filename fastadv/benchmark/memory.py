@@ -11,7 +11,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """Counts from its making on. On a CPU the number is the whole process's, as Linux tells it."""
+    """Peak memory since construction; on a CPU that of the whole process, from Linux."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -22,10 +22,10 @@ class PeakMemory:
             self._before = _status("VmRSS")
 
     def forget(self) -> None:
-        """Do not count what came before: compiling takes more memory than any step.
+        """Restart the count: compiling takes more memory than any step.
 
-        On CUDA compiling leaves no mark on the allocator, while capturing a graph is the only
-        time its memory is seen: there nothing is forgotten.
+        Does nothing on CUDA: compiling does not use the allocator, and the memory of a graph is
+        visible only during its capture.
         """
         if self.device.type != "cuda":
             try:
@@ -34,7 +34,7 @@ class PeakMemory:
                 self._before = None
 
     def bytes(self) -> int | None:
-        """The peak above what was in use at the start; None where the system does not tell."""
+        """The peak above the use at the start; None if the system does not report it."""
         if self.device.type == "cuda":
             peak: int | None = torch.cuda.max_memory_allocated(self.device)
         else:

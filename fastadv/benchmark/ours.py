@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastadv.algorithms.contract import Layers
-from fastadv.benchmark.clock import seconds_a_step
+from fastadv.benchmark.clock import seconds_per_step
 from fastadv.benchmark.interleave import Candidate, warmed
 from fastadv.benchmark.memory import PeakMemory
 from fastadv.benchmark.setting import Setting
@@ -22,19 +22,19 @@ from fastadv.training.training_step import Step
 WARM_CALLS = 3
 DTYPES = ("fp32", "bf16", "fp16")
 BATCHES = 4
-LONG_RUN = 100_000  # steps, so that compiling is worth while
-SHORT_RUN = WORTH_COMPILING_STEPS - 1  # so short that a captured step is not compiled
+LONG_RUN = 100_000  # steps: long enough that compiling pays off
+SHORT_RUN = WORTH_COMPILING_STEPS - 1  # steps: so short that a captured step is not compiled
 # The engine's modes, and what its "captured" is in a short run: graphs of the eager kernels.
 CAPTURED_EAGER = "captured-eager"
 MODES = ("eager", "compiled", "captured", CAPTURED_EAGER)
-# A rate at which random labels do not tear the weights apart within one measurement.
+# A learning rate at which training on random labels does not diverge within one measurement.
 LR = 1e-3
 
 
 def make_optimizer(
     model: torch.nn.Module, *, fused: bool = False, layers: Layers | None = None
 ) -> torch.optim.Optimizer:
-    """The published SGD: momentum 0.9, weight decay 5e-4; ``layers`` says which groups learn."""
+    """The published SGD: momentum 0.9, weight decay 5e-4; ``layers`` selects the trained groups."""
     groups = (layers or Layers()).optimizer_groups(model, LR)
     return torch.optim.SGD(groups, lr=LR, momentum=0.9, weight_decay=5e-4, fused=fused or None)
 
@@ -99,7 +99,7 @@ def our_candidate(setting: Setting, spec: Spec, dtype: str, mode: str) -> Candid
     warm = warmed(call, device, memory, WARM_CALLS)
     return Candidate(
         f"fastadv {spec} {dtype} {mode}",
-        partial(seconds_a_step, call, device),
+        partial(seconds_per_step, call, device),
         warm,
         {
             "by": "fastadv",

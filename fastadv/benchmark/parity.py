@@ -24,7 +24,7 @@ TINY = {"width": 4, "depths": (1, 1, 1, 1)}
 
 
 def require_parity(specs: Iterable[Spec], modes: Iterable[str], device: torch.device) -> str:
-    """Raise ``UserError`` unless the modes agree with eager; returns what was looked at.
+    """Raise ``UserError`` unless the modes agree with eager; returns the name of the check.
 
     In a checkout its own parity tests are run; an installed package, or one without pytest, trains
     a tiny network in float64 for one step in each mode instead.
@@ -44,7 +44,7 @@ def require_parity(specs: Iterable[Spec], modes: Iterable[str], device: torch.de
 
 
 def run_parity_tests(root: Path) -> None:
-    """Run the parity tests of a checkout; raises ``UserError`` when they are red."""
+    """Run the parity tests of a checkout; raises ``UserError`` if they fail."""
     # The project's own addopts name a plugin that may not be installed; -P keeps a checkout's
     # fastadv/, which has no kernels in it, from shadowing the installed package.
     command = [sys.executable, "-P", "-m", "pytest", "-o", "addopts=", "-m", "not slow"]

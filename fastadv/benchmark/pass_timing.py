@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastadv.algorithms.cost import DOUBLE_BACKWARD, FORWARD, INPUT_GRADIENT, SHARED, TRAINING, Pass
-from fastadv.benchmark.clock import captured, seconds, seconds_a_step
+from fastadv.benchmark.clock import captured, seconds, seconds_per_step
 from fastadv.benchmark.interleave import Candidate
 from fastadv.benchmark.limits import TORCH_DTYPES
 from fastadv.benchmark.ours import BATCHES, CAPTURED_EAGER, WARM_CALLS
-from fastadv.benchmark.setting import Batch, Setting
+from fastadv.benchmark.setting import BenchBatch, Setting
 from fastadv.engine.gradient import leaf
 from fastadv.engine.model import guard
 from fastadv.engine.model.double_backward import cheap_double_backward
@@ -32,7 +32,7 @@ def pass_name(kind: str, dtype: str, mode: str, bn: str) -> str:
 def pass_candidate(setting: Setting, kind: str, dtype: str, mode: str, bn: str) -> Candidate:
     """One of ``fastadv.algorithms.cost``'s kinds of pass alone, BatchNorm in mode ``bn``.
 
-    The parameters ask for gradients where the weights' are taken.
+    The parameters require gradients if the pass computes those of the weights.
     """
     device = torch.device(setting.device)
     model = setting.make_model(channels_last=True).train(bn == "train")
@@ -46,7 +46,7 @@ def pass_candidate(setting: Setting, kind: str, dtype: str, mode: str, bn: str) 
         next(rounds)()
 
     facts = {"by": "fastadv", "pass": kind, "dtype": dtype, "mode": mode, "attack_bn": bn}
-    turn = partial(seconds_a_step, call, device)
+    turn = partial(seconds_per_step, call, device)
     return Candidate(pass_name(kind, dtype, mode, bn), turn, warm, facts, once=call)
 
 
@@ -111,16 +111,16 @@ def _in_mode(
     model: nn.Module,
     kind: str,
     mode: str,
-    batches: Sequence[Batch],
+    batches: Sequence[BenchBatch],
 ) -> list[Callable[[], Any]]:
-    """One call a batch: as written or compiled, either replayed as a CUDA graph or not."""
+    """One call per batch: eager or compiled, either replayed as a CUDA graph or not."""
     run = work
     learns = kind not in (FORWARD, INPUT_GRADIENT)
     as_written = mode in ("eager", CAPTURED_EAGER)
     if not as_written:
         run = torch.compile(work, fullgraph=True, dynamic=False)
 
-    def on(batch: Batch) -> Callable[[], Any]:
+    def on(batch: BenchBatch) -> Callable[[], Any]:
         def call() -> Any:
             frozen: AbstractContextManager[None]
             frozen = nullcontext() if learns else guard.frozen_parameters(model.parameters())

@@ -11,12 +11,12 @@ from fastadv.benchmark.setting import Setting
 
 Make = Callable[[Setting], Candidate]
 
-# They set nothing for the whole process and may live in the one that runs ours.
+# They change no process-wide setting and may run in our process.
 BESIDE_OURS: Mapping[str, Make] = {
     "helped": lambda setting: published_candidate(setting, helped=True),
     "published": lambda setting: published_candidate(setting),
 }
-# Other packages, and settings of a whole process, which what is compiled here would depend on.
+# Other packages, and process-wide settings, on which our compiled code would depend.
 APART: Mapping[str, Make] = {
     "published-tf32-off": published_without_tf32,
     "torchattacks": lambda setting: library_candidate(setting, "torchattacks", "eval"),

@@ -1,4 +1,4 @@
-"""Images a second against the batch size."""
+"""Images per second against the batch size."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from fastadv.errors import UserError
 
 
 def require_matplotlib() -> None:
-    """Raise ``UserError`` with the way out when matplotlib is missing."""
+    """Raise ``UserError`` with the way out if matplotlib is missing."""
     try:
-        import matplotlib  # noqa: F401 (looked for, used in plot_batches)
+        import matplotlib  # noqa: F401 (only checked here; used in plot_batches)
     except ImportError:
         raise UserError(
             "--plot needs matplotlib, which is not installed; run `pip install 'fastadv[report]'`."
@@ -21,7 +21,7 @@ def require_matplotlib() -> None:
 
 
 def plot_batches(rows: Sequence[Row], path: Path) -> None:
-    """One line a candidate, written to ``path`` (.png, .svg or .pdf by its ending)."""
+    """One line per candidate, written to ``path`` (.png, .svg or .pdf by its ending)."""
     require_matplotlib()
     from matplotlib.figure import Figure
 

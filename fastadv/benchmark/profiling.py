@@ -1,4 +1,4 @@
-"""Where a step's time goes: a trace, the heaviest operations, and how long a GPU waits."""
+"""Where a step's time goes: a trace, the heaviest operations, and the idle share of a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From seconds to rows: what a step reaches, what its passes cost, how it stands to the peers."""
+"""From seconds to rows: rates of a step, cost of its passes, comparison with the peers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from fastadv.benchmark.specs import Spec, passes_of
 class Timed:
     """Candidates with their seconds, and the bound for the same batches (None: not measured).
 
-    ``interleaved``: turn by turn. Else each has taken its turns alone, at another time, and no
-    ratio of two of them means anything.
+    ``interleaved``: turn by turn. Otherwise each was timed alone, at another time, and ratios
+    between them mean nothing.
     """
 
     setting: Setting
@@ -61,7 +61,7 @@ def step_rows(timed: Timed) -> Iterator[Row]:
 def idle_rows(
     setting: Setting, candidates: Sequence[Candidate], device: torch.device
 ) -> Iterator[Row]:
-    """How long a GPU waits in each of our own steps; a profile of one step each."""
+    """The GPU's idle share in each of our own steps; a profile of one step each."""
     ours = [each for each in candidates if device.type == "cuda" and each.is_our_step]
     for candidate in ours[:1]:
         profiled(candidate.turn, device)  # the first profile of a process starts the profiler
@@ -75,7 +75,7 @@ def idle_rows(
 
 
 def _passes(candidate: Candidate) -> Counter[Pass] | None:
-    """A peer says beside its method in which mode it attacks."""
+    """A peer's method is listed with the mode in which it attacks."""
     spec, bn = Spec.parse(candidate.facts["method"]), candidate.facts["attack_bn"]
     if candidate.facts["by"] != "fastadv" and bn is not None:
         spec = Spec(spec.method, (*spec.options, ("attack_bn", bn)))
@@ -137,7 +137,7 @@ def _against_passes(
 
 
 def pass_rows(timed: Timed) -> Iterator[Row]:
-    """A row for every pass timed alone, beside its own bound."""
+    """A row for every pass timed alone, with its own bound."""
     for candidate in timed.candidates:
         if "pass" not in candidate.facts:
             continue
@@ -153,7 +153,7 @@ def pass_rows(timed: Timed) -> Iterator[Row]:
 def speedup_rows(timed: Timed, parity: str) -> Iterator[Row]:
     """How many times faster ours is than each peer, turn by turn, for the peers' own method.
 
-    ``parity`` says what held the modes' numbers to eager's; without it no speed-up is reported.
+    ``parity`` names the check of the modes against eager; without it no speed-up is reported.
     """
     if not parity.strip():
         raise ValueError("a speed-up needs a word on what showed that the numbers are right")

@@ -1,4 +1,4 @@
-"""Rows of results: what they say about where they come from, and the files they live in."""
+"""Rows of results: their provenance, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 def provenance(device: torch.device) -> Row:
-    """What every row of one run carries: command, device, versions, date, commit, threads."""
+    """Provenance in every row of one run: command, device, versions, date, commit, threads."""
     return {
         "run": secrets.token_hex(4),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -66,8 +66,8 @@ def repository() -> Path | None:
 def commit() -> str | None:
     """The checkout's commit, with "+changes" when files differ from it, rows apart.
 
-    Where git knows none, as in a checkout that was sent without its ``.git``, the environment
-    variable ``FASTADV_COMMIT``; else None.
+    Without git, as in a checkout that was copied without its ``.git``, the environment variable
+    ``FASTADV_COMMIT``; otherwise None.
     """
     return _commit_of_git() or os.environ.get("FASTADV_COMMIT", "").strip() or None
 
@@ -87,7 +87,7 @@ def _commit_of_git() -> str | None:
     if found[0].returncode:
         return None
     top, head = found[0].stdout.splitlines()
-    if Path(top).resolve() != root:  # another repository, in which this folder only lies
+    if Path(top).resolve() != root:  # another repository that contains this folder
         return None
     return head + ("+changes" if found[1].stdout.strip() else "")
 
@@ -102,31 +102,31 @@ def _triton_version() -> str | None:
 
 
 def results_file(folder: Path, device: torch.device) -> Path:
-    """One file for a device and torch version."""
+    """One file per device and torch version."""
     name = f"{device_name(device)}-torch{torch.__version__}".lower()
     return folder / (re.sub(r"[^a-z0-9.]+", "-", name).strip("-") + ".jsonl")
 
 
 class SoFar:
-    """What an unfinished comparison knows: a file beside the results that holds it all at any
-    moment, replaced as a whole by every ``write`` and gone after ``remove``."""
+    """Results of an unfinished comparison: a file next to the results that is complete at any time,
+    replaced by every ``write`` and deleted by ``remove``."""
 
     def __init__(self, results: Path, run: str) -> None:
         self.path = results.with_name(f"{results.stem}.{run}.unfinished.jsonl")
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Let the file hold ``rows`` and nothing else; a reader sees all old rows or all new."""
+        """Replace the content by ``rows``; a reader sees all old rows or all new ones."""
         fresh = self.path.with_suffix(".new")
         fresh.write_text(_lines(rows), encoding="utf-8")
         fresh.replace(self.path)
 
     def remove(self) -> None:
-        """The final rows are written."""
+        """Delete the file, once the final rows are written."""
         self.path.unlink(missing_ok=True)
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Add ``rows`` to the file, a line each."""
+    """Append ``rows`` to the file, one line per row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(_lines(rows))
@@ -151,7 +151,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def without_replaced(rows: Sequence[Row]) -> list[Row]:
-    """``rows`` but for the preliminary ones that a final row of the same run replaces."""
+    """``rows`` without the preliminary ones that a final row of the same run replaces."""
     final = {_what(row) for row in rows if not row.get("preliminary")}
     return [row for row in rows if not row.get("preliminary") or _what(row) not in final]
 

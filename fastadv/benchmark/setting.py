@@ -21,7 +21,7 @@ class Setting:
     """A network, a batch of random images and where they are.
 
     ``width`` None is the network's published one. Images are uniform in [0,1] and labels random:
-    what is timed does not depend on them.
+    the time does not depend on them.
     """
 
     model: str = "preact_resnet18"
@@ -46,12 +46,12 @@ class Setting:
     def image_shape(self) -> tuple[int, int, int]:
         return (3, self.image_size, self.image_size)
 
-    def batches(self, count: int = 4, *, channels_last: bool = False) -> list[Batch]:
-        """``count`` batches to go through in turn."""
+    def batches(self, count: int = 4, *, channels_last: bool = False) -> list[BenchBatch]:
+        """``count`` batches to use in turn."""
         generator = torch.Generator().manual_seed(self.seed)
         return [self._batch(generator, number, channels_last) for number in range(count)]
 
-    def _batch(self, generator: torch.Generator, number: int, channels_last: bool) -> Batch:
+    def _batch(self, generator: torch.Generator, number: int, channels_last: bool) -> BenchBatch:
         size = self.batch_size
         images = torch.rand(size, *self.image_shape, generator=generator)
         labels = torch.randint(self.num_classes, (size,), generator=generator)
@@ -59,7 +59,7 @@ class Setting:
             images = images.to(memory_format=torch.channels_last)
         index = torch.arange(number * size, (number + 1) * size)
         device = torch.device(self.device)
-        return Batch(images.to(device), labels.to(device), index.to(device))
+        return BenchBatch(images.to(device), labels.to(device), index.to(device))
 
     def as_row(self) -> dict[str, Any]:
         """For a JSON row."""
@@ -67,14 +67,14 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Images (B,3,H,W), labels (B,) and their rows in a pretended training set (B,)."""
+class BenchBatch:
+    """Images (B,3,H,W), labels (B,) and their rows in an imaginary training set (B,)."""
 
     x: Tensor
     y: Tensor
     index: Tensor
 
 
-def in_turn(batches: list[Batch]) -> Iterator[Batch]:
-    """The batches again and again."""
+def in_turn(batches: list[BenchBatch]) -> Iterator[BenchBatch]:
+    """The batches, cyclically."""
     return cycle(batches)

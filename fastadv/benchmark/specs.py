@@ -42,7 +42,7 @@ class Spec:
                 )
         pairs = [setting.split("=", 1) for setting in settings]
         spec = cls(method, tuple((name, value) for name, value in pairs))
-        spec.plan()  # an unknown name is said now, not after minutes of timing
+        spec.plan()  # report an unknown name now, not after minutes of timing
         return spec
 
     def __str__(self) -> str:
@@ -50,12 +50,12 @@ class Spec:
 
     @property
     def is_the_peers(self) -> bool:
-        """Whether this trains what every peer does, PGD-10 AT; BatchNorm's mode is free."""
+        """True if this is the method of every peer, PGD-10 AT, in any mode of BatchNorm."""
         return self.method == "pgd" and {name for name, _ in self.options} <= {"attack_bn"}
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """Every option handed to the step."""
+        """All options of the step."""
         known = resolve(self.method, dict(self.options)).options
         return {name: value for name, value in AT_WORK.items() if name in known} | dict(
             self.options

@@ -10,8 +10,8 @@ from fastadv.benchmark.rows import Row
 
 
 def step_table(rows: Sequence[Row]) -> Table:
-    """Every whole step: its time, and how it stands to the sum of its passes."""
-    columns = ("batch", "ms a step", "10-90 %", "images/s", "x passes", "compile s")
+    """Every whole step: its time, and its ratio to the sum of its passes."""
+    columns = ("batch", "ms per step", "10-90 %", "images/s", "x passes", "compile s")
     steps = _steps(rows)
     names, shared = _names(steps)
     table = _table(f"training steps{shared}", "candidate", columns)
@@ -30,7 +30,7 @@ def step_table(rows: Sequence[Row]) -> Table:
 
 
 def rate_table(rows: Sequence[Row]) -> Table:
-    """Every whole step: what it reaches of the device."""
+    """Every whole step: its share of the device's limits."""
     columns = ("batch", "TFLOP/s", "of matmul", "of copy", "x bound", "peak MiB", "idle")
     steps = _steps(rows)
     names, shared = _names(steps)
@@ -62,7 +62,7 @@ def _steps(rows: Sequence[Row]) -> list[Row]:
 
 
 def _names(rows: Sequence[Row]) -> tuple[list[str], str]:
-    """What the rows are called, without the words that all of them end with; and those words."""
+    """The names of the rows without their common last words, and these words."""
     words = [str(row["name"]).removeprefix("fastadv ").split() for row in rows]
     shared: list[str] = []
     while words and all(len(name) > 1 and name[-1] == words[0][-1] for name in words):
@@ -106,12 +106,12 @@ def pass_table(rows: Sequence[Row]) -> Table:
 
 
 def number(value: float | None) -> str:
-    """Three or four digits that matter."""
+    """Rounded to three or four significant digits."""
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def percent(share: float | None) -> str:
-    """A share in per cent."""
+    """A share in percent."""
     return "" if share is None else f"{100 * share:.1f} %"

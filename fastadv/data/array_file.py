@@ -1,8 +1,8 @@
-"""Arrays in files that are believed only where this user wrote them.
+"""Array files that are trusted only if this user wrote them.
 
-The cache of a folder lies inside it, and a folder may come from a stranger, with a cache that shows
-other pixels than its images. So the digest of what is written is kept in the user's own cache
-folder; a file without its digest there, or with another, is not read. Damage is found that way too.
+The cache of a folder is stored inside it, and a downloaded folder may contain a cache whose pixels
+differ from its images. So the digest of each written file is kept in the user's own cache folder. A
+file without a digest there, or with a different one, is not read. This also detects damage.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ def write_rows(
 ) -> np.ndarray | None:
     """Write ``rows`` one after another into the ``.npy`` file ``path``, and read them back.
 
-    Aside, synced, renamed. Plain writes, not a memory map: on a full disk a map ends the process
-    with a signal. Raises ``OSError``; None where what was written cannot be read.
+    The file is written under a temporary name, synced and renamed. Plain writes, not a memory map:
+    on a full disk a memory map kills the process with a signal. Raises ``OSError``. Returns None if
+    the written file cannot be read back.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
@@ -36,19 +37,19 @@ def write_rows(
             content = row.tobytes()
             digest.update(content)
             file.write(content)
-    note = _note(path)
-    # Without a note the rows are made again another time.
+    digest_file = _digest_file(path)
+    # Without its digest the file is only a cache miss next time.
     with contextlib.suppress(OSError):
-        note.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(note) as file:
+        digest_file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(digest_file) as file:
             file.write(digest.hexdigest().encode())
     return _read(path, shape, dtype, digest.hexdigest())
 
 
 def read_back(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray | None:
-    """The array in ``path``; None when it is not there, not whole, or not what was written."""
+    """The array in ``path``; None if it is missing, incomplete or differs from what was written."""
     try:
-        noted = _note(path).read_text(encoding="ascii")
+        noted = _digest_file(path).read_text(encoding="ascii")
     except (OSError, ValueError):
         return None
     return _read(path, shape, dtype, noted)
@@ -56,22 +57,22 @@ def read_back(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray | N
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` once it is whole and on the disk.
+    """A new file that replaces ``path`` once it is complete and synced to disk.
 
-    It is made beside it under a name that nobody can guess or has used, and a link in the place of
-    ``path`` is replaced, never followed.
+    It is created in the same folder under a random, unused name. A link at ``path`` is replaced,
+    not followed.
     """
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     try:
-        with open(os.open(aside, flags, 0o666), "wb") as file:
+        with open(os.open(temporary, flags, 0o666), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def user_cache() -> Path:
@@ -79,7 +80,7 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastadv"
 
 
-def _note(path: Path) -> Path:
+def _digest_file(path: Path) -> Path:
     place = os.fsencode(os.path.realpath(path))
     return user_cache() / "digests" / hashlib.sha256(place).hexdigest()
 

@@ -1,4 +1,4 @@
-"""A loader whose images are augmented beyond crop and flip, from some epoch of a run on."""
+"""A loader with more augmentation than crop and flip, starting at a given epoch."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Protocol
 from torch import Tensor
 
 from fastadv.data import draws
-from fastadv.data.view import Batch
+from fastadv.data.batch import LoaderBatch
 
 
 class Loader(Protocol):
-    """What every loader does."""
+    """The interface of every loader."""
 
     def __len__(self) -> int: ...
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]: ...
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[LoaderBatch]: ...
 
 
 class Augmented(ABC):
-    """The batches of ``loader``, their images augmented from epoch ``first_epoch`` (from 0) on.
+    """The batches of ``loader``; from epoch ``first_epoch`` (counted from 0) images are augmented.
 
-    What a sample gets depends on ``seed``, the epoch and its row alone, the second view's on a
-    stream of its own; rows, labels and the views drawn before stay. A ``View`` no longer says
-    where a pixel came from: not for parts that store pixels.
+    The augmentation of a sample depends only on ``seed``, the epoch and its row; the second view
+    uses its own stream. Rows, labels and views are unchanged. After the augmentation a ``View`` no
+    longer gives the origin of a pixel, so do not combine this with parts that store pixels.
     """
 
     def __init__(self, loader: Loader, *, seed: int, first_epoch: int = 0) -> None:
@@ -37,15 +37,15 @@ class Augmented(ABC):
         """``images`` (B,C,H,W) in [0,1] of rows ``index`` (B,), drawn from ``counters``."""
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return len(self.loader)
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """The batches of ``epoch`` from ``start_batch`` on."""
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[LoaderBatch]:
+        """The batches of ``epoch``, starting at batch ``start_batch``."""
         for batch in self.loader.epoch(epoch, start_batch):
             yield batch if epoch < self.first_epoch else self._augmented(batch, epoch)
 
-    def _augmented(self, batch: Batch, epoch: int) -> Batch:
+    def _augmented(self, batch: LoaderBatch, epoch: int) -> LoaderBatch:
         index = batch.index
         image = self.augment(batch.image, index, draws.AUGMENT, self.seed, epoch)
         if batch.second is None:

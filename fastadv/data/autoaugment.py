@@ -1,9 +1,9 @@
-"""AutoAugment and cutout on top of a loader's crops and flips, from some epoch of a run on.
+"""AutoAugment and cutout in addition to a loader's crops and flips, starting at a given epoch.
 
 The augmentation of the Consistency paper's main results (Tack et al., AAAI 2022): crop and flip
-until half of the run, then also AutoAugment's policy for CIFAR-10 (Cubuk et al., CVPR 2019; the
-operations are torchvision's, pixels from outside are black) and one square of half the image's
-side cut out (DeVries and Taylor 2017): 16 of 32 pixels.
+for the first half of the run, then in addition AutoAugment's policy for CIFAR-10 (Cubuk et al.,
+CVPR 2019; the operations are torchvision's, pixels from outside the image are black) and cutout of
+one square of half the image's side (DeVries and Taylor 2017): 16 of 32 pixels.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from fastadv.data import draws
 from fastadv.data.augmented import Augmented, Loader
-from fastadv.data.view import unit_images
+from fastadv.data.pixels import unit_images
 from fastadv.engine.torchvision_shim import import_torchvision
 
 NEVER = 2.0  # above every probability of the policy
 
 
 class AutoAugmented(Augmented):
-    """Images of one or three channels under the policy and cutout."""
+    """Applies the policy and cutout to images of one or three channels."""
 
     def __init__(self, loader: Loader, *, seed: int, first_epoch: int = 0) -> None:
         import_torchvision()
@@ -37,32 +37,32 @@ class AutoAugmented(Augmented):
 def auto_augment(images: Tensor, index: Tensor, *counters: int) -> Tensor:
     """AutoAugment's CIFAR-10 policy on ``images`` (B,C,H,W) uint8, of rows ``index`` (B,).
 
-    Each sample draws one of 25 pairs of operations, whether either is applied, and the direction
-    of those that have one: a pure function of its row and ``counters``.
+    Each sample draws one of 25 pairs of operations, which of the two are applied, and the direction
+    of those that have one. The draws are a pure function of its row and ``counters``.
     """
-    pairs = _given(0, 0, 0).policies
+    pairs = _transform(0, 0, 0).policies
     choice = draws.integers(index, len(pairs), *counters, 0)
-    found = images.clone()
+    result = images.clone()
     for place in (0, 1):
         chances = torch.tensor([pair[place][1] for pair in pairs], device=index.device)
         applied = draws.uniform(index, *counters, 1 + place) <= chances[choice]
         sign = draws.integers(index, 2, *counters, 3 + place)
-        # Samples with the same operation go through it together: few calls a batch.
+        # Samples with the same operation are processed together: few calls per batch.
         kinds = torch.where(applied, 2 * choice + sign, -1)
         for kind in kinds.unique().tolist():
             if kind >= 0:
                 rows = (kinds == kind).nonzero().squeeze(1)
-                found[rows] = _given(kind // 2, place, kind % 2)(found[rows])
-    return found
+                result[rows] = _transform(kind // 2, place, kind % 2)(result[rows])
+    return result
 
 
-def _given(pair: int, place: int, sign: int) -> Any:
-    """torchvision's transform, but it applies just operation ``place`` of ``pair``."""
+def _transform(pair: int, place: int, sign: int) -> Any:
+    """torchvision's transform, which applies only operation ``place`` of ``pair``."""
     transforms = import_torchvision().transforms
     transform = transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10)
     chances = torch.full((2,), NEVER)
     chances[place] = 0.0
-    # The method that draws is public and static; ours draws nothing.
+    # Replaces the public static method that draws by one that returns our choice.
     transform.get_params = lambda _: (pair, chances, torch.full((2,), sign))
     return transform
 

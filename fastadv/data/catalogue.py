@@ -1,4 +1,4 @@
-"""The names of data sets and what reads each of them."""
+"""The names of the data sets, and the function that reads each of them."""
 
 from pathlib import Path
 
@@ -26,13 +26,14 @@ def load(
     limit: int | None = None,
     image_size: int | None = None,
 ) -> Dataset:
-    """The data set called ``name``, whole, in memory.
+    """The data set ``name``, completely in memory.
 
     ``name``: ``digits``, ``synthetic``, ``cifar10``, ``cifar100``, ``svhn``, ``folder:PATH``,
-    ``tinyimagenet:PATH``, ``imagenet:PATH`` or ``npz:PATH``. ``root``: where torchvision's folders
-    lie (``data`` by default), or where the packed cache of a folder goes. ``limit``: at most so
-    many training images, each class in proportion, always the same ones. ``image_size``: height
-    and width folders are decoded to. Raises ``UserError`` for bad input, in one sentence.
+    ``tinyimagenet:PATH``, ``imagenet:PATH`` or ``npz:PATH``. ``root``: the folder of
+    torchvision's data sets (``data`` by default), or of the packed cache of an image folder.
+    ``limit``: use at most this number of training images, each class in proportion, always the same
+    ones. ``image_size``: height and width in pixels to which images of a folder are decoded. Raises
+    ``UserError`` for bad input.
     """
     kind, path = _parse(name)
     if kind in _TREES:
@@ -51,17 +52,17 @@ def load(
 
 
 def usual_size(name: str, image_size: int | None) -> int | None:
-    """``image_size``, or where none is given the one that goes with ``name``: ImageNet's 224."""
+    """``image_size``; if it is None, the default for ``name``: 224 for ImageNet."""
     return 224 if image_size is None and name.startswith("imagenet:") else image_size
 
 
 def is_tree(name: str) -> bool:
-    """Whether ``name`` is a folder of image files, which DALI can stream."""
+    """True if ``name`` is a folder of image files, which DALI can stream."""
     return _parse(name)[0] in _TREES
 
 
 def list_images(name: str) -> ImageTree:
-    """The files and labels of ``folder:``, ``tinyimagenet:`` or ``imagenet:``, nothing decoded.
+    """The files and labels of ``folder:``, ``tinyimagenet:`` or ``imagenet:``, without decoding.
 
     Raises ``UserError`` for data sets that are not folders of image files.
     """
@@ -76,7 +77,7 @@ def _parse(name: str) -> tuple[str, Path]:
     if kind not in DATA_SETS:
         raise unknown("data set", kind, DATA_SETS)
     if kind in _PLAIN and colon:
-        raise UserError(f"{kind} takes no path; --data-root says where its folder lies.")
+        raise UserError(f"{kind} takes no path; set its folder with --data-root.")
     if kind not in _PLAIN and not path:
         raise UserError(f"{kind} needs a path: write {kind}:PATH.")
     return kind, Path(path).expanduser()

@@ -1,4 +1,4 @@
-"""Which loader a data set gets, and what must be known of a tree that is never held whole."""
+"""Chooses the loader of a data set; format and statistics of image trees that are streamed."""
 
 import torch
 
@@ -17,9 +17,9 @@ _SAMPLE = 2000
 def choose_loader(name: str, size_bytes: int, device: torch.device | str) -> str:
     """``"device"`` or ``"dali"``, what ``--loader auto`` means for the data set ``name``.
 
-    ``size_bytes`` is what its images take as uint8. Up to a quarter of the device's memory they lie
-    on the device; a larger tree of files is streamed. Data sets that are no tree have one loader.
-    Raises ``UserError`` with the install command when DALI is needed and missing.
+    ``size_bytes`` is what its images take as uint8. Up to a quarter of the device's memory they
+    are kept on the device; a larger tree of files is streamed. Data sets that are not trees always
+    use "device". Raises ``UserError`` with the install command if DALI is needed and missing.
     """
     if not is_tree(name) or size_bytes <= device_memory(device) // 4:
         return "device"
@@ -28,23 +28,23 @@ def choose_loader(name: str, size_bytes: int, device: torch.device | str) -> str
 
 
 def device_memory(device: torch.device | str) -> int:
-    """Bytes of memory of ``device``; for a CPU those of the machine."""
+    """Memory of ``device`` in bytes; for a CPU, that of the machine."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     return machine_memory()
 
 
 def stream_format(tree: ImageTree, image_size: int | None = None) -> Format:
-    """What to decode ``tree`` to: ``image_size`` squared (224 for ImageNet), or the usual size.
+    """The decoded format of ``tree``: ``image_size`` squared (224 for ImageNet), or the usual size.
 
-    The usual size is that of most of a sample of the training images. Raises ``UserError`` where
-    they have no such size.
+    The usual size is that of more than half of a sample of the training images. Raises
+    ``UserError`` if there is no such size.
     """
     return common_format(_sample(tree.train_files), usual_size(tree.name, image_size)).form
 
 
 def stream_statistics(tree: ImageTree, form: Format) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Channel mean and std in [0,1]: ImageNet's published ones, or those of a sample of 2,000."""
+    """Channel mean and std in [0,1]: ImageNet's published ones, or of a sample of about 2,000."""
     if tree.name.startswith("imagenet:") and form.channels == 3:
         return _IMAGENET
     files = _sample(tree.train_files)

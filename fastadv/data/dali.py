@@ -1,10 +1,10 @@
-"""Streaming image trees through NVIDIA DALI: decoded and resized beside the training, not stored.
+"""Streams image trees through NVIDIA DALI: decoded and resized during training, not stored.
 
-DALI reads, decodes and resizes (on the GPU where there is one) and keeps batches ahead; which files
-a batch holds is told to it batch by batch, and the crop and flip are those of ``DeviceLoader``, by
-the same kernel. So both loaders give the same samples in the same order in the same views, and a
-position in an epoch is two numbers: nothing of DALI's own state is needed to resume exactly, even
-with another number of processes.
+DALI reads, decodes and resizes (on the GPU if there is one) and prefetches batches. The file names
+of each batch are passed to it batch by batch, and crop and flip use the kernel of ``DeviceLoader``.
+So both loaders yield the same samples in the same order with the same views, and a position in an
+epoch is two numbers: resuming exactly needs no state of DALI, even with another number of
+processes.
 """
 
 import os
@@ -18,20 +18,21 @@ import torch
 from torch import Tensor
 
 from fastadv.data import draws
+from fastadv.data.batch import LoaderBatch
 from fastadv.data.decode import Format, first_unreadable, header
 from fastadv.data.device_loader import Shard, check_options, crop_images, draw_views
-from fastadv.data.view import Batch, unit_images
+from fastadv.data.pixels import unit_images
 from fastadv.errors import UserError
 
 
 class DaliLoader:
-    """Batches from image files, as ``DeviceLoader`` gives them from memory; same options.
+    """Batches from image files, with the options of ``DeviceLoader``.
 
-    ``files`` and ``labels``: N paths and classes; ``form``: the height, width and channels all
-    images are brought to (scaled to cover it, cut around the centre). ``device``: where batches go;
-    on a CPU DALI decodes there too. ``threads`` decode (all cores, at most 8); ``prefetch`` batches
-    are kept ahead, across the end of an epoch too. Raises ``UserError`` when DALI is not installed
-    or an image cannot be read (it is named).
+    ``files`` and ``labels``: N paths and classes. ``form``: height, width and channels of the
+    decoded images (scaled to cover it, then center-cropped). ``device``: the device of the batches;
+    on a CPU DALI also decodes there. ``threads``: decoding threads (default: all cores, at most 8).
+    ``prefetch``: number of batches decoded ahead, also across the end of an epoch. Raises
+    ``UserError`` if DALI is not installed or if an image cannot be read; the message names it.
     """
 
     def __init__(
@@ -68,16 +69,16 @@ class DaliLoader:
         self._workers = (threads or min(os.cpu_count() or 1, 8), prefetch)
         self._place = torch.arange(batch_size, device=self.device)
         self._stream: _Stream | None = None
-        self._looked = bytearray(len(files))  # whose headers were found bearable
-        self._position = (-1, -1)  # the batch that the stream gives next
+        self._checked = bytearray(len(files))  # 1 for files whose headers were checked
+        self._position = (-1, -1)  # the next batch of the stream
         import_dali()
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return len(self.shard.sizes)
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """The batches of ``epoch`` from ``start_batch`` on."""
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[LoaderBatch]:
+        """The batches of ``epoch``, starting at batch ``start_batch``."""
         rows = self._order(epoch).to(self.device)
         views = draw_views(rows, self.seed, epoch, self.pad, self.flip, self.views)
         start = sum(self.shard.sizes[:start_batch])
@@ -98,11 +99,11 @@ class DaliLoader:
                 for view in drawn
             ]
             second = (crops[1], drawn[1]) if self.views == 2 else None
-            yield Batch(index, crops[0], self.labels[index], drawn[0], second)
+            yield LoaderBatch(index, crops[0], self.labels[index], drawn[0], second)
             start = stop
 
     def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """``(image, label)`` of all chosen rows, in order and unchanged, for evaluation."""
+        """``(image, label)`` of all selected rows, in order, not augmented, for evaluation."""
         parts = self.rows.split(self.batch_size)
         stream = self._open(iter(parts))
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -120,7 +121,7 @@ class DaliLoader:
         return self._stream.take()
 
     def _from(self, epoch: int, number: int) -> Iterator[Tensor]:
-        """The rows of every batch from this position on, through all later epochs."""
+        """The rows of every batch from this position on, through all following epochs."""
         while True:
             yield from self._order(epoch).split(self.shard.sizes)[number:]
             epoch, number = epoch + 1, 0
@@ -128,7 +129,7 @@ class DaliLoader:
     def _open(self, schedule: Iterator[Tensor]) -> "_Stream":
         return _Stream(
             self.files,
-            self._looked,
+            self._checked,
             schedule,
             self.form,
             self.batch_size,
@@ -138,12 +139,12 @@ class DaliLoader:
 
 
 class _Stream:
-    """One DALI pipeline that decodes the batches of ``schedule`` in turn."""
+    """One DALI pipeline that decodes the batches of ``schedule`` in order."""
 
     def __init__(
         self,
         files: Sequence[str],
-        looked: bytearray,
+        checked: bytearray,
         schedule: Iterator[Tensor],
         form: Format,
         batch_size: int,
@@ -151,12 +152,12 @@ class _Stream:
         workers: tuple[int, int],
     ) -> None:
         self._files, self._schedule, self._device = files, schedule, device
-        self._looked = looked
+        self._checked = checked
         self._ahead: deque[list[int]] = deque()
         self._pipeline = _pipeline(self._next_paths, form, batch_size, device, *workers)
 
     def take(self) -> Tensor:
-        """The next batch, (B,C,H,W) uint8 on the device, a copy that DALI will not touch."""
+        """The next batch, (B,C,H,W) uint8 on the device, a copy that DALI does not modify."""
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
@@ -172,9 +173,9 @@ class _Stream:
     def _next_paths(self) -> list[np.ndarray]:
         rows = next(self._schedule).tolist()
         for row in rows:
-            if not self._looked[row]:
-                header(self._files[row])  # DALI would take whatever memory it asks for
-                self._looked[row] = 1
+            if not self._checked[row]:
+                header(self._files[row])  # DALI would allocate any size the header asks for
+                self._checked[row] = 1
         self._ahead.append(rows)
         return [np.frombuffer(os.fsencode(self._files[row]), np.uint8) for row in rows]
 
@@ -204,7 +205,7 @@ def _pipeline(
             encoded,
             device="mixed" if on_gpu else "cpu",
             output_type=types.GRAY if form.channels == 1 else types.RGB,
-            jpeg_fancy_upsampling=True,  # as Pillow decodes, so that cache and stream agree
+            jpeg_fancy_upsampling=True,  # as Pillow does, so that cache and stream agree
             adjust_orientation=False,
         )
         image = fn.crop(fn.resize(image, size=size, mode="not_smaller"), crop=size)
@@ -214,7 +215,7 @@ def _pipeline(
 
 
 def import_dali() -> ModuleType:
-    """The module ``nvidia.dali``; raises ``UserError`` with the install command without it."""
+    """The module ``nvidia.dali``; ``UserError`` with the install command if it is missing."""
     try:
         import nvidia.dali
     except ImportError as error:

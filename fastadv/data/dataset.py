@@ -1,4 +1,4 @@
-"""A data set as the rest of fastadv sees it: bytes, labels and two numbers a channel."""
+"""A data set in memory: bytes, labels, and mean and standard deviation per channel."""
 
 from dataclasses import dataclass, replace
 
@@ -15,9 +15,9 @@ class Dataset:
     """Images and labels in memory.
 
     ``train_images``, ``test_images``: (N,C,H,W) uint8; ``train_labels``, ``test_labels``: (N,)
-    int64 in ``[0, num_classes)``; ``mean``, ``std``: one number a channel, of pixels in [0,1],
-    computed from the training images unless published ones are given.
-    Raises ``UserError`` for shapes that do not fit, an empty set or a label out of range.
+    int64 in ``[0, num_classes)``; ``mean``, ``std``: one number per channel for pixels in
+    [0,1], computed from the training images if not given.
+    Raises ``UserError`` for inconsistent shapes, an empty set or a label out of range.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Dataset:
 
     @property
     def channels(self) -> int:
-        """How many channels an image has."""
+        """Number of channels of an image."""
         return self.train_images.shape[1]
 
     @property
@@ -62,11 +62,11 @@ def _check(what: str, images: Tensor, labels: Tensor, num_classes: int) -> None:
             f"{what} must be uint8 images (N,C,H,W), not {images.dtype} {tuple(images.shape)}."
         )
     if len(images) == 0:
-        raise UserError(f"{what} is empty; check that the right folder or file was named.")
+        raise UserError(f"{what} is empty; check the folder or file name.")
     if labels.dtype != torch.int64 or labels.shape != (len(images),):
         raise UserError(
             f"{what} has {len(images)} images and labels of shape {tuple(labels.shape)}, "
-            f"{labels.dtype}; one int64 label an image is needed."
+            f"{labels.dtype}; one int64 label per image is needed."
         )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
@@ -82,7 +82,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def grey_levels(images: Tensor) -> Tensor:
-    """How many pixels of each channel of uint8 images (N,C,H,W) have each level: (C,256) int64."""
+    """Histogram of each channel of uint8 images (N,C,H,W): (C,256) int64."""
     channels = range(images.shape[1])
     return torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in channels])
 
@@ -95,7 +95,7 @@ def level_statistics(counts: Tensor) -> tuple[tuple[float, ...], tuple[float, ..
         share = levels / levels.sum()
         mean = float(share @ values)
         means.append(mean)
-        # A constant channel would be divided by nothing; one grey level is the finest difference.
+        # Avoids a division by zero for a constant channel; 1/255 is one grey level.
         stds.append(max(float(share @ (values - mean) ** 2) ** 0.5, 1 / 255))
     return tuple(means), tuple(stds)
 
@@ -118,11 +118,11 @@ def split_validation(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[
 
 
 def split_labels(labels: Tensor, fraction: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows of ``labels`` (N,) to learn from and to validate on, both sorted (n,) int64.
+    """Training and validation rows of ``labels`` (N,), both sorted (n,) int64.
 
-    ``ceil(fraction * N)`` rows are held out, each class in proportion; the split depends on the
-    labels, the fraction and the seed alone. Raises ``UserError`` unless 0 < fraction < 1 leaves
-    something to learn from.
+    ``ceil(fraction * N)`` rows are held out, each class in proportion; the split depends only on
+    the labels, the fraction and the seed. Raises ``UserError`` unless 0 < fraction < 1 and both
+    parts have images.
     """
     train, held_out = (
         split_rows(labels, fraction, draws.SPLIT, seed)
@@ -132,6 +132,6 @@ def split_labels(labels: Tensor, fraction: float, seed: int = 0) -> tuple[Tensor
     if not len(train):
         raise UserError(
             f"A validation share of {fraction} of {len(labels)} training images "
-            "leaves nothing to learn from or to judge by; choose a number between 0 and 1."
+            "leaves no images to train or to validate on; choose a number between 0 and 1."
         )
     return train, held_out

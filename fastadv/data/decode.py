@@ -1,4 +1,4 @@
-"""One image file to one array, and what a set of files has in common."""
+"""Decodes image files to arrays, and finds the common format of a set of files."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from fastadv.storage.printable import printable
 _GREY = ("1", "L", "LA")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
-# Those of torchvision's suffixes. A file is read as what it holds, whatever it is called, and
-# Pillow would hand PostScript to a program.
+# The formats of torchvision's suffixes. Pillow chooses the decoder by content, not by name, and
+# would run an external program for PostScript.
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 
-# A header of a few bytes can ask for gigabytes. Photographs have fewer pixels than this.
+# A header of a few bytes can request gigabytes. Photographs have fewer pixels than this.
 MOST_PIXELS = 2**25
-# No format needs more for so many pixels: four channels of a byte, and what surrounds them.
+# No format needs more for that number of pixels: four channels of one byte, and metadata.
 _MOST_BYTES = 4 * MOST_PIXELS + 2**20
-# What images that are being decoded, or wait for their reader, may take together.
+# Memory limit in bytes for images that are being decoded or waiting to be read.
 IN_FLIGHT = 2**28
 
 _CHUNK = 32
@@ -43,7 +43,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Format:
-    """What images are decoded to: height, width and 1 (grey) or 3 (RGB) channels."""
+    """The format to decode images to: height, width and 1 (grey) or 3 (RGB) channels."""
 
     height: int
     width: int
@@ -57,9 +57,9 @@ class Format:
 
 @dataclass(frozen=True)
 class Common:
-    """The format that ``files`` images share, and how many of them differ from it in size.
+    """The common format of a set of images.
 
-    ``coloured``: how many are not grey.
+    ``odd``: number of images of another size. ``coloured``: number that are not grey.
     """
 
     form: Format
@@ -68,7 +68,7 @@ class Common:
 
 
 class _Room:
-    """So many bytes that threads share; one alone may take more."""
+    """A memory budget in bytes shared by threads; a single request may exceed it."""
 
     def __init__(self, size: int) -> None:
         self._free, self._size = size, size
@@ -76,7 +76,7 @@ class _Room:
 
     @contextmanager
     def taken(self, wanted: int) -> Iterator[None]:
-        """Wait until ``wanted`` bytes are free, and hold them meanwhile."""
+        """Wait until ``wanted`` bytes are free, and reserve them in the block."""
         wanted = min(wanted, self._size)
         with self._changed:
             self._changed.wait_for(lambda: wanted <= self._free)
@@ -95,8 +95,8 @@ _room = _Room(IN_FLIGHT)
 def decode(file: str, form: Format) -> np.ndarray:
     """The image ``file`` as uint8 (C,H,W).
 
-    An image of another size is scaled until it covers ``form`` and cut around its centre. Raises
-    ``UserError`` naming the file when it cannot be read.
+    An image of another size is scaled to cover ``form`` and center-cropped. Raises ``UserError``
+    with the file's name if it cannot be read.
     """
     mode = "L" if form.channels == 1 else "RGB"
     with _opened(file) as source, _room.taken(8 * source.width * source.height):
@@ -109,10 +109,10 @@ def decode(file: str, form: Format) -> np.ndarray:
 
 
 def common_format(files: list[str], image_size: int | None = None) -> Common:
-    """What ``files`` are decoded to: ``image_size`` squared, or the size of most of them.
+    """The format to decode ``files`` to: ``image_size`` squared, or the size of most of them.
 
-    Images are grey only if every one is. Only headers are read. Raises ``UserError`` where no size
-    is that of more than half: nobody would expect any one of them.
+    Images are grey only if every one is. Only headers are read. Raises ``UserError`` if no
+    size is that of more than half of them: any choice would be a surprise.
     """
     sizes: Counter[tuple[int, int]] = Counter()
     coloured = 0
@@ -125,8 +125,8 @@ def common_format(files: list[str], image_size: int | None = None) -> Common:
     elif 2 * most <= len(files):
         sides = sorted(min(size) for size in sizes.elements())
         raise UserError(
-            f"These {len(files)} images have {len(sizes)} sizes, none of them that of more than "
-            f"half: say what to bring them to, such as --image-size {sides[len(sides) // 2]}."
+            f"These {len(files)} images have {len(sizes)} sizes, none of them the size of more "
+            f"than half: give the size to scale to, such as --image-size {sides[len(sides) // 2]}."
         )
     form = Format(height, width, 3 if coloured else 1)
     return Common(form, len(files) - sizes[height, width], coloured)
@@ -135,13 +135,13 @@ def common_format(files: list[str], image_size: int | None = None) -> Common:
 def in_threads(
     work: Callable[[Item], Result], items: list[Item], bytes_each: int = 1
 ) -> Iterator[Result]:
-    """``map(work, items)`` on a pool of threads, in order, a bounded stretch ahead of the reader.
+    """``map(work, items)`` on a pool of threads, in order, a bounded number of items ahead.
 
-    Pillow gives the interpreter's lock back while it decodes. Items are handed out in chunks:
-    one future an item costs more than decoding a small image. Results of ``bytes_each`` that wait
-    take no more than ``IN_FLIGHT``.
+    Pillow releases the interpreter lock while it decodes. Items are submitted in chunks: one future
+    per item costs more than decoding a small image. Waiting results, of ``bytes_each`` bytes, use
+    at most ``IN_FLIGHT`` bytes.
     """
-    threads = min(cpu_count() or 1, 8)  # more only fight for the lock
+    threads = min(cpu_count() or 1, 8)  # more threads only contend for the lock
     size = max(1, min(_CHUNK, IN_FLIGHT // (2 * threads * bytes_each)))
     ahead_of = max(1, min(2 * threads, IN_FLIGHT // (size * bytes_each)))
     chunks = iter([items[n : n + size] for n in range(0, len(items), size)])
@@ -158,7 +158,7 @@ def _map(work: Callable[[Item], Result], items: list[Item]) -> list[Result]:
 
 
 def first_unreadable(files: Iterable[str]) -> UserError | None:
-    """The error for the first of ``files`` that does not decode, if there is one."""
+    """The error for the first of ``files`` that cannot be decoded; None if all can."""
     for file in files:
         try:
             decode(file, Format(1, 1, 3))
@@ -173,30 +173,30 @@ def unreadable(file: str) -> UserError:
         return UserError(f"The image {printable(file)} is missing.")
     return UserError(
         f"{printable(file)} is not a readable JPEG or PNG image (nor another that fastadv reads); "
-        "mend or remove it."
+        "repair or remove it."
     )
 
 
 def header(file: str) -> tuple[int, int, bool]:
-    """Height and width of an image, and whether it is grey; nothing is decoded."""
+    """Height and width in pixels, and True if the image is grey; nothing is decoded."""
     with _opened(file) as source:
         return source.height, source.width, source.mode in _GREY
 
 
 @contextmanager
 def _opened(file: str) -> Iterator[Image.Image]:
-    """The image in ``file``, its header read and its size found bearable; errors name it."""
+    """The image in ``file``, with its header read and its size checked; errors name the file."""
     try:
         with open(file, "rb", opener=_without_waiting) as raw:
             found = os.fstat(raw.fileno())
             if not stat.S_ISREG(found.st_mode):
-                raise UserError(f"{printable(file)} is no regular file; remove it.")
+                raise UserError(f"{printable(file)} is not a regular file; remove it.")
             if found.st_size > _MOST_BYTES:
                 raise UserError(
                     f"{printable(file)} takes {found.st_size / 1e6:.0f} MB, more than an image of "
                     f"{MOST_PIXELS / 1e6:.0f} million pixels can; scale it down."
                 )
-            # Pillow's reader of WebP takes memory for the pixels as it opens one.
+            # Pillow's WebP reader allocates the pixels when it opens a file.
             _check_size(file, *_early_size(raw.read(30)))
             raw.seek(0)
             with Image.open(raw, formats=_FORMATS) as source:
@@ -210,12 +210,12 @@ def _opened(file: str) -> Iterator[Image.Image]:
             f"{printable(file)} has more than the {MOST_PIXELS / 1e6:.0f} million pixels that are "
             "decoded; scale it down or remove it."
         ) from error
-    except Exception as error:  # whatever a decoder makes of a damaged or hostile file
+    except Exception as error:  # decoders raise anything for a damaged or malicious file
         raise unreadable(file) from error
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    # A pipe would otherwise be waited for before it can be told from a file.
+    # Opening a pipe would block before its type can be checked.
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -228,7 +228,7 @@ def _check_size(file: str, width: int, height: int) -> None:
 
 
 def _early_size(start: bytes) -> tuple[int, int]:
-    """Width and height that the first 30 bytes of a PNG or WebP file say; (0, 0) for others."""
+    """Width and height from the first 30 bytes of a PNG or WebP file; (0, 0) for others."""
     if start[:8] == b"\x89PNG\r\n\x1a\n":
         return int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
     if len(start) < 30 or start[:4] != b"RIFF" or start[8:12] != b"WEBP":
@@ -246,6 +246,6 @@ def _early_size(start: bytes) -> tuple[int, int]:
 def _check_mode(file: str, mode: str) -> None:
     if mode not in _GREY and mode not in _COLOUR:
         raise UserError(
-            f"{printable(file)} has pixels of kind {mode!r}; convert it to an 8-bit grey or RGB "
+            f"{printable(file)} has pixel format {mode!r}; convert it to an 8-bit grey or RGB "
             "image."
         )

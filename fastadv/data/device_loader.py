@@ -6,35 +6,37 @@ import torch
 from torch import Tensor
 
 from fastadv.data import draws
-from fastadv.data.view import Batch, View, unit_images
+from fastadv.data.batch import LoaderBatch
+from fastadv.data.pixels import unit_images
+from fastadv.data.view import View
 from fastadv.errors import UserError, unknown
 from fastadv.kernels import crop_flip
 
 PADDINGS = ("constant", "grey", "reflect")
-GREY = 0.5  # the border of APART's and ATTA's images
+GREY = 0.5  # the padding value of APART and ATTA
 
 
 class DeviceLoader:
-    """Batches from uint8 images that lie on the device.
+    """Batches from uint8 images that are stored on the device.
 
     ``images`` (N,C,H,W) uint8 and ``labels`` (N,) int64 are moved to ``device`` once. Each epoch
-    visits ``indices`` (rows of ``images``; all by default) in an order that depends on ``seed`` and
-    the epoch alone; crop and flip of a sample depend on ``seed``, the epoch and its row alone. So
-    an epoch entered at any batch continues with the same bits, and any number of processes sees the
-    same view of the same sample.
+    visits ``indices`` (rows of ``images``; all by default) in an order that depends only on
+    ``seed`` and the epoch; crop and flip of a sample depend only on ``seed``, the epoch and its
+    row. So an epoch that is resumed at any batch continues bit for bit, and the view of a sample
+    does not depend on the number of processes.
 
-    ``batch_size`` is per process. With ``world_size`` processes a global batch is a stretch of
-    ``world_size * batch_size`` samples of one common order, and process ``rank`` takes its part of
-    it; all processes get equally many batches of equal sizes.
+    ``batch_size`` is per process. With ``world_size`` processes a global batch consists of
+    ``world_size * batch_size`` consecutive samples of one common order, and process ``rank`` takes
+    its part of it. All processes have the same number of batches, of the same sizes.
 
-    The last batch of an epoch holds what is left, divided equally (fewer than ``world_size``
-    samples sit the epoch out). It is dropped if ``drop_last`` is set, and also when it would hold a
-    single sample, of which batch normalisation cannot take statistics (unless ``batch_size`` is 1).
-    So there are at most two batch shapes.
+    The last batch of an epoch holds the remaining samples, divided equally (fewer than
+    ``world_size`` samples are skipped in this epoch). It is dropped if ``drop_last`` is set, and
+    also if it would hold a single sample, from which BatchNorm cannot compute statistics (unless
+    ``batch_size`` is 1). So there are at most two batch shapes.
 
-    ``pad`` and ``padding`` (``"constant"``: black, ``"grey"``: 0.5, ``"reflect"``) and ``flip``
-    are the usual augmentation; ``views=2`` draws a second view into ``batch.second``. Images are
-    ``dtype`` in [0,1], in the ``channels_last`` layout if asked for.
+    ``pad`` (pixels), ``padding`` (``"constant"``: black, ``"grey"``: 0.5, ``"reflect"``) and
+    ``flip`` are the usual augmentation. ``views=2`` draws a second view into ``batch.second``.
+    Images are ``dtype`` in [0,1], contiguous or, with ``channels_last``, in that layout.
     """
 
     def __init__(
@@ -67,17 +69,17 @@ class DeviceLoader:
         self.shard = Shard(len(rows), batch_size, rank, world_size, drop_last)
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return len(self.shard.sizes)
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """The batches of ``epoch`` from ``start_batch`` on."""
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[LoaderBatch]:
+        """The batches of ``epoch``, starting at batch ``start_batch``."""
         rows = self.shard.part(draws.shuffled(self.rows, draws.ORDER, self.seed, epoch))
         return self.batches(rows, self.shard.sizes, epoch, start_batch)
 
     def batches(
         self, rows: Tensor, sizes: list[int], epoch: int, start_batch: int
-    ) -> Iterator[Batch]:
+    ) -> Iterator[LoaderBatch]:
         """Batches of ``sizes`` over ``rows``, in that order, with the views of ``epoch``."""
         views = draw_views(rows, self.seed, epoch, self.pad, self.flip, self.views)
         start = sum(sizes[:start_batch])
@@ -87,7 +89,7 @@ class DeviceLoader:
             drawn = [view.rows(start, stop) for view in views]
             crops = [self._crop(index, view) for view in drawn]
             second = (crops[1], drawn[1]) if self.views == 2 else None
-            yield Batch(index, crops[0], self.labels[index], drawn[0], second)
+            yield LoaderBatch(index, crops[0], self.labels[index], drawn[0], second)
             start = stop
 
     def _crop(self, index: Tensor, view: View) -> Tensor:
@@ -97,9 +99,9 @@ class DeviceLoader:
 
 
 class Shard:
-    """Which part of an epoch's order one process takes, and the sizes of its batches.
+    """The part of an epoch's order that one process takes, and the sizes of its batches.
 
-    Raises ``UserError`` when no batch is left.
+    Raises ``UserError`` if there is no batch.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class Shard:
         self._rank = rank
 
     def part(self, order: Tensor) -> Tensor:
-        """This process's rows of ``order`` (N,), its batches one after another."""
+        """This process's rows of ``order`` (N,), batch after batch."""
         full, world_size, batch_size = self._grid
         end = full * world_size * batch_size
         whole = order[:end].view(self._grid)[:, self._rank].reshape(-1)
@@ -167,18 +169,18 @@ def check_options(
     rank: int,
     world_size: int,
 ) -> None:
-    """Raise ``UserError`` for loader options that make no sense together."""
+    """Raise ``UserError`` for invalid loader options."""
     if batch_size < 1:
         raise UserError(f"The batch size must be at least 1, not {batch_size}.")
     if not 0 <= pad < min(size):
         raise UserError(
             f"pad must be at least 0 and smaller than the image's {min(size)} pixels, not {pad}: a "
-            "crop would miss the image, and a border has no more to reflect."
+            "crop could miss the image, and there are not more pixels to reflect."
         )
     if padding not in PADDINGS:
         raise unknown("padding", padding, PADDINGS)
     if views not in (1, 2):
-        raise UserError(f"A loader gives 1 or 2 views of a sample, not {views}.")
+        raise UserError(f"A loader draws 1 or 2 views of a sample, not {views}.")
     if not 0 <= rank < world_size:
         raise UserError(f"Process {rank} of {world_size} does not exist; ranks count from 0.")
 
@@ -191,9 +193,9 @@ def eval_batches(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """``(image, label)`` in order and unchanged: (B,C,H,W) ``dtype`` in [0,1] and (B,) int64.
+    """``(image, label)`` in order, not augmented: (B,C,H,W) ``dtype`` in [0,1] and (B,) int64.
 
-    ``images`` (N,C,H,W) uint8. The last batch holds what is left.
+    ``images`` (N,C,H,W) uint8. The last batch holds the remaining images.
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for image, label in zip(images.split(batch_size), labels.split(batch_size), strict=True):

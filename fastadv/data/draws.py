@@ -1,8 +1,8 @@
-"""Random choices that depend on numbers, not on history.
+"""Counter-based random draws: they depend on numbers, not on previous draws.
 
 Every draw is a hash (the finaliser of SplitMix64: Steele, Lea, Flood 2014) of a seed, a few
-counters and the row of a sample, in int64 arithmetic that wraps. So the same choice comes out on
-every device, in every version of torch, for any number of processes, and after any resume.
+counters and the row of a sample, in wrapping int64 arithmetic. So the result is the same on every
+device, in every version of torch, for any number of processes, and after a resume.
 """
 
 import torch
@@ -15,7 +15,7 @@ _MIX1 = 0xBF58476D1CE4E5B9
 _MIX2 = 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
 
-# Each use of randomness has its own stream, so that none is a copy of another.
+# Each use of randomness has its own stream, so that the draws are independent.
 ORDER, VIEW, SECOND_VIEW, MIXED_ROWS, MIXED_ORDER, SPLIT, LIMIT, NOISE, NOISE_LABEL = range(9)
 AUGMENT, SECOND_AUGMENT = 9, 10
 
@@ -58,7 +58,7 @@ def integers(rows: Tensor, high: int, *counters: int) -> Tensor:
 
 
 def shuffled(rows: Tensor, *counters: int) -> Tensor:
-    """``rows`` (n,) in a random order that depends on the rows and the counters alone."""
+    """``rows`` (n,) in a random order that depends only on the rows and the counters."""
     return rows[torch.argsort(hashed(rows, *counters), stable=True)]
 
 

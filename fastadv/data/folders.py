@@ -1,4 +1,4 @@
-"""Folders of image files: which images there are and which class each belongs to."""
+"""Lists folders of image files: the images and the class of each."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from fastadv.data.image_files import LeftOut, entries, image_files, image_suffix
 from fastadv.errors import UserError
 from fastadv.storage.printable import printable
 
-_MOST_ANNOTATIONS = 2**26  # bytes; Tiny ImageNet's own take 400 kB
+_MOST_ANNOTATIONS = 2**26  # bytes; those of Tiny ImageNet have 400 kB
 
 
 @dataclass(frozen=True)
 class ImageTree:
     """The files of a data set, not yet decoded.
 
-    ``train_files[i]`` has class ``train_labels[i]``, a position in ``classes``; the same for test.
-    Files are in sorted order, so that a row means the same image in every run. ``left_out`` is a
-    sentence about what lies there and is not read, or "".
+    ``train_files[i]`` has class ``train_labels[i]``, an index into ``classes``; likewise for
+    test. Files are sorted, so that a row is the same image in every run. ``left_out`` describes the
+    files that are ignored, or is "".
     """
 
     name: str
@@ -33,10 +33,10 @@ class ImageTree:
 
 
 def list_folder(name: str, root: Path) -> ImageTree:
-    """``root/train/<class>/**`` and ``root/test/<class>/**`` (or ``val``), the class by its folder.
+    """``root/train/<class>/**`` and ``root/test/<class>/**`` (or ``val``), classes named by folder.
 
-    Images in folders below a class are its images. Raises ``UserError`` where a folder is missing
-    or holds no image, or a test class was never trained on.
+    Sub-folders of a class belong to it. Raises ``UserError`` if a folder is missing or has no
+    image, or if a test class has no training folder.
     """
     _need_folder(root, f"{printable(name)} cannot be read: there is no folder {printable(root)}.")
     train = root / "train"
@@ -52,8 +52,8 @@ def list_folder(name: str, root: Path) -> ImageTree:
     strangers = sorted(set(tested) - set(classes))
     if strangers:
         raise UserError(
-            f"{printable(test)} has the class folder {strangers[0]!r}, which {printable(train)} "
-            "has not."
+            f"{printable(test)} has the class folder {strangers[0]!r}, which is missing in "
+            f"{printable(train)}."
         )
     train_files, train_labels = _images_by_class(train, classes, classes, left_out)
     test_files, test_labels = _images_by_class(test, classes, tested, left_out)
@@ -97,7 +97,9 @@ def list_tiny_imagenet(name: str, root: Path) -> ImageTree:
                 f"{printable(annotations)} gives {file!r} a class that has no training folder."
             )
         if file != os.path.basename(file) or not file.lower().endswith(image_suffixes()):
-            raise UserError(f"{printable(annotations)} names {file!r}, which is no image of val/.")
+            raise UserError(
+                f"{printable(annotations)} names {file!r}, which is not an image of val/."
+            )
         test_files.append(str(root / "val" / "images" / file))
         test_labels.append(label)
     if (root / "val" / "images").is_dir():
@@ -121,7 +123,7 @@ def _lines(file: Path) -> list[str]:
         if file.stat().st_size > _MOST_ANNOTATIONS:
             raise ValueError("it is too long")
         return file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:  # a text that is no UTF-8, too
+    except (OSError, ValueError) as error:  # also for text that is not UTF-8
         raise UserError(f"{printable(file)} cannot be read: {error}.") from error
 
 

@@ -1,4 +1,4 @@
-"""Which files below a folder are images, and a count of everything that is left out."""
+"""Finds the image files below a folder, and counts the files that are ignored."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fastadv.storage.printable import printable
 
 @dataclass
 class LeftOut:
-    """What lies in a tree of images and is not read, to be told in one line."""
+    """Counts of the files in an image tree that are not read, reported in one line."""
 
     suffixes: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
 
     def sentence(self) -> str:
-        """Everything counted, or "" where there is nothing to tell."""
+        """All counts in one line; "" if nothing was ignored."""
         parts = []
         if self.suffixes:
             shown = ", ".join(printable(suffix or "none") for suffix in sorted(self.suffixes)[:5])
@@ -43,8 +43,8 @@ def image_suffixes() -> tuple[str, ...]:
 def image_files(folder: Path, left_out: LeftOut) -> list[str]:
     """Every image in ``folder`` and the folders below it, sorted by path.
 
-    Links are followed, and a folder that is reached twice is read once: a circle of links ends. An
-    image is a regular file: a pipe or a device of that name would keep its reader waiting.
+    Links are followed, and a folder that is reached twice is read once, so cycles of links end.
+    Only regular files count as images: opening a pipe or a device could block.
     """
     found: list[str] = []
     seen: set[tuple[int, int]] = set()
@@ -65,7 +65,7 @@ def image_files(folder: Path, left_out: LeftOut) -> list[str]:
             elif not entry.name.lower().endswith(image_suffixes()):
                 left_out.suffixes[os.path.splitext(entry.name)[1].lower()] += 1
             elif not _is_regular(entry):
-                left_out.others["that are no regular files"] += 1
+                left_out.others["that are not regular files"] += 1
             else:
                 found.append(entry.path)
         waiting += reversed(folders)
@@ -73,7 +73,7 @@ def image_files(folder: Path, left_out: LeftOut) -> list[str]:
 
 
 def entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    """What lies in ``folder``, by name."""
+    """The entries of ``folder``, sorted by name."""
     try:
         with os.scandir(folder) as found:
             return sorted(found, key=lambda entry: entry.name)
@@ -84,7 +84,7 @@ def entries(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether ``entry`` is a folder or a link to one."""
+    """True if ``entry`` is a folder or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself

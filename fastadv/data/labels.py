@@ -1,4 +1,4 @@
-"""Choosing rows class by class, and labels that are wrong on purpose."""
+"""Stratified selection of rows, and labels with artificial noise."""
 
 import math
 
@@ -33,11 +33,11 @@ def split_rows(labels: Tensor, fraction: float, stream: int, seed: int) -> tuple
 
 
 def noisy_labels(labels: Tensor, rate: float, num_classes: int, seed: int) -> Tensor:
-    """Labels (N,) int64 passed once through the transition (1 - r) I + (r / C) 1 1^T.
+    """Labels (N,) int64 after one application of the transition matrix (1 - r) I + (r / C) 1 1^T.
 
-    With probability ``rate`` a label is drawn anew, uniformly over all ``num_classes`` classes, the
-    true one included, so that ``rate=1`` is pure chance (memorization paper, arXiv 2106.01606,
-    random labels). The same seed gives the same labels. Raises ``UserError`` for a rate outside
+    With probability ``rate`` a label is replaced by a uniform draw over all ``num_classes``
+    classes, including the true one, so that ``rate=1`` gives random labels (memorization paper,
+    arXiv 2106.01606). The same seed gives the same labels. Raises ``UserError`` for a rate outside
     [0,1].
     """
     if not 0 <= rate <= 1:

@@ -1,4 +1,4 @@
-"""How much memory there is to hold a data set in."""
+"""The memory that is available for a data set."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 
 
 def machine_memory() -> int:
-    """Bytes of memory of this machine, or of the container that is all this process may use."""
+    """Memory of this machine in bytes, or the limit of the container this process runs in."""
     found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for place in _LIMITS:
         try:
             found = min(found, int(Path(place).read_text()))
-        except (OSError, ValueError):  # none, or "max"
+        except (OSError, ValueError):  # no limit file, or "max"
             continue
     return found

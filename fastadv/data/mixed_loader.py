@@ -7,22 +7,22 @@ import torch
 from torch import Tensor
 
 from fastadv.data import draws
+from fastadv.data.batch import LoaderBatch
 from fastadv.data.device_loader import DeviceLoader
-from fastadv.data.view import Batch
 from fastadv.errors import UserError
 
 
 class MixedLoader:
-    """Batches that are half labelled, half drawn from pseudo-labelled images, in one mixed order.
+    """Batches of half labelled and half pseudo-labelled images, shuffled together.
 
-    As in the RST code (Carmon et al., NeurIPS 2019): the labelled half is a stretch of a shuffled
-    pass, the other half is drawn with replacement, and ``ceil(N / batch_size)`` batches are called
-    an epoch, so it sees half of the N labelled images. All batches have ``batch_size`` samples.
+    As in the RST code (Carmon et al., NeurIPS 2019): the labelled half is a slice of a shuffled
+    pass, the other half is drawn with replacement, and an epoch is ``ceil(N / batch_size)``
+    batches, so it sees half of the N labelled images. All batches have ``batch_size`` samples.
 
     ``images`` (N,C,H,W) and ``more_images`` (M,C,H,W) uint8; ``labels`` (N,) and ``more_labels``
     (M,) int64, the latter from a model trained on the former. A pseudo-labelled sample's index is
-    its row plus N; drawn twice in an epoch it is seen in the same view. ``indices`` are the
-    labelled rows to learn from; all other options are those of ``DeviceLoader``.
+    its row plus N; if it is drawn twice in an epoch, both draws have the same view.
+    ``indices`` are the labelled rows to train on; all other options are those of ``DeviceLoader``.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class MixedLoader:
         self._length = -(-len(rows) // (batch_size * self.world_size))
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return min(self._length, len(self.labelled))
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """The batches of ``epoch`` from ``start_batch`` on."""
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[LoaderBatch]:
+        """The batches of ``epoch``, starting at batch ``start_batch``."""
         rows = self._mixed(self._labelled_rows(epoch), epoch)
         return self.labelled.batches(rows, [self.batch_size] * len(self), epoch, start_batch)
 

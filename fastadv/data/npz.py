@@ -1,4 +1,4 @@
-"""Anybody's own arrays: one ``.npz`` file with ``x_train, y_train, x_test, y_test``."""
+"""The user's own arrays: one ``.npz`` file with ``x_train, y_train, x_test, y_test``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastadv.storage.printable import printable
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _CHANNELS = (1, 3, 4)
-# Beyond ImageNet's, a class has an image at least.
+# More classes than ImageNet's are accepted only if there are as many images.
 _CLASSES_WITHOUT_IMAGES = 1000
 
 
@@ -27,7 +27,7 @@ def read_npz(path: Path) -> Dataset:
 
     Images: uint8 0..255, uint16 0..65535 (divided by 257 and rounded), floats in [0,1] (rounded to
     1/255) or bools (black and white), as (N,C,H,W), (N,H,W,C) or (N,H,W) with 1, 3 or 4 channels;
-    where both readings fit, (N,C,H,W) is meant. Labels: whole numbers from 0 to the largest one in
+    if both layouts fit, (N,C,H,W) is used. Labels: integers from 0 to the largest one in
     ``y_train``. Raises ``UserError`` for anything else.
     """
     if not path.is_file():
@@ -82,9 +82,9 @@ def _dataset(path: Path, arrays: dict[str, Member]) -> Dataset:
 
 
 def read_images(key: str, member: Member, *, sparse: bool = False) -> Tensor:
-    """Images (N,C,H,W) uint8 from the array ``member``, converted as ``read_npz`` says.
+    """Images (N,C,H,W) uint8 from the array ``member``, converted as in ``read_npz``.
 
-    ``sparse``: they may be so few that none is bright.
+    ``sparse``: skip the brightness check; a small set may have no bright pixel.
     """
     arrange, shape = _arrangement(key, member.shape)
     convert, brightest = _conversion(key, member.dtype)
@@ -106,7 +106,7 @@ def read_images(key: str, member: Member, *, sparse: bool = False) -> Tensor:
 def _arrangement(
     key: str, shape: tuple[int, ...]
 ) -> tuple[Callable[[np.ndarray], np.ndarray], tuple[int, ...]]:
-    """How rows become (n,C,H,W), and the shape of all of them."""
+    """The function that brings rows to (n,C,H,W), and the shape of the whole array."""
     if len(shape) == 3:
         return lambda rows: rows[:, None], (shape[0], 1, *shape[1:])
     last = len(shape) == 4 and shape[1] not in _CHANNELS and shape[3] in _CHANNELS
@@ -121,7 +121,7 @@ def _arrangement(
 
 
 def _conversion(key: str, dtype: np.dtype) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
-    """How pixels become bytes, and the least that the brightest of them must be."""
+    """The function from pixels to bytes, and the minimum of the brightest pixel."""
     if dtype == np.uint8:
         return lambda pixels: pixels, 2
     if dtype == np.bool_:
@@ -153,7 +153,7 @@ def _labels(key: str, member: Member) -> Tensor:
     if (len(shape) != 1 and not column) or member.dtype.kind not in "iu":
         raise UserError(
             f"{key} has shape {shape} and type {member.dtype}; "
-            "labels are whole numbers, one an image (N,)."
+            "labels are integers, one per image (N,)."
         )
     found = member.whole().reshape(math.prod(shape))
     if found.size and int(found.max()) > np.iinfo(np.int64).max:

@@ -1,8 +1,8 @@
-"""Arrays of an ``.npz`` file, their sizes checked against the file before memory is taken.
+"""Arrays of an ``.npz`` file, their sizes checked against the file before memory is allocated.
 
-``numpy.load`` believes an array's header: a few bytes can ask for any amount of memory. Here a
+``numpy.load`` trusts an array's header: a few bytes can request any amount of memory. Here a
 member must be a plain array (no pickle) whose header, directory entry and content agree, and it is
-read in blocks of rows, so that it can be converted without being held twice.
+read in blocks of rows, so that converting it needs no second copy.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import numpy as np
 
 _BLOCK = 2**24  # bytes read at a time
 _DIRECTORY = 2**20  # bytes; four arrays take 300
-# Images deflate to a tenth, drawings to a fiftieth; nothing but a trap that large to less.
+# Photographs compress 10-fold, drawings 50-fold; more is a decompression bomb.
 _LARGE, _MOST_DEFLATED = 2**28, 200
 _KINDS = "biuf"
 _MOST_DIMENSIONS = 8
 
 
 class NotPlain(ValueError):
-    """Something that is not the .npz file of plain arrays it should be; the message says why."""
+    """The file is not an .npz file of plain arrays; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -51,37 +51,37 @@ class Member:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Stretches of rows, in order, (n, *shape[1:]) each."""
+        """Consecutive blocks of rows, (n, *shape[1:]) each."""
         with self.archive.open(self.entry) as content:
             _exactly(content, self.start)
-            if self.fortran:  # rows are spread over all of it
+            if self.fortran:  # a row is spread over the whole file
                 whole = _array(content, self.shape[::-1], self.dtype).T
-                rows = self._rows_a_block()
+                rows = self._rows_per_block()
                 yield from (whole[n : n + rows] for n in range(0, len(whole), rows))
             else:
-                left, rows = self.shape[0], self._rows_a_block()
+                left, rows = self.shape[0], self._rows_per_block()
                 while left:
                     now = min(rows, left)
                     yield _array(content, (now, *self.shape[1:]), self.dtype)
                     left -= now
-            if content.read(1):  # reading to the end checks the sum, too
-                raise NotPlain(f"{self.name} holds more than its header says")
+            if content.read(1):  # reading to the end also verifies the checksum
+                raise NotPlain(f"{self.name} is longer than its header states")
 
     def whole(self) -> np.ndarray:
-        """The array, for what is small."""
+        """The whole array; for small arrays."""
         found = [np.asarray(block) for block in self.blocks()]
         return np.concatenate(found) if found else np.empty(self.shape, self.dtype)
 
-    def _rows_a_block(self) -> int:
+    def _rows_per_block(self) -> int:
         each = math.prod(self.shape[1:]) * self.dtype.itemsize
         return max(1, _BLOCK // max(each, 1))
 
 
 @contextmanager
 def open_npz(path: Path, names: Iterable[str]) -> Iterator[dict[str, Member]]:
-    """Those of the arrays ``names`` that the file ``path`` holds, to be read while this is open.
+    """The arrays ``names`` found in the file ``path``; they can be read inside the block.
 
-    Raises ``NotPlain`` for everything that is no .npz file of plain arrays, while reading too, and
+    Raises ``NotPlain`` if it is not an .npz file of plain arrays (also while reading), and
     ``OSError``.
     """
     try:
@@ -98,14 +98,14 @@ def open_npz(path: Path, names: Iterable[str]) -> Iterator[dict[str, Member]]:
 
 
 class _Modest(io.FileIO):
-    """A regular file of which no single read takes more than ``largest`` bytes (None: any)."""
+    """A regular file that refuses a read of more than ``largest`` bytes (None: no limit)."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(os.fspath(path), opener=lambda p, f: os.open(p, f | os.O_NONBLOCK))
         self.largest: int | None = _DIRECTORY
         if not stat.S_ISREG(os.fstat(self.fileno()).st_mode):
             self.close()
-            raise NotPlain("it is no regular file")
+            raise NotPlain("it is not a regular file")
 
     def read(self, size: int | None = -1, /) -> bytes:
         wanted = -1 if size is None else size
@@ -121,16 +121,16 @@ def _member(name: str, archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo])
         raise NotPlain(f"it holds {len(entries)} arrays called {name}")
     entry = entries[0]
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise NotPlain(f"{name} is compressed as numpy does not")
+        raise NotPlain(f"{name} uses a compression that numpy does not write")
     with archive.open(entry) as content:
         magic = _exactly(content, 10)
         if magic[:8] != b"\x93NUMPY\x01\x00":
-            raise NotPlain(f"{name} is no plain array")
+            raise NotPlain(f"{name} is not a plain array")
         length = int.from_bytes(magic[8:], "little")
         text = io.BytesIO(magic[8:] + _exactly(content, length))
     try:
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(text)
-    except Exception as error:  # whatever Python's parser makes of it
+    except Exception as error:  # the header is parsed as Python and may raise anything
         raise NotPlain(f"the header of {name} cannot be read") from error
     if dtype.kind not in _KINDS or dtype.subdtype is not None:
         raise NotPlain(f"{name} holds {dtype.kind!r} where numbers are needed")

@@ -36,7 +36,7 @@ from fastadv.data.machine import machine_memory
 from fastadv.errors import UserError
 from fastadv.storage.printable import printable
 
-_VERSION = 2  # raise it when the same files would be decoded to other bytes
+_VERSION = 2  # increase it when the same files would be decoded to other bytes
 _FOLDER = ".fastadv-cache"
 
 
@@ -44,11 +44,11 @@ def read_tree(tree: ImageTree, cache: Path | None = None, image_size: int | None
     """The images of ``tree`` as a ``Dataset``, decoded or from the cache.
 
     ``image_size``: height and width; otherwise the size of most training images. Images of another
-    size are scaled to cover it and cut around their centre. Lines say how many, and what lies in
-    the tree that is not read. ``cache``: the folder for the packed files; otherwise
-    ``.fastadv-cache`` inside the tree, or in the user's cache folder when the tree cannot be
-    written. Raises ``UserError`` for an unreadable image (named), for sizes of which none is that
-    of most images, and when the decoded images would not fit in memory.
+    size are scaled to cover it and center-cropped. Messages report how many, and which files of
+    the tree are ignored. ``cache``: the folder for the packed files; otherwise
+    ``.fastadv-cache`` inside the tree, or in the user's cache folder if the tree is not
+    writable. Raises ``UserError`` for an unreadable image (with its name), if no size is that of
+    most images, and if the decoded images would not fit in memory.
     """
     folder = cache or _cache_folder(tree.root)
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
@@ -85,7 +85,7 @@ def read_tree(tree: ImageTree, cache: Path | None = None, image_size: int | None
 
 
 def tell_left_out(tree: ImageTree, console: Console | None = None) -> None:
-    """One line about what lies in ``tree`` and is not read, where there is such."""
+    """Report in one line the files of ``tree`` that are not read, if there are any."""
     if tree.left_out:
         console = console or Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
         read = len(tree.train_files) + len(tree.test_files)
@@ -98,7 +98,7 @@ def _stamp(root: Path, file: str) -> str:
     except OSError as error:
         raise unreadable(file) from error
     if not stat.S_ISREG(found.st_mode):
-        raise UserError(f"{printable(file)} is no regular file; remove it.")
+        raise UserError(f"{printable(file)} is not a regular file; remove it.")
     return f"{os.path.relpath(file, root)}\0{found.st_size}\0{found.st_mtime_ns}\n"
 
 
@@ -112,8 +112,8 @@ def _key(stamps: list[str], *settings: object) -> str:
 def _known_format(
     folder: Path, tree: ImageTree, stamps: list[str], image_size: int | None
 ) -> tuple[Common, int, int]:
-    """What the training images share, and how many test images have another size, or colour."""
-    # Opening every file for its size costs as much as reading the cache, so it is kept too.
+    """The training images' format, and how many test images differ in size or have colour."""
+    # Opening every file for its size costs as much as reading the cache, so this is cached too.
     split = len(tree.train_files)
     path = folder / f"{_key(stamps, 'format', split, image_size)}.npy"
     kept = read_back(path, (7,), np.int64)
@@ -160,7 +160,7 @@ def _write(
 
 def _cache_folder(root: Path) -> Path:
     inside = root / _FOLDER
-    # A link would lead what is written out of the tree.
+    # A link would redirect the writes to a place outside of the tree.
     if os.access(root, os.W_OK) and not inside.is_symlink():
         return inside
     return user_cache()

@@ -1,7 +1,7 @@
-"""Random rotations on top of a loader's crops and flips: up to 15 degrees to either side.
+"""Random rotations in addition to a loader's crops and flips: up to 15 degrees to either side.
 
-With which robust_overfitting, AWP, RWP and RAT train on CIFAR-100 (there torchvision's
-``RandomRotation(15)``: nearest pixels, black from outside).
+robust_overfitting, AWP, RWP and RAT use them on CIFAR-100 (there as torchvision's
+``RandomRotation(15)``: nearest pixel, black outside the image).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DEGREES = 15.0
 
 
 class Rotated(Augmented):
-    """Every image turned by its own angle."""
+    """Rotates every image by its own angle."""
 
     def augment(self, images: Tensor, index: Tensor, *counters: int) -> Tensor:
         angles = (2 * draws.uniform(index, *counters) - 1) * DEGREES
@@ -27,7 +27,7 @@ class Rotated(Augmented):
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """``images`` (B,C,H,W) turned counter-clockwise around their centres by ``degrees`` (B,)."""
+    """``images`` (B,C,H,W) rotated counter-clockwise around their centres by ``degrees`` (B,)."""
     height, width = images.shape[-2:]
     angle = degrees.to(torch.float32) * (math.pi / 180)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)

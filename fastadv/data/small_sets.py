@@ -26,7 +26,7 @@ def read_digits() -> Dataset:
 
 
 def _digits_table() -> np.ndarray:
-    """A row of 64 pixels and the label for each digit."""
+    """One row per digit: 64 pixels and the label."""
     package = find_spec("sklearn")
     for folder in (package and package.submodule_search_locations) or ():
         file = Path(folder) / "datasets/data/digits.csv.gz"
@@ -46,9 +46,9 @@ def make_synthetic(
     size: int = 32,
     seed: int = 0,
 ) -> Dataset:
-    """Images that a network can learn: a smooth pattern a class, in random strength, and noise.
+    """Images that a network can learn: a smooth pattern per class, of random strength, plus noise.
 
-    Labels run through the classes in turn, so that each set is balanced.
+    Labels cycle through the classes, so that each set is balanced.
     """
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(num_classes, channels, 4, 4, generator=generator)

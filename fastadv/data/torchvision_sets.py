@@ -24,8 +24,8 @@ class _Published:
     std: tuple[float, ...]
 
 
-# Per-channel statistics of the training images over all pixels, as published; for SVHN all
-# published code uses a half.
+# Published per-channel statistics of the training images over all pixels; for SVHN all published
+# code uses 0.5.
 PUBLISHED = {
     "cifar10": _Published("CIFAR10", 10, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
     "cifar100": _Published("CIFAR100", 100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -34,7 +34,7 @@ PUBLISHED = {
 
 
 def read_torchvision(name: str, root: Path, download: bool) -> Dataset:
-    """One of ``PUBLISHED`` from torchvision's folder in ``root``, downloaded first if asked for."""
+    """One of ``PUBLISHED`` from torchvision's folder in ``root``; ``download`` fetches it first."""
     entry = PUBLISHED[name]
     train = _read(name, entry, root, True, download)
     test = _read(name, entry, root, False, download)
@@ -55,7 +55,7 @@ def _read(
     except (URLError, ConnectionError) as error:
         raise UserError(f"{name} could not be downloaded to {root}: {error}.") from error
     except (RuntimeError, FileNotFoundError) as error:
-        # torchvision says "not found or corrupted" for both, and so can we.
+        # torchvision raises the same error for missing and corrupted files.
         raise UserError(
             f"{name} is missing or damaged in {root.resolve()}; add --download to fetch it."
         ) from error

@@ -1,0 +1,1 @@
+"""Accuracy of a trained model, clean and under attacks, with confidence intervals."""

@@ -1,16 +1,16 @@
-"""How sure a share of counted things is."""
+"""Confidence intervals of accuracies."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from math import sqrt
 
-Z = 1.959963984540054  # 95 % of a normal distribution lie within so many deviations
+Z = 1.959963984540054  # 95 % of a normal distribution lie within this many standard deviations
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a probability of which ``share`` in [0,1] was seen in ``n`` trials
-    (Wilson, 1927): inside [0,1], and of some width at 0 and 1 too."""
+    """The 95 % interval (Wilson, 1927) of a probability, given the ``share`` in [0,1] observed in
+    ``n`` trials. It lies in [0,1] and has a positive width at 0 and 1."""
     centre = share + Z * Z / (2 * n)
     reach = Z * sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
     whole = 1 + Z * Z / n
@@ -18,7 +18,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 
 
 class Scores(dict[str, float]):
-    """Accuracies in [0,1] by attack, all of the same ``n`` images."""
+    """Accuracies in [0,1] by attack name, all on the same ``n`` images."""
 
     def __init__(self, scores: Mapping[str, float], n: int) -> None:
         super().__init__(scores)

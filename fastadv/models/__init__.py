@@ -32,7 +32,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "shortcut": ("preact_resnet18",),
     "stem": ("resnet18", "resnet50"),
 }
-"""Settings in which published networks of one name differ, and the networks that have them."""
+"""Options in which published networks of the same name differ, and the networks that have them."""
 
 _COMMON = {"num_classes", "width", "in_channels", "dropout", "normalize"}
 
@@ -50,14 +50,15 @@ def build_model(
 ) -> nn.Module:
     """The network ``name``: pixels (B,in_channels,H,W) in [0,1] to logits (B,num_classes).
 
-    ``name`` is a key of ``MODELS`` or ``module:callable`` for your own, called with ``num_classes``
-    and ``in_channels`` where it takes them, and with every other option given. ``width`` is the
-    architecture's own measure: first-stage channels, a Wide ResNet's widening factor, a
-    DenseNet's growth rate.
-    ``mean`` and ``std``, one value per channel, become the first layer, ``model.normalize``.
-    ``dropout`` acts before the classifier (memorization paper, Table A.1: 0.2). Options of one
+    ``name`` is a key of ``MODELS``, or ``module:callable`` for your own network; the callable gets
+    ``num_classes`` and ``in_channels`` if it accepts them, and all other given options. ``width``
+    is the architecture's size: first-stage channels, a Wide ResNet's widening factor, a DenseNet's
+    growth rate; None is the published value. ``mean`` and ``std``, one value per channel for pixels
+    in [0,1], become the first layer, ``model.normalize``; None means no normalisation. ``dropout``
+    is the probability before the classifier (memorization paper, Table A.1: 0.2). Options of one
     architecture: ``shortcut`` and ``depths`` (preact_resnet18), ``stem`` (resnet18, resnet50),
-    ``depth`` (Wide ResNets). Raises ``UserError`` for an unknown name, option or bad value.
+    ``depth`` (Wide ResNets). Raises ``UserError`` for an unknown name or option and
+    for invalid values.
     """
     _check_count("num_classes", num_classes)
     _check_count("in_channels", in_channels)
@@ -67,18 +68,18 @@ def build_model(
     if not 0 <= dropout < 1:
         raise UserError(f"dropout must be at least 0 and below 1, not {dropout}.")
     normalize = make_normalize(mean, std, in_channels)
-    facts = {"num_classes": num_classes, "in_channels": in_channels}
+    data_options = {"num_classes": num_classes, "in_channels": in_channels}
     if ":" in name:
         asked = {**options, "dropout": dropout} if dropout else options
-        return build_imported(name, facts=facts, options=asked, normalize=normalize)
+        return build_imported(name, data_options=data_options, options=asked, normalize=normalize)
     if name not in MODELS:
         raise unknown("model", name, [*MODELS, "module:callable"])
     factory = MODELS[name]
-    own = {key: value for key, value in options.items() if key != "width"}
-    check_options(name, own, (accepted_options(factory) or set()) - _COMMON)
-    return factory(**facts, dropout=dropout, normalize=normalize, **options)
+    specific = {key: value for key, value in options.items() if key != "width"}
+    check_options(name, specific, (accepted_options(factory) or set()) - _COMMON)
+    return factory(**data_options, dropout=dropout, normalize=normalize, **options)
 
 
 def _check_count(name: str, value: int) -> None:
     if not isinstance(value, Integral) or value < 1:
-        raise UserError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        raise UserError(f"{name} must be an integer of at least 1, not {value!r}.")

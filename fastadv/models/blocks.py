@@ -1,4 +1,4 @@
-"""Find the convolutions whose input APART perturbs, in our networks and in anybody else's."""
+"""Finds the convolutions whose input APART perturbs, in our networks and in the user's."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -20,27 +20,27 @@ def perturbable_blocks(
     pre-activation block; Alg. 1 line 4 as released). A block is a module that is not the network
     itself and has convolutions ``conv1`` and ``conv2`` and no linear layer of its own: the blocks
     here, torchvision's and timm's ResNets, DLA's, and DenseNet's layers, whose skip path is the
-    concatenation. ``names`` says which modules to take instead: a full name takes that module
-    whatever it is (the noise enters its first input), a pattern with ``*`` takes the convolutions
-    and linear layers it matches. Names are those inside ``torch.compile`` and DDP.
+    concatenation. ``names`` selects other modules: a full name selects that module of any type
+    (the noise is added to its first input), a pattern with ``*`` selects the matching convolutions
+    and linear layers. Names are those inside ``torch.compile`` and DDP.
 
-    ``at="input"`` gives the first module of the block's branch instead, so that noise enters x_b
-    as Alg. 1 line 4 prints: in a pre-activation block the BatchNorm registered before ``conv1``,
+    ``at="input"`` selects the first module of the block's branch, so that noise is added to x_b as
+    printed in Alg. 1 line 4: in a pre-activation block the BatchNorm registered before ``conv1``,
     elsewhere ``conv1`` itself. A projection that reads that BatchNorm's output (PreActResNet with
     ``shortcut="preact"``, the first block of a stage) then sees the noise too.
 
-    Raises ``UserError`` when nothing is found or a name matches nothing.
+    Raises ``UserError`` if nothing is found or a name matches nothing.
     """
     inner = inner_module(model)
     if names is None:
-        found = _residual_blocks(inner, at)
-        if not found:
+        blocks = _residual_blocks(inner, at)
+        if not blocks:
             raise UserError(
                 f"{type(inner).__name__} has no residual blocks that can be recognised; name the "
                 'modules whose input is perturbed, such as ["layer1.0.conv1", "layer2.*.conv1"], '
                 "or use method fgsm-plus, which needs none."
             )
-        return found
+        return blocks
     patterns = [names] if isinstance(names, str) else list(names)
     if not patterns:
         raise UserError("The list of perturbed blocks is empty; name at least one module.")
@@ -61,7 +61,7 @@ def _residual_blocks(model: nn.Module, at: str) -> list[tuple[str, nn.Module]]:
 
 
 def _branch_start(block: nn.Module) -> str:
-    """The name of the branch's first module: a norm counts only where it is before ``conv1``."""
+    """The name of the branch's first module: a norm counts only if it is before ``conv1``."""
     children = dict(block.named_children())
     before = list(children)[: list(children).index("conv1")]
     norms = [name for name in before if isinstance(children[name], nn.BatchNorm2d)]

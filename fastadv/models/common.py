@@ -1,4 +1,4 @@
-"""What every architecture shares: input normalisation, small convolutions, initial weights."""
+"""Shared by all architectures: input normalisation, small convolutions, initial weights."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from fastadv.errors import UserError
 class Normalize(nn.Module):
     """``(x - mean) / std`` per channel: (B,C,H,W) pixels in [0,1] to the scale a network expects.
 
-    It is a layer so that attacks and their eps live in pixels whatever the network's scaling.
+    It is a layer, so that attacks and eps are in pixels for every scaling.
     """
 
     mean: Tensor
@@ -30,9 +30,9 @@ class Normalize(nn.Module):
 def make_normalize(
     mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
 ) -> nn.Module:
-    """A ``Normalize`` for ``channels`` channels, or ``nn.Identity`` when neither is given.
+    """A ``Normalize`` for ``channels`` channels, or ``nn.Identity`` if neither is given.
 
-    One given without the other completes to mean 0 or std 1. Raises ``UserError`` for a wrong
+    If only one is given, the other is mean 0 or std 1. Raises ``UserError`` for a wrong
     number of values or a std that is not positive.
     """
     if mean is None and std is None:
@@ -70,8 +70,8 @@ def make_dropout(probability: float) -> nn.Module:
 def initialize(model: nn.Module) -> None:
     """Kaiming-normal convolutions (fan out, ReLU), BatchNorm 1 and 0, zero biases.
 
-    He et al. 2015; what the Wide-ResNet of TRADES and torchvision's ResNets start from. The other
-    published networks for small images keep PyTorch's own initial weights.
+    He et al. 2015; used by the Wide-ResNet of TRADES and torchvision's ResNets. The other published
+    networks for small images use PyTorch's default initial weights.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -11,7 +11,7 @@ from fastadv.models.common import conv1x1, conv3x3, make_dropout
 
 
 class DenseLayer(nn.Module):
-    """BN, ReLU, 1x1, BN, ReLU, 3x3; the ``growth`` new channels join the input's.
+    """BN, ReLU, 1x1, BN, ReLU, 3x3; the ``growth`` new channels are concatenated to the input.
 
     (B,C,H,W) to (B,C+growth,H,W).
     """
@@ -44,11 +44,11 @@ class Transition(nn.Module):
 class DenseNet(nn.Module):
     """Four dense blocks, halved in channels and size between them (Huang et al. 2017, DenseNet-BC).
 
-    Pixels (B,in_channels,H,W) in [0,1] to logits (B,num_classes), with the 3x3 stem usual on CIFAR.
+    Pixels (B,in_channels,H,W) in [0,1] to logits (B,num_classes), with the 3x3 stem for CIFAR.
     ``width`` is the growth rate. ``dropout`` acts before the classifier.
     """
 
-    # A transition belongs to the dense block it closes.
+    # A transition belongs to the dense block before it.
     stage_prefixes: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("dense1", "trans1"),
         ("dense2", "trans2"),

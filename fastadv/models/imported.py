@@ -1,4 +1,4 @@
-"""Anybody's own network, named ``module:callable``."""
+"""The user's own network, named ``module:callable``."""
 
 import importlib
 import inspect
@@ -16,10 +16,10 @@ from fastadv.models.common import Normalize
 
 
 def import_model(name: str) -> Callable[..., object]:
-    """The callable that ``name`` = ``module:callable`` stands for.
+    """The callable given by ``name`` = ``module:callable``.
 
-    The current directory is searched too: the ``fastadv`` command does not start there.
-    Raises ``UserError`` when it cannot be imported or called.
+    The current directory is searched too, because the ``fastadv`` command does not add it.
+    Raises ``UserError`` if it cannot be imported or called.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute.isidentifier():
@@ -60,7 +60,7 @@ def _import_module(name: str) -> ModuleType:
 
 
 def accepted_options(factory: Callable[..., object]) -> set[str] | None:
-    """The keywords ``factory`` takes, or ``None`` when it takes any (or does not say)."""
+    """The keywords ``factory`` accepts, or ``None`` if it accepts any (or has no signature)."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except ValueError:  # a callable written in C has no signature to read
@@ -72,29 +72,33 @@ def accepted_options(factory: Callable[..., object]) -> set[str] | None:
 
 
 def check_options(name: str, options: Mapping[str, object], accepted: set[str] | None) -> None:
-    """Raise ``UserError`` for the first option that model ``name`` does not take."""
+    """Raise ``UserError`` for the first option that model ``name`` does not accept."""
     for key in options:
         if accepted is None or key in accepted:
             continue
         if not accepted:
-            raise UserError(f"Model {name} takes no options; leave {key!r} out.")
+            raise UserError(f"Model {name} takes no options; omit {key!r}.")
         raise unknown(f"option of model {name}", key, accepted)
 
 
 def build_imported(
-    name: str, *, facts: Mapping[str, object], options: Mapping[str, object], normalize: nn.Module
+    name: str,
+    *,
+    data_options: Mapping[str, object],
+    options: Mapping[str, object],
+    normalize: nn.Module,
 ) -> nn.Module:
-    """Call ``module:callable`` and put the normalisation in front of what it returns.
+    """Call ``module:callable`` and add the normalisation in front of the returned module.
 
-    ``facts`` of the data (num_classes, in_channels) are passed where the callable takes them by
-    name, num_classes also where it takes anything (``**kwargs``). ``options`` the user asked for
-    must be taken, or ``UserError``.
+    ``data_options`` (num_classes, in_channels) are passed if the callable accepts them by name;
+    num_classes also if it accepts ``**kwargs``. Raises ``UserError`` if it does not accept one of
+    the user's ``options``.
     """
     factory = import_model(name)
     accepted = accepted_options(factory)
     check_options(name, options, accepted)
     known = {"num_classes"} if accepted is None else accepted
-    arguments = {**{key: value for key, value in facts.items() if key in known}, **options}
+    arguments = {**{key: value for key, value in data_options.items() if key in known}, **options}
     try:
         model = factory(**arguments)
     except TypeError as error:
@@ -112,20 +116,19 @@ def build_imported(
 
 
 def _is_about_the_call(error: TypeError, arguments: Mapping[str, object]) -> bool:
-    # Raised by the call itself, or by one it forwards **kwargs to; anything else is a mistake
-    # inside the callable, whose traceback its author needs.
+    # True if raised by the call itself or by a call that got its **kwargs. Any other TypeError is a
+    # bug inside the callable, whose author needs the traceback.
     by_itself = error.__traceback__ is not None and error.__traceback__.tb_next is None
     unexpected = "unexpected keyword argument" in str(error)
     return by_itself or (unexpected and any(f"'{key}'" in str(error) for key in arguments))
 
 
 def _normalize_first(model: nn.Module, name: str, normalize: Normalize) -> None:
-    # A hook and not a wrapper: every parameter keeps the name its author gave it, which is how
-    # blocks and layer groups are chosen.
+    # A hook, not a wrapper: parameters keep their names, which select blocks and layer groups.
     if hasattr(model, "normalize"):
         raise UserError(
-            f"{name} already has an attribute 'normalize'; if it scales its input itself, leave "
-            "mean and std out."
+            f"{name} already has an attribute 'normalize'; if it scales its input itself, omit "
+            "mean and std."
         )
     model.add_module("normalize", normalize)
     model.register_forward_pre_hook(_apply_normalize)

@@ -31,7 +31,7 @@ class PreActBlock(nn.Module):
         self.projects_raw = shortcut == "raw"
 
     def forward(self, x: Tensor) -> Tensor:
-        # Never in place: APART differentiates with respect to this very tensor.
+        # Not in place: APART differentiates with respect to this tensor.
         out = F.relu(self.bn1(x))
         if self.shortcut is None:
             skip = x

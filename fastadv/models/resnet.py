@@ -13,7 +13,7 @@ STEMS = ("cifar", "imagenet")
 
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """1x1 convolution and BN where the shortcut must change size, else ``None``."""
+    """1x1 convolution and BN if the shortcut changes the size, else ``None``."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))

@@ -9,7 +9,7 @@ from fastadv.errors import UserError, unknown
 from fastadv.models.wrapped import inner_module
 
 SPLITS = ("stages", "quarters")
-# How networks from elsewhere name their stages; tried in order, all names must be there.
+# Stage names of other libraries; tried in order, all names must be present.
 _CONVENTIONS: tuple[tuple[str, ...], ...] = (
     ("layer3", "layer4", "layer5", "layer6"),  # DLA
     ("layer1", "layer2", "layer3", "layer4"),  # ResNets of torchvision and timm
@@ -51,7 +51,7 @@ def stage_parameters(
 ) -> list[str]:
     """The parameter names of the selected groups (``["3", "4"]``), in the model's order.
 
-    Raises ``UserError`` for an unknown group, and when the selection matches nothing: published
+    Raises ``UserError`` for an unknown group, and if the selection matches nothing: published
     code trained plain AT then.
     """
     groups = stages(model, split)

@@ -10,11 +10,11 @@ _PLAN: tuple[tuple[int, int], ...] = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
 
 
 class VGG(nn.Module):
-    """13 convolutions in five groups, each ended by a max-pooling, and one linear layer.
+    """13 convolutions in five groups, each followed by a max-pooling, and one linear layer.
 
     Pixels (B,in_channels,H,W) in [0,1] to logits (B,num_classes). Simonyan and Zisserman 2014,
     configuration D, with torchvision's indices in ``features`` and the single classifier usual on
-    CIFAR. Pooling rounds up, which changes nothing at 32x32 and lets smaller images through.
+    CIFAR. Pooling rounds up, which has no effect at 32x32 and allows smaller images.
     ``dropout`` acts before the classifier.
     """
 

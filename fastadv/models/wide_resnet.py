@@ -63,7 +63,7 @@ def wide_resnet28_10(
     normalize: nn.Module | None = None,
     depth: int = 28,
 ) -> WideResNet:
-    """WRN-28-10 unless told otherwise; ``width`` is the widening factor."""
+    """WRN-28-10 by default; ``width`` is the widening factor."""
     return WideResNet(
         depth=depth,
         num_classes=num_classes,
@@ -83,7 +83,7 @@ def wide_resnet34_10(
     normalize: nn.Module | None = None,
     depth: int = 34,
 ) -> WideResNet:
-    """WRN-34-10 unless told otherwise; ``width`` is the widening factor."""
+    """WRN-34-10 by default; ``width`` is the widening factor."""
     return WideResNet(
         depth=depth,
         num_classes=num_classes,

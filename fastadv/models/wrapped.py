@@ -1,4 +1,4 @@
-"""Reach the user's network inside torch.compile and DistributedDataParallel."""
+"""The user's network inside torch.compile and DistributedDataParallel."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from fastadv.errors import UserError
 
 
 def inner_module(model: nn.Module) -> nn.Module:
-    """The network inside any layers of ``torch.compile`` and DDP, whose names have no prefix.
+    """The network inside any layers of ``torch.compile`` and DDP; parameter names without prefix.
 
-    Raises ``UserError`` for DataParallel, whose replicas lose what a step does to the model, and
-    for what is no module.
+    Raises ``UserError`` for DataParallel, whose replicas lose the changes of a step, and for an
+    object that is not a module.
     """
     if not isinstance(model, nn.Module):
         raise UserError(
@@ -25,7 +25,7 @@ def inner_module(model: nn.Module) -> nn.Module:
                 "DataParallel is not supported; use DistributedDataParallel (torchrun), or pass "
                 "the network itself (model.module)."
             )
-        # torch.compile's wrapper is known by its attribute: importing its class loads the compiler.
+        # torch.compile's wrapper is recognised by its attribute: importing the class is slow.
         compiled = getattr(model, "_orig_mod", None)
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
@@ -35,13 +35,13 @@ def inner_module(model: nn.Module) -> nn.Module:
             return model
 
 
-# Operations of TorchScript that know a mode, and which of their arguments says it.
+# TorchScript operations with a training mode, and the position of that argument.
 _MODE = {"aten::batch_norm": 5, "aten::dropout": 2, "aten::feature_dropout": 2}
 
 
 def baked_modes(model: nn.Module) -> set[bool]:
-    """The modes, training (True) and evaluation (False), that BatchNorms and dropouts of a traced
-    or frozen TorchScript module were recorded in and stay in, whatever ``train()`` says."""
+    """The modes, training (True) and evaluation (False), in which BatchNorms and dropouts of a
+    traced or frozen TorchScript module were recorded; ``train()`` does not change them."""
     if not isinstance(model, torch.jit.ScriptModule):
         return {mode for child in model.children() for mode in baked_modes(child)}
     graph: Any = model.inlined_graph

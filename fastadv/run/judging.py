@@ -23,8 +23,10 @@ from torch import nn
 from fastadv.engine.model.precision import shown
 from fastadv.engine.process import distributed
 from fastadv.errors import warn
-from fastadv.evaluation.accuracy import Counts, Tally, count, specs_of
+from fastadv.evaluation.accuracy import count, specs_of
+from fastadv.evaluation.counts import Counts
 from fastadv.evaluation.intervals import Scores
+from fastadv.evaluation.tally import Tally
 from fastadv.models import VARIANTS
 from fastadv.run import provenance
 from fastadv.run.config import TrainConfig

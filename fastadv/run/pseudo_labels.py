@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastadv.data.array_file import replacing
 from fastadv.data.machine import machine_memory
 from fastadv.data.npz_file import NotPlain, open_npz
-from fastadv.data.view import unit_images
+from fastadv.data.pixels import unit_images
 from fastadv.engine.model import guard
 from fastadv.errors import UserError
 from fastadv.run.saved_models import load_model

@@ -19,7 +19,7 @@ from counts import Counts, kinds
 
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.benchmark.ours import make_step
-from fastadv.benchmark.setting import Batch, Setting
+from fastadv.benchmark.setting import BenchBatch, Setting
 from fastadv.benchmark.specs import Spec
 from fastadv.engine.cuda_graph import NotReplayable
 from fastadv.training.captured import CapturedUpdate
@@ -85,19 +85,19 @@ def recipe(name: str) -> dict[str, Any]:
     return found
 
 
-def _short() -> Batch:
+def _short() -> BenchBatch:
     """A last batch, of fewer images."""
     batch = SETTING.batches(1, channels_last=True)[0]
     x = batch.x[:SHORT].clone(memory_format=torch.channels_last)
-    return Batch(x, batch.y[:SHORT].clone(), batch.index[:SHORT].clone())
+    return BenchBatch(x, batch.y[:SHORT].clone(), batch.index[:SHORT].clone())
 
 
-def call(step: Step, batch: Batch) -> None:
+def call(step: Step, batch: BenchBatch) -> None:
     """One call of ``step``, with a second view for the methods that compare two."""
     step(batch.x, batch.y, batch.index, second=batch.x.flip(-1))
 
 
-def _replayed(step: Step, batch: Batch, counts: Counts) -> dict[str, Any]:
+def _replayed(step: Step, batch: BenchBatch, counts: Counts) -> dict[str, Any]:
     """What two calls launch, which must be alike, record nothing and never wait."""
     second = batch.x.flip(-1)
     found = []

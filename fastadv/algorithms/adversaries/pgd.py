@@ -42,9 +42,7 @@ class PGD(Ascent):
 
     @property
     def step_size(self) -> float:
-        if self.alpha is not None:
-            return self.alpha
-        return self.setup.threat.eps * (1 / 4 if self.setup.threat.norm == "linf" else 15 / 128)
+        return self.setup.threat.pgd_alpha if self.alpha is None else self.alpha
 
     def random_point(self, batch: Batch, restart: int = 0) -> Tensor:
         threat, stream = self.setup.threat, noise.START + restart

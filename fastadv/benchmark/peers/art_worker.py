@@ -1,4 +1,4 @@
-"""ART's ``AdversarialTrainerMadryPGD``, one batch a step."""
+"""ART's ``AdversarialTrainerMadryPGD``, one batch per step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastadv.errors import UserError
 def build(setting: Setting, attack_bn: str) -> Callable[[], None]:
     """PGD-10 AT by ART's own trainer; its attack is always in eval mode.
 
-    ART attacks in batches of 32 unless told otherwise; here the attack gets the whole batch.
+    ART attacks in batches of 32 by default; here the attack gets the whole batch.
     """
     if attack_bn != "eval":
         raise UserError("ART attacks in eval mode only")

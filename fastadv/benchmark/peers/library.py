@@ -1,4 +1,4 @@
-"""Peers that live in processes of their own, as candidates."""
+"""Peers in their own processes, as candidates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def library_candidate(
 ) -> Candidate:
     """``peer`` (torchattacks or art) with its worker started and warmed up.
 
-    Raises ``UserError`` when it cannot be installed or cannot run.
+    Raises ``UserError`` if it cannot be installed or started.
     """
     name = f"{LIBRARIES[peer]} fp32 bn={attack_bn}"
     python = str(venvs.interpreter(peer, folder))

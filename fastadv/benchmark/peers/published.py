@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastadv.benchmark.clock import seconds_a_step
+from fastadv.benchmark.clock import seconds_per_step
 from fastadv.benchmark.interleave import Candidate, warmed
 from fastadv.benchmark.memory import PeakMemory
 from fastadv.benchmark.ours import BATCHES, WARM_CALLS, make_optimizer
@@ -22,8 +22,8 @@ from fastadv.benchmark.setting import ALPHA, EPS, STEPS, Setting, in_turn
 
 
 class PublishedLoop:
-    """One PGD-AT update a call. ``helped`` adds what a careful user adds: bf16 autocast (the
-    network and the images in channels_last are the caller's part of it)."""
+    """One PGD-AT update per call. ``helped`` adds bf16 autocast, as an experienced user would; the
+    caller brings network and images to channels_last."""
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, *, helped: bool = False
@@ -66,7 +66,7 @@ class PublishedLoop:
 def published_candidate(setting: Setting, *, helped: bool = False) -> Candidate:
     """The loop as a candidate; float32, or ``helped`` with channels_last and bf16 autocast.
 
-    It sets nothing for the whole process, so it may live in the one that compiles ours.
+    It changes no process-wide setting, so it may run in the process that compiles ours.
     """
     device = torch.device(setting.device)
     memory = PeakMemory(device)
@@ -88,5 +88,5 @@ def published_candidate(setting: Setting, *, helped: bool = False) -> Candidate:
         "layout": "channels_last" if helped else "contiguous",
         "attack_bn": "train",
     }
-    turn = partial(seconds_a_step, call, device)
+    turn = partial(seconds_per_step, call, device)
     return Candidate(name, turn, warm, facts, memory.bytes(), once=call)

@@ -1,7 +1,7 @@
 """The published loop without TF32, in a process of its own.
 
-Whether float32 products may round is set for the whole process and is part of a compiler's key:
-beside our candidates the setting would make them compile again.
+The rounding of float32 products is a process-wide setting and part of the compiler's cache key: in
+our process it would make our candidates compile again.
 """
 
 from __future__ import annotations

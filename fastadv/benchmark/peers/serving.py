@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastadv.benchmark.clock import seconds, seconds_a_step
+from fastadv.benchmark.clock import seconds, seconds_per_step
 from fastadv.benchmark.setting import Setting
 
 Build = Callable[[Setting, str], Callable[[], Any]]
@@ -19,8 +19,8 @@ Build = Callable[[Setting, str], Callable[[], Any]]
 
 
 def serve(build: Build, package: str) -> None:
-    """Answer until told to quit. ``package`` is the distribution whose version is reported."""
-    # Libraries print; what they print must not get between the answers.
+    """Answer until the request to quit. ``package`` is the distribution whose version is sent."""
+    # Output that libraries print must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     training: Callable[[], Any] | None = None
@@ -42,9 +42,9 @@ def serve(build: Build, package: str) -> None:
             elif training is None:
                 answer = {"error": "it was asked for a step before its setup"}
             else:
-                answer = {"seconds": seconds_a_step(training, device)}
+                answer = {"seconds": seconds_per_step(training, device)}
         except Exception as error:
-            # Whatever goes wrong here belongs into the other process's report.
+            # Any error here is reported by the other process.
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

@@ -14,7 +14,7 @@ from fastadv.benchmark.setting import ALPHA, EPS, STEPS, Setting, in_turn
 
 
 def build(setting: Setting, attack_bn: str) -> Callable[[], Tensor]:
-    """PGD-10 AT; the library attacks in eval mode unless told otherwise."""
+    """PGD-10 AT; the library attacks in eval mode by default."""
     model = setting.make_model()
     optimizer = make_optimizer(model)
     attack = import_module("torchattacks").PGD(

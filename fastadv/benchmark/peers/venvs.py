@@ -1,4 +1,4 @@
-"""A virtual environment for each peer library, beside the torch that runs fastadv.
+"""A virtual environment for each peer library, with the torch that runs fastadv.
 
 The peer's own packages are installed in its environment; torch and fastadv are those of the
 running interpreter, so that nothing but the peer differs.
@@ -25,7 +25,7 @@ PACKAGES: dict[str, list[str]] = {
 
 
 def default_folder() -> Path:
-    """Where the environments live: in a checkout beside the benchmarks, else in the cache."""
+    """Where the environments live: in a checkout next to the benchmarks, otherwise in the cache."""
     root = repository()
     if root is not None:
         return root / "bench" / "peers" / "venvs"
@@ -34,7 +34,7 @@ def default_folder() -> Path:
 
 
 def interpreter(peer: str, folder: Path | None = None) -> Path:
-    """The Python of ``peer`` (torchattacks or art), its environment made if it is missing.
+    """The Python of ``peer`` (torchattacks or art), its environment created if it is missing.
 
     Raises ``UserError`` when it cannot be installed.
     """

@@ -1,7 +1,7 @@
-"""Drive a peer that lives in another Python: one JSON object a line, one step a request.
+"""Drives a peer in another Python process: one JSON object per line, one step per request.
 
 Requests are ``{"op": "setup", ...}``, ``{"op": "step"}`` and ``{"op": "quit"}``. The answers hold
-what was asked for, or ``{"error": "a sentence"}``.
+the result, or ``{"error": "a sentence"}``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import IO, Any
 from fastadv.errors import UserError
 
 TIMEOUT = 900.0
-# OpenMP threads of the process that was timed before go on spinning for a fifth of a second.
+# OpenMP threads of the previously timed process keep spinning for 0.2 seconds.
 SETTLE = 0.25
 
 
@@ -35,7 +35,7 @@ class Worker:
         threading.Thread(target=self._read, daemon=True).start()
 
     def setup(self, **config: Any) -> dict[str, Any]:
-        """Let it build model, images and attack; returns what it says about itself."""
+        """Build model, images and attack in the peer; returns its description."""
         return self._ask({"op": "setup", **config})
 
     def step(self) -> float:

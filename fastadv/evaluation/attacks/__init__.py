@@ -1,4 +1,20 @@
-"""Evaluation attacks: how strong a trained model really is. One file an attack."""
+"""Evaluation attacks: measure the robust accuracy of a trained model. One file per attack.
+
+``algorithms.adversaries`` also computes adversarial examples. Both packages exist because they
+answer different questions under different constraints:
+
+- An adversary of training must be fast. It may share forward passes with the loss, run with
+  BatchNorm in training mode, keep perturbations per sample, attack intermediate layers, and it must
+  be recordable as a CUDA graph (no branch on a tensor's value). Of several restarts it keeps the
+  one with the largest loss.
+- An attack of evaluation must be strong and comparable. The model is frozen and in eval mode; every
+  sample's result is independent of the batch (AutoAttack's own draws excepted); a sample that a
+  restart fooled counts as wrong, so restarts stop there. It refuses models it cannot attack.
+
+Shared is what must be equal: the threat model with its step, projection, random start and usual
+step size (``fastadv.threat``), the input gradient (``engine.gradient``), the loss scaling of
+float16 (``engine.model.network``) and the loss kernels (``kernels``).
+"""
 
 from __future__ import annotations
 
@@ -22,13 +38,13 @@ ATTACKS: dict[str, Callable[[Problem, AttackSpec], Tensor]] = {
     "clean": clean.unchanged,
     "fgsm": fgsm.textbook,
     "fgsm-rwp": fgsm.of_rwp,
-    "pgd": pgd.ascend,
+    "pgd": pgd.pgd,
     "cw": cw.of_rwp,
     "cw-margin": cw.of_bag_of_tricks,
     "noise": gaussian.add_noise,
     "autoattack": autoattack.cascade,
 }
-"""Every kind of attack: ``attack(problem, spec) -> x_adv``, with the model in ``attackable``."""
+"""Every kind of attack: ``attack(problem, spec) -> x_adv``, called inside ``attackable``."""
 
 
 def attack(
@@ -51,24 +67,25 @@ def attack(
 ) -> Tensor:
     """Adversarial examples x_adv, detached, in the shape and type of ``x``.
 
-    ``x`` (B,C,H,W) float in [0,1] on the model's device, ``y`` (B,) its classes. ``name`` is an
-    attack with its numbers: "fgsm", "fgsm-rwp", "pgd", "pgd-20" (steps), "pgd-50-10" (steps,
+    ``x`` (B,C,H,W) float in [0,1] on the model's device; ``y`` (B,) integer class labels. ``name``
+    is an attack with its numbers: "fgsm", "fgsm-rwp", "pgd", "pgd-20" (steps), "pgd-50-10" (steps,
     restarts), "cw", "cw-margin", "noise-0.1", "autoattack", "clean".
 
-    ``eps`` and ``alpha`` are in pixels. Options left None are the usual ones: eps 8/255 in Linf,
-    128/255 in L2; alpha eps/4 (Linf) or 15/128 eps (L2), for FGSM eps; 10 steps, for CW 100; one
-    restart; a random start, for FGSM none; objective "ce", or "kl" for KL(f(x) || f(x')).
-    ``start`` (B,C,H,W) is an initial perturbation in pixels instead of the random one. Noise is
-    drawn per row of ``index`` (B,) (0..B-1 when None), so a sample's start does not depend on its
-    batch. ``amp`` computes in "bf16" (True) or "fp16"; False in the model's own type, inside the
-    caller's autocast too.
+    ``norm`` is "linf" or "l2". ``eps`` and ``alpha`` are in pixels, a number or a string such as
+    "8/255". Defaults of options that are None: eps 8/255 in Linf, 128/255 in L2; alpha eps/4 (Linf)
+    or 15/128 eps (L2), eps for FGSM; 10 steps, 100 for CW; one restart; a random start, none for
+    FGSM; objective "ce" (the alternative is "kl": KL(f(x) || f(x'))). ``start`` (B,C,H,W) is an
+    initial perturbation in pixels instead of the random one. Noise is drawn per row of ``index``
+    (B,) (0..B-1 if None) from ``seed``, so a sample's start does not depend on its batch. ``amp``
+    computes in "bf16" (True) or "fp16"; with False, in the model's own type, also inside the
+    caller's autocast.
 
-    The model is attacked in eval mode with frozen parameters, and left as it was found: train
-    flags, ``requires_grad`` and grad mode. Works under ``no_grad`` and ``inference_mode``.
+    The model is attacked in eval mode with frozen parameters. Its train flags, ``requires_grad``
+    and the grad mode are restored afterwards. Works under ``no_grad`` and ``inference_mode``.
 
     Raises ``UserError`` for an unknown name or option, images outside [0,1] (rounding errors are
-    cut off) and labels out of range, ``NotFiniteError`` where the network gives outputs or a
-    gradient that are not finite: there is no attack then.
+    clipped) and labels out of range, and ``NotFiniteError`` if outputs or a gradient are not
+    finite: no attack is possible then.
     """
     spec = parse_attack(name).with_options(
         steps=steps,
@@ -83,7 +100,7 @@ def attack(
     seed = coerce("seed", seed, int)
     inputs.check_batch(x, y)
     if len(x) == 0:
-        raise UserError("There is nothing to attack in an empty batch.")
+        raise UserError("There is nothing to attack in an empty batch; give at least one image.")
     index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
     _check_companions(x, start, index)
     net = inputs.attacked_network(model, inputs.model_device(model, x.device), amp)
@@ -110,19 +127,19 @@ def attack(
 
 
 def _check_companions(x: Tensor, start: Tensor | None, index: Tensor) -> None:
-    """Raise ``UserError`` where ``start`` or ``index`` does not belong to ``x``."""
+    """Raise ``UserError`` if the shape of ``start`` or ``index`` does not fit ``x``."""
     if start is not None and start.shape != x.shape:
         raise UserError(
             f"start must have the images' shape {tuple(x.shape)}, not {tuple(start.shape)}."
         )
     if index.shape != x.shape[:1] or index.is_floating_point():
         raise UserError(
-            f"index must hold one integer an image, shape ({len(x)},), not {tuple(index.shape)}."
+            f"index must hold one integer per image, shape ({len(x)},), not {tuple(index.shape)}."
         )
 
 
 def _checked_values(x: Tensor, y: Tensor) -> int:
-    """The largest label; ``UserError`` for values outside of their range. Waits once."""
+    """The largest label; ``UserError`` for values out of range. Synchronises once."""
     strays, smallest, largest = torch.stack([outside(x).long(), *y.aminmax()]).tolist()
     if strays:
         raise UserError(inputs.BOX_SENTENCE)

@@ -1,8 +1,8 @@
-"""AutoAttack "standard" (Croce & Hein, 2020) through the package ``pyautoattack``, as it is.
+"""AutoAttack "standard" (Croce & Hein, 2020) through the package ``pyautoattack``, unchanged.
 
-The cascade is APGD-CE, targeted APGD, targeted FAB, Square, each on what the ones before left
-standing. Its published code draws shared numbers for a whole batch, so unlike the other attacks
-its random choices depend on the batch a sample is in.
+The cascade is APGD-CE, targeted APGD, targeted FAB, Square, each applied to the
+samples the previous ones did not fool. Its published code draws random numbers for a whole batch,
+so unlike in the other attacks the result for a sample depends on its batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MIN_CLASSES = 4
 
 
 def require_package() -> None:
-    """Raise ``UserError`` with the install command where ``pyautoattack`` is missing."""
+    """Raise ``UserError`` with the install command if ``pyautoattack`` is missing."""
     if importlib.util.find_spec("pyautoattack") is None:
         raise UserError(
             "The attack 'autoattack' needs the package pyautoattack; install it with: "
@@ -34,11 +34,11 @@ def require_package() -> None:
 
 
 def cascade(problem: Problem, spec: AttackSpec) -> Tensor:
-    """The adversarial examples AutoAttack found; the image itself where it found none.
+    """The adversarial examples AutoAttack found; the image itself if it found none.
 
     With fewer than ten classes every wrong class is a target, instead of nine. Computed in
-    float32, the package's own type. Raises ``UserError`` for fewer than four classes, which the
-    targeted losses need.
+    float32, the only type the package supports. Raises ``UserError`` for fewer than four classes,
+    because the targeted losses need four.
     """
     require_package()
     from pyautoattack import AutoAttack  # an optional package
@@ -70,13 +70,13 @@ def cascade(problem: Problem, spec: AttackSpec) -> Tensor:
     with _contained(x.device):
         x_adv, _ = adversary.run_standard_evaluation(x, y, batch_size=len(x))
     x_adv = x_adv.detach().to(problem.x.dtype)
-    # float32 rounds eps: what was found there is brought back into a wider type's ball.
+    # float32 rounds eps, so the result may lie just outside of a wider type's ball.
     return x_adv if x.dtype == problem.x.dtype else problem.threat.project(x_adv, problem.x)
 
 
 @contextmanager
 def _contained(device: torch.device) -> Iterator[None]:
-    """Keep what the package changes for the whole process: the seeds and the trace function."""
+    """Restore what the package changes process-wide: the random seeds and the trace function."""
     tracing = sys.gettrace()
     cuda = [device] if device.type == "cuda" else []
     try:

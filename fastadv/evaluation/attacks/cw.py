@@ -1,6 +1,6 @@
 """The two attacks papers call CW: PGD on a margin of logits (Carlini & Wagner, 2017, loss f6).
 
-They are not interchangeable; say which one a number was made with.
+They are not interchangeable; report which one a number was computed with.
 """
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastadv.evaluation.attacks.ascent import climb_from_everywhere
 from fastadv.evaluation.attacks.names import AttackSpec
-from fastadv.evaluation.attacks.pgd import usual_alpha
+from fastadv.evaluation.attacks.pgd_loop import pgd_with_restarts
 from fastadv.evaluation.attacks.problem import Loss, Problem
 
 STEPS = 100
@@ -18,20 +17,20 @@ KAPPA = 10.0
 
 
 def of_rwp(problem: Problem, spec: AttackSpec) -> Tensor:
-    """CW of RWP and AWP: 100 steps up -relu(z_y - r + 10), r the largest of the others and 0.
+    """CW of RWP and AWP: 100 steps that maximise -relu(z_y - r + 10).
 
-    The floor of 0 comes from the released code, which finds the runner-up after multiplying the
-    true logit by zero.
+    r is the largest of the other logits and 0. The 0 comes from the released code, which finds the
+    runner-up after multiplying the true logit by zero.
     """
-    return _climb(problem, spec, hinge, only_correct=False)
+    return _margin_pgd(problem, spec, hinge, only_correct=False)
 
 
 def of_bag_of_tricks(problem: Problem, spec: AttackSpec) -> Tensor:
-    """CW of Bag of Tricks (Pang et al., 2021): 100 steps up max_{j != y} z_j - z_y.
+    """CW of Bag of Tricks (Pang et al., 2021): 100 steps that maximise max_{j != y} z_j - z_y.
 
-    A sample stops moving once it is misclassified.
+    A sample is no longer moved once it is misclassified.
     """
-    return _climb(problem, spec, margin, only_correct=True)
+    return _margin_pgd(problem, spec, margin, only_correct=True)
 
 
 def hinge(logits: Tensor, problem: Problem) -> Tensor:
@@ -42,7 +41,7 @@ def hinge(logits: Tensor, problem: Problem) -> Tensor:
 
 
 def margin(logits: Tensor, problem: Problem) -> Tensor:
-    """max_{j != y} z_j - z_y, (B,): above 0 where misclassified."""
+    """max_{j != y} z_j - z_y, (B,): above 0 if misclassified."""
     true = _is_true(logits, problem.y)
     return logits.masked_fill(true, -float("inf")).amax(1) - _true_logit(logits, true)
 
@@ -52,15 +51,15 @@ def _is_true(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _true_logit(logits: Tensor, true: Tensor) -> Tensor:
-    # Not gather: its backward adds in no fixed order on CUDA.
+    # Not gather: the summation order of its backward is not deterministic on CUDA.
     return logits.masked_fill(~true, 0.0).sum(1)
 
 
-def _climb(problem: Problem, spec: AttackSpec, loss: Loss, only_correct: bool) -> Tensor:
-    return climb_from_everywhere(
+def _margin_pgd(problem: Problem, spec: AttackSpec, loss: Loss, only_correct: bool) -> Tensor:
+    return pgd_with_restarts(
         problem,
         loss,
-        alpha=usual_alpha(problem.threat) if spec.alpha is None else spec.alpha,
+        alpha=problem.threat.pgd_alpha if spec.alpha is None else spec.alpha,
         steps=STEPS if spec.steps is None else spec.steps,
         restarts=spec.restarts or 1,
         random=spec.random_start is not False,

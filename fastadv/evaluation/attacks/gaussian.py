@@ -1,4 +1,4 @@
-"""Gaussian noise: how a model fares when nobody attacks it (APART's tables, sigma not stated)."""
+"""Gaussian noise instead of an attack (in APART's tables; sigma is not stated there)."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from fastadv.evaluation.attacks.problem import STREAM, Problem
 
 
 def add_noise(problem: Problem, spec: AttackSpec) -> Tensor:
-    """box(x + sigma n), n ~ N(0, I), one draw a sample; eps does not bound it."""
+    """box(x + sigma n), n ~ N(0, I), one draw per sample; not bounded by eps."""
     if spec.sigma is None:
         raise RuntimeError("noise without a standard deviation passed parse_attack")
     x, threat = problem.x, problem.threat

@@ -1,4 +1,4 @@
-"""Checks of what a user hands to an attack or an evaluation, and the model as attacks see it."""
+"""Checks the inputs of an attack or evaluation, and prepares the model for it."""
 
 from __future__ import annotations
 
@@ -32,26 +32,27 @@ def check_batch(x: Tensor, y: Tensor) -> None:
 
 
 BOX_SENTENCE = (
-    "Images must lie in [0, 1]: attacks live in pixels. Divide uint8 images by 255, and put "
+    "Images must lie in [0, 1]: attacks work in pixels. Divide uint8 images by 255, and put "
     "normalisation inside the model (fastadv.build_model does)."
 )
 
 
 def attacked_network(model: nn.Module, device: torch.device, amp: bool | str) -> Network:
-    """The network inside ``model`` as attacks see it, run as written.
+    """The network inside ``model``, prepared for attacks and run eagerly.
 
-    ``amp`` is False (the model's own type), True (bf16) or a name. Raises ``UserError`` for what
-    cannot be judged: DataParallel, no module, one with lazy modules or traced in training mode.
+    ``amp`` is False (the model's own type), True (bf16) or the name of a type. Raises ``UserError``
+    for models that cannot be evaluated: DataParallel, an object that is not a module, a module with
+    lazy parameters, or one traced in training mode.
     """
     inner = inner_module(model)
     if any(is_lazy(tensor) for tensor in (*inner.parameters(), *inner.buffers())):
         raise UserError(
-            "The model has lazy modules that have seen no batch yet, so there is nothing to judge: "
-            "call it once on images of its size, and train it, before."
+            "The model has lazy modules without parameters yet, so it cannot be evaluated: call it "
+            "once on images of its size, and train it, first."
         )
     if True in baked_modes(inner):
         raise UserError(
-            "The model was traced in training mode, and stays in it: call model.eval() before "
+            "The model was traced in training mode and cannot leave it: call model.eval() before "
             "torch.jit.trace, or pass the network itself."
         )
     name = amp if isinstance(amp, str) else ("bf16" if amp else "fp32")
@@ -60,7 +61,7 @@ def attacked_network(model: nn.Module, device: torch.device, amp: bool | str) ->
 
 
 def model_device(model: nn.Module, otherwise: torch.device) -> torch.device:
-    """Where the model's first parameter or buffer is."""
+    """The device of the model's first parameter or buffer; ``otherwise`` if it has none."""
     inner = inner_module(model)
     for tensor in (*inner.parameters(), *inner.buffers()):
         return tensor.device
@@ -69,15 +70,15 @@ def model_device(model: nn.Module, otherwise: torch.device) -> torch.device:
 
 @contextmanager
 def attackable(net: Network) -> Iterator[None]:
-    """Eval mode, frozen parameters, gradients on, also inside ``torch.inference_mode``.
+    """Eval mode, frozen parameters, gradients enabled, also inside ``torch.inference_mode``.
 
-    The caller's autocast is off, for a backward pass inside it would round the gradients.
+    The caller's autocast is disabled: a backward pass inside it would round the gradients.
     """
-    net.copies.invalidate()  # what the caller did with the model since is not known here
+    net.copies.invalidate()  # the caller may have changed the weights since
     with torch.inference_mode(False), autocast(net.device, None), net.attacking("eval"):
         yield
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """``tensor`` without a graph, usable in one: an inference tensor is copied."""
+    """``tensor`` detached; an inference tensor is copied, so that autograd can use it."""
     return tensor.clone() if tensor.is_inference() else tensor.detach()

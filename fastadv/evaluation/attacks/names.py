@@ -8,14 +8,14 @@ from typing import Any, Literal
 from fastadv.declared import NonNegative, Passes, Positive, check_fields, coerce
 from fastadv.errors import UserError, unknown
 
-_CLIMB = frozenset({"alpha", "steps", "restarts", "random_start", "start"})
+_PGD_OPTIONS = frozenset({"alpha", "steps", "restarts", "random_start", "start"})
 OPTIONS: dict[str, frozenset[str]] = {
     "clean": frozenset(),
     "fgsm": frozenset({"alpha", "random_start", "start"}),
     "fgsm-rwp": frozenset({"alpha", "random_start", "start"}),
-    "pgd": _CLIMB | {"objective"},
-    "cw": _CLIMB,
-    "cw-margin": _CLIMB,
+    "pgd": _PGD_OPTIONS | {"objective"},
+    "cw": _PGD_OPTIONS,
+    "cw-margin": _PGD_OPTIONS,
     "noise": frozenset(),
     "autoattack": frozenset(),
 }
@@ -26,7 +26,7 @@ EXAMPLES = (*OPTIONS, "pgd-20", "pgd-50-10", "cw-20", "noise-0.1")
 
 @dataclass(frozen=True)
 class AttackSpec:
-    """An attack and what was said about it; None is the attack's own default.
+    """An attack with its options; None means the attack's own default.
 
     ``kind`` is a key of ``OPTIONS``; ``alpha`` is in pixels, ``sigma`` the standard deviation of
     Gaussian noise in pixels; ``objective`` is ``"ce"`` or ``"kl"``.
@@ -54,7 +54,7 @@ class AttackSpec:
         given = {option: value for option, value in options.items() if value is not None}
         for option, value in given.items():
             if option not in OPTIONS[self.kind]:
-                raise UserError(f"The attack {self.name!r} takes no {option}; leave it out.")
+                raise UserError(f"The attack {self.name!r} takes no {option}; omit it.")
             named = getattr(self, option, None)
             if named is not None and named != value:
                 raise UserError(
@@ -67,8 +67,7 @@ class AttackSpec:
 def parse_attack(name: str) -> AttackSpec:
     """``"pgd-20"`` (steps), ``"pgd-50-10"`` (steps, restarts), ``"cw-20"``, ``"noise-8/255"`` ...
 
-    Raises ``UserError`` for a name nobody knows, with the nearest one, and for numbers that do not
-    fit.
+    Raises ``UserError`` for an unknown name, with the nearest known one, and for invalid numbers.
     """
     text = name.strip().lower()
     kinds = [kind for kind in OPTIONS if text == kind or text.startswith(kind + "-")]

@@ -1,4 +1,4 @@
-"""What an evaluation attack is given: a model, images with labels, and the ball it may search."""
+"""The input of an evaluation attack: a model, images with labels, and the allowed ball."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from fastadv.ranges import require_classes
 from fastadv.threat import Threat
 
 STREAM = noise.EVALUATION
-FP16_SCALE = 256.0  # fp16 would round small gradients to zero; sign and direction do not see it
 
 
 @dataclass(frozen=True)
 class Problem:
     """Images ``x`` (B,...) in pixels with labels ``y`` (B,), and the ``threat`` around them.
 
-    ``index`` (B,) names each image's row of noise, so that its random start does not depend on
-    the batch it is in. ``start`` is a given initial perturbation in pixels, ``natural`` the logits
-    of ``x`` where the objective needs them, ``largest_label`` the largest of ``y`` where the
-    labels have not been checked against the number of classes yet, ``watch`` who looks at every
+    ``index`` (B,) is each image's row in the noise stream, so that its random start does not
+    depend on the batch. ``start`` is a given initial perturbation in pixels. ``natural`` holds the
+    logits of ``x`` if the objective needs them. ``largest_label`` is the largest of ``y`` if the
+    labels have not yet been checked against the number of classes. ``watch`` receives every
     gradient.
     """
 
@@ -43,7 +42,7 @@ class Problem:
     watch: Watch | None = None
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits (B,classes) of ``x``; raises ``UserError`` where they do not fit the labels."""
+        """Logits (B,classes) of ``x``; raises ``UserError`` if they do not fit the labels."""
         logits = self.net.logits(x)
         if logits.dim() != 2:
             raise UserError(
@@ -66,8 +65,9 @@ class Problem:
         x_adv = leaf(x_adv)
         logits = self.logits(x_adv)
         total = loss(logits, self).sum()
-        if self.net.attack_dtype is torch.float16:
-            total = total * FP16_SCALE
+        scale = self.net.loss_scale(1)
+        if scale != 1:
+            total = total * scale
         gradient, logits = input_gradient(total, x_adv), logits.detach()
         if self.watch is not None:
             self.watch.see(gradient, logits.argmax(1) == self.y)

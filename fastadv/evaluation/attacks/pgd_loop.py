@@ -1,4 +1,4 @@
-"""The loop all gradient attacks share: climb, and of several climbs keep each sample's worst."""
+"""The loop all gradient attacks share: projected steps, repeated from several starting points."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def kl(logits: Tensor, problem: Problem) -> Tensor:
     return kernels.trades_kl(problem.natural, logits)
 
 
-def climb(
+def pgd_loop(
     problem: Problem,
     x_adv: Tensor,
     loss: Loss,
@@ -31,9 +31,9 @@ def climb(
     steps: int,
     only_correct: bool = False,
 ) -> Tensor:
-    """``steps`` projected steps of size ``alpha`` up ``loss``; the last iterate.
+    """``steps`` projected steps of size ``alpha`` that increase ``loss``; returns the last iterate.
 
-    With ``only_correct`` a sample stays where it is once it is misclassified.
+    With ``only_correct`` a sample is no longer moved once it is misclassified.
     """
     for _ in range(steps):
         gradient, logits = problem.gradient(x_adv, loss)
@@ -45,13 +45,13 @@ def climb(
 
 
 def first_point(problem: Problem, random: bool) -> Tensor:
-    """Where the first climb begins: the given start, a random point of the ball, or ``x``."""
+    """Starting point of the first run: the given start, a random point of the ball, or ``x``."""
     if problem.start is not None:
         return problem.threat.project(problem.x + problem.start, problem.x)
     return problem.random_start(0, STREAM) if random else problem.x
 
 
-def climb_from_everywhere(
+def pgd_with_restarts(
     problem: Problem,
     loss: Loss,
     *,
@@ -61,13 +61,13 @@ def climb_from_everywhere(
     random: bool,
     only_correct: bool = False,
 ) -> Tensor:
-    """The end of the first climb that fools the model, else of the one with the largest loss.
+    """Per sample the result of the first run that fools the model, else of the largest loss.
 
-    Only the first climb uses ``problem.start`` or, with ``random=False``, the image itself. Robust
-    accuracy then counts a sample as wrong when any restart fools the model. A sample once fooled
-    is settled, so where Python may look at tensors for free it is not attacked again.
+    Only the first run uses ``problem.start`` or, with ``random=False``, the image itself. Robust
+    accuracy then counts a sample as wrong if any restart fools the model. A fooled sample keeps
+    its result, so where reading a tensor does not stall a device it is not attacked again.
     """
-    x_adv = climb(
+    x_adv = pgd_loop(
         problem,
         first_point(problem, random),
         loss,
@@ -77,7 +77,7 @@ def climb_from_everywhere(
     )
     if restarts == 1:
         return x_adv
-    fooled, height = _reached(problem, x_adv, loss)
+    fooled, largest = _outcome(problem, x_adv, loss)
     rows = torch.arange(len(x_adv), device=x_adv.device)
     for restart in range(1, restarts):
         if problem.net.syncs_are_free:
@@ -86,22 +86,22 @@ def climb_from_everywhere(
                 break
         part = problem.subset(rows)
         start = part.random_start(restart, STREAM)
-        other = climb(part, start, loss, alpha=alpha, steps=steps, only_correct=only_correct)
-        now_fooled, now_height = _reached(part, other, loss)
-        better = ~fooled[rows] & (now_fooled | (now_height > height[rows]))
+        other = pgd_loop(part, start, loss, alpha=alpha, steps=steps, only_correct=only_correct)
+        newly_fooled, new_loss = _outcome(part, other, loss)
+        better = ~fooled[rows] & (newly_fooled | (new_loss > largest[rows]))
         x_adv[rows] = _choose(better, other, x_adv[rows])
-        height[rows] = torch.where(better, now_height, height[rows])
-        fooled[rows] = fooled[rows] | now_fooled
+        largest[rows] = torch.where(better, new_loss, largest[rows])
+        fooled[rows] = fooled[rows] | newly_fooled
     return x_adv
 
 
 @torch.no_grad()
-def _reached(problem: Problem, x_adv: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-    """Which samples are misclassified at ``x_adv``, and their losses, both (B,)."""
+def _outcome(problem: Problem, x_adv: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+    """(B,) bool: is misclassified at ``x_adv``; and (B,) losses there."""
     logits = problem.logits(x_adv)
     return logits.argmax(1) != problem.y, loss(logits, problem)
 
 
 def _choose(first: Tensor, if_true: Tensor, if_false: Tensor) -> Tensor:
-    """Per sample one of two batches of images."""
+    """Per sample the image of ``if_true`` or of ``if_false``; ``first`` (B,) bool."""
     return torch.where(first.view(-1, *[1] * (if_true.dim() - 1)), if_true, if_false)

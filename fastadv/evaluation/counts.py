@@ -1,0 +1,69 @@
+"""Counts of an evaluation, and the warnings that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from fastadv.errors import UserError
+from fastadv.evaluation.intervals import Scores
+
+MASKED_SHARE = 0.01  # of the images; below it there is no warning
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The counts of an evaluation over its first ``images``, as plain numbers.
+
+    Lists with one entry per attack: ``right``, images classified correctly; ``zero_gradient``,
+    those whose gradient was exactly zero at the starting point; ``saturated``, those whose loss was
+    exactly zero after the attack. ``masks``, from the first batch: the outputs are probabilities;
+    the outputs change from call to call.
+    """
+
+    attacks: list[str]
+    images: int
+    right: list[int]
+    zero_gradient: list[int]
+    saturated: list[int]
+    masks: list[bool]
+
+    def scores(self) -> Scores:
+        """Accuracy in [0,1] by attack; raises ``UserError`` if there are no images."""
+        if self.images == 0:
+            raise UserError("There are no images to evaluate: the batches are empty.")
+        shares = (torch.tensor(self.right) / self.images).tolist()
+        return Scores(dict(zip(self.attacks, shares, strict=True)), self.images)
+
+    def remarks(self) -> Iterator[str]:
+        """Warnings about gradient masking, which makes the reported accuracy too high."""
+        n = self.images
+        counted = zip(self.attacks, self.zero_gradient, self.saturated, strict=True)
+        for name, flat, saturated in counted:
+            if flat >= max(1.0, MASKED_SHARE * n):
+                yield (
+                    f"{name}: the gradient was exactly zero for {flat} of {n} images "
+                    f"({100 * flat / n:.0f} %) that were classified correctly; the network masks "
+                    "its gradient (rounding, saturation), and this accuracy means nothing: "
+                    "evaluate with cw, cw-margin or autoattack."
+                )
+            elif saturated >= max(1.0, MASKED_SHARE * n):
+                yield (
+                    f"{name}: after the attack the loss was exactly zero for {saturated} of {n} "
+                    f"images ({100 * saturated / n:.0f} %); the softmax is saturated and masks "
+                    "the gradient: evaluate with cw, cw-margin or autoattack."
+                )
+        probabilities, changes = self.masks or (False, False)
+        if probabilities:
+            yield (
+                "The model returns probabilities, not logits: its gradient vanishes where it is "
+                "confident, and the accuracy under attack is too high; remove the softmax or "
+                "sigmoid."
+            )
+        if changes:
+            yield (
+                "The model's outputs change from call to call in eval mode: an attack follows "
+                "noise, and the accuracy is too high; evaluate with its noise switched off."
+            )
