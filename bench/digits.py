@@ -17,11 +17,11 @@ from fastadv.algorithms.recipes.table import METHODS, recipe
 from fastadv.algorithms.resolution import resolve
 from fastadv.benchmark.rows import append_rows, provenance, results_file
 from fastadv.data import load
+from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
 from fastadv.run.config import TrainConfig
 from fastadv.run.pseudo_labels import write_pseudo_labels
 from fastadv.run.run_folder import RunFolder
-from fastadv.run.session import choose_device
 from fastadv.run.train import train
 
 RESULTS = Path(__file__).parent / "results"

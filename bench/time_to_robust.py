@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fastadv.benchmark.rows import append_rows, provenance, results_file
+from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
 from fastadv.run.config import TrainConfig
-from fastadv.run.session import choose_device
 from fastadv.run.train import train
 
 RESULTS = Path(__file__).parent / "results"

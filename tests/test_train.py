@@ -16,12 +16,12 @@ import torch
 from edited import edit
 from safetensors import safe_open
 
+from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
 from fastadv.run.config import TrainConfig, settled
 from fastadv.run.console import Console
 from fastadv.run.judge import export_run, judge_run
 from fastadv.run.run_folder import RunFolder, _free_name
-from fastadv.run.session import choose_device
 from fastadv.run.train import Interrupted, _Runner, _stopping_on_signals, resume, train
 from fastadv.storage import checkpoint
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from fastadv.engine.model.precision import tf32
 from fastadv.engine.process.determinism import reproducible
+from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError, unknown
 from fastadv.models import VARIANTS
 from fastadv.run import provenance
@@ -22,7 +23,7 @@ from fastadv.run.judged import Judged
 from fastadv.run.judging import Found, Job, evaluate
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
-from fastadv.run.session import choose_device, data_facts, make_model
+from fastadv.run.session import data_facts, make_model
 from fastadv.run.source import Source, open_source
 from fastadv.storage import checkpoint, files
 from fastadv.storage.printable import printable

@@ -12,6 +12,7 @@ from torch import nn
 
 from fastadv.engine.process import distributed
 from fastadv.engine.process.determinism import reproducible
+from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
 from fastadv.run.config import TrainConfig, require_settled
 from fastadv.run.configured_model import configured_model
@@ -20,23 +21,6 @@ from fastadv.run.source import Source, open_source
 from fastadv.run.teachers import fingerprints, with_networks
 from fastadv.threat import Threat
 from fastadv.training.training_step import Step
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one; of several processes each has its own GPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"Unknown device {name!r}; use auto, cpu, cuda or cuda:N.")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("There is no CUDA device here; leave --device away or say cpu.")
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", distributed.local_rank())
-    return device
 
 
 def make_model(config: TrainConfig, data: Source) -> nn.Module:

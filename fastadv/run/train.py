@@ -16,6 +16,7 @@ from fastadv.engine.model.precision import tf32
 from fastadv.engine.optimizer.faults import all_finite
 from fastadv.engine.process import distributed
 from fastadv.engine.process.determinism import reproducible
+from fastadv.engine.process.device import choose_device
 from fastadv.errors import NotFiniteError, TrainingError, UserError
 from fastadv.run import provenance
 from fastadv.run.config import TrainConfig, settled
@@ -25,7 +26,7 @@ from fastadv.run.judged import Judged
 from fastadv.run.judging import Found, Job, StopJudging, evaluate
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
-from fastadv.run.session import Session, choose_device, data_facts
+from fastadv.run.session import Session, data_facts
 from fastadv.run.source import Judging, Source
 from fastadv.storage import checkpoint
 from fastadv.storage.printable import printable
