@@ -1,6 +1,6 @@
 """Every method for a few epochs on digits: ``python bench/digits.py [--methods te,sat]``.
 
-Each is trained as ``fastadv train --method NAME --epochs 3`` does and judged on the whole test
+Each is trained as ``fastadv train --method NAME --epochs 3`` does and evaluated on the whole test
 set; one row a method. Teachers are trained first for as long as digits usually are, in run folders;
 RST labels half of the training images with a network trained on the other half.
 """
@@ -45,7 +45,7 @@ def main() -> None:
     for name in names:
         recipe(name)
     usual = TrainConfig(
-        data="digits", amp=given.amp, seed=given.seed, device=given.device, judge_every=10**6,
+        data="digits", amp=given.amp, seed=given.seed, device=given.device, eval_every=10**6,
         test_attacks=f"clean,{ATTACK}",
     )  # fmt: skip
     device = choose_device(given.device)
@@ -69,7 +69,7 @@ def digits_row(name: str, usual: TrainConfig, epochs: int, runs: Path) -> dict[s
         "last": result["last"],
         "loss": folder.read_metrics()[-1]["loss"],
         "train_seconds": result["train_seconds"],
-        "judge_seconds": result["judge_seconds"],
+        "eval_seconds": result["eval_seconds"],
         "config": {
             "model": settled.model, "width": settled.width, "batch_size": settled.batch_size,
             "eps": settled.eps, "limit": settled.limit, "amp": settled.amp, "mode": settled.mode,

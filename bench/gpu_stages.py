@@ -326,7 +326,7 @@ def _data(stage: Running) -> dict:
         subprocess.run([*decode, str(stage.kit / IMAGES), str(arrays)], check=True)
     return {
         "data": f"npz:{arrays}", "model": "preact_resnet18", "batch_size": BATCH, "amp": True,
-        "judge_every": 5, "test_attacks": "clean,pgd-20",
+        "eval_every": 5, "test_attacks": "clean,pgd-20",
     }  # fmt: skip
 
 
@@ -352,7 +352,7 @@ def _epochs_that_fit(stage: Running) -> int:
     took = [row["epoch_seconds"] for row in rows if row.get("kind") == "training run"]
     if not took:
         return 10
-    room = stage.left() - 60  # compiling, judging, the test at the end
+    room = stage.left() - 60  # compiling, evaluation, the test at the end
     return max(2, min(APART_EPOCHS, int(room / (1.2 * took[-1]))))
 
 

@@ -41,7 +41,7 @@ def main() -> None:
     for method in given.methods.split(","):
         config = TrainConfig(
             method=method, data=given.data, epochs=given.epochs, device=given.device,
-            judge_every=10**6, test_attacks=f"clean,{given.attack}",
+            eval_every=10**6, test_attacks=f"clean,{given.attack}",
         )  # fmt: skip
         seeds = [int(seed) for seed in given.seeds.split(",")]
         pairs = [pair(config, seed, given.runs) for seed in seeds]

@@ -1,7 +1,7 @@
 """Minutes of training to a robust accuracy: ``python bench/time_to_robust.py --target 0.45``.
 
 Trains a method once a seed and looks after every epoch at its accuracy under the attack. Counted
-is the training time of the run folder: compilation is in it, judging is not. One row holds all
+is the training time of the run folder: compilation is in it, evaluation is not. One row holds all
 seeds, with mean and standard deviation; a run that never gets there counts as not reached, not
 as its length.
 """

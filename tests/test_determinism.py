@@ -37,7 +37,7 @@ def test_the_users_workspace_goes_before(monkeypatch):
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_a_run_trains_and_judges_with_them(wanted, tmp_path, monkeypatch):
+def test_a_run_trains_and_evaluates_with_them(wanted, tmp_path, monkeypatch):
     seen = []
     forward = torch.nn.Conv2d.forward
     monkeypatch.setattr(

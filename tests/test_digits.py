@@ -12,7 +12,7 @@ EPS = 0.2
 
 
 def summary_of(tmp_path, **settings) -> dict:
-    return train(TrainConfig(out=str(tmp_path / "run"), judge_every=1000, **settings), Console())
+    return train(TrainConfig(out=str(tmp_path / "run"), eval_every=1000, **settings), Console())
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ MARGIN = 0.15
 
 SETTING = TrainConfig(
     data="digits", model="wide_resnet28_10", depth=10, width=1, batch_size=32, epochs=3,
-    judge_every=1000, test_attacks="clean,pgd-20",
+    eval_every=1000, test_attacks="clean,pgd-20",
 )  # fmt: skip
 
 # Half the attack steps; warm-ups that end within three epochs; layer groups of a Wide ResNet.

@@ -214,7 +214,7 @@ BAD_SETTINGS: dict[str, list[Any]] = {
     "drops": [(NAN,), (0,), (-1,), (INF,), "0.5,x"],
     "val_fraction": [NAN, 0, 1, -0.5],
     "checkpoint_minutes": [NAN, -1, INF],
-    "judge_alpha": [NAN, 0, -1, INF],
+    "eval_alpha": [NAN, 0, -1, INF],
     "max_grad_norm": [NAN, 0, -1, INF],
     "epochs": [0, -1, 1.5, NAN, "ten"],
     "batch_size": [0, -1, 1.5, NAN],
@@ -224,7 +224,7 @@ BAD_SETTINGS: dict[str, list[Any]] = {
     "limit": [0, -1],
     "test_limit": [0, -1],
     "image_size": [0, -1, 10**9],
-    "judge_every": [0, -1],
+    "eval_every": [0, -1],
     "seed": [-1, 2**63, 1.5, NAN],
     "norm": ["l1", 3, NAN],
     "schedule": ["linear", 1],
@@ -339,10 +339,10 @@ def test_numbers_of_an_attack(name: str, options: dict[str, Any]) -> None:
     x, y = torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
     with pytest.raises(UserError, match=name):
         fastadv.attack(network(), x, y, "pgd", **options)
-    judged = {key: value for key, value in options.items() if key in ("eps", "alpha", "seed")}
-    if judged:
+    evaluated = {key: value for key, value in options.items() if key in ("eps", "alpha", "seed")}
+    if evaluated:
         with pytest.raises(UserError, match=name):
-            fastadv.evaluate(network(), [(x, y)], ["pgd-2"], **judged)
+            fastadv.evaluate(network(), [(x, y)], ["pgd-2"], **evaluated)
     for bad in ("noise-nan", "noise-1e400", "noise--1", "pgd-0", "pgd-99999999"):
         with pytest.raises(UserError):
             fastadv.attack(network(), x, y, bad)
@@ -377,6 +377,6 @@ def test_a_step_larger_than_a_pixel_is_asked_about() -> None:
     with refused:
         fastadv.evaluate(model, [(x, y)], ["pgd-2"], eps=EPS, alpha=2)
     with refused:
-        settled(TrainConfig(judge_alpha=2))
+        settled(TrainConfig(eval_alpha=2))
     step = fastadv.step(model, sgd(model), "pgd", norm="l2", eps=4, alpha=2, mode="eager")
     step(x, y)

@@ -129,18 +129,18 @@ def test_learned_steps_have_the_published_rates_at_every_radius(method: str, dat
     assert longer["step_size_lr"] is longer["step_size_decay"] is None
 
 
-def test_svhn_is_attacked_and_judged_in_steps_of_one_grey_level() -> None:
+def test_svhn_is_attacked_and_evaluated_in_steps_of_one_grey_level() -> None:
     for method in ("pgd", "awp", "rwp", "rat-lr", "at-fix-lr-k", "at-awp-k", "swa"):
         chosen = settled(TrainConfig(method=method, data="svhn"))
-        assert chosen.judge_alpha == chosen.options["alpha"] == 1 / 255
-    assert settled(TrainConfig(method="te", data="svhn")).judge_alpha == 2 / 255
+        assert chosen.eval_alpha == chosen.options["alpha"] == 1 / 255
+    assert settled(TrainConfig(method="te", data="svhn")).eval_alpha == 2 / 255
     # Another ball has its own usual step.
-    assert settled(TrainConfig(method="pgd", data="svhn", norm="l2")).judge_alpha is None
-    assert settled(TrainConfig(method="pgd", data="svhn", eps=4 / 255)).judge_alpha is None
-    mine = settled(TrainConfig(method="pgd", data="svhn", eps=4 / 255, judge_alpha=0.01))
-    assert mine.judge_alpha == 0.01
-    with pytest.raises(UserError, match="--judge-alpha"):
-        settled(TrainConfig(method="pgd", judge_alpha=0.0))
+    assert settled(TrainConfig(method="pgd", data="svhn", norm="l2")).eval_alpha is None
+    assert settled(TrainConfig(method="pgd", data="svhn", eps=4 / 255)).eval_alpha is None
+    mine = settled(TrainConfig(method="pgd", data="svhn", eps=4 / 255, eval_alpha=0.01))
+    assert mine.eval_alpha == 0.01
+    with pytest.raises(UserError, match="--eval-alpha"):
+        settled(TrainConfig(method="pgd", eval_alpha=0.0))
 
 
 def test_published_eps_is_for_its_norm() -> None:

@@ -23,7 +23,7 @@ from hypothesis import strategies as some
 from fastadv.errors import TrainingError, UserError
 from fastadv.run.config import TrainConfig
 from fastadv.run.console import Console
-from fastadv.run.judge import export_run, judge_run, load_run
+from fastadv.run.finished import evaluate_run, export_run, load_run
 from fastadv.run.pseudo_labels import write_pseudo_labels
 from fastadv.run.train import resume, train
 from fastadv.storage import checkpoint
@@ -49,8 +49,8 @@ def copied(run: Path, to: Path) -> Path:
 
 
 READERS: dict[str, Callable[[str, Path], Any]] = {
-    "evaluate": lambda path, _: judge_run(path, "clean", limit=8),
-    "last": lambda path, _: judge_run(path, "clean", which="last", limit=8),
+    "evaluate": lambda path, _: evaluate_run(path, "clean", limit=8),
+    "last": lambda path, _: evaluate_run(path, "clean", which="last", limit=8),
     "resume": lambda path, _: resume(path, Console()),
     "export": lambda path, out: export_run(path, out / "weights.safetensors"),
     "pseudo-label": lambda path, out: labelled(path, out),
@@ -93,7 +93,7 @@ def test_code_that_a_folder_names_is_not_run(module: Path, tmp_path: Path) -> No
     train(TrainConfig(**settings, out=str(own)), Console())
     module.unlink()
     forget_module()
-    assert judge_run(str(own), "clean", limit=8).n == 8  # it was begun here, by this user
+    assert evaluate_run(str(own), "clean", limit=8).n == 8  # it was begun here, by this user
     module.unlink()
     foreign = copied(own, tmp_path)
     for name, read in READERS.items():
@@ -102,7 +102,7 @@ def test_code_that_a_folder_names_is_not_run(module: Path, tmp_path: Path) -> No
             read(str(foreign), tmp_path)
         assert not module.exists(), name
     with trusting(True):
-        assert judge_run(str(foreign), "clean", limit=8).n == 8
+        assert evaluate_run(str(foreign), "clean", limit=8).n == 8
     assert module.exists()
 
 

@@ -101,7 +101,7 @@ def test_what_is_compiled_afterwards_is_found_in_the_cache():
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_a_run_trains_and_judges_with_it(allowed, tmp_path, monkeypatch):
+def test_a_run_trains_and_evaluates_with_it(allowed, tmp_path, monkeypatch):
     seen = []
     forward = torch.nn.Conv2d.forward
     monkeypatch.setattr(

@@ -20,7 +20,7 @@ from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
 from fastadv.run.config import TrainConfig, settled
 from fastadv.run.console import Console
-from fastadv.run.judge import export_run, judge_run
+from fastadv.run.finished import evaluate_run, export_run
 from fastadv.run.run_folder import RunFolder, _free_name
 from fastadv.run.train import Interrupted, _Runner, _stopping_on_signals, resume, train
 from fastadv.storage import checkpoint
@@ -101,15 +101,15 @@ AVERAGED |= {"test_limit": 60, "select_attack": "fgsm", "test_attacks": "clean,f
     "options", [{"averaging": "ema"}, {"averaging": "swa", "average_start": 1}]
 )
 def test_the_weights_of_a_finished_run_are_those_of_its_table(options, tmp_path: Path) -> None:
-    """Averages are judged; the checkpoint to go on from holds the live weights."""
+    """Averages are evaluated; the checkpoint to go on from holds the live weights."""
     out = str(tmp_path / "run")
     summary = train(TrainConfig(**AVERAGED, options=options, out=out), Console())
     for which in ("best", "last"):
-        found = judge_run(out, "clean,fgsm", which=which, limit=AVERAGED["test_limit"])
+        found = evaluate_run(out, "clean,fgsm", which=which, limit=AVERAGED["test_limit"])
         assert found == summary[which]
 
 
-def test_a_finished_run_is_not_judged_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_is_not_evaluated_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastadv.run.train.evaluate", None)
     written = json.loads((run / "summary.json").read_text())
     del written["checksum"]
@@ -170,21 +170,21 @@ def test_devices_that_nobody_computes_on() -> None:
             choose_device(name)
 
 
-def test_a_stop_while_averages_are_judged_moves_no_draw(
+def test_a_stop_while_averages_are_evaluated_moves_no_draw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """BatchNorm's statistics of an average take passes in training mode, dropout drawn."""
     usual = AVERAGED | {"dropout": 0.3, "options": {"averaging": "ema"}}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     expected = train(TrainConfig(**usual, out=str(whole)), Console())
-    real = _Runner._judge
+    real = _Runner._evaluate
 
     def stopping(runner: _Runner, *inputs: object) -> object:
         runner.stop_requested = "SIGTERM"
         return real(runner, *inputs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(_Runner, "_judge", stopping)
+        patched.setattr(_Runner, "_evaluate", stopping)
         with pytest.raises(Interrupted):
             train(TrainConfig(**usual, out=str(stopped)), Console())
     assert resume(str(stopped), Console())["last"] == expected["last"]

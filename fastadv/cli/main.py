@@ -18,7 +18,7 @@ from fastadv.storage.printable import printable, safe_sentence
 from fastadv.storage.trust import trusting
 
 if TYPE_CHECKING:
-    from fastadv.run.judging import Found
+    from fastadv.run.eval_pass import EvalScores
 
 TrustCode = Annotated[
     bool,
@@ -116,15 +116,15 @@ def evaluate(
     alpha: Annotated[
         str | None, typer.Option(help="step of attacks with several, in pixels [the run's, eps/4]")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="judge this many test images only")] = None,
+    limit: Annotated[int | None, typer.Option(help="evaluate this many test images only")] = None,
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
     trust_code: TrustCode = False,
 ) -> None:
     """Test accuracy of a run's weights under attacks. Each result is kept in the run folder's
     evaluations.jsonl; what was interrupted goes on from there."""
     from fastadv.run.console import Console, Terminal
-    from fastadv.run.judge import judge_run
-    from fastadv.run.judging import JudgingStopped
+    from fastadv.run.eval_pass import EvaluationStopped
+    from fastadv.run.finished import evaluate_run
     from fastadv.run.train import Interrupted
 
     options: dict[str, Any] = {
@@ -137,8 +137,8 @@ def evaluate(
     console = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
     with trusting(trust_code):
         try:
-            scores = judge_run(run, attacks, **options, console=console)
-        except JudgingStopped as stopped:
+            scores = evaluate_run(run, attacks, **options, console=console)
+        except EvaluationStopped as stopped:
             if stopped.scores:
                 _show_scores(run, which, stopped.scores)
             raise Interrupted(
@@ -147,7 +147,7 @@ def evaluate(
     _show_scores(run, which, scores)
 
 
-def _show_scores(run: str, which: str, scores: Found) -> None:
+def _show_scores(run: str, which: str, scores: EvalScores) -> None:
     from fastadv.run.console import as_interval
 
     out = rich.console.Console(highlight=False)
@@ -162,7 +162,7 @@ def _show_scores(run: str, which: str, scores: Found) -> None:
     out.print(table)
     said = f"{scores.said}; kept in {escape(printable(run))}/evaluations.jsonl"
     if scores.stored:
-        said += f", judged before: {escape(', '.join(scores.stored))}"
+        said += f", evaluated before: {escape(', '.join(scores.stored))}"
     out.print(said, soft_wrap=True)
 
 
@@ -198,7 +198,7 @@ def export(
     trust_code: TrustCode = False,
 ) -> None:
     """Write a run's weights as safetensors."""
-    from fastadv.run.judge import export_run
+    from fastadv.run.finished import export_run
 
     with trusting(trust_code):
         export_run(run, out, which)
@@ -213,7 +213,7 @@ def pseudo_label(
     trust_code: TrustCode = False,
 ) -> None:
     """Label unlabelled images with a run's best network, for RST."""
-    from fastadv.run.judge import load_run
+    from fastadv.run.finished import load_run
     from fastadv.run.pseudo_labels import write_pseudo_labels
 
     with trusting(trust_code):

@@ -85,8 +85,8 @@ class TrainConfig:
     select: Literal["val", "test"] = "val"
     select_attack: str = "pgd-10"
     val_fraction: OpenShare | None = None
-    judge_alpha: Positive | None = None
-    judge_every: Count = 1
+    eval_alpha: Positive | None = None
+    eval_every: Count = 1
     test_attacks: str = "clean,pgd-20"
     test_limit: Count | None = None
     seed: CountOrZero = 0
@@ -137,8 +137,8 @@ def settled(config: TrainConfig) -> TrainConfig:
         values["augmentation"] = "base"
     if values["model"] != usual["model"] and "width" not in given:
         values.pop("width", None)
-    if "eps" in given and "judge_alpha" not in given:
-        values.pop("judge_alpha", None)
+    if "eps" in given and "eval_alpha" not in given:
+        values.pop("eval_alpha", None)
     if "pad" in plan.options and "pad" not in config.options:
         plan = resolve(config.method, usual_options | dict(config.options) | {"pad": values["pad"]})
     settings = TrainConfig(**values, options=dict(plan.slots) | dict(plan.options))
@@ -156,7 +156,7 @@ def _check(config: TrainConfig) -> None:
             f"--drops are for --schedule piecewise or multistep; {config.schedule} has none, "
             "leave them away."
         )
-    Threat(config.norm, float(config.eps or 0.0)).require_step(config.judge_alpha)
+    Threat(config.norm, float(config.eps or 0.0)).require_step(config.eval_alpha)
     # CyclicLR's defaults take a tenth off at the peak; below it momentum would turn negative.
     cycles = config.cycle_momentum and config.schedule == "triangular"
     if cycles and 0 < config.momentum < TRIANGULAR_MOMENTUM:

@@ -63,7 +63,7 @@ DATA: Mapping[str, Preset] = {
         "Rice et al. 2020 (lr 0.01, no augmentation); RWP, Sec. 4.1",
         _CIFAR
         | {"lr": 0.01, "pad": 0, "flip": False, "padding": "constant"}
-        | {"judge_alpha": 1 / 255},
+        | {"eval_alpha": 1 / 255},
     ),
     "imagenet": Preset(
         "the network of Wong et al. 2020; else as CIFAR-10",
@@ -120,7 +120,7 @@ METHOD_ON_DATA: Mapping[tuple[str, str], tuple[Mapping[str, Any], Mapping[str, A
     ("apart-imagenet", "imagenet"): _LEARNED_ON_IMAGENET,
 }
 
-_MEMORIZATION_ON_SVHN = {"epochs": 80, "lr": 0.01, "schedule": "cosine", "judge_alpha": 2 / 255}
+_MEMORIZATION_ON_SVHN = {"epochs": 80, "lr": 0.01, "schedule": "cosine", "eval_alpha": 2 / 255}
 
 # How a method was trained on one data set, where that differs from its row in the table.
 TRAINING_ON_DATA: Mapping[tuple[str, str], Mapping[str, Any]] = {
@@ -150,7 +150,7 @@ def preset_for(
     if preset.published:
         settings |= {**row.training, **TRAINING_ON_DATA.get((method, kind), {})}
         if norm != "linf":
-            for name in ("eps", "judge_alpha"):
+            for name in ("eps", "eval_alpha"):
                 settings.pop(name, None)  # published ones are all of Linf balls
     settings.setdefault("eps", USUAL_EPS[norm])
     plan = resolve(method, options)

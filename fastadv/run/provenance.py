@@ -33,7 +33,7 @@ _FREE = {
 }
 """Settings that may change: where things lie (their content is compared), and when to save."""
 _SAID = {"device", "epochs", "mode"}
-_JUDGED = {"test_limit", "test_attacks", "judge_alpha"}
+_ONLY_EVALUATION = {"test_limit", "test_attacks", "eval_alpha"}
 """Settings that leave no trace in weights."""
 
 
@@ -73,7 +73,7 @@ def require_own(saved: Mapping[str, Any], config: TrainConfig, path: Path) -> No
             f"{printable(path)} does not say which run it belongs to: put the run's own file back."
         ) from None
     for name, before, after in differences:
-        if name in _JUDGED:
+        if name in _ONLY_EVALUATION:
             continue
         raise UserError(
             f"{printable(path)} is of a run with {name} {_shown(before)}, and config.toml says "

@@ -1,8 +1,8 @@
 """A run's folder: config.toml, metrics.jsonl, last.pt, best.pt, summary.json.
 
-Where a recipe averages weights, averaged.pt holds those that were judged last; last.pt goes on
+Where a recipe averages weights, averaged.pt holds those that were evaluated last; last.pt goes on
 with the live ones. evaluations.jsonl is what ``fastadv evaluate`` found, and
-evaluations.partial.json what was judged when judging stopped (``fastadv.run.judged``).
+evaluations.partial.json what an interrupted evaluation had counted (``fastadv.run.eval_records``).
 
 Each file carries a checksum of its own. Of several processes the first one writes; the others
 read what it wrote. A folder may come from a stranger: what its files name is not believed
@@ -174,7 +174,7 @@ class RunFolder:
         except sealed.Broken:
             raise UserError(
                 f"{printable(self.summary)} is damaged: its checksum does not match. Delete it; "
-                "--resume then judges the run again."
+                "--resume then evaluates the run again."
             ) from None
 
     def _text(self, path: Path) -> str:

@@ -38,19 +38,22 @@ from fastadv.run.pseudo_labels import read_pseudo_labelled
 from fastadv.storage.digests import digest
 
 
-def judge_batch(device: torch.device, values: int) -> int:
-    """How many images of so many ``values`` are judged together. On a CPU 100 of CIFAR's size are
-    as fast as more, and an interruption loses less; of smaller ones more, of larger ones fewer."""
+def eval_batch_size(device: torch.device, values: int) -> int:
+    """Images per evaluation batch, where one image has ``values`` numbers.
+
+    On a CPU 100 images of CIFAR's size are as fast as more, and an interruption loses less; of
+    smaller images it takes more, of larger ones fewer.
+    """
     if device.type != "cpu":
         return 500
     return min(500, max(8, 100 * 3 * 32 * 32 // values))
 
 
-class Judging:
+class EvalBatches:
     """Labelled images in order, batch by batch, as often as asked.
 
     ``batches(rows, batch_size)`` gives the chosen ones of the images whose labels are ``labels``
-    (N,). At most ``limit`` of them are judged, each class in proportion, always the same ones.
+    (N,). At most ``limit`` of them are evaluated, each class in proportion, always the same ones.
     """
 
     def __init__(
@@ -65,9 +68,9 @@ class Judging:
         if limit is not None and limit < len(labels):
             self.rows = stratified_rows(self._labels, limit, draws.LIMIT, seed=0)
 
-    def limited(self, limit: int | None) -> Judging:
+    def limited(self, limit: int | None) -> EvalBatches:
         """The same images, at most ``limit`` of them."""
-        return Judging(self._batches, self._labels, self.batch_size, limit)
+        return EvalBatches(self._batches, self._labels, self.batch_size, limit)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -88,8 +91,8 @@ class Source:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     loader: Loader
-    validation: Judging
-    test: Judging
+    validation: EvalBatches
+    test: EvalBatches
     streams: bool
     content: dict[str, str]
     """A digest of each set: another one is another run."""
@@ -191,8 +194,8 @@ def _from_memory(config: TrainConfig, device: torch.device, options: dict[str, A
     )
     rows, held_out = split_validation(data, float(config.val_fraction or 0), config.seed)
     count = len(data.train_images)
-    test = _judging(data.test_images, data.test_labels, device, config.test_limit)
-    validation = _judging(data.train_images[held_out], data.train_labels[held_out], device)
+    test = _batches_of(data.test_images, data.test_labels, device, config.test_limit)
+    validation = _batches_of(data.train_images[held_out], data.train_labels[held_out], device)
     if config.select == "test":
         rows, validation = torch.arange(len(data.train_images)), test
     content = {
@@ -230,15 +233,15 @@ def _digest_of_files(files: Iterable[str], labels: Iterable[int]) -> str:
     return digest([(*Path(file).parts[-2:], os.stat(file).st_size, int(y)) for file, y in entries])
 
 
-def _judging(
+def _batches_of(
     images: Tensor, labels: Tensor, device: torch.device, limit: int | None = None
-) -> Judging:
+) -> EvalBatches:
     def batches(rows: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
         if len(rows) == len(labels):
             return eval_batches(images, labels, batch_size, device)
         return eval_batches(images[rows], labels[rows], batch_size, device)
 
-    return Judging(batches, labels, judge_batch(device, math.prod(images.shape[1:])), limit)
+    return EvalBatches(batches, labels, eval_batch_size(device, math.prod(images.shape[1:])), limit)
 
 
 def _from_files(config: TrainConfig, device: torch.device, options: dict[str, Any]) -> Source:
@@ -250,21 +253,21 @@ def _from_files(config: TrainConfig, device: torch.device, options: dict[str, An
     mean, std = stream_statistics(tree, form)
     labels = torch.tensor(tree.train_labels)
     rows, held_out = split_labels(labels, float(config.val_fraction or 0), config.seed)
-    together = judge_batch(device, form.bytes_each)
+    together = eval_batch_size(device, form.bytes_each)
 
     def held(chosen: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
-        judge: dict[str, Any] = {"batch_size": batch_size, "device": device}
+        common: dict[str, Any] = {"batch_size": batch_size, "device": device}
         places = held_out[chosen]
-        loader = DaliLoader(tree.train_files, tree.train_labels, form, indices=places, **judge)
+        loader = DaliLoader(tree.train_files, tree.train_labels, form, indices=places, **common)
         return loader.ordered()
 
     def tested(chosen: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
-        judge: dict[str, Any] = {"batch_size": batch_size, "device": device}
-        loader = DaliLoader(tree.test_files, tree.test_labels, form, indices=chosen, **judge)
+        common: dict[str, Any] = {"batch_size": batch_size, "device": device}
+        loader = DaliLoader(tree.test_files, tree.test_labels, form, indices=chosen, **common)
         return loader.ordered()
 
-    test = Judging(tested, torch.tensor(tree.test_labels), together, config.test_limit)
-    validation = Judging(held, labels[held_out], together)
+    test = EvalBatches(tested, torch.tensor(tree.test_labels), together, config.test_limit)
+    validation = EvalBatches(held, labels[held_out], together)
     if config.select == "test":
         rows, validation = torch.arange(len(labels)), test
     loader = DaliLoader(tree.train_files, tree.train_labels, form, indices=rows, **options)

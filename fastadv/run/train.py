@@ -1,4 +1,4 @@
-"""The epoch loop: train, judge, save. It knows no method."""
+"""The epoch loop: train, evaluate, save. It knows no method."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from fastadv.errors import NotFiniteError, TrainingError, UserError
 from fastadv.run import provenance
 from fastadv.run.config import TrainConfig, settled
 from fastadv.run.console import Console
+from fastadv.run.eval_pass import EvalJob, EvalScores, StopEvaluation, run_evaluation
+from fastadv.run.eval_records import EvalRecords
 from fastadv.run.events import Events
-from fastadv.run.judged import Judged
-from fastadv.run.judging import Found, Job, StopJudging, evaluate
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
 from fastadv.run.session import Session, data_facts
-from fastadv.run.source import Judging, Source
+from fastadv.run.source import EvalBatches, Source
 from fastadv.storage import checkpoint
 from fastadv.storage.printable import printable
 
@@ -46,7 +46,7 @@ class Progress:
     epoch: int = 0
     batch: int = 0
     train_seconds: float = 0.0
-    judge_seconds: float = 0.0
+    eval_seconds: float = 0.0
     best_epoch: int = 0
     best_score: float = -1.0
     best_clean: float = -1.0
@@ -126,8 +126,8 @@ class _Runner:
         self._provenance = _provenance(session)
         self.stop_requested: str | None = None
         config, data, device = session.config, session.data, session.device
-        self.job = Job(
-            config, data, device, Judged(folder), console=console, heed=lambda: self._heed()
+        self.job = EvalJob(
+            config, data, device, EvalRecords(folder), console=console, heed=lambda: self._heed()
         )
         self._loss = torch.zeros((), dtype=torch.float64, device=session.device)
         self._saved_at = time.monotonic()
@@ -136,13 +136,13 @@ class _Runner:
             self._loss.copy_(saved["loss_sum"])
 
     def epochs(self) -> None:
-        """Train, judge and save, epoch by epoch."""
+        """Train, evaluate and save, epoch by epoch."""
         total = int(self.session.config.epochs or 1)
         while self.progress.epoch < total:
             self._train_epoch()
             try:
-                self._judge_epoch(last=self.progress.epoch + 1 == total)
-            except StopJudging:
+                self._evaluate_epoch(last=self.progress.epoch + 1 == total)
+            except StopEvaluation:
                 self._stop()
             self.progress.epoch += 1
             self.progress.batch = 0
@@ -198,9 +198,9 @@ class _Runner:
         return self.stop_requested is not None
 
     def _heed(self) -> None:
-        """End judging when asked to stop; what is judged may be an average, so save elsewhere."""
+        """End the evaluation when asked to stop. The model may hold an average: save elsewhere."""
         if self._told_to_stop():
-            raise StopJudging
+            raise StopEvaluation
 
     def _stop(self, save: bool = True) -> None:
         self.session.step.check()
@@ -219,7 +219,7 @@ class _Runner:
             for sentence in self.session.step.advice():
                 self.console.warn(sentence)
 
-    def _judge_epoch(self, *, last: bool) -> None:
+    def _evaluate_epoch(self, *, last: bool) -> None:
         session, progress = self.session, self.progress
         config, step = session.config, session.step
         batches = len(session.data.loader)
@@ -228,18 +228,18 @@ class _Runner:
             "loss": float(self._loss) / batches,
             "lr": session.optimizer.param_groups[0]["lr"],
         }
-        if last or (progress.epoch + 1) % config.judge_every == 0:
+        if last or (progress.epoch + 1) % config.eval_every == 0:
             began = time.monotonic()
             with step.evaluation_weights(self._statistics_batches()):
-                scores = self._judge(session.data.validation, f"clean,{config.select_attack}")
+                scores = self._evaluate(session.data.validation, f"clean,{config.select_attack}")
                 self._keep_best(scores)
-            progress.judge_seconds += time.monotonic() - began + scores.seconds_before
+            progress.eval_seconds += time.monotonic() - began + scores.seconds_before
             line |= {f"{config.select}_{name}": score for name, score in scores.items()}
             line[f"{config.select}_n"] = scores.n
             for name in scores:
                 line[f"{config.select}_{name}_interval"] = list(scores.interval(name))
         line["train_seconds"] = round(progress.train_seconds, 3)
-        line["judge_seconds"] = round(progress.judge_seconds, 3)
+        line["eval_seconds"] = round(progress.eval_seconds, 3)
         self.folder.add_metrics(line)
         self.events.add(line)
         self.console.line(line)
@@ -250,20 +250,20 @@ class _Runner:
         for batch in self.session.data.loader.epoch(min(self.progress.epoch, last)):
             yield batch.image
 
-    def _judge(self, images: Judging, attacks: str, which: str | None = None) -> Found:
+    def _evaluate(self, images: EvalBatches, attacks: str, which: str | None = None) -> EvalScores:
         """Scores of the session's weights, those of the last epoch, or of the named ones."""
         session, config, last = self.session, self.session.config, self.folder.last
         self.job.which = which or f"the weights of epoch {self.progress.epoch + 1}"
         tested = images is session.data.test
         self.job.images_name = "test images" if tested else "validation images"
         try:
-            return evaluate(
+            return run_evaluation(
                 session.model,
                 images,
                 attacks.split(","),
                 self.job,
                 eps=session.threat.eps,
-                alpha=config.judge_alpha,
+                alpha=config.eval_alpha,
                 seed=config.seed,
                 one_pass=which is None,
             )
@@ -314,7 +314,7 @@ class _Runner:
         """Test accuracy of the best and the last weights, measured once."""
         try:
             return self._final_test()
-        except StopJudging:
+        except StopEvaluation:
             self._stop(save=False)  # the last checkpoint has everything
             raise
 
@@ -322,7 +322,7 @@ class _Runner:
         session, config = self.session, self.session.config
         began = time.monotonic()
         with session.step.evaluation_weights(self._statistics_batches()):
-            last = self._judge(session.data.test, config.test_attacks, "last weights")
+            last = self._evaluate(session.data.test, config.test_attacks, "last weights")
             if session.step.plan.averaging is not None:
                 self.folder.save(self.folder.averaged, self._weights())
         before = last.seconds_before
@@ -332,10 +332,10 @@ class _Runner:
             saved = checkpoint.load(self.folder.best)
             provenance.require_own(saved, config, self.folder.best)
             checkpoint.load_weights(session.model, saved["model"], self.folder.best)
-            best = self._judge(session.data.test, config.test_attacks, "best weights")
+            best = self._evaluate(session.data.test, config.test_attacks, "best weights")
             session.model.load_state_dict(live)
             before += best.seconds_before
-        self.progress.judge_seconds += time.monotonic() - began + before
+        self.progress.eval_seconds += time.monotonic() - began + before
         return {
             "n": last.n,
             "best": best,
@@ -346,7 +346,7 @@ class _Runner:
             },
             "best_epoch": self.progress.best_epoch,
             "train_seconds": round(self.progress.train_seconds, 2),
-            "judge_seconds": round(self.progress.judge_seconds, 2),
+            "eval_seconds": round(self.progress.eval_seconds, 2),
         }
 
 

@@ -1,4 +1,4 @@
-"""Read a finished run: judge its weights, or write them out."""
+"""Read a finished run: evaluate its weights, or write them out."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from fastadv.models import VARIANTS
 from fastadv.run import provenance
 from fastadv.run.config import TrainConfig
 from fastadv.run.console import Console
-from fastadv.run.judged import Judged
-from fastadv.run.judging import Found, Job, evaluate
+from fastadv.run.eval_pass import EvalJob, EvalScores, run_evaluation
+from fastadv.run.eval_records import EvalRecords
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
 from fastadv.run.session import data_facts, make_model
@@ -42,7 +42,7 @@ def load_run(path: str, which: str) -> tuple[TrainConfig, Source, nn.Module]:
     if which == "last" and last is folder.last and _averages(config) and folder.summary.exists():
         raise UserError(
             f"{printable(folder.averaged)} is lost, and last.pt holds other weights than the run "
-            "ended with: put it back, or judge the best ones."
+            "ended with: put it back, or evaluate the best ones."
         )
     file = folder.best if which == "best" else last
     saved = checkpoint.load(file)
@@ -67,7 +67,7 @@ def _averages(config: TrainConfig) -> bool:
     return config.plan().averaging is not None
 
 
-def judge_run(
+def evaluate_run(
     path: str,
     attacks: str,
     *,
@@ -77,14 +77,15 @@ def judge_run(
     limit: int | None = None,
     seed: int = 0,
     console: Console | None = None,
-) -> Found:
+) -> EvalScores:
     """Test accuracy in [0,1] by attack; ``eps`` is the run's unless given, and so is the step
     ``alpha`` of attacks with several steps (of another ball: the usual one for it). All test
-    images are judged, or ``limit`` of them, each class in proportion, whatever the run's own
+    images are evaluated, or ``limit`` of them, each class in proportion, whatever the run's own
     ``--test-limit`` was.
 
-    Each attack's result is a line in the folder's evaluations.jsonl, and not judged again there.
-    Interrupted, it raises ``JudgingStopped`` with what is done, and goes on from there next time.
+    Each attack's result is a line in the folder's evaluations.jsonl and is not computed again.
+    Interrupted, it raises ``EvaluationStopped`` with the finished attacks; the next call continues
+    from there.
     ``console`` shows how far it is.
     """
     config, data, model = load_run(path, which)
@@ -95,12 +96,12 @@ def judge_run(
     radius = config.eps if eps is None else parse_number(eps, "eps")
     step: float | str | None = alpha
     if alpha is None and eps is None:
-        step = config.judge_alpha
-    judged, which = Judged(RunFolder.open(path)), f"{which} weights"
-    job = Job(config, data, device, judged, which, "test images", lasting=True)
+        step = config.eval_alpha
+    records, which = EvalRecords(RunFolder.open(path)), f"{which} weights"
+    job = EvalJob(config, data, device, records, which, "test images", lasting=True)
     job.console = console or job.console
     with reproducible(config.deterministic), tf32(config.tf32):
-        return evaluate(
+        return run_evaluation(
             model.to(device),
             images,
             attacks.split(","),
