@@ -29,7 +29,7 @@ from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, parse_specs
 from fastadv.errors import UserError
 from fastadv.kernels import reference
-from fastadv.run.config import TrainConfig
+from fastadv.run.request import RunRequest
 from fastadv.run.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -293,7 +293,7 @@ def training(method: str, epochs: int | None) -> Callable[[Running], str]:
 
     def run(stage: Running) -> str:
         length = epochs if epochs is not None else _epochs_that_fit(stage)
-        config = TrainConfig(
+        config = RunRequest(
             method=method, epochs=2 if stage.tiny else length, device=stage.device,
             out=str(stage.out / f"run-{method}"), **_data(stage),
         )  # fmt: skip

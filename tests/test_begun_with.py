@@ -15,9 +15,9 @@ import torch
 from edited import edit
 
 from fastadv.errors import UserError
-from fastadv.run.config import TrainConfig
 from fastadv.run.console import Console
 from fastadv.run.finished import evaluate_run, export_run
+from fastadv.run.request import RunRequest
 from fastadv.run.saved_models import load_model
 from fastadv.run.train import Interrupted, _Runner, resume, train
 from fastadv.storage import checkpoint
@@ -41,7 +41,7 @@ def stopped(out: Path, **settings: Any) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Runner, "_train_epoch", once)
         with pytest.raises(Interrupted):
-            train(TrainConfig(**SMALL | settings, out=str(out)), Console())
+            train(RunRequest(**SMALL | settings, out=str(out)), Console())
     return out
 
 
@@ -193,7 +193,7 @@ def test_other_unlabelled_images_are_refused(tmp_path: Path) -> None:
 def test_another_teacher_is_refused(tmp_path: Path, mode: str) -> None:
     for name, seed in (("clean", 0), ("robust", 1), ("other", 2)):
         settings = SMALL | {"epochs": 1, "seed": seed, "shortcut": "raw"}
-        train(TrainConfig(**settings, out=str(tmp_path / name)), Console())
+        train(RunRequest(**settings, out=str(tmp_path / name)), Console())
     teachers = {"target": "distillation", "teachers": f"{tmp_path}/robust,{tmp_path}/clean"}
     run = stopped(tmp_path / "run", options=teachers, mode=mode)
     best, config = tmp_path / "robust" / "best.pt", tmp_path / "robust" / "config.toml"
@@ -233,7 +233,7 @@ def test_weights_of_another_run_of_the_same_network_are_not_believed(tmp_path: P
 
 def test_averages_that_are_lost_are_not_the_live_weights(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    train(TrainConfig(**SMALL, options={"averaging": "ema"}, out=str(out)), Console())
+    train(RunRequest(**SMALL, options={"averaging": "ema"}, out=str(out)), Console())
     (out / "averaged.pt").unlink()
     with pytest.raises(UserError, match=r"averaged\.pt is lost"):
         evaluate_run(str(out), "clean", which="last")

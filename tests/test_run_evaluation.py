@@ -26,10 +26,10 @@ from fastadv.evaluation.attacks.watch import NO_ATTACK
 from fastadv.run import console as console_module
 from fastadv.run import eval_pass, source
 from fastadv.run import train as train_module
-from fastadv.run.config import TrainConfig
 from fastadv.run.console import Console
 from fastadv.run.eval_pass import EvaluationStopped
 from fastadv.run.finished import evaluate_run, load_run
+from fastadv.run.request import RunRequest
 from fastadv.run.train import Interrupted, resume, train
 from fastadv.storage import trust
 
@@ -57,7 +57,7 @@ def hundreds() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    train(TrainConfig(**SETTINGS, out=str(out)), Console())
+    train(RunRequest(**SETTINGS, out=str(out)), Console())
     return out
 
 
@@ -260,7 +260,7 @@ def test_a_final_test_that_was_interrupted_goes_on(
 ) -> None:
     """With the best weights not the last ones, so that two networks are evaluated."""
     usual = SETTINGS | {"options": options, "lr": 1.0, "epochs": 3}
-    whole = train(TrainConfig(**usual, out=str(tmp_path / "whole")), Console())
+    whole = train(RunRequest(**usual, out=str(tmp_path / "whole")), Console())
     out = tmp_path / "stopped"
     assert whole["best_epoch"] < 3
     all_passes = [entry for entry in passes if entry[0] in ATTACKS.split(",")]
@@ -275,7 +275,7 @@ def test_a_final_test_that_was_interrupted_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(train_module._Runner, "_heed", heed)
         with pytest.raises(Interrupted, match="--resume"):
-            train(TrainConfig(**usual, out=str(out)), Console())
+            train(RunRequest(**usual, out=str(out)), Console())
     assert (out / "evaluations.partial.json").exists()
     found = resume(str(out), Console())
     times = {"eval_seconds": 0, "train_seconds": 0}
@@ -287,7 +287,7 @@ def test_a_final_test_that_was_interrupted_goes_on(
 
 def test_evaluation_between_epochs_goes_on_too(tmp_path, passes, monkeypatch) -> None:
     usual = SETTINGS | {"limit": 1200, "val_fraction": 0.2, "epochs": 1, "batch_size": 128}
-    whole = train(TrainConfig(**usual, out=str(tmp_path / "whole")), Console())
+    whole = train(RunRequest(**usual, out=str(tmp_path / "whole")), Console())
     evaluated = [images for names, images in passes if names == "clean,fgsm"]
     passes.clear()
     out = tmp_path / "stopped"
@@ -300,7 +300,7 @@ def test_evaluation_between_epochs_goes_on_too(tmp_path, passes, monkeypatch) ->
     with monkeypatch.context() as patched:
         patched.setattr(train_module._Runner, "_heed", heed)
         with pytest.raises(Interrupted):
-            train(TrainConfig(**usual, out=str(out)), Console())
+            train(RunRequest(**usual, out=str(out)), Console())
     times = {"eval_seconds": 0, "train_seconds": 0}
     assert resume(str(out), Console()) | times == whole | times
     assert [images for names, images in passes if names == "clean,fgsm"] == evaluated
@@ -400,7 +400,7 @@ def test_a_run_says_when_it_evaluates_in_another_precision(
     monkeypatch.setattr(precision, "cpu_multiplies", lambda dtype: True)
     console, text = drawn(terminal=False)
     short = SETTINGS | {"epochs": 1, "limit": 64, "test_limit": 20, "test_attacks": "clean"}
-    train(TrainConfig(**short, **settings, out=str(tmp_path / "run")), console)
+    train(RunRequest(**short, **settings, out=str(tmp_path / "run")), console)
     said = [found for found in text.getvalue().splitlines() if "evaluates in" in found]
     assert said == ([line] if line else [])
 
@@ -413,13 +413,13 @@ def test_what_cannot_be_evaluated_is_said_as_it_is(sentence, begun, tmp_path, mo
     monkeypatch.setattr(train_module, "evaluate", fail)
     out = tmp_path / "run"
     with pytest.raises(TrainingError) as first:
-        train(TrainConfig(**SETTINGS | {"epochs": 1}, out=str(out)), Console())
+        train(RunRequest(**SETTINGS | {"epochs": 1}, out=str(out)), Console())
     assert sentence in str(first.value)
     assert "no longer finite" in str(first.value)
     assert "still holds" not in str(first.value)
     with pytest.raises(TrainingError, match=r"last\.pt still holds what was saved before"):
         train(
-            TrainConfig(**SETTINGS | {"epochs": 1}, checkpoint_minutes=0.0, out=str(out) + "2"),
+            RunRequest(**SETTINGS | {"epochs": 1}, checkpoint_minutes=0.0, out=str(out) + "2"),
             Console(),
         )
 

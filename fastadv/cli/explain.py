@@ -14,8 +14,11 @@ from fastadv.algorithms import cost
 from fastadv.algorithms.options import all_options
 from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.recipes.table import METHODS
-from fastadv.algorithms.resolution import resolve
 from fastadv.declared import describe
+from fastadv.run.origin import Origin
+from fastadv.run.presets import preset_of
+from fastadv.run.request import RunRequest, setting_types
+from fastadv.run.resolve import resolve_run
 
 
 def table() -> Table:
@@ -28,9 +31,11 @@ def table() -> Table:
     return listing
 
 
-def explain(name: str) -> rich.console.RenderableType:
-    """One method: its parts with their equations, its options, its cost."""
-    plan = resolve(name)
+def explain(name: str, data: str) -> rich.console.RenderableType:
+    """One method: its parts with their equations, its cost, and what a run of it on ``data`` takes
+    where the user says nothing, each value with its origin."""
+    config = resolve_run(RunRequest(method=name, data=data))
+    plan = config.plan
     lines = [f"{name}: {plan.recipe.summary}", f"source: {plan.recipe.source}"]
     if plan.recipe.reported:
         lines.append(f"reported: {plan.recipe.reported}")
@@ -41,12 +46,21 @@ def explain(name: str) -> rich.console.RenderableType:
         lines += [f"{slot}: {plan.slots[slot]}", _indented(inspect.getdoc(type(part)) or ""), ""]
     lines.append("options:")
     hints = all_options(type(part) for part in plan.parts.values())
-    lines += [_option(key, value, describe(hints[key])) for key, value in plan.options.items()]
+    lines += [
+        _value(key, value, config.origins[key], describe(hints[key]))
+        for key, value in plan.options.items()
+    ]
+    lines += ["", f"training on {data} (data preset: {preset_of(data).source}):"]
+    lines += [
+        _value(key, getattr(config, key), config.origins[key], describe(hint))
+        for key, hint in setting_types().items()
+        if key in config.origins and key not in ("method", "data")
+    ]
     return rich.text.Text("\n".join(lines))
 
 
-def _option(name: str, value: object, allowed: str) -> str:
-    return f"  {name} = {value}" + (f"  ({allowed})" if allowed else "")
+def _value(name: str, value: object, origin: Origin, allowed: str) -> str:
+    return f"  {name} = {value}  [{origin}]" + (f"  ({allowed})" if allowed else "")
 
 
 PASS_WORDS = {

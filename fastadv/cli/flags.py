@@ -11,7 +11,8 @@ import typer
 from fastadv.algorithms.options import all_options
 from fastadv.algorithms.parts import PARTS, names
 from fastadv.declared import describe, plain_type
-from fastadv.run.config import TrainConfig, config_types
+from fastadv.run.defaults import DEFAULTS
+from fastadv.run.request import setting_types
 
 SETTING_HELP: Mapping[str, str] = {
     "method": "training method; `fastadv methods` lists them",
@@ -90,9 +91,9 @@ def _option(name: str, kind: Any, text: str, panel: str) -> inspect.Parameter:
 def train_parameters() -> list[inspect.Parameter]:
     """Every option of ``fastadv train``: the run's settings, the slots, the parts' options."""
     found = []
-    for name, hint in config_types().items():
+    for name, hint in setting_types().items():
         text = SETTING_HELP[name]
-        default = getattr(TrainConfig, name)
+        default = DEFAULTS.get(name)
         if default is not None and not isinstance(default, bool):
             text += f" [{default}]"
         if get_origin(plain_type(hint)) is not Literal:  # whose help names the choices
@@ -119,7 +120,7 @@ def _part_options() -> dict[str, tuple[Any, str]]:
         for label, part in parts.items():
             for name in all_options([part]):
                 owners.setdefault(name, []).append(label)
-    settings = config_types()
+    settings = setting_types()
     return {
         name: (hint, ", ".join(owners[name]))
         for name, hint in all_options(classes).items()

@@ -70,7 +70,7 @@ def main() -> None:
 
 def _train(given: dict[str, Any]) -> None:
     """Train a network. Without options: APART on digits."""
-    from fastadv.run.config import TrainConfig, config_types
+    from fastadv.run.request import RunRequest, setting_types
     from fastadv.run.train import resume, train
 
     path = given.pop("resume", None)
@@ -81,8 +81,8 @@ def _train(given: dict[str, Any]) -> None:
                 raise UserError(f"--resume continues a run as it was begun; leave away {flags}.")
             resume(path)
             return
-        settings = {name: given.pop(name) for name in list(given) if name in config_types()}
-        train(TrainConfig(**settings, options=given))
+        settings = {name: given.pop(name) for name in list(given) if name in setting_types()}
+        train(RunRequest(**settings, options=given))
 
 
 def _register_train() -> None:
@@ -169,6 +169,7 @@ def _show_scores(run: str, which: str, scores: EvalScores) -> None:
 @app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="explain this method")] = None,
+    data: Annotated[str, typer.Option(help="explain it for a run on this data set")] = "digits",
     markdown: Annotated[bool, typer.Option("--markdown", help="the table of docs/")] = False,
 ) -> None:
     """List the methods, or explain one."""
@@ -179,7 +180,7 @@ def methods(
         print(as_markdown(), end="")
         return
     out = rich.console.Console(highlight=False)
-    out.print(table() if name is None else explain(name))
+    out.print(table() if name is None else explain(name, data))
 
 
 @app.command()

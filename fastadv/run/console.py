@@ -62,7 +62,7 @@ class Console:
         weights = sum(parameter.numel() for parameter in session.model.parameters())
         self.out.print(f"[bold]{escape(config.method)}[/] on {escape(config.data)}: {parts}")
         self.out.print(
-            f"{escape(config.model or '')}, {weights:,} weights, {session.data.trained_on:,} "
+            f"{escape(config.model)}, {weights:,} weights, {session.data.trained_on:,} "
             f"training images, {config.norm} eps {session.threat.eps:.4g}, batch "
             f"{config.batch_size}, {session.device}, {trained_in(session)}, {config.mode}"
         )
@@ -79,7 +79,7 @@ class Console:
             )
         if epoch:
             self.out.print(f"continuing in epoch {epoch + 1}")
-        self._total = int(config.epochs or 1)
+        self._total = config.epochs
         self._began, self._done_before = time.monotonic(), epoch
 
     @contextmanager

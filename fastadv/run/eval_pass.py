@@ -27,7 +27,7 @@ from fastadv.evaluation.accuracy import Counts, Tally, count, specs_of
 from fastadv.evaluation.intervals import Scores
 from fastadv.models import VARIANTS
 from fastadv.run import provenance
-from fastadv.run.config import TrainConfig
+from fastadv.run.config import RunConfig
 from fastadv.run.console import Console, Terminal
 from fastadv.run.eval_records import EvalRecords, Record, Settings
 from fastadv.run.session import data_facts
@@ -69,7 +69,7 @@ class EvalJob:
     there to go on with, until ``forget``.
     """
 
-    config: TrainConfig
+    config: RunConfig
     data: Source
     device: torch.device
     records: EvalRecords
@@ -252,7 +252,7 @@ _COUNTED = [entry.name for entry in dataclasses.fields(Counts) if entry.name != 
 def _settings(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings:
     """What decides the numbers besides the attack: another value of one is another evaluation."""
     config, data = job.config, job.data
-    network = [str(config.model), config.width, config.depth, *(
+    network = [config.model, config.width, config.depth, *(
         getattr(config, name) for name in VARIANTS
     ), config.normalize, config.dropout]  # fmt: skip
     facts = data_facts(data)
@@ -266,7 +266,7 @@ def _settings(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings:
         "torch": str(torch.__version__),
         "device": job.device.type,
         "weights": digest(state),
-        "network": digest([network, facts, provenance.source(str(config.model))]),
+        "network": digest([network, facts, provenance.source(config.model)]),
         "data": digest([*content, images.rows]),
         "n": len(images),
         "batch": images.batch_size,

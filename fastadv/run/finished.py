@@ -17,7 +17,7 @@ from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError, unknown
 from fastadv.models import VARIANTS
 from fastadv.run import provenance
-from fastadv.run.config import TrainConfig
+from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
 from fastadv.run.eval_pass import EvalJob, EvalScores, run_evaluation
 from fastadv.run.eval_records import EvalRecords
@@ -32,7 +32,7 @@ from fastadv.threat import parse_number
 WEIGHTS = ("best", "last")
 
 
-def load_run(path: str, which: str) -> tuple[TrainConfig, Source, nn.Module]:
+def load_run(path: str, which: str) -> tuple[RunConfig, Source, nn.Module]:
     """Configuration, data and network of the run in ``path``, with its best or last weights."""
     folder = RunFolder.open(path)
     if which not in WEIGHTS:
@@ -52,9 +52,9 @@ def load_run(path: str, which: str) -> tuple[TrainConfig, Source, nn.Module]:
     provenance.require_own(saved, config, file)
     model = make_model(config, data)
     checkpoint.load_weights(model, state, file)
-    if ":" in str(config.model) and folder.last.exists():
+    if ":" in config.model and folder.last.exists():
         before = checkpoint.load(folder.last)["provenance"]["machine"]["source of the network"]
-        if before != provenance.source(str(config.model)):
+        if before != provenance.source(config.model):
             warnings.warn(
                 f"the code of {config.model} is not what {printable(path)} was trained with, so "
                 "these may be numbers of another network.",
@@ -63,8 +63,8 @@ def load_run(path: str, which: str) -> tuple[TrainConfig, Source, nn.Module]:
     return config, data, model
 
 
-def _averages(config: TrainConfig) -> bool:
-    return config.plan().averaging is not None
+def _averages(config: RunConfig) -> bool:
+    return config.plan.averaging is not None
 
 
 def evaluate_run(
@@ -106,7 +106,7 @@ def evaluate_run(
             images,
             attacks.split(","),
             job,
-            eps=float(radius or 0.0),
+            eps=radius,
             alpha=step,
             seed=seed,
         )
@@ -120,7 +120,7 @@ def export_run(path: str, out: Path, which: str = "best") -> None:
     config, data, model = load_run(path, which)
     facts = {
         "method": config.method,
-        "model": str(config.model),
+        "model": config.model,
         "width": str(config.width),
         "depth": str(config.depth),
         **{name: str(getattr(config, name)) for name in VARIANTS},

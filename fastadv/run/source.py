@@ -33,7 +33,7 @@ from fastadv.data.packed import tell_left_out
 from fastadv.data.rotation import Rotated
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
-from fastadv.run.config import TrainConfig
+from fastadv.run.config import RunConfig
 from fastadv.run.pseudo_labels import read_pseudo_labelled
 from fastadv.storage.digests import digest
 
@@ -98,7 +98,7 @@ class Source:
     """A digest of each set: another one is another run."""
 
 
-def open_source(config: TrainConfig, device: torch.device, views: int = 1) -> Source:
+def open_source(config: RunConfig, device: torch.device, views: int = 1) -> Source:
     """The configured data on ``device``; ``views=2`` draws a second view of each image.
 
     ``loader="auto"`` keeps a set on the device if it takes a quarter of its memory at most, and
@@ -112,9 +112,9 @@ def open_source(config: TrainConfig, device: torch.device, views: int = 1) -> So
         "world_size": distributed.world_size(),
         "device": device,
         "seed": config.seed,
-        "pad": int(config.pad or 0),
-        "flip": bool(config.flip),
-        "padding": config.padding or "constant",
+        "pad": config.pad,
+        "flip": config.flip,
+        "padding": config.padding,
         "views": views,
         "channels_last": True,
     }
@@ -126,8 +126,8 @@ def open_source(config: TrainConfig, device: torch.device, views: int = 1) -> So
     return _augmented(config, _from_memory(config, device, options))
 
 
-def _require_one_update_a_row(config: TrainConfig) -> None:
-    if config.unlabelled is not None and config.plan().keeps_sample_state:
+def _require_one_update_a_row(config: RunConfig) -> None:
+    if config.unlabelled is not None and config.plan.keeps_sample_state:
         raise UserError(
             "--unlabelled draws images with replacement, so a batch may hold the same one twice, "
             f"with two updates for the one memory that {config.method} keeps of each; leave it "
@@ -135,11 +135,11 @@ def _require_one_update_a_row(config: TrainConfig) -> None:
         )
 
 
-def _augmented(config: TrainConfig, source: Source) -> Source:
+def _augmented(config: RunConfig, source: Source) -> Source:
     """``source`` with the configured augmentation beyond crop and flip."""
-    if config.augmentation in (None, "base"):
+    if config.augmentation == "base":
         return source
-    if config.plan().adversary.sample_state():
+    if config.plan.adversary.sample_state():
         raise UserError(
             f"--augmentation {config.augmentation} turns images, and a perturbation kept for each "
             f"sample cannot follow; leave it away with {config.method}."
@@ -151,14 +151,14 @@ def _augmented(config: TrainConfig, source: Source) -> Source:
             f"--augmentation autoaugment is for grey or RGB images, not {source.channels} "
             "channels; leave it away."
         )
-    half = int(config.epochs or 1) // 2
+    half = config.epochs // 2
     loader = AutoAugmented(source.loader, first_epoch=half, seed=config.seed)
     return dataclasses.replace(source, loader=loader)
 
 
-def _own_batch_size(config: TrainConfig) -> int:
+def _own_batch_size(config: RunConfig) -> int:
     """The images of a step that one process takes; all processes take equally many."""
-    whole, processes = int(config.batch_size or 1), distributed.world_size()
+    whole, processes = config.batch_size, distributed.world_size()
     if whole % processes:
         raise UserError(
             f"--batch-size is the whole step's, {whole} images, which {processes} processes "
@@ -167,7 +167,7 @@ def _own_batch_size(config: TrainConfig) -> int:
     return whole // processes
 
 
-def _loader(config: TrainConfig, device: torch.device) -> str:
+def _loader(config: RunConfig, device: torch.device) -> str:
     if config.loader != "auto":
         if config.loader == "dali" and not is_tree(config.data):
             raise UserError(
@@ -179,12 +179,14 @@ def _loader(config: TrainConfig, device: torch.device) -> str:
         return "device"
     tree = list_images(config.data)
     form = stream_format(tree, config.image_size)
-    count = min(len(tree.train_files), config.limit or len(tree.train_files))
+    count = len(tree.train_files)
+    if config.limit is not None:
+        count = min(count, config.limit)
     size = count * form.channels * form.height * form.width
     return choose_loader(config.data, size, device)
 
 
-def _from_memory(config: TrainConfig, device: torch.device, options: dict[str, Any]) -> Source:
+def _from_memory(config: RunConfig, device: torch.device, options: dict[str, Any]) -> Source:
     data = load(
         config.data,
         root=config.data_root,
@@ -192,7 +194,7 @@ def _from_memory(config: TrainConfig, device: torch.device, options: dict[str, A
         limit=config.limit,
         image_size=config.image_size,
     )
-    rows, held_out = split_validation(data, float(config.val_fraction or 0), config.seed)
+    rows, held_out = split_validation(data, config.val_fraction, config.seed)
     count = len(data.train_images)
     test = _batches_of(data.test_images, data.test_labels, device, config.test_limit)
     validation = _batches_of(data.train_images[held_out], data.train_labels[held_out], device)
@@ -244,7 +246,7 @@ def _batches_of(
     return EvalBatches(batches, labels, eval_batch_size(device, math.prod(images.shape[1:])), limit)
 
 
-def _from_files(config: TrainConfig, device: torch.device, options: dict[str, Any]) -> Source:
+def _from_files(config: RunConfig, device: torch.device, options: dict[str, Any]) -> Source:
     tree = list_images(config.data)
     if config.limit is not None:
         raise UserError("--limit is for data sets in memory; leave it away with --loader dali.")
@@ -252,7 +254,7 @@ def _from_files(config: TrainConfig, device: torch.device, options: dict[str, An
     tell_left_out(tree)
     mean, std = stream_statistics(tree, form)
     labels = torch.tensor(tree.train_labels)
-    rows, held_out = split_labels(labels, float(config.val_fraction or 0), config.seed)
+    rows, held_out = split_labels(labels, config.val_fraction, config.seed)
     together = eval_batch_size(device, form.bytes_each)
 
     def held(chosen: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:

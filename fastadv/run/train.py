@@ -19,11 +19,13 @@ from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import NotFiniteError, TrainingError, UserError
 from fastadv.run import provenance
-from fastadv.run.config import TrainConfig, settled
+from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
 from fastadv.run.eval_pass import EvalJob, EvalScores, StopEvaluation, run_evaluation
 from fastadv.run.eval_records import EvalRecords
 from fastadv.run.events import Events
+from fastadv.run.request import RunRequest
+from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
 from fastadv.run.session import Session, data_facts
@@ -52,13 +54,13 @@ class Progress:
     best_clean: float = -1.0
 
 
-def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
-    """Train as ``config`` says in a new run folder; returns the summary written there.
+def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]:
+    """Train as ``request`` says in a new run folder; returns the summary written there.
 
     Raises ``UserError`` for what cannot be done, ``TrainingError`` when a loss is not finite and
     ``Interrupted`` after saving when a signal asks to stop.
     """
-    config = settled(config)
+    config = resolve_run(request)
     with distributed.joined(choose_device(config.device)):
         session = Session.build(config)
         folder = RunFolder.create(config.out, session.config)
@@ -83,7 +85,7 @@ def resume(path: str, console: Console | None = None) -> dict[str, Any]:
             )
         folder.keep_metrics_before(progress.epoch)
         summary = folder.read_summary()
-        if summary is not None and progress.epoch >= int(config.epochs or 1):
+        if summary is not None and progress.epoch >= config.epochs:
             (console or Console()).finish(summary, folder)
             return summary
         folder.forget_results()
@@ -137,7 +139,7 @@ class _Runner:
 
     def epochs(self) -> None:
         """Train, evaluate and save, epoch by epoch."""
-        total = int(self.session.config.epochs or 1)
+        total = self.session.config.epochs
         while self.progress.epoch < total:
             self._train_epoch()
             try:
@@ -213,7 +215,7 @@ class _Runner:
 
     def _advise(self) -> None:
         """A fifth of the way into the run, pass on what the parts find wrong with it."""
-        total = int(self.session.config.epochs or 1)
+        total = self.session.config.epochs
         fifth = max(1, round(total / 5))
         if self.progress.epoch + 1 == fifth:
             for sentence in self.session.step.advice():
@@ -246,7 +248,7 @@ class _Runner:
 
     def _statistics_batches(self) -> Iterator[Tensor]:
         """Clean, augmented training images, for BatchNorm statistics of averaged weights."""
-        last = int(self.session.config.epochs or 1) - 1
+        last = self.session.config.epochs - 1
         for batch in self.session.data.loader.epoch(min(self.progress.epoch, last)):
             yield batch.image
 
@@ -328,7 +330,7 @@ class _Runner:
         before = last.seconds_before
         live = {name: value.clone() for name, value in session.model.state_dict().items()}
         best = last
-        if self.progress.best_epoch != int(config.epochs or 1):
+        if self.progress.best_epoch != config.epochs:
             saved = checkpoint.load(self.folder.best)
             provenance.require_own(saved, config, self.folder.best)
             checkpoint.load_weights(session.model, saved["model"], self.folder.best)
@@ -350,7 +352,7 @@ class _Runner:
         }
 
 
-def _fits(config: TrainConfig, data: Source, folder: RunFolder) -> None:
+def _fits(config: RunConfig, data: Source, folder: RunFolder) -> None:
     """Before memory is taken for a network that a folder asks for: it is the one it holds."""
     if folder.last.exists():
         saved = checkpoint.load(folder.last).get("model")
