@@ -17,11 +17,11 @@ from fastadv.algorithms.recipes.table import METHODS, recipe
 from fastadv.algorithms.resolution import resolve
 from fastadv.benchmark.rows import append_rows, provenance, results_file
 from fastadv.data import load
+from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
-from fastadv.run.config import TrainConfig
 from fastadv.run.pseudo_labels import write_pseudo_labels
+from fastadv.run.request import RunRequest
 from fastadv.run.run_folder import RunFolder
-from fastadv.run.session import choose_device
 from fastadv.run.train import train
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,8 +44,8 @@ def main() -> None:
     names = given.methods.split(",")
     for name in names:
         recipe(name)
-    usual = TrainConfig(
-        data="digits", amp=given.amp, seed=given.seed, device=given.device, judge_every=10**6,
+    usual = RunRequest(
+        data="digits", amp=given.amp, seed=given.seed, device=given.device, eval_every=10**6,
         test_attacks=f"clean,{ATTACK}",
     )  # fmt: skip
     device = choose_device(given.device)
@@ -55,12 +55,12 @@ def main() -> None:
         append_rows(results_file(given.out, device), [row | origin])
 
 
-def digits_row(name: str, usual: TrainConfig, epochs: int, runs: Path) -> dict[str, Any]:
+def digits_row(name: str, usual: RunRequest, epochs: int, runs: Path) -> dict[str, Any]:
     """Train ``name`` and report its accuracy."""
     settings, options = needed(name, usual, runs)
     folder = RunFolder(runs / name)
     chosen = vars(usual) | settings | {"method": name, "epochs": epochs, "out": str(folder.path)}
-    result = train(TrainConfig(**chosen | {"options": options}))
+    result = train(RunRequest(**chosen | {"options": options}))
     settled = folder.read_config()
     return {
         "kind": "digits",
@@ -69,7 +69,7 @@ def digits_row(name: str, usual: TrainConfig, epochs: int, runs: Path) -> dict[s
         "last": result["last"],
         "loss": folder.read_metrics()[-1]["loss"],
         "train_seconds": result["train_seconds"],
-        "judge_seconds": result["judge_seconds"],
+        "eval_seconds": result["eval_seconds"],
         "config": {
             "model": settled.model, "width": settled.width, "batch_size": settled.batch_size,
             "eps": settled.eps, "limit": settled.limit, "amp": settled.amp, "mode": settled.mode,
@@ -79,7 +79,7 @@ def digits_row(name: str, usual: TrainConfig, epochs: int, runs: Path) -> dict[s
     }  # fmt: skip
 
 
-def needed(name: str, usual: TrainConfig, runs: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def needed(name: str, usual: RunRequest, runs: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings and options that ``name`` requires."""
     plan = resolve(name)
     options: dict[str, Any] = {key: EARLIER[key] for key in EARLIER if key in plan.options}
@@ -90,16 +90,16 @@ def needed(name: str, usual: TrainConfig, runs: Path) -> tuple[dict[str, Any], d
     return settings, options
 
 
-def _trained(method: str, usual: TrainConfig, runs: Path, limit: int | None = None) -> str:
+def _trained(method: str, usual: RunRequest, runs: Path, limit: int | None = None) -> str:
     """The run folder of a network trained with the default epochs for digits."""
     folder = runs / f"teacher-{method}-{limit or 'all'}"
     if not folder.exists():
         chosen = vars(usual) | {"method": method, "limit": limit, "out": str(folder)}
-        train(TrainConfig(**chosen))
+        train(RunRequest(**chosen))
     return str(folder)
 
 
-def _halves(usual: TrainConfig, runs: Path) -> dict[str, Any]:
+def _halves(usual: RunRequest, runs: Path) -> dict[str, Any]:
     """Half of the training images with their labels, the others without."""
     every = load("digits").train_images
     limit = len(every) // 2

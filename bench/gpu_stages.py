@@ -29,7 +29,7 @@ from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, parse_specs
 from fastadv.errors import UserError
 from fastadv.kernels import reference
-from fastadv.run.config import TrainConfig
+from fastadv.run.request import RunRequest
 from fastadv.run.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -294,7 +294,7 @@ def training(method: str, epochs: int | None) -> Callable[[Running], str]:
 
     def run(stage: Running) -> str:
         length = epochs if epochs is not None else _epochs_that_fit(stage)
-        config = TrainConfig(
+        config = RunRequest(
             method=method, epochs=2 if stage.tiny else length, device=stage.device,
             out=str(stage.out / f"run-{method}"), **_data(stage),
         )  # fmt: skip
@@ -327,7 +327,7 @@ def _data(stage: Running) -> dict:
         subprocess.run([*decode, str(stage.kit / IMAGES), str(arrays)], check=True)
     return {
         "data": f"npz:{arrays}", "model": "preact_resnet18", "batch_size": BATCH, "amp": True,
-        "judge_every": 5, "test_attacks": "clean,pgd-20",
+        "eval_every": 5, "test_attacks": "clean,pgd-20",
     }  # fmt: skip
 
 
@@ -353,7 +353,7 @@ def _epochs_that_fit(stage: Running) -> int:
     took = [row["epoch_seconds"] for row in rows if row.get("kind") == "training run"]
     if not took:
         return 10
-    room = stage.left() - 60  # compiling, judging, the test at the end
+    room = stage.left() - 60  # compiling, evaluation, the test at the end
     return max(2, min(APART_EPOCHS, int(room / (1.2 * took[-1]))))
 
 

@@ -27,8 +27,8 @@ from fastadv.benchmark.ours import our_candidate
 from fastadv.benchmark.rows import Row, append_rows, provenance, results_file
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, parse_specs
+from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError, unknown
-from fastadv.run.session import choose_device
 
 RESULTS = Path(__file__).parent / "results"
 NONE = "none"

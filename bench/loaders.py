@@ -27,8 +27,8 @@ from fastadv.benchmark.interleave import Candidate, interleave
 from fastadv.benchmark.rows import Row, append_rows, provenance, read_rows, results_file
 from fastadv.data import DaliLoader, DeviceLoader, Loader, list_images, stream_format
 from fastadv.data.decode import decode, in_threads
+from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
-from fastadv.run.session import choose_device
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = 10

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from fastadv.benchmark.rows import append_rows, provenance, results_file
+from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
-from fastadv.run.config import TrainConfig
+from fastadv.run.request import RunRequest
 from fastadv.run.run_folder import RunFolder
-from fastadv.run.session import choose_device
 from fastadv.run.train import train
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,9 +39,9 @@ def main() -> None:
     device = choose_device(given.device)
     origin = provenance(device)
     for method in given.methods.split(","):
-        config = TrainConfig(
+        config = RunRequest(
             method=method, data=given.data, epochs=given.epochs, device=given.device,
-            judge_every=10**6, test_attacks=f"clean,{given.attack}",
+            eval_every=10**6, test_attacks=f"clean,{given.attack}",
         )  # fmt: skip
         seeds = [int(seed) for seed in given.seeds.split(",")]
         pairs = [pair(config, seed, given.runs) for seed in seeds]
@@ -58,7 +58,7 @@ def main() -> None:
         print(json.dumps(row, indent=2))
 
 
-def pair(config: TrainConfig, seed: int, runs: Path) -> dict[str, Any]:
+def pair(config: RunRequest, seed: int, runs: Path) -> dict[str, Any]:
     """The result of ``seed`` in float32 and in bf16: accuracies in [0,1] of the last weights."""
     found: dict[str, Any] = {"seed": seed}
     for dtype, amp in (("fp32", False), ("bf16", True)):
@@ -67,7 +67,7 @@ def pair(config: TrainConfig, seed: int, runs: Path) -> dict[str, Any]:
     return found
 
 
-def _folder(config: TrainConfig, seed: int, dtype: str, runs: Path) -> Path:
+def _folder(config: RunRequest, seed: int, dtype: str, runs: Path) -> Path:
     return runs / f"{config.method}-{config.data}-{seed}-{dtype}"
 
 

@@ -27,8 +27,8 @@ from fastadv.benchmark.rows import Row, append_rows, provenance, results_file
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import parse_specs
 from fastadv.engine.model import network as engine_network
+from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
-from fastadv.run.session import choose_device
 from fastadv.training.training_step import Step
 
 RESULTS = Path(__file__).parent / "results"

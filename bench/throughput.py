@@ -18,8 +18,8 @@ from fastadv.benchmark.compare import Comparison
 from fastadv.benchmark.peer_list import PEERS, usual_peers
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import parse_specs
+from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError, unknown
-from fastadv.run.session import choose_device
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = "awp,rwp,advlc,trades,fast,apart"

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fastadv.benchmark.rows import append_rows, provenance, results_file
+from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
-from fastadv.run.config import TrainConfig
-from fastadv.run.session import choose_device
+from fastadv.run.request import RunRequest
 from fastadv.run.train import train
 
 RESULTS = Path(__file__).parent / "results"
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/time-to-robust"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    config = TrainConfig(
+    config = RunRequest(
         method=given.method, data=given.data, model=given.model, width=given.width,
         epochs=given.epochs, limit=given.limit, batch_size=given.batch_size, mode=given.mode,
         amp=given.amp, select=given.select, select_attack=given.attack,
@@ -64,7 +64,7 @@ def main() -> None:
     print(json.dumps(row, indent=2))
 
 
-def _one(config: TrainConfig, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+def _one(config: RunRequest, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     folder = given.runs / f"{given.method}-{given.data}-{seed}"
     result = train(replace(config, seed=seed, out=str(folder)))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

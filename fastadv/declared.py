@@ -132,6 +132,11 @@ def plain_type(hint: Any) -> Any:
     return plain_type(get_args(hint)[0]) if get_origin(hint) is Annotated else hint
 
 
+def may_be_absent(hint: Any) -> bool:
+    """True if ``hint`` allows None."""
+    return type(None) in _alternatives(hint)
+
+
 def describe(hint: Any) -> str:
     """What a hint allows beyond its type, as words for a list of options; "" for everything."""
     kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]

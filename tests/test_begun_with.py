@@ -15,9 +15,9 @@ import torch
 from edited import edit
 
 from fastadv.errors import UserError
-from fastadv.run.config import TrainConfig
 from fastadv.run.console import Console
-from fastadv.run.judge import export_run, judge_run
+from fastadv.run.finished import evaluate_run, export_run
+from fastadv.run.request import RunRequest
 from fastadv.run.saved_models import load_model
 from fastadv.run.train import Interrupted, _Runner, resume, train
 from fastadv.storage import checkpoint
@@ -41,7 +41,7 @@ def stopped(out: Path, **settings: Any) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Runner, "_train_epoch", once)
         with pytest.raises(Interrupted):
-            train(TrainConfig(**SMALL | settings, out=str(out)), Console())
+            train(RunRequest(**SMALL | settings, out=str(out)), Console())
     return out
 
 
@@ -63,21 +63,21 @@ def own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "networks_of_mine:net"
 
 
-def test_a_run_of_ones_own_code_goes_on_and_is_judged(own_network: str, tmp_path: Path) -> None:
+def test_a_run_of_ones_own_code_goes_on_and_is_evaluated(own_network: str, tmp_path: Path) -> None:
     run = stopped(tmp_path / "run", model=own_network, width=None, normalize=False)
     assert resume(str(run), Console())["n"] == 16
-    assert judge_run(str(run), "clean", limit=8).n == 8
+    assert evaluate_run(str(run), "clean", limit=8).n == 8
 
 
 def test_code_that_was_edited_since_is_told(
     own_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = stopped(tmp_path / "run", model=own_network, width=None, normalize=False)
-    judge_run(str(out), "clean")
+    evaluate_run(str(out), "clean")
     code = tmp_path / "networks_of_mine.py"
     code.write_text(code.read_text() + "# edited\n")
     with pytest.warns(UserWarning, match="not what .* was trained with"):
-        judge_run(str(out), "fgsm")
+        evaluate_run(str(out), "fgsm")
     capsys.readouterr()
     resume(str(out), Console())
     assert "source of the network" in " ".join(capsys.readouterr().out.split())
@@ -89,11 +89,14 @@ def test_a_copy_an_edit_and_another_user_need_to_trust_it(
     run = stopped(tmp_path / "run", model=own_network, width=None, normalize=False)
 
     def refused_but_trusted(folder: Path) -> None:
-        for read in (lambda: resume(str(folder)), lambda: judge_run(str(folder), "clean", limit=8)):
+        for read in (
+            lambda: resume(str(folder)),
+            lambda: evaluate_run(str(folder), "clean", limit=8),
+        ):
             with pytest.raises(UserError, match="--trust-code"):
                 read()
         with trusting(True):
-            assert judge_run(str(folder), "clean", limit=8).n == 8
+            assert evaluate_run(str(folder), "clean", limit=8).n == 8
 
     copy = shutil.copytree(run, tmp_path / "copy")
     refused_but_trusted(copy)
@@ -118,7 +121,7 @@ def test_a_key_that_others_can_read_is_no_key(
     run = stopped(tmp_path / "run", model=own_network, width=None, normalize=False)
     (tmp_path / "state" / "fastadv" / "key").chmod(0o644)
     with pytest.raises(UserError, match="--trust-code"):
-        judge_run(str(run), "clean", limit=8)
+        evaluate_run(str(run), "clean", limit=8)
 
 
 # -- settings -------------------------------------------------------------------------------------
@@ -190,7 +193,7 @@ def test_other_unlabelled_images_are_refused(tmp_path: Path) -> None:
 def test_another_teacher_is_refused(tmp_path: Path, mode: str) -> None:
     for name, seed in (("clean", 0), ("robust", 1), ("other", 2)):
         settings = SMALL | {"epochs": 1, "seed": seed, "shortcut": "raw"}
-        train(TrainConfig(**settings, out=str(tmp_path / name)), Console())
+        train(RunRequest(**settings, out=str(tmp_path / name)), Console())
     teachers = {"target": "distillation", "teachers": f"{tmp_path}/robust,{tmp_path}/clean"}
     run = stopped(tmp_path / "run", options=teachers, mode=mode)
     best, config = tmp_path / "robust" / "best.pt", tmp_path / "robust" / "config.toml"
@@ -219,7 +222,7 @@ def test_weights_of_another_run_of_the_same_network_are_not_believed(tmp_path: P
     one, other = stopped(tmp_path / "one"), stopped(tmp_path / "other", seed=1)
     shutil.copy(other / "best.pt", one / "best.pt")
     for call in (
-        lambda: judge_run(str(one), "clean"),
+        lambda: evaluate_run(str(one), "clean"),
         lambda: export_run(str(one), tmp_path / "weights.safetensors"),
         lambda: load_model(str(one), 10, 1),
         lambda: resume(str(one), Console()),
@@ -230,10 +233,10 @@ def test_weights_of_another_run_of_the_same_network_are_not_believed(tmp_path: P
 
 def test_averages_that_are_lost_are_not_the_live_weights(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    train(TrainConfig(**SMALL, options={"averaging": "ema"}, out=str(out)), Console())
+    train(RunRequest(**SMALL, options={"averaging": "ema"}, out=str(out)), Console())
     (out / "averaged.pt").unlink()
     with pytest.raises(UserError, match=r"averaged\.pt is lost"):
-        judge_run(str(out), "clean", which="last")
+        evaluate_run(str(out), "clean", which="last")
 
 
 def test_an_export_overwrites_nothing_of_the_run(tmp_path: Path) -> None:
@@ -264,4 +267,4 @@ def test_weights_that_do_not_say_of_which_run_are_refused(tmp_path: Path, of: ob
     saved = checkpoint.load(out / "best.pt")
     checkpoint.save(out / "best.pt", saved | {"configuration": of})
     with pytest.raises(UserError, match="does not say which run"):
-        judge_run(str(out), "clean")
+        evaluate_run(str(out), "clean")

@@ -20,7 +20,7 @@ from fastadv.cli.flags import groups, train_parameters
 from fastadv.cli.listing import listing, reported
 from fastadv.cli.misspelt import MEANT
 from fastadv.declared import meanings
-from fastadv.run.config import config_types
+from fastadv.run.request import setting_types
 
 CLASSES = [
     pytest.param(part, id=f"{slot}-{name}") for slot in PARTS for name, part in PARTS[slot].items()
@@ -51,7 +51,7 @@ def test_an_option_with_a_meaning_keeps_its_default_on_the_class_and_its_place()
 
 def test_every_setting_of_a_run_means_something_in_one_group():
     said = [pair for group in settings.SETTINGS.values() for pair in group.items()]
-    assert sorted(name for name, _ in said) == sorted(config_types())
+    assert sorted(name for name, _ in said) == sorted(setting_types())
     for name, text in said:
         assert 0 < len(text) <= 120, name
         assert not text.endswith("."), name

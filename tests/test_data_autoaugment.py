@@ -12,7 +12,8 @@ from fastadv.data.autoaugment import auto_augment, cut_out
 from fastadv.data.small_sets import make_synthetic
 from fastadv.engine.torchvision_shim import import_torchvision
 from fastadv.errors import UserError
-from fastadv.run.config import TrainConfig
+from fastadv.run.request import RunRequest
+from fastadv.run.resolve import resolve_run
 from fastadv.run.source import open_source
 from fastadv.run.train import Interrupted, resume, train
 
@@ -132,7 +133,7 @@ CONFIG = {
 
 def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    train(TrainConfig(**CONFIG, out=str(whole)))
+    train(RunRequest(**CONFIG, out=str(whole)))
     real, calls = AutoAugmented.augment, []
 
     def stopping(self, *inputs):
@@ -144,7 +145,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(AutoAugmented, "augment", stopping)
         with pytest.raises(Interrupted):
-            train(TrainConfig(**CONFIG, out=str(stopped)))
+            train(RunRequest(**CONFIG, out=str(stopped)))
     assert min(calls) == 2, "augmented before half of the run"
     assert calls[-1] == 3
     resume(str(stopped))
@@ -153,6 +154,6 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("method", ["atta-1", "apart", "fgsm-plus"])
 def test_a_stored_perturbation_cannot_follow(method):
-    config = TrainConfig(**{**CONFIG, "method": method})
+    config = resolve_run(RunRequest(**{**CONFIG, "method": method}))
     with pytest.raises(UserError, match=f"leave it away with {method}"):
         open_source(config, torch.device("cpu"))

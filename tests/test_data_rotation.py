@@ -8,7 +8,8 @@ from fastadv.data.rotation import DEGREES, Rotated, rotate
 from fastadv.data.small_sets import make_synthetic
 from fastadv.engine.torchvision_shim import import_torchvision
 from fastadv.errors import UserError
-from fastadv.run.config import TrainConfig, settled
+from fastadv.run.request import RunRequest
+from fastadv.run.resolve import resolve_run
 from fastadv.run.source import open_source
 
 DATA = make_synthetic(train=64, test=10, size=32, num_classes=5)
@@ -65,19 +66,19 @@ def test_type_and_layout_stay() -> None:
 
 def test_cifar100_is_turned_where_the_published_code_does_so() -> None:
     for method in ("pgd", "awp", "rwp", "rat-wp", "swa"):
-        assert settled(TrainConfig(method=method, data="cifar100")).augmentation == "rotate"
-        assert settled(TrainConfig(method=method, data="cifar10")).augmentation == "base"
+        assert resolve_run(RunRequest(method=method, data="cifar100")).augmentation == "rotate"
+        assert resolve_run(RunRequest(method=method, data="cifar10")).augmentation == "base"
     for method in ("apart", "te", "trades"):
-        assert settled(TrainConfig(method=method, data="cifar100")).augmentation == "base"
-    mine = TrainConfig(method="pgd", data="cifar100", augmentation="base")
-    assert settled(mine).augmentation == "base"
-    keeps = TrainConfig(method="pgd", data="cifar100", options={"adversary": "atta"})
-    assert settled(keeps).augmentation == "base"
+        assert resolve_run(RunRequest(method=method, data="cifar100")).augmentation == "base"
+    mine = RunRequest(method="pgd", data="cifar100", augmentation="base")
+    assert resolve_run(mine).augmentation == "base"
+    keeps = RunRequest(method="pgd", data="cifar100", options={"adversary": "atta"})
+    assert resolve_run(keeps).augmentation == "base"
 
 
 def test_a_stored_perturbation_cannot_follow() -> None:
-    config = settled(TrainConfig(method="atta-1", augmentation="rotate"))
+    config = resolve_run(RunRequest(method="atta-1", augmentation="rotate"))
     with pytest.raises(UserError, match="--augmentation rotate turns images"):
         open_source(config, torch.device("cpu"))
-    config = settled(TrainConfig(method="pgd", augmentation="rotate"))
+    config = resolve_run(RunRequest(method="pgd", augmentation="rotate"))
     assert isinstance(open_source(config, torch.device("cpu")).loader, Rotated)

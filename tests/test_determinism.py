@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fastadv.engine.process.determinism import CUBLAS, reproducible
-from fastadv.run.config import TrainConfig
 from fastadv.run.console import Console
+from fastadv.run.request import RunRequest
 from fastadv.run.train import train
 
 
@@ -37,14 +37,14 @@ def test_the_users_workspace_goes_before(monkeypatch):
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_a_run_trains_and_judges_with_them(wanted, tmp_path, monkeypatch):
+def test_a_run_trains_and_evaluates_with_them(wanted, tmp_path, monkeypatch):
     seen = []
     forward = torch.nn.Conv2d.forward
     monkeypatch.setattr(
         torch.nn.Conv2d, "forward", lambda *a: (seen.append(switches()[:2]), forward(*a))[1]
     )
     out = str(tmp_path / "run")
-    config = TrainConfig(width=2, epochs=1, limit=64, test_limit=32, deterministic=wanted, out=out)
+    config = RunRequest(width=2, epochs=1, limit=64, test_limit=32, deterministic=wanted, out=out)
     before = switches()
     train(config, Console())
     assert set(seen) == {(wanted, not wanted)}

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from fastadv.run.config import TrainConfig
 from fastadv.run.console import Console
+from fastadv.run.request import RunRequest
 from fastadv.run.train import _run, train
 
 EPS = 0.2
 
 
 def summary_of(tmp_path, **settings) -> dict:
-    return train(TrainConfig(out=str(tmp_path / "run"), judge_every=1000, **settings), Console())
+    return train(RunRequest(out=str(tmp_path / "run"), eval_every=1000, **settings), Console())
 
 
 @pytest.mark.slow

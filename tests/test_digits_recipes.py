@@ -20,8 +20,8 @@ import fastadv.run.train
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.algorithms.resolution import resolve
 from fastadv.data import load
-from fastadv.run.config import TrainConfig
 from fastadv.run.pseudo_labels import read_pseudo_labelled
+from fastadv.run.request import RunRequest
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.session import Session
 
@@ -31,9 +31,9 @@ digits = script("digits")
 # images that scatters by 1.6 %.
 MARGIN = 0.15
 
-SETTING = TrainConfig(
+SETTING = RunRequest(
     data="digits", model="wide_resnet28_10", depth=10, width=1, batch_size=32, epochs=3,
-    judge_every=1000, test_attacks="clean,pgd-20",
+    eval_every=1000, test_attacks="clean,pgd-20",
 )  # fmt: skip
 
 # Half the attack steps; warm-ups that end within three epochs; layer groups of a Wide ResNet.

@@ -212,7 +212,7 @@ def test_bad_options_are_refused_before_the_first_batch(model, options, sentence
         evaluate(model, never(), **options)
 
 
-def test_processes_judge_in_turn_and_count_the_images_of_the_others(
+def test_processes_evaluate_in_turn_and_count_the_images_of_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two processes that share 60 images in batches of 7 find what one finds alone."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fastadv
 from fastadv.data import eval_batches
 from fastadv.evaluation.intervals import wilson
-from fastadv.run.source import Judging
+from fastadv.run.source import EvalBatches
 
 
 class Around(nn.Module):
@@ -109,14 +109,14 @@ def test_scores_know_their_images() -> None:
     assert scores.interval("clean") == wilson(1.0, 40)
 
 
-def test_a_limit_judges_every_class_in_proportion() -> None:
+def test_a_limit_evaluates_every_class_in_proportion() -> None:
     labels = torch.arange(4).repeat_interleave(25)  # sorted by class, as a folder is read
     pictures = torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1)
 
     def batches(rows: Tensor, batch_size: int) -> object:
         return eval_batches(pictures[rows], labels[rows], batch_size)
 
-    whole = Judging(batches, labels, batch_size=7)
+    whole = EvalBatches(batches, labels, batch_size=7)
     assert len(whole) == 100
     for limit in (4, 10, 99):
         few = whole.limited(limit)

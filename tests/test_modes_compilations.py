@@ -13,8 +13,8 @@ from tiny import tiny_batch
 from tiny_run import Counting, run
 from tiny_staged import staged_model, staged_step
 
-from fastadv.run.config import TrainConfig
 from fastadv.run.console import Console
+from fastadv.run.request import RunRequest
 from fastadv.run.train import train
 
 
@@ -50,7 +50,7 @@ def test_epochs_told_by_hand_compile_what_wakes_up_and_no_more() -> None:
 def test_training_for_longer_compiles_no_more(
     method: str, regions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loop of ``fastadv train``: judging, averaging, checkpoints and schedules between."""
+    """The loop of ``fastadv train``: evaluation, averaging, checkpoints and schedules between."""
     counting = Counting("eager")
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda *a, **k: compiler(*a, **k | {"backend": counting}))
@@ -58,9 +58,9 @@ def test_training_for_longer_compiles_no_more(
     counts = []
     for epochs in (1, 3):
         counting.count = 0
-        config = TrainConfig(
+        config = RunRequest(
             method=method, mode="compiled", width=2, limit=150, batch_size=64, epochs=epochs,
-            test_limit=32, judge_every=1, out=str(tmp_path / str(epochs)), options=options,
+            test_limit=32, eval_every=1, out=str(tmp_path / str(epochs)), options=options,
         )  # fmt: skip
         train(config, Console())
         counts.append(counting.count)

@@ -9,8 +9,9 @@ from fastadv.algorithms.resolution import resolve
 from fastadv.errors import UserError
 from fastadv.models import build_model
 from fastadv.run import provenance
-from fastadv.run.config import TrainConfig, settled
 from fastadv.run.pseudo_labels import pseudo_labels, write_pseudo_labels
+from fastadv.run.request import RunRequest
+from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import load_model
 from fastadv.run.teachers import with_networks
@@ -21,13 +22,13 @@ from fastadv.storage import checkpoint
 def run(tmp_path):
     """A run folder with the weights of a narrow network, and that network."""
     torch.manual_seed(3)
-    config = TrainConfig(method="pgd", model="preact_resnet18", width=4, dropout=0.1)
-    folder = RunFolder.create(str(tmp_path / "run"), settled(config))
+    config = RunRequest(method="pgd", model="preact_resnet18", width=4, dropout=0.1)
+    folder = RunFolder.create(str(tmp_path / "run"), resolve_run(config))
     model = build_model(
         "preact_resnet18", num_classes=4, width=4, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.2]
     )
     model.train()(torch.rand(16, 3, 6, 6))
-    of = provenance.configuration(settled(config))
+    of = provenance.configuration(resolve_run(config))
     built_for = {"num_classes": 4, "in_channels": 3}
     payload = {"model": model.state_dict(), "built_for": built_for, "configuration": of}
     checkpoint.save(folder.best, payload)

@@ -18,14 +18,9 @@ from fastadv.algorithms.parts import PARTS
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.algorithms.resolution import resolve
 from fastadv.errors import UserError
-from fastadv.run.config import (
-    TrainConfig,
-    config_types,
-    from_toml,
-    require_settled,
-    settled,
-    to_toml,
-)
+from fastadv.run.config_file import from_toml, to_toml
+from fastadv.run.request import RunRequest, setting_types
+from fastadv.run.resolve import resolve_run, resolve_stored
 
 NAN, INF = math.nan, math.inf
 # Every number a part takes: the smallest and largest that mean something, and the nearest on
@@ -195,10 +190,15 @@ def test_a_part_that_is_built_by_hand_is_checked_too() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_published_options_pass_unchanged(method: str) -> None:
+def test_published_options_pass_unchanged(method: str, tmp_path) -> None:
     row = METHODS[method]
+    path = tmp_path / "config.toml"
     for data in ("digits", "svhn"):
-        require_settled(settled(TrainConfig(method=method, data=data)))
+        config = resolve_run(RunRequest(method=method, data=data))
+        path.write_text(to_toml(config))
+        stored = resolve_stored(from_toml(path))
+        assert stored == config
+        assert stored.options == config.options
     found = resolve(method).options
     for name, value in row.all_options().items():
         assert found[name] == value
@@ -214,7 +214,7 @@ BAD_SETTINGS: dict[str, list[Any]] = {
     "drops": [(NAN,), (0,), (-1,), (INF,), "0.5,x"],
     "val_fraction": [NAN, 0, 1, -0.5],
     "checkpoint_minutes": [NAN, -1, INF],
-    "judge_alpha": [NAN, 0, -1, INF],
+    "eval_alpha": [NAN, 0, -1, INF],
     "max_grad_norm": [NAN, 0, -1, INF],
     "epochs": [0, -1, 1.5, NAN, "ten"],
     "batch_size": [0, -1, 1.5, NAN],
@@ -224,7 +224,7 @@ BAD_SETTINGS: dict[str, list[Any]] = {
     "limit": [0, -1],
     "test_limit": [0, -1],
     "image_size": [0, -1, 10**9],
-    "judge_every": [0, -1],
+    "eval_every": [0, -1],
     "seed": [-1, 2**63, 1.5, NAN],
     "norm": ["l1", 3, NAN],
     "schedule": ["linear", 1],
@@ -241,17 +241,17 @@ def test_a_setting_of_a_run_says_what_it_may_be(name: str, tmp_path) -> None:
     usual: dict[str, Any] = {"drops": {"schedule": "multistep"}}
     for value in BAD_SETTINGS[name]:
         with pytest.raises(UserError) as caught:
-            settled(TrainConfig(**{name: value}, **usual.get(name, {})))
+            resolve_run(RunRequest(**{name: value}, **usual.get(name, {})))
         # A method or data set is named as what it is.
         word = {"method": "method", "data": "data"}.get(name, name)
         assert word.replace("_", "-") in str(caught.value)
         if isinstance(value, (int, float)) and name not in ("method", "data", "out"):
-            lines = to_toml(settled(TrainConfig())).splitlines()
+            lines = to_toml(resolve_run(RunRequest())).splitlines()
             kept = [line for line in lines if not line.startswith(f"{name} =")]
             path = tmp_path / "config.toml"
             path.write_text("\n".join([f"{name} = {value!r}", *kept]))
             with pytest.raises(UserError, match=name):
-                require_settled(from_toml(path))
+                resolve_stored(from_toml(path))
 
 
 def test_every_number_of_a_run_is_tried() -> None:
@@ -260,41 +260,41 @@ def test_every_number_of_a_run_is_tried() -> None:
     choices = {"shortcut", "stem", "amp_dtype", "attack_dtype", "mode", "augmentation", "loader"}
     choices |= {"select"}
     texts = {"model", "unlabelled", "data_root", "select_attack", "test_attacks", "device"}
-    assert set(config_types()) == {*BAD_SETTINGS, *plain, *choices, *texts}
+    assert set(setting_types()) == {*BAD_SETTINGS, *plain, *choices, *texts}
     for name in choices:
         with pytest.raises(UserError, match=name.replace("_", "-")):
-            settled(TrainConfig(**{name: "kll"}))
+            resolve_run(RunRequest(**{name: "kll"}))
     for name in plain:
         with pytest.raises(UserError, match=name.replace("_", "-")):
-            settled(TrainConfig(**{name: "kll"}))  # type: ignore[arg-type]
+            resolve_run(RunRequest(**{name: "kll"}))  # type: ignore[arg-type]
     for name in texts:
         with pytest.raises(UserError, match=name.replace("_", "-")):
-            settled(TrainConfig(**{name: 3}))  # type: ignore[arg-type]
+            resolve_run(RunRequest(**{name: 3}))  # type: ignore[arg-type]
 
 
 def test_momentum_that_a_cycle_would_turn_negative() -> None:
     with pytest.raises(UserError, match="no-cycle-momentum"):
-        settled(TrainConfig(momentum=0.05, schedule="triangular"))
-    assert settled(TrainConfig(momentum=0.05, schedule="cosine")).momentum == 0.05
-    assert settled(TrainConfig(momentum=0.0, schedule="triangular")).momentum == 0
+        resolve_run(RunRequest(momentum=0.05, schedule="triangular"))
+    assert resolve_run(RunRequest(momentum=0.05, schedule="cosine")).momentum == 0.05
+    assert resolve_run(RunRequest(momentum=0.0, schedule="triangular")).momentum == 0
     with pytest.raises(UserError, match="step_size_momentum"):
         step("apart", step_size_momentum=0.05, num_samples=4)
 
 
 def test_a_seed_of_any_size_is_itself() -> None:
     seed = 2**53 + 1  # the first whole number that a float cannot hold
-    assert settled(TrainConfig(seed=seed)).seed == seed
+    assert resolve_run(RunRequest(seed=seed)).seed == seed
     assert step(seed=seed).seed == seed
 
 
 @pytest.mark.parametrize("lost", ["eps", "lr", "epochs", "adversary", "steps"])
 def test_a_run_folder_without_a_setting_is_not_another_run(lost: str, tmp_path) -> None:
-    text = to_toml(settled(TrainConfig(method="pgd")))
+    text = to_toml(resolve_run(RunRequest(method="pgd")))
     path = tmp_path / "config.toml"
     path.write_text("\n".join(x for x in text.splitlines() if not x.startswith(f"{lost} =")))
     assert from_toml(path).method == "pgd"
     with pytest.raises(UserError, match=f"has lost {lost}"):
-        require_settled(from_toml(path))
+        resolve_stored(from_toml(path))
 
 
 @pytest.mark.parametrize(
@@ -339,10 +339,10 @@ def test_numbers_of_an_attack(name: str, options: dict[str, Any]) -> None:
     x, y = torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
     with pytest.raises(UserError, match=name):
         fastadv.attack(network(), x, y, "pgd", **options)
-    judged = {key: value for key, value in options.items() if key in ("eps", "alpha", "seed")}
-    if judged:
+    evaluated = {key: value for key, value in options.items() if key in ("eps", "alpha", "seed")}
+    if evaluated:
         with pytest.raises(UserError, match=name):
-            fastadv.evaluate(network(), [(x, y)], ["pgd-2"], **judged)
+            fastadv.evaluate(network(), [(x, y)], ["pgd-2"], **evaluated)
     for bad in ("noise-nan", "noise-1e400", "noise--1", "pgd-0", "pgd-99999999"):
         with pytest.raises(UserError):
             fastadv.attack(network(), x, y, bad)
@@ -377,6 +377,6 @@ def test_a_step_larger_than_a_pixel_is_asked_about() -> None:
     with refused:
         fastadv.evaluate(model, [(x, y)], ["pgd-2"], eps=EPS, alpha=2)
     with refused:
-        settled(TrainConfig(judge_alpha=2))
+        resolve_run(RunRequest(eval_alpha=2))
     step = fastadv.step(model, sgd(model), "pgd", norm="l2", eps=4, alpha=2, mode="eager")
     step(x, y)

@@ -17,7 +17,7 @@ import fastadv
 from fastadv.algorithms.resolution import resolve
 from fastadv.data import load
 from fastadv.engine.model.precision import autocast, cpu_multiplies
-from fastadv.run.config import TrainConfig
+from fastadv.run.request import RunRequest
 from fastadv.threat import Threat
 from fastadv.training.training_step import Step
 
@@ -258,7 +258,7 @@ def test_differences_of_pairs_are_in_points() -> None:
 def test_bf16_training_is_as_robust_as_float32(tmp_path: Path) -> None:
     """Five paired seeds of APART; ``bench/precision.py`` measures runs of full length."""
     precision = script("precision")
-    config = TrainConfig(method="apart", epochs=15, judge_every=1000, test_attacks="pgd-20")
+    config = RunRequest(method="apart", epochs=15, eval_every=1000, test_attacks="pgd-20")
     pairs = [precision.pair(config, seed, tmp_path) for seed in range(5)]
     told = precision.summary(pairs, "pgd-20")
     lost = -told["mean"]

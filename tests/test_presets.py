@@ -10,8 +10,10 @@ import torch
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.algorithms.resolution import resolve
 from fastadv.errors import UserError
-from fastadv.run.config import TrainConfig, from_toml, settled, to_toml
+from fastadv.run.config_file import from_toml, to_toml
 from fastadv.run.configured_model import configured_model
+from fastadv.run.request import RunRequest
+from fastadv.run.resolve import resolve_run
 from fastadv.run.schedules import Schedule, factor
 
 
@@ -27,15 +29,15 @@ def rates(total: int, kind: str = "piecewise", **options: object) -> list[float]
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_a_row_says_about_training_is_what_a_run_takes(method: str) -> None:
-    chosen = settled(TrainConfig(method=method, data="cifar10"))
+    chosen = resolve_run(RunRequest(method=method, data="cifar10"))
     for name, value in METHODS[method].training.items():
         assert getattr(chosen, name) == value
 
 
 def test_the_user_comes_before_the_row() -> None:
-    usual = settled(TrainConfig(method="rst", data="cifar10"))
+    usual = resolve_run(RunRequest(method="rst", data="cifar10"))
     assert (usual.nesterov, usual.batch_size, usual.model) == (True, 256, "wide_resnet28_10")
-    mine = settled(TrainConfig(method="rst", data="cifar10", nesterov=False, batch_size=64))
+    mine = resolve_run(RunRequest(method="rst", data="cifar10", nesterov=False, batch_size=64))
     assert (mine.nesterov, mine.batch_size) == (False, 64)
 
 
@@ -56,7 +58,7 @@ def test_the_user_comes_before_the_row() -> None:
 )
 def test_the_rate_drops_where_published(method: str, kept: tuple[int, ...], tmp_path) -> None:
     """Updates at 0.1, 0.01, ..., with ten updates per epoch."""
-    config = settled(TrainConfig(method=method, data="cifar10"))
+    config = resolve_run(RunRequest(method=method, data="cifar10"))
     path = tmp_path / "config.toml"
     path.write_text(to_toml(config))
     read = from_toml(path)
@@ -77,30 +79,30 @@ def test_a_drop_is_where_it_is_in_spite_of_rounding() -> None:
 
 
 def test_drops_belong_to_a_stepped_schedule() -> None:
-    cosine = settled(TrainConfig(method="atta-10", data="cifar10", schedule="cosine"))
+    cosine = resolve_run(RunRequest(method="atta-10", data="cifar10", schedule="cosine"))
     assert cosine.drops is None
     for changes in ({"schedule": "cosine", "drops": (3, 5)}, {"drops": (0, 5)}):
         with pytest.raises(UserError, match="--drops"):
-            settled(TrainConfig(method="pgd", data="cifar10", **changes))
+            resolve_run(RunRequest(method="pgd", data="cifar10", **changes))
 
 
 def test_a_shortcut_is_for_the_network_that_has_two() -> None:
-    assert settled(TrainConfig(method="apart", data="cifar10")).shortcut == "raw"
-    wide = settled(TrainConfig(method="apart", data="cifar10", model="wide_resnet34_10"))
+    assert resolve_run(RunRequest(method="apart", data="cifar10")).shortcut == "raw"
+    wide = resolve_run(RunRequest(method="apart", data="cifar10", model="wide_resnet34_10"))
     assert wide.shortcut is None
-    mine = settled(TrainConfig(method="apart", data="cifar10", shortcut="preact"))
+    mine = resolve_run(RunRequest(method="apart", data="cifar10", shortcut="preact"))
     assert mine.shortcut == "preact"
 
 
 def test_imagenet_has_the_seven_by_seven_stem() -> None:
     methods = ("pgd", "apart-imagenet", "fast-imagenet", "free-4-imagenet", "atta-2-imagenet")
     for method in methods:
-        chosen = settled(TrainConfig(method=method, data="imagenet:/anywhere"))
+        chosen = resolve_run(RunRequest(method=method, data="imagenet:/anywhere"))
         assert (chosen.model, chosen.stem) == ("resnet50", "imagenet")
-    wide = TrainConfig(method="pgd", data="imagenet:/anywhere", model="wide_resnet28_10")
-    assert settled(wide).stem is None
+    wide = RunRequest(method="pgd", data="imagenet:/anywhere", model="wide_resnet28_10")
+    assert resolve_run(wide).stem is None
     model = configured_model(
-        settled(TrainConfig(method="apart-imagenet", data="imagenet:/anywhere", width=2)),
+        resolve_run(RunRequest(method="apart-imagenet", data="imagenet:/anywhere", width=2)),
         num_classes=3,
         in_channels=3,
         mean=(0.5,) * 3,
@@ -111,7 +113,7 @@ def test_imagenet_has_the_seven_by_seven_stem() -> None:
 
 @pytest.mark.parametrize(("method", "scaled"), [("pgd", True), ("trades", False)])
 def test_images_are_scaled_where_published(method: str, scaled: bool) -> None:
-    config = settled(TrainConfig(method=method, data="cifar10", width=2))
+    config = resolve_run(RunRequest(method=method, data="cifar10", width=2))
     numbers = {"mean": (0.25,) * 3, "std": (0.125,) * 3}
     model = configured_model(config, num_classes=3, in_channels=3, **numbers)
     image = torch.full((1, 3, 2, 2), 0.5)
@@ -123,29 +125,29 @@ def test_images_are_scaled_where_published(method: str, scaled: bool) -> None:
 @pytest.mark.parametrize("data", ["cifar10", "cifar100"])
 def test_learned_steps_have_the_published_rates_at_every_radius(method: str, data: str) -> None:
     for eps in (None, 0.031, 2 / 255):
-        chosen = settled(TrainConfig(method=method, data=data, eps=eps)).options
+        chosen = resolve_run(RunRequest(method=method, data=data, eps=eps)).options
         assert (chosen["step_size_lr"], chosen["step_size_decay"]) == (5e-8, 400.0)
-    longer = settled(TrainConfig(method=method, data=data, epochs=60)).options
+    longer = resolve_run(RunRequest(method=method, data=data, epochs=60)).options
     assert longer["step_size_lr"] is longer["step_size_decay"] is None
 
 
-def test_svhn_is_attacked_and_judged_in_steps_of_one_grey_level() -> None:
+def test_svhn_is_attacked_and_evaluated_in_steps_of_one_grey_level() -> None:
     for method in ("pgd", "awp", "rwp", "rat-lr", "at-fix-lr-k", "at-awp-k", "swa"):
-        chosen = settled(TrainConfig(method=method, data="svhn"))
-        assert chosen.judge_alpha == chosen.options["alpha"] == 1 / 255
-    assert settled(TrainConfig(method="te", data="svhn")).judge_alpha == 2 / 255
+        chosen = resolve_run(RunRequest(method=method, data="svhn"))
+        assert chosen.eval_alpha == chosen.options["alpha"] == 1 / 255
+    assert resolve_run(RunRequest(method="te", data="svhn")).eval_alpha == 2 / 255
     # Another ball has its own usual step.
-    assert settled(TrainConfig(method="pgd", data="svhn", norm="l2")).judge_alpha is None
-    assert settled(TrainConfig(method="pgd", data="svhn", eps=4 / 255)).judge_alpha is None
-    mine = settled(TrainConfig(method="pgd", data="svhn", eps=4 / 255, judge_alpha=0.01))
-    assert mine.judge_alpha == 0.01
-    with pytest.raises(UserError, match="--judge-alpha"):
-        settled(TrainConfig(method="pgd", judge_alpha=0.0))
+    assert resolve_run(RunRequest(method="pgd", data="svhn", norm="l2")).eval_alpha is None
+    assert resolve_run(RunRequest(method="pgd", data="svhn", eps=4 / 255)).eval_alpha is None
+    mine = resolve_run(RunRequest(method="pgd", data="svhn", eps=4 / 255, eval_alpha=0.01))
+    assert mine.eval_alpha == 0.01
+    with pytest.raises(UserError, match="--eval-alpha"):
+        resolve_run(RunRequest(method="pgd", eval_alpha=0.0))
 
 
 def test_published_eps_is_for_its_norm() -> None:
-    assert settled(TrainConfig(method="atta-10", data="cifar10")).eps == 0.031
-    assert settled(TrainConfig(method="atta-10", data="cifar10", norm="l2")).eps == 128 / 255
+    assert resolve_run(RunRequest(method="atta-10", data="cifar10")).eps == 0.031
+    assert resolve_run(RunRequest(method="atta-10", data="cifar10", norm="l2")).eps == 128 / 255
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_published_eps_is_for_its_norm() -> None:
     ],
 )
 def test_strengths_on_digits_follow_the_regularizer(method, options, expected) -> None:
-    assert settled(TrainConfig(method=method, options=options)).options["reg_weight"] == expected
+    assert resolve_run(RunRequest(method=method, options=options)).options["reg_weight"] == expected
 
 
 def test_the_strength_of_one_regularizer_is_none_for_another() -> None:
@@ -172,31 +174,31 @@ def test_the_strength_of_one_regularizer_is_none_for_another() -> None:
 
 def test_an_option_that_only_a_preset_gave_goes_with_its_part() -> None:
     """On SVHN the preset of RWP sets options of weights that are swapped out here."""
-    assert settled(TrainConfig(method="rwp", data="svhn")).options["warmup_epochs"] == 5
-    chosen = settled(TrainConfig(method="rwp", data="svhn", options={"weights": "none"}))
+    assert resolve_run(RunRequest(method="rwp", data="svhn")).options["warmup_epochs"] == 5
+    chosen = resolve_run(RunRequest(method="rwp", data="svhn", options={"weights": "none"}))
     assert "warmup_epochs" not in chosen.options
 
 
 def test_a_data_set_with_a_path_has_its_preset() -> None:
-    chosen = settled(TrainConfig(method="apart-imagenet", data="imagenet:/anywhere"))
+    chosen = resolve_run(RunRequest(method="apart-imagenet", data="imagenet:/anywhere"))
     assert chosen.options["step_size_lr"] == 4e-9
-    shorter = settled(TrainConfig(method="apart-imagenet", data="imagenet:/anywhere", epochs=3))
+    shorter = resolve_run(RunRequest(method="apart-imagenet", data="imagenet:/anywhere", epochs=3))
     assert shorter.options["step_size_lr"] is None
 
 
 def test_a_memory_of_pixels_is_as_wide_as_the_loader_shifts() -> None:
     """--pad is the loader's; the part that stores perturbations must know the same border."""
-    found = settled(TrainConfig(method="apart", data="digits", pad=7))
+    found = resolve_run(RunRequest(method="apart", data="digits", pad=7))
     assert (found.pad, found.options["pad"]) == (7, 7)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
 def test_a_share_held_out_must_leave_images_on_both_sides(share: float) -> None:
     with pytest.raises(UserError, match="--val-fraction"):
-        settled(TrainConfig(val_fraction=share))
+        resolve_run(RunRequest(val_fraction=share))
 
 
 def test_a_path_of_any_letters_comes_back_from_the_run_folder(tmp_path: Path) -> None:
-    config = TrainConfig(data='folder:/images "of" all\\kinds', options={"teachers": 'a"b\\c'})
+    config = RunRequest(data='folder:/images "of" all\\kinds', options={"teachers": 'a"b\\c'})
     (tmp_path / "config.toml").write_text(to_toml(config), encoding="utf-8")
     assert from_toml(tmp_path / "config.toml") == config

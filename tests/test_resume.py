@@ -21,7 +21,7 @@ from fastadv.storage import checkpoint, sealed
 
 WORDS = [
     *("--method", "apart", "--averaging", "ema", "--amp", "--width", "4", "--epochs", "4"),
-    *("--limit", "640", "--batch-size", "32", "--test-limit", "40", "--judge-every", "2"),
+    *("--limit", "640", "--batch-size", "32", "--test-limit", "40", "--eval-every", "2"),
 ]
 
 
@@ -120,22 +120,22 @@ def test_asked_to_stop_it_saves_its_place_in_the_epoch(tmp_path, uninterrupted):
     same(out, uninterrupted)
 
 
-def test_asked_to_stop_while_judging(tmp_path, uninterrupted, monkeypatch):
-    """The average that is being judged must not be saved as the live weights."""
+def test_asked_to_stop_while_evaluating(tmp_path, uninterrupted, monkeypatch):
+    """The average that is being evaluated must not be saved as the live weights."""
     from fastadv.run import train as module
 
-    out = tmp_path / "judging"
+    out = tmp_path / "evaluating"
     shutil.copytree(uninterrupted, out)
     for name in ("summary.json", "metrics.jsonl", "last.pt", "best.pt"):
         (out / name).unlink()
-    judge = module.evaluate
+    evaluate = module.run_evaluation
 
-    def stop_then_judge(*words, **options):
-        monkeypatch.setattr(module, "evaluate", judge)
+    def stop_then_evaluate(*words, **options):
+        monkeypatch.setattr(module, "run_evaluation", evaluate)
         signal.raise_signal(signal.SIGTERM)
-        return judge(*words, **options)
+        return evaluate(*words, **options)
 
-    monkeypatch.setattr(module, "evaluate", stop_then_judge)
+    monkeypatch.setattr(module, "run_evaluation", stop_then_evaluate)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.raises(module.Interrupted):

@@ -6,7 +6,8 @@ import torch
 
 from fastadv.data import MixedLoader
 from fastadv.errors import UserError
-from fastadv.run.config import TrainConfig
+from fastadv.run.request import RunRequest
+from fastadv.run.resolve import resolve_run
 from fastadv.run.source import open_source
 
 CPU = torch.device("cpu")
@@ -23,7 +24,7 @@ def labelled_more(tmp_path):
 
 def config(path, method, **options):
     sizes = {"batch_size": 8, "epochs": 2, "val_fraction": 0.1, "limit": 100}
-    return TrainConfig(method=method, unlabelled=path, options=options, **sizes)
+    return resolve_run(RunRequest(method=method, unlabelled=path, options=options, **sizes))
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,10 @@ from hypothesis import settings as limits
 from hypothesis import strategies as some
 
 from fastadv.errors import TrainingError, UserError
-from fastadv.run.config import TrainConfig
 from fastadv.run.console import Console
-from fastadv.run.judge import export_run, judge_run, load_run
+from fastadv.run.finished import evaluate_run, export_run, load_run
 from fastadv.run.pseudo_labels import write_pseudo_labels
+from fastadv.run.request import RunRequest
 from fastadv.run.train import resume, train
 from fastadv.storage import checkpoint
 from fastadv.storage.digests import digest
@@ -40,7 +40,7 @@ GROWTH = 300 << 20  # bytes of resident memory: the run's own network and data, 
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run; tests copy it."""
     out = tmp_path_factory.mktemp("good") / "run"
-    train(TrainConfig(**SMALL, out=str(out)), Console())
+    train(RunRequest(**SMALL, out=str(out)), Console())
     return out
 
 
@@ -49,8 +49,8 @@ def copied(run: Path, to: Path) -> Path:
 
 
 READERS: dict[str, Callable[[str, Path], Any]] = {
-    "evaluate": lambda path, _: judge_run(path, "clean", limit=8),
-    "last": lambda path, _: judge_run(path, "clean", which="last", limit=8),
+    "evaluate": lambda path, _: evaluate_run(path, "clean", limit=8),
+    "last": lambda path, _: evaluate_run(path, "clean", which="last", limit=8),
     "resume": lambda path, _: resume(path, Console()),
     "export": lambda path, out: export_run(path, out / "weights.safetensors"),
     "pseudo-label": lambda path, out: labelled(path, out),
@@ -90,10 +90,10 @@ def forget_module() -> None:
 def test_code_that_a_folder_names_is_not_run(module: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     settings = SMALL | {"width": None, "normalize": False, "model": f"{CANARY}:net"}
-    train(TrainConfig(**settings, out=str(own)), Console())
+    train(RunRequest(**settings, out=str(own)), Console())
     module.unlink()
     forget_module()
-    assert judge_run(str(own), "clean", limit=8).n == 8  # it was begun here, by this user
+    assert evaluate_run(str(own), "clean", limit=8).n == 8  # it was begun here, by this user
     module.unlink()
     foreign = copied(own, tmp_path)
     for name, read in READERS.items():
@@ -102,7 +102,7 @@ def test_code_that_a_folder_names_is_not_run(module: Path, tmp_path: Path) -> No
             read(str(foreign), tmp_path)
         assert not module.exists(), name
     with trusting(True):
-        assert judge_run(str(foreign), "clean", limit=8).n == 8
+        assert evaluate_run(str(foreign), "clean", limit=8).n == 8
     assert module.exists()
 
 
@@ -127,7 +127,7 @@ def test_a_teacher_from_a_stranger_runs_no_code(run: Path, module: Path, tmp_pat
     config.write_text("\n".join([f'model = "{CANARY}:net"', *lines]) + "\n")
     options = {"target": "distillation", "teachers": f"{folder},{folder}"}
     with pytest.raises(UserError, match="--trust-code"):
-        train(TrainConfig(**SMALL, out=str(tmp_path / "kd"), options=options), Console())
+        train(RunRequest(**SMALL, out=str(tmp_path / "kd"), options=options), Console())
     assert not module.exists()
 
 
@@ -288,7 +288,7 @@ def stopped(tmp_path: Path) -> Path:
 
     write_images(tmp_path / "images.npz")
     out = tmp_path / "run"
-    config = TrainConfig(
+    config = RunRequest(
         method="atta-1", data=f"npz:{tmp_path / 'images.npz'}", width=2, epochs=2, batch_size=16,
         test_attacks="clean", select_attack="fgsm", flip=False, out=str(out),
     )  # fmt: skip

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fastadv.engine.model.precision import tf32
-from fastadv.run.config import TrainConfig
 from fastadv.run.console import Console
+from fastadv.run.request import RunRequest
 from fastadv.run.train import train
 
 
@@ -101,15 +101,15 @@ def test_what_is_compiled_afterwards_is_found_in_the_cache():
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_a_run_trains_and_judges_with_it(allowed, tmp_path, monkeypatch):
+def test_a_run_trains_and_evaluates_with_it(allowed, tmp_path, monkeypatch):
     seen = []
     forward = torch.nn.Conv2d.forward
     monkeypatch.setattr(
         torch.nn.Conv2d, "forward", lambda *a: (seen.append(flags()), forward(*a))[1]
     )
-    config = TrainConfig(width=2, epochs=1, limit=64, test_limit=32, tf32=allowed)
+    config = RunRequest(width=2, epochs=1, limit=64, test_limit=32, tf32=allowed)
     before = flags()
-    train(TrainConfig(**vars(config) | {"out": str(tmp_path / "run")}), Console())
+    train(RunRequest(**vars(config) | {"out": str(tmp_path / "run")}), Console())
     assert set(seen[1:]) >= {(allowed, allowed)}
     assert seen[-1] == (allowed, allowed)
     assert flags() == before

@@ -16,12 +16,13 @@ import torch
 from edited import edit
 from safetensors import safe_open
 
+from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
-from fastadv.run.config import TrainConfig, settled
 from fastadv.run.console import Console
-from fastadv.run.judge import export_run, judge_run
+from fastadv.run.finished import evaluate_run, export_run
+from fastadv.run.request import RunRequest
+from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder, _free_name
-from fastadv.run.session import choose_device
 from fastadv.run.train import Interrupted, _Runner, _stopping_on_signals, resume, train
 from fastadv.storage import checkpoint
 
@@ -47,7 +48,7 @@ SMALL = {
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two epochs that change no weight."""
     out = tmp_path_factory.mktemp("runs") / "small"
-    train(TrainConfig(**SMALL, out=str(out)), Console())
+    train(RunRequest(**SMALL, out=str(out)), Console())
     return out
 
 
@@ -82,7 +83,7 @@ def test_every_training_pass_is_in_the_runs_tf32(
         return forward(module, x)
 
     monkeypatch.setattr(torch.nn.Conv2d, "forward", noting)
-    train(TrainConfig(**SMALL | {"epochs": 1}, tf32=allowed, out=str(tmp_path / "run")), Console())
+    train(RunRequest(**SMALL | {"epochs": 1}, tf32=allowed, out=str(tmp_path / "run")), Console())
     assert seen == {(allowed, allowed)}
 
 
@@ -101,15 +102,15 @@ AVERAGED |= {"test_limit": 60, "select_attack": "fgsm", "test_attacks": "clean,f
     "options", [{"averaging": "ema"}, {"averaging": "swa", "average_start": 1}]
 )
 def test_the_weights_of_a_finished_run_are_those_of_its_table(options, tmp_path: Path) -> None:
-    """Averages are judged; the checkpoint to go on from holds the live weights."""
+    """Averages are evaluated; the checkpoint to go on from holds the live weights."""
     out = str(tmp_path / "run")
-    summary = train(TrainConfig(**AVERAGED, options=options, out=out), Console())
+    summary = train(RunRequest(**AVERAGED, options=options, out=out), Console())
     for which in ("best", "last"):
-        found = judge_run(out, "clean,fgsm", which=which, limit=AVERAGED["test_limit"])
+        found = evaluate_run(out, "clean,fgsm", which=which, limit=AVERAGED["test_limit"])
         assert found == summary[which]
 
 
-def test_a_finished_run_is_not_judged_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_is_not_evaluated_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastadv.run.train.evaluate", None)
     written = json.loads((run / "summary.json").read_text())
     del written["checksum"]
@@ -118,7 +119,7 @@ def test_a_finished_run_is_not_judged_again(run: Path, monkeypatch: pytest.Monke
 
 def test_a_run_whose_checkpoint_is_gone_does_not_begin_anew(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    train(TrainConfig(**SMALL, out=str(out)), Console())
+    train(RunRequest(**SMALL, out=str(out)), Console())
     best = (out / "best.pt").read_bytes()
     (out / "last.pt").unlink()
     with pytest.raises(UserError, match=r"last\.pt is gone"):
@@ -155,13 +156,13 @@ def test_an_exported_network_says_how_to_build_it(run: Path, tmp_path: Path) -> 
 )
 def test_what_would_fail_late_or_do_harm_is_refused_at_once(settings, sentence) -> None:
     with pytest.raises(UserError, match=sentence):
-        settled(TrainConfig(**settings))
+        resolve_run(RunRequest(**settings))
 
 
 def test_the_width_of_a_preset_is_its_own_networks() -> None:
-    assert settled(TrainConfig()).width == 16
-    assert settled(TrainConfig(model="wide_resnet34_10")).width is None
-    assert settled(TrainConfig(model="wide_resnet34_10", width=2)).width == 2
+    assert resolve_run(RunRequest()).width == 16
+    assert resolve_run(RunRequest(model="wide_resnet34_10")).width is None
+    assert resolve_run(RunRequest(model="wide_resnet34_10", width=2)).width == 2
 
 
 def test_devices_that_nobody_computes_on() -> None:
@@ -170,23 +171,23 @@ def test_devices_that_nobody_computes_on() -> None:
             choose_device(name)
 
 
-def test_a_stop_while_averages_are_judged_moves_no_draw(
+def test_a_stop_while_averages_are_evaluated_moves_no_draw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """BatchNorm statistics of an average need passes in training mode, which draw dropout masks."""
     usual = AVERAGED | {"dropout": 0.3, "options": {"averaging": "ema"}}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    expected = train(TrainConfig(**usual, out=str(whole)), Console())
-    real = _Runner._judge
+    expected = train(RunRequest(**usual, out=str(whole)), Console())
+    real = _Runner._evaluate
 
     def stopping(runner: _Runner, *inputs: object) -> object:
         runner.stop_requested = "SIGTERM"
         return real(runner, *inputs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(_Runner, "_judge", stopping)
+        patched.setattr(_Runner, "_evaluate", stopping)
         with pytest.raises(Interrupted):
-            train(TrainConfig(**usual, out=str(stopped)), Console())
+            train(RunRequest(**usual, out=str(stopped)), Console())
     assert resume(str(stopped), Console())["last"] == expected["last"]
     saved = [checkpoint.load(out / "last.pt")["model"] for out in (whole, stopped)]
     assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
@@ -194,7 +195,7 @@ def test_a_stop_while_averages_are_judged_moves_no_draw(
 
 def test_a_run_goes_on_with_its_data_only(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    train(TrainConfig(**SMALL, out=str(out)), Console())
+    train(RunRequest(**SMALL, out=str(out)), Console())
     config = out / "config.toml"
     edit(config, "limit = 96", "limit = 160")
     with pytest.raises(UserError, match=r"The run had .* go on with the same data"):
@@ -223,7 +224,7 @@ def test_two_runs_started_at_once_have_folders_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = settled(TrainConfig())
+    config = resolve_run(RunRequest())
     names = {_free_name(config) for _ in range(3)}  # none has written its config.toml yet
     assert len(names) == 3
     assert Path("runs/apart-digits") in names

@@ -22,18 +22,14 @@ def resolve(method: str, overrides: Mapping[str, Any] | None = None) -> Plan:
     an option of one of the parts. Unknown names are errors that name the nearest known one."""
     row = recipe(method)
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
-    slots = _choose_parts(row, given)
-    classes = {slot: PARTS[slot][name] for slot, name in slots.items() if not _empty(slot, name)}
-    known = _known_options(classes)
+    slots = choose_parts(row, given)
+    classes = _classes(slots)
+    known = known_options(slots)
     wanted = {name: value for name, value in given.items() if name not in PARTS}
     for name in wanted:
         if name not in known:
             raise unknown(f"option for method {method!r}", name, [*known, *PARTS])
-    # A recipe's own option whose part was swapped out no longer means anything, nor does the
-    # strength of one regularizer for another.
-    lost = option_types(Regularizer) if slots["regularizer"] != row.regularizer else {}
-    own = {name: row.options[name] for name in row.options if name in known and name not in lost}
-    settings = beside(slots) | own | wanted
+    settings = recipe_options(row, slots) | wanted
     settings = {name: coerce(name, value, known[name]) for name, value in settings.items()}
     parts: dict[str, Any] = {
         slot: part(**{name: settings[name] for name in option_types(part) if name in settings})
@@ -60,7 +56,8 @@ def _empty(slot: str, name: str) -> bool:
     return slot in OPTIONAL and name == NONE
 
 
-def _choose_parts(row: Recipe, given: Mapping[str, Any]) -> dict[str, str]:
+def choose_parts(row: Recipe, given: Mapping[str, Any]) -> dict[str, str]:
+    """Slot -> name of its part: the recipe's, or the one in ``given``."""
     slots = row.parts() | {slot: str(given[slot]) for slot in PARTS if slot in given}
     for slot, name in slots.items():
         if name not in names(slot):
@@ -68,9 +65,26 @@ def _choose_parts(row: Recipe, given: Mapping[str, Any]) -> dict[str, str]:
     return slots
 
 
-def _known_options(classes: Mapping[str, type[Part]]) -> dict[str, Any]:
+def _classes(slots: Mapping[str, str]) -> dict[str, type[Part]]:
+    return {slot: PARTS[slot][name] for slot, name in slots.items() if not _empty(slot, name)}
+
+
+def recipe_options(row: Recipe, slots: Mapping[str, str]) -> dict[str, Any]:
+    """The options that the recipe ``row`` and the company of its parts set: name -> value.
+
+    The recipe's own options whose part was swapped out are left out, and so is the strength of
+    one regularizer where another stands.
+    """
+    known = known_options(slots)
+    lost = option_types(Regularizer) if slots["regularizer"] != row.regularizer else {}
+    own = {name: row.options[name] for name in row.options if name in known and name not in lost}
+    return beside(slots) | own
+
+
+def known_options(slots: Mapping[str, str]) -> dict[str, Any]:
+    """Every option of the parts in ``slots``: name -> type."""
     known: dict[str, Any] = {}
-    for part in classes.values():
+    for part in _classes(slots).values():
         known |= option_types(part)
     return known
 

@@ -34,8 +34,8 @@ from fastadv.benchmark.table import (
     speedup_table,
     step_table,
 )
+from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError, unknown
-from fastadv.run.session import choose_device
 
 USUAL_MODES = {"cpu": ("eager", "compiled"), "cuda": ("eager", "compiled", "captured")}
 EVAL_PEERS_NEED = Spec("pgd", (("attack_bn", "eval"),))

@@ -13,13 +13,19 @@ from fastadv.algorithms import cost
 from fastadv.algorithms.options import all_options
 from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.recipes.table import METHODS
-from fastadv.algorithms.resolution import resolve
+from fastadv.cli.settings import SETTINGS
 from fastadv.declared import describe, meanings
+from fastadv.run.origin import Origin
+from fastadv.run.presets import preset_of
+from fastadv.run.request import RunRequest, setting_types
+from fastadv.run.resolve import resolve_run
 
 
-def explain(name: str) -> rich.console.RenderableType:
-    """One method: its parts with their equations, its options, its cost."""
-    plan = resolve(name)
+def explain(name: str, data: str) -> rich.console.RenderableType:
+    """One method: its parts with their equations, its cost, and what a run of it on ``data`` takes
+    where the user says nothing, each value with its origin."""
+    config = resolve_run(RunRequest(method=name, data=data))
+    plan = config.plan
     lines = [f"{name}: {plan.recipe.what()}", f"source: {plan.recipe.source}"]
     if plan.recipe.reported:
         lines.append(f"reported: {plan.recipe.reported}")
@@ -33,12 +39,19 @@ def explain(name: str) -> rich.console.RenderableType:
     hints = all_options(classes)
     said = {name: text for part in classes for name, text in meanings(part).items()}
     for key, value in plan.options.items():
-        lines += _option(key, value, said[key], describe(hints[key]))
+        lines += _value(key, value, config.origins[key], said[key], describe(hints[key]))
+    lines += ["", f"training on {data} (data preset: {preset_of(data).source}):"]
+    texts = {key: text for group in SETTINGS.values() for key, text in group.items()}
+    for key, hint in setting_types().items():
+        if key in config.origins and key not in ("method", "data"):
+            value = getattr(config, key)
+            lines += _value(key, value, config.origins[key], texts[key], describe(hint))
     return rich.text.Text("\n".join(lines))
 
 
-def _option(name: str, value: object, meaning: str, allowed: str) -> list[str]:
-    return [f"  {name} = {value}", f"    {meaning}" + (f" ({allowed})" if allowed else "")]
+def _value(name: str, value: object, origin: Origin, meaning: str, allowed: str) -> list[str]:
+    said = meaning + (f" ({allowed})" if allowed else "")
+    return [f"  {name} = {value}  [{origin}]", f"    {said}"]
 
 
 PASS_WORDS = {

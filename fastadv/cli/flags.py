@@ -13,8 +13,10 @@ from fastadv.algorithms.parts import PARTS, names
 from fastadv.algorithms.resolution import resolve
 from fastadv.cli.help_screen import Row
 from fastadv.cli.settings import COMMON, SETTINGS
-from fastadv.declared import describe, meanings, plain_type
-from fastadv.run.config import ALWAYS_SETTLED, TrainConfig, config_types
+from fastadv.declared import declared, describe, may_be_absent, meanings, plain_type
+from fastadv.run.config import RunConfig
+from fastadv.run.defaults import DEFAULTS
+from fastadv.run.request import setting_types
 
 SWAP = "Swap a part of the method"
 TYPES: Mapping[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT"}
@@ -24,7 +26,7 @@ TRUST = Row("--trust-code", "run the module:callable that run folders from elsew
 
 def groups(method: str | None = None) -> Iterator[tuple[str, list[Row]]]:
     """All options in their groups; with ``method`` those of its parts only."""
-    types = config_types()
+    types = setting_types()
     for title, settings in SETTINGS.items():
         rows = [_setting(name, types[name], text) for name, text in settings.items()]
         yield title, [*rows, RESUME, TRUST] if title == "The run" else rows
@@ -50,7 +52,7 @@ def groups(method: str | None = None) -> Iterator[tuple[str, list[Row]]]:
 
 def common_groups() -> Iterator[tuple[str, list[Row]]]:
     """The common settings in their groups, without the ranges of numbers."""
-    types = config_types()
+    types = setting_types()
     for title, settings in SETTINGS.items():
         rows = [
             _setting(name, types[name], text) for name, text in settings.items() if name in COMMON
@@ -60,10 +62,10 @@ def common_groups() -> Iterator[tuple[str, list[Row]]]:
 
 
 def _setting(name: str, hint: Any, text: str) -> Row:
-    value = getattr(TrainConfig, name)
-    if value is None:
-        return _row(name, hint, text, "preset" if name in ALWAYS_SETTLED else "")
-    return _row(name, hint, text, _words(value))
+    if name in DEFAULTS:
+        return _row(name, hint, text, _words(DEFAULTS[name]))
+    absent = may_be_absent(declared(RunConfig)[name])
+    return _row(name, hint, text, "" if absent else "preset")
 
 
 def _slot(slot: str, chosen: str | None) -> Row:
@@ -119,7 +121,7 @@ def _option(name: str, kind: Any) -> inspect.Parameter:
 
 def train_parameters() -> list[inspect.Parameter]:
     """Every option of ``fastadv train``: the run's settings, the slots, the parts' options."""
-    settings = config_types()
+    settings = setting_types()
     found = [_option(name, _as_text(hint)) for name, hint in settings.items()]
     found += [_option(slot, str) for slot in PARTS]
     classes = [part for parts in PARTS.values() for part in parts.values()]

@@ -19,7 +19,7 @@ from fastadv.storage.printable import printable, safe_sentence
 from fastadv.storage.trust import trusting
 
 if TYPE_CHECKING:
-    from fastadv.run.judging import Found
+    from fastadv.run.eval_pass import EvalScores
 
 TrustCode = Annotated[
     bool,
@@ -66,7 +66,7 @@ def main() -> None:
 
 def _train(given: dict[str, Any]) -> None:
     """Train a network. Without options: APART on digits."""
-    from fastadv.run.config import TrainConfig, config_types
+    from fastadv.run.request import RunRequest, setting_types
     from fastadv.run.train import resume, train
 
     path = given.pop("resume", None)
@@ -77,8 +77,8 @@ def _train(given: dict[str, Any]) -> None:
                 raise UserError(f"--resume continues a run as it was begun; omit {flags}.")
             resume(path)
             return
-        settings = {name: given.pop(name) for name in list(given) if name in config_types()}
-        train(TrainConfig(**settings, options=given))
+        settings = {name: given.pop(name) for name in list(given) if name in setting_types()}
+        train(RunRequest(**settings, options=given))
 
 
 def _train_help(words: list[str]) -> str:
@@ -131,8 +131,8 @@ def evaluate(
     """Test accuracy of a run's weights under attacks. Each result is kept in the run folder's
     evaluations.jsonl; an interrupted evaluation continues from there."""
     from fastadv.run.console import Console, Terminal
-    from fastadv.run.judge import judge_run
-    from fastadv.run.judging import JudgingStopped
+    from fastadv.run.eval_pass import EvaluationStopped
+    from fastadv.run.finished import evaluate_run
 
     options: dict[str, Any] = {
         "which": which,
@@ -144,8 +144,8 @@ def evaluate(
     console = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
     with trusting(trust_code):
         try:
-            scores = judge_run(run, attacks, **options, console=console)
-        except JudgingStopped as stopped:
+            scores = evaluate_run(run, attacks, **options, console=console)
+        except EvaluationStopped as stopped:
             if stopped.scores:
                 _show_scores(run, which, stopped.scores)
             raise Interrupted(
@@ -154,7 +154,7 @@ def evaluate(
     _show_scores(run, which, scores)
 
 
-def _show_scores(run: str, which: str, scores: Found) -> None:
+def _show_scores(run: str, which: str, scores: EvalScores) -> None:
     import rich.table
 
     from fastadv.run.console import as_interval
@@ -171,12 +171,13 @@ def _show_scores(run: str, which: str, scores: Found) -> None:
     out.print(table)
     said = f"{scores.said}; kept in {escape(printable(run))}/evaluations.jsonl"
     if scores.stored:
-        said += f", judged before: {escape(', '.join(scores.stored))}"
+        said += f", evaluated before: {escape(', '.join(scores.stored))}"
     out.print(said, soft_wrap=True)
 
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="a method to explain")] = None,
+    data: Annotated[str, typer.Option(help="explain it for a run on this data set")] = "digits",
     markdown: Annotated[bool, typer.Option("--markdown", help="print docs/methods.md")] = False,
 ) -> None:
     """List the methods, or explain one."""
@@ -191,7 +192,7 @@ def methods(
     else:
         from fastadv.cli.explain import explain
 
-        rich.console.Console(highlight=False).print(explain(name))
+        rich.console.Console(highlight=False).print(explain(name, data))
 
 
 def doctor() -> None:
@@ -208,7 +209,7 @@ def export(
     trust_code: TrustCode = False,
 ) -> None:
     """Write a run's weights as safetensors."""
-    from fastadv.run.judge import export_run
+    from fastadv.run.finished import export_run
 
     with trusting(trust_code):
         export_run(run, out, which)
@@ -222,7 +223,7 @@ def pseudo_label(
     trust_code: TrustCode = False,
 ) -> None:
     """Label unlabelled images with a run's best network, for RST."""
-    from fastadv.run.judge import load_run
+    from fastadv.run.finished import load_run
     from fastadv.run.pseudo_labels import write_pseudo_labels
 
     with trusting(trust_code):

@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from fastadv.models import VARIANTS, build_model
-from fastadv.run.config import TrainConfig
+from fastadv.run.config import RunConfig
 
 
 def configured_model(
-    config: TrainConfig,
+    config: RunConfig,
     *,
     num_classes: int,
     in_channels: int,
@@ -28,10 +28,10 @@ def configured_model(
         for name in ("width", "depth", *VARIANTS)
         if getattr(config, name) is not None
     }
-    if config.normalize is not False:
+    if config.normalize:
         options |= {"mean": list(mean), "std": list(std)}
     return build_model(
-        config.model or "preact_resnet18",
+        config.model,
         num_classes=num_classes,
         in_channels=in_channels,
         dropout=config.dropout,

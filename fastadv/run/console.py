@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastadv.run.run_folder import RunFolder
     from fastadv.run.session import Session
 
-SAY_EVERY = 30.0  # seconds between lines about judging where there is no terminal
+SAY_EVERY = 30.0  # seconds between lines about an evaluation where there is no terminal
 
 
 class Terminal(rich.console.Console):
@@ -62,15 +62,15 @@ class Console:
         weights = sum(parameter.numel() for parameter in session.model.parameters())
         self.out.print(f"[bold]{escape(config.method)}[/] on {escape(config.data)}: {parts}")
         self.out.print(
-            f"{escape(config.model or '')}, {weights:,} weights, {session.data.trained_on:,} "
+            f"{escape(config.model)}, {weights:,} weights, {session.data.trained_on:,} "
             f"training images, {config.norm} eps {session.threat.eps:.4g}, batch "
             f"{config.batch_size}, {session.device}, {trained_in(session)}, {config.mode}"
         )
         if distributed.world_size() > 1:
             self.out.print(f"{distributed.world_size()} processes share each batch")
-        judged_in = shown(None, session.model, session.device)
-        if trained_in(session) != judged_in:
-            self.out.print(f"trains in {trained_in(session)}, judges in {judged_in}")
+        evaluated_in = shown(None, session.model, session.device)
+        if trained_in(session) != evaluated_in:
+            self.out.print(f"trains in {trained_in(session)}, evaluates in {evaluated_in}")
         self.out.print(f"run folder: {escape(str(folder.path))}")
         if config.select == "test":
             self.out.print(
@@ -79,7 +79,7 @@ class Console:
             )
         if epoch:
             self.out.print(f"continuing in epoch {epoch + 1}")
-        self._total = int(config.epochs or 1)
+        self._total = config.epochs
         self._began, self._done_before = time.monotonic(), epoch
 
     @contextmanager
@@ -106,11 +106,11 @@ class Console:
             yield tick
 
     @contextmanager
-    def judging(
+    def evaluating(
         self, title: str, attack: str, done: int, total: int
     ) -> Iterator[Callable[[int], None]]:
         """A bar over ``total`` images below ``title``; gives the function to call with how many
-        have been judged so far. Without a terminal, a line where judging takes long."""
+        have been evaluated so far. Without a terminal, a line where an evaluation takes long."""
         began = said = time.monotonic()
         bar = _Titled(
             TextColumn(escape(attack)),
@@ -142,7 +142,7 @@ class Console:
             yield tick
 
     def _eta(self, epoch: int) -> str:
-        """How long the epochs that are left will take, judging included."""
+        """How long the epochs that are left will take, evaluation included."""
         finished = epoch - self._done_before
         if finished < 1:
             return ""
@@ -156,12 +156,12 @@ class Console:
             for name, value in line.items()
             if name.startswith(("val_", "test_")) and name + "_interval" in line
         )
-        judged = next((line[name] for name in ("val_n", "test_n") if name in line), None)
-        scores += f" of {judged:,}" if judged else ""
+        evaluated = next((line[name] for name in ("val_n", "test_n") if name in line), None)
+        scores += f" of {evaluated:,}" if evaluated else ""
         self.out.print(
             f"epoch {line['epoch']:3d}/{self._total}  loss {line['loss']:.4f}  "
             f"lr {line['lr']:.4f}  {scores}  train {line['train_seconds']:.1f} s  "
-            f"judge {line['judge_seconds']:.1f} s"
+            f"eval {line['eval_seconds']:.1f} s"
         )
 
     def warn(self, sentence: str) -> None:
@@ -180,7 +180,7 @@ class Console:
         self.out.print(table)
         self.out.print(
             f"best epoch {summary['best_epoch']}, training {summary['train_seconds']:.1f} s, "
-            f"judging {summary['judge_seconds']:.1f} s; saved in {escape(str(folder.path))}"
+            f"evaluation {summary['eval_seconds']:.1f} s; saved in {escape(str(folder.path))}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a run takes when nobody says otherwise, per data set and method, each with its source."""
+"""What a run takes where the user says nothing, per data set and method, each with its source."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 from fastadv.algorithms.recipe import BESIDE
 from fastadv.algorithms.recipes.table import recipe
-from fastadv.algorithms.resolution import resolve
-from fastadv.errors import UserError
+from fastadv.algorithms.resolution import choose_parts, known_options
+from fastadv.run.defaults import DEFAULTS
+from fastadv.run.origin import Origin
 from fastadv.threat import USUAL_EPS
 
 
@@ -63,7 +64,7 @@ DATA: Mapping[str, Preset] = {
         "Rice et al. 2020 (lr 0.01, no augmentation); RWP, Sec. 4.1",
         _CIFAR
         | {"lr": 0.01, "pad": 0, "flip": False, "padding": "constant"}
-        | {"judge_alpha": 1 / 255},
+        | {"eval_alpha": 1 / 255},
     ),
     "imagenet": Preset(
         "the network of Wong et al. 2020; else as CIFAR-10",
@@ -120,7 +121,7 @@ METHOD_ON_DATA: Mapping[tuple[str, str], tuple[Mapping[str, Any], Mapping[str, A
     ("apart-imagenet", "imagenet"): _LEARNED_ON_IMAGENET,
 }
 
-_MEMORIZATION_ON_SVHN = {"epochs": 80, "lr": 0.01, "schedule": "cosine", "judge_alpha": 2 / 255}
+_MEMORIZATION_ON_SVHN = {"epochs": 80, "lr": 0.01, "schedule": "cosine", "eval_alpha": 2 / 255}
 
 # How a method was trained on one data set, where that differs from its row in the table.
 TRAINING_ON_DATA: Mapping[tuple[str, str], Mapping[str, Any]] = {
@@ -132,34 +133,60 @@ TRAINING_ON_DATA: Mapping[tuple[str, str], Mapping[str, Any]] = {
 }
 
 
-def preset_for(
+def preset_of(data: str) -> Preset:
+    """The preset of a data set, which may be named with a path: "folder:PATH"."""
+    return DATA.get(_kind(data), OTHER)
+
+
+def _kind(data: str) -> str:
+    return data.partition(":")[0]
+
+
+@dataclass(frozen=True)
+class Presets:
+    """Settings of a run and options of its parts, each with its origin.
+
+    ``known``: every option that the parts of the method have.
+    """
+
+    settings: dict[str, Any]
+    origins: dict[str, Origin]
+    options: dict[str, Any]
+    option_origins: dict[str, Origin]
+    known: frozenset[str]
+
+
+def presets_for(
     method: str, data: str, given: Mapping[str, Any], options: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings of a run and options of its parts for ``method`` on ``data``.
+) -> Presets:
+    """What ``method`` takes on ``data`` where the user says nothing.
 
     ``given`` are the settings the user chose: they decide whether published step-size rates
     apply. ``options`` are the parts' options and swapped parts that the user chose; an option of
     a part that was swapped out is not among those returned.
     """
-    row, kind = recipe(method), data.partition(":")[0]
-    preset = DATA.get(kind, OTHER)
+    row, kind, preset = recipe(method), _kind(data), preset_of(data)
     settings = dict(preset.settings)
-    norm = given.get("norm", "linf")
-    if norm not in USUAL_EPS:
-        raise UserError(f"norm must be 'linf' or 'l2', not {norm!r}.")
-    if preset.published:
-        settings |= {**row.training, **TRAINING_ON_DATA.get((method, kind), {})}
-        if norm != "linf":
-            for name in ("eps", "judge_alpha"):
-                settings.pop(name, None)  # published ones are all of Linf balls
-    settings.setdefault("eps", USUAL_EPS[norm])
-    plan = resolve(method, options)
-    usual: dict[str, Any] = {}
-    for slot, part in plan.slots.items():
-        usual |= PART_ON_DATA.get((slot, part, kind), {})
-    usual |= PAIR_ON_DATA.get((plan.slots["objective"], plan.slots["weights"], kind), {})
-    conditions, published = METHOD_ON_DATA.get((method, kind), ({}, {}))
+    norm = given.get("norm", DEFAULTS["norm"])
+    published = {**row.training, **TRAINING_ON_DATA.get((method, kind), {})}
+    published = published if preset.published else {}
+    settings |= published
+    if preset.published and norm != "linf":
+        for name in ("eps", "eval_alpha"):
+            settings.pop(name, None)  # published ones are all of Linf balls
+    origins = {name: Origin.RECIPE if name in published else Origin.DATA for name in settings}
+    if "eps" not in settings:
+        settings["eps"], origins["eps"] = USUAL_EPS[norm], Origin.DEFAULT
+    slots = choose_parts(row, options)
+    of_parts: dict[str, Any] = {}
+    for slot, part in slots.items():
+        of_parts |= PART_ON_DATA.get((slot, part, kind), {})
+    of_parts |= PAIR_ON_DATA.get((slots["objective"], slots["weights"], kind), {})
+    conditions, of_method = METHOD_ON_DATA.get((method, kind), ({}, {}))
     final = settings | {"norm": norm} | dict(given)
-    if all(final.get(name) == value for name, value in conditions.items()):
-        usual |= published
-    return settings, {name: usual[name] for name in usual if name in plan.options}
+    if any(final.get(name) != value for name, value in conditions.items()):
+        of_method = {}
+    option_origins = dict.fromkeys(of_parts, Origin.DATA) | dict.fromkeys(of_method, Origin.RECIPE)
+    known = frozenset(known_options(slots))
+    chosen = {n: value for n, value in {**of_parts, **of_method}.items() if n in known}
+    return Presets(settings, origins, chosen, option_origins, known)

@@ -19,7 +19,8 @@ import torch
 
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
-from fastadv.run.config import TrainConfig, to_toml
+from fastadv.run.config import RunConfig
+from fastadv.run.config_file import to_toml
 from fastadv.storage.printable import printable
 
 _FREE = {
@@ -33,11 +34,11 @@ _FREE = {
 }
 """Settings that may change: where things lie (their content is compared), and when to save."""
 _SAID = {"device", "epochs", "mode"}
-_JUDGED = {"test_limit", "test_attacks", "judge_alpha"}
+_ONLY_EVALUATION = {"test_limit", "test_attacks", "eval_alpha"}
 """Settings that leave no trace in weights."""
 
 
-def record(config: TrainConfig, digests: Mapping[str, str], device: torch.device) -> dict[str, Any]:
+def record(config: RunConfig, digests: Mapping[str, str], device: torch.device) -> dict[str, Any]:
     """What the run of ``config`` depends on: ``digests`` of data and networks from outside by
     name, versions, threads, the device."""
     return {
@@ -50,17 +51,17 @@ def record(config: TrainConfig, digests: Mapping[str, str], device: torch.device
             "threads": torch.get_num_threads(),
             "processor": _processor(device),
             "processes": distributed.world_size(),
-            "source of the network": source(str(config.model)),
+            "source of the network": source(config.model),
         },
     }
 
 
-def configuration(config: TrainConfig) -> str:
+def configuration(config: RunConfig) -> str:
     """What is trained; where the folder lies and how often it is saved is no part of it."""
     return to_toml(dataclasses.replace(config, out=None, checkpoint_minutes=0.0))
 
 
-def require_own(saved: Mapping[str, Any], config: TrainConfig, path: Path) -> None:
+def require_own(saved: Mapping[str, Any], config: RunConfig, path: Path) -> None:
     """Raise ``UserError`` unless the checkpoint ``saved`` from ``path`` is of a run of ``config``.
 
     Networks of one kind fit into each other: nothing else would tell another run's weights.
@@ -73,7 +74,7 @@ def require_own(saved: Mapping[str, Any], config: TrainConfig, path: Path) -> No
             f"{printable(path)} does not say which run it belongs to: put the run's own file back."
         ) from None
     for name, before, after in differences:
-        if name in _JUDGED:
+        if name in _ONLY_EVALUATION:
             continue
         raise UserError(
             f"{printable(path)} is of a run with {name} {_shown(before)}, and config.toml says "

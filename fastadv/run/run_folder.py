@@ -1,8 +1,8 @@
 """A run's folder: config.toml, metrics.jsonl, last.pt, best.pt, summary.json.
 
-Where a recipe averages weights, averaged.pt holds those that were judged last; last.pt goes on
+Where a recipe averages weights, averaged.pt holds those that were evaluated last; last.pt goes on
 with the live ones. evaluations.jsonl is what ``fastadv evaluate`` found, and
-evaluations.partial.json what was judged when judging stopped (``fastadv.run.judged``).
+evaluations.partial.json what an interrupted evaluation had counted (``fastadv.run.eval_records``).
 
 Each file carries a checksum of its own. Of several processes the first one writes; the others
 read what it wrote. A folder may come from a stranger: what its files name is not believed
@@ -23,7 +23,9 @@ from fastadv.data import is_tree
 from fastadv.data.array_file import user_cache
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
-from fastadv.run.config import MOST_BYTES, TrainConfig, from_bytes, require_settled, to_toml
+from fastadv.run.config import RunConfig
+from fastadv.run.config_file import MOST_BYTES, from_bytes, to_toml
+from fastadv.run.resolve import resolve_stored
 from fastadv.storage import checkpoint, files, sealed, trust
 from fastadv.storage.printable import printable
 
@@ -50,8 +52,8 @@ class RunFolder:
         return [place for name, place in vars(self).items() if name != "path"]
 
     @classmethod
-    def create(cls, out: str | None, config: TrainConfig) -> RunFolder:
-        """A new folder holding the settled configuration; one that holds a run is refused."""
+    def create(cls, out: str | None, config: RunConfig) -> RunFolder:
+        """A new folder holding the resolved configuration; one that holds a run is refused."""
         path = Path(out) if out else _free_name(config)
         folder = cls(path)
         if folder.config.exists():
@@ -79,7 +81,7 @@ class RunFolder:
             raise UserError(f"{printable(path)} holds no run: there is no config.toml in it.")
         return folder
 
-    def read_config(self) -> TrainConfig:
+    def read_config(self) -> RunConfig:
         """What is trained here, whole and checked.
 
         Of a folder that this user did not begin here, code is refused, and nothing that its
@@ -89,10 +91,9 @@ class RunFolder:
             content = files.read(self.config, MOST_BYTES)
         except OSError as error:
             raise UserError(f"Cannot read {printable(self.config)}: {error.strerror}.") from None
-        config = from_bytes(content, self.config)
-        require_settled(config)
-        if ":" in str(config.model):
-            trust.require(self.path, content, str(config.model))
+        config = resolve_stored(from_bytes(content, self.config))
+        if ":" in config.model:
+            trust.require(self.path, content, config.model)
         if trust.is_own(self.path, content):
             return config
         if is_tree(config.data):  # packed images would be written there
@@ -174,7 +175,7 @@ class RunFolder:
         except sealed.Broken:
             raise UserError(
                 f"{printable(self.summary)} is damaged: its checksum does not match. Delete it; "
-                "--resume then judges the run again."
+                "--resume then evaluates the run again."
             ) from None
 
     def _text(self, path: Path) -> str:
@@ -204,7 +205,7 @@ def _began_later(lines: list[dict[str, Any]]) -> bool:
     return bool(epochs) and epochs == list(range(epochs[0], epochs[-1] + 1)) and epochs[0] > 1
 
 
-def _free_name(config: TrainConfig) -> Path:
+def _free_name(config: RunConfig) -> Path:
     """runs/METHOD-DATA, or with the first free number behind it."""
     data = config.data.split(":")[0]
     base = Path("runs") / f"{config.method}-{data}"

@@ -11,7 +11,7 @@ from torch import nn
 from fastadv.errors import UserError
 from fastadv.models import VARIANTS
 from fastadv.models.imported import import_model
-from fastadv.run.config import TrainConfig
+from fastadv.run.config import RunConfig
 from fastadv.run.configured_model import configured_model
 from fastadv.run.provenance import require_own, source
 from fastadv.run.run_folder import RunFolder
@@ -60,14 +60,14 @@ def load_model(
 def fingerprint(path: str) -> str:
     """A digest of the network that ``load_model`` gives: what it is built of, and its weights."""
     config, saved, _ = _read(path)  # refuses code of strangers
-    if ":" in str(config.model):
-        import_model(str(config.model))  # found where ``load_model`` will find it
+    if ":" in config.model:
+        import_model(config.model)  # found where ``load_model`` will find it
     settings = ("model", "width", "depth", "normalize", *VARIANTS)
     built = {name: getattr(config, name) for name in settings}
-    return digest([built, source(str(config.model)), saved["model"]])
+    return digest([built, source(config.model), saved["model"]])
 
 
-def _read(path: str) -> tuple[TrainConfig, dict[str, Any], Path]:
+def _read(path: str) -> tuple[RunConfig, dict[str, Any], Path]:
     """Configuration and checkpoint of the run that ``path`` is or lies in, and its file."""
     given = Path(path)
     folder = RunFolder.open(str(given if given.is_dir() else given.parent))
@@ -80,16 +80,16 @@ def _read(path: str) -> tuple[TrainConfig, dict[str, Any], Path]:
     return config, saved, weights
 
 
-def check_fit(config: TrainConfig, facts: dict[str, Any], state: object, path: Path) -> None:
+def check_fit(config: RunConfig, facts: dict[str, Any], state: object, path: Path) -> None:
     """Raise ``UserError`` unless ``state`` is of the network ``config`` names.
 
     Compared without memory for weights: a width in a file can ask for all there is. Networks of
     one's own are built first; their code was trusted before.
     """
-    if ":" in str(config.model):
+    if ":" in config.model:
         return
     count = len(state) if isinstance(state, dict) else 0
-    if (config.depth or 0) > count:
+    if config.depth is not None and config.depth > count:
         raise UserError(
             f"{printable(path)} belongs to another model: {count} tensors, depth {config.depth}."
         )

@@ -12,10 +12,11 @@ from torch import nn
 
 from fastadv.engine.process import distributed
 from fastadv.engine.process.determinism import reproducible
+from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
-from fastadv.run.config import TrainConfig, require_settled
+from fastadv.run.config import RunConfig
 from fastadv.run.configured_model import configured_model
-from fastadv.run.schedules import USUAL_DROPS, Schedule
+from fastadv.run.schedules import Schedule
 from fastadv.run.source import Source, open_source
 from fastadv.run.teachers import fingerprints, with_networks
 from fastadv.threat import Threat
@@ -23,24 +24,7 @@ from fastadv.training.settings import Execution, Precision, RunLength
 from fastadv.training.training_step import Step
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one; of several processes each has its own GPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"Unknown device {name!r}; use auto, cpu, cuda or cuda:N.")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("There is no CUDA device here; leave --device away or say cpu.")
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", distributed.local_rank())
-    return device
-
-
-def make_model(config: TrainConfig, data: Source) -> nn.Module:
+def make_model(config: RunConfig, data: Source) -> nn.Module:
     """The configured network for ``data``, weights drawn from the run's seed."""
     torch.manual_seed(config.seed)
     return configured_model(config, **data_facts(data))
@@ -60,7 +44,7 @@ def data_facts(data: Source) -> dict[str, Any]:
 class Session:
     """A run in memory."""
 
-    config: TrainConfig
+    config: RunConfig
     device: torch.device
     data: Source
     model: nn.Module
@@ -72,18 +56,17 @@ class Session:
     @classmethod
     def build(
         cls,
-        config: TrainConfig,
+        config: RunConfig,
         *,
         strict: bool | None = None,
         look: Callable[[Source], None] | None = None,
     ) -> Session:
-        """Load the data and build everything ``config`` (settled) names.
+        """Load the data and build everything that ``config`` names.
 
         ``strict``: as ``Execution`` has it. ``look`` sees the data before the model is built.
         """
-        require_settled(config)
         device = choose_device(config.device)
-        plan = config.plan()
+        plan = config.plan
         if "unlabelled_half" in plan.needs and config.unlabelled is None:
             raise UserError(
                 f"{config.method} trains on pseudo-labelled images too: label some with "
@@ -100,26 +83,25 @@ class Session:
         if distributed.rank() > 0:
             torch.manual_seed(config.seed + distributed.rank())  # dropout's masks are its own
         cast(Any, model).to(memory_format=torch.channels_last)  # torch's stubs leave it out
-        lr = float(config.lr or 0.0)
         optimizer = torch.optim.SGD(
-            plan.layers.optimizer_groups(model, lr),
-            lr=lr,
+            plan.layers.optimizer_groups(model, config.lr),
+            lr=config.lr,
             momentum=config.momentum,
-            weight_decay=float(config.weight_decay or 0.0),
-            nesterov=bool(config.nesterov),
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
             # One launch on a GPU, which masks itself where a loss was not finite; the same bits in
             # less time on a CPU.
             fused=True,
         )
-        epochs = int(config.epochs or 1)
-        threat = Threat(config.norm, float(config.eps or 0.0))
-        updates = epochs * len(data.loader) * plan.updates_per_batch
-        shares = [drop if drop < 1 else drop / epochs for drop in config.drops or USUAL_DROPS]
+        threat = Threat(config.norm, config.eps)
+        updates = config.epochs * len(data.loader) * plan.updates_per_batch
+        drops = () if config.drops is None else config.drops
+        shares = [drop if drop < 1 else drop / config.epochs for drop in drops]
         schedule = Schedule(
             optimizer,
-            config.schedule or "constant",
+            config.schedule,
             updates,
-            cycle_momentum=bool(config.cycle_momentum),
+            cycle_momentum=config.cycle_momentum,
             drops=shares,
         )
         step = Step(
@@ -131,7 +113,7 @@ class Session:
             length=RunLength(
                 data.num_samples,
                 data.num_classes,
-                total_steps=epochs * len(data.loader),
+                total_steps=config.epochs * len(data.loader),
                 steps_per_epoch=len(data.loader),
             ),
             execution=Execution(config.mode, strict=strict),
@@ -151,4 +133,4 @@ class Session:
         found = dict(self.data.content)
         for part in self.step.plan.parts.values():
             found |= part.depends_on()
-        return found | fingerprints(self.config.plan())
+        return found | fingerprints(self.config.plan)

@@ -33,24 +33,27 @@ from fastadv.data.packed import tell_left_out
 from fastadv.data.rotation import Rotated
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
-from fastadv.run.config import TrainConfig
+from fastadv.run.config import RunConfig
 from fastadv.run.pseudo_labels import read_pseudo_labelled
 from fastadv.storage.digests import digest
 
 
-def judge_batch(device: torch.device, values: int) -> int:
-    """How many images of so many ``values`` are judged together. On a CPU 100 of CIFAR's size are
-    as fast as more, and an interruption loses less; of smaller ones more, of larger ones fewer."""
+def eval_batch_size(device: torch.device, values: int) -> int:
+    """Images per evaluation batch, where one image has ``values`` numbers.
+
+    On a CPU 100 images of CIFAR's size are as fast as more, and an interruption loses less; of
+    smaller images it takes more, of larger ones fewer.
+    """
     if device.type != "cpu":
         return 500
     return min(500, max(8, 100 * 3 * 32 * 32 // values))
 
 
-class Judging:
+class EvalBatches:
     """Labelled images in order, batch by batch, as often as asked.
 
     ``batches(rows, batch_size)`` gives the chosen ones of the images whose labels are ``labels``
-    (N,). At most ``limit`` of them are judged, each class in proportion, always the same ones.
+    (N,). At most ``limit`` of them are evaluated, each class in proportion, always the same ones.
     """
 
     def __init__(
@@ -65,9 +68,9 @@ class Judging:
         if limit is not None and limit < len(labels):
             self.rows = stratified_rows(self._labels, limit, draws.LIMIT, seed=0)
 
-    def limited(self, limit: int | None) -> Judging:
+    def limited(self, limit: int | None) -> EvalBatches:
         """The same images, at most ``limit`` of them."""
-        return Judging(self._batches, self._labels, self.batch_size, limit)
+        return EvalBatches(self._batches, self._labels, self.batch_size, limit)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -88,14 +91,14 @@ class Source:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     loader: Loader
-    validation: Judging
-    test: Judging
+    validation: EvalBatches
+    test: EvalBatches
     streams: bool
     content: dict[str, str]
     """A digest of each set: another one is another run."""
 
 
-def open_source(config: TrainConfig, device: torch.device, views: int = 1) -> Source:
+def open_source(config: RunConfig, device: torch.device, views: int = 1) -> Source:
     """The configured data on ``device``; ``views=2`` draws a second view of each image.
 
     ``loader="auto"`` keeps a set on the device if it takes a quarter of its memory at most, and
@@ -109,9 +112,9 @@ def open_source(config: TrainConfig, device: torch.device, views: int = 1) -> So
         "world_size": distributed.world_size(),
         "device": device,
         "seed": config.seed,
-        "pad": int(config.pad or 0),
-        "flip": bool(config.flip),
-        "padding": config.padding or "constant",
+        "pad": config.pad,
+        "flip": config.flip,
+        "padding": config.padding,
         "views": views,
         "channels_last": True,
     }
@@ -123,8 +126,8 @@ def open_source(config: TrainConfig, device: torch.device, views: int = 1) -> So
     return _augmented(config, _from_memory(config, device, options))
 
 
-def _require_one_update_a_row(config: TrainConfig) -> None:
-    if config.unlabelled is not None and config.plan().keeps_sample_state:
+def _require_one_update_a_row(config: RunConfig) -> None:
+    if config.unlabelled is not None and config.plan.keeps_sample_state:
         raise UserError(
             "--unlabelled draws images with replacement, so a batch may hold the same one twice, "
             f"with two updates for the one memory that {config.method} keeps of each; leave it "
@@ -132,11 +135,11 @@ def _require_one_update_a_row(config: TrainConfig) -> None:
         )
 
 
-def _augmented(config: TrainConfig, source: Source) -> Source:
+def _augmented(config: RunConfig, source: Source) -> Source:
     """``source`` with the configured augmentation beyond crop and flip."""
-    if config.augmentation in (None, "base"):
+    if config.augmentation == "base":
         return source
-    if config.plan().adversary.sample_state():
+    if config.plan.adversary.sample_state():
         raise UserError(
             f"--augmentation {config.augmentation} turns images, and a perturbation kept for each "
             f"sample cannot follow; leave it away with {config.method}."
@@ -148,14 +151,14 @@ def _augmented(config: TrainConfig, source: Source) -> Source:
             f"--augmentation autoaugment is for grey or RGB images, not {source.channels} "
             "channels; leave it away."
         )
-    half = int(config.epochs or 1) // 2
+    half = config.epochs // 2
     loader = AutoAugmented(source.loader, first_epoch=half, seed=config.seed)
     return dataclasses.replace(source, loader=loader)
 
 
-def _own_batch_size(config: TrainConfig) -> int:
+def _own_batch_size(config: RunConfig) -> int:
     """The images of a step that one process takes; all processes take equally many."""
-    whole, processes = int(config.batch_size or 1), distributed.world_size()
+    whole, processes = config.batch_size, distributed.world_size()
     if whole % processes:
         raise UserError(
             f"--batch-size is the whole step's, {whole} images, which {processes} processes "
@@ -164,7 +167,7 @@ def _own_batch_size(config: TrainConfig) -> int:
     return whole // processes
 
 
-def _loader(config: TrainConfig, device: torch.device) -> str:
+def _loader(config: RunConfig, device: torch.device) -> str:
     if config.loader != "auto":
         if config.loader == "dali" and not is_tree(config.data):
             raise UserError(
@@ -176,12 +179,14 @@ def _loader(config: TrainConfig, device: torch.device) -> str:
         return "device"
     tree = list_images(config.data)
     form = stream_format(tree, config.image_size)
-    count = min(len(tree.train_files), config.limit or len(tree.train_files))
+    count = len(tree.train_files)
+    if config.limit is not None:
+        count = min(count, config.limit)
     size = count * form.channels * form.height * form.width
     return choose_loader(config.data, size, device)
 
 
-def _from_memory(config: TrainConfig, device: torch.device, options: dict[str, Any]) -> Source:
+def _from_memory(config: RunConfig, device: torch.device, options: dict[str, Any]) -> Source:
     data = load(
         config.data,
         root=config.data_root,
@@ -189,10 +194,10 @@ def _from_memory(config: TrainConfig, device: torch.device, options: dict[str, A
         limit=config.limit,
         image_size=config.image_size,
     )
-    rows, held_out = split_validation(data, float(config.val_fraction or 0), config.seed)
+    rows, held_out = split_validation(data, config.val_fraction, config.seed)
     count = len(data.train_images)
-    test = _judging(data.test_images, data.test_labels, device, config.test_limit)
-    validation = _judging(data.train_images[held_out], data.train_labels[held_out], device)
+    test = _batches_of(data.test_images, data.test_labels, device, config.test_limit)
+    validation = _batches_of(data.train_images[held_out], data.train_labels[held_out], device)
     if config.select == "test":
         rows, validation = torch.arange(len(data.train_images)), test
     content = {
@@ -230,18 +235,18 @@ def _digest_of_files(files: Iterable[str], labels: Iterable[int]) -> str:
     return digest([(*Path(file).parts[-2:], os.stat(file).st_size, int(y)) for file, y in entries])
 
 
-def _judging(
+def _batches_of(
     images: Tensor, labels: Tensor, device: torch.device, limit: int | None = None
-) -> Judging:
+) -> EvalBatches:
     def batches(rows: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
         if len(rows) == len(labels):
             return eval_batches(images, labels, batch_size, device)
         return eval_batches(images[rows], labels[rows], batch_size, device)
 
-    return Judging(batches, labels, judge_batch(device, math.prod(images.shape[1:])), limit)
+    return EvalBatches(batches, labels, eval_batch_size(device, math.prod(images.shape[1:])), limit)
 
 
-def _from_files(config: TrainConfig, device: torch.device, options: dict[str, Any]) -> Source:
+def _from_files(config: RunConfig, device: torch.device, options: dict[str, Any]) -> Source:
     tree = list_images(config.data)
     if config.limit is not None:
         raise UserError("--limit is for data sets in memory; leave it away with --loader dali.")
@@ -249,22 +254,22 @@ def _from_files(config: TrainConfig, device: torch.device, options: dict[str, An
     tell_left_out(tree)
     mean, std = stream_statistics(tree, form)
     labels = torch.tensor(tree.train_labels)
-    rows, held_out = split_labels(labels, float(config.val_fraction or 0), config.seed)
-    together = judge_batch(device, form.bytes_each)
+    rows, held_out = split_labels(labels, config.val_fraction, config.seed)
+    together = eval_batch_size(device, form.bytes_each)
 
     def held(chosen: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
-        judge: dict[str, Any] = {"batch_size": batch_size, "device": device}
+        common: dict[str, Any] = {"batch_size": batch_size, "device": device}
         places = held_out[chosen]
-        loader = DaliLoader(tree.train_files, tree.train_labels, form, indices=places, **judge)
+        loader = DaliLoader(tree.train_files, tree.train_labels, form, indices=places, **common)
         return loader.ordered()
 
     def tested(chosen: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
-        judge: dict[str, Any] = {"batch_size": batch_size, "device": device}
-        loader = DaliLoader(tree.test_files, tree.test_labels, form, indices=chosen, **judge)
+        common: dict[str, Any] = {"batch_size": batch_size, "device": device}
+        loader = DaliLoader(tree.test_files, tree.test_labels, form, indices=chosen, **common)
         return loader.ordered()
 
-    test = Judging(tested, torch.tensor(tree.test_labels), together, config.test_limit)
-    validation = Judging(held, labels[held_out], together)
+    test = EvalBatches(tested, torch.tensor(tree.test_labels), together, config.test_limit)
+    validation = EvalBatches(held, labels[held_out], together)
     if config.select == "test":
         rows, validation = torch.arange(len(labels)), test
     loader = DaliLoader(tree.train_files, tree.train_labels, form, indices=rows, **options)

@@ -1,4 +1,4 @@
-"""The epoch loop: train, judge, save. It knows no method."""
+"""The epoch loop: train, evaluate, save. It knows no method."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from fastadv.engine.model.precision import tf32
 from fastadv.engine.optimizer.faults import all_finite
 from fastadv.engine.process import distributed
 from fastadv.engine.process.determinism import reproducible
+from fastadv.engine.process.device import choose_device
 from fastadv.errors import Interrupted, NotFiniteError, TrainingError, UserError
 from fastadv.run import provenance
-from fastadv.run.config import TrainConfig, settled
+from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
+from fastadv.run.eval_pass import EvalJob, EvalScores, StopEvaluation, run_evaluation
+from fastadv.run.eval_records import EvalRecords
 from fastadv.run.events import Events
-from fastadv.run.judged import Judged
-from fastadv.run.judging import Found, Job, StopJudging, evaluate
+from fastadv.run.request import RunRequest
+from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
-from fastadv.run.session import Session, choose_device, data_facts
-from fastadv.run.source import Judging, Source
+from fastadv.run.session import Session, data_facts
+from fastadv.run.source import EvalBatches, Source
 from fastadv.storage import checkpoint
 from fastadv.storage.printable import printable
 
@@ -41,19 +44,19 @@ class Progress:
     epoch: int = 0
     batch: int = 0
     train_seconds: float = 0.0
-    judge_seconds: float = 0.0
+    eval_seconds: float = 0.0
     best_epoch: int = 0
     best_score: float = -1.0
     best_clean: float = -1.0
 
 
-def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
-    """Train as ``config`` says in a new run folder; returns the summary written there.
+def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]:
+    """Train as ``request`` says in a new run folder; returns the summary written there.
 
     Raises ``UserError`` for what cannot be done, ``TrainingError`` when a loss is not finite and
     ``Interrupted`` after saving when a signal asks to stop.
     """
-    config = settled(config)
+    config = resolve_run(request)
     with distributed.joined(choose_device(config.device)):
         session = Session.build(config)
         folder = RunFolder.create(config.out, session.config)
@@ -78,7 +81,7 @@ def resume(path: str, console: Console | None = None) -> dict[str, Any]:
             )
         folder.keep_metrics_before(progress.epoch)
         summary = folder.read_summary()
-        if summary is not None and progress.epoch >= int(config.epochs or 1):
+        if summary is not None and progress.epoch >= config.epochs:
             (console or Console()).finish(summary, folder)
             return summary
         folder.forget_results()
@@ -121,8 +124,8 @@ class _Runner:
         self._provenance = _provenance(session)
         self.stop_requested: str | None = None
         config, data, device = session.config, session.data, session.device
-        self.job = Job(
-            config, data, device, Judged(folder), console=console, heed=lambda: self._heed()
+        self.job = EvalJob(
+            config, data, device, EvalRecords(folder), console=console, heed=lambda: self._heed()
         )
         self._loss = torch.zeros((), dtype=torch.float64, device=session.device)
         self._saved_at = time.monotonic()
@@ -131,13 +134,13 @@ class _Runner:
             self._loss.copy_(saved["loss_sum"])
 
     def epochs(self) -> None:
-        """Train, judge and save, epoch by epoch."""
-        total = int(self.session.config.epochs or 1)
+        """Train, evaluate and save, epoch by epoch."""
+        total = self.session.config.epochs
         while self.progress.epoch < total:
             self._train_epoch()
             try:
-                self._judge_epoch(last=self.progress.epoch + 1 == total)
-            except StopJudging:
+                self._evaluate_epoch(last=self.progress.epoch + 1 == total)
+            except StopEvaluation:
                 self._stop()
             self.progress.epoch += 1
             self.progress.batch = 0
@@ -193,9 +196,9 @@ class _Runner:
         return self.stop_requested is not None
 
     def _heed(self) -> None:
-        """End judging when asked to stop; what is judged may be an average, so save elsewhere."""
+        """End the evaluation when asked to stop. The model may hold an average: save elsewhere."""
         if self._told_to_stop():
-            raise StopJudging
+            raise StopEvaluation
 
     def _stop(self, save: bool = True) -> None:
         self.session.step.check()
@@ -208,13 +211,13 @@ class _Runner:
 
     def _advise(self) -> None:
         """A fifth of the way into the run, pass on what the parts find wrong with it."""
-        total = int(self.session.config.epochs or 1)
+        total = self.session.config.epochs
         fifth = max(1, round(total / 5))
         if self.progress.epoch + 1 == fifth:
             for sentence in self.session.step.advice():
                 self.console.warn(sentence)
 
-    def _judge_epoch(self, *, last: bool) -> None:
+    def _evaluate_epoch(self, *, last: bool) -> None:
         session, progress = self.session, self.progress
         config, step = session.config, session.step
         batches = len(session.data.loader)
@@ -223,42 +226,42 @@ class _Runner:
             "loss": float(self._loss) / batches,
             "lr": session.optimizer.param_groups[0]["lr"],
         }
-        if last or (progress.epoch + 1) % config.judge_every == 0:
+        if last or (progress.epoch + 1) % config.eval_every == 0:
             began = time.monotonic()
             with step.evaluation_weights(self._statistics_batches()):
-                scores = self._judge(session.data.validation, f"clean,{config.select_attack}")
+                scores = self._evaluate(session.data.validation, f"clean,{config.select_attack}")
                 self._keep_best(scores)
-            progress.judge_seconds += time.monotonic() - began + scores.seconds_before
+            progress.eval_seconds += time.monotonic() - began + scores.seconds_before
             line |= {f"{config.select}_{name}": score for name, score in scores.items()}
             line[f"{config.select}_n"] = scores.n
             for name in scores:
                 line[f"{config.select}_{name}_interval"] = list(scores.interval(name))
         line["train_seconds"] = round(progress.train_seconds, 3)
-        line["judge_seconds"] = round(progress.judge_seconds, 3)
+        line["eval_seconds"] = round(progress.eval_seconds, 3)
         self.folder.add_metrics(line)
         self.events.add(line)
         self.console.line(line)
 
     def _statistics_batches(self) -> Iterator[Tensor]:
         """Clean, augmented training images, for BatchNorm statistics of averaged weights."""
-        last = int(self.session.config.epochs or 1) - 1
+        last = self.session.config.epochs - 1
         for batch in self.session.data.loader.epoch(min(self.progress.epoch, last)):
             yield batch.image
 
-    def _judge(self, images: Judging, attacks: str, which: str | None = None) -> Found:
+    def _evaluate(self, images: EvalBatches, attacks: str, which: str | None = None) -> EvalScores:
         """Scores of the session's weights, those of the last epoch, or of the named ones."""
         session, config, last = self.session, self.session.config, self.folder.last
         self.job.which = which or f"the weights of epoch {self.progress.epoch + 1}"
         tested = images is session.data.test
         self.job.images_name = "test images" if tested else "validation images"
         try:
-            return evaluate(
+            return run_evaluation(
                 session.model,
                 images,
                 attacks.split(","),
                 self.job,
                 eps=session.threat.eps,
-                alpha=config.judge_alpha,
+                alpha=config.eval_alpha,
                 seed=config.seed,
                 one_pass=which is None,
             )
@@ -309,7 +312,7 @@ class _Runner:
         """Test accuracy of the best and the last weights, measured once."""
         try:
             return self._final_test()
-        except StopJudging:
+        except StopEvaluation:
             self._stop(save=False)  # the last checkpoint has everything
             raise
 
@@ -317,20 +320,20 @@ class _Runner:
         session, config = self.session, self.session.config
         began = time.monotonic()
         with session.step.evaluation_weights(self._statistics_batches()):
-            last = self._judge(session.data.test, config.test_attacks, "last weights")
+            last = self._evaluate(session.data.test, config.test_attacks, "last weights")
             if session.step.plan.averaging is not None:
                 self.folder.save(self.folder.averaged, self._weights())
         before = last.seconds_before
         live = {name: value.clone() for name, value in session.model.state_dict().items()}
         best = last
-        if self.progress.best_epoch != int(config.epochs or 1):
+        if self.progress.best_epoch != config.epochs:
             saved = checkpoint.load(self.folder.best)
             provenance.require_own(saved, config, self.folder.best)
             checkpoint.load_weights(session.model, saved["model"], self.folder.best)
-            best = self._judge(session.data.test, config.test_attacks, "best weights")
+            best = self._evaluate(session.data.test, config.test_attacks, "best weights")
             session.model.load_state_dict(live)
             before += best.seconds_before
-        self.progress.judge_seconds += time.monotonic() - began + before
+        self.progress.eval_seconds += time.monotonic() - began + before
         return {
             "n": last.n,
             "best": best,
@@ -341,11 +344,11 @@ class _Runner:
             },
             "best_epoch": self.progress.best_epoch,
             "train_seconds": round(self.progress.train_seconds, 2),
-            "judge_seconds": round(self.progress.judge_seconds, 2),
+            "eval_seconds": round(self.progress.eval_seconds, 2),
         }
 
 
-def _fits(config: TrainConfig, data: Source, folder: RunFolder) -> None:
+def _fits(config: RunConfig, data: Source, folder: RunFolder) -> None:
     """Before memory is taken for a network that a folder asks for: it is the one it holds."""
     if folder.last.exists():
         saved = checkpoint.load(folder.last).get("model")

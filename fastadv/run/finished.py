@@ -1,4 +1,4 @@
-"""Read a finished run: judge its weights, or write them out."""
+"""Read a finished run: evaluate its weights, or write them out."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from torch import nn
 
 from fastadv.engine.model.precision import tf32
 from fastadv.engine.process.determinism import reproducible
+from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError, unknown, warn
 from fastadv.models import VARIANTS
 from fastadv.run import provenance
-from fastadv.run.config import TrainConfig
+from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
-from fastadv.run.judged import Judged
-from fastadv.run.judging import Found, Job, evaluate
+from fastadv.run.eval_pass import EvalJob, EvalScores, run_evaluation
+from fastadv.run.eval_records import EvalRecords
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
-from fastadv.run.session import choose_device, data_facts, make_model
+from fastadv.run.session import data_facts, make_model
 from fastadv.run.source import Source, open_source
 from fastadv.storage import checkpoint, files
 from fastadv.storage.printable import printable
@@ -30,7 +31,7 @@ from fastadv.threat import parse_number
 WEIGHTS = ("best", "last")
 
 
-def load_run(path: str, which: str) -> tuple[TrainConfig, Source, nn.Module]:
+def load_run(path: str, which: str) -> tuple[RunConfig, Source, nn.Module]:
     """Configuration, data and network of the run in ``path``, with its best or last weights."""
     folder = RunFolder.open(path)
     if which not in WEIGHTS:
@@ -40,7 +41,7 @@ def load_run(path: str, which: str) -> tuple[TrainConfig, Source, nn.Module]:
     if which == "last" and last is folder.last and _averages(config) and folder.summary.exists():
         raise UserError(
             f"{printable(folder.averaged)} is lost, and last.pt holds other weights than the run "
-            "ended with: put it back, or judge the best ones."
+            "ended with: put it back, or evaluate the best ones."
         )
     file = folder.best if which == "best" else last
     saved = checkpoint.load(file)
@@ -50,9 +51,9 @@ def load_run(path: str, which: str) -> tuple[TrainConfig, Source, nn.Module]:
     provenance.require_own(saved, config, file)
     model = make_model(config, data)
     checkpoint.load_weights(model, state, file)
-    if ":" in str(config.model) and folder.last.exists():
+    if ":" in config.model and folder.last.exists():
         before = checkpoint.load(folder.last)["provenance"]["machine"]["source of the network"]
-        if before != provenance.source(str(config.model)):
+        if before != provenance.source(config.model):
             warn(
                 f"the code of {config.model} is not what {printable(path)} was trained with, so "
                 "these may be numbers of another network."
@@ -60,11 +61,11 @@ def load_run(path: str, which: str) -> tuple[TrainConfig, Source, nn.Module]:
     return config, data, model
 
 
-def _averages(config: TrainConfig) -> bool:
-    return config.plan().averaging is not None
+def _averages(config: RunConfig) -> bool:
+    return config.plan.averaging is not None
 
 
-def judge_run(
+def evaluate_run(
     path: str,
     attacks: str,
     *,
@@ -74,14 +75,15 @@ def judge_run(
     limit: int | None = None,
     seed: int = 0,
     console: Console | None = None,
-) -> Found:
+) -> EvalScores:
     """Test accuracy in [0,1] by attack; ``eps`` is the run's unless given, and so is the step
     ``alpha`` of attacks with several steps (of another ball: the usual one for it). All test
-    images are judged, or ``limit`` of them, each class in proportion, whatever the run's own
+    images are evaluated, or ``limit`` of them, each class in proportion, whatever the run's own
     ``--test-limit`` was.
 
-    Each attack's result is a line in the folder's evaluations.jsonl, and not judged again there.
-    Interrupted, it raises ``JudgingStopped`` with what is done, and goes on from there next time.
+    Each attack's result is a line in the folder's evaluations.jsonl and is not computed again.
+    Interrupted, it raises ``EvaluationStopped`` with the finished attacks; the next call continues
+    from there.
     ``console`` shows how far it is.
     """
     config, data, model = load_run(path, which)
@@ -92,17 +94,17 @@ def judge_run(
     radius = config.eps if eps is None else parse_number(eps, "eps")
     step: float | str | None = alpha
     if alpha is None and eps is None:
-        step = config.judge_alpha
-    judged, which = Judged(RunFolder.open(path)), f"{which} weights"
-    job = Job(config, data, device, judged, which, "test images", lasting=True)
+        step = config.eval_alpha
+    records, which = EvalRecords(RunFolder.open(path)), f"{which} weights"
+    job = EvalJob(config, data, device, records, which, "test images", lasting=True)
     job.console = console or job.console
     with reproducible(config.deterministic), tf32(config.tf32):
-        return evaluate(
+        return run_evaluation(
             model.to(device),
             images,
             attacks.split(","),
             job,
-            eps=float(radius or 0.0),
+            eps=radius,
             alpha=step,
             seed=seed,
         )
@@ -116,7 +118,7 @@ def export_run(path: str, out: Path, which: str = "best") -> None:
     config, data, model = load_run(path, which)
     facts = {
         "method": config.method,
-        "model": str(config.model),
+        "model": config.model,
         "width": str(config.width),
         "depth": str(config.depth),
         **{name: str(getattr(config, name)) for name in VARIANTS},

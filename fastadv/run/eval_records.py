@@ -1,4 +1,4 @@
-"""What was judged before, so that it is not judged again: one record for one pass over the images.
+"""Stored evaluations, so that none is repeated: one record per pass over the images.
 
 A record holds the settings of the pass and its counts so far. It is believed only where every
 setting is the same (the weights' and the images' digests among them) and this user's own mark is
@@ -25,7 +25,7 @@ Settings = dict[str, Any]
 Record = dict[str, Any]
 
 
-class Judged:
+class EvalRecords:
     """The records of one run folder; of several processes the first one writes."""
 
     def __init__(self, folder: RunFolder) -> None:
@@ -106,8 +106,8 @@ class Judged:
             self._said = True
             why = error.strerror if isinstance(error, OSError) else error
             warn(
-                f"What is judged cannot be kept in {printable(self._folder.path)} ({why}); judging "
-                "that is interrupted begins anew."
+                f"Evaluations cannot be stored in {printable(self._folder.path)} ({why}); one that "
+                "is interrupted starts again from the first image."
             )
 
 

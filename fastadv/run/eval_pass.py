@@ -1,7 +1,7 @@
-"""Judging that shows how far it is, says its precision, and can be interrupted.
+"""An evaluation that shows how far it is, reports its precision, and can be interrupted.
 
 One pass over the images for each attack. What a pass has counted is kept in the run folder when it
-is interrupted, and every few seconds; the same judging later takes it from there, to the same
+is interrupted, and every few seconds; the same evaluation later continues from there, to the same
 numbers as without a stop, because the noise of an image is that of its place.
 """
 
@@ -29,31 +29,31 @@ from fastadv.evaluation.intervals import Scores
 from fastadv.evaluation.tally import Tally
 from fastadv.models import VARIANTS
 from fastadv.run import provenance
-from fastadv.run.config import TrainConfig
+from fastadv.run.config import RunConfig
 from fastadv.run.console import Console, Terminal
-from fastadv.run.judged import Judged, Record, Settings
+from fastadv.run.eval_records import EvalRecords, Record, Settings
 from fastadv.run.session import data_facts
-from fastadv.run.source import Judging, Source
+from fastadv.run.source import EvalBatches, Source
 from fastadv.storage.digests import digest
 from fastadv.threat import parse_number
 
 KEEP_EVERY = 5.0  # seconds between savings of a pass under way
 
 
-class StopJudging(Exception):
+class StopEvaluation(Exception):
     """Raised by ``heed`` after a batch, in all processes at the same one."""
 
 
-class JudgingStopped(KeyboardInterrupt):
-    """Judging was interrupted; ``scores`` holds the attacks that are done."""
+class EvaluationStopped(KeyboardInterrupt):
+    """The evaluation was interrupted; ``scores`` holds the attacks that are done."""
 
-    def __init__(self, scores: Found, sentence: str) -> None:
+    def __init__(self, scores: EvalScores, sentence: str) -> None:
         super().__init__(sentence)
         self.scores = scores
 
 
-class Found(Scores):
-    """Scores. ``said``: the threat and the precision; ``stored``: the attacks that were judged
+class EvalScores(Scores):
+    """Scores. ``said``: the threat and the precision; ``stored``: the attacks that were evaluated
     before; ``seconds_before``: how long all that was found stored had taken."""
 
     def __init__(self, n: int, said: str) -> None:
@@ -64,17 +64,17 @@ class Found(Scores):
 
 
 @dataclass
-class Job:
-    """What is judged. ``which`` names the weights, ``images_name`` the images, for a person.
+class EvalJob:
+    """What is evaluated. ``which`` names the weights, ``images_name`` the images, for a person.
 
     ``lasting``: each attack's result is a line in evaluations.jsonl. Otherwise all of it is only
     there to go on with, until ``forget``.
     """
 
-    config: TrainConfig
+    config: RunConfig
     data: Source
     device: torch.device
-    judged: Judged
+    records: EvalRecords
     which: str = "weights"
     images_name: str = "images"
     console: Console = field(default_factory=lambda: Console(Terminal(quiet=True)))
@@ -85,45 +85,45 @@ class Job:
     def forget(self) -> None:
         """Forget what was kept to go on with: its results are written elsewhere."""
         while self.kept:
-            self.judged.drop(self.kept.pop())
+            self.records.drop(self.kept.pop())
 
 
-def evaluate(
+def run_evaluation(
     model: nn.Module,
-    images: Judging,
+    images: EvalBatches,
     attacks: list[str],
-    job: Job,
+    job: EvalJob,
     *,
     eps: float,
     alpha: float | str | None,
     seed: int,
     one_pass: bool = False,
-) -> Found:
+) -> EvalScores:
     """``fastadv.evaluate`` in the model's own precision, by all processes, as the module says.
 
     ``one_pass``: all attacks in one, which is kept only while it is under way. Raises as
-    ``fastadv.evaluate`` does, ``StopJudging`` as ``job.heed`` does, and ``JudgingStopped`` for a
-    ``KeyboardInterrupt``.
+    ``fastadv.evaluate`` does, ``StopEvaluation`` as ``job.heed`` does, and ``EvaluationStopped``
+    for a ``KeyboardInterrupt``.
     """
     alpha = None if alpha is None else parse_number(alpha, "alpha")
     attacks = list(specs_of(attacks, alpha))
     precision = shown(None, model, job.device)
-    said = f"{job.config.norm} eps {eps:.4g}, judged in {precision}"
+    said = f"{job.config.norm} eps {eps:.4g}, evaluated in {precision}"
     title = (
-        f"judging {job.which} on {len(images):,} {job.images_name} under {', '.join(attacks)}: "
+        f"evaluating {job.which} on {len(images):,} {job.images_name} under {', '.join(attacks)}: "
         f"{job.config.norm} eps {eps:.4g}, {precision}"
     )
     threat = {"eps": eps, "norm": job.config.norm, "alpha": alpha, "seed": seed}
     # Digests of all weights and images: taken when a record is looked for or written.
     common = cache(lambda: _settings(model, images, job) | {"precision": precision} | threat)
-    found = Found(len(images), said)
+    found = EvalScores(len(images), said)
     for group in [attacks] if one_pass else [[name] for name in attacks]:
         one = _Pass(model, images, group, job, threat, common, title, one_pass)
         try:
             scores = one.run()
         except KeyboardInterrupt:
             under_way = f"{', '.join(group)}: {one.images:,} of {len(images):,} images are done"
-            raise JudgingStopped(found, under_way) from None
+            raise EvaluationStopped(found, under_way) from None
         found.n = scores.n
         found |= scores
         found.seconds_before += one.seconds_before
@@ -138,9 +138,9 @@ class _Pass:
     def __init__(
         self,
         model: nn.Module,
-        images: Judging,
+        images: EvalBatches,
         attacks: list[str],
-        job: Job,
+        job: EvalJob,
         threat: dict[str, Any],
         common: Callable[[], Settings],
         title: str,
@@ -162,8 +162,8 @@ class _Pass:
 
     def run(self) -> Scores:
         """The scores; warns of what makes them flatter."""
-        judged = self._job.judged
-        record = None if judged.empty else judged.find(self._settings)
+        records = self._job.records
+        record = None if records.empty else records.find(self._settings)
         if record is not None:
             self._note_kept()
         if distributed.any_process(record is None, self._job.device):
@@ -175,18 +175,18 @@ class _Pass:
         self.was_stored = done is not None and done.images == len(self._batches)
         if done is not None and self.was_stored:
             counts = done
-            if self._job.lasting and not judged.holds_result(self._settings):
+            if self._job.lasting and not records.holds_result(self._settings):
                 self._finish(counts)  # it was interrupted between the last batch and this
         else:
-            counts = self._judge(done)
+            counts = self._evaluate(done)
         for sentence in counts.remarks():
             warn(sentence)
         return counts.scores()
 
-    def _judge(self, done: Counts | None) -> Counts:
+    def _evaluate(self, done: Counts | None) -> Counts:
         job = self._job
         name = ", ".join(self._attacks)
-        with job.console.judging(self._title, name, self.images, len(self._batches)) as tick:
+        with job.console.evaluating(self._title, name, self.images, len(self._batches)) as tick:
 
             def after(tally: Tally) -> None:
                 self._tally, self.images = tally, tally.images
@@ -200,7 +200,7 @@ class _Pass:
                     self._model, self._batches, self._attacks, **self._threat, device=job.device,
                     shared=True, done=done, after=after,
                 )  # fmt: skip
-            except StopJudging:
+            except StopEvaluation:
                 if self._tally is not None:
                     self._keep(self._tally.counted(shared=True))
                 raise
@@ -216,16 +216,16 @@ class _Pass:
     def _finish(self, counts: Counts) -> None:
         if self._one_pass:
             if self._is_kept:
-                self._job.judged.drop(self._settings)
+                self._job.records.drop(self._settings)
         elif self._job.lasting:
-            self._job.judged.add(self._record(counts))
-            self._job.judged.drop(self._settings)
+            self._job.records.add(self._record(counts))
+            self._job.records.drop(self._settings)
         else:
             self._keep(counts)
         distributed.wait()
 
     def _keep(self, counts: Counts) -> None:
-        self._job.judged.keep(self._record(counts), self._settings)
+        self._job.records.keep(self._record(counts), self._settings)
         self._note_kept()
         self._kept_at = time.monotonic()
 
@@ -251,10 +251,10 @@ class _Pass:
 _COUNTED = [entry.name for entry in dataclasses.fields(Counts) if entry.name != "attacks"]
 
 
-def _settings(model: nn.Module, images: Judging, job: Job) -> Settings:
-    """What decides the numbers besides the attack: another value of one is another judging."""
+def _settings(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings:
+    """What decides the numbers besides the attack: another value of one is another evaluation."""
     config, data = job.config, job.data
-    network = [str(config.model), config.width, config.depth, *(
+    network = [config.model, config.width, config.depth, *(
         getattr(config, name) for name in VARIANTS
     ), config.normalize, config.dropout]  # fmt: skip
     facts = data_facts(data)
@@ -268,7 +268,7 @@ def _settings(model: nn.Module, images: Judging, job: Job) -> Settings:
         "torch": str(torch.__version__),
         "device": job.device.type,
         "weights": digest(state),
-        "network": digest([network, facts, provenance.source(str(config.model))]),
+        "network": digest([network, facts, provenance.source(config.model)]),
         "data": digest([*content, images.rows]),
         "n": len(images),
         "batch": images.batch_size,

@@ -26,12 +26,12 @@ from fastadv.evaluation.attacks.watch import NO_ATTACK
 from fastadv.evaluation.counts import Counts
 from fastadv.evaluation.tally import Tally
 from fastadv.run import console as console_module
-from fastadv.run import judging, source
+from fastadv.run import eval_pass, source
 from fastadv.run import train as train_module
-from fastadv.run.config import TrainConfig
 from fastadv.run.console import Console
-from fastadv.run.judge import judge_run, load_run
-from fastadv.run.judging import JudgingStopped
+from fastadv.run.eval_pass import EvaluationStopped
+from fastadv.run.finished import evaluate_run, load_run
+from fastadv.run.request import RunRequest
 from fastadv.run.train import Interrupted, resume, train
 from fastadv.storage import trust
 
@@ -50,22 +50,22 @@ ATTACKS = "clean,fgsm,pgd-2"
 
 @pytest.fixture(autouse=True, scope="module")
 def hundreds() -> Iterator[None]:
-    """100 images are judged together, as CIFAR's are; of digits it would be all."""
+    """100 images are evaluated together, as CIFAR's are; of digits it would be all."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(source, "judge_batch", lambda device, values: 100)
+        patched.setattr(source, "eval_batch_size", lambda device, values: 100)
         yield
 
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    train(TrainConfig(**SETTINGS, out=str(out)), Console())
+    train(RunRequest(**SETTINGS, out=str(out)), Console())
     return out
 
 
 @pytest.fixture
 def run(begun: Path) -> Iterator[Path]:
-    """A finished run of 360 test images, four batches of 100 at most, with nothing judged since."""
+    """A finished run of 360 test images, four batches of 100 at most, with no evaluation since."""
     yield begun
     for name in ("evaluations.jsonl", "evaluations.partial.json"):
         (begun / name).unlink(missing_ok=True)
@@ -93,7 +93,7 @@ class Stopping(Console):
         self._attack, self._images = attack, images
 
     @contextmanager
-    def judging(
+    def evaluating(
         self, title: str, attack: str, done: int, total: int
     ) -> Iterator[Callable[[int], None]]:
         def tick(images: int) -> None:
@@ -106,7 +106,7 @@ class Stopping(Console):
 def expected(run: Path, attacks: str = ATTACKS, which: str = "best", **options: Any) -> dict:
     """The result of an uninterrupted call."""
     config, data, model = load_run(str(run), which)
-    options = {"eps": config.eps, "alpha": config.judge_alpha, **options}
+    options = {"eps": config.eps, "alpha": config.eval_alpha, **options}
     return evaluation.evaluate(model, data.test, attacks.split(","), norm=config.norm, **options)
 
 
@@ -114,12 +114,12 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
 
 
-def test_an_interrupted_judging_goes_on_to_the_same_numbers(run, passes) -> None:
-    with pytest.raises(JudgingStopped, match="pgd-2: 200 of 360 images") as stopped:
-        judge_run(str(run), ATTACKS, console=Stopping("pgd-2", 200))
+def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(run, passes) -> None:
+    with pytest.raises(EvaluationStopped, match="pgd-2: 200 of 360 images") as stopped:
+        evaluate_run(str(run), ATTACKS, console=Stopping("pgd-2", 200))
     assert list(stopped.value.scores) == ["clean", "fgsm"]
     passes.clear()
-    found = judge_run(str(run), ATTACKS)
+    found = evaluate_run(str(run), ATTACKS)
     assert passes == [("pgd-2", 100), ("pgd-2", 60)]
     assert found.stored == ["clean", "fgsm"]
     assert found == expected(run)
@@ -128,7 +128,7 @@ def test_an_interrupted_judging_goes_on_to_the_same_numbers(run, passes) -> None
 
 
 def test_every_result_is_a_line_with_all_that_it_depends_on(run) -> None:
-    found = judge_run(str(run), ATTACKS, which="last", limit=50, seed=3)
+    found = evaluate_run(str(run), ATTACKS, which="last", limit=50, seed=3)
     lines = records(run)
     assert [line["attack"] for line in lines] == ["clean", "fgsm", "pgd-2"]
     for line in lines:
@@ -142,10 +142,10 @@ def test_every_result_is_a_line_with_all_that_it_depends_on(run) -> None:
         assert {"weights", "data", "fastadv", "date", "seconds", "alpha"} <= line.keys()
 
 
-def test_what_is_stored_is_not_judged_again(run, passes) -> None:
-    found = judge_run(str(run), ATTACKS)
+def test_what_is_stored_is_not_evaluated_again(run, passes) -> None:
+    found = evaluate_run(str(run), ATTACKS)
     passes.clear()
-    again = judge_run(str(run), "pgd-2,clean")
+    again = evaluate_run(str(run), "pgd-2,clean")
     assert passes == []
     assert again == {"pgd-2": found["pgd-2"], "clean": found["clean"]}
     assert len(records(run)) == 3
@@ -154,16 +154,16 @@ def test_what_is_stored_is_not_judged_again(run, passes) -> None:
 @pytest.mark.parametrize(
     "options", [{"eps": "0.1"}, {"seed": 1}, {"limit": 359}, {"alpha": "0.01"}]
 )
-def test_other_settings_are_another_judging(run, passes, options) -> None:
-    judge_run(str(run), "pgd-2")
+def test_other_settings_are_another_evaluation(run, passes, options) -> None:
+    evaluate_run(str(run), "pgd-2")
     passes.clear()
-    found = judge_run(str(run), "pgd-2", **options)
+    found = evaluate_run(str(run), "pgd-2", **options)
     assert sum(images for _, images in passes) == options.get("limit", 360)
-    assert found["pgd-2"] == judge_run(str(run), "pgd-2", **options)["pgd-2"]
+    assert found["pgd-2"] == evaluate_run(str(run), "pgd-2", **options)["pgd-2"]
 
 
-def test_other_weights_are_judged_anew(run, passes, monkeypatch) -> None:
-    judge_run(str(run), "fgsm")
+def test_other_weights_are_evaluated_anew(run, passes, monkeypatch) -> None:
+    evaluate_run(str(run), "fgsm")
     real = load_run
 
     def changed(path: str, which: str) -> Any:
@@ -172,38 +172,38 @@ def test_other_weights_are_judged_anew(run, passes, monkeypatch) -> None:
             next(model.parameters()).view(-1)[0].add_(1e-6)
         return config, data, model
 
-    monkeypatch.setattr("fastadv.run.judge.load_run", changed)
+    monkeypatch.setattr("fastadv.run.finished.load_run", changed)
     passes.clear()
-    assert judge_run(str(run), "fgsm").stored == []
+    assert evaluate_run(str(run), "fgsm").stored == []
     assert len(passes) == 4
 
 
 def test_a_line_that_was_changed_or_is_not_this_users_is_not_believed(
     run, passes, monkeypatch
 ) -> None:
-    truth = judge_run(str(run), "clean,fgsm")
+    truth = evaluate_run(str(run), "clean,fgsm")
     file = run / "evaluations.jsonl"
     first, second = file.read_text().splitlines(keepends=True)
     right = json.loads(second)["right"][0]
     file.write_text(first + second.replace(f'"right": [{right}]', f'"right": [{right + 300}]'))
     passes.clear()
-    assert judge_run(str(run), "clean,fgsm") == truth
+    assert evaluate_run(str(run), "clean,fgsm") == truth
     assert passes == [("fgsm", 100)] * 3 + [("fgsm", 60)]
     file.write_text((first + second)[:-40])  # cut short by a crash
-    assert judge_run(str(run), "clean,fgsm").stored == ["clean"]
-    assert judge_run(str(run), "clean,fgsm").stored == ["clean", "fgsm"]
+    assert evaluate_run(str(run), "clean,fgsm").stored == ["clean"]
+    assert evaluate_run(str(run), "clean,fgsm").stored == ["clean", "fgsm"]
     monkeypatch.setattr(trust, "_key", lambda *, make: b"somebody else's" * 2)
-    assert judge_run(str(run), "clean,fgsm").stored == []
+    assert evaluate_run(str(run), "clean,fgsm").stored == []
 
 
 def test_a_kill_loses_a_few_seconds(run, monkeypatch) -> None:
     """Finished work is also saved before any interruption."""
-    monkeypatch.setattr(judging, "KEEP_EVERY", -1.0)
+    monkeypatch.setattr(eval_pass, "KEEP_EVERY", -1.0)
     kept: list[int] = []
 
     class Looking(Stopping):
         @contextmanager
-        def judging(self, *inputs: Any) -> Iterator[Callable[[int], None]]:
+        def evaluating(self, *inputs: Any) -> Iterator[Callable[[int], None]]:
             def tick(images: int) -> None:
                 if images > 100:
                     text = (run / "evaluations.partial.json").read_text()
@@ -211,14 +211,14 @@ def test_a_kill_loses_a_few_seconds(run, monkeypatch) -> None:
 
             yield tick
 
-    judge_run(str(run), "fgsm", console=Looking("", 0))
+    evaluate_run(str(run), "fgsm", console=Looking("", 0))
     assert kept == [100, 200, 300]
 
 
-def test_a_folder_that_cannot_be_written_is_judged_all_the_same(run) -> None:
+def test_a_folder_that_cannot_be_written_is_evaluated_all_the_same(run) -> None:
     (run / "evaluations.jsonl").symlink_to(run / "elsewhere")
-    with pytest.warns(UserWarning, match="cannot be kept"):
-        found = judge_run(str(run), "fgsm")
+    with pytest.warns(UserWarning, match="cannot be stored"):
+        found = evaluate_run(str(run), "fgsm")
     assert found == expected(run, "fgsm")
     assert not (run / "elsewhere").exists()
 
@@ -228,20 +228,20 @@ def test_what_makes_a_stored_number_flatter_is_said_again(run, monkeypatch) -> N
     for _ in range(2):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            judge_run(str(run), "fgsm")
+            evaluate_run(str(run), "fgsm")
         assert [str(w.message).split()[0] for w in said] == ["masked"]
 
 
 def test_an_unknown_attack_is_refused_before_the_first_pass(run, passes) -> None:
     with pytest.raises(ValueError, match="'pgd-20'"):
-        judge_run(str(run), "clean,pdg-20")
+        evaluate_run(str(run), "clean,pdg-20")
     assert passes == []
 
 
 def test_ctrl_c_shows_what_is_done_and_how_to_go_on(run, fastadv_command, monkeypatch) -> None:
     stopping = Stopping("fgsm", 100)
     with monkeypatch.context() as patched:
-        patched.setattr(Console, "judging", lambda _, *inputs: stopping.judging(*inputs))
+        patched.setattr(Console, "evaluating", lambda _, *inputs: stopping.evaluating(*inputs))
         outcome = fastadv_command("evaluate", run, "--attacks", "clean,fgsm")
     assert outcome.code == 130
     assert "clean" in outcome.out
@@ -250,8 +250,8 @@ def test_ctrl_c_shows_what_is_done_and_how_to_go_on(run, fastadv_command, monkey
     assert "same command goes on" in outcome.err
     done = fastadv_command("evaluate", run, "--attacks", "clean,fgsm")
     assert done.code == 0
-    assert "judged in float32" in done.out
-    assert "judged before: clean" in done.out
+    assert "evaluated in float32" in done.out
+    assert "evaluated before: clean" in done.out
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_a_final_test_that_was_interrupted_goes_on(
 ) -> None:
     """A run whose best weights are not the last ones, so that two networks are evaluated."""
     usual = SETTINGS | {"options": options, "lr": 1.0, "epochs": 3}
-    whole = train(TrainConfig(**usual, out=str(tmp_path / "whole")), Console())
+    whole = train(RunRequest(**usual, out=str(tmp_path / "whole")), Console())
     out = tmp_path / "stopped"
     assert whole["best_epoch"] < 3
     all_passes = [entry for entry in passes if entry[0] in ATTACKS.split(",")]
@@ -277,20 +277,20 @@ def test_a_final_test_that_was_interrupted_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(train_module._Runner, "_heed", heed)
         with pytest.raises(Interrupted, match="--resume"):
-            train(TrainConfig(**usual, out=str(out)), Console())
+            train(RunRequest(**usual, out=str(out)), Console())
     assert (out / "evaluations.partial.json").exists()
     found = resume(str(out), Console())
-    times = {"judge_seconds": 0, "train_seconds": 0}
+    times = {"eval_seconds": 0, "train_seconds": 0}
     assert found | times == whole | times
     assert [entry for entry in passes if entry[0] in ATTACKS.split(",")] == all_passes
     assert not (out / "evaluations.partial.json").exists()
     assert not (out / "evaluations.jsonl").exists()
 
 
-def test_judging_between_epochs_goes_on_too(tmp_path, passes, monkeypatch) -> None:
+def test_evaluation_between_epochs_goes_on_too(tmp_path, passes, monkeypatch) -> None:
     usual = SETTINGS | {"limit": 1200, "val_fraction": 0.2, "epochs": 1, "batch_size": 128}
-    whole = train(TrainConfig(**usual, out=str(tmp_path / "whole")), Console())
-    judged = [images for names, images in passes if names == "clean,fgsm"]
+    whole = train(RunRequest(**usual, out=str(tmp_path / "whole")), Console())
+    evaluated = [images for names, images in passes if names == "clean,fgsm"]
     passes.clear()
     out = tmp_path / "stopped"
 
@@ -302,11 +302,11 @@ def test_judging_between_epochs_goes_on_too(tmp_path, passes, monkeypatch) -> No
     with monkeypatch.context() as patched:
         patched.setattr(train_module._Runner, "_heed", heed)
         with pytest.raises(Interrupted):
-            train(TrainConfig(**usual, out=str(out)), Console())
-    times = {"judge_seconds": 0, "train_seconds": 0}
+            train(RunRequest(**usual, out=str(out)), Console())
+    times = {"eval_seconds": 0, "train_seconds": 0}
     assert resume(str(out), Console()) | times == whole | times
-    assert [images for names, images in passes if names == "clean,fgsm"] == judged
-    assert len(judged) > 1
+    assert [images for names, images in passes if names == "clean,fgsm"] == evaluated
+    assert len(evaluated) > 1
     lines = [json.loads((at / "metrics.jsonl").read_text()) for at in (tmp_path / "whole", out)]
     assert lines[0]["val_fgsm"] == lines[1]["val_fgsm"]
 
@@ -364,25 +364,26 @@ def drawn(terminal: bool) -> tuple[Console, io.StringIO]:
 
 def test_a_terminal_shows_a_bar_with_rate_time_left_and_precision(run) -> None:
     console, text = drawn(terminal=True)
-    judge_run(str(run), "fgsm,pgd-2", console=console)
+    evaluate_run(str(run), "fgsm,pgd-2", console=console)
     shown = rich.text.Text.from_ansi(text.getvalue()).plain.replace("\n", "")
-    sentence = "judging best weights on 360 test images under fgsm, pgd-2: linf eps 0.2, float32"
+    sentence = "evaluating best weights on 360 test images under fgsm, pgd-2: linf eps 0.2, float32"
     assert sentence in shown
     assert "360/360" in shown
     assert "images/s" in shown
     assert "left" in shown
 
 
-def test_without_a_terminal_only_long_judging_speaks(run, monkeypatch) -> None:
+def test_without_a_terminal_only_long_evaluation_speaks(run, monkeypatch) -> None:
     console, text = drawn(terminal=False)
-    judge_run(str(run), "fgsm", console=console)
+    evaluate_run(str(run), "fgsm", console=console)
     assert text.getvalue() == ""
     monkeypatch.setattr(console_module, "SAY_EVERY", 0.0)
-    judge_run(str(run), "fgsm", seed=1, console=console)
+    evaluate_run(str(run), "fgsm", seed=1, console=console)
     first, *others = text.getvalue().splitlines()
     assert len(others) == 3
     assert first.startswith(
-        "judging best weights on 360 test images under fgsm: linf eps 0.2, float32; fgsm: 100/360 "
+        "evaluating best weights on 360 test images under fgsm: linf eps 0.2, float32; "
+        "fgsm: 100/360 "
     )
     assert first.endswith("left")
 
@@ -390,37 +391,37 @@ def test_without_a_terminal_only_long_judging_speaks(run, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"amp": True}, "trains in bfloat16, judges in float32"),
-        ({"attack_dtype": "bf16"}, "trains in float32 (attack bfloat16), judges in float32"),
+        ({"amp": True}, "trains in bfloat16, evaluates in float32"),
+        ({"attack_dtype": "bf16"}, "trains in float32 (attack bfloat16), evaluates in float32"),
         ({}, None),
     ],
 )
-def test_a_run_says_when_it_judges_in_another_precision(
+def test_a_run_says_when_it_evaluates_in_another_precision(
     settings, line, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr(precision, "cpu_multiplies", lambda dtype: True)
     console, text = drawn(terminal=False)
     short = SETTINGS | {"epochs": 1, "limit": 64, "test_limit": 20, "test_attacks": "clean"}
-    train(TrainConfig(**short, **settings, out=str(tmp_path / "run")), console)
-    said = [found for found in text.getvalue().splitlines() if "judges in" in found]
+    train(RunRequest(**short, **settings, out=str(tmp_path / "run")), console)
+    said = [found for found in text.getvalue().splitlines() if "evaluates in" in found]
     assert said == ([line] if line else [])
 
 
 @pytest.mark.parametrize("sentence", ["The model's outputs are not finite.", NO_ATTACK])
-def test_what_cannot_be_judged_is_said_as_it_is(sentence, begun, tmp_path, monkeypatch) -> None:
+def test_what_cannot_be_evaluated_is_said_as_it_is(sentence, begun, tmp_path, monkeypatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise NotFiniteError(sentence)
 
     monkeypatch.setattr(train_module, "evaluate", fail)
     out = tmp_path / "run"
     with pytest.raises(TrainingError) as first:
-        train(TrainConfig(**SETTINGS | {"epochs": 1}, out=str(out)), Console())
+        train(RunRequest(**SETTINGS | {"epochs": 1}, out=str(out)), Console())
     assert sentence in str(first.value)
     assert "no longer finite" in str(first.value)
     assert "still holds" not in str(first.value)
     with pytest.raises(TrainingError, match=r"last\.pt still holds what was saved before"):
         train(
-            TrainConfig(**SETTINGS | {"epochs": 1}, checkpoint_minutes=0.0, out=str(out) + "2"),
+            RunRequest(**SETTINGS | {"epochs": 1}, checkpoint_minutes=0.0, out=str(out) + "2"),
             Console(),
         )
 
@@ -438,9 +439,9 @@ def test_a_pass_that_ends_in_an_interruption_is_written_by_the_next(
 
     with monkeypatch.context() as patched:
         patched.setattr(Tally, "counted", stopped)
-        with pytest.raises(JudgingStopped):
-            judge_run(str(run), "fgsm")
+        with pytest.raises(EvaluationStopped):
+            evaluate_run(str(run), "fgsm")
     for _ in range(2):
-        judge_run(str(run), "fgsm")
+        evaluate_run(str(run), "fgsm")
     assert len((run / "evaluations.jsonl").read_text().splitlines()) == 1
     assert not (run / "evaluations.partial.json").exists()

@@ -1,0 +1,29 @@
+"""Which device a process computes on."""
+
+from __future__ import annotations
+
+import torch
+
+from fastadv.engine.process import distributed
+from fastadv.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called ``name``: "auto", "cpu", "cuda" or "cuda:N".
+
+    "auto" is CUDA where there is a GPU. "cuda" without a number is the GPU of this process's local
+    rank. Raises ``UserError`` for another name and for CUDA where there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"Unknown device {name!r}; use auto, cpu, cuda or cuda:N.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("There is no CUDA device here; omit --device or say cpu.")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", distributed.local_rank())
+    return device

@@ -1,0 +1,88 @@
+"""A run's config.toml: the settings as text, and read again."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastadv.declared import coerce, plain_type
+from fastadv.errors import UserError, unknown
+from fastadv.run.config import RunConfig
+from fastadv.run.request import RunRequest, setting_types
+from fastadv.storage import files, sealed
+from fastadv.storage.printable import printable
+
+MOST_BYTES = 1 << 20  # of a config.toml
+
+
+def to_toml(run: RunConfig | RunRequest) -> str:
+    """The settings and options of ``run`` as TOML; what is None is left out."""
+    settings = {name: getattr(run, name) for name in setting_types()}
+    lines = [f"{name} = {_literal(value)}" for name, value in settings.items() if value is not None]
+    lines += ["", "[options]"]
+    lines += [f"{k} = {_literal(v)}" for k, v in run.options.items() if v is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value))
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text) + '"'
+
+
+def from_toml(path: Path) -> RunRequest:
+    """What the file ``path`` asks for. An unknown key is an error that names the nearest one."""
+    try:
+        content = files.read(path, MOST_BYTES)
+    except OSError as error:
+        raise UserError(
+            f"Cannot read the configuration {printable(path)}: {error.strerror}."
+        ) from None
+    return from_bytes(content, path)
+
+
+def from_bytes(content: bytes, path: Path) -> RunRequest:
+    """What ``content`` of the file ``path`` asks for, checked against its checksum if any."""
+    shown = printable(path)
+    try:
+        text = content.decode("utf-8")
+        sealed.check_text(text)
+        found = tomllib.loads(text)
+    except sealed.Broken:
+        raise UserError(
+            f"{shown} is damaged or was changed: its checksum does not match. Put back what it "
+            "was, or delete its last line to use it as it is."
+        ) from None
+    except (ValueError, RecursionError, MemoryError) as error:  # no TOML, or nested too deeply
+        raise UserError(
+            f"Cannot read the configuration {shown}: {printable(str(error))}."
+        ) from None
+    try:
+        return _from_tables(found, shown)
+    except UserError as error:
+        raise UserError(printable(str(error))) from None
+    except (TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"A setting in {shown} is of another type than it has: {printable(str(error))}."
+        ) from None
+
+
+def _from_tables(found: dict[str, Any], path: str) -> RunRequest:
+    options = found.pop("options", {})
+    if not isinstance(options, Mapping):
+        raise UserError(f"The options in {path} must be a table, not {options!r}.")
+    known = setting_types()
+    for name in found:
+        if name not in known:
+            raise unknown(f"setting in {path}", name, known)
+        if plain_type(known[name]) is str and not isinstance(found[name], str):
+            raise UserError(f"{name} in {path} must be a text, not {found[name]!r}.")
+    values = {name: coerce(name, value, known[name]) for name, value in found.items()}
+    return RunRequest(**values, options=options)

@@ -1,0 +1,32 @@
+"""Settings that neither a method nor a data set has a say in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+DEFAULTS: Mapping[str, Any] = {
+    "method": "apart",
+    "data": "digits",
+    "dropout": 0.0,
+    "momentum": 0.9,
+    "norm": "linf",
+    "amp": False,
+    "amp_dtype": "bf16",
+    "mode": "auto",
+    "loader": "auto",
+    "download": False,
+    "select": "val",
+    "select_attack": "pgd-10",
+    "eval_every": 1,
+    "test_attacks": "clean,pgd-20",
+    "seed": 0,
+    "deterministic": False,
+    "device": "auto",
+    "checkpoint_minutes": 5.0,
+    "normalize": True,
+    "cycle_momentum": True,
+    "nesterov": False,
+    "augmentation": "base",
+}
+"""Name -> value. Recipes and data presets come before these, the user before all."""

@@ -1,0 +1,85 @@
+"""What a person asks of a run: settings and options of parts, each of which may be left open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from fastadv.declared import (
+    Count,
+    CountOrZero,
+    NonNegative,
+    Positive,
+    Range,
+    ShareBelowOne,
+    declared,
+)
+
+OpenShare = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
+Width = Annotated[int, Range(1, 65536)]  # more channels or layers than any network has
+Side = Annotated[int, Range(1, 65536)]  # the most that JPEG holds
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """One training run as it is asked for. None: not said, so ``resolve_run`` chooses.
+
+    ``options``: slots of the method (``{"regularizer": "igr"}``) and options of its parts.
+    ``fastadv train --help`` says what each setting means.
+    """
+
+    method: str | None = None
+    data: str | None = None
+    model: str | None = None
+    width: Width | None = None
+    depth: Width | None = None
+    shortcut: Literal["raw", "preact"] | None = None
+    stem: Literal["cifar", "imagenet"] | None = None
+    normalize: bool | None = None
+    dropout: ShareBelowOne | None = None
+    epochs: Count | None = None
+    batch_size: Count | None = None
+    lr: NonNegative | None = None
+    schedule: Literal["triangular", "piecewise", "multistep", "cosine", "constant"] | None = None
+    drops: tuple[Positive, ...] | None = None
+    momentum: ShareBelowOne | None = None
+    cycle_momentum: bool | None = None
+    nesterov: bool | None = None
+    weight_decay: NonNegative | None = None
+    max_grad_norm: Positive | None = None
+    eps: NonNegative | None = None
+    norm: Literal["linf", "l2"] | None = None
+    amp: bool | None = None
+    amp_dtype: Literal["bf16", "fp16"] | None = None
+    attack_dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    tf32: bool | None = None
+    mode: Literal["auto", "eager", "compiled", "captured"] | None = None
+    pad: CountOrZero | None = None
+    flip: bool | None = None
+    padding: Literal["constant", "grey", "reflect"] | None = None
+    augmentation: Literal["base", "rotate", "autoaugment"] | None = None
+    limit: Count | None = None
+    image_size: Side | None = None
+    unlabelled: str | None = None
+    loader: Literal["auto", "device", "dali"] | None = None
+    data_root: str | None = None
+    download: bool | None = None
+    select: Literal["val", "test"] | None = None
+    select_attack: str | None = None
+    val_fraction: OpenShare | None = None
+    eval_alpha: Positive | None = None
+    eval_every: Count | None = None
+    test_attacks: str | None = None
+    test_limit: Count | None = None
+    seed: CountOrZero | None = None
+    deterministic: bool | None = None
+    device: str | None = None
+    out: str | None = None
+    checkpoint_minutes: NonNegative | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def setting_types() -> dict[str, Any]:
+    """Every setting of a run except the parts' options: name -> type."""
+    return {name: hint for name, hint in declared(RunRequest).items() if name != "options"}

@@ -1,0 +1,123 @@
+"""From what was asked for to what is carried out: ``RunRequest`` -> ``RunConfig``, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastadv.algorithms.plan import Plan
+from fastadv.algorithms.resolution import recipe_options, resolve
+from fastadv.declared import coerce
+from fastadv.errors import UserError
+from fastadv.models import VARIANTS
+from fastadv.run.config import RunConfig, check, required_settings
+from fastadv.run.defaults import DEFAULTS
+from fastadv.run.origin import Origin
+from fastadv.run.presets import Presets, presets_for
+from fastadv.run.request import RunRequest, setting_types
+from fastadv.run.schedules import STEPPED, USUAL_DROPS
+
+
+def resolve_run(request: RunRequest) -> RunConfig:
+    """``request`` with every open setting and option filled in, and checked.
+
+    What the user said comes before the recipe, this before the data preset, this before the plain
+    defaults and those of the parts. Raises ``UserError`` for unknown names, values outside their
+    range and settings that contradict each other.
+    """
+    given = _given(request)
+    options = {name: value for name, value in request.options.items() if value is not None}
+    presets = presets_for(
+        given.get("method", DEFAULTS["method"]),
+        given.get("data", DEFAULTS["data"]),
+        given,
+        options,
+    )
+    values = {**DEFAULTS, **presets.settings, **given}
+    origins = dict.fromkeys(DEFAULTS, Origin.DEFAULT) | presets.origins
+    origins |= dict.fromkeys(given, Origin.USER)
+    _drop_companions(values, given, presets)
+    if values["schedule"] in STEPPED and "drops" not in values:
+        values["drops"], origins["drops"] = USUAL_DROPS, Origin.DEFAULT
+
+    chosen = presets.options | options
+    if "pad" in presets.known and "pad" not in options:
+        chosen["pad"] = values["pad"]  # a stored perturbation is as wide as the loader shifts
+    plan = resolve(values["method"], chosen)
+    from_recipe = recipe_options(plan.recipe, plan.slots)
+    for name in plan.slots:
+        origins[name] = Origin.USER if name in options else Origin.RECIPE
+    for name in plan.options:
+        if name in options:
+            origins[name] = Origin.USER
+        elif name in presets.options:
+            origins[name] = presets.option_origins[name]
+        elif name in from_recipe:
+            origins[name] = Origin.RECIPE
+        elif name != "pad":
+            origins[name] = Origin.PART
+    if "augmentation" not in given and plan.adversary.sample_state():
+        values["augmentation"], origins["augmentation"] = "base", Origin.DEFAULT
+    return _checked(values, plan, origins)
+
+
+def resolve_stored(request: RunRequest) -> RunConfig:
+    """The configuration that a run folder holds, which leaves nothing open.
+
+    A file that lost a line would otherwise continue another run, with a default. Raises
+    ``UserError`` that names the lost settings and options.
+    """
+    values = _given(request)
+    lost = [name for name in required_settings() if name not in values]
+    if values.get("schedule") in STEPPED and "drops" not in values:
+        lost.append("drops")
+    _require_none(lost)
+    plan = resolve(values["method"], request.options)
+    parts = {**plan.slots, **plan.options}
+    _require_none(
+        [name for name in parts if parts[name] is not None and name not in request.options]
+    )
+    return _checked(values, plan, dict.fromkeys([*values, *request.options], Origin.STORED))
+
+
+def _given(request: RunRequest) -> dict[str, Any]:
+    """The settings that are not left open, in their own types."""
+    said = {name: getattr(request, name) for name in setting_types()}
+    types = setting_types()
+    return {
+        name: coerce("--" + name.replace("_", "-"), value, types[name])
+        for name, value in said.items()
+        if value is not None
+    }
+
+
+def _drop_companions(values: dict[str, Any], given: Mapping[str, Any], presets: Presets) -> None:
+    """Drop presets that only make sense together with a setting that the user replaced."""
+    if values["schedule"] not in STEPPED and "drops" not in given:
+        values.pop("drops", None)
+    for name, networks in VARIANTS.items():
+        if values["model"] not in networks and name not in given:
+            values.pop(name, None)
+    if values["model"] != presets.settings["model"] and "width" not in given:
+        values.pop("width", None)
+    if "eps" in given and "eval_alpha" not in given:
+        values.pop("eval_alpha", None)
+
+
+def _require_none(lost: list[str]) -> None:
+    if lost:
+        raise UserError(
+            f"The run's configuration has lost {', '.join(lost)}; put back what it was begun with."
+        )
+
+
+def _checked(values: Mapping[str, Any], plan: Plan, origins: Mapping[str, Origin]) -> RunConfig:
+    settings: dict[str, Any] = {name: values.get(name) for name in setting_types()}
+    set_ones = {
+        name: origin
+        for name, origin in origins.items()
+        if name not in settings or settings[name] is not None
+    }
+    config = RunConfig(**settings, plan=plan, origins=set_ones)
+    check(config)
+    return config
