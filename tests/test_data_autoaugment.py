@@ -155,5 +155,5 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
 @pytest.mark.parametrize("method", ["atta-1", "apart", "fgsm-plus"])
 def test_a_stored_perturbation_cannot_follow(method):
     config = resolve_run(RunRequest(**{**CONFIG, "method": method}))
-    with pytest.raises(UserError, match=f"leave it away with {method}"):
+    with pytest.raises(UserError, match=f"omit it with {method}"):
         open_source(config, torch.device("cpu"))

@@ -12,7 +12,7 @@ import typer
 
 from fastadv.algorithms.options import all_options, default, option_types
 from fastadv.algorithms.parts import PARTS, names
-from fastadv.cli.main import app
+from fastadv.cli.main import application
 from fastadv.declared import describe, plain_type
 from fastadv.run.defaults import DEFAULTS
 from fastadv.run.request import setting_types
@@ -23,7 +23,7 @@ REWRITE = "python tests/train_flags.py"
 
 def train_flags() -> list[str]:
     """One line per option that the command takes, sorted."""
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(application("train"))
     found = []
     for option in group.commands["train"].params:
         flags = "/".join([*option.opts, *option.secondary_opts])

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a progress bar, a line an epoch, a table at the end."""
+"""The terminal output of a run: a progress bar, a line per epoch, a table at the end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAY_EVERY = 30.0  # seconds between lines about an evaluation where there is no 
 
 
 class Terminal(rich.console.Console):
-    """A reader that has gone away (``| head``) does not end the run."""
+    """A closed pipe (``| head``) does not end the run."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -46,7 +46,7 @@ class _Titled(Progress):
 
 
 class Console:
-    """Writes to the terminal; without one, plain lines. Of several processes the first speaks."""
+    """Writes to the terminal, or plain lines without one. Only rank 0 writes."""
 
     def __init__(self, console: rich.console.Console | None = None) -> None:
         quiet = distributed.rank() != 0
@@ -56,7 +56,7 @@ class Console:
         self._done_before = 0
 
     def start(self, session: Session, folder: RunFolder, epoch: int) -> None:
-        """Say what is trained, on what, where."""
+        """Print the method, the data, the network and the device."""
         config = session.config
         parts = ", ".join(f"{s} {n}" for s, n in session.step.plan.slots.items() if n != "none")
         weights = sum(parameter.numel() for parameter in session.model.parameters())
@@ -84,7 +84,7 @@ class Console:
 
     @contextmanager
     def epoch(self, epoch: int, done: int, batches: int) -> Iterator[Callable[[int], None]]:
-        """A bar over the batches of ``epoch``; gives the function to call after each."""
+        """A bar over the batches of ``epoch``; yields the function to call after each."""
         images, began = 0, time.monotonic()
         columns = (
             TextColumn(f"epoch {epoch + 1}/{self._total}"),
@@ -109,8 +109,8 @@ class Console:
     def evaluating(
         self, title: str, attack: str, done: int, total: int
     ) -> Iterator[Callable[[int], None]]:
-        """A bar over ``total`` images below ``title``; gives the function to call with how many
-        have been evaluated so far. Without a terminal, a line where an evaluation takes long."""
+        """A bar over ``total`` images below ``title``; yields the function to call with the number
+        of images evaluated so far. Without a terminal, a line when an evaluation takes long."""
         began = said = time.monotonic()
         bar = _Titled(
             TextColumn(escape(attack)),
@@ -142,7 +142,7 @@ class Console:
             yield tick
 
     def _eta(self, epoch: int) -> str:
-        """How long the epochs that are left will take, evaluation included."""
+        """The estimated time of the remaining epochs, evaluation included."""
         finished = epoch - self._done_before
         if finished < 1:
             return ""
@@ -185,7 +185,7 @@ class Console:
 
 
 def as_interval(ends: Sequence[float]) -> str:
-    """The ends of an interval of shares, in per cent."""
+    """The ends of an interval in [0,1], as percentages."""
     return f"{100 * ends[0]:.1f}-{100 * ends[1]:.1f}"
 
 

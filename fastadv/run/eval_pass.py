@@ -1,8 +1,8 @@
-"""An evaluation that shows how far it is, reports its precision, and can be interrupted.
+"""An evaluation that shows its progress, reports its precision, and can be interrupted.
 
-One pass over the images for each attack. What a pass has counted is kept in the run folder when it
-is interrupted, and every few seconds; the same evaluation later continues from there, to the same
-numbers as without a stop, because the noise of an image is that of its place.
+Each attack is one pass over the images. The counts of a pass are stored in the run folder every few
+seconds and on an interruption. The same evaluation later continues from there, with the same result
+as without a stop, because the noise of an image depends on its position.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from fastadv.run.source import EvalBatches, Source
 from fastadv.storage.digests import digest
 from fastadv.threat import parse_number
 
-KEEP_EVERY = 5.0  # seconds between savings of a pass under way
+KEEP_EVERY = 5.0  # seconds between two savings of a running pass
 
 
 class StopEvaluation(Exception):
-    """Raised by ``heed`` after a batch, in all processes at the same one."""
+    """Raised by ``heed`` after a batch, the same one in all processes."""
 
 
 class EvaluationStopped(KeyboardInterrupt):
-    """The evaluation was interrupted; ``scores`` holds the attacks that are done."""
+    """The evaluation was interrupted; ``scores`` holds the finished attacks."""
 
     def __init__(self, scores: EvalScores, sentence: str) -> None:
         super().__init__(sentence)
@@ -54,7 +54,7 @@ class EvaluationStopped(KeyboardInterrupt):
 
 class EvalScores(Scores):
     """Scores. ``said``: the threat and the precision; ``stored``: the attacks that were evaluated
-    before; ``seconds_before``: how long all that was found stored had taken."""
+    before; ``seconds_before``: the time that the stored results had taken."""
 
     def __init__(self, n: int, said: str) -> None:
         super().__init__({}, n)
@@ -65,10 +65,10 @@ class EvalScores(Scores):
 
 @dataclass
 class EvalJob:
-    """What is evaluated. ``which`` names the weights, ``images_name`` the images, for a person.
+    """What is evaluated. ``which`` and ``images_name`` name weights and images in messages.
 
-    ``lasting``: each attack's result is a line in evaluations.jsonl. Otherwise all of it is only
-    there to go on with, until ``forget``.
+    ``lasting``: each attack's result is a line in evaluations.jsonl. Otherwise results are stored
+    only to continue an interrupted evaluation, until ``forget``.
     """
 
     config: RunConfig
@@ -83,7 +83,7 @@ class EvalJob:
     kept: list[Settings] = field(default_factory=list)
 
     def forget(self) -> None:
-        """Forget what was kept to go on with: its results are written elsewhere."""
+        """Delete the stored passes once their results are written elsewhere."""
         while self.kept:
             self.records.drop(self.kept.pop())
 
@@ -99,9 +99,9 @@ def run_evaluation(
     seed: int,
     one_pass: bool = False,
 ) -> EvalScores:
-    """``fastadv.evaluate`` in the model's own precision, by all processes, as the module says.
+    """``fastadv.evaluate`` in the model's own precision, shared by all processes.
 
-    ``one_pass``: all attacks in one, which is kept only while it is under way. Raises as
+    ``one_pass``: all attacks in one pass, which is stored only while it runs. Raises as
     ``fastadv.evaluate`` does, ``StopEvaluation`` as ``job.heed`` does, and ``EvaluationStopped``
     for a ``KeyboardInterrupt``.
     """
@@ -133,7 +133,7 @@ def run_evaluation(
 
 
 class _Pass:
-    """One pass over the images under some attacks, from its record on."""
+    """One pass over the images under some attacks, continued from its record if there is one."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class _Pass:
         return {"attack": ",".join(self._attacks), **self._common()}
 
     def run(self) -> Scores:
-        """The scores; warns of what makes them flatter."""
+        """The scores; warns of what makes them too high."""
         records = self._job.records
         record = None if records.empty else records.find(self._settings)
         if record is not None:
@@ -176,7 +176,7 @@ class _Pass:
         if done is not None and self.was_stored:
             counts = done
             if self._job.lasting and not records.holds_result(self._settings):
-                self._finish(counts)  # it was interrupted between the last batch and this
+                self._finish(counts)  # interrupted between the last batch and this line
         else:
             counts = self._evaluate(done)
         for sentence in counts.remarks():
@@ -205,7 +205,7 @@ class _Pass:
                     self._keep(self._tally.counted(shared=True))
                 raise
             except BaseException:
-                # Alone it may wait for the device; of several processes the others are elsewhere.
+                # A single process may wait for the device; of several, the others are not here.
                 if self._tally is not None and distributed.world_size() == 1:
                     with suppress(Exception):
                         self._keep(self._tally.counted())
@@ -252,7 +252,7 @@ _COUNTED = [entry.name for entry in dataclasses.fields(Counts) if entry.name != 
 
 
 def _settings(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings:
-    """What decides the numbers besides the attack: another value of one is another evaluation."""
+    """What the result depends on besides the attack: another value is another evaluation."""
     config, data = job.config, job.data
     network = [config.model, config.width, config.depth, *(
         getattr(config, name) for name in VARIANTS

@@ -1,8 +1,8 @@
 """Stored evaluations, so that none is repeated: one record per pass over the images.
 
-A record holds the settings of the pass and its counts so far. It is believed only where every
-setting is the same (the weights' and the images' digests among them) and this user's own mark is
-on it: a damaged record, one of other weights and a stranger's are as if they were not there.
+A record holds the settings of the pass and its counts so far. It is used only if every setting is
+the same (among them the digests of weights and images) and if it carries this user's mark. Damaged
+records, those of other weights and those of other users are ignored.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Record = dict[str, Any]
 
 
 class EvalRecords:
-    """The records of one run folder; of several processes the first one writes."""
+    """The records of one run folder. Only rank 0 writes."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
@@ -34,17 +34,17 @@ class EvalRecords:
 
     @property
     def empty(self) -> bool:
-        """Whether there is no record at all."""
+        """True if there is no record."""
         folder = self._folder
         return not folder.evaluations.exists() and not folder.unfinished.exists()
 
     def find(self, settings: Settings) -> Record | None:
-        """The newest record of a pass with ``settings`` that got furthest, or None."""
+        """The record of the furthest pass with ``settings``, the newest of equals, or None."""
         same = _of([*self._results(), *self._unfinished()], settings)
         return max(reversed(same), key=lambda record: record["images"], default=None)
 
     def holds_result(self, settings: Settings) -> bool:
-        """Whether evaluations.jsonl has a pass with ``settings``."""
+        """True if evaluations.jsonl has a pass with ``settings``."""
         return bool(_of(self._results(), settings))
 
     def add(self, record: Record) -> None:
@@ -60,11 +60,11 @@ class EvalRecords:
             self._warn(error)
 
     def keep(self, record: Record, settings: Settings) -> None:
-        """Keep a pass to go on with, in the place of an earlier record of it."""
+        """Store an unfinished pass in place of its earlier record."""
         self._rewrite(settings, [record])
 
     def drop(self, settings: Settings) -> None:
-        """Forget the pass to go on with."""
+        """Delete the record of an unfinished pass."""
         if self._folder.unfinished.exists():
             self._rewrite(settings, [])
 
@@ -123,7 +123,7 @@ def _sealed(record: Record) -> str:
 
 
 def _believed(lines: list[str]) -> list[Record]:
-    """The records among ``lines`` that this user wrote and nothing has changed since."""
+    """The records among ``lines`` that this user wrote and that are unchanged."""
     found = []
     for line in lines:
         try:

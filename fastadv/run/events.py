@@ -11,7 +11,7 @@ from fastadv.engine.process import distributed
 
 
 class Events:
-    """Writes each epoch's numbers as scalars into the run folder; without TensorBoard, nothing."""
+    """Writes the scalars of each epoch into the run folder; does nothing without TensorBoard."""
 
     def __init__(self, folder: Path) -> None:
         self._writer = None
@@ -22,8 +22,8 @@ class Events:
             self._writer = SummaryWriter(str(folder))
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """``line`` as ``metrics.jsonl`` has it; "epoch" is the step of the curves, and the two ends
-        of an interval are a curve each."""
+        """Add a line of ``metrics.jsonl``. Its "epoch" is the step of the curves; each end of an
+        interval is a curve of its own."""
         if self._writer is None:
             return
         for name, value in line.items():

@@ -40,8 +40,8 @@ def load_run(path: str, which: str) -> tuple[RunConfig, Source, nn.Module]:
     last = folder.averaged if folder.averaged.exists() else folder.last
     if which == "last" and last is folder.last and _averages(config) and folder.summary.exists():
         raise UserError(
-            f"{printable(folder.averaged)} is lost, and last.pt holds other weights than the run "
-            "ended with: put it back, or evaluate the best ones."
+            f"{printable(folder.averaged)} is missing, and last.pt holds other weights than those "
+            "the run ended with: restore it, or evaluate the best weights."
         )
     file = folder.best if which == "best" else last
     saved = checkpoint.load(file)
@@ -56,7 +56,7 @@ def load_run(path: str, which: str) -> tuple[RunConfig, Source, nn.Module]:
         if before != provenance.source(config.model):
             warn(
                 f"the code of {config.model} is not what {printable(path)} was trained with, so "
-                "these may be numbers of another network."
+                "the results may belong to another network."
             )
     return config, data, model
 
@@ -77,14 +77,14 @@ def evaluate_run(
     console: Console | None = None,
 ) -> EvalScores:
     """Test accuracy in [0,1] by attack; ``eps`` is the run's unless given, and so is the step
-    ``alpha`` of attacks with several steps (of another ball: the usual one for it). All test
-    images are evaluated, or ``limit`` of them, each class in proportion, whatever the run's own
-    ``--test-limit`` was.
+    ``alpha`` of attacks with several steps (with another ``eps``: that of the attack). All test
+    images are evaluated, or ``limit`` of them, each class in proportion; the run's own
+    ``--test-limit`` is ignored.
 
     Each attack's result is a line in the folder's evaluations.jsonl and is not computed again.
     Interrupted, it raises ``EvaluationStopped`` with the finished attacks; the next call continues
     from there.
-    ``console`` shows how far it is.
+    ``console`` shows the progress.
     """
     config, data, model = load_run(path, which)
     device = choose_device(config.device)
@@ -111,7 +111,7 @@ def evaluate_run(
 
 
 def export_run(path: str, out: Path, which: str = "best") -> None:
-    """Write the weights of a run as a safetensors file, with what is needed to rebuild it."""
+    """Write a run's weights as a safetensors file, with the settings that rebuild its network."""
     names = {file.name for file in RunFolder(Path(path)).files()}
     if out.name in names and os.path.realpath(out.parent) == os.path.realpath(path):
         raise UserError(f"{printable(out)} is a file of the run itself: choose another --out.")

@@ -1,6 +1,6 @@
-"""What a run depends on: written into last.pt, compared when the run goes on.
+"""What a run depends on: written into last.pt and compared on resume.
 
-What is trained must be the same; what may change single bits is said.
+What is trained must be the same; a difference that may change single bits is reported.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _FREE = {
     "out",
     "checkpoint_minutes",
 }
-"""Settings that may change: where things lie (their content is compared), and when to save."""
+"""Settings that may change: paths (the content is compared) and when to save."""
 _SAID = {"device", "epochs", "mode"}
 _ONLY_EVALUATION = {"test_limit", "test_attacks", "eval_alpha"}
-"""Settings that leave no trace in weights."""
+"""Settings that do not influence the weights."""
 
 
 def record(config: RunConfig, digests: Mapping[str, str], device: torch.device) -> dict[str, Any]:
@@ -57,33 +57,33 @@ def record(config: RunConfig, digests: Mapping[str, str], device: torch.device) 
 
 
 def configuration(config: RunConfig) -> str:
-    """What is trained; where the folder lies and how often it is saved is no part of it."""
+    """The settings that decide what is trained: without the folder and how often it is saved."""
     return to_toml(dataclasses.replace(config, out=None, checkpoint_minutes=0.0))
 
 
 def require_own(saved: Mapping[str, Any], config: RunConfig, path: Path) -> None:
     """Raise ``UserError`` unless the checkpoint ``saved`` from ``path`` is of a run of ``config``.
 
-    Networks of one kind fit into each other: nothing else would tell another run's weights.
+    Weights of one architecture fit any run of it: nothing else would show a mix-up.
     """
     try:
         text = saved.get("configuration") or saved["provenance"]["configuration"]
         differences = list(_differences(text, configuration(config)))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):  # no TOML
         raise UserError(
-            f"{printable(path)} does not say which run it belongs to: put the run's own file back."
+            f"{printable(path)} does not say which run it belongs to: restore the run's own file."
         ) from None
     for name, before, after in differences:
         if name in _ONLY_EVALUATION:
             continue
         raise UserError(
             f"{printable(path)} is of a run with {name} {_shown(before)}, and config.toml says "
-            f"{_shown(after)}: put back whichever is not this run's own."
+            f"{_shown(after)}: restore the one that is not of this run."
         )
 
 
 def _differences(before: str, after: str) -> Iterator[tuple[str, Any, Any]]:
-    """The settings that may not change, and did: name, before, after."""
+    """The settings that must not change and did: name, before, after."""
     old, new = _flat(before), _flat(after)
     for name in sorted((old.keys() | new.keys()) - _FREE - _SAID):
         if old.get(name) != new.get(name):
@@ -91,19 +91,19 @@ def _differences(before: str, after: str) -> Iterator[tuple[str, Any, Any]]:
 
 
 def compare(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Sentences about what may change bits; raises ``UserError`` where another run would go on."""
+    """Sentences about what may change single bits. Raises ``UserError`` if it is another run."""
     for name, began, found in _differences(saved["configuration"], now["configuration"]):
         raise UserError(
             f"The run was begun with {name} {_shown(began)}, and config.toml now says "
-            f"{_shown(found)}: put it back, or train into another --out."
+            f"{_shown(found)}: restore it, or train into another --out."
         )
     before, after = (_flat(each["configuration"]) for each in (saved, now))
     old, new = saved["digests"], now["digests"]
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             raise UserError(
-                f"The run's {name} is not what it was begun with, so going on would be another "
-                "run: give it back what it had, or train into another --out."
+                f"The run's {name} is not what it was begun with, so this would be another "
+                "run: restore it, or train into another --out."
             )
     said = [
         f"{name} {_shown(before.get(name))} before, {_shown(after.get(name))} now"
@@ -118,7 +118,7 @@ def compare(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
     if not said:
         return []
-    return [f"the run goes on otherwise than it was begun, so not bit for bit: {'; '.join(said)}."]
+    return [f"the run continues under other conditions, so not bit for bit: {'; '.join(said)}."]
 
 
 def _flat(text: str) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _processor(device: torch.device) -> str:
 
 
 def source(model: str) -> str:
-    """A digest of the file a network of one's own comes from; empty for others."""
+    """A digest of the source file of a ``module:callable``; "" for other networks."""
     if ":" not in model:
         return ""
     found = importlib.util.find_spec(model.partition(":")[0])  # imported before

@@ -1,12 +1,12 @@
 """A run's folder: config.toml, metrics.jsonl, last.pt, best.pt, summary.json.
 
-Where a recipe averages weights, averaged.pt holds those that were evaluated last; last.pt goes on
-with the live ones. evaluations.jsonl is what ``fastadv evaluate`` found, and
+If a recipe averages weights, averaged.pt holds the last evaluated average, last.pt the live
+weights. evaluations.jsonl holds the results of ``fastadv evaluate``, and
 evaluations.partial.json what an interrupted evaluation had counted (``fastadv.run.eval_records``).
 
-Each file carries a checksum of its own. Of several processes the first one writes; the others
-read what it wrote. A folder may come from a stranger: what its files name is not believed
-(``read_config``), and no link in it is written through (``files``).
+Each file carries its own checksum. Only rank 0 writes; the other processes read. A folder may come
+from anywhere: names in its files are not trusted (``read_config``), and writing follows no link in
+it (``files``).
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class RunFolder:
         self.unfinished = path / "evaluations.partial.json"
 
     def files(self) -> list[Path]:
-        """Where the run's files lie, there or not."""
+        """The paths of the run's files, whether they exist or not."""
         return [place for name, place in vars(self).items() if name != "path"]
 
     @classmethod
     def create(cls, out: str | None, config: RunConfig) -> RunFolder:
-        """A new folder holding the resolved configuration; one that holds a run is refused."""
+        """A new folder with the resolved configuration. Raises ``UserError`` if it holds a run."""
         path = Path(out) if out else _free_name(config)
         folder = cls(path)
         if folder.config.exists():
@@ -75,17 +75,17 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str) -> RunFolder:
-        """The folder of a run that exists."""
+        """The folder of an existing run."""
         folder = cls(Path(path))
         if not os.path.lexists(folder.config):
             raise UserError(f"{printable(path)} holds no run: there is no config.toml in it.")
         return folder
 
     def read_config(self) -> RunConfig:
-        """What is trained here, whole and checked.
+        """The configuration of the run, complete and checked.
 
-        Of a folder that this user did not begin here, code is refused, and nothing that its
-        configuration names is written to or downloaded.
+        If this user did not begin the run here, code that it names is refused, and nothing is
+        written to a path that it names or downloaded.
         """
         try:
             content = files.read(self.config, MOST_BYTES)
@@ -102,7 +102,7 @@ class RunFolder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Raises ``UserError`` where another process trains in this folder."""
+        """Raises ``UserError`` if another process trains in this folder."""
         if distributed.rank() != 0:
             yield
             return
@@ -150,7 +150,7 @@ class RunFolder:
             ) from None
 
     def keep_metrics_before(self, epoch: int) -> None:
-        """Forget lines of epochs that will be trained again."""
+        """Delete the lines of epochs that will be trained again."""
         if distributed.rank() != 0:
             return
         lines = self.read_metrics()
@@ -167,7 +167,7 @@ class RunFolder:
         checkpoint.write_text(self.metrics, text)
 
     def read_summary(self) -> dict[str, Any] | None:
-        """What a finished run found, or None."""
+        """The summary of a finished run, or None."""
         if not os.path.lexists(self.summary):
             return None
         try:
@@ -188,7 +188,7 @@ class RunFolder:
             raise UserError(f"{printable(path)} is damaged: it cannot be read.") from None
 
     def forget_results(self) -> None:
-        """Of a run that goes on: what it found when it was shorter."""
+        """Delete summary.json and averaged.pt before a finished run is extended."""
         if distributed.rank() == 0:
             self.summary.unlink(missing_ok=True)
             self.averaged.unlink(missing_ok=True)
@@ -200,7 +200,7 @@ class RunFolder:
 
 
 def _began_later(lines: list[dict[str, Any]]) -> bool:
-    """Whether the lines of a file that was deleted in the middle of the run are whole."""
+    """True if ``lines`` are all of a file that was deleted in the middle of the run."""
     epochs = [line["epoch"] for line in lines]
     return bool(epochs) and epochs == list(range(epochs[0], epochs[-1] + 1)) and epochs[0] > 1
 
@@ -217,8 +217,8 @@ def _free_name(config: RunConfig) -> Path:
 
 
 def _claimed(path: Path) -> bool:
-    """Whether the new run may have ``path``: alone it makes the folder, so that of two started at
-    the same moment one gets it; several processes of a run look before the first one writes."""
+    """True if the new run may use ``path``. A single process makes the folder, so of two runs
+    started at the same moment one gets it; several processes of a run look before rank 0 writes."""
     if distributed.world_size() > 1:
         return not (path / "config.toml").exists()
     try:

@@ -1,4 +1,4 @@
-"""Where a run's images come from: a set in memory, or files that are decoded while training."""
+"""The images of a run: a data set in memory, or files that are decoded while training."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ class EvalBatches:
 
 @dataclass
 class Source:
-    """The images of a run, whatever holds them. ``num_samples`` rows have an index;
-    ``trained_on`` of them are trained on, the others held out."""
+    """The images of a run. ``num_samples`` images have an index; ``trained_on`` of them are trained
+    on, the others are held out."""
 
     num_samples: int
     trained_on: int
@@ -95,7 +95,7 @@ class Source:
     test: EvalBatches
     streams: bool
     content: dict[str, str]
-    """A digest of each set: another one is another run."""
+    """Name of a set -> its digest. Another digest is another run."""
 
 
 def open_source(config: RunConfig, device: torch.device, views: int = 1) -> Source:
@@ -120,7 +120,7 @@ def open_source(config: RunConfig, device: torch.device, views: int = 1) -> Sour
     }
     kind = _loader(config, device)
     if kind == "dali" and config.unlabelled is not None:
-        raise UserError("--unlabelled mixes images in memory; leave --loader dali away.")
+        raise UserError("--unlabelled mixes images in memory; omit --loader dali.")
     if kind == "dali":
         return _augmented(config, _from_files(config, device, options))
     return _augmented(config, _from_memory(config, device, options))
@@ -130,8 +130,8 @@ def _require_one_update_a_row(config: RunConfig) -> None:
     if config.unlabelled is not None and config.plan.keeps_sample_state:
         raise UserError(
             "--unlabelled draws images with replacement, so a batch may hold the same one twice, "
-            f"with two updates for the one memory that {config.method} keeps of each; leave it "
-            "away, or choose parts that remember nothing of a sample."
+            f"with two updates of the state that {config.method} keeps per sample; omit it, "
+            "or choose parts without state per sample."
         )
 
 
@@ -142,14 +142,14 @@ def _augmented(config: RunConfig, source: Source) -> Source:
     if config.plan.adversary.sample_state():
         raise UserError(
             f"--augmentation {config.augmentation} turns images, and a perturbation kept for each "
-            f"sample cannot follow; leave it away with {config.method}."
+            f"sample cannot follow; omit it with {config.method}."
         )
     if config.augmentation == "rotate":
         return dataclasses.replace(source, loader=Rotated(source.loader, seed=config.seed))
     if source.channels not in (1, 3):
         raise UserError(
             f"--augmentation autoaugment is for grey or RGB images, not {source.channels} "
-            "channels; leave it away."
+            "channels; omit it."
         )
     half = config.epochs // 2
     loader = AutoAugmented(source.loader, first_epoch=half, seed=config.seed)
@@ -172,7 +172,7 @@ def _loader(config: RunConfig, device: torch.device) -> str:
         if config.loader == "dali" and not is_tree(config.data):
             raise UserError(
                 "--loader dali streams trees of image files (folder:, imagenet:), not "
-                f"{config.data}; leave --loader away."
+                f"{config.data}; omit --loader."
             )
         return config.loader
     if not is_tree(config.data):
@@ -249,7 +249,7 @@ def _batches_of(
 def _from_files(config: RunConfig, device: torch.device, options: dict[str, Any]) -> Source:
     tree = list_images(config.data)
     if config.limit is not None:
-        raise UserError("--limit is for data sets in memory; leave it away with --loader dali.")
+        raise UserError("--limit is for data sets in memory; omit it with --loader dali.")
     form = stream_format(tree, config.image_size)
     tell_left_out(tree)
     mean, std = stream_statistics(tree, form)

@@ -33,8 +33,8 @@ from fastadv.run.source import EvalBatches, Source
 from fastadv.storage import checkpoint
 from fastadv.storage.printable import printable
 
-HANDED_ON = 2.0  # seconds
-CHECK_EVERY = 50  # batches between looks at the fault flag
+FORWARDED_SIGNAL_SECONDS = 2.0
+CHECK_EVERY = 50  # batches between two readings of the fault flag
 
 
 @dataclass
@@ -65,7 +65,7 @@ def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]
 
 
 def resume(path: str, console: Console | None = None) -> dict[str, Any]:
-    """Continue the run in ``path`` from its last checkpoint, to the same bits as without a stop."""
+    """Continue the run in ``path`` from its last checkpoint, bit for bit as without a stop."""
     folder = RunFolder.open(path)
     config = folder.read_config()
     with distributed.joined(choose_device(config.device)), folder.alone():
@@ -76,7 +76,7 @@ def resume(path: str, console: Console | None = None) -> dict[str, Any]:
             progress = _restore(session, folder, console or Console())
         elif any(line["epoch"] > 1 for line in folder.read_metrics()):
             raise UserError(
-                f"{folder.last} is gone, and with it all that the run could go on from; "
+                f"{folder.last} is missing, and the run cannot continue without it; "
                 f"{folder.best} still holds its best weights. Train into another --out."
             )
         folder.keep_metrics_before(progress.epoch)
@@ -161,7 +161,7 @@ class _Runner:
                 self._loss += metrics["loss"]
                 progress.batch += 1
                 tick(len(batch.label))
-                alone_and_old = distributed.world_size() == 1 and self._is_old()
+                alone_and_old = distributed.world_size() == 1 and self._checkpoint_due()
                 if progress.batch % CHECK_EVERY == 0 or alone_and_old:
                     self._look(time.monotonic() - began)
                 if self._asked_to_stop():
@@ -174,16 +174,16 @@ class _Runner:
     def _look(self, seconds: float) -> None:
         """Read the fault flag, and save when the last checkpoint is old."""
         self.session.step.check()
-        if distributed.any_process(self._is_old(), self.session.device):
+        if distributed.any_process(self._checkpoint_due(), self.session.device):
             self._save(extra_seconds=seconds)
 
-    def _is_old(self) -> bool:
-        """Whether the last checkpoint is."""
+    def _checkpoint_due(self) -> bool:
+        """True once ``checkpoint_minutes`` have passed since the last checkpoint."""
         minutes = (time.monotonic() - self._saved_at) / 60
         return minutes >= self.session.config.checkpoint_minutes
 
     def _asked_to_stop(self) -> bool:
-        """Whether this process was told to stop; of several, at the moments they all ask."""
+        """True if this process was told to stop; several processes ask at the same batches."""
         done, batches = self.progress.batch, len(self.session.data.loader)
         if distributed.world_size() > 1 and done % CHECK_EVERY and done < batches:
             return False
@@ -210,7 +210,7 @@ class _Runner:
         )
 
     def _advise(self) -> None:
-        """A fifth of the way into the run, pass on what the parts find wrong with it."""
+        """After a fifth of the run, print what the parts advise."""
         total = self.session.config.epochs
         fifth = max(1, round(total / 5))
         if self.progress.epoch + 1 == fifth:
@@ -349,14 +349,14 @@ class _Runner:
 
 
 def _fits(config: RunConfig, data: Source, folder: RunFolder) -> None:
-    """Before memory is taken for a network that a folder asks for: it is the one it holds."""
+    """Check that the folder's weights fit its network before memory is allocated for it."""
     if folder.last.exists():
         saved = checkpoint.load(folder.last).get("model")
         check_fit(config, data_facts(data), saved, folder.last)
 
 
 def _built_for(session: Session) -> dict[str, int]:
-    """What else than the configuration a network was built for."""
+    """What a network was built for besides its configuration."""
     return {"num_classes": session.data.num_classes, "in_channels": session.data.channels}
 
 
@@ -365,17 +365,17 @@ def _provenance(session: Session) -> dict[str, Any]:
 
 
 def _sizes(session: Session) -> dict[str, int]:
-    """What of the data a run cannot go on without."""
+    """Sizes of the data that must be the same on resume."""
     data = session.data
     return {
         "images": data.num_samples,
         "images to train on": data.trained_on,
-        "batches an epoch": len(data.loader),
+        "batches per epoch": len(data.loader),
     }
 
 
 def _own(session: Session) -> dict[str, Any]:
-    """What each process has for itself: where its generators are, and state of its own."""
+    """The rank-local state: random generators and the parts' own state, one entry per process."""
     state = {name: tensor.cpu() for name, tensor in session.step.rank_local_state.items()}
     own: dict[str, Any] = {"state": state, "rng": torch.get_rng_state()}
     if session.device.type == "cuda":
@@ -390,13 +390,13 @@ def _restore(session: Session, folder: RunFolder, console: Console) -> Progress:
         for name, now in _sizes(session).items():
             if saved["data"][name] != now:
                 raise UserError(
-                    f"The run had {saved['data'][name]} {name}, now there are {now}: go on with "
-                    "the same data, on as many processes."
+                    f"The run had {saved['data'][name]} {name}, now there are {now}: resume with "
+                    "the same data on as many processes."
                 )
         if progress.best_epoch and not folder.best.exists():
             raise UserError(
-                f"{printable(folder.best)} is lost, the weights of epoch {progress.best_epoch}: "
-                "put it back, or train into another --out."
+                f"{printable(folder.best)} is missing, the weights of epoch {progress.best_epoch}: "
+                "restore it, or train into another --out."
             )
         for sentence in provenance.compare(saved["provenance"], _provenance(session)):
             console.warn(sentence)
@@ -413,7 +413,9 @@ def _restore(session: Session, folder: RunFolder, console: Console) -> Progress:
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"The checkpoint {folder.last} is not of this run ({error}).") from None
+        raise UserError(
+            f"The checkpoint {folder.last} does not belong to this run ({error})."
+        ) from None
     return progress
 
 
@@ -421,7 +423,8 @@ def _restore(session: Session, folder: RunFolder, console: Console) -> Progress:
 def _stopping_on_signals(runner: _Runner) -> Iterator[None]:
     """The first SIGINT or SIGTERM asks the run to save and stop, a second one ends it at once.
 
-    But for a SIGTERM soon after: torchrun hands on to its processes what they have got themselves.
+    A SIGTERM within ``FORWARDED_SIGNAL_SECONDS`` of the first signal is ignored: torchrun forwards a
+    signal that its workers have already received.
     """
     asked = 0.0
 
@@ -429,7 +432,7 @@ def _stopping_on_signals(runner: _Runner) -> Iterator[None]:
         nonlocal asked
         if not runner.stop_requested:
             runner.stop_requested, asked = signal.Signals(number).name, time.monotonic()
-        elif number == signal.SIGINT or time.monotonic() - asked > HANDED_ON:
+        elif number == signal.SIGINT or time.monotonic() - asked > FORWARDED_SIGNAL_SECONDS:
             raise KeyboardInterrupt
 
     try:
@@ -437,7 +440,7 @@ def _stopping_on_signals(runner: _Runner) -> Iterator[None]:
             number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)
         }
     except ValueError:
-        yield  # not in the main thread: signals are somebody else's
+        yield  # not in the main thread, which alone may handle signals
         return
     try:
         yield

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written aside, synced, renamed, with a checksum."""
+"""Atomic checkpoints: written to a second file, synced, renamed, with a checksum."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:
         # A damaged file shows by many types: BadZipFile, EOFError, UnpicklingError, KeyError, ...
         raise UserError(
-            f"The checkpoint {printable(path)} cannot be read, it is damaged or not one of "
-            f"fastadv's ({type(error).__name__})."
+            f"The checkpoint {printable(path)} cannot be read: it is damaged or not a checkpoint "
+            f"of fastadv ({type(error).__name__})."
         ) from None
     if saved != found:
         raise UserError(
@@ -73,7 +73,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_weights(model: torch.nn.Module, state: object, path: Path) -> None:
-    """Load ``state`` into ``model``, or say in a sentence that it belongs to another one."""
+    """Load ``state`` into ``model``. Raises ``UserError`` if it belongs to another model."""
     model.load_state_dict(check_weights(model, state, path))
 
 

@@ -1,4 +1,4 @@
-"""One digest for one value: numbers, texts, dicts, lists and tensors, told apart by their types."""
+"""Digests of numbers, strings, dicts, lists and tensors; values of different types differ."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _CHUNK = 1 << 24  # bytes hashed by one thread
 def digest(value: Any) -> str:
     """32 hex digits; two values share them only if types, order and every bit are equal.
 
-    Every item is fed as its type, its length and its content, so no two trees give one stream.
+    Every item is hashed as type, length and content, so two different trees give two streams.
     Dicts are read in their order, tensors as shape, strides, dtype and elements. Raises
     ``TypeError`` for anything but None, bool, int, float, str, bytes, dict, list, tuple, tensor.
     """
-    hasher = hashlib.sha256()  # in hardware nearly everywhere
+    hasher = hashlib.sha256()  # most processors have instructions for it
     _feed(hasher, value)
     return str(hasher.hexdigest()[:32])
 
@@ -65,7 +65,7 @@ def _feed_tensor(hasher: Any, value: Tensor) -> None:
     if len(content) <= _CHUNK:
         hasher.update(content)
         return
-    # Hashing leaves Python's lock to others: large sets of images take a core each chunk.
+    # hashlib releases the GIL, so the chunks of a large data set are hashed on all cores.
     parts = [content[start : start + _CHUNK] for start in range(0, len(content), _CHUNK)]
     with ThreadPoolExecutor() as threads:
         for part in threads.map(lambda part: hashlib.sha256(part).digest(), parts):

@@ -1,5 +1,5 @@
-"""Files of a run folder that somebody else may have made: no link is followed when writing, and
-only regular files of a sensible size are read."""
+"""Files of a run folder that may come from another user: writing follows no link, and only regular
+files of a sensible size are read."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 @contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` when the block ends well: all or nothing.
+    """A new file that replaces ``path`` when the block ends without an exception.
 
     It is created exclusively beside ``path``. A symbolic link of either name is replaced or
-    removed, and what it points to stays as it is. Raises ``OSError`` as ``open`` does.
+    removed, and its target stays unchanged. Raises ``OSError`` as ``open`` does.
     """
     aside = path.with_name(path.name + ".partial")
     aside.unlink(missing_ok=True)
@@ -41,7 +41,7 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def appended(path: Path) -> Iterator[BinaryIO]:
-    """``path`` open for appending, made if it is not there; never through a link.
+    """``path`` open for appending, created if missing, never through a link.
 
     Raises ``UserError`` when it is a link or no regular file.
     """
@@ -54,7 +54,7 @@ def appended(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def regular(path: Path) -> Iterator[BinaryIO]:
-    """``path`` open for reading; a pipe, a device or a folder is refused, and never waited for.
+    """``path`` open for reading. A pipe, a device or a folder is refused without waiting.
 
     Raises ``UserError`` for these, and ``FileNotFoundError`` when there is none.
     """
@@ -68,7 +68,7 @@ def read(path: Path, most: int) -> bytes:
     with regular(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise UserError(f"{printable(path)} is larger than such a file can be ({most:,} bytes).")
+        raise UserError(f"{printable(path)} is larger than such a file may be ({most:,} bytes).")
     return content
 
 

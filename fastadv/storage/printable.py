@@ -1,4 +1,4 @@
-"""Names that strangers chose, made safe for a terminal."""
+"""Names from files of unknown origin, made safe for a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def printable(text: str | os.PathLike[str]) -> str:
     """``text`` on one line, with every control or invisible character written as its escape.
 
     A file name may hold the codes that move a cursor, recolour or retitle a terminal, or turn the
-    direction of writing. A long text loses its middle.
+    direction of writing. The middle of a long text is cut out.
     """
     shown = "".join(c if c.isprintable() else _escaped(c) for c in os.fspath(text))
     if len(shown) > _LONGEST:

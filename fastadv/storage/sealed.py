@@ -1,4 +1,4 @@
-"""Text files that notice damage: a checksum inside, which leaves them TOML, JSON and JSON lines."""
+"""Text files with a checksum inside, which stay valid TOML, JSON and JSON lines."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def seal_text(text: str) -> str:
 
 
 def check_text(text: str) -> None:
-    """Raise ``Broken`` where ``text`` ends in another checksum than its own.
+    """Raise ``Broken`` if ``text`` ends in a checksum that does not match.
 
-    A text without one passes: its user took the line away to change it by hand.
+    A text without a checksum passes: the user deleted that line to edit the file by hand.
     """
     content, mark, rest = text.rpartition("\n" + _COMMENT)
     if mark and rest != _of(content + "\n") + "\n":
@@ -51,7 +51,7 @@ def open_value(text: str) -> dict[str, Any]:
 
 
 def seal_line(value: dict[str, Any], before: str) -> str:
-    """``value`` as a line of JSON; its checksum follows from ``before``, the line before it."""
+    """``value`` as a line of JSON. Its checksum covers ``before``, the previous line, too."""
     text = json.dumps(value)
     return f'{text[:-1]}, "{_KEY}": "{_of(before + text)}"}}\n'
 
@@ -59,7 +59,7 @@ def seal_line(value: dict[str, Any], before: str) -> str:
 def open_lines(text: str) -> list[dict[str, Any]]:
     """What ``seal_line`` wrote, without the checksums; raises ``Broken``.
 
-    A last line without its end is left out: a crash cut it short.
+    A last line without a line end is left out: a crash truncated it.
     """
     *lines, _ = text.split("\n")
     found, before = [], ""

@@ -1,8 +1,8 @@
-"""Whose code may run: ``module:callable`` in a run folder is called only for who wrote it there.
+"""Which code may run: ``module:callable`` in a run folder, only for the user who began the run.
 
-A run folder can come from anybody, and importing what its config.toml names runs that. A note is
-kept outside of the folder when a run is begun here; a folder without one is refused, unless the
-user said ``--trust-code``.
+A run folder may come from anywhere, and importing the module that its config.toml names runs code.
+When a run is begun, a note is kept outside of the folder. A folder without a note is refused unless
+the user passed ``--trust-code``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _allowed: ContextVar[bool] = ContextVar("code of any run folder may be called", 
 
 @contextmanager
 def trusting(wanted: bool) -> Iterator[None]:
-    """Inside, where ``wanted``, what any run folder names may be imported and called."""
+    """Inside the block, if ``wanted``, code that any run folder names may be imported and called."""
     before = _allowed.set(wanted or _allowed.get())
     try:
         yield
@@ -37,7 +37,7 @@ def trusting(wanted: bool) -> Iterator[None]:
 def remember(folder: Path, config: bytes) -> None:
     """Note that this user began the run in ``folder`` with these bytes of config.toml.
 
-    Where no note can be kept the run goes on; reading it later then needs ``--trust-code``.
+    If no note can be written, the run continues; reading it later then needs ``--trust-code``.
     """
     with suppress(OSError, UserError):
         notes = _home() / "trusted"
@@ -57,12 +57,12 @@ def require(folder: Path, config: bytes, model: str) -> None:
 
 
 def is_own(folder: Path, config: bytes) -> bool:
-    """Whether this user began the run here, or said to trust it."""
+    """True if this user began the run here, or passed ``--trust-code``."""
     return _allowed.get() or _is_noted(folder, config)
 
 
 def sign(content: bytes) -> str:
-    """A mark that only this user can put on ``content``; empty where no key can be kept."""
+    """A mark that only this user can put on ``content``; "" if no key can be stored."""
     try:
         key = _key(make=True)
     except (OSError, UserError):
@@ -78,14 +78,14 @@ def _is_noted(folder: Path, config: bytes) -> bool:
 
 
 def _name(folder: Path, config: bytes, key: bytes) -> str:
-    """A note's name: neither a moved or copied folder nor another config.toml has it."""
+    """The file name of a note. A moved or copied folder, or another config.toml, has another."""
     place = os.fsencode(folder.resolve())
     content = len(place).to_bytes(8, "big") + place + config
     return hmac.new(key, content, hashlib.sha256).hexdigest()
 
 
 def _key(*, make: bool) -> bytes:
-    """The user's random key: who can write notes but not read it cannot name one."""
+    """The user's random key. Without it, the file name of a valid note cannot be computed."""
     path = _home() / "key"
     if make and not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
-"""Values as a checkpoint's reader takes them: exact types, tensors of their own elements.
+"""Values in the form that the reader of checkpoints accepts: exact types, tensors that own their
+elements.
 
-The reader believes nothing (``checkpoint_file``), so what it would refuse must not be written: a
-run would train for days and could not go on.
+The reader trusts nothing (``checkpoint_file``), so a value that it would refuse must not be
+written: a run would train for days and could not be resumed.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from fastadv.storage.checkpoint_file import DTYPES, MOST_SHARED
 def writable(value: Any) -> Any:
     """``value`` with every number, text, dict, list, tuple and tensor of exactly that type.
 
-    A text that knows more (torch's version), numpy's floats and parameters become plain ones.
-    Tensors are shared, not copied, but for those whose elements overlap or are stored lazily.
-    What the reader does not take raises ``UserError`` for a tensor (complex, float8, unsigned
+    Subclasses of ``str`` (torch's version) and of ``float`` (numpy) and parameters become plain.
+    Tensors are shared, not copied, except those whose elements overlap or are stored lazily.
+    What the reader refuses raises ``UserError`` for a tensor (complex, float8, unsigned
     above 8 bits, sparse: a network of one's own may hold it) and ``TypeError`` for other types.
     """
     return _plain(value, {})
 
 
 def _plain(value: Any, seen: dict[int, int]) -> Any:
-    """``seen``: how many tensors so far have the storage at an address."""
+    """``seen``: address of a storage -> number of tensors that use it so far."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Tensor):
@@ -65,8 +66,8 @@ def _plain_tensor(value: Tensor, seen: dict[int, int]) -> Tensor:
         held = held.resolve_neg()
     storage = held.untyped_storage()
     seen[storage.data_ptr()] = uses = seen.get(storage.data_ptr(), 0) + 1
-    # The reader refuses elements that overlap, and tensors much larger together than the file; a
-    # small view would write all of what it looks into.
+    # The reader refuses overlapping elements and tensors that are together much larger than the
+    # file. torch.save would write the whole storage of a small view.
     if held.numel() * held.element_size() != storage.nbytes() or uses > MOST_SHARED:
         return held.clone()
     return held
