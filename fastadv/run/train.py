@@ -423,8 +423,8 @@ def _restore(session: Session, folder: RunFolder, console: Console) -> Progress:
 def _stopping_on_signals(runner: _Runner) -> Iterator[None]:
     """The first SIGINT or SIGTERM asks the run to save and stop, a second one ends it at once.
 
-    A SIGTERM within ``FORWARDED_SIGNAL_SECONDS`` of the first signal is ignored: torchrun forwards a
-    signal that its workers have already received.
+    A SIGTERM within ``FORWARDED_SIGNAL_SECONDS`` of the first signal is ignored: torchrun forwards
+    a signal that its workers have already received.
     """
     asked = 0.0
 

@@ -26,7 +26,7 @@ _allowed: ContextVar[bool] = ContextVar("code of any run folder may be called", 
 
 @contextmanager
 def trusting(wanted: bool) -> Iterator[None]:
-    """Inside the block, if ``wanted``, code that any run folder names may be imported and called."""
+    """Inside, if ``wanted``, code that any run folder names may be imported and called."""
     before = _allowed.set(wanted or _allowed.get())
     try:
         yield
