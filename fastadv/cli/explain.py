@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
+import shutil
+import textwrap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import rich.console
 import rich.text
@@ -20,13 +23,15 @@ from fastadv.run.presets import preset_of
 from fastadv.run.request import RunRequest, setting_types
 from fastadv.run.resolve import resolve_run
 
+WIDEST = 100  # columns; longer lines are hard to read
+
 
 def explain(name: str, data: str) -> rich.console.RenderableType:
     """One method: its parts with their equations, its cost, and what a run of it on ``data`` takes
     where the user says nothing, each value with its origin."""
     config = resolve_run(RunRequest(method=name, data=data))
     plan = config.plan
-    lines = [f"{name}: {plan.recipe.what()}", f"source: {plan.recipe.source}"]
+    lines = [_indented(f"{name}: {plan.recipe.what()}", ""), f"source: {plan.recipe.source}"]
     if plan.recipe.reported:
         lines.append(f"reported: {plan.recipe.reported}")
     if plan.recipe.elsewhere:
@@ -51,7 +56,7 @@ def explain(name: str, data: str) -> rich.console.RenderableType:
 
 def _value(name: str, value: object, origin: Origin, meaning: str, allowed: str) -> list[str]:
     said = meaning + (f" ({allowed})" if allowed else "")
-    return [f"  {name} = {value}  [{origin}]", f"    {said}"]
+    return [f"  {name} = {value}  [{origin}]", _indented(said, "    ")]
 
 
 PASS_WORDS = {
@@ -83,8 +88,22 @@ def _by_kind(counts: Counter[cost.Pass]) -> dict[str, int]:
     return {kind: total[kind] for kind in PASS_WORDS if total[kind]}
 
 
-def _indented(text: str) -> str:
-    return "\n".join("  " + line for line in text.splitlines())
+def _indented(text: str, indent: str = "  ") -> str:
+    """The paragraphs of ``text``, each filled to the width of the terminal; without the marks of
+    code that docstrings have."""
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    blocks = text.replace("``", "").split("\n\n")
+    return "\n\n".join("\n".join(_filled(each, width, indent)) for each in blocks)
+
+
+def _filled(block: str, width: int, indent: str) -> Iterator[str]:
+    """The lines of a paragraph or a list, filled; an entry of a list begins a line."""
+    for entry in re.split(r"\n(?= *(?:-|[0-9]+\.) )", block):
+        mark = re.match(r" *(?:(?:-|[0-9]+\.) +)?", entry)
+        hang = indent + " " * (len(mark[0]) if mark else 0)
+        yield textwrap.fill(
+            " ".join(entry.split()), width, initial_indent=indent, subsequent_indent=hang
+        )
 
 
 def markdown() -> str:
