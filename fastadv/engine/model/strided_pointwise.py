@@ -30,7 +30,7 @@ def pointwise(modules: Iterable[nn.Module], device: torch.device) -> list[nn.Mod
         module
         for module in modules
         if (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
-        or any(map(_is_narrow, module._parameters.values()))
+        or any(_is_narrow(p) for p in module._parameters.values() if not is_lazy(p))
     ]
 
 
@@ -120,7 +120,7 @@ def _may_break(convolution: nn.Conv2d) -> bool:
 
 
 def _is_narrow(weight: Tensor | None) -> bool:
-    if weight is None or is_lazy(weight):
+    if weight is None:
         return False
     shape = weight.shape
     return len(shape) == 4 and shape[2:] == (1, 1) and 1 < shape[1] < _SAFE_CHANNELS
