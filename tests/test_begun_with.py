@@ -214,7 +214,7 @@ def test_another_teacher_is_refused(tmp_path: Path, mode: str) -> None:
 def test_best_weights_that_are_lost_are_missed_before_training(tmp_path: Path) -> None:
     out = stopped(tmp_path / "run")
     (out / "best.pt").unlink()
-    with pytest.raises(UserError, match=r"best\.pt is lost"):
+    with pytest.raises(UserError, match=r"best\.pt is missing"):
         resume(str(out), Console())
 
 
@@ -235,7 +235,7 @@ def test_averages_that_are_lost_are_not_the_live_weights(tmp_path: Path) -> None
     out = tmp_path / "run"
     train(RunRequest(**SMALL, options={"averaging": "ema"}, out=str(out)), Console())
     (out / "averaged.pt").unlink()
-    with pytest.raises(UserError, match=r"averaged\.pt is lost"):
+    with pytest.raises(UserError, match=r"averaged\.pt is missing"):
         evaluate_run(str(out), "clean", which="last")
 
 

@@ -141,7 +141,7 @@ def test_one_method_reads_at_80_columns(fastadv_command):
     outcome = fastadv_command("methods", "rwp")
     assert outcome.code == 0
     assert max(map(len, outcome.out.splitlines())) <= 80
-    assert "c_min = 1.7\n    perturb along samples" in outcome.out
+    assert "c_min = 1.7  [part]\n    perturb along samples" in outcome.out
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["methods"]])

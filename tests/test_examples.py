@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fastadv
 from fastadv.data import load
-from fastadv.engine.optimizer.replayed import _allows
+from fastadv.engine.optimizer.replayed import _is_capturable
 from fastadv.engine.torchvision_shim import import_torchvision
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -192,7 +192,7 @@ def test_what_accelerate_prepared_trains_as_a_loop_by_hand(
             for x, y, _index in loader:
                 step(x, y)
                 schedule.step()
-        assert not _allows(optimizer)  # a GPU launches it
+        assert not _is_capturable(optimizer)  # a GPU launches it
         return model.state_dict()
 
     equal(train(accelerator().prepare), train(lambda *given: given))

@@ -412,7 +412,7 @@ def test_what_cannot_be_evaluated_is_said_as_it_is(sentence, begun, tmp_path, mo
     def fail(*_: Any, **__: Any) -> None:
         raise NotFiniteError(sentence)
 
-    monkeypatch.setattr(train_module, "evaluate", fail)
+    monkeypatch.setattr(train_module, "run_evaluation", fail)
     out = tmp_path / "run"
     with pytest.raises(TrainingError) as first:
         train(RunRequest(**SETTINGS | {"epochs": 1}, out=str(out)), Console())

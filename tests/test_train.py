@@ -111,7 +111,7 @@ def test_the_weights_of_a_finished_run_are_those_of_its_table(options, tmp_path:
 
 
 def test_a_finished_run_is_not_evaluated_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastadv.run.train.evaluate", None)
+    monkeypatch.setattr("fastadv.run.train.run_evaluation", None)
     written = json.loads((run / "summary.json").read_text())
     del written["checksum"]
     assert resume(str(run), Console()) == written
@@ -122,7 +122,7 @@ def test_a_run_whose_checkpoint_is_gone_does_not_begin_anew(tmp_path: Path) -> N
     train(RunRequest(**SMALL, out=str(out)), Console())
     best = (out / "best.pt").read_bytes()
     (out / "last.pt").unlink()
-    with pytest.raises(UserError, match=r"last\.pt is gone"):
+    with pytest.raises(UserError, match=r"last\.pt is missing"):
         resume(str(out), Console())
     assert (out / "best.pt").read_bytes() == best
 
@@ -198,7 +198,7 @@ def test_a_run_goes_on_with_its_data_only(tmp_path: Path) -> None:
     train(RunRequest(**SMALL, out=str(out)), Console())
     config = out / "config.toml"
     edit(config, "limit = 96", "limit = 160")
-    with pytest.raises(UserError, match=r"The run had .* go on with the same data"):
+    with pytest.raises(UserError, match=r"The run had .* resume with the same data"):
         resume(str(out), Console())
 
 
