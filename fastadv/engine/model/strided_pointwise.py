@@ -30,7 +30,7 @@ def pointwise(modules: Iterable[nn.Module], device: torch.device) -> list[nn.Mod
         module
         for module in modules
         if (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
-        or any(_is_narrow(p) for p in module._parameters.values() if not is_lazy(p))
+        or any(_is_narrow(p) for p in module._parameters.values() if p is None or not is_lazy(p))
     ]
 
 
