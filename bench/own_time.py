@@ -45,8 +45,8 @@ def main() -> None:
         return
     pythons = {"new": sys.executable} | ({"old": given.against} if given.against else {})
     for method in given.methods:
-        found = measure(pythons, method, given.rounds, given.steps)
-        row = row_of(method, found)
+        found, old = measure(pythons, method, given.rounds, given.steps)
+        row = row_of(method, found) | ({"against": old} if old else {})
         print(json.dumps(row, indent=1))
         if given.out:
             write(given.out, row)
@@ -112,8 +112,9 @@ def ingredients() -> tuple[Any, torch.optim.Optimizer, torch.Tensor, torch.Tenso
 
 def measure(
     pythons: dict[str, str], method: str, rounds: int, steps: int
-) -> dict[str, dict[str, list[float]]]:
-    """CPU milliseconds of a step, per round, of each python's ``ours`` and ``bare``."""
+) -> tuple[dict[str, dict[str, list[float]]], str | None]:
+    """CPU milliseconds of a step, per round, of each python's ``ours`` and ``bare``, and the
+    commit of the old fastadv."""
     command = [str(Path(__file__).resolve()), "--worker", method]
     workers = {
         side: subprocess.Popen(
@@ -138,7 +139,13 @@ def measure(
         for worker in workers.values():
             worker.kill()
             worker.wait()
-    return found
+    return found, commit_at(Path(places["old"])) if "old" in places else None
+
+
+def commit_at(file: Path) -> str:
+    """The commit of the checkout that holds ``file``."""
+    command = ["git", "-C", str(file.parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def answer(worker: subprocess.Popen[str]) -> str:
@@ -182,7 +189,9 @@ def write(folder: Path, row: dict[str, Any]) -> None:
     from fastadv.benchmark.rows import append_rows, provenance, results_file
 
     device = torch.device("cpu")
-    append_rows(results_file(folder, device), [row | provenance(device)])
+    # The interpreter's place on this machine says nothing elsewhere; the row has its commit.
+    told = {"command": "own_time.py --against PYTHON", "threads": 1}
+    append_rows(results_file(folder, device), [row | provenance(device) | told])
 
 
 if __name__ == "__main__":
