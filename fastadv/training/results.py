@@ -24,11 +24,13 @@ class Gradients(NamedTuple):
 
 
 class OuterPass(NamedTuple):
-    """The outer loss (0-dim, detached), its gradients, and the logits (detached)."""
+    """The outer loss (0-dim), its gradients, and the logits (B,classes) at x_adv and, where a part
+    needs them, at x; all detached."""
 
     loss: Tensor
     gradients: Gradients
-    outputs: Outputs
+    adversarial: Tensor
+    natural: Tensor | None
 
 
 class PassResults(NamedTuple):

@@ -71,7 +71,9 @@ class Update:
         center = self._joint_center(batch)
         if center is not None:
             with self.net.training():
-                attacked, outer = self.net.run(self._joint, batch, center, context, self.scale)
+                x_adv, factor, outer = self.net.run(self._joint, batch, center, context, self.scale)
+            context = context._replace(weakening=factor)
+            attacked = Adversarial(x_adv, center, context, center)
         else:
             attacked = self._attack(batch, context)
             weights = self._perturbed()
@@ -82,7 +84,8 @@ class Update:
                 self.net.copies.invalidate()
             with self.net.training():
                 outer = self.net.run(self._outer, batch, attacked, self.scale)
-        loss, gradients, outputs = outer
+        loss, gradients, adversarial, natural = outer
+        outputs = Outputs(adversarial, natural, attacked.context)
         accuracy = (outputs.adversarial.argmax(1) == batch.y).float().mean()
         hooked = parameter_hooks.through(self.learning(), gradients.weights)
         gradients = gradients._replace(weights=hooked)
@@ -290,8 +293,9 @@ class Update:
 
     def _joint(
         self, batch: Batch, center: Tensor, context: Context, scale: Tensor
-    ) -> tuple[Adversarial, OuterPass]:
-        """A one-step attack and the outer pass over one forward of the center; a region."""
+    ) -> tuple[Tensor, Tensor | None, OuterPass]:
+        """A one-step attack and the outer pass over one forward of the center: x_adv, what
+        ``weakening`` drew, and the pass; a region."""
         factor = weakening(self.plan.adversary, batch, self.seed)
         context = context._replace(weakening=factor)
         center = leaf(center)
@@ -304,7 +308,8 @@ class Update:
         with self.net.bn_momenta.updates_as(passes, ADVERSARIAL):
             logits = self.net.logits(trained_on)
         outputs = Outputs(logits, natural, context)
-        return attacked, self._loss_and_gradients(batch, attacked, trained_on, outputs, scale)
+        outer = self._loss_and_gradients(batch, attacked, trained_on, outputs, scale)
+        return x_adv, factor, outer
 
     def _loss_and_gradients(
         self,
@@ -330,8 +335,8 @@ class Update:
         at_x_adv = None if x_adv is None else found[last]
         gradients = Gradients(found[:first], found[first:last], at_x_adv)
         natural = None if outputs.natural is None else outputs.natural.detach()
-        logits = outputs._replace(adversarial=outputs.adversarial.detach(), natural=natural)
-        return OuterPass(loss.detach(), gradients, logits)
+        # Before torch 2.13 a graph returns no tuple that _replace has made.
+        return OuterPass(loss.detach(), gradients, outputs.adversarial.detach(), natural)
 
     def _weakened(self, x_adv: Tensor, attacked: Adversarial) -> Tensor:
         return weakened(
