@@ -1,6 +1,6 @@
 """Replay an update as CUDA graphs.
 
-Three graphs an update: the passes, the optimizer, and what follows it. The one in the middle is
+Three graphs per update: the passes, the optimizer, and what follows it. The one in the middle is
 there for optimizers whose kind allows it (``replayed_update.py``); any other steps as it always
 does, and its launches hide behind the first graph, which is still running. What a graph reads that
 changes from step to step lives in tensors filled in place: the batch is copied into static inputs,
@@ -43,7 +43,7 @@ MAX_RERECORDINGS = (
 
 
 class CapturedUpdate:
-    """A eager whose two halves are recorded once for each situation and then replayed.
+    """An ``Update`` whose passes and end are recorded once for each situation and then replayed.
 
     A situation is everything a recording has frozen: batch shapes, which parts are active, where
     parameters, buffers and states lie, train flags and precisions, and what Python alone knows
