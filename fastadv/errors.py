@@ -26,7 +26,7 @@ class Interrupted(Exception):
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
-    """The error for a name nobody knows, with the nearest known one.
+    """The error for an unknown name, with the nearest known name.
 
     ``kind`` is what was named ("method", "data set"); ``known`` are the names there are.
     """

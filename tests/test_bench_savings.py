@@ -35,7 +35,6 @@ def test_taking_away_brings_the_plain_passes_back():
 def test_the_script_writes_a_row_of_each(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))  # its own processes import it by name
     script = importlib.import_module("savings")
-    monkeypatch.setattr(script, "FREED_MEMORY_METHODS", ("fast",))  # two processes each
     tiny = ["--width", "2", "--batch-size", "4", "--repeats", "1"]
     monkeypatch.setattr(sys, "argv", ["savings.py", *tiny, "--out", str(tmp_path)])
     script.main()

@@ -24,9 +24,8 @@ def test_apart(tmp_path):
 
 @pytest.mark.slow
 def test_pgd_7(tmp_path):
-    """A third of the usual epochs; 72 % were measured, of 360 images (95 %: 67 to 77 %)."""
-    last = summary_of(tmp_path, method="pgd", amp=True, epochs=10, options={"steps": 7})["last"]
-    assert last["pgd-20"] >= 0.65
+    last = summary_of(tmp_path, method="pgd", amp=True, options={"steps": 7})["last"]
+    assert last["pgd-20"] >= 0.74
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Replay an update as CUDA graphs.
 
 Three graphs per update: the passes, the optimizer, and what follows it. The one in the middle is
-there for optimizers whose kind allows it (``replayed_update.py``); any other steps as it always
+there for optimizers whose kind allows it (``replayed.py``); any other steps as it always
 does, and its launches hide behind the first graph, which is still running. What a graph reads that
 changes from step to step lives in tensors filled in place: the batch is copied into static inputs,
 learning rates, schedules and the noise offset are 0-dim tensors.
@@ -149,7 +149,7 @@ class CapturedUpdate:
         return self._entries[key]
 
     def _gives_up(self, batch: Batch) -> bool:
-        """Whether a recording would not stay true; from then on the update runs as written."""
+        """True if a recording would become wrong; from then on the update runs as written."""
         eager = self.eager
         python = self._python_state()
         number = python.number(eager.net.structure.version)
@@ -272,7 +272,7 @@ def _put_back_on_error(net: Network) -> Iterator[None]:
 
 @contextmanager
 def _with_fresh_grad_accumulators(eager: Update) -> Iterator[None]:
-    """Inside, parameters whose autograd node is bound to another stream are replaced by aliases.
+    """Replace the parameters by aliases if any of them has an autograd node from before.
 
     Autograd binds a parameter's AccumulateGrad node to the stream of its first use, and keeps the
     node while any graph references it (DDP always does). A capture on another stream would fail,
@@ -302,7 +302,7 @@ def _with_fresh_grad_accumulators(eager: Update) -> Iterator[None]:
 
 
 def _in_somebodys_graph(parameter: Tensor) -> bool:
-    """Whether the parameter's node of the autograd graph outlives our looking at it."""
+    """True if another graph keeps the parameter's node of the autograd graph alive."""
     mark = "fastadv"
     # torch's types have a method where its nodes have a dictionary.
     notes: Any = get_gradient_edge(parameter).node.metadata
@@ -314,7 +314,7 @@ def _in_somebodys_graph(parameter: Tensor) -> bool:
 def _standing(model: nn.Module) -> list[Hashable]:
     """Where parameters and buffers lie, which learn, and which modules train.
 
-    Asked before every replay: ``named_modules`` and its kin take many times as long.
+    Called before every replay: ``named_modules`` takes many times as long.
     """
     found: list[Hashable] = []
     seen, waiting = {model}, [model]

@@ -61,8 +61,8 @@ class Update:
         self._learns = {name for name in self.named if self.plan.layers.learns(name)}
 
     def compute_gradients(self, batch: Batch, buffers: Snapshot | None = None) -> PassResults:
-        """Attack, perturb the weights, and take the outer pass's gradients. ``buffers`` are the
-        model's of this moment, where somebody has copied them already."""
+        """Attack, perturb the weights, and take the outer pass's gradients. ``buffers``: a copy of
+        the model's present buffers, if the caller has one."""
         plan = self.plan
         buffers = buffers or Snapshot(self.net.kept_buffers)
         self._directions = []
@@ -160,7 +160,7 @@ class Update:
         return gradient / self.scale.to(gradient.dtype)
 
     def _share_rows(self, index: Tensor) -> None:
-        """What every process remembers about the samples of the others' batches."""
+        """Send the rows kept of this batch's samples to the other processes, and take theirs."""
         if distributed.world_size() == 1:
             return
         for part in self.plan.parts.values():
