@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import runpy
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,20 @@ from fastadv.engine.torchvision_shim import import_torchvision
 EXAMPLES = Path(__file__).parents[1] / "examples"
 EPS = 0.2
 
-pytestmark = [
-    pytest.mark.slow,
-    # What the libraries say about their own code.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Examples write into the current folder; timm and torchmetrics import torchvision, whose
-    wheel may have been built for another torch."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Examples write into the current folder. timm and torchmetrics import torchvision, whose
+    wheel may have been built for another torch. Warnings are dropped here: their classes are the
+    libraries' own, and the process that collects the workers' warnings would import Lightning,
+    and so torchvision, to show one."""
     import_torchvision()
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield tmp_path
 
 
 def printed(out: str) -> dict[str, float]:
