@@ -237,16 +237,18 @@ class Update:
 
     def attack_loss(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
         """The scalar an attack maximises: the recipe's objective plus the target's own term."""
-        if self.plan.adversary.attack_objective == "kl":
-            loss = kernels.trades_kl(required(context.natural_logits_attack), logits)
-        else:
-            loss = functional.cross_entropy(logits, y, reduction="none")
         term = self.plan.target.attack_term(logits, context)
-        if term is not None and self.plan.adversary.attack_objective == "kl":
-            loss = self.plan.objective.attack_scale() * loss + term
+        if self.plan.adversary.attack_objective == "kl":
+            losses = kernels.trades_kl(required(context.natural_logits_attack), logits)
+            if term is not None:
+                losses = self.plan.objective.attack_scale() * losses + term
+            loss = losses.mean()
         elif term is not None:
-            loss = loss + term
-        return loss.mean() * self.net.loss_scale(len(y))
+            loss = (functional.cross_entropy(logits, y, reduction="none") + term).mean()
+        else:
+            loss = functional.cross_entropy(logits, y)
+        scale = self.net.loss_scale(len(y))
+        return loss if scale == 1.0 else loss * scale
 
     def _outputs(
         self,
