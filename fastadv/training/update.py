@@ -1,10 +1,11 @@
 """One update: the order in which the parts of a recipe act on one batch.
 
-``compute_gradients``: noise is named by the update's number; the adversary makes x_adv with the
-parameters frozen; the weights part moves the weights; objective, target and regularizer give one
-scalar and one backward. ``apply_gradients``: the optimizer steps. ``finish_update``: the weights
-come back, and parts with state read what they need from tensors already at hand. The first and the
-last are straight tensor code, so they can be captured.
+``compute_gradients``: the adversary makes x_adv with frozen parameters; the weights part perturbs
+the weights; objective, target and regularizer give one scalar, which one backward pass
+differentiates. Noise is drawn by the number of the update. ``apply_gradients``: the optimizer
+steps. ``finish_update``: the perturbation of the weights is subtracted, and parts update their
+state from the tensors computed before. The first and the last only launch tensor operations, so
+they can be captured.
 """
 
 from __future__ import annotations
@@ -47,22 +48,22 @@ class Update:
 
     def __init__(self, plan: Plan, net: Network, threat: Threat, seed: int) -> None:
         self.plan, self.net, self.threat, self.seed = plan, net, threat, seed
-        self.scale = torch.ones((), device=net.device)  # of the outer loss, filled in place
-        self.named: dict[str, Tensor] = {}  # what stands in the model
+        self.scale = torch.ones((), device=net.device)  # loss scale, filled in place
+        self.named: dict[str, Tensor] = {}  # name -> parameter of the present model
         self._learns: set[str] = set()
-        self.room = 0  # rows of memory about samples that each process sends
-        self._directions: list[Tensor] = []  # whether those of this update were finite
+        self.room = 0  # most rows of per-sample state that each process sends
+        self._directions: list[Tensor] = []  # 0-dim bool per direction of this update: is it finite
         self.still = Still(net.device)
         self.follow()
 
     def follow(self) -> None:
-        """The parameters are those of the model of this moment."""
+        """Take over the parameters of the present model."""
         self.named = dict(self.net.structure.parameters)
         self._learns = {name for name in self.named if self.plan.layers.learns(name)}
 
     def compute_gradients(self, batch: Batch, buffers: Snapshot | None = None) -> PassResults:
-        """Attack, perturb the weights, and take the outer pass's gradients. ``buffers``: a copy of
-        the model's present buffers, if the caller has one."""
+        """Attack, perturb the weights, and compute the gradients of the outer pass. ``buffers`` is
+        a copy of the model's present buffers, if the caller has one."""
         plan = self.plan
         buffers = buffers or Snapshot(self.net.kept_buffers)
         self._directions = []
@@ -100,8 +101,8 @@ class Update:
     def _doubts(
         self, attacked: Adversarial, gradients: Gradients, buffers: Snapshot
     ) -> dict[Fault, Tensor]:
-        """What shows that the update must not count although its loss may be finite."""
-        # A step along a gradient that is not finite leads to NaN, which a network may hide.
+        """Fault -> 0-dim bool, true if the update must not count although its loss is finite."""
+        # A gradient that is not finite makes the images NaN, which a network may hide.
         near = attacked.context.neighbor_adv
         images = [attacked.x_adv, *([near] if near is not None else [])]
         doubts = {Fault.ATTACK: ~all_finite(images)}
@@ -119,7 +120,9 @@ class Update:
     def apply_gradients(
         self, results: PassResults, updater: Updater | ReplayedUpdate, number: Tensor, update: bool
     ) -> tuple[Tensor, Tensor]:
-        """Hand the gradients to the optimizer: their norm, and whether the update counted."""
+        """Step the optimizer with the gradients. Returns their norm, and true if the update counted
+        (both 0-dim). ``number`` (0-dim int64) is the number of the update; ``update`` False only
+        accumulates the gradients."""
         learning = self.learning_named()
         self.plan.layers.before_update(updater.optimizer, list(learning), results.gradients.weights)
         return updater(
@@ -134,7 +137,9 @@ class Update:
 
     @torch.no_grad()
     def finish_update(self, results: PassResults, ok: Tensor, update: bool) -> None:
-        """After the optimizer: weights restored, state updated where ``ok``, else buffers back."""
+        """Called after the optimizer: restore the weights and update the parts' state. Where ``ok``
+        (0-dim bool) is false, the state stays and the buffers are restored. ``update`` is False if
+        the optimizer did not step."""
         plan = self.plan
         weights = list(self._perturbed().values())
         if weights and plan.weights is not None:
@@ -160,7 +165,7 @@ class Update:
         return gradient / self.scale.to(gradient.dtype)
 
     def _share_rows(self, index: Tensor) -> None:
-        """Send the rows kept of this batch's samples to the other processes, and take theirs."""
+        """Exchange the per-sample rows of this batch with the other processes."""
         if distributed.world_size() == 1:
             return
         for part in self.plan.parts.values():
@@ -168,11 +173,11 @@ class Update:
             distributed.share_rows(stores, index, self.room)
 
     def learning(self) -> list[Tensor]:
-        """The parameters that learn."""
+        """The parameters that learn, in the order of ``learning_named``."""
         return list(self.learning_named().values())
 
     def learning_named(self) -> dict[str, Tensor]:
-        """Those the user lets learn and the recipe does not freeze, by name."""
+        """Name -> parameter, for all that require grad and that the recipe does not freeze."""
         return {
             name: parameter
             for name, parameter in self.named.items()
@@ -180,7 +185,7 @@ class Update:
         }
 
     def _natural_logits(self, batch: Batch) -> Context:
-        """What parts need from the unattacked images before the attack."""
+        """The logits of the clean images that parts need before the attack."""
         needs = {"natural_logits_eval": "eval"}
         needs["natural_logits_attack"] = self.plan.adversary.attack_bn
         by_mode: dict[str, Tensor] = {}
@@ -195,7 +200,7 @@ class Update:
         return Context(**found)
 
     def _attack(self, batch: Batch, context: Context) -> Adversarial:
-        """The adversary's example, and what else is found on it before the outer pass."""
+        """The attack, and everything computed on its result before the outer pass."""
         plan = self.plan
         with self.net.attacking(plan.adversary.attack_bn):
             factor = weakening(plan.adversary, batch, self.seed)
@@ -208,7 +213,8 @@ class Update:
         return attacked
 
     def _joint_center(self, batch: Batch) -> Tensor | None:
-        """The centre of the ball, where one forward pass serves the attack and the outer pass."""
+        """The centre (B,C,H,W) of the ball if one forward pass there serves the attack and the
+        outer pass, otherwise None."""
         alike = self.net.attack_dtype == self.net.outer_dtype
         alike = alike and self.net.bn_momenta.suffices(self.plan.objective.passes())
         return (
@@ -218,7 +224,7 @@ class Update:
         )
 
     def _with_neighbor(self, batch: Batch, attacked: Adversarial) -> Adversarial:
-        """``attacked`` with the second example of a regularizer that compares two."""
+        """``attacked`` with the attacked second image, if the regularizer wants one."""
         regularizer = self.plan.regularizer
         if regularizer is None or not regularizer.wants_neighbor:
             return attacked
@@ -236,7 +242,8 @@ class Update:
             return self.net.logits(x)
 
     def attack_loss(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
-        """The scalar an attack maximises: the recipe's objective plus the target's own term."""
+        """The scalar that an attack maximises: its objective plus the target's term, times the loss
+        scale. ``logits`` are (B,classes), ``y`` is (B,) int64."""
         term = self.plan.target.attack_term(logits, context)
         if self.plan.adversary.attack_objective == "kl":
             losses = kernels.trades_kl(required(context.natural_logits_attack), logits)
@@ -296,8 +303,8 @@ class Update:
     def _joint(
         self, batch: Batch, center: Tensor, context: Context, scale: Tensor
     ) -> tuple[Tensor, Tensor | None, OuterPass]:
-        """A one-step attack and the outer pass over one forward of the center: x_adv, what
-        ``weakening`` drew, and the pass; a region."""
+        """A one-step attack and the outer pass with one shared forward pass at ``center``. Returns
+        x_adv, the factor of ``weakening`` and the outer pass; a region."""
         factor = weakening(self.plan.adversary, batch, self.seed)
         context = context._replace(weakening=factor)
         center = leaf(center)
@@ -323,8 +330,8 @@ class Update:
         leaves: Sequence[Tensor] = (),
         x_adv: Tensor | None = None,
     ) -> OuterPass:
-        """The outer loss of ``outputs`` and its gradients at the weights, at the adversary's
-        ``leaves`` and, where it is given, at ``x_adv``."""
+        """The outer loss of ``outputs`` and its gradients with respect to the weights, the
+        adversary's ``leaves`` and ``x_adv``, if it is given."""
         loss = self._losses(outputs, batch.y).mean()
         regularizer = self.plan.regularizer
         if regularizer is not None:
@@ -337,7 +344,7 @@ class Update:
         at_x_adv = None if x_adv is None else found[last]
         gradients = Gradients(found[:first], found[first:last], at_x_adv)
         natural = None if outputs.natural is None else outputs.natural.detach()
-        # Before torch 2.13 a graph returns no tuple that _replace has made.
+        # Before torch 2.13 a compiled graph cannot return a tuple that _replace made.
         return OuterPass(loss.detach(), gradients, outputs.adversarial.detach(), natural)
 
     def _weakened(self, x_adv: Tensor, attacked: Adversarial) -> Tensor:
@@ -352,7 +359,7 @@ class Update:
     # -- perturbed weights --------------------------------------------------------------------
 
     def _perturbed(self) -> dict[str, Tensor]:
-        """The weights that are moved: of those the part selects, the ones the user lets learn."""
+        """Name -> weight that is perturbed: selected by the weights part, and requires grad."""
         weights = self.plan.weights
         if weights is None or not weights.active:
             return {}
@@ -363,8 +370,9 @@ class Update:
     def _direction(
         self, batch: Batch, attacked: Adversarial, weights: dict[str, Tensor]
     ) -> tuple[list[Tensor], Tensor]:
-        """Gradients of the weights part's own loss at the present weights, which it then moves."""
-        # float16 flushes a small gradient to zero, unless the loss is large.
+        """The gradients of the weights part's loss at the present weights, one per tensor of
+        ``weights``, and the number of samples in it (0-dim); averaged over processes."""
+        # In float16 a small gradient becomes zero unless the loss is scaled.
         scale = self.scale if self.net.outer_dtype is torch.float16 else None
         with self.net.training(), self.net.keeping_buffers():
             found, taken = self.net.run(self._weight_gradient, batch, attacked, scale)
@@ -383,7 +391,7 @@ class Update:
     def _weight_gradient(
         self, batch: Batch, attacked: Adversarial, scale: Tensor | None
     ) -> tuple[list[Tensor | None], Tensor]:
-        """A region."""
+        """The gradients for ``_direction`` in this process, times ``scale``; a region."""
         part = self.plan.weights
         if part is None:
             raise RuntimeError("this recipe perturbs no weights")
@@ -391,7 +399,7 @@ class Update:
             leaves = [tensor.detach() for tensor in self.plan.adversary.leaves()]
             x_adv, block_noise = self.plan.adversary.outer_input(batch, attacked, leaves)
             trained_on = self._weakened(x_adv.detach(), attacked)
-            # The direction is that of the objective; what only a regularizer compares is not in it.
+            # The direction is that of the objective, without the regularizer.
             needs = self.plan.objective.requires()
             outputs = self._outputs(batch, attacked, trained_on, block_noise, needs)
             plain_losses = functional.cross_entropy(outputs.adversarial, batch.y, reduction="none")
