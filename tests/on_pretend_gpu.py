@@ -226,7 +226,7 @@ def test_a_graph_somebody_holds_is_not_touched() -> None:
     assert len(recorded) > 0
     assert not any(recorded)
     assert_same_run(step, cpu)
-    assert [*model.parameters()] == [*step.internals.update.learning()]
+    assert [*model.parameters()] == [*step.internals.update.parameters.learning()]
 
 
 def test_a_parameter_kept_aside_and_held_in_a_graph_is_refused() -> None:

@@ -102,7 +102,7 @@ def _steps(plan: Plan) -> int:
 
 def _shares_center(plan: Plan) -> bool:
     """True if the attack and the outer pass share the forward pass of the ball's centre
-    (``Update._joint``)."""
+    (``Regions.joint``)."""
     adversary = plan.adversary
     able = type(adversary).joint_center is not Adversary.joint_center
     alike = adversary.attack_bn == "train" and adversary.attack_objective == "ce"

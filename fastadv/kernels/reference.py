@@ -44,7 +44,7 @@ def linf_start(
     """
     wide = _wide(x)
     noise = noise_uniform(index, x.shape[1:], seed, offset, stream, wide.dtype)
-    return (wide + noise * eps).clamp(low, high).to(x.dtype)
+    return (wide + noise.mul_(eps)).clamp_(low, high).to(x.dtype)
 
 
 @torch.no_grad()
@@ -91,7 +91,7 @@ def _sign(gradient: Tensor) -> Tensor:
 def _into_ball_and_box(
     moved: Tensor, center: Tensor, eps: float, low: float, high: float
 ) -> Tensor:
-    return moved.clamp(center - eps, center + eps).clamp(low, high)
+    return moved.clamp(center - eps, center + eps).clamp_(low, high)
 
 
 @torch.no_grad()

@@ -10,28 +10,28 @@ schedules and the noise offset are 0-dim tensors.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
-from torch.nn.modules import module as torch_module
+from torch import Tensor
 
 from fastadv.algorithms.contract import Batch
 from fastadv.engine.cuda_graph import CudaRecorder, NotReplayable
 from fastadv.engine.model.buffers import Snapshot, copy_into
 from fastadv.engine.model.network import Network
 from fastadv.engine.model.parameter_hooks import first_hooked
-from fastadv.engine.model.precision import float32_settings
 from fastadv.engine.model.python_state import PythonState
 from fastadv.engine.model.static import why_not_static
 from fastadv.engine.optimizer.replayed import ReplayedUpdate, Replaying
 from fastadv.engine.optimizer.updater import Updater
 from fastadv.engine.process import distributed
 from fastadv.errors import warn
+from fastadv.training.grad_accumulators import with_fresh_grad_accumulators
+from fastadv.training.recording import Recording, copied, held_tensors
 from fastadv.training.results import Gradients, PassResults
+from fastadv.training.situation import situation
 from fastadv.training.update import Update
 
 MAX_RECORDINGS = 4  # two batch shapes, with and without a start given by the caller
@@ -63,9 +63,9 @@ class CapturedUpdate:
         self.recorder = recorder or CudaRecorder(eager.net.device)
         self.strict = strict
         self.recorded = 0  # number of recordings of the passes, for tests and profiles
-        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._entries: OrderedDict[Hashable, Recording] = OrderedDict()
         self._phase: Hashable = None
-        self._current: _Entry | None = None
+        self._current: Recording | None = None
         self._results: PassResults | None = None
         self._as_written = False
         self._python: PythonState | None = None
@@ -119,12 +119,12 @@ class CapturedUpdate:
         entry.ok.copy_(ok)
         entry.replay_finish()
 
-    def _entry_of(self, results: PassResults) -> _Entry:
+    def _entry_of(self, results: PassResults) -> Recording:
         if self._current is None or results is not self._results:
             raise RuntimeError("an update must be finished by the passes that began it")
         return self._current
 
-    def _entry(self, batch: Batch) -> _Entry | None:
+    def _entry(self, batch: Batch) -> Recording | None:
         """The recording for the situation of ``batch``, or None if it cannot be recorded."""
         key = self._situation(batch)
         if key in self._entries:
@@ -194,24 +194,14 @@ class CapturedUpdate:
             self._phase = phase
 
     def _situation(self, batch: Batch) -> Hashable:
-        net, parts = self.eager.net, self.eager.plan.parts.values()
-        return (
-            tuple((t.shape, t.dtype, t.stride()) for t in _tensors(batch)),
-            tuple(value is None for value in batch),
-            tuple(part.active for part in parts),
-            tuple(tensor.data_ptr() for part in parts for tensor in part.state.values()),
-            tuple(_standing(net.model)),
-            self._python_state().number(net.structure.version),
-            (net.structure.version, first_hooked(self.eager.named), self.eager.threat),
-            (net.outer_dtype, net.attack_dtype, net.looks),
-            (_switches(), self.eager.room),
-        )
+        version = self.eager.net.structure.version
+        return situation(self.eager, batch, self._python_state().number(version))
 
-    def _record(self, batch: Batch) -> _Entry:
-        hooked = first_hooked(self.eager.named)
+    def _record(self, batch: Batch) -> Recording:
+        hooked = first_hooked(self.eager.parameters.named)
         if hooked is not None:
             raise NotReplayable(f"the parameter {hooked} has a hook, which Python runs")
-        eager, static = self.eager, _copied(batch)
+        eager, static = self.eager, copied(batch)
         ok = torch.zeros((), dtype=torch.bool, device=eager.net.device)
         learned: list[bool] = []
 
@@ -223,40 +213,14 @@ class CapturedUpdate:
         # Other processes may not be recording now; a captured message is not sent either.
         with _put_back_on_error(eager.net), distributed.alone():
             self.recorder.warm_up(both)
-        with _with_fresh_grad_accumulators(eager):
+        with with_fresh_grad_accumulators(eager):
             results, replay_passes = self.recorder(lambda: eager.compute_gradients(static))
             _, replay_finish = self.recorder(lambda: eager.finish_update(results, ok, True))
         if _present(results.gradients.weights) != learned:
             raise NotReplayable("a module uses parameters that it does not look up by name")
         self.recorded += 1
-        used = list(_held(eager, set()))
-        return _Entry(static, ok, results, replay_passes, replay_finish, used)
-
-
-class _Entry:
-    """One recording: static inputs, outputs, the replays, and the tensors they work on."""
-
-    def __init__(
-        self,
-        static: Batch,
-        ok: Tensor,
-        results: PassResults,
-        replay_passes: Callable[[], None],
-        replay_finish: Callable[[], None],
-        used: list[Tensor],
-    ) -> None:
-        self.static, self.ok, self.results = static, ok, results
-        self.replay_passes, self.replay_finish = replay_passes, replay_finish
-        # A part may replace its scratch tensors for another situation; the graph writes to these.
-        self.used = used
-        self.update: ReplayedUpdate | None = None  # set when the optimizer first steps for it
-
-    def fill(self, batch: Batch) -> None:
-        """Copy ``batch`` into the static inputs; the noise offset is always the same tensor."""
-        every = zip(_tensors(self.static), _tensors(batch), strict=True)
-        pairs = [(own, new) for own, new in every if own is not new]
-        if pairs:
-            torch._foreach_copy_([own for own, _ in pairs], [new for _, new in pairs])
+        used = list(held_tensors(eager, set()))
+        return Recording(static, ok, results, replay_passes, replay_finish, used)
 
 
 @contextmanager
@@ -271,127 +235,5 @@ def _put_back_on_error(net: Network) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _with_fresh_grad_accumulators(eager: Update) -> Iterator[None]:
-    """Replace the parameters by aliases if any of them has an autograd node from before.
-
-    Autograd binds a parameter's AccumulateGrad node to the stream of its first use, and keeps the
-    node while any graph references it (DDP always does). A capture on another stream would fail,
-    so within this context the model has parameters over the same storage with fresh nodes.
-    """
-    parameters = [p for p in eager.net.model.parameters() if p.requires_grad]
-    # A compiled region creates no autograd nodes when it runs.
-    if eager.net.runner.compiles or not any(_in_somebodys_graph(p) for p in parameters):
-        yield
-        return
-    modules = list(eager.net.model.modules())
-    own = [dict(module._parameters) for module in modules]
-    structure, named = eager.net.structure, eager.named
-    known = structure.parameters
-    fresh = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in named.values()}
-    try:
-        eager.named = {name: fresh[id(parameter)] for name, parameter in named.items()}
-        structure.parameters = {name: fresh[id(each)] for name, each in known.items()}
-        for module, mine in zip(modules, own, strict=True):
-            found = {name: p if p is None else fresh[id(p)] for name, p in mine.items()}
-            module._parameters.update(found)
-        yield
-    finally:
-        eager.named, structure.parameters = named, known
-        for module, mine in zip(modules, own, strict=True):
-            module._parameters.update(mine)
-
-
-def _in_somebodys_graph(parameter: Tensor) -> bool:
-    """True if another graph keeps the parameter's node of the autograd graph alive."""
-    mark = "fastadv"
-    # The type stubs of torch declare a method where a node has a dictionary.
-    notes: Any = get_gradient_edge(parameter).node.metadata
-    notes[mark] = True
-    notes = get_gradient_edge(parameter).node.metadata
-    return notes.pop(mark, None) is not None
-
-
-def _standing(model: nn.Module) -> list[Hashable]:
-    """The addresses of parameters and buffers, requires_grad of each parameter, and the train flag
-    of each module.
-
-    Called before every replay; ``named_modules`` would take many times as long.
-    """
-    found: list[Hashable] = []
-    seen, waiting = {model}, [model]
-    while waiting:
-        module = waiting.pop()
-        found.append(module.training)
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                found += (parameter.data_ptr(), parameter.requires_grad)
-        for buffer in module._buffers.values():
-            if buffer is not None:
-                found.append(buffer.data_ptr())
-        for child in module._modules.values():
-            if child is not None and child not in seen:
-                seen.add(child)
-                waiting.append(child)
-    return found
-
-
-def _switches() -> Hashable:
-    """The settings of the process that decide which kernels run, and the hooks on all modules."""
-    hooks = torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks
-    return (
-        torch.get_default_dtype(),
-        torch.are_deterministic_algorithms_enabled(),
-        float32_settings(),
-        torch._C._get_cudnn_deterministic(),
-        torch._C._get_cudnn_enabled(),
-        tuple(each for kind in hooks for each in (*kind, *kind.values())),
-    )
-
-
 def _present(gradients: Sequence[Tensor | None]) -> list[bool]:
     return [gradient is not None for gradient in gradients]
-
-
-def _held(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """The tensors reachable from ``value`` through containers and objects of this package, without
-    modules."""
-    if isinstance(value, Tensor):
-        yield value
-        return
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, dict):
-        inside = list(value.values())
-    elif isinstance(value, (list, tuple)):
-        inside = list(value)
-    elif type(value).__module__.startswith("fastadv.") and not isinstance(value, nn.Module):
-        inside = list(getattr(value, "__dict__", {}).values())
-    else:
-        return
-    for each in inside:
-        yield from _held(each, seen)
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    """All tensors of a batch, including those of its view."""
-    found: list[Tensor] = []
-    for value in batch:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif value is not None:
-            found += list(value)
-    return found
-
-
-def _copied(batch: Batch) -> Batch:
-    """A copy of the batch with the same offset tensor."""
-    own: dict[str, Any] = {
-        name: value.clone()
-        for name, value in batch._asdict().items()
-        if isinstance(value, Tensor) and name != "offset"
-    }
-    if batch.view is not None:
-        own["view"] = type(batch.view)(*(tensor.clone() for tensor in batch.view))
-    return batch._replace(**own)

@@ -45,10 +45,10 @@ class Changes:
         plan.layers.bind(net.model, optimizer)
         self._named: dict[str, Tensor] = dict(net.structure.parameters)
         self._version = net.structure.version
-        update.follow()
+        update.parameters.follow()
         # Parameters that require grad and that the user keeps out of the optimizer.
         held = {id(parameter) for parameter in self._held()}
-        learning = update.learning_named()
+        learning = update.parameters.learning_named()
         self._outside = {name: p for name, p in learning.items() if id(p) not in held}
         self._seen: list[Any] = []
         self._counts: list[int] = []
@@ -66,7 +66,7 @@ class Changes:
         old = {name: known[id(p)] for name, p in named.items() if id(p) in known}
         if self.plan.averaging is not None and prepared:
             self.plan.averaging.replaced(named, old)
-        self.update.follow()
+        self.update.parameters.follow()
         self._named, self._version = named, version
 
     def follow_to_train(self, *, prepared: bool) -> None:
@@ -85,7 +85,7 @@ class Changes:
             for part in self.plan.parts.values():
                 part.follow_model()
         self.plan.layers.bind(self.net.model, self.optimizer)
-        self.update.follow()
+        self.update.parameters.follow()
         self._require_held()
         self._seen, self._counts = seen, counts
         self._dtype = next(iter(self._named.values())).dtype
@@ -121,7 +121,7 @@ class Changes:
         """Raise ``UserError`` unless every parameter that learns is in a group of the optimizer.
         Parameters that were outside of it when the step was built are exempt."""
         held = {id(parameter) for parameter in self._held()}
-        learning = self.update.learning_named()
+        learning = self.update.parameters.learning_named()
         if not learning:
             raise UserError("All of the model's parameters are frozen (requires_grad=False).")
         chosen = {id(parameter) for parameter in self._outside.values()}

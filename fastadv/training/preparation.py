@@ -104,7 +104,7 @@ class Preparation:
         length = self.length.in_updates(plan.updates_per_batch)
         setup = Setup(
             net=self.net,
-            threat=update.threat,
+            threat=update.regions.threat,
             device=self.net.device,
             dtype=allocated.dtype,
             image_shape=allocated.image_shape,
@@ -113,11 +113,11 @@ class Preparation:
             num_classes=allocated.num_classes,
             total_steps=length.total_steps,
             steps_per_epoch=length.steps_per_epoch,
-            seed=update.seed,
+            seed=update.regions.seed,
             needs=plan.needs,
             attack_steps=int(plan.options.get("steps", 1)),
             fits=plan.objective.fits,
-            attack_loss=update.attack_loss,
+            attack_loss=update.regions.attack_loss,
             sound=self._sound,
         )
         unknown_needs = plan.needs - NEEDS
@@ -130,7 +130,7 @@ class Preparation:
         if shared:
             raise RuntimeError(f"two parts of {plan.method!r} have a state called {shared[0]!r}")
         if plan.averaging is not None:
-            plan.averaging.start(update.named)
+            plan.averaging.start(update.parameters.named)
         self.allocated = allocated
 
     def follow_threat(self, threat: Threat) -> None:

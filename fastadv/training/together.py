@@ -34,7 +34,8 @@ def bring_together(results: PassResults, update: Update, before: Mapping[Fault, 
     """
     leaves = update.plan.adversary.leaves()
     slots: list[tuple[list[Tensor | None], int, Tensor]] = [
-        (results.gradients.weights, place, like) for place, like in enumerate(update.learning())
+        (results.gradients.weights, place, like)
+        for place, like in enumerate(update.parameters.learning())
     ]
     slots += [(results.gradients.leaves, place, like) for place, like in enumerate(leaves)]
     gradients = [
@@ -73,7 +74,7 @@ class Agreement:
         update = self._update
         remembers = update.plan.keeps_sample_state
         version = update.net.structure.version
-        seen = version, tuple(p.requires_grad for p in update.named.values())
+        seen = version, tuple(p.requires_grad for p in update.parameters.named.values())
         if seen == self._seen and (batch_size <= self._room or not remembers):
             return
         own = {"method": dict(update.plan.slots), "room": batch_size, "model": self._model()}
@@ -88,10 +89,10 @@ class Agreement:
 
     def _model(self) -> dict[str, str]:
         update = self._update
-        learning = update.learning_named()
+        learning = update.parameters.learning_named()
         words = {
             name: _words(parameter) + ("" if name in learning else ", frozen")
-            for name, parameter in update.named.items()
+            for name, parameter in update.parameters.named.items()
         }
         buffers = update.net.model.named_buffers()
         return words | {name: _words(buffer) for name, buffer in buffers}

@@ -96,7 +96,7 @@ class Step:
         from the eps of the first call (``step_size_lr``) do not. Setting it raises ``UserError``
         for a ball in which a part of the method cannot work.
         """
-        return self.internals.update.threat
+        return self.internals.update.regions.threat
 
     @threat.setter
     def threat(self, threat: Threat) -> None:
@@ -107,9 +107,9 @@ class Step:
         for part in self.plan.parts.values():
             part.check_threat(threat)
         inner = self.internals
-        if threat == inner.update.threat:
+        if threat == inner.update.regions.threat:
             return
-        inner.update.threat = threat
+        inner.update.regions.threat = threat
         inner.net.runner.forget()
         inner.preparation.follow_threat(threat)
 
@@ -195,7 +195,7 @@ class Step:
             index,
             start,
             second,
-            threat=inner.update.threat,
+            threat=inner.update.regions.threat,
             classes=inner.preparation.known_classes,
             num_samples=inner.length.num_samples,
             faults=inner.updater.faults.before,
@@ -286,7 +286,7 @@ class Step:
         if inner.net.syncs_are_free and not faults.healthy():
             return
         inner.changes.follow(prepared=True)
-        averaging.epoch_end(epoch, inner.update.named, faults.none_so_far())
+        averaging.epoch_end(epoch, inner.update.parameters.named, faults.none_so_far())
 
     def _fill_schedules(self, replay: int) -> None:
         inner = self.internals
