@@ -38,7 +38,7 @@ def philox(counter: Sequence[Tensor | int], seed: Tensor | int) -> Words:
         p0, p1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
         mixed = _mixed_in_place if number >= BROADCAST_ROUNDS else _mixed
         c0, c2 = mixed(p1, c1, k0), mixed(p0, c3, k1)
-        c1, c3 = p1, p0  # their high halves are cut off where they are read
+        c1, c3 = p1, p0  # the high halves are removed where the words are read
         k0, k1 = (k0 + WEYL_0) & LOW_32, (k1 + WEYL_1) & LOW_32
     return c0, c1 & LOW_32, c2, c3 & LOW_32  # type: ignore[return-value]  # tensors by now
 
@@ -49,7 +49,7 @@ def _mixed(product: Tensor | int, word: Tensor | int, key: Tensor | int) -> Tens
 
 
 def _mixed_in_place(product: Any, word: Any, key: Any) -> Any:
-    """The same with one allocation; ``product`` has the shape of the result."""
+    """``_mixed`` with one allocation; ``product`` has the shape of the result."""
     return (product >> 32).bitwise_xor_(word).bitwise_xor_(key).bitwise_and_(LOW_32)
 
 

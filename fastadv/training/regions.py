@@ -56,7 +56,7 @@ class Regions:
             return self.net.logits(x)
 
     def outer(self, batch: Batch, attacked: Adversarial, scale: Tensor) -> OuterPass:
-        """The outer pass; a region."""
+        """The outer pass; ``scale`` (0-dim) is the loss scale. A region."""
         adversary = self.plan.adversary
         leaves = [leaf(tensor) for tensor in adversary.leaves()]
         x_adv, block_noise = adversary.outer_input(batch, attacked, leaves)
@@ -96,7 +96,8 @@ class Regions:
     def weight_gradient(
         self, batch: Batch, attacked: Adversarial, scale: Tensor | None
     ) -> tuple[list[Tensor | None], Tensor]:
-        """Gradients of the weights part's own loss in this process, times ``scale``; a region."""
+        """The gradients of the weights part's loss in this process, times ``scale`` (0-dim; None:
+        1), and the number of samples in it (0-dim); a region."""
         part = self.plan.weights
         if part is None:
             raise RuntimeError("this recipe perturbs no weights")
@@ -118,7 +119,8 @@ class Regions:
             return self.net.gradients(loss, self.parameters.perturbed()), count
 
     def weakened(self, x_adv: Tensor, attacked: Adversarial) -> Tensor:
-        """``x_adv`` as the outer pass sees it: nearer to the center, if the method says so."""
+        """The input (B,C,H,W) of the outer pass: ``x_adv``, with its perturbation weakened by the
+        adversary's options ``shrink`` and ``flip_signs``."""
         threat, factor = self.threat, attacked.context.weakening
         return weakened(x_adv, attacked.center, factor, threat.low, threat.high)
 

@@ -1,7 +1,7 @@
 """Recipes that attack with one gradient, or reuse one: F+FGSM, Free, ATTA, FGSM+, APART.
 
-The APART paper trains for 30 epochs on CIFAR; its ImageNet accuracies of other methods are quoted
-from their own papers.
+The CIFAR accuracies of the APART paper are those after 30 epochs; its ImageNet ones are quoted from
+the methods' own papers.
 """
 
 from collections.abc import Mapping
