@@ -71,7 +71,7 @@ def _times(factor: int, counts: Counter[Pass]) -> Counter[Pass]:
 
 
 def units(plan: Plan) -> int:
-    """``passes(plan).units``."""
+    """The cost of one update of ``plan`` in forward passes (``Passes.units``)."""
     return passes(plan).units
 
 

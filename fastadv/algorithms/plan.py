@@ -74,8 +74,8 @@ class Plan:
 
     @cached_property
     def shares_natural_forward(self) -> bool:
-        """True if the attack's forward at x can be reused as the loss's natural forward: the
-        weights are the same and nothing else runs on x_adv in between."""
+        """True if the attack's forward pass at x can be reused as the natural one of the loss: the
+        weights are the same, and no other pass runs in between."""
         between = self.weights is not None or "teacher_logits" in self.needs
         if self.regularizer is not None:
             between = between or self.regularizer.wants_neighbor or self.differentiates_twice
@@ -83,4 +83,5 @@ class Plan:
 
     @cached_property
     def updates_per_batch(self) -> int:
+        """Updates of the weights per batch (Free-m: m)."""
         return self.adversary.updates_per_batch

@@ -40,7 +40,7 @@ class Recipe:
         return f"{self.summary} ({self.note})" if self.note else self.summary
 
     def parts(self) -> dict[str, str]:
-        """Slot -> part name."""
+        """Slot -> name of its part."""
         return {slot: getattr(self, slot) for slot in SLOTS}
 
     def all_options(self) -> dict[str, Any]:

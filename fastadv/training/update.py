@@ -34,7 +34,7 @@ from fastadv.training.still import Still
 
 
 class Update:
-    """The passes of one update of ``plan`` on ``net``."""
+    """One update of ``plan`` on ``net``: its passes, the optimizer step, and its end."""
 
     def __init__(self, plan: Plan, net: Network, threat: Threat, seed: int) -> None:
         self.plan, self.net = plan, net

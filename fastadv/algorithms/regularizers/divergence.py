@@ -16,5 +16,5 @@ def jensen_shannon(first: Tensor, second: Tensor, temperature: float = 1.0) -> T
 
 
 def kl(first: Tensor, second: Tensor) -> Tensor:
-    """KL(softmax first || softmax second) per sample (B,), differentiable in both."""
+    """KL(softmax(first) || softmax(second)) per sample (B,), differentiable in both."""
     return kernels.trades_kl(first, second)

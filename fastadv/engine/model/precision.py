@@ -17,7 +17,7 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @cache
 def cpu_multiplies(dtype: torch.dtype) -> bool:
-    """True if this CPU has instructions for products of ``dtype`` (AVX-512 BF16, AMX, ARM's)."""
+    """True if this CPU has instructions for products of ``dtype`` (AVX-512 BF16, AMX, or ARM)."""
     if dtype is torch.float16:
         return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
     has = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

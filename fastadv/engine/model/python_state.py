@@ -233,7 +233,7 @@ def modules_of(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_settled(value: Any) -> bool:
-    """True if nothing inside of ``value`` can change while it stays the same object."""
+    """True if the content of ``value`` cannot change while it stays the same object."""
     if type(value) is tuple:
         return _are_leaves(value)
     return type(value) in _LEAVES or isinstance(value, (enum.Enum, type))

@@ -125,7 +125,7 @@ def _finite_sums(floating: Sequence[Tensor]) -> Tensor:
 
 
 def _sum(tensor: Tensor) -> Tensor:
-    """The sum in float32."""
+    """The sum as float32, computed in float32 or wider."""
     if tensor.dtype is torch.float32:
         return tensor.sum()
     wide = torch.promote_types(tensor.dtype, torch.float32)

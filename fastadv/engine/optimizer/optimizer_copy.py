@@ -45,7 +45,7 @@ class _Group:
 
     def __init__(self, views: list[Tensor]) -> None:
         self.views = views
-        # Joined on a CPU, where a call per tensor costs more than a small tensor's values.
+        # Joined on a CPU, where a call per tensor costs more than the copy of a small one.
         joined = views[0].device.type == "cpu" and all(view.dim() == 1 for view in views)
         self._all = torch.cat(views) if joined else None
         if self._all is None:

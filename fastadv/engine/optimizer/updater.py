@@ -57,7 +57,7 @@ class Updater:
         self.max_grad_norm = max_grad_norm
         self.faults = Faults(device)
         self._one = torch.ones((), device=device)
-        self.skipped = torch.zeros((), dtype=torch.int64, device=device)  # updates in a row
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)  # skipped in a row
         self._waiting = 0  # number of images whose gradients wait for an update
         self._learned: list[Tensor] = []  # parameters of the previous update
         self._begun = False  # True once the optimizer has its state
@@ -203,6 +203,7 @@ class Updater:
         return self.faults.healthy() and int(self.skipped) < STARVED
 
     def state_dict(self) -> dict[str, Any]:
+        """The fault flag, the count of skipped updates and the scaler's state; tensors are live."""
         scaler = None if self.scaler is None else self.scaler.state_dict()
         faults = self.faults
         return {
@@ -213,6 +214,7 @@ class Updater:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load a ``state_dict``, in place."""
         self.faults.bad_step.copy_(state["bad_step"])
         self.faults.kind.copy_(state["fault"])
         self.skipped.copy_(state["skipped"])
