@@ -62,8 +62,8 @@ class Internals:
         strict = execution.is_strict
         compiles = choice.compiles(self.mode, length.total_steps)
         runner = Runner(compiles, execution.backend, strict=strict)
-        self.net = Network(model, device, runner, outer, attack)
-        self.net.differentiates_twice = plan.differentiates_twice
+        twice = plan.differentiates_twice
+        self.net = Network(model, device, runner, outer, attack, differentiates_twice=twice)
         for part in plan.parts.values():
             part.check_threat(threat)
         self.update = Update(plan, self.net, threat, seed)

@@ -36,7 +36,3 @@ class Averaging(Part):
         """Name -> averaged parameter. For a name that is missing, the live parameter is
         evaluated."""
         return {}
-
-    def average(self) -> list[Tensor] | None:
-        """The averaged parameters, or None while there is none and the live ones are evaluated."""
-        return [*self.averaged().values()] or None

@@ -36,7 +36,8 @@ class Network:
     """``model`` with one forward function for every pass of a step.
 
     ``outer_dtype`` and ``attack_dtype`` are autocast dtypes (None: the model's own type). Logits
-    are in float32, or in float64 if the model is.
+    are in float32, or in float64 if the model is. ``differentiates_twice`` is True if the outer
+    pass differentiates a gradient.
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class Network:
         runner: Runner,
         outer_dtype: torch.dtype | None = None,
         attack_dtype: torch.dtype | None = None,
+        *,
+        differentiates_twice: bool = False,
     ) -> None:
         self.model = model
         self.device = device
@@ -53,7 +56,7 @@ class Network:
         self.outer_dtype = outer_dtype
         self.attack_dtype = attack_dtype
         self.taps: BlockHooks | None = None
-        self.differentiates_twice = False  # True if the outer pass differentiates a gradient
+        self.differentiates_twice = differentiates_twice
         self._dtype = outer_dtype
         self.copies = WeightCopies(model)
         self.counters = BatchNormCounters(model)
