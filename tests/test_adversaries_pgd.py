@@ -136,6 +136,31 @@ def test_of_several_restarts_of_a_kl_attack_the_largest_kl_is_kept() -> None:
     assert (ce[1] < ce[0]).any()
 
 
+def test_of_several_restarts_the_targets_term_counts() -> None:
+    """TE attacks cross-entropy plus w |p(x') - its averaged prediction|^2, and so chooses."""
+    x, y, index, _ = tiny_batch()
+    weight, momentum = 1e7, 0.9  # the predictions of this network hardly move
+    losses, ces = {}, {}
+    for restarts in (1, 5):
+        options = {"te_weight": weight, "te_momentum": momentum, "te_start": 0, "te_end": 0}
+        step = tiny_step(
+            tiny_model(), "te", steps=1, alpha=0.0, restarts=restarts, attack_bn="eval", **options
+        )
+        step.set_epoch(0)
+        found = recorded(step)
+        frozen = twin(step.model).eval()
+        step(x, y, index)
+        x_adv = found[0].x_adv
+        soft = frozen(x).softmax(1).detach()  # the first average: of this prediction alone
+        apart = (frozen(x_adv).softmax(1) - soft).square().sum(1)
+        ces[restarts] = functional.cross_entropy(frozen(x_adv), y, reduction="none")
+        losses[restarts] = ces[restarts] + weight * apart
+    assert (losses[5] >= losses[1] - 1e-12).all()
+    assert (losses[5] > losses[1]).any()
+    # By cross-entropy alone another restart would have been kept for some.
+    assert (ces[5] < ces[1]).any()
+
+
 def test_counts_of_correct_steps_are_of_the_restart_that_is_kept() -> None:
     x, y, index, _ = tiny_batch()
     options = {"steps": STEPS, "objective": "gairat", "gairat_start": 1, "attack_bn": "eval"}

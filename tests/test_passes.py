@@ -71,4 +71,6 @@ def test_the_attack_climbs_the_scaled_loss() -> None:
     step.internals.net.loss_scale = lambda count: 100.0 * count
     logits = tiny_model()(x)
     expected = functional.cross_entropy(logits, y, reduction="sum") * 100
-    torch.testing.assert_close(step.internals.update.attack_loss(logits, y, Context()), expected)
+    torch.testing.assert_close(
+        step.plan.adversary.setup.attack_loss(logits, y, Context()), expected
+    )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastadv.algorithms.attack_loss import PlanAttackLoss
 from fastadv.algorithms.contract import NEEDS, Setup
 from fastadv.algorithms.plan import Plan
 from fastadv.engine.model.network import Network
@@ -117,7 +118,7 @@ class Preparation:
             needs=plan.needs,
             attack_steps=int(plan.options.get("steps", 1)),
             fits=plan.objective.fits,
-            attack_loss=update.regions.attack_loss,
+            attack_loss=PlanAttackLoss(plan, self.net),
             sound=self._sound,
         )
         unknown_needs = plan.needs - NEEDS
@@ -125,12 +126,12 @@ class Preparation:
             raise RuntimeError(f"parts ask for what no step provides: {sorted(unknown_needs)}")
         for part in plan.parts.values():
             part.prepare(setup)
+        if plan.averaging is not None:
+            plan.averaging.start(update.parameters.named)
         names = Counter(name for part in plan.parts.values() for name in part.state)
         shared = [name for name, count in names.items() if count > 1]
         if shared:
             raise RuntimeError(f"two parts of {plan.method!r} have a state called {shared[0]!r}")
-        if plan.averaging is not None:
-            plan.averaging.start(update.parameters.named)
         self.allocated = allocated
 
     def follow_threat(self, threat: Threat) -> None:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastadv import kernels
 from fastadv.algorithms.adversaries.weaken import weakened, weakening
-from fastadv.algorithms.contract import Adversarial, Batch, Context, Losses, Outputs, required
+from fastadv.algorithms.contract import Adversarial, Batch, Context, Losses, Outputs
 from fastadv.algorithms.plan import Plan
 from fastadv.engine.gradient import leaf
 from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL
@@ -24,8 +23,7 @@ from fastadv.training.results import Gradients, OuterPass
 class Regions:
     """Forward passes, losses and gradients of ``plan`` on ``net`` against ``threat``.
 
-    ``natural``, ``outer``, ``joint`` and ``weight_gradient`` are run by ``net.run``;
-    ``attack_loss`` is called inside the regions of the adversaries.
+    ``natural``, ``outer``, ``joint`` and ``weight_gradient`` are run by ``net.run``.
     """
 
     def __init__(
@@ -33,22 +31,6 @@ class Regions:
     ) -> None:
         self.plan, self.net, self.parameters = plan, net, parameters
         self.threat, self.seed = threat, seed
-
-    def attack_loss(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
-        """The scalar that an attack maximises: its objective plus the target's term, times the loss
-        scale. ``logits`` are (B,classes), ``y`` is (B,) int64."""
-        term = self.plan.target.attack_term(logits, context)
-        if self.plan.adversary.attack_objective == "kl":
-            losses = kernels.trades_kl(required(context.natural_logits_attack), logits)
-            if term is not None:
-                losses = self.plan.objective.attack_scale() * losses + term
-            loss = losses.mean()
-        elif term is not None:
-            loss = (functional.cross_entropy(logits, y, reduction="none") + term).mean()
-        else:
-            loss = functional.cross_entropy(logits, y)
-        scale = self.net.loss_scale(len(y))
-        return loss if scale == 1.0 else loss * scale
 
     def natural(self, x: Tensor) -> Tensor:
         """Logits (B,classes) of ``x`` (B,C,H,W) without a graph; a region."""

@@ -4,11 +4,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from fastadv import kernels
 from fastadv.algorithms.adversaries.ascent import Ascent
-from fastadv.algorithms.contract import Adversarial, Batch, Context, required
+from fastadv.algorithms.contract import Adversarial, Batch, Context
 from fastadv.declared import Passes, option
 from fastadv.engine import noise
 from fastadv.errors import UserError
@@ -104,12 +102,8 @@ class PGD(Ascent):
         """True for each sample (B,) whose attacked loss is larger at ``second``."""
         with torch.no_grad():
             logits = [self.net.logits(x) for x in (first, second)]
-        if self.attack_objective == "kl":
-            natural = required(context.natural_logits_attack)
-            losses = [kernels.trades_kl(natural, found) for found in logits]
-        else:
-            losses = [functional.cross_entropy(found, y, reduction="none") for found in logits]
-        first_loss, second_loss = losses
+        loss = self.setup.attack_loss.per_sample
+        first_loss, second_loss = (loss(found, y, context) for found in logits)
         # A restart that ended in NaN is kept, so that the fault is seen.
         lost = second_loss.isnan() & ~first_loss.isnan()
         return (second_loss > first_loss) | lost

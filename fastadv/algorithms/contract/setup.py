@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +12,16 @@ from torch import Tensor
 from fastadv.algorithms.contract.tensors import Context
 from fastadv.engine.model.network import Network
 from fastadv.threat import Threat
+
+
+class AttackLoss(Protocol):
+    """What the adversary maximises at ``logits`` (B,classes) for the labels ``y`` (B,) int64."""
+
+    def __call__(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
+        """The mean over the batch, times the loss scale (0-dim)."""
+
+    def per_sample(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
+        """The loss of each sample (B,), without the loss scale."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,7 @@ class Setup:
     needs: frozenset[str]
     attack_steps: int
     fits: str
-    attack_loss: Callable[[Tensor, Tensor, Context], Tensor]
+    attack_loss: AttackLoss
     sound: Callable[[], Tensor]
 
     @property
