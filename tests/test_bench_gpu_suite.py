@@ -228,15 +228,15 @@ def test_the_kit_is_laid_out_where_it_is_looked_for(tmp_path, beside, monkeypatc
     prepare.write_facts(brought, "digits")
     prepare.write_facts(brought)
     assert kit.facts(brought)["images"] == "digits"
-    assert "here is" in kit.unpack_code(brought, tmp_path / "there")  # other versions' code
+    assert "not used with" in kit.unpack_code(brought, tmp_path / "there")  # other versions' code
     monkeypatch.setattr(prepare, "VERSIONS", {"torch": version("torch"), "python": "3."})
     prepare.write_facts(brought)
     facts = kit.facts(brought) | {"triton": ""}
     (brought / kit.FACTS).write_text(json.dumps(facts))
     assert kit.unpack_code(brought, tmp_path / "there").startswith("compiled code: 1 files")
     assert [path.name for path in (tmp_path / "there").rglob("code*")] == ["code"]
-    assert "unpacked before" in kit.unpack_code(brought, tmp_path / "there")
-    assert "none was brought" in kit.unpack_code(tmp_path, tmp_path / "elsewhere")
+    assert "already unpacked" in kit.unpack_code(brought, tmp_path / "there")
+    assert "not in the kit" in kit.unpack_code(tmp_path, tmp_path / "elsewhere")
     with zipfile.ZipFile(brought / kit.WHEELS / "torchattacks-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("torchattacks/__init__.py", "VALUE = 7")
     said = kit.unpack_peers(brought, tmp_path / "venvs")
@@ -328,7 +328,7 @@ def test_the_tables_of_a_gpu(beside):
     (peer,) = [line for line in written.splitlines() if "published |" in line]
     assert peer.endswith("| 10.00x |")
     assert "ours eager *" in written
-    assert "the time was up" in written
+    assert "the time limit was reached" in written
     replay = tables.written_into("<!-- bench:gpu-replay --><!-- /bench:gpu-replay -->", _gpu_rows())
     assert "2,000 kernels, 79 ms in 80.5 ms" in replay
     fprop, reduction = [line for line in replay.splitlines() if line.startswith("| `")]
