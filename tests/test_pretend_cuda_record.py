@@ -84,7 +84,7 @@ def test_comments_in_c_do_not_count(tmp_path: Path) -> None:
 
 def test_a_pattern_that_names_nothing_is_said(tmp_path: Path) -> None:
     shutil.copytree(digest.ROOT / "fastadv" / "kernels", tmp_path / "fastadv" / "kernels")
-    with pytest.raises(ValueError, match="put its new place into digest"):
+    with pytest.raises(ValueError, match="correct the pattern in digest"):
         digest.digest("generated", tmp_path)
 
 
