@@ -258,7 +258,7 @@ def test_the_kit_is_laid_out_where_it_is_looked_for(tmp_path, beside, monkeypatc
 def test_too_large_a_kit_ends_with_the_way_out(tmp_path, beside, monkeypatch):
     prepare = beside("gpu_prepare")
     monkeypatch.setattr(prepare, "MOST_MIB", 0.001)
-    with pytest.raises(SystemExit, match="take a smaller archive of images"):
+    with pytest.raises(SystemExit, match="use a smaller archive of images"):
         prepare.check_size(tmp_path)
 
 
