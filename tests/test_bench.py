@@ -268,7 +268,7 @@ def test_red_parity_tests_refuse_a_speed_up(tmp_path, monkeypatch):
     parity.run_parity_tests(tmp_path)
     tests.write_text("def test_modes():\n    assert 1 + 1 == 3\n")
     monkeypatch.setattr(parity, "repository", lambda: tmp_path)
-    with pytest.raises(UserError, match="parity tests are red, so no speed-up"):
+    with pytest.raises(UserError, match="parity tests fail, so no speed-up"):
         bench(methods="pgd", modes="eager", peers=True, device="cpu", out=tmp_path)
     assert not list(tmp_path.glob("*.jsonl"))
 

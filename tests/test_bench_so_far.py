@@ -191,7 +191,7 @@ def test_peers_are_timed_after_parity_only(tmp_path, monkeypatch):
     found = command.run_comparisons([replace(beside, parity="beside it")], tmp_path, SILENT)
     assert [row["parity"] for row in found if row["kind"] == "speedup"] == ["beside it"]
     assert len(asked) == 1
-    with pytest.raises(ValueError, match="numbers are right"):
+    with pytest.raises(ValueError, match="check that the modes agree"):
         list(speedup_rows(Timed(TINY, "fp32", [], {}, None), " "))
 
 

@@ -54,7 +54,7 @@ def test_a_loss_that_is_not_finite_ends_a_loop_of_ones_own_soon() -> None:
     ("options", "sentence"),
     [
         ({"amp": "fp16"}, "amp is True or False, not 'fp16'"),
-        ({"amp_dtype": "fp16"}, "pass amp=True, too"),
+        ({"amp_dtype": "fp16"}, "also pass amp=True"),
         ({"max_grad_norm": -1.0}, "max_grad_norm must be above 0"),
         ({"max_grad_norm": float("nan")}, "max_grad_norm must be above 0"),
         ({"eps": 8}, r"did you mean 8/255\?"),

@@ -279,11 +279,13 @@ def test_other_models_are_refused_in_every_process(what: str, said: str, results
 def test_a_change_in_one_process_ends_both(tmp_path: Path) -> None:
     waiting, changed = results_of(["frozen-later"], tmp_path)("frozen-later")
     assert "changed in process 1 and not in process 0" in changed
-    assert waiting.startswith("TrainingError: Training ends here, for process 1 stopped (UserError")
+    ended = "TrainingError: Training ends here because process 1 stopped (UserError"
+    assert waiting.startswith(ended)
 
 
 @pytest.mark.slow
 def test_an_empty_batch_in_one_process_ends_both(tmp_path: Path) -> None:
     waiting, empty = results_of(["empty-batch"], tmp_path)("empty-batch")
     assert empty.startswith("UserError")
-    assert waiting.startswith("TrainingError: Training ends here, for process 1 stopped (UserError")
+    ended = "TrainingError: Training ends here because process 1 stopped (UserError"
+    assert waiting.startswith(ended)

@@ -293,7 +293,7 @@ def test_a_run_folder_without_a_setting_is_not_another_run(lost: str, tmp_path) 
     path = tmp_path / "config.toml"
     path.write_text("\n".join(x for x in text.splitlines() if not x.startswith(f"{lost} =")))
     assert from_toml(path).method == "pgd"
-    with pytest.raises(UserError, match=f"has lost {lost}"):
+    with pytest.raises(UserError, match=f"lacks {lost}"):
         resolve_stored(from_toml(path))
 
 

@@ -52,10 +52,10 @@ def run_parity_tests(root: Path) -> None:
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if done.returncode:
         said = f"{done.stderr}\n{done.stdout}".splitlines()
-        last = next((line for line in reversed(said) if line.strip()), "pytest said nothing")
+        last = next((line for line in reversed(said) if line.strip()), "pytest printed nothing")
         raise UserError(
-            f"The parity tests are red, so no speed-up is reported: run `pytest {PARITY_TESTS}` "
-            f"and mend them first ({last.strip('= ')})."
+            f"The parity tests fail, so no speed-up is reported: run `pytest {PARITY_TESTS}` "
+            f"and fix what it reports first ({last.strip('= ')})."
         )
 
 
