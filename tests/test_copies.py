@@ -177,7 +177,7 @@ def test_images_of_another_size_are_refused_where_perturbations_are_kept(method:
     x, y, index, _ = tiny_batch()
     step(x, y, index % 12)
     before = copy.deepcopy(step.state)
-    with pytest.raises(UserError, match="3x6x6, and these are of 3x4x4"):
+    with pytest.raises(UserError, match="3x6x6, but these images have size 3x4x4"):
         step(x[..., :4, :4], y, index % 12)
     for name, tensor in step.state.items():
         assert torch.equal(tensor, before[name])
