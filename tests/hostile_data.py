@@ -1,4 +1,4 @@
-"""Images, folders and .npz files meant to harm, from a seed; run as a program it opens them.
+"""Malicious images, folders and .npz files, made from a seed; run as a program it opens them.
 
 ``python hostile_data.py FOLDER FIRST COUNT`` makes and opens cases FIRST, FIRST + 1, ... and prints
 a line of JSON for each: what happened, how long it took and how much memory it took at most.

@@ -1,4 +1,4 @@
-"""Run folders and checkpoints made to harm, from a seed: what is done to a good one."""
+"""Malicious run folders and checkpoints, made from a seed by changing a good one."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_every_norm_counts_as_often_as_it_is_called(mode):
     assert counts(model) == {f"{name}.{COUNTER}": count for name, count in expected.items()}
 
 
-def test_one_launch_counts_for_all_of_a_network():
+def test_one_launch_counts_for_all_norms_of_a_network():
     class Additions(TorchDispatchMode):
         """Operators that add to a counter."""
 

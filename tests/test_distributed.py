@@ -1,4 +1,4 @@
-"""Two processes with half a batch each make the update of one process with the whole batch."""
+"""Two processes with half a batch each compute the update of one process with the whole batch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def free_port() -> int:
 
 
 def network() -> nn.Module:
-    """BatchNorms keep to their running statistics: those of half a batch are not the whole's."""
+    """BatchNorms use running statistics, because those of half a batch differ from the whole's."""
     model = tiny_model()
     model.bn1.eval()
     model.bn2.eval()

@@ -239,13 +239,13 @@ def test_processes_stay_the_same(name: str, results: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["pgd", "trades", "awp"])
-def test_captured_is_eager(method: str, results: Any) -> None:
+def test_captured_mode_equals_eager(method: str, results: Any) -> None:
     for eager, captured in zip(results(method), results(f"{method}-captured"), strict=True):
         for weight, value in eager.items():
             torch.testing.assert_close(captured[weight], value, rtol=1e-12, atol=1e-12)
 
 
-def test_what_nobody_used_does_not_decay(results: Any) -> None:
+def test_a_parameter_unused_in_all_processes_does_not_decay(results: Any) -> None:
     before = experts(True).state_dict()
     for found in results("same-two"):
         assert torch.equal(found["c.weight"], before["c.weight"])

@@ -1,4 +1,4 @@
-"""The scripts of examples/ do what they say, and the libraries they use change no update."""
+"""The scripts of examples/ reach their accuracy, and the libraries they use change no update."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compile what a launcher would launch, for a GPU that is not there, and read the cubin.
+"""Compile the kernels of a launcher for a GPU that is not present, and read the cubin.
 
 The launchers run on CPU tensors with ``launch`` replaced by a recorder, and Triton's launcher
 compiles what was recorded under a driver that only names its target, so that signatures, sizes and
