@@ -19,7 +19,7 @@ FILES = ("config.toml", "last.pt", "best.pt", "metrics.jsonl", "summary.json", "
 
 
 class Call:
-    """Unpickles as a call."""
+    """An object whose unpickling calls a function."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.made = (function, arguments)

@@ -111,7 +111,7 @@ def test_the_counters_return_after_an_error():
 
 
 class ReadsACounter(TinyNet):
-    """How many batches a BatchNorm has seen decides what it computes."""
+    """A forward whose result depends on a BatchNorm's number of batches."""
 
     def forward(self, x):
         seen = self.bn1.num_batches_tracked

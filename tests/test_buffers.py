@@ -8,7 +8,7 @@ from fastadv.engine.model.buffers import Layout, Snapshot, kept
 
 
 def tensors():
-    """What modules keep in buffers: statistics, counters, masks, odd layouts, nothing."""
+    """Typical buffers of modules: statistics, counters, masks, unusual layouts, empty ones."""
     torch.manual_seed(0)
     statistics = [torch.randn(size) for size in (3, 1, 8)]
     counters = [torch.tensor(7), torch.tensor(9)]
@@ -54,7 +54,7 @@ def test_a_model_without_buffers():
 
 
 class Launches(TorchDispatchMode):
-    """How many operators do something; views and allocations do not."""
+    """The number of operators that compute something; views and allocations do not."""
 
     count = 0
 

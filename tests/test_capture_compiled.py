@@ -17,7 +17,7 @@ from fastadv.training.captured import CapturedUpdate
 
 
 class Watching(Replayer):
-    """Warms up as ``CudaRecorder`` does, and notes what was compiled too late."""
+    """Warms up as ``CudaRecorder`` does, and records compilations during a capture."""
 
     def __init__(self, compiler: Any) -> None:
         self.compiler = compiler

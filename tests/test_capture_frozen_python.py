@@ -501,7 +501,7 @@ def test_a_teacher_that_draws_random_numbers_is_not_recorded() -> None:
 
 
 class Reassigns(Net):
-    """A buffer that a forward pass hangs anew, drawn masks, and features left for a reader."""
+    """A buffer that a forward pass reassigns, drawn masks, and features stored for a reader."""
 
     def __init__(self) -> None:
         super().__init__()

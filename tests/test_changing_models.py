@@ -300,7 +300,7 @@ def test_awp_follows_the_groups_it_chose() -> None:
 
 
 def test_rates_of_layers_stay_what_they_were() -> None:
-    """RAT-LR by gradients: a group that comes later does not move the rates of the others."""
+    """RAT-LR by gradients: a group added later does not change the rates of the others."""
     model = staged_model()
     step = step_of("rat-lr", model, rate_form="gradient")
     optimizer = step.optimizer

@@ -97,7 +97,7 @@ def test_a_deleted_step_leaves_nothing_behind() -> None:
 
 
 def test_two_steps_of_one_model_are_independent() -> None:
-    """APART's noise of one is not in the other's passes."""
+    """The passes of one step do not contain APART's noise of the other."""
     model, alone = staged_model(), staged_model()
     idle = step_of("apart", model)
     call(idle, 0)

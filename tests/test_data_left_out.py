@@ -158,7 +158,7 @@ def test_sixteen_bit_colour_is_scaled(tmp_path):
 
 
 def test_many_large_images_are_decoded_a_few_at_a_time(tmp_path, monkeypatch):
-    """What is decoded at once, and what waits for its reader, is bounded in bytes."""
+    """The bytes of images that are being decoded or wait for their reader are bounded."""
     room = decoding._Room(100)
     with room.taken(60), room.taken(40):
         assert room._free == 0
@@ -270,7 +270,7 @@ def test_postscript_called_an_image_runs_no_program(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_pickles_of_a_data_root_are_read_only_if_they_are_the_published_ones(tmp_path, name):
-    """torchvision unpickles CIFAR's batches, but compares their published sums before."""
+    """torchvision unpickles CIFAR's batches, but compares their published checksums first."""
     folder = tmp_path / ("cifar-10-batches-py" if name == "cifar10" else "cifar-100-python")
     folder.mkdir()
     names = [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch", "batches.meta"]

@@ -50,7 +50,7 @@ SWAPPED = ("igr", "cure", "gradalign", "logitalign", "consistency", "advlc")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where teachers and pseudo-labels are kept, made by the first recipe that needs them."""
+    """The folder of teachers and pseudo-labels, which the first recipe that needs them makes."""
     return tmp_path_factory.mktemp("digits")
 
 

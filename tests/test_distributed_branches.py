@@ -112,7 +112,7 @@ def unequal(rank: int, method: str) -> dict[str, Tensor]:
 
 
 def one_bad_rank(rank: int, what: str) -> dict[str, Any]:
-    """Process 1 alone has a fault in its second batch, which only the device may look at."""
+    """Only process 1 has a fault, in its second batch, which only the device may read."""
     from op_recorder import DeviceNetwork
 
     model = tiny_model()
@@ -156,7 +156,7 @@ def other_model(rank: int, what: str) -> str:
 
 
 def frozen_later(rank: int) -> str:
-    """In one process only; the other waits for its gradients."""
+    """A change in one process only; the other waits for its gradients."""
     own.COMING = timedelta(seconds=3)
     model = experts(True)
     step = tiny_step(model, "pgd", steps=1)

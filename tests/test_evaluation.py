@@ -215,7 +215,7 @@ def test_bad_options_are_refused_before_the_first_batch(model, options, sentence
 def test_processes_share_the_batches_and_add_their_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two processes that share 60 images in batches of 7 find what one finds alone."""
+    """Two processes that share 60 images in batches of 7 get the result of one process."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 4)).double()
     x = torch.rand(60, 1, 6, 6, dtype=torch.float64)

@@ -70,7 +70,7 @@ class RoomForItsFirstBatch(_Around):
 
 
 class Counts(_Around):
-    """How often it ran, as a number and as a list."""
+    """A module that stores the number of its calls, as a number and as a list."""
 
     def __init__(self) -> None:
         super().__init__()

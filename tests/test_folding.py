@@ -14,7 +14,7 @@ ALPHA = 0.04
 
 
 def randomized(model, seed=0):
-    """Statistics and affine maps that a wrong fold would show on, in float64 and eval mode."""
+    """A network with statistics and affine maps that reveal a wrong fold, in float64, eval mode."""
     generator = torch.Generator().manual_seed(seed)
     model = model.double().eval()
     for module in model.modules():

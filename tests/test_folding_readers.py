@@ -44,7 +44,7 @@ def view(forward, x):
 
 
 def errors(step, x):
-    """How far the attack's view is from the model in evaluation mode, relative to the largest."""
+    """The largest distance of the attack's view from the model in eval mode, relative."""
     with train_flags(step.model, False):
         expected = view(step.model, x)
     step.internals.net.copies.invalidate()

@@ -21,7 +21,7 @@ def test_few_modules_are_at_the_top_level() -> None:
 
 
 def test_there_are_no_import_cycles() -> None:
-    """Lazy imports and those for type checkers counted."""
+    """Lazy imports and imports for type checkers are included."""
     graph = grimp.build_graph("fastadv", cache_dir=None)
     imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
     # A module that nothing left imports, or that imports nothing left, is in no circle.

@@ -20,7 +20,7 @@ from fastadv.training.training_step import Step
 
 
 def learned(step: Step) -> dict[str, Any]:
-    """What training has found so far."""
+    """The faults of training so far."""
     found = {
         "model": step.model.state_dict(),
         "optimizer": step.optimizer.state_dict()["state"],

@@ -404,7 +404,7 @@ def test_the_mixture_changes_per_update_not_per_epoch() -> None:
 
 
 def test_a_resumed_run_runs_the_same_passes():
-    """A power iteration looks still once it has converged; it did not when the run began."""
+    """A converged power iteration looks constant, but was not when the run began."""
     x, y, index, start = tiny_batch()
 
     def made(steps):

@@ -66,7 +66,7 @@ def fifty_losses(
     layout: torch.memory_format = torch.contiguous_format,
     updates: int = 50,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Losses of ``updates`` updates, and what the attack's first pass stepped: x_adv or signs."""
+    """Losses of ``updates`` updates, and the result of the attack's first step: x_adv or signs."""
     images, labels = digits()
     model = small()
     model.load_state_dict(weights)

@@ -194,7 +194,7 @@ def test_a_failed_capture_is_discarded(cuda: FakeCuda) -> None:
 
 @pytest.mark.parametrize("cleans_up", [False, True])
 def test_a_capture_that_cannot_be_ended_is_discarded(cuda: FakeCuda, cleans_up: bool) -> None:
-    """torch before 2.12 stays in it; what broke it is the reason, not what ending it said."""
+    """torch before 2.12 stays in the capture; the reported error is the one that broke it."""
     cuda.cleans_up = cleans_up
 
     def waits() -> None:

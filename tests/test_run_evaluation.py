@@ -50,7 +50,7 @@ ATTACKS = "clean,fgsm,pgd-2"
 
 @pytest.fixture(autouse=True, scope="module")
 def hundreds() -> Iterator[None]:
-    """100 images are evaluated together, as CIFAR's are; of digits it would be all."""
+    """Batches of 100 images, as for CIFAR; the digits would otherwise be one batch."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(source, "eval_batch_size", lambda device, values: 100)
         yield
@@ -314,7 +314,7 @@ def test_an_interrupted_evaluation_between_epochs_also_continues(
 
 
 def test_processes_that_stop_at_the_same_batch_continue(monkeypatch) -> None:
-    """Two that take 40 images in turn, stopped after the third of five batches."""
+    """Two processes that take batches of 40 images in turn, stopped after the third of five."""
     model = tiny_model()
     x, y, _, _ = tiny_batch(40)
     batches = list(zip(x.split(8), y.split(8), strict=True))
@@ -433,7 +433,7 @@ def test_reasons_why_an_evaluation_fails_are_reported_unchanged(
 def test_a_pass_that_ends_in_an_interruption_is_written_by_the_next(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the last batch and the result lies a wait for the device."""
+    """After the last batch, reading the result waits for the device."""
     real = Tally.counted
 
     def stopped(tally: Tally, *, shared: bool = False) -> Counts:

@@ -11,7 +11,7 @@ from fastadv.errors import UserError
 
 
 class Looking(TinyNet):
-    """Breaks the graph: Python looks at a value."""
+    """A forward that breaks the graph: Python reads a value."""
 
     def forward(self, x):
         if float(x.detach().sum()) > 1e9:

@@ -10,7 +10,7 @@ from fastadv.training.training_step import Step
 
 
 def accumulating() -> Step:
-    """Two updates, each of two halves; EMA beside."""
+    """Two updates of two calls each, with EMA."""
     x, y, index, start = tiny_batch()
     step = tiny_step(tiny_model(), "pgd", steps=1, averaging="ema")
     for _ in range(2):

@@ -39,7 +39,7 @@ class Backwards(TorchDispatchMode):
 
 
 def collecting(found):
-    """A compiler backend that notes the same of every graph, and runs it as it is."""
+    """A compiler backend that collects the same from every graph, and runs it uncompiled."""
 
     def look(graph, inputs):
         for node in graph.graph.nodes:

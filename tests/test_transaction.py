@@ -87,7 +87,7 @@ def wired(step: Step, bomb: Bomb) -> Iterator[None]:
 
 
 def everything(step: Step) -> dict[str, Any]:
-    """All that a call may change, copied."""
+    """Copies of everything that a call may change."""
     model, updater = step.model, step.internals.updater
     parts = step.plan.parts.values()
     return copy.deepcopy(
@@ -159,12 +159,12 @@ def held_at(step: Step, twin: Step, places: Callable[[int], list[int]], wire: An
 
 
 def made_like(step: Step) -> Step:
-    """One more of the same, at the same moment."""
+    """Another step with the same method and mode."""
     return made(step.plan.method, "compiled" if step.internals.net.runner.compiles else "eager")
 
 
 def spread(count: int) -> Callable[[int], list[int]]:
-    """So many places out of all, the first and the last among them."""
+    """This many of all places, including the first and the last."""
 
     def choose(calls: int) -> list[int]:
         step = max(1, (calls - 1) // (count - 1))

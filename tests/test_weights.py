@@ -186,7 +186,7 @@ def test_masked_samples_carry_no_gradient() -> None:
 
 
 def other_label(model: nn.Module, x: Tensor, y: Tensor, c_min: float) -> Tensor:
-    """Another label whose loss is above ``c_min`` too, where there is one."""
+    """Another label whose loss is also above ``c_min``, if there is one."""
     losses = -model(x).log_softmax(1).detach()
     losses[torch.arange(len(y)), y] = -1
     best = losses.argmax(1)

@@ -116,7 +116,7 @@ def staged_step(
 
 
 def recorded(step: Step) -> list[Adversarial]:
-    """What the step's adversary makes from now on."""
+    """A list that receives the results of the step's adversary."""
     found: list[Adversarial] = []
     make: Callable[..., Adversarial] = step.plan.adversary.make
 
