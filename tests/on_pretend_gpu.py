@@ -226,7 +226,7 @@ def test_an_autograd_graph_that_the_user_holds_is_kept() -> None:
     assert len(recorded) > 0
     assert not any(recorded)
     assert_same_run(step, cpu)
-    assert [*model.parameters()] == [*step.internals.update.learning()]
+    assert [*model.parameters()] == [*step.internals.update.parameters.learning()]
 
 
 def test_a_parameter_in_a_list_and_in_a_held_graph_is_refused() -> None:

@@ -294,7 +294,7 @@ def test_awp_follows_the_groups_it_chose() -> None:
     model.layer4[0].conv2 = new = copy.deepcopy(conv)
     add_to_optimizer(step, new)
     call(step, 1)
-    assert {id(p) for p in step.internals.update._perturbed().values()} == {
+    assert {id(p) for p in step.internals.update.parameters.perturbed().values()} == {
         id(p) for name, p in model.named_parameters() if "layer4" in name and p.ndim > 1
     }
 

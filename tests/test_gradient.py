@@ -10,7 +10,7 @@ from fastadv.engine.gradient import differentiable_gradient, input_gradient, lea
 
 PACKAGE = Path(fastadv.__file__).parent
 # Where regions are written: what they do must trace on every torch we take.
-REGIONS = ("algorithms", "training/update.py")
+REGIONS = ("algorithms", "training/update.py", "training/regions.py")
 
 
 def cube(x):

@@ -284,7 +284,7 @@ def test_momentum_that_a_cycle_would_turn_negative() -> None:
 def test_a_seed_above_2_to_the_53_is_kept_exactly() -> None:
     seed = 2**53 + 1  # the first whole number that a float cannot hold
     assert resolve_run(RunRequest(seed=seed)).seed == seed
-    assert step(seed=seed).internals.update.seed == seed
+    assert step(seed=seed).internals.update.regions.seed == seed
 
 
 @pytest.mark.parametrize("lost", ["eps", "lr", "epochs", "adversary", "steps"])

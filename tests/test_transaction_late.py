@@ -13,7 +13,7 @@ from torch import nn
 from fastadv.algorithms.contract import Batch
 from fastadv.engine.model.precision import autocast
 from fastadv.engine.optimizer.optimizer_copy import OptimizerCopy
-from fastadv.training import captured as capture
+from fastadv.training.grad_accumulators import with_fresh_grad_accumulators
 from fastadv.training.training_step import Step
 
 
@@ -82,7 +82,7 @@ def test_parameters_without_a_stream_learn_through_their_copies() -> None:
     batch = Batch(x.float(), y, index, step.internals.offset)
     with (
         autocast(step.internals.net.device, None),
-        capture._with_fresh_grad_accumulators(step.internals.update),
+        with_fresh_grad_accumulators(step.internals.update),
     ):
         results = step.internals.update.compute_gradients(batch)
     step.internals.net.copies.invalidate()

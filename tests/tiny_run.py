@@ -56,8 +56,8 @@ class Run:
         for place, state in enumerate(self.step.optimizer.state.values()):
             found |= {f"{name} of parameter {place}": value for name, value in state.items()}
         averaging = self.step.plan.averaging
-        average = None if averaging is None else averaging.average()
-        found |= {f"average of {place}": value for place, value in enumerate(average or ())}
+        average = {} if averaging is None else averaging.averaged()
+        found |= {f"average of {name}": value for name, value in average.items()}
         return found | {"losses": torch.stack(self.losses)}
 
 

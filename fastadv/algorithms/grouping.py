@@ -1,4 +1,4 @@
-"""Optimizer groups by layer, for your own training loop."""
+"""Optimizer groups by layer, for a training loop of one's own."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ def param_groups(
     groups: str | Iterable[str | int] | None = None,
     split: str = "stages",
 ) -> list[dict[str, Any]]:
-    """Groups for ``torch.optim``: every parameter of ``model`` exactly once.
+    """Parameter groups for ``torch.optim``; they hold every parameter of ``model`` exactly once.
 
-    ``optimizer = torch.optim.SGD(fastadv.param_groups(model, "rat-lr", lr=0.1), momentum=0.9)``
-    and then ``fastadv.step(model, optimizer, method="rat-lr")``, which checks them. ``layers``
-    names a layers part; ``lr`` is the learning rate from which the part computes each group's.
-    ``groups`` ("3,4" or [3, 4]; None: the part's default) are the layer groups on which
-    ``fixed-lr`` and ``frozen`` act; ``split`` ("stages" or "quarters") defines them
-    (``fastadv.models.stages``). Raises ``UserError`` for an unknown part, a negative lr, and groups
-    that match no parameter.
+    Use: ``optimizer = torch.optim.SGD(fastadv.param_groups(model, "rat-lr", lr=0.1),
+    momentum=0.9)``, then ``fastadv.step(model, optimizer, method="rat-lr")``, which checks the
+    groups.
+
+    ``layers`` names a layers part. The part computes the learning rate of each group from ``lr``.
+    ``groups`` ("3,4" or [3, 4]; None: the part's default) are the layer groups that the part
+    treats apart. ``split`` ("stages" or "quarters") says how the network is cut into layer groups
+    (``fastadv.models.stages``). Raises ``UserError`` for an unknown part, a negative ``lr``, a part
+    that takes no groups, and groups that match no parameter.
     """
     rate = coerce("lr", lr, NonNegative)
     kinds = PARTS["layers"]

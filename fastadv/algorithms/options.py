@@ -1,4 +1,4 @@
-"""Options of parts: which there are and of which type (``declared.py`` says what they may be)."""
+"""The options of parts: their names, types and defaults (``declared.py`` checks values)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from fastadv.declared import declared
 
 
 def option_types(part: type[Part]) -> dict[str, Any]:
-    """The options of a part class: name -> type, with its range."""
+    """The options of a part class: name -> type with its range."""
     hints = declared(part)
     return {name: hints[name] for name in option_names(part)}
 
 
 def default(part: type[Part], name: str) -> Any:
-    """The default of one option."""
+    """The default of the option ``name`` of a part class."""
     return next(field.default for field in dataclasses.fields(part) if field.name == name)
 
 
 def all_options(parts: Iterable[type[Part]]) -> dict[str, Any]:
-    """The options of many part classes together: name -> type."""
+    """The options of several part classes together: name -> type; the first class that has a name
+    decides its type."""
     found: dict[str, Any] = {}
     for part in parts:
         for name, hint in option_types(part).items():

@@ -86,5 +86,5 @@ PARTS: Mapping[str, Mapping[str, type[Part]]] = {
 
 
 def names(slot: str) -> list[str]:
-    """The part names a slot takes, "none" included where it may be empty."""
+    """The names of the parts that fit a slot, with "none" if the slot may be empty."""
     return [*([NONE] if slot in OPTIONAL else []), *PARTS[slot]]

@@ -1,4 +1,5 @@
-"""When something begins: a number of epochs, or a fraction of a run whose length is known."""
+"""The time at which something begins: a number of epochs, or a fraction of a run of known
+length."""
 
 from __future__ import annotations
 
@@ -7,9 +8,10 @@ from fastadv.errors import UserError
 
 
 def epoch_of(value: float, setup: Setup, name: str) -> float:
-    """``value`` in epochs from the run's first one (0); below 1 it is a fraction of the run.
+    """``value`` in epochs, counted from 0; a value between 0 and 1 is a fraction of the run.
 
-    Raises ``UserError`` for a negative value, and for a fraction of a run of unknown length.
+    ``name`` is the option's name, for the errors. Raises ``UserError`` for a negative value, and
+    for a fraction of a run of unknown length.
     """
     if value < 0:
         raise UserError(f"{name} must be at least 0, not {value:g}.")
@@ -20,5 +22,5 @@ def epoch_of(value: float, setup: Setup, name: str) -> float:
             f"{name}={value:g} is a fraction of the run: pass total_steps= and steps_per_epoch=, "
             f"or {name}= as a number of epochs."
         )
-    # Rounded, so that 0.445 of 200 epochs is epoch 89 and not the next one.
+    # Rounded, since 0.275 * 200 is 55.00000000000001 and would begin one epoch late.
     return round(value * setup.total_epochs, 6)

@@ -1,4 +1,4 @@
-"""A recipe resolved: its parts with their options, and what follows from them."""
+"""A resolved recipe: its parts with their options, and what follows from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from fastadv.algorithms.recipes.table import Recipe
 
 @dataclass(frozen=True)
 class Plan:
-    """What one step does: a part in each slot, the options as resolved, and what is needed."""
+    """A method ready to run: a part for each slot (None for an empty one) and the resolved options.
+
+    ``slots`` is slot -> name of its part, ``options`` name -> value, defaults included.
+    """
 
     method: str
     recipe: Recipe
@@ -39,18 +42,18 @@ class Plan:
 
     @cached_property
     def parts(self) -> dict[str, Part]:
-        """Slot -> part, empty slots left out, in the order they act."""
+        """Slot -> part, without empty slots, in the order of ``PARTS``."""
         every = {slot: getattr(self, slot) for slot in PARTS}
         return {slot: part for slot, part in every.items() if part is not None}
 
     @cached_property
     def needs(self) -> frozenset[str]:
-        """What the parts ask of the step and of the loader."""
+        """The entries of ``NEEDS`` that the parts ask of the step and of the loader; constant."""
         kl = {"natural_logits_attack"} if self.adversary.attack_objective == "kl" else set()
         return frozenset(kl).union(*(part.requires() for part in self.parts.values()))
 
     def wants(self, need: str) -> bool:
-        """True if ``need`` is asked for by a part that is at work in this epoch."""
+        """True if a part that is active in this epoch asks for ``need``."""
         if need not in self.needs:
             return False
         asking = [part for part in self.parts.values() if need in part.requires()]
@@ -63,7 +66,7 @@ class Plan:
 
     @cached_property
     def differentiates_twice(self) -> bool:
-        """Whether a regularizer differentiates an input gradient (IGR, CURE, GradAlign)."""
+        """True if the regularizer differentiates an input gradient."""
         part = self.regularizer
         if part is None:
             return False
@@ -71,8 +74,8 @@ class Plan:
 
     @cached_property
     def shares_natural_forward(self) -> bool:
-        """True if the attack's forward at x can be reused as the loss's natural forward: the
-        weights are the same and nothing else runs on x_adv in between."""
+        """True if the attack's forward pass at x can be reused as the natural one of the loss: the
+        weights are the same, and no other pass runs in between."""
         between = self.weights is not None or "teacher_logits" in self.needs
         if self.regularizer is not None:
             between = between or self.regularizer.wants_neighbor or self.differentiates_twice
@@ -80,4 +83,5 @@ class Plan:
 
     @cached_property
     def updates_per_batch(self) -> int:
+        """Updates of the weights per batch (Free-m: m)."""
         return self.adversary.updates_per_batch

@@ -1,4 +1,4 @@
-"""One row of the table of methods, and the settings that many rows share."""
+"""One row of the table of methods, and the settings that several rows share."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from fastadv.algorithms.slots import NONE, SLOTS
 
 @dataclass(frozen=True)
 class Recipe:
-    """One method. ``options`` are its parts' hyper-parameters where they differ from the parts'
-    own defaults; ``summary`` fits into a line of ``fastadv methods``, ``note`` is what to know
-    beside it; ``training`` likewise the run's (epochs, learning rate, ...) in its publication;
-    ``reported`` is the accuracy the source reports, in per cent; ``elsewhere`` the same for other
-    data sets, networks and balls than the first one's.
+    """One method: the name of the part in each slot, and its settings.
+
+    ``summary`` fits on one line of ``fastadv methods``; ``note`` adds what the line has no room
+    for. ``source`` names the paper, equation and tables. ``options`` are the parts'
+    hyper-parameters that differ from the parts' defaults; ``training`` are the settings of the run
+    (epochs, learning rate, ...) in the publication. ``reported`` is the accuracy that the source
+    reports, in per cent; ``elsewhere`` is the same for other data sets, networks and balls.
     """
 
     summary: str
@@ -34,42 +36,43 @@ class Recipe:
     elsewhere: str = ""
 
     def what(self) -> str:
-        """``summary``, with ``note`` where there is one."""
+        """``summary``, followed by ``note`` if there is one."""
         return f"{self.summary} ({self.note})" if self.note else self.summary
 
     def parts(self) -> dict[str, str]:
-        """Slot -> part name."""
+        """Slot -> name of its part."""
         return {slot: getattr(self, slot) for slot in SLOTS}
 
     def all_options(self) -> dict[str, Any]:
-        """``options``, and what its target and weights take beside its objective."""
+        """``options``, and those that its parts take together (``beside``)."""
         return {**beside(self.parts()), **self.options}
 
 
-# How F+FGSM and its successors train: short, with one triangular learning-rate cycle.
+# The training of F+FGSM and its successors: short, with one triangular cycle of the learning rate.
 CYCLIC: dict[str, Any] = {"epochs": 30, "lr": 0.2, "schedule": "triangular", "weight_decay": 2e-4}
 CYCLIC |= {"shortcut": "raw", "padding": "constant"}
 
-# APART and ATTA see unscaled images whose border is grey.
+# APART and ATTA train on images that are not normalized, with a grey border.
 GREY: dict[str, Any] = {"padding": "grey", "normalize": False}
 
-# How AdvLC trains everything on CIFAR-10.
+# The training of all methods of the AdvLC paper on CIFAR-10.
 ADVLC: dict[str, Any] = {"epochs": 200, "batch_size": 100, "lr": 0.1, "schedule": "multistep"}
 ADVLC |= {"weight_decay": 1e-4, "shortcut": "raw", "padding": "constant", "normalize": False}
 
-# How TRADES and what is built on it train, in the RWP paper: epochs count from 1 there, and the
-# 100th and 150th begin with the lower rate.
+# The training of TRADES and the methods built on it in the RWP paper. Its epochs count from 1; the
+# learning rate drops at the beginning of the 100th and the 150th.
 TRADES: dict[str, Any] = {"schedule": "multistep", "drops": (99 / 200, 149 / 200)}
 TRADES |= {"padding": "constant", "normalize": False}
 
-# How the memorization paper trains on CIFAR; on SVHN see ``presets``.
+# The training of the memorization paper on CIFAR; ``run/presets.py`` has the one on SVHN.
 MEMORIZATION: dict[str, Any] = {"model": "resnet18", "schedule": "multistep"}
 MEMORIZATION |= {"padding": "constant", "normalize": False}
 
 KL_ATTACK: dict[str, Any] = {"attack_objective": "kl", "attack_bn": "eval"}
 
-# What perturbed weights and an objective take together, in whichever recipe they meet:
-# (objective, weights). Published epochs count from 1 and begin to perturb with the 10th.
+# (objective, weights) -> the options of a perturbation of the weights that depend on the objective,
+# in every recipe with these two parts. The published code counts epochs from 1 and perturbs from
+# the 10th on.
 _GENTLE: dict[str, Any] = {"gamma": 0.005, "warmup_epochs": 9}
 _AFTER: dict[str, Any] = {"bn_passes": ("adversarial", "natural", "natural")}
 BESIDE: Mapping[tuple[str, str], Mapping[str, Any]] = {
@@ -79,8 +82,8 @@ BESIDE: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("rst", "rwp"): _GENTLE,
 }
 
-# Targets that follow TRADES' predictions were published with code that forwards x and x' once
-# each: (objective, target).
+# (objective, target) -> options. The published code of the targets that follow the predictions of
+# TRADES forwards x and x' once each.
 _ONCE_EACH: dict[str, Any] = {"bn_passes": ("natural", "adversarial")}
 FOLLOWED: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("trades", "self-adaptive"): _ONCE_EACH,
@@ -89,8 +92,8 @@ FOLLOWED: Mapping[tuple[str, str], Mapping[str, Any]] = {
 
 
 def beside(slots: Mapping[str, str]) -> dict[str, Any]:
-    """The options that the parts in ``slots`` take together, whichever recipe brought them."""
+    """The options that depend on two parts in ``slots`` together, whatever the recipe."""
     objective = slots["objective"]
     followed = FOLLOWED.get((objective, slots["target"]), {})
-    # Perturbed weights decide where both have a say: their code computes the loss.
+    # If both set an option, the weights part decides: its published code computes the loss.
     return {**followed, **BESIDE.get((objective, slots["weights"]), {})}

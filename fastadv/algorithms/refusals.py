@@ -1,4 +1,4 @@
-"""Parts that cannot be combined, each with the mathematical reason."""
+"""Combinations of parts that are refused, each with the mathematical reason."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ REFUSALS: tuple[tuple[str, Callable[[Plan], bool], str], ...] = (
 
 
 def _both(plan: Plan, **slots: tuple[str, ...]) -> bool:
-    """Whether every slot named holds one of the parts named."""
+    """True if each of the named slots holds one of the parts given for it."""
     return all(plan.slots[slot] in parts for slot, parts in slots.items())
 
 
 def refuse(plan: Plan) -> None:
-    """Raise the reason if two of the plan's parts cannot be combined."""
+    """Raise ``UserError`` with the reason if two parts of ``plan`` cannot be combined."""
     for name, applies, reason in REFUSALS:
         if applies(plan):
             raise UserError(f"{name} cannot be combined: {reason}")

@@ -1,4 +1,5 @@
-"""From a method's name and what the user overrides to a plan: parts built once and checked."""
+"""From the name of a method and the user's overrides to a plan: parts are built once and
+checked."""
 
 from __future__ import annotations
 
@@ -18,8 +19,12 @@ from fastadv.errors import unknown
 
 
 def resolve(method: str, overrides: Mapping[str, Any] | None = None) -> Plan:
-    """The plan of ``method`` with ``overrides``: a slot's name swaps its part, any other name is
-    an option of one of the parts. Unknown names are errors that name the nearest known one."""
+    """The plan of ``method`` with ``overrides``.
+
+    The name of a slot in ``overrides`` replaces its part; any other name is an option of one of the
+    parts; a value of None is ignored. Raises ``UserError`` for an unknown name, with the nearest
+    known one, for a value that an option does not take, and for parts that cannot be combined.
+    """
     row = recipe(method)
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
     slots = choose_parts(row, given)
@@ -57,7 +62,8 @@ def _empty(slot: str, name: str) -> bool:
 
 
 def choose_parts(row: Recipe, given: Mapping[str, Any]) -> dict[str, str]:
-    """Slot -> name of its part: the recipe's, or the one in ``given``."""
+    """Slot -> name of its part: the one in ``given``, otherwise the recipe's. Raises ``UserError``
+    for an unknown name."""
     slots = row.parts() | {slot: str(given[slot]) for slot in PARTS if slot in given}
     for slot, name in slots.items():
         if name not in names(slot):
@@ -70,10 +76,10 @@ def _classes(slots: Mapping[str, str]) -> dict[str, type[Part]]:
 
 
 def recipe_options(row: Recipe, slots: Mapping[str, str]) -> dict[str, Any]:
-    """The options that the recipe ``row`` and the company of its parts set: name -> value.
+    """The options that the recipe ``row`` and the combination of its parts set: name -> value.
 
-    The recipe's own options whose part was swapped out are left out, and so is the strength of
-    one regularizer where another stands.
+    Options of the recipe whose part was replaced are left out. If the regularizer was replaced, its
+    weight in the recipe is left out also: it was chosen for another penalty.
     """
     known = known_options(slots)
     lost = option_types(Regularizer) if slots["regularizer"] != row.regularizer else {}

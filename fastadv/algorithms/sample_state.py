@@ -1,4 +1,4 @@
-"""Per-sample memory in image space: padded, gathered and written back through crop and flip."""
+"""Per-sample state in image space: stored with padding, read and written through crop and flip."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class SampleStore:
     """One padded image per training sample, (N,C,H+2 pad,W+2 pad), on the device.
 
-    A batch sees the window its augmentation cut out (``view``: offsets in the padded image, and a
-    mirror); ``view=None`` is the unpadded, unmirrored centre. What is written lands on the pixels
-    it came from; pixels outside the window keep their values.
+    A batch reads the windows that its augmentation cut out (``view``: offsets in the padded image,
+    and a mirror flag per sample); ``view=None`` is the centre without padding and mirroring. A
+    window is written back to the pixels it was read from; pixels outside it keep their values.
     """
 
     def __init__(self, values: Tensor, pad: int) -> None:
@@ -44,7 +44,8 @@ class SampleStore:
 
     def check_images(self, shape: Sequence[int], view: View | None) -> None:
         """Raise ``UserError`` for a batch of ``shape`` (B,C,h,w) that ``view`` cannot have cut out
-        of the kept images; without a view it must have their own size."""
+        of the stored images. Without a view the batch must have the size of the images without
+        padding."""
         channels, height, width = self.values.shape[1:]
         own = (channels, height - 2 * self.pad, width - 2 * self.pad)
         given = tuple(shape[1:])
@@ -58,8 +59,8 @@ class SampleStore:
     def fill_normal(
         self, std: float, seed: int, offset: int, stream: int, ok: Tensor | None = None
     ) -> None:
-        """Overwrite every row with std * N(0, I), drawn by the row's number; with ``ok`` (0-dim
-        bool) only where that is true."""
+        """Overwrite every row with std * N(0, I), drawn by the row's number; if ``ok`` (0-dim bool)
+        is given, only where it is true."""
         shape = tuple(self.values.shape[1:])
         rows = torch.arange(len(self.values), device=self.values.device)
         for part in rows.split(4096):
@@ -70,14 +71,14 @@ class SampleStore:
             )
 
     def gather(self, index: Tensor, view: View | None, size: tuple[int, int]) -> Tensor:
-        """The windows (B,C,*size) of rows ``index`` as the batch sees them."""
+        """The windows (B,C,*size) of the rows ``index`` (B,), cropped and mirrored by ``view``."""
         top, left, flip = self._window(index, view)
         return kernels.crop_flip(self.values, index, top, left, flip, size)
 
     def write(self, index: Tensor, view: View | None, window: Tensor, ok: Tensor) -> None:
         """Write ``window`` (B,C,h,w) back in place, only where ``ok`` (0-dim bool).
 
-        Rows must be different from each other.
+        The rows ``index`` (B,) must differ from each other.
         """
         top, left, flip = self._window(index, view)
         kernels.crop_flip_write(self.values, index, top, left, flip, window, ok)
@@ -85,7 +86,8 @@ class SampleStore:
     def start_from(
         self, index: Tensor, view: View | None, x: Tensor, scale: Tensor, threat: Threat
     ) -> tuple[Tensor, Tensor]:
-        """(box(x + clamp(scale * w, +-eps)), w), w (B,C,h,w) the windows of rows ``index``."""
+        """(box(x + clamp(scale * w, +-eps)), w), both (B,C,h,w), where w are the windows of the
+        rows ``index`` (B,). ``scale`` is 0-dim."""
         top, left, flip = self._window(index, view)
         return kernels.crop_flip_add(
             self.values, index, top, left, flip, x, scale, threat.eps, threat.low, threat.high
@@ -94,7 +96,8 @@ class SampleStore:
     def ascend(
         self, index: Tensor, view: View | None, gradient: Tensor, rate: Tensor, ok: Tensor
     ) -> None:
-        """w <- clamp(w + rate sign(gradient), +-1) in the windows, in place, only where ``ok``."""
+        """w <- clamp(w + rate sign(gradient), +-1) in the windows, in place, only where ``ok``.
+        ``gradient`` is (B,C,h,w), ``rate`` 0-dim."""
         top, left, flip = self._window(index, view)
         kernels.crop_flip_ascend(
             self.values, index, top, left, flip, gradient, rate, low=-1.0, high=1.0, ok=ok
@@ -108,12 +111,12 @@ class SampleStore:
 
 
 def by(shape: Sequence[int]) -> str:
-    """(3, 32, 32) as people write it."""
+    """A shape as text for messages: (3, 32, 32) becomes 3x32x32."""
     return "x".join(map(str, shape))
 
 
 def sample_count(num_samples: int | None, method: str) -> int:
-    """``num_samples``, or the sentence that asks for it."""
+    """``num_samples``; raises ``UserError`` if it is None. ``method`` is named in the error."""
     if num_samples is None:
         raise UserError(
             f"{method} stores state for every training sample: "

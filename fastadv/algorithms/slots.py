@@ -1,8 +1,8 @@
-"""The slots of a method, one part each; known without importing the parts and torch with them."""
+"""The slots of a method. Each takes one part. This module imports neither the parts nor torch."""
 
 NONE = "none"
 
 SLOTS = ("adversary", "objective", "target", "regularizer", "weights", "layers", "averaging")
 
 OPTIONAL = ("regularizer", "weights", "averaging")
-"""Slots that may be empty; "none" there means no part at all."""
+"""The slots that may be empty: "none" in one of them means no part."""

@@ -1,1 +1,1 @@
-"""How a step runs: guard, gradients, precision, compilation, capture, noise, processes."""
+"""How a step runs: gradients, precision, compilation, capture, noise, optimizer, processes."""

@@ -1,4 +1,4 @@
-"""How a region of tensor code is run: as written, or compiled as one graph."""
+"""Runs regions of tensor code eagerly, or compiled as one graph each."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Result = TypeVar("Result")
 
 
 class Runner:
-    """Runs regions: functions of tensors with forward, gradients and arithmetic in one.
+    """Runs regions: functions of tensors with forward pass, gradients and arithmetic in one.
 
-    ``compiles=False`` calls them. Otherwise each is compiled once with ``fullgraph=True``: a graph
-    break is an error, not a slow step, or, unless ``strict``, the end of compiling, with a warning.
-    ``backend`` is for tests.
+    With ``compiles=False`` they are called. Otherwise each is compiled once with
+    ``fullgraph=True``. A graph break raises ``UserError`` with ``strict``; otherwise the user is
+    warned and regions run eagerly from then on. ``backend`` is that of ``torch.compile``.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Runner:
                 _own_copy(region), fullgraph=True, dynamic=False, backend=self.backend
             )
             self._compiled[region] = compiled
-        # Patched around our own calls only: the flag lets autograd.grad be traced into the graph.
+        # The flag lets autograd.grad be traced into the graph; it is set for these calls only.
         try:
             with torch._dynamo.config.patch(trace_autograd_ops=True):
                 return compiled(*inputs)
@@ -52,8 +52,8 @@ class Runner:
         return region(*inputs)
 
     def forget(self) -> None:
-        """What was compiled is of another network or threat. Dynamo's own guards do not see every
-        change (hooks of modules), and count its recompilations."""
+        """Drop all compiled code, after a change of the network or the threat. The guards of Dynamo
+        do not see every such change (hooks of modules), and it limits recompilations."""
         self._compiled.clear()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -61,11 +61,11 @@ class Runner:
 
 
 def _own_copy(region: Callable[..., Result]) -> Callable[..., Result]:
-    """The same function or method with a code object of its own: Dynamo counts recompilations per
-    code object, and two steps in one process must not use up each other's."""
+    """The same function or method with its own code object: Dynamo limits recompilations per code
+    object, and two steps in one process must not share that limit."""
     function = getattr(region, "__func__", region)
     if not isinstance(function, types.FunctionType):
-        return region  # an object that is called has no code of its own to copy
+        return region  # a callable object has no code object to copy
     copy = types.FunctionType(
         function.__code__.replace(),
         function.__globals__,

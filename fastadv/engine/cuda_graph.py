@@ -1,4 +1,4 @@
-"""CUDA graphs: where and how a function is recorded, and what must not happen meanwhile."""
+"""Records functions as CUDA graphs, and keeps away what would break a capture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ WARM_UPS = 2  # runs before the one in which a wait for the device is an error
 
 
 class NotReplayable(UserError):
-    """A network or method does what a CUDA graph cannot, most often something on the host."""
+    """Raised if a network or method does something that a CUDA graph cannot repeat, most often work
+    on the host."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -31,8 +32,8 @@ class CudaRecorder:
     """Captures functions as CUDA graphs on one stream. Graphs share a memory pool, so a replay may
     overwrite another graph's outputs; ``alone=True`` uses a separate pool.
 
-    Warm-ups run on that stream too: what libraries keep for a stream (workspaces, the allocator's
-    cache) is then made once, and outside of the graphs.
+    Warm-ups also run on that stream: resources that libraries keep per stream (workspaces, the
+    allocator's cache) are then created once, and outside of the graphs.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -49,12 +50,13 @@ class CudaRecorder:
         self.__init__(state["device"])  # type: ignore[misc]
 
     def warm_up(self, function: Callable[[], Any]) -> None:
-        """Run ``function`` a few times: libraries initialise, kernels compile and are tuned.
+        """Run ``function`` a few times, so that libraries initialise and kernels are compiled and
+        tuned.
 
-        Raises ``NotReplayable`` if it still waits for the device the last time. A capture that
-        meets a wait breaks, and leaves allocator and generators in the middle of it.
+        Raises ``NotReplayable`` if it waits for the device in the last run. Such a wait would break
+        the capture and leave the allocator and the generators in capture mode.
         """
-        # So that dropout draws in the first replay what it would have drawn without the warm-up.
+        # Dropout must draw the same in the first replay as it would without the warm-up.
         generator = torch.cuda.get_rng_state(self.device)
         try:
             with self._on_the_stream():
@@ -64,18 +66,20 @@ class CudaRecorder:
                     function()
         finally:
             torch.cuda.set_rng_state(generator, self.device)
-        gc.collect()  # what is left of these runs in cycles may hold autograd graphs
+        gc.collect()  # reference cycles of these runs may hold autograd graphs
 
     def __call__(
         self, function: Callable[[], Any], *, alone: bool = False
     ) -> tuple[Any, Callable[[], None]]:
-        """Record ``function``: what it returned, in the graph's memory, and the replay.
+        """Record ``function``. Returns its result, which is in the graph's memory, and a function
+        that replays the graph.
 
-        Replaying a graph may write over what any later one of its pool has returned. ``alone`` is
-        for results that must outlive a replay of the others.
+        A replay may overwrite the results of any graph of the same pool that was recorded later.
+        ``alone`` is for results that must outlive a replay of the others. Raises ``NotReplayable``
+        if the function cannot be captured.
         """
         graph = torch.cuda.CUDAGraph()
-        # A pool ends with its last graph, and its name may not be used again.
+        # A pool is freed with its last graph, and its handle cannot be used again.
         living = next((other.pool() for other in self._graphs[alone]), None)
         pool = living or torch.cuda.graph_pool_handle()
         broken: BaseException | None = None
@@ -90,7 +94,7 @@ class CudaRecorder:
             except RuntimeError as error:
                 if error is not broken:
                     self._leave_capture(pool)
-                # Ending a broken capture fails, too, and with a reason that tells nothing.
+                # The end of a broken capture also fails, with an error that does not say why.
                 cause = broken if isinstance(broken, RuntimeError) else error
                 if isinstance(cause, torch.OutOfMemoryError):
                     raise cause from None
@@ -99,19 +103,20 @@ class CudaRecorder:
         return result, graph.replay
 
     def _capture(self, graph: Any, pool: Any) -> AbstractContextManager[None]:
-        # Not "global": threads of DALI, of NCCL or of the user may allocate meanwhile.
+        # Not "global": other threads (DALI, NCCL, the user's) may allocate during a capture.
         return torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local")
 
     def _leave_capture(self, pool: Any) -> None:
-        """After a capture that could not be ended: torch before 2.12 lets allocator and generators
-        stay in it, and the next capture and the next random number of the process fail."""
+        """End capture mode after a capture that failed to end: torch before 2.12 leaves allocator
+        and generators in it, and the next capture and the next random number of the process would
+        fail."""
         index = torch.cuda.current_device()
         try:
             torch._C._cuda_endAllocateToPool(index, pool)
         except RuntimeError:
-            return  # this torch has done so itself
+            return  # this version of torch has done it
         torch._C._cuda_releasePool(index, pool)
-        # The end of a capture lets the generators go, be it one of nothing.
+        # The end of any capture, even of an empty one, takes the generators out of capture mode.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with self._capture(torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()):
@@ -119,8 +124,8 @@ class CudaRecorder:
 
     @contextmanager
     def _on_the_stream(self) -> Iterator[None]:
-        """The recording stream is current inside; it waits for what was queued before, and what
-        comes after waits for it."""
+        """Within this context the recording stream is current. It waits for the work queued before,
+        and the caller's stream then waits for it."""
         with torch.cuda.device(self.device):
             outside = torch.cuda.current_stream()
             self.stream.wait_stream(outside)
@@ -128,7 +133,7 @@ class CudaRecorder:
                 with torch.cuda.stream(self.stream):
                     yield
             finally:
-                # A capture that breaks leaves its own stream current.
+                # A broken capture leaves its stream current.
                 torch.cuda.set_stream(outside)
                 outside.wait_stream(self.stream)
 
@@ -154,7 +159,8 @@ def _waiting_is_an_error() -> Iterator[None]:
 
 @contextmanager
 def _no_garbage_collected() -> Iterator[None]:
-    """What a collection frees (events, pinned memory, graphs) may call CUDA in the capture."""
+    """No garbage collection within this context: freeing events, pinned memory or graphs calls
+    CUDA, which breaks a capture."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Every gradient fastadv takes comes from here: a mode can change how without touching a part."""
+"""All gradients are computed here, so that a mode can change how without a change of the parts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,15 +24,15 @@ REENTRANT = (
 
 
 def leaf(x: Tensor) -> Tensor:
-    """``x`` without what it was computed from, to take gradients with respect to."""
+    """``x`` detached, with requires_grad: a tensor to take gradients with respect to."""
     if torch.compiler.is_compiling():
-        # Before torch 2.13 a graph has no requires_grad_ of what is computed inside it.
+        # Before torch 2.13 a compiled graph cannot call requires_grad_ on its own results.
         return _Leaf.apply(x.detach(), _REQUIRES_GRAD)
     return x.detach().requires_grad_()
 
 
 class _Leaf(torch.autograd.Function):
-    """The first input, requiring grad because the second does; nothing flows back."""
+    """The first input; it requires grad because the second does. Neither gets a gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor) -> Tensor:
@@ -49,7 +49,8 @@ _REQUIRES_GRAD = torch.zeros((), requires_grad=True)
 def input_gradient(loss: Tensor, inputs: Tensor) -> Tensor:
     """The gradient of the scalar ``loss`` with respect to ``inputs``, detached, in its shape.
 
-    ``inputs`` must require grad. The graph is freed.
+    ``inputs`` must require grad. The graph is freed. Raises ``UserError`` if the loss does not
+    depend on ``inputs``.
     """
     (found,) = _grad(loss, [inputs])
     if found is None:
@@ -60,23 +61,26 @@ def input_gradient(loss: Tensor, inputs: Tensor) -> Tensor:
 def gradients(loss: Tensor, inputs: Sequence[Tensor], *, keep_graph: bool = False) -> list[Tensor]:
     """The gradients of the scalar ``loss`` with respect to each of ``inputs``, in their shapes.
 
-    Every one of ``inputs`` must have a part in the loss; raises ``UserError`` where one has none.
+    Raises ``UserError`` if the loss does not depend on one of them.
     """
     return _reached(_grad(loss, list(inputs), retain_graph=keep_graph))
 
 
 def gradients_if_used(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
-    """Like ``gradients``, with None for an input the loss does not depend on.
+    """Like ``gradients``, with None for an input that the loss does not depend on.
 
-    ``loss.backward()`` leaves it so too: an optimizer then skips that parameter, decay included.
+    ``loss.backward()`` leaves None also: an optimizer then skips that parameter, including its
+    weight decay.
     """
     return _grad(loss, list(inputs), UNLEARNT)
 
 
 def differentiable_gradient(loss: Tensor, inputs: Tensor) -> Tensor:
-    """The gradient of the scalar ``loss`` at ``inputs``, itself differentiable in the weights.
+    """The gradient of the scalar ``loss`` with respect to ``inputs``, differentiable in the
+    weights.
 
-    The graph is kept: the outer pass differentiates through it (double backward).
+    The graph is kept, since the outer pass differentiates through it (double backward). Raises
+    ``UserError`` if the loss does not depend on ``inputs``.
     """
     return _reached(_grad(loss, [inputs], create_graph=True))[0]
 

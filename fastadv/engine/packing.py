@@ -1,5 +1,5 @@
-"""Small tensors joined before they are copied or reduced: on a CPU a call costs more than their
-values."""
+"""Joins small tensors before they are copied or reduced: on a CPU a call per tensor costs more
+than the work on its values."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SMALL = 1 << 16  # values; from here on, reading a tensor takes longer than calling an operator
+SMALL = 1 << 16  # values; reading a larger tensor takes longer than calling an operator
 
 
 def packed(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors with the values of ``tensors``, in another order: on a CPU, small ones of the first
+    """Tensors with the values of ``tensors``, in another order. On a CPU small ones of the first
     tensor's data type are copied into one; all others are returned as they are."""
     if len(tensors) < 2 or tensors[0].device.type != "cpu":
         return list(tensors)
@@ -37,7 +37,7 @@ def _split(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 class FlatViews:
-    """1-dim views of tensors, made once as long as the tensors are the same at the same place."""
+    """1-dim views of tensors, created again only if a tensor, its address or its size changed."""
 
     def __init__(self) -> None:
         self.views: list[Tensor] = []
@@ -48,14 +48,14 @@ class FlatViews:
         self._join: Any = torch.cat
 
     def follow(self, tensors: list[Tensor]) -> bool:
-        """Make ``views`` those of ``tensors``; returns whether they are new.
+        """Set ``views`` to those of ``tensors``; returns True if they are new.
 
         A tensor that is not contiguous is its own view.
         """
         where = [*map(Tensor.data_ptr, tensors), *map(Tensor.size, tensors)]
         if where == self._where and all(map(is_, tensors, self._tensors)):
             return False
-        self._where = []  # until all is made
+        self._where = []  # stays empty if an error follows
         self.views = [t.detach().view(-1) if t.is_contiguous() else t.detach() for t in tensors]
         self._small, self._others = [], self.views
         if self.views and self.views[0].device.type == "cpu":
@@ -66,10 +66,10 @@ class FlatViews:
         return True
 
     def packed(self) -> list[Tensor]:
-        """``packed`` of the tensors' present values."""
+        """``packed`` of the views, with their present values."""
         if len(self._small) < 2:
             return self.views
         return [*self._others, self._join(self._small)]
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(FlatViews())  # those of a copy are made anew
+        return vars(FlatViews())  # a copy creates its own views

@@ -1,10 +1,10 @@
-"""The one place that makes ``import torchvision`` work beside a CPU build of torch.
+"""Makes ``import torchvision`` work beside a CPU build of torch.
 
 torchvision's wheel on the package index is compiled against the CUDA build of torch. Beside a CPU
-build its C library ``_C`` cannot be loaded; torchvision tolerates that, yet while it is imported it
-describes two of that library's operators to ``torch.library`` and stops with "operator
-torchvision::nms does not exist" (then ``qnms``). Declaring their schemas first is enough: the data
-readers need none of these operators, and calling one still fails with torch's own clear message.
+build its C library ``_C`` cannot be loaded. torchvision tolerates that, but its import registers
+two of that library's operators with ``torch.library`` and stops with "operator torchvision::nms
+does not exist" (then ``qnms``). It is enough to declare their schemas before: the data readers need
+none of these operators, and calling one still fails with torch's own message.
 """
 
 import importlib
@@ -22,15 +22,15 @@ _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-# torch.library forgets what a Library declared once the object is gone.
+# torch.library drops the declarations of a Library when the object is deleted.
 _declared: list[torch.library.Library] = []
 
 
 def import_torchvision() -> ModuleType:
-    """The module ``torchvision``, imported so that a CPU build of torch beside it does no harm.
+    """The module ``torchvision``, imported so that it also works with a CPU build of torch.
 
-    Schemas are declared only where they are missing, and only when torchvision's own C operators
-    cannot be loaded. Raises ``UserError`` when torchvision is not installed.
+    Schemas are declared only if they are missing and torchvision's own C operators cannot be
+    loaded. Raises ``UserError`` if torchvision is not installed.
     """
     if "torchvision" in sys.modules:
         return sys.modules["torchvision"]

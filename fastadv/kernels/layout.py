@@ -36,7 +36,8 @@ def float_or_pointer(value: float | Tensor, device: torch.device) -> tuple[float
 
 
 def int_or_pointer(value: int | Tensor, device: torch.device) -> tuple[int, Tensor | None]:
-    """The same for a 64-bit integer; Python integers are wrapped to the signed range."""
+    """:func:`float_or_pointer` for a 64-bit integer; Python integers are wrapped to the signed
+    range."""
     if isinstance(value, Tensor) and value.device == device:
         return 0, value
     return (int(value) + 2**63) % 2**64 - 2**63, None

@@ -6,6 +6,7 @@ every batch order and every number of processes give the same noise for the same
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ LOW_24 = 0xFFFFFF
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
 ROUNDS = 10
+# Rounds in which a word may be smaller than the broadcast counter: each round mixes two words.
+BROADCAST_ROUNDS = 3
 # No sample reaches this quad (it would have 2**34 elements), so it is free for one draw per sample.
 PER_SAMPLE_QUAD = LOW_32
 
@@ -29,14 +32,25 @@ def philox(counter: Sequence[Tensor | int], seed: Tensor | int) -> Words:
     """
     c0, c1, c2, c3 = counter
     k0, k1 = seed & LOW_32, (seed >> 32) & LOW_32
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
         # Two's complement keeps the low 64 bits, so both halves of the product are right even
         # where the int64 product wraps.
         p0, p1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
-        c0, c1 = ((p1 >> 32) & LOW_32) ^ c1 ^ k0, p1 & LOW_32
-        c2, c3 = ((p0 >> 32) & LOW_32) ^ c3 ^ k1, p0 & LOW_32
+        mixed = _mixed_in_place if number >= BROADCAST_ROUNDS else _mixed
+        c0, c2 = mixed(p1, c1, k0), mixed(p0, c3, k1)
+        c1, c3 = p1, p0  # the high halves are removed where the words are read
         k0, k1 = (k0 + WEYL_0) & LOW_32, (k1 + WEYL_1) & LOW_32
-    return c0, c1, c2, c3  # type: ignore[return-value]  # at least one counter is a tensor
+    return c0, c1 & LOW_32, c2, c3 & LOW_32  # type: ignore[return-value]  # tensors by now
+
+
+def _mixed(product: Tensor | int, word: Tensor | int, key: Tensor | int) -> Tensor | int:
+    """The high half of ``product`` ^ ``word`` ^ ``key``, cut to 32 bits."""
+    return ((product >> 32) ^ (word ^ key)) & LOW_32
+
+
+def _mixed_in_place(product: Any, word: Any, key: Any) -> Any:
+    """``_mixed`` with one allocation; ``product`` has the shape of the result."""
+    return (product >> 32).bitwise_xor_(word).bitwise_xor_(key).bitwise_and_(LOW_32)
 
 
 def draw_counter(
@@ -91,7 +105,7 @@ def noise_uniform(
     then cast. Raises ``ValueError`` for a stream out of range. Philox4x32-10, Salmon et al. 2011.
     """
     words = sample_words(index, math.prod(shape), seed, offset, stream)
-    parts = [(word >> 8).to(torch.float32) * 2.0**-23 - 1.0 for word in words]
+    parts = [(word >> 8).to(torch.float32).mul_(2.0**-23).sub_(1.0) for word in words]
     return _in_sample_shape(parts, index, shape).to(dtype)
 
 

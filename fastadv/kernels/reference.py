@@ -44,7 +44,7 @@ def linf_start(
     """
     wide = _wide(x)
     noise = noise_uniform(index, x.shape[1:], seed, offset, stream, wide.dtype)
-    return (wide + noise * eps).clamp(low, high).to(x.dtype)
+    return (wide + noise.mul_(eps)).clamp_(low, high).to(x.dtype)
 
 
 @torch.no_grad()
@@ -62,11 +62,11 @@ def linf_step(
     ``x_adv`` (x'), ``grad`` (g) and ``x`` (B, ...) have one shape; the result has the dtype of
     ``x_adv``. ``alpha``, a float or a 0-dim tensor, and ``eps`` have the unit of the pixels;
     ``eps=inf`` and infinite bounds switch a clamp off. sign(0) = 0. Where the gradient is not
-    finite the result is NaN: a step that cannot be taken must not look like one that was taken.
+    finite the result is NaN, so that a failed step is not taken for a step without motion.
     Madry et al. 2018, Eq. 3.
     """
     center = _wide(x)
-    # In place on a new tensor: three allocations fewer on a CPU.
+    # In place on a new tensor, which saves three allocations on a CPU.
     moved = _sign(grad).to(center.dtype).mul_(alpha).add_(x_adv)
     return _into_ball_and_box(moved, center, eps, low, high).to(x_adv.dtype)
 
@@ -91,7 +91,7 @@ def _sign(gradient: Tensor) -> Tensor:
 def _into_ball_and_box(
     moved: Tensor, center: Tensor, eps: float, low: float, high: float
 ) -> Tensor:
-    return moved.clamp(center - eps, center + eps).clamp(low, high)
+    return moved.clamp(center - eps, center + eps).clamp_(low, high)
 
 
 @torch.no_grad()
@@ -188,7 +188,7 @@ def perturb_weights(
     w_norms, g_norms = _norms(weights, scope), _norms(directions, scope)
     ratios = gamma * w_norms / (g_norms + DIRECTION_GUARD)
     for w, g, ratio in zip(weights, directions, ratios.unbind(), strict=True):
-        # Rounded before the check: what overflows the dtype is not finite either.
+        # Rounded before the check, since a value that overflows the dtype is not finite either.
         g.copy_(_wide(g) * ratio).nan_to_num_(0.0, 0.0, 0.0)
         w.add_(g)
 
@@ -205,9 +205,9 @@ def restore_weights(
     """In place: w <- w0 + (w - fl(w0 + v)), fl being the rounding to the dtype of w.
 
     This is exactly w0 where nothing changed w after the perturbation, and exactly w where
-    fl(w0 + v) is w0: an update without a perturbation stays bit for bit. ``weights`` (w),
+    fl(w0 + v) is w0, so an update without a perturbation is kept bit for bit. ``weights`` (w),
     ``originals`` (w0, a copy from before) and ``v`` (the directions after :func:`perturb_weights`)
-    are lists of the same length, shapes and dtypes. Raises ``ValueError`` where they differ.
+    are lists of the same length, shapes and dtypes. Raises ``ValueError`` if they differ.
     """
     check_pairs(weights, originals)
     check_pairs(weights, v)
@@ -296,8 +296,8 @@ def block_step_gradients(gradients: Sequence[Tensor], signs: Sequence[Tensor]) -
 
     ``gradients`` (g) and ``signs`` (s) are lists of n tensors of the same shapes. The sums run over
     the whole batch. The order of the kernel's sums does not change between runs. In a compiled
-    region Inductor chooses the order, and half types made there enter the sums unrounded.
-    Li et al. 2020 (APART), Alg. 1.
+    region Inductor chooses the order, and values of half types computed in that region are summed
+    before they are rounded. Li et al. 2020 (APART), Alg. 1.
     """
     # A product with a sign is exact in any precision; only the sum needs float32.
     pairs = zip(gradients, signs, strict=True)

@@ -61,11 +61,10 @@ def crop_flip_add(
     """(clamp(x + clamp(scale * w, -eps, eps), low, high), w), w being the windows of the store.
 
     ``store`` (floating) holds one perturbation per sample; outside the store w is 0. ``x``
-    (B,C,h,w) are the augmented images that were cropped in the same place; both results have the
-    dtype and layout of ``x``. ``scale`` is a float or a 0-dim tensor; ``eps`` has the unit of the
-    pixels. Raises ``ValueError`` for a store that is not floating, and unless ``x`` has one window
-    per index and the channels of the store.
-    Li et al. 2020 (APART): the start point, from omega.
+    (B,C,h,w) are the augmented images, cropped at the same places; both results have the dtype and
+    layout of ``x``. ``scale`` is a float or a 0-dim tensor; ``eps`` has the unit of the pixels.
+    Raises ``ValueError`` for a store that is not floating, and unless ``x`` has one window per
+    index and the channels of the store. Li et al. 2020 (APART): the start point, from omega.
     """
     check_floating(store)
     check_windows(store, index, x)
@@ -86,12 +85,12 @@ def crop_flip_write(
     window: Tensor,
     ok: Tensor | None = None,
 ) -> None:
-    """Write ``window`` (B,C,h,w) back, un-flipped, to the rows it came from, in place.
+    """Write ``window`` (B,C,h,w) back to the pixels it was read from, in place, without the flip.
 
     The part outside the store is dropped; pixels of the store outside the window do not change.
-    ``store`` is floating; ``index`` has no duplicates (they are not detected). If ``ok``, a 0-dim
-    bool tensor, is False, the store does not change. Raises ``ValueError`` for a store that is not
-    floating, and unless ``window`` has one window per index and the channels of the store.
+    ``store`` is floating; ``index`` must not have duplicates, which are not detected. If ``ok``, a
+    0-dim bool tensor, is False, the store does not change. Raises ``ValueError`` for a store that
+    is not floating, and unless ``window`` has one window per index and the channels of the store.
     """
     inside, values = _at_store_pixels(store, index, top, left, flip, window)
     _write_rows(store, index, inside, values.to(store.dtype), ok)
@@ -112,9 +111,9 @@ def crop_flip_ascend(
 ) -> None:
     """w <- clamp(w + rate * sign(grad), low, high) in the window of each store row, in place.
 
-    ``grad`` (B,C,h,w) has the place and orientation of the window, ``rate``, a float or a 0-dim
-    tensor, the unit of the store. ``ok`` and the errors are those of :func:`crop_flip_write`.
-    Li et al. 2020 (APART): the update of omega.
+    ``grad`` (B,C,h,w) has the position and orientation of the window; sign(0) = sign(NaN) = 0.
+    ``rate``, a float or a 0-dim tensor, has the unit of the store. ``ok`` and the errors are those
+    of :func:`crop_flip_write`. Li et al. 2020 (APART): the update of omega.
     """
     inside, values = _at_store_pixels(store, index, top, left, flip, grad)
     wide = _store_compute_dtype(store.dtype)
@@ -195,7 +194,8 @@ def _windows(
 def _at_store_pixels(
     store: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Tensor, window: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The window placed on whole rows of the store: (its mask (B,H,W), its values (B,C,H,W))."""
+    """``window`` placed on whole rows of the store: (mask of its pixels (B,H,W), values
+    (B,C,H,W))."""
     check_floating(store)
     check_windows(store, index, window)
     h, w = window.shape[2:]

@@ -12,10 +12,10 @@ import triton.language as tl
 def launch(
     kernel: Any, grid: tuple[int, ...], *args: Any, device: torch.device, **options: Any
 ) -> None:
-    """Launch on ``device``, also if it is not the current one; every launch goes through here.
+    """Launch ``kernel`` on ``device``, also if it is not the current one. Every launch uses this.
 
-    Without fused multiply-add a kernel rounds where the reference does, so that the elementwise
-    ones equal it bit for bit (the reference run eagerly, not inside a compiled region).
+    Without fused multiply-add a kernel rounds where the reference does, so that elementwise kernels
+    equal it bit for bit (the reference run eagerly, not inside a compiled region).
     """
     options.setdefault("enable_fp_fusion", False)
     if device.type != "cuda" or device.index in (None, torch.cuda.current_device()):

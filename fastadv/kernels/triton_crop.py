@@ -179,7 +179,7 @@ def crop_flip(
     padding: Padding = "constant",
     channels_last: bool = False,
 ) -> Tensor:
-    """See ``reference.crop_flip``."""
+    """See ``reference_crop.crop_flip``."""
     check_padding(padding)
     out = empty_windows(store, index, size, dtype or default_dtype(store), channels_last)
     if out.numel():
@@ -203,7 +203,7 @@ def crop_flip_add(
     low: float = 0.0,
     high: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """See ``reference.crop_flip_add``."""
+    """See ``reference_crop.crop_flip_add``."""
     check_floating(store)
     check_windows(store, index, x)
     x = _dense(x)
@@ -247,7 +247,7 @@ def crop_flip_write(
     window: Tensor,
     ok: Tensor | None = None,
 ) -> None:
-    """See ``reference.crop_flip_write``."""
+    """See ``reference_crop.crop_flip_write``."""
     _write(store, (index, top, left, flip), window, (0.0, None), (0.0, 0.0), ok, False)
 
 
@@ -263,6 +263,6 @@ def crop_flip_ascend(
     high: float = 1.0,
     ok: Tensor | None = None,
 ) -> None:
-    """See ``reference.crop_flip_ascend``."""
+    """See ``reference_crop.crop_flip_ascend``."""
     pair = float_or_pointer(rate, store.device)
     _write(store, (index, top, left, flip), grad, pair, (low, high), ok, True)

@@ -16,8 +16,8 @@ from .reference import GRADIENT_GUARD
 from .triton_common import clamp_nan, launch, scalar
 from .triton_noise import noise_normal, unit_radius
 
-# Eight warps: at a batch of 128 each of an H100's processors has one program, which must keep
-# enough bytes in flight alone.
+# Eight warps: with a batch of 128 each multiprocessor of an H100 has one program, which must keep
+# enough bytes in flight by itself.
 BLOCK, WARPS = 2048, 8
 ONE_PROGRAM = 16 * BLOCK
 PART = 8 * BLOCK

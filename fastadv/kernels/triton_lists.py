@@ -5,7 +5,7 @@
 The pointers are kernel arguments, so nothing is copied to the device and a captured graph stays
 valid; the sizes are compile-time constants, so each model is one compilation. The tensors of a list
 may differ in dtype (under autocast the images are float32 and the blocks bfloat16): a program
-branches on the kind of its tensor, so that one launch still does.
+branches on the dtypes of its tensor, so one launch is still enough.
 """
 
 from collections.abc import Sequence

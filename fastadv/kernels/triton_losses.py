@@ -237,7 +237,7 @@ class _MaskedCE(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
         logits, y, kept = ctx.saved_tensors
         if torch.is_grad_enabled():
-            # The mask of the forward pass: ``c_min`` may hold something else by now.
+            # The mask of the forward pass, since ``c_min`` may have changed since.
             loss = torch.nn.functional.cross_entropy(logits.float(), y, reduction="none")
             total = torch.where(kept != 0, loss, 0.0).sum() / len(y)
             return _through_reference(total, (logits,), (True,), grads[0])[0], None, None

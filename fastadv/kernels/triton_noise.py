@@ -124,7 +124,7 @@ def noise_uniform(
     stream: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """See ``reference.noise_uniform``."""
+    """See ``philox.noise_uniform``."""
     return _noise(index, shape, seed, offset, stream, dtype, False)
 
 
@@ -136,7 +136,7 @@ def noise_normal(
     stream: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """See ``reference.noise_normal``."""
+    """See ``philox.noise_normal``."""
     return _noise(index, shape, seed, offset, stream, dtype, True)
 
 

@@ -1,6 +1,7 @@
 # mypy: allow-untyped-defs
 # (a Triton kernel's parameters are not Python values)
-"""APART's block taps over all blocks at once (Triton): signs, noise, step-size gradients."""
+"""APART's operators on the inputs of all blocks at once (Triton): signs, noise, step-size
+gradients."""
 
 from collections.abc import Sequence
 

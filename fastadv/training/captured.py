@@ -1,93 +1,94 @@
 """Replay an update as CUDA graphs.
 
-Three graphs per update: the passes, the optimizer, and what follows it. The one in the middle is
-there for optimizers whose kind allows it (``replayed.py``); any other steps as it always
-does, and its launches hide behind the first graph, which is still running. What a graph reads that
-changes from step to step lives in tensors filled in place: the batch is copied into static inputs,
-learning rates, schedules and the noise offset are 0-dim tensors.
+There are three graphs per update: the passes, the optimizer, and the end of the update. The second
+one exists for optimizers that can be captured (``replayed.py``). Any other optimizer steps as
+usual; its launches are queued while the first graph is still running. Values that change between
+updates are in tensors filled in place: the batch is copied into static inputs; learning rates,
+schedules and the noise offset are 0-dim tensors.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
-from torch.nn.modules import module as torch_module
+from torch import Tensor
 
 from fastadv.algorithms.contract import Batch
 from fastadv.engine.cuda_graph import CudaRecorder, NotReplayable
 from fastadv.engine.model.buffers import Snapshot, copy_into
 from fastadv.engine.model.network import Network
 from fastadv.engine.model.parameter_hooks import first_hooked
-from fastadv.engine.model.precision import float32_settings
 from fastadv.engine.model.python_state import PythonState
 from fastadv.engine.model.static import why_not_static
 from fastadv.engine.optimizer.replayed import ReplayedUpdate, Replaying
 from fastadv.engine.optimizer.updater import Updater
 from fastadv.engine.process import distributed
 from fastadv.errors import warn
+from fastadv.training.grad_accumulators import with_fresh_grad_accumulators
+from fastadv.training.recording import Recording, copied, held_tensors
 from fastadv.training.results import Gradients, PassResults
+from fastadv.training.situation import situation
 from fastadv.training.update import Update
 
-MAX_RECORDINGS = 4  # recordings: two batch shapes, with and without a start given by the caller
-# A recording costs about as much as so many steps; one that is replayed less often is not worth it.
+MAX_RECORDINGS = 4  # two batch shapes, with and without a start given by the caller
+# A recording costs about as much as this many steps, so it must be replayed at least as often.
 WORTH = 20
-MAX_RERECORDINGS = (
-    4  # recordings for another Python state, before it is taken for one that keeps changing
-)
+# Recordings for a changed Python state, before it is assumed to change all the time.
+MAX_RERECORDINGS = 4
 
 
 class CapturedUpdate:
-    """An ``Update`` whose passes and end are recorded once for each situation and then replayed.
+    """An ``Update`` whose passes and end are recorded once per situation and then replayed.
 
-    A situation is everything a recording has frozen: batch shapes, which parts are active, where
-    parameters, buffers and states lie, train flags and precisions, and what Python alone knows
-    (``python_state.py``: attributes of modules, globals). A new one is recorded; the oldest of
-    ``MAX_RECORDINGS`` is forgotten, and all of them when a part wakes up, since warming up needs
-    the memory they hold. Warming up leaves no trace, since it runs as an update that
-    does not count: parts change nothing then, buffers return, perturbed weights come back exactly.
+    A situation is everything that a recording has fixed: batch shapes, active parts, the addresses
+    of parameters, buffers and states, train flags, precisions, and the state of Python
+    (``python_state.py``: attributes of modules, globals). A new situation is recorded. Of more than
+    ``MAX_RECORDINGS`` the least recently used one is dropped. All are dropped when ``active`` of a
+    part changes, since the warm-up of the next recording needs their memory. A warm-up leaves no
+    trace, since it runs as an update that does not count: parts do not change their state, and
+    buffers and perturbed weights are restored exactly.
 
-    An update that waits for the device cannot be recorded: ``NotReplayable`` is raised, or, unless
-    ``strict``, it runs as written from there on and the user is warned. So it does in any
-    case where a recording might be made but would not be true: Python decides something anew in
-    every forward pass (``static.py``), or the Python state keeps changing.
+    An update that waits for the device cannot be recorded: with ``strict`` ``NotReplayable`` is
+    raised, otherwise the user is warned and the update runs eagerly from then on. It also runs
+    eagerly, whatever ``strict`` is, if a recording could be made but would be wrong: Python decides
+    something anew in every forward pass (``static.py``), or the state of Python keeps changing.
     """
 
     def __init__(self, eager: Update, recorder: Any = None, *, strict: bool = True) -> None:
         self.eager = eager
         self.recorder = recorder or CudaRecorder(eager.net.device)
         self.strict = strict
-        self.recorded = 0  # how many times the passes were recorded, for tests and profiles
-        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self.recorded = 0  # number of recordings of the passes, for tests and profiles
+        self._entries: OrderedDict[Hashable, Recording] = OrderedDict()
         self._phase: Hashable = None
-        self._current: _Entry | None = None
+        self._current: Recording | None = None
         self._results: PassResults | None = None
         self._as_written = False
         self._python: PythonState | None = None
-        self._states: set[int] = set()  # Python states that were recorded
+        self._states: set[int] = set()  # numbers of the recorded Python states
         self._replays = 0
         self._replaying: Replaying | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A recording works on the tensors it was made of: a copy records its own.
+        # A recording is bound to its tensors, so a copy makes its own recordings.
         forgotten = ("_phase", "_current", "_results", "_replaying", "_python")
         empty: dict[str, Any] = {"_entries": OrderedDict(), "_states": set()}
         return vars(self) | dict.fromkeys(forgotten) | empty
 
     def compute_gradients(self, batch: Batch, buffers: Snapshot | None = None) -> PassResults:
-        """``Update.compute_gradients``, replayed; the tensors returned are the recording's own."""
+        """``Update.compute_gradients``, replayed. The returned tensors belong to the recording: the
+        next replay overwrites them."""
         entry = None if self._as_written else self._entry(batch)
         if entry is None:
             return self.eager.compute_gradients(batch, buffers)
         self._current = entry
         entry.fill(batch)
         entry.replay_passes()
-        # Lists of their own: the caller may put scaled gradients in the place of the recording's.
+        # Copies of the lists, since the caller may replace gradients by scaled ones.
         weights, leaves, x_adv = entry.results.gradients
         own = Gradients(list(weights), list(leaves), x_adv)
         self._results = entry.results._replace(gradients=own)
@@ -96,7 +97,7 @@ class CapturedUpdate:
     def apply_gradients(
         self, results: PassResults, updater: Updater, number: Tensor, update: bool
     ) -> tuple[Tensor, Tensor]:
-        """``Update.apply_gradients``, replayed where the optimizer's kind allows that."""
+        """``Update.apply_gradients``, replayed if the optimizer can be captured."""
         if self._as_written:
             return self.eager.apply_gradients(results, updater, number, update)
         entry = self._entry_of(results)
@@ -107,7 +108,7 @@ class CapturedUpdate:
         return self.eager.apply_gradients(results, entry.update, number, update)
 
     def finish_update(self, results: PassResults, ok: Tensor, update: bool) -> None:
-        """``Update.finish_update``, replayed."""
+        """``Update.finish_update``, replayed unless ``update`` is False."""
         if self._as_written:
             self.eager.finish_update(results, ok, update)
             return
@@ -118,13 +119,13 @@ class CapturedUpdate:
         entry.ok.copy_(ok)
         entry.replay_finish()
 
-    def _entry_of(self, results: PassResults) -> _Entry:
+    def _entry_of(self, results: PassResults) -> Recording:
         if self._current is None or results is not self._results:
             raise RuntimeError("an update must be finished by the passes that began it")
         return self._current
 
-    def _entry(self, batch: Batch) -> _Entry | None:
-        """The recording for the situation of ``batch``; None if it cannot be recorded."""
+    def _entry(self, batch: Batch) -> Recording | None:
+        """The recording for the situation of ``batch``, or None if it cannot be recorded."""
         key = self._situation(batch)
         if key in self._entries:
             self._replays += 1
@@ -140,7 +141,7 @@ class CapturedUpdate:
                 warn(f"{error} Until then its passes are launched one by one.")
                 self._as_written = True
                 return None
-            # Warming up may have made room in a state for a larger batch.
+            # The warm-up may have enlarged a state for a larger batch.
             key = self._situation(batch)
             self._entries[key] = entry
             while len(self._entries) > MAX_RECORDINGS:
@@ -149,7 +150,7 @@ class CapturedUpdate:
         return self._entries[key]
 
     def _gives_up(self, batch: Batch) -> bool:
-        """True if a recording would become wrong; from then on the update runs as written."""
+        """True if a recording would become wrong; the update runs eagerly from then on."""
         eager = self.eager
         python = self._python_state()
         number = python.number(eager.net.structure.version)
@@ -185,7 +186,7 @@ class CapturedUpdate:
         return self._python
 
     def _enter_phase(self) -> None:
-        """Forget what was recorded while other parts were at work."""
+        """Drop the recordings that were made while other parts were active."""
         phase = tuple(part.active for part in self.eager.plan.parts.values())
         if phase != self._phase:
             self._entries.clear()
@@ -193,24 +194,14 @@ class CapturedUpdate:
             self._phase = phase
 
     def _situation(self, batch: Batch) -> Hashable:
-        net, parts = self.eager.net, self.eager.plan.parts.values()
-        return (
-            tuple((t.shape, t.dtype, t.stride()) for t in _tensors(batch)),
-            tuple(value is None for value in batch),
-            tuple(part.active for part in parts),
-            tuple(tensor.data_ptr() for part in parts for tensor in part.state.values()),
-            tuple(_standing(net.model)),
-            self._python_state().number(net.structure.version),
-            (net.structure.version, first_hooked(self.eager.named), self.eager.threat),
-            (net.outer_dtype, net.attack_dtype, net.looks),
-            (_switches(), self.eager.room),
-        )
+        version = self.eager.net.structure.version
+        return situation(self.eager, batch, self._python_state().number(version))
 
-    def _record(self, batch: Batch) -> _Entry:
-        hooked = first_hooked(self.eager.named)
+    def _record(self, batch: Batch) -> Recording:
+        hooked = first_hooked(self.eager.parameters.named)
         if hooked is not None:
             raise NotReplayable(f"the parameter {hooked} has a hook, which Python runs")
-        eager, static = self.eager, _copied(batch)
+        eager, static = self.eager, copied(batch)
         ok = torch.zeros((), dtype=torch.bool, device=eager.net.device)
         learned: list[bool] = []
 
@@ -219,48 +210,22 @@ class CapturedUpdate:
             learned[:] = _present(results.gradients.weights)
             eager.finish_update(results, ok, True)
 
-        # Other processes need not record at this moment; capturing a message sends none.
+        # Other processes may not be recording now; a captured message is not sent either.
         with _put_back_on_error(eager.net), distributed.alone():
             self.recorder.warm_up(both)
-        with _with_fresh_grad_accumulators(eager):
+        with with_fresh_grad_accumulators(eager):
             results, replay_passes = self.recorder(lambda: eager.compute_gradients(static))
             _, replay_finish = self.recorder(lambda: eager.finish_update(results, ok, True))
         if _present(results.gradients.weights) != learned:
             raise NotReplayable("a module uses parameters that it does not look up by name")
         self.recorded += 1
-        used = list(_held(eager, set()))
-        return _Entry(static, ok, results, replay_passes, replay_finish, used)
-
-
-class _Entry:
-    """One recording: static inputs, outputs, the replays, and the tensors they work on."""
-
-    def __init__(
-        self,
-        static: Batch,
-        ok: Tensor,
-        results: PassResults,
-        replay_passes: Callable[[], None],
-        replay_finish: Callable[[], None],
-        used: list[Tensor],
-    ) -> None:
-        self.static, self.ok, self.results = static, ok, results
-        self.replay_passes, self.replay_finish = replay_passes, replay_finish
-        # A part may replace its scratch for another situation; a graph goes on writing to it.
-        self.used = used
-        self.update: ReplayedUpdate | None = None  # once the optimizer has stepped for it
-
-    def fill(self, batch: Batch) -> None:
-        """Copy ``batch`` into the static inputs; the noise offset is the same tensor always."""
-        every = zip(_tensors(self.static), _tensors(batch), strict=True)
-        pairs = [(own, new) for own, new in every if own is not new]
-        if pairs:
-            torch._foreach_copy_([own for own, _ in pairs], [new for _, new in pairs])
+        used = list(held_tensors(eager, set()))
+        return Recording(static, ok, results, replay_passes, replay_finish, used)
 
 
 @contextmanager
 def _put_back_on_error(net: Network) -> Iterator[None]:
-    """Where an update breaks off, its weights may be perturbed and its buffers moved."""
+    """Restore parameters and buffers on an error, which may come while weights are perturbed."""
     tensors = [tensor.detach() for tensor in (*net.model.parameters(), *net.buffers)]
     before = [tensor.clone() for tensor in tensors]
     try:
@@ -270,125 +235,5 @@ def _put_back_on_error(net: Network) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _with_fresh_grad_accumulators(eager: Update) -> Iterator[None]:
-    """Replace the parameters by aliases if any of them has an autograd node from before.
-
-    Autograd binds a parameter's AccumulateGrad node to the stream of its first use, and keeps the
-    node while any graph references it (DDP always does). A capture on another stream would fail,
-    so parameters over the same storage, with fresh nodes, stand in the model meanwhile.
-    """
-    parameters = [p for p in eager.net.model.parameters() if p.requires_grad]
-    # A compiled region has no autograd nodes when it runs.
-    if eager.net.runner.compiles or not any(_in_somebodys_graph(p) for p in parameters):
-        yield
-        return
-    modules = list(eager.net.model.modules())
-    own = [dict(module._parameters) for module in modules]
-    structure, named = eager.net.structure, eager.named
-    known = structure.parameters
-    fresh = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in named.values()}
-    try:
-        eager.named = {name: fresh[id(parameter)] for name, parameter in named.items()}
-        structure.parameters = {name: fresh[id(each)] for name, each in known.items()}
-        for module, mine in zip(modules, own, strict=True):
-            found = {name: p if p is None else fresh[id(p)] for name, p in mine.items()}
-            module._parameters.update(found)
-        yield
-    finally:
-        eager.named, structure.parameters = named, known
-        for module, mine in zip(modules, own, strict=True):
-            module._parameters.update(mine)
-
-
-def _in_somebodys_graph(parameter: Tensor) -> bool:
-    """True if another graph keeps the parameter's node of the autograd graph alive."""
-    mark = "fastadv"
-    # torch's types have a method where its nodes have a dictionary.
-    notes: Any = get_gradient_edge(parameter).node.metadata
-    notes[mark] = True
-    notes = get_gradient_edge(parameter).node.metadata
-    return notes.pop(mark, None) is not None
-
-
-def _standing(model: nn.Module) -> list[Hashable]:
-    """Where parameters and buffers lie, which learn, and which modules train.
-
-    Called before every replay: ``named_modules`` takes many times as long.
-    """
-    found: list[Hashable] = []
-    seen, waiting = {model}, [model]
-    while waiting:
-        module = waiting.pop()
-        found.append(module.training)
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                found += (parameter.data_ptr(), parameter.requires_grad)
-        for buffer in module._buffers.values():
-            if buffer is not None:
-                found.append(buffer.data_ptr())
-        for child in module._modules.values():
-            if child is not None and child not in seen:
-                seen.add(child)
-                waiting.append(child)
-    return found
-
-
-def _switches() -> Hashable:
-    """What of the process decides which kernels run, and hooks on all modules."""
-    hooks = torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks
-    return (
-        torch.get_default_dtype(),
-        torch.are_deterministic_algorithms_enabled(),
-        float32_settings(),
-        torch._C._get_cudnn_deterministic(),
-        torch._C._get_cudnn_enabled(),
-        tuple(each for kind in hooks for each in (*kind, *kind.values())),
-    )
-
-
 def _present(gradients: Sequence[Tensor | None]) -> list[bool]:
     return [gradient is not None for gradient in gradients]
-
-
-def _held(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """The tensors that ``value`` leads to: through containers and this package's objects."""
-    if isinstance(value, Tensor):
-        yield value
-        return
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, dict):
-        inside = list(value.values())
-    elif isinstance(value, (list, tuple)):
-        inside = list(value)
-    elif type(value).__module__.startswith("fastadv.") and not isinstance(value, nn.Module):
-        inside = list(getattr(value, "__dict__", {}).values())
-    else:
-        return
-    for each in inside:
-        yield from _held(each, seen)
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    """All tensors of a batch, the view's included."""
-    found: list[Tensor] = []
-    for value in batch:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif value is not None:
-            found += list(value)
-    return found
-
-
-def _copied(batch: Batch) -> Batch:
-    """The batch with tensors of its own, all but the offset."""
-    own: dict[str, Any] = {
-        name: value.clone()
-        for name, value in batch._asdict().items()
-        if isinstance(value, Tensor) and name != "offset"
-    }
-    if batch.view is not None:
-        own["view"] = type(batch.view)(*(tensor.clone() for tensor in batch.view))
-    return batch._replace(**own)

@@ -1,7 +1,8 @@
 """A step acts on the model and the optimizer as they are now, not as they were when it was built.
 
-Heads are replaced, layers unfrozen, groups added between two calls. Whatever was learnt from the
-old model is learnt again, and a parameter that would silently not be trained is an error.
+Between two calls a head may be replaced, layers may be unfrozen, groups may be added. Everything
+derived from the old model is derived again. A parameter that would silently not be trained is an
+error.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ _LEARNS = attrgetter("requires_grad")
 
 
 class Changes:
-    """Keeps a step's ``update``, parts and taps those of the present model.
+    """Keeps the ``update``, the parts and the block hooks of a step in line with the present model.
 
-    ``blocks`` finds the modules that are tapped, where a part asks for them.
+    ``blocks`` finds the modules with hooks; None if no part asks for them.
     """
 
     def __init__(
@@ -44,18 +45,18 @@ class Changes:
         plan.layers.bind(net.model, optimizer)
         self._named: dict[str, Tensor] = dict(net.structure.parameters)
         self._version = net.structure.version
-        update.follow()
-        # What the user keeps out of the optimizer, though it learns.
+        update.parameters.follow()
+        # Parameters that require grad and that the user keeps out of the optimizer.
         held = {id(parameter) for parameter in self._held()}
-        learning = update.learning_named()
+        learning = update.parameters.learning_named()
         self._outside = {name: p for name, p in learning.items() if id(p) not in held}
         self._seen: list[Any] = []
         self._counts: list[int] = []
         self._dtype: torch.dtype | None = None
 
     def follow(self, *, prepared: bool) -> None:
-        """Names and averages are those of the model of this moment; ``prepared``: parts have
-        their state."""
+        """Take over the names and parameters of the present model, and let the average follow.
+        ``prepared`` is True if the parts have their state."""
         self.net.follow()
         version = self.net.structure.version
         if version == self._version:
@@ -65,12 +66,12 @@ class Changes:
         old = {name: known[id(p)] for name, p in named.items() if id(p) in known}
         if self.plan.averaging is not None and prepared:
             self.plan.averaging.replaced(named, old)
-        self.update.follow()
+        self.update.parameters.follow()
         self._named, self._version = named, version
 
     def follow_to_train(self, *, prepared: bool) -> None:
-        """``follow``, and everything that training needs beside; ``UserError`` for what the step
-        cannot take over, in every call until it is mended."""
+        """``follow``, and everything else that training needs. Raises ``UserError``, in every call
+        until it is corrected, for a change that the step cannot take over."""
         self.follow(prepared=prepared)
         self._require_place()
         seen = self._held()
@@ -84,7 +85,7 @@ class Changes:
             for part in self.plan.parts.values():
                 part.follow_model()
         self.plan.layers.bind(self.net.model, self.optimizer)
-        self.update.follow()
+        self.update.parameters.follow()
         self._require_held()
         self._seen, self._counts = seen, counts
         self._dtype = next(iter(self._named.values())).dtype
@@ -118,9 +119,9 @@ class Changes:
 
     def _require_held(self) -> None:
         """Raise ``UserError`` unless every parameter that learns is in a group of the optimizer.
-        Those that learnt outside of it when the step was built are exempt."""
+        Parameters that were outside of it when the step was built are exempt."""
         held = {id(parameter) for parameter in self._held()}
-        learning = self.update.learning_named()
+        learning = self.update.parameters.learning_named()
         if not learning:
             raise UserError("All of the model's parameters are frozen (requires_grad=False).")
         chosen = {id(parameter) for parameter in self._outside.values()}

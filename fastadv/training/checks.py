@@ -1,4 +1,4 @@
-"""A step's checks of its model, its optimizer and the shapes of its inputs."""
+"""Checks of the model, the optimizer and the shapes of the inputs of a step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from fastadv.models.wrapped import baked_modes
 def check_shapes(
     device: torch.device, x: Tensor, y: Tensor, index: Tensor | None, *, needs_index: bool
 ) -> None:
-    """``x`` (B,C,H,W) float, ``y`` and ``index`` (B,) int64, all on ``device``, and none empty."""
+    """Raise ``UserError`` unless ``x`` is (B,C,H,W) float, ``y`` and ``index`` are (B,) int64, all
+    are on ``device``, and ``x`` is not empty. ``index`` may be None unless ``needs_index``."""
     for name, given in (("x", x), ("y", y), ("index", index)):
         if given is not None and not isinstance(given, Tensor):
             raise UserError(f"{name} must be a torch.Tensor, not {type(given).__name__}.")
@@ -42,7 +43,7 @@ def check_shapes(
 
 
 def _way_out(y: Tensor, count: int) -> str:
-    """What to write where ``y`` holds labels in another form."""
+    """The end of an error: how to convert ``y``, if it holds labels in another form."""
     if y.shape == (count, 1) and not y.is_floating_point():
         return "; pass y.squeeze(1).long()"
     if y.shape == (count,) and not y.is_floating_point():
@@ -53,7 +54,8 @@ def _way_out(y: Tensor, count: int) -> str:
 
 
 def check_companions(x: Tensor, **given: Tensor | None) -> None:
-    """``start`` and ``second`` belong to ``x``: tensors of its shape on its device."""
+    """Raise ``UserError`` unless each of ``given`` is None or a tensor of the shape of ``x`` on its
+    device."""
     for name, tensor in given.items():
         if tensor is None:
             continue
@@ -64,7 +66,7 @@ def check_companions(x: Tensor, **given: Tensor | None) -> None:
 
 
 def check_devices(device: torch.device, **tensors: Tensor | None) -> None:
-    """Every tensor lies where the model does."""
+    """Raise ``UserError`` unless every tensor is on ``device``, that of the model."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != device:
             raise UserError(
@@ -74,7 +76,7 @@ def check_devices(device: torch.device, **tensors: Tensor | None) -> None:
 
 
 def check_mode(model: nn.Module) -> None:
-    """Raise ``UserError`` for a model of TorchScript that stays in the mode it was traced in."""
+    """Raise ``UserError`` for a TorchScript model that stays in the mode in which it was traced."""
     if baked_modes(model):
         raise UserError(
             "The model was traced or frozen by TorchScript and stays in the mode it was recorded "
@@ -83,8 +85,8 @@ def check_mode(model: nn.Module) -> None:
 
 
 def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Raise ``UserError`` unless ``optimizer`` is one, of this model's parameters, that needs no
-    closure."""
+    """Raise ``UserError`` unless ``optimizer`` is an optimizer of parameters of this model that can
+    learn, needs no closure and does not unscale gradients itself."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise UserError(f"optimizer must be a torch.optim.Optimizer, not {optimizer!r}.")
     if isinstance(optimizer, torch.optim.LBFGS):
@@ -112,14 +114,15 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _scaler_of(optimizer: torch.optim.Optimizer) -> object | None:
-    """The gradient scaler inside the step of accelerate's or Lightning's optimizer, if any."""
+    """The gradient scaler of an optimizer wrapped by accelerate or Lightning, or None."""
     strategy = getattr(optimizer, "_strategy", None)
     lightning = getattr(getattr(strategy, "precision_plugin", None), "scaler", None)
     return getattr(optimizer, "scaler", None) or lightning
 
 
 def check_accumulation(optimizer: torch.optim.Optimizer) -> None:
-    """accelerate's optimizer skips its step, silently, while it accumulates gradients."""
+    """Raise ``UserError`` for an optimizer of accelerate while it accumulates gradients, since it
+    would silently skip its step."""
     state = getattr(optimizer, "gradient_state", None)
     if state is not None and not state.sync_gradients:
         raise UserError(
@@ -129,7 +132,8 @@ def check_accumulation(optimizer: torch.optim.Optimizer) -> None:
 
 
 def check_classes(logits: Tensor, y: Tensor, num_classes: int | None) -> int:
-    """The number of classes of ``logits`` (B,classes), checked against ``y`` and the caller's."""
+    """The number of classes of ``logits`` (B,classes). Raises ``UserError`` for another shape, if
+    it is not ``num_classes``, and if a label of ``y`` (B,) is out of range."""
     if logits.ndim != 2:
         raise UserError(f"The model must return logits (B,classes), not {tuple(logits.shape)}.")
     found = logits.shape[1]
@@ -141,7 +145,8 @@ def check_classes(logits: Tensor, y: Tensor, num_classes: int | None) -> int:
 
 
 def check_batch_of_one(model: nn.Module, x: Tensor) -> None:
-    """Raise ``UserError`` for a batch in which BatchNorm has one value per channel to train on."""
+    """Raise ``UserError`` for a batch of one image if a BatchNorm of the model trains on the
+    statistics of the batch."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     if len(x) == 1 and any(module.training or not model.training for module in norms):
         raise UserError(

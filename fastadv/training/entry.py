@@ -37,15 +37,23 @@ def step(
     blocks: Iterable[str] | None = None,
     **options: Any,
 ) -> Step:
-    """A training step of ``method`` for your own loop, in place of ``backward`` and ``step``.
+    """A training step of ``method`` for a training loop of one's own, in place of ``backward`` and
+    ``optimizer.step``.
 
-    ``step = fastadv.step(model, optimizer, method="apart", num_samples=50_000, total_steps=...)``
-    and then ``metrics = step(x, y, index=i)`` for each batch. ``eps`` in pixels of [0,1] (a
-    number or "8/255"; None: 8/255 in Linf, 128/255 in L2). ``total_steps`` and
-    ``steps_per_epoch`` count calls. ``options`` are the parts' hyper-parameters, or a slot's name
-    to swap a part (``weights="rwp"``). ``blocks`` names the first convolutions of the residual
-    blocks in a network fastadv does not know. Raises ``UserError`` in one sentence for what
-    cannot be done.
+    Use: ``step = fastadv.step(model, optimizer, method="apart", num_samples=50_000,
+    total_steps=...)``, then ``metrics = step(x, y, index=i)`` for each batch (``Step``).
+
+    ``eps`` is the radius of the ball of ``norm`` ("linf" or "l2") in pixels of [0,1]: a number or
+    text such as "8/255"; None is 8/255 in Linf and 128/255 in L2. ``amp``, ``amp_dtype``,
+    ``attack_dtype`` and ``scaler`` are described at ``Precision``, ``mode`` at ``Execution``.
+    ``num_samples`` is the number of training samples, ``num_classes`` the number of logits.
+    ``total_steps`` and ``steps_per_epoch`` count calls. ``max_grad_norm`` clips the L2 norm of all
+    gradients together. ``seed`` fixes the noise of the attacks. ``blocks`` names the first
+    convolutions of the residual blocks of a network that fastadv does not know. ``options`` are
+    hyper-parameters of the parts, or the name of a slot with another part (``weights="rwp"``).
+
+    Raises ``UserError`` for an unknown name, a value out of range, and a model, an optimizer or a
+    combination of parts that cannot be trained.
     """
     plan = resolve(method, options)
     checks.check_optimizer(inner_module(model), optimizer)

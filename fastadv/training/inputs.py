@@ -1,4 +1,4 @@
-"""The tensors of a call: their values are looked at, and two views become one batch."""
+"""The tensors of a call: their values are checked, and two views become one batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from fastadv.threat import Threat
 
 
 class Inputs(NamedTuple):
-    """``x``, ``start`` and ``second`` (B,C,H,W); ``y`` and ``rows`` of the training set (B,)."""
+    """``x``, ``start`` and ``second`` (B,C,H,W); the labels ``y`` (B,); ``rows`` (B,) of the
+    training set."""
 
     x: Tensor
     y: Tensor
@@ -42,9 +43,10 @@ def looked_at(
 ) -> Inputs:
     """The inputs, with values in range.
 
-    Where reading a value stalls no device (``syncs_are_free``), or where the number of ``classes``
-    is not known yet, a value out of range raises ``UserError``. Otherwise the device notes it in
-    ``faults`` (0-dim bool), which mask the update. ``first``: no batch was looked at before.
+    If reading a value stalls no device (``syncs_are_free``), or if the number of ``classes`` is not
+    known yet, a value out of range raises ``UserError``. Otherwise the device notes it in
+    ``faults`` (0-dim bool), which mask the update. Images that are not finite raise ``UserError``
+    only in the ``first`` batch and mask the update afterwards.
     """
     low, high = threat.low, threat.high
     x, second = x.detach(), None if second is None else second.detach()
@@ -68,7 +70,7 @@ def looked_at(
             ranges.require_rows(index, num_samples)
         ranges.require_finite("start", start)
         return Inputs(x, y, rows, start, second)
-    # A label or row out of range would end a CUDA process; the update is masked instead.
+    # A label or row out of range would abort a CUDA process; the update is masked instead.
     most = num_samples or torch.iinfo(torch.int64).max
     if start is not None:
         faults[Fault.IMAGES].logical_or_(~start.isfinite().all())
@@ -80,7 +82,8 @@ def looked_at(
 
 
 def two_views(batch: Batch) -> Batch:
-    """One batch of 2B images, the first views first; ``UserError`` where there is no second."""
+    """One batch of 2B images, the first views before the second ones. Raises ``UserError`` if there
+    are no second views."""
     if batch.second is None or batch.second.shape != batch.x.shape:
         raise UserError(
             "This method compares two views of each image: pass second=, another "

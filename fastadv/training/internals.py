@@ -1,4 +1,4 @@
-"""What a step is made of."""
+"""The pieces of which a step consists."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Internals:
     """The pieces of a step, for this package, its tests and its benchmarks. They may change with
     every version; a training loop does not need them.
 
-    ``net``: the forward passes. ``update``: the order of one update; ``passes``: the same, or its
-    captured form. ``updater``: from gradients to the optimizer. ``offset``: the number of the
-    update, 0-dim int64 on the device, by which noise is drawn. ``before_update`` is called with
-    the number of each update before it begins.
+    ``net`` makes the forward passes. ``update`` is the order of one update; ``passes`` is the same
+    or its captured form. ``updater`` applies gradients with the optimizer. ``offset`` (0-dim int64
+    on the device) is the number of the update, by which noise is drawn. ``before_update`` is called
+    before each update, with its number.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class Internals:
         strict = execution.is_strict
         compiles = choice.compiles(self.mode, length.total_steps)
         runner = Runner(compiles, execution.backend, strict=strict)
-        self.net = Network(model, device, runner, outer, attack)
-        self.net.differentiates_twice = plan.differentiates_twice
+        twice = plan.differentiates_twice
+        self.net = Network(model, device, runner, outer, attack, differentiates_twice=twice)
         for part in plan.parts.values():
             part.check_threat(threat)
         self.update = Update(plan, self.net, threat, seed)
@@ -82,35 +82,37 @@ class Internals:
 
     @property
     def epoch(self) -> float:
+        """The position in the run, in epochs (``Clock.epoch``)."""
         return self.clock.epoch
 
     @property
     def allocated(self) -> bool:
-        """True once the parts have their state."""
+        """True once the state of the parts is allocated."""
         return self.preparation.allocated is not None
 
     def moment(self) -> tuple[Any, ...]:
-        """What ``return_to`` needs to undo what calls have noted since."""
+        """The position in the run, for ``return_to``."""
         return self.clock.calls, self.clock.named_epoch, self.preparation.moment()
 
     def return_to(self, moment: tuple[Any, ...]) -> None:
-        """Undo what calls have noted since ``moment``."""
+        """Return to the position in the run at which ``moment`` was called."""
         self.clock.calls, self.clock.named_epoch, prepared = moment
         self.preparation.return_to(prepared)
 
     def resolve_mode(self, x: torch.Tensor) -> str:
-        """Decide what mode "auto" means for batches like ``x`` (B,C,H,W)."""
+        """Decide what mode "auto" means for batches like ``x`` (B,C,H,W), and return the mode."""
         if self.mode == "auto":
             plan, total = self.plan, self.length.total_steps
             units = cost.units(plan) * plan.updates_per_batch
-            # Inductor took ten minutes for a double backward on two cores: no run wins that back.
+            # Inductor takes ten minutes for a double backward on two cores: no run gains that back.
             known = None if plan.differentiates_twice else total
             self.mode = choice.pick_mode(self.net, x, units, known)
             self.net.runner.compiles = choice.compiles(self.mode, total)
         return self.mode
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy or pickle goes on bit for bit; what torch does not copy is refused."""
+        """A copy or pickle continues bit for bit. Raises ``UserError`` for a parameter with a hook
+        and for a gradient that waits for an update, which torch does not copy."""
         hooked = parameter_hooks.first_hooked(self.net.structure.parameters)
         if hooked is not None:
             raise UserError(
@@ -128,7 +130,7 @@ class Internals:
 def _blocks(
     model: nn.Module, plan: Plan, names: tuple[str, ...] | None
 ) -> Callable[[], list[tuple[str, nn.Module]]] | None:
-    """Finds the residual blocks that are attacked, where a part asks for them."""
+    """A function that finds the residual blocks, or None if no part attacks them."""
     if "block_gradients" not in plan.needs:
         return None
     place = plan.options.get("block_noise_at", "conv1")

@@ -1,4 +1,4 @@
-"""What a step does with its first batch: look at the model, and allocate the parts' state."""
+"""The preparation of a step with its first batch: probe the model and allocate the parts' state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from fastadv.training.update import Update
 
 
 class Allocated(NamedTuple):
-    """What the parts' state was allocated for. ``image_shape`` is (C,H,W)."""
+    """The sizes and the type for which the parts' state was allocated. ``image_shape`` is (C,H,W),
+    ``batch_size`` that of the first batch."""
 
     image_shape: tuple[int, int, int]
     batch_size: int
@@ -29,20 +30,21 @@ class Allocated(NamedTuple):
     num_classes: int
 
     def saved(self) -> list[Any]:
-        """As a checkpoint keeps it: lists, numbers and text."""
+        """This as lists, numbers and text, for a checkpoint."""
         dtype = str(self.dtype).removeprefix("torch.")
         return [list(self.image_shape), self.batch_size, dtype, self.num_classes]
 
     @classmethod
     def loaded(cls, saved: list[Any]) -> Allocated:
-        """The same of what ``saved`` returned."""
+        """The inverse of ``saved``."""
         shape, batch_size, dtype, num_classes = saved
         return cls(tuple(shape), batch_size, getattr(torch, dtype), num_classes)
 
 
 class Preparation:
-    """``prepared``: a batch has been looked at. ``allocated``: None until the parts have their
-    state. ``seen``: the version of the model's structure that was probed last."""
+    """``prepared`` is True once a call has prepared the step. ``allocated`` is None until the parts
+    have their state. ``seen`` is the version of the model's structure that was probed last, -1
+    before."""
 
     def __init__(
         self, plan: Plan, net: Network, update: Update, length: RunLength, sound: Callable[[], Any]
@@ -54,30 +56,32 @@ class Preparation:
         self.seen = -1
 
     def moment(self) -> tuple[Any, ...]:
-        """What ``return_to`` needs to undo what a call has noted."""
+        """The present state of this object, for ``return_to``."""
         return self.prepared, self.allocated, self.seen
 
     def return_to(self, moment: tuple[Any, ...]) -> None:
+        """Return to the state at which ``moment`` was called."""
         self.prepared, self.allocated, self.seen = moment
 
     @property
     def known_classes(self) -> int | None:
-        """The number of classes; None where the model has changed since it was looked at."""
+        """The number of classes, or None if the model has changed since it was probed."""
         if self.allocated is None or self.seen != self.net.structure.inner:
             return None
         return self.allocated.num_classes
 
     def look(self, x: Tensor, y: Tensor) -> int:
-        """The number of classes, from the first forward of this structure of the model."""
-        self.seen = -1  # unless it goes well
+        """The number of classes, from the first forward pass of the model in its present structure.
+        ``x`` is (B,C,H,W), ``y`` (B,). Raises ``UserError`` for logits that do not fit."""
+        self.seen = -1  # stays if the probe raises
         logits = self.net.probe(x[:2], self.plan.objective.passes())
         classes = checks.check_classes(logits, y, self.length.num_classes)
         self.seen = self.net.structure.inner
         return classes
 
     def look_again(self, x: Tensor, y: Tensor) -> None:
-        """``look`` after a change of the model; raises ``UserError`` where the parts keep
-        predictions of another number of classes."""
+        """``look`` if the model has changed. Raises ``UserError`` if the number of classes has
+        changed and a part keeps predictions."""
         if self.allocated is None or self.seen == self.net.structure.inner:
             return
         classes, before = self.look(x, y), self.allocated.num_classes
@@ -94,12 +98,13 @@ class Preparation:
         self.allocated = self.allocated._replace(num_classes=classes)
 
     def allocate(self, allocated: Allocated) -> None:
-        """Tell every part what the run is; it allocates its state."""
+        """Give every part its ``Setup``, with which it allocates its state. Raises ``UserError`` if
+        a part cannot work in this run, ``RuntimeError`` for parts that contradict each other."""
         plan, update = self.plan, self.update
         length = self.length.in_updates(plan.updates_per_batch)
         setup = Setup(
             net=self.net,
-            threat=update.threat,
+            threat=update.regions.threat,
             device=self.net.device,
             dtype=allocated.dtype,
             image_shape=allocated.image_shape,
@@ -108,11 +113,11 @@ class Preparation:
             num_classes=allocated.num_classes,
             total_steps=length.total_steps,
             steps_per_epoch=length.steps_per_epoch,
-            seed=update.seed,
+            seed=update.regions.seed,
             needs=plan.needs,
             attack_steps=int(plan.options.get("steps", 1)),
             fits=plan.objective.fits,
-            attack_loss=update.attack_loss,
+            attack_loss=update.regions.attack_loss,
             sound=self._sound,
         )
         unknown_needs = plan.needs - NEEDS
@@ -125,11 +130,11 @@ class Preparation:
         if shared:
             raise RuntimeError(f"two parts of {plan.method!r} have a state called {shared[0]!r}")
         if plan.averaging is not None:
-            plan.averaging.start(update.named)
+            plan.averaging.start(update.parameters.named)
         self.allocated = allocated
 
     def follow_threat(self, threat: Threat) -> None:
-        """The parts train against ``threat`` from now on."""
+        """Pass ``threat`` on to the parts, for the next update and all after it."""
         if self.allocated is not None:
             for part in self.plan.parts.values():
                 part.follow_threat(threat)

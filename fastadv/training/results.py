@@ -1,4 +1,4 @@
-"""What the passes of one update compute, before the optimizer steps."""
+"""The results of the passes of one update, before the optimizer steps."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from fastadv.engine.optimizer.faults import Fault
 
 
 class Gradients(NamedTuple):
-    """Gradients of the outer loss times the loss scale; None where the loss does not depend on it.
+    """Gradients of the outer loss times the loss scale; None if the loss does not depend on the
+    tensor.
 
-    ``weights``: of the parameters that learn, in their order; ``leaves``: of the adversary's
-    tensors (learned step sizes); ``x_adv`` (B,C,H,W) where the adversary asks for it.
+    ``weights``: those of the parameters that learn, in their order. ``leaves``: those of the
+    adversary's tensors (learned step sizes). ``x_adv`` (B,C,H,W): None unless the adversary asks
+    for it.
     """
 
     weights: list[Tensor | None]
@@ -24,8 +26,8 @@ class Gradients(NamedTuple):
 
 
 class OuterPass(NamedTuple):
-    """The outer loss (0-dim), its gradients, and the logits (B,classes) at x_adv and, where a part
-    needs them, at x; all detached."""
+    """The outer loss (0-dim), its gradients, and the logits (B,classes): ``adversarial`` at x_adv,
+    ``natural`` at the ball's centre, None unless a part needs them. All are detached."""
 
     loss: Tensor
     gradients: Gradients
@@ -34,10 +36,12 @@ class OuterPass(NamedTuple):
 
 
 class PassResults(NamedTuple):
-    """What ``Update.compute_gradients`` hands to ``apply_gradients`` and ``finish_update``.
+    """The result of ``Update.compute_gradients``, for ``apply_gradients`` and ``finish_update``.
 
-    ``doubts`` are what must not be for the update to count, 0-dim bool. ``buffers`` are the
-    model's before the update; ``statistics`` those of the passes, which several processes average.
+    ``loss`` and ``accuracy`` are 0-dim. ``doubts`` is fault -> 0-dim bool; the update counts only
+    if all are false. ``buffers`` are the values of the model's buffers before the update.
+    ``statistics`` are the model's floating-point buffers if several processes train, which average
+    them, otherwise empty.
     """
 
     batch: Batch

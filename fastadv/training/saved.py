@@ -1,4 +1,4 @@
-"""The state of a step as a checkpoint keeps it."""
+"""The state of a step in a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from fastadv.training.preparation import Allocated
 
 
 def state_of(step: Internals) -> dict[str, Any]:
-    """Everything a resumed run needs beside model and optimizer; tensors are live."""
+    """Everything that a resumed run needs beside model and optimizer. The tensors are live, not
+    copies."""
     step.changes.follow(prepared=step.allocated)
     preparation, momenta = step.preparation, step.net.bn_momenta
     allocated = preparation.allocated
@@ -31,8 +32,9 @@ def state_of(step: Internals) -> dict[str, Any]:
 
 
 def take_over(step: Internals, state: dict[str, Any], own: Mapping[str, Tensor] | None) -> None:
-    """Load what ``state_of`` returned for the same recipe, also before the first call; ``own`` is
-    the ``rank_local_state`` of this process."""
+    """Load a state that ``state_of`` returned for the same recipe; also possible before the first
+    call. ``own`` is the ``rank_local_state`` of this process. Raises ``UserError`` for a state of
+    other parts, another model or another data set."""
     if own:
         parts = {
             slot: {name: own.get(name, tensor) for name, tensor in tensors.items()}
@@ -49,7 +51,7 @@ def take_over(step: Internals, state: dict[str, Any], own: Mapping[str, Tensor] 
     step.offset.copy_(state["offset"])
     step.updater.load_state_dict(state["updater"])
     if not state["allocated"]:
-        return  # of a step that had not been called
+        return  # the saved step had not been called
     step.net.bn_momenta.stands = state["one_pass_stands"]
     if not step.preparation.prepared:
         step.net.bn_momenta.known_to_stand = step.net.bn_momenta.stands

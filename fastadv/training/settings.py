@@ -1,4 +1,4 @@
-"""How a step is built, in three groups: its precision, the length of its run, how it executes."""
+"""The settings of a step in three groups: its precision, the length of its run, its execution."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from fastadv.errors import UserError
 
 @dataclass(frozen=True)
 class Precision:
-    """The types of the passes.
+    """The data types of the passes.
 
-    ``amp``: mixed precision in ``amp_dtype`` ("bf16" or "fp16"). ``attack_dtype``: another type of
-    the attack's passes; None: the outer pass's. ``scaler``: the ``GradScaler`` of float16; None:
-    one with PyTorch's defaults.
+    ``amp`` turns on mixed precision in ``amp_dtype`` ("bf16" or "fp16"). ``attack_dtype`` is
+    another type for the attack's passes; None takes that of the outer pass. ``scaler`` is the
+    ``GradScaler`` of float16; None takes one with PyTorch's defaults. Raises ``UserError`` for an
+    ``amp`` that is not a bool, and for ``amp_dtype`` without ``amp``.
     """
 
     amp: bool = False
@@ -37,17 +38,17 @@ class Precision:
 
     @property
     def is_own(self) -> bool:
-        """True if the step sets its types; else the caller's autocast does."""
+        """True if the step sets the types of its passes; otherwise the caller's autocast does."""
         return self.amp or self.attack_dtype is not None
 
     def dtypes(self, device: torch.device) -> tuple[torch.dtype | None, torch.dtype | None]:
-        """The types of the outer pass and of the attack's passes; None: the model's own."""
+        """The types of the outer pass and of the attack's passes; None is the model's type."""
         outer = pass_dtype(self.amp_dtype, device) if self.amp else None
         attack = pass_dtype(self.attack_dtype, device) if self.attack_dtype else outer
         return outer, attack
 
     def scaler_for(self, device: torch.device) -> torch.amp.GradScaler | None:
-        """The given scaler, or a new one where the outer pass is float16."""
+        """The given scaler, or a new one if the outer pass is float16, or None."""
         if self.scaler is None and self.dtypes(device)[0] is torch.float16:
             return torch.amp.GradScaler(device.type)
         return self.scaler
@@ -59,10 +60,10 @@ class Precision:
 
 @dataclass(frozen=True)
 class RunLength:
-    """What is known of the run ahead; None where the caller does not say.
+    """The lengths of the run; None for each that the caller does not give.
 
-    ``num_samples``: rows of the training set. ``num_classes``: logits of the model.
-    ``total_steps`` and ``steps_per_epoch`` count calls of the step.
+    ``num_samples`` is the number of rows of the training set, ``num_classes`` the number of logits
+    of the model. ``total_steps`` and ``steps_per_epoch`` count calls of the step.
     """
 
     num_samples: Count | None = None
@@ -75,7 +76,7 @@ class RunLength:
         check_fields(self, names)
 
     def in_updates(self, updates_per_batch: int) -> RunLength:
-        """The same length with its steps counted in updates of the weights."""
+        """The same lengths with steps counted in updates of the weights."""
         many = updates_per_batch
         return replace(
             self,
@@ -86,9 +87,10 @@ class RunLength:
 
 @dataclass(frozen=True)
 class Execution:
-    """How the passes run: ``mode`` is "auto", "eager", "compiled" or "captured", ``backend`` the
-    compiler's. ``strict``: raise where ``mode`` cannot be used; otherwise warn and fall back to a
-    simpler one. None means True unless mode is "auto".
+    """How the passes run: ``mode`` is "auto", "eager", "compiled" or "captured"; ``backend`` is the
+    one of ``torch.compile``. With ``strict`` an error is raised if ``mode`` cannot be used;
+    otherwise the step warns and falls back to a simpler one. None means True unless ``mode`` is
+    "auto".
     """
 
     mode: str = "auto"

@@ -1,15 +1,16 @@
-"""Counts images that an attack in training did not move at all."""
+"""Counts the images that the attack of training did not move."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-ENOUGH = 0.1  # of the images: below, nothing is said
+ENOUGH = 0.1  # share of unmoved images from which on the user is warned
 
 
 class Still:
-    """How many of the images attacked since the last look had no gradient; kept on the device."""
+    """The number of images without a gradient, of those attacked since the last warning check; both
+    counts are on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._still = torch.zeros((), dtype=torch.int64, device=device)
@@ -18,12 +19,13 @@ class Still:
 
     @torch.no_grad()
     def add(self, unmoved: Tensor) -> None:
-        """Take in which images of a batch were not moved, (B,) bool."""
+        """Add one batch; ``unmoved`` (B,) bool is true for each image that was not moved."""
         self._still += unmoved.sum()
         self._seen += len(unmoved)
 
     def sentence(self) -> str | None:
-        """What is wrong, if many were not; waits."""
+        """A warning if the share of unmoved images is at least ``ENOUGH``, otherwise None; waits
+        for the device."""
         still, seen = int(self._still), int(self._seen)
         if not seen or still < ENOUGH * seen:
             return None
@@ -34,7 +36,8 @@ class Still:
         )
 
     def sentence_once(self) -> str | None:
-        """``sentence`` the first time there is one; counts anew. Waits."""
+        """``sentence``, but only the first one, otherwise None. Sets the counts to zero; waits for
+        the device."""
         found = None if self._said else self.sentence()
         self._said = self._said or found is not None
         self._still.zero_()

@@ -1,9 +1,9 @@
-"""What several processes found on their parts of a batch, brought together slot by slot.
+"""The results of several processes on their parts of a batch, averaged in one message.
 
 Processes may take different branches (experts, stochastic depth, LayerDrop), so a gradient may be
-there in one and absent in another. Every parameter that learns has its place in the message; what
-is absent counts as zero, as in DDP with ``find_unused_parameters``, and stays absent where no
-process has it. Whether it is there, and whether an update must not count, goes in the same message.
+present in one and absent in another. Every parameter that learns has its place in the message. An
+absent gradient counts as zero, as in DDP with ``find_unused_parameters``, and stays absent if no
+process has it. The flags for present gradients and for faults are in the same message.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ from fastadv.training.update import Update
 
 @torch.no_grad()
 def bring_together(results: PassResults, update: Update, before: Mapping[Fault, Tensor]) -> None:
-    """Make ``results`` the mean over all processes, in place: loss, accuracy, gradients of weights
+    """Average ``results`` over all processes, in place: loss, accuracy, gradients of the weights
     and of the adversary's leaves, statistics.
 
-    ``before`` and the doubts of ``results`` (0-dim bool) become true where they are in any process.
-    Where this process lacks a gradient it asks whether another has it, which waits for the device.
+    ``before`` and the doubts of ``results`` (0-dim bool) become true if they are true in any
+    process. Only a process without one of the gradients reads if another has it, which waits for
+    the device.
     """
     leaves = update.plan.adversary.leaves()
     slots: list[tuple[list[Tensor | None], int, Tensor]] = [
-        (results.gradients.weights, place, like) for place, like in enumerate(update.learning())
+        (results.gradients.weights, place, like)
+        for place, like in enumerate(update.parameters.learning())
     ]
     slots += [(results.gradients.leaves, place, like) for place, like in enumerate(leaves)]
     gradients = [
@@ -58,8 +60,8 @@ def bring_together(results: PassResults, update: Update, before: Mapping[Fault, 
 
 
 class Agreement:
-    """Checks that all processes train the same: at the first update, and when this one's model
-    has changed."""
+    """Checks that all processes train the same model by the same method: at the first update, and
+    when the model of this process has changed."""
 
     def __init__(self, update: Update) -> None:
         self._update = update
@@ -67,12 +69,12 @@ class Agreement:
         self._room = 0
 
     def keep(self, batch_size: int) -> None:
-        """Raise ``UserError``, in every process, where models or methods differ; settle how many
-        rows of memory about samples are exchanged at most."""
+        """Raise ``UserError`` in every process if models or methods differ. Also agree on the most
+        rows of per-sample state that a process sends: the largest ``batch_size``."""
         update = self._update
         remembers = update.plan.keeps_sample_state
         version = update.net.structure.version
-        seen = version, tuple(p.requires_grad for p in update.named.values())
+        seen = version, tuple(p.requires_grad for p in update.parameters.named.values())
         if seen == self._seen and (batch_size <= self._room or not remembers):
             return
         own = {"method": dict(update.plan.slots), "room": batch_size, "model": self._model()}
@@ -82,15 +84,15 @@ class Agreement:
             _require_alike(told[0], other, process)
         self._seen, self._room = seen, max(each["room"] for each in told)
         update.room = self._room
-        # A device's communicator is made by the first message; a recording may not make it.
+        # The first message creates the device's communicator, which a capture may not do.
         distributed.add_up(torch.zeros(1, device=update.net.device))
 
     def _model(self) -> dict[str, str]:
         update = self._update
-        learning = update.learning_named()
+        learning = update.parameters.learning_named()
         words = {
             name: _words(parameter) + ("" if name in learning else ", frozen")
-            for name, parameter in update.named.items()
+            for name, parameter in update.parameters.named.items()
         }
         buffers = update.net.model.named_buffers()
         return words | {name: _words(buffer) for name, buffer in buffers}

@@ -1,7 +1,8 @@
-"""The training step a user calls: it checks the batch, keeps time, and makes the updates.
+"""The training step that a user calls: it checks the batch, counts calls and epochs, and makes the
+updates.
 
-The order of one update is in ``update.py``. The user's model is left as it was found: train flags,
-requires_grad and grad mode.
+The order of one update is in ``update.py``. After a call the train flags and requires_grad of the
+user's model, and the grad mode, are as before.
 """
 
 from __future__ import annotations
@@ -32,15 +33,16 @@ from fastadv.training.preparation import Allocated
 from fastadv.training.settings import Execution, Precision, RunLength
 from fastadv.training.together import bring_together
 
-CHECK_EVERY = 100  # calls between two looks at the fault flag, each of which waits
+CHECK_EVERY = 100  # calls between two checks of the fault flag, each of which waits for the device
 
 
 class Step:
-    """A training step of one method; call it with each batch. Made by ``fastadv.step``.
+    """A training step of one method, called with each batch. ``fastadv.step`` builds it.
 
-    ``model``, ``optimizer``, ``plan`` (the parts of the method), ``threat``, ``mode`` and ``state``
-    are public, with the methods below; ``internals`` is not: it changes with the package.
-    ``before_update`` is called with the number of each update before it begins (schedules).
+    ``model``, ``optimizer``, ``plan`` (the parts of the method), ``threat``, ``mode``, ``state``
+    and the methods below are public. ``internals`` is not: it may change with every version.
+    ``before_update`` is called before each update, with its number (for schedules). Raises
+    ``UserError`` for a model, an optimizer or settings that cannot be trained with.
     """
 
     @torch.inference_mode(False)
@@ -83,18 +85,18 @@ class Step:
 
     @property
     def mode(self) -> str:
-        """One of "eager", "compiled" and "captured"; "auto" until the first call."""
+        """One of "eager", "compiled" and "captured", or "auto" until the first call decides."""
         return self.internals.mode
 
     @property
     def threat(self) -> Threat:
-        """What is trained against; another one counts from the next call on.
+        """The ball in which the attack searches; a new one holds from the next call on.
 
-        Sizes that follow eps (a usual alpha) follow it; rates that parts took from the eps of the
-        first call (APART's and FGSM+'s ``step_size_lr``) stay. Raises ``UserError`` for a norm that
-        a part of the method does not know.
+        Step sizes in units of eps (a usual alpha) change with it. Learning rates that a part took
+        from the eps of the first call (``step_size_lr``) do not. Setting it raises ``UserError``
+        for a ball in which a part of the method cannot work.
         """
-        return self.internals.update.threat
+        return self.internals.update.regions.threat
 
     @threat.setter
     def threat(self, threat: Threat) -> None:
@@ -105,32 +107,33 @@ class Step:
         for part in self.plan.parts.values():
             part.check_threat(threat)
         inner = self.internals
-        if threat == inner.update.threat:
+        if threat == inner.update.regions.threat:
             return
-        inner.update.threat = threat
+        inner.update.regions.threat = threat
         inner.net.runner.forget()
         inner.preparation.follow_threat(threat)
 
     @property
     def updates_per_batch(self) -> int:
-        """How many times one call updates the weights (Free-m: m)."""
+        """Updates of the weights per call (Free-m: m)."""
         return self.plan.updates_per_batch
 
     @property
     def calls(self) -> int:
-        """How many calls have updated the weights."""
+        """The number of calls that have updated the weights."""
         return self.internals.clock.calls
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The live per-sample and learned tensors of all parts, by name; empty before a call."""
+        """Name -> live tensor of the state of all parts (per-sample and learned tensors); empty
+        before the first call."""
         return {
             name: tensor for part in self.plan.parts.values() for name, tensor in part.state.items()
         }
 
     @property
     def rank_local_state(self) -> dict[str, Tensor]:
-        """The part of ``state`` that differs between the processes that train."""
+        """The part of ``state`` that differs between ranks."""
         names = {name for part in self.plan.parts.values() for name in part.rank_local_state}
         return {name: tensor for name, tensor in self.state.items() if name in names}
 
@@ -146,19 +149,20 @@ class Step:
         second: Tensor | None = None,
         update: bool = True,
     ) -> dict[str, Tensor]:
-        """Train on one batch; returns 0-dim detached metrics, ``"loss"`` always.
+        """Train on one batch; returns the 0-dim detached metrics "loss", "accuracy" (share of right
+        predictions at x_adv) and "grad_norm".
 
-        ``x`` (B,C,H,W) float in [0,1], ``y`` (B,) int64, ``index`` (B,) int64 rows of the
-        training set. ``view`` is the crop and flip that made x (None: x was not augmented).
-        ``start`` (B,C,H,W) is the initial perturbation in pixels instead of the random one.
+        ``x`` (B,C,H,W) float in [0,1], ``y`` (B,) int64 labels, ``index`` (B,) int64 rows of the
+        training set. ``view`` is the crop and flip that made ``x`` (None: ``x`` is not augmented).
+        ``start`` (B,C,H,W) is an initial perturbation in pixels that replaces the random one.
         ``second`` (B,C,H,W) is another view of the same images, for methods that compare two.
-        ``update=False`` keeps this batch's gradient without stepping: the next call that updates
-        takes the mean over the images of all these batches.
+        With ``update=False`` the gradient of this batch is kept and the optimizer does not step;
+        the next call that updates takes the mean over the images of all these batches.
 
         Raises ``UserError`` for inputs that do not fit. After a loss or gradient that is not finite
-        nothing is updated any more; every ``CHECK_EVERY`` calls, and ``check()``, raise
-        ``TrainingError`` then. On a GPU, where a look would stall it, the same holds for values
-        out of range. Whatever a call raises, everything is as it was before that call.
+        nothing is updated any more, and ``TrainingError`` is raised by ``check()``, which every
+        ``CHECK_EVERY``-th call calls. On a GPU, where reading values would stall the device, the
+        same holds for values out of range. If a call raises, everything is as before that call.
         """
         inner = self.internals
         keeps_rows = self.plan.keeps_sample_state
@@ -191,7 +195,7 @@ class Step:
             index,
             start,
             second,
-            threat=inner.update.threat,
+            threat=inner.update.regions.threat,
             classes=inner.preparation.known_classes,
             num_samples=inner.length.num_samples,
             faults=inner.updater.faults.before,
@@ -202,7 +206,7 @@ class Step:
     def _call(
         self, inputs: Inputs, buffers: Snapshot, *, view: View | None, update: bool
     ) -> dict[str, Tensor]:
-        """A call on inputs that were looked at; what it changes is put back if it breaks off."""
+        """A call with checked inputs; the caller restores what it changed if it raises."""
         inner, (x, y, index, start, second) = self.internals, inputs
         if inner.preparation.prepared:
             inner.preparation.look_again(x, y)
@@ -214,11 +218,11 @@ class Step:
         for part in self.plan.parts.values():
             part.check_images(whole)
         metrics: dict[str, Tensor] = {}
-        # The caller may train inside autocast or under no_grad; the step's own passes decide.
+        # The caller may train inside autocast; a step without its own types takes that type.
         outer = surrounding(inner.net.device)
         if not inner.precision.is_own:
             inner.net.outer_dtype = inner.net.attack_dtype = outer
-        # A backward run inside the caller's autocast would round where its forward did not.
+        # A backward pass inside the caller's autocast would round where its forward pass did not.
         with autocast(inner.net.device, None):
             for replay in range(self.plan.updates_per_batch):
                 self._fill_schedules(replay)
@@ -244,7 +248,7 @@ class Step:
             bring_together(results, inner.update, updater.faults.before)
         norm, ok = passes.apply_gradients(results, updater, inner.offset, update)
         passes.finish_update(results, ok, update)
-        # Fresh tensors: a captured step overwrites its own at the next replay.
+        # Copies, since a captured step overwrites its tensors at the next replay.
         metrics = {"loss": results.loss, "accuracy": results.accuracy, "grad_norm": norm}
         return {name: value.clone() for name, value in metrics.items()}
 
@@ -260,11 +264,11 @@ class Step:
 
     @property
     def epoch(self) -> float:
-        """The epoch as a number with a fraction where the length of an epoch is known."""
+        """The position in the run in epochs, with a fraction if the length of an epoch is known."""
         return self.internals.clock.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch (from 0) begins; implied by ``steps_per_epoch``."""
+        """Begin ``epoch`` (from 0). Not needed with ``steps_per_epoch``, which then decides."""
         ended = self.internals.clock.begin(epoch)
         if ended is not None:
             self._end_epoch(ended)
@@ -282,7 +286,7 @@ class Step:
         if inner.net.syncs_are_free and not faults.healthy():
             return
         inner.changes.follow(prepared=True)
-        averaging.epoch_end(epoch, inner.update.named, faults.none_so_far())
+        averaging.epoch_end(epoch, inner.update.parameters.named, faults.none_so_far())
 
     def _fill_schedules(self, replay: int) -> None:
         inner = self.internals
@@ -316,7 +320,8 @@ class Step:
                 )
 
     def resolve_mode(self, x: Tensor) -> str:
-        """Decide what ``mode="auto"`` means for batches like ``x``; called by the first step."""
+        """Decide what mode "auto" means for batches like ``x`` (B,C,H,W), and return the mode. The
+        first call of the step does it also."""
         return self.internals.resolve_mode(x)
 
     # -- for the caller -----------------------------------------------------------------------
@@ -324,7 +329,8 @@ class Step:
     def check(self) -> None:
         """Raise ``TrainingError`` if a loss or gradient was not finite; waits for the device.
 
-        Warns once where the attack moves nothing: its gradient is zero for many images.
+        Warns once if the gradient of the attack is zero for many images, so that it does not move
+        them.
         """
         self.internals.updater.check()
         sentence = self.internals.update.still.sentence_once()
@@ -332,11 +338,12 @@ class Step:
             warn(sentence)
 
     def healthy(self) -> bool:
-        """True if every update so far was finite; waits for the device."""
+        """True if no update was bad so far; waits for the device."""
         return self.internals.updater.healthy()
 
     def advice(self) -> list[str]:
-        """Sentences about a run that looks wrong, from the parts; waits for the device."""
+        """Warnings of the parts and of the attack about a run that looks wrong; waits for the
+        device."""
         update = self.internals.clock.update
         sentences = [part.advice(update) for part in self.plan.parts.values()]
         sentences.append(self.internals.update.still.sentence())
@@ -344,10 +351,11 @@ class Step:
 
     @contextmanager
     def evaluation_weights(self, batches: Iterable[Any] | None = None) -> Iterator[None]:
-        """The weights to evaluate: SWA's or EMA's where the recipe averages, else the live ones.
+        """Within this context the model has the averaged weights, if the recipe averages and there
+        is an average, otherwise the live ones.
 
         ``batches`` (of x, or tuples that start with it) re-estimate BatchNorm's statistics for
-        the average. Everything is put back on exit.
+        the average. Everything is restored on exit.
         """
         inner, averaging = self.internals, self.plan.averaging
         inner.changes.follow(prepared=inner.allocated)
@@ -357,15 +365,17 @@ class Step:
             yield
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs beside model and optimizer; tensors are live."""
+        """Everything that a resumed run needs beside model and optimizer. The tensors are live, not
+        copies."""
         return saved.state_of(self.internals)
 
     def load_state_dict(
         self, state: dict[str, Any], own: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Take over a ``state_dict`` of the same recipe, before the first call, too.
+        """Load a ``state_dict`` of the same recipe; also possible before the first call.
 
-        Of several processes one saves its ``state_dict``; ``own`` is the
-        ``rank_local_state`` of this one.
+        With several processes only one saves its ``state_dict``; ``own`` is the
+        ``rank_local_state`` of this process. Raises ``UserError`` for a state of other parts,
+        another model or another data set.
         """
         saved.take_over(self.internals, state, own)

@@ -1,8 +1,8 @@
 """A call of a step takes effect completely or not at all.
 
-Whatever ends a call (out of memory, Ctrl-C, an optimizer that raises), weights, buffers, optimizer
-and what the parts remember are bit for bit as before it. So they are after an update that must not
-count, where Python may look at the flag; on a GPU each update masks itself instead.
+If a call raises (out of memory, Ctrl-C, an error of the optimizer), weights, buffers, optimizer and
+the state of the parts are bit for bit as before the call. The same holds after an update that must
+not count, if Python may read the fault flag; on a GPU each update masks itself instead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 class Undoable(Protocol):
-    """What a transaction reads of a step."""
+    """The attributes of a step that a transaction uses."""
 
     plan: Plan
     net: Network
@@ -42,7 +42,7 @@ class Undoable(Protocol):
 
 
 class Transaction:
-    """What a call of ``step`` may change; ``around`` every call."""
+    """Copies what a call of ``step`` may change; every call runs inside ``around``."""
 
     def __init__(self, step: Undoable) -> None:
         self._step = step
@@ -50,16 +50,17 @@ class Transaction:
 
     @contextmanager
     def around(self, index: Tensor | None) -> Iterator[Snapshot]:
-        """Put everything back if the call inside raises, or trains on what must not count; the
-        buffers as they are before it.
+        """Restore everything if the call inside raises or its update must not count. Yields the
+        values of the model's buffers before the call.
 
-        ``index`` (B,) are the rows of per-sample memory that the call writes.
+        ``index`` (B,) are the rows of per-sample state that the call writes; None if there is no
+        such state.
         """
         step = self._step
         self._optimizer.take([*step.net.structure.parameters.values()])
         buffers = Snapshot(step.net.kept_buffers)
         gradients = _Gradients(step)
-        # With several processes, each also writes the rows of the other processes' batches.
+        # With several processes each one also writes the rows of the others' batches.
         rows = index if distributed.world_size() == 1 else None
         epoch = step.epoch
         parts = [_PartCopy(part, rows, epoch) for part in step.plan.parts.values()]
@@ -85,7 +86,8 @@ class Transaction:
 
 
 class _Gradients:
-    """``.grad`` of every parameter; those that wait for more are copied."""
+    """``.grad`` of every parameter; values are copied if accumulated gradients wait for an
+    update."""
 
     def __init__(self, step: Undoable) -> None:
         waits = step.updater.waits
@@ -105,8 +107,8 @@ class _Gradients:
 
 
 class _PartCopy:
-    """A part's state: the rows of this batch where it keeps a row per sample and the call does not
-    renew them all, else everything."""
+    """A copy of a part's state. Only the rows of this batch are copied of per-sample tensors,
+    unless the call overwrites all rows."""
 
     @torch.no_grad()
     def __init__(self, part: Part, index: Tensor | None, epoch: float) -> None:
@@ -135,7 +137,8 @@ class _PartCopy:
 
 
 class _Clock:
-    """Where the step is in its run, and what the updater and the generator have noted."""
+    """The position of the step in its run, and the state of the updater, the fault flag and the
+    random generator."""
 
     def __init__(self, step: Undoable) -> None:
         self._step = step

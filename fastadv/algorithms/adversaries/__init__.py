@@ -1,1 +1,1 @@
-"""How x_adv is made from x: one file an adversary."""
+"""The adversaries, which make x_adv from x: one file per adversary."""

@@ -1,4 +1,4 @@
-"""APART: every residual block is attacked with a step of its own (APART, Alg. 1)."""
+"""APART: every residual block is attacked with its own step (APART, Alg. 1)."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,10 +17,10 @@ from fastadv.engine.gradient import gradients, leaf
 class APART(FGSMPlus):
     """FGSM+ with noise inside the blocks: h_b <- h_b + alpha_b * sign(dL1/dh_b) in the outer pass.
 
-    h_b is what enters the block's first convolution, ReLU(BN(x_b)) in a pre-activation network;
-    the shortcut stays clean (released code; ``block_noise_at="input"`` puts the noise on the
-    branch's input x_b instead, as Alg. 1 line 4 prints). All alpha_b start at ``block_step_init``.
-    ``layerwise=False`` is FGSM+.
+    h_b is the input of the first convolution of block b, ReLU(BN(x_b)) in a pre-activation network.
+    The shortcut stays clean, as in the released code. ``block_noise_at="input"`` adds the noise to
+    the input x_b of the branch instead, as Alg. 1 line 4 prints. All alpha_b start at
+    ``block_step_init``. ``layerwise=False`` is FGSM+.
     """
 
     block_step_init: NonNegative = option(0.0, "initial step size of the noise inside the blocks")
@@ -59,7 +59,8 @@ class APART(FGSMPlus):
 class _BlockNoise(torch.autograd.Function):
     """alpha_b s_b for all blocks at once; the gradient of alpha_b is sum(g_b s_b).
 
-    Both ways take a constant number of launches, and the sums are float32 whatever the blocks are.
+    The forward and the backward pass each take a constant number of launches. The sums are in
+    float32 or wider, whatever the type of the blocks.
     """
 
     @staticmethod

@@ -1,4 +1,5 @@
-"""The move all gradient attacks share: one forward, one input gradient, one projected step."""
+"""The step that all gradient attacks share: one forward pass, one input gradient, one projected
+step."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -15,10 +16,10 @@ from fastadv.threat import Threat
 
 @dataclass(eq=False)
 class Ascent(Adversary):
-    """A gradient attack; ``alpha`` is its step in pixels, None the usual one for its eps.
+    """A gradient attack with steps of ``alpha`` in pixels; None is the usual step for its eps.
 
-    ``attack_bn`` is BatchNorm's mode during the attack. ``attack_objective`` is what it
-    maximises: cross entropy, or KL(f(x) || f(x')) as TRADES does.
+    ``attack_bn`` is the mode of BatchNorm during the attack. ``attack_objective`` is what the
+    attack maximises: cross entropy, or KL(f(x) || f(x')) as in TRADES.
     """
 
     alpha: NonNegative | None = option(
@@ -33,7 +34,7 @@ class Ascent(Adversary):
 
     @property
     def step_size(self) -> float:
-        """The step in pixels."""
+        """The size of one step in pixels."""
         return self.usual_alpha * self.setup.threat.eps if self.alpha is None else self.alpha
 
     def check_threat(self, threat: Threat) -> None:
@@ -43,16 +44,17 @@ class Ascent(Adversary):
         return super().unmoved(attacked) if self.step_size else None
 
     def given_start(self, batch: Batch, around: Tensor) -> Tensor | None:
-        """The caller's starting point, brought into the ball and the box."""
+        """``around`` plus the caller's start, projected to the ball and the box (B,C,H,W); None if
+        the caller gave none."""
         if batch.start is None:
             return None
         return self.setup.threat.project(around + batch.start, around)
 
     def random_point(self, batch: Batch, restart: int = 0) -> Tensor:
-        """Where the attack begins: in the ball for CE, x + 0.001 N(0,1) for KL (TRADES).
+        """The start (B,C,H,W) of the attack: in the ball for CE, x + 0.001 N(0,1) for KL (TRADES).
 
-        At x itself a KL objective has no gradient; the tiny Gaussian start of the published code
-        is not cut to the box, the first step does that.
+        At x itself a KL objective has no gradient. The small Gaussian start of the published code
+        is not clipped to the box; the first step clips it.
         """
         stream = noise.START + restart
         if self.attack_objective == "kl":
@@ -61,7 +63,7 @@ class Ascent(Adversary):
         return self.setup.threat.start(batch.x, batch.index, seed, offset, stream)
 
     def near(self, batch: Batch, stream: int) -> Tensor:
-        """x + 0.001 N(0,1)."""
+        """x + 0.001 N(0,1), drawn from ``stream`` (B,C,H,W)."""
         shape, dtype = tuple(batch.x.shape[1:]), batch.x.dtype
         seed, offset = self.setup.seed, batch.offset
         drawn = kernels.noise_normal(batch.index, shape, seed, offset, stream, dtype)
@@ -74,7 +76,7 @@ class Ascent(Adversary):
     def ascend_with_logits(
         self, x_adv: Tensor, around: Tensor, y: Tensor, context: Context
     ) -> tuple[Tensor, Tensor]:
-        """The same step, and the logits before it."""
+        """``ascend``, and the logits (B,classes) before the step."""
         x_adv = leaf(x_adv)
         logits = self.net.logits(x_adv)
         gradient = input_gradient(self.setup.attack_loss(logits, y, context), x_adv)

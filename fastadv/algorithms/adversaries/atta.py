@@ -1,4 +1,4 @@
-"""ATTA-K: attacks that go on where the last epoch's ended (Zheng et al., 2020)."""
+"""ATTA-K: attacks that continue from the end of the previous epoch's (Zheng et al., 2020)."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from fastadv.algorithms.sample_state import SampleStore, sample_count
 from fastadv.declared import CountOrZero, Passes, option
 from fastadv.engine import noise
 
-INITIAL_STD = 0.001  # the published store begins at x + 0.001 N(0, I), not cut to the box
+INITIAL_STD = 0.001  # the published store begins at x + 0.001 N(0, I), not clipped to the box
 PUBLISHED_ALPHA = {10: 0.007, 3: 0.01, 1: 0.015}  # from this many steps on, at eps = 0.031
 PUBLISHED_EPS = 0.031
 
 
 @dataclass(eq=False)
 class ATTA(Ascent):
-    """``steps`` steps from where this sample's adversarial image was left in the epoch before.
+    """``steps`` steps from the adversarial image of the same sample in the previous epoch.
 
-    Kept is one perturbation a sample in the padded image (the adversarial image less the image,
-    which the step need not know beyond the batch); it is read and written back through the crop
-    and flip that made x, and what lies outside the window keeps its value. Before every
-    ``reset_every``-th epoch, counted from 1 as the released code does, it starts anew (0: never;
-    the step must be told the epoch). alpha is 0.015, 0.01, 0.007 of 0.031 for 1, 3 and 10 steps,
-    in units of eps. The attack runs with BatchNorm's running statistics. A given ``start`` takes
-    the place of what is kept.
+    The state is one perturbation per sample (x_adv - x) in the padded image. It is read and written
+    back through the crop and flip that made x; pixels outside the window keep their values. Before
+    every ``reset_every``-th epoch, counted from 1 as in the released code, the perturbations are
+    drawn anew (0: never; otherwise the step must know the epoch). alpha is 0.015, 0.01, 0.007 of
+    0.031 for 1, 3 and 10 steps, in units of eps. The attack runs with BatchNorm's running
+    statistics. A given ``start`` replaces the stored perturbation.
     """
 
     attack_bn: Literal["train", "eval"] = option("eval", "mode of BatchNorm during the attack")
@@ -58,7 +57,7 @@ class ATTA(Ascent):
             count, setup.image_shape, self.pad, setup.device, setup.dtype
         )
         self.store.fill_normal(INITIAL_STD, setup.seed, 0, noise.STORE)
-        # On the CPU: looking at it stalls no device.
+        # On the CPU, where reading it stalls no device.
         self.resets = torch.zeros((), dtype=torch.int64)
         self.state = {"perturbations": self.store.values, "resets": self.resets}
 

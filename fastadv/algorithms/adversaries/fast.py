@@ -9,7 +9,7 @@ from fastadv.algorithms.contract import Adversarial, Batch, Context
 
 @dataclass(eq=False)
 class Fast(Ascent):
-    """delta0 uniform in the ball, one step of alpha = 1.25 eps, projected back to the ball."""
+    """delta0 uniform in the ball, then one step of alpha = 1.25 eps, projected to the ball."""
 
     usual_alpha: ClassVar[float] = 1.25
 

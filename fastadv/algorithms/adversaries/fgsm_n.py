@@ -11,12 +11,12 @@ from fastadv.engine import noise
 
 @dataclass(eq=False)
 class FGSMN(Ascent):
-    """The noise is an augmentation of the image, not a start inside its ball.
+    """FGSM from a noisy image: the noise is an augmentation, not a start inside the ball.
 
     x~ = box(x + eta), eta uniform in the ball; x' = box(x~ + alpha sign grad CE(f(x~), y)) with
-    alpha = eps, within eps of x~ and so up to 2 eps from x. The centre is x~: what a regularizer
-    calls the clean logits are f(x~). A given ``start`` is eta. ``attack_objective="kl"`` compares
-    with f(x), since at x' = x~ the KL to f(x~) has no gradient.
+    alpha = eps, within eps of x~ and so up to 2 eps from x. The centre of the ball is x~, so the
+    clean logits of a regularizer are f(x~). A given ``start`` is eta. ``attack_objective="kl"``
+    compares with f(x), since at x' = x~ the KL to f(x~) has no gradient.
     """
 
     def make(self, batch: Batch, context: Context) -> Adversarial:

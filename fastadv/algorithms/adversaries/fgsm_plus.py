@@ -32,27 +32,29 @@ USUAL_DECAY = 2.35
 
 @dataclass(eq=False)
 class FGSMPlus(Adversary):
-    """The perturbation of sample i starts at alpha_omega * omega_i and moves by alpha_1.
+    """One step of alpha_1 from the learned start alpha_omega * omega_i of sample i.
 
-    APART (Alg. 1 and Sec. 3.2) without block noise:
+    This is APART (Alg. 1 and Sec. 3.2) without block noise:
 
     1. x0 = box(x + clamp(alpha_omega omega, +-eps)); s0 = sign of the loss gradient at x0.
-    2. x1 = box(x + clamp(delta0 + alpha_1 s0, +-eps)); the outer pass differentiates its loss
-       in the weights, alpha_1, alpha_omega and x1 at once.
+    2. x1 = box(x + clamp(delta0 + alpha_1 s0, +-eps)), delta0 = clamp(alpha_omega omega, +-eps);
+       one backward pass gives the gradients of the weights, alpha_1, alpha_omega and x1.
     3. omega <- clamp(omega + alpha_1/(alpha_omega + 1e-7) sign(gradient at x1), +-1), written
        back through the crop and flip that made x.
-    4. Step sizes: ascent (``StepSizes``).
+    4. The step sizes alpha_1 and alpha_omega ascend the loss (``StepSizes``).
 
-    ``learned_start=False`` is the ablation without perturbation initialisation (Table 6): no
-    omega, the step begins at x.
+    ``learned_start=False`` is the ablation without perturbation initialisation (Table 6): there is
+    no omega, and the step begins at x.
 
-    ``omega_std`` is the spread of the initial omega, ``step_size_init`` and ``omega_rate_init``
-    the initial alpha_1 and alpha_omega in pixels, ``pad`` how far the augmentation shifts.
-    ``step_size_lr=None`` takes ``usual_rate`` (of the first call's eps), ``step_size_decay=None`` a
-    decay that halves an undriven step size over the whole run, as the paper's 400 does at 5e-8.
-    ``hidden_decay``: the released code also listed the step sizes in the weights' optimizer, whose
-    weight decay (2e-4) and rate (``hidden_decay_lr``, 0.2 at its peak) shrank them further, with
-    torch < 2 only. It is off unless given.
+    ``omega_std`` is the standard deviation of the initial omega. ``step_size_init`` and
+    ``omega_rate_init`` are the initial alpha_1 and alpha_omega in pixels. ``pad`` is the largest
+    shift of the augmentation in pixels. ``step_size_lr=None`` takes ``usual_rate`` of the first
+    call's eps. ``step_size_decay=None`` takes a decay that halves a step size without gradient over
+    the whole run of the triangular schedule, as the paper's 400 does at a rate of 5e-8.
+
+    ``hidden_decay``: the released code lists the step sizes in the weights' optimizer also. With
+    torch < 2 its weight decay (2e-4) at its learning rate (``hidden_decay_lr``, 0.2 at the peak)
+    lowers them further. It is off by default.
     """
 
     wants_input_gradient: ClassVar[bool] = True
@@ -108,7 +110,7 @@ class FGSMPlus(Adversary):
 
     @property
     def block_count(self) -> int:
-        """How many blocks get noise of their own."""
+        """The number of blocks with their own noise."""
         return 0
 
     def prepare(self, setup: Setup) -> None:
@@ -175,14 +177,14 @@ class FGSMPlus(Adversary):
         x0, omega = self._start(batch)
         signs = self.net.run(self._signs, x0, batch.y, context)
         found = context._replace(signs=tuple(signs), start=omega)
-        # Not through outer_input: noise inside the blocks is drawn where a pass adds it.
+        # Not through outer_input: the outer pass itself makes the noise inside the blocks.
         return Adversarial(self._moved(batch.x, self.steps.values, found), batch.x, found)
 
     def unmoved(self, attacked: Adversarial) -> Tensor | None:
         return (attacked.context.signs[0] == 0).flatten(1).all(1)
 
     def _start(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """x0 = box(x + clamp(alpha_omega omega, +-eps)), and omega."""
+        """x0 = box(x + clamp(alpha_omega omega, +-eps)) and omega, both (B,C,H,W)."""
         rate = self.steps.values[OMEGA]
         if batch.start is None and self.learned_start:
             return self.store.start_from(batch.index, batch.view, batch.x, rate, self.setup.threat)
@@ -191,7 +193,7 @@ class FGSMPlus(Adversary):
         return self.setup.threat.project(batch.x + batch.start, batch.x), batch.start / rate
 
     def _signs(self, x0: Tensor, y: Tensor, context: Context) -> list[Tensor]:
-        """Signs of the loss gradient at x0; a region."""
+        """The signs of the loss gradient at x0; a region."""
         x0 = leaf(x0)
         loss = self.setup.attack_loss(self.net.logits(x0), y, context)
         return kernels.block_signs([input_gradient(loss, x0)])

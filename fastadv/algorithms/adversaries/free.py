@@ -1,4 +1,4 @@
-"""Free-m: one backward for the weights and the perturbation (Shafahi et al., 2019)."""
+"""Free-m: one backward pass for the weights and the perturbation (Shafahi et al., 2019)."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ DELTA = "delta"
 
 @dataclass(eq=False)
 class Free(Adversary):
-    """Every batch updates the weights ``replays`` times; delta moves by alpha after each.
+    """Every batch updates the weights ``replays`` times; delta moves by alpha after each update.
 
-    z = f(box(x + delta)); the outer pass's one backward gives dL/dtheta and dL/ddelta, then
-    delta <- project(delta + alpha sign(dL/ddelta)), alpha = eps. delta (B,C,H,W) begins at zero,
-    belongs to a place in the batch, not to a sample, and stays from batch to batch and epoch to
-    epoch; a short last batch uses its first rows. The box acts on the image: an element it cuts
-    off has no gradient and stays. There is no attack beside the outer pass, so what is climbed is
-    the recipe's whole loss. A given ``start`` is delta at the first replay.
+    z = f(box(x + delta)); the one backward pass gives dL/dtheta and dL/ddelta, then
+    delta <- project(delta + alpha sign(dL/ddelta)), alpha = eps. delta (B,C,H,W) begins at zero. It
+    belongs to a position in the batch, not to a sample, and is kept from batch to batch and from
+    epoch to epoch; a short last batch uses its first rows. The box clips the image: a clipped
+    element has no gradient and does not move. There is no attack beside the outer pass, so delta
+    ascends the whole loss of the recipe. A given ``start`` is delta at the first replay.
     """
 
     wants_input_gradient: ClassVar[bool] = True
@@ -61,7 +61,7 @@ class Free(Adversary):
         self._make_room(setup.batch_size)
 
     def _make_room(self, rows: int) -> None:
-        """Rows for the largest batch so far; those there are keep their values."""
+        """Grow delta to at least ``rows`` rows; existing rows keep their values, new ones are 0."""
         old = self.state.get(DELTA)
         if old is not None and len(old) >= rows:
             return
@@ -72,7 +72,7 @@ class Free(Adversary):
         self.state[DELTA] = delta
 
     def load_state(self, saved: Mapping[str, Tensor]) -> None:
-        # A run may resume with the short last batch of an epoch, or have grown its rows since.
+        # The saved delta may have fewer or more rows: a run may begin with a short batch.
         found = saved[DELTA]
         if found.shape[1:] != self.state[DELTA].shape[1:]:
             super().load_state(saved)

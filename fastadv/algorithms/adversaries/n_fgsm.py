@@ -1,4 +1,4 @@
-"""N-FGSM: one step from noise twice as large as eps, never projected (de Jorge et al., 2022)."""
+"""N-FGSM: one step from noise of twice eps, without projection (de Jorge et al., 2022)."""
 
 from dataclasses import dataclass
 from math import inf
@@ -19,8 +19,9 @@ from fastadv.threat import Threat
 class NFGSM(Ascent):
     """x' = box(x0 + alpha sign grad CE(f(x0), y)), x0 = box(x + eta), eta ~ U(-k eps, k eps).
 
-    k is ``noise_scale`` (2), alpha = eps. Unlike FGSM-N the ball belongs to the clean image x, and
-    unlike F+FGSM nothing is cut back to it: x' may be (k + 1) eps away. A given ``start`` is eta.
+    k is ``noise_scale`` (2), alpha = eps. Unlike in FGSM-N, the centre is the clean image x. Unlike
+    in F+FGSM, x' is not projected to the ball and may be (k + 1) eps away. A given ``start`` is
+    eta.
     """
 
     noise_scale: NonNegative = option(2.0, "half-width of the initial noise, in units of eps")
@@ -44,7 +45,7 @@ class NFGSM(Ascent):
         return kernels.linf_start(batch.x, radius, *where, noise.AUGMENTATION)
 
     def _unprojected(self, x0: Tensor, y: Tensor, context: Context) -> Tensor:
-        """A region."""
+        """One step from ``x0``, clipped to the box only; a region."""
         threat = self.setup.threat
         x0 = leaf(x0)
         gradient = input_gradient(self.setup.attack_loss(self.net.logits(x0), y, context), x0)

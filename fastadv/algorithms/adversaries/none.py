@@ -1,4 +1,4 @@
-"""No attack: the network trains on the images as they are."""
+"""No attack: the network trains on clean images."""
 
 from dataclasses import dataclass
 

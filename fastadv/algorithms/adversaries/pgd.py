@@ -19,11 +19,10 @@ class PGD(Ascent):
     """``steps`` steps of ``alpha``; of several ``restarts`` the one with the largest loss is kept.
 
     alpha is eps/4 in Linf (2/255 at 8/255) and 15/128 eps in L2 (15/255 at 128/255), as in
-    locuslab/robust_overfitting. The last iterate is returned. Where a part needs
-    ``correct_at_each_step``, the count of steps at which a sample was still classified right
-    before its update is reported (GAIRAT's kappa). ``boxed_start=False`` begins as the
-    memorization paper's TE does: in Linf the random start is not cut to the box, in L2 it is
-    x + 0.001 N(0,1).
+    locuslab/robust_overfitting. The last iterate is returned. If a part needs
+    ``correct_at_each_step``, the attack also counts, per sample, the steps before which the sample
+    was classified right (GAIRAT's kappa). ``boxed_start=False`` starts as the memorization paper's
+    TE does: in Linf the random start is not clipped to the box, in L2 it is x + 0.001 N(0,1).
     """
 
     steps: Passes = option(10, "steps of the attack")
@@ -50,7 +49,7 @@ class PGD(Ascent):
             return super().random_point(batch, restart)
         if threat.norm == "l2":
             return self.near(batch, stream)
-        # A box that holds the whole ball around any image.
+        # A box wide enough for the whole ball around any image.
         wide = replace(threat, low=threat.low - threat.eps, high=threat.high + threat.eps)
         return wide.start(batch.x, batch.index, self.setup.seed, batch.offset, stream)
 
@@ -69,12 +68,13 @@ class PGD(Ascent):
     def _climb(
         self, batch: Batch, context: Context, restart: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Where the climb began, where it ended, and at how many steps (B,) samples were right."""
+        """The start and the end (B,C,H,W) of one restart, and before how many steps each sample was
+        classified right (B,), or None if no part needs it."""
         start = self.given_start(batch, batch.x) if restart == 0 else None
         if start is not None:
             x_adv = start
         else:
-            # detach: a compiled step must not see x_adv and x as one object in its first iteration
+            # detach: a compiled step must not see x_adv and x as one object in the first iteration
             random = self.random_start or restart
             x_adv = self.random_point(batch, restart) if random else batch.x.detach()
         start = x_adv
@@ -101,7 +101,7 @@ class PGD(Ascent):
         return moved, correct + (logits.argmax(1) == y)
 
     def _worse(self, first: Tensor, second: Tensor, y: Tensor, context: Context) -> Tensor:
-        """Whether the loss that is attacked is larger at ``second`` (B,)."""
+        """True for each sample (B,) whose attacked loss is larger at ``second``."""
         with torch.no_grad():
             logits = [self.net.logits(x) for x in (first, second)]
         if self.attack_objective == "kl":
@@ -110,6 +110,6 @@ class PGD(Ascent):
         else:
             losses = [functional.cross_entropy(found, y, reduction="none") for found in logits]
         first_loss, second_loss = losses
-        # A climb that could not be made must not be hidden by another.
+        # A restart that ended in NaN is kept, so that the fault is seen.
         lost = second_loss.isnan() & ~first_loss.isnan()
         return (second_loss > first_loss) | lost

@@ -1,8 +1,8 @@
-"""Weaken a perturbation, whatever adversary made it (AdvLC paper, Sec. 4.3 and Fig. 4).
+"""Weaken the perturbation of any adversary (AdvLC paper, Sec. 4.3 and Fig. 4).
 
-This is no adversary of its own: it acts between any adversary and the outer pass, on the tensor
-the outer pass is about to see, so that learned step sizes (APART) and stored perturbations (ATTA,
-Free) go through it, their states stay the unweakened ones, and every recipe takes its two options.
+This is not an adversary. It acts between the adversary and the outer pass, on the input of the
+outer pass. So learned step sizes (APART) get their gradients through it, the stored perturbations
+(ATTA, Free) stay those without weakening, and every recipe takes its two options.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from fastadv.engine import noise
 
 
 def weakening(adversary: Adversary, batch: Batch, seed: int) -> Tensor | None:
-    """What the perturbation of this update is multiplied by; None for full strength.
+    """The factor of the perturbation in this update, 0-dim or (B,C,H,W); None for full strength.
 
-    (1 - shrink), with its sign changed in a share ``flip_signs`` of the elements (B,C,H,W), each
-    drawn independently.
+    It is (1 - shrink), with the opposite sign in a share ``flip_signs`` of the elements, each drawn
+    independently.
     """
     left = 1.0 - adversary.shrink
     if not adversary.flip_signs:
@@ -35,7 +35,8 @@ def weakening(adversary: Adversary, batch: Batch, seed: int) -> Tensor | None:
 def weakened(
     x_adv: Tensor, center: Tensor, factor: Tensor | None, low: float, high: float
 ) -> Tensor:
-    """center + factor (x_adv - center), cut to the box: a turned sign may point out of it."""
+    """center + factor (x_adv - center), clipped to the box, since a flipped sign may point out of
+    it. All are (B,C,H,W); ``factor`` may be 0-dim, or None for ``x_adv`` itself."""
     if factor is None:
         return x_adv
     return (center + factor * (x_adv - center)).clamp(low, high)

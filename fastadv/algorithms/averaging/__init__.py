@@ -1,1 +1,1 @@
-"""Which weights are evaluated: one file an average."""
+"""Averages of the weights, which are evaluated in their place: one file per average."""

@@ -1,4 +1,4 @@
-"""EMA: an exponential moving average of the weights, one update a step."""
+"""EMA: an exponential moving average of the weights, updated after every optimizer step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from fastadv.declared import ShareBelowOne, option
 class EMA(Named):
     """average <- d * average + (1 - d) * w after every update, d = ``average_decay``.
 
-    Early on d is (1 + n)/(10 + n) where that is smaller, n the updates so far, so that the
-    average forgets its random start. Parameters only; BatchNorm's running statistics are the
-    live ones, or re-estimated (``Step.evaluation_weights``).
+    At the beginning d is (1 + n)/(10 + n) while that is smaller, with n the updates so far, so that
+    the average forgets its random start. Only parameters are averaged; BatchNorm's running
+    statistics are the live ones, or re-estimated (``Step.evaluation_weights``).
     """
 
     average_decay: ShareBelowOne = option(0.995, "decay of the average of the weights per update")

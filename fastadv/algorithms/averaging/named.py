@@ -1,4 +1,4 @@
-"""What every average of the weights needs: a tensor for each parameter, kept by its name."""
+"""What every average of the weights needs: one tensor per parameter, stored by its name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREFIX = "average."
 
 @dataclass(eq=False)
 class Named(Averaging):
-    """Keeps ``shadow``, the averages by the names of what they average."""
+    """``shadow`` is name of a parameter -> its average."""
 
     shadow: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
 
@@ -41,7 +41,8 @@ class Named(Averaging):
     def move(
         self, parameters: Mapping[str, Tensor], weight: Tensor | float, names: Collection[str]
     ) -> None:
-        """average <- average + weight (parameter - average), for those of ``names``."""
+        """average <- average + weight (parameter - average), for the parameters in ``names``;
+        ``weight`` is a number or 0-dim."""
         live = [parameters[name] for name in names]
         averages = [self.shadow[name] for name in names]
         if isinstance(weight, Tensor):
@@ -63,7 +64,7 @@ class Named(Averaging):
 
 
 def _movable(parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    # Some networks keep integers (quantised weights) as parameters that never learn.
+    # Some networks hold integers (quantised weights) as parameters that never learn.
     return ((name, p) for name, p in parameters.items() if p.is_floating_point())
 
 

@@ -17,11 +17,11 @@ MISSED = "average_missed."
 class SWA(Named):
     """average <- (n average + w)/(n + 1) at the end of every ``average_every``-th epoch.
 
-    From epoch ``average_start`` (from 0; a number below 1 is a fraction of the run, which needs
-    its length). Parameters only, BatchNorm affine included; its statistics must be re-estimated
-    before the average is evaluated. Before the first average the live
-    weights are evaluated. A parameter that is put into the model later is averaged from then on.
-    Training itself is not changed.
+    Averaging begins with epoch ``average_start`` (from 0; a number below 1 is a fraction of the
+    run, whose length must then be known). Only parameters are averaged, BatchNorm's affine ones
+    included; its statistics must be re-estimated before the average is evaluated. Before the first
+    average the live weights are evaluated. A parameter that is added to the model later is averaged
+    from then on. Training does not change.
     """
 
     average_start: NonNegative = option(
@@ -32,7 +32,8 @@ class SWA(Named):
     count: Tensor = field(init=False, repr=False)
 
     def first_epoch(self) -> int:
-        """The epoch (from 0) whose end gives the first average."""
+        """The epoch (from 0) at whose end the first average is taken. Raises ``UserError`` for a
+        fraction of a run of unknown length."""
         if self.average_start >= 1 or self.average_start == 0:
             return int(self.average_start)
         total, length = self.setup.total_steps, self.setup.steps_per_epoch
@@ -45,7 +46,7 @@ class SWA(Named):
 
     def start(self, parameters: Mapping[str, Tensor]) -> None:
         self.first_epoch()
-        # On the device: only there is known whether an average was taken.
+        # On the device, since only there is it known if an average was taken.
         self.count = torch.zeros((), dtype=torch.int64, device=self.setup.device)
         self.state = {"average_count": self.count}
         super().start(parameters)
@@ -59,7 +60,7 @@ class SWA(Named):
             self._miss(name, missed[before] if before in known else int(self.count))
 
     def _missed(self, name: str) -> int:
-        """How many averages were taken before ``name`` was in the model."""
+        """The number of averages that were taken before ``name`` was in the model."""
         return int(self.state.get(MISSED + name, 0))
 
     def _miss(self, name: str, count: int) -> None:
@@ -84,7 +85,7 @@ class SWA(Named):
         missed = {name: self._missed(name) for name in self.shadow}
         for many in set(missed.values()):
             names = [name for name in missed if missed[name] == many]
-            # Where not ok there may be none yet, and 0/0 is no weight.
+            # If not ok, the count may still be 0, and 0/0 is not a weight.
             taken = (self.count - many).clamp(min=1)
             self.move(parameters, ok.to(torch.float64) / taken, names)
 

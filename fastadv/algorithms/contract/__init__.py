@@ -1,18 +1,20 @@
-"""What the parts of a recipe say to each other and to the step.
+"""The interface between the parts of a recipe and the step.
 
-An update calls its parts in a fixed order (``training/update.py``). One file per idea: the tensors
-of a batch (``tensors``), what a run is (``setup``), what all parts share (``part``), and one small
-base class per slot. A part is a dataclass whose fields are its options; it reads what the run is
-from ``Setup``, owns its state as preallocated tensors in ``self.state`` and changes them in place.
+An update calls its parts in a fixed order (``training/update.py``). Each file holds one idea: the
+tensors of a batch (``tensors``), the run (``setup``), what all parts share (``part``), and one
+small base class per slot. A part is a dataclass whose fields are its options. It reads the run from
+``Setup``, and it owns its state as preallocated tensors in ``self.state``, which it changes in
+place.
 
-Invariants every part keeps, so that a step can be compiled and captured without a rewrite:
+Every part keeps these invariants, so that a step can be compiled and captured as it is:
 
-- no Python branch depends on the value of a tensor, and nothing waits for the device;
-- what changes between updates (a ramp, a learned step size) is a 0-dim tensor filled in place,
-  and a part that is not at work yet (a warm-up) says so by ``active``, which follows the epoch;
-- every forward pass is ``self.net.logits``, every gradient comes from ``engine.gradient``, and
-  what it is taken with respect to is a ``leaf`` made there;
-- state is written only where ``ok`` is true.
+- No Python branch depends on the value of a tensor, and nothing waits for the device.
+- A value that changes between updates (a ramp, a learned step size) is a 0-dim tensor, filled in
+  place. A part that has not begun yet (a warm-up) sets ``active`` to False; ``active`` changes
+  with the epoch only.
+- Every forward pass is ``self.net.logits``. Every gradient comes from ``engine.gradient``, with
+  respect to a ``leaf`` made there.
+- State is written only where ``ok`` is true.
 """
 
 from fastadv.algorithms.contract.adversary import Adversary

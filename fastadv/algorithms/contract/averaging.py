@@ -1,4 +1,4 @@
-"""The averaging part: which weights are evaluated."""
+"""The averaging part: the average of the weights that is evaluated."""
 
 from __future__ import annotations
 
@@ -12,29 +12,27 @@ from fastadv.algorithms.contract.part import Part
 
 @dataclass(eq=False)
 class Averaging(Part):
-    """Which weights are evaluated.
+    """An average of the weights, which is evaluated in place of the weights.
 
-    All of a model's parameters are averaged, by name: a frozen one's average is that of a constant,
-    and it may learn later. In ``parameters`` they are as they stand in the model now.
+    All parameters of a model are averaged, by name. Frozen ones are included: their average is a
+    constant, and they may learn later. ``parameters`` is name -> the present parameter.
     """
 
     def start(self, parameters: Mapping[str, Tensor]) -> None:
         """Allocate the average."""
 
     def update(self, parameters: Mapping[str, Tensor], ok: Tensor) -> None:
-        """After every optimizer step."""
+        """Called after every optimizer step; changes the average only where ``ok`` (0-dim bool)."""
 
     def epoch_end(self, epoch: int, parameters: Mapping[str, Tensor], ok: Tensor) -> None:
-        """After the last update of ``epoch`` (from 0)."""
+        """Called after the last update of ``epoch`` (from 0); changes the average only where ``ok``
+        (0-dim bool)."""
 
     def replaced(self, parameters: Mapping[str, Tensor], old: Mapping[str, str]) -> None:
-        """Other parameters stand in the model: ``old`` says by which name one was known before.
-        One that was not there has no average yet; those that are gone lose theirs."""
+        """Called when the model has other parameters than before. ``old`` is present name -> name
+        before. A new parameter has no average yet; the average of a removed one is dropped."""
 
     def averaged(self) -> dict[str, Tensor]:
-        """The averaged parameters by name; the live ones are evaluated for those missing."""
+        """Name -> averaged parameter. For a name that is missing, the live parameter is
+        evaluated."""
         return {}
-
-    def average(self) -> list[Tensor] | None:
-        """The averaged parameters, or None while the live ones are to be evaluated."""
-        return [*self.averaged().values()] or None

@@ -1,4 +1,4 @@
-"""The layers part: which layers learn, and at which rate."""
+"""The layers part: which layers learn, and at which learning rate."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from fastadv.algorithms.contract.part import Part
 
 @dataclass(eq=False)
 class Layers(Part):
-    """Which layers learn, and at which rate."""
+    """Which layers learn, and at which learning rate."""
 
     def optimizer_groups(self, model: nn.Module, lr: float) -> list[dict[str, Any]]:
-        """The optimizer's parameter groups: every parameter of ``model`` exactly once."""
+        """The parameter groups of the optimizer, which hold every parameter of ``model`` exactly
+        once. ``lr`` is the learning rate of a layer that is not treated apart."""
         return [{"params": list(model.parameters()), "lr": lr}]
 
     def bind(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Learn the model; raise ``UserError`` unless ``optimizer`` has ``optimizer_groups``."""
+        """Take over the model and its optimizer. Raises ``UserError`` if the groups of
+        ``optimizer`` are not those of ``optimizer_groups``."""
 
     def learns(self, name: str) -> bool:
-        """Whether the parameter called ``name`` gets a gradient."""
+        """True if the parameter called ``name`` gets a gradient."""
         return True
 
     def before_update(
         self, optimizer: torch.optim.Optimizer, names: list[str], gradients: list[Tensor | None]
     ) -> None:
-        """Set rates, or scale gradients in place, just before the optimizer steps."""
+        """Set learning rates, or replace entries of ``gradients``, before the optimizer step.
+        ``names`` and ``gradients`` are in the same order; None is a parameter without gradient."""

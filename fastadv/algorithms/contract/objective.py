@@ -1,4 +1,4 @@
-"""The objective: the outer loss of one sample."""
+"""The objective: the outer loss per sample."""
 
 from __future__ import annotations
 
@@ -15,23 +15,28 @@ from fastadv.engine.model.bn_momentum import DEFAULT_BN_UPDATES
 
 @dataclass(eq=False)
 class Objective(Part):
-    """The outer loss, one value a sample; the weights part maximises the same function."""
+    """The outer loss, one value per sample. The weights part maximises the same function.
+
+    ``fits`` says which logits are fitted to the label, "natural" or "adversarial".
+    """
 
     fits: ClassVar[str] = "adversarial"
 
     def is_plain(self) -> bool:
-        """Whether it is exactly what the target fits on f(x')."""
+        """True if the loss is exactly the target's on f(x')."""
         return False
 
     def passes(self) -> tuple[str, ...]:
-        """The published code's training passes of x ("natural") and x' ("adversarial"), by which
-        BatchNorm's statistics move; the activations need one of each."""
+        """The order in which x ("natural") and x' ("adversarial") update the statistics of
+        BatchNorm in the published code. x and x' are each forwarded once; their momenta are chosen
+        so that the statistics match this order."""
         return DEFAULT_BN_UPDATES
 
     def attack_scale(self) -> float:
-        """The factor of KL(f(x) || f(x')) in the loss, where an attack adds a term to that KL."""
+        """The factor of KL(f(x) || f(x')) in the loss. An attack on that KL multiplies it by this
+        factor before it adds the target's term."""
         return 1.0
 
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
-        """The loss (B,) of one pass; ``fit`` is the target's."""
+        """The loss (B,) of one outer pass. ``y`` is (B,) int64, ``fit`` the target's ``fit``."""
         raise NotImplementedError

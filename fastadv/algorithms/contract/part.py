@@ -22,9 +22,9 @@ NEEDS = frozenset(
         "natural_logits_train",  # logits of the ball's centre in the outer pass, differentiable
         "teacher_logits",  # logits of the teachers on x_adv
         "second_view",  # another augmentation of the same images, attacked like the first
-        "unlabelled_half",  # batches half of pseudo-labelled images
-        "correct_at_each_step",  # how many attack steps each sample was still classified right
-        "block_gradients",  # the network's blocks can be tapped
+        "unlabelled_half",  # batches of which one half is pseudo-labelled
+        "correct_at_each_step",  # at how many attack steps each sample was classified right
+        "block_gradients",  # hooks at the inputs of the network's residual blocks
     }
 )
 
@@ -33,71 +33,78 @@ NEEDS = frozenset(
 class Part:
     """One part of a recipe; its dataclass fields are its options.
 
-    An option's hint says what it may be (``declared.py``), and a part cannot be made otherwise.
+    The type of an option includes its range (``declared.py``). A part with a value outside it
+    raises ``UserError`` when it is built. ``state`` holds the tensors of a checkpoint;
+    ``rank_local_state`` are the names in it that differ between ranks. ``accumulates`` is False for
+    a part that cannot work on the sum of the gradients of several batches.
     """
 
-    rank_local_state: ClassVar[tuple[str, ...]] = ()  # names in ``state`` that differ by rank
+    rank_local_state: ClassVar[tuple[str, ...]] = ()
     accumulates: ClassVar[bool] = True
 
     setup: Setup = field(init=False, repr=False)
     net: Network = field(init=False, repr=False)
     state: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
-    active: bool = field(init=False, repr=False, default=True)  # changed by ``schedule`` only
+    active: bool = field(init=False, repr=False, default=True)  # only ``schedule`` changes it
 
     def __post_init__(self) -> None:
         check_fields(self, option_names(type(self)))
 
     def networks(self) -> Sequence[nn.Module]:
-        """Networks beside the user's that this part runs (teachers)."""
+        """The networks that this part runs beside the user's (teachers)."""
         return ()
 
     def requires(self) -> frozenset[str]:
-        """The entries of ``NEEDS`` that this part asks for with its options; constant."""
+        """The entries of ``NEEDS`` that this part asks for; constant for given options."""
         return frozenset()
 
     def sample_state(self) -> tuple[str, ...]:
-        """The names in ``state`` that hold one row per training sample; constant."""
+        """The names in ``state`` with one row per training sample; constant for given options."""
         return ()
 
     def follows_epochs(self) -> bool:
-        """True if the part must be told the epoch (warm-ups, ramps)."""
+        """True if the part depends on the epoch (warm-ups, ramps)."""
         return False
 
     def depends_on(self) -> dict[str, str]:
-        """A digest of each thing from outside that it learns from; also before ``prepare``."""
+        """Name -> digest of each input from outside that training depends on (teachers). Can be
+        called before ``prepare``."""
         return {}
 
     def prepare(self, setup: Setup) -> None:
-        """Learn the run and allocate the state; called once, before the first batch."""
+        """Take over the run and allocate the state; called before the first batch. Raises
+        ``UserError`` if the run lacks something the part needs."""
         self.setup = setup
         self.net = setup.net
 
     def check_threat(self, threat: Threat) -> None:
-        """Raise ``UserError`` for a ball the part cannot work in."""
+        """Raise ``UserError`` for a ball in which the part cannot work."""
 
     def follow_threat(self, threat: Threat) -> None:
-        """The caller trains against ``threat`` from the next update on."""
+        """Called when the caller sets another ``threat``, which holds from the next update on."""
         self.setup = replace(self.setup, threat=threat)
 
     def follow_model(self) -> None:
-        """The model has been given other modules or parameters since the last update."""
+        """Called when the model has other modules or parameters than at the last update."""
 
     def check_images(self, batch: Batch) -> None:
-        """Raise ``UserError`` for images whose size is not that of what the part remembers."""
+        """Raise ``UserError`` for images whose size does not fit the part's state."""
 
     def schedule(self, update: int, epoch: float) -> None:
-        """Fill the 0-dim tensors that change with time, before update ``update`` (from 0)."""
+        """Fill the 0-dim tensors that change with time, and set ``active``. Called before update
+        number ``update`` (from 0); ``epoch`` is the position in the run, in epochs."""
 
     def renews(self, epoch: float) -> bool:
-        """Whether ``schedule`` would now change what is kept of every sample."""
+        """True if ``schedule`` would overwrite the per-sample state at ``epoch``."""
         return False
 
     def advice(self, update: int) -> str | None:
-        """A sentence for the user when the run looks wrong; may wait for the device."""
+        """A warning for the user if the run looks wrong, otherwise None. It may wait for the
+        device."""
         return None
 
     def load_state(self, saved: Mapping[str, Tensor]) -> None:
-        """Take over a saved ``state``, in place; shapes must agree."""
+        """Copy a saved ``state`` into this one. Raises ``UserError`` for other shapes."""
         for name, tensor in self.state.items():
             if saved[name].shape != tensor.shape:
                 raise UserError(
@@ -108,5 +115,5 @@ class Part:
 
 
 def option_names(part: type[Part]) -> tuple[str, ...]:
-    """The names of a part's options."""
+    """The names of the options of a part class."""
     return tuple(entry.name for entry in fields(part) if entry.init)

@@ -17,14 +17,14 @@ from fastadv.errors import UserError
 
 @dataclass(eq=False)
 class Regularizer(Part):
-    """What is added to the mean of the objective, times ``reg_weight``.
+    """A term that is added to the mean of the objective, times ``reg_weight``.
 
-    ``reg_ramp``: the weight rises with the epoch e (from 0) as reg_weight (e + 1)/epochs.
+    With ``reg_ramp`` the weight rises with the epoch e (from 0) as reg_weight (e + 1)/epochs.
     """
 
     wants_center_gradient: ClassVar[bool] = False  # ``attacked.center`` requires grad in ``term``
-    wants_adversarial_gradient: ClassVar[bool] = False  # so does ``x_adv``
-    wants_neighbor: ClassVar[bool] = False  # ``neighbor`` gives images to be attacked too
+    wants_adversarial_gradient: ClassVar[bool] = False  # ``x_adv`` requires grad in ``term``
+    wants_neighbor: ClassVar[bool] = False  # the adversary also attacks the images ``neighbor``
 
     reg_weight: NonNegative = option(1.0, "weight of the regularizer in the loss")
     reg_ramp: bool = option(False, "let the weight of the regularizer rise linearly over the run")
@@ -44,7 +44,7 @@ class Regularizer(Part):
             self._ramp.fill_(self.reg_weight * min(share, 1.0))
 
     def weight(self) -> float | Tensor:
-        """What ``term`` is multiplied by in this update."""
+        """The factor of ``term`` in this update; a 0-dim tensor with ``reg_ramp``."""
         return self._ramp if self.reg_ramp else self.reg_weight
 
     def neighbor(self, batch: Batch) -> Tensor:
@@ -52,5 +52,6 @@ class Regularizer(Part):
         raise NotImplementedError
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
-        """A scalar, differentiable in the weights."""
+        """The term (0-dim), differentiable in the weights. ``x_adv`` is the input of the outer
+        pass, after weakening; ``attacked`` is what the adversary made."""
         raise NotImplementedError

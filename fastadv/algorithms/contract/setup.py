@@ -1,4 +1,4 @@
-"""What a run is, as every part is told it."""
+"""The run as every part sees it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fastadv.threat import Threat
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run is, told to every part before the first batch, and anew where the caller sets
-    another threat or a head with another number of classes.
+    """The run, given to every part before the first batch, and again when the caller sets another
+    threat or another number of classes.
 
-    ``image_shape`` is (C,H,W); ``batch_size`` is the first batch's. ``total_steps`` counts updates;
-    it and ``steps_per_epoch`` are None when the caller did not say. ``attack_steps`` is how many
-    gradient steps the adversary takes, ``fits`` which logits the objective fits ("natural" or
-    "adversarial").
-    ``sound()`` is whether no update was bad so far (0-dim bool on the device): what changes a state
-    outside of an update asks it.
-    ``attack_loss(logits, y, context)`` is the scalar an adversary maximises: its own objective plus
-    the target's term.
+    ``image_shape`` is (C,H,W) and ``batch_size`` the size of the first batch. ``total_steps`` and
+    ``steps_per_epoch`` count updates; they are None if the caller did not give them.
+    ``attack_steps`` is the number of gradient steps of the adversary. ``fits`` says which logits
+    the objective fits, "natural" or "adversarial".
+
+    ``sound()`` (0-dim bool on the device) is true as long as no update was bad; code that changes
+    state outside of an update masks the change with it. ``attack_loss(logits, y, context)`` is the
+    scalar that the adversary maximises: its objective plus the target's term.
     """
 
     net: Network
@@ -47,7 +47,7 @@ class Setup:
 
     @property
     def total_epochs(self) -> float | None:
-        """How many epochs the run has, where both lengths are known."""
+        """The length of the run in epochs, or None unless both lengths are known."""
         if self.total_steps is None or not self.steps_per_epoch:
             return None
         return self.total_steps / self.steps_per_epoch

@@ -1,4 +1,4 @@
-"""The target: which label is fitted."""
+"""The target: the label that is fitted."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ from fastadv.algorithms.contract.tensors import Batch, Context, Outputs
 
 @dataclass(eq=False)
 class Target(Part):
-    """Which label is fitted."""
+    """The label that is fitted, and the loss that compares logits with it."""
 
     def is_plain(self) -> bool:
-        """Whether it is exactly the cross entropy with the given label."""
+        """True if ``fit`` is exactly the cross entropy with the given label."""
         return False
 
     def prepare_batch(self, batch: Batch, context: Context) -> Context:
-        """``context`` with this batch's targets; called before the attack."""
+        """``context`` with the targets of this batch; called before the attack."""
         return context
 
     def teach(self, x_adv: Tensor) -> Tensor:
-        """Teachers' logits (teachers,B,classes) on ``x_adv``: the need ``teacher_logits``."""
+        """The teachers' logits (teachers,B,classes) on ``x_adv`` (B,C,H,W), for the need
+        ``teacher_logits``."""
         raise NotImplementedError
 
     def attack_term(self, logits: Tensor, context: Context) -> Tensor | None:
-        """A per-sample term (B,) of the attack's objective."""
+        """A per-sample term (B,) that is added to the attack's objective, or None."""
         return None
 
     def fit(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
-        """Per-sample loss (B,) of ``logits`` against the target."""
+        """The loss (B,) of ``logits`` (B,classes) against the target; ``y`` is (B,) int64."""
         raise NotImplementedError
 
     def penalty(self, fitted: Tensor, adversarial: Tensor, context: Context) -> Tensor | None:
-        """A per-sample term (B,) of the outer loss; ``fitted``: the logits the objective fits."""
+        """A per-sample term (B,) that is added to the outer loss, or None. ``fitted`` are the
+        logits that the objective fits; both logits are (B,classes)."""
         return None
 
     def after(self, batch: Batch, outputs: Outputs, ok: Tensor) -> None:
-        """Update the state, only where ``ok``."""
+        """Update the state after the outer pass, only where ``ok`` (0-dim bool)."""
 
 
 Fit = Callable[[Tensor, Tensor, Context], Tensor]

@@ -1,4 +1,4 @@
-"""The weights part: it moves the weights before the outer pass."""
+"""The weights part: it perturbs the weights before the outer pass."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fastadv.algorithms.contract.part import Part
 
 
 class Losses(NamedTuple):
-    """Per-sample losses (B,) at the weights of the moment: the whole objective, and plain
-    adversarial cross entropy. ``plain`` says that the two are the same, the cross entropy of
-    ``logits`` (B,classes) with ``y`` (B,)."""
+    """Per-sample losses (B,) at the present weights: ``total`` is the whole objective,
+    ``adversarial`` the cross entropy at x'. ``plain`` is True if the two are the same: the cross
+    entropy of ``logits`` (B,classes) with ``y`` (B,) int64."""
 
     total: Tensor
     adversarial: Tensor
@@ -28,23 +28,25 @@ WeightGradient = Callable[[], tuple[list[Tensor], Tensor]]
 
 @dataclass(eq=False)
 class WeightPerturbation(Part):
-    """Moves the weights to a worse place for the outer pass."""
+    """Perturbs the weights for the outer pass, so that its loss rises."""
 
     accumulates: ClassVar[bool] = False
 
     def select(self, names: Sequence[str], tensors: Sequence[Tensor]) -> list[int]:
-        """Which parameters are perturbed: positions in ``tensors``."""
+        """The positions in ``tensors`` of the parameters that are perturbed. ``names`` and
+        ``tensors`` are in the same order."""
         raise NotImplementedError
 
     def reduce(self, losses: Losses) -> tuple[Tensor, Tensor]:
-        """The scalar whose gradient is the direction, and the 0-dim count of samples in it."""
+        """The scalar whose gradient is the direction of the perturbation, and the number of samples
+        in it (0-dim)."""
         raise NotImplementedError
 
     def perturb(self, weights: list[Tensor], gradient: WeightGradient) -> None:
-        """Move ``weights`` in place. ``gradient()`` gives the gradients of ``reduce`` at the
-        present weights, one a tensor of ``weights``, and its count."""
+        """Perturb ``weights`` in place. ``gradient()`` computes the gradients of ``reduce`` at the
+        present weights, one per tensor of ``weights``, and the number of samples in it."""
         raise NotImplementedError
 
     def restore(self, weights: list[Tensor]) -> None:
-        """Take the perturbation back, keeping what the optimizer did."""
+        """Subtract the perturbation from ``weights``, in place; the optimizer's step stays."""
         raise NotImplementedError

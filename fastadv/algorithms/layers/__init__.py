@@ -1,1 +1,1 @@
-"""Which layers learn, and at which rate: one file a grouping."""
+"""Groupings of the layers that learn at different rates: one file per grouping."""

@@ -1,4 +1,5 @@
-"""Layers that keep the initial learning rate while the schedule lowers the others' (RAT-LR)."""
+"""Layers that keep the initial learning rate while the schedule lowers that of the others
+(RAT-LR)."""
 
 from __future__ import annotations
 
@@ -15,14 +16,14 @@ from fastadv.declared import NonNegative, option
 
 @dataclass(eq=False)
 class FixedRate(Selected):
-    """AT-fix-lr-[k]: the groups k learn at ``fixed_lr`` all the time (RAT, Sec. 3.2, Fig. 3a).
+    """AT-fix-lr-[k]: the groups k always learn at ``fixed_lr`` (RAT, Sec. 3.2, Fig. 3a).
 
-    ``fixed_lr=None`` is the rate the optimizer begins with. ``rate_form="group"`` is an optimizer
-    group of its own, as the authors trained: the step puts its rate back before every update,
-    whatever a scheduler did to it. ``rate_form="gradient"`` is the paper's Alg. 1 and Eq. 4: the
-    chosen gradients are multiplied by eta = fixed_lr / (the present rate), 1, 10, 100 in a
-    piecewise schedule. The two differ: eta leaves weight decay unscaled, and it scales what enters
-    the momentum buffer instead of what leaves it.
+    ``fixed_lr=None`` is the initial rate of the optimizer. With ``rate_form="group"`` the chosen
+    layers are a separate optimizer group, as in the authors' training: the step restores the rate
+    of that group before every update, whatever a scheduler set. ``rate_form="gradient"`` is the
+    paper's Alg. 1 and Eq. 4: the chosen gradients are multiplied by eta = fixed_lr / (the present
+    rate), which is 1, 10, 100 in a piecewise schedule. The two differ: eta does not scale weight
+    decay, and it scales the input of the momentum buffer instead of its output.
     """
 
     called: ClassVar[str] = "fixed-lr"
@@ -60,8 +61,8 @@ class FixedRate(Selected):
             frozenset(names[id(p)] for p in group["params"] if id(p) in names) & self.chosen
             for group in groups
         ]
-        # A scheduler made before the step has already changed lr; it notes where it began. Groups
-        # that were known keep their rate: only add_param_group brings others, at the end.
+        # A scheduler built before the step may have changed lr; it stores the initial one in
+        # initial_lr. Known groups keep their rate: new ones come from add_param_group, at the end.
         self.rates += [
             float(group.get("initial_lr", group["lr"])) if self.fixed_lr is None else self.fixed_lr
             for group in groups[len(self.rates) :]
@@ -103,7 +104,7 @@ def _set_rate(group: dict[str, Any], rate: float) -> None:
 
 
 def _ratio(rate: float, now: float | Tensor) -> float | Tensor:
-    """rate / now; 0 where the schedule stands at 0, since nothing moves then."""
+    """rate / now; 0 if the present rate ``now`` is 0, since nothing moves then."""
     if isinstance(now, Tensor):
         return torch.where(now > 0, rate / now, 0.0)
     return rate / now if now > 0 else 0.0

@@ -14,8 +14,9 @@ from fastadv.errors import UserError
 class Frozen(Selected):
     """AT-fix-param-[k]: the groups k stay at their initial weights (RAT, Fig. 2).
 
-    Their convolutions and BatchNorm affines get no gradient, no momentum and no weight decay;
-    BatchNorm's running statistics go on. Stem, final BatchNorm and classifier ("rest") learn.
+    Their convolutions and BatchNorm's affine parameters get no gradient, no momentum and no weight
+    decay; BatchNorm's running statistics are still updated. The stem, the final BatchNorm and the
+    classifier ("rest") learn unless they are chosen.
     """
 
     called: ClassVar[str] = "frozen"

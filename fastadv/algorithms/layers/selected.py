@@ -1,4 +1,5 @@
-"""What every grouping of layers needs: the chosen parameters, and an optimizer that knows them."""
+"""What every grouping of layers needs: the chosen parameters, and an optimizer with groups for
+them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,14 +17,16 @@ from fastadv.models.wrapped import inner_module
 
 @dataclass(eq=False)
 class Selected(Layers):
-    """Layers of ``layer_groups`` ("3,4": residual stages, and "rest") apart from the others.
+    """Treats the layers of ``layer_groups`` ("3,4": residual stages; or "rest") apart from the
+    others.
 
-    ``split`` is how the network is cut (``fastadv.models.stages``). A selection that matches no
-    parameter is an error.
+    ``split`` says how the network is cut into layer groups (``fastadv.models.stages``). A selection
+    without a parameter is an error. ``called`` is the name of the part, for errors; ``mark`` is the
+    key that the optimizer group of the chosen layers carries.
     """
 
     called: ClassVar[str]
-    mark: ClassVar[str]  # the key that the chosen layers' optimizer group carries
+    mark: ClassVar[str]
 
     layer_groups: tuple[str, ...] | None = option(
         None, "layer groups that are treated apart, such as 3,4"
@@ -35,11 +38,12 @@ class Selected(Layers):
     chosen: frozenset[str] = field(init=False, repr=False, default=frozenset())
 
     def group_settings(self, lr: float) -> dict[str, Any]:
-        """What the chosen layers' optimizer group says beside its parameters."""
+        """The entries of the chosen layers' optimizer group beside its parameters; ``lr`` is the
+        initial learning rate."""
         raise NotImplementedError
 
     def select(self, model: nn.Module) -> frozenset[str]:
-        """The names of the chosen parameters, those inside ``torch.compile`` and DDP."""
+        """The names of the chosen parameters, as in the module inside ``torch.compile`` and DDP."""
         if not self.layer_groups:
             raise UserError(
                 f"layers={self.called!r} acts on chosen layer groups: pass layer_groups=, for "
@@ -62,7 +66,7 @@ class Selected(Layers):
         self.require(_same((named[name] for name in self.chosen), marked))
 
     def require(self, right: bool) -> None:
-        """Raise the sentence that says how to build the optimizer, unless it is ``right``."""
+        """Raise ``UserError``, which says how to build the optimizer, unless ``right``."""
         if not right:
             groups = ",".join(self.layer_groups or ())
             raise UserError(

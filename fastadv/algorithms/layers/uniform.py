@@ -1,4 +1,4 @@
-"""Every layer learns alike."""
+"""All layers learn at the same rate."""
 
 from dataclasses import dataclass
 
@@ -7,4 +7,4 @@ from fastadv.algorithms.contract import Layers
 
 @dataclass(eq=False)
 class Uniform(Layers):
-    """One group, whatever optimizer the user brought."""
+    """Any optimizer fits: the parameters may be in any groups."""

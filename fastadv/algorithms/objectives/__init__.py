@@ -1,1 +1,1 @@
-"""What the outer step minimises, per sample: one file an objective."""
+"""The objectives, the outer loss per sample: one file per objective."""

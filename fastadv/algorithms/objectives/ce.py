@@ -12,8 +12,8 @@ from fastadv.declared import NonNegative, option
 class CrossEntropy(Objective):
     """fit(f(x'), y).
 
-    ``leave_out_below`` leaves samples whose loss is smaller out of the outer step (RWP paper,
-    Fig. 4; no code was published): the mean is taken over the samples that stay.
+    ``leave_out_below`` leaves out the samples whose loss is below it (RWP paper, Fig. 4; no code
+    was published): the outer loss is the mean over the other samples.
     """
 
     leave_out_below: NonNegative | None = option(

@@ -15,9 +15,9 @@ from fastadv.errors import UserError
 class CleanMixed(Objective):
     """(1 - g) fit(f(x), y) + g fit(f(x'), y), g rising from ``mix_start`` to ``mix_end``.
 
-    The paper says "gradually increased from 0 to 1" and nothing more, and published no code: here
-    g is linear in the updates over the first ``mix_epochs`` epochs (None: the whole run; below 1:
-    a fraction of it) and stays at ``mix_end``.
+    The paper says only "gradually increased from 0 to 1", and no code is published. Here g is
+    linear in time over the first ``mix_epochs`` epochs (None: the whole run; below 1: a fraction of
+    it) and then stays at ``mix_end``.
     """
 
     mix_start: Share = option(0.0, "initial share of the adversarial loss")

@@ -1,4 +1,4 @@
-"""Adversarial cross entropy with the clean one taken away (AdvLC paper, Eq. 9)."""
+"""Adversarial cross entropy minus a part of the clean one (AdvLC paper, Eq. 9)."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from fastadv.declared import Share, option
 class CleanSubtracted(Objective):
     """fit(f(x'), y) - clean_weight fit(f(x), y), ``clean_weight`` in [0,1].
 
-    x is the centre of the ball. The paper sweeps the weight; 0 is plain adversarial training.
+    x is the centre of the ball. The paper tries several weights; 0 is plain adversarial training.
     """
 
     clean_weight: Share = option(0.5, "weight of the clean loss that is subtracted")

@@ -13,9 +13,10 @@ from fastadv.declared import AnyNumber, NonNegative, option
 class Gairat(Objective):
     """w_i fit(f(x'_i), y_i), w_i ~ (1 + tanh(lambda + 5 (1 - 2 kappa_i / K))) / 2, mean 1.
 
-    kappa_i counts the attack's steps, of K, before whose move sample i was still classified
-    right. All weights are equal before epoch ``gairat_start`` (from 0; a number below 1 is a
-    fraction of the run; the released code begins with the 60th of 120, counted from 1).
+    kappa_i is the number of the K attack steps before which sample i was classified right; lambda
+    is ``gairat_lambda``. All weights are equal before epoch ``gairat_start`` (from 0; a number
+    below 1 is a fraction of the run; the released code begins with the 60th of 120 epochs, counted
+    from 1).
     """
 
     gairat_start: NonNegative = option(
@@ -43,6 +44,6 @@ class Gairat(Objective):
             return losses
         kappa = required(outputs.context.correct_steps).to(losses.dtype)
         share = kappa / self.setup.attack_steps
-        # (1 + tanh a)/2 written so that a weight of 1e-5 keeps its digits in float32.
+        # This form of (1 + tanh a)/2 keeps the digits of a weight of 1e-5 in float32.
         weights = (2 * (self.gairat_lambda + 5 * (1 - 2 * share))).sigmoid()
         return losses * (weights * len(weights) / weights.sum())

@@ -9,9 +9,9 @@ from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL, Pass
 
 @dataclass(eq=False)
 class RST(Trades):
-    """The loss of TRADES on batches half of which carry pseudo-labels.
+    """The loss of TRADES on batches of which one half has pseudo-labels.
 
-    The RWP paper's weight of the unlabelled half (Sec. 2) is, in the released code, the 1:1
+    The RWP paper has a weight of the unlabelled half (Sec. 2); in the released code it is the 1:1
     mixture of the batch. Pseudo-labels come from ``fastadv.run.pseudo_labels``.
     """
 

@@ -14,10 +14,10 @@ from fastadv.errors import UserError
 
 @dataclass(eq=False)
 class Trades(Objective):
-    """fit(f(x), y) + beta * KL(p(x) || p(x')), the gradient flowing through both sides.
+    """fit(f(x), y) + beta * KL(p(x) || p(x')), differentiated through both predictions.
 
-    x and x' are forwarded as separate batches, each once. ``bn_passes`` are the passes by which
-    BatchNorm's running statistics move: the published code forwards x, x' and x again.
+    x and x' are forwarded once each, as separate batches. ``bn_passes`` are the passes that update
+    BatchNorm's running statistics: the published code forwards x, x' and x again.
     """
 
     fits: ClassVar[str] = "natural"

@@ -1,7 +1,7 @@
 """Recipes that attack with one gradient, or reuse one: F+FGSM, Free, ATTA, FGSM+, APART.
 
-The CIFAR accuracies of the APART paper are of 30 epochs; its ImageNet ones are quoted from the
-methods' own papers.
+The CIFAR accuracies of the APART paper are those after 30 epochs; its ImageNet ones are quoted from
+the methods' own papers.
 """
 
 from collections.abc import Mapping
@@ -12,19 +12,19 @@ from fastadv.algorithms.recipe import CYCLIC, GREY, Recipe
 ON_CIFAR = "(PreActResNet-18, CIFAR-10)"
 ON_IMAGENET = "PGD-10 (ResNet-50, ImageNet, eps 2/255)"
 
-# hzzheng93/ATTA on CIFAR-10: its epochs count from 1, and the 30th and 36th begin with the lower
-# rate.
+# hzzheng93/ATTA on CIFAR-10. Its epochs count from 1; the learning rate drops at the beginning of
+# the 30th and the 36th.
 ATTA_CIFAR: dict[str, Any] = {"model": "wide_resnet34_10", "epochs": 38, "lr": 0.1, "eps": 0.031}
 ATTA_CIFAR |= {"schedule": "multistep", "drops": (29 / 38, 35 / 38), "weight_decay": 2e-4}
 ATTA_CIFAR |= GREY
 
-# Wong et al. 2020 raise the image size and lower the batch from 512 to 128 in three phases; here
-# both are of the middle phase throughout, under the one cycle that the APART paper prints. There
-# BatchNorm's own parameters do not decay, here they do.
+# Wong et al. 2020 raise the image size and lower the batch size from 512 to 128 in three phases.
+# Here both are those of the middle phase throughout, with the one cycle of the learning rate that
+# the APART paper prints. BatchNorm's affine parameters do not decay there; here they do.
 IMAGENET: dict[str, Any] = {"model": "resnet50", "stem": "imagenet", "eps": 2 / 255}
 IMAGENET |= {"batch_size": 224, "epochs": 15, "lr": 0.4, "schedule": "triangular"}
 IMAGENET |= {"weight_decay": 1e-4, "cycle_momentum": False}
-# mahyarnajibi/FreeAdversarialTraining: 90 epochs and drops every 30, both divided by 4 replays.
+# mahyarnajibi/FreeAdversarialTraining: 90 epochs and drops every 30, divided by the 4 replays.
 FREE_IMAGENET: dict[str, Any] = {"model": "resnet50", "stem": "imagenet", "eps": 2 / 255}
 FREE_IMAGENET |= {
     "batch_size": 256,

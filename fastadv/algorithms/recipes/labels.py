@@ -1,4 +1,4 @@
-"""Recipes that change what is fitted: soft labels, weighted samples, more data."""
+"""Recipes with other labels or samples: soft labels, weighted samples, more data."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,8 +7,8 @@ from fastadv.algorithms.recipe import KL_ATTACK, MEMORIZATION, TRADES, Recipe
 
 EVAL_ATTACK = {"attack_bn": "eval"}
 ON = "best / last (ResNet-18, CIFAR-10)"
-# 256 images a batch, half of them pseudo-labelled; 200 epochs of 50,000 images (Carmon et al.; the
-# rate follows its cosine once an epoch there, with every update here).
+# 256 images per batch, half of them pseudo-labelled; 200 epochs of 50,000 images (Carmon et al.).
+# There the learning rate follows its cosine once per epoch, here with every update.
 RST: dict[str, Any] = {"model": "wide_resnet28_10", "epochs": 200, "batch_size": 256, "lr": 0.1}
 RST |= {"schedule": "cosine", "nesterov": True, "weight_decay": 5e-4}
 RST |= {"padding": "constant", "normalize": False}

@@ -1,6 +1,6 @@
-"""Recipes of the AdvLC paper: ways to smooth the loss, on FGSM-N and on PGD-10.
+"""Recipes of the AdvLC paper: penalties that smooth the loss, with FGSM-N and with PGD-10.
 
-Its accuracies are of a PreActResNet-18 on CIFAR-10 unless a row says otherwise.
+The reported accuracies are of a PreActResNet-18 on CIFAR-10 unless a row says otherwise.
 """
 
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from fastadv.algorithms.recipe import ADVLC, Recipe
 NO_START = {"random_start": False}
 # Averaging begins with the 51st of 200 epochs (README: "50").
 SWA = {"average_start": 0.25}
-# The paper's strength of 1500 is read as being on the squared gradient of the mean loss of its
-# B = 100 samples, as for IGR; on the mean of squares used here that is 1500/B.
+# The paper's weight of 1500 is read as the weight of the squared gradient of the mean loss over its
+# B = 100 samples, as for IGR. For the mean of squares used here that is 1500/B.
 CURE = {"reg_weight": 15.0, "cure_squared": True}
 
-# The weights of the five rows of Table 3 were not published; these are of the size of AdvLC's.
+# The weights of the five rows of Table 3 are not published; these are of the order of AdvLC's.
 SMOOTHNESS: Mapping[str, Recipe] = {
     "fgsm-n-igr": Recipe(
         "FGSM-N, squared input gradient penalised",

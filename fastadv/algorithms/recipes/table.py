@@ -1,4 +1,4 @@
-"""The table of methods: a name, its parts, its hyper-parameters, and where they come from."""
+"""The table of methods: name, parts, hyper-parameters and their source."""
 
 from __future__ import annotations
 
@@ -216,12 +216,13 @@ METHODS: Mapping[str, Recipe] = {
 
 
 def recipe(method: str) -> Recipe:
-    """The recipe called ``method``; an unknown name is an error with the nearest one."""
+    """The recipe called ``method``. Raises ``UserError`` for an unknown name, with the nearest
+    one."""
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     return METHODS[method]
 
 
 def methods() -> dict[str, str]:
-    """Every method's name with one line that says what it is and where it comes from."""
+    """Name of a method -> one line that says what it is, with its source."""
     return {name: f"{row.what()} [{row.source}]" for name, row in METHODS.items()}

@@ -1,1 +1,1 @@
-"""What is added to the loss: one file a regularizer."""
+"""The regularizers, which are added to the loss: one file per regularizer."""

@@ -16,13 +16,15 @@ from fastadv.declared import ShareAboveZero, option
 class AdvLC(Regularizer):
     """(1/B) * the sum of the k largest |f(x~) - f(x')| of the whole (B,classes) batch.
 
-    k = int(top_fraction * B * classes); x~ is the centre of the ball (for FGSM-N the noisy
-    image). Gradients flow through both sides. An attack of one step from x~ shares its forward
-    pass of x~ with the loss, as Alg. 1 says and its code does not; a longer one does not keep
-    that graph, and x~ is forwarded again. ``kind`` takes another distance (Table 3), each
-    divided by B; with D = f(x~) - f(x'): "l1" the sum of |D|, "squared-l2" the sum of D^2 (its
-    weights not detached), "kl" KL(p(x~) || p(x')), "js" Jensen-Shannon, "nuclear" the sum of the
-    singular values of the matrix D. The paper gives no code, direction or weight for them.
+    k = int(top_fraction * B * classes), at least 1; x~ is the centre of the ball (for FGSM-N the
+    noisy image). Both logits are differentiated. An attack of one step from x~ shares its forward
+    pass of x~ with the loss, as Alg. 1 says and its code does not; a longer attack does not keep
+    that graph, and x~ is forwarded again.
+
+    ``kind`` chooses another distance (Table 3), divided by B also; with D = f(x~) - f(x'): "l1" is
+    the sum of |D|, "squared-l2" the sum of D^2, "kl" KL(p(x~) || p(x')), "js" Jensen-Shannon,
+    "nuclear" the sum of the singular values of the matrix D. The paper gives no code, direction or
+    weight for them.
     """
 
     kind: Literal["top-n", "l1", "squared-l2", "kl", "js", "nuclear"] = option(
@@ -53,7 +55,8 @@ class AdvLC(Regularizer):
             return change.abs().sum()
         if self.kind == "squared-l2":
             return change.pow(2).sum()
-        # Its algorithm raises for what is not finite; the loss is to say it, as for the others.
+        # svdvals raises for values that are not finite; the loss becomes NaN instead, as for the
+        # other kinds.
         finite = change.isfinite()
         told = torch.where(finite.all(), 0.0, torch.nan).to(change.dtype)
         return torch.linalg.svdvals(torch.where(finite, change, 0.0)).sum() + told

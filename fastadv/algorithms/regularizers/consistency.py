@@ -1,4 +1,4 @@
-"""Consistency: two augmentations of an image are attacked and predicted alike (Tack, 2022)."""
+"""Consistency: two attacked augmentations of an image get alike predictions (Tack, 2022)."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,14 @@ from fastadv.declared import Positive, option
 
 @dataclass(eq=False)
 class Consistency(Regularizer):
-    """mean_i JS(softmax(z'_i / T), softmax(z''_i / T)), z' and z'' of the two views' examples.
+    """mean_i JS(softmax(z'_i / T), softmax(z''_i / T)), z' and z'' the logits of the two attacked
+    views.
 
     The step trains on both views as one batch of 2B images, attacked and forwarded together; the
-    objective is its mean over 2B. T is ``js_temperature``: 0.5 in alinlab/consistency-adversarial,
-    1 in the AdvLC paper. Its paper's main results augment both views by AutoAugment and cutout in
-    the second half of the run (``fastadv train --augmentation autoaugment``); the AdvLC paper
-    says nothing of it, and crops and flips are the default.
+    objective is the mean over 2B. T is ``js_temperature``: 0.5 in alinlab/consistency-adversarial,
+    1 in the AdvLC paper. The main results of Tack's paper augment both views by AutoAugment and
+    cutout in the second half of the run (``fastadv train --augmentation autoaugment``). The AdvLC
+    paper does not mention that; the default is crops and flips.
     """
 
     js_temperature: Positive = option(0.5, "temperature of the predictions that are compared")

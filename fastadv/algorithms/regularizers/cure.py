@@ -1,4 +1,4 @@
-"""CURE: the input gradient may not change along the attack's direction (Moosavi-Dezfooli, 2019)."""
+"""CURE: changes of the input gradient along the attack are penalised (Moosavi-Dezfooli, 2019)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,10 +17,10 @@ class Cure(Regularizer):
     """mean_i |grad l_i(x_i + z_i) - grad l_i(x_i)|_2, both gradients differentiated twice.
 
     l_i is sample i's cross entropy with running BatchNorm statistics, x the centre of the ball,
-    z = eps sign(grad l(x)) (AdvLC paper, Sec. 5.1; in an L2 ball z has length eps). A
-    ``cure_length`` h in pixels takes z along the same signs with |z|_2 = h per sample
+    z = eps sign(grad l(x)) (AdvLC paper, Sec. 5.1; in an L2 ball z has length eps).
+    ``cure_length`` h in pixels gives z the same signs with |z|_2 = h per sample
     (F-Salehi/CURE_robustness). ``cure_squared`` squares the norm as the CURE paper prints; its
-    code does not. x + z is not cut to the box.
+    code does not. x + z is not clipped to the box.
     """
 
     wants_center_gradient: ClassVar[bool] = True
@@ -40,7 +40,7 @@ class Cure(Regularizer):
         return torch.linalg.vector_norm(change, dim=1).mean()
 
     def _gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        """Gradients of each sample's own loss, (B,C,H,W)."""
+        """The gradient of each sample's own loss, (B,C,H,W)."""
         scale = self.net.loss_scale(1)
         loss = functional.cross_entropy(self.net.logits(x), y, reduction="sum")
         return differentiable_gradient(loss * scale, x) / scale

@@ -1,4 +1,4 @@
-"""Distances between the predictions of two logits, (B,classes) each."""
+"""Distances between the predictions of two sets of logits, (B,classes) each."""
 
 from torch import Tensor
 
@@ -10,11 +10,11 @@ def jensen_shannon(first: Tensor, second: Tensor, temperature: float = 1.0) -> T
     log_p = (first / temperature).log_softmax(1)
     log_q = (second / temperature).log_softmax(1)
     p, q = log_p.exp(), log_q.exp()
-    # The floor is the released Consistency code's; without it log 0 would meet weight 0.
+    # The floor of the released Consistency code; without it 0 * log 0 would be NaN.
     log_m = ((p + q) / 2).clamp(min=1e-8).log()
     return ((p * (log_p - log_m)).sum(1) + (q * (log_q - log_m)).sum(1)) / 2
 
 
 def kl(first: Tensor, second: Tensor) -> Tensor:
-    """KL(softmax first || softmax second) per sample (B,), differentiable in both."""
+    """KL(softmax(first) || softmax(second)) per sample (B,), differentiable in both."""
     return kernels.trades_kl(first, second)

@@ -1,4 +1,4 @@
-"""GradAlign: input gradients at x and near x point the same way (Andriushchenko, 2020)."""
+"""GradAlign: input gradients at x and near x get the same direction (Andriushchenko, 2020)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,12 +16,13 @@ from fastadv.engine.gradient import differentiable_gradient, gradients, leaf
 
 @dataclass(eq=False)
 class GradAlign(Regularizer):
-    """1 - mean_i cos(g1_i, g2_i), g1 = grad CE at x, g2 = grad CE at x + U(+-eps), not boxed.
+    """1 - mean_i cos(g1_i, g2_i), g1 = grad CE at x, g2 = grad CE at x + U(+-eps), not clipped to
+    the box.
 
-    x is the centre of the ball; in an L2 ball the noise is uniform in each pixel all the same.
-    Samples with a zero gradient are left out of the mean (all left out: the term is 0). For an
-    attack of one step g1 is a constant, for more steps both gradients are differentiated again;
-    BatchNorm is in training mode (tml-epfl/understanding-fast-adv-training).
+    x is the centre of the ball; also in an L2 ball the noise is uniform in each pixel. Samples with
+    a zero gradient are left out of the mean; if all are left out, the term is 0. For an attack of
+    one step g1 is a constant; for more steps both gradients are differentiated again. BatchNorm is
+    in training mode (tml-epfl/understanding-fast-adv-training).
     """
 
     wants_center_gradient: ClassVar[bool] = True
@@ -55,10 +56,11 @@ class GradAlign(Regularizer):
 
 
 def one_minus_cosine(first: Tensor, second: Tensor) -> Tensor:
-    """1 - the mean cosine of the rows (B,...) of which neither is zero; 0 if there is none."""
+    """1 - the mean cosine (0-dim) of corresponding rows (B,...), over the pairs without a zero row;
+    0 if there is no such pair."""
     first, second = first.flatten(1), second.flatten(1)
     used = first.detach().ne(0).any(1) & second.detach().ne(0).any(1)
-    # Rows left out are replaced before the division, so that their derivative is 0 and not 0/0.
+    # Rows that are left out are replaced before the division: their derivative is 0, not 0/0.
     first = torch.where(used[:, None], first, 1.0)
     second = torch.where(used[:, None], second, 1.0)
     lengths = [torch.linalg.vector_norm(rows, dim=1) for rows in (first, second)]

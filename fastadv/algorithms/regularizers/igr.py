@@ -15,10 +15,10 @@ from fastadv.engine.gradient import differentiable_gradient
 class IGR(Regularizer):
     """|grad_x' L|_2^2, L the batch's mean cross entropy at x', summed over the whole batch.
 
-    The point is x' (x where nothing is attacked), held fixed, as in the original code for
-    adversarial training; the gradient is of the mean loss, so a sample's share carries 1/B^2,
-    which is what strengths of 1000 and more presuppose (AdvLC paper, Eq. 10 and Sec. 5.1; no
-    code). It reuses the outer forward pass: one double backward.
+    The gradient is taken at x' (x without an attack), which is held fixed, as in the original code
+    for adversarial training. It is the gradient of the mean loss, so the share of a sample has the
+    factor 1/B^2; published weights of 1000 and more presuppose that (AdvLC paper, Eq. 10 and
+    Sec. 5.1; no code). The term reuses the outer forward pass and costs one double backward.
     """
 
     wants_adversarial_gradient: ClassVar[bool] = True

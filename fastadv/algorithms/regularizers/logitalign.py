@@ -1,4 +1,4 @@
-"""LogitAlign: x and a noisy x have alike adversarial predictions (AdvLC paper, ref. [24])."""
+"""LogitAlign: x and a noisy x get alike adversarial predictions (AdvLC paper, ref. [24])."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,10 +16,10 @@ from fastadv.engine import noise
 class LogitAlign(Regularizer):
     """mean_i KL(p(x'_n) || p(x')), x'_n the adversary's example for x_n = box(x + U(+-s eps)).
 
-    s is ``align_noise`` (1 or 2 in the co-authors' experiments). The second example costs a
-    second attack, made by the same adversary. Their loss sums over the batch with weight 1: at
-    the AdvLC paper's B = 100 that is its strength of 100 on the mean. Their box is the one around
-    x; here x'_n stays an image. Gradients flow through both sides.
+    s is ``align_noise`` (1 or 2 in the co-authors' experiments). The second example costs a second
+    attack by the same adversary. Their loss is a sum over the batch with weight 1; at the AdvLC
+    paper's B = 100 that is its weight of 100 on the mean. Their box is the one around x; here x'_n
+    is clipped to the range of images. Both predictions are differentiated.
     """
 
     wants_neighbor: ClassVar[bool] = True

@@ -1,1 +1,1 @@
-"""Which label is fitted: one file a target."""
+"""The targets, which say what label is fitted: one file per target."""

@@ -18,7 +18,7 @@ from fastadv.storage.digests import digest
 def soft_ce(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     """T^2 * cross entropy (B,) of softmax(student/T) with softmax(teacher/T), both (B,classes).
 
-    Differs from T^2 KL(teacher || student) by the teacher's entropy, a constant.
+    It differs from T^2 KL(teacher || student) by T^2 times the teacher's entropy, a constant.
     """
     taught = (teacher / temperature).softmax(1)
     return -(temperature**2) * (taught * (student / temperature).log_softmax(1)).sum(1)
@@ -35,12 +35,13 @@ def _are_teachers(given: Any) -> bool:
 class Distillation(Target):
     """w_0 CE(z', y) + w_1 KD(t_1, z') + w_2 KD(t_2, z'), t_k the teachers' logits on the same x'.
 
-    ``teachers``: a standard and a robust one, as modules (``fastadv.load_model`` reads one from a
-    run folder); ``fastadv train`` takes paths of run folders or weight files, with commas between
-    them. ``kd_weights`` are w_0 and one weight per teacher.
-    KD is ``soft_ce`` at ``temperature``. Teachers run in eval mode without gradients and see the
-    student's x'; the attack is on the student alone (VITA-Group/Alleviate-Robust-Overfitting).
-    Modules are left in eval mode, frozen, on the model's device and in the type of its images.
+    ``teachers`` are a standard and a robust network, as modules (``fastadv.load_model`` reads one
+    from a run folder). ``fastadv train`` takes paths of run folders or weight files, separated by
+    commas. ``kd_weights`` are w_0 and one weight per teacher. KD is ``soft_ce`` at ``temperature``.
+
+    Teachers run in eval mode without gradients on the student's x'; only the student is attacked
+    (VITA-Group/Alleviate-Robust-Overfitting). The modules stay changed: in eval mode, frozen, on
+    the model's device and in the type of its images.
     """
 
     teachers: Annotated[str | Sequence[nn.Module | str] | None, SavedNetworks()] = option(

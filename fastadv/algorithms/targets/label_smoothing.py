@@ -9,7 +9,8 @@ from fastadv.declared import ShareBelowOne, option
 
 
 def smoothed_ce(logits: Tensor, y: Tensor, smoothing: float) -> Tensor:
-    """Cross entropy (B,) of ``logits`` (B,classes) with 1-s for class y and s/(classes-1) else."""
+    """The cross entropy (B,) of ``logits`` (B,classes) with the label 1-s for class y (B,) and
+    s/(classes-1) for every other class, s = ``smoothing``."""
     log_p = logits.log_softmax(1)
     right = log_p.gather(1, y[:, None]).squeeze(1)
     other = (log_p.sum(1) - right) / (logits.shape[1] - 1)
@@ -20,8 +21,8 @@ def smoothed_ce(logits: Tensor, y: Tensor, smoothing: float) -> Tensor:
 class LabelSmoothing(Target):
     """The true class gets 1 - s, every other s/(classes - 1); the attack sees the hard label.
 
-    As in "Bag of Tricks for AT" (Pang et al., 2021); torch's own smoothing gives s/classes to all
-    classes. The memorization paper (Table 2) does not say its s.
+    s is ``smoothing``, as in "Bag of Tricks for AT" (Pang et al., 2021); torch's own smoothing
+    gives s/classes to all classes. The memorization paper (Table 2) does not state its s.
     """
 
     smoothing: ShareBelowOne = option(0.1, "probability that is taken from the true class")

@@ -1,4 +1,4 @@
-"""The label as it is given."""
+"""The given label."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""SAT: labels move towards what the network predicts (Huang et al., 2020)."""
+"""SAT: labels move towards the network's predictions (Huang et al., 2020)."""
 
 from dataclasses import dataclass
 
@@ -14,14 +14,14 @@ from fastadv.declared import NonNegative, Share, option
 
 @dataclass(eq=False)
 class SelfAdaptive(Target):
-    """w_i * cross entropy with t_i, where t_i <- m t_i + (1 - m) softmax(z_i), detached, first.
+    """w_i * cross entropy with t_i, after t_i <- m t_i + (1 - m) softmax(z_i), detached.
 
-    z_i are the logits that the objective fits, of the outer pass in training mode: natural ones
-    for TRADES (LayneH/self-adaptive-training), f(x') for cross entropy, where the memorization
-    paper (Table 2) reports a result and nobody published code; it costs no further pass there.
-    w_i = max t_i, scaled to mean 1 over the batch. t_i begins as the hard label. Before epoch
-    ``sat_start`` (from 0; below 1 a fraction of the run, by default the 70th of 100 epochs) the
-    hard label is fitted and t stays. The attack does not change.
+    z_i are the logits that the objective fits, from the outer pass in training mode: natural ones
+    for TRADES (LayneH/self-adaptive-training), f(x') for cross entropy. For the latter the
+    memorization paper (Table 2) reports a result, and no code is published; it needs no further
+    pass. m is ``sat_momentum``. w_i = max t_i, scaled to mean 1 over the batch. t_i begins as the
+    hard label. Before epoch ``sat_start`` (from 0; below 1 a fraction of the run, by default the
+    70th of 100 epochs) the hard label is fitted and t does not change. The attack does not change.
     """
 
     sat_momentum: Share = option(0.9, "momentum of the targets")
@@ -40,7 +40,7 @@ class SelfAdaptive(Target):
         self._start = epoch_of(self.sat_start, setup, "sat_start")
         rows = sample_count(setup.num_samples, "Self-adaptive training")
         dtype = torch.promote_types(setup.dtype, torch.float32)
-        # A row of zeros is a sample not seen yet: its label is known when it comes.
+        # A row of zeros is a sample not seen yet; its label is known only with its first batch.
         self.targets = torch.zeros(rows, setup.num_classes, device=setup.device, dtype=dtype)
         self.state = {"targets": self.targets}
 

@@ -1,4 +1,4 @@
-"""TE: predictions are held to their own running average (memorization paper, Eq. 7)."""
+"""TE: predictions are held close to their own running average (memorization paper, Eq. 7)."""
 
 from dataclasses import dataclass
 from math import exp
@@ -15,7 +15,8 @@ from fastadv.declared import NonNegative, ShareBelowOne, option
 
 
 def ramp(epoch: int, start: float, end: float) -> float:
-    """exp(-5 (1 - t)^2), t running from 0 at ``start`` to 1 at ``end``; 0 before, 1 after."""
+    """exp(-5 (1 - t)^2), where t rises from 0 at ``start`` to 1 at ``end`` (epochs); 0 before
+    ``start``, 1 after ``end``."""
     if epoch < start:
         return 0.0
     done = min((epoch - start) / (end - start), 1.0) if end > start else 1.0
@@ -24,17 +25,18 @@ def ramp(epoch: int, start: float, end: float) -> float:
 
 @dataclass(eq=False)
 class TemporalEnsembling(Target):
-    """The loss, and the attack's objective, get + w_e |p - p^_i|_2^2 a sample.
+    """The loss and the attack's objective get the term + w_e |p - p^_i|_2^2 per sample.
 
     P_i <- m P_i + (1 - m) softmax(f(x_i)), f(x_i) the logits of the augmented image with running
     BatchNorm statistics, before the attack; p^_i = P_i / sum(P_i) is the bias-corrected average.
-    w_e = ``te_weight`` * ramp(e), e the epoch from 0; before ``te_start`` nothing is computed and
-    nothing averaged. Starts below 1 are fractions of the run: the defaults are the 90th and 150th
-    of 200 epochs (dongyp13/memorization-AT). The weight stands before the sum over classes, as
-    printed; the code's 300 before a mean is the same 30 for ten classes only.
+    m is ``te_momentum``. w_e = ``te_weight`` * ramp(e), with e the epoch from 0 and the ramp from
+    ``te_start`` to ``te_end``; before ``te_start`` nothing is averaged. Values below 1 are
+    fractions of the run: the defaults are the 90th and 150th of 200 epochs
+    (dongyp13/memorization-AT). The weight multiplies the sum over classes, as printed. The code's
+    300 multiplies a mean, which is the same as 30 for ten classes only.
 
     In the attack p is p(x'). In the outer loss ``te_on="code"`` takes the predictions that the
-    objective fits, natural ones for TRADES; ``"paper"`` always takes p(x').
+    objective fits (natural ones for TRADES); ``"paper"`` always takes p(x').
     """
 
     te_weight: NonNegative = option(

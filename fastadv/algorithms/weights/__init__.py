@@ -1,1 +1,1 @@
-"""How weights are perturbed around the outer step: one file a way."""
+"""Perturbations of the weights during the outer step: one file per perturbation."""

@@ -1,4 +1,4 @@
-"""AWP: weights move along the loss gradient before the outer step (Wu et al., 2020)."""
+"""AWP: the weights move along the loss gradient before the outer step (Wu et al., 2020)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,16 +16,18 @@ from fastadv.models.stages import stage_parameters
 
 @dataclass(eq=False)
 class AWP(WeightPerturbation):
-    """v = gamma * |w|/|g| * g per tensor, the outer step taken at w + v, then v is taken back.
+    """v = gamma * |w|/|g| * g per tensor, the outer step taken at w + v, then v is subtracted.
 
-    Perturbed are the tensors named "weight" with more than one dimension: convolutions and the
-    classifier (csdongxian/AWP). Weight decay acts on w + v, as there. ``norm_scope="global"``
-    takes one ratio over all tensors together. The first ``warmup_epochs`` perturb nothing.
+    The tensors with "weight" in their name and more than one dimension are perturbed: convolutions
+    and the classifier (csdongxian/AWP). Weight decay acts on w + v, as there.
+    ``norm_scope="global"`` takes one ratio over all tensors together. In the first
+    ``warmup_epochs`` epochs nothing is perturbed.
 
-    ``groups`` ("3,4") perturbs only those layer groups (RAT-WP, AT-AWP-[k]: RAT, Eq. 6), ``split``
-    says how they are cut (``fastadv.models.stages``); the direction is the whole network's
-    gradient. ``loss_range`` (p,q) takes the direction from the samples whose adversarial cross
-    entropy lies in [p, q] (RWP, Fig. 1c); the outer step is on all samples.
+    ``groups`` ("3,4") perturbs only those layer groups (RAT-WP, AT-AWP-[k]: RAT, Eq. 6), along
+    their part of the gradient of the whole network; ``split`` says how the network is cut into
+    layer groups (``fastadv.models.stages``). ``loss_range`` (p,q) takes the direction from the
+    samples whose adversarial cross entropy is in [p, q] (RWP, Fig. 1c); the outer step is on all
+    samples.
     """
 
     gamma: NonNegative = option(
@@ -90,7 +92,7 @@ class AWP(WeightPerturbation):
         return (taken * losses.total).mean(), taken.sum()
 
     def _in_range(self, losses: Losses) -> Tensor:
-        """1 for the samples the direction comes from, 0 for the others (B,)."""
+        """1 for each sample (B,) that the direction is taken from, 0 for the others."""
         if self.loss_range is None:
             return torch.ones_like(losses.total)
         low, high = self.loss_range

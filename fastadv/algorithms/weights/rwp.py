@@ -14,15 +14,16 @@ from fastadv.declared import NonNegative, Passes, option
 
 @dataclass(eq=False)
 class RWP(AWP):
-    """Up to ``weight_steps`` moves of v, each along the gradient of the samples with l <= c_min.
+    """Up to ``weight_steps`` steps of v, each along the gradient of the samples with l <= c_min.
 
     At step k the loss is (1/B) sum of m_i l_i at w + v, m_i = 1[l_i <= c_min]. The gradients are
-    summed and the sum rescaled to gamma |w| for use (released code); ``accumulate="renormalise"``
-    rescales v in place before the next gradient is added (Alg. 1). The ratio is global over all
-    perturbed tensors; ``norm_scope="tensor"`` is AWP's. A step in which no sample is below
-    ``c_min`` changes nothing, and neither would any after it. ``rwp_loss="adversarial"`` compares
-    c_min with the adversarial cross entropy instead of the whole objective (the two differ for
-    TRADES, where no published code runs).
+    summed, and the sum is rescaled to gamma |w| for use (released code).
+    ``accumulate="renormalise"`` rescales v in place before the next gradient is added (Alg. 1).
+    The ratio is global over all perturbed tensors; ``norm_scope="tensor"`` is AWP's. A step without
+    a sample at or below ``c_min`` changes nothing, and so do all steps after it.
+
+    ``rwp_loss="adversarial"`` compares c_min with the adversarial cross entropy instead of the
+    whole objective (the two differ for TRADES, for which no published code runs).
     """
 
     norm_scope: Literal["tensor", "global"] = option(

@@ -1,4 +1,4 @@
-"""Checks that folded BatchNorms do not change a network: logits and input gradients compared."""
+"""Checks by logits and input gradients that folded BatchNorms do not change a network."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def agree(
     folded: Callable[[], AbstractContextManager[None]],
     x: Tensor,
 ) -> bool:
-    """True if ``forward`` (B,C,H,W) -> (B,classes) is the same function inside of ``folded()``.
+    """True if ``forward`` (B,C,H,W) -> (B,classes) is the same function within ``folded()``.
 
-    Fresh statistics (0 and 1) make a BatchNorm nearly nothing, and a wrong fold invisible: the
-    comparison moves them. Logits may differ by the square root of the type's rounding step,
-    relative to the largest: rounding stays hundreds of times below (1e-6 against 3e-4 in float32),
-    and a wrong fold is far above. Gradients may differ by its fourth root, in the 2-norm: a ReLU
-    whose input is zero but for rounding is on one side here and on the other there.
+    With fresh statistics (0 and 1) a BatchNorm is nearly the identity and a wrong fold would not
+    show, so the comparison uses other statistics. Logits may differ by the square root of the
+    type's rounding step, relative to the largest: rounding stays hundreds of times below (1e-6
+    against 3e-4 in float32), and a wrong fold is far above. Gradients may differ by its fourth
+    root, in the 2-norm: a ReLU whose input is zero up to rounding may be on either side.
     """
     with _moved_statistics(folds):
         plain = _logits_and_slope(forward, x)
@@ -41,8 +41,8 @@ def agree(
 def moved_alike(
     before: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor]
 ) -> bool:
-    """True if buffers moved from ``before`` to the same values but for rounding (of the move, as in
-    ``agree``, and of the value), whole numbers exactly."""
+    """True if buffers changed from ``before`` to the same values up to rounding (of the change, as
+    in ``agree``, and of the value); integers must be equal."""
     alike = len(before) == len(first) == len(second)
     return alike and all(map(_moved_alike, before, first, second))
 
@@ -71,7 +71,8 @@ def _logits_and_slope(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[T
 
 @contextmanager
 def _moved_statistics(folds: Sequence[Fold]) -> Iterator[None]:
-    """Other running statistics of the same size stand in the folds' BatchNorms."""
+    """Within this context the BatchNorms of ``folds`` have other running statistics of about the
+    same size."""
     own = [dict(fold.norm._buffers) for fold in folds]
     try:
         for fold, found in zip(folds, own, strict=True):
@@ -88,7 +89,7 @@ def _moved_statistics(folds: Sequence[Fold]) -> Iterator[None]:
 
 @contextmanager
 def draws_kept(device: torch.device) -> Iterator[None]:
-    """PyTorch's generators draw after the region what they would have drawn without it."""
+    """The generators of PyTorch have the same state after this context as before it."""
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         yield
@@ -96,7 +97,8 @@ def draws_kept(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def host_draws_kept() -> Iterator[None]:
-    """So do the global generators of Python and numpy."""
+    """The global generators of Python and numpy have the same state after this context as before
+    it."""
     numpy: Any = sys.modules.get("numpy")
     state, numpys = random.getstate(), numpy.random.get_state() if numpy is not None else None
     try:

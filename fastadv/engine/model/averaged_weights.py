@@ -1,4 +1,4 @@
-"""Put averaged weights into a model for an evaluation, and take them out again."""
+"""Puts averaged weights into a model for an evaluation, and restores its own afterwards."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ def averaged_weights(
     average: Mapping[str, Tensor],
     batches: Iterable[Any] | None,
 ) -> Iterator[None]:
-    """``average`` in place of the parameters of these names; an empty one changes nothing.
+    """Within this context the parameters named in ``average`` have the values in it; an empty
+    ``average`` changes nothing.
 
     With ``batches`` BatchNorm's running statistics are re-estimated for the average by a pass in
-    training mode, every batch counting alike. Weights and buffers return on exit.
+    training mode, in which every batch has the same weight. Weights and buffers are restored on
+    exit.
     """
     if not average:
         yield
@@ -37,7 +39,7 @@ def averaged_weights(
         try:
             if batches is not None:
                 device = parameters[0].device
-                # Dropout's draws here must not move those of the training.
+                # Dropout in these passes must not change what it draws in training.
                 drawing = torch.random.fork_rng([device] if device.type == "cuda" else [])
                 with guard.flags_kept(model), torch.no_grad(), drawing:
                     update_bn(_images(batches), model, device)

@@ -1,8 +1,8 @@
-"""Reach the input of every residual block: read its gradient, add noise to it (APART).
+"""Hooks at the input of every residual block: they read its gradient and add noise to it (APART).
 
-A pre-hook on each block's first convolution does both. It is there during the passes of a step
-only, so between calls the user's model has no hook of ours: it can be copied, saved, and used in
-another step.
+A pre-hook on one module of each block does both. It is registered during the passes of a step only,
+so between calls the user's model has no such hook and can be copied, saved and used in another
+step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 
 class BlockHooks:
-    """Hooks on the first convolution of each block, ``convolutions`` by ``names``."""
+    """Hooks on one module of each block. ``convolutions`` are these modules (most often the first
+    convolution of the block), ``names`` their names."""
 
     def __init__(self, names: Sequence[str], convolutions: Sequence[nn.Module]) -> None:
         self.names = list(names)
@@ -26,11 +27,12 @@ class BlockHooks:
 
     @property
     def count(self) -> int:
+        """The number of blocks."""
         return len(self.convolutions)
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """The hooks are on the model inside."""
+        """The hooks are on the model within this context."""
         try:
             for convolution, hook in zip(self.convolutions, self._hooks, strict=True):
                 convolution._forward_pre_hooks[hook.number] = hook
@@ -41,7 +43,7 @@ class BlockHooks:
 
     @contextmanager
     def reading(self) -> Iterator[dict[int, Tensor]]:
-        """Collects the tensor that enters each block: position in ``convolutions`` -> tensor."""
+        """Collects the input of each block: position in ``convolutions`` -> tensor."""
         seen: dict[int, Tensor] = {}
         self.seen = seen
         try:
@@ -51,7 +53,7 @@ class BlockHooks:
 
     @contextmanager
     def adding(self, noise: list[Tensor] | None) -> Iterator[None]:
-        """Adds ``noise[b]`` to what enters block b; None adds nothing."""
+        """Adds ``noise[b]`` to the input of block b; None adds nothing."""
         self.noise = noise
         try:
             yield
@@ -68,7 +70,7 @@ class _Tap:
 
     @property
     def number(self) -> int:
-        """One that no hook registered with torch has: those count from 0."""
+        """A negative number, since torch numbers registered hooks from 0."""
         return -1 - self.block
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:

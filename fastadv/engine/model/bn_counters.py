@@ -1,7 +1,8 @@
-"""BatchNorm's count of batches, kept for all of a network at once.
+"""Counts the batches of all BatchNorms of a network in one launch.
 
-Every BatchNorm adds one to its ``num_batches_tracked`` in every training pass: one launch each, 187
-in one PGD-10 update of PreActResNet-18, for a number nothing reads unless ``momentum`` is None.
+Every BatchNorm adds one to its ``num_batches_tracked`` in every training pass. That is one launch
+each, 187 in one PGD-10 update of PreActResNet-18, for a number that is not read unless ``momentum``
+is None.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ NAME = "num_batches_tracked"
 
 
 class Counted(NamedTuple):
-    """A BatchNorm and its counter while that is out of the module."""
+    """A BatchNorm and its counter while the counter is detached from the module."""
 
     norm: nn.Module
     counter: Tensor
@@ -30,7 +31,8 @@ class Counted(NamedTuple):
 class BatchNormCounters:
     """The counters of those BatchNorms that a forward pass calls once.
 
-    The others (called twice, only in training, or with ``momentum=None``) count for themselves.
+    The others (called twice, called only in training, or with ``momentum=None``) count by
+    themselves.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -40,9 +42,9 @@ class BatchNormCounters:
 
     @contextmanager
     def calibrating(self) -> Iterator[None]:
-        """Learn from the one forward pass inside which BatchNorms are called once."""
+        """Find out which BatchNorms are called once in the forward pass within this context."""
         calls: Counter[nn.Module] = Counter()
-        # A hook on a module of its own would look like the user's: what is hooked is not folded.
+        # A global hook, since a module with a hook of its own would not be folded.
         handle = register_module_forward_pre_hook(lambda module, _: calls.update([module]))
         try:
             yield
@@ -52,12 +54,12 @@ class BatchNormCounters:
         self._once = [norm for norm in norms if calls[norm] == 1]
 
     def leave(self) -> None:
-        """All counters stay in their modules: the model reads them."""
+        """Leave all counters in their modules, since the model reads them."""
         self._once = []
 
     @torch.no_grad()
     def move(self, by: int) -> None:
-        """Add ``by`` to every counter that ``detached`` would take out."""
+        """Add ``by`` to every counter of a BatchNorm that is called once."""
         for norm in self._once:
             counter = norm._buffers.get(NAME)
             if counter is not None:
@@ -65,12 +67,13 @@ class BatchNormCounters:
 
     @property
     def any(self) -> bool:
-        """True if ``detached`` would take out any counter."""
+        """True if any BatchNorm is called once."""
         return bool(self._once)
 
     @contextmanager
     def detached(self) -> Iterator[None]:
-        """The counters are out of their modules inside, and moved by ``count`` alone."""
+        """Within this context the counters are detached from their modules, and only ``count``
+        changes them."""
         outer = self._detached
         found = []
         for norm in self._once:
@@ -89,7 +92,7 @@ class BatchNormCounters:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The counters that are out of the model's buffers now."""
+        """The counters that are detached now, and so not among the model's buffers."""
         return [counter for _, counter in self._detached]
 
     def count(self) -> None:

@@ -1,14 +1,13 @@
-"""BatchNorms with running statistics fold into the convolutions before them, for an attack.
+"""Folds BatchNorms with running statistics into the convolutions before them, for attacks.
 
-With running statistics BatchNorm is an affine map per channel, and a convolution followed by it is
-a convolution. Whether other code reads the convolution's output is not known beforehand: a forward
-may read it without a gradient, under a condition, in the third batch. So a folded convolution
-hands out a stand-in for its output, and computes the fold. Its BatchNorm takes the fold out of the
-stand-in. Any other code that reads or keeps the stand-in is noticed: the forward pass is repeated
-without that fold, and the fold is given up.
+With running statistics BatchNorm is an affine map per channel, so a convolution followed by it is a
+convolution. It is not known beforehand if other code reads the convolution's output: a forward may
+read it without a gradient, under a condition, in the third batch. So a folded convolution computes
+the folded result and returns a stand-in for its output. Its BatchNorm takes the folded result out
+of the stand-in. If any other code reads or keeps the stand-in, the forward pass is repeated without
+that fold, and the fold is not used again.
 
-The modules stay what they are, with their own parameters and buffers: only their ``forward`` is
-another for a while.
+The modules keep their parameters and buffers; only their ``forward`` is replaced for a while.
 """
 
 from __future__ import annotations
@@ -51,7 +50,8 @@ class Fold(NamedTuple):
     norm: nn.Module
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the convolution that is both, from the values of this moment."""
+        """Weight and bias of the convolution that computes both modules, from their present
+        values."""
         norm: Any = self.norm
         scale = (norm.running_var + norm.eps).rsqrt()
         if norm.weight is not None:
@@ -66,7 +66,7 @@ class Fold(NamedTuple):
         return weight * scale.view(-1, *[1] * (weight.dim() - 1)), bias
 
     def possible(self) -> bool:
-        """True if both are PyTorch's own and as they were made: not hooked, not parametrized, with
+        """True if both are PyTorch's own modules without hooks and parametrizations, with
         parameters and statistics of one type."""
         if not (_untouched(self.convolution, CONVOLUTIONS) and _untouched(self.norm, NORMS)):
             return False
@@ -84,7 +84,8 @@ class Fold(NamedTuple):
         )
 
     def tensors(self) -> list[Any]:
-        """What the fold is computed from: the convolution's parameters, then the norm's tensors."""
+        """The tensors from which the fold is computed: the convolution's parameters, then the
+        statistics and parameters of the norm; None for one that is missing."""
         own = self.convolution._parameters
         statistics, affine = self.norm._buffers, self.norm._parameters
         return [
@@ -100,7 +101,7 @@ def _untouched(module: nn.Module, kinds: tuple[Any, ...]) -> bool:
         type(module) in kinds
         and type(module).forward is _PYTORCHS[type(module)]
         and not any(own.get(hooks) for hooks in _HOOKS)
-        # A module's attribute is looked up here first.
+        # Such an attribute of the module would hide the usual one.
         and not own.keys() & _SHADOWING
         and own.get("_compiled_call_impl") is None
     )
@@ -110,14 +111,14 @@ def _untouched(module: nn.Module, kinds: tuple[Any, ...]) -> bool:
 
 
 class StandIn(Tensor):
-    """Stands for the output of a convolution, and has no content: whatever is computed with it, in
-    Python or below, comes here first, is noticed, and is computed with the true output."""
+    """A stand-in for the output of a convolution, without values. Every operation on it, in Python
+    or below, is intercepted here, recorded, and computed with the true output."""
 
     _true: Callable[[], Tensor]
     _touched: Callable[[], None]
-    _output: Tensor | None  # for the one norm it is meant for
+    _output: Tensor | None  # the folded result, for ``_norm`` only
     _norm: Any
-    _recorded: bool  # whether gradients were recorded when it was made
+    _recorded: bool  # the grad mode in which it was created
 
     @staticmethod
     def of(
@@ -126,7 +127,8 @@ class StandIn(Tensor):
         true: Callable[[], Tensor],
         touched: Callable[[], None],
     ) -> StandIn:
-        """One with the shape of ``output``, which ``norm`` may take."""
+        """A stand-in with the shape of ``output``, which ``norm`` may take out. ``true`` computes
+        the true output; ``touched`` is called if other code reads the stand-in."""
         made: StandIn = Tensor._make_wrapper_subclass(
             StandIn, output.shape, dtype=output.dtype, device=output.device
         )
@@ -164,8 +166,8 @@ def _true(value: Any) -> Any:
 def seen_folds(
     model: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[Tensor, list[Fold]]:
-    """``forward(x)``, which calls ``model`` in eval mode, and the folds that can be tried: every
-    BatchNorm that took the untouched output of a convolution, both called once."""
+    """``forward(x)``, which calls ``model`` in eval mode, and the folds that are candidates: every
+    BatchNorm whose input was the untouched output of a convolution, both called once."""
     convolutions = [module for module in model.modules() if _untouched(module, CONVOLUTIONS)]
     norms = [module for module in model.modules() if _untouched(module, NORMS)]
     took: dict[nn.Module, nn.Module] = {}
@@ -212,8 +214,8 @@ def seen_folds(
 
 
 class _Writes(TorchDispatchMode):
-    """The memories that operations write to inside: a forward that makes its weights anew in place
-    may do so through ``.data``, which no version counts."""
+    """Records the storages to which operations write. A forward that computes its weights in place
+    may do so through ``.data``, which does not change a tensor's version."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -237,7 +239,7 @@ def _memory(value: Any) -> int:
 
 @contextmanager
 def _instead(runs: dict[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Modules run what stands beside them inside, instead of their ``forward``."""
+    """Within this context each module in ``runs`` calls its function instead of ``forward``."""
     for module, run in runs.items():
         module.__dict__["forward"] = run
     try:
@@ -247,15 +249,15 @@ def _instead(runs: dict[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None
             module.__dict__.pop("forward", None)
 
 
-# -- folds at work --------------------------------------------------------------------------------
+# -- folds in use ---------------------------------------------------------------------------------
 
 
 class Folding:
     """The folds of a network, and their weights as of the last ``refreshed``.
 
-    Call ``invalidate`` after every change of the weights or the statistics: a change of ``.data``
-    cannot be seen. A fold is not used if its tensors change, or are exchanged, between its two
-    modules.
+    Call ``invalidate`` after every change of the weights or the statistics, since a change through
+    ``.data`` cannot be detected. A fold is not used in a pass in which its tensors change, or are
+    replaced, between the calls of its two modules.
     """
 
     def __init__(self) -> None:
@@ -266,12 +268,13 @@ class Folding:
         self._handed_out: list[tuple[Fold, weakref.ref[StandIn]]] = []
 
     def invalidate(self) -> None:
-        """The weights have changed."""
+        """Mark the folded weights stale. Call after every change of weights or statistics."""
         self._up_to_date.clear()
 
     @contextmanager
     def at_work(self, used: Sequence[UsedFold]) -> Iterator[None]:
-        """Inside, forward passes use the folds of ``used``, which are ``refreshed``."""
+        """Within this context forward passes use the folds ``used``, which ``refreshed``
+        returned."""
         runs: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
         for each in used:
             each.begin()
@@ -283,9 +286,9 @@ class Folding:
             self._handed_out.clear()
 
     def misread(self, ended: bool = True) -> bool:
-        """True if code other than its norm has read a folded convolution's output, or keeps it,
-        in the forward pass that ended (or broke) now. Such a fold is given up; the pass must be
-        repeated."""
+        """True if code other than its norm has read or kept the output of a folded convolution in
+        the last forward pass. Such a fold is dropped, and the pass must be repeated. ``ended`` is
+        False if the pass raised."""
         for fold, stand_in in self._handed_out:
             if ended and stand_in() is not None:
                 self._given_up.add(fold)
@@ -298,11 +301,11 @@ class Folding:
         return bool(wrong)
 
     def refreshed(self, dtype: torch.dtype | None) -> list[UsedFold]:
-        """The folds that are possible in passes under autocast to ``dtype`` (None: without), with
-        weights of this moment, in the same memory always."""
+        """The folds that are possible in passes under autocast to ``dtype`` (None: without
+        autocast), with present weights, always in the same memory."""
         if any(_EVERYBODYS_HOOKS) or functional.batch_norm is not _BATCH_NORM:
             return []
-        if torch._C._len_torch_function_stack():  # a mode may make an operation another
+        if torch._C._len_torch_function_stack():  # a mode may change what an operation does
             return []
         if not all(used.current() for used in self._up_to_date.get(dtype, [])):
             self.invalidate()
@@ -331,7 +334,8 @@ class Folding:
 
 
 class UsedFold:
-    """A fold with its weights: what its two modules run instead of their ``forward``."""
+    """A fold with its weights. Its two modules call ``convolve`` and ``normalize`` instead of
+    ``forward``."""
 
     def __init__(
         self,
@@ -348,17 +352,19 @@ class UsedFold:
         self.made_of = self.states = _states(self.standing)
 
     def current(self) -> bool:
-        """True if the modules still hold what was folded."""
+        """True if the modules still hold the tensors that were folded, unchanged."""
         tensors = self.fold.tensors()
         alike = _same(tensors, self.made_from) and _states(tensors) == self.made_of
         return alike and self.fold.norm.eps == self.eps
 
     def begin(self) -> None:
-        """What stands in the modules now, be it low-precision copies, is what was folded."""
+        """Take the tensors that are in the modules now, perhaps low-precision copies, as those that
+        were folded."""
         self.standing = self.fold.tensors()
         self.states = _states(self.standing)
 
     def convolve(self, x: Tensor) -> Tensor:
+        """The convolution's ``forward``: a stand-in with the folded result if it can be used."""
         convolution: Any = self.fold.convolution
         plain = _PYTORCHS[type(convolution)]
         if not self._as_made(x):
@@ -376,6 +382,7 @@ class UsedFold:
         return stand_in
 
     def normalize(self, x: Tensor) -> Tensor:
+        """The norm's ``forward``: the folded result of its own stand-in if nothing has changed."""
         norm: Any = self.fold.norm
         if (
             not torch.compiler.is_compiling()
@@ -388,13 +395,13 @@ class UsedFold:
             and _same(self.fold.tensors(), self.standing)
             and _states(self.standing) == self.states
         ):
-            output, x._output = x._output, None  # a second reader has the norm's own
+            output, x._output = x._output, None  # a second call computes the norm itself
             return output
         found: Tensor = _PYTORCHS[type(norm)](norm, x)
         return found
 
     def _as_made(self, x: Tensor) -> bool:
-        """True if a convolution of ``x`` here and now can be the folded one."""
+        """True if a convolution of ``x`` in the present modes can use the folded weights."""
         if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
             return False
         if x.is_inference() or x.dim() != self.weight.dim():
@@ -404,7 +411,7 @@ class UsedFold:
             return False
         if self.dtype is not None and torch.get_autocast_dtype(kind) != self.dtype:
             return False
-        # Inside of torch.func a tensor is not what it seems.
+        # Inside of torch.func a tensor may be a wrapper with other shapes.
         return torch._C._functorch.peek_interpreter_stack() is None
 
 
@@ -413,5 +420,6 @@ def _same(first: Sequence[Any], second: Sequence[Any]) -> bool:
 
 
 def _states(tensors: Sequence[Any]) -> list[tuple[int, int] | None]:
-    """What changes with a tensor: its version in place, its memory by ``.data =``."""
+    """Per tensor its version, which changes in place, and its address, which ``.data =`` changes;
+    None for None."""
     return [None if t is None else (t._version, t.data_ptr()) for t in tensors]

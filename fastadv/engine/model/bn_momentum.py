@@ -1,8 +1,8 @@
-"""BatchNorm's running statistics as if x and x' had been forwarded more often than once each.
+"""BatchNorm's running statistics as if x and x' had been forwarded more than once each.
 
-A pass of momentum m moves a statistic r towards the batch's s: (1 - m) r + m s. TRADES' published
+A pass with momentum m moves a statistic r towards the batch's s: (1 - m) r + m s. TRADES' published
 code forwards x, x' and x again, for the same activations: (1 - m)^3 r + (m + m (1 - m)^2) s +
-m (1 - m) s'. One pass of x and then one of x', each of a momentum of its own, leave the same.
+m (1 - m) s'. One pass of x and then one of x', each with its own momentum, give the same result.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Pass = Literal["natural", "adversarial"]
 NATURAL: Final = "natural"
 ADVERSARIAL: Final = "adversarial"
 DEFAULT_BN_UPDATES = (NATURAL, ADVERSARIAL)
-"""The passes that are made, in their order."""
+"""The passes that are really made, in their order."""
 
 
 def equivalent_momenta(passes: Sequence[str], momentum: float) -> dict[str, float]:
-    """The momentum of each kind of pass with which one pass of each (``DEFAULT_BN_UPDATES``) leaves
-    the running statistics that all of ``passes`` with ``momentum`` would."""
+    """Kind of pass -> momentum, such that one pass of each kind (``DEFAULT_BN_UPDATES``) gives the
+    same running statistics as all of ``passes`` with ``momentum``."""
     share = dict.fromkeys(DEFAULT_BN_UPDATES, 0.0)
     for later, which in enumerate(reversed(passes)):
         share[which] += momentum * (1 - momentum) ** later
@@ -40,7 +40,7 @@ def equivalent_momenta(passes: Sequence[str], momentum: float) -> dict[str, floa
 
 
 class Network(Protocol):
-    """What the passes need of the network (``network.py``)."""
+    """The attributes of the network (``network.py``) that are used here."""
 
     model: nn.Module
     device: torch.device
@@ -55,27 +55,28 @@ class Network(Protocol):
 
 
 class BatchNormMomenta:
-    """Makes one pass of x and one of x' leave the BatchNorm state that a published sequence would.
+    """Gives BatchNorm the state after a published sequence of passes of x and x'.
 
-    Momenta and counters are adjusted where that is enough; else every pass of the sequence is made.
+    If that is enough, one pass of each is made with adjusted momenta and counters; otherwise every
+    pass of the sequence is made.
     """
 
     def __init__(self, net: Network) -> None:
         self._net = net
         self._norms: list[Any] = []
-        self.stands = True  # whether one pass of each kind was seen to leave the same buffers
-        # What a resumed run had found: power iterations look still once they have converged.
+        self.stands = True  # True if one pass of each kind leaves the same buffers (``probe``)
+        # The answer from a checkpoint: a new probe would not see a power iteration that converged.
         self.known_to_stand: bool | None = None
         self.follow()
 
     def follow(self) -> None:
-        """The BatchNorms are those of the model of this moment."""
+        """Take over the BatchNorms of the present model."""
         kinds: tuple[Any, ...] = (*NORMS, nn.SyncBatchNorm)
         self._norms = [m for m in self._net.model.modules() if isinstance(m, kinds)]
 
     def suffices(self, passes: Sequence[str]) -> bool:
-        """True if one pass of each kind leaves the buffers that ``passes`` would. A BatchNorm with
-        momentum=None keeps a cumulative average, which no momentum can stand for."""
+        """True if one pass of each kind leaves the same buffers as ``passes``. For a BatchNorm with
+        momentum=None, which keeps a cumulative average, no equivalent momentum exists."""
         if tuple(passes) == DEFAULT_BN_UPDATES:
             return True
         return self.stands and all(norm.momentum is not None for norm in self._norms)
@@ -87,7 +88,8 @@ class BatchNormMomenta:
         x_adv: Tensor,
         block_noise: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Logits of ``x`` and of ``x_adv`` (B,C,H,W), the buffers left as after all ``passes``."""
+        """The logits (B,classes) of ``x`` and of ``x_adv``, both (B,C,H,W). The buffers are then as
+        after all ``passes``."""
         net = self._net
         if self.suffices(passes):
             with self.updates_as(passes, NATURAL):
@@ -104,8 +106,8 @@ class BatchNormMomenta:
 
     @contextmanager
     def updates_as(self, passes: Sequence[str], which: str) -> Iterator[None]:
-        """The one pass of ``which`` inside moves BatchNorm's statistics and counts as all such
-        ``passes`` ("natural", "adversarial") would."""
+        """Within this context one pass of the kind ``which`` ("natural" or "adversarial") updates
+        BatchNorm's statistics and counters as all passes of this kind in ``passes`` would."""
         if tuple(passes) == DEFAULT_BN_UPDATES:
             yield
             return
@@ -121,15 +123,16 @@ class BatchNormMomenta:
             self._net.counters.count()
 
     def probe(self, x: Tensor, passes: Sequence[str]) -> None:
-        """Find out with the images ``x`` whether one pass of each kind stands for ``passes``."""
+        """Find out with the images ``x`` (B,C,H,W) if one pass of each kind is equivalent to
+        ``passes``, and store it in ``stands``."""
         known, self.known_to_stand = self.known_to_stand, None
         if tuple(passes) != DEFAULT_BN_UPDATES:
             self.stands = self._one_pass_stands(x, passes) if known is None else known
 
     def _one_pass_stands(self, x: Tensor, passes: Sequence[str]) -> bool:
-        """True if all buffers are the same after one pass of each kind as after ``passes``. Norms
-        that are called twice or without their module, power iterations and statistics of the
-        model's own move otherwise than the momenta can foresee."""
+        """True if all buffers are the same after one pass of each kind as after ``passes``. Momenta
+        cannot account for norms that are called twice or without their module, for power
+        iterations and for the model's own statistics."""
         model = self._net.model
         if not any(True for _ in model.buffers()):
             return True
@@ -145,14 +148,14 @@ class BatchNormMomenta:
     def _left(
         self, x: Tensor, made: Sequence[str], standing_for: Sequence[str] = DEFAULT_BN_UPDATES
     ) -> list[Tensor]:
-        """The buffers after the passes ``made``, adjusted to stand for ``standing_for``."""
+        """The buffers after the passes ``made`` with momenta adjusted for ``standing_for``."""
         net = self._net
         images = {NATURAL: x, ADVERSARIAL: 1 - x}
         with kept(net.kept_buffers), train_flags(net.model, True), torch.no_grad():
             with net.counters.detached():
                 for which in made:
                     adjusted = self.updates_as(standing_for, which)
-                    # A dropout that draws the same in every pass is no difference.
+                    # Dropout must draw the same in every pass, or the buffers would differ by it.
                     with adjusted, draws_kept(net.device), host_draws_kept():
                         net.logits(images[which])
             return [buffer.detach().clone() for buffer in net.model.buffers()]

@@ -1,4 +1,4 @@
-"""Save and restore the values of many small tensors, BatchNorm's running statistics above all."""
+"""Saves and restores the values of many small tensors, above all BatchNorm's running statistics."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ _DTYPE = attrgetter("dtype")
 
 
 class Place(NamedTuple):
-    """Where a buffer hangs: ``registry[name]`` was ``tensor``."""
+    """The place of a buffer: ``registry[name]`` was ``tensor``."""
 
     registry: dict[str, Tensor | None]
     name: str
     tensor: Tensor
 
     def now(self) -> Tensor:
-        """What hangs there; a forward pass may have put another tensor in its place."""
+        """The tensor that is there now; a forward pass may have put another one there. If its shape
+        or type differs, or there is none, ``tensor``."""
         found = self.registry.get(self.name)
         if found is self.tensor:
             return found
@@ -32,13 +33,14 @@ class Place(NamedTuple):
         return found.detach() if found is not None and same else self.tensor
 
     def hang_back(self) -> None:
-        """The tensor of before hangs there again."""
+        """Put ``tensor`` back into its place."""
         if self.registry.get(self.name) is not self.tensor:
             self.registry[self.name] = self.tensor
 
 
 def places(modules: Iterable[nn.Module]) -> list[Tensor | Place]:
-    """The buffers of ``modules``, each once; those of TorchScript stay where they are."""
+    """The buffers of ``modules``, each once, with their places; those of TorchScript without, since
+    they cannot be replaced."""
     found: dict[int, Tensor | Place] = {}
     for module in modules:
         registry = module._buffers
@@ -51,9 +53,9 @@ def places(modules: Iterable[nn.Module]) -> list[Tensor | Place]:
 
 
 class Layout:
-    """Which buffers are kept, grouped by device and data type.
+    """The buffers that a snapshot saves, grouped by device and data type.
 
-    ``buffers`` are tensors, or places where a forward pass may hang another tensor.
+    ``buffers`` are tensors, or places in which a forward pass may put another tensor.
     """
 
     def __init__(self, buffers: Sequence[Tensor | Place]) -> None:
@@ -67,7 +69,7 @@ class Layout:
 
 
 class ModelLayout:
-    """The layout of a model's buffers, made once as long as the same tensors hang in it."""
+    """The layout of a model's buffers, created again only if the model has other buffers."""
 
     def __init__(self) -> None:
         self._layout = Layout([])
@@ -98,7 +100,7 @@ class Snapshot:
     """The values of buffers at one moment, joined in one tensor per device and data type.
 
     A network has dozens of small buffers. Joined, they are saved, selected and restored by a few
-    launches, where one by one it would take dozens, each of which costs as much as a large one.
+    launches instead of dozens, each of which costs as much as a launch on a large tensor.
     """
 
     @torch.no_grad()
@@ -109,7 +111,7 @@ class Snapshot:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """The buffers are the tensors again that they were, and hold what they held."""
+        """Restore the buffers: the same tensors with the same values."""
         for place in self._places:
             place.hang_back()
         for group, values in zip(self._groups, self._values, strict=True):
@@ -117,8 +119,9 @@ class Snapshot:
 
     @torch.no_grad()
     def spoilt(self) -> Tensor | None:
-        """True (0-dim bool) if a value that was finite is not any more; None without values that
-        could be, which is so in all processes or in none: they send their answers together."""
+        """True (0-dim bool) if a value that was finite is not finite now; None without
+        floating-point buffers. It must be None in all processes or in none, since they send their
+        answers together."""
         found = [
             (values.isfinite() & ~_flat(self._now(group)).isfinite()).any()
             for group, values in zip(self._groups, self._values, strict=True)
@@ -136,8 +139,8 @@ class Snapshot:
 
     @torch.no_grad()
     def put_back_unless(self, ok: Tensor) -> None:
-        """``put_back`` where ``ok`` (0-dim bool) is false, without asking the device; else the
-        tensors of before take over what hangs in their places."""
+        """``put_back`` if ``ok`` (0-dim bool) is false, without waiting for the device. Otherwise
+        the original tensors get the present values and return to their places."""
         for group, values in zip(self._groups, self._values, strict=True):
             _fill(group, torch.where(ok, _flat(self._now(group)), values))
         for place in self._places:
@@ -155,7 +158,7 @@ def _fill(tensors: Sequence[Tensor], values: Tensor) -> None:
 
 @contextmanager
 def kept(layout: Layout) -> Iterator[None]:
-    """The buffers are the same and hold the same values after the region as before."""
+    """On exit the buffers are the same tensors with the same values as before."""
     before = Snapshot(layout)
     try:
         yield
@@ -165,6 +168,6 @@ def kept(layout: Layout) -> Iterator[None]:
 
 @torch.no_grad()
 def copy_into(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copy ``values`` into ``tensors`` in place; one launch where all are of one data type."""
+    """Copy ``values`` into ``tensors`` in place; one launch if all have one data type."""
     if tensors:
         torch._foreach_copy_(list(tensors), list(values))

@@ -1,8 +1,8 @@
-"""What a function of tensors does, as seen from outside: is it the same in every call?
+"""Traces the operations of a function of tensors, to find out if they are the same in every call.
 
-A CUDA graph repeats kernels. It repeats nothing that Python decided meanwhile: a branch on a
-tensor's value, a number drawn from Python's generator, a counter. Such a function shows here, by
-what it looks at, by what it draws, or because two calls of it are not the same operations.
+A CUDA graph repeats kernels. It does not repeat what Python decided at the capture: a branch on a
+tensor's value, a number drawn from Python's generator, a counter. Such a function is found here by
+the values it reads, by the numbers it draws, or because two of its calls differ in operations.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from torch.utils._pytree import tree_flatten
 
 Result = TypeVar("Result")
 
-# Reads that are no operation of PyTorch's dispatcher.
+# Reads of a tensor's values that are not operations of PyTorch's dispatcher.
 READS = frozenset({"tolist", "numpy", "__array__", "__dlpack__", "__repr__", "__format__"})
-SMALL = 64  # elements of a constant made from Python numbers that are compared by value
+SMALL = 64  # most elements of a constant made from Python numbers that is compared by value
 
 
 @dataclass
 class Trace:
-    """The operations of one call, in order, with all that is not a tensor's content.
+    """The operations of one call, in order, with their arguments except the values of tensors.
 
-    ``looks`` names the operations by which Python saw a tensor's value (``item``, ``bool(tensor)``,
-    ``tolist``, ``equal``) or by which a shape came to depend on one (``nonzero``). ``draws`` names
-    the global generators of the host that it drew from: "random", "numpy.random".
+    ``looks`` names the operations by which Python read a tensor's value (``item``,
+    ``bool(tensor)``, ``tolist``, ``equal``) or by which a shape depends on one (``nonzero``).
+    ``draws`` names the global generators of the host from which the call drew: "random",
+    "numpy.random".
     """
 
     operations: list[Hashable] = field(default_factory=list)
@@ -40,7 +41,7 @@ class Trace:
     draws: list[str] = field(default_factory=list)
 
     def difference(self, other: Trace) -> str | None:
-        """The first operation that ``other`` does not do alike, in words; None if there is none."""
+        """The first operation that differs in ``other``, in words, or None if there is none."""
         for place, pair in enumerate(zip(self.operations, other.operations, strict=False)):
             if pair[0] != pair[1]:
                 first, second = map(_words, pair)
@@ -52,10 +53,10 @@ class Trace:
 
 
 def traced(function: Callable[[], Result]) -> tuple[Result, Trace]:
-    """``function()``, and what it did; forward and backward passes alike.
+    """The result of ``function()`` and its trace, of forward and backward passes.
 
-    Not seen: generators that are objects of the user's, unless their numbers reach an operation
-    (two calls then differ), and code that is not PyTorch's.
+    Not seen are draws from generators that are objects of the user, unless their numbers are
+    arguments of an operation (two calls then differ), and code outside of PyTorch.
     """
     trace = Trace()
     before = _host_generators()
@@ -81,7 +82,7 @@ def _host_generators() -> dict[str, Hashable]:
 
 
 class _Functions(TorchFunctionMode):
-    """Sees the reads of a tensor's content that no operation makes."""
+    """Records the reads of a tensor's values that are not operations of the dispatcher."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
@@ -99,7 +100,7 @@ class _Functions(TorchFunctionMode):
 
 
 class _Operations(TorchDispatchMode):
-    """Sees every operation."""
+    """Records every operation of the dispatcher."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
@@ -120,8 +121,8 @@ class _Operations(TorchDispatchMode):
 
 
 def depends_on_values(func: Any, args: tuple[Any, ...]) -> bool:
-    """True if Python learns a tensor's content from the operation, or a shape depends on it."""
-    if func is torch.ops.aten.index.Tensor:  # only where a mask picks rows
+    """True if Python reads a tensor's value by the operation, or a shape depends on one."""
+    if func is torch.ops.aten.index.Tensor:  # only a mask makes the shape depend on values
         masks = (torch.bool, torch.uint8)
         return any(isinstance(each, Tensor) and each.dtype in masks for each in args[1])
     tags = func.tags
@@ -131,14 +132,14 @@ def depends_on_values(func: Any, args: tuple[Any, ...]) -> bool:
 def _described(value: Any) -> Hashable:
     if isinstance(value, Tensor):
         return tuple(value.shape), value.dtype, value.device
-    # A generator is an object; whatever else is not a number or a name is compared by its text.
+    # Everything that is neither a tensor nor a number or text is compared by its repr.
     return value if isinstance(value, (int, float, bool, str, type(None))) else repr(value)
 
 
 def _constant(tensor: Tensor) -> tuple[Hashable, ...]:
-    """A tensor made from Python numbers is a number of Python's."""
+    """A small tensor made from Python numbers, with its values: Python decided them."""
     described = _described(tensor)
     if tensor.device.type != "cpu" or tensor.numel() > SMALL:
         return (described,)
-    with torch._C.DisableTorchFunction():  # this look is not the function's
+    with torch._C.DisableTorchFunction():  # the traced function does not read this value
         return described, str(tensor.detach().tolist())

@@ -1,4 +1,4 @@
-"""Leave the user's model as it was found: train flags, requires_grad and the grad mode."""
+"""Changes train flags, requires_grad and the grad mode for a while, and restores them."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,11 +11,11 @@ from fastadv.errors import UserError
 
 @contextmanager
 def train_flags(model: nn.Module, train: bool | None) -> Iterator[None]:
-    """Set the mode of every module, and put each one's own flag back on exit.
+    """Set the mode of every module, and restore each module's flag on exit.
 
-    ``train=None`` keeps the flags, ``False`` is eval mode everywhere. ``True`` is training mode
-    as the user means it: where the model as a whole already trains, flags the user set on single
-    modules (a frozen BatchNorm) stay.
+    ``train=None`` keeps the flags; ``False`` is eval mode for all modules. ``True`` is training
+    mode as the user means it: if the model itself is in training mode, the flags of single modules
+    (a frozen BatchNorm) stay. Raises ``UserError`` for a model whose mode cannot change.
     """
     if train is None or (train and model.training):
         yield
@@ -33,7 +33,7 @@ def train_flags(model: nn.Module, train: bool | None) -> Iterator[None]:
 
 @contextmanager
 def flags_kept(model: nn.Module) -> Iterator[None]:
-    """Whatever happens inside, each module's train flag returns."""
+    """Each module's train flag is restored on exit."""
     found = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -44,7 +44,8 @@ def flags_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen_parameters(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """None of ``parameters`` asks for a gradient inside; each one's own setting returns on exit."""
+    """Within this context none of ``parameters`` requires grad; the former setting is restored on
+    exit."""
     learning = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)
@@ -59,9 +60,10 @@ def frozen_parameters(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 def frozen(
     model: nn.Module, parameters: Iterable[nn.Parameter], train: bool | None = False
 ) -> Iterator[None]:
-    """An attack's view of the model: its ``parameters`` frozen, BN mode chosen, gradients on.
+    """The model as an attack needs it: ``parameters`` frozen, train flags as in ``train_flags``,
+    gradients enabled.
 
-    Works under ``torch.no_grad`` and leaves flags, ``requires_grad`` and the grad mode as found.
+    It works under ``torch.no_grad``, and restores flags, ``requires_grad`` and the grad mode.
     """
     with torch.enable_grad(), train_flags(model, train), frozen_parameters(parameters):
         yield

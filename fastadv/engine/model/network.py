@@ -1,4 +1,4 @@
-"""The user's model as the parts see it: forward passes in the moment's precision and BN mode."""
+"""The user's model as the parts see it: forward passes in the present precision and BN mode."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ Result = TypeVar("Result")
 class Network:
     """``model`` with one forward function for every pass of a step.
 
-    ``outer_dtype`` and ``attack_dtype`` are autocast dtypes (None: the model's own). Logits come
-    back in float32, or wider where the model is.
+    ``outer_dtype`` and ``attack_dtype`` are autocast dtypes (None: the model's own type). Logits
+    are in float32, or in float64 if the model is. ``differentiates_twice`` is True if the outer
+    pass differentiates a gradient.
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class Network:
         runner: Runner,
         outer_dtype: torch.dtype | None = None,
         attack_dtype: torch.dtype | None = None,
+        *,
+        differentiates_twice: bool = False,
     ) -> None:
         self.model = model
         self.device = device
@@ -53,13 +56,13 @@ class Network:
         self.outer_dtype = outer_dtype
         self.attack_dtype = attack_dtype
         self.taps: BlockHooks | None = None
-        self.differentiates_twice = False  # whether a gradient of the outer pass is, too
+        self.differentiates_twice = differentiates_twice
         self._dtype = outer_dtype
         self.copies = WeightCopies(model)
         self.counters = BatchNormCounters(model)
         self.bn_momenta = BatchNormMomenta(self)
-        self.looks = 0  # how often the model was looked at; a recording belongs to one of them
-        self._spoils_input: bool | None = None  # whether the forward changes it in place
+        self.looks = 0  # number of probes; a recording belongs to one of them
+        self._spoils_input: bool | None = None  # True if the forward changes its input in place
         self.structure = Structure(model)
         self._pointwise = pointwise(self.structure.modules, device)
         self._layout = ModelLayout()
@@ -67,17 +70,17 @@ class Network:
             keep_freed_memory()
 
     def initialize(self, x: Tensor) -> None:
-        """Lazy modules have their parameters after this pass of ``x`` (B,C,H,W) in eval mode."""
+        """Let lazy modules create their parameters, by a pass of ``x`` (B,C,H,W) in eval mode."""
         if any(is_lazy(tensor) for tensor in (*self.model.parameters(), *self.model.buffers())):
             with torch.no_grad(), guard.train_flags(self.model, False):
                 self.logits(x)
             self._pointwise = pointwise(self.model.modules(), self.device)
 
     def probe(self, x: Tensor, passes: Sequence[str] = DEFAULT_BN_UPDATES) -> Tensor:
-        """Logits of ``x`` (B,C,H,W) in eval mode, to learn the network by: their number of
-        classes, which BatchNorms fold away in attacks that use running statistics, which are
-        called once, and whether one pass of each kind can stand for all ``passes``. It leaves no
-        trace in the model and in generators."""
+        """The logits (B,classes) of ``x`` (B,C,H,W) in eval mode, from passes that also find out
+        which BatchNorms can be folded in attacks with running statistics, which are called once,
+        and if one pass of each kind is equivalent to all ``passes``. The model and the generators
+        are as before."""
         self.looks += 1
         self.bn_momenta.follow()
         with (
@@ -94,7 +97,8 @@ class Network:
         return logits
 
     def _counters_are_unread(self, x: Tensor) -> bool:
-        """True if the model computes the same while the BatchNorms' counters are detached."""
+        """True if the model computes the same while the counters of its BatchNorms are
+        detached."""
 
         def seen() -> Tensor:
             with draws_kept(self.device), host_draws_kept():
@@ -102,7 +106,7 @@ class Network:
 
         try:
             with guard.train_flags(self.model, False), torch.no_grad():
-                self.counters.move(7)  # a counter of a new model may look like none
+                self.counters.move(7)  # the counters of a new model are 0, which would hide a read
                 plain = seen()
                 with self.counters.detached():
                     return torch.equal(plain, seen())
@@ -110,8 +114,8 @@ class Network:
             return False
 
     def follow(self) -> bool:
-        """True if the model has other modules or parameters than at the last call; what was learnt
-        from the old ones is forgotten then, and ``probe`` is due."""
+        """True if the model has other modules or parameters than at the last call. Everything
+        derived from the old ones is then dropped, and ``probe`` must be called."""
         changed = self.structure.look()
         if changed:
             self.bn_momenta.follow()
@@ -129,7 +133,7 @@ class Network:
                 return seen_folds(self.model, self.logits, x)
         except UserError:
             raise
-        except Exception:  # of the model, and then again, or of what is no tensor like others
+        except Exception:  # an error of the model comes again; one of the stand-ins does not
             with self.counters.calibrating(), torch.enable_grad():
                 return self.logits(x.detach().requires_grad_()).detach(), []
 
@@ -143,16 +147,17 @@ class Network:
                     lambda: self.copies.installed(None, folded=True),
                     x.to(weight.dtype),
                 )
-        except Exception:  # not known to agree
+        except Exception:  # if they cannot be compared, nothing is folded
             return False
 
     @property
     def buffers(self) -> list[Tensor]:
+        """The model's buffers, with the counters that are detached now."""
         return [*self.model.buffers(), *self.counters.tensors]
 
     @property
     def kept_buffers(self) -> Layout:
-        """``buffers``, with the places where a forward pass may hang another tensor."""
+        """``buffers`` with their places, in which a forward pass may put another tensor."""
         return self._layout.of(self.structure.modules, self.counters.tensors)
 
     @property
@@ -161,18 +166,21 @@ class Network:
         return self.device.type == "cpu"
 
     def loss_scale(self, batch_size: int) -> float:
-        """What to multiply a mean loss by for its input gradient, which float16 flushes to zero.
+        """The factor for a mean loss over ``batch_size`` images before its input gradient is
+        computed, which would be zero in float16.
 
-        An attack's direction does not depend on it; divide by it where the size is needed.
+        The direction of an attack does not depend on it. Divide the gradient by it if its size
+        matters.
         """
         return 128.0 * batch_size if self._dtype is torch.float16 else 1.0
 
     def run(self, region: Callable[..., Result], *inputs: Any) -> Result:
-        """Run a region of straight tensor code in the step's mode."""
+        """Call ``region``, or its compiled form if the step's mode compiles."""
         return self.runner(region, *inputs)
 
     def logits(self, x: Tensor, block_noise: list[Tensor] | None = None) -> Tensor:
-        """Logits (B,classes) of ``x`` (B,C,H,W), with ``block_noise[b]`` added inside block b."""
+        """The logits (B,classes) of ``x`` (B,C,H,W), with ``block_noise[b]`` added to the input of
+        block b. Raises ``UserError`` if the model returns something other than a tensor."""
         with autocast(self.device, self._dtype):
             logits = self._output(x, block_noise)
         self.counters.count()
@@ -183,7 +191,8 @@ class Network:
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def _output(self, x: Tensor, block_noise: list[Tensor] | None) -> Any:
-        """What the model returns, computed from a copy of ``x`` where it changes that in place."""
+        """The model's output. It is computed from a copy of ``x`` if the model changes its input in
+        place, or if that is not known yet."""
         given = x if self._spoils_input is False else x.clone()
         if torch.compiler.is_compiling():
             return self._forward(given, block_noise)
@@ -217,13 +226,14 @@ class Network:
             return self.model(x)
 
     def logits_of(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Logits of another network, in the outer pass's precision, without a graph."""
+        """The logits (B,classes) of another network on ``x`` (B,C,H,W), in the precision of the
+        outer pass, without a graph."""
         with torch.no_grad(), autocast(self.device, self.outer_dtype):
             logits = model(x)
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def logits_and_block_inputs(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits, and the tensor entering each tapped block."""
+        """The logits (B,classes) of ``x`` (B,C,H,W), and the input of each block with a hook."""
         if self.taps is None:
             raise RuntimeError("no part asked for block_gradients, so no block is tapped")
         with self.taps.reading() as seen:
@@ -232,7 +242,8 @@ class Network:
 
     @contextmanager
     def in_own_dtype(self) -> Iterator[None]:
-        """Passes inside compute in the model's own type, where rounding hides no difference."""
+        """Passes within this context compute in the model's own type, so that rounding does not
+        hide a difference."""
         around, self._dtype = self._dtype, None
         try:
             yield
@@ -242,7 +253,8 @@ class Network:
 
     @contextmanager
     def attacking(self, bn: str) -> Iterator[None]:
-        """Parameters frozen, BN in mode ``bn`` ("train" or "eval"), the attack's precision."""
+        """Within this context parameters are frozen, the mode is ``bn`` ("train" or "eval"), and
+        passes have the attack's precision."""
         train = bn == "train"
         self._dtype = self.attack_dtype
         try:
@@ -257,12 +269,12 @@ class Network:
             self._dtype = self.outer_dtype
 
     def _folds(self, train: bool) -> bool:
-        # A compiler fuses what BatchNorm is made of; it could not see who else reads a fold.
+        # A compiler fuses BatchNorm itself, and stand-ins do not work inside a compiled graph.
         return not train and not self.runner.compiles
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Training mode and gradients for the outer pass."""
+        """Within this context the model is in training mode, with gradients, for the outer pass."""
         self._dtype = self.outer_dtype
         with (
             torch.enable_grad(),
@@ -277,7 +289,7 @@ class Network:
             yield
 
     def _norms(self) -> AbstractContextManager[object]:
-        # A compiler fuses what PyTorch's own is made of.
+        # A compiler fuses the operations of PyTorch's own double backward.
         if not self.differentiates_twice or self.runner.compiles:
             return nullcontext()
         return cheap_double_backward(self.device)
@@ -285,10 +297,10 @@ class Network:
     def gradients(
         self, loss: Tensor, weights: dict[str, Tensor], others: Sequence[Tensor] = ()
     ) -> list[Tensor | None]:
-        """Gradients of the scalar ``loss`` at the model's ``weights`` and at ``others``, in their
-        shapes and types; None where the loss does not depend on it.
+        """The gradients of the scalar ``loss`` with respect to the model's ``weights`` and to
+        ``others``, in their shapes and types; None if the loss does not depend on the tensor.
 
-        A weight that a low-precision copy stands for has its gradient from there.
+        A weight with a low-precision copy in the model gets its gradient from the copy.
         """
         if not self.copies.learning:
             return gradients_if_used(loss, [*weights.values(), *others])
@@ -307,12 +319,14 @@ class Network:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Running BatchNorm statistics for the passes inside, gradients as they are."""
+        """Passes within this context use BatchNorm's running statistics; gradients are not
+        changed."""
         with guard.train_flags(self.model, False):
             yield
 
     @contextmanager
     def keeping_buffers(self) -> Iterator[None]:
-        """Passes inside do not move BatchNorm's running statistics."""
+        """Passes within this context do not change the model's buffers, such as BatchNorm's running
+        statistics."""
         with kept(self.kept_buffers):
             yield

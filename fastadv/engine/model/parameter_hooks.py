@@ -1,8 +1,9 @@
-"""The hooks a user puts on parameters run as in a plain loop: once per update, on its gradient.
+"""Runs the user's hooks on parameters as in a plain loop: once per update, on its gradient.
 
-A step takes several gradients per update (AWP's direction, the pass it descends), of low-precision
-copies of the weights or inside a compiled graph, where a hook would run too often or never. So
-hooks are detached while gradients are taken, and what was found goes through them once.
+A step computes several gradients per update (the direction of AWP, the outer pass), with respect to
+low-precision copies of the weights or inside a compiled graph. There a hook would run too often or
+never. So hooks are detached while gradients are computed, and the final gradients are passed
+through them once.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Asked for every parameter in every update: no Python function of ours is called for that.
+# Read for every parameter in every update, so without a call of a Python function.
 _before = attrgetter("_backward_hooks")
 _after = attrgetter("_post_accumulate_grad_hooks")
 
 
 def first_hooked(named: Mapping[str, Tensor]) -> str | None:
-    """The name of the first parameter that has a hook."""
+    """The name of the first parameter with a hook, or None."""
     return next((name for name, p in named.items() if _before(p) or _after(p)), None)
 
 
 @contextmanager
 def detached(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Gradients taken inside run no hook of ``parameters``."""
+    """Gradients computed within this context run no hook of ``parameters``."""
     every = list(parameters)
     found: list[tuple[Any, Any]] = []
     if any(map(_before, every)):
@@ -44,7 +45,8 @@ def detached(parameters: Iterable[Tensor]) -> Iterator[None]:
 def through(
     parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """``gradients`` of ``parameters`` (None: it has none) after the hooks of ``register_hook``."""
+    """``gradients`` of ``parameters`` (None for a parameter without gradient) after the hooks of
+    ``register_hook``."""
     found = list(gradients)
     if not any(map(_before, parameters)):
         return found
@@ -55,7 +57,7 @@ def through(
     }
     if hooked:
         own = [parameter for parameter, _ in hooked.values()]
-        # Autograd runs them itself, with its own checks of what they return.
+        # Autograd runs the hooks, with its own checks of what they return.
         after = torch.autograd.grad(own, own, [gradient for _, gradient in hooked.values()])
         for place, gradient in zip(hooked, after, strict=True):
             found[place] = gradient
@@ -63,7 +65,7 @@ def through(
 
 
 def accumulated(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-    """Run ``register_post_accumulate_grad_hook``'s of those whose ``grad`` a gradient entered."""
+    """Run the hooks of ``register_post_accumulate_grad_hook`` of each parameter with a gradient."""
     if not any(map(_after, parameters)):
         return
     for parameter, gradient in zip(parameters, gradients, strict=True):

@@ -1,4 +1,4 @@
-"""Torch's own errors of a forward pass that a user can mend, as one sentence."""
+"""Errors of torch in a forward pass that a user can correct, as one sentence each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ _OF_TYPES = ("expected scalar type", "should be the same", "same dtype", "to hav
 
 
 def in_words(error: Exception, model: nn.Module, x: Tensor) -> UserError | None:
-    """The sentence for an ``error`` of ``model(x)``, or None where its traceback tells more."""
+    """The ``UserError`` for an ``error`` of ``model(x)``, or None if there is no better text than
+    torch's own."""
     text = str(error)
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
     if isinstance(error, RuntimeError) and x.dtype != own and any(t in text for t in _OF_TYPES):

@@ -1,4 +1,4 @@
-"""Which number type a pass computes in, and when a machine cannot do what was asked."""
+"""The number type of a pass, and the fallback for a machine that does not support it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @cache
 def cpu_multiplies(dtype: torch.dtype) -> bool:
-    """True if this CPU has instructions for products of ``dtype`` (AVX-512 BF16, AMX, ARM's)."""
+    """True if this CPU has instructions for products of ``dtype`` (AVX-512 BF16, AMX, or ARM)."""
     if dtype is torch.float16:
         return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
     has = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if platform.machine().lower() in {"x86_64", "amd64"}:
-        # oneDNN calls any AVX-512 machine able, and then emulates: slower than float32.
+        # oneDNN reports support on any AVX-512 machine and may emulate it, slower than float32.
         has = has and torch.cpu._is_avx512_bf16_supported()
     return has
 
@@ -35,7 +35,8 @@ def _say_once(sentence: str) -> None:
 def pass_dtype(name: str, device: torch.device) -> torch.dtype | None:
     """The autocast dtype for ``name`` (fp32, bf16, fp16) on ``device``; None means float32.
 
-    A CPU without instructions for it computes in float32, and says so once.
+    A CPU without instructions for it computes in float32, with one warning. Raises ``UserError``
+    for an unknown name.
     """
     if name not in DTYPES:
         raise unknown("precision", name, DTYPES)
@@ -49,8 +50,8 @@ def pass_dtype(name: str, device: torch.device) -> torch.dtype | None:
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     """Autocast to ``dtype`` without the weight cache; None switches autocast off.
 
-    Autocast's cache keeps the low-precision copy of a weight until the outermost region ends, so
-    weights changed in place (AWP, RWP) would silently be ignored.
+    Autocast's cache keeps the low-precision copy of a weight until the outermost autocast context
+    ends, so changes of the weights in place (AWP, RWP) would silently be ignored.
     """
     if dtype is None and not torch.is_autocast_enabled(device.type):
         return nullcontext()
@@ -60,7 +61,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
 
 def shown(dtype: torch.dtype | None, model: torch.nn.Module, device: torch.device) -> str:
-    """The precision of passes with autocast to ``dtype`` (None: the model's own), in words."""
+    """The precision of passes with autocast to ``dtype`` (None: the model's own type), in words."""
     if dtype is not None:
         return str(dtype).removeprefix("torch.")
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -75,14 +76,14 @@ def shown(dtype: torch.dtype | None, model: torch.nn.Module, device: torch.devic
 
 
 def _rounds(older: Any, newer: Any) -> bool:
-    """True if TF32 is allowed, by whichever of torch's two interfaces can tell."""
+    """True if TF32 is allowed, from the one of torch's two interfaces that can be read."""
     allowed = _told(lambda: older.allow_tf32)
     return newer.fp32_precision == "tf32" if allowed is None else bool(allowed)
 
 
 def _told(ask: Callable[[], Any]) -> Any:
-    """What the older interface says; None where it raises, for a setting of the newer one that it
-    has no word for."""
+    """The value from the older interface, or None if it raises, since it cannot express a setting
+    of the newer one."""
     try:
         return ask()
     except RuntimeError:
@@ -90,7 +91,8 @@ def _told(ask: Callable[[], Any]) -> Any:
 
 
 def _places() -> list[Any]:
-    """Where the newer interface keeps a setting that the older one writes too; parents first."""
+    """The objects of the newer interface whose settings the older one also writes; parents
+    first."""
     cudnn: Any = torch.backends.cudnn
     onednn = getattr(torch.backends, "mkldnn", None)
     found = [cudnn, getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None)]
@@ -99,22 +101,23 @@ def _places() -> list[Any]:
 
 
 def float32_settings() -> tuple[Any, ...]:
-    """What decides how float32 products and convolutions round."""
+    """The settings that decide how float32 products and convolutions round."""
     older = torch._C._get_cudnn_allow_tf32, torch.get_float32_matmul_precision
     return (*map(_told, older), *(place.fp32_precision for place in _places()))
 
 
 @contextmanager
 def tf32(allowed: bool | None) -> Iterator[None]:
-    """Inside, float32 convolutions and products on a GPU may round to TF32, or may not; None keeps
-    torch's own setting (its default: convolutions may, matrix products may not)."""
+    """Within this context float32 convolutions and products on a GPU may round to TF32 (True) or
+    not (False). None keeps torch's own setting, by default: convolutions may, matrix products may
+    not."""
     if allowed is None:
         yield
         return
     cudnn: Any = torch.backends.cudnn
     products: Any = torch.backends.cuda.matmul
-    # Both interfaces can read what the older one writes; but once the newer one has been used, the
-    # older one may raise. It also writes over "none", part of a compiler's key.
+    # Both interfaces can read what the older one writes. Once the newer one has been used, the
+    # older one may raise. The older one also overwrites "none", which is part of a compiler's key.
     convolving = _told(lambda: cudnn.allow_tf32)
     multiplying = _told(torch.get_float32_matmul_precision)
     kept = [(place, place.fp32_precision) for place in _places()]
@@ -124,7 +127,7 @@ def tf32(allowed: bool | None) -> Iterator[None]:
         products.allow_tf32 = allowed
     newer: list[Any] = [getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None), products]
     for place in newer:
-        # The older writes "none" for False, which follows what is set for all of torch.
+        # For False the older interface writes "none", which follows the setting for all of torch.
         if hasattr(place, "fp32_precision") and (place.fp32_precision == "tf32") != allowed:
             place.fp32_precision = "tf32" if allowed else "ieee"
     try:
@@ -139,15 +142,16 @@ def tf32(allowed: bool | None) -> Iterator[None]:
 
 
 def _put_back(place: Any, precision: str) -> None:
-    """A setting that followed another one ("none") must follow it again, not only equal it. (The
-    state of cuDNN's settings before they are first set cannot be restored through torch.)"""
+    """Restore the setting of ``place``. One that followed another setting ("none") must follow it
+    again, not only equal it. (The state of cuDNN's settings before they are first set cannot be
+    restored through torch.)"""
     place.fp32_precision = "none"
     if place.fp32_precision != precision:
         place.fp32_precision = precision
 
 
 def surrounding(device: torch.device) -> torch.dtype | None:
-    """The dtype of the autocast region the caller is in, or None."""
+    """The dtype of the caller's autocast context, or None."""
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return None

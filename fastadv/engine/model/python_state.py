@@ -1,8 +1,8 @@
-"""What Python alone knows of a model: numbers, names and switches that no tensor holds.
+"""The Python state of a model: numbers, names and switches that are not in tensors.
 
-A CUDA graph has frozen them. ``PythonState.number`` says, before every replay, whether they are
-those of a recording: attributes of modules, of their classes, and the globals and closures that
-their code reads. It is called in every step, so unchanged values are recognised by identity alone.
+A CUDA graph has fixed them. ``PythonState.number`` identifies the state before every replay:
+attributes of modules and of their classes, and the globals and closures that their code reads. It
+is called in every step, so unchanged values are recognised by identity alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.jit import ScriptModule
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None))
-# Compared as they are: they do not change, or only as one object in the place of another.
+# Types that are compared by identity: their values do not change inside.
 _LEAVES = frozenset(
     {
         *_NUMBERS,
@@ -33,7 +33,7 @@ _LEAVES = frozenset(
         *(types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type),
     }
 )
-# Levels and entries of containers that are looked at, and containers of one attribute.
+# Limits: depth of nesting, entries per container, containers per attribute.
 DEEP, MANY, BUDGET = 6, 256, 100
 _CONTAINERS = (list, tuple, set, frozenset, deque)
 # Packages whose code does not change between two steps.
@@ -41,16 +41,16 @@ _SETTLED = frozenset({"torch", "numpy", "fastadv", "math", *sys.stdlib_module_na
 
 
 class PythonState:
-    """The Python state of ``models``, by the names that stand before those of their attributes,
-    and of the options of ``parts``, which are data classes."""
+    """The Python state of ``models``, and of the options of ``parts``, which are dataclasses. The
+    keys of ``models`` are prefixes of the names of their attributes."""
 
     def __init__(self, models: Mapping[str, nn.Module], parts: Iterable[object] = ()) -> None:
         self.models = dict(models)
-        self.changed = ""  # in words, what was another the last time that anything was
+        self.changed = ""  # name of the first value that differed at the last change
         self._parts = [part for part in parts if is_dataclass(part)]
         self._modules: list[nn.Module] = []
         self._plans: dict[int, _Plan] = {}
-        self._readings: list[_Reading] | None = None  # of code; made anew for another structure
+        self._readings: list[_Reading] | None = None  # None: not known for the present structure
         self._version: Hashable = None
         self._seen: list[Any] = []
         self._deep: list[Hashable] = []
@@ -60,8 +60,8 @@ class PythonState:
         self._skipped: set[tuple[int, str]] = set()
 
     def number(self, version: Hashable = None) -> int:
-        """A number for the present state, the same for equal ones; ``version`` is another where
-        the model has other modules or hooks."""
+        """A number for the present state, the same for equal states. ``version`` must differ if the
+        model has other modules or hooks."""
         if version != self._version:
             self._readings, self._version = None, version
         readings = self._code()
@@ -74,7 +74,7 @@ class PythonState:
                 plan = self._plans[id(module)] = _Plan(module, self._skipped)
             try:
                 plan.read(own, seen, deep)
-            except (KeyError, TypeError):  # another attribute, or another kind, stands there now
+            except (KeyError, TypeError):  # an attribute was removed or has another type now
                 plan = self._plans[id(module)] = _Plan(module, self._skipped)
                 plan.read(own, seen, deep)
         for reading in readings:
@@ -88,7 +88,8 @@ class PythonState:
         return self._number
 
     def _code(self) -> list[_Reading]:
-        """What is read beside attributes; made anew for another structure or other functions."""
+        """What is read beside attributes; created again for another structure or other
+        functions."""
         if self._readings is None:
             self._modules = [m for model in self.models.values() for m in modules_of(model)]
             self._readings = list(_code_readings(self._modules))
@@ -109,7 +110,7 @@ class PythonState:
         return self._numbers.setdefault(tuple(found.items()), len(self._numbers))
 
     def values(self) -> Iterator[tuple[str, Hashable]]:
-        """Everything that is looked at, by a name for the user."""
+        """Everything that is compared: (name for the user, value as returned by ``frozen``)."""
         for name, module, key in self.attributes():
             if (id(module), key) not in self._skipped:
                 yield name, frozen(vars(module)[key])
@@ -118,7 +119,7 @@ class PythonState:
                 yield f"{reading.place}.{key}", frozen(reading.space[key])
 
     def attributes(self) -> Iterator[tuple[str, nn.Module, str]]:
-        """The users' attributes of modules: name, module, and key."""
+        """The attributes of modules beyond those of every ``nn.Module``: name, module and key."""
         for before, model in self.models.items():
             for path, module in model.named_modules(prefix=before):
                 if isinstance(module, ScriptModule):
@@ -128,13 +129,13 @@ class PythonState:
                         yield f"{path}.{key}" if path else key, module, key
 
     def skip(self, module: nn.Module, key: str) -> None:
-        """Do not look at an attribute that every forward pass writes and none reads before."""
+        """Leave out an attribute that every forward pass writes before it reads it."""
         self._skipped.add((id(module), key))
         self._plans.clear()
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Attributes and what they hold are after the region as before it."""
+        """Attributes and the content of their containers are restored on exit."""
         modules = [m for model in self.models.values() for m in modules_of(model)]
         undo = list(_undo(modules))
         try:
@@ -148,8 +149,9 @@ _MISSING = object()
 
 
 class _Plan:
-    """How the attributes of a module are looked at: those that cannot change inside as themselves,
-    lists of such by their entries, the rest by content. Made anew whenever anything changed."""
+    """How the attributes of a module are compared: values that cannot change inside by identity,
+    lists of such values by their entries, everything else by content. Created again after every
+    change."""
 
     def __init__(self, module: nn.Module, skipped: set[tuple[int, str]]) -> None:
         own = vars(module)
@@ -170,7 +172,7 @@ class _Plan:
 
 
 class _Reading:
-    """Names that code reads in a class, a module of Python, or another name space."""
+    """The names that code reads in a class, a Python module or another name space."""
 
     def __init__(self, place: str, space: Mapping[str, Any], names: Iterable[str] | None) -> None:
         self.place, self.space = place, space
@@ -201,7 +203,7 @@ def _is_code(value: Any) -> bool:
 
 
 def _is_data(key: str, value: Any) -> bool:
-    """True if an entry of a class is its own and may be changed."""
+    """True if an entry of a class is code or data that may be replaced."""
     return _is_code(value) or not (key.startswith("__") or hasattr(type(value), "__get__"))
 
 
@@ -217,7 +219,8 @@ def _getter(keys: list[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
 
 
 def modules_of(model: nn.Module) -> Iterator[nn.Module]:
-    """Each once, without what is TorchScript, whose attributes are not Python's."""
+    """The modules of ``model``, each once, without TorchScript, whose attributes are not in
+    Python."""
     modules, seen = [model], {model}
     for module in modules:
         if isinstance(module, ScriptModule):
@@ -230,7 +233,7 @@ def modules_of(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_settled(value: Any) -> bool:
-    """True if nothing inside of ``value`` can change while it stays the same object."""
+    """True if the content of ``value`` cannot change while it stays the same object."""
     if type(value) is tuple:
         return _are_leaves(value)
     return type(value) in _LEAVES or isinstance(value, (enum.Enum, type))
@@ -241,7 +244,8 @@ def _are_leaves(values: Iterable[Any]) -> bool:
 
 
 def frozen(value: Any) -> Hashable:
-    """``value`` as something to compare later; what is not looked into counts as itself."""
+    """``value`` in a form that can be compared later. An object that is not inspected is compared
+    by identity."""
     return _frozen(value, DEEP, [BUDGET])
 
 
@@ -266,7 +270,7 @@ def _frozen(value: Any, depth: int, left: list[int]) -> Hashable:
         keys = tuple(key if type(key) in _LEAVES else _Same(key) for key in value)
         return kind, keys, tuple(map(inner, value.values()))
     if isinstance(value, nn.Module):
-        # Not one of the model's children, or it would not be an attribute.
+        # A module that is not a child of the model: a child would not be a plain attribute.
         state = vars(value)
         own = [state[key] for key in state if key not in OF_EVERY_MODULE]
         parts = [*state["_parameters"].values(), *state["_buffers"].values()]
@@ -281,13 +285,13 @@ def _frozen(value: Any, depth: int, left: list[int]) -> Hashable:
 
 
 def _has_insides(value: Any) -> bool:
-    """True if it is an object of the user's, or one that only holds names."""
+    """True for an object of a user's class, and for a plain name space."""
     known = isinstance(value, (types.SimpleNamespace, argparse.Namespace))
     return known or not (_settled(type(value).__module__) or isinstance(value, type))
 
 
 def _insides(value: Any) -> dict[str, Any]:
-    """The attributes of an object, those in slots, too."""
+    """The attributes of an object, including those in slots."""
     slots = [name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name)]
     return {**{name: getattr(value, name) for name in slots}, **getattr(value, "__dict__", {})}
 
@@ -298,7 +302,7 @@ def _slots(kind: type) -> list[str]:
 
 
 class _Same:
-    """An object compared by identity, which holding it here keeps from being given to another."""
+    """An object compared by identity. It is held here, so that its id is not given to another."""
 
     def __init__(self, value: object) -> None:
         self.value = value
@@ -311,7 +315,8 @@ class _Same:
 
 
 def _of_tensor(tensor: Tensor) -> Hashable:
-    """Where it lies; a kernel on a GPU takes the value of a single number on the host."""
+    """The shape, type and address of a tensor. On the host with CUDA also its version, since a
+    kernel on a GPU takes a single number from there by value."""
     if tensor.device.type == "meta" or tensor.layout is not torch.strided:
         return _Same(tensor)
     place = tensor.shape, tensor.dtype, tensor.device, tensor.data_ptr()
@@ -321,7 +326,7 @@ def _of_tensor(tensor: Tensor) -> Hashable:
 
 
 def _undo(modules: list[nn.Module]) -> Iterator[Callable[[], None]]:
-    """Functions that put back what is in the containers of the modules' Python state now."""
+    """Functions that restore the present content of the containers of the modules' Python state."""
     waiting: list[tuple[Any, int]] = []
     for module in modules:
         own = vars(module)
@@ -364,7 +369,8 @@ def _put_back_entries(holder: Any, content: list[Any]) -> None:
 def _put_back_keys(
     holder: dict[Any, Any], content: dict[Any, Any], left_alone: frozenset[str] | None
 ) -> None:
-    """``left_alone`` are the only keys beside those of ``content`` that stay; None: all do."""
+    """Restore ``content`` in ``holder``. Other keys are deleted except those in ``left_alone``;
+    None deletes none."""
     if left_alone is not None:
         for key in [key for key in holder if key not in content and key not in left_alone]:
             del holder[key]
@@ -390,7 +396,7 @@ def _put_back_cells(cells: Mapping[str, Any], content: dict[str, Any]) -> None:
 
 
 class Cells(Mapping[str, Any]):
-    """The variables of outer functions that a function sees."""
+    """The variables of outer functions that a function can read."""
 
     def __init__(self, function: types.FunctionType) -> None:
         names = function.__code__.co_freevars
@@ -419,7 +425,7 @@ class Cells(Mapping[str, Any]):
 def _code_readings(modules: list[nn.Module]) -> Iterator[_Reading]:
     """Class attributes, globals and closures that the code of the model's modules and hooks names.
 
-    Followed into functions that this code names, not into PyTorch's and the standard library's.
+    Functions that this code names are followed, except those of PyTorch and the standard library.
     """
     kinds: dict[type, None] = {}
     functions: list[Any] = []

@@ -1,8 +1,8 @@
-"""Tells whether a network's forward pass is the same operations in every call.
+"""Checks that a network's forward pass is the same operations in every call.
 
 A CUDA graph repeats kernels. What Python decides anew in each call (a number from its generators, a
-branch on a tensor's value, a counter) would stay what it was at the recording. That cannot be seen
-from outside at every step; it is looked for here, once before each recording.
+branch on a tensor's value, a counter) would stay what it was at the recording. A replay cannot
+notice that, so the network is checked here, once before each recording.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ from fastadv.engine.model.forward_trace import Trace, traced
 from fastadv.engine.model.network import Network
 from fastadv.engine.model.python_state import PythonState, frozen, modules_of
 
-SEEDS = (1, 2, 3)  # of the generators of Python and numpy, for one call each
+SEEDS = (1, 2, 3)  # seeds of the generators of Python and numpy, one call with each
 
 
 def why_not_static(net: Network, state: PythonState, x: Tensor, attack_bn: str) -> str | None:
-    """What a forward pass over ``x`` (B,C,H,W) decides anew in every call, in words; None where
-    nothing of that kind shows: in the modes of an attack and of training, and in the networks
-    beside ``net`` that ``state`` knows.
+    """What a forward pass over ``x`` (B,C,H,W) decides anew in every call, in words, or None.
 
-    Everything is afterwards as it was: buffers, attributes, generators.
+    Checked are the modes of an attack and of training, and the other networks in ``state``.
+    Buffers, attributes and generators are restored.
     """
     every = [module for model in state.models.values() for module in model.modules()]
     if any(isinstance(module, ScriptModule) for module in every):
@@ -67,7 +66,7 @@ def why_not_static(net: Network, state: PythonState, x: Tensor, attack_bn: str) 
 
 
 def _reason(net: Network, state: PythonState, forward: Callable[[], Tensor]) -> str | None:
-    forward()  # what is made once, at the first call
+    forward()  # creates what the model creates in its first call only
     before = dict(state.values())
     places = {name: (module, key) for name, module, key in state.attributes()}
     tensors = _tensors(state)
@@ -75,7 +74,7 @@ def _reason(net: Network, state: PythonState, forward: Callable[[], Tensor]) -> 
     generators = _generator_states(modules)
     host = torch.get_rng_state() if net.device.type == "cuda" else None
     with _Reads(tensors.values()) as reads:
-        # Its logits would keep a whole batch's activations for the passes that follow.
+        # The logits are dropped: they would keep the activations of a batch in memory.
         first = traced(forward)[1]
     if first.draws:
         return f"its forward draws from Python's generator {first.draws[0]!r}"
@@ -111,14 +110,14 @@ def _other_seeds(forward: Any, first: Trace) -> str | None:
 
 
 def _tensors(state: PythonState) -> dict[str, Tensor]:
-    """Attributes of modules that are tensors and neither parameters nor buffers."""
+    """Name -> tensor, for attributes of modules that are neither parameters nor buffers."""
     found = {name: vars(module)[key] for name, module, key in state.attributes()}
     return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 @contextmanager
 def _tensors_kept(state: PythonState) -> Iterator[None]:
-    """The values of such tensors are after the region as before it."""
+    """The values of the tensors of ``_tensors`` are restored at the end of this context."""
     before = [(tensor, tensor.detach().clone()) for tensor in _tensors(state).values()]
     try:
         yield
@@ -130,7 +129,7 @@ def _tensors_kept(state: PythonState) -> Iterator[None]:
 
 
 class _Reads(TorchDispatchMode):
-    """Which of ``tensors`` an operation takes in, by where they lie."""
+    """Records in ``found`` the addresses of those ``tensors`` that an operation takes as input."""
 
     def __init__(self, tensors: Any) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""Keep a convolution that corrupts memory on a CPU out of training passes.
+"""Replaces a convolution that corrupts memory on a CPU in training passes.
 
 oneDNN's float32 weight gradient of a strided 1x1 convolution with 2 to 15 input channels writes
-outside of its memory when the images are channels_last and their number does not suit the number
-of threads (seen with torch 2.13.0 and 2.14.1; ``bench/crashing_convolutions.py`` searches a torch
-for such shapes). The same products are a 1x1 convolution without stride of every s-th pixel.
+outside of its memory for channels_last images and some combinations of batch size and number of
+threads (seen with torch 2.13.0 and 2.14.1; ``bench/crashing_convolutions.py`` searches a version of
+torch for such shapes). A 1x1 convolution without stride over every s-th pixel is the same.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-_SAFE_CHANNELS = 16  # oneDNN takes another kernel from here on, and for one channel
+_SAFE_CHANNELS = 16  # from this number on, and for one channel, oneDNN uses another kernel
 
 
 def pointwise(modules: Iterable[nn.Module], device: torch.device) -> list[nn.Module]:
-    """Those of ``modules`` that ``strides_taken_first`` may have to change: 1x1 convolutions, and
-    modules with a weight of such a shape. The same as long as the modules and parameters are."""
+    """The modules that ``strides_taken_first`` may have to change: 1x1 convolutions, and modules
+    with a weight of such a shape. The result holds as long as modules and parameters stay."""
     if device.type != "cpu":
         return []
     return [
@@ -36,11 +36,11 @@ def pointwise(modules: Iterable[nn.Module], device: torch.device) -> list[nn.Mod
 
 @contextmanager
 def strides_taken_first(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, those of ``modules`` that are strided 1x1 convolutions oneDNN may break skip pixels
-    first. ``modules`` are at least those that ``pointwise`` names.
+    """Within this context the strided 1x1 convolutions for which oneDNN may corrupt memory skip
+    pixels first. ``modules`` must contain those that ``pointwise`` returns.
 
-    Other convolutions cost nothing. Every call of ``functional.conv2d`` is looked at only where a
-    weight of such a shape hangs outside of a plain convolution.
+    Other convolutions cost nothing. Calls of ``functional.conv2d`` are intercepted only if a module
+    other than a plain convolution has a weight of such a shape.
     """
     replaced: list[nn.Module] = []
     watched = False
@@ -49,7 +49,7 @@ def strides_taken_first(modules: Iterable[nn.Module]) -> Iterator[None]:
             if not _is_plain(module):
                 watched = watched or any(map(_is_narrow, module._parameters.values()))
             elif _may_break(module):
-                # An attribute of the object goes before the method of its class.
+                # An attribute of the object hides the method of its class.
                 vars(module)["_conv_forward"] = partial(_forward, module)
                 replaced.append(module)
         with _Watching() if watched else nullcontext():
@@ -60,8 +60,8 @@ def strides_taken_first(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """True if it is a convolution that does nothing but ``_conv_forward``, whatever its weight is
-    made of."""
+    """True for a convolution whose forward is only ``_conv_forward``, whatever computes its
+    weight."""
     if not isinstance(module, nn.Conv2d):
         return False
     if "_conv_forward" in vars(module):
@@ -78,7 +78,7 @@ def _forward(convolution: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | N
 
 
 class _Watching(TorchFunctionMode):
-    """Sees every call of ``conv2d``, from any module."""
+    """Intercepts every call of ``conv2d``, from any module."""
 
     def __torch_function__(
         self,

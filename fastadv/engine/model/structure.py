@@ -1,8 +1,9 @@
-"""Tells whether a model still has the modules and parameters that it had at the last look.
+"""Detects changes of a model's modules and parameters.
 
-Users replace heads, add parametrizations and prune between two calls of a step. Whatever was
-learnt from the model's structure (names, folds, counters, compiled graphs) must be learnt again
-then. One walk over the modules says so, in a fraction of the time that ``named_parameters`` takes.
+Between two calls of a step a head may be replaced, a parametrization added or a weight pruned.
+Everything derived from the model's structure (names, folds, counters, compiled graphs) must then be
+derived again. One walk over the modules finds a change, in a fraction of the time that
+``named_parameters`` takes.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from torch.jit import ScriptModule
 
 
 class Structure:
-    """The parts of ``model`` by identity, as of the last ``look``.
+    """The modules and parameters of ``model``, compared by identity, as of the last ``look``.
 
-    ``parameters`` are by name and ``modules`` in order, each once; ``version`` counts the changes
-    that were seen.
-    A change is another module, parameter or buffer name, another object in its place, another
-    class, forward or hook of a module. Values, train flags and ``requires_grad`` are none.
-    ``inner`` counts those that are more than a hook on the model as a whole, which cannot change
-    how its modules follow each other.
+    ``parameters`` is name -> parameter; ``modules`` are all modules in order, each once.
+    ``version`` counts the changes seen so far. A change is another module, parameter or buffer
+    name, another module or parameter object, or another class, forward or hook of a module. A new
+    value, train flag or ``requires_grad`` is not a change. ``inner`` does not count a change that
+    is only a hook on the whole model, since it cannot change the order of the modules' calls.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -31,11 +31,11 @@ class Structure:
         self.parameters: dict[str, nn.Parameter] = {}
         self.modules: list[nn.Module] = []
         self._parts: list[Any] = []
-        self._hooks: list[Any] = []  # of the model as a whole
+        self._hooks: list[Any] = []  # hooks on the whole model
         self.look()
 
     def look(self) -> bool:
-        """Look again: whether the model is another than at the last look."""
+        """Compare with the last look; True if the model has changed."""
         parts, hooks = _parts(self.model), _hooks(self.model)
         inner = not _same(parts, self._parts)
         if not inner and _same(hooks, self._hooks):
@@ -48,7 +48,7 @@ class Structure:
         return True
 
     def __getstate__(self) -> dict[str, Any]:
-        # The names and hooks of a copy are other objects: it looks again.
+        # The names and hooks of a copy are other objects, so a copy must look again.
         return vars(self) | {"_parts": []}
 
 
@@ -65,12 +65,13 @@ def _hooks(module: nn.Module) -> list[Any]:
 
 
 def _parts(model: nn.Module) -> list[Any]:
-    """What a model is made of. Dictionaries keep their keys, so these too are the same objects
-    while nothing changes; holding them here keeps their identity from being given to others."""
+    """The objects of which a model consists. The keys of its dictionaries are among them, since
+    they also stay the same objects while nothing changes. As long as the objects are held here,
+    Python cannot give their ids to others."""
     found: list[Any] = [model]
     modules, seen = [model], {model}
     for module in modules:
-        if isinstance(module, ScriptModule):  # TorchScript keeps its parts, which cannot change
+        if isinstance(module, ScriptModule):  # the parts of TorchScript cannot change
             found.append(type(module))
             continue
         own = vars(module)

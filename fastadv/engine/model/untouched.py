@@ -1,7 +1,7 @@
-"""A forward that is only looked at leaves no trace in what Python keeps of the model.
+"""A probing forward pass leaves no trace in the Python state of the model.
 
-Models remember things in their first forward: scales initialised from the first batch, caches of
-its size, counters. A look at two images must not be that first forward.
+Some models change in their first forward pass: scales are initialised from the first batch, caches
+take its size, counters count it. A probe must not be that first pass.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _HOLDERS = (dict, list, set, OrderedDict)
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """After the region the modules of ``model`` have the attributes, parameters and buffers again
-    that they had, their lists, dicts and sets the same items, and parameters the same values.
+    """On exit the modules of ``model`` have the same attributes, parameters and buffers as before,
+    their lists, dicts and sets the same items, and their parameters the same values.
 
-    What a forward changes inside of other objects stays changed.
+    Changes inside of other objects are not undone.
     """
     own = [vars(module) for module in model.modules() if not isinstance(module, ScriptModule)]
     holders: dict[int, Any] = {id(found): found for found in own}

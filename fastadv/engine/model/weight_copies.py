@@ -1,8 +1,9 @@
-"""What stands in the model during the passes of an update, made once for each state of the weights.
+"""Copies of the weights for the passes of an update, computed once per state of the weights.
 
-Low precision: autocast would cast every weight again in every pass, eleven times the same for
-PGD-10; its own cache outlives a change of the weights in place (``precision.py``), so the copies
-are made here. With running statistics BatchNorm folds into the convolution before it (``folding``).
+In low precision autocast would cast every weight again in every pass, eleven times for PGD-10. Its
+cache ignores changes of the weights in place (``precision.py``), so the copies are made here. With
+running statistics BatchNorms are also folded into the convolutions before them
+(``bn_folding.py``).
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 from fastadv.engine.model.bn_folding import CONVOLUTIONS, Fold, Folding
 from fastadv.engine.model.buffers import copy_into
 
-# Modules that hand weight and bias to an operation autocast lowers. Not their subclasses, which
-# may do something to a weight first (standardise it) that needs its full precision. Code outside of
-# such a module that reads its weight sees the copy.
+# Modules that pass weight and bias to an operation that autocast lowers. Subclasses are excluded:
+# they may first compute something from the weight (standardise it) that needs its full precision.
+# Code outside of such a module that reads its weight gets the copy.
 LOWERED = (*CONVOLUTIONS, nn.Linear)
 
 
@@ -32,40 +33,41 @@ class Copy(NamedTuple):
 
     @classmethod
     def like(cls, tensor: Tensor, dtype: torch.dtype) -> Copy:
-        """Uninitialised memory of the shape of ``tensor``."""
+        """A copy with the shape of ``tensor`` and uninitialised values."""
         frozen = nn.Parameter(torch.empty_like(tensor, dtype=dtype), requires_grad=False)
         return cls(frozen, nn.Parameter(frozen.detach()))
 
     def fits(self, tensor: Tensor, dtype: torch.dtype) -> bool:
-        """True if it still has the tensor's shape and device, and this data type."""
+        """True if this copy has the shape and device of ``tensor``, and the type ``dtype``."""
         own = self.frozen
         return (own.shape, own.device, own.dtype) == (tensor.shape, tensor.device, dtype)
 
 
 class Place(NamedTuple):
-    """Where a parameter hangs: ``module._parameters[name]``."""
+    """The place of a parameter: ``module._parameters[name]``."""
 
     module: nn.Module
     name: str
 
 
 class WeightCopies:
-    """``folds`` are used where BatchNorm uses its running statistics.
+    """Copies of the weights of ``model`` by data type, and its folds, which are used in passes with
+    running statistics.
 
-    Call ``invalidate`` after every in-place change of the weights: until then the copies serve
-    every pass.
+    Call ``invalidate`` after every in-place change of the weights; until then all passes use the
+    same copies.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.folding = Folding()
-        self.learning: dict[str, nn.Parameter] = {}  # by the name of what each stands for
+        self.learning: dict[str, nn.Parameter] = {}  # name of a weight -> its installed copy
         self._copies: dict[torch.dtype | None, list[Copy]] = {}
         self._up_to_date: dict[torch.dtype | None, dict[Place, Copy]] = {}
 
     @property
     def folds(self) -> list[Fold]:
-        """The folds in use; those that turn out to be wrong leave it."""
+        """The folds in use; those that turn out to be wrong are removed."""
         return self.folding.folds
 
     @folds.setter
@@ -74,7 +76,7 @@ class WeightCopies:
         self.invalidate()
 
     def __getstate__(self) -> dict[str, Any]:
-        # The two parameters of a ``Copy`` share their memory, which those of a copy would not.
+        # The two parameters of a ``Copy`` share their memory, which copying would not keep.
         return vars(self) | {"_copies": {}, "_up_to_date": {}}
 
     def invalidate(self) -> None:
@@ -90,17 +92,17 @@ class WeightCopies:
         folded: bool = False,
         learn: Mapping[str, nn.Parameter] | None = None,
     ) -> Iterator[None]:
-        """Copies of the weights stand in the model inside: in ``dtype`` those autocast would cast
-        (None: none), and with ``folded`` BatchNorms are computed in their convolutions.
+        """Within this context the model has copies in ``dtype`` of the weights that autocast would
+        cast (None: no copies), and with ``folded`` its BatchNorms are folded.
 
-        ``learn`` are the model's parameters by name where a copy is to require grad as its weight
-        does; ``learning`` names those.
+        ``learn`` is name -> parameter of the model, for those whose copies are to require grad as
+        they do; these copies are in ``learning``.
         """
         if dtype is None and not folded:
             try:
                 yield
             finally:
-                self.folding.invalidate()  # a training pass moves the BatchNorms' statistics
+                self.folding.invalidate()  # a training pass changes BatchNorm's statistics
             return
         with torch.no_grad():
             used = self.folding.refreshed(dtype) if folded else []
@@ -121,12 +123,12 @@ class WeightCopies:
             for place, weight in own.items():
                 place.module._parameters[place.name] = weight
             if not folded:
-                self.folding.invalidate()  # a training pass moves the BatchNorms' statistics
+                self.folding.invalidate()  # a training pass changes BatchNorm's statistics
 
     def _refreshed(self, dtype: torch.dtype | None) -> dict[Place, Copy]:
-        """A copy for each place, with the values of this moment.
+        """Place -> copy with the present values.
 
-        They are the same tensors every time, unless the model has changed; a weight that hangs in
+        The copies are always the same tensors, unless the model has changed. A weight that is in
         two places has one copy.
         """
         if dtype not in self._up_to_date:
@@ -144,7 +146,7 @@ class WeightCopies:
         return self._up_to_date[dtype]
 
     def _values(self, dtype: torch.dtype | None) -> dict[Place, Tensor]:
-        """What to copy, by the place where the copy will hang."""
+        """Place -> weight to copy."""
         values: dict[Place, Tensor] = {}
         if dtype is None:
             return values
@@ -152,7 +154,7 @@ class WeightCopies:
             if type(module) in LOWERED:
                 for name in ("weight", "bias"):
                     parameter = module._parameters.get(name)
-                    # Autocast leaves float64 as it is.
+                    # Autocast does not cast float64.
                     if parameter is not None and parameter.dtype == torch.float32:
                         values[Place(module, name)] = parameter
         return values

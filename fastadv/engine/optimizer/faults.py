@@ -1,7 +1,7 @@
-"""What must not count as an update: a sticky flag on the device, and updates that it masks.
+"""Bad updates: a sticky flag on the device, and updates that it masks.
 
-Nothing waits for the flag. It holds the number and the kind of the first bad update; from there on
-no update is applied and the weights stay the last good ones.
+Nothing waits for the flag. It holds the number and the kind of the first bad update. From then on
+no update is applied, and the weights stay the last good ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastadv.errors import TrainingError
 
 
 class Fault(IntEnum):
-    """Kinds of bad updates. Of several in one update the first of this list is reported."""
+    """The kinds of bad updates. If one update has several, the first in this order is reported."""
 
     IMAGES = 0
     LABELS = 1
@@ -67,13 +67,13 @@ class Faults:
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
         self.kind = torch.zeros((), dtype=torch.int64, device=device)
         self._fine = torch.zeros((), dtype=torch.bool, device=device)
-        # What was found before an update began; filled in place, so that a CUDA graph may read it.
+        # Faults found before an update begins; filled in place, so that a CUDA graph can read them.
         self.before = {kind: torch.zeros_like(self._fine) for kind in list(Fault)[:3]}
 
     @torch.no_grad()
     def record(self, doubts: Mapping[Fault, Tensor], update: Tensor) -> Tensor:
-        """Note whether any of ``doubts`` (0-dim bool, true where bad) holds for the update of this
-        number; returns whether to apply it."""
+        """Record the update with the number ``update`` (0-dim int64) as bad if any of ``doubts``
+        (0-dim bool) is true. Returns true (0-dim bool) if the update is to be applied."""
         known = {**self.before, **doubts}
         if self.device.type == "cpu" and not any(known.values()):
             return self.none_so_far()
@@ -84,15 +84,16 @@ class Faults:
         return self.bad_step < 0
 
     def none_so_far(self) -> Tensor:
-        """True if no step was bad so far, 0-dim bool on the device."""
+        """True (0-dim bool on the device) if no update was bad so far."""
         return self.bad_step < 0
 
     def healthy(self) -> bool:
-        """True if no step was bad so far. Waits."""
+        """True if no update was bad so far; waits for the device."""
         return int(self.bad_step) < 0
 
     def check(self) -> None:
-        """Raise ``TrainingError`` naming the first bad step, if there was one. Waits."""
+        """Raise ``TrainingError``, which names the first bad update, if there was one; waits for
+        the device."""
         step = int(self.bad_step)
         if step >= 0:
             sentence = SENTENCES[Fault(int(self.kind))]
@@ -109,8 +110,8 @@ def none_of(doubts: Mapping[Fault, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
-    """True (0-dim bool) if every value is finite. A sum is not finite where a value is not, and
-    costs less than a look at each value."""
+    """True (0-dim bool) if every value is finite. It checks sums: a sum is not finite if a value is
+    not, and it costs less than a check of each value."""
     floating = packed([tensor for tensor in tensors if tensor.is_floating_point()])
     if not floating:
         return torch.ones((), dtype=torch.bool, device=tensors[0].device if tensors else None)
@@ -124,7 +125,7 @@ def _finite_sums(floating: Sequence[Tensor]) -> Tensor:
 
 
 def _sum(tensor: Tensor) -> Tensor:
-    """The sum in float32."""
+    """The sum as float32, computed in float32 or wider."""
     if tensor.dtype is torch.float32:
         return tensor.sum()
     wide = torch.promote_types(tensor.dtype, torch.float32)
@@ -135,14 +136,14 @@ def _sum(tensor: Tensor) -> Tensor:
 def apply_where(
     ok: Tensor, update: Callable[[], object], optimizer: torch.optim.Optimizer, known: FlatViews
 ) -> Tensor:
-    """Call ``update`` so that it changes weights and optimizer state only where ``ok`` and only
-    where all of them stay finite; returns whether they do (0-dim bool).
+    """Call ``update`` so that weights and optimizer state change only if ``ok`` and only if all of
+    them stay finite; returns true (0-dim bool) if they do.
 
-    On a CPU the flag is simply read, and what overflowed is the caller's to put back: it holds
-    copies. On a GPU the tensors are copied and put back by a select, since reading the flag would
-    stall the device; a fused optimizer also masks itself. The optimizer's state must already
-    exist: a masked first step would initialise it from an invalid update. ``known`` are the views
-    of earlier updates, used again.
+    On a CPU the flag is read; the caller, which holds copies, restores values that overflowed. On a
+    GPU the tensors are copied and restored by a select, since reading the flag would stall the
+    device; a fused optimizer also masks itself. The optimizer's state must already exist: a masked
+    first step would initialise it from an invalid update. ``known`` are the views of earlier
+    updates, which are reused.
     """
     if ok.device.type == "cpu":
         if not ok:
@@ -168,35 +169,35 @@ def apply_where(
 
 @torch.no_grad()
 def select_into(tensors: Sequence[Tensor], ok: Tensor, otherwise: Sequence[Tensor]) -> None:
-    """Keep each tensor where ``ok``, else put ``otherwise`` back, in place."""
+    """Keep ``tensors`` if ``ok`` (0-dim bool) is true, otherwise copy ``otherwise`` into them."""
     for tensor, old in zip(tensors, otherwise, strict=True):
         torch.where(ok, tensor, old, out=tensor)
 
 
 def counts_on_the_host(optimizer: torch.optim.Optimizer) -> bool:
-    """True if the optimizer keeps something where no flag on the device can mask it.
+    """True if the optimizer keeps state on the host, where no flag on the device can mask it.
 
-    Adam counts its steps there, unless it is fused or capturable.
+    Adam counts its steps there unless it is fused or capturable.
     """
     return any(tensor.device.type == "cpu" for tensor in _state(optimizer))
 
 
 def _moving(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The weights that a step moves."""
+    """The weights that a step changes."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     return [weight for weight in weights if weight.grad is not None]
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """What a step may change on the device."""
+    """The tensors that a step may change on the device."""
     moving = [weight.detach() for weight in _moving(optimizer)]
     device = moving[0].device if moving else None
     return moving + [tensor for tensor in _state(optimizer) if tensor.device == device]
 
 
 def telling(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """What shows whether a step overflowed. SGD adds its state to the weights, so what is not
-    finite there is not finite in them."""
+    """The tensors that show if a step overflowed. SGD adds its state to the weights, so for SGD the
+    weights are enough."""
     return _moving(optimizer) if type(optimizer) is torch.optim.SGD else _tensors(optimizer)
 
 

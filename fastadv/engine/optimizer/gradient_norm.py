@@ -1,4 +1,4 @@
-"""The norm over the gradients of all parameters, as it is reported and clipped."""
+"""The norm over the gradients of all parameters, for the metrics and for clipping."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastadv.engine.packing import packed
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm over all values of ``gradients``, 0-dim; 0 where there are none."""
+    """The Euclidean norm over all values of ``gradients``, 0-dim; 0 if there are none."""
     joined = packed(gradients)
     if len(joined) == 1:
         return torch.linalg.vector_norm(joined[0])

@@ -1,4 +1,4 @@
-"""Weights and optimizer state as they were at one moment, to be put back bit for bit."""
+"""A copy of weights and optimizer state, from which they are restored bit for bit."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fastadv.engine.packing import FlatViews
 
 
 class Copies:
-    """Copies of tensors, in memory that is used again as long as the tensors are the same."""
+    """Copies of tensors, in memory that is reused as long as the tensors are the same."""
 
     def __init__(self) -> None:
         self._flat = FlatViews()
-        self._groups: list[_Group] | None = None  # None: not made, perhaps for lack of memory
+        self._groups: list[_Group] | None = None  # None: not allocated, perhaps for lack of memory
 
     @torch.no_grad()
     def take(self, tensors: list[Tensor]) -> None:
-        """Remember the values of ``tensors``."""
+        """Copy the values of ``tensors``."""
         if self._flat.follow(tensors):
             self._groups = None
         if self._groups is None:
@@ -31,21 +31,21 @@ class Copies:
             group.take()
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(Copies())  # a copy works on other tensors
+        return vars(Copies())  # a copy of this object works on other tensors
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """The tensors hold again what they held."""
+        """Restore the copied values, in place."""
         for group in self._groups or ():
             copy_into(group.views, group.copies)
 
 
 class _Group:
-    """Tensors of one device and data type, and the copies of all, one after the other."""
+    """Tensors of one device and data type, and their copies."""
 
     def __init__(self, views: list[Tensor]) -> None:
         self.views = views
-        # Joined on a CPU, where a call per tensor costs more than a small tensor's values.
+        # Joined on a CPU, where a call per tensor costs more than the copy of a small one.
         joined = views[0].device.type == "cpu" and all(view.dim() == 1 for view in views)
         self._all = torch.cat(views) if joined else None
         if self._all is None:
@@ -61,8 +61,8 @@ class _Group:
 
 
 def _alike(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """``tensors`` by device (some optimizers count their steps on the host), data type, and
-    whether they are flat."""
+    """``tensors`` grouped by device (some optimizers count their steps on the host), by data type,
+    and into flat ones and others."""
     groups: dict[object, list[Tensor]] = {}
     for tensor in tensors:
         kind = tensor.device, tensor.dtype, tensor.dim() == 1
@@ -71,14 +71,15 @@ def _alike(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def copy_each(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """``copy_into``, one launch per device."""
+    """``copy_into``, with one call per device."""
     for device in dict.fromkeys(tensor.device for tensor in tensors):
         there = [place for place, tensor in enumerate(tensors) if tensor.device == device]
         copy_into([tensors[place] for place in there], [values[place] for place in there])
 
 
 class OptimizerCopy:
-    """What a step of ``optimizer`` may change: its weights, its state, its groups' settings."""
+    """A copy of what a step of ``optimizer`` may change: its weights, its state and the settings of
+    its groups."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -87,7 +88,7 @@ class OptimizerCopy:
         self._settings: list[dict[str, Any]] = []
 
     def take(self, more: Sequence[Tensor] = ()) -> None:
-        """Remember this moment, and the values of the tensors ``more``."""
+        """Copy the present values, and those of the tensors ``more``."""
         own = self.optimizer
         weights = {id(p): p for group in own.param_groups for p in group["params"]}
         weights |= {id(tensor): tensor for tensor in more}
@@ -104,7 +105,7 @@ class OptimizerCopy:
         self._copies.take([*weights.values(), *tensors])
 
     def put_back(self) -> None:
-        """Everything is again what it was, tensors in place."""
+        """Restore everything, tensors in place."""
         own = self.optimizer
         for weight in list(own.state):
             if weight not in self._state:

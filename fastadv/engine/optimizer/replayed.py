@@ -1,8 +1,8 @@
-"""The optimizer's part of an update as a CUDA graph of its own, where its kind allows that.
+"""The optimizer's part of an update as a separate CUDA graph, if the optimizer can be captured.
 
-It stands between the graphs of the passes and is recorded apart from them: what it has frozen
-(momentum, weight decay, where the optimizer's state lies) may change before any update, which then
-runs as written, and the passes need no new recording for it.
+It is replayed between the graphs of the passes and recorded apart from them. What it has fixed
+(momentum, weight decay, the addresses of the optimizer's state) may change before any update. That
+update then runs eagerly, and the passes need no new recording.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from fastadv.engine.optimizer.faults import Fault
 from fastadv.engine.optimizer.updater import Updater
 from fastadv.errors import warn
 
-# With capturable=True none of these waits for the device, whichever way its step is computed
-# (RMSprop's and Adadelta's does when it goes tensor by tensor).
+# With capturable=True none of these waits for the device, in any implementation of its step.
+# (RMSprop and Adadelta do in the implementation that goes tensor by tensor.)
 CAPTURABLE = (Adam, AdamW, Adamax, NAdam, RAdam)
-MAX_RERECORDINGS = 4  # of one situation; after more, it is taken to keep changing
+MAX_RERECORDINGS = 4  # per recording of the passes; then the settings are assumed to keep changing
 
 
 class Replaying:
-    """What the recordings of one updater have in common: its learning rates, and whether there
-    can be recordings at all.
+    """What the recordings of one updater share: its learning rates, and ``refused``, which is True
+    if the optimizer turned out not to be replayable.
 
-    Replayed are fused SGD and ``CAPTURABLE`` optimizers of float32 weights or narrower, without
-    hooks and without a gradient scaler. The learning rates of such an optimizer are tensors in
-    every update, replayed or not, filled from ``param_groups`` when they have changed: a rate
-    rounded to float32 in some updates only would make a resumed run another run.
+    Fused SGD and ``CAPTURABLE`` optimizers are replayed if their weights are float32 or narrower
+    and they have no hooks and no gradient scaler. The learning rates of such an optimizer are
+    tensors in every update, replayed or not, and filled from ``param_groups`` when they change. A
+    rate that is rounded to float32 in some updates only would make a resumed run differ.
     """
 
     def __init__(self, updater: Updater, recorder: Any) -> None:
         self.updater = updater
         self.recorder = recorder
         self.refused = False
-        self._rates: list[_Rate] = []  # by the place of the group: loading a state replaces those
-        # Torch warns about a capturable optimizer whose step is not captured, as the first is not.
+        self._rates: list[_Rate] = []  # by position, since loading a state replaces the groups
+        # Torch warns if the step of a capturable optimizer is not captured; the first one is not.
         vars(updater.optimizer)["_warned_capturable_if_run_uncaptured"] = True
 
     @contextmanager
     def rates_as_tensors(self, device: torch.device) -> Iterator[None]:
-        """Inside, each group's rate is a tensor on ``device`` with its value of this moment."""
+        """Within this context the rate of each group is a tensor on ``device`` with its value."""
         groups = self.updater.optimizer.param_groups
         while len(self._rates) < len(groups):
             self._rates.append(_Rate(device))
@@ -61,16 +61,16 @@ class Replaying:
                 group["lr"] = given
 
     def fill(self) -> None:
-        """Take over the rates of ``param_groups``."""
+        """Copy the rates of ``param_groups`` into the tensors."""
         for group, rate in zip(self.updater.optimizer.param_groups, self._rates, strict=True):
             rate.fill(group["lr"])
 
 
 class ReplayedUpdate:
-    """``Updater``, replayed for the passes whose ``gradients`` lie where they always do.
+    """``Updater``, replayed for passes that write their ``gradients`` to the same addresses.
 
-    An update is recorded when nothing but the rate has changed since the one before, so with a
-    momentum that moves every time none is.
+    An update is recorded if only the rate has changed since the previous one, so with a momentum
+    that changes in every update none is recorded.
     """
 
     def __init__(self, shared: Replaying, gradients: Sequence[Tensor | None]) -> None:
@@ -92,7 +92,8 @@ class ReplayedUpdate:
         images: int,
         update: bool,
     ) -> tuple[Tensor, Tensor]:
-        """``Updater.__call__``; replayed, the tensors returned are the recording's own."""
+        """``Updater.__call__``. If it is replayed, the returned tensors belong to the recording:
+        the next replay overwrites them."""
         shared = self.shared
         allowed = update and _is_capturable(self.optimizer)
         if allowed and self._may_replay(parameters, gradients):
@@ -117,7 +118,7 @@ class ReplayedUpdate:
             return False
         ours = {id(parameter) for parameter in parameters}
         groups = self.optimizer.param_groups
-        # A gradient that other code computes may lie somewhere else next time.
+        # A gradient from other code may be at another address next time.
         alone = all(p.grad is None for g in groups for p in g["params"] if id(p) not in ours)
         return alone and all(
             given is own for given, own in zip(gradients, self._gradients, strict=True)
@@ -137,8 +138,8 @@ class ReplayedUpdate:
         shared = self.shared
         try:
             with shared.rates_as_tensors(loss.device):
-                # Not in the pool of the passes: the graph that settles was recorded before this
-                # one and is replayed after it.
+                # Not in the pool of the passes: the graph of the end of the update was recorded
+                # before this one and is replayed after it.
                 returned, replay = shared.recorder(
                     lambda: shared.updater(
                         parameters, gradients, loss, number, doubts, images=images, update=True
@@ -157,7 +158,7 @@ class ReplayedUpdate:
 
 
 class _Recording:
-    """One graph: what it has frozen, what it returns, the gradients it leaves."""
+    """One graph: the settings it has fixed, its results, and the gradients it leaves."""
 
     def __init__(
         self, frozen: Hashable, parameters: Sequence[Tensor], returned: Any, replay: Any
@@ -169,7 +170,7 @@ class _Recording:
 
     def replay(self) -> tuple[Tensor, Tensor]:
         self._replay()
-        # The caller may have taken them away since.
+        # The caller may have cleared them since.
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
         norm, ok = self._returned
@@ -177,14 +178,14 @@ class _Recording:
 
 
 class _Rate:
-    """A group's learning rate where a graph can read it."""
+    """The learning rate of a group as a tensor that a graph can read."""
 
     def __init__(self, device: torch.device) -> None:
         self.tensor = torch.zeros((), device=device, dtype=torch.float32)
         self._value: float | None = None
 
     def fill(self, given: float | Tensor) -> None:
-        """Take over ``given`` where it is another than at the last update."""
+        """Copy ``given`` if it has changed since the last update."""
         if isinstance(given, Tensor) and given.device.type != "cpu":
             self.tensor.copy_(given)
         elif self._value != float(given):
@@ -195,17 +196,18 @@ class _Rate:
 def _is_capturable(own: torch.optim.Optimizer) -> bool:
     """True if ``optimizer.step()`` only launches kernels, the same ones each time.
 
-    A rate on the device is float32 (fused kernels read no other), too coarse for float64 weights.
+    A rate on the device is float32, since fused kernels take no other, and too coarse for float64
+    weights.
     """
     if type(own) not in (SGD, *CAPTURABLE):
-        return False  # a wrapper may even lack the attributes below
+        return False  # a wrapper may lack the attributes below
     hooks = (
         own._optimizer_step_pre_hooks,
         own._optimizer_step_post_hooks,
         optimizer._global_optimizer_pre_hooks,
         optimizer._global_optimizer_post_hooks,
     )
-    # A scheduler wraps the optimizer's own step in one that counts.
+    # A scheduler wraps the optimizer's step in a function that counts calls.
     step = vars(own).get("step")
     wrapped = step is not None and getattr(step, "__wrapped__", None) is not type(own).step
     if any(hooks) or wrapped:
@@ -221,7 +223,7 @@ def _is_capturable(own: torch.optim.Optimizer) -> bool:
 
 
 def _frozen(own: torch.optim.Optimizer) -> Hashable:
-    """What a recording holds fast: where the state lies, and every setting but the rate."""
+    """What a recording has fixed: the addresses of the state, and every setting but the rate."""
     state = (value for values in own.state.values() for value in values.values())
     return (
         tuple(value.data_ptr() if isinstance(value, Tensor) else value for value in state),
@@ -235,5 +237,6 @@ def _settings(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _has_tensors(value: Any) -> bool:
-    """Tensors as hyper-parameters are read by their value, on the host."""
+    """True if ``value`` is or contains a tensor. The step reads the value of such a hyper-parameter
+    on the host."""
     return isinstance(value, Tensor) or (isinstance(value, tuple) and any(map(_has_tensors, value)))

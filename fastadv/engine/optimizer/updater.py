@@ -26,19 +26,19 @@ from fastadv.engine.optimizer.optimizer_copy import OptimizerCopy
 from fastadv.engine.packing import FlatViews
 from fastadv.errors import TrainingError
 
-# A scale that was halved so often in a row is no overflow that goes away.
+# After so many skipped updates in a row a lower loss scale does not help.
 STARVED = 50
-# Gradients of the scaled loss.
+# Faults in gradients of the scaled loss.
 _SCALED = frozenset({Fault.DIRECTION, Fault.INPUT_GRADIENT, Fault.GRADIENT})
 
 
 class Updater:
-    """Hands gradients to the user's optimizer as ``backward()`` and ``step()`` would.
+    """Applies gradients with the user's optimizer as ``backward()`` and ``step()`` would.
 
     ``scaler`` is a ``torch.amp.GradScaler`` for float16; ``max_grad_norm`` clips the norm over
-    all parameters after unscaling. Whether an update counts stays on the device; only the first
-    one waits for the answer, and with a scaler every update of an optimizer that counts its steps
-    on the host.
+    all parameters after unscaling. The flag that says if an update counts stays on the device. Only
+    the first update waits for it, and with a scaler every update of an optimizer that counts its
+    steps on the host.
     """
 
     def __init__(
@@ -49,24 +49,24 @@ class Updater:
         max_grad_norm: float | None,
     ) -> None:
         self.optimizer = optimizer
-        # A scaler that is switched off must not hide faults as overflows.
+        # A disabled scaler must not hide faults as overflows.
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         if self.scaler is not None and self.scaler._scale is None:
-            # It makes its scale at the first use, and nothing could be put back there.
+            # Otherwise it creates its scale at the first use, which could not be undone.
             self.scaler._lazy_init_scale_growth_tracker(device)
         self.max_grad_norm = max_grad_norm
         self.faults = Faults(device)
         self._one = torch.ones((), device=device)
-        self.skipped = torch.zeros((), dtype=torch.int64, device=device)  # updates in a row
-        self._waiting = 0  # images whose gradients wait for the update
-        self._learned: list[Tensor] = []  # in the update before
-        self._begun = False  # whether the optimizer has made its state
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)  # skipped in a row
+        self._waiting = 0  # number of images whose gradients wait for an update
+        self._learned: list[Tensor] = []  # parameters of the previous update
+        self._begun = False  # True once the optimizer has its state
         self._moved = FlatViews()
 
     @property
     def steady(self) -> bool:
-        """True if an update is the same launches as the one before: the optimizer has its state,
-        no gradient waits for more, and no scaler looks at it."""
+        """True if an update is the same launches as the previous one: the optimizer has its state,
+        no gradient waits for an update, and there is no scaler."""
         return self._begun and not self._waiting and self.scaler is None
 
     @torch.no_grad()
@@ -81,11 +81,12 @@ class Updater:
         images: int,
         update: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Apply ``gradients`` of the mean loss of so many ``images``; returns their norm and
-        whether the update counted (0-dim bool).
+        """Apply ``gradients`` of the mean ``loss`` over a batch of ``images`` images. Returns their
+        norm, and true (0-dim bool) if the update counted.
 
-        ``doubts`` are what else must not be, 0-dim bool. With ``update=False`` the gradient waits:
-        the next update takes the mean over the images of all.
+        ``number`` is the number of the update (0-dim int64). ``doubts`` is fault -> 0-dim bool; the
+        update counts only if all are false. With ``update=False`` the gradient waits: the next
+        update takes the mean over the images of all these batches.
         """
         if not self._waiting:
             self._clear_all_but(parameters)
@@ -103,7 +104,7 @@ class Updater:
         found_bad = {**doubts, Fault.LOSS: ~loss.isfinite(), Fault.GRADIENT: ~norm.isfinite()}
         fine = none_of(found_bad)
         if self.scaler is not None:
-            # A scaled gradient may overflow: then the scaler skips the update and lowers the scale.
+            # If a scaled gradient overflows, the scaler skips the update and lowers the scale.
             found_bad = {kind: bad for kind, bad in found_bad.items() if kind not in _SCALED}
         ok = self.faults.record(found_bad, number) & fine
         if not update:
@@ -123,14 +124,15 @@ class Updater:
         self._learned = list(parameters)
 
     def _step(self, ok: Tensor, number: Tensor) -> Tensor:
-        """Let the optimizer step where ``ok``; returns whether it did and nothing overflowed."""
+        """Step the optimizer if ``ok`` (0-dim bool); returns true if it stepped and nothing
+        overflowed."""
         waits = self.scaler is not None and counts_on_the_host(self.optimizer)
         finite = torch.ones_like(ok)
         if self._begun and not waits:
             finite = apply_where(ok, self.optimizer.step, self.optimizer, self._moved)
         elif ok:
             finite = self._begin_step()
-        # On a CPU there is nothing to record about an update that did not overflow.
+        # On a CPU an update that did not overflow needs no record.
         if ok.device.type != "cpu" or not finite:
             ok = ok & self.faults.record({Fault.UPDATE: ~finite}, number)
         if self.scaler is not None:
@@ -138,7 +140,7 @@ class Updater:
         return ok
 
     def _begin_step(self) -> Tensor:
-        """The first step, which makes the optimizer's state."""
+        """The first step, which creates the optimizer's state; undone if it overflows."""
         before = OptimizerCopy(self.optimizer)
         before.take()
         self.optimizer.step()
@@ -150,42 +152,43 @@ class Updater:
         return finite
 
     def _update_scale(self, scaler: torch.amp.GradScaler, ok: Tensor) -> None:
-        """Raise or lower the loss scale; after a fault it stays."""
+        """Raise or lower the loss scale; after a fault it does not change."""
         self.skipped.copy_(torch.where(ok, 0, self.skipped + 1))
         state = scaler._per_optimizer_states[id(self.optimizer)]
         for overflowed in state["found_inf_per_device"].values():
-            # A scaled gradient that is not the weights' (a perturbation's) may overflow alone.
+            # A scaled gradient of other tensors (a direction of the weights) may overflow alone.
             overflowed.copy_(torch.maximum(overflowed, (~ok).to(overflowed.dtype)))
         before = _scale_of(scaler)
-        # Its own step would ask the device, and knows nothing of earlier faults.
+        # scaler.step would wait for the device, and does not know of earlier faults.
         scaler.update()
         select_into(_scale_tensors(scaler), self.faults.bad_step < 0, before)
 
     def begin(self, scale: Tensor) -> None:
-        """Put into ``scale`` (0-dim) what the loss of the coming update is multiplied by."""
+        """Copy the loss scale of the next update into ``scale`` (0-dim)."""
         if self.scaler is not None:
             scale.copy_(self.scaler.scale(self._one))
 
     @property
     def waits(self) -> bool:
-        """True if a gradient waits for the update."""
+        """True if a gradient waits for an update."""
         return self._waiting > 0
 
     def moment(self) -> tuple[Any, ...]:
-        """What ``return_to`` needs to undo what calls have noted here since."""
+        """The present state of this object, for ``return_to``."""
         scale = None if self.scaler is None else _scale_of(self.scaler)
         return self._waiting, list(self._learned), self._begun, scale
 
     def return_to(self, moment: tuple[Any, ...]) -> None:
-        """Undo what calls have noted since ``moment``."""
+        """Return to the state at which ``moment`` was called."""
         self._waiting, self._learned, self._begun, scale = moment
         if self.scaler is not None and scale is not None:
-            # Between unscaling and updating it would refuse to unscale again.
+            # After unscaling and before its update the scaler would refuse to unscale again.
             self.scaler._per_optimizer_states.clear()
             copy_into(_scale_tensors(self.scaler), scale)
 
     def check(self) -> None:
-        """Raise ``TrainingError`` if an update was bad, or if none counts any more; waits."""
+        """Raise ``TrainingError`` if an update was bad, or if the scaler skipped the last
+        ``STARVED`` updates; waits for the device."""
         self.faults.check()
         skipped = int(self.skipped)
         if self.scaler is not None and skipped >= STARVED:
@@ -196,10 +199,11 @@ class Updater:
             )
 
     def healthy(self) -> bool:
-        """True if ``check`` would pass; waits."""
+        """True if ``check`` would not raise; waits for the device."""
         return self.faults.healthy() and int(self.skipped) < STARVED
 
     def state_dict(self) -> dict[str, Any]:
+        """The fault flag, the count of skipped updates and the scaler's state; tensors are live."""
         scaler = None if self.scaler is None else self.scaler.state_dict()
         faults = self.faults
         return {
@@ -210,6 +214,7 @@ class Updater:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load a ``state_dict``, in place."""
         self.faults.bad_step.copy_(state["bad_step"])
         self.faults.kind.copy_(state["fault"])
         self.skipped.copy_(state["skipped"])
@@ -229,13 +234,13 @@ def _scale_of(scaler: torch.amp.GradScaler) -> list[Tensor]:
 def _hand_over(
     parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], *, keep: bool
 ) -> None:
-    """Set each parameter's ``.grad``; ``keep``: it waits for the gradients of more batches."""
+    """Set ``.grad`` of each parameter; with ``keep`` it must outlast the next batch."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:
             own = gradient
             if gradient.stride() != parameter.stride():
                 own = _laid_out_as(gradient, parameter)
-            # A gradient that waits must not be overwritten by the next replay of a CUDA graph.
+            # The next replay of a CUDA graph must not overwrite a gradient that waits.
             gradient = own.clone() if keep and own is gradient else own
         parameter.grad = gradient
 
@@ -256,10 +261,10 @@ def _add_to_waiting(
 
 
 def _laid_out_as(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """``gradient`` in the parameter's memory format, as ``backward()`` leaves it.
+    """``gradient`` in the memory format of ``parameter``, as ``backward()`` leaves it.
 
-    A convolution on channels_last images gives its weight such a gradient, whatever the weight is,
-    and fused optimizers on a GPU refuse the pair.
+    With channels_last images a convolution's weight gets a channels_last gradient, whatever the
+    format of the weight, and fused optimizers on a GPU refuse that.
     """
     strides = zip(gradient.shape, gradient.stride(), parameter.stride(), strict=True)
     if all(size == 1 or own == wanted for size, own, wanted in strides):

@@ -1,4 +1,4 @@
-"""Reproducible or fast: torch's switches for it, for the length of a run."""
+"""Sets torch's switches for a reproducible or a fast run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 @contextmanager
 def reproducible(wanted: bool) -> Iterator[None]:
-    """Inside, the same operations give the same bits every time, and those that cannot raise
-    torch's ``RuntimeError``; or, where that is not ``wanted``, they are as fast as they can be.
+    """If ``wanted``, the same operations give the same bits every time within this context, and an
+    operation that cannot raises torch's ``RuntimeError``. Otherwise they are as fast as possible.
 
-    Fast: cuDNN times the ways to compute a convolution once for each shape and keeps the best,
+    Fast means that cuDNN times its algorithms for a convolution once per shape and keeps the best,
     which may be another one in another run. cuBLAS reads its variable when it is first used.
     """
     cudnn = torch.backends.cudnn

@@ -1,4 +1,4 @@
-"""Which device a process computes on."""
+"""The device on which a process computes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from fastadv.errors import UserError
 def choose_device(name: str) -> torch.device:
     """The device called ``name``: "auto", "cpu", "cuda" or "cuda:N".
 
-    "auto" is CUDA where there is a GPU. "cuda" without a number is the GPU of this process's local
-    rank. Raises ``UserError`` for another name and for CUDA where there is none.
+    "auto" is CUDA if there is a GPU, otherwise the CPU. "cuda" without a number is the GPU with the
+    number of this process's local rank. Raises ``UserError`` for another name, and for CUDA without
+    a GPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,15 +1,15 @@
-"""Several processes, one batch: what each finds on its part is brought together here.
+"""Several processes on one batch: the results of their parts of it are averaged here.
 
-A step runs several forwards a backward and takes gradients without ``backward()``, which DDP's
-hooks do not see (and, for TRADES, cannot survive: its buffer broadcast changes tensors the
-backward needs). So the inner module runs in each process, and this averages what it found. After
-every update all processes hold the same weights, buffers and state. What is taken over a batch, or
-carried from one to the next, stays each process's own: BatchNorm's statistics while training, the
-largest entries of AdvLC, the normalised weights of SAT and GAIRAT, Free's perturbation, dropout's
-masks.
+A step runs several forward passes per backward pass and takes gradients without ``backward()``,
+which the hooks of DDP do not see. (With TRADES they would even fail: DDP's buffer broadcast changes
+tensors that the backward pass needs.) So the inner module runs in each process, and this module
+averages the results. After every update all processes hold the same weights, buffers and state.
+Quantities that are taken over a batch, or carried from one batch to the next, stay local to each
+process: the batch statistics of BatchNorm, the largest entries of AdvLC, the normalised weights of
+SAT and GAIRAT, Free's perturbation, the masks of dropout.
 
-Gradients, statistics, loss and accuracy are the mean of the processes' means, each of which counts
-alike whatever the size of its batch, as in DDP. All processes must make equally many calls.
+Gradients, statistics, loss and accuracy are the mean of the processes' means, each with the same
+weight whatever the size of its batch, as in DDP. All processes must make equally many calls.
 """
 
 import os
@@ -24,13 +24,14 @@ from torch import Tensor, distributed
 
 from fastadv.errors import TrainingError, UserError
 
-# The first process decodes a data set while the others wait.
+# The other processes wait while the first one decodes a data set.
 PATIENCE = timedelta(hours=6)
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """The process group torchrun asks for in its environment; nothing where there is none."""
+    """Within this context the process is in the group that torchrun asks for in the environment;
+    without torchrun nothing happens."""
     if world_size() > 1 or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -46,19 +47,19 @@ def joined(device: torch.device) -> Iterator[None]:
 
 
 def local_rank() -> int:
-    """The number of this process on its machine, which is that of its GPU."""
+    """The number of this process on its machine, which is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def wait() -> None:
-    """Until every process is here."""
+    """Wait until every process has called this."""
     if world_size() > 1:
         distributed.barrier()
 
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """Process 0 runs the block before the others do: it leaves files that they find."""
+    """Process 0 runs the block before the others, which can then read the files it wrote."""
     if rank() != 0:
         wait()
     yield
@@ -67,7 +68,7 @@ def first_alone() -> Iterator[None]:
 
 
 def world_size() -> int:
-    """How many processes train together; 1 without a process group."""
+    """The number of processes that train together; 1 without a process group."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size()
     return 1
@@ -82,7 +83,7 @@ def rank() -> int:
 def average(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its mean over all processes, in place, in one message per dtype.
 
-    The mean of the processes' means, as DDP takes it, also where their batches differ in size.
+    It is the mean of the processes' means, as in DDP, also if their batches differ in size.
     """
     count = world_size()
     if count == 1 or _alone:
@@ -106,10 +107,10 @@ def add_up(tensor: Tensor) -> None:
 
 @torch.no_grad()
 def share_rows(stores: Sequence[Tensor], index: Tensor, room: int) -> None:
-    """Take over the rows of ``stores`` (N,...) that other processes wrote, in place.
+    """Copy the rows of ``stores`` (N,...) that other processes wrote, in place.
 
-    Each process wrote its own rows ``index`` (B,), B of any size up to ``room``, which is the same
-    in all of them: so are the messages, filled up with a row that is sent twice.
+    Each process wrote its own rows ``index`` (B,). B may differ between processes up to ``room``,
+    which is the same in all of them; messages are filled up to that length with the last row.
     """
     if world_size() == 1 or not stores or _alone:
         return
@@ -131,7 +132,7 @@ def _summed(flat: Tensor) -> None:
     _finished(flat, lambda wait: distributed.all_reduce(flat, async_op=not wait))
 
 
-# -- processes that do not come -------------------------------------------------------------------
+# -- failures of other processes ------------------------------------------------------------------
 
 LOOK_EVERY = timedelta(seconds=1)
 _FAILED = "fastadv/failed"
@@ -142,7 +143,8 @@ _received: BaseException | None = None
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process keeps what it has to itself: the others do not do the same."""
+    """Within this context ``average`` and ``share_rows`` send nothing, since the other processes do
+    not call them now."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -153,12 +155,12 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def failure_told() -> Iterator[None]:
-    """An error that leaves the block is reported to the processes that wait for this one."""
+    """An error raised in the block is reported to the processes that wait for this one."""
     global _told
     if world_size() == 1:
         yield
         return
-    if _told:  # and the caller goes on nevertheless
+    if _told:  # the caller caught the error and continues
         _told = False
         with suppress(RuntimeError):
             _store().delete_key(_FAILED)
@@ -168,23 +170,24 @@ def failure_told() -> Iterator[None]:
         if error is not _received:
             said = str(error).strip().splitlines()
             words = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
-            with suppress(RuntimeError):  # where the others have ended already
+            with suppress(RuntimeError):  # raised if the other processes have already ended
                 _store().set(_FAILED, f"process {rank()} stopped ({words})")
             _told = True
         raise
 
 
 def _of_another(sentence: str) -> TrainingError:
-    """The error that ends this process because another has ended; it is not reported again."""
+    """The error of this process after another one has ended; it is not reported again."""
     global _received
     _received = TrainingError(sentence)
     return _received
 
 
 def _finished(tensor: Tensor, start: Callable[[bool], Any]) -> None:
-    """Run a collective on ``tensor``; on a CPU look now and then whether the others still come."""
+    """Run a collective on ``tensor``; on a CPU check every ``LOOK_EVERY`` if another process has
+    failed."""
     if tensor.device.type != "cpu":
-        start(True)  # queued on the device; the group's own watch ends what never comes
+        start(True)  # queued on the device; the group's own timeout ends a message that never comes
         return
     work = start(False)
     while True:
@@ -196,7 +199,7 @@ def _finished(tensor: Tensor, start: Callable[[bool], Any]) -> None:
         if work.is_completed():
             break
     try:
-        work.wait()  # it may have come meanwhile
+        work.wait()  # it may have completed in the meantime
     except RuntimeError as error:
         raise _of_another(
             f"A message between the processes failed ({str(error).splitlines()[0]}): one of them "
@@ -221,17 +224,18 @@ def _store() -> Any:
     return distributed.distributed_c10d._get_default_store()
 
 
-# -- processes that differ ------------------------------------------------------------------------
+# -- agreement of processes -----------------------------------------------------------------------
 
-COMING = timedelta(minutes=10)  # after the first time, for which they may be busy much longer
+COMING = timedelta(minutes=10)  # for all but the first agreement, before which a process works long
 _agreements = 0
 
 
 def told_by_all(own: str, patience: timedelta) -> list[str]:
-    """What each process says, in their order. Every process must come here equally often.
+    """The texts ``own`` of all processes, in the order of ranks. All processes must call this
+    equally often.
 
-    It goes by the group's store, where nothing has to be of equal size. Raises ``UserError`` if
-    another process does not come within ``patience``.
+    They are sent through the group's store, where texts may differ in length. Raises ``UserError``
+    if another process does not call it within ``patience``.
     """
     global _agreements
     _agreements += 1
@@ -254,7 +258,8 @@ def told_by_all(own: str, patience: timedelta) -> list[str]:
 
 
 def collected(own: Any) -> list[Any]:
-    """What each process brings, in their order, in process 0; nothing in the others."""
+    """In process 0 the objects ``own`` of all processes, in the order of ranks; an empty list in
+    the others."""
     if world_size() == 1:
         return [own]
     found: list[Any] = [None] * world_size() if rank() == 0 else []
@@ -263,7 +268,7 @@ def collected(own: Any) -> list[Any]:
 
 
 def any_process(said: bool, device: torch.device) -> bool:
-    """True if any process says so; all of them must ask. Waits."""
+    """True if ``said`` is true in any process. All processes must call it; waits for the device."""
     if world_size() == 1:
         return said
     flag = torch.tensor(float(said), device=device)

@@ -1,8 +1,9 @@
-"""On a CPU, memory that was freed stays with the process.
+"""Keeps freed memory in the process, for steps on a CPU.
 
-A step allocates and frees every activation of its passes. By default glibc hands large freed blocks
-back to the kernel, which clears each page again at its next first use: thousands of page faults a
-step. Kept, the next pass finds them. The process stays as large as its largest step was.
+A step allocates and frees every activation of its passes. By default glibc returns large freed
+blocks to the kernel, which clears each page at its next first use: thousands of page faults per
+step. With these settings the next pass reuses the blocks. The process stays as large as in its
+largest step.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ import os
 import platform
 from functools import cache
 
-# Of <malloc.h>.
+# From <malloc.h>.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 NEVER = 2**31 - 1
-# Blocks below these are kept; older glibc refuses the first.
+# Blocks below this size are kept; the second value is for older glibc, which refuses the first.
 LARGEST = (2**30, 2**25)
-# A user who sets one of these has made the choice already.
+# If one of these is set in the environment, the user has made the choice.
 SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 @cache
 def keep_freed_memory() -> bool:
-    """Tell glibc so, once per process; False where there is no glibc or the environment decides."""
+    """Set glibc to keep freed memory, once per process; False without glibc, or if the environment
+    has a setting."""
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in SETTINGS):
         return False
     mallopt = ctypes.CDLL(None).mallopt

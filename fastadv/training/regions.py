@@ -1,0 +1,177 @@
+"""The regions of an update: tensor code that does not wait for the device, which a compiled mode
+compiles one by one and a captured mode records as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastadv import kernels
+from fastadv.algorithms.adversaries.weaken import weakened, weakening
+from fastadv.algorithms.contract import Adversarial, Batch, Context, Losses, Outputs, required
+from fastadv.algorithms.plan import Plan
+from fastadv.engine.gradient import leaf
+from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL
+from fastadv.engine.model.network import Network
+from fastadv.threat import Threat
+from fastadv.training.parameters import Parameters
+from fastadv.training.results import Gradients, OuterPass
+
+
+class Regions:
+    """Forward passes, losses and gradients of ``plan`` on ``net`` against ``threat``.
+
+    ``natural``, ``outer``, ``joint`` and ``weight_gradient`` are run by ``net.run``;
+    ``attack_loss`` is called inside the regions of the adversaries.
+    """
+
+    def __init__(
+        self, plan: Plan, net: Network, parameters: Parameters, threat: Threat, seed: int
+    ) -> None:
+        self.plan, self.net, self.parameters = plan, net, parameters
+        self.threat, self.seed = threat, seed
+
+    def attack_loss(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
+        """The scalar that an attack maximises: its objective plus the target's term, times the loss
+        scale. ``logits`` are (B,classes), ``y`` is (B,) int64."""
+        term = self.plan.target.attack_term(logits, context)
+        if self.plan.adversary.attack_objective == "kl":
+            losses = kernels.trades_kl(required(context.natural_logits_attack), logits)
+            if term is not None:
+                losses = self.plan.objective.attack_scale() * losses + term
+            loss = losses.mean()
+        elif term is not None:
+            loss = (functional.cross_entropy(logits, y, reduction="none") + term).mean()
+        else:
+            loss = functional.cross_entropy(logits, y)
+        scale = self.net.loss_scale(len(y))
+        return loss if scale == 1.0 else loss * scale
+
+    def natural(self, x: Tensor) -> Tensor:
+        """Logits (B,classes) of ``x`` (B,C,H,W) without a graph; a region."""
+        with torch.no_grad():
+            return self.net.logits(x)
+
+    def outer(self, batch: Batch, attacked: Adversarial, scale: Tensor) -> OuterPass:
+        """The outer pass; ``scale`` (0-dim) is the loss scale. A region."""
+        adversary = self.plan.adversary
+        leaves = [leaf(tensor) for tensor in adversary.leaves()]
+        x_adv, block_noise = adversary.outer_input(batch, attacked, leaves)
+        regularizer = self.plan.regularizer
+        wanted = adversary.wants_input_gradient
+        if regularizer is not None:
+            wanted = wanted or regularizer.wants_adversarial_gradient
+            if regularizer.wants_center_gradient:
+                attacked = attacked._replace(center=leaf(attacked.center))
+        if wanted and not x_adv.requires_grad:
+            x_adv = leaf(x_adv)
+        trained_on = self.weakened(x_adv, attacked)
+        outputs = self._outputs(batch, attacked, trained_on, block_noise, self.plan.needs)
+        at = x_adv if adversary.wants_input_gradient else None
+        return self._loss_and_gradients(batch, attacked, trained_on, outputs, scale, leaves, at)
+
+    def joint(
+        self, batch: Batch, center: Tensor, context: Context, scale: Tensor
+    ) -> tuple[Tensor, Tensor | None, OuterPass]:
+        """A one-step attack and the outer pass with one shared forward pass at ``center``. Returns
+        x_adv, the factor of ``weakening`` and the outer pass; a region."""
+        factor = weakening(self.plan.adversary, batch, self.seed)
+        context = context._replace(weakening=factor)
+        center = leaf(center)
+        passes = self.plan.objective.passes()
+        with self.net.bn_momenta.updates_as(passes, NATURAL):
+            natural = self.net.logits(center)
+        x_adv = self.plan.adversary.joint_step(center, natural, batch.y, context)
+        attacked = Adversarial(x_adv, center.detach(), context, center.detach())
+        trained_on = self.weakened(x_adv, attacked)
+        with self.net.bn_momenta.updates_as(passes, ADVERSARIAL):
+            logits = self.net.logits(trained_on)
+        outputs = Outputs(logits, natural, context)
+        outer = self._loss_and_gradients(batch, attacked, trained_on, outputs, scale)
+        return x_adv, factor, outer
+
+    def weight_gradient(
+        self, batch: Batch, attacked: Adversarial, scale: Tensor | None
+    ) -> tuple[list[Tensor | None], Tensor]:
+        """The gradients of the weights part's loss in this process, times ``scale`` (0-dim; None:
+        1), and the number of samples in it (0-dim); a region."""
+        part = self.plan.weights
+        if part is None:
+            raise RuntimeError("this recipe perturbs no weights")
+        with torch.enable_grad():
+            leaves = [tensor.detach() for tensor in self.plan.adversary.leaves()]
+            x_adv, block_noise = self.plan.adversary.outer_input(batch, attacked, leaves)
+            trained_on = self.weakened(x_adv.detach(), attacked)
+            # The direction is that of the objective, without the regularizer.
+            needs = self.plan.objective.requires()
+            outputs = self._outputs(batch, attacked, trained_on, block_noise, needs)
+            plain_losses = functional.cross_entropy(outputs.adversarial, batch.y, reduction="none")
+            plain = self.plan.objective.is_plain() and self.plan.target.is_plain()
+            total = self._losses(outputs, batch.y)
+            loss, count = part.reduce(
+                Losses(total, plain_losses, outputs.adversarial, batch.y, plain)
+            )
+            if scale is not None:
+                loss = loss * scale.to(loss.dtype)
+            return self.net.gradients(loss, self.parameters.perturbed()), count
+
+    def weakened(self, x_adv: Tensor, attacked: Adversarial) -> Tensor:
+        """The input (B,C,H,W) of the outer pass: ``x_adv``, with its perturbation weakened by the
+        adversary's options ``shrink`` and ``flip_signs``."""
+        threat, factor = self.threat, attacked.context.weakening
+        return weakened(x_adv, attacked.center, factor, threat.low, threat.high)
+
+    def _outputs(
+        self,
+        batch: Batch,
+        attacked: Adversarial,
+        x_adv: Tensor,
+        block_noise: list[Tensor] | None,
+        needs: frozenset[str],
+    ) -> Outputs:
+        context = attacked.context
+        if "natural_logits_train" not in needs:
+            return Outputs(self.net.logits(x_adv, block_noise), None, context)
+        passes = self.plan.objective.passes()
+        natural, logits = self.net.bn_momenta.forwards(passes, attacked.center, x_adv, block_noise)
+        return Outputs(logits, natural, context)
+
+    def _losses(self, outputs: Outputs, y: Tensor) -> Tensor:
+        """The objective and the target's penalty, per sample (B,)."""
+        plan = self.plan
+        losses = plan.objective.per_sample(outputs, y, plan.target.fit)
+        fitted = outputs.adversarial
+        if plan.objective.fits == "natural" and outputs.natural is not None:
+            fitted = outputs.natural
+        penalty = plan.target.penalty(fitted, outputs.adversarial, outputs.context)
+        return losses if penalty is None else losses + penalty
+
+    def _loss_and_gradients(
+        self,
+        batch: Batch,
+        attacked: Adversarial,
+        trained_on: Tensor,
+        outputs: Outputs,
+        scale: Tensor,
+        leaves: Sequence[Tensor] = (),
+        x_adv: Tensor | None = None,
+    ) -> OuterPass:
+        """The outer loss of ``outputs`` and its gradients with respect to the weights, the
+        adversary's ``leaves`` and ``x_adv``, if it is given."""
+        loss = self._losses(outputs, batch.y).mean()
+        regularizer = self.plan.regularizer
+        if regularizer is not None:
+            term = regularizer.term(batch, attacked, trained_on, outputs)
+            loss = loss + regularizer.weight() * term
+        weights = self.parameters.learning_named()
+        others = [*leaves, *([] if x_adv is None else [x_adv])]
+        found = self.net.gradients(loss * scale.to(loss.dtype), weights, others)
+        first, last = len(weights), len(weights) + len(leaves)
+        at_x_adv = None if x_adv is None else found[last]
+        gradients = Gradients(found[:first], found[first:last], at_x_adv)
+        natural = None if outputs.natural is None else outputs.natural.detach()
+        # Before torch 2.13 a compiled graph cannot return a tuple that _replace made.
+        return OuterPass(loss.detach(), gradients, outputs.adversarial.detach(), natural)
