@@ -138,7 +138,7 @@ def _bound(comparison: Comparison, limits: Limits, outcome: Outcome) -> Bound | 
     try:
         return measure_bound(shape, setting.batch_size, comparison.dtype, limits, device)
     except RuntimeError as error:
-        # Rows without a bound are valid, too.
+        # Rows without a bound are also valid.
         outcome.skipped.append(f"the bound: {_first_line(error)}")
         return None
 

@@ -46,7 +46,7 @@ def require_parity(specs: Iterable[Spec], modes: Iterable[str], device: torch.de
 def run_parity_tests(root: Path) -> None:
     """Run the parity tests of a checkout; raises ``UserError`` if they fail."""
     # The project's own addopts name a plugin that may not be installed; -P keeps a checkout's
-    # fastadv/, which has no kernels in it, from shadowing the installed package.
+    # fastadv/ from shadowing the installed package.
     command = [sys.executable, "-P", "-m", "pytest", "-o", "addopts=", "-m", "not slow"]
     command += ["-q", "-x", str(PARITY_TESTS)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
