@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 import fastadv
-from fastadv.engine.model.bn_folding import seen_folds
+from fastadv.engine.model.bn_fold_search import seen_folds
 from fastadv.engine.model.weight_copies import WeightCopies
 
 ALPHA = 0.04

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastadv.engine.model.bn_folding import Fold
+from fastadv.engine.model.bn_fold import Fold
 
 
 def agree(

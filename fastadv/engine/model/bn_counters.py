@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from fastadv.engine.model.bn_folding import NORMS
+from fastadv.engine.model.bn_fold import NORMS
 
 NAME = "num_batches_tracked"
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastadv.engine.model.agreement import draws_kept, host_draws_kept, moved_alike
 from fastadv.engine.model.bn_counters import BatchNormCounters
-from fastadv.engine.model.bn_folding import NORMS
+from fastadv.engine.model.bn_fold import NORMS
 from fastadv.engine.model.buffers import Layout, kept
 from fastadv.engine.model.guard import train_flags
 

@@ -16,7 +16,8 @@ from fastadv.engine.model import guard, parameter_hooks
 from fastadv.engine.model.agreement import agree, draws_kept, host_draws_kept
 from fastadv.engine.model.block_hooks import BlockHooks
 from fastadv.engine.model.bn_counters import BatchNormCounters
-from fastadv.engine.model.bn_folding import Fold, seen_folds
+from fastadv.engine.model.bn_fold import Fold
+from fastadv.engine.model.bn_fold_search import seen_folds
 from fastadv.engine.model.bn_momentum import DEFAULT_BN_UPDATES, BatchNormMomenta
 from fastadv.engine.model.buffers import Layout, ModelLayout, copy_into, kept
 from fastadv.engine.model.double_backward import cheap_double_backward

@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_leaves
 from fastadv.engine.model.agreement import draws_kept, host_draws_kept
 from fastadv.engine.model.forward_trace import Trace, traced
 from fastadv.engine.model.network import Network
-from fastadv.engine.model.python_state import PythonState, frozen, modules_of
+from fastadv.engine.model.python_state import PythonState, modules_of
+from fastadv.engine.model.python_values import frozen
 
 SEEDS = (1, 2, 3)  # seeds of the generators of Python and numpy, one call with each
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastadv.engine.model.bn_folding import CONVOLUTIONS, Fold, Folding
+from fastadv.engine.model.bn_fold import CONVOLUTIONS, Fold
+from fastadv.engine.model.bn_folding import Folding
 from fastadv.engine.model.buffers import copy_into
 
 # Modules that pass weight and bias to an operation that autocast lowers. Subclasses are excluded:
