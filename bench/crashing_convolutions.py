@@ -1,9 +1,9 @@
 """Search a torch for convolutions that crash on a CPU: ``python bench/crashing_convolutions.py``.
 
 Every convolution shape of every network at narrow widths runs its three gradients at many batch
-sizes, each shape in its own process, under glibc's heap checker if that is installed: it
-kills a process that wrote outside of its memory even if it would not crash. One row lists the
-shapes that failed, and which of those training can still use.
+sizes, each shape in its own process. glibc's heap checker is used if it is installed: it also kills
+processes that write outside of their memory without crashing. One row lists the shapes that failed,
+and those of them that training still calls.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def shapes_of(networks: Sequence[str], widths: Sequence[int]) -> list[Shape]:
 def breaks(shape: Shape, batches: Sequence[int], threads: int, *, mended: bool) -> bool:
     """True if a process that computes the gradients of ``shape`` at every batch size fails.
 
-    ``mended``: as fastadv trains it.
+    ``mended``: with fastadv's replacement of strided 1x1 convolutions.
     """
     child = os.fork()
     if child:
@@ -105,7 +105,7 @@ def _gradients(shape: Shape, batch: int, *, mended: bool) -> None:
 
 
 def _under_the_checker() -> None:
-    """Restart once with glibc's heap checker."""
+    """Restart this script with glibc's heap checker, unless it already runs with it."""
     if CHECKED in os.environ:
         return
     os.environ |= {CHECKED: "3", "LD_PRELOAD": CHECKER}

@@ -26,7 +26,7 @@ from fastadv.run.train import train
 
 RESULTS = Path(__file__).parent / "results"
 ATTACK = "pgd-20"
-# What begins so late in a run that three epochs end before it.
+# Options of parts that would otherwise begin after three epochs: an earlier start.
 EARLIER = {"sat_start": 0.5}
 
 
@@ -100,7 +100,8 @@ def _trained(method: str, usual: RunRequest, runs: Path, limit: int | None = Non
 
 
 def _halves(usual: RunRequest, runs: Path) -> dict[str, Any]:
-    """Half of the training images with their labels, the others without."""
+    """Settings that train on half of the images with their labels, and the others with
+    pseudo-labels."""
     every = load("digits").train_images
     limit = len(every) // 2
     labelled = {bytes(image.numpy()) for image in load("digits", limit=limit).train_images}

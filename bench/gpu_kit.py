@@ -1,8 +1,8 @@
-"""The files for a machine without a network, and their layout there.
+"""The kit: files for a GPU machine without a network, and how they are unpacked there.
 
-``gpu_prepare.py`` writes the folder; ``gpu_suite.py`` unpacks it. In it: ``kit.json`` (what it was
-made with), ``inductor.tar.xz`` (compiled code for the GPUs named in ``kit.json``), ``wheels/``
-(the peers' packages) and ``images.tar.xz`` (JPEG images, ``train/CLASS/NAME.jpg`` and
+``gpu_prepare.py`` writes the folder; ``gpu_suite.py`` unpacks it. It contains ``kit.json``
+(versions, commit and date), ``inductor.tar.xz`` (compiled code for the GPUs named in ``kit.json``),
+``wheels/`` (the peers' packages) and ``images.tar.xz`` (JPEG images, ``train/CLASS/NAME.jpg`` and
 ``test/CLASS/NAME.jpg``).
 """
 
@@ -20,13 +20,13 @@ from gpu_pack import unpack
 ROOT = Path(__file__).resolve().parents[1]
 KIT = ROOT / "bench" / "gpu_kit"
 FACTS, CODE, WHEELS, IMAGES = "kit.json", "inductor.tar.xz", "wheels", "images.tar.xz"
-# A peer is found by its interpreter and a file that says the environment is complete.
+# Wheels of each peer. `fastadv bench` finds a peer by its interpreter and the file "installed".
 PEERS = {
     "torchattacks": ("torchattacks",),
     "art": ("adversarial_robustness_toolbox",),
 }
-PACKAGES = ("torch", "triton")  # whose versions compiled code is for, beside Python's
-# Settings of the compiler that would make other keys of its cache than those of the kit's code.
+PACKAGES = ("torch", "triton")  # compiled code fits only these versions, and Python's
+# Settings of the compiler that change the keys of its cache, so that the kit's code is not found.
 OTHER_KEYS = ("CXX", "TORCHINDUCTOR_", "TORCHDYNAMO_")
 
 
@@ -44,13 +44,13 @@ def unpack_code(kit: Path, cache: Path) -> str:
     said = facts(kit)
     done = cache / "unpacked"
     if done.exists() and done.read_text() == str(said.get("date")):
-        return "compiled code: unpacked before"
+        return "compiled code: already unpacked"
     if not (kit / CODE).exists():
-        return "compiled code: none was brought, all is compiled here"
+        return "compiled code: not in the kit, everything is compiled here"
     here = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
     for name, found in here.items():
         if not found.startswith(said.get(name, "").split("+")[0]):
-            return f"compiled code: made for {name} {said.get(name)}, here is {found}; not used"
+            return f"compiled code: made for {name} {said.get(name)}, not used with {found}"
     with tarfile.open(kit / CODE) as archive:
         unpack(archive, cache)
         count = len(archive.getnames())
@@ -59,7 +59,8 @@ def unpack_code(kit: Path, cache: Path) -> str:
 
 
 def unpack_peers(kit: Path, environments: Path) -> str:
-    """An interpreter per peer whose wheels are in the kit: this one, with them on its path."""
+    """Make an interpreter for each peer whose wheels are in the kit: this Python with the wheels on
+    its path. Returns a message."""
     ready = []
     for peer, packages in PEERS.items():
         wheels = [
@@ -84,12 +85,12 @@ def unpack_peers(kit: Path, environments: Path) -> str:
 
 
 def environment(kit: Path, work: Path) -> dict[str, str]:
-    """Variables under which the stages find fastadv and the compiled code."""
-    # A test run that calls this must not reach into the test runs inside: pytest-benchmark
-    # measures nothing where it believes that xdist is at work.
+    """Environment variables with which the stages find fastadv and the compiled code."""
+    # pytest's variables must not reach the test runs of the stages: pytest-benchmark measures
+    # nothing if it believes that xdist runs it.
     unwanted = ("PYTEST_", *OTHER_KEYS)
     variables = {k: v for k, v in os.environ.items() if not k.startswith(unwanted)}
-    variables["TEARDOWN_CUPTI"] = "0"  # CUDA graphs did not survive the profiler's end everywhere
+    variables["TEARDOWN_CUPTI"] = "0"  # without it, replays failed on some machines after profiling
     variables["TORCHINDUCTOR_CACHE_DIR"] = str(work / "inductor")
     variables["PYTHONUNBUFFERED"] = "1"
     commit = facts(kit).get("commit")

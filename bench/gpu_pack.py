@@ -11,14 +11,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-# Weights and images, and what is being written under another name.
+# Weights, images, and files that are still being written.
 NOT_PACKED = {".pt", ".npz", ".partial", ".new", ".part"}
-DRY = "dry-run"  # a file that says: no row here is a measurement
-LARGEST = 2**20  # bytes of a log; one that grew without end must not push out the rows
+DRY = "dry-run"  # a file whose presence means that no row is a measurement
+LARGEST = 2**20  # bytes of a log; a longer one is cut so that the packed file stays small
 
 
 class Packing:
-    """Inside the block ``folder`` is packed into ``target`` every ``seconds``, and once at the end.
+    """Context that packs ``folder`` into ``target`` every ``seconds``, and at the end.
+
     ``target`` is complete at any time: a temporary file is written and renamed."""
 
     def __init__(self, folder: Path, target: Path, seconds: float) -> None:
@@ -27,7 +28,7 @@ class Packing:
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def __enter__(self) -> "Packing":
-        pack(self.folder, self.target)  # a place that cannot be written to ends the call at once
+        pack(self.folder, self.target)  # fails at once if the target cannot be written
         self._thread.start()
         return self
 
@@ -43,24 +44,24 @@ class Packing:
 
     def _work(self) -> None:
         while not self._done.wait(self.seconds):
-            with contextlib.suppress(OSError):  # the next time may go well
+            with contextlib.suppress(OSError):  # tried again after ``seconds``
                 pack(self.folder, self.target)
 
 
 def pack(folder: Path, target: Path) -> None:
-    """Every result of ``folder`` in ``target`` (.tar.gz)."""
+    """Write all results in ``folder`` to ``target`` (.tar.gz)."""
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(target.name + ".part")
     with tarfile.open(aside, "w:gz", compresslevel=3) as archive:
         for file in sorted(folder.rglob("*")):
             if file.suffix not in NOT_PACKED and file.is_file():
-                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                with contextlib.suppress(FileNotFoundError):  # deleted after it was listed
                     _add(archive, file, file.relative_to(folder))
     os.replace(aside, target)
 
 
 def _add(archive: tarfile.TarFile, file: Path, name: Path) -> None:
-    """The file as it is now (others go on writing); of a long log the end."""
+    """Add the file's present content (a stage may still write it); of a long log only the end."""
     data = file.read_bytes()
     if file.suffix == ".log":
         data = data[-LARGEST:]
@@ -70,8 +71,11 @@ def _add(archive: tarfile.TarFile, file: Path, name: Path) -> None:
 
 
 def unpack(archive: tarfile.TarFile, folder: Path) -> None:
-    """All members into ``folder``. From Python 3.11.4 on, a member that would be written outside of
-    it is an error; before, the archive must be one of ours."""
+    """Extract all members into ``folder``.
+
+    From Python 3.11.4 on, a member that would be written outside of it is an error. Earlier
+    versions do not check this, so the archive must be one that these scripts have made.
+    """
     archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
     archive.extractall(folder)
 
@@ -83,7 +87,7 @@ def rows_in(folder: Path) -> Iterator[dict]:
 
 
 def whole_rows(lines: Iterable[str]) -> Iterator[dict]:
-    """The rows of ``lines``, without one that was being written when its stage was killed."""
+    """The rows of ``lines``; a line that was cut off when its stage was killed is skipped."""
     for line in lines:
         with contextlib.suppress(ValueError):
             yield json.loads(line)

@@ -1,18 +1,18 @@
-"""Collect what ``gpu_suite.py`` takes along: ``python bench/gpu_prepare.py --images ARCHIVE``.
+"""Make the kit that ``gpu_suite.py`` uses: ``python bench/gpu_prepare.py --images ARCHIVE``.
 
-A lent GPU has no network and few minutes, most of which compiling would take. This makes, in the
-ignored folder ``bench/gpu_kit``:
+A GPU machine may be available without a network and for minutes, most of which compilation would
+take. This script writes, into the ignored folder ``bench/gpu_kit``:
 
-- compiled code for every GPU of ``gpu_pretend.GPUS``: the suite's own stages run on a pretended
-  CUDA runtime (``tools/pretend_cuda/run.py`` makes it), with exactly the torch, Triton and Python
-  of the machine, because the keys of Inductor's cache hold the GPU's name and the hash of torch's
-  own sources. Which tile sizes are fastest is left to the GPU.
+- compiled code for every GPU in ``gpu_pretend.GPUS``: the stages of the suite run on a pretended
+  CUDA runtime (made by ``tools/pretend_cuda/run.py``), with exactly the torch, Triton and Python of
+  the machine, because the keys of Inductor's cache contain the GPU's name and the hash of torch's
+  own sources. Tile sizes are chosen on the GPU.
 - the peers' wheels, from the package registry;
-- real images, where an archive is given: a .tar.xz with ``train/CLASS/NAME.jpg`` and ``test/...``.
+- images, if an archive is given: a .tar.xz with ``train/CLASS/NAME.jpg`` and ``test/...``.
 
-Repository and kit together must not be larger than ``MOST_MIB``. The last lines are the commands to
-type. ``--only code``, ``wheels``, ``images`` or ``commands`` does one of them; what exists of the
-others stays.
+Repository and kit together must not be larger than ``MOST_MIB``. The commands to type on the
+machine are printed last. ``--only code``, ``wheels``, ``images`` or ``commands`` does one of these
+and keeps what exists of the others.
 """
 
 import argparse
@@ -39,13 +39,13 @@ COMPILING = {
     "rest": "parity,pgd-512,single-512,pgd-128,pgd-eval-512,peers-128",
     "train": None,
 }
-# Of Inductor's folder. An entry of these holds its kernels; the rest is written again where it is
-# used, or (tile sizes that were "timed" where nothing has a time) must not be.
+# Subfolders of Inductor's cache that travel: their entries contain the kernels. The others are
+# written again on the GPU, or must not travel (tile sizes that were "timed" on a pretended GPU).
 TAKEN = ("fxgraph", "aotautograd")
-# The same kernels are in the entries of every GPU's name, far apart.
+# Each GPU's entries contain the same kernels, far apart in the archive: a large dictionary.
 LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 256 * 2**20}]
-MOST_MIB = 60  # a lent machine may take 64 MiB, packed
-PATIENCE = 30  # times the suite's own limits: all is compiled, and on fewer cores
+MOST_MIB = 60  # the machine with the GPU accepts at most 64 MiB, packed
+PATIENCE = 30  # times the suite's own limits: everything is compiled, on fewer cores
 PARTS = ("code", "wheels", "images", "commands")
 
 
@@ -54,12 +54,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser)
     parser.add_argument("--images", type=Path, help="a .tar.xz of JPEG images")
-    parser.add_argument("--images-name", help="what the tables call them [the archive's name]")
+    parser.add_argument("--images-name", help="their name in the tables [the archive's name]")
     parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--kit", type=Path, default=KIT)
     given = parser.parse_args()
     if given.images is not None and not given.images.is_file():
-        parser.error(f"there is no archive {given.images}")
+        parser.error(f"there is no archive {given.images}; omit --images or correct the path")
     given.kit.mkdir(parents=True, exist_ok=True)
     wanted = [given.only] if given.only else list(PARTS)
     if "wheels" in wanted:
@@ -76,21 +76,23 @@ def main() -> None:
 
 
 def collect_wheels(kit: Path) -> None:
-    """The peers' packages; all that they need but torch is installed where a GPU is."""
+    """Download the peers' packages alone: the machine with the GPU has what they depend on."""
     folder = kit / WHEELS
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     done = subprocess.run([*command, "--dest", str(folder), *PACKAGES], capture_output=True)
     if done.returncode:
-        sys.exit("The peers' wheels could not be fetched; check the network, or --only code.")
+        sys.exit(
+            "The peers' wheels could not be downloaded; check the network, or use --only code."
+        )
     print(f"wheels: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
 def compile_code(kit: Path, pretended: Pretended) -> None:
     """Run the stages that compile on a pretended GPU of each name, and keep Inductor's cache.
 
-    What was compiled lies in the pretended runtime's folder until all is: an interrupted run finds
-    it there.
+    Compiled code stays in the pretended runtime's folder until all stages are done, so that an
+    interrupted run continues.
     """
     work = pretended.folder / "kit"
     calls = [(gpu, *call) for gpu in GPUS for call in COMPILING.items()]
@@ -104,7 +106,7 @@ def compile_code(kit: Path, pretended: Pretended) -> None:
 def run_call(
     pretended: Pretended, gpu: str, call: str, only: str | None, kit: Path, work: Path
 ) -> None:
-    """One call of the suite; its times are nonsense, its compiled code is not."""
+    """Run one call of the suite for its compiled code; its times mean nothing."""
     command = [str(pretended.python), "-P", str(ROOT / "bench" / "gpu_suite.py"), call]
     command += ["--kit", str(without_code(kit, work)), "--work", str(work)]
     command += ["--pack", str(work / "packed"), "--patience", str(PATIENCE)]
@@ -118,7 +120,7 @@ def run_call(
 
 
 def without_code(kit: Path, work: Path) -> Path:
-    """The kit as it would be if all had to be compiled."""
+    """A kit without compiled code, so that everything is compiled."""
     bare = work / "kit"
     bare.mkdir(parents=True, exist_ok=True)
     for name in (IMAGES, WHEELS):
@@ -128,7 +130,7 @@ def without_code(kit: Path, work: Path) -> Path:
 
 
 def pack_code(cache: Path, target: Path) -> str:
-    """All that is worth taking of ``cache`` in ``target``; says how much that is."""
+    """Pack the parts of ``cache`` that travel into ``target``; returns their size as a message."""
     files = [path for name in TAKEN for path in sorted((cache / name).rglob("*"))]
     files = [path for path in files if path.is_file()]
     with (
@@ -143,7 +145,7 @@ def pack_code(cache: Path, target: Path) -> str:
 
 
 def write_facts(kit: Path, images: str | None = None) -> None:
-    """``kit.json``: what the kit was made with; ``images`` None keeps the name they have."""
+    """Write ``kit.json``: versions, GPUs, commit and date. ``images=None`` keeps their name."""
     said = facts(kit) | VERSIONS | {
         "gpus": list(GPUS) if (kit / CODE).exists() else [],
         "commit": commit() or "unknown",
@@ -155,14 +157,14 @@ def write_facts(kit: Path, images: str | None = None) -> None:
 
 
 def tracked() -> list[Path]:
-    """The files of the checkout that travel, relative to it."""
+    """The files of the checkout that travel to the GPU, relative to its root."""
     words = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
     return [Path(name) for name in names if (ROOT / name).is_file()]
 
 
 def check_size(kit: Path) -> None:
-    """Print what travels; end where it is too much."""
+    """Print the size of what travels; end the program if it is too large."""
     tree = sum((ROOT / name).stat().st_size for name in tracked())
     parts = {path.name: path for path in sorted(kit.iterdir())}
     sizes = {
@@ -174,7 +176,7 @@ def check_size(kit: Path) -> None:
     print(", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in said.items()))
     if total > MOST_MIB * 2**20:
         sys.exit(
-            f"Repository and kit take {total / 2**20:.1f} MiB of {MOST_MIB}; take a smaller "
+            f"Repository and kit take {total / 2**20:.1f} MiB of {MOST_MIB}; use a smaller "
             f"archive of images, or delete {kit / IMAGES}."
         )
     print(f"together {total / 2**20:.1f} of {MOST_MIB} MiB")
@@ -184,10 +186,10 @@ def print_commands(kit: Path) -> None:
     """The commands to type on the machine with the GPU, in the repository's root."""
     print("\nOn the machine with the GPU, in the copy of this repository, kit included:\n")
     for call, seconds in CALLS.items():
-        note = f"  # at most {seconds} s" + ("; where so many are left" if call == "train" else "")
+        note = f"  # at most {seconds} s" + ("; if so many are left" if call == "train" else "")
         typed = f"FASTADV_COMMIT={commit() or 'unknown'} python3 bench/gpu_suite.py {call}"
         print(f"{typed} --pack RESULTS{note}")
-    print("\nAnd here, with each packed file that came back:\n")
+    print("\nAnd here, for each packed file that was copied back:\n")
     print("python bench/tables.py --take FILE.tar.gz --write README.md bench/README.md")
 
 

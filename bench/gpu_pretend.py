@@ -1,4 +1,4 @@
-"""The pretended CUDA runtime as the scripts here use it: where it is, and what a run needs."""
+"""Where the pretended CUDA runtime is, and the environment of programs that run on it."""
 
 import argparse
 import json
@@ -22,8 +22,12 @@ VERSIONS = {
 
 
 class Pretended:
-    """``folder`` is where ``tools/pretend_cuda/run.py`` keeps its environment; ``python`` may stand
-    in for the one in there. Ends the program where either is missing or of other versions."""
+    """An installed pretended runtime.
+
+    ``folder`` is where ``tools/pretend_cuda/run.py`` keeps its environment; ``python`` replaces the
+    Python of that environment. Ends the program if the Python is missing or has other versions than
+    ``VERSIONS``.
+    """
 
     def __init__(self, folder: Path, python: Path | None) -> None:
         self.folder = folder.resolve()
@@ -38,11 +42,11 @@ class Pretended:
         self._environment = build.environment(self.folder / "runtime")
 
     def environment(self, gpu: str, root: Path = ROOT) -> dict[str, str]:
-        """All variables of a program on the pretended ``gpu``, with the tools of the checkout
-        ``root``: numbers are off and constants fold on the CPU."""
+        """The environment of a program on the pretended ``gpu``, with the tools of the checkout
+        ``root``: checks of numbers are off, and constants are folded on the CPU."""
         startup = root / "tools" / "pretend_cuda" / "startup"
         chosen = {"PRETEND_CUDA_NAME": gpu, "PRETEND_CUDA_TRUE": "1"}
-        # The runtime's log would bury what a stage says.
+        # The runtime's log would hide the output of a stage.
         chosen["PRETEND_CUDA_LOG"] = str(self.folder / "runtime.log")
         return self._environment | chosen | {"PYTHONPATH": str(startup)}
 
@@ -54,13 +58,17 @@ class Pretended:
         for name, version in VERSIONS.items():
             if not found.get(name, "").startswith(version):
                 sys.exit(
-                    f"Compiled code is for {name} {version} alone and {self.python} has "
+                    f"Compiled code needs {name} {version}, but {self.python} has "
                     f"{found.get(name)}; set it up again with tools/pretend_cuda/run.py."
                 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--pretend`` and ``--python``."""
+    """Add the options ``--pretend`` and ``--python``."""
     folder = ROOT / ".pretend-cuda"
-    parser.add_argument("--pretend", type=Path, default=folder, help="its folder")
-    parser.add_argument("--python", type=Path, help="of another environment of the same versions")
+    parser.add_argument(
+        "--pretend", type=Path, default=folder, help="folder of the pretended runtime"
+    )
+    parser.add_argument(
+        "--python", type=Path, help="the Python of another environment with the same versions"
+    )

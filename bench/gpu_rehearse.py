@@ -2,9 +2,9 @@
 
 The files of the repository and ``bench/gpu_kit`` are copied into an empty folder, without .git and
 without network, and the calls that ``gpu_prepare.py`` prints are run there, on a simulated CUDA
-runtime (``tools/pretend_cuda``). Then one call is killed. Checked is: every stage succeeds and
-writes its rows; all compiled code is found in the kit; the results before the kill are in the
-packed file. Times and numbers mean nothing.
+runtime (``tools/pretend_cuda``). Then one call is killed. It is checked that every stage succeeds
+and writes its rows, that all compiled code is found in the kit, and that the results before the
+kill are in the packed file. Times and numbers mean nothing.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from gpu_plan import CALLS, stages_of
 from gpu_prepare import tracked
 from gpu_pretend import GPUS, Pretended, add_arguments
 
-# Which rows a stage must have written.
+# The kinds of rows that each stage must write.
 WRITES = {
     "smoke": {"smoke"},
     "tests": {"gpu tests"},
     "parity": {"parity"},
     "pgd-512": {"limits", "step", "pass", "speedup"},
-    "replay-512": {"kernels"},  # the whole; of single kernels the pretended runtime tells nothing
+    "replay-512": {"kernels"},  # the total; the pretended runtime does not report single kernels
     "single-512": {"step", "pass"},
     "pgd-128": {"step", "speedup"},
     "pgd-eval-512": {"step"},
@@ -45,7 +45,7 @@ WRITES = {
     "train-fast": {"training run"},
     "train-apart": {"training run"},
 }
-# Whom the peers' stage must have been compared with: a peer that cannot run is left out there.
+# The peers that the stage must have timed: it skips a peer that cannot run.
 PEERS = {
     "published fp32", "published fp32, TF32 off", "torchattacks fp32 bn=eval",
     "torchattacks fp32 bn=train", "ART fp32 bn=eval",
@@ -55,13 +55,13 @@ PATIENCE = 4  # times the usual limits, for a machine with fewer cores
 
 
 def main() -> None:
-    """Rehearse, print what was found, exit with 1 where something is missing."""
+    """Rehearse and print the result; the exit code is 1 if something is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser)
     parser.add_argument("--gpu", choices=GPUS, default=GPUS[0], help="the GPU's name")
-    parser.add_argument("--calls", default="smoke,rest,train", help="which, with commas")
+    parser.add_argument("--calls", default="smoke,rest,train", help="separated by commas")
     parser.add_argument("--patience", type=float, default=PATIENCE)
-    parser.add_argument("--json", type=Path, help="write what was found")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
     given = parser.parse_args()
     asked = given.calls.split(",")
     for call in asked:
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 class Rehearsal:
-    """A folder as the machine with the GPU would have it, and the calls made there."""
+    """A folder with the files of the machine with the GPU, and the calls made there."""
 
     def __init__(self, folder: Path, pretended: Pretended, gpu: str, patience: float) -> None:
         self.root, self.work, self.out = folder / "tree", folder / "work", folder / "out"
@@ -99,7 +99,7 @@ class Rehearsal:
         self.prefix = ["unshare", "--net"] if cut_off else []
 
     def arrive(self) -> None:
-        """Copy what travels, by way of one archive."""
+        """Copy the files that travel, through one archive."""
         archive = self.root.parent / "travels.tar"
         with tarfile.open(archive, "w") as opened:
             for name in tracked():
@@ -116,7 +116,7 @@ class Rehearsal:
         return [*command, "--patience", str(self.patience), *more]
 
     def call(self, call: str) -> dict:
-        """One call from beginning to end: what each stage left."""
+        """Run one whole call; returns the results of each stage."""
         began = time.monotonic()
         subprocess.run(self.command(call), cwd=self.root, env=self.variables)
         rows, summary = self.packed(call)
@@ -147,7 +147,7 @@ class Rehearsal:
         }
 
     def killed(self) -> dict:
-        """A call that is killed once it has measured something, the moment it was packed."""
+        """Run a call and kill it as soon as its first rows are packed."""
         shutil.rmtree(self.out, ignore_errors=True)
         process = subprocess.Popen(
             self.command("rest", "--only", KILLED), cwd=self.root, env=self.variables,
@@ -164,7 +164,7 @@ class Rehearsal:
         return {"ok": not ended and bool(rows), "rows": dict(kinds), "ended before": ended}
 
     def packed(self, call: str) -> tuple[list[dict], list[dict]]:
-        """Rows and summary of the newest packed file of ``call``; it is whole at any moment."""
+        """Rows and summary of the newest packed file of ``call``, which is complete at any time."""
         files = sorted(self.out.glob(f"{call}-*.tar.gz"))
         rows, summary = [], []
         if files:
@@ -179,19 +179,19 @@ class Rehearsal:
 
 
 def _compiled(note: str) -> dict:
-    """How many graphs a stage found in the cache, and how many it had to compile."""
+    """The number of graphs that a stage found in the cache, and that it compiled."""
     said = re.search(r"compiled code: (\d+) found, (\d+) compiled", note)
     found, compiled = map(int, said.groups()) if said else (0, 0)
     return {"found": found, "compiled": compiled}
 
 
 def _of(row: dict, stage: str) -> bool:
-    """Rows of the kernels' own benchmark say what they are and not who ran them."""
+    """True if ``stage`` wrote the row; rows of bench/kernels.py name the benchmark only."""
     return row.get("command", "").endswith(f"--only {stage}") or row.get("bench") == stage
 
 
 def _kill_tree(process: subprocess.Popen) -> None:
-    """The call and all it started: its stage is a group of its own."""
+    """Kill the call and all its descendants: a stage has its own process group."""
     listed = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True).stdout
     children: dict[int, list[int]] = {}
     for line in listed.splitlines()[1:]:

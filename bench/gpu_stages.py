@@ -1,4 +1,4 @@
-"""The stages of ``gpu_suite.py``, one per call; not meant to be started by hand."""
+"""The stages of ``gpu_suite.py``, which starts one per process."""
 
 import argparse
 import importlib.util
@@ -33,14 +33,14 @@ from fastadv.run.request import RunRequest
 from fastadv.run.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
-# All that is marked "gpu", each file in a process of its own: a graph that breaks may take every
-# later one of its process along.
+# All tests marked "gpu", each file in its own process: a capture that fails may break all later
+# ones of its process.
 GPU_TESTS = (
     "tests/kernels/test_dispatch.py",
     "tests/kernels/test_gpu_kernels.py",
     "tests/test_gpu_capture.py",
 )
-# Held to eager before anything is compared, in place of the parity tests, which take minutes.
+# Compared with eager before anything is timed, instead of the parity tests, which take minutes.
 PARITY_SPECS = ("pgd", "pgd:attack_bn=eval", "apart")
 FAST_EPOCHS, APART_EPOCHS = 15, 30
 BATCH = 128  # of the training runs
@@ -69,11 +69,11 @@ class Running:
         return Setting(model, batch_size=batch_size, device=self.device)
 
     def modes(self, *wanted: str) -> list[str]:
-        """The wanted modes that this device has; a dry run on a CPU has eager only."""
+        """The modes in ``wanted`` that this device has; a dry run on a CPU has only eager."""
         return list(wanted) if self.device != "cpu" else ["eager"]
 
     def deadline(self, share: float = 0.8) -> float:
-        """The moment when ``share`` of the stage's time has passed."""
+        """The value of ``time.monotonic`` when ``share`` of the stage's time has passed."""
         return self.began + share * self.seconds
 
     def left(self) -> float:
@@ -96,7 +96,7 @@ class Running:
 
 
 def smoke(stage: Running) -> str:
-    """A kernel against its reference, then one step in every mode; each is written at once."""
+    """A kernel against its reference, then one step in every mode; rows are written at once."""
     device = torch.device(stage.device)
     stage.say(f"torch {torch.__version__}, CUDA {torch.version.cuda}, {stage.origin['device']}")
     if shutil.which("nvidia-smi") is not None:
@@ -116,13 +116,13 @@ def smoke(stage: Running) -> str:
         failed.append(f"linf_step is off by {off:.1e}")
     stage.write([{"kind": "smoke", "what": "kernel linf_step", "off": off, "ok": not failed}])
     setting = stage.setting(8) if stage.tiny else replace(stage.setting(32), width=16)
-    # What compiles comes last: it takes most of the time.
+    # Compiled modes come last: they take most of the time.
     modes = stage.modes("eager", "captured-eager", "captured")
     for mode in modes:
         try:
             row = _one_step(stage, setting, mode)
         except Exception as error:
-            # The next mode may still work, and the suite must say which does.
+            # The next mode may still work, and its row must be written.
             traceback.print_exc()
             first = (str(error).strip().splitlines() or [""])[0]
             row = {"ok": False, "error": f"{type(error).__name__}: {first[:200]}"}
@@ -147,7 +147,7 @@ def _one_step(stage: Running, setting: Setting, mode: str) -> Row:
 
 
 def _cache_counts() -> Row:
-    """Compiled graphs that were found in the cache so far, and those that were not."""
+    """The number of graphs found in the compile cache so far, and compiled."""
     counts = torch._dynamo.utils.counters
     found = {
         "hits": counts["inductor"]["fxgraph_cache_hit"]
@@ -163,7 +163,7 @@ def _cache_words() -> str:
 
 
 def tests(stage: Running) -> str:
-    """The tests that need a GPU, all files at once; nothing else runs at the same time."""
+    """The tests that need a GPU, all files in parallel; nothing else runs at the same time."""
     # The project's own addopts name a plugin that may not be installed here.
     command = [sys.executable, "-P", "-m", "pytest", "-o", "addopts=", "--strict-markers", "-v"]
     command += ["-m", "gpu", "-p", "no:cacheprovider", "--durations=5"]
@@ -216,7 +216,7 @@ def parity(stage: Running) -> str:
 
 
 def _parity_word(stage: Running) -> str | None:
-    """The check of this run's modes against eager; None if there was none or it failed."""
+    """Description of this run's check against eager; None if there was none or it failed."""
     rows = [row for row in rows_in(stage.out) if row.get("kind") == "parity"]
     if not rows or not all(row["ok"] for row in rows):
         return None
@@ -225,14 +225,14 @@ def _parity_word(stage: Running) -> str | None:
 
 
 def kernel_times(stage: Running) -> str:
-    """Every kernel, its reference, and its bytes at the copy rate."""
+    """Every kernel and its reference, and the rate of a copy."""
     command = [sys.executable, str(ROOT / "bench" / "kernels.py"), "--device", stage.device]
     command += ["--results", str(stage.out)]
     if importlib.util.find_spec("pytest_benchmark") is None:
         command += ["-p", "plain_benchmark"]
-    else:  # calls are timed on the device beside it, which takes no rounds
+    else:  # times on the device come from CUDA events and need few rounds
         command += ["--benchmark-max-time=0.05", "--benchmark-min-rounds=3"]
-    # Two dozen compilations of references would take all the time.
+    # Compiling the two dozen references would take all the time.
     command += ["-k", "linf_step and reference" if stage.tiny else "not compiled"]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -262,14 +262,14 @@ def comparison(
     def run(stage: Running) -> str:
         word = _parity_word(stage)
         if peers and word is None:
-            stage.say("no peers: the modes were not held to eager's numbers")
+            stage.say("no peers: the modes were not compared with eager, or differ from it")
         asked = Comparison(
             stage.setting(batch_size, model), parse_specs(methods), stage.dtype,
             stage.modes(*modes), 2 if stage.tiny else repeats, peers if word else (),
             with_passes=with_passes, deadline=stage.deadline(), tiny=stage.tiny, parity=word,
             kernels=kernels,
         )  # fmt: skip
-        # A step that is there for its kernels must not stand for the one that is timed at length.
+        # A step that is profiled must not replace the row of the one that is timed at length.
         folder = stage.out / "replay" if kernels else stage.out
         console = rich.console.Console(width=150)
         rows = run_comparisons([asked], folder, console, say=stage.say)
@@ -290,7 +290,7 @@ def comparison(
 
 
 def training(method: str, epochs: int | None) -> Callable[[Running], str]:
-    """A real run on the images of the kit; None: as many epochs as fit."""
+    """A training run on the images of the kit; ``epochs=None``: as many as fit."""
 
     def run(stage: Running) -> str:
         length = epochs if epochs is not None else _epochs_that_fit(stage)
@@ -304,7 +304,7 @@ def training(method: str, epochs: int | None) -> Callable[[Running], str]:
         row = _training_row(Path(str(config.out)), method, data, summary)
         stage.write([row])
         for weights in Path(str(config.out)).glob("*.pt"):
-            weights.unlink()  # only the numbers are wanted
+            weights.unlink()  # only the numbers are needed
         scores = ", ".join(f"{name} {100 * value:.1f} %" for name, value in row["last"].items())
         return (
             f"{row['epochs']} epochs in {row['train_seconds']:.1f} s "
@@ -315,14 +315,14 @@ def training(method: str, epochs: int | None) -> Callable[[Running], str]:
 
 
 def _data(stage: Running) -> dict:
-    """Where the images are: the kit's, decoded once; digits where it has none."""
+    """Settings of the data set: the kit's images, decoded once; digits if it has none."""
     if stage.tiny or not (stage.kit / IMAGES).exists():
         return {"data": "digits", "amp": not stage.tiny} | (
             {"limit": 256, "width": 4} if stage.tiny else {}
         )
     arrays = stage.work / "images.npz"
     if not arrays.exists():
-        # A process without CUDA may fork.
+        # In its own process, without CUDA, which does not survive a fork.
         decode = [sys.executable, str(ROOT / "bench" / "gpu_images.py")]
         subprocess.run([*decode, str(stage.kit / IMAGES), str(arrays)], check=True)
     return {
@@ -348,7 +348,8 @@ def _training_row(folder: Path, method: str, data: str, summary: dict) -> Row:
 
 
 def _epochs_that_fit(stage: Running) -> int:
-    """At most the published 30, from what an epoch of F+FGSM took: the same two passes."""
+    """At most the published 30 epochs; an epoch of F+FGSM, with the same two passes, gives the
+    time."""
     rows = rows_in(stage.out)
     took = [row["epoch_seconds"] for row in rows if row.get("kind") == "training run"]
     if not took:
@@ -399,7 +400,7 @@ STAGES: dict[str, Callable[[Running], str]] = {
 
 
 def main() -> None:
-    """Run one stage; its last line is the result."""
+    """Run one stage; the last line of its output is the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=list(STAGES))
     parser.add_argument("--out", type=Path, required=True)
@@ -409,7 +410,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
-    # Rows name the command a person would type, without the folders of this machine.
+    # Rows contain the command to type, without the folders of this machine.
     (call,) = {stage.call for stage in PLAN if stage.name == given.stage}
     sys.argv = ["gpu_suite.py", call, "--only", given.stage]
     try:

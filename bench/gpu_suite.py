@@ -5,13 +5,13 @@
     python bench/gpu_suite.py train --pack FOLDER     # if 330 s are left
 
 Needs this repository and torch >= 2.11 with its Triton, typer, rich, safetensors, scikit-learn,
-pytest and hypothesis; no installation, no network, no git. ``bench/gpu_prepare.py`` collects what
-saves minutes there (compiled code, the peers' wheels, images) in ``bench/gpu_kit``; all of it may
-be missing. ``gpu_plan.py`` says what is measured, in which order, and for how long.
+pytest and hypothesis; no installation, no network, no git. ``bench/gpu_prepare.py`` collects in
+``bench/gpu_kit`` what saves minutes there (compiled code, the peers' wheels, images); all of it may
+be missing. ``gpu_plan.py`` lists what is measured, in which order, and for how long.
 
 Each stage is a process with its own time limit; one that fails or exceeds it is reported, and the
-next one starts. Rows and logs are written to the folder ``--work`` immediately, and every 15 s all
-of it is packed into one file of the folder ``--pack``. A short table is printed last. ``python
+next one starts. Rows and logs are written to the folder ``--work`` immediately, and every 15 s they
+are packed into one file in the folder ``--pack``. A short table is printed last. ``python
 bench/tables.py --take FILE`` adds the results to ``bench/results`` and writes the tables.
 ``--device cpu --tiny --patience 6`` is a dry run.
 """
@@ -34,12 +34,12 @@ from gpu_pack import DRY, Packing, rows_in
 from gpu_plan import CALLS, LEAST, PACK_EVERY, PLAN, Stage, stages_of
 
 ROOT = Path(__file__).resolve().parents[1]
-ENDS_EARLY = 5.0  # seconds of a call kept for the last packing and the table
+ENDS_EARLY = 5.0  # seconds of a call reserved for the last packing and the table
 
 
 @dataclass
 class Done:
-    """How a stage went."""
+    """The result of one stage."""
 
     stage: str
     status: str
@@ -48,19 +48,19 @@ class Done:
 
 
 def main() -> None:
-    """Run one call; the exit code says whether all its stages went well."""
+    """Run one call; the exit code is 0 if all its stages succeeded."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("call", choices=[*CALLS, "inductor"], help="which stages")
+    parser.add_argument("call", choices=[*CALLS, "inductor"], help="the stages to run")
     parser.add_argument("--pack", type=Path, required=True, help="folder of the packed results")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "fastadv-gpu")
-    parser.add_argument("--kit", type=Path, default=KIT, help="what gpu_prepare.py wrote")
-    parser.add_argument("--patience", type=float, default=1.0, help="times the usual limits")
-    parser.add_argument("--only", help="some of the call's stages, with commas")
+    parser.add_argument("--kit", type=Path, default=KIT, help="folder that gpu_prepare.py wrote")
+    parser.add_argument("--patience", type=float, default=1.0, help="factor on the time limits")
+    parser.add_argument("--only", help="some stages of the call, separated by commas")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: a dry run")
     given = parser.parse_args()
     if given.patience <= 0:
-        parser.error("--patience must be above 0; 1 takes the plan's limits")
+        parser.error("--patience must be above 0; 1 keeps the limits of gpu_plan.py")
     # The stages run in the repository's root.
     for name in ("pack", "work", "kit"):
         setattr(given, name, getattr(given, name).resolve())
@@ -100,7 +100,7 @@ def _chosen(stages: list[Stage], names: list[str], parser: argparse.ArgumentPars
 
 
 def stage_command(stage: Stage, given: argparse.Namespace, seconds: float) -> list[str]:
-    """How a stage is started."""
+    """The command that starts a stage."""
     command = [sys.executable, str(ROOT / "bench" / "gpu_stages.py"), stage.name]
     command += ["--out", str(given.out), "--device", given.device, "--seconds", f"{seconds:.0f}"]
     command += ["--kit", str(given.kit), "--work", str(given.work)]
@@ -110,10 +110,10 @@ def stage_command(stage: Stage, given: argparse.Namespace, seconds: float) -> li
 def run_stage(
     stage: Stage, given: argparse.Namespace, variables: dict[str, str], until: float
 ) -> Done:
-    """One stage in its own process, its output in ``<out>/<name>.log``."""
+    """Run one stage in its own process, with its output in ``<out>/<name>.log``."""
     limit = min(stage.seconds * given.patience, until - time.monotonic())
     if limit < LEAST:
-        return Done(stage.name, "not begun", 0.0, "the time was up")
+        return Done(stage.name, "not begun", 0.0, "no time was left")
     print(f"{stage.name}: {stage.finds}; at most {limit:.0f} s", flush=True)
     log = given.out / f"{stage.name}.log"
     began = time.monotonic()
@@ -132,14 +132,14 @@ def run_stage(
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End what the stage left running: compile workers, peers."""
+    """Kill the processes that the stage left running: compile workers, peers."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def _note(log: Path, status: str) -> str:
-    """What a stage says of itself: its last line that begins with "result: ", or just its last."""
+    """The result that a stage printed ("result: ..."), or its last line if it did not succeed."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     said = [line.removeprefix("result: ") for line in lines if line.startswith("result: ")]
     if said and status == "ok":
@@ -152,12 +152,12 @@ def _stage_line(entry: Done) -> str:
 
 
 def write_summary(done: list[Done], out: Path) -> None:
-    """``summary.json``, after every stage: how each went so far."""
+    """Write ``summary.json``: the results of the stages so far."""
     (out / "summary.json").write_text(json.dumps([vars(entry) for entry in done], indent=2) + "\n")
 
 
 def report(done: list[Done], out: Path) -> None:
-    """The short table: every step, then how each stage went."""
+    """Print the short table: every step, then the result of each stage."""
     print()
     for row in rows_in(out):
         line = _row_line(row)
@@ -185,7 +185,7 @@ def _step_line(row: dict) -> str:
     name = f"{row['config']['model']} {row['name'].removeprefix('fastadv ')}"
     parts = [f"{name} batch {row['config']['batch_size']}:"]
     parts.append(f"{row['ms']['median']:.4g} ms, {row['images_per_s']:,.0f} images/s")
-    if row.get("over_bound"):  # 0 where a pretended device takes no time
+    if row.get("over_bound"):  # 0 on a pretended device, where work takes no time
         parts.append(f"{100 / row['over_bound']:.0f} % of bound")
     if "of_matmul" in row:
         parts.append(f"{100 * row['of_matmul']:.0f} % of matmul")

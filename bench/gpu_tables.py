@@ -1,4 +1,4 @@
-"""What a GPU measured: its rows taken over from a packed file, and its tables."""
+"""Rows measured on a GPU: taking them from a packed file, and their tables."""
 
 import re
 import tarfile
@@ -20,25 +20,27 @@ UNFINISHED = re.compile(r"\.[0-9a-f]+\.unfinished\.jsonl$")
 
 
 def is_of_gpu(row: Row) -> bool:
-    """Whether a row was measured on a GPU."""
+    """True if the row was measured on a GPU."""
     return row.get("cuda") is not None
 
 
 def take(packed: Path, results: Path) -> list[Row]:
     """Add the rows in ``packed`` (what ``gpu_suite.py`` wrote) to the folder ``results``.
 
-    A row that is there already is not added again, so a file may be taken twice. What a stage knew
-    when it was ended comes along as its preliminary rows. Returns the new rows. Raises
+    A row that is already there is not added again, so a file may be taken twice. The results of a
+    stage that was killed are added as its preliminary rows. Returns the new rows. Raises
     ``UserError`` for a file that cannot be read.
     """
     found: dict[str, list[str]] = {}
     try:
         with tarfile.open(packed) as archive:
             if DRY in archive.getnames():
-                raise UserError(f"{packed} is of a dry run: none of its rows is a measurement.")
+                raise UserError(
+                    f"{packed} is of a dry run, whose rows are not measurements; take one of a GPU."
+                )
             for member in archive:
                 opened = archive.extractfile(member)
-                # Those of a training run lie in its own folder.
+                # The files of a training run are in its own folder.
                 mine = member.name.endswith(".jsonl") and "/" not in member.name
                 if mine and opened is not None:
                     name = UNFINISHED.sub(".jsonl", member.name)
@@ -58,11 +60,11 @@ def take(packed: Path, results: Path) -> list[Row]:
 
 
 def gpu_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
-    """Every step on a GPU: its rate, and how it stands to the bound, its passes and the peers."""
+    """Every step on a GPU: its rate, and its time against the bound, its passes and the peers."""
     steps = [row for row in rows if is_of_gpu(row) and row["kind"] == "step"]
     if not steps:
         return NONE_YET
-    heads = ("network", "step", "batch", "ms", "10-90 %", "images/s", "of bound", "x passes")
+    heads = ("network", "step", "batch", "ms", "10-90 %", "images/s", "of bound", "over its passes")
     heads += ("of matmul", "peak MiB", "idle", "pgd is faster by")
     lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * 10]
     chosen = newest_of_each(steps, _step_key)
@@ -81,7 +83,10 @@ def gpu_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
         cells += [percent(idle.get((row["run"], *_step_key(row))))]
         lines.append("| " + " | ".join([*cells, _faster(row, rows)]) + " |")
     if any(row.get("alone") for row in chosen):
-        lines += ["", r"\* by itself, not turn by turn with the others: the time was up."]
+        lines += [
+            "",
+            r"\* timed alone, not interleaved with the others: the time limit was reached.",
+        ]
     return "\n".join([*lines, "", *dict.fromkeys(map(caption, chosen))])
 
 
@@ -97,7 +102,7 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 
 def _faster(row: Row, rows: Sequence[Row]) -> str:
-    """For a peer: how many times as fast our fastest step of the same work was, in its turns."""
+    """For a peer: its time over that of our fastest step of the same work, within turns."""
     ratios = [
         other["times"]["median"]
         for other in rows
@@ -110,7 +115,7 @@ def _faster(row: Row, rows: Sequence[Row]) -> str:
 
 
 def replay_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
-    """The kernels of the newest captured replay that take longest, and the whole of it."""
+    """The slowest kernels of the newest captured replay, and its total."""
     found = [row for row in rows if row["kind"] in ("kernel", "kernels")]
     if not found:
         return NONE_YET
@@ -146,7 +151,7 @@ def _replay_lines(rows: list[Row], caption: Callable[[Row], str]) -> str:
 
 
 def kernels_table(rows: list[Row]) -> str:
-    """Our kernels alone on a GPU: the share of a copy's rate that each reaches."""
+    """Our kernels alone on a GPU, each as a share of a copy's rate."""
     found = [row for row in rows if row["kind"] == "kernel speed" and row["device_seconds"]]
     if not found:
         return NONE_YET
@@ -164,7 +169,7 @@ def kernels_table(rows: list[Row]) -> str:
         rate = row["gigabytes_per_second"]
         name = f"{kernel}, backward" if backward else kernel
         cells = [name, size, number(1e6 * row["device_seconds"]), number(rate)]
-        # Less lies in the cache from one replay to the next: no share of the memory's rate.
+        # A smaller case stays in the cache between replays; its rate is not the memory's.
         large = row["bytes"] >= LARGE
         cells.append(percent(rate / row["copy_gigabytes_per_second"]) if large else "")
         for backend in ("reference", "by hand"):
@@ -180,13 +185,13 @@ def kernels_table(rows: list[Row]) -> str:
 
 
 def training_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
-    """Real runs on a GPU."""
+    """Training runs on a GPU."""
     found = [row for row in rows if row["kind"] == "training run" and is_of_gpu(row)]
     if not found:
         return NONE_YET
     chosen = newest_of_each(found, lambda row: (row["device"], row["method"], row["data"]))
     lines = [
-        "| method | data | epochs | training s | s an epoch | test accuracy, % | images |",
+        "| method | data | epochs | training s | s per epoch | test accuracy, % | images |",
         "|---|---|---:|---:|---:|---|---:|",
     ]
     for row in chosen:

@@ -1,13 +1,15 @@
 """The time of a step with other settings of Inductor: ``python bench/inductor.py``.
 
-The same compiled step with each setting and without, interleaved. fastadv sets
-none of them: a setting that wins here on the machines that matter is one to adopt.
+The same compiled step is timed with each setting and without, interleaved. fastadv sets none of
+them; one that is faster here on the target machines should be adopted.
 
-reuse: a sum that two later kernels read is stored instead of added up in both: fewer bytes between
-the convolutions, a few more kernels. combined: independent small kernels become one. cooperative:
-BatchNorm's statistics and what reads them in one kernel, whose blocks wait for each other: half as
-many kernels, though Inductor's own rules would not do it for so few channels. tuned: each kernel's
-tile sizes are searched for, which takes minutes.
+- reuse: a sum that two later kernels read is stored instead of computed in both: fewer bytes
+  between the convolutions, a few more kernels.
+- combined: independent small kernels become one.
+- cooperative: BatchNorm's statistics and the operations that read them are one kernel, whose blocks
+  wait for each other: half as many kernels, although Inductor's own rules do not do it for so few
+  channels.
+- tuned: the tile sizes of each kernel are searched, which takes minutes.
 """
 
 import argparse
@@ -49,12 +51,12 @@ def main() -> None:
     """Parse the command line, time a step with each setting, write and print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", default="pgd")
-    parser.add_argument("--settings", help=f"with commas, of {', '.join(SETTINGS)}")
+    parser.add_argument("--settings", help=f"separated by commas, of {', '.join(SETTINGS)}")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--width", type=int)
     parser.add_argument("--dtype", default="bf16")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--seconds", type=float, help="compile nothing more after so many")
+    parser.add_argument("--seconds", type=float, help="compile nothing more after this time")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -74,8 +76,8 @@ def main() -> None:
             append_rows(results_file(given.out, device), [row | origin])
             ratio = row["none_over_it"]
             print(
-                f"{spec}, {row['inductor']}: {row['ms']['median']:.4g} ms, the step without takes "
-                f"{ratio['median']:.3f} ({ratio['p10']:.3f}-{ratio['p90']:.3f}) times as long",
+                f"{spec}, {row['inductor']}: {row['ms']['median']:.4g} ms, speed-up over none "
+                f"{ratio['median']:.3f} ({ratio['p10']:.3f}-{ratio['p90']:.3f})",
                 flush=True,
             )
 
@@ -91,14 +93,14 @@ def rows(
 ) -> list[Row]:  # fmt: skip
     """A row for each setting in ``names`` that compiles; ``NONE`` is always among them.
 
-    Past ``deadline`` (of ``time.monotonic``) nothing more is compiled.
+    After ``deadline`` (of ``time.monotonic``) nothing more is compiled.
     """
     torch.backends.cudnn.benchmark = True
     mode = "captured" if setting.device.startswith("cuda") else "compiled"
     candidates: list[Candidate] = []
     for name in dict.fromkeys([NONE, *names]):
         if deadline is not None and candidates and time.monotonic() > deadline:
-            print(f"{name}: left out, the time was up.")
+            print(f"{name}: skipped, the time limit was reached.")
             continue
         try:
             candidates.append(candidate(setting, spec, dtype, mode, name))
@@ -128,7 +130,7 @@ def rows(
 
 
 def candidate(setting: Setting, spec: Spec, dtype: str, mode: str, name: str) -> Candidate:
-    """A step that was compiled with the setting ``name``."""
+    """The step, compiled with the setting ``name``."""
     with inductor.patch(SETTINGS[name]):
         return replace(our_candidate(setting, spec, dtype, mode), name=name)
 

@@ -1,10 +1,11 @@
-"""How fast the kernels are: ``python bench/kernels.py [--device cuda] [--large] [-k linf]``.
+"""The speed of the kernels: ``python bench/kernels.py [--device cuda] [--large] [-k linf]``.
 
-Every case runs as Triton (where it can), as the reference, as the compiled reference and as the
-several PyTorch calls one would write by hand. pytest-benchmark times whole calls with a
-synchronise inside; on a GPU, CUDA events around graph replays time the device alone. GB/s counts
-the bytes a case must move, compared with a copy on the same device. Rows are appended to
-``bench/results/``, one file per device and torch version; what was not measured is null.
+Every case is timed as Triton (where it can run), as the reference, as the compiled reference, and
+as the PyTorch calls that one would write by hand. pytest-benchmark times whole calls,
+synchronisation included; on a GPU, CUDA events around graph replays time the device alone. GB/s
+counts the bytes that a case must move, and a copy on the same device is timed for comparison. Rows
+are appended to ``bench/results/``, one file per device and torch version; values that were not
+measured are null.
 """
 
 import json
@@ -48,7 +49,7 @@ RESNET18.append((10, 512))
 
 @dataclass(frozen=True)
 class Case:
-    """One operator to time: its arguments, the same by hand, and the bytes that it must move."""
+    """One operator to time: its arguments, the same computation by hand, and the bytes it moves."""
 
     kernel: str
     size: str
@@ -122,7 +123,7 @@ def signs_by_hand(gradients: list[Tensor]) -> list[Tensor]:
 
 
 def cases(device: str, large: bool) -> dict[str, Case]:
-    """The cases by name; ``large`` adds the sizes that only a GPU is asked for."""
+    """The cases by name; ``large`` adds the sizes that are meant for a GPU."""
     batches = {"128x3x32x32": 128} | ({"64 MB": 64 * 2**20 // (4 * 3072)} if large else {})
     rows = {"128x10": (128, 10)} | ({"512x1000": (512, 1000)} if large else {})
     found: list[Case] = []
@@ -166,7 +167,7 @@ def cases(device: str, large: bool) -> dict[str, Case]:
 
 
 def function_of(case: Case, backend: str) -> Callable[..., Any]:
-    """What to time for a backend; skips where Triton cannot run."""
+    """The function to time for a backend; skips the test if Triton cannot run it."""
     operator = OPERATORS[case.kernel]
     plain = case.by_hand if backend == "by hand" else operator.reference
     if backend == "compiled":
@@ -183,7 +184,7 @@ def function_of(case: Case, backend: str) -> Callable[..., Any]:
 
 
 def runner(case: Case, backend: str) -> Callable[[], Any]:
-    """One call, or one call and its gradient."""
+    """A function that makes one call, or one call and its gradient."""
     function = function_of(case, backend)
 
     def forward() -> Any:
@@ -200,7 +201,7 @@ def runner(case: Case, backend: str) -> Callable[[], Any]:
 
 
 def device_seconds(run: Callable[[], Any]) -> float:
-    """Median time of one graph replay on the current CUDA device; events, after a warm-up."""
+    """Median seconds of one graph replay on the current CUDA device, by events, after a warm-up."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -211,7 +212,7 @@ def device_seconds(run: Callable[[], Any]) -> float:
     with torch.cuda.graph(graph):
         run()
     times = []
-    # A backlog keeps the events from timing the host.
+    # Replays are queued without waiting, so that events do not measure the host's time.
     for _ in range(REPLAYS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -223,7 +224,7 @@ def device_seconds(run: Callable[[], Any]) -> float:
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes read and written per second by a copy on the device, too large for its cache."""
+    """Bytes read and written per second by a copy that does not fit into the device's cache."""
     size = COPY_BYTES[device]
     source = torch.rand(size // 4, device=device)
     target = torch.empty_like(source)
@@ -254,7 +255,7 @@ def append(row: dict[str, Any], folder: Path) -> None:
 
 
 class Options:
-    """The options of this file, for pytest."""
+    """A pytest plugin with the command line options of this script."""
 
     def pytest_addoption(self, parser: Any) -> None:
         default = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,11 +1,11 @@
 """The time of loading data: ``python bench/loaders.py [--folder TREE]``.
 
-Images per second of the loaders, crop and flip included: the device-resident one from memory and
-from a tree of JPEGs (decoded once, which is timed apart), and DALI's stream of the same files. One
-turn of each is an epoch; they take turns, as in every comparison here. The share is of a PGD-10 AT
-step of PreActResNet-18 on this device, the newest in ``bench/results/``, assuming that loading does
+Images per second of the loaders, crop and flip included: the device-resident loader from memory and
+from a tree of JPEGs (decoded once, timed separately), and DALI's stream of the same files. A turn
+of a loader is one epoch; turns are interleaved, as in every comparison here. The share is that of a
+PGD-10 AT step of PreActResNet-18 on this device, the newest in ``bench/results/``, if loading does
 not overlap with it; on a GPU DALI's decoding does. Without ``--folder`` a tree of smooth images is
-written into a temporary folder. Takes under a minute; the machine must do nothing else.
+written into a temporary folder. Takes less than a minute; the machine must do nothing else.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
     """Parse the command line, time the loaders, write and print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="a tree of image files: train/ and test/")
-    parser.add_argument("--images", type=int, default=4096, help="that many are read")
+    parser.add_argument("--images", type=int, default=4096, help="number of images to read")
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--batch-size", default="64,128")
     parser.add_argument("--repeats", type=int, default=5)
@@ -60,16 +60,17 @@ def main() -> None:
                 print(
                     f"{row['loader']:6} from {row['source']:6} batch {size:4} "
                     f"{row['images_per_s']['median']:9,.0f} images/s, "
-                    f"{row['ms']['median']:.2f} ms a batch, {100 * row['of_step']:.2f} % of a step"
+                    f"{row['ms']['median']:.2f} ms per batch, "
+                    f"{100 * row['of_step']:.2f} % of a step"
                 )
 
 
 def rows(
     tree: str, images: int, batch_size: int, device: torch.device, repeats: int, step: float
 ) -> Iterator[Row]:
-    """A row for every loader of the first ``images`` of ``tree`` (a data set's name).
+    """A row for every loader of the first ``images`` images of ``tree`` (a data set's name).
 
-    ``step`` is a training step's seconds per image.
+    ``step``: seconds of a training step per image.
     """
     loaders, facts = _loaders(tree, images, batch_size, device)
     candidates = [Candidate(name, _epochs(loader, device)) for name, loader in loaders.items()]
@@ -94,7 +95,7 @@ def rows(
 def _loaders(
     tree: str, images: int, batch_size: int, device: torch.device
 ) -> tuple[dict[str, Loader], dict[str, Any]]:
-    """The loaders by name, and what is to be said of the tree."""
+    """The loaders by name, and the row's fields that describe the tree."""
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "drop_last": True}
     options |= VIEWS
     found = list_images(tree)
@@ -114,7 +115,7 @@ def _loaders(
 
 
 def _epochs(loader: Loader, device: torch.device) -> Any:
-    """A turn: one epoch, in seconds; the first, which starts what there is to start, is taken."""
+    """A function that times one epoch, in seconds; the first epoch, a warm-up, is already done."""
     number = 0
 
     def epoch() -> None:
@@ -147,7 +148,7 @@ def step_of_an_image(found: list[Row]) -> float:
 
 @contextmanager
 def _tree(given: argparse.Namespace) -> Iterator[str]:
-    """The tree's name as a data set."""
+    """The tree as a name of a data set; without ``--folder`` it is written first."""
     if given.folder is not None:
         yield f"folder:{given.folder}"
         return
@@ -157,7 +158,7 @@ def _tree(given: argparse.Namespace) -> Iterator[str]:
 
 
 def write_tree(folder: Path, count: int, size: int) -> None:
-    """``count`` training JPEGs of smooth random pixels in ten classes, and ten to test."""
+    """Write ``count`` training and ten test JPEGs of smooth random pixels, in ten classes."""
     random = np.random.default_rng(0)
     for part, many in (("train", count), ("test", CLASSES)):
         for number in range(many):

@@ -1,9 +1,9 @@
 """The CPU time of fastadv itself in an eager step: ``python bench/own_time.py --against PYTHON``.
 
-A network of width 2 on 8 images leaves little but the work around the passes. Its CPU time is that
-of a step minus that of a bare PyTorch loop of the same passes. PYTHON is the interpreter of an
-environment with another fastadv: one process for each, on one thread, in turn, so that the load
-of the machine meets both alike.
+With a network of width 2 and 8 images, most of a step is the work around the passes. fastadv's own
+time is the CPU time of a step minus that of a bare PyTorch loop of the same passes. PYTHON is the
+interpreter of an environment with another version of fastadv. Each version has one process with one
+thread, and the processes take turns, so that the load of the machine affects both alike.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ RESAMPLINGS = 2000
 def main() -> None:
     """Parse the command line, time all methods, and print and write a row for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--against", help="the python of an environment with another fastadv")
+    parser.add_argument(
+        "--against", help="Python of an environment with another version of fastadv"
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--steps", type=int, default=20)
@@ -53,8 +55,8 @@ def main() -> None:
 
 
 def work(method: str) -> None:
-    """A worker: for each line with a number of steps, the CPU milliseconds of one step and of one
-    turn of the bare loop, made by turns."""
+    """The worker process: for each line with a number of steps, print the CPU milliseconds of one
+    step and of one iteration of the bare loop, which are run alternately."""
     torch.set_num_threads(1)
     loops = [ours(method), bare(METHODS[method])]
     for _ in range(5):
@@ -79,8 +81,8 @@ def ours(method: str) -> Callable[[], Any]:
 
 
 def bare(steps: int) -> Callable[[], None]:
-    """The same passes in plain PyTorch: ``steps`` of the attack (one: from x, as FGSM begins),
-    and one of the weights."""
+    """The same passes in plain PyTorch: ``steps`` of the attack (a single one starts at x, as FGSM
+    does), and one of the weights."""
     model, optimizer, x, y = ingredients()
     alpha = EPS if steps == 1 else EPS / 4
 
@@ -105,7 +107,7 @@ def ingredients() -> tuple[Any, torch.optim.Optimizer, torch.Tensor, torch.Tenso
     """The network, its optimizer and a batch, the same ones each time."""
     torch.manual_seed(0)
     model = fastadv.build_model("preact_resnet18", width=2)
-    # A rate at which nothing is learnt: late steps cost what early ones do.
+    # A rate at which nothing is learnt, so that late steps cost as much as early ones.
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, weight_decay=5e-4)
     return model, optimizer, torch.rand(8, 3, 32, 32), torch.randint(10, (8,))
 
@@ -113,8 +115,8 @@ def ingredients() -> tuple[Any, torch.optim.Optimizer, torch.Tensor, torch.Tenso
 def measure(
     pythons: dict[str, str], method: str, rounds: int, steps: int
 ) -> tuple[dict[str, dict[str, list[float]]], str | None]:
-    """CPU milliseconds of a step, per round, of each python's ``ours`` and ``bare``, and the
-    commit of the old fastadv."""
+    """CPU milliseconds per round of each Python's ``ours`` and ``bare``, and the commit of the old
+    version."""
     command = [str(Path(__file__).resolve()), "--worker", method]
     workers = {
         side: subprocess.Popen(
@@ -149,17 +151,17 @@ def commit_at(file: Path) -> str:
 
 
 def answer(worker: subprocess.Popen[str]) -> str:
-    """The next line a worker prints."""
+    """The next line that a worker prints; ends the program if there is none."""
     stdout: Any = worker.stdout
     line: str = stdout.readline()
     if not line:
-        sys.exit("error: a worker ended; its message is above.")
+        sys.exit("error: a worker ended; its message is printed above.")
     return line.strip()
 
 
 def row_of(method: str, found: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
-    """Medians in milliseconds, and of the ratio new/old of fastadv's own time the 95 % interval
-    of a bootstrap over rounds."""
+    """Medians in milliseconds, and the ratio new/old of fastadv's own time with its 95 % interval
+    by a bootstrap over rounds."""
     every = range(len(found["new"]["ours"]))
     row: dict[str, Any] = {"kind": "own time", "method": method, "rounds": len(every)}
     for side, times in found.items():
@@ -179,17 +181,17 @@ def row_of(method: str, found: dict[str, dict[str, list[float]]]) -> dict[str, A
 
 
 def own(times: dict[str, list[float]], rounds: Sequence[int]) -> float:
-    """The median of a step's time above the bare loop's."""
+    """The median difference between a step and the bare loop."""
     return statistics.median(times["ours"][turn] - times["bare"][turn] for turn in rounds)
 
 
 def write(folder: Path, row: dict[str, Any]) -> None:
-    """Append the row, with where it comes from, to the results of this machine."""
-    # Only this side knows the package's present modules; a worker may be of an older one.
+    """Append the row, with its provenance, to the results of this machine."""
+    # Imported here, because the script is also run as a worker of an older version of the package.
     from fastadv.benchmark.rows import append_rows, provenance, results_file
 
     device = torch.device("cpu")
-    # The interpreter's place on this machine says nothing elsewhere; the row has its commit.
+    # The path of the interpreter means nothing on other machines; the row has its commit.
     told = {"command": "own_time.py --against PYTHON", "threads": 1}
     append_rows(results_file(folder, device), [row | provenance(device) | told])
 

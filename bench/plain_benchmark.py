@@ -1,6 +1,7 @@
-"""A stand-in for pytest-benchmark's fixture, for machines that do not have the package.
+"""A replacement of pytest-benchmark's fixture, for machines without the package.
 
-It offers what ``bench/kernels.py`` uses: ``benchmark(call)`` and ``benchmark.stats.stats.median``.
+It provides what ``bench/kernels.py`` uses: ``benchmark(call)`` and
+``benchmark.stats.stats.median``.
 """
 
 import statistics
@@ -15,7 +16,7 @@ SECONDS = 0.1
 
 
 class Benchmark:
-    """Calls something for a tenth of a second and keeps the median."""
+    """Calls a function repeatedly for a tenth of a second and stores the median time."""
 
     def __init__(self) -> None:
         self.stats = SimpleNamespace(stats=SimpleNamespace(median=float("nan")))

@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--methods", default="apart,pgd")
     parser.add_argument("--data", default="digits")
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--attack", default="pgd-20", help="what the accuracy is measured under")
+    parser.add_argument(
+        "--attack", default="pgd-20", help="attack under which accuracy is measured"
+    )
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--runs", type=Path, default=Path("runs/precision"), help="a new folder")

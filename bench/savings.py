@@ -1,10 +1,10 @@
-"""The gain of each saving of work: ``python bench/savings.py --threads 2``.
+"""The speed-up by each saving of work: ``python bench/savings.py --threads 2``.
 
-The same update with a saving and without it, interleaved. That both are the same update is proved
-in tests/test_regularizers.py, test_folding.py, test_weight_copies.py and test_double_backward.py.
-The handling of freed memory is chosen once per process, so its two sides are processes, started
-again for each pair of turns. The machine must do nothing else; takes some minutes on two
-cores.
+The same update is timed with a saving and without it, interleaved. That both are the same update is
+tested in tests/test_regularizers.py, test_folding.py, test_weight_copies.py and
+test_double_backward.py. The handling of freed memory is chosen once per process, so its two sides
+are processes, started again for each pair of turns. The script takes some minutes on two cores; the
+machine must do nothing else.
 """
 
 import argparse
@@ -35,12 +35,12 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def unshared(step: Step) -> None:
-    """Attack and outer pass forward the centre of the ball each for itself."""
+    """Attack and outer pass each forward the centre of the ball."""
     step.internals.update._joint_center = lambda batch: None  # type: ignore[method-assign]
 
 
 def unfolded(step: Step) -> None:
-    """BatchNorms of an eval-mode attack stay."""
+    """An attack in eval mode runs its BatchNorms unfolded."""
     step.internals.net.copies.folds = []
 
 
@@ -50,11 +50,11 @@ def uncopied(step: Step) -> None:
 
 
 def composed(step: Step) -> None:
-    """BatchNorm's second derivative is PyTorch's."""
+    """BatchNorm's second derivative is composed by PyTorch."""
     step.internals.net.differentiates_twice = False
 
 
-# name -> (method, network, what takes the saving away after the first step)
+# name -> (method, network, the function that switches the saving off after the first step)
 SAVINGS: dict[str, tuple[str, str, Callable[[Step], None]]] = {
     "the centre forwarded once": ("fgsm-n-advlc", "preact_resnet18", unshared),
     "weights cast once for all passes": ("pgd", "preact_resnet18", uncopied),
@@ -67,7 +67,7 @@ SAVINGS: dict[str, tuple[str, str, Callable[[Step], None]]] = {
 
 FREED_MEMORY = "freed memory kept"
 FREED_MEMORY_METHODS = ("standard", "fast", "apart", "pgd")
-STEPS = 5  # timed steps of a process, after two that are not
+STEPS = 5  # timed steps of a process, after two warm-up steps
 
 
 def main() -> None:
@@ -127,7 +127,7 @@ def seconds_of_a_step(
 def saving(
     setting: Setting, method: str, take_away: Callable[[Step], None], dtype: str, repeats: int
 ) -> Row:
-    """Both sides turn by turn; the ratio is taken within the turns."""
+    """Time both sides, interleaved; the ratio is taken within the turns."""
     pair = [one_side(setting, method, dtype, take_away), one_side(setting, method, dtype, None)]
     return row_of(setting, method, dtype, interleave(pair, repeats))
 
@@ -135,7 +135,7 @@ def saving(
 def one_side(
     setting: Setting, method: str, dtype: str, take_away: Callable[[Step], None] | None
 ) -> Candidate:
-    """A step that was warmed up, without what ``take_away`` takes."""
+    """A step after its warm-up; ``take_away`` switches a saving off."""
     (spec,) = parse_specs(method)
     step = make_step(setting, spec, dtype, "eager")
     batches = cycle(setting.batches(BATCHES, channels_last=True))
@@ -153,7 +153,7 @@ def one_side(
 
 
 def row_of(setting: Setting, method: str, dtype: str, times: dict[str, list[float]]) -> Row:
-    """Milliseconds of both sides, and the ratio within the turns."""
+    """The row: milliseconds of both sides, and the ratio within the turns."""
     return {
         "kind": "saving",
         "method": method,

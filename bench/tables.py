@@ -1,8 +1,9 @@
 """Markdown tables from rows: ``python bench/tables.py [--write README.md bench/README.md ...]``.
 
-Without ``--write`` they are printed. In a file, what stands between ``<!-- bench:NAME -->`` and
-``<!-- /bench:NAME -->`` is replaced, for NAME in ``TABLES``. Of every device and setting the newest
-run counts. ``--take FILE`` adds the rows of a packed file of ``gpu_suite.py`` first.
+Without ``--write`` all tables are printed. With it, the text between ``<!-- bench:NAME -->`` and
+``<!-- /bench:NAME -->`` in each file is replaced, for every NAME in ``TABLES``. A table shows the
+newest run of each device and setting. ``--take FILE`` first adds the rows of a packed file of
+``gpu_suite.py``.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def _where(row: Row) -> Key:
 
 
 def speed_table(rows: list[Row]) -> str:
-    """The peers beside our modes, one table for each device and setting."""
+    """The peers and our modes, one table per device and setting."""
     ratios = newest([row for row in rows if row["kind"] == "speedup"], _where)
     parts = []
     for place in dict.fromkeys(map(_where, ratios)):
@@ -65,7 +66,7 @@ def _speed_lines(steps: list[Row], ratios: list[Row]) -> str:
         "|---|---|---:|---:|---:|---:|",
     ]
     for row in sorted(steps, key=lambda row: row["ms"]["median"]):
-        # Like is compared with like where there is one of ours in the peer's mode.
+        # A peer is compared with our step in its BatchNorm mode; without one, in train mode.
         mine = best.get(row["attack_bn"], best.get("train"))
         found = [r for r in ratios if r["peer"] == row["name"] and r["ours"] == mine]
         times = f"{found[0]['times']['median']:.2f}x" if found else ""
@@ -77,7 +78,7 @@ def _speed_lines(steps: list[Row], ratios: list[Row]) -> str:
 
 
 def methods_table(rows: list[Row]) -> str:
-    """What every method reaches with a published network, and costs beyond its passes."""
+    """Rate of every method on a network of published width, and its time over its passes."""
     steps = [row for row in rows if row["kind"] == "step" and row["by"] == "fastadv"]
     steps = [row for row in steps if row["config"]["width"] is None]
     chosen = newest_of_each(steps, lambda row: (*_where(row), row["name"]))
@@ -108,7 +109,7 @@ def methods_table(rows: list[Row]) -> str:
 
 
 def ratios_table(rows: list[Row]) -> str:
-    """The step of every method over the sum of its passes, small networks too."""
+    """Time of every method's step over the sum of its passes, including narrow networks."""
     steps = [row for row in rows if row["kind"] == "step" and row.get("over_passes")]
     chosen = newest_of_each(steps, lambda row: (*_where(row), row["name"]))
     lines = [
@@ -126,7 +127,7 @@ def ratios_table(rows: list[Row]) -> str:
 
 
 def passes_table(rows: list[Row]) -> str:
-    """Each pass alone beside its bound."""
+    """Time of each pass alone, and its bound."""
     passes = [row for row in rows if row["kind"] == "pass"]
     chosen = newest_of_each(passes, lambda row: (*_where(row), row["name"]))
     lines = [
@@ -142,7 +143,7 @@ def passes_table(rows: list[Row]) -> str:
 
 
 def robust_table(rows: list[Row]) -> str:
-    """Minutes to a robust accuracy."""
+    """Minutes of training to a robust accuracy."""
     lines = [
         "| method | data | model | accuracy under | reached | minutes, mean | std |",
         "|---|---|---|---|---|---:|---:|",
@@ -160,9 +161,9 @@ def robust_table(rows: list[Row]) -> str:
 
 
 def loaders_table(rows: list[Row]) -> str:
-    """What feeding costs of a step."""
+    """Time of loading one batch, and its share of a training step."""
     lines = [
-        "| loader | from | batch | images/s | 10-90 % | ms a batch | of a PGD-10 step |",
+        "| loader | from | batch | images/s | 10-90 % | ms per batch | share of a PGD-10 step |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
 
@@ -180,9 +181,9 @@ def loaders_table(rows: list[Row]) -> str:
 
 
 def savings_table(rows: list[Row]) -> str:
-    """What each saving of work is worth, by the script's last run: all that there are now."""
+    """Speed-up by each saving of work, in the newest run of the script."""
     lines = [
-        "| saving | method | batch | plain, ms | with it, ms | plain takes | 10-90 % |",
+        "| saving | method | batch | without it, ms | with it, ms | without / with | 10-90 % |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     chosen = newest(
@@ -201,9 +202,9 @@ def savings_table(rows: list[Row]) -> str:
 
 
 def inductor_table(rows: list[Row]) -> str:
-    """What other settings of Inductor are worth."""
+    """Speed-up by other settings of Inductor."""
     lines = [
-        "| setting | method | batch | mode | ms | without it | 10-90 % | compile s |",
+        "| setting | method | batch | mode | ms | none / setting | 10-90 % | compile s |",
         "|---|---|---:|---|---:|---:|---:|---:|",
     ]
     chosen = newest_of_each(
@@ -220,7 +221,7 @@ def inductor_table(rows: list[Row]) -> str:
 
 
 def recipes_table(rows: list[Row]) -> str:
-    """Every recipe with what it reached on digits after a few epochs."""
+    """Every recipe with its accuracy on digits after a few epochs."""
     chosen = newest_of_each([row for row in rows if row["kind"] == "digits"], _recipe)
     reached = {row["method"]: row for row in chosen if row["method"] in METHODS}
     if "standard" not in reached:
@@ -235,10 +236,13 @@ def recipes_table(rows: list[Row]) -> str:
         f"Status: clean / PGD-20 test accuracy, %, after {epochs} epochs on digits with the "
         f"recipe's own defaults there; standard training reaches "
         f"{_accuracies(reached['standard'])}.",
-        "So short a run shows that a recipe learns, not which is best: one constant answer has 10",
-        "/ 10, and what perturbs weights, or sees half of the images an epoch (RST), is slowest.",
-        f"So that it begins in time: {', '.join(sorted(options))}." if options else "",
-        "`python bench/digits.py` measures it:",
+        "So short a run shows that a recipe learns, not which one is best: a constant prediction",
+        "has 10 / 10, and recipes that perturb weights, or use half of the images per epoch (RST),",
+        "learn slowest.",
+        f"Recipes that would begin too late start earlier: {', '.join(sorted(options))}."
+        if options
+        else "",
+        "Measured by `python bench/digits.py`:",
         *dict.fromkeys(map(caption, reached.values())),
     ]
     status = {name: _accuracies(row) for name, row in reached.items()}
@@ -258,12 +262,12 @@ def _line(cells: list[str]) -> str:
 
 
 def _table(lines: list[str], shown: list[Row]) -> str:
-    """The lines, and under them what made the rows that are shown; nothing for no rows."""
+    """The lines and the captions of the rows that are shown; empty if there are no rows."""
     return "\n".join([*lines, "", *dict.fromkeys(map(caption, shown))]) if shown else ""
 
 
 def caption(row: Row) -> str:
-    """What made a row: device, versions, commit, date and command."""
+    """The origin of a row: device, versions, commit, date and command."""
     return (
         f"{row['device']}, {row['threads']} threads, torch {row['torch']}, "
         f"Python {row['python']}, fastadv {row['fastadv']} ({row['commit']}), {row['date'][:10]}: "
@@ -272,7 +276,7 @@ def caption(row: Row) -> str:
 
 
 def _of_cpus(table: Callable[[list[Row]], str]) -> Callable[[list[Row]], str]:
-    """GPUs have tables of their own."""
+    """``table`` without the rows of GPUs, which have their own tables."""
     return lambda rows: table([row for row in rows if not is_of_gpu(row)])
 
 
@@ -295,7 +299,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
 
 
 def written_into(text: str, rows: list[Row]) -> str:
-    """``text`` with every marked table replaced; an unknown mark is an error."""
+    """``text`` with every marked table replaced; raises ``UserError`` for an unknown mark."""
 
     def replaced(found: re.Match[str]) -> str:
         name = found[1]

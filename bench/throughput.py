@@ -1,10 +1,10 @@
 """The README's speed table: ``python bench/throughput.py``.
 
-One PGD-10 AT step of PreActResNet-18 on 32x32 images, batch 64: fastadv in each mode and the
-four common loops, interleaved in one run, both BatchNorm modes where a peer attacks in
-eval mode only. Then what the other methods cost against the sum of their passes. Rows go to
-``bench/results/``; ``python bench/tables.py`` turns them into tables. On two cores it takes about
-half an hour, and the machine must do nothing else.
+One PGD-10 AT step of PreActResNet-18 on 32x32 images, batch 64: fastadv in each mode and the peers,
+interleaved in one run, in both BatchNorm modes because ART attacks only in eval mode. Then the time
+of the other methods over the sum of their passes. Rows are written to ``bench/results/``; ``python
+bench/tables.py`` makes tables of them. The script takes about half an hour on two cores; the
+machine must do nothing else.
 """
 
 import argparse
@@ -26,18 +26,18 @@ METHODS = "awp,rwp,advlc,trades,fast,apart"
 
 
 def main() -> None:
-    """Parse the command line, hold the modes to each other, then time."""
+    """Parse the command line, check that the modes agree, then time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--width", type=int, help="smaller networks are for trying this out")
+    parser.add_argument("--width", type=int, help="the network's width; a small one is for a trial")
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--dtype", default="bf16")
-    parser.add_argument("--modes", help="with commas; all this device has")
+    parser.add_argument("--modes", help="separated by commas [all modes of this device]")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--methods", default=METHODS, help="timed after pgd, without peers")
-    parser.add_argument("--peers", help=f"with commas, of {', '.join(PEERS)}")
+    parser.add_argument("--peers", help=f"separated by commas, of {', '.join(PEERS)}")
     parser.add_argument("--tiny", action="store_true", help="tiny device limits, for a dry run")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()

@@ -1,9 +1,9 @@
 """Minutes of training to a robust accuracy: ``python bench/time_to_robust.py --target 0.45``.
 
 Trains a method once per seed and evaluates its accuracy under the attack after every epoch. The
-reported time is the run's training time: it includes compilation, but not evaluation. One row holds
-all seeds, with mean and standard deviation; a run that never reaches the target counts as not
-reached, not as its length.
+reported time is the run's training time, with compilation and without evaluation. One row holds all
+seeds, with mean and standard deviation over the runs that reached the target; the others are
+counted as not reached.
 """
 
 import argparse
@@ -35,7 +35,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--mode", default="auto")
     parser.add_argument("--amp", action="store_true")
-    parser.add_argument("--attack", default="pgd-20", help="what the accuracy is measured under")
+    parser.add_argument(
+        "--attack", default="pgd-20", help="attack under which accuracy is measured"
+    )
     parser.add_argument("--target", type=float, default=0.45, help="accuracy in [0,1]")
     parser.add_argument("--select", default="test", choices=("test", "val"))
     parser.add_argument("--seeds", default="0,1,2")
@@ -81,7 +83,7 @@ def reached(lines: list[dict[str, Any]], score: str, target: float) -> dict[str,
 
 
 def summary(runs: list[dict[str, Any]], target: float) -> dict[str, Any]:
-    """Mean and standard deviation over the seeds that got there."""
+    """Mean and standard deviation over the seeds that reached the target."""
     minutes = [run["minutes"] for run in runs if run["minutes"] is not None]
     return {
         "target": target,

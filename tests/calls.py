@@ -18,7 +18,7 @@ MODELS = str(Path(PACKAGE, "models"))
 def package_calls(run: Callable[[], Any]) -> Counter[tuple[str, str]]:
     """How often each function of fastadv, without its models, is entered while ``run`` runs.
 
-    Keys are (file inside the package, function). A generator is entered each time it goes on.
+    Keys are (file inside the package, function). A generator counts each time it is resumed.
     """
     calls: Counter[tuple[str, str]] = Counter()
 

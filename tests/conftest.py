@@ -1,4 +1,4 @@
-"""Shared by all tests: seeds, folders, the third tier's row, the command line without a process."""
+"""Shared by all tests: seeds, folders, the third tier's row, a fixture for the command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONG = Path(__file__).parents[1] / "bench" / "results" / "long-tests.jsonl"
 
 def pytest_configure() -> None:
     """One thread per worker, because there are as many workers as cores. Notes about the run
-    folders of tests are kept apart from the user's."""
+    folders of tests are stored in a temporary folder, not in the user's."""
     os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fastadv-tests-")
     atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -60,8 +60,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Before a test's first fixture: what it draws does not depend on the tests before it."""
-    import torch  # not above: it reads OMP_NUM_THREADS when it is imported
+    """Seed before a test's first fixture, so that its draws do not depend on earlier tests."""
+    import torch  # imported late: it reads OMP_NUM_THREADS on import
 
     torch.manual_seed(0)
     random.seed(0)
@@ -71,7 +71,7 @@ def pytest_runtest_setup() -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """The third tier is no part of CI: each run of it leaves a row."""
+    """CI does not run the third tier, so each run of it writes a row."""
     if config.option.markexpr != "long":
         return
     import torch
@@ -87,7 +87,7 @@ def pytest_terminal_summary(
 
 
 class Outcome:
-    """What a command left: exit code, standard output and error."""
+    """The result of a command: exit code, standard output and standard error."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err

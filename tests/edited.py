@@ -1,4 +1,4 @@
-"""Change a run's config.toml by hand."""
+"""Change a run's config.toml as a user would."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any recipe on the tiny staged network, with whatever inputs it asks for."""
+"""Any recipe on the tiny staged network, with the inputs that it needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images, folders and .npz files meant to harm, from a seed; run as a program it opens them.
+"""Malicious images, folders and .npz files, made from a seed; run as a program it opens them.
 
 ``python hostile_data.py FOLDER FIRST COUNT`` makes and opens cases FIRST, FIRST + 1, ... and prints
 a line of JSON for each: what happened, how long it took and how much memory it took at most.
@@ -59,7 +59,7 @@ def chunk(kind: bytes, content: bytes, length: int | None = None) -> bytes:
 
 
 def png(width: int, height: int, *, depth: int = 8, colour: int = 2, more: bytes = b"") -> bytes:
-    """A PNG that says it is so large, black, and truly holds 64 rows at most."""
+    """A black PNG whose header claims this size; it holds 64 rows at most."""
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     row = 1 + min((width * channels * depth + 7) // 8, 2**20)
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
@@ -101,7 +101,7 @@ def large_png(folder: Path, rng: random.Random) -> str:
 
 
 def large_other(folder: Path, rng: random.Random) -> str:
-    """Another format whose header says it is large."""
+    """Another format whose header claims a large size."""
     kind = rng.choice(("jpg", "webp", "bmp", "ppm", "tif", "vp8x", "vp8l"))
     size = struct.pack("<I", 1000)
     if kind == "jpg":
@@ -140,7 +140,7 @@ def damaged(folder: Path, rng: random.Random) -> str:
 
 
 def hungry_png(folder: Path, rng: random.Random) -> str:
-    """Chunks that say they are long, or inflate."""
+    """Chunks that claim a large length, or that inflate to one."""
     more = rng.choice(
         (
             chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**26))),
@@ -156,7 +156,7 @@ def hungry_png(folder: Path, rng: random.Random) -> str:
 
 
 def other_content(folder: Path, rng: random.Random) -> str:
-    """What Pillow, left to itself, would open; PostScript by running a program."""
+    """Formats that Pillow opens by default; PostScript by running a program."""
     content = rng.choice(
         (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 8\n%%EndComments\nshowpage\n%%EOF\n",
@@ -232,7 +232,7 @@ def names(folder: Path, rng: random.Random) -> str:
 
 
 def planted(folder: Path, rng: random.Random) -> str:
-    """The cache that comes with a folder."""
+    """A cache that is part of the folder."""
     tree(folder)
     cache, outside = folder / ".fastadv-cache", folder.parent / "outside"
     kind = rng.randrange(4)
@@ -325,7 +325,7 @@ def _npz(folder: Path, packing: int = zipfile.ZIP_DEFLATED, **members: bytes) ->
 
 
 def lying_npz(folder: Path, rng: random.Random) -> str:
-    """Headers that do not fit what follows, or what numpy would run."""
+    """Headers that do not match the data, or that numpy would execute."""
     mark = folder.parent / "outside" / "ran"
     objects = pickle.dumps(np.array([Payload(mark)], dtype=object))
     evil = rng.choice(
@@ -358,7 +358,7 @@ def lying_npz(folder: Path, rng: random.Random) -> str:
 
 
 def odd_npz(folder: Path, rng: random.Random) -> str:
-    """The archive itself does the harm."""
+    """Archives that are themselves harmful."""
     kind = rng.randrange(9)
     if kind == 0:  # another array of the same name
         path = _npz(folder, **{"x_train.npy": npy((1, 6, 7, 3), bytes(126))})
@@ -464,7 +464,7 @@ def main(home: Path, first: int, count: int) -> None:
 
 
 def _peak(reset: bool = False) -> int:
-    """The most memory that was resident, in bytes; since the last reset where the kernel can."""
+    """Peak resident memory in bytes, since the last reset if the kernel supports it."""
     if reset:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")

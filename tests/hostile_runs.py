@@ -1,4 +1,4 @@
-"""Run folders and checkpoints made to harm, from a seed: what is done to a good one."""
+"""Malicious run folders and checkpoints, made from a seed by changing a good one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILES = ("config.toml", "last.pt", "best.pt", "metrics.jsonl", "summary.json", "
 
 
 class Call:
-    """Unpickles as a call."""
+    """An object whose unpickling calls a function."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.made = (function, arguments)

@@ -1,4 +1,4 @@
-"""How many operators each recording of a recipe launches, compared with recorded numbers.
+"""The number of operators that each recording of a recipe launches, against golden numbers.
 
 ``python tests/launch_plan.py`` records new numbers; the commit says why they changed.
 An operator is not always one kernel. What the kernels are is counted on the pretended CUDA runtime
@@ -22,7 +22,7 @@ NOTHING = ("empty", "new_empty", "_local_scalar")
 
 
 def launches(operator: Any) -> bool:
-    """Whether ``operator`` computes something: no view, no empty memory."""
+    """True if ``operator`` computes something; views and empty memory do not."""
     name = operator._schema.name.split("::")[1]
     views = any(
         result.alias_info is not None and not result.alias_info.is_write
@@ -32,7 +32,7 @@ def launches(operator: Any) -> bool:
 
 
 def plan(recordings: Sequence[Any]) -> list[Counter[str]]:
-    """Operators by name, for each of a pretended GPU's recordings."""
+    """Operators by name, for each recording on the pretended GPU."""
     return [
         Counter(str(call[0]) for call in recording.calls if launches(call[0]))
         for recording in recordings

@@ -1,4 +1,4 @@
-"""Networks in which more than its BatchNorm reads a convolution's output, or their weights."""
+"""Networks in which a module other than its BatchNorm reads a convolution's output or weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps on a pretended GPU: nothing mixes devices, waits, or does what a CUDA graph cannot hold.
+"""Steps on a pretended GPU: none mixes devices, synchronises, or does what a graph cannot hold.
 
 ``pretend_gpu.py`` says how; ``test_cuda_fake.py`` runs this file in a process of its own.
 """
@@ -29,11 +29,11 @@ from fastadv.engine.cuda_graph import NotReplayable
 from fastadv.engine.model.precision import DTYPES
 from fastadv.training.captured import MAX_RECORDINGS
 
-# cuSOLVER's results are looked at on the host.
+# cuSOLVER's results are read on the host.
 NOT_REPLAYABLE = {"fgsm-n-advlc-nuclear"}
 
 # What recordings hold. Each was checked: it neither waits for the device nor copies from the host,
-# and draws nothing. A new one must be judged, too (is there a CUDA graph test that uses it? does
+# and draws nothing. A new one must also be checked (is there a CUDA graph test that uses it? does
 # its CUDA code call cudaMemcpy, .item(), .cpu() or thrust without a policy?), and then added.
 JUDGED = {
     *("__rshift__", "_foreach_add", "_foreach_add_", "_foreach_copy_", "_foreach_lerp_"),
@@ -113,7 +113,7 @@ def test_a_replayed_recipe_is_the_one_on_the_cpu(method: str) -> None:
 # -- what a recording must survive ----------------------------------------------------------------
 
 
-def test_a_walk_that_waits_runs_as_written_unless_capture_is_insisted_on() -> None:
+def test_an_update_that_synchronises_runs_uncaptured_unless_strict() -> None:
     method = "fgsm-n-advlc-nuclear"
     cpu, step = step_of(method, staged_model()), step_of(method, on_device(staged_model()))
     captured(step, strict=False)
@@ -126,7 +126,7 @@ def test_a_walk_that_waits_runs_as_written_unless_capture_is_insisted_on() -> No
     assert_same_run(step, cpu)
 
 
-def test_batches_of_many_sizes_take_turns() -> None:
+def test_batches_of_many_sizes_alternate() -> None:
     """More situations than are kept, so each is forgotten and recorded again."""
     cpu = step_of("trades-awp", staged_model(), epoch_length=20)
     step = captured(step_of("trades-awp", on_device(staged_model()), epoch_length=20))
@@ -144,7 +144,7 @@ def test_a_state_that_grows_for_a_larger_batch() -> None:
     assert_same_run(step, cpu)
 
 
-def test_gradients_that_layers_scale_are_fresh_every_time() -> None:
+def test_gradients_scaled_by_layers_are_new_in_every_replay() -> None:
     options = {"layers": "fixed-lr", "layer_groups": ("3", "4"), "rate_form": "gradient"}
     options |= {"fixed_lr": 0.2}
     cpu = step_of("fgsm", staged_model(), **options)
@@ -154,7 +154,7 @@ def test_gradients_that_layers_scale_are_fresh_every_time() -> None:
     assert_same_run(step, cpu)
 
 
-def test_scratch_that_is_replaced_stays_with_the_recordings_that_use_it() -> None:
+def test_replaced_scratch_memory_is_kept_by_the_recordings_that_use_it() -> None:
     """A network in another precision, or other weights to perturb, need other scratch."""
     options = {"attack_bn": "eval", "warmup_epochs": 0}
     cpu = step_of("awp", staged_model(), **options)
@@ -204,14 +204,14 @@ def test_low_precision_is_replayed(method: str, kind: str) -> None:
     assert kinds == {DTYPES[kind]}
 
 
-def test_a_graph_somebody_holds_is_not_touched() -> None:
+def test_an_autograd_graph_that_the_user_holds_is_kept() -> None:
     """Autograd's nodes of the parameters would bring the stream of that graph into the capture."""
     model = on_device(staged_model())
     x = gpu.to_device(tiny_batch(COUNT)[0])
     held = model.eval()(x).sum()
     model.train()
     own = {id(parameter) for parameter in model.parameters()}
-    recorded: list[bool] = []  # whether a parameter of that graph stood in the model
+    recorded: list[bool] = []  # True if the model held a parameter of that graph
 
     def look(module: nn.Module, _: object) -> None:
         if gpu.Rules.log:
@@ -229,7 +229,7 @@ def test_a_graph_somebody_holds_is_not_touched() -> None:
     assert [*model.parameters()] == [*step.internals.update.parameters.learning()]
 
 
-def test_a_parameter_kept_aside_and_held_in_a_graph_is_refused() -> None:
+def test_a_parameter_in_a_list_and_in_a_held_graph_is_refused() -> None:
     class Aside(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -332,7 +332,7 @@ WAITS = {
 
 
 @pytest.mark.parametrize("name", WAITS)
-def test_waits_are_seen(name: str) -> None:
+def test_synchronisations_are_detected(name: str) -> None:
     WAITS[name](tensor())
     with gpu.no_waits(), pytest.raises(WaitsForTheDevice):
         WAITS[name](tensor())
@@ -347,7 +347,7 @@ UNRECORDABLE = {
 
 
 @pytest.mark.parametrize("name", UNRECORDABLE)
-def test_what_a_graph_cannot_hold_is_seen(name: str) -> None:
+def test_operations_that_a_graph_cannot_hold_are_detected(name: str) -> None:
     here = tensor()
     UNRECORDABLE[name](here)
     with pytest.raises(NotInAGraph):
@@ -368,7 +368,7 @@ def test_a_recording_computes_nothing_until_it_is_replayed() -> None:
     assert torch.equal(gpu.to_host(result), torch.full((2, 3), 2.0))
 
 
-def test_memory_that_was_freed_is_seen() -> None:
+def test_use_of_freed_memory_is_detected() -> None:
     x = tensor()
     scratch = [x * 2]
     result, replay = Recorder()(lambda: x + scratch[0])
@@ -379,7 +379,7 @@ def test_memory_that_was_freed_is_seen() -> None:
     assert result.shape == x.shape
 
 
-def test_results_in_memory_that_an_earlier_graph_passes_over_are_seen() -> None:
+def test_results_overwritten_by_an_earlier_graph_are_detected() -> None:
     x, recorder = tensor(), Recorder()
     _, first = recorder(lambda: x * 2)
     shared, second = recorder(lambda: x * 3)
@@ -389,7 +389,7 @@ def test_results_in_memory_that_an_earlier_graph_passes_over_are_seen() -> None:
     assert torch.equal(gpu.to_host(own), gpu.to_host(x) * 4)
 
 
-def test_memory_of_a_graph_that_another_may_use_is_seen() -> None:
+def test_memory_shared_between_graphs_is_detected() -> None:
     x, kept = tensor(), []
 
     def first_fills() -> Tensor:

@@ -1,4 +1,4 @@
-"""Between the graphs of a captured step: optimizers on a pretended GPU, replayed where they can be.
+"""Optimizers on a pretended GPU, between the graphs of a captured step, replayed where possible.
 
 ``test_cuda_fake.py`` runs this file in a process of its own.
 """
@@ -30,7 +30,7 @@ from fastadv.engine.optimizer.updater import Updater
 from fastadv.training.training_step import Step
 
 PASSES = (
-    2  # recordings of an update without its optimizer: the passes, and what follows the optimizer
+    2  # recordings of an update without its optimizer: the passes, and the work after the optimizer
 )
 # float32 weights, whose rate is rounded to float32 in a recording.
 NEARLY = 1e-6
@@ -95,13 +95,13 @@ def test_gradients_reach_a_fused_optimizer_in_the_layout_of_their_weights(accumu
 
 
 @pytest.mark.parametrize("kind", ["sgd", "fused sgd", "adam"])
-def test_overflows_are_left_out_as_a_scaler_does(kind: str) -> None:
+def test_overflowing_updates_are_skipped_as_by_a_grad_scaler(kind: str) -> None:
     """The first update, when the optimizer has no state, and a later one."""
     ours, theirs = on_device(tiny_model()), tiny_model()
     if kind == "adam":
         own, other = (torch.optim.Adam(m.parameters(), lr=0.01) for m in (ours, theirs))
     else:
-        # PyTorch's fused SGD goes on from unwritten memory where a scaler masks its first step.
+        # PyTorch's fused SGD continues from unwritten memory if a scaler masks its first step.
         other = sgd(theirs)
         own = torch.optim.SGD(ours.parameters(), **LEARNING, fused="fused" in kind)
     scaler, plain = (torch.amp.GradScaler(name, init_scale=8.0) for name in (gpu.NAME, "cpu"))
@@ -125,7 +125,7 @@ def test_overflows_are_left_out_as_a_scaler_does(kind: str) -> None:
     updater.faults.check()
 
 
-# -- as a graph of their own ----------------------------------------------------------------------
+# -- with their own graph ------------------------------------------------------------------------
 
 
 Optimizers = dict[str, Callable[[nn.Module], torch.optim.Optimizer]]
@@ -221,7 +221,7 @@ AS_WRITTEN: Optimizers = {
 
 
 @pytest.mark.parametrize("kind", [*AS_WRITTEN, "float64", "a scaler"])
-def test_other_optimizers_step_as_they_always_do(kind: str) -> None:
+def test_other_optimizers_step_without_a_graph(kind: str) -> None:
     make = AS_WRITTEN.get(kind, REPLAYED["sgd"])
     cpu, step = pair(make, double=kind == "float64")
     if kind == "a scaler":
@@ -244,7 +244,7 @@ def test_a_hook_for_all_optimizers_is_called() -> None:
     assert len(seen) == 4
 
 
-def test_a_momentum_that_moves_every_time_is_followed() -> None:
+def test_a_momentum_that_changes_every_step_is_followed() -> None:
     cpu, step = steps = pair(REPLAYED["sgd"])
     for update in range(5):
         for each in steps:
@@ -264,7 +264,7 @@ def elsewhere(state: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("change", ["weight decay", "loaded state"])
-def test_what_changes_once_is_recorded_once_more(change: str) -> None:
+def test_a_value_that_changes_once_is_recorded_once_more(change: str) -> None:
     cpu, step = steps = pair(REPLAYED["sgd"])
     for update in range(6):
         for each in steps:
@@ -279,10 +279,10 @@ def test_what_changes_once_is_recorded_once_more(change: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["group", "gradient"])
-def test_layers_keep_their_rate_beside_a_replayed_optimizer(form: str) -> None:
+def test_layers_keep_their_rate_with_a_replayed_optimizer(form: str) -> None:
     steps = []
     for model in (staged_model().float(), on_device(staged_model().float())):
-        # A rate in the gradient wants no group of its own.
+        # A rate in the gradient needs no own group.
         layers = "rat-lr" if form == "group" else "uniform"
         groups = fastadv.param_groups(model, layers=layers, lr=LEARNING["lr"])
         optimizer = torch.optim.SGD(groups, **LEARNING, fused=True)
@@ -298,7 +298,7 @@ def test_layers_keep_their_rate_beside_a_replayed_optimizer(form: str) -> None:
     assert len(recordings(steps[1])) == PASSES + (form == "group")
 
 
-def test_gradients_that_wait_or_are_taken_away() -> None:
+def test_accumulated_and_deleted_gradients() -> None:
     cpu, step = steps = pair(REPLAYED["sgd"])
     for update in range(10):
         for each in steps:
@@ -354,7 +354,7 @@ class Refusing(Recorder):
         return super().__call__(function)
 
 
-def test_an_optimizer_that_cannot_be_recorded_goes_on_to_the_same_bits() -> None:
+def test_an_optimizer_that_cannot_be_recorded_continues_bit_for_bit() -> None:
     """As after a resume, when other updates are replayed than without the stop."""
     _, replayed = pair(REPLAYED["sgd"])
     _, refused = pair(REPLAYED["sgd"])
@@ -370,7 +370,9 @@ def test_an_optimizer_that_cannot_be_recorded_goes_on_to_the_same_bits() -> None
     assert_same_run(refused, replayed, 0.0)
 
 
-def test_no_update_sees_a_rate_of_more_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_learning_rate_has_the_same_precision_in_every_update(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """CUDA's kernels tell 0.05 from float32's 0.05; those of this device's CPU do not."""
     seen, step_of_torch = [], torch.optim.SGD.step
 
@@ -386,7 +388,7 @@ def test_no_update_sees_a_rate_of_more_digits(monkeypatch: pytest.MonkeyPatch) -
     assert of_optimizer(step) == 1
 
 
-def test_a_rate_that_lies_on_the_device_is_read_there() -> None:
+def test_a_learning_rate_on_the_device_is_read_there() -> None:
     rate = gpu.to_device(torch.tensor(0.05))
     cpu, step = pair(
         lambda model: torch.optim.SGD(
@@ -405,7 +407,7 @@ def test_a_rate_that_lies_on_the_device_is_read_there() -> None:
     assert of_optimizer(step) == 1
 
 
-def test_a_gradient_of_somebody_elses_is_read_where_it_is() -> None:
+def test_a_gradient_set_by_the_user_is_read_in_place() -> None:
     """A parameter outside of the model, which the caller learns in the same optimizer."""
     steps, others = [], []
     for model in (tiny_model().float(), on_device(tiny_model().float())):
@@ -438,7 +440,7 @@ def test_a_loaded_state_without_momentum_follows_its_rate() -> None:
     assert len(recordings(step)) == PASSES + 1
 
 
-def test_accumulating_costs_no_recording_and_changing_costs_few() -> None:
+def test_accumulating_needs_no_recording_and_changes_need_few() -> None:
     _, step = pair(REPLAYED["sgd"])
     for update in range(4):
         call(step, update)

@@ -1,4 +1,4 @@
-"""A stand-in for CUDA graphs that repeats operations, and nothing that Python decided.
+"""A stand-in for CUDA graphs that repeats operations, without running Python code again.
 
 Unlike ``tiny_capture.Replayer``, which calls the function again, this writes down every operation
 of PyTorch's dispatcher, forward and backward, and does them again on the recorded memory: what is

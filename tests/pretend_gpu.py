@@ -63,7 +63,7 @@ class WaitsForTheDevice(RuntimeError):
 
 
 class NotInAGraph(RuntimeError):
-    """A CUDA graph cannot hold this, or not as it is meant."""
+    """A CUDA graph cannot hold this operation, or would not repeat it correctly."""
 
 
 class _Module:
@@ -157,7 +157,7 @@ def _forget(memory: int) -> None:
 
 
 class Rules:
-    """What is forbidden at the moment; ``log`` is the recording under way."""
+    """The present restrictions; ``log`` is the recording in progress."""
 
     no_waits = False
     log: Recording | None = None
@@ -295,7 +295,7 @@ class Recording:
         return result
 
     def end(self) -> None:
-        """Recording computes nothing: what was written is as it was, results are no numbers."""
+        """Recording computes nothing: written memory is restored, results get meaningless bytes."""
         for memory, old in self.before.values():
             memory.copy_(old)
         self.before.clear()

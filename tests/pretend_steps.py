@@ -1,4 +1,4 @@
-"""Steps on the pretended GPU, and how one is compared with its twin on the CPU."""
+"""Steps on the pretended GPU, and their comparison with a twin on the CPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def captured(step: Step, **options: Any) -> Step:
 def call(
     step: Step, update: int, count: int = COUNT, *, spoilt: bool = False, adds: bool = False
 ) -> dict[str, Tensor]:
-    """Update number ``update`` of ``step``, on a batch of its own, where the model is; one that
+    """Update number ``update`` of ``step``, on its own batch, on the device of the model; one that
     only ``adds`` its gradient does not step."""
     x, y, _, _ = tiny_batch(count, seed=update)
     x = x.to(next(step.model.parameters()).dtype) * (float("nan") if spoilt else 1.0)

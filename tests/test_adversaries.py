@@ -1,4 +1,4 @@
-"""What holds for several adversaries at once, beyond the formula of each."""
+"""Properties of several adversaries, in addition to the formula of each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tiny import EPS, tiny_batch, tiny_model, tiny_step, twin
 from tiny_staged import gradient_at, recorded
 
 
-def test_every_restart_begins_at_another_point() -> None:
+def test_every_restart_starts_at_another_point() -> None:
     """With steps of length 0 a restart ends at its start: starts that are equal would show."""
     x, y, index, _ = tiny_batch()
     made = []
@@ -23,7 +23,7 @@ def test_every_restart_begins_at_another_point() -> None:
 
 
 @pytest.mark.parametrize("method", ["atta-1", "fgsm-plus", "apart", "free"])
-def test_a_bad_batch_changes_nothing_that_is_remembered(method: str) -> None:
+def test_a_batch_that_is_not_finite_changes_no_stored_state(method: str) -> None:
     x, y, index, _ = tiny_batch()
     step = tiny_step(tiny_model(), method, total_steps=9, steps_per_epoch=9)
     step(x, y, index)
@@ -48,7 +48,7 @@ def test_fgsm_in_eval_mode_shares_no_pass_with_the_loss() -> None:
     torch.testing.assert_close(made[0].x_adv, expected)
 
 
-def test_no_step_of_n_fgsm_is_cut_back() -> None:
+def test_no_step_of_n_fgsm_is_projected() -> None:
     x, y, index, start = tiny_batch()
     step = tiny_step(tiny_model(), "n-fgsm", alpha=5 * EPS)
     model = twin(step.model)
@@ -59,7 +59,7 @@ def test_no_step_of_n_fgsm_is_cut_back() -> None:
     torch.testing.assert_close(made[0].x_adv, expected)
 
 
-def test_choosing_the_worse_restart_moves_no_running_statistics() -> None:
+def test_choosing_the_worst_restart_changes_no_running_statistics() -> None:
     x, y, index, _ = tiny_batch()
     model = tiny_model()
     tiny_step(model, "pgd", steps=1, restarts=2, attack_bn="train")(x, y, index)

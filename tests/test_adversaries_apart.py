@@ -1,4 +1,4 @@
-"""FGSM+ and APART against the algorithm written out, and what a wrong one would break."""
+"""FGSM+ and APART against the algorithm written out, and properties that a wrong one violates."""
 
 from __future__ import annotations
 
@@ -149,8 +149,8 @@ def test_a_given_start_is_the_perturbation_in_pixels() -> None:
     torch.testing.assert_close(shifted[0], (x + start).clamp(0, 1))
 
 
-def test_step_sizes_rise_when_the_gradient_says_so() -> None:
-    """Without decay every learned step first moves the way that raises the loss."""
+def test_learned_step_sizes_move_towards_a_larger_loss() -> None:
+    """Without decay every learned step size first moves in the direction that raises the loss."""
     x, y, index = batch_of(0)
     x = 0.2 + 0.6 * x
     options = LEARNED | {"step_size_decay": 0.0, "step_size_schedule": "constant"}
@@ -165,7 +165,7 @@ def test_step_sizes_rise_when_the_gradient_says_so() -> None:
     assert float(step(x, y, index)["loss"]) > first
 
 
-def test_the_noise_inside_blocks_is_made_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_noise_inside_blocks_is_drawn_once_per_step(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y, index = batch_of(0)
     step = primed(staged_step(staged_model(), "apart", **LEARNED))
     made: list[int] = []
@@ -181,8 +181,8 @@ def test_the_noise_inside_blocks_is_made_once_a_step(monkeypatch: pytest.MonkeyP
     assert made == [4, 4]
 
 
-def test_omega_comes_back_to_the_pixels_it_came_from() -> None:
-    """What a second, differently cropped view of a sample sees is the first one's update."""
+def test_omega_is_stored_at_the_pixels_it_was_cropped_from() -> None:
+    """Another crop of a sample sees the update of the first one."""
     x, y, _, _ = tiny_batch(COUNT)
     index = torch.arange(COUNT)
     step = primed(staged_step(staged_model(), "fgsm-plus", **LEARNED))
@@ -200,7 +200,7 @@ def test_omega_comes_back_to_the_pixels_it_came_from() -> None:
     assert after.abs().max() <= max(1.0, float(before.abs().max()))
 
 
-def test_without_learned_start_nothing_is_remembered() -> None:
+def test_without_learned_start_no_state_is_stored() -> None:
     x, y, _ = batch_of(0)
     step = staged_step(staged_model(), "apart-no-start", num_samples=None, **LEARNED)
     seen: list[Tensor] = []
@@ -262,7 +262,7 @@ def test_where_a_branch_begins(network: str, first: str) -> None:
     assert len(names) == len(perturbable_blocks(model))
 
 
-def test_a_bad_gradient_changes_no_state() -> None:
+def test_a_gradient_that_is_not_finite_changes_no_state() -> None:
     x, y, index = batch_of(0)
     step = primed(staged_step(staged_model(), "apart", **LEARNED))
     with torch.no_grad():
@@ -273,7 +273,7 @@ def test_a_bad_gradient_changes_no_state() -> None:
         assert torch.equal(tensor, before[name]), name
 
 
-def test_what_it_cannot_do_is_refused() -> None:
+def test_unsupported_settings_are_refused() -> None:
     x, y, index = batch_of(0)
     with pytest.raises(UserError, match="linf"):
         staged_step(staged_model(), "apart", norm="l2")(x, y, index)

@@ -20,7 +20,7 @@ def stored_images(step: Step, padded: Tensor) -> Tensor:
 
 
 def epoch_of(padded: Tensor, seed: int) -> tuple[Tensor, Tensor, View]:
-    """Which samples a batch has, what it sees of them, and where from."""
+    """The samples of a batch, their crops, and the offsets of these."""
     view = view_of(COUNT, seed)
     index = torch.randperm(ROWS, generator=torch.Generator().manual_seed(seed))[:COUNT]
     x = torch.stack([window(padded[i], view, row) for row, i in enumerate(index)])
@@ -57,11 +57,11 @@ def test_three_steps_are_the_published_loop() -> None:
     assert_same(model, by_hand)
 
 
-def test_a_sample_goes_on_where_it_was_left() -> None:
+def test_an_attack_continues_from_the_stored_perturbation() -> None:
     x, y, _, _ = tiny_batch(COUNT)
     index = torch.arange(COUNT)
     model = tiny_model()
-    # Another model's optimizer: the weights stand still, the attack goes on.
+    # Another model's optimizer: the weights do not change, the attack continues.
     step = staged_step(model, "atta-1", optimizer=sgd(twin(model)), alpha=EPS / 4, pad=0)
     losses = [float(step(0.2 + 0.6 * x, y, index)["loss"]) for _ in range(5)]
     assert losses[3] > losses[0] + 1e-3
@@ -69,7 +69,7 @@ def test_a_sample_goes_on_where_it_was_left() -> None:
     torch.testing.assert_close(reached, torch.tensor(EPS).double(), rtol=0.05, atol=0)
 
 
-def test_the_store_starts_anew_every_few_epochs() -> None:
+def test_stored_perturbations_are_reset_every_few_epochs() -> None:
     x, y, _, _ = tiny_batch(COUNT)
     index = torch.arange(COUNT)
     step = staged_step(tiny_model(), "atta-1", reset_every=2, steps_per_epoch=1, pad=0)
@@ -88,7 +88,7 @@ def test_the_store_starts_anew_every_few_epochs() -> None:
     assert not torch.equal(stores[2], stores[3])
 
 
-def test_it_does_not_begin_without_knowing_the_epoch() -> None:
+def test_training_without_a_known_epoch_is_refused() -> None:
     x, y, _, _ = tiny_batch(COUNT)
     index = torch.arange(COUNT)
     with pytest.raises(UserError, match="follows the epochs"):
@@ -96,7 +96,7 @@ def test_it_does_not_begin_without_knowing_the_epoch() -> None:
     staged_step(tiny_model(), "atta-1", steps_per_epoch=None, reset_every=0)(x, y, index)
 
 
-def test_a_resumed_run_does_not_start_anew_once_more() -> None:
+def test_a_resumed_run_does_not_reset_the_stored_perturbations_again() -> None:
     x, y, _, _ = tiny_batch(COUNT)
     index = torch.arange(COUNT)
     options = {"reset_every": 2, "steps_per_epoch": 2, "pad": 0}
@@ -124,7 +124,7 @@ def test_the_usual_step_is_the_published_one_in_units_of_eps(steps: int, publish
     assert step.plan.adversary.step_size == pytest.approx(2 * published)
 
 
-def test_it_needs_to_know_the_samples() -> None:
+def test_num_samples_is_required() -> None:
     x, y, _, _ = tiny_batch(COUNT)
     with pytest.raises(UserError, match="index="):
         staged_step(tiny_model(), "atta-1")(x, y)

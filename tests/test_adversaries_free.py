@@ -1,4 +1,4 @@
-"""Free-m against its loop written by hand, and what belongs to its perturbation."""
+"""Free-m against its loop written by hand, and properties of its perturbation."""
 
 import copy
 
@@ -40,7 +40,7 @@ def test_three_batches_the_last_one_short() -> None:
     assert_same(model, by_hand)
 
 
-def test_delta_begins_at_zero_and_reaches_the_border_at_once() -> None:
+def test_delta_starts_at_zero_and_reaches_the_border_in_one_step() -> None:
     x, y, index, _ = tiny_batch()
     x = 0.2 + 0.6 * x
     model = tiny_model()
@@ -51,7 +51,7 @@ def test_delta_begins_at_zero_and_reaches_the_border_at_once() -> None:
     assert torch.equal(step.state["delta"].abs(), torch.full_like(x, EPS))
 
 
-def test_an_element_cut_off_by_the_box_has_no_gradient() -> None:
+def test_an_element_clipped_to_the_box_has_no_gradient() -> None:
     x, y, index, _ = tiny_batch()
     x = torch.ones_like(x)
     start = torch.full_like(x, EPS / 2)
@@ -60,7 +60,7 @@ def test_an_element_cut_off_by_the_box_has_no_gradient() -> None:
     assert torch.equal(step.state["delta"], start)
 
 
-def test_it_counts_replays_as_updates() -> None:
+def test_replays_count_as_updates() -> None:
     seen: list[int] = []
     x, y, index, _ = tiny_batch()
     step = tiny_step(tiny_model(), "free", replays=3)
@@ -97,7 +97,7 @@ def test_a_run_resumes_with_the_short_batch() -> None:
     assert_same(step.model, model, tolerance=0)
 
 
-def test_what_it_cannot_do_is_refused() -> None:
+def test_unsupported_settings_are_refused() -> None:
     x, y, index, _ = tiny_batch()
     with pytest.raises(UserError, match="update=False"):
         tiny_step(tiny_model(), "free")(x, y, index, update=False)

@@ -94,7 +94,7 @@ def test_the_usual_step_is_a_quarter_of_eps() -> None:
     assert_same(*models, tolerance=0)
 
 
-def test_without_a_random_start_it_begins_at_the_image() -> None:
+def test_without_a_random_start_the_attack_starts_at_the_image() -> None:
     x, y, index, _ = tiny_batch()
     models = [tiny_model(), tiny_model()]
     tiny_step(models[0], "pgd", steps=STEPS, random_start=False)(x, y, index)
@@ -207,7 +207,7 @@ def test_counts_of_correct_steps() -> None:
     assert torch.equal(made[0].context.correct_steps, correct)
 
 
-def test_a_start_that_is_not_boxed_leaves_the_box_and_not_the_ball() -> None:
+def test_a_start_that_is_not_boxed_may_leave_the_box_but_not_the_ball() -> None:
     """The memorization paper's TE: U(-eps, eps) in Linf, 0.001 N(0,1) in L2."""
     x, y, index, _ = tiny_batch()
     begun = {}
@@ -226,7 +226,7 @@ def test_a_start_that_is_not_boxed_leaves_the_box_and_not_the_ball() -> None:
     assert 0.0008 < (begun_l2 - x).std() < 0.0012
 
 
-def test_a_kl_attack_begins_a_thousandth_from_the_image() -> None:
+def test_a_kl_attack_starts_at_a_distance_of_0_001_from_the_image() -> None:
     x, y, index, _ = tiny_batch()
     x = 0.2 + 0.6 * x
     step = tiny_step(tiny_model(), "trades", steps=1, alpha=0.0)

@@ -72,7 +72,7 @@ def furthest(method: str, scale: float) -> tuple[Tensor, Tensor]:
     return from_x, (made[0].x_adv - made[0].center).abs().max()
 
 
-def test_each_keeps_to_its_own_ball() -> None:
+def test_each_attack_stays_in_its_own_ball() -> None:
     two, three = torch.tensor(2 * EPS).double(), torch.tensor(3 * EPS).double()
     one = two / 2
     for method in ("fgsm-r", "fast"):
@@ -86,7 +86,7 @@ def test_each_keeps_to_its_own_ball() -> None:
 
 
 @pytest.mark.parametrize("method", ["fgsm-n", "n-fgsm", "fgsm-r"])
-def test_noise_belongs_to_the_sample_and_to_the_update(method: str) -> None:
+def test_noise_depends_on_the_sample_and_on_the_update(method: str) -> None:
     x, y, index, _ = tiny_batch()
     # Another model's optimizer, running statistics: only the noise tells the updates apart.
     step = tiny_step(tiny_model(), method, optimizer=sgd(tiny_model()), attack_bn="eval")
@@ -112,7 +112,7 @@ def test_the_noise_of_n_fgsm_fills_two_eps() -> None:
     assert 0.9 * EPS < noise.mean() < 1.1 * EPS
 
 
-def test_what_has_no_gradient_or_no_meaning_is_refused() -> None:
+def test_settings_without_a_gradient_or_a_meaning_are_refused() -> None:
     with pytest.raises(UserError, match="no gradient"):
         tiny_step(tiny_model(), "trades", adversary="fgsm")
     x, y, index, _ = tiny_batch()

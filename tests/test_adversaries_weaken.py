@@ -1,4 +1,4 @@
-"""Weakened perturbations: shrunk, or some of their signs flipped, whatever made them."""
+"""Weakened perturbations of any adversary: shrunk, or some of their signs flipped."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_the_flipped_elements_are_a_random_share(share: float) -> None:
     assert not torch.equal(*masks)  # drawn anew for each update
 
 
-def test_nothing_taken_away_changes_nothing() -> None:
+def test_weakening_by_zero_changes_nothing() -> None:
     x, y, index, start = tiny_batch()
     models = [tiny_model(), tiny_model()]
     tiny_step(models[0], "pgd", steps=2)(x, y, index, start=start)
@@ -68,14 +68,14 @@ def test_nothing_taken_away_changes_nothing() -> None:
     assert_same(*models, tolerance=0)
 
 
-def test_shrunk_to_nothing_is_training_on_the_centre() -> None:
+def test_shrinking_by_one_is_training_on_the_centre() -> None:
     x, y, index, start = tiny_batch()
     step = tiny_step(tiny_model(), "fgsm-n", shrink=1.0)
     torch.testing.assert_close(trained_on(step, x, y, index, start=start), (x + start).clamp(0, 1))
 
 
 @pytest.mark.parametrize("method", ["atta-1", "apart", "free", "n-fgsm"])
-def test_it_takes_every_adversary(method: str) -> None:
+def test_every_adversary_can_be_weakened(method: str) -> None:
     """The outer pass sees the shrunk perturbation; what is stored is the whole one."""
     x, y, index, start = tiny_batch(count=6)
     index = torch.arange(6)
@@ -88,7 +88,7 @@ def test_it_takes_every_adversary(method: str) -> None:
         torch.testing.assert_close(stored, made[0].x_adv - x)
 
 
-def test_awp_climbs_on_what_is_trained_on() -> None:
+def test_awp_maximises_the_loss_of_the_weakened_images() -> None:
     x, y, index, start = tiny_batch()
     step = staged_step(tiny_model(), "awp", steps=2, shrink=1.0, optimizer=sgd(tiny_model()))
     step(x, y, index % 12, start=start)
@@ -99,7 +99,7 @@ def test_awp_climbs_on_what_is_trained_on() -> None:
         torch.testing.assert_close(first, second)
 
 
-def test_senseless_strengths_are_refused() -> None:
+def test_meaningless_strengths_are_refused() -> None:
     with pytest.raises(UserError, match="between 0 and 1"):
         tiny_step(tiny_model(), "pgd", shrink=1.5)
     with pytest.raises(UserError, match="no perturbation"):

@@ -1,4 +1,4 @@
-"""Evaluation attacks against closed forms, independently written loops and what they promise."""
+"""Evaluation attacks against closed forms, independently written loops and their properties."""
 
 from itertools import pairwise
 
@@ -144,7 +144,7 @@ def test_attacks_equal_an_independent_loop(name, loss, freeze):
     assert not torch.equal(found, attack(model, x, y, name, eps=eps, alpha=0.03, index=index))
 
 
-def test_cw_measures_against_zero_where_every_other_logit_is_negative():
+def test_cw_compares_with_zero_if_all_other_logits_are_negative():
     torch.manual_seed(0)
     layer = nn.Linear(4, 3, dtype=torch.float64)
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_cw_measures_against_zero_where_every_other_logit_is_negative():
     torch.testing.assert_close(other.flatten(), 0.1 * torch.tensor([-1.0, 1, -1, 1]).double())
 
 
-def test_cw_stops_pushing_a_sample_ten_below():
+def test_cw_does_not_move_a_sample_misclassified_by_more_than_ten():
     layer = nn.Linear(2, 2, dtype=torch.float64)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[0.0, 0], [1, 1]]))
@@ -172,7 +172,7 @@ def test_cw_stops_pushing_a_sample_ten_below():
     assert torch.equal(found, x)
 
 
-def test_the_kl_objective_climbs_the_kl():
+def test_the_kl_objective_maximises_the_kl():
     model = small_net()
     x, y = images(8)
     given = 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).double()
@@ -234,7 +234,7 @@ def test_eps_zero_returns_the_images(name):
         torch.testing.assert_close(attack(model, x, y, name, eps=0, norm=norm), x)
 
 
-def test_l2_stands_still_where_there_is_no_gradient():
+def test_l2_does_not_move_without_a_gradient():
     model, _ = linear_model()
     nn.init.zeros_(model[1].weight)
     x, y = images(classes=2, shape=(1, 3, 4))
@@ -253,7 +253,7 @@ def test_the_layout_of_the_images_is_kept():
         assert found.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_noise_is_gaussian_with_the_given_spread():
+def test_noise_is_gaussian_with_the_given_standard_deviation():
     model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))
     x, y = torch.full((16, 3, 32, 32), 0.5), torch.zeros(16, dtype=torch.int64)
     noise = attack(model, x, y, "noise-0.05", eps=0.001) - x
@@ -287,7 +287,7 @@ def test_a_further_restart_never_helps_the_model(name):
         assert (heights[-1] > heights[0])[standing].any()
 
 
-def test_restarts_that_skip_the_fooled_change_nothing(monkeypatch):
+def test_restarts_that_skip_misclassified_samples_change_no_result(monkeypatch):
     """On a CPU fooled samples are left out of further restarts; elsewhere all are attacked."""
     from fastadv.engine.model.network import Network
 
@@ -404,7 +404,7 @@ def batch(count=4):
         (lambda x, y: (x.numpy(), y), "torch tensors"),
     ],
 )
-def test_bad_batches_get_a_sentence(change, sentence):
+def test_bad_batches_are_refused_in_one_sentence(change, sentence):
     with pytest.raises(UserError, match=sentence):
         attack(small_net(torch.float32), *change(*batch()), "pgd-2")
 
@@ -421,12 +421,12 @@ def test_bad_batches_get_a_sentence(change, sentence):
         ({"amp": "bf61"}, "did you mean 'bf16'"),
     ],
 )
-def test_bad_options_get_a_sentence(options, sentence):
+def test_bad_options_are_refused_in_one_sentence(options, sentence):
     with pytest.raises(UserError, match=sentence):
         attack(small_net(torch.float32), *batch(), "pgd-2", **options)
 
 
-def test_rounding_outside_the_box_is_forgiven():
+def test_rounding_errors_outside_of_the_box_are_accepted():
     x, y = batch()
     found = attack(small_net(torch.float32), x - 3e-8, y, "pgd-2")
     assert found.min() >= 0

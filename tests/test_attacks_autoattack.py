@@ -1,4 +1,4 @@
-"""AutoAttack through its own package: a bound on PGD, and nothing left behind."""
+"""AutoAttack through its own package: a bound on PGD, and no global state changed."""
 
 import importlib.util
 import sys
@@ -55,7 +55,7 @@ def test_autoattack_is_at_least_as_strong_as_pgd(norm, eps, dtype):
 
 
 @pytest.mark.slow
-def test_autoattack_leaves_the_trace_function_of_a_debugger():
+def test_autoattack_keeps_the_trace_function_of_a_debugger():
     net, x, y = trained_net(4)
 
     def trace(frame, event, argument):
@@ -70,7 +70,7 @@ def test_autoattack_leaves_the_trace_function_of_a_debugger():
         sys.settrace(found)
 
 
-def test_few_classes_get_a_sentence():
+def test_too_few_classes_are_refused_in_one_sentence():
     net, x, y = trained_net(3)
     with pytest.raises(
         UserError, match=r"at least 4 classes and the model has 3; use 'pgd-100-10'"

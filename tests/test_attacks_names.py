@@ -1,4 +1,4 @@
-"""Attack names: what they mean, and what is refused with which sentence."""
+"""Attack names: their meaning, and the errors of bad ones."""
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_a_name_carries_its_numbers(name, kind, steps, restarts, sigma):
         ("noise--1", "at least 0"),
     ],
 )
-def test_a_bad_name_gets_a_sentence(name, sentence):
+def test_a_bad_name_is_refused_in_one_sentence(name, sentence):
     with pytest.raises(UserError, match=sentence):
         parse_attack(name)
 
@@ -63,7 +63,7 @@ def test_every_example_but_bare_noise_parses():
             assert parse_attack(name).name == name
 
 
-def test_options_fill_what_the_name_left_open():
+def test_options_complete_the_name():
     spec = parse_attack("pgd-20").with_options(alpha=0.1, restarts=3, steps=None)
     assert (spec.steps, spec.restarts, spec.alpha) == (20, 3, 0.1)
 

@@ -1,4 +1,4 @@
-"""SWA and EMA against their formulas, and that training does not notice them."""
+"""SWA and EMA against their formulas; they do not change training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def evaluated(step: Step, batches: Any = None) -> dict[str, Tensor]:
         return copy.deepcopy(step.model.state_dict())
 
 
-def test_swa_is_the_mean_of_the_epochs_ends() -> None:
+def test_swa_is_the_mean_of_the_weights_at_the_ends_of_epochs() -> None:
     step = staged_step(staged_model(), "swa", average_start=1, steps_per_epoch=2, **ATTACK)
     weights = run(step, 8)
     ends = [weights[3], weights[5], weights[7]]  # epochs 1, 2 and 3
@@ -57,7 +57,7 @@ def test_before_the_first_average_the_live_weights_are_evaluated() -> None:
     assert all(torch.equal(evaluated(step)[name], weights[-1][name]) for name in weights[0])
 
 
-def test_a_fraction_of_the_run_says_when_swa_starts() -> None:
+def test_swa_starts_at_a_fraction_of_the_run() -> None:
     step = staged_step(staged_model(), "swa", total_steps=8, steps_per_epoch=2, **ATTACK)
     run(step, 5)
     assert int(step.state["average_count"]) == 0
@@ -65,7 +65,7 @@ def test_a_fraction_of_the_run_says_when_swa_starts() -> None:
     assert int(step.state["average_count"]) == 1  # the end of epoch 2 of 4
 
 
-def test_ema_is_its_recursion() -> None:
+def test_ema_equals_its_recursion() -> None:
     model = staged_model()
     expected = {name: p.detach().clone() for name, p in model.named_parameters()}
     step = staged_step(model, "pgd", averaging="ema", average_decay=0.25, **ATTACK)
@@ -81,7 +81,7 @@ def test_ema_is_its_recursion() -> None:
 
 
 @pytest.mark.parametrize("averaging", ["swa", "ema"])
-def test_training_does_not_notice_it(averaging: str) -> None:
+def test_averaging_does_not_change_training(averaging: str) -> None:
     models = [staged_model(), staged_model()]
     run(staged_step(models[0], "pgd", averaging=averaging, **ATTACK), 6)
     run(staged_step(models[1], "pgd", **ATTACK), 6)
@@ -120,7 +120,7 @@ def test_statistics_are_estimated_for_the_average() -> None:
     torch.testing.assert_close(found["layer1.0.bn1.running_mean"], means)
 
 
-def test_senseless_options_are_refused() -> None:
+def test_meaningless_options_are_refused() -> None:
     with pytest.raises(UserError, match="average_decay"):
         staged_step(staged_model(), "pgd", averaging="ema", average_decay=1.0)
     x, y, index, _ = tiny_batch()

@@ -67,7 +67,7 @@ def test_every_norm_counts_as_often_as_it_is_called(mode):
     assert counts(model) == {f"{name}.{COUNTER}": count for name, count in expected.items()}
 
 
-def test_one_launch_counts_for_all_of_a_network():
+def test_one_launch_counts_for_all_norms_of_a_network():
     class Additions(TorchDispatchMode):
         """Operators that add to a counter."""
 
@@ -111,7 +111,7 @@ def test_the_counters_return_after_an_error():
 
 
 class ReadsACounter(TinyNet):
-    """How many batches a BatchNorm has seen decides what it computes."""
+    """A forward whose result depends on a BatchNorm's number of batches."""
 
     def forward(self, x):
         seen = self.bn1.num_batches_tracked

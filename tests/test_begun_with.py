@@ -63,13 +63,15 @@ def own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "networks_of_mine:net"
 
 
-def test_a_run_of_ones_own_code_goes_on_and_is_evaluated(own_network: str, tmp_path: Path) -> None:
+def test_a_run_with_a_custom_network_is_resumed_and_evaluated(
+    own_network: str, tmp_path: Path
+) -> None:
     run = stopped(tmp_path / "run", model=own_network, width=None, normalize=False)
     assert resume(str(run), Console())["n"] == 16
     assert evaluate_run(str(run), "clean", limit=8).n == 8
 
 
-def test_code_that_was_edited_since_is_told(
+def test_code_that_was_edited_since_is_reported(
     own_network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = stopped(tmp_path / "run", model=own_network, width=None, normalize=False)
@@ -83,7 +85,7 @@ def test_code_that_was_edited_since_is_told(
     assert "source of the network" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_copy_an_edit_and_another_user_need_to_trust_it(
+def test_a_copy_an_edit_and_another_user_need_trust_code(
     own_network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = stopped(tmp_path / "run", model=own_network, width=None, normalize=False)
@@ -105,7 +107,7 @@ def test_a_copy_an_edit_and_another_user_need_to_trust_it(
     with monkeypatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path / "of another user"))
         refused_but_trusted(run)
-        stopped(tmp_path / "theirs")  # makes a key of their own
+        stopped(tmp_path / "theirs")  # makes that user's own key
         refused_but_trusted(run)
     whole = (run / "config.toml").read_text()
     edit(run / "config.toml", "test_limit = 16", "test_limit = 15")
@@ -114,7 +116,7 @@ def test_a_copy_an_edit_and_another_user_need_to_trust_it(
     assert resume(str(run), Console())["n"] == 16
 
 
-def test_a_key_that_others_can_read_is_no_key(
+def test_a_key_that_other_users_can_read_is_refused(
     own_network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -139,7 +141,7 @@ def test_a_key_that_others_can_read_is_no_key(
         ("option shrink", r"^shrink = 0.0$", "shrink = 0.5"),
     ],
 )
-def test_a_setting_that_trains_must_be_what_it_was(
+def test_a_changed_training_setting_is_refused_on_resume(
     name: str, old: str, new: str, tmp_path: Path
 ) -> None:
     run = stopped(tmp_path / "run")
@@ -211,14 +213,14 @@ def test_another_teacher_is_refused(tmp_path: Path, mode: str) -> None:
     assert resume(str(run), Console())["n"] == 16
 
 
-def test_best_weights_that_are_lost_are_missed_before_training(tmp_path: Path) -> None:
+def test_missing_best_weights_are_reported_before_training(tmp_path: Path) -> None:
     out = stopped(tmp_path / "run")
     (out / "best.pt").unlink()
     with pytest.raises(UserError, match=r"best\.pt is missing"):
         resume(str(out), Console())
 
 
-def test_weights_of_another_run_of_the_same_network_are_not_believed(tmp_path: Path) -> None:
+def test_weights_of_another_run_of_the_same_network_are_refused(tmp_path: Path) -> None:
     one, other = stopped(tmp_path / "one"), stopped(tmp_path / "other", seed=1)
     shutil.copy(other / "best.pt", one / "best.pt")
     for call in (
@@ -231,7 +233,7 @@ def test_weights_of_another_run_of_the_same_network_are_not_believed(tmp_path: P
             call()
 
 
-def test_averages_that_are_lost_are_not_the_live_weights(tmp_path: Path) -> None:
+def test_missing_averages_are_not_replaced_by_the_live_weights(tmp_path: Path) -> None:
     out = tmp_path / "run"
     train(RunRequest(**SMALL, options={"averaging": "ema"}, out=str(out)), Console())
     (out / "averaged.pt").unlink()
@@ -262,7 +264,7 @@ def test_another_torch_is_one_warning(
 
 
 @pytest.mark.parametrize("of", [None, 3, "no = [toml", {"not": "a text"}])
-def test_weights_that_do_not_say_of_which_run_are_refused(tmp_path: Path, of: object) -> None:
+def test_weights_without_the_identity_of_their_run_are_refused(tmp_path: Path, of: object) -> None:
     out = stopped(tmp_path / "run")
     saved = checkpoint.load(out / "best.pt")
     checkpoint.save(out / "best.pt", saved | {"configuration": of})

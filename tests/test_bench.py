@@ -59,7 +59,7 @@ def test_percentile_is_numpys(values, share):
     assert percentile(values, share) == pytest.approx(np.percentile(values, 100 * share), abs=1e-6)
 
 
-def test_paired_ratio_ignores_what_slows_a_whole_turn():
+def test_paired_ratio_cancels_a_slowdown_of_a_whole_turn():
     ours = [1.0, 2.0, 1.5, 9.0, 1.1]
     peer = [3 * value for value in ours]
     assert paired_ratio(peer, ours) == Spread(3.0, 3.0, 3.0, 5)
@@ -67,7 +67,7 @@ def test_paired_ratio_ignores_what_slows_a_whole_turn():
     assert paired_ratio(shifted, ours).p90 > 3
 
 
-def test_turns_alternate_and_everyone_gets_each():
+def test_turns_alternate_and_each_candidate_runs_in_every_turn():
     seen = []
     candidates = [
         Candidate(name, lambda name=name: seen.append(name) or float(len(seen)))
@@ -147,7 +147,7 @@ class Counting(TorchDispatchMode):
         *("fgsm-n-gradalign", "fgsm-n-consistency", "trades-te", "pgd:restarts=2"),
     ],
 )
-def test_passes_are_what_a_step_really_computes(method):
+def test_counted_passes_equal_those_of_a_real_step(method):
     spec = Spec.parse(method)
     training = make_step(TINY, spec, "fp32", "eager")
     batch = TINY.batches(1, channels_last=True)[0]
@@ -162,11 +162,11 @@ def test_passes_are_what_a_step_really_computes(method):
     assert counted.total == pytest.approx(bound.flops(passes), rel=0.02)
 
 
-def test_what_is_not_a_fixed_number_of_passes_is_not_counted():
+def test_methods_without_a_fixed_number_of_passes_are_not_counted():
     assert passes_of(Spec.parse("rwp:c_min=1.7").plan()) is None
 
 
-def test_bytes_of_preact_resnet18_are_what_the_design_counts():
+def test_bytes_of_preact_resnet18_equal_a_count_by_hand():
     shape = geometry(build_model("preact_resnet18"), (3, 32, 32))
     forward = shape.other_bytes(FORWARD, "train", 2)
     both = shape.other_bytes(INPUT_GRADIENT, "train", 2)
@@ -252,7 +252,7 @@ def test_union_of_intervals():
     assert covered([]) == 0
 
 
-def test_unknown_names_and_options_are_told_at_once():
+def test_unknown_names_and_options_are_refused_at_once():
     with pytest.raises(UserError, match="did you mean 'pgd'"):
         parse_specs("pdg")
     with pytest.raises(UserError, match="attack_bn"):
@@ -261,14 +261,14 @@ def test_unknown_names_and_options_are_told_at_once():
         parse_specs("pgd:eval")
 
 
-def test_red_parity_tests_refuse_a_speed_up(tmp_path, monkeypatch):
+def test_failing_parity_tests_prevent_a_speed_up(tmp_path, monkeypatch):
     (tmp_path / "tests").mkdir()
     tests = tmp_path / "tests" / "test_modes.py"
     tests.write_text("def test_modes():\n    assert 1 + 1 == 2\n")
     parity.run_parity_tests(tmp_path)
     tests.write_text("def test_modes():\n    assert 1 + 1 == 3\n")
     monkeypatch.setattr(parity, "repository", lambda: tmp_path)
-    with pytest.raises(UserError, match="parity tests are red, so no speed-up"):
+    with pytest.raises(UserError, match="parity tests fail, so no speed-up"):
         bench(methods="pgd", modes="eager", peers=True, device="cpu", out=tmp_path)
     assert not list(tmp_path.glob("*.jsonl"))
 
@@ -291,7 +291,7 @@ def test_a_mode_with_other_numbers_is_refused_without_a_checkout(monkeypatch):
 
 
 @pytest.mark.usefixtures("quick")
-def test_bench_writes_rows_that_hang_together(tmp_path):
+def test_bench_writes_consistent_rows(tmp_path):
     bench(
         methods="pgd:steps=2,apart", width=4, image_size=8, batch_size="4,8", dtype="fp32",
         modes="eager", repeats=2, plot=tmp_path / "plot.png", out=tmp_path, device="cpu",
@@ -309,7 +309,7 @@ def test_bench_writes_rows_that_hang_together(tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 5000
 
 
-def test_a_step_is_held_to_its_own_passes_in_their_own_modes():
+def test_a_step_is_compared_with_its_passes_in_their_batch_norm_modes():
     facts = {"by": "fastadv", "mode": "eager", "dtype": "fp32", "attack_bn": "eval"}
     step = Candidate("trades", float, facts={**facts, "method": "trades"})
     times = {
@@ -366,7 +366,7 @@ def test_bench_profile_writes_a_trace(tmp_path, capsys):
         ({"modes": "captured"}, "CUDA"),
     ],
 )
-def test_what_bench_cannot_do_is_one_sentence(wrong, sentence, tmp_path):
+def test_unsupported_benchmarks_are_refused_in_one_sentence(wrong, sentence, tmp_path):
     with pytest.raises(UserError, match=sentence):
         bench(**{"methods": "pgd", "device": "cpu", "out": tmp_path, **wrong})
 
@@ -381,7 +381,7 @@ def test_median_of_an_even_number_lies_between():
     assert Spread.of([1, 2, 3, 10]).median == statistics.median([1, 2, 3, 10])
 
 
-def test_another_unit_is_another_unit_for_every_number() -> None:
+def test_a_unit_is_converted_in_every_number() -> None:
     assert Spread(2.0, 1.0, 4.0, 9).times(1e3) == Spread(2000.0, 1000.0, 4000.0, 9)
 
 

@@ -1,4 +1,4 @@
-"""What the GPU suite rests on: order of building, what is kept alive, and a dry run of it all."""
+"""The GPU suite: order of building, lifetime of candidates, and a dry run of all stages."""
 
 import argparse
 import importlib
@@ -40,7 +40,7 @@ def beside(monkeypatch):
     return importlib.import_module
 
 
-def test_how_long_a_gpu_waits_is_asked_of_our_steps_alone(monkeypatch):
+def test_idle_time_of_a_gpu_is_measured_for_our_steps_only(monkeypatch):
     profiled = []
     monkeypatch.setattr("fastadv.benchmark.results.idle_share", lambda turn, device: turn())
     monkeypatch.setattr("fastadv.benchmark.results.profiled", lambda *given: profiled.append(1))
@@ -55,7 +55,7 @@ def test_how_long_a_gpu_waits_is_asked_of_our_steps_alone(monkeypatch):
     assert not list(idle_rows(TINY, made, torch.device("cpu")))
 
 
-def test_what_is_wanted_most_is_built_first():
+def test_the_most_important_candidates_are_built_first():
     comparison = Comparison(
         TINY, parse_specs("pgd"), "fp32", ("captured", "compiled", "eager"), 3,
         ("art", "published-tf32-off", "published", "helped"),
@@ -132,7 +132,7 @@ def test_the_suite_reports_what_a_killed_stage_left(tmp_path, beside):
     assert json.loads((tmp_path / "summary.json").read_text())[0]["stage"] == "bound"
 
 
-def test_a_stage_that_takes_too_long_is_ended_and_the_next_one_runs(tmp_path, beside, monkeypatch):
+def test_a_stage_that_takes_too_long_is_killed_and_the_next_one_runs(tmp_path, beside, monkeypatch):
     gpu_suite = beside("gpu_suite")
     stage = gpu_suite.Stage("slow", "rest", 1, "")
     code = "import subprocess, sys, time; subprocess.Popen(['sleep', '97.25']); print('at work', "
@@ -170,7 +170,7 @@ def test_the_packed_file_is_whole_at_any_moment(tmp_path, beside):
         assert archive.extractfile("long.log").read().endswith(b"the end")
 
 
-def test_files_that_come_and_go_do_not_end_the_packing(tmp_path, beside, monkeypatch):
+def test_files_that_appear_and_disappear_do_not_stop_the_packing(tmp_path, beside, monkeypatch):
     packing = beside("gpu_pack")
     add, gone = packing._add, []
 
@@ -200,7 +200,7 @@ def test_a_dry_run_is_not_taken(tmp_path, beside):
     assert not (tmp_path / "results").exists()
 
 
-def test_what_came_back_is_taken_once(tmp_path, beside):
+def test_packed_results_are_added_once(tmp_path, beside):
     tables, packing = beside("gpu_tables"), beside("gpu_pack")
     work, results = tmp_path / "work", tmp_path / "results"
     (work / "run-fast").mkdir(parents=True)
@@ -216,7 +216,7 @@ def test_what_came_back_is_taken_once(tmp_path, beside):
         tables.take(tmp_path / "cut.tar.gz", results)
 
 
-def test_the_kit_is_laid_out_where_it_is_looked_for(tmp_path, beside, monkeypatch):
+def test_the_kit_is_unpacked_where_its_readers_look(tmp_path, beside, monkeypatch):
     kit, prepare = beside("gpu_kit"), beside("gpu_prepare")
     brought, cache = tmp_path / "kit", tmp_path / "made"
     (brought / kit.WHEELS).mkdir(parents=True)
@@ -228,15 +228,15 @@ def test_the_kit_is_laid_out_where_it_is_looked_for(tmp_path, beside, monkeypatc
     prepare.write_facts(brought, "digits")
     prepare.write_facts(brought)
     assert kit.facts(brought)["images"] == "digits"
-    assert "here is" in kit.unpack_code(brought, tmp_path / "there")  # other versions' code
+    assert "not used with" in kit.unpack_code(brought, tmp_path / "there")  # other versions' code
     monkeypatch.setattr(prepare, "VERSIONS", {"torch": version("torch"), "python": "3."})
     prepare.write_facts(brought)
     facts = kit.facts(brought) | {"triton": ""}
     (brought / kit.FACTS).write_text(json.dumps(facts))
     assert kit.unpack_code(brought, tmp_path / "there").startswith("compiled code: 1 files")
     assert [path.name for path in (tmp_path / "there").rglob("code*")] == ["code"]
-    assert "unpacked before" in kit.unpack_code(brought, tmp_path / "there")
-    assert "none was brought" in kit.unpack_code(tmp_path, tmp_path / "elsewhere")
+    assert "already unpacked" in kit.unpack_code(brought, tmp_path / "there")
+    assert "not in the kit" in kit.unpack_code(tmp_path, tmp_path / "elsewhere")
     with zipfile.ZipFile(brought / kit.WHEELS / "torchattacks-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("torchattacks/__init__.py", "VALUE = 7")
     said = kit.unpack_peers(brought, tmp_path / "venvs")
@@ -255,10 +255,10 @@ def test_the_kit_is_laid_out_where_it_is_looked_for(tmp_path, beside, monkeypatc
     )
 
 
-def test_too_large_a_kit_ends_with_the_way_out(tmp_path, beside, monkeypatch):
+def test_a_kit_that_is_too_large_is_refused_with_the_way_out(tmp_path, beside, monkeypatch):
     prepare = beside("gpu_prepare")
     monkeypatch.setattr(prepare, "MOST_MIB", 0.001)
-    with pytest.raises(SystemExit, match="take a smaller archive of images"):
+    with pytest.raises(SystemExit, match="use a smaller archive of images"):
         prepare.check_size(tmp_path)
 
 
@@ -283,7 +283,7 @@ def test_images_of_an_archive_become_one_file(tmp_path, beside):
     assert (data.train_labels.tolist(), data.test_labels.tolist()) == ([0, 0, 1], [1])
 
 
-def test_a_captured_step_that_is_timed_as_written_is_in_too_short_a_run_to_compile():
+def test_a_captured_eager_step_is_in_a_run_too_short_to_compile():
     for mode, compiled in [("captured", True), (CAPTURED_EAGER, False)]:
         name, steps = engine_mode(mode)
         assert (name, compiles(name, steps)) == ("captured", compiled)
@@ -328,7 +328,7 @@ def test_the_tables_of_a_gpu(beside):
     (peer,) = [line for line in written.splitlines() if "published |" in line]
     assert peer.endswith("| 10.00x |")
     assert "ours eager *" in written
-    assert "the time was up" in written
+    assert "the time limit was reached" in written
     replay = tables.written_into("<!-- bench:gpu-replay --><!-- /bench:gpu-replay -->", _gpu_rows())
     assert "2,000 kernels, 79 ms in 80.5 ms" in replay
     fprop, reduction = [line for line in replay.splitlines() if line.startswith("| `")]

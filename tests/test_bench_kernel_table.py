@@ -1,4 +1,4 @@
-"""The kernel table: what a trace and the noted launches give, without a GPU."""
+"""The kernel table from a trace and recorded launches, without a GPU."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ def event(category, name, ts, dur, **args):
     return {"ph": "X", "cat": category, "name": name, "ts": ts, "dur": dur, "args": args}
 
 
-def test_a_trace_tells_what_the_device_did_and_what_copies_moved():
+def test_a_trace_gives_the_kernels_and_the_bytes_of_copies():
     trace = [
         {"ph": "M", "name": "process_name", "args": {}},
         event("cpu_op", "aten::add", 0, 9),
@@ -29,7 +29,7 @@ def test_a_trace_tells_what_the_device_did_and_what_copies_moved():
     ]
 
 
-def test_the_table_is_sorted_and_knows_bytes_where_they_were_noted():
+def test_the_table_is_sorted_and_has_the_recorded_bytes():
     found = [
         Activity("triton_a", 0, 1), Activity("triton_a", 1, 1), Activity("cudnn", 3, 5),
         Activity("triton_b", 8, 1), Activity("triton_b", 9, 3), Activity("triton_c", 12, 1),
@@ -58,12 +58,12 @@ def test_the_table_is_sorted_and_knows_bytes_where_they_were_noted():
     assert whole["us_of_known_bytes"] == 7
 
 
-def test_a_call_that_does_nothing_has_an_empty_table():
+def test_a_call_without_launches_has_an_empty_table():
     (whole,) = table_rows([], {}, 1e9, 1e-6, {})
     assert (whole["count"], whole["idle_share"]) == (0, None)
 
 
-def test_bytes_are_those_of_every_tensor_once_and_twice_where_it_is_read_and_written():
+def test_a_tensor_counts_once_and_twice_if_it_is_read_and_written():
     x = torch.zeros(10, 4)
     assert launches.argument_bytes("k", [("in_ptr0", x), ("n", 40), ("out", x.half())]) == 240
     assert launches.argument_bytes("k", [("in_out_ptr0", x)]) == 320
@@ -98,7 +98,7 @@ def test_launches_are_noted_while_they_are_recorded(recording, monkeypatch):
     assert seen == ({"triton_k": [16]} if recording else {})
 
 
-def test_watching_patches_nothing_for_good():
+def test_watching_leaves_no_patch():
     heuristics = pytest.importorskip("torch._inductor.runtime.triton_heuristics")
     before = heuristics.CachingAutotuner.run
     with launches.watched_launches() as seen:

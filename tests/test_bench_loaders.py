@@ -1,4 +1,4 @@
-"""The rows of bench/loaders.py: what they divide by what, and what they cannot be made without."""
+"""The rows of bench/loaders.py: their ratios, and the rows that they need."""
 
 import pytest
 import torch

@@ -49,7 +49,7 @@ def test_helped_runs_in_bf16_and_channels_last():
 
 
 @pytest.mark.parametrize("helped", [False, True])
-def test_a_peer_beside_ours_sets_nothing_for_the_process(helped):
+def test_a_peer_in_our_process_changes_no_process_wide_setting(helped):
     def settings():
         return (
             float32_settings(),
@@ -66,7 +66,7 @@ def test_a_peer_beside_ours_sets_nothing_for_the_process(helped):
     assert settings() == before
 
 
-def test_the_published_loop_without_tf32_lives_elsewhere():
+def test_the_published_loop_without_tf32_has_its_own_process():
     before = float32_settings()
     candidate = published_without_tf32(TINY)
     try:
@@ -137,12 +137,12 @@ def test_a_worker_is_set_up_and_steps(peer):
         ('raise ValueError("it broke")', "ended: ValueError: it broke"),
     ],
 )
-def test_a_peer_that_cannot_is_one_sentence(peer, body, sentence):
+def test_a_peer_that_cannot_run_is_reported_in_one_sentence(peer, body, sentence):
     with pytest.raises(UserError, match=sentence):
         peer(body).step()
 
 
-def test_a_peer_that_hangs_is_ended(peer):
+def test_a_peer_that_hangs_is_killed(peer):
     worker = peer("import time; time.sleep(60)", timeout=0.5)
     with pytest.raises(UserError, match="took over"):
         worker.step()

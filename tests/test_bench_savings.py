@@ -1,4 +1,4 @@
-"""Each saving can be taken away from a step, and bench/savings.py times both sides."""
+"""Each saving can be switched off in a step, and bench/savings.py times both sides."""
 
 import importlib
 import json
@@ -20,7 +20,7 @@ def test_a_row_has_both_sides(name):
     assert 0.1 < row["plain_over_saving"]["median"] < 10
 
 
-def test_taking_away_brings_the_plain_passes_back():
+def test_switching_a_saving_off_restores_the_plain_passes():
     step = savings.make_step(
         Setting("resnet18", 4, 8, 8), savings.parse_specs("pgd")[0], "fp32", "eager"
     )

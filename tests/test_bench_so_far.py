@@ -1,4 +1,4 @@
-"""A benchmark that is killed leaves what it measured; what it reports is held to parity."""
+"""A benchmark that is killed keeps its results; a speed-up is reported only after parity."""
 
 import io
 import subprocess
@@ -80,7 +80,7 @@ def test_every_candidate_is_on_disk_before_the_next_is_built(tmp_path, monkeypat
     assert all(row["over_bound"] for row in seen[1])
 
 
-def test_a_bound_that_cannot_be_measured_loses_no_row(monkeypatch):
+def test_a_bound_that_cannot_be_measured_keeps_the_other_rows(monkeypatch):
     def broken(*given):
         raise RuntimeError("no such convolution\nand more")
 
@@ -96,7 +96,7 @@ def test_a_bound_that_cannot_be_measured_loses_no_row(monkeypatch):
     assert found[-1]["over_passes"]["median"] == 2
 
 
-def test_what_is_known_is_replaced_turn_by_turn_and_gone_at_the_end():
+def test_preliminary_rows_are_replaced_every_turn_and_deleted_at_the_end():
     told = []
     asked = replace(PGD, peers=["published"], parity="said so")
     with compared(asked, lambda sentence: None, told.append) as outcome:
@@ -113,7 +113,7 @@ def test_what_is_known_is_replaced_turn_by_turn_and_gone_at_the_end():
     assert not any("preliminary" in row for row in final)
 
 
-def test_a_run_that_breaks_leaves_its_rows_and_one_that_ends_only_final_ones(tmp_path, monkeypatch):
+def test_a_failing_run_keeps_its_rows_and_a_finished_run_only_final_ones(tmp_path, monkeypatch):
     def breaking(candidates, repeats, progress, until, after):
         interleave(candidates, 4, progress, until, after)
         raise RuntimeError("killed")
@@ -132,7 +132,7 @@ def test_a_run_that_breaks_leaves_its_rows_and_one_that_ends_only_final_ones(tmp
     assert not any("preliminary" in row for row in rows.read_rows(tmp_path))
 
 
-def test_a_candidate_that_fails_alone_is_left_out_and_closed():
+def test_a_candidate_that_fails_alone_is_skipped_and_closed():
     closed.clear()
     asked = replace(PGD, peers=["art"], parity="said so")
     with compared(asked, lambda sentence: None) as outcome:
@@ -157,7 +157,7 @@ def test_a_final_row_replaces_the_preliminary_one_of_its_run(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_run_without_final_rows_is_the_newest_only_where_there_is_no_other():
+def test_a_run_without_final_rows_is_used_only_if_there_is_no_other():
     def row(run, where, **more):
         return {"run": run, "date": run, "where": where, **more}
 
@@ -191,7 +191,7 @@ def test_peers_are_timed_after_parity_only(tmp_path, monkeypatch):
     found = command.run_comparisons([replace(beside, parity="beside it")], tmp_path, SILENT)
     assert [row["parity"] for row in found if row["kind"] == "speedup"] == ["beside it"]
     assert len(asked) == 1
-    with pytest.raises(ValueError, match="numbers are right"):
+    with pytest.raises(ValueError, match="check that the modes agree"):
         list(speedup_rows(Timed(TINY, "fp32", [], {}, None), " "))
 
 
@@ -218,7 +218,7 @@ def git(folder, *words):
     return done.stdout.strip()
 
 
-def test_the_commit_is_gits_else_the_environments(tmp_path, monkeypatch):
+def test_the_commit_is_that_of_git_or_of_the_environment(tmp_path, monkeypatch):
     def commit():
         return rows.commit.__wrapped__()
 

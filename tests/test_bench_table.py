@@ -1,4 +1,4 @@
-"""What ``fastadv bench`` prints: names whole, and what all rows share said once."""
+"""The output of ``fastadv bench``: whole names, and values shared by all rows only once."""
 
 import io
 

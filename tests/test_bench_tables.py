@@ -49,7 +49,7 @@ def _rows(date: str) -> list[dict]:
     return [row | common for row in (ours, peer_row, ratio)]
 
 
-def test_minutes_to_a_robust_accuracy_count_the_first_epoch_that_gets_there():
+def test_minutes_to_a_robust_accuracy_count_to_the_first_epoch_that_reaches_it():
     robust = script("time_to_robust")
     lines = [
         {"epoch": 1, "train_seconds": 60.0},  # not judged
@@ -64,7 +64,7 @@ def test_minutes_to_a_robust_accuracy_count_the_first_epoch_that_gets_there():
     assert told["std_minutes"] == pytest.approx(2**0.5, abs=1e-3)
 
 
-def test_the_table_in_the_docs_is_the_table_of_recipes_with_what_each_reached(fastadv_command):
+def test_the_table_in_the_docs_is_the_table_of_recipes_with_their_accuracies(fastadv_command):
     tables = script("tables")
     written = (BENCH.parent / "docs" / "methods.md").read_text(encoding="utf-8")
     rows = [row for row in read_rows(BENCH / "results") if "kind" in row]

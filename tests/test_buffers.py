@@ -1,4 +1,4 @@
-"""Many small tensors kept and put back with few launches."""
+"""Many small tensors saved and restored with few launches."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from fastadv.engine.model.buffers import Layout, Snapshot, kept
 
 
 def tensors():
-    """What modules keep in buffers: statistics, counters, masks, odd layouts, nothing."""
+    """Typical buffers of modules: statistics, counters, masks, unusual layouts, empty ones."""
     torch.manual_seed(0)
     statistics = [torch.randn(size) for size in (3, 1, 8)]
     counters = [torch.tensor(7), torch.tensor(9)]
@@ -24,7 +24,7 @@ def changed(values):
 
 
 @pytest.mark.parametrize("ok", [True, False])
-def test_put_back_unless_all_is_well(ok):
+def test_values_are_restored_unless_the_update_is_finite(ok):
     values = tensors()
     changed(after := tensors())
     changed_values = [value.clone() for value in after]
@@ -48,13 +48,13 @@ def test_values_return_after_an_error():
     assert all(torch.equal(a, b) for a, b in zip(values, tensors(), strict=True))
 
 
-def test_nothing_to_keep():
+def test_a_model_without_buffers():
     with kept(Layout([])):
         pass
 
 
 class Launches(TorchDispatchMode):
-    """How many operators do something; views and allocations do not."""
+    """The number of operators that compute something; views and allocations do not."""
 
     count = 0
 

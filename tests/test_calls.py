@@ -1,4 +1,4 @@
-"""One eager step stays short: the package's own Python calls are counted and limited."""
+"""The package's own Python calls in one eager step are counted and limited."""
 
 from __future__ import annotations
 

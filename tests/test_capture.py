@@ -1,4 +1,4 @@
-"""The plumbing of captured steps, with a recorder that replays by calling again.
+"""Captured steps, with a recorder that replays by calling the function again.
 
 Static inputs must be filled, warm-ups must leave no trace, new situations are recorded once.
 """
@@ -103,7 +103,7 @@ def test_a_loaded_state_is_replayed_without_recording():
     assert step.internals.passes.recorded == 1
 
 
-def test_a_part_that_wakes_up_is_recorded():
+def test_a_part_that_becomes_active_is_recorded():
     _, step = make("awp", True, steps=1, warmup_epochs=1)
     for x, y, index in batches():
         step(x, y, index)

@@ -17,7 +17,7 @@ from fastadv.training.captured import CapturedUpdate
 
 
 class Watching(Replayer):
-    """Warms up as ``CudaRecorder`` does, and notes what was compiled too late."""
+    """Warms up as ``CudaRecorder`` does, and records compilations during a capture."""
 
     def __init__(self, compiler: Any) -> None:
         self.compiler = compiler
@@ -46,7 +46,7 @@ class Watching(Replayer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["apart", "trades-awp", "pgd-eval", "te", "fgsm-n-advlc"])
-def test_nothing_is_compiled_in_a_capture(method: str) -> None:
+def test_nothing_is_compiled_during_a_capture(method: str) -> None:
     compiler = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     eager = step_of(method, staged_model())
     step = step_of(method, staged_model(), "compiled", backend=compiler)

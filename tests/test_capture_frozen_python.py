@@ -1,4 +1,4 @@
-"""Captured steps of models that keep something in Python: equal to eager ones, or not recorded."""
+"""Captured steps of models with Python state: equal to eager ones, or not recorded."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def set_default(value: float) -> None:
     ids=["settings", "slots", "hidden module", "default argument", "method of the class"],
 )
 @pytest.mark.filterwarnings("ignore:The attack moved no pixel")
-def test_what_is_read_by_other_ways_is_recorded_again(change, put_back) -> None:
+def test_values_read_in_unusual_ways_are_recorded_again(change, put_back) -> None:
     recorded, told = compared(Various, at_three(change), put_back)
     assert recorded == 2
     assert not told
@@ -289,7 +289,7 @@ def test_values_that_alternate_are_recorded_once_each() -> None:
     assert compared(Net, between) == (2, [])
 
 
-def test_what_keeps_changing_is_not_recorded_for_ever() -> None:
+def test_a_value_that_keeps_changing_ends_the_recordings() -> None:
     def between(model: Any, number: int) -> None:
         model.temperature = 1.0 + number
 
@@ -478,14 +478,14 @@ DECIDE = {
 
 
 @pytest.mark.parametrize("make", DECIDE)
-def test_what_python_decides_anew_is_not_recorded(make: type[Net]) -> None:
+def test_a_forward_that_python_decides_anew_is_not_recorded(make: type[Net]) -> None:
     recorded, told = compared(make, nothing)
     assert recorded == 0
     assert len(told) == 1
     assert DECIDE[make] in told[0]
 
 
-def test_a_teacher_that_draws_is_not_recorded() -> None:
+def test_a_teacher_that_draws_random_numbers_is_not_recorded() -> None:
     def make() -> nn.Module:
         return Net()
 
@@ -501,7 +501,7 @@ def test_a_teacher_that_draws_is_not_recorded() -> None:
 
 
 class Reassigns(Net):
-    """A buffer that a forward pass hangs anew, drawn masks, and features left for a reader."""
+    """A buffer that a forward pass reassigns, drawn masks, and features stored for a reader."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -516,7 +516,7 @@ class Reassigns(Net):
 
 
 @pytest.mark.parametrize("method", ["pgd", "awp"])
-def test_buffers_hung_anew_draws_of_torch_and_features_left_are_recorded(method: str) -> None:
+def test_reassigned_buffers_torch_draws_and_stored_features_are_recorded(method: str) -> None:
     options = {"warmup_epochs": 0} if method == "awp" else {}
     known = {"total_steps": STEPS, "steps_per_epoch": 3}
     assert compared(Reassigns, nothing, method=method, **known, **options) == (1, [])

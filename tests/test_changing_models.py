@@ -1,4 +1,4 @@
-"""A model or an optimizer that changes between two calls: the step acts on what is there now."""
+"""A model or an optimizer that changes between two calls: the step uses its present state."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def replaced_in(step: Step, name: str) -> nn.Module:
 
 
 def built_again(step: Step, method: str, **options: Any) -> Step:
-    """A step of a copy of the model, with a new optimizer, that goes on where ``step`` is."""
+    """A step of a copy of the model, with a new optimizer, in the state of ``step``."""
     other = make(twin(step.model), method, **options)
     other.load_state_dict(copy.deepcopy(step.state_dict()))
     return other
@@ -101,7 +101,7 @@ SLOW = pytest.mark.slow
         *(("captured", name) for name in ("linear", "bn1", "conv2")),
     ],
 )
-def test_so_it_does_compiled_and_captured(mode: str, name: str) -> None:
+def test_a_replaced_part_learns_compiled_and_captured(mode: str, name: str) -> None:
     def make_step(model: nn.Module) -> Step:
         if mode == "compiled":
             return make(model, "pgd-eval", mode=mode)
@@ -130,7 +130,7 @@ def test_a_tapped_convolution_is_followed() -> None:
     assert torch.equal(step.state["step_sizes"], again.state["step_sizes"])
 
 
-def test_other_blocks_are_refused() -> None:
+def test_changed_residual_blocks_are_refused() -> None:
     model = staged_model()
     step = step_of("apart", model)
     call(step, 0)
@@ -139,7 +139,7 @@ def test_other_blocks_are_refused() -> None:
         call(step, 1)
 
 
-def test_a_part_that_no_group_holds_is_told_until_it_is_mended() -> None:
+def test_a_part_in_no_parameter_group_is_refused_until_it_is_added() -> None:
     step = make(tiny_model())
     train(step, 1)
     new = step.model.linear = drawn(nn.Linear(5, CLASSES), step.model)
@@ -156,13 +156,13 @@ def test_a_part_that_no_group_holds_is_told_until_it_is_mended() -> None:
     assert not torch.equal(new.weight, before["linear.weight"])
 
 
-def test_frozen_it_needs_no_group() -> None:
+def test_a_frozen_part_needs_no_group() -> None:
     step = make(tiny_model())
     step.model.linear = drawn(nn.Linear(5, CLASSES), step.model).requires_grad_(False)
     train(step, 1)
 
 
-def test_weights_assigned_anew_are_told() -> None:
+def test_reassigned_weights_are_refused() -> None:
     step = make(tiny_model())
     train(step, 1)
     step.model.load_state_dict(tiny_model(7).state_dict(), assign=True)
@@ -170,7 +170,7 @@ def test_weights_assigned_anew_are_told() -> None:
         train(step, 1)
 
 
-def test_what_is_unfrozen_must_be_in_a_group() -> None:
+def test_unfrozen_parameters_must_be_in_a_group() -> None:
     model = tiny_model()
     model.conv1.requires_grad_(False)
     learning = [p for p in model.parameters() if p.requires_grad]
@@ -181,7 +181,7 @@ def test_what_is_unfrozen_must_be_in_a_group() -> None:
         train(step, 1)
 
 
-def test_whom_the_optimizer_never_held_stays_out() -> None:
+def test_parameters_that_were_never_in_a_group_stay_out() -> None:
     model = tiny_model()
     before = copy.deepcopy(model.state_dict())
     step = tiny_step(model, steps=1, optimizer=torch.optim.SGD(model.linear.parameters(), 0.1))
@@ -192,7 +192,7 @@ def test_whom_the_optimizer_never_held_stays_out() -> None:
     assert not torch.equal(model.linear.weight, before["linear.weight"])
 
 
-def test_a_group_that_is_taken_away_is_told() -> None:
+def test_a_removed_group_is_reported() -> None:
     model = tiny_model()
     groups = [{"params": list(module.parameters())} for module in model.children()]
     step = tiny_step(model, steps=1, optimizer=torch.optim.SGD(groups, 0.1))
@@ -202,7 +202,7 @@ def test_a_group_that_is_taken_away_is_told() -> None:
         train(step, 1)
 
 
-def test_another_type_is_told() -> None:
+def test_a_change_of_type_is_reported() -> None:
     step = make(tiny_model().float())
     train(step, 1)
     step.model.double()
@@ -262,7 +262,7 @@ class Doubling(nn.Module):
         return nn.functional.linear(x, 2 * self.inner.weight, self.inner.bias)
 
 
-def test_a_parametrization_of_new_parameters_is_told() -> None:
+def test_a_parametrization_with_new_parameters_is_refused() -> None:
     step = make(tiny_model())
     train(step, 1)
     parametrizations.weight_norm(step.model.conv1, "weight")
@@ -270,7 +270,7 @@ def test_a_parametrization_of_new_parameters_is_told() -> None:
         train(step, 1)
 
 
-def test_a_head_for_other_classes() -> None:
+def test_a_new_head_with_another_number_of_classes() -> None:
     step = make(tiny_model())
     train(step, 1)
     new = step.model.linear = drawn(nn.Linear(5, 7), step.model)
@@ -300,7 +300,7 @@ def test_awp_follows_the_groups_it_chose() -> None:
 
 
 def test_rates_of_layers_stay_what_they_were() -> None:
-    """RAT-LR by gradients: a group that comes later does not move the rates of the others."""
+    """RAT-LR by gradients: a group added later does not change the rates of the others."""
     model = staged_model()
     step = step_of("rat-lr", model, rate_form="gradient")
     optimizer = step.optimizer
@@ -406,7 +406,7 @@ def test_a_new_head_of_the_same_shape_has_an_average_of_its_own(kind: str) -> No
         torch.testing.assert_close(tensor, averages(step)[name], rtol=0, atol=1e-12)
 
 
-def test_modules_that_change_places_take_their_averages_along() -> None:
+def test_modules_that_swap_places_keep_their_averages() -> None:
     torch.manual_seed(0)
     model = Twins().double()
     step = make(model, "fgsm", averaging="ema", average_decay=0.9)

@@ -1,4 +1,4 @@
-"""What a step refuses, in one sentence, at its first call and at any later one."""
+"""Inputs and settings that a step refuses, in its first call and in any later one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_shapes_and_types_are_checked_at_every_call(wrong: str, later: bool) -> 
         step(**given | changes)
 
 
-def test_a_loss_that_is_not_finite_ends_a_loop_of_ones_own_soon() -> None:
+def test_a_loss_that_is_not_finite_ends_a_users_loop_soon() -> None:
     step = tiny_step(tiny_model(), "fgsm")
     step(x, y)
     step(torch.full_like(x, torch.nan), y)
@@ -54,14 +54,16 @@ def test_a_loss_that_is_not_finite_ends_a_loop_of_ones_own_soon() -> None:
     ("options", "sentence"),
     [
         ({"amp": "fp16"}, "amp is True or False, not 'fp16'"),
-        ({"amp_dtype": "fp16"}, "pass amp=True, too"),
+        ({"amp_dtype": "fp16"}, "also pass amp=True"),
         ({"max_grad_norm": -1.0}, "max_grad_norm must be above 0"),
         ({"max_grad_norm": float("nan")}, "max_grad_norm must be above 0"),
         ({"eps": 8}, r"did you mean 8/255\?"),
         ({"alpha": -0.01}, "alpha must be at least 0"),
     ],
 )
-def test_settings_that_would_be_ignored_or_do_harm(options: dict, sentence: str) -> None:
+def test_settings_that_would_be_ignored_or_harmful_are_refused(
+    options: dict, sentence: str
+) -> None:
     model = tiny_model()
     with pytest.raises(UserError, match=sentence):
         fastadv.step(model, sgd(model), "pgd", **options)
@@ -94,7 +96,7 @@ def test_a_model_returns_logits() -> None:
         tiny_step(model, "pgd")(x, y)
 
 
-def test_a_ball_larger_than_the_box_is_a_mistake_of_units() -> None:
+def test_a_ball_larger_than_the_box_is_refused_as_a_mistake_of_units() -> None:
     assert Threat("linf", 1.0).eps == 1.0
     assert Threat("l2", 8.0).eps == 8.0
     assert Threat("linf", 8.0, 0.0, 255.0).eps == 8.0

@@ -1,4 +1,4 @@
-"""Which mode mode="auto" chooses."""
+"""The mode that mode="auto" chooses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastadv.training import mode as choice
         (False, 10**9, "eager"),  # compiling saves nothing there
     ],
 )
-def test_compiling_must_pay(amx, total_steps, expected, monkeypatch):
+def test_auto_compiles_only_long_runs(amx, total_steps, expected, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     step = tiny_step(tiny_model(), "pgd", mode="auto", total_steps=total_steps)
     x, *_ = tiny_batch()

@@ -1,4 +1,4 @@
-"""A user's mistakes: one sentence, exit code 2, nothing lost. And what the commands print."""
+"""A user's mistakes: one sentence, exit code 2, nothing lost. Also the output of commands."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_bad_data_is_one_sentence(changes, hint, tmp_path, fastadv_command):
     assert hint.replace(" ", "") in outcome.err.replace(" ", "")
 
 
-def test_a_run_leaves_its_folder_and_is_not_overwritten(tmp_path, fastadv_command):
+def test_a_run_writes_its_folder_and_is_not_overwritten(tmp_path, fastadv_command):
     words = ("train", "--method", "fast", *SMALL, "--out", "run")
     first = fastadv_command(*words)
     assert first.code == 0
@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_weights(tmp_path
     assert all(tensor.isfinite().all() for tensor in saved.values())
 
 
-def test_outputs_that_are_not_finite_are_no_accuracy(fastadv_command):
+def test_outputs_that_are_not_finite_give_no_accuracy(fastadv_command):
     outcome = fastadv_command("train", "--method", "fast", *SMALL, "--lr", 1e30, "--out", "run")
     assert outcome.code == 2
     assert "no longer finite" in outcome.err
@@ -186,13 +186,13 @@ def test_robust_self_training_from_labelling_to_training(tmp_path, fastadv_comma
 
 
 @pytest.mark.parametrize("words", [("methods",), ("methods", "apart"), ("doctor",)])
-def test_commands_that_only_tell(words, fastadv_command):
+def test_commands_that_only_print(words, fastadv_command):
     outcome = fastadv_command(*words)
     assert outcome.code == 0
     assert "apart" in outcome.out or "CPU" in outcome.out
 
 
-def test_every_command_is_there(fastadv_command):
+def test_every_command_exists(fastadv_command):
     commands = ("train", "evaluate", "bench", "methods", "doctor", "export", "pseudo-label")
     for command in commands:
         assert fastadv_command(command, "--help").code == 0

@@ -1,4 +1,4 @@
-"""What the command line shows before anything runs: help, the methods, a misspelt option."""
+"""Output of the command line before a run: help, the list of methods, misspelt options."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_an_option_with_a_meaning_keeps_its_default_on_the_class_and_its_place()
     assert [entry.name for entry in fields(pgd) if entry.init] == list(option_names(pgd))
 
 
-def test_every_setting_of_a_run_means_something_in_one_group():
+def test_every_setting_of_a_run_has_a_meaning_in_one_group():
     said = [pair for group in settings.SETTINGS.values() for pair in group.items()]
     assert sorted(name for name, _ in said) == sorted(setting_types())
     for name, text in said:
@@ -109,7 +109,7 @@ def test_help_with_an_unknown_method_is_one_sentence(fastadv_command):
     assert "did you mean 'apart'" in outcome.err
 
 
-def test_the_methods_take_a_line_each_at_80_columns(fastadv_command):
+def test_the_methods_take_one_line_each_at_80_columns(fastadv_command):
     lines = fastadv_command("methods").out.splitlines()
     assert max(map(len, lines)) <= 80
     assert not any(line.endswith("...") for line in lines)
@@ -145,7 +145,7 @@ def test_one_method_reads_at_80_columns(fastadv_command):
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["methods"]])
-def test_what_only_tells_does_not_import_torch(words):
+def test_commands_that_only_print_do_not_import_torch(words):
     code = (
         f"import sys; sys.argv = ['fastadv', *{words!r}]\n"
         "from fastadv.cli.main import main\n"
@@ -157,7 +157,7 @@ def test_what_only_tells_does_not_import_torch(words):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_the_public_names_are_imported_when_asked_for():
+def test_the_public_names_are_imported_on_first_use():
     assert [name for name in dir(fastadv) if name != "__version__"] == sorted(fastadv.__all__)
     for name in fastadv.__all__:
         home = importlib.import_module(f"fastadv.{fastadv._HOMES[name]}")
@@ -179,13 +179,13 @@ def test_an_unknown_option_names_the_one_that_was_meant(given, meant, fastadv_co
     assert len(outcome.err.strip().splitlines()) == 1
 
 
-def test_an_option_like_no_other_points_to_help(fastadv_command):
+def test_an_unknown_option_without_a_near_name_points_to_help(fastadv_command):
     outcome = fastadv_command("train", "--zzzz", 1)
     assert outcome.code == 2
     assert "train --help" in outcome.err
 
 
-def test_what_is_meant_exists_and_what_exists_is_not_translated():
+def test_suggestions_exist_and_existing_options_are_not_replaced():
     flags = {"--" + entry.name.replace("_", "-") for entry in train_parameters()}
     assert set(MEANT.values()) <= flags
     assert not set(MEANT) & flags

@@ -1,4 +1,4 @@
-"""Copies and pickles of models and steps, and what a step leaves on the user's objects."""
+"""Copies and pickles of models and steps; a step leaves nothing on the user's objects."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def hooks_of(model: nn.Module) -> int:
 
 @pytest.mark.parametrize("way", COPIES)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_copy_of_a_step_goes_on_bit_for_bit_and_apart(method: str, way: str) -> None:
+def test_a_copy_of_a_step_continues_bit_for_bit_and_independently(method: str, way: str) -> None:
     step = step_of(method, staged_model())
     for update in range(2):
         call(step, update)
@@ -84,7 +84,7 @@ def test_a_model_is_copied_and_saved_clean_after_a_step(method: str) -> None:
         assert torch.equal(other.eval()(x), copy.deepcopy(model).eval()(x))
 
 
-def test_a_step_that_is_dropped_leaves_nothing() -> None:
+def test_a_deleted_step_leaves_nothing_behind() -> None:
     model = staged_model()
     for _ in range(3):
         step = step_of("apart", model)
@@ -96,8 +96,8 @@ def test_a_step_that_is_dropped_leaves_nothing() -> None:
     assert hooks_of(model) == 0
 
 
-def test_two_steps_of_one_model_do_not_see_each_other() -> None:
-    """APART's noise of one is not in the other's passes."""
+def test_two_steps_of_one_model_are_independent() -> None:
+    """The passes of one step do not contain APART's noise of the other."""
     model, alone = staged_model(), staged_model()
     idle = step_of("apart", model)
     call(idle, 0)
@@ -108,7 +108,7 @@ def test_two_steps_of_one_model_do_not_see_each_other() -> None:
 
 
 @pytest.mark.parametrize("way", COPIES)
-def test_what_a_copy_would_lose_is_told(way: str) -> None:
+def test_a_copy_that_would_lose_something_is_refused(way: str) -> None:
     step = step_of("pgd", staged_model())
     call(step, 0)
     handle = step.model.linear.weight.register_hook(lambda gradient: gradient)
@@ -136,7 +136,7 @@ def far(step: Step, x: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("mode", ["eager", "captured"])
 @pytest.mark.parametrize("method", ["pgd", "fgsm-r", "pgd-eval", "free", "atta-1"])
-def test_another_eps_counts_from_the_next_call_on(method: str, mode: str) -> None:
+def test_another_eps_takes_effect_at_the_next_call(method: str, mode: str) -> None:
     x = tiny_batch()[0].clamp(0.3, 0.7)
     step = step_of(method, staged_model())
     step = capture(step) if mode == "captured" else step
@@ -160,7 +160,7 @@ def test_another_eps_is_compiled_in() -> None:
     assert_same(*models)
 
 
-def test_a_threat_that_cannot_be_is_refused() -> None:
+def test_an_impossible_threat_is_refused() -> None:
     step = step_of("apart", staged_model())
     call(step, 0)
     before = step.threat
@@ -172,12 +172,12 @@ def test_a_threat_that_cannot_be_is_refused() -> None:
 
 
 @pytest.mark.parametrize("method", ["apart", "fgsm-plus", "atta-1", "free"])
-def test_images_of_another_size_are_refused_where_perturbations_are_kept(method: str) -> None:
+def test_images_of_another_size_are_refused_if_perturbations_are_stored(method: str) -> None:
     step = step_of(method, staged_model())
     x, y, index, _ = tiny_batch()
     step(x, y, index % 12)
     before = copy.deepcopy(step.state)
-    with pytest.raises(UserError, match="3x6x6, and these are of 3x4x4"):
+    with pytest.raises(UserError, match="3x6x6, but these images have size 3x4x4"):
         step(x[..., :4, :4], y, index % 12)
     for name, tensor in step.state.items():
         assert torch.equal(tensor, before[name])

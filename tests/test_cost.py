@@ -1,4 +1,4 @@
-"""The counted passes of every recipe against the forwards and backwards a network really sees."""
+"""The counted passes of every recipe against the forwards and backwards of a real network."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -76,7 +76,7 @@ SEEN = {
 
 
 def counted_in_an_update(method: str, **options: Any) -> tuple[Counter, Counter]:
-    """What one call of a step is seen to do, and what its plan's passes come to."""
+    """The passes observed in one call of a step, and those counted by its plan."""
     seen: Counter[tuple[str, str]] = Counter()
     known = resolve(method, options).options
     usual = {**SHORTER, **AT_WORK}
@@ -88,9 +88,9 @@ def counted_in_an_update(method: str, **options: Any) -> tuple[Counter, Counter]
     more = {"second": tiny_batch(BATCH, seed=4)[0]} if "second_view" in step.plan.needs else {}
     index = torch.arange(SAMPLES)[:BATCH]
     step(x, y, index, view=view_of(BATCH), **more)
-    # The first call looks at two images besides: once, twice where BatchNorms' counters would be
-    # aside, to see whether anybody reads them, and as often as objectives published
-    # with repeated passes ask for to compare those with one of each.
+    # The first call also probes with two images: once; twice if BatchNorms' counters would be
+    # detached, to see if a forward reads them; and for objectives published with repeated passes
+    # as often as those passes, to compare them with one of each.
     seen["forward", "eval"] -= 3 * Fraction(2, BATCH)
     repeated = step.plan.objective.passes()
     if repeated != DEFAULT_BN_UPDATES:
@@ -126,7 +126,9 @@ def test_every_recipe_makes_the_passes_that_are_counted(method: str) -> None:
         ("pgd-consistency", {"weights": "awp", "objective": "trades"}),
     ],
 )
-def test_so_do_combinations(method: str, options: dict[str, Any]) -> None:
+def test_combinations_make_the_passes_that_are_counted(
+    method: str, options: dict[str, Any]
+) -> None:
     seen, expected = counted_in_an_update(method, **options)
     assert seen == expected
 
@@ -161,7 +163,7 @@ def test_counts_of_the_published_table(method: str, forwards: int, units: int) -
     assert (found.counts.total(), found.units) == (forwards, units)
 
 
-def test_what_methods_says_of_a_step() -> None:
+def test_methods_prints_the_cost_of_a_step() -> None:
     assert explain.passes(resolve("rwp")) == (
         "10 input gradient(s), 1 training pass(es), 10 training pass(es) for the weights: "
         "53 forward passes' work at most"

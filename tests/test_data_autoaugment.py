@@ -1,4 +1,4 @@
-"""AutoAugment and cutout equal torchvision's, sample by sample; what must not change."""
+"""AutoAugment and cutout equal torchvision's, sample by sample; other values do not change."""
 
 import os
 import signal
@@ -57,7 +57,7 @@ def test_images_are_torchvisions_with_a_square_cut_out():
             assert cut.any()
 
 
-def test_rows_labels_and_views_stay_and_nothing_happens_before_half_of_the_run():
+def test_rows_labels_and_views_stay_and_nothing_changes_in_the_first_half():
     plain, augmented = loaders()
     assert len(plain) == len(augmented)
     for epoch in (2, 3):
@@ -131,7 +131,7 @@ CONFIG = {
 }  # fmt: skip
 
 
-def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_bit_for_bit(tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(RunRequest(**CONFIG, out=str(whole)))
     real, calls = AutoAugmented.augment, []
@@ -153,7 +153,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["atta-1", "apart", "fgsm-plus"])
-def test_a_stored_perturbation_cannot_follow(method):
+def test_methods_with_stored_perturbations_are_refused(method):
     config = resolve_run(RunRequest(**{**CONFIG, "method": method}))
     with pytest.raises(UserError, match=f"omit it with {method}"):
         open_source(config, torch.device("cpu"))

@@ -36,7 +36,7 @@ def root(tmp_path_factory):
     return folder
 
 
-def test_the_choice_goes_by_size_and_kind(root, monkeypatch):
+def test_the_choice_depends_on_size_and_kind(root, monkeypatch):
     monkeypatch.setattr(choosing, "device_memory", lambda device: 1000)
     monkeypatch.setattr(choosing, "import_dali", lambda: None)
     assert choose_loader(f"folder:{root}", 250, "cpu") == "device"
@@ -125,7 +125,7 @@ class TestWithDali:
         self.same(list(streamed.epoch(7, start_batch=1)), list(resident.epoch(7, 1)))
         self.same([next(abandoned)], list(resident.epoch(3))[1:2])
 
-    def test_processes_get_their_shards(self, pair):
+    def test_each_process_reads_its_shard(self, pair):
         for rank in (0, 1):
             streamed, resident = pair(batch_size=4, rank=rank, world_size=2)
             self.same(list(streamed.epoch(0)), list(resident.epoch(0)))
@@ -142,7 +142,7 @@ class TestWithDali:
             assert images.equal(data.test_images.float() / 255)
             assert torch.cat([label for _, label in parts]).equal(data.test_labels)
 
-    def test_resizing_agrees_with_the_cache_but_for_the_filter(self, root):
+    def test_resizing_agrees_with_the_cache_up_to_the_filter(self, root):
         tree, data = list_images(f"folder:{root}"), load(f"folder:{root}", image_size=8)
         form = stream_format(tree, 8)
         streamed = DaliLoader(tree.train_files, tree.train_labels, form, batch_size=23, threads=1)

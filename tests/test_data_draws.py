@@ -1,4 +1,4 @@
-"""Random choices: against SplitMix64's published numbers, and what loaders rely on."""
+"""Random choices: SplitMix64's published numbers, and the properties that loaders need."""
 
 import torch
 from hypothesis import given, settings
@@ -38,7 +38,7 @@ def test_views_cover_every_offset_equally_and_flips_are_unrelated_to_them():
     assert ((flips / cells - 0.5).abs() < 6 * 0.5 / 1000**0.5).all()
 
 
-def test_view_depends_on_the_row_alone_not_on_its_place():
+def test_view_depends_on_the_row_not_on_its_position():
     rows = torch.arange(100)
     shuffled = draws.shuffled(rows, 9)
     straight = draws.draw_view(rows, 0, 1, 4, True, draws.VIEW)

@@ -1,4 +1,4 @@
-"""Folders of images: layouts, the packed cache, and every way in which they can be damaged."""
+"""Folders of images: layouts, the packed cache, and damage of all kinds."""
 
 import errno
 import os
@@ -45,7 +45,7 @@ def test_pixels_and_labels_are_those_of_the_files(tree):
     assert data.size == (8, 10)
 
 
-def test_second_load_decodes_nothing_and_a_changed_file_is_seen(tree, monkeypatch):
+def test_second_load_decodes_nothing_and_a_changed_file_is_detected(tree, monkeypatch):
     root, _ = tree
     first = load(f"folder:{root}")
 
@@ -62,7 +62,7 @@ def test_second_load_decodes_nothing_and_a_changed_file_is_seen(tree, monkeypatc
     assert again.test_images.equal(first.test_images)
 
 
-def test_a_truncated_cache_is_made_again(tree):
+def test_a_truncated_cache_is_rebuilt(tree):
     root, _ = tree
     first = load(f"folder:{root}")
     for file in (root / ".fastadv-cache").iterdir():
@@ -70,7 +70,7 @@ def test_a_truncated_cache_is_made_again(tree):
     assert load(f"folder:{root}").train_images.equal(first.train_images)
 
 
-def test_cache_goes_where_it_is_told(tree, tmp_path_factory):
+def test_cache_is_written_to_the_given_folder(tree, tmp_path_factory):
     root, _ = tree
     cache = tmp_path_factory.mktemp("cache")
     load(f"folder:{root}", root=cache)
@@ -90,7 +90,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tree, monkeypatch):
     assert list((root / ".fastadv-cache").iterdir()) == []
 
 
-def test_other_sizes_are_cut_to_the_common_one_and_it_says_so(tree, capsys):
+def test_other_sizes_are_cropped_to_the_common_one_with_a_warning(tree, capsys):
     root, pixels = tree
     big = np.zeros((16, 40, 3), np.uint8)
     big[:, 10:30] = 200  # twice the common height; the middle 20 columns are what remains
@@ -141,14 +141,16 @@ def test_sixteen_bit_images_are_refused_not_clipped(tree):
         load(f"folder:{root}")
 
 
-def test_images_that_do_not_fit_in_memory_are_for_streaming(tree, monkeypatch):
+def test_images_that_do_not_fit_in_memory_are_refused_with_streaming_as_the_way_out(
+    tree, monkeypatch
+):
     root, _ = tree
     monkeypatch.setattr(packed, "_memory", lambda: 1000)
     with pytest.raises(UserError, match="--loader dali"):
         load(f"folder:{root}")
 
 
-def test_broken_layouts(tmp_path):
+def test_broken_layouts_are_refused(tmp_path):
     with pytest.raises(UserError, match="train/ is missing"):
         load(f"folder:{tmp_path}")
     (tmp_path / "train").mkdir()

@@ -62,7 +62,7 @@ def test_sub_folders_and_every_suffix_of_torchvision(tmp_path, capsys):
     assert "left out" not in capsys.readouterr().err
 
 
-def test_what_is_left_out_is_counted_in_one_line(tmp_path, capsys):
+def test_skipped_files_are_counted_in_one_line(tmp_path, capsys):
     root = tree(tmp_path / "tree")
     bee = root / "train" / "bee"
     (bee / "notes.txt").write_text("x")
@@ -115,7 +115,7 @@ def test_dali_decodes_each_suffix_to_the_same_bytes(tmp_path):
         list(loader.ordered())
 
 
-def test_sizes_without_a_majority_are_asked_for(tmp_path, capsys):
+def test_sizes_without_a_majority_require_an_image_size(tmp_path, capsys):
     root = tree(tmp_path / "tree")
     for n in range(20):
         (root / "train" / "ant" / f"odd{n}.png").write_bytes(picture("png", (20 + n, 30 + n)))
@@ -125,16 +125,16 @@ def test_sizes_without_a_majority_are_asked_for(tmp_path, capsys):
         stream_format(list_images(f"folder:{root}"))
     assert load(f"folder:{root}", image_size=16).size == (16, 16)
     capsys.readouterr()
-    # Test images of another size are told of, too.
+    # Test images of another size are also reported.
     again = tree(tmp_path / "again")
     (again / "test" / "ant" / "big.png").write_bytes(picture("png", (30, 30)))
     assert load(f"folder:{again}").size == (8, 10)
     assert "1 of 3 test images are not 8x10" in capsys.readouterr().err
     assert load(f"folder:{again}").size == (8, 10)
-    assert "1 of 3 test images are not 8x10" in capsys.readouterr().err  # from the cache, too
+    assert "1 of 3 test images are not 8x10" in capsys.readouterr().err  # also from the cache
 
 
-def test_coloured_test_images_of_a_grey_set_are_told_of(tmp_path, capsys):
+def test_coloured_test_images_of_a_grey_set_are_reported(tmp_path, capsys):
     for part in ("train", "test"):
         (tmp_path / part / "a").mkdir(parents=True)
         Image.new("L", (4, 4), 90).save(tmp_path / part / "a" / "0.png")
@@ -158,7 +158,7 @@ def test_sixteen_bit_colour_is_scaled(tmp_path):
 
 
 def test_many_large_images_are_decoded_a_few_at_a_time(tmp_path, monkeypatch):
-    """What is decoded at once, and what waits for its reader, is bounded in bytes."""
+    """The bytes of images that are being decoded or wait for their reader are bounded."""
     room = decoding._Room(100)
     with room.taken(60), room.taken(40):
         assert room._free == 0
@@ -201,7 +201,7 @@ def test_large_images_of_few_bytes_take_little_memory(tmp_path):
 # -- untrusted files -------------------------------------------------------------------------------
 
 
-def test_a_cache_that_came_with_a_folder_is_not_believed(tmp_path, tmp_path_factory, monkeypatch):
+def test_a_cache_that_came_with_a_folder_is_not_used(tmp_path, tmp_path_factory, monkeypatch):
     root = tree(tmp_path / "tree")
     truth = load(f"folder:{root}").train_images
     cache = root / ".fastadv-cache"
@@ -270,7 +270,7 @@ def test_postscript_called_an_image_runs_no_program(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_pickles_of_a_data_root_are_read_only_if_they_are_the_published_ones(tmp_path, name):
-    """torchvision unpickles CIFAR's batches, but compares their published sums before."""
+    """torchvision unpickles CIFAR's batches, but compares their published checksums first."""
     folder = tmp_path / ("cifar-10-batches-py" if name == "cifar10" else "cifar-100-python")
     folder.mkdir()
     names = [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch", "batches.meta"]
@@ -327,7 +327,7 @@ def test_other_types_of_npz_are_the_same_images_or_refused(tmp_path):
             from_npz(tmp_path, x_train=wrong)
 
 
-def test_what_deflates_like_a_trap_is_refused(tmp_path, monkeypatch):
+def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
     dark = np.zeros((12, 100, 100, 3), np.uint8)
     dark[0] = 200
     sizes = {"x_train": dark, "x_test": dark[:4]}

@@ -1,4 +1,4 @@
-"""The device-resident loaders against a plain loop over samples, and against themselves."""
+"""The device-resident loaders against a plain loop over samples, and consistent with themselves."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_an_epoch_visits_each_row_once_and_epochs_differ():
     assert not orders[0].equal(other)
 
 
-def test_entering_an_epoch_late_gives_the_same_bits():
+def test_starting_inside_an_epoch_gives_the_same_batches_bit_for_bit():
     whole = list(loader(views=2).epoch(4))
     for start in (1, len(whole) - 1, len(whole)):
         late = list(loader(views=2).epoch(4, start_batch=start))
@@ -141,7 +141,7 @@ def test_eval_batches_are_the_images_unchanged_and_in_order():
         ({"batch_size": 64, "world_size": 80, "indices": torch.arange(90)}, "smaller batch size"),
     ],
 )
-def test_senseless_options_are_refused_in_one_sentence(options, says):
+def test_meaningless_options_are_refused_in_one_sentence(options, says):
     with pytest.raises(UserError, match=says):
         loader(**options)
 
@@ -195,7 +195,7 @@ def test_mixed_loader_refuses_odd_batches_and_foreign_shapes():
         )
 
 
-def test_a_sample_is_cropped_and_flipped_anew_in_every_epoch() -> None:
+def test_a_sample_has_a_new_crop_and_flip_in_every_epoch() -> None:
     images = torch.randint(0, 256, (64, 1, 8, 8)).to(torch.uint8)
     loader = DeviceLoader(images, torch.zeros(64).long(), batch_size=64, pad=4, flip=True)
     seen = []
@@ -207,7 +207,7 @@ def test_a_sample_is_cropped_and_flipped_anew_in_every_epoch() -> None:
         assert not torch.equal(first, second), name
 
 
-def test_views_depend_on_all_that_is_drawn_for() -> None:
+def test_views_depend_on_seed_epoch_and_stream() -> None:
     rows = torch.arange(200)
     usual = draws.draw_view(rows, 1, 2, 4, True, draws.VIEW)
     others = [

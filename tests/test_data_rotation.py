@@ -1,4 +1,4 @@
-"""Random rotations: torchvision image by image, and what decides the angle."""
+"""Random rotations: equal to torchvision's per image, and what the angle depends on."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def test_type_and_layout_stay() -> None:
     assert batch.image.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_cifar100_is_turned_where_the_published_code_does_so() -> None:
+def test_cifar100_is_rotated_as_in_the_published_code() -> None:
     for method in ("pgd", "awp", "rwp", "rat-wp", "swa"):
         assert resolve_run(RunRequest(method=method, data="cifar100")).augmentation == "rotate"
         assert resolve_run(RunRequest(method=method, data="cifar10")).augmentation == "base"
@@ -76,7 +76,7 @@ def test_cifar100_is_turned_where_the_published_code_does_so() -> None:
     assert resolve_run(keeps).augmentation == "base"
 
 
-def test_a_stored_perturbation_cannot_follow() -> None:
+def test_methods_with_stored_perturbations_are_refused() -> None:
     config = resolve_run(RunRequest(method="atta-1", augmentation="rotate"))
     with pytest.raises(UserError, match="--augmentation rotate turns images"):
         open_source(config, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Data sets: what is read, and that bad input ends in one sentence."""
+"""Data sets: their content, and the errors of bad input."""
 
 import pickle
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_limit_is_balanced_and_the_same_every_time():
         load("digits", limit=0)
 
 
-def test_synthetic_images_can_be_told_apart():
+def test_synthetic_images_are_separable_by_class():
     data = load("synthetic")
     assert data.train_images.shape == (2048, 3, 32, 32)
     assert data.test_images.shape == (512, 3, 32, 32)
@@ -141,7 +141,7 @@ def test_bad_npz_is_one_sentence(tmp_path, changes, says):
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_no_npz(tmp_path):
+def test_a_file_that_is_no_npz_is_refused(tmp_path):
     for name, content in (("text.npz", b"hello"), ("zip.npz", b"PK\x03\x04broken"), ("e.npz", b"")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match="not a readable"):
@@ -192,7 +192,7 @@ def test_cifar10_is_read_from_torchvisions_folder(tmp_path, monkeypatch):
     import_torchvision()
     from torchvision.datasets import cifar
 
-    # The real archive cannot be in a test; only its checksums stand in the way.
+    # The real archive cannot be part of a test, so its checksums are replaced.
     monkeypatch.setattr(cifar, "check_integrity", lambda *args: True)
     images = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
     labels = [3, 1, 4, 1, 5, 9, 2, 6]

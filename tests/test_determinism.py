@@ -1,4 +1,4 @@
-"""A run is reproducible if asked to, fast otherwise, and leaves torch's switches as they were."""
+"""A run is reproducible on request, otherwise fast; torch's switches are restored."""
 
 import os
 
@@ -22,14 +22,14 @@ def unset(monkeypatch):
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_switches_are_put_back(wanted):
+def test_switches_are_restored(wanted):
     before = switches()
     with reproducible(wanted):
         assert switches() == (wanted, not wanted, ":4096:8" if wanted else None)
     assert switches() == before
 
 
-def test_the_users_workspace_goes_before(monkeypatch):
+def test_the_users_workspace_setting_has_precedence(monkeypatch):
     monkeypatch.setenv(CUBLAS, ":16:8")
     with reproducible(True):
         assert os.environ[CUBLAS] == ":16:8"

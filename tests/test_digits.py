@@ -1,4 +1,4 @@
-"""Real training on real images: what a newcomer's first commands must reach."""
+"""Training on real images: the accuracies that the first commands must reach."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_learned_steps_without_a_preset(epochs, robust, tmp_path, monkeypatch):
     assert last["pgd-20"] >= robust
 
 
-def test_a_step_that_stays_small_is_named(tmp_path, capsys):
+def test_a_learned_step_that_stays_small_is_reported(tmp_path, capsys):
     """At the paper's CIFAR rate the learned step never grows on so short a run."""
     rates = {"step_size_lr": 5e-8, "step_size_decay": 400.0}
     summary_of(tmp_path, method="apart", width=2, epochs=1, limit=256, options=rates)

@@ -50,7 +50,7 @@ SWAPPED = ("igr", "cure", "gradalign", "logitalign", "consistency", "advlc")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where teachers and pseudo-labels are kept, made by the first recipe that needs them."""
+    """The folder of teachers and pseudo-labels, which the first recipe that needs them makes."""
     return tmp_path_factory.mktemp("digits")
 
 
@@ -105,19 +105,19 @@ def test_three_epochs_make_a_robust_network(method: str, trained: Any, standard:
 @pytest.mark.slow
 @pytest.mark.parametrize("regularizer", SWAPPED)
 @pytest.mark.parametrize("method", ["fast", "trades"])
-def test_a_regularizer_put_into_another_method(
+def test_a_regularizer_in_another_method(
     method: str, regularizer: str, trained: Any, standard: float
 ) -> None:
-    """``--method trades --regularizer igr`` needs no strength of its own on digits."""
+    """``--method trades --regularizer igr`` needs no own strength on digits."""
     last, _, _ = trained(method, regularizer=regularizer)
     assert last["pgd-20"] >= standard + MARGIN
 
 
-def test_reasons_are_of_recipes_there_are() -> None:
+def test_exceptions_are_of_existing_recipes() -> None:
     assert set(NOT_ROBUST) | set(STRENGTH) <= set(METHODS)
 
 
-def test_the_script_writes_what_a_run_reached(tmp_path: Path) -> None:
+def test_the_script_writes_the_accuracy_of_a_run(tmp_path: Path) -> None:
     usual = replace(SETTING, limit=200, epochs=None)
     row = digits.digits_row("sat", usual, 2, tmp_path)
     summary = (tmp_path / "sat" / "summary.json").read_text()
@@ -127,7 +127,7 @@ def test_the_script_writes_what_a_run_reached(tmp_path: Path) -> None:
     assert isfinite(row["loss"])
 
 
-def test_rst_is_given_half_of_the_images_without_their_labels(tmp_path: Path) -> None:
+def test_rst_trains_on_half_of_the_images_without_their_labels(tmp_path: Path) -> None:
     usual = replace(SETTING, epochs=1)
     settings, _ = digits.needed("rst", usual, tmp_path)
     data = load("digits", limit=settings["limit"])

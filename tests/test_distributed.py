@@ -1,4 +1,4 @@
-"""Two processes with half a batch each make the update of one process with the whole batch."""
+"""Two processes with half a batch each compute the update of one process with the whole batch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def free_port() -> int:
 
 
 def network() -> nn.Module:
-    """BatchNorms keep to their running statistics: those of half a batch are not the whole's."""
+    """BatchNorms use running statistics, because those of half a batch differ from the whole's."""
     model = tiny_model()
     model.bn1.eval()
     model.bn2.eval()
@@ -46,7 +46,7 @@ def batch(update: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def trained(method: str, rank: int, world: int, wrap: bool = False) -> dict[str, Tensor]:
-    """Weights, and what the step remembers, after some updates."""
+    """Weights and state of the step after some updates."""
     model = network()
     wrapped = torch.nn.parallel.DistributedDataParallel(model) if wrap else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
@@ -72,7 +72,7 @@ def worker(rank: int, port: int, out: str) -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
-    """Of each process, for each method."""
+    """The results of each process, for each method."""
     out = str(tmp_path_factory.mktemp("processes") / "results")
     multiprocessing.spawn(worker, (free_port(), out), nprocs=2)
     return [torch.load(f"{out}.{rank}") for rank in range(2)]

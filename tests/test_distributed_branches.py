@@ -112,7 +112,7 @@ def unequal(rank: int, method: str) -> dict[str, Tensor]:
 
 
 def one_bad_rank(rank: int, what: str) -> dict[str, Any]:
-    """Process 1 alone has a fault in its second batch, which only the device may look at."""
+    """Only process 1 has a fault, in its second batch, which only the device may read."""
     from op_recorder import DeviceNetwork
 
     model = tiny_model()
@@ -156,7 +156,7 @@ def other_model(rank: int, what: str) -> str:
 
 
 def frozen_later(rank: int) -> str:
-    """In one process only; the other waits for its gradients."""
+    """A change in one process only; the other waits for its gradients."""
     own.COMING = timedelta(seconds=3)
     model = experts(True)
     step = tiny_step(model, "pgd", steps=1)
@@ -239,13 +239,13 @@ def test_processes_stay_the_same(name: str, results: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["pgd", "trades", "awp"])
-def test_captured_is_eager(method: str, results: Any) -> None:
+def test_captured_mode_equals_eager(method: str, results: Any) -> None:
     for eager, captured in zip(results(method), results(f"{method}-captured"), strict=True):
         for weight, value in eager.items():
             torch.testing.assert_close(captured[weight], value, rtol=1e-12, atol=1e-12)
 
 
-def test_what_nobody_used_does_not_decay(results: Any) -> None:
+def test_a_parameter_unused_in_all_processes_does_not_decay(results: Any) -> None:
     before = experts(True).state_dict()
     for found in results("same-two"):
         assert torch.equal(found["c.weight"], before["c.weight"])
@@ -279,11 +279,13 @@ def test_other_models_are_refused_in_every_process(what: str, said: str, results
 def test_a_change_in_one_process_ends_both(tmp_path: Path) -> None:
     waiting, changed = results_of(["frozen-later"], tmp_path)("frozen-later")
     assert "changed in process 1 and not in process 0" in changed
-    assert waiting.startswith("TrainingError: Training ends here, for process 1 stopped (UserError")
+    ended = "TrainingError: Training ends here because process 1 stopped (UserError"
+    assert waiting.startswith(ended)
 
 
 @pytest.mark.slow
 def test_an_empty_batch_in_one_process_ends_both(tmp_path: Path) -> None:
     waiting, empty = results_of(["empty-batch"], tmp_path)("empty-batch")
     assert empty.startswith("UserError")
-    assert waiting.startswith("TrainingError: Training ends here, for process 1 stopped (UserError")
+    ended = "TrainingError: Training ends here because process 1 stopped (UserError"
+    assert waiting.startswith(ended)

@@ -50,7 +50,7 @@ def test_both_derivatives_are_those_of_finite_differences(shape, training):
 @pytest.mark.parametrize("momentum", [0.3, None])
 @pytest.mark.parametrize("tracked", [True, False])
 @pytest.mark.parametrize("train", [True, False])
-def test_a_module_does_what_it_does_without(affine, momentum, tracked, train):
+def test_a_module_computes_the_same_as_without_it(affine, momentum, tracked, train):
     results = []
     for cheap in (False, True):
         norm = nn.BatchNorm2d(3, affine=affine, momentum=momentum, track_running_stats=tracked)
@@ -110,7 +110,7 @@ def test_without_weights_low_precision_is_taken_too(tracked):
     assert torch.autograd.grad(gradient.float().pow(2).sum(), [x])[0].isfinite().all()
 
 
-def test_one_value_a_channel_is_refused_as_without():
+def test_one_value_per_channel_is_refused_as_by_pytorch():
     with cheap_double_backward(CPU), pytest.raises(ValueError, match="more than 1 value"):
         nn.BatchNorm1d(3)(torch.ones(1, 3))
 
@@ -136,7 +136,7 @@ def test_a_checkpointed_network_is_differentiated_twice():
         torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_somebody_elses_batch_norm_stays(monkeypatch):
+def test_a_custom_batch_norm_is_not_replaced(monkeypatch):
     calls = []
 
     def own(*args, **kwargs):
@@ -151,7 +151,7 @@ def test_somebody_elses_batch_norm_stays(monkeypatch):
     assert functional.batch_norm is own
 
 
-def test_what_is_not_derived_is_refused():
+def test_unsupported_derivatives_are_refused():
     x, weight, bias, statistics = arguments((4, 3, 2, 3))
     loss = batch_norm(x, *statistics, weight, bias, True).sin().sum()
     of_x, of_weight = torch.autograd.grad(loss, [x, weight], create_graph=True)

@@ -82,7 +82,7 @@ def test_l2_and_alpha_reach_the_attacks(model, data):
     assert scores["fgsm"] == pytest.approx((model(fgsm).argmax(1) == y).double().mean().item())
 
 
-def test_names_may_come_as_one_line(model, data):
+def test_names_may_be_one_string(model, data):
     assert list(evaluate(model, batched(data, 60), "clean, pgd-2")) == ["clean", "pgd-2"]
 
 
@@ -171,12 +171,12 @@ def test_images_take_the_layout_of_the_convolutions(model, data):
         (lambda x, y: [x], "pairs"),
     ],
 )
-def test_bad_batches_get_a_sentence(model, data, change, sentence):
+def test_bad_batches_are_refused_in_one_sentence(model, data, change, sentence):
     with pytest.raises(UserError, match=sentence):
         evaluate(model, change(*data), ["clean", "pgd-2"])
 
 
-def test_trouble_in_a_later_batch_is_found_without_looking_at_each(model, data, monkeypatch):
+def test_a_problem_in_a_later_batch_is_found_without_reading_every_batch(model, data, monkeypatch):
     """On an accelerator the host waits only for the first batch and at the end."""
     from fastadv.engine.model.network import Network
 
@@ -212,10 +212,10 @@ def test_bad_options_are_refused_before_the_first_batch(model, options, sentence
         evaluate(model, never(), **options)
 
 
-def test_processes_evaluate_in_turn_and_count_the_images_of_the_others(
+def test_processes_share_the_batches_and_add_their_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two processes that share 60 images in batches of 7 find what one finds alone."""
+    """Two processes that share 60 images in batches of 7 get the result of one process."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 4)).double()
     x = torch.rand(60, 1, 6, 6, dtype=torch.float64)
@@ -253,14 +253,14 @@ class FiniteBelow(nn.Module):
         return torch.log(0.55 - x.flatten(1)[:, :4]) * torch.tensor([1.0, 2.0, 3.0, 4.0])
 
 
-def test_outputs_that_only_an_attack_makes_infinite_are_no_accuracy() -> None:
+def test_outputs_that_only_an_attack_makes_infinite_give_no_accuracy() -> None:
     batches = [(torch.full((4, 1, 2, 2), 0.5), torch.arange(4))]
     assert evaluate(FiniteBelow(), batches, ["clean"], eps=0.1)["clean"] <= 1
     with pytest.raises(NotFiniteError):
         evaluate(FiniteBelow(), batches, ["noise-0.3"], eps=0.1)
 
 
-def test_a_kernel_that_is_in_both_layouts_says_nothing_of_the_layout() -> None:
+def test_a_convolution_weight_in_both_layouts_does_not_decide_the_layout() -> None:
     telling, silent = nn.Conv2d(3, 4, 3), [nn.Conv2d(3, 4, 1), nn.Conv2d(1, 4, 3)]
     assert _memory_format(nn.Sequential(*silent)) is torch.contiguous_format
     assert _memory_format(nn.Sequential(telling, *silent)) is torch.contiguous_format

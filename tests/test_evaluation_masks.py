@@ -47,7 +47,7 @@ def told(model: nn.Module, *attacks: str) -> list[str]:
     return [str(warning.message) for warning in seen]
 
 
-def test_an_honest_network_is_not_blamed() -> None:
+def test_an_unmasked_network_is_not_warned_about() -> None:
     attacks = ("clean", "fgsm", "fgsm-rwp", "pgd-3", "pgd-3-2", "cw-3", "cw-margin-3", "noise-0.1")
     assert told(Around(same, same), *attacks) == []
 
@@ -76,14 +76,14 @@ def test_a_saturated_softmax_is_counted() -> None:
     assert "the loss was exactly zero for 40 of 40 images" in sentence
 
 
-def test_probabilities_and_noise_are_told() -> None:
+def test_probabilities_and_noise_are_reported() -> None:
     soft = told(Around(same, lambda z: z.softmax(1)), "clean")
     assert any("returns probabilities" in sentence for sentence in soft)
     noisy = Around(lambda x: x + 0.01 * torch.randn_like(x), same)
     assert any("change from call to call" in sentence for sentence in told(noisy, "clean"))
 
 
-def test_outputs_of_a_sigmoid_are_told() -> None:
+def test_outputs_of_a_sigmoid_are_reported() -> None:
     """Each probability is computed alone, so their sum is arbitrary."""
     (sentence,) = told(Around(same, torch.sigmoid), "clean")
     assert "returns probabilities" in sentence
@@ -102,7 +102,7 @@ def test_wilsons_interval() -> None:
     assert wilson(1.0, 20)[1] == 1.0
 
 
-def test_scores_know_their_images() -> None:
+def test_scores_hold_their_number_of_images() -> None:
     scores = fastadv.evaluate(Around(same, same), [images()], ("clean",), eps=0.01)
     assert scores == {"clean": 1.0}
     assert scores.n == 40

@@ -1,4 +1,4 @@
-"""The scripts of examples/ do what they say, and the libraries they use change no update."""
+"""The scripts of examples/ reach their accuracy, and the libraries they use change no update."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def few_rows() -> TensorDataset:
 
 
 def by_hand(model: nn.Module, epochs: int, method: str, **options: Any) -> dict[str, Tensor]:
-    """What the class of lightning_module.py trains, without Lightning."""
+    """The training of lightning_module.py without Lightning."""
     loader = DataLoader(few_rows(), batch_size=32)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     total = epochs * len(loader)

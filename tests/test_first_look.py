@@ -1,4 +1,4 @@
-"""The first call looks at two images before it trains; the model's first forward comes later."""
+"""The first call probes the model with two images, which leaves its modules as they were."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class RoomForItsFirstBatch(_Around):
 
 
 class Counts(_Around):
-    """How often it ran, as a number and as a list."""
+    """A module that stores the number of its calls, as a number and as a list."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def test_the_first_forward_is_that_of_the_batch(kind: Any) -> None:
         assert (model.times, model.passes) == (other.times, other.passes)
 
 
-def test_a_call_that_is_refused_at_the_look_leaves_the_model_to_be_filled() -> None:
+def test_a_refused_first_call_does_not_initialise_the_model() -> None:
     x, y, index, _ = tiny_batch()
     model = _made(ScaledByItsFirstBatch)
     step = fastadv.step(model, sgd(model), "pgd", eps=EPS, mode="eager")

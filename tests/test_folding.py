@@ -1,4 +1,4 @@
-"""BatchNorms with running statistics fold into convolutions where nothing else reads those."""
+"""BatchNorms with running statistics fold into convolutions whose output nothing else reads."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ ALPHA = 0.04
 
 
 def randomized(model, seed=0):
-    """Statistics and affine maps that a wrong fold would show on, in float64 and eval mode."""
+    """A network with statistics and affine maps that reveal a wrong fold, in float64, eval mode."""
     generator = torch.Generator().manual_seed(seed)
     model = model.double().eval()
     for module in model.modules():
@@ -98,11 +98,11 @@ NOT_FOLDED = {
 
 
 @pytest.mark.parametrize("why", NOT_FOLDED)
-def test_what_cannot_fold_does_not(why):
+def test_norms_that_cannot_fold_are_not_folded(why):
     assert found(NOT_FOLDED[why].double().eval()) == []
 
 
-def test_a_hook_that_sees_the_output_keeps_it():
+def test_a_hook_receives_the_unfolded_output():
     for place in ("conv", "norm"):
         model = Chain().double().eval()
         getattr(model, place).register_forward_hook(lambda *_: None)
@@ -120,7 +120,7 @@ def test_the_arithmetic(bias, affine):
     torch.testing.assert_close(functional.conv2d(images(), weight, offset), expected)
 
 
-def test_the_model_stays_what_it_is():
+def test_folding_does_not_change_the_model():
     model = network().requires_grad_(False)
     weights = WeightCopies(model)
     weights.folds = found(model)

@@ -1,4 +1,4 @@
-"""Attacks with running statistics see the user's network, whatever in it reads what."""
+"""Attacks with running statistics see the user's network, whichever modules read an output."""
 
 import copy
 import warnings
@@ -44,7 +44,7 @@ def view(forward, x):
 
 
 def errors(step, x):
-    """How far the attack's view is from the model in evaluation mode, relative to the largest."""
+    """The largest distance of the attack's view from the model in eval mode, relative."""
     with train_flags(step.model, False):
         expected = view(step.model, x)
     step.internals.net.copies.invalidate()
@@ -181,7 +181,7 @@ def test_a_model_changed_between_two_steps(name):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-def test_a_model_with_new_modules_is_looked_at_again():
+def test_a_model_with_new_modules_is_analysed_again():
     x, y = batch()
     step = step_of(made(Net))
     step(x, y)
@@ -192,7 +192,7 @@ def test_a_model_with_new_modules_is_looked_at_again():
     assert max(errors(step, x)) < 1e-12
 
 
-def test_weights_changed_by_hand_in_place_are_folded_anew():
+def test_weights_changed_in_place_by_the_user_are_folded_again():
     x, y = batch()
     step = step_of(made(Net))
     step(x, y)
@@ -228,7 +228,7 @@ def test_an_error_of_the_model_in_an_attack_stays_an_error():
     assert max(errors(step, x)) < 1e-12
 
 
-def test_looking_at_a_model_leaves_generators_and_buffers_as_they_were():
+def test_analysing_a_model_keeps_generators_and_buffers():
     class Draws(Net):
         def __init__(self):
             super().__init__()

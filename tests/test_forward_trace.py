@@ -1,4 +1,4 @@
-"""What a call reads, draws and executes, as a recorder must know it."""
+"""The reads, random draws and operations of a call, which decide if it can be recorded."""
 
 import random
 
@@ -55,24 +55,24 @@ def trace_of(between):
 
 
 @pytest.mark.parametrize("name", LOOKS)
-def test_a_look_at_a_value_is_seen(name):
+def test_reading_a_value_is_detected(name):
     assert trace_of(LOOKS[name])().looks
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_a_draw_of_the_host_is_seen(name):
+def test_a_random_draw_on_the_host_is_detected(name):
     assert trace_of(DRAWS[name])().draws == [name]
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_calls_that_do_something_else_differ(name):
+def test_calls_with_other_operations_differ(name):
     trace = trace_of(CHANGES[name])
     first = trace()
     assert any(first.difference(trace()) for _ in range(8))
 
 
 @pytest.mark.parametrize("name", STATIC)
-def test_what_a_graph_can_repeat_is_alike(name):
+def test_calls_that_a_graph_can_repeat_are_equal(name):
     trace = trace_of(STATIC[name])
     first, second = trace(), trace()
     assert first.difference(second) is None

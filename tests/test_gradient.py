@@ -1,4 +1,4 @@
-"""Leaves: what gradients are taken with respect to, eager and inside a graph."""
+"""Leaves, with respect to which gradients are taken, eager and inside a graph."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def slope_of_a_gradient(x, weight):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_leaf_is_where_gradients_begin(compiled):
+def test_gradients_are_taken_with_respect_to_a_leaf(compiled):
     x = torch.tensor([1.0, -2.0], dtype=torch.float64)
     weight = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
     regions = [cube, slope_of_a_gradient]

@@ -62,11 +62,11 @@ def faults(program, **settings):
 
 
 @glibc
-def test_after_an_attack_freed_memory_is_found_again():
+def test_after_an_attack_freed_memory_is_reused():
     assert faults(HANDED_BACK + ROUNDS) > MANY
     assert faults(HANDED_BACK + ATTACK + ROUNDS) < FEW
 
 
 @glibc
-def test_the_environment_goes_before():
+def test_environment_variables_have_precedence():
     assert faults(ATTACK + ROUNDS, MALLOC_TRIM_THRESHOLD_="131072") > MANY

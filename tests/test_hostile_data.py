@@ -1,4 +1,4 @@
-"""Data meant to harm: nothing runs or is written outside, no memory, no hang, one sentence."""
+"""Malicious data: no code runs, nothing is written elsewhere, no memory or hang, one sentence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST = 256 * MB
 
 
 def opened(home: Path, first: int, count: int) -> list[dict[str, Any]]:
-    """What became of the cases, in a process of its own."""
+    """The results of the cases, run in their own process."""
     programs = home / "programs"
     programs.mkdir()
     for name in ("gs", "gswin32c", "inkscape", "convert"):

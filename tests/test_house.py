@@ -1,4 +1,4 @@
-"""The doors of the house: which rooms there are, and which way imports go."""
+"""The structure of the package: its folders, and the direction of imports."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ ROOT = Path(__file__).parents[1]
 MOST_AT_THE_TOP = 7
 
 
-def test_few_modules_stand_at_the_top() -> None:
+def test_few_modules_are_at_the_top_level() -> None:
     found = sorted(file.name for file in (ROOT / "fastadv").glob("*.py"))
     assert len(found) <= MOST_AT_THE_TOP, found
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
-    """Lazy imports and those for type checkers counted."""
+def test_there_are_no_import_cycles() -> None:
+    """Lazy imports and imports for type checkers are included."""
     graph = grimp.build_graph("fastadv", cache_dir=None)
     imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
     # A module that nothing left imports, or that imports nothing left, is in no circle.

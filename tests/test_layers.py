@@ -1,4 +1,4 @@
-"""Layers that learn at a fixed rate or not at all, and the optimizer groups they ask for."""
+"""Layers with a fixed learning rate or frozen, and the optimizer groups that they need."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_the_two_forms_agree_until_the_rate_falls() -> None:
     assert_same(*models, tolerance=0)
 
 
-def test_frozen_layers_stand_still_and_their_statistics_do_not() -> None:
+def test_frozen_layers_keep_their_weights_and_update_their_statistics() -> None:
     model = staged_model()
     reference, before = twin(model), weights_of(model)
     step = staged_step(model, "at-fix-param-k", layer_groups="2,4", **ATTACK)
@@ -145,7 +145,7 @@ def test_frozen_layers_stand_still_and_their_statistics_do_not() -> None:
     assert not torch.equal(statistics, before["layer2.0.bn1.running_mean"])
 
 
-def test_frozen_layers_under_awp_stand_still_bit_for_bit() -> None:
+def test_frozen_layers_under_awp_keep_their_weights_bit_for_bit() -> None:
     model = staged_model()
     before = weights_of(model)
     three_steps(staged_step(model, "at-fix-param-k", weights="awp", layer_groups="3", **ATTACK))
@@ -259,7 +259,7 @@ def test_a_rate_that_is_a_tensor_is_filled_in_place() -> None:
 
 
 @pytest.mark.parametrize("tensor", [False, True])
-def test_where_the_schedule_stands_at_0_no_gradient_waits_in_the_momentum(tensor: bool) -> None:
+def test_at_a_learning_rate_of_0_no_gradient_accumulates_in_the_momentum(tensor: bool) -> None:
     x, y, index, start = tiny_batch()
     model = staged_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)

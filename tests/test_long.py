@@ -1,4 +1,4 @@
-"""CI does not run the third tier: the committed row of its last run covers all its tests."""
+"""CI does not run the third tier; the committed row of its last run covers all its tests."""
 
 import json
 import re
@@ -10,7 +10,7 @@ TESTS = Path(__file__).parent
 MARKED = re.compile(r"^@pytest\.mark\.long\n(?:.*\n)*?def (\w+)", re.MULTILINE)
 
 
-def test_every_long_test_has_passed_when_last_run() -> None:
+def test_every_long_test_passed_in_its_last_run() -> None:
     marked = {
         f"tests/{file.relative_to(TESTS).as_posix()}::{name}"
         for file in TESTS.rglob("test_*.py")

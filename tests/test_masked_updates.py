@@ -1,4 +1,4 @@
-"""After a fault weights, buffers, optimizer and memories stay the last good ones."""
+"""After a fault the weights, buffers, optimizer and stored state stay the last good ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastadv.training.training_step import Step
 
 
 def learned(step: Step) -> dict[str, Any]:
-    """What training has found so far."""
+    """The faults of training so far."""
     found = {
         "model": step.model.state_dict(),
         "optimizer": step.optimizer.state_dict()["state"],
@@ -125,7 +125,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_an_update_that_overflows_is_taken_back(kind: str, first: bool) -> None:
+def test_an_update_that_overflows_is_undone(kind: str, first: bool) -> None:
     """A finite loss and gradient; the rate is too large for the weights' type, the first update of
     an optimizer or a later one."""
     step = small(OPTIMIZERS[kind], averaging="ema")
@@ -157,7 +157,7 @@ def test_an_update_that_overflows_is_taken_back(kind: str, first: bool) -> None:
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad])
-def test_a_state_that_overflows_is_taken_back_though_the_weights_are_finite(
+def test_an_optimizer_state_that_overflows_is_undone_though_the_weights_are_finite(
     kind: Any, first: bool
 ) -> None:
     """The decay enters a square: g/sqrt(inf) moves no weight, nor will any later update."""

@@ -374,7 +374,7 @@ def test_default_shortcut_is_preact() -> None:
         ({"name": "resnet18", "mean": (float("nan"), 0.0, 0.0)}, "finite"),
     ],
 )
-def test_bad_requests_get_one_sentence(arguments: dict, says: str) -> None:
+def test_bad_requests_are_refused_in_one_sentence(arguments: dict, says: str) -> None:
     with pytest.raises(UserError, match=says), torch.device("meta"):
         build_model(**arguments)
 

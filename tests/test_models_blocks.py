@@ -96,7 +96,7 @@ class SmallNet(nn.Module):
         self.fc = nn.Linear(3, 2)
 
 
-def test_a_foreign_network_by_names() -> None:
+def test_a_custom_network_by_module_names() -> None:
     model = Foreign()
     assert names(model, ["body.3.first", "body.0.first"]) == ["body.0.first", "body.3.first"]
     assert names(model, "body.*.first") == [f"body.{i}.first" for i in range(11)]
@@ -113,7 +113,7 @@ def test_names_override_what_would_be_recognised() -> None:
 
 
 @pytest.mark.parametrize("model", [Foreign(), SmallNet(), nn.Sequential(SmallNet()), nn.Identity()])
-def test_nothing_recognised_says_what_to_do(model: nn.Module) -> None:
+def test_a_network_without_recognised_blocks_is_refused_with_the_way_out(model: nn.Module) -> None:
     with pytest.raises(UserError, match=r"name the modules .*fgsm-plus"):
         perturbable_blocks(model)
 

@@ -60,13 +60,13 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     sys.modules.pop(name, None)
 
 
-def test_a_class_gets_the_facts_of_the_data_and_its_own_options(mine: str) -> None:
+def test_a_class_receives_the_datas_properties_and_its_own_options(mine: str) -> None:
     model = build_model(f"{mine}:Net", num_classes=7, in_channels=2, hidden=5)
     assert model(torch.rand(3, 2, 8, 8)).shape == (3, 7)
     assert model.get_submodule("conv").weight.shape[0] == 5
 
 
-def test_callables_that_take_less_or_anything(mine: str) -> None:
+def test_callables_with_fewer_or_arbitrary_arguments(mine: str) -> None:
     assert build_model(f"{mine}:fixed", num_classes=7)(torch.rand(1, 3, 8, 8)).shape == (1, 10)
     assert build_model(f"{mine}:forwards", num_classes=7)(torch.rand(1, 3, 8, 8)).shape == (1, 7)
     assert build_model(f"{mine}:wide", width=6, dropout=0.5).get_submodule("fc").in_features == 6
@@ -113,7 +113,7 @@ def test_torchvisions_own_resnet_by_name() -> None:
         ("Net.x", {}, "module:callable"),
     ],
 )
-def test_requests_that_cannot_be_met(
+def test_impossible_requests_are_refused(
     mine: str, callable_name: str, options: dict, says: str
 ) -> None:
     with pytest.raises(UserError, match=says):

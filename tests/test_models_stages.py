@@ -110,7 +110,7 @@ class Mine(nn.Module):
         self.late, self.later = nn.Linear(2, 2), nn.Linear(2, 2)
 
 
-def test_a_network_of_your_own_says_its_stages() -> None:
+def test_a_custom_network_declares_its_stages() -> None:
     groups = stages(Mine())
     assert groups["1"] == ["early.weight", "early.bias"]
     assert groups["2"] == ["late.weight", "late.bias", "later.weight", "later.bias"]

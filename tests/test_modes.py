@@ -32,7 +32,7 @@ def test_all_modes_agree_after_20_updates(method: str) -> None:
 
 
 def assert_compiled_once(done: Run) -> None:
-    """Nothing is compiled after the first epoch, or the first with other parts at work.
+    """Nothing is compiled after the first epoch, or after the first with other active parts.
 
     There, each region once for the full batch and once for the short one.
     """

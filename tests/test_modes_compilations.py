@@ -1,4 +1,4 @@
-"""What makes a compiled step compile again, and what does not.
+"""Changes after which a compiled step compiles again, and changes after which it does not.
 
 ``test_modes.py`` counts for every recipe over epochs with a short last batch; here are the counter
 itself, epochs told by hand, and the real training loop.
@@ -27,7 +27,7 @@ def test_a_third_batch_shape_is_counted() -> None:
     assert backend.count == 6
 
 
-def test_epochs_told_by_hand_compile_what_wakes_up_and_no_more() -> None:
+def test_epochs_set_by_the_user_compile_only_parts_that_become_active() -> None:
     counting = Counting("eager")
     step = staged_step(
         staged_model(), "awp", mode="compiled", backend=counting, steps=1, warmup_epochs=1,

@@ -1,4 +1,4 @@
-"""What Inductor makes of every shape of graph equals the eager step, in float64.
+"""The code that Inductor generates for every shape of graph equals the eager step, in float64.
 
 The other tests compile without code generation. Eight recipes and combinations hold every shape a
 recipe can have; what a new part adds to the list belongs into ``CASES``. Where a double backward

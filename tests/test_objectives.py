@@ -202,7 +202,7 @@ class OwnStatistics(TinyNet):
         (("adversarial", "natural", "natural"), published_trades_with_perturbed_weights),
     ],
 )
-def test_statistics_that_no_momentum_can_stand_for_take_the_passes_themselves(
+def test_statistics_that_no_momentum_can_reproduce_run_the_published_passes(
     kind, passes, loss, mode
 ):
     x, y, index, start = tiny_batch()
@@ -217,7 +217,7 @@ def test_statistics_that_no_momentum_can_stand_for_take_the_passes_themselves(
     assert_same(model, other)
 
 
-def test_a_norm_that_begins_to_weigh_all_alike_takes_the_passes_themselves():
+def test_a_norm_that_loses_its_momentum_runs_the_published_passes():
     x, y, index, start = tiny_batch()
     model, other = tiny_model(), tiny_model()
     step = tiny_step(model, "trades", beta=5.0, **ATTACK)
@@ -231,7 +231,7 @@ def test_a_norm_that_begins_to_weigh_all_alike_takes_the_passes_themselves():
     assert_same(model, other)
 
 
-def test_ordinary_norms_take_one_pass_of_each_kind():
+def test_ordinary_norms_run_one_pass_of_each_kind():
     x, y, index, start = tiny_batch()
     model = tiny_model()
     step = tiny_step(model, "trades", beta=5.0, **ATTACK)
@@ -242,7 +242,7 @@ def test_ordinary_norms_take_one_pass_of_each_kind():
     assert sum(passes) == 2
 
 
-def test_recipes_take_the_passes_of_their_code():
+def test_recipes_run_the_passes_of_their_code():
     after = ("adversarial", "natural", "natural")
     expected = {"trades": ("natural", "adversarial", "natural"), "trades-awp": after}
     expected |= {"trades-rwp": after, "trades-awp-k": after, "rst": after[:2], "rst-awp": after[:2]}
@@ -259,7 +259,7 @@ def test_recipes_take_the_passes_of_their_code():
         resolve("trades", {"bn_passes": ("natural",)})
 
 
-def test_perturbed_weights_beside_an_objective_are_those_of_its_recipe():
+def test_the_weight_perturbation_has_the_strength_of_the_objectives_recipe():
     for objective in ("trades", "rst"):
         for weights in ("awp", "rwp"):
             row = resolve(f"{objective}-{weights}").options
@@ -270,7 +270,7 @@ def test_perturbed_weights_beside_an_objective_are_those_of_its_recipe():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_gairat_weighs_by_the_steps_a_sample_survived(mode):
+def test_gairat_weights_samples_by_the_steps_they_survived(mode):
     x, y, index, start = tiny_batch()
     model, other = tiny_model(), tiny_model()
     with torch.no_grad():
@@ -309,7 +309,7 @@ def test_samples_below_a_loss_are_left_out(mode):
     optimizer, limit = sgd(other), 1.5
     step = tiny_step(model, mode=mode, leave_out_below=limit, **ATTACK)
     left_out = set()
-    for seed in (1, 2, 3):  # the compiled graph of the first batch serves the others, too
+    for seed in (1, 2, 3):  # the compiled graph of the first batch also serves the others
         x, y, index, start = tiny_batch(seed=seed)
         metrics = step(x, y, index, start=start)
         losses = ce(other(attack(other, x, y, start)), y)
@@ -323,7 +323,7 @@ def test_samples_below_a_loss_are_left_out(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_is_left_out_has_no_part_in_perturbed_weights(mode):
+def test_samples_that_are_left_out_do_not_perturb_weights(mode):
     x, y, index, start = tiny_batch()
     model, other = tiny_model(), tiny_model()
     options = {"weights": "awp", "gamma": 0.02, "leave_out_below": 1.5}
@@ -358,7 +358,7 @@ def test_all_samples_left_out_leave_no_gradient(mode):
     assert float(metrics["grad_norm"]) == 0.0
 
 
-def test_a_ramp_that_is_told_no_epoch_is_refused():
+def test_a_ramp_without_a_known_epoch_is_refused():
     with pytest.raises(UserError, match="set_epoch"):
         run(objective="clean-mixed", mix_epochs=3)
     with pytest.raises(UserError, match="fraction of the run"):
@@ -391,7 +391,7 @@ def test_pseudo_labels_are_the_models_own_predictions_on_bytes():
     assert model.training
 
 
-def test_the_mixture_moves_with_every_update_not_with_every_epoch() -> None:
+def test_the_mixture_changes_per_update_not_per_epoch() -> None:
     x, y, index, start = tiny_batch()
     known = {"steps": 1, "total_steps": 8, "steps_per_epoch": 4}
     step = tiny_step(tiny_model(), objective="clean-mixed", **known)
@@ -403,8 +403,8 @@ def test_the_mixture_moves_with_every_update_not_with_every_epoch() -> None:
     assert torch.is_tensor(step.plan.objective._share)
 
 
-def test_a_run_that_goes_on_takes_the_passes_it_took():
-    """A power iteration looks still once it has converged; it did not when the run began."""
+def test_a_resumed_run_runs_the_same_passes():
+    """A converged power iteration looks constant, but was not when the run began."""
     x, y, index, start = tiny_batch()
 
     def made(steps):

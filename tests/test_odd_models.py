@@ -90,7 +90,7 @@ SENTENCES = {
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("kind", SENTENCES)
-def test_one_sentence(kind, use):
+def test_unsupported_models_are_refused_in_one_sentence(kind, use):
     model = made(kind)
     with pytest.raises(fastadv.UserError, match=SENTENCES[kind]) as raised:
         USES[use](model)
@@ -107,7 +107,7 @@ def test_a_frozen_backbone_trains_without_an_attack():
 
 
 @pytest.mark.parametrize("method", ["pgd", "pgd-eval", "trades"])
-def test_a_forward_that_changes_its_input_in_place_has_a_copy(method):
+def test_a_forward_that_changes_its_input_in_place_receives_a_copy(method):
     x, y = batch()
     first, second = trained(made(InPlace), method), trained(made(OutOfPlace), method)
     for own, expected in zip(
@@ -122,7 +122,7 @@ def test_a_forward_that_changes_its_input_in_place_has_a_copy(method):
     assert torch.equal(given, x)
 
 
-def test_a_forward_that_begins_to_change_its_input_is_told():
+def test_a_forward_that_begins_to_change_its_input_is_refused():
     class Begins(Net):
         late = False
 
@@ -156,7 +156,7 @@ def test_checkpointed_activations_train_as_in_a_loop_by_hand(method):
 
 
 @pytest.mark.parametrize("use", [judged, attacked])
-def test_a_function_is_no_model(use):
+def test_a_function_as_a_model_is_refused(use):
     model = made(Net)
     with pytest.raises(fastadv.UserError, match=r"must be a torch\.nn\.Module, not a function"):
         use(lambda x: model(x))
@@ -171,7 +171,7 @@ def lazy():
 
 
 @pytest.mark.parametrize("use", [judged, attacked])
-def test_lazy_modules_are_not_judged_before_they_are(use):
+def test_lazy_modules_are_not_evaluated_before_initialisation(use):
     with pytest.raises(fastadv.UserError, match="lazy modules"):
         use(lazy())
 
@@ -222,7 +222,7 @@ class TestOtherForms:
         assert judged(traced) == judged(model)
         assert torch.equal(attacked(traced), attacked(model))
 
-    def test_an_exported_model_is_told(self):
+    def test_an_exported_model_is_refused(self):
         exported = torch.export.export(_Scriptable().double().eval(), (batch()[0],)).module()
         for use in (judged, trained):
             with pytest.raises(fastadv.UserError, match=r"torch\.export"):
@@ -248,7 +248,7 @@ class InTraining(Net):
         return (found, found) if self.training else found
 
 
-def test_outputs_that_are_a_tuple_in_training_mode_can_be_judged_and_not_trained():
+def test_a_tuple_output_in_training_mode_only_can_be_evaluated_but_not_trained():
     expected = judged(made(Net))
     assert judged(made(InTraining)) == expected
     with pytest.raises(fastadv.UserError, match="must return logits"):

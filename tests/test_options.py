@@ -123,13 +123,13 @@ def refused(name: str, value: Any, **more: Any) -> str:
     return text
 
 
-def test_every_option_of_every_part_is_here() -> None:
+def test_every_option_of_every_part_is_covered() -> None:
     known = {*NUMBERS, *CHOICES, *SWITCHES, *SEVERAL}
     assert {name for _, _, name in ALL} == known
 
 
 @pytest.mark.parametrize(("slot", "part", "name"), ALL, ids=lambda value: value)
-def test_an_option_says_what_it_may_be(slot: str, part: str, name: str) -> None:
+def test_a_bad_option_is_refused_with_its_allowed_values(slot: str, part: str, name: str) -> None:
     here: dict[str, Any] = {slot: part}
     if name in NUMBERS:
         low, high, below, above = NUMBERS[name]
@@ -140,7 +140,7 @@ def test_an_option_says_what_it_may_be(slot: str, part: str, name: str) -> None:
         for value in wrong:
             refused(name, value, **here)
         for value in (low, high, str(low), np.float32(low) if low < 1e30 else low):
-            # A triangular schedule lowers this one by 0.1, and has a sentence of its own for it.
+            # A triangular schedule lowers this one by 0.1, and has its own error for it.
             more = {"step_size_schedule": "constant"} if name == "step_size_momentum" else {}
             got = getattr(PARTS[slot][part](**more, **{name: value}), name)
             assert got == pytest.approx(float(value), rel=1e-6)
@@ -177,13 +177,13 @@ def test_an_option_says_what_it_may_be(slot: str, part: str, name: str) -> None:
         ("fgsm-plus", {"attack_objective": "kll"}),
     ],
 )
-def test_methods_as_people_call_them(method: str, options: dict[str, Any]) -> None:
+def test_bad_options_of_methods_are_refused(method: str, options: dict[str, Any]) -> None:
     refused(*next(iter(options.items())), method=method, num_samples=8, total_steps=9)
     with pytest.raises(UserError, match="lr must be at least 0"):
         fastadv.param_groups(network(), "uniform", lr=NAN)
 
 
-def test_a_part_that_is_built_by_hand_is_checked_too() -> None:
+def test_a_part_that_is_built_directly_is_also_checked() -> None:
     with pytest.raises(UserError, match="gamma must be at least 0"):
         PARTS["weights"]["rwp"](gamma=-1)
     assert PARTS["adversary"]["pgd"](alpha="2/255").alpha == 2 / 255
@@ -237,7 +237,7 @@ BAD_SETTINGS: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("name", BAD_SETTINGS)
-def test_a_setting_of_a_run_says_what_it_may_be(name: str, tmp_path) -> None:
+def test_a_bad_setting_of_a_run_is_refused_with_its_allowed_values(name: str, tmp_path) -> None:
     usual: dict[str, Any] = {"drops": {"schedule": "multistep"}}
     for value in BAD_SETTINGS[name]:
         with pytest.raises(UserError) as caught:
@@ -254,7 +254,7 @@ def test_a_setting_of_a_run_says_what_it_may_be(name: str, tmp_path) -> None:
                 resolve_stored(from_toml(path))
 
 
-def test_every_number_of_a_run_is_tried() -> None:
+def test_every_number_of_a_run_is_covered() -> None:
     plain = {"deterministic", "download", "flip", "nesterov", "normalize", "tf32"}
     plain |= {"cycle_momentum"}
     choices = {"shortcut", "stem", "amp_dtype", "attack_dtype", "mode", "augmentation", "loader"}
@@ -281,19 +281,19 @@ def test_momentum_that_a_cycle_would_turn_negative() -> None:
         step("apart", step_size_momentum=0.05, num_samples=4)
 
 
-def test_a_seed_of_any_size_is_itself() -> None:
+def test_a_seed_above_2_to_the_53_is_kept_exactly() -> None:
     seed = 2**53 + 1  # the first whole number that a float cannot hold
     assert resolve_run(RunRequest(seed=seed)).seed == seed
     assert step(seed=seed).internals.update.regions.seed == seed
 
 
 @pytest.mark.parametrize("lost", ["eps", "lr", "epochs", "adversary", "steps"])
-def test_a_run_folder_without_a_setting_is_not_another_run(lost: str, tmp_path) -> None:
+def test_a_run_folder_that_lacks_a_setting_is_refused(lost: str, tmp_path) -> None:
     text = to_toml(resolve_run(RunRequest(method="pgd")))
     path = tmp_path / "config.toml"
     path.write_text("\n".join(x for x in text.splitlines() if not x.startswith(f"{lost} =")))
     assert from_toml(path).method == "pgd"
-    with pytest.raises(UserError, match=f"has lost {lost}"):
+    with pytest.raises(UserError, match=f"lacks {lost}"):
         resolve_stored(from_toml(path))
 
 
@@ -311,7 +311,7 @@ def test_a_run_folder_without_a_setting_is_not_another_run(lost: str, tmp_path) 
         ("blocks", [[], [3.5]]),
     ],
 )
-def test_what_a_step_is_told_of_the_run(name: str, values: list[Any]) -> None:
+def test_bad_arguments_of_a_step_are_refused(name: str, values: list[Any]) -> None:
     for value in values:
         refused(name, value)
         if name == "eps":
@@ -365,8 +365,8 @@ def test_the_command_line_gives_the_same_sentence(fastadv_command) -> None:
     assert "(at least 0)" in told.out
 
 
-def test_a_step_larger_than_a_pixel_is_asked_about() -> None:
-    """2 was meant as 2/255: such a step flatters."""
+def test_a_step_larger_than_the_range_of_a_pixel_is_refused() -> None:
+    """2 was meant as 2/255: with such a step the attack is too weak."""
     x, y, _, _ = tiny_batch()
     model = tiny_model()
     refused = pytest.raises(UserError, match="did you mean 2/255")

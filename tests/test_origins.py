@@ -34,7 +34,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_where_a_value_came_from(name: str) -> None:
+def test_the_origin_of_each_value(name: str) -> None:
     options = {"regularizer": "igr", "steps": 3}
     request = RunRequest(method="trades-awp", data="svhn", epochs=7, options=options)
     assert resolve_run(request).origins[name] == CASES[name]

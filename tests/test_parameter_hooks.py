@@ -126,7 +126,7 @@ def test_it_sees_the_scaled_gradient_as_in_a_plain_loop() -> None:
     torch.testing.assert_close(model.linear.bias.grad, hook.seen[0] / 2 / 64)
 
 
-def test_a_hook_after_accumulation_finds_what_the_optimizer_uses() -> None:
+def test_a_hook_after_accumulation_sees_the_gradient_of_the_optimizer() -> None:
     x, y, index, start = tiny_batch()
     model, before, other = tiny_model(), tiny_model(), tiny_model()
     found: list[Tensor] = []
@@ -170,7 +170,7 @@ def test_a_recording_runs_no_hook_and_is_not_replayed() -> None:
     assert_same(step.model, other.model)
 
 
-def test_hooks_are_back_after_an_exception() -> None:
+def test_hooks_are_restored_after_an_exception() -> None:
     model = tiny_model()
     hook = Half()
     handle = model.linear.weight.register_hook(hook)

@@ -1,4 +1,4 @@
-"""Each pass in its own precision, its own BatchNorm mode and at its own scale."""
+"""Each pass has its own precision, BatchNorm mode and loss scale."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def test_an_attack_in_training_mode_folds_nothing() -> None:
     assert_same(model, by_hand)
 
 
-def test_the_loss_scale_makes_up_for_the_mean_over_the_batch() -> None:
+def test_the_loss_scale_compensates_the_mean_over_the_batch() -> None:
     """float16 flushes the gradient of 1/B of a loss sooner the larger B is."""
     step = tiny_step(tiny_model(), "pgd")
     step.internals.net._dtype = torch.float16
     assert step.internals.net.loss_scale(64) == 64 * step.internals.net.loss_scale(1) > 64
 
 
-def test_the_attack_climbs_the_scaled_loss() -> None:
+def test_the_attack_maximises_the_scaled_loss() -> None:
     x, y, index, start = tiny_batch()
     step = tiny_step(tiny_model(), "pgd", steps=1)
     step(x, y, index, start=start)

@@ -1,4 +1,4 @@
-"""Number types: float32 eager and compiled, loss scales that leave no trace, bf16 in training."""
+"""Precision: float32 eager and compiled, loss scales without an effect, bf16 in training."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def fifty_losses(
     layout: torch.memory_format = torch.contiguous_format,
     updates: int = 50,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Losses of ``updates`` updates, and what the attack's first pass stepped: x_adv or signs."""
+    """Losses of ``updates`` updates, and the result of the attack's first step: x_adv or signs."""
     images, labels = digits()
     model = small()
     model.load_state_dict(weights)
@@ -98,7 +98,7 @@ def share_turned(first: list[Tensor], second: list[Tensor]) -> float:
     return max(((a - b).abs() > RADIUS / 8).float().mean().item() for a, b in pairs)
 
 
-def test_one_float32_step_compiled_turns_next_to_no_pixel() -> None:
+def test_a_compiled_float32_step_flips_almost_no_pixel() -> None:
     weights = small().state_dict()
     _, eager = fifty_losses("pgd", weights, updates=1)
     _, compiled = fifty_losses("pgd", weights, "compiled", updates=1)
@@ -107,7 +107,7 @@ def test_one_float32_step_compiled_turns_next_to_no_pixel() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", GENTLE)
-def test_fifty_float32_losses_stay_as_near_as_another_layout_does(
+def test_fifty_compiled_float32_losses_differ_no_more_than_by_another_layout(
     method: str, warm: dict[str, Tensor]
 ) -> None:
     """Three times leaves room for chance: a bit more or less in the weights gives 0.6 to 1.9 times

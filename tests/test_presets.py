@@ -1,4 +1,4 @@
-"""The defaults of a run: recipes, presets and what the user chose."""
+"""The values of a run: defaults, recipes, presets and the user's choices."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def rates(total: int, kind: str = "piecewise", **options: object) -> list[float]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_a_row_says_about_training_is_what_a_run_takes(method: str) -> None:
+def test_a_run_takes_the_training_settings_of_its_row(method: str) -> None:
     chosen = resolve_run(RunRequest(method=method, data="cifar10"))
     for name, value in METHODS[method].training.items():
         assert getattr(chosen, name) == value
 
 
-def test_the_user_comes_before_the_row() -> None:
+def test_the_users_settings_have_precedence_over_the_row() -> None:
     usual = resolve_run(RunRequest(method="rst", data="cifar10"))
     assert (usual.nesterov, usual.batch_size, usual.model) == (True, 256, "wide_resnet28_10")
     mine = resolve_run(RunRequest(method="rst", data="cifar10", nesterov=False, batch_size=64))
@@ -56,7 +56,9 @@ def test_the_user_comes_before_the_row() -> None:
         ("kd-swa", (500, 1000, 500)),
     ],
 )
-def test_the_rate_drops_where_published(method: str, kept: tuple[int, ...], tmp_path) -> None:
+def test_the_learning_rate_drops_at_the_published_epochs(
+    method: str, kept: tuple[int, ...], tmp_path
+) -> None:
     """Updates at 0.1, 0.01, ..., with ten updates per epoch."""
     config = resolve_run(RunRequest(method=method, data="cifar10"))
     path = tmp_path / "config.toml"
@@ -69,7 +71,7 @@ def test_the_rate_drops_where_published(method: str, kept: tuple[int, ...], tmp_
     torch.testing.assert_close(found, expected)
 
 
-def test_a_drop_is_where_it_is_in_spite_of_rounding() -> None:
+def test_a_drop_is_at_its_epoch_in_spite_of_rounding() -> None:
     for epochs in range(2, 300):
         for after in range(1, epochs):
             around = [
@@ -112,7 +114,7 @@ def test_imagenet_has_the_seven_by_seven_stem() -> None:
 
 
 @pytest.mark.parametrize(("method", "scaled"), [("pgd", True), ("trades", False)])
-def test_images_are_scaled_where_published(method: str, scaled: bool) -> None:
+def test_images_are_scaled_as_published(method: str, scaled: bool) -> None:
     config = resolve_run(RunRequest(method=method, data="cifar10", width=2))
     numbers = {"mean": (0.25,) * 3, "std": (0.125,) * 3}
     model = configured_model(config, num_classes=3, in_channels=3, **numbers)
@@ -172,7 +174,7 @@ def test_the_strength_of_one_regularizer_is_none_for_another() -> None:
     assert resolve("advlc", {"regularizer": "advlc"}).options["reg_weight"] == 0.4
 
 
-def test_an_option_that_only_a_preset_gave_goes_with_its_part() -> None:
+def test_an_option_set_only_by_a_preset_is_dropped_with_its_part() -> None:
     """On SVHN the preset of RWP sets options of weights that are swapped out here."""
     assert resolve_run(RunRequest(method="rwp", data="svhn")).options["warmup_epochs"] == 5
     chosen = resolve_run(RunRequest(method="rwp", data="svhn", options={"weights": "none"}))
@@ -186,7 +188,7 @@ def test_a_data_set_with_a_path_has_its_preset() -> None:
     assert shorter.options["step_size_lr"] is None
 
 
-def test_a_memory_of_pixels_is_as_wide_as_the_loader_shifts() -> None:
+def test_stored_perturbations_are_padded_by_the_loaders_shift() -> None:
     """--pad is the loader's; the part that stores perturbations must know the same border."""
     found = resolve_run(RunRequest(method="apart", data="digits", pad=7))
     assert (found.pad, found.options["pad"]) == (7, 7)

@@ -1,4 +1,4 @@
-"""What was proved on the pretended CUDA runtime holds for the present files."""
+"""The record of the pretended CUDA runtime belongs to the present files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_golden_number_is_of_a_recorded_run() -> None:
         assert len(records.read_golden(section)) == recorded, section
 
 
-def test_a_change_is_noticed_waived_for_its_digest_only_and_failures_are_told() -> None:
+def test_a_change_is_detected_a_waiver_is_for_one_digest_and_failures_are_reported() -> None:
     entry = {"date": "2026-01-01", "counts": {"failed": 0}}
     record = {name: {**entry, "digest": digest.digest(name)} for name in digest.COVERED}
     assert records.complaints(record, []) == []
@@ -63,7 +63,7 @@ def f(x: int) -> str:
 '''
 
 
-def test_prose_does_not_count_and_code_does() -> None:
+def test_only_code_changes_the_digest() -> None:
     told = digest.tree(CODE)
     assert told == digest.tree(CODE.replace("A word", "B").replace("Another", "Two words"))
     assert told == digest.tree(CODE.replace("    return", "    # why\n\n    return"))
@@ -71,7 +71,7 @@ def test_prose_does_not_count_and_code_does() -> None:
         assert told != digest.tree(CODE.replace(old, new))
 
 
-def test_comments_in_c_do_not_count(tmp_path: Path) -> None:
+def test_comments_in_c_do_not_change_the_digest(tmp_path: Path) -> None:
     texts = ['int a = 1; // one\nauto b = "// no";', 'int a =  1;\n/* b */ auto b = "// no";']
     texts.append('int a = 1; auto b = "// yes";')
     told = []
@@ -82,13 +82,13 @@ def test_comments_in_c_do_not_count(tmp_path: Path) -> None:
     assert told[0] == told[1] != told[2]
 
 
-def test_a_pattern_that_names_nothing_is_said(tmp_path: Path) -> None:
+def test_a_pattern_without_files_is_an_error(tmp_path: Path) -> None:
     shutil.copytree(digest.ROOT / "fastadv" / "kernels", tmp_path / "fastadv" / "kernels")
-    with pytest.raises(ValueError, match="put its new place into digest"):
+    with pytest.raises(ValueError, match="correct the pattern in digest"):
         digest.digest("generated", tmp_path)
 
 
-def test_differences_say_where() -> None:
+def test_differences_give_their_place() -> None:
     old = {"pgd": {"graphs": [{"nodes": 3}, {"nodes": 4}]}, "fast": {"graphs": []}}
     new = json.loads(json.dumps(old))
     assert records.differences(old, new) == []

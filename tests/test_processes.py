@@ -61,7 +61,7 @@ def test_stopped_and_resumed_it_is_the_same_run(whole: Path, tmp_path: Path) -> 
     same(out, whole)
 
 
-def test_what_each_process_has_for_itself_is_resumed(tmp_path: Path) -> None:
+def test_the_local_state_of_each_process_is_resumed(tmp_path: Path) -> None:
     """Free's perturbation, and the generators that draw dropout's masks."""
     words = ["--method", "free", "--replays", "2", "--dropout", "0.2", "--epochs", "3"]
     words += ["--width", "4", "--limit", "320", "--batch-size", "32", "--test-limit", "40"]

@@ -81,7 +81,9 @@ def trained(anew: bool, method: str, mode: str, *, spoilt: bool) -> fastadv.Step
 @pytest.mark.parametrize("spoilt", [False, True])
 @pytest.mark.parametrize("mode", ["eager", "device", "captured"])
 @pytest.mark.parametrize("method", CASES)
-def test_both_ways_are_one(method: str, mode: str, spoilt: bool) -> None:
+def test_reassigned_buffers_are_restored_like_those_changed_in_place(
+    method: str, mode: str, spoilt: bool
+) -> None:
     steps = [trained(anew, method, mode, spoilt=spoilt) for anew in (False, True)]
     states = [step.model.state_dict() for step in steps]
     for name, value in states[0].items():

@@ -1,4 +1,4 @@
-"""What ``CudaRecorder`` asks of CUDA, and in which order, with stand-ins for CUDA's own objects."""
+"""The calls of ``CudaRecorder`` to CUDA and their order, with stand-ins for CUDA's objects."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_warm_ups_run_on_the_side_and_draw_nothing(cuda: FakeCuda) -> None:
     assert (cuda.now, cuda.drawn, cuda.sync_debug_mode) == (cuda.outside, 0, 0)
 
 
-def test_what_waits_is_told_apart_from_other_errors(cuda: FakeCuda) -> None:
+def test_synchronisations_are_distinguished_from_other_errors(cuda: FakeCuda) -> None:
     def waits() -> None:
         if cuda.sync_debug_mode == "error":
             raise RuntimeError("called a synchronizing CUDA operation")
@@ -176,7 +176,7 @@ def test_graphs_share_a_pool_as_long_as_one_lives(cuda: FakeCuda) -> None:
     assert cuda.pools == [f"pool {place}" for place in (1, 1, 1, 2, 1, 2, 3)]
 
 
-def test_a_capture_that_breaks_is_left_behind(cuda: FakeCuda) -> None:
+def test_a_failed_capture_is_discarded(cuda: FakeCuda) -> None:
     def breaks() -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
@@ -193,10 +193,8 @@ def test_a_capture_that_breaks_is_left_behind(cuda: FakeCuda) -> None:
 
 
 @pytest.mark.parametrize("cleans_up", [False, True])
-def test_a_capture_that_cannot_be_ended_leaves_nothing_behind(
-    cuda: FakeCuda, cleans_up: bool
-) -> None:
-    """torch before 2.12 stays in it; what broke it is the reason, not what ending it said."""
+def test_a_capture_that_cannot_be_ended_is_discarded(cuda: FakeCuda, cleans_up: bool) -> None:
+    """torch before 2.12 stays in the capture; the reported error is the one that broke it."""
     cuda.cleans_up = cleans_up
 
     def waits() -> None:

@@ -37,7 +37,7 @@ def attack(model, x, y, start, steps=STEPS):
 
 
 def gradient(model, x, y, reduce):
-    """The input gradient of the reduced cross entropy, with a graph of its own."""
+    """The input gradient of the reduced cross entropy, with its own graph."""
     x = x.detach().requires_grad_()
     loss = reduce(ce(model(x), y))
     return torch.autograd.grad(loss, x, create_graph=True)[0]
@@ -240,7 +240,7 @@ def test_gradalign_of_a_linear_model_is_zero_and_zero_gradients_are_left_out():
 @pytest.mark.parametrize(
     ("mode", "attack_objective"), [("eager", "ce"), ("eager", "kl"), ("compiled", "ce")]
 )
-def test_logitalign_attacks_a_noisy_neighbour_too(attack_objective, mode):
+def test_logitalign_also_attacks_a_noisy_neighbour(attack_objective, mode):
     x, y, index, start = tiny_batch()
     model, other = tiny_model(), tiny_model()
     options = {"align_noise": 2, "reg_weight": 5, "attack_objective": attack_objective}
@@ -312,7 +312,7 @@ def test_consistency_needs_its_second_view_and_draws_other_noise_for_it():
     assert (seen[0][:8] - seen[0][8:]).abs().mean() > EPS / 4
 
 
-def test_consistency_is_refused_beside_a_memory_of_samples():
+def test_consistency_is_refused_with_parts_that_store_state_per_sample():
     with pytest.raises(UserError, match="one memory"):
         tiny_step(tiny_model(), regularizer="consistency", target="self-adaptive")
 
@@ -367,7 +367,7 @@ def test_regularizers_under_autocast_stay_near_the_full_precision_step(regulariz
     assert functional.cosine_similarity(*gradients, dim=0) > 0.9
 
 
-def test_advlc_takes_one_entry_at_least() -> None:
+def test_advlc_penalises_at_least_one_entry() -> None:
     """A fraction of a small batch that rounds to no entry is the single largest one."""
     z, w = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0))
     batch = SimpleNamespace(y=torch.zeros(8))

@@ -193,7 +193,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_one_changed_byte_is_noticed(tmp_path):
+def test_one_changed_byte_is_detected(tmp_path):
     path = tmp_path / "last.pt"
     checkpoint.save(path, {"weights": torch.arange(1000.0)})
     content = bytearray(path.read_bytes())

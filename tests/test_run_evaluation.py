@@ -50,7 +50,7 @@ ATTACKS = "clean,fgsm,pgd-2"
 
 @pytest.fixture(autouse=True, scope="module")
 def hundreds() -> Iterator[None]:
-    """100 images are evaluated together, as CIFAR's are; of digits it would be all."""
+    """Batches of 100 images, as for CIFAR; the digits would otherwise be one batch."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(source, "eval_batch_size", lambda device, values: 100)
         yield
@@ -114,7 +114,7 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
 
 
-def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(run, passes) -> None:
+def test_an_interrupted_evaluation_continues_with_the_same_result(run, passes) -> None:
     with pytest.raises(EvaluationStopped, match="pgd-2: 200 of 360 images") as stopped:
         evaluate_run(str(run), ATTACKS, console=Stopping("pgd-2", 200))
     assert list(stopped.value.scores) == ["clean", "fgsm"]
@@ -127,7 +127,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(run, passes) -> N
     assert not (run / "evaluations.partial.json").exists()
 
 
-def test_every_result_is_a_line_with_all_that_it_depends_on(run) -> None:
+def test_every_result_is_a_line_with_all_its_settings(run) -> None:
     found = evaluate_run(str(run), ATTACKS, which="last", limit=50, seed=3)
     lines = records(run)
     assert [line["attack"] for line in lines] == ["clean", "fgsm", "pgd-2"]
@@ -142,7 +142,7 @@ def test_every_result_is_a_line_with_all_that_it_depends_on(run) -> None:
         assert {"weights", "data", "fastadv", "date", "seconds", "alpha"} <= line.keys()
 
 
-def test_what_is_stored_is_not_evaluated_again(run, passes) -> None:
+def test_stored_results_are_not_evaluated_again(run, passes) -> None:
     found = evaluate_run(str(run), ATTACKS)
     passes.clear()
     again = evaluate_run(str(run), "pgd-2,clean")
@@ -162,7 +162,7 @@ def test_other_settings_are_another_evaluation(run, passes, options) -> None:
     assert found["pgd-2"] == evaluate_run(str(run), "pgd-2", **options)["pgd-2"]
 
 
-def test_other_weights_are_evaluated_anew(run, passes, monkeypatch) -> None:
+def test_other_weights_are_evaluated_again(run, passes, monkeypatch) -> None:
     evaluate_run(str(run), "fgsm")
     real = load_run
 
@@ -178,9 +178,7 @@ def test_other_weights_are_evaluated_anew(run, passes, monkeypatch) -> None:
     assert len(passes) == 4
 
 
-def test_a_line_that_was_changed_or_is_not_this_users_is_not_believed(
-    run, passes, monkeypatch
-) -> None:
+def test_a_line_that_was_changed_or_is_another_users_is_ignored(run, passes, monkeypatch) -> None:
     truth = evaluate_run(str(run), "clean,fgsm")
     file = run / "evaluations.jsonl"
     first, second = file.read_text().splitlines(keepends=True)
@@ -196,7 +194,7 @@ def test_a_line_that_was_changed_or_is_not_this_users_is_not_believed(
     assert evaluate_run(str(run), "clean,fgsm").stored == []
 
 
-def test_a_kill_loses_a_few_seconds(run, monkeypatch) -> None:
+def test_a_killed_evaluation_loses_a_few_seconds(run, monkeypatch) -> None:
     """Finished work is also saved before any interruption."""
     monkeypatch.setattr(eval_pass, "KEEP_EVERY", -1.0)
     kept: list[int] = []
@@ -215,7 +213,7 @@ def test_a_kill_loses_a_few_seconds(run, monkeypatch) -> None:
     assert kept == [100, 200, 300]
 
 
-def test_a_folder_that_cannot_be_written_is_evaluated_all_the_same(run) -> None:
+def test_a_run_folder_that_cannot_be_written_is_still_evaluated(run) -> None:
     (run / "evaluations.jsonl").symlink_to(run / "elsewhere")
     with pytest.warns(UserWarning, match="cannot be stored"):
         found = evaluate_run(str(run), "fgsm")
@@ -223,7 +221,7 @@ def test_a_folder_that_cannot_be_written_is_evaluated_all_the_same(run) -> None:
     assert not (run / "elsewhere").exists()
 
 
-def test_what_makes_a_stored_number_flatter_is_said_again(run, monkeypatch) -> None:
+def test_warnings_about_a_stored_result_are_repeated(run, monkeypatch) -> None:
     monkeypatch.setattr(Counts, "remarks", lambda counts: iter([f"masked {counts.right}"]))
     for _ in range(2):
         with warnings.catch_warnings(record=True) as said:
@@ -238,7 +236,9 @@ def test_an_unknown_attack_is_refused_before_the_first_pass(run, passes) -> None
     assert passes == []
 
 
-def test_ctrl_c_shows_what_is_done_and_how_to_go_on(run, fastadv_command, monkeypatch) -> None:
+def test_ctrl_c_shows_the_results_so_far_and_how_to_continue(
+    run, fastadv_command, monkeypatch
+) -> None:
     stopping = Stopping("fgsm", 100)
     with monkeypatch.context() as patched:
         patched.setattr(Console, "evaluating", lambda _, *inputs: stopping.evaluating(*inputs))
@@ -257,7 +257,7 @@ def test_ctrl_c_shows_what_is_done_and_how_to_go_on(run, fastadv_command, monkey
 @pytest.mark.parametrize(
     ("options", "attack"), [({}, "fgsm"), ({}, "pgd-2"), ({"averaging": "ema"}, "fgsm")]
 )
-def test_a_final_test_that_was_interrupted_goes_on(
+def test_an_interrupted_final_evaluation_continues(
     options, attack, tmp_path, passes, monkeypatch
 ) -> None:
     """A run whose best weights are not the last ones, so that two networks are evaluated."""
@@ -287,7 +287,9 @@ def test_a_final_test_that_was_interrupted_goes_on(
     assert not (out / "evaluations.jsonl").exists()
 
 
-def test_evaluation_between_epochs_goes_on_too(tmp_path, passes, monkeypatch) -> None:
+def test_an_interrupted_evaluation_between_epochs_also_continues(
+    tmp_path, passes, monkeypatch
+) -> None:
     usual = SETTINGS | {"limit": 1200, "val_fraction": 0.2, "epochs": 1, "batch_size": 128}
     whole = train(RunRequest(**usual, out=str(tmp_path / "whole")), Console())
     evaluated = [images for names, images in passes if names == "clean,fgsm"]
@@ -311,8 +313,8 @@ def test_evaluation_between_epochs_goes_on_too(tmp_path, passes, monkeypatch) ->
     assert lines[0]["val_fgsm"] == lines[1]["val_fgsm"]
 
 
-def test_processes_that_stop_at_the_same_batch_go_on(monkeypatch) -> None:
-    """Two that take 40 images in turn, stopped after the third of five batches."""
+def test_processes_that_stop_at_the_same_batch_continue(monkeypatch) -> None:
+    """Two processes that take batches of 40 images in turn, stopped after the third of five."""
     model = tiny_model()
     x, y, _, _ = tiny_batch(40)
     batches = list(zip(x.split(8), y.split(8), strict=True))
@@ -373,7 +375,7 @@ def test_a_terminal_shows_a_bar_with_rate_time_left_and_precision(run) -> None:
     assert "left" in shown
 
 
-def test_without_a_terminal_only_long_evaluation_speaks(run, monkeypatch) -> None:
+def test_without_a_terminal_only_long_evaluations_report_progress(run, monkeypatch) -> None:
     console, text = drawn(terminal=False)
     evaluate_run(str(run), "fgsm", console=console)
     assert text.getvalue() == ""
@@ -408,7 +410,9 @@ def test_a_run_says_when_it_evaluates_in_another_precision(
 
 
 @pytest.mark.parametrize("sentence", ["The model's outputs are not finite.", NO_ATTACK])
-def test_what_cannot_be_evaluated_is_said_as_it_is(sentence, begun, tmp_path, monkeypatch) -> None:
+def test_reasons_why_an_evaluation_fails_are_reported_unchanged(
+    sentence, begun, tmp_path, monkeypatch
+) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise NotFiniteError(sentence)
 
@@ -429,7 +433,7 @@ def test_what_cannot_be_evaluated_is_said_as_it_is(sentence, begun, tmp_path, mo
 def test_a_pass_that_ends_in_an_interruption_is_written_by_the_next(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the last batch and the result lies a wait for the device."""
+    """After the last batch, reading the result waits for the device."""
     real = Tally.counted
 
     def stopped(tally: Tally, *, shared: bool = False) -> Counts:

@@ -1,4 +1,4 @@
-"""A network that does not fit in one graph: refused where compiling was asked for, else run."""
+"""A network that cannot be one graph: refused if compiling was requested, otherwise run eagerly."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from fastadv.errors import UserError
 
 
 class Looking(TinyNet):
-    """Breaks the graph: Python looks at a value."""
+    """A forward that breaks the graph: Python reads a value."""
 
     def forward(self, x):
         if float(x.detach().sum()) > 1e9:
@@ -25,14 +25,14 @@ def looking():
     return model
 
 
-def test_compiled_says_why_not():
+def test_compiled_mode_reports_why_it_is_impossible():
     x, y, index, start = tiny_batch()
     step = tiny_step(looking(), "pgd", steps=2, mode="compiled")
     with pytest.raises(UserError, match=r"cannot be compiled as one graph.*mode='eager'"):
         step(x, y, index, start=start)
 
 
-def test_where_compiling_was_ours_to_choose_it_runs_as_written():
+def test_in_auto_mode_it_runs_uncompiled():
     x, y, index, start = tiny_batch()
     model, other = looking(), tiny_model()
     step = tiny_step(model, "pgd", steps=2)
@@ -54,7 +54,7 @@ def test_a_plain_function_is_a_region() -> None:
         assert torch.equal(Runner(True, "aot_eager")(region, x), region(x))
 
 
-def test_a_tensor_elsewhere_is_named():
+def test_a_tensor_on_another_device_is_named():
     x, y, index, _ = tiny_batch()
     for place, name in enumerate(("x", "y", "index")):
         given = [x, y, index]

@@ -1,4 +1,4 @@
-"""Which data and methods cannot be combined."""
+"""Data and methods that cannot be combined."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def config(path, method, **options):
         ("rst", {"target": "self-adaptive"}),
     ],
 )
-def test_what_remembers_samples_takes_no_images_drawn_twice(method, options, labelled_more):
+def test_methods_with_state_per_sample_refuse_images_drawn_twice(method, options, labelled_more):
     with pytest.raises(UserError, match="may hold the same one twice"):
         open_source(config(labelled_more, method, **options), CPU)
 
@@ -46,7 +46,7 @@ def test_what_remembers_samples_takes_no_images_drawn_twice(method, options, lab
     ("method", "options"),
     [("rst", {}), ("pgd", {}), ("free", {}), ("apart", {"learned_start": False})],
 )
-def test_what_remembers_nothing_does(method, options, labelled_more):
+def test_methods_without_state_per_sample_accept_them(method, options, labelled_more):
     source = open_source(config(labelled_more, method, **options), CPU)
     assert isinstance(source.loader, MixedLoader)
     drawn = torch.cat([batch.index for batch in source.loader.epoch(0)])

@@ -1,4 +1,4 @@
-"""``fastadv.step`` in a user's loop: it leaves the model as it was and works in any context."""
+"""``fastadv.step`` in a user's loop: it restores the model and works in any context."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_an_update_of_several_calls_is_that_of_their_images_together(ends, clip)
 
 
 @pytest.mark.parametrize("method", ["awp", "apart", "free"])
-def test_methods_that_cannot_accumulate_say_so(method):
+def test_methods_that_cannot_accumulate_are_refused(method):
     x, y, index, _ = tiny_batch()
     model = fastadv.build_model("preact_resnet18", width=2)
     step = tiny_step(model, method, total_steps=4)
@@ -191,7 +191,7 @@ def sentence(match: str):
     return pytest.raises(fastadv.UserError, match=match)
 
 
-def test_what_the_first_call_refuses():
+def test_mistakes_that_the_first_call_refuses():
     x, y, index, _ = tiny_batch()
     model = tiny_model()
     with sentence(r"lie in \[0, 1\]"):
@@ -218,7 +218,7 @@ def test_what_the_first_call_refuses():
         tiny_step(model, "fgsm-plus", norm="l2", total_steps=3)(x, y, index)
 
 
-def test_apart_on_a_foreign_network_by_the_names_it_is_given():
+def test_apart_on_a_custom_network_by_module_names():
     x, y, index, _ = tiny_batch()
     model = tiny_model()
     step = tiny_step(model, "apart", total_steps=4)  # tiny_step names the block: conv2

@@ -1,4 +1,4 @@
-"""Halves of an update, and statistics that weigh all batches alike."""
+"""Updates from several calls, and running statistics with a cumulative average."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastadv.training.training_step import Step
 
 
 def accumulating() -> Step:
-    """Two updates, each of two halves; EMA beside."""
+    """Two updates of two calls each, with EMA."""
     x, y, index, start = tiny_batch()
     step = tiny_step(tiny_model(), "pgd", steps=1, averaging="ema")
     for _ in range(2):
@@ -19,7 +19,7 @@ def accumulating() -> Step:
     return step
 
 
-def test_a_weight_frozen_between_two_updates_stands_still() -> None:
+def test_a_weight_frozen_between_two_updates_does_not_change() -> None:
     """Its gradient of the previous update is gone, as after ``zero_grad``."""
     x, y, index, start = tiny_batch()
     model = tiny_model()
@@ -31,13 +31,13 @@ def test_a_weight_frozen_between_two_updates_stands_still() -> None:
     assert torch.equal(model.conv2.weight, before)
 
 
-def test_a_half_is_no_update() -> None:
+def test_a_call_with_update_false_is_no_update() -> None:
     step = accumulating()
     assert step.calls == 2
-    assert int(step.internals.offset) == 4  # each half draws noise of its own
+    assert int(step.internals.offset) == 4  # each call draws its own noise
 
 
-def test_the_average_is_taken_once_an_update() -> None:
+def test_the_average_is_updated_once_per_update() -> None:
     x, y, index, start = tiny_batch()
     model = tiny_model()
     step = tiny_step(model, "pgd", steps=1, averaging="ema")

@@ -1,4 +1,4 @@
-"""What a step remembers survives saving and loading, for every recipe."""
+"""The state of a step is the same after saving and loading, for every recipe."""
 
 import copy
 
@@ -28,7 +28,7 @@ def resumed(step: Step, method: str, *, after_a_call: bool) -> Step:
 
 @pytest.mark.parametrize("after_a_call", [False, True])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_resumed_run_has_the_same_bits(method: str, after_a_call: bool) -> None:
+def test_a_resumed_run_is_bit_for_bit_the_same(method: str, after_a_call: bool) -> None:
     step = step_of(method, staged_model())
     for update in range(2):
         call(step, update)
@@ -58,7 +58,7 @@ def test_a_state_of_another_recipe_or_data_set_is_refused() -> None:
 
 
 @pytest.mark.parametrize("method", ["swa", "atta-1", "te", "apart", "free"])
-def test_a_state_is_taken_over_before_the_first_call(method):
+def test_a_state_can_be_loaded_before_the_first_call(method):
     """Saved again at once it is equal, and so are the weights to evaluate."""
     batch = tiny_batch()[:3]
     options = {"total_steps": 8, "steps_per_epoch": 2}

@@ -1,4 +1,4 @@
-"""The public surface of a step: what it shows, what it is called, what it refuses."""
+"""The public surface of a step: its attributes, its repr, its errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def test_nothing_else_is_public() -> None:
         ({"amp": True, "attack_dtype": "fp32"}, "bf16, attack fp32"),
     ],
 )
-def test_a_step_says_what_it_does(settings: dict[str, object], words: str) -> None:
+def test_the_repr_of_a_step_tells_method_threat_precision_and_mode(
+    settings: dict[str, object], words: str
+) -> None:
     model = tiny_model().float()
     plan, threat = resolve("trades", {}), Threat("l2", 0.5)
     step = flat_step(model, sgd(model), plan, threat, mode="eager", **settings)
@@ -78,7 +80,7 @@ def test_a_length_counts_in_updates() -> None:
         RunLength(total_steps=-1)
 
 
-def test_only_a_mode_that_was_asked_for_is_insisted_on() -> None:
+def test_only_a_requested_mode_is_strict() -> None:
     assert Execution("captured").is_strict
     assert not Execution().is_strict
     assert Execution(strict=True).is_strict

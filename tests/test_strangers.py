@@ -120,7 +120,7 @@ def test_code_that_an_edited_folder_names_is_not_run(
     assert not module.exists()
 
 
-def test_a_teacher_from_a_stranger_runs_no_code(run: Path, module: Path, tmp_path: Path) -> None:
+def test_a_teacher_of_another_user_runs_no_code(run: Path, module: Path, tmp_path: Path) -> None:
     folder = copied(run, tmp_path)
     config = folder / "config.toml"
     lines = [x for x in config.read_text().splitlines() if not x.startswith(("model", "# check"))]
@@ -163,7 +163,7 @@ VALUES = some.recursive(
 
 
 def same(first: Any, second: Any) -> bool:
-    """Equal in types, too, and dictionaries in their order."""
+    """Equal, also in types and in the order of dictionaries."""
     if type(first) is not type(second):
         return False
     if isinstance(first, dict):
@@ -175,11 +175,11 @@ def same(first: Any, second: Any) -> bool:
 
 @given(VALUES, VALUES)
 @limits(max_examples=150, deadline=None)
-def test_two_values_have_one_digest_only_if_they_are_one(first: Any, second: Any) -> None:
+def test_two_values_have_one_digest_only_if_they_are_equal(first: Any, second: Any) -> None:
     assert (digest(first) == digest(second)) == same(first, second)
 
 
-def test_what_one_digest_stood_for_before() -> None:
+def test_values_that_once_had_the_same_digest() -> None:
     pairs = [
         ({"a": {"b": 1}}, {"a": {}, "b": 1}), (1, True), (1, 1.0), (1, "1"), ([1], (1,)),
         (0.0, -0.0),
@@ -225,7 +225,7 @@ def flipped(path: Path, draw: random.Random) -> bytes:
         ("last.pt", 20),
     ],
 )
-def test_every_flipped_bit_is_noticed(run: Path, tmp_path: Path, name: str, count: int) -> None:
+def test_every_flipped_bit_is_detected(run: Path, tmp_path: Path, name: str, count: int) -> None:
     """Either one sentence is raised, or what is read equals what was written."""
     from fastadv.run.run_folder import RunFolder
 
@@ -315,7 +315,7 @@ def test_a_resume_on_other_data_is_refused(stopped: Path, tmp_path: Path, change
     assert resume(str(stopped), Console())["n"] == 12
 
 
-def test_another_number_of_threads_is_said(
+def test_another_number_of_threads_is_reported(
     stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 17)
@@ -353,7 +353,7 @@ def _child(folder: str, out: str, sender: Any) -> None:
     ],
     ids=lambda seeds: f"{seeds.start}-{seeds.stop}",
 )  # fmt: skip
-def test_folders_made_to_harm_do_none(
+def test_malicious_run_folders_do_no_harm(
     run: Path, module: Path, tmp_path: Path, seeds: range
 ) -> None:
     witness, outside = tmp_path / "witness", tmp_path / "outside.txt"
@@ -376,7 +376,7 @@ def test_folders_made_to_harm_do_none(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_what_is_shown_has_no_control_characters(fastadv_command: Any, tmp_path: Path) -> None:
+def test_printed_names_have_no_control_characters(fastadv_command: Any, tmp_path: Path) -> None:
     folder = tmp_path / "a\x1b[2Jb"
     outcome = fastadv_command("evaluate", str(folder))
     assert outcome.code == 2

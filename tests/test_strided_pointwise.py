@@ -39,7 +39,7 @@ class Backwards(TorchDispatchMode):
 
 
 def collecting(found):
-    """A compiler backend that notes the same of every graph, and runs it as it is."""
+    """A compiler backend that collects the same from every graph, and runs it uncompiled."""
 
     def look(graph, inputs):
         for node in graph.graph.nodes:
@@ -71,7 +71,7 @@ class Functional(nn.Module):
 
 
 class Standardised(nn.Conv2d):
-    """A convolution with a forward of its own, as Big Transfer's networks have."""
+    """A convolution with its own forward, as Big Transfer's networks have."""
 
     def forward(self, x):
         weight = self.weight - self.weight.mean()
@@ -158,7 +158,7 @@ def test_the_model_is_left_as_it_was():
 
 @SLOW
 @pytest.mark.parametrize("width", [4, 8, 12])
-def test_no_network_of_ours_meets_it(width):
+def test_no_built_in_network_calls_it(width):
     """Where such a call breaks the heap, the process that searches ends; ours must not."""
     code = (
         "import torch; torch.set_num_threads(2)\n"

@@ -172,7 +172,7 @@ def test_the_default_phases_are_the_published_epochs_of_200():
         assert step.plan.target.active is active
 
 
-def test_a_bad_batch_is_not_remembered():
+def test_a_batch_that_is_not_finite_is_not_stored():
     x, y, index, start = tiny_batch()
     model = tiny_model()
     for target, name, extra in (
@@ -295,7 +295,7 @@ def test_teachers_that_cannot_be_used_are_refused(options, sentence, tmp_path, m
         tiny_step(tiny_model(), target="distillation", **options)(x, y, index)
 
 
-def test_a_target_that_remembers_asks_for_the_number_of_samples():
+def test_a_target_with_state_per_sample_requires_num_samples():
     x, y, index, _ = tiny_batch()
     step = tiny_step(tiny_model(), target="self-adaptive", sat_start=0, num_samples=None)
     with pytest.raises(UserError, match="num_samples"):
@@ -354,6 +354,6 @@ def test_the_usual_weights_of_distillation_are_the_published_ones() -> None:
         (Distillation, {"temperature": 0.0}, "temperature must"),
     ],
 )
-def test_senseless_strengths_are_refused(part, options, sentence) -> None:
+def test_meaningless_strengths_are_refused(part, options, sentence) -> None:
     with pytest.raises(UserError, match=sentence):
         part(**options)

@@ -18,7 +18,7 @@ def flags():
 
 
 @pytest.mark.parametrize("allowed", [True, False, None])
-def test_tf32_is_put_back(allowed):
+def test_tf32_is_restored(allowed):
     before = flags()
     with tf32(allowed):
         assert flags() == (before if allowed is None else (allowed, allowed))
@@ -63,8 +63,8 @@ print("asked", number)
 
 
 @pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch has one interface")
-def test_settings_of_either_interface_are_put_back():
-    """Each start in a process of its own: what the newer interface has set, not everything can
+def test_settings_of_either_interface_are_restored():
+    """Each start in its own process: what the newer interface has set, not everything can
     undo. They are forks of one, which imports torch once."""
     asked = [sys.executable, "-c", ASK, *STARTS]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=120)

@@ -1,4 +1,4 @@
-"""The epoch loop: what its lines say, and in which precision it runs."""
+"""The epoch loop: the values of its lines, and its precision."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_loss_of_an_epoch_is_its_own_mean(run: Path) -> None:
     assert second == pytest.approx(first, rel=0.2)
 
 
-def test_lines_of_epochs_that_were_not_saved_are_forgotten(run: Path) -> None:
+def test_lines_of_epochs_that_were_not_saved_are_deleted(run: Path) -> None:
     """A crash between an epoch's line and its checkpoint must not leave the line twice."""
     RunFolder(run).add_metrics({"epoch": 3, "loss": 0.0})
     resume(str(run), Console())
@@ -117,7 +117,7 @@ def test_a_finished_run_is_not_evaluated_again(run: Path, monkeypatch: pytest.Mo
     assert resume(str(run), Console()) == written
 
 
-def test_a_run_whose_checkpoint_is_gone_does_not_begin_anew(tmp_path: Path) -> None:
+def test_a_run_whose_checkpoint_is_missing_does_not_restart(tmp_path: Path) -> None:
     out = tmp_path / "run"
     train(RunRequest(**SMALL, out=str(out)), Console())
     best = (out / "best.pt").read_bytes()
@@ -127,7 +127,7 @@ def test_a_run_whose_checkpoint_is_gone_does_not_begin_anew(tmp_path: Path) -> N
     assert (out / "best.pt").read_bytes() == best
 
 
-def test_an_exported_network_says_how_to_build_it(run: Path, tmp_path: Path) -> None:
+def test_an_exported_network_holds_how_to_build_it(run: Path, tmp_path: Path) -> None:
     export_run(str(run), tmp_path / "model.safetensors", "last")
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         facts = file.metadata()
@@ -154,7 +154,7 @@ def test_an_exported_network_says_how_to_build_it(run: Path, tmp_path: Path) -> 
         ({"seed": -1}, "--seed must"),
     ],
 )
-def test_what_would_fail_late_or_do_harm_is_refused_at_once(settings, sentence) -> None:
+def test_settings_that_would_fail_late_or_do_harm_are_refused_at_once(settings, sentence) -> None:
     with pytest.raises(UserError, match=sentence):
         resolve_run(RunRequest(**settings))
 
@@ -165,13 +165,13 @@ def test_the_width_of_a_preset_is_its_own_networks() -> None:
     assert resolve_run(RunRequest(model="wide_resnet34_10", width=2)).width == 2
 
 
-def test_devices_that_nobody_computes_on() -> None:
+def test_unusable_devices_are_refused() -> None:
     for name in ("mps", "meta", "gpu"):
         with pytest.raises(UserError, match="Unknown device"):
             choose_device(name)
 
 
-def test_a_stop_while_averages_are_evaluated_moves_no_draw(
+def test_a_stop_while_averages_are_evaluated_changes_no_random_draw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """BatchNorm statistics of an average need passes in training mode, which draw dropout masks."""
@@ -193,7 +193,7 @@ def test_a_stop_while_averages_are_evaluated_moves_no_draw(
     assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
 
 
-def test_a_run_goes_on_with_its_data_only(tmp_path: Path) -> None:
+def test_a_run_resumes_only_with_its_own_data(tmp_path: Path) -> None:
     out = tmp_path / "run"
     train(RunRequest(**SMALL, out=str(out)), Console())
     config = out / "config.toml"
@@ -202,7 +202,7 @@ def test_a_run_goes_on_with_its_data_only(tmp_path: Path) -> None:
         resume(str(out), Console())
 
 
-def test_a_run_that_goes_on_forgets_what_it_found_before(run: Path, tmp_path: Path) -> None:
+def test_an_extended_run_deletes_its_earlier_results(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "longer"
     shutil.copytree(run, out)
     config = out / "config.toml"
@@ -220,7 +220,7 @@ def test_a_run_that_goes_on_forgets_what_it_found_before(run: Path, tmp_path: Pa
     assert [line["epoch"] for line in lines(out)] == [1, 2, 3]
 
 
-def test_two_runs_started_at_once_have_folders_of_their_own(
+def test_two_runs_started_at_once_have_their_own_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -230,7 +230,7 @@ def test_two_runs_started_at_once_have_folders_of_their_own(
     assert Path("runs/apart-digits") in names
 
 
-def test_a_second_sigterm_soon_after_is_the_first_one_handed_on() -> None:
+def test_a_second_sigterm_soon_after_the_first_is_ignored() -> None:
     runner = SimpleNamespace(stop_requested=None)
     with _stopping_on_signals(runner):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -240,7 +240,7 @@ def test_a_second_sigterm_soon_after_is_the_first_one_handed_on() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_reader_that_goes_away_does_not_end_a_run(tmp_path: Path) -> None:
+def test_a_closed_output_pipe_does_not_end_a_run(tmp_path: Path) -> None:
     words = "train --method fast --epochs 3 --limit 96 --width 2 --test-limit 32 --mode eager"
     command = f"{sys.executable} -P -m fastadv {words} --out run | head -1"
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)

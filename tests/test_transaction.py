@@ -1,4 +1,4 @@
-"""Whatever ends a call, everything is bit for bit as before, and the next call is not affected."""
+"""After a call that breaks off everything is bit for bit as before; the next call is correct."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def wired(step: Step, bomb: Bomb) -> Iterator[None]:
 
 
 def everything(step: Step) -> dict[str, Any]:
-    """All that a call may change, copied."""
+    """Copies of everything that a call may change."""
     model, updater = step.model, step.internals.updater
     parts = step.plan.parts.values()
     return copy.deepcopy(
@@ -159,12 +159,12 @@ def held_at(step: Step, twin: Step, places: Callable[[int], list[int]], wire: An
 
 
 def made_like(step: Step) -> Step:
-    """One more of the same, at the same moment."""
+    """Another step with the same method and mode."""
     return made(step.plan.method, "compiled" if step.internals.net.runner.compiles else "eager")
 
 
 def spread(count: int) -> Callable[[int], list[int]]:
-    """So many places out of all, the first and the last among them."""
+    """This many of all places, including the first and the last."""
 
     def choose(calls: int) -> list[int]:
         step = max(1, (calls - 1) // (count - 1))
@@ -203,7 +203,7 @@ def test_a_call_that_breaks_off_leaves_no_trace(method: str) -> None:
           if name in METHODS),
     ],
 )  # fmt: skip
-def test_nor_does_one_that_breaks_off_inside_an_operation(method: str) -> None:
+def test_a_call_that_breaks_off_inside_an_operation_leaves_no_trace(method: str) -> None:
     """Anywhere: between two operations of the optimizer, in the middle of a state's update."""
     step = made(method, "eager")
     held_at(step, made(method, "eager"), spread(30), every_operation)
@@ -240,13 +240,13 @@ class _Wired:
                pytest.param("trades-sat", marks=pytest.mark.slow),
                pytest.param("atta-3", marks=pytest.mark.slow)]
 )  # fmt: skip
-def test_nor_does_one_that_breaks_off_between_regions(method: str, mode: str) -> None:
+def test_a_call_that_breaks_off_between_regions_leaves_no_trace(method: str, mode: str) -> None:
     step = made(method, mode)
     held_at(step, made(method, mode), all_of_them, regions)
 
 
 @pytest.mark.parametrize("method", ["apart", "awp", "free"])
-def test_the_first_call_may_break_off_too(method: str) -> None:
+def test_the_first_call_may_also_break_off(method: str) -> None:
     step, twin, probe = (step_of(method, staged_model()) for _ in range(3))
     bomb = Bomb()
     with wired(probe, bomb):
@@ -278,7 +278,7 @@ def test_an_optimizer_that_raises_half_way() -> None:
     assert_equal(before, everything(step))
 
 
-def test_gradients_that_wait_for_an_update_stay() -> None:
+def test_accumulated_gradients_are_kept() -> None:
     step, twin = made("pgd", "eager"), made("pgd", "eager")
     for each in (step, twin):
         each.optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""Calls that break off late, or while copies are made, and what optimizers keep in odd places."""
+"""Calls that break off late or during copies, and optimizers with unusual state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastadv.training.training_step import Step
 
 
 def _broken_off(step: Step, *batch: Any) -> None:
-    """A call that raises when all is done."""
+    """A call that raises after all its work is done."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(type(step), "_close_epoch", Mock(side_effect=RuntimeError("late")))
         with pytest.raises(RuntimeError, match="late"):
@@ -38,14 +38,14 @@ def test_memory_that_is_full_while_copies_are_made_spoils_no_later_copy() -> Non
     assert all(map(torch.equal, before, model.parameters()))
 
 
-def test_a_first_call_with_a_scaler_breaks_off_as_another() -> None:
+def test_a_first_call_with_a_scaler_breaks_off_like_later_ones() -> None:
     x, y, index, _ = tiny_batch()
     step = tiny_step(tiny_model(), "fgsm", scaler=torch.amp.GradScaler("cpu"))
     _broken_off(step, x, y, index)
     assert int(step.internals.offset) == 0
 
 
-def test_a_new_head_is_looked_at_again_after_a_call_that_broke_off() -> None:
+def test_a_new_head_is_checked_again_after_a_call_that_broke_off() -> None:
     x, y, index, _ = tiny_batch()
     model = tiny_model()
     step = tiny_step(model, "fgsm")
@@ -56,7 +56,7 @@ def test_a_new_head_is_looked_at_again_after_a_call_that_broke_off() -> None:
     step(x, y + 5, index)
 
 
-def test_what_an_optimizer_keeps_in_lists_is_put_back() -> None:
+def test_optimizer_state_in_lists_is_restored() -> None:
     weight = nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.SGD([weight], lr=0.1)
     optimizer.state[weight]["pairs"] = [torch.ones(2), {"deep": torch.ones(2)}]
@@ -72,7 +72,7 @@ def test_what_an_optimizer_keeps_in_lists_is_put_back() -> None:
     assert pairs[1]["deep"].eq(1).all()
 
 
-def test_parameters_of_no_stream_learn_through_their_copies() -> None:
+def test_parameters_without_a_stream_learn_through_their_copies() -> None:
     """While the user's code holds a graph, fresh parameters replace the model's in a recording."""
     x, y, index, _ = tiny_batch()
     model = tiny_model().float()

@@ -27,8 +27,8 @@ class Forgiving(Odd):
 
 
 @pytest.mark.parametrize("bad", [0, 1])
-def test_each_of_two_attacks_is_watched_where_the_network_hides_nan(bad: int) -> None:
-    """LogitAlign attacks a noisy copy of each image, too."""
+def test_each_of_two_attacks_is_checked_if_the_network_hides_nan(bad: int) -> None:
+    """LogitAlign also attacks a noisy copy of each image."""
     model = Forgiving()
     step = step_of(model, "fgsm", regularizer="logitalign")
     step(*batch(0))
@@ -41,7 +41,7 @@ def test_each_of_two_attacks_is_watched_where_the_network_hides_nan(bad: int) ->
 
 @pytest.mark.parametrize("method", ["pgd", "fgsm-plus", "fast", "free", "n-fgsm", "atta-1"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_start_that_is_not_finite_is_refused_by_its_name(method: str, value: float) -> None:
+def test_a_start_that_is_not_finite_is_refused_by_name(method: str, value: float) -> None:
     model = Odd()
     step = step_of(model, method)
     x, y, index = batch()
@@ -66,7 +66,7 @@ def linear(norm: str) -> tuple[fastadv.Step, nn.Module]:
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("binary", [False, True])
-def test_an_attack_that_has_arrived_is_not_blamed(norm: str, binary: bool) -> None:
+def test_an_attack_that_has_converged_is_not_warned_about(norm: str, binary: bool) -> None:
     """Of a linear model the best perturbation is a corner, where ATTA's memory then stays."""
     step, _ = linear(norm)
     x, y, index = batch()
@@ -78,7 +78,7 @@ def test_an_attack_that_has_arrived_is_not_blamed(norm: str, binary: bool) -> No
         step.check()
 
 
-def test_an_attack_from_black_and_white_images_is_told_when_it_has_no_gradient() -> None:
+def test_an_attack_on_black_and_white_images_without_a_gradient_is_reported() -> None:
     step = step_of(Rounded(), "fgsm")
     x, y, index = batch()
     step(x.round(), y, index)
@@ -86,7 +86,7 @@ def test_an_attack_from_black_and_white_images_is_told_when_it_has_no_gradient()
         step.check()
 
 
-def test_free_says_that_its_gradient_is_zero() -> None:
+def test_free_reports_that_its_gradient_is_zero() -> None:
     step = step_of(Rounded(), "free", replays=2)
     for number in range(3):
         step(*batch(number))
@@ -100,7 +100,7 @@ def test_free_says_that_its_gradient_is_zero() -> None:
         honest.check()
 
 
-def test_a_refused_half_leaves_the_half_that_waits() -> None:
+def test_a_refused_batch_keeps_the_accumulated_gradient() -> None:
     found = []
     for refused in (False, True):
         model = Odd()

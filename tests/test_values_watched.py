@@ -1,4 +1,4 @@
-"""What a step and an attack must not accept silently: bad values in any batch or gradient."""
+"""Bad values in any batch or gradient, which a step and an attack must not accept silently."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def weights(model: nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize(
     "method", ["fgsm-plus", "apart", "free", "pgd", "fast", "n-fgsm", "fgsm-n", "atta-1", "trades"]
 )
-def test_an_input_gradient_that_is_not_finite_is_no_attack(method: str, factor: float) -> None:
+def test_an_input_gradient_that_is_not_finite_is_an_error(method: str, factor: float) -> None:
     model = Odd()
     step = step_of(model, method)
     step(*batch(0))
@@ -105,7 +105,7 @@ def test_logits_that_are_not_finite_in_the_attack_alone_end_training(method: str
         train_on(step)
 
 
-def test_an_attack_that_cannot_climb_is_no_attack() -> None:
+def test_an_attack_on_outputs_that_are_not_finite_is_an_error() -> None:
     x, y, _ = batch()
     for model in (Odd(), Odd("logits in eval mode")):
         model.factor = float("nan")
@@ -114,7 +114,7 @@ def test_an_attack_that_cannot_climb_is_no_attack() -> None:
                 fastadv.attack(model, x, y, name)
 
 
-def test_robust_accuracy_is_not_that_of_a_gradient_of_nan() -> None:
+def test_a_gradient_of_nan_gives_no_robust_accuracy() -> None:
     """With a gradient that is NaN no attack moves anything, and 98 % would be right."""
     model = Odd().eval()
     x, _, _ = batch(count=24)
@@ -126,7 +126,7 @@ def test_robust_accuracy_is_not_that_of_a_gradient_of_nan() -> None:
     assert fastadv.evaluate(model, [(x, y)], ("clean",))["clean"] == 1.0
 
 
-def test_a_scaler_that_starves_is_told() -> None:
+def test_a_scaler_that_skips_every_update_is_reported() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -151,7 +151,7 @@ def test_a_scaler_that_starves_is_told() -> None:
     assert not [name for name in moved if "weight" in name]
 
 
-def test_a_scale_that_is_too_large_at_first_is_nothing() -> None:
+def test_a_loss_scale_that_is_too_large_at_first_is_no_error() -> None:
     model, scaler = Odd(), torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10**6)
     step = step_of(model, "standard", scaler=scaler)
     for _ in range(20):
@@ -174,7 +174,7 @@ class Rounded(nn.Module):
 
 
 @pytest.mark.parametrize("method", ["pgd", "fgsm", "fast", "apart", "atta-1", "trades"])
-def test_training_says_that_an_attack_moves_nothing(method: str) -> None:
+def test_training_warns_of_an_attack_that_moves_nothing(method: str) -> None:
     options = {"blocks": ["net.layer1.0.conv1"]} if method == "apart" else {}
     if method in ("pgd", "trades"):
         options["steps"] = 1
@@ -198,7 +198,7 @@ def test_training_says_that_an_attack_moves_nothing(method: str) -> None:
     ("method", "options"),
     [("pgd", {}), ("pgd", {"eps": 0}), ("fast", {"alpha": 0.0}), ("fgsm", {}), ("standard", {})],
 )
-def test_an_honest_attack_is_not_blamed(method: str, options: dict[str, Any]) -> None:
+def test_a_working_attack_is_not_warned_about(method: str, options: dict[str, Any]) -> None:
     step = step_of(Odd(), method, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -222,7 +222,7 @@ LATER = {
 
 @pytest.mark.parametrize("later", [False, True])
 @pytest.mark.parametrize("wrong", LATER)
-def test_values_are_looked_at_in_every_batch(wrong: str, later: bool) -> None:
+def test_values_are_checked_in_every_batch(wrong: str, later: bool) -> None:
     change, sentence = LATER[wrong]
     model = Odd()
     step = step_of(model, "te", te_start=0, te_end=0)
@@ -237,7 +237,7 @@ def test_values_are_looked_at_in_every_batch(wrong: str, later: bool) -> None:
 
 
 @pytest.mark.parametrize("wrong", LATER)
-def test_where_a_look_would_wait_the_device_notes_it(wrong: str) -> None:
+def test_where_a_check_would_synchronise_the_device_records_the_fault(wrong: str) -> None:
     from tiny_capture import DeviceNetwork
 
     change, _ = LATER[wrong]
@@ -254,7 +254,7 @@ def test_where_a_look_would_wait_the_device_notes_it(wrong: str) -> None:
         step.check()
 
 
-def test_rounding_errors_are_cut_off_by_both() -> None:
+def test_rounding_errors_are_clipped_by_step_and_attack() -> None:
     x, y, _ = batch()
     off = x.clone()
     off[0, 0, 0, 0], off[1, 0, 0, 0] = -3e-8, 1 + 1e-6
@@ -277,7 +277,7 @@ def test_rounding_errors_are_cut_off_by_both() -> None:
 # -- sentences in place of tracebacks -------------------------------------------------------------
 
 
-def test_images_of_another_type_than_the_weights() -> None:
+def test_images_of_another_type_than_the_weights_are_refused() -> None:
     x, y, _ = batch()
     calls = (
         lambda m: step_of(m, "pgd")(x.double(), y),
@@ -311,13 +311,13 @@ def test_a_single_logit_is_refused() -> None:
         (lambda y: nn.functional.one_hot(y, 4).float(), r"pass y\.argmax\(1\)"),
     ],
 )
-def test_labels_in_another_form(change: Any, way_out: str) -> None:
+def test_labels_in_another_form_are_refused(change: Any, way_out: str) -> None:
     x, y, _ = batch()
     with pytest.raises(UserError, match=way_out):
         step_of(Odd(), "pgd")(x, change(y))
 
 
-def test_a_last_batch_of_one_with_a_norm_over_vectors() -> None:
+def test_a_last_batch_of_one_image_is_refused() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
     step = step_of(model, "pgd")
@@ -342,7 +342,7 @@ def test_inside_inference_mode() -> None:
         step_of(model, "pgd")
 
 
-def test_l2_has_the_usual_radius_of_l2() -> None:
+def test_the_default_radius_in_l2_is_128_255() -> None:
     x, y, _ = batch()
     model = Odd()
     moved = (fastadv.attack(model, x, y, "pgd", norm="l2") - x).flatten(1).norm(dim=1)

@@ -161,7 +161,7 @@ def test_gradients_are_those_of_autocast():
     assert all(weight.is_leaf and weight.dtype == torch.float32 for weight in model.parameters())
 
 
-def test_compiled_steps_share_them_too():
+def test_compiled_steps_also_share_the_copies():
     x, y, index, start = tiny_batch()
     models = [network(), network()]
     for model, mode in zip(models, ("eager", "compiled"), strict=True):
@@ -172,7 +172,7 @@ def test_compiled_steps_share_them_too():
         assert torch.equal(first, second)
 
 
-def test_what_stands_in_the_model_comes_back_and_subclasses_stay():
+def test_replaced_parameters_are_restored_and_subclasses_stay():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Standardized(4, 4, 3), nn.BatchNorm2d(4))
     model.append(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)))
     model.append(nn.Conv2d(4, 4, 1).double())

@@ -1,4 +1,4 @@
-"""AWP and RWP against their algorithms written out, and what a wrong one would break."""
+"""AWP and RWP against their algorithms written out, and properties that a wrong one violates."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_loss_range_takes_the_direction_from_its_samples() -> None:
     assert_same(run("awp", loss_range=(low, high)).model, by_hand)
 
 
-def test_a_loss_range_nobody_is_in_is_adversarial_training() -> None:
+def test_a_loss_range_without_samples_is_adversarial_training() -> None:
     assert_same(run("awp", loss_range="100,200").model, run_plain(), tolerance=0)
 
 
@@ -186,7 +186,7 @@ def test_masked_samples_carry_no_gradient() -> None:
 
 
 def other_label(model: nn.Module, x: Tensor, y: Tensor, c_min: float) -> Tensor:
-    """Another label whose loss is above ``c_min`` too, where there is one."""
+    """Another label whose loss is also above ``c_min``, if there is one."""
     losses = -model(x).log_softmax(1).detach()
     losses[torch.arange(len(y)), y] = -1
     best = losses.argmax(1)
@@ -255,7 +255,7 @@ Judge = Callable[[Tensor, Tensor], Tensor]
         ),
     ],
 )
-def test_trades_climbs_the_whole_objective_of_its_samples(
+def test_weights_are_perturbed_along_the_whole_trades_objective(
     options: dict[str, Any], mask: Judge
 ) -> None:
     x, y, index, start = tiny_batch()
@@ -312,7 +312,7 @@ def test_warm_up_is_adversarial_training() -> None:
     assert not torch.equal(models[0].linear.weight, models[1].linear.weight)
 
 
-def test_what_it_cannot_do_is_refused() -> None:
+def test_unsupported_settings_are_refused() -> None:
     x, y, index, _ = tiny_batch()
     with pytest.raises(UserError, match="layer group '7'"):
         staged_step(staged_model(), "at-awp-k", groups="7")(x, y, index % 12)

@@ -1,4 +1,4 @@
-"""AWP and RWP as parts: which weights they select, by which loss, from which start."""
+"""AWP and RWP as parts: the weights they select, the loss they use, where they start."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_weight_frozen_between_two_updates_is_left_out_of_the_second() -> None
     assert torch.equal(model.conv2.weight, before)
 
 
-def test_rwp_of_all_samples_that_stay_is_awp() -> None:
+def test_rwp_of_all_samples_is_awp() -> None:
     """What the objective leaves out is not taken by the kernel for plain cross entropy either."""
     x, y, index, start = tiny_batch()
     models = [tiny_model(), tiny_model()]
@@ -51,7 +51,7 @@ def test_the_usual_size_of_the_perturbation_is_the_published_one() -> None:
     ("judged", "loss", "count"),
     [("total", (0.5 + 1.0) / 4, 2), ("adversarial", (3.0 + 4.0) / 4, 2)],
 )
-def test_rwp_judges_by_the_loss_it_is_told(judged: str, loss: float, count: int) -> None:
+def test_rwp_selects_samples_by_the_chosen_loss(judged: str, loss: float, count: int) -> None:
     """l <= c_min, the border within; the mean is over the whole batch."""
     total, adversarial = torch.tensor([0.5, 1.0, 3.0, 4.0]), torch.tensor([2.0, 1.1, 1.0, 0.2])
     losses = Losses(total, adversarial, torch.zeros(4, 2), torch.zeros(4).long(), False)
@@ -60,7 +60,7 @@ def test_rwp_judges_by_the_loss_it_is_told(judged: str, loss: float, count: int)
     assert int(taken) == count
 
 
-def test_rwp_of_plain_losses_minds_the_range_too() -> None:
+def test_rwp_of_plain_losses_also_respects_the_range() -> None:
     logits = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, 5.0]])
     y = torch.zeros(4).long()
     losses = torch.nn.functional.cross_entropy(logits, y, reduction="none")  # 0.69 0.05 1.31 5.0

@@ -1,4 +1,4 @@
-"""The built wheel holds the whole package and works outside the repository."""
+"""The built wheel contains the whole package and works outside of the repository."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_module_is_in_the_wheel(wheel):
         assert str(file.relative_to(ROOT)) in inside
 
 
-def test_the_wheel_works_elsewhere(wheel, tmp_path):
+def test_the_wheel_works_outside_of_the_repository(wheel, tmp_path):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}

@@ -103,7 +103,7 @@ def test_every_layout_of_every_type_is_read_back(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_tensors_as_they_are_found_are_read_back(layout: str, tmp_path: Path) -> None:
+def test_tensors_as_found_in_practice_are_read_back(layout: str, tmp_path: Path) -> None:
     found = read_back(tmp_path / "x.pt", LAYOUTS[layout])
     assert type(found) is Tensor
     assert torch.equal(found, LAYOUTS[layout].detach())
@@ -129,7 +129,7 @@ def test_subclasses_are_saved_as_the_plain_type(value: Any, plain: Any, tmp_path
         torch.ones(2, device="meta"),
     ],
 )  # fmt: skip
-def test_what_the_reader_would_refuse_is_not_written(value: Any, tmp_path: Path) -> None:
+def test_values_that_the_reader_would_refuse_are_not_written(value: Any, tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     checkpoint.save(path, {"value": 1})
     with pytest.raises((TypeError, UserError), match="checkpoint cannot hold"):

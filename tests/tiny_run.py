@@ -1,4 +1,4 @@
-"""A short run of any recipe in any mode, and how two runs are compared.
+"""A short run of any recipe in any mode, and the comparison of two runs.
 
 Five updates per epoch, the last on a short batch; four epochs, in which every ramp moves
 and every warm-up ends, a rate that falls with every update, evaluation after every epoch, and a

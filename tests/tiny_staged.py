@@ -1,4 +1,4 @@
-"""A tiny network with four residual stages, and what tests of whole steps need beside it."""
+"""A tiny network with four residual stages, and helpers for tests of whole steps."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def view_of(count: int, seed: int = 3) -> View:
 
 
 def window(padded: Tensor, view: View, row: int, size: int = 6) -> Tensor:
-    """What sample ``row`` of a batch sees of its ``padded`` image (C,H,W), by slicing."""
+    """The crop of sample ``row`` of a batch from its ``padded`` image (C,H,W), by slicing."""
     top, left = int(view.top[row]), int(view.left[row])
     cut = padded[:, top : top + size, left : left + size]
     return cut.flip(-1) if view.flip[row] else cut
@@ -116,7 +116,7 @@ def staged_step(
 
 
 def recorded(step: Step) -> list[Adversarial]:
-    """What the step's adversary makes from now on."""
+    """A list that receives the results of the step's adversary."""
     found: list[Adversarial] = []
     make: Callable[..., Adversarial] = step.plan.adversary.make
 

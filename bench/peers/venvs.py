@@ -1,8 +1,8 @@
 """Make the peers' virtual environments: ``python bench/peers/venvs.py``.
 
-torchattacks and ART are installed in ``bench/peers/venvs/``, each in an environment of its own
-that shares torch and fastadv with the Python that runs this. ``fastadv bench --peers`` makes
-missing ones by itself; this only does it ahead of time.
+torchattacks and ART are installed in ``bench/peers/venvs/``, each in its own environment, which
+shares torch and fastadv with the Python that runs this script. ``fastadv bench --peers`` also makes
+missing environments.
 """
 
 from fastadv.benchmark.peers.venvs import PACKAGES, interpreter

@@ -32,7 +32,7 @@ REFUSALS: tuple[tuple[str, Callable[[Plan], bool], str], ...] = (
     (
         "adversary none x objective clean-mixed (clean-subtracted)",
         lambda plan: _both(plan, adversary=("none",), objective=BOTH_LOSSES),
-        "both weigh the loss at x' against the loss at x; without an attack they are one number.",
+        "both weigh the loss at x' against the loss at x; without an attack they are equal.",
     ),
     (
         "objective gairat x an adversary other than pgd",
@@ -52,17 +52,17 @@ REFUSALS: tuple[tuple[str, Callable[[Plan], bool], str], ...] = (
         lambda plan: _both(
             plan, target=("distillation",), objective=("trades", "rst", *BOTH_LOSSES)
         ),
-        "the teachers speak about x'; fitting f(x) to them would mix up two images.",
+        "the teachers predict for x'; fitting f(x) to their predictions would mix up two images.",
     ),
     (
         "target self-adaptive x objective clean-mixed (clean-subtracted)",
         lambda plan: _both(plan, target=("self-adaptive",), objective=BOTH_LOSSES),
-        "a label moves towards the prediction that is fitted, and here two are.",
+        "a label moves towards the fitted prediction, and this objective fits two.",
     ),
     (
-        "regularizer consistency x parts that remember something about every sample",
+        "regularizer consistency x parts that store state per sample",
         lambda plan: plan.slots["regularizer"] == "consistency" and plan.keeps_sample_state,
-        "two views of a sample in one batch have two different updates for its one memory.",
+        "two views of a sample in one batch would update its stored state in two different ways.",
     ),
     (
         "target temporal-ensembling (self-adaptive) x adversary free",
@@ -70,7 +70,7 @@ REFUSALS: tuple[tuple[str, Callable[[Plan], bool], str], ...] = (
             plan.slots["target"] in ("temporal-ensembling", "self-adaptive")
             and plan.updates_per_batch > 1
         ),
-        "it averages one prediction of a sample an epoch, and the replays would give it several "
+        "it averages one prediction per sample and epoch, and the replays would give it several "
         "in a row, of one view and nearly the same weights.",
     ),
 )

@@ -52,8 +52,8 @@ class SampleStore:
         cut = given[0] == channels and given[1] <= height and given[2] <= width
         if given != own and not (view is not None and cut):
             raise UserError(
-                f"This method keeps a perturbation for images of {by(own)}, and these are of "
-                f"{by(given)}: keep one size, or pass the view that cut them out."
+                f"This method stores perturbations of size {by(own)}, but these images have size "
+                f"{by(given)}: use one size, or pass view=, the crop that made them."
             )
 
     def fill_normal(
@@ -119,7 +119,7 @@ def sample_count(num_samples: int | None, method: str) -> int:
     """``num_samples``; raises ``UserError`` if it is None. ``method`` is named in the error."""
     if num_samples is None:
         raise UserError(
-            f"{method} remembers something about every training sample: "
+            f"{method} stores state for every training sample: "
             "pass num_samples=, the size of the training set."
         )
     return num_samples

@@ -60,13 +60,15 @@ def bench(
         ),
     ] = None,
     repeats: Annotated[int, typer.Option(help="interleaved turns")] = 9,
-    peers: Annotated[bool, typer.Option("--peers", help="also time what people run today")] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="also time common PyTorch loops, torchattacks and ART")
+    ] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="write a trace and print the heaviest operations")
     ] = False,
     plot: Annotated[Path | None, typer.Option(help="draw images/s against batch size")] = None,
     out: Annotated[Path, typer.Option(help="folder for rows and traces")] = Path("runs/bench"),
-    threads: Annotated[int | None, typer.Option(help="CPU threads, of the peers too")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads, also of the peers")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
     """Time training steps against the device's limits, their own passes, and peers."""

@@ -138,7 +138,7 @@ def _bound(comparison: Comparison, limits: Limits, outcome: Outcome) -> Bound | 
     try:
         return measure_bound(shape, setting.batch_size, comparison.dtype, limits, device)
     except RuntimeError as error:
-        # Rows without a bound are valid, too.
+        # Rows without a bound are also valid.
         outcome.skipped.append(f"the bound: {_first_line(error)}")
         return None
 
@@ -166,7 +166,7 @@ def _building(
     turns = TURNS_ALONE[torch.device(comparison.setting.device).type]
     for name, make in _wanted(comparison):
         if comparison.deadline is not None and time.monotonic() > comparison.deadline:
-            outcome.skipped.append(f"{name}: left out, the time was up.")
+            outcome.skipped.append(f"{name}: skipped, the time limit was reached.")
             continue
         say(f"warming up {name}")
         watched = comparison.kernels and not outcome.candidates

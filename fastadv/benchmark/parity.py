@@ -46,16 +46,16 @@ def require_parity(specs: Iterable[Spec], modes: Iterable[str], device: torch.de
 def run_parity_tests(root: Path) -> None:
     """Run the parity tests of a checkout; raises ``UserError`` if they fail."""
     # The project's own addopts name a plugin that may not be installed; -P keeps a checkout's
-    # fastadv/, which has no kernels in it, from shadowing the installed package.
+    # fastadv/ from shadowing the installed package.
     command = [sys.executable, "-P", "-m", "pytest", "-o", "addopts=", "-m", "not slow"]
     command += ["-q", "-x", str(PARITY_TESTS)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if done.returncode:
         said = f"{done.stderr}\n{done.stdout}".splitlines()
-        last = next((line for line in reversed(said) if line.strip()), "pytest said nothing")
+        last = next((line for line in reversed(said) if line.strip()), "pytest printed nothing")
         raise UserError(
-            f"The parity tests are red, so no speed-up is reported: run `pytest {PARITY_TESTS}` "
-            f"and mend them first ({last.strip('= ')})."
+            f"The parity tests fail, so no speed-up is reported: run `pytest {PARITY_TESTS}` "
+            f"and fix what it reports first ({last.strip('= ')})."
         )
 
 

@@ -156,7 +156,7 @@ def speedup_rows(timed: Timed, parity: str) -> Iterator[Row]:
     ``parity`` names the check of the modes against eager; without it no speed-up is reported.
     """
     if not parity.strip():
-        raise ValueError("a speed-up needs a word on what showed that the numbers are right")
+        raise ValueError("a speed-up needs the name of the check that the modes agree")
     steps = list(timed.steps())
     ours = [entry for entry in steps if entry.facts["by"] == "fastadv"]
     for peer in steps:

@@ -62,7 +62,7 @@ def _value(name: str, value: object, origin: Origin, meaning: str, allowed: str)
 PASS_WORDS = {
     cost.FORWARD: "forward(s)",
     cost.INPUT_GRADIENT: "input gradient(s)",
-    cost.SHARED: "pass(es) of which attack and training each take a gradient",
+    cost.SHARED: "forward(s) with one gradient for the attack and one for training",
     cost.TRAINING: "training pass(es)",
     cost.DOUBLE_BACKWARD: "training pass(es) with double backward",
 }
@@ -114,9 +114,9 @@ def markdown() -> str:
         "Every training method in a table of the papers fastadv follows, its recipe, and what",
         "the paper reports (test accuracy, %; best / last). `fastadv methods --markdown` writes",
         "this page from the recipes, `python bench/tables.py --write docs/methods.md` the status",
-        "from `bench/results/`; `fastadv methods NAME` tells more. Tests hold the parts",
-        "to formulas written independently, run every recipe compiled against eager and resumed,",
-        "and train every recipe on digits.",
+        "from `bench/results/`; `fastadv methods NAME` shows more. Tests compare every part with",
+        "independently written formulas and every recipe compiled with eager, resume every recipe,",
+        "and train it on digits.",
         "",
         "<!-- bench:recipes -->",
         recipe_table(),

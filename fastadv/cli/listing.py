@@ -36,7 +36,7 @@ def listing(width: int | None = None) -> str:
             if width >= NARROW:
                 cells += reported(row).ljust(right)
             lines.append(cells + row.summary)
-    lines += ["", "`fastadv methods NAME` tells everything about one method."]
+    lines += ["", "`fastadv methods NAME` shows everything about one method."]
     return "\n".join(_cut(line, width) for line in lines)
 
 

@@ -149,7 +149,7 @@ def evaluate(
             if stopped.scores:
                 _show_scores(run, which, stopped.scores)
             raise Interrupted(
-                f"Stopped under {stopped}; the same command goes on from there."
+                f"Stopped under {stopped}; the same command continues from there."
             ) from None
     _show_scores(run, which, scores)
 

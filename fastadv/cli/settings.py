@@ -22,7 +22,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "pad": "largest shift of the random crops, in pixels",
         "padding": "border of the crops: black (constant), grey or reflected",
         "flip": "flip images horizontally at random",
-        "augmentation": "base: crop, flip; rotate: 15 degrees, too; autoaugment: with cutout",
+        "augmentation": "base: crop, flip; rotate: also by 15 degrees; autoaugment: with cutout",
     },
     "Network": {
         "model": "network, or module:callable for your own",

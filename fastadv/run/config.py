@@ -100,8 +100,7 @@ def check(config: RunConfig) -> None:
     """Raise ``UserError`` for settings that contradict each other."""
     if config.drops is not None and config.schedule not in STEPPED:
         raise UserError(
-            f"--drops are for --schedule piecewise or multistep; {config.schedule} has none, "
-            "omit them."
+            f"--drops is for --schedule piecewise or multistep; omit it with {config.schedule}."
         )
     Threat(config.norm, config.eps).require_step(config.eval_alpha)
     # CyclicLR's defaults take a tenth off at the peak; below it momentum would turn negative.

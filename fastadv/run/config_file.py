@@ -57,8 +57,8 @@ def from_bytes(content: bytes, path: Path) -> RunRequest:
         found = tomllib.loads(text)
     except sealed.Broken:
         raise UserError(
-            f"{shown} is damaged or was changed: its checksum does not match. Put back what it "
-            "was, or delete its last line to use it as it is."
+            f"{shown} is damaged or was changed: its checksum does not match. Restore it, or "
+            "delete its last line to use it as it is."
         ) from None
     except (ValueError, RecursionError, MemoryError) as error:  # no TOML, or nested too deeply
         raise UserError(
@@ -70,7 +70,7 @@ def from_bytes(content: bytes, path: Path) -> RunRequest:
         raise UserError(printable(str(error))) from None
     except (TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"A setting in {shown} is of another type than it has: {printable(str(error))}."
+            f"A setting in {shown} has a value of the wrong type: {printable(str(error))}."
         ) from None
 
 

@@ -74,8 +74,8 @@ class Console:
         self.out.print(f"run folder: {escape(str(folder.path))}")
         if config.select == "test":
             self.out.print(
-                "[yellow]The best epoch is chosen on the test set, as published code does: the "
-                '"best" row is then too good; compare it with other such numbers only.[/]'
+                "[yellow]The best epoch is chosen on the test set, as published code does: "
+                'the "best" row is then too high; compare it only with other such numbers.[/]'
             )
         if epoch:
             self.out.print(f"continuing in epoch {epoch + 1}")

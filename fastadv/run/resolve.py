@@ -107,7 +107,7 @@ def _drop_companions(values: dict[str, Any], given: Mapping[str, Any], presets: 
 def _require_none(lost: list[str]) -> None:
     if lost:
         raise UserError(
-            f"The run's configuration has lost {', '.join(lost)}; put back what it was begun with."
+            f"The run's configuration lacks {', '.join(lost)}; restore its original config.toml."
         )
 
 

@@ -145,8 +145,8 @@ class RunFolder:
             return sealed.open_lines(self._text(self.metrics))
         except sealed.Broken:
             raise UserError(
-                f"{printable(self.metrics)} is damaged: a checksum does not match. Put it back, "
-                "or delete it to go on without the epochs it tells of."
+                f"{printable(self.metrics)} is damaged: a checksum does not match. Restore it, "
+                "or delete it to continue without the epochs it lists."
             ) from None
 
     def keep_metrics_before(self, epoch: int) -> None:
@@ -158,7 +158,7 @@ class RunFolder:
         if os.path.lexists(self.metrics) and len(kept) < epoch and not _began_later(kept):
             raise UserError(
                 f"{printable(self.metrics)} has {len(kept)} of {epoch} epochs: the others are "
-                "lost. Put it back, or delete it to go on without them."
+                "lost. Restore it, or delete it to continue without them."
             )
         text = before = ""
         for line in kept:

@@ -69,7 +69,7 @@ class Session:
         plan = config.plan
         if "unlabelled_half" in plan.needs and config.unlabelled is None:
             raise UserError(
-                f"{config.method} trains on pseudo-labelled images too: label some with "
+                f"{config.method} also trains on pseudo-labelled images: label some with "
                 "fastadv pseudo-label RUN --images FILE.npz --out LABELLED.npz, then pass "
                 "--unlabelled LABELLED.npz."
             )

@@ -51,7 +51,7 @@ def open_value(text: str) -> dict[str, Any]:
 
 
 def seal_line(value: dict[str, Any], before: str) -> str:
-    """``value`` as a line of JSON. Its checksum covers ``before``, the previous line, too."""
+    """``value`` as a line of JSON. Its checksum also covers ``before``, the previous line."""
     text = json.dumps(value)
     return f'{text[:-1]}, "{_KEY}": "{_of(before + text)}"}}\n'
 

@@ -51,8 +51,8 @@ def require(folder: Path, config: bytes, model: str) -> None:
     if _allowed.get() or _is_noted(folder, config):
         return
     raise UserError(
-        f"{printable(folder)} names code to run, model {printable(model)}, and was not begun here "
-        "by you as it is now; add --trust-code if you know that module and who wrote the folder."
+        f"{printable(folder)} names code to run, model {printable(model)}, and you did not begin "
+        "it here in this form; add --trust-code if you know that module and who wrote the folder."
     )
 
 

@@ -100,8 +100,8 @@ class Changes:
         taps = self.net.taps
         if taps is None or [name for name, _ in found] != taps.names:
             raise UserError(
-                "The model's residual blocks are others than when the step was built, and each has "
-                "a step size of its own: build the step again."
+                "The model's residual blocks have changed since the step was built, and each has "
+                "its own step size: build the step again."
             )
         if not all(map(is_, taps.convolutions, (module for _, module in found))):
             self.net.taps = _taps(found)

@@ -33,8 +33,8 @@ def check_shapes(
         )
     if index is None and needs_index:
         raise UserError(
-            "This method remembers something about every training sample: pass index=, the "
-            "rows (B,) int64 of the training set that x was made from."
+            "This method stores state for every training sample: pass index=, the rows "
+            " (B,) int64 of the training set that x was made from."
         )
     if index is not None and (index.shape != x.shape[:1] or index.dtype != torch.int64):
         raise UserError(
@@ -103,7 +103,7 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     own = [parameter for parameter in model.parameters() if id(parameter) in held]
     if not own:
-        raise UserError("The optimizer holds none of the model's parameters: make it of these.")
+        raise UserError("The optimizer holds none of the model's parameters: build it from them.")
     if any(not is_lazy(parameter) and parameter.is_inference() for parameter in own):
         raise UserError(
             "The model's weights were made inside torch.inference_mode and cannot learn; build the "

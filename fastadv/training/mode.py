@@ -30,7 +30,7 @@ def first_mode(mode: str, device: torch.device) -> str:
     if mode not in MODES:
         raise unknown("mode", mode, MODES)
     if mode == "captured" and device.type != "cuda":
-        raise UserError("mode='captured' replays CUDA graphs and needs a CUDA device; say 'auto'.")
+        raise UserError("mode='captured' replays CUDA graphs and needs a CUDA device; use 'auto'.")
     if mode == "auto" and device.type == "cuda":
         return "captured"
     return mode

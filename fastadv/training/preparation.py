@@ -92,7 +92,7 @@ class Preparation:
             self.seen = -1
             raise UserError(
                 f"The model returns {classes} logits and returned {before} when the step began; "
-                "this method remembers predictions of those: build the step again."
+                "this method stores predictions of that size: build the step again."
             )
         for part in self.plan.parts.values():
             part.setup = replace(part.setup, num_classes=classes)

@@ -33,7 +33,7 @@ class Precision:
             )
         if self.amp_dtype != "bf16" and not self.amp:
             raise UserError(
-                f"amp_dtype={self.amp_dtype!r} is for mixed precision: pass amp=True, too."
+                f"amp_dtype={self.amp_dtype!r} is for mixed precision: also pass amp=True."
             )
 
     @property

@@ -1,4 +1,4 @@
-"""Compile what a launcher would launch, for a GPU that is not there, and read the cubin.
+"""Compile the kernels of a launcher for a GPU that is not present, and read the cubin.
 
 The launchers run on CPU tensors with ``launch`` replaced by a recorder, and Triton's launcher
 compiles what was recorded under a driver that only names its target, so that signatures, sizes and
@@ -38,7 +38,7 @@ MODULES: tuple[ModuleType, ...] = (
 
 @dataclass(frozen=True)
 class Launch:
-    """One recorded launch, as the launcher asked for it."""
+    """One recorded launch: kernel, grid and arguments."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -51,7 +51,7 @@ class Launch:
 
 
 class AbsentGPU:
-    """A driver for an absent GPU: everything that compiling asks for."""
+    """A driver for an absent GPU, with everything that a compilation needs."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -86,7 +86,7 @@ def recorded() -> Iterator[list[Launch]]:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the code generator made of one launch."""
+    """Properties of the code that was generated for one launch."""
 
     sass: str
     ptx: str
@@ -107,7 +107,7 @@ def triton_compiled(launch: Launch, capability: int) -> Any:
 
 
 def compiled(launch: Launch, capability: int) -> Machine:
-    """What is in the cubin of one launch."""
+    """The properties of the cubin of one launch."""
     kernel = triton_compiled(launch, capability)
     with TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"

@@ -44,7 +44,7 @@ def test_float64_is_refused_when_triton_is_asked_for() -> None:
         call("noise_uniform", torch.arange(2), (3,), 1, 1, 0, torch.float64, backend="triton")
 
 
-def test_left_to_choose_a_cpu_gets_the_reference() -> None:
+def test_by_default_a_cpu_runs_the_reference() -> None:
     def refused(*_args: object) -> Tensor:
         raise AssertionError("Triton was chosen on a CPU")
 

@@ -48,7 +48,7 @@ FAR_PLACES = {"both": (FAR, FAR.flip(0) + 5), "top": (FAR, LEFT), "left": (TOP, 
 
 @pytest.mark.parametrize("axis", FAR_PLACES)
 @pytest.mark.parametrize("padding", ["constant", "reflect"])
-def test_windows_however_far_outside(padding: str, axis: str) -> None:
+def test_windows_far_outside_of_the_image(padding: str, axis: str) -> None:
     view = (ROWS, *FAR_PLACES[axis], VIEW[3])
     for size in ((9, 8), (33, 31)):
         triton, plain = both("crop_flip", STORES["float32"], *view, size, fill=0.3, padding=padding)

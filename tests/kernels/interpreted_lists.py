@@ -80,7 +80,7 @@ def test_a_non_finite_direction_moves_nothing(bad: float, scope: str) -> None:
     torch.testing.assert_close(runs[0], runs[1])
 
 
-def test_what_overflows_float16_is_zero() -> None:
+def test_a_perturbation_that_overflows_float16_is_zero() -> None:
     for backend in ("triton", "reference"):
         weights = [torch.full((4,), 6e4, dtype=torch.float16)]
         directions = [torch.tensor([1.0, 0, 0, 0], dtype=torch.float16)]
@@ -89,7 +89,7 @@ def test_what_overflows_float16_is_zero() -> None:
         assert (weights[0] == 6e4).all()
 
 
-def test_the_same_bits_every_run() -> None:
+def test_every_run_is_bit_for_bit_the_same() -> None:
     runs = []
     for _ in range(2):
         weights, directions = tensors(0), tensors(1)
@@ -135,7 +135,7 @@ def test_taps_of_mixed_dtypes() -> None:
     assert [t.dtype for t in signs] == list(MIXED)
     noise, plain = both("block_noise", signs, torch.tensor([0.1, -2.0, 0.25, 1e-4, 3.0, 5.0, 0.0]))
     assert all(torch.equal(a, b) for a, b in zip(noise, plain, strict=True))
-    signs[1] = signs[1].float()  # a gradient and its sign may differ, too
+    signs[1] = signs[1].float()  # a gradient and its sign may also differ
     kernel, plain = both("block_step_gradients", blocks, signs)
     exact = call("block_step_gradients", widened(blocks), widened(signs))
     assert_error_rule(kernel, plain, exact, slack=2e-7)
@@ -158,7 +158,7 @@ def test_weights_of_mixed_dtypes(scope: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights, mixed(0), strict=True))
 
 
-def test_without_a_perturbation_every_bit_of_the_update_stays() -> None:
+def test_without_a_perturbation_the_update_is_kept_bit_for_bit() -> None:
     """w0 + (w - w0) would round w away where the optimizer moved it far."""
     moved = torch.tensor([0.1234567, -3.3333333, 7.0e-5, 2.0])
     for backend in ("triton", "reference"):

@@ -125,7 +125,7 @@ def test_masked_ce_of_extreme_logits_is_finite() -> None:
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_of_masked_ce_without_a_loss_has_no_gradient(bad: float, dtype: torch.dtype) -> None:
-    """A NaN that became 0 would hide the fault: autograd's, spelled out, and the kernel's."""
+    """A NaN must not become 0: in autograd's gradient, the explicit one, and the kernel's."""
     z, y = logits((6, 5), 0).to(dtype), torch.arange(6) % 5
     z[1, 3], z[4, 4] = bad, bad  # elsewhere than the label, and at it
     lost = torch.tensor([False, True, False, False, True, False])

@@ -388,7 +388,7 @@ def test_number_of_launches_does_not_depend_on_the_layers(count: int) -> None:
     assert len(launch_names("block_step_gradients", tensors, tensors)) == 2
 
 
-def test_losses_take_one_launch_each_way() -> None:
+def test_losses_take_one_forward_and_one_backward_launch() -> None:
     z, y = torch.ones(128, 10), torch.zeros(128, dtype=torch.int64)
     assert len(launch_names("masked_ce_forward", z, y, 1.7)) == 1
     assert len(launch_names("trades_kl_forward", z, z)) == 1

@@ -45,7 +45,7 @@ def test_in_a_fresh_process(program: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_cpu_runs_the_reference_and_says_so() -> None:
+def test_a_cpu_runs_the_reference_and_reports_it() -> None:
     found = kernels.backends("cpu")
     assert set(found) == set(OPERATORS)
     assert {backend for backend, _ in found.values()} == {"reference"}
@@ -62,7 +62,7 @@ def test_asking_for_triton_on_a_cpu_is_an_error() -> None:
     assert torch.equal(run(z, z), run(z, z, backend="reference"))
 
 
-def test_public_functions_keep_the_references_signature_and_words() -> None:
+def test_public_functions_keep_the_references_signature_and_docstring() -> None:
     for name, operator in OPERATORS.items():
         public, plain = getattr(kernels, name), operator.reference
         assert inspect.signature(public) == inspect.signature(plain)

@@ -235,7 +235,7 @@ def test_masked_ce_by_hand_and_gradcheck(c_min: float) -> None:
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_a_row_of_masked_ce_without_a_loss_has_no_gradient(bad: float) -> None:
-    """A compiled region shows the fault, too; the row is not kept, and its gradient is NaN."""
+    """A compiled region also shows the fault; the row is not kept, and its gradient is NaN."""
     logits, y = normal(0, 6, 5).float(), torch.arange(6) % 5
     logits[1, 3], logits[4, 4] = bad, bad
     logits.requires_grad_()
@@ -254,7 +254,7 @@ def test_a_row_of_masked_ce_without_a_loss_has_no_gradient(bad: float) -> None:
         assert found[~lost].isfinite().all()
 
 
-def test_backwards_spelled_out_equal_autograd() -> None:
+def test_explicit_backwards_equal_autograd() -> None:
     p, q = (normal(s, 6, 5).requires_grad_() for s in (0, 1))
     y, grad = torch.arange(6) % 5, normal(2, 6)
     expected = torch.autograd.grad(kernels.trades_kl(p, q), (p, q), grad)

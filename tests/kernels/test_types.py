@@ -8,7 +8,7 @@ import pytest
 from mypy import api
 
 ROOT = Path(__file__).parents[2]
-# One program for mypy; a comment names what it must say of its line, a line without one nothing.
+# One program for mypy; a comment contains the error of its line, other lines must have none.
 PROGRAM = """
 import torch
 from fastadv import kernels
@@ -76,5 +76,5 @@ def test_mypy_sees_the_signature(said: dict[int, list[tuple[str, str]]], number:
         assert plain(message) == f'Revealed type is "{wanted}"'
 
 
-def test_mypy_says_nothing_of_correct_calls(said: dict[int, list[tuple[str, str]]]) -> None:
+def test_mypy_accepts_correct_calls(said: dict[int, list[tuple[str, str]]]) -> None:
     assert set(said) == set(EXPECTED)

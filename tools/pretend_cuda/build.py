@@ -1,4 +1,4 @@
-"""Build the pretended CUDA runtime, and what a program's environment needs to run on it.
+"""Build the pretended CUDA runtime, and give the environment of a program that runs on it.
 
 ``python build.py PYTHON FOLDER`` compiles ``runtime/*.cpp`` with g++ against the headers in the
 packages of PYTHON (the CUDA build of torch, with Triton) into FOLDER.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 RUNTIME = Path(__file__).parent / "runtime"
 LIBRARY = "libpretend_cuda.so"
-DRIVER_NAMES = ("libcuda.so", "libcuda.so.1")  # the second is what Triton loads at run time
+DRIVER_NAMES = ("libcuda.so", "libcuda.so.1")  # Triton loads the second at run time
 HEADERS = (
     "nvidia/cu13/include",
     "nvidia/cudnn/include",
@@ -23,19 +23,19 @@ FLAGS = ("-std=c++17", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-Wall", "-W
 
 
 def packages(python: str) -> Path:
-    """Where the packages of ``python`` lie.
+    """The site-packages folder of ``python``.
 
     Raises ``SystemExit`` if it has no torch.
     """
     script = "import torch, pathlib; print(pathlib.Path(torch.__file__).parents[1])"
     found = subprocess.run([python, "-P", "-c", script], capture_output=True, text=True)
     if found.returncode:
-        sys.exit(f"{python} has no torch: give a Python with the CUDA build of torch.")
+        sys.exit(f"{python} has no torch; pass a Python with the CUDA build of torch.")
     return Path(found.stdout.strip())
 
 
 def build(python: str, folder: Path, jobs: int = 2) -> Path:
-    """Compile what changed since the last time; returns the library.
+    """Compile the sources that changed since the last build; returns the library.
 
     Raises ``SystemExit`` if a header is missing or g++ fails.
     """
@@ -57,7 +57,7 @@ def build(python: str, folder: Path, jobs: int = 2) -> Path:
     with ThreadPoolExecutor(jobs) as pool:
         parts = list(pool.map(compiled, sorted(RUNTIME.glob("*.cpp"))))
     library = folder / LIBRARY
-    fresh = folder / f"{LIBRARY}.new"  # a program that runs keeps the one it has
+    fresh = folder / f"{LIBRARY}.new"  # running programs keep the library they have loaded
     _run(["g++", "-shared", *map(str, parts), "-o", str(fresh), "-ldl", "-lpthread", "-lrt"])
     fresh.replace(library)
     for name in DRIVER_NAMES:
@@ -68,9 +68,9 @@ def build(python: str, folder: Path, jobs: int = 2) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The present environment, changed so that a program finds the library built in ``folder``.
+    """The present environment, changed so that a program loads the library built in ``folder``.
 
-    The folder must be absolute: programs change theirs.
+    Paths in it are absolute, because programs change their working directory.
     """
     place = str(folder.absolute())
     paths = [place, os.environ.get("LD_LIBRARY_PATH", "")]
@@ -87,10 +87,12 @@ def _run(command: list[str]) -> None:
     if done.stderr:
         print(done.stderr, file=sys.stderr)
     if done.returncode:
-        sys.exit(f"{command[0]} failed: its messages stand above.")
+        sys.exit(f"{command[0]} failed; its messages are printed above.")
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("Usage: build.py PYTHON FOLDER, with the Python that runs on the library.")
+        sys.exit(
+            "Usage: build.py PYTHON FOLDER, with the Python of the programs that use the library."
+        )
     print(build(sys.argv[1], Path(sys.argv[2]).absolute()))

@@ -1,10 +1,10 @@
-"""What a compiler computes on the device, computed on the CPU instead.
+"""Computes on the CPU what a compiler would compute on the device.
 
 Inductor folds constants (``aten.full`` and what is computed from it) by running them on the device
 they are for and reading the result, which it writes into the generated code as a literal. On the
-pretended runtime nothing is computed: the literal would be whatever lay in memory, and code made
-here and used on a real GPU would be wrong without a word. So folding happens on the CPU; and while
-something is compiled, any other read of a value from the device ends it.
+pretended runtime nothing is computed: the literal would be the previous content of the memory, and
+code compiled here would give wrong results on a real GPU. So constants are folded on the CPU, and
+any other read of a value from the device during a compilation is an error.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _compiling = threading.local()
 
 
 class ReadWhileCompiling(RuntimeError):
-    """A value of the device went into compiled code."""
+    """The compiler read a value of the device, which could have entered the compiled code."""
 
 
 class _OnTheCpu(TorchDispatchMode):
-    """Operators that would make or move a tensor to the device leave it on the CPU."""
+    """Operators that would create a tensor on the device, or move it there, use the CPU."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = tree_map(_cpu_for_cuda, (args, kwargs or {}))
@@ -44,7 +44,7 @@ def _cpu_for_cuda(value: Any) -> Any:
 
 
 def fold_on_the_cpu() -> None:
-    """Patch Inductor, once in a process."""
+    """Patch Inductor. Call it once per process."""
     for name in ("__init__", "run"):
         _patch(UniformValueConstantFolder, name, _inside_mode)
     _patch(compile_fx, "compile_fx", _while_compiling)

@@ -1,7 +1,7 @@
 """Controls of the pretended CUDA runtime: what must break a capture, and what must not.
 
-Run it on the library (``build.environment``); exit code 1 where one comes out wrong. Without the
-first kind "captured" would mean nothing, without the second "broke" would not.
+Run it on the library (``build.environment``); the exit code is 1 if a control has a wrong result.
+The first kind shows that a capture can fail, the second that it can succeed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CAPTURING = "operation not permitted when stream is capturing"
 ISOLATED = "dependency created on uncaptured work in another stream"
 LEGACY = "make the legacy stream depend on a capturing blocking stream"
 
-BREAKS: dict[str, tuple[Callable[[], str], str]] = {}  # by name: a control, and the error due
+BREAKS: dict[str, tuple[Callable[[], str], str]] = {}  # name -> control and expected error
 HOLDS: dict[str, Callable[[], str]] = {}
 
 
@@ -52,7 +52,7 @@ def holds(name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
 def captured(
     work: Work, mode: str = "thread_local", stream: Any = None, replay: bool = True
 ) -> str:
-    """What is said of capturing ``work``: the first error's first line, or "captured"."""
+    """The result of capturing ``work``: the first line of the first error, or "captured"."""
     stream = stream or torch.cuda.Stream()
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
@@ -74,7 +74,7 @@ def captured(
 
 
 def runtime() -> ctypes.CDLL:
-    """The library, for calls that torch makes only in ways of its own."""
+    """The library, for calls that torch does not expose."""
     return ctypes.CDLL(None)
 
 
@@ -83,7 +83,7 @@ def ones() -> Tensor:
 
 
 def malloc() -> int:
-    """An allocation past torch's allocator, which would exempt itself from the rule."""
+    """An allocation without torch's allocator, which would exempt itself from the rule."""
     address = ctypes.c_void_p()
     return int(runtime().cudaMalloc(ctypes.byref(address), ctypes.c_size_t(1 << 20)))
 
@@ -215,7 +215,7 @@ def _() -> str:
 
 
 def blocking_stream() -> Any:
-    """One that the legacy default stream waits for, unlike torch's own."""
+    """A stream that the legacy default stream waits for, unlike torch's own streams."""
     made = ctypes.c_void_p()
     runtime().cudaStreamCreate(ctypes.byref(made))
     return torch.cuda.ExternalStream(made.value)
@@ -242,10 +242,10 @@ def _() -> str:
     return captured(lambda: elsewhere(malloc), mode="global")
 
 
-@breaks("svd", "pinned")  # torch brings its info to the host, by a copy it refuses itself
+@breaks("svd", "pinned")  # torch copies its info to the host, and refuses that copy itself
 def _() -> str:
     x = torch.ones(4, 4, device="cuda")
-    torch.linalg.svdvals(x)  # makes the library's handle, which may not be made in a capture either
+    torch.linalg.svdvals(x)  # creates the library's handle, which is also forbidden in a capture
     return captured(lambda: torch.linalg.svdvals(x))
 
 
@@ -390,7 +390,7 @@ def all_reduced(rank: int, port: int) -> str:
     return said if total == 6 else f"{said}, and the sum was {total} where 6 is right"
 
 
-@holds("work on a stream beside the capture is told")
+@holds("work on a stream outside of the capture is counted")
 def _() -> str:
     x = ones()
 
@@ -400,7 +400,9 @@ def _() -> str:
 
     runtime().pretend_cuda_reset()
     said = captured(escape)
-    return said if runtime().pretend_cuda_escapes() == 1 else "the work beside it was not told"
+    return (
+        said if runtime().pretend_cuda_escapes() == 1 else "the work outside of it was not counted"
+    )
 
 
 # -- running them ----------------------------------------------------------------------------------
@@ -413,7 +415,7 @@ def free_port() -> int:
 
 
 def start(work: Callable[[], str]) -> tuple[int, int]:
-    """Run in a process of its own: a capture that breaks may take later ones along."""
+    """Run ``work`` in its own process: a capture that fails may break later ones."""
     reader, writer = os.pipe()
     child = os.fork()
     if child:
@@ -425,7 +427,7 @@ def start(work: Callable[[], str]) -> tuple[int, int]:
     except BaseException:
         said = traceback.format_exc().strip().splitlines()[-1]
     os.write(writer, said.encode()[:4000])
-    os._exit(0)  # nothing of what a broken capture left is cleaned up
+    os._exit(0)  # without clean-up, which may fail after a broken capture
 
 
 def result(child: int, reader: int) -> str:
@@ -444,8 +446,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the results there")
     chosen = parser.parse_args()
     if not hasattr(runtime(), "pretend_cuda_reset"):
-        sys.exit("The pretended runtime is not loaded: see build.environment.")
-    os.environ["PRETEND_CUDA_DEVICES"] = "2"  # read when the first device is asked for
+        sys.exit("The pretended runtime is not loaded: use the environment of build.environment.")
+    os.environ["PRETEND_CUDA_DEVICES"] = "2"  # read by the first call that asks for a device
     rows = []
     for name, (control, error) in BREAKS.items():
         said = forked(control)

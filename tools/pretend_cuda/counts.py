@@ -1,4 +1,4 @@
-"""What the pretended runtime has counted: launches by kernel, and the nodes of captured graphs."""
+"""The counters of the pretended runtime: launches by kernel, and nodes of captured graphs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-# The first that a name matches is its kind; kernels of Triton are their own kind.
+# The first pattern that matches a name gives its kind; a Triton kernel is its own kind.
 KINDS = (
     ("message", r"(?i)nccl"),
     ("convolution", r"(?i)cudnn|conv"),
@@ -37,20 +37,20 @@ class Counts:
             getattr(self._library, f"pretend_cuda_{name}").restype = ctypes.c_char_p
 
     def reset(self) -> None:
-        """Count from here on, graphs too."""
+        """Set all counters to zero, also those of graphs."""
         self._library.pretend_cuda_reset()
 
     def launches(self) -> int:
-        """Kernels, copies, clearings and graphs launched since the reset."""
+        """Kernels, copies, memsets and graphs launched since the reset."""
         return int(self._library.pretend_cuda_launches())
 
     def census(self) -> dict[str, int]:
-        """The same by name."""
+        """The same launches by kernel name."""
         found: dict[str, int] = json.loads(self._library.pretend_cuda_census())
         return found
 
     def graphs(self) -> list[dict[str, Any]]:
-        """Each graph captured since the reset: its nodes, and how many of which kind."""
+        """Each graph captured since the reset: its number of nodes, and the number of each kind."""
         found = json.loads(self._library.pretend_cuda_graphs())
         return [{"nodes": nodes, "kinds": kinds(census)} for census, nodes in found]
 

@@ -1,7 +1,7 @@
-"""What each section proves something about, and a digest of it that prose does not change.
+"""The files that each section of ``run.py`` tests, and a digest of their code.
 
-Python files count by their syntax trees without docstrings, C++ files by their text without
-comments and blanks. The digest is the same whichever Python computes it.
+The digest covers the syntax trees of Python files without docstrings, and the text of C++ files
+without comments and white space. It is the same for all versions of Python.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
 RUNTIME = ("tools/pretend_cuda/runtime/*", "tools/pretend_cuda/build.py")
-# What a step consists of: not what reads a command line, files or data, and what judges a run.
+# The code of a step, without the command line, files, data and the evaluation of a run.
 STEP = (
     *("fastadv/algorithms/**/*.py", "fastadv/engine/**/*.py", "fastadv/kernels/*.py"),
     *("fastadv/models/*.py", "fastadv/training/*.py"),
@@ -45,7 +45,7 @@ COVERED: Mapping[str, tuple[str, ...]] = {
     "shapes": (*RUNTIME, *STEP, *BENCH, *DRIVERS, "tools/pretend_cuda/shapes.py"),
     "generated": (*STEP, *BENCH, *DRIVERS, "tools/pretend_cuda/generated.py"),
     "ranks": (*RUNTIME, *STEP, *BENCH, "tools/pretend_cuda/ranks.py"),
-    # Of what the suite runs its own scripts alone: the others are each proved by their section.
+    # Only the suite's own scripts: each of the other sections covers what else it runs.
     "suite": (
         *(
             "bench/gpu_*.py",
@@ -56,16 +56,16 @@ COVERED: Mapping[str, tuple[str, ...]] = {
         *("tools/pretend_cuda/compiling.py", "tools/pretend_cuda/startup/*.py"),
     ),
 }
-"""The files of each section, as patterns from the project's root."""
+"""The files of each section, as patterns relative to the project's root."""
 
-# Fields that some Python has and another has not, or that say nothing about what is done.
+# Fields that exist only in some versions of Python, or that do not change what the code does.
 _UNSAID = {"type_comment", "type_ignores", "type_params", "kind", "ctx"}
 _CODE = re.compile(r'("(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\')|//[^\n]*|/\*.*?\*/|\s+', re.DOTALL)
 
 
 def digest(section: str, root: Path = ROOT) -> str:
-    """16 hex digits of all that ``section`` covers; raises ``ValueError`` for a pattern that names
-    no file any more."""
+    """16 hex digits over all files that ``section`` covers; raises ``ValueError`` for a pattern
+    that matches no file."""
     hasher = hashlib.sha256()
     for file in sorted(set(_files(COVERED[section], root))):
         hasher.update(f"{file.relative_to(root)} {content(file)}\n".encode())
@@ -76,7 +76,7 @@ def _files(patterns: Iterable[str], root: Path) -> Iterator[Path]:
     for pattern in patterns:
         found = [file for file in root.glob(pattern) if file.is_file()]
         if not found:
-            raise ValueError(f"{pattern} names no file any more; put its new place into digest.py.")
+            raise ValueError(f"{pattern} matches no file; correct the pattern in digest.py.")
         yield from found
 
 
@@ -89,7 +89,7 @@ def content(file: Path) -> str:
 
 
 def tree(source: str) -> str:
-    """What Python source does: its syntax tree without docstrings and places."""
+    """The syntax tree of Python source, without docstrings and positions, as text."""
     return "".join(_said(ast.parse(source)))
 
 
@@ -112,7 +112,8 @@ def _said(node: object) -> Iterator[str]:
 
 
 def _without_docstrings(body: object) -> object:
-    """Texts that stand alone: docstrings of modules, classes, functions and attributes."""
+    """``body`` without strings as statements: docstrings of modules, classes, functions and
+    attributes."""
     if not isinstance(body, list):
         return body
     return [

@@ -1,9 +1,9 @@
-"""One piece of work after another, each in a process of its own that is forked from this one.
+"""Runs jobs one after another, each in its own process that is forked from this one.
 
-A capture that breaks may take every later one of its process along, and importing PyTorch takes
-longer than many a piece of work: the process that forks has imported everything and has not touched
-the device. Results are kept as they fall, one line of JSON a piece, so that a run that was
-interrupted goes on where it stood.
+A capture that fails may break all later ones of its process, so that each job needs a process.
+Importing PyTorch takes longer than many jobs, so the process that forks has imported everything and
+has not used the device. Each result is written at once, one line of JSON per job, so that an
+interrupted run continues.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Result = dict[str, Any]
 def each(
     names: Sequence[str], work: Callable[[str], Result], kept: Path, digest: str, limit: float
 ) -> dict[str, Result]:
-    """The result of ``work`` for every name, those of this ``digest`` in ``kept`` taken from there.
+    """The result of ``work`` for every name; those in ``kept`` with this ``digest`` are reused.
 
-    A piece that fails, or takes longer than ``limit`` seconds, has a result with "failed" in it;
-    such are tried again by the next run. What a piece prints lies in a folder beside ``kept``.
+    The result of a job that fails, or takes longer than ``limit`` seconds, contains "failed"; the
+    next run tries it again. The output of a job is stored in a folder next to ``kept``.
     """
     kept.parent.mkdir(parents=True, exist_ok=True)
     found = _read(kept, digest)
     waiting = [name for name in names if name not in found or "failed" in found[name]]
     if len(waiting) < len(names):
-        print(f"{len(names) - len(waiting)} of {len(names)} are known from an earlier run")
+        print(f"{len(names) - len(waiting)} of {len(names)} are done by an earlier run")
     began = time.monotonic()
     for number, name in enumerate(waiting):
         since = time.monotonic()
@@ -91,7 +91,7 @@ def _one(name: str, work: Callable[[str], Result], log: Path, limit: float) -> R
 
 
 def _in_the_child(name: str, work: Callable[[str], Result], log: Path, answer: Path) -> None:
-    """Work and end, without what the parent has to do at its end."""
+    """Run the job and end the process at once, without the parent's clean-up at exit."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)

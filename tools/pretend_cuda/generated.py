@@ -1,10 +1,10 @@
 """Bytes and launches of each compiled pass, as Inductor's scheduler counts them; no kernel is
 compiled.
 
-A launch is one of the scheduler's nodes. Its bytes are those of the buffers it reads and writes,
-each counted once (``get_read_write_buffers_sizes``): the least a kernel can move. A reduction that
-goes over its input twice moves more. Convolutions, products and custom operators are counted by
-name, without bytes.
+A launch is one node of the scheduler. Its bytes are those of the buffers it reads and writes, each
+counted once (``get_read_write_buffers_sizes``), which is the minimum a kernel can move; a reduction
+that reads its input twice moves more. Convolutions, matrix products and custom operators are
+counted by name, without bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec
 from fastadv.engine.compiled import Runner
 
-# What is generated: a method and a batch size, PreActResNet-18 at its published width.
+# Methods and batch sizes, for PreActResNet-18 at its published width.
 WORK = (
     ("pgd", 512),
     ("pgd:attack_bn=eval", 512),
@@ -33,17 +33,19 @@ WORK = (
     ("trades", 512),
     ("pgd", 128),
 )
-TINY = 2e6  # bytes at 512 images: a launch below costs its start and nothing else
+TINY = 2e6  # bytes at 512 images; a launch below this takes no longer than its start
 LIMIT = 1800.0
 
 
 def main() -> None:
-    """Write what each pass of ``WORK`` launches and moves to a file of JSON."""
+    """Write the launches and bytes of each pass in ``WORK`` to a JSON file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="*", help="such as 'pgd at 512'; all where none is named")
+    parser.add_argument("names", nargs="*", help="such as 'pgd at 512'; all if none is given")
     parser.add_argument("--out", type=Path, required=True, help="JSON of all results")
-    parser.add_argument("--kept", type=Path, required=True, help="results as they fall")
-    parser.add_argument("--digest", default="", help="of what results are for")
+    parser.add_argument(
+        "--kept", type=Path, required=True, help="results of single jobs, written at once"
+    )
+    parser.add_argument("--digest", default="", help="digest of the files that results belong to")
     given = parser.parse_args()
     numbers_off.switch_off()
     names = given.names or [f"{method} at {size}" for method, size in WORK]
@@ -52,7 +54,7 @@ def main() -> None:
 
 
 def generated(name: str) -> dict[str, Any]:
-    """The passes of one compiled step; ``name`` is a method "at" a batch size."""
+    """The passes of one compiled step; ``name`` is METHOD at BATCH_SIZE."""
     method, size = name.split(" at ")
     setting = Setting(batch_size=int(size), device="cuda")
     found = _watched(TINY * setting.batch_size / 512)
@@ -62,8 +64,8 @@ def generated(name: str) -> dict[str, Any]:
 
 
 def _watched(tiny: float) -> list[dict[str, Any]]:
-    """A list that each generated graph is noted in, with its region's name; kernels are stubs."""
-    # Their import starts CUDA, which no fork survives.
+    """A list that receives each generated graph with its region's name; kernels are stubs."""
+    # Importing these starts CUDA, which does not survive a fork.
     import compiling
     import torch._functorch.config as functorch
     from torch._inductor import async_compile, config, graph
@@ -93,14 +95,14 @@ def _watched(tiny: float) -> list[dict[str, Any]]:
 
 
 class _Kernel:
-    """Stands for a compiled kernel."""
+    """A stub of a compiled kernel."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *given, **options: None
 
 
 def _counts(nodes: list[Any], tiny: float) -> dict[str, Any]:
-    """Launches of Inductor's own kernels, their bytes, and what else is called how often."""
+    """Launches and bytes of Inductor's own kernels, and the number of calls of other operators."""
     own = [node for node in nodes if not node.is_extern() and not _is_nothing(node)]
     sizes = [node.get_read_write_buffers_sizes() for node in own]
     others = Counter(_called(node) for node in nodes if node.is_extern() and not _is_part(node))
@@ -119,7 +121,7 @@ def _is_nothing(node: Any) -> bool:
 
 
 def _is_part(node: Any) -> bool:
-    """Whether it is one result of a call that gives several, and no call of its own."""
+    """True if the node is one output of a call with several outputs, not a call."""
     return type(node.node).__name__ == "MultiOutput"
 
 

@@ -1,8 +1,8 @@
-"""Switches off what numbers decide, for the pretended CUDA runtime computes none.
+"""Switches off decisions that depend on numbers, because the pretended CUDA runtime computes none.
 
-Importable (``switch_off()``) and a pytest plugin (``-p numbers_off``). Everything else stays what
-it is: shapes, types, launches, what waits, what a capture forbids. Each patch below says why it is
-there; a value that is read from the device is still read, so that the wait is still made.
+Importable (``switch_off()``) and a pytest plugin (``-p numbers_off``). Shapes, types, launches,
+synchronisation and the rules of captures do not change. The docstring of each patch gives its
+reason. A value that is read from the device is still read, so that the read still synchronises.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from fastadv.training.training_step import Step
 
 TESTS = Path(__file__).resolve().parents[2] / "tests"
 
-# Tests that compare numbers by ``==`` or by a limit of their own, so that no patch of a function
-# can let them pass: they run up to there, and the AssertionError of that line is what is expected.
+# Tests that compare numbers by ``==`` or with their own limit, so that no patch of a function can
+# make them pass: they run up to that line, whose AssertionError is expected.
 COMPARE = {
     "test_evaluation_on_the_gpu_is_the_one_on_the_cpu": "two evaluations are compared by ==",
     "test_weights_come_back_exactly": "weights must differ from those before they were perturbed",
 }
 
-_SOLVERS = torch.library.Library("aten", "IMPL")  # what is registered goes with it
-_answer = [True]  # what reading a boolean of the device gives
+_SOLVERS = torch.library.Library("aten", "IMPL")  # its registrations live as long as this object
+_answer = [True]  # the result of reading a boolean from the device
 
 
 def switch_off() -> None:
-    """Patch the engine and torch, once in a process."""
+    """Patch the engine and torch. Call it once per process."""
     _patch_reads()
     _patch_words()
     _patch_solvers()
@@ -47,8 +47,8 @@ def switch_off() -> None:
 
 
 def _patch_reads() -> None:
-    """A boolean on the device says yes: "finite", "equal", "all of them". It is read all the same:
-    what waits for the device still does, and a capture still breaks on it."""
+    """A boolean on the device is True: "finite", "equal", "all of them". It is still read, which
+    synchronises, and breaks a capture."""
     read = torch.Tensor.__bool__
     item, tolist = torch.Tensor.item, torch.Tensor.tolist
     equal = torch.equal
@@ -63,13 +63,13 @@ def _patch_reads() -> None:
 
     def several(self: torch.Tensor) -> Any:
         value = tolist(self)
-        # Counts, such as of right answers, are sums that the device has not made.
+        # Counts, such as of correct predictions, are sums that the device has not computed.
         counts = self.is_cuda and not self.dtype.is_floating_point
         return torch.zeros(self.shape, dtype=self.dtype).tolist() if counts else value
 
     def same(first: torch.Tensor, second: torch.Tensor) -> bool:
         value = equal(first, second)
-        # A test that brings both to the host still compares what the device has not computed.
+        # A test may copy both to the host first; their values are still not computed.
         asked_by = Path(sys._getframe(1).f_code.co_filename)
         return value or first.is_cuda or TESTS in asked_by.parents
 
@@ -81,8 +81,8 @@ def _patch_reads() -> None:
 
 
 def _patch_words() -> None:
-    """A tensor on the device is told by its shape: printing its numbers looks for finite ones, and
-    allocates for as many as the device's untouched memory says."""
+    """A tensor on the device is printed as its shape: formatting its values would allocate as much
+    memory as the undefined values ask for."""
     words = torch.Tensor.__repr__
 
     def told(self: torch.Tensor, **options: Any) -> str:
@@ -94,8 +94,8 @@ def _patch_words() -> None:
 
 
 def _patch_solvers() -> None:
-    """A factorization has converged, whatever the flag says that its kernel has not written; the
-    flag is read, which is what a capture breaks on."""
+    """A factorization counts as converged, because its kernel does not write the flag. The flag is
+    still read, which breaks a capture."""
 
     def read(infos: torch.Tensor, api_name: str, *, is_matrix: bool) -> None:
         infos.any().item()
@@ -104,21 +104,21 @@ def _patch_solvers() -> None:
 
 
 def _patch_looks() -> None:
-    """Functions that ask the device whether something is wrong get no for an answer."""
-    # The images' range and "not finite" of the first call; labels and rows.
+    """Checks of values on the device find nothing wrong."""
+    # Range and finiteness of the images in the first call; labels and rows.
     _set(ranges, "within", lambda name, x, low, high: x)
     _set(ranges, "within_if_finite", lambda name, x, low, high: (x, True))
     for name in ("require_finite", "require_labels", "require_rows"):
         _set(ranges, name, lambda *given: None)
     _set(Step, "_checked", _saying_no(Step._checked))
-    # One look that compares numbers without a boolean: whole numbers are read by their values.
+    # A comparison of numbers on the host, which reads no boolean from the device.
     _set(agreement, "moved_alike", lambda before, first, second: True)
     _set(bn_momentum, "moved_alike", lambda before, first, second: True)
 
 
 def _patch_reactions() -> None:
-    """What the engine makes of a number it has read: faults, skipped updates, images that no
-    attack moved, an evaluation's trouble."""
+    """The engine does not react to numbers it has read: faults, skipped updates, images that the
+    attack did not move, problems of an evaluation."""
     _set(Faults, "check", lambda self: None)
     _set(Faults, "healthy", lambda self: True)
     _set(Updater, "check", lambda self: None)
@@ -128,7 +128,7 @@ def _patch_reactions() -> None:
 
 
 def _saying_no(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Inside ``function`` a boolean on the device says no: nothing is wrong."""
+    """``function``, during which a boolean on the device is False: nothing is wrong."""
 
     @functools.wraps(function)
     def call(*given: Any, **options: Any) -> Any:
@@ -142,9 +142,9 @@ def _saying_no(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _set(owner: Any, name: str, value: Any) -> None:
-    """Patch, but only what is there: a name that has moved must be noticed here."""
+    """Patch an attribute that exists; raises ``AttributeError`` for one that was renamed."""
     if not hasattr(owner, name):
-        raise AttributeError(f"{owner} has no {name} any more; numbers_off.py must follow.")
+        raise AttributeError(f"{owner} has no {name}; rename it in numbers_off.py.")
     setattr(owner, name, value)
 
 

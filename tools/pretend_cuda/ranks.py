@@ -1,8 +1,8 @@
 """Two processes train on the pretended runtime, with NCCL, in captured mode.
 
-Each method's step is recorded and replayed in both; what is told is how many nodes its graphs have
-and how many of them are NCCL's, and what a replayed step launches, and how much of that is NCCL's.
-Run it on the library (``build.environment``); exit code 1 where a method fails.
+Each method's step is recorded and replayed in both. Reported are the nodes of its graphs and the
+launches of a replayed step, and how many of each are NCCL's. Run it on the library
+(``build.environment``); the exit code is 1 if a method fails.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import torch
 from torch import distributed, multiprocessing
 
 RANKS = 2
-# With what each needs so that its own part runs from the first step.
+# With options that make each method's own part run from the first step.
 METHODS = ("pgd:steps=2", "awp:steps=2", "rwp:steps=2", "apart", "atta-1")
 CALLS = 5
 SIZE = 8  # images in each process's batch
-RUN = 8  # steps that the run is said to have: too few for compiling to pay
+RUN = 8  # steps of the run: too few for compiling
 
 
 def main() -> int:
@@ -35,7 +35,7 @@ def main() -> int:
     chosen = parser.parse_args()
     os.environ["PRETEND_CUDA_DEVICES"] = str(RANKS)
     results: dict[str, Any] = {}
-    # Processes of its own for each: a capture that breaks may take later ones along.
+    # New processes for each method: a capture that fails may break later ones.
     for method in chosen.methods or METHODS:
         results[method] = trained(method)
         print(f"{method}: {told(results[method])}", flush=True)
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def trained(method: str) -> dict[str, Any]:
-    """What both processes found, which must be alike."""
+    """The result of both processes, which must be equal."""
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     port = free_port()
@@ -64,7 +64,7 @@ def trained(method: str) -> dict[str, Any]:
     if first != second:
         return {"failed": f"the processes differ: {first} and {second}"}
     if not first["nccl_beside"] + sum(graph["nccl"] for graph in first["graphs"]):
-        return {"failed": f"the processes said nothing to each other: {first}"}
+        return {"failed": f"the processes exchanged no message: {first}"}
     return first
 
 
@@ -85,12 +85,12 @@ def work(method: str, rank: int, port: int, queue: Any) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)  # a group whose other process failed would wait at the end
+        os._exit(0)  # ending the group would wait for a process that has failed
 
 
 def steps(method: str, rank: int, port: int) -> dict[str, Any]:
-    """Some steps of ``method`` in this process."""
-    import numbers_off  # here, for it imports fastadv, which the parent does not need
+    """Run some steps of ``method`` in this process; returns its counts."""
+    import numbers_off  # imported here, because it imports fastadv, which the parent does not need
 
     from fastadv.benchmark.ours import make_step
     from fastadv.benchmark.setting import Setting
@@ -119,12 +119,12 @@ def steps(method: str, rank: int, port: int) -> dict[str, Any]:
 
 
 def messages(census: dict[str, int]) -> int:
-    """How many of these launches are NCCL's."""
+    """The number of launches that are NCCL's."""
     return sum(count for name, count in census.items() if name.startswith("nccl "))
 
 
 def any_process(said: bool, device: torch.device) -> bool:
-    """fastadv's, with the answer read: no kernel takes part in it, so it is right here too."""
+    """fastadv's function with the real result: no kernel computes it, so it is right here also."""
     flag = torch.tensor(float(said)).to(device)
     distributed.all_reduce(flag, distributed.ReduceOp.MAX)
     return flag.item() != 0

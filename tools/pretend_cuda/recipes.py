@@ -1,7 +1,8 @@
-"""Every recipe in eager and captured mode, without compiling: what it launches, what it captures.
+"""Every recipe in eager and captured mode, without compiling: its launches and its graphs.
 
 PreActResNet-18 at width 8 in bf16 autocast. In captured mode a recipe is recorded, replayed twice
-while waiting is an error, recorded again for a short last batch, and replayed at the first size.
+while synchronising is an error, recorded again for a short last batch, and replayed at the first
+size.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from fastadv.training.training_step import Step
 
 SETTING = Setting(width=8, batch_size=16, device="cuda")
 SHORT = 10
-STEPS = 100  # of the run, too few to compile
+STEPS = 100  # of the run: too few for compiling
 LIMIT = 900.0
-# What a captured step says in a warning where it launches operations one by one.
+# Words of the warnings by which a step reports that it is not replayed as a graph.
 GIVEN_UP = ("one by one", "operation by operation", "runs as written")
 
 
 def main() -> None:
-    """Write the results of all recipes, or of those named, to a file of JSON."""
+    """Write the results of all recipes, or of those given, to a JSON file."""
     given = arguments(__doc__)
     numbers_off.switch_off()
     found = forked.each(given.names or list(METHODS), recipe, given.kept, given.digest, LIMIT)
@@ -42,12 +43,14 @@ def main() -> None:
 
 
 def arguments(about: str | None) -> argparse.Namespace:
-    """What ``run.py`` hands to a script that goes through the recipes."""
+    """The arguments that ``run.py`` passes to a script over all recipes."""
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
-    parser.add_argument("names", nargs="*", help="recipes; all where none is named")
+    parser.add_argument("names", nargs="*", help="recipes; all if none is given")
     parser.add_argument("--out", type=Path, required=True, help="JSON of all results")
-    parser.add_argument("--kept", type=Path, required=True, help="results as they fall")
-    parser.add_argument("--digest", default="", help="of what results are for")
+    parser.add_argument(
+        "--kept", type=Path, required=True, help="results of single jobs, written at once"
+    )
+    parser.add_argument("--digest", default="", help="digest of the files that results belong to")
     return parser.parse_args()
 
 
@@ -67,7 +70,7 @@ def recipe(name: str) -> dict[str, Any]:
     try:
         with nothing_given_up():
             counts.reset()
-            for _ in range(3):  # recorded; the optimizer is from the second or third on
+            for _ in range(3):  # recorded; the optimizer from the second or third call on
                 call(captured, full)
             found["graphs"] = counts.graphs()
             found["replayed step"] = _replayed(captured, full, counts)
@@ -86,7 +89,7 @@ def recipe(name: str) -> dict[str, Any]:
 
 
 def _short() -> BenchBatch:
-    """A last batch, of fewer images."""
+    """A last batch with fewer images."""
     batch = SETTING.batches(1, channels_last=True)[0]
     x = batch.x[:SHORT].clone(memory_format=torch.channels_last)
     return BenchBatch(x, batch.y[:SHORT].clone(), batch.index[:SHORT].clone())
@@ -98,7 +101,7 @@ def call(step: Step, batch: BenchBatch) -> None:
 
 
 def _replayed(step: Step, batch: BenchBatch, counts: Counts) -> dict[str, Any]:
-    """What two calls launch, which must be alike, record nothing and never wait."""
+    """The launches of a replayed call; two calls must be equal, record nothing, not synchronise."""
     second = batch.x.flip(-1)
     found = []
     torch.cuda.set_sync_debug_mode("error")
@@ -117,7 +120,7 @@ def _replayed(step: Step, batch: BenchBatch, counts: Counts) -> dict[str, Any]:
 
 
 class nothing_given_up(warnings.catch_warnings):
-    """Inside, a warning that operations are launched one by one is an error."""
+    """Context in which a warning that operations are launched one by one is an error."""
 
     def __enter__(self) -> None:
         super().__enter__()

@@ -1,7 +1,7 @@
-"""What the sections have proved: ``record.json``, and the waivers of ``waivers.toml``.
+"""The results of the sections (``record.json``), and the waivers (``waivers.toml``).
 
-A waiver says why a change of what a section covers does not need it to run again. It is for the
-digest of one state of the files and for no later one.
+A waiver gives the reason why a section need not run again after a change of its files. It holds for
+the digest of one state of the files, not for later states.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import digest
 
 RECORD = digest.HERE / "record.json"
 WAIVERS = digest.HERE / "waivers.toml"
-# Sections that keep numbers, and the files of them.
+# Section -> name of its file of golden numbers.
 GOLDEN = {
     "recipes": "launches",
     "generated": "generated",
@@ -31,7 +31,7 @@ def read() -> dict[str, Any]:
 
 
 def write(section: str, entry: dict[str, Any]) -> None:
-    """Put the record of ``section`` into the file."""
+    """Write the record of ``section`` to the file."""
     known = read() | {section: entry}
     ordered = {name: known[name] for name in digest.COVERED if name in known}
     RECORD.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
@@ -40,7 +40,7 @@ def write(section: str, entry: dict[str, Any]) -> None:
 def complaints(
     record: dict[str, Any] | None = None, waivers: list[dict[str, str]] | None = None
 ) -> list[str]:
-    """A sentence for each section whose files have changed since it ran, or that has failed."""
+    """A message for each section whose files have changed since it ran, or that has failed."""
     record = read() if record is None else record
     waivers = tomllib.loads(WAIVERS.read_text()).get("waiver", []) if waivers is None else waivers
     waived = {(each["section"], each["digest"]) for each in waivers if each.get("reason")}
@@ -52,40 +52,40 @@ def complaints(
             found.append(f"Section {section!r} has never been recorded: {command}.")
         elif entry["digest"] != now and (section, now) not in waived:
             found.append(
-                f"What section {section!r} proved on {entry['date']} has changed since: {command} "
-                "(README.md there: how long, and what it needs), or append this to "
-                "tools/pretend_cuda/waivers.toml with the reason why that is not needed:\n"
+                f"Files of section {section!r} have changed since its run on {entry['date']}: "
+                f"{command} (tools/pretend_cuda/README.md says what it needs), or append this to "
+                "tools/pretend_cuda/waivers.toml with the reason why no run is needed:\n"
                 f'[[waiver]]\nsection = "{section}"\ndigest = "{now}"\nreason = ""\n'
             )
         elif entry["counts"].get("failed"):
             found.append(
-                f"Section {section!r} was recorded with {entry['counts']['failed']} failures: mend "
+                f"Section {section!r} was recorded with {entry['counts']['failed']} failures: fix "
                 f"them and {command}."
             )
     return found
 
 
 def golden(section: str) -> Path:
-    """The file of numbers that ``section`` is compared with."""
+    """The file of golden numbers of ``section``."""
     return digest.HERE / "golden" / f"{GOLDEN[section]}.json"
 
 
 def read_golden(section: str) -> dict[str, Any]:
-    """Its numbers, {} where there is no file yet."""
+    """The golden numbers of ``section``; {} if there is no file yet."""
     file = golden(section)
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     return found
 
 
 def write_golden(section: str, numbers: dict[str, Any]) -> None:
-    """Write them, one entry a line, so that a change shows which."""
+    """Write golden numbers, one entry per line, so that a diff shows which have changed."""
     golden(section).parent.mkdir(exist_ok=True)
     lines = (f"{json.dumps(name)}: {json.dumps(each)}" for name, each in numbers.items())
     golden(section).write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def differences(old: Any, new: Any, place: tuple[str, ...] = ()) -> list[str]:
-    """Every number that is another: where it is, what it was and what it is."""
+    """Each number that differs: its place, the old and the new value."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             line

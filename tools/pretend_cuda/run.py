@@ -1,10 +1,9 @@
-"""The one command: ``python tools/pretend_cuda/run.py``, or with the sections that are meant.
+"""Run all sections, or those given: ``python tools/pretend_cuda/run.py [SECTION ...]``.
 
-It makes an environment with the CUDA build of PyTorch, builds the pretended runtime, runs each
-section on it, compares with the golden numbers and writes ``record.json``. Where numbers differ it
-says which, and ``--accept "why"`` makes them the golden ones. A run that was interrupted goes on
-where it stood. The first run downloads 4.6 GB; all sections together take about two hours of one
-core.
+The script makes an environment with the CUDA build of PyTorch, builds the pretended runtime, runs
+each section on it, compares with the golden numbers and writes ``record.json``. If numbers differ
+it lists them, and ``--accept "why"`` makes them the golden ones. An interrupted run continues. The
+first run downloads 4.6 GB; all sections together take about two hours on one core.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ import digest
 import records
 
 FOLDER = digest.ROOT / ".pretend-cuda"
-# Where refusing is right: cuSOLVER's results are looked at on the host.
+# Recipes that must be refused: cuSOLVER's results are read on the host.
 REFUSED = {"fgsm-n-advlc-nuclear"}
-# Of a process: a number that the device has not computed may ask for any amount of memory.
+# Limit per process: a number that the device has not computed may request any amount of memory.
 ADDRESS_SPACE = 48 << 30
 
 
 @dataclass
 class Outcome:
-    """What a section found: how many pieces ended how, numbers for the golden file, faults."""
+    """The result of a section: counts of its jobs, faults, and numbers for the golden file."""
 
     counts: dict[str, int]
     faults: list[str]
@@ -47,7 +46,7 @@ class Outcome:
 
 
 class Interrupted(Exception):
-    """A section's script was ended from outside."""
+    """A section's script was stopped by a signal."""
 
 
 class Runner:
@@ -90,7 +89,7 @@ class Runner:
         return code
 
     def json(self, section: str) -> Path:
-        """Where the section's script writes its results."""
+        """The file of results of the section's script."""
         return self.results / f"{section}.json"
 
 
@@ -102,7 +101,7 @@ def _limit_memory() -> None:
 
 
 def controls(section: str, run: Runner) -> Outcome:
-    """What must break a capture, and what must not: rows that say whether they are "right"."""
+    """What must break a capture, and what must not; each row has a field "right"."""
     file = run.json(section)
     code = run(section, [digest.HERE / "controls.py", "--json", file], file)
     if not file.exists():
@@ -117,7 +116,7 @@ def controls(section: str, run: Runner) -> Outcome:
 
 
 def ranks(section: str, run: Runner) -> Outcome:
-    """Methods that two processes train by, NCCL's nodes among those of their graphs."""
+    """Training with two processes: the nodes of their graphs, NCCL's included."""
     file = run.json(section)
     code = run(section, [digest.HERE / "ranks.py", "--json", file], file)
     if not file.exists():
@@ -129,7 +128,7 @@ def ranks(section: str, run: Runner) -> Outcome:
 
 
 def gpu_tests(section: str, run: Runner) -> Outcome:
-    """Every test that is marked "gpu", a process for each file, numbers not compared."""
+    """Every test marked "gpu", one process per file, without comparing numbers."""
     counts: Counter[str] = Counter()
     faults = []
     files = sorted(digest.ROOT.glob("tests/**/test_*.py"))
@@ -147,7 +146,7 @@ def gpu_tests(section: str, run: Runner) -> Outcome:
             continue
         for case in xml.parse(report).iter("testcase"):
             kinds = {child.tag for child in case}
-            # A skipped test has not seen the device.
+            # A skipped test has not used the device.
             bad = kinds & {"failure", "error", "skipped"}
             counts["failed" if bad else "passed"] += 1
             counts["up to a comparison"] += "properties" in kinds
@@ -158,7 +157,7 @@ def gpu_tests(section: str, run: Runner) -> Outcome:
 
 
 def pieces(section: str, run: Runner) -> Outcome:
-    """A script that goes through recipes or passes with ``forked.each``."""
+    """A script that runs recipes or passes with ``forked.each``."""
     file, now = run.json(section), digest.digest(section)
     kept = run.results / f"{section}.jsonl"
     code = run(
@@ -187,7 +186,7 @@ def pieces(section: str, run: Runner) -> Outcome:
 
 
 def rehearsal(section: str, run: Runner) -> Outcome:
-    """The calls of ``bench/gpu_suite.py``, from what travels to the machine with the GPU."""
+    """The calls of ``bench/gpu_suite.py``, with only the files that travel to the GPU."""
     file = run.json(section)
     file.unlink(missing_ok=True)
     script = digest.ROOT / "bench" / "gpu_rehearse.py"
@@ -227,12 +226,20 @@ SECTIONS: dict[str, Callable[[str, Runner], Outcome]] = {
 
 
 def main() -> int:
-    """Run, compare, record; 1 where a section has failed or numbers differ."""
+    """Run, compare, record; the exit code is 1 if a section failed or numbers differ."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all if none")
+    parser.add_argument(
+        "sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all if none is given"
+    )
     parser.add_argument("--accept", metavar="WHY", help="make differing numbers the golden ones")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="of environment and results")
-    parser.add_argument("--python", type=Path, help="of an environment with requirements.txt")
+    parser.add_argument(
+        "--folder", type=Path, default=FOLDER, help="folder of the environment and the results"
+    )
+    parser.add_argument(
+        "--python",
+        type=Path,
+        help="the Python of an environment with the packages of requirements.txt",
+    )
     given = parser.parse_args()
     unknown = set(given.sections) - set(SECTIONS)
     if unknown:
@@ -240,7 +247,7 @@ def main() -> int:
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if given.python is not None and not given.python.exists():
-        parser.error(f"there is no {given.python}; leave --python out and one is made")
+        parser.error(f"there is no {given.python}; omit --python to make an environment")
     python = given.python.absolute() if given.python else environment(folder)
     build.build(str(python), folder / "runtime")
     run = Runner(folder, python)
@@ -276,20 +283,20 @@ def _python_3_12() -> str:
     found = map(str, sorted(pyenv.glob("versions/3.12.*/bin/python")))
     for python in (sys.executable, shutil.which("python3.12"), *found):
         asked = [str(python), "-c", "import sys; sys.exit(sys.version_info[:2] != (3, 12))"]
-        # A shim may be there and no Python behind it.
+        # The command may be a shim without a Python behind it.
         if python and not subprocess.run(asked, check=False, capture_output=True).returncode:
             return python
     raise SystemExit("The environment needs Python 3.12: install it, or pass --python.")
 
 
 def record(section: str, run: Runner, accepted: str | None) -> bool:
-    """Run one section and write what it proved; whether it went well."""
+    """Run one section and write its record; True if it succeeded."""
     print(f"== {section}", flush=True)
     now, began = digest.digest(section), time.monotonic()
     try:
         outcome = SECTIONS[section](section, run)
     except Interrupted:
-        print(f"{section}: interrupted, nothing was recorded; run it again and it goes on.")
+        print(f"{section}: interrupted, nothing was recorded; run it again to continue.")
         return False
     minutes = (time.monotonic() - began) / 60
     print(f"{section}: {outcome.counts}, {minutes:.0f} min")
@@ -311,7 +318,7 @@ def record(section: str, run: Runner, accepted: str | None) -> bool:
             print("\n".join(f"  {line}" for line in changed))
             print(
                 f"{section}: {len(changed)} numbers differ from the golden ones and nothing was "
-                'recorded; if that is meant, say why: --accept "why".'
+                'recorded; if the change is intended, pass --accept "why".'
             )
             return False
         if changed:
@@ -321,14 +328,14 @@ def record(section: str, run: Runner, accepted: str | None) -> bool:
     if reasons:
         entry["accepted"] = reasons
     if digest.digest(section) != now:
-        print(f"{section}: files have changed meanwhile, nothing was recorded; run it again.")
+        print(f"{section}: files changed during the run, nothing was recorded; run it again.")
         return False
     records.write(section, entry)
     return not outcome.faults
 
 
 def versions(python: Path) -> dict[str, str]:
-    """Of the packages that decide what is proved."""
+    """Versions of Python and of the packages that the results depend on."""
     told = "import json, platform; from importlib.metadata import version as v; "
     told += "print(json.dumps({'python': platform.python_version(), "
     told += "**{name: v(name) for name in ('torch', 'triton', 'torchvision')}}))"

@@ -1,8 +1,8 @@
-"""Every recipe compiled and captured: how many graphs Inductor makes, what each capture holds.
+"""Every recipe compiled and captured: the graphs that Inductor compiles, and the captured nodes.
 
 PreActResNet-18 at width 8 and batch 8 in bf16 autocast, in a run long enough to compile: Dynamo,
-Inductor, Triton and ptxas for sm_90, then the capture. The caches are shared, so that a graph which
-another recipe had is not compiled again; ``shapes`` tells graphs apart, whatever recipe has them.
+Inductor, Triton and ptxas for sm_90, then the capture. The caches are shared, so that a graph of
+several recipes is compiled once; ``shapes`` identifies graphs across recipes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LIMIT = 1800.0
 
 
 def main() -> None:
-    """Write the results of all recipes, or of those named, to a file of JSON."""
+    """Write the results of all recipes, or of those given, to a JSON file."""
     given = arguments(__doc__)
     numbers_off.switch_off()
     found = forked.each(given.names or list(METHODS), compiled, given.kept, given.digest, LIMIT)
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def compiled(name: str) -> dict[str, Any]:
-    """The compiled graphs' shapes, nodes of the captured graphs, launches of a replayed step."""
+    """Digests of the compiled graphs, nodes of the captured graphs, launches of a replayed step."""
     counts, shapes = Counts(), _watched()
     step = make_step(SETTING, Spec(name), "bf16", "captured", LONG_RUN)
     batch = SETTING.batches(1, channels_last=True)[0]
@@ -67,9 +67,9 @@ def compiled(name: str) -> dict[str, Any]:
 
 
 def _watched() -> list[str]:
-    """A list that each graph handed to Inductor is noted in, by a digest of its operations and its
-    inputs' shapes, strides and types."""
-    import compiling  # Inductor's import starts CUDA, which no fork survives
+    """A list that receives a digest of each graph passed to Inductor: of its operations and of the
+    shapes, strides and types of its inputs."""
+    import compiling  # Inductor's import starts CUDA, which does not survive a fork
     from torch._inductor import compile_fx
 
     compiling.fold_on_the_cpu()

@@ -27,7 +27,7 @@ class APART(FGSMPlus):
     block_noise_at: Literal["conv1", "input"] = option(
         "conv1", "where the noise enters: the block's first convolution or the branch's input"
     )
-    layerwise: bool = option(True, "perturb inside the blocks, too; without it APART is FGSM+")
+    layerwise: bool = option(True, "also perturb inside the blocks; without it APART is FGSM+")
 
     def requires(self) -> frozenset[str]:
         return frozenset({"block_gradients"} if self.layerwise else ())

@@ -27,7 +27,7 @@ class Ascent(Adversary):
     )
     attack_bn: Literal["train", "eval"] = option("train", "mode of BatchNorm during the attack")
     attack_objective: Literal["ce", "kl"] = option(
-        "ce", "what the attack climbs: cross entropy or KL to the natural prediction"
+        "ce", "what the attack maximises: cross entropy or KL to the natural prediction"
     )
 
     usual_alpha: ClassVar[float] = 1.0  # in units of eps

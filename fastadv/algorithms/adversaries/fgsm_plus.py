@@ -73,7 +73,7 @@ class FGSMPlus(Adversary):
         None, "learning rate of the step sizes; none: one that follows from eps"
     )
     step_size_decay: NonNegative | None = option(
-        None, "decay of the step sizes; none: one that halves an idle one over the run"
+        None, "decay of the step sizes; none: the one that halves them over a run without gradients"
     )
     step_size_momentum: ShareBelowOne = option(0.9, "momentum of the step sizes' ascent")
     step_size_schedule: Literal["triangular", "constant"] = option(

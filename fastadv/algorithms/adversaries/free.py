@@ -83,8 +83,8 @@ class Free(Adversary):
         kept = self.setup.image_shape
         if batch.x.shape[1:] != kept:
             raise UserError(
-                f"Free keeps a perturbation for images of {by(kept)}, and these are of "
-                f"{by(batch.x.shape[1:])}: keep one size, or build a step for each."
+                f"Free stores perturbations of size {by(kept)}, but these images have size "
+                f"{by(batch.x.shape[1:])}: use one size, or build one step per size."
             )
 
     @torch.no_grad()

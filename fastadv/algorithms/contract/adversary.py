@@ -24,7 +24,7 @@ class Adversary(Part):
 
     wants_input_gradient: ClassVar[bool] = False
     attack_objective: Literal["ce", "kl"] = option(
-        "ce", "what the attack climbs: cross entropy or KL to the natural prediction"
+        "ce", "what the attack maximises: cross entropy or KL to the natural prediction"
     )
     attack_bn: Literal["train", "eval"] = option("train", "mode of BatchNorm during the attack")
     shrink: Share = option(

@@ -96,7 +96,7 @@ LABELS: Mapping[str, Recipe] = {
         options={"leave_out_below": 0.5},
     ),
     "rst": Recipe(
-        "TRADES on pseudo-labelled images, too",
+        "TRADES, also on pseudo-labelled images",
         "Carmon et al. 2019; RWP, Table 2",
         note="half of each batch",
         objective="rst",

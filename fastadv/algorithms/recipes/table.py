@@ -86,7 +86,7 @@ METHODS: Mapping[str, Recipe] = {
     "trades": Recipe(
         "CE(f(x), y) + beta KL(f(x) || f(x'))",
         "Zhang et al. 2019; RWP, Table 2; Memorization, Tables 1 and C.1",
-        note="the attack climbs the KL",
+        note="the attack maximises the KL",
         objective="trades",
         options=KL_ATTACK,
         training=TRADES,

@@ -67,10 +67,10 @@ class Distillation(Target):
                 f"teachers=[standard, robust], not {self.teachers!r}."
             )
         if not any(self.kd_weights):
-            raise UserError("kd_weights are all 0, which leaves nothing to learn from.")
+            raise UserError("kd_weights are all 0, so the loss is 0: make one of them positive.")
         if self.teachers and len(self.kd_weights) != len(self.teachers) + 1:
             raise UserError(
-                f"kd_weights must hold {len(self.teachers) + 1} numbers, the label's and one a "
+                f"kd_weights must hold {len(self.teachers) + 1} numbers, the label's and one per "
                 f"teacher, not {len(self.kd_weights)}."
             )
 

@@ -55,7 +55,7 @@ def _make(home: Path) -> None:
     tag = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = home / "lib" / tag / "site-packages"
     shared = dict.fromkeys(sysconfig.get_path(key) for key in ("purelib", "platlib"))
-    # As a site directory, not a path: editable installs are .pth files, too.
+    # As a site directory, not a path, because editable installs are .pth files.
     lines = [f"import site; site.addsitedir({folder!r})" for folder in shared]
     (packages / "shared.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

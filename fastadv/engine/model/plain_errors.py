@@ -17,11 +17,11 @@ def in_words(error: Exception, model: nn.Module, x: Tensor) -> UserError | None:
     if isinstance(error, RuntimeError) and x.dtype != own and any(t in text for t in _OF_TYPES):
         return UserError(
             f"The images are {x.dtype} and the model's weights {own}: pass x.to({own}), or, for a "
-            "model in less than float32, keep its weights in float32 and say amp=True."
+            "model in less than float32, keep its weights in float32 and pass amp=True."
         )
     if isinstance(error, ValueError) and "more than 1 value per channel" in text:
         return UserError(
-            "BatchNorm cannot train on one value a channel, as in a batch of one image; use a "
+            "BatchNorm cannot train on one value per channel, as in a batch of one image; use a "
             "larger batch size, or drop the last batch."
         )
     return None

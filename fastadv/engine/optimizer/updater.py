@@ -193,7 +193,7 @@ class Updater:
         skipped = int(self.skipped)
         if self.scaler is not None and skipped >= STARVED:
             raise TrainingError(
-                f"The last {skipped} updates were skipped, for scaled gradients overflowed each "
+                f"The last {skipped} updates were skipped because scaled gradients overflowed each "
                 f"time; the loss scale is {self.scaler.get_scale():g}. The network has gradients "
                 "that are not finite: lower the learning rate, or use bf16 or float32."
             )

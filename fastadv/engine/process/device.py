@@ -24,7 +24,7 @@ def choose_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"Unknown device {name!r}; use auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("There is no CUDA device here; omit --device or say cpu.")
+        raise UserError("There is no CUDA device here; omit --device or use --device cpu.")
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", distributed.local_rank())
     return device

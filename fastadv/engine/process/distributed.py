@@ -203,13 +203,13 @@ def _finished(tensor: Tensor, start: Callable[[bool], Any]) -> None:
     except RuntimeError as error:
         raise _of_another(
             f"A message between the processes failed ({str(error).splitlines()[0]}): one of them "
-            "has ended, look at what it said."
+            "has ended; see its output."
         ) from error
 
 
 def _raise_failure() -> None:
     if _is_there(_FAILED):
-        raise _of_another(f"Training ends here, for {_store().get(_FAILED).decode()}.")
+        raise _of_another(f"Training ends here because {_store().get(_FAILED).decode()}.")
 
 
 def _is_there(key: str) -> bool:
@@ -217,7 +217,7 @@ def _is_there(key: str) -> bool:
     try:
         return bool(_store().check([key]))
     except RuntimeError as error:
-        raise _of_another("Training ends here, for process 0 has ended.") from error
+        raise _of_another("Training ends here because process 0 has ended.") from error
 
 
 def _store() -> Any:

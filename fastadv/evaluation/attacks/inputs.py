@@ -47,8 +47,8 @@ def attacked_network(model: nn.Module, device: torch.device, amp: bool | str) ->
     inner = inner_module(model)
     if any(is_lazy(tensor) for tensor in (*inner.parameters(), *inner.buffers())):
         raise UserError(
-            "The model has lazy modules without parameters yet, so it cannot be evaluated: call it "
-            "once on images of its size, and train it, first."
+            "The model has lazy modules without parameters yet, so it cannot be evaluated: first "
+            "call it once on images of its size, and train it."
         )
     if True in baked_modes(inner):
         raise UserError(

@@ -67,7 +67,7 @@ Exchange::Exchange(const std::string& name, int ranks, int rank, int device)
   void* start = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   close(file);
   if (start == MAP_FAILED) throw std::runtime_error("the shared memory cannot be mapped");
-  shared_ = static_cast<Shared*>(start);  // fresh memory is zeros: nobody here, all boxes empty
+  shared_ = static_cast<Shared*>(start);  // fresh memory is zeros: no rank has arrived, all boxes are empty
   shared_->pids[rank] = getpid();
   shared_->devices[rank] = device;
   ++shared_->arrived;

@@ -1,7 +1,7 @@
-"""For every Python that a rehearsal starts: what numbers decide is off, constants fold on the CPU.
+"""Patches every Python process of a rehearsal: ``numbers_off`` and folding of constants on the CPU.
 
-With this folder on PYTHONPATH Python imports this file by itself, in workers and test runs, too.
-Nothing is imported until what is to be patched is: the patches follow it.
+Python imports this file at its start if the folder is on PYTHONPATH, also in workers and test runs.
+Each patch is applied after the module that it changes has been imported; nothing else is imported.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 TOOLS = str(Path(__file__).resolve().parents[1])
-# After which module is imported, which function of which file is called.
+# Module -> (file, function) to call after the module has been imported.
 FOLLOWS = {
     "fastadv.training.training_step": ("numbers_off", "switch_off"),
     "torch._inductor.compile_fx": ("compiling", "fold_on_the_cpu"),
@@ -23,7 +23,7 @@ FOLLOWS = {
 
 
 class _Afterwards(importlib.abc.MetaPathFinder):
-    """Lets the usual finders find the modules of ``FOLLOWS`` and patches what they define."""
+    """Finds the modules in ``FOLLOWS`` with the usual finders and patches them when executed."""
 
     def __init__(self) -> None:
         self.waiting = dict(FOLLOWS)
@@ -40,11 +40,11 @@ class _Afterwards(importlib.abc.MetaPathFinder):
 
             def executed(module: ModuleType) -> None:
                 execute(module)
-                # Where pytest loads the file as its plugin, that is what imports the module.
+                # If pytest loads the file as a plugin, the file itself imports the module.
                 if file not in sys.modules:
                     patches = importlib.import_module(file)
                     getattr(patches, function)()
-                    setattr(patches, function, lambda: None)  # once, also if pytest asks later
+                    setattr(patches, function, lambda: None)  # once, even if pytest calls it
 
             spec.loader.exec_module = executed  # type: ignore[method-assign]
         return spec
