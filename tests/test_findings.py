@@ -1,0 +1,40 @@
+"""What users may do with the step, the command line and the types, and what they must be told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+import torch
+from mypy import api
+
+import fastadv
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fastadv", *words], capture_output=True, text=True, cwd=ROOT
+    )
+
+
+def test_a_replaced_optimizer_is_used_or_refused() -> None:
+    """``step.optimizer`` is public: to assign one must not be without effect."""
+    torch.manual_seed(0)
+    model = fastadv.build_model("preact_resnet18", width=2)
+    step = fastadv.step(model, torch.optim.SGD(model.parameters(), lr=0.1), "fgsm")
+    x, y = torch.rand(4, 3, 8, 8), torch.randint(10, (4,))
+    step(x, y)
+    try:
+        step.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    except (AttributeError, fastadv.UserError):
+        return
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    step(x, y)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
