@@ -38,3 +38,12 @@ def test_a_replaced_optimizer_is_used_or_refused() -> None:
     assert all(map(torch.equal, before, model.parameters()))
 
 
+def test_a_command_after_two_dashes_is_not_ignored() -> None:
+    """``--`` ends the options of ``fastadv`` itself; eps=300 is an error of ``train``."""
+    done = command("--", "train", "--eps", "300")
+    assert done.returncode == 2
+    assert "eps" in done.stderr
+    assert command("--", "train", "no-such-argument").returncode == 2
+    assert command("--", "bench", "--help").stdout == command("bench", "--help").stdout
+
+
