@@ -47,3 +47,12 @@ def test_a_command_after_two_dashes_is_not_ignored() -> None:
     assert command("--", "bench", "--help").stdout == command("bench", "--help").stdout
 
 
+def test_mypy_finds_a_misspelt_public_name(tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    file.write_text("import fastadv\n\nfastadv.evalaute\nfastadv.stpe(1, 2)\n")
+    with chdir(ROOT):
+        output, _, status = api.run(["--no-pretty", str(file)])
+    assert status == 1, output
+    assert output.count("[attr-defined]") == 2, output
+
+
