@@ -56,3 +56,9 @@ def test_mypy_finds_a_misspelt_public_name(tmp_path: Path) -> None:
     assert output.count("[attr-defined]") == 2, output
 
 
+def test_methods_refuses_an_unknown_data_set() -> None:
+    done = command("methods", "apart", "--data", "cifra10")
+    assert done.returncode == 2
+    assert "did you mean 'cifar10'?" in done.stderr
+
+
