@@ -62,3 +62,18 @@ def test_methods_refuses_an_unknown_data_set() -> None:
     assert "did you mean 'cifar10'?" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("method", "flag"), [("fgsm-n-igr", "--reg-weight"), ("te", "--te-weight")]
+)
+def test_help_of_a_method_shows_the_default_that_a_run_takes(method: str, flag: str) -> None:
+    """Without --data the run is on digits, whose preset replaces the recipe's value."""
+    from fastadv.cli.flags import groups
+    from fastadv.run.request import RunRequest
+    from fastadv.run.resolve import resolve_run
+
+    rows = [row for _, found in groups(method) for row in found]
+    (row,) = [row for row in rows if row.flag.split()[0] == flag]
+    used = resolve_run(RunRequest(method=method)).options[flag[2:].replace("-", "_")]
+    assert row.default in (f"{used:g}", "preset")
+
+
