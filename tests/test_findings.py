@@ -75,5 +75,3 @@ def test_help_of_a_method_shows_the_default_that_a_run_takes(method: str, flag: 
     (row,) = [row for row in rows if row.flag.split()[0] == flag]
     used = resolve_run(RunRequest(method=method)).options[flag[2:].replace("-", "_")]
     assert row.default in (f"{used:g}", "preset")
-
-
