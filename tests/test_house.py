@@ -43,6 +43,8 @@ UPWARD = {
         "from fastadv.algorithms.targets import one_hot",
     ),
     "Triton is for the kernels": ("engine/noise.py", "import triton"),
+    "Triton is for": ("threat.py", "import triton"),
+    "Triton is": ("ranges.py", "import triton"),
 }
 
 

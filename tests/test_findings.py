@@ -1,0 +1,77 @@
+"""What users may do with the step, the command line and the types, and what they must be told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+import torch
+from mypy import api
+
+import fastadv
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fastadv", *words], capture_output=True, text=True, cwd=ROOT
+    )
+
+
+def test_a_replaced_optimizer_is_used_or_refused() -> None:
+    """``step.optimizer`` is public: to assign one must not be without effect."""
+    torch.manual_seed(0)
+    model = fastadv.build_model("preact_resnet18", width=2)
+    step = fastadv.step(model, torch.optim.SGD(model.parameters(), lr=0.1), "fgsm")
+    x, y = torch.rand(4, 3, 8, 8), torch.randint(10, (4,))
+    step(x, y)
+    try:
+        step.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    except (AttributeError, fastadv.UserError):
+        return
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    step(x, y)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_a_command_after_two_dashes_is_not_ignored() -> None:
+    """``--`` ends the options of ``fastadv`` itself; eps=300 is an error of ``train``."""
+    done = command("--", "train", "--eps", "300")
+    assert done.returncode == 2
+    assert "eps" in done.stderr
+    assert command("--", "train", "no-such-argument").returncode == 2
+    assert command("--", "bench", "--help").stdout == command("bench", "--help").stdout
+
+
+def test_mypy_finds_a_misspelt_public_name(tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    file.write_text("import fastadv\n\nfastadv.evalaute\nfastadv.stpe(1, 2)\n")
+    with chdir(ROOT):
+        output, _, status = api.run(["--no-pretty", str(file)])
+    assert status == 1, output
+    assert output.count("[attr-defined]") == 2, output
+
+
+def test_methods_refuses_an_unknown_data_set() -> None:
+    done = command("methods", "apart", "--data", "cifra10")
+    assert done.returncode == 2
+    assert "did you mean 'cifar10'?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "flag"), [("fgsm-n-igr", "--reg-weight"), ("te", "--te-weight")]
+)
+def test_help_of_a_method_shows_the_default_that_a_run_takes(method: str, flag: str) -> None:
+    """Without --data the run is on digits, whose preset replaces the recipe's value."""
+    from fastadv.cli.flags import groups
+    from fastadv.run.request import RunRequest
+    from fastadv.run.resolve import resolve_run
+
+    rows = [row for _, found in groups(method) for row in found]
+    (row,) = [row for row in rows if row.flag.split()[0] == flag]
+    used = resolve_run(RunRequest(method=method)).options[flag[2:].replace("-", "_")]
+    assert row.default in (f"{used:g}", "preset")
