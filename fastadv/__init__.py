@@ -52,15 +52,17 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        value: Any = _version()
-    elif name in _HOMES:
-        value = getattr(importlib.import_module(f"fastadv.{_HOMES[name]}"), name)
-    else:
-        raise AttributeError(f"module 'fastadv' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would take every name for one of this package
+
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            value: Any = _version()
+        elif name in _HOMES:
+            value = getattr(importlib.import_module(f"fastadv.{_HOMES[name]}"), name)
+        else:
+            raise AttributeError(f"module 'fastadv' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,1 @@
+"""The command line: `fastadv train` and the other commands."""

@@ -10,13 +10,14 @@ import typer
 
 from fastadv.algorithms.options import all_options, default
 from fastadv.algorithms.parts import PARTS, names
-from fastadv.algorithms.resolution import resolve
 from fastadv.cli.help_screen import Row
 from fastadv.cli.settings import COMMON, SETTINGS
 from fastadv.declared import declared, describe, may_be_absent, meanings, plain_type
 from fastadv.run.config import RunConfig
 from fastadv.run.defaults import DEFAULTS
-from fastadv.run.request import setting_types
+from fastadv.run.origin import Origin
+from fastadv.run.request import RunRequest, setting_types
+from fastadv.run.resolve import resolve_run
 
 SWAP = "Swap a part of the method"
 TYPES: Mapping[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT"}
@@ -30,7 +31,8 @@ def groups(method: str | None = None) -> Iterator[tuple[str, list[Row]]]:
     for title, settings in SETTINGS.items():
         rows = [_setting(name, types[name], text) for name, text in settings.items()]
         yield title, [*rows, RESUME, TRUST] if title == "The run" else rows
-    plan = None if method is None else resolve(method)
+    config = None if method is None else resolve_run(RunRequest(method=method))
+    plan = None if config is None else config.plan
     chosen = {} if plan is None else plan.slots
     yield SWAP, [_slot(slot, chosen.get(slot)) for slot in PARTS]
     seen = set(types)
@@ -45,7 +47,10 @@ def groups(method: str | None = None) -> Iterator[tuple[str, list[Row]]]:
                     continue
                 seen.add(name)
                 value = default(part, name) if plan is None else plan.options[name]
-                rows.append(_row(name, hint, said[name], _words(value)))
+                usual = _words(value)
+                if config is not None and config.origins.get(name) is Origin.DATA:
+                    usual = "preset"
+                rows.append(_row(name, hint, said[name], usual))
             if rows:
                 yield f"Options of {slot} {label}", rows
 

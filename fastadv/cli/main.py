@@ -44,7 +44,8 @@ def main() -> None:
         if words[:1] == ["train"] and not {"--help", "--help-all"}.isdisjoint(words):
             print(_train_help(words), end="")
             sys.exit(0)
-        code = application(words[0] if words else "")(standalone_mode=False)
+        command = next((word for word in words if word != "--"), "")
+        code = application(command)(standalone_mode=False)
     except (UserError, TrainingError) as error:
         say("error", error)
         code = 2

@@ -72,6 +72,11 @@ def list_images(name: str) -> ImageTree:
     return _TREES[kind](name, path)
 
 
+def require_known(name: str) -> None:
+    """Raise ``UserError`` unless ``name`` is one of ``DATA_SETS``, with a path where it needs one."""
+    _parse(name)
+
+
 def _parse(name: str) -> tuple[str, Path]:
     kind, colon, path = name.partition(":")
     if kind not in DATA_SETS:

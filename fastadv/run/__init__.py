@@ -1,0 +1,1 @@
+"""A whole run: its configuration, the loop over epochs, its folder, resuming."""

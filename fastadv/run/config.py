@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastadv.algorithms.plan import Plan
+from fastadv.data.catalogue import require_known
 from fastadv.declared import (
     Count,
     CountOrZero,
@@ -97,7 +98,8 @@ def required_settings() -> list[str]:
 
 
 def check(config: RunConfig) -> None:
-    """Raise ``UserError`` for settings that contradict each other."""
+    """Raise ``UserError`` for an unknown data set and for settings that contradict each other."""
+    require_known(config.data)
     if config.drops is not None and config.schedule not in STEPPED:
         raise UserError(
             f"--drops is for --schedule piecewise or multistep; omit it with {config.schedule}."

@@ -15,7 +15,7 @@ import dataclasses
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,16 @@ class RunFolder:
             trust.remember(path, text.encode())
         distributed.wait()
         return folder
+
+    def forget_unbegun(self) -> None:
+        """Remove the configuration of a run that was refused before its first update was kept, so
+        that a corrected one can take the folder."""
+        begun = any(file.exists() for file in self.files() if file != self.config)
+        if begun or distributed.rank() != 0:
+            return
+        self.config.unlink(missing_ok=True)
+        with suppress(OSError):  # other files of the user are in it
+            self.path.rmdir()
 
     @classmethod
     def open(cls, path: str) -> RunFolder:

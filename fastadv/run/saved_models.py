@@ -70,6 +70,8 @@ def fingerprint(path: str) -> str:
 def _read(path: str) -> tuple[RunConfig, dict[str, Any], Path]:
     """Configuration and checkpoint of the run that ``path`` is or lies in, and its file."""
     given = Path(path)
+    if not given.exists():
+        raise UserError(f"There is no {printable(given)}: give a run folder or a checkpoint in it.")
     folder = RunFolder.open(str(given if given.is_dir() else given.parent))
     config = folder.read_config()
     weights = folder.best if given.is_dir() else given

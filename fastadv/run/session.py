@@ -68,8 +68,9 @@ class Session:
         device = choose_device(config.device)
         plan = config.plan
         if "unlabelled_half" in plan.needs and config.unlabelled is None:
+            objective = plan.slots["objective"]
             raise UserError(
-                f"{config.method} also trains on pseudo-labelled images: label some with "
+                f"Objective {objective!r} trains on pseudo-labelled images: label some with "
                 "fastadv pseudo-label RUN --images FILE.npz --out LABELLED.npz, then pass "
                 "--unlabelled LABELLED.npz."
             )

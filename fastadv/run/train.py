@@ -61,7 +61,11 @@ def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]
         session = Session.build(config)
         folder = RunFolder.create(config.out, session.config)
         with folder.alone():
-            return _run(session, folder, Progress(), console or Console())
+            try:
+                return _run(session, folder, Progress(), console or Console())
+            except UserError:
+                folder.forget_unbegun()
+                raise
 
 
 def resume(path: str, console: Console | None = None) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""One update of the weights: `fastadv.step`. The loop over epochs is in `fastadv.run`."""

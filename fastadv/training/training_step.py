@@ -62,7 +62,7 @@ class Step:
         before_update: Callable[[int], None] | None = None,
     ) -> None:
         settings = checked(Step.__init__, max_grad_norm=max_grad_norm, seed=seed, blocks=blocks)
-        self.model, self.optimizer, self.plan = inner_module(model), optimizer, plan
+        self._model, self._optimizer, self._plan = inner_module(model), optimizer, plan
         if next(self.model.parameters(), None) is None:
             raise UserError("The model has no parameters to train.")
         checks.check_mode(self.model)
@@ -82,6 +82,22 @@ class Step:
         threat = f"{self.threat.norm}, eps {self.threat.eps:.4g}"
         precision = self.internals.precision
         return f"<fastadv.Step {self.plan.method}: {threat}, {precision}, {self.mode}>"
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is trained, without the wrapper of DDP or ``torch.compile``. For another
+        one build another step; its modules and parameters may change."""
+        return self._model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer given. For another one build another step; its groups may change."""
+        return self._optimizer
+
+    @property
+    def plan(self) -> Plan:
+        """The parts of the method."""
+        return self._plan
 
     @property
     def mode(self) -> str:

@@ -29,7 +29,7 @@ def require_package() -> None:
     if importlib.util.find_spec("pyautoattack") is None:
         raise UserError(
             "The attack 'autoattack' needs the package pyautoattack; install it with: "
-            "pip install pyautoattack"
+            "pip install 'fastadv[eval]'"
         )
 
 

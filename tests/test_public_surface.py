@@ -75,3 +75,25 @@ def test_help_of_a_method_shows_the_default_that_a_run_takes(method: str, flag: 
     (row,) = [row for row in rows if row.flag.split()[0] == flag]
     used = resolve_run(RunRequest(method=method)).options[flag[2:].replace("-", "_")]
     assert row.default in (f"{used:g}", "preset")
+
+
+def test_a_run_refused_before_its_first_update_leaves_its_folder_free(tmp_path: Path) -> None:
+    """A corrected command may take the folder; files of the user in it stay."""
+    from fastadv.run.request import RunRequest
+    from fastadv.run.train import train
+
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    request = RunRequest(
+        method="pgd-kdsa", out=str(out), epochs=1, width=2, limit=64, options={"steps": 1}
+    )
+    for _ in range(2):
+        with pytest.raises(fastadv.UserError, match="teachers"):
+            train(request)
+        assert [file.name for file in out.iterdir()] == ["notes.txt"]
+
+
+def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(fastadv.UserError, match=r"There is no .*nowhere"):
+        fastadv.load_model(str(tmp_path / "nowhere"))
