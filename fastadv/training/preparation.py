@@ -125,12 +125,12 @@ class Preparation:
             raise RuntimeError(f"parts ask for what no step provides: {sorted(unknown_needs)}")
         for part in plan.parts.values():
             part.prepare(setup)
+        if plan.averaging is not None:
+            plan.averaging.start(update.parameters.named)
         names = Counter(name for part in plan.parts.values() for name in part.state)
         shared = [name for name, count in names.items() if count > 1]
         if shared:
             raise RuntimeError(f"two parts of {plan.method!r} have a state called {shared[0]!r}")
-        if plan.averaging is not None:
-            plan.averaging.start(update.parameters.named)
         self.allocated = allocated
 
     def follow_threat(self, threat: Threat) -> None:
