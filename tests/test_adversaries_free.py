@@ -63,8 +63,7 @@ def test_an_element_clipped_to_the_box_has_no_gradient() -> None:
 def test_replays_count_as_updates() -> None:
     seen: list[int] = []
     x, y, index, _ = tiny_batch()
-    step = tiny_step(tiny_model(), "free", replays=3)
-    step.internals.before_update = seen.append
+    step = tiny_step(tiny_model(), "free", replays=3, before_update=seen.append)
     step(x, y, index)
     step(x, y, index)
     assert step.updates_per_batch == 3

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+import time
 from importlib.metadata import version
 
 import pytest
@@ -154,13 +155,20 @@ def test_serving_answers_in_lines_even_when_the_library_prints(tmp_path):
     script = tmp_path / "served.py"
     script.write_text(
         textwrap.dedent("""
+        import time
+
         from fastadv.benchmark.peers.serving import serve
 
         def build(setting, attack_bn):
             print("chatter of", setting.model)
             if attack_bn == "neither":
                 raise ValueError("eval mode only")
-            return lambda: print("more chatter")
+
+            def step():
+                print("more chatter")
+                time.sleep(0.05)
+
+            return step
 
         serve(build, "torch")
         """)
@@ -174,7 +182,9 @@ def test_serving_answers_in_lines_even_when_the_library_prints(tmp_path):
             worker.step()
         said = worker.setup(attack_bn="train", **common)
         assert len(said["warm_seconds"]) == 2
+        assert min(said["warm_seconds"]) >= 0.05
         assert said["version"] == version("torch")
-        assert worker.step() >= 0
+        began = time.perf_counter()
+        assert 0.05 <= worker.step() <= time.perf_counter() - began
     finally:
         worker.close()

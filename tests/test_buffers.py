@@ -49,8 +49,17 @@ def test_values_return_after_an_error():
 
 
 def test_a_model_without_buffers():
+    """Not a launch, no flag for statistics, and other tensors keep their changes."""
+    value = torch.zeros(3)
     with kept(Layout([])):
-        pass
+        value.fill_(5)
+    assert torch.equal(value, torch.full((3,), 5.0))
+    with Launches() as seen:
+        nothing = Snapshot(Layout([]))
+        assert nothing.spoilt() is None
+        nothing.put_back()
+        nothing.put_back_unless(torch.tensor(False))
+    assert seen.count <= 1  # of the flag itself
 
 
 class Launches(TorchDispatchMode):

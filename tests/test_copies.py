@@ -186,7 +186,18 @@ def test_images_of_another_size_are_refused_if_perturbations_are_stored(method: 
 
 @pytest.mark.parametrize("method", ["pgd", "te", "trades"])
 def test_other_methods_take_any_size(method: str) -> None:
+    """As a step that has only seen images of that size, which goes on from the same state."""
     step = step_of(method, staged_model())
     x, y, index, _ = tiny_batch()
     step(x, y, index % 12)
-    step(x[..., :4, :4], y, index % 12)
+    state = copy.deepcopy(step.state_dict())
+    state["allocated"][0] = [3, 4, 4]
+    fresh = step_of(method, copy.deepcopy(step.model))
+    fresh.optimizer.load_state_dict(copy.deepcopy(step.optimizer.state_dict()))
+    fresh.load_state_dict(state)
+    for each in (step, fresh):
+        each(x[..., :4, :4], y, index % 12)
+    assert_same(step.model, fresh.model, 0)
+    assert step.state.keys() == fresh.state.keys()
+    for name, tensor in step.state.items():
+        assert torch.equal(tensor, fresh.state[name]), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -157,16 +158,21 @@ def test_dropout_draws_what_it_draws_in_eager() -> None:
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.usefixtures("deterministic")
 def test_a_graph_of_the_users_may_be_held() -> None:
     """It brings the default stream into autograd's nodes of the parameters."""
     model = staged_model().cuda()
     held = model(torch.rand(2, 3, 6, 6, device="cuda", dtype=torch.float64)).sum()
+    eager = step_of("trades-awp", copy.deepcopy(model), "eager")
     step = step_of("trades-awp", model, "captured")
     for update in range(2):
-        assert call(step, update).isfinite()
+        expected = call(eager, update)
+        torch.testing.assert_close(call(step, update), expected, rtol=1e-8, atol=1e-8)
+    assert_same_model(step.model, eager.model)
     assert held.requires_grad
 
 
+@pytest.mark.usefixtures("deterministic")
 def test_what_waits_is_refused_before_it_is_captured() -> None:
     """It also leaves the device usable, and weights and statistics as they were."""
     step = make("fgsm-n-advlc-nuclear", "captured")
@@ -176,11 +182,15 @@ def test_what_waits_is_refused_before_it_is_captured() -> None:
     for name, value in step.model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
-    assert call(make("pgd", "captured"), 0).isfinite()
+    losses = [call(make("pgd", mode), 0) for mode in ("eager", "captured")]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.usefixtures("deterministic")
 def test_other_threads_may_use_the_device_meanwhile() -> None:
     """DALI's threads and NCCL's watchdog do the same."""
+    eager, sizes = make("pgd", "eager"), (6, 4, 6)
+    expected = [call(eager, update, count) for update, count in enumerate(sizes)]
     done, failed = threading.Event(), []
 
     def work() -> None:
@@ -198,35 +208,45 @@ def test_other_threads_may_use_the_device_meanwhile() -> None:
     thread.start()
     try:
         step = make("pgd", "captured")
-        for update, count in enumerate([6, 4, 6]):
-            assert call(step, update, count).isfinite()
+        for update, count in enumerate(sizes):
+            loss = call(step, update, count)
+            torch.testing.assert_close(loss, expected[update], rtol=1e-8, atol=1e-8)
     finally:
         done.set()
         thread.join()
     assert not failed
+    assert_same_model(step.model, eager.model)
 
 
-def test_float16_and_a_scaler_in_graphs() -> None:
+def fused(method: str, mode: str, **options: Any) -> Step:
+    """In float32, with the fused optimizer."""
     model = staged_model().float().cuda()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
-    step = fastadv.step(
-        model, optimizer, "pgd", eps=0.1, mode="captured", amp=True, amp_dtype="fp16",
-        total_steps=8,
-    )  # fmt: skip
+    return fastadv.step(model, optimizer, method, eps=0.1, mode=mode, total_steps=8, **options)
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_float16_and_a_scaler_in_graphs() -> None:
+    eager, step = (fused("pgd", mode, amp=True, amp_dtype="fp16") for mode in ("eager", "captured"))
     for update in range(5):
-        assert call(step, update).isfinite()
+        loss, expected = call(step, update), call(eager, update)
+        assert loss.isfinite()
+        torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-3)
     step.check()
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert all(parameter.isfinite().all() for parameter in step.model.parameters())
+    assert torch.equal(step.internals.update.scale, eager.internals.update.scale)
 
 
+@pytest.mark.usefixtures("deterministic")
 def test_a_fused_optimizer_takes_gradients_of_channels_last_images() -> None:
-    model = staged_model().float().cuda()  # its weights are not in channels_last
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
-    step = fastadv.step(model, optimizer, "fgsm", eps=0.1, mode="captured", total_steps=8)
+    """The weights are not in channels_last."""
+    eager, step = fused("fgsm", "eager"), fused("fgsm", "captured")
     x, y, _, _ = tiny_batch(COUNT)
     x = x.float().cuda().contiguous(memory_format=torch.channels_last)
     for _ in range(3):
-        assert step(x, y.cuda())["loss"].isfinite()
+        loss, expected = (each(x, y.cuda())["loss"] for each in (step, eager))
+        assert loss.isfinite()
+        torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_replaying_takes_little_more_memory_than_eager() -> None:

@@ -44,15 +44,15 @@ def by_hand(
         optimizer.step()
 
 
-def falling(step: fastadv.Step) -> None:
+def falling_step(model: nn.Module, method: str, **options: Any) -> fastadv.Step:
     """The scheduled groups' rate falls tenfold at each update."""
-    optimizer = step.optimizer
 
     def schedule(update: int) -> None:
-        for group in optimizer.param_groups:
+        for group in step.optimizer.param_groups:
             group["lr"] = 0.05 * 0.1**update  # every group, as a torch scheduler would
 
-    step.internals.before_update = schedule
+    step = staged_step(model, method, before_update=schedule, **options)
+    return step
 
 
 def three_steps(step: fastadv.Step) -> None:
@@ -80,8 +80,7 @@ def test_fixed_rate_under_any_scheduler(
 ) -> None:
     model = staged_model()
     reference = twin(model)
-    step = staged_step(model, method, **ATTACK, **options)
-    falling(step)
+    step = falling_step(model, method, **ATTACK, **options)
     three_steps(step)
     rate = options.get("fixed_lr", 0.05)
     rates = [[0.05 * 0.1**update, rate] for update in range(3)]
@@ -102,8 +101,7 @@ def test_scaled_gradients_are_eq_4() -> None:
     model = staged_model()
     reference = twin(model)
     optimizer = torch.optim.SGD(model.parameters(), **LEARNING)
-    step = staged_step(model, "rat-lr", optimizer=optimizer, rate_form="gradient", **ATTACK)
-    falling(step)
+    step = falling_step(model, "rat-lr", optimizer=optimizer, rate_form="gradient", **ATTACK)
     three_steps(step)
     x, y, _, start = tiny_batch()
     optimizer = torch.optim.SGD(reference.parameters(), **LEARNING)
@@ -211,8 +209,7 @@ def test_freezing_everything_is_an_error() -> None:
 
 def test_a_saved_optimizer_keeps_its_fixed_rate() -> None:
     model = staged_model()
-    step = staged_step(model, "rat-lr", **ATTACK)
-    falling(step)
+    step = falling_step(model, "rat-lr", **ATTACK)
     three_steps(step)
     resumed = staged_step(twin(model), "rat-lr", **ATTACK)
     optimizer = resumed.optimizer

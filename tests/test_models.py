@@ -382,3 +382,7 @@ def test_bad_requests_are_refused_in_one_sentence(arguments: dict, says: str) ->
 def test_the_class_takes_any_width_and_depth() -> None:
     model = PreActResNet(depths=(1, 1, 1, 2), width=3, num_classes=4, in_channels=2)
     assert model(torch.rand(2, 2, 5, 9)).shape == (2, 4)
+    stages = [model.layer1, model.layer2, model.layer3, model.layer4]
+    channels = [[block.conv2.out_channels for block in stage] for stage in stages]
+    assert channels == [[3], [6], [12], [24, 24]]
+    assert model.conv1.weight.shape == (3, 2, 3, 3)

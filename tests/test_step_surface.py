@@ -51,6 +51,16 @@ def test_two_parts_cannot_have_a_state_of_one_name(monkeypatch: pytest.MonkeyPat
         step(*tiny_batch()[:3])
 
 
+def test_the_averages_of_the_weights_are_also_states_with_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are allocated after the states of the parts."""
+    step = tiny_step(tiny_model(), "pgd", steps=1, averaging="ema")
+    monkeypatch.setitem(step.plan.target.state, "average.linear.bias", torch.zeros(2))
+    with pytest.raises(RuntimeError, match=r"have a state called 'average\.linear\.bias'"):
+        step(*tiny_batch()[:3])
+
+
 def test_every_part_of_one_step_has_its_own_names() -> None:
     """As many names in ``state`` as the parts have together."""
     step = tiny_step(

@@ -95,6 +95,7 @@ def staged_step(
     num_samples: int | None = SAMPLES,
     mode: str = "eager",
     backend: Any = "aot_eager",
+    before_update: Callable[[int], None] | None = None,
     **options: Any,
 ) -> Step:
     """A step of ``method``; ``optimizer`` is by default the one its layers ask for."""
@@ -112,6 +113,7 @@ def staged_step(
         num_samples=num_samples,
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
+        before_update=before_update,
     )
 
 

@@ -73,7 +73,7 @@ def list_images(name: str) -> ImageTree:
 
 
 def require_known(name: str) -> None:
-    """Raise ``UserError`` unless ``name`` is one of ``DATA_SETS``, with a path where it needs one."""
+    """Raise ``UserError`` unless ``name`` is one of ``DATA_SETS``, with a path if it needs one."""
     _parse(name)
 
 
