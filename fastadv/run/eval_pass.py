@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastadv.declared import parse_number
 from fastadv.engine.model.precision import shown
 from fastadv.engine.process import distributed
 from fastadv.errors import warn
@@ -35,7 +36,6 @@ from fastadv.run.eval_records import EvalRecords, Record, Settings
 from fastadv.run.session import data_facts
 from fastadv.run.source import EvalBatches, Source
 from fastadv.storage.digests import digest
-from fastadv.threat import parse_number
 
 KEEP_EVERY = 5.0  # seconds between two savings of a running pass
 
