@@ -333,7 +333,7 @@ class Step:
         them.
         """
         self.internals.updater.check()
-        sentence = self.internals.update.still.sentence_once()
+        sentence = self.internals.update.unmoved.sentence_once()
         if sentence is not None:
             warn(sentence)
 
@@ -346,7 +346,7 @@ class Step:
         device."""
         update = self.internals.clock.update
         sentences = [part.advice(update) for part in self.plan.parts.values()]
-        sentences.append(self.internals.update.still.sentence())
+        sentences.append(self.internals.update.unmoved.sentence())
         return [sentence for sentence in sentences if sentence is not None]
 
     @contextmanager
