@@ -31,8 +31,9 @@ class UnmovedCounter:
             return None
         return (
             f"The attack moved no pixel of {unmoved} of {seen} images "
-            f"({100 * unmoved / seen:.0f} %): its gradient was exactly zero there, and the network trains on clean images. Look for "
-            "rounding or saturation in the network that hides its gradient."
+            f"({100 * unmoved / seen:.0f} %): its gradient was exactly zero there, and the "
+            "network trains on clean images. Look for rounding or saturation in the network that "
+            "hides its gradient."
         )
 
     def sentence_once(self) -> str | None:

@@ -85,8 +85,8 @@ class Updater:
         norm, and true (0-dim bool) if the update counted.
 
         ``number`` is the number of the update (0-dim int64). ``faults_found`` is fault -> 0-dim
-        bool; the update counts only if all are false. With ``update=False`` the gradient waits: the next
-        update takes the mean over the images of all these batches.
+        bool; the update counts only if all are false. With ``update=False`` the gradient waits: the
+        next update takes the mean over the images of all these batches.
         """
         if not self._waiting:
             self._clear_all_but(parameters)
