@@ -89,7 +89,7 @@ def counted_in_an_update(method: str, **options: Any) -> tuple[Counter, Counter]
     index = torch.arange(SAMPLES)[:BATCH]
     step(x, y, index, view=view_of(BATCH), **more)
     # The first call looks at two images besides: once, twice where BatchNorms' counters would be
-    # aside, to see whether anybody reads them, and as often as objectives published
+    # detached, to see whether anybody reads them, and as often as objectives published
     # with repeated passes ask for to compare those with one of each.
     seen["forward", "eval"] -= 3 * Fraction(2, BATCH)
     repeated = step.plan.objective.passes()

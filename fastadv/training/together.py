@@ -78,8 +78,8 @@ class Agreement:
         if seen == self._seen and (batch_size <= self._room or not remembers):
             return
         own = {"method": dict(update.plan.slots), "room": batch_size, "model": self._model()}
-        patience = distributed.PATIENCE if self._seen is None else distributed.COMING
-        told = [json.loads(each) for each in distributed.told_by_all(json.dumps(own), patience)]
+        timeout = distributed.GROUP_TIMEOUT if self._seen is None else distributed.AGREEMENT_TIMEOUT
+        told = [json.loads(each) for each in distributed.told_by_all(json.dumps(own), timeout)]
         for process, other in enumerate(told[1:], start=1):
             _require_alike(told[0], other, process)
         self._seen, self._room = seen, max(each["room"] for each in told)
