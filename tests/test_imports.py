@@ -1,4 +1,4 @@
-"""The doors of the house: which rooms there are, and which way imports go."""
+"""Which modules are at the top level, and the import contracts of pyproject.toml."""
 
 from __future__ import annotations
 
