@@ -192,7 +192,7 @@ class Update:
         """The centre (B,C,H,W) of the ball if one forward pass there serves the attack and the
         outer pass, otherwise None."""
         alike = self.net.attack_dtype == self.net.outer_dtype
-        alike = alike and self.net.bn_momenta.suffices(self.plan.objective.passes())
+        alike = alike and self.net.bn_momenta.suffices(self.plan.objective.bn_updates())
         return (
             self.plan.adversary.joint_center(batch)
             if self.plan.shares_natural_forward and alike

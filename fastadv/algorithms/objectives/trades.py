@@ -40,7 +40,7 @@ class Trades(Objective):
                 f"natural,adversarial, not {','.join(self.bn_passes)!r}."
             )
 
-    def passes(self) -> tuple[str, ...]:
+    def bn_updates(self) -> tuple[str, ...]:
         return self.bn_passes
 
     def attack_scale(self) -> float:

@@ -77,11 +77,11 @@ class Network:
                 self.logits(x)
             self._pointwise = pointwise(self.model.modules(), self.device)
 
-    def probe(self, x: Tensor, passes: Sequence[str] = DEFAULT_BN_UPDATES) -> Tensor:
+    def probe(self, x: Tensor, bn_updates: Sequence[str] = DEFAULT_BN_UPDATES) -> Tensor:
         """The logits (B,classes) of ``x`` (B,C,H,W) in eval mode, from passes that also find out
         which BatchNorms can be folded in attacks with running statistics, which are called once,
-        and if one pass of each kind is equivalent to all ``passes``. The model and the generators
-        are as before."""
+        and if one pass of each kind is equivalent to all ``bn_updates``. The model and the
+        generators are as before."""
         self.looks += 1
         self.bn_momenta.follow()
         with (
@@ -94,7 +94,7 @@ class Network:
                 self.copies.folds = []
             if self.counters.any and not self._counters_are_unread(x):
                 self.counters.leave()
-            self.bn_momenta.probe(x, passes)
+            self.bn_momenta.probe(x, bn_updates)
         return logits
 
     def _counters_are_unread(self, x: Tensor) -> bool:
