@@ -61,7 +61,7 @@ def digits_row(name: str, usual: RunRequest, epochs: int, runs: Path) -> dict[st
     folder = RunFolder(runs / name)
     chosen = vars(usual) | settings | {"method": name, "epochs": epochs, "out": str(folder.path)}
     result = train(RunRequest(**chosen | {"options": options}))
-    settled = folder.read_config()
+    config = folder.read_config()
     return {
         "kind": "digits",
         "method": name,
@@ -71,9 +71,9 @@ def digits_row(name: str, usual: RunRequest, epochs: int, runs: Path) -> dict[st
         "train_seconds": result["train_seconds"],
         "eval_seconds": result["eval_seconds"],
         "config": {
-            "model": settled.model, "width": settled.width, "batch_size": settled.batch_size,
-            "eps": settled.eps, "limit": settled.limit, "amp": settled.amp, "mode": settled.mode,
-            "seed": settled.seed,
+            "model": config.model, "width": config.width, "batch_size": config.batch_size,
+            "eps": config.eps, "limit": config.limit, "amp": config.amp, "mode": config.mode,
+            "seed": config.seed,
         },
         "given": {key: value for key, value in options.items() if key in EARLIER},
     }  # fmt: skip

@@ -49,9 +49,9 @@ def decode(archive: Path, target: Path) -> str:
             chunks = [encoded[start : start + CHUNK] for start in range(0, len(encoded), CHUNK)]
             arrays[f"x_{split}"] = np.concatenate(list(pool.map(pixels, chunks)))
             arrays[f"y_{split}"] = np.array([classes.index(name) for name, _ in entries])
-    aside = target.with_name(target.name + ".part.npz")
-    np.savez(aside, **arrays)
-    os.replace(aside, target)
+    partial = target.with_name(target.name + ".part.npz")
+    np.savez(partial, **arrays)
+    os.replace(partial, target)
     counts = ", ".join(f"{len(arrays[f'y_{split}']):,} {split}" for split in SPLITS)
     return f"{counts} images of {len(classes)} classes"
 

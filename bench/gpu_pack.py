@@ -51,13 +51,13 @@ class Packing:
 def pack(folder: Path, target: Path) -> None:
     """Write all results in ``folder`` to ``target`` (.tar.gz)."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(target.name + ".part")
-    with tarfile.open(aside, "w:gz", compresslevel=3) as archive:
+    partial = target.with_name(target.name + ".part")
+    with tarfile.open(partial, "w:gz", compresslevel=3) as archive:
         for file in sorted(folder.rglob("*")):
             if file.suffix not in NOT_PACKED and file.is_file():
                 with contextlib.suppress(FileNotFoundError):  # deleted after it was listed
                     _add(archive, file, file.relative_to(folder))
-    os.replace(aside, target)
+    os.replace(partial, target)
 
 
 def _add(archive: tarfile.TarFile, file: Path, name: Path) -> None:

@@ -155,12 +155,12 @@ def cases(device: str, large: bool) -> dict[str, Case]:
     moved = 4 * sum(t.numel() for t in layers)
     awp = (layers, directions, 0.0)
     blocks = [torch.randn(128 if large else 8, 64, 32, 32, device=device) for _ in range(8)]
-    tapped = 4 * sum(t.numel() for t in blocks)
+    block_bytes = 4 * sum(t.numel() for t in blocks)
     found += [
         Case("perturb_weights", "21 tensors", awp, awp_by_hand, 6 * moved),
         Case("perturb_weights", "21 tensors, foreach", awp, awp_by_foreach, 6 * moved),
-        Case("block_signs", "8 blocks", (blocks,), signs_by_hand, 2 * tapped),
-        Case("block_step_gradients", "8 blocks", (blocks, blocks), dots_by_hand, 2 * tapped),
+        Case("block_signs", "8 blocks", (blocks,), signs_by_hand, 2 * block_bytes),
+        Case("block_step_gradients", "8 blocks", (blocks, blocks), dots_by_hand, 2 * block_bytes),
     ]
     names = [f"{c.kernel} {c.size}{' backward' * c.backward}" for c in found]
     return dict(zip(names, found, strict=True))

@@ -47,13 +47,13 @@ def main() -> None:
         )  # fmt: skip
         seeds = [int(seed) for seed in given.seeds.split(",")]
         pairs = [pair(config, seed, given.runs) for seed in seeds]
-        settled = RunFolder(_folder(config, seeds[0], "bf16", given.runs)).read_config()
+        resolved = RunFolder(_folder(config, seeds[0], "bf16", given.runs)).read_config()
         row = summary(pairs, given.attack) | {
             "kind": "precision",
             "config": {
-                "method": method, "data": given.data, "model": settled.model,
-                "width": settled.width, "epochs": settled.epochs, "eps": settled.eps,
-                "batch_size": settled.batch_size, "mode": settled.mode,
+                "method": method, "data": given.data, "model": resolved.model,
+                "width": resolved.width, "epochs": resolved.epochs, "eps": resolved.eps,
+                "batch_size": resolved.batch_size, "mode": resolved.mode,
             },
         }  # fmt: skip
         append_rows(results_file(given.out, device), [row | origin])

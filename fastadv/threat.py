@@ -11,7 +11,7 @@ from fastadv import kernels
 from fastadv.declared import NonNegative, check_fields, parse_number
 from fastadv.errors import UserError, unknown
 
-__all__ = ["NORMS", "USUAL_EPS", "Threat", "parse_number", "usual_threat"]
+__all__ = ["NORMS", "USUAL_EPS", "Threat", "usual_threat"]
 
 NORMS = ("linf", "l2")
 USUAL_EPS = {"linf": 8 / 255, "l2": 128 / 255}

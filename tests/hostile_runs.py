@@ -137,7 +137,7 @@ def harm(folder: Path, seed: int, witness: Path) -> str:
     outside = witness.with_name("outside.txt")
     name = draw.choice(FILES)
     path = folder / name
-    way = draw.choice(["checkpoint", "config", "link", "special", "text", "bytes", "aside"])
+    way = draw.choice(["checkpoint", "config", "link", "special", "text", "bytes", "partial"])
     if way == "checkpoint":
         for file in draw.sample(["last.pt", "best.pt", "averaged.pt"], 2):
             (folder / file).write_bytes(checkpoints(draw, witness)())
@@ -148,7 +148,7 @@ def harm(folder: Path, seed: int, witness: Path) -> str:
         kept = [old for old in lines if not old.startswith((key + " =", "# checksum"))]
         text = "\n".join([line, *kept] if "[" not in line[:1] else [*kept[:-6], line]) + "\n"
         (folder / "config.toml").write_bytes(text.encode("utf-8", "surrogatepass"))
-    elif way in ("link", "aside"):
+    elif way in ("link", "partial"):
         place = path if way == "link" else path.with_name(path.name + ".partial")
         place.unlink(missing_ok=True)
         place.symlink_to(draw.choice([outside, Path("/dev/zero"), folder, witness, place]))

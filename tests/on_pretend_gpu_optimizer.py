@@ -67,7 +67,7 @@ def test_an_optimizer_stops_at_the_first_bad_update(kind: str, max_grad_norm: fl
         with gpu.no_waits():
             call(steps[-1], 1)
             weights.append({n: gpu.to_host(v.clone()) for n, v in model.state_dict().items()})
-            call(steps[-1], 2, spoilt=True)
+            call(steps[-1], 2, not_finite=True)
             call(steps[-1], 3)
     assert_same_run(steps[1], steps[0])
     for name, value in steps[1].model.state_dict().items():
@@ -330,7 +330,7 @@ def test_a_replayed_optimizer_stops_at_the_first_bad_update() -> None:
         call(step, update)
     before = {n: gpu.to_host(v.clone()) for n, v in step.model.state_dict().items()}
     with gpu.no_waits():
-        call(step, 3, spoilt=True)
+        call(step, 3, not_finite=True)
         call(step, 4)
     for name, value in step.model.state_dict().items():
         assert torch.equal(gpu.to_host(value), before[name]), name

@@ -26,12 +26,12 @@ def captured(step: Step, **options: Any) -> Step:
 
 
 def call(
-    step: Step, update: int, count: int = COUNT, *, spoilt: bool = False, adds: bool = False
+    step: Step, update: int, count: int = COUNT, *, not_finite: bool = False, adds: bool = False
 ) -> dict[str, Tensor]:
     """Update number ``update`` of ``step``, on its own batch, on the device of the model; one that
     only ``adds`` its gradient does not step."""
     x, y, _, _ = tiny_batch(count, seed=update)
-    x = x.to(next(step.model.parameters()).dtype) * (float("nan") if spoilt else 1.0)
+    x = x.to(next(step.model.parameters()).dtype) * (float("nan") if not_finite else 1.0)
     index = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(update))[:count]
     more: dict[str, Any] = {"view": view_of(count, update)}
     if "second_view" in step.plan.needs:

@@ -239,7 +239,7 @@ def test_the_branchs_input_is_the_norm_before_its_first_convolution() -> None:
     for place, module in at.items():
         model = staged_model()
         step = staged_step(model, "apart", block_noise_at=place)
-        with step.internals.net.taps.on():
+        with step.internals.net.block_hooks.on():
             hooked = [name for name, m in step.model.named_modules() if m._forward_pre_hooks]
         assert hooked == [f"layer{k}.0.{module}" for k in (1, 2, 3, 4)]
 

@@ -56,7 +56,7 @@ def test_a_model_without_buffers():
     assert torch.equal(value, torch.full((3,), 5.0))
     with Launches() as seen:
         nothing = Snapshot(Layout([]))
-        assert nothing.spoilt() is None
+        assert nothing.not_finite() is None
         nothing.put_back()
         nothing.put_back_unless(torch.tensor(False))
     assert seen.count <= 1  # of the flag itself

@@ -116,7 +116,7 @@ def test_a_replaced_part_learns_compiled_and_captured(mode: str, name: str) -> N
     assert_same(step.model, again.model, 1e-10)
 
 
-def test_a_tapped_convolution_is_followed() -> None:
+def test_a_convolution_with_a_hook_is_followed() -> None:
     """APART's noise enters the new block."""
     options = {"total_steps": 8, "pad": 0}
     step = make(tiny_model(), "apart", **options)

@@ -12,7 +12,7 @@ from torch import nn
 import fastadv
 from fastadv.errors import TrainingError, UserError
 from fastadv.threat import Threat
-from fastadv.training.training_step import CHECK_EVERY
+from fastadv.training.training_step import CHECK_EVERY_CALLS
 
 x, y, index, _ = tiny_batch()
 WRONG = {
@@ -44,7 +44,7 @@ def test_a_loss_that_is_not_finite_ends_a_users_loop_soon() -> None:
     step = tiny_step(tiny_model(), "fgsm")
     step(x, y)
     step(torch.full_like(x, torch.nan), y)
-    for _ in range(CHECK_EVERY - 3):
+    for _ in range(CHECK_EVERY_CALLS - 3):
         step(x, y)
     with pytest.raises(TrainingError, match="not finite at step 1; nothing was updated"):
         step(x, y)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import tiny_batch, tiny_model, tiny_step
 
-from fastadv.training import mode as choice
+from fastadv.training.mode import compiles, first_mode
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,6 @@ def test_double_backward_is_not_compiled_by_auto(monkeypatch):
 
 
 def test_cuda_is_captured():
-    assert choice.first_mode("auto", torch.device("cuda")) == "captured"
-    assert choice.compiles("captured", 10**6)
-    assert not choice.compiles("captured", 10)
+    assert first_mode("auto", torch.device("cuda")) == "captured"
+    assert compiles("captured", 10**6)
+    assert not compiles("captured", 10)

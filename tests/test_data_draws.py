@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastadv.data import draws
-from fastadv.data.labels import noisy_labels, split_rows, stratified_rows
+from fastadv.data.labels import split_rows, stratified_rows
 
 # The first outputs of SplitMix64 seeded with 1234567, as published with the algorithm.
 PUBLISHED = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
@@ -68,15 +68,3 @@ def test_split_is_a_partition_that_changes_with_the_seed():
     assert torch.cat([train, held_out]).sort().values.equal(torch.arange(1437))
     assert len(held_out) == 144
     assert not held_out.equal(split_rows(labels, 0.1, draws.SPLIT, 1)[1])
-
-
-def test_noisy_labels_follow_the_transition_matrix():
-    labels = torch.arange(200_000) % 5
-    rate = 0.4
-    noisy = noisy_labels(labels, rate, 5, seed=1)
-    matrix = torch.bincount(labels * 5 + noisy, minlength=25).view(5, 5) / 40_000
-    expected = (1 - rate) * torch.eye(5) + rate / 5
-    assert (matrix - expected).abs().max() < 5 * (0.25 / 40_000) ** 0.5
-    assert noisy.equal(noisy_labels(labels, rate, 5, seed=1))
-    assert not noisy.equal(noisy_labels(labels, rate, 5, seed=2))
-    assert noisy_labels(labels, 0.0, 5, seed=1).equal(labels)

@@ -157,7 +157,7 @@ def other_model(rank: int, what: str) -> str:
 
 def frozen_later(rank: int) -> str:
     """A change in one process only; the other waits for its gradients."""
-    own.COMING = timedelta(seconds=3)
+    own.AGREEMENT_TIMEOUT = timedelta(seconds=3)
     model = experts(True)
     step = tiny_step(model, "pgd", steps=1)
     x, y = part(rank, 0)

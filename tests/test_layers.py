@@ -17,7 +17,7 @@ from torch.nn import functional
 import fastadv
 from fastadv import param_groups
 from fastadv.errors import UserError
-from fastadv.run.config_file import from_toml
+from fastadv.run.config_file import from_bytes
 from fastadv.run.resolve import resolve_stored
 from fastadv.run.schedules import Schedule
 
@@ -224,7 +224,8 @@ def test_chosen_layers_from_the_command_line_to_the_resumed_run(
     short = ("--epochs", 1, "--limit", 100, "--width", 2, "--steps", 1, "--out", "run")
     done = fastadv_command("train", "--method", "at-fix-param-k", "--layer-groups", "1,3", *short)
     assert done.code == 0, done.err
-    config = resolve_stored(from_toml(Path("run/config.toml")))
+    path = Path("run/config.toml")
+    config = resolve_stored(from_bytes(path.read_bytes(), path))
     assert config.plan.layers.layer_groups == ("1", "3")
 
 

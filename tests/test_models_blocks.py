@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from fastadv.engine.torchvision_shim import import_torchvision
 from fastadv.errors import UserError
-from fastadv.models import build_model, inner_module
+from fastadv.models import build_model
 from fastadv.models.blocks import perturbable_blocks
+from fastadv.models.wrapped import inner_module
 
 
 def names(model: nn.Module, chosen: str | list[str] | None = None) -> list[str]:

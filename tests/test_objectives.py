@@ -250,11 +250,11 @@ def test_recipes_run_the_passes_of_their_code():
     once_each = ("natural", "adversarial")
     expected |= {"trades-te": once_each, "trades-sat": once_each}
     for method, passes in expected.items():
-        assert resolve(method).objective.passes() == passes
-    assert resolve("trades", {"weights": "rwp"}).objective.passes() == after
+        assert resolve(method).objective.bn_updates() == passes
+    assert resolve("trades", {"weights": "rwp"}).objective.bn_updates() == after
     for target in ("self-adaptive", "temporal-ensembling"):
-        assert resolve("trades", {"target": target}).objective.passes() == once_each
-        assert resolve("trades-awp", {"target": target}).objective.passes() == after
+        assert resolve("trades", {"target": target}).objective.bn_updates() == once_each
+        assert resolve("trades-awp", {"target": target}).objective.bn_updates() == after
     with pytest.raises(UserError, match="bn_passes"):
         resolve("trades", {"bn_passes": ("natural",)})
 

@@ -18,7 +18,7 @@ from fastadv.algorithms.parts import PARTS
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.algorithms.resolution import resolve
 from fastadv.errors import UserError
-from fastadv.run.config_file import from_toml, to_toml
+from fastadv.run.config_file import from_bytes, to_toml
 from fastadv.run.request import RunRequest, setting_types
 from fastadv.run.resolve import resolve_run, resolve_stored
 
@@ -196,7 +196,7 @@ def test_published_options_pass_unchanged(method: str, tmp_path) -> None:
     for data in ("digits", "svhn"):
         config = resolve_run(RunRequest(method=method, data=data))
         path.write_text(to_toml(config))
-        stored = resolve_stored(from_toml(path))
+        stored = resolve_stored(from_bytes(path.read_bytes(), path))
         assert stored == config
         assert stored.options == config.options
     found = resolve(method).options
@@ -251,7 +251,7 @@ def test_a_bad_setting_of_a_run_is_refused_with_its_allowed_values(name: str, tm
             path = tmp_path / "config.toml"
             path.write_text("\n".join([f"{name} = {value!r}", *kept]))
             with pytest.raises(UserError, match=name):
-                resolve_stored(from_toml(path))
+                resolve_stored(from_bytes(path.read_bytes(), path))
 
 
 def test_every_number_of_a_run_is_covered() -> None:
@@ -292,9 +292,9 @@ def test_a_run_folder_that_lacks_a_setting_is_refused(lost: str, tmp_path) -> No
     text = to_toml(resolve_run(RunRequest(method="pgd")))
     path = tmp_path / "config.toml"
     path.write_text("\n".join(x for x in text.splitlines() if not x.startswith(f"{lost} =")))
-    assert from_toml(path).method == "pgd"
+    assert from_bytes(path.read_bytes(), path).method == "pgd"
     with pytest.raises(UserError, match=f"lacks {lost}"):
-        resolve_stored(from_toml(path))
+        resolve_stored(from_bytes(path.read_bytes(), path))
 
 
 @pytest.mark.parametrize(

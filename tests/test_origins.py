@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastadv.algorithms.adversaries.apart import APART
-from fastadv.run.config_file import from_toml, to_toml
+from fastadv.run.config_file import from_bytes, to_toml
 from fastadv.run.origin import Origin
 from fastadv.run.request import RunRequest, setting_types
 from fastadv.run.resolve import resolve_run, resolve_stored
@@ -59,7 +59,7 @@ def test_every_value_has_an_origin_and_what_is_absent_has_none(method: str, data
 def test_a_stored_value_is_the_run_folders(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(to_toml(resolve_run(RunRequest(method="pgd"))))
-    stored = resolve_stored(from_toml(path))
+    stored = resolve_stored(from_bytes(path.read_bytes(), path))
     assert stored.origins["lr"] == stored.origins["steps"] == Origin.STORED
 
 

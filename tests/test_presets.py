@@ -10,7 +10,7 @@ import torch
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.algorithms.resolution import resolve
 from fastadv.errors import UserError
-from fastadv.run.config_file import from_toml, to_toml
+from fastadv.run.config_file import from_bytes, to_toml
 from fastadv.run.configured_model import configured_model
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
@@ -63,7 +63,7 @@ def test_the_learning_rate_drops_at_the_published_epochs(
     config = resolve_run(RunRequest(method=method, data="cifar10"))
     path = tmp_path / "config.toml"
     path.write_text(to_toml(config))
-    read = from_toml(path)
+    read = from_bytes(path.read_bytes(), path)
     assert (read.schedule, read.drops) == (config.schedule, config.drops)
     options = {} if read.drops is None else {"drops": read.drops}
     found = rates(10 * config.epochs, config.schedule, **options)
@@ -202,5 +202,6 @@ def test_a_share_held_out_must_leave_images_on_both_sides(share: float) -> None:
 
 def test_a_path_of_any_letters_comes_back_from_the_run_folder(tmp_path: Path) -> None:
     config = RunRequest(data='folder:/images "of" all\\kinds', options={"teachers": 'a"b\\c'})
-    (tmp_path / "config.toml").write_text(to_toml(config), encoding="utf-8")
-    assert from_toml(tmp_path / "config.toml") == config
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(config), encoding="utf-8")
+    assert from_bytes(path.read_bytes(), path) == config

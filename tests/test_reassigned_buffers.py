@@ -58,7 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def trained(anew: bool, method: str, mode: str, *, spoilt: bool) -> fastadv.Step:
+def trained(anew: bool, method: str, mode: str, *, not_finite: bool) -> fastadv.Step:
     model = network(anew)
     step = fastadv.step(
         model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), method, mode="eager",
@@ -70,7 +70,7 @@ def trained(anew: bool, method: str, mode: str, *, spoilt: bool) -> fastadv.Step
         capture(step)
     for seed in range(3):
         step(*batch(seed))
-    if spoilt:
+    if not_finite:
         x, y, index = batch(3)
         x[0, 0, 0, 0] = float("nan")
         step(x, y, index)
@@ -78,18 +78,18 @@ def trained(anew: bool, method: str, mode: str, *, spoilt: bool) -> fastadv.Step
     return step
 
 
-@pytest.mark.parametrize("spoilt", [False, True])
+@pytest.mark.parametrize("not_finite", [False, True])
 @pytest.mark.parametrize("mode", ["eager", "device", "captured"])
 @pytest.mark.parametrize("method", CASES)
 def test_reassigned_buffers_are_restored_like_those_changed_in_place(
-    method: str, mode: str, spoilt: bool
+    method: str, mode: str, not_finite: bool
 ) -> None:
-    steps = [trained(anew, method, mode, spoilt=spoilt) for anew in (False, True)]
+    steps = [trained(anew, method, mode, not_finite=not_finite) for anew in (False, True)]
     states = [step.model.state_dict() for step in steps]
     for name, value in states[0].items():
         assert torch.equal(states[1][name], value), name
         assert value.isfinite().all(), name
-    if method == "swa" and not spoilt:
+    if method == "swa" and not not_finite:
         inside = []
         for step in steps:
             with step.evaluation_weights([batch(5)[0]]):

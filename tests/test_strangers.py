@@ -138,16 +138,16 @@ def test_nothing_is_written_through_a_link(run: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside.txt"
     outside.write_text("mine")
     for name in FILES:
-        for aside in ("", ".partial"):
+        for suffix in ("", ".partial"):
             folder = copied(run, tmp_path)
-            (folder / (name + aside)).unlink(missing_ok=True)
-            (folder / (name + aside)).symlink_to(outside)
+            (folder / (name + suffix)).unlink(missing_ok=True)
+            (folder / (name + suffix)).symlink_to(outside)
             for read in READERS.values():
                 try:
                     read(str(folder), tmp_path)
                 except UserError:
                     continue
-            assert outside.read_text() == "mine", name + aside
+            assert outside.read_text() == "mine", name + suffix
             shutil.rmtree(folder)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fastadv
 from fastadv import TrainingError, UserError
 from fastadv.errors import NotFiniteError
-from fastadv.training.training_step import CHECK_EVERY
+from fastadv.training.training_step import CHECK_EVERY_CALLS
 
 CLASSES = 4
 
@@ -62,7 +62,7 @@ def step_of(model: nn.Module, method: str, **options: Any) -> fastadv.Step:
 
 def train_on(step: fastadv.Step) -> None:
     """Call the step until it is due to read the fault flag."""
-    for _ in range(CHECK_EVERY):
+    for _ in range(CHECK_EVERY_CALLS):
         step(*batch(1))
 
 

@@ -48,14 +48,14 @@ def test_the_usual_size_of_the_perturbation_is_the_published_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("judged", "loss", "count"),
+    ("rwp_loss", "loss", "count"),
     [("total", (0.5 + 1.0) / 4, 2), ("adversarial", (3.0 + 4.0) / 4, 2)],
 )
-def test_rwp_selects_samples_by_the_chosen_loss(judged: str, loss: float, count: int) -> None:
+def test_rwp_selects_samples_by_the_chosen_loss(rwp_loss: str, loss: float, count: int) -> None:
     """l <= c_min, the border within; the mean is over the whole batch."""
     total, adversarial = torch.tensor([0.5, 1.0, 3.0, 4.0]), torch.tensor([2.0, 1.1, 1.0, 0.2])
     losses = Losses(total, adversarial, torch.zeros(4, 2), torch.zeros(4).long(), False)
-    found, taken = RWP(c_min=1.0, rwp_loss=judged).reduce(losses)
+    found, taken = RWP(c_min=1.0, rwp_loss=rwp_loss).reduce(losses)
     assert float(found) == pytest.approx(loss)
     assert int(taken) == count
 

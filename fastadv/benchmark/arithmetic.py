@@ -37,10 +37,10 @@ class Spread:
         """All values multiplied by ``factor``, which is positive."""
         return Spread(self.median * factor, self.p10 * factor, self.p90 * factor, self.count)
 
-    def as_row(self, digits: int = 4) -> dict[str, float]:
-        """For a JSON row, to ``digits`` significant digits."""
+    def as_row(self) -> dict[str, float]:
+        """For a JSON row, to four significant digits."""
         return {
-            name: value if name == "count" else float(f"{value:.{digits}g}")
+            name: value if name == "count" else float(f"{value:.4g}")
             for name, value in asdict(self).items()
         }
 

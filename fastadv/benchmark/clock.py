@@ -15,7 +15,9 @@ from fastadv.benchmark.arithmetic import Spread
 # fraction of a millisecond; in a training loop, and in four steps, this overlaps with the previous
 # step.
 STEPS_PER_TURN = {"cpu": 1, "cuda": 4}
-SECONDS_IN_A_GRAPH = 0.002  # long enough that launching and waiting for the graph are negligible
+# Per sample of one operation alone. On CUDA, long enough that launching and waiting for the graph
+# are negligible.
+SECONDS_PER_SAMPLE = {"cpu": 0.02, "cuda": 0.002}
 
 
 def synchronize(device: torch.device) -> None:
@@ -39,20 +41,19 @@ def seconds_per_step(step: Callable[[], Any], device: torch.device) -> float:
     return seconds(_rounds([step], steps), device) / steps
 
 
-def seconds_alone(
-    calls: list[Callable[[], Any]], device: torch.device, repeats: int, at_least: float = 0.02
-) -> Spread:
+def seconds_alone(calls: list[Callable[[], Any]], device: torch.device, repeats: int) -> Spread:
     """Seconds per call of one operation alone.
 
     ``calls`` do the same on different tensors and are used in turn, so that the inputs of a small
     operation are not in the cache. On CUDA they are replayed as one graph, because a launch may
-    take longer than the work; on a CPU they are repeated for ``at_least`` seconds per sample.
+    take longer than the work; on a CPU they are repeated. A sample takes about
+    ``SECONDS_PER_SAMPLE`` and at most 200 rounds.
     """
     on_cuda = device.type == "cuda"
     work = captured(_rounds(calls, 1)) if on_cuda else _rounds(calls, 1)
     work()
     once = max(seconds(work, device), 1e-7)
-    rounds = math.ceil((SECONDS_IN_A_GRAPH if on_cuda else at_least) / once)
+    rounds = math.ceil(SECONDS_PER_SAMPLE[device.type] / once)
     rounds = max(1, min(200, rounds))
     work = captured(_rounds(calls, rounds)) if on_cuda else _rounds(calls, rounds)
     found = [seconds(work, device) for _ in range(repeats)]

@@ -10,6 +10,7 @@ from fastadv.benchmark.clock import seconds_alone
 
 COPY_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
+REPEATS = 9
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -22,25 +23,23 @@ class Limits:
     matmul: float
 
 
-def measure_limits(
-    device: torch.device, dtype: str, *, repeats: int = 9, tiny: bool = False
-) -> Limits:
+def measure_limits(device: torch.device, dtype: str, *, tiny: bool = False) -> Limits:
     """Both limits in ``dtype`` (fp32, bf16, fp16); ``tiny`` is for tests, not for numbers."""
     copied = 2**20 if tiny else COPY_BYTES[device.type]
     side = 128 if tiny else MATRIX_SIDE[device.type]
-    return Limits(_copy_rate(device, copied, repeats), _matmul_rate(device, dtype, side, repeats))
+    return Limits(_copy_rate(device, copied), _matmul_rate(device, dtype, side))
 
 
-def _copy_rate(device: torch.device, size: int, repeats: int) -> float:
+def _copy_rate(device: torch.device, size: int) -> float:
     source = torch.rand(size // 4, device=device)
     target = torch.empty_like(source)
-    spread = seconds_alone([lambda: target.copy_(source)], device, repeats)
+    spread = seconds_alone([lambda: target.copy_(source)], device, REPEATS)
     return 2 * size / spread.median
 
 
-def _matmul_rate(device: torch.device, dtype: str, side: int, repeats: int) -> float:
+def _matmul_rate(device: torch.device, dtype: str, side: int) -> float:
     # Random numbers: a product of zeros draws less power and runs faster than any real one.
     left, right = (torch.randn(side, side, device=device).to(TORCH_DTYPES[dtype]) for _ in range(2))
     out = torch.empty_like(left)
-    spread = seconds_alone([lambda: torch.mm(left, right, out=out)], device, repeats)
+    spread = seconds_alone([lambda: torch.mm(left, right, out=out)], device, REPEATS)
     return 2 * side**3 / spread.median

@@ -8,7 +8,6 @@ from fastadv.data.choice import choose_loader, stream_format, stream_statistics
 from fastadv.data.dali import DaliLoader
 from fastadv.data.dataset import Dataset, split_validation
 from fastadv.data.device_loader import DeviceLoader, eval_batches
-from fastadv.data.labels import noisy_labels
 from fastadv.data.mixed_loader import MixedLoader
 from fastadv.data.view import View
 
@@ -27,7 +26,6 @@ __all__ = [
     "is_tree",
     "list_images",
     "load",
-    "noisy_labels",
     "split_validation",
     "stream_format",
     "stream_statistics",

@@ -190,14 +190,14 @@ def eval_batches(
     labels: Tensor,
     batch_size: int,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """``(image, label)`` in order, not augmented: (B,C,H,W) ``dtype`` in [0,1] and (B,) int64.
+    """``(image, label)`` in order, not augmented: (B,C,H,W) float32 in [0,1] and
+    (B,) int64.
 
     ``images`` (N,C,H,W) uint8. The last batch holds the remaining images.
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for image, label in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        unit = unit_images(image.to(device), dtype)
+        unit = unit_images(image.to(device), torch.float32)
         yield unit.contiguous(memory_format=layout), label.to(device)

@@ -16,7 +16,7 @@ _MIX2 = 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
 
 # Each use of randomness has its own stream, so that the draws are independent.
-ORDER, VIEW, SECOND_VIEW, MIXED_ROWS, MIXED_ORDER, SPLIT, LIMIT, NOISE, NOISE_LABEL = range(9)
+ORDER, VIEW, SECOND_VIEW, MIXED_ROWS, MIXED_ORDER, SPLIT, LIMIT = range(7)
 AUGMENT, SECOND_AUGMENT = 9, 10
 
 

@@ -42,7 +42,6 @@ def make_synthetic(
     train: int = 2048,
     test: int = 512,
     num_classes: int = 10,
-    channels: int = 3,
     size: int = 32,
     seed: int = 0,
 ) -> Dataset:
@@ -51,14 +50,14 @@ def make_synthetic(
     Labels cycle through the classes, so that each set is balanced.
     """
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(num_classes, channels, 4, 4, generator=generator)
+    coarse = torch.randn(num_classes, 3, 4, 4, generator=generator)
     patterns = interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
     patterns /= patterns.abs().amax((1, 2, 3), keepdim=True)
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
         labels = torch.arange(count) % num_classes
         strength = 0.2 + 0.2 * torch.rand(count, 1, 1, 1, generator=generator)
-        noise = 0.08 * torch.randn(count, channels, size, size, generator=generator)
+        noise = 0.08 * torch.randn(count, 3, size, size, generator=generator)
         images = (0.5 + strength * patterns[labels] + noise).clamp_(0, 1)
         return images.mul_(255).round_().to(torch.uint8), labels
 

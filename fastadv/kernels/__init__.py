@@ -81,6 +81,6 @@ top_n_sum = define(
 
 trades_kl = define(reference.trades_kl, "triton_losses")
 masked_ce = define(reference.masked_ce, "triton_losses")
-block_signs = define(reference.block_signs, "triton_taps")
-block_noise = define(reference.block_noise, "triton_taps")
-block_step_gradients = define(reference.block_step_gradients, "triton_taps")
+block_signs = define(reference.block_signs, "triton_block_noise")
+block_noise = define(reference.block_noise, "triton_block_noise")
+block_step_gradients = define(reference.block_step_gradients, "triton_block_noise")

@@ -14,9 +14,8 @@ from fastadv.models.preact_resnet import preact_resnet18
 from fastadv.models.resnet import resnet18, resnet50
 from fastadv.models.vgg import vgg16
 from fastadv.models.wide_resnet import wide_resnet28_10, wide_resnet34_10
-from fastadv.models.wrapped import inner_module
 
-__all__ = ["MODELS", "VARIANTS", "Normalize", "build_model", "inner_module"]
+__all__ = ["MODELS", "VARIANTS", "Normalize", "build_model"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "preact_resnet18": preact_resnet18,

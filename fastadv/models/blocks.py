@@ -8,8 +8,6 @@ from torch import nn
 from fastadv.errors import UserError
 from fastadv.models.wrapped import inner_module
 
-__all__ = ["inner_module", "perturbable_blocks"]
-
 
 def perturbable_blocks(
     model: nn.Module, names: str | Sequence[str] | None = None, at: str = "conv1"

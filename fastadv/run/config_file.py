@@ -11,7 +11,7 @@ from fastadv.declared import coerce, plain_type
 from fastadv.errors import UserError, unknown
 from fastadv.run.config import RunConfig
 from fastadv.run.request import RunRequest, setting_types
-from fastadv.storage import files, sealed
+from fastadv.storage import sealed
 from fastadv.storage.printable import printable
 
 MOST_BYTES = 1 << 20  # of a config.toml
@@ -35,17 +35,6 @@ def _literal(value: Any) -> str:
         value = ",".join(map(str, value))
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text) + '"'
-
-
-def from_toml(path: Path) -> RunRequest:
-    """What the file ``path`` asks for. An unknown key is an error that names the nearest one."""
-    try:
-        content = files.read(path, MOST_BYTES)
-    except OSError as error:
-        raise UserError(
-            f"Cannot read the configuration {printable(path)}: {error.strerror}."
-        ) from None
-    return from_bytes(content, path)
 
 
 def from_bytes(content: bytes, path: Path) -> RunRequest:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastadv.declared import parse_number
 from fastadv.engine.model.precision import shown
 from fastadv.engine.process import distributed
 from fastadv.errors import warn
@@ -35,13 +36,12 @@ from fastadv.run.eval_records import EvalRecords, Record, Settings
 from fastadv.run.session import data_facts
 from fastadv.run.source import EvalBatches, Source
 from fastadv.storage.digests import digest
-from fastadv.threat import parse_number
 
 KEEP_EVERY = 5.0  # seconds between two savings of a running pass
 
 
 class StopEvaluation(Exception):
-    """Raised by ``heed`` after a batch, the same one in all processes."""
+    """Raised by ``check_stop`` after a batch, the same one in all processes."""
 
 
 class EvaluationStopped(KeyboardInterrupt):
@@ -78,7 +78,7 @@ class EvalJob:
     which: str = "weights"
     images_name: str = "images"
     console: Console = field(default_factory=lambda: Console(Terminal(quiet=True)))
-    heed: Callable[[], None] = lambda: None
+    check_stop: Callable[[], None] = lambda: None
     lasting: bool = False
     kept: list[Settings] = field(default_factory=list)
 
@@ -102,8 +102,8 @@ def run_evaluation(
     """``fastadv.evaluate`` in the model's own precision, shared by all processes.
 
     ``one_pass``: all attacks in one pass, which is stored only while it runs. Raises as
-    ``fastadv.evaluate`` does, ``StopEvaluation`` as ``job.heed`` does, and ``EvaluationStopped``
-    for a ``KeyboardInterrupt``.
+    ``fastadv.evaluate`` does, ``StopEvaluation`` as ``job.check_stop`` does, and
+    ``EvaluationStopped`` for a ``KeyboardInterrupt``.
     """
     alpha = None if alpha is None else parse_number(alpha, "alpha")
     attacks = list(specs_of(attacks, alpha))
@@ -193,7 +193,7 @@ class _Pass:
                 tick(tally.images)
                 if distributed.world_size() == 1 and time.monotonic() - self._kept_at > KEEP_EVERY:
                     self._keep(tally.counted())
-                job.heed()
+                job.check_stop()
 
             try:
                 counts = count(

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import nn
 
+from fastadv.declared import parse_number
 from fastadv.engine.model.precision import tf32
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
@@ -26,7 +27,6 @@ from fastadv.run.session import data_facts, make_model
 from fastadv.run.source import Source, open_source
 from fastadv.storage import checkpoint, files
 from fastadv.storage.printable import printable
-from fastadv.threat import parse_number
 
 WEIGHTS = ("best", "last")
 

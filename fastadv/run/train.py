@@ -34,7 +34,7 @@ from fastadv.storage import checkpoint
 from fastadv.storage.printable import printable
 
 FORWARDED_SIGNAL_SECONDS = 2.0
-CHECK_EVERY = 50  # batches between two readings of the fault flag
+CHECK_EVERY_BATCHES = 50  # batches between two readings of the fault flag
 
 
 @dataclass
@@ -129,7 +129,12 @@ class _Runner:
         self.stop_requested: str | None = None
         config, data, device = session.config, session.data, session.device
         self.job = EvalJob(
-            config, data, device, EvalRecords(folder), console=console, heed=lambda: self._heed()
+            config,
+            data,
+            device,
+            EvalRecords(folder),
+            console=console,
+            check_stop=lambda: self._heed(),
         )
         self._loss = torch.zeros((), dtype=torch.float64, device=session.device)
         self._saved_at = time.monotonic()
@@ -166,7 +171,7 @@ class _Runner:
                 progress.batch += 1
                 tick(len(batch.label))
                 alone_and_old = distributed.world_size() == 1 and self._checkpoint_due()
-                if progress.batch % CHECK_EVERY == 0 or alone_and_old:
+                if progress.batch % CHECK_EVERY_BATCHES == 0 or alone_and_old:
                     self._look(time.monotonic() - began)
                 if self._asked_to_stop():
                     progress.train_seconds += time.monotonic() - began
@@ -189,7 +194,7 @@ class _Runner:
     def _asked_to_stop(self) -> bool:
         """True if this process was told to stop; several processes ask at the same batches."""
         done, batches = self.progress.batch, len(self.session.data.loader)
-        if distributed.world_size() > 1 and done % CHECK_EVERY and done < batches:
+        if distributed.world_size() > 1 and done % CHECK_EVERY_BATCHES and done < batches:
             return False
         return self._told_to_stop()
 

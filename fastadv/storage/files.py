@@ -24,17 +24,17 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
     It is created exclusively beside ``path``. A symbolic link of either name is replaced or
     removed, and its target stays unchanged. Raises ``OSError`` as ``open`` does.
     """
-    aside = path.with_name(path.name + ".partial")
-    aside.unlink(missing_ok=True)
-    handle = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666)
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666)
     try:
         with open(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(partial, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 

@@ -41,7 +41,7 @@ class Changes:
         self.plan, self.net, self.update, self.optimizer = plan, net, update, optimizer
         self._blocks = blocks
         if blocks is not None:
-            net.taps = _taps(blocks())
+            net.block_hooks = _hooks_of(blocks())
         plan.layers.bind(net.model, optimizer)
         self._named: dict[str, Tensor] = dict(net.structure.parameters)
         self._version = net.structure.version
@@ -80,7 +80,7 @@ class Changes:
         if same and counts == self._counts:
             return
         if self._blocks is not None:
-            self._tap_again(self._blocks())
+            self._follow_blocks(self._blocks())
         if prepared:
             for part in self.plan.parts.values():
                 part.follow_model()
@@ -96,15 +96,15 @@ class Changes:
     def _held(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def _tap_again(self, found: Blocks) -> None:
-        taps = self.net.taps
-        if taps is None or [name for name, _ in found] != taps.names:
+    def _follow_blocks(self, found: Blocks) -> None:
+        hooks = self.net.block_hooks
+        if hooks is None or [name for name, _ in found] != hooks.names:
             raise UserError(
                 "The model's residual blocks have changed since the step was built, and each has "
                 "its own step size: build the step again."
             )
-        if not all(map(is_, taps.convolutions, (module for _, module in found))):
-            self.net.taps = _taps(found)
+        if not all(map(is_, hooks.convolutions, (module for _, module in found))):
+            self.net.block_hooks = _hooks_of(found)
 
     def _require_place(self) -> None:
         first = next(iter(self._named.values()), None)
@@ -137,7 +137,7 @@ class Changes:
         return vars(self) | {"_seen": []}
 
 
-def _taps(blocks: Blocks) -> BlockHooks:
+def _hooks_of(blocks: Blocks) -> BlockHooks:
     return BlockHooks([name for name, _ in blocks], [module for _, module in blocks])
 
 

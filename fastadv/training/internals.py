@@ -18,10 +18,10 @@ from fastadv.engine.optimizer.updater import Updater
 from fastadv.errors import UserError
 from fastadv.models.blocks import perturbable_blocks
 from fastadv.threat import Threat
-from fastadv.training import mode as choice
 from fastadv.training.captured import CapturedUpdate
 from fastadv.training.changes import Changes
 from fastadv.training.clock import Clock
+from fastadv.training.mode import compiles, first_mode, pick_mode
 from fastadv.training.preparation import Preparation
 from fastadv.training.settings import Execution, Precision, RunLength
 from fastadv.training.together import Agreement
@@ -57,11 +57,10 @@ class Internals:
         device = next(model.parameters()).device
         self.plan, self.precision, self.length = plan, precision, length
         self.before_update = before_update
-        self.mode = choice.first_mode(execution.mode, device)
+        self.mode = first_mode(execution.mode, device)
         outer, attack = precision.dtypes(device)
         strict = execution.is_strict
-        compiles = choice.compiles(self.mode, length.total_steps)
-        runner = Runner(compiles, execution.backend, strict=strict)
+        runner = Runner(compiles(self.mode, length.total_steps), execution.backend, strict=strict)
         twice = plan.differentiates_twice
         self.net = Network(model, device, runner, outer, attack, differentiates_twice=twice)
         for part in plan.parts.values():
@@ -106,8 +105,8 @@ class Internals:
             units = cost.units(plan) * plan.updates_per_batch
             # Inductor takes ten minutes for a double backward on two cores: no run gains that back.
             known = None if plan.differentiates_twice else total
-            self.mode = choice.pick_mode(self.net, x, units, known)
-            self.net.runner.compiles = choice.compiles(self.mode, total)
+            self.mode = pick_mode(self.net, x, units, known)
+            self.net.runner.compiles = compiles(self.mode, total)
         return self.mode
 
     def __getstate__(self) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class Preparation:
         """The number of classes, from the first forward pass of the model in its present structure.
         ``x`` is (B,C,H,W), ``y`` (B,). Raises ``UserError`` for logits that do not fit."""
         self.seen = -1  # stays if the probe raises
-        logits = self.net.probe(x[:2], self.plan.objective.passes())
+        logits = self.net.probe(x[:2], self.plan.objective.bn_updates())
         classes = checks.check_classes(logits, y, self.length.num_classes)
         self.seen = self.net.structure.inner
         return classes

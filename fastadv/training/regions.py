@@ -63,13 +63,13 @@ class Regions:
         factor = weakening(self.plan.adversary, batch, self.seed)
         context = context._replace(weakening=factor)
         center = leaf(center)
-        passes = self.plan.objective.passes()
-        with self.net.bn_momenta.updates_as(passes, NATURAL):
+        bn_updates = self.plan.objective.bn_updates()
+        with self.net.bn_momenta.updates_as(bn_updates, NATURAL):
             natural = self.net.logits(center)
         x_adv = self.plan.adversary.joint_step(center, natural, batch.y, context)
         attacked = Adversarial(x_adv, center.detach(), context, center.detach())
         trained_on = self.weakened(x_adv, attacked)
-        with self.net.bn_momenta.updates_as(passes, ADVERSARIAL):
+        with self.net.bn_momenta.updates_as(bn_updates, ADVERSARIAL):
             logits = self.net.logits(trained_on)
         outputs = Outputs(logits, natural, context)
         outer = self._loss_and_gradients(batch, attacked, trained_on, outputs, scale)
@@ -117,8 +117,10 @@ class Regions:
         context = attacked.context
         if "natural_logits_train" not in needs:
             return Outputs(self.net.logits(x_adv, block_noise), None, context)
-        passes = self.plan.objective.passes()
-        natural, logits = self.net.bn_momenta.forwards(passes, attacked.center, x_adv, block_noise)
+        bn_updates = self.plan.objective.bn_updates()
+        natural, logits = self.net.bn_momenta.forwards(
+            bn_updates, attacked.center, x_adv, block_noise
+        )
         return Outputs(logits, natural, context)
 
     def _losses(self, outputs: Outputs, y: Tensor) -> Tensor:

@@ -38,8 +38,8 @@ class OuterPass(NamedTuple):
 class PassResults(NamedTuple):
     """The result of ``Update.compute_gradients``, for ``apply_gradients`` and ``finish_update``.
 
-    ``loss`` and ``accuracy`` are 0-dim. ``doubts`` is fault -> 0-dim bool; the update counts only
-    if all are false. ``buffers`` are the values of the model's buffers before the update.
+    ``loss`` and ``accuracy`` are 0-dim. ``faults_found`` is fault -> 0-dim bool; the update counts
+    only if all are false. ``buffers`` are the values of the model's buffers before the update.
     ``statistics`` are the model's floating-point buffers if several processes train, which average
     them, otherwise empty.
     """
@@ -50,6 +50,6 @@ class PassResults(NamedTuple):
     loss: Tensor
     accuracy: Tensor
     gradients: Gradients
-    doubts: dict[Fault, Tensor]
+    faults_found: dict[Fault, Tensor]
     buffers: Snapshot
     statistics: list[Tensor]

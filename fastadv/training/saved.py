@@ -31,13 +31,15 @@ def state_of(step: Internals) -> dict[str, Any]:
     }
 
 
-def take_over(step: Internals, state: dict[str, Any], own: Mapping[str, Tensor] | None) -> None:
+def take_over(
+    step: Internals, state: dict[str, Any], rank_local_state: Mapping[str, Tensor] | None
+) -> None:
     """Load a state that ``state_of`` returned for the same recipe; also possible before the first
-    call. ``own`` is the ``rank_local_state`` of this process. Raises ``UserError`` for a state of
-    other parts, another model or another data set."""
-    if own:
+    call. ``rank_local_state`` is what ``Step.rank_local_state`` returned in this process. Raises
+    ``UserError`` for a state of other parts, another model or another data set."""
+    if rank_local_state:
         parts = {
-            slot: {name: own.get(name, tensor) for name, tensor in tensors.items()}
+            slot: {name: rank_local_state.get(name, tensor) for name, tensor in tensors.items()}
             for slot, tensors in state["parts"].items()
         }
         state = {**state, "parts": parts}

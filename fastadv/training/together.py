@@ -28,9 +28,9 @@ def bring_together(results: PassResults, update: Update, before: Mapping[Fault, 
     """Average ``results`` over all processes, in place: loss, accuracy, gradients of the weights
     and of the adversary's leaves, statistics.
 
-    ``before`` and the doubts of ``results`` (0-dim bool) become true if they are true in any
-    process. Only a process without one of the gradients reads if another has it, which waits for
-    the device.
+    ``before`` and the ``faults_found`` of ``results`` (0-dim bool) become true if they are true in
+    any process. Only a process without one of the gradients reads if another has it, which waits
+    for the device.
     """
     leaves = update.plan.adversary.leaves()
     slots: list[tuple[list[Tensor | None], int, Tensor]] = [
@@ -42,7 +42,7 @@ def bring_together(results: PassResults, update: Update, before: Mapping[Fault, 
         torch.zeros_like(like) if own[place] is None else own[place] for own, place, like in slots
     ]
     absent = [own[place] is None for own, place, _ in slots]
-    flags = [*before.values(), *results.doubts.values()]
+    flags = [*before.values(), *results.faults_found.values()]
     device = results.loss.device
     present = torch.ones(len(absent), device=device)
     if any(absent):
@@ -78,8 +78,8 @@ class Agreement:
         if seen == self._seen and (batch_size <= self._room or not remembers):
             return
         own = {"method": dict(update.plan.slots), "room": batch_size, "model": self._model()}
-        patience = distributed.PATIENCE if self._seen is None else distributed.COMING
-        told = [json.loads(each) for each in distributed.told_by_all(json.dumps(own), patience)]
+        timeout = distributed.GROUP_TIMEOUT if self._seen is None else distributed.AGREEMENT_TIMEOUT
+        told = [json.loads(each) for each in distributed.told_by_all(json.dumps(own), timeout)]
         for process, other in enumerate(told[1:], start=1):
             _require_alike(told[0], other, process)
         self._seen, self._room = seen, max(each["room"] for each in told)

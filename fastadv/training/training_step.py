@@ -33,7 +33,7 @@ from fastadv.training.preparation import Allocated
 from fastadv.training.settings import Execution, Precision, RunLength
 from fastadv.training.together import bring_together
 
-CHECK_EVERY = 100  # calls between two checks of the fault flag, each of which waits for the device
+CHECK_EVERY_CALLS = 100  # between two checks of the fault flag, each of which waits for the device
 
 
 class Step:
@@ -177,8 +177,8 @@ class Step:
 
         Raises ``UserError`` for inputs that do not fit. After a loss or gradient that is not finite
         nothing is updated any more, and ``TrainingError`` is raised by ``check()``, which every
-        ``CHECK_EVERY``-th call calls. On a GPU, where reading values would stall the device, the
-        same holds for values out of range. If a call raises, everything is as before that call.
+        ``CHECK_EVERY_CALLS``-th call calls. On a GPU, where reading values would stall the device,
+        the same holds for values out of range. If a call raises, everything is as before that call.
         """
         inner = self.internals
         keeps_rows = self.plan.keeps_sample_state
@@ -247,7 +247,7 @@ class Step:
                 metrics = self._update(again, buffers if replay == 0 else None, update)
                 inner.offset += 1
         inner.clock.calls += update
-        if update and inner.clock.calls % CHECK_EVERY == 0:
+        if update and inner.clock.calls % CHECK_EVERY_CALLS == 0:
             self.check()
         self._close_epoch()
         return metrics
@@ -349,7 +349,7 @@ class Step:
         them.
         """
         self.internals.updater.check()
-        sentence = self.internals.update.still.sentence_once()
+        sentence = self.internals.update.unmoved.sentence_once()
         if sentence is not None:
             warn(sentence)
 
@@ -362,7 +362,7 @@ class Step:
         device."""
         update = self.internals.clock.update
         sentences = [part.advice(update) for part in self.plan.parts.values()]
-        sentences.append(self.internals.update.still.sentence())
+        sentences.append(self.internals.update.unmoved.sentence())
         return [sentence for sentence in sentences if sentence is not None]
 
     @contextmanager
@@ -386,12 +386,12 @@ class Step:
         return saved.state_of(self.internals)
 
     def load_state_dict(
-        self, state: dict[str, Any], own: Mapping[str, Tensor] | None = None
+        self, state: dict[str, Any], rank_local_state: Mapping[str, Tensor] | None = None
     ) -> None:
         """Load a ``state_dict`` of the same recipe; also possible before the first call.
 
-        With several processes only one saves its ``state_dict``; ``own`` is the
-        ``rank_local_state`` of this process. Raises ``UserError`` for a state of other parts,
-        another model or another data set.
+        With several processes only one saves its ``state_dict``; ``rank_local_state`` is what
+        the method of that name returned in this process. Raises ``UserError`` for a state of other
+        parts, another model or another data set.
         """
-        saved.take_over(self.internals, state, own)
+        saved.take_over(self.internals, state, rank_local_state)

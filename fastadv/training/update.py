@@ -30,7 +30,7 @@ from fastadv.threat import Threat
 from fastadv.training.parameters import Parameters
 from fastadv.training.regions import Regions
 from fastadv.training.results import Gradients, PassResults
-from fastadv.training.still import Still
+from fastadv.training.unmoved import UnmovedCounter
 
 
 class Update:
@@ -43,7 +43,7 @@ class Update:
         self.scale = torch.ones((), device=net.device)  # loss scale, filled in place
         self.room = 0  # most rows of per-sample state that each process sends
         self._directions: list[Tensor] = []  # 0-dim bool per direction of this update: is it finite
-        self.still = Still(net.device)
+        self.unmoved = UnmovedCounter(net.device)
 
     def compute_gradients(self, batch: Batch, buffers: Snapshot | None = None) -> PassResults:
         """Attack, perturb the weights, and compute the gradients of the outer pass. ``buffers`` is
@@ -76,32 +76,32 @@ class Update:
         accuracy = (outputs.adversarial.argmax(1) == batch.y).float().mean()
         hooked = parameter_hooks.through(self.parameters.learning(), gradients.weights)
         gradients = gradients._replace(weights=hooked)
-        doubts = self._doubts(attacked, gradients, buffers)
+        faults_found = self._faults_found(attacked, gradients, buffers)
         statistics = []
         if distributed.world_size() > 1:
             statistics = [each for each in self.net.buffers if each.is_floating_point()]
         return PassResults(
-            batch, attacked, outputs, loss, accuracy, gradients, doubts, buffers, statistics
+            batch, attacked, outputs, loss, accuracy, gradients, faults_found, buffers, statistics
         )
 
-    def _doubts(
+    def _faults_found(
         self, attacked: Adversarial, gradients: Gradients, buffers: Snapshot
     ) -> dict[Fault, Tensor]:
         """Fault -> 0-dim bool, true if the update must not count although its loss is finite."""
         # A gradient that is not finite makes the images NaN, which a network may hide.
         near = attacked.context.neighbor_adv
         images = [attacked.x_adv, *([near] if near is not None else [])]
-        doubts = {Fault.ATTACK: ~all_finite(images)}
+        faults_found = {Fault.ATTACK: ~all_finite(images)}
         others = [*gradients.leaves, gradients.x_adv]
         present = [gradient for gradient in others if gradient is not None]
         if present:
-            doubts[Fault.INPUT_GRADIENT] = ~all_finite(present)
-        spoilt = buffers.spoilt()
-        if spoilt is not None:
-            doubts[Fault.STATISTICS] = spoilt
+            faults_found[Fault.INPUT_GRADIENT] = ~all_finite(present)
+        not_finite = buffers.not_finite()
+        if not_finite is not None:
+            faults_found[Fault.STATISTICS] = not_finite
         if self._directions:
-            doubts[Fault.DIRECTION] = ~torch.stack(self._directions).all()
-        return doubts
+            faults_found[Fault.DIRECTION] = ~torch.stack(self._directions).all()
+        return faults_found
 
     def apply_gradients(
         self, results: PassResults, updater: Updater | ReplayedUpdate, number: Tensor, update: bool
@@ -116,7 +116,7 @@ class Update:
             results.gradients.weights,
             results.loss,
             number,
-            results.doubts,
+            results.faults_found,
             images=len(results.batch.x),
             update=update,
         )
@@ -138,7 +138,7 @@ class Update:
         plan.target.after(results.batch, results.outputs, ok)
         unmoved = adversary.unmoved(results.attacked)
         if unmoved is not None:
-            self.still.add(unmoved)
+            self.unmoved.add(unmoved)
         self._share_rows(results.batch.index)
         if plan.averaging is not None and update:
             plan.averaging.update(self.parameters.named, ok)
@@ -192,7 +192,7 @@ class Update:
         """The centre (B,C,H,W) of the ball if one forward pass there serves the attack and the
         outer pass, otherwise None."""
         alike = self.net.attack_dtype == self.net.outer_dtype
-        alike = alike and self.net.bn_momenta.suffices(self.plan.objective.passes())
+        alike = alike and self.net.bn_momenta.suffices(self.plan.objective.bn_updates())
         return (
             self.plan.adversary.joint_center(batch)
             if self.plan.shares_natural_forward and alike

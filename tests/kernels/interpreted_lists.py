@@ -1,4 +1,4 @@
-"""Weight perturbation and block taps in Triton's interpreter against the reference."""
+"""Weight perturbation and block noise in Triton's interpreter against the reference."""
 
 import math
 
@@ -99,7 +99,7 @@ def test_every_run_is_bit_for_bit_the_same() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_taps(dtype: torch.dtype) -> None:
+def test_block_noise(dtype: torch.dtype) -> None:
     blocks = [gradients(s, i, dtype) for i, s in enumerate(((2, 4, 9, 7), (3, 5), (2, 3000), (1,)))]
     blocks[0] = blocks[0].to(memory_format=torch.channels_last)
     blocks[1][0, 0] = math.nan
@@ -128,7 +128,7 @@ def mixed(seed: int) -> list[Tensor]:
     return [t.to(dtype) for t, dtype in pairs]
 
 
-def test_taps_of_mixed_dtypes() -> None:
+def test_block_noise_of_mixed_dtypes() -> None:
     blocks = mixed(0)
     signs, plain = both("block_signs", blocks)
     assert all(torch.equal(a, b) for a, b in zip(signs, plain, strict=True))

@@ -158,7 +158,7 @@ def weights(layout: Layout) -> object:
     return FUNCTIONS["restore_weights"](w, layout.layers(), layout.layers())
 
 
-def taps(layout: Layout) -> object:
+def block_noise(layout: Layout) -> object:
     blocks = layout.layers()
     FUNCTIONS["block_signs"](blocks)
     FUNCTIONS["block_noise"](blocks, layout.tensor(3))
@@ -211,7 +211,7 @@ CALLS: dict[str, Call] = {
     "wide_losses": wide_losses,
     "top_n": top_n,
     "weights": weights,
-    "taps": taps,
+    "block_noise": block_noise,
     "mixed_lists": mixed_lists,
 }
 

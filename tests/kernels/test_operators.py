@@ -185,22 +185,22 @@ def test_compiled_through_autograds_tracing(name: str, layout: Callable[[Any], A
     torch.testing.assert_close(tensors(arguments), tensors(expected_arguments))
 
 
-def test_taps_of_bfloat16_made_inside_a_compiled_region() -> None:
+def test_block_signs_of_bfloat16_made_inside_a_compiled_region() -> None:
     """Inductor keeps what a region makes in float32, so nothing is rounded to bfloat16 between.
 
     A sign does not change by that. Each product enters the sum without its rounding, which moves it
     by 2**-8 of its size at most: the tolerance is that of the sum of sizes.
     """
 
-    def taps(first: list[Tensor], second: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def signs_and_sums(first: list[Tensor], second: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         made = [a * b for a, b in zip(first, second, strict=True)]
         signs = kernels.block_signs(made)
         return signs, kernels.block_step_gradients(made, signs)
 
     first, second = ([t.bfloat16() for t in layers(seed)] for seed in (0, 1))
-    signs, sums = taps(first, second)
+    signs, sums = signs_and_sums(first, second)
     torch._dynamo.reset()
-    compiled = torch.compile(taps, backend="inductor", fullgraph=True)
+    compiled = torch.compile(signs_and_sums, backend="inductor", fullgraph=True)
     found_signs, found_sums = compiled(first, second)
     assert all(torch.equal(a, b) for a, b in zip(found_signs, signs, strict=True))
     assert [t.dtype for t in found_signs] == [torch.bfloat16] * 3

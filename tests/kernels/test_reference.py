@@ -268,7 +268,7 @@ def test_explicit_backwards_equal_autograd() -> None:
     torch.testing.assert_close(found_grad, expected_grad)
 
 
-def test_block_taps() -> None:
+def test_block_signs_noise_and_step_gradients() -> None:
     blocks = [normal(0, 2, 3, 4, 4).to(memory_format=torch.channels_last), normal(1, 5, 2)]
     blocks[1][0, 0] = 0
     signs = kernels.block_signs(blocks)

@@ -21,8 +21,8 @@ from fastadv.engine.model import agreement, bn_momentum
 from fastadv.engine.optimizer.faults import Faults
 from fastadv.engine.optimizer.updater import Updater
 from fastadv.evaluation.tally import Tally
-from fastadv.training.still import Still
 from fastadv.training.training_step import Step
+from fastadv.training.unmoved import UnmovedCounter
 
 TESTS = Path(__file__).resolve().parents[2] / "tests"
 
@@ -123,7 +123,7 @@ def _patch_reactions() -> None:
     _set(Faults, "healthy", lambda self: True)
     _set(Updater, "check", lambda self: None)
     _set(Updater, "healthy", lambda self: True)
-    _set(Still, "sentence", lambda self: None)
+    _set(UnmovedCounter, "sentence", lambda self: None)
     _set(Tally, "_raise_trouble", lambda self: self.trouble.tolist())
 
 

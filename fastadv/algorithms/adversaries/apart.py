@@ -34,9 +34,9 @@ class APART(FGSMPlus):
 
     @property
     def block_count(self) -> int:
-        if not self.layerwise or self.setup.net.taps is None:
+        if not self.layerwise or self.setup.net.block_hooks is None:
             return 0
-        return self.setup.net.taps.count
+        return self.setup.net.block_hooks.count
 
     def prepare(self, setup: Setup) -> None:
         super().prepare(setup)

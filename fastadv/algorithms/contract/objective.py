@@ -26,7 +26,7 @@ class Objective(Part):
         """True if the loss is exactly the target's on f(x')."""
         return False
 
-    def passes(self) -> tuple[str, ...]:
+    def bn_updates(self) -> tuple[str, ...]:
         """The order in which x ("natural") and x' ("adversarial") update the statistics of
         BatchNorm in the published code. x and x' are each forwarded once; their momenta are chosen
         so that the statistics match this order."""

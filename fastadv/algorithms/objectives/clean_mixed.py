@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastadv.algorithms.contract import Fit, Objective, Outputs, Setup
+from fastadv.algorithms.contract import Fit, Objective, Outputs, Setup, required
 from fastadv.algorithms.phases import epoch_of
 from fastadv.declared import NonNegative, Share, option
 from fastadv.errors import UserError
@@ -50,8 +50,6 @@ class CleanMixed(Objective):
         self._share.fill_(self.mix_start + (self.mix_end - self.mix_start) * done)
 
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
-        if outputs.natural is None:
-            raise RuntimeError("clean-mixed was given no natural logits")
-        natural = fit(outputs.natural, y, outputs.context)
+        natural = fit(required(outputs.natural), y, outputs.context)
         adversarial = fit(outputs.adversarial, y, outputs.context)
         return (1 - self._share) * natural + self._share * adversarial

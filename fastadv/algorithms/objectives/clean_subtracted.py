@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fastadv.algorithms.contract import Fit, Objective, Outputs
+from fastadv.algorithms.contract import Fit, Objective, Outputs, required
 from fastadv.declared import Share, option
 
 
@@ -21,7 +21,5 @@ class CleanSubtracted(Objective):
         return frozenset({"natural_logits_train"})
 
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
-        if outputs.natural is None:
-            raise RuntimeError("clean-subtracted was given no natural logits")
-        clean = fit(outputs.natural, y, outputs.context)
+        clean = fit(required(outputs.natural), y, outputs.context)
         return fit(outputs.adversarial, y, outputs.context) - self.clean_weight * clean

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fastadv import kernels
-from fastadv.algorithms.contract import Fit, Objective, Outputs
+from fastadv.algorithms.contract import Fit, Objective, Outputs, required
 from fastadv.declared import NonNegative, option
 from fastadv.engine.model.bn_momentum import ADVERSARIAL, DEFAULT_BN_UPDATES, NATURAL, Pass
 from fastadv.errors import UserError
@@ -40,16 +40,14 @@ class Trades(Objective):
                 f"natural,adversarial, not {','.join(self.bn_passes)!r}."
             )
 
-    def passes(self) -> tuple[str, ...]:
+    def bn_updates(self) -> tuple[str, ...]:
         return self.bn_passes
 
     def attack_scale(self) -> float:
         return self.beta
 
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
-        natural, adversarial = outputs.natural, outputs.adversarial
-        if natural is None:
-            raise RuntimeError("TRADES was given no natural logits")
+        natural, adversarial = required(outputs.natural), outputs.adversarial
         return fit(natural, y, outputs.context) + self.beta * kernels.trades_kl(
             natural, adversarial
         )

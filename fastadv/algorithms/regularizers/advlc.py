@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastadv import kernels
-from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer
+from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer, required
 from fastadv.algorithms.regularizers.divergence import jensen_shannon, kl
 from fastadv.declared import ShareAboveZero, option
 
@@ -38,9 +38,7 @@ class AdvLC(Regularizer):
         return frozenset({"natural_logits_train"})
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
-        if outputs.natural is None:
-            raise RuntimeError("AdvLC was given no natural logits")
-        return self._distance(outputs.natural, outputs.adversarial) / len(batch.y)
+        return self._distance(required(outputs.natural), outputs.adversarial) / len(batch.y)
 
     def _distance(self, natural: Tensor, adversarial: Tensor) -> Tensor:
         if self.kind == "top-n":

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastadv import kernels
-from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer
+from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer, required
 from fastadv.declared import NonNegative, option
 from fastadv.engine import noise
 from fastadv.engine.gradient import differentiable_gradient, gradients, leaf
@@ -33,9 +33,7 @@ class GradAlign(Regularizer):
         return frozenset({"natural_logits_train"})
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
-        if outputs.natural is None:
-            raise RuntimeError("GradAlign was given no natural logits")
-        here = self._first_gradient(outputs.natural, batch.y, attacked.center)
+        here = self._first_gradient(required(outputs.natural), batch.y, attacked.center)
         near = leaf(self._near(batch, attacked.center))
         scale = self.net.loss_scale(len(batch.y))
         loss = functional.cross_entropy(self.net.logits(near), batch.y) * scale

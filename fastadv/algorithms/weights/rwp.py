@@ -41,8 +41,8 @@ class RWP(AWP):
     def reduce(self, losses: Losses) -> tuple[Tensor, Tensor]:
         if losses.plain and self.loss_range is None:
             return kernels.masked_ce(losses.logits, losses.y, self.c_min)
-        judged = losses.total if self.rwp_loss == "total" else losses.adversarial
-        easy = (judged <= self.c_min).to(losses.total.dtype) * self._in_range(losses)
+        compared = losses.total if self.rwp_loss == "total" else losses.adversarial
+        easy = (compared <= self.c_min).to(losses.total.dtype) * self._in_range(losses)
         return (easy * losses.total).mean(), easy.sum()
 
     @torch.no_grad()

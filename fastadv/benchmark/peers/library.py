@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,15 +18,13 @@ from fastadv.benchmark.setting import Setting
 LIBRARIES = {"torchattacks": "torchattacks", "art": "ART"}
 
 
-def library_candidate(
-    setting: Setting, peer: str, attack_bn: str, folder: Path | None = None
-) -> Candidate:
+def library_candidate(setting: Setting, peer: str, attack_bn: str) -> Candidate:
     """``peer`` (torchattacks or art) with its worker started and warmed up.
 
     Raises ``UserError`` if it cannot be installed or started.
     """
     name = f"{LIBRARIES[peer]} fp32 bn={attack_bn}"
-    python = str(venvs.interpreter(peer, folder))
+    python = str(venvs.interpreter(peer))
     return _candidate(setting, name, python, peer, attack_bn, {"by": peer})
 
 

@@ -33,14 +33,14 @@ def default_folder() -> Path:
     return Path(cache) / "fastadv" / "peers"
 
 
-def interpreter(peer: str, folder: Path | None = None) -> Path:
+def interpreter(peer: str) -> Path:
     """The Python of ``peer`` (torchattacks or art), its environment created if it is missing.
 
     Raises ``UserError`` when it cannot be installed.
     """
     if peer not in PACKAGES:
         raise unknown("peer", peer, PACKAGES)
-    home = (folder or default_folder()) / peer
+    home = default_folder() / peer
     python = home / "bin" / "python"
     done = home / "installed"
     if not done.exists():

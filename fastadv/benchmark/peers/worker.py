@@ -19,7 +19,7 @@ from fastadv.errors import UserError
 
 TIMEOUT = 900.0
 # OpenMP threads of the previously timed process keep spinning for 0.2 seconds.
-SETTLE = 0.25
+PAUSE_SECONDS = 0.25
 
 
 class Worker:
@@ -40,7 +40,7 @@ class Worker:
 
     def step(self) -> float:
         """One turn; returns the seconds of one of its steps as the worker measured them."""
-        time.sleep(SETTLE)
+        time.sleep(PAUSE_SECONDS)
         return float(self._ask({"op": "step"})["seconds"])
 
     def close(self) -> None:

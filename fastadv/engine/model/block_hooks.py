@@ -23,7 +23,7 @@ class BlockHooks:
         self.convolutions = list(convolutions)
         self.seen: dict[int, Tensor] | None = None
         self.noise: list[Tensor] | None = None
-        self._hooks = [_Tap(self, block) for block in range(self.count)]
+        self._hooks = [_BlockHook(self, block) for block in range(self.count)]
 
     @property
     def count(self) -> int:
@@ -62,10 +62,10 @@ class BlockHooks:
 
 
 @dataclass(eq=False)
-class _Tap:
+class _BlockHook:
     """The hook of one block."""
 
-    taps: BlockHooks
+    hooks: BlockHooks
     block: int
 
     @property
@@ -74,8 +74,8 @@ class _Tap:
         return -1 - self.block
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
-        if self.taps.seen is not None:
-            self.taps.seen[self.block] = inputs[0]
-        if self.taps.noise is not None:
-            return (inputs[0] + self.taps.noise[self.block],)
+        if self.hooks.seen is not None:
+            self.hooks.seen[self.block] = inputs[0]
+        if self.hooks.noise is not None:
+            return (inputs[0] + self.hooks.noise[self.block],)
         return None

@@ -27,11 +27,11 @@ DEFAULT_BN_UPDATES = (NATURAL, ADVERSARIAL)
 """The passes that are really made, in their order."""
 
 
-def equivalent_momenta(passes: Sequence[str], momentum: float) -> dict[str, float]:
+def equivalent_momenta(bn_updates: Sequence[str], momentum: float) -> dict[str, float]:
     """Kind of pass -> momentum, such that one pass of each kind (``DEFAULT_BN_UPDATES``) gives the
-    same running statistics as all of ``passes`` with ``momentum``."""
+    same running statistics as all of ``bn_updates`` with ``momentum``."""
     share = dict.fromkeys(DEFAULT_BN_UPDATES, 0.0)
-    for later, which in enumerate(reversed(passes)):
+    for later, which in enumerate(reversed(bn_updates)):
         share[which] += momentum * (1 - momentum) ** later
     return {
         NATURAL: share[NATURAL] / (1 - share[ADVERSARIAL]),
@@ -74,30 +74,30 @@ class BatchNormMomenta:
         kinds: tuple[Any, ...] = (*NORMS, nn.SyncBatchNorm)
         self._norms = [m for m in self._net.model.modules() if isinstance(m, kinds)]
 
-    def suffices(self, passes: Sequence[str]) -> bool:
-        """True if one pass of each kind leaves the same buffers as ``passes``. For a BatchNorm with
-        momentum=None, which keeps a cumulative average, no equivalent momentum exists."""
-        if tuple(passes) == DEFAULT_BN_UPDATES:
+    def suffices(self, bn_updates: Sequence[str]) -> bool:
+        """True if one pass of each kind leaves the same buffers as ``bn_updates``. For a BatchNorm
+        with momentum=None, which keeps a cumulative average, no equivalent momentum exists."""
+        if tuple(bn_updates) == DEFAULT_BN_UPDATES:
             return True
         return self.stands and all(norm.momentum is not None for norm in self._norms)
 
     def forwards(
         self,
-        passes: Sequence[str],
+        bn_updates: Sequence[str],
         x: Tensor,
         x_adv: Tensor,
         block_noise: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The logits (B,classes) of ``x`` and of ``x_adv``, both (B,C,H,W). The buffers are then as
-        after all ``passes``."""
+        after all ``bn_updates``."""
         net = self._net
-        if self.suffices(passes):
-            with self.updates_as(passes, NATURAL):
+        if self.suffices(bn_updates):
+            with self.updates_as(bn_updates, NATURAL):
                 natural = net.logits(x)
-            with self.updates_as(passes, ADVERSARIAL):
+            with self.updates_as(bn_updates, ADVERSARIAL):
                 return natural, net.logits(x_adv, block_noise)
         made: dict[str, Tensor] = {}
-        for which in passes:
+        for which in bn_updates:
             given, added = (x, None) if which == NATURAL else (x_adv, block_noise)
             with torch.set_grad_enabled(torch.is_grad_enabled() and which not in made):
                 logits = net.logits(given, added)
@@ -105,33 +105,33 @@ class BatchNormMomenta:
         return made[NATURAL], made[ADVERSARIAL]
 
     @contextmanager
-    def updates_as(self, passes: Sequence[str], which: str) -> Iterator[None]:
+    def updates_as(self, bn_updates: Sequence[str], which: str) -> Iterator[None]:
         """Within this context one pass of the kind ``which`` ("natural" or "adversarial") updates
-        BatchNorm's statistics and counters as all passes of this kind in ``passes`` would."""
-        if tuple(passes) == DEFAULT_BN_UPDATES:
+        BatchNorm's statistics and counters as all passes of this kind in ``bn_updates`` would."""
+        if tuple(bn_updates) == DEFAULT_BN_UPDATES:
             yield
             return
         own = [norm.momentum for norm in self._norms]
         try:
             for norm, momentum in zip(self._norms, own, strict=True):
-                norm.momentum = equivalent_momenta(passes, momentum)[which]
+                norm.momentum = equivalent_momenta(bn_updates, momentum)[which]
             yield
         finally:
             for norm, momentum in zip(self._norms, own, strict=True):
                 norm.momentum = momentum
-        for _ in range(passes.count(which) - 1):
+        for _ in range(bn_updates.count(which) - 1):
             self._net.counters.count()
 
-    def probe(self, x: Tensor, passes: Sequence[str]) -> None:
+    def probe(self, x: Tensor, bn_updates: Sequence[str]) -> None:
         """Find out with the images ``x`` (B,C,H,W) if one pass of each kind is equivalent to
-        ``passes``, and store it in ``stands``."""
+        ``bn_updates``, and store it in ``stands``."""
         known, self.known_to_stand = self.known_to_stand, None
-        if tuple(passes) != DEFAULT_BN_UPDATES:
-            self.stands = self._one_pass_stands(x, passes) if known is None else known
+        if tuple(bn_updates) != DEFAULT_BN_UPDATES:
+            self.stands = self._one_pass_stands(x, bn_updates) if known is None else known
 
-    def _one_pass_stands(self, x: Tensor, passes: Sequence[str]) -> bool:
-        """True if all buffers are the same after one pass of each kind as after ``passes``. Momenta
-        cannot account for norms that are called twice or without their module, for power
+    def _one_pass_stands(self, x: Tensor, bn_updates: Sequence[str]) -> bool:
+        """True if all buffers are the same after one pass of each kind as after ``bn_updates``.
+        Momenta cannot account for norms that are called twice or without their module, for power
         iterations and for the model's own statistics."""
         model = self._net.model
         if not any(True for _ in model.buffers()):
@@ -140,8 +140,8 @@ class BatchNormMomenta:
         x = x.to(weight.dtype)
         try:
             with self._net.in_own_dtype():
-                before, once = self._left(x, ()), self._left(x, DEFAULT_BN_UPDATES, passes)
-                return moved_alike(before, once, self._left(x, passes))
+                before, once = self._left(x, ()), self._left(x, DEFAULT_BN_UPDATES, bn_updates)
+                return moved_alike(before, once, self._left(x, bn_updates))
         except Exception:  # a model that fails here takes the slower, safe way
             return False
 

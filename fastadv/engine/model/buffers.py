@@ -118,7 +118,7 @@ class Snapshot:
             _fill(group, values)
 
     @torch.no_grad()
-    def spoilt(self) -> Tensor | None:
+    def not_finite(self) -> Tensor | None:
         """True (0-dim bool) if a value that was finite is not finite now; None without
         floating-point buffers. It must be None in all processes or in none, since they send their
         answers together."""

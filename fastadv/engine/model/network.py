@@ -56,7 +56,7 @@ class Network:
         self.runner = runner
         self.outer_dtype = outer_dtype
         self.attack_dtype = attack_dtype
-        self.taps: BlockHooks | None = None
+        self.block_hooks: BlockHooks | None = None
         self.differentiates_twice = differentiates_twice
         self._dtype = outer_dtype
         self.copies = WeightCopies(model)
@@ -77,16 +77,16 @@ class Network:
                 self.logits(x)
             self._pointwise = pointwise(self.model.modules(), self.device)
 
-    def probe(self, x: Tensor, passes: Sequence[str] = DEFAULT_BN_UPDATES) -> Tensor:
+    def probe(self, x: Tensor, bn_updates: Sequence[str] = DEFAULT_BN_UPDATES) -> Tensor:
         """The logits (B,classes) of ``x`` (B,C,H,W) in eval mode, from passes that also find out
         which BatchNorms can be folded in attacks with running statistics, which are called once,
-        and if one pass of each kind is equivalent to all ``passes``. The model and the generators
-        are as before."""
+        and if one pass of each kind is equivalent to all ``bn_updates``. The model and the
+        generators are as before."""
         self.looks += 1
         self.bn_momenta.follow()
         with (
             untouched(self.model), kept(Layout(self.buffers)),
-            draws_kept(self.device), host_draws_kept(), self._tapped(),
+            draws_kept(self.device), host_draws_kept(), self._hooks_on(),
         ):  # fmt: skip
             with guard.train_flags(self.model, False):
                 logits, self.copies.folds = self._seen(x)
@@ -94,7 +94,7 @@ class Network:
                 self.copies.folds = []
             if self.counters.any and not self._counters_are_unread(x):
                 self.counters.leave()
-            self.bn_momenta.probe(x, passes)
+            self.bn_momenta.probe(x, bn_updates)
         return logits
 
     def _counters_are_unread(self, x: Tensor) -> bool:
@@ -125,8 +125,8 @@ class Network:
             self.runner.forget()
         return changed
 
-    def _tapped(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.taps is None else self.taps.on()
+    def _hooks_on(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.block_hooks is None else self.block_hooks.on()
 
     def _seen(self, x: Tensor) -> tuple[Tensor, list[Fold]]:
         try:
@@ -221,9 +221,9 @@ class Network:
         return output
 
     def _forward(self, x: Tensor, block_noise: list[Tensor] | None) -> Any:
-        if block_noise is None or self.taps is None:
+        if block_noise is None or self.block_hooks is None:
             return self.model(x)
-        with self.taps.adding(block_noise):
+        with self.block_hooks.adding(block_noise):
             return self.model(x)
 
     def logits_of(self, model: nn.Module, x: Tensor) -> Tensor:
@@ -235,11 +235,11 @@ class Network:
 
     def logits_and_block_inputs(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The logits (B,classes) of ``x`` (B,C,H,W), and the input of each block with a hook."""
-        if self.taps is None:
-            raise RuntimeError("no part asked for block_gradients, so no block is tapped")
-        with self.taps.reading() as seen:
+        if self.block_hooks is None:
+            raise RuntimeError("no part asked for block_gradients, so no block has a hook")
+        with self.block_hooks.reading() as seen:
             logits = self.logits(x)
-        return logits, [seen[block] for block in range(self.taps.count)]
+        return logits, [seen[block] for block in range(self.block_hooks.count)]
 
     @contextmanager
     def in_own_dtype(self) -> Iterator[None]:
@@ -262,7 +262,7 @@ class Network:
             with (
                 guard.frozen(self.model, self.structure.parameters.values(), train),
                 self.counters.detached(),
-                self._tapped(),
+                self._hooks_on(),
                 self.copies.installed(self.attack_dtype, folded=self._folds(train)),
             ):
                 yield
@@ -282,7 +282,7 @@ class Network:
             guard.train_flags(self.model, True),
             parameter_hooks.detached(self.structure.parameters.values()),
             self.counters.detached(),
-            self._tapped(),
+            self._hooks_on(),
             self.copies.installed(self.outer_dtype, learn=self.structure.parameters),
             strides_taken_first(self._pointwise),
             self._norms(),

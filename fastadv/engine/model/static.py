@@ -53,8 +53,8 @@ def why_not_static(net: Network, state: PythonState, x: Tensor, attack_bn: str) 
             net.keeping_buffers(),
         ):
             stack.enter_context(keeping)
-        if net.taps is not None:
-            stack.enter_context(net.taps.on())
+        if net.block_hooks is not None:
+            stack.enter_context(net.block_hooks.on())
         reason = None
         with net.attacking(attack_bn):
             reason = _reason(net, state, lambda: net.logits(x))

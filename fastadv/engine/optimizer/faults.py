@@ -71,10 +71,11 @@ class Faults:
         self.before = {kind: torch.zeros_like(self._fine) for kind in list(Fault)[:3]}
 
     @torch.no_grad()
-    def record(self, doubts: Mapping[Fault, Tensor], update: Tensor) -> Tensor:
-        """Record the update with the number ``update`` (0-dim int64) as bad if any of ``doubts``
-        (0-dim bool) is true. Returns true (0-dim bool) if the update is to be applied."""
-        known = {**self.before, **doubts}
+    def record(self, faults_found: Mapping[Fault, Tensor], update: Tensor) -> Tensor:
+        """Record the update with the number ``update`` (0-dim int64) as bad if any of
+        ``faults_found`` (0-dim bool) is true. Returns true (0-dim bool) if the update is to be
+        applied."""
+        known = {**self.before, **faults_found}
         if self.device.type == "cpu" and not any(known.values()):
             return self.none_so_far()
         bad = torch.stack([known.get(kind, self._fine) for kind in Fault])
@@ -100,9 +101,9 @@ class Faults:
             raise TrainingError(sentence.format(step=step, stopped=STOPPED))
 
 
-def none_of(doubts: Mapping[Fault, Tensor]) -> Tensor:
-    """True (0-dim bool) if none of ``doubts`` (0-dim bool, at least one) holds."""
-    bad = list(doubts.values())
+def none_of(faults_found: Mapping[Fault, Tensor]) -> Tensor:
+    """True (0-dim bool) if none of ``faults_found`` (0-dim bool, at least one) holds."""
+    bad = list(faults_found.values())
     if bad[0].device.type == "cpu":
         return ~next((each for each in bad if each), bad[0])
     return ~torch.stack(bad).any()

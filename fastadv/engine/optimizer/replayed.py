@@ -87,7 +87,7 @@ class ReplayedUpdate:
         gradients: Sequence[Tensor | None],
         loss: Tensor,
         number: Tensor,
-        doubts: Mapping[Fault, Tensor],
+        faults_found: Mapping[Fault, Tensor],
         *,
         images: int,
         update: bool,
@@ -103,13 +103,13 @@ class ReplayedUpdate:
                 again = frozen == known and self._left > 0
                 self._recording = None
                 if again:
-                    self._record(frozen, parameters, gradients, loss, number, doubts, images)
+                    self._record(frozen, parameters, gradients, loss, number, faults_found, images)
             if self._recording is not None:
                 shared.fill()
                 return self._recording.replay()
         with shared.rates_as_tensors(loss.device) if allowed else nullcontext():
             return shared.updater(
-                parameters, gradients, loss, number, doubts, images=images, update=update
+                parameters, gradients, loss, number, faults_found, images=images, update=update
             )
 
     def _may_replay(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> bool:
@@ -131,7 +131,7 @@ class ReplayedUpdate:
         gradients: Sequence[Tensor | None],
         loss: Tensor,
         number: Tensor,
-        doubts: Mapping[Fault, Tensor],
+        faults_found: Mapping[Fault, Tensor],
         images: int,
     ) -> None:
         self._left -= 1
@@ -142,7 +142,13 @@ class ReplayedUpdate:
                 # before this one and is replayed after it.
                 returned, replay = shared.recorder(
                     lambda: shared.updater(
-                        parameters, gradients, loss, number, doubts, images=images, update=True
+                        parameters,
+                        gradients,
+                        loss,
+                        number,
+                        faults_found,
+                        images=images,
+                        update=True,
                     ),
                     alone=True,
                 )

@@ -76,7 +76,7 @@ class Updater:
         gradients: Sequence[Tensor | None],
         loss: Tensor,
         number: Tensor,
-        doubts: Mapping[Fault, Tensor],
+        faults_found: Mapping[Fault, Tensor],
         *,
         images: int,
         update: bool,
@@ -84,9 +84,9 @@ class Updater:
         """Apply ``gradients`` of the mean ``loss`` over a batch of ``images`` images. Returns their
         norm, and true (0-dim bool) if the update counted.
 
-        ``number`` is the number of the update (0-dim int64). ``doubts`` is fault -> 0-dim bool; the
-        update counts only if all are false. With ``update=False`` the gradient waits: the next
-        update takes the mean over the images of all these batches.
+        ``number`` is the number of the update (0-dim int64). ``faults_found`` is fault -> 0-dim
+        bool; the update counts only if all are false. With ``update=False`` the gradient waits: the
+        next update takes the mean over the images of all these batches.
         """
         if not self._waiting:
             self._clear_all_but(parameters)
@@ -101,7 +101,7 @@ class Updater:
         if self.scaler is not None and update:
             self.scaler.unscale_(self.optimizer)
         norm = total_norm(found)
-        found_bad = {**doubts, Fault.LOSS: ~loss.isfinite(), Fault.GRADIENT: ~norm.isfinite()}
+        found_bad = {**faults_found, Fault.LOSS: ~loss.isfinite(), Fault.GRADIENT: ~norm.isfinite()}
         fine = none_of(found_bad)
         if self.scaler is not None:
             # If a scaled gradient overflows, the scaler skips the update and lowers the scale.

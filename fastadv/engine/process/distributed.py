@@ -25,7 +25,7 @@ from torch import Tensor, distributed
 from fastadv.errors import TrainingError, UserError
 
 # The other processes wait while the first one decodes a data set.
-PATIENCE = timedelta(hours=6)
+GROUP_TIMEOUT = timedelta(hours=6)
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def joined(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, timeout=PATIENCE)
+    distributed.init_process_group(backend, timeout=GROUP_TIMEOUT)
     try:
         with failure_told():
             yield
@@ -226,23 +226,24 @@ def _store() -> Any:
 
 # -- agreement of processes -----------------------------------------------------------------------
 
-COMING = timedelta(minutes=10)  # for all but the first agreement, before which a process works long
+# For all agreements but the first, before which a process may decode a data set.
+AGREEMENT_TIMEOUT = timedelta(minutes=10)
 _agreements = 0
 
 
-def told_by_all(own: str, patience: timedelta) -> list[str]:
+def told_by_all(own: str, timeout: timedelta) -> list[str]:
     """The texts ``own`` of all processes, in the order of ranks. All processes must call this
     equally often.
 
     They are sent through the group's store, where texts may differ in length. Raises ``UserError``
-    if another process does not call it within ``patience``.
+    if another process does not call it within ``timeout``.
     """
     global _agreements
     _agreements += 1
     store, key = _store(), f"fastadv/agreement {_agreements} of process "
     store.set(f"{key}{rank()}", own)
     found: list[str] = []
-    until = time.monotonic() + patience.total_seconds()
+    until = time.monotonic() + timeout.total_seconds()
     for other in range(world_size()):
         while not _is_there(f"{key}{other}"):
             _raise_failure()

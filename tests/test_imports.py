@@ -1,4 +1,4 @@
-"""The structure of the package: its folders, and the direction of imports."""
+"""Which modules are at the top level, and the import contracts of pyproject.toml."""
 
 from __future__ import annotations
 
