@@ -14,12 +14,13 @@ import pytest
 import torch
 from edited import edit
 
-from fastadv.errors import UserError
+from fastadv.errors import Interrupted, UserError
 from fastadv.run.console import Console
+from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.finished import evaluate_run, export_run
 from fastadv.run.request import RunRequest
 from fastadv.run.saved_models import load_model
-from fastadv.run.train import Interrupted, _Runner, resume, train
+from fastadv.run.train import resume, train
 from fastadv.storage import checkpoint
 from fastadv.storage.trust import trusting
 
@@ -31,7 +32,7 @@ SMALL: dict[str, Any] = {
 
 def stopped(out: Path, **settings: Any) -> Path:
     """A run after the first of two epochs."""
-    original = _Runner._train_epoch
+    original = EpochLoop._train_epoch
 
     def once(self: Any) -> None:
         if self.progress.epoch == 1:
@@ -39,7 +40,7 @@ def stopped(out: Path, **settings: Any) -> Path:
         original(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Runner, "_train_epoch", once)
+        patch.setattr(EpochLoop, "_train_epoch", once)
         with pytest.raises(Interrupted):
             train(RunRequest(**SMALL | settings, out=str(out)), Console())
     return out

@@ -11,11 +11,11 @@ from fastadv.data import AutoAugmented, DeviceLoader, draws
 from fastadv.data.autoaugment import auto_augment, cut_out
 from fastadv.data.small_sets import make_synthetic
 from fastadv.engine.torchvision_shim import import_torchvision
-from fastadv.errors import UserError
+from fastadv.errors import Interrupted, UserError
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
 from fastadv.run.source import open_source
-from fastadv.run.train import Interrupted, resume, train
+from fastadv.run.train import resume, train
 
 DATA = make_synthetic(train=150, test=10, size=32, num_classes=5)
 SEED = 7

@@ -19,7 +19,7 @@ from tiny import EPS, tiny_batch, tiny_model
 
 from fastadv.engine.model import precision
 from fastadv.engine.process import distributed
-from fastadv.errors import NotFiniteError, TrainingError
+from fastadv.errors import Interrupted, NotFiniteError, TrainingError
 from fastadv.evaluation import accuracy as evaluation
 from fastadv.evaluation.accuracy import count
 from fastadv.evaluation.attacks.watch import NO_ATTACK
@@ -27,12 +27,12 @@ from fastadv.evaluation.counts import Counts
 from fastadv.evaluation.tally import Tally
 from fastadv.run import console as console_module
 from fastadv.run import eval_pass, source
-from fastadv.run import train as train_module
 from fastadv.run.console import Console
+from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.eval_pass import EvaluationStopped
 from fastadv.run.finished import evaluate_run, load_run
 from fastadv.run.request import RunRequest
-from fastadv.run.train import Interrupted, resume, train
+from fastadv.run.train import resume, train
 from fastadv.storage import trust
 
 SETTINGS: dict[str, Any] = {
@@ -268,14 +268,14 @@ def test_an_interrupted_final_evaluation_continues(
     all_passes = [entry for entry in passes if entry[0] in ATTACKS.split(",")]
     passes.clear()
 
-    def heed(runner: train_module._Runner) -> None:
+    def stopping(runner: EpochLoop) -> None:
         if passes[-2:] == [(attack, 100)] * 2:
             runner.stop_requested = "SIGINT"
         real(runner)
 
-    real = train_module._Runner._heed
+    real = EpochLoop._stop_evaluation_if_asked
     with monkeypatch.context() as patched:
-        patched.setattr(train_module._Runner, "_heed", heed)
+        patched.setattr(EpochLoop, "_stop_evaluation_if_asked", stopping)
         with pytest.raises(Interrupted, match="--resume"):
             train(RunRequest(**usual, out=str(out)), Console())
     assert (out / "evaluations.partial.json").exists()
@@ -296,13 +296,13 @@ def test_an_interrupted_evaluation_between_epochs_also_continues(
     passes.clear()
     out = tmp_path / "stopped"
 
-    def heed(runner: train_module._Runner) -> None:
+    def stopping(runner: EpochLoop) -> None:
         runner.stop_requested = "SIGINT"
         real(runner)
 
-    real = train_module._Runner._heed
+    real = EpochLoop._stop_evaluation_if_asked
     with monkeypatch.context() as patched:
-        patched.setattr(train_module._Runner, "_heed", heed)
+        patched.setattr(EpochLoop, "_stop_evaluation_if_asked", stopping)
         with pytest.raises(Interrupted):
             train(RunRequest(**usual, out=str(out)), Console())
     times = {"eval_seconds": 0, "train_seconds": 0}
@@ -416,7 +416,7 @@ def test_reasons_why_an_evaluation_fails_are_reported_unchanged(
     def fail(*_: Any, **__: Any) -> None:
         raise NotFiniteError(sentence)
 
-    monkeypatch.setattr(train_module, "run_evaluation", fail)
+    monkeypatch.setattr("fastadv.run.epoch_loop.run_evaluation", fail)
     out = tmp_path / "run"
     with pytest.raises(TrainingError) as first:
         train(RunRequest(**SETTINGS | {"epochs": 1}, out=str(out)), Console())

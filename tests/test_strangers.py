@@ -284,7 +284,8 @@ def one_label(arrays: dict[str, np.ndarray]) -> None:
 @pytest.fixture
 def stopped(tmp_path: Path) -> Path:
     """A run after the first of two epochs."""
-    from fastadv.run.train import Interrupted, _Runner
+    from fastadv.errors import Interrupted
+    from fastadv.run.epoch_loop import EpochLoop
 
     write_images(tmp_path / "images.npz")
     out = tmp_path / "run"
@@ -292,7 +293,7 @@ def stopped(tmp_path: Path) -> Path:
         method="atta-1", data=f"npz:{tmp_path / 'images.npz'}", width=2, epochs=2, batch_size=16,
         test_attacks="clean", select_attack="fgsm", flip=False, out=str(out),
     )  # fmt: skip
-    original = _Runner._train_epoch
+    original = EpochLoop._train_epoch
 
     def once(self: Any) -> None:
         if self.progress.epoch == 1:
@@ -300,7 +301,7 @@ def stopped(tmp_path: Path) -> Path:
         original(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Runner, "_train_epoch", once)
+        patch.setattr(EpochLoop, "_train_epoch", once)
         with pytest.raises(Interrupted):
             train(config, Console())
     return out

@@ -17,13 +17,15 @@ from edited import edit
 from safetensors import safe_open
 
 from fastadv.engine.process.device import choose_device
-from fastadv.errors import UserError
+from fastadv.errors import Interrupted, UserError
 from fastadv.run.console import Console
+from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.finished import evaluate_run, export_run
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder, _free_name
-from fastadv.run.train import Interrupted, _Runner, _stopping_on_signals, resume, train
+from fastadv.run.stopping import stopping_on_signals
+from fastadv.run.train import resume, train
 from fastadv.storage import checkpoint
 
 SMALL = {
@@ -111,7 +113,7 @@ def test_the_weights_of_a_finished_run_are_those_of_its_table(options, tmp_path:
 
 
 def test_a_finished_run_is_not_evaluated_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastadv.run.train.run_evaluation", None)
+    monkeypatch.setattr("fastadv.run.epoch_loop.run_evaluation", None)
     written = json.loads((run / "summary.json").read_text())
     del written["checksum"]
     assert resume(str(run), Console()) == written
@@ -178,14 +180,14 @@ def test_a_stop_while_averages_are_evaluated_changes_no_random_draw(
     usual = AVERAGED | {"dropout": 0.3, "options": {"averaging": "ema"}}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     expected = train(RunRequest(**usual, out=str(whole)), Console())
-    real = _Runner._evaluate
+    real = EpochLoop._evaluate
 
-    def stopping(runner: _Runner, *inputs: object) -> object:
+    def stopping(runner: EpochLoop, *inputs: object) -> object:
         runner.stop_requested = "SIGTERM"
         return real(runner, *inputs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(_Runner, "_evaluate", stopping)
+        patched.setattr(EpochLoop, "_evaluate", stopping)
         with pytest.raises(Interrupted):
             train(RunRequest(**usual, out=str(stopped)), Console())
     assert resume(str(stopped), Console())["last"] == expected["last"]
@@ -212,7 +214,7 @@ def test_an_extended_run_deletes_its_earlier_results(run: Path, tmp_path: Path) 
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(_Runner, "final_test", full)
+        patched.setattr(EpochLoop, "final_test", full)
         with pytest.raises(KeyboardInterrupt):
             resume(str(out), Console())
     assert not (out / "summary.json").exists()
@@ -232,7 +234,7 @@ def test_two_runs_started_at_once_have_their_own_folders(
 
 def test_a_second_sigterm_soon_after_the_first_is_ignored() -> None:
     runner = SimpleNamespace(stop_requested=None)
-    with _stopping_on_signals(runner):
+    with stopping_on_signals(runner):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert runner.stop_requested == "SIGTERM"

@@ -1,0 +1,255 @@
+"""The epoch loop: train, evaluate, save. It knows no method."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastadv.engine.process import distributed
+from fastadv.errors import Interrupted, NotFiniteError, TrainingError
+from fastadv.run import provenance
+from fastadv.run.console import Console
+from fastadv.run.eval_pass import EvalJob, EvalScores, StopEvaluation, run_evaluation
+from fastadv.run.eval_records import EvalRecords
+from fastadv.run.events import Events
+from fastadv.run.run_folder import RunFolder
+from fastadv.run.saved_run import Progress, built_for, contents, provenance_of
+from fastadv.run.session import Session
+from fastadv.run.source import EvalBatches
+from fastadv.storage import checkpoint
+
+CHECK_EVERY_BATCHES = 50  # batches between two readings of the fault flag
+
+
+class EpochLoop:
+    """One pass through the epochs that are left."""
+
+    def __init__(
+        self, session: Session, folder: RunFolder, progress: Progress, console: Console
+    ) -> None:
+        self.session, self.folder = session, folder
+        self.progress, self.console = progress, console
+        self.events = Events(folder.path)
+        self._provenance = provenance_of(session)
+        self.stop_requested: str | None = None
+        config, data, device = session.config, session.data, session.device
+        self.job = EvalJob(
+            config,
+            data,
+            device,
+            EvalRecords(folder),
+            console=console,
+            check_stop=lambda: self._stop_evaluation_if_asked(),
+        )
+        self._loss = torch.zeros((), dtype=torch.float64, device=session.device)
+        self._saved_at = time.monotonic()
+        if folder.last.exists():
+            saved = checkpoint.load(folder.last)
+            self._loss.copy_(saved["loss_sum"])
+
+    def epochs(self) -> None:
+        """Train, evaluate and save, epoch by epoch."""
+        total = self.session.config.epochs
+        while self.progress.epoch < total:
+            self._train_epoch()
+            try:
+                self._evaluate_epoch(last=self.progress.epoch + 1 == total)
+            except StopEvaluation:
+                self._stop()
+            self.progress.epoch += 1
+            self.progress.batch = 0
+            self._loss.zero_()
+            self._save()
+
+    def _train_epoch(self) -> None:
+        session, progress = self.session, self.progress
+        began = time.monotonic()
+        batches = session.data.loader.epoch(progress.epoch, progress.batch)
+        session.model.train()
+        with self.console.epoch(progress.epoch, progress.batch, len(session.data.loader)) as tick:
+            for batch in batches:
+                second = None if batch.second is None else batch.second[0]
+                metrics = session.step(
+                    batch.image, batch.label, batch.index, view=batch.view, second=second
+                )
+                self._loss += metrics["loss"]
+                progress.batch += 1
+                tick(len(batch.label))
+                alone_and_old = distributed.world_size() == 1 and self._checkpoint_due()
+                if progress.batch % CHECK_EVERY_BATCHES == 0 or alone_and_old:
+                    self._look(time.monotonic() - began)
+                if self._asked_to_stop():
+                    progress.train_seconds += time.monotonic() - began
+                    self._stop()
+        session.step.check()
+        progress.train_seconds += time.monotonic() - began
+        self._advise()
+
+    def _look(self, seconds: float) -> None:
+        """Read the fault flag, and save when the last checkpoint is old."""
+        self.session.step.check()
+        if distributed.any_process(self._checkpoint_due(), self.session.device):
+            self._save(extra_seconds=seconds)
+
+    def _checkpoint_due(self) -> bool:
+        """True once ``checkpoint_minutes`` have passed since the last checkpoint."""
+        minutes = (time.monotonic() - self._saved_at) / 60
+        return minutes >= self.session.config.checkpoint_minutes
+
+    def _asked_to_stop(self) -> bool:
+        """True if this process was told to stop; several processes ask at the same batches."""
+        done, batches = self.progress.batch, len(self.session.data.loader)
+        if distributed.world_size() > 1 and done % CHECK_EVERY_BATCHES and done < batches:
+            return False
+        return self._told_to_stop()
+
+    def _told_to_stop(self) -> bool:
+        told = self.stop_requested is not None
+        if distributed.any_process(told, self.session.device) and not told:
+            self.stop_requested = "another process"
+        return self.stop_requested is not None
+
+    def _stop_evaluation_if_asked(self) -> None:
+        """End the evaluation when asked to stop. The model may hold an average: save elsewhere."""
+        if self._told_to_stop():
+            raise StopEvaluation
+
+    def _stop(self, save: bool = True) -> None:
+        self.session.step.check()
+        if save:
+            self._save()
+        raise Interrupted(
+            f"Stopped by {self.stop_requested}; continue with: "
+            f"fastadv train --resume {self.folder.path}"
+        )
+
+    def _advise(self) -> None:
+        """After a fifth of the run, print what the parts advise."""
+        total = self.session.config.epochs
+        fifth = max(1, round(total / 5))
+        if self.progress.epoch + 1 == fifth:
+            for sentence in self.session.step.advice():
+                self.console.warn(sentence)
+
+    def _evaluate_epoch(self, *, last: bool) -> None:
+        session, progress = self.session, self.progress
+        config, step = session.config, session.step
+        batches = len(session.data.loader)
+        line: dict[str, Any] = {
+            "epoch": progress.epoch + 1,
+            "loss": float(self._loss) / batches,
+            "lr": session.optimizer.param_groups[0]["lr"],
+        }
+        if last or (progress.epoch + 1) % config.eval_every == 0:
+            began = time.monotonic()
+            with step.evaluation_weights(self._statistics_batches()):
+                scores = self._evaluate(session.data.validation, f"clean,{config.select_attack}")
+                self._keep_best(scores)
+            progress.eval_seconds += time.monotonic() - began + scores.seconds_before
+            line |= {f"{config.select}_{name}": score for name, score in scores.items()}
+            line[f"{config.select}_n"] = scores.n
+            for name in scores:
+                line[f"{config.select}_{name}_interval"] = list(scores.interval(name))
+        line["train_seconds"] = round(progress.train_seconds, 3)
+        line["eval_seconds"] = round(progress.eval_seconds, 3)
+        self.folder.add_metrics(line)
+        self.events.add(line)
+        self.console.line(line)
+
+    def _statistics_batches(self) -> Iterator[Tensor]:
+        """Clean, augmented training images, for BatchNorm statistics of averaged weights."""
+        last = self.session.config.epochs - 1
+        for batch in self.session.data.loader.epoch(min(self.progress.epoch, last)):
+            yield batch.image
+
+    def _evaluate(self, images: EvalBatches, attacks: str, which: str | None = None) -> EvalScores:
+        """Scores of the session's weights, those of the last epoch, or of the named ones."""
+        session, config, last = self.session, self.session.config, self.folder.last
+        self.job.which = which or f"the weights of epoch {self.progress.epoch + 1}"
+        tested = images is session.data.test
+        self.job.images_name = "test images" if tested else "validation images"
+        try:
+            return run_evaluation(
+                session.model,
+                images,
+                attacks.split(","),
+                self.job,
+                eps=session.threat.eps,
+                alpha=config.eval_alpha,
+                seed=config.seed,
+                one_pass=which is None,
+            )
+        except NotFiniteError as error:
+            saved = f" {last} still holds what was saved before." if last.exists() else ""
+            raise TrainingError(
+                f"After step {session.step.calls} what the network computes is no longer finite. "
+                f"{error}{saved} Lower the learning rate to train it."
+            ) from None
+
+    def _keep_best(self, scores: dict[str, float]) -> None:
+        """Save the weights if they are the most robust so far; ties go to the cleaner."""
+        progress = self.progress
+        score = scores[self.session.config.select_attack]
+        if (score, scores["clean"]) <= (progress.best_score, progress.best_clean):
+            return
+        progress.best_score, progress.best_clean = score, scores["clean"]
+        progress.best_epoch = progress.epoch + 1
+        self.folder.save(self.folder.best, self._weights())
+
+    def _weights(self) -> dict[str, Any]:
+        """The session's weights, and of which run they are."""
+        return {
+            "model": self.session.model.state_dict(),
+            "built_for": built_for(self.session),
+            "configuration": provenance.configuration(self.session.config),
+        }
+
+    def _save(self, extra_seconds: float = 0.0) -> None:
+        progress = replace(self.progress, train_seconds=self.progress.train_seconds + extra_seconds)
+        payload = contents(self.session, progress, self._loss, self._provenance)
+        self.folder.save(self.folder.last, payload)
+        self._saved_at = time.monotonic()
+
+    def final_test(self) -> dict[str, Any]:
+        """Test accuracy of the best and the last weights, measured once."""
+        try:
+            return self._final_test()
+        except StopEvaluation:
+            self._stop(save=False)  # the last checkpoint has everything
+            raise
+
+    def _final_test(self) -> dict[str, Any]:
+        session, config = self.session, self.session.config
+        began = time.monotonic()
+        with session.step.evaluation_weights(self._statistics_batches()):
+            last = self._evaluate(session.data.test, config.test_attacks, "last weights")
+            if session.step.plan.averaging is not None:
+                self.folder.save(self.folder.averaged, self._weights())
+        before = last.seconds_before
+        live = {name: value.clone() for name, value in session.model.state_dict().items()}
+        best = last
+        if self.progress.best_epoch != config.epochs:
+            saved = checkpoint.load(self.folder.best)
+            provenance.require_own(saved, config, self.folder.best)
+            checkpoint.load_weights(session.model, saved["model"], self.folder.best)
+            best = self._evaluate(session.data.test, config.test_attacks, "best weights")
+            session.model.load_state_dict(live)
+            before += best.seconds_before
+        self.progress.eval_seconds += time.monotonic() - began + before
+        return {
+            "n": last.n,
+            "best": best,
+            "last": last,
+            "intervals": {
+                which: {name: list(found.interval(name)) for name in found}
+                for which, found in (("best", best), ("last", last))
+            },
+            "best_epoch": self.progress.best_epoch,
+            "train_seconds": round(self.progress.train_seconds, 2),
+            "eval_seconds": round(self.progress.eval_seconds, 2),
+        }
