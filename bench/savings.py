@@ -49,6 +49,11 @@ def uncopied(step: Step) -> None:
     step.internals.net.copies.installed = lambda *_, **__: nullcontext()  # type: ignore[method-assign, assignment]
 
 
+def counted_alone(step: Step) -> None:
+    """Every BatchNorm counts its batches itself."""
+    step.internals.net.counters.leave()
+
+
 def composed(step: Step) -> None:
     """BatchNorm's second derivative is composed by PyTorch."""
     step.internals.net.differentiates_twice = False
@@ -60,6 +65,7 @@ SAVINGS: dict[str, tuple[str, str, Callable[[Step], None]]] = {
     "weights cast once for all passes": ("pgd", "preact_resnet18", uncopied),
     "BatchNorm folded, PreActResNet-18": ("pgd:attack_bn=eval", "preact_resnet18", unfolded),
     "BatchNorm folded, ResNet-18": ("pgd:attack_bn=eval", "resnet18", unfolded),
+    "BatchNorms counted in one launch": ("pgd", "preact_resnet18", counted_alone),
     "BatchNorm's second derivative, IGR": ("standard-igr", "preact_resnet18", composed),
     "BatchNorm's second derivative, GradAlign": ("fgsm-n-gradalign", "preact_resnet18", composed),
     "BatchNorm's second derivative, CURE": ("fgsm-n-cure", "preact_resnet18", composed),
@@ -73,6 +79,7 @@ STEPS = 5  # timed steps of a process, after two warm-up steps
 def main() -> None:
     """Parse the command line, time every pair, write and print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--names", nargs="+", default=[*SAVINGS, FREED_MEMORY], metavar="SAVING")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--width", type=int)
     parser.add_argument("--dtype", default="bf16")
@@ -94,9 +101,11 @@ def main() -> None:
 
     base = Setting("", given.width, given.batch_size, device=str(device))
     for name, (method, network, take_away) in SAVINGS.items():
+        if name not in given.names:
+            continue
         row = saving(replace(base, model=network), method, take_away, given.dtype, given.repeats)
         report(name, row)
-    if device.type == "cpu":
+    if device.type == "cpu" and FREED_MEMORY in given.names:
         for method in FREED_MEMORY_METHODS:
             setting = replace(base, model="preact_resnet18")
             report(FREED_MEMORY, freed_memory(setting, method, given.dtype, given.repeats))

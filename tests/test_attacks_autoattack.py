@@ -89,5 +89,5 @@ def test_a_missing_package_is_named_before_the_first_batch(monkeypatch):
         yield
 
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
-    with pytest.raises(UserError, match="pip install pyautoattack"):
+    with pytest.raises(UserError, match=r"pip install 'fastadv\[eval\]'"):
         evaluate(net, never(), ["clean", "autoattack"])

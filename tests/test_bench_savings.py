@@ -53,6 +53,8 @@ class Counted(TorchDispatchMode):
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         if operator is torch.ops.aten._to_copy.default:
             self.counts["casts"] += args[0].data_ptr() in self.weights
+        if operator is torch.ops.aten.add_.Tensor:
+            self.counts["integers counted"] += not args[0].is_floating_point()
         return operator(*args, **(kwargs or {}))
 
     def of_an_update(self, batch: Batch, what: str) -> int:
@@ -70,12 +72,22 @@ def lowered(step: Step) -> int:
     return sum(len(list(module.parameters(recurse=False))) for module in found)
 
 
+def norms(step: Step) -> int:
+    return sum(isinstance(module, torch.nn.BatchNorm2d) for module in step.model.modules())
+
+
 ATTACK, PASSES = 10, 11  # of PGD-10: input gradients, and these with the outer pass
+OTHER_COUNTS = 3  # the update's number, and images whose attack has not moved them
 
 # what takes a saving away -> what it counts, that number with the saving, and without
 TAKEN: dict[str, tuple[str, Callable[[Step], int], Callable[[Step], int]]] = {
     "unshared": ("forwards", lambda step: 2, lambda step: 3),
     "uncopied": ("casts", lambda step: 0, lambda step: PASSES * lowered(step)),
+    "counted_alone": (
+        "integers counted",
+        lambda step: OTHER_COUNTS,
+        lambda step: OTHER_COUNTS + PASSES * norms(step),
+    ),
     "composed": ("cheap_double_backward", lambda step: 1, lambda step: 0),
     "unfolded": (
         "of",  # the stand-ins of folded convolutions
