@@ -247,7 +247,7 @@ def test_ctrl_c_shows_the_results_so_far_and_how_to_continue(
     assert "clean" in outcome.out
     assert "fgsm" not in outcome.out
     assert "fgsm: 100 of 360 images" in outcome.err
-    assert "same command goes on" in outcome.err
+    assert "the same command continues" in outcome.err
     done = fastadv_command("evaluate", run, "--attacks", "clean,fgsm")
     assert done.code == 0
     assert "evaluated in float32" in done.out

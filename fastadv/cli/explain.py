@@ -17,6 +17,7 @@ from fastadv.algorithms.options import all_options
 from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.cli.settings import SETTINGS
+from fastadv.cli.value_words import shown
 from fastadv.declared import describe, meanings
 from fastadv.run.origin import Origin
 from fastadv.run.presets import preset_of
@@ -56,7 +57,7 @@ def explain(name: str, data: str) -> rich.console.RenderableType:
 
 def _value(name: str, value: object, origin: Origin, meaning: str, allowed: str) -> list[str]:
     said = meaning + (f" ({allowed})" if allowed else "")
-    return [f"  {name} = {value}  [{origin}]", _indented(said, "    ")]
+    return [f"  {name} = {shown(value)}  [{origin}]", _indented(said, "    ")]
 
 
 PASS_WORDS = {

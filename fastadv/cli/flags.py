@@ -12,6 +12,7 @@ from fastadv.algorithms.options import all_options, default
 from fastadv.algorithms.parts import PARTS, names
 from fastadv.cli.help_screen import Row
 from fastadv.cli.settings import COMMON, SETTINGS
+from fastadv.cli.value_words import shown
 from fastadv.declared import declared, describe, may_be_absent, meanings, plain_type
 from fastadv.run.config import RunConfig
 from fastadv.run.defaults import DEFAULTS
@@ -47,7 +48,7 @@ def groups(method: str | None = None) -> Iterator[tuple[str, list[Row]]]:
                     continue
                 seen.add(name)
                 value = default(part, name) if plan is None else plan.options[name]
-                usual = _words(value)
+                usual = shown(value)
                 if config is not None and config.origins.get(name) is Origin.DATA:
                     usual = "preset"
                 rows.append(_row(name, hint, said[name], usual))
@@ -68,7 +69,7 @@ def common_groups() -> Iterator[tuple[str, list[Row]]]:
 
 def _setting(name: str, hint: Any, text: str) -> Row:
     if name in DEFAULTS:
-        return _row(name, hint, text, _words(DEFAULTS[name]))
+        return _row(name, hint, text, shown(DEFAULTS[name]))
     absent = may_be_absent(declared(RunConfig)[name])
     return _row(name, hint, text, "" if absent else "preset")
 
@@ -88,16 +89,6 @@ def _row(name: str, hint: Any, text: str, usual: str) -> Row:
         return Row(f"{flag} LIST", text, describe(hint), usual)
     allowed = describe(hint)
     return Row(f"{flag} {TYPES.get(kind, 'TEXT')}", text, allowed, usual)
-
-
-def _words(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, tuple):
-        return ",".join(map(_words, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _flag(name: str) -> str:
