@@ -313,7 +313,7 @@ def test_consistency_needs_its_second_view_and_draws_other_noise_for_it():
 
 
 def test_consistency_is_refused_with_parts_that_store_state_per_sample():
-    with pytest.raises(UserError, match="one memory"):
+    with pytest.raises(UserError, match="two views of a sample"):
         tiny_step(tiny_model(), regularizer="consistency", target="self-adaptive")
 
 
