@@ -381,3 +381,12 @@ def test_a_step_larger_than_the_range_of_a_pixel_is_refused() -> None:
         resolve_run(RunRequest(eval_alpha=2))
     step = fastadv.step(model, sgd(model), "pgd", norm="l2", eps=4, alpha=2, mode="eager")
     step(x, y)
+
+
+def test_an_option_of_another_part_is_told_where_it_belongs() -> None:
+    with pytest.raises(
+        UserError, match=r"^'steps' is an option of adversary 'pgd', .*apart as set"
+    ):
+        resolve("apart", {"steps": 10})
+    with pytest.raises(UserError, match=r"^Unknown option 'stps'; did you mean 'steps'\?$"):
+        resolve("pgd", {"stps": 10})

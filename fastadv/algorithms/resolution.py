@@ -15,7 +15,7 @@ from fastadv.algorithms.recipes.table import Recipe, recipe
 from fastadv.algorithms.refusals import refuse
 from fastadv.algorithms.slots import NONE, OPTIONAL
 from fastadv.declared import coerce
-from fastadv.errors import unknown
+from fastadv.errors import UserError, unknown
 
 
 def resolve(method: str, overrides: Mapping[str, Any] | None = None) -> Plan:
@@ -33,7 +33,7 @@ def resolve(method: str, overrides: Mapping[str, Any] | None = None) -> Plan:
     wanted = {name: value for name, value in given.items() if name not in PARTS}
     for name in wanted:
         if name not in known:
-            raise unknown(f"option for method {method!r}", name, [*known, *PARTS])
+            raise _unknown_option(method, name, known)
     settings = recipe_options(row, slots) | wanted
     settings = {name: coerce(name, value, known[name]) for name, value in settings.items()}
     parts: dict[str, Any] = {
@@ -69,6 +69,20 @@ def choose_parts(row: Recipe, given: Mapping[str, Any]) -> dict[str, str]:
         if name not in names(slot):
             raise unknown(f"{slot}", name, names(slot))
     return slots
+
+
+def _unknown_option(method: str, name: str, known: Mapping[str, Any]) -> UserError:
+    """The error for an option that no part of ``method`` has, with the parts that have it."""
+    owners = [
+        f"{slot} {label!r}"
+        for slot, parts in PARTS.items()
+        for label, part in parts.items()
+        if name in option_types(part)
+    ]
+    if not owners:
+        return unknown("option", name, [*known, *PARTS])
+    some = ", ".join(owners[:3]) + (", ..." if len(owners) > 3 else "")
+    return UserError(f"{name!r} is an option of {some}, which {method} as set here does not use.")
 
 
 def _classes(slots: Mapping[str, str]) -> dict[str, type[Part]]:
