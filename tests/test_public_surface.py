@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +13,6 @@ from mypy import api
 import fastadv
 
 ROOT = Path(__file__).parents[1]
-
-
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fastadv", *words], capture_output=True, text=True, cwd=ROOT
-    )
 
 
 def test_a_replaced_optimizer_is_used_or_refused() -> None:
@@ -38,13 +31,13 @@ def test_a_replaced_optimizer_is_used_or_refused() -> None:
     assert all(map(torch.equal, before, model.parameters()))
 
 
-def test_a_command_after_two_dashes_is_not_ignored() -> None:
+def test_a_command_after_two_dashes_is_not_ignored(fastadv_command: Any) -> None:
     """``--`` ends the options of ``fastadv`` itself; eps=300 is an error of ``train``."""
-    done = command("--", "train", "--eps", "300")
-    assert done.returncode == 2
-    assert "eps" in done.stderr
-    assert command("--", "train", "no-such-argument").returncode == 2
-    assert command("--", "bench", "--help").stdout == command("bench", "--help").stdout
+    done = fastadv_command("--", "train", "--eps", "300")
+    assert done.code == 2
+    assert "eps" in done.err
+    assert fastadv_command("--", "train", "no-such-argument").code == 2
+    assert fastadv_command("--", "bench", "--help").out == fastadv_command("bench", "--help").out
 
 
 def test_mypy_finds_a_misspelt_public_name(tmp_path: Path) -> None:
@@ -56,10 +49,10 @@ def test_mypy_finds_a_misspelt_public_name(tmp_path: Path) -> None:
     assert output.count("[attr-defined]") == 2, output
 
 
-def test_methods_refuses_an_unknown_data_set() -> None:
-    done = command("methods", "apart", "--data", "cifra10")
-    assert done.returncode == 2
-    assert "did you mean 'cifar10'?" in done.stderr
+def test_methods_refuses_an_unknown_data_set(fastadv_command: Any) -> None:
+    done = fastadv_command("methods", "apart", "--data", "cifra10")
+    assert done.code == 2
+    assert "did you mean 'cifar10'?" in done.err
 
 
 @pytest.mark.parametrize(
