@@ -37,7 +37,9 @@ def test_a_command_after_two_dashes_is_not_ignored(fastadv_command: Any) -> None
     assert done.code == 2
     assert "eps" in done.err
     assert fastadv_command("--", "train", "no-such-argument").code == 2
-    assert fastadv_command("--", "bench", "--help").out == fastadv_command("bench", "--help").out
+    for command in ("bench", "train"):
+        plain, dashed = fastadv_command(command, "--help"), fastadv_command("--", command, "--help")
+        assert plain.out == dashed.out
 
 
 def test_mypy_finds_a_misspelt_public_name(tmp_path: Path) -> None:
@@ -75,16 +77,21 @@ def test_a_run_refused_before_its_first_update_leaves_its_folder_free(tmp_path: 
     from fastadv.run.request import RunRequest
     from fastadv.run.train import train
 
-    out = tmp_path / "run"
-    out.mkdir()
-    (out / "notes.txt").write_text("mine")
-    request = RunRequest(
-        method="pgd-kdsa", out=str(out), epochs=1, width=2, limit=64, options={"steps": 1}
-    )
-    for _ in range(2):
-        with pytest.raises(fastadv.UserError, match="teachers"):
-            train(request)
-        assert [file.name for file in out.iterdir()] == ["notes.txt"]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for out in (mine, empty, tmp_path / "new"):
+        request = RunRequest(
+            method="pgd-kdsa", out=str(out), epochs=1, width=2, limit=64, options={"steps": 1}
+        )
+        for _ in range(2):
+            with pytest.raises(fastadv.UserError, match="teachers"):
+                train(request)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {
+        "mine", "mine/notes.txt", "empty",
+    }  # fmt: skip
 
 
 def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:

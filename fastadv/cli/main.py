@@ -40,12 +40,14 @@ def main() -> None:
     # The command line shows a warning as a sentence, without its place in the code.
     warnings.showwarning = lambda message, *_: say("warning", message)
     words = sys.argv[1:]
+    if words[:1] == ["--"]:  # the end of options before the command, of which there are none
+        words = words[1:]
     try:
         if words[:1] == ["train"] and not {"--help", "--help-all"}.isdisjoint(words):
             print(_train_help(words), end="")
             sys.exit(0)
-        command = next((word for word in words if word != "--"), "")
-        code = application(command)(standalone_mode=False)
+        command = application(words[0] if words else "")
+        code = command(args=words, standalone_mode=False)
     except (UserError, TrainingError) as error:
         say("error", error)
         code = 2

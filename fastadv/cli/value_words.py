@@ -7,7 +7,7 @@ from typing import Any
 
 def shown(value: Any) -> str:
     """``on``, ``off`` or ``none``; several values with commas; a small multiple of 1/255 as such a
-    fraction."""
+    fraction, other numbers with all their digits."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -20,4 +20,5 @@ def shown(value: Any) -> str:
     # From 51/255 = 0.2 on such a fraction may be a plain decimal number.
     if 0 < steps < 51 and abs(steps - round(steps)) < 1e-9:
         return f"{round(steps)}/255"
-    return f"{value:.4g}"
+    short = f"{value:.4g}"
+    return short if float(short) == value else repr(value)

@@ -14,18 +14,20 @@ class Events:
     """Writes the scalars of each epoch into the run folder; does nothing without TensorBoard."""
 
     def __init__(self, folder: Path) -> None:
-        self._writer = None
+        self._folder = folder
+        self._writer: Any = None
         installed = importlib.util.find_spec("tensorboard") is not None
-        if installed and distributed.rank() == 0:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(folder))
+        self._writes = installed and distributed.rank() == 0
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Add a line of ``metrics.jsonl``. Its "epoch" is the step of the curves; each end of an
         interval is a curve of its own."""
-        if self._writer is None:
+        if not self._writes:
             return
+        if self._writer is None:  # not before: it makes a file
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder))
         for name, value in line.items():
             curves = {name: value}
             if isinstance(value, (list, tuple)):

@@ -46,16 +46,22 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.evaluations = path / "evaluations.jsonl"
         self.unfinished = path / "evaluations.partial.json"
+        self.made = False  # the folder did not exist before this run
 
     def files(self) -> list[Path]:
         """The paths of the run's files, whether they exist or not."""
-        return [place for name, place in vars(self).items() if name != "path"]
+        return [
+            place
+            for name, place in vars(self).items()
+            if isinstance(place, Path) and name != "path"
+        ]
 
     @classmethod
     def create(cls, out: str | None, config: RunConfig) -> RunFolder:
         """A new folder with the resolved configuration. Raises ``UserError`` if it holds a run."""
         path = Path(out) if out else _free_name(config)
         folder = cls(path)
+        folder.made = out is None or not path.exists()
         if folder.config.exists():
             raise UserError(
                 f"{path} already holds a run; continue it with --resume {path} or choose another "
@@ -74,14 +80,15 @@ class RunFolder:
         return folder
 
     def forget_unbegun(self) -> None:
-        """Remove the configuration of a run that was refused before its first update was kept, so
-        that a corrected one can take the folder."""
+        """Remove the configuration of a run that was refused before its first update, so that a
+        corrected one can take the folder. The folder is also removed if ``create`` made it."""
         begun = any(file.exists() for file in self.files() if file != self.config)
         if begun or distributed.rank() != 0:
             return
         self.config.unlink(missing_ok=True)
-        with suppress(OSError):  # other files of the user are in it
-            self.path.rmdir()
+        if self.made:
+            with suppress(OSError):  # something else is in it by now
+                self.path.rmdir()
 
     @classmethod
     def open(cls, path: str) -> RunFolder:

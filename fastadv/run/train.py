@@ -34,7 +34,8 @@ def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]
             try:
                 return _run(session, folder, Progress(), console or Console())
             except UserError:
-                folder.forget_unbegun()
+                if not session.step.calls:
+                    folder.forget_unbegun()
                 raise
 
 
