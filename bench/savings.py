@@ -79,7 +79,8 @@ STEPS = 5  # timed steps of a process, after two warm-up steps
 def main() -> None:
     """Parse the command line, time every pair, write and print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--names", nargs="+", default=[*SAVINGS, FREED_MEMORY], metavar="SAVING")
+    every = [*SAVINGS, FREED_MEMORY]
+    parser.add_argument("--names", nargs="+", choices=every, default=every, metavar="SAVING")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--width", type=int)
     parser.add_argument("--dtype", default="bf16")
