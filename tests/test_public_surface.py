@@ -15,20 +15,13 @@ import fastadv
 ROOT = Path(__file__).parents[1]
 
 
-def test_a_replaced_optimizer_is_used_or_refused() -> None:
-    """``step.optimizer`` is public: to assign one must not be without effect."""
-    torch.manual_seed(0)
+@pytest.mark.parametrize("name", ["model", "optimizer", "plan"])
+def test_what_a_step_was_built_of_cannot_be_replaced(name: str) -> None:
+    """It would keep on using what it was built of."""
     model = fastadv.build_model("preact_resnet18", width=2)
     step = fastadv.step(model, torch.optim.SGD(model.parameters(), lr=0.1), "fgsm")
-    x, y = torch.rand(4, 3, 8, 8), torch.randint(10, (4,))
-    step(x, y)
-    try:
-        step.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    except (AttributeError, fastadv.UserError):
-        return
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    step(x, y)
-    assert all(map(torch.equal, before, model.parameters()))
+    with pytest.raises(AttributeError):
+        setattr(step, name, getattr(step, name))
 
 
 def test_a_command_after_two_dashes_is_not_ignored(fastadv_command: Any) -> None:

@@ -34,7 +34,7 @@ def check_shapes(
     if index is None and needs_index:
         raise UserError(
             "This method stores state for every training sample: pass index=, the rows "
-            " (B,) int64 of the training set that x was made from."
+            "(B,) int64 of the training set that x was made from."
         )
     if index is not None and (index.shape != x.shape[:1] or index.dtype != torch.int64):
         raise UserError(

@@ -1,6 +1,6 @@
 """Detects changes of a model's modules and parameters.
 
-Between two calls of a step a head may be replaced, a parametrization added or a weight pruned.
+Between two calls of a step the user may replace a head, add a parametrization or prune a weight.
 Everything derived from the model's structure (names, folds, counters, compiled graphs) must then be
 derived again. One walk over the modules finds a change, in a fraction of the time that
 ``named_parameters`` takes.

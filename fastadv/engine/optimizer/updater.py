@@ -26,7 +26,7 @@ from fastadv.engine.optimizer.optimizer_copy import OptimizerCopy
 from fastadv.engine.packing import FlatViews
 from fastadv.errors import TrainingError
 
-# After so many skipped updates in a row a lower loss scale does not help.
+# If this many updates in a row were skipped, a lower loss scale does not help.
 STARVED = 50
 # Faults in gradients of the scaled loss.
 _SCALED = frozenset({Fault.DIRECTION, Fault.INPUT_GRADIENT, Fault.GRADIENT})
