@@ -145,9 +145,9 @@ class Plan:
     @cached_property
     def bn_updates(self) -> tuple[str, ...]:
         """The order in which x and x' update the statistics of BatchNorm."""
-        objective = self.objective
-        ordered = isinstance(objective, OrdersBatchNorm)
-        return objective.bn_updates() if ordered else DEFAULT_BN_UPDATES
+        if isinstance(self.objective, OrdersBatchNorm):
+            return self.objective.bn_updates()
+        return DEFAULT_BN_UPDATES
 
     def depends_on(self) -> dict[str, str]:
         """Name -> digest of everything from outside of fastadv that training by this plan depends

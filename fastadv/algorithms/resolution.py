@@ -28,7 +28,6 @@ from fastadv.declared import coerce
 from fastadv.errors import UserError, unknown
 
 
-
 def resolve(method: str, overrides: Mapping[str, Any] | None = None) -> Plan:
     """The plan of ``method`` with ``overrides``.
 
@@ -103,16 +102,9 @@ def choose_parts(row: Recipe, given: Mapping[str, Any]) -> dict[str, str]:
             slots[slot] = str(part)
             if slots[slot] not in names(slot):
                 raise unknown(slot, slots[slot], names(slot))
-    if "adversary" in given:
-        adversary = _adversary_class(given["adversary"])
-        if not adversary.takes_start and "start" not in given:
-            slots["start"] = NONE
+    if slots["adversary"] != row.adversary and "start" not in given:
+        slots["start"] = NONE  # the recipe's start was that of its adversary
     return slots
-
-
-def _adversary_class(given: Any) -> type[Adversary]:
-    found = type(given) if isinstance(given, Part) else PARTS["adversary"][str(given)]
-    return cast(type[Adversary], found)
 
 
 def _name_of(slot: str, part: type[Part]) -> str:

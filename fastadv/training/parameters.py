@@ -22,8 +22,10 @@ class Parameters:
         """Take over the parameters of the present model."""
         self.named = dict(self.net.structure.parameters)
         layers = self.plan.layers
-        frozen = isinstance(layers, Freezes)
-        self._learns = {name for name in self.named if not frozen or layers.learns(name)}
+        if isinstance(layers, Freezes):
+            self._learns = {name for name in self.named if layers.learns(name)}
+        else:
+            self._learns = set(self.named)
 
     def learning(self) -> list[Tensor]:
         """The parameters that learn, in the order of ``learning_named``."""

@@ -19,7 +19,6 @@ from fastadv.threat import Threat
 from fastadv.training.parameters import Parameters
 from fastadv.training.results import Gradients, OuterPass
 
-
 _AT_INPUT = frozenset({"input_gradient", "differentiable_input"})
 
 

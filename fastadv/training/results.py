@@ -39,8 +39,9 @@ class OuterPass(NamedTuple):
 class PassResults(NamedTuple):
     """The result of ``Update.compute_gradients``, for ``apply_gradients`` and ``finish_update``.
 
-    ``loss`` and ``accuracy`` are 0-dim, as is the regularizer's ``term``. ``faults_found`` is fault -> 0-dim bool; the update counts
-    only if all are false. ``buffers`` are the values of the model's buffers before the update.
+    ``loss`` and ``accuracy`` are 0-dim, as is ``term``, the regularizer's, None without one.
+    ``faults_found`` is fault -> 0-dim bool; the update counts only if all are false. ``buffers``
+    are the values of the model's buffers before the update.
     ``statistics`` are the model's floating-point buffers if several processes train, which average
     them, otherwise empty.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -217,7 +217,8 @@ class FGSMPlus(Adversary):
 
     def _moved(self, batch: Batch, steps: Tensor, found: Context) -> Tensor:
         """x1 = box(x + clamp(delta0 + alpha_1 s0, +-eps)), differentiable in the step sizes."""
-        threat, eps = batch.threat, batch.threat.radius(batch.x)
+        threat = batch.threat
+        eps: Any = threat.radius(batch.x)
         delta = (steps[OMEGA] * required(found.start)).clamp(-eps, eps)
         delta = threat.movable((delta + steps[INPUT] * found.signs[0]).clamp(-eps, eps))
         return threat.clip(batch.x + delta).to(batch.x.dtype)

@@ -133,7 +133,6 @@ class Part:
                 )
             tensor.copy_(saved[name])
 
-
     # -- for the parts ------------------------------------------------------------------------
 
     def uniform(self, batch: Batch, stream: Stream) -> Tensor:

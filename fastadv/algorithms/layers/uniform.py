@@ -1,6 +1,5 @@
 """All layers learn at the same rate."""
 
-
 from fastadv.algorithms.contract import Layers
 
 

@@ -1,6 +1,5 @@
 """Cross entropy on x_adv: plain adversarial training (Madry et al., 2018)."""
 
-
 from torch import Tensor
 
 from fastadv.algorithms.contract import Fit, Objective, Outputs

@@ -1,13 +1,20 @@
 """Clean and adversarial cross entropy mixed (memorization paper, Eq. 6)."""
 
-
 from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fastadv.algorithms.contract import Capabilities, Conflict, Fit, Objective, Outputs, Setup, required
+from fastadv.algorithms.contract import (
+    Capabilities,
+    Conflict,
+    Fit,
+    Objective,
+    Outputs,
+    Setup,
+    required,
+)
 from fastadv.algorithms.phases import epoch_of
 from fastadv.declared import NonNegative, Share, option
 from fastadv.errors import UserError

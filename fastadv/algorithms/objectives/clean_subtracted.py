@@ -1,6 +1,5 @@
 """Adversarial cross entropy minus a part of the clean one (AdvLC paper, Eq. 9)."""
 
-
 from collections.abc import Iterable
 from typing import ClassVar
 

@@ -1,11 +1,18 @@
 """GAIRAT: samples near the decision boundary weigh more (Zhang et al., 2021)."""
 
-
 from collections.abc import Iterable
 
 from torch import Tensor
 
-from fastadv.algorithms.contract import Capabilities, Conflict, Fit, Objective, Outputs, Setup, required
+from fastadv.algorithms.contract import (
+    Capabilities,
+    Conflict,
+    Fit,
+    Objective,
+    Outputs,
+    Setup,
+    required,
+)
 from fastadv.algorithms.phases import epoch_of
 from fastadv.declared import AnyNumber, NonNegative, option
 

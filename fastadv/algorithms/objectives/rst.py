@@ -1,6 +1,5 @@
 """RST: TRADES on labelled and pseudo-labelled images together (Carmon et al., 2019)."""
 
-
 from fastadv.algorithms.objectives.trades import Trades
 from fastadv.declared import option
 from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL, Pass

@@ -7,7 +7,7 @@ the methods' own papers.
 from collections.abc import Mapping
 from typing import Any
 
-from fastadv.algorithms.recipe import LEARNED_ON_CIFAR, OnData, CYCLIC, GREY, Recipe
+from fastadv.algorithms.recipe import CYCLIC, GREY, LEARNED_ON_CIFAR, OnData, Recipe
 
 ON_CIFAR = "(PreActResNet-18, CIFAR-10)"
 ON_IMAGENET = "PGD-10 (ResNet-50, ImageNet, eps 2/255)"
@@ -33,6 +33,10 @@ FREE_IMAGENET |= {
     "schedule": "piecewise",
 }
 FREE_IMAGENET |= {"drops": (8 / 23, 16 / 23), "weight_decay": 1e-4}
+
+LEARNED_ON_IMAGENET = OnData(
+    options={"step_size_lr": 4e-9, "step_size_decay": 5000.0}, where={"epochs": 15}
+)
 
 FAST: Mapping[str, Recipe] = {
     "fast": Recipe(
@@ -152,7 +156,7 @@ FAST: Mapping[str, Recipe] = {
         "APART, Sec. 5.1 and Table 5",
         adversary="apart",
         training=IMAGENET,
-        on_data={"imagenet": OnData({}, {"step_size_lr": 4e-9, "step_size_decay": 5000.0}, {"epochs": 15})},
+        on_data={"imagenet": LEARNED_ON_IMAGENET},
         reported=f"60.52 clean, 44.30 {ON_IMAGENET}",
     ),
     "apart-no-layers": Recipe(

@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fastadv.algorithms.recipe import KL_ATTACK, MEMORIZATION, MEMORIZATION_ON_SVHN, RICE, TRADES, Recipe
+from fastadv.algorithms.recipe import (
+    KL_ATTACK,
+    MEMORIZATION,
+    MEMORIZATION_ON_SVHN,
+    RICE,
+    TRADES,
+    Recipe,
+)
 
 EVAL_ATTACK = {"attack_bn": "eval"}
 ON = "best / last (ResNet-18, CIFAR-10)"

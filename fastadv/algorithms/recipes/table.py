@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from fastadv.algorithms import plugins
-from fastadv.algorithms.recipe import ADVLC, KL_ATTACK, MEMORIZATION, MEMORIZATION_ON_SVHN, RICE, RICE_WARM, ROTATED, TRADES, OnData, Recipe
+from fastadv.algorithms.recipe import (
+    ADVLC,
+    KL_ATTACK,
+    MEMORIZATION,
+    MEMORIZATION_ON_SVHN,
+    RICE,
+    RICE_WARM,
+    ROTATED,
+    TRADES,
+    OnData,
+    Recipe,
+)
 from fastadv.algorithms.recipes.fast import FAST
 from fastadv.algorithms.recipes.labels import LABELS
 from fastadv.algorithms.recipes.smoothness import SMOOTHNESS

@@ -1,6 +1,5 @@
 """Consistency: two attacked augmentations of an image get alike predictions (Tack, 2022)."""
 
-
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 

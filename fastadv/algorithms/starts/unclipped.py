@@ -1,6 +1,5 @@
 """The random start of the memorization paper's code."""
 
-
 from torch import Tensor
 
 from fastadv.algorithms.contract import Batch

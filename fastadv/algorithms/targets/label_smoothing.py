@@ -1,6 +1,5 @@
 """Label smoothing: part of the label goes to the other classes (Szegedy et al., 2016)."""
 
-
 from torch import Tensor
 
 from fastadv.algorithms.contract import Context, Target

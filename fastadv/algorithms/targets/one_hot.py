@@ -1,6 +1,5 @@
 """The given label."""
 
-
 from torch import Tensor
 from torch.nn import functional
 

@@ -1,6 +1,5 @@
 """SAT: labels move towards the network's predictions (Huang et al., 2020)."""
 
-
 from collections.abc import Iterable
 
 import torch

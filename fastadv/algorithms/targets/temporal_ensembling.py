@@ -48,7 +48,7 @@ class TemporalEnsembling(Target):
     objective fits (natural ones for TRADES); ``"paper"`` always takes p(x').
     """
 
-    # Measured: under a triangular cycle the published 30, which met a rate that had dropped tenfold,
+    # Measured: under a triangular cycle the published 30, which met a tenfold lower learning rate,
     # drives a short run to a constant prediction; 3 does not.
     on_data: ClassVar[Mapping[str, Mapping[str, Any]]] = {"digits": {"te_weight": 3.0}}
 
