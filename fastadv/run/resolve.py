@@ -114,8 +114,8 @@ def _require_known(method: str, options: Mapping[str, Any]) -> None:
     for kind, name, known in [("method", method, list(methods())), *parts]:
         if name not in known:
             raise UserError(
-                f"The run's {kind} {name!r} is not one of fastadv's: add --plugin with the file that "
-                "it came from, or in Python import that file first."
+                f"The run's {kind} {name!r} is not one of fastadv's: add --plugin with the file it "
+                "came from, or in Python import that file first."
             )
 
 
