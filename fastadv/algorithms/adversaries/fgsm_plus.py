@@ -203,7 +203,7 @@ class FGSMPlus(Adversary):
     def _signs(self, x0: Tensor, batch: Batch, context: Context) -> list[Tensor]:
         """The signs of the loss gradient at x0; a region."""
         x0 = leaf(x0)
-        loss = self.setup.attack_loss(self.net.logits(x0), batch.y, context)
+        loss = self.setup.attack_loss(self.net.logits(x0), batch.attacked_y, context)
         return kernels.block_signs([input_gradient(loss, x0)])
 
     def leaves(self) -> list[Tensor]:
