@@ -32,6 +32,8 @@ class PlanAttackLoss:
 
     def _losses(self, logits: Tensor, y: Tensor, context: Context, reduction: str) -> Tensor:
         """(B,), or 0-dim if ``reduction`` is "mean" and the loss is the plain cross-entropy."""
+        if self.plan.target.labels == "any":
+            return self.plan.target.fit(logits, y, context)
         term = self.plan.target.attack_term(logits, context)
         if self.plan.adversary.attack_objective == "kl":
             losses = kernels.trades_kl(required(context.natural_logits_attack), logits)

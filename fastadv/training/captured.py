@@ -10,14 +10,14 @@ schedules and the noise offset are 0-dim tensors.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastadv.algorithms.contract import Batch
+from fastadv.algorithms.contract import Batch, Context
 from fastadv.engine.cuda_graph import CudaRecorder, NotReplayable
 from fastadv.engine.model.buffers import Snapshot, copy_into
 from fastadv.engine.model.network import Network
@@ -159,7 +159,7 @@ class CapturedUpdate:
             reason = f"{python.changed!r} keeps changing between the steps"
         else:
             images, attack_bn = batch.x, eager.plan.adversary.attack_bn
-            found = why_not_static(eager.net, python, images, attack_bn)
+            found = why_not_static(eager.net, python, images, attack_bn, self._criterion(batch))
             self._states.add(number)
             if found is None:
                 return False
@@ -175,6 +175,13 @@ class CapturedUpdate:
         self._current = self._results = None
         return True
 
+    def _criterion(self, batch: Batch) -> Callable[[Tensor], Tensor] | None:
+        """The user's own loss of this batch, as a function of its logits, or None."""
+        target = self.eager.plan.target
+        if target.labels != "any":
+            return None
+        return lambda logits: target.fit(logits, batch.y, Context())
+
     def _python_state(self) -> PythonState:
         if self._python is None:
             parts = self.eager.plan.parts.values()
@@ -182,7 +189,8 @@ class CapturedUpdate:
             for part in parts:
                 for number, teacher in enumerate(part.networks()):
                     models[f"teacher {number}"] = teacher
-            self._python = PythonState(models, parts)
+            output = self.eager.net.output
+            self._python = PythonState(models, parts, [output] if callable(output) else [])
         return self._python
 
     def _enter_phase(self) -> None:

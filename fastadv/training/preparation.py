@@ -73,10 +73,15 @@ class Preparation:
 
     def look(self, x: Tensor, y: Tensor) -> int:
         """The number of classes, from the first forward pass of the model in its present structure.
-        ``x`` is (B,C,H,W), ``y`` (B,). Raises ``UserError`` for logits that do not fit."""
+        ``x`` is (B,C,H,W), ``y`` (B,...). Raises ``UserError`` for logits that do not fit."""
         self.seen = -1  # stays if the probe raises
         logits = self.net.probe(x[:2], self.plan.objective.bn_updates())
-        classes = checks.check_classes(logits, y, self.length.num_classes)
+        if self.plan.target.labels == "any":
+            classes = checks.check_outputs(logits, len(x[:2]), self.length.num_classes)
+        else:
+            classes = checks.check_classes(logits, y, self.length.num_classes)
+        for part in self.plan.parts.values():
+            part.check_logits(logits, y)
         self.seen = self.net.structure.inner
         return classes
 

@@ -36,11 +36,15 @@ class Part:
     The type of an option includes its range (``declared.py``). A part with a value outside it
     raises ``UserError`` when it is built. ``state`` holds the tensors of a checkpoint;
     ``rank_local_state`` are the names in it that differ between ranks. ``accumulates`` is False for
-    a part that cannot work on the sum of the gradients of several batches.
+    a part that cannot work on the sum of the gradients of several batches. ``classes_only`` is why
+    the part needs logits of classes, in words ("": it takes any), ``hard_labels_only`` why it needs
+    labels (B,) int64 and takes no soft ones (B,classes).
     """
 
     rank_local_state: ClassVar[tuple[str, ...]] = ()
     accumulates: ClassVar[bool] = True
+    classes_only: ClassVar[str] = ""
+    hard_labels_only: ClassVar[str] = ""
 
     setup: Setup = field(init=False, repr=False)
     net: Network = field(init=False, repr=False)
@@ -89,6 +93,10 @@ class Part:
 
     def check_images(self, batch: Batch) -> None:
         """Raise ``UserError`` for images whose size does not fit the part's state."""
+
+    def check_logits(self, logits: Tensor, y: Tensor) -> None:
+        """Raise ``UserError`` for logits or labels ``y`` (B,...) that the part cannot work with.
+        Called with the first batch; ``logits`` are those of its first images."""
 
     def schedule(self, update: int, epoch: float) -> None:
         """Fill the 0-dim tensors that change with time, and set ``active``. Called before update

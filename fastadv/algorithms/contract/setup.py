@@ -15,7 +15,7 @@ from fastadv.threat import Threat
 
 
 class AttackLoss(Protocol):
-    """What the adversary maximises at ``logits`` (B,classes) for the labels ``y`` (B,) int64."""
+    """What the adversary maximises at ``logits`` (B,classes) for the labels ``y``."""
 
     def __call__(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
         """The mean over the batch, times the loss scale (0-dim)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -13,7 +14,13 @@ from fastadv.algorithms.contract.tensors import Batch, Context, Outputs
 
 @dataclass(eq=False)
 class Target(Part):
-    """The label that is fitted, and the loss that compares logits with it."""
+    """The label that is fitted, and the loss that compares logits with it.
+
+    ``labels`` says which labels ``y`` the target takes: "classes" are (B,) int64, or soft labels
+    (B,classes) that sum to 1; "any" are any tensor (B,...), with logits (B,...) of any shape.
+    """
+
+    labels: ClassVar[str] = "classes"
 
     def is_plain(self) -> bool:
         """True if ``fit`` is exactly the cross entropy with the given label."""
@@ -33,7 +40,7 @@ class Target(Part):
         return None
 
     def fit(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
-        """The loss (B,) of ``logits`` (B,classes) against the target; ``y`` is (B,) int64."""
+        """The loss (B,) of ``logits`` against the target, of the shapes that ``labels`` says."""
         raise NotImplementedError
 
     def penalty(self, fitted: Tensor, adversarial: Tensor, context: Context) -> Tensor | None:

@@ -1,6 +1,7 @@
 """GAIRAT: samples near the decision boundary weigh more (Zhang et al., 2021)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,6 +19,9 @@ class Gairat(Objective):
     below 1 is a fraction of the run; the released code begins with the 60th of 120 epochs, counted
     from 1).
     """
+
+    classes_only: ClassVar[str] = "it counts the steps at which a sample was classified right"
+    hard_labels_only: ClassVar[str] = classes_only
 
     gairat_start: NonNegative = option(
         59 / 120,

@@ -20,6 +20,7 @@ class Trades(Objective):
     BatchNorm's running statistics: the published code forwards x, x' and x again.
     """
 
+    classes_only: ClassVar[str] = "its KL compares predictions of classes"
     fits: ClassVar[str] = "natural"
 
     beta: NonNegative = option(

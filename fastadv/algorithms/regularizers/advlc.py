@@ -1,7 +1,7 @@
 """AdvLC: the largest changes of the logits are penalised (AdvLC paper, Sec. 5 and Alg. 1)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ class AdvLC(Regularizer):
     "nuclear" the sum of the singular values of the matrix D. The paper gives no code, direction or
     weight for them.
     """
+
+    classes_only: ClassVar[str] = "it compares logits of classes"
 
     kind: Literal["top-n", "l1", "squared-l2", "kl", "js", "nuclear"] = option(
         "top-n", "distance between the logits of clean and adversarial images"

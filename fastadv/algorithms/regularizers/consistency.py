@@ -1,6 +1,7 @@
 """Consistency: two attacked augmentations of an image get alike predictions (Tack, 2022)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,6 +21,8 @@ class Consistency(Regularizer):
     cutout in the second half of the run (``fastadv train --augmentation autoaugment``). The AdvLC
     paper does not mention that; the default is crops and flips.
     """
+
+    classes_only: ClassVar[str] = "it compares predictions of classes"
 
     js_temperature: Positive = option(0.5, "temperature of the predictions that are compared")
 

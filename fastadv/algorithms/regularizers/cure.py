@@ -23,6 +23,7 @@ class Cure(Regularizer):
     code does not. x + z is not clipped to the box.
     """
 
+    classes_only: ClassVar[str] = "it penalises changes of the cross entropy's gradient"
     wants_center_gradient: ClassVar[bool] = True
 
     reg_weight: NonNegative = option(4.0, "weight of the regularizer in the loss")

@@ -25,6 +25,7 @@ class GradAlign(Regularizer):
     in training mode (tml-epfl/understanding-fast-adv-training).
     """
 
+    classes_only: ClassVar[str] = "it aligns gradients of the cross entropy"
     wants_center_gradient: ClassVar[bool] = True
 
     reg_weight: NonNegative = option(0.2, "weight of the regularizer in the loss")

@@ -21,6 +21,7 @@ class IGR(Regularizer):
     Sec. 5.1; no code). The term reuses the outer forward pass and costs one double backward.
     """
 
+    classes_only: ClassVar[str] = "it penalises the gradient of the cross entropy"
     wants_adversarial_gradient: ClassVar[bool] = True
 
     reg_weight: NonNegative = option(1000.0, "weight of the regularizer in the loss")

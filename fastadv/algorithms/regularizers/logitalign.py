@@ -22,6 +22,7 @@ class LogitAlign(Regularizer):
     is clipped to the range of images. Both predictions are differentiated.
     """
 
+    classes_only: ClassVar[str] = "its KL compares predictions of classes"
     wants_neighbor: ClassVar[bool] = True
 
     reg_weight: NonNegative = option(100.0, "weight of the regularizer in the loss")
