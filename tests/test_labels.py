@@ -341,9 +341,16 @@ def test_cross_entropy_as_a_criterion_changes_nothing(method: str, options: Any)
 @pytest.mark.parametrize(
     ("method", "options", "reason"),
     [
-        ("trades", {"attack_objective": "ce"}, "its KL compares predictions of classes"),
-        ("pgd", {"attack_objective": "kl"}, "attack_objective 'kl' cannot be combined"),
-        ("pgd", {"objective": "gairat"}, "classified right"),
+        ("trades", {"attack_loss": "ce"}, "attack_loss ce x target criterion cannot be combined"),
+        ("trades", {"attack_loss": "fit"}, "its KL compares predictions of classes"),
+        ("trades", {}, "the KL compares predictions of classes"),
+        ("pgd", {"attack_loss": "kl", "start": "gaussian"}, "the KL compares predictions"),
+        ("pgd", {"attack_loss": "ce"}, "pass attack_loss='fit' for the target's own loss"),
+        (
+            "pgd",
+            {"objective": "gairat"},
+            "objective gairat x target criterion .* a class was right",
+        ),
         ("pgd", {"regularizer": "advlc"}, "it compares logits of classes"),
         ("pgd", {"regularizer": "igr"}, "gradient of the cross entropy"),
         ("pgd", {"regularizer": "cure"}, "cross entropy's gradient"),
@@ -363,6 +370,45 @@ def test_parts_that_need_logits_of_classes_are_refused(
     with pytest.raises(UserError, match=reason) as raised:
         fastadv.step(model, sgd(model), method, criterion=several, **options)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_attack_alone_takes_its_criterion(mode: str) -> None:
+    """The margin of the logits in the attack, the cross entropy in the loss."""
+
+    def margin(z: Tensor, y: Tensor) -> Tensor:
+        true = torch.eye(CLASSES, dtype=torch.bool)[y]
+        return z.masked_fill(true, -100).logsumexp(1) - (z * true).sum(1)
+
+    model, own = tiny_model(), tiny_model()
+    step = step_of(model, mode=mode, attack_criterion=margin)
+    optimizer = sgd(own)
+    for _ in range(2):
+        metrics = step(x, y, start=start)
+        x_adv = climb(own, x, start, lambda z: margin(z, y).mean(), ALPHA, 3, "train")
+        descend(optimizer, functional.cross_entropy(own(x_adv), y))
+    assert_same(model, own)
+    assert "accuracy" in metrics
+
+
+def test_attack_and_update_take_two_criteria() -> None:
+    labels, own = drawn(8, 4), tiny_model()
+
+    def absolute(z: Tensor, y: Tensor) -> Tensor:
+        return (z - y).abs().sum(1)
+
+    model = tiny_model()
+    step_of(model, criterion=squares, attack_criterion=absolute)(x, labels, start=start)
+    x_adv = climb(own, x, start, lambda z: absolute(z, labels).mean(), ALPHA, 3, "train")
+    descend(sgd(own), (own(x_adv) - labels).pow(2).mean())
+    assert_same(model, own)
+
+
+def test_a_criterion_of_the_attack_is_refused_where_no_step_follows_it() -> None:
+    model = tiny_model()
+    for options in ({"method": "standard"}, {"method": "pgd", "attack_loss": "ce"}):
+        with pytest.raises(UserError, match="omit"):
+            fastadv.step(model, sgd(model), attack_criterion=several, **options)
 
 
 class WithWeights(nn.Module):

@@ -10,14 +10,15 @@ schedules and the noise offset are 0-dim tensors.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastadv.algorithms.contract import Batch, Context
+from fastadv.algorithms.contract import Batch, Teaches
 from fastadv.engine.cuda_graph import CudaRecorder, NotReplayable
 from fastadv.engine.model.buffers import Snapshot, copy_into
 from fastadv.engine.model.network import Network
@@ -47,7 +48,7 @@ class CapturedUpdate:
     A situation is everything that a recording has fixed: batch shapes, active parts, the addresses
     of parameters, buffers and states, train flags, precisions, and the state of Python
     (``python_state.py``: attributes of modules, globals). A new situation is recorded. Of more than
-    ``MAX_RECORDINGS`` the least recently used one is dropped. All are dropped when ``active`` of a
+    ``MAX_RECORDINGS`` the least recently used one is dropped. All are dropped when the phase of a
     part changes, since the warm-up of the next recording needs their memory. A warm-up leaves no
     trace, since it runs as an update that does not count: parts do not change their state, and
     buffers and perturbed weights are restored exactly.
@@ -159,7 +160,8 @@ class CapturedUpdate:
             reason = f"{python.changed!r} keeps changing between the steps"
         else:
             images, attack_bn = batch.x, eager.plan.adversary.attack_bn
-            found = why_not_static(eager.net, python, images, attack_bn, self._criterion(batch))
+            losses = [partial(part.given_loss, y=batch.y) for part in eager.plan.given_losses]
+            found = why_not_static(eager.net, python, images, attack_bn, losses)
             self._states.add(number)
             if found is None:
                 return False
@@ -175,19 +177,13 @@ class CapturedUpdate:
         self._current = self._results = None
         return True
 
-    def _criterion(self, batch: Batch) -> Callable[[Tensor], Tensor] | None:
-        """The user's own loss of this batch, as a function of its logits, or None."""
-        target = self.eager.plan.target
-        if target.labels != "any":
-            return None
-        return lambda logits: target.fit(logits, batch.y, Context())
-
     def _python_state(self) -> PythonState:
         if self._python is None:
             parts = self.eager.plan.parts.values()
             models = {"": self.eager.net.model}
             for part in parts:
-                for number, teacher in enumerate(part.networks()):
+                networks = part.networks() if isinstance(part, Teaches) else ()
+                for number, teacher in enumerate(networks):
                     models[f"teacher {number}"] = teacher
             output = self.eager.net.output
             self._python = PythonState(models, parts, [output] if callable(output) else [])
@@ -195,7 +191,7 @@ class CapturedUpdate:
 
     def _enter_phase(self) -> None:
         """Drop the recordings that were made while other parts were active."""
-        phase = tuple(part.active for part in self.eager.plan.parts.values())
+        phase = tuple(part.phase() for part in self.eager.plan.parts.values())
         if phase != self._phase:
             self._entries.clear()
             self._current = self._results = None

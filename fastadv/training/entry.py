@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastadv.algorithms.labels import with_criterion
-from fastadv.algorithms.resolution import resolve
+from fastadv.algorithms.criteria import resolve_with
 from fastadv.algorithms.user_loss import UserLoss
 from fastadv.engine.model.outputs import Output
 from fastadv.models.wrapped import inner_module
@@ -39,6 +38,7 @@ def step(
     attack_dtype: str | None = None,
     blocks: Iterable[str] | None = None,
     criterion: UserLoss | None = None,
+    attack_criterion: UserLoss | None = None,
     output: Output = None,
     **options: Any,
 ) -> Step:
@@ -58,6 +58,7 @@ def step(
 
     ``criterion(logits, y) -> (B,)`` is a loss of your own, which the attack maximises and the
     update minimises in place of the cross entropy; ``y`` may then be any tensor (B,...).
+    ``attack_criterion`` is one that the attack alone maximises.
     ``output`` says where the logits are in what the model returns: a position, a key or attribute,
     or a function of it; None takes a tensor, or what is called "logits" in an object.
     ``options`` are hyper-parameters of the parts, or the name of a slot with another part
@@ -66,9 +67,7 @@ def step(
     Raises ``UserError`` for an unknown name, a value out of range, and a model, an optimizer or a
     combination of parts that cannot be trained.
     """
-    plan = resolve(method, options)
-    if criterion is not None:
-        plan = with_criterion(plan, criterion)
+    plan = resolve_with(method, options, criterion, attack_criterion)
     checks.check_optimizer(inner_module(model), optimizer)
     return Step(
         model,

@@ -31,8 +31,7 @@ class Gradients(NamedTuple):
     tensor.
 
     ``weights``: those of the parameters that learn, in their order. ``leaves``: those of the
-    adversary's tensors (learned step sizes). ``x_adv`` (B,C,H,W): None unless the adversary asks
-    for it.
+    adversary's tensors (learned step sizes). ``x_adv`` (B,C,H,W): None unless a part asks for it.
     """
 
     weights: list[Tensor | None]
@@ -42,27 +41,32 @@ class Gradients(NamedTuple):
 
 class OuterPass(NamedTuple):
     """The outer loss (0-dim), its gradients, and the logits (B,classes): ``adversarial`` at x_adv,
-    ``natural`` at the ball's centre, None unless a part needs them. All are detached."""
+    ``natural`` at the ball's centre, None unless a part needs them. ``term`` (0-dim) is that of the
+    regularizer, None without one. All are detached."""
 
     loss: Tensor
     gradients: Gradients
     adversarial: Tensor
     natural: Tensor | None
+    term: Tensor | None
 
 
 class PassResults(NamedTuple):
     """The result of ``Update.compute_gradients``, for ``apply_gradients`` and ``finish_update``.
 
-    ``loss`` and ``accuracy`` are 0-dim; ``accuracy`` is None if the labels are no classes.
+    ``loss`` and ``accuracy`` are 0-dim, as is ``term``, the regularizer's, None without one.
+    ``accuracy`` is None if the labels are no classes.
     ``faults_found`` is fault -> 0-dim bool; the update counts only if all are false. ``buffers``
-    are the values of the model's buffers before the update. ``statistics`` are the model's
-    floating-point buffers if several processes train, which average them, otherwise empty.
+    are the values of the model's buffers before the update.
+    ``statistics`` are the model's floating-point buffers if several processes train, which average
+    them, otherwise empty.
     """
 
     batch: Batch
     attacked: Adversarial
     outputs: Outputs
     loss: Tensor
+    term: Tensor | None
     accuracy: Tensor | None
     gradients: Gradients
     faults_found: dict[Fault, Tensor]

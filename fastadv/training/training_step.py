@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv import ranges
-from fastadv.algorithms.contract import Batch
-from fastadv.algorithms.labels import hard_labels_only
+from fastadv.algorithms.contract import Batch, RankLocal
 from fastadv.algorithms.plan import Plan
 from fastadv.data.view import View
 from fastadv.declared import CountOrZero, Positive, checked
@@ -155,7 +154,8 @@ class Step:
     @property
     def rank_local_state(self) -> dict[str, Tensor]:
         """The part of ``state`` that differs between ranks."""
-        names = {name for part in self.plan.parts.values() for name in part.rank_local_state}
+        parts = self.plan.parts.values()
+        names = {n for part in parts if isinstance(part, RankLocal) for n in part.rank_local_state}
         return {name: tensor for name, tensor in self.state.items() if name in names}
 
     @distributed.failure_told()
@@ -177,8 +177,8 @@ class Step:
         ``x`` (B,C,H,W) float in [0,1], ``y`` (B,) int64 labels, or soft labels (B,classes) that sum
         to 1 (mixup, cutmix), or with a criterion of your own any tensor (B,...). ``index`` (B,)
         int64 are the rows of the training set. ``view`` is the crop and flip that made ``x`` (None:
-        ``x`` is not augmented). ``start`` (B,C,H,W) is an initial perturbation in pixels
-        that replaces the random one. ``second`` (B,C,H,W) is another view of the same images, for
+        ``x`` is not augmented). ``start`` (B,C,H,W) is an initial perturbation in pixels that
+        replaces the random one. ``second`` (B,C,H,W) is another view of the same images, for
         methods that compare two.
         With ``update=False`` the gradient of this batch is kept and the optimizer does not step;
         the next call that updates takes the mean over the images of all these batches.
@@ -194,7 +194,7 @@ class Step:
         labels = self.plan.target.labels
         checks.check_shapes(inner.net.device, x, y, index, needs_index=keeps_rows, labels=labels)
         if labels == "classes" and y.ndim != 1:
-            checks.refuse_soft(hard_labels_only(self.plan))
+            checks.refuse_soft(self.plan.hard_labels_only)
         checks.check_companions(x, start=start, second=second)
         if update:
             checks.check_accumulation(self.optimizer)
@@ -242,7 +242,8 @@ class Step:
             self._prepare(x, y)
         y = targets_of(y, x, self.plan.target.labels)
         two = "second_view" in self.plan.needs
-        batch = Batch(x, y, index, inner.offset, view, start, second)
+        threat = inner.update.regions.threat
+        batch = Batch(x, y, index, inner.offset, threat, view, start, second)
         whole = batch._replace(view=None) if two else batch
         for part in self.plan.parts.values():
             part.check_images(whole)
@@ -315,7 +316,7 @@ class Step:
         if inner.net.syncs_are_free and not faults.healthy():
             return
         inner.changes.follow(prepared=True)
-        averaging.epoch_end(epoch, inner.update.parameters.named, faults.none_so_far())
+        averaging.update(inner.update.parameters.named, faults.none_so_far(), epoch)
 
     def _fill_schedules(self, replay: int) -> None:
         inner = self.internals

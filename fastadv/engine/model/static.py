@@ -34,12 +34,12 @@ def why_not_static(
     state: PythonState,
     x: Tensor,
     attack_bn: str,
-    criterion: Callable[[Tensor], Tensor] | None = None,
+    losses: Iterable[Callable[[Tensor], Tensor]] = (),
 ) -> str | None:
     """What a forward pass over ``x`` (B,C,H,W) decides anew in every call, in words, or None.
 
     Checked are the modes of an attack and of training, the other networks in ``state``, and the
-    user's ``criterion``, a function of the logits. Buffers, attributes and generators are restored.
+    user's ``losses``, functions of the logits. Buffers, attributes and generators are restored.
     """
     every = [module for model in state.models.values() for module in model.modules()]
     if any(isinstance(module, ScriptModule) for module in every):
@@ -69,11 +69,11 @@ def why_not_static(
                 reason = _reason(net, state, lambda: net.logits(x))
         for model in others:
             reason = reason or _reason(net, state, partial(net.logits_of, model, x))
-        if reason is None and criterion is not None:
+        for loss in losses if reason is None else ():
             with torch.no_grad(), net.evaluating():
                 logits = net.logits(x)
-            reason = _reason(net, state, partial(criterion, logits))
-            reason = None if reason is None else reason.replace("its forward", "the criterion")
+            found = _reason(net, state, partial(loss, logits))
+            reason = reason or (found and found.replace("its forward", "the criterion"))
     return reason
 
 
