@@ -46,7 +46,7 @@ def explain(name: str, data: str) -> rich.console.RenderableType:
     hints = all_options(classes)
     said = {name: text for part in classes for name, text in meanings(part).items()}
     for key, value in plan.options.items():
-        lines += _value(key, value, config.origins[key], said[key], describe(hints[key]))
+        lines += _value(key, value, config.origins[key], said.get(key, ""), describe(hints[key]))
     lines += ["", f"training on {data} (data preset: {preset_of(data).source}):"]
     texts = {key: text for group in SETTINGS.values() for key, text in group.items()}
     for key, hint in setting_types().items():
