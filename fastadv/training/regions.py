@@ -33,6 +33,7 @@ class Regions:
     ) -> None:
         self.plan, self.net, self.parameters = plan, net, parameters
         self.threat, self.seed = threat, seed
+        self.learned = plan.learned  # read here: a compiler cannot enter a cached property's lock
 
     def natural(self, x: Tensor) -> Tensor:
         """Logits (B,classes) of ``x`` (B,C,H,W) without a graph; a region."""
@@ -41,7 +42,7 @@ class Regions:
 
     def outer(self, batch: Batch, attacked: Adversarial, scale: Tensor) -> OuterPass:
         """The outer pass; ``scale`` (0-dim) is the loss scale. A region."""
-        learned, needs = self.plan.learned, self.plan.needs
+        learned, needs = self.learned, self.plan.needs
         leaves = [] if learned is None else [leaf(tensor) for tensor in learned.leaves()]
         x_adv, block_noise = self._outer_input(batch, attacked, leaves)
         if "differentiable_center" in needs:
@@ -85,7 +86,7 @@ class Regions:
         if part is None:
             raise RuntimeError("this recipe perturbs no weights")
         with torch.enable_grad():
-            learned = self.plan.learned
+            learned = self.learned
             leaves = [] if learned is None else [tensor.detach() for tensor in learned.leaves()]
             x_adv, block_noise = self._outer_input(batch, attacked, leaves)
             trained_on = self.weakened(x_adv.detach(), batch, attacked)
@@ -112,7 +113,7 @@ class Regions:
         self, batch: Batch, attacked: Adversarial, leaves: list[Tensor]
     ) -> tuple[Tensor, list[Tensor] | None]:
         """x_adv (B,C,H,W), differentiable in ``leaves``, and the noise of each block, if any."""
-        learned = self.plan.learned
+        learned = self.learned
         if learned is None:
             return attacked.x_adv, None
         return learned.outer_input(batch, attacked, leaves)
