@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastadv.algorithms.resolution import resolve
+from fastadv.algorithms.criteria import resolve_with
+from fastadv.algorithms.user_loss import UserLoss
+from fastadv.engine.model.outputs import Output
 from fastadv.models.wrapped import inner_module
 from fastadv.threat import usual_threat
 from fastadv.training import checks
@@ -35,6 +37,9 @@ def step(
     amp_dtype: str = "bf16",
     attack_dtype: str | None = None,
     blocks: Iterable[str] | None = None,
+    criterion: UserLoss | None = None,
+    attack_criterion: UserLoss | None = None,
+    output: Output = None,
     **options: Any,
 ) -> Step:
     """A training step of ``method`` for a training loop of one's own, in place of ``backward`` and
@@ -49,13 +54,20 @@ def step(
     ``num_samples`` is the number of training samples, ``num_classes`` the number of logits.
     ``total_steps`` and ``steps_per_epoch`` count calls. ``max_grad_norm`` clips the L2 norm of all
     gradients together. ``seed`` fixes the noise of the attacks. ``blocks`` names the first
-    convolutions of the residual blocks of a network that fastadv does not know. ``options`` are
-    hyper-parameters of the parts, or the name of a slot with another part (``weights="rwp"``).
+    convolutions of the residual blocks of a network that fastadv does not know.
+
+    ``criterion(logits, y) -> (B,)`` is a loss of your own, which the attack maximises and the
+    update minimises in place of the cross entropy; ``y`` may then be any tensor (B,...).
+    ``attack_criterion`` is one that the attack alone maximises.
+    ``output`` says where the logits are in what the model returns: a position, a key or attribute,
+    or a function of it; None takes a tensor, or what is called "logits" in an object.
+    ``options`` are hyper-parameters of the parts, or the name of a slot with another part
+    (``weights="rwp"``).
 
     Raises ``UserError`` for an unknown name, a value out of range, and a model, an optimizer or a
     combination of parts that cannot be trained.
     """
-    plan = resolve(method, options)
+    plan = resolve_with(method, options, criterion, attack_criterion)
     checks.check_optimizer(inner_module(model), optimizer)
     return Step(
         model,
@@ -67,5 +79,6 @@ def step(
         execution=Execution(mode),
         max_grad_norm=max_grad_norm,
         seed=seed,
+        output=output,
         blocks=None if blocks is None else tuple([blocks] if isinstance(blocks, str) else blocks),
     )

@@ -14,10 +14,11 @@ from fastadv.engine import noise
 from fastadv.engine.optimizer.faults import Fault
 from fastadv.errors import UserError
 from fastadv.threat import Threat
+from fastadv.training import checks
 
 
 class Inputs(NamedTuple):
-    """``x``, ``start`` and ``second`` (B,C,H,W); the labels ``y`` (B,); ``rows`` (B,) of the
+    """``x``, ``start`` and ``second`` (B,C,H,W); the labels ``y`` (B,...); ``rows`` (B,) of the
     training set."""
 
     x: Tensor
@@ -36,6 +37,7 @@ def looked_at(
     *,
     threat: Threat,
     classes: int | None,
+    labels: str,
     num_samples: int | None,
     faults: MutableMapping[Fault, Tensor],
     syncs_are_free: bool,
@@ -46,8 +48,12 @@ def looked_at(
     If reading a value stalls no device (``syncs_are_free``), or if the number of ``classes`` is not
     known yet, a value out of range raises ``UserError``. Otherwise the device notes it in
     ``faults`` (0-dim bool), which mask the update. Images that are not finite raise ``UserError``
-    only in the ``first`` batch and mask the update afterwards.
+    only in the ``first`` batch and mask the update afterwards. The values of ``labels`` "any" are
+    not looked at.
     """
+    of_classes = labels == "classes"
+    if of_classes and classes is not None:
+        checks.check_width(y, classes)
     low, high = threat.low, threat.high
     x, second = x.detach(), None if second is None else second.detach()
     rows = torch.arange(len(x), device=x.device) if index is None else index
@@ -64,7 +70,7 @@ def looked_at(
             faults[Fault.IMAGES].fill_(not finite)
         if first and faults[Fault.IMAGES]:
             raise UserError("x holds values that are not finite; look at the data.")
-        if classes is not None:
+        if of_classes and classes is not None:
             ranges.require_labels(y, classes)
         if index is not None:
             ranges.require_rows(index, num_samples)
@@ -74,11 +80,20 @@ def looked_at(
     most = num_samples or torch.iinfo(torch.int64).max
     if start is not None:
         faults[Fault.IMAGES].logical_or_(~start.isfinite().all())
-    faults[Fault.LABELS].copy_(((y < 0) | (y >= classes)).any())
+    if of_classes:
+        faults[Fault.LABELS].copy_(ranges.labels_outside(y, classes))
     faults[Fault.ROWS].copy_(((rows < 0) | (rows >= most)).any())
     second = None if second is None else second.clamp(low, high)
-    y, rows = y.clamp(0, classes - 1), rows.clamp(0, most - 1)
-    return Inputs(x.clamp(low, high), y, rows, start, second)
+    if of_classes and y.ndim == 1:
+        y = y.clamp(0, classes - 1)
+    return Inputs(x.clamp(low, high), y, rows.clamp(0, most - 1), start, second)
+
+
+def targets_of(y: Tensor, x: Tensor, labels: str) -> Tensor:
+    """``y``, soft labels (B,classes) in the type of the logits of the images ``x``."""
+    if labels == "any" or not y.is_floating_point():
+        return y
+    return y.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def two_views(batch: Batch) -> Batch:
@@ -91,7 +106,7 @@ def two_views(batch: Batch) -> Batch:
         )
     return batch._replace(
         x=torch.cat([batch.x, batch.second.detach()]),
-        y=batch.y.repeat(2),
+        y=torch.cat([batch.y, batch.y]),
         # The same sample twice must not draw the same noise twice.
         index=torch.cat([batch.index, batch.index + noise.SECOND_VIEW]),
         view=None,

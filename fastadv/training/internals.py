@@ -15,6 +15,7 @@ from fastadv.algorithms.plan import Plan
 from fastadv.engine.compiled import Runner
 from fastadv.engine.model import parameter_hooks
 from fastadv.engine.model.network import Network
+from fastadv.engine.model.outputs import Output
 from fastadv.engine.optimizer.updater import Updater
 from fastadv.errors import UserError
 from fastadv.models.blocks import perturbable_blocks
@@ -53,6 +54,7 @@ class Internals:
         max_grad_norm: float | None,
         seed: int,
         blocks: tuple[str, ...] | None,
+        output: Output,
         before_update: Callable[[int], None] | None,
     ) -> None:
         device = next(model.parameters()).device
@@ -63,7 +65,9 @@ class Internals:
         strict = execution.is_strict
         runner = Runner(compiles(self.mode, length.total_steps), execution.backend, strict=strict)
         twice = plan.differentiates_twice
-        self.net = Network(model, device, runner, outer, attack, differentiates_twice=twice)
+        self.net = Network(
+            model, device, runner, outer, attack, differentiates_twice=twice, output=output
+        )
         for part in plan.parts.values():
             part.check_threat(threat)
         self.update = Update(plan, self.net, threat, seed)

@@ -94,8 +94,14 @@ class Regions:
             # The direction is that of the objective, without the regularizer.
             needs = self.plan.objective.requires()
             outputs = self._outputs(batch, attacked, trained_on, block_noise, needs)
-            plain_losses = functional.cross_entropy(outputs.adversarial, batch.y, reduction="none")
-            plain = self.plan.objective.is_plain() and self.plan.target.is_plain()
+            target = self.plan.target
+            if target.labels == "any":
+                plain_losses = target.fit(outputs.adversarial, batch.y, outputs.context)
+            else:
+                plain_losses = functional.cross_entropy(
+                    outputs.adversarial, batch.y, reduction="none"
+                )
+            plain = self.plan.objective.is_plain() and target.is_plain() and batch.y.ndim == 1
             total = self._losses(outputs, batch.y)
             loss, count = part.reduce(
                 Losses(total, plain_losses, outputs.adversarial, batch.y, plain)

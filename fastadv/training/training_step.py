@@ -21,13 +21,14 @@ from fastadv.data.view import View
 from fastadv.declared import CountOrZero, Positive, checked
 from fastadv.engine.model.averaged_weights import averaged_weights
 from fastadv.engine.model.buffers import Snapshot
+from fastadv.engine.model.outputs import Output
 from fastadv.engine.model.precision import autocast, surrounding
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError, warn
 from fastadv.models.wrapped import inner_module
 from fastadv.threat import Threat
 from fastadv.training import checks, saved
-from fastadv.training.inputs import Inputs, looked_at, two_views
+from fastadv.training.inputs import Inputs, looked_at, targets_of, two_views
 from fastadv.training.internals import Internals
 from fastadv.training.preparation import Allocated
 from fastadv.training.settings import Execution, Precision, RunLength
@@ -41,6 +42,7 @@ class Step:
 
     ``model``, ``optimizer``, ``plan`` (the parts of the method), ``threat``, ``mode``, ``state``
     and the methods below are public. ``internals`` is not: it may change with every version.
+    ``output`` says where the logits are in what the model returns (``fastadv.step``).
     ``before_update`` is called before each update, with its number (for schedules). Raises
     ``UserError`` for a model, an optimizer or settings that cannot be trained with.
     """
@@ -59,6 +61,7 @@ class Step:
         max_grad_norm: Positive | None = None,
         seed: CountOrZero = 0,
         blocks: tuple[str, ...] | None = None,
+        output: Output = None,
         before_update: Callable[[int], None] | None = None,
     ) -> None:
         settings = checked(Step.__init__, max_grad_norm=max_grad_norm, seed=seed, blocks=blocks)
@@ -74,6 +77,7 @@ class Step:
             precision or Precision(),
             length or RunLength(),
             execution or Execution(),
+            output=output,
             before_update=before_update,
             **settings,
         )
@@ -167,12 +171,15 @@ class Step:
         update: bool = True,
     ) -> dict[str, Tensor]:
         """Train on one batch; returns the 0-dim detached metrics "loss", "accuracy" (share of right
-        predictions at x_adv) and "grad_norm".
+        predictions at x_adv; of soft labels the largest entry counts, and labels that are no
+        classes have none) and "grad_norm".
 
-        ``x`` (B,C,H,W) float in [0,1], ``y`` (B,) int64 labels, ``index`` (B,) int64 rows of the
-        training set. ``view`` is the crop and flip that made ``x`` (None: ``x`` is not augmented).
-        ``start`` (B,C,H,W) is an initial perturbation in pixels that replaces the random one.
-        ``second`` (B,C,H,W) is another view of the same images, for methods that compare two.
+        ``x`` (B,C,H,W) float in [0,1], ``y`` (B,) int64 labels, or soft labels (B,classes) that sum
+        to 1 (mixup, cutmix), or with a criterion of your own any tensor (B,...). ``index`` (B,)
+        int64 are the rows of the training set. ``view`` is the crop and flip that made ``x`` (None:
+        ``x`` is not augmented). ``start`` (B,C,H,W) is an initial perturbation in pixels that
+        replaces the random one. ``second`` (B,C,H,W) is another view of the same images, for
+        methods that compare two.
         With ``update=False`` the gradient of this batch is kept and the optimizer does not step;
         the next call that updates takes the mean over the images of all these batches.
 
@@ -184,7 +191,10 @@ class Step:
         inner = self.internals
         keeps_rows = self.plan.keeps_sample_state
         inner.changes.follow_to_train(prepared=inner.allocated)
-        checks.check_shapes(inner.net.device, x, y, index, needs_index=keeps_rows)
+        labels = self.plan.target.labels
+        checks.check_shapes(inner.net.device, x, y, index, needs_index=keeps_rows, labels=labels)
+        if labels == "classes" and y.ndim != 1:
+            checks.refuse_soft(self.plan.hard_labels_only)
         checks.check_companions(x, start=start, second=second)
         if update:
             checks.check_accumulation(self.optimizer)
@@ -214,6 +224,7 @@ class Step:
             second,
             threat=inner.update.regions.threat,
             classes=inner.preparation.known_classes,
+            labels=self.plan.target.labels,
             num_samples=inner.length.num_samples,
             faults=inner.updater.faults.before,
             syncs_are_free=inner.net.syncs_are_free,
@@ -229,6 +240,7 @@ class Step:
             inner.preparation.look_again(x, y)
         else:
             self._prepare(x, y)
+        y = targets_of(y, x, self.plan.target.labels)
         two = "second_view" in self.plan.needs
         threat = inner.update.regions.threat
         batch = Batch(x, y, index, inner.offset, threat, view, start, second)
@@ -268,7 +280,7 @@ class Step:
         passes.finish_update(results, ok, update)
         # Copies, since a captured step overwrites its tensors at the next replay.
         metrics = {"loss": results.loss, "accuracy": results.accuracy, "grad_norm": norm}
-        return {name: value.clone() for name, value in metrics.items()}
+        return {name: value.clone() for name, value in metrics.items() if value is not None}
 
     def _require_accumulation(self) -> None:
         for slot, part in self.plan.parts.items():

@@ -37,7 +37,7 @@ from fastadv.engine.process import distributed
 from fastadv.threat import Threat
 from fastadv.training.parameters import Parameters
 from fastadv.training.regions import Regions
-from fastadv.training.results import Gradients, PassResults
+from fastadv.training.results import Gradients, PassResults, share_right
 from fastadv.training.unmoved import UnmovedCounter
 
 
@@ -81,7 +81,7 @@ class Update:
                 outer = self.net.run(self.regions.outer, batch, attacked, self.scale)
         loss, gradients, adversarial, natural, term = outer
         outputs = Outputs(adversarial, natural, attacked.context)
-        accuracy = (outputs.adversarial.argmax(1) == batch.y).float().mean()
+        accuracy = share_right(outputs.adversarial, batch.y, plan.target.labels)
         hooked = parameter_hooks.through(self.parameters.learning(), gradients.weights)
         gradients = gradients._replace(weights=hooked)
         faults_found = self._faults_found(attacked, gradients, buffers)

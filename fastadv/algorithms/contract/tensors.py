@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 class Batch(NamedTuple):
     """One batch as the parts see it; every tensor is on the model's device.
 
-    ``x`` (B,C,H,W) in the box of ``threat``; ``y`` (B,) int64 labels; ``index`` (B,) int64 rows of
-    the training set; ``offset`` 0-dim int64, the number of the random draw, one per update;
-    ``threat`` the perturbations that are allowed in this batch; ``view`` the crop and flip that
-    made ``x``; ``start`` (B,C,H,W) an initial perturbation from the caller; ``second`` (B,C,H,W)
-    another view of the same images, if a part needs one; ``alpha`` (B,) the step of each sample,
-    from the caller; ``targets`` (B,) the labels that a targeted attack wants to reach.
+    ``x`` (B,C,H,W) in the box of ``threat``; ``y`` the labels, (B,) int64 or what else
+    ``Target.labels`` allows; ``index`` (B,) int64 rows of the training set; ``offset`` 0-dim int64,
+    the number of the random draw, one per update; ``threat`` the perturbations that are allowed in
+    this batch; ``view`` the crop and flip that made ``x``; ``start`` (B,C,H,W) an initial
+    perturbation from the caller; ``second`` (B,C,H,W) another view of the same images, if a part
+    needs one; ``alpha`` (B,) the step of each sample, from the caller; ``targets`` (B,) the labels
+    that a targeted attack wants to reach.
     """
 
     x: Tensor
@@ -80,7 +81,8 @@ class Adversarial(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """The logits of an outer pass, (B,classes) in float32 or wider.
+    """The logits of an outer pass, (B,classes) in float32 or wider; of any shape (B,...) if the
+    target takes any labels.
 
     ``natural`` is None unless a part needs ``natural_logits_train``. ``context`` holds the
     intermediate results from before the pass.
