@@ -33,6 +33,7 @@ class Ascent(Adversary):
     """
 
     takes_start: ClassVar[bool] = True
+    takes_alpha: ClassVar[bool] = True
     usual_alpha: ClassVar[float] = 1.0  # in units of eps
 
     alpha: ChangingNonNegative | None = option(

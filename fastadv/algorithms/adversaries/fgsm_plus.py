@@ -135,6 +135,11 @@ class FGSMPlus(Adversary):
             self.state["omega"] = self.store.values
 
     def check_threat(self, threat: Threat) -> None:
+        if threat.targeted:
+            raise UserError(
+                "FGSM+ and APART learn their start and steps by ascending the loss of the weights, "
+                "so they cannot aim at another label."
+            )
         if threat.norm != "linf":
             raise UserError(
                 "FGSM+ and APART learn the size of sign steps in a Linf ball; use norm='linf'."
@@ -195,7 +200,8 @@ class FGSMPlus(Adversary):
         """x0 = box(x + clamp(alpha_omega omega, +-eps)) and omega, both (B,C,H,W)."""
         rate = self.steps.values[OMEGA]
         if batch.start is None and self.learned_start:
-            return self.store.start_from(batch.index, batch.view, batch.x, rate, batch.threat)
+            x0, omega = self.store.start_from(batch.index, batch.view, batch.x, rate, batch.threat)
+            return batch.threat.unmasked(x0, batch.x), omega
         if batch.start is None:
             return batch.x, torch.zeros_like(batch.x)
         return batch.threat.project(batch.x + batch.start, batch.x), batch.start / rate
