@@ -103,10 +103,9 @@ def looked_at(
     if of_classes:
         outside = [ranges.labels_outside(each, classes) for each in every_y]
         faults[Fault.LABELS].copy_(torch.stack(outside).any())
-    wrong = [ranges.radii_outside(each, threat.widest) for each in radii]
-    faults[Fault.RADII].copy_(
-        torch.stack(wrong).any() if wrong else torch.zeros_like(faults[Fault.RADII])
-    )
+    # Never cleared: nothing is updated after a bad update.
+    for each in radii:
+        faults[Fault.RADII].logical_or_(ranges.radii_outside(each, threat.widest))
     faults[Fault.ROWS].copy_(((rows < 0) | (rows >= most)).any())
     second = None if second is None else second.clamp(low, high)
     if of_classes and y.ndim == 1:

@@ -71,7 +71,7 @@ class Faults:
         self.kind = torch.zeros((), dtype=torch.int64, device=device)
         self._fine = torch.zeros((), dtype=torch.bool, device=device)
         # Faults found before an update begins; filled in place, so that a CUDA graph can read them.
-        self.before = {kind: torch.zeros_like(self._fine) for kind in list(Fault)[:3]}
+        self.before = {kind: torch.zeros_like(self._fine) for kind in list(Fault)[:4]}
 
     @torch.no_grad()
     def record(self, faults_found: Mapping[Fault, Tensor], update: Tensor) -> Tensor:
