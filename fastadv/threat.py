@@ -173,6 +173,14 @@ class Threat:
         """The same threat without a range of images; may be called where ``filled`` may."""
         return self._like(self.eps, -inf, inf, self.mask)
 
+    def unbounded(self) -> Threat:
+        """The same threat without a ball: only the box and the mask hold."""
+        return self._like(inf, self.low, self.high, self.mask)
+
+    def scaled(self, factor: float) -> Threat:
+        """The same threat with ``factor`` times eps."""
+        return self._like(self.of_eps(factor), self.low, self.high, self.mask)
+
     def _like(self, eps: Radius, low: Bound, high: Bound, mask: Tensor | None) -> Threat:
         made = object.__new__(Threat)
         for name, value in (
@@ -222,6 +230,36 @@ class Threat:
     def clip(self, x: Tensor) -> Tensor:
         """``x`` (B,C,...) clipped to the box."""
         return x.clamp(*self._ends(x))
+
+    def movable(self, perturbation: Tensor) -> Tensor:
+        """``perturbation`` (B,C,H,W), with 0 at the pixels that may not move."""
+        if self.mask is None:
+            return perturbation
+        return torch.where(self._movable(perturbation), perturbation, 0.0)
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors that change from batch to batch: eps of each image, and the mask. A 0-dim eps
+        is not among them: it is filled in place."""
+        found = [self.eps if isinstance(self.eps, Tensor) and self.eps.dim() else None, self.mask]
+        return [tensor for tensor in found if tensor is not None]
+
+    def copied(self) -> Threat:
+        """This threat with copies of ``tensors``."""
+        eps, mask = self.eps, self.mask
+        eps = eps.clone() if isinstance(eps, Tensor) and eps.dim() else eps
+        return self._like(eps, self.low, self.high, None if mask is None else mask.clone())
+
+    def fixed(self) -> tuple[Any, ...]:
+        """Everything except the values of tensors."""
+        eps, mask = self.eps, self.mask
+        if isinstance(eps, Tensor):
+            eps = ("tensor", tuple(eps.shape), 0 if eps.dim() else eps.data_ptr())
+        return (
+            self.norm,
+            eps,
+            (self.low, self.high, self.targeted),
+            None if mask is None else tuple(mask.shape),
+        )
 
     def start(
         self, x: Tensor, index: Tensor, seed: int, offset: Tensor | int, stream: int = 0

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastadv.algorithms.contract import Batch
+from fastadv.algorithms.contract import Batch, Teaches
 from fastadv.engine.cuda_graph import CudaRecorder, NotReplayable
 from fastadv.engine.model.buffers import Snapshot, copy_into
 from fastadv.engine.model.network import Network
@@ -47,7 +47,7 @@ class CapturedUpdate:
     A situation is everything that a recording has fixed: batch shapes, active parts, the addresses
     of parameters, buffers and states, train flags, precisions, and the state of Python
     (``python_state.py``: attributes of modules, globals). A new situation is recorded. Of more than
-    ``MAX_RECORDINGS`` the least recently used one is dropped. All are dropped when ``active`` of a
+    ``MAX_RECORDINGS`` the least recently used one is dropped. All are dropped when the phase of a
     part changes, since the warm-up of the next recording needs their memory. A warm-up leaves no
     trace, since it runs as an update that does not count: parts do not change their state, and
     buffers and perturbed weights are restored exactly.
@@ -180,14 +180,15 @@ class CapturedUpdate:
             parts = self.eager.plan.parts.values()
             models = {"": self.eager.net.model}
             for part in parts:
-                for number, teacher in enumerate(part.networks()):
+                networks = part.networks() if isinstance(part, Teaches) else ()
+                for number, teacher in enumerate(networks):
                     models[f"teacher {number}"] = teacher
             self._python = PythonState(models, parts)
         return self._python
 
     def _enter_phase(self) -> None:
         """Drop the recordings that were made while other parts were active."""
-        phase = tuple(part.active for part in self.eager.plan.parts.values())
+        phase = tuple(part.phase() for part in self.eager.plan.parts.values())
         if phase != self._phase:
             self._entries.clear()
             self._current = self._results = None

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fastadv.algorithms import cost
+from fastadv.algorithms.contract import PerturbsBlocks
 from fastadv.algorithms.plan import Plan
 from fastadv.engine.compiled import Runner
 from fastadv.engine.model import parameter_hooks
@@ -132,5 +133,6 @@ def _blocks(
     """A function that finds the residual blocks, or None if no part attacks them."""
     if "block_gradients" not in plan.needs:
         return None
-    place = plan.options.get("block_noise_at", "conv1")
+    places = [p.block_noise_at for p in plan.parts.values() if isinstance(p, PerturbsBlocks)]
+    place = places[0] if places else "conv1"
     return partial(perturbable_blocks, model, None if names is None else list(names), at=place)

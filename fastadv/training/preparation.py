@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastadv.algorithms.attack_loss import PlanAttackLoss
-from fastadv.algorithms.contract import NEEDS, Setup
+from fastadv.algorithms.contract import NEEDS, FollowsThreat, Setup
 from fastadv.algorithms.plan import Plan
 from fastadv.engine.model.network import Network
 from fastadv.errors import UserError
@@ -75,7 +75,7 @@ class Preparation:
         """The number of classes, from the first forward pass of the model in its present structure.
         ``x`` is (B,C,H,W), ``y`` (B,). Raises ``UserError`` for logits that do not fit."""
         self.seen = -1  # stays if the probe raises
-        logits = self.net.probe(x[:2], self.plan.objective.bn_updates())
+        logits = self.net.probe(x[:2], self.plan.bn_updates)
         classes = checks.check_classes(logits, y, self.length.num_classes)
         self.seen = self.net.structure.inner
         return classes
@@ -115,10 +115,9 @@ class Preparation:
             total_steps=length.total_steps,
             steps_per_epoch=length.steps_per_epoch,
             seed=update.regions.seed,
-            needs=plan.needs,
-            attack_steps=int(plan.options.get("steps", 1)),
-            fits=plan.objective.fits,
+            method=plan.capabilities,
             attack_loss=PlanAttackLoss(plan, self.net),
+            start=plan.start,
             sound=self._sound,
         )
         unknown_needs = plan.needs - NEEDS
@@ -138,4 +137,6 @@ class Preparation:
         """Pass ``threat`` on to the parts, for the next update and all after it."""
         if self.allocated is not None:
             for part in self.plan.parts.values():
-                part.follow_threat(threat)
+                part.setup = replace(part.setup, threat=threat)
+                if isinstance(part, FollowsThreat):
+                    part.follow_threat(threat)

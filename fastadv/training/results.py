@@ -16,8 +16,7 @@ class Gradients(NamedTuple):
     tensor.
 
     ``weights``: those of the parameters that learn, in their order. ``leaves``: those of the
-    adversary's tensors (learned step sizes). ``x_adv`` (B,C,H,W): None unless the adversary asks
-    for it.
+    adversary's tensors (learned step sizes). ``x_adv`` (B,C,H,W): None unless a part asks for it.
     """
 
     weights: list[Tensor | None]
@@ -27,19 +26,22 @@ class Gradients(NamedTuple):
 
 class OuterPass(NamedTuple):
     """The outer loss (0-dim), its gradients, and the logits (B,classes): ``adversarial`` at x_adv,
-    ``natural`` at the ball's centre, None unless a part needs them. All are detached."""
+    ``natural`` at the ball's centre, None unless a part needs them. ``term`` (0-dim) is that of the
+    regularizer, None without one. All are detached."""
 
     loss: Tensor
     gradients: Gradients
     adversarial: Tensor
     natural: Tensor | None
+    term: Tensor | None
 
 
 class PassResults(NamedTuple):
     """The result of ``Update.compute_gradients``, for ``apply_gradients`` and ``finish_update``.
 
-    ``loss`` and ``accuracy`` are 0-dim. ``faults_found`` is fault -> 0-dim bool; the update counts
-    only if all are false. ``buffers`` are the values of the model's buffers before the update.
+    ``loss`` and ``accuracy`` are 0-dim, as is ``term``, the regularizer's, None without one.
+    ``faults_found`` is fault -> 0-dim bool; the update counts only if all are false. ``buffers``
+    are the values of the model's buffers before the update.
     ``statistics`` are the model's floating-point buffers if several processes train, which average
     them, otherwise empty.
     """
@@ -48,6 +50,7 @@ class PassResults(NamedTuple):
     attacked: Adversarial
     outputs: Outputs
     loss: Tensor
+    term: Tensor | None
     accuracy: Tensor
     gradients: Gradients
     faults_found: dict[Fault, Tensor]

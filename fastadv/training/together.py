@@ -32,7 +32,7 @@ def bring_together(results: PassResults, update: Update, before: Mapping[Fault, 
     any process. Only a process without one of the gradients reads if another has it, which waits
     for the device.
     """
-    leaves = update.plan.adversary.leaves()
+    leaves = [] if update.plan.learned is None else update.plan.learned.leaves()
     slots: list[tuple[list[Tensor | None], int, Tensor]] = [
         (results.gradients.weights, place, like)
         for place, like in enumerate(update.parameters.learning())

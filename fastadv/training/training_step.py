@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv import ranges
-from fastadv.algorithms.contract import Batch
+from fastadv.algorithms.contract import Batch, RankLocal
 from fastadv.algorithms.plan import Plan
 from fastadv.data.view import View
 from fastadv.declared import CountOrZero, Positive, checked
@@ -150,7 +150,8 @@ class Step:
     @property
     def rank_local_state(self) -> dict[str, Tensor]:
         """The part of ``state`` that differs between ranks."""
-        names = {name for part in self.plan.parts.values() for name in part.rank_local_state}
+        parts = self.plan.parts.values()
+        names = {n for part in parts if isinstance(part, RankLocal) for n in part.rank_local_state}
         return {name: tensor for name, tensor in self.state.items() if name in names}
 
     @distributed.failure_told()
@@ -229,7 +230,8 @@ class Step:
         else:
             self._prepare(x, y)
         two = "second_view" in self.plan.needs
-        batch = Batch(x, y, index, inner.offset, view, start, second)
+        threat = inner.update.regions.threat
+        batch = Batch(x, y, index, inner.offset, threat, view, start, second)
         whole = batch._replace(view=None) if two else batch
         for part in self.plan.parts.values():
             part.check_images(whole)
@@ -302,7 +304,7 @@ class Step:
         if inner.net.syncs_are_free and not faults.healthy():
             return
         inner.changes.follow(prepared=True)
-        averaging.epoch_end(epoch, inner.update.parameters.named, faults.none_so_far())
+        averaging.update(inner.update.parameters.named, faults.none_so_far(), epoch)
 
     def _fill_schedules(self, replay: int) -> None:
         inner = self.internals

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
+from fastadv.threat import Threat
+
 if TYPE_CHECKING:
     from fastadv.data.view import View
 
@@ -13,19 +15,23 @@ if TYPE_CHECKING:
 class Batch(NamedTuple):
     """One batch as the parts see it; every tensor is on the model's device.
 
-    ``x`` (B,C,H,W) in [0,1]; ``y`` (B,) int64 labels; ``index`` (B,) int64 rows of the training
-    set; ``offset`` 0-dim int64, the number of the random draw, one per update; ``view`` the crop
-    and flip that made ``x``; ``start`` (B,C,H,W) an initial perturbation from the caller;
-    ``second`` (B,C,H,W) another view of the same images, if a part needs one.
+    ``x`` (B,C,H,W) in the box of ``threat``; ``y`` (B,) int64 labels; ``index`` (B,) int64 rows of
+    the training set; ``offset`` 0-dim int64, the number of the random draw, one per update;
+    ``threat`` the perturbations that are allowed in this batch; ``view`` the crop and flip that
+    made ``x``; ``start`` (B,C,H,W) an initial perturbation from the caller; ``second`` (B,C,H,W)
+    another view of the same images, if a part needs one; ``alpha`` (B,) the step of each sample,
+    from the caller.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor  # type: ignore[assignment]  # tuple.index is not used on a batch
     offset: Tensor
+    threat: Threat
     view: View | None = None
     start: Tensor | None = None
     second: Tensor | None = None
+    alpha: Tensor | None = None
 
 
 class Context(NamedTuple):
@@ -44,6 +50,7 @@ class Context(NamedTuple):
     start: Tensor | None = None  # (B,C,H,W) the initial perturbation in the units of its state
     weakening: Tensor | None = None  # 0-dim or (B,C,H,W), factor of the perturbation trained on
     neighbor_adv: Tensor | None = None  # (B,C,H,W) the attacked second image of a regularizer
+    own: tuple[Tensor, ...] = ()  # what the adversary keeps from ``make`` for ``after``
 
 
 def required(value: Tensor | None) -> Tensor:
@@ -76,3 +83,19 @@ class Outputs(NamedTuple):
     adversarial: Tensor
     natural: Tensor | None
     context: Context
+
+
+class Outcome(NamedTuple):
+    """What every part sees after the outer pass, in ``after``. All tensors are detached.
+
+    ``leaf_gradients`` are those of ``LearnsSteps.leaves``. ``input_gradient`` (B,C,H,W) is the one
+    of x_adv, None unless a part asks for it. ``term`` (0-dim) is the regularizer's ``term``, None
+    without a regularizer.
+    """
+
+    batch: Batch
+    attacked: Adversarial
+    outputs: Outputs
+    leaf_gradients: list[Tensor]
+    input_gradient: Tensor | None
+    term: Tensor | None

@@ -1,15 +1,22 @@
 """GAIRAT: samples near the decision boundary weigh more (Zhang et al., 2021)."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from torch import Tensor
 
-from fastadv.algorithms.contract import Fit, Objective, Outputs, Setup, required
+from fastadv.algorithms.contract import (
+    Capabilities,
+    Conflict,
+    Fit,
+    Objective,
+    Outputs,
+    Setup,
+    required,
+)
 from fastadv.algorithms.phases import epoch_of
 from fastadv.declared import AnyNumber, NonNegative, option
 
 
-@dataclass(eq=False)
 class Gairat(Objective):
     """w_i fit(f(x'_i), y_i), w_i ~ (1 + tanh(lambda + 5 (1 - 2 kappa_i / K))) / 2, mean 1.
 
@@ -28,6 +35,14 @@ class Gairat(Objective):
     def requires(self) -> frozenset[str]:
         return frozenset({"correct_at_each_step"})
 
+    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
+        if not method.counts_correct:
+            yield Conflict(
+                "adversary",
+                "its weights are a function of the steps of PGD at which a sample was still "
+                "classified right; this adversary takes no such steps.",
+            )
+
     def follows_epochs(self) -> bool:
         return self.gairat_start > 0
 
@@ -43,7 +58,7 @@ class Gairat(Objective):
         if not self.active:
             return losses
         kappa = required(outputs.context.correct_steps).to(losses.dtype)
-        share = kappa / self.setup.attack_steps
+        share = kappa / self.setup.method.gradient_steps
         # This form of (1 + tanh a)/2 keeps the digits of a weight of 1e-5 in float32.
         weights = (2 * (self.gairat_lambda + 5 * (1 - 2 * share))).sigmoid()
         return losses * (weights * len(weights) / weights.sum())

@@ -1,7 +1,5 @@
 """Label smoothing: part of the label goes to the other classes (Szegedy et al., 2016)."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from fastadv.algorithms.contract import Context, Target
@@ -17,7 +15,6 @@ def smoothed_ce(logits: Tensor, y: Tensor, smoothing: float) -> Tensor:
     return -(1 - smoothing) * right - smoothing * other
 
 
-@dataclass(eq=False)
 class LabelSmoothing(Target):
     """The true class gets 1 - s, every other s/(classes - 1); the attack sees the hard label.
 
