@@ -34,7 +34,7 @@ def test_a_weight_frozen_between_two_updates_does_not_change() -> None:
 def test_a_call_with_update_false_is_no_update() -> None:
     step = accumulating()
     assert step.calls == 2
-    assert int(step.internals.offset) == 4  # each call draws its own noise
+    assert int(step.internals.offset) == 2  # all calls of an update draw the noise of one call
 
 
 def test_the_average_is_updated_once_per_update() -> None:

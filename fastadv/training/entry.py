@@ -47,10 +47,10 @@ def step(
     text such as "8/255"; None is 8/255 in Linf and 128/255 in L2. ``amp``, ``amp_dtype``,
     ``attack_dtype`` and ``scaler`` are described at ``Precision``, ``mode`` at ``Execution``.
     ``num_samples`` is the number of training samples, ``num_classes`` the number of logits.
-    ``total_steps`` and ``steps_per_epoch`` count calls. ``max_grad_norm`` clips the L2 norm of all
-    gradients together. ``seed`` fixes the noise of the attacks. ``blocks`` names the first
-    convolutions of the residual blocks of a network that fastadv does not know. ``options`` are
-    hyper-parameters of the parts, or the name of a slot with another part (``weights="rwp"``).
+    ``total_steps`` and ``steps_per_epoch`` count the calls that update. ``max_grad_norm`` clips the
+    L2 norm of all gradients together. ``seed`` fixes the noise of the attacks. ``blocks`` names the
+    first convolutions of the residual blocks of a network that fastadv does not know. ``options``
+    are hyper-parameters of the parts, or the name of a slot with another part (``weights="rwp"``).
 
     Raises ``UserError`` for an unknown name, a value out of range, and a model, an optimizer or a
     combination of parts that cannot be trained.

@@ -172,8 +172,13 @@ class Step:
         training set. ``view`` is the crop and flip that made ``x`` (None: ``x`` is not augmented).
         ``start`` (B,C,H,W) is an initial perturbation in pixels that replaces the random one.
         ``second`` (B,C,H,W) is another view of the same images, for methods that compare two.
-        With ``update=False`` the gradient of this batch is kept and the optimizer does not step;
-        the next call that updates takes the mean over the images of all these batches.
+
+        With ``update=False`` the gradient of this batch waits and the optimizer does not step; the
+        next call that updates takes the mean over the images of all these batches. Its update is
+        that of one call with all of them (noise, clipping and averages included), if the network
+        treats each image alone, unlike BatchNorm in training. Raises ``UserError`` for a method
+        that does not. The metrics are those of each call; with several processes those of a call
+        that does not update are of this process's images.
 
         Raises ``UserError`` for inputs that do not fit. After a loss or gradient that is not finite
         nothing is updated any more, and ``TrainingError`` is raised by ``check()``, which every
@@ -196,6 +201,11 @@ class Step:
             with inner.transaction.around(inputs.rows if keeps_rows else None) as buffers:
                 return self._call(inputs, buffers, view=view, update=update)
 
+    @property
+    def _views(self) -> int:
+        """The number of images that are trained on for each image of a call."""
+        return 2 if "second_view" in self.plan.needs else 1
+
     def _checked(
         self,
         x: Tensor,
@@ -217,6 +227,8 @@ class Step:
             faults=inner.updater.faults.before,
             syncs_are_free=inner.net.syncs_are_free,
             first=not inner.preparation.prepared,
+            # Without index the images of all calls of an update are numbered one after another.
+            first_row=inner.updater.images_waiting // self._views,
         )
 
     def _call(
@@ -228,7 +240,7 @@ class Step:
             inner.preparation.look_again(x, y)
         else:
             self._prepare(x, y)
-        two = "second_view" in self.plan.needs
+        two = self._views == 2
         batch = Batch(x, y, index, inner.offset, view, start, second)
         whole = batch._replace(view=None) if two else batch
         for part in self.plan.parts.values():
@@ -245,11 +257,13 @@ class Step:
                 again = batch if replay == 0 else batch._replace(start=None)
                 again = two_views(again) if two else again
                 metrics = self._update(again, buffers if replay == 0 else None, update)
-                inner.offset += 1
-        inner.clock.calls += update
-        if update and inner.clock.calls % CHECK_EVERY_CALLS == 0:
-            self.check()
-        self._close_epoch()
+                # All calls of an update draw the noise that one call with their images would draw.
+                inner.offset += int(update)
+        if update:
+            inner.clock.calls += 1
+            if inner.clock.calls % CHECK_EVERY_CALLS == 0:
+                self.check()
+            self._close_epoch()
         return metrics
 
     def _update(self, batch: Batch, buffers: Snapshot | None, update: bool) -> dict[str, Tensor]:
@@ -260,6 +274,8 @@ class Step:
         if several:
             inner.agreement.keep(len(batch.x))
         results = passes.compute_gradients(batch, buffers)
+        learning, images = inner.update.parameters.learning(), len(results.batch.x)
+        updater.join(learning, results.gradients.weights, images)
         if several:
             bring_together(results, inner.update, updater.faults.before)
         norm, ok = passes.apply_gradients(results, updater, inner.offset, update)
@@ -270,11 +286,17 @@ class Step:
 
     def _require_accumulation(self) -> None:
         for slot, part in self.plan.parts.items():
-            if not part.accumulates:
+            reason = part.refuses_accumulation()
+            if reason is not None:
                 raise UserError(
-                    f"update=False is not possible with {slot} {self.plan.slots[slot]!r}: it "
-                    "changes its own state or the weights with every batch."
+                    f"update=False is not possible with {slot} {self.plan.slots[slot]!r}, since "
+                    f"{reason}: give all images of an update to one call."
                 )
+        if self.internals.updater.scaler is not None and self.plan.keeps_sample_state:
+            raise UserError(
+                "update=False is not possible with a loss scale and state per sample: if a later "
+                "call overflows, what an earlier one stored stays; use bf16 or float32."
+            )
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -307,7 +329,7 @@ class Step:
     def _fill_schedules(self, replay: int) -> None:
         inner = self.internals
         update, epoch = inner.clock.update + replay, inner.clock.epoch
-        if inner.before_update is not None:
+        if inner.before_update is not None and not inner.updater.waits:
             inner.before_update(update)
         for part in self.plan.parts.values():
             part.schedule(update, epoch)

@@ -107,10 +107,13 @@ class Update:
         self, results: PassResults, updater: Updater | ReplayedUpdate, number: Tensor, update: bool
     ) -> tuple[Tensor, Tensor]:
         """Step the optimizer with the gradients. Returns their norm, and true if the update counted
-        (both 0-dim). ``number`` (0-dim int64) is the number of the update; ``update`` False only
-        accumulates the gradients."""
+        (both 0-dim). ``number`` (0-dim int64) is the number of the update; with ``update`` False
+        the gradients wait for the next call."""
         learning = self.parameters.learning_named()
-        self.plan.layers.before_update(updater.optimizer, list(learning), results.gradients.weights)
+        if update:
+            self.plan.layers.before_update(
+                updater.optimizer, list(learning), results.gradients.weights
+            )
         return updater(
             list(learning.values()),
             results.gradients.weights,

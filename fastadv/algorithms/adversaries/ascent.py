@@ -79,12 +79,21 @@ class Ascent(Adversary):
         """``ascend``, and the logits (B,classes) before the step."""
         x_adv = leaf(x_adv)
         logits = self.net.logits(x_adv)
-        gradient = input_gradient(self.setup.attack_loss(logits, y, context), x_adv)
+        gradient = input_gradient(self._loss(logits, y, context), x_adv)
         moved = self.setup.threat.step(x_adv.detach(), gradient, around, self.step_size)
         return moved, logits.detach()
 
-    def joint_step(self, center: Tensor, logits: Tensor, y: Tensor, context: Context) -> Tensor:
+    def _loss(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
+        """The scalar whose input gradient is the direction of a step."""
         loss = self.setup.attack_loss(logits, y, context)
+        if self.setup.threat.norm == "linf" or self.net.loss_scale(len(y)) != 1.0:
+            return loss
+        # The L2 step divides by |g| + 1e-10: with the gradient of the mean, the step of a sample
+        # would depend on the size of its batch.
+        return loss * len(y)
+
+    def joint_step(self, center: Tensor, logits: Tensor, y: Tensor, context: Context) -> Tensor:
+        loss = self._loss(logits, y, context)
         (gradient,) = gradients(loss, [center], keep_graph=True)
         around = center.detach()
         return self.setup.threat.step(around, gradient, around, self.step_size)

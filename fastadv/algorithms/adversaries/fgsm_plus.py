@@ -58,7 +58,6 @@ class FGSMPlus(Adversary):
     """
 
     wants_input_gradient: ClassVar[bool] = True
-    accumulates: ClassVar[bool] = False
 
     attack_bn: Literal["train", "eval"] = option("train", "mode of BatchNorm during the attack")
     pad: CountOrZero = option(4, "largest shift of the random crops in pixels, as the run's")
@@ -93,6 +92,9 @@ class FGSMPlus(Adversary):
 
     def sample_state(self) -> tuple[str, ...]:
         return ("omega",) if self.learned_start else ()
+
+    def refuses_accumulation(self) -> str | None:
+        return "every call moves its step sizes"
 
     def __post_init__(self) -> None:
         super().__post_init__()

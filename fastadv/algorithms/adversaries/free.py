@@ -39,7 +39,6 @@ class Free(Adversary):
     """
 
     wants_input_gradient: ClassVar[bool] = True
-    accumulates: ClassVar[bool] = False
     rank_local_state: ClassVar[tuple[str, ...]] = (DELTA,)
 
     attack_objective: Literal["ce", "kl"] = field(init=False, repr=False, default="ce")
@@ -52,6 +51,9 @@ class Free(Adversary):
         return self.replays
 
     _no_gradient: Tensor | None = field(init=False, repr=False, default=None)
+
+    def refuses_accumulation(self) -> str | None:
+        return "every call updates the weights"
 
     def check_threat(self, threat: Threat) -> None:
         threat.require_step(self.alpha)

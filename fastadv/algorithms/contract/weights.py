@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -30,7 +30,8 @@ WeightGradient = Callable[[], tuple[list[Tensor], Tensor]]
 class WeightPerturbation(Part):
     """Perturbs the weights for the outer pass, so that its loss rises."""
 
-    accumulates: ClassVar[bool] = False
+    def refuses_accumulation(self) -> str | None:
+        return "it perturbs the weights along the gradient of all images, before their outer pass"
 
     def select(self, names: Sequence[str], tensors: Sequence[Tensor]) -> list[int]:
         """The positions in ``tensors`` of the parameters that are perturbed. ``names`` and

@@ -28,6 +28,9 @@ class Gairat(Objective):
     def requires(self) -> frozenset[str]:
         return frozenset({"correct_at_each_step"})
 
+    def refuses_accumulation(self) -> str | None:
+        return "the weights of the images of a call have mean 1"
+
     def follows_epochs(self) -> bool:
         return self.gairat_start > 0
 

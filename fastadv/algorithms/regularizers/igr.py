@@ -25,6 +25,9 @@ class IGR(Regularizer):
 
     reg_weight: NonNegative = option(1000.0, "weight of the regularizer in the loss")
 
+    def refuses_accumulation(self) -> str | None:
+        return "its term is the squared gradient of the mean loss over the images of a call"
+
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         scale = self.net.loss_scale(len(batch.y))
         loss = functional.cross_entropy(outputs.adversarial, batch.y)

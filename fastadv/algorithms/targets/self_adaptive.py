@@ -32,6 +32,9 @@ class SelfAdaptive(Target):
     def sample_state(self) -> tuple[str, ...]:
         return ("targets",)
 
+    def refuses_accumulation(self) -> str | None:
+        return "the weights of the images of a call have mean 1"
+
     def follows_epochs(self) -> bool:
         return self.sat_start > 0
 
