@@ -275,9 +275,14 @@ class Step:
             inner.agreement.keep(len(batch.x))
         results = passes.compute_gradients(batch, buffers)
         learning, images = inner.update.parameters.learning(), len(results.batch.x)
-        updater.join(learning, results.gradients.weights, images)
-        if several:
-            bring_together(results, inner.update, updater.faults.before)
+        images = updater.join(learning, results.gradients.weights, images)
+        if several and update:
+            # A process that met a fault in an earlier call of this update has told no other yet.
+            earlier = updater.faults.by_kind() if updater.waits else {}
+            flags = [*updater.faults.before.values(), *earlier.values()]
+            bring_together(results, inner.update, flags, images)
+            if earlier:
+                updater.faults.record(earlier, inner.offset)
         norm, ok = passes.apply_gradients(results, updater, inner.offset, update)
         passes.finish_update(results, ok, update)
         # Copies, since a captured step overwrites its tensors at the next replay.

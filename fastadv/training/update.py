@@ -233,6 +233,6 @@ class Update:
         ]
         if scale is not None:
             torch._foreach_div_(directions, scale)
-        distributed.average([*directions, count])
+        distributed.average([*directions, count], len(batch.x), self.room)
         self._directions.append(all_finite(directions))
         return directions, count
