@@ -141,7 +141,8 @@ class Updater:
             found_bad = {kind: bad for kind, bad in found_bad.items() if kind not in _SCALED}
         ok = self.faults.record(found_bad, number) & fine
         if not update:
-            return norm, ok
+            # Gradients that wait keep the loss scale, which the scaler removes at the update.
+            return norm if self.scaler is None else norm / self._scale_now(), ok
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
         return norm, self._step(ok, number)
@@ -199,7 +200,10 @@ class Updater:
     def begin(self, scale: Tensor) -> None:
         """Copy the loss scale of the next update into ``scale`` (0-dim)."""
         if self.scaler is not None:
-            scale.copy_(self.scaler.scale(self._one))
+            scale.copy_(self._scale_now())
+
+    def _scale_now(self) -> Tensor:
+        return self._one if self.scaler is None else self.scaler.scale(self._one)
 
     @property
     def waits(self) -> bool:
