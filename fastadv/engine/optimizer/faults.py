@@ -87,6 +87,10 @@ class Faults:
         self.bad_step.copy_(torch.where(first_bad, update, self.bad_step))
         return self.bad_step < 0
 
+    def by_kind(self) -> dict[Fault, Tensor]:
+        """Fault -> 0-dim bool, true for the one that was recorded, if any."""
+        return {kind: (self.bad_step >= 0) & (self.kind == kind) for kind in Fault}
+
     def none_so_far(self) -> Tensor:
         """True (0-dim bool on the device) if no update was bad so far."""
         return self.bad_step < 0
