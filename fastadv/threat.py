@@ -327,6 +327,8 @@ class Threat:
         if self.mask is not None:
             away = torch.where(self._movable(x), away, 0.0)
         radius = self.radius(x)
+        if isinstance(radius, Tensor):
+            radius = radius.to(x.dtype)  # compared as a number is
         if self.norm == "l2":
             # Clipping to the box after the projection leaves some points inside the radius.
             length = torch.linalg.vector_norm(away.flatten(1), dim=1)
