@@ -24,9 +24,9 @@ def usable(*tensors: Tensor | None) -> list[Any]:
     ]
 
 
-def outside(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+def outside(x: Tensor, low: float | Tensor = 0.0, high: float | Tensor = 1.0) -> Tensor:
     """True if any value of ``x`` is outside of [low, high] by more than rounding, or not a number;
-    0-dim bool on its device."""
+    0-dim bool on its device. The ends are numbers, or tensors with an end for each channel."""
     return ~((x >= low - ROUNDING) & (x <= high + ROUNDING)).all()
 
 
