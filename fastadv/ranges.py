@@ -111,6 +111,14 @@ def require_rows(index: Tensor, num_samples: int | None) -> None:
         raise UserError(f"index reaches from {smallest} to {largest}{among}.")
 
 
+def require_width(y: Tensor, classes: int) -> None:
+    """Raise ``UserError`` for soft labels ``y`` (B,K) with K other than ``classes``."""
+    if y.ndim == 2 and y.shape[1] != classes:
+        raise UserError(
+            f"y holds soft labels of {y.shape[1]} classes and the model returns {classes} logits."
+        )
+
+
 def require_classes(count: int) -> None:
     """Raise ``UserError`` unless there are several."""
     if count < 2:

@@ -14,7 +14,6 @@ from fastadv.engine import noise
 from fastadv.engine.optimizer.faults import Fault
 from fastadv.errors import UserError
 from fastadv.threat import Threat
-from fastadv.training import checks
 
 
 class Inputs(NamedTuple):
@@ -53,7 +52,7 @@ def looked_at(
     """
     of_classes = labels == "classes"
     if of_classes and classes is not None:
-        checks.check_width(y, classes)
+        ranges.require_width(y, classes)
     low, high = threat.low, threat.high
     x, second = x.detach(), None if second is None else second.detach()
     rows = torch.arange(len(x), device=x.device) if index is None else index
