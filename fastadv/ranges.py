@@ -119,6 +119,20 @@ def require_width(y: Tensor, classes: int) -> None:
         )
 
 
+def radii_outside(radii: Tensor, widest: float) -> Tensor:
+    """True if a radius or step (B,) is not in [0, widest]; 0-dim bool on its device."""
+    return ~((radii >= 0) & (radii <= widest)).all()
+
+
+def require_radii(radii: Tensor, widest: float) -> None:
+    """Raise ``UserError`` unless each radius or step (B,) lies in [0, widest]. Waits."""
+    if radii_outside(radii, widest):
+        raise UserError(
+            f"eps= and alpha= of an image lie in [0, {widest:g}] pixels, but reach from "
+            f"{float(radii.min()):g} to {float(radii.max()):g}; divide 255ths by 255."
+        )
+
+
 def require_classes(count: int) -> None:
     """Raise ``UserError`` unless there are several."""
     if count < 2:

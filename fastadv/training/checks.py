@@ -101,6 +101,56 @@ def check_companions(x: Tensor, **given: Tensor | None) -> None:
     check_devices(x.device, **given)
 
 
+def check_radii(x: Tensor, *, takes_alpha: bool, **given: Tensor | None) -> None:
+    """Raise ``UserError`` unless each of ``given`` (eps, alpha) is None or a float tensor (B,) on
+    the device of ``x``, and for an alpha of a method that ``takes_alpha`` of no image."""
+    for name, tensor in given.items():
+        if tensor is None:
+            continue
+        right = isinstance(tensor, Tensor) and tensor.is_floating_point()
+        if not right or tensor.shape != x.shape[:1]:
+            raise UserError(
+                f"{name} of a call is a float tensor of shape ({len(x)},), one for each image; for "
+                f"one {name} for all pass {name}= to fastadv.step."
+            )
+    if given.get("alpha") is not None and not takes_alpha:
+        raise UserError("This method's attack takes no step of a chosen size: omit alpha=.")
+    check_devices(x.device, **given)
+
+
+def check_mask(x: Tensor, mask: Tensor | None) -> None:
+    """Raise ``UserError`` unless ``mask`` is None or bool (B or 1,C or 1,H,W) beside ``x``."""
+    if mask is None:
+        return
+    right = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 4
+    if right:
+        sizes = zip(mask.shape[:2], x.shape[:2], strict=True)
+        right = mask.shape[2:] == x.shape[2:] and all(own in (1, of) for own, of in sizes)
+    if not right:
+        raise UserError(
+            "mask is bool and (B or 1, C or 1, H, W), true for the pixels that may move; the "
+            f"images are {tuple(x.shape)}."
+        )
+    check_devices(x.device, mask=mask)
+
+
+def check_targets(y: Tensor, targets: Tensor | None, *, targeted: bool) -> None:
+    """Raise ``UserError`` unless ``targets`` fits ``y`` and the threat is targeted, and for labels
+    among which no other class can be drawn."""
+    if targets is None:
+        if targeted and (y.ndim != 1 or y.is_floating_point()):
+            raise UserError("Only for labels (B,) int64 can a target be drawn: pass targets=.")
+        return
+    if not targeted:
+        raise UserError(
+            "targets= are for a targeted attack: pass threat=fastadv.Threat(targeted=True) to "
+            "fastadv.step."
+        )
+    if not isinstance(targets, Tensor) or (targets.shape, targets.dtype) != (y.shape, y.dtype):
+        raise UserError(f"targets are like y: {y.dtype} of shape {tuple(y.shape)}.")
+    check_devices(y.device, targets=targets)
+
+
 def check_devices(device: torch.device, **tensors: Tensor | None) -> None:
     """Raise ``UserError`` unless every tensor is on ``device``, that of the model."""
     for name, tensor in tensors.items():

@@ -123,7 +123,7 @@ class Preparation:
             steps_per_epoch=length.steps_per_epoch,
             seed=update.regions.seed,
             method=plan.capabilities,
-            attack_loss=PlanAttackLoss(plan, self.net),
+            attack_loss=PlanAttackLoss(plan, self.net, targeted=update.regions.threat.targeted),
             start=plan.start,
             sound=self._sound,
         )
@@ -144,6 +144,7 @@ class Preparation:
         """Pass ``threat`` on to the parts, for the next update and all after it."""
         if self.allocated is not None:
             for part in self.plan.parts.values():
-                part.setup = replace(part.setup, threat=threat)
+                loss = PlanAttackLoss(self.plan, self.net, targeted=threat.targeted)
+                part.setup = replace(part.setup, threat=threat, attack_loss=loss)
                 if isinstance(part, FollowsThreat):
                     part.follow_threat(threat)

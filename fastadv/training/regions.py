@@ -33,7 +33,8 @@ class Regions:
     ) -> None:
         self.plan, self.net, self.parameters = plan, net, parameters
         self.threat, self.seed = threat, seed
-        self.learned = plan.learned  # read here: a compiler cannot enter a cached property's lock
+        # Read here: a compiler cannot enter the lock of a cached property.
+        self._learned, self._needs, self._bn_updates = plan.learned, plan.needs, plan.bn_updates
 
     def natural(self, x: Tensor) -> Tensor:
         """Logits (B,classes) of ``x`` (B,C,H,W) without a graph; a region."""
@@ -42,7 +43,7 @@ class Regions:
 
     def outer(self, batch: Batch, attacked: Adversarial, scale: Tensor) -> OuterPass:
         """The outer pass; ``scale`` (0-dim) is the loss scale. A region."""
-        learned, needs = self.learned, self.plan.needs
+        learned, needs = self._learned, self._needs
         leaves = [] if learned is None else [leaf(tensor) for tensor in learned.leaves()]
         x_adv, block_noise = self._outer_input(batch, attacked, leaves)
         if "differentiable_center" in needs:
@@ -62,7 +63,7 @@ class Regions:
         factor = weakening(self.plan.adversary, batch, self.seed)
         context = context._replace(weakening=factor)
         center = leaf(center)
-        bn_updates = self.plan.bn_updates
+        bn_updates = self._bn_updates
         with self.net.bn_momenta.updates_as(bn_updates, NATURAL):
             natural = self.net.logits(center)
         adversary = self.plan.adversary
@@ -86,7 +87,7 @@ class Regions:
         if part is None:
             raise RuntimeError("this recipe perturbs no weights")
         with torch.enable_grad():
-            learned = self.learned
+            learned = self._learned
             leaves = [] if learned is None else [tensor.detach() for tensor in learned.leaves()]
             x_adv, block_noise = self._outer_input(batch, attacked, leaves)
             trained_on = self.weakened(x_adv.detach(), batch, attacked)
@@ -113,7 +114,7 @@ class Regions:
         self, batch: Batch, attacked: Adversarial, leaves: list[Tensor]
     ) -> tuple[Tensor, list[Tensor] | None]:
         """x_adv (B,C,H,W), differentiable in ``leaves``, and the noise of each block, if any."""
-        learned = self.learned
+        learned = self._learned
         if learned is None:
             return attacked.x_adv, None
         return learned.outer_input(batch, attacked, leaves)
@@ -134,7 +135,7 @@ class Regions:
         context = attacked.context
         if "natural_logits_train" not in needs:
             return Outputs(self.net.logits(x_adv, block_noise), None, context)
-        bn_updates = self.plan.bn_updates
+        bn_updates = self._bn_updates
         natural, logits = self.net.bn_momenta.forwards(
             bn_updates, attacked.center, x_adv, block_noise
         )

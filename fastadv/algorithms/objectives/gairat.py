@@ -62,8 +62,7 @@ class Gairat(Objective):
         losses = fit(outputs.adversarial, y, outputs.context)
         if not self.active:
             return losses
-        kappa = required(outputs.context.correct_steps).to(losses.dtype)
-        share = kappa / self.setup.method.gradient_steps
+        share = required(outputs.context.correct_share).to(losses.dtype)
         # This form of (1 + tanh a)/2 keeps the digits of a weight of 1e-5 in float32.
         weights = (2 * (self.gairat_lambda + 5 * (1 - 2 * share))).sigmoid()
         return losses * (weights * len(weights) / weights.sum())

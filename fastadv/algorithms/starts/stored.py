@@ -72,7 +72,8 @@ class Stored(Begun):
 
     def point(self, batch: Batch, restart: int = 0) -> Tensor:
         size = (batch.x.shape[2], batch.x.shape[3])
-        return batch.x + self.store.gather(batch.index, batch.view, size)
+        stored = self.store.gather(batch.index, batch.view, size)
+        return batch.x + batch.threat.movable(stored)
 
     @torch.no_grad()
     def after(self, outcome: Outcome, ok: Tensor) -> None:
