@@ -43,9 +43,8 @@ class Means:
     def add(self, position: int, values: Tensor) -> None:
         """Add the float ``values`` (B,) for the attack at ``position``."""
         wide = values.double()
-        self._sums[:, position] += torch.stack(
-            [wide.sum(), wide.square().sum(), wide.new_tensor(len(wide))]
-        )
+        self._sums[:2, position] += torch.stack([wide.sum(), wide.square().sum()])
+        self._sums[2, position] += len(wide)
 
     def commit(self) -> None:
         """Save the sums after a complete batch; an interrupted batch does not change them."""

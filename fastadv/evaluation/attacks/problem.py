@@ -82,9 +82,9 @@ class Problem:
             total = total * scale
         gradient, logits = input_gradient(total, x_adv), logits.detach()
         if self.watch is not None:
-            right = self.is_right(logits)
-            nothing = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-            self.watch.see(gradient, nothing if right is None else self.resists(logits))
+            self.watch.see(
+                gradient, None if self.is_right(logits) is None else self.resists(logits)
+            )
         return gradient, logits
 
     def resists(self, logits: Tensor) -> Tensor:
