@@ -82,9 +82,8 @@ class Problem:
             total = total * scale
         gradient, logits = input_gradient(total, x_adv), logits.detach()
         if self.watch is not None:
-            self.watch.see(
-                gradient, None if self.is_right(logits) is None else self.resists(logits)
-            )
+            standing = None if self.is_right(logits) is None else self.resists(logits)
+            self.watch.see(gradient, standing)
         return gradient, logits
 
     def resists(self, logits: Tensor) -> Tensor:
