@@ -48,8 +48,9 @@ def step(
     ``attack_dtype`` and ``scaler`` are described at ``Precision``, ``mode`` at ``Execution``.
     ``num_samples`` is the number of training samples, ``num_classes`` the number of logits.
     ``total_steps`` and ``steps_per_epoch`` count calls. ``max_grad_norm`` clips the L2 norm of all
-    gradients together. ``seed`` fixes the noise of the attacks. ``blocks`` names the first
-    convolutions of the residual blocks of a network that fastadv does not know. ``options`` are
+    gradients together. ``seed`` fixes the noise of the attacks. ``blocks`` names the modules whose
+    input is perturbed in a network whose residual blocks are not recognised, such as
+    "blocks.*.mlp.fc1". ``options`` are
     hyper-parameters of the parts, or the name of a slot with another part (``weights="rwp"``).
 
     Raises ``UserError`` for an unknown name, a value out of range, and a model, an optimizer or a
