@@ -109,7 +109,7 @@ def test_one_step_from_the_centre_forwards_it_once(adversary, mode):
 )
 def test_passes_that_differ_are_not_shared(apart):
     """With another BN mode, perturbed weights or more steps the outer pass forwards the centre."""
-    adversary = {"adversary": "pgd", "random_start": False} if "steps" in apart else {}
+    adversary = {"adversary": "pgd", "start": "center"} if "steps" in apart else {}
     options = {"adversary": "fgsm-n", "regularizer": "advlc"} | adversary | apart
     x, y, index, _ = tiny_batch()
     model = tiny_model()
@@ -238,12 +238,12 @@ def test_gradalign_of_a_linear_model_is_zero_and_zero_gradients_are_left_out():
 
 
 @pytest.mark.parametrize(
-    ("mode", "attack_objective"), [("eager", "ce"), ("eager", "kl"), ("compiled", "ce")]
+    ("mode", "attack_loss"), [("eager", "ce"), ("eager", "kl"), ("compiled", "ce")]
 )
-def test_logitalign_also_attacks_a_noisy_neighbour(attack_objective, mode):
+def test_logitalign_also_attacks_a_noisy_neighbour(attack_loss, mode):
     x, y, index, start = tiny_batch()
     model, other = tiny_model(), tiny_model()
-    options = {"align_noise": 2, "reg_weight": 5, "attack_objective": attack_objective}
+    options = {"align_noise": 2, "reg_weight": 5, "attack_loss": attack_loss}
     tiny_step(model, mode=mode, regularizer="logitalign", attack_bn="eval", **options, **ATTACK)(
         x, y, index, start=start
     )
@@ -255,7 +255,7 @@ def test_logitalign_also_attacks_a_noisy_neighbour(attack_objective, mode):
             natural = other.eval()(images).softmax(1)
 
         def loss(z, natural=natural):
-            found = ce(z, y) if attack_objective == "ce" else kl(natural, z.softmax(1))
+            found = ce(z, y) if attack_loss == "ce" else kl(natural, z.softmax(1))
             return found.mean()
 
         examples.append(climb(other, images, start, loss, ALPHA, STEPS, "eval"))
