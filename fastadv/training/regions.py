@@ -33,6 +33,8 @@ class Regions:
     ) -> None:
         self.plan, self.net, self.parameters = plan, net, parameters
         self.threat, self.seed = threat, seed
+        # Read here: before Python 3.12 a region with the lock of a cached property cannot compile.
+        self.learned, self.needs, self.bn_updates = plan.learned, plan.needs, plan.bn_updates
 
     def natural(self, x: Tensor) -> Tensor:
         """Logits (B,classes) of ``x`` (B,C,H,W) without a graph; a region."""
@@ -41,7 +43,7 @@ class Regions:
 
     def outer(self, batch: Batch, attacked: Adversarial, scale: Tensor) -> OuterPass:
         """The outer pass; ``scale`` (0-dim) is the loss scale. A region."""
-        learned, needs = self.plan.learned, self.plan.needs
+        learned, needs = self.learned, self.needs
         leaves = [] if learned is None else [leaf(tensor) for tensor in learned.leaves()]
         x_adv, block_noise = self._outer_input(batch, attacked, leaves)
         if "differentiable_center" in needs:
@@ -61,7 +63,7 @@ class Regions:
         factor = weakening(self.plan.adversary, batch, self.seed)
         context = context._replace(weakening=factor)
         center = leaf(center)
-        bn_updates = self.plan.bn_updates
+        bn_updates = self.bn_updates
         with self.net.bn_momenta.updates_as(bn_updates, NATURAL):
             natural = self.net.logits(center)
         adversary = self.plan.adversary
@@ -85,7 +87,7 @@ class Regions:
         if part is None:
             raise RuntimeError("this recipe perturbs no weights")
         with torch.enable_grad():
-            learned = self.plan.learned
+            learned = self.learned
             leaves = [] if learned is None else [tensor.detach() for tensor in learned.leaves()]
             x_adv, block_noise = self._outer_input(batch, attacked, leaves)
             trained_on = self.weakened(x_adv.detach(), batch, attacked)
@@ -106,7 +108,7 @@ class Regions:
         self, batch: Batch, attacked: Adversarial, leaves: list[Tensor]
     ) -> tuple[Tensor, list[Tensor] | None]:
         """x_adv (B,C,H,W), differentiable in ``leaves``, and the noise of each block, if any."""
-        learned = self.plan.learned
+        learned = self.learned
         if learned is None:
             return attacked.x_adv, None
         return learned.outer_input(batch, attacked, leaves)
@@ -127,7 +129,7 @@ class Regions:
         context = attacked.context
         if "natural_logits_train" not in needs:
             return Outputs(self.net.logits(x_adv, block_noise), None, context)
-        bn_updates = self.plan.bn_updates
+        bn_updates = self.bn_updates
         natural, logits = self.net.bn_momenta.forwards(
             bn_updates, attacked.center, x_adv, block_noise
         )
