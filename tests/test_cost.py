@@ -93,7 +93,7 @@ def counted_in_an_update(method: str, **options: Any) -> tuple[Counter, Counter]
     # detached, to see if a forward reads them; and for objectives published with repeated passes
     # as often as those passes, to compare them with one of each.
     seen["forward", "eval"] -= 3 * Fraction(2, BATCH)
-    repeated = step.plan.objective.bn_updates()
+    repeated = step.plan.bn_updates
     if repeated != DEFAULT_BN_UPDATES:
         seen["forward", "train"] -= (len(DEFAULT_BN_UPDATES) + len(repeated)) * Fraction(2, BATCH)
     expected: Counter[tuple[str, str]] = Counter()

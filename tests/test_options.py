@@ -96,6 +96,9 @@ SEVERAL = {
     "layer_groups": [(), (NAN,), (None,), (3.5,), NAN],
     "teachers": [3.5, NAN, (1, 2), {"a": 1}, True],
 }
+# What a part cannot do without, and what it has to be without.
+BESIDE = {"atta": {"start": "stored"}}
+USELESS = {("none", "shrink"), ("none", "flip_signs")}
 ALL = [
     (slot, part, name)
     for slot, parts in PARTS.items()
@@ -130,7 +133,7 @@ def test_every_option_of_every_part_is_covered() -> None:
 
 @pytest.mark.parametrize(("slot", "part", "name"), ALL, ids=lambda value: value)
 def test_a_bad_option_is_refused_with_its_allowed_values(slot: str, part: str, name: str) -> None:
-    here: dict[str, Any] = {slot: part}
+    here: dict[str, Any] = {slot: part, **BESIDE.get(part, {})}
     if name in NUMBERS:
         low, high, below, above = NUMBERS[name]
         for outside in (below, above):
@@ -139,6 +142,9 @@ def test_a_bad_option_is_refused_with_its_allowed_values(slot: str, part: str, n
         wrong = (NAN, INF, -INF, 1e39, -1e39, 10**400, "nan", "many", "1e400", True, [1], object())
         for value in wrong:
             refused(name, value, **here)
+        if (part, name) in USELESS:
+            assert "there is none" in refused(name, high, **here)
+            high = low
         for value in (low, high, str(low), np.float32(low) if low < 1e30 else low):
             # A triangular schedule lowers this one by 0.1, and has its own error for it.
             more = {"step_size_schedule": "constant"} if name == "step_size_momentum" else {}

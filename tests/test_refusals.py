@@ -208,5 +208,6 @@ def test_without_an_attack_there_is_nothing_to_weaken(options):
 def test_a_loss_that_no_step_follows_is_refused(adversary):
     with pytest.raises(UserError, match="takes none of its own: omit it"):
         resolve("pgd", {"adversary": adversary, "attack_loss": "kl"})
-    plan = resolve("trades", {"adversary": "free"})  # the recipe's was that of its attack
-    assert "natural_logits_attack" not in plan.needs
+    for given in ({}, {"attack_loss": "kl"}):  # the recipe's was that of its attack
+        plan = resolve("trades", {"adversary": "free", **given})
+        assert "natural_logits_attack" not in plan.needs
