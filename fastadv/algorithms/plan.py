@@ -106,6 +106,12 @@ class Plan:
         return any(part.sample_state() for part in self.parts.values())
 
     @cached_property
+    def keeps_perturbations(self) -> bool:
+        """True if the adversary or the start keeps a perturbation of each training image."""
+        keeping = [self.adversary, *([] if self.start is None else [self.start])]
+        return any(part.sample_state() for part in keeping)
+
+    @cached_property
     def differentiates_twice(self) -> bool:
         """True if the regularizer differentiates an input gradient."""
         return bool(self.needs & {"differentiable_center", "differentiable_input"})

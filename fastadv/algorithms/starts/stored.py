@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastadv.algorithms.contract import Batch, Outcome, Setup
 from fastadv.algorithms.sample_state import SampleStore, sample_count
+from fastadv.algorithms.start_points import in_ball
 from fastadv.algorithms.starts.begun import Begun
 from fastadv.declared import CountOrZero, option
 from fastadv.engine import noise
@@ -24,7 +25,7 @@ class Stored(Begun):
     through the crop and flip that made x; pixels outside the window keep their values. Before every
     ``reset_every``-th epoch, counted from 1 as in the released code, the perturbations are drawn
     anew (0: never; otherwise the step must know the epoch). A start that the caller gives replaces
-    the stored perturbation.
+    the stored perturbation. A further restart begins at a random point of the ball.
     """
 
     stores: ClassVar[bool] = True
@@ -71,8 +72,11 @@ class Stored(Begun):
             self.resets.fill_(due)
 
     def point(self, batch: Batch, restart: int = 0) -> Tensor:
+        if restart:
+            return in_ball(batch, self.setup, restart)
         size = (batch.x.shape[2], batch.x.shape[3])
-        return batch.x + self.store.gather(batch.index, batch.view, size)
+        kept = self.store.gather(batch.index, batch.view, size)
+        return batch.x + batch.threat.movable(kept)
 
     @torch.no_grad()
     def after(self, outcome: Outcome, ok: Tensor) -> None:
