@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fastadv.algorithms.recipe import OnData, Recipe
     from fastadv.algorithms.recipes.table import methods
     from fastadv.algorithms.registry import register, register_recipe
+    from fastadv.by_epoch import Phases, Ramp
     from fastadv.data.view import View
     from fastadv.declared import option
     from fastadv.errors import TrainingError, UserError
@@ -48,6 +49,8 @@ __all__ = [
     "OnData",
     "Outcome",
     "Outputs",
+    "Phases",
+    "Ramp",
     "Recipe",
     "Regularizer",
     "Start",
@@ -85,6 +88,8 @@ _HOMES = {
     "OnData": "algorithms.recipe",
     "Outcome": "algorithms.contract.tensors",
     "Outputs": "algorithms.contract.tensors",
+    "Phases": "by_epoch",
+    "Ramp": "by_epoch",
     "Recipe": "algorithms.recipe",
     "Regularizer": "algorithms.contract.regularizer",
     "Start": "algorithms.contract.start",

@@ -5,12 +5,15 @@ from __future__ import annotations
 from math import isfinite
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastadv.errors import UserError
 
 # Normalising an image and back leaves it a few rounding errors outside of [0, 1].
 ROUNDING = 1e-5
+# How far the sum of a soft label may be from 1, unless its type is coarser than that.
+SUM_ROUNDING = 1e-3
 
 
 def usable(*tensors: Tensor | None) -> list[Any]:
@@ -58,7 +61,16 @@ def require_finite(name: str, given: Tensor | None) -> None:
 
 
 def require_labels(y: Tensor, classes: int) -> None:
-    """Raise ``UserError`` unless labels ``y`` (B,) lie in [0, classes). Waits."""
+    """Raise ``UserError`` unless labels ``y`` (B,) lie in [0, classes), or soft labels (B,classes)
+    are distributions. Waits."""
+    if y.ndim == 2:
+        if no_distributions(y):
+            raise UserError(
+                "Soft labels are probabilities: each row of y is at least 0 and sums to 1; for "
+                "labels that are not, such as several per image, pass a loss of your own, "
+                "criterion=."
+            )
+        return
     ends = y.aminmax()
     smallest, largest = int(ends.min), int(ends.max)
     if smallest < 0 or largest >= classes:
@@ -66,6 +78,26 @@ def require_labels(y: Tensor, classes: int) -> None:
             f"Labels must lie in [0, {classes - 1}], the model's classes, but reach from "
             f"{smallest} to {largest}; no label is ignored, so leave such samples out."
         )
+
+
+def labels_outside(y: Tensor, classes: int) -> Tensor:
+    """True if a label of ``y`` (B,) is not in [0, classes), or if a soft label (B,classes) is not a
+    distribution; 0-dim bool on its device."""
+    return no_distributions(y) if y.ndim == 2 else ((y < 0) | (y >= classes)).any()
+
+
+def hard(y: Tensor) -> Tensor:
+    """The class (B,) int64 of each label: ``y`` itself, or the largest entry of soft labels
+    (B,classes)."""
+    return y if y.ndim == 1 else y.argmax(1)
+
+
+def no_distributions(y: Tensor) -> Tensor:
+    """True if a row of the soft labels ``y`` (B,classes) has a negative entry or does not sum to 1;
+    0-dim bool on its device."""
+    apart = max(SUM_ROUNDING, torch.finfo(y.dtype).eps / 2)
+    wide = y.to(torch.promote_types(y.dtype, torch.float32))
+    return ~((wide >= 0).all() & ((wide.sum(1) - 1).abs() <= apart).all())
 
 
 def require_rows(index: Tensor, num_samples: int | None) -> None:
@@ -77,6 +109,20 @@ def require_rows(index: Tensor, num_samples: int | None) -> None:
         if num_samples is not None:
             among = f", outside the {num_samples} samples of num_samples="
         raise UserError(f"index reaches from {smallest} to {largest}{among}.")
+
+
+def radii_outside(radii: Tensor, widest: float) -> Tensor:
+    """True if a radius or step (B,) is not in [0, widest]; 0-dim bool on its device."""
+    return ~((radii >= 0) & (radii <= widest)).all()
+
+
+def require_radii(radii: Tensor, widest: float) -> None:
+    """Raise ``UserError`` unless each radius or step (B,) lies in [0, widest]. Waits."""
+    if radii_outside(radii, widest):
+        raise UserError(
+            f"eps= and alpha= of an image lie in [0, {widest:g}] pixels, but reach from "
+            f"{float(radii.min()):g} to {float(radii.max()):g}; divide 255ths by 255."
+        )
 
 
 def require_classes(count: int) -> None:

@@ -169,6 +169,10 @@ class Threat:
             self.mask if mask is None else mask,
         )
 
+    def with_eps(self, eps: Radius) -> Threat:
+        """The same threat with another eps, checked."""
+        return Threat(self.norm, eps, self.low, self.high, self.mask, self.targeted)
+
     def unboxed(self) -> Threat:
         """The same threat without a range of images; may be called where ``filled`` may."""
         return self._like(self.eps, -inf, inf, self.mask)
@@ -231,11 +235,33 @@ class Threat:
         """``x`` (B,C,...) clipped to the box."""
         return x.clamp(*self._ends(x))
 
+    def unmasked(self, moved: Tensor, x: Tensor) -> Tensor:
+        """``moved`` (B,C,H,W), with the values of ``x`` at the pixels that may not move."""
+        return moved if self.mask is None else torch.where(self._movable(x), moved, x)
+
     def movable(self, perturbation: Tensor) -> Tensor:
         """``perturbation`` (B,C,H,W), with 0 at the pixels that may not move."""
         if self.mask is None:
             return perturbation
         return torch.where(self._movable(perturbation), perturbation, 0.0)
+
+    @property
+    def widest(self) -> float:
+        """The largest eps that makes sense: the range of a pixel in Linf, no bound in L2."""
+        if self.norm == "l2":
+            return inf
+        longest = max((len(v) for v in (self.low, self.high) if isinstance(v, tuple)), default=1)
+        ends = zip(_each(self.low, longest), _each(self.high, longest), strict=True)
+        return max(high - low for low, high in ends)
+
+    def repeated(self, times: int, size: int) -> Threat:
+        """The threat of a batch that holds the ``size`` images of this one several ``times``."""
+        eps, mask = self.eps, self.mask
+        if isinstance(eps, Tensor) and eps.dim():
+            eps = eps.repeat(times)
+        if mask is not None and len(mask) == size:
+            mask = mask.repeat(times, 1, 1, 1)
+        return self._like(eps, self.low, self.high, mask)
 
     def tensors(self) -> list[Tensor]:
         """The tensors that change from batch to batch: eps of each image, and the mask. A 0-dim eps

@@ -12,8 +12,10 @@ from fastadv.engine.model.network import Network
 class PlanAttackLoss:
     """The ``attack_loss`` of ``Setup``."""
 
-    def __init__(self, plan: Plan, net: Network) -> None:
+    def __init__(self, plan: Plan, net: Network, *, targeted: bool) -> None:
         self.plan, self.net = plan, net
+        # The loss of the wanted labels falls.
+        self._sign = -1.0 if targeted else 1.0
         flat, objective = plan.attack_loss.flat_at_center, plan.objective
         # The factor of the loss beside a penalty: that of the KL in the outer loss.
         self._factor = objective.kl_weight if flat and isinstance(objective, WeighsKL) else 1.0
@@ -23,6 +25,8 @@ class PlanAttackLoss:
         plan = self.plan
         loss = plan.attack_loss.mean(logits, y, context, plan.target.fit)
         penalty = plan.target.penalty(logits, logits, context)
+        if self._sign < 0:
+            loss = -loss
         if penalty is not None:
             loss = self._factor * loss + penalty.mean()
         scale = self.net.loss_scale(len(y))
@@ -33,4 +37,5 @@ class PlanAttackLoss:
         plan = self.plan
         losses = plan.attack_loss.per_sample(logits, y, context, plan.target.fit)
         penalty = plan.target.penalty(logits, logits, context)
+        losses = self._sign * losses if self._sign < 0 else losses
         return losses if penalty is None else self._factor * losses + penalty

@@ -12,9 +12,11 @@ from fastadv.algorithms.contract import (
     AttackLoss,
     Averaging,
     Capabilities,
+    GivenLoss,
     HasNeighbor,
     Layers,
     LearnsSteps,
+    NeedsHardLabels,
     Objective,
     OrdersBatchNorm,
     Part,
@@ -147,6 +149,19 @@ class Plan:
     def teacher(self) -> Teaches | None:
         """The target, if it runs networks of its own."""
         return self.target if isinstance(self.target, Teaches) else None
+
+    @cached_property
+    def given_losses(self) -> list[GivenLoss]:
+        """The parts with a loss that the user gave as a function."""
+        return [part for part in self._asking if isinstance(part, GivenLoss)]
+
+    @cached_property
+    def hard_labels_only(self) -> str:
+        """Why the method takes no soft labels, in words; "" if it takes them."""
+        for slot, part in self.parts.items():
+            if isinstance(part, NeedsHardLabels):
+                return f"{slot} {self.slots[slot]!r} takes none: {part.hard_labels_only}"
+        return ""
 
     @cached_property
     def bn_updates(self) -> tuple[str, ...]:

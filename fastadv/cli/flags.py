@@ -16,7 +16,14 @@ from fastadv.algorithms.slots import SLOTS
 from fastadv.cli.help_screen import Row
 from fastadv.cli.settings import COMMON, SETTINGS
 from fastadv.cli.value_words import shown
-from fastadv.declared import declared, describe, may_be_absent, meanings, plain_type
+from fastadv.declared import (
+    declared,
+    describe,
+    may_be_absent,
+    may_change,
+    meanings,
+    plain_type,
+)
 from fastadv.errors import UserError
 from fastadv.run.config import RunConfig
 from fastadv.run.defaults import DEFAULTS
@@ -104,7 +111,7 @@ def _as_text(hint: Any) -> Any:
     """Numbers are taken as text so that fractions like 8/255 can be read, choices as text so
     that a mistake is answered in one way, several values as one text such as "3,4"."""
     kind = plain_type(hint)
-    if kind is float or get_origin(kind) in (Literal, tuple):
+    if kind is float or get_origin(kind) in (Literal, tuple) or may_change(hint):
         return str
     return kind
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -159,7 +160,8 @@ class CapturedUpdate:
             reason = f"{python.changed!r} keeps changing between the steps"
         else:
             images, attack_bn = batch.x, eager.plan.adversary.attack_bn
-            found = why_not_static(eager.net, python, images, attack_bn)
+            losses = [partial(part.given_loss, y=batch.y) for part in eager.plan.given_losses]
+            found = why_not_static(eager.net, python, images, attack_bn, losses)
             self._states.add(number)
             if found is None:
                 return False
@@ -183,7 +185,8 @@ class CapturedUpdate:
                 networks = part.networks() if isinstance(part, Teaches) else ()
                 for number, teacher in enumerate(networks):
                     models[f"teacher {number}"] = teacher
-            self._python = PythonState(models, parts)
+            output = self.eager.net.output
+            self._python = PythonState(models, parts, [output] if callable(output) else [])
         return self._python
 
     def _enter_phase(self) -> None:

@@ -33,8 +33,8 @@ class Regions:
     ) -> None:
         self.plan, self.net, self.parameters = plan, net, parameters
         self.threat, self.seed = threat, seed
-        # Read here: before Python 3.12 a region with the lock of a cached property cannot compile.
-        self.learned, self.needs, self.bn_updates = plan.learned, plan.needs, plan.bn_updates
+        # Read here: a compiler cannot enter the lock of a cached property.
+        self._learned, self._needs, self._bn_updates = plan.learned, plan.needs, plan.bn_updates
 
     def natural(self, x: Tensor) -> Tensor:
         """Logits (B,classes) of ``x`` (B,C,H,W) without a graph; a region."""
@@ -43,7 +43,7 @@ class Regions:
 
     def outer(self, batch: Batch, attacked: Adversarial, scale: Tensor) -> OuterPass:
         """The outer pass; ``scale`` (0-dim) is the loss scale. A region."""
-        learned, needs = self.learned, self.needs
+        learned, needs = self._learned, self._needs
         leaves = [] if learned is None else [leaf(tensor) for tensor in learned.leaves()]
         x_adv, block_noise = self._outer_input(batch, attacked, leaves)
         if "differentiable_center" in needs:
@@ -63,7 +63,7 @@ class Regions:
         factor = weakening(self.plan.adversary, batch, self.seed)
         context = context._replace(weakening=factor)
         center = leaf(center)
-        bn_updates = self.bn_updates
+        bn_updates = self._bn_updates
         with self.net.bn_momenta.updates_as(bn_updates, NATURAL):
             natural = self.net.logits(center)
         adversary = self.plan.adversary
@@ -87,15 +87,21 @@ class Regions:
         if part is None:
             raise RuntimeError("this recipe perturbs no weights")
         with torch.enable_grad():
-            learned = self.learned
+            learned = self._learned
             leaves = [] if learned is None else [tensor.detach() for tensor in learned.leaves()]
             x_adv, block_noise = self._outer_input(batch, attacked, leaves)
             trained_on = self.weakened(x_adv.detach(), batch, attacked)
             # The direction is that of the objective, without the regularizer.
             needs = self.plan.objective.requires()
             outputs = self._outputs(batch, attacked, trained_on, block_noise, needs)
-            plain_losses = functional.cross_entropy(outputs.adversarial, batch.y, reduction="none")
-            plain = self.plan.objective.is_plain() and self.plan.target.is_plain()
+            target = self.plan.target
+            if target.labels == "any":
+                plain_losses = target.fit(outputs.adversarial, batch.y, outputs.context)
+            else:
+                plain_losses = functional.cross_entropy(
+                    outputs.adversarial, batch.y, reduction="none"
+                )
+            plain = self.plan.objective.is_plain() and target.is_plain() and batch.y.ndim == 1
             total = self._losses(outputs, batch.y)
             loss, count = part.reduce(
                 Losses(total, plain_losses, outputs.adversarial, batch.y, plain)
@@ -108,7 +114,7 @@ class Regions:
         self, batch: Batch, attacked: Adversarial, leaves: list[Tensor]
     ) -> tuple[Tensor, list[Tensor] | None]:
         """x_adv (B,C,H,W), differentiable in ``leaves``, and the noise of each block, if any."""
-        learned = self.learned
+        learned = self._learned
         if learned is None:
             return attacked.x_adv, None
         return learned.outer_input(batch, attacked, leaves)
@@ -129,7 +135,7 @@ class Regions:
         context = attacked.context
         if "natural_logits_train" not in needs:
             return Outputs(self.net.logits(x_adv, block_noise), None, context)
-        bn_updates = self.bn_updates
+        bn_updates = self._bn_updates
         natural, logits = self.net.bn_momenta.forwards(
             bn_updates, attacked.center, x_adv, block_noise
         )

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from fastadv import ranges
 from fastadv.algorithms.contract import Adversarial, Batch, Outputs
 from fastadv.engine.model.buffers import Snapshot
 from fastadv.engine.optimizer.faults import Fault
+
+
+def share_right(logits: Tensor, y: Tensor, labels: str) -> Tensor | None:
+    """The share (0-dim float32) of samples of which the largest of the ``logits`` (B,classes) is
+    that of the class ``y`` (B,) int64, or of the largest entry of a soft label (B,classes).
+
+    None if ``y`` are no classes: with ``labels`` "any" (``Target.labels``) unless they are (B,)
+    int64 and there are several logits.
+    """
+    classes = y.ndim == 1 and y.dtype == torch.int64 and logits.ndim == 2 and logits.shape[1] > 1
+    if labels == "any" and not classes:
+        return None
+    return (logits.argmax(1) == ranges.hard(y)).float().mean()
 
 
 class Gradients(NamedTuple):
@@ -40,6 +55,7 @@ class PassResults(NamedTuple):
     """The result of ``Update.compute_gradients``, for ``apply_gradients`` and ``finish_update``.
 
     ``loss`` and ``accuracy`` are 0-dim, as is ``term``, the regularizer's, None without one.
+    ``accuracy`` is None if the labels are no classes.
     ``faults_found`` is fault -> 0-dim bool; the update counts only if all are false. ``buffers``
     are the values of the model's buffers before the update.
     ``statistics`` are the model's floating-point buffers if several processes train, which average
@@ -51,7 +67,7 @@ class PassResults(NamedTuple):
     outputs: Outputs
     loss: Tensor
     term: Tensor | None
-    accuracy: Tensor
+    accuracy: Tensor | None
     gradients: Gradients
     faults_found: dict[Fault, Tensor]
     buffers: Snapshot

@@ -48,7 +48,9 @@ def bring_together(results: PassResults, update: Update, before: Mapping[Fault, 
     if any(absent):
         present.copy_(torch.tensor(absent).logical_not())
     bad = torch.stack(flags).float()
-    message = [results.loss, results.accuracy, *gradients, *results.statistics, present, bad]
+    # A process whose labels are no classes has no accuracy; all messages have the same length.
+    accuracy = torch.zeros((), device=device) if results.accuracy is None else results.accuracy
+    message = [results.loss, accuracy, *gradients, *results.statistics, present, bad]
     distributed.average([tensor for tensor in message if tensor is not None])
     copy_into(flags, list((bad > 0).unbind()))
     if not any(absent):

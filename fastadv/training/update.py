@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastadv import kernels
 from fastadv.algorithms.adversaries.weaken import weakening
 from fastadv.algorithms.contract import (
     Adversarial,
@@ -37,7 +38,7 @@ from fastadv.engine.process import distributed
 from fastadv.threat import Threat
 from fastadv.training.parameters import Parameters
 from fastadv.training.regions import Regions
-from fastadv.training.results import Gradients, PassResults
+from fastadv.training.results import Gradients, PassResults, share_right
 from fastadv.training.unmoved import UnmovedCounter
 
 
@@ -60,6 +61,7 @@ class Update:
         buffers = buffers or Snapshot(self.net.kept_buffers)
         self._directions = []
         self.net.copies.invalidate()
+        batch = self._with_targets(batch)
         context = plan.target.prepare_batch(batch, self._natural_logits(batch))
         center = self._joint_center(batch)
         if center is not None:
@@ -81,7 +83,7 @@ class Update:
                 outer = self.net.run(self.regions.outer, batch, attacked, self.scale)
         loss, gradients, adversarial, natural, term = outer
         outputs = Outputs(adversarial, natural, attacked.context)
-        accuracy = (outputs.adversarial.argmax(1) == batch.y).float().mean()
+        accuracy = share_right(outputs.adversarial, batch.y, plan.target.labels)
         hooked = parameter_hooks.through(self.parameters.learning(), gradients.weights)
         gradients = gradients._replace(weights=hooked)
         faults_found = self._faults_found(attacked, gradients, buffers)
@@ -213,6 +215,18 @@ class Update:
         if self.plan.shares_natural_forward and alike and isinstance(adversary, SharesForward):
             return adversary.joint_center(batch)
         return None
+
+    def _with_targets(self, batch: Batch) -> Batch:
+        """``batch`` with the labels that a targeted attack wants to reach: without the caller's,
+        another class of each image, each with equal probability."""
+        if not batch.threat.targeted or batch.targets is not None:
+            return batch
+        others = self.plan.adversary.setup.num_classes - 1
+        where = (self.regions.seed, batch.offset, noise.TARGETS, torch.float32)
+        drawn = kernels.noise_uniform(batch.index, (1,), *where).view(-1)
+        # Uniform in [-1,1), so below ``others`` in exact arithmetic; float32 may round up.
+        away = ((drawn + 1) * (others / 2)).long().clamp(max=others - 1)
+        return batch._replace(targets=(batch.y + 1 + away) % (others + 1))
 
     def _with_neighbor(self, batch: Batch, attacked: Adversarial) -> Adversarial:
         """``attacked`` with the attacked second image, if the regularizer wants one."""

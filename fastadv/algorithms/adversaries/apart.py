@@ -45,7 +45,7 @@ class APART(FGSMPlus):
             return super()._signs(x0, batch, context)
         x0 = leaf(x0)
         logits, entering = self.net.logits_and_block_inputs(x0)
-        loss = self.setup.attack_loss(logits, batch.y, context)
+        loss = self.setup.attack_loss(logits, batch.attacked_y, context)
         return kernels.block_signs(gradients(loss, [x0, *entering]))
 
     def _block_noise(self, steps: Tensor, found: Context) -> list[Tensor] | None:

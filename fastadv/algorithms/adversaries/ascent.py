@@ -2,8 +2,10 @@
 step."""
 
 from collections import Counter
+from dataclasses import field
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from fastadv.algorithms.contract import (
@@ -14,9 +16,11 @@ from fastadv.algorithms.contract import (
     Capabilities,
     Context,
     Pass,
+    Setup,
 )
 from fastadv.algorithms.start_points import given, in_ball, near
-from fastadv.declared import NonNegative, option
+from fastadv.by_epoch import Phases, Ramp
+from fastadv.declared import ChangingNonNegative, option
 from fastadv.engine.gradient import gradients, input_gradient, leaf
 from fastadv.threat import Threat
 
@@ -29,11 +33,14 @@ class Ascent(Adversary):
     """
 
     takes_start: ClassVar[bool] = True
+    takes_alpha: ClassVar[bool] = True
     usual_alpha: ClassVar[float] = 1.0  # in units of eps
 
-    alpha: NonNegative | None = option(
+    alpha: ChangingNonNegative | None = option(
         None, "step of the attack in pixels; none: the usual one for its eps"
     )
+
+    _alpha_now: Tensor | None = field(init=False, repr=False, default=None)  # of this epoch
 
     def usual_step(self, threat: Threat) -> float | Tensor:
         """The size of one step in pixels if nobody chose one, in the form of ``threat.eps``."""
@@ -43,16 +50,38 @@ class Ascent(Adversary):
         """The size of one step in pixels: a number, 0-dim or (B,)."""
         if batch.alpha is not None:
             return batch.alpha
-        return self.usual_step(batch.threat) if self.alpha is None else self.alpha
+        if self._alpha_now is not None:
+            return self._alpha_now
+        return self.usual_step(batch.threat) if self.alpha is None else self.largest_alpha
+
+    @property
+    def largest_alpha(self) -> float:
+        """The largest step of any epoch in pixels, if one was chosen, otherwise 0."""
+        if isinstance(self.alpha, (Ramp, Phases)):
+            return max(self.alpha.values())
+        return self.alpha or 0.0
+
+    def prepare(self, setup: Setup) -> None:
+        super().prepare(setup)
+        if isinstance(self.alpha, (Ramp, Phases)):
+            self._alpha_now = torch.zeros((), device=setup.device, dtype=torch.float64)
+
+    def follows_epochs(self) -> bool:
+        return isinstance(self.alpha, (Ramp, Phases))
+
+    def schedule(self, update: int, epoch: float) -> None:
+        if self._alpha_now is not None and isinstance(self.alpha, (Ramp, Phases)):
+            self._alpha_now.fill_(self.alpha.at(epoch))
 
     def check_threat(self, threat: Threat) -> None:
-        threat.require_step(self.alpha)
+        threat.require_step(self.largest_alpha)
 
     def extra_passes(self, method: Capabilities) -> Counter[Pass]:
         return Counter({Pass(INPUT_GRADIENT, self.attack_bn): self.gradient_steps})
 
     def unmoved(self, batch: Batch, attacked: Adversarial) -> Tensor | None:
-        return super().unmoved(batch, attacked) if self.alpha != 0 else None
+        moves = self.alpha is None or self.largest_alpha > 0
+        return super().unmoved(batch, attacked) if moves else None
 
     def own_start(self, batch: Batch, restart: int) -> Tensor:
         """The start (B,C,H,W) if no start part is chosen: in the ball, or near x for a loss that
@@ -81,13 +110,13 @@ class Ascent(Adversary):
         """``ascend``, and the logits (B,classes) before the step."""
         x_adv = leaf(x_adv)
         logits = self.net.logits(x_adv)
-        gradient = input_gradient(self.setup.attack_loss(logits, batch.y, context), x_adv)
+        gradient = input_gradient(self.setup.attack_loss(logits, batch.attacked_y, context), x_adv)
         moved = batch.threat.step(x_adv.detach(), gradient, around, self.step_size(batch))
         return moved, logits.detach()
 
     def joint_step(self, center: Tensor, logits: Tensor, batch: Batch, context: Context) -> Tensor:
         """See ``SharesForward.joint_step``."""
-        loss = self.setup.attack_loss(logits, batch.y, context)
+        loss = self.setup.attack_loss(logits, batch.attacked_y, context)
         (gradient,) = gradients(loss, [center], keep_graph=True)
         around = center.detach()
         return batch.threat.step(around, gradient, around, self.step_size(batch))

@@ -135,6 +135,11 @@ class FGSMPlus(Adversary):
             self.state["omega"] = self.store.values
 
     def check_threat(self, threat: Threat) -> None:
+        if threat.targeted:
+            raise UserError(
+                "FGSM+ and APART learn their start and steps by ascending the loss of the weights, "
+                "so they cannot aim at another label."
+            )
         if threat.norm != "linf":
             raise UserError(
                 "FGSM+ and APART learn the size of sign steps in a Linf ball; use norm='linf'."
@@ -195,7 +200,8 @@ class FGSMPlus(Adversary):
         """x0 = box(x + clamp(alpha_omega omega, +-eps)) and omega, both (B,C,H,W)."""
         rate = self.steps.values[OMEGA]
         if batch.start is None and self.learned_start:
-            return self.store.start_from(batch.index, batch.view, batch.x, rate, batch.threat)
+            x0, omega = self.store.start_from(batch.index, batch.view, batch.x, rate, batch.threat)
+            return batch.threat.unmasked(x0, batch.x), omega
         if batch.start is None:
             return batch.x, torch.zeros_like(batch.x)
         return batch.threat.project(batch.x + batch.start, batch.x), batch.start / rate
@@ -203,7 +209,7 @@ class FGSMPlus(Adversary):
     def _signs(self, x0: Tensor, batch: Batch, context: Context) -> list[Tensor]:
         """The signs of the loss gradient at x0; a region."""
         x0 = leaf(x0)
-        loss = self.setup.attack_loss(self.net.logits(x0), batch.y, context)
+        loss = self.setup.attack_loss(self.net.logits(x0), batch.attacked_y, context)
         return kernels.block_signs([input_gradient(loss, x0)])
 
     def leaves(self) -> list[Tensor]:

@@ -38,6 +38,7 @@ class Free(Adversary):
     """
 
     attacks_any_image: ClassVar[bool] = False
+    takes_alpha: ClassVar[bool] = True
     accumulates: ClassVar[bool] = False
     rank_local_state: ClassVar[tuple[str, ...]] = (DELTA,)
 
@@ -60,6 +61,10 @@ class Free(Adversary):
         return frozenset({"input_gradient"})
 
     def check_threat(self, threat: Threat) -> None:
+        if threat.targeted:
+            raise UserError(
+                "Free's delta ascends the loss of the weights, so it cannot aim at another label."
+            )
         threat.require_step(self.alpha)
 
     def prepare(self, setup: Setup) -> None:

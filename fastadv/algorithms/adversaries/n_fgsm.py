@@ -47,6 +47,6 @@ class NFGSM(Ascent):
         """One step from ``x0``, clipped to the box only; a region."""
         x0 = leaf(x0)
         logits = self.net.logits(x0)
-        gradient = input_gradient(self.setup.attack_loss(logits, batch.y, context), x0)
+        gradient = input_gradient(self.setup.attack_loss(logits, batch.attacked_y, context), x0)
         x0 = x0.detach()
         return batch.threat.unbounded().step(x0, gradient, x0, self.step_size(batch))

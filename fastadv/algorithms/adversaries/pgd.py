@@ -1,7 +1,8 @@
 """PGD-K: K projected gradient steps (Madry et al., 2018; the training attack of AT and TRADES)."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+from dataclasses import field
 from typing import ClassVar
 
 import torch
@@ -18,7 +19,8 @@ from fastadv.algorithms.contract import (
     Context,
     Pass,
 )
-from fastadv.declared import Passes, option
+from fastadv.by_epoch import Phases
+from fastadv.declared import ChangingPasses, Passes, option
 from fastadv.threat import Threat
 
 
@@ -34,14 +36,30 @@ class PGD(Ascent):
 
     counts_correct: ClassVar[bool] = True
 
-    steps: Passes = option(10, "steps of the attack")
+    steps: ChangingPasses = option(10, "steps of the attack; phases such as 2@0,5@30 by epoch")
     restarts: Passes = option(
         1, "restarts of the attack, of which the one with the largest loss is kept"
     )
 
+    _now: int | None = field(init=False, repr=False, default=None)  # the steps of this epoch
+
     @property
     def gradient_steps(self) -> int:
-        return self.steps
+        """The steps of the present epoch; before the first update the most of any epoch."""
+        if not isinstance(self.steps, Phases):
+            return self.steps
+        return int(max(self.steps.values())) if self._now is None else self._now
+
+    def follows_epochs(self) -> bool:
+        return super().follows_epochs() or isinstance(self.steps, Phases)
+
+    def schedule(self, update: int, epoch: float) -> None:
+        super().schedule(update, epoch)
+        if isinstance(self.steps, Phases):
+            self._now = int(self.steps.at(epoch))
+
+    def phase(self) -> Hashable:
+        return super().phase(), self._now
 
     def usual_step(self, threat: Threat) -> float | Tensor:
         return threat.pgd_alpha
@@ -51,7 +69,7 @@ class PGD(Ascent):
             yield Conflict("attack_loss", "restarts compare the loss of each sample.")
 
     def extra_passes(self, method: Capabilities) -> Counter[Pass]:
-        once = Counter({Pass(INPUT_GRADIENT, self.attack_bn): self.steps * self.restarts})
+        once = Counter({Pass(INPUT_GRADIENT, self.attack_bn): self.gradient_steps * self.restarts})
         # A restart compares the losses of two points.
         once[Pass(FORWARD, self.attack_bn)] = 2 * (self.restarts - 1)
         return once
@@ -61,29 +79,29 @@ class PGD(Ascent):
         for restart in range(1, self.restarts):
             began, other, also = self._climb(batch, context, restart)
             with self.net.keeping_buffers():
-                worse = self.net.run(self._worse, x_adv, other, batch.y, context)
+                worse = self.net.run(self._worse, x_adv, other, batch.attacked_y, context)
             x_adv = torch.where(worse.view(-1, 1, 1, 1), other, x_adv)
             start = torch.where(worse.view(-1, 1, 1, 1), began, start)
             if correct is not None and also is not None:
                 correct = torch.where(worse, also, correct)
-        return Adversarial(x_adv, batch.x, context._replace(correct_steps=correct), start)
+        return Adversarial(x_adv, batch.x, context._replace(correct_share=correct), start)
 
     def _climb(
         self, batch: Batch, context: Context, restart: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The start and the end (B,C,H,W) of one restart, and before how many steps each sample was
-        classified right (B,), or None if no part needs it."""
+        """The start and the end (B,C,H,W) of one restart, and the share (B,) of the steps before
+        which each sample was classified right, or None if no part needs it."""
         x_adv = start = self.begin(batch, restart)
         if "correct_at_each_step" not in self.setup.method.needs:
-            for _ in range(self.steps):
+            for _ in range(self.gradient_steps):
                 x_adv = self.net.run(self.ascend, x_adv, batch.x, batch, context)
             return start, x_adv, None
         correct = torch.zeros_like(batch.y)
-        for _ in range(self.steps):
+        for _ in range(self.gradient_steps):
             x_adv, correct = self.net.run(
                 self._ascend_and_count, x_adv, batch.x, batch, context, correct
             )
-        return start, x_adv, correct
+        return start, x_adv, correct / self.gradient_steps
 
     def _ascend_and_count(
         self, x_adv: Tensor, around: Tensor, batch: Batch, context: Context, correct: Tensor

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.algorithms.contract import AttackLoss, Capabilities, Conflict, Context, Fit, required
+from fastadv.errors import UserError
+from fastadv.threat import Threat
 
 
 class KLAttack(AttackLoss):
@@ -26,6 +28,13 @@ class KLAttack(AttackLoss):
             )
         if method.labels != "classes":
             yield Conflict("target", "the KL compares predictions of classes.")
+
+    def check_threat(self, threat: Threat) -> None:
+        if threat.targeted:
+            raise UserError(
+                "The KL to f(x) has no label to aim at: take attack_loss='ce' for a targeted "
+                "threat."
+            )
 
     def per_sample(self, logits: Tensor, y: Tensor, context: Context, fit: Fit) -> Tensor:
         return kernels.trades_kl(required(context.natural_logits_attack), logits)

@@ -146,3 +146,21 @@ class SetsRates(Protocol):
     ) -> None:
         """Set learning rates, or replace entries of ``gradients``, before the optimizer step.
         ``names`` and ``gradients`` are in the same order; None is a parameter without gradient."""
+
+
+@runtime_checkable
+class NeedsHardLabels(Protocol):
+    """A part that takes labels (B,) int64 and no soft ones (B,classes); why, in words."""
+
+    hard_labels_only: str
+
+
+@runtime_checkable
+class GivenLoss(Protocol):
+    """A part with a loss that the user gave as a function. It is checked with the first batch, and
+    before a recording. ``given_as`` is the argument's name."""
+
+    given_as: str
+
+    def given_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The loss of each sample (B,); logits and ``y`` are (B,...) of any shape."""

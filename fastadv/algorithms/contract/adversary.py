@@ -24,6 +24,7 @@ class Adversary(Part):
     attacks: ClassVar[bool] = True
     attacks_any_image: ClassVar[bool] = True
     takes_start: ClassVar[bool] = False
+    takes_alpha: ClassVar[bool] = False  # a step for each image, ``Batch.alpha``
     counts_correct: ClassVar[bool] = False
 
     attack_bn: Literal["train", "eval"] = option("train", "mode of BatchNorm during the attack")

@@ -18,7 +18,7 @@ class Capabilities:
     than the batch's. ``takes_start``: it begins where the start part says. ``begins_at_center``:
     its first gradient is taken at the centre of the ball. ``keeps_starts``: the start part stores
     one perturbation per sample. ``gradient_steps`` is their number, ``attack_bn`` the mode of
-    BatchNorm in them. ``counts_correct``: it reports ``Context.correct_steps``.
+    BatchNorm in them. ``counts_correct``: it reports ``Context.correct_share``.
     ``flat_attack_loss``: the attack's loss has no gradient at the centre of the ball.
     ``attack_loss_per_sample``: it has a value for each sample.
 

@@ -21,5 +21,5 @@ class Objective(Part):
     fits: ClassVar[tuple[str, ...]] = ("adversarial",)
 
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
-        """The loss (B,) of one outer pass. ``y`` is (B,) int64, ``fit`` the target's ``fit``."""
+        """The loss (B,) of one outer pass. ``y`` are the labels, ``fit`` the target's ``fit``."""
         raise NotImplementedError

@@ -16,8 +16,8 @@ from fastadv.threat import Threat
 
 
 class AttackedLoss(Protocol):
-    """What the adversary maximises at ``logits`` (B,classes) for the labels ``y`` (B,) int64: the
-    attack's loss plus the target's penalty."""
+    """What the adversary maximises at ``logits`` (B,classes) for the labels ``y``: the attack's
+    loss plus the target's penalty."""
 
     def __call__(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
         """The loss of the batch, times the loss scale (0-dim)."""

@@ -12,16 +12,20 @@ from fastadv.algorithms.contract.tensors import Batch, Context
 
 
 class Target(Part):
-    """The label that is fitted, and the loss that compares logits with it."""
+    """The label that is fitted, and the loss that compares logits with it.
 
-    labels: ClassVar[str] = "classes"  # what y may be: "classes", or "any" form
+    ``labels`` says which labels ``y`` the target takes: "classes" are (B,) int64, or soft labels
+    (B,classes) that sum to 1; "any" are any tensor (B,...), with logits (B,...) of any shape.
+    """
+
+    labels: ClassVar[str] = "classes"
 
     def prepare_batch(self, batch: Batch, context: Context) -> Context:
         """``context`` with the targets of this batch; called before the attack."""
         return context
 
     def fit(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
-        """The loss (B,) of ``logits`` (B,classes) against the target; ``y`` is (B,) int64."""
+        """The loss (B,) of ``logits`` against the target, of the shapes that ``labels`` says."""
         raise NotImplementedError
 
     def penalty(self, fitted: Tensor, adversarial: Tensor, context: Context) -> Tensor | None:

@@ -15,8 +15,8 @@ from fastadv.algorithms.contract.part import Part
 
 class Losses(NamedTuple):
     """Per-sample losses (B,) at the present weights: ``total`` is the whole objective,
-    ``adversarial`` the cross entropy at x'. ``plain`` is True if the two are the same: the cross
-    entropy of ``logits`` (B,classes) with ``y`` (B,) int64."""
+    ``adversarial`` the cross entropy at x', or the user's own criterion. ``plain`` is True if the
+    two are the same: the cross entropy of ``logits`` (B,classes) with ``y`` (B,) int64."""
 
     total: Tensor
     adversarial: Tensor

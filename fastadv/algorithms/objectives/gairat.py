@@ -1,6 +1,7 @@
 """GAIRAT: samples near the decision boundary weigh more (Zhang et al., 2021)."""
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,6 +27,8 @@ class Gairat(Objective):
     from 1).
     """
 
+    hard_labels_only: ClassVar[str] = "it counts the steps at which a sample was classified right"
+
     gairat_start: NonNegative = option(
         59 / 120,
         "epoch, counted from 0, from which samples are weighted; below 1: share of the run",
@@ -42,6 +45,8 @@ class Gairat(Objective):
                 "its weights are a function of the steps of PGD at which a sample was still "
                 "classified right; this adversary takes no such steps.",
             )
+        if method.labels != "classes":
+            yield Conflict("target", "its weights count how often a class was right.")
 
     def follows_epochs(self) -> bool:
         return self.gairat_start > 0
@@ -57,8 +62,7 @@ class Gairat(Objective):
         losses = fit(outputs.adversarial, y, outputs.context)
         if not self.active:
             return losses
-        kappa = required(outputs.context.correct_steps).to(losses.dtype)
-        share = kappa / self.setup.method.gradient_steps
+        share = required(outputs.context.correct_share).to(losses.dtype)
         # This form of (1 + tanh a)/2 keeps the digits of a weight of 1e-5 in float32.
         weights = (2 * (self.gairat_lambda + 5 * (1 - 2 * share))).sigmoid()
         return losses * (weights * len(weights) / weights.sum())

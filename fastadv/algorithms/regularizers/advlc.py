@@ -51,6 +51,8 @@ class AdvLC(Regularizer):
                 "AdvLC penalises f(x') - f(x); without an attack x' = x and the penalty is "
                 "identically 0.",
             )
+        if method.labels != "classes":
+            yield Conflict("target", "it compares logits of classes.")
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         return self._distance(required(outputs.natural), outputs.adversarial) / len(batch.y)

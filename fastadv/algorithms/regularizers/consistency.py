@@ -42,6 +42,8 @@ class Consistency(Regularizer):
                 "two views of a sample in one batch would update its stored state in two different "
                 "ways.",
             )
+        if method.labels != "classes":
+            yield Conflict("target", "it compares predictions of classes.")
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         first, second = outputs.adversarial.chunk(2)

@@ -1,7 +1,7 @@
 """CURE: changes of the input gradient along the attack are penalised (Moosavi-Dezfooli, 2019)."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from fastadv.algorithms.contract import (
     Adversarial,
     Batch,
     Capabilities,
+    Conflict,
     Outputs,
     Pass,
     Regularizer,
@@ -45,6 +46,10 @@ class Cure(Regularizer):
 
     def extra_passes(self, method: Capabilities) -> Counter[Pass]:
         return Counter({Pass(DOUBLE_BACKWARD, "eval"): 2})
+
+    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
+        if method.labels != "classes":
+            yield Conflict("target", "it penalises changes of the cross entropy's gradient.")
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         with self.net.evaluating():

@@ -1,7 +1,7 @@
 """GradAlign: input gradients at x and near x get the same direction (Andriushchenko, 2020)."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from fastadv.algorithms.contract import (
     Adversarial,
     Batch,
     Capabilities,
+    Conflict,
     Outputs,
     Pass,
     Regularizer,
@@ -56,6 +57,10 @@ class GradAlign(Regularizer):
         found[Pass(TRAINING, "train")] -= 1  # the pass over the centre becomes another kind
         found[Pass(center, "train")] += 1
         return found
+
+    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
+        if method.labels != "classes":
+            yield Conflict("target", "it aligns gradients of the cross entropy.")
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         here = self._first_gradient(required(outputs.natural), batch.y, attacked.center)

@@ -1,7 +1,7 @@
 """IGR: the input gradient of the loss is penalised (Ross and Doshi-Velez, 2018)."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from fastadv.algorithms.contract import (
     Adversarial,
     Batch,
     Capabilities,
+    Conflict,
     Outputs,
     Pass,
     Regularizer,
@@ -42,6 +43,10 @@ class IGR(Regularizer):
     def extra_passes(self, method: Capabilities) -> Counter[Pass]:
         # The pass over x_adv becomes one with a double backward.
         return Counter({Pass(TRAINING, "train"): -1, Pass(DOUBLE_BACKWARD, "train"): 1})
+
+    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
+        if method.labels != "classes":
+            yield Conflict("target", "it penalises the gradient of the cross entropy.")
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         scale = self.net.loss_scale(len(batch.y))

@@ -49,6 +49,8 @@ class LogitAlign(Regularizer):
                 "LogitAlign attacks a second image; this adversary has no attack beside the outer "
                 "pass's gradient.",
             )
+        if method.labels != "classes":
+            yield Conflict("target", "its KL compares predictions of classes.")
 
     def extra_passes(self, method: Capabilities) -> Counter[Pass]:
         return Counter({Pass(TRAINING, "train"): 1})

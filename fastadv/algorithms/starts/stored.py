@@ -75,8 +75,8 @@ class Stored(Begun):
         if restart:
             return in_ball(batch, self.setup, restart)
         size = (batch.x.shape[2], batch.x.shape[3])
-        kept = self.store.gather(batch.index, batch.view, size)
-        return batch.x + batch.threat.movable(kept)
+        stored = self.store.gather(batch.index, batch.view, size)
+        return batch.x + batch.threat.movable(stored)
 
     @torch.no_grad()
     def after(self, outcome: Outcome, ok: Tensor) -> None:

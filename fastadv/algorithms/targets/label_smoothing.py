@@ -1,5 +1,7 @@
 """Label smoothing: part of the label goes to the other classes (Szegedy et al., 2016)."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from fastadv.algorithms.contract import Context, Target
@@ -21,6 +23,8 @@ class LabelSmoothing(Target):
     s is ``smoothing``, as in "Bag of Tricks for AT" (Pang et al., 2021); torch's own smoothing
     gives s/classes to all classes. The memorization paper (Table 2) does not state its s.
     """
+
+    hard_labels_only: ClassVar[str] = "a soft label has no single true class to smooth"
 
     smoothing: ShareBelowOne = option(0.1, "probability that is taken from the true class")
 

@@ -1,6 +1,7 @@
 """SAT: labels move towards the network's predictions (Huang et al., 2020)."""
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class SelfAdaptive(Target):
     hard label. Before epoch ``sat_start`` (from 0; below 1 a fraction of the run, by default the
     70th of 100 epochs) the hard label is fitted and t does not change. The attack does not change.
     """
+
+    hard_labels_only: ClassVar[str] = "its stored labels begin as hard ones"
 
     sat_momentum: Share = option(0.9, "momentum of the targets")
     sat_start: NonNegative = option(
