@@ -46,6 +46,8 @@ def implementers(parts: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
     for base in (Part, *BASES.values()):
         slots = [slot for slot in parts if base is Part or BASES[slot] is base]
         for name in hooks(base):
+            if base is not Part and hasattr(Part, name):
+                continue  # a slot's own version of a hook of all parts
             found[f"{base.__name__}.{name}"] = [
                 f"{slot} {label}"
                 for slot in slots
@@ -58,7 +60,9 @@ def implementers(parts: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
 def test_a_hook_of_the_contract_is_for_several_parts() -> None:
     """What one part can do is an ability (``abilities.py``), asked for by its methods."""
     by_hook = implementers(PARTS)
-    assert {"Part.prepare", "Part.on_data", "Adversary.make", "Adversary.takes_start"} <= set(by_hook)
+    assert {"Part.prepare", "Part.on_data", "Adversary.make", "Adversary.takes_start"} <= set(
+        by_hook
+    )
     assert {"Adversary.alpha", "Part.uniform", "Regularizer.weight"}.isdisjoint(by_hook)
     few = {name: parts for name, parts in by_hook.items() if len(parts) <= 1}
     assert len(few) <= MOST_FOR_ONE, few

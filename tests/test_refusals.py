@@ -143,9 +143,17 @@ CASES = {
 }
 # Reasons that no plan of our own parts reaches: none of our targets takes labels of any form.
 OF_OTHERS = {
+    ("attack_loss ce", "the cross entropy compares logits with classes"),
     ("objective trades", "its KL compares predictions of classes"),
     ("objective rst", "its KL compares predictions of classes"),
     ("attack_loss kl", "the KL compares predictions of classes"),
+    ("objective gairat", "its weights count how often a class was right"),
+    ("regularizer advlc", "it compares logits of classes"),
+    ("regularizer consistency", "it compares predictions of classes"),
+    ("regularizer cure", "it penalises changes of the cross entropy's gradient"),
+    ("regularizer gradalign", "it aligns gradients of the cross entropy"),
+    ("regularizer igr", "it penalises the gradient of the cross entropy"),
+    ("regularizer logitalign", "its KL compares predictions of classes"),
 }
 
 
@@ -183,17 +191,21 @@ def test_a_refused_pair_says_why(case):
         resolve("pgd", built(options))
 
 
-@pytest.mark.parametrize("target", ["one-hot", "label-smoothing"])
-def test_a_kl_needs_labels_that_are_classes(target):
+@pytest.mark.parametrize("case", sorted(OF_OTHERS), ids=" ".join)
+def test_a_part_that_needs_classes_says_so(case):
     """A target that takes labels of any form, as one of somebody else may."""
 
-    class AnyForm(PARTS["target"][target]):
+    class AnyForm(PARTS["target"]["one-hot"]):
         labels = "any"
 
-    for options in ({"objective": "trades"}, {"objective": "rst"}, {"attack_loss": "kl"}):
-        with pytest.raises(UserError, match="KL compares predictions of classes"):
-            resolve("pgd", {"target": AnyForm(), **options})
-    resolve("pgd", {"target": AnyForm()})
+    who, reason = case
+    slot, part = who.split()
+    other = {} if slot == "attack_loss" else {"attack_loss": "fit"}
+    with pytest.raises(UserError) as told:
+        resolve("pgd", {"target": AnyForm(), slot: part, **other})
+    start = f"{who} x target AnyForm cannot be combined: {reason}"
+    assert str(told.value).startswith(start)
+    resolve("pgd", {"target": AnyForm(), "attack_loss": "fit"})
 
 
 @pytest.mark.parametrize("options", [{"shrink": 0.5}, {"flip_signs": 0.1}])

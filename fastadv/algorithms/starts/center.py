@@ -12,7 +12,7 @@ from fastadv.algorithms.starts.begun import Begun
 class Center(Begun):
     """x0 = x, the image itself. A further restart begins at a random point of the ball."""
 
-    at_center: ClassVar[bool] = True
+    begins_at_center: ClassVar[bool] = True
 
     def point(self, batch: Batch, restart: int = 0) -> Tensor:
         if restart:

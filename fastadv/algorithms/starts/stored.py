@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,8 +26,6 @@ class Stored(Begun):
     anew (0: never; otherwise the step must know the epoch). A start that the caller gives replaces
     the stored perturbation. A further restart begins at a random point of the ball.
     """
-
-    stores: ClassVar[bool] = True
 
     reset_every: CountOrZero = option(
         10, "epochs after which the stored perturbations start anew; 0: never"
