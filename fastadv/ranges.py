@@ -24,9 +24,9 @@ def usable(*tensors: Tensor | None) -> list[Any]:
     ]
 
 
-def outside(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+def outside(x: Tensor, low: float | Tensor = 0.0, high: float | Tensor = 1.0) -> Tensor:
     """True if any value of ``x`` is outside of [low, high] by more than rounding, or not a number;
-    0-dim bool on its device."""
+    0-dim bool on its device. The ends are numbers, or tensors with an end for each channel."""
     return ~((x >= low - ROUNDING) & (x <= high + ROUNDING)).all()
 
 
@@ -38,8 +38,13 @@ def within(name: str, x: Tensor, low: float, high: float) -> Tensor:
     return within_if_finite(name, x, low, high)[0]
 
 
-def within_if_finite(name: str, x: Tensor, low: float, high: float) -> tuple[Tensor, bool]:
-    """``within``, and whether all values of ``x`` are finite."""
+def within_if_finite(
+    name: str, x: Tensor, low: float | Tensor, high: float | Tensor
+) -> tuple[Tensor, bool]:
+    """``within``, and whether all values of ``x`` are finite. The ends are numbers, or tensors
+    with an end for each channel (1,C,1,1)."""
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return _within_channels(name, x, low, high)
     ends = x.aminmax()
     smallest, largest = float(ends.min), float(ends.max)
     if low <= smallest and largest <= high:
@@ -52,6 +57,24 @@ def within_if_finite(name: str, x: Tensor, low: float, high: float) -> tuple[Ten
         f"Images must lie in [{low:g}, {high:g}] but {name} reaches from {smallest:g} to "
         f"{largest:g}; divide uint8 images by 255, and put normalisation inside the model."
     )
+
+
+def _within_channels(
+    name: str, x: Tensor, low: float | Tensor, high: float | Tensor
+) -> tuple[Tensor, bool]:
+    finite = bool(x.isfinite().all())
+    if finite and outside(x, low, high):
+        far = torch.maximum((low - x).amax((0, 2, 3)), (x - high).amax((0, 2, 3)))
+        channel = int(far.argmax())
+        ends = [torch.as_tensor(end).expand(1, x.shape[1], 1, 1) for end in (low, high)]
+        bounds = [float(end[0, channel, 0, 0]) for end in ends]
+        raise UserError(
+            f"Images must lie in [{bounds[0]:g}, {bounds[1]:g}] in channel {channel}, but {name} "
+            f"is {float(far.max()):g} outside; give low= and high= of the images that the model "
+            "is fed."
+        )
+    box: Any = (low, high)
+    return (x.clamp(*box) if finite else x), finite
 
 
 def require_finite(name: str, given: Tensor | None) -> None:
@@ -109,6 +132,14 @@ def require_rows(index: Tensor, num_samples: int | None) -> None:
         if num_samples is not None:
             among = f", outside the {num_samples} samples of num_samples="
         raise UserError(f"index reaches from {smallest} to {largest}{among}.")
+
+
+def require_width(y: Tensor, classes: int) -> None:
+    """Raise ``UserError`` for soft labels ``y`` (B,K) with K other than ``classes``."""
+    if y.ndim == 2 and y.shape[1] != classes:
+        raise UserError(
+            f"y holds soft labels of {y.shape[1]} classes and the model returns {classes} logits."
+        )
 
 
 def radii_outside(radii: Tensor, widest: float) -> Tensor:

@@ -30,8 +30,11 @@ USUAL_EPS = {"linf": 8 / 255, "l2": 128 / 255}
 """Default radius per norm, in pixels: that of the papers' CIFAR tables."""
 
 
-def usual_threat(norm: str, eps: float | str | None = None) -> Threat:
-    """The ball of ``norm``; ``eps`` in pixels, a number or "8/255"; None: ``USUAL_EPS``."""
+def usual_threat(norm: str, eps: float | str | Tensor | None = None) -> Threat:
+    """The ball of ``norm``; ``eps`` in pixels: a number, "8/255", a tensor (0-dim or one for each
+    image), or None for ``USUAL_EPS``."""
+    if isinstance(eps, Tensor):
+        return Threat(norm, eps)
     radius = USUAL_EPS.get(str(norm), 0.0) if eps is None else parse_number(eps, "eps")
     return Threat(norm, radius)
 
@@ -231,9 +234,26 @@ class Threat:
         (B,1,1,1) or (1,C,1,1)."""
         return _spread("eps", self.eps, x)
 
+    def ends(self, x: Tensor) -> tuple[Any, Any]:
+        """low and high as they compare with ``x`` (B,C,...): numbers, or tensors (1,C,1,1) of its
+        type."""
+        if not self._boxed_by_channel:
+            return self.low, self.high
+        low, high = (_each(value, x.shape[1]) for value in (self.low, self.high))
+        return _by_channel("low", low, x, x.dtype), _by_channel("high", high, x, x.dtype)
+
+    def of_rows(self, rows: Tensor) -> Threat:
+        """The threat for the images ``rows`` (int64) of its batch."""
+        eps, mask = self.eps, self.mask
+        if isinstance(eps, Tensor) and eps.dim():
+            eps = eps[rows]
+        if mask is not None and len(mask) > 1:
+            mask = mask[rows]
+        return self._like(eps, self.low, self.high, mask)
+
     def clip(self, x: Tensor) -> Tensor:
         """``x`` (B,C,...) clipped to the box."""
-        return x.clamp(*self._ends(x))
+        return x.clamp(*self.ends(x))
 
     def unmasked(self, moved: Tensor, x: Tensor) -> Tensor:
         """``moved`` (B,C,H,W), with the values of ``x`` at the pixels that may not move."""
@@ -349,10 +369,12 @@ class Threat:
         """(B,) bool: the gradient may only point out of the ball around ``x``. In Linf no pixel can
         move in both directions, and at least one is at the distance eps. True for an image whose
         mask lets no pixel move."""
-        away, low, high = x_adv - x, *self._ends(x)
+        away, low, high = x_adv - x, *self.ends(x)
         if self.mask is not None:
             away = torch.where(self._movable(x), away, 0.0)
         radius = self.radius(x)
+        if isinstance(radius, Tensor):
+            radius = radius.to(x.dtype)  # compared as a number is
         if self.norm == "l2":
             # Clipping to the box after the projection leaves some points inside the radius.
             length = torch.linalg.vector_norm(away.flatten(1), dim=1)
@@ -376,13 +398,6 @@ class Threat:
         if isinstance(self.low, tuple) or isinstance(self.high, tuple):
             return -inf, inf
         return self.low, self.high
-
-    def _ends(self, x: Tensor) -> tuple[Any, Any]:
-        """low and high as they compare with ``x``: numbers, or tensors (1,C,1,1) of its type."""
-        if not self._boxed_by_channel:
-            return self.low, self.high
-        low, high = (_each(value, x.shape[1]) for value in (self.low, self.high))
-        return _by_channel("low", low, x, x.dtype), _by_channel("high", high, x, x.dtype)
 
     def _movable(self, x: Tensor) -> Tensor:
         """The mask, if it fits ``x`` (B,C,H,W)."""

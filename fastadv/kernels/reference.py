@@ -144,7 +144,8 @@ def l2_step(
     wide_grad = grad.to(center.dtype)
     norm = _sample_norm(wide_grad)
     size = per_sample("alpha", alpha, x, center.dtype)
-    scale = size / (norm + GRADIENT_GUARD) + (norm - norm)
+    # As torch divides a number by a tensor, so that numbers and tensors of them round alike.
+    scale = (norm + GRADIENT_GUARD).reciprocal() * size + (norm - norm)
     moved = (wide_grad * scale).add_(x_adv)
     return _into_l2_ball(moved, center, eps).clamp(low, high).to(x_adv.dtype)
 
@@ -165,7 +166,7 @@ def _into_l2_ball(moved: Tensor, center: Tensor, eps: float | Tensor) -> Tensor:
     delta = moved - center
     norm = _sample_norm(delta)
     radius = per_sample("eps", eps, center, center.dtype)
-    shrink = torch.where(norm > radius, radius / norm, torch.ones_like(norm))
+    shrink = torch.where(norm > radius, norm.reciprocal() * radius, torch.ones_like(norm))
     return delta.mul_(shrink).add_(center)
 
 
