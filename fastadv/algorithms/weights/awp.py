@@ -87,6 +87,11 @@ class AWP(WeightPerturbation):
             if "weight" in name and tensor.ndim > 1 and self._may_move(name)
         ]
 
+    @property
+    def rounds(self) -> int:
+        """The most gradients of the weights that one perturbation takes."""
+        return 1
+
     def _may_move(self, name: str) -> bool:
         return self.chosen is None or name in self.chosen
 
