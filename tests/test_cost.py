@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastadv.algorithms import cost
+from fastadv.algorithms.contract import passes as kinds
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.algorithms.resolution import resolve
 from fastadv.benchmark.specs import AT_WORK
@@ -67,11 +68,11 @@ def marked(model: nn.Module, counted: Counter[tuple[str, str]]) -> nn.Module:
 
 # What the network is seen to do in one pass of each kind.
 SEEN = {
-    cost.FORWARD: {"forward": 1},
-    cost.INPUT_GRADIENT: {"forward": 1, "backward": 1},
-    cost.TRAINING: {"forward": 1, "backward": 1, "weights": 1},
-    cost.SHARED: {"forward": 1, "backward": 2, "weights": 1},
-    cost.DOUBLE_BACKWARD: {"forward": 1, "backward": 2, "weights": 1, "derivative of backward": 1},
+    kinds.FORWARD: {"forward": 1},
+    kinds.INPUT_GRADIENT: {"forward": 1, "backward": 1},
+    kinds.TRAINING: {"forward": 1, "backward": 1, "weights": 1},
+    kinds.SHARED: {"forward": 1, "backward": 2, "weights": 1},
+    kinds.DOUBLE_BACKWARD: {"forward": 1, "backward": 2, "weights": 1, "derivative of backward": 1},
 }
 
 

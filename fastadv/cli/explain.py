@@ -13,6 +13,7 @@ import rich.console
 import rich.text
 
 from fastadv.algorithms import cost
+from fastadv.algorithms.contract import passes as kinds
 from fastadv.algorithms.options import all_options
 from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.recipes.table import METHODS
@@ -45,7 +46,7 @@ def explain(name: str, data: str) -> rich.console.RenderableType:
     hints = all_options(classes)
     said = {name: text for part in classes for name, text in meanings(part).items()}
     for key, value in plan.options.items():
-        lines += _value(key, value, config.origins[key], said[key], describe(hints[key]))
+        lines += _value(key, value, config.origins[key], said.get(key, ""), describe(hints[key]))
     lines += ["", f"training on {data} (data preset: {preset_of(data).source}):"]
     texts = {key: text for group in SETTINGS.values() for key, text in group.items()}
     for key, hint in setting_types().items():
@@ -61,11 +62,11 @@ def _value(name: str, value: object, origin: Origin, meaning: str, allowed: str)
 
 
 PASS_WORDS = {
-    cost.FORWARD: "forward(s)",
-    cost.INPUT_GRADIENT: "input gradient(s)",
-    cost.SHARED: "forward(s) with one gradient for the attack and one for training",
-    cost.TRAINING: "training pass(es)",
-    cost.DOUBLE_BACKWARD: "training pass(es) with double backward",
+    kinds.FORWARD: "forward(s)",
+    kinds.INPUT_GRADIENT: "input gradient(s)",
+    kinds.SHARED: "forward(s) with one gradient for the attack and one for training",
+    kinds.TRAINING: "training pass(es)",
+    kinds.DOUBLE_BACKWARD: "training pass(es) with double backward",
 }
 
 
@@ -81,7 +82,7 @@ def passes(plan: Plan) -> str:
     return f"{before}{', '.join(words)}: {found.units} forward passes' work{most}"
 
 
-def _by_kind(counts: Counter[cost.Pass]) -> dict[str, int]:
+def _by_kind(counts: Counter[kinds.Pass]) -> dict[str, int]:
     """kind -> count, over both modes of BatchNorm, the cheapest kind first."""
     total: Counter[str] = Counter()
     for (kind, _), count in counts.items():

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from fastadv.declared import coerce, parse_number
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError, warn
-from fastadv.evaluation.attacks import inputs
-from fastadv.evaluation.attacks.autoattack import require_package
+from fastadv.evaluation.attacks import inputs, threat_of
+from fastadv.evaluation.attacks.autoattack import require_ball_in_the_unit_box, require_package
 from fastadv.evaluation.attacks.names import OPTIONS, AttackSpec, parse_attack
 from fastadv.evaluation.counts import Counts
 from fastadv.evaluation.intervals import Scores
 from fastadv.evaluation.tally import Tally
-from fastadv.threat import usual_threat
+from fastadv.threat import Threat
 
 
 def evaluate(
@@ -28,6 +28,7 @@ def evaluate(
     *,
     eps: float | str | None = None,
     norm: str = "linf",
+    threat: Threat | None = None,
     alpha: float | str | None = None,
     seed: int = 0,
     amp: bool | str = False,
@@ -41,7 +42,9 @@ def evaluate(
     and ``interval(name)``, the 95 % interval.
 
     ``batches`` yields (x, y): ``x`` (B,C,H,W) float in [0,1], ``y`` (B,) classes. For attack
-    names and for the defaults of ``eps`` and ``norm`` see ``fastadv.attack``. ``alpha`` (pixels) is
+    names and for the defaults of ``eps`` and ``norm`` see ``fastadv.attack``. ``threat`` is a
+    ``fastadv.Threat`` in their place, which must fit every batch: its mask (1,C or 1,H,W) holds for
+    all images, and it has no eps for each image and no targets. ``alpha`` (pixels) is
     the step size of the attacks with several steps (None: each attack's default). ``amp`` computes
     in "bf16" (True) or "fp16". ``device`` is the model's if None. ``progress(images)`` is called
     after each batch with the number of images evaluated so far. With ``shared`` the processes of
@@ -57,14 +60,15 @@ def evaluate(
     same noise for every batch size. There is no device synchronisation between the first batch and
     the last. Both do not hold for AutoAttack, which draws and synchronises by itself.
 
-    Raises ``UserError`` for unknown attacks, no images, images outside [0,1] and labels out of
-    range, and ``NotFiniteError`` for outputs or gradients that are not finite. Warns, with the
+    Raises ``UserError`` for unknown attacks, no images, images outside of their range and labels
+    out of range, ``NotFiniteError`` for outputs or gradients that are not finite. Warns, with the
     share of images, if gradients were exactly zero or the softmax so saturated that the loss is
     exactly zero, if the outputs look like probabilities, and if they change from call to call: the
     reported accuracy is too high then.
     """
     after = None if progress is None else (lambda tally: progress(tally.images))
     options: dict[str, Any] = {"eps": eps, "norm": norm, "alpha": alpha, "seed": seed}
+    options["threat"] = threat
     found = count(
         model, batches, attacks, **options, amp=amp, device=device, shared=shared, after=after
     )
@@ -82,6 +86,7 @@ def count(
     norm: str,
     alpha: float | str | None,
     seed: int,
+    threat: Threat | None = None,
     amp: bool | str = False,
     device: torch.device | str | None = None,
     shared: bool = False,
@@ -95,9 +100,12 @@ def count(
     read and skipped. With several processes rank 0 contributes the counts of ``done``.
     """
     specs = specs_of(attacks, None if alpha is None else parse_number(alpha, "alpha"))
-    threat = usual_threat(norm, eps)
+    threat = threat_of(threat, norm, eps)
+    _require_one_for_all(threat)
     for spec in specs.values():
         threat.require_step(spec.alpha)
+        if spec.kind == "autoattack":
+            require_ball_in_the_unit_box(threat)
     seed = coerce("seed", seed, int)
     where = inputs.model_device(model, torch.device("cpu")) if device is None else device
     net = inputs.attacked_network(model, torch.device(where), amp)
@@ -121,6 +129,24 @@ def count(
             if after is not None:
                 after(tally)
         return tally.counted(shared=shared)
+
+
+def _require_one_for_all(threat: Threat) -> None:
+    """Raise ``UserError`` unless ``threat`` can be that of every batch and counts accuracy."""
+    if threat.targeted:
+        raise UserError(
+            "evaluate counts images that keep their class; attack with targets in fastadv.attack."
+        )
+    if isinstance(threat.eps, Tensor) and threat.eps.dim():
+        raise UserError(
+            "evaluate takes one eps for all images; attack each batch with its own eps in "
+            "fastadv.attack."
+        )
+    if threat.mask is not None and len(threat.mask) != 1:
+        raise UserError(
+            f"evaluate takes one mask (1,C or 1,H,W) for all images, not "
+            f"{tuple(threat.mask.shape)}."
+        )
 
 
 def specs_of(names: Sequence[str], alpha: float | None) -> dict[str, AttackSpec]:

@@ -39,7 +39,7 @@ class Tally:
         # Rows as in ``Counts``, one column per attack.
         self.counts = torch.zeros(3, len(specs), dtype=torch.int64, device=net.device)
         self.right, self.zero_gradient, self.saturated = self.counts
-        # Images outside [0,1], labels out of range, logits not finite, gradients not finite.
+        # Images or labels out of range, logits not finite, gradients not finite.
         self.trouble = torch.zeros(4, dtype=torch.bool, device=net.device)
         self.masks: list[Tensor] = []  # of the first batch, as in ``Counts``
         self.commit()
@@ -107,13 +107,15 @@ class Tally:
     def _note_trouble(self, x: Tensor, y: Tensor, logits: Tensor) -> None:
         out_of_range = ((y < 0) | (y >= self.classes)).any()
         not_finite = ~logits.isfinite().all()
-        self.trouble[:3] |= torch.stack([outside(x), out_of_range, not_finite])
+        self.trouble[:3] |= torch.stack(
+            [outside(x, *self.threat.ends(x)), out_of_range, not_finite]
+        )
 
     def _raise_trouble(self) -> None:
         """Raise the errors recorded so far; synchronises with the device."""
         outside, out_of_range, not_finite, no_attack = self.trouble.tolist()
         if outside:
-            raise UserError(inputs.BOX_SENTENCE)
+            raise UserError(inputs.box_sentence(self.threat))
         if out_of_range:
             raise UserError(
                 f"Labels are out of range: the model has {self.classes} classes, so labels run "

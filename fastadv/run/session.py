@@ -132,6 +132,5 @@ class Session:
     def digests(self) -> dict[str, str]:
         """A digest of each thing from outside that the run learns from: data, networks."""
         found = dict(self.data.content)
-        for part in self.step.plan.parts.values():
-            found |= part.depends_on()
+        found |= self.step.plan.depends_on()
         return found | fingerprints(self.config.plan)

@@ -34,7 +34,7 @@ def bring_together(
     (0-dim bool) become true if they are true in any process. Only a process without one of the
     gradients reads if another has it, which waits for the device.
     """
-    leaves = update.plan.adversary.leaves()
+    leaves = [] if update.plan.learned is None else update.plan.learned.leaves()
     slots: list[tuple[list[Tensor | None], int, Tensor]] = [
         (results.gradients.weights, place, like)
         for place, like in enumerate(update.parameters.learning())
@@ -50,8 +50,10 @@ def bring_together(
     if any(absent):
         present.copy_(torch.tensor(absent).logical_not())
     bad = torch.stack(flags).float()
+    # A process whose labels are no classes has no accuracy; all messages have the same length.
+    accuracy = torch.zeros((), device=device) if results.accuracy is None else results.accuracy
     # Loss and accuracy are of fewer images than the gradients, and weigh less.
-    metrics, part = [results.loss, results.accuracy], len(results.batch.x) / images
+    metrics, part = [results.loss, accuracy], len(results.batch.x) / images
     share = torch.full_like(results.loss, part)
     torch._foreach_mul_(metrics, part)
     message = [*metrics, share, *gradients, *results.statistics, present, bad]

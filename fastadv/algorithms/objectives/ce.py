@@ -1,14 +1,11 @@
 """Cross entropy on x_adv: plain adversarial training (Madry et al., 2018)."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from fastadv.algorithms.contract import Fit, Objective, Outputs
 from fastadv.declared import NonNegative, option
 
 
-@dataclass(eq=False)
 class CrossEntropy(Objective):
     """fit(f(x'), y).
 

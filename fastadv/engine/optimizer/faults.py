@@ -23,13 +23,14 @@ class Fault(IntEnum):
     IMAGES = 0
     LABELS = 1
     ROWS = 2
-    ATTACK = 3
-    DIRECTION = 4
-    INPUT_GRADIENT = 5
-    LOSS = 6
-    GRADIENT = 7
-    STATISTICS = 8
-    UPDATE = 9
+    RADII = 3
+    ATTACK = 4
+    DIRECTION = 5
+    INPUT_GRADIENT = 6
+    LOSS = 7
+    GRADIENT = 8
+    STATISTICS = 9
+    UPDATE = 10
 
 
 STOPPED = "nothing was updated from there on and the weights are the last good ones"
@@ -40,6 +41,8 @@ SENTENCES: Mapping[Fault, str] = {
     Fault.LABELS: "Labels were outside of the model's classes at step {step}; {stopped}. Leave "
     "such samples out of the batch: no label is ignored.",
     Fault.ROWS: "index named rows outside of num_samples= at step {step}; {stopped}.",
+    Fault.RADII: "eps= or alpha= of an image was negative, not finite or above the range of a "
+    "pixel at step {step}; {stopped}.",
     Fault.ATTACK: "The gradient of the attack was not finite at step {step}; {stopped}. Lower the "
     "learning rate, or look at the network's outputs in the attack (running statistics that "
     "overflow in eval mode, an attack in fp16).",
@@ -68,7 +71,7 @@ class Faults:
         self.kind = torch.zeros((), dtype=torch.int64, device=device)
         self._fine = torch.zeros((), dtype=torch.bool, device=device)
         # Faults found before an update begins; filled in place, so that a CUDA graph can read them.
-        self.before = {kind: torch.zeros_like(self._fine) for kind in list(Fault)[:3]}
+        self.before = {kind: torch.zeros_like(self._fine) for kind in list(Fault)[:4]}
 
     @torch.no_grad()
     def record(self, faults_found: Mapping[Fault, Tensor], update: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from fastadv.engine.model.network import Network
 from fastadv.engine.model.precision import autocast, pass_dtype
 from fastadv.errors import UserError
 from fastadv.models.wrapped import baked_modes, inner_module
+from fastadv.threat import Threat
 
 
 def check_batch(x: Tensor, y: Tensor) -> None:
@@ -31,10 +32,17 @@ def check_batch(x: Tensor, y: Tensor) -> None:
         )
 
 
-BOX_SENTENCE = (
-    "Images must lie in [0, 1]: attacks work in pixels. Divide uint8 images by 255, and put "
-    "normalisation inside the model (fastadv.build_model does)."
-)
+def box_sentence(threat: Threat) -> str:
+    """What is wrong with images outside of the range of ``threat``, and the way out."""
+    if (threat.low, threat.high) == (0, 1):
+        return (
+            "Images must lie in [0, 1]: attacks work in pixels. Divide uint8 images by 255, and "
+            "put normalisation inside the model (fastadv.build_model does)."
+        )
+    return (
+        f"Images must lie between the threat's low={threat.low} and high={threat.high}; scale them "
+        "as the threat says, or give it their range."
+    )
 
 
 def attacked_network(model: nn.Module, device: torch.device, amp: bool | str) -> Network:

@@ -23,6 +23,8 @@ STREAM = noise.EVALUATION
 class Problem:
     """Images ``x`` (B,...) in pixels with labels ``y`` (B,), and the ``threat`` around them.
 
+    In a targeted threat ``y`` are the classes to reach.
+
     ``index`` (B,) is each image's row in the noise stream, so that its random start does not
     depend on the batch. ``start`` is a given initial perturbation in pixels. ``natural`` holds the
     logits of ``x`` if the objective needs them. ``largest_label`` is the largest of ``y`` if the
@@ -70,8 +72,14 @@ class Problem:
             total = total * scale
         gradient, logits = input_gradient(total, x_adv), logits.detach()
         if self.watch is not None:
-            self.watch.see(gradient, logits.argmax(1) == self.y)
+            self.watch.see(gradient, self.resists(logits))
         return gradient, logits
+
+    def resists(self, logits: Tensor) -> Tensor:
+        """(B,) bool: the attack has not succeeded yet. It has when the class is another than ``y``,
+        a targeted attack when the class is ``y``."""
+        reached = logits.argmax(1) == self.y
+        return ~reached if self.threat.targeted else reached
 
     def random_start(self, draw: int, stream: int) -> Tensor:
         """Random point number ``draw`` of the ball, the same for a sample in every batch."""
@@ -86,6 +94,7 @@ class Problem:
         """The problem of some of the samples."""
         return replace(
             self,
+            threat=self.threat.of_rows(rows),
             x=self.x[rows],
             y=self.y[rows],
             index=self.index[rows],

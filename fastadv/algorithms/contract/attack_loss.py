@@ -1,0 +1,30 @@
+"""The attack's loss: what the adversary maximises."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from fastadv.algorithms.contract.part import Part
+from fastadv.algorithms.contract.target import Fit
+from fastadv.algorithms.contract.tensors import Context
+
+
+class AttackLoss(Part):
+    """What the adversary maximises at ``logits`` (B,classes).
+
+    A part implements ``per_sample``, ``mean`` or both: ``mean`` may add terms of the whole batch.
+    ``fit`` is the target's ``fit``, which a loss on the label may use. ``flat_at_center`` is True
+    if the gradient at the centre of the ball is zero; an attack then needs a start elsewhere.
+    """
+
+    flat_at_center: ClassVar[bool] = False
+
+    def per_sample(self, logits: Tensor, y: Tensor, context: Context, fit: Fit) -> Tensor:
+        """The loss of each sample (B,); restarts compare it."""
+        raise NotImplementedError
+
+    def mean(self, logits: Tensor, y: Tensor, context: Context, fit: Fit) -> Tensor:
+        """The loss of the batch (0-dim), whose gradient the attack follows."""
+        return self.per_sample(logits, y, context, fit).mean()

@@ -1,0 +1,26 @@
+"""The start: the point at which an attack begins."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from fastadv.algorithms.contract.part import Part
+from fastadv.algorithms.contract.tensors import Batch
+
+
+class Start(Part):
+    """Where the attack begins, in place of the adversary's own start.
+
+    ``at_center`` is True if that is the centre of the ball itself. ``stores`` is True if the part
+    keeps a perturbation of each training sample.
+    """
+
+    at_center: ClassVar[bool] = False
+    stores: ClassVar[bool] = False
+
+    def point(self, batch: Batch, restart: int = 0) -> Tensor:
+        """The start (B,C,H,W) of restart number ``restart``. It may lie outside of the box: the
+        first step clips it."""
+        raise NotImplementedError
