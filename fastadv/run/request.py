@@ -38,6 +38,7 @@ class RunRequest:
     stem: Literal["cifar", "imagenet"] | None = None
     normalize: bool | None = None
     dropout: ShareBelowOne | None = None
+    blocks: tuple[str, ...] | None = None
     epochs: Count | None = None
     batch_size: Count | None = None
     lr: NonNegative | None = None

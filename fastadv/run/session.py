@@ -37,6 +37,7 @@ def data_facts(data: Source) -> dict[str, Any]:
         "in_channels": data.channels,
         "mean": data.mean,
         "std": data.std,
+        "image_size": data.image_size,
     }
 
 
@@ -120,6 +121,7 @@ class Session:
             execution=Execution(config.mode, strict=strict),
             max_grad_norm=config.max_grad_norm,
             seed=config.seed,
+            blocks=config.blocks,
             before_update=schedule,
         )
         # What was chosen by measuring is written down and used again on resume.

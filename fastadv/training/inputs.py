@@ -15,7 +15,6 @@ from fastadv.engine import noise
 from fastadv.engine.optimizer.faults import Fault
 from fastadv.errors import UserError
 from fastadv.threat import Threat
-from fastadv.training import checks
 
 
 class Given(NamedTuple):
@@ -71,7 +70,7 @@ def looked_at(
     every_y = [each for each in (y, targets) if each is not None]
     radii = [each for each in (eps, alpha) if each is not None]
     if of_classes and classes is not None:
-        checks.check_width(y, classes)
+        ranges.require_width(y, classes)
     low, high = threat.ends(x)
     x, second = x.detach(), None if second is None else second.detach()
     rows = torch.arange(first_row, first_row + len(x), device=x.device) if index is None else index

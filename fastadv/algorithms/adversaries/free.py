@@ -37,7 +37,6 @@ class Free(Adversary):
     ascends the whole loss of the recipe. A given ``start`` is delta at the first replay.
     """
 
-    attacks_any_image: ClassVar[bool] = False
     takes_alpha: ClassVar[bool] = True
     rank_local_state: ClassVar[tuple[str, ...]] = (DELTA,)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, dataclass_transform
+from typing import Any, ClassVar, dataclass_transform, final
 
 from torch import Tensor
 
@@ -138,10 +138,12 @@ class Part:
 
     # -- for the parts ------------------------------------------------------------------------
 
+    @final
     def uniform(self, batch: Batch, stream: Stream) -> Tensor:
         """Noise (B,C,H,W), uniform in [-1,1): the same for a sample and update in every mode."""
         return self._noise(kernels.noise_uniform, batch, stream)
 
+    @final
     def normal(self, batch: Batch, stream: Stream) -> Tensor:
         """Noise (B,C,H,W) from N(0,1), drawn like ``uniform``."""
         return self._noise(kernels.noise_normal, batch, stream)

@@ -37,11 +37,6 @@ class WeightPerturbation(Part):
     originals: list[Tensor] = field(init=False, repr=False, default_factory=list)
     moved_by: list[Tensor] = field(init=False, repr=False, default_factory=list)
 
-    @property
-    def rounds(self) -> int:
-        """The most gradients of the weights that one perturbation takes."""
-        return 1
-
     def select(self, names: Sequence[str], tensors: Sequence[Tensor]) -> list[int]:
         """The positions in ``tensors`` of the parameters that are perturbed, by default those with
         more than one dimension. ``names`` and ``tensors`` are in the same order."""

@@ -38,8 +38,8 @@ LOWER = "Lower the learning rate, or use bf16 or float32 instead of fp16."
 SENTENCES: Mapping[Fault, str] = {
     Fault.IMAGES: "Images were outside of their range or not finite at step {step}; {stopped}. "
     "Scale them to [0,1], and put normalisation inside the model.",
-    Fault.LABELS: "Labels were outside of the model's classes at step {step}; {stopped}. Leave "
-    "such samples out of the batch: no label is ignored.",
+    Fault.LABELS: "Labels were outside of the model's classes, or soft labels did not sum to 1, at "
+    "step {step}; {stopped}. Leave such samples out of the batch: no label is ignored.",
     Fault.ROWS: "index named rows outside of num_samples= at step {step}; {stopped}.",
     Fault.RADII: "eps= or alpha= of an image was negative, not finite or above the range of a "
     "pixel at step {step}; {stopped}.",
