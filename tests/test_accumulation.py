@@ -201,6 +201,29 @@ def recording(make: Callable[..., Any], found: list[Tensor]) -> Callable[..., An
     return recorded
 
 
+@pytest.mark.parametrize("targeted", [False, True])
+def test_what_belongs_to_an_image_goes_with_it(targeted: bool) -> None:
+    """Soft labels, radii and masks of a call's images; without targets each image draws its own."""
+    found = []
+    for size in (16, 5):
+        model = network()
+        step = step_on(model)
+        step.threat = Threat("linf", EPS, targeted=targeted)
+        for number in range(UPDATES):
+            x, y, *_ = tiny_batch(16, seed=number)
+            generator = torch.Generator().manual_seed(number)
+            eps = EPS * torch.rand(16, generator=generator, dtype=torch.float64)
+            mask = torch.rand(x.shape, generator=generator) < 0.7
+            soft = torch.rand(16, 4, generator=generator, dtype=torch.float64).softmax(1)
+            y = y if targeted else soft
+            for begin in range(0, 16, size):
+                part = slice(begin, begin + size)
+                step(x[part], y[part], eps=eps[part], mask=mask[part], update=part.stop >= 16)
+        found.append(model.state_dict())
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=0, atol=1e-12, msg=name)
+
+
 def test_averages_and_schedules_follow_updates_not_calls() -> None:
     numbers: list[int] = []
     step = step_on(
