@@ -110,22 +110,13 @@ class Ascent(Adversary):
         """``ascend``, and the logits (B,classes) before the step."""
         x_adv = leaf(x_adv)
         logits = self.net.logits(x_adv)
-        gradient = input_gradient(self._loss(logits, batch, context), x_adv)
+        gradient = input_gradient(self.setup.attack_loss(logits, batch.attacked_y, context), x_adv)
         moved = batch.threat.step(x_adv.detach(), gradient, around, self.step_size(batch))
         return moved, logits.detach()
 
-    def _loss(self, logits: Tensor, batch: Batch, context: Context) -> Tensor:
-        """The scalar whose input gradient is the direction of a step."""
-        loss = self.setup.attack_loss(logits, batch.attacked_y, context)
-        if batch.threat.norm == "linf" or self.net.loss_scale(len(batch.y)) != 1.0:
-            return loss
-        # The L2 step divides by |g| + 1e-10: with the gradient of the mean, the step of a sample
-        # would depend on the size of its batch.
-        return loss * len(batch.y)
-
     def joint_step(self, center: Tensor, logits: Tensor, batch: Batch, context: Context) -> Tensor:
         """See ``SharesForward.joint_step``."""
-        loss = self._loss(logits, batch, context)
+        loss = self.setup.attack_loss(logits, batch.attacked_y, context)
         (gradient,) = gradients(loss, [center], keep_graph=True)
         around = center.detach()
         return batch.threat.step(around, gradient, around, self.step_size(batch))
