@@ -148,7 +148,7 @@ def test_of_several_restarts_the_targets_term_counts() -> None:
     assert (ces[5] < ces[1]).any()
 
 
-def test_counts_of_correct_steps_are_of_the_restart_that_is_kept() -> None:
+def test_shares_of_correct_steps_are_of_the_restart_that_is_kept() -> None:
     x, y, index, _ = tiny_batch()
     options = {"steps": STEPS, "objective": "gairat", "gairat_start": 1, "attack_bn": "eval"}
     step = tiny_step(tiny_model(), "pgd", restarts=2, **options)
@@ -170,10 +170,10 @@ def test_counts_of_correct_steps_are_of_the_restart_that_is_kept() -> None:
     assert second.any()
     assert not second.all()
     kept = torch.where(second, counts[1], counts[0])
-    assert torch.equal(made[0].context.correct_steps, kept)
+    assert torch.equal(made[0].context.correct_share, kept)
 
 
-def test_counts_of_correct_steps() -> None:
+def test_shares_of_correct_steps() -> None:
     x, y, index, start = tiny_batch()
     step = tiny_step(
         tiny_model(), "pgd", steps=STEPS, objective="gairat", gairat_start=1, attack_bn="eval"
@@ -191,7 +191,7 @@ def test_counts_of_correct_steps() -> None:
         x_adv = climb(model, x, start, loss, EPS / 4, done, "eval")
         model.eval()
         correct += model(x_adv).argmax(1) == y
-    assert torch.equal(made[0].context.correct_steps, correct)
+    torch.testing.assert_close(made[0].context.correct_share, correct / STEPS)
 
 
 def test_a_kl_attack_starts_at_a_distance_of_0_001_from_the_image() -> None:

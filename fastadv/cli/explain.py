@@ -16,7 +16,9 @@ from fastadv.algorithms import cost
 from fastadv.algorithms.contract import passes as kinds
 from fastadv.algorithms.options import all_options
 from fastadv.algorithms.plan import Plan
+from fastadv.algorithms.recipe import Recipe
 from fastadv.algorithms.recipes.table import METHODS
+from fastadv.algorithms.slots import NONE
 from fastadv.cli.settings import SETTINGS
 from fastadv.cli.value_words import shown
 from fastadv.declared import describe, meanings
@@ -133,15 +135,26 @@ def recipe_table(status: Mapping[str, str] | None = None) -> str:
     heads += [] if status is None else ["status"]
     lines = [_row(heads), "|---" * len(heads) + "|"]
     for name, row in METHODS.items():
-        parts = [
-            part for part in row.parts().values() if part not in ("none", "uniform", "one-hot")
-        ]
         options = ", ".join(f"{key}={_short(value)}" for key, value in row.all_options().items())
         reported = ". ".join(text for text in (row.reported, row.elsewhere) if text)
-        cells = [f"`{name}`", row.what(), " + ".join(parts), options, row.source, reported]
+        cells = [f"`{name}`", row.what(), _parts(row), options, row.source, reported]
         cells += [] if status is None else [status.get(name, "")]
         lines.append(_row(cells))
     return "\n".join(lines)
+
+
+def _parts(row: Recipe) -> str:
+    """The adversary, with its loss and start in brackets, the objective, and the other parts; those
+    that nearly every method has are left out."""
+    usual, chosen = Recipe("", "").parts(), row.parts()
+    attack = [chosen.pop(slot) for slot in ("attack_loss", "start") if chosen[slot] != usual[slot]]
+    adversary = chosen["adversary"] + (f" ({', '.join(attack)})" if attack else "")
+    others = [
+        part
+        for slot, part in chosen.items()
+        if slot == "objective" or (slot != "adversary" and part != usual[slot])
+    ]
+    return " + ".join([adversary, *others] if adversary != NONE else others)
 
 
 def _row(cells: list[str]) -> str:
