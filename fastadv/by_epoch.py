@@ -33,7 +33,7 @@ class Ramp:
         return [self.start, self.end]
 
     def __str__(self) -> str:
-        return f"{self.start!r}..{self.end!r}@{self.epochs!r}"
+        return f"{self.start!r}..{self.end!r}@{self.epochs:g}"
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,22 @@ class Interrupted(Exception):
     """The user or the system asked the command to stop; everything is saved."""
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
+def unknown(
+    kind: str, name: object, known: Iterable[str], listed: Iterable[str] | None = None
+) -> UserError:
     """The error for an unknown name, with the nearest known name.
 
-    ``kind`` is what was named ("method", "data set"); ``known`` are the names there are.
+    ``kind`` is what was named ("method", "data set"); ``known`` are the names there are. If none is
+    near, the message lists them, or those in ``listed`` if they are too many.
     """
     names = sorted(known)
     near = get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}."
+    if near:
+        hint = f"did you mean {near[0]!r}?"
+    elif listed is None:
+        hint = f"known: {', '.join(names)}."
+    else:
+        hint = f"among the {len(names)} known are {', '.join(listed)}."
     return UserError(f"Unknown {kind} {str(name)!r}; {hint}")
 
 

@@ -134,6 +134,14 @@ def require_rows(index: Tensor, num_samples: int | None) -> None:
         raise UserError(f"index reaches from {smallest} to {largest}{among}.")
 
 
+def require_width(y: Tensor, classes: int) -> None:
+    """Raise ``UserError`` for soft labels ``y`` (B,K) with K other than ``classes``."""
+    if y.ndim == 2 and y.shape[1] != classes:
+        raise UserError(
+            f"y holds soft labels of {y.shape[1]} classes and the model returns {classes} logits."
+        )
+
+
 def radii_outside(radii: Tensor, widest: float) -> Tensor:
     """True if a radius or step (B,) is not in [0, widest]; 0-dim bool on its device."""
     return ~((radii >= 0) & (radii <= widest)).all()

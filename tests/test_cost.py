@@ -93,7 +93,7 @@ def counted_in_an_update(method: str, **options: Any) -> tuple[Counter, Counter]
     # detached, to see if a forward reads them; and for objectives published with repeated passes
     # as often as those passes, to compare them with one of each.
     seen["forward", "eval"] -= 3 * Fraction(2, BATCH)
-    repeated = step.plan.objective.bn_updates()
+    repeated = step.plan.bn_updates
     if repeated != DEFAULT_BN_UPDATES:
         seen["forward", "train"] -= (len(DEFAULT_BN_UPDATES) + len(repeated)) * Fraction(2, BATCH)
     expected: Counter[tuple[str, str]] = Counter()
@@ -114,14 +114,14 @@ def test_every_recipe_makes_the_passes_that_are_counted(method: str) -> None:
     [
         ("pgd", {"restarts": 3}),
         ("pgd-logitalign", {"restarts": 2}),
-        ("pgd-logitalign", {"objective": "trades", "attack_objective": "kl", "random_start": True}),
+        ("pgd-logitalign", {"objective": "trades", "attack_loss": "kl", "start": "uniform"}),
         ("fgsm-n-gradalign", {"objective": "trades"}),
         ("fgsm", {"regularizer": "advlc", "objective": "trades"}),
         ("fgsm-n-advlc", {"attack_bn": "eval"}),
-        ("fgsm-n-advlc", {"attack_objective": "kl"}),
+        ("fgsm-n-advlc", {"attack_loss": "kl"}),
         ("fgsm-n-advlc", {"weights": "rwp"}),
         ("advlc", {"weights": "awp"}),
-        ("te", {"attack_objective": "kl", "attack_bn": "train"}),
+        ("te", {"attack_loss": "kl", "attack_bn": "train"}),
         ("apart", {"regularizer": "igr"}),
         ("free", {"regularizer": "advlc", "weights": "awp"}),
         ("pgd-consistency", {"weights": "awp", "objective": "trades"}),

@@ -338,6 +338,24 @@ def test_cross_entropy_as_a_criterion_changes_nothing(method: str, options: Any)
     assert_same(*models)
 
 
+@pytest.mark.parametrize("compared", ["total", "adversarial"])
+def test_weights_are_perturbed_along_the_samples_with_a_small_criterion(compared: str) -> None:
+    """Twice the cross entropy, at half the learning rate, compared with twice the threshold."""
+
+    def twice(z: Tensor, y: Tensor) -> Tensor:
+        return 2 * functional.cross_entropy(z, y, reduction="none")
+
+    models = tiny_model(), tiny_model()
+    options = {"steps": 2, "weight_steps": 2, "rwp_loss": compared}
+    for model, factor in zip(models, (1, 2), strict=True):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1 / factor)
+        own = {"criterion": twice} if factor == 2 else {}
+        step = step_of(model, "rwp", c_min=1.2 * factor, optimizer=optimizer, **own, **options)
+        for _ in range(2):
+            step(x, y, index)
+    assert_same(*models)
+
+
 @pytest.mark.parametrize(
     ("method", "options", "reason"),
     [

@@ -124,6 +124,55 @@ def test_selection_keeps_the_models_order() -> None:
     assert stage_parameters(model, ["rest"]) == groups["rest"]
 
 
+class Unknown(nn.Module):
+    """Without stages that could be recognised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.zeros(2))
+        self.blocks = nn.ModuleList(nn.Linear(2, 2) for _ in range(11))
+        self.fc = nn.Linear(2, 2, bias=False)
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        (["fc"], ["fc.weight"]),
+        (["blocks.1"], ["blocks.1.weight", "blocks.1.bias"]),  # not blocks.10
+        (["fc", "pos_embed"], ["pos_embed", "fc.weight"]),
+        (["blocks.1*.weight"], ["blocks.1.weight", "blocks.10.weight"]),
+        (["blocks.1*"], [f"blocks.{i}.{p}" for i in (1, 10) for p in ("weight", "bias")]),
+        (["blocks"], [f"blocks.{i}.{p}" for i in range(11) for p in ("weight", "bias")]),
+    ],
+)
+def test_modules_are_selected_by_name(selection: list[str], expected: list[str]) -> None:
+    assert stage_parameters(Unknown(), selection) == expected
+
+
+def test_names_and_numbers_go_together_and_numbers_are_always_groups() -> None:
+    model = meta("preact_resnet18")
+    groups = stages(model)
+    both = stage_parameters(model, ["4", "layer3", "linear.bias"])
+    assert both == [*groups["3"], *groups["4"], "linear.bias"]
+    numbered = nn.Sequential(*(nn.Linear(2, 2) for _ in range(5)))
+    with pytest.raises(UserError, match=r"are not known; name modules .* such as '4'"):
+        stage_parameters(numbered, ["3", "4"])
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("layr4", "did you mean 'layer4'"),
+        ("layer4.0.conv7", "did you mean 'layer4.0.conv"),
+        ("zz*", "known are normalize, conv1, layer1"),
+        ("", "known are normalize"),
+    ],
+)
+def test_a_misspelt_module_names_the_nearest(entry: str, says: str) -> None:
+    with pytest.raises(UserError, match=f"Unknown module or parameter of PreActResNet .*{says}"):
+        stage_parameters(meta("preact_resnet18"), ["4", entry])
+
+
 def test_selections_that_match_nothing_are_errors() -> None:
     model = meta("wide_resnet28_10")
     with pytest.raises(UserError, match=r"Unknown layer group '4'.*split=quarters"):

@@ -16,7 +16,8 @@ class PlanAttackLoss:
         self.plan, self.net = plan, net
         # The loss of the wanted labels falls.
         self._sign = -1.0 if targeted else 1.0
-        flat, objective = plan.attack_loss.flat_at_center, plan.objective
+        self._penalizing = plan.penalizing
+        flat, objective = plan.capabilities.flat_attack_loss, plan.objective
         # The factor of the loss beside a penalty: that of the KL in the outer loss.
         self._factor = objective.kl_weight if flat and isinstance(objective, WeighsKL) else 1.0
 
@@ -24,7 +25,7 @@ class PlanAttackLoss:
         """The loss of the batch, times the loss scale (0-dim)."""
         plan = self.plan
         loss = plan.attack_loss.mean(logits, y, context, plan.target.fit)
-        penalty = plan.target.penalty(logits, logits, context)
+        penalty = self._penalty(logits, context)
         if self._sign < 0:
             loss = -loss
         if penalty is not None:
@@ -36,6 +37,11 @@ class PlanAttackLoss:
         """The loss of each sample (B,), without the loss scale."""
         plan = self.plan
         losses = plan.attack_loss.per_sample(logits, y, context, plan.target.fit)
-        penalty = plan.target.penalty(logits, logits, context)
+        penalty = self._penalty(logits, context)
         losses = self._sign * losses if self._sign < 0 else losses
         return losses if penalty is None else self._factor * losses + penalty
+
+    def _penalty(self, logits: Tensor, context: Context) -> Tensor | None:
+        if self._penalizing is None:
+            return None
+        return self._penalizing.penalty(logits, logits, context)

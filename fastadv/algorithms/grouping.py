@@ -29,9 +29,11 @@ def param_groups(
 
     ``layers`` names a layers part. The part computes the learning rate of each group from ``lr``.
     ``groups`` ("3,4" or [3, 4]; None: the part's default) are the layer groups that the part
-    treats apart. ``split`` ("stages" or "quarters") says how the network is cut into layer groups
-    (``fastadv.models.stages``). Raises ``UserError`` for an unknown part, a negative ``lr``, a part
-    that takes no groups, and groups that match no parameter.
+    treats apart. In a network whose stages are not known name modules ("layer4", or ["blocks.10",
+    "blocks.11"]); the step gets the same as ``layer_groups=``. ``split`` ("stages" or "quarters")
+    says how the network is cut into layer groups (``fastadv.models.stages``). Raises ``UserError``
+    for an unknown part, a negative ``lr``, a part that takes no groups, and groups that match no
+    parameter.
     """
     rate = coerce("lr", lr, NonNegative)
     kinds = PARTS["layers"]

@@ -11,7 +11,10 @@ from fastadv.algorithms.contract import (
     Adversary,
     AttackLoss,
     Averaging,
+    BeginsAtCenter,
     Capabilities,
+    CountsCorrect,
+    FlatAtCenter,
     GivenLoss,
     HasNeighbor,
     Layers,
@@ -20,6 +23,7 @@ from fastadv.algorithms.contract import (
     Objective,
     OrdersBatchNorm,
     Part,
+    Penalizes,
     Regularizer,
     Replays,
     SharesForward,
@@ -82,16 +86,18 @@ class Plan:
     def capabilities(self) -> Capabilities:
         """What the parts offer each other."""
         adversary, start, loss = self.adversary, self.start, self.attack_loss
+        begins: Part = adversary if start is None else start
+        own_gradient = adversary.gradient_steps > 0
         return Capabilities(
             attacks=adversary.attacks,
-            attacks_any_image=adversary.attacks_any_image,
+            attacks_any_image=own_gradient or "input_gradient" not in adversary.requires(),
             takes_start=adversary.takes_start,
-            begins_at_center=adversary.begins_at_center if start is None else start.at_center,
-            keeps_starts=start is not None and start.stores,
+            begins_at_center=isinstance(begins, BeginsAtCenter) and begins.begins_at_center,
+            keeps_starts=start is not None and bool(start.sample_state()),
             gradient_steps=adversary.gradient_steps,
             attack_bn=adversary.attack_bn,
-            counts_correct=adversary.counts_correct,
-            flat_attack_loss=loss.flat_at_center,
+            counts_correct=isinstance(adversary, CountsCorrect) and adversary.counts_correct,
+            flat_attack_loss=isinstance(loss, FlatAtCenter) and loss.flat_at_center,
             attack_loss_per_sample=type(loss).per_sample is not AttackLoss.per_sample,
             fits=self.objective.fits,
             objective_reads_center="natural_logits_train" in self.objective.requires(),
@@ -106,6 +112,12 @@ class Plan:
     def keeps_sample_state(self) -> bool:
         """True if a part keeps a row per training sample."""
         return any(part.sample_state() for part in self.parts.values())
+
+    @cached_property
+    def keeps_perturbations(self) -> bool:
+        """True if the adversary or the start keeps a perturbation of each training image."""
+        keeping = [self.adversary, *([] if self.start is None else [self.start])]
+        return any(part.sample_state() for part in keeping)
 
     @cached_property
     def differentiates_twice(self) -> bool:
@@ -138,6 +150,11 @@ class Plan:
     def neighbor(self) -> HasNeighbor | None:
         """The regularizer, if it compares with a second attacked image."""
         return self.regularizer if isinstance(self.regularizer, HasNeighbor) else None
+
+    @cached_property
+    def penalizing(self) -> Penalizes | None:
+        """The target, if it adds a term of its own to the losses."""
+        return self.target if isinstance(self.target, Penalizes) else None
 
     @cached_property
     def teacher(self) -> Teaches | None:

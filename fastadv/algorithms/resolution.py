@@ -75,7 +75,8 @@ def resolve(method: str, overrides: Mapping[str, Any] | None = None) -> Plan:
         layers=cast(Layers, parts["layers"]),
         averaging=parts.get("averaging"),
     )
-    if "attack_loss" in given and not plan.adversary.gradient_steps:
+    # A stored run names the recipe's own, which then does nothing.
+    if slots["attack_loss"] != row.attack_loss and not plan.adversary.gradient_steps:
         raise UserError(
             f"attack_loss is what the steps of an attack follow, and {slots['adversary']!r} takes "
             "none of its own: omit it."

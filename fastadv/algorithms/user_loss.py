@@ -19,7 +19,7 @@ def check_function(name: str, given: Any) -> None:
     without weights of its own."""
     if not callable(given) or isinstance(given, type):
         raise UserError(
-            f"{name} is a function of logits and y that returns a loss per sample, such as "
+            f"{name} is a function of logits and y that returns one value per sample, such as "
             f"torch.nn.CrossEntropyLoss(reduction='none'), not {given!r}."
         )
     learns = isinstance(given, nn.Module) and any(p.requires_grad for p in given.parameters())
@@ -27,6 +27,24 @@ def check_function(name: str, given: Any) -> None:
         raise UserError(
             f"{name} has weights of its own, which no update would train: make them a part of the "
             "model, or freeze them with requires_grad_(False)."
+        )
+
+
+def require_values(name: str, values: Any, count: int, *, bools: bool = False) -> None:
+    """Raise ``UserError`` unless ``values``, which the function ``name`` returned, are (``count``,)
+    and floating, or bool if ``bools``."""
+    kind = "bool or float" if bools else "float"
+    sentence = f"{name} must return one value per sample, a {kind} tensor of shape ({count},)"
+    if not isinstance(values, Tensor):
+        raise UserError(f"{sentence}, not a {type(values).__name__}.")
+    if values.ndim == 0:
+        raise UserError(f"{sentence}, not one number: pass reduction='none', or omit its mean().")
+    fits = values.is_floating_point() or (bools and values.dtype == torch.bool)
+    if values.shape != (count,) or not fits:
+        way_out = ": take the mean over the others, .flatten(1).mean(1)"
+        several = values.ndim > 1 and len(values) == count and fits
+        raise UserError(
+            f"{sentence}, not {values.dtype} of {tuple(values.shape)}{way_out if several else ''}."
         )
 
 
@@ -38,22 +56,12 @@ def require_per_sample(name: str, loss: UserLoss, logits: Tensor, y: Tensor) -> 
     logits = logits.detach()[rows].requires_grad_()
     with torch.enable_grad(), draws_kept(logits.device), host_draws_kept():
         losses = loss(logits, y)
-    sentence = f"{name} must return one loss per sample, a float tensor of shape ({len(y)},)"
-    if not isinstance(losses, Tensor):
-        raise UserError(f"{sentence}, not a {type(losses).__name__}.")
-    if losses.ndim == 0:
-        raise UserError(f"{sentence}, not one number: pass reduction='none', or omit its mean().")
-    if losses.shape != (len(y),) or not losses.is_floating_point():
-        way_out = ": take the mean over the others, .flatten(1).mean(1)"
-        several = losses.ndim > 1 and len(losses) == len(y) and losses.is_floating_point()
-        raise UserError(
-            f"{sentence}, not {losses.dtype} of {tuple(losses.shape)}{way_out if several else ''}."
-        )
-    slope = None
+    require_values(name, losses, len(y))
     if losses.requires_grad:
-        slope = torch.autograd.grad(losses.sum(), [logits], allow_unused=True)[0]
-    if slope is None:
-        raise UserError(
-            f"{name} does not depend on the logits by a gradient, so nothing can be trained by it: "
-            "compute it with differentiable operations of torch."
-        )
+        slopes = torch.autograd.grad(losses.sum(), [logits], allow_unused=True)
+        if slopes[0] is not None:
+            return
+    raise UserError(
+        f"{name} does not depend on the logits by a gradient, so nothing follows from it: compute "
+        "it with differentiable operations of torch."
+    )

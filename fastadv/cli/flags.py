@@ -87,7 +87,7 @@ def _setting(name: str, hint: Any, text: str) -> Row:
 
 
 def _slot(slot: str, chosen: str | None) -> Row:
-    return Row(f"--{slot} NAME", "part", ", ".join(names(slot)), chosen or "")
+    return Row(f"{_flag(slot)} NAME", "part", ", ".join(names(slot)), chosen or "")
 
 
 def _row(name: str, hint: Any, text: str, usual: str) -> Row:

@@ -8,6 +8,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     "Method and threat model": {
         "method": "training method; `fastadv methods` lists them",
         "eps": "radius of the threat model in pixels of [0,1], as 8/255",
+        "eps_warmup": "epochs over which eps rises linearly from 0 in training",
         "norm": "norm of the threat model",
     },
     "Data": {
@@ -25,13 +26,14 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "augmentation": "base: crop, flip; rotate: also by 15 degrees; autoaugment: with cutout",
     },
     "Network": {
-        "model": "network, or module:callable for your own",
+        "model": "network; timm:NAME, torchvision:NAME, or module:callable for your own",
         "width": "channels of the first stage (Wide ResNet: widening factor)",
         "depth": "layers of a Wide ResNet",
         "shortcut": "published form of the shortcut in a PreActResNet",
         "stem": "first layers of a ResNet: 3x3 (cifar), or 7x7 and pooled (imagenet)",
         "normalize": "normalize images by the data's mean and deviation, in the network",
         "dropout": "probability of dropout before the classifier",
+        "blocks": "modules whose input is perturbed too, such as layer1.*.conv1",
     },
     "Optimization": {
         "epochs": "passes over the training set",

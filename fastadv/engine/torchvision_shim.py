@@ -37,8 +37,7 @@ def import_torchvision() -> ModuleType:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         raise UserError(
-            "This data set is read with torchvision, which is not installed; "
-            "run `pip install torchvision`."
+            "This needs torchvision, which is not installed; run `pip install torchvision`."
         )
     if not _c_operators_load(Path(spec.origin).parent):
         _declare_missing()

@@ -9,7 +9,13 @@ from fastadv.errors import UserError, unknown
 from fastadv.models.common import Normalize, make_normalize
 from fastadv.models.densenet import densenet121
 from fastadv.models.dla import DLA
-from fastadv.models.imported import accepted_options, build_imported, check_options
+from fastadv.models.imported import (
+    accepted_options,
+    build_imported,
+    check_options,
+    normalize_first,
+)
+from fastadv.models.packaged import Size, build_packaged, packaged_library
 from fastadv.models.preact_resnet import preact_resnet18
 from fastadv.models.resnet import resnet18, resnet50
 from fastadv.models.vgg import vgg16
@@ -45,16 +51,19 @@ def build_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     dropout: float = 0.0,
+    image_size: Size | None = None,
     **options: object,
 ) -> nn.Module:
     """The network ``name``: pixels (B,in_channels,H,W) in [0,1] to logits (B,num_classes).
 
-    ``name`` is a key of ``MODELS``, or ``module:callable`` for your own network; the callable gets
-    ``num_classes`` and ``in_channels`` if it accepts them, and all other given options. ``width``
-    is the architecture's size: first-stage channels, a Wide ResNet's widening factor, a DenseNet's
-    growth rate; None is the published value. ``mean`` and ``std``, one value per channel for pixels
-    in [0,1], become the first layer, ``model.normalize``; None means no normalisation. ``dropout``
-    is the probability before the classifier (memorization paper, Table A.1: 0.2). Options of one
+    ``name`` is a key of ``MODELS``, ``timm:NAME`` or ``torchvision:NAME`` for a network of those
+    libraries with random weights, or ``module:callable`` for your own network. The callable gets
+    ``num_classes`` and ``in_channels`` if it accepts them, and all other given options. A library's
+    network gets them all, and ``image_size`` (H,W) if it is built for one size. ``width`` is the
+    architecture's size: first-stage channels, a Wide ResNet's widening factor, a DenseNet's growth
+    rate; None is the published value. ``mean`` and ``std``, one value per channel for pixels in
+    [0,1], become the first layer, ``model.normalize``; None means no normalisation. ``dropout`` is
+    the probability before the classifier (memorization paper, Table A.1: 0.2). Options of one
     architecture: ``shortcut`` and ``depths`` (preact_resnet18), ``stem`` (resnet18, resnet50),
     ``depth`` (Wide ResNets). Raises ``UserError`` for an unknown name or option and
     for invalid values.
@@ -68,11 +77,17 @@ def build_model(
         raise UserError(f"dropout must be at least 0 and below 1, not {dropout}.")
     normalize = make_normalize(mean, std, in_channels)
     data_options = {"num_classes": num_classes, "in_channels": in_channels}
+    if packaged_library(name):
+        model = build_packaged(
+            name, **data_options, image_size=image_size, dropout=dropout, options=options
+        )
+        normalize_first(model, name, normalize)
+        return model
     if ":" in name:
         asked = {**options, "dropout": dropout} if dropout else options
         return build_imported(name, data_options=data_options, options=asked, normalize=normalize)
     if name not in MODELS:
-        raise unknown("model", name, [*MODELS, "module:callable"])
+        raise unknown("model", name, [*MODELS, "timm:NAME", "torchvision:NAME", "module:callable"])
     factory = MODELS[name]
     specific = {key: value for key, value in options.items() if key != "width"}
     check_options(name, specific, (accepted_options(factory) or set()) - _COMMON)

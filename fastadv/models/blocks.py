@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from fastadv.errors import UserError
+from fastadv.errors import UserError, unknown
 from fastadv.models.wrapped import inner_module
 
 
@@ -35,7 +35,7 @@ def perturbable_blocks(
         if not blocks:
             raise UserError(
                 f"{type(inner).__name__} has no residual blocks that can be recognised; name the "
-                'modules whose input is perturbed, such as ["layer1.0.conv1", "layer2.*.conv1"], '
+                'modules whose input is perturbed, blocks=["layer1.0.conv1", "layer2.*.conv1"], '
                 "or use method fgsm-plus, which needs none."
             )
         return blocks
@@ -84,9 +84,6 @@ def _matches(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
         and fnmatchcase(name, pattern)
     }
     if not matching:
-        last = list(modules)[-1] if modules else "none"
-        raise UserError(
-            f"No module of {type(model).__name__} matches {pattern!r}; take the names from "
-            f"model.named_modules(), whose last is {last!r}."
-        )
+        outermost = [name for name, _ in model.named_children()]
+        raise unknown(f"module of {type(model).__name__}", pattern, modules, outermost)
     return matching

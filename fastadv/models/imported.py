@@ -110,8 +110,7 @@ def build_imported(
         ) from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{name} returned a {type(model).__name__}, not a torch.nn.Module.")
-    if isinstance(normalize, Normalize):
-        _normalize_first(model, name, normalize)
+    normalize_first(model, name, normalize)
     return model
 
 
@@ -123,8 +122,11 @@ def _is_about_the_call(error: TypeError, arguments: Mapping[str, object]) -> boo
     return by_itself or (unexpected and any(f"'{key}'" in str(error) for key in arguments))
 
 
-def _normalize_first(model: nn.Module, name: str, normalize: Normalize) -> None:
-    # A hook, not a wrapper: parameters keep their names, which select blocks and layer groups.
+def normalize_first(model: nn.Module, name: str, normalize: nn.Module) -> None:
+    """Let ``model``, called ``name``, apply ``normalize`` to its input. It becomes a hook, not a
+    wrapper: parameters keep their names, which select blocks and layer groups."""
+    if not isinstance(normalize, Normalize):
+        return
     if hasattr(model, "normalize"):
         raise UserError(
             f"{name} already has an attribute 'normalize'; if it scales its input itself, omit "

@@ -1,6 +1,7 @@
 """Layer groups: which parameters belong to which residual stage (RAT, AT-fix-param, AT-AWP-[k])."""
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from math import floor
 
 from torch import nn
@@ -51,22 +52,42 @@ def stage_parameters(
 ) -> list[str]:
     """The parameter names of the selected groups (``["3", "4"]``), in the model's order.
 
-    Raises ``UserError`` for an unknown group, and if the selection matches nothing: published
-    code trained plain AT then.
+    A number or "rest" is a group of ``stages``. Anything else is the name of a module or parameter,
+    for networks whose stages are not known: ``"layer4"``, ``"blocks.3"``, or a pattern
+    (``"blocks.1*"``). Raises ``UserError`` for an unknown group or name, and if the selection
+    matches nothing: published code trained plain AT then.
     """
-    groups = stages(model, split)
+    wanted = [str(entry) for entry in selection]
+    numbered = [entry for entry in wanted if entry.isdecimal() or entry == "rest"]
+    # A network whose stages are not known is refused only where one is asked for.
+    groups = stages(model, split) if numbered or not wanted else {}
     chosen: set[str] = set()
-    for group in selection:
-        if str(group) not in groups:
+    for entry in wanted:
+        if entry not in numbered:
+            chosen.update(_below(inner_module(model), entry))
+        elif entry in groups:
+            chosen.update(groups[entry])
+        else:
             way = "; split=quarters cuts any network into 1 to 4" if split == "stages" else ""
-            raise UserError(f"Unknown layer group {str(group)!r}; known: {', '.join(groups)}{way}.")
-        chosen.update(groups[str(group)])
+            raise UserError(f"Unknown layer group {entry!r}; known: {', '.join(groups)}{way}.")
     if not chosen:
         raise UserError(
             f"The layer selection {list(selection)} matches no parameter; choose among "
             f"{', '.join(group for group, names in groups.items() if names)}."
         )
     return [name for name, _ in inner_module(model).named_parameters() if name in chosen]
+
+
+def _below(model: nn.Module, name: str) -> list[str]:
+    """The parameters of the module ``name``, or of all that match it as a pattern."""
+    names = [parameter for parameter, _ in model.named_parameters()]
+    # The dot keeps layer1 from matching layer10.
+    found = [each for each in names if fnmatchcase(each, name) or fnmatchcase(each, f"{name}.*")]
+    if not found:
+        kind = f"module or parameter of {type(model).__name__}"
+        modules = [module for module, _ in model.named_modules() if module]
+        raise unknown(kind, name, [*modules, *names], [each for each, _ in model.named_children()])
+    return found
 
 
 def _prefixes(model: nn.Module) -> Sequence[Sequence[str]]:
@@ -78,9 +99,15 @@ def _prefixes(model: nn.Module) -> Sequence[Sequence[str]]:
         if children.issuperset(names):
             return [(name,) for name in names]
     raise UserError(
-        f"The residual stages of {type(model).__name__} are not known; give its class an attribute "
+        f"The residual stages of {type(model).__name__} are not known; name modules in place of "
+        f"numbers, such as {_last_module(model)}, or give its class an attribute "
         'stage_prefixes = (("stage1",), ("stage2",), ...) with the module names of each stage.'
     )
+
+
+def _last_module(model: nn.Module) -> str:
+    """The last of the network's outermost modules, as an example."""
+    return repr(next((name for name, _ in reversed(list(model.named_children()))), "layer4"))
 
 
 def _by_prefix(model: nn.Module, prefixes: Sequence[Sequence[str]]) -> dict[str, list[str]]:

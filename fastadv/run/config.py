@@ -42,6 +42,7 @@ class RunConfig:
     stem: Literal["cifar", "imagenet"] | None  # the same
     normalize: bool
     dropout: ShareBelowOne
+    blocks: tuple[str, ...] | None  # None: those that are recognised, or a method without them
     epochs: Count
     batch_size: Count
     lr: NonNegative
@@ -53,6 +54,7 @@ class RunConfig:
     weight_decay: NonNegative
     max_grad_norm: Positive | None  # None: gradients are not clipped
     eps: NonNegative
+    eps_warmup: Positive | None  # None: eps from the first update on
     norm: Literal["linf", "l2"]
     amp: bool
     amp_dtype: Literal["bf16", "fp16"]
@@ -116,6 +118,11 @@ def check(config: RunConfig) -> None:
         raise UserError("--nesterov looks ahead along the momentum; omit --momentum 0.")
     if config.amp_dtype != "bf16" and not config.amp:
         raise UserError(f"--amp-dtype {config.amp_dtype} is for mixed precision: add --amp.")
+    if config.blocks is not None and "block_gradients" not in config.plan.needs:
+        raise UserError(
+            "--blocks is for adversaries that perturb inside the network; omit it with "
+            f"{config.method}."
+        )
     for name in config.test_attacks.split(","):
         parse_attack(name)  # now, and not after the training
     parse_attack(config.select_attack)

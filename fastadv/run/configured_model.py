@@ -18,10 +18,12 @@ def configured_model(
     in_channels: int,
     mean: Sequence[float],
     std: Sequence[float],
+    image_size: tuple[int, int] | None,
 ) -> nn.Module:
     """Images (B,in_channels,H,W) in [0,1] to logits (B,num_classes), as ``config`` says.
 
     ``mean`` and ``std`` are the data's; a network that does not normalise goes without them.
+    ``image_size`` is (H,W), for the networks that are built for one size; None: their own.
     """
     options: dict[str, Any] = {
         name: getattr(config, name)
@@ -35,5 +37,6 @@ def configured_model(
         num_classes=num_classes,
         in_channels=in_channels,
         dropout=config.dropout,
+        image_size=image_size,
         **options,
     )

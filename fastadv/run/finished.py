@@ -51,7 +51,7 @@ def load_run(path: str, which: str) -> tuple[RunConfig, Source, nn.Module]:
     provenance.require_own(saved, config, file)
     model = make_model(config, data)
     checkpoint.load_weights(model, state, file)
-    if ":" in config.model and folder.last.exists():
+    if provenance.source(config.model) and folder.last.exists():
         before = checkpoint.load(folder.last)["provenance"]["machine"]["source of the network"]
         if before != provenance.source(config.model):
             warn(

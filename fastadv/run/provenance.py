@@ -19,6 +19,7 @@ import torch
 
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
+from fastadv.models.packaged import library_version, packaged_library
 from fastadv.run.config import RunConfig
 from fastadv.run.config_file import to_toml
 from fastadv.storage.printable import printable
@@ -138,7 +139,10 @@ def _processor(device: torch.device) -> str:
 
 
 def source(model: str) -> str:
-    """A digest of the source file of a ``module:callable``; "" for other networks."""
+    """A digest of the source file of a ``module:callable``, or name and version of the library of a
+    network; "" for fastadv's own."""
+    if packaged_library(model):
+        return library_version(model)
     if ":" not in model:
         return ""
     found = importlib.util.find_spec(model.partition(":")[0])  # imported before

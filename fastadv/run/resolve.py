@@ -59,7 +59,7 @@ def resolve_run(request: RunRequest) -> RunConfig:
             origins[name] = Origin.RECIPE
         elif name != "pad":
             origins[name] = Origin.PART
-    if "augmentation" not in given and plan.adversary.sample_state():
+    if "augmentation" not in given and plan.keeps_perturbations:
         values["augmentation"], origins["augmentation"] = "base", Origin.DEFAULT
     return _checked(values, plan, origins)
 

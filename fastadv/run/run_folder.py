@@ -23,6 +23,7 @@ from fastadv.data import is_tree
 from fastadv.data.array_file import user_cache
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
+from fastadv.models.packaged import names_own_code
 from fastadv.run.config import RunConfig
 from fastadv.run.config_file import MOST_BYTES, from_bytes, to_toml
 from fastadv.run.resolve import resolve_stored
@@ -109,7 +110,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"Cannot read {printable(self.config)}: {error.strerror}.") from None
         config = resolve_stored(from_bytes(content, self.config))
-        if ":" in config.model:
+        if names_own_code(config.model):
             trust.require(self.path, content, config.model)
         if trust.is_own(self.path, content):
             return config

@@ -11,6 +11,7 @@ from torch import nn
 from fastadv.errors import UserError
 from fastadv.models import VARIANTS
 from fastadv.models.imported import import_model
+from fastadv.models.packaged import names_own_code
 from fastadv.run.config import RunConfig
 from fastadv.run.configured_model import configured_model
 from fastadv.run.provenance import require_own, source
@@ -49,6 +50,7 @@ def load_model(
         # Only their presence matters: the numbers are part of the saved weights.
         "mean": [0.0] * channels,
         "std": [1.0] * channels,
+        "image_size": _size(built_for.get("image_size")),
     }
     check_fit(config, facts, saved["model"], weights)
     with torch.random.fork_rng([]):  # initial weights that are overwritten at once
@@ -57,10 +59,16 @@ def load_model(
     return model.eval()
 
 
+def _size(value: object) -> tuple[int, int] | None:
+    """The size (H,W) that a checkpoint holds; None if it is none."""
+    sides = value if isinstance(value, (tuple, list)) else ()
+    return (sides[0], sides[1]) if [type(side) for side in sides] == [int, int] else None
+
+
 def fingerprint(path: str) -> str:
     """A digest of the network that ``load_model`` gives: what it is built of, and its weights."""
     config, saved, _ = _read(path)  # refuses code of strangers
-    if ":" in config.model:
+    if names_own_code(config.model):
         import_model(config.model)  # found where ``load_model`` will find it
     settings = ("model", "width", "depth", "normalize", *VARIANTS)
     built = {name: getattr(config, name) for name in settings}
@@ -88,7 +96,7 @@ def check_fit(config: RunConfig, facts: dict[str, Any], state: object, path: Pat
     Compared without memory for weights: a width in a file can ask for all there is. Networks of
     one's own are built first; their code was trusted before.
     """
-    if ":" in config.model:
+    if names_own_code(config.model):
         return
     count = len(state) if isinstance(state, dict) else 0
     if config.depth is not None and config.depth > count:

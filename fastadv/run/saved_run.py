@@ -41,9 +41,14 @@ def check_weights_fit(config: RunConfig, data: Source, folder: RunFolder) -> Non
         check_fit(config, data_facts(data), saved, folder.last)
 
 
-def built_for(session: Session) -> dict[str, int]:
+def built_for(session: Session) -> dict[str, Any]:
     """What a network was built for besides its configuration."""
-    return {"num_classes": session.data.num_classes, "in_channels": session.data.channels}
+    data = session.data
+    return {
+        "num_classes": data.num_classes,
+        "in_channels": data.channels,
+        "image_size": data.image_size,
+    }
 
 
 def provenance_of(session: Session) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from fastadv.by_epoch import Ramp
 from fastadv.engine.process import distributed
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
@@ -37,6 +38,7 @@ def data_facts(data: Source) -> dict[str, Any]:
         "in_channels": data.channels,
         "mean": data.mean,
         "std": data.std,
+        "image_size": data.image_size,
     }
 
 
@@ -120,7 +122,9 @@ class Session:
             execution=Execution(config.mode, strict=strict),
             max_grad_norm=config.max_grad_norm,
             seed=config.seed,
+            blocks=config.blocks,
             before_update=schedule,
+            radius=None if config.eps_warmup is None else Ramp(0.0, config.eps, config.eps_warmup),
         )
         # What was chosen by measuring is written down and used again on resume.
         first = next(iter(data.loader.epoch(0))).image

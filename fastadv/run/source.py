@@ -88,6 +88,7 @@ class Source:
     trained_on: int
     num_classes: int
     channels: int
+    image_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     loader: Loader
@@ -139,7 +140,7 @@ def _augmented(config: RunConfig, source: Source) -> Source:
     """``source`` with the configured augmentation beyond crop and flip."""
     if config.augmentation == "base":
         return source
-    if config.plan.adversary.sample_state():
+    if config.plan.keeps_perturbations:
         raise UserError(
             f"--augmentation {config.augmentation} turns images, and a perturbation kept for each "
             f"sample cannot follow; omit it with {config.method}."
@@ -219,6 +220,7 @@ def _from_memory(config: RunConfig, device: torch.device, options: dict[str, Any
         trained_on=len(rows) + count - len(data.train_images),
         num_classes=data.num_classes,
         channels=data.train_images.shape[1],
+        image_size=(data.train_images.shape[2], data.train_images.shape[3]),
         mean=data.mean,
         std=data.std,
         loader=loader,
@@ -278,6 +280,7 @@ def _from_files(config: RunConfig, device: torch.device, options: dict[str, Any]
         trained_on=len(rows),
         num_classes=len(tree.classes),
         channels=form.channels,
+        image_size=(form.height, form.width),
         mean=mean,
         std=std,
         loader=loader,

@@ -229,17 +229,9 @@ def check_classes(logits: Tensor, y: Tensor, num_classes: int | None) -> int:
     ranges.require_classes(found)
     if num_classes is not None and num_classes != found:
         raise UserError(f"num_classes is {num_classes} but the model returns {found} logits.")
-    check_width(y, found)
+    ranges.require_width(y, found)
     ranges.require_labels(y, found)
     return found
-
-
-def check_width(y: Tensor, classes: int) -> None:
-    """Raise ``UserError`` for soft labels ``y`` (B,K) with K other than ``classes``."""
-    if y.ndim == 2 and y.shape[1] != classes:
-        raise UserError(
-            f"y holds soft labels of {y.shape[1]} classes and the model returns {classes} logits."
-        )
 
 
 def check_outputs(logits: Tensor, count: int, num_classes: int | None) -> int:

@@ -60,9 +60,10 @@ def step(
     ``amp_dtype``, ``attack_dtype`` and ``scaler`` are described at ``Precision``, ``mode`` at
     ``Execution``.
     ``num_samples`` is the number of training samples, ``num_classes`` the number of logits.
-    ``total_steps`` and ``steps_per_epoch`` count calls. ``max_grad_norm`` clips the L2 norm of all
-    gradients together. ``seed`` fixes the noise of the attacks. ``blocks`` names the first
-    convolutions of the residual blocks of a network that fastadv does not know.
+    ``total_steps`` and ``steps_per_epoch`` count the calls that update. ``max_grad_norm`` clips the
+    L2 norm of all gradients together. ``seed`` fixes the noise of the attacks. ``blocks`` names the
+    modules whose input is perturbed in a network whose residual blocks are not recognised, such as
+    "blocks.*.mlp.fc1".
 
     ``criterion(logits, y) -> (B,)`` is a loss of your own, which the attack maximises and the
     update minimises in place of the cross entropy; ``y`` may then be any tensor (B,...).

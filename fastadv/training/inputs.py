@@ -15,7 +15,6 @@ from fastadv.engine import noise
 from fastadv.engine.optimizer.faults import Fault
 from fastadv.errors import UserError
 from fastadv.threat import Threat
-from fastadv.training import checks
 
 
 class Given(NamedTuple):
@@ -56,8 +55,9 @@ def looked_at(
     faults: MutableMapping[Fault, Tensor],
     syncs_are_free: bool,
     first: bool,
+    first_row: int,
 ) -> Inputs:
-    """The inputs, with values in range.
+    """The inputs, with values in range. Without ``index`` the rows are numbered from ``first_row``.
 
     If reading a value stalls no device (``syncs_are_free``), or if the number of ``classes`` is not
     known yet, a value out of range raises ``UserError``. Otherwise the device notes it in
@@ -70,10 +70,10 @@ def looked_at(
     every_y = [each for each in (y, targets) if each is not None]
     radii = [each for each in (eps, alpha) if each is not None]
     if of_classes and classes is not None:
-        checks.check_width(y, classes)
+        ranges.require_width(y, classes)
     low, high = threat.ends(x)
     x, second = x.detach(), None if second is None else second.detach()
-    rows = torch.arange(len(x), device=x.device) if index is None else index
+    rows = torch.arange(first_row, first_row + len(x), device=x.device) if index is None else index
     images = [images for images in (x, second) if images is not None]
     if not syncs_are_free:
         bad = torch.stack([ranges.outside(each, low, high) for each in images]).any()
@@ -97,7 +97,7 @@ def looked_at(
         ranges.require_finite("start", start)
         return Inputs(x, y, rows, start, second, eps, alpha, mask, targets)
     # A label or row out of range would abort a CUDA process; the update is masked instead.
-    most = num_samples or torch.iinfo(torch.int64).max
+    most = torch.iinfo(torch.int64).max if index is None or num_samples is None else num_samples
     if start is not None:
         faults[Fault.IMAGES].logical_or_(~start.isfinite().all())
     if of_classes:

@@ -18,6 +18,7 @@ from fastadv.engine.model.network import Network
 from fastadv.errors import UserError
 from fastadv.threat import Threat
 from fastadv.training import checks
+from fastadv.training.inputs import targets_of
 from fastadv.training.settings import RunLength
 from fastadv.training.update import Update
 
@@ -82,8 +83,9 @@ class Preparation:
             classes = checks.check_outputs(logits, len(x[:2]), self.length.num_classes)
         else:
             classes = checks.check_classes(logits, y, self.length.num_classes)
+        fitted = targets_of(y, x, self.plan.target.labels)
         for part in self.plan.given_losses:
-            require_per_sample(part.given_as, part.given_loss, logits, y)
+            require_per_sample(part.given_as, part.given_loss, logits, fitted)
         self.seen = self.net.structure.inner
         return classes
 

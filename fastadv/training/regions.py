@@ -35,6 +35,7 @@ class Regions:
         self.threat, self.seed = threat, seed
         # Read here: a compiler cannot enter the lock of a cached property.
         self._learned, self._needs, self._bn_updates = plan.learned, plan.needs, plan.bn_updates
+        self._penalizing = plan.penalizing
 
     def natural(self, x: Tensor) -> Tensor:
         """Logits (B,classes) of ``x`` (B,C,H,W) without a graph; a region."""
@@ -148,7 +149,9 @@ class Regions:
         fitted = outputs.adversarial
         if plan.objective.fits[0] == "natural" and outputs.natural is not None:
             fitted = outputs.natural
-        penalty = plan.target.penalty(fitted, outputs.adversarial, outputs.context)
+        if self._penalizing is None:
+            return losses
+        penalty = self._penalizing.penalty(fitted, outputs.adversarial, outputs.context)
         return losses if penalty is None else losses + penalty
 
     def _loss_and_gradients(

@@ -199,8 +199,12 @@ class Step:
         that may move. ``targets``, like ``y``, are the labels that the attack of a targeted threat
         wants to reach; without them it draws another class for each image and update.
 
-        With ``update=False`` the gradient of this batch is kept and the optimizer does not step;
-        the next call that updates takes the mean over the images of all these batches.
+        With ``update=False`` the gradient of this batch waits and the optimizer does not step; the
+        next call that updates takes the mean over the images of all these batches. Its update is
+        that of one call with all of them (noise, clipping and averages included), if the network
+        treats each image alone, unlike BatchNorm in training. Raises ``UserError`` for a method
+        that does not. The metrics are those of each call; with several processes those of a call
+        that does not update are of this process's images.
 
         Raises ``UserError`` for inputs that do not fit. After a loss or gradient that is not finite
         nothing is updated any more, and ``TrainingError`` is raised by ``check()``, which every
@@ -231,6 +235,11 @@ class Step:
             with inner.transaction.around(inputs.rows if keeps_rows else None) as buffers:
                 return self._call(inputs, buffers, view=view, update=update)
 
+    @property
+    def _views(self) -> int:
+        """The number of images that are trained on for each image of a call."""
+        return 2 if "second_view" in self.plan.needs else 1
+
     def _checked(self, given: Given) -> Inputs:
         inner = self.internals
         return looked_at(
@@ -242,6 +251,8 @@ class Step:
             faults=inner.updater.faults.before,
             syncs_are_free=inner.net.syncs_are_free,
             first=not inner.preparation.prepared,
+            # Without index the images of all calls of an update are numbered one after another.
+            first_row=inner.updater.images_waiting // self._views,
         )
 
     def _call(
@@ -253,7 +264,7 @@ class Step:
             inner.preparation.look_again(x, y)
         else:
             self._prepare(x, y)
-        two = "second_view" in self.plan.needs
+        two = self._views == 2
         batch = batch_of(inputs, inner.offset, self.threat, view, self.plan.target.labels)
         whole = batch._replace(view=None) if two else batch
         for part in self.plan.parts.values():
@@ -270,11 +281,13 @@ class Step:
                 again = batch if replay == 0 else batch._replace(start=None)
                 again = two_views(again) if two else again
                 metrics = self._update(again, buffers if replay == 0 else None, update)
-                inner.offset += 1
-        inner.clock.calls += update
-        if update and inner.clock.calls % CHECK_EVERY_CALLS == 0:
-            self.check()
-        self._close_epoch()
+                # All calls of an update draw the noise that one call with their images would draw.
+                inner.offset += int(update)
+        if update:
+            inner.clock.calls += 1
+            if inner.clock.calls % CHECK_EVERY_CALLS == 0:
+                self.check()
+            self._close_epoch()
         return metrics
 
     def _update(self, batch: Batch, buffers: Snapshot | None, update: bool) -> dict[str, Tensor]:
@@ -285,8 +298,15 @@ class Step:
         if several:
             inner.agreement.keep(len(batch.x))
         results = passes.compute_gradients(batch, buffers)
-        if several:
-            bring_together(results, inner.update, updater.faults.before)
+        learning, images = inner.update.parameters.learning(), len(results.batch.x)
+        images = updater.join(learning, results.gradients.weights, images)
+        if several and update:
+            # A process that met a fault in an earlier call of this update has told no other yet.
+            earlier = updater.faults.by_kind() if updater.waits else {}
+            flags = [*updater.faults.before.values(), *earlier.values()]
+            bring_together(results, inner.update, flags, images)
+            if earlier:
+                updater.faults.record(earlier, inner.offset)
         norm, ok = passes.apply_gradients(results, updater, inner.offset, update)
         passes.finish_update(results, ok, update)
         # Copies, since a captured step overwrites its tensors at the next replay.
@@ -295,11 +315,17 @@ class Step:
 
     def _require_accumulation(self) -> None:
         for slot, part in self.plan.parts.items():
-            if not part.accumulates:
+            reason = part.refuses_accumulation()
+            if reason is not None:
                 raise UserError(
-                    f"update=False is not possible with {slot} {self.plan.slots[slot]!r}: it "
-                    "changes its own state or the weights with every batch."
+                    f"update=False is not possible with {slot} {self.plan.slots[slot]!r}, since "
+                    f"{reason}: give all images of an update to one call."
                 )
+        if self.internals.updater.scaler is not None and self.plan.keeps_sample_state:
+            raise UserError(
+                "update=False is not possible with a loss scale and state per sample: if a later "
+                "call overflows, what an earlier one stored stays; use bf16 or float32."
+            )
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -332,7 +358,7 @@ class Step:
     def _fill_schedules(self, replay: int) -> None:
         inner = self.internals
         update, epoch = inner.clock.update + replay, inner.clock.epoch
-        if inner.before_update is not None:
+        if inner.before_update is not None and not inner.updater.waits:
             inner.before_update(update)
         if inner.radius is not None:
             inner.update.regions.threat.eps.fill_(inner.radius.at(epoch))

@@ -118,11 +118,11 @@ class Update:
         self, results: PassResults, updater: Updater | ReplayedUpdate, number: Tensor, update: bool
     ) -> tuple[Tensor, Tensor]:
         """Step the optimizer with the gradients. Returns their norm, and true if the update counted
-        (both 0-dim). ``number`` (0-dim int64) is the number of the update; ``update`` False only
-        accumulates the gradients."""
+        (both 0-dim). ``number`` (0-dim int64) is the number of the update; with ``update`` False
+        the gradients wait for the next call."""
         learning = self.parameters.learning_named()
         layers = self.plan.layers
-        if isinstance(layers, SetsRates):
+        if update and isinstance(layers, SetsRates):
             layers.before_update(updater.optimizer, list(learning), results.gradients.weights)
         return updater(
             list(learning.values()),
@@ -259,6 +259,6 @@ class Update:
         ]
         if scale is not None:
             torch._foreach_div_(directions, scale)
-        distributed.average([*directions, count])
+        distributed.average([*directions, count], len(batch.x), self.room)
         self._directions.append(all_finite(directions))
         return directions, count

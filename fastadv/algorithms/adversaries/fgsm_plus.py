@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -61,8 +61,6 @@ class FGSMPlus(Adversary):
     lowers them further. It is off by default.
     """
 
-    accumulates: ClassVar[bool] = False
-
     attack_bn: Literal["train", "eval"] = option("train", "mode of BatchNorm during the attack")
     pad: CountOrZero = option(4, "largest shift of the random crops in pixels, as the run's")
     step_size_init: NonNegative = option(
@@ -96,6 +94,9 @@ class FGSMPlus(Adversary):
 
     def sample_state(self) -> tuple[str, ...]:
         return ("omega",) if self.learned_start else ()
+
+    def refuses_accumulation(self) -> str | None:
+        return "every call moves its step sizes"
 
     def __post_init__(self) -> None:
         super().__post_init__()

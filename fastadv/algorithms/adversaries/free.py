@@ -37,9 +37,7 @@ class Free(Adversary):
     ascends the whole loss of the recipe. A given ``start`` is delta at the first replay.
     """
 
-    attacks_any_image: ClassVar[bool] = False
     takes_alpha: ClassVar[bool] = True
-    accumulates: ClassVar[bool] = False
     rank_local_state: ClassVar[tuple[str, ...]] = (DELTA,)
 
     attack_bn: Literal["train", "eval"] = field(init=False, repr=False, default="train")
@@ -59,6 +57,9 @@ class Free(Adversary):
 
     def requires(self) -> frozenset[str]:
         return frozenset({"input_gradient"})
+
+    def refuses_accumulation(self) -> str | None:
+        return "every call updates the weights"
 
     def check_threat(self, threat: Threat) -> None:
         if threat.targeted:

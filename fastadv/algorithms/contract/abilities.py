@@ -18,6 +18,31 @@ from fastadv.threat import Threat
 
 
 @runtime_checkable
+class BeginsAtCenter(Protocol):
+    """An adversary, or a start, of which the first gradient may be taken at the centre of the
+    ball."""
+
+    @property
+    def begins_at_center(self) -> bool: ...
+
+
+@runtime_checkable
+class FlatAtCenter(Protocol):
+    """An attack's loss whose gradient at the centre of the ball is zero: an attack needs a start
+    elsewhere."""
+
+    flat_at_center: bool
+
+
+@runtime_checkable
+class CountsCorrect(Protocol):
+    """An adversary that reports ``Context.correct_share`` if a part needs
+    ``correct_at_each_step``."""
+
+    counts_correct: bool
+
+
+@runtime_checkable
 class LearnsSteps(Protocol):
     """An adversary with tensors that the outer pass is differentiated in (learned step sizes)."""
 
@@ -104,6 +129,18 @@ class WeighsKL(Protocol):
 
     @property
     def kl_weight(self) -> float: ...
+
+
+@runtime_checkable
+class Penalizes(Protocol):
+    """A target with a term of its own beside the loss."""
+
+    def penalty(self, fitted: Tensor, adversarial: Tensor, context: Context) -> Tensor | None:
+        """A per-sample term (B,) that is added to the outer loss and to the attack's, or None.
+
+        ``fitted`` are the logits that the objective fits; both logits are (B,classes). In the
+        attack both are those of the attacked image.
+        """
 
 
 @runtime_checkable

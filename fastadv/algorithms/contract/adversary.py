@@ -22,10 +22,8 @@ class Adversary(Part):
     """
 
     attacks: ClassVar[bool] = True
-    attacks_any_image: ClassVar[bool] = True
     takes_start: ClassVar[bool] = False
     takes_alpha: ClassVar[bool] = False  # a step for each image, ``Batch.alpha``
-    counts_correct: ClassVar[bool] = False
 
     attack_bn: Literal["train", "eval"] = option("train", "mode of BatchNorm during the attack")
     shrink: Share = option(
@@ -34,11 +32,6 @@ class Adversary(Part):
     flip_signs: Share = option(
         0.0, "share of the perturbation's elements whose sign is flipped before training on it"
     )
-
-    @property
-    def begins_at_center(self) -> bool:
-        """True if its own start is the centre of the ball."""
-        return False
 
     @property
     def gradient_steps(self) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from fastadv.algorithms.contract.part import Part
@@ -15,11 +13,8 @@ class AttackLoss(Part):
     """What the adversary maximises at ``logits`` (B,classes).
 
     A part implements ``per_sample``, ``mean`` or both: ``mean`` may add terms of the whole batch.
-    ``fit`` is the target's ``fit``, which a loss on the label may use. ``flat_at_center`` is True
-    if the gradient at the centre of the ball is zero; an attack then needs a start elsewhere.
+    ``fit`` is the target's ``fit``, which a loss on the label may use.
     """
-
-    flat_at_center: ClassVar[bool] = False
 
     def per_sample(self, logits: Tensor, y: Tensor, context: Context, fit: Fit) -> Tensor:
         """The loss of each sample (B,); restarts compare it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, dataclass_transform
+from typing import Any, ClassVar, dataclass_transform, final
 
 from torch import Tensor
 
@@ -44,12 +44,10 @@ class Part:
 
     The type of an option includes its range (``declared.py``). A part with a value outside it
     raises ``UserError`` when it is built. ``state`` holds the tensors of a checkpoint.
-    ``accumulates`` is False for a part that cannot work on the sum of the gradients of several
-    batches. ``on_data`` are the options that the part takes on one data set, whichever method it
-    stands in: kind of data set -> options.
+    ``on_data`` are the options that the part takes on one data set, whichever method it stands in:
+    kind of data set -> options.
     """
 
-    accumulates: ClassVar[bool] = True
     on_data: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     setup: Setup = field(init=False, repr=False)
@@ -71,6 +69,11 @@ class Part:
     def sample_state(self) -> tuple[str, ...]:
         """The names in ``state`` with one row per training sample; constant for given options."""
         return ()
+
+    def refuses_accumulation(self) -> str | None:
+        """Why the update of several calls (``update=False``) would not be that of their images in
+        one call, as the second half of a sentence; None if it is. Constant for given options."""
+        return None
 
     def follows_epochs(self) -> bool:
         """True if the part depends on the epoch (warm-ups, ramps)."""
@@ -135,10 +138,12 @@ class Part:
 
     # -- for the parts ------------------------------------------------------------------------
 
+    @final
     def uniform(self, batch: Batch, stream: Stream) -> Tensor:
         """Noise (B,C,H,W), uniform in [-1,1): the same for a sample and update in every mode."""
         return self._noise(kernels.noise_uniform, batch, stream)
 
+    @final
     def normal(self, batch: Batch, stream: Stream) -> Tensor:
         """Noise (B,C,H,W) from N(0,1), drawn like ``uniform``."""
         return self._noise(kernels.noise_normal, batch, stream)

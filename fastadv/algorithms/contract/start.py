@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from fastadv.algorithms.contract.part import Part
@@ -13,12 +11,8 @@ from fastadv.algorithms.contract.tensors import Batch
 class Start(Part):
     """Where the attack begins, in place of the adversary's own start.
 
-    ``at_center`` is True if that is the centre of the ball itself. ``stores`` is True if the part
-    keeps a perturbation of each training sample.
+    The state per sample of such a part is a perturbation of each training image.
     """
-
-    at_center: ClassVar[bool] = False
-    stores: ClassVar[bool] = False
 
     def point(self, batch: Batch, restart: int = 0) -> Tensor:
         """The start (B,C,H,W) of restart number ``restart``. It may lie outside of the box: the

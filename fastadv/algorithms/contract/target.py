@@ -28,13 +28,5 @@ class Target(Part):
         """The loss (B,) of ``logits`` against the target, of the shapes that ``labels`` says."""
         raise NotImplementedError
 
-    def penalty(self, fitted: Tensor, adversarial: Tensor, context: Context) -> Tensor | None:
-        """A per-sample term (B,) that is added to the outer loss and to the attack's, or None.
-
-        ``fitted`` are the logits that the objective fits; both logits are (B,classes). In the
-        attack both are those of the attacked image.
-        """
-        return None
-
 
 Fit = Callable[[Tensor, Tensor, Context], Tensor]

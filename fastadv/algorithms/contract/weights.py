@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import field
-from typing import ClassVar, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -31,15 +31,11 @@ WeightGradient = Callable[[], tuple[list[Tensor], Tensor]]
 class WeightPerturbation(Part):
     """Perturbs the weights for the outer pass, so that its loss rises."""
 
-    accumulates: ClassVar[bool] = False
+    def refuses_accumulation(self) -> str | None:
+        return "it perturbs the weights along the gradient of all images, before their outer pass"
 
     originals: list[Tensor] = field(init=False, repr=False, default_factory=list)
     moved_by: list[Tensor] = field(init=False, repr=False, default_factory=list)
-
-    @property
-    def rounds(self) -> int:
-        """The most gradients of the weights that one perturbation takes."""
-        return 1
 
     def select(self, names: Sequence[str], tensors: Sequence[Tensor]) -> list[int]:
         """The positions in ``tensors`` of the parameters that are perturbed, by default those with

@@ -91,7 +91,7 @@ class RatLR(FixedRate):
     called: ClassVar[str] = "rat-lr"
 
     layer_groups: tuple[str, ...] | None = option(
-        ("3", "4"), "layer groups that keep their learning rate, such as 3,4"
+        ("3", "4"), "layer groups that keep their learning rate, such as 3,4, or modules: layer4,fc"
     )
 
 

@@ -16,8 +16,8 @@ from fastadv.models.wrapped import inner_module
 
 
 class Selected(Layers):
-    """Treats the layers of ``layer_groups`` ("3,4": residual stages; or "rest") apart from the
-    others.
+    """Treats the layers of ``layer_groups`` apart from the others: residual stages ("3,4"), "rest",
+    or modules by name ("layer4,fc"; ``fastadv.models.stages.stage_parameters``).
 
     ``split`` says how the network is cut into layer groups (``fastadv.models.stages``). A selection
     without a parameter is an error. ``called`` is the name of the part, for errors; ``mark`` is the
@@ -28,7 +28,7 @@ class Selected(Layers):
     mark: ClassVar[str]
 
     layer_groups: tuple[str, ...] | None = option(
-        None, "layer groups that are treated apart, such as 3,4"
+        None, "layer groups that are treated apart, such as 3,4, or modules: layer4,fc"
     )
     split: Literal["stages", "quarters"] = option(
         "stages", "how the network is cut into layer groups"

@@ -17,6 +17,11 @@ class CrossEntropy(Objective):
         None, "leave out samples whose loss is below this; none: leave out none"
     )
 
+    def refuses_accumulation(self) -> str | None:
+        if self.leave_out_below is None:
+            return None
+        return "its mean is over those images of a call that leave_out_below keeps"
+
     def is_plain(self) -> bool:
         return self.leave_out_below is None
 

@@ -48,6 +48,9 @@ class Gairat(Objective):
         if method.labels != "classes":
             yield Conflict("target", "its weights count how often a class was right.")
 
+    def refuses_accumulation(self) -> str | None:
+        return "the weights of the images of a call have mean 1"
+
     def follows_epochs(self) -> bool:
         return self.gairat_start > 0
 

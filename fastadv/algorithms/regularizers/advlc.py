@@ -54,6 +54,13 @@ class AdvLC(Regularizer):
         if method.labels != "classes":
             yield Conflict("target", "it compares logits of classes.")
 
+    def refuses_accumulation(self) -> str | None:
+        if self.kind == "top-n":
+            return "it penalises the largest changes of the logits among all images of a call"
+        if self.kind == "nuclear":
+            return "the nuclear norm is that of the logits of all images of a call together"
+        return None
+
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         return self._distance(required(outputs.natural), outputs.adversarial) / len(batch.y)
 

@@ -45,6 +45,9 @@ class GradAlign(Regularizer):
 
     reg_weight: NonNegative = option(0.2, "weight of the regularizer in the loss")
 
+    def refuses_accumulation(self) -> str | None:
+        return "it takes the mean over those images of a call whose gradients are not zero"
+
     def requires(self) -> frozenset[str]:
         return frozenset({"natural_logits_train", "differentiable_center"})
 

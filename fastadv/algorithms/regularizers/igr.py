@@ -48,6 +48,9 @@ class IGR(Regularizer):
         if method.labels != "classes":
             yield Conflict("target", "it penalises the gradient of the cross entropy.")
 
+    def refuses_accumulation(self) -> str | None:
+        return "its term is the squared gradient of the mean loss over the images of a call"
+
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         scale = self.net.loss_scale(len(batch.y))
         loss = functional.cross_entropy(outputs.adversarial, batch.y)

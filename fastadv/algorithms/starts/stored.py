@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fastadv.algorithms.contract import Batch, Outcome, Setup
 from fastadv.algorithms.sample_state import SampleStore, sample_count
+from fastadv.algorithms.start_points import in_ball
 from fastadv.algorithms.starts.begun import Begun
 from fastadv.declared import CountOrZero, option
 from fastadv.engine import noise
@@ -24,10 +24,8 @@ class Stored(Begun):
     through the crop and flip that made x; pixels outside the window keep their values. Before every
     ``reset_every``-th epoch, counted from 1 as in the released code, the perturbations are drawn
     anew (0: never; otherwise the step must know the epoch). A start that the caller gives replaces
-    the stored perturbation.
+    the stored perturbation. A further restart begins at a random point of the ball.
     """
-
-    stores: ClassVar[bool] = True
 
     reset_every: CountOrZero = option(
         10, "epochs after which the stored perturbations start anew; 0: never"
@@ -71,6 +69,8 @@ class Stored(Begun):
             self.resets.fill_(due)
 
     def point(self, batch: Batch, restart: int = 0) -> Tensor:
+        if restart:
+            return in_ball(batch, self.setup, restart)
         size = (batch.x.shape[2], batch.x.shape[3])
         stored = self.store.gather(batch.index, batch.view, size)
         return batch.x + batch.threat.movable(stored)

@@ -53,6 +53,9 @@ class SelfAdaptive(Target):
         if method.updates_per_batch > 1:
             yield Conflict("adversary", SEVERAL)
 
+    def refuses_accumulation(self) -> str | None:
+        return "the weights of the images of a call have mean 1"
+
     def follows_epochs(self) -> bool:
         return self.sat_start > 0
 

@@ -31,11 +31,11 @@ class AWP(WeightPerturbation):
     ``norm_scope="global"`` takes one ratio over all tensors together. In the first
     ``warmup_epochs`` epochs nothing is perturbed.
 
-    ``groups`` ("3,4") perturbs only those layer groups (RAT-WP, AT-AWP-[k]: RAT, Eq. 6), along
-    their part of the gradient of the whole network; ``split`` says how the network is cut into
-    layer groups (``fastadv.models.stages``). ``loss_range`` (p,q) takes the direction from the
-    samples whose adversarial cross entropy is in [p, q] (RWP, Fig. 1c); the outer step is on all
-    samples.
+    ``groups`` ("3,4", or modules by name: "layer4,fc") perturbs only those layer groups (RAT-WP,
+    AT-AWP-[k]: RAT, Eq. 6), along their part of the gradient of the whole network; ``split`` says
+    how the network is cut into layer groups (``fastadv.models.stages``). ``loss_range`` (p,q) takes
+    the direction from the samples whose adversarial cross entropy is in [p, q] (RWP, Fig. 1c); the
+    outer step is on all samples.
     """
 
     gamma: NonNegative = option(
@@ -46,7 +46,7 @@ class AWP(WeightPerturbation):
     )
     warmup_epochs: CountOrZero = option(0, "epochs before the weights are perturbed")
     groups: tuple[str, ...] | None = option(
-        None, "layer groups whose weights are perturbed, such as 3,4; none: all"
+        None, "layer groups whose weights are perturbed, such as 3,4, or modules: layer4; none: all"
     )
     split: Literal["stages", "quarters"] = option(
         "stages", "how the network is cut into layer groups"
@@ -86,6 +86,11 @@ class AWP(WeightPerturbation):
             for position, (name, tensor) in enumerate(zip(names, tensors, strict=True))
             if "weight" in name and tensor.ndim > 1 and self._may_move(name)
         ]
+
+    @property
+    def rounds(self) -> int:
+        """The most gradients of the weights that one perturbation takes."""
+        return 1
 
     def _may_move(self, name: str) -> bool:
         return self.chosen is None or name in self.chosen

@@ -38,8 +38,8 @@ LOWER = "Lower the learning rate, or use bf16 or float32 instead of fp16."
 SENTENCES: Mapping[Fault, str] = {
     Fault.IMAGES: "Images were outside of their range or not finite at step {step}; {stopped}. "
     "Scale them to [0,1], and put normalisation inside the model.",
-    Fault.LABELS: "Labels were outside of the model's classes at step {step}; {stopped}. Leave "
-    "such samples out of the batch: no label is ignored.",
+    Fault.LABELS: "Labels were outside of the model's classes, or soft labels did not sum to 1, at "
+    "step {step}; {stopped}. Leave such samples out of the batch: no label is ignored.",
     Fault.ROWS: "index named rows outside of num_samples= at step {step}; {stopped}.",
     Fault.RADII: "eps= or alpha= of an image was negative, not finite or above the range of a "
     "pixel at step {step}; {stopped}.",
@@ -86,6 +86,10 @@ class Faults:
         self.kind.copy_(torch.where(first_bad, bad.to(torch.uint8).argmax(), self.kind))
         self.bad_step.copy_(torch.where(first_bad, update, self.bad_step))
         return self.bad_step < 0
+
+    def by_kind(self) -> dict[Fault, Tensor]:
+        """Fault -> 0-dim bool, true for the one that was recorded, if any."""
+        return {kind: (self.bad_step >= 0) & (self.kind == kind) for kind in Fault}
 
     def none_so_far(self) -> Tensor:
         """True (0-dim bool on the device) if no update was bad so far."""

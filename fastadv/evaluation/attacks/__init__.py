@@ -24,14 +24,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from fastadv.algorithms.user_loss import UserLoss, check_function
 from fastadv.declared import coerce, parse_number
+from fastadv.engine.model.outputs import Output
 from fastadv.errors import NotFiniteError, UserError
 from fastadv.evaluation.attacks import autoattack, clean, cw, fgsm, gaussian, inputs, pgd
 from fastadv.evaluation.attacks.names import AttackSpec, parse_attack
 from fastadv.evaluation.attacks.problem import Problem
 from fastadv.evaluation.attacks.watch import NO_ATTACK, Watch
 from fastadv.kernels.reference import compute_dtype
-from fastadv.ranges import outside
+from fastadv.ranges import outside, require_labels
 from fastadv.threat import Threat, usual_threat
 
 __all__ = ["ATTACKS", "AttackSpec", "Problem", "attack", "parse_attack"]
@@ -69,6 +71,8 @@ def attack(
     seed: int = 0,
     index: Tensor | None = None,
     amp: bool | str = False,
+    criterion: UserLoss | None = None,
+    output: Output = None,
 ) -> Tensor:
     """Adversarial examples x_adv, detached, in the shape and type of ``x``.
 
@@ -91,6 +95,11 @@ def attack(
     computes in "bf16" (True) or "fp16"; with False, in the model's own type, also inside the
     caller's autocast.
 
+    ``y`` may also be soft labels (B,classes), whose rows sum to 1, for attacks on the cross
+    entropy. ``criterion(logits, y) -> (B,)`` is a loss of your own that "fgsm" and "pgd" maximise
+    in its place; ``y`` is then any tensor (B,...). ``output`` says where the logits are in what the
+    model returns (``fastadv.step``).
+
     The model is attacked in eval mode with frozen parameters. Its train flags, ``requires_grad``
     and the grad mode are restored afterwards. Works under ``no_grad`` and ``inference_mode``.
 
@@ -109,17 +118,21 @@ def attack(
     threat = threat_of(threat, norm, eps)
     threat.require_step(spec.alpha)
     seed = coerce("seed", seed, int)
-    inputs.check_batch(x, y)
+    any_labels = criterion is not None
+    if any_labels:
+        check_function("criterion", criterion)
+    inputs.check_batch(x, y, any_labels=any_labels)
+    inputs.require_followed(spec, y, criterion)
     if len(x) == 0:
         raise UserError("There is nothing to attack in an empty batch; give at least one image.")
     index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
     _check_companions(x, start, index)
     threat = _for_images(threat, x, mask, targeted)
-    net = inputs.attacked_network(model, inputs.model_device(model, x.device), amp)
+    net = inputs.attacked_network(model, inputs.model_device(model, x.device), amp, output)
     with inputs.attackable(net):
         x = inputs.plain(x)
-        y = inputs.plain(y).to(x.device, torch.int64)
-        largest = _checked_values(x, y, threat)
+        y = inputs.labels(y, x, any_labels=any_labels)
+        largest = _checked_values(x, None if any_labels else y, threat)
         watch = Watch(x.device)
         problem = Problem(
             net,
@@ -131,6 +144,8 @@ def attack(
             start=None if start is None else inputs.plain(start).to(x),
             largest_label=largest,
             watch=watch,
+            criterion=criterion,
+            any_labels=any_labels,
         )
         x_adv = ATTACKS[spec.kind](problem, spec).detach()
         if watch.bad | ~x_adv.isfinite().all():
@@ -183,13 +198,18 @@ def _for_images(threat: Threat, x: Tensor, mask: Tensor | None, targeted: bool) 
     return threat
 
 
-def _checked_values(x: Tensor, y: Tensor, threat: Threat) -> int:
-    """The largest label; ``UserError`` for values out of range. Synchronises once."""
-    strays, smallest, largest = torch.stack(
-        [outside(x, *threat.ends(x)).long(), *y.aminmax()]
-    ).tolist()
+def _checked_values(x: Tensor, y: Tensor | None, threat: Threat) -> int:
+    """The largest label of classes ``y`` (B,), 0 for soft labels (B,classes) and for None;
+    ``UserError`` for values out of range. Synchronises."""
+    classes = [] if y is None or y.dim() != 1 else list(y.aminmax())
+    strays, *ends = torch.stack([outside(x, *threat.ends(x)).long(), *classes]).tolist()
     if strays:
         raise UserError(inputs.box_sentence(threat))
+    if not ends:
+        if y is not None:
+            require_labels(y, y.shape[1])
+        return 0
+    smallest, largest = ends
     if smallest < 0:
         raise UserError(f"Label {smallest} is out of range: labels run from 0.")
     return int(largest)

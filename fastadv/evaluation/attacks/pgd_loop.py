@@ -7,13 +7,24 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fastadv import kernels
+from fastadv.algorithms.user_loss import require_values
+from fastadv.errors import UserError
 from fastadv.evaluation.attacks.problem import STREAM, Loss, Problem
 from fastadv.threat import Radius
 
 
 def ce(logits: Tensor, problem: Problem) -> Tensor:
-    """Cross entropy (B,), in a targeted attack its negative."""
-    loss = cross_entropy(logits, problem.y, reduction="none")
+    """Cross entropy (B,) or the user's criterion, in a targeted attack its negative."""
+    if problem.criterion is None:
+        loss = cross_entropy(logits, problem.y, reduction="none")
+    else:
+        loss = problem.criterion(logits, problem.y)
+        require_values("criterion", loss, len(logits))
+        if logits.requires_grad and not loss.requires_grad:
+            raise UserError(
+                "criterion does not depend on the logits by a gradient, so no attack can follow "
+                "it: compute it with differentiable operations of torch."
+            )
     return -loss if problem.threat.targeted else loss
 
 
