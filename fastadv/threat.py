@@ -70,6 +70,7 @@ class Threat:
     mask: Tensor | None = None
     targeted: bool = False
     # Computed; only a tensor keeps the one it is given, so that nobody waits for its values.
+    _one_kernel: bool = field(init=False, repr=False, compare=False)  # neither tuples nor a mask
     nominal: float = field(default=None, repr=False, compare=False, kw_only=True)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
@@ -95,6 +96,7 @@ class Threat:
                 "In L2 eps is one radius for a whole image; give one number instead of one per "
                 "channel."
             )
+        self._settle()
         if isinstance(eps, Tensor):
             if self.nominal is None:
                 object.__setattr__(self, "nominal", float(eps.max()) if eps.numel() else 0.0)
@@ -202,7 +204,12 @@ class Threat:
             ("nominal", self.nominal),
         ):
             object.__setattr__(made, name, value)
+        made._settle()
         return made
+
+    def _settle(self) -> None:
+        plain = not any(isinstance(value, tuple) for value in (self.eps, self.low, self.high))
+        object.__setattr__(self, "_one_kernel", plain and self.mask is None)
 
     def require_step(self, alpha: Radius | None) -> None:
         """Raise ``UserError`` if ``alpha`` is larger than the range of a pixel in Linf (the widest
@@ -223,7 +230,8 @@ class Threat:
     def pgd_alpha(self) -> Radius:
         """The step size of PGD in the papers: eps/4 in Linf (2/255 at 8/255), 15/128 eps in L2
         (15/255 at 128/255; locuslab/robust_overfitting); a number, tuple or tensor as eps is."""
-        return self.of_eps(1 / 4 if self.norm == "linf" else 15 / 128)
+        factor = 1 / 4 if self.norm == "linf" else 15 / 128
+        return self.of_eps(factor) if isinstance(self.eps, tuple) else self.eps * factor
 
     def of_eps(self, factor: float) -> Radius:
         """``factor`` times eps; a number, tuple or tensor as eps is."""
@@ -339,6 +347,11 @@ class Threat:
         gradient moves nothing. ``alpha`` is a number, a tensor that is 0-dim or (B,), or in Linf a
         number for each channel: a tuple, or a tensor (1,C,1,1).
         """
+        by_channel = isinstance(alpha, (Tensor, tuple)) and _is_by_channel(alpha)
+        if self._one_kernel and not by_channel:
+            move: Any = kernels.linf_step if self.norm == "linf" else kernels.l2_step
+            moved: Tensor = move(x_adv, gradient, x, alpha, self.eps, self.low, self.high)
+            return moved
         if self.norm == "l2":
             if self.mask is not None:
                 movable = self._movable(x)

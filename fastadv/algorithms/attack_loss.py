@@ -25,11 +25,11 @@ class PlanAttackLoss:
         """The loss of the batch, times the loss scale (0-dim)."""
         plan = self.plan
         loss = plan.attack_loss.mean(logits, y, context, plan.target.fit)
-        penalty = self._penalty(logits, context)
         if self._sign < 0:
             loss = -loss
-        if penalty is not None:
-            loss = self._factor * loss + penalty.mean()
+        if self._penalizing is not None:
+            penalty = self._penalizing.penalty(logits, logits, context)
+            loss = loss if penalty is None else self._factor * loss + penalty.mean()
         scale = self.net.loss_scale(len(y))
         return loss if scale == 1.0 else loss * scale
 
@@ -37,11 +37,8 @@ class PlanAttackLoss:
         """The loss of each sample (B,), without the loss scale."""
         plan = self.plan
         losses = plan.attack_loss.per_sample(logits, y, context, plan.target.fit)
-        penalty = self._penalty(logits, context)
         losses = self._sign * losses if self._sign < 0 else losses
-        return losses if penalty is None else self._factor * losses + penalty
-
-    def _penalty(self, logits: Tensor, context: Context) -> Tensor | None:
         if self._penalizing is None:
-            return None
-        return self._penalizing.penalty(logits, logits, context)
+            return losses
+        penalty = self._penalizing.penalty(logits, logits, context)
+        return losses if penalty is None else self._factor * losses + penalty

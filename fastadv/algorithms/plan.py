@@ -139,6 +139,20 @@ class Plan:
         """Updates of the weights per batch (Free-m: m)."""
         return self.adversary.updates_per_batch if isinstance(self.adversary, Replays) else 1
 
+    @cached_property
+    def followers(self) -> list[Part]:
+        """The parts that look at an update after its outer pass."""
+        return self._overriding("after")
+
+    @cached_property
+    def sized(self) -> list[Part]:
+        """The parts whose state fits images of one size."""
+        return self._overriding("check_images")
+
+    def _overriding(self, hook: str) -> list[Part]:
+        own = getattr(Part, hook)
+        return [part for part in self.parts.values() if getattr(type(part), hook) is not own]
+
     # -- abilities of single parts ------------------------------------------------------------
 
     @cached_property

@@ -68,11 +68,14 @@ def linf_step(
     switch a clamp off. sign(0) = 0. Where the gradient is not finite the result is NaN, so that a
     failed step is not taken for a step without motion. Madry et al. 2018, Eq. 3.
     """
-    center = _wide(x)
-    size = per_sample("alpha", alpha, x, center.dtype)
+    center, size = _wide(x), alpha
+    if isinstance(alpha, Tensor):
+        size = per_sample("alpha", alpha, x, center.dtype)
     # In place on a new tensor, which saves three allocations on a CPU.
-    moved = _sign(grad).to(center.dtype).mul_(size).add_(x_adv)
-    return _into_ball_and_box(moved, center, eps, low, high).to(x_adv.dtype)
+    sign = grad.sign().add_(grad - grad)  # NaN where the gradient is not finite
+    moved = sign.to(center.dtype).mul_(size).add_(x_adv)
+    radius = per_sample("eps", eps, center, center.dtype) if isinstance(eps, Tensor) else eps
+    return moved.clamp(center - radius, center + radius).clamp_(low, high).to(x_adv.dtype)
 
 
 @torch.no_grad()
@@ -84,19 +87,15 @@ def linf_project(
     ``x_adv`` (x') and ``x`` (B, ...) have one shape; the result has the dtype of ``x_adv``. ``eps``
     is that of :func:`linf_step`.
     """
-    return _into_ball_and_box(_wide(x_adv), _wide(x), eps, low, high).to(x_adv.dtype)
+    center = _wide(x)
+    radius = per_sample("eps", eps, center, center.dtype)
+    moved = _wide(x_adv).clamp(center - radius, center + radius)
+    return moved.clamp_(low, high).to(x_adv.dtype)
 
 
 def _sign(gradient: Tensor) -> Tensor:
     """1, -1 or 0, and NaN where the gradient is not finite."""
     return gradient.sign().add_(gradient - gradient)
-
-
-def _into_ball_and_box(
-    moved: Tensor, center: Tensor, eps: float | Tensor, low: float, high: float
-) -> Tensor:
-    radius = per_sample("eps", eps, center, center.dtype)
-    return moved.clamp(center - radius, center + radius).clamp_(low, high)
 
 
 @torch.no_grad()

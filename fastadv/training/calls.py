@@ -65,7 +65,7 @@ class Calls:
             inputs, inner.offset, inner.update.regions.threat, view, self.plan.target.labels
         )
         whole = batch._replace(view=None) if two else batch
-        for part in self.plan.parts.values():
+        for part in self.plan.sized:
             part.check_images(whole)
         metrics: dict[str, Tensor] = {}
         # The caller may train inside autocast; a step without its own types takes that type.

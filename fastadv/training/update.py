@@ -144,7 +144,7 @@ class Update:
         if weights and plan.weights is not None:
             plan.weights.restore(weights)
         outcome = self._outcome(results)
-        for part in plan.parts.values():
+        for part in plan.followers:
             part.after(outcome, ok)
         unmoved = plan.adversary.unmoved(results.batch, results.attacked)
         if unmoved is not None:

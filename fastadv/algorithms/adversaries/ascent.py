@@ -110,7 +110,8 @@ class Ascent(Adversary):
         """``ascend``, and the logits (B,classes) before the step."""
         x_adv = leaf(x_adv)
         logits = self.net.logits(x_adv)
-        gradient = input_gradient(self.setup.attack_loss(logits, batch.attacked_y, context), x_adv)
+        y = batch.y if batch.targets is None else batch.targets
+        gradient = input_gradient(self.setup.attack_loss(logits, y, context), x_adv)
         moved = batch.threat.step(x_adv.detach(), gradient, around, self.step_size(batch))
         return moved, logits.detach()
 
