@@ -21,8 +21,8 @@ __all__ = ["NORMS", "USUAL_EPS", "Bound", "Radius", "Threat", "usual_threat"]
 
 Radius: TypeAlias = Any
 """A length in pixels: a number, a tuple with one per channel, or a tensor: 0-dim, or (B,) with one
-per image. Any, since whoever reads it knows which of these it set."""
-Bound: TypeAlias = Any
+per image. Any, since these are multiplied with each other in every combination that makes sense."""
+Bound: TypeAlias = float | tuple[float, ...]
 """An end of the range of images: a number, or a tuple with one per channel."""
 
 NORMS = ("linf", "l2")
@@ -186,7 +186,9 @@ class Threat:
 
     def scaled(self, factor: float) -> Threat:
         """The same threat with ``factor`` times eps."""
-        return self._like(self.of_eps(factor), self.low, self.high, self.mask)
+        made = self._like(self.of_eps(factor), self.low, self.high, self.mask)
+        object.__setattr__(made, "nominal", self.nominal * factor)
+        return made
 
     def _like(self, eps: Radius, low: Bound, high: Bound, mask: Tensor | None) -> Threat:
         made = object.__new__(Threat)
@@ -387,6 +389,11 @@ class Threat:
         out, stuck = out & self.mask, stuck | ~self.mask
         some = out.flatten(1).any(1) | ~self.mask.flatten(1).any(1)
         return some & stuck.flatten(1).all(1)
+
+    @property
+    def by_channel(self) -> bool:
+        """True if eps or the box has a number for each channel, which no kernel takes."""
+        return isinstance(self.eps, tuple) or self._boxed_by_channel
 
     @property
     def _boxed_by_channel(self) -> bool:

@@ -16,7 +16,7 @@ from every_recipe import SHORTER
 from tiny import EPS, LEARNING, flat_step, tiny_batch
 from tiny_capture import capture
 from tiny_staged import StagedNet, view_of
-from torch import Tensor, nn
+from torch import nn
 
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.algorithms.resolution import resolve
@@ -99,12 +99,15 @@ def trained(make: Callable[[nn.Module], Step], sizes: tuple[int, ...], **given: 
 
 
 def assert_as_one_call(
-    make: Callable[[nn.Module], Step], sizes: tuple[int, ...] = UNEVEN, **given: Any
+    make: Callable[[nn.Module], Step],
+    sizes: tuple[int, ...] = UNEVEN,
+    tolerance: float = 1e-12,
+    **given: Any,
 ) -> None:
     parts, whole = trained(make, sizes, **given), trained(make, (sum(sizes),), **given)
     assert parts.keys() == whole.keys()
     for name, value in whole.items():
-        torch.testing.assert_close(parts[name], value, rtol=0, atol=1e-12, msg=name)
+        torch.testing.assert_close(parts[name], value, rtol=0, atol=tolerance, msg=name)
     start = network().state_dict()
     assert any(not torch.equal(whole[name], value) for name, value in start.items())
 
@@ -150,7 +153,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_options_are_those_of_one_call(options: dict[str, Any]) -> None:
-    assert_as_one_call(lambda model: step_on(model, **options))
+    # The published L2 step divides by |g| + 1e-10, g the gradient of the mean over a call.
+    tolerance = 1e-7 if "norm" in options else 1e-12
+    assert_as_one_call(lambda model: step_on(model, **options), tolerance=tolerance)
 
 
 @pytest.mark.slow
@@ -169,36 +174,27 @@ def test_without_index_the_images_of_all_calls_are_numbered(regularizer: str) ->
     assert_as_one_call(lambda model: step_on(model, regularizer=regularizer), index=False)
 
 
-def test_a_confident_image_takes_the_same_l2_step_in_any_batch() -> None:
-    """|g| is near the 1e-10 that the step adds to it."""
-
-    def make(model: nn.Module) -> Step:
-        model.linear.weight.data *= 60  # type: ignore[union-attr, operator]
-        return step_on(model, "fgsm", norm="l2")
-
-    x, y, index, _ = tiny_batch(8)
-    moved = []
-    for size in (8, 2):
+@pytest.mark.parametrize("targeted", [False, True])
+def test_what_belongs_to_an_image_goes_with_it(targeted: bool) -> None:
+    """Soft labels, radii and masks of a call's images; without targets each image draws its own."""
+    found = []
+    for size in (16, 5):
         model = network()
-        step = make(model)
-        y = model(x).argmax(1)
-        step.plan.adversary.make = recording(step.plan.adversary.make, moved)  # type: ignore
-        for begin in range(0, 8, size):
-            part = slice(begin, begin + size)
-            step(x[part], y[part], index[part], update=begin + size == 8)
-    one, parts = moved[0], torch.cat(moved[1:])
-    lengths = (one - x).flatten(1).norm(dim=1)
-    assert ((lengths > 1e-4) & (lengths < 0.98 * EPS)).any()  # the guard shortens a step
-    torch.testing.assert_close(parts, one, rtol=0, atol=1e-12)
-
-
-def recording(make: Callable[..., Any], found: list[Tensor]) -> Callable[..., Any]:
-    def recorded(*given: Any) -> Any:
-        attacked = make(*given)
-        found.append(attacked.x_adv)
-        return attacked
-
-    return recorded
+        step = step_on(model)
+        step.threat = Threat("linf", EPS, targeted=targeted)
+        for number in range(UPDATES):
+            x, y, *_ = tiny_batch(16, seed=number)
+            generator = torch.Generator().manual_seed(number)
+            eps = EPS * torch.rand(16, generator=generator, dtype=torch.float64)
+            mask = torch.rand(x.shape, generator=generator) < 0.7
+            soft = torch.rand(16, 4, generator=generator, dtype=torch.float64).softmax(1)
+            y = y if targeted else soft
+            for begin in range(0, 16, size):
+                part = slice(begin, begin + size)
+                step(x[part], y[part], eps=eps[part], mask=mask[part], update=part.stop >= 16)
+        found.append(model.state_dict())
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=0, atol=1e-12, msg=name)
 
 
 def test_averages_and_schedules_follow_updates_not_calls() -> None:

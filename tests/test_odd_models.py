@@ -138,21 +138,120 @@ def test_a_forward_that_begins_to_change_its_input_is_refused():
         step(x, y)
 
 
-@pytest.mark.parametrize("method", ["pgd-eval", "trades"])
-def test_checkpointed_activations_train_as_in_a_loop_by_hand(method):
-    """Recomputing moves BatchNorm's running statistics once more, as it does in any loop: those of
-    the second norm are frozen here."""
+class Staged(nn.Module):
+    """Two residual blocks with BatchNorm and dropout."""
 
-    class Plain(Net):
-        pass
+    checkpoints = False
 
-    models = []
-    for kind in (Checkpointed, Plain):
-        model = made(kind)
-        model.b2.momentum = 0.0
-        models.append(trained(model, method))
-    for own, expected in zip(*(model.parameters() for model in models), strict=True):
-        torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-10)
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.layer1, self.layer2 = (nn.Sequential(Residual(dropout)) for _ in range(2))
+        self.fc = nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        h = torch.tanh(self.stem(x))
+        for layer in (self.layer1, self.layer2):
+            h = checkpoint(layer, h, use_reentrant=False) if self.checkpoints else layer(h)
+        return self.fc(4 * h.mean((2, 3)))
+
+
+class Residual(nn.Module):
+    def __init__(self, dropout):
+        super().__init__()
+        self.conv1, self.norm = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.conv2, self.drop = nn.Conv2d(6, 6, 3, padding=1), nn.Dropout(dropout)
+
+    def forward(self, h):
+        return h + self.drop(torch.tanh(self.conv2(functional.softplus(self.norm(self.conv1(h))))))
+
+
+def updated(model, method, channels_last=False, **options):
+    """The model after three updates, in float64."""
+    model.double()
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    settings = {"steps": 2, "alpha": 0.03, **options}
+    if method == "apart":
+        settings = {"num_samples": 6, "total_steps": 9, "steps_per_epoch": 3}
+    torch._dynamo.reset()
+    step = fastadv.step(model, optimizer, method, eps=0.1, mode="eager", **settings)
+    x, y = batch()
+    torch.manual_seed(1)
+    for shift in range(3):
+        x = x.roll(shift, 2)
+        x = x.to(memory_format=torch.channels_last) if channels_last else x
+        step(x, y, index=torch.arange(6), start=None if method == "apart" else x * 0.05)
+    step.check()
+    return model
+
+
+def assert_close(model, other, tolerance):
+    """Weights and running statistics; names as inside ``torch.compile``."""
+    expected = {n.replace("_orig_mod.", ""): t for n, t in other.state_dict().items()}
+    for name, own in model.state_dict().items():
+        torch.testing.assert_close(
+            own, expected[name.replace("_orig_mod.", "")], rtol=tolerance, atol=tolerance
+        )
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("attack_bn", ["train", "eval"])
+@pytest.mark.parametrize("method", ["pgd", "trades", "awp"])
+def test_checkpointed_activations_change_nothing(method, attack_bn, dropout):
+    """Also not the running statistics, which computing activations again moves once more in a loop
+    by hand."""
+    model = Staged(dropout)
+    model.checkpoints = True
+    updated(model, method, attack_bn=attack_bn)
+    assert_close(model, updated(Staged(dropout), method, attack_bn=attack_bn), 1e-12)
+
+
+def test_checkpointed_activations_under_a_gradient_that_is_differentiated():
+    model = Staged()
+    model.checkpoints = True
+    updated(model, "fgsm", regularizer="igr", steps=None, alpha=None)
+    plain = updated(Staged(), "fgsm", regularizer="igr", steps=None, alpha=None)
+    assert_close(model, plain, 1e-12)
+
+
+def test_a_checkpointed_block_whose_input_is_perturbed_is_refused():
+    """Computed again, it would not see the perturbation: other gradients, and no error."""
+    model = Staged()
+    model.checkpoints = True
+    before = copy.deepcopy(model.double().state_dict())
+    with pytest.raises(fastadv.UserError, match=r"layer2\.0\.conv1 is perturbed.*checkpoint"):
+        updated(model, "apart")
+    assert all(torch.equal(own, before[name]) for name, own in model.state_dict().items())
+
+
+COMPILED = {
+    "a stage": lambda model: model.layer1.compile(backend="aot_eager"),
+    "a replaced stage": lambda model: setattr(
+        model, "layer2", torch.compile(model.layer2, backend="aot_eager")
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", COMPILED)
+@pytest.mark.parametrize("method", ["pgd", "pgd-eval", "trades", "awp", "apart"])
+def test_compiled_submodules_change_nothing(method, kind):
+    model = Staged()
+    COMPILED[kind](model)
+    updated(model, method)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert_close(model, updated(Staged(), method), 1e-12)
+
+
+@pytest.mark.parametrize("method", ["pgd", "pgd-eval", "trades", "awp", "rwp", "apart"])
+def test_channels_last_changes_nothing_and_is_kept(method):
+    plain, model = updated(Staged(), method), updated(Staged(), method, channels_last=True)
+    assert_close(model, plain, 1e-12)
+    for kernel in (p for p in model.parameters() if p.ndim == 4):
+        assert kernel.is_contiguous(memory_format=torch.channels_last)
+        assert not kernel.is_contiguous()
 
 
 @pytest.mark.parametrize("use", [judged, attacked])

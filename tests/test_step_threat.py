@@ -349,3 +349,12 @@ def test_fastadv_step_reads_schedules_as_text() -> None:
         fastadv.step(model, sgd(model), "pgd", eps="0..8/255@2")(x, y)
     with pytest.raises(UserError, match="omit eps="):
         fastadv.step(model, sgd(model), "pgd", eps=0.1, threat=Threat())
+
+
+def test_what_is_not_supported_is_refused() -> None:
+    with pytest.raises(UserError, match="Unknown norm 'l1'"):
+        Threat("l1", 1.0)
+    pixels = nn.Conv2d(3, 4, 1).double()  # a class for each pixel, as in segmentation
+    x, y, index, _ = tiny_batch()
+    with pytest.raises(UserError, match=r"logits \(B,classes\)"):
+        fastadv.step(pixels, sgd(pixels), "pgd")(x, y, index)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastadv import kernels
+from fastadv.algorithms.sample_state import SampleStore
 from fastadv.errors import UserError
 from fastadv.kernels.philox import sample_radius
 from fastadv.threat import Threat
@@ -84,6 +85,30 @@ def test_radii_per_image_are_images_with_numbers_bit_for_bit(
             for found, wanted in zip(together, expected, strict=True):
                 assert found.dtype == wanted.dtype
                 assert torch.equal(found[row], wanted[row])
+
+
+@pytest.mark.parametrize("mask", [None, masks((4, 3, 5, 7))])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_equal_channels_are_numbers_bit_for_bit(
+    norm: str, dtype: torch.dtype, layout: torch.memory_format, mask: Tensor | None
+) -> None:
+    shape = (4, 3, 5, 7)
+    x = images(shape).clamp(0.15, 0.85).to(dtype, memory_format=layout)
+    away, g = ((t.to(dtype)) for t in (images(shape, 2) * 3 - 1, gradients(shape)))
+    expected = operations(Threat(norm, 0.1, 0.15, 0.85, mask), x, away, g, 0.03)
+    box = ((0.15,) * 3, (0.85,) * 3, mask)
+    variants = [(Threat(norm, 0.1, *box), 0.03), (Threat(norm, 0.1, 0.15, *box[1:]), 0.03)]
+    if norm == "linf":
+        channels = torch.full((1, 3, 1, 1), 0.03, dtype=torch.float64)
+        for eps in (0.1, (0.1,) * 3):
+            variants += [(Threat(norm, eps, *box), alpha) for alpha in ((0.03,) * 3, channels)]
+        variants.append((Threat(norm, (0.1,) * 3, 0.15, 0.85, mask), 0.03))
+    for threat, alpha in variants:
+        for found, wanted in zip(operations(threat, x, away, g, alpha), expected, strict=True):
+            assert found.dtype == wanted.dtype
+            assert torch.equal(found, wanted)
 
 
 def by_hand(
@@ -335,7 +360,25 @@ def test_a_schedule_fills_the_radius_in_place() -> None:
     assert torch.equal(threat.project(x - 1, x), Threat("linf", 0.25).project(x - 1, x))
 
 
+@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("radius", RADII)
+def test_a_stored_start_is_in_the_threat(radius: str, box: str) -> None:
+    eps, of = RADII[radius]
+    low, high = BOXES[box]
+    threat = Threat("linf", eps, low, high)
+    x, values = threat.clip(images(SHAPE)), gradients((6, 3, 5, 7))
+    rows, scale = torch.tensor([5, 0, 2, 3]), torch.tensor(0.2, dtype=torch.float64)
+    start, window = SampleStore(values, 0).start_from(rows, None, x, scale, threat)
+    radii = [[of(b, c) for c in range(3)] for b in range(4)]
+    ends = [[low if low == 0.0 else low[c], high if high == 1.0 else high[c]] for c in range(3)]
+    expected = by_hand(threat, x, x + 0.2 * values[rows], radii, ends)
+    torch.testing.assert_close(start, expected, rtol=0, atol=1e-15)
+    assert torch.equal(window, values[rows])
+
+
 def test_numbers_of_a_threat() -> None:
+    assert Threat("linf", 0.4).scaled(2.0).nominal == 0.8
+    assert Threat("linf", 0.4).unbounded().radius(images(SHAPE)) == math.inf
     rows = torch.tensor([0.1, 0.3, 0.2])
     assert Threat("linf", 0.4).nominal == 0.4
     assert Threat("linf", "8/255").eps == 8 / 255

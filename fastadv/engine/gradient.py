@@ -1,6 +1,8 @@
 """All gradients are computed here, so that a mode can change how without a change of the parts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -21,6 +23,20 @@ REENTRANT = (
     "The model checkpoints its activations with use_reentrant=True, which torch.autograd.grad "
     "cannot differentiate: call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
 )
+
+_around: ContextVar[Callable[[], AbstractContextManager[object]]] = ContextVar(
+    "context of every backward pass", default=nullcontext
+)
+
+
+@contextmanager
+def backward_within(context: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+    """Every gradient that is computed within this context is computed within ``context()``."""
+    before = _around.set(context)
+    try:
+        yield
+    finally:
+        _around.reset(before)
 
 
 def leaf(x: Tensor) -> Tensor:
@@ -93,7 +109,8 @@ def _grad(
     if torch.compiler.is_compiling():
         return list(torch.autograd.grad(loss, inputs, allow_unused=True, **options))
     try:
-        return list(torch.autograd.grad(loss, inputs, allow_unused=True, **options))
+        with _around.get()():
+            return list(torch.autograd.grad(loss, inputs, allow_unused=True, **options))
     except RuntimeError as error:
         if "use_reentrant=True" in str(error):
             raise UserError(REENTRANT) from error

@@ -121,12 +121,14 @@ def batch_of(
     """The batch as the parts see it, with the threat of its images."""
     y = targets_of(inputs.y, inputs.x, labels)
     targets = None if inputs.targets is None else targets_of(inputs.targets, inputs.x, labels)
-    if inputs.eps is not None or inputs.mask is not None:
-        threat = threat.filled(eps=inputs.eps, mask=inputs.mask)
+    # In the type of the arithmetic: the kernels take no float64 rows beside float32 images.
+    wide = torch.promote_types(inputs.x.dtype, torch.float32)
+    eps = None if inputs.eps is None else inputs.eps.to(wide)
+    alpha = None if inputs.alpha is None else inputs.alpha.to(wide)
+    if eps is not None or inputs.mask is not None:
+        threat = threat.filled(eps=eps, mask=inputs.mask)
     start, second = inputs.start, inputs.second
-    return Batch(
-        inputs.x, y, inputs.rows, offset, threat, view, start, second, inputs.alpha, targets
-    )
+    return Batch(inputs.x, y, inputs.rows, offset, threat, view, start, second, alpha, targets)
 
 
 def targets_of(y: Tensor, x: Tensor, labels: str) -> Tensor:

@@ -202,9 +202,10 @@ class Step:
         With ``update=False`` the gradient of this batch waits and the optimizer does not step; the
         next call that updates takes the mean over the images of all these batches. Its update is
         that of one call with all of them (noise, clipping and averages included), if the network
-        treats each image alone, unlike BatchNorm in training. Raises ``UserError`` for a method
-        that does not. The metrics are those of each call; with several processes those of a call
-        that does not update are of this process's images.
+        treats each image alone, unlike BatchNorm in training, and no stored sample comes twice.
+        Raises ``UserError`` for a method that couples the images. The metrics are those of each
+        call; with several processes those of a call that does not update are of this process's
+        images.
 
         Raises ``UserError`` for inputs that do not fit. After a loss or gradient that is not finite
         nothing is updated any more, and ``TrainingError`` is raised by ``check()``, which every

@@ -11,7 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+
+from fastadv.engine.model.recomputed import in_backward
+from fastadv.errors import UserError
 
 
 class BlockHooks:
@@ -74,6 +78,12 @@ class _BlockHook:
         return -1 - self.block
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        if not torch.compiler.is_compiling() and in_backward():
+            raise UserError(
+                f"The input of {self.hooks.names[self.block]} is perturbed, and activation "
+                "checkpointing would compute it again without the perturbation: checkpoint no "
+                "module whose input is perturbed (blocks= names others), or use method fgsm-plus."
+            )
         if self.hooks.seen is not None:
             self.hooks.seen[self.block] = inputs[0]
         if self.hooks.noise is not None:

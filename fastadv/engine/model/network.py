@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastadv.engine.compiled import Runner
-from fastadv.engine.gradient import gradients_if_used
+from fastadv.engine.gradient import backward_within, gradients_if_used
 from fastadv.engine.model import guard, parameter_hooks
 from fastadv.engine.model.agreement import agree, draws_kept, host_draws_kept
 from fastadv.engine.model.block_hooks import BlockHooks
@@ -24,6 +24,7 @@ from fastadv.engine.model.double_backward import cheap_double_backward
 from fastadv.engine.model.outputs import Output, check_output, logits_in
 from fastadv.engine.model.plain_errors import in_words
 from fastadv.engine.model.precision import autocast
+from fastadv.engine.model.recomputed import moves_buffers_backward
 from fastadv.engine.model.strided_pointwise import pointwise, strides_taken_first
 from fastadv.engine.model.structure import Structure
 from fastadv.engine.model.untouched import untouched
@@ -67,6 +68,7 @@ class Network:
         self.counters = BatchNormCounters(model)
         self.bn_momenta = BatchNormMomenta(self)
         self.looks = 0  # number of probes; a recording belongs to one of them
+        self._recomputes = False  # True if a backward pass moves buffers (``recomputed``)
         self._spoils_input: bool | None = None  # True if the forward changes its input in place
         self.structure = Structure(model)
         self._pointwise = pointwise(self.structure.modules, device)
@@ -99,6 +101,12 @@ class Network:
             if self.counters.any and not self._counters_are_unread(x):
                 self.counters.leave()
             self.bn_momenta.probe(x, bn_updates)
+            parameters = self.structure.parameters.values()
+            with self.in_own_dtype(), guard.frozen(self.model, parameters, True):
+                weight = next(p for p in self.model.parameters() if p.is_floating_point())
+                self._recomputes = moves_buffers_backward(
+                    self.model, self.logits, x.to(weight.dtype)
+                )
         return logits
 
     def _counters_are_unread(self, x: Tensor) -> bool:
@@ -128,6 +136,9 @@ class Network:
             self.copies.invalidate()
             self.runner.forget()
         return changed
+
+    def _backward_keeps_buffers(self) -> AbstractContextManager[None]:
+        return backward_within(self.keeping_buffers) if self._recomputes else nullcontext()
 
     def _hooks_on(self) -> AbstractContextManager[None]:
         return nullcontext() if self.block_hooks is None else self.block_hooks.on()
@@ -270,6 +281,7 @@ class Network:
                 self.counters.detached(),
                 self._hooks_on(),
                 self.copies.installed(self.attack_dtype, folded=self._folds(train)),
+                self._backward_keeps_buffers(),
             ):
                 yield
         finally:
@@ -292,6 +304,7 @@ class Network:
             self.copies.installed(self.outer_dtype, learn=self.structure.parameters),
             strides_taken_first(self._pointwise),
             self._norms(),
+            self._backward_keeps_buffers(),
         ):
             yield
 

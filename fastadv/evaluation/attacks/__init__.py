@@ -32,6 +32,7 @@ from fastadv.evaluation.attacks import autoattack, clean, cw, fgsm, gaussian, in
 from fastadv.evaluation.attacks.names import AttackSpec, parse_attack
 from fastadv.evaluation.attacks.problem import Problem
 from fastadv.evaluation.attacks.watch import NO_ATTACK, Watch
+from fastadv.kernels.reference import compute_dtype
 from fastadv.ranges import outside, require_labels
 from fastadv.threat import Threat, usual_threat
 
@@ -182,7 +183,8 @@ def _for_images(threat: Threat, x: Tensor, mask: Tensor | None, targeted: bool) 
     if isinstance(eps, Tensor):
         if eps.dim() and len(eps) != len(x):
             raise UserError(f"eps has {len(eps)} values for {len(x)} images; give one for each.")
-        eps = inputs.plain(eps).to(x.device)
+        # In the type of the arithmetic: a wider one would keep the kernels away.
+        eps = inputs.plain(eps).to(x.device, compute_dtype(x.dtype))
         for extreme in eps.aminmax():
             replace(threat, eps=float(extreme))  # raises what it says of such a number
     mask = threat.mask if mask is None else mask
