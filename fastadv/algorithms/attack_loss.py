@@ -29,7 +29,7 @@ class PlanAttackLoss:
         if self._sign < 0:
             loss = -loss
         if penalty is not None:
-            loss = self._factor * loss + penalty.mean()
+            loss = self._weighted(loss) + penalty.mean()
         scale = self.net.loss_scale(len(y))
         return loss if scale == 1.0 else loss * scale
 
@@ -39,7 +39,10 @@ class PlanAttackLoss:
         losses = plan.attack_loss.per_sample(logits, y, context, plan.target.fit)
         penalty = self._penalty(logits, context)
         losses = self._sign * losses if self._sign < 0 else losses
-        return losses if penalty is None else self._factor * losses + penalty
+        return losses if penalty is None else self._weighted(losses) + penalty
+
+    def _weighted(self, loss: Tensor) -> Tensor:
+        return loss if self._factor == 1.0 else self._factor * loss
 
     def _penalty(self, logits: Tensor, context: Context) -> Tensor | None:
         if self._penalizing is None:
