@@ -196,7 +196,6 @@ KEYS: dict[str, Callable[[Step], Any]] = {
     "looks": lambda step: another(step.internals.net, "looks", 9),
     "room": lambda step: another(step.internals.update, "room", 9),
     "version": lambda step: another(step.internals.net.structure, "version", 9),
-    "threat": lambda step: another(step.internals.update.regions, "threat", Threat("l2", 0.1)),
     "parameter": lambda step: moved(step.model.conv2.weight),
     "buffer": lambda step: moved(step.model.bn2.running_var),
     "requires_grad": lambda step: another(step.model.conv2.weight, "requires_grad", False),
@@ -255,6 +254,15 @@ BATCHES: dict[str, Callable[[Any], Any]] = {
     "start": lambda batch: batch._replace(start=batch.x),
     "view": lambda batch: batch._replace(view=view_of(COUNT)),
     "second": lambda batch: batch._replace(second=batch.x),
+    "threat": lambda batch: batch._replace(threat=Threat("l2", 0.1)),
+    "radius": lambda batch: batch._replace(threat=Threat("linf", 0.2)),
+    "a radius for each image": lambda batch: batch._replace(
+        threat=Threat("linf", torch.full((COUNT,), 0.1))
+    ),
+    "mask": lambda batch: batch._replace(
+        threat=Threat("linf", 0.1, mask=torch.ones(1, 1, 6, 6, dtype=torch.bool))
+    ),
+    "targeted": lambda batch: batch._replace(threat=Threat("linf", 0.1, targeted=True)),
 }
 
 

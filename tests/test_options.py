@@ -215,6 +215,8 @@ BAD_SETTINGS: dict[str, list[Any]] = {
     "momentum": [NAN, -0.1, 1, 2],
     "dropout": [NAN, -0.1, 1, 2],
     "eps": [NAN, INF, -0.1, 2.0, "8/0"],
+    "eps_warmup": [NAN, INF, 0, -1, "long"],
+    "blocks": [NAN, (3.5,)],
     "drops": [(NAN,), (0,), (-1,), (INF,), "0.5,x"],
     "val_fraction": [NAN, 0, 1, -0.5],
     "checkpoint_minutes": [NAN, -1, INF],

@@ -107,6 +107,7 @@ def test_imagenet_has_the_seven_by_seven_stem() -> None:
         resolve_run(RunRequest(method="apart-imagenet", data="imagenet:/anywhere", width=2)),
         num_classes=3,
         in_channels=3,
+        image_size=None,
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
     )
@@ -117,7 +118,7 @@ def test_imagenet_has_the_seven_by_seven_stem() -> None:
 def test_images_are_scaled_as_published(method: str, scaled: bool) -> None:
     config = resolve_run(RunRequest(method=method, data="cifar10", width=2))
     numbers = {"mean": (0.25,) * 3, "std": (0.125,) * 3}
-    model = configured_model(config, num_classes=3, in_channels=3, **numbers)
+    model = configured_model(config, num_classes=3, in_channels=3, image_size=None, **numbers)
     image = torch.full((1, 3, 2, 2), 0.5)
     assert torch.equal(model.normalize(image), 4 * image if scaled else image)
     assert ("normalize.mean" in model.state_dict()) == scaled

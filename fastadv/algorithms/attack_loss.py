@@ -29,7 +29,7 @@ class PlanAttackLoss:
             loss = -loss
         if self._penalizing is not None:
             penalty = self._penalizing.penalty(logits, logits, context)
-            loss = loss if penalty is None else self._factor * loss + penalty.mean()
+            loss = loss if penalty is None else self._weighted(loss) + penalty.mean()
         scale = self.net.loss_scale(len(y))
         return loss if scale == 1.0 else loss * scale
 
@@ -41,4 +41,7 @@ class PlanAttackLoss:
         if self._penalizing is None:
             return losses
         penalty = self._penalizing.penalty(logits, logits, context)
-        return losses if penalty is None else self._factor * losses + penalty
+        return losses if penalty is None else self._weighted(losses) + penalty
+
+    def _weighted(self, loss: Tensor) -> Tensor:
+        return loss if self._factor == 1.0 else self._factor * loss
