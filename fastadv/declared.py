@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from fastadv.by_epoch import Phases, Ramp, read
 from fastadv.errors import UserError, unknown
 
 # What float32 holds, the type that parts compute in; a larger number is infinite there.
@@ -86,6 +87,18 @@ Passes = Annotated[int, Range(1, MOST_PASSES)]
 CountOrZero = Annotated[int, Range(0)]
 
 
+@dataclass(frozen=True)
+class MayChange:
+    """Marks a number that may change with the epoch (``by_epoch.py``); ``ramps`` is False if only
+    phases fit, as for whole numbers."""
+
+    ramps: bool = True
+
+
+ChangingNonNegative = Annotated[float | Ramp | Phases, Range(0), MayChange()]
+ChangingPasses = Annotated[int | Phases, Range(1, MOST_PASSES), MayChange(ramps=False)]
+
+
 def option(default: Any, meaning: str) -> Any:
     """A dataclass field with a default and what it means: a phrase for a line of help, with its
     unit if it has one."""
@@ -132,6 +145,11 @@ def plain_type(hint: Any) -> Any:
     return plain_type(get_args(hint)[0]) if get_origin(hint) is Annotated else hint
 
 
+def may_change(hint: Any) -> bool:
+    """True if a value of ``hint`` may change with the epoch."""
+    return any(_changing(kind) is not None for kind in _alternatives(hint))
+
+
 def may_be_absent(hint: Any) -> bool:
     """True if ``hint`` allows None."""
     return type(None) in _alternatives(hint)
@@ -165,7 +183,10 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     if len(kinds) != 1:
         return value  # several types: the part that declares them looks for itself
     within = _range_of(kinds[0])
+    changing = _changing(kinds[0])
     kind = plain_type(kinds[0])
+    if changing is not None:
+        return _by_epoch(name, value, Annotated[kind, within], changing)
     if get_origin(kind) is Literal:
         if not isinstance(value, str) or value not in get_args(kind):
             raise unknown(name, value, get_args(kind))
@@ -207,7 +228,36 @@ def parse_number(text: Any, name: str = "number") -> float:
         ) from None
 
 
+def _changing(kind: Any) -> MayChange | None:
+    marks = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
+    return next((mark for mark in marks if isinstance(mark, MayChange)), None)
+
+
+def _by_epoch(name: str, value: Any, hint: Any, changing: MayChange) -> Any:
+    """A number, or a ramp or phases whose values fit ``hint``."""
+    pieces = read(name, value) if isinstance(value, str) else None
+    if pieces is not None:
+        kind, parts = pieces
+        if kind == "ramp":
+            (start, end), (epochs, _) = parts
+            numbers_ = [parse_number(each, name) for each in (start, end, epochs)]
+            value = Ramp(*numbers_)
+        else:
+            value = Phases(
+                [(parse_number(first, name), coerce(name, each, hint)) for first, each in parts]
+            )
+    if isinstance(value, Ramp) and not changing.ramps:
+        raise UserError(f"{name} is a whole number: take phases such as 2@0,5@30, not a ramp.")
+    if isinstance(value, (Ramp, Phases)):
+        for each in value.values():
+            coerce(name, each, hint)
+        return value
+    return coerce(name, value, hint)
+
+
 def _alternatives(hint: Any) -> tuple[Any, ...]:
+    if _changing(hint) is not None:
+        return (hint,)
     if holds_networks(hint):
         hint = get_args(hint)[0]
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from math import isfinite
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastadv.errors import UserError
 
 # Normalising an image and back leaves it a few rounding errors outside of [0, 1].
 ROUNDING = 1e-5
+# How far the sum of a soft label may be from 1, unless its type is coarser than that.
+SUM_ROUNDING = 1e-3
 
 
 def usable(*tensors: Tensor | None) -> list[Any]:
@@ -21,9 +24,9 @@ def usable(*tensors: Tensor | None) -> list[Any]:
     ]
 
 
-def outside(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+def outside(x: Tensor, low: float | Tensor = 0.0, high: float | Tensor = 1.0) -> Tensor:
     """True if any value of ``x`` is outside of [low, high] by more than rounding, or not a number;
-    0-dim bool on its device."""
+    0-dim bool on its device. The ends are numbers, or tensors with an end for each channel."""
     return ~((x >= low - ROUNDING) & (x <= high + ROUNDING)).all()
 
 
@@ -35,8 +38,13 @@ def within(name: str, x: Tensor, low: float, high: float) -> Tensor:
     return within_if_finite(name, x, low, high)[0]
 
 
-def within_if_finite(name: str, x: Tensor, low: float, high: float) -> tuple[Tensor, bool]:
-    """``within``, and whether all values of ``x`` are finite."""
+def within_if_finite(
+    name: str, x: Tensor, low: float | Tensor, high: float | Tensor
+) -> tuple[Tensor, bool]:
+    """``within``, and whether all values of ``x`` are finite. The ends are numbers, or tensors
+    with an end for each channel (1,C,1,1)."""
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return _within_channels(name, x, low, high)
     ends = x.aminmax()
     smallest, largest = float(ends.min), float(ends.max)
     if low <= smallest and largest <= high:
@@ -51,6 +59,24 @@ def within_if_finite(name: str, x: Tensor, low: float, high: float) -> tuple[Ten
     )
 
 
+def _within_channels(
+    name: str, x: Tensor, low: float | Tensor, high: float | Tensor
+) -> tuple[Tensor, bool]:
+    finite = bool(x.isfinite().all())
+    if finite and outside(x, low, high):
+        far = torch.maximum((low - x).amax((0, 2, 3)), (x - high).amax((0, 2, 3)))
+        channel = int(far.argmax())
+        ends = [torch.as_tensor(end).expand(1, x.shape[1], 1, 1) for end in (low, high)]
+        bounds = [float(end[0, channel, 0, 0]) for end in ends]
+        raise UserError(
+            f"Images must lie in [{bounds[0]:g}, {bounds[1]:g}] in channel {channel}, but {name} "
+            f"is {float(far.max()):g} outside; give low= and high= of the images that the model "
+            "is fed."
+        )
+    box: Any = (low, high)
+    return (x.clamp(*box) if finite else x), finite
+
+
 def require_finite(name: str, given: Tensor | None) -> None:
     """Raise ``UserError`` where a value of ``given`` is not finite. Waits."""
     if given is not None and not given.isfinite().all():
@@ -58,7 +84,16 @@ def require_finite(name: str, given: Tensor | None) -> None:
 
 
 def require_labels(y: Tensor, classes: int) -> None:
-    """Raise ``UserError`` unless labels ``y`` (B,) lie in [0, classes). Waits."""
+    """Raise ``UserError`` unless labels ``y`` (B,) lie in [0, classes), or soft labels (B,classes)
+    are distributions. Waits."""
+    if y.ndim == 2:
+        if no_distributions(y):
+            raise UserError(
+                "Soft labels are probabilities: each row of y is at least 0 and sums to 1; for "
+                "labels that are not, such as several per image, pass a loss of your own, "
+                "criterion=."
+            )
+        return
     ends = y.aminmax()
     smallest, largest = int(ends.min), int(ends.max)
     if smallest < 0 or largest >= classes:
@@ -66,6 +101,26 @@ def require_labels(y: Tensor, classes: int) -> None:
             f"Labels must lie in [0, {classes - 1}], the model's classes, but reach from "
             f"{smallest} to {largest}; no label is ignored, so leave such samples out."
         )
+
+
+def labels_outside(y: Tensor, classes: int) -> Tensor:
+    """True if a label of ``y`` (B,) is not in [0, classes), or if a soft label (B,classes) is not a
+    distribution; 0-dim bool on its device."""
+    return no_distributions(y) if y.ndim == 2 else ((y < 0) | (y >= classes)).any()
+
+
+def hard(y: Tensor) -> Tensor:
+    """The class (B,) int64 of each label: ``y`` itself, or the largest entry of soft labels
+    (B,classes)."""
+    return y if y.ndim == 1 else y.argmax(1)
+
+
+def no_distributions(y: Tensor) -> Tensor:
+    """True if a row of the soft labels ``y`` (B,classes) has a negative entry or does not sum to 1;
+    0-dim bool on its device."""
+    apart = max(SUM_ROUNDING, torch.finfo(y.dtype).eps / 2)
+    wide = y.to(torch.promote_types(y.dtype, torch.float32))
+    return ~((wide >= 0).all() & ((wide.sum(1) - 1).abs() <= apart).all())
 
 
 def require_rows(index: Tensor, num_samples: int | None) -> None:
@@ -77,6 +132,28 @@ def require_rows(index: Tensor, num_samples: int | None) -> None:
         if num_samples is not None:
             among = f", outside the {num_samples} samples of num_samples="
         raise UserError(f"index reaches from {smallest} to {largest}{among}.")
+
+
+def require_width(y: Tensor, classes: int) -> None:
+    """Raise ``UserError`` for soft labels ``y`` (B,K) with K other than ``classes``."""
+    if y.ndim == 2 and y.shape[1] != classes:
+        raise UserError(
+            f"y holds soft labels of {y.shape[1]} classes and the model returns {classes} logits."
+        )
+
+
+def radii_outside(radii: Tensor, widest: float) -> Tensor:
+    """True if a radius or step (B,) is not in [0, widest]; 0-dim bool on its device."""
+    return ~((radii >= 0) & (radii <= widest)).all()
+
+
+def require_radii(radii: Tensor, widest: float) -> None:
+    """Raise ``UserError`` unless each radius or step (B,) lies in [0, widest]. Waits."""
+    if radii_outside(radii, widest):
+        raise UserError(
+            f"eps= and alpha= of an image lie in [0, {widest:g}] pixels, but reach from "
+            f"{float(radii.min()):g} to {float(radii.max()):g}; divide 255ths by 255."
+        )
 
 
 def require_classes(count: int) -> None:

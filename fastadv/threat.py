@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fastadv import kernels
-from fastadv.declared import NonNegative, check_fields, parse_number
+from fastadv.declared import NonNegative, Positive, coerce, parse_number
 from fastadv.errors import UserError, unknown
+from fastadv.kernels.philox import sample_radius
+from fastadv.kernels.reference import compute_dtype
+from fastadv.kernels.rows import per_sample
 
-__all__ = ["NORMS", "USUAL_EPS", "Threat", "usual_threat"]
+__all__ = ["NORMS", "USUAL_EPS", "Bound", "Radius", "Threat", "usual_threat"]
+
+Radius: TypeAlias = Any
+"""A length in pixels: a number, a tuple with one per channel, or a tensor: 0-dim, or (B,) with one
+per image. Any, since these are multiplied with each other in every combination that makes sense."""
+Bound: TypeAlias = float | tuple[float, ...]
+"""An end of the range of images: a number, or a tuple with one per channel."""
 
 NORMS = ("linf", "l2")
 USUAL_EPS = {"linf": 8 / 255, "l2": 128 / 255}
 """Default radius per norm, in pixels: that of the papers' CIFAR tables."""
 
 
-def usual_threat(norm: str, eps: float | str | None = None) -> Threat:
-    """The ball of ``norm``; ``eps`` in pixels, a number or "8/255"; None: ``USUAL_EPS``."""
+def usual_threat(norm: str, eps: float | str | Tensor | None = None) -> Threat:
+    """The ball of ``norm``; ``eps`` in pixels: a number, "8/255", a tensor (0-dim or one for each
+    image), or None for ``USUAL_EPS``."""
+    if isinstance(eps, Tensor):
+        return Threat(norm, eps)
     radius = USUAL_EPS.get(str(norm), 0.0) if eps is None else parse_number(eps, "eps")
     return Threat(norm, radius)
 
@@ -30,40 +45,269 @@ class Threat:
 
     ``norm`` is ``"linf"`` (default) or ``"l2"`` (per image, over all its values). ``eps``, ``low``
     and ``high`` are in pixel units; images and adversarial examples lie in ``[low, high]``, by
-    default [0,1]. ``eps`` None is 8/255 in Linf and 128/255 in L2. Raises ``UserError`` for an
-    unknown norm, a negative eps, and an eps in Linf above the range of a pixel.
+    default [0,1]. ``eps`` None is 8/255 in Linf and 128/255 in L2.
+
+    ``eps`` may be a tensor: 0-dim (its value may be filled in place), or (B,), a radius for each
+    image of the batch. ``low``, ``high``, and in Linf ``eps`` may be tuples with a number for each
+    channel, for a model that is fed normalised images (see ``normalized``). ``mask``, bool
+    (B or 1,C or 1,H,W), is true for the pixels that may move; the others keep their values exactly,
+    and an L2 norm is over those that may move. ``targeted``: the labels are those that the attack
+    wants to reach. ``nominal`` is the largest eps as a number.
+
+    A number for ``low``, ``high`` and a number or tensor for ``eps`` is one kernel per step; a
+    tuple or a mask adds elementwise operations.
+
+    Raises ``UserError`` for an unknown norm, a negative eps, an eps in Linf above the range of a
+    pixel, tuples of different lengths, an eps per channel in L2, and a mask that is not bool. The
+    values of a tensor are not checked. That tuples and mask fit the images is checked at use.
+    Threats are equal if their numbers are, and their tensors are the same objects.
     """
 
     norm: str = "linf"
-    eps: NonNegative = None  # type: ignore[assignment]  # the usual one of the norm
-    low: float = 0.0
-    high: float = 1.0
+    eps: Radius = None  # the usual one of the norm
+    low: Bound = 0.0
+    high: Bound = 1.0
+    mask: Tensor | None = None
+    targeted: bool = False
+    # Computed; only a tensor keeps the one it is given, so that nobody waits for its values.
+    nominal: float = field(default=None, repr=False, compare=False, kw_only=True)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise unknown("norm", self.norm, NORMS)
         if self.eps is None:
             object.__setattr__(self, "eps", USUAL_EPS[self.norm])
-        check_fields(self, ("eps",))
-        if self.norm == "linf" and self.eps > self.high - self.low:
+        for name in ("eps", "low", "high"):
+            object.__setattr__(self, name, _plain(name, getattr(self, name)))
+        if self.mask is not None and getattr(self.mask, "dtype", None) is not torch.bool:
             raise UserError(
-                f"eps={self.eps:g} is more than the whole range of a pixel, [{self.low:g}, "
-                f"{self.high:g}]; did you mean {self.eps:g}/255?"
+                "mask must be a bool tensor, true for the pixels that may move; write mask > 0."
             )
+        eps, low, high = self.eps, self.low, self.high
+        lengths = {len(value) for value in (eps, low, high) if isinstance(value, tuple)}
+        if len(lengths) > 1:
+            raise UserError(
+                "eps, low and high have different numbers of values; give one number, or as many "
+                "as the images have channels."
+            )
+        if isinstance(eps, tuple) and self.norm == "l2":
+            raise UserError(
+                "In L2 eps is one radius for a whole image; give one number instead of one per "
+                "channel."
+            )
+        if isinstance(eps, Tensor):
+            if self.nominal is None:
+                object.__setattr__(self, "nominal", float(eps.max()) if eps.numel() else 0.0)
+            return
+        channels = max(lengths, default=1)
+        radii = _each(eps, channels)
+        object.__setattr__(self, "nominal", max(radii))
+        for radius, least, most in zip(
+            radii, _each(low, channels), _each(high, channels), strict=True
+        ):
+            if lengths and not least < most:
+                raise UserError(f"low must be below high in each channel, not {low} and {high}.")
+            if self.norm == "linf" and radius > most - least:
+                raise UserError(
+                    f"eps={radius:g} is more than the whole range of a pixel, [{least:g}, "
+                    f"{most:g}]; did you mean {radius:g}/255?"
+                )
 
-    def require_step(self, alpha: float | None) -> None:
-        """Raise ``UserError`` if ``alpha`` is larger than the range of a pixel in Linf."""
-        if self.norm == "linf" and alpha is not None and alpha > self.high - self.low:
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Threat):
+            return NotImplemented
+        return all(
+            a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else a == b
+            for a, b in zip(self._compared(), other._compared(), strict=True)
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._compared())
+
+    def _compared(self) -> tuple[Any, ...]:
+        return (self.norm, self.eps, self.low, self.high, self.mask, self.targeted)
+
+    @classmethod
+    def normalized(
+        cls,
+        mean: Sequence[float],
+        std: Sequence[float],
+        norm: str = "linf",
+        eps: float | str | None = None,
+    ) -> Threat:
+        """The threat for a model that is fed (x - mean)/std, x in [0,1], with a ``mean`` and a
+        ``std`` for each channel; ``eps`` in pixels of x, as in ``usual_threat``.
+
+        An attack on (x - mean)/std in this threat is the attack on x in [0,1] of the model with the
+        normalisation inside. Raises ``UserError`` for lists of different lengths, a std that is
+        not positive, and in L2 for unequal stds: the ball of x would be an ellipsoid.
+        """
+        mean = [parse_number(value, "mean") for value in mean]
+        std = [coerce("std", value, Positive) for value in std]
+        if len(mean) != len(std) or not std:
+            raise UserError("mean and std must have one number for each channel of the images.")
+        radius = usual_threat(norm, eps).eps
+        low = tuple((0 - m) / s for m, s in zip(mean, std, strict=True))
+        high = tuple((1 - m) / s for m, s in zip(mean, std, strict=True))
+        if norm == "linf":
+            return cls(norm, tuple(radius / s for s in std), low, high)
+        if len(set(std)) > 1:
             raise UserError(
-                f"alpha={alpha:g} is more than the whole range of a pixel, [{self.low:g}, "
-                f"{self.high:g}]; did you mean {alpha:g}/255?"
+                "An L2 ball of images with a std for each channel is an ellipsoid of the model's "
+                "inputs; use one std for all channels, or put the normalisation into the model."
             )
+        return cls(norm, radius / std[0], low, high)
+
+    def filled(self, eps: Tensor | None = None, mask: Tensor | None = None) -> Threat:
+        """The same threat for one batch: with ``eps``, 0-dim or (B,), and ``mask`` (B or 1,C or
+        1,H,W) in place of its own (None: its own).
+
+        Nothing is checked and no value is read, so that this may be called in a compiled region and
+        while a graph is recorded. ``nominal`` stays.
+        """
+        return self._like(
+            self.eps if eps is None else eps,
+            self.low,
+            self.high,
+            self.mask if mask is None else mask,
+        )
+
+    def with_eps(self, eps: Radius) -> Threat:
+        """The same threat with another eps, checked."""
+        return Threat(self.norm, eps, self.low, self.high, self.mask, self.targeted)
+
+    def unboxed(self) -> Threat:
+        """The same threat without a range of images; may be called where ``filled`` may."""
+        return self._like(self.eps, -inf, inf, self.mask)
+
+    def unbounded(self) -> Threat:
+        """The same threat without a ball: only the box and the mask hold."""
+        return self._like(inf, self.low, self.high, self.mask)
+
+    def scaled(self, factor: float) -> Threat:
+        """The same threat with ``factor`` times eps."""
+        made = self._like(self.of_eps(factor), self.low, self.high, self.mask)
+        object.__setattr__(made, "nominal", self.nominal * factor)
+        return made
+
+    def _like(self, eps: Radius, low: Bound, high: Bound, mask: Tensor | None) -> Threat:
+        made = object.__new__(Threat)
+        for name, value in (
+            ("norm", self.norm),
+            ("eps", eps),
+            ("low", low),
+            ("high", high),
+            ("mask", mask),
+            ("targeted", self.targeted),
+            ("nominal", self.nominal),
+        ):
+            object.__setattr__(made, name, value)
+        return made
+
+    def require_step(self, alpha: Radius | None) -> None:
+        """Raise ``UserError`` if ``alpha`` is larger than the range of a pixel in Linf (the widest
+        channel's). The values of a tensor are not read."""
+        if self.norm != "linf" or alpha is None or isinstance(alpha, Tensor):
+            return
+        longest = max((len(v) for v in (self.low, self.high) if isinstance(v, tuple)), default=1)
+        ends = zip(_each(self.low, longest), _each(self.high, longest), strict=True)
+        low, high = max(ends, key=lambda pair: pair[1] - pair[0])
+        for size in alpha if isinstance(alpha, tuple) else (alpha,):
+            if size > high - low:
+                raise UserError(
+                    f"alpha={size:g} is more than the whole range of a pixel, [{low:g}, "
+                    f"{high:g}]; did you mean {size:g}/255?"
+                )
 
     @property
-    def pgd_alpha(self) -> float:
+    def pgd_alpha(self) -> Radius:
         """The step size of PGD in the papers: eps/4 in Linf (2/255 at 8/255), 15/128 eps in L2
-        (15/255 at 128/255; locuslab/robust_overfitting)."""
-        return self.eps * (1 / 4 if self.norm == "linf" else 15 / 128)
+        (15/255 at 128/255; locuslab/robust_overfitting); a number, tuple or tensor as eps is."""
+        return self.of_eps(1 / 4 if self.norm == "linf" else 15 / 128)
+
+    def of_eps(self, factor: float) -> Radius:
+        """``factor`` times eps; a number, tuple or tensor as eps is."""
+        if isinstance(self.eps, tuple):
+            return tuple(eps * factor for eps in self.eps)
+        return self.eps * factor
+
+    def radius(self, x: Tensor) -> float | Tensor:
+        """eps as it multiplies images ``x`` (B,C,...): a number, or a tensor that is 0-dim,
+        (B,1,1,1) or (1,C,1,1)."""
+        return _spread("eps", self.eps, x)
+
+    def ends(self, x: Tensor) -> tuple[Any, Any]:
+        """low and high as they compare with ``x`` (B,C,...): numbers, or tensors (1,C,1,1) of its
+        type."""
+        if not self._boxed_by_channel:
+            return self.low, self.high
+        low, high = (_each(value, x.shape[1]) for value in (self.low, self.high))
+        return _by_channel("low", low, x, x.dtype), _by_channel("high", high, x, x.dtype)
+
+    def of_rows(self, rows: Tensor) -> Threat:
+        """The threat for the images ``rows`` (int64) of its batch."""
+        eps, mask = self.eps, self.mask
+        if isinstance(eps, Tensor) and eps.dim():
+            eps = eps[rows]
+        if mask is not None and len(mask) > 1:
+            mask = mask[rows]
+        return self._like(eps, self.low, self.high, mask)
+
+    def clip(self, x: Tensor) -> Tensor:
+        """``x`` (B,C,...) clipped to the box."""
+        return x.clamp(*self.ends(x))
+
+    def unmasked(self, moved: Tensor, x: Tensor) -> Tensor:
+        """``moved`` (B,C,H,W), with the values of ``x`` at the pixels that may not move."""
+        return moved if self.mask is None else torch.where(self._movable(x), moved, x)
+
+    def movable(self, perturbation: Tensor) -> Tensor:
+        """``perturbation`` (B,C,H,W), with 0 at the pixels that may not move."""
+        if self.mask is None:
+            return perturbation
+        return torch.where(self._movable(perturbation), perturbation, 0.0)
+
+    @property
+    def widest(self) -> float:
+        """The largest eps that makes sense: the range of a pixel in Linf, no bound in L2."""
+        if self.norm == "l2":
+            return inf
+        longest = max((len(v) for v in (self.low, self.high) if isinstance(v, tuple)), default=1)
+        ends = zip(_each(self.low, longest), _each(self.high, longest), strict=True)
+        return max(high - low for low, high in ends)
+
+    def repeated(self, times: int, size: int) -> Threat:
+        """The threat of a batch that holds the ``size`` images of this one several ``times``."""
+        eps, mask = self.eps, self.mask
+        if isinstance(eps, Tensor) and eps.dim():
+            eps = eps.repeat(times)
+        if mask is not None and len(mask) == size:
+            mask = mask.repeat(times, 1, 1, 1)
+        return self._like(eps, self.low, self.high, mask)
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors that change from batch to batch: eps of each image, and the mask. A 0-dim eps
+        is not among them: it is filled in place."""
+        found = [self.eps if isinstance(self.eps, Tensor) and self.eps.dim() else None, self.mask]
+        return [tensor for tensor in found if tensor is not None]
+
+    def copied(self) -> Threat:
+        """This threat with copies of ``tensors``."""
+        eps, mask = self.eps, self.mask
+        eps = eps.clone() if isinstance(eps, Tensor) and eps.dim() else eps
+        return self._like(eps, self.low, self.high, None if mask is None else mask.clone())
+
+    def fixed(self) -> tuple[Any, ...]:
+        """Everything except the values of tensors."""
+        eps, mask = self.eps, self.mask
+        if isinstance(eps, Tensor):
+            eps = ("tensor", tuple(eps.shape), 0 if eps.dim() else eps.data_ptr())
+        return (
+            self.norm,
+            eps,
+            (self.low, self.high, self.targeted),
+            None if mask is None else tuple(mask.shape),
+        )
 
     def start(
         self, x: Tensor, index: Tensor, seed: int, offset: Tensor | int, stream: int = 0
@@ -74,29 +318,173 @@ class Threat:
         (not uniform in the ball; locuslab/robust_overfitting). Sample ``index[i]`` draws the same
         numbers in every batch; ``offset`` is the number of the draw.
         """
-        draw = kernels.linf_start if self.norm == "linf" else kernels.l2_start
-        return draw(x, self.eps, index, seed, offset, self.low, self.high, stream)
+        key = (seed, offset)
+        if self.norm == "l2":
+            if self.mask is not None:
+                moved = self._masked_l2_start(x, index, *key, stream)
+            else:
+                moved = kernels.l2_start(x, self.eps, index, *key, *self._box, stream)
+        elif isinstance(self.eps, tuple):
+            wide = x.to(compute_dtype(x.dtype))
+            noise = kernels.noise_uniform(index, x.shape[1:], *key, stream, wide.dtype)
+            moved = self.clip((wide + noise * self.radius(x)).to(x.dtype))
+        else:
+            moved = kernels.linf_start(x, self.eps, index, *key, *self._box, stream)
+        return self._finished(moved, x)
 
-    def step(self, x_adv: Tensor, gradient: Tensor, x: Tensor, alpha: float | Tensor) -> Tensor:
+    def step(self, x_adv: Tensor, gradient: Tensor, x: Tensor, alpha: Radius) -> Tensor:
         """One ascent step of size ``alpha``, projected to the ball around ``x`` and the box.
 
         Linf uses the sign of ``gradient``, L2 each sample's gradient divided by its norm; a zero
-        gradient moves nothing.
+        gradient moves nothing. ``alpha`` is a number, a tensor that is 0-dim or (B,), or in Linf a
+        number for each channel: a tuple, or a tensor (1,C,1,1).
         """
-        move = kernels.linf_step if self.norm == "linf" else kernels.l2_step
-        return move(x_adv, gradient, x, alpha, self.eps, self.low, self.high)
+        if self.norm == "l2":
+            if self.mask is not None:
+                movable = self._movable(x)
+                gradient = torch.where(movable, gradient, 0.0)
+                x_adv = torch.where(movable, x_adv, x)
+            moved = kernels.l2_step(x_adv, gradient, x, alpha, self.eps, *self._box)
+        elif isinstance(self.eps, tuple) or _is_by_channel(alpha):
+            wide = compute_dtype(x.dtype)
+            # A gradient that is not finite gives NaN, as in the kernels.
+            direction = (gradient.sign() + (gradient - gradient)).to(wide)
+            moved = direction * _spread("alpha", alpha, x) + x_adv
+            moved = self._into_cube(moved, x, x_adv.dtype)
+        else:
+            moved = kernels.linf_step(x_adv, gradient, x, alpha, self.eps, *self._box)
+        return self._finished(moved, x)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """``x_adv`` projected to the ball around ``x`` and clipped to the box."""
-        project = kernels.linf_project if self.norm == "linf" else kernels.l2_project
-        return project(x_adv, x, self.eps, self.low, self.high)
+        if self.norm == "l2":
+            if self.mask is not None:
+                x_adv = torch.where(self._movable(x), x_adv, x)
+            moved = kernels.l2_project(x_adv, x, self.eps, *self._box)
+        elif isinstance(self.eps, tuple):
+            moved = self._into_cube(x_adv.to(compute_dtype(x.dtype)), x, x_adv.dtype)
+        else:
+            moved = kernels.linf_project(x_adv, x, self.eps, *self._box)
+        return self._finished(moved, x)
 
     def at_edge(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """(B,) bool: the gradient may only point out of the ball around ``x``. In Linf no pixel can
-        move in both directions, and at least one is at the distance eps."""
-        away = (x_adv - x).flatten(1)
+        move in both directions, and at least one is at the distance eps. True for an image whose
+        mask lets no pixel move."""
+        away, low, high = x_adv - x, *self.ends(x)
+        if self.mask is not None:
+            away = torch.where(self._movable(x), away, 0.0)
+        radius = self.radius(x)
+        if isinstance(radius, Tensor):
+            radius = radius.to(x.dtype)  # compared as a number is
         if self.norm == "l2":
             # Clipping to the box after the projection leaves some points inside the radius.
-            return torch.linalg.vector_norm(away, dim=1) >= 0.9 * self.eps
-        out, values = away.abs() >= self.eps * (1 - 1e-3), x_adv.flatten(1)
-        return out.any(1) & (out | (values <= self.low) | (values >= self.high)).all(1)
+            length = torch.linalg.vector_norm(away.flatten(1), dim=1)
+            edge = length >= 0.9 * (radius.flatten() if isinstance(radius, Tensor) else radius)
+            return edge if self.mask is None else edge | ~self.mask.flatten(1).any(1)
+        out = away.abs() >= radius * (1 - 1e-3)
+        stuck = out | (x_adv <= low) | (x_adv >= high)
+        if self.mask is None:
+            return out.flatten(1).any(1) & stuck.flatten(1).all(1)
+        out, stuck = out & self.mask, stuck | ~self.mask
+        some = out.flatten(1).any(1) | ~self.mask.flatten(1).any(1)
+        return some & stuck.flatten(1).all(1)
+
+    @property
+    def by_channel(self) -> bool:
+        """True if eps or the box has a number for each channel, which no kernel takes."""
+        return isinstance(self.eps, tuple) or self._boxed_by_channel
+
+    @property
+    def _boxed_by_channel(self) -> bool:
+        return isinstance(self.low, tuple) or isinstance(self.high, tuple)
+
+    @property
+    def _box(self) -> tuple[float, float]:
+        """The box for a kernel; an infinite one if ``clip`` is called after it."""
+        if isinstance(self.low, tuple) or isinstance(self.high, tuple):
+            return -inf, inf
+        return self.low, self.high
+
+    def _movable(self, x: Tensor) -> Tensor:
+        """The mask, if it fits ``x`` (B,C,H,W)."""
+        mask = self.mask
+        if mask is None:
+            raise RuntimeError("this threat has no mask")
+        fits = mask.dim() == x.dim() > 2 and mask.shape[2:] == x.shape[2:]
+        if not fits or any(
+            own not in (1, size) for own, size in zip(mask.shape[:2], x.shape[:2], strict=True)
+        ):
+            raise UserError(
+                f"A mask of shape {tuple(mask.shape)} does not fit images of shape "
+                f"{tuple(x.shape)}; give (B or 1, C or 1, H, W)."
+            )
+        return mask
+
+    def _masked_l2_start(
+        self, x: Tensor, index: Tensor, seed: int, offset: Tensor | int, stream: int
+    ) -> Tensor:
+        wide = compute_dtype(x.dtype)
+        drawn = kernels.noise_normal(index, x.shape[1:], seed, offset, stream, wide)
+        direction = torch.where(self._movable(x), drawn, 0.0)
+        # A step of that length along the noise is the start; no ball is in its way.
+        reach = sample_radius(index, seed, offset, stream).to(wide) * self.eps
+        return kernels.l2_step(x, direction, x, reach, inf, *self._box)
+
+    def _into_cube(self, moved: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """``moved`` inside the ball of eps per channel and the box, in ``dtype``."""
+        center, radius = x.to(moved.dtype), self.radius(x)
+        return self.clip(moved.clamp(center - radius, center + radius).to(dtype))
+
+    def _finished(self, moved: Tensor, x: Tensor) -> Tensor:
+        """``moved`` by a kernel, clipped where the kernel could not, and x where nothing moves."""
+        if self._boxed_by_channel:
+            moved = self.clip(moved)
+        return moved if self.mask is None else torch.where(self._movable(x), moved, x)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A radius or bound as it is kept: a number, a tuple of numbers, or a tensor of radii."""
+    if isinstance(value, Tensor):
+        if name != "eps" or value.dim() > 1 or not value.is_floating_point():
+            raise UserError(
+                f"{name} cannot be a tensor of shape {tuple(value.shape)} and {value.dtype}; eps "
+                "may be a floating tensor that is 0-dim or (B,), low and high are numbers or "
+                "tuples of numbers."
+            )
+        return value
+    if isinstance(value, (tuple, list)):
+        if not value:
+            raise UserError(f"{name} has no values; give one for each channel of the images.")
+        return tuple(_plain(name, entry) for entry in value)
+    return coerce("eps", value, NonNegative) if name == "eps" else value
+
+
+def _each(value: float | tuple[float, ...], count: int) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,) * count
+
+
+def _by_channel(name: str, values: tuple[float, ...], x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``values`` as a tensor (1,C,1,...) beside ``x`` (B,C,...)."""
+    if x.dim() < 2 or len(values) != x.shape[1]:
+        raise UserError(
+            f"{name} has {len(values)} values, one per channel, but the images have the shape "
+            f"{tuple(x.shape)}."
+        )
+    # Filled on the device: a copy from the host would wait, and no graph could record it.
+    parts = [torch.full((1,), value, dtype=dtype, device=x.device) for value in values]
+    return torch.cat(parts).view(1, -1, *[1] * (x.dim() - 2))
+
+
+def _is_by_channel(value: Radius) -> bool:
+    return isinstance(value, tuple) or (isinstance(value, Tensor) and value.dim() > 1)
+
+
+def _spread(name: str, value: Radius, x: Tensor) -> float | Tensor:
+    """A radius as it multiplies ``x`` (B,C,...), in the type that its arithmetic runs in."""
+    dtype = compute_dtype(x.dtype)
+    if isinstance(value, tuple):
+        return _by_channel(name, value, x, dtype)
+    if isinstance(value, Tensor) and value.dim() > 1:
+        return value.to(dtype)
+    return per_sample(name, value, x, dtype)

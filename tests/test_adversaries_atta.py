@@ -118,10 +118,10 @@ def test_the_usual_step_is_the_published_one_in_units_of_eps(steps: int, publish
     index = torch.arange(COUNT)
     step = staged_step(tiny_model(), "atta-1", eps=0.031, steps=steps)
     step(x, y, index)
-    assert step.plan.adversary.step_size == pytest.approx(published)
+    assert step.plan.adversary.usual_step(step.threat) == pytest.approx(published)
     step = staged_step(tiny_model(), "atta-1", eps=0.062, steps=steps)
     step(x, y, index)
-    assert step.plan.adversary.step_size == pytest.approx(2 * published)
+    assert step.plan.adversary.usual_step(step.threat) == pytest.approx(2 * published)
 
 
 def test_num_samples_is_required() -> None:

@@ -1,4 +1,4 @@
-"""PGD in both norms, both BatchNorm modes and both objectives against its formula."""
+"""PGD in both norms, both BatchNorm modes and with both losses against its formula."""
 
 import pytest
 import torch
@@ -17,9 +17,6 @@ from tiny_staged import recorded
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastadv.algorithms.contract import Batch
-from fastadv.errors import UserError
-
 ALPHA, STEPS = 0.04, 3
 
 
@@ -36,11 +33,11 @@ def test_linf(bn: str) -> None:
 
 
 @pytest.mark.parametrize("bn", ["train", "eval"])
-def test_kl_objective(bn: str) -> None:
+def test_an_attack_on_the_kl(bn: str) -> None:
     x, y, index, start = tiny_batch()
     model = tiny_model()
     by_hand = twin(model)
-    options = {"attack_objective": "kl", "attack_bn": bn, "alpha": ALPHA, "steps": STEPS}
+    options = {"attack_loss": "kl", "attack_bn": bn, "alpha": ALPHA, "steps": STEPS}
     tiny_step(model, "pgd", **options)(x, y, index, start=start)
     optimizer = sgd(by_hand)
     by_hand.train(bn == "train")
@@ -92,16 +89,6 @@ def test_the_usual_step_is_a_quarter_of_eps() -> None:
     tiny_step(models[0], "pgd", steps=STEPS)(x, y, index, start=start)
     tiny_step(models[1], "pgd", steps=STEPS, alpha=EPS / 4)(x, y, index, start=start)
     assert_same(*models, tolerance=0)
-
-
-def test_without_a_random_start_the_attack_starts_at_the_image() -> None:
-    x, y, index, _ = tiny_batch()
-    models = [tiny_model(), tiny_model()]
-    tiny_step(models[0], "pgd", steps=STEPS, random_start=False)(x, y, index)
-    tiny_step(models[1], "pgd", steps=STEPS)(x, y, index, start=torch.zeros_like(x))
-    assert_same(*models, tolerance=0)
-    with pytest.raises(UserError, match="no gradient"):
-        tiny_step(tiny_model(), "trades", random_start=False)
 
 
 def test_of_several_restarts_the_worst_is_kept_for_each_sample() -> None:
@@ -161,7 +148,7 @@ def test_of_several_restarts_the_targets_term_counts() -> None:
     assert (ces[5] < ces[1]).any()
 
 
-def test_counts_of_correct_steps_are_of_the_restart_that_is_kept() -> None:
+def test_shares_of_correct_steps_are_of_the_restart_that_is_kept() -> None:
     x, y, index, _ = tiny_batch()
     options = {"steps": STEPS, "objective": "gairat", "gairat_start": 1, "attack_bn": "eval"}
     step = tiny_step(tiny_model(), "pgd", restarts=2, **options)
@@ -183,10 +170,10 @@ def test_counts_of_correct_steps_are_of_the_restart_that_is_kept() -> None:
     assert second.any()
     assert not second.all()
     kept = torch.where(second, counts[1], counts[0])
-    assert torch.equal(made[0].context.correct_steps, kept)
+    assert torch.equal(made[0].context.correct_share, kept)
 
 
-def test_counts_of_correct_steps() -> None:
+def test_shares_of_correct_steps() -> None:
     x, y, index, start = tiny_batch()
     step = tiny_step(
         tiny_model(), "pgd", steps=STEPS, objective="gairat", gairat_start=1, attack_bn="eval"
@@ -204,26 +191,7 @@ def test_counts_of_correct_steps() -> None:
         x_adv = climb(model, x, start, loss, EPS / 4, done, "eval")
         model.eval()
         correct += model(x_adv).argmax(1) == y
-    assert torch.equal(made[0].context.correct_steps, correct)
-
-
-def test_a_start_that_is_not_boxed_may_leave_the_box_but_not_the_ball() -> None:
-    """The memorization paper's TE: U(-eps, eps) in Linf, 0.001 N(0,1) in L2."""
-    x, y, index, _ = tiny_batch()
-    begun = {}
-    for boxed in (True, False):
-        step = tiny_step(tiny_model(), "pgd", boxed_start=boxed)
-        step(x, y, index)
-        begun[boxed] = step.plan.adversary.random_point(Batch(x, y, index, step.internals.offset))
-    moved = begun[False] - x
-    assert moved.abs().max() <= EPS
-    assert 0.95 * EPS**2 / 3 < moved.square().mean() < 1.05 * EPS**2 / 3
-    torch.testing.assert_close(begun[False].clamp(0, 1), begun[True])
-    assert not torch.equal(begun[False], begun[True])
-    step = tiny_step(tiny_model(), "pgd", norm="l2", boxed_start=False)
-    step(x, y, index)
-    begun_l2 = step.plan.adversary.random_point(Batch(x, y, index, step.internals.offset))
-    assert 0.0008 < (begun_l2 - x).std() < 0.0012
+    torch.testing.assert_close(made[0].context.correct_share, correct / STEPS)
 
 
 def test_a_kl_attack_starts_at_a_distance_of_0_001_from_the_image() -> None:

@@ -102,5 +102,5 @@ def test_awp_maximises_the_loss_of_the_weakened_images() -> None:
 def test_meaningless_strengths_are_refused() -> None:
     with pytest.raises(UserError, match="between 0 and 1"):
         tiny_step(tiny_model(), "pgd", shrink=1.5)
-    with pytest.raises(UserError, match="no perturbation"):
+    with pytest.raises(UserError, match="there is none"):
         tiny_step(tiny_model(), "standard", flip_signs=0.5)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fastadv import build_model
-from fastadv.algorithms.cost import (
+from fastadv.algorithms.contract import (
     DOUBLE_BACKWARD,
     FORWARD,
     INPUT_GRADIENT,

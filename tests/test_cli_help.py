@@ -91,7 +91,9 @@ def test_every_option_has_a_type_a_meaning_its_choices_and_its_default():
     assert rows["--steps"].flag == "--steps INT"
     assert rows["--beta"].default == "6"
     assert rows["--lr"].default == "preset"
-    assert rows["--[no-]random-start"].default == "on"
+    assert rows["--[no-]learned-start"].default == "on"
+    assert rows["--attack-loss"].allowed == "ce, kl, fit"
+    assert "stored" in rows["--start"].allowed
     assert "awp" in rows["--weights"].allowed
 
 

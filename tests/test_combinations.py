@@ -34,6 +34,8 @@ def check(slots, mode="eager"):
         key: value for part in slots.values() for key, value in OPTIONS.get(part, {}).items()
     }
     parts = {slot: part for slot, part in slots.items() if slot != "objective"}
+    if slots["adversary"] == "atta":
+        parts["start"] = "stored"
     method = "trades" if slots["objective"] == "trades" else "pgd"
     step = tiny_step(model, method, mode=mode, steps_per_epoch=1, total_steps=9, **parts, **options)
     step(x, y, index, start=start)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,10 +25,7 @@ def test_the_example_part_and_its_test(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.syspath_prepend(tmp_path)
     from logit_squeeze import LogitSqueeze
 
-    row = {"logit-squeeze": LogitSqueeze}
-    table = dict(parts.PARTS) | {"regularizer": {**parts.PARTS["regularizer"], **row}}
-    for module in ("fastadv.algorithms.parts", "fastadv.algorithms.resolution"):
-        monkeypatch.setattr(sys.modules[module], "PARTS", table)
+    monkeypatch.setitem(parts.PARTS["regularizer"], "logit-squeeze", LogitSqueeze)
     exec(compile(block("test"), "CONTRIBUTING.md", "exec"), {})
     # The example's test can fail: without the regularizer the weights are others.
     monkeypatch.setattr(LogitSqueeze, "term", lambda *_: torch.zeros((), dtype=torch.float64))

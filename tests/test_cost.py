@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastadv.algorithms import cost
+from fastadv.algorithms.contract import passes as kinds
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.algorithms.resolution import resolve
 from fastadv.benchmark.specs import AT_WORK
@@ -67,11 +68,11 @@ def marked(model: nn.Module, counted: Counter[tuple[str, str]]) -> nn.Module:
 
 # What the network is seen to do in one pass of each kind.
 SEEN = {
-    cost.FORWARD: {"forward": 1},
-    cost.INPUT_GRADIENT: {"forward": 1, "backward": 1},
-    cost.TRAINING: {"forward": 1, "backward": 1, "weights": 1},
-    cost.SHARED: {"forward": 1, "backward": 2, "weights": 1},
-    cost.DOUBLE_BACKWARD: {"forward": 1, "backward": 2, "weights": 1, "derivative of backward": 1},
+    kinds.FORWARD: {"forward": 1},
+    kinds.INPUT_GRADIENT: {"forward": 1, "backward": 1},
+    kinds.TRAINING: {"forward": 1, "backward": 1, "weights": 1},
+    kinds.SHARED: {"forward": 1, "backward": 2, "weights": 1},
+    kinds.DOUBLE_BACKWARD: {"forward": 1, "backward": 2, "weights": 1, "derivative of backward": 1},
 }
 
 
@@ -95,7 +96,7 @@ def counted_in_an_update(method: str, **options: Any) -> tuple[Counter, Counter]
     for name in ("forward", "backward"):
         seen[name, "train"] -= Fraction(2, BATCH)
     seen["forward", "eval"] -= 3 * Fraction(2, BATCH)
-    repeated = step.plan.objective.bn_updates()
+    repeated = step.plan.bn_updates
     if repeated != DEFAULT_BN_UPDATES:
         seen["forward", "train"] -= (len(DEFAULT_BN_UPDATES) + len(repeated)) * Fraction(2, BATCH)
     expected: Counter[tuple[str, str]] = Counter()
@@ -116,14 +117,14 @@ def test_every_recipe_makes_the_passes_that_are_counted(method: str) -> None:
     [
         ("pgd", {"restarts": 3}),
         ("pgd-logitalign", {"restarts": 2}),
-        ("pgd-logitalign", {"objective": "trades", "attack_objective": "kl", "random_start": True}),
+        ("pgd-logitalign", {"objective": "trades", "attack_loss": "kl", "start": "uniform"}),
         ("fgsm-n-gradalign", {"objective": "trades"}),
         ("fgsm", {"regularizer": "advlc", "objective": "trades"}),
         ("fgsm-n-advlc", {"attack_bn": "eval"}),
-        ("fgsm-n-advlc", {"attack_objective": "kl"}),
+        ("fgsm-n-advlc", {"attack_loss": "kl"}),
         ("fgsm-n-advlc", {"weights": "rwp"}),
         ("advlc", {"weights": "awp"}),
-        ("te", {"attack_objective": "kl", "attack_bn": "train"}),
+        ("te", {"attack_loss": "kl", "attack_bn": "train"}),
         ("apart", {"regularizer": "igr"}),
         ("free", {"regularizer": "advlc", "weights": "awp"}),
         ("pgd-consistency", {"weights": "awp", "objective": "trades"}),

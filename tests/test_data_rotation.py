@@ -72,7 +72,9 @@ def test_cifar100_is_rotated_as_in_the_published_code() -> None:
         assert resolve_run(RunRequest(method=method, data="cifar100")).augmentation == "base"
     mine = RunRequest(method="pgd", data="cifar100", augmentation="base")
     assert resolve_run(mine).augmentation == "base"
-    keeps = RunRequest(method="pgd", data="cifar100", options={"adversary": "atta"})
+    keeps = RunRequest(
+        method="pgd", data="cifar100", options={"adversary": "atta", "start": "stored"}
+    )
     assert resolve_run(keeps).augmentation == "base"
 
 

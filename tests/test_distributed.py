@@ -21,7 +21,19 @@ OPTIONS = {
     "trades-sat": {"steps": 2, "sat_start": 0},
     "free": {"replays": 2},
     "swa": {"steps": 2, "average_start": 0},
+    "pgd, soft labels": {"steps": 2},
+    "awp, a criterion": {"steps": 2, "warmup_epochs": 0},
 }
+
+
+def squares(logits: Tensor, y: Tensor) -> Tensor:
+    return (logits - y).pow(2).mean(1)
+
+
+def labels(name: str, y: Tensor) -> Tensor:
+    """The classes ``y`` (B,), or soft labels or other numbers (B,4) made from them."""
+    other = torch.eye(4, dtype=torch.float64)[y] * 0.8 + 0.05
+    return y if ", " not in name else other if "soft" in name else other - 2
 
 
 def free_port() -> int:
@@ -51,13 +63,15 @@ def trained(method: str, rank: int, world: int, wrap: bool = False) -> dict[str,
     wrapped = torch.nn.parallel.DistributedDataParallel(model) if wrap else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     known = {"total_steps": UPDATES, "steps_per_epoch": 2}
-    step = tiny_step(wrapped, method, optimizer=optimizer, **known, **OPTIONS[method])
+    options = OPTIONS[method] | ({"criterion": squares} if "criterion" in method else {})
+    name = method.partition(",")[0]
+    step = tiny_step(wrapped, name, optimizer=optimizer, **known, **options)
     share = ROWS // world
     mine = slice(share * rank, share * rank + share)
     metrics = {}
     for update in range(UPDATES):
         x, y, index = batch(update)
-        metrics = step(x[mine], y[mine], index[mine])
+        metrics = step(x[mine], labels(method, y)[mine], index[mine])
     state = {name: value for name, value in step.state.items() if method != "free"}
     return model.state_dict() | state | {"loss": metrics["loss"]}
 

@@ -48,6 +48,7 @@ def printed(out: str) -> dict[str, float]:
     ("script", "clean", "robust"),
     [
         ("own_loop", 90, 45),
+        ("accumulation", 88, 42),
         ("timm_model", 85, 60),
         ("lightning_module", 90, 40),
         ("with_accelerate", 88, 38),
@@ -61,6 +62,34 @@ def test_a_script_reaches_a_robust_network(
     accuracy = printed(capfd.readouterr().out)
     assert accuracy["clean"] >= clean
     assert accuracy["pgd-20"] >= robust
+
+
+@pytest.fixture
+def in_float64() -> Iterator[None]:
+    """A model that is built within has float64 weights, and uint8 images become float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_the_calls_of_an_update_train_as_one_call(in_float64: None) -> None:
+    """The loop of accumulation.py with calls of 16, 5 and all 64 images of an update."""
+    text = (EXAMPLES / "accumulation.py").read_text()
+    text = text.replace('amp=True, amp_dtype="fp16", ', "")
+    assert 'fp16"' not in text
+    found = []
+    for size in (16, 5, 64):
+        short = re.sub(r"(?m)^(EPOCHS, .* =) \d+, (.*), \d+$", rf"\1 1, \2, {size}", text)
+        assert short != text
+        space: dict[str, Any] = {"__name__": "__main__"}
+        exec(compile(short, "accumulation.py", "exec"), space)
+        assert space["step"].calls == len(space["loader"])
+        assert space["scaler"]._growth_tracker == len(space["loader"])
+        found.append(space["model"].state_dict())
+    assert found[0]["0.weight"].dtype is torch.float64
+    for other in found[1:]:
+        for name, value in found[0].items():
+            torch.testing.assert_close(other[name], value, rtol=0, atol=1e-10)
 
 
 def test_the_own_loop_resumes_bit_for_bit(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -152,6 +181,32 @@ def test_lightning_trains_and_resumes_as_a_loop_by_hand(
         ckpt_path=folder / "epoch=0.ckpt",
     )  # fmt: skip
     equal(second.state_dict(), expected)
+
+
+def test_lightning_counts_updates_and_not_calls(module_class: Callable[..., Any]) -> None:
+    def halves(step: Any, batch: Any) -> None:
+        for number in range(2):
+            x, y, index = (part.chunk(2)[number] for part in batch)
+            step(x, y, index=index, update=number == 1)
+
+    class InHalves(module_class):  # type: ignore[misc, valid-type]
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            halves(self.step, batch)
+            self.lr_schedulers().step()
+
+    model, plain = small_network(), small_network()
+    training = trainer(enable_checkpointing=False)
+    training.fit(InHalves(model, "atta-1"), DataLoader(few_rows(), batch_size=32))
+    assert training.global_step == 6
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+    lengths = {"num_samples": 96, "total_steps": 6, "steps_per_epoch": 3}
+    step = fastadv.step(plain, optimizer, "atta-1", eps=EPS, **lengths)
+    for _ in range(2):
+        for batch in DataLoader(few_rows(), batch_size=32):
+            halves(step, batch)
+            schedule.step()
+    equal(model.state_dict(), plain.state_dict())
 
 
 def test_a_gradient_scaler_inside_lightnings_optimizer_is_refused(

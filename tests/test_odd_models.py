@@ -77,14 +77,14 @@ class Pair(Net):
 
 class Named(Net):
     def forward(self, x):
-        return {"logits": super().forward(x)}
+        return {"scores": super().forward(x)}
 
 
 SENTENCES = {
     FrozenBackbone: "does not depend on its input by a gradient",
     Reentrant: "use_reentrant=False",
-    Pair: "must return logits",
-    Named: "must return logits",
+    Pair: "say where in it they are: output=0",
+    Named: "say where in it they are: output=0",
 }
 
 

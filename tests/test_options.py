@@ -29,6 +29,7 @@ NUMBERS: dict[str, tuple[float, float, float | None, float | None]] = {
     "shrink": (0, 1, -1e-9, 1.001),
     "flip_signs": (0, 1, -1e-9, 1.001),
     "alpha": (0, 3e38, -1e-9, None),
+    "start_scale": (0, 1, -1e-9, 1.001),
     "noise_scale": (0, 3e38, -1, None),
     "steps": (1, 10_000, 0, 10**9),
     "restarts": (1, 10_000, 0, 10**9),
@@ -75,7 +76,6 @@ NUMBERS: dict[str, tuple[float, float, float | None, float | None]] = {
     "average_decay": (0, 0.999, -0.1, 1),
 }
 CHOICES = {
-    "attack_objective": ("ce", "kl"),
     "attack_bn": ("train", "eval"),
     "step_size_schedule": ("triangular", "constant"),
     "block_noise_at": ("conv1", "input"),
@@ -87,7 +87,7 @@ CHOICES = {
     "rwp_loss": ("total", "adversarial"),
     "rate_form": ("group", "gradient"),
 }
-SWITCHES = ("random_start", "boxed_start", "learned_start", "layerwise", "reg_ramp", "cure_squared")
+SWITCHES = ("learned_start", "layerwise", "reg_ramp", "cure_squared")
 SEVERAL = {
     "bn_passes": [("natural",), ("natural", "clean"), "natural,nan", (NAN,), 3, ()],
     "kd_weights": [(NAN, 1, 1), (-1, 1, 1), (INF, 1, 1), "0.3,x,1", (), (0.0, 0.0, 0.0), object()],
@@ -96,6 +96,9 @@ SEVERAL = {
     "layer_groups": [(), (NAN,), (None,), (3.5,), NAN],
     "teachers": [3.5, NAN, (1, 2), {"a": 1}, True],
 }
+# What a part cannot do without, and what it has to be without.
+BESIDE = {"atta": {"start": "stored"}}
+USELESS = {("none", "shrink"), ("none", "flip_signs")}
 ALL = [
     (slot, part, name)
     for slot, parts in PARTS.items()
@@ -130,7 +133,7 @@ def test_every_option_of_every_part_is_covered() -> None:
 
 @pytest.mark.parametrize(("slot", "part", "name"), ALL, ids=lambda value: value)
 def test_a_bad_option_is_refused_with_its_allowed_values(slot: str, part: str, name: str) -> None:
-    here: dict[str, Any] = {slot: part}
+    here: dict[str, Any] = {slot: part, **BESIDE.get(part, {})}
     if name in NUMBERS:
         low, high, below, above = NUMBERS[name]
         for outside in (below, above):
@@ -139,6 +142,9 @@ def test_a_bad_option_is_refused_with_its_allowed_values(slot: str, part: str, n
         wrong = (NAN, INF, -INF, 1e39, -1e39, 10**400, "nan", "many", "1e400", True, [1], object())
         for value in wrong:
             refused(name, value, **here)
+        if (part, name) in USELESS:
+            assert "there is none" in refused(name, high, **here)
+            high = low
         for value in (low, high, str(low), np.float32(low) if low < 1e30 else low):
             # A triangular schedule lowers this one by 0.1, and has its own error for it.
             more = {"step_size_schedule": "constant"} if name == "step_size_momentum" else {}
@@ -149,9 +155,7 @@ def test_a_bad_option_is_refused_with_its_allowed_values(slot: str, part: str, n
         for value in ("kll", "", 3, NAN, True, ["ce"], None if slot == "x" else object()):
             refused(name, value, **here)
         for value in CHOICES[name]:
-            # FGSM begins where the KL is flat, and says so.
-            if (part, value) != ("fgsm", "kl"):
-                assert resolve("pgd", {**here, name: value}).options[name] == value
+            assert resolve("pgd", {**here, name: value}).options[name] == value
     elif name in SWITCHES:
         for value in ("maybe", 3, NAN, [], object()):
             refused(name, value, **here)
@@ -174,7 +178,7 @@ def test_a_bad_option_is_refused_with_its_allowed_values(slot: str, part: str, n
         ("trades", {"beta": -1}),
         ("te", {"te_weight": -5}),
         ("advlc", {"reg_weight": -3}),
-        ("fgsm-plus", {"attack_objective": "kll"}),
+        ("fgsm-plus", {"attack_loss": "kll"}),
     ],
 )
 def test_bad_options_of_methods_are_refused(method: str, options: dict[str, Any]) -> None:
@@ -259,7 +263,15 @@ def test_every_number_of_a_run_is_covered() -> None:
     plain |= {"cycle_momentum"}
     choices = {"shortcut", "stem", "amp_dtype", "attack_dtype", "mode", "augmentation", "loader"}
     choices |= {"select"}
-    texts = {"model", "unlabelled", "data_root", "select_attack", "test_attacks", "device"}
+    texts = {
+        "model",
+        "blocks",
+        "unlabelled",
+        "data_root",
+        "select_attack",
+        "test_attacks",
+        "device",
+    }
     assert set(setting_types()) == {*BAD_SETTINGS, *plain, *choices, *texts}
     for name in choices:
         with pytest.raises(UserError, match=name.replace("_", "-")):
@@ -354,7 +366,7 @@ def test_the_command_line_gives_the_same_sentence(fastadv_command) -> None:
         (("--method", "awp", "--gamma", "nan"), "gamma must be a number"),
         (("--lr", "1e400"), "--lr must be at least 0 and finite, not inf."),
         (("--method", "trades", "--beta", "1e39"), "beta must be at least 0 and a number that"),
-        (("--method", "pgd", "--attack-objective", "kll"), "attack_objective 'kll'"),
+        (("--method", "pgd", "--attack-loss", "kll"), "attack_loss 'kll'"),
     ):
         outcome = fastadv_command("train", *words)
         assert outcome.code == 2

@@ -29,7 +29,7 @@ CASES = {
     "steps": Origin.USER,
     "beta": Origin.PART,
     "gamma": Origin.RECIPE,
-    "attack_objective": Origin.RECIPE,
+    "attack_loss": Origin.RECIPE,
 }
 
 

@@ -1,87 +1,225 @@
 """Every refused pair of parts is refused with its reason, and similar pairs are accepted."""
 
+import inspect
+
 import pytest
 
-from fastadv.algorithms.refusals import REFUSALS
+from fastadv.algorithms.contract import AttackLoss
+from fastadv.algorithms.parts import PARTS
 from fastadv.algorithms.resolution import resolve
 from fastadv.errors import UserError
 
-# Words of the row's name -> plans it refuses, and plans that differ in one part and are built.
 NONE = {"adversary": "none"}
+FREE = {"adversary": "free"}
+ATTA = {"adversary": "atta", "start": "stored"}
+STARTS = sorted(PARTS["start"])
+
+
+class Averaged(AttackLoss):
+    """A loss of the whole batch, which restarts cannot compare."""
+
+
+# (slot and part that refuse, reason) -> the other's slot, plans that are refused, and plans that
+# differ in one part and are built.
 CASES = {
-    "none x objective trades": (
-        [NONE | {"objective": "trades"}, NONE | {"objective": "rst"}],
+    ("objective trades", "its KL is identically 0"): (
+        "adversary",
+        [NONE | {"objective": "trades"}],
         [NONE, {"objective": "trades"}],
     ),
-    "shrink or flip_signs": (
-        [NONE | {"shrink": 0.5}, NONE | {"flip_signs": 0.1}],
-        [NONE | {"shrink": 0.0}, {"shrink": 0.5}],
+    ("objective rst", "its KL is identically 0"): (
+        "adversary",
+        [NONE | {"objective": "rst"}],
+        [{"objective": "rst"}],
     ),
-    "none x regularizer advlc": (
+    ("regularizer advlc", "the penalty is identically 0"): (
+        "adversary",
         [NONE | {"regularizer": "advlc"}],
         [NONE | {"regularizer": "igr"}, {"regularizer": "advlc"}],
     ),
-    "none x objective clean-mixed": (
-        [NONE | {"objective": "clean-mixed"}, NONE | {"objective": "clean-subtracted"}],
+    ("objective clean-mixed", "without an attack they are equal"): (
+        "adversary",
+        [NONE | {"objective": "clean-mixed"}],
         [{"objective": "clean-mixed"}],
     ),
-    "objective gairat": (
+    ("objective clean-subtracted", "without an attack they are equal"): (
+        "adversary",
+        [NONE | {"objective": "clean-subtracted"}],
+        [{"objective": "clean-subtracted"}],
+    ),
+    ("objective gairat", "this adversary takes no such steps"): (
+        "adversary",
         [{"objective": "gairat", "adversary": "fast"}, NONE | {"objective": "gairat"}],
         [{"objective": "gairat"}],
     ),
-    "free x regularizer logitalign": (
-        [{"adversary": "free", "regularizer": "logitalign"}],
-        [{"adversary": "free", "regularizer": "advlc"}, {"regularizer": "logitalign"}],
+    ("regularizer logitalign", "no attack beside the outer pass's gradient"): (
+        "adversary",
+        [FREE | {"regularizer": "logitalign"}],
+        [FREE | {"regularizer": "advlc"}, {"regularizer": "logitalign"}],
     ),
-    "target distillation": (
+    ("target distillation", "would mix up two images"): (
+        "objective",
         [
             {"target": "distillation", "objective": objective}
             for objective in ("trades", "rst", "clean-mixed", "clean-subtracted")
         ],
         [{"target": "distillation"}, {"target": "label-smoothing", "objective": "trades"}],
     ),
-    "target self-adaptive x objective": (
-        [{"target": "self-adaptive", "objective": "clean-mixed"}],
+    ("target self-adaptive", "this objective fits two"): (
+        "objective",
+        [
+            {"target": "self-adaptive", "objective": "clean-mixed"},
+            {"target": "self-adaptive", "objective": "clean-subtracted"},
+        ],
         [{"target": "self-adaptive", "objective": "trades"}],
     ),
-    "regularizer consistency": (
+    ("target self-adaptive", "the replays would give it several"): (
+        "adversary",
+        [FREE | {"target": "self-adaptive", "replays": 2}],
+        [FREE | {"target": "self-adaptive", "replays": 1}],
+    ),
+    ("target temporal-ensembling", "the replays would give it several"): (
+        "adversary",
+        [FREE | {"target": "temporal-ensembling"}],
+        [
+            FREE | {"target": "temporal-ensembling", "replays": 1},
+            FREE | {"target": "label-smoothing"},
+        ],
+    ),
+    ("regularizer consistency", "would update its stored state in two different ways"): (
+        "this method",
         [
             {"regularizer": "consistency", "target": "temporal-ensembling"},
-            {"regularizer": "consistency", "adversary": "atta"},
+            {"regularizer": "consistency", "start": "stored"},
+            ATTA | {"regularizer": "consistency"},
             {"regularizer": "consistency", "adversary": "apart"},
         ],
-        [{"regularizer": "consistency", "adversary": "apart", "learned_start": False}],
-    ),
-    "x adversary free": (
         [
-            {"target": "temporal-ensembling", "adversary": "free"},
-            {"target": "self-adaptive", "adversary": "free", "replays": 2},
-        ],
-        [
-            {"target": "temporal-ensembling", "adversary": "free", "replays": 1},
-            {"target": "label-smoothing", "adversary": "free"},
+            {"regularizer": "consistency", "adversary": "apart", "learned_start": False},
+            {"regularizer": "consistency", "start": "center"},
         ],
     ),
+    ("adversary atta", "take start='stored'"): (
+        "start",
+        [{"adversary": "atta"}, ATTA | {"start": "center"}, ATTA | {"start": "none"}],
+        [ATTA],
+    ),
+    ("adversary pgd", "restarts compare the loss of each sample"): (
+        "attack_loss",
+        [{"restarts": 2, "attack_loss": Averaged}],
+        [{"attack_loss": Averaged}, {"restarts": 2, "attack_loss": "kl"}],
+    ),
+    ("attack_loss kl", "the KL to f(x) has no gradient"): (
+        "adversary",
+        [
+            {"attack_loss": "kl", "start": "center"},
+            {"attack_loss": "kl", "start": "center", "restarts": 2},
+            {"attack_loss": "kl", "adversary": "fgsm"},
+            {"attack_loss": "kl", "adversary": "apart", "learned_start": False},
+        ],
+        [
+            {"attack_loss": "ce", "start": "center"},
+            {"attack_loss": "kl"},
+            {"attack_loss": "kl", "start": "gaussian"},
+            {"attack_loss": "kl", "start": "uniform", "adversary": "fgsm"},
+            {"attack_loss": "kl", "adversary": "fgsm-n"},
+            {"attack_loss": "kl", "adversary": "apart"},
+        ],
+    ),
+    **{
+        (f"start {start}", "this adversary begins where its own definition says"): (
+            "adversary",
+            [
+                {"adversary": adversary, "start": start}
+                for adversary in ("none", "fgsm-n", "n-fgsm", "free", "fgsm-plus", "apart")
+            ],
+            [
+                {"adversary": adversary, "start": start}
+                for adversary in ("pgd", "fgsm", "fgsm-r", "fast")
+            ],
+        )
+        for start in STARTS
+    },
+}
+# Reasons that no plan of our own parts reaches: none of our targets takes labels of any form.
+OF_OTHERS = {
+    ("attack_loss ce", "the cross entropy compares logits with classes"),
+    ("objective trades", "its KL compares predictions of classes"),
+    ("objective rst", "its KL compares predictions of classes"),
+    ("attack_loss kl", "the KL compares predictions of classes"),
+    ("objective gairat", "its weights count how often a class was right"),
+    ("regularizer advlc", "it compares logits of classes"),
+    ("regularizer consistency", "it compares predictions of classes"),
+    ("regularizer cure", "it penalises changes of the cross entropy's gradient"),
+    ("regularizer gradalign", "it aligns gradients of the cross entropy"),
+    ("regularizer igr", "it penalises the gradient of the cross entropy"),
+    ("regularizer logitalign", "its KL compares predictions of classes"),
 }
 
 
-def row_of(words: str) -> tuple[str, str]:
-    (found,) = [(name, reason) for name, _, reason in REFUSALS if words in name]
-    return found
+def built(options):
+    """``options`` with a new part for each part class."""
+    return {name: value() if isinstance(value, type) else value for name, value in options.items()}
 
 
-def test_every_row_has_a_few_cases():
-    assert sorted(row_of(words)[0] for words in CASES) == sorted(name for name, *_ in REFUSALS)
-    assert len(REFUSALS) <= 25
+def test_every_reason_has_its_cases():
+    """A part that states one more conflict needs one more case."""
+    for slot, parts in PARTS.items():
+        for name, part in parts.items():
+            stated = inspect.getsource(part.conflicts).count("yield Conflict(")
+            told = [who for who, _ in [*CASES, *OF_OTHERS] if who == f"{slot} {name}"]
+            assert stated == len(told), f"{slot} {name}"
 
 
-@pytest.mark.parametrize("words", CASES)
-def test_a_refused_pair_says_why(words):
-    name, reason = row_of(words)
-    refused, built = CASES[words]
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_a_refused_pair_says_why(case):
+    who, reason = case
+    slot, refused, accepted = CASES[case]
     for options in refused:
         with pytest.raises(UserError) as told:
-            resolve("pgd", options)
-        assert str(told.value) == f"{name} cannot be combined: {reason}"
-    for options in built:
-        resolve("pgd", options)
+            resolve("pgd", built(options))
+        text = str(told.value)
+        other = options.get(slot, {"adversary": "pgd", "start": "none"}.get(slot, ""))
+        if isinstance(other, type):
+            other = other.__name__
+        beside = "this method" if slot == "this method" else f"{slot} {other}"
+        assert text.startswith(f"{who} x {beside} cannot be combined: "), text
+        assert reason in text
+        assert "\n" not in text
+        assert text.endswith(".")
+    for options in accepted:
+        resolve("pgd", built(options))
+
+
+@pytest.mark.parametrize("case", sorted(OF_OTHERS), ids=" ".join)
+def test_a_part_that_needs_classes_says_so(case):
+    """A target that takes labels of any form, as one of somebody else may."""
+
+    class AnyForm(PARTS["target"]["one-hot"]):
+        labels = "any"
+
+    who, reason = case
+    slot, part = who.split()
+    other = {} if slot == "attack_loss" else {"attack_loss": "fit"}
+    with pytest.raises(UserError) as told:
+        resolve("pgd", {"target": AnyForm(), slot: part, **other})
+    start = f"{who} x target AnyForm cannot be combined: {reason}"
+    assert str(told.value).startswith(start)
+    resolve("pgd", {"target": AnyForm(), "attack_loss": "fit"})
+
+
+@pytest.mark.parametrize("options", [{"shrink": 0.5}, {"flip_signs": 0.1}])
+def test_without_an_attack_there_is_nothing_to_weaken(options):
+    with pytest.raises(UserError, match="without an attack x' = x"):
+        resolve("pgd", NONE | options)
+    resolve("pgd", NONE | dict.fromkeys(options, 0.0))
+    resolve("pgd", options)
+
+
+@pytest.mark.parametrize("adversary", ["none", "free"])
+def test_a_loss_that_no_step_follows_is_refused(adversary):
+    with pytest.raises(UserError, match="takes none of its own: omit it"):
+        resolve("pgd", {"adversary": adversary, "attack_loss": "kl"})
+    for given in ({}, {"attack_loss": "kl"}):  # the recipe's was that of its attack
+        plan = resolve("trades", {"adversary": "free", **given})
+        assert "natural_logits_attack" not in plan.needs

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from fastadv import kernels
 from fastadv.algorithms.contract import Outputs
+from fastadv.algorithms.regularizers import gradalign, logitalign
 from fastadv.algorithms.regularizers.advlc import AdvLC
 from fastadv.algorithms.regularizers.gradalign import one_minus_cosine
-from fastadv.engine import noise
 from fastadv.errors import UserError
 
 ALPHA, STEPS = 0.04, 2
@@ -34,6 +34,12 @@ def js(p, q):
 
 def attack(model, x, y, start, steps=STEPS):
     return climb(model, x, start, lambda z: ce(z, y).mean(), ALPHA, steps, "train")
+
+
+def drawn_by(stream, index, x):
+    """The uniform noise of a stream in the first update."""
+    shape, number, first = tuple(x.shape[1:]), stream.number, stream.shift
+    return kernels.noise_uniform(index, shape, 0, first, number, torch.float64)
 
 
 def gradient(model, x, y, reduce):
@@ -109,7 +115,7 @@ def test_one_step_from_the_centre_forwards_it_once(adversary, mode):
 )
 def test_passes_that_differ_are_not_shared(apart):
     """With another BN mode, perturbed weights or more steps the outer pass forwards the centre."""
-    adversary = {"adversary": "pgd", "random_start": False} if "steps" in apart else {}
+    adversary = {"adversary": "pgd", "start": "center"} if "steps" in apart else {}
     options = {"adversary": "fgsm-n", "regularizer": "advlc"} | adversary | apart
     x, y, index, _ = tiny_batch()
     model = tiny_model()
@@ -206,9 +212,7 @@ def test_cure(squared, length, mode):
 def test_gradalign_holds_the_first_gradient_constant_for_one_step(steps, mode):
     def formula(model, x, x_adv, y):
         _, _, index, _ = tiny_batch()
-        drawn = kernels.noise_uniform(
-            index, tuple(x.shape[1:]), 0, 0, noise.REGULARIZER, torch.float64
-        )
+        drawn = drawn_by(gradalign.NEAR, index, x)
         here = gradient(model, x, y, torch.mean)
         if steps == 1:
             here = here.detach()
@@ -238,16 +242,16 @@ def test_gradalign_of_a_linear_model_is_zero_and_zero_gradients_are_left_out():
 
 
 @pytest.mark.parametrize(
-    ("mode", "attack_objective"), [("eager", "ce"), ("eager", "kl"), ("compiled", "ce")]
+    ("mode", "attack_loss"), [("eager", "ce"), ("eager", "kl"), ("compiled", "ce")]
 )
-def test_logitalign_also_attacks_a_noisy_neighbour(attack_objective, mode):
+def test_logitalign_also_attacks_a_noisy_neighbour(attack_loss, mode):
     x, y, index, start = tiny_batch()
     model, other = tiny_model(), tiny_model()
-    options = {"align_noise": 2, "reg_weight": 5, "attack_objective": attack_objective}
+    options = {"align_noise": 2, "reg_weight": 5, "attack_loss": attack_loss}
     tiny_step(model, mode=mode, regularizer="logitalign", attack_bn="eval", **options, **ATTACK)(
         x, y, index, start=start
     )
-    drawn = kernels.noise_uniform(index, tuple(x.shape[1:]), 0, 0, noise.REGULARIZER, torch.float64)
+    drawn = drawn_by(logitalign.NOISE, index, x)
     noisy = (x + 2 * EPS * drawn).clamp(0, 1)
     examples = []
     for images in (x, noisy):
@@ -255,7 +259,7 @@ def test_logitalign_also_attacks_a_noisy_neighbour(attack_objective, mode):
             natural = other.eval()(images).softmax(1)
 
         def loss(z, natural=natural):
-            found = ce(z, y) if attack_objective == "ce" else kl(natural, z.softmax(1))
+            found = ce(z, y) if attack_loss == "ce" else kl(natural, z.softmax(1))
             return found.mean()
 
         examples.append(climb(other, images, start, loss, ALPHA, STEPS, "eval"))
@@ -270,8 +274,8 @@ def test_the_neighbours_random_start_is_another_one():
     x, y, index, _ = tiny_batch()
     step = tiny_step(tiny_model(), regularizer="logitalign", **ATTACK)
     drawn = []
-    inner = step.plan.adversary.random_point
-    step.plan.adversary.random_point = lambda batch, restart=0: (
+    inner = step.plan.adversary.begin
+    step.plan.adversary.begin = lambda batch, restart=0: (
         drawn.append(inner(batch, restart) - batch.x) or drawn[-1] + batch.x
     )
     step(x, y, index)
@@ -304,8 +308,8 @@ def test_consistency_needs_its_second_view_and_draws_other_noise_for_it():
     with pytest.raises(UserError, match="second="):
         step(x, y, index)
     seen = []
-    inner = step.plan.adversary.random_point
-    step.plan.adversary.random_point = lambda batch, restart=0: (
+    inner = step.plan.adversary.begin
+    step.plan.adversary.begin = lambda batch, restart=0: (
         seen.append(inner(batch, restart)) or seen[-1]
     )
     step(x, y, index, second=x)

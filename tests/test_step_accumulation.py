@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from tiny import sgd, tiny_batch, tiny_model, tiny_step
+from tiny import assert_same, descend, sgd, tiny_batch, tiny_model, tiny_step
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fastadv.training.training_step import Step
 
@@ -34,7 +35,7 @@ def test_a_weight_frozen_between_two_updates_does_not_change() -> None:
 def test_a_call_with_update_false_is_no_update() -> None:
     step = accumulating()
     assert step.calls == 2
-    assert int(step.internals.offset) == 4  # each call draws its own noise
+    assert int(step.internals.offset) == 2  # all calls of an update draw the noise of one call
 
 
 def test_the_average_is_updated_once_per_update() -> None:
@@ -49,6 +50,19 @@ def test_the_average_is_updated_once_per_update() -> None:
         average = decay * average + (1 - decay) * model.linear.weight.detach()
     with step.evaluation_weights():
         torch.testing.assert_close(model.linear.weight.detach(), average)
+
+
+def test_batchnorm_takes_its_statistics_from_each_call() -> None:
+    x, y, index, _ = tiny_batch()
+    model, twin = tiny_model(), tiny_model()
+    step, optimizer = tiny_step(model, "standard"), sgd(twin)
+    for _ in range(2):
+        loss = torch.zeros((), dtype=torch.float64)
+        for part in (slice(0, 5), slice(5, 8)):
+            step(x[part], y[part], index[part], update=part.stop == 8)
+            loss = loss + functional.cross_entropy(twin(x[part]), y[part], reduction="sum") / 8
+        descend(optimizer, loss)
+    assert_same(model, twin)
 
 
 class Cumulative(nn.Module):

@@ -79,7 +79,7 @@ def test_parameters_without_a_stream_learn_through_their_copies() -> None:
     step = tiny_step(model, "fgsm", amp=True)
     step(x.float(), y, index)
     held = model(x.float()).sum()
-    batch = Batch(x.float(), y, index, step.internals.offset)
+    batch = Batch(x.float(), y, index, step.internals.offset, step.threat)
     with (
         autocast(step.internals.net.device, None),
         with_fresh_grad_accumulators(step.internals.update),

@@ -308,7 +308,9 @@ def test_a_single_logit_is_refused() -> None:
     [
         (lambda y: y.int(), r"pass y\.long\(\)"),
         (lambda y: y[:, None], r"pass y\.squeeze\(1\)"),
-        (lambda y: nn.functional.one_hot(y, 4).float(), r"pass y\.argmax\(1\)"),
+        (lambda y: nn.functional.one_hot(y, 4), r"pass y\.float\(\) of one-hot rows, or y\.argmax"),
+        (lambda y: y.float(), "pass a loss of your own, criterion="),
+        (lambda y: y[:, None].float(), "pass a loss of your own, criterion="),
     ],
 )
 def test_labels_in_another_form_are_refused(change: Any, way_out: str) -> None:

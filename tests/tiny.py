@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastadv.algorithms.criteria import resolve_with
 from fastadv.algorithms.plan import Plan
-from fastadv.algorithms.resolution import resolve
 from fastadv.threat import Threat
 from fastadv.training.settings import Execution, Precision, RunLength
 from fastadv.training.training_step import Step
@@ -22,7 +22,7 @@ CLASSES = 4
 STEP_SETTINGS = (
     *("total_steps", "steps_per_epoch", "seed", "num_classes", "amp", "amp_dtype"),
     *("scaler", "max_grad_norm", "backend", "blocks", "num_samples"),
-    "before_update",
+    *("before_update", "output", "radius"),
 )
 LEARNING = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 
@@ -78,13 +78,17 @@ def tiny_step(
     model: nn.Module, method: str = "pgd", *, mode: str = "eager", **options: Any
 ) -> Step:
     """A step of ``method`` on ``model`` with 20 samples; ``options`` are the parts' and:
-    ``eps``, ``norm``, ``optimizer``, and the settings of ``Step`` in ``STEP_SETTINGS``."""
+    ``eps``, ``norm``, ``threat``, ``optimizer``, the criteria, and the settings of ``Step`` in
+    ``STEP_SETTINGS``."""
     optimizer = options.pop("optimizer", None) or sgd(model)
     settings: dict[str, Any] = {"num_samples": 20, "backend": "aot_eager"}
     settings["blocks"] = ["conv2"] if isinstance(model, TinyNet) else None
     settings |= {name: options.pop(name) for name in STEP_SETTINGS if name in options}
-    threat = Threat(options.pop("norm", "linf"), options.pop("eps", EPS))
-    return flat_step(model, optimizer, resolve(method, options), threat, mode=mode, **settings)
+    threat = options.pop("threat", None)
+    threat = threat or Threat(options.pop("norm", "linf"), options.pop("eps", EPS))
+    losses = [options.pop(name, None) for name in ("criterion", "attack_criterion")]
+    plan = resolve_with(method, options, *losses)
+    return flat_step(model, optimizer, plan, threat, mode=mode, **settings)
 
 
 GROUPS = {"precision": Precision, "length": RunLength, "execution": Execution}

@@ -1,8 +1,7 @@
-"""The table of parts: slot -> name -> class. A new part is one file and one line here."""
+"""The table of parts: slot -> name -> class. A new part of fastadv is one file and one line here; a
+part from elsewhere is added by ``registry.register``."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from fastadv.algorithms.adversaries.apart import APART
 from fastadv.algorithms.adversaries.atta import ATTA
@@ -15,6 +14,9 @@ from fastadv.algorithms.adversaries.free import Free
 from fastadv.algorithms.adversaries.n_fgsm import NFGSM
 from fastadv.algorithms.adversaries.none import NoAttack
 from fastadv.algorithms.adversaries.pgd import PGD
+from fastadv.algorithms.attack_losses.ce import CrossEntropyAttack
+from fastadv.algorithms.attack_losses.fit import FitAttack
+from fastadv.algorithms.attack_losses.kl import KLAttack
 from fastadv.algorithms.averaging.ema import EMA
 from fastadv.algorithms.averaging.swa import SWA
 from fastadv.algorithms.contract import Part
@@ -34,6 +36,12 @@ from fastadv.algorithms.regularizers.gradalign import GradAlign
 from fastadv.algorithms.regularizers.igr import IGR
 from fastadv.algorithms.regularizers.logitalign import LogitAlign
 from fastadv.algorithms.slots import NONE, OPTIONAL
+from fastadv.algorithms.starts.bernoulli import Bernoulli
+from fastadv.algorithms.starts.center import Center
+from fastadv.algorithms.starts.gaussian import Gaussian
+from fastadv.algorithms.starts.stored import Stored
+from fastadv.algorithms.starts.unclipped import Unclipped
+from fastadv.algorithms.starts.uniform import UniformStart
 from fastadv.algorithms.targets.distillation import Distillation
 from fastadv.algorithms.targets.label_smoothing import LabelSmoothing
 from fastadv.algorithms.targets.one_hot import OneHot
@@ -42,7 +50,7 @@ from fastadv.algorithms.targets.temporal_ensembling import TemporalEnsembling
 from fastadv.algorithms.weights.awp import AWP
 from fastadv.algorithms.weights.rwp import RWP
 
-PARTS: Mapping[str, Mapping[str, type[Part]]] = {
+PARTS: dict[str, dict[str, type[Part]]] = {
     "adversary": {
         NONE: NoAttack,
         "fgsm": FGSM,
@@ -55,6 +63,15 @@ PARTS: Mapping[str, Mapping[str, type[Part]]] = {
         "atta": ATTA,
         "fgsm-plus": FGSMPlus,
         "apart": APART,
+    },
+    "attack_loss": {"ce": CrossEntropyAttack, "kl": KLAttack, "fit": FitAttack},
+    "start": {
+        "center": Center,
+        "uniform": UniformStart,
+        "uniform-unclipped": Unclipped,
+        "gaussian": Gaussian,
+        "bernoulli": Bernoulli,
+        "stored": Stored,
     },
     "objective": {
         "ce": CrossEntropy,

@@ -9,16 +9,33 @@ from typing import Any
 
 from fastadv.algorithms.contract import (
     Adversary,
+    AttackLoss,
     Averaging,
+    BeginsAtCenter,
+    Capabilities,
+    CountsCorrect,
+    FlatAtCenter,
+    GivenLoss,
+    HasNeighbor,
     Layers,
+    LearnsSteps,
+    NeedsHardLabels,
     Objective,
+    OrdersBatchNorm,
     Part,
+    Penalizes,
     Regularizer,
+    Replays,
+    SharesForward,
+    Start,
     Target,
+    Teaches,
     WeightPerturbation,
 )
 from fastadv.algorithms.parts import PARTS
-from fastadv.algorithms.recipes.table import Recipe
+from fastadv.algorithms.plugins import source_digest
+from fastadv.algorithms.recipe import Recipe
+from fastadv.engine.model.bn_momentum import DEFAULT_BN_UPDATES
 
 
 @dataclass(frozen=True)
@@ -33,6 +50,8 @@ class Plan:
     slots: Mapping[str, str]
     options: Mapping[str, Any]
     adversary: Adversary
+    attack_loss: AttackLoss
+    start: Start | None
     objective: Objective
     target: Target
     regularizer: Regularizer | None
@@ -49,15 +68,45 @@ class Plan:
     @cached_property
     def needs(self) -> frozenset[str]:
         """The entries of ``NEEDS`` that the parts ask of the step and of the loader; constant."""
-        kl = {"natural_logits_attack"} if self.adversary.attack_objective == "kl" else set()
-        return frozenset(kl).union(*(part.requires() for part in self.parts.values()))
+        return frozenset().union(*(part.requires() for part in self._asking))
 
     def wants(self, need: str) -> bool:
         """True if a part that is active in this epoch asks for ``need``."""
-        if need not in self.needs:
-            return False
-        asking = [part for part in self.parts.values() if need in part.requires()]
-        return not asking or any(part.active for part in asking)
+        return need in self.needs and any(
+            part.active and need in part.requires() for part in self._asking
+        )
+
+    @cached_property
+    def _asking(self) -> list[Part]:
+        """The parts that an update calls: not the attack's loss if no step follows it."""
+        unused = None if self.adversary.gradient_steps else self.attack_loss
+        return [part for part in self.parts.values() if part is not unused]
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """What the parts offer each other."""
+        adversary, start, loss = self.adversary, self.start, self.attack_loss
+        begins: Part = adversary if start is None else start
+        own_gradient = adversary.gradient_steps > 0
+        return Capabilities(
+            attacks=adversary.attacks,
+            attacks_any_image=own_gradient or "input_gradient" not in adversary.requires(),
+            takes_start=adversary.takes_start,
+            begins_at_center=isinstance(begins, BeginsAtCenter) and begins.begins_at_center,
+            keeps_starts=start is not None and bool(start.sample_state()),
+            gradient_steps=adversary.gradient_steps,
+            attack_bn=adversary.attack_bn,
+            counts_correct=isinstance(adversary, CountsCorrect) and adversary.counts_correct,
+            flat_attack_loss=isinstance(loss, FlatAtCenter) and loss.flat_at_center,
+            attack_loss_per_sample=type(loss).per_sample is not AttackLoss.per_sample,
+            fits=self.objective.fits,
+            objective_reads_center="natural_logits_train" in self.objective.requires(),
+            labels=self.target.labels,
+            sample_state=self.keeps_sample_state,
+            updates_per_batch=self.updates_per_batch,
+            perturbs_weights=self.weights is not None,
+            needs=self.needs,
+        )
 
     @cached_property
     def keeps_sample_state(self) -> bool:
@@ -65,23 +114,79 @@ class Plan:
         return any(part.sample_state() for part in self.parts.values())
 
     @cached_property
+    def keeps_perturbations(self) -> bool:
+        """True if the adversary or the start keeps a perturbation of each training image."""
+        keeping = [self.adversary, *([] if self.start is None else [self.start])]
+        return any(part.sample_state() for part in keeping)
+
+    @cached_property
     def differentiates_twice(self) -> bool:
         """True if the regularizer differentiates an input gradient."""
-        part = self.regularizer
-        if part is None:
-            return False
-        return part.wants_center_gradient or part.wants_adversarial_gradient
+        return bool(self.needs & {"differentiable_center", "differentiable_input"})
 
     @cached_property
     def shares_natural_forward(self) -> bool:
-        """True if the attack's forward pass at x can be reused as the natural one of the loss: the
-        weights are the same, and no other pass runs in between."""
+        """True if the attack's forward pass at x serves the loss also: the attack is one step from
+        there, the weights are the same, and no other pass runs in between."""
+        adversary = self.adversary
         between = self.weights is not None or "teacher_logits" in self.needs
-        if self.regularizer is not None:
-            between = between or self.regularizer.wants_neighbor or self.differentiates_twice
-        return "natural_logits_train" in self.needs and not between
+        between = between or self.differentiates_twice or self.neighbor is not None
+        able = isinstance(adversary, SharesForward) and adversary.shares_forward(self.capabilities)
+        return able and "natural_logits_train" in self.needs and not between
 
     @cached_property
     def updates_per_batch(self) -> int:
         """Updates of the weights per batch (Free-m: m)."""
-        return self.adversary.updates_per_batch
+        return self.adversary.updates_per_batch if isinstance(self.adversary, Replays) else 1
+
+    # -- abilities of single parts ------------------------------------------------------------
+
+    @cached_property
+    def learned(self) -> LearnsSteps | None:
+        """The adversary, if it has tensors that the outer pass is differentiated in."""
+        return self.adversary if isinstance(self.adversary, LearnsSteps) else None
+
+    @cached_property
+    def neighbor(self) -> HasNeighbor | None:
+        """The regularizer, if it compares with a second attacked image."""
+        return self.regularizer if isinstance(self.regularizer, HasNeighbor) else None
+
+    @cached_property
+    def penalizing(self) -> Penalizes | None:
+        """The target, if it adds a term of its own to the losses."""
+        return self.target if isinstance(self.target, Penalizes) else None
+
+    @cached_property
+    def teacher(self) -> Teaches | None:
+        """The target, if it runs networks of its own."""
+        return self.target if isinstance(self.target, Teaches) else None
+
+    @cached_property
+    def given_losses(self) -> list[GivenLoss]:
+        """The parts with a loss that the user gave as a function."""
+        return [part for part in self._asking if isinstance(part, GivenLoss)]
+
+    @cached_property
+    def hard_labels_only(self) -> str:
+        """Why the method takes no soft labels, in words; "" if it takes them."""
+        for slot, part in self.parts.items():
+            if isinstance(part, NeedsHardLabels):
+                return f"{slot} {self.slots[slot]!r} takes none: {part.hard_labels_only}"
+        return ""
+
+    @cached_property
+    def bn_updates(self) -> tuple[str, ...]:
+        """The order in which x and x' update the statistics of BatchNorm."""
+        if isinstance(self.objective, OrdersBatchNorm):
+            return self.objective.bn_updates()
+        return DEFAULT_BN_UPDATES
+
+    def depends_on(self) -> dict[str, str]:
+        """Name -> digest of everything from outside of fastadv that training by this plan depends
+        on: teachers, and the files of parts from elsewhere."""
+        found = {} if self.teacher is None else self.teacher.depends_on()
+        for part in self.parts.values():
+            source = source_digest(type(part))
+            if source is not None:
+                found[f"plugin {source[0]}"] = source[1]
+        return found

@@ -10,19 +10,35 @@ from fastadv.algorithms.slots import NONE, SLOTS
 
 
 @dataclass(frozen=True)
+class OnData:
+    """How a method was trained on one kind of data set, where that differs from its recipe.
+
+    ``training`` are settings of the run, ``options`` those of the parts. Published options hold for
+    the settings ``where`` they were published with; elsewhere the parts' own rules apply.
+    """
+
+    training: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    where: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One method: the name of the part in each slot, and its settings.
 
     ``summary`` fits on one line of ``fastadv methods``; ``note`` adds what the line has no room
     for. ``source`` names the paper, equation and tables. ``options`` are the parts'
     hyper-parameters that differ from the parts' defaults; ``training`` are the settings of the run
-    (epochs, learning rate, ...) in the publication. ``reported`` is the accuracy that the source
+    (epochs, learning rate, ...) in the publication. ``on_data``: kind of data set -> how the method
+    was trained there. ``reported`` is the accuracy that the source
     reports, in per cent; ``elsewhere`` is the same for other data sets, networks and balls.
     """
 
     summary: str
     source: str
     adversary: str = "pgd"
+    attack_loss: str = "ce"
+    start: str = NONE
     objective: str = "ce"
     target: str = "one-hot"
     regularizer: str = NONE
@@ -31,6 +47,7 @@ class Recipe:
     layers: str = "uniform"
     options: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    on_data: Mapping[str, OnData] = field(default_factory=dict)
     note: str = ""
     reported: str = ""
     elsewhere: str = ""
@@ -55,6 +72,24 @@ CYCLIC |= {"shortcut": "raw", "padding": "constant"}
 # APART and ATTA train on images that are not normalized, with a grey border.
 GREY: dict[str, Any] = {"padding": "grey", "normalize": False}
 
+# The step sizes of APART and FGSM+ on CIFAR, published for every radius from 2/255 to 10/255.
+LEARNED_STEPS = OnData(
+    options={"step_size_lr": 5e-8, "step_size_decay": 400.0},
+    where={"epochs": 30, "batch_size": 128},
+)
+LEARNED_ON_CIFAR = {"cifar10": LEARNED_STEPS, "cifar100": LEARNED_STEPS}
+
+# The methods whose published code is robust_overfitting's (Rice et al., 2020).
+ROTATED = {"augmentation": "rotate"}
+LINF = {"norm": "linf", "eps": 8 / 255}
+SMALL_STEP = {"alpha": 1 / 255}
+RICE = {
+    "cifar100": OnData(training=ROTATED),
+    "svhn": OnData(options=SMALL_STEP, where=LINF),
+}
+# Beside a perturbation of the weights.
+RICE_WARM = RICE | {"svhn": OnData(options=SMALL_STEP | {"warmup_epochs": 5}, where=LINF)}
+
 # The training of all methods of the AdvLC paper on CIFAR-10.
 ADVLC: dict[str, Any] = {"epochs": 200, "batch_size": 100, "lr": 0.1, "schedule": "multistep"}
 ADVLC |= {"weight_decay": 1e-4, "shortcut": "raw", "padding": "constant", "normalize": False}
@@ -64,11 +99,14 @@ ADVLC |= {"weight_decay": 1e-4, "shortcut": "raw", "padding": "constant", "norma
 TRADES: dict[str, Any] = {"schedule": "multistep", "drops": (99 / 200, 149 / 200)}
 TRADES |= {"padding": "constant", "normalize": False}
 
-# The training of the memorization paper on CIFAR; ``run/presets.py`` has the one on SVHN.
+# The training of the memorization paper, on CIFAR and on SVHN.
 MEMORIZATION: dict[str, Any] = {"model": "resnet18", "schedule": "multistep"}
 MEMORIZATION |= {"padding": "constant", "normalize": False}
+MEMORIZATION_ON_SVHN = {
+    "svhn": OnData({"epochs": 80, "lr": 0.01, "schedule": "cosine", "eval_alpha": 2 / 255})
+}
 
-KL_ATTACK: dict[str, Any] = {"attack_objective": "kl", "attack_bn": "eval"}
+KL_ATTACK: dict[str, Any] = {"attack_bn": "eval"}  # of the methods that attack the KL
 
 # (objective, weights) -> the options of a perturbation of the weights that depend on the objective,
 # in every recipe with these two parts. The published code counts epochs from 1 and perturbs from
@@ -81,6 +119,10 @@ BESIDE: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("rst", "awp"): _GENTLE,
     ("rst", "rwp"): _GENTLE,
 }
+
+# Kind of data set -> what the same pairs take there: the published 10th of 200 epochs is the 2nd of
+# 30.
+BESIDE_ON_DATA: Mapping[str, Mapping[str, Any]] = {"digits": {"warmup_epochs": 1}}
 
 # (objective, target) -> options. The published code of the targets that follow the predictions of
 # TRADES forwards x and x' once each.
@@ -97,3 +139,9 @@ def beside(slots: Mapping[str, str]) -> dict[str, Any]:
     followed = FOLLOWED.get((objective, slots["target"]), {})
     # If both set an option, the weights part decides: its published code computes the loss.
     return {**followed, **BESIDE.get((objective, slots["weights"]), {})}
+
+
+def beside_on(slots: Mapping[str, str], kind: str) -> Mapping[str, Any]:
+    """The options that the pair of objective and weights takes on one kind of data set."""
+    pair = (slots["objective"], slots["weights"])
+    return BESIDE_ON_DATA.get(kind, {}) if pair in BESIDE else {}

@@ -6,14 +6,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from fastadv.algorithms.contract import Adversary, Layers, Objective, Part, Regularizer, Target
-from fastadv.algorithms.options import default, option_types
+from fastadv.algorithms.contract import (
+    Adversary,
+    AttackLoss,
+    Layers,
+    Objective,
+    Part,
+    Regularizer,
+    Target,
+    option_names,
+)
+from fastadv.algorithms.options import option_types
 from fastadv.algorithms.parts import PARTS, names
 from fastadv.algorithms.plan import Plan
-from fastadv.algorithms.recipe import beside
-from fastadv.algorithms.recipes.table import Recipe, recipe
+from fastadv.algorithms.recipe import Recipe, beside
+from fastadv.algorithms.recipes.table import recipe
 from fastadv.algorithms.refusals import refuse
-from fastadv.algorithms.slots import NONE, OPTIONAL
+from fastadv.algorithms.registry import BASES
+from fastadv.algorithms.slots import NONE, OPTIONAL, SLOTS
 from fastadv.declared import coerce
 from fastadv.errors import UserError, unknown
 
@@ -21,31 +31,43 @@ from fastadv.errors import UserError, unknown
 def resolve(method: str, overrides: Mapping[str, Any] | None = None) -> Plan:
     """The plan of ``method`` with ``overrides``.
 
-    The name of a slot in ``overrides`` replaces its part; any other name is an option of one of the
-    parts; a value of None is ignored. Raises ``UserError`` for an unknown name, with the nearest
-    known one, for a value that an option does not take, and for parts that cannot be combined.
+    The name of a slot in ``overrides`` replaces its part, by the name of another or by a part
+    itself (``objective=Mart(beta=5)``), whose options are those it was built with; any other name
+    is an option of one of the parts; a value of None is ignored. Raises ``UserError`` for an
+    unknown name, with the nearest known one, for a value that an option does not take, and for
+    parts that cannot be combined.
     """
     row = recipe(method)
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
+    own = {slot: given[slot] for slot in SLOTS if isinstance(given.get(slot), Part)}
     slots = choose_parts(row, given)
-    classes = _classes(slots)
-    known = known_options(slots)
-    wanted = {name: value for name, value in given.items() if name not in PARTS}
+    classes = _classes(slots, own)
+    known = _known(classes)
+    wanted = {name: value for name, value in given.items() if name not in SLOTS}
     for name in wanted:
         if name not in known:
             raise _unknown_option(method, name, known)
-    settings = recipe_options(row, slots) | wanted
+    settings = _recipe_options(row, slots, known) | wanted
     settings = {name: coerce(name, value, known[name]) for name, value in settings.items()}
-    parts: dict[str, Any] = {
-        slot: part(**{name: settings[name] for name in option_types(part) if name in settings})
-        for slot, part in classes.items()
+    parts: dict[str, Any] = {}
+    for slot, part in classes.items():
+        if slot in own:
+            parts[slot] = _unused(slot, own[slot])
+            _require_no_options(slot, own[slot], wanted)
+            continue
+        takes = option_names(part)
+        parts[slot] = part(**{name: settings[name] for name in takes if name in settings})
+    options = {
+        name: getattr(part, name) for part in parts.values() for name in option_names(type(part))
     }
     plan = Plan(
         method=method,
         recipe=row,
         slots=slots,
-        options={name: settings.get(name, _default(classes, name)) for name in known},
+        options={name: options[name] for name in known},
         adversary=cast(Adversary, parts["adversary"]),
+        attack_loss=cast(AttackLoss, parts["attack_loss"]),
+        start=parts.get("start"),
         objective=cast(Objective, parts["objective"]),
         target=cast(Target, parts["target"]),
         regularizer=parts.get("regularizer"),
@@ -53,22 +75,62 @@ def resolve(method: str, overrides: Mapping[str, Any] | None = None) -> Plan:
         layers=cast(Layers, parts["layers"]),
         averaging=parts.get("averaging"),
     )
+    # A stored run names the recipe's own, which then does nothing.
+    if slots["attack_loss"] != row.attack_loss and not plan.adversary.gradient_steps:
+        raise UserError(
+            f"attack_loss is what the steps of an attack follow, and {slots['adversary']!r} takes "
+            "none of its own: omit it."
+        )
     refuse(plan)
     return plan
 
 
-def _empty(slot: str, name: str) -> bool:
-    return slot in OPTIONAL and name == NONE
-
-
 def choose_parts(row: Recipe, given: Mapping[str, Any]) -> dict[str, str]:
     """Slot -> name of its part: the one in ``given``, otherwise the recipe's. Raises ``UserError``
-    for an unknown name."""
-    slots = row.parts() | {slot: str(given[slot]) for slot in PARTS if slot in given}
-    for slot, name in slots.items():
-        if name not in names(slot):
-            raise unknown(f"{slot}", name, names(slot))
+    for an unknown name, and for a part that does not fit its slot."""
+    slots = row.parts()
+    for slot in SLOTS:
+        if slot not in given:
+            continue
+        part = given[slot]
+        if isinstance(part, Part):
+            if not isinstance(part, BASES[slot]):
+                raise UserError(
+                    f"{slot}= takes a {BASES[slot].__name__}, not a {type(part).__name__}."
+                )
+            slots[slot] = _name_of(slot, type(part))
+        else:
+            slots[slot] = str(part)
+            if slots[slot] not in names(slot):
+                raise unknown(slot, slots[slot], names(slot))
+    if slots["adversary"] != row.adversary and "start" not in given:
+        slots["start"] = NONE  # the recipe's start was that of its adversary
     return slots
+
+
+def _name_of(slot: str, part: type[Part]) -> str:
+    """The name of a part class: the one it is registered by, otherwise the class's."""
+    registered = {kind: name for name, kind in PARTS[slot].items()}
+    return registered.get(part, part.__name__)
+
+
+def _unused(slot: str, part: Part) -> Part:
+    if hasattr(part, "setup") or getattr(part, "_in_plan", False):
+        raise UserError(
+            f"This {type(part).__name__} is the {slot} of another step and keeps its state: build "
+            "one for each step."
+        )
+    part._in_plan = True  # type: ignore[attr-defined]
+    return part
+
+
+def _require_no_options(slot: str, part: Part, wanted: Mapping[str, Any]) -> None:
+    for name in option_names(type(part)):
+        if name in wanted:
+            raise UserError(
+                f"{name} is an option of the {slot} that you pass: write "
+                f"{type(part).__name__}({name}=...)."
+            )
 
 
 def _unknown_option(method: str, name: str, known: Mapping[str, Any]) -> UserError:
@@ -85,8 +147,14 @@ def _unknown_option(method: str, name: str, known: Mapping[str, Any]) -> UserErr
     return UserError(f"{name!r} is an option of {some}, which {method} as set here does not use.")
 
 
-def _classes(slots: Mapping[str, str]) -> dict[str, type[Part]]:
-    return {slot: PARTS[slot][name] for slot, name in slots.items() if not _empty(slot, name)}
+def _classes(slots: Mapping[str, str], own: Mapping[str, Part]) -> dict[str, type[Part]]:
+    found: dict[str, type[Part]] = {}
+    for slot, name in slots.items():
+        if slot in own:
+            found[slot] = type(own[slot])
+        elif not (slot in OPTIONAL and name == NONE):
+            found[slot] = PARTS[slot][name]
+    return found
 
 
 def recipe_options(row: Recipe, slots: Mapping[str, str]) -> dict[str, Any]:
@@ -95,19 +163,29 @@ def recipe_options(row: Recipe, slots: Mapping[str, str]) -> dict[str, Any]:
     Options of the recipe whose part was replaced are left out. If the regularizer was replaced, its
     weight in the recipe is left out also: it was chosen for another penalty.
     """
-    known = known_options(slots)
+    return _recipe_options(row, slots, known_options(slots))
+
+
+def _recipe_options(
+    row: Recipe, slots: Mapping[str, str], known: Mapping[str, Any]
+) -> dict[str, Any]:
     lost = option_types(Regularizer) if slots["regularizer"] != row.regularizer else {}
     own = {name: row.options[name] for name in row.options if name in known and name not in lost}
-    return beside(slots) | own
+    return {name: value for name, value in beside(slots).items() if name in known} | own
+
+
+def part_classes(slots: Mapping[str, str]) -> dict[str, type[Part]]:
+    """Slot -> class of its part, without empty slots."""
+    return _classes(slots, {})
 
 
 def known_options(slots: Mapping[str, str]) -> dict[str, Any]:
     """Every option of the parts in ``slots``: name -> type."""
+    return _known(_classes(slots, {}))
+
+
+def _known(classes: Mapping[str, type[Part]]) -> dict[str, Any]:
     known: dict[str, Any] = {}
-    for part in _classes(slots).values():
+    for part in classes.values():
         known |= option_types(part)
     return known
-
-
-def _default(classes: Mapping[str, type[Part]], name: str) -> Any:
-    return next(default(part, name) for part in classes.values() if name in option_types(part))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from math import inf
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -87,11 +88,13 @@ class SampleStore:
         self, index: Tensor, view: View | None, x: Tensor, scale: Tensor, threat: Threat
     ) -> tuple[Tensor, Tensor]:
         """(box(x + clamp(scale * w, +-eps)), w), both (B,C,h,w), where w are the windows of the
-        rows ``index`` (B,). ``scale`` is 0-dim."""
-        top, left, flip = self._window(index, view)
-        return kernels.crop_flip_add(
-            self.values, index, top, left, flip, x, scale, threat.eps, threat.low, threat.high
-        )
+        rows ``index`` (B,). ``scale`` is 0-dim; ``threat`` is one of Linf."""
+        windows = (self.values, index, *self._window(index, view), x, scale)
+        if threat.by_channel:
+            start, window = kernels.crop_flip_add(*windows, inf, -inf, inf)
+            return threat.project(start, x), window
+        limits: Any = (threat.eps, threat.low, threat.high)  # numbers or tensors of radii
+        return kernels.crop_flip_add(*windows, *limits)
 
     def ascend(
         self, index: Tensor, view: View | None, gradient: Tensor, rate: Tensor, ok: Tensor

@@ -2,7 +2,18 @@
 
 NONE = "none"
 
-SLOTS = ("adversary", "objective", "target", "regularizer", "weights", "layers", "averaging")
+SLOTS = (
+    "adversary",
+    "attack_loss",
+    "start",
+    "objective",
+    "target",
+    "regularizer",
+    "weights",
+    "layers",
+    "averaging",
+)
 
-OPTIONAL = ("regularizer", "weights", "averaging")
-"""The slots that may be empty: "none" in one of them means no part."""
+OPTIONAL = ("start", "regularizer", "weights", "averaging")
+"""The slots that may be empty: "none" in one of them means no part, and for the start the
+adversary's own."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastadv.algorithms.cost import Pass
+from fastadv.algorithms.contract.passes import Pass
 from fastadv.benchmark.clock import seconds_alone
 from fastadv.benchmark.geometry import Geometry, Product, products_of
 from fastadv.benchmark.limits import ELEMENT_BYTES, TORCH_DTYPES, Limits

@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from fastadv.algorithms.cost import TRAINING, Pass
+from fastadv.algorithms.contract.passes import TRAINING, Pass
 from fastadv.benchmark import peer_list
 from fastadv.benchmark.bound import Bound, measure_bound
 from fastadv.benchmark.geometry import geometry

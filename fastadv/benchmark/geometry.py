@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastadv.algorithms.cost import DOUBLE_BACKWARD, FORWARD, INPUT_GRADIENT, SHARED, TRAINING
+from fastadv.algorithms.contract.passes import (
+    DOUBLE_BACKWARD,
+    FORWARD,
+    INPUT_GRADIENT,
+    SHARED,
+    TRAINING,
+)
 
 # Tensors read and written per element of an activation, forward and backward. BatchNorm in
 # training reads its input twice (statistics, then normalising) and writes once; its backward

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastadv.algorithms.cost import DOUBLE_BACKWARD, FORWARD, INPUT_GRADIENT, SHARED, TRAINING, Pass
+from fastadv.algorithms.contract.passes import (
+    DOUBLE_BACKWARD,
+    FORWARD,
+    INPUT_GRADIENT,
+    SHARED,
+    TRAINING,
+    Pass,
+)
 from fastadv.benchmark.clock import captured, seconds, seconds_per_step
 from fastadv.benchmark.interleave import Candidate
 from fastadv.benchmark.limits import TORCH_DTYPES
@@ -30,7 +37,7 @@ def pass_name(kind: str, dtype: str, mode: str, bn: str) -> str:
 
 
 def pass_candidate(setting: Setting, kind: str, dtype: str, mode: str, bn: str) -> Candidate:
-    """One of ``fastadv.algorithms.cost``'s kinds of pass alone, BatchNorm in mode ``bn``.
+    """One of ``contract.passes``'s kinds of pass alone, BatchNorm in mode ``bn``.
 
     The parameters require gradients if the pass computes those of the weights.
     """

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastadv.algorithms.cost import Pass
+from fastadv.algorithms.contract.passes import Pass
 from fastadv.benchmark.arithmetic import Spread, paired_ratio
 from fastadv.benchmark.bound import Bound
 from fastadv.benchmark.interleave import Candidate

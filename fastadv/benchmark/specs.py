@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastadv.algorithms.cost import Pass, passes
+from fastadv.algorithms.contract.passes import Pass
+from fastadv.algorithms.cost import passes
 from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.algorithms.resolution import resolve

@@ -13,9 +13,12 @@ import rich.console
 import rich.text
 
 from fastadv.algorithms import cost
+from fastadv.algorithms.contract import passes as kinds
 from fastadv.algorithms.options import all_options
 from fastadv.algorithms.plan import Plan
+from fastadv.algorithms.recipe import Recipe
 from fastadv.algorithms.recipes.table import METHODS
+from fastadv.algorithms.slots import NONE
 from fastadv.cli.settings import SETTINGS
 from fastadv.cli.value_words import shown
 from fastadv.declared import describe, meanings
@@ -45,7 +48,7 @@ def explain(name: str, data: str) -> rich.console.RenderableType:
     hints = all_options(classes)
     said = {name: text for part in classes for name, text in meanings(part).items()}
     for key, value in plan.options.items():
-        lines += _value(key, value, config.origins[key], said[key], describe(hints[key]))
+        lines += _value(key, value, config.origins[key], said.get(key, ""), describe(hints[key]))
     lines += ["", f"training on {data} (data preset: {preset_of(data).source}):"]
     texts = {key: text for group in SETTINGS.values() for key, text in group.items()}
     for key, hint in setting_types().items():
@@ -61,11 +64,11 @@ def _value(name: str, value: object, origin: Origin, meaning: str, allowed: str)
 
 
 PASS_WORDS = {
-    cost.FORWARD: "forward(s)",
-    cost.INPUT_GRADIENT: "input gradient(s)",
-    cost.SHARED: "forward(s) with one gradient for the attack and one for training",
-    cost.TRAINING: "training pass(es)",
-    cost.DOUBLE_BACKWARD: "training pass(es) with double backward",
+    kinds.FORWARD: "forward(s)",
+    kinds.INPUT_GRADIENT: "input gradient(s)",
+    kinds.SHARED: "forward(s) with one gradient for the attack and one for training",
+    kinds.TRAINING: "training pass(es)",
+    kinds.DOUBLE_BACKWARD: "training pass(es) with double backward",
 }
 
 
@@ -81,7 +84,7 @@ def passes(plan: Plan) -> str:
     return f"{before}{', '.join(words)}: {found.units} forward passes' work{most}"
 
 
-def _by_kind(counts: Counter[cost.Pass]) -> dict[str, int]:
+def _by_kind(counts: Counter[kinds.Pass]) -> dict[str, int]:
     """kind -> count, over both modes of BatchNorm, the cheapest kind first."""
     total: Counter[str] = Counter()
     for (kind, _), count in counts.items():
@@ -132,15 +135,26 @@ def recipe_table(status: Mapping[str, str] | None = None) -> str:
     heads += [] if status is None else ["status"]
     lines = [_row(heads), "|---" * len(heads) + "|"]
     for name, row in METHODS.items():
-        parts = [
-            part for part in row.parts().values() if part not in ("none", "uniform", "one-hot")
-        ]
         options = ", ".join(f"{key}={_short(value)}" for key, value in row.all_options().items())
         reported = ". ".join(text for text in (row.reported, row.elsewhere) if text)
-        cells = [f"`{name}`", row.what(), " + ".join(parts), options, row.source, reported]
+        cells = [f"`{name}`", row.what(), _parts(row), options, row.source, reported]
         cells += [] if status is None else [status.get(name, "")]
         lines.append(_row(cells))
     return "\n".join(lines)
+
+
+def _parts(row: Recipe) -> str:
+    """The adversary, with its loss and start in brackets, the objective, and the other parts; those
+    that nearly every method has are left out."""
+    usual, chosen = Recipe("", "").parts(), row.parts()
+    attack = [chosen.pop(slot) for slot in ("attack_loss", "start") if chosen[slot] != usual[slot]]
+    adversary = chosen["adversary"] + (f" ({', '.join(attack)})" if attack else "")
+    others = [
+        part
+        for slot, part in chosen.items()
+        if slot == "objective" or (slot != "adversary" and part != usual[slot])
+    ]
+    return " + ".join([adversary, *others] if adversary != NONE else others)
 
 
 def _row(cells: list[str]) -> str:

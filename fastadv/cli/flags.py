@@ -8,12 +8,23 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from fastadv.algorithms.options import all_options, default
+from fastadv.algorithms import plugins
+from fastadv.algorithms.contract import Part
+from fastadv.algorithms.options import all_options, default, option_types
 from fastadv.algorithms.parts import PARTS, names
+from fastadv.algorithms.slots import SLOTS
 from fastadv.cli.help_screen import Row
 from fastadv.cli.settings import COMMON, SETTINGS
 from fastadv.cli.value_words import shown
-from fastadv.declared import declared, describe, may_be_absent, meanings, plain_type
+from fastadv.declared import (
+    declared,
+    describe,
+    may_be_absent,
+    may_change,
+    meanings,
+    plain_type,
+)
+from fastadv.errors import UserError
 from fastadv.run.config import RunConfig
 from fastadv.run.defaults import DEFAULTS
 from fastadv.run.origin import Origin
@@ -22,6 +33,7 @@ from fastadv.run.resolve import resolve_run
 
 SWAP = "Swap a part of the method"
 TYPES: Mapping[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT"}
+PLUGIN = Row("--plugin FILE", "run this Python file, which registers methods of your own")
 RESUME = Row("--resume FOLDER", "continue the run in this folder")
 TRUST = Row("--trust-code", "run the module:callable that run folders from elsewhere name")
 
@@ -31,7 +43,7 @@ def groups(method: str | None = None) -> Iterator[tuple[str, list[Row]]]:
     types = setting_types()
     for title, settings in SETTINGS.items():
         rows = [_setting(name, types[name], text) for name, text in settings.items()]
-        yield title, [*rows, RESUME, TRUST] if title == "The run" else rows
+        yield title, [*rows, PLUGIN, RESUME, TRUST] if title == "The run" else rows
     config = None if method is None else resolve_run(RunRequest(method=method))
     plan = None if config is None else config.plan
     chosen = {} if plan is None else plan.slots
@@ -51,7 +63,7 @@ def groups(method: str | None = None) -> Iterator[tuple[str, list[Row]]]:
                 usual = shown(value)
                 if config is not None and config.origins.get(name) is Origin.DATA:
                     usual = "preset"
-                rows.append(_row(name, hint, said[name], usual))
+                rows.append(_row(name, hint, said.get(name, ""), usual))
             if rows:
                 yield f"Options of {slot} {label}", rows
 
@@ -75,7 +87,7 @@ def _setting(name: str, hint: Any, text: str) -> Row:
 
 
 def _slot(slot: str, chosen: str | None) -> Row:
-    return Row(f"--{slot} NAME", "part", ", ".join(names(slot)), chosen or "")
+    return Row(f"{_flag(slot)} NAME", "part", ", ".join(names(slot)), chosen or "")
 
 
 def _row(name: str, hint: Any, text: str, usual: str) -> Row:
@@ -99,7 +111,7 @@ def _as_text(hint: Any) -> Any:
     """Numbers are taken as text so that fractions like 8/255 can be read, choices as text so
     that a mistake is answered in one way, several values as one text such as "3,4"."""
     kind = plain_type(hint)
-    if kind is float or get_origin(kind) in (Literal, tuple):
+    if kind is float or get_origin(kind) in (Literal, tuple) or may_change(hint):
         return str
     return kind
 
@@ -117,15 +129,29 @@ def _option(name: str, kind: Any) -> inspect.Parameter:
 
 def train_parameters() -> list[inspect.Parameter]:
     """Every option of ``fastadv train``: the run's settings, the slots, the parts' options."""
+    plugins.load_installed()
     settings = setting_types()
     found = [_option(name, _as_text(hint)) for name, hint in settings.items()]
     found += [_option(slot, str) for slot in PARTS]
     classes = [part for parts in PARTS.values() for part in parts.values()]
+    for part in classes:
+        _require_own_names(part, settings)
     return found + [
         _option(name, _as_text(hint))
         for name, hint in all_options(classes).items()
         if name not in settings
     ]
+
+
+def _require_own_names(part: type[Part], settings: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` if an option of ``part`` has the name of a setting of the run, unless it
+    means the same."""
+    for name, hint in option_types(part).items():
+        if name in SLOTS or (name in settings and plain_type(settings[name]) != plain_type(hint)):
+            raise UserError(
+                f"{part.__name__} has an option {name!r}, which is a setting of every run: give "
+                "the option another name."
+            )
 
 
 def with_options(

@@ -43,6 +43,7 @@ def main() -> None:
     if words[:1] == ["--"]:  # the end of options before the command, of which there are none
         words = words[1:]
     try:
+        words = _load_plugins(words)
         if words[:1] == ["train"] and not {"--help", "--help-all"}.isdisjoint(words):
             print(_train_help(words), end="")
             sys.exit(0)
@@ -65,6 +66,27 @@ def main() -> None:
             say("error", sentence)
         code = 2
     sys.exit(code)
+
+
+def _load_plugins(words: list[str]) -> list[str]:
+    """``words`` without ``--plugin FILE``; the files are run now, since what they register has
+    options of its own."""
+    left: list[str] = []
+    waiting = iter(words)
+    for word in waiting:
+        name, given, value = word.partition("=")
+        if word == "--":
+            return [*left, word, *waiting]
+        if name != "--plugin":
+            left.append(word)
+            continue
+        path = value if given else next(waiting, "")
+        if not path:
+            raise UserError("--plugin takes the path of a Python file with your parts.")
+        from fastadv.algorithms.plugins import load_file
+
+        load_file(path)
+    return left
 
 
 def _train(given: dict[str, Any]) -> None:

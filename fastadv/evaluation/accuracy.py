@@ -9,16 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastadv.algorithms.user_loss import UserLoss, check_function
 from fastadv.declared import coerce, parse_number
+from fastadv.engine.model.outputs import Output
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError, warn
-from fastadv.evaluation.attacks import inputs
-from fastadv.evaluation.attacks.autoattack import require_package
+from fastadv.evaluation.attacks import inputs, threat_of
+from fastadv.evaluation.attacks.autoattack import require_ball_in_the_unit_box, require_package
 from fastadv.evaluation.attacks.names import OPTIONS, AttackSpec, parse_attack
 from fastadv.evaluation.counts import Counts
 from fastadv.evaluation.intervals import Scores
+from fastadv.evaluation.metric import Metric
 from fastadv.evaluation.tally import Tally
-from fastadv.threat import usual_threat
+from fastadv.threat import Threat
 
 
 def evaluate(
@@ -28,12 +31,16 @@ def evaluate(
     *,
     eps: float | str | None = None,
     norm: str = "linf",
+    threat: Threat | None = None,
     alpha: float | str | None = None,
     seed: int = 0,
     amp: bool | str = False,
     device: torch.device | str | None = None,
     progress: Callable[[int], None] | None = None,
     shared: bool = False,
+    criterion: UserLoss | None = None,
+    metric: Metric | None = None,
+    output: Output = None,
 ) -> Scores:
     """Accuracy in [0,1] under each of ``attacks``, from one pass over ``batches``.
 
@@ -41,12 +48,21 @@ def evaluate(
     and ``interval(name)``, the 95 % interval.
 
     ``batches`` yields (x, y): ``x`` (B,C,H,W) float in [0,1], ``y`` (B,) classes. For attack
-    names and for the defaults of ``eps`` and ``norm`` see ``fastadv.attack``. ``alpha`` (pixels) is
+    names and for the defaults of ``eps`` and ``norm`` see ``fastadv.attack``. ``threat`` is a
+    ``fastadv.Threat`` in their place, which must fit every batch: its mask (1,C or 1,H,W) holds for
+    all images, and it has no eps for each image and no targets. ``alpha`` (pixels) is
     the step size of the attacks with several steps (None: each attack's default). ``amp`` computes
     in "bf16" (True) or "fp16". ``device`` is the model's if None. ``progress(images)`` is called
     after each batch with the number of images evaluated so far. With ``shared`` the processes of
     the default group, which must all call this with the same images, take the batches in turn and
     all return the accuracy on all images.
+
+    ``y`` may also be soft labels (B,classes), whose rows sum to 1; their class is the largest
+    entry. ``criterion(logits, y) -> (B,)`` is a loss of your own that "fgsm" and "pgd" maximise in
+    place of the cross entropy; ``y`` is then any tensor (B,...). ``metric(logits, y) -> (B,)``
+    replaces the accuracy: bool values say what is right, float values are averaged, and the
+    interval is that of the normal distribution. ``output`` says where the logits are in what the
+    model returns (``fastadv.step``).
 
     Robust accuracy is the share of all images whose x_adv is classified correctly. Images that are
     misclassified without an attack are attacked too, as in the papers: counting them as wrong
@@ -57,23 +73,45 @@ def evaluate(
     same noise for every batch size. There is no device synchronisation between the first batch and
     the last. Both do not hold for AutoAttack, which draws and synchronises by itself.
 
-    Raises ``UserError`` for unknown attacks, no images, images outside [0,1] and labels out of
-    range, and ``NotFiniteError`` for outputs or gradients that are not finite. Warns, with the
+    Raises ``UserError`` for unknown attacks, no images, images outside of their range and labels
+    out of range, ``NotFiniteError`` for outputs or gradients that are not finite. Warns, with the
     share of images, if gradients were exactly zero or the softmax so saturated that the loss is
     exactly zero, if the outputs look like probabilities, and if they change from call to call: the
     reported accuracy is too high then.
     """
     after = None if progress is None else (lambda tally: progress(tally.images))
     options: dict[str, Any] = {"eps": eps, "norm": norm, "alpha": alpha, "seed": seed}
-    found = count(
+    options["threat"] = threat
+    options |= {"criterion": criterion, "metric": metric, "output": output}
+    tally = _attacked(
         model, batches, attacks, **options, amp=amp, device=device, shared=shared, after=after
     )
+    found = tally.counted(shared=shared)
     for sentence in found.remarks():
         warn(sentence)
-    return found.scores()
+    means = tally.means.scores(found.attacks, shared=shared) if tally.means is not None else None
+    return found.scores() if means is None else means
 
 
 def count(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    attacks: Sequence[str],
+    *,
+    shared: bool = False,
+    **options: Any,
+) -> Counts:
+    """The counts behind ``evaluate``, with its ``options``; a pass can be interrupted and
+    continued.
+
+    ``after(tally)`` is called after each batch. ``tally.counted()`` can then be passed as ``done``
+    to another call with the same images in the same batches: batches that are already counted are
+    read and skipped. With several processes rank 0 contributes the counts of ``done``.
+    """
+    return _attacked(model, batches, attacks, shared=shared, **options).counted(shared=shared)
+
+
+def _attacked(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     attacks: Sequence[str],
@@ -82,33 +120,38 @@ def count(
     norm: str,
     alpha: float | str | None,
     seed: int,
+    threat: Threat | None = None,
     amp: bool | str = False,
     device: torch.device | str | None = None,
     shared: bool = False,
+    criterion: UserLoss | None = None,
+    metric: Metric | None = None,
+    output: Output = None,
     done: Counts | None = None,
     after: Callable[[Tally], None] | None = None,
-) -> Counts:
-    """The counts behind ``evaluate``; a pass can be interrupted and continued.
-
-    ``after(tally)`` is called after each batch. ``tally.counted()`` can then be passed as ``done``
-    to another call with the same images in the same batches: batches that are already counted are
-    read and skipped. With several processes rank 0 contributes the counts of ``done``.
-    """
+) -> Tally:
+    """The tally of all batches; see ``count``."""
     specs = specs_of(attacks, None if alpha is None else parse_number(alpha, "alpha"))
-    threat = usual_threat(norm, eps)
+    threat = threat_of(threat, norm, eps)
+    _require_one_for_all(threat)
     for spec in specs.values():
         threat.require_step(spec.alpha)
+        if spec.kind == "autoattack":
+            require_ball_in_the_unit_box(threat)
     seed = coerce("seed", seed, int)
     where = inputs.model_device(model, torch.device("cpu")) if device is None else device
-    net = inputs.attacked_network(model, torch.device(where), amp)
+    for name, function in (("criterion", criterion), ("metric", metric)):
+        if function is not None:
+            check_function(name, function)
+    net = inputs.attacked_network(model, torch.device(where), amp, output)
     with inputs.attackable(net):
-        tally = Tally(net, threat, specs, seed)
+        tally = Tally(net, threat, specs, seed, criterion, metric)
         processes, own = (distributed.world_size(), distributed.rank()) if shared else (1, 0)
         if done is not None:
             tally.resume_from(done, counts=own == 0)
         seen = 0
         for number, batch in enumerate(batches):
-            x, y = _pair(batch)
+            x, y = _pair(batch, any_labels=tally.any_labels)
             seen += len(x)
             if seen <= tally.images:
                 continue  # already counted
@@ -120,7 +163,25 @@ def count(
             tally.commit()
             if after is not None:
                 after(tally)
-        return tally.counted(shared=shared)
+        return tally
+
+
+def _require_one_for_all(threat: Threat) -> None:
+    """Raise ``UserError`` unless ``threat`` can be that of every batch and counts accuracy."""
+    if threat.targeted:
+        raise UserError(
+            "evaluate counts images that keep their class; attack with targets in fastadv.attack."
+        )
+    if isinstance(threat.eps, Tensor) and threat.eps.dim():
+        raise UserError(
+            "evaluate takes one eps for all images; attack each batch with its own eps in "
+            "fastadv.attack."
+        )
+    if threat.mask is not None and len(threat.mask) != 1:
+        raise UserError(
+            f"evaluate takes one mask (1,C or 1,H,W) for all images, not "
+            f"{tuple(threat.mask.shape)}."
+        )
 
 
 def specs_of(names: Sequence[str], alpha: float | None) -> dict[str, AttackSpec]:
@@ -139,9 +200,9 @@ def specs_of(names: Sequence[str], alpha: float | None) -> dict[str, AttackSpec]
     }
 
 
-def _pair(batch: object) -> tuple[Tensor, Tensor]:
+def _pair(batch: object, *, any_labels: bool) -> tuple[Tensor, Tensor]:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise UserError("Batches to evaluate must be pairs (images, labels).")
     x, y = batch
-    inputs.check_batch(x, y)
+    inputs.check_batch(x, y, any_labels=any_labels)
     return x, y

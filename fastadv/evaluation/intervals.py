@@ -18,12 +18,20 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 
 
 class Scores(dict[str, float]):
-    """Accuracies in [0,1] by attack name, all on the same ``n`` images."""
+    """Accuracies in [0,1] by attack name, all on the same ``n`` images; or means of a metric with
+    the standard ``deviations`` of its values."""
 
-    def __init__(self, scores: Mapping[str, float], n: int) -> None:
+    def __init__(
+        self, scores: Mapping[str, float], n: int, deviations: Mapping[str, float] | None = None
+    ) -> None:
         super().__init__(scores)
         self.n = n
+        self.deviations = deviations
 
     def interval(self, attack: str) -> tuple[float, float]:
-        """The 95 % Wilson interval of one accuracy."""
-        return wilson(self[attack], self.n)
+        """The 95 % interval of one score: Wilson's of an accuracy, that of the normal distribution
+        of a mean."""
+        if self.deviations is None:
+            return wilson(self[attack], self.n)
+        reach = Z * self.deviations[attack] / sqrt(self.n)
+        return self[attack] - reach, self[attack] + reach

@@ -7,29 +7,47 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from fastadv.algorithms.user_loss import UserLoss
 from fastadv.engine.model.network import Network
 from fastadv.engine.process import distributed
 from fastadv.errors import NotFiniteError, UserError
 from fastadv.evaluation.attacks import ATTACKS, inputs
 from fastadv.evaluation.attacks.names import OPTIONS, AttackSpec
+from fastadv.evaluation.attacks.pgd_loop import ce
 from fastadv.evaluation.attacks.problem import Problem
 from fastadv.evaluation.attacks.watch import NO_ATTACK, Watch
 from fastadv.evaluation.counts import Counts
-from fastadv.ranges import outside
+from fastadv.evaluation.metric import Means, Metric
+from fastadv.ranges import labels_outside, outside
 from fastadv.threat import Threat
 
+FOLLOWING_NO_LOSS = ("clean", "noise")
 MASK_CHECK_IMAGES = 16  # of the first batch
 
 
 class Tally:
-    """Counts correctly classified images; the counts stay on the device until the end."""
+    """Counts correctly classified images; the counts stay on the device until the end.
+
+    ``criterion`` is what attacks maximise in place of the cross entropy, ``metric`` the value of
+    each image in place of right or wrong.
+    """
 
     def __init__(
-        self, net: Network, threat: Threat, specs: dict[str, AttackSpec], seed: int
+        self,
+        net: Network,
+        threat: Threat,
+        specs: dict[str, AttackSpec],
+        seed: int,
+        criterion: UserLoss | None = None,
+        metric: Metric | None = None,
     ) -> None:
         self.net = net
+        self.criterion = criterion
+        self.means = None if metric is None else Means(metric, len(specs), net.device)
+        # Without an attack that follows a loss the metric alone says what y may be.
+        follows = any(spec.kind not in FOLLOWING_NO_LOSS for spec in specs.values())
+        self.any_labels = criterion is not None or (metric is not None and not follows)
         self.threat = threat
         self.specs = specs
         self.seed = seed
@@ -39,8 +57,8 @@ class Tally:
         # Rows as in ``Counts``, one column per attack.
         self.counts = torch.zeros(3, len(specs), dtype=torch.int64, device=net.device)
         self.right, self.zero_gradient, self.saturated = self.counts
-        # Images outside [0,1], labels out of range, logits not finite, gradients not finite.
-        self.trouble = torch.zeros(4, dtype=torch.bool, device=net.device)
+        # Images or labels out of range; logits, gradients, values of the metric not finite.
+        self.trouble = torch.zeros(5, dtype=torch.bool, device=net.device)
         self.masks: list[Tensor] = []  # of the first batch, as in ``Counts``
         self.commit()
         self.format = _memory_format(net.model)
@@ -53,12 +71,24 @@ class Tally:
         x = inputs.plain(x).to(device, non_blocking=True)
         if x.dim() == 4:
             x = x.contiguous(memory_format=self.format)
-        y = inputs.plain(y).to(device, torch.int64, non_blocking=True)
+        y = inputs.labels(y, x, any_labels=self.any_labels)
+        for spec in self.specs.values():
+            inputs.require_followed(spec, y, self.criterion)
         index = torch.arange(self.images, self.images + len(x), device=device)
-        problem = Problem(self.net, self.threat, x, y, index, self.seed)
+        problem = Problem(
+            self.net, self.threat, x, y, index, self.seed,
+            criterion=self.criterion, any_labels=self.any_labels,
+        )  # fmt: skip
         with torch.no_grad():
             clean = problem.logits(x)
-        self.classes = clean.shape[1]
+        if self.means is not None:
+            if self.means.values(clean, y).dtype == torch.bool:
+                problem = replace(problem, right=self.means.values)
+        elif problem.is_right(clean) is None:
+            raise UserError(
+                "Accuracy is of classes, and y are none: pass metric=, a function of logits and y "
+                "with a bool or float value per image."
+            )
         self._note_trouble(x, y, clean)
         if not self.masks:
             self._check_masks(problem, clean)
@@ -66,7 +96,8 @@ class Tally:
             self._raise_trouble()
             self.checked = True
         # A label out of range would abort a CUDA process here; it is reported at the end.
-        problem = replace(problem, y=y.clamp(0, self.classes - 1))
+        if not self.any_labels and y.dim() == 1:
+            problem = replace(problem, y=y.clamp(0, self.classes - 1))
         for position, spec in enumerate(self.specs.values()):
             if spec.kind == "clean":
                 logits = clean
@@ -75,11 +106,16 @@ class Tally:
                 logits = self._logits_under(spec, replace(problem, watch=watch))
                 self.trouble[3] |= watch.bad
                 self.zero_gradient[position] += watch.zero_gradient
-            right = logits.argmax(1) == problem.y
+            if self.means is not None and problem.right is None:
+                values = self.means.values(logits, problem.y)
+                self.trouble[4] |= ~values.isfinite().all()
+                self.means.add(position, values)
+            right = problem.is_right(logits)
+            if right is None:
+                continue
             self.right[position] += right.sum()
             if "steps" in OPTIONS[spec.kind]:
-                loss = cross_entropy(logits, problem.y, reduction="none")
-                self.saturated[position] += (right & (loss == 0)).sum()
+                self.saturated[position] += (right & (ce(logits, problem) == 0)).sum()
         if self.net.syncs_are_free:
             self._raise_trouble()
 
@@ -98,6 +134,9 @@ class Tally:
         again = problem.logits(problem.x[few])
         apart = (again - clean[few]).abs().amax()
         changes = apart > 1e-3 * clean[few].abs().amax().clamp(min=1e-30)
+        if self.any_labels:
+            self.masks = [torch.zeros_like(changes), changes]
+            return
         sums, largest = clean[few].sum(1), clean[few].amax(1)
         # The outputs of a softmax add up to 1; those of a sigmoid are confident one by one.
         softmax, sigmoid = (sums - 1).abs().amax() < 1e-3, largest.mean() > 0.5
@@ -105,19 +144,24 @@ class Tally:
         self.masks = [probabilities, changes]
 
     def _note_trouble(self, x: Tensor, y: Tensor, logits: Tensor) -> None:
-        out_of_range = ((y < 0) | (y >= self.classes)).any()
+        out_of_range = torch.zeros((), dtype=torch.bool, device=x.device)
+        if not self.any_labels:
+            self.classes = logits.shape[1]
+            out_of_range = labels_outside(y, self.classes)
         not_finite = ~logits.isfinite().all()
-        self.trouble[:3] |= torch.stack([outside(x), out_of_range, not_finite])
+        self.trouble[:3] |= torch.stack(
+            [outside(x, *self.threat.ends(x)), out_of_range, not_finite]
+        )
 
     def _raise_trouble(self) -> None:
         """Raise the errors recorded so far; synchronises with the device."""
-        outside, out_of_range, not_finite, no_attack = self.trouble.tolist()
+        outside, out_of_range, not_finite, no_attack, no_value = self.trouble.tolist()
         if outside:
-            raise UserError(inputs.BOX_SENTENCE)
+            raise UserError(inputs.box_sentence(self.threat))
         if out_of_range:
             raise UserError(
                 f"Labels are out of range: the model has {self.classes} classes, so labels run "
-                f"from 0 to {self.classes - 1}."
+                f"from 0 to {self.classes - 1}, and soft labels are at least 0 and sum to 1."
             )
         if not_finite:
             raise NotFiniteError(
@@ -126,10 +170,14 @@ class Tally:
             )
         if no_attack:
             raise NotFiniteError(NO_ATTACK)
+        if no_value:
+            raise NotFiniteError("The metric gave a value that is not finite; mend it.")
 
     def commit(self) -> None:
         """Save the counts after a complete batch; an interrupted batch does not change them."""
         self._committed = self.images, self.counts.clone()
+        if self.means is not None:
+            self.means.commit()
 
     def resume_from(self, done: Counts, *, counts: bool) -> None:
         """Continue after ``done``; ``counts``: this process adds the counts of ``done``."""

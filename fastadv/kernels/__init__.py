@@ -17,9 +17,11 @@ BOX = "float low, float high"
 KEY = "int|Tensor seed, int|Tensor offset"
 VIEW = "Tensor index, Tensor top, Tensor left, Tensor flip"
 NOISE = f"(Tensor index, SymInt[] shape, {KEY}, int stream, ScalarType dtype) -> Tensor"
-START = f"(Tensor x, float eps, Tensor index, {KEY}, {BOX}, int stream) -> Tensor"
-STEP = f"(Tensor x_adv, Tensor grad, Tensor x, float|Tensor alpha, float eps, {BOX}) -> Tensor"
-PROJECT = f"(Tensor x_adv, Tensor x, float eps, {BOX}) -> Tensor"
+START = f"(Tensor x, float|Tensor eps, Tensor index, {KEY}, {BOX}, int stream) -> Tensor"
+STEP = (
+    f"(Tensor x_adv, Tensor grad, Tensor x, float|Tensor alpha, float|Tensor eps, {BOX}) -> Tensor"
+)
+PROJECT = f"(Tensor x_adv, Tensor x, float|Tensor eps, {BOX}) -> Tensor"
 
 noise_uniform = define(philox.noise_uniform, "triton_noise", NOISE, fake=philox.empty_noise)
 noise_normal = define(philox.noise_normal, "triton_noise", NOISE, fake=philox.empty_noise)
@@ -42,7 +44,8 @@ crop_flip = define(
 crop_flip_add = define(
     reference_crop.crop_flip_add,
     "triton_crop",
-    f"(Tensor store, {VIEW}, Tensor x, float|Tensor scale, float eps, {BOX}) -> (Tensor, Tensor)",
+    f"(Tensor store, {VIEW}, Tensor x, float|Tensor scale, float|Tensor eps, {BOX})"
+    " -> (Tensor, Tensor)",
     like="x",
 )
 crop_flip_write = define(

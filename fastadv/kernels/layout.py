@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .rows import check_rows
+
 
 def is_dense(t: Tensor) -> bool:
     """True if the elements fill one contiguous range of memory, in any order of the dimensions."""
@@ -33,6 +35,18 @@ def float_or_pointer(value: float | Tensor, device: torch.device) -> tuple[float
     if not isinstance(value, Tensor):
         return float(value), None
     return (0.0, value.detach()) if value.device == device else (float(value), None)
+
+
+def float_or_rows(
+    name: str, value: float | Tensor, images: Tensor
+) -> tuple[float, Tensor | None, int]:
+    """A kernel's three arguments for a number of each sample: (value, None, 0), or (unused, a 0-dim
+    or (B,) tensor, how far apart its entries are). Raises as :func:`.rows.check_rows` does."""
+    check_rows(name, value, images)
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return *float_or_pointer(value, images.device), 0
+    rows = value.detach().to(images.device)
+    return 0.0, rows, rows.stride(0)
 
 
 def int_or_pointer(value: int | Tensor, device: torch.device) -> tuple[int, Tensor | None]:

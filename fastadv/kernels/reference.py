@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .philox import noise_normal, noise_uniform, sample_radius
+from .rows import per_sample
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
 GRADIENT_GUARD = 1e-10  # Rice et al. 2020, released code: g / (|g| + 1e-10)
@@ -28,7 +29,7 @@ def _wide(t: Tensor) -> Tensor:
 @torch.no_grad()
 def linf_start(
     x: Tensor,
-    eps: float,
+    eps: float | Tensor,
     index: Tensor,
     seed: Tensor | int,
     offset: Tensor | int,
@@ -38,13 +39,15 @@ def linf_start(
 ) -> Tensor:
     """x' = clamp(x + eps*u, low, high), u ~ U[-1, 1) drawn per sample row; shape and dtype of x.
 
-    ``x`` (B, ...) has pixels in [low, high], and ``eps`` has their unit. ``index`` (B,) int64 holds
-    the rows of the samples in the training set. ``seed``, ``offset`` and ``stream`` are those of
-    :func:`noise_uniform`, with its errors. Madry et al. 2018.
+    ``x`` (B, ...) has pixels in [low, high], and ``eps`` has their unit; it is a number, a 0-dim
+    tensor, or (B,), a radius for each sample (``ValueError`` for another shape). ``index`` (B,)
+    int64 holds the rows of the samples in the training set. ``seed``, ``offset`` and ``stream`` are
+    those of :func:`noise_uniform`, with its errors. Madry et al. 2018.
     """
     wide = _wide(x)
+    radius = per_sample("eps", eps, x, wide.dtype)
     noise = noise_uniform(index, x.shape[1:], seed, offset, stream, wide.dtype)
-    return (wide + noise.mul_(eps)).clamp_(low, high).to(x.dtype)
+    return (wide + noise.mul_(radius)).clamp_(low, high).to(x.dtype)
 
 
 @torch.no_grad()
@@ -53,32 +56,33 @@ def linf_step(
     grad: Tensor,
     x: Tensor,
     alpha: float | Tensor,
-    eps: float,
+    eps: float | Tensor,
     low: float = 0.0,
     high: float = 1.0,
 ) -> Tensor:
     """One ascent step: clamp(clamp(x' + alpha*sign(g), x - eps, x + eps), low, high).
 
     ``x_adv`` (x'), ``grad`` (g) and ``x`` (B, ...) have one shape; the result has the dtype of
-    ``x_adv``. ``alpha``, a float or a 0-dim tensor, and ``eps`` have the unit of the pixels;
-    ``eps=inf`` and infinite bounds switch a clamp off. sign(0) = 0. Where the gradient is not
-    finite the result is NaN, so that a failed step is not taken for a step without motion.
-    Madry et al. 2018, Eq. 3.
+    ``x_adv``. ``alpha`` and ``eps`` have the unit of the pixels; each is a number, a 0-dim tensor,
+    or (B,), one for each sample (``ValueError`` for another shape). ``eps=inf`` and infinite bounds
+    switch a clamp off. sign(0) = 0. Where the gradient is not finite the result is NaN, so that a
+    failed step is not taken for a step without motion. Madry et al. 2018, Eq. 3.
     """
     center = _wide(x)
+    size = per_sample("alpha", alpha, x, center.dtype)
     # In place on a new tensor, which saves three allocations on a CPU.
-    moved = _sign(grad).to(center.dtype).mul_(alpha).add_(x_adv)
+    moved = _sign(grad).to(center.dtype).mul_(size).add_(x_adv)
     return _into_ball_and_box(moved, center, eps, low, high).to(x_adv.dtype)
 
 
 @torch.no_grad()
 def linf_project(
-    x_adv: Tensor, x: Tensor, eps: float, low: float = 0.0, high: float = 1.0
+    x_adv: Tensor, x: Tensor, eps: float | Tensor, low: float = 0.0, high: float = 1.0
 ) -> Tensor:
     """clamp(clamp(x', x - eps, x + eps), low, high), the nearest point of the ball and the box.
 
     ``x_adv`` (x') and ``x`` (B, ...) have one shape; the result has the dtype of ``x_adv``. ``eps``
-    has the unit of the pixels.
+    is that of :func:`linf_step`.
     """
     return _into_ball_and_box(_wide(x_adv), _wide(x), eps, low, high).to(x_adv.dtype)
 
@@ -89,15 +93,16 @@ def _sign(gradient: Tensor) -> Tensor:
 
 
 def _into_ball_and_box(
-    moved: Tensor, center: Tensor, eps: float, low: float, high: float
+    moved: Tensor, center: Tensor, eps: float | Tensor, low: float, high: float
 ) -> Tensor:
-    return moved.clamp(center - eps, center + eps).clamp_(low, high)
+    radius = per_sample("eps", eps, center, center.dtype)
+    return moved.clamp(center - radius, center + radius).clamp_(low, high)
 
 
 @torch.no_grad()
 def l2_start(
     x: Tensor,
-    eps: float,
+    eps: float | Tensor,
     index: Tensor,
     seed: Tensor | int,
     offset: Tensor | int,
@@ -113,8 +118,9 @@ def l2_start(
     wide = _wide(x)
     noise = noise_normal(index, x.shape[1:], seed, offset, stream, wide.dtype)
     radius = sample_radius(index, seed, offset, stream).to(wide.dtype)
-    scale = radius * eps / (_sample_norm(noise) + GRADIENT_GUARD)
-    return (wide + noise * _per_sample(scale, x)).clamp(low, high).to(x.dtype)
+    reach = _column(radius, x) * per_sample("eps", eps, x, wide.dtype)
+    scale = reach / (_sample_norm(noise) + GRADIENT_GUARD)
+    return (wide + noise * scale).clamp(low, high).to(x.dtype)
 
 
 @torch.no_grad()
@@ -123,45 +129,53 @@ def l2_step(
     grad: Tensor,
     x: Tensor,
     alpha: float | Tensor,
-    eps: float,
+    eps: float | Tensor,
     low: float = 0.0,
     high: float = 1.0,
 ) -> Tensor:
     """x' + alpha*g/|g| per sample, projected to |x' - x| <= eps, then clamped to [low, high].
 
     ``x_adv`` (x'), ``grad`` (g) and ``x`` (B, ...) have one shape; the result has the dtype of
-    ``x_adv``. ``alpha``, a float or a 0-dim tensor, and ``eps`` are L2 norms per sample. A zero
-    gradient moves nothing; one whose norm is not finite gives NaN. Rice et al. 2020.
+    ``x_adv``. ``alpha`` and ``eps`` are L2 norms; each is a number, a 0-dim tensor, or (B,), one
+    for each sample (``ValueError`` for another shape). A zero gradient moves nothing; one whose
+    norm is not finite gives NaN. Rice et al. 2020.
     """
     center = _wide(x)
     wide_grad = grad.to(center.dtype)
     norm = _sample_norm(wide_grad)
-    scale = alpha / (norm + GRADIENT_GUARD) + (norm - norm)
-    moved = (wide_grad * _per_sample(scale, x)).add_(x_adv)
+    size = per_sample("alpha", alpha, x, center.dtype)
+    # As torch divides a number by a tensor, so that numbers and tensors of them round alike.
+    scale = (norm + GRADIENT_GUARD).reciprocal() * size + (norm - norm)
+    moved = (wide_grad * scale).add_(x_adv)
     return _into_l2_ball(moved, center, eps).clamp(low, high).to(x_adv.dtype)
 
 
 @torch.no_grad()
-def l2_project(x_adv: Tensor, x: Tensor, eps: float, low: float = 0.0, high: float = 1.0) -> Tensor:
+def l2_project(
+    x_adv: Tensor, x: Tensor, eps: float | Tensor, low: float = 0.0, high: float = 1.0
+) -> Tensor:
     """x' projected to |x' - x| <= eps per sample by scaling x' - x, then clamped to [low, high].
 
-    ``x_adv`` (x') and ``x`` (B, ...) have one shape; the result has the dtype of ``x_adv``.
+    ``x_adv`` (x') and ``x`` (B, ...) have one shape; the result has the dtype of ``x_adv``. ``eps``
+    is that of :func:`l2_step`.
     """
     return _into_l2_ball(_wide(x_adv), _wide(x), eps).clamp(low, high).to(x_adv.dtype)
 
 
-def _into_l2_ball(moved: Tensor, center: Tensor, eps: float) -> Tensor:
+def _into_l2_ball(moved: Tensor, center: Tensor, eps: float | Tensor) -> Tensor:
     delta = moved - center
     norm = _sample_norm(delta)
-    shrink = torch.where(norm > eps, eps / norm, torch.ones_like(norm))
-    return delta.mul_(_per_sample(shrink, center)).add_(center)
+    radius = per_sample("eps", eps, center, center.dtype)
+    shrink = torch.where(norm > radius, norm.reciprocal() * radius, torch.ones_like(norm))
+    return delta.mul_(shrink).add_(center)
 
 
 def _sample_norm(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t.flatten(1), dim=1)
+    """The L2 norm of each sample, (B, 1, ...)."""
+    return _column(torch.linalg.vector_norm(t.flatten(1), dim=1), t)
 
 
-def _per_sample(value: Tensor, like: Tensor) -> Tensor:
+def _column(value: Tensor, like: Tensor) -> Tensor:
     return value.reshape(-1, *[1] * (like.dim() - 1))
 
 

@@ -5,10 +5,12 @@ store row ``index[b]``; ``flip[b]`` mirrors it left to right. It may reach outsi
 distance.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from .rows import per_sample
 
 Padding = Literal["constant", "reflect"]
 
@@ -54,7 +56,7 @@ def crop_flip_add(
     flip: Tensor,
     x: Tensor,
     scale: float | Tensor,
-    eps: float,
+    eps: float | Tensor,
     low: float = 0.0,
     high: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
@@ -62,15 +64,17 @@ def crop_flip_add(
 
     ``store`` (floating) holds one perturbation per sample; outside the store w is 0. ``x``
     (B,C,h,w) are the augmented images, cropped at the same places; both results have the dtype and
-    layout of ``x``. ``scale`` is a float or a 0-dim tensor; ``eps`` has the unit of the pixels.
-    Raises ``ValueError`` for a store that is not floating, and unless ``x`` has one window per
+    layout of ``x``. ``scale`` is a float or a 0-dim tensor; ``eps`` has the unit of the pixels, and
+    is a number, a 0-dim tensor, or (B,), a radius for each sample. Raises ``ValueError`` for a
+    store that is not floating, for another shape of ``eps``, and unless ``x`` has one window per
     index and the channels of the store. Li et al. 2020 (APART): the start point, from omega.
     """
     check_floating(store)
     check_windows(store, index, x)
     window = crop_flip(store, index, top, left, flip, (x.shape[2], x.shape[3]), store.dtype)
     wide = _store_compute_dtype(x.dtype)
-    delta = (window.to(wide) * scale).clamp(-eps, eps)
+    radius: Any = per_sample("eps", eps, x, wide)
+    delta = (window.to(wide) * scale).clamp(-radius, radius)
     start = (x.to(wide) + delta).clamp(low, high).to(x.dtype)
     return start, torch.empty_like(x).copy_(window)
 

@@ -3,7 +3,7 @@
 An entry's schema has one argument per parameter of the reference, in the same order. It may use
 three types that torch's schemas do not have; each becomes two arguments of the operator:
 
-- ``float|Tensor a`` and ``int|Tensor a`` (a number or a 0-dim tensor):
+- ``float|Tensor a`` and ``int|Tensor a`` (a number or a tensor, 0-dim or with a value per sample):
   ``float a, Tensor? a_tensor``
 - ``SymInt h+w`` (a pair of numbers): ``SymInt h, SymInt w``
 

@@ -34,6 +34,15 @@ def scalar(value, pointer):
 
 
 @triton.jit
+def scalar_of(value, pointer, stride, sample):
+    """A float argument, or what its tensor holds now for ``sample``; ``stride`` is 0 if it holds
+    one number for all."""
+    if pointer is not None:
+        value = tl.load(pointer + sample * stride).to(tl.float32)
+    return value
+
+
+@triton.jit
 def clamp_nan(x, low, high):
     """min(max(x, low), high) that lets a NaN through, as torch.clamp does."""
     x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)

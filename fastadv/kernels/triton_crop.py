@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import float_or_pointer
+from .layout import float_or_pointer, float_or_rows
 from .reference_crop import (
     Padding,
     check_floating,
@@ -18,7 +18,7 @@ from .reference_crop import (
     default_dtype,
     empty_windows,
 )
-from .triton_common import clamp_nan, launch, scalar, sign
+from .triton_common import clamp_nan, launch, scalar, scalar_of, sign
 
 BLOCK = 1024
 
@@ -96,7 +96,8 @@ def _crop_kernel(
 
 @triton.jit
 def _crop_add_kernel(
-    store, index, top, left, flip, x, out, window, scale, scale_ptr, eps, low, high,
+    store, index, top, left, flip, x, out, window, scale, scale_ptr, eps, eps_ptr, eps_stride,
+    low, high,
     stride_n, stride_c, stride_h, stride_w, height, width,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -108,7 +109,8 @@ def _crop_add_kernel(
     value = tl.load(store + place, mask=in_store, other=0.0).to(tl.float32)
     image = tl.load(x + target, mask=inside).to(tl.float32)
     # x0 = box(x + clamp(scale * w, -eps, eps))
-    delta = clamp_nan(value * scalar(scale, scale_ptr), -eps, eps)
+    radius = scalar_of(eps, eps_ptr, eps_stride, tl.program_id(0).to(tl.int64))
+    delta = clamp_nan(value * scalar(scale, scale_ptr), -radius, radius)
     start = clamp_nan(image + delta, low, high)
     tl.store(out + target, start.to(out.dtype.element_ty), mask=inside)
     tl.store(window + target, value.to(window.dtype.element_ty), mask=inside)
@@ -199,19 +201,20 @@ def crop_flip_add(
     flip: Tensor,
     x: Tensor,
     scale: float | Tensor,
-    eps: float,
+    eps: float | Tensor,
     low: float = 0.0,
     high: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """See ``reference_crop.crop_flip_add``."""
     check_floating(store)
     check_windows(store, index, x)
+    radius = float_or_rows("eps", eps, x)
     x = _dense(x)
     out, window = torch.empty_like(x), torch.empty_like(x)
     if out.numel():
         launch(
             _crop_add_kernel, _grid(x), store, *_where(index, top, left, flip), x, out, window,
-            *float_or_pointer(scale, x.device), eps, low, high, *_geometry(store),
+            *float_or_pointer(scale, x.device), *radius, low, high, *_geometry(store),
             device=x.device, **_sides(x),
         )  # fmt: skip
     return out, window

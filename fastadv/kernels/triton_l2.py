@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import float_or_pointer, int_or_pointer, laid_out_as
+from .layout import float_or_rows, int_or_pointer, laid_out_as
 from .reference import GRADIENT_GUARD
-from .triton_common import clamp_nan, launch, scalar
+from .rows import check_rows
+from .triton_common import clamp_nan, launch, scalar_of
 from .triton_noise import noise_normal, unit_radius
 
 # Eight warps: with a batch of 128 each multiprocessor of an H100 has one program, which must keep
@@ -86,7 +87,7 @@ def _shrink(squares, eps):
 @triton.jit
 def _l2_kernel(
     x_adv, grad, x, out, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr,
-    stream_id: tl.int64, alpha, alpha_ptr, eps, low, high, n,
+    stream_id: tl.int64, alpha, alpha_ptr, alpha_stride, eps, eps_ptr, eps_stride, low, high, n,
     START: tl.constexpr, TRIPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     sample = tl.program_id(0)
@@ -94,7 +95,7 @@ def _l2_kernel(
     x_adv, x, out = x_adv + shift, x + shift, out + shift
     if grad is not None:  # here, not in a function: Triton before 3.9 takes no None as an argument
         grad += shift
-    alpha = scalar(alpha, alpha_ptr) + tl.zeros([], tl.float32)
+    alpha = scalar_of(alpha, alpha_ptr, alpha_stride, sample) + tl.zeros([], tl.float32)
     if START:
         row = tl.load(index + sample)
         alpha = alpha * unit_radius(row, seed, seed_ptr, offset, offset_ptr, stream_id)
@@ -103,7 +104,8 @@ def _l2_kernel(
         scale = _gradient_scale(alpha, _squares(grad, 0, n, TRIPS, BLOCK))
     shrink = alpha * 0.0 + 1.0
     if not START:
-        shrink = _shrink(_delta_squares(x_adv, grad, x, 0, n, scale, TRIPS, BLOCK), eps)
+        radius = scalar_of(eps, eps_ptr, eps_stride, sample)
+        shrink = _shrink(_delta_squares(x_adv, grad, x, 0, n, scale, TRIPS, BLOCK), radius)
     _write(x_adv, grad, x, out, 0, n, scale, shrink, low, high, TRIPS, BLOCK)
 
 
@@ -116,7 +118,8 @@ def _sum_of(partials, PARTS: tl.constexpr, PADDED: tl.constexpr):
 @triton.jit
 def _part_kernel(
     x_adv, grad, x, out, partials, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr,
-    stream_id: tl.int64, alpha, alpha_ptr, eps, low, high, n, samples,
+    stream_id: tl.int64, alpha, alpha_ptr, alpha_stride, eps, eps_ptr, eps_stride, low, high, n,
+    samples,
     WALK: tl.constexpr, START: tl.constexpr,
     PARTS: tl.constexpr, PADDED: tl.constexpr, PART: tl.constexpr,
     TRIPS: tl.constexpr, BLOCK: tl.constexpr,
@@ -132,7 +135,7 @@ def _part_kernel(
     if WALK == 0:
         tl.store(gradient_sums + part, _squares(grad, first, last, TRIPS, BLOCK))
     else:
-        alpha = scalar(alpha, alpha_ptr) + tl.zeros([], tl.float32)
+        alpha = scalar_of(alpha, alpha_ptr, alpha_stride, sample) + tl.zeros([], tl.float32)
         if START:
             row = tl.load(index + sample)
             alpha = alpha * unit_radius(row, seed, seed_ptr, offset, offset_ptr, stream_id)
@@ -145,7 +148,8 @@ def _part_kernel(
         else:
             shrink = alpha * 0.0 + 1.0
             if not START:
-                shrink = _shrink(_sum_of(delta_sums, PARTS, PADDED), eps)
+                radius = scalar_of(eps, eps_ptr, eps_stride, sample)
+                shrink = _shrink(_sum_of(delta_sums, PARTS, PADDED), radius)
             _write(x_adv, grad, x, out, first, last, scale, shrink, low, high, TRIPS, BLOCK)
 
 
@@ -154,12 +158,13 @@ def _run(
     grad: Tensor | None,
     x: Tensor,
     alpha: float | Tensor,
-    eps: float,
+    eps: float | Tensor,
     low: float,
     high: float,
     draw: tuple[Tensor, Tensor | int, Tensor | int, int] | None = None,
 ) -> Tensor:
     """One l2 operation; ``draw`` = (index, seed, offset, stream) makes it the random start."""
+    step, radius = float_or_rows("alpha", alpha, x), float_or_rows("eps", eps, x)
     x_adv = _per_sample_dense(x_adv)
     x = laid_out_as(x, x_adv)
     grad = None if grad is None else laid_out_as(grad, x_adv)
@@ -168,7 +173,7 @@ def _run(
         return out
     index, seed, offset, stream = draw or (None, 0, 0, 0)
     key = (*int_or_pointer(seed, x.device), *int_or_pointer(offset, x.device), stream)
-    settings = (index, *key, *float_or_pointer(alpha, x.device), eps, low, high)
+    settings = (index, *key, *step, *radius, low, high)
     samples, n = x.shape[0], x[0].numel()
     start = draw is not None
     if n <= ONE_PROGRAM:
@@ -201,7 +206,7 @@ def l2_step(
     grad: Tensor,
     x: Tensor,
     alpha: float | Tensor,
-    eps: float,
+    eps: float | Tensor,
     low: float = 0.0,
     high: float = 1.0,
 ) -> Tensor:
@@ -209,14 +214,16 @@ def l2_step(
     return _run(x_adv, grad, x, alpha, eps, low, high)
 
 
-def l2_project(x_adv: Tensor, x: Tensor, eps: float, low: float = 0.0, high: float = 1.0) -> Tensor:
+def l2_project(
+    x_adv: Tensor, x: Tensor, eps: float | Tensor, low: float = 0.0, high: float = 1.0
+) -> Tensor:
     """See ``reference.l2_project``."""
     return _run(x_adv, None, x, 0.0, eps, low, high)
 
 
 def l2_start(
     x: Tensor,
-    eps: float,
+    eps: float | Tensor,
     index: Tensor,
     seed: Tensor | int,
     offset: Tensor | int,
@@ -225,6 +232,7 @@ def l2_start(
     stream: int = 0,
 ) -> Tensor:
     """See ``reference.l2_start``."""
+    check_rows("eps", eps, x)
     noise = noise_normal(index, x.shape[1:], seed, offset, stream)
     draw = (index.contiguous(), seed, offset, stream)
     return _run(x, noise, x, eps, 0.0, low, high, draw)

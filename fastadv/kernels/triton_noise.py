@@ -10,9 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import int_or_pointer, is_dense
+from .layout import float_or_rows, int_or_pointer, is_dense
 from .philox import PER_SAMPLE_QUAD
-from .triton_common import clamp_nan, flatten_quads, launch, sample_words, signed_unit
+from .triton_common import (
+    clamp_nan,
+    flatten_quads,
+    launch,
+    sample_words,
+    scalar_of,
+    signed_unit,
+)
 
 QUADS = 256
 STEP = tl.constexpr(2.0 * math.pi * 2.0**-24)  # one step of a 24-bit turn, in radians
@@ -74,7 +81,7 @@ def _noise_kernel(
 @triton.jit
 def _linf_start_kernel(
     x, out, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr, stream_id: tl.int64,
-    eps, low, high, n, pixels, stride_c, stride_p,
+    eps, eps_ptr, eps_stride, low, high, n, pixels, stride_c, stride_p,
     CONTIGUOUS: tl.constexpr, QUADS: tl.constexpr,
 ):  # fmt: skip
     sample = tl.program_id(0).to(tl.int64)
@@ -89,7 +96,8 @@ def _linf_start_kernel(
     place += sample * n
     inside = element < n
     # x' = clamp(x + eps * u, low, high)
-    moved = tl.load(x + place, mask=inside).to(tl.float32) + noise * eps
+    radius = scalar_of(eps, eps_ptr, eps_stride, sample)
+    moved = tl.load(x + place, mask=inside).to(tl.float32) + noise * radius
     tl.store(out + place, clamp_nan(moved, low, high).to(out.dtype.element_ty), mask=inside)
 
 
@@ -142,7 +150,7 @@ def noise_normal(
 
 def linf_start(
     x: Tensor,
-    eps: float,
+    eps: float | Tensor,
     index: Tensor,
     seed: Tensor | int,
     offset: Tensor | int,
@@ -152,6 +160,7 @@ def linf_start(
 ) -> Tensor:
     """See ``reference.linf_start``."""
     _check_stream(stream)
+    radius = float_or_rows("eps", eps, x)
     if not _is_samplewise(x):
         x = x.contiguous()
     out = torch.empty_like(x)
@@ -164,7 +173,7 @@ def linf_start(
     key = (*int_or_pointer(seed, x.device), *int_or_pointer(offset, x.device))
     launch(
         _linf_start_kernel, (x.shape[0], triton.cdiv(n, QUADS * 4)), x, out, index.contiguous(),
-        *key, stream, eps, low, high, n, pixels, 1, channels, device=x.device,
+        *key, stream, *radius, low, high, n, pixels, 1, channels, device=x.device,
         CONTIGUOUS=contiguous, QUADS=QUADS,
     )  # fmt: skip
     return out

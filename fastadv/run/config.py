@@ -54,6 +54,7 @@ class RunConfig:
     weight_decay: NonNegative
     max_grad_norm: Positive | None  # None: gradients are not clipped
     eps: NonNegative
+    eps_warmup: Positive | None  # None: eps from the first update on
     norm: Literal["linf", "l2"]
     amp: bool
     amp_dtype: Literal["bf16", "fp16"]

@@ -13,6 +13,7 @@ from fastadv.data.machine import machine_memory
 from fastadv.data.npz_file import NotPlain, open_npz
 from fastadv.data.pixels import unit_images
 from fastadv.engine.model import guard
+from fastadv.engine.model.outputs import logits_in
 from fastadv.errors import UserError
 from fastadv.run.saved_models import load_model
 from fastadv.storage.printable import printable
@@ -32,7 +33,9 @@ def pseudo_labels(model: nn.Module, images: Tensor, batch_size: int = 500) -> Te
     parameter = next(model.parameters())
     with guard.train_flags(model, False):
         found = [
-            model(unit_images(part.to(parameter.device), parameter.dtype)).argmax(1).cpu()
+            logits_in(model(unit_images(part.to(parameter.device), parameter.dtype)), None)
+            .argmax(1)
+            .cpu()
             for part in images.split(batch_size)
         ]
     return torch.cat(found)

@@ -50,6 +50,7 @@ class RunRequest:
     weight_decay: NonNegative | None = None
     max_grad_norm: Positive | None = None
     eps: NonNegative | None = None
+    eps_warmup: Positive | None = None
     norm: Literal["linf", "l2"] | None = None
     amp: bool | None = None
     amp_dtype: Literal["bf16", "fp16"] | None = None

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fastadv.algorithms.parts import names
 from fastadv.algorithms.plan import Plan
+from fastadv.algorithms.recipes.table import methods
 from fastadv.algorithms.resolution import recipe_options, resolve
+from fastadv.algorithms.slots import SLOTS
 from fastadv.declared import coerce
 from fastadv.errors import UserError
 from fastadv.models import VARIANTS
@@ -56,7 +59,7 @@ def resolve_run(request: RunRequest) -> RunConfig:
             origins[name] = Origin.RECIPE
         elif name != "pad":
             origins[name] = Origin.PART
-    if "augmentation" not in given and plan.adversary.sample_state():
+    if "augmentation" not in given and plan.keeps_perturbations:
         values["augmentation"], origins["augmentation"] = "base", Origin.DEFAULT
     return _checked(values, plan, origins)
 
@@ -72,6 +75,7 @@ def resolve_stored(request: RunRequest) -> RunConfig:
     if values.get("schedule") in STEPPED and "drops" not in values:
         lost.append("drops")
     _require_none(lost)
+    _require_known(values["method"], request.options)
     plan = resolve(values["method"], request.options)
     parts = {**plan.slots, **plan.options}
     _require_none(
@@ -102,6 +106,17 @@ def _drop_companions(values: dict[str, Any], given: Mapping[str, Any], presets: 
         values.pop("width", None)
     if "eps" in given and "eval_alpha" not in given:
         values.pop("eval_alpha", None)
+
+
+def _require_known(method: str, options: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` if the run's method or one of its parts is not known here."""
+    parts = [(slot, options[slot], names(slot)) for slot in SLOTS if slot in options]
+    for kind, name, known in [("method", method, list(methods())), *parts]:
+        if name not in known:
+            raise UserError(
+                f"The run's {kind} {name!r} is not one of fastadv's: add --plugin with the file it "
+                "came from, or in Python import that file first."
+            )
 
 
 def _require_none(lost: list[str]) -> None:

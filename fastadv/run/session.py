@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from fastadv.by_epoch import Ramp
 from fastadv.engine.process import distributed
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
@@ -123,6 +124,7 @@ class Session:
             seed=config.seed,
             blocks=config.blocks,
             before_update=schedule,
+            radius=None if config.eps_warmup is None else Ramp(0.0, config.eps, config.eps_warmup),
         )
         # What was chosen by measuring is written down and used again on resume.
         first = next(iter(data.loader.epoch(0))).image
@@ -134,6 +136,5 @@ class Session:
     def digests(self) -> dict[str, str]:
         """A digest of each thing from outside that the run learns from: data, networks."""
         found = dict(self.data.content)
-        for part in self.step.plan.parts.values():
-            found |= part.depends_on()
+        found |= self.step.plan.depends_on()
         return found | fingerprints(self.config.plan)

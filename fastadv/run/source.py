@@ -140,7 +140,7 @@ def _augmented(config: RunConfig, source: Source) -> Source:
     """``source`` with the configured augmentation beyond crop and flip."""
     if config.augmentation == "base":
         return source
-    if config.plan.adversary.sample_state():
+    if config.plan.keeps_perturbations:
         raise UserError(
             f"--augmentation {config.augmentation} turns images, and a perturbation kept for each "
             f"sample cannot follow; omit it with {config.method}."

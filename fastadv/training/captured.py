@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastadv.algorithms.contract import Batch
+from fastadv.algorithms.contract import Batch, Teaches
 from fastadv.engine.cuda_graph import CudaRecorder, NotReplayable
 from fastadv.engine.model.buffers import Snapshot, copy_into
 from fastadv.engine.model.network import Network
@@ -47,7 +48,7 @@ class CapturedUpdate:
     A situation is everything that a recording has fixed: batch shapes, active parts, the addresses
     of parameters, buffers and states, train flags, precisions, and the state of Python
     (``python_state.py``: attributes of modules, globals). A new situation is recorded. Of more than
-    ``MAX_RECORDINGS`` the least recently used one is dropped. All are dropped when ``active`` of a
+    ``MAX_RECORDINGS`` the least recently used one is dropped. All are dropped when the phase of a
     part changes, since the warm-up of the next recording needs their memory. A warm-up leaves no
     trace, since it runs as an update that does not count: parts do not change their state, and
     buffers and perturbed weights are restored exactly.
@@ -159,7 +160,8 @@ class CapturedUpdate:
             reason = f"{python.changed!r} keeps changing between the steps"
         else:
             images, attack_bn = batch.x, eager.plan.adversary.attack_bn
-            found = why_not_static(eager.net, python, images, attack_bn)
+            losses = [partial(part.given_loss, y=batch.y) for part in eager.plan.given_losses]
+            found = why_not_static(eager.net, python, images, attack_bn, losses)
             self._states.add(number)
             if found is None:
                 return False
@@ -180,14 +182,16 @@ class CapturedUpdate:
             parts = self.eager.plan.parts.values()
             models = {"": self.eager.net.model}
             for part in parts:
-                for number, teacher in enumerate(part.networks()):
+                networks = part.networks() if isinstance(part, Teaches) else ()
+                for number, teacher in enumerate(networks):
                     models[f"teacher {number}"] = teacher
-            self._python = PythonState(models, parts)
+            output = self.eager.net.output
+            self._python = PythonState(models, parts, [output] if callable(output) else [])
         return self._python
 
     def _enter_phase(self) -> None:
         """Drop the recordings that were made while other parts were active."""
-        phase = tuple(part.active for part in self.eager.plan.parts.values())
+        phase = tuple(part.phase() for part in self.eager.plan.parts.values())
         if phase != self._phase:
             self._entries.clear()
             self._current = self._results = None

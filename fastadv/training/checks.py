@@ -12,10 +12,17 @@ from fastadv.models.wrapped import baked_modes
 
 
 def check_shapes(
-    device: torch.device, x: Tensor, y: Tensor, index: Tensor | None, *, needs_index: bool
+    device: torch.device,
+    x: Tensor,
+    y: Tensor,
+    index: Tensor | None,
+    *,
+    needs_index: bool,
+    labels: str = "classes",
 ) -> None:
-    """Raise ``UserError`` unless ``x`` is (B,C,H,W) float, ``y`` and ``index`` are (B,) int64, all
-    are on ``device``, and ``x`` is not empty. ``index`` may be None unless ``needs_index``."""
+    """Raise ``UserError`` unless ``x`` is (B,C,H,W) float, ``y`` are ``labels`` (``Target.labels``)
+    of B samples, ``index`` is (B,) int64, all are on ``device``, and ``x`` is not empty. ``index``
+    may be None unless ``needs_index``."""
     for name, given in (("x", x), ("y", y), ("index", index)):
         if given is not None and not isinstance(given, Tensor):
             raise UserError(f"{name} must be a torch.Tensor, not {type(given).__name__}.")
@@ -26,11 +33,10 @@ def check_shapes(
         )
     if not x.numel():
         raise UserError(f"x holds no image: its shape is {tuple(x.shape)}.")
-    if y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise UserError(
-            f"y must be int64 labels of shape ({len(x)},), not {y.dtype} of {tuple(y.shape)}"
-            f"{_way_out(y, len(x))}."
-        )
+    if labels == "any":
+        _check_any_labels(x, y)
+    else:
+        _check_class_labels(x, y)
     if index is None and needs_index:
         raise UserError(
             "This method stores state for every training sample: pass index=, the rows "
@@ -42,15 +48,45 @@ def check_shapes(
         )
 
 
+def _check_any_labels(x: Tensor, y: Tensor) -> None:
+    """Raise ``UserError`` unless ``y`` has one entry, of any shape, for each image."""
+    if y.ndim == 0 or len(y) != len(x):
+        raise UserError(
+            f"y must have one entry per image, a shape that begins with {len(x)}, not "
+            f"{tuple(y.shape)}."
+        )
+
+
+def _check_class_labels(x: Tensor, y: Tensor) -> None:
+    """Raise ``UserError`` unless ``y`` are (B,) int64 labels or (B,classes) floating ones."""
+    if y.shape == x.shape[:1] and y.dtype == torch.int64:
+        return
+    if y.ndim == 2 and len(y) == len(x) and y.shape[1] > 1 and y.is_floating_point():
+        return
+    raise UserError(
+        f"y must be int64 labels of shape ({len(x)},) or soft labels ({len(x)},classes), not "
+        f"{y.dtype} of {tuple(y.shape)}; {_way_out(y, len(x))}."
+    )
+
+
 def _way_out(y: Tensor, count: int) -> str:
     """The end of an error: how to convert ``y``, if it holds labels in another form."""
     if y.shape == (count, 1) and not y.is_floating_point():
-        return "; pass y.squeeze(1).long()"
+        return "pass y.squeeze(1).long()"
     if y.shape == (count,) and not y.is_floating_point():
-        return "; pass y.long()"
+        return "pass y.long()"
     if y.ndim == 2 and len(y) == count and y.shape[1] > 1:
-        return "; one label is trained on, so pass y.argmax(1) of one-hot rows"
-    return ""
+        return "pass y.float() of one-hot rows, or y.argmax(1)"
+    return "for other labels than classes pass a loss of your own, criterion="
+
+
+def refuse_soft(hard_labels_only: str) -> None:
+    """Raise ``UserError`` for soft labels if there is a reason why the method takes none."""
+    if hard_labels_only:
+        raise UserError(
+            f"y holds soft labels, and {hard_labels_only}; pass classes (B,) int64, such as "
+            "y.argmax(1), or choose another part."
+        )
 
 
 def check_companions(x: Tensor, **given: Tensor | None) -> None:
@@ -63,6 +99,56 @@ def check_companions(x: Tensor, **given: Tensor | None) -> None:
             found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise UserError(f"{name} must have the images' shape {tuple(x.shape)}, not {found}.")
     check_devices(x.device, **given)
+
+
+def check_radii(x: Tensor, *, takes_alpha: bool, **given: Tensor | None) -> None:
+    """Raise ``UserError`` unless each of ``given`` (eps, alpha) is None or a float tensor (B,) on
+    the device of ``x``, and for an alpha of a method that ``takes_alpha`` of no image."""
+    for name, tensor in given.items():
+        if tensor is None:
+            continue
+        right = isinstance(tensor, Tensor) and tensor.is_floating_point()
+        if not right or tensor.shape != x.shape[:1]:
+            raise UserError(
+                f"{name} of a call is a float tensor of shape ({len(x)},), one for each image; for "
+                f"one {name} for all pass {name}= to fastadv.step."
+            )
+    if given.get("alpha") is not None and not takes_alpha:
+        raise UserError("This method's attack takes no step of a chosen size: omit alpha=.")
+    check_devices(x.device, **given)
+
+
+def check_mask(x: Tensor, mask: Tensor | None) -> None:
+    """Raise ``UserError`` unless ``mask`` is None or bool (B or 1,C or 1,H,W) beside ``x``."""
+    if mask is None:
+        return
+    right = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 4
+    if right:
+        sizes = zip(mask.shape[:2], x.shape[:2], strict=True)
+        right = mask.shape[2:] == x.shape[2:] and all(own in (1, of) for own, of in sizes)
+    if not right:
+        raise UserError(
+            "mask is bool and (B or 1, C or 1, H, W), true for the pixels that may move; the "
+            f"images are {tuple(x.shape)}."
+        )
+    check_devices(x.device, mask=mask)
+
+
+def check_targets(y: Tensor, targets: Tensor | None, *, targeted: bool) -> None:
+    """Raise ``UserError`` unless ``targets`` fits ``y`` and the threat is targeted, and for labels
+    among which no other class can be drawn."""
+    if targets is None:
+        if targeted and (y.ndim != 1 or y.is_floating_point()):
+            raise UserError("Only for labels (B,) int64 can a target be drawn: pass targets=.")
+        return
+    if not targeted:
+        raise UserError(
+            "targets= are for a targeted attack: pass threat=fastadv.Threat(targeted=True) to "
+            "fastadv.step."
+        )
+    if not isinstance(targets, Tensor) or (targets.shape, targets.dtype) != (y.shape, y.dtype):
+        raise UserError(f"targets are like y: {y.dtype} of shape {tuple(y.shape)}.")
+    check_devices(y.device, targets=targets)
 
 
 def check_devices(device: torch.device, **tensors: Tensor | None) -> None:
@@ -133,14 +219,31 @@ def check_accumulation(optimizer: torch.optim.Optimizer) -> None:
 
 def check_classes(logits: Tensor, y: Tensor, num_classes: int | None) -> int:
     """The number of classes of ``logits`` (B,classes). Raises ``UserError`` for another shape, if
-    it is not ``num_classes``, and if a label of ``y`` (B,) is out of range."""
+    it is not ``num_classes``, and if the labels ``y``, (B,) or (B,classes), are out of range."""
     if logits.ndim != 2:
-        raise UserError(f"The model must return logits (B,classes), not {tuple(logits.shape)}.")
+        raise UserError(
+            f"The model must return logits (B,classes), not {tuple(logits.shape)}; train other "
+            "outputs by a loss of your own, criterion=."
+        )
     found = logits.shape[1]
     ranges.require_classes(found)
     if num_classes is not None and num_classes != found:
         raise UserError(f"num_classes is {num_classes} but the model returns {found} logits.")
+    ranges.require_width(y, found)
     ranges.require_labels(y, found)
+    return found
+
+
+def check_outputs(logits: Tensor, count: int, num_classes: int | None) -> int:
+    """The number of outputs per sample of ``logits`` (B,...), of any shape. Raises ``UserError``
+    unless there are ``count`` samples and, if it is given, ``num_classes`` outputs."""
+    if logits.ndim == 0 or len(logits) != count:
+        raise UserError(
+            f"The model must return outputs for each of {count} images, not {tuple(logits.shape)}."
+        )
+    found = logits[0].numel()
+    if num_classes is not None and num_classes != found:
+        raise UserError(f"num_classes is {num_classes} but the model returns {found} outputs.")
     return found
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 class Clock:
-    """``calls`` is the number of calls that stepped the optimizer. ``steps_per_epoch`` (calls) is
-    None if the caller names the epochs (``set_epoch``)."""
+    """``calls`` is the number of calls that stepped the optimizer. ``steps_per_epoch`` counts these
+    calls; it is None if the caller names the epochs (``set_epoch``)."""
 
     def __init__(self, steps_per_epoch: int | None, updates_per_batch: int) -> None:
         self.calls = 0

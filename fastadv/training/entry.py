@@ -8,9 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastadv.algorithms.resolution import resolve
+from fastadv.algorithms.criteria import resolve_with
+from fastadv.algorithms.user_loss import UserLoss
+from fastadv.by_epoch import ByEpoch, Phases, Ramp
+from fastadv.declared import ChangingNonNegative, coerce
+from fastadv.engine.model.outputs import Output
+from fastadv.errors import UserError
 from fastadv.models.wrapped import inner_module
-from fastadv.threat import usual_threat
+from fastadv.threat import Threat, usual_threat
 from fastadv.training import checks
 from fastadv.training.settings import Execution, Precision, RunLength
 from fastadv.training.training_step import Step
@@ -21,8 +26,9 @@ def step(
     optimizer: torch.optim.Optimizer,
     method: str = "apart",
     *,
-    eps: float | str | None = None,
+    eps: float | str | ByEpoch | None = None,
     norm: str = "linf",
+    threat: Threat | None = None,
     amp: bool = False,
     mode: str = "auto",
     num_samples: int | None = None,
@@ -35,6 +41,9 @@ def step(
     amp_dtype: str = "bf16",
     attack_dtype: str | None = None,
     blocks: Iterable[str] | None = None,
+    criterion: UserLoss | None = None,
+    attack_criterion: UserLoss | None = None,
+    output: Output = None,
     **options: Any,
 ) -> Step:
     """A training step of ``method`` for a training loop of one's own, in place of ``backward`` and
@@ -44,29 +53,46 @@ def step(
     total_steps=...)``, then ``metrics = step(x, y, index=i)`` for each batch (``Step``).
 
     ``eps`` is the radius of the ball of ``norm`` ("linf" or "l2") in pixels of [0,1]: a number or
-    text such as "8/255"; None is 8/255 in Linf and 128/255 in L2. ``amp``, ``amp_dtype``,
-    ``attack_dtype`` and ``scaler`` are described at ``Precision``, ``mode`` at ``Execution``.
+    text such as "8/255"; None is 8/255 in Linf and 128/255 in L2. It may change with the epoch:
+    ``fastadv.Ramp(0, 8/255, epochs=15)`` or "0..8/255@15", ``fastadv.Phases({0: 2/255, 30:
+    8/255})`` or "2/255@0,8/255@30"; so may ``alpha`` and, by phases, ``steps`` of an attack.
+    ``threat`` replaces both: another range of images, a mask, a targeted attack. ``amp``,
+    ``amp_dtype``, ``attack_dtype`` and ``scaler`` are described at ``Precision``, ``mode`` at
+    ``Execution``.
     ``num_samples`` is the number of training samples, ``num_classes`` the number of logits.
-    ``total_steps`` and ``steps_per_epoch`` count calls. ``max_grad_norm`` clips the L2 norm of all
-    gradients together. ``seed`` fixes the noise of the attacks. ``blocks`` names the modules whose
-    input is perturbed in a network whose residual blocks are not recognised, such as
-    "blocks.*.mlp.fc1". ``options`` are
-    hyper-parameters of the parts, or the name of a slot with another part (``weights="rwp"``).
+    ``total_steps`` and ``steps_per_epoch`` count the calls that update. ``max_grad_norm`` clips the
+    L2 norm of all gradients together. ``seed`` fixes the noise of the attacks. ``blocks`` names the
+    modules whose input is perturbed in a network whose residual blocks are not recognised, such as
+    "blocks.*.mlp.fc1".
+
+    ``criterion(logits, y) -> (B,)`` is a loss of your own, which the attack maximises and the
+    update minimises in place of the cross entropy; ``y`` may then be any tensor (B,...).
+    ``attack_criterion`` is one that the attack alone maximises.
+    ``output`` says where the logits are in what the model returns: a position, a key or attribute,
+    or a function of it; None takes a tensor, or what is called "logits" in an object.
+    ``options`` are hyper-parameters of the parts, or the name of a slot with another part
+    (``weights="rwp"``).
 
     Raises ``UserError`` for an unknown name, a value out of range, and a model, an optimizer or a
     combination of parts that cannot be trained.
     """
-    plan = resolve(method, options)
+    if threat is not None and (eps is not None or norm != "linf"):
+        raise UserError("threat= holds the ball: omit eps= and norm=.")
+    radius = None if eps is None else coerce("eps", eps, ChangingNonNegative)
+    fixed = None if isinstance(radius, (Ramp, Phases)) else radius
+    plan = resolve_with(method, options, criterion, attack_criterion)
     checks.check_optimizer(inner_module(model), optimizer)
     return Step(
         model,
         optimizer,
         plan,
-        usual_threat(norm, eps),
+        usual_threat(norm, fixed) if threat is None else threat,
+        radius=radius if isinstance(radius, (Ramp, Phases)) else None,
         precision=Precision(amp, amp_dtype, attack_dtype, scaler),
         length=RunLength(num_samples, num_classes, total_steps, steps_per_epoch),
         execution=Execution(mode),
         max_grad_norm=max_grad_norm,
         seed=seed,
+        output=output,
         blocks=None if blocks is None else tuple([blocks] if isinstance(blocks, str) else blocks),
     )

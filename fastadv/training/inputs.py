@@ -10,47 +10,70 @@ from torch import Tensor
 
 from fastadv import ranges
 from fastadv.algorithms.contract import Batch
+from fastadv.data.view import View
 from fastadv.engine import noise
 from fastadv.engine.optimizer.faults import Fault
 from fastadv.errors import UserError
 from fastadv.threat import Threat
 
 
+class Given(NamedTuple):
+    """The tensors of a call, of the right shapes; see ``Step.__call__``."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor | None  # type: ignore[assignment]  # tuple.index is not used
+    start: Tensor | None
+    second: Tensor | None
+    eps: Tensor | None
+    alpha: Tensor | None
+    mask: Tensor | None
+    targets: Tensor | None
+
+
 class Inputs(NamedTuple):
-    """``x``, ``start`` and ``second`` (B,C,H,W); the labels ``y`` (B,); ``rows`` (B,) of the
-    training set."""
+    """``Given`` with values in range; ``rows`` (B,) of the training set are always there."""
 
     x: Tensor
     y: Tensor
     rows: Tensor
     start: Tensor | None
     second: Tensor | None
+    eps: Tensor | None
+    alpha: Tensor | None
+    mask: Tensor | None
+    targets: Tensor | None
 
 
 def looked_at(
-    x: Tensor,
-    y: Tensor,
-    index: Tensor | None,
-    start: Tensor | None,
-    second: Tensor | None,
+    given: Given,
     *,
     threat: Threat,
     classes: int | None,
+    labels: str,
     num_samples: int | None,
     faults: MutableMapping[Fault, Tensor],
     syncs_are_free: bool,
     first: bool,
+    first_row: int,
 ) -> Inputs:
-    """The inputs, with values in range.
+    """The inputs, with values in range. Without ``index`` the rows are numbered from ``first_row``.
 
     If reading a value stalls no device (``syncs_are_free``), or if the number of ``classes`` is not
     known yet, a value out of range raises ``UserError``. Otherwise the device notes it in
     ``faults`` (0-dim bool), which mask the update. Images that are not finite raise ``UserError``
-    only in the ``first`` batch and mask the update afterwards.
+    only in the ``first`` batch and mask the update afterwards. The values of ``labels`` "any" are
+    not looked at.
     """
-    low, high = threat.low, threat.high
+    x, y, index, start, second, eps, alpha, mask, targets = given
+    of_classes = labels == "classes"
+    every_y = [each for each in (y, targets) if each is not None]
+    radii = [each for each in (eps, alpha) if each is not None]
+    if of_classes and classes is not None:
+        ranges.require_width(y, classes)
+    low, high = threat.ends(x)
     x, second = x.detach(), None if second is None else second.detach()
-    rows = torch.arange(len(x), device=x.device) if index is None else index
+    rows = torch.arange(first_row, first_row + len(x), device=x.device) if index is None else index
     images = [images for images in (x, second) if images is not None]
     if not syncs_are_free:
         bad = torch.stack([ranges.outside(each, low, high) for each in images]).any()
@@ -64,21 +87,55 @@ def looked_at(
             faults[Fault.IMAGES].fill_(not finite)
         if first and faults[Fault.IMAGES]:
             raise UserError("x holds values that are not finite; look at the data.")
-        if classes is not None:
-            ranges.require_labels(y, classes)
+        if of_classes and classes is not None:
+            for each in every_y:
+                ranges.require_labels(each, classes)
+        for each in radii:
+            ranges.require_radii(each, threat.widest)
         if index is not None:
             ranges.require_rows(index, num_samples)
         ranges.require_finite("start", start)
-        return Inputs(x, y, rows, start, second)
+        return Inputs(x, y, rows, start, second, eps, alpha, mask, targets)
     # A label or row out of range would abort a CUDA process; the update is masked instead.
-    most = num_samples or torch.iinfo(torch.int64).max
+    most = torch.iinfo(torch.int64).max if index is None or num_samples is None else num_samples
     if start is not None:
         faults[Fault.IMAGES].logical_or_(~start.isfinite().all())
-    faults[Fault.LABELS].copy_(((y < 0) | (y >= classes)).any())
+    if of_classes:
+        outside = [ranges.labels_outside(each, classes) for each in every_y]
+        faults[Fault.LABELS].copy_(torch.stack(outside).any())
+    # Never cleared: nothing is updated after a bad update.
+    for each in radii:
+        faults[Fault.RADII].logical_or_(ranges.radii_outside(each, threat.widest))
     faults[Fault.ROWS].copy_(((rows < 0) | (rows >= most)).any())
     second = None if second is None else second.clamp(low, high)
-    y, rows = y.clamp(0, classes - 1), rows.clamp(0, most - 1)
-    return Inputs(x.clamp(low, high), y, rows, start, second)
+    if of_classes and y.ndim == 1:
+        y = y.clamp(0, classes - 1)
+        targets = None if targets is None else targets.clamp(0, classes - 1)
+    rows = rows.clamp(0, most - 1)
+    return Inputs(x.clamp(low, high), y, rows, start, second, eps, alpha, mask, targets)
+
+
+def batch_of(
+    inputs: Inputs, offset: Tensor, threat: Threat, view: View | None, labels: str
+) -> Batch:
+    """The batch as the parts see it, with the threat of its images."""
+    y = targets_of(inputs.y, inputs.x, labels)
+    targets = None if inputs.targets is None else targets_of(inputs.targets, inputs.x, labels)
+    # In the type of the arithmetic: the kernels take no float64 rows beside float32 images.
+    wide = torch.promote_types(inputs.x.dtype, torch.float32)
+    eps = None if inputs.eps is None else inputs.eps.to(wide)
+    alpha = None if inputs.alpha is None else inputs.alpha.to(wide)
+    if eps is not None or inputs.mask is not None:
+        threat = threat.filled(eps=eps, mask=inputs.mask)
+    start, second = inputs.start, inputs.second
+    return Batch(inputs.x, y, inputs.rows, offset, threat, view, start, second, alpha, targets)
+
+
+def targets_of(y: Tensor, x: Tensor, labels: str) -> Tensor:
+    """``y``, soft labels (B,classes) in the type of the logits of the images ``x``."""
+    if labels == "any" or not y.is_floating_point():
+        return y
+    return y.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def two_views(batch: Batch) -> Batch:
@@ -91,9 +148,12 @@ def two_views(batch: Batch) -> Batch:
         )
     return batch._replace(
         x=torch.cat([batch.x, batch.second.detach()]),
-        y=batch.y.repeat(2),
+        y=torch.cat([batch.y, batch.y]),
         # The same sample twice must not draw the same noise twice.
         index=torch.cat([batch.index, batch.index + noise.SECOND_VIEW]),
+        threat=batch.threat.repeated(2, len(batch.x)),
         view=None,
         start=None if batch.start is None else batch.start.repeat(2, 1, 1, 1),
+        alpha=None if batch.alpha is None else batch.alpha.repeat(2),
+        targets=None if batch.targets is None else torch.cat([batch.targets, batch.targets]),
     )

@@ -10,10 +10,13 @@ import torch
 from torch import nn
 
 from fastadv.algorithms import cost
+from fastadv.algorithms.contract import PerturbsBlocks
 from fastadv.algorithms.plan import Plan
+from fastadv.by_epoch import ByEpoch
 from fastadv.engine.compiled import Runner
 from fastadv.engine.model import parameter_hooks
 from fastadv.engine.model.network import Network
+from fastadv.engine.model.outputs import Output
 from fastadv.engine.optimizer.updater import Updater
 from fastadv.errors import UserError
 from fastadv.models.blocks import perturbable_blocks
@@ -36,7 +39,7 @@ class Internals:
     ``net`` makes the forward passes. ``update`` is the order of one update; ``passes`` is the same
     or its captured form. ``updater`` applies gradients with the optimizer. ``offset`` (0-dim int64
     on the device) is the number of the update, by which noise is drawn. ``before_update`` is called
-    before each update, with its number.
+    before each update, with its number. ``radius`` is an eps that changes with the epoch.
     """
 
     def __init__(
@@ -52,7 +55,9 @@ class Internals:
         max_grad_norm: float | None,
         seed: int,
         blocks: tuple[str, ...] | None,
+        output: Output,
         before_update: Callable[[int], None] | None,
+        radius: ByEpoch | None,
     ) -> None:
         device = next(model.parameters()).device
         self.plan, self.precision, self.length = plan, precision, length
@@ -62,9 +67,17 @@ class Internals:
         strict = execution.is_strict
         runner = Runner(compiles(self.mode, length.total_steps), execution.backend, strict=strict)
         twice = plan.differentiates_twice
-        self.net = Network(model, device, runner, outer, attack, differentiates_twice=twice)
+        self.net = Network(
+            model, device, runner, outer, attack, differentiates_twice=twice, output=output
+        )
+        self.radius = radius
+        if radius is not None:
+            threat = threat.with_eps(max(radius.values()))
         for part in plan.parts.values():
             part.check_threat(threat)
+        if radius is not None:  # filled before every update
+            eps = torch.zeros((), device=device, dtype=torch.float64)
+            threat = threat.filled(eps=eps)
         self.update = Update(plan, self.net, threat, seed)
         self.changes = Changes(plan, self.net, self.update, optimizer, _blocks(model, plan, blocks))
         self.passes: Update | CapturedUpdate = self.update
@@ -132,5 +145,6 @@ def _blocks(
     """A function that finds the residual blocks, or None if no part attacks them."""
     if "block_gradients" not in plan.needs:
         return None
-    place = plan.options.get("block_noise_at", "conv1")
+    places = [p.block_noise_at for p in plan.parts.values() if isinstance(p, PerturbsBlocks)]
+    place = places[0] if places else "conv1"
     return partial(perturbable_blocks, model, None if names is None else list(names), at=place)

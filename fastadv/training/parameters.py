@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fastadv.algorithms.contract import Freezes
 from fastadv.algorithms.plan import Plan
 from fastadv.engine.model.network import Network
 
@@ -20,7 +21,11 @@ class Parameters:
     def follow(self) -> None:
         """Take over the parameters of the present model."""
         self.named = dict(self.net.structure.parameters)
-        self._learns = {name for name in self.named if self.plan.layers.learns(name)}
+        layers = self.plan.layers
+        if isinstance(layers, Freezes):
+            self._learns = {name for name in self.named if layers.learns(name)}
+        else:
+            self._learns = set(self.named)
 
     def learning(self) -> list[Tensor]:
         """The parameters that learn, in the order of ``learning_named``."""

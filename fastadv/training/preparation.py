@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from fastadv.algorithms.attack_loss import PlanAttackLoss
-from fastadv.algorithms.contract import NEEDS, Setup
+from fastadv.algorithms.contract import NEEDS, FollowsThreat, Setup
 from fastadv.algorithms.plan import Plan
+from fastadv.algorithms.user_loss import require_per_sample
 from fastadv.engine.model.network import Network
 from fastadv.errors import UserError
 from fastadv.threat import Threat
 from fastadv.training import checks
+from fastadv.training.inputs import targets_of
 from fastadv.training.settings import RunLength
 from fastadv.training.update import Update
 
@@ -73,10 +75,17 @@ class Preparation:
 
     def look(self, x: Tensor, y: Tensor) -> int:
         """The number of classes, from the first forward pass of the model in its present structure.
-        ``x`` is (B,C,H,W), ``y`` (B,). Raises ``UserError`` for logits that do not fit."""
+        ``x`` is (B,C,H,W), ``y`` (B,...). Raises ``UserError`` for logits that do not fit, and for
+        a user's loss that is not one value per sample."""
         self.seen = -1  # stays if the probe raises
-        logits = self.net.probe(x[:2], self.plan.objective.bn_updates())
-        classes = checks.check_classes(logits, y, self.length.num_classes)
+        logits = self.net.probe(x[:2], self.plan.bn_updates)
+        if self.plan.target.labels == "any":
+            classes = checks.check_outputs(logits, len(x[:2]), self.length.num_classes)
+        else:
+            classes = checks.check_classes(logits, y, self.length.num_classes)
+        fitted = targets_of(y, x, self.plan.target.labels)
+        for part in self.plan.given_losses:
+            require_per_sample(part.given_as, part.given_loss, logits, fitted)
         self.seen = self.net.structure.inner
         return classes
 
@@ -115,10 +124,9 @@ class Preparation:
             total_steps=length.total_steps,
             steps_per_epoch=length.steps_per_epoch,
             seed=update.regions.seed,
-            needs=plan.needs,
-            attack_steps=int(plan.options.get("steps", 1)),
-            fits=plan.objective.fits,
-            attack_loss=PlanAttackLoss(plan, self.net),
+            method=plan.capabilities,
+            attack_loss=PlanAttackLoss(plan, self.net, targeted=update.regions.threat.targeted),
+            start=plan.start,
             sound=self._sound,
         )
         unknown_needs = plan.needs - NEEDS
@@ -138,4 +146,7 @@ class Preparation:
         """Pass ``threat`` on to the parts, for the next update and all after it."""
         if self.allocated is not None:
             for part in self.plan.parts.values():
-                part.follow_threat(threat)
+                loss = PlanAttackLoss(self.plan, self.net, targeted=threat.targeted)
+                part.setup = replace(part.setup, threat=threat, attack_loss=loss)
+                if isinstance(part, FollowsThreat):
+                    part.follow_threat(threat)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastadv.algorithms.contract import Batch
 from fastadv.engine.optimizer.replayed import ReplayedUpdate
+from fastadv.threat import Threat
 from fastadv.training.results import PassResults
 
 
@@ -40,11 +41,13 @@ class Recording:
 
 
 def batch_tensors(batch: Batch) -> list[Tensor]:
-    """All tensors of a batch, including those of its view."""
+    """All tensors of a batch, including those of its view and its threat."""
     found: list[Tensor] = []
     for value in batch:
         if isinstance(value, Tensor):
             found.append(value)
+        elif isinstance(value, Threat):
+            found += value.tensors()
         elif value is not None:
             found += list(value)
     return found
@@ -59,7 +62,7 @@ def copied(batch: Batch) -> Batch:
     }
     if batch.view is not None:
         own["view"] = type(batch.view)(*(tensor.clone() for tensor in batch.view))
-    return batch._replace(**own)
+    return batch._replace(**own, threat=batch.threat.copied())
 
 
 def held_tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:

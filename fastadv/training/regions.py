@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastadv.algorithms.adversaries.weaken import weakened, weakening
-from fastadv.algorithms.contract import Adversarial, Batch, Context, Losses, Outputs
+from fastadv.algorithms.contract import Adversarial, Batch, Context, Losses, Outputs, SharesForward
 from fastadv.algorithms.plan import Plan
 from fastadv.engine.gradient import leaf
 from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL
@@ -18,6 +18,8 @@ from fastadv.engine.model.network import Network
 from fastadv.threat import Threat
 from fastadv.training.parameters import Parameters
 from fastadv.training.results import Gradients, OuterPass
+
+_AT_INPUT = frozenset({"input_gradient", "differentiable_input"})
 
 
 class Regions:
@@ -31,6 +33,9 @@ class Regions:
     ) -> None:
         self.plan, self.net, self.parameters = plan, net, parameters
         self.threat, self.seed = threat, seed
+        # Read here: a compiler cannot enter the lock of a cached property.
+        self._learned, self._needs, self._bn_updates = plan.learned, plan.needs, plan.bn_updates
+        self._penalizing = plan.penalizing
 
     def natural(self, x: Tensor) -> Tensor:
         """Logits (B,classes) of ``x`` (B,C,H,W) without a graph; a region."""
@@ -39,20 +44,16 @@ class Regions:
 
     def outer(self, batch: Batch, attacked: Adversarial, scale: Tensor) -> OuterPass:
         """The outer pass; ``scale`` (0-dim) is the loss scale. A region."""
-        adversary = self.plan.adversary
-        leaves = [leaf(tensor) for tensor in adversary.leaves()]
-        x_adv, block_noise = adversary.outer_input(batch, attacked, leaves)
-        regularizer = self.plan.regularizer
-        wanted = adversary.wants_input_gradient
-        if regularizer is not None:
-            wanted = wanted or regularizer.wants_adversarial_gradient
-            if regularizer.wants_center_gradient:
-                attacked = attacked._replace(center=leaf(attacked.center))
-        if wanted and not x_adv.requires_grad:
+        learned, needs = self._learned, self._needs
+        leaves = [] if learned is None else [leaf(tensor) for tensor in learned.leaves()]
+        x_adv, block_noise = self._outer_input(batch, attacked, leaves)
+        if "differentiable_center" in needs:
+            attacked = attacked._replace(center=leaf(attacked.center))
+        if needs & _AT_INPUT and not x_adv.requires_grad:
             x_adv = leaf(x_adv)
-        trained_on = self.weakened(x_adv, attacked)
-        outputs = self._outputs(batch, attacked, trained_on, block_noise, self.plan.needs)
-        at = x_adv if adversary.wants_input_gradient else None
+        trained_on = self.weakened(x_adv, batch, attacked)
+        outputs = self._outputs(batch, attacked, trained_on, block_noise, needs)
+        at = x_adv if "input_gradient" in needs else None
         return self._loss_and_gradients(batch, attacked, trained_on, outputs, scale, leaves, at)
 
     def joint(
@@ -63,12 +64,15 @@ class Regions:
         factor = weakening(self.plan.adversary, batch, self.seed)
         context = context._replace(weakening=factor)
         center = leaf(center)
-        bn_updates = self.plan.objective.bn_updates()
+        bn_updates = self._bn_updates
         with self.net.bn_momenta.updates_as(bn_updates, NATURAL):
             natural = self.net.logits(center)
-        x_adv = self.plan.adversary.joint_step(center, natural, batch.y, context)
+        adversary = self.plan.adversary
+        if not isinstance(adversary, SharesForward):
+            raise RuntimeError("this adversary has no pass to share")
+        x_adv = adversary.joint_step(center, natural, batch, context)
         attacked = Adversarial(x_adv, center.detach(), context, center.detach())
-        trained_on = self.weakened(x_adv, attacked)
+        trained_on = self.weakened(x_adv, batch, attacked)
         with self.net.bn_momenta.updates_as(bn_updates, ADVERSARIAL):
             logits = self.net.logits(trained_on)
         outputs = Outputs(logits, natural, context)
@@ -84,14 +88,21 @@ class Regions:
         if part is None:
             raise RuntimeError("this recipe perturbs no weights")
         with torch.enable_grad():
-            leaves = [tensor.detach() for tensor in self.plan.adversary.leaves()]
-            x_adv, block_noise = self.plan.adversary.outer_input(batch, attacked, leaves)
-            trained_on = self.weakened(x_adv.detach(), attacked)
+            learned = self._learned
+            leaves = [] if learned is None else [tensor.detach() for tensor in learned.leaves()]
+            x_adv, block_noise = self._outer_input(batch, attacked, leaves)
+            trained_on = self.weakened(x_adv.detach(), batch, attacked)
             # The direction is that of the objective, without the regularizer.
             needs = self.plan.objective.requires()
             outputs = self._outputs(batch, attacked, trained_on, block_noise, needs)
-            plain_losses = functional.cross_entropy(outputs.adversarial, batch.y, reduction="none")
-            plain = self.plan.objective.is_plain() and self.plan.target.is_plain()
+            target = self.plan.target
+            if target.labels == "any":
+                plain_losses = target.fit(outputs.adversarial, batch.y, outputs.context)
+            else:
+                plain_losses = functional.cross_entropy(
+                    outputs.adversarial, batch.y, reduction="none"
+                )
+            plain = self.plan.objective.is_plain() and target.is_plain() and batch.y.ndim == 1
             total = self._losses(outputs, batch.y)
             loss, count = part.reduce(
                 Losses(total, plain_losses, outputs.adversarial, batch.y, plain)
@@ -100,11 +111,19 @@ class Regions:
                 loss = loss * scale.to(loss.dtype)
             return self.net.gradients(loss, self.parameters.perturbed()), count
 
-    def weakened(self, x_adv: Tensor, attacked: Adversarial) -> Tensor:
+    def _outer_input(
+        self, batch: Batch, attacked: Adversarial, leaves: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor] | None]:
+        """x_adv (B,C,H,W), differentiable in ``leaves``, and the noise of each block, if any."""
+        learned = self._learned
+        if learned is None:
+            return attacked.x_adv, None
+        return learned.outer_input(batch, attacked, leaves)
+
+    def weakened(self, x_adv: Tensor, batch: Batch, attacked: Adversarial) -> Tensor:
         """The input (B,C,H,W) of the outer pass: ``x_adv``, with its perturbation weakened by the
         adversary's options ``shrink`` and ``flip_signs``."""
-        threat, factor = self.threat, attacked.context.weakening
-        return weakened(x_adv, attacked.center, factor, threat.low, threat.high)
+        return weakened(x_adv, attacked.center, attacked.context.weakening, batch.threat)
 
     def _outputs(
         self,
@@ -117,7 +136,7 @@ class Regions:
         context = attacked.context
         if "natural_logits_train" not in needs:
             return Outputs(self.net.logits(x_adv, block_noise), None, context)
-        bn_updates = self.plan.objective.bn_updates()
+        bn_updates = self._bn_updates
         natural, logits = self.net.bn_momenta.forwards(
             bn_updates, attacked.center, x_adv, block_noise
         )
@@ -128,9 +147,11 @@ class Regions:
         plan = self.plan
         losses = plan.objective.per_sample(outputs, y, plan.target.fit)
         fitted = outputs.adversarial
-        if plan.objective.fits == "natural" and outputs.natural is not None:
+        if plan.objective.fits[0] == "natural" and outputs.natural is not None:
             fitted = outputs.natural
-        penalty = plan.target.penalty(fitted, outputs.adversarial, outputs.context)
+        if self._penalizing is None:
+            return losses
+        penalty = self._penalizing.penalty(fitted, outputs.adversarial, outputs.context)
         return losses if penalty is None else losses + penalty
 
     def _loss_and_gradients(
@@ -146,7 +167,7 @@ class Regions:
         """The outer loss of ``outputs`` and its gradients with respect to the weights, the
         adversary's ``leaves`` and ``x_adv``, if it is given."""
         loss = self._losses(outputs, batch.y).mean()
-        regularizer = self.plan.regularizer
+        regularizer, term = self.plan.regularizer, None
         if regularizer is not None:
             term = regularizer.term(batch, attacked, trained_on, outputs)
             loss = loss + regularizer.weight() * term
@@ -158,4 +179,5 @@ class Regions:
         gradients = Gradients(found[:first], found[first:last], at_x_adv)
         natural = None if outputs.natural is None else outputs.natural.detach()
         # Before torch 2.13 a compiled graph cannot return a tuple that _replace made.
-        return OuterPass(loss.detach(), gradients, outputs.adversarial.detach(), natural)
+        told = None if term is None else term.detach()
+        return OuterPass(loss.detach(), gradients, outputs.adversarial.detach(), natural, told)

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from fastadv import ranges
 from fastadv.algorithms.contract import Adversarial, Batch, Outputs
 from fastadv.engine.model.buffers import Snapshot
 from fastadv.engine.optimizer.faults import Fault
+
+
+def share_right(logits: Tensor, y: Tensor, labels: str) -> Tensor | None:
+    """The share (0-dim float32) of samples of which the largest of the ``logits`` (B,classes) is
+    that of the class ``y`` (B,) int64, or of the largest entry of a soft label (B,classes).
+
+    None if ``y`` are no classes: with ``labels`` "any" (``Target.labels``) unless they are (B,)
+    int64 and there are several logits.
+    """
+    classes = y.ndim == 1 and y.dtype == torch.int64 and logits.ndim == 2 and logits.shape[1] > 1
+    if labels == "any" and not classes:
+        return None
+    return (logits.argmax(1) == ranges.hard(y)).float().mean()
 
 
 class Gradients(NamedTuple):
@@ -16,8 +31,7 @@ class Gradients(NamedTuple):
     tensor.
 
     ``weights``: those of the parameters that learn, in their order. ``leaves``: those of the
-    adversary's tensors (learned step sizes). ``x_adv`` (B,C,H,W): None unless the adversary asks
-    for it.
+    adversary's tensors (learned step sizes). ``x_adv`` (B,C,H,W): None unless a part asks for it.
     """
 
     weights: list[Tensor | None]
@@ -27,19 +41,23 @@ class Gradients(NamedTuple):
 
 class OuterPass(NamedTuple):
     """The outer loss (0-dim), its gradients, and the logits (B,classes): ``adversarial`` at x_adv,
-    ``natural`` at the ball's centre, None unless a part needs them. All are detached."""
+    ``natural`` at the ball's centre, None unless a part needs them. ``term`` (0-dim) is that of the
+    regularizer, None without one. All are detached."""
 
     loss: Tensor
     gradients: Gradients
     adversarial: Tensor
     natural: Tensor | None
+    term: Tensor | None
 
 
 class PassResults(NamedTuple):
     """The result of ``Update.compute_gradients``, for ``apply_gradients`` and ``finish_update``.
 
-    ``loss`` and ``accuracy`` are 0-dim. ``faults_found`` is fault -> 0-dim bool; the update counts
-    only if all are false. ``buffers`` are the values of the model's buffers before the update.
+    ``loss`` and ``accuracy`` are 0-dim, as is ``term``, the regularizer's, None without one.
+    ``accuracy`` is None if the labels are no classes.
+    ``faults_found`` is fault -> 0-dim bool; the update counts only if all are false. ``buffers``
+    are the values of the model's buffers before the update.
     ``statistics`` are the model's floating-point buffers if several processes train, which average
     them, otherwise empty.
     """
@@ -48,7 +66,8 @@ class PassResults(NamedTuple):
     attacked: Adversarial
     outputs: Outputs
     loss: Tensor
-    accuracy: Tensor
+    term: Tensor | None
+    accuracy: Tensor | None
     gradients: Gradients
     faults_found: dict[Fault, Tensor]
     buffers: Snapshot

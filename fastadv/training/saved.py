@@ -14,7 +14,12 @@ from fastadv.training.preparation import Allocated
 
 def state_of(step: Internals) -> dict[str, Any]:
     """Everything that a resumed run needs beside model and optimizer. The tensors are live, not
-    copies."""
+    copies. Raises ``UserError`` if a gradient waits for an update, which would be lost."""
+    if step.updater.waits:
+        raise UserError(
+            "A gradient waits for an update (update=False) and would be lost in this state: save "
+            "after a call that updates."
+        )
     step.changes.follow(prepared=step.allocated)
     preparation, momenta = step.preparation, step.net.bn_momenta
     allocated = preparation.allocated

@@ -63,7 +63,8 @@ class RunLength:
     """The lengths of the run; None for each that the caller does not give.
 
     ``num_samples`` is the number of rows of the training set, ``num_classes`` the number of logits
-    of the model. ``total_steps`` and ``steps_per_epoch`` count calls of the step.
+    of the model. ``total_steps`` and ``steps_per_epoch`` count the calls that update
+    (not those with ``update=False``).
     """
 
     num_samples: Count | None = None

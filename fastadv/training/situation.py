@@ -22,11 +22,11 @@ def situation(update: Update, batch: Batch, python_state: int) -> Hashable:
     return (
         tuple((t.shape, t.dtype, t.stride()) for t in batch_tensors(batch)),
         tuple(value is None for value in batch),
-        tuple(part.active for part in parts),
+        tuple(part.phase() for part in parts),
         tuple(tensor.data_ptr() for part in parts for tensor in part.state.values()),
         tuple(_addresses(net.model)),
         python_state,
-        (net.structure.version, first_hooked(update.parameters.named), update.regions.threat),
+        (net.structure.version, first_hooked(update.parameters.named), batch.threat.fixed()),
         (net.outer_dtype, net.attack_dtype, net.looks),
         (_switches(), update.room),
     )

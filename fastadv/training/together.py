@@ -9,14 +9,13 @@ process has it. The flags for present gradients and for faults are in the same m
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastadv.engine.model.buffers import copy_into
-from fastadv.engine.optimizer.faults import Fault
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
 from fastadv.training.results import PassResults
@@ -24,15 +23,18 @@ from fastadv.training.update import Update
 
 
 @torch.no_grad()
-def bring_together(results: PassResults, update: Update, before: Mapping[Fault, Tensor]) -> None:
-    """Average ``results`` over all processes, in place: loss, accuracy, gradients of the weights
-    and of the adversary's leaves, statistics.
+def bring_together(
+    results: PassResults, update: Update, before: Sequence[Tensor], images: int
+) -> None:
+    """Average ``results`` over the images of all processes, in place: loss, accuracy, gradients of
+    the weights and of the adversary's leaves, statistics.
 
-    ``before`` and the ``faults_found`` of ``results`` (0-dim bool) become true if they are true in
-    any process. Only a process without one of the gradients reads if another has it, which waits
-    for the device.
+    The gradients of this process are those of its last ``images`` images, from one or more calls;
+    loss and accuracy are those of the last call. ``before`` and the ``faults_found`` of ``results``
+    (0-dim bool) become true if they are true in any process. Only a process without one of the
+    gradients reads if another has it, which waits for the device.
     """
-    leaves = update.plan.adversary.leaves()
+    leaves = [] if update.plan.learned is None else update.plan.learned.leaves()
     slots: list[tuple[list[Tensor | None], int, Tensor]] = [
         (results.gradients.weights, place, like)
         for place, like in enumerate(update.parameters.learning())
@@ -42,14 +44,22 @@ def bring_together(results: PassResults, update: Update, before: Mapping[Fault, 
         torch.zeros_like(like) if own[place] is None else own[place] for own, place, like in slots
     ]
     absent = [own[place] is None for own, place, _ in slots]
-    flags = [*before.values(), *results.faults_found.values()]
+    flags = [*before, *results.faults_found.values()]
     device = results.loss.device
     present = torch.ones(len(absent), device=device)
     if any(absent):
         present.copy_(torch.tensor(absent).logical_not())
     bad = torch.stack(flags).float()
-    message = [results.loss, results.accuracy, *gradients, *results.statistics, present, bad]
-    distributed.average([tensor for tensor in message if tensor is not None])
+    # A process whose labels are no classes has no accuracy; all messages have the same length.
+    accuracy = torch.zeros((), device=device) if results.accuracy is None else results.accuracy
+    # Loss and accuracy are of fewer images than the gradients, and weigh less.
+    metrics, part = [results.loss, accuracy], len(results.batch.x) / images
+    share = torch.full_like(results.loss, part)
+    torch._foreach_mul_(metrics, part)
+    message = [*metrics, share, *gradients, *results.statistics, present, bad]
+    distributed.average([each for each in message if each is not None], images, update.room)
+    for metric in metrics:
+        metric /= share
     copy_into(flags, list((bad > 0).unbind()))
     if not any(absent):
         return

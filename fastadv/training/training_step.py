@@ -15,24 +15,30 @@ import torch
 from torch import Tensor, nn
 
 from fastadv import ranges
-from fastadv.algorithms.contract import Batch
+from fastadv.algorithms.contract import Batch, RankLocal
 from fastadv.algorithms.plan import Plan
+from fastadv.by_epoch import ByEpoch
 from fastadv.data.view import View
 from fastadv.declared import CountOrZero, Positive, checked
 from fastadv.engine.model.averaged_weights import averaged_weights
 from fastadv.engine.model.buffers import Snapshot
+from fastadv.engine.model.outputs import Output
 from fastadv.engine.model.precision import autocast, surrounding
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError, warn
 from fastadv.models.wrapped import inner_module
 from fastadv.threat import Threat
 from fastadv.training import checks, saved
-from fastadv.training.inputs import Inputs, looked_at, two_views
+from fastadv.training.inputs import Given, Inputs, batch_of, looked_at, two_views
 from fastadv.training.internals import Internals
 from fastadv.training.preparation import Allocated
 from fastadv.training.settings import Execution, Precision, RunLength
 from fastadv.training.together import bring_together
 
+NAME_EPOCHS = (
+    "pass total_steps= and steps_per_epoch=, or call set_epoch(epoch) before the first batch of "
+    "each."
+)
 CHECK_EVERY_CALLS = 100  # between two checks of the fault flag, each of which waits for the device
 
 
@@ -41,7 +47,9 @@ class Step:
 
     ``model``, ``optimizer``, ``plan`` (the parts of the method), ``threat``, ``mode``, ``state``
     and the methods below are public. ``internals`` is not: it may change with every version.
-    ``before_update`` is called before each update, with its number (for schedules). Raises
+    ``output`` says where the logits are in what the model returns (``fastadv.step``).
+    ``before_update`` is called before each update, with its number (for schedules). ``radius`` is
+    an eps that changes with the epoch, in place of the threat's. Raises
     ``UserError`` for a model, an optimizer or settings that cannot be trained with.
     """
 
@@ -59,7 +67,9 @@ class Step:
         max_grad_norm: Positive | None = None,
         seed: CountOrZero = 0,
         blocks: tuple[str, ...] | None = None,
+        output: Output = None,
         before_update: Callable[[int], None] | None = None,
+        radius: ByEpoch | None = None,
     ) -> None:
         settings = checked(Step.__init__, max_grad_norm=max_grad_norm, seed=seed, blocks=blocks)
         self._model, self._optimizer, self._plan = inner_module(model), optimizer, plan
@@ -74,12 +84,14 @@ class Step:
             precision or Precision(),
             length or RunLength(),
             execution or Execution(),
+            output=output,
             before_update=before_update,
+            radius=radius,
             **settings,
         )
 
     def __repr__(self) -> str:
-        threat = f"{self.threat.norm}, eps {self.threat.eps:.4g}"
+        threat = f"{self.threat.norm}, eps {self.threat.nominal:.4g}"
         precision = self.internals.precision
         return f"<fastadv.Step {self.plan.method}: {threat}, {precision}, {self.mode}>"
 
@@ -109,8 +121,9 @@ class Step:
         """The ball in which the attack searches; a new one holds from the next call on.
 
         Step sizes in units of eps (a usual alpha) change with it. Learning rates that a part took
-        from the eps of the first call (``step_size_lr``) do not. Setting it raises ``UserError``
-        for a ball in which a part of the method cannot work.
+        from the eps of the first call (``step_size_lr``) do not. A new one ends an eps that changes
+        with the epoch. Setting it raises ``UserError`` for a ball in which a part of the method
+        cannot work.
         """
         return self.internals.update.regions.threat
 
@@ -125,7 +138,7 @@ class Step:
         inner = self.internals
         if threat == inner.update.regions.threat:
             return
-        inner.update.regions.threat = threat
+        inner.update.regions.threat, inner.radius = threat, None
         inner.net.runner.forget()
         inner.preparation.follow_threat(threat)
 
@@ -150,7 +163,8 @@ class Step:
     @property
     def rank_local_state(self) -> dict[str, Tensor]:
         """The part of ``state`` that differs between ranks."""
-        names = {name for part in self.plan.parts.values() for name in part.rank_local_state}
+        parts = self.plan.parts.values()
+        names = {n for part in parts if isinstance(part, RankLocal) for n in part.rank_local_state}
         return {name: tensor for name, tensor in self.state.items() if name in names}
 
     @distributed.failure_told()
@@ -163,17 +177,35 @@ class Step:
         view: View | None = None,
         start: Tensor | None = None,
         second: Tensor | None = None,
+        eps: Tensor | None = None,
+        alpha: Tensor | None = None,
+        mask: Tensor | None = None,
+        targets: Tensor | None = None,
         update: bool = True,
     ) -> dict[str, Tensor]:
         """Train on one batch; returns the 0-dim detached metrics "loss", "accuracy" (share of right
-        predictions at x_adv) and "grad_norm".
+        predictions at x_adv; of soft labels the largest entry counts, and labels that are no
+        classes have none) and "grad_norm".
 
-        ``x`` (B,C,H,W) float in [0,1], ``y`` (B,) int64 labels, ``index`` (B,) int64 rows of the
-        training set. ``view`` is the crop and flip that made ``x`` (None: ``x`` is not augmented).
-        ``start`` (B,C,H,W) is an initial perturbation in pixels that replaces the random one.
-        ``second`` (B,C,H,W) is another view of the same images, for methods that compare two.
-        With ``update=False`` the gradient of this batch is kept and the optimizer does not step;
-        the next call that updates takes the mean over the images of all these batches.
+        ``x`` (B,C,H,W) float in [0,1], ``y`` (B,) int64 labels, or soft labels (B,classes) that sum
+        to 1 (mixup, cutmix), or with a criterion of your own any tensor (B,...). ``index`` (B,)
+        int64 are the rows of the training set. ``view`` is the crop and flip that made ``x`` (None:
+        ``x`` is not augmented). ``start`` (B,C,H,W) is an initial perturbation in pixels that
+        replaces the random one. ``second`` (B,C,H,W) is another view of the same images, for
+        methods that compare two.
+
+        ``eps`` and ``alpha`` (B,) float are a radius and a step in pixels for each image, in place
+        of the threat's and the method's. ``mask``, bool (B or 1,C or 1,H,W), is true for the pixels
+        that may move. ``targets``, like ``y``, are the labels that the attack of a targeted threat
+        wants to reach; without them it draws another class for each image and update.
+
+        With ``update=False`` the gradient of this batch waits and the optimizer does not step; the
+        next call that updates takes the mean over the images of all these batches. Its update is
+        that of one call with all of them (noise, clipping and averages included), if the network
+        treats each image alone, unlike BatchNorm in training, and no stored sample comes twice.
+        Raises ``UserError`` for a method that couples the images. The metrics are those of each
+        call; with several processes those of a call that does not update are of this process's
+        images.
 
         Raises ``UserError`` for inputs that do not fit. After a loss or gradient that is not finite
         nothing is updated any more, and ``TrainingError`` is raised by ``check()``, which every
@@ -183,53 +215,58 @@ class Step:
         inner = self.internals
         keeps_rows = self.plan.keeps_sample_state
         inner.changes.follow_to_train(prepared=inner.allocated)
-        checks.check_shapes(inner.net.device, x, y, index, needs_index=keeps_rows)
+        labels = self.plan.target.labels
+        checks.check_shapes(inner.net.device, x, y, index, needs_index=keeps_rows, labels=labels)
+        if labels == "classes" and y.ndim != 1:
+            checks.refuse_soft(self.plan.hard_labels_only)
         checks.check_companions(x, start=start, second=second)
+        adversary = self.plan.adversary
+        checks.check_radii(x, takes_alpha=adversary.takes_alpha, eps=eps, alpha=alpha)
+        checks.check_mask(x, mask)
+        checks.check_targets(y, targets, targeted=self.threat.targeted)
         if update:
             checks.check_accumulation(self.optimizer)
         else:
             self._require_accumulation()
         with torch.inference_mode(False):
-            inputs = self._checked(*ranges.usable(x, y, index, start, second))
+            given = Given(*ranges.usable(x, y, index, start, second, eps, alpha, mask, targets))
+            inputs = self._checked(given)
             if not inner.preparation.prepared:
                 inner.net.initialize(inputs.x[:2])
             with inner.transaction.around(inputs.rows if keeps_rows else None) as buffers:
                 return self._call(inputs, buffers, view=view, update=update)
 
-    def _checked(
-        self,
-        x: Tensor,
-        y: Tensor,
-        index: Tensor | None,
-        start: Tensor | None,
-        second: Tensor | None,
-    ) -> Inputs:
+    @property
+    def _views(self) -> int:
+        """The number of images that are trained on for each image of a call."""
+        return 2 if "second_view" in self.plan.needs else 1
+
+    def _checked(self, given: Given) -> Inputs:
         inner = self.internals
         return looked_at(
-            x,
-            y,
-            index,
-            start,
-            second,
+            given,
             threat=inner.update.regions.threat,
             classes=inner.preparation.known_classes,
+            labels=self.plan.target.labels,
             num_samples=inner.length.num_samples,
             faults=inner.updater.faults.before,
             syncs_are_free=inner.net.syncs_are_free,
             first=not inner.preparation.prepared,
+            # Without index the images of all calls of an update are numbered one after another.
+            first_row=inner.updater.images_waiting // self._views,
         )
 
     def _call(
         self, inputs: Inputs, buffers: Snapshot, *, view: View | None, update: bool
     ) -> dict[str, Tensor]:
         """A call with checked inputs; the caller restores what it changed if it raises."""
-        inner, (x, y, index, start, second) = self.internals, inputs
+        inner, (x, y) = self.internals, inputs[:2]
         if inner.preparation.prepared:
             inner.preparation.look_again(x, y)
         else:
             self._prepare(x, y)
-        two = "second_view" in self.plan.needs
-        batch = Batch(x, y, index, inner.offset, view, start, second)
+        two = self._views == 2
+        batch = batch_of(inputs, inner.offset, self.threat, view, self.plan.target.labels)
         whole = batch._replace(view=None) if two else batch
         for part in self.plan.parts.values():
             part.check_images(whole)
@@ -245,11 +282,13 @@ class Step:
                 again = batch if replay == 0 else batch._replace(start=None)
                 again = two_views(again) if two else again
                 metrics = self._update(again, buffers if replay == 0 else None, update)
-                inner.offset += 1
-        inner.clock.calls += update
-        if update and inner.clock.calls % CHECK_EVERY_CALLS == 0:
-            self.check()
-        self._close_epoch()
+                # All calls of an update draw the noise that one call with their images would draw.
+                inner.offset += int(update)
+        if update:
+            inner.clock.calls += 1
+            if inner.clock.calls % CHECK_EVERY_CALLS == 0:
+                self.check()
+            self._close_epoch()
         return metrics
 
     def _update(self, batch: Batch, buffers: Snapshot | None, update: bool) -> dict[str, Tensor]:
@@ -260,21 +299,34 @@ class Step:
         if several:
             inner.agreement.keep(len(batch.x))
         results = passes.compute_gradients(batch, buffers)
-        if several:
-            bring_together(results, inner.update, updater.faults.before)
+        learning, images = inner.update.parameters.learning(), len(results.batch.x)
+        images = updater.join(learning, results.gradients.weights, images)
+        if several and update:
+            # A process that met a fault in an earlier call of this update has told no other yet.
+            earlier = updater.faults.by_kind() if updater.waits else {}
+            flags = [*updater.faults.before.values(), *earlier.values()]
+            bring_together(results, inner.update, flags, images)
+            if earlier:
+                updater.faults.record(earlier, inner.offset)
         norm, ok = passes.apply_gradients(results, updater, inner.offset, update)
         passes.finish_update(results, ok, update)
         # Copies, since a captured step overwrites its tensors at the next replay.
         metrics = {"loss": results.loss, "accuracy": results.accuracy, "grad_norm": norm}
-        return {name: value.clone() for name, value in metrics.items()}
+        return {name: value.clone() for name, value in metrics.items() if value is not None}
 
     def _require_accumulation(self) -> None:
         for slot, part in self.plan.parts.items():
-            if not part.accumulates:
+            reason = part.refuses_accumulation()
+            if reason is not None:
                 raise UserError(
-                    f"update=False is not possible with {slot} {self.plan.slots[slot]!r}: it "
-                    "changes its own state or the weights with every batch."
+                    f"update=False is not possible with {slot} {self.plan.slots[slot]!r}, since "
+                    f"{reason}: give all images of an update to one call."
                 )
+        if self.internals.updater.scaler is not None and self.plan.keeps_sample_state:
+            raise UserError(
+                "update=False is not possible with a loss scale and state per sample: if a later "
+                "call overflows, what an earlier one stored stays; use bf16 or float32."
+            )
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -302,13 +354,15 @@ class Step:
         if inner.net.syncs_are_free and not faults.healthy():
             return
         inner.changes.follow(prepared=True)
-        averaging.epoch_end(epoch, inner.update.parameters.named, faults.none_so_far())
+        averaging.update(inner.update.parameters.named, faults.none_so_far(), epoch)
 
     def _fill_schedules(self, replay: int) -> None:
         inner = self.internals
         update, epoch = inner.clock.update + replay, inner.clock.epoch
-        if inner.before_update is not None:
+        if inner.before_update is not None and not inner.updater.waits:
             inner.before_update(update)
+        if inner.radius is not None:
+            inner.update.regions.threat.eps.fill_(inner.radius.at(epoch))
         for part in self.plan.parts.values():
             part.schedule(update, epoch)
 
@@ -328,11 +382,12 @@ class Step:
     def _require_epochs(self) -> None:
         if self.internals.clock.knows_epochs:
             return
+        if self.internals.radius is not None:
+            raise UserError(f"eps follows the epochs: {NAME_EPOCHS}")
         for slot, part in self.plan.parts.items():
             if part.follows_epochs():
                 raise UserError(
-                    f"{slot} {self.plan.slots[slot]!r} follows the epochs: pass total_steps= and "
-                    "steps_per_epoch=, or call set_epoch(epoch) before the first batch of each."
+                    f"{slot} {self.plan.slots[slot]!r} follows the epochs: {NAME_EPOCHS}"
                 )
 
     def resolve_mode(self, x: Tensor) -> str:

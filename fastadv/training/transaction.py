@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fastadv.algorithms.contract import Part
+from fastadv.algorithms.contract import Part, Renews
 from fastadv.algorithms.plan import Plan
 from fastadv.engine.model.buffers import Snapshot
 from fastadv.engine.model.network import Network
@@ -115,7 +115,8 @@ class _PartCopy:
         self._part = part
         self._state = dict(part.state)
         self._index = index
-        partial = index is not None and not (part.state and part.renews(epoch))
+        renewed = bool(part.state) and isinstance(part, Renews) and part.renews(epoch)
+        partial = index is not None and not renewed
         self._rows = part.sample_state() if partial else ()
         self._copies = {
             name: tensor[index] if name in self._rows else tensor.clone()

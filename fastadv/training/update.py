@@ -15,8 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastadv import kernels
 from fastadv.algorithms.adversaries.weaken import weakening
-from fastadv.algorithms.contract import Adversarial, Batch, Context, Outputs
+from fastadv.algorithms.contract import (
+    Adversarial,
+    Batch,
+    Context,
+    Outcome,
+    Outputs,
+    SetsRates,
+    SharesForward,
+)
 from fastadv.algorithms.plan import Plan
 from fastadv.engine import noise
 from fastadv.engine.model import parameter_hooks
@@ -29,7 +38,7 @@ from fastadv.engine.process import distributed
 from fastadv.threat import Threat
 from fastadv.training.parameters import Parameters
 from fastadv.training.regions import Regions
-from fastadv.training.results import Gradients, PassResults
+from fastadv.training.results import Gradients, PassResults, share_right
 from fastadv.training.unmoved import UnmovedCounter
 
 
@@ -52,6 +61,7 @@ class Update:
         buffers = buffers or Snapshot(self.net.kept_buffers)
         self._directions = []
         self.net.copies.invalidate()
+        batch = self._with_targets(batch)
         context = plan.target.prepare_batch(batch, self._natural_logits(batch))
         center = self._joint_center(batch)
         if center is not None:
@@ -71,9 +81,9 @@ class Update:
                 self.net.copies.invalidate()
             with self.net.training():
                 outer = self.net.run(self.regions.outer, batch, attacked, self.scale)
-        loss, gradients, adversarial, natural = outer
+        loss, gradients, adversarial, natural, term = outer
         outputs = Outputs(adversarial, natural, attacked.context)
-        accuracy = (outputs.adversarial.argmax(1) == batch.y).float().mean()
+        accuracy = share_right(outputs.adversarial, batch.y, plan.target.labels)
         hooked = parameter_hooks.through(self.parameters.learning(), gradients.weights)
         gradients = gradients._replace(weights=hooked)
         faults_found = self._faults_found(attacked, gradients, buffers)
@@ -81,8 +91,9 @@ class Update:
         if distributed.world_size() > 1:
             statistics = [each for each in self.net.buffers if each.is_floating_point()]
         return PassResults(
-            batch, attacked, outputs, loss, accuracy, gradients, faults_found, buffers, statistics
-        )
+            batch, attacked, outputs, loss, term, accuracy, gradients, faults_found, buffers,
+            statistics,
+        )  # fmt: skip
 
     def _faults_found(
         self, attacked: Adversarial, gradients: Gradients, buffers: Snapshot
@@ -107,10 +118,12 @@ class Update:
         self, results: PassResults, updater: Updater | ReplayedUpdate, number: Tensor, update: bool
     ) -> tuple[Tensor, Tensor]:
         """Step the optimizer with the gradients. Returns their norm, and true if the update counted
-        (both 0-dim). ``number`` (0-dim int64) is the number of the update; ``update`` False only
-        accumulates the gradients."""
+        (both 0-dim). ``number`` (0-dim int64) is the number of the update; with ``update`` False
+        the gradients wait for the next call."""
         learning = self.parameters.learning_named()
-        self.plan.layers.before_update(updater.optimizer, list(learning), results.gradients.weights)
+        layers = self.plan.layers
+        if update and isinstance(layers, SetsRates):
+            layers.before_update(updater.optimizer, list(learning), results.gradients.weights)
         return updater(
             list(learning.values()),
             results.gradients.weights,
@@ -130,22 +143,28 @@ class Update:
         weights = list(self.parameters.perturbed().values())
         if weights and plan.weights is not None:
             plan.weights.restore(weights)
-        adversary = plan.adversary
-        leaf_gradients = [self._unscaled(g) for g in results.gradients.leaves if g is not None]
-        x_adv = results.gradients.x_adv
-        input_gradient = None if x_adv is None else self._unscaled(x_adv)
-        adversary.after(results.batch, results.attacked, leaf_gradients, input_gradient, ok)
-        plan.target.after(results.batch, results.outputs, ok)
-        unmoved = adversary.unmoved(results.attacked)
+        outcome = self._outcome(results)
+        for part in plan.parts.values():
+            part.after(outcome, ok)
+        unmoved = plan.adversary.unmoved(results.batch, results.attacked)
         if unmoved is not None:
             self.unmoved.add(unmoved)
         self._share_rows(results.batch.index)
         if plan.averaging is not None and update:
-            plan.averaging.update(self.parameters.named, ok)
+            plan.averaging.update(self.parameters.named, ok, None)
         if not self.net.syncs_are_free:
             results.buffers.put_back_unless(ok)
         elif not ok:
             results.buffers.put_back()
+
+    def _outcome(self, results: PassResults) -> Outcome:
+        """``results`` as the parts see them."""
+        gradients = results.gradients
+        at_x_adv = None if gradients.x_adv is None else self._unscaled(gradients.x_adv)
+        leaves = [self._unscaled(g) for g in gradients.leaves if g is not None]
+        return Outcome(
+            results.batch, results.attacked, results.outputs, leaves, at_x_adv, results.term
+        )
 
     def _unscaled(self, gradient: Tensor) -> Tensor:
         return gradient / self.scale.to(gradient.dtype)
@@ -180,10 +199,9 @@ class Update:
             factor = weakening(plan.adversary, batch, self.regions.seed)
             attacked = plan.adversary.make(batch, context._replace(weakening=factor))
             attacked = self._with_neighbor(batch, attacked)
-        if "teacher_logits" in plan.needs:
-            logits = self.net.run(
-                plan.target.teach, self.regions.weakened(attacked.x_adv, attacked)
-            )
+        if plan.teacher is not None:
+            trained_on = self.regions.weakened(attacked.x_adv, batch, attacked)
+            logits = self.net.run(plan.teacher.teach, trained_on)
             found = attacked.context._replace(teacher_logits=logits)
             attacked = attacked._replace(context=found)
         return attacked
@@ -192,19 +210,30 @@ class Update:
         """The centre (B,C,H,W) of the ball if one forward pass there serves the attack and the
         outer pass, otherwise None."""
         alike = self.net.attack_dtype == self.net.outer_dtype
-        alike = alike and self.net.bn_momenta.suffices(self.plan.objective.bn_updates())
-        return (
-            self.plan.adversary.joint_center(batch)
-            if self.plan.shares_natural_forward and alike
-            else None
-        )
+        alike = alike and self.net.bn_momenta.suffices(self.plan.bn_updates)
+        adversary = self.plan.adversary
+        if self.plan.shares_natural_forward and alike and isinstance(adversary, SharesForward):
+            return adversary.joint_center(batch)
+        return None
+
+    def _with_targets(self, batch: Batch) -> Batch:
+        """``batch`` with the labels that a targeted attack wants to reach: without the caller's,
+        another class of each image, each with equal probability."""
+        if not batch.threat.targeted or batch.targets is not None:
+            return batch
+        others = self.plan.adversary.setup.num_classes - 1
+        where = (self.regions.seed, batch.offset, noise.TARGETS, torch.float32)
+        drawn = kernels.noise_uniform(batch.index, (1,), *where).view(-1)
+        # Uniform in [-1,1), so below ``others`` in exact arithmetic; float32 may round up.
+        away = ((drawn + 1) * (others / 2)).long().clamp(max=others - 1)
+        return batch._replace(targets=(batch.y + 1 + away) % (others + 1))
 
     def _with_neighbor(self, batch: Batch, attacked: Adversarial) -> Adversarial:
         """``attacked`` with the attacked second image, if the regularizer wants one."""
-        regularizer = self.plan.regularizer
-        if regularizer is None or not regularizer.wants_neighbor:
+        neighbor = self.plan.neighbor
+        if neighbor is None:
             return attacked
-        images = regularizer.neighbor(batch)
+        images = neighbor.neighbor(batch)
         near = batch._replace(x=images, offset=batch.offset + noise.NEIGHBOR)
         found = attacked.context
         given = found
@@ -230,6 +259,6 @@ class Update:
         ]
         if scale is not None:
             torch._foreach_div_(directions, scale)
-        distributed.average([*directions, count])
+        distributed.average([*directions, count], len(batch.x), self.room)
         self._directions.append(all_finite(directions))
         return directions, count

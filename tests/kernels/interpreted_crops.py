@@ -71,6 +71,11 @@ def test_crop_flip_add(store: str, scale: float | Tensor, layout: str) -> None:
     assert torch.equal(triton[1], plain[1])
     if layout != "strided":
         assert [t.stride() for t in (*triton, *plain)] == [x.stride()] * 4
+    for eps in (torch.tensor(0.1), torch.tensor([0.3, 0.0, 0.1]), torch.tensor([0.2]).expand(3)):
+        triton, plain = both("crop_flip_add", STORES[store], *VIEW, x, scale, eps)
+        assert torch.equal(triton[0], plain[0])
+    with pytest.raises(ValueError, match="for 3 images"):
+        call("crop_flip_add", STORES[store], *VIEW, x, scale, torch.ones(2), backend="triton")
 
 
 @pytest.mark.parametrize("store", [name for name in STORES if name != "uint8"])

@@ -53,6 +53,91 @@ def test_linf_is_the_reference_bit_for_bit(
     assert torch.equal(projected, plain)
 
 
+def rows_of(count: int, largest: float) -> dict[str, Tensor]:
+    """Tensors of radii: one for all samples, and one for each, dense, spread out, and repeated."""
+    each = largest * torch.linspace(0.2, 1, count)
+    spread = torch.full((3 * count,), math.nan)
+    spread[::3] = each
+    return {
+        "0-dim": torch.tensor(largest),
+        "rows": each,
+        "half": each.to(torch.float16),
+        "spread": spread[::3],
+        "repeated": torch.tensor([largest]).expand(count),
+    }
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (5, 3, 11, 17)])
+@pytest.mark.parametrize("layout", [*LAYOUTS, "samples_inside"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linf_with_tensors_of_radii_is_the_reference_bit_for_bit(
+    shape: tuple[int, ...], layout: str, dtype: torch.dtype
+) -> None:
+    x, away = images(shape, 0, dtype), images(shape, 2, dtype)
+    if layout == "samples_inside":
+        x = x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+    else:
+        x = laid_out(x, layout)
+    grad, index = gradients(shape, 1, dtype), torch.arange(shape[0])
+    for eps in rows_of(shape[0], EPS).values():
+        start, plain = both("linf_start", x, eps, index, 3, 4)
+        assert torch.equal(start, plain)
+        for alpha in (ALPHA, *rows_of(shape[0], ALPHA).values()):
+            stepped, plain = both("linf_step", start, grad, x, alpha, eps)
+            assert torch.equal(stepped, plain)
+        projected, plain = both("linf_project", away, x, eps, 0.1, 0.9)
+        assert torch.equal(projected, plain)
+    for alpha in rows_of(shape[0], ALPHA).values():
+        stepped, plain = both("linf_step", x, grad, x, alpha, EPS)
+        assert torch.equal(stepped, plain)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 5, 7), (3, 3, 5, 7), (3, 1, 1, 1), (2, 3, 110, 112)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_l2_rows_are_samples_with_numbers_bit_for_bit(
+    shape: tuple[int, ...], layout: str, dtype: torch.dtype
+) -> None:
+    large = shape[-1] > 100
+    if large and (layout != "channels_last" or dtype != torch.float32):
+        return
+    x = laid_out(images(shape, 0, dtype), layout)
+    away = laid_out((images(shape, 0) + 0.1 * images(shape, 2)).clamp(0, 1).to(dtype), layout)
+    grad, index = laid_out(gradients(shape, 1, dtype), "contiguous"), torch.arange(shape[0])
+    alphas, radii = rows_of(shape[0], 0.2), rows_of(shape[0], 0.3)
+    for kind in ["rows"] if large else radii:
+        alpha, eps = alphas[kind], radii[kind]
+        calls: dict[str, Any] = {
+            "l2_step": lambda b, a, e: (away[b], grad[b], x[b], a, e),
+            "l2_project": lambda b, a, e: (away[b], x[b], e),
+            "l2_start": lambda b, a, e: (x[b], e, index[b], 5, 7),
+        }
+        for name, arguments in calls.items():
+            everything = slice(None)
+            found = error_rule(name, *arguments(everything, alpha, eps), slack=3e-7)
+            for row in range(shape[0]):
+                one = slice(row, row + 1)
+                a, e = (float(t.expand(shape[0])[row]) for t in (alpha, eps))
+                alone = call(name, *arguments(one, a, e), backend="triton")
+                assert torch.equal(found[one], alone), (name, kind, row)
+
+
+def test_as_many_radii_as_samples() -> None:
+    x = images((3, 3, 4, 4), 0)
+    two = torch.tensor([0.1, 0.2])
+    for name, arguments in {
+        "linf_start": (x, two, ROWS[:3], 1, 1),
+        "l2_start": (x, two, ROWS[:3], 1, 1),
+        "linf_step": (x, x, x, 0.1, two),
+        "l2_step": (x, x, x, two, 0.1),
+        "linf_project": (x, x, two),
+        "l2_project": (x, x, two[:1]),
+    }.items():
+        for backend in ("triton", "reference"):
+            with pytest.raises(ValueError, match=r"shape \([12],\) for 3 images"):
+                call(name, *arguments, backend=backend)
+
+
 def test_extreme_values_and_nan() -> None:
     grad = torch.tensor([[math.inf, -math.inf, math.nan, 1e-45, -1e-45, 0.0, -0.0, 3e38]])
     x = torch.full((1, 8), 0.5)

@@ -186,7 +186,21 @@ def lists(*dtypes: torch.dtype) -> Call:
 mixed_lists = lists(torch.float32, torch.bfloat16, torch.bfloat16)
 
 
+def rows(layout: Layout) -> object:
+    """A radius and a step for each sample."""
+    x, large = layout.images(), layout.large()
+    each, index = layout.tensor(x.shape[0]), layout.integers(x.shape[0])
+    for norm in ("linf", "l2"):
+        FUNCTIONS[f"{norm}_start"](x, each, index, SEED, OFFSET)
+        FUNCTIONS[f"{norm}_step"](x, x, x, each, each)
+        FUNCTIONS[f"{norm}_project"](x, x, each)
+    FUNCTIONS["l2_step"](large, large, large, *(layout.tensor(large.shape[0]) for _ in range(2)))
+    store = layout.tensor(5, 3, 40, 40)
+    return FUNCTIONS["crop_flip_add"](store, *layout.view(x.shape[0]), x, 0.3, each)
+
+
 CALLS: dict[str, Call] = {
+    "rows": rows,
     "linf_step": step("linf_step"),
     "linf_step_fp16": step("linf_step", torch.float16),
     "linf_step_bf16": step("linf_step", torch.bfloat16),
@@ -281,6 +295,10 @@ def sizes_of_one() -> None:
     for name in ("linf_project", "l2_project"):
         FUNCTIONS[name](image, image, 0.1)
     FUNCTIONS["l2_step"](torch.zeros(1, 33000), torch.zeros(1, 33000), torch.zeros(1, 33000), 1, 1)
+    for norm in ("linf", "l2"):
+        FUNCTIONS[f"{norm}_start"](image, one, row, 1, 1)
+        FUNCTIONS[f"{norm}_step"](image, image, image, one, one)
+        FUNCTIONS[f"{norm}_project"](image, image, one)
     FUNCTIONS["noise_normal"](row, (1,), row[0], row[0], 1)
     FUNCTIONS["crop_flip"](image, *view, (1, 1), padding="reflect")
     FUNCTIONS["crop_flip_add"](image, *view, image, 1, 1.0)

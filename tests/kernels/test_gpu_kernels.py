@@ -63,17 +63,18 @@ def narrow_layers(seed: int) -> list[Tensor]:
 
 
 Y = torch.arange(511) % 1000
+RADII = torch.tensor([0.2, 0.1])
 # Sizes at which more than one program works on a sample, a list or a batch.
 LARGE: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
     "linf_step": (
         "linf_step",
-        lambda: (large_images(0), large_images(1) - 0.5, large_images(2), 0.1, 0.2),
+        lambda: (large_images(0), large_images(1) - 0.5, large_images(2), 0.1, RADII),
     ),
     "l2_step": (
         "l2_step",
-        lambda: (large_images(0), large_images(1) - 0.5, large_images(2), 0.1, 0.2),
+        lambda: (large_images(0), large_images(1) - 0.5, large_images(2), RADII, 0.2),
     ),
-    "l2_start": ("l2_start", lambda: (large_images(0), 0.5, torch.tensor([9, 4]), 1, 2)),
+    "l2_start": ("l2_start", lambda: (large_images(0), RADII, torch.tensor([9, 4]), 1, 2)),
     "linf_start": ("linf_start", lambda: (large_images(0), 0.5, torch.tensor([9, 4]), 1, 2)),
     "top_n_sum": ("top_n_sum", lambda: (large_logits(0), large_logits(1), 51_100)),
     "top_n_sum of ties": (

@@ -49,21 +49,22 @@ def layers(seed: int) -> list[Tensor]:
 
 ALPHA = torch.tensor(0.1)
 SEED = (7, None, 0, torch.tensor(2**33))
-STEP = (images(0), images(1) - 0.5, images(2, channels_last=True), 0.0, ALPHA, 0.2)
+ROWS = torch.tensor([0.1, 0.2, 0.3])
+STEP = (images(0), images(1) - 0.5, images(2, channels_last=True), 0.0, ALPHA, 0.2, None)
 OPERATOR_CALLS: dict[str, tuple[object, ...]] = {
     "noise_uniform": (INDEX, [3, 5], *SEED, 1, torch.float32),
     "noise_normal": (INDEX, [7], *SEED, 1, torch.float16),
-    "linf_start": (images(0, True), 0.1, INDEX, *SEED, 0.0, 1.0, 2),
-    "l2_start": (images(0, True), 0.1, INDEX, *SEED, 0.0, 1.0, 2),
+    "linf_start": (images(0, True), 0.1, None, INDEX, *SEED, 0.0, 1.0, 2),
+    "l2_start": (images(0, True), 0.0, ROWS, INDEX, *SEED, 0.0, 1.0, 2),
     "linf_step": (*STEP, 0.0, 1.0),
     "l2_step": (*STEP, 0.0, 1.0),
-    "linf_project": (images(0, True), images(1), 0.1, 0.0, 1.0),
-    "l2_project": (images(0), images(1), 0.1, 0.0, 1.0),
+    "linf_project": (images(0, True), images(1), 0.0, ROWS, 0.0, 1.0),
+    "l2_project": (images(0), images(1), 0.1, None, 0.0, 1.0),
     "perturb_weights": (layers(0), layers(1), 0.0, torch.tensor(0.1), "global"),
     "restore_weights": (layers(0), layers(1), layers(2)),
     "top_n_sum": (logits(0, True), logits(1, True), 7),
     "crop_flip": (store(), *VIEW, 7, 6, torch.float16, 0.5, "reflect", True),
-    "crop_flip_add": (store(), *VIEW, images(0, True), 0.3, None, 0.1, 0.0, 1.0),
+    "crop_flip_add": (store(), *VIEW, images(0, True), 0.3, None, 0.0, ROWS, 0.0, 1.0),
     "crop_flip_write": (store(), *VIEW, images(0), torch.tensor(True)),
     "crop_flip_ascend": (store(), *VIEW, images(0), 0.1, None, -1.0, 1.0, None),
 }
@@ -82,16 +83,16 @@ PUBLIC_CALLS: dict[str, Callable[[], tuple[object, ...]]] = {
     "noise_uniform": lambda: (INDEX, (3, 5), 2**64 - 3, torch.tensor(2**40)),
     "noise_normal": lambda: (INDEX, (7,), torch.tensor(5), 9, 1, torch.float64),
     "linf_start": lambda: (images(0), 0.1, INDEX, 2**63, 4),
-    "l2_start": lambda: (images(0), 0.1, INDEX, 1, torch.tensor(4)),
-    "linf_step": lambda: (images(0), images(1) - 0.5, images(2), ALPHA, 0.2),
-    "l2_step": lambda: (images(0), images(1) - 0.5, images(2), ALPHA, 0.2),
-    "linf_project": lambda: (images(0), images(1), 0.1),
+    "l2_start": lambda: (images(0), ROWS, INDEX, 1, torch.tensor(4)),
+    "linf_step": lambda: (images(0), images(1) - 0.5, images(2), ALPHA, ROWS),
+    "l2_step": lambda: (images(0), images(1) - 0.5, images(2), ROWS, 0.2),
+    "linf_project": lambda: (images(0), images(1), ROWS),
     "l2_project": lambda: (images(0), images(1), 0.1),
     "perturb_weights": lambda: (layers(0), layers(1), 0.1, "tensor"),
     "restore_weights": lambda: (layers(0), layers(1), layers(2)),
     "top_n_sum": lambda: (logits(0), logits(1), 7),
     "crop_flip": lambda: (store(torch.uint8), *VIEW, (7, 6)),
-    "crop_flip_add": lambda: (store(), *VIEW, images(0), ALPHA, 0.1),
+    "crop_flip_add": lambda: (store(), *VIEW, images(0), ALPHA, ROWS),
     "crop_flip_write": lambda: (store(), *VIEW, images(0), torch.tensor(True)),
     "crop_flip_ascend": lambda: (store(), *VIEW, images(0) - 0.5, ALPHA),
     "trades_kl": lambda: (logits(0), logits(1)),

@@ -30,7 +30,7 @@ kernels.crop_flip(x, rows, rows, rows, rows > 0, (4, 4), padding="reflect", chan
 kernels.perturb_weights([x], (x,), 0.1, "global")
 
 reveal_type(kernels.linf_step)  # note: def (x_adv: Tensor, grad: Tensor, x: Tensor, \
-alpha: float | Tensor, eps: float, low: float =, high: float =) -> Tensor
+alpha: float | Tensor, eps: float | Tensor, low: float =, high: float =) -> Tensor
 reveal_type(kernels.noise_uniform)  # note: def (index: Tensor, shape: Sequence[int], \
 seed: Tensor | int, offset: Tensor | int, stream: int =, dtype: dtype =) -> Tensor
 reveal_type(kernels.masked_ce)  # note: def (logits: Tensor, y: Tensor, c_min: float | Tensor) \

@@ -1,6 +1,5 @@
 """APART: every residual block is attacked with its own step (APART, Alg. 1)."""
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -8,12 +7,11 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.algorithms.adversaries.fgsm_plus import FGSMPlus
-from fastadv.algorithms.contract import Context, Setup
+from fastadv.algorithms.contract import Batch, Context, Setup
 from fastadv.declared import NonNegative, option
 from fastadv.engine.gradient import gradients, leaf
 
 
-@dataclass(eq=False)
 class APART(FGSMPlus):
     """FGSM+ with noise inside the blocks: h_b <- h_b + alpha_b * sign(dL1/dh_b) in the outer pass.
 
@@ -30,7 +28,7 @@ class APART(FGSMPlus):
     layerwise: bool = option(True, "also perturb inside the blocks; without it APART is FGSM+")
 
     def requires(self) -> frozenset[str]:
-        return frozenset({"block_gradients"} if self.layerwise else ())
+        return super().requires() | ({"block_gradients"} if self.layerwise else set())
 
     @property
     def block_count(self) -> int:
@@ -42,12 +40,12 @@ class APART(FGSMPlus):
         super().prepare(setup)
         self.steps.values[2:] = self.block_step_init
 
-    def _signs(self, x0: Tensor, y: Tensor, context: Context) -> list[Tensor]:
+    def _signs(self, x0: Tensor, batch: Batch, context: Context) -> list[Tensor]:
         if not self.layerwise:
-            return super()._signs(x0, y, context)
+            return super()._signs(x0, batch, context)
         x0 = leaf(x0)
         logits, entering = self.net.logits_and_block_inputs(x0)
-        loss = self.setup.attack_loss(logits, y, context)
+        loss = self.setup.attack_loss(logits, batch.attacked_y, context)
         return kernels.block_signs(gradients(loss, [x0, *entering]))
 
     def _block_noise(self, steps: Tensor, found: Context) -> list[Tensor] | None:

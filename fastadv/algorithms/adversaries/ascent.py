@@ -1,90 +1,122 @@
 """The step that all gradient attacks share: one forward pass, one input gradient, one projected
 step."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections import Counter
+from dataclasses import field
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from fastadv import kernels
-from fastadv.algorithms.contract import Adversarial, Adversary, Batch, Context
-from fastadv.declared import NonNegative, option
-from fastadv.engine import noise
+from fastadv.algorithms.contract import (
+    INPUT_GRADIENT,
+    Adversarial,
+    Adversary,
+    Batch,
+    Capabilities,
+    Context,
+    Pass,
+    Setup,
+)
+from fastadv.algorithms.start_points import given, in_ball, near
+from fastadv.by_epoch import Phases, Ramp
+from fastadv.declared import ChangingNonNegative, option
 from fastadv.engine.gradient import gradients, input_gradient, leaf
 from fastadv.threat import Threat
 
 
-@dataclass(eq=False)
 class Ascent(Adversary):
     """A gradient attack with steps of ``alpha`` in pixels; None is the usual step for its eps.
 
-    ``attack_bn`` is the mode of BatchNorm during the attack. ``attack_objective`` is what the
-    attack maximises: cross entropy, or KL(f(x) || f(x')) as in TRADES.
+    ``attack_bn`` is the mode of BatchNorm during the attack. The attack's loss and its start are
+    parts of their own.
     """
 
-    alpha: NonNegative | None = option(
-        None, "step of the attack in pixels; none: the usual one for its eps"
-    )
-    attack_bn: Literal["train", "eval"] = option("train", "mode of BatchNorm during the attack")
-    attack_objective: Literal["ce", "kl"] = option(
-        "ce", "what the attack maximises: cross entropy or KL to the natural prediction"
-    )
-
+    takes_start: ClassVar[bool] = True
+    takes_alpha: ClassVar[bool] = True
     usual_alpha: ClassVar[float] = 1.0  # in units of eps
 
+    alpha: ChangingNonNegative | None = option(
+        None, "step of the attack in pixels; none: the usual one for its eps"
+    )
+
+    _alpha_now: Tensor | None = field(init=False, repr=False, default=None)  # of this epoch
+
+    def usual_step(self, threat: Threat) -> float | Tensor:
+        """The size of one step in pixels if nobody chose one, in the form of ``threat.eps``."""
+        return threat.of_eps(self.usual_alpha)
+
+    def step_size(self, batch: Batch) -> float | Tensor:
+        """The size of one step in pixels: a number, 0-dim or (B,)."""
+        if batch.alpha is not None:
+            return batch.alpha
+        if self._alpha_now is not None:
+            return self._alpha_now
+        return self.usual_step(batch.threat) if self.alpha is None else self.largest_alpha
+
     @property
-    def step_size(self) -> float:
-        """The size of one step in pixels."""
-        return self.usual_alpha * self.setup.threat.eps if self.alpha is None else self.alpha
+    def largest_alpha(self) -> float:
+        """The largest step of any epoch in pixels, if one was chosen, otherwise 0."""
+        if isinstance(self.alpha, (Ramp, Phases)):
+            return max(self.alpha.values())
+        return self.alpha or 0.0
+
+    def prepare(self, setup: Setup) -> None:
+        super().prepare(setup)
+        if isinstance(self.alpha, (Ramp, Phases)):
+            self._alpha_now = torch.zeros((), device=setup.device, dtype=torch.float64)
+
+    def follows_epochs(self) -> bool:
+        return isinstance(self.alpha, (Ramp, Phases))
+
+    def schedule(self, update: int, epoch: float) -> None:
+        if self._alpha_now is not None and isinstance(self.alpha, (Ramp, Phases)):
+            self._alpha_now.fill_(self.alpha.at(epoch))
 
     def check_threat(self, threat: Threat) -> None:
-        threat.require_step(self.alpha)
+        threat.require_step(self.largest_alpha)
 
-    def unmoved(self, attacked: Adversarial) -> Tensor | None:
-        return super().unmoved(attacked) if self.step_size else None
+    def extra_passes(self, method: Capabilities) -> Counter[Pass]:
+        return Counter({Pass(INPUT_GRADIENT, self.attack_bn): self.gradient_steps})
 
-    def given_start(self, batch: Batch, around: Tensor) -> Tensor | None:
-        """``around`` plus the caller's start, projected to the ball and the box (B,C,H,W); None if
-        the caller gave none."""
-        if batch.start is None:
-            return None
-        return self.setup.threat.project(around + batch.start, around)
+    def unmoved(self, batch: Batch, attacked: Adversarial) -> Tensor | None:
+        moves = self.alpha is None or self.largest_alpha > 0
+        return super().unmoved(batch, attacked) if moves else None
 
-    def random_point(self, batch: Batch, restart: int = 0) -> Tensor:
-        """The start (B,C,H,W) of the attack: in the ball for CE, x + 0.001 N(0,1) for KL (TRADES).
+    def own_start(self, batch: Batch, restart: int) -> Tensor:
+        """The start (B,C,H,W) if no start part is chosen: in the ball, or near x for a loss that
+        has no gradient at x."""
+        if self.setup.method.flat_attack_loss:
+            return near(batch, self.setup, restart)
+        return in_ball(batch, self.setup, restart)
 
-        At x itself a KL objective has no gradient. The small Gaussian start of the published code
-        is not clipped to the box; the first step clips it.
-        """
-        stream = noise.START + restart
-        if self.attack_objective == "kl":
-            return self.near(batch, stream)
-        seed, offset = self.setup.seed, batch.offset
-        return self.setup.threat.start(batch.x, batch.index, seed, offset, stream)
+    def begin(self, batch: Batch, restart: int = 0) -> Tensor:
+        """The start (B,C,H,W): the caller's for the first restart, else the start part's, else the
+        adversary's own."""
+        start = given(batch) if restart == 0 else None
+        if start is not None:
+            return start
+        if self.setup.start is not None:
+            return self.setup.start.point(batch, restart)
+        return self.own_start(batch, restart)
 
-    def near(self, batch: Batch, stream: int) -> Tensor:
-        """x + 0.001 N(0,1), drawn from ``stream`` (B,C,H,W)."""
-        shape, dtype = tuple(batch.x.shape[1:]), batch.x.dtype
-        seed, offset = self.setup.seed, batch.offset
-        drawn = kernels.noise_normal(batch.index, shape, seed, offset, stream, dtype)
-        return batch.x + 0.001 * drawn
-
-    def ascend(self, x_adv: Tensor, around: Tensor, y: Tensor, context: Context) -> Tensor:
+    def ascend(self, x_adv: Tensor, around: Tensor, batch: Batch, context: Context) -> Tensor:
         """One step from ``x_adv`` inside the ball around ``around``; a region."""
-        return self.ascend_with_logits(x_adv, around, y, context)[0]
+        return self.ascend_with_logits(x_adv, around, batch, context)[0]
 
     def ascend_with_logits(
-        self, x_adv: Tensor, around: Tensor, y: Tensor, context: Context
+        self, x_adv: Tensor, around: Tensor, batch: Batch, context: Context
     ) -> tuple[Tensor, Tensor]:
         """``ascend``, and the logits (B,classes) before the step."""
         x_adv = leaf(x_adv)
         logits = self.net.logits(x_adv)
-        gradient = input_gradient(self.setup.attack_loss(logits, y, context), x_adv)
-        moved = self.setup.threat.step(x_adv.detach(), gradient, around, self.step_size)
+        gradient = input_gradient(self.setup.attack_loss(logits, batch.attacked_y, context), x_adv)
+        moved = batch.threat.step(x_adv.detach(), gradient, around, self.step_size(batch))
         return moved, logits.detach()
 
-    def joint_step(self, center: Tensor, logits: Tensor, y: Tensor, context: Context) -> Tensor:
-        loss = self.setup.attack_loss(logits, y, context)
+    def joint_step(self, center: Tensor, logits: Tensor, batch: Batch, context: Context) -> Tensor:
+        """See ``SharesForward.joint_step``."""
+        loss = self.setup.attack_loss(logits, batch.attacked_y, context)
         (gradient,) = gradients(loss, [center], keep_graph=True)
         around = center.detach()
-        return self.setup.threat.step(around, gradient, around, self.step_size)
+        return batch.threat.step(around, gradient, around, self.step_size(batch))

@@ -1,20 +1,17 @@
 """F+FGSM, "fast" adversarial training: one step from a random start (Wong et al., 2020)."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from fastadv.algorithms.adversaries.ascent import Ascent
 from fastadv.algorithms.contract import Adversarial, Batch, Context
 
 
-@dataclass(eq=False)
 class Fast(Ascent):
     """delta0 uniform in the ball, then one step of alpha = 1.25 eps, projected to the ball."""
 
     usual_alpha: ClassVar[float] = 1.25
 
     def make(self, batch: Batch, context: Context) -> Adversarial:
-        start = self.given_start(batch, batch.x)
-        start = self.random_point(batch) if start is None else start
-        x_adv = self.net.run(self.ascend, start, batch.x, batch.y, context)
+        start = self.begin(batch)
+        x_adv = self.net.run(self.ascend, start, batch.x, batch, context)
         return Adversarial(x_adv, batch.x, context, start)

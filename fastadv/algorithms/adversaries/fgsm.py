@@ -1,32 +1,30 @@
 """FGSM: one step of eps from the image itself (Goodfellow et al., 2015)."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from fastadv.algorithms.adversaries.ascent import Ascent
-from fastadv.algorithms.contract import Adversarial, Batch, Context
-from fastadv.errors import UserError
+from fastadv.algorithms.contract import Adversarial, Batch, Capabilities, Context
 
 
-@dataclass(eq=False)
 class FGSM(Ascent):
     """x' = box(x + alpha sign grad CE(f(x), y)), alpha = eps."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.attack_objective == "kl":
-            raise UserError(
-                "FGSM begins at x' = x, where the KL to f(x) has no gradient: use "
-                "attack_objective='ce', or adversary='fast'."
-            )
+    @property
+    def begins_at_center(self) -> bool:
+        return True
+
+    def own_start(self, batch: Batch, restart: int) -> Tensor:
+        return batch.x
 
     def make(self, batch: Batch, context: Context) -> Adversarial:
-        start = self.given_start(batch, batch.x)
-        start = batch.x if start is None else start
-        x_adv = self.net.run(self.ascend, start, batch.x, batch.y, context)
+        start = self.begin(batch)
+        x_adv = self.net.run(self.ascend, start, batch.x, batch, context)
         return Adversarial(x_adv, batch.x, context, start)
 
+    def shares_forward(self, method: Capabilities) -> bool:
+        """See ``SharesForward.shares_forward``."""
+        return method.begins_at_center and self.attack_bn == "train"
+
     def joint_center(self, batch: Batch) -> Tensor | None:
-        begins_inside = batch.start is None and self.attack_bn == "train"
-        return batch.x if begins_inside else None
+        """See ``SharesForward.joint_center``."""
+        return batch.x if batch.start is None else None

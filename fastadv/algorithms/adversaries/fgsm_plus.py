@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from collections import Counter
+from dataclasses import field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,10 +12,14 @@ from torch import Tensor
 from fastadv import kernels
 from fastadv.algorithms.adversaries.step_sizes import CYCLED, StepSizes, usual_rate
 from fastadv.algorithms.contract import (
+    INPUT_GRADIENT,
     Adversarial,
     Adversary,
     Batch,
+    Capabilities,
     Context,
+    Outcome,
+    Pass,
     Setup,
     required,
 )
@@ -30,7 +35,6 @@ INPUT, OMEGA = 0, 1  # positions in the tensor of step sizes; the blocks follow
 USUAL_DECAY = 2.35
 
 
-@dataclass(eq=False)
 class FGSMPlus(Adversary):
     """One step of alpha_1 from the learned start alpha_omega * omega_i of sample i.
 
@@ -56,9 +60,6 @@ class FGSMPlus(Adversary):
     torch < 2 its weight decay (2e-4) at its learning rate (``hidden_decay_lr``, 0.2 at the peak)
     lowers them further. It is off by default.
     """
-
-    wants_input_gradient: ClassVar[bool] = True
-    accumulates: ClassVar[bool] = False
 
     attack_bn: Literal["train", "eval"] = option("train", "mode of BatchNorm during the attack")
     pad: CountOrZero = option(4, "largest shift of the random crops in pixels, as the run's")
@@ -94,6 +95,9 @@ class FGSMPlus(Adversary):
     def sample_state(self) -> tuple[str, ...]:
         return ("omega",) if self.learned_start else ()
 
+    def refuses_accumulation(self) -> str | None:
+        return "every call moves its step sizes"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.step_size_schedule == "triangular" and self.step_size_momentum < CYCLED:
@@ -102,11 +106,16 @@ class FGSMPlus(Adversary):
                 f"lowers it by that much, not {self.step_size_momentum:g}; or take "
                 "step_size_schedule='constant'."
             )
-        if not self.learned_start and self.attack_objective == "kl":
-            raise UserError(
-                "learned_start=False is for attack_objective='ce': at x' = x the KL has no "
-                "gradient."
-            )
+
+    @property
+    def begins_at_center(self) -> bool:
+        return not self.learned_start
+
+    def requires(self) -> frozenset[str]:
+        return frozenset({"input_gradient"})
+
+    def extra_passes(self, method: Capabilities) -> Counter[Pass]:
+        return Counter({Pass(INPUT_GRADIENT, self.attack_bn): 1})
 
     @property
     def block_count(self) -> int:
@@ -127,6 +136,11 @@ class FGSMPlus(Adversary):
             self.state["omega"] = self.store.values
 
     def check_threat(self, threat: Threat) -> None:
+        if threat.targeted:
+            raise UserError(
+                "FGSM+ and APART learn their start and steps by ascending the loss of the weights, "
+                "so they cannot aim at another label."
+            )
         if threat.norm != "linf":
             raise UserError(
                 "FGSM+ and APART learn the size of sign steps in a Linf ball; use norm='linf'."
@@ -148,7 +162,7 @@ class FGSMPlus(Adversary):
         momentum = self.step_size_momentum
         lr = self.step_size_lr
         if lr is None:
-            lr = usual_rate(setup.threat.eps, updates, momentum)
+            lr = usual_rate(setup.threat.nominal, updates, momentum)
         decay = self.step_size_decay
         if decay is None:
             decay = USUAL_DECAY * (1 - momentum) / (lr * updates) if lr > 0 else 0.0
@@ -175,27 +189,28 @@ class FGSMPlus(Adversary):
 
     def make(self, batch: Batch, context: Context) -> Adversarial:
         x0, omega = self._start(batch)
-        signs = self.net.run(self._signs, x0, batch.y, context)
+        signs = self.net.run(self._signs, x0, batch, context)
         found = context._replace(signs=tuple(signs), start=omega)
         # Not through outer_input: the outer pass itself makes the noise inside the blocks.
-        return Adversarial(self._moved(batch.x, self.steps.values, found), batch.x, found)
+        return Adversarial(self._moved(batch, self.steps.values, found), batch.x, found)
 
-    def unmoved(self, attacked: Adversarial) -> Tensor | None:
+    def unmoved(self, batch: Batch, attacked: Adversarial) -> Tensor | None:
         return (attacked.context.signs[0] == 0).flatten(1).all(1)
 
     def _start(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """x0 = box(x + clamp(alpha_omega omega, +-eps)) and omega, both (B,C,H,W)."""
         rate = self.steps.values[OMEGA]
         if batch.start is None and self.learned_start:
-            return self.store.start_from(batch.index, batch.view, batch.x, rate, self.setup.threat)
+            x0, omega = self.store.start_from(batch.index, batch.view, batch.x, rate, batch.threat)
+            return batch.threat.unmasked(x0, batch.x), omega
         if batch.start is None:
             return batch.x, torch.zeros_like(batch.x)
-        return self.setup.threat.project(batch.x + batch.start, batch.x), batch.start / rate
+        return batch.threat.project(batch.x + batch.start, batch.x), batch.start / rate
 
-    def _signs(self, x0: Tensor, y: Tensor, context: Context) -> list[Tensor]:
+    def _signs(self, x0: Tensor, batch: Batch, context: Context) -> list[Tensor]:
         """The signs of the loss gradient at x0; a region."""
         x0 = leaf(x0)
-        loss = self.setup.attack_loss(self.net.logits(x0), y, context)
+        loss = self.setup.attack_loss(self.net.logits(x0), batch.attacked_y, context)
         return kernels.block_signs([input_gradient(loss, x0)])
 
     def leaves(self) -> list[Tensor]:
@@ -205,47 +220,41 @@ class FGSMPlus(Adversary):
         self, batch: Batch, attacked: Adversarial, leaves: list[Tensor]
     ) -> tuple[Tensor, list[Tensor] | None]:
         steps, found = leaves[0], attacked.context
-        return self._moved(batch.x, steps, found), self._block_noise(steps, found)
+        return self._moved(batch, steps, found), self._block_noise(steps, found)
 
-    def _moved(self, x: Tensor, steps: Tensor, found: Context) -> Tensor:
+    def _moved(self, batch: Batch, steps: Tensor, found: Context) -> Tensor:
         """x1 = box(x + clamp(delta0 + alpha_1 s0, +-eps)), differentiable in the step sizes."""
-        eps, low, high = self.setup.threat.eps, self.setup.threat.low, self.setup.threat.high
+        threat = batch.threat
+        eps: Any = threat.radius(batch.x)
         delta = (steps[OMEGA] * required(found.start)).clamp(-eps, eps)
-        delta = (delta + steps[INPUT] * found.signs[0]).clamp(-eps, eps)
-        return (x + delta).clamp(low, high).to(x.dtype)
+        delta = threat.movable((delta + steps[INPUT] * found.signs[0]).clamp(-eps, eps))
+        return threat.clip(batch.x + delta).to(batch.x.dtype)
 
     def _block_noise(self, steps: Tensor, found: Context) -> list[Tensor] | None:
         return None
 
     @torch.no_grad()
-    def after(
-        self,
-        batch: Batch,
-        attacked: Adversarial,
-        leaf_gradients: list[Tensor],
-        input_gradient: Tensor | None,
-        ok: Tensor,
-    ) -> None:
-        if input_gradient is None:
-            raise RuntimeError("the outer pass gave no input gradient")
+    def after(self, outcome: Outcome, ok: Tensor) -> None:
+        batch = outcome.batch
         if self.learned_start:
             alpha, rate = self.steps.values[INPUT], self.steps.values[OMEGA]
             if batch.start is not None:
-                window = required(attacked.context.start).to(self.store.values.dtype)
+                window = required(outcome.attacked.context.start).to(self.store.values.dtype)
                 self.store.write(batch.index, batch.view, window, ok)
             ratio = alpha / (rate + 1e-7)
-            self.store.ascend(batch.index, batch.view, input_gradient, ratio, ok)
-        self.steps.ascend(leaf_gradients[0], ok)
+            gradient = required(outcome.input_gradient)
+            self.store.ascend(batch.index, batch.view, gradient, ratio, ok)
+        self.steps.ascend(outcome.leaf_gradients[0], ok)
         if self.hidden is not None:
             self.hidden.ascend(torch.zeros_like(self.steps.values), ok)
 
     def advice(self, update: int) -> str | None:
         alpha = abs(float(self.steps.values[INPUT]))
-        if alpha >= self.setup.threat.eps / 10:
+        if alpha >= self.setup.threat.nominal / 10:
             return None
         return (
             f"The learned input step is {alpha:.2g}, below a tenth of eps "
-            f"({self.setup.threat.eps:.3g}), after {update} updates: the attack is too weak to "
+            f"({self.setup.threat.nominal:.3g}), after {update} updates: the attack is too weak to "
             f"train against. Raise step_size_lr (now {self.steps.lr:.2g}) or lower "
             f"step_size_decay (now {self.steps.decay:.2g})."
         )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from math import inf
+from dataclasses import field
 from typing import ClassVar, Literal
 
 import torch
@@ -15,6 +14,7 @@ from fastadv.algorithms.contract import (
     Adversary,
     Batch,
     Context,
+    Outcome,
     Setup,
     required,
 )
@@ -26,7 +26,6 @@ from fastadv.threat import Threat
 DELTA = "delta"
 
 
-@dataclass(eq=False)
 class Free(Adversary):
     """Every batch updates the weights ``replays`` times; delta moves by alpha after each update.
 
@@ -38,22 +37,35 @@ class Free(Adversary):
     ascends the whole loss of the recipe. A given ``start`` is delta at the first replay.
     """
 
-    wants_input_gradient: ClassVar[bool] = True
-    accumulates: ClassVar[bool] = False
+    takes_alpha: ClassVar[bool] = True
     rank_local_state: ClassVar[tuple[str, ...]] = (DELTA,)
 
-    attack_objective: Literal["ce", "kl"] = field(init=False, repr=False, default="ce")
     attack_bn: Literal["train", "eval"] = field(init=False, repr=False, default="train")
     alpha: NonNegative | None = option(None, "step of the perturbation in pixels; none: eps")
     replays: Passes = option(8, "updates per batch")
 
-    @property
-    def updates_per_batch(self) -> int:
-        return self.replays
-
     _no_gradient: Tensor | None = field(init=False, repr=False, default=None)
 
+    @property
+    def updates_per_batch(self) -> int:
+        """See ``Replays``."""
+        return self.replays
+
+    @property
+    def gradient_steps(self) -> int:
+        return 0
+
+    def requires(self) -> frozenset[str]:
+        return frozenset({"input_gradient"})
+
+    def refuses_accumulation(self) -> str | None:
+        return "every call updates the weights"
+
     def check_threat(self, threat: Threat) -> None:
+        if threat.targeted:
+            raise UserError(
+                "Free's delta ascends the loss of the weights, so it cannot aim at another label."
+            )
         threat.require_step(self.alpha)
 
     def prepare(self, setup: Setup) -> None:
@@ -89,40 +101,35 @@ class Free(Adversary):
 
     @torch.no_grad()
     def follow_threat(self, threat: Threat) -> None:
-        super().follow_threat(threat)
+        """Project delta to the new ball."""
         delta = self.state[DELTA]
-        delta.copy_(replace(threat, low=-inf, high=inf).project(delta, torch.zeros_like(delta)))
+        delta.copy_(threat.unboxed().project(delta, torch.zeros_like(delta)))
 
     def make(self, batch: Batch, context: Context) -> Adversarial:
         self._make_room(len(batch.x))
-        threat = self.setup.threat
         delta = self.state[DELTA][: len(batch.x)] if batch.start is None else batch.start
-        x_adv = (batch.x + delta).clamp(threat.low, threat.high)
+        delta = batch.threat.movable(delta)
+        x_adv = batch.threat.clip(batch.x + delta)
         return Adversarial(x_adv, batch.x, context._replace(start=delta.clone()))
 
+    def _step_size(self, batch: Batch) -> float | Tensor:
+        if batch.alpha is not None:
+            return batch.alpha
+        return batch.threat.eps if self.alpha is None else self.alpha
+
     @torch.no_grad()
-    def after(
-        self,
-        batch: Batch,
-        attacked: Adversarial,
-        leaf_gradients: list[Tensor],
-        input_gradient: Tensor | None,
-        ok: Tensor,
-    ) -> None:
-        if input_gradient is None:
-            raise RuntimeError("the outer pass gave no input gradient")
-        threat, delta = self.setup.threat, required(attacked.context.start)
-        unbounded = Threat(threat.norm, threat.eps, -inf, inf)
+    def after(self, outcome: Outcome, ok: Tensor) -> None:
+        batch, threat = outcome.batch, outcome.batch.threat
+        delta = required(outcome.attacked.context.start)
         reached = batch.x + delta
-        inside = (reached >= threat.low) & (reached <= threat.high)
-        gradient = torch.where(inside, input_gradient, 0.0)
+        inside = threat.clip(reached) == reached
+        gradient = torch.where(inside, required(outcome.input_gradient), 0.0)
         self._no_gradient = (gradient == 0).flatten(1).all(1)
-        alpha = threat.eps if self.alpha is None else self.alpha
-        moved = unbounded.step(delta, gradient, torch.zeros_like(delta), alpha)
+        center = torch.zeros_like(delta)
+        moved = threat.unboxed().step(delta, gradient, center, self._step_size(batch))
         rows = self.state[DELTA][: len(delta)]
         rows.copy_(torch.where(ok, moved, rows))
 
-    def unmoved(self, attacked: Adversarial) -> Tensor | None:
+    def unmoved(self, batch: Batch, attacked: Adversarial) -> Tensor | None:
         found, self._no_gradient = self._no_gradient, None
-        alpha = self.setup.threat.eps if self.alpha is None else self.alpha
-        return found if alpha and self.setup.threat.eps else None
+        return found if self.alpha != 0 and batch.threat.nominal else None

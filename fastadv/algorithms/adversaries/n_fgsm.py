@@ -1,11 +1,9 @@
 """N-FGSM: one step from noise of twice eps, without projection (de Jorge et al., 2022)."""
 
-from dataclasses import dataclass
-from math import inf
+from typing import ClassVar
 
 from torch import Tensor
 
-from fastadv import kernels
 from fastadv.algorithms.adversaries.ascent import Ascent
 from fastadv.algorithms.contract import Adversarial, Batch, Context
 from fastadv.declared import NonNegative, option
@@ -15,7 +13,6 @@ from fastadv.errors import UserError
 from fastadv.threat import Threat
 
 
-@dataclass(eq=False)
 class NFGSM(Ascent):
     """x' = box(x0 + alpha sign grad CE(f(x0), y)), x0 = box(x + eta), eta ~ U(-k eps, k eps).
 
@@ -23,6 +20,8 @@ class NFGSM(Ascent):
     in F+FGSM, x' is not projected to the ball and may be (k + 1) eps away. A given ``start`` is
     eta.
     """
+
+    takes_start: ClassVar[bool] = False
 
     noise_scale: NonNegative = option(2.0, "half-width of the initial noise, in units of eps")
 
@@ -33,21 +32,21 @@ class NFGSM(Ascent):
 
     def make(self, batch: Batch, context: Context) -> Adversarial:
         noisy = self._noisy(batch)
-        x_adv = self.net.run(self._unprojected, noisy, batch.y, context)
+        x_adv = self.net.run(self._unprojected, noisy, batch, context)
         return Adversarial(x_adv, batch.x, context, noisy)
 
     def _noisy(self, batch: Batch) -> Tensor:
-        threat = self.setup.threat
+        threat = batch.threat
         if batch.start is not None:
-            return (batch.x + batch.start).clamp(threat.low, threat.high)
-        radius = self.noise_scale * threat.eps
-        where = (batch.index, self.setup.seed, batch.offset, threat.low, threat.high)
-        return kernels.linf_start(batch.x, radius, *where, noise.AUGMENTATION)
+            return threat.clip(batch.x + threat.movable(batch.start))
+        wide = threat.scaled(self.noise_scale)
+        where = (batch.x, batch.index, self.setup.seed, batch.offset)
+        return wide.start(*where, noise.AUGMENTATION)
 
-    def _unprojected(self, x0: Tensor, y: Tensor, context: Context) -> Tensor:
+    def _unprojected(self, x0: Tensor, batch: Batch, context: Context) -> Tensor:
         """One step from ``x0``, clipped to the box only; a region."""
-        threat = self.setup.threat
         x0 = leaf(x0)
-        gradient = input_gradient(self.setup.attack_loss(self.net.logits(x0), y, context), x0)
+        logits = self.net.logits(x0)
+        gradient = input_gradient(self.setup.attack_loss(logits, batch.attacked_y, context), x0)
         x0 = x0.detach()
-        return kernels.linf_step(x0, gradient, x0, self.step_size, inf, threat.low, threat.high)
+        return batch.threat.unbounded().step(x0, gradient, x0, self.step_size(batch))

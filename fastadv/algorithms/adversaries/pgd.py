@@ -1,102 +1,113 @@
 """PGD-K: K projected gradient steps (Madry et al., 2018; the training attack of AT and TRADES)."""
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Hashable, Iterable
+from dataclasses import field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fastadv.algorithms.adversaries.ascent import Ascent
-from fastadv.algorithms.contract import Adversarial, Batch, Context
-from fastadv.declared import Passes, option
-from fastadv.engine import noise
-from fastadv.errors import UserError
+from fastadv.algorithms.contract import (
+    FORWARD,
+    INPUT_GRADIENT,
+    Adversarial,
+    Batch,
+    Capabilities,
+    Conflict,
+    Context,
+    Pass,
+)
+from fastadv.by_epoch import Phases
+from fastadv.declared import ChangingPasses, Passes, option
+from fastadv.threat import Threat
 
 
-@dataclass(eq=False)
 class PGD(Ascent):
     """``steps`` steps of ``alpha``; of several ``restarts`` the one with the largest loss is kept.
 
     alpha is eps/4 in Linf (2/255 at 8/255) and 15/128 eps in L2 (15/255 at 128/255), as in
-    locuslab/robust_overfitting. The last iterate is returned. If a part needs
+    locuslab/robust_overfitting. The start is a random point of the ball, for an attack on the KL
+    x + 0.001 N(0,1) (TRADES). The last iterate is returned. If a part needs
     ``correct_at_each_step``, the attack also counts, per sample, the steps before which the sample
-    was classified right (GAIRAT's kappa). ``boxed_start=False`` starts as the memorization paper's
-    TE does: in Linf the random start is not clipped to the box, in L2 it is x + 0.001 N(0,1).
+    was classified right (GAIRAT's kappa).
     """
 
-    steps: Passes = option(10, "steps of the attack")
-    random_start: bool = option(True, "start at a random point of the ball")
-    boxed_start: bool = option(True, "clip the random start to the range of images")
+    counts_correct: ClassVar[bool] = True
+
+    steps: ChangingPasses = option(10, "steps of the attack; phases such as 2@0,5@30 by epoch")
     restarts: Passes = option(
         1, "restarts of the attack, of which the one with the largest loss is kept"
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.random_start and self.attack_objective == "kl":
-            raise UserError(
-                "random_start=False is for attack_objective='ce': at x' = x the KL has no gradient."
-            )
+    _now: int | None = field(init=False, repr=False, default=None)  # the steps of this epoch
 
     @property
-    def step_size(self) -> float:
-        return self.setup.threat.pgd_alpha if self.alpha is None else self.alpha
+    def gradient_steps(self) -> int:
+        """The steps of the present epoch; before the first update the most of any epoch."""
+        if not isinstance(self.steps, Phases):
+            return self.steps
+        return int(max(self.steps.values())) if self._now is None else self._now
 
-    def random_point(self, batch: Batch, restart: int = 0) -> Tensor:
-        threat, stream = self.setup.threat, noise.START + restart
-        if self.boxed_start or self.attack_objective == "kl":
-            return super().random_point(batch, restart)
-        if threat.norm == "l2":
-            return self.near(batch, stream)
-        # A box wide enough for the whole ball around any image.
-        wide = replace(threat, low=threat.low - threat.eps, high=threat.high + threat.eps)
-        return wide.start(batch.x, batch.index, self.setup.seed, batch.offset, stream)
+    def follows_epochs(self) -> bool:
+        return super().follows_epochs() or isinstance(self.steps, Phases)
+
+    def schedule(self, update: int, epoch: float) -> None:
+        super().schedule(update, epoch)
+        if isinstance(self.steps, Phases):
+            self._now = int(self.steps.at(epoch))
+
+    def phase(self) -> Hashable:
+        return super().phase(), self._now
+
+    def usual_step(self, threat: Threat) -> float | Tensor:
+        return threat.pgd_alpha
+
+    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
+        if self.restarts > 1 and not method.attack_loss_per_sample:
+            yield Conflict("attack_loss", "restarts compare the loss of each sample.")
+
+    def extra_passes(self, method: Capabilities) -> Counter[Pass]:
+        once = Counter({Pass(INPUT_GRADIENT, self.attack_bn): self.gradient_steps * self.restarts})
+        # A restart compares the losses of two points.
+        once[Pass(FORWARD, self.attack_bn)] = 2 * (self.restarts - 1)
+        return once
 
     def make(self, batch: Batch, context: Context) -> Adversarial:
         start, x_adv, correct = self._climb(batch, context, 0)
         for restart in range(1, self.restarts):
             began, other, also = self._climb(batch, context, restart)
             with self.net.keeping_buffers():
-                worse = self.net.run(self._worse, x_adv, other, batch.y, context)
+                worse = self.net.run(self._worse, x_adv, other, batch.attacked_y, context)
             x_adv = torch.where(worse.view(-1, 1, 1, 1), other, x_adv)
             start = torch.where(worse.view(-1, 1, 1, 1), began, start)
             if correct is not None and also is not None:
                 correct = torch.where(worse, also, correct)
-        return Adversarial(x_adv, batch.x, context._replace(correct_steps=correct), start)
+        return Adversarial(x_adv, batch.x, context._replace(correct_share=correct), start)
 
     def _climb(
         self, batch: Batch, context: Context, restart: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The start and the end (B,C,H,W) of one restart, and before how many steps each sample was
-        classified right (B,), or None if no part needs it."""
-        start = self.given_start(batch, batch.x) if restart == 0 else None
-        if start is not None:
-            x_adv = start
-        else:
-            # detach: a compiled step must not see x_adv and x as one object in the first iteration
-            random = self.random_start or restart
-            x_adv = self.random_point(batch, restart) if random else batch.x.detach()
-        start = x_adv
-        if "correct_at_each_step" not in self.setup.needs:
-            for _ in range(self.steps):
-                x_adv = self.net.run(self.ascend, x_adv, batch.x, batch.y, context)
+        """The start and the end (B,C,H,W) of one restart, and the share (B,) of the steps before
+        which each sample was classified right, or None if no part needs it."""
+        x_adv = start = self.begin(batch, restart)
+        if "correct_at_each_step" not in self.setup.method.needs:
+            for _ in range(self.gradient_steps):
+                x_adv = self.net.run(self.ascend, x_adv, batch.x, batch, context)
             return start, x_adv, None
         correct = torch.zeros_like(batch.y)
-        for _ in range(self.steps):
+        for _ in range(self.gradient_steps):
             x_adv, correct = self.net.run(
-                self._ascend_and_count, x_adv, batch.x, batch.y, context, correct
+                self._ascend_and_count, x_adv, batch.x, batch, context, correct
             )
-        return start, x_adv, correct
+        return start, x_adv, correct / self.gradient_steps
 
     def _ascend_and_count(
-        self,
-        x_adv: Tensor,
-        around: Tensor,
-        y: Tensor,
-        context: Context,
-        correct: Tensor,
+        self, x_adv: Tensor, around: Tensor, batch: Batch, context: Context, correct: Tensor
     ) -> tuple[Tensor, Tensor]:
-        moved, logits = self.ascend_with_logits(x_adv, around, y, context)
-        return moved, correct + (logits.argmax(1) == y)
+        moved, logits = self.ascend_with_logits(x_adv, around, batch, context)
+        return moved, correct + (logits.argmax(1) == batch.y)
 
     def _worse(self, first: Tensor, second: Tensor, y: Tensor, context: Context) -> Tensor:
         """True for each sample (B,) whose attacked loss is larger at ``second``."""

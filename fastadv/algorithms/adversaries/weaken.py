@@ -13,6 +13,7 @@ from torch import Tensor
 from fastadv import kernels
 from fastadv.algorithms.contract import Adversary, Batch
 from fastadv.engine import noise
+from fastadv.threat import Threat
 
 
 def weakening(adversary: Adversary, batch: Batch, seed: int) -> Tensor | None:
@@ -32,11 +33,9 @@ def weakening(adversary: Adversary, batch: Batch, seed: int) -> Tensor | None:
     return torch.where(flipped, -left, left).to(batch.x.dtype)
 
 
-def weakened(
-    x_adv: Tensor, center: Tensor, factor: Tensor | None, low: float, high: float
-) -> Tensor:
+def weakened(x_adv: Tensor, center: Tensor, factor: Tensor | None, threat: Threat) -> Tensor:
     """center + factor (x_adv - center), clipped to the box, since a flipped sign may point out of
     it. All are (B,C,H,W); ``factor`` may be 0-dim, or None for ``x_adv`` itself."""
     if factor is None:
         return x_adv
-    return (center + factor * (x_adv - center)).clamp(low, high)
+    return threat.clip(center + factor * (x_adv - center))

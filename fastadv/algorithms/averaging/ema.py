@@ -1,7 +1,6 @@
 """EMA: an exponential moving average of the weights, updated after every optimizer step."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ from fastadv.algorithms.contract import Setup
 from fastadv.declared import ShareBelowOne, option
 
 
-@dataclass(eq=False)
 class EMA(Named):
     """average <- d * average + (1 - d) * w after every update, d = ``average_decay``.
 
@@ -30,7 +28,9 @@ class EMA(Named):
         self._weight.fill_(1 - min(self.average_decay, (1 + update) / (10 + update)))
 
     @torch.no_grad()
-    def update(self, parameters: Mapping[str, Tensor], ok: Tensor) -> None:
+    def update(self, parameters: Mapping[str, Tensor], ok: Tensor, ended: int | None) -> None:
+        if ended is not None:
+            return
         weight = torch.where(ok, self._weight, torch.zeros_like(self._weight))
         self.move(parameters, weight, self.shadow)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from fastadv.errors import UserError
 PREFIX = "average."
 
 
-@dataclass(eq=False)
 class Named(Averaging):
     """``shadow`` is name of a parameter -> its average."""
 

@@ -1,7 +1,7 @@
 """SWA: the running mean of the weights at the ends of epochs (Izmailov et al., 2018)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from fastadv.errors import UserError
 MISSED = "average_missed."
 
 
-@dataclass(eq=False)
 class SWA(Named):
     """average <- (n average + w)/(n + 1) at the end of every ``average_every``-th epoch.
 
@@ -77,9 +76,9 @@ class SWA(Named):
         super().load_state(saved)
 
     @torch.no_grad()
-    def epoch_end(self, epoch: int, parameters: Mapping[str, Tensor], ok: Tensor) -> None:
+    def update(self, parameters: Mapping[str, Tensor], ok: Tensor, ended: int | None) -> None:
         first = self.first_epoch()
-        if epoch < first or (epoch - first) % self.average_every:
+        if ended is None or ended < first or (ended - first) % self.average_every:
             return
         self.count += ok
         missed = {name: self._missed(name) for name in self.shadow}

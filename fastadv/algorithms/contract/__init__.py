@@ -17,33 +17,104 @@ Every part keeps these invariants, so that a step can be compiled and captured a
 - State is written only where ``ok`` is true.
 """
 
+from fastadv.algorithms.contract.abilities import (
+    BeginsAtCenter,
+    CountsCorrect,
+    FlatAtCenter,
+    FollowsThreat,
+    Freezes,
+    GivenLoss,
+    HasNeighbor,
+    LearnsSteps,
+    NeedsHardLabels,
+    OrdersBatchNorm,
+    Penalizes,
+    PerturbsBlocks,
+    RankLocal,
+    Renews,
+    Replays,
+    SetsRates,
+    SharesForward,
+    Teaches,
+    WeighsKL,
+)
 from fastadv.algorithms.contract.adversary import Adversary
+from fastadv.algorithms.contract.attack_loss import AttackLoss
 from fastadv.algorithms.contract.averaging import Averaging
+from fastadv.algorithms.contract.capabilities import Capabilities, Conflict
 from fastadv.algorithms.contract.layers import Layers
 from fastadv.algorithms.contract.objective import Objective
 from fastadv.algorithms.contract.part import NEEDS, Part, option_names
+from fastadv.algorithms.contract.passes import (
+    DOUBLE_BACKWARD,
+    FORWARD,
+    INPUT_GRADIENT,
+    SHARED,
+    TRAINING,
+    UNITS,
+    Pass,
+)
 from fastadv.algorithms.contract.regularizer import Regularizer
 from fastadv.algorithms.contract.setup import Setup
+from fastadv.algorithms.contract.start import Start
 from fastadv.algorithms.contract.target import Fit, Target
-from fastadv.algorithms.contract.tensors import Adversarial, Batch, Context, Outputs, required
+from fastadv.algorithms.contract.tensors import (
+    Adversarial,
+    Batch,
+    Context,
+    Outcome,
+    Outputs,
+    required,
+)
 from fastadv.algorithms.contract.weights import Losses, WeightGradient, WeightPerturbation
 
 __all__ = [
+    "DOUBLE_BACKWARD",
+    "FORWARD",
+    "INPUT_GRADIENT",
     "NEEDS",
+    "SHARED",
+    "TRAINING",
+    "UNITS",
     "Adversarial",
     "Adversary",
+    "AttackLoss",
     "Averaging",
     "Batch",
+    "BeginsAtCenter",
+    "Capabilities",
+    "Conflict",
     "Context",
+    "CountsCorrect",
     "Fit",
+    "FlatAtCenter",
+    "FollowsThreat",
+    "Freezes",
+    "GivenLoss",
+    "HasNeighbor",
     "Layers",
+    "LearnsSteps",
     "Losses",
+    "NeedsHardLabels",
     "Objective",
+    "OrdersBatchNorm",
+    "Outcome",
     "Outputs",
     "Part",
+    "Pass",
+    "Penalizes",
+    "PerturbsBlocks",
+    "RankLocal",
     "Regularizer",
+    "Renews",
+    "Replays",
+    "SetsRates",
     "Setup",
+    "SharesForward",
+    "Start",
     "Target",
+    "Teaches",
+    "WeighsKL",
     "WeightGradient",
     "WeightPerturbation",
     "option_names",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from fastadv.algorithms.contract.part import Part
 
 
-@dataclass(eq=False)
 class Averaging(Part):
     """An average of the weights, which is evaluated in place of the weights.
 
@@ -21,12 +19,9 @@ class Averaging(Part):
     def start(self, parameters: Mapping[str, Tensor]) -> None:
         """Allocate the average."""
 
-    def update(self, parameters: Mapping[str, Tensor], ok: Tensor) -> None:
-        """Called after every optimizer step; changes the average only where ``ok`` (0-dim bool)."""
-
-    def epoch_end(self, epoch: int, parameters: Mapping[str, Tensor], ok: Tensor) -> None:
-        """Called after the last update of ``epoch`` (from 0); changes the average only where ``ok``
-        (0-dim bool)."""
+    def update(self, parameters: Mapping[str, Tensor], ok: Tensor, ended: int | None) -> None:
+        """Called after every optimizer step with ``ended`` None, and after the last update of epoch
+        ``ended`` (from 0); changes the average only where ``ok`` (0-dim bool)."""
 
     def replaced(self, parameters: Mapping[str, Tensor], old: Mapping[str, str]) -> None:
         """Called when the model has other parameters than before. ``old`` is present name -> name

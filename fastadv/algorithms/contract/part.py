@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import ClassVar
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, dataclass_transform, final
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from fastadv import kernels
+from fastadv.algorithms.contract.capabilities import Capabilities, Conflict
+from fastadv.algorithms.contract.passes import Pass
 from fastadv.algorithms.contract.setup import Setup
-from fastadv.algorithms.contract.tensors import Batch
+from fastadv.algorithms.contract.tensors import Batch, Outcome
 from fastadv.declared import check_fields
 from fastadv.engine.model.network import Network
+from fastadv.engine.noise import Stream
 from fastadv.errors import UserError
 from fastadv.threat import Threat
 
@@ -25,34 +30,37 @@ NEEDS = frozenset(
         "unlabelled_half",  # batches of which one half is pseudo-labelled
         "correct_at_each_step",  # at how many attack steps each sample was classified right
         "block_gradients",  # hooks at the inputs of the network's residual blocks
+        "input_gradient",  # the outer pass's gradient at x_adv, in ``after``
+        "differentiable_center",  # ``attacked.center`` requires grad in a regularizer's ``term``
+        "differentiable_input",  # ``x_adv`` requires grad in a regularizer's ``term``
     }
 )
 
 
+@dataclass_transform(eq_default=False, field_specifiers=(field,))
 @dataclass(eq=False)
 class Part:
-    """One part of a recipe; its dataclass fields are its options.
+    """One part of a method. Every subclass is a dataclass by itself; its fields are its options.
 
     The type of an option includes its range (``declared.py``). A part with a value outside it
-    raises ``UserError`` when it is built. ``state`` holds the tensors of a checkpoint;
-    ``rank_local_state`` are the names in it that differ between ranks. ``accumulates`` is False for
-    a part that cannot work on the sum of the gradients of several batches.
+    raises ``UserError`` when it is built. ``state`` holds the tensors of a checkpoint.
+    ``on_data`` are the options that the part takes on one data set, whichever method it stands in:
+    kind of data set -> options.
     """
 
-    rank_local_state: ClassVar[tuple[str, ...]] = ()
-    accumulates: ClassVar[bool] = True
+    on_data: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     setup: Setup = field(init=False, repr=False)
     net: Network = field(init=False, repr=False)
     state: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
     active: bool = field(init=False, repr=False, default=True)  # only ``schedule`` changes it
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        dataclass(eq=False)(cls)
+
     def __post_init__(self) -> None:
         check_fields(self, option_names(type(self)))
-
-    def networks(self) -> Sequence[nn.Module]:
-        """The networks that this part runs beside the user's (teachers)."""
-        return ()
 
     def requires(self) -> frozenset[str]:
         """The entries of ``NEEDS`` that this part asks for; constant for given options."""
@@ -62,14 +70,29 @@ class Part:
         """The names in ``state`` with one row per training sample; constant for given options."""
         return ()
 
+    def refuses_accumulation(self) -> str | None:
+        """Why the update of several calls (``update=False``) would not be that of their images in
+        one call, as the second half of a sentence; None if it is. Constant for given options."""
+        return None
+
     def follows_epochs(self) -> bool:
         """True if the part depends on the epoch (warm-ups, ramps)."""
         return False
 
-    def depends_on(self) -> dict[str, str]:
-        """Name -> digest of each input from outside that training depends on (teachers). Can be
-        called before ``prepare``."""
-        return {}
+    def is_plain(self) -> bool:
+        """True if the part adds nothing of its own: the cross entropy on x', the given label."""
+        return False
+
+    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
+        """Why the part cannot stand beside the others of ``method``; nothing if it can."""
+        return ()
+
+    def extra_passes(self, method: Capabilities) -> Counter[Pass]:
+        """The passes over the images of one batch that this part adds to an update: to one
+        training pass over x_adv, and one over the ball's centre if a part asks for
+        ``natural_logits_train``. A part that turns one of these into another kind subtracts the
+        one and adds the other."""
+        return Counter()
 
     def prepare(self, setup: Setup) -> None:
         """Take over the run and allocate the state; called before the first batch. Raises
@@ -79,10 +102,6 @@ class Part:
 
     def check_threat(self, threat: Threat) -> None:
         """Raise ``UserError`` for a ball in which the part cannot work."""
-
-    def follow_threat(self, threat: Threat) -> None:
-        """Called when the caller sets another ``threat``, which holds from the next update on."""
-        self.setup = replace(self.setup, threat=threat)
 
     def follow_model(self) -> None:
         """Called when the model has other modules or parameters than at the last update."""
@@ -94,9 +113,13 @@ class Part:
         """Fill the 0-dim tensors that change with time, and set ``active``. Called before update
         number ``update`` (from 0); ``epoch`` is the position in the run, in epochs."""
 
-    def renews(self, epoch: float) -> bool:
-        """True if ``schedule`` would overwrite the per-sample state at ``epoch``."""
-        return False
+    def phase(self) -> Hashable:
+        """What ``schedule`` has decided beside the values of tensors. A captured update is recorded
+        for each value, so it may change with the epoch only."""
+        return self.active
+
+    def after(self, outcome: Outcome, ok: Tensor) -> None:
+        """Update the state after the outer pass, only where ``ok`` (0-dim bool)."""
 
     def advice(self, update: int) -> str | None:
         """A warning for the user if the run looks wrong, otherwise None. It may wait for the
@@ -112,6 +135,24 @@ class Part:
                     f"{tuple(tensor.shape)}: another data set or model."
                 )
             tensor.copy_(saved[name])
+
+    # -- for the parts ------------------------------------------------------------------------
+
+    @final
+    def uniform(self, batch: Batch, stream: Stream) -> Tensor:
+        """Noise (B,C,H,W), uniform in [-1,1): the same for a sample and update in every mode."""
+        return self._noise(kernels.noise_uniform, batch, stream)
+
+    @final
+    def normal(self, batch: Batch, stream: Stream) -> Tensor:
+        """Noise (B,C,H,W) from N(0,1), drawn like ``uniform``."""
+        return self._noise(kernels.noise_normal, batch, stream)
+
+    def _noise(self, draw: Any, batch: Batch, stream: Stream) -> Tensor:
+        shape, dtype = tuple(batch.x.shape[1:]), batch.x.dtype
+        offset = batch.offset if not stream.shift else batch.offset + stream.shift
+        drawn: Tensor = draw(batch.index, shape, self.setup.seed, offset, stream.number, dtype)
+        return drawn
 
 
 def option_names(part: type[Part]) -> tuple[str, ...]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import final
 
 import torch
 from torch import Tensor
@@ -15,16 +14,11 @@ from fastadv.declared import NonNegative, option
 from fastadv.errors import UserError
 
 
-@dataclass(eq=False)
 class Regularizer(Part):
     """A term that is added to the mean of the objective, times ``reg_weight``.
 
     With ``reg_ramp`` the weight rises with the epoch e (from 0) as reg_weight (e + 1)/epochs.
     """
-
-    wants_center_gradient: ClassVar[bool] = False  # ``attacked.center`` requires grad in ``term``
-    wants_adversarial_gradient: ClassVar[bool] = False  # ``x_adv`` requires grad in ``term``
-    wants_neighbor: ClassVar[bool] = False  # the adversary also attacks the images ``neighbor``
 
     reg_weight: NonNegative = option(1.0, "weight of the regularizer in the loss")
     reg_ramp: bool = option(False, "let the weight of the regularizer rise linearly over the run")
@@ -43,13 +37,10 @@ class Regularizer(Part):
             share = (int(epoch) + 1) / self.setup.total_epochs
             self._ramp.fill_(self.reg_weight * min(share, 1.0))
 
+    @final
     def weight(self) -> float | Tensor:
         """The factor of ``term`` in this update; a 0-dim tensor with ``reg_ramp``."""
         return self._ramp if self.reg_ramp else self.reg_weight
-
-    def neighbor(self, batch: Batch) -> Tensor:
-        """Images (B,C,H,W) that the same adversary attacks for ``Context.neighbor_adv``."""
-        raise NotImplementedError
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         """The term (0-dim), differentiable in the weights. ``x_adv`` is the input of the outer

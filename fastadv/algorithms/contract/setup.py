@@ -9,19 +9,27 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastadv.algorithms.contract.tensors import Context
+from fastadv.algorithms.contract.capabilities import Capabilities
+from fastadv.algorithms.contract.tensors import Batch, Context
 from fastadv.engine.model.network import Network
 from fastadv.threat import Threat
 
 
-class AttackLoss(Protocol):
-    """What the adversary maximises at ``logits`` (B,classes) for the labels ``y`` (B,) int64."""
+class AttackedLoss(Protocol):
+    """What the adversary maximises at ``logits`` (B,classes) for the labels ``y``: the attack's
+    loss plus the target's penalty."""
 
     def __call__(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
-        """The mean over the batch, times the loss scale (0-dim)."""
+        """The loss of the batch, times the loss scale (0-dim)."""
 
     def per_sample(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
         """The loss of each sample (B,), without the loss scale."""
+
+
+class Begins(Protocol):
+    """The start of an attack (``Start.point``)."""
+
+    def point(self, batch: Batch, restart: int = 0) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -31,12 +39,12 @@ class Setup:
 
     ``image_shape`` is (C,H,W) and ``batch_size`` the size of the first batch. ``total_steps`` and
     ``steps_per_epoch`` count updates; they are None if the caller did not give them.
-    ``attack_steps`` is the number of gradient steps of the adversary. ``fits`` says which logits
-    the objective fits, "natural" or "adversarial".
+    ``method`` is what the parts offer each other.
 
     ``sound()`` (0-dim bool on the device) is true as long as no update was bad; code that changes
     state outside of an update masks the change with it. ``attack_loss(logits, y, context)`` is the
-    scalar that the adversary maximises: its objective plus the target's term.
+    scalar that the adversary maximises. ``start`` is the start part, None for the adversary's own
+    start.
     """
 
     net: Network
@@ -50,10 +58,9 @@ class Setup:
     total_steps: int | None
     steps_per_epoch: int | None
     seed: int
-    needs: frozenset[str]
-    attack_steps: int
-    fits: str
-    attack_loss: AttackLoss
+    method: Capabilities
+    attack_loss: AttackedLoss
+    start: Begins | None
     sound: Callable[[], Tensor]
 
     @property

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
+from fastadv.threat import Threat
+
 if TYPE_CHECKING:
     from fastadv.data.view import View
 
@@ -13,19 +15,30 @@ if TYPE_CHECKING:
 class Batch(NamedTuple):
     """One batch as the parts see it; every tensor is on the model's device.
 
-    ``x`` (B,C,H,W) in [0,1]; ``y`` (B,) int64 labels; ``index`` (B,) int64 rows of the training
-    set; ``offset`` 0-dim int64, the number of the random draw, one per update; ``view`` the crop
-    and flip that made ``x``; ``start`` (B,C,H,W) an initial perturbation from the caller;
-    ``second`` (B,C,H,W) another view of the same images, if a part needs one.
+    ``x`` (B,C,H,W) in the box of ``threat``; ``y`` the labels, (B,) int64 or what else
+    ``Target.labels`` allows; ``index`` (B,) int64 rows of the training set; ``offset`` 0-dim int64,
+    the number of the random draw, one per update; ``threat`` the perturbations that are allowed in
+    this batch; ``view`` the crop and flip that made ``x``; ``start`` (B,C,H,W) an initial
+    perturbation from the caller; ``second`` (B,C,H,W) another view of the same images, if a part
+    needs one; ``alpha`` (B,) the step of each sample, from the caller; ``targets`` (B,) the labels
+    that a targeted attack wants to reach.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor  # type: ignore[assignment]  # tuple.index is not used on a batch
     offset: Tensor
+    threat: Threat
     view: View | None = None
     start: Tensor | None = None
     second: Tensor | None = None
+    alpha: Tensor | None = None
+    targets: Tensor | None = None
+
+    @property
+    def attacked_y(self) -> Tensor:
+        """The labels of the attack's loss: ``targets`` of a targeted attack, otherwise ``y``."""
+        return self.y if self.targets is None else self.targets
 
 
 class Context(NamedTuple):
@@ -39,11 +52,12 @@ class Context(NamedTuple):
     teacher_logits: Tensor | None = None  # (teachers,B,K) of x_adv
     soft_targets: Tensor | None = None  # (B,K) the distributions that the target compares with
     target_rows: Tensor | None = None  # (B,K) the target's new state of these samples
-    correct_steps: Tensor | None = None  # (B,) at how many steps a sample was classified right
+    correct_share: Tensor | None = None  # (B,) of the steps before which it was classified right
     signs: tuple[Tensor, ...] = ()  # of the loss gradient: at the input, then entering each block
     start: Tensor | None = None  # (B,C,H,W) the initial perturbation in the units of its state
     weakening: Tensor | None = None  # 0-dim or (B,C,H,W), factor of the perturbation trained on
     neighbor_adv: Tensor | None = None  # (B,C,H,W) the attacked second image of a regularizer
+    own: tuple[Tensor, ...] = ()  # what the adversary keeps from ``make`` for ``after``
 
 
 def required(value: Tensor | None) -> Tensor:
@@ -67,7 +81,8 @@ class Adversarial(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """The logits of an outer pass, (B,classes) in float32 or wider.
+    """The logits of an outer pass, (B,classes) in float32 or wider; of any shape (B,...) if the
+    target takes any labels.
 
     ``natural`` is None unless a part needs ``natural_logits_train``. ``context`` holds the
     intermediate results from before the pass.
@@ -76,3 +91,19 @@ class Outputs(NamedTuple):
     adversarial: Tensor
     natural: Tensor | None
     context: Context
+
+
+class Outcome(NamedTuple):
+    """What every part sees after the outer pass, in ``after``. All tensors are detached.
+
+    ``leaf_gradients`` are those of ``LearnsSteps.leaves``. ``input_gradient`` (B,C,H,W) is the one
+    of x_adv, None unless a part asks for it. ``term`` (0-dim) is the regularizer's ``term``, None
+    without a regularizer.
+    """
+
+    batch: Batch
+    attacked: Adversarial
+    outputs: Outputs
+    leaf_gradients: list[Tensor]
+    input_gradient: Tensor | None
+    term: Tensor | None

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,7 +14,6 @@ from fastadv.algorithms.layers.selected import Selected
 from fastadv.declared import NonNegative, option
 
 
-@dataclass(eq=False)
 class FixedRate(Selected):
     """AT-fix-lr-[k]: the groups k always learn at ``fixed_lr`` (RAT, Sec. 3.2, Fig. 3a).
 
@@ -71,6 +70,7 @@ class FixedRate(Selected):
     def before_update(
         self, optimizer: torch.optim.Optimizer, names: list[str], gradients: list[Tensor | None]
     ) -> None:
+        """See ``SetsRates``."""
         if self.rate_form == "group":
             for group in optimizer.param_groups:
                 if group.get(self.mark) is not None:
@@ -85,7 +85,6 @@ class FixedRate(Selected):
                     gradients[place] = gradient * eta
 
 
-@dataclass(eq=False)
 class RatLR(FixedRate):
     """RAT-LR: the groups 3 and 4 keep the initial rate (RAT, Alg. 1)."""
 

@@ -1,6 +1,5 @@
 """Layers that never learn (RAT, AT-fix-param-[k])."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +9,6 @@ from fastadv.algorithms.layers.selected import Selected
 from fastadv.errors import UserError
 
 
-@dataclass(eq=False)
 class Frozen(Selected):
     """AT-fix-param-[k]: the groups k stay at their initial weights (RAT, Fig. 2).
 
@@ -31,4 +29,5 @@ class Frozen(Selected):
             raise UserError("layers='frozen' leaves nothing to train; choose fewer layer_groups.")
 
     def learns(self, name: str) -> bool:
+        """See ``Freezes``."""
         return name not in self.chosen

@@ -2,7 +2,7 @@
 them."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,7 +15,6 @@ from fastadv.models.stages import stage_parameters
 from fastadv.models.wrapped import inner_module
 
 
-@dataclass(eq=False)
 class Selected(Layers):
     """Treats the layers of ``layer_groups`` apart from the others: residual stages ("3,4"), "rest",
     or modules by name ("layer4,fc"; ``fastadv.models.stages.stage_parameters``).

@@ -1,14 +1,11 @@
 """Cross entropy on x_adv: plain adversarial training (Madry et al., 2018)."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from fastadv.algorithms.contract import Fit, Objective, Outputs
 from fastadv.declared import NonNegative, option
 
 
-@dataclass(eq=False)
 class CrossEntropy(Objective):
     """fit(f(x'), y).
 
@@ -19,6 +16,11 @@ class CrossEntropy(Objective):
     leave_out_below: NonNegative | None = option(
         None, "leave out samples whose loss is below this; none: leave out none"
     )
+
+    def refuses_accumulation(self) -> str | None:
+        if self.leave_out_below is None:
+            return None
+        return "its mean is over those images of a call that leave_out_below keeps"
 
     def is_plain(self) -> bool:
         return self.leave_out_below is None

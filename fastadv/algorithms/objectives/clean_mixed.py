@@ -1,17 +1,25 @@
 """Clean and adversarial cross entropy mixed (memorization paper, Eq. 6)."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fastadv.algorithms.contract import Fit, Objective, Outputs, Setup, required
+from fastadv.algorithms.contract import (
+    Capabilities,
+    Conflict,
+    Fit,
+    Objective,
+    Outputs,
+    Setup,
+    required,
+)
 from fastadv.algorithms.phases import epoch_of
 from fastadv.declared import NonNegative, Share, option
 from fastadv.errors import UserError
 
 
-@dataclass(eq=False)
 class CleanMixed(Objective):
     """(1 - g) fit(f(x), y) + g fit(f(x'), y), g rising from ``mix_start`` to ``mix_end``.
 
@@ -19,6 +27,8 @@ class CleanMixed(Objective):
     linear in time over the first ``mix_epochs`` epochs (None: the whole run; below 1: a fraction of
     it) and then stays at ``mix_end``.
     """
+
+    fits: ClassVar[tuple[str, ...]] = ("adversarial", "natural")
 
     mix_start: Share = option(0.0, "initial share of the adversarial loss")
     mix_end: Share = option(1.0, "final share of the adversarial loss")
@@ -28,6 +38,13 @@ class CleanMixed(Objective):
 
     def requires(self) -> frozenset[str]:
         return frozenset({"natural_logits_train"})
+
+    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
+        if not method.attacks:
+            yield Conflict(
+                "adversary",
+                "it weighs the loss at x' against the loss at x; without an attack they are equal.",
+            )
 
     def follows_epochs(self) -> bool:
         return self.mix_start != self.mix_end

@@ -1,15 +1,23 @@
 """GAIRAT: samples near the decision boundary weigh more (Zhang et al., 2021)."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import ClassVar
 
 from torch import Tensor
 
-from fastadv.algorithms.contract import Fit, Objective, Outputs, Setup, required
+from fastadv.algorithms.contract import (
+    Capabilities,
+    Conflict,
+    Fit,
+    Objective,
+    Outputs,
+    Setup,
+    required,
+)
 from fastadv.algorithms.phases import epoch_of
 from fastadv.declared import AnyNumber, NonNegative, option
 
 
-@dataclass(eq=False)
 class Gairat(Objective):
     """w_i fit(f(x'_i), y_i), w_i ~ (1 + tanh(lambda + 5 (1 - 2 kappa_i / K))) / 2, mean 1.
 
@@ -19,6 +27,8 @@ class Gairat(Objective):
     from 1).
     """
 
+    hard_labels_only: ClassVar[str] = "it counts the steps at which a sample was classified right"
+
     gairat_start: NonNegative = option(
         59 / 120,
         "epoch, counted from 0, from which samples are weighted; below 1: share of the run",
@@ -27,6 +37,19 @@ class Gairat(Objective):
 
     def requires(self) -> frozenset[str]:
         return frozenset({"correct_at_each_step"})
+
+    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
+        if not method.counts_correct:
+            yield Conflict(
+                "adversary",
+                "its weights are a function of the steps of PGD at which a sample was still "
+                "classified right; this adversary takes no such steps.",
+            )
+        if method.labels != "classes":
+            yield Conflict("target", "its weights count how often a class was right.")
+
+    def refuses_accumulation(self) -> str | None:
+        return "the weights of the images of a call have mean 1"
 
     def follows_epochs(self) -> bool:
         return self.gairat_start > 0
@@ -42,8 +65,7 @@ class Gairat(Objective):
         losses = fit(outputs.adversarial, y, outputs.context)
         if not self.active:
             return losses
-        kappa = required(outputs.context.correct_steps).to(losses.dtype)
-        share = kappa / self.setup.attack_steps
+        share = required(outputs.context.correct_share).to(losses.dtype)
         # This form of (1 + tanh a)/2 keeps the digits of a weight of 1e-5 in float32.
         weights = (2 * (self.gairat_lambda + 5 * (1 - 2 * share))).sigmoid()
         return losses * (weights * len(weights) / weights.sum())

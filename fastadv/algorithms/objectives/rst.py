@@ -1,13 +1,10 @@
 """RST: TRADES on labelled and pseudo-labelled images together (Carmon et al., 2019)."""
 
-from dataclasses import dataclass
-
 from fastadv.algorithms.objectives.trades import Trades
 from fastadv.declared import option
 from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL, Pass
 
 
-@dataclass(eq=False)
 class RST(Trades):
     """The loss of TRADES on batches of which one half has pseudo-labels.
 

@@ -1,18 +1,17 @@
 """TRADES: natural cross entropy plus a KL that ties x_adv to x (Zhang et al., 2019, Eq. 5)."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import ClassVar
 
 from torch import Tensor
 
 from fastadv import kernels
-from fastadv.algorithms.contract import Fit, Objective, Outputs, required
+from fastadv.algorithms.contract import Capabilities, Conflict, Fit, Objective, Outputs, required
 from fastadv.declared import NonNegative, option
 from fastadv.engine.model.bn_momentum import ADVERSARIAL, DEFAULT_BN_UPDATES, NATURAL, Pass
 from fastadv.errors import UserError
 
 
-@dataclass(eq=False)
 class Trades(Objective):
     """fit(f(x), y) + beta * KL(p(x) || p(x')), differentiated through both predictions.
 
@@ -20,7 +19,7 @@ class Trades(Objective):
     BatchNorm's running statistics: the published code forwards x, x' and x again.
     """
 
-    fits: ClassVar[str] = "natural"
+    fits: ClassVar[tuple[str, ...]] = ("natural",)
 
     beta: NonNegative = option(
         6.0, "weight of the KL divergence between natural and adversarial prediction"
@@ -40,10 +39,23 @@ class Trades(Objective):
                 f"natural,adversarial, not {','.join(self.bn_passes)!r}."
             )
 
+    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
+        if not method.attacks:
+            yield Conflict(
+                "adversary",
+                "TRADES compares f(x') with f(x); without an attack x' = x and its KL is "
+                "identically 0.",
+            )
+        if method.labels != "classes":
+            yield Conflict("target", "its KL compares predictions of classes.")
+
     def bn_updates(self) -> tuple[str, ...]:
+        """See ``OrdersBatchNorm``."""
         return self.bn_passes
 
-    def attack_scale(self) -> float:
+    @property
+    def kl_weight(self) -> float:
+        """See ``WeighsKL``."""
         return self.beta
 
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:

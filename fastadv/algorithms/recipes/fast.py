@@ -7,7 +7,7 @@ the methods' own papers.
 from collections.abc import Mapping
 from typing import Any
 
-from fastadv.algorithms.recipe import CYCLIC, GREY, Recipe
+from fastadv.algorithms.recipe import CYCLIC, GREY, LEARNED_ON_CIFAR, OnData, Recipe
 
 ON_CIFAR = "(PreActResNet-18, CIFAR-10)"
 ON_IMAGENET = "PGD-10 (ResNet-50, ImageNet, eps 2/255)"
@@ -33,6 +33,10 @@ FREE_IMAGENET |= {
     "schedule": "piecewise",
 }
 FREE_IMAGENET |= {"drops": (8 / 23, 16 / 23), "weight_decay": 1e-4}
+
+LEARNED_ON_IMAGENET = OnData(
+    options={"step_size_lr": 4e-9, "step_size_decay": 5000.0}, where={"epochs": 15}
+)
 
 FAST: Mapping[str, Recipe] = {
     "fast": Recipe(
@@ -78,6 +82,7 @@ FAST: Mapping[str, Recipe] = {
         "Zheng et al. 2020",
         note="stored per sample in the epoch before",
         adversary="atta",
+        start="stored",
         training=ATTA_CIFAR,
     ),
     "atta-3": Recipe(
@@ -85,6 +90,7 @@ FAST: Mapping[str, Recipe] = {
         "Zheng et al. 2020",
         note="stored per sample in the epoch before",
         adversary="atta",
+        start="stored",
         options={"steps": 3},
         training=ATTA_CIFAR,
     ),
@@ -93,6 +99,7 @@ FAST: Mapping[str, Recipe] = {
         "Zheng et al. 2020; APART, Table 3",
         note="stored per sample in the epoch before",
         adversary="atta",
+        start="stored",
         options={"steps": 10},
         training=ATTA_CIFAR,
         reported="83.80 clean, 54.33 PGD-20 (WRN-34-10, CIFAR-10)",
@@ -102,6 +109,7 @@ FAST: Mapping[str, Recipe] = {
         "APART, Tables 2 and 4",
         note="one triangular cycle of the learning rate",
         adversary="atta",
+        start="stored",
         options={"steps": 10},
         training=CYCLIC | GREY,
         reported=f"82.10 clean, 49.03 PGD-20 {ON_CIFAR}",
@@ -112,6 +120,7 @@ FAST: Mapping[str, Recipe] = {
         "Zheng et al. 2020; APART, Table 5",
         note="its training settings are not published; Free's are taken",
         adversary="atta",
+        start="stored",
         options={"steps": 2},
         training=FREE_IMAGENET,
         reported=f"60.70 clean, 44.57 {ON_IMAGENET}",
@@ -129,6 +138,7 @@ FAST: Mapping[str, Recipe] = {
         "APART, Sec. 3.2 and Table 6 (APART without layer-wise perturbation)",
         adversary="fgsm-plus",
         training=CYCLIC | GREY,
+        on_data=LEARNED_ON_CIFAR,
         reported=f"83.30 clean, 46.35 PGD-20 {ON_CIFAR}",
     ),
     "apart": Recipe(
@@ -137,6 +147,7 @@ FAST: Mapping[str, Recipe] = {
         note="residual blocks, at their first convolution",
         adversary="apart",
         training=CYCLIC | GREY,
+        on_data=LEARNED_ON_CIFAR,
         reported=f"82.45 clean, 49.30 PGD-20 {ON_CIFAR}",
         elsewhere="84.75 clean, 51.10 PGD-20 (WRN-34-10); 57.10, 27.10 (CIFAR-100)",
     ),
@@ -145,6 +156,7 @@ FAST: Mapping[str, Recipe] = {
         "APART, Sec. 5.1 and Table 5",
         adversary="apart",
         training=IMAGENET,
+        on_data={"imagenet": LEARNED_ON_IMAGENET},
         reported=f"60.52 clean, 44.30 {ON_IMAGENET}",
     ),
     "apart-no-layers": Recipe(
@@ -153,6 +165,7 @@ FAST: Mapping[str, Recipe] = {
         adversary="apart",
         options={"layerwise": False},
         training=CYCLIC | GREY,
+        on_data=LEARNED_ON_CIFAR,
         reported=f"83.30 clean, 46.35 PGD-20 {ON_CIFAR}",
     ),
     "apart-no-start": Recipe(
@@ -162,6 +175,7 @@ FAST: Mapping[str, Recipe] = {
         adversary="apart",
         options={"learned_start": False},
         training=CYCLIC | GREY,
+        on_data=LEARNED_ON_CIFAR,
         reported=f"82.00 clean, 48.40 PGD-20 {ON_CIFAR}",
     ),
 }

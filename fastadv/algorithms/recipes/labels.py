@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fastadv.algorithms.recipe import KL_ATTACK, MEMORIZATION, TRADES, Recipe
+from fastadv.algorithms.recipe import (
+    KL_ATTACK,
+    MEMORIZATION,
+    MEMORIZATION_ON_SVHN,
+    RICE,
+    TRADES,
+    Recipe,
+)
 
 EVAL_ATTACK = {"attack_bn": "eval"}
 ON = "best / last (ResNet-18, CIFAR-10)"
@@ -19,8 +26,10 @@ LABELS: Mapping[str, Recipe] = {
         "Memorization, Eq. 7 and Tables 1, 2 and C.1",
         note="temporal ensembling, PGD-AT+TE: predictions are held to their running average",
         target="temporal-ensembling",
-        options=EVAL_ATTACK | {"boxed_start": False},
+        start="uniform-unclipped",
+        options=EVAL_ATTACK,
         training=MEMORIZATION,
+        on_data=MEMORIZATION_ON_SVHN,
         reported=f"55.79 / 54.83 PGD-10, 50.59 / 49.62 AutoAttack {ON}",
         elsewhere="PGD-10 best / last, ResNet-18: CIFAR-10 L2 72.58 / 71.93; SVHN 59.74 / 59.05; "
         "CIFAR-100 31.74 / 30.24. CIFAR-10: WRN-34-10 59.30 / 56.63; VGG-16 52.06 / 51.29",
@@ -31,8 +40,10 @@ LABELS: Mapping[str, Recipe] = {
         note="temporal ensembling: predictions are held to their running average",
         objective="trades",
         target="temporal-ensembling",
+        attack_loss="kl",
         options=KL_ATTACK,
         training=MEMORIZATION,
+        on_data=MEMORIZATION_ON_SVHN,
         reported=f"55.15 / 54.42 PGD-10, 49.77 / 49.20 AutoAttack {ON}",
         elsewhere="PGD-10 best / last, ResNet-18: CIFAR-10 L2 72.72 / 72.43; SVHN 59.81 / 58.49; "
         "CIFAR-100 31.09 / 30.12",
@@ -61,6 +72,7 @@ LABELS: Mapping[str, Recipe] = {
         note="the network's predictions",
         objective="trades",
         target="self-adaptive",
+        attack_loss="kl",
         options=KL_ATTACK,
         training=TRADES | {"epochs": 100, "weight_decay": 2e-4, "drops": (0.74, 0.89, 0.99)},
     ),
@@ -94,12 +106,14 @@ LABELS: Mapping[str, Recipe] = {
         "RWP, Fig. 4",
         note="option leave_out_below",
         options={"leave_out_below": 0.5},
+        on_data=RICE,
     ),
     "rst": Recipe(
         "TRADES, also on pseudo-labelled images",
         "Carmon et al. 2019; RWP, Table 2",
         note="half of each batch",
         objective="rst",
+        attack_loss="kl",
         options=KL_ATTACK,
         training=RST,
         reported="89.69 clean, 62.60 PGD-20, 59.53 AutoAttack (WRN-28-10, CIFAR-10)",
@@ -109,6 +123,7 @@ LABELS: Mapping[str, Recipe] = {
         "Wu et al. 2020; RWP, Table 2",
         objective="rst",
         weights="awp",
+        attack_loss="kl",
         options=KL_ATTACK,
         training=RST,
         reported="88.25 clean, 63.73 PGD-20, 60.05 AutoAttack (WRN-28-10, CIFAR-10)",
@@ -119,6 +134,7 @@ LABELS: Mapping[str, Recipe] = {
         note="easy: of small loss; no published code runs",
         objective="rst",
         weights="rwp",
+        attack_loss="kl",
         options=KL_ATTACK,
         training=RST,
         reported="88.87 clean, 64.11 PGD-20, 60.36 AutoAttack (WRN-28-10, CIFAR-10)",

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from fastadv.algorithms.recipe import ADVLC, KL_ATTACK, MEMORIZATION, TRADES, Recipe
+from fastadv.algorithms import plugins
+from fastadv.algorithms.recipe import (
+    ADVLC,
+    KL_ATTACK,
+    MEMORIZATION,
+    MEMORIZATION_ON_SVHN,
+    RICE,
+    RICE_WARM,
+    ROTATED,
+    TRADES,
+    OnData,
+    Recipe,
+)
 from fastadv.algorithms.recipes.fast import FAST
 from fastadv.algorithms.recipes.labels import LABELS
 from fastadv.algorithms.recipes.smoothness import SMOOTHNESS
@@ -13,7 +23,7 @@ from fastadv.errors import unknown
 
 __all__ = ["METHODS", "Recipe", "methods", "recipe"]
 
-METHODS: Mapping[str, Recipe] = {
+METHODS: dict[str, Recipe] = {
     "standard": Recipe(
         "no attack",
         "every paper's baseline; AdvLC, Table 1",
@@ -42,6 +52,7 @@ METHODS: Mapping[str, Recipe] = {
     "pgd": Recipe(
         "AT: PGD-10 adversarial training",
         "Madry et al. 2018; Rice et al. 2020; RWP, Tables 1 and 2; RAT, Tables 1 to 4",
+        on_data=RICE,
         reported="52.79 / 44.44 (RAT: 52.31 / 44.45) PGD-20 best / last "
         "(PreActResNet-18, CIFAR-10)",
         elsewhere="PGD-20 best / last (RWP), PreActResNet-18: CIFAR-10 L2 69.15 / 65.93; SVHN "
@@ -54,7 +65,7 @@ METHODS: Mapping[str, Recipe] = {
     "pgd-zero": Recipe(
         "PGD-10 from the image itself",
         "AdvLC, Tables 1 and 2 (PGD10)",
-        options={"random_start": False},
+        start="center",
         training=ADVLC,
         reported="46.50 / 40.42 AutoAttack best / last, 83.40 / 83.58 clean "
         "(PreActResNet-18, CIFAR-10)",
@@ -65,6 +76,7 @@ METHODS: Mapping[str, Recipe] = {
         "Memorization, Tables 1, 2 and C.1 (PGD-AT)",
         options={"attack_bn": "eval"},
         training=MEMORIZATION,
+        on_data=MEMORIZATION_ON_SVHN,
         reported="52.64 / 44.92 PGD-10, 47.74 / 41.84 AutoAttack best / last (ResNet-18, CIFAR-10)",
         elsewhere="PGD-10 best / last, ResNet-18: CIFAR-10 L2 69.05 / 65.96; SVHN 54.51 / 46.97; "
         "CIFAR-100 29.40 / 21.75. CIFAR-10: WRN-34-10 55.83 / 49.52; VGG-16 48.52 / 43.02",
@@ -73,14 +85,16 @@ METHODS: Mapping[str, Recipe] = {
         "PGD-20, perturbation halved",
         "AdvLC, Sec. 4.3 and Fig. 4b",
         note="option shrink",
-        options={"steps": 20, "random_start": False, "shrink": 0.5},
+        start="center",
+        options={"steps": 20, "shrink": 0.5},
         training=ADVLC,
     ),
     "pgd-flipped": Recipe(
         "PGD-20, a quarter of the signs flipped",
         "AdvLC, Sec. 4.3 and Fig. 4c",
         note="option flip_signs",
-        options={"steps": 20, "random_start": False, "flip_signs": 0.25},
+        start="center",
+        options={"steps": 20, "flip_signs": 0.25},
         training=ADVLC,
     ),
     "trades": Recipe(
@@ -88,8 +102,10 @@ METHODS: Mapping[str, Recipe] = {
         "Zhang et al. 2019; RWP, Table 2; Memorization, Tables 1 and C.1",
         note="the attack maximises the KL",
         objective="trades",
+        attack_loss="kl",
         options=KL_ATTACK,
         training=TRADES,
+        on_data=MEMORIZATION_ON_SVHN,
         reported="84.65 clean, 56.33 PGD-20, 53.08 AutoAttack (WRN-34-10, CIFAR-10)",
         elsewhere="PGD-10 best / last, ResNet-18: CIFAR-10 53.32 / 50.25, L2 70.22 / 66.07; SVHN "
         "59.50 / 57.04; CIFAR-100 29.93 / 27.70",
@@ -98,6 +114,7 @@ METHODS: Mapping[str, Recipe] = {
         "AT, weights perturbed per layer",
         "Wu et al. 2020; RWP, Tables 1 and 2; RAT, Table 4",
         weights="awp",
+        on_data=RICE_WARM,
         reported="55.39 / 54.73 PGD-20 best / last (PreActResNet-18, CIFAR-10)",
         elsewhere="PGD-20 best / last, PreActResNet-18: CIFAR-10 L2 72.69 / 72.08; SVHN "
         "59.12 / 55.87, L2 72.57 / 67.73; CIFAR-100 30.71 / 30.28, L2 45.60 / 44.66. WRN-34-10: "
@@ -109,12 +126,14 @@ METHODS: Mapping[str, Recipe] = {
         note="option loss_range, of the adversarial loss",
         weights="awp",
         options={"loss_range": (0.0, 1.5)},
+        on_data=RICE,
     ),
     "rwp": Recipe(
         "AT, weights perturbed by easy samples",
         "RWP, Alg. 1 and Tables 1 and 2",
         note="easy: of small loss",
         weights="rwp",
+        on_data=RICE_WARM | {"cifar100": OnData(ROTATED, {"c_min": 4.0})},
         reported="58.55 / 58.01 PGD-20 best / last (PreActResNet-18, CIFAR-10)",
         elsewhere="PGD-20 best / last, PreActResNet-18: CIFAR-10 L2 74.47 / 73.84; SVHN "
         "61.15 / 57.45, L2 73.35 / 69.48; CIFAR-100 31.17 / 30.64, L2 45.71 / 45.05. WRN-34-10: "
@@ -125,6 +144,7 @@ METHODS: Mapping[str, Recipe] = {
         "Wu et al. 2020; RWP, Table 2",
         objective="trades",
         weights="awp",
+        attack_loss="kl",
         options=KL_ATTACK,
         training=TRADES,
         reported="85.36 clean, 59.27 PGD-20, 56.17 AutoAttack (WRN-34-10, CIFAR-10)",
@@ -135,6 +155,7 @@ METHODS: Mapping[str, Recipe] = {
         note="easy: of small loss; no published code runs",
         objective="trades",
         weights="rwp",
+        attack_loss="kl",
         options=KL_ATTACK,
         training=TRADES,
         reported="86.14 clean, 60.45 PGD-20, 57.20 AutoAttack (WRN-34-10, CIFAR-10)",
@@ -144,6 +165,7 @@ METHODS: Mapping[str, Recipe] = {
         "RAT, Alg. 1, Sec. 3.3 and Tables 1 to 4 (WRN-34-10: split=quarters)",
         note="initial learning rate",
         layers="rat-lr",
+        on_data=RICE,
         reported="51.57 / 49.07 PGD-20, 46.89 / 45.35 AutoAttack best / last "
         "(PreActResNet-18, CIFAR-10)",
         elsewhere="PGD-20 best / last, PreActResNet-18: CIFAR-10 L2 68.97 / 68.21; SVHN "
@@ -156,6 +178,7 @@ METHODS: Mapping[str, Recipe] = {
         "RAT, Eq. 6, Sec. 3.3 and Tables 1 to 4 (WRN-34-10: split=quarters)",
         weights="awp",
         options={"groups": ("3", "4")},
+        on_data=RICE,
         reported="54.85 / 53.98 PGD-20, 49.19 / 48.24 AutoAttack best / last "
         "(PreActResNet-18, CIFAR-10)",
         elsewhere="PGD-20 best / last, PreActResNet-18: CIFAR-10 L2 70.77 / 69.49; SVHN "
@@ -169,6 +192,7 @@ METHODS: Mapping[str, Recipe] = {
         note="initial learning rate, option layer_groups",
         layers="fixed-lr",
         options={"layer_groups": ("4",)},
+        on_data=RICE,
     ),
     "at-fix-param-k": Recipe(
         "AT, layer groups k frozen",
@@ -176,6 +200,7 @@ METHODS: Mapping[str, Recipe] = {
         note="option layer_groups",
         layers="frozen",
         options={"layer_groups": ("4",)},
+        on_data=RICE,
     ),
     "at-awp-k": Recipe(
         "AT, weights of layer groups k perturbed",
@@ -183,6 +208,7 @@ METHODS: Mapping[str, Recipe] = {
         note="option groups",
         weights="awp",
         options={"groups": ("4",)},
+        on_data=RICE,
     ),
     "trades-awp-k": Recipe(
         "TRADES, weights of groups k perturbed",
@@ -190,6 +216,7 @@ METHODS: Mapping[str, Recipe] = {
         note="option groups",
         objective="trades",
         weights="awp",
+        attack_loss="kl",
         options=KL_ATTACK | {"groups": ("3", "4")},
         training=TRADES,
     ),
@@ -197,6 +224,7 @@ METHODS: Mapping[str, Recipe] = {
         "AT, weights averaged over the second half",
         "Izmailov et al. 2018; RAT, Table 4",
         averaging="swa",
+        on_data=RICE,
         reported="52.14 / 51.53 PGD-20 best / last (PreActResNet-18, CIFAR-10)",
     ),
     "advlc": Recipe(
@@ -204,7 +232,8 @@ METHODS: Mapping[str, Recipe] = {
         "AdvLC, Alg. 1 and Table 1",
         note="starts at the image",
         regularizer="advlc",
-        options={"random_start": False, "reg_weight": 0.4},
+        start="center",
+        options={"reg_weight": 0.4},
         training=ADVLC,
         reported="48.73 / 45.11 AutoAttack best / last, 81.16 / 82.23 clean "
         "(PreActResNet-18, CIFAR-10)",
@@ -218,6 +247,7 @@ METHODS: Mapping[str, Recipe] = {
 def recipe(method: str) -> Recipe:
     """The recipe called ``method``. Raises ``UserError`` for an unknown name, with the nearest
     one."""
+    plugins.load_installed()
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     return METHODS[method]
@@ -225,4 +255,5 @@ def recipe(method: str) -> Recipe:
 
 def methods() -> dict[str, str]:
     """Name of a method -> one line that says what it is, with its source."""
+    plugins.load_installed()
     return {name: f"{row.what()} [{row.source}]" for name, row in METHODS.items()}

@@ -1,18 +1,25 @@
 """AdvLC: the largest changes of the logits are penalised (AdvLC paper, Sec. 5 and Alg. 1)."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fastadv import kernels
-from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer, required
+from fastadv.algorithms.contract import (
+    Adversarial,
+    Batch,
+    Capabilities,
+    Conflict,
+    Outputs,
+    Regularizer,
+    required,
+)
 from fastadv.algorithms.regularizers.divergence import jensen_shannon, kl
 from fastadv.declared import ShareAboveZero, option
 
 
-@dataclass(eq=False)
 class AdvLC(Regularizer):
     """(1/B) * the sum of the k largest |f(x~) - f(x')| of the whole (B,classes) batch.
 
@@ -36,6 +43,23 @@ class AdvLC(Regularizer):
 
     def requires(self) -> frozenset[str]:
         return frozenset({"natural_logits_train"})
+
+    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
+        if not method.attacks:
+            yield Conflict(
+                "adversary",
+                "AdvLC penalises f(x') - f(x); without an attack x' = x and the penalty is "
+                "identically 0.",
+            )
+        if method.labels != "classes":
+            yield Conflict("target", "it compares logits of classes.")
+
+    def refuses_accumulation(self) -> str | None:
+        if self.kind == "top-n":
+            return "it penalises the largest changes of the logits among all images of a call"
+        if self.kind == "nuclear":
+            return "the nuclear norm is that of the logits of all images of a call together"
+        return None
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         return self._distance(required(outputs.natural), outputs.adversarial) / len(batch.y)

@@ -1,15 +1,22 @@
 """Consistency: two attacked augmentations of an image get alike predictions (Tack, 2022)."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from fastadv.algorithms.contract import Adversarial, Batch, Outputs, Regularizer
+from fastadv.algorithms.contract import (
+    Adversarial,
+    Batch,
+    Capabilities,
+    Conflict,
+    Outputs,
+    Regularizer,
+)
 from fastadv.algorithms.regularizers.divergence import jensen_shannon
 from fastadv.declared import Positive, option
 
 
-@dataclass(eq=False)
 class Consistency(Regularizer):
     """mean_i JS(softmax(z'_i / T), softmax(z''_i / T)), z' and z'' the logits of the two attacked
     views.
@@ -21,10 +28,22 @@ class Consistency(Regularizer):
     paper does not mention that; the default is crops and flips.
     """
 
+    on_data: ClassVar[Mapping[str, Mapping[str, Any]]] = {"digits": {"reg_weight": 5.0}}
+
     js_temperature: Positive = option(0.5, "temperature of the predictions that are compared")
 
     def requires(self) -> frozenset[str]:
         return frozenset({"second_view"})
+
+    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
+        if method.sample_state:
+            yield Conflict(
+                "this method",
+                "two views of a sample in one batch would update its stored state in two different "
+                "ways.",
+            )
+        if method.labels != "classes":
+            yield Conflict("target", "it compares predictions of classes.")
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         first, second = outputs.adversarial.chunk(2)

@@ -1,7 +1,8 @@
 """KD: the student fits the labels and two teachers (Chen et al., 2021; KD-SWA, KDSA)."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from os import PathLike
 from typing import Annotated, Any
 
@@ -9,7 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastadv.algorithms.contract import Context, Setup, Target, required
+from fastadv.algorithms.contract import (
+    FORWARD,
+    Capabilities,
+    Conflict,
+    Context,
+    Pass,
+    Setup,
+    Target,
+    required,
+)
 from fastadv.declared import NonNegative, Positive, SavedNetworks, option
 from fastadv.errors import UserError
 from fastadv.storage.digests import digest
@@ -31,7 +41,6 @@ def _are_teachers(given: Any) -> bool:
     return named and all(isinstance(one, (nn.Module, str, PathLike)) for one in given)
 
 
-@dataclass(eq=False)
 class Distillation(Target):
     """w_0 CE(z', y) + w_1 KD(t_1, z') + w_2 KD(t_2, z'), t_k the teachers' logits on the same x'.
 
@@ -56,6 +65,18 @@ class Distillation(Target):
 
     def requires(self) -> frozenset[str]:
         return frozenset({"teacher_logits"})
+
+    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
+        if "natural" in method.fits:
+            yield Conflict(
+                "objective",
+                "the teachers predict for x'; fitting f(x) to their predictions would mix up two "
+                "images.",
+            )
+
+    def extra_passes(self, method: Capabilities) -> Counter[Pass]:
+        # A forward pass of a teacher counts as one of the network.
+        return Counter({Pass(FORWARD, "eval"): len(self.kd_weights) - 1})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,6 +109,8 @@ class Distillation(Target):
                     f"{str(teacher)!r}), ...]."
                 )
             self._modules.append(teacher.to(setup.device, setup.dtype).eval().requires_grad_(False))
+
+    # See ``Teaches``.
 
     def networks(self) -> Sequence[nn.Module]:
         return self._modules

@@ -1,6 +1,6 @@
 """Label smoothing: part of the label goes to the other classes (Szegedy et al., 2016)."""
 
-from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,13 +17,14 @@ def smoothed_ce(logits: Tensor, y: Tensor, smoothing: float) -> Tensor:
     return -(1 - smoothing) * right - smoothing * other
 
 
-@dataclass(eq=False)
 class LabelSmoothing(Target):
     """The true class gets 1 - s, every other s/(classes - 1); the attack sees the hard label.
 
     s is ``smoothing``, as in "Bag of Tricks for AT" (Pang et al., 2021); torch's own smoothing
     gives s/classes to all classes. The memorization paper (Table 2) does not state its s.
     """
+
+    hard_labels_only: ClassVar[str] = "a soft label has no single true class to smooth"
 
     smoothing: ShareBelowOne = option(0.1, "probability that is taken from the true class")
 

@@ -1,14 +1,11 @@
 """The given label."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 from torch.nn import functional
 
 from fastadv.algorithms.contract import Context, Target
 
 
-@dataclass(eq=False)
 class OneHot(Target):
     """Cross entropy with the hard label."""
 

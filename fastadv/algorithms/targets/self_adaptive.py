@@ -1,18 +1,28 @@
 """SAT: labels move towards the network's predictions (Huang et al., 2020)."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastadv.algorithms.contract import Batch, Context, Outputs, Setup, Target, required
+from fastadv.algorithms.contract import (
+    Batch,
+    Capabilities,
+    Conflict,
+    Context,
+    Outcome,
+    Setup,
+    Target,
+    required,
+)
 from fastadv.algorithms.phases import epoch_of
 from fastadv.algorithms.sample_state import sample_count
+from fastadv.algorithms.targets.predictions import SEVERAL
 from fastadv.declared import NonNegative, Share, option
 
 
-@dataclass(eq=False)
 class SelfAdaptive(Target):
     """w_i * cross entropy with t_i, after t_i <- m t_i + (1 - m) softmax(z_i), detached.
 
@@ -24,6 +34,8 @@ class SelfAdaptive(Target):
     70th of 100 epochs) the hard label is fitted and t does not change. The attack does not change.
     """
 
+    hard_labels_only: ClassVar[str] = "its stored labels begin as hard ones"
+
     sat_momentum: Share = option(0.9, "momentum of the targets")
     sat_start: NonNegative = option(
         0.69, "epoch, counted from 0, from which targets move; below 1: share of the run"
@@ -31,6 +43,18 @@ class SelfAdaptive(Target):
 
     def sample_state(self) -> tuple[str, ...]:
         return ("targets",)
+
+    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
+        if len(method.fits) > 1:
+            yield Conflict(
+                "objective",
+                "a label moves towards the fitted prediction, and this objective fits two.",
+            )
+        if method.updates_per_batch > 1:
+            yield Conflict("adversary", SEVERAL)
+
+    def refuses_accumulation(self) -> str | None:
+        return "the weights of the images of a call have mean 1"
 
     def follows_epochs(self) -> bool:
         return self.sat_start > 0
@@ -70,11 +94,12 @@ class SelfAdaptive(Target):
         return -weight * (target * logits.log_softmax(1)).sum(1)
 
     @torch.no_grad()
-    def after(self, batch: Batch, outputs: Outputs, ok: Tensor) -> None:
+    def after(self, outcome: Outcome, ok: Tensor) -> None:
         if not self.active:
             return
+        batch, outputs = outcome.batch, outcome.outputs
         fitted = outputs.adversarial
-        if self.setup.fits == "natural" and outputs.natural is not None:
+        if self.setup.method.fits[0] == "natural" and outputs.natural is not None:
             fitted = outputs.natural
         rows = self._moved(fitted, outputs.context)
         self.targets[batch.index] = torch.where(ok, rows, self.targets[batch.index])

@@ -1,20 +1,28 @@
 """AWP: the weights move along the loss gradient before the outer step (Wu et al., 2020)."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fastadv import kernels
-from fastadv.algorithms.contract import Losses, Setup, WeightGradient, WeightPerturbation
+from fastadv.algorithms.contract import (
+    TRAINING,
+    Capabilities,
+    Losses,
+    Pass,
+    Setup,
+    WeightGradient,
+    WeightPerturbation,
+)
 from fastadv.declared import CountOrZero, NonNegative, option
 from fastadv.errors import UserError
 from fastadv.models.stages import stage_parameters
 
 
-@dataclass(eq=False)
 class AWP(WeightPerturbation):
     """v = gamma * |w|/|g| * g per tensor, the outer step taken at w + v, then v is subtracted.
 
@@ -48,8 +56,6 @@ class AWP(WeightPerturbation):
     )
 
     chosen: frozenset[str] | None = field(init=False, repr=False, default=None)
-    originals: list[Tensor] = field(init=False, repr=False, default_factory=list)
-    moved_by: list[Tensor] = field(init=False, repr=False, default_factory=list)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,8 +87,19 @@ class AWP(WeightPerturbation):
             if "weight" in name and tensor.ndim > 1 and self._may_move(name)
         ]
 
+    @property
+    def rounds(self) -> int:
+        """The most gradients of the weights that one perturbation takes."""
+        return 1
+
     def _may_move(self, name: str) -> bool:
         return self.chosen is None or name in self.chosen
+
+    def extra_passes(self, method: Capabilities) -> Counter[Pass]:
+        # An upper bound: the backward pass for a perturbation of the last layers does not reach the
+        # first ones, and RWP can stop early.
+        each = 2 if method.objective_reads_center else 1
+        return Counter({Pass(TRAINING, "train"): self.rounds * each})
 
     def schedule(self, update: int, epoch: float) -> None:
         self.active = epoch >= self.warmup_epochs
@@ -101,15 +118,6 @@ class AWP(WeightPerturbation):
 
     @torch.no_grad()
     def perturb(self, weights: list[Tensor], gradient: WeightGradient) -> None:
-        self._remember(weights)
+        self.remember(weights)
         self.moved_by, _ = gradient()
         kernels.perturb_weights(weights, self.moved_by, self.gamma, self.norm_scope)
-
-    def _remember(self, weights: list[Tensor]) -> None:
-        if [old.shape for old in self.originals] != [weight.shape for weight in weights]:
-            self.originals = [torch.empty_like(weight) for weight in weights]
-        torch._foreach_copy_(self.originals, weights)
-
-    @torch.no_grad()
-    def restore(self, weights: list[Tensor]) -> None:
-        kernels.restore_weights(weights, self.originals, self.moved_by)

@@ -1,6 +1,5 @@
 """RWP: weights are perturbed only by samples whose loss is small (RWP paper, Eq. 9 and Alg. 1)."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,7 +11,6 @@ from fastadv.algorithms.weights.awp import AWP
 from fastadv.declared import NonNegative, Passes, option
 
 
-@dataclass(eq=False)
 class RWP(AWP):
     """Up to ``weight_steps`` steps of v, each along the gradient of the samples with l <= c_min.
 
@@ -38,6 +36,10 @@ class RWP(AWP):
         "total", "loss that is compared with c_min: the whole objective or the adversarial one"
     )
 
+    @property
+    def rounds(self) -> int:
+        return self.weight_steps
+
     def reduce(self, losses: Losses) -> tuple[Tensor, Tensor]:
         if losses.plain and self.loss_range is None:
             return kernels.masked_ce(losses.logits, losses.y, self.c_min)
@@ -47,7 +49,7 @@ class RWP(AWP):
 
     @torch.no_grad()
     def perturb(self, weights: list[Tensor], gradient: WeightGradient) -> None:
-        self._remember(weights)
+        self.remember(weights)
         empty = [torch.empty_like(weight) for weight in (*weights, *weights)]
         torch._foreach_zero_(empty)
         total, self.moved_by = empty[: len(weights)], empty[len(weights) :]

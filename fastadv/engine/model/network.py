@@ -21,6 +21,7 @@ from fastadv.engine.model.bn_fold_search import seen_folds
 from fastadv.engine.model.bn_momentum import DEFAULT_BN_UPDATES, BatchNormMomenta
 from fastadv.engine.model.buffers import Layout, ModelLayout, copy_into, kept
 from fastadv.engine.model.double_backward import cheap_double_backward
+from fastadv.engine.model.outputs import Output, check_output, logits_in
 from fastadv.engine.model.plain_errors import in_words
 from fastadv.engine.model.precision import autocast
 from fastadv.engine.model.recomputed import moves_buffers_backward
@@ -39,7 +40,8 @@ class Network:
 
     ``outer_dtype`` and ``attack_dtype`` are autocast dtypes (None: the model's own type). Logits
     are in float32, or in float64 if the model is. ``differentiates_twice`` is True if the outer
-    pass differentiates a gradient.
+    pass differentiates a gradient. ``output`` says where the logits are in what the model returns
+    (``outputs.py``); raises ``UserError`` if it cannot.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class Network:
         attack_dtype: torch.dtype | None = None,
         *,
         differentiates_twice: bool = False,
+        output: Output = None,
     ) -> None:
         self.model = model
+        self.output = check_output(output)
         self.device = device
         self.runner = runner
         self.outer_dtype = outer_dtype
@@ -192,18 +196,14 @@ class Network:
 
     def logits(self, x: Tensor, block_noise: list[Tensor] | None = None) -> Tensor:
         """The logits (B,classes) of ``x`` (B,C,H,W), with ``block_noise[b]`` added to the input of
-        block b. Raises ``UserError`` if the model returns something other than a tensor."""
+        block b. Raises ``UserError`` if there are none in what the model returns."""
         with autocast(self.device, self._dtype):
             logits = self._output(x, block_noise)
         self.counters.count()
-        if not isinstance(logits, Tensor):
-            raise UserError(
-                f"The model must return logits (B,classes), not a {type(logits).__name__}; wrap it."
-            )
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def _output(self, x: Tensor, block_noise: list[Tensor] | None) -> Any:
-        """The model's output. It is computed from a copy of ``x`` if the model changes its input in
+    def _output(self, x: Tensor, block_noise: list[Tensor] | None) -> Tensor:
+        """The logits of the model, computed from a copy of ``x`` if it changes its input in
         place, or if that is not known yet."""
         given = x if self._spoils_input is False else x.clone()
         if torch.compiler.is_compiling():
@@ -231,17 +231,23 @@ class Network:
         self._spoils_input = self._spoils_input or spoils
         return output
 
-    def _forward(self, x: Tensor, block_noise: list[Tensor] | None) -> Any:
+    def _forward(self, x: Tensor, block_noise: list[Tensor] | None) -> Tensor:
         if block_noise is None or self.block_hooks is None:
-            return self.model(x)
+            return logits_in(self.model(x), self.output)
         with self.block_hooks.adding(block_noise):
-            return self.model(x)
+            return logits_in(self.model(x), self.output)
 
     def logits_of(self, model: nn.Module, x: Tensor) -> Tensor:
         """The logits (B,classes) of another network on ``x`` (B,C,H,W), in the precision of the
-        outer pass, without a graph."""
+        outer pass, without a graph. They are at the same place in what it returns. Raises
+        ``UserError`` if they are not (B,classes)."""
         with torch.no_grad(), autocast(self.device, self.outer_dtype):
-            logits = model(x)
+            logits = logits_in(model(x), self.output)
+        if logits.ndim != 2 or len(logits) != len(x):
+            raise UserError(
+                f"A teacher must return logits ({len(x)},classes) at the same place as the model, "
+                f"not {tuple(logits.shape)}: wrap it."
+            )
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def logits_and_block_inputs(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -3,6 +3,7 @@ closures."""
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
@@ -84,6 +85,20 @@ def code_readings(modules: list[nn.Module]) -> Iterator[Reading]:
             yield Reading(kind.__name__, vars(kind), None)
             functions += [_function_of(each) for each in vars(kind).values()]
     yield from _of_functions(functions)
+
+
+def function_readings(functions: Iterable[Any]) -> Iterator[Reading]:
+    """``functions`` of the user that are no part of a model, and what their code reads."""
+    plain: list[Any] = []
+    for number, function in enumerate(functions):
+        yield Reading("function", {str(number): function}, [str(number)])
+        while isinstance(function, functools.partial):
+            function = function.func
+        if isinstance(function, nn.Module):
+            yield from code_readings(list(function.modules()))
+        else:
+            plain.append(function)
+    yield from _of_functions(plain)
 
 
 def _of_functions(functions: list[Any]) -> Iterator[Reading]:

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 from torch.jit import ScriptModule
 
-from fastadv.engine.model.python_code import Reading, code_readings
+from fastadv.engine.model.python_code import Reading, code_readings, function_readings
 from fastadv.engine.model.python_undo import undo_functions
 from fastadv.engine.model.python_values import (
     MISSING,
@@ -28,13 +28,20 @@ from fastadv.engine.model.python_values import (
 
 
 class PythonState:
-    """The Python state of ``models``, and of the options of ``parts``, which are dataclasses. The
-    keys of ``models`` are prefixes of the names of their attributes."""
+    """The Python state of ``models``, of the options of ``parts``, which are dataclasses, and of
+    the user's ``functions`` and those among the options. The keys of ``models`` are prefixes of
+    the names of their attributes."""
 
-    def __init__(self, models: Mapping[str, nn.Module], parts: Iterable[object] = ()) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        parts: Iterable[object] = (),
+        functions: Iterable[Any] = (),
+    ) -> None:
         self.models = dict(models)
         self.changed = ""  # name of the first value that differed at the last change
         self._parts = [part for part in parts if is_dataclass(part)]
+        self._functions = list(functions)
         self._modules: list[nn.Module] = []
         self._plans: dict[int, _Plan] = {}
         self._readings: list[Reading] | None = None  # None: not known for the present structure
@@ -80,7 +87,10 @@ class PythonState:
         if self._readings is None:
             self._modules = [m for model in self.models.values() for m in modules_of(model)]
             self._readings = list(code_readings(self._modules))
-            self._readings += [_options(part) for part in self._parts]
+            options = [_options(part) for part in self._parts]
+            given = [each.space[name] for each in options for name in each.names()]
+            functions = [*self._functions, *(each for each in given if callable(each))]
+            self._readings += [*options, *function_readings(functions)]
             self._plans.clear()
         return self._readings
 

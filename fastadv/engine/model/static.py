@@ -29,11 +29,17 @@ from fastadv.engine.model.python_values import frozen
 SEEDS = (1, 2, 3)  # seeds of the generators of Python and numpy, one call with each
 
 
-def why_not_static(net: Network, state: PythonState, x: Tensor, attack_bn: str) -> str | None:
+def why_not_static(
+    net: Network,
+    state: PythonState,
+    x: Tensor,
+    attack_bn: str,
+    losses: Iterable[Callable[[Tensor], Tensor]] = (),
+) -> str | None:
     """What a forward pass over ``x`` (B,C,H,W) decides anew in every call, in words, or None.
 
-    Checked are the modes of an attack and of training, and the other networks in ``state``.
-    Buffers, attributes and generators are restored.
+    Checked are the modes of an attack and of training, the other networks in ``state``, and the
+    user's ``losses``, functions of the logits. Buffers, attributes and generators are restored.
     """
     every = [module for model in state.models.values() for module in model.modules()]
     if any(isinstance(module, ScriptModule) for module in every):
@@ -63,6 +69,11 @@ def why_not_static(net: Network, state: PythonState, x: Tensor, attack_bn: str) 
                 reason = _reason(net, state, lambda: net.logits(x))
         for model in others:
             reason = reason or _reason(net, state, partial(net.logits_of, model, x))
+        for loss in losses if reason is None else ():
+            with torch.no_grad(), net.evaluating():
+                logits = net.logits(x)
+            found = _reason(net, state, partial(loss, logits))
+            reason = reason or (found and found.replace("its forward", "the criterion"))
     return reason
 
 

@@ -23,13 +23,14 @@ class Fault(IntEnum):
     IMAGES = 0
     LABELS = 1
     ROWS = 2
-    ATTACK = 3
-    DIRECTION = 4
-    INPUT_GRADIENT = 5
-    LOSS = 6
-    GRADIENT = 7
-    STATISTICS = 8
-    UPDATE = 9
+    RADII = 3
+    ATTACK = 4
+    DIRECTION = 5
+    INPUT_GRADIENT = 6
+    LOSS = 7
+    GRADIENT = 8
+    STATISTICS = 9
+    UPDATE = 10
 
 
 STOPPED = "nothing was updated from there on and the weights are the last good ones"
@@ -37,9 +38,11 @@ LOWER = "Lower the learning rate, or use bf16 or float32 instead of fp16."
 SENTENCES: Mapping[Fault, str] = {
     Fault.IMAGES: "Images were outside of their range or not finite at step {step}; {stopped}. "
     "Scale them to [0,1], and put normalisation inside the model.",
-    Fault.LABELS: "Labels were outside of the model's classes at step {step}; {stopped}. Leave "
-    "such samples out of the batch: no label is ignored.",
+    Fault.LABELS: "Labels were outside of the model's classes, or soft labels did not sum to 1, at "
+    "step {step}; {stopped}. Leave such samples out of the batch: no label is ignored.",
     Fault.ROWS: "index named rows outside of num_samples= at step {step}; {stopped}.",
+    Fault.RADII: "eps= or alpha= of an image was negative, not finite or above the range of a "
+    "pixel at step {step}; {stopped}.",
     Fault.ATTACK: "The gradient of the attack was not finite at step {step}; {stopped}. Lower the "
     "learning rate, or look at the network's outputs in the attack (running statistics that "
     "overflow in eval mode, an attack in fp16).",
@@ -68,7 +71,7 @@ class Faults:
         self.kind = torch.zeros((), dtype=torch.int64, device=device)
         self._fine = torch.zeros((), dtype=torch.bool, device=device)
         # Faults found before an update begins; filled in place, so that a CUDA graph can read them.
-        self.before = {kind: torch.zeros_like(self._fine) for kind in list(Fault)[:3]}
+        self.before = {kind: torch.zeros_like(self._fine) for kind in list(Fault)[:4]}
 
     @torch.no_grad()
     def record(self, faults_found: Mapping[Fault, Tensor], update: Tensor) -> Tensor:
@@ -83,6 +86,10 @@ class Faults:
         self.kind.copy_(torch.where(first_bad, bad.to(torch.uint8).argmax(), self.kind))
         self.bad_step.copy_(torch.where(first_bad, update, self.bad_step))
         return self.bad_step < 0
+
+    def by_kind(self) -> dict[Fault, Tensor]:
+        """Fault -> 0-dim bool, true for the one that was recorded, if any."""
+        return {kind: (self.bad_step >= 0) & (self.kind == kind) for kind in Fault}
 
     def none_so_far(self) -> Tensor:
         """True (0-dim bool on the device) if no update was bad so far."""

@@ -24,7 +24,7 @@ from fastadv.engine.optimizer.faults import (
 from fastadv.engine.optimizer.gradient_norm import total_norm
 from fastadv.engine.optimizer.optimizer_copy import OptimizerCopy
 from fastadv.engine.packing import FlatViews
-from fastadv.errors import TrainingError
+from fastadv.errors import TrainingError, UserError
 
 # If this many updates in a row were skipped, a lower loss scale does not help.
 STARVED = 50
@@ -58,7 +58,8 @@ class Updater:
         self.faults = Faults(device)
         self._one = torch.ones((), device=device)
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)  # skipped in a row
-        self._waiting = 0  # number of images whose gradients wait for an update
+        self.images_waiting = 0  # the gradient of their mean loss waits in .grad for an update
+        self._kept: list[tuple[Tensor, int]] = []  # parameters with such a gradient, its version
         self._learned: list[Tensor] = []  # parameters of the previous update
         self._begun = False  # True once the optimizer has its state
         self._moved = FlatViews()
@@ -67,7 +68,40 @@ class Updater:
     def steady(self) -> bool:
         """True if an update is the same launches as the previous one: the optimizer has its state,
         no gradient waits for an update, and there is no scaler."""
-        return self._begun and not self._waiting and self.scaler is None
+        return self._begun and not self.images_waiting and self.scaler is None
+
+    @torch.no_grad()
+    def join(
+        self, parameters: Sequence[Tensor], gradients: list[Tensor | None], images: int
+    ) -> int:
+        """Make ``gradients``, of the mean loss over ``images`` images, those of the mean over all
+        images since the last update, in place; returns the number of these images. Raises
+        ``UserError`` if the caller has cleared the gradient that waits."""
+        waiting = self.images_waiting
+        if not waiting:
+            return images
+        self._require_kept()
+        share = images / (waiting + images)
+        for place, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+            added = None if gradient is None else share * gradient
+            if parameter.grad is None:
+                gradients[place] = added
+                continue
+            parameter.grad *= 1 - share
+            if added is not None:
+                parameter.grad += added
+            gradients[place] = parameter.grad
+        return waiting + images
+
+    def _require_kept(self) -> None:
+        kept = [(parameter.grad, version) for parameter, version in self._kept]
+        gone = any(gradient is None for gradient, _ in kept)
+        # A value is read only if all gradients were written since.
+        if gone or all(g is not None and g._version != v and not g.any() for g, v in kept):
+            raise UserError(
+                "The gradient that waits for an update (update=False) was cleared: call "
+                "zero_grad() only after a call that updates, or leave it out."
+            )
 
     @torch.no_grad()
     def __call__(
@@ -81,22 +115,21 @@ class Updater:
         images: int,
         update: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Apply ``gradients`` of the mean ``loss`` over a batch of ``images`` images. Returns their
-        norm, and true (0-dim bool) if the update counted.
+        """Apply ``gradients``, as ``join`` left them, after a batch of ``images`` images with the
+        mean ``loss``. Returns their norm, and true (0-dim bool) if the update counted.
 
         ``number`` is the number of the update (0-dim int64). ``faults_found`` is fault -> 0-dim
-        bool; the update counts only if all are false. With ``update=False`` the gradient waits: the
-        next update takes the mean over the images of all these batches.
+        bool; the update counts only if all are false. With ``update=False`` the gradient waits for
+        the next call.
         """
-        if not self._waiting:
+        if not self.images_waiting:
             self._clear_all_but(parameters)
-        share = images / (self._waiting + images)
-        if self._waiting:
-            _add_to_waiting(parameters, gradients, share)
-        else:
-            _hand_over(parameters, gradients, keep=not update)
+        _hand_over(parameters, gradients, keep=not update and not self.images_waiting)
         parameter_hooks.accumulated(parameters, gradients)
-        self._waiting = 0 if update else self._waiting + images
+        self.images_waiting = 0 if update else self.images_waiting + images
+        self._kept = []
+        if not update:
+            self._kept = [(p, p.grad._version) for p in parameters if p.grad is not None]
         found = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.scaler is not None and update:
             self.scaler.unscale_(self.optimizer)
@@ -108,7 +141,8 @@ class Updater:
             found_bad = {kind: bad for kind, bad in found_bad.items() if kind not in _SCALED}
         ok = self.faults.record(found_bad, number) & fine
         if not update:
-            return norm, ok
+            # Gradients that wait keep the loss scale, which the scaler removes at the update.
+            return norm if self.scaler is None else norm / self._scale_now(), ok
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
         return norm, self._step(ok, number)
@@ -166,21 +200,24 @@ class Updater:
     def begin(self, scale: Tensor) -> None:
         """Copy the loss scale of the next update into ``scale`` (0-dim)."""
         if self.scaler is not None:
-            scale.copy_(self.scaler.scale(self._one))
+            scale.copy_(self._scale_now())
+
+    def _scale_now(self) -> Tensor:
+        return self._one if self.scaler is None else self.scaler.scale(self._one)
 
     @property
     def waits(self) -> bool:
         """True if a gradient waits for an update."""
-        return self._waiting > 0
+        return self.images_waiting > 0
 
     def moment(self) -> tuple[Any, ...]:
         """The present state of this object, for ``return_to``."""
         scale = None if self.scaler is None else _scale_of(self.scaler)
-        return self._waiting, list(self._learned), self._begun, scale
+        return self.images_waiting, self._kept, list(self._learned), self._begun, scale
 
     def return_to(self, moment: tuple[Any, ...]) -> None:
         """Return to the state at which ``moment`` was called."""
-        self._waiting, self._learned, self._begun, scale = moment
+        self.images_waiting, self._kept, self._learned, self._begun, scale = moment
         if self.scaler is not None and scale is not None:
             # After unscaling and before its update the scaler would refuse to unscale again.
             self.scaler._per_optimizer_states.clear()
@@ -214,7 +251,8 @@ class Updater:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a ``state_dict``, in place."""
+        """Load a ``state_dict``, in place. A gradient that waits is dropped."""
+        self.images_waiting, self._kept = 0, []
         self.faults.bad_step.copy_(state["bad_step"])
         self.faults.kind.copy_(state["fault"])
         self.skipped.copy_(state["skipped"])
@@ -243,21 +281,6 @@ def _hand_over(
             # The next replay of a CUDA graph must not overwrite a gradient that waits.
             gradient = own.clone() if keep and own is gradient else own
         parameter.grad = gradient
-
-
-def _add_to_waiting(
-    parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], share: float
-) -> None:
-    """Make each parameter's ``.grad`` the mean of the waiting gradient, weighted 1 - ``share``, and
-    of the new one, weighted ``share``."""
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        added = None if gradient is None else share * gradient
-        if parameter.grad is None:
-            parameter.grad = added if added is None else _laid_out_as(added, parameter)
-            continue
-        parameter.grad *= 1 - share
-        if added is not None:
-            parameter.grad += added
 
 
 def _laid_out_as(gradient: Tensor, parameter: Tensor) -> Tensor:

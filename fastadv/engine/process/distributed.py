@@ -8,8 +8,10 @@ Quantities that are taken over a batch, or carried from one batch to the next, s
 process: the batch statistics of BatchNorm, the largest entries of AdvLC, the normalised weights of
 SAT and GAIRAT, Free's perturbation, the masks of dropout.
 
-Gradients, statistics, loss and accuracy are the mean of the processes' means, each with the same
-weight whatever the size of its batch, as in DDP. All processes must make equally many calls.
+Gradients, statistics, loss and accuracy are the mean over the images of all processes, whatever the
+sizes of their batches; DDP would give each process the same weight. All processes must make equally
+many calls. The gradients of calls with ``update=False`` stay in their process until the update, as
+in DDP's ``no_sync``.
 """
 
 import os
@@ -80,21 +82,33 @@ def rank() -> int:
 
 
 @torch.no_grad()
-def average(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its mean over all processes, in place, in one message per dtype.
+def average(tensors: Sequence[Tensor], images: int = 1, unit: int = 1) -> None:
+    """Replace each tensor, a mean over ``images`` images of this process, by the mean over those of
+    all processes, in place, in one message per dtype.
 
-    It is the mean of the processes' means, as in DDP, also if their batches differ in size.
+    ``unit`` is a usual number of images, the same in all processes: no product is much larger than
+    the tensors.
     """
-    count = world_size()
-    if count == 1 or _alone:
+    if world_size() == 1 or _alone:
         return
+    # The number of images is exact in float32, in which it is sent.
+    own = torch.full((1,), images, device=tensors[0].device, dtype=torch.float32)
+    sent: list[tuple[list[Tensor], Tensor]] = []
     # A list, not a set: every process must send its messages in the same order.
-    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+    for dtype in dict.fromkeys([own.dtype, *(tensor.dtype for tensor in tensors)]):
         same = [tensor for tensor in tensors if tensor.dtype == dtype]
-        flat = torch.cat([tensor.reshape(-1) for tensor in same])
+        last = [own] if dtype == own.dtype else []
+        flat = torch.cat([*(tensor.reshape(-1) for tensor in same), *last])
+        values = flat[: len(flat) - len(last)]
+        if images != unit:
+            values *= images / unit
         _summed(flat)
-        flat /= count
-        pieces = flat.split([tensor.numel() for tensor in same])
+        sent.append((same, values))
+        own = flat[-1:] if last else own
+    units = own.squeeze(0).double() / unit
+    for same, values in sent:
+        values /= units
+        pieces = values.split([tensor.numel() for tensor in same])
         for tensor, piece in zip(same, pieces, strict=True):
             tensor.copy_(piece.view(tensor.shape))
 

@@ -19,18 +19,22 @@ float16 (``engine.model.network``) and the loss kernels (``kernels``).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from fastadv.algorithms.user_loss import UserLoss, check_function
 from fastadv.declared import coerce, parse_number
+from fastadv.engine.model.outputs import Output
 from fastadv.errors import NotFiniteError, UserError
 from fastadv.evaluation.attacks import autoattack, clean, cw, fgsm, gaussian, inputs, pgd
 from fastadv.evaluation.attacks.names import AttackSpec, parse_attack
 from fastadv.evaluation.attacks.problem import Problem
 from fastadv.evaluation.attacks.watch import NO_ATTACK, Watch
-from fastadv.ranges import outside
-from fastadv.threat import usual_threat
+from fastadv.kernels.reference import compute_dtype
+from fastadv.ranges import outside, require_labels
+from fastadv.threat import Threat, usual_threat
 
 __all__ = ["ATTACKS", "AttackSpec", "Problem", "attack", "parse_attack"]
 
@@ -53,8 +57,11 @@ def attack(
     y: Tensor,
     name: str = "pgd",
     *,
-    eps: float | str | None = None,
+    eps: float | str | Tensor | None = None,
     norm: str = "linf",
+    threat: Threat | None = None,
+    mask: Tensor | None = None,
+    targeted: bool = False,
     alpha: float | str | None = None,
     steps: int | None = None,
     restarts: int | None = None,
@@ -64,28 +71,41 @@ def attack(
     seed: int = 0,
     index: Tensor | None = None,
     amp: bool | str = False,
+    criterion: UserLoss | None = None,
+    output: Output = None,
 ) -> Tensor:
     """Adversarial examples x_adv, detached, in the shape and type of ``x``.
 
-    ``x`` (B,C,H,W) float in [0,1] on the model's device; ``y`` (B,) integer class labels. ``name``
+    ``x`` (B,C,H,W) float in [0,1] on the model's device; ``y`` (B,) integer class labels, those to
+    reach if the attack is ``targeted`` (not "kl", not AutoAttack). ``name``
     is an attack with its numbers: "fgsm", "fgsm-rwp", "pgd", "pgd-20" (steps), "pgd-50-10" (steps,
     restarts), "cw", "cw-margin", "noise-0.1", "autoattack", "clean".
 
     ``norm`` is "linf" or "l2". ``eps`` and ``alpha`` are in pixels, a number or a string such as
-    "8/255". Defaults of options that are None: eps 8/255 in Linf, 128/255 in L2; alpha eps/4 (Linf)
-    or 15/128 eps (L2), eps for FGSM; 10 steps, 100 for CW; one restart; a random start, none for
-    FGSM; objective "ce" (the alternative is "kl": KL(f(x) || f(x'))). ``start`` (B,C,H,W) is an
+    "8/255"; ``eps`` may be a tensor with one for each image, (B,). ``mask`` is a bool tensor (B or
+    1,C or 1,H,W), true for the pixels that may move. ``threat`` is a ``fastadv.Threat`` in place of
+    ``eps`` and ``norm``, for images in another range than [0,1] too; AutoAttack takes only what
+    ``eps`` and ``norm`` can say.
+
+    Defaults of options that are None: eps 8/255 in Linf, 128/255 in L2; alpha eps/4 (Linf) or
+    15/128 eps (L2), eps for FGSM; 10 steps, 100 for CW; one restart; a random start, none for FGSM;
+    objective "ce" (the alternative is "kl": KL(f(x) || f(x'))). ``start`` (B,C,H,W) is an
     initial perturbation in pixels instead of the random one. Noise is drawn per row of ``index``
     (B,) (0..B-1 if None) from ``seed``, so a sample's start does not depend on its batch. ``amp``
     computes in "bf16" (True) or "fp16"; with False, in the model's own type, also inside the
     caller's autocast.
 
+    ``y`` may also be soft labels (B,classes), whose rows sum to 1, for attacks on the cross
+    entropy. ``criterion(logits, y) -> (B,)`` is a loss of your own that "fgsm" and "pgd" maximise
+    in its place; ``y`` is then any tensor (B,...). ``output`` says where the logits are in what the
+    model returns (``fastadv.step``).
+
     The model is attacked in eval mode with frozen parameters. Its train flags, ``requires_grad``
     and the grad mode are restored afterwards. Works under ``no_grad`` and ``inference_mode``.
 
-    Raises ``UserError`` for an unknown name or option, images outside [0,1] (rounding errors are
-    clipped) and labels out of range, and ``NotFiniteError`` if outputs or a gradient are not
-    finite: no attack is possible then.
+    Raises ``UserError`` for an unknown name or option, images outside of their range (rounding
+    errors are clipped) and labels out of range, and ``NotFiniteError`` if outputs or a gradient are
+    not finite: no attack is possible then.
     """
     spec = parse_attack(name).with_options(
         steps=steps,
@@ -95,35 +115,53 @@ def attack(
         start=start,
         objective=objective,
     )
-    threat = usual_threat(norm, eps)
+    threat = threat_of(threat, norm, eps)
     threat.require_step(spec.alpha)
     seed = coerce("seed", seed, int)
-    inputs.check_batch(x, y)
+    any_labels = criterion is not None
+    if any_labels:
+        check_function("criterion", criterion)
+    inputs.check_batch(x, y, any_labels=any_labels)
+    inputs.require_followed(spec, y, criterion)
     if len(x) == 0:
         raise UserError("There is nothing to attack in an empty batch; give at least one image.")
     index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
     _check_companions(x, start, index)
-    net = inputs.attacked_network(model, inputs.model_device(model, x.device), amp)
+    threat = _for_images(threat, x, mask, targeted)
+    net = inputs.attacked_network(model, inputs.model_device(model, x.device), amp, output)
     with inputs.attackable(net):
         x = inputs.plain(x)
-        y = inputs.plain(y).to(x.device, torch.int64)
-        largest = _checked_values(x, y)
+        y = inputs.labels(y, x, any_labels=any_labels)
+        largest = _checked_values(x, None if any_labels else y, threat)
         watch = Watch(x.device)
         problem = Problem(
             net,
             threat,
-            x.clamp(threat.low, threat.high),
+            threat.clip(x),
             y,
             inputs.plain(index),
             seed,
             start=None if start is None else inputs.plain(start).to(x),
             largest_label=largest,
             watch=watch,
+            criterion=criterion,
+            any_labels=any_labels,
         )
         x_adv = ATTACKS[spec.kind](problem, spec).detach()
         if watch.bad | ~x_adv.isfinite().all():
             raise NotFiniteError(NO_ATTACK)
         return x_adv
+
+
+def threat_of(threat: Threat | None, norm: str, eps: float | str | Tensor | None) -> Threat:
+    """``threat``, or the ball of ``norm`` and ``eps``. Raises ``UserError`` if both are given."""
+    if threat is None:
+        return usual_threat(norm, eps)
+    if not isinstance(threat, Threat):
+        raise UserError(f"threat must be a fastadv.Threat, such as Threat('l2'), not {threat!r}.")
+    if eps is not None or norm not in ("linf", threat.norm):
+        raise UserError("threat= has its own eps and norm; omit eps= and norm=.")
+    return threat
 
 
 def _check_companions(x: Tensor, start: Tensor | None, index: Tensor) -> None:
@@ -138,11 +176,40 @@ def _check_companions(x: Tensor, start: Tensor | None, index: Tensor) -> None:
         )
 
 
-def _checked_values(x: Tensor, y: Tensor) -> int:
-    """The largest label; ``UserError`` for values out of range. Synchronises once."""
-    strays, smallest, largest = torch.stack([outside(x).long(), *y.aminmax()]).tolist()
+def _for_images(threat: Threat, x: Tensor, mask: Tensor | None, targeted: bool) -> Threat:
+    """``threat`` with its own tensors on the device of ``x`` (B,...), and with ``mask`` and
+    ``targeted``. Raises ``UserError`` if they do not fit. Waits for the values of eps."""
+    eps = threat.eps
+    if isinstance(eps, Tensor):
+        if eps.dim() and len(eps) != len(x):
+            raise UserError(f"eps has {len(eps)} values for {len(x)} images; give one for each.")
+        # In the type of the arithmetic: a wider one would keep the kernels away.
+        eps = inputs.plain(eps).to(x.device, compute_dtype(x.dtype))
+        for extreme in eps.aminmax():
+            replace(threat, eps=float(extreme))  # raises what it says of such a number
+    mask = threat.mask if mask is None else mask
+    threat = replace(
+        threat,
+        eps=eps,
+        mask=None if mask is None else mask.to(x.device),
+        targeted=targeted or threat.targeted,
+    )
+    threat.movable(x)  # raises if the mask does not fit
+    return threat
+
+
+def _checked_values(x: Tensor, y: Tensor | None, threat: Threat) -> int:
+    """The largest label of classes ``y`` (B,), 0 for soft labels (B,classes) and for None;
+    ``UserError`` for values out of range. Synchronises."""
+    classes = [] if y is None or y.dim() != 1 else list(y.aminmax())
+    strays, *ends = torch.stack([outside(x, *threat.ends(x)).long(), *classes]).tolist()
     if strays:
-        raise UserError(inputs.BOX_SENTENCE)
+        raise UserError(inputs.box_sentence(threat))
+    if not ends:
+        if y is not None:
+            require_labels(y, y.shape[1])
+        return 0
+    smallest, largest = ends
     if smallest < 0:
         raise UserError(f"Label {smallest} is out of range: labels run from 0.")
     return int(largest)

@@ -18,6 +18,7 @@ from torch import Tensor
 from fastadv.errors import UserError
 from fastadv.evaluation.attacks.names import AttackSpec
 from fastadv.evaluation.attacks.problem import Problem
+from fastadv.threat import Threat
 
 NORMS = {"linf": "Linf", "l2": "L2"}
 TARGETS = 9
@@ -33,6 +34,20 @@ def require_package() -> None:
         )
 
 
+def require_ball_in_the_unit_box(threat: Threat) -> None:
+    """Raise ``UserError`` unless ``threat`` is what the package computes: one radius for all images
+    and channels, in [0,1], without a mask or targets."""
+    eps = threat.eps
+    one_radius = not isinstance(eps, tuple) and not (isinstance(eps, Tensor) and eps.dim())
+    if not one_radius or (threat.low, threat.high) != (0, 1):
+        what = "one eps for all images and channels, and images in [0, 1]"
+    elif threat.mask is not None or threat.targeted:
+        what = "neither masks nor targeted threats"
+    else:
+        return
+    raise UserError(f"AutoAttack takes {what}; use 'pgd-100-10' instead.")
+
+
 def cascade(problem: Problem, spec: AttackSpec) -> Tensor:
     """The adversarial examples AutoAttack found; the image itself if it found none.
 
@@ -41,6 +56,7 @@ def cascade(problem: Problem, spec: AttackSpec) -> Tensor:
     because the targeted losses need four.
     """
     require_package()
+    require_ball_in_the_unit_box(problem.threat)
     from pyautoattack import AutoAttack  # an optional package
 
     x, y = problem.x.float(), problem.y
@@ -61,7 +77,7 @@ def cascade(problem: Problem, spec: AttackSpec) -> Tensor:
             f"{classes}; use 'pgd-100-10' instead."
         )
     adversary = AutoAttack(
-        model, device=x.device, eps=problem.threat.eps, norm=NORMS[problem.threat.norm],
+        model, device=x.device, eps=float(problem.threat.eps), norm=NORMS[problem.threat.norm],
         seed=problem.seed,
     )  # fmt: skip
     targets = min(TARGETS, classes - 1)

@@ -28,22 +28,25 @@ def of_rwp(problem: Problem, spec: AttackSpec) -> Tensor:
 def of_bag_of_tricks(problem: Problem, spec: AttackSpec) -> Tensor:
     """CW of Bag of Tricks (Pang et al., 2021): 100 steps that maximise max_{j != y} z_j - z_y.
 
-    A sample is no longer moved once it is misclassified.
+    A sample is no longer moved once it is misclassified (targeted: once it has the class ``y``).
     """
     return _margin_pgd(problem, spec, margin, only_correct=True)
 
 
 def hinge(logits: Tensor, problem: Problem) -> Tensor:
-    """-relu(z_y - max(max_{j != y} z_j, 0) + 10), (B,)."""
+    """-relu(z_y - max(max_{j != y} z_j, 0) + 10), (B,); in a targeted attack the difference has the
+    other sign (Carlini & Wagner, 2017)."""
     true = _is_true(logits, problem.y)
     runner_up = logits.masked_fill(true, 0.0).amax(1)
-    return -(_true_logit(logits, true) - runner_up + KAPPA).relu()
+    ahead = _true_logit(logits, true) - runner_up
+    return -((-ahead if problem.threat.targeted else ahead) + KAPPA).relu()
 
 
 def margin(logits: Tensor, problem: Problem) -> Tensor:
-    """max_{j != y} z_j - z_y, (B,): above 0 if misclassified."""
+    """max_{j != y} z_j - z_y, (B,): above 0 if misclassified; in a targeted attack its negative."""
     true = _is_true(logits, problem.y)
-    return logits.masked_fill(true, -float("inf")).amax(1) - _true_logit(logits, true)
+    behind = logits.masked_fill(true, -float("inf")).amax(1) - _true_logit(logits, true)
+    return -behind if problem.threat.targeted else behind
 
 
 def _is_true(logits: Tensor, y: Tensor) -> Tensor:
@@ -59,7 +62,7 @@ def _margin_pgd(problem: Problem, spec: AttackSpec, loss: Loss, only_correct: bo
     return pgd_with_restarts(
         problem,
         loss,
-        alpha=problem.threat.pgd_alpha if spec.alpha is None else spec.alpha,
+        alpha=spec.alpha,
         steps=STEPS if spec.steps is None else spec.steps,
         restarts=spec.restarts or 1,
         random=spec.random_start is not False,

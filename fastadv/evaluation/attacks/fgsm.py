@@ -25,6 +25,6 @@ def of_rwp(problem: Problem, spec: AttackSpec) -> Tensor:
 
 
 def _one_step(problem: Problem, spec: AttackSpec, *, random: bool, reach: float) -> Tensor:
-    alpha = reach * problem.threat.eps if spec.alpha is None else spec.alpha
+    alpha = problem.threat.of_eps(reach) if spec.alpha is None else spec.alpha
     random = random if spec.random_start is None else spec.random_start
     return pgd_loop(problem, first_point(problem, random), ce, alpha=alpha, steps=1)

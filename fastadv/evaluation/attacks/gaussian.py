@@ -15,4 +15,4 @@ def add_noise(problem: Problem, spec: AttackSpec) -> Tensor:
     drawn = kernels.noise_normal(
         problem.index, tuple(x.shape[1:]), problem.seed, 0, STREAM, x.dtype
     )
-    return (x + spec.sigma * drawn).clamp(threat.low, threat.high)
+    return threat.clip(x + threat.movable(spec.sigma * drawn))

@@ -9,40 +9,85 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fastadv.algorithms.user_loss import UserLoss
 from fastadv.engine.compiled import Runner
 from fastadv.engine.model.network import Network
+from fastadv.engine.model.outputs import Output
 from fastadv.engine.model.precision import autocast, pass_dtype
 from fastadv.errors import UserError
+from fastadv.evaluation.attacks.names import AttackSpec
 from fastadv.models.wrapped import baked_modes, inner_module
+from fastadv.threat import Threat
 
 
-def check_batch(x: Tensor, y: Tensor) -> None:
-    """Raise ``UserError`` unless ``x`` (B,...) is floating and ``y`` (B,) holds its classes."""
+def check_batch(x: Tensor, y: Tensor, *, any_labels: bool = False) -> None:
+    """Raise ``UserError`` unless ``x`` (B,...) is floating and ``y`` holds its classes (B,) or soft
+    labels (B,classes); with ``any_labels`` one entry of any shape for each image."""
     if not (torch.is_tensor(x) and torch.is_tensor(y)):
         raise UserError("Images and labels must be torch tensors; convert them with torch.tensor.")
     if not x.is_floating_point():
         raise UserError(
             f"Images must be floating point in [0, 1], not {x.dtype}; divide uint8 images by 255."
         )
-    if y.is_floating_point() or y.dim() != 1 or x.dim() < 2 or len(x) != len(y):
+    if any_labels:
+        fits = y.dim() > 0
+    else:
+        fits = y.dim() == (2 if y.is_floating_point() else 1)
+    if not fits or x.dim() < 2 or len(x) != len(y):
+        other = "" if any_labels else "; for other labels pass a loss of your own, criterion="
         raise UserError(
-            f"Images (B,...) need integer labels (B,), not images {tuple(x.shape)} with "
-            f"{y.dtype} labels {tuple(y.shape)}."
+            f"Images (B,...) need integer labels (B,) or soft labels (B,classes), not images "
+            f"{tuple(x.shape)} with {y.dtype} labels {tuple(y.shape)}{other}."
         )
 
 
-BOX_SENTENCE = (
-    "Images must lie in [0, 1]: attacks work in pixels. Divide uint8 images by 255, and put "
-    "normalisation inside the model (fastadv.build_model does)."
-)
+def labels(y: Tensor, x: Tensor, *, any_labels: bool) -> Tensor:
+    """``y`` on the device of the images ``x`` (B,...): classes as int64, soft labels in the type of
+    the logits, any other labels as they are."""
+    if any_labels:
+        return plain(y).to(x.device, non_blocking=True)
+    wide = torch.promote_types(x.dtype, torch.float32) if y.is_floating_point() else torch.int64
+    return plain(y).to(x.device, wide, non_blocking=True)
 
 
-def attacked_network(model: nn.Module, device: torch.device, amp: bool | str) -> Network:
+def require_followed(spec: AttackSpec, y: Tensor, criterion: UserLoss | None) -> None:
+    """Raise ``UserError`` if the attack ``spec`` cannot follow a ``criterion``, or soft labels
+    ``y``."""
+    margins = spec.kind in ("cw", "cw-margin", "autoattack")
+    if criterion is not None and (margins or spec.objective == "kl"):
+        what = "objective='kl'" if spec.objective == "kl" else f"The attack {spec.name!r}"
+        raise UserError(
+            f"{what} compares classes and follows no criterion of your own: use 'pgd-20'."
+        )
+    if margins and y.is_floating_point():
+        raise UserError(
+            f"The attack {spec.name!r} needs one class for each image: use 'pgd-20', or pass "
+            "y.argmax(1)."
+        )
+
+
+def box_sentence(threat: Threat) -> str:
+    """What is wrong with images outside of the range of ``threat``, and the way out."""
+    if (threat.low, threat.high) == (0, 1):
+        return (
+            "Images must lie in [0, 1]: attacks work in pixels. Divide uint8 images by 255, and "
+            "put normalisation inside the model (fastadv.build_model does)."
+        )
+    return (
+        f"Images must lie between the threat's low={threat.low} and high={threat.high}; scale them "
+        "as the threat says, or give it their range."
+    )
+
+
+def attacked_network(
+    model: nn.Module, device: torch.device, amp: bool | str, output: Output = None
+) -> Network:
     """The network inside ``model``, prepared for attacks and run eagerly.
 
-    ``amp`` is False (the model's own type), True (bf16) or the name of a type. Raises ``UserError``
-    for models that cannot be evaluated: DataParallel, an object that is not a module, a module with
-    lazy parameters, or one traced in training mode.
+    ``amp`` is False (the model's own type), True (bf16) or the name of a type. ``output`` says
+    where the logits are in what the model returns. Raises ``UserError`` for models that cannot be
+    evaluated: DataParallel, an object that is not a module, a module with lazy parameters, or one
+    traced in training mode.
     """
     inner = inner_module(model)
     if any(is_lazy(tensor) for tensor in (*inner.parameters(), *inner.buffers())):
@@ -57,7 +102,7 @@ def attacked_network(model: nn.Module, device: torch.device, amp: bool | str) ->
         )
     name = amp if isinstance(amp, str) else ("bf16" if amp else "fp32")
     dtype = pass_dtype(name, device)
-    return Network(inner, device, Runner(), outer_dtype=dtype, attack_dtype=dtype)
+    return Network(inner, device, Runner(), outer_dtype=dtype, attack_dtype=dtype, output=output)
 
 
 def model_device(model: nn.Module, otherwise: torch.device) -> torch.device:

@@ -22,6 +22,11 @@ def pgd(problem: Problem, spec: AttackSpec) -> Tensor:
     """
     random = spec.random_start is not False
     if spec.objective == "kl":
+        if problem.threat.targeted:
+            raise UserError(
+                "objective='kl' leads away from the prediction at the image and to no target; use "
+                "objective='ce' for a targeted attack."
+            )
         if not random and problem.start is None:
             raise UserError(
                 "objective='kl' has no gradient at the image itself; use random_start=True or "
@@ -31,7 +36,7 @@ def pgd(problem: Problem, spec: AttackSpec) -> Tensor:
     return pgd_with_restarts(
         problem,
         kl if spec.objective == "kl" else ce,
-        alpha=problem.threat.pgd_alpha if spec.alpha is None else spec.alpha,
+        alpha=spec.alpha,
         steps=STEPS if spec.steps is None else spec.steps,
         restarts=spec.restarts or 1,
         random=random,

@@ -7,12 +7,25 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fastadv import kernels
+from fastadv.algorithms.user_loss import require_values
+from fastadv.errors import UserError
 from fastadv.evaluation.attacks.problem import STREAM, Loss, Problem
+from fastadv.threat import Radius
 
 
 def ce(logits: Tensor, problem: Problem) -> Tensor:
-    """Cross entropy (B,)."""
-    return cross_entropy(logits, problem.y, reduction="none")
+    """Cross entropy (B,) or the user's criterion, in a targeted attack its negative."""
+    if problem.criterion is None:
+        loss = cross_entropy(logits, problem.y, reduction="none")
+    else:
+        loss = problem.criterion(logits, problem.y)
+        require_values("criterion", loss, len(logits))
+        if logits.requires_grad and not loss.requires_grad:
+            raise UserError(
+                "criterion does not depend on the logits by a gradient, so no attack can follow "
+                "it: compute it with differentiable operations of torch."
+            )
+    return -loss if problem.threat.targeted else loss
 
 
 def kl(logits: Tensor, problem: Problem) -> Tensor:
@@ -27,19 +40,21 @@ def pgd_loop(
     x_adv: Tensor,
     loss: Loss,
     *,
-    alpha: float,
+    alpha: Radius | None,
     steps: int,
     only_correct: bool = False,
 ) -> Tensor:
     """``steps`` projected steps of size ``alpha`` that increase ``loss``; returns the last iterate.
 
-    With ``only_correct`` a sample is no longer moved once it is misclassified.
+    ``alpha`` None is ``Threat.pgd_alpha``. With ``only_correct`` a sample is no longer moved once
+    the attack on it has succeeded.
     """
+    alpha = problem.threat.pgd_alpha if alpha is None else alpha
     for _ in range(steps):
         gradient, logits = problem.gradient(x_adv, loss)
         moved = problem.threat.step(x_adv, gradient, problem.x, alpha)
         if only_correct:
-            moved = _choose(logits.argmax(1) == problem.y, moved, x_adv)
+            moved = _choose(problem.resists(logits), moved, x_adv)
         x_adv = moved
     return x_adv
 
@@ -55,7 +70,7 @@ def pgd_with_restarts(
     problem: Problem,
     loss: Loss,
     *,
-    alpha: float,
+    alpha: float | None,
     steps: int,
     restarts: int,
     random: bool,
@@ -97,9 +112,9 @@ def pgd_with_restarts(
 
 @torch.no_grad()
 def _outcome(problem: Problem, x_adv: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-    """(B,) bool: is misclassified at ``x_adv``; and (B,) losses there."""
+    """(B,) bool: the attack has succeeded at ``x_adv``; and (B,) losses there."""
     logits = problem.logits(x_adv)
-    return logits.argmax(1) != problem.y, loss(logits, problem)
+    return ~problem.resists(logits), loss(logits, problem)
 
 
 def _choose(first: Tensor, if_true: Tensor, if_false: Tensor) -> Tensor:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fastadv.algorithms.user_loss import UserLoss
 from fastadv.engine import noise
 from fastadv.engine.gradient import input_gradient, leaf
 from fastadv.engine.model.network import Network
 from fastadv.errors import UserError
 from fastadv.evaluation.attacks.watch import Watch
-from fastadv.ranges import require_classes
+from fastadv.ranges import hard, require_classes, require_width
 from fastadv.threat import Threat
 
 STREAM = noise.EVALUATION
@@ -23,11 +24,16 @@ STREAM = noise.EVALUATION
 class Problem:
     """Images ``x`` (B,...) in pixels with labels ``y`` (B,), and the ``threat`` around them.
 
-    ``index`` (B,) is each image's row in the noise stream, so that its random start does not
-    depend on the batch. ``start`` is a given initial perturbation in pixels. ``natural`` holds the
-    logits of ``x`` if the objective needs them. ``largest_label`` is the largest of ``y`` if the
-    labels have not yet been checked against the number of classes. ``watch`` receives every
-    gradient.
+    In a targeted threat ``y`` are the classes to reach.
+
+    ``index`` (B,) is each image's row in the noise stream, so that its random start does not depend
+    on the batch. ``start`` is a given initial perturbation in pixels. ``natural`` holds the logits
+    of ``x`` if the objective needs them. ``criterion`` is a loss of the user's that the attack
+    maximises in place of the cross entropy, ``right`` what counts as right in place of the class,
+    both functions of logits and ``y``. With ``any_labels`` logits and ``y`` are (B,...) of any
+    shape; otherwise ``y`` are classes (B,) or soft labels (B,classes). ``largest_label`` is the
+    largest of ``y`` if the labels have not yet been checked against the number of classes.
+    ``watch`` receives every gradient.
     """
 
     net: Network
@@ -40,16 +46,22 @@ class Problem:
     natural: Tensor | None = None
     largest_label: int = 0
     watch: Watch | None = None
+    criterion: UserLoss | None = None
+    right: UserLoss | None = None
+    any_labels: bool = False
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (B,classes) of ``x``; raises ``UserError`` if they do not fit the labels."""
         logits = self.net.logits(x)
+        if self.any_labels:
+            return logits
         if logits.dim() != 2:
             raise UserError(
                 f"The model must return logits of shape (batch, classes), not "
                 f"{tuple(logits.shape)}."
             )
         require_classes(logits.shape[1])
+        require_width(self.y, logits.shape[1])
         if self.largest_label >= logits.shape[1]:
             raise UserError(
                 f"Label {self.largest_label} is out of range: the model has {logits.shape[1]} "
@@ -70,8 +82,29 @@ class Problem:
             total = total * scale
         gradient, logits = input_gradient(total, x_adv), logits.detach()
         if self.watch is not None:
-            self.watch.see(gradient, logits.argmax(1) == self.y)
+            standing = None if self.is_right(logits) is None else self.resists(logits)
+            self.watch.see(gradient, standing)
         return gradient, logits
+
+    def resists(self, logits: Tensor) -> Tensor:
+        """(B,) bool: the attack has not succeeded yet. It has when the class is another than ``y``,
+        a targeted attack when the class is ``y``. Where nothing says what is right, no attack
+        succeeds before its end."""
+        right = self.is_right(logits)
+        if right is None:
+            return torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+        return ~right if self.threat.targeted else right
+
+    def is_right(self, logits: Tensor) -> Tensor | None:
+        """(B,) bool: the class is that of ``y``, or what ``right`` says. None if ``y`` are no
+        classes and there is no ``right``."""
+        if self.right is not None:
+            return self.right(logits, self.y)
+        classes = self.y.dim() == 1 and self.y.dtype == torch.int64
+        classes = classes and logits.dim() == 2 and logits.shape[1] > 1
+        if self.any_labels and not classes:
+            return None
+        return logits.argmax(1) == hard(self.y)
 
     def random_start(self, draw: int, stream: int) -> Tensor:
         """Random point number ``draw`` of the ball, the same for a sample in every batch."""
@@ -86,6 +119,7 @@ class Problem:
         """The problem of some of the samples."""
         return replace(
             self,
+            threat=self.threat.of_rows(rows),
             x=self.x[rows],
             y=self.y[rows],
             index=self.index[rows],

@@ -26,10 +26,12 @@ class Watch:
         self._first = True
 
     @torch.no_grad()
-    def see(self, gradient: Tensor, correct: Tensor) -> None:
-        """Record the ``gradient`` (B,...); ``correct`` (B,) bool: classified correctly."""
+    def see(self, gradient: Tensor, correct: Tensor | None) -> None:
+        """Record the ``gradient`` (B,...); ``correct`` (B,) bool: classified correctly. None if
+        nothing says what is right: a gradient of zero may then be an optimum, and is not
+        counted."""
         steepest = gradient.flatten(1).abs().amax(1)
         self.bad |= ~steepest.isfinite().all()
-        if self._first:
+        if self._first and correct is not None:
             self.zero_gradient += (correct & (steepest == 0)).sum()
             self._first = False

@@ -1,0 +1,1 @@
+"""The starts of an attack: one file per start."""
