@@ -91,7 +91,10 @@ def counted_in_an_update(method: str, **options: Any) -> tuple[Counter, Counter]
     step(x, y, index, view=view_of(BATCH), **more)
     # The first call also probes with two images: once; twice if BatchNorms' counters would be
     # detached, to see if a forward reads them; and for objectives published with repeated passes
-    # as often as those passes, to compare them with one of each.
+    # as often as those passes, to compare them with one of each. A last one, with a gradient, sees
+    # if a backward pass computes activations again.
+    for name in ("forward", "backward"):
+        seen[name, "train"] -= Fraction(2, BATCH)
     seen["forward", "eval"] -= 3 * Fraction(2, BATCH)
     repeated = step.plan.bn_updates
     if repeated != DEFAULT_BN_UPDATES:
