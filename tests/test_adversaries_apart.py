@@ -104,7 +104,7 @@ def batch_of(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 def primed(step: Step, seed: int = 0) -> Step:
     """An adversary with its state allocated, as the first call does it."""
     x, y, _ = batch_of(seed)
-    step._prepare(x, y)
+    step._calls.prepare(x, y)
     return step
 
 

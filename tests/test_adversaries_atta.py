@@ -39,7 +39,7 @@ def test_three_steps_are_the_published_loop() -> None:
     for seed in range(3):
         index, x, view = epoch_of(padded, seed)
         if images is None:
-            step._prepare(x, labels[index])  # the store exists from the first batch on
+            step._calls.prepare(x, labels[index])  # the store exists from the first batch on
             images = stored_images(step, padded).clone()
             spread = (images - padded).std()
             assert 0.0008 < spread < 0.0012

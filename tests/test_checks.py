@@ -12,7 +12,7 @@ from torch import nn
 import fastadv
 from fastadv.errors import TrainingError, UserError
 from fastadv.threat import Threat
-from fastadv.training.training_step import CHECK_EVERY_CALLS
+from fastadv.training.calls import CHECK_EVERY_CALLS
 
 x, y, index, _ = tiny_batch()
 WRONG = {

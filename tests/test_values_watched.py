@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fastadv
 from fastadv import TrainingError, UserError
 from fastadv.errors import NotFiniteError
-from fastadv.training.training_step import CHECK_EVERY_CALLS
+from fastadv.training.calls import CHECK_EVERY_CALLS
 
 CLASSES = 4
 

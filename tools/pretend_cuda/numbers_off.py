@@ -21,7 +21,7 @@ from fastadv.engine.model import agreement, bn_momentum
 from fastadv.engine.optimizer.faults import Faults
 from fastadv.engine.optimizer.updater import Updater
 from fastadv.evaluation.tally import Tally
-from fastadv.training.training_step import Step
+from fastadv.training.calls import Calls
 from fastadv.training.unmoved import UnmovedCounter
 
 TESTS = Path(__file__).resolve().parents[2] / "tests"
@@ -110,7 +110,7 @@ def _patch_looks() -> None:
     _set(ranges, "within_if_finite", lambda name, x, low, high: (x, True))
     for name in ("require_finite", "require_labels", "require_rows"):
         _set(ranges, name, lambda *given: None)
-    _set(Step, "_checked", _saying_no(Step._checked))
+    _set(Calls, "checked", _saying_no(Calls.checked))
     # A comparison of numbers on the host, which reads no boolean from the device.
     _set(agreement, "moved_alike", lambda before, first, second: True)
     _set(bn_momentum, "moved_alike", lambda before, first, second: True)
