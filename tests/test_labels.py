@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fastadv
+from fastadv import kernels
 from fastadv.errors import TrainingError, UserError
 
 MODES = ["eager", "compiled", "captured"]
@@ -119,12 +120,27 @@ def test_certain_soft_labels_are_hard_labels(method: str, options: dict[str, Any
     assert_same(*models)
 
 
+def test_the_kernel_of_hard_labels_gets_no_soft_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RWP's Triton kernel reads a class for each sample."""
+    masked_ce, seen = kernels.masked_ce, []
+
+    def noting(logits: Tensor, y: Tensor, c_min: float) -> Any:
+        seen.append(y.ndim)
+        return masked_ce(logits, y, c_min)
+
+    monkeypatch.setattr(kernels, "masked_ce", noting)
+    step = step_of(tiny_model(), "rwp", steps=1, weight_steps=1, warmup_epochs=0)
+    step(x, mixup(), index)
+    assert not seen
+    step(x, y, index)
+    assert seen == [1]
+
+
 def test_the_accuracy_of_soft_labels_is_that_of_their_largest_entry() -> None:
-    found = [float(step_of(tiny_model())(x, given, start=start)["accuracy"])
-             for given in (mixup(), mixup().argmax(1))]  # fmt: skip
+    found = float(step_of(tiny_model())(x, mixup(), start=start)["accuracy"])
     model = tiny_model()
     x_adv = climb(model, x, start, lambda z: entropy(mixup())(z).mean(), ALPHA, 3, "train")
-    assert found[0] == float((model(x_adv).argmax(1) == mixup().argmax(1)).float().mean())
+    assert found == float((model(x_adv).argmax(1) == mixup().argmax(1)).float().mean())
 
 
 @pytest.mark.parametrize(

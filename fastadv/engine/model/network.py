@@ -233,10 +233,10 @@ class Network:
 
     def _forward(self, x: Tensor, block_noise: list[Tensor] | None) -> Tensor:
         if block_noise is None or self.block_hooks is None:
-            returned = self.model(x)
-            if self.output is None and isinstance(returned, Tensor):
-                return returned
-            return logits_in(returned, self.output)
+            found = self.model(x)
+            if self.output is None and isinstance(found, Tensor):
+                return found  # the usual case, without a call
+            return logits_in(found, self.output)
         with self.block_hooks.adding(block_noise):
             return logits_in(self.model(x), self.output)
 
