@@ -266,7 +266,6 @@ def test_every_number_of_a_run_is_covered() -> None:
     choices = {"shortcut", "stem", "amp_dtype", "attack_dtype", "mode", "augmentation", "loader"}
     choices |= {"select"}
     texts = {"model", "unlabelled", "data_root", "select_attack", "test_attacks", "device"}
-    texts |= {"blocks"}
     assert set(setting_types()) == {*BAD_SETTINGS, *plain, *choices, *texts}
     for name in choices:
         with pytest.raises(UserError, match=name.replace("_", "-")):

@@ -57,8 +57,11 @@ def resolve(method: str, overrides: Mapping[str, Any] | None = None) -> Plan:
             continue
         takes = option_names(part)
         parts[slot] = part(**{name: settings[name] for name in takes if name in settings})
+    # As they were given: a part may read a text in a way of its own (paths of teachers).
     options = {
-        name: getattr(part, name) for part in parts.values() for name in option_names(type(part))
+        name: settings[name] if name in settings and slot not in own else getattr(part, name)
+        for slot, part in parts.items()
+        for name in option_names(type(part))
     }
     plan = Plan(
         method=method,
