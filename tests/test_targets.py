@@ -146,12 +146,12 @@ def test_before_its_start_temporal_ensembling_costs_nothing():
     models[0].register_forward_hook(lambda *_: passes.append(1))
     step = tiny_step(models[0], **te_options())
     step(x, y, index, start=start)
-    assert len(passes) == 3 + STEPS + 1  # three of them: the first call's look
+    assert len(passes) == 4 + STEPS + 1  # four of them: the first call's look
     tiny_step(models[1], **ATTACK)(x, y, index, start=start)
     assert_same(*models, 0.0)
     assert not step.state["predictions"].any()
     step(x, y, index, start=start)
-    assert len(passes) == 6 + STEPS + 2
+    assert len(passes) == 7 + STEPS + 2
 
 
 def test_the_ramp_is_the_published_one():

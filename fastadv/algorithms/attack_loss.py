@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastadv.algorithms.contract import Context, WeighsKL
+from fastadv.algorithms.contract import AttackLoss, Context, WeighsKL
 from fastadv.algorithms.plan import Plan
 from fastadv.engine.model.network import Network
 
@@ -17,6 +17,9 @@ class PlanAttackLoss:
         # The loss of the wanted labels falls.
         self._sign = -1.0 if targeted else 1.0
         self._penalizing = plan.penalizing
+        # True if the loss of a batch is the mean over its samples, and no term of the whole batch.
+        own = plan.attack_loss
+        self._of_samples = own.is_plain() or type(own).mean is AttackLoss.mean
         flat, objective = plan.capabilities.flat_attack_loss, plan.objective
         # The factor of the loss beside a penalty: that of the KL in the outer loss.
         self._factor = objective.kl_weight if flat and isinstance(objective, WeighsKL) else 1.0
@@ -24,23 +27,31 @@ class PlanAttackLoss:
     def __call__(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
         """The loss of the batch, times the loss scale (0-dim)."""
         plan = self.plan
-        loss = plan.attack_loss.mean(logits, y, context, plan.target.fit)
-        if self._sign < 0:
-            loss = -loss
+        penalty = None
         if self._penalizing is not None:
             penalty = self._penalizing.penalty(logits, logits, context)
+        if penalty is not None and self._of_samples:
+            loss = self._with_penalty(logits, y, context, penalty).mean()  # one mean for both
+        else:
+            loss = plan.attack_loss.mean(logits, y, context, plan.target.fit)
+            loss = -loss if self._sign < 0 else loss
             loss = loss if penalty is None else self._weighted(loss) + penalty.mean()
         scale = self.net.loss_scale(len(y))
         return loss if scale == 1.0 else loss * scale
 
     def per_sample(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
         """The loss of each sample (B,), without the loss scale."""
+        penalty = None
+        if self._penalizing is not None:
+            penalty = self._penalizing.penalty(logits, logits, context)
+        return self._with_penalty(logits, y, context, penalty)
+
+    def _with_penalty(
+        self, logits: Tensor, y: Tensor, context: Context, penalty: Tensor | None
+    ) -> Tensor:
         plan = self.plan
         losses = plan.attack_loss.per_sample(logits, y, context, plan.target.fit)
-        losses = self._sign * losses if self._sign < 0 else losses
-        if self._penalizing is None:
-            return losses
-        penalty = self._penalizing.penalty(logits, logits, context)
+        losses = -losses if self._sign < 0 else losses
         return losses if penalty is None else self._weighted(losses) + penalty
 
     def _weighted(self, loss: Tensor) -> Tensor:
