@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastadv.algorithms import parts
+from fastadv.algorithms.parts import PARTS
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,7 +25,7 @@ def test_the_example_part_and_its_test(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.syspath_prepend(tmp_path)
     from logit_squeeze import LogitSqueeze
 
-    monkeypatch.setitem(parts.PARTS["regularizer"], "logit-squeeze", LogitSqueeze)
+    monkeypatch.setitem(PARTS["regularizer"], "logit-squeeze", LogitSqueeze)
     exec(compile(block("test"), "CONTRIBUTING.md", "exec"), {})
     # The example's test can fail: without the regularizer the weights are others.
     monkeypatch.setattr(LogitSqueeze, "term", lambda *_: torch.zeros((), dtype=torch.float64))

@@ -85,8 +85,8 @@ def slot_of(part: type[Part]) -> str:
 def _check(slot: str, name: str, table: Mapping[str, object], new: object) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name == NONE:
         raise UserError(
-            f"{name!r} cannot name a {slot}: use small letters, digits and hyphens, such as "
-            "'my-method'."
+            f"{name!r} cannot be the name of the {slot}: use small letters, digits and hyphens, "
+            "such as 'my-method'."
         )
     if name in table and table[name] is not new:
-        raise UserError(f"There is a {slot} called {name!r} already: choose another name.")
+        raise UserError(f"The {slot} {name!r} exists already: choose another name.")

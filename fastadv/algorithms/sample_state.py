@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from fastadv import kernels
+from fastadv.algorithms.contract import Setup
+from fastadv.engine.noise import Stream
 from fastadv.errors import UserError
 from fastadv.threat import Threat
 
@@ -43,6 +45,13 @@ class SampleStore:
         shape = (num_samples, channels, height + 2 * pad, width + 2 * pad)
         return cls(torch.zeros(shape, device=device, dtype=dtype), pad)
 
+    @classmethod
+    def for_run(cls, setup: Setup, pad: int) -> SampleStore:
+        """A store of zeros for the images of the run. Raises ``UserError`` if the number of its
+        training samples is not known."""
+        count = sample_count(setup.num_samples, "This method")
+        return cls.zeros(count, setup.image_shape, pad, setup.device, setup.dtype)
+
     def check_images(self, shape: Sequence[int], view: View | None) -> None:
         """Raise ``UserError`` for a batch of ``shape`` (B,C,h,w) that ``view`` cannot have cut out
         of the stored images. Without a view the batch must have the size of the images without
@@ -58,18 +67,32 @@ class SampleStore:
             )
 
     def fill_normal(
-        self, std: float, seed: int, offset: int, stream: int, ok: Tensor | None = None
+        self, std: float, seed: int, offset: int, stream: Stream, ok: Tensor | None = None
     ) -> None:
         """Overwrite every row with std * N(0, I), drawn by the row's number; if ``ok`` (0-dim bool)
-        is given, only where it is true."""
+        is given, only where it is true. ``offset`` is the number of the draw."""
+        for rows, drawn in self._drawn(kernels.noise_normal, seed, offset, stream):
+            self._overwrite(rows, std * drawn, ok)
+
+    def fill_signs(
+        self, size: float, seed: int, offset: int, stream: Stream, ok: Tensor | None = None
+    ) -> None:
+        """Like ``fill_normal``, with ``size`` or -``size`` in every element, equally probable."""
+        for rows, drawn in self._drawn(kernels.noise_uniform, seed, offset, stream):
+            positive = (drawn >= 0).to(drawn.dtype)
+            self._overwrite(rows, 2 * size * positive - size, ok)
+
+    def _drawn(
+        self, draw: Any, seed: int, offset: int, stream: Stream
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Row numbers and noise in their shape, some thousand rows at a time."""
         shape = tuple(self.values.shape[1:])
-        rows = torch.arange(len(self.values), device=self.values.device)
-        for part in rows.split(4096):
-            drawn = kernels.noise_normal(part, shape, seed, offset, stream, self.values.dtype)
-            rows_now = std * drawn
-            self.values[part] = (
-                rows_now if ok is None else torch.where(ok, rows_now, self.values[part])
-            )
+        for rows in torch.arange(len(self.values), device=self.values.device).split(4096):
+            key = (seed, offset + stream.shift, stream.number)
+            yield rows, draw(rows, shape, *key, self.values.dtype)
+
+    def _overwrite(self, rows: Tensor, new: Tensor, ok: Tensor | None) -> None:
+        self.values[rows] = new if ok is None else torch.where(ok, new, self.values[rows])
 
     def gather(self, index: Tensor, view: View | None, size: tuple[int, int]) -> Tensor:
         """The windows (B,C,*size) of the rows ``index`` (B,), cropped and mirrored by ``view``."""

@@ -29,7 +29,7 @@ from fastadv.run.config import RunConfig
 from fastadv.run.defaults import DEFAULTS
 from fastadv.run.origin import Origin
 from fastadv.run.request import RunRequest, setting_types
-from fastadv.run.resolve import resolve_run
+from fastadv.run.resolve import ALSO_OPTIONS, resolve_run
 
 SWAP = "Swap a part of the method"
 TYPES: Mapping[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT"}
@@ -144,10 +144,10 @@ def train_parameters() -> list[inspect.Parameter]:
 
 
 def _require_own_names(part: type[Part], settings: Mapping[str, Any]) -> None:
-    """Raise ``UserError`` if an option of ``part`` has the name of a setting of the run, unless it
-    means the same."""
-    for name, hint in option_types(part).items():
-        if name in SLOTS or (name in settings and plain_type(settings[name]) != plain_type(hint)):
+    """Raise ``UserError`` if an option of ``part`` has the name of a slot or of a setting of the
+    run, since no command could set it."""
+    for name in option_types(part):
+        if name in SLOTS or (name in settings and name not in ALSO_OPTIONS):
             raise UserError(
                 f"{part.__name__} has an option {name!r}, which is a setting of every run: give "
                 "the option another name."

@@ -3,7 +3,7 @@
 A draw is named by (seed, stream, offset, sample, element); ``kernels/philox.py`` computes its bits
 from that name. So the noise of a sample is the same in every mode and with any number of processes.
 
-The numbers here are fastadv's own. A part names its streams: ``NEAR = noise.stream("elle.near")``.
+The numbers here are fastadv's own. A part names its streams: ``NEAR = noise_stream("elle.near")``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from fastadv.errors import UserError
 START = 0  # random starts; a further restart r uses START + r
 AUGMENTATION = 64  # noise that is part of the image (FGSM-N, N-FGSM)
 WEAKEN = 67  # the signs of a perturbation that are flipped
-STORE = 66  # the initial contents of a per-sample store
 NAMED = 68  # all named streams, told apart by their shift
 TARGETS = 69  # random target labels
 EVALUATION = 128  # random starts of evaluation attacks; restart r uses EVALUATION + r
@@ -34,10 +33,12 @@ class Stream(NamedTuple):
     shift: int = 0
 
 
+STORE = Stream(66)  # the initial contents of a per-sample store
+
 _names: dict[Stream, tuple[str, str]] = {}  # stream -> its name, and the module that made it
 
 
-def stream(name: str) -> Stream:
+def noise_stream(name: str) -> Stream:
     """The stream called ``name``, such as "elle.near": made once, at the top of a module.
 
     Raises ``UserError`` if another module has a stream of this name, or of this number.

@@ -20,6 +20,10 @@ from fastadv.run.presets import Presets, presets_for
 from fastadv.run.request import RunRequest, setting_types
 from fastadv.run.schedules import STEPPED, USUAL_DROPS
 
+ALSO_OPTIONS = frozenset({"pad"})
+"""The settings of a run that a part may take as an option of its own too: a stored perturbation is
+as wide as the loader shifts."""
+
 
 def resolve_run(request: RunRequest) -> RunConfig:
     """``request`` with every open setting and option filled in, and checked.
@@ -44,8 +48,8 @@ def resolve_run(request: RunRequest) -> RunConfig:
         values["drops"], origins["drops"] = USUAL_DROPS, Origin.DEFAULT
 
     chosen = presets.options | options
-    if "pad" in presets.known and "pad" not in options:
-        chosen["pad"] = values["pad"]  # a stored perturbation is as wide as the loader shifts
+    for name in (ALSO_OPTIONS & presets.known) - options.keys():
+        chosen[name] = values[name]
     plan = resolve(values["method"], chosen)
     from_recipe = recipe_options(plan.recipe, plan.slots)
     for name in plan.slots:
@@ -57,7 +61,7 @@ def resolve_run(request: RunRequest) -> RunConfig:
             origins[name] = presets.option_origins[name]
         elif name in from_recipe:
             origins[name] = Origin.RECIPE
-        elif name != "pad":
+        elif name not in ALSO_OPTIONS:
             origins[name] = Origin.PART
     if "augmentation" not in given and plan.keeps_perturbations:
         values["augmentation"], origins["augmentation"] = "base", Origin.DEFAULT

@@ -186,6 +186,7 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             "fastadv.step does so too: pass amp=True, amp_dtype='fp16' to fastadv.step and no "
             "precision to accelerate or Lightning."
         )
+    check_whole_weights(model)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     own = [parameter for parameter in model.parameters() if id(parameter) in held]
     if not own:
@@ -197,6 +198,18 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         )
     if not any(parameter.requires_grad for parameter in own):
         raise UserError("All of the model's parameters are frozen (requires_grad=False).")
+
+
+def check_whole_weights(model: nn.Module) -> None:
+    """Raise ``UserError`` if a process holds only its share of the model's weights (FSDP)."""
+    # Recognised by their names: importing torch's classes is slow.
+    kinds = {base.__name__ for module in model.modules() for base in type(module).__mro__}
+    kinds |= {type(parameter).__name__ for parameter in model.parameters()}
+    if kinds & {"FSDPModule", "FullyShardedDataParallel", "DTensor"}:
+        raise UserError(
+            "The model's weights are sharded over processes (FSDP, DTensor), and attacks and "
+            "perturbations of the weights need whole ones: use DistributedDataParallel (torchrun)."
+        )
 
 
 def _scaler_of(optimizer: torch.optim.Optimizer) -> object | None:

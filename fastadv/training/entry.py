@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -81,6 +82,7 @@ def step(
     radius = None if eps is None else coerce("eps", eps, ChangingNonNegative)
     fixed = None if isinstance(radius, (Ramp, Phases)) else radius
     plan = resolve_with(method, options, criterion, attack_criterion)
+    _require_own_names(plan.options)
     checks.check_optimizer(inner_module(model), optimizer)
     return Step(
         model,
@@ -96,3 +98,15 @@ def step(
         output=output,
         blocks=None if blocks is None else tuple([blocks] if isinstance(blocks, str) else blocks),
     )
+
+
+def _require_own_names(options: Iterable[str]) -> None:
+    """Raise ``UserError`` if an option of a part has the name of an argument of ``step``, which
+    would take its values."""
+    taken = inspect.signature(step).parameters.keys() - {"criterion", "attack_criterion"}
+    for name in options:
+        if name in taken:
+            raise UserError(
+                f"A part of the method has an option {name!r}, which is an argument of "
+                "fastadv.step: give the option another name."
+            )

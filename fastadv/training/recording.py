@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastadv.algorithms.contract import Batch
+from fastadv.algorithms.contract import Batch, Part
 from fastadv.engine.optimizer.replayed import ReplayedUpdate
 from fastadv.threat import Threat
 from fastadv.training.results import PassResults
@@ -66,8 +66,8 @@ def copied(batch: Batch) -> Batch:
 
 
 def held_tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """The tensors reachable from ``value`` through containers and objects of this package, without
-    modules."""
+    """The tensors reachable from ``value`` through containers, parts, and objects of this package,
+    without modules."""
     if isinstance(value, Tensor):
         yield value
         return
@@ -78,9 +78,13 @@ def held_tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
         inside = list(value.values())
     elif isinstance(value, (list, tuple)):
         inside = list(value)
-    elif type(value).__module__.startswith("fastadv.") and not isinstance(value, nn.Module):
+    elif isinstance(value, Part) or _is_of_this_package(value):
         inside = list(getattr(value, "__dict__", {}).values())
     else:
         return
     for each in inside:
         yield from held_tensors(each, seen)
+
+
+def _is_of_this_package(value: Any) -> bool:
+    return type(value).__module__.startswith("fastadv.") and not isinstance(value, nn.Module)

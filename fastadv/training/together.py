@@ -27,12 +27,12 @@ def bring_together(
     results: PassResults, update: Update, before: Sequence[Tensor], images: int
 ) -> None:
     """Average ``results`` over the images of all processes, in place: loss, accuracy, gradients of
-    the weights and of the adversary's leaves, statistics.
+    the weights and of the adversary's leaves, the regularizer's term, statistics.
 
     The gradients of this process are those of its last ``images`` images, from one or more calls;
-    loss and accuracy are those of the last call. ``before`` and the ``faults_found`` of ``results``
-    (0-dim bool) become true if they are true in any process. Only a process without one of the
-    gradients reads if another has it, which waits for the device.
+    loss, accuracy and term are those of the last call. ``before`` and the ``faults_found`` of
+    ``results`` (0-dim bool) become true if they are true in any process. Only a process without one
+    of the gradients reads if another has it, which waits for the device.
     """
     leaves = [] if update.plan.learned is None else update.plan.learned.leaves()
     slots: list[tuple[list[Tensor | None], int, Tensor]] = [
@@ -52,8 +52,9 @@ def bring_together(
     bad = torch.stack(flags).float()
     # A process whose labels are no classes has no accuracy; all messages have the same length.
     accuracy = torch.zeros((), device=device) if results.accuracy is None else results.accuracy
-    # Loss and accuracy are of fewer images than the gradients, and weigh less.
-    metrics, part = [results.loss, accuracy], len(results.batch.x) / images
+    # Loss, accuracy and term are of fewer images than the gradients, and weigh less.
+    metrics = [results.loss, accuracy, *([] if results.term is None else [results.term])]
+    part = len(results.batch.x) / images
     share = torch.full_like(results.loss, part)
     torch._foreach_mul_(metrics, part)
     message = [*metrics, share, *gradients, *results.statistics, present, bad]

@@ -108,12 +108,17 @@ class Ascent(Adversary):
         self, x_adv: Tensor, around: Tensor, batch: Batch, context: Context
     ) -> tuple[Tensor, Tensor]:
         """``ascend``, and the logits (B,classes) before the step."""
+        gradient, logits = self.gradient_at(x_adv, batch, context)
+        moved = batch.threat.step(x_adv.detach(), gradient, around, self.step_size(batch))
+        return moved, logits
+
+    def gradient_at(self, x_adv: Tensor, batch: Batch, context: Context) -> tuple[Tensor, Tensor]:
+        """The gradient (B,C,H,W) of the attack's loss at ``x_adv``, times the loss scale, and the
+        logits (B,classes) there. To be called in a region."""
         x_adv = leaf(x_adv)
         logits = self.net.logits(x_adv)
         y = batch.y if batch.targets is None else batch.targets
-        gradient = input_gradient(self.setup.attack_loss(logits, y, context), x_adv)
-        moved = batch.threat.step(x_adv.detach(), gradient, around, self.step_size(batch))
-        return moved, logits.detach()
+        return input_gradient(self.setup.attack_loss(logits, y, context), x_adv), logits.detach()
 
     def joint_step(self, center: Tensor, logits: Tensor, batch: Batch, context: Context) -> Tensor:
         """See ``SharesForward.joint_step``."""

@@ -23,7 +23,7 @@ from fastadv.algorithms.contract import (
     Setup,
     required,
 )
-from fastadv.algorithms.sample_state import SampleStore, sample_count
+from fastadv.algorithms.sample_state import SampleStore
 from fastadv.declared import CountOrZero, NonNegative, ShareBelowOne, option
 from fastadv.engine import noise
 from fastadv.engine.gradient import input_gradient, leaf
@@ -174,10 +174,7 @@ class FGSMPlus(Adversary):
             self.hidden = StepSizes(values, self.hidden_decay_lr, self.hidden_decay, momentum)
 
     def _prepare_store(self, setup: Setup) -> None:
-        count = sample_count(setup.num_samples, "FGSM+ (and APART)")
-        self.store = SampleStore.zeros(
-            count, setup.image_shape, self.pad, setup.device, setup.dtype
-        )
+        self.store = SampleStore.for_run(setup, self.pad)
         self.store.fill_normal(self.omega_std, setup.seed, 0, noise.STORE)
 
     def schedule(self, update: int, epoch: float) -> None:

@@ -66,6 +66,7 @@ from fastadv.algorithms.contract.tensors import (
     Outputs,
     required,
 )
+from fastadv.algorithms.contract.weighted import Weighted
 from fastadv.algorithms.contract.weights import Losses, WeightGradient, WeightPerturbation
 
 __all__ = [
@@ -117,6 +118,7 @@ __all__ = [
     "WeighsKL",
     "WeightGradient",
     "WeightPerturbation",
+    "Weighted",
     "option_names",
     "required",
 ]

@@ -139,17 +139,20 @@ class Part:
     # -- for the parts ------------------------------------------------------------------------
 
     @final
-    def uniform(self, batch: Batch, stream: Stream) -> Tensor:
-        """Noise (B,C,H,W), uniform in [-1,1): the same for a sample and update in every mode."""
-        return self._noise(kernels.noise_uniform, batch, stream)
+    def uniform(self, batch: Batch, stream: Stream, shape: tuple[int, ...] | None = None) -> Tensor:
+        """Noise (B,*shape), uniform in [-1,1): the same for a sample and update in every mode.
+        ``shape`` is by default that of an image; (1,) draws one number per sample."""
+        return self._noise(kernels.noise_uniform, batch, stream, shape)
 
     @final
-    def normal(self, batch: Batch, stream: Stream) -> Tensor:
-        """Noise (B,C,H,W) from N(0,1), drawn like ``uniform``."""
-        return self._noise(kernels.noise_normal, batch, stream)
+    def normal(self, batch: Batch, stream: Stream, shape: tuple[int, ...] | None = None) -> Tensor:
+        """Noise (B,*shape) from N(0,1), drawn like ``uniform``."""
+        return self._noise(kernels.noise_normal, batch, stream, shape)
 
-    def _noise(self, draw: Any, batch: Batch, stream: Stream) -> Tensor:
-        shape, dtype = tuple(batch.x.shape[1:]), batch.x.dtype
+    def _noise(
+        self, draw: Any, batch: Batch, stream: Stream, shape: tuple[int, ...] | None
+    ) -> Tensor:
+        shape, dtype = tuple(batch.x.shape[1:]) if shape is None else shape, batch.x.dtype
         offset = batch.offset if not stream.shift else batch.offset + stream.shift
         drawn: Tensor = draw(batch.index, shape, self.setup.seed, offset, stream.number, dtype)
         return drawn

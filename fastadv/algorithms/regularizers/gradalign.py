@@ -23,10 +23,10 @@ from fastadv.algorithms.contract import (
     required,
 )
 from fastadv.declared import NonNegative, option
-from fastadv.engine import noise
 from fastadv.engine.gradient import differentiable_gradient, gradients, leaf
+from fastadv.engine.noise import noise_stream
 
-NEAR = noise.stream("gradalign.near")
+NEAR = noise_stream("gradalign.near")
 
 
 class GradAlign(Regularizer):

@@ -19,9 +19,9 @@ from fastadv.algorithms.contract import (
 )
 from fastadv.algorithms.regularizers.divergence import kl
 from fastadv.declared import NonNegative, option
-from fastadv.engine import noise
+from fastadv.engine.noise import noise_stream
 
-NOISE = noise.stream("logitalign.noise")
+NOISE = noise_stream("logitalign.noise")
 
 
 class LogitAlign(Regularizer):

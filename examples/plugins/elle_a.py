@@ -1,0 +1,102 @@
+"""ELLE-A: errors of the local linearity of the loss (Abad Rocamora et al., ICLR 2024; code
+LIONS-EPFL/ELLE).
+
+    fastadv train --plugin examples/plugins/elle_a.py --method elle-a
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastadv import (
+    Adversarial,
+    Batch,
+    Capabilities,
+    Conflict,
+    Outcome,
+    Outputs,
+    Pass,
+    Recipe,
+    Regularizer,
+    Setup,
+    noise_stream,
+    option,
+    register,
+    register_recipe,
+    required,
+)
+from fastadv.algorithms.contract import TRAINING
+from fastadv.declared import NonNegative, Share
+
+FIRST, SECOND, BETWEEN = map(noise_stream, ("elle.first", "elle.second", "elle.between"))
+
+
+@register("elle-a")
+class ElleA(Regularizer):
+    """mean_i (L(x_c) - (1-t) L(x_a) - t L(x_b))^2, x_c = (1-t) x_a + t x_b, L the cross entropy.
+
+    x_a and x_b are x + U(+-eps), not clipped to the box, t is uniform in [0,1) per sample; the 3B
+    images are one batch for BatchNorm. The weight begins at 0. It becomes ``reg_weight`` after an
+    update whose term is above the mean of all terms before by ``sensitivity`` of their standard
+    deviations, and ``decay`` times itself after any other.
+    """
+
+    reg_weight: NonNegative = option(4000.0, "weight of the error after it has jumped")
+    sensitivity: NonNegative = option(2.0, "jump, in standard deviations, that raises the weight")
+    decay: Share = option(0.99, "factor of the weight after an update without a jump")
+
+    def refuses_accumulation(self) -> str:
+        return "its weight follows the term of every call"
+
+    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
+        if method.labels != "classes":
+            yield Conflict("target", "its loss is the cross entropy of a class.")
+
+    def extra_passes(self, method: Capabilities) -> Counter[Pass]:
+        return Counter({Pass(TRAINING, "train"): 3})
+
+    def prepare(self, setup: Setup) -> None:
+        super().prepare(setup)
+        # The number of terms, their mean, and the sum of their squared distances from it.
+        self.history = torch.zeros(3, device=setup.device, dtype=torch.float64)
+        self.current = torch.zeros((), device=setup.device, dtype=setup.dtype)
+        self.state = {"elle_history": self.history, "elle_weight": self.current}
+
+    def weight(self) -> Tensor:
+        return self.current
+
+    def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
+        radius = batch.threat.radius(batch.x)
+        a, b = (batch.x + radius * self.uniform(batch, stream) for stream in (FIRST, SECOND))
+        t = (self.uniform(batch, BETWEEN, (1,)) + 1) / 2
+        c = torch.lerp(a, b, t[:, :, None, None])
+        logits = self.net.logits(torch.cat([a, b, c]))
+        losses = functional.cross_entropy(logits, torch.cat([batch.y] * 3), reduction="none")
+        at_a, at_b, at_c = losses.chunk(3)
+        return (at_c - torch.lerp(at_a, at_b, t.squeeze(1).to(losses.dtype))).square().mean()
+
+    def after(self, outcome: Outcome, ok: Tensor) -> None:
+        new, (count, mean, spread) = required(outcome.term).double(), self.history
+        usual = mean + self.sensitivity * (spread / count.clamp(min=1)).sqrt()
+        jumped = (count > 2) & (new > usual)
+        weight = torch.where(jumped, super().weight(), self.decay * self.current)
+        self.current.copy_(torch.where(ok, weight, self.current))
+        later = mean + (new - mean) / (count + 1)
+        history = torch.stack([count + 1, later, spread + (new - mean) * (new - later)])
+        self.history.copy_(torch.where(ok, history, self.history))
+
+
+register_recipe(
+    "elle-a",
+    Recipe(
+        "FGSM, local linearity when it is lost",
+        "Abad Rocamora et al. 2024; LIONS-EPFL/ELLE, run_elle-a_cifar10.sh",
+        note="the published attack is not clipped to the box",
+        adversary="fgsm",
+        regularizer="elle-a",
+        training={"epochs": 30, "lr": 0.2, "schedule": "triangular", "normalize": False},
+    ),
+)
