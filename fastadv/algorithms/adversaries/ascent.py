@@ -102,15 +102,8 @@ class Ascent(Adversary):
 
     def ascend(self, x_adv: Tensor, around: Tensor, batch: Batch, context: Context) -> Tensor:
         """One step from ``x_adv`` inside the ball around ``around``; a region."""
-        return self.ascend_with_logits(x_adv, around, batch, context)[0]
-
-    def ascend_with_logits(
-        self, x_adv: Tensor, around: Tensor, batch: Batch, context: Context
-    ) -> tuple[Tensor, Tensor]:
-        """``ascend``, and the logits (B,classes) before the step."""
-        gradient, logits = self.gradient_at(x_adv, batch, context)
-        moved = batch.threat.step(x_adv.detach(), gradient, around, self.step_size(batch))
-        return moved, logits
+        gradient, _ = self.gradient_at(x_adv, batch, context)
+        return batch.threat.step(x_adv.detach(), gradient, around, self.step_size(batch))
 
     def gradient_at(self, x_adv: Tensor, batch: Batch, context: Context) -> tuple[Tensor, Tensor]:
         """The gradient (B,C,H,W) of the attack's loss at ``x_adv``, times the loss scale, and the

@@ -106,7 +106,8 @@ class PGD(Ascent):
     def _ascend_and_count(
         self, x_adv: Tensor, around: Tensor, batch: Batch, context: Context, correct: Tensor
     ) -> tuple[Tensor, Tensor]:
-        moved, logits = self.ascend_with_logits(x_adv, around, batch, context)
+        gradient, logits = self.gradient_at(x_adv, batch, context)
+        moved = batch.threat.step(x_adv.detach(), gradient, around, self.step_size(batch))
         return moved, correct + (logits.argmax(1) == batch.y)
 
     def _worse(self, first: Tensor, second: Tensor, y: Tensor, context: Context) -> Tensor:
