@@ -47,7 +47,7 @@ def test_two_parts_cannot_have_a_state_of_one_name(monkeypatch: pytest.MonkeyPat
     step = tiny_step(tiny_model(), "pgd", steps=1)
     for part in (step.plan.objective, step.plan.target):
         monkeypatch.setitem(part.state, "rows", torch.zeros(2))
-    with pytest.raises(RuntimeError, match="two parts of 'pgd' have a state called 'rows'"):
+    with pytest.raises(UserError, match="Two parts of 'pgd' have a state called 'rows'"):
         step(*tiny_batch()[:3])
 
 
@@ -57,7 +57,7 @@ def test_the_averages_of_the_weights_are_also_states_with_names(
     """They are allocated after the states of the parts."""
     step = tiny_step(tiny_model(), "pgd", steps=1, averaging="ema")
     monkeypatch.setitem(step.plan.target.state, "average.linear.bias", torch.zeros(2))
-    with pytest.raises(RuntimeError, match=r"have a state called 'average\.linear\.bias'"):
+    with pytest.raises(UserError, match=r"have a state called 'average\.linear\.bias'"):
         step(*tiny_batch()[:3])
 
 

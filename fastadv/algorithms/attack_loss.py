@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastadv.algorithms.contract import AttackLoss, Context, WeighsKL
+from fastadv.algorithms.contract.returned import fitted, number, per_image
 from fastadv.algorithms.plan import Plan
 from fastadv.engine.model.network import Network
 
@@ -33,7 +34,8 @@ class PlanAttackLoss:
         if penalty is not None and self._of_samples:
             loss = self._with_penalty(logits, y, context, penalty).mean()  # one mean for both
         else:
-            loss = plan.attack_loss.mean(logits, y, context, plan.target.fit)
+            own = plan.attack_loss
+            loss = number(own.mean(logits, y, context, self._fit), own, "mean")
             loss = -loss if self._sign < 0 else loss
             loss = loss if penalty is None else self._weighted(loss) + penalty.mean()
         scale = self.net.loss_scale(len(y))
@@ -50,9 +52,15 @@ class PlanAttackLoss:
         self, logits: Tensor, y: Tensor, context: Context, penalty: Tensor | None
     ) -> Tensor:
         plan = self.plan
-        losses = plan.attack_loss.per_sample(logits, y, context, plan.target.fit)
+        own = plan.attack_loss
+        losses = per_image(
+            own.per_sample(logits, y, context, self._fit), len(logits), own, "per_sample"
+        )
         losses = -losses if self._sign < 0 else losses
         return losses if penalty is None else self._weighted(losses) + penalty
+
+    def _fit(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
+        return fitted(self.plan.target, logits, y, context)
 
     def _weighted(self, loss: Tensor) -> Tensor:
         return loss if self._factor == 1.0 else self._factor * loss

@@ -11,6 +11,6 @@ def refuse(plan: Plan) -> None:
     for slot, part in plan.parts.items():
         if part is plan.attack_loss and not plan.adversary.gradient_steps:
             continue  # no step follows it
-        for other, reason in part.conflicts(plan.capabilities):
+        for other, reason in part.conflicts(plan.capabilities) or ():
             beside = f"{other} {plan.slots[other]}" if other in plan.slots else other
             raise UserError(f"{slot} {plan.slots[slot]} x {beside} cannot be combined: {reason}")

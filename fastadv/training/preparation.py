@@ -15,7 +15,7 @@ from fastadv.algorithms.contract import NEEDS, FollowsThreat, Setup
 from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.user_loss import require_per_sample
 from fastadv.engine.model.network import Network
-from fastadv.errors import UserError
+from fastadv.errors import UserError, unknown
 from fastadv.threat import Threat
 from fastadv.training import checks
 from fastadv.training.inputs import targets_of
@@ -109,7 +109,8 @@ class Preparation:
 
     def allocate(self, allocated: Allocated) -> None:
         """Give every part its ``Setup``, with which it allocates its state. Raises ``UserError`` if
-        a part cannot work in this run, ``RuntimeError`` for parts that contradict each other."""
+        a part cannot work in this run or asks for what no step provides, and if two parts have a
+        state of one name."""
         plan, update = self.plan, self.update
         length = self.length.in_updates(plan.updates_per_batch)
         setup = Setup(
@@ -129,17 +130,23 @@ class Preparation:
             start=plan.start,
             sound=self._sound,
         )
-        unknown_needs = plan.needs - NEEDS
-        if unknown_needs:
-            raise RuntimeError(f"parts ask for what no step provides: {sorted(unknown_needs)}")
         for part in plan.parts.values():
+            for need in part.requires():
+                if need not in NEEDS:
+                    raise unknown(f"need of {type(part).__name__}.requires:", need, NEEDS)
             part.prepare(setup)
+            for name in part.sample_state():
+                if name not in part.state:
+                    raise unknown(f"state of {type(part).__name__}.sample_state:", name, part.state)
         if plan.averaging is not None:
             plan.averaging.start(update.parameters.named)
         names = Counter(name for part in plan.parts.values() for name in part.state)
         shared = [name for name, count in names.items() if count > 1]
         if shared:
-            raise RuntimeError(f"two parts of {plan.method!r} have a state called {shared[0]!r}")
+            raise UserError(
+                f"Two parts of {plan.method!r} have a state called {shared[0]!r}: give one another "
+                "name."
+            )
         self.allocated = allocated
 
     def follow_threat(self, threat: Threat) -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from fastadv.algorithms.adversaries.weaken import weakened, weakening
 from fastadv.algorithms.contract import Adversarial, Batch, Context, Losses, Outputs, SharesForward
+from fastadv.algorithms.contract.returned import fitted, number, per_image
 from fastadv.algorithms.plan import Plan
 from fastadv.engine.gradient import leaf
 from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL
@@ -97,7 +98,7 @@ class Regions:
             outputs = self._outputs(batch, attacked, trained_on, block_noise, needs)
             target = self.plan.target
             if target.labels == "any":
-                plain_losses = target.fit(outputs.adversarial, batch.y, outputs.context)
+                plain_losses = self._fit(outputs.adversarial, batch.y, outputs.context)
             else:
                 plain_losses = functional.cross_entropy(
                     outputs.adversarial, batch.y, reduction="none"
@@ -145,14 +146,21 @@ class Regions:
     def _losses(self, outputs: Outputs, y: Tensor) -> Tensor:
         """The objective and the target's penalty, per sample (B,)."""
         plan = self.plan
-        losses = plan.objective.per_sample(outputs, y, plan.target.fit)
-        fitted = outputs.adversarial
+        losses = plan.objective.per_sample(outputs, y, self._fit)
+        count = len(outputs.adversarial)
+        losses = per_image(losses, count, plan.objective, "per_sample")
+        at = outputs.adversarial
         if plan.objective.fits[0] == "natural" and outputs.natural is not None:
-            fitted = outputs.natural
+            at = outputs.natural
         if self._penalizing is None:
             return losses
-        penalty = self._penalizing.penalty(fitted, outputs.adversarial, outputs.context)
-        return losses if penalty is None else losses + penalty
+        penalty = self._penalizing.penalty(at, outputs.adversarial, outputs.context)
+        if penalty is None:
+            return losses
+        return losses + per_image(penalty, count, plan.target, "penalty")
+
+    def _fit(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
+        return fitted(self.plan.target, logits, y, context)
 
     def _loss_and_gradients(
         self,
@@ -170,6 +178,7 @@ class Regions:
         regularizer, term = self.plan.regularizer, None
         if regularizer is not None:
             term = regularizer.term(batch, attacked, trained_on, outputs)
+            term = number(term, regularizer, "term")
             loss = loss + regularizer.weight() * term
         weights = self.parameters.learning_named()
         others = [*leaves, *([] if x_adv is None else [x_adv])]

@@ -54,15 +54,26 @@ def take_over(
             f"{step.plan.method!r} with {dict(step.plan.slots)}."
         )
     step.changes.follow(prepared=step.allocated)
+    if state["allocated"]:  # otherwise the saved step had not been called
+        _load_parts(step, state)
     step.clock.calls, step.clock.named_epoch = state["calls"], state["epoch"]
     step.offset.copy_(state["offset"])
     step.updater.load_state_dict(state["updater"])
-    if not state["allocated"]:
-        return  # the saved step had not been called
-    step.net.bn_momenta.stands = state["one_pass_stands"]
-    if not step.preparation.prepared:
-        step.net.bn_momenta.known_to_stand = step.net.bn_momenta.stands
+
+
+def _load_parts(step: Internals, state: dict[str, Any]) -> None:
     if not step.allocated:
         step.preparation.allocate(Allocated.loaded(state["allocated"]))
     for slot, part in step.plan.parts.items():
+        saved, own = set(state["parts"][slot]), set(part.state)
+        if saved != own:
+            raise UserError(
+                f"The saved state of the {slot} {step.plan.slots[slot]!r} holds "
+                f"{sorted(saved) or 'nothing'}, and the part keeps {sorted(own) or 'nothing'}: its "
+                "code or its options have changed since."
+            )
+    for slot, part in step.plan.parts.items():
         part.load_state(state["parts"][slot])
+    step.net.bn_momenta.stands = state["one_pass_stands"]
+    if not step.preparation.prepared:
+        step.net.bn_momenta.known_to_stand = step.net.bn_momenta.stands

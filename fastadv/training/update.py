@@ -25,6 +25,7 @@ from fastadv.algorithms.contract import (
     Outputs,
     SetsRates,
     SharesForward,
+    returned,
 )
 from fastadv.algorithms.plan import Plan
 from fastadv.engine import noise
@@ -198,6 +199,7 @@ class Update:
         with self.net.attacking(plan.adversary.attack_bn):
             factor = weakening(plan.adversary, batch, self.regions.seed)
             attacked = plan.adversary.make(batch, context._replace(weakening=factor))
+            returned.attacked(attacked, batch.x, plan.adversary)
             attacked = self._with_neighbor(batch, attacked)
         if plan.teacher is not None:
             trained_on = self.regions.weakened(attacked.x_adv, batch, attacked)

@@ -18,6 +18,7 @@ from fastadv.algorithms.contract import (
     Pass,
     Setup,
 )
+from fastadv.algorithms.contract.returned import images
 from fastadv.algorithms.start_points import given, in_ball, near
 from fastadv.by_epoch import Phases, Ramp
 from fastadv.declared import ChangingNonNegative, option
@@ -93,11 +94,12 @@ class Ascent(Adversary):
     def begin(self, batch: Batch, restart: int = 0) -> Tensor:
         """The start (B,C,H,W): the caller's for the first restart, else the start part's, else the
         adversary's own."""
-        start = given(batch) if restart == 0 else None
+        chosen = given(batch) if restart == 0 else None
+        if chosen is not None:
+            return chosen
+        start = self.setup.start
         if start is not None:
-            return start
-        if self.setup.start is not None:
-            return self.setup.start.point(batch, restart)
+            return images(start.point(batch, restart), batch.x, start, "point")
         return self.own_start(batch, restart)
 
     def ascend(self, x_adv: Tensor, around: Tensor, batch: Batch, context: Context) -> Tensor:

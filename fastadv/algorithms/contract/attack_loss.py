@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastadv.algorithms.contract.part import Part
+from fastadv.algorithms.contract.returned import per_image
 from fastadv.algorithms.contract.target import Fit
 from fastadv.algorithms.contract.tensors import Context
 
@@ -22,4 +23,5 @@ class AttackLoss(Part):
 
     def mean(self, logits: Tensor, y: Tensor, context: Context, fit: Fit) -> Tensor:
         """The loss of the batch (0-dim), whose gradient the attack follows."""
-        return self.per_sample(logits, y, context, fit).mean()
+        losses = self.per_sample(logits, y, context, fit)
+        return per_image(losses, len(logits), self, "per_sample").mean()
