@@ -151,7 +151,7 @@ def require_radii(radii: Tensor, widest: float) -> None:
     """Raise ``UserError`` unless each radius or step (B,) lies in [0, widest]. Waits."""
     if radii_outside(radii, widest):
         raise UserError(
-            f"eps= and alpha= of an image lie in [0, {widest:g}] pixels, but reach from "
+            f"eps and alpha of an image lie in [0, {widest:g}] pixels, but reach from "
             f"{float(radii.min()):g} to {float(radii.max()):g}; divide 255ths by 255."
         )
 

@@ -358,3 +358,54 @@ def test_what_is_not_supported_is_refused() -> None:
     x, y, index, _ = tiny_batch()
     with pytest.raises(UserError, match=r"logits \(B,classes\)"):
         fastadv.step(pixels, sgd(pixels), "pgd")(x, y, index)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_delta_of_free_follows_the_radius_of_each_image(norm: str) -> None:
+    """It belongs to a place in the batch, where an image with another radius comes next."""
+    step = tiny_step(tiny_model(), "free", norm=norm, replays=2)
+    far: list[float] = []
+    finish = step.internals.update.finish_update
+
+    def watched(results: Any, ok: Any, update: bool) -> None:
+        away = (results.attacked.x_adv - results.batch.x).flatten(1)
+        length = away.abs().amax(1) if norm == "linf" else away.norm(dim=1)
+        far.append(float((length - results.batch.threat.eps).max()))
+        finish(results, ok, update)
+
+    step.internals.update.finish_update = watched  # type: ignore[method-assign]
+    x, y, index, _ = tiny_batch()
+    radii = torch.linspace(0, 2 * EPS, len(x)).double()
+    for given in ({"eps": radii}, {"eps": radii.flip(0)}, {}):
+        step(x, y, index, **given)
+    assert len(far) == 6
+    assert max(far) < 1e-9
+
+
+def test_the_delta_of_free_follows_a_radius_that_falls() -> None:
+    step = tiny_step(
+        tiny_model(), "free", replays=2, radius=Phases({0: 0.1, 1: 0.02}), steps_per_epoch=1
+    )
+    x, y, index, _ = tiny_batch()
+    step(x, y, index)
+    made: list[Any] = []
+    make = step.plan.adversary.make
+    step.plan.adversary.make = lambda *given: made.append(make(*given)) or made[-1]
+    step(x, y, index)
+    assert float((made[0].x_adv - x).abs().max()) < 0.02 + 1e-9
+
+
+def test_the_tensors_of_the_steps_own_threat_are_looked_at() -> None:
+    x, y, index, _ = tiny_batch()
+
+    def call(threat: Threat, **given: Any) -> None:
+        tiny_step(tiny_model(), "pgd", steps=1, threat=threat)(x, y, index, **given)
+
+    seven = Threat("linf", torch.full((7,), 0.1).double())
+    with pytest.raises(UserError, match=r"holds 7 radii, .* has 8 images: pass eps= to the call"):
+        call(seven)
+    call(seven, eps=torch.full((8,), 0.1).double())  # in place of the threat's
+    with pytest.raises(UserError, match=r"eps and alpha of an image lie in \[0, 1\]"):
+        call(Threat("linf", torch.full((8,), -0.1).double()))
+    with pytest.raises(UserError, match="mask is bool and"):
+        call(Threat("linf", 0.1, mask=torch.ones(4, 1, 6, 6).bool()))

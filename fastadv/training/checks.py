@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 from fastadv import ranges
 from fastadv.errors import UserError
 from fastadv.models.wrapped import baked_modes
+from fastadv.threat import Threat
 
 
 def check_shapes(
@@ -132,6 +133,19 @@ def check_mask(x: Tensor, mask: Tensor | None) -> None:
             f"images are {tuple(x.shape)}."
         )
     check_devices(x.device, mask=mask)
+
+
+def check_own_threat(x: Tensor, threat: Threat, eps: Tensor | None, mask: Tensor | None) -> None:
+    """Raise ``UserError`` unless the tensors of the step's ``threat`` fit the images ``x``, where
+    the call gives no ``eps`` and ``mask`` in their place."""
+    eps = threat.eps if eps is None else None
+    if isinstance(eps, Tensor) and eps.dim() and len(eps) != len(x):
+        raise UserError(
+            f"The threat's eps holds {len(eps)} radii, one for each image of a batch, but this one "
+            f"has {len(x)} images: pass eps= to the call."
+        )
+    check_mask(x, threat.mask if mask is None else None)
+    check_devices(x.device, **{"threat's eps": eps if isinstance(eps, Tensor) else None})
 
 
 def check_targets(y: Tensor, targets: Tensor | None, *, targeted: bool) -> None:

@@ -68,6 +68,8 @@ def looked_at(
     x, y, index, start, second, eps, alpha, mask, targets = given
     of_classes = labels == "classes"
     every_y = [each for each in (y, targets) if each is not None]
+    if eps is None and isinstance(threat.eps, Tensor) and threat.eps.dim():
+        eps = threat.eps
     radii = [each for each in (eps, alpha) if each is not None]
     if of_classes and classes is not None:
         ranges.require_width(y, classes)

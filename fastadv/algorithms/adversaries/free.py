@@ -45,6 +45,8 @@ class Free(Adversary):
     replays: Passes = option(8, "updates per batch")
 
     _no_gradient: Tensor | None = field(init=False, repr=False, default=None)
+    # True once a batch had a radius of its own: what it left may lie outside of the next one's.
+    _radii_differ: bool = field(init=False, repr=False, default=False)
 
     @property
     def updates_per_batch(self) -> int:
@@ -90,6 +92,10 @@ class Free(Adversary):
             super().load_state(saved)
         self._make_room(len(found))
         self.state[DELTA].zero_()[: len(found)] = found
+        inside = self._projected(found, self.setup.threat)
+        # Rounding aside: a projection of what lies inside would change its last digit in L2.
+        if not torch.allclose(found, inside, rtol=1e-5, atol=0):
+            self._radii_differ = True
 
     def check_images(self, batch: Batch) -> None:
         kept = self.setup.image_shape
@@ -103,11 +109,19 @@ class Free(Adversary):
     def follow_threat(self, threat: Threat) -> None:
         """Project delta to the new ball."""
         delta = self.state[DELTA]
-        delta.copy_(threat.unboxed().project(delta, torch.zeros_like(delta)))
+        delta.copy_(self._projected(delta, threat))
+
+    def _projected(self, delta: Tensor, threat: Threat) -> Tensor:
+        """``delta`` (B,C,H,W) in the ball of ``threat`` around 0."""
+        return threat.unboxed().project(delta, torch.zeros_like(delta))
 
     def make(self, batch: Batch, context: Context) -> Adversarial:
         self._make_room(len(batch.x))
         delta = self.state[DELTA][: len(batch.x)] if batch.start is None else batch.start
+        if isinstance(batch.threat.eps, Tensor):
+            self._radii_differ = True
+        if self._radii_differ:
+            delta = self._projected(delta, batch.threat)
         delta = batch.threat.movable(delta)
         x_adv = batch.threat.clip(batch.x + delta)
         return Adversarial(x_adv, batch.x, context._replace(start=delta.clone()))
