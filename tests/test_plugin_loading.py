@@ -17,6 +17,7 @@ import fastadv
 from fastadv.algorithms.parts import PARTS
 from fastadv.algorithms.recipe import Recipe
 from fastadv.errors import UserError
+from fastadv.run.presets import presets_for
 
 MART = FOLDER / "mart.py"
 SMALL = ("--width", 2, "--epochs", 1, "--limit", 128, "--test-limit", 40, "--steps", 1)
@@ -238,3 +239,71 @@ def test_an_option_cannot_have_the_name_of_an_argument_of_step(half: Path) -> No
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(UserError, match="'seed', which is an argument of"):
         fastadv.step(model, optimizer, "half")
+
+
+def test_a_part_that_was_refused_can_be_passed_again() -> None:
+    """Only a step that was built keeps it."""
+    part = PARTS["objective"]["trades"]()
+    model = tiny_model()
+    with pytest.raises(UserError, match="optimizer must be"):
+        fastadv.step(model, None, "pgd", objective=part)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(UserError, match="cannot be combined"):
+        fastadv.step(model, optimizer, "pgd", objective=part, adversary="none")
+    fastadv.step(model, optimizer, "pgd", objective=part)
+    with pytest.raises(UserError, match="of another step"):
+        fastadv.step(model, optimizer, "pgd", objective=part)
+
+
+def test_a_part_that_is_passed_shares_its_options_by_name() -> None:
+    """NuAT's norm stands in the regularizer and in the attack's loss, with one weight."""
+    nuat = load("nuat")
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = fastadv.step(model, optimizer, "nuat", regularizer=nuat.NuclearNorm(reg_weight=9.0))
+    parts = (step.plan.regularizer, step.plan.attack_loss)
+    assert [part.reg_weight for part in parts] == [9.0, 9.0]
+    both = {"regularizer": nuat.NuclearNorm(reg_weight=9.0), "attack_loss": nuat.NuclearAttack()}
+    with pytest.raises(UserError, match=r"reg_weight is 4\.5 in one .* and 9\.0 in another"):
+        fastadv.step(model, optimizer, "nuat", **both)
+
+
+def test_a_recipe_with_an_option_that_no_part_has_is_refused() -> None:
+    with pytest.raises(UserError, match=r"Unknown option of the recipe 'mine': 'stpes'; did you"):
+        fastadv.register_recipe("mine", Recipe("a", "test", options={"stpes": 3}))
+    wrong = {"cifar10": fastadv.OnData(options={"alhpa": 0.1})}
+    with pytest.raises(UserError, match="'alhpa'; did you mean 'alpha'"):
+        fastadv.register_recipe("mine", Recipe("a", "test", on_data=wrong))
+
+
+def test_a_misspelt_setting_of_a_recipe_is_told() -> None:
+    fastadv.register_recipe("mine", Recipe("a", "test", training={"epochz": 3}))
+    with pytest.raises(UserError, match=r"setting of the recipe 'mine': 'epochz'; did you mean"):
+        presets_for("mine", "digits", {}, {})
+
+
+def test_a_registered_part_has_a_default_for_each_option() -> None:
+    class Bare(fastadv.Objective):
+        size: float
+
+    with pytest.raises(UserError, match="option 'size' of Bare has no default"):
+        fastadv.register("bare")(Bare)
+
+
+@pytest.mark.parametrize("name", ["resume", "trust_code", "help", "plugin"])
+def test_an_option_cannot_have_the_name_of_a_flag(
+    name: str, fastadv_command: Command, tmp_path: Path
+) -> None:
+    file = tmp_path / "flag.py"
+    file.write_text(HALF.replace("size", name))
+    done = fastadv_command("train", "--plugin", file, "--method", "half", *SMALL)
+    assert done.code != 0
+    assert f"has an option '{name}'" in done.err
+
+
+def test_a_plugin_that_exits_is_told(fastadv_command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "leaves.py"
+    file.write_text("import sys\n\nsys.exit(0)\n")
+    done = fastadv_command("methods", "--plugin", file)
+    assert done.code != 0
+    assert "leaves.py failed in line 3: SystemExit: 0" in done.err

@@ -43,7 +43,7 @@ def load_file(path: str | Path) -> None:
     except UserError:
         del sys.modules[name]
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UserError(f"The plugin {path} failed{_line(error, file)}: {_said(error)}.") from error
     _loaded[file] = name
@@ -74,11 +74,11 @@ def source_digest(kind: type) -> tuple[str, str] | None:
     return Path(file).name, hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".rstrip(".")
 
 
-def _line(error: Exception, file: Path) -> str:
+def _line(error: BaseException, file: Path) -> str:
     """Where in ``file`` the error arose, as words."""
     if isinstance(error, SyntaxError) and error.lineno is not None:
         return f" in line {error.lineno}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import MISSING
 from typing import TypeVar
 
 from fastadv.algorithms.contract import (
@@ -17,7 +18,9 @@ from fastadv.algorithms.contract import (
     Start,
     Target,
     WeightPerturbation,
+    option_names,
 )
+from fastadv.algorithms.options import all_options, default
 from fastadv.algorithms.parts import PARTS, names
 from fastadv.algorithms.recipe import Recipe
 from fastadv.algorithms.recipes.table import METHODS
@@ -48,12 +51,18 @@ def register(name: str) -> Callable[[Kind], Kind]:
     The part can then be named wherever fastadv's own can: in ``fastadv.step``, in recipes, on the
     command line and in the ``config.toml`` of a run. Raises ``UserError`` for a name with other
     characters than small letters, digits and hyphens, a name that another part of this slot has,
-    and a class that is no part.
+    a class that is no part, and an option without a default.
     """
 
     def add(part: Kind) -> Kind:
         slot = slot_of(part)
         _check(slot, name, PARTS[slot], part)
+        for option in option_names(part):
+            if default(part, option) is MISSING:
+                raise UserError(
+                    f"The option {option!r} of {part.__name__} has no default, and a part that is "
+                    "named is built without one: write option(value, help)."
+                )
         PARTS[slot][name] = part
         return part
 
@@ -64,12 +73,18 @@ def register_recipe(name: str, recipe: Recipe) -> None:
     """Add a method: a recipe of parts, fastadv's own or registered ones.
 
     Raises ``UserError`` for a name that another recipe has or that ``register`` would refuse, and
-    for a part that is not known.
+    for a part that is not known and an option that none of its parts has.
     """
     _check("method", name, METHODS, recipe)
     for slot, part in recipe.parts().items():
         if part not in names(slot):
             raise unknown(f"{slot} of the recipe {name!r}:", part, names(slot))
+    classes = [PARTS[slot][part] for slot, part in recipe.parts().items() if part != NONE]
+    known = all_options(classes)
+    for options in (recipe.options, *(each.options for each in recipe.on_data.values())):
+        for option in options:
+            if option not in known:
+                raise unknown(f"option of the recipe {name!r}:", option, known)
     METHODS[name] = recipe
 
 

@@ -49,6 +49,7 @@ def resolve(method: str, overrides: Mapping[str, Any] | None = None) -> Plan:
             raise _unknown_option(method, name, known)
     settings = _recipe_options(row, slots, known) | wanted
     settings = {name: coerce(name, value, known[name]) for name, value in settings.items()}
+    settings |= _options_of(own)
     parts: dict[str, Any] = {}
     for slot, part in classes.items():
         if slot in own:
@@ -118,13 +119,27 @@ def _name_of(slot: str, part: type[Part]) -> str:
 
 
 def _unused(slot: str, part: Part) -> Part:
-    if hasattr(part, "setup") or getattr(part, "_in_plan", False):
+    if part.in_step:
         raise UserError(
             f"This {type(part).__name__} is the {slot} of another step and keeps its state: build "
             "one for each step."
         )
-    part._in_plan = True  # type: ignore[attr-defined]
     return part
+
+
+def _options_of(own: Mapping[str, Part]) -> dict[str, Any]:
+    """The options of the parts that are passed: name -> value. Options of one name are one, so
+    other parts of the method have the same. Raises ``UserError`` for two values."""
+    found: dict[str, Any] = {}
+    for part in own.values():
+        for name in option_names(type(part)):
+            value = getattr(part, name)
+            if found.setdefault(name, value) != value:
+                raise UserError(
+                    f"{name} is {found[name]} in one of the parts that you pass and {value} in "
+                    "another, and options of one name are one: give both the same value."
+                )
+    return found
 
 
 def _require_no_options(slot: str, part: Part, wanted: Mapping[str, Any]) -> None:

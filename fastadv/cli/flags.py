@@ -127,6 +127,10 @@ def _option(name: str, kind: Any) -> inspect.Parameter:
     )
 
 
+OF_THE_COMMAND = ("resume", "trust_code", "plugin", "help", "help_all")
+"""The flags of ``fastadv train`` that are no settings of a run."""
+
+
 def train_parameters() -> list[inspect.Parameter]:
     """Every option of ``fastadv train``: the run's settings, the slots, the parts' options."""
     plugins.load_installed()
@@ -147,7 +151,8 @@ def _require_own_names(part: type[Part], settings: Mapping[str, Any]) -> None:
     """Raise ``UserError`` if an option of ``part`` has the name of a slot or of a setting of the
     run, since no command could set it."""
     for name in option_types(part):
-        if name in SLOTS or (name in settings and name not in ALSO_OPTIONS):
+        taken = name in settings and name not in ALSO_OPTIONS
+        if name in SLOTS or taken or name in OF_THE_COMMAND:
             raise UserError(
                 f"{part.__name__} has an option {name!r}, which is a setting of every run: give "
                 "the option another name."

@@ -9,8 +9,10 @@ from typing import Any
 from fastadv.algorithms.recipe import OnData, beside_on
 from fastadv.algorithms.recipes.table import recipe
 from fastadv.algorithms.resolution import choose_parts, known_options, part_classes
+from fastadv.errors import unknown
 from fastadv.run.defaults import DEFAULTS
 from fastadv.run.origin import Origin
+from fastadv.run.request import setting_types
 from fastadv.threat import USUAL_EPS
 
 
@@ -110,6 +112,9 @@ def presets_for(
     settings = dict(preset.settings)
     norm = given.get("norm", DEFAULTS["norm"])
     here = row.on_data.get(kind, OnData())
+    for name in (*row.training, *here.training, *here.where):
+        if name not in setting_types():
+            raise unknown(f"setting of the recipe {method!r}:", name, setting_types())
     published = {**row.training, **here.training} if preset.published else {}
     settings |= published
     if preset.published and norm != "linf":

@@ -81,6 +81,8 @@ class Step:
             **settings,
         )
         self._calls = Calls(self.internals)
+        for part in plan.parts.values():
+            part.in_step = True
 
     def __repr__(self) -> str:
         threat = f"{self.threat.norm}, eps {self.threat.nominal:.4g}"
@@ -214,6 +216,7 @@ class Step:
         checks.check_companions(x, start=start, second=second)
         adversary = self.plan.adversary
         checks.check_radii(x, takes_alpha=adversary.takes_alpha, eps=eps, alpha=alpha)
+        checks.check_own_threat(x, self.threat, eps, mask)
         checks.check_mask(x, mask)
         checks.check_targets(y, targets, targeted=self.threat.targeted)
         if update:

@@ -53,6 +53,7 @@ class Part:
     setup: Setup = field(init=False, repr=False)
     net: Network = field(init=False, repr=False)
     state: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
+    in_step: bool = field(init=False, repr=False, default=False)  # it keeps the state of a step
     active: bool = field(init=False, repr=False, default=True)  # only ``schedule`` changes it
 
     def __init_subclass__(cls) -> None:
