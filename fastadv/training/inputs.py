@@ -15,6 +15,7 @@ from fastadv.engine import noise
 from fastadv.engine.optimizer.faults import Fault
 from fastadv.errors import UserError
 from fastadv.threat import Threat
+from fastadv.threat import batch as threats
 
 
 class Given(NamedTuple):
@@ -151,7 +152,7 @@ def two_views(batch: Batch) -> Batch:
         y=torch.cat([batch.y, batch.y]),
         # The same sample twice must not draw the same noise twice.
         index=torch.cat([batch.index, batch.index + noise.SECOND_VIEW]),
-        threat=batch.threat.repeated(2, len(batch.x)),
+        threat=threats.repeated(batch.threat, 2, len(batch.x)),
         view=None,
         start=None if batch.start is None else batch.start.repeat(2, 1, 1, 1),
         alpha=None if batch.alpha is None else batch.alpha.repeat(2),
