@@ -18,14 +18,18 @@ def check_bool(mask: Any) -> None:
         )
 
 
+def fits(mask: Tensor, x: Tensor) -> bool:
+    """True if ``mask`` is (B or 1,C or 1,H,W) beside ``x`` (B,C,H,W)."""
+    if mask.dim() != x.dim() or x.dim() < 3 or mask.shape[2:] != x.shape[2:]:
+        return False
+    return all(own in (1, of) for own, of in zip(mask.shape[:2], x.shape[:2], strict=True))
+
+
 def fitting(mask: Tensor | None, x: Tensor) -> Tensor:
     """``mask``; raises ``UserError`` if it does not fit ``x`` (B,C,H,W)."""
     if mask is None:
         raise RuntimeError("this threat has no mask")
-    fits = mask.dim() == x.dim() > 2 and mask.shape[2:] == x.shape[2:]
-    if not fits or any(
-        own not in (1, size) for own, size in zip(mask.shape[:2], x.shape[:2], strict=True)
-    ):
+    if not fits(mask, x):
         raise UserError(
             f"A mask of shape {tuple(mask.shape)} does not fit images of shape "
             f"{tuple(x.shape)}; give (B or 1, C or 1, H, W)."
