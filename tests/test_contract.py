@@ -75,7 +75,6 @@ def test_a_hook_for_one_part_is_found() -> None:
 
 # -- names ------------------------------------------------------------------------------------
 
-STEPS = ("attack_loss", "cost", "plan", "refusals")
 ENGINE = sorted(
     {
         *(PACKAGE / "training").glob("*.py"),
