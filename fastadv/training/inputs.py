@@ -102,8 +102,9 @@ def looked_at(
     if start is not None:
         faults[Fault.IMAGES].logical_or_(~start.isfinite().all())
     if of_classes:
-        outside = [ranges.labels_outside(each, classes) for each in every_y]
-        faults[Fault.LABELS].copy_(torch.stack(outside).any())
+        faults[Fault.LABELS].copy_(ranges.labels_outside(y, classes))
+        if targets is not None:
+            faults[Fault.LABELS].logical_or_(ranges.labels_outside(targets, classes))
     # Never cleared: nothing is updated after a bad update.
     for each in radii:
         faults[Fault.RADII].logical_or_(ranges.radii_outside(each, threat.widest))
