@@ -253,7 +253,7 @@ class Threat:
         """``x`` (B,C,...) clipped to the box."""
         return x.clamp(*self.ends(x))
 
-    def unmasked(self, moved: Tensor, x: Tensor) -> Tensor:
+    def masked(self, moved: Tensor, x: Tensor) -> Tensor:
         """``moved`` (B,C,H,W), with the values of ``x`` at the pixels that may not move."""
         return moved if self.mask is None else torch.where(fitting(self.mask, x), moved, x)
 
