@@ -43,7 +43,7 @@ UPWARD = {
         "from fastadv.algorithms.targets import one_hot",
     ),
     "Triton is for the kernels": ("engine/noise.py", "import triton"),
-    "Triton is for": ("threat.py", "import triton"),
+    "Triton is for": ("threat/mask.py", "import triton"),
     "Triton is": ("ranges.py", "import triton"),
 }
 

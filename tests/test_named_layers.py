@@ -137,7 +137,7 @@ def test_apart_perturbs_the_named_blocks(name: str) -> None:
     model, plain = made(name), made(name)
     step = apart_step(model, blocks)
     x, y, _ = images()
-    step._prepare(x, y)
+    step._calls.prepare(x, y)  # the step sizes exist from the first batch on
     omega, alpha = step.state["omega"].clone(), step.state["step_sizes"].double().clone()
     step.state["step_sizes"][2:] = alpha[2:] = 0.01  # otherwise they begin at 0
     assert len(alpha) == 2 + len(expected)

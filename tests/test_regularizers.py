@@ -107,7 +107,7 @@ def test_one_step_from_the_centre_forwards_it_once(adversary, mode):
     descend(optimizer, ce(adversarial, y).mean() + 0.7 * largest / len(y))
     assert_same(model, other)
     if mode == "eager":
-        assert len(seen) == 5  # three of them: the first call's look
+        assert len(seen) == 6  # four of them: the first call's look
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_passes_that_differ_are_not_shared(apart):
     step(x, y, index)
     attack = apart.get("steps", 1)
     weights = 1 if "weights" in apart else 0
-    assert len(seen) == 3 + attack + weights + 2  # three of them: the first call's look
+    assert len(seen) == 4 + attack + weights + 2  # four of them: the first call's look
 
 
 def test_advlc_without_weight_is_its_baseline():

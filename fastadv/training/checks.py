@@ -10,6 +10,7 @@ from fastadv import ranges
 from fastadv.errors import UserError
 from fastadv.models.wrapped import baked_modes
 from fastadv.threat import Threat
+from fastadv.threat.mask import fits
 
 
 def check_shapes(
@@ -123,11 +124,7 @@ def check_mask(x: Tensor, mask: Tensor | None) -> None:
     """Raise ``UserError`` unless ``mask`` is None or bool (B or 1,C or 1,H,W) beside ``x``."""
     if mask is None:
         return
-    right = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 4
-    if right:
-        sizes = zip(mask.shape[:2], x.shape[:2], strict=True)
-        right = mask.shape[2:] == x.shape[2:] and all(own in (1, of) for own, of in sizes)
-    if not right:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or not fits(mask, x):
         raise UserError(
             "mask is bool and (B or 1, C or 1, H, W), true for the pixels that may move; the "
             f"images are {tuple(x.shape)}."

@@ -15,6 +15,7 @@ from fastadv.engine import noise
 from fastadv.engine.optimizer.faults import Fault
 from fastadv.errors import UserError
 from fastadv.threat import Threat
+from fastadv.threat import batch as threats
 
 
 class Given(NamedTuple):
@@ -103,8 +104,9 @@ def looked_at(
     if start is not None:
         faults[Fault.IMAGES].logical_or_(~start.isfinite().all())
     if of_classes:
-        outside = [ranges.labels_outside(each, classes) for each in every_y]
-        faults[Fault.LABELS].copy_(torch.stack(outside).any())
+        faults[Fault.LABELS].copy_(ranges.labels_outside(y, classes))
+        if targets is not None:
+            faults[Fault.LABELS].logical_or_(ranges.labels_outside(targets, classes))
     # Never cleared: nothing is updated after a bad update.
     for each in radii:
         faults[Fault.RADII].logical_or_(ranges.radii_outside(each, threat.widest))
@@ -153,7 +155,7 @@ def two_views(batch: Batch) -> Batch:
         y=torch.cat([batch.y, batch.y]),
         # The same sample twice must not draw the same noise twice.
         index=torch.cat([batch.index, batch.index + noise.SECOND_VIEW]),
-        threat=batch.threat.repeated(2, len(batch.x)),
+        threat=threats.repeated(batch.threat, 2, len(batch.x)),
         view=None,
         start=None if batch.start is None else batch.start.repeat(2, 1, 1, 1),
         alpha=None if batch.alpha is None else batch.alpha.repeat(2),

@@ -152,8 +152,8 @@ class Preparation:
     def follow_threat(self, threat: Threat) -> None:
         """Pass ``threat`` on to the parts, for the next update and all after it."""
         if self.allocated is not None:
+            loss = PlanAttackLoss(self.plan, self.net, targeted=threat.targeted)
             for part in self.plan.parts.values():
-                loss = PlanAttackLoss(self.plan, self.net, targeted=threat.targeted)
                 part.setup = replace(part.setup, threat=threat, attack_loss=loss)
                 if isinstance(part, FollowsThreat):
                     part.follow_threat(threat)

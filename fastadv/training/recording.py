@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastadv.algorithms.contract import Batch, Part
 from fastadv.engine.optimizer.replayed import ReplayedUpdate
 from fastadv.threat import Threat
+from fastadv.threat import batch as threats
 from fastadv.training.results import PassResults
 
 
@@ -47,7 +48,7 @@ def batch_tensors(batch: Batch) -> list[Tensor]:
         if isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, Threat):
-            found += value.tensors()
+            found += threats.tensors(value)
         elif value is not None:
             found += list(value)
     return found
@@ -62,7 +63,7 @@ def copied(batch: Batch) -> Batch:
     }
     if batch.view is not None:
         own["view"] = type(batch.view)(*(tensor.clone() for tensor in batch.view))
-    return batch._replace(**own, threat=batch.threat.copied())
+    return batch._replace(**own, threat=threats.copied(batch.threat))
 
 
 def held_tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastadv.algorithms.adversaries.weaken import weakened, weakening
 from fastadv.algorithms.contract import Adversarial, Batch, Context, Losses, Outputs, SharesForward
 from fastadv.algorithms.contract.returned import fitted, number, per_image
 from fastadv.algorithms.plan import Plan
+from fastadv.algorithms.weakening import weakened, weakening
 from fastadv.engine.gradient import leaf
 from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL
 from fastadv.engine.model.network import Network

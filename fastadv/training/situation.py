@@ -11,6 +11,7 @@ from torch.nn.modules import module as torch_module
 from fastadv.algorithms.contract import Batch
 from fastadv.engine.model.parameter_hooks import first_hooked
 from fastadv.engine.model.precision import float32_settings
+from fastadv.threat import batch as threats
 from fastadv.training.recording import batch_tensors
 from fastadv.training.update import Update
 
@@ -26,7 +27,7 @@ def situation(update: Update, batch: Batch, python_state: int) -> Hashable:
         tuple(tensor.data_ptr() for part in parts for tensor in part.state.values()),
         tuple(_addresses(net.model)),
         python_state,
-        (net.structure.version, first_hooked(update.parameters.named), batch.threat.fixed()),
+        (net.structure.version, first_hooked(update.parameters.named), threats.fixed(batch.threat)),
         (net.outer_dtype, net.attack_dtype, net.looks),
         (_switches(), update.room),
     )

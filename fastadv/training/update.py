@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from fastadv import kernels
-from fastadv.algorithms.adversaries.weaken import weakening
 from fastadv.algorithms.contract import (
     Adversarial,
     Batch,
@@ -28,6 +27,7 @@ from fastadv.algorithms.contract import (
     returned,
 )
 from fastadv.algorithms.plan import Plan
+from fastadv.algorithms.weakening import weakening
 from fastadv.engine import noise
 from fastadv.engine.model import parameter_hooks
 from fastadv.engine.model.buffers import Snapshot

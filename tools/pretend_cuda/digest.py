@@ -21,7 +21,7 @@ RUNTIME = ("tools/pretend_cuda/runtime/*", "tools/pretend_cuda/build.py")
 STEP = (
     *("fastadv/algorithms/**/*.py", "fastadv/engine/**/*.py", "fastadv/kernels/*.py"),
     *("fastadv/models/*.py", "fastadv/training/*.py"),
-    *("fastadv/ranges.py", "fastadv/run/schedules.py", "fastadv/threat.py"),
+    *("fastadv/ranges.py", "fastadv/run/schedules.py", "fastadv/threat/*.py"),
 )
 DRIVERS = tuple(
     f"tools/pretend_cuda/{name}.py"

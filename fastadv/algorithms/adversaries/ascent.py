@@ -112,7 +112,7 @@ class Ascent(Adversary):
         logits (B,classes) there. To be called in a region."""
         x_adv = leaf(x_adv)
         logits = self.net.logits(x_adv)
-        y = batch.y if batch.targets is None else batch.targets
+        y = batch.y if batch.targets is None else batch.targets  # attacked_y, without its call
         return input_gradient(self.setup.attack_loss(logits, y, context), x_adv), logits.detach()
 
     def joint_step(self, center: Tensor, logits: Tensor, batch: Batch, context: Context) -> Tensor:

@@ -31,6 +31,7 @@ class ATTA(Ascent):
         return self.steps
 
     def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
+        yield from super().conflicts(method)
         if not method.keeps_starts:
             yield Conflict(
                 "start", "ATTA continues from stored perturbations: take start='stored'."

@@ -199,7 +199,7 @@ class FGSMPlus(Adversary):
         rate = self.steps.values[OMEGA]
         if batch.start is None and self.learned_start:
             x0, omega = self.store.start_from(batch.index, batch.view, batch.x, rate, batch.threat)
-            return batch.threat.unmasked(x0, batch.x), omega
+            return batch.threat.masked(x0, batch.x), omega
         if batch.start is None:
             return batch.x, torch.zeros_like(batch.x)
         return batch.threat.project(batch.x + batch.start, batch.x), batch.start / rate

@@ -8,7 +8,6 @@ from fastadv.algorithms.adversaries.ascent import Ascent
 from fastadv.algorithms.contract import Adversarial, Batch, Context
 from fastadv.declared import NonNegative, option
 from fastadv.engine import noise
-from fastadv.engine.gradient import input_gradient, leaf
 from fastadv.errors import UserError
 from fastadv.threat import Threat
 
@@ -45,8 +44,6 @@ class NFGSM(Ascent):
 
     def _unprojected(self, x0: Tensor, batch: Batch, context: Context) -> Tensor:
         """One step from ``x0``, clipped to the box only; a region."""
-        x0 = leaf(x0)
-        logits = self.net.logits(x0)
-        gradient = input_gradient(self.setup.attack_loss(logits, batch.attacked_y, context), x0)
+        gradient, _ = self.gradient_at(x0, batch, context)
         x0 = x0.detach()
         return batch.threat.unbounded().step(x0, gradient, x0, self.step_size(batch))

@@ -65,6 +65,7 @@ class PGD(Ascent):
         return threat.pgd_alpha
 
     def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
+        yield from super().conflicts(method)
         if self.restarts > 1 and not method.attack_loss_per_sample:
             yield Conflict("attack_loss", "restarts compare the loss of each sample.")
 

@@ -1,10 +1,29 @@
 """The interface between the parts of a recipe and the step.
 
-An update calls its parts in a fixed order (``training/update.py``). Each file holds one idea: the
-tensors of a batch (``tensors``), the run (``setup``), what all parts share (``part``), and one
-small base class per slot. A part is a dataclass whose fields are its options. It reads the run from
-``Setup``, and it owns its state as preallocated tensors in ``self.state``, which it changes in
-place.
+A part is a dataclass whose fields are its options. It reads the run from ``Setup``, and it owns
+its state as preallocated tensors in ``self.state``, which it changes in place. Each file holds one
+idea. To write a part read them in this order:
+
+1. ``tensors``: the batch, and what the parts compute from it one after another.
+2. ``part``: the hooks that all parts share, and ``NEEDS``, what the step computes for them.
+3. The base class of the slot: ``adversary``, ``attack_loss``, ``start``, ``objective``,
+   ``target``, ``regularizer`` (with ``weighted``), ``weights``, ``layers``, ``averaging``.
+4. If needed: ``setup``, the run; ``capabilities``, what a part may know of the others;
+   ``passes``, in which it counts its cost; ``abilities``, what single parts can do beside the
+   hooks.
+
+When the hooks are called:
+
+- To resolve a method, without a network: ``requires``, ``sample_state``, ``is_plain``,
+  ``conflicts``, ``extra_passes``.
+- When the step is built: ``check_threat``, then ``Layers.bind``.
+- Before the first update, or before a state is loaded: ``prepare``, then ``Averaging.start``.
+- In each update: ``check_images``, ``schedule``; ``Target.prepare_batch``, ``Adversary.make``
+  (with ``Start.point`` and ``AttackLoss``), ``WeightPerturbation.perturb``; the outer pass with
+  ``Objective.per_sample``, ``Target.fit`` and ``Regularizer.term``; the optimizer's step;
+  ``after``, ``Adversary.unmoved``, ``Averaging.update``. ``training/update.py`` has the code.
+- At other times: ``follow_model`` and ``bind`` after a change of the model, ``load_state`` when a
+  run is resumed, ``advice`` when the user asks.
 
 Every part keeps these invariants, so that a step can be compiled and captured as it is:
 

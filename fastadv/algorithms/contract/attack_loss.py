@@ -11,10 +11,12 @@ from fastadv.algorithms.contract.tensors import Context
 
 
 class AttackLoss(Part):
-    """What the adversary maximises at ``logits`` (B,classes).
+    """What the adversary maximises at ``logits`` (B,classes) of the attacked images.
 
     A part implements ``per_sample``, ``mean`` or both: ``mean`` may add terms of the whole batch.
-    ``fit`` is the target's ``fit``, which a loss on the label may use.
+    ``y`` are the labels, in a targeted attack the wanted ones, whose loss the attack lowers.
+    ``fit`` is the target's ``fit``, which a loss on the label may use. The step adds the target's
+    penalty and the loss scale (``Setup.attack_loss``).
     """
 
     def per_sample(self, logits: Tensor, y: Tensor, context: Context, fit: Fit) -> Tensor:

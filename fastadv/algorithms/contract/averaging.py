@@ -17,7 +17,7 @@ class Averaging(Part):
     """
 
     def start(self, parameters: Mapping[str, Tensor]) -> None:
-        """Allocate the average."""
+        """Allocate the average; called once, after ``prepare``."""
 
     def update(self, parameters: Mapping[str, Tensor], ok: Tensor, ended: int | None) -> None:
         """Called after every optimizer step with ``ended`` None, and after the last update of epoch

@@ -19,5 +19,6 @@ class Layers(Part):
         return [{"params": list(model.parameters()), "lr": lr}]
 
     def bind(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Take over the model and its optimizer. Raises ``UserError`` if the groups of
-        ``optimizer`` are not those of ``optimizer_groups``."""
+        """Take over the model and its optimizer, when the step is built and again after a change of
+        either. Raises ``UserError`` if the groups of ``optimizer`` are not those of
+        ``optimizer_groups``."""

@@ -14,8 +14,9 @@ from fastadv.algorithms.contract.tensors import Outputs
 class Objective(Part):
     """The outer loss, one value per sample. The weights part maximises the same function.
 
-    ``fits`` are the logits that are fitted to the label, "natural", "adversarial" or both. The
-    first ones are those that a target follows.
+    A part that reads ``outputs.natural`` asks for ``natural_logits_train``. ``fits`` are the logits
+    that are fitted to the label, "natural", "adversarial" or both. The first ones are those that a
+    target follows.
     """
 
     fits: ClassVar[tuple[str, ...]] = ("adversarial",)

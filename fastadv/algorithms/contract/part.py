@@ -43,9 +43,12 @@ class Part:
     """One part of a method. Every subclass is a dataclass by itself; its fields are its options.
 
     The type of an option includes its range (``declared.py``). A part with a value outside it
-    raises ``UserError`` when it is built. ``state`` holds the tensors of a checkpoint.
-    ``on_data`` are the options that the part takes on one data set, whichever method it stands in:
-    kind of data set -> options.
+    raises ``UserError`` when it is built. ``on_data`` are the options that the part takes on one
+    data set, whichever method it stands in: kind of data set -> options.
+
+    ``setup`` and ``net`` are there from ``prepare`` on. ``state`` holds the tensors of a checkpoint
+    by name. ``active`` is False while the part has not begun (a warm-up): the step then makes no
+    pass before the attack for it and calls no weights part; all else a part leaves out by itself.
     """
 
     on_data: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -68,7 +71,8 @@ class Part:
         return frozenset()
 
     def sample_state(self) -> tuple[str, ...]:
-        """The names in ``state`` with one row per training sample; constant for given options."""
+        """The names in ``state`` with one row per training sample, the first dimension; constant
+        for given options. With several processes each row goes to all of them after an update."""
         return ()
 
     def refuses_accumulation(self) -> str | None:
@@ -77,7 +81,8 @@ class Part:
         return None
 
     def follows_epochs(self) -> bool:
-        """True if the part depends on the epoch (warm-ups, ramps)."""
+        """True if the part depends on the epoch (warm-ups, ramps). The first call of the step then
+        raises ``UserError`` unless the caller says the epoch or its length."""
         return False
 
     def is_plain(self) -> bool:
@@ -96,19 +101,22 @@ class Part:
         return Counter()
 
     def prepare(self, setup: Setup) -> None:
-        """Take over the run and allocate the state; called before the first batch. Raises
-        ``UserError`` if the run lacks something the part needs."""
+        """Take over the run and allocate the state; called once, before the first update or before
+        a state is loaded. Raises ``UserError`` if the run lacks something the part needs."""
         self.setup = setup
         self.net = setup.net
 
     def check_threat(self, threat: Threat) -> None:
-        """Raise ``UserError`` for a ball in which the part cannot work."""
+        """Raise ``UserError`` for a ball in which the part cannot work; called when the step is
+        built, and for each new ``threat`` that the caller sets."""
 
     def follow_model(self) -> None:
-        """Called when the model has other modules or parameters than at the last update."""
+        """Called before an update if the model or the optimizer has other modules, parameters or
+        groups than at the last one."""
 
     def check_images(self, batch: Batch) -> None:
-        """Raise ``UserError`` for images whose size does not fit the part's state."""
+        """Raise ``UserError`` for images whose size does not fit the part's state; called with each
+        batch, before its attack."""
 
     def schedule(self, update: int, epoch: float) -> None:
         """Fill the 0-dim tensors that change with time, and set ``active``. Called before update
@@ -120,11 +128,12 @@ class Part:
         return self.active
 
     def after(self, outcome: Outcome, ok: Tensor) -> None:
-        """Update the state after the outer pass, only where ``ok`` (0-dim bool)."""
+        """Update the state after the optimizer's step, only where ``ok`` (0-dim bool): after an
+        update that is not finite it is false, and all stays as it was."""
 
     def advice(self, update: int) -> str | None:
-        """A warning for the user if the run looks wrong, otherwise None. It may wait for the
-        device."""
+        """A warning for the user if the run looks wrong after ``update`` updates, otherwise None.
+        It may wait for the device."""
         return None
 
     def load_state(self, saved: Mapping[str, Tensor]) -> None:

@@ -34,12 +34,15 @@ class Begins(Protocol):
 
 @dataclass(frozen=True)
 class Setup:
-    """The run, given to every part before the first batch, and again when the caller sets another
-    threat or another number of classes.
+    """The run, given to every part in ``prepare``. If the caller sets another threat, or the model
+    gets another number of classes, ``part.setup`` is replaced, without another ``prepare``.
 
-    ``image_shape`` is (C,H,W) and ``batch_size`` the size of the first batch. ``total_steps`` and
-    ``steps_per_epoch`` count updates; they are None if the caller did not give them.
-    ``method`` is what the parts offer each other.
+    ``net`` makes the forward passes (``net.logits``), on ``device``. ``threat`` is that of the run;
+    the images of one batch may have another (``Batch.threat``). ``dtype`` is that of the
+    images, ``image_shape`` is (C,H,W), ``batch_size`` the size of the first batch. ``num_samples``
+    is the size of the training set, ``num_classes`` the number of logits. ``total_steps`` and
+    ``steps_per_epoch`` count updates. What the caller did not give is None. ``seed`` is that of the
+    noise. ``method`` is what the parts offer each other.
 
     ``sound()`` (0-dim bool on the device) is true as long as no update was bad; code that changes
     state outside of an update masks the change with it. ``attack_loss(logits, y, context)`` is the

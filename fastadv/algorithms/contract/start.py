@@ -11,6 +11,7 @@ from fastadv.algorithms.contract.tensors import Batch
 class Start(Part):
     """Where the attack begins, in place of the adversary's own start.
 
+    Adversaries with ``takes_start`` call it for each attack, unless the caller gave a start.
     The state per sample of such a part is a perturbation of each training image.
     """
 

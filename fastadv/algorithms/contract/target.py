@@ -25,7 +25,8 @@ class Target(Part):
         return context
 
     def fit(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
-        """The loss (B,) of ``logits`` against the target, of the shapes that ``labels`` says."""
+        """The loss (B,) of ``logits`` against the target, of the shapes that ``labels`` says. The
+        objective calls it, once for each logits that it fits."""
         raise NotImplementedError
 
 

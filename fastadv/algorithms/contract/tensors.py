@@ -18,10 +18,11 @@ class Batch(NamedTuple):
     ``x`` (B,C,H,W) in the box of ``threat``; ``y`` the labels, (B,) int64 or what else
     ``Target.labels`` allows; ``index`` (B,) int64 rows of the training set; ``offset`` 0-dim int64,
     the number of the random draw, one per update; ``threat`` the perturbations that are allowed in
-    this batch; ``view`` the crop and flip that made ``x``; ``start`` (B,C,H,W) an initial
-    perturbation from the caller; ``second`` (B,C,H,W) another view of the same images, if a part
-    needs one; ``alpha`` (B,) the step of each sample, from the caller; ``targets`` (B,) the labels
-    that a targeted attack wants to reach.
+    this batch; ``view`` the crop and flip that made ``x``, None for images that are not augmented;
+    ``start`` (B,C,H,W) an initial perturbation in pixels, from the caller; ``second`` (B,C,H,W)
+    another view of the same images, in a call that has one; ``alpha`` (B,) the step of each image
+    in pixels, from the caller; ``targets``, like ``y``, the labels that a targeted attack wants to
+    reach.
     """
 
     x: Tensor
@@ -84,8 +85,9 @@ class Outputs(NamedTuple):
     """The logits of an outer pass, (B,classes) in float32 or wider; of any shape (B,...) if the
     target takes any labels.
 
-    ``natural`` is None unless a part needs ``natural_logits_train``. ``context`` holds the
-    intermediate results from before the pass.
+    ``adversarial`` are those of x_adv. ``natural`` are those of the ball's centre, None unless a
+    part needs ``natural_logits_train``. ``context`` holds the intermediate results from before the
+    pass.
     """
 
     adversarial: Tensor

@@ -29,13 +29,15 @@ WeightGradient = Callable[[], tuple[list[Tensor], Tensor]]
 
 
 class WeightPerturbation(Part):
-    """Perturbs the weights for the outer pass, so that its loss rises."""
-
-    def refuses_accumulation(self) -> str | None:
-        return "it perturbs the weights along the gradient of all images, before their outer pass"
+    """Perturbs the weights for the outer pass, so that its loss rises: after the attack, in epochs
+    in which it is ``active``. The step subtracts ``moved_by`` after the optimizer's step.
+    """
 
     originals: list[Tensor] = field(init=False, repr=False, default_factory=list)
     moved_by: list[Tensor] = field(init=False, repr=False, default_factory=list)
+
+    def refuses_accumulation(self) -> str | None:
+        return "it perturbs the weights along the gradient of all images, before their outer pass"
 
     def select(self, names: Sequence[str], tensors: Sequence[Tensor]) -> list[int]:
         """The positions in ``tensors`` of the parameters that are perturbed, by default those with

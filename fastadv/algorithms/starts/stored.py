@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -23,8 +21,6 @@ class Stored(StoredPerturbations, Begun):
     are drawn anew. A start that the caller gives replaces the stored perturbation. A further
     restart begins at a random point of the ball.
     """
-
-    stores: ClassVar[bool] = True
 
     def renew(self, draw: int, ok: Tensor | None = None) -> None:
         self.store.fill_normal(INITIAL_STD, self.setup.seed, draw, noise.STORE, ok)

@@ -34,7 +34,7 @@ def ramp(epoch: int, start: float, end: float) -> float:
 
 
 class TemporalEnsembling(Target):
-    """The loss and the attack's objective get the term + w_e |p - p^_i|_2^2 per sample.
+    """The outer loss and the attack's get the term + w_e |p - p^_i|_2^2 per sample.
 
     P_i <- m P_i + (1 - m) softmax(f(x_i)), f(x_i) the logits of the augmented image with running
     BatchNorm statistics, before the attack; p^_i = P_i / sum(P_i) is the bias-corrected average.

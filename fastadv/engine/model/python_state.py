@@ -166,8 +166,17 @@ class _Plan:
 
 
 def _options(part: Any) -> Reading:
-    names = [field.name for field in fields(part) if field.init and field.name != "teachers"]
+    """The options of ``part``, without lists of networks: their own state is read as a model's."""
+    names = [
+        field.name
+        for field in fields(part)
+        if field.init and not _are_networks(getattr(part, field.name))
+    ]
     return Reading(type(part).__name__, vars(part), names)
+
+
+def _are_networks(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and any(isinstance(each, nn.Module) for each in value)
 
 
 def _getter(keys: list[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:

@@ -40,9 +40,10 @@ SENTENCES: Mapping[Fault, str] = {
     "Scale them to [0,1], and put normalisation inside the model.",
     Fault.LABELS: "Labels were outside of the model's classes, or soft labels did not sum to 1, at "
     "step {step}; {stopped}. Leave such samples out of the batch: no label is ignored.",
-    Fault.ROWS: "index named rows outside of num_samples= at step {step}; {stopped}.",
+    Fault.ROWS: "index named rows outside of num_samples= at step {step}; {stopped}. Pass the size "
+    "of the whole training set, from whose rows index counts.",
     Fault.RADII: "eps= or alpha= of an image was negative, not finite or above the range of a "
-    "pixel at step {step}; {stopped}.",
+    "pixel at step {step}; {stopped}. Divide radii and steps in 255ths by 255.",
     Fault.ATTACK: "The gradient of the attack was not finite at step {step}; {stopped}. Lower the "
     "learning rate, or look at the network's outputs in the attack (running statistics that "
     "overflow in eval mode, an attack in fp16).",

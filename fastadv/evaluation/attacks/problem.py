@@ -16,6 +16,7 @@ from fastadv.errors import UserError
 from fastadv.evaluation.attacks.watch import Watch
 from fastadv.ranges import hard, require_classes, require_width
 from fastadv.threat import Threat
+from fastadv.threat import batch as threats
 
 STREAM = noise.EVALUATION
 
@@ -119,7 +120,7 @@ class Problem:
         """The problem of some of the samples."""
         return replace(
             self,
-            threat=self.threat.of_rows(rows),
+            threat=threats.of_rows(self.threat, rows),
             x=self.x[rows],
             y=self.y[rows],
             index=self.index[rows],

@@ -1,8 +1,8 @@
 """Weaken the perturbation of any adversary (AdvLC paper, Sec. 4.3 and Fig. 4).
 
-This is not an adversary. It acts between the adversary and the outer pass, on the input of the
-outer pass. So learned step sizes (APART) get their gradients through it, the stored perturbations
-(ATTA, Free) stay those without weakening, and every recipe takes its two options.
+It acts between the adversary and the outer pass, on the input of the outer pass. So learned step
+sizes (APART) get their gradients through it, the stored perturbations (ATTA, Free) stay those
+without weakening, and every recipe takes its two options.
 """
 
 from __future__ import annotations

@@ -1,29 +1,31 @@
-"""The threat model: which perturbations an attack may use, and how 8/255 is written."""
+"""The ball of a threat: random starts, steps and projections in it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastadv import kernels
-from fastadv.declared import NonNegative, Positive, coerce, parse_number
+from fastadv.declared import Positive, coerce, parse_number
 from fastadv.errors import UserError, unknown
 from fastadv.kernels.philox import sample_radius
 from fastadv.kernels.reference import compute_dtype
-from fastadv.kernels.rows import per_sample
-
-__all__ = ["NORMS", "USUAL_EPS", "Bound", "Radius", "Threat", "usual_threat"]
-
-Radius: TypeAlias = Any
-"""A length in pixels: a number, a tuple with one per channel, or a tensor: 0-dim, or (B,) with one
-per image. Any, since these are multiplied with each other in every combination that makes sense."""
-Bound: TypeAlias = float | tuple[float, ...]
-"""An end of the range of images: a number, or a tuple with one per channel."""
+from fastadv.threat.mask import check_bool, fitting
+from fastadv.threat.values import (
+    Bound,
+    Radius,
+    as_channels,
+    beside,
+    each,
+    is_by_channel,
+    kept,
+    widest_range,
+)
 
 NORMS = ("linf", "l2")
 USUAL_EPS = {"linf": 8 / 255, "l2": 128 / 255}
@@ -79,11 +81,8 @@ class Threat:
         if self.eps is None:
             object.__setattr__(self, "eps", USUAL_EPS[self.norm])
         for name in ("eps", "low", "high"):
-            object.__setattr__(self, name, _plain(name, getattr(self, name)))
-        if self.mask is not None and getattr(self.mask, "dtype", None) is not torch.bool:
-            raise UserError(
-                "mask must be a bool tensor, true for the pixels that may move; write mask > 0."
-            )
+            object.__setattr__(self, name, kept(name, getattr(self, name)))
+        check_bool(self.mask)
         eps, low, high = self.eps, self.low, self.high
         lengths = {len(value) for value in (eps, low, high) if isinstance(value, tuple)}
         if len(lengths) > 1:
@@ -102,10 +101,10 @@ class Threat:
                 object.__setattr__(self, "nominal", float(eps.max()) if eps.numel() else 0.0)
             return
         channels = max(lengths, default=1)
-        radii = _each(eps, channels)
+        radii = each(eps, channels)
         object.__setattr__(self, "nominal", max(radii))
         for radius, least, most in zip(
-            radii, _each(low, channels), _each(high, channels), strict=True
+            radii, each(low, channels), each(high, channels), strict=True
         ):
             if lengths and not least < most:
                 raise UserError(f"low must be below high in each channel, not {low} and {high}.")
@@ -216,9 +215,7 @@ class Threat:
         channel's). The values of a tensor are not read."""
         if self.norm != "linf" or alpha is None or isinstance(alpha, Tensor):
             return
-        longest = max((len(v) for v in (self.low, self.high) if isinstance(v, tuple)), default=1)
-        ends = zip(_each(self.low, longest), _each(self.high, longest), strict=True)
-        low, high = max(ends, key=lambda pair: pair[1] - pair[0])
+        low, high = widest_range(self.low, self.high)
         for size in alpha if isinstance(alpha, tuple) else (alpha,):
             if size > high - low:
                 raise UserError(
@@ -242,80 +239,37 @@ class Threat:
     def radius(self, x: Tensor) -> float | Tensor:
         """eps as it multiplies images ``x`` (B,C,...): a number, or a tensor that is 0-dim,
         (B,1,1,1) or (1,C,1,1)."""
-        return _spread("eps", self.eps, x)
+        return beside("eps", self.eps, x)
 
     def ends(self, x: Tensor) -> tuple[Any, Any]:
         """low and high as they compare with ``x`` (B,C,...): numbers, or tensors (1,C,1,1) of its
         type."""
         if not self._boxed_by_channel:
             return self.low, self.high
-        low, high = (_each(value, x.shape[1]) for value in (self.low, self.high))
-        return _by_channel("low", low, x, x.dtype), _by_channel("high", high, x, x.dtype)
-
-    def of_rows(self, rows: Tensor) -> Threat:
-        """The threat for the images ``rows`` (int64) of its batch."""
-        eps, mask = self.eps, self.mask
-        if isinstance(eps, Tensor) and eps.dim():
-            eps = eps[rows]
-        if mask is not None and len(mask) > 1:
-            mask = mask[rows]
-        return self._like(eps, self.low, self.high, mask)
+        low, high = (each(value, x.shape[1]) for value in (self.low, self.high))
+        return as_channels("low", low, x, x.dtype), as_channels("high", high, x, x.dtype)
 
     def clip(self, x: Tensor) -> Tensor:
         """``x`` (B,C,...) clipped to the box."""
         return x.clamp(*self.ends(x))
 
-    def unmasked(self, moved: Tensor, x: Tensor) -> Tensor:
+    def masked(self, moved: Tensor, x: Tensor) -> Tensor:
         """``moved`` (B,C,H,W), with the values of ``x`` at the pixels that may not move."""
-        return moved if self.mask is None else torch.where(self._movable(x), moved, x)
+        return moved if self.mask is None else torch.where(fitting(self.mask, x), moved, x)
 
     def movable(self, perturbation: Tensor) -> Tensor:
         """``perturbation`` (B,C,H,W), with 0 at the pixels that may not move."""
         if self.mask is None:
             return perturbation
-        return torch.where(self._movable(perturbation), perturbation, 0.0)
+        return torch.where(fitting(self.mask, perturbation), perturbation, 0.0)
 
     @property
     def widest(self) -> float:
         """The largest eps that makes sense: the range of a pixel in Linf, no bound in L2."""
         if self.norm == "l2":
             return inf
-        longest = max((len(v) for v in (self.low, self.high) if isinstance(v, tuple)), default=1)
-        ends = zip(_each(self.low, longest), _each(self.high, longest), strict=True)
-        return max(high - low for low, high in ends)
-
-    def repeated(self, times: int, size: int) -> Threat:
-        """The threat of a batch that holds the ``size`` images of this one several ``times``."""
-        eps, mask = self.eps, self.mask
-        if isinstance(eps, Tensor) and eps.dim():
-            eps = eps.repeat(times)
-        if mask is not None and len(mask) == size:
-            mask = mask.repeat(times, 1, 1, 1)
-        return self._like(eps, self.low, self.high, mask)
-
-    def tensors(self) -> list[Tensor]:
-        """The tensors that change from batch to batch: eps of each image, and the mask. A 0-dim eps
-        is not among them: it is filled in place."""
-        found = [self.eps if isinstance(self.eps, Tensor) and self.eps.dim() else None, self.mask]
-        return [tensor for tensor in found if tensor is not None]
-
-    def copied(self) -> Threat:
-        """This threat with copies of ``tensors``."""
-        eps, mask = self.eps, self.mask
-        eps = eps.clone() if isinstance(eps, Tensor) and eps.dim() else eps
-        return self._like(eps, self.low, self.high, None if mask is None else mask.clone())
-
-    def fixed(self) -> tuple[Any, ...]:
-        """Everything except the values of tensors."""
-        eps, mask = self.eps, self.mask
-        if isinstance(eps, Tensor):
-            eps = ("tensor", tuple(eps.shape), 0 if eps.dim() else eps.data_ptr())
-        return (
-            self.norm,
-            eps,
-            (self.low, self.high, self.targeted),
-            None if mask is None else tuple(mask.shape),
-        )
+        low, high = widest_range(self.low, self.high)
+        return high - low
 
     def start(
         self, x: Tensor, index: Tensor, seed: int, offset: Tensor | int, stream: int = 0
@@ -347,22 +301,23 @@ class Threat:
         gradient moves nothing. ``alpha`` is a number, a tensor that is 0-dim or (B,), or in Linf a
         number for each channel: a tuple, or a tensor (1,C,1,1).
         """
-        by_channel = isinstance(alpha, (Tensor, tuple)) and _is_by_channel(alpha)
-        if self._one_kernel and not by_channel:
+        # A number is passed without a call.
+        per_channel = isinstance(alpha, (Tensor, tuple)) and is_by_channel(alpha)
+        if self._one_kernel and not per_channel:
             move: Any = kernels.linf_step if self.norm == "linf" else kernels.l2_step
             moved: Tensor = move(x_adv, gradient, x, alpha, self.eps, self.low, self.high)
             return moved
         if self.norm == "l2":
             if self.mask is not None:
-                movable = self._movable(x)
+                movable = fitting(self.mask, x)
                 gradient = torch.where(movable, gradient, 0.0)
                 x_adv = torch.where(movable, x_adv, x)
             moved = kernels.l2_step(x_adv, gradient, x, alpha, self.eps, *self._box)
-        elif isinstance(self.eps, tuple) or _is_by_channel(alpha):
+        elif isinstance(self.eps, tuple) or per_channel:
             wide = compute_dtype(x.dtype)
             # A gradient that is not finite gives NaN, as in the kernels.
             direction = (gradient.sign() + (gradient - gradient)).to(wide)
-            moved = direction * _spread("alpha", alpha, x) + x_adv
+            moved = direction * beside("alpha", alpha, x) + x_adv
             moved = self._into_cube(moved, x, x_adv.dtype)
         else:
             moved = kernels.linf_step(x_adv, gradient, x, alpha, self.eps, *self._box)
@@ -372,7 +327,7 @@ class Threat:
         """``x_adv`` projected to the ball around ``x`` and clipped to the box."""
         if self.norm == "l2":
             if self.mask is not None:
-                x_adv = torch.where(self._movable(x), x_adv, x)
+                x_adv = torch.where(fitting(self.mask, x), x_adv, x)
             moved = kernels.l2_project(x_adv, x, self.eps, *self._box)
         elif isinstance(self.eps, tuple):
             moved = self._into_cube(x_adv.to(compute_dtype(x.dtype)), x, x_adv.dtype)
@@ -386,7 +341,7 @@ class Threat:
         mask lets no pixel move."""
         away, low, high = x_adv - x, *self.ends(x)
         if self.mask is not None:
-            away = torch.where(self._movable(x), away, 0.0)
+            away = torch.where(fitting(self.mask, x), away, 0.0)
         radius = self.radius(x)
         if isinstance(radius, Tensor):
             radius = radius.to(x.dtype)  # compared as a number is
@@ -419,27 +374,12 @@ class Threat:
             return -inf, inf
         return self.low, self.high
 
-    def _movable(self, x: Tensor) -> Tensor:
-        """The mask, if it fits ``x`` (B,C,H,W)."""
-        mask = self.mask
-        if mask is None:
-            raise RuntimeError("this threat has no mask")
-        fits = mask.dim() == x.dim() > 2 and mask.shape[2:] == x.shape[2:]
-        if not fits or any(
-            own not in (1, size) for own, size in zip(mask.shape[:2], x.shape[:2], strict=True)
-        ):
-            raise UserError(
-                f"A mask of shape {tuple(mask.shape)} does not fit images of shape "
-                f"{tuple(x.shape)}; give (B or 1, C or 1, H, W)."
-            )
-        return mask
-
     def _masked_l2_start(
         self, x: Tensor, index: Tensor, seed: int, offset: Tensor | int, stream: int
     ) -> Tensor:
         wide = compute_dtype(x.dtype)
         drawn = kernels.noise_normal(index, x.shape[1:], seed, offset, stream, wide)
-        direction = torch.where(self._movable(x), drawn, 0.0)
+        direction = torch.where(fitting(self.mask, x), drawn, 0.0)
         # A step of that length along the noise is the start; no ball is in its way.
         reach = sample_radius(index, seed, offset, stream).to(wide) * self.eps
         return kernels.l2_step(x, direction, x, reach, inf, *self._box)
@@ -453,51 +393,4 @@ class Threat:
         """``moved`` by a kernel, clipped where the kernel could not, and x where nothing moves."""
         if self._boxed_by_channel:
             moved = self.clip(moved)
-        return moved if self.mask is None else torch.where(self._movable(x), moved, x)
-
-
-def _plain(name: str, value: Any) -> Any:
-    """A radius or bound as it is kept: a number, a tuple of numbers, or a tensor of radii."""
-    if isinstance(value, Tensor):
-        if name != "eps" or value.dim() > 1 or not value.is_floating_point():
-            raise UserError(
-                f"{name} cannot be a tensor of shape {tuple(value.shape)} and {value.dtype}; eps "
-                "may be a floating tensor that is 0-dim or (B,), low and high are numbers or "
-                "tuples of numbers."
-            )
-        return value
-    if isinstance(value, (tuple, list)):
-        if not value:
-            raise UserError(f"{name} has no values; give one for each channel of the images.")
-        return tuple(_plain(name, entry) for entry in value)
-    return coerce("eps", value, NonNegative) if name == "eps" else value
-
-
-def _each(value: float | tuple[float, ...], count: int) -> tuple[float, ...]:
-    return value if isinstance(value, tuple) else (value,) * count
-
-
-def _by_channel(name: str, values: tuple[float, ...], x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``values`` as a tensor (1,C,1,...) beside ``x`` (B,C,...)."""
-    if x.dim() < 2 or len(values) != x.shape[1]:
-        raise UserError(
-            f"{name} has {len(values)} values, one per channel, but the images have the shape "
-            f"{tuple(x.shape)}."
-        )
-    # Filled on the device: a copy from the host would wait, and no graph could record it.
-    parts = [torch.full((1,), value, dtype=dtype, device=x.device) for value in values]
-    return torch.cat(parts).view(1, -1, *[1] * (x.dim() - 2))
-
-
-def _is_by_channel(value: Radius) -> bool:
-    return isinstance(value, tuple) or (isinstance(value, Tensor) and value.dim() > 1)
-
-
-def _spread(name: str, value: Radius, x: Tensor) -> float | Tensor:
-    """A radius as it multiplies ``x`` (B,C,...), in the type that its arithmetic runs in."""
-    dtype = compute_dtype(x.dtype)
-    if isinstance(value, tuple):
-        return _by_channel(name, value, x, dtype)
-    if isinstance(value, Tensor) and value.dim() > 1:
-        return value.to(dtype)
-    return per_sample(name, value, x, dtype)
+        return moved if self.mask is None else torch.where(fitting(self.mask, x), moved, x)
