@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import flat_step, sgd, tiny_batch, tiny_model, tiny_step
 
+import fastadv
+from fastadv.algorithms.objectives.ce import CrossEntropy
 from fastadv.algorithms.resolution import resolve
 from fastadv.errors import UserError
 from fastadv.threat import Threat
@@ -41,6 +45,30 @@ def test_the_repr_of_a_step_tells_method_threat_precision_and_mode(
     plan, threat = resolve("trades", {}), Threat("l2", 0.5)
     step = flat_step(model, sgd(model), plan, threat, mode="eager", **settings)
     assert repr(step) == f"<fastadv.Step trades: l2, eps 0.5, {words}, eager>"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"criterio": torch.nn.MSELoss(reduction="none")}, "did you mean 'criterion'?"),
+        ({"total_step": 5}, "did you mean 'total_steps'?"),
+        ({"objectiv": "ce"}, "did you mean 'objective'?"),
+        ({"threat": "l2"}, "threat must be a fastadv.Threat"),
+        (
+            {"objective": CrossEntropy},
+            r"takes a part and not its class: write objective=CrossEntropy\(...\)",
+        ),
+        (
+            {"regularizer": CrossEntropy()},
+            "derived from Regularizer, and CrossEntropy is one of the slot objective",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_refused_in_one_sentence(given: dict[str, Any], said: str) -> None:
+    model = tiny_model()
+    with pytest.raises(UserError, match=said) as refused:
+        fastadv.step(model, sgd(model), "pgd", **given)
+    assert str(refused.value).count(". ") == 0
 
 
 def test_two_parts_cannot_have_a_state_of_one_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,9 +21,11 @@ def resolve_with(
     overrides: Mapping[str, Any],
     criterion: UserLoss | None,
     attack_criterion: UserLoss | None,
+    taken: Collection[str] = (),
 ) -> Plan:
-    """The plan of ``method`` with ``overrides`` (``resolve``), with ``criterion`` in place of its
-    cross entropy, in the outer loss and, unless there is an ``attack_criterion``, in the attack.
+    """The plan of ``method`` with ``overrides``, with ``criterion`` in place of its cross entropy,
+    in the outer loss and, unless there is an ``attack_criterion``, in the attack. ``taken`` is that
+    of ``resolve``.
 
     Raises ``UserError`` if the method fits another target, and if a part needs logits of classes.
     """
@@ -32,7 +34,7 @@ def resolve_with(
         if given.get("attack_loss") is not None:
             raise UserError("attack_criterion= is the attack's loss: omit attack_loss=.")
         given["attack_loss"] = CriterionAttack(attack_criterion)
-    plan = resolve(method, given)
+    plan = resolve(method, given, taken)
     if criterion is None:
         return plan
     if not plan.target.is_plain():

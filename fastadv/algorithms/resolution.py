@@ -3,7 +3,7 @@ checked."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 from fastadv.algorithms.contract import (
@@ -22,20 +22,23 @@ from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.recipe import Recipe, beside
 from fastadv.algorithms.recipes.table import recipe
 from fastadv.algorithms.refusals import refuse
-from fastadv.algorithms.registry import BASES
+from fastadv.algorithms.registry import BASES, slot_of
 from fastadv.algorithms.slots import NONE, OPTIONAL, SLOTS
 from fastadv.declared import coerce
 from fastadv.errors import UserError, unknown
 
 
-def resolve(method: str, overrides: Mapping[str, Any] | None = None) -> Plan:
+def resolve(
+    method: str, overrides: Mapping[str, Any] | None = None, taken: Collection[str] = ()
+) -> Plan:
     """The plan of ``method`` with ``overrides``.
 
     The name of a slot in ``overrides`` replaces its part, by the name of another or by a part
     itself (``objective=Mart(beta=5)``), whose options are those it was built with; any other name
     is an option of one of the parts; a value of None is ignored. Raises ``UserError`` for an
     unknown name, with the nearest known one, for a value that an option does not take, and for
-    parts that cannot be combined.
+    parts that cannot be combined. ``taken`` are names that the caller takes itself: a misspelt name
+    may mean one of them.
     """
     row = recipe(method)
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
@@ -46,7 +49,7 @@ def resolve(method: str, overrides: Mapping[str, Any] | None = None) -> Plan:
     wanted = {name: value for name, value in given.items() if name not in SLOTS}
     for name in wanted:
         if name not in known:
-            raise _unknown_option(method, name, known)
+            raise _unknown_option(method, name, known, taken)
     settings = _recipe_options(row, slots, known) | wanted
     settings = {name: coerce(name, value, known[name]) for name, value in settings.items()}
     settings |= _options_of(own)
@@ -100,9 +103,14 @@ def choose_parts(row: Recipe, given: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(part, Part):
             if not isinstance(part, BASES[slot]):
                 raise UserError(
-                    f"{slot}= takes a {BASES[slot].__name__}, not a {type(part).__name__}."
+                    f"{slot}= takes a part derived from {BASES[slot].__name__}, and "
+                    f"{type(part).__name__} is one of the slot {slot_of(type(part))}."
                 )
             slots[slot] = _name_of(slot, type(part))
+        elif isinstance(part, type) and issubclass(part, Part):
+            raise UserError(
+                f"{slot}= takes a part and not its class: write {slot}={part.__name__}(...)."
+            )
         else:
             slots[slot] = str(part)
             if slots[slot] not in names(slot):
@@ -151,7 +159,9 @@ def _require_no_options(slot: str, part: Part, wanted: Mapping[str, Any]) -> Non
             )
 
 
-def _unknown_option(method: str, name: str, known: Mapping[str, Any]) -> UserError:
+def _unknown_option(
+    method: str, name: str, known: Mapping[str, Any], taken: Collection[str]
+) -> UserError:
     """The error for an option that no part of ``method`` has, with the parts that have it."""
     owners = [
         f"{slot} {label!r}"
@@ -160,7 +170,7 @@ def _unknown_option(method: str, name: str, known: Mapping[str, Any]) -> UserErr
         if name in option_types(part)
     ]
     if not owners:
-        return unknown("option", name, [*known, *PARTS])
+        return unknown("option", name, [*known, *PARTS, *taken])
     some = ", ".join(owners[:3]) + (", ..." if len(owners) > 3 else "")
     return UserError(f"{name!r} is an option of {some}, which {method} as set here does not use.")
 

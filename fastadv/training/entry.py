@@ -77,11 +77,13 @@ def step(
     Raises ``UserError`` for an unknown name, a value out of range, and a model, an optimizer or a
     combination of parts that cannot be trained.
     """
+    if threat is not None and not isinstance(threat, Threat):
+        raise UserError(f"threat must be a fastadv.Threat, such as Threat('l2'), not {threat!r}.")
     if threat is not None and (eps is not None or norm != "linf"):
         raise UserError("threat= holds the ball: omit eps= and norm=.")
     radius = None if eps is None else coerce("eps", eps, ChangingNonNegative)
     fixed = None if isinstance(radius, (Ramp, Phases)) else radius
-    plan = resolve_with(method, options, criterion, attack_criterion)
+    plan = resolve_with(method, options, criterion, attack_criterion, _ARGUMENTS)
     _require_own_names(plan.options)
     checks.check_optimizer(inner_module(model), optimizer)
     return Step(
@@ -103,10 +105,12 @@ def step(
 def _require_own_names(options: Iterable[str]) -> None:
     """Raise ``UserError`` if an option of a part has the name of an argument of ``step``, which
     would take its values."""
-    taken = inspect.signature(step).parameters.keys() - {"criterion", "attack_criterion"}
     for name in options:
-        if name in taken:
+        if name in _ARGUMENTS - {"criterion", "attack_criterion"}:
             raise UserError(
                 f"A part of the method has an option {name!r}, which is an argument of "
                 "fastadv.step: give the option another name."
             )
+
+
+_ARGUMENTS = inspect.signature(step).parameters.keys() - {"model", "optimizer", "options"}
