@@ -45,9 +45,16 @@ class Phases:
 
     def __init__(self, steps: Mapping[float, float] | Iterable[tuple[float, float]]) -> None:
         pairs = steps.items() if isinstance(steps, Mapping) else steps
-        found = tuple(sorted((float(epoch), value) for epoch, value in pairs))
+        try:
+            found = tuple(sorted((float(epoch), value) for epoch, value in pairs))
+        except (TypeError, ValueError):
+            raise UserError(
+                f"Phases are epoch -> value, such as {{0: 2, 30: 5}}, not {steps!r}."
+            ) from None
         if not found or found[0][0] != 0:
-            raise UserError("Phases begin with epoch 0, such as {0: 2, 30: 5}.")
+            raise UserError(
+                "Phases begin with epoch 0: Phases({0: 2, 30: 5}), or 2@0,5@30 as text."
+            )
         if len({epoch for epoch, _ in found}) < len(found):
             raise UserError("Two phases begin with the same epoch.")
         object.__setattr__(self, "steps", found)

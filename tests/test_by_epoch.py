@@ -52,7 +52,7 @@ def test_what_is_read(text: Any, hint: Any, value: Any) -> None:
         ("2@", "steps is a number, a ramp"),
         ("@3", "steps is a number, a ramp"),
         ("1..2@", "steps is a number, a ramp"),
-        ("2@5,3@10", "begin with epoch 0"),
+        ("2@5,3@10", "begin with epoch 0.* 2@0,5@30 as text"),
         ("2@0,3@0", "same epoch"),
         ("0@0,3@5", "at least 1"),
         ("2.5@0", "whole number"),
@@ -70,6 +70,8 @@ def test_a_ramp_takes_time_and_stays_in_range() -> None:
         Ramp(0.0, 1.0, epochs=0)
     with pytest.raises(UserError, match="at least 0"):
         coerce("alpha", "-1..2@3", ChangingNonNegative)
+    with pytest.raises(UserError, match=r"epoch -> value, such as .*, not \[1, 2\]"):
+        Phases([1, 2])  # type: ignore[list-item]
     assert read("alpha", "0.5") is None
 
 

@@ -419,6 +419,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         r"eps=0.5 is more than the whole range of a pixel, \[0, 0.4\]",
     ),
     "order": (lambda: Threat("l2", 0.5, (0, 1), (1, 1)), "low must be below high"),
+    "order of numbers": (lambda: Threat("linf", 0.1, 1, 0), "low must be below high, not 1.* 0"),
+    "targeted": (lambda: Threat(targeted="yes"), "targeted is True or False, not 'yes'"),  # type: ignore[arg-type]
     "lengths": (lambda: Threat("linf", (0.1, 0.1), (0, 0, 0)), "different numbers of values"),
     "l2": (lambda: Threat("l2", (0.1, 0.1)), "In L2 eps is one radius"),
     "integers": (lambda: Threat("linf", torch.tensor([1, 2])), "cannot be a tensor"),

@@ -83,6 +83,8 @@ class Threat:
         for name in ("eps", "low", "high"):
             object.__setattr__(self, name, kept(name, getattr(self, name)))
         check_bool(self.mask)
+        if not isinstance(self.targeted, bool):
+            raise UserError(f"targeted is True or False, not {self.targeted!r}.")
         eps, low, high = self.eps, self.low, self.high
         lengths = {len(value) for value in (eps, low, high) if isinstance(value, tuple)}
         if len(lengths) > 1:
@@ -106,8 +108,9 @@ class Threat:
         for radius, least, most in zip(
             radii, each(low, channels), each(high, channels), strict=True
         ):
-            if lengths and not least < most:
-                raise UserError(f"low must be below high in each channel, not {low} and {high}.")
+            if not least < most:
+                where = " in each channel" if lengths else ""
+                raise UserError(f"low must be below high{where}, not {low} and {high}.")
             if self.norm == "linf" and radius > most - least:
                 raise UserError(
                     f"eps={radius:g} is more than the whole range of a pixel, [{least:g}, "
