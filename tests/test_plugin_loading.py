@@ -78,6 +78,16 @@ def test_a_resumed_run_asks_for_its_plugin(fastadv_command: Command, half: Path)
     assert again.code == 0, again.err
 
 
+def test_a_stopped_run_says_how_it_continues(fastadv_command: Command, half: Path) -> None:
+    stops = "    def schedule(self, update, epoch):\n        signal.raise_signal(signal.SIGINT)\n"
+    half.write_text(HALF.replace("    def per_sample", stops + "\n    def per_sample"))
+    half.write_text("import signal\n" + half.read_text())
+    words = ("train", "--plugin", half, "--method", "half", *SMALL, "--out", "run")
+    done = fastadv_command(*words)
+    assert done.code == 130
+    assert f"continue with: fastadv train --plugin {half} --resume run" in done.err
+
+
 def test_a_plugin_that_was_edited_since_is_reported(fastadv_command: Command, half: Path) -> None:
     words = ("--method", "half", *SMALL, "--out", "run")
     with forgotten_after():
@@ -99,6 +109,13 @@ def test_help_lists_a_plugins_options(fastadv_command: Command, half: Path) -> N
     done = fastadv_command("train", "--plugin", half, "--method", "half", "--help")
     assert done.code == 0
     assert "factor of the loss" in done.out
+
+
+@pytest.mark.parametrize("command", ["evaluate", "methods", "export", "pseudo-label"])
+def test_the_help_of_every_command_names_plugins(fastadv_command: Command, command: str) -> None:
+    done = fastadv_command(command, "--help")
+    assert done.code == 0
+    assert "--plugin" in done.out
 
 
 def test_a_misspelt_option_of_a_plugin(fastadv_command: Command, half: Path) -> None:

@@ -49,6 +49,11 @@ def load_file(path: str | Path) -> None:
     _loaded[file] = name
 
 
+def loaded_files() -> list[Path]:
+    """The files that ``load_file`` has run, in that order."""
+    return list(_loaded)
+
+
 @functools.cache
 def load_installed() -> None:
     """Import the plugins of installed packages, once. A package that fails is left out with a

@@ -33,7 +33,7 @@ from fastadv.run.resolve import ALSO_OPTIONS, resolve_run
 
 SWAP = "Swap a part of the method"
 TYPES: Mapping[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT"}
-PLUGIN = Row("--plugin FILE", "run this Python file, which registers methods of your own")
+PLUGIN = Row("--plugin FILE", "run this Python file with methods of your own")
 RESUME = Row("--resume FOLDER", "continue the run in this folder")
 TRUST = Row("--trust-code", "run the module:callable that run folders from elsewhere name")
 
@@ -76,7 +76,7 @@ def common_groups() -> Iterator[tuple[str, list[Row]]]:
             _setting(name, types[name], text) for name, text in settings.items() if name in COMMON
         ]
         rows = [row if row.flag.endswith("NAME") else row._replace(allowed="") for row in rows]
-        yield title, [*rows, RESUME] if title == "The run" else rows
+        yield title, [*rows, PLUGIN, RESUME] if title == "The run" else rows
 
 
 def _setting(name: str, hint: Any, text: str) -> Row:

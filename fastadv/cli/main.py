@@ -28,6 +28,12 @@ TrustCode = Annotated[
     ),
 ]
 
+# Taken out of the words by ``_load_plugins``; declared for the help of each command.
+Plugin = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", metavar="FILE", help="run this Python file with methods of your own"),
+]
+
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
@@ -152,6 +158,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="evaluate on this many images only")] = None,
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
     trust_code: TrustCode = False,
+    plugin: Plugin = None,
 ) -> None:
     """Test accuracy of a run's weights under attacks. Each result is kept in the run folder's
     evaluations.jsonl; an interrupted evaluation continues from there."""
@@ -204,6 +211,7 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="a method to explain")] = None,
     data: Annotated[str, typer.Option(help="explain it for a run on this data set")] = "digits",
     markdown: Annotated[bool, typer.Option("--markdown", help="print docs/methods.md")] = False,
+    plugin: Plugin = None,
 ) -> None:
     """List the methods, or explain one."""
     if markdown:
@@ -232,6 +240,7 @@ def export(
     out: Annotated[Path, typer.Option(help="file to write")] = Path("model.safetensors"),
     which: Annotated[str, typer.Option(help="best or last weights")] = "best",
     trust_code: TrustCode = False,
+    plugin: Plugin = None,
 ) -> None:
     """Write a run's weights as safetensors."""
     from fastadv.run.finished import export_run
@@ -246,6 +255,7 @@ def pseudo_label(
     images: Annotated[str, typer.Option(help=".npz with images (N,H,W,C) uint8")],
     out: Annotated[str, typer.Option(help=".npz to write, for --unlabelled")],
     trust_code: TrustCode = False,
+    plugin: Plugin = None,
 ) -> None:
     """Label unlabelled images with a run's best network, for RST."""
     from fastadv.run.finished import load_run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastadv.algorithms.plugins import loaded_files
 from fastadv.engine.process import distributed
 from fastadv.errors import Interrupted, NotFiniteError, TrainingError
 from fastadv.run import provenance
@@ -123,9 +125,10 @@ class EpochLoop:
         self.session.step.check()
         if save:
             self._save()
+        named = "".join(f"--plugin {shlex.quote(str(file))} " for file in loaded_files())
         raise Interrupted(
             f"Stopped by {self.stop_requested}; continue with: "
-            f"fastadv train --resume {self.folder.path}"
+            f"fastadv train {named}--resume {self.folder.path}"
         )
 
     def _advise(self) -> None:
