@@ -53,6 +53,7 @@ def test_the_repr_of_a_step_tells_method_threat_precision_and_mode(
         ({"criterio": torch.nn.MSELoss(reduction="none")}, "did you mean 'criterion'?"),
         ({"total_step": 5}, "did you mean 'total_steps'?"),
         ({"objectiv": "ce"}, "did you mean 'objective'?"),
+        ({"blocks": ("layer1.0.conv1",)}, "blocks= is for adversaries .* omit it with pgd"),
         ({"threat": "l2"}, "threat must be a fastadv.Threat"),
         (
             {"objective": CrossEntropy},
@@ -69,6 +70,13 @@ def test_a_wrong_argument_is_refused_in_one_sentence(given: dict[str, Any], said
     with pytest.raises(UserError, match=said) as refused:
         fastadv.step(model, sgd(model), "pgd", **given)
     assert str(refused.value).count(". ") == 0
+
+
+@pytest.mark.parametrize("update", ["no", None, 0])
+def test_update_is_a_bool(update: Any) -> None:
+    x, y, index, _ = tiny_batch()
+    with pytest.raises(UserError, match="update is True or False"):
+        tiny_step(tiny_model(), "pgd", steps=1)(x, y, index, update=update)
 
 
 def test_two_parts_cannot_have_a_state_of_one_name(monkeypatch: pytest.MonkeyPatch) -> None:

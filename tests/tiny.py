@@ -82,12 +82,13 @@ def tiny_step(
     ``STEP_SETTINGS``."""
     optimizer = options.pop("optimizer", None) or sgd(model)
     settings: dict[str, Any] = {"num_samples": 20, "backend": "aot_eager"}
-    settings["blocks"] = ["conv2"] if isinstance(model, TinyNet) else None
     settings |= {name: options.pop(name) for name in STEP_SETTINGS if name in options}
     threat = options.pop("threat", None)
     threat = threat or Threat(options.pop("norm", "linf"), options.pop("eps", EPS))
     losses = [options.pop(name, None) for name in ("criterion", "attack_criterion")]
     plan = resolve_with(method, options, *losses)
+    if isinstance(model, TinyNet) and "block_gradients" in plan.needs:
+        settings.setdefault("blocks", ["conv2"])
     return flat_step(model, optimizer, plan, threat, mode=mode, **settings)
 
 

@@ -142,8 +142,14 @@ class Internals:
 def _blocks(
     model: nn.Module, plan: Plan, names: tuple[str, ...] | None
 ) -> Callable[[], list[tuple[str, nn.Module]]] | None:
-    """A function that finds the residual blocks, or None if no part attacks them."""
+    """A function that finds the residual blocks, or None if no part attacks them. Raises
+    ``UserError`` for ``names`` that no part would use."""
     if "block_gradients" not in plan.needs:
+        if names is not None:
+            raise UserError(
+                "blocks= is for adversaries that perturb inside the network: omit it with "
+                f"{plan.method}."
+            )
         return None
     places = [p.block_noise_at for p in plan.parts.values() if isinstance(p, PerturbsBlocks)]
     place = places[0] if places else "conv1"

@@ -219,6 +219,8 @@ class Step:
         checks.check_own_threat(x, self.threat, eps, mask)
         checks.check_mask(x, mask)
         checks.check_targets(y, targets, targeted=self.threat.targeted)
+        if not isinstance(update, bool):
+            raise UserError(f"update is True or False, not {update!r}.")
         if update:
             checks.check_accumulation(self.optimizer)
         else:
