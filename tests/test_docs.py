@@ -4,6 +4,11 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+import torch
+
+import fastadv
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "your-model-your-loop.md"
 
@@ -33,3 +38,26 @@ def test_its_code_runs():
                 assert eval(expression, space) == eval(value, space), expression
             blocks += 1
     assert blocks >= 4
+
+
+def test_the_code_of_the_readme_runs():
+    """Its short sections begin with a model, an optimizer and a batch, as its loop has them."""
+    model = fastadv.build_model("preact_resnet18", num_classes=10, width=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = torch.rand(4, 3, 32, 32), torch.randint(10, (4,))
+    space = {"fastadv": fastadv, "torch": torch, "model": model, "optimizer": optimizer}
+    space |= {"x": x, "y": y, "__name__": "readme"}
+    readme = (HERE.parent / "README.md").read_text()
+    found = re.findall(r"(?ms)^<!-- runs -->\n```python\n(.*?)^```", readme)
+    for block in found:
+        exec(compile(block, "README.md", "exec"), space)
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/your-method.md"])
+def test_links_lead_to_files(page):
+    text = (HERE.parent / page).read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    assert links
+    for link in links:
+        assert (HERE.parent / page).parent.joinpath(link).exists(), link
