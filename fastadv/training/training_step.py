@@ -216,9 +216,10 @@ class Step:
         checks.check_companions(x, start=start, second=second)
         adversary = self.plan.adversary
         checks.check_radii(x, takes_alpha=adversary.takes_alpha, eps=eps, alpha=alpha)
-        checks.check_own_threat(x, self.threat, eps, mask)
+        threat = inner.update.regions.threat
+        checks.check_own_threat(x, threat, eps, mask)
         checks.check_mask(x, mask)
-        checks.check_targets(y, targets, targeted=self.threat.targeted)
+        checks.check_targets(y, targets, targeted=threat.targeted)
         if update:
             checks.check_accumulation(self.optimizer)
         else:
