@@ -36,7 +36,7 @@ class PlanAttackLoss:
         else:
             own = plan.attack_loss
             loss = own.mean(logits, y, context, self._fit)
-            if not isinstance(loss, Tensor) or loss.dim():  # in every step: no call without need
+            if not isinstance(loss, Tensor) or loss.dim():  # looked at here to save a call per step
                 number(loss, own, "mean")
             loss = -loss if self._sign < 0 else loss
             loss = loss if penalty is None else self._weighted(loss) + penalty.mean()
