@@ -84,6 +84,7 @@ ShareAboveZero = Annotated[float, Range(0, 1, open_low=True)]
 AnyNumber = Annotated[float, Range()]
 Count = Annotated[int, Range(1)]
 Passes = Annotated[int, Range(1, MOST_PASSES)]
+Restarts = Annotated[int, Range(1, 64)]  # each has a stream of noise of its own
 CountOrZero = Annotated[int, Range(0)]
 
 

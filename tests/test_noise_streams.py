@@ -13,7 +13,7 @@ import torch
 
 from fastadv import kernels
 from fastadv.engine import noise
-from fastadv.engine.noise import Stream, stream
+from fastadv.engine.noise import Stream, noise_stream
 from fastadv.errors import UserError
 
 PACKAGE = Path(__file__).parents[1] / "fastadv"
@@ -27,8 +27,8 @@ def _own_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def made_in(module: str, name: str) -> Stream:
     """``stream(name)`` as the file of ``module`` would call it."""
-    space: dict[str, Any] = {"__name__": module, "stream": stream}
-    exec(f"found = stream({name!r})", space)
+    space: dict[str, Any] = {"__name__": module, "noise_stream": noise_stream}
+    exec(f"found = noise_stream({name!r})", space)
     return space["found"]
 
 
@@ -88,12 +88,12 @@ def test_draws_of_two_streams_and_two_updates_differ() -> None:
 
 
 def test_every_part_that_draws_names_its_own_stream() -> None:
-    """``noise.stream`` is called at the top of a module, once per name."""
+    """``noise_stream`` is called at the top of a module, once per name."""
     names = []
     for file in PACKAGE.rglob("*.py"):
         for node in ast.parse(file.read_text()).body:
             call = getattr(node, "value", None)
-            if isinstance(call, ast.Call) and ast.unparse(call.func) == "noise.stream":
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "noise_stream":
                 names.append(ast.literal_eval(call.args[0]))
     assert {"gradalign.near", "logitalign.noise", "bernoulli.signs"} <= set(names)
     assert len(names) == len(set(names))

@@ -32,7 +32,7 @@ NUMBERS: dict[str, tuple[float, float, float | None, float | None]] = {
     "start_scale": (0, 1, -1e-9, 1.001),
     "noise_scale": (0, 3e38, -1, None),
     "steps": (1, 10_000, 0, 10**9),
-    "restarts": (1, 10_000, 0, 10**9),
+    "restarts": (1, 64, 0, 65),
     "replays": (1, 10_000, 0, 10**9),
     "weight_steps": (1, 10_000, 0, 10**9),
     "reset_every": (0, 10**9, -1, None),

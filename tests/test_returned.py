@@ -87,7 +87,7 @@ WRONG: list[tuple[str, type[Part], str]] = [
     ("attack_loss", NoMean, r"NoMean\.mean must return one number for the batch"),
     ("start", OneChannel, r"OneChannel\.point must return images of shape \(8, 3, 6, 6\)"),
     ("start", OtherType, r"OtherType\.point must return images .*float64, not .*float32"),
-    ("adversary", HalfTheBatch, r"HalfTheBatch\.make \(x_adv\) must return images of shape"),
+    ("adversary", HalfTheBatch, r"HalfTheBatch\.make must return images of shape"),
     ("adversary", OnlyImages, r"OnlyImages\.make must return Adversarial\(x_adv"),
 ]
 

@@ -145,6 +145,11 @@ class Plan:
         return self._overriding("after")
 
     @cached_property
+    def scheduled(self) -> list[Part]:
+        """The parts that change with time."""
+        return self._overriding("schedule")
+
+    @cached_property
     def sized(self) -> list[Part]:
         """The parts whose state fits images of one size."""
         return self._overriding("check_images")

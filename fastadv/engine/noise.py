@@ -22,6 +22,7 @@ TARGETS = 69  # random target labels
 EVALUATION = 128  # random starts of evaluation attacks; restart r uses EVALUATION + r
 
 SECOND_VIEW = 1 << 31  # added to a sample's row for its second view in the same batch
+RESTART = 1 << 32  # added to the offset of a named stream for each restart, of which there are few
 NEIGHBOR = 1 << 40  # added to the offset for a second attack in the same update
 _FIRST_BIT, _BITS = 41, 15  # of the offset, in which named streams differ
 

@@ -149,7 +149,7 @@ class Calls:
             inner.before_update(update)
         if inner.radius is not None:
             inner.update.regions.threat.eps.fill_(inner.radius.at(epoch))
-        for part in self.plan.parts.values():
+        for part in self.plan.scheduled:
             part.schedule(update, epoch)
 
     def prepare(self, x: Tensor, y: Tensor) -> None:

@@ -141,8 +141,10 @@ def check_own_threat(x: Tensor, threat: Threat, eps: Tensor | None, mask: Tensor
             f"The threat's eps holds {len(eps)} radii, one for each image of a batch, but this one "
             f"has {len(x)} images: pass eps= to the call."
         )
-    check_mask(x, threat.mask if mask is None else None)
-    check_devices(x.device, **{"threat's eps": eps if isinstance(eps, Tensor) else None})
+    if threat.mask is not None and mask is None:
+        check_mask(x, threat.mask)
+    if isinstance(eps, Tensor):
+        check_devices(x.device, **{"threat's eps": eps})
 
 
 def check_targets(y: Tensor, targets: Tensor | None, *, targeted: bool) -> None:

@@ -148,7 +148,8 @@ class Regions:
         plan = self.plan
         losses = plan.objective.per_sample(outputs, y, self._fit)
         count = len(outputs.adversarial)
-        losses = per_image(losses, count, plan.objective, "per_sample")
+        if not isinstance(losses, Tensor) or losses.shape != (count,):
+            per_image(losses, count, plan.objective, "per_sample")  # raises
         at = outputs.adversarial
         if plan.objective.fits[0] == "natural" and outputs.natural is not None:
             at = outputs.natural

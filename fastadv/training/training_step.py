@@ -207,22 +207,23 @@ class Step:
         the same holds for values out of range. If a call raises, everything is as before that call.
         """
         inner = self.internals
-        keeps_rows = self.plan.keeps_sample_state
+        keeps_rows = self._plan.keeps_sample_state
         inner.changes.follow_to_train(prepared=inner.allocated)
-        labels = self.plan.target.labels
+        labels = self._plan.target.labels
         checks.check_shapes(inner.net.device, x, y, index, needs_index=keeps_rows, labels=labels)
         if labels == "classes" and y.ndim != 1:
-            checks.refuse_soft(self.plan.hard_labels_only)
+            checks.refuse_soft(self._plan.hard_labels_only)
         checks.check_companions(x, start=start, second=second)
-        adversary = self.plan.adversary
+        adversary = self._plan.adversary
         checks.check_radii(x, takes_alpha=adversary.takes_alpha, eps=eps, alpha=alpha)
-        checks.check_own_threat(x, self.threat, eps, mask)
+        threat = inner.update.regions.threat
+        checks.check_own_threat(x, threat, eps, mask)
         checks.check_mask(x, mask)
-        checks.check_targets(y, targets, targeted=self.threat.targeted)
+        checks.check_targets(y, targets, targeted=threat.targeted)
         if not isinstance(update, bool):
             raise UserError(f"update is True or False, not {update!r}.")
         if update:
-            checks.check_accumulation(self.optimizer)
+            checks.check_accumulation(self._optimizer)
         else:
             self._calls.require_accumulation()
         with torch.inference_mode(False):

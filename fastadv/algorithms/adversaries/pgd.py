@@ -20,7 +20,7 @@ from fastadv.algorithms.contract import (
     Pass,
 )
 from fastadv.by_epoch import Phases
-from fastadv.declared import ChangingPasses, Passes, option
+from fastadv.declared import ChangingPasses, Restarts, option
 from fastadv.threat import Threat
 
 
@@ -37,7 +37,7 @@ class PGD(Ascent):
     counts_correct: ClassVar[bool] = True
 
     steps: ChangingPasses = option(10, "steps of the attack; phases such as 2@0,5@30 by epoch")
-    restarts: Passes = option(
+    restarts: Restarts = option(
         1, "restarts of the attack, of which the one with the largest loss is kept"
     )
 

@@ -24,7 +24,10 @@ def per_image(given: Tensor, count: int, part: object, hook: str) -> Tensor:
 
 def fitted(target: Target, logits: Tensor, y: Tensor, context: Context) -> Tensor:
     """The loss (B,) of ``target.fit``, checked like ``per_image``."""
-    return per_image(target.fit(logits, y, context), len(logits), target, "fit")
+    losses = target.fit(logits, y, context)
+    if not isinstance(losses, Tensor) or losses.shape != (len(logits),):
+        per_image(losses, len(logits), target, target.fit.__name__)  # raises
+    return losses
 
 
 def number(given: Tensor, part: object, hook: str) -> Tensor:
@@ -56,8 +59,9 @@ def attacked(given: Adversarial, x: Tensor, part: object) -> Adversarial:
             f"{type(part).__name__}.make must return Adversarial(x_adv, center, context), not "
             f"{_said(given)}."
         )
-    images(given.x_adv, x, part, "make (x_adv)")
-    images(given.center, x, part, "make (center)")
+    for found in (given.x_adv, given.center):
+        if found is not x and (found.shape != x.shape or found.dtype != x.dtype):
+            images(found, x, part, "make")  # raises
     return given
 
 

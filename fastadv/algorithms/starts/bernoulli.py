@@ -6,7 +6,7 @@ from torch import Tensor
 from fastadv.algorithms.contract import Batch
 from fastadv.algorithms.starts.begun import Begun
 from fastadv.declared import Share, option
-from fastadv.engine.noise import NEIGHBOR, noise_stream
+from fastadv.engine.noise import RESTART, noise_stream
 
 SIGNS = noise_stream("bernoulli.signs")
 
@@ -20,7 +20,7 @@ class Bernoulli(Begun):
     start_scale: Share = option(0.5, "distance of the start in each pixel, in units of eps")
 
     def point(self, batch: Batch, restart: int = 0) -> Tensor:
-        again = batch._replace(offset=batch.offset + restart * NEIGHBOR) if restart else batch
+        again = batch._replace(offset=batch.offset + restart * RESTART) if restart else batch
         signs = torch.where(self.uniform(again, SIGNS) < 0, -1.0, 1.0).to(batch.x.dtype)
         threat = batch.threat
         return threat.project(batch.x + self.start_scale * threat.radius(batch.x) * signs, batch.x)
