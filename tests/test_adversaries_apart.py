@@ -212,10 +212,10 @@ def test_without_learned_start_no_state_is_stored() -> None:
     step(x, y)
     step(x, y)
     assert "omega" not in step.state
-    # Three passes of the first look, then two per update: the first of each is at the image itself.
-    assert torch.equal(seen[3], x)
-    assert torch.equal(seen[5], x)
-    assert not torch.equal(seen[4], x)
+    # Four passes of the first look, then two per update: the first of each is at the image itself.
+    assert torch.equal(seen[4], x)
+    assert torch.equal(seen[6], x)
+    assert not torch.equal(seen[5], x)
 
 
 def test_hidden_decay_is_a_weight_optimizer_that_also_lists_the_step_sizes() -> None:
