@@ -20,7 +20,7 @@ from fastadv.training.training_step import Step
 def _broken_off(step: Step, *batch: Any) -> None:
     """A call that raises after all its work is done."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(type(step), "_close_epoch", Mock(side_effect=RuntimeError("late")))
+        patched.setattr(type(step._calls), "_close_epoch", Mock(side_effect=RuntimeError("late")))
         with pytest.raises(RuntimeError, match="late"):
             step(*batch)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastadv.engine.gradient import gradients_if_used, leaf
 from fastadv.engine.model.agreement import draws_kept, host_draws_kept
 from fastadv.errors import UserError
 
@@ -53,13 +54,12 @@ def require_per_sample(name: str, loss: UserLoss, logits: Tensor, y: Tensor) -> 
     that depends on the logits. ``y`` is (B,...); ``logits`` are those of its first samples, which
     are repeated."""
     rows = torch.arange(len(y), device=logits.device) % len(logits)
-    logits = logits.detach()[rows].requires_grad_()
+    logits = leaf(logits.detach()[rows])
     with torch.enable_grad(), draws_kept(logits.device), host_draws_kept():
         losses = loss(logits, y)
     require_values(name, losses, len(y))
     if losses.requires_grad:
-        slopes = torch.autograd.grad(losses.sum(), [logits], allow_unused=True)
-        if slopes[0] is not None:
+        if gradients_if_used(losses.sum(), [logits])[0] is not None:
             return
     raise UserError(
         f"{name} does not depend on the logits by a gradient, so nothing follows from it: compute "
