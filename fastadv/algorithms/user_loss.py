@@ -58,9 +58,8 @@ def require_per_sample(name: str, loss: UserLoss, logits: Tensor, y: Tensor) -> 
     with torch.enable_grad(), draws_kept(logits.device), host_draws_kept():
         losses = loss(logits, y)
     require_values(name, losses, len(y))
-    if losses.requires_grad:
-        if gradients_if_used(losses.sum(), [logits])[0] is not None:
-            return
+    if losses.requires_grad and gradients_if_used(losses.sum(), [logits])[0] is not None:
+        return
     raise UserError(
         f"{name} does not depend on the logits by a gradient, so nothing follows from it: compute "
         "it with differentiable operations of torch."
