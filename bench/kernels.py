@@ -9,13 +9,14 @@ measured are null.
 """
 
 import json
+import math
 import platform
 import re
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastadv.benchmark.launches import watched_launches
 from fastadv.benchmark.rows import provenance
 from fastadv.kernels.dispatch import INTERPRETED, OPERATORS, why_not_triton
 
@@ -57,6 +59,7 @@ class Case:
     by_hand: Callable[..., Any]
     bytes_moved: int
     backward: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def linf_by_hand(x_adv: Tensor, grad: Tensor, x: Tensor, alpha: float, eps: float) -> Tensor:
@@ -104,14 +107,22 @@ def ce_by_hand(logits: Tensor, y: Tensor, c_min: float) -> tuple[Tensor, Tensor]
 
 
 def crop_by_hand(
-    store: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: tuple[int, int]
+    store: Tensor,
+    index: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    size: tuple[int, int],
+    channels_last: bool = False,
 ) -> Tensor:
     rows = store[index].float() / 255
     y = top[:, None] + torch.arange(size[0], device=store.device)
     x = left[:, None] + torch.arange(size[1], device=store.device)
     sample = torch.arange(len(index), device=store.device)[:, None, None]
     window = rows.permute(0, 2, 3, 1)[sample, y[:, :, None], x[:, None]].permute(0, 3, 1, 2)
-    return torch.where(flip[:, None, None, None], window.flip(3), window)
+    window = torch.where(flip[:, None, None, None], window.flip(3), window)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return window.contiguous(memory_format=layout)
 
 
 def dots_by_hand(gradients: list[Tensor], signs: list[Tensor]) -> Tensor:
@@ -137,8 +148,16 @@ def cases(device: str, large: bool) -> dict[str, Case]:
             Case("linf_step", size, (*step, ALPHA, EPS), linf_by_hand, 4 * moved),
             Case("linf_start", size, (x, EPS, index, 0, 0), start_by_hand, 2 * moved),
             Case("l2_step", size, (*step, 0.1, 0.5), l2_by_hand, 4 * moved),
-            Case("crop_flip", size, (store, *view, (32, 32)), crop_by_hand, moved // 4 * 5),
         ]
+        crop = (store, *view, (32, 32))
+        for name, options in ((size, {}), (f"{size} channels_last", {"channels_last": True})):
+            bytes_moved = moved // 4 * 5
+            found.append(Case("crop_flip", name, crop, crop_by_hand, bytes_moved, options=options))
+    # Few samples, the largest that one program holds, and one of many programs.
+    for shape in ((16, 3, 32, 32), *([(512, 3, 64, 64), (32, 3, 224, 224)] if large else [])):
+        step = tuple(torch.rand(shape, device=device) for _ in range(3))
+        size, moved = "x".join(map(str, shape)), 4 * math.prod(shape)
+        found.append(Case("l2_step", size, (*step, 0.1, 0.5), l2_by_hand, 4 * moved))
     for size, shape in rows.items():
         p, q = (torch.randn(shape, device=device, requires_grad=True) for _ in range(2))
         y, moved = torch.zeros(shape[0], dtype=torch.int64, device=device), p.numel() * 4
@@ -189,15 +208,22 @@ def runner(case: Case, backend: str) -> Callable[[], Any]:
 
     def forward() -> Any:
         with torch.no_grad():
-            return function(*case.arguments)
+            return function(*case.arguments, **case.options)
 
     def backward() -> Any:
-        found = function(*case.arguments)
+        found = function(*case.arguments, **case.options)
         value = found[0] if isinstance(found, tuple) else found
         inputs = [t for t in case.arguments if isinstance(t, Tensor) and t.requires_grad]
         return torch.autograd.grad(value.sum(), inputs)
 
     return backward if case.backward else forward
+
+
+def launch_count(run: Callable[[], Any]) -> int:
+    """The number of Triton kernels that a call launches."""
+    with watched_launches(only_recorded=False) as seen:
+        run()
+    return sum(map(len, seen.values()))
 
 
 def device_seconds(run: Callable[[], Any]) -> float:
@@ -318,6 +344,7 @@ def test_speed(
         "backend": backend,
         "call_seconds": call_seconds,
         "device_seconds": on_device,
+        "launches": launch_count(run) if backend == "triton" else None,
         "bytes": case.bytes_moved,
         "gigabytes_per_second": rate,
         "copy_gigabytes_per_second": bandwidth / 1e9,
