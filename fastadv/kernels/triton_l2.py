@@ -20,9 +20,10 @@ from .rows import check_rows
 from .triton_common import clamp_nan, launch, scalar_of
 from .triton_noise import noise_normal, unit_radius
 
-ONE_PROGRAM = 16384
+ONE_PROGRAM = 16384  # half of it where Triton cannot know that a sample begins aligned
 PART = 4096
-EACH = 16  # elements of a thread: 1024 threads have registers for three tensors of that many
+EACH = 16  # elements of a thread
+MOST_WARPS = 16  # more leave a thread fewer registers than three tensors and their places need
 GUARD = tl.constexpr(GRADIENT_GUARD)
 
 
@@ -122,7 +123,8 @@ def _run(
     settings = (index, *key, *step, *radius, low, high)
     samples, n = x.shape[0], x[0].numel()
     start = draw is not None
-    parts = 1 if n <= ONE_PROGRAM else triton.cdiv(n, PART)
+    held = ONE_PROGRAM if n % 16 == 0 else ONE_PROGRAM // 2
+    parts = 1 if n <= held else triton.cdiv(n, PART)
     block = PART if parts > 1 else max(triton.next_power_of_2(n), 128)
     partials, walks = None, [2]
     if parts > 1:
@@ -134,7 +136,7 @@ def _run(
             _l2_kernel, (samples, parts), x_adv, grad, x, out, partials, *settings, n, samples,
             device=x.device, WALK=walk, START=start, PARTS=parts,
             PADDED=triton.next_power_of_2(parts), BLOCK=block,
-            num_warps=max(block // (32 * EACH), 4),
+            num_warps=min(max(block // (32 * EACH), 4), MOST_WARPS),
         )  # fmt: skip
     return out
 

@@ -165,8 +165,9 @@ def test_a_bfloat16_gradient_of_a_float32_image() -> None:
 
 
 LARGE = (2, 3, 110, 112)
-# The largest sample of one program, and the smallest of several.
-LIMITS = ((2, 1, 128, triton_l2.ONE_PROGRAM // 128), (2, 1, 1, triton_l2.ONE_PROGRAM + 1))
+# The largest samples of one program, and the smallest of several.
+ONE = triton_l2.ONE_PROGRAM
+LIMITS = tuple((2, 1, 1, n) for n in (ONE, ONE + 16, ONE // 2 - 1, ONE // 2 + 1))
 ONLY_ONCE = (LARGE, *LIMITS)
 
 

@@ -39,7 +39,7 @@ def large_images(seed: int) -> Tensor:
 
 def medium_images(seed: int) -> Tensor:
     """About as many pixels as one program of the L2 step holds."""
-    return random(2, 3, 73, 71, seed=seed).sigmoid()
+    return random(2, 4, 64, 64, seed=seed).sigmoid()
 
 
 def large_logits(seed: int) -> Tensor:
