@@ -114,6 +114,10 @@ def crop_by_hand(
     return torch.where(flip[:, None, None, None], window.flip(3), window)
 
 
+def pad_by_hand(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    return F.pad(x.to(dtype), (0, 0, 0, 0, 0, channels - x.shape[1]))
+
+
 def dots_by_hand(gradients: list[Tensor], signs: list[Tensor]) -> Tensor:
     return torch.stack([(g * s).sum() for g, s in zip(gradients, signs, strict=True)])
 
@@ -132,11 +136,13 @@ def cases(device: str, large: bool) -> dict[str, Case]:
         moved, index = x.numel() * 4, torch.arange(batch, device=device)
         step = (x_adv, grad - 0.5, x)
         store = torch.randint(256, (batch, 3, 40, 40), dtype=torch.uint8, device=device)
+        pad = (x.to(memory_format=torch.channels_last), 8, torch.bfloat16)
         view = (index, index % 9, index % 9, index % 2 == 0)
         found += [
             Case("linf_step", size, (*step, ALPHA, EPS), linf_by_hand, 4 * moved),
             Case("linf_start", size, (x, EPS, index, 0, 0), start_by_hand, 2 * moved),
             Case("l2_step", size, (*step, 0.1, 0.5), l2_by_hand, 4 * moved),
+            Case("pad_channels", size, pad, pad_by_hand, moved + 2 * x.numel() // 3 * 8),
             Case("crop_flip", size, (store, *view, (32, 32)), crop_by_hand, moved // 4 * 5),
         ]
     for size, shape in rows.items():

@@ -186,6 +186,16 @@ def lists(*dtypes: torch.dtype) -> Call:
 mixed_lists = lists(torch.float32, torch.bfloat16, torch.bfloat16)
 
 
+def padded(layout: Layout) -> object:
+    """float32 images, in both layouts, to eight channels of bfloat16; to a number between powers of
+    two."""
+    x, pad = layout.images(), FUNCTIONS["pad_channels_forward"]
+    pixels = layout.tensor(x.shape[0], *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
+    pad(pixels, 24, torch.float16)
+    pad(pixels, 8, torch.bfloat16)
+    return pad(x, 8, torch.bfloat16)
+
+
 def rows(layout: Layout) -> object:
     """A radius and a step for each sample."""
     x, large = layout.images(), layout.large()
@@ -221,6 +231,7 @@ CALLS: dict[str, Call] = {
     "crop_flip_ascend": omega("crop_flip_ascend"),
     "crop_flip_ascend_channels_last": omega("crop_flip_ascend", channels_last=True),
     "crop_flip_write": omega("crop_flip_write"),
+    "pad_channels": padded,
     "losses": losses,
     "wide_losses": wide_losses,
     "top_n": top_n,
@@ -239,6 +250,7 @@ WIDE = {
     "_l2_kernel": (True, True),
     "_crop_kernel": (False, True),
     "_crop_add_kernel": (True, True),
+    "_pad_kernel": (False, True),
     "_kl_forward_kernel": (True, False),
     "_kl_backward_kernel": (True, True),
     "_ce_forward_kernel": (True, False),
@@ -255,7 +267,7 @@ WIDE = {
 
 
 # Called by autograd functions that call a forward and a backward function listed here.
-DIFFERENTIABLE = {"masked_ce", "trades_kl", "top_n_sum"}
+DIFFERENTIABLE = {"masked_ce", "pad_channels", "trades_kl", "top_n_sum"}
 
 
 def test_every_function_is_compiled_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,6 +312,7 @@ def sizes_of_one() -> None:
         FUNCTIONS[f"{norm}_step"](image, image, image, one, one)
         FUNCTIONS[f"{norm}_project"](image, image, one)
     FUNCTIONS["noise_normal"](row, (1,), row[0], row[0], 1)
+    FUNCTIONS["pad_channels_forward"](image, 1, torch.bfloat16)
     FUNCTIONS["crop_flip"](image, *view, (1, 1), padding="reflect")
     FUNCTIONS["crop_flip_add"](image, *view, image, 1, 1.0)
     FUNCTIONS["crop_flip_ascend"](image, *view, image, 1, ok=row[0] == 0)
@@ -411,3 +424,8 @@ def test_losses_take_one_forward_and_one_backward_launch() -> None:
     assert len(launch_names("masked_ce_forward", z, y, 1.7)) == 1
     assert len(launch_names("trades_kl_forward", z, z)) == 1
     assert len(launch_names("linf_step", z, z, z, 0.1, 0.1)) == 1
+
+
+def test_images_are_cast_and_padded_in_one_launch() -> None:
+    images = torch.ones(4, 3, 8, 8)
+    assert len(launch_names("pad_channels_forward", images, 8, torch.bfloat16)) == 1

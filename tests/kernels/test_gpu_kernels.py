@@ -82,6 +82,7 @@ LARGE: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
         lambda: (large_logits(0).round(), large_logits(1).round(), 9_999),
     ),
     "trades_kl": ("trades_kl", lambda: (large_logits(0), large_logits(1))),
+    "pad_channels": ("pad_channels", lambda: (large_images(0), 8, torch.bfloat16)),
     "masked_ce": ("masked_ce", lambda: (large_logits(0), Y, 7.0)),
     "perturb_weights": (
         "perturb_weights",

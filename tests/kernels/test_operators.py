@@ -97,13 +97,16 @@ PUBLIC_CALLS: dict[str, Callable[[], tuple[object, ...]]] = {
     "crop_flip_ascend": lambda: (store(), *VIEW, images(0) - 0.5, ALPHA),
     "trades_kl": lambda: (logits(0), logits(1)),
     "masked_ce": lambda: (logits(0), torch.arange(6) % 5, ALPHA + 1),
+    "pad_channels": lambda: (images(0), 8, torch.bfloat16),
     "block_signs": lambda: (layers(0),),
     "block_noise": lambda: (layers(0), torch.rand(3, generator=torch.Generator().manual_seed(0))),
     "block_step_gradients": lambda: (layers(0), layers(1)),
 }
 
 
-FUSED = {"block_noise", "block_signs", "block_step_gradients", "masked_ce", "trades_kl"}
+FUSED = {
+    "block_noise", "block_signs", "block_step_gradients", "masked_ce", "pad_channels", "trades_kl",
+}  # fmt: skip
 
 
 def compiled_equals_eager(
