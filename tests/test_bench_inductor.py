@@ -1,4 +1,4 @@
-"""bench/inductor.py: settings that exist, refused when misspelt, timed beside none."""
+"""bench/inductor.py: variants that exist, refused when misspelt, timed beside none."""
 
 import json
 import os
@@ -7,15 +7,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from bench_script import BENCH, script
+from bench_script import BENCH
+from torch._inductor import config
 
-inductor = script("inductor")
+from fastadv.benchmark.variants import PADDED, VARIANTS, variant
+from fastadv.engine.model import padded_channels
 
 
-@pytest.mark.parametrize("name", inductor.SETTINGS)
-def test_inductor_has_these_settings(name):
-    with inductor.inductor.patch(inductor.SETTINGS[name]):
-        pass
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_sets_what_it_names_and_nothing_else(name):
+    before = config.shallow_copy_dict()
+    with variant(name):
+        now = config.shallow_copy_dict()
+        assert {key: now[key] for key in now if now[key] != before[key]} == VARIANTS[name]
+        assert padded_channels.is_on() == (name == PADDED)
+    assert config.shallow_copy_dict() == before
+    assert not padded_channels.is_on()
 
 
 def test_a_misspelt_setting_is_refused(tmp_path):

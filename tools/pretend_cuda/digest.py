@@ -43,7 +43,10 @@ COVERED: Mapping[str, tuple[str, ...]] = {
     "tests": (*RUNTIME, *STEP, *GPU_TESTS, "tools/pretend_cuda/numbers_off.py"),
     "recipes": (*RUNTIME, *STEP, *BENCH, *DRIVERS),
     "shapes": (*RUNTIME, *STEP, *BENCH, *DRIVERS, "tools/pretend_cuda/shapes.py"),
-    "generated": (*STEP, *BENCH, *DRIVERS, "tools/pretend_cuda/generated.py"),
+    "generated": (
+        *(*STEP, *BENCH, *DRIVERS, "fastadv/benchmark/variants.py"),
+        "tools/pretend_cuda/generated.py",
+    ),
     "ranks": (*RUNTIME, *STEP, *BENCH, "tools/pretend_cuda/ranks.py"),
     # Only the suite's own scripts: each of the other sections covers what else it runs.
     "suite": (
