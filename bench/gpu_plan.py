@@ -31,7 +31,7 @@ PLAN = (
     Stage("replay-512", "rest", 35, "each kernel of one captured replay: time, bytes, share"),
     Stage("single-512", "rest", 55, "APART and F+FGSM at 512, with their passes"),
     Stage("pgd-128", "rest", 50, "PGD-10 at batch 128: captured, compiled, eager"),
-    Stage("variants-128", "rest", 75, "PGD-10 at 128 with what is off: cooperative, padded"),
+    Stage("variants-128", "rest", 75, "PGD-10 at 128 with what is off: padded, combined"),
     Stage("pgd-eval-512", "rest", 30, "PGD-10 with BatchNorm in eval mode in the attack"),
     Stage("methods-512", "rest", 40, "TRADES, AWP, RWP and AdvLC, captured without compiling"),
     Stage("peers-128", "rest", 80, "published loops with and without TF32, torchattacks, ART"),

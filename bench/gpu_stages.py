@@ -402,8 +402,8 @@ STAGES: dict[str, Callable[[Running], str]] = {
     ),
     "train-fast": training("fast", FAST_EPOCHS),
     "train-apart": training("apart", None),
-    "variants-128": variants(128, "cooperative", "padded"),
-    "inductor": variants(128, "combined", "both", "reuse", "tuned"),
+    "variants-128": variants(128, "padded", "combined"),
+    "inductor": variants(128, "cooperative", "reuse", "tuned"),
 }  # fmt: skip
 
 

@@ -34,7 +34,6 @@ WORK = (
     "fast at 512",
     "trades at 512",
     "pgd at 128",
-    "pgd at 128 with combined",
     "pgd at 128 with cooperative",
     "pgd at 512 with padded",
 )
