@@ -15,7 +15,7 @@ from fastadv.benchmark.traffic import MOVED
 
 GOLDEN = Path(__file__).parents[1] / "tools" / "pretend_cuda" / "golden" / "steps.json"
 NONE_YET = "Nothing has been counted yet: run `python tools/pretend_cuda/run.py steps`."
-KINDS_OF = "pgd at 512"
+KINDS_OF = ("pgd at 512", "pgd:fused_norm=on at 512")
 BATCH, ELEMENT = 512, 2  # images, and bytes of a number (bf16), in the model of the bytes
 
 Steps = dict[str, Any]

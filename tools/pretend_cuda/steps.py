@@ -25,10 +25,10 @@ from fastadv.benchmark.specs import Spec
 from fastadv.training.captured import CapturedUpdate
 from fastadv.training.training_step import Step
 
-# Methods and batch sizes; each in both modes, with PyTorch's BatchNorm and with ``FUSED``.
+# Methods and batch sizes; each in both modes, with PyTorch's BatchNorm and with the own kernels.
 WORK = (("pgd", 512), ("pgd", 128), ("apart", 512))
 MODES = ("eager", "captured")
-FUSED = "fused norm"
+FUSED = ":fused_norm=on"
 GRAPHS = ("passes", "end", "optimizer")  # in the order in which they are recorded
 LIMIT = 1800.0
 
@@ -42,29 +42,28 @@ def main() -> None:
 
 
 def names() -> list[str]:
-    """METHOD at BATCH_SIZE MODE, such as "pgd at 512 eager", and the same "with fused norm"."""
+    """METHOD at BATCH_SIZE MODE, such as "pgd:fused_norm=on at 512 eager"."""
     return [
-        f"{method} at {size} {mode}{fused}"
+        f"{method}{fused} at {size} {mode}"
         for method, size in WORK
         for mode in MODES
-        for fused in ("", f" with {FUSED}")
+        for fused in ("", FUSED)
     ]
 
 
 def counted(name: str) -> dict[str, Any]:
     """The launches, nodes and bytes of the step ``name``, one of ``names()``."""
-    text, *fused = name.split(" with ")
-    method, _, size, mode = text.split()
+    method, _, size, mode = name.split()
     setting = Setting(batch_size=int(size), device="cuda")
     batch = setting.batches(1, channels_last=True)[0]
     count = {"eager": _eager, "captured": _captured}[mode]
-    return count(setting, Spec(method), batch, bool(fused))
+    return count(setting, Spec.parse(method), batch)
 
 
-def _eager(setting: Setting, spec: Spec, batch: BenchBatch, fused: bool) -> dict[str, Any]:
+def _eager(setting: Setting, spec: Spec, batch: BenchBatch) -> dict[str, Any]:
     """An eager step; the first two are not counted, since they also create what later ones keep."""
     counts = Counts()
-    step = _made(setting, spec, "eager", fused)
+    step = make_step(setting, spec, "bf16", "eager", LONG_RUN)
     for _ in range(2):
         _call(step, batch)
     counts.reset()
@@ -73,11 +72,11 @@ def _eager(setting: Setting, spec: Spec, batch: BenchBatch, fused: bool) -> dict
     return {"step": _launches(counts), "own kernels": _sizes(own)}
 
 
-def _captured(setting: Setting, spec: Spec, batch: BenchBatch, fused: bool) -> dict[str, Any]:
+def _captured(setting: Setting, spec: Spec, batch: BenchBatch) -> dict[str, Any]:
     """A captured step, recorded and replayed once."""
     counts = Counts()
     generated = inductor_stubs.watch(TINY * setting.batch_size / 512)
-    step = _made(setting, spec, "captured", fused)
+    step = make_step(setting, spec, "bf16", "captured", LONG_RUN)
     counts.reset()
     with nothing_given_up(), watched_launches() as own:
         for _ in range(3):  # recorded; the optimizer from the second or third call on
@@ -104,11 +103,6 @@ def _captured(setting: Setting, spec: Spec, batch: BenchBatch, fused: bool) -> d
         "generated megabytes": sum(each["runs"] * each["megabytes"] for each in passes),
         "own kernels": _sizes(own),
     }
-
-
-def _made(setting: Setting, spec: Spec, mode: str, fused: bool) -> Step:
-    options = {"fused_norm": "on"} if fused else {}
-    return make_step(setting, spec, "bf16", mode, LONG_RUN, **options)
 
 
 def _call(step: Step, batch: BenchBatch) -> None:
