@@ -29,6 +29,7 @@ from fastadv.training.training_step import Step
 WORK = (("pgd", 512), ("pgd", 128), ("apart", 512))
 MODES = ("eager", "captured")
 FUSED = ":fused_norm=on"
+NORM_KERNEL = "_statistics_kernel"
 GRAPHS = ("passes", "end", "optimizer")  # in the order in which they are recorded
 LIMIT = 1800.0
 
@@ -57,7 +58,10 @@ def counted(name: str) -> dict[str, Any]:
     setting = Setting(batch_size=int(size), device="cuda")
     batch = setting.batches(1, channels_last=True)[0]
     count = {"eager": _eager, "captured": _captured}[mode]
-    return count(setting, Spec.parse(method), batch)
+    found = count(setting, Spec.parse(method), batch)
+    if (NORM_KERNEL in found["own kernels"]) != (FUSED in name):
+        raise RuntimeError(f"{NORM_KERNEL} is launched if and only if the step is named {FUSED}")
+    return found
 
 
 def _eager(setting: Setting, spec: Spec, batch: BenchBatch) -> dict[str, Any]:
