@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from fastadv.algorithms.contract.passes import INPUT_GRADIENT
+from fastadv.benchmark.geometry import geometry
+from fastadv.models import build_model
+
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "pretend_cuda"
 sys.path.insert(0, str(TOOL))
 
+import records  # noqa: E402
 from counts import kernels, kind, kinds, short  # noqa: E402
 
 NATIVE = "void at::native::"
@@ -53,3 +58,21 @@ def test_no_launch_is_lost() -> None:
         ("reduce_kernel MeanOps", 5),
     ]
     assert sum(told.values()) == sum(kinds(census).values()) == sum(census.values())
+
+
+@pytest.mark.parametrize("section", ["generated", "steps"])
+def test_no_counted_pass_moves_fewer_bytes_than_the_model_of_the_least(section: str) -> None:
+    """Two independent counts: Inductor's scheduler and the arguments of the own kernels, and the
+    table of ``fastadv/benchmark/traffic.py``. A megabyte may be rounded away."""
+    network = geometry(build_model("preact_resnet18"), (3, 32, 32))
+    for name, found in records.read_golden(section).items():
+        if not name.startswith("pgd"):
+            continue
+        method, _, size, *_ = name.split()
+        for each in found.get("passes", []):
+            bn = "eval" if "attack_bn=eval" in method and each["pass"] == "ascend" else "train"
+            least = int(size) * network.other_bytes(INPUT_GRADIENT, bn, 2) / 1e6
+            counted = each["megabytes"] + each.get("own_megabytes", 0)
+            assert least - 1 <= counted <= 1.5 * least, (name, each["pass"])
+            if "fused_norm=on" in method and bn == "train":
+                assert counted <= 1.08 * least, (name, each["pass"])
