@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GPU_TESTS = (
     "tests/kernels/test_dispatch.py",
     "tests/kernels/test_gpu_kernels.py",
+    "tests/kernels/test_tickets.py",
     "tests/test_gpu_capture.py",
 )
 # Compared with eager before anything is timed, instead of the parity tests, which take minutes. The
