@@ -23,6 +23,7 @@ from count_tables import (
 )
 from gpu_tables import (
     NONE_YET,
+    fused_table,
     gpu_table,
     is_of_gpu,
     kernels_table,
@@ -293,6 +294,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "ratios": _of_cpus(ratios_table),
     "passes": _of_cpus(passes_table),
     "gpu": lambda rows: gpu_table(rows, caption),
+    "gpu-fused": lambda rows: fused_table(rows, caption),
     "gpu-passes": lambda rows: passes_table([row for row in rows if is_of_gpu(row)]) or NONE_YET,
     "gpu-replay": lambda rows: replay_table(rows, caption),
     "gpu-kernels": kernels_table,

@@ -265,8 +265,9 @@ def test_a_mode_with_other_numbers_is_refused_without_a_checkout(monkeypatch):
     monkeypatch.setattr(parity, "repository", lambda: None)
     real = parity._weights_after_a_step
 
-    def bent(spec, mode, device):
-        found = real(spec, "eager", device)
+    def bent(spec, mode, device, dtype):
+        assert dtype is torch.float64
+        found = real(spec, "eager", device, dtype)
         if mode == "compiled":
             found["linear.weight"] += 1e-7
         return found
