@@ -59,7 +59,6 @@ def measured(
         # Copies: a later pass moves the buffers before this one is differentiated.
         return Measured(total, running_mean.clone(), running_var.clone(), eps, False)
     total, mean, rate = norm_statistics(x, before, running_mean, running_var, momentum, eps)
-    _mark_changed(running_mean, running_var)
     return Measured(total, mean, rate, eps, True)
 
 
@@ -161,10 +160,3 @@ def _differentiable(
     if grad_total is not None:
         of_total = grad_total if of_total is None else of_total + grad_total
     return of_total, grad if wants_after else None, by.get(id(weight)), by.get(id(bias))
-
-
-def _mark_changed(*buffers: Tensor | None) -> None:
-    """Tell autograd, and whoever compares versions, that a kernel has written ``buffers``."""
-    for buffer in buffers:
-        if buffer is not None and not buffer.is_inference():
-            torch.autograd.graph.increment_version(buffer)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .layout import laid_out_as
 from .norm import norm_apply, norm_gradients, norm_statistics
 from .registration import LIBRARY, NAMESPACE
 
@@ -42,8 +43,8 @@ def _run(
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     total, mean, rate = norm_statistics(x, before, running_mean, running_var, momentum, eps)
-    y = norm_apply(total, mean, rate, None, weight, bias, after, relu)
-    return y, x.new_empty(0) if before is None else total, mean, rate
+    y = laid_out_as(norm_apply(total, mean, rate, None, weight, bias, after, relu), x)
+    return y, x.new_empty(0) if before is None else laid_out_as(total, x), mean, rate
 
 
 def _run_backward(
@@ -59,12 +60,15 @@ def _run_backward(
     wants_after: bool,
     wants_affine: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    of_total, *others = norm_gradients(
+    of_total, of_after, *others = norm_gradients(
         grad, total, y, mean, rate, None, weight, bias, relu, True, grad_total, wants_after,
         wants_affine,
     )  # fmt: skip
-    there = [total.new_empty(0) if found is None else found for found in others]
-    return of_total, there[0], there[1], there[2]
+    if of_after is not None:
+        # Without a ReLU it may be the argument itself.
+        of_after = laid_out_as(of_after if relu else of_after.clone(), total)
+    there = [total.new_empty(0) if found is None else found for found in (of_after, *others)]
+    return laid_out_as(of_total, total), there[0], there[1], there[2]
 
 
 def _promised(
