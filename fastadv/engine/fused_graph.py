@@ -21,7 +21,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional
 
 from fastadv.engine.graph_writes import argument, between, is_barrier, storages, written
-from fastadv.kernels import FUSED_NORM
+from fastadv.kernels import FUSED_NORM_SHARED as FUSED_NORM
 
 DEVICES = ("cuda",)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -35,7 +35,7 @@ _PRODUCTS = (
     *(torch.conv1d, torch.conv2d, torch.conv3d, torch.matmul, functional.linear),
     *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
 )
-_Y, _TOTAL = 0, 1  # places in what the operator returns
+_Y, _Y_AGAIN, _TOTAL = 0, 1, 2  # places in what the operator returns
 
 
 def fuse_norms(module: GraphModule) -> int:
@@ -142,7 +142,7 @@ def _with_before(found: _Pattern) -> _Pattern:
     x, before = summands
     if _is_in_place(total) and not (_calls(x, _PRODUCTS) and _only_user(x) is total):
         return found  # another tensor may be the same memory
-    if _crosses_barrier(total, place) or not all(map(_only_reads, total.users)):
+    if _crosses_barrier(total, place) or not all(_only_reads(user, total) for user in total.users):
         return found
     reads = storages(summands)
     for node in between(total, place):
@@ -163,20 +163,43 @@ def _replace(graph: Graph, found: _Pattern) -> None:
                 found.relu is not None,
             ),
         )
-        y = graph.call_function(operator.getitem, (called, _Y))
-        total = graph.call_function(operator.getitem, (called, _TOTAL))
-    called.meta, y.meta = copy.copy(found.norm.meta), copy.copy(last.meta)
+        y, again, total = (
+            graph.call_function(operator.getitem, (called, place))
+            for place in (_Y, _Y_AGAIN, _TOTAL)
+        )
+    called.meta = copy.copy(found.norm.meta)
+    y.meta, again.meta = copy.copy(last.meta), copy.copy(last.meta)
+    total.meta = copy.copy(found.total.meta)
     called.meta["example_value"] = _tensor(last), _tensor(found.total)
+    later = _later_readers(found.total, found.norm)
+    users = list(last.users)
     last.replace_all_uses_with(y)
     for node in (found.relu, found.plus, found.norm):
         if node is not None:
             graph.erase_node(node)
-    if found.before is None:
-        graph.erase_node(total)
-        return
-    total.meta = copy.copy(found.total.meta)
-    found.total.replace_all_uses_with(total)
-    graph.erase_node(found.total)
+    if all(_only_reads(user, y) for user in users):
+        for user in users[1:]:
+            user.replace_input_with(y, again)
+    if found.before is not None:
+        found.total.replace_all_uses_with(total)
+        graph.erase_node(found.total)
+    elif all(_only_reads(user, found.x) for user in later):
+        for user in later:
+            user.replace_input_with(found.x, total)
+    for node in (again, total):
+        if not node.users:
+            graph.erase_node(node)
+
+
+def _later_readers(node: Node, after: Node) -> list[Node]:
+    """The users of ``node`` that come after ``after`` in the graph."""
+    found = []
+    following = after.next
+    while following.op != "root":
+        if node in following.all_input_nodes:
+            found.append(following)
+        following = following.next
+    return found
 
 
 def _differentiates_twice(node: Node) -> bool:
@@ -229,10 +252,11 @@ def _is_result(node: Node) -> bool:
     return isinstance(of, Node) and of.target is FUSED_NORM
 
 
-def _only_reads(user: Node) -> bool:
-    """False if ``user`` may ask for the whole gradient of what it reads: that of the operator's
-    second result lacks the part through the operator itself."""
-    return not is_barrier(user) and user.target not in ("register_hook", "retain_grad")
+def _only_reads(user: Node, node: Node) -> bool:
+    """False if ``user`` may write ``node``, or ask for its gradient: each of the operator's results
+    has only a part of it."""
+    asks = is_barrier(user) or user.target in ("register_hook", "retain_grad")
+    return not asks and not written(user) & storages([node])
 
 
 def _crosses_barrier(first: Node, last: Node) -> bool:

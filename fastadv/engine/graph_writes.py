@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
 _IN_PLACE = frozenset(
@@ -20,7 +21,7 @@ _IN_PLACE = frozenset(
         *("iand", "ior", "ixor", "ilshift", "irshift", "iconcat", "setitem", "delitem"),
     )
 )
-# Functions that move running statistics: which of their arguments these are is not looked up.
+# Functions that may move running statistics: which of their arguments is not looked up.
 _MOVES_BUFFERS = ("batch_norm", "instance_norm")
 _WRITES_NOTHING = ("torch", "_operator", "math")  # unless a name or an argument says so
 
@@ -74,9 +75,12 @@ def _written(node: Node) -> list[Node]:
     if node.op == "call_method":
         return first if target.endswith("_") else []
     if isinstance(target, torch._ops.OpOverload):
-        return everything if target._schema.is_mutable else []
+        return _written_by(target._schema, node)
     if target in _IN_PLACE:
         return first
+    if target is functional.batch_norm:
+        buffers = argument(node, "running_mean"), argument(node, "running_var")
+        return [each for each in buffers if each is not None]
     name = getattr(target, "__name__", "_")
     if name.endswith("_") or any(words in name for words in _MOVES_BUFFERS):
         return everything
@@ -84,3 +88,13 @@ def _written(node: Node) -> list[Node]:
     if module.partition(".")[0] not in _WRITES_NOTHING or module.startswith("torch._ops"):
         return everything
     return first if argument(node, "inplace") else []
+
+
+def _written_by(schema: Any, node: Node) -> list[Node]:
+    names = [each.name for each in schema.arguments]
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    found = []
+    for each in schema.arguments:
+        if each.alias_info is not None and each.alias_info.is_write:
+            found += [leaf for leaf in tree_leaves(given.get(each.name)) if isinstance(leaf, Node)]
+    return found
