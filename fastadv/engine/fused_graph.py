@@ -35,6 +35,7 @@ _PRODUCTS = (
     *(torch.conv1d, torch.conv2d, torch.conv3d, torch.matmul, functional.linear),
     *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
 )
+_ASK_FOR_GRADIENTS = (torch.autograd.grad, "register_hook", "retain_grad")
 _Y, _Y_AGAIN, _TOTAL = 0, 1, 2  # places in what the operator returns
 
 
@@ -255,7 +256,7 @@ def _is_result(node: Node) -> bool:
 def _only_reads(user: Node, node: Node) -> bool:
     """False if ``user`` may write ``node``, or ask for its gradient: each of the operator's results
     has only a part of it."""
-    asks = is_barrier(user) or user.target in ("register_hook", "retain_grad")
+    asks = is_barrier(user) or user.target in _ASK_FOR_GRADIENTS
     return not asks and not written(user) & storages([node])
 
 
