@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import reference_guard
-from .layout import aligned, is_dense
+from .layout import aligned, are_alike, is_dense
 from .reference import check_pairs
 from .tickets import tickets
 from .triton_common import launch
@@ -139,8 +139,7 @@ def put_back_unless(tensors: Sequence[Tensor], copies: Sequence[Tensor], ok: Ten
     check_pairs(tensors, copies)
     # Where the layouts differ a copy would be needed, also for an update that counts.
     places = range(len(tensors))
-    strides = [t.stride() == c.stride() for t, c in zip(tensors, copies, strict=True)]
-    alike = [i for i in places if strides[i] and _is_dense(tensors[i])]
+    alike = [i for i in places if _is_dense(tensors[i]) and are_alike(copies[i], tensors[i])]
     for at in range(0, len(alike), LISTED):
         chosen = alike[at : at + LISTED]
         _put_back_unless(tuple(tensors[i] for i in chosen), tuple(copies[i] for i in chosen), ok)
