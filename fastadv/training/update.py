@@ -37,6 +37,7 @@ from fastadv.engine.optimizer.replayed import ReplayedUpdate
 from fastadv.engine.optimizer.updater import Updater
 from fastadv.engine.process import distributed
 from fastadv.threat import Threat
+from fastadv.training.inputs import NOWHERE, Homes
 from fastadv.training.parameters import Parameters
 from fastadv.training.regions import Regions
 from fastadv.training.results import Gradients, PassResults, share_right
@@ -54,6 +55,10 @@ class Update:
         self.room = 0  # most rows of per-sample state that each process sends
         self._directions: list[Tensor] = []  # 0-dim bool per direction of this update: not finite
         self.unmoved = UnmovedCounter(net.device)
+
+    def homes(self, x: Tensor, y: Tensor) -> Homes:
+        """Where a batch like ``x`` (B,C,H,W) and ``y`` (B,...) is wanted: anywhere."""
+        return NOWHERE
 
     def compute_gradients(self, batch: Batch, buffers: Snapshot | None = None) -> PassResults:
         """Attack, perturb the weights, and compute the gradients of the outer pass. ``buffers`` is
