@@ -114,6 +114,30 @@ def _faster(row: Row, rows: Sequence[Row]) -> str:
     return f"{max(ratios):.2f}x" if ratios else ""
 
 
+def fused_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
+    """Every step on a GPU with own BatchNorm kernels against the same with PyTorch's."""
+    found = [row for row in rows if row["kind"] == "fused norm" and is_of_gpu(row)]
+    if not found:
+        return NONE_YET
+    lines = [
+        "| network | step | batch | with PyTorch's, ms | with own, ms | faster by | 10-90 % |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    chosen = newest_of_each(found, lambda row: (row["ours"], *_place(row)))
+    for row in sorted(chosen, key=lambda row: (*_place(row), row["ours"])):
+        config, times = row["config"], row["times"]
+        cells = [config["model"], row["ours"].removeprefix("fastadv "), str(config["batch_size"])]
+        cells += [number(row["ms"][which]["median"]) for which in ("pytorch", "own")]
+        cells += [f"{times['median']:.3f}x", f"{times['p10']:.3f}-{times['p90']:.3f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *dict.fromkeys(map(caption, chosen))])
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    config = row["config"]
+    return (row["device"], config["model"], config["width"] or 0, config["batch_size"])
+
+
 def replay_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
     """The slowest kernels of the newest captured replay, and its total."""
     found = [row for row in rows if row["kind"] in ("kernel", "kernels")]
