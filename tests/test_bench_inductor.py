@@ -62,7 +62,15 @@ def test_rows_of_two_settings(tmp_path, compiling):
 @pytest.mark.slow
 def test_the_stage_of_the_gpu_suite(tmp_path, work, compiling):
     command = [sys.executable, str(BENCH / "gpu_suite.py"), "inductor", "--device", "cpu"]
-    command += ["--only", "inductor", "--tiny", "--work", str(work), "--pack", str(tmp_path / "packed")]
+    command += [
+        "--only",
+        "inductor",
+        "--tiny",
+        "--work",
+        str(work),
+        "--pack",
+        str(tmp_path / "packed"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=compiling)
     assert done.returncode == 0, done.stdout
     (summary,) = work.glob("inductor-*/summary.json")
