@@ -11,6 +11,7 @@ from gpu_pack import DRY, whole_rows
 from fastadv.benchmark.rows import append_rows, newest, newest_of_each
 from fastadv.benchmark.table import number, percent
 from fastadv.errors import UserError
+from fastadv.kernels.dispatch import OPERATORS
 
 Row = dict[str, Any]
 NONE_YET = "No GPU has run this version yet: there are no rows."
@@ -206,6 +207,29 @@ def kernels_table(rows: list[Row]) -> str:
         for row in found
     }
     return "\n".join([*lines, "", *sorted(said)])
+
+
+def shares_table(rows: list[Row]) -> str:
+    """The share of a copy's rate that each of our kernels reaches in its largest case on a GPU."""
+    lines = ["| kernel | share of a copy's rate | size | device |", "|---|---:|---|---|"]
+    for kernel in sorted(OPERATORS):
+        for backward in (False, True):
+            found = [
+                row
+                for row in rows
+                if (row["kind"], row.get("backend")) == ("kernel speed", "triton")
+                and (row["kernel"], row["backward"]) == (kernel, backward)
+                and row["device_seconds"]
+                and row["bytes"] >= LARGE
+            ]
+            name = f"`{kernel}`, backward" if backward else f"`{kernel}`"
+            if found:
+                row = max(enumerate(found), key=lambda each: (each[1]["bytes"], each[0]))[1]
+                share = percent(row["gigabytes_per_second"] / row["copy_gigabytes_per_second"])
+                lines.append(f"| {name} | {share} | {row['size']} | {row['device']} |")
+            elif not backward:
+                lines.append(f"| {name} | unknown | | |")
+    return "\n".join(lines)
 
 
 def training_table(rows: list[Row], caption: Callable[[Row], str]) -> str:

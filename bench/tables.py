@@ -28,6 +28,7 @@ from gpu_tables import (
     is_of_gpu,
     kernels_table,
     replay_table,
+    shares_table,
     take,
     training_table,
 )
@@ -298,6 +299,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "gpu-passes": lambda rows: passes_table([row for row in rows if is_of_gpu(row)]) or NONE_YET,
     "gpu-replay": lambda rows: replay_table(rows, caption),
     "gpu-kernels": kernels_table,
+    "kernel-shares": shares_table,
     "gpu-training": lambda rows: training_table(rows, caption),
     "counted-launches": lambda rows: launches_table(counted_steps()),
     "counted-kinds": lambda rows: kinds_table(counted_steps()),

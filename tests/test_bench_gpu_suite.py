@@ -27,6 +27,7 @@ from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import parse_specs
 from fastadv.data.npz import read_npz
 from fastadv.errors import UserError
+from fastadv.kernels.dispatch import OPERATORS
 from fastadv.training.mode import compiles
 
 ROOT = Path(__file__).parents[1]
@@ -402,3 +403,8 @@ def test_our_kernels_on_a_gpu(beside):
     assert "| linf_step | 512 | 8 | 2,700 | 90.0 % | 40 |  |" in written
     assert "| masked_ce | 512 | 8 | 2,700 |  |  |  |" in written
     assert "a CPU" not in written
+    shares = beside("gpu_tables").shares_table([*rows, on_cpu]).splitlines()
+    assert "| `linf_step` | 90.0 % | 512 | a GPU |" in shares
+    # Too small for its rate to be the memory's; and one without a row.
+    assert {"| `masked_ce` | unknown | | |", "| `norm_apply` | unknown | | |"} <= set(shares)
+    assert len(shares) == 2 + len(OPERATORS)
