@@ -103,6 +103,12 @@ class Machine:
     def count(self, pattern: str) -> int:
         return len(re.findall(pattern, self.sass))
 
+    @property
+    def instructions(self) -> int:
+        """The number of all instructions; a thread of a kernel without loops executes at most so
+        many."""
+        return self.count(r"(?m)^\s+/\*[0-9a-f]{4,}\*/\s+(?!NOP)\S")
+
 
 def triton_compiled(launch: Launch, capability: int) -> Any:
     """What Triton's own launcher compiles for ``sm_<capability>``: its types, its alignments."""

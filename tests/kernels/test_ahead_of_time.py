@@ -1,5 +1,6 @@
 """Every kernel compiled for sm_80, sm_90 and sm_100 without a GPU, and its code inspected."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -280,6 +281,7 @@ WIDE = {
     "_crop_kernel": (False, True),
     "_crop_add_kernel": (True, True),
     "_pad_kernel": (False, True),
+    "_write_kernel": (True, False),
     "_kl_forward_kernel": (True, False),
     "_kl_backward_kernel": (True, True),
     "_ce_forward_kernel": (True, False),
@@ -387,6 +389,28 @@ def inspect(name: str, even: bool, capability: int) -> None:
             loads, stores = WIDE[launch.name]
             assert not loads or machine.count(r"\bLDG\.E\S*\.128"), f"{told}: no 128-bit load"
             assert not stores or machine.count(r"\bSTG\.E\S*\.128"), f"{told}: no 128-bit store"
+
+
+def test_a_crop_is_not_bound_by_instructions() -> None:
+    """At 5 bytes per element 35 instructions take an H100 about as long as its memory does."""
+    for name in ("crop_flip_channels_last", "crop_flip_float"):
+        (launch,) = launches(name, True)
+        threads = math.prod(launch.grid) * 4 * 32  # Triton's default is four warps
+        elements = 4 * 3 * 32 * 32
+        assert compiled(launch, 90).instructions * threads <= 35 * elements, name
+
+
+def test_pixels_of_the_store_are_accessed_one_by_one() -> None:
+    """Two neighbours in a mirrored window are not neighbours in the store."""
+    for name, access in {
+        "crop_flip_channels_last": r"\bLDG\.E\.U8 ",
+        "crop_flip_float": r"\bLDG\.E ",
+        "crop_flip_ascend": r"\bSTG\.E ",
+        "crop_flip_ascend_channels_last": r"\bSTG\.E ",
+    }.items():
+        (launch,) = launches(name, True)
+        per_thread = 4 * 3 * 32 * 32 // (math.prod(launch.grid) * 4 * 32)
+        assert compiled(launch, 90).count(access) >= per_thread, name
 
 
 def wide_accesses(call: Call) -> dict[int, tuple[str, int, int]]:
