@@ -27,6 +27,11 @@ _BACKWARD = (
     " Tensor rate, Tensor? weight, Tensor? bias, bool relu, bool wants_after, bool wants_affine)"
     " -> (Tensor of_total, Tensor of_after, Tensor of_weight, Tensor of_bias)"
 )
+_SHARED = (
+    "fused_norm_shared(Tensor(c) x, Tensor? weight, Tensor? bias, Tensor? before, Tensor? after,"
+    " Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, float eps, bool relu)"
+    " -> (Tensor(d) y, Tensor(d) y_again, Tensor(c) total)"
+)
 # A result that is not there has no elements: an operator returns neither None nor its argument.
 
 
@@ -102,6 +107,9 @@ def _promised_backward(
 
 
 class _FusedNorm(torch.autograd.Function):
+    """y is returned twice, as the same memory, so that the gradients of its readers arrive apart
+    and are added where they are read; so are those of ``total``, which without ``before`` is x."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -111,21 +119,27 @@ class _FusedNorm(torch.autograd.Function):
         before: Tensor | None,
         after: Tensor | None,
         *others: Any,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
             y, total, mean, rate = FUSED_NORM(x, weight, bias, before, after, *others)
-        read = x if before is None else total
-        ctx.save_for_backward(read, weight, bias, mean, rate, y if after is not None else None)
+        total = x.view_as(x) if before is None else total
+        ctx.save_for_backward(total, weight, bias, mean, rate, y if after is not None else None)
         ctx.relu = others[-1]
-        ctx.mark_non_differentiable(mean, rate, *([total] if before is None else []))
+        ctx.mark_non_differentiable(mean, rate)
         ctx.set_materialize_grads(False)
-        return y, total, mean, rate
+        return y, y.view_as(y), total, mean, rate
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, grad_total: Tensor | None, *_: Any) -> Any:
+    def backward(
+        ctx: Any, grad: Tensor | None, more: Tensor | None, grad_total: Tensor | None, *_: Any
+    ) -> Any:
         wants = ctx.needs_input_grad
         if grad is None:
-            return grad_total, None, None, grad_total if wants[3] else None, *[None] * 6
+            grad, more = more, None
+        if grad is None:
+            return grad_total, None, None, grad_total if wants[3] else None, None, *[None] * 5
+        if more is not None:
+            grad = grad + more
         total, weight, bias, mean, rate, y = ctx.saved_tensors
         of_total, of_after, of_weight, of_bias = torch.ops.fastadv.fused_norm_backward.default(
             grad, grad_total, total, y, mean, rate, weight, bias, ctx.relu, wants[4],
@@ -141,6 +155,20 @@ class _FusedNorm(torch.autograd.Function):
         )
 
 
+def _differentiable(
+    x: Tensor, weight: Any, bias: Any, before: Tensor | None, *others: Any
+) -> tuple[Tensor, ...]:
+    if not torch.is_grad_enabled():  # as where compiled code calls it
+        with torch._C._AutoDispatchBelowAutograd():
+            return FUSED_NORM(x, weight, bias, before, *others)
+    y, _, total, mean, rate = _FusedNorm.apply(x, weight, bias, before, *others)
+    return y, x.new_empty(0) if before is None else total, mean, rate
+
+
+def _shared(*arguments: Any) -> tuple[Tensor, ...]:
+    return _FusedNorm.apply(*arguments)[:3]
+
+
 LIBRARY.define(_FORWARD)
 LIBRARY.define(_BACKWARD)
 for _key in ("CPU", "CUDA"):
@@ -148,5 +176,8 @@ for _key in ("CPU", "CUDA"):
     LIBRARY.impl("fused_norm_backward", _run_backward, _key)
 torch.library.register_fake(f"{NAMESPACE}::fused_norm", _promised, lib=LIBRARY)
 torch.library.register_fake(f"{NAMESPACE}::fused_norm_backward", _promised_backward, lib=LIBRARY)
-LIBRARY.impl("fused_norm", _FusedNorm.apply, "Autograd")
+LIBRARY.impl("fused_norm", _differentiable, "Autograd")
+LIBRARY.define(_SHARED)
+LIBRARY.impl("fused_norm_shared", _shared, "CompositeImplicitAutograd")
 FUSED_NORM = torch.ops.fastadv.fused_norm.default
+FUSED_NORM_SHARED = torch.ops.fastadv.fused_norm_shared.default
