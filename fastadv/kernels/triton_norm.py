@@ -54,7 +54,7 @@ def _tiles(
     tile, programs, rows, channels, channel, exists,
     EVEN: tl.constexpr, SEVERAL: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """``_tile`` of a program's next ``SEVERAL`` tiles, one below the other: their loads are in flight
+    """``_tile`` of a program's next ``SEVERAL`` tiles, one below the other: they are loaded
     together."""
     first = (tile + rows * 0) * BLOCK_M
     row = tl.arange(0, SEVERAL * BLOCK_M)

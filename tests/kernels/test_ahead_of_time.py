@@ -53,6 +53,15 @@ class Layout:
         shapes = [(64, 3, 3, 3), (128, 64, 3, 3), (16, 512)]
         return [self.tensor(*s) if self.even else self.tensor(*s, 1)[:-1] for s in shapes]
 
+    @property
+    def channels(self) -> int:
+        return 64 if self.even else 25
+
+    def activations(self, dtype: torch.dtype) -> Tensor:
+        """In channels_last."""
+        places = (64, 32, 32) if self.even else (3, 9, 7)
+        return self.tensor(*places, self.channels, dtype=dtype).permute(0, 3, 1, 2)
+
     def integers(self, count: int) -> Tensor:
         return self.tensor(count, dtype=torch.int64)
 
@@ -236,7 +245,40 @@ def rows(layout: Layout) -> object:
     return FUNCTIONS["crop_flip_add"](store, *layout.view(x.shape[0]), x, 0.3, each)
 
 
+def norm(dtype: torch.dtype, residuals: bool, parameters: torch.dtype = torch.float32) -> Call:
+    """BatchNorm in training mode, with both residuals or none."""
+
+    def call(layout: Layout) -> object:
+        x = layout.activations(dtype)
+        other = layout.activations(dtype) if residuals else None
+        mean, rate = (layout.tensor(layout.channels) for _ in range(2))
+        affine = [layout.tensor(layout.channels, dtype=parameters) for _ in range(2)]
+        FUNCTIONS["norm_statistics"](x, other, *affine, 0.1, 1e-5)
+        FUNCTIONS["norm_apply"](x, mean, rate, None, *affine, other, True)
+        return FUNCTIONS["norm_gradients"](
+            x, x, other, mean, rate, None, *affine, True, True, other, residuals, True
+        )
+
+    return call
+
+
+def norm_of_evaluation(layout: Layout) -> object:
+    """BatchNorm by its buffers, in an attack: no gradient of weight and bias."""
+    x, numbers = layout.activations(torch.bfloat16), layout.tensor(layout.channels)
+    scales = (numbers, numbers, 1e-5, numbers, numbers)
+    FUNCTIONS["norm_apply"](x, *scales, None, True)
+    for y in (None, x):
+        FUNCTIONS["norm_gradients"](x, x, y, *scales, True, False, None, y is not None, False)
+    return FUNCTIONS["norm_gradients"](x, x, None, *scales, False, False, None, False, True)
+
+
 CALLS: dict[str, Call] = {
+    "norm": norm(torch.float32, residuals=False),
+    "norm_bf16": norm(torch.bfloat16, residuals=False),
+    "norm_residuals": norm(torch.float32, residuals=True),
+    "norm_residuals_bf16": norm(torch.bfloat16, residuals=True),
+    "norm_fp16_parameters": norm(torch.float16, True, parameters=torch.float16),
+    "norm_of_evaluation": norm_of_evaluation,
     "rows": rows,
     "linf_step": step("linf_step"),
     "linf_step_fp16": step("linf_step", torch.float16),
@@ -350,6 +392,13 @@ def sizes_of_one() -> None:
     FUNCTIONS["crop_flip"](image, *view, (1, 1), padding="reflect")
     FUNCTIONS["crop_flip_add"](image, *view, image, 1, 1.0)
     FUNCTIONS["crop_flip_ascend"](image, *view, image, 1, ok=row[0] == 0)
+    pair = torch.zeros(2, 1, 1, 1)
+    FUNCTIONS["norm_statistics"](pair, pair, one, one, 0.1, 1e-5)
+    for total in (image, pair):
+        FUNCTIONS["norm_apply"](total, one, one, 1.0, one, one, total, True)
+        FUNCTIONS["norm_gradients"](
+            total, total, total, one, one, None, one, one, True, True, total, True, True
+        )
     FUNCTIONS["top_n_forward"](z, z, 1, True)
     FUNCTIONS["top_n_forward"](torch.zeros(1, 8193), torch.zeros(1, 8193), 1, False)
     FUNCTIONS["trades_kl_forward"](z, z)
@@ -489,3 +538,30 @@ def test_losses_take_one_forward_and_one_backward_launch() -> None:
 def test_images_are_cast_and_padded_in_one_launch() -> None:
     images = torch.ones(4, 3, 8, 8)
     assert len(launch_names("pad_channels_forward", images, 8, torch.bfloat16)) == 1
+
+
+def test_batch_norm_takes_two_launches_forward_and_two_backward() -> None:
+    x = torch.ones(4, 8, 6, 6).to(memory_format=torch.channels_last)
+    numbers = torch.ones(8)
+    scales = (numbers, numbers, None, numbers, numbers)
+    assert launch_names("norm_statistics", x, x, numbers, numbers, 0.1, 1e-5) == [
+        "_statistics_kernel"
+    ]
+    assert launch_names("norm_apply", x, *scales, x, True) == ["_apply_kernel"]
+    both = ["_reduce_kernel", "_input_gradient_kernel"]
+    for training, affine, expected in (
+        *((True, True, both), (True, False, both), (False, True, both)),
+        (False, False, both[1:]),
+    ):
+        rest = (*scales, True, training, x, True, affine)
+        assert launch_names("norm_gradients", x, x, x, *rest) == expected
+
+
+@pytest.mark.parametrize("name", ["norm", "norm_bf16", "norm_residuals", "norm_residuals_bf16"])
+def test_two_programs_of_a_sum_fit_into_one_multiprocessor(name: str) -> None:
+    """They are 256, and an H100 has 132 multiprocessors of 65,536 registers."""
+    for launch in launches(name, even=True):
+        if "PADDED" in launch.options:
+            assert launch.grid == (256,)
+            threads = 32 * launch.options["num_warps"]
+            assert compiled(launch, 90).registers * threads <= 65536 // 2, launch.name
