@@ -172,7 +172,7 @@ def _replace(graph: Graph, found: _Pattern) -> None:
     y.meta, again.meta = copy.copy(last.meta), copy.copy(last.meta)
     total.meta = copy.copy(found.total.meta)
     called.meta["example_value"] = _tensor(last), _tensor(found.total)
-    later = _later_readers(found.total, found.norm)
+    later = _later_readers(found.total, found.place)
     users = list(last.users)
     last.replace_all_uses_with(y)
     for node in (found.relu, found.plus, found.norm):

@@ -66,11 +66,13 @@ class Internals:
         self.mode = first_mode(execution.mode, device)
         outer, attack = precision.dtypes(device)
         strict = execution.is_strict
-        runner = Runner(compiles(self.mode, length.total_steps), execution.backend, strict=strict)
+        fused_norm = choose(execution.fused_norm, device)
+        compiling = compiles(self.mode, length.total_steps)
+        runner = Runner(compiling, execution.backend, strict=strict, fused_norm=fused_norm)
         twice = plan.differentiates_twice
         self.net = Network(
             model, device, runner, outer, attack, differentiates_twice=twice, output=output,
-            fused_norm=choose(execution.fused_norm, device),
+            fused_norm=fused_norm,
         )  # fmt: skip
         self.radius = radius
         if radius is not None:
