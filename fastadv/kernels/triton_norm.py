@@ -54,15 +54,22 @@ def _tiles(
     tile, programs, rows, channels, channel, exists,
     EVEN: tl.constexpr, SEVERAL: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """``_tile`` of ``SEVERAL`` tiles at once, a program's next ones. Their loads wait together, and
-    the sum over the first dimension stays within a thread."""
+    """``_tile`` of a program's next ``SEVERAL`` tiles, one below the other: their loads are in flight
+    together."""
     first = (tile + rows * 0) * BLOCK_M
-    row = (tl.arange(0, SEVERAL) * (programs * BLOCK_M))[:, None] + tl.arange(0, BLOCK_M)[None, :]
+    row = tl.arange(0, SEVERAL * BLOCK_M)
+    row = row // BLOCK_M * (programs * BLOCK_M) + row % BLOCK_M
     left = tl.minimum(rows - first, SEVERAL * BLOCK_M * programs).to(tl.int32)
-    inside = (row < left)[:, :, None] & exists[None, None, :]
+    inside = (row < left)[:, None] & exists[None, :]
     if EVEN:
         inside = tl.full(inside.shape, True, tl.int1)
-    return first * channels + (row[:, :, None] * channels + channel[None, None, :]), inside
+    return first * channels + (row[:, None] * channels + channel[None, :]), inside
+
+
+@triton.jit
+def _sum_tiles(values, SEVERAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The sum of several tiles, elementwise: the terms of one place belong to one thread."""
+    return tl.sum(tl.reshape(values, [SEVERAL, BLOCK_M, BLOCK_C]), axis=0)
 
 
 @triton.jit
@@ -148,9 +155,9 @@ def _statistics_kernel(
             tile, programs, rows, channels, channel, exists, EVEN, SEVERAL, BLOCK_M
         )
         read = _sum_of(x, before, total, those, there, BEFORE)
-        distance = tl.where(there, read - pivot[None, None, :], 0.0)
-        sums += tl.sum(distance, axis=0)
-        products += tl.sum(distance * distance, axis=0)
+        distance = tl.where(there, read - pivot[None, :], 0.0)
+        sums += _sum_tiles(distance, SEVERAL, BLOCK_M, BLOCK_C)
+        products += _sum_tiles(distance * distance, SEVERAL, BLOCK_M, BLOCK_C)
     count = _rows_of(program, programs, rows, tiles, EVEN, BLOCK_M)
     sum_here = tl.sum(sums, axis=0)
     offset = tl.div_rn(sum_here, count)
@@ -232,19 +239,19 @@ def _reduce_kernel(
         at, inside = _tiles(tile, programs, rows, channels, channel, exists, EVEN, SEVERAL, BLOCK_M)
         g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
         x = tl.load(total + at, mask=inside, other=0.0).to(tl.float32)
-        centered = x - center[None, None, :]
+        centered = x - center[None, :]
         if RELU:
             if y is not None:
                 g = _masked(g, tl.load(y + at, mask=inside, other=0.0))
             else:
-                z = centered * scale[None, None, :]
+                z = centered * scale[None, :]
                 if BIAS:
-                    z += shift[None, None, :]
+                    z += shift[None, :]
                 g = _masked(g, z.to(total.dtype.element_ty))
         if of_after is not None:
             tl.store(of_after + at, g.to(of_after.dtype.element_ty), mask=inside)
-        g_sums += tl.sum(g, axis=0)
-        g_products += tl.sum(g * centered, axis=0)
+        g_sums += _sum_tiles(g, SEVERAL, BLOCK_M, BLOCK_C)
+        g_products += _sum_tiles(g * centered, SEVERAL, BLOCK_M, BLOCK_C)
     own = program * channels + channel
     tl.store(sums + own, tl.sum(g_sums, axis=0), mask=exists)
     tl.store(products + own, tl.sum(g_products, axis=0), mask=exists)
