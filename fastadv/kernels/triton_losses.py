@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import reference
 from .layout import float_or_pointer
+from .tickets import tickets
 from .triton_common import launch, scalar
 
 TILE = 2048
@@ -115,6 +116,7 @@ def _ce_forward_kernel(
             numbers = tl.load(counts + other, mask=there, other=0, cache_modifier=".cg")
             tl.store(total, tl.div_rn(tl.sum(sums, axis=0), batch.to(tl.float32)))
             tl.store(count, tl.sum(numbers, axis=0).to(tl.int64))
+            tl.store(ticket, 0)
 
 
 @triton.jit
@@ -183,7 +185,7 @@ def masked_ce_forward(
         scratch = (
             torch.empty(programs, dtype=torch.float32, device=device),
             torch.empty(programs, dtype=torch.int32, device=device),
-            torch.zeros((), dtype=torch.int32, device=device),
+            tickets(device, 1),
         )
     launch(
         _ce_forward_kernel, (programs,), z, y.contiguous(), *float_or_pointer(c_min, device),

@@ -378,7 +378,8 @@ def norm_statistics(
     buffers = [running_mean, running_var] if exchange is None else [None, None]
     moved = [None if t is None else t.detach().contiguous() for t in buffers]
     launch(
-        _statistics_kernel, (blocks * programs,), values, added, total, means, squares,
+        _statistics_kernel, (blocks * programs,), values, added, None if added is None else total,
+        means, squares,
         tickets(x.device, blocks), mean, spread, *moved, momentum, eps, *sizes, device=x.device,
         BEFORE=added is not None, MOMENTS=exchange is not None, enable_fp_fusion=True, **tiles,
     )  # fmt: skip

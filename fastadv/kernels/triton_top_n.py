@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .reference_top_n import save_kept, top_n_backward
+from .tickets import tickets
 from .triton_common import launch
 
 ONE_PROGRAM = 8192
@@ -120,10 +121,14 @@ def _partial_kernel(
 
 @triton.jit
 def _finish_kernel(
-    z, z_adv, chosen, equals, sums, total, kept, n, blocks,
-    BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    z, z_adv, histograms, chosen, equals, sums, total, kept, n, blocks,
+    BLOCK: tl.constexpr, BLOCKS: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
+    if program == 0:  # nothing reads them any more
+        bins = tl.arange(0, BINS)
+        for level in tl.static_range(3):
+            tl.store(histograms + level * BINS + bins, tl.zeros([BINS], tl.int32))
     other = tl.arange(0, BLOCKS)
     threshold, ties = tl.load(chosen), tl.load(chosen + 1)
     if program == 0:
@@ -183,7 +188,7 @@ def _select_by_digits(
     z: Tensor, z_adv: Tensor, total: Tensor, kept: Tensor | None, size: int, n: int
 ) -> None:
     blocks = triton.cdiv(size, BLOCK)
-    histograms = torch.zeros((3, BINS), dtype=torch.int32, device=z.device)
+    histograms = tickets(z.device, 3 * BINS)
     counters = torch.empty(blocks + 2, dtype=torch.int32, device=z.device)
     chosen, equals = counters[:2], counters[2:]
     sums = torch.empty(blocks, dtype=torch.float32, device=z.device)
@@ -198,6 +203,6 @@ def _select_by_digits(
         BINS=BINS, **shared,
     )  # fmt: skip
     launch(
-        _finish_kernel, (1 if kept is None else blocks,), z, z_adv, chosen, equals, sums, total,
-        kept, size, blocks, BLOCKS=triton.next_power_of_2(blocks), **shared,
+        _finish_kernel, (1 if kept is None else blocks,), z, z_adv, histograms, chosen, equals,
+        sums, total, kept, size, blocks, BLOCKS=triton.next_power_of_2(blocks), BINS=BINS, **shared,
     )  # fmt: skip

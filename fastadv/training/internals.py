@@ -66,13 +66,13 @@ class Internals:
         self.mode = first_mode(execution.mode, device)
         outer, attack = precision.dtypes(device)
         strict = execution.is_strict
-        fused_norm = choose(execution.fused_norm, device)
-        compiling = compiles(self.mode, length.total_steps)
-        runner = Runner(compiling, execution.backend, strict=strict, fused_norm=fused_norm)
+        fused = choose(execution.fused_norm, device)
+        compiled = compiles(self.mode, length.total_steps)
+        runner = Runner(compiled, execution.backend, strict=strict, fused_norm=fused)
         twice = plan.differentiates_twice
         self.net = Network(
             model, device, runner, outer, attack, differentiates_twice=twice, output=output,
-            fused_norm=fused_norm,
+            fused_norm=fused,
         )  # fmt: skip
         self.radius = radius
         if radius is not None:

@@ -20,8 +20,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from fastadv.kernels import (
+    triton_batch,
     triton_block_noise,
     triton_crop,
+    triton_guard,
     triton_l2,
     triton_linf,
     triton_losses,
@@ -34,6 +36,7 @@ from fastadv.kernels import (
 MODULES: tuple[ModuleType, ...] = (
     *(triton_crop, triton_l2, triton_linf, triton_losses),
     *(triton_noise, triton_norm, triton_block_noise, triton_top_n, triton_weights),
+    *(triton_guard, triton_batch),
 )
 
 

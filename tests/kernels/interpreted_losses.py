@@ -18,6 +18,7 @@ from oracle import (
 from torch import Tensor
 
 from fastadv.kernels import reference, triton_losses, triton_top_n
+from fastadv.kernels.tickets import tickets
 
 SIZES = ((1, 1), (5, 1), (128, 10), (3, 1000), (300, 10), (2, 33))
 
@@ -185,3 +186,18 @@ def test_strided_logits(columns: slice) -> None:
         ("masked_ce_forward", (p, y, 2.0)),
     ):
         torch.testing.assert_close(*triton_and_reference(name, *arguments))
+
+
+def test_the_kernels_leave_their_counters_at_zero() -> None:
+    """So that no launch zeroes them before the next use."""
+    z, z_adv = logits((20, 1000), 0), logits((20, 1000), 1)
+    y, cpu = torch.arange(20), torch.device("cpu")
+    for _ in range(2):
+        for name, arguments in (
+            ("top_n_forward", (z, z_adv, 300, True)),
+            ("top_n_forward", (z, z_adv, 300, False)),
+            ("masked_ce_forward", (z, y, 9.0)),
+        ):
+            torch.testing.assert_close(*triton_and_reference(name, *arguments))
+        assert not tickets(cpu, 3 * triton_top_n.BINS).any()
+        assert not tickets(cpu, 1).any()

@@ -186,6 +186,32 @@ def lists(*dtypes: torch.dtype) -> Call:
 mixed_lists = lists(torch.float32, torch.bfloat16, torch.bfloat16)
 
 
+def flag(value: bool = True) -> Tensor:
+    return torch.tensor(value)
+
+
+def guard(layout: Layout) -> object:
+    w, counter = layout.layers(), torch.tensor(0)
+    FUNCTIONS["not_finite"](w)
+    FUNCTIONS["not_finite"](w, layout.layers())
+    FUNCTIONS["put_back_unless"](w, layout.layers(), flag())
+    FUNCTIONS["put_back_unless"]([layout.integers(16)], [layout.integers(16)], flag())
+    signs = [flag(), None, layout.tensor(1).view(()), None, flag()]
+    FUNCTIONS["record_fault"](counter, counter, counter, signs, [True] * 5)
+    return FUNCTIONS["record_fault"](counter, counter, counter, signs, [False] * 5, flag())
+
+
+def batch(dtype: torch.dtype) -> Call:
+    def call(layout: Layout) -> object:
+        x = layout.images().to(dtype)
+        y, flags = layout.integers(x.shape[0]), [flag(), flag(), flag()]
+        box = (0.0, 1.0), 1e-5, 10, 0
+        FUNCTIONS["look_at_batch"](x, None, None, *box, 2**62, flags)
+        return FUNCTIONS["look_at_batch"](x, y, y, *box, 50000, flags)
+
+    return call
+
+
 def rows(layout: Layout) -> object:
     """A radius and a step for each sample."""
     x, large = layout.images(), layout.large()
@@ -227,6 +253,9 @@ CALLS: dict[str, Call] = {
     "weights": weights,
     "block_noise": block_noise,
     "mixed_lists": mixed_lists,
+    "guard": guard,
+    "batch": batch(torch.float32),
+    "batch_fp16": batch(torch.float16),
 }
 
 # Where consecutive threads touch consecutive memory, 16 bytes go in one instruction:
@@ -251,6 +280,9 @@ WIDE = {
     "_histogram_kernel": (True, False),
     "_partial_kernel": (True, False),
     "_finish_kernel": (True, False),
+    "_not_finite_kernel": (True, False),
+    "_put_back_kernel": (True, True),
+    "_look_kernel": (True, True),
 }
 
 
@@ -311,6 +343,10 @@ def sizes_of_one() -> None:
     FUNCTIONS["masked_ce_backward"](one[0], z, row, row.to(torch.int8))
     FUNCTIONS["perturb_weights"]([one], [one.clone()], 0.1)
     FUNCTIONS["block_step_gradients"]([one], [one])
+    FUNCTIONS["not_finite"]([one], [one])
+    FUNCTIONS["put_back_unless"]([one], [one], row[0] == 0)
+    FUNCTIONS["record_fault"](row[0], row[0], row[0], [None], [True])
+    FUNCTIONS["look_at_batch"](image, row, row, (0.0, 1.0), 1.0, 1, 1, 1, [row[0] == 0] * 3)
 
 
 def test_sizes_of_one_compile() -> None:

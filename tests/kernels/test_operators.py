@@ -100,10 +100,21 @@ PUBLIC_CALLS: dict[str, Callable[[], tuple[object, ...]]] = {
     "block_signs": lambda: (layers(0),),
     "block_noise": lambda: (layers(0), torch.rand(3, generator=torch.Generator().manual_seed(0))),
     "block_step_gradients": lambda: (layers(0), layers(1)),
+    "not_finite": lambda: (layers(0), layers(1)),
+    "put_back_unless": lambda: (layers(0), layers(1), torch.tensor(False)),
+    "record_fault": lambda: (
+        *(torch.tensor(-1), torch.tensor(0), torch.tensor(7)),
+        *([None, torch.tensor(True), ALPHA], [True, True, False]),
+    ),
+    "look_at_batch": lambda: (
+        *(images(0), INDEX, None, (0.2, 0.8), 1e-5, 5, 2, 9),
+        [torch.tensor(False) for _ in range(3)],
+    ),
 }
 
 
 FUSED = {"block_noise", "block_signs", "block_step_gradients", "masked_ce", "trades_kl"}
+FUSED |= {"look_at_batch", "not_finite", "put_back_unless", "record_fault"}
 
 
 def compiled_equals_eager(
