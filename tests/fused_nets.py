@@ -28,8 +28,10 @@ class Fused:
 
     def __call__(self, module: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         calls = [node for node in module.graph.nodes if node.target is FUSED_NORM_SHARED]
-        there = ((node.args[3], node.args[4], node.args[9] or None) for node in calls)
-        found = ["".join(c for c, arg in zip("bar", each) if arg is not None) for each in there]
+        found = [
+            "b" * (node.args[3] is not None) + "a" * (node.args[4] is not None) + "r" * node.args[9]  # type: ignore[operator]
+            for node in calls
+        ]
         self.graphs.append(found)
         compiled: Callable[..., Any] = self.compiler(module, inputs)
         return compiled
