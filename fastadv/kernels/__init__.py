@@ -7,11 +7,21 @@ sees the reference, because fusing it with its surroundings saves passes over me
 ``backends(device)`` says which of them runs.
 """
 
-from . import philox, reference, reference_crop, reference_top_n
+from . import philox, reference, reference_crop, reference_guard, reference_pad, reference_top_n
 from .dispatch import backends, define
+from .norm import fused_norm, norm_apply, norm_gradients, norm_statistics
+from .norm_operator import FUSED_NORM, FUSED_NORM_SHARED
 from .registration import Autograd
 
-__all__ = ["backends"]
+__all__ = [
+    "FUSED_NORM",
+    "FUSED_NORM_SHARED",
+    "backends",
+    "fused_norm",
+    "norm_apply",
+    "norm_gradients",
+    "norm_statistics",
+]
 
 BOX = "float low, float high"
 KEY = "int|Tensor seed, int|Tensor offset"
@@ -82,8 +92,15 @@ top_n_sum = define(
     ),
 )
 
+pad_channels = define(reference_pad.pad_channels, "triton_pad")
+
 trades_kl = define(reference.trades_kl, "triton_losses")
 masked_ce = define(reference.masked_ce, "triton_losses")
 block_signs = define(reference.block_signs, "triton_block_noise")
 block_noise = define(reference.block_noise, "triton_block_noise")
 block_step_gradients = define(reference.block_step_gradients, "triton_block_noise")
+
+not_finite = define(reference_guard.not_finite, "triton_guard")
+put_back_unless = define(reference_guard.put_back_unless, "triton_guard")
+record_fault = define(reference_guard.record_fault, "triton_guard")
+look_at_batch = define(reference_guard.look_at_batch, "triton_batch")

@@ -23,9 +23,17 @@ def dense(t: Tensor) -> Tensor:
     return t if is_dense(t) else t.contiguous()
 
 
+def are_alike(first: Tensor, second: Tensor) -> bool:
+    """True if both lie in memory in the same order, the second being dense."""
+    if first.stride() == second.stride():
+        return True
+    # The stride of a dimension of size 1 does not matter.
+    return first.is_contiguous() and second.is_contiguous()
+
+
 def laid_out_as(t: Tensor, model: Tensor) -> Tensor:
-    """``t`` itself, or a copy of it with the strides of the dense tensor ``model``."""
-    if t.stride() == model.stride():
+    """``t`` itself, or a copy of it with the memory layout of the dense tensor ``model``."""
+    if are_alike(t, model):
         return t
     return torch.empty_like(model, dtype=t.dtype).copy_(t)
 

@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fastadv.algorithms.contract import Batch
@@ -49,6 +50,7 @@ class Calls:
             first=not inner.preparation.prepared,
             # Without index the images of all calls of an update are numbered one after another.
             first_row=inner.updater.images_waiting // self._views,
+            homes=inner.passes.homes(given.x, given.y),
         )
 
     def run(
@@ -109,7 +111,7 @@ class Calls:
         passes.finish_update(results, ok, update)
         # Copies, since a captured step overwrites its tensors at the next replay.
         metrics = {"loss": results.loss, "accuracy": results.accuracy, "grad_norm": norm}
-        return {name: value.clone() for name, value in metrics.items() if value is not None}
+        return _copied({name: value for name, value in metrics.items() if value is not None})
 
     def require_accumulation(self) -> None:
         """Raise ``UserError`` if a call cannot leave its gradient for a later one."""
@@ -181,3 +183,11 @@ class Calls:
         sentence = self.internals.update.unmoved.sentence_once()
         if sentence is not None:
             warn(sentence)
+
+
+def _copied(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of 0-dim tensors; one launch if they have one type."""
+    values = list(metrics.values())
+    if values[0].device.type == "cpu" or len({value.dtype for value in values}) > 1:
+        return {name: value.clone() for name, value in metrics.items()}
+    return dict(zip(metrics, torch.stack(values).unbind(), strict=True))

@@ -30,6 +30,7 @@ from fastadv.engine.optimizer.updater import Updater
 from fastadv.engine.process import distributed
 from fastadv.errors import warn
 from fastadv.training.grad_accumulators import with_fresh_grad_accumulators
+from fastadv.training.inputs import NOWHERE, Homes
 from fastadv.training.recording import Recording, copied, held_tensors
 from fastadv.training.results import Gradients, PassResults
 from fastadv.training.situation import situation
@@ -79,6 +80,19 @@ class CapturedUpdate:
         forgotten = ("_phase", "_current", "_results", "_replaying", "_python")
         empty: dict[str, Any] = {"_entries": OrderedDict(), "_states": set()}
         return vars(self) | dict.fromkeys(forgotten) | empty
+
+    def homes(self, x: Tensor, y: Tensor) -> Homes:
+        """The inputs of the recording that was replayed last, if a batch like ``x`` (B,C,H,W) and
+        ``y`` (B,...) fits into them: then nothing is copied there."""
+        if self._current is None or self._as_written:
+            return NOWHERE
+        static = self._current.static
+        homes = Homes(static.x, static.y, static.index)
+        fits = all(
+            (own.shape, own.dtype, own.stride()) == (new.shape, new.dtype, new.stride())
+            for own, new in ((static.x, x), (static.y, y))
+        )
+        return homes if fits else NOWHERE
 
     def compute_gradients(self, batch: Batch, buffers: Snapshot | None = None) -> PassResults:
         """``Update.compute_gradients``, replayed. The returned tensors belong to the recording: the

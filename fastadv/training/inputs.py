@@ -8,12 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastadv import ranges
+from fastadv import kernels, ranges
 from fastadv.algorithms.contract import Batch
 from fastadv.data.view import View
 from fastadv.engine import noise
 from fastadv.engine.optimizer.faults import Fault
 from fastadv.errors import UserError
+from fastadv.kernels import reference_guard
 from fastadv.threat import Threat
 from fastadv.threat import batch as threats
 
@@ -46,6 +47,17 @@ class Inputs(NamedTuple):
     targets: Tensor | None
 
 
+class Homes(NamedTuple):
+    """Tensors to write the images, labels and rows of a call to; None: to new memory."""
+
+    x: Tensor | None = None
+    y: Tensor | None = None
+    rows: Tensor | None = None
+
+
+NOWHERE = Homes()
+
+
 def looked_at(
     given: Given,
     *,
@@ -57,8 +69,10 @@ def looked_at(
     syncs_are_free: bool,
     first: bool,
     first_row: int,
+    homes: Homes = NOWHERE,
 ) -> Inputs:
     """The inputs, with values in range. Without ``index`` the rows are numbered from ``first_row``.
+    ``homes`` may be used where values are not read.
 
     If reading a value stalls no device (``syncs_are_free``), or if the number of ``classes`` is not
     known yet, a value out of range raises ``UserError``. Otherwise the device notes it in
@@ -76,12 +90,14 @@ def looked_at(
         ranges.require_width(y, classes)
     low, high = threat.ends(x)
     x, second = x.detach(), None if second is None else second.detach()
-    rows = torch.arange(first_row, first_row + len(x), device=x.device) if index is None else index
-    images = [images for images in (x, second) if images is not None]
-    if not syncs_are_free:
-        bad = torch.stack([ranges.outside(each, low, high) for each in images]).any()
-        faults[Fault.IMAGES].copy_(bad)
     if syncs_are_free or classes is None:
+        rows = index
+        if rows is None:
+            rows = torch.arange(first_row, first_row + len(x), device=x.device)
+        if not syncs_are_free:
+            images = [images for images in (x, second) if images is not None]
+            bad = torch.stack([ranges.outside(each, low, high) for each in images]).any()
+            faults[Fault.IMAGES].copy_(bad)
         x, finite = ranges.within_if_finite("x", x, low, high)
         if second is not None:
             second, also = ranges.within_if_finite("second", second, low, high)
@@ -101,22 +117,31 @@ def looked_at(
         return Inputs(x, y, rows, start, second, eps, alpha, mask, targets)
     # A label or row out of range would abort a CUDA process; the update is masked instead.
     most = torch.iinfo(torch.int64).max if index is None or num_samples is None else num_samples
+    hard = y if of_classes and y.ndim == 1 else None
+    flags = [faults[kind] for kind in (Fault.IMAGES, Fault.LABELS, Fault.ROWS)]
+    look = kernels.look_at_batch
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        look = reference_guard.look_at_batch  # a number for each channel, which no kernel takes
+    home = homes if hard is not None else homes._replace(y=None)
+    x, clamped, rows = look(
+        x, hard, index, (low, high), ranges.ROUNDING, classes, first_row, most, flags, home
+    )
+    if second is not None:
+        faults[Fault.IMAGES].logical_or_(ranges.outside(second, low, high))
+        second = second.clamp(low, high)
     if start is not None:
         faults[Fault.IMAGES].logical_or_(~start.isfinite().all())
     if of_classes:
-        faults[Fault.LABELS].copy_(ranges.labels_outside(y, classes))
-        if targets is not None:
-            faults[Fault.LABELS].logical_or_(ranges.labels_outside(targets, classes))
+        others = every_y if hard is None else every_y[1:]
+        for each in others:
+            faults[Fault.LABELS].logical_or_(ranges.labels_outside(each, classes))
+    if clamped is not None:
+        y = clamped
+        targets = None if targets is None else targets.clamp(0, classes - 1)
     # Never cleared: nothing is updated after a bad update.
     for each in radii:
         faults[Fault.RADII].logical_or_(ranges.radii_outside(each, threat.widest))
-    faults[Fault.ROWS].copy_(((rows < 0) | (rows >= most)).any())
-    second = None if second is None else second.clamp(low, high)
-    if of_classes and y.ndim == 1:
-        y = y.clamp(0, classes - 1)
-        targets = None if targets is None else targets.clamp(0, classes - 1)
-    rows = rows.clamp(0, most - 1)
-    return Inputs(x.clamp(low, high), y, rows, start, second, eps, alpha, mask, targets)
+    return Inputs(x, y, rows, start, second, eps, alpha, mask, targets)
 
 
 def batch_of(

@@ -18,7 +18,7 @@ from fastadv.algorithms.contract import Part, Renews
 from fastadv.algorithms.plan import Plan
 from fastadv.engine.model.buffers import Snapshot
 from fastadv.engine.model.network import Network
-from fastadv.engine.optimizer.optimizer_copy import OptimizerCopy, copy_each
+from fastadv.engine.optimizer.optimizer_copy import Copies, OptimizerCopy, copy_each
 from fastadv.engine.optimizer.updater import Updater
 from fastadv.engine.process import distributed
 
@@ -47,6 +47,7 @@ class Transaction:
     def __init__(self, step: Undoable) -> None:
         self._step = step
         self._optimizer = OptimizerCopy(step.updater.optimizer)
+        self._numbers = Copies()
 
     @contextmanager
     def around(self, index: Tensor | None) -> Iterator[Snapshot]:
@@ -64,7 +65,7 @@ class Transaction:
         rows = index if distributed.world_size() == 1 else None
         epoch = step.epoch
         parts = [_PartCopy(part, rows, epoch) for part in step.plan.parts.values()]
-        before = _Clock(step)
+        before = _Clock(step, self._numbers)
 
         def put_back() -> None:
             self._optimizer.put_back()
@@ -141,19 +142,18 @@ class _Clock:
     """The position of the step in its run, and the state of the updater, the fault flag and the
     random generator."""
 
-    def __init__(self, step: Undoable) -> None:
-        self._step = step
+    def __init__(self, step: Undoable, numbers: Copies) -> None:
+        self._step, self._numbers = step, numbers
         self._own = step.moment()
         updater = step.updater
         self._updater = updater.moment()
-        self._numbers = [step.offset, updater.faults.bad_step, updater.faults.kind, updater.skipped]
-        self._values = [tensor.clone() for tensor in self._numbers]
+        faults = updater.faults
+        numbers.take([step.offset, faults.bad_step, faults.kind, updater.skipped])
         self._generator = torch.get_rng_state()
 
     def put_back(self) -> None:
         step = self._step
         step.return_to(self._own)
         step.updater.return_to(self._updater)
-        for tensor, value in zip(self._numbers, self._values, strict=True):
-            tensor.copy_(value)
+        self._numbers.put_back()
         torch.set_rng_state(self._generator)

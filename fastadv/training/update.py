@@ -32,11 +32,12 @@ from fastadv.engine import noise
 from fastadv.engine.model import parameter_hooks
 from fastadv.engine.model.buffers import Snapshot
 from fastadv.engine.model.network import Network
-from fastadv.engine.optimizer.faults import Fault, all_finite
+from fastadv.engine.optimizer.faults import Fault, not_finite
 from fastadv.engine.optimizer.replayed import ReplayedUpdate
 from fastadv.engine.optimizer.updater import Updater
 from fastadv.engine.process import distributed
 from fastadv.threat import Threat
+from fastadv.training.inputs import NOWHERE, Homes
 from fastadv.training.parameters import Parameters
 from fastadv.training.regions import Regions
 from fastadv.training.results import Gradients, PassResults, share_right
@@ -52,8 +53,12 @@ class Update:
         self.regions = Regions(plan, net, self.parameters, threat, seed)
         self.scale = torch.ones((), device=net.device)  # loss scale, filled in place
         self.room = 0  # most rows of per-sample state that each process sends
-        self._directions: list[Tensor] = []  # 0-dim bool per direction of this update: is it finite
+        self._directions: list[Tensor] = []  # 0-dim bool per direction of this update: not finite
         self.unmoved = UnmovedCounter(net.device)
+
+    def homes(self, x: Tensor, y: Tensor) -> Homes:
+        """Where a batch like ``x`` (B,C,H,W) and ``y`` (B,...) is wanted: anywhere."""
+        return NOWHERE
 
     def compute_gradients(self, batch: Batch, buffers: Snapshot | None = None) -> PassResults:
         """Attack, perturb the weights, and compute the gradients of the outer pass. ``buffers`` is
@@ -103,16 +108,17 @@ class Update:
         # A gradient that is not finite makes the images NaN, which a network may hide.
         near = attacked.context.neighbor_adv
         images = [attacked.x_adv, *([near] if near is not None else [])]
-        faults_found = {Fault.ATTACK: ~all_finite(images)}
+        faults_found = {Fault.ATTACK: not_finite(images)}
         others = [*gradients.leaves, gradients.x_adv]
         present = [gradient for gradient in others if gradient is not None]
         if present:
-            faults_found[Fault.INPUT_GRADIENT] = ~all_finite(present)
-        not_finite = buffers.not_finite()
-        if not_finite is not None:
-            faults_found[Fault.STATISTICS] = not_finite
+            faults_found[Fault.INPUT_GRADIENT] = not_finite(present)
+        statistics = buffers.not_finite()
+        if statistics is not None:
+            faults_found[Fault.STATISTICS] = statistics
         if self._directions:
-            faults_found[Fault.DIRECTION] = ~torch.stack(self._directions).all()
+            bad = self._directions
+            faults_found[Fault.DIRECTION] = bad[0] if len(bad) == 1 else torch.stack(bad).any()
         return faults_found
 
     def apply_gradients(
@@ -262,5 +268,5 @@ class Update:
         if scale is not None:
             torch._foreach_div_(directions, scale)
         distributed.average([*directions, count], len(batch.x), self.room)
-        self._directions.append(all_finite(directions))
+        self._directions.append(not_finite(directions))
         return directions, count

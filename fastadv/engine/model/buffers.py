@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastadv import kernels
+
 _DTYPE = attrgetter("dtype")
 
 
@@ -122,12 +124,19 @@ class Snapshot:
         """True (0-dim bool) if a value that was finite is not finite now; None without
         floating-point buffers. It must be None in all processes or in none, since they send their
         answers together."""
-        found = [
-            (values.isfinite() & ~_flat(self._now(group)).isfinite()).any()
-            for group, values in zip(self._groups, self._values, strict=True)
-            if values.is_floating_point()
-        ]
-        return torch.stack(found).any() if found else None
+        groups = zip(self._groups, self._values, strict=True)
+        found = []
+        for group, values in groups:
+            if not values.is_floating_point():
+                continue
+            now = self._now(group)
+            if values.device.type == "cpu":
+                found.append((values.isfinite() & ~_flat(now).isfinite()).any())
+            else:
+                found.append(kernels.not_finite(now, _parts(values, group)))
+        if len(found) < 2:
+            return found[0] if found else None
+        return torch.stack(found).any()
 
     def _now(self, group: Sequence[Tensor]) -> list[Tensor]:
         found = []
@@ -141,8 +150,19 @@ class Snapshot:
     def put_back_unless(self, ok: Tensor) -> None:
         """``put_back`` if ``ok`` (0-dim bool) is false, without waiting for the device. Otherwise
         the original tensors get the present values and return to their places."""
+        tensors: list[Tensor] = []
+        copies: list[Tensor] = []
         for group, values in zip(self._groups, self._values, strict=True):
-            _fill(group, torch.where(ok, _flat(self._now(group)), values))
+            now = self._now(group)
+            if values.device.type == "cpu":
+                _fill(group, torch.where(ok, _flat(now), values))
+                continue
+            moved = [place for place, tensor in enumerate(group) if now[place] is not tensor]
+            copy_into([group[place] for place in moved], [now[place] for place in moved])
+            tensors += group
+            copies += _parts(values, group)
+        if tensors:
+            kernels.put_back_unless(tensors, copies, ok)
         for place in self._places:
             place.hang_back()
 
@@ -152,8 +172,13 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _fill(tensors: Sequence[Tensor], values: Tensor) -> None:
+    copy_into(tensors, _parts(values, tensors))
+
+
+def _parts(values: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The pieces of ``values`` (n,) in the shapes of ``tensors``."""
     parts = values.split([tensor.numel() for tensor in tensors])
-    copy_into(tensors, [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from fastadv import kernels
 from fastadv.engine.model.buffers import copy_into
 from fastadv.engine.packing import FlatViews, packed
 from fastadv.errors import TrainingError
@@ -75,18 +76,45 @@ class Faults:
         self.before = {kind: torch.zeros_like(self._fine) for kind in list(Fault)[:4]}
 
     @torch.no_grad()
-    def record(self, faults_found: Mapping[Fault, Tensor], update: Tensor) -> Tensor:
-        """Record the update with the number ``update`` (0-dim int64) as bad if any of
-        ``faults_found`` (0-dim bool) is true. Returns true (0-dim bool) if the update is to be
-        applied."""
-        known = {**self.before, **faults_found}
-        if self.device.type == "cpu" and not any(known.values()):
-            return self.none_so_far()
-        bad = torch.stack([known.get(kind, self._fine) for kind in Fault])
-        first_bad = bad.any() & (self.bad_step < 0)
-        self.kind.copy_(torch.where(first_bad, bad.to(torch.uint8).argmax(), self.kind))
-        self.bad_step.copy_(torch.where(first_bad, update, self.bad_step))
-        return self.bad_step < 0
+    def record(
+        self,
+        signs: Mapping[Fault, Tensor],
+        update: Tensor,
+        *,
+        unrecorded: frozenset[Fault] = frozenset(),
+        ok: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Record the update with the number ``update`` (0-dim int64) as bad if any of ``signs``
+        says so: a 0-dim bool that is true, or a 0-dim number that is not finite.
+
+        Returns true (0-dim bool) if the update is to be applied: if ``ok`` (0-dim bool; None: true)
+        is true, there is no sign of a fault and there was none so far; and for an optimizer that
+        masks itself 0 then and else 1 (0-dim float32; None on a CPU, where the flag is read).
+        Faults that are ``unrecorded`` stop this update and no later one; where ``ok`` is false none
+        is recorded.
+        """
+        if self.device.type == "cpu":
+            return self._record_on_the_host(signs, update, unrecorded, ok), None
+        known = {**self.before, **signs}
+        marks = [kind not in unrecorded for kind in Fault]
+        found = [known.get(kind) for kind in Fault]
+        return kernels.record_fault(self.bad_step, self.kind, update, found, marks, ok)
+
+    def _record_on_the_host(
+        self,
+        signs: Mapping[Fault, Tensor],
+        update: Tensor,
+        unrecorded: frozenset[Fault],
+        ok: Tensor | None,
+    ) -> Tensor:
+        found = {kind: _shows(sign) for kind, sign in signs.items()}
+        bad = {**self.before, **{k: each for k, each in found.items() if k not in unrecorded}}
+        if (ok is None or ok) and any(bad.values()) and self.bad_step < 0:
+            self.kind.fill_(next(kind for kind in Fault if bad.get(kind)))
+            self.bad_step.copy_(update)
+        fine = ~next((each for each in found.values() if each), self._fine)
+        applied = self.none_so_far() & fine
+        return applied if ok is None else applied & ok
 
     def by_kind(self) -> dict[Fault, Tensor]:
         """Fault -> 0-dim bool, true for the one that was recorded, if any."""
@@ -109,12 +137,19 @@ class Faults:
             raise TrainingError(sentence.format(step=step, stopped=STOPPED))
 
 
-def none_of(faults_found: Mapping[Fault, Tensor]) -> Tensor:
-    """True (0-dim bool) if none of ``faults_found`` (0-dim bool, at least one) holds."""
-    bad = list(faults_found.values())
-    if bad[0].device.type == "cpu":
-        return ~next((each for each in bad if each), bad[0])
-    return ~torch.stack(bad).any()
+def _shows(sign: Tensor) -> Tensor:
+    """A 0-dim bool as it is, or true for a 0-dim number that is not finite."""
+    return ~sign.isfinite() if sign.is_floating_point() else sign
+
+
+def not_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """True (0-dim bool) if a value is not finite; one launch on a GPU."""
+    if not tensors or tensors[0].device.type == "cpu":
+        return ~all_finite(tensors)
+    floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
+    if not floating:
+        return torch.zeros((), dtype=torch.bool, device=tensors[0].device)
+    return kernels.not_finite(floating)
 
 
 @torch.no_grad()
@@ -142,45 +177,51 @@ def _sum(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def apply_where(
+def apply_if(
     ok: Tensor, update: Callable[[], object], optimizer: torch.optim.Optimizer, known: FlatViews
 ) -> Tensor:
-    """Call ``update`` so that weights and optimizer state change only if ``ok`` and only if all of
-    them stay finite; returns true (0-dim bool) if they do.
-
-    On a CPU the flag is read; the caller, which holds copies, restores values that overflowed. On a
-    GPU the tensors are copied and restored by a select, since reading the flag would stall the
-    device; a fused optimizer also masks itself. The optimizer's state must already exist: a masked
-    first step would initialise it from an invalid update. ``known`` are the views of earlier
-    updates, which are reused.
+    """On a CPU, where the flag ``ok`` (0-dim bool) is read: call ``update`` if it is true, and
+    return true (0-dim bool) if weights and optimizer state stayed finite. The caller, which holds
+    copies, restores what overflowed. ``known`` are the views of earlier updates, which are reused.
     """
-    if ok.device.type == "cpu":
-        if not ok:
-            return torch.ones_like(ok)
-        update()
-        known.follow([tensor for tensor in telling(optimizer) if tensor.is_floating_point()])
-        return _finite_sums(known.packed()) if known.views else torch.ones_like(ok)
+    if not ok:
+        return torch.ones_like(ok)
+    update()
+    known.follow([tensor for tensor in telling(optimizer) if tensor.is_floating_point()])
+    return _finite_sums(known.packed()) if known.views else torch.ones_like(ok)
+
+
+@torch.no_grad()
+def apply_masked(
+    ok: Tensor,
+    unfit: Tensor,
+    update: Callable[[], object],
+    optimizer: torch.optim.Optimizer,
+    record: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """On a GPU, where reading a flag would stall the device: call ``update`` so that weights and
+    optimizer state change only if ``ok`` (0-dim bool), and only if all of them stay finite; returns
+    true (0-dim bool) if they do.
+
+    The tensors are copied before and put back after. ``unfit`` (0-dim float32, 0 if ``ok`` and else
+    1) is for a fused optimizer, which also masks itself. The optimizer's state must already exist:
+    a masked first step would initialise it from an invalid update. ``record`` is given true (0-dim
+    bool) if something overflowed, and returns true if the update counts.
+    """
     touched = _tensors(optimizer)
     before = [torch.empty_like(tensor) for tensor in touched]
     copy_into(before, touched)
     if getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.found_inf = (~ok).float()  # type: ignore[attr-defined]
+        optimizer.found_inf = unfit  # type: ignore[attr-defined]
         try:
             update()
         finally:
             del optimizer.found_inf  # type: ignore[attr-defined]
     else:
         update()
-    finite = all_finite(telling(optimizer))
-    select_into(touched, ok & finite, before)
-    return finite | ~ok
-
-
-@torch.no_grad()
-def select_into(tensors: Sequence[Tensor], ok: Tensor, otherwise: Sequence[Tensor]) -> None:
-    """Keep ``tensors`` if ``ok`` (0-dim bool) is true, otherwise copy ``otherwise`` into them."""
-    for tensor, old in zip(tensors, otherwise, strict=True):
-        torch.where(ok, tensor, old, out=tensor)
+    counts = record(not_finite(telling(optimizer)))
+    kernels.put_back_unless(touched, before, counts)
+    return counts
 
 
 def counts_on_the_host(optimizer: torch.optim.Optimizer) -> bool:

@@ -62,10 +62,10 @@ class _Group:
 
 def _alike(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     """``tensors`` grouped by device (some optimizers count their steps on the host), by data type,
-    and into flat ones and others."""
+    and on a CPU into flat ones and others, since only the first are joined."""
     groups: dict[object, list[Tensor]] = {}
     for tensor in tensors:
-        kind = tensor.device, tensor.dtype, tensor.dim() == 1
+        kind = tensor.device, tensor.dtype, tensor.device.type != "cpu" or tensor.dim() == 1
         groups.setdefault(kind, []).append(tensor)
     return list(groups.values())
 

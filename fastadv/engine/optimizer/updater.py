@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastadv import kernels
 from fastadv.engine.model import parameter_hooks
 from fastadv.engine.model.buffers import copy_into
 from fastadv.engine.optimizer.faults import (
     Fault,
     Faults,
     all_finite,
-    apply_where,
+    apply_if,
+    apply_masked,
     counts_on_the_host,
-    none_of,
-    select_into,
     telling,
 )
 from fastadv.engine.optimizer.gradient_norm import total_norm
@@ -134,18 +134,16 @@ class Updater:
         if self.scaler is not None and update:
             self.scaler.unscale_(self.optimizer)
         norm = total_norm(found)
-        found_bad = {**faults_found, Fault.LOSS: ~loss.isfinite(), Fault.GRADIENT: ~norm.isfinite()}
-        fine = none_of(found_bad)
-        if self.scaler is not None:
-            # If a scaled gradient overflows, the scaler skips the update and lowers the scale.
-            found_bad = {kind: bad for kind, bad in found_bad.items() if kind not in _SCALED}
-        ok = self.faults.record(found_bad, number) & fine
+        signs = {**faults_found, Fault.LOSS: loss, Fault.GRADIENT: norm}
+        # If a scaled gradient overflows, the scaler skips the update and lowers the scale.
+        unrecorded = frozenset() if self.scaler is None else _SCALED
+        ok, unfit = self.faults.record(signs, number, unrecorded=unrecorded)
         if not update:
             # Gradients that wait keep the loss scale, which the scaler removes at the update.
             return norm if self.scaler is None else norm / self._scale_now(), ok
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
-        return norm, self._step(ok, number)
+        return norm, self._step(ok, unfit, number)
 
     def _clear_all_but(self, parameters: Sequence[Tensor]) -> None:
         """Clear ``.grad`` of parameters trained in the previous update but not in this one."""
@@ -157,18 +155,26 @@ class Updater:
                 parameter.grad = None
         self._learned = list(parameters)
 
-    def _step(self, ok: Tensor, number: Tensor) -> Tensor:
+    def _step(self, ok: Tensor, unfit: Tensor | None, number: Tensor) -> Tensor:
         """Step the optimizer if ``ok`` (0-dim bool); returns true if it stepped and nothing
-        overflowed."""
-        waits = self.scaler is not None and counts_on_the_host(self.optimizer)
-        finite = torch.ones_like(ok)
-        if self._begun and not waits:
-            finite = apply_where(ok, self.optimizer.step, self.optimizer, self._moved)
-        elif ok:
-            finite = self._begin_step()
-        # On a CPU an update that did not overflow needs no record.
-        if ok.device.type != "cpu" or not finite:
-            ok = ok & self.faults.record({Fault.UPDATE: ~finite}, number)
+        overflowed. ``unfit`` as ``Faults.record`` returns it."""
+        own = self.optimizer
+
+        def record(overflowed: Tensor) -> Tensor:
+            return self.faults.record({Fault.UPDATE: overflowed}, number, ok=ok)[0]
+
+        waits = self.scaler is not None and counts_on_the_host(own)
+        if self._begun and not waits and unfit is not None:
+            ok = apply_masked(ok, unfit, own.step, own, record)
+        else:
+            finite = torch.ones_like(ok)
+            if self._begun and not waits:
+                finite = apply_if(ok, own.step, own, self._moved)
+            elif ok:
+                finite = self._begin_step()
+            # On a CPU an update that did not overflow needs no record.
+            if ok.device.type != "cpu" or not finite:
+                ok = record(~finite)
         if self.scaler is not None:
             self._update_scale(self.scaler, ok)
         return ok
@@ -195,7 +201,7 @@ class Updater:
         before = _scale_of(scaler)
         # scaler.step would wait for the device, and does not know of earlier faults.
         scaler.update()
-        select_into(_scale_tensors(scaler), self.faults.bad_step < 0, before)
+        kernels.put_back_unless(_scale_tensors(scaler), before, self.faults.none_so_far())
 
     def begin(self, scale: Tensor) -> None:
         """Copy the loss scale of the next update into ``scale`` (0-dim)."""
