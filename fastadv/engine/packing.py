@@ -42,7 +42,7 @@ class FlatViews:
     def __init__(self) -> None:
         self.views: list[Tensor] = []
         self._tensors: list[Tensor] = []
-        self._where: list[object] = []
+        self._where: list[int] = []
         self._small: list[Tensor] = []
         self._others: list[Tensor] = []
         self._join: Any = torch.cat
@@ -52,7 +52,7 @@ class FlatViews:
 
         A tensor that is not contiguous is its own view.
         """
-        where = [*map(Tensor.data_ptr, tensors), *map(Tensor.size, tensors)]
+        where = [*map(Tensor.data_ptr, tensors), *map(Tensor.numel, tensors)]
         if where == self._where and all(map(is_, tensors, self._tensors)):
             return False
         self._where = []  # stays empty if an error follows

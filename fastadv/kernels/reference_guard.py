@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 from .reference import check_pairs
+from .rows import per_sample
+
+EDGE = 1e-3  # share of eps by which rounding may leave a pixel inside of the ball
 
 
 @torch.no_grad()
@@ -120,3 +123,30 @@ def look_at_batch(
         y,
         in_range if rows_home is None else rows_home.copy_(in_range),
     )
+
+
+@torch.no_grad()
+def unmoved_images(
+    x_adv: Tensor,
+    start: Tensor,
+    x: Tensor,
+    eps: float | Tensor,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> Tensor:
+    """True for each image (B,) of which an attack in Linf that began at ``start`` moved no pixel,
+    though its steps need not all have pointed out of the ball.
+
+    ``x_adv``, ``start`` (clipped to [low, high] here) and ``x``, the centre, are (B,...) of one
+    dtype; ``eps`` is a number, a 0-dim tensor or (B,). An image rests at the edge, and is not
+    counted, if a pixel is at the distance eps and none can move in both directions; a thousandth of
+    eps is left to rounding. Raises ``ValueError`` for an ``eps`` of another shape.
+    """
+    radius = per_sample("eps", eps, x, x.dtype)
+    if isinstance(radius, Tensor):
+        radius = radius.to(x.dtype)  # compared as a number is
+    start = start.clamp(low, high)
+    out = (start - x).abs() >= radius * (1 - EDGE)
+    stuck = out | (start <= low) | (start >= high)
+    edge = out.flatten(1).any(1) & stuck.flatten(1).all(1)
+    return (x_adv == start).flatten(1).all(1) & ~edge

@@ -110,11 +110,12 @@ PUBLIC_CALLS: dict[str, Callable[[], tuple[object, ...]]] = {
         *(images(0), INDEX, None, (0.2, 0.8), 1e-5, 5, 2, 9),
         [torch.tensor(False) for _ in range(3)],
     ),
+    "unmoved_images": lambda: (images(0), images(0), images(1), 0.1),
 }
 
 
 FUSED = {"block_noise", "block_signs", "block_step_gradients", "masked_ce", "trades_kl"}
-FUSED |= {"look_at_batch", "not_finite", "put_back_unless", "record_fault"}
+FUSED |= {"look_at_batch", "not_finite", "put_back_unless", "record_fault", "unmoved_images"}
 
 
 def compiled_equals_eager(
