@@ -26,9 +26,24 @@ def not_finite(tensors: Sequence[Tensor], before: Sequence[Tensor] | None = None
         # The largest of the absolute values is finite if all are; few launches for a whole list.
         return ~torch.stack(torch._foreach_norm(some, torch.inf)).isfinite().all()
     check_pairs(tensors, before)
-    pairs = zip(tensors, before, strict=True)
-    found = [(old.isfinite() & ~tensor.isfinite()).any() for tensor, old in pairs]
+    found = []
+    for now, then in _by_dtype(tensors, before):
+        found.append((_joined(then).isfinite() & ~_joined(now).isfinite()).any())
     return found[0] if len(found) == 1 else torch.stack(found).any()
+
+
+def _by_dtype(
+    first: Sequence[Tensor], second: Sequence[Tensor]
+) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Both lists in pieces of one dtype, which take few launches."""
+    places: dict[torch.dtype, list[int]] = {}
+    for place, tensor in enumerate(first):
+        places.setdefault(tensor.dtype, []).append(place)
+    return [([first[i] for i in own], [second[i] for i in own]) for own in places.values()]
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 @torch.no_grad()
@@ -38,8 +53,10 @@ def put_back_unless(tensors: Sequence[Tensor], copies: Sequence[Tensor], ok: Ten
     Both are lists of the same shapes and dtypes. Raises ``ValueError`` if they differ.
     """
     check_pairs(tensors, copies)
-    for tensor, copy in zip(tensors, copies, strict=True):
-        tensor.copy_(torch.where(ok, tensor, copy))
+    for now, then in _by_dtype(tensors, copies):
+        kept = torch.where(ok, _joined(now), _joined(then)).split([each.numel() for each in now])
+        values = [value.view(own.shape) for value, own in zip(kept, now, strict=True)]
+        torch._foreach_copy_(now, values)
 
 
 @torch.no_grad()
