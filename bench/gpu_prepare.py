@@ -36,7 +36,7 @@ from fastadv.benchmark.rows import commit
 PACKAGES = ("torchattacks==3.5.1", "adversarial-robustness-toolbox==1.20.1")
 COMPILING = {
     "smoke": None,
-    "rest": "parity,pgd-512,single-512,pgd-128,pgd-eval-512,peers-128",
+    "rest": "parity,pgd-512,fused-512,single-512,pgd-128,pgd-eval-512,peers-128",
     "train": None,
 }
 # Subfolders of Inductor's cache that travel: their entries contain the kernels. The others are

@@ -34,9 +34,10 @@ WRITES = {
     "tests": {"gpu tests"},
     "parity": {"parity"},
     "pgd-512": {"limits", "step", "pass", "speedup"},
+    "fused-512": {"step", "fused norm", "kernels"},
     "replay-512": {"kernels"},  # the total; the pretended runtime does not report single kernels
     "single-512": {"step", "pass"},
-    "pgd-128": {"step", "speedup"},
+    "pgd-128": {"step", "speedup", "fused norm"},
     "pgd-eval-512": {"step"},
     "methods-512": {"step"},
     "peers-128": {"step", "speedup"},

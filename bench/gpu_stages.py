@@ -23,7 +23,7 @@ from fastadv import kernels
 from fastadv.benchmark.command import run_comparisons
 from fastadv.benchmark.compare import Comparison
 from fastadv.benchmark.ours import our_candidate
-from fastadv.benchmark.parity import require_same_step
+from fastadv.benchmark.parity import fused_parity_words, require_same_step
 from fastadv.benchmark.rows import Row, append_rows, provenance, read_rows, results_file
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, parse_specs
@@ -38,10 +38,14 @@ ROOT = Path(__file__).resolve().parents[1]
 GPU_TESTS = (
     "tests/kernels/test_dispatch.py",
     "tests/kernels/test_gpu_kernels.py",
+    "tests/kernels/test_tickets.py",
     "tests/test_gpu_capture.py",
 )
-# Compared with eager before anything is timed, instead of the parity tests, which take minutes.
-PARITY_SPECS = ("pgd", "pgd:attack_bn=eval", "apart")
+# Compared with eager before anything is timed, instead of the parity tests, which take minutes. The
+# own BatchNorm kernels come last: they are the newest, and an error of theirs may end the process.
+PARITY_SPECS = (
+    "pgd", "pgd:attack_bn=eval", "apart", "pgd:fused_norm=on", "apart:fused_norm=on",
+)  # fmt: skip
 FAST_EPOCHS, APART_EPOCHS = 15, 30
 BATCH = 128  # of the training runs
 
@@ -117,25 +121,29 @@ def smoke(stage: Running) -> str:
     stage.write([{"kind": "smoke", "what": "kernel linf_step", "off": off, "ok": not failed}])
     setting = stage.setting(8) if stage.tiny else replace(stage.setting(32), width=16)
     # Compiled modes come last: they take most of the time.
-    modes = stage.modes("eager", "captured-eager", "captured")
-    for mode in modes:
+    tried = [(mode, "off") for mode in stage.modes("eager", "captured-eager")]
+    tried += [(mode, "on") for mode in stage.modes("captured-eager")]
+    if stage.device != "cpu":
+        tried += [("captured", "off"), ("captured", "on")]
+    for mode, fused_norm in tried:
+        what = mode if fused_norm == "off" else f"{mode} with own BatchNorm kernels"
         try:
-            row = _one_step(stage, setting, mode)
+            row = _one_step(stage, setting, Spec("fast", fused_norm=fused_norm), mode)
         except Exception as error:
             # The next mode may still work, and its row must be written.
             traceback.print_exc()
             first = (str(error).strip().splitlines() or [""])[0]
             row = {"ok": False, "error": f"{type(error).__name__}: {first[:200]}"}
-            failed.append(f"{mode} ({type(error).__name__}: {first[:80]})")
-        stage.write([{"kind": "smoke", "what": mode, "config": setting.as_row()} | row])
-        stage.say(f"{mode}: {row}")
+            failed.append(f"{what} ({type(error).__name__}: {first[:80]})")
+        stage.write([{"kind": "smoke", "what": what, "config": setting.as_row()} | row])
+        stage.say(f"{what}: {row}")
     if failed:
         raise RuntimeError("; ".join(failed))
-    return f"linf_step right to {off:.0e}, one step {', '.join(modes)}; {_cache_words()}"
+    return f"linf_step right to {off:.0e}, {len(tried)} steps; {_cache_words()}"
 
 
-def _one_step(stage: Running, setting: Setting, mode: str) -> Row:
-    candidate = our_candidate(setting, Spec("fast"), stage.dtype, mode)
+def _one_step(stage: Running, setting: Setting, spec: Spec, mode: str) -> Row:
+    candidate = our_candidate(setting, spec, stage.dtype, mode)
     ms = 1e3 * candidate.turn()
     candidate.close()
     return {
@@ -196,12 +204,16 @@ def _tests_row(file: str, code: int, out: Path) -> Row:
 
 
 def parity(stage: Running) -> str:
-    """One float64 step of a tiny network, compiled and captured, against eager."""
+    """One step of a tiny network, compiled, captured and with own BatchNorm kernels, against eager
+    with PyTorch's."""
     device = torch.device(stage.device)
     failed = []
     for spec in parse_specs(",".join(PARITY_SPECS)):
-        for mode in stage.modes("captured", "compiled", "captured-eager"):
+        fused = spec.fused_norm == "on"
+        # The compiled graphs are those that are captured.
+        for mode in stage.modes("captured", *([] if fused else ["compiled"]), "captured-eager"):
             row: Row = {"kind": "parity", "method": str(spec), "mode": mode, "ok": True}
+            row["fused_norm"] = fused
             try:
                 require_same_step(spec, mode, device)
             except Exception as error:
@@ -212,16 +224,20 @@ def parity(stage: Running) -> str:
             stage.say(f"{spec} {mode}: {row}")
     if failed:
         raise RuntimeError("differ from eager: " + ", ".join(failed))
-    return f"{', '.join(PARITY_SPECS)}: as eager to 1e-9; {_cache_words()}"
+    return f"{', '.join(PARITY_SPECS)}: as eager; {_cache_words()}"
 
 
-def _parity_word(stage: Running) -> str | None:
-    """Description of this run's check against eager; None if there was none or it failed."""
+def _parity_word(stage: Running, *, fused_norm: bool) -> str | None:
+    """Description of this run's check against eager, or of that of own BatchNorm kernels; None if
+    there was none or it failed."""
     rows = [row for row in rows_in(stage.out) if row.get("kind") == "parity"]
+    rows = [row for row in rows if row["fused_norm"] == fused_norm]
     if not rows or not all(row["ok"] for row in rows):
         return None
-    modes = ", ".join(dict.fromkeys(row["mode"] for row in rows))
-    return f"one float64 step of a tiny network, eager against {modes}, in this run"
+    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    if fused_norm:
+        return f"{fused_parity_words(modes)}, in this run"
+    return f"one float64 step of a tiny network, eager against {', '.join(modes)}, in this run"
 
 
 def kernel_times(stage: Running) -> str:
@@ -254,26 +270,34 @@ def comparison(
     peers: tuple[str, ...] = (),
     with_passes: bool = False,
     kernels: bool = False,
+    apart: bool = False,
+    unchecked: bool = False,
     repeats: int = 7,
     model: str = "preact_resnet18",
 ) -> Callable[[Running], str]:
-    """Steps of ``methods`` in ``modes`` and of ``peers``, interleaved."""
+    """Steps of ``methods`` in ``modes`` and of ``peers``, interleaved.
+
+    ``apart`` keeps of the rows only the kernel table. Own BatchNorm kernels that were not found
+    right are left out, because an error of theirs may end the process; ``unchecked`` times them.
+    """
 
     def run(stage: Running) -> str:
-        word = _parity_word(stage)
+        word = _parity_word(stage, fused_norm=False)
         if peers and word is None:
             stage.say("no peers: the modes were not compared with eager, or differ from it")
+        specs, fused_word = parse_specs(methods), _parity_word(stage, fused_norm=True)
+        if fused_word is None and not unchecked:
+            specs = [spec for spec in specs if spec.fused_norm != "on"]
         asked = Comparison(
-            stage.setting(batch_size, model), parse_specs(methods), stage.dtype,
+            stage.setting(batch_size, model), specs, stage.dtype,
             stage.modes(*modes), 2 if stage.tiny else repeats, peers if word else (),
             with_passes=with_passes, deadline=stage.deadline(), tiny=stage.tiny, parity=word,
-            kernels=kernels,
+            fused_parity=fused_word or "", kernels=kernels,
         )  # fmt: skip
-        # A step that is profiled must not replace the row of the one that is timed at length.
-        folder = stage.out / "replay" if kernels else stage.out
+        folder = stage.out / "replay" if apart else stage.out
         console = rich.console.Console(width=150)
         rows = run_comparisons([asked], folder, console, say=stage.say)
-        if kernels:
+        if apart:
             found = [row for row in read_rows(folder) if row["kind"] in ("kernel", "kernels")]
             append_rows(results_file(stage.out, torch.device(stage.device)), found)
         steps = [row for row in rows if row["kind"] == "step"]
@@ -281,9 +305,11 @@ def comparison(
         if not ours:
             raise RuntimeError("no step of ours was timed")
         best = max(ours, key=lambda row: row["images_per_s"])
+        gains = [row["times"]["median"] for row in rows if row["kind"] == "fused norm"]
+        own = f"own BatchNorm kernels {min(gains):.3f}-{max(gains):.3f}x; " if gains else ""
         return (
             f"{len(steps)} steps, fastest {best['name']}: {best['images_per_s']:,.0f} images/s; "
-            f"{_cache_words()}"
+            f"{own}{_cache_words()}"
         )
 
     return run
@@ -379,13 +405,21 @@ STAGES: dict[str, Callable[[Running], str]] = {
     "pgd-512": comparison(
         512, modes=("captured", "eager", "compiled"), peers=("helped",), with_passes=True
     ),
-    "replay-512": comparison(512, kernels=True, repeats=3),
+    "fused-512": comparison(
+        512, "pgd:fused_norm=on,pgd:fused_norm=off,apart:fused_norm=on,apart:fused_norm=off",
+        modes=("captured", "captured-eager"), kernels=True, unchecked=True,
+    ),
+    # A step that is profiled must not replace the row of the one that is timed at length.
+    "replay-512": comparison(512, kernels=True, apart=True, repeats=3),
     "single-512": comparison(512, "apart,fast", with_passes=True),
-    "pgd-128": comparison(128, modes=("captured", "eager", "compiled"), peers=("helped",)),
+    "pgd-128": comparison(
+        128, "pgd:fused_norm=off,pgd:fused_norm=on",
+        modes=("captured", "captured-eager", "eager", "compiled"), peers=("helped",),
+    ),
     "pgd-eval-512": comparison(512, "pgd:attack_bn=eval", repeats=5),
     "methods-512": comparison(512, "trades,awp,rwp,advlc", modes=("captured-eager",), repeats=3),
     "peers-128": comparison(
-        128, "pgd,pgd:attack_bn=eval",
+        128, "pgd,pgd:attack_bn=eval,pgd:fused_norm=on",
         peers=("published", "published-tf32-off", "torchattacks", "torchattacks-train", "art"),
         repeats=5,
     ),

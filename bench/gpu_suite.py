@@ -1,7 +1,7 @@
 """Everything that needs a GPU, in two short calls.
 
     python bench/gpu_suite.py smoke --pack FOLDER     # at most 105 s
-    python bench/gpu_suite.py rest --pack FOLDER      # at most 570 s
+    python bench/gpu_suite.py rest --pack FOLDER      # at most 590 s
     python bench/gpu_suite.py train --pack FOLDER     # if 330 s are left
 
 Needs this repository and torch >= 2.11 with its Triton, typer, rich, safetensors, scikit-learn,
@@ -175,6 +175,9 @@ def _row_line(row: dict) -> str | None:
     if kind == "idle":
         batch = row["config"]["batch_size"]
         return f"{row['name']} batch {batch}: idle {100 * row['idle_share']:.1f} %"
+    if kind == "fused norm":
+        batch = row["config"]["batch_size"]
+        return f"{row['ours']} batch {batch}: {row['times']['median']:.3f}x PyTorch's BatchNorm"
     if kind == "speedup" and row["our_bn"] == row["peer_bn"]:
         batch = row["config"]["batch_size"]
         return f"{row['ours']} batch {batch}: {row['times']['median']:.2f}x {row['peer']}"

@@ -11,6 +11,7 @@ from gpu_pack import DRY, whole_rows
 from fastadv.benchmark.rows import append_rows, newest, newest_of_each
 from fastadv.benchmark.table import number, percent
 from fastadv.errors import UserError
+from fastadv.kernels.dispatch import OPERATORS
 
 Row = dict[str, Any]
 NONE_YET = "No GPU has run this version yet: there are no rows."
@@ -114,6 +115,30 @@ def _faster(row: Row, rows: Sequence[Row]) -> str:
     return f"{max(ratios):.2f}x" if ratios else ""
 
 
+def fused_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
+    """Every step on a GPU with own BatchNorm kernels against the same with PyTorch's."""
+    found = [row for row in rows if row["kind"] == "fused norm" and is_of_gpu(row)]
+    if not found:
+        return NONE_YET
+    lines = [
+        "| network | step | batch | with PyTorch's, ms | with own, ms | faster by | 10-90 % |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    chosen = newest_of_each(found, lambda row: (row["ours"], *_place(row)))
+    for row in sorted(chosen, key=lambda row: (*_place(row), row["ours"])):
+        config, times = row["config"], row["times"]
+        cells = [config["model"], row["ours"].removeprefix("fastadv "), str(config["batch_size"])]
+        cells += [number(row["ms"][which]["median"]) for which in ("pytorch", "own")]
+        cells += [f"{times['median']:.3f}x", f"{times['p10']:.3f}-{times['p90']:.3f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *dict.fromkeys(map(caption, chosen))])
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    config = row["config"]
+    return (row["device"], config["model"], config["width"] or 0, config["batch_size"])
+
+
 def replay_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
     """The slowest kernels of the newest captured replay, and its total."""
     found = [row for row in rows if row["kind"] in ("kernel", "kernels")]
@@ -182,6 +207,29 @@ def kernels_table(rows: list[Row]) -> str:
         for row in found
     }
     return "\n".join([*lines, "", *sorted(said)])
+
+
+def shares_table(rows: list[Row]) -> str:
+    """The share of a copy's rate that each of our kernels reaches in its largest case on a GPU."""
+    lines = ["| kernel | share of a copy's rate | size | device |", "|---|---:|---|---|"]
+    for kernel in sorted(OPERATORS):
+        for backward in (False, True):
+            found = [
+                row
+                for row in rows
+                if (row["kind"], row.get("backend")) == ("kernel speed", "triton")
+                and (row["kernel"], row["backward"]) == (kernel, backward)
+                and row["device_seconds"]
+                and row["bytes"] >= LARGE
+            ]
+            name = f"`{kernel}`, backward" if backward else f"`{kernel}`"
+            if found:
+                row = max(enumerate(found), key=lambda each: (each[1]["bytes"], each[0]))[1]
+                share = percent(row["gigabytes_per_second"] / row["copy_gigabytes_per_second"])
+                lines.append(f"| {name} | {share} | {row['size']} | {row['device']} |")
+            elif not backward:
+                lines.append(f"| {name} | unknown | | |")
+    return "\n".join(lines)
 
 
 def training_table(rows: list[Row], caption: Callable[[Row], str]) -> str:

@@ -2,8 +2,8 @@
 
 Without ``--write`` all tables are printed. With it, the text between ``<!-- bench:NAME -->`` and
 ``<!-- /bench:NAME -->`` in each file is replaced, for every NAME in ``TABLES``. A table shows the
-newest run of each device and setting. ``--take FILE`` first adds the rows of a packed file of
-``gpu_suite.py``.
+newest run of each device and setting; those of ``count_tables.py`` show what has been counted.
+``--take FILE`` first adds the rows of a packed file of ``gpu_suite.py``.
 """
 
 import argparse
@@ -14,12 +14,21 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+from count_tables import (
+    bytes_table,
+    counted_steps,
+    kinds_table,
+    launches_table,
+    least_bytes_table,
+)
 from gpu_tables import (
     NONE_YET,
+    fused_table,
     gpu_table,
     is_of_gpu,
     kernels_table,
     replay_table,
+    shares_table,
     take,
     training_table,
 )
@@ -286,10 +295,16 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "ratios": _of_cpus(ratios_table),
     "passes": _of_cpus(passes_table),
     "gpu": lambda rows: gpu_table(rows, caption),
+    "gpu-fused": lambda rows: fused_table(rows, caption),
     "gpu-passes": lambda rows: passes_table([row for row in rows if is_of_gpu(row)]) or NONE_YET,
     "gpu-replay": lambda rows: replay_table(rows, caption),
     "gpu-kernels": kernels_table,
+    "kernel-shares": shares_table,
     "gpu-training": lambda rows: training_table(rows, caption),
+    "counted-launches": lambda rows: launches_table(counted_steps()),
+    "counted-kinds": lambda rows: kinds_table(counted_steps()),
+    "counted-bytes": lambda rows: bytes_table(counted_steps()),
+    "least-bytes": lambda rows: least_bytes_table(),
     "loaders": loaders_table,
     "savings": savings_table,
     "inductor": inductor_table,

@@ -54,7 +54,13 @@ def test_the_code_of_the_readme_runs():
     assert len(found) == 2
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/your-method.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        *("README.md", "CONTRIBUTING.md", "docs/your-method.md"),
+        "docs/from-the-first-launch-to-the-last-byte.md",
+    ],
+)
 def test_links_lead_to_files(page):
     text = (HERE.parent / page).read_text()
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]

@@ -18,7 +18,7 @@ from fastadv.benchmark.compare import Comparison, Outcome, Say, compared
 from fastadv.benchmark.kernel_table import kernel_table
 from fastadv.benchmark.limits import ELEMENT_BYTES
 from fastadv.benchmark.ours import require_mode
-from fastadv.benchmark.parity import require_parity
+from fastadv.benchmark.parity import require_fused_parity, require_parity
 from fastadv.benchmark.peer_list import usual_peers
 from fastadv.benchmark.plot import plot_batches, require_matplotlib
 from fastadv.benchmark.profiling import heaviest
@@ -27,6 +27,7 @@ from fastadv.benchmark.rows import Row, SoFar, append_rows, provenance, results_
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, parse_specs
 from fastadv.benchmark.table import (
+    norm_table,
     number,
     pass_table,
     percent,
@@ -43,7 +44,11 @@ EVAL_PEERS_NEED = Spec("pgd", (("attack_bn", "eval"),))
 
 def bench(
     methods: Annotated[
-        str, typer.Option(help="methods with commas, or all; options as in pgd:attack_bn=eval")
+        str,
+        typer.Option(
+            help="methods with commas, or all; options as in pgd:attack_bn=eval; "
+            "pgd:fused_norm=on has own BatchNorm kernels"
+        ),
     ] = "pgd",
     model: Annotated[str, typer.Option(help="network")] = "preact_resnet18",
     width: Annotated[int | None, typer.Option(help="the network's width")] = None,
@@ -119,10 +124,11 @@ def run_comparisons(
 
     Preliminary results of a comparison are in a file next to them, named after the run
     (``rows.SoFar``). If there are peers and a comparison has no ``parity``, the parity tests are
-    run first; raises ``UserError`` if they fail. ``say`` receives progress messages (None: a line
-    of the terminal, if there is one).
+    run first; raises ``UserError`` if they fail. Steps with own BatchNorm kernels are compared with
+    PyTorch's in the same way. ``say`` receives progress messages (None: a line of the terminal, if
+    there is one).
     """
-    plan = _with_parity(plan, console)
+    plan = _with_fused_parity(_with_parity(plan, console), console)
     device = torch.device(plan[0].setting.device)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -179,6 +185,22 @@ def _with_parity(plan: Sequence[Comparison], console: rich.console.Console) -> S
     return [replace(each, parity=each.parity or looked_at) for each in plan]
 
 
+def _with_fused_parity(
+    plan: Sequence[Comparison], console: rich.console.Console
+) -> Sequence[Comparison]:
+    """The plan with ``fused_parity`` set in every comparison of steps with own BatchNorm
+    kernels."""
+    device = torch.device(plan[0].setting.device)
+    asking = [each for each in plan if each.fused_parity is None]
+    specs = dict.fromkeys(spec for each in asking for spec in each.specs)
+    modes = dict.fromkeys(mode for each in asking for mode in each.modes)
+    looked_at = require_fused_parity(specs, modes, device)
+    if looked_at is None:
+        return plan
+    console.print(f"parity holds: {escape(looked_at)}")
+    return [replace(each, fused_parity=each.fused_parity or looked_at) for each in plan]
+
+
 def _note_idle(steps: Sequence[Row], idle: Row) -> None:
     for row in steps:
         if row["kind"] == "step" and row["name"] == idle["name"]:
@@ -192,7 +214,8 @@ def _show(rows: Sequence[Row], console: rich.console.Console) -> None:
                 f"{row['device']}, {row['dtype']}: copies {number(row['copy_gb_per_s'])} GB/s, "
                 f"matrix products {number(row['matmul_tflop_per_s'])} TFLOP/s"
             )
-    for table in (pass_table(rows), step_table(rows), rate_table(rows), speedup_table(rows)):
+    for shown in (pass_table, step_table, rate_table, speedup_table, norm_table):
+        table = shown(rows)
         if table.row_count:
             console.print(table)
 

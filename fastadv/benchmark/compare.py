@@ -19,7 +19,13 @@ from fastadv.benchmark.launches import Launches, watched_launches
 from fastadv.benchmark.limits import Limits, measure_limits
 from fastadv.benchmark.ours import our_candidate
 from fastadv.benchmark.pass_timing import pass_candidate
-from fastadv.benchmark.results import Timed, pass_rows, speedup_rows, step_rows
+from fastadv.benchmark.results import (
+    Timed,
+    fused_norm_rows,
+    pass_rows,
+    speedup_rows,
+    step_rows,
+)
 from fastadv.benchmark.rows import Row
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, passes_of
@@ -41,8 +47,10 @@ class Comparison:
     ``peers`` are names from ``peer_list``. ``deadline`` (of ``time.monotonic``) ends building and
     timing early; what was skipped is reported. ``tiny`` shrinks the device's limits for dry runs.
     ``parity`` names the check of the modes against eager; if it is None and there are peers,
-    ``run_comparisons`` runs the parity tests. ``kernels`` asks for a kernel table of the first
-    candidate (on CUDA).
+    ``run_comparisons`` runs the parity tests. ``fused_parity`` names the check of own BatchNorm
+    kernels against PyTorch's; if it is None, ``run_comparisons`` makes it where steps have them,
+    and if it is "" it failed: then such steps are timed, without a speed-up.
+    ``kernels`` asks for a kernel table of the first candidate (on CUDA).
     """
 
     setting: Setting
@@ -55,6 +63,7 @@ class Comparison:
     deadline: float | None = None
     tiny: bool = False
     parity: str | None = None
+    fused_parity: str | None = None
     kernels: bool = False
 
 
@@ -95,8 +104,8 @@ def compared(
         setting, candidates = comparison.setting, outcome.candidates
         timed = Timed(setting, comparison.dtype, candidates, times, bound, interleaved)
         rows = [*_limit_rows(comparison, limits), *pass_rows(timed), *step_rows(timed)]
-        if interleaved and comparison.parity:  # ratios are computed within turns only
-            rows += speedup_rows(timed, comparison.parity)
+        if interleaved:  # ratios are computed within turns only
+            rows += _ratio_rows(comparison, timed)
         return rows
 
     def after_turn(times: Times) -> None:
@@ -125,6 +134,15 @@ def compared(
     finally:
         for candidate in outcome.candidates:
             candidate.close()
+
+
+def _ratio_rows(comparison: Comparison, timed: Timed) -> Iterator[Row]:
+    """The speed-ups whose steps were found to be right."""
+    fused = comparison.fused_parity
+    if comparison.parity:
+        yield from speedup_rows(timed, comparison.parity, fused)
+    if fused:
+        yield from fused_norm_rows(timed, fused)
 
 
 def _preliminary(rows: Sequence[Row]) -> list[Row]:

@@ -1,8 +1,7 @@
 """The arithmetic and memory traffic of a network, from one forward pass on the meta device.
 
-Counted are convolutions and matrix products (a multiply-add is two operations), and, for the
-bytes between them, BatchNorm with the ReLU behind it, additions, concatenations and pools, each
-as a perfectly fused kernel would move them.
+Counted are convolutions and matrix products (a multiply-add is two operations), and the numbers
+moved between them (``traffic.py``).
 """
 
 from __future__ import annotations
@@ -23,17 +22,8 @@ from fastadv.algorithms.contract.passes import (
     SHARED,
     TRAINING,
 )
+from fastadv.benchmark.traffic import MOVED, Traffic
 
-# Tensors read and written per element of an activation, forward and backward. BatchNorm in
-# training reads its input twice (statistics, then normalising) and writes once; its backward
-# reads input and gradient twice (two sums, then the gradient) and writes once. With running
-# statistics there are no sums. A ReLU is fused to what stands before it.
-MOVED = {
-    "bn train": (3, 5),
-    "bn eval": (2, 3),
-    "add": (3, 3),
-    "move": (2, 2),
-}
 # How many times a pass causes the traffic of a forward and of a backward. A double backward
 # repeats both at least once.
 GOES = {
@@ -89,7 +79,7 @@ class Geometry:
     """A network on images of one shape."""
 
     products: Counter[Product]
-    moved: dict[str, int]  # kind of work between products -> elements of activations, per image
+    moved: dict[str, int]  # kind of work of ``traffic.MOVED`` -> elements of activations, per image
 
     def flops(self, kind: str) -> int:
         """Operations of one pass over one image."""
@@ -103,12 +93,16 @@ class Geometry:
 
         ``bn`` is BatchNorm's mode ("train" or "eval"), ``element`` the bytes of a number.
         """
-        total = 0
+        return sum(self.bytes_by_work(kind, bn, element).values())
+
+    def bytes_by_work(self, kind: str, bn: str, element: int) -> dict[str, int]:
+        """The same for each kind of work of ``traffic.MOVED``."""
         forwards, backwards = GOES[kind]
+        found = {}
         for work, elements in self.moved.items():
-            forward, backward = MOVED[f"bn {bn}" if work == "bn" else work]
-            total += elements * (forwards * forward + backwards * backward)
-        return total * element
+            forward, backward = MOVED[work][bn]
+            found[work] = elements * (forwards * forward + backwards * backward) * element
+        return found
 
     def product_bytes(self, kind: str, batch: int, element: int) -> int:
         """Bytes the products of one pass over a batch must move."""
@@ -127,14 +121,14 @@ def geometry(model: nn.Module, image_shape: tuple[int, int, int]) -> Geometry:
     reader = _Reader()
     with reader:
         twin(images)
-    return Geometry(reader.products, dict(reader.moved))
+    return Geometry(reader.products, dict(reader.traffic.elements()))
 
 
 class _Reader(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.products: Counter[Product] = Counter()
-        self.moved: Counter[str] = Counter()
+        self.traffic = Traffic()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -146,13 +140,7 @@ class _Reader(TorchDispatchMode):
         elif name in {"addmm", "mm"}:
             left, right = args[-2:]
             self.products[Product(_one(left), tuple(right.shape), _one(result))] += 1
-        elif "batch_norm" in name:
-            self.moved["bn"] += result[0][0].numel()
-        elif name in {"add", "add_"} and args[0].dim() == 4:
-            self.moved["add"] += result[0].numel()
-        elif name == "cat" or "pool" in name:
-            tensor = result[0] if isinstance(result, tuple) else result
-            self.moved["move"] += tensor[0].numel() if tensor.dim() == 4 else 0
+        self.traffic.note(name, args, result)
         return result
 
     def _convolution(self, args: Any, result: Tensor) -> None:

@@ -127,6 +127,8 @@ def _against_bound(bound: Bound, passes: Mapping[Pass, int], seconds: float) -> 
 def _against_passes(
     timed: Timed, candidate: Candidate, passes: Mapping[Pass, int]
 ) -> dict[str, Any]:
+    if candidate.facts.get("fused_norm"):
+        return {}  # the passes alone have PyTorch's BatchNorm
     dtype, mode = candidate.facts["dtype"], candidate.facts["mode"]
     used = [pass_name(kind, dtype, mode, bn) for kind, bn in passes]
     if not timed.interleaved or any(name not in timed.times for name in used):
@@ -150,10 +152,11 @@ def pass_rows(timed: Timed) -> Iterator[Row]:
         yield row
 
 
-def speedup_rows(timed: Timed, parity: str) -> Iterator[Row]:
+def speedup_rows(timed: Timed, parity: str, fused_parity: str | None = None) -> Iterator[Row]:
     """How many times faster ours is than each peer, turn by turn, for the peers' own method.
 
-    ``parity`` names the check of the modes against eager; without it no speed-up is reported.
+    ``parity`` names the check of the modes against eager; without it no speed-up is reported. A
+    step with own BatchNorm kernels also needs ``fused_parity``, that of these kernels.
     """
     if not parity.strip():
         raise ValueError("a speed-up needs the name of the check that the modes agree")
@@ -164,6 +167,8 @@ def speedup_rows(timed: Timed, parity: str) -> Iterator[Row]:
             continue
         for mine in ours:
             if not Spec.parse(mine.facts["method"]).is_the_peers:
+                continue
+            if mine.facts.get("fused_norm") and not fused_parity:
                 continue
             if (mine.facts["attack_bn"], peer.facts["attack_bn"]) == ("eval", "train"):
                 continue  # an eval-mode attack is less work
@@ -179,5 +184,33 @@ def speedup_rows(timed: Timed, parity: str) -> Iterator[Row]:
                 "our_bn": mine.facts["attack_bn"],
                 "config": timed.setting.as_row(),
                 "times": ratio.as_row(),
-                "parity": parity,
+                "parity": fused_parity if mine.facts.get("fused_norm") else parity,
             }
+
+
+def fused_norm_rows(timed: Timed, parity: str) -> Iterator[Row]:
+    """How many times faster each of our steps is with own BatchNorm kernels than the same step with
+    PyTorch's, turn by turn. ``parity`` names the check of one against the other."""
+    ours = [entry for entry in timed.steps() if entry.facts["by"] == "fastadv"]
+    plain = {_but_for_norms(entry): entry for entry in ours if not entry.facts.get("fused_norm")}
+    for mine in ours:
+        other = plain.get(_but_for_norms(mine))
+        if not mine.facts.get("fused_norm") or other is None:
+            continue
+        seconds = {"own": timed.times[mine.name], "pytorch": timed.times[other.name]}
+        yield {
+            "kind": "fused norm",
+            "ours": mine.name,
+            "without": other.name,
+            **{name: mine.facts[name] for name in ("mode", "dtype", "attack_bn")},
+            "config": timed.setting.as_row(),
+            "ms": {name: Spread.of(taken).times(1e3).as_row() for name, taken in seconds.items()},
+            "times": paired_ratio(seconds["pytorch"], seconds["own"]).as_row(),
+            "parity": parity,
+        }
+
+
+def _but_for_norms(candidate: Candidate) -> tuple[Any, ...]:
+    """What a step is besides its setting of ``fused_norm``."""
+    spec = Spec.parse(candidate.facts["method"]).with_norm("auto")
+    return spec, candidate.facts["dtype"], candidate.facts["mode"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastadv.algorithms.contract.passes import Pass
@@ -12,6 +12,8 @@ from fastadv.algorithms.cost import passes
 from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.algorithms.resolution import resolve
+from fastadv.declared import coerce
+from fastadv.engine.model.fused_norm_choice import FusedNorm
 from fastadv.errors import UserError
 
 # A step is timed with every part at work. RWP moves the weights while some sample is easy, which
@@ -26,10 +28,11 @@ AT_WORK: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Spec:
-    """A method and the options that differ from its own."""
+    """A method and the options that differ from its own; ``fused_norm`` is the step's setting."""
 
     method: str
     options: tuple[tuple[str, str], ...] = ()
+    fused_norm: str = "auto"
 
     @classmethod
     def parse(cls, text: str) -> Spec:
@@ -41,13 +44,21 @@ class Spec:
                     f"Cannot read {setting!r} in {text!r}; options are written as "
                     "pgd:attack_bn=eval:steps=7."
                 )
-        pairs = [setting.split("=", 1) for setting in settings]
-        spec = cls(method, tuple((name, value) for name, value in pairs))
+        pairs = [(name, value) for name, _, value in (each.partition("=") for each in settings)]
+        fused = next((value for name, value in pairs if name == "fused_norm"), "auto")
+        options = tuple(pair for pair in pairs if pair[0] != "fused_norm")
+        spec = cls(method, options, coerce("fused_norm", fused, FusedNorm))
         spec.plan()  # report an unknown name now, not after minutes of timing
         return spec
 
     def __str__(self) -> str:
-        return ":".join([self.method, *(f"{name}={value}" for name, value in self.options)])
+        pairs = [*self.options]
+        pairs += [] if self.fused_norm == "auto" else [("fused_norm", self.fused_norm)]
+        return ":".join([self.method, *(f"{name}={value}" for name, value in pairs)])
+
+    def with_norm(self, fused_norm: str) -> Spec:
+        """The same method with another setting of ``fused_norm``."""
+        return replace(self, fused_norm=fused_norm)
 
     @property
     def is_the_peers(self) -> bool:

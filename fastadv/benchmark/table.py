@@ -94,6 +94,24 @@ def speedup_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def norm_table(rows: Sequence[Row]) -> Table:
+    """How many times faster each of our steps is with own BatchNorm kernels."""
+    columns = ("batch", "ms with PyTorch's", "ms with own", "times", "10-90 %")
+    table = _table("times faster with own BatchNorm kernels, turn by turn", "fastadv", columns)
+    for row in rows:
+        if row["kind"] == "fused norm":
+            times, ms = row["times"], row["ms"]
+            table.add_row(
+                str(row["ours"]).removeprefix("fastadv "),
+                str(row["config"]["batch_size"]),
+                number(ms["pytorch"]["median"]),
+                number(ms["own"]["median"]),
+                f"{times['median']:.3f}",
+                f"{times['p10']:.3f}-{times['p90']:.3f}",
+            )
+    return table
+
+
 def pass_table(rows: Sequence[Row]) -> Table:
     """Passes alone."""
     table = _table("passes, each alone", "pass", ("batch", "ms", "bound, ms", "x bound"))

@@ -9,6 +9,7 @@ import torch
 from rich.text import Text
 
 from fastadv import __version__, kernels
+from fastadv.engine.model.fused_norm_choice import choose
 from fastadv.engine.model.precision import cpu_multiplies
 
 EXTRAS = {
@@ -37,11 +38,21 @@ def report() -> Text:
     lines += [
         f"  {name}: {backend}, {why}" for name, (backend, why) in kernels.backends(device).items()
     ]
+    lines.append(f"  --fused-norm auto: {_own_norms(device)}")
     lines += ["", "extras:"]
     for module, (extra, what) in EXTRAS.items():
         state = "installed" if _present(module) else f"missing: pip install 'fastadv[{extra}]'"
         lines.append(f"  {what}: {state}")
     return Text("\n".join(lines))
+
+
+def _own_norms(device: torch.device) -> str:
+    """Whether BatchNorm runs in own kernels where the user does not say so, and why."""
+    if choose("auto", device):
+        return "on, measured to be faster on this device"
+    if device.type == "cuda":
+        return "off, no measurement shows a gain on this device; --fused-norm on tries them"
+    return "off, own BatchNorm kernels are for CUDA"
 
 
 def _present(module: str) -> bool:

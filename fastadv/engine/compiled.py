@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch.fx import GraphModule
 
+from fastadv.engine.fused_graph import fuse_norms
 from fastadv.errors import UserError, warn
 
 Result = TypeVar("Result")
@@ -18,15 +20,22 @@ class Runner:
 
     With ``compiles=False`` they are called. Otherwise each is compiled once with
     ``fullgraph=True``. A graph break raises ``UserError`` with ``strict``; otherwise the user is
-    warned and regions run eagerly from then on. ``backend`` is that of ``torch.compile``.
+    warned and regions run eagerly from then on. ``backend`` is that of ``torch.compile``. With
+    ``fused_norm`` it gets graphs in which BatchNorms are fused (``fused_graph.py``).
     """
 
     def __init__(
-        self, compiles: bool = False, backend: str = "inductor", *, strict: bool = True
+        self,
+        compiles: bool = False,
+        backend: str = "inductor",
+        *,
+        strict: bool = True,
+        fused_norm: bool = False,
     ) -> None:
         self.compiles = compiles
         self.strict = strict
         self.backend = backend
+        self.fused_norm = fused_norm
         self._compiled: dict[Any, Callable[..., Any]] = {}
 
     def __call__(self, region: Callable[..., Result], *inputs: Any) -> Result:
@@ -34,8 +43,9 @@ class Runner:
             return region(*inputs)
         compiled = self._compiled.get(region)
         if compiled is None:
+            backend = _Fusing(self.backend) if self.fused_norm else self.backend
             compiled = torch.compile(
-                _own_copy(region), fullgraph=True, dynamic=False, backend=self.backend
+                _own_copy(region), fullgraph=True, dynamic=False, backend=backend
             )
             self._compiled[region] = compiled
         # The flag lets autograd.grad be traced into the graph; it is set for these calls only.
@@ -58,6 +68,18 @@ class Runner:
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_compiled": {}}  # a copy compiles its own
+
+
+class _Fusing:
+    """The backend called ``name``, for graphs in which BatchNorms are fused before."""
+
+    def __init__(self, name: Any) -> None:
+        self._compiler: Any = torch._dynamo.lookup_backend(name)
+
+    def __call__(self, module: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        fuse_norms(module)
+        found: Callable[..., Any] = self._compiler(module, inputs)
+        return found
 
 
 def _own_copy(region: Callable[..., Result]) -> Callable[..., Result]:

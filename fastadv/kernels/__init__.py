@@ -9,9 +9,19 @@ sees the reference, because fusing it with its surroundings saves passes over me
 
 from . import philox, reference, reference_crop, reference_guard, reference_top_n
 from .dispatch import backends, define
+from .norm import fused_norm, norm_apply, norm_gradients, norm_statistics
+from .norm_operator import FUSED_NORM, FUSED_NORM_SHARED
 from .registration import Autograd
 
-__all__ = ["backends"]
+__all__ = [
+    "FUSED_NORM",
+    "FUSED_NORM_SHARED",
+    "backends",
+    "fused_norm",
+    "norm_apply",
+    "norm_gradients",
+    "norm_statistics",
+]
 
 BOX = "float low, float high"
 KEY = "int|Tensor seed, int|Tensor offset"

@@ -22,7 +22,7 @@ from torch import Tensor
 from .reference_crop import default_dtype
 
 NAMESPACE = "fastadv"
-_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 Fake = Callable[..., Tensor | tuple[Tensor, ...]]
 
@@ -85,16 +85,16 @@ def register(
         made = tuple(torch.empty_like(values[like]) for _ in range(count))
         return made[0] if count == 1 else made
 
-    _LIBRARY.define(f"{name}({', '.join(declared)}) -> {results}")
+    LIBRARY.define(f"{name}({', '.join(declared)}) -> {results}")
     for key in ("CPU", "CUDA"):
-        _LIBRARY.impl(name, implementation, key)
-    torch.library.register_fake(f"{NAMESPACE}::{name}", promised, lib=_LIBRARY)
+        LIBRARY.impl(name, implementation, key)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", promised, lib=LIBRARY)
     if autograd is not None:
         torch.library.register_autograd(
             f"{NAMESPACE}::{name}",
             autograd.backward,
             setup_context=autograd.setup_context,
-            lib=_LIBRARY,
+            lib=LIBRARY,
         )
     registered = getattr(torch.ops.fastadv, name)
 

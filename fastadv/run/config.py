@@ -17,6 +17,7 @@ from fastadv.declared import (
     declared,
     may_be_absent,
 )
+from fastadv.engine.model.fused_norm_choice import FusedNorm
 from fastadv.errors import UserError
 from fastadv.evaluation.attacks.names import parse_attack
 from fastadv.run.origin import Origin
@@ -61,6 +62,7 @@ class RunConfig:
     attack_dtype: Literal["fp32", "bf16", "fp16"] | None  # None: as the outer pass
     tf32: bool | None  # None: as PyTorch is set
     mode: Literal["auto", "eager", "compiled", "captured"]
+    fused_norm: FusedNorm
     pad: CountOrZero
     flip: bool
     padding: Literal["constant", "grey", "reflect"]

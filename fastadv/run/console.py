@@ -61,12 +61,13 @@ class Console:
         parts = ", ".join(f"{s} {n}" for s, n in session.step.plan.slots.items() if n != "none")
         weights = sum(parameter.numel() for parameter in session.model.parameters())
         self.out.print(f"[bold]{escape(config.method)}[/] on {escape(config.data)}: {parts}")
+        runs_as = session.step.internals.runs_as
         warmup = config.eps_warmup
         rises = "" if warmup is None else f" (from 0 over {warmup:g} epochs)"
         self.out.print(
             f"{escape(config.model)}, {weights:,} weights, {session.data.trained_on:,} "
             f"training images, {config.norm} eps {session.threat.eps:.4g}{rises}, batch "
-            f"{config.batch_size}, {session.device}, {trained_in(session)}, {config.mode}"
+            f"{config.batch_size}, {session.device}, {trained_in(session)}, {runs_as}"
         )
         if distributed.world_size() > 1:
             self.out.print(f"{distributed.world_size()} processes share each batch")

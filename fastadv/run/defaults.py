@@ -14,6 +14,7 @@ DEFAULTS: Mapping[str, Any] = {
     "amp": False,
     "amp_dtype": "bf16",
     "mode": "auto",
+    "fused_norm": "auto",
     "loader": "auto",
     "download": False,
     "select": "val",

@@ -34,7 +34,7 @@ _FREE = {
     "checkpoint_minutes",
 }
 """Settings that may change: paths (the content is compared) and when to save."""
-_SAID = {"device", "epochs", "mode"}
+_SAID = {"device", "epochs", "mode", "fused_norm"}
 _ONLY_EVALUATION = {"test_limit", "test_attacks", "eval_alpha"}
 """Settings that do not influence the weights."""
 

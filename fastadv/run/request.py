@@ -15,6 +15,7 @@ from fastadv.declared import (
     ShareBelowOne,
     declared,
 )
+from fastadv.engine.model.fused_norm_choice import FusedNorm
 
 OpenShare = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 Width = Annotated[int, Range(1, 65536)]  # more channels or layers than any network has
@@ -57,6 +58,7 @@ class RunRequest:
     attack_dtype: Literal["fp32", "bf16", "fp16"] | None = None
     tf32: bool | None = None
     mode: Literal["auto", "eager", "compiled", "captured"] | None = None
+    fused_norm: FusedNorm | None = None
     pad: CountOrZero | None = None
     flip: bool | None = None
     padding: Literal["constant", "grey", "reflect"] | None = None

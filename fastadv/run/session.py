@@ -119,7 +119,7 @@ class Session:
                 total_steps=config.epochs * len(data.loader),
                 steps_per_epoch=len(data.loader),
             ),
-            execution=Execution(config.mode, strict=strict),
+            execution=Execution(config.mode, strict=strict, fused_norm=config.fused_norm),
             max_grad_norm=config.max_grad_norm,
             seed=config.seed,
             blocks=config.blocks,
@@ -131,6 +131,9 @@ class Session:
         with reproducible(config.deterministic):  # it may time a pass
             mode = step.resolve_mode(first)
         config = dataclasses.replace(config, mode=cast(Any, mode))
+        if config.fused_norm == "auto":
+            fused = step.internals.net.fused_norm
+            config = dataclasses.replace(config, fused_norm="on" if fused else "off")
         return cls(config, device, data, model, optimizer, step, schedule, threat)
 
     def digests(self) -> dict[str, str]:

@@ -32,6 +32,7 @@ def step(
     threat: Threat | None = None,
     amp: bool = False,
     mode: str = "auto",
+    fused_norm: str = "auto",
     num_samples: int | None = None,
     num_classes: int | None = None,
     total_steps: int | None = None,
@@ -59,7 +60,9 @@ def step(
     8/255})`` or "2/255@0,8/255@30"; so may ``alpha`` and, by phases, ``steps`` of an attack.
     ``threat`` replaces both: another range of images, a mask, a targeted attack. ``amp``,
     ``amp_dtype``, ``attack_dtype`` and ``scaler`` are described at ``Precision``, ``mode`` at
-    ``Execution``.
+    ``Execution``. ``fused_norm`` "on" runs BatchNorm, ReLU and residual sums in own kernels on
+    CUDA, "auto" only where they were measured to be faster, "off" in PyTorch's; it is without
+    effect on a CPU.
     ``num_samples`` is the number of training samples, ``num_classes`` the number of logits.
     ``total_steps`` and ``steps_per_epoch`` count the calls that update. ``max_grad_norm`` clips the
     L2 norm of all gradients together. ``seed`` fixes the noise of the attacks. ``blocks`` names the
@@ -94,7 +97,7 @@ def step(
         radius=radius if isinstance(radius, (Ramp, Phases)) else None,
         precision=Precision(amp, amp_dtype, attack_dtype, scaler),
         length=RunLength(num_samples, num_classes, total_steps, steps_per_epoch),
-        execution=Execution(mode),
+        execution=Execution(mode, fused_norm=fused_norm),
         max_grad_norm=max_grad_norm,
         seed=seed,
         output=output,

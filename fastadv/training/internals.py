@@ -15,6 +15,7 @@ from fastadv.algorithms.plan import Plan
 from fastadv.by_epoch import ByEpoch
 from fastadv.engine.compiled import Runner
 from fastadv.engine.model import parameter_hooks
+from fastadv.engine.model.fused_norm_choice import choose
 from fastadv.engine.model.network import Network
 from fastadv.engine.model.outputs import Output
 from fastadv.engine.optimizer.updater import Updater
@@ -65,11 +66,14 @@ class Internals:
         self.mode = first_mode(execution.mode, device)
         outer, attack = precision.dtypes(device)
         strict = execution.is_strict
-        runner = Runner(compiles(self.mode, length.total_steps), execution.backend, strict=strict)
+        fused = choose(execution.fused_norm, device)
+        compiled = compiles(self.mode, length.total_steps)
+        runner = Runner(compiled, execution.backend, strict=strict, fused_norm=fused)
         twice = plan.differentiates_twice
         self.net = Network(
-            model, device, runner, outer, attack, differentiates_twice=twice, output=output
-        )
+            model, device, runner, outer, attack, differentiates_twice=twice, output=output,
+            fused_norm=fused,
+        )  # fmt: skip
         self.radius = radius
         if radius is not None:
             threat = threat.with_eps(max(radius.values()))
@@ -91,6 +95,11 @@ class Internals:
         )
         self.transaction = Transaction(self)
         self.agreement = Agreement(self.update)
+
+    @property
+    def runs_as(self) -> str:
+        """How the passes run, in words: the mode, and "own BatchNorm kernels" where they run."""
+        return f"{self.mode}, own BatchNorm kernels" if self.net.fused_norm else self.mode
 
     @property
     def epoch(self) -> float:

@@ -91,12 +91,15 @@ class Execution:
     """How the passes run: ``mode`` is "auto", "eager", "compiled" or "captured"; ``backend`` is the
     one of ``torch.compile``. With ``strict`` an error is raised if ``mode`` cannot be used;
     otherwise the step warns and falls back to a simpler one. None means True unless ``mode`` is
-    "auto".
+    "auto". ``fused_norm`` "on" or "off" runs BatchNorm, ReLU and residual sums on CUDA in own
+    kernels or in PyTorch's, with other rounding; "auto" takes the own ones on devices where they
+    were measured to be faster. It is without effect on a CPU.
     """
 
     mode: str = "auto"
     backend: str = "inductor"
     strict: bool | None = None
+    fused_norm: str = "auto"
 
     @property
     def is_strict(self) -> bool:

@@ -87,7 +87,7 @@ class Step:
     def __repr__(self) -> str:
         threat = f"{self.threat.norm}, eps {self.threat.nominal:.4g}"
         precision = self.internals.precision
-        return f"<fastadv.Step {self.plan.method}: {threat}, {precision}, {self.mode}>"
+        return f"<fastadv.Step {self.plan.method}: {threat}, {precision}, {self.internals.runs_as}>"
 
     @property
     def model(self) -> nn.Module:

@@ -28,13 +28,14 @@ from fastadv.kernels import (
     triton_linf,
     triton_losses,
     triton_noise,
+    triton_norm,
     triton_top_n,
     triton_weights,
 )
 
 MODULES: tuple[ModuleType, ...] = (
     *(triton_crop, triton_l2, triton_linf, triton_losses),
-    *(triton_noise, triton_block_noise, triton_top_n, triton_weights),
+    *(triton_noise, triton_norm, triton_block_noise, triton_top_n, triton_weights),
     *(triton_guard, triton_batch),
 )
 

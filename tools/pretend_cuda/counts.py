@@ -24,6 +24,11 @@ KINDS = (
     ("elementwise", r"(?i)elementwise|index|gather|scatter|fill|Cat|pool|where"),
 )
 TRITON = re.compile(r"^(?:triton:)?(?:triton_(poi|red|per|for|tem)_\w+|(_\w+_kernel))$")
+# The words of a templated kernel's name that say what it computes, and those that do not.
+TELLING = re.compile(
+    r"\b\w*(?:Functor|Ops|functor|_kernel_cuda|kernel_impl|_scalar|scalar_kernel|NormType)\w*"
+)
+WRAPPERS = re.compile(r"gpu_kernel_impl\w*|(?:Unary|Binary|AUnary|BUnary|UnaryOp)Functor|NormType")
 INDUCTOR = {"poi": "pointwise", "red": "reduction", "per": "persistent reduction", "for": "foreach"}
 
 
@@ -51,8 +56,14 @@ class Counts:
 
     def graphs(self) -> list[dict[str, Any]]:
         """Each graph captured since the reset: its number of nodes, and the number of each kind."""
+        return [
+            {"nodes": nodes, "kinds": kinds(census)} for census, nodes in self.graphs_by_kernel()
+        ]
+
+    def graphs_by_kernel(self) -> list[tuple[dict[str, int], int]]:
+        """Each graph captured since the reset: its nodes by kernel name, and their number."""
         found = json.loads(self._library.pretend_cuda_graphs())
-        return [{"nodes": nodes, "kinds": kinds(census)} for census, nodes in found]
+        return [(census, nodes) for census, nodes in found]
 
 
 def kinds(census: Mapping[str, int]) -> dict[str, int]:
@@ -69,3 +80,23 @@ def kind(name: str) -> str:
     if triton:
         return triton[2] or f"inductor {INDUCTOR.get(triton[1], triton[1])}"
     return next((known for known, pattern in KINDS if re.search(pattern, name)), "other")
+
+
+def kernels(census: Mapping[str, int]) -> dict[str, int]:
+    """Launches by short name, the most frequent first. Kernels of Inductor's are counted by
+    kind."""
+    found: Counter[str] = Counter()
+    for name, count in census.items():
+        found[short(name)] += count
+    return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def short(name: str) -> str:
+    """The kernel ``name`` without namespaces, types and arguments, with the words that say what it
+    computes: "reduce_kernel MeanOps"."""
+    if TRITON.match(name):
+        return kind(name)
+    bare = re.sub(r"\(anonymous namespace\)::|\w+::|^void ", "", name)
+    head = re.split(r"[<(]", bare, maxsplit=1)[0].strip()
+    words = [word for word in TELLING.findall(bare[len(head) :]) if not WRAPPERS.fullmatch(word)]
+    return " ".join(dict.fromkeys([head, *words[:2]]))

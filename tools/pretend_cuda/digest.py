@@ -27,6 +27,10 @@ DRIVERS = tuple(
     f"tools/pretend_cuda/{name}.py"
     for name in ("compiling", "counts", "forked", "numbers_off", "recipes")
 )
+STUBS = (
+    *("tools/pretend_cuda/inductor_stubs.py", "tools/pretend_cuda/generated.py"),
+    "fastadv/benchmark/launches.py",
+)
 BENCH = ("fastadv/benchmark/ours.py", "fastadv/benchmark/setting.py", "fastadv/benchmark/specs.py")
 GPU_TESTS = (
     *("tests/test_gpu_capture.py", "tests/kernels/test_gpu_kernels.py"),
@@ -43,7 +47,8 @@ COVERED: Mapping[str, tuple[str, ...]] = {
     "tests": (*RUNTIME, *STEP, *GPU_TESTS, "tools/pretend_cuda/numbers_off.py"),
     "recipes": (*RUNTIME, *STEP, *BENCH, *DRIVERS),
     "shapes": (*RUNTIME, *STEP, *BENCH, *DRIVERS, "tools/pretend_cuda/shapes.py"),
-    "generated": (*STEP, *BENCH, *DRIVERS, "tools/pretend_cuda/generated.py"),
+    "generated": (*STEP, *BENCH, *DRIVERS, *STUBS),
+    "steps": (*RUNTIME, *STEP, *BENCH, *DRIVERS, *STUBS, "tools/pretend_cuda/steps.py"),
     "ranks": (*RUNTIME, *STEP, *BENCH, "tools/pretend_cuda/ranks.py"),
     # Only the suite's own scripts: each of the other sections covers what else it runs.
     "suite": (

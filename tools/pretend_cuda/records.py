@@ -19,6 +19,7 @@ WAIVERS = digest.HERE / "waivers.toml"
 GOLDEN = {
     "recipes": "launches",
     "generated": "generated",
+    "steps": "steps",
     "ranks": "ranks",
     "shapes": "graphs",
 }

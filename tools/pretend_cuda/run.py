@@ -157,7 +157,7 @@ def gpu_tests(section: str, run: Runner) -> Outcome:
 
 
 def pieces(section: str, run: Runner) -> Outcome:
-    """A script that runs recipes or passes with ``forked.each``."""
+    """A script that runs recipes, passes or steps with ``forked.each``."""
     file, now = run.json(section), digest.digest(section)
     kept = run.results / f"{section}.jsonl"
     code = run(
@@ -171,7 +171,7 @@ def pieces(section: str, run: Runner) -> Outcome:
     refused = {name for name, each in found.items() if "refused" in each}
     faults = [f"{name}: {each['failed']}" for name, each in found.items() if "failed" in each]
     faults += [f"{name}: refused, {found[name]['refused']}" for name in sorted(refused - REFUSED)]
-    if section != "generated":
+    if section in ("recipes", "shapes"):
         faults += [f"{name}: not refused" for name in sorted(REFUSED - refused) if name in found]
     counts = {"passed": len(found) - len(refused) - len(faults), "refused": len(refused)}
     counts["failed"] = len(faults)
@@ -217,6 +217,7 @@ SECTIONS: dict[str, Callable[[str, Runner], Outcome]] = {
     "tests": gpu_tests,
     "recipes": pieces,
     "generated": pieces,
+    "steps": pieces,
     "ranks": ranks,
     "shapes": pieces,
     "suite": rehearsal,

@@ -41,7 +41,8 @@ class Network:
     ``outer_dtype`` and ``attack_dtype`` are autocast dtypes (None: the model's own type). Logits
     are in float32, or in float64 if the model is. ``differentiates_twice`` is True if the outer
     pass differentiates a gradient. ``output`` says where the logits are in what the model returns
-    (``outputs.py``); raises ``UserError`` if it cannot.
+    (``outputs.py``); raises ``UserError`` if it cannot. ``fused_norm`` is True if BatchNorm, ReLU
+    and residual sums run in own kernels where that is exact (``fused_norm_choice.py``).
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Network:
         *,
         differentiates_twice: bool = False,
         output: Output = None,
+        fused_norm: bool = False,
     ) -> None:
         self.model = model
         self.output = check_output(output)
@@ -63,6 +65,7 @@ class Network:
         self.attack_dtype = attack_dtype
         self.block_hooks: BlockHooks | None = None
         self.differentiates_twice = differentiates_twice
+        self.fused_norm = fused_norm
         self._dtype = outer_dtype
         self.copies = WeightCopies(model)
         self.counters = BatchNormCounters(model)
