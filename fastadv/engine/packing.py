@@ -41,6 +41,7 @@ class FlatViews:
 
     def __init__(self) -> None:
         self.views: list[Tensor] = []
+        self.flat = True  # False if one is its own view and not 1-dim
         self._tensors: list[Tensor] = []
         self._where: list[int] = []
         self._small: list[Tensor] = []
@@ -57,6 +58,7 @@ class FlatViews:
             return False
         self._where = []  # stays empty if an error follows
         self.views = [t.detach().view(-1) if t.is_contiguous() else t.detach() for t in tensors]
+        self.flat = all(view.dim() == 1 for view in self.views)
         self._small, self._others = [], self.views
         if self.views and self.views[0].device.type == "cpu":
             self._small, self._others = _split(self.views)

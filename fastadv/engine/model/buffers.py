@@ -75,10 +75,7 @@ class Layout:
         found = []
         for group, flat in zip(self.groups, self._flat, strict=True):
             flat.follow(group)
-            views = flat.views
-            found.append(
-                torch.cat(views) if all(view.dim() == 1 for view in views) else _flat(group)
-            )
+            found.append(torch.cat(flat.views) if flat.flat else _flat(group))
         return found
 
 

@@ -6,6 +6,7 @@ call per module: that takes a fraction of the time of a walk.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 from operator import is_, itemgetter
 from typing import Any
@@ -51,12 +52,12 @@ class Registries:
             [each for each in kind if each] for kind in every[:3]
         )
         self._hooks = [each for kind in every[3:] for each in kind[1:]]  # without the whole model's
-        self._found = _values(self._children)
+        self._found = list(chain.from_iterable(map(dict.values, self._children)))
 
     def are_same(self) -> bool:
         """True if another walk would find the same modules, with the same dictionaries."""
         now = list(chain.from_iterable(map(_REGISTRIES, self._own)))
-        children = _values(self._children)
+        children = list(chain.from_iterable(map(dict.values, self._children)))
         return (
             not any(self._empty)
             and all(map(is_, map(vars, self.modules), self._own))
@@ -67,15 +68,15 @@ class Registries:
 
     def parameters(self) -> list[Any]:
         """The parameters in every place, None where there is none."""
-        return _values(self._parameters)
+        return list(chain.from_iterable(map(dict.values, self._parameters)))
 
     def buffers(self) -> list[Any]:
         """The buffers in every place, None where there is none."""
-        return _values(self._buffers)
+        return list(chain.from_iterable(map(dict.values, self._buffers)))
 
-    def buffer_names(self) -> list[str]:
+    def buffer_names(self) -> Iterable[str]:
         """The name of each of the ``buffers``."""
-        return list(chain.from_iterable(self._buffers))
+        return chain.from_iterable(self._buffers)
 
     def train_flags(self) -> list[bool]:
         """The train flag of each module."""
@@ -88,7 +89,7 @@ class Registries:
         found: list[Any] = list(map(type, self.modules))
         found += [own["forward"] for own in self._own if "forward" in own]
         found += chain.from_iterable(self._parameters)
-        found += _values(self._parameters)
+        found += chain.from_iterable(map(dict.values, self._parameters))
         found += chain.from_iterable(self._buffers)
         found += chain.from_iterable(self._children)
         found += self._found
@@ -102,8 +103,6 @@ def hooks_on(module: nn.Module) -> list[Any]:
     if isinstance(module, ScriptModule):
         return []
     kinds = _REGISTRIES(vars(module))[3:]
+    if not any(kinds):
+        return []
     return [part for hooks in kinds for part in (*hooks, *hooks.values())]
-
-
-def _values(dictionaries: list[dict[str, Any]]) -> list[Any]:
-    return list(chain.from_iterable(map(dict.values, dictionaries)))

@@ -83,9 +83,13 @@ def copy_each(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 def _tensors_in(values: Iterable[Any]) -> list[Tensor]:
     """The tensors among ``values``, then those inside of lists, tuples and dictionaries."""
-    given = list(values)
-    tensors = [each for each in given if isinstance(each, Tensor)]
-    nested = [each for each in given if isinstance(each, _CONTAINERS)]
+    tensors: list[Tensor] = []
+    nested: list[Any] = []
+    for each in values:
+        if isinstance(each, Tensor):
+            tensors.append(each)
+        elif isinstance(each, _CONTAINERS):
+            nested.append(each)
     if nested:
         tensors += [each for each in tree_leaves(nested) if isinstance(each, Tensor)]
     return tensors
