@@ -74,6 +74,17 @@ def _alike(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     return list(groups.values())
 
 
+def copies_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """A copy of each tensor, in one launch for those of one data type on a GPU."""
+    if len(tensors) < 2 or tensors[0].device.type == "cpu":
+        return [tensor.clone() for tensor in tensors]
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+    for kind in dict.fromkeys((tensor.device, tensor.dtype) for tensor in tensors):
+        places = [i for i, each in enumerate(tensors) if (each.device, each.dtype) == kind]
+        copy_into([copies[i] for i in places], [tensors[i] for i in places])
+    return copies
+
+
 def copy_each(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """``copy_into``, with one call per device."""
     for device in dict.fromkeys(tensor.device for tensor in tensors):
