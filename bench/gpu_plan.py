@@ -39,6 +39,7 @@ PLAN = (
     Stage("wide-128", "rest", 30, "WRN-34-10, captured without compiling"),
     Stage("train-fast", "train", 140, "F+FGSM for 15 epochs of CIFAR-10"),
     Stage("train-apart", "train", 320, "APART for as many epochs as fit"),
+    Stage("variants-128", "inductor", 90, "PGD-10 at 128 with what is off: padded, combined"),
     Stage("inductor", "inductor", 300, "whether other settings of the compiler are faster"),
 )
 

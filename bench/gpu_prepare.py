@@ -38,6 +38,7 @@ COMPILING = {
     "smoke": None,
     "rest": "parity,pgd-512,fused-512,single-512,pgd-128,pgd-eval-512,peers-128",
     "train": None,
+    "inductor": "variants-128",
 }
 # Subfolders of Inductor's cache that travel: their entries contain the kernels. The others are
 # written again on the GPU, or must not travel (tile sizes that were "timed" on a pretended GPU).

@@ -38,6 +38,7 @@ WRITES = {
     "replay-512": {"kernels"},  # the total; the pretended runtime does not report single kernels
     "single-512": {"step", "pass"},
     "pgd-128": {"step", "speedup", "fused norm"},
+    "variants-128": {"inductor"},
     "pgd-eval-512": {"step"},
     "methods-512": {"step"},
     "peers-128": {"step", "speedup"},

@@ -1,15 +1,8 @@
-"""The time of a step with other settings of Inductor: ``python bench/inductor.py``.
+"""The time of a step with what is off by default: ``python bench/inductor.py``.
 
-The same compiled step is timed with each setting and without, interleaved. fastadv sets none of
-them; one that is faster here on the target machines should be adopted.
-
-- reuse: a sum that two later kernels read is stored instead of computed in both: fewer bytes
-  between the convolutions, a few more kernels.
-- combined: independent small kernels become one.
-- cooperative: BatchNorm's statistics and the operations that read them are one kernel, whose blocks
-  wait for each other: half as many kernels, although Inductor's own rules do not do it for so few
-  channels.
-- tuned: the tile sizes of each kernel are searched, which takes minutes.
+The same compiled step is timed as each variant of ``fastadv/benchmark/variants.py`` and without,
+interleaved: other settings of Inductor, and images with padded channels. fastadv uses none of them;
+one that is faster here on the target machines should be adopted.
 """
 
 import argparse
@@ -18,10 +11,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch._inductor import config as inductor
 
 from fastadv.benchmark.arithmetic import Spread, paired_ratio
 from fastadv.benchmark.interleave import Candidate, interleave
@@ -29,29 +20,18 @@ from fastadv.benchmark.ours import our_candidate
 from fastadv.benchmark.rows import Row, append_rows, provenance, results_file
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, parse_specs
+from fastadv.benchmark.variants import FOR_A_GPU, NONE, VARIANTS, variant
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError, unknown
 
 RESULTS = Path(__file__).parent / "results"
-NONE = "none"
-SETTINGS: dict[str, dict[str, Any]] = {
-    NONE: {},
-    "reuse": {"realize_reads_threshold": 2},
-    "combined": {"combo_kernels": True},
-    "cooperative": {
-        "triton.cooperative_reductions": True,
-        "triton.force_cooperative_reductions": True,
-    },
-    "tuned": {"coordinate_descent_tuning": True},
-}
-FOR_A_GPU = ("combined", "cooperative", "tuned")
 
 
 def main() -> None:
     """Parse the command line, time a step with each setting, write and print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", default="pgd")
-    parser.add_argument("--settings", help=f"separated by commas, of {', '.join(SETTINGS)}")
+    parser.add_argument("--settings", help=f"separated by commas, of {', '.join(VARIANTS)}")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--width", type=int)
     parser.add_argument("--dtype", default="bf16")
@@ -68,8 +48,8 @@ def main() -> None:
     setting = Setting("preact_resnet18", given.width, given.batch_size, device=str(device))
     names = given.settings.split(",") if given.settings else settings_for(device)
     for name in names:
-        if name not in SETTINGS:
-            raise unknown("setting", name, SETTINGS)
+        if name not in VARIANTS:
+            raise unknown("setting", name, VARIANTS)
     origin = provenance(device)
     for spec in parse_specs(given.methods):
         for row in rows(setting, spec, given.dtype, names, given.repeats, deadline):
@@ -83,8 +63,8 @@ def main() -> None:
 
 
 def settings_for(device: torch.device) -> list[str]:
-    """The settings that change code for ``device``."""
-    return [name for name in SETTINGS if device.type == "cuda" or name not in FOR_A_GPU]
+    """The variants that change something on ``device``."""
+    return [name for name in VARIANTS if device.type == "cuda" or name not in FOR_A_GPU]
 
 
 def rows(
@@ -116,7 +96,7 @@ def rows(
         {
             "kind": "inductor",
             "inductor": each.name,
-            "settings": SETTINGS[each.name],
+            "settings": VARIANTS[each.name],
             "method": str(spec),
             "dtype": dtype,
             "mode": mode,
@@ -130,8 +110,8 @@ def rows(
 
 
 def candidate(setting: Setting, spec: Spec, dtype: str, mode: str, name: str) -> Candidate:
-    """The step, compiled with the setting ``name``."""
-    with inductor.patch(SETTINGS[name]):
+    """The step, made and compiled as the variant ``name``."""
+    with variant(name):
         return replace(our_candidate(setting, spec, dtype, mode), name=name)
 
 

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastadv import kernels
 from fastadv.benchmark.rows import provenance
 from fastadv.kernels.dispatch import INTERPRETED, OPERATORS, why_not_triton
 
@@ -57,6 +58,7 @@ class Case:
     by_hand: Callable[..., Any]
     bytes_moved: int
     backward: bool = False
+    gradient: Tensor | None = None  # what the backward pass begins with; None: ones
 
 
 def linf_by_hand(x_adv: Tensor, grad: Tensor, x: Tensor, alpha: float, eps: float) -> Tensor:
@@ -114,6 +116,10 @@ def crop_by_hand(
     return torch.where(flip[:, None, None, None], window.flip(3), window)
 
 
+def pad_by_hand(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    return F.pad(x.to(dtype), (0, 0, 0, 0, 0, channels - x.shape[1]))
+
+
 def dots_by_hand(gradients: list[Tensor], signs: list[Tensor]) -> Tensor:
     return torch.stack([(g * s).sum() for g, s in zip(gradients, signs, strict=True)])
 
@@ -150,6 +156,45 @@ def unmoved_by_hand(x_adv: Tensor, start: Tensor, x: Tensor, eps: float) -> Tens
     return (x_adv == start).flatten(1).all(1) & ~edge
 
 
+def norm_by_hand(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+    before: Tensor | None,
+    after: Tensor | None,
+) -> Tensor:
+    x = x if before is None else x + before
+    y = F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+    return F.relu(y if after is None else y + after)
+
+
+def norm_case(device: str, shape: tuple[int, ...], residual: bool) -> Case:
+    """BatchNorm, an addition after it if ``residual``, and ReLU of one layer in bfloat16, forward
+    and backward.
+
+    Bytes in tensors: 3 for the forward pass (statistics read x; the application reads x and writes
+    y) and 5 for the backward pass (sums read x and dy; the gradient reads both and is written); the
+    residual, y again and the gradient behind the ReLU are 1 each.
+    """
+    x, gradient, skip = (
+        torch.randn(shape, device=device, dtype=torch.bfloat16).to(
+            memory_format=torch.channels_last
+        )
+        for _ in range(3)
+    )
+    numbers = [torch.ones(shape[1], device=device) for _ in range(4)]
+    arguments = (x.requires_grad_(), *numbers, True, 0.1, 1e-5, None, skip if residual else None)
+    size = "x".join(map(str, shape)) + " after" * residual
+    skip.requires_grad_()
+    moved = (11 if residual else 8) * 2 * x.numel()
+    return Case("fused_norm", size, arguments, norm_by_hand, moved, True, gradient)
+
+
 def cases(device: str, large: bool) -> dict[str, Case]:
     """The cases by name; ``large`` adds the sizes that are meant for a GPU."""
     batches = {"128x3x32x32": 128} | ({"64 MB": 64 * 2**20 // (4 * 3072)} if large else {})
@@ -161,11 +206,13 @@ def cases(device: str, large: bool) -> dict[str, Case]:
         moved, index = x.numel() * 4, torch.arange(batch, device=device)
         step = (x_adv, grad - 0.5, x)
         store = torch.randint(256, (batch, 3, 40, 40), dtype=torch.uint8, device=device)
+        pad = (x.to(memory_format=torch.channels_last), 8, torch.bfloat16)
         view = (index, index % 9, index % 9, index % 2 == 0)
         found += [
             Case("linf_step", size, (*step, ALPHA, EPS), linf_by_hand, 4 * moved),
             Case("linf_start", size, (x, EPS, index, 0, 0), start_by_hand, 2 * moved),
             Case("l2_step", size, (*step, 0.1, 0.5), l2_by_hand, 4 * moved),
+            Case("pad_channels", size, pad, pad_by_hand, moved + 2 * x.numel() // 3 * 8),
             Case("crop_flip", size, (store, *view, (32, 32)), crop_by_hand, moved // 4 * 5),
             Case("unmoved_images", size, (x_adv, x_adv, x, EPS), unmoved_by_hand, 3 * moved),
             Case(
@@ -204,14 +251,25 @@ def cases(device: str, large: bool) -> dict[str, Case]:
         Case("block_signs", "8 blocks", (blocks,), signs_by_hand, 2 * block_bytes),
         Case("block_step_gradients", "8 blocks", (blocks, blocks), dots_by_hand, 2 * block_bytes),
     ]
+    shapes = [(32, 64, 8, 8)]
+    if large:
+        layers_at = ((64, 32), (128, 16), (256, 8), (512, 4))
+        shapes += [(batch, c, side, side) for batch in (128, 512) for c, side in layers_at]
+    found += [norm_case(device, shape, residual=False) for shape in shapes]
+    found += [norm_case(device, shape, residual=True) for shape in shapes if shape[1] == 64]
     names = [f"{c.kernel} {c.size}{' backward' * c.backward}" for c in found]
     return dict(zip(names, found, strict=True))
 
 
 def function_of(case: Case, backend: str) -> Callable[..., Any]:
     """The function to time for a backend; skips the test if Triton cannot run it."""
-    operator = OPERATORS[case.kernel]
-    plain = case.by_hand if backend == "by hand" else operator.reference
+    # Three operators and PyTorch's autograd between them; the reference is what PyTorch has.
+    whole = case.kernel == "fused_norm"
+    if whole and backend == "reference":
+        pytest.skip("the calls by hand are the reference")
+    plain = case.by_hand
+    if not whole and backend != "by hand":
+        plain = OPERATORS[case.kernel].reference
     if backend == "compiled":
         torch._dynamo.reset()
         return torch.compile(plain, fullgraph=True, dynamic=False)
@@ -221,7 +279,7 @@ def function_of(case: Case, backend: str) -> Callable[..., Any]:
         problem = why_not_triton(device, case.arguments)
         if problem or INTERPRETED:
             pytest.skip(problem or "the interpreter is not a device")
-        return operator.triton
+        return kernels.fused_norm if whole else OPERATORS[case.kernel].triton
     return plain
 
 
@@ -237,6 +295,8 @@ def runner(case: Case, backend: str) -> Callable[[], Any]:
         found = function(*case.arguments)
         value = found[0] if isinstance(found, tuple) else found
         inputs = [t for t in case.arguments if isinstance(t, Tensor) and t.requires_grad]
+        if case.gradient is not None:
+            return torch.autograd.grad(value, inputs, case.gradient)
         return torch.autograd.grad(value.sum(), inputs)
 
     return backward if case.backward else forward

@@ -7,6 +7,7 @@ from tiny_staged import PAD, gradient_at, put_back, staged_step, view_of, window
 from torch import Tensor
 from torch.nn import functional
 
+from fastadv.algorithms.sample_state import SampleStore
 from fastadv.data.view import View
 from fastadv.errors import UserError
 from fastadv.training.training_step import Step
@@ -67,6 +68,16 @@ def test_an_attack_continues_from_the_stored_perturbation() -> None:
     assert losses[3] > losses[0] + 1e-3
     reached = step.state["perturbations"][:COUNT].abs().max()
     torch.testing.assert_close(reached, torch.tensor(EPS).double(), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_stored_windows_have_the_layout_of_the_images(layout: torch.memory_format) -> None:
+    values = torch.rand(ROWS, 3, 6 + 2 * PAD, 6 + 2 * PAD)
+    index, x, view = epoch_of(values, 1)
+    x = x.contiguous(memory_format=layout)
+    found = SampleStore(values, PAD).gather(index, view, x)
+    assert found.equal(x)
+    assert found.stride() == x.stride()
 
 
 def test_stored_perturbations_are_reset_every_few_epochs() -> None:

@@ -1,4 +1,4 @@
-"""bench/inductor.py: settings that exist, refused when misspelt, timed beside none."""
+"""bench/inductor.py: variants that exist, refused when misspelt, timed beside none."""
 
 import json
 import os
@@ -7,15 +7,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from bench_script import BENCH, script
+from bench_script import BENCH
+from torch._inductor import config
 
-inductor = script("inductor")
+from fastadv.benchmark.variants import PADDED, VARIANTS, variant
+from fastadv.engine.model import padded_channels
 
 
-@pytest.mark.parametrize("name", inductor.SETTINGS)
-def test_inductor_has_these_settings(name):
-    with inductor.inductor.patch(inductor.SETTINGS[name]):
-        pass
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_sets_what_it_names_and_nothing_else(name):
+    before = config.shallow_copy_dict()
+    with variant(name):
+        now = config.shallow_copy_dict()
+        assert {key: now[key] for key in now if now[key] != before[key]} == VARIANTS[name]
+        assert padded_channels.is_on() == (name == PADDED)
+    assert config.shallow_copy_dict() == before
+    assert not padded_channels.is_on()
 
 
 def test_a_misspelt_setting_is_refused(tmp_path):
@@ -55,7 +62,15 @@ def test_rows_of_two_settings(tmp_path, compiling):
 @pytest.mark.slow
 def test_the_stage_of_the_gpu_suite(tmp_path, work, compiling):
     command = [sys.executable, str(BENCH / "gpu_suite.py"), "inductor", "--device", "cpu"]
-    command += ["--tiny", "--work", str(work), "--pack", str(tmp_path / "packed")]
+    command += [
+        "--only",
+        "inductor",
+        "--tiny",
+        "--work",
+        str(work),
+        "--pack",
+        str(tmp_path / "packed"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=compiling)
     assert done.returncode == 0, done.stdout
     (summary,) = work.glob("inductor-*/summary.json")

@@ -126,6 +126,7 @@ def test_eval_batches_are_the_images_unchanged_and_in_order():
     assert not unmoved.view.flip.any()
     last = list(eval_batches(DATA.test_images, DATA.test_labels, 16, channels_last=True))[-1][0]
     assert last.is_contiguous(memory_format=torch.channels_last)
+    assert last.equal(parts[-1][0])
 
 
 @pytest.mark.parametrize(

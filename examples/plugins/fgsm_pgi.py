@@ -82,8 +82,8 @@ class FGSMMEP(StoredPerturbations, Ascent):
         return batch.x + self.stored(batch)
 
     def make(self, batch: Batch, context: Context) -> Adversarial:
-        start, size = self.begin(batch), (batch.x.shape[2], batch.x.shape[3])
-        momenta = self.momenta.gather(batch.index, batch.view, size)
+        start = self.begin(batch)
+        momenta = self.momenta.gather(batch.index, batch.view, batch.x)
         x_adv, later, momenta = self.net.run(self.two_steps, start, momenta, batch, context)
         own = context._replace(own=(later - batch.x, momenta))
         return Adversarial(x_adv, batch.x, own, start)

@@ -94,10 +94,13 @@ class SampleStore:
     def _overwrite(self, rows: Tensor, new: Tensor, ok: Tensor | None) -> None:
         self.values[rows] = new if ok is None else torch.where(ok, new, self.values[rows])
 
-    def gather(self, index: Tensor, view: View | None, size: tuple[int, int]) -> Tensor:
-        """The windows (B,C,*size) of the rows ``index`` (B,), cropped and mirrored by ``view``."""
+    def gather(self, index: Tensor, view: View | None, x: Tensor) -> Tensor:
+        """The windows of the rows ``index`` (B,), cropped and mirrored by ``view``, in the shape
+        (B,C,h,w) and the memory layout of the images ``x``."""
         top, left, flip = self._window(index, view)
-        return kernels.crop_flip(self.values, index, top, left, flip, size)
+        size = (x.shape[2], x.shape[3])
+        last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        return kernels.crop_flip(self.values, index, top, left, flip, size, channels_last=last)
 
     def write(self, index: Tensor, view: View | None, window: Tensor, ok: Tensor) -> None:
         """Write ``window`` (B,C,h,w) back in place, only where ``ok`` (0-dim bool).

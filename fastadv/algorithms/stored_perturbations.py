@@ -41,8 +41,7 @@ class StoredPerturbations(Part):
     def stored(self, batch: Batch) -> Tensor:
         """The perturbations (B,C,H,W) of the samples of ``batch``, in its crops; 0 at the pixels
         that may not move."""
-        size = (batch.x.shape[2], batch.x.shape[3])
-        return batch.threat.movable(self.store.gather(batch.index, batch.view, size))
+        return batch.threat.movable(self.store.gather(batch.index, batch.view, batch.x))
 
     def sample_state(self) -> tuple[str, ...]:
         return ("perturbations",)

@@ -108,8 +108,7 @@ class DaliLoader:
         stream = self._open(iter(parts))
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         for rows in parts:
-            image = unit_images(stream.take(), self.dtype).contiguous(memory_format=layout)
-            yield image, self.labels[rows.to(self.device)]
+            yield unit_images(stream.take(), self.dtype, layout), self.labels[rows.to(self.device)]
 
     def _order(self, epoch: int) -> Tensor:
         return self.shard.part(draws.shuffled(self.rows, draws.ORDER, self.seed, epoch))

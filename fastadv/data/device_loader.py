@@ -199,5 +199,4 @@ def eval_batches(
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for image, label in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        unit = unit_images(image.to(device), torch.float32)
-        yield unit.contiguous(memory_format=layout), label.to(device)
+        yield unit_images(image.to(device), torch.float32, layout), label.to(device)

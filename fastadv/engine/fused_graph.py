@@ -36,7 +36,8 @@ _PRODUCTS = (
     *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
 )
 _ASK_FOR_GRADIENTS = (torch.autograd.grad, "register_hook", "retain_grad")
-_Y, _Y_AGAIN, _TOTAL = 0, 1, 2  # places in what the operator returns
+_BEFORE = 3  # place in the operator's arguments
+_Y, _Y_AGAIN, _TOTAL = 0, 1, 2  # and in what it returns
 
 
 def fuse_norms(module: GraphModule) -> int:
@@ -44,16 +45,17 @@ def fuse_norms(module: GraphModule) -> int:
     graph = module.graph
     if any(_differentiates_twice(node) for node in graph.nodes):
         return 0
-    found = 0
+    found = []
     for node in list(graph.nodes):
         pattern = _pattern(node) if _calls(node, _NORMS) else None
         if pattern is not None:
-            _replace(graph, pattern)
-            found += 1
+            found.append(_replace(graph, pattern))
+    for called, y in found:
+        _share(graph, called, y)
     if found:
         graph.lint()
         module.recompile()
-    return found
+    return len(found)
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ def _with_before(found: _Pattern) -> _Pattern:
     return replace(found, x=x, before=before)
 
 
-def _replace(graph: Graph, found: _Pattern) -> None:
+def _replace(graph: Graph, found: _Pattern) -> tuple[Node, Node]:
+    """Returns the call of the operator, and its y."""
     weight, bias, *buffers = _parameters(found.norm)
     numbers = [float(argument(found.norm, name)) for name in ("momentum", "eps")]
     last = found.relu or found.norm
@@ -164,40 +167,53 @@ def _replace(graph: Graph, found: _Pattern) -> None:
                 found.relu is not None,
             ),
         )
-        y, again, total = (
-            graph.call_function(operator.getitem, (called, place))
-            for place in (_Y, _Y_AGAIN, _TOTAL)
-        )
-    called.meta = copy.copy(found.norm.meta)
-    y.meta, again.meta = copy.copy(last.meta), copy.copy(last.meta)
-    total.meta = copy.copy(found.total.meta)
+        y = graph.call_function(operator.getitem, (called, _Y))
+        total = graph.call_function(operator.getitem, (called, _TOTAL))
+    called.meta, y.meta = copy.copy(found.norm.meta), copy.copy(last.meta)
     called.meta["example_value"] = _tensor(last), _tensor(found.total)
-    later = _later_readers(found.total, found.norm)
-    users = list(last.users)
     last.replace_all_uses_with(y)
     for node in (found.relu, found.plus, found.norm):
         if node is not None:
             graph.erase_node(node)
-    if all(_only_reads(user, y) for user in users):
-        for user in users[1:]:
-            user.replace_input_with(y, again)
-    if found.before is not None:
+    if found.before is None:
+        graph.erase_node(total)
+    else:
+        total.meta = copy.copy(found.total.meta)
         found.total.replace_all_uses_with(total)
         graph.erase_node(found.total)
-    elif all(_only_reads(user, found.x) for user in later):
-        for user in later:
-            user.replace_input_with(found.x, total)
-    for node in (again, total):
-        if not node.users:
-            graph.erase_node(node)
+    return called, y
 
 
-def _later_readers(node: Node, after: Node) -> list[Node]:
-    """The users of ``node`` that come after ``after`` in the graph."""
+def _share(graph: Graph, called: Node, y: Node) -> None:
+    """Let a second reader of ``y``, and those that read x after the operator ``called``, read
+    results of their own: the operator adds their gradients as it reads them.
+
+    The gradients of ``y`` are read twice, so this saves bytes only where both are stored anyway.
+    """
+    readers = list(y.users)
+    if len(readers) == 2 and all(_stores(each) and _only_reads(each, y) for each in readers):
+        _redirect(graph, readers[1:], y, called, _Y_AGAIN)
+    x, before = called.args[0], called.args[_BEFORE]
+    if before is None and isinstance(x, Node):
+        later = _readers_after(called, x)
+        if later and all(_only_reads(each, x) for each in later):
+            _redirect(graph, later, x, called, _TOTAL)
+
+
+def _redirect(graph: Graph, readers: list[Node], of: Node, called: Node, place: int) -> None:
+    with graph.inserting_after(called):
+        result = graph.call_function(operator.getitem, (called, place))
+    result.meta = copy.copy(of.meta)
+    for reader in readers:
+        reader.replace_input_with(of, result)
+
+
+def _readers_after(node: Node, of: Node) -> list[Node]:
+    """The users of ``of`` that come after ``node`` in the graph."""
     found = []
-    following = after.next
+    following = node.next
     while following.op != "root":
-        if node in following.all_input_nodes:
+        if of in following.all_input_nodes:
             found.append(following)
         following = following.next
     return found

@@ -7,7 +7,7 @@ sees the reference, because fusing it with its surroundings saves passes over me
 ``backends(device)`` says which of them runs.
 """
 
-from . import philox, reference, reference_crop, reference_guard, reference_top_n
+from . import philox, reference, reference_crop, reference_guard, reference_pad, reference_top_n
 from .dispatch import backends, define
 from .norm import fused_norm, norm_apply, norm_gradients, norm_statistics
 from .norm_operator import FUSED_NORM, FUSED_NORM_SHARED
@@ -91,6 +91,8 @@ top_n_sum = define(
         reference_top_n.top_n_backward,
     ),
 )
+
+pad_channels = define(reference_pad.pad_channels, "triton_pad")
 
 trades_kl = define(reference.trades_kl, "triton_losses")
 masked_ce = define(reference.masked_ce, "triton_losses")

@@ -24,8 +24,8 @@ _FORWARD = (
 )
 _BACKWARD = (
     "fused_norm_backward(Tensor grad, Tensor? grad_total, Tensor total, Tensor? y, Tensor mean,"
-    " Tensor rate, Tensor? weight, Tensor? bias, bool relu, bool wants_after, bool wants_affine)"
-    " -> (Tensor of_total, Tensor of_after, Tensor of_weight, Tensor of_bias)"
+    " Tensor rate, Tensor? weight, Tensor? bias, bool relu, bool wants_after, bool wants_affine,"
+    " Tensor? more=None) -> (Tensor of_total, Tensor of_after, Tensor of_weight, Tensor of_bias)"
 )
 _SHARED = (
     "fused_norm_shared(Tensor(c) x, Tensor? weight, Tensor? bias, Tensor? before, Tensor? after,"
@@ -64,10 +64,11 @@ def _run_backward(
     relu: bool,
     wants_after: bool,
     wants_affine: bool,
+    more: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     of_total, of_after, *others = norm_gradients(
         grad, total, y, mean, rate, None, weight, bias, relu, True, grad_total, wants_after,
-        wants_affine,
+        wants_affine, more=more,
     )  # fmt: skip
     if of_after is not None:
         # Without a ReLU it may be the argument itself.
@@ -96,6 +97,7 @@ def _promised_backward(
     relu: bool,
     wants_after: bool,
     wants_affine: bool,
+    more: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     none = total.new_empty(0)
     return (
@@ -138,12 +140,10 @@ class _FusedNorm(torch.autograd.Function):
             grad, more = more, None
         if grad is None:
             return grad_total, None, None, grad_total if wants[3] else None, None, *[None] * 5
-        if more is not None:
-            grad = grad + more
         total, weight, bias, mean, rate, y = ctx.saved_tensors
         of_total, of_after, of_weight, of_bias = torch.ops.fastadv.fused_norm_backward.default(
             grad, grad_total, total, y, mean, rate, weight, bias, ctx.relu, wants[4],
-            wants[1] or wants[2],
+            wants[1] or wants[2], more,
         )  # fmt: skip
         return (
             of_total,

@@ -35,8 +35,10 @@ def crop_flip(
 
     ``store`` uint8 (read as value/255) or floating; ``index``, ``top``, ``left`` (B,) int64,
     ``flip`` (B,) bool. Outside the store the value is ``fill`` (in [0,1] for uint8), or the store
-    mirrored at its border (``padding="reflect"``). Raises ``ValueError`` for another padding.
+    mirrored at its border (``padding="reflect"``). Raises ``ValueError`` for another padding, and
+    for images without pixels.
     """
+    check_pixels(store)
     dtype = dtype or default_dtype(store)
     wide = _store_compute_dtype(torch.promote_types(store.dtype, dtype))
     inside, values = _windows(store, index, top, left, flip, size, padding)
@@ -155,6 +157,14 @@ def check_floating(store: Tensor) -> None:
     """Raise ``ValueError`` for a store of integers, which cannot hold the results."""
     if not store.dtype.is_floating_point:
         raise ValueError(f"This store must be floating, not {store.dtype}.")
+
+
+def check_pixels(store: Tensor) -> None:
+    """Raise ``ValueError`` if the images of the store have no pixels."""
+    if not store.shape[2] * store.shape[3]:
+        raise ValueError(
+            f"Images of {store.shape[2]}x{store.shape[3]} pixels have none to show; give others."
+        )
 
 
 def check_windows(store: Tensor, index: Tensor, windows: Tensor) -> None:

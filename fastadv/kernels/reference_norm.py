@@ -85,6 +85,7 @@ def norm_gradients(
     wants_after: bool,
     wants_affine: bool,
     exchange: Exchange | None = None,
+    more: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The gradients for ``total``, ``after``, ``weight`` and ``bias`` from that for y (B,C,...);
     None for those that are not wanted.
@@ -92,10 +93,11 @@ def norm_gradients(
     ``y`` is given if there was an ``after``: ReLU's mask is taken from it, and from ``total``
     otherwise. ``grad_total`` reaches ``total`` on another way and is added. In ``training`` mean
     and rate are functions of ``total``; ``exchange`` gets the count and the gradients of bias and
-    weight, and only the gradient for ``total`` depends on those of other processes.
+    weight, and only the gradient for ``total`` depends on those of other processes. ``more`` is a
+    second part of the gradient for y, from another reader of it.
     """
     rate = _rate(spread, eps)
-    g = _wide(grad)
+    g = _wide(grad) if more is None else _wide(grad) + _wide(more)
     if relu:
         shown = y if y is not None else _normalized(total, mean, rate, weight, bias)
         # As PyTorch: a NaN lets the gradient through.

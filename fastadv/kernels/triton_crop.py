@@ -1,6 +1,11 @@
 # mypy: allow-untyped-defs
 # (a Triton kernel's parameters are not Python values)
-"""Crop and flip by index, and the inverse (Triton); all offsets have 64 bits."""
+"""Crop and flip by index, and the inverse (Triton).
+
+A program computes a tile of one window, seen as a matrix: its rows of pixels, with the channels of
+a pixel side by side in channels_last, else the rows of all channels. Everything about a place is
+computed once per row or column of the tile; per element remain a sum and two tests.
+"""
 
 from typing import Any
 
@@ -14,13 +19,18 @@ from .reference_crop import (
     Padding,
     check_floating,
     check_padding,
+    check_pixels,
     check_windows,
     default_dtype,
     empty_windows,
 )
 from .triton_common import clamp_nan, launch, scalar, scalar_of, sign
 
-BLOCK = 1024
+TILE = 4096  # bytes of the window tensor
+COLUMNS = (8, 16, 32, 64, 128, 256)
+# v / 255 = v * HIGH + v * LOW: the first product is exact in float32 and the second too small for
+# its rounding to matter, so that the sum is rounded as the division is.
+HIGH, LOW = tl.constexpr(257 / 2**16), tl.constexpr(1 / (255 * 2**16))
 
 
 @triton.jit
@@ -33,11 +43,17 @@ def _reflected(position, length):
 
 
 @triton.jit
+def _nearest(position, length):
+    return tl.minimum(tl.maximum(position, 0), length - 1)
+
+
+@triton.jit
 def _begin(first, length, size: tl.constexpr, REFLECT: tl.constexpr):
     """Where a window of ``size`` begins, in 32 bits: however far outside it lies, it sees the same
-    from the border, or from a whole period nearer."""
+    from the border, or from whole periods nearer."""
     if REFLECT:
-        first = first % tl.maximum(2 * (length - 1), 1)
+        if (first < -(2**30)) | (first > 2**30):  # a division of 64 bits is a hundred instructions
+            first = first % tl.maximum(2 * (length - 1), 1)
     else:
         first = tl.minimum(tl.maximum(first, -size), length)
     return first.to(tl.int32)
@@ -45,35 +61,49 @@ def _begin(first, length, size: tl.constexpr, REFLECT: tl.constexpr):
 
 @triton.jit
 def _window_places(
-    index, top, left, flip, stride_n, stride_c, stride_h, stride_w, height, width,
+    store, index, top, left, flip, stride_n, stride_c, stride_h, stride_w, height, width,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr, REFLECT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    LONG: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """(places in the window tensor, mask there, places in the store, mask there).
+    """(places in the window tensor, which of them exist, pointers into the store, which of them are
+    pixels of the window), all (ROWS, COLUMNS).
 
-    The window's sides are constants, so that no division is one. ``LAST``: the window tensor is
-    channels_last, and neighbouring elements of it are the channels of one pixel.
+    Outside of the store a pointer is that of the nearest pixel, so that loads need no mask. The
+    window's sides are constants, so that no division is one. ``LAST``: the window tensor is
+    channels_last. A sample begins at a place of 64 bits; from there 32 are enough unless ``LONG``.
     """
     sample = tl.program_id(0).to(tl.int64)
-    element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
     if LAST:
-        c, pixel = element % C, element // C
+        i, j, rows, length = row, column // C, H, W * C
     else:
-        c, pixel = element // (H * W), element % (H * W)
-    i, j = pixel // W, pixel % W
+        i, j, rows, length = row % H, column, C * H, W
+    inside = (row < rows)[:, None] & (column < length)[None, :]
     j = tl.where(tl.load(flip + sample) != 0, W - 1 - j, j)
     y = _begin(tl.load(top + sample), height, H, REFLECT) + i
     x = _begin(tl.load(left + sample), width, W, REFLECT) + j
-    inside = element < C * H * W
     if REFLECT:
         y, x = _reflected(y, height), _reflected(x, width)
         in_store = inside
     else:
-        in_store = inside & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    row = tl.load(index + sample).to(tl.int64)
-    place = row * stride_n + c.to(tl.int64) * stride_c
-    place += y.to(tl.int64) * stride_h + x.to(tl.int64) * stride_w
-    return sample * (C * H * W) + element, inside, place, in_store
+        in_rows = (y >= 0) & (y < height) & (row < rows)
+        in_columns = (x >= 0) & (x < width) & (column < length)
+        in_store = in_rows[:, None] & in_columns[None, :]
+        y, x = _nearest(y, height), _nearest(x, width)
+    if LONG:
+        row, y, x = row.to(tl.int64), y.to(tl.int64), x.to(tl.int64)
+    y, x = y * stride_h, x * stride_w
+    if LAST:
+        x += column % C * stride_c
+    else:
+        y += tl.minimum(row // H, C - 1) * stride_c
+    target = sample * (C * H * W) + (row[:, None] * length + column[None, :])
+    begin = store + tl.load(index + sample).to(tl.int64) * stride_n
+    # Triton 3.6 would let neighbouring threads take neighbouring rows, unless pairs of columns are
+    # said to lie side by side; as they are said to have no alignment, none is accessed as a pair.
+    place = tl.multiple_of(tl.max_contiguous(y[:, None] + x[None, :], [1, 2]), [1, 1])
+    return target, inside, begin + place, in_store
 
 
 @triton.jit
@@ -81,15 +111,16 @@ def _crop_kernel(
     store, index, top, left, flip, out, fill,
     stride_n, stride_c, stride_h, stride_w, height, width,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr,
-    BYTES: tl.constexpr, REFLECT: tl.constexpr, BLOCK: tl.constexpr,
+    BYTES: tl.constexpr, REFLECT: tl.constexpr, LONG: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     target, inside, place, in_store = _window_places(
-        index, top, left, flip, stride_n, stride_c, stride_h, stride_w, height, width,
-        C, H, W, LAST, REFLECT, BLOCK,
+        store, index, top, left, flip, stride_n, stride_c, stride_h, stride_w, height, width,
+        C, H, W, LAST, REFLECT, LONG, ROWS, COLUMNS,
     )  # fmt: skip
-    value = tl.load(store + place, mask=in_store, other=0).to(tl.float32)
+    value = tl.load(place).to(tl.float32)
     if BYTES:
-        value = tl.div_rn(value, tl.full([BLOCK], 255.0, tl.float32))
+        value = tl.fma(value, LOW, value * HIGH)
     value = tl.where(in_store, value, fill)
     tl.store(out + target, value.to(out.dtype.element_ty), mask=inside)
 
@@ -100,13 +131,13 @@ def _crop_add_kernel(
     low, high,
     stride_n, stride_c, stride_h, stride_w, height, width,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr,
-    BLOCK: tl.constexpr,
+    LONG: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     target, inside, place, in_store = _window_places(
-        index, top, left, flip, stride_n, stride_c, stride_h, stride_w, height, width,
-        C, H, W, LAST, False, BLOCK,
+        store, index, top, left, flip, stride_n, stride_c, stride_h, stride_w, height, width,
+        C, H, W, LAST, False, LONG, ROWS, COLUMNS,
     )  # fmt: skip
-    value = tl.load(store + place, mask=in_store, other=0.0).to(tl.float32)
+    value = tl.where(in_store, tl.load(place).to(tl.float32), 0.0)
     image = tl.load(x + target, mask=inside).to(tl.float32)
     # x0 = box(x + clamp(scale * w, -eps, eps))
     radius = scalar_of(eps, eps_ptr, eps_stride, tl.program_id(0).to(tl.int64))
@@ -121,32 +152,45 @@ def _write_kernel(
     store, index, top, left, flip, window, ok, rate, rate_ptr, low, high,
     stride_n, stride_c, stride_h, stride_w, height, width,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr,
-    ASCEND: tl.constexpr, BLOCK: tl.constexpr,
+    LONG: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ASCEND: tl.constexpr,
 ):  # fmt: skip
-    target, _, place, in_store = _window_places(
-        index, top, left, flip, stride_n, stride_c, stride_h, stride_w, height, width,
-        C, H, W, LAST, False, BLOCK,
+    target, inside, place, in_store = _window_places(
+        store, index, top, left, flip, stride_n, stride_c, stride_h, stride_w, height, width,
+        C, H, W, LAST, False, LONG, ROWS, COLUMNS,
     )  # fmt: skip
     if ok is not None:
-        in_store = in_store & (tl.load(ok).to(tl.int32) + tl.zeros([BLOCK], tl.int32) != 0)
-    value = tl.load(window + target, mask=in_store).to(tl.float32)
+        in_store = in_store & (tl.load(ok).to(tl.int32) + tl.zeros([1, 1], tl.int32) != 0)
+    value = tl.load(window + target, mask=inside).to(tl.float32)
     if ASCEND:
         # w <- clamp(w + rate * sign(g), low, high)
-        old = tl.load(store + place, mask=in_store).to(tl.float32)
+        old = tl.load(place).to(tl.float32)
         value = clamp_nan(old + sign(value) * scalar(rate, rate_ptr), low, high)
-    tl.store(store + place, value.to(store.dtype.element_ty), mask=in_store)
+    tl.store(place, value.to(store.dtype.element_ty), mask=in_store)
 
 
-def _geometry(store: Tensor) -> tuple[int, ...]:
-    """The last arguments of the kernels: strides, height and width of the store."""
-    return (*store.stride(), store.shape[2], store.shape[3])
-
-
-def _sides(windows: Tensor) -> dict[str, Any]:
-    """The constants of a launch over ``windows`` (B,C,h,w), dense in either layout."""
+def _launch(
+    kernel: Any, windows: Tensor, store: Tensor, *arguments: Any, **constants: bool
+) -> None:
+    """Launch ``kernel`` over ``windows`` (B,C,h,w), which are dense in either layout."""
     channels, h, w = windows.shape[1:]
     last = not windows.is_contiguous()
-    return {"C": channels, "H": h, "W": w, "LAST": last, "BLOCK": BLOCK}
+    rows, length = (h, w * channels) if last else (channels * h, w)
+    # The widest tile among those with the fewest columns outside of the matrix.
+    columns = min(COLUMNS, key=lambda each: (triton.cdiv(length, each) * each, -each))
+    height = min(TILE // windows.element_size() // columns, triton.next_power_of_2(rows))
+    launch(
+        kernel, (len(windows), triton.cdiv(rows, height), triton.cdiv(length, columns)),
+        store, *arguments, *store.stride(), *store.shape[2:], device=store.device,
+        C=channels, H=h, W=w, LAST=last, LONG=_is_long(store, windows), ROWS=height,
+        COLUMNS=columns, **constants,
+    )  # fmt: skip
+
+
+def _is_long(store: Tensor, windows: Tensor) -> bool:
+    """Whether places within a sample need more than 32 bits."""
+    sides = zip(store.shape[1:], store.stride()[1:], strict=True)
+    last = sum((size - 1) * stride for size, stride in sides)
+    return bool(max(last, windows[0].numel()) >= 2**31)
 
 
 def _dense(windows: Tensor) -> Tensor:
@@ -164,10 +208,6 @@ def _bytes(t: Tensor) -> Tensor:
     return t.view(torch.uint8) if t.dtype == torch.bool else t
 
 
-def _grid(windows: Tensor) -> tuple[int, int]:
-    return windows.shape[0], triton.cdiv(windows[0].numel(), BLOCK)
-
-
 def crop_flip(
     store: Tensor,
     index: Tensor,
@@ -183,11 +223,11 @@ def crop_flip(
 ) -> Tensor:
     """See ``reference_crop.crop_flip``."""
     check_padding(padding)
+    check_pixels(store)
     out = empty_windows(store, index, size, dtype or default_dtype(store), channels_last)
     if out.numel():
-        launch(
-            _crop_kernel, _grid(out), store, *_where(index, top, left, flip), out, float(fill),
-            *_geometry(store), device=store.device, **_sides(out),
+        _launch(
+            _crop_kernel, out, store, *_where(index, top, left, flip), out, float(fill),
             BYTES=store.dtype == torch.uint8, REFLECT=padding == "reflect",
         )  # fmt: skip
     return out
@@ -208,14 +248,14 @@ def crop_flip_add(
     """See ``reference_crop.crop_flip_add``."""
     check_floating(store)
     check_windows(store, index, x)
+    check_pixels(store)
     radius = float_or_rows("eps", eps, x)
     x = _dense(x)
     out, window = torch.empty_like(x), torch.empty_like(x)
     if out.numel():
-        launch(
-            _crop_add_kernel, _grid(x), store, *_where(index, top, left, flip), x, out, window,
-            *float_or_pointer(scale, x.device), *radius, low, high, *_geometry(store),
-            device=x.device, **_sides(x),
+        _launch(
+            _crop_add_kernel, x, store, *_where(index, top, left, flip), x, out, window,
+            *float_or_pointer(scale, x.device), *radius, low, high,
         )  # fmt: skip
     return out, window
 
@@ -232,11 +272,10 @@ def _write(
     check_floating(store)
     check_windows(store, view[0], values)
     values = _dense(values)
-    if values.numel():
-        launch(
-            _write_kernel, _grid(values), store, *_where(*view), values,
-            None if ok is None else _bytes(ok), *rate, *bounds, *_geometry(store),
-            device=store.device, **_sides(values), ASCEND=ascend,
+    if values.numel() and store.numel():
+        _launch(
+            _write_kernel, values, store, *_where(*view), values,
+            None if ok is None else _bytes(ok), *rate, *bounds, ASCEND=ascend,
         )  # fmt: skip
     torch.autograd.graph.increment_version(store)
 

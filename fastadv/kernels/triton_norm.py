@@ -54,7 +54,7 @@ def _tiles(
     tile, programs, rows, channels, channel, exists,
     EVEN: tl.constexpr, SEVERAL: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """``_tile`` of a program's next ``SEVERAL`` tiles, one below the other: their loads are in flight
+    """``_tile`` of a program's next ``SEVERAL`` tiles, one below the other: they are loaded
     together."""
     first = (tile + rows * 0) * BLOCK_M
     row = tl.arange(0, SEVERAL * BLOCK_M)
@@ -223,7 +223,7 @@ def _apply_kernel(
 
 @triton.jit
 def _reduce_kernel(
-    grad, total, y, of_after, sums, products, ticket, through, of_weight, of_bias,
+    grad, more, total, y, of_after, sums, products, ticket, through, of_weight, of_bias,
     mean, spread, weight, bias, eps, rows: tl.int64, channels, blocks, tiles, programs,
     EPS: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr,
     MOMENTS: tl.constexpr, EVEN: tl.constexpr, SEVERAL: tl.constexpr,
@@ -238,6 +238,8 @@ def _reduce_kernel(
     for tile in range(program, tiles, programs * SEVERAL):
         at, inside = _tiles(tile, programs, rows, channels, channel, exists, EVEN, SEVERAL, BLOCK_M)
         g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+        if more is not None:
+            g += tl.load(more + at, mask=inside, other=0.0).to(tl.float32)
         x = tl.load(total + at, mask=inside, other=0.0).to(tl.float32)
         centered = x - center[None, :]
         if RELU:
@@ -276,7 +278,7 @@ def _reduce_kernel(
 
 @triton.jit
 def _input_gradient_kernel(
-    grad, total, y, of_after, grad_total, of_total, through,
+    grad, more, total, y, of_after, grad_total, of_total, through,
     mean, spread, weight, bias, eps, rows: tl.int64, channels, blocks, tiles,
     TRAINING: tl.constexpr,
     EPS: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr,
@@ -285,6 +287,8 @@ def _input_gradient_kernel(
     number, _, channel, exists = _block(blocks, channels, BLOCK_C)
     at, inside = _tile(tiles - 1 - number, rows, channels, channel, exists, EVEN, BLOCK_M)
     g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+    if more is not None:
+        g += tl.load(more + at, mask=inside, other=0.0).to(tl.float32)
     center, _, scale, shift = _affine(
         mean, spread, weight, bias, eps, channel, exists, EPS, WEIGHT, BIAS
     )
@@ -440,18 +444,20 @@ def norm_gradients(
     wants_after: bool,
     wants_affine: bool,
     exchange: Exchange | None = None,
+    more: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """See ``reference_norm.norm_gradients``."""
     if not total.numel():
         return reference_norm.norm_gradients(
             grad, total, y, mean, spread, eps, weight, bias, relu, training, grad_total,
-            wants_after, wants_affine, exchange,
+            wants_after, wants_affine, exchange, more,
         )  # fmt: skip
     device, g, values, shown = total.device, _rows(grad), _rows(total), _optional_rows(y)
+    again = _optional_rows(more)
     channels, flags = _channels(mean, spread, eps, weight, bias)
+    written = torch.empty_like(values) if wants_after and (relu or again is not None) else None
     # Without a ReLU the gradient of after is that of y.
-    of_after = None if not wants_after else torch.empty_like(values) if relu else g
-    written = of_after if relu else None
+    of_after = g if wants_after and written is None else written
     of_weight = _like(weight) if wants_affine else None
     of_bias = _like(bias) if wants_affine else None
     through = None
@@ -461,19 +467,19 @@ def norm_gradients(
         sums, products = values.new_empty((2, programs, count), dtype=torch.float32)
         through = values.new_empty((2, count), dtype=torch.float32)
         launch(
-            _reduce_kernel, (blocks * programs,), g, values, shown, written, sums, products,
+            _reduce_kernel, (blocks * programs,), g, again, values, shown, written, sums, products,
             tickets(device, blocks), through, of_weight, of_bias, *channels, *sizes, device=device,
             RELU=relu, MOMENTS=exchange is not None, **flags, **tiles,
         )  # fmt: skip
         if exchange is not None and training:
             through = _shared(through, sizes[0], _rate(spread, eps), exchange)
         if written is not None:  # behind the ReLU already
-            g, shown, written, relu = written, None, None, False
+            g, again, shown, written, relu = written, None, None, None, False
     of_total, skipped = torch.empty_like(values), _optional_rows(grad_total)
     places, tiles = _tiling(values, APPLY_TILE)
     launch(
-        _input_gradient_kernel, (places[2] * places[3],), g, values, shown, written, skipped,
-        of_total, through, *channels, *places, device=device, TRAINING=training, RELU=relu,
+        _input_gradient_kernel, (places[2] * places[3],), g, again, values, shown, written,
+        skipped, of_total, through, *channels, *places, device=device, TRAINING=training, RELU=relu,
         **flags, **tiles,
     )  # fmt: skip
     return of_total, of_after, of_weight, of_bias

@@ -29,13 +29,14 @@ from fastadv.kernels import (
     triton_losses,
     triton_noise,
     triton_norm,
+    triton_pad,
     triton_top_n,
     triton_weights,
 )
 
 MODULES: tuple[ModuleType, ...] = (
     *(triton_crop, triton_l2, triton_linf, triton_losses),
-    *(triton_noise, triton_norm, triton_block_noise, triton_top_n, triton_weights),
+    *(triton_noise, triton_norm, triton_block_noise, triton_pad, triton_top_n, triton_weights),
     *(triton_guard, triton_batch),
 )
 
@@ -101,6 +102,12 @@ class Machine:
 
     def count(self, pattern: str) -> int:
         return len(re.findall(pattern, self.sass))
+
+    @property
+    def instructions(self) -> int:
+        """The number of all instructions; a thread of a kernel without loops executes at most so
+        many."""
+        return self.count(r"(?m)^\s+/\*[0-9a-f]{4,}\*/\s+(?!NOP)\S")
 
 
 def triton_compiled(launch: Launch, capability: int) -> Any:

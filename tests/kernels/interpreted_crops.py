@@ -1,5 +1,10 @@
 """Crop, flip and their inverse in Triton's interpreter against the reference, bit for bit."""
 
+from collections.abc import Sequence
+from typing import Any
+from unittest import mock
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +12,11 @@ from hypothesis import strategies as st
 from oracle import LAYOUTS, call, gradients, images, laid_out, poisoned
 from oracle import triton_and_reference as both
 from torch import Tensor
+from triton.runtime import interpreter
 
+from fastadv.kernels import triton_common, triton_crop
+
+INTERPRETER = interpreter._interpreter
 ROWS = torch.tensor([3, 0, 5])
 TOP, LEFT = torch.tensor([-2, 5, 0]), torch.tensor([7, -40, 1])
 VIEW = (ROWS, TOP, LEFT, torch.tensor([True, False, True]))
@@ -44,6 +53,93 @@ def test_crop_flip(
 FAR = torch.tensor([-(2**40), 2**40 + 7, 2**33])
 # A wrong place on one axis would not show where the other is outside as well.
 FAR_PLACES = {"both": (FAR, FAR.flip(0) + 5), "top": (FAR, LEFT), "left": (TOP, FAR)}
+
+
+def test_every_byte_is_divided_exactly() -> None:
+    store = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    zero = torch.zeros(1, dtype=torch.int64)
+    found = call("crop_flip", store, zero, zero, zero, zero != 0, (16, 16), backend="triton")
+    expected = store.float() / 255
+    assert torch.equal(found, expected)
+    # The interpreter rounds the product as well; a GPU does not: float64 holds this sum exactly.
+    high, low = (torch.tensor(each.value).double() for each in (triton_crop.HIGH, triton_crop.LOW))
+    assert torch.equal((store * high + store * low).float(), expected)
+
+
+class Watched:
+    """Triton's interpreter, in which a kernel that reads or writes outside of the memory of
+    ``tensors`` fails."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        storages = [t.untyped_storage() for t in tensors]
+        self.ranges = [(s.data_ptr(), s.data_ptr() + s.nbytes()) for s in storages]
+        self.accesses = 0
+
+    def check(self, pointers: Any, mask: Any) -> None:
+        used = pointers[mask]
+        inside = [(used >= begin) & (used < end) for begin, end in self.ranges]
+        assert np.any(inside, axis=0).all(), "outside of all tensors"
+        self.accesses += used.size
+
+    def load(self, pointers: Any, mask: Any, *rest: Any) -> Any:
+        self.check(pointers, mask)
+        return INTERPRETER.load(pointers, mask, *rest)
+
+    def store(self, pointers: Any, value: Any, mask: Any) -> Any:
+        self.check(pointers, mask)
+        return INTERPRETER.store(pointers, value, mask)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(INTERPRETER, name)
+
+
+@pytest.mark.parametrize("padding", ["constant", "reflect"])
+@pytest.mark.parametrize("size", [(9, 8), (33, 31)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_no_access_outside_of_the_tensors(
+    padding: str, size: tuple[int, int], layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loads from the store have no mask: a pointer is always that of a pixel."""
+    accesses = []
+
+    def launch(kernel: Any, grid: Any, *args: Any, **options: Any) -> None:
+        watched = Watched([a for a in args if isinstance(a, Tensor)])
+        with mock.patch.object(interpreter, "_interpreter", watched):
+            triton_common.launch(kernel, grid, *args, **options)
+        accesses.append(watched.accesses)
+
+    monkeypatch.setattr(triton_crop, "launch", launch)
+    x = laid_out(images((3, 3, *size), 0), layout)
+    for places in ((TOP, LEFT), FAR_PLACES["both"]):
+        store = torch.rand(6, 3, 13, 11)
+        view = (torch.tensor([5, 0, 3]), *places, VIEW[3])
+        options = {"padding": padding, "channels_last": layout == "channels_last"}
+        call("crop_flip", store, *view, size, backend="triton", **options)
+        call("crop_flip_add", store, *view, x, 0.3, 0.1, backend="triton")
+        call("crop_flip_write", store, *view, x, torch.tensor(True), backend="triton")
+        call("crop_flip_ascend", store, *view, x, 0.3, backend="triton")
+    assert min(accesses) >= x.numel()
+
+
+def test_places_beyond_32_bits() -> None:
+    """The memory is reserved, and only the pages of the store's pixels are used."""
+    memory = torch.empty(2**32, dtype=torch.uint8)
+    for strides in ((200, 2**31, 15, 1), (200, 20, 2**31 // 10, 1), (7, 2**31, 15 * 2**10, 2**10)):
+        store = memory.as_strided((6, 2, 11, 13), strides)
+        store.copy_(torch.randint(0, 256, store.shape, dtype=torch.uint8))
+        for last in (False, True):
+            triton, plain = both("crop_flip", store, *VIEW, (9, 8), channels_last=last)
+            assert torch.equal(triton, plain)
+
+
+def test_images_without_pixels() -> None:
+    store, x = torch.rand(6, 3, 0, 4), torch.rand(3, 3, 2, 2)
+    for backend in ("triton", "reference"):
+        for name, rest in (("crop_flip", ((2, 2),)), ("crop_flip_add", (x, 0.3, 0.1))):
+            with pytest.raises(ValueError, match="0x4 pixels"):
+                call(name, store, *VIEW, *rest, backend=backend)
+        call("crop_flip_write", store, *VIEW, x, backend=backend)
+        call("crop_flip_ascend", store, *VIEW, x, 0.3, backend=backend)
 
 
 @pytest.mark.parametrize("axis", FAR_PLACES)

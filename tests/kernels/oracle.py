@@ -16,12 +16,14 @@ from oracle_gradients import (
 from torch import Tensor
 
 from fastadv.kernels.dispatch import OPERATORS, Operator
+from fastadv.kernels.reference_pad import pad_channels
 from fastadv.kernels.reference_top_n import top_n_forward
 
 # Forward and backward of the operators that are differentiated: (reference, Triton's module).
 PARTS: dict[str, tuple[Callable[..., Any], str]] = {
     "masked_ce_backward": (masked_ce_backward, "triton_losses"),
     "masked_ce_forward": (masked_ce_forward, "triton_losses"),
+    "pad_channels_forward": (pad_channels, "triton_pad"),
     "top_n_forward": (top_n_forward, "triton_top_n"),
     "trades_kl_backward": (trades_kl_backward, "triton_losses"),
     "trades_kl_forward": (trades_kl_forward, "triton_losses"),

@@ -1,5 +1,6 @@
 """Every kernel compiled for sm_80, sm_90 and sm_100 without a GPU, and its code inspected."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,6 +52,15 @@ class Layout:
     def layers(self) -> list[Tensor]:
         shapes = [(64, 3, 3, 3), (128, 64, 3, 3), (16, 512)]
         return [self.tensor(*s) if self.even else self.tensor(*s, 1)[:-1] for s in shapes]
+
+    @property
+    def channels(self) -> int:
+        return 64 if self.even else 25
+
+    def activations(self, dtype: torch.dtype) -> Tensor:
+        """In channels_last."""
+        places = (64, 32, 32) if self.even else (3, 9, 7)
+        return self.tensor(*places, self.channels, dtype=dtype).permute(0, 3, 1, 2)
 
     def integers(self, count: int) -> Tensor:
         return self.tensor(count, dtype=torch.int64)
@@ -186,6 +196,16 @@ def lists(*dtypes: torch.dtype) -> Call:
 mixed_lists = lists(torch.float32, torch.bfloat16, torch.bfloat16)
 
 
+def padded(layout: Layout) -> object:
+    """float32 images, in both layouts, to eight channels of bfloat16; to a number between powers of
+    two."""
+    x, pad = layout.images(), FUNCTIONS["pad_channels_forward"]
+    pixels = layout.tensor(x.shape[0], *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
+    pad(pixels, 24, torch.float16)
+    pad(pixels, 8, torch.bfloat16)
+    return pad(x, 8, torch.bfloat16)
+
+
 def flag(value: bool = True) -> Tensor:
     return torch.tensor(value)
 
@@ -227,7 +247,40 @@ def rows(layout: Layout) -> object:
     return FUNCTIONS["crop_flip_add"](store, *layout.view(x.shape[0]), x, 0.3, each)
 
 
+def norm(dtype: torch.dtype, residuals: bool, parameters: torch.dtype = torch.float32) -> Call:
+    """BatchNorm in training mode, with both residuals or none."""
+
+    def call(layout: Layout) -> object:
+        x = layout.activations(dtype)
+        other = layout.activations(dtype) if residuals else None
+        mean, rate = (layout.tensor(layout.channels) for _ in range(2))
+        affine = [layout.tensor(layout.channels, dtype=parameters) for _ in range(2)]
+        FUNCTIONS["norm_statistics"](x, other, *affine, 0.1, 1e-5)
+        FUNCTIONS["norm_apply"](x, mean, rate, None, *affine, other, True)
+        return FUNCTIONS["norm_gradients"](
+            x, x, other, mean, rate, None, *affine, True, True, other, residuals, True
+        )
+
+    return call
+
+
+def norm_of_evaluation(layout: Layout) -> object:
+    """BatchNorm by its buffers, in an attack: no gradient of weight and bias."""
+    x, numbers = layout.activations(torch.bfloat16), layout.tensor(layout.channels)
+    scales = (numbers, numbers, 1e-5, numbers, numbers)
+    FUNCTIONS["norm_apply"](x, *scales, None, True)
+    for y in (None, x):
+        FUNCTIONS["norm_gradients"](x, x, y, *scales, True, False, None, y is not None, False)
+    return FUNCTIONS["norm_gradients"](x, x, None, *scales, False, False, None, False, True)
+
+
 CALLS: dict[str, Call] = {
+    "norm": norm(torch.float32, residuals=False),
+    "norm_bf16": norm(torch.bfloat16, residuals=False),
+    "norm_residuals": norm(torch.float32, residuals=True),
+    "norm_residuals_bf16": norm(torch.bfloat16, residuals=True),
+    "norm_fp16_parameters": norm(torch.float16, True, parameters=torch.float16),
+    "norm_of_evaluation": norm_of_evaluation,
     "rows": rows,
     "linf_step": step("linf_step"),
     "linf_step_fp16": step("linf_step", torch.float16),
@@ -249,6 +302,7 @@ CALLS: dict[str, Call] = {
     "crop_flip_ascend": omega("crop_flip_ascend"),
     "crop_flip_ascend_channels_last": omega("crop_flip_ascend", channels_last=True),
     "crop_flip_write": omega("crop_flip_write"),
+    "pad_channels": padded,
     "losses": losses,
     "wide_losses": wide_losses,
     "top_n": top_n,
@@ -270,6 +324,8 @@ WIDE = {
     "_l2_kernel": (True, True),
     "_crop_kernel": (False, True),
     "_crop_add_kernel": (True, True),
+    "_pad_kernel": (False, True),
+    "_write_kernel": (True, False),
     "_kl_forward_kernel": (True, False),
     "_kl_backward_kernel": (True, True),
     "_ce_forward_kernel": (True, False),
@@ -290,7 +346,7 @@ WIDE = {
 
 
 # Called by autograd functions that call a forward and a backward function listed here.
-DIFFERENTIABLE = {"masked_ce", "trades_kl", "top_n_sum"}
+DIFFERENTIABLE = {"masked_ce", "pad_channels", "trades_kl", "top_n_sum"}
 
 
 def test_every_function_is_compiled_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,9 +391,17 @@ def sizes_of_one() -> None:
         FUNCTIONS[f"{norm}_step"](image, image, image, one, one)
         FUNCTIONS[f"{norm}_project"](image, image, one)
     FUNCTIONS["noise_normal"](row, (1,), row[0], row[0], 1)
+    FUNCTIONS["pad_channels_forward"](image, 1, torch.bfloat16)
     FUNCTIONS["crop_flip"](image, *view, (1, 1), padding="reflect")
     FUNCTIONS["crop_flip_add"](image, *view, image, 1, 1.0)
     FUNCTIONS["crop_flip_ascend"](image, *view, image, 1, ok=row[0] == 0)
+    pair = torch.zeros(2, 1, 1, 1)
+    FUNCTIONS["norm_statistics"](pair, pair, one, one, 0.1, 1e-5)
+    for total in (image, pair):
+        FUNCTIONS["norm_apply"](total, one, one, 1.0, one, one, total, True)
+        FUNCTIONS["norm_gradients"](
+            total, total, total, one, one, None, one, one, True, True, total, True, True
+        )
     FUNCTIONS["top_n_forward"](z, z, 1, True)
     FUNCTIONS["top_n_forward"](torch.zeros(1, 8193), torch.zeros(1, 8193), 1, False)
     FUNCTIONS["trades_kl_forward"](z, z)
@@ -378,6 +442,28 @@ def inspect(name: str, even: bool, capability: int) -> None:
             loads, stores = WIDE[launch.name]
             assert not loads or machine.count(r"\bLDG\.E\S*\.128"), f"{told}: no 128-bit load"
             assert not stores or machine.count(r"\bSTG\.E\S*\.128"), f"{told}: no 128-bit store"
+
+
+def test_a_crop_is_not_bound_by_instructions() -> None:
+    """At 5 bytes per element 35 instructions take an H100 about as long as its memory does."""
+    for name in ("crop_flip_channels_last", "crop_flip_float"):
+        (launch,) = launches(name, True)
+        threads = math.prod(launch.grid) * 4 * 32  # Triton's default is four warps
+        elements = 4 * 3 * 32 * 32
+        assert compiled(launch, 90).instructions * threads <= 35 * elements, name
+
+
+def test_pixels_of_the_store_are_accessed_one_by_one() -> None:
+    """Two neighbours in a mirrored window are not neighbours in the store."""
+    for name, access in {
+        "crop_flip_channels_last": r"\bLDG\.E\.U8 ",
+        "crop_flip_float": r"\bLDG\.E ",
+        "crop_flip_ascend": r"\bSTG\.E ",
+        "crop_flip_ascend_channels_last": r"\bSTG\.E ",
+    }.items():
+        (launch,) = launches(name, True)
+        per_thread = 4 * 3 * 32 * 32 // (math.prod(launch.grid) * 4 * 32)
+        assert compiled(launch, 90).count(access) >= per_thread, name
 
 
 def wide_accesses(call: Call) -> dict[int, tuple[str, int, int]]:
@@ -451,3 +537,35 @@ def test_losses_take_one_forward_and_one_backward_launch() -> None:
     assert len(launch_names("masked_ce_forward", z, y, 1.7)) == 1
     assert len(launch_names("trades_kl_forward", z, z)) == 1
     assert len(launch_names("linf_step", z, z, z, 0.1, 0.1)) == 1
+
+
+def test_images_are_cast_and_padded_in_one_launch() -> None:
+    images = torch.ones(4, 3, 8, 8)
+    assert len(launch_names("pad_channels_forward", images, 8, torch.bfloat16)) == 1
+
+
+def test_batch_norm_takes_two_launches_forward_and_two_backward() -> None:
+    x = torch.ones(4, 8, 6, 6).to(memory_format=torch.channels_last)
+    numbers = torch.ones(8)
+    scales = (numbers, numbers, None, numbers, numbers)
+    assert launch_names("norm_statistics", x, x, numbers, numbers, 0.1, 1e-5) == [
+        "_statistics_kernel"
+    ]
+    assert launch_names("norm_apply", x, *scales, x, True) == ["_apply_kernel"]
+    both = ["_reduce_kernel", "_input_gradient_kernel"]
+    for training, affine, expected in (
+        *((True, True, both), (True, False, both), (False, True, both)),
+        (False, False, both[1:]),
+    ):
+        rest = (*scales, True, training, x, True, affine)
+        assert launch_names("norm_gradients", x, x, x, *rest) == expected
+
+
+@pytest.mark.parametrize("name", ["norm", "norm_bf16", "norm_residuals", "norm_residuals_bf16"])
+def test_two_programs_of_a_sum_fit_into_one_multiprocessor(name: str) -> None:
+    """They are 256, and an H100 has 132 multiprocessors of 65,536 registers."""
+    for launch in launches(name, even=True):
+        if "PADDED" in launch.options:
+            assert launch.grid == (256,)
+            threads = 32 * launch.options["num_warps"]
+            assert compiled(launch, 90).registers * threads <= 65536 // 2, launch.name

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from norm_calls import activations, by_entries, by_torch
 from test_operators import (
     PUBLIC_CALLS,
     VIEW,
@@ -82,6 +83,7 @@ LARGE: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
         lambda: (large_logits(0).round(), large_logits(1).round(), 9_999),
     ),
     "trades_kl": ("trades_kl", lambda: (large_logits(0), large_logits(1))),
+    "pad_channels": ("pad_channels", lambda: (large_images(0), 8, torch.bfloat16)),
     "masked_ce": ("masked_ce", lambda: (large_logits(0), Y, 7.0)),
     "perturb_weights": (
         "perturb_weights",
@@ -132,6 +134,44 @@ LARGE: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
     ),
 }
 HALVES = (torch.float16, torch.bfloat16)
+
+
+def norm_scales(channels: int) -> tuple[Tensor, ...]:
+    """(mean, rate, weight, bias)"""
+    return tuple(random(channels, seed=s).exp() for s in range(4))
+
+
+def norm_calls(name: str, *shape: int, dtype: torch.dtype) -> dict[str, Any]:
+    """The three entries of BatchNorm with everything that they can do, on one layer."""
+
+    def layer(seed: int) -> Tensor:
+        return channels_last(random(*shape, seed=seed).to(dtype))
+
+    def statistics() -> tuple[Any, ...]:
+        return (
+            layer(0) + 3,
+            layer(1),
+            *(random(shape[1], seed=s).exp() for s in (2, 3)),
+            0.1,
+            1e-5,
+        )
+
+    def apply() -> tuple[Any, ...]:
+        mean, rate, weight, bias = norm_scales(shape[1])
+        return layer(0) + 3, mean, rate, None, weight, bias, layer(1), True
+
+    def gradients() -> tuple[Any, ...]:
+        mean, rate, weight, bias = norm_scales(shape[1])
+        given = (layer(2) / 16, layer(0) + 1, layer(1), mean, rate, None, weight, bias)
+        return *given, True, True, layer(3) / 16, True, True
+
+    makers = {"statistics": statistics, "apply": apply, "gradients": gradients}
+    return {f"norm_{k} {name}": (f"norm_{k}", make) for k, make in makers.items()}
+
+
+LARGE |= norm_calls("in bfloat16", 16, 64, 32, 32, dtype=torch.bfloat16)
+LARGE |= norm_calls("in float16", 16, 512, 4, 4, dtype=torch.float16)
+LARGE |= norm_calls("in float32", 9, 100, 15, 17, dtype=torch.float32)
 CALLS = {name: (name, call) for name, call in PUBLIC_CALLS.items()}
 CALLS |= {f"large {name}": call for name, call in LARGE.items()}
 OPTIONS = {"large crop_flip to channels_last": {"channels_last": True}}
@@ -241,3 +281,28 @@ def test_weights_come_back_exactly() -> None:
     assert not torch.equal(weights[0], before[0])
     kernels.restore_weights(weights, before, directions)
     assert all(torch.equal(own, old) for own, old in zip(weights, before, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+@pytest.mark.parametrize("ratio", [0.0, 1e3])
+def test_batch_norm_is_no_less_exact_than_pytorchs(dtype: torch.dtype, ratio: float) -> None:
+    """The error rule, against float64, with a mean that is large against the deviation too."""
+    given = activations((64, 64, 32, 32), dtype, before=False, ratio=ratio).changed(moved)
+    exact = by_torch(given.changed(Tensor.double), True, True)
+    plain = by_torch(given, True, True)
+    for own, other, right in zip(by_entries(given, True, True), plain, exact, strict=True):
+        assert own.dtype == other.dtype
+        size = right.abs().max().item()
+        unit = torch.finfo(dtype if own.dim() == 4 else torch.float32).eps
+        allowed = 2 * (other - right).abs().max().item() + 32 * unit * max(1.0, size)
+        assert (own - right).abs().max().item() <= allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batch_norm_has_the_same_bits_in_every_run(dtype: torch.dtype) -> None:
+    """Whichever program arrives last."""
+    given = activations((64, 64, 32, 32), dtype).changed(moved)
+    first = by_entries(given, True, True)
+    for _ in range(20):
+        again = by_entries(given, True, True)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

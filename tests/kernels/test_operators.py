@@ -50,6 +50,7 @@ def layers(seed: int) -> list[Tensor]:
 ALPHA = torch.tensor(0.1)
 SEED = (7, None, 0, torch.tensor(2**33))
 ROWS = torch.tensor([0.1, 0.2, 0.3])
+NORM = (torch.tensor([0.4, 0.5, 0.6]), ROWS, 1e-5, ROWS + 1, -ROWS)  # mean, variance, affine
 STEP = (images(0), images(1) - 0.5, images(2, channels_last=True), 0.0, ALPHA, 0.2, None)
 OPERATOR_CALLS: dict[str, tuple[object, ...]] = {
     "noise_uniform": (INDEX, [3, 5], *SEED, 1, torch.float32),
@@ -97,6 +98,7 @@ PUBLIC_CALLS: dict[str, Callable[[], tuple[object, ...]]] = {
     "crop_flip_ascend": lambda: (store(), *VIEW, images(0) - 0.5, ALPHA),
     "trades_kl": lambda: (logits(0), logits(1)),
     "masked_ce": lambda: (logits(0), torch.arange(6) % 5, ALPHA + 1),
+    "pad_channels": lambda: (images(0), 8, torch.bfloat16),
     "block_signs": lambda: (layers(0),),
     "block_noise": lambda: (layers(0), torch.rand(3, generator=torch.Generator().manual_seed(0))),
     "block_step_gradients": lambda: (layers(0), layers(1)),
@@ -111,11 +113,23 @@ PUBLIC_CALLS: dict[str, Callable[[], tuple[object, ...]]] = {
         [torch.tensor(False) for _ in range(3)],
     ),
     "unmoved_images": lambda: (images(0), images(0), images(1), 0.1),
+    "norm_statistics": lambda: (
+        *(images(0, True), images(1, True), torch.zeros(3), torch.ones(3), 0.1, 1e-5),
+    ),
+    "norm_apply": lambda: (images(0, True), *NORM, images(1, True) - 1, True),
+    "norm_gradients": lambda: (
+        *(images(1, True) - 0.5, images(0, True), images(2, True) - 0.5, *NORM),
+        *(True, True, images(3, True), True, True),
+    ),
 }
 
 
-FUSED = {"block_noise", "block_signs", "block_step_gradients", "masked_ce", "trades_kl"}
-FUSED |= {"look_at_batch", "not_finite", "put_back_unless", "record_fault", "unmoved_images"}
+FUSED = {
+    *("block_noise", "block_signs", "block_step_gradients", "masked_ce", "trades_kl"),
+    *("norm_apply", "norm_gradients", "norm_statistics"),
+}
+FUSED |= {"look_at_batch", "not_finite", "pad_channels", "put_back_unless", "record_fault"}
+FUSED |= {"unmoved_images"}
 
 
 def compiled_equals_eager(

@@ -282,3 +282,17 @@ def test_block_signs_noise_and_step_gradients() -> None:
     torch.testing.assert_close(found, expected)
     halves = kernels.block_step_gradients([blocks[1].half()], [signs[1].half()])
     assert halves.dtype == torch.float32
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_padded_channels_by_hand_and_gradcheck(layout: torch.memory_format) -> None:
+    x = normal(0, 2, 3, 4, 5).to(memory_format=layout)
+    found = kernels.pad_channels(x, 8, torch.float16)
+    expected = torch.zeros(2, 8, 4, 5, dtype=torch.float16)
+    expected[:, :3] = x.half()
+    assert torch.equal(found, expected)
+    assert found.dtype == torch.float16
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    wide = x.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: kernels.pad_channels(z, 8, torch.float64), wide)
+    assert torch.autograd.gradgradcheck(lambda z: kernels.pad_channels(z, 8, torch.float64), wide)

@@ -47,7 +47,7 @@ COVERED: Mapping[str, tuple[str, ...]] = {
     "tests": (*RUNTIME, *STEP, *GPU_TESTS, "tools/pretend_cuda/numbers_off.py"),
     "recipes": (*RUNTIME, *STEP, *BENCH, *DRIVERS),
     "shapes": (*RUNTIME, *STEP, *BENCH, *DRIVERS, "tools/pretend_cuda/shapes.py"),
-    "generated": (*STEP, *BENCH, *DRIVERS, *STUBS),
+    "generated": (*STEP, *BENCH, *DRIVERS, *STUBS, "fastadv/benchmark/variants.py"),
     "steps": (*RUNTIME, *STEP, *BENCH, *DRIVERS, *STUBS, "tools/pretend_cuda/steps.py"),
     "ranks": (*RUNTIME, *STEP, *BENCH, "tools/pretend_cuda/ranks.py"),
     # Only the suite's own scripts: each of the other sections covers what else it runs.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +22,8 @@ from fastadv.engine.model.bn_momentum import DEFAULT_BN_UPDATES, BatchNormMoment
 from fastadv.engine.model.buffers import Layout, ModelLayout, copy_into, kept
 from fastadv.engine.model.double_backward import cheap_double_backward
 from fastadv.engine.model.outputs import Output, check_output, logits_in
+from fastadv.engine.model.padded_channels import image_convolutions
+from fastadv.engine.model.padded_channels import is_on as pads_channels
 from fastadv.engine.model.plain_errors import in_words
 from fastadv.engine.model.precision import autocast
 from fastadv.engine.model.recomputed import moves_buffers_backward
@@ -73,6 +75,7 @@ class Network:
         self.looks = 0  # number of probes; a recording belongs to one of them
         self._recomputes = False  # True if a backward pass moves buffers (``recomputed``)
         self._spoils_input: bool | None = None  # True if the forward changes its input in place
+        self._pads_channels = pads_channels()
         self.structure = Structure(model)
         self._pointwise = pointwise(self.structure.modules, device)
         self._layout = ModelLayout()
@@ -99,6 +102,8 @@ class Network:
         ):  # fmt: skip
             with guard.train_flags(self.model, False):
                 logits, self.copies.folds = self._seen(x)
+                if self._pads_channels:
+                    self._find_padded(x)
             if self.copies.folds and not self._folds_agree(x):
                 self.copies.folds = []
             if self.counters.any and not self._counters_are_unread(x):
@@ -111,6 +116,13 @@ class Network:
                     self.model, self.logits, x.to(weight.dtype)
                 )
         return logits
+
+    def _find_padded(self, x: Tensor) -> None:
+        """Find the convolutions whose images can be padded; none if the model cannot be asked."""
+        self.copies.padded = []
+        with suppress(Exception), torch.no_grad():
+            self.copies.padded = image_convolutions(self.structure.modules, self.logits, x)
+        self.copies.invalidate()
 
     def _counters_are_unread(self, x: Tensor) -> bool:
         """True if the model computes the same while the counters of its BatchNorms are
@@ -332,13 +344,21 @@ class Network:
             return gradients_if_used(loss, [*weights.values(), *others])
         names = [name for name in weights if name in self.copies.learning]
         copies = [self.copies.learning[name] for name in names]
-        found = gradients_if_used(loss, [*weights.values(), *others, *copies])
+        padded = {n: w for n, w in self.copies.learning_padded.items() if n in weights}
+        found = gradients_if_used(loss, [*weights.values(), *others, *copies, *padded.values()])
         count = len(weights) + len(others)
         own = dict(zip(weights, found, strict=False))
-        low = {n: g for n, g in zip(names, found[count:], strict=True) if g is not None}
+        of_copies, of_padded = found[count : count + len(copies)], found[count + len(copies) :]
+        low = {n: g for n, g in zip(names, of_copies, strict=True) if g is not None}
         wide = [torch.empty_like(weights[name]) for name in low]
         copy_into(wide, list(low.values()))
-        for name, gradient in zip(low, wide, strict=True):
+        found_wide = list(zip(low, wide, strict=True))
+        for name, of_all in zip(padded, of_padded, strict=True):
+            if of_all is not None:
+                # A slice has gaps in memory: copied together with others, each would be a launch.
+                of_own = of_all[:, : weights[name].shape[1]]
+                found_wide.append((name, torch.empty_like(weights[name]).copy_(of_own)))
+        for name, gradient in found_wide:
             also = own[name]
             own[name] = gradient if also is None else gradient + also
         return [*own.values(), *found[len(weights) : count]]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fastadv.engine.model.bn_fold import CONVOLUTIONS, Fold
 from fastadv.engine.model.bn_folding import Folding
 from fastadv.engine.model.buffers import copy_into
+from fastadv.engine.model.padded_channels import channels_wanted, padded_weight, replaced
 
 # Modules that pass weight and bias to an operation that autocast lowers. Subclasses are excluded:
 # they may first compute something from the weight (standardise it) that needs its full precision.
@@ -27,21 +28,32 @@ LOWERED = (*CONVOLUTIONS, nn.Linear)
 
 class Copy(NamedTuple):
     """Two Parameters over one storage: one frozen for attack passes, one trainable for the outer
-    pass."""
+    pass. ``padded`` is the copy with channels of zeros behind its own, if a convolution needs it.
+    """
 
     frozen: nn.Parameter
     learning: nn.Parameter
+    padded: Copy | None = None
 
     @classmethod
-    def like(cls, tensor: Tensor, dtype: torch.dtype) -> Copy:
-        """A copy with the shape of ``tensor`` and uninitialised values."""
-        frozen = nn.Parameter(torch.empty_like(tensor, dtype=dtype), requires_grad=False)
-        return cls(frozen, nn.Parameter(frozen.detach()))
+    def of(cls, values: Tensor, padded: Copy | None = None) -> Copy:
+        """A copy whose storage is that of ``values``."""
+        frozen = nn.Parameter(values, requires_grad=False)
+        return cls(frozen, nn.Parameter(frozen.detach()), padded)
 
-    def fits(self, tensor: Tensor, dtype: torch.dtype) -> bool:
-        """True if this copy has the shape and device of ``tensor``, and the type ``dtype``."""
+    @classmethod
+    def like(cls, tensor: Tensor, dtype: torch.dtype, channels: int) -> Copy:
+        """A copy with the shape of ``tensor`` and uninitialised values, padded to ``channels``
+        unless they are 0."""
+        values = torch.empty_like(tensor, dtype=dtype)
+        return cls.of(values, cls.of(padded_weight(values, channels)) if channels else None)
+
+    def fits(self, tensor: Tensor, dtype: torch.dtype, channels: int) -> bool:
+        """True if this copy has the shape and device of ``tensor``, the type ``dtype``, and the
+        padding to ``channels``."""
         own = self.frozen
-        return (own.shape, own.device, own.dtype) == (tensor.shape, tensor.device, dtype)
+        alike = (own.shape, own.device, own.dtype) == (tensor.shape, tensor.device, dtype)
+        return alike and channels == (0 if self.padded is None else self.padded.frozen.shape[1])
 
 
 class Place(NamedTuple):
@@ -63,6 +75,8 @@ class WeightCopies:
         self.model = model
         self.folding = Folding()
         self.learning: dict[str, nn.Parameter] = {}  # name of a weight -> its installed copy
+        self.learning_padded: dict[str, nn.Parameter] = {}  # the same, with more channels
+        self.padded: list[nn.Conv2d] = []  # convolutions that get padded images
         self._copies: dict[torch.dtype | None, list[Copy]] = {}
         self._up_to_date: dict[torch.dtype | None, dict[Place, Copy]] = {}
 
@@ -97,7 +111,8 @@ class WeightCopies:
         cast (None: no copies), and with ``folded`` its BatchNorms are folded.
 
         ``learn`` is name -> parameter of the model, for those whose copies are to require grad as
-        they do; these copies are in ``learning``.
+        they do; these copies are in ``learning``, and those with more channels in
+        ``learning_padded``.
         """
         if dtype is None and not folded:
             try:
@@ -110,17 +125,24 @@ class WeightCopies:
             copies = self._refreshed(dtype)
         own = {place: place.module._parameters[place.name] for place in copies}
         names = {id(weight): name for name, weight in (learn or {}).items()}
+        padded: list[tuple[nn.Conv2d, nn.Parameter, nn.Parameter]] = []
         try:
             for place, weight in own.items():
-                copy = copies[place]
+                copy, wide = copies[place], copies[place].padded
                 learns = weight is not None and id(weight) in names and weight.requires_grad
                 if learns:
                     self.learning[names[id(weight)]] = copy.learning
-                place.module._parameters[place.name] = copy.learning if learns else copy.frozen
-            with self.folding.at_work(used):
+                    if wide is not None:
+                        self.learning_padded[names[id(weight)]] = wide.learning
+                installed = copy.learning if learns else copy.frozen
+                place.module._parameters[place.name] = installed
+                if wide is not None and place.module in self.padded:
+                    second = wide.learning if learns else wide.frozen
+                    padded.append((place.module, installed, second))
+            with replaced(padded), self.folding.at_work(used):
                 yield
         finally:
-            self.learning = {}
+            self.learning, self.learning_padded = {}, {}
             for place, weight in own.items():
                 place.module._parameters[place.name] = weight
             if not folded:
@@ -134,17 +156,31 @@ class WeightCopies:
         """
         if dtype not in self._up_to_date:
             values = self._values(dtype)
+            channels = self._channels(values)
             tensors = list({id(tensor): tensor for tensor in values.values()}.values())
             low = [t.dtype if dtype is None or t.dtype != torch.float32 else dtype for t in tensors]
             copies = self._copies.get(dtype, [])
-            fit = [copy.fits(t, to) for copy, t, to in zip(copies, tensors, low, strict=False)]
+            wanted = [(t, to, channels.get(id(t), 0)) for t, to in zip(tensors, low, strict=True)]
+            fit = [copy.fits(*each) for copy, each in zip(copies, wanted, strict=False)]
             if len(copies) != len(tensors) or not all(fit):
-                copies = [Copy.like(tensor, to) for tensor, to in zip(tensors, low, strict=True)]
+                copies = [Copy.like(*each) for each in wanted]
                 self._copies[dtype] = copies
             copy_into([copy.frozen for copy in copies], tensors)
+            for copy in copies:
+                if copy.padded is not None:
+                    copy.padded.frozen[:, : copy.frozen.shape[1]].copy_(copy.frozen)
             of = {id(tensor): copy for tensor, copy in zip(tensors, copies, strict=True)}
             self._up_to_date[dtype] = {place: of[id(values[place])] for place in values}
         return self._up_to_date[dtype]
+
+    def _channels(self, values: Mapping[Place, Tensor]) -> dict[int, int]:
+        """id of a weight in ``values`` -> its number of channels with padding."""
+        found = {}
+        for convolution in self.padded:
+            weight = values.get(Place(convolution, "weight"))
+            if weight is not None:
+                found[id(weight)] = channels_wanted(convolution)
+        return found
 
     def _values(self, dtype: torch.dtype | None) -> dict[Place, Tensor]:
         """Place -> weight to copy."""
