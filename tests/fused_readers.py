@@ -289,6 +289,13 @@ def under_no_grad(self, h):
 
 
 @reads
+def in_inference_mode(self, h):
+    with torch.inference_mode():
+        mean = h.mean().item()
+    return functional.relu(h) * mean + h.tanh()
+
+
+@reads
 def changed_under_no_grad(self, h):
     with torch.no_grad():
         h.relu_()
@@ -531,6 +538,14 @@ def sum_hooked(self, both):
     if both.requires_grad:
         both.register_hook(lambda gradient: gradient * (gradient > 0))
     return torch.relu(self.b2(both)) + both
+
+
+@uses
+def sum_hooked_between(self, both):
+    h = self.b2(both)
+    if both.requires_grad:
+        both.register_hook(lambda gradient: gradient * (gradient > 0))
+    return torch.relu(h) + both
 
 
 @uses
