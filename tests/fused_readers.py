@@ -651,6 +651,16 @@ def changes_a_summand(self: Reader, x: Tensor) -> Tensor:
     return functional.relu(both)
 
 
+def changes_a_summand_of_a_sum(self: Reader, x: Tensor) -> Tensor:
+    from fastadv.engine.model.fused_norm import residual
+
+    h = self.c1(x)
+    skip = 0.5 * h.detach()
+    both = residual(h, skip)
+    skip += 1
+    return functional.relu(self.b1(both))
+
+
 def changes_a_weight(self: Reader, x: Tensor) -> Tensor:
     h = self.b1(self.c1(x))
     with torch.no_grad():
@@ -701,6 +711,7 @@ REFUSED = {
     function.__name__: type(function.__name__, (Reader,), {"first": function})
     for function in (
         *(changes_the_input, changes_a_summand, changes_a_weight, gradient_of_a_used_one),
+        changes_a_summand_of_a_sum,
         *(gradient_of_a_used_sum, hook_on_a_used_one, dirty_function),
     )
 }
