@@ -141,8 +141,8 @@ def _with_before(found: _Pattern) -> _Pattern:
     """``found`` with the sum that it normalises taken apart, if it is one."""
     total, place = found.total, found.place
     summands = _summands(total)
-    if summands is None or not all(map(_is_stored, summands)):
-        return found
+    if summands is None or not all(map(_is_stored, summands)) or found.after is total:
+        return found  # the operator cannot read what it returns
     x, before = summands
     if _is_in_place(total) and not (_calls(x, _PRODUCTS) and _only_user(x) is total):
         return found  # another tensor may be the same memory
