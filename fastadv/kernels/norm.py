@@ -58,7 +58,10 @@ def measured(
         total = x if before is None else x + before
         # Copies: a later pass moves the buffers before this one is differentiated.
         return Measured(total, running_mean.clone(), running_var.clone(), eps, False)
-    total, mean, rate = norm_statistics(x, before, running_mean, running_var, momentum, eps)
+    # As PyTorch's batch_norm, which does not count this change of the buffers, and which keeps them
+    # for its backward pass: it may have normalised by the same ones before.
+    mean_home, var_home = (None if t is None else t.data for t in (running_mean, running_var))
+    total, mean, rate = norm_statistics(x, before, mean_home, var_home, momentum, eps)
     return Measured(total, mean, rate, eps, True)
 
 
