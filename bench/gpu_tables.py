@@ -184,8 +184,8 @@ def kernels_table(rows: list[Row]) -> str:
     for row in found:
         last[row["device"], row["kernel"], row["size"], row["backward"]][row["backend"]] = row
     lines = [
-        "| kernel | size | us | GB/s | of copy | reference, us | by hand, us |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| kernel | size | launches | us | GB/s | of copy | reference, us | by hand, us |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for (_, kernel, size, backward), timed in last.items():
         row = timed.get("triton")
@@ -193,7 +193,13 @@ def kernels_table(rows: list[Row]) -> str:
             continue
         rate = row["gigabytes_per_second"]
         name = f"{kernel}, backward" if backward else kernel
-        cells = [name, size, number(1e6 * row["device_seconds"]), number(rate)]
+        cells = [
+            name,
+            size,
+            str(row["launches"]),
+            number(1e6 * row["device_seconds"]),
+            number(rate),
+        ]
         # A smaller case stays in the cache between replays; its rate is not the memory's.
         large = row["bytes"] >= LARGE
         cells.append(percent(rate / row["copy_gigabytes_per_second"]) if large else "")

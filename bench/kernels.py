@@ -9,13 +9,14 @@ measured are null.
 """
 
 import json
+import math
 import platform
 import re
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastadv import kernels
+from fastadv.benchmark.launches import watched_launches
 from fastadv.benchmark.rows import provenance
 from fastadv.kernels.dispatch import INTERPRETED, OPERATORS, why_not_triton
 
@@ -58,6 +60,7 @@ class Case:
     by_hand: Callable[..., Any]
     bytes_moved: int
     backward: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
     gradient: Tensor | None = None  # what the backward pass begins with; None: ones
 
 
@@ -106,14 +109,22 @@ def ce_by_hand(logits: Tensor, y: Tensor, c_min: float) -> tuple[Tensor, Tensor]
 
 
 def crop_by_hand(
-    store: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: tuple[int, int]
+    store: Tensor,
+    index: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    size: tuple[int, int],
+    channels_last: bool = False,
 ) -> Tensor:
     rows = store[index].float() / 255
     y = top[:, None] + torch.arange(size[0], device=store.device)
     x = left[:, None] + torch.arange(size[1], device=store.device)
     sample = torch.arange(len(index), device=store.device)[:, None, None]
     window = rows.permute(0, 2, 3, 1)[sample, y[:, :, None], x[:, None]].permute(0, 3, 1, 2)
-    return torch.where(flip[:, None, None, None], window.flip(3), window)
+    window = torch.where(flip[:, None, None, None], window.flip(3), window)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return window.contiguous(memory_format=layout)
 
 
 def pad_by_hand(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
@@ -126,6 +137,34 @@ def dots_by_hand(gradients: list[Tensor], signs: list[Tensor]) -> Tensor:
 
 def signs_by_hand(gradients: list[Tensor]) -> list[Tensor]:
     return [g.sign() for g in gradients]
+
+
+def put_back_by_hand(weights: list[Tensor], copies: list[Tensor], ok: Tensor) -> None:
+    for w, old in zip(weights, copies, strict=True):
+        torch.where(ok, w, old, out=w)
+
+
+def not_finite_by_hand(weights: list[Tensor]) -> Tensor:
+    return ~torch.stack([w.sum() for w in weights]).isfinite().all()
+
+
+def look_by_hand(
+    x: Tensor, y: Tensor, rows: Tensor, box: tuple[float, float], rounding: float, classes: int,
+    first: int, count: int, bad: list[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    low, high = box
+    bad[0].copy_(~((x >= low - rounding) & (x <= high + rounding)).all())
+    bad[1].copy_(((y < 0) | (y >= classes)).any())
+    bad[2].copy_(((rows < first) | (rows >= count)).any())
+    return x.clamp(low, high), y.clamp(0, classes - 1), rows.clamp(0, count - 1)
+
+
+def unmoved_by_hand(x_adv: Tensor, start: Tensor, x: Tensor, eps: float) -> Tensor:
+    start = start.clamp(0, 1)
+    out = (start - x).abs() >= 0.999 * eps
+    stuck = out | (start <= 0) | (start >= 1)
+    edge = out.flatten(1).any(1) & stuck.flatten(1).all(1)
+    return (x_adv == start).flatten(1).all(1) & ~edge
 
 
 def norm_by_hand(
@@ -172,6 +211,7 @@ def cases(device: str, large: bool) -> dict[str, Case]:
     batches = {"128x3x32x32": 128} | ({"64 MB": 64 * 2**20 // (4 * 3072)} if large else {})
     rows = {"128x10": (128, 10)} | ({"512x1000": (512, 1000)} if large else {})
     found: list[Case] = []
+    flags = [torch.zeros((), dtype=torch.bool, device=device) for _ in range(3)]
     for size, batch in batches.items():
         x, x_adv, grad = (torch.rand(batch, 3, 32, 32, device=device) for _ in range(3))
         moved, index = x.numel() * 4, torch.arange(batch, device=device)
@@ -184,8 +224,22 @@ def cases(device: str, large: bool) -> dict[str, Case]:
             Case("linf_start", size, (x, EPS, index, 0, 0), start_by_hand, 2 * moved),
             Case("l2_step", size, (*step, 0.1, 0.5), l2_by_hand, 4 * moved),
             Case("pad_channels", size, pad, pad_by_hand, moved + 2 * x.numel() // 3 * 8),
-            Case("crop_flip", size, (store, *view, (32, 32)), crop_by_hand, moved // 4 * 5),
+            Case("unmoved_images", size, (x_adv, x_adv, x, EPS), unmoved_by_hand, 3 * moved),
+            Case(
+                *("look_at_batch", size),
+                (x, index % 10, index, (0.0, 1.0), 1e-5, 10, 0, batch, flags),
+                *(look_by_hand, 2 * moved),
+            ),
         ]
+        crop = (store, *view, (32, 32))
+        for name, options in ((size, {}), (f"{size} channels_last", {"channels_last": True})):
+            bytes_moved = moved // 4 * 5
+            found.append(Case("crop_flip", name, crop, crop_by_hand, bytes_moved, options=options))
+    # Few samples, the largest that one program holds, and one of many programs.
+    for shape in ((16, 3, 32, 32), *([(512, 3, 64, 64), (32, 3, 224, 224)] if large else [])):
+        step = tuple(torch.rand(shape, device=device) for _ in range(3))
+        size, moved = "x".join(map(str, shape)), 4 * math.prod(shape)
+        found.append(Case("l2_step", size, (*step, 0.1, 0.5), l2_by_hand, 4 * moved))
     for size, shape in rows.items():
         p, q = (torch.randn(shape, device=device, requires_grad=True) for _ in range(2))
         y, moved = torch.zeros(shape[0], dtype=torch.int64, device=device), p.numel() * 4
@@ -206,6 +260,13 @@ def cases(device: str, large: bool) -> dict[str, Case]:
     found += [
         Case("perturb_weights", "21 tensors", awp, awp_by_hand, 6 * moved),
         Case("perturb_weights", "21 tensors, foreach", awp, awp_by_foreach, 6 * moved),
+        Case("not_finite", "21 tensors", (layers,), not_finite_by_hand, moved),
+        # An update that counts reads one flag; the bytes of the other are read and written.
+        Case("put_back_unless", "21 tensors", (layers, directions, ~flags[0]), put_back_by_hand, 1),
+        Case(
+            *("put_back_unless", "21 tensors, undone"),
+            *((layers, directions, flags[0]), put_back_by_hand, 2 * moved),
+        ),
         Case("block_signs", "8 blocks", (blocks,), signs_by_hand, 2 * block_bytes),
         Case("block_step_gradients", "8 blocks", (blocks, blocks), dots_by_hand, 2 * block_bytes),
     ]
@@ -247,10 +308,10 @@ def runner(case: Case, backend: str) -> Callable[[], Any]:
 
     def forward() -> Any:
         with torch.no_grad():
-            return function(*case.arguments)
+            return function(*case.arguments, **case.options)
 
     def backward() -> Any:
-        found = function(*case.arguments)
+        found = function(*case.arguments, **case.options)
         value = found[0] if isinstance(found, tuple) else found
         inputs = [t for t in case.arguments if isinstance(t, Tensor) and t.requires_grad]
         if case.gradient is not None:
@@ -258,6 +319,13 @@ def runner(case: Case, backend: str) -> Callable[[], Any]:
         return torch.autograd.grad(value.sum(), inputs)
 
     return backward if case.backward else forward
+
+
+def launch_count(run: Callable[[], Any]) -> int:
+    """The number of Triton kernels that a call launches."""
+    with watched_launches(only_recorded=False) as seen:
+        run()
+    return sum(map(len, seen.values()))
 
 
 def device_seconds(run: Callable[[], Any]) -> float:
@@ -378,6 +446,7 @@ def test_speed(
         "backend": backend,
         "call_seconds": call_seconds,
         "device_seconds": on_device,
+        "launches": launch_count(run) if backend == "triton" else None,
         "bytes": case.bytes_moved,
         "gigabytes_per_second": rate,
         "copy_gigabytes_per_second": bandwidth / 1e9,

@@ -324,8 +324,10 @@ def made(kind: type[Net], dtype: torch.dtype = torch.float64, seed: int = 0) -> 
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 2)
-                module.bias.uniform_(-1, 1)
-                module.running_var.uniform_(0.2, 3)
-                module.running_mean.uniform_(-0.5, 0.5)
+                if module.affine:
+                    module.weight.uniform_(0.5, 2)
+                    module.bias.uniform_(-1, 1)
+                if module.track_running_stats:
+                    module.running_var.uniform_(0.2, 3)
+                    module.running_mean.uniform_(-0.5, 0.5)
     return model

@@ -391,7 +391,7 @@ def test_our_kernels_on_a_gpu(beside):
     row = {"kind": "kernel speed", "device": "a GPU", "torch": "2.11", "time": "2026-01-01T00"}
     row |= {"kernel": "linf_step", "size": "512", "backward": False, "device_seconds": 8e-6}
     row |= {"gigabytes_per_second": 2700.0, "copy_gigabytes_per_second": 3000.0}
-    row |= {"bytes": 2**30, "fastadv": "1", "commit": "abc"}
+    row |= {"bytes": 2**30, "fastadv": "1", "commit": "abc", "launches": 1}
     small = row | {"backend": "triton", "kernel": "masked_ce", "bytes": 2**20}
     rows = [
         row | {"backend": "triton"},
@@ -400,8 +400,8 @@ def test_our_kernels_on_a_gpu(beside):
     ]
     on_cpu = row | {"backend": "triton", "device": "a CPU", "device_seconds": None}
     written = beside("gpu_tables").kernels_table([*rows, on_cpu])
-    assert "| linf_step | 512 | 8 | 2,700 | 90.0 % | 40 |  |" in written
-    assert "| masked_ce | 512 | 8 | 2,700 |  |  |  |" in written
+    assert "| linf_step | 512 | 1 | 8 | 2,700 | 90.0 % | 40 |  |" in written
+    assert "| masked_ce | 512 | 1 | 8 | 2,700 |  |  |  |" in written
     assert "a CPU" not in written
     shares = beside("gpu_tables").shares_table([*rows, on_cpu]).splitlines()
     assert "| `linf_step` | 90.0 % | 512 | a GPU |" in shares

@@ -350,6 +350,9 @@ LEFT: dict[str, Body] = {
         torch.add(net.n1(net.c1(x)), net.c2(x), alpha=2)
     ),
     "it is added to itself": lambda net, x: functional.relu((z := net.n1(net.c1(x))) + z),
+    "a bias is added before": lambda net, x: functional.relu(
+        net.n1(functional.conv2d(x, net.c1.weight, net.n2.bias, padding=1))
+    ),
     "its input need not be stored": lambda net, x: functional.relu(net.n1(net.c1(x).sigmoid())),
     "the input is changed between": input_changed,
     "the input is changed between, in a checkpoint": input_changed_in_a_checkpoint,

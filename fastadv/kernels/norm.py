@@ -7,6 +7,7 @@ run PyTorch or Triton by their arguments. Here they are put together for eager c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -56,12 +57,8 @@ def measured(
         if running_mean is None or running_var is None:
             raise ValueError("in evaluation mode BatchNorm needs its running buffers")
         total = x if before is None else x + before
-        # Copies: a later pass moves the buffers before this one is differentiated.
-        return Measured(total, running_mean.clone(), running_var.clone(), eps, False)
-    # As PyTorch's batch_norm, which does not count this change of the buffers, and which keeps them
-    # for its backward pass: it may have normalised by the same ones before.
-    mean_home, var_home = (None if t is None else t.data for t in (running_mean, running_var))
-    total, mean, rate = norm_statistics(x, before, mean_home, var_home, momentum, eps)
+        return Measured(total, running_mean, running_var, eps, False)
+    total, mean, rate = norm_statistics(x, before, running_mean, running_var, momentum, eps)
     return Measured(total, mean, rate, eps, True)
 
 
@@ -76,8 +73,26 @@ def normalized(
 ) -> tuple[Tensor, Tensor]:
     """(y, total) for the statistics ``of`` ``x + before`` (B,C,...), both differentiable.
     ``total`` is ``x`` itself without ``before``."""
-    found = _Normalize.apply(x, weight, bias, before, after, of, relu)
+    found = _Normalize.apply(x, weight, bias, before, after, of, relu, None)
     return found if before is not None else (found, x)
+
+
+def deferred(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    of: Measured,
+    before: Tensor | None,
+    after: Tensor | None,
+    stand_in: Callable[[], Tensor],
+) -> Tensor:
+    """What ``stand_in`` makes, a tensor without values, with the gradient of ``normalized`` without
+    ReLU. Nothing is computed."""
+    if before is not None:  # the sum itself gets its history from ``normalized``
+        of = of._replace(total=of.total.detach())
+    found = _Normalize.apply(x, weight, bias, before, after, of, False, stand_in)
+    y: Tensor = found if before is None else found[0]
+    return y
 
 
 def fused_norm(
@@ -111,12 +126,16 @@ class _Normalize(torch.autograd.Function):
         after: Tensor | None,
         of: Measured,
         relu: bool,
+        stand_in: Callable[[], Tensor] | None,
     ) -> Any:
-        y = norm_apply(of.total, of.mean, of.spread, of.added, weight, bias, after, relu)
+        if stand_in is None:
+            y = norm_apply(of.total, of.mean, of.spread, of.added, weight, bias, after, relu)
+        else:
+            y = stand_in()
         total = x if before is None else of.total
-        ctx.save_for_backward(
-            total, weight, bias, of.mean, of.spread, y if after is not None else None
-        )
+        masked = y if relu and after is not None else None
+        # In evaluation mode these are the running buffers: autograd raises if they have moved.
+        ctx.save_for_backward(total, weight, bias, of.mean, of.spread, masked)
         ctx.eps, ctx.training, ctx.relu = of.eps, of.training, relu
         ctx.set_materialize_grads(False)
         return y if before is None else (y, total)
@@ -125,7 +144,7 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, grad_total: Tensor | None = None) -> Any:
         wants = ctx.needs_input_grad
         if grad is None:  # y is not used
-            return grad_total, None, None, grad_total if wants[3] else None, None, None, None
+            return grad_total, None, None, grad_total if wants[3] else None, *[None] * 4
         total, weight, bias, mean, spread, y = ctx.saved_tensors
         of = Measured(total, mean, spread, ctx.eps, ctx.training)
         if torch.is_grad_enabled():
@@ -137,7 +156,7 @@ class _Normalize(torch.autograd.Function):
             )  # fmt: skip
         of_total, of_after, of_weight, of_bias = found
         of_before = of_total if wants[3] else None
-        return of_total, of_weight, of_bias, of_before, of_after, None, None
+        return of_total, of_weight, of_bias, of_before, of_after, None, None, None
 
 
 def _differentiable(

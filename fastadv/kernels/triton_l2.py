@@ -2,8 +2,11 @@
 # (a Triton kernel's parameters are not Python values)
 """The L2 step, projection and start (Triton): per-sample norms in a fixed order.
 
-One program reads a sample of up to ``ONE_PROGRAM`` elements three times (the second and third time
-from the cache). A larger sample is cut into parts, and each of the three passes is a launch.
+A sample of up to ``ONE_PROGRAM`` elements is one program. It reads the sample once and holds it in
+registers while the norm of the gradient, that of the step and the result follow from one another:
+one launch. A larger sample is cut into parts, and each of the three is a launch, because a part
+needs the sums of all others. Two programs for a small sample would need these launches as well, or
+would have to wait for each other, to save a part of the time in which one reads a few kilobytes.
 """
 
 import torch
@@ -17,57 +20,11 @@ from .rows import check_rows
 from .triton_common import clamp_nan, launch, scalar_of
 from .triton_noise import noise_normal, unit_radius
 
-# Eight warps: with a batch of 128 each multiprocessor of an H100 has one program, which must keep
-# enough bytes in flight by itself.
-BLOCK, WARPS = 2048, 8
-ONE_PROGRAM = 16 * BLOCK
-PART = 8 * BLOCK
+ONE_PROGRAM = 16384  # half of it where Triton cannot know that a sample begins aligned
+PART = 4096
+EACH = 16  # elements of a thread
+MOST_WARPS = 16  # more leave a thread fewer registers than three tensors and their places need
 GUARD = tl.constexpr(GRADIENT_GUARD)
-
-
-@triton.jit
-def _delta(x_adv, grad, x, place, inside, scale):
-    """(x, x' + scale * g - x) of one block; without a gradient x' - x."""
-    center = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-    moved = tl.load(x_adv + place, mask=inside, other=0.0).to(tl.float32)
-    if grad is not None:
-        moved += tl.load(grad + place, mask=inside, other=0.0).to(tl.float32) * scale
-    return center, moved - center
-
-
-@triton.jit
-def _squares(t, first, last, TRIPS: tl.constexpr, BLOCK: tl.constexpr):
-    total = tl.zeros([BLOCK], tl.float32)
-    for trip in range(TRIPS):
-        place = first + trip * BLOCK + tl.arange(0, BLOCK)
-        value = tl.load(t + place, mask=place < last, other=0.0).to(tl.float32)
-        total += value * value
-    return tl.sum(total, axis=0)
-
-
-@triton.jit
-def _delta_squares(
-    x_adv, grad, x, first, last, scale, TRIPS: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    total = tl.zeros([BLOCK], tl.float32)
-    for trip in range(TRIPS):
-        place = first + trip * BLOCK + tl.arange(0, BLOCK)
-        _, delta = _delta(x_adv, grad, x, place, place < last, scale)
-        total += delta * delta
-    return tl.sum(total, axis=0)
-
-
-@triton.jit
-def _write(
-    x_adv, grad, x, out, first, last, scale, shrink, low, high,
-    TRIPS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    for trip in range(TRIPS):
-        place = first + trip * BLOCK + tl.arange(0, BLOCK)
-        inside = place < last
-        center, delta = _delta(x_adv, grad, x, place, inside, scale)
-        result = clamp_nan(center + delta * shrink, low, high)
-        tl.store(out + place, result.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -85,72 +42,62 @@ def _shrink(squares, eps):
 
 
 @triton.jit
-def _l2_kernel(
-    x_adv, grad, x, out, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr,
-    stream_id: tl.int64, alpha, alpha_ptr, alpha_stride, eps, eps_ptr, eps_stride, low, high, n,
-    START: tl.constexpr, TRIPS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    sample = tl.program_id(0)
-    shift = sample.to(tl.int64) * n
-    x_adv, x, out = x_adv + shift, x + shift, out + shift
-    if grad is not None:  # here, not in a function: Triton before 3.9 takes no None as an argument
-        grad += shift
-    alpha = scalar_of(alpha, alpha_ptr, alpha_stride, sample) + tl.zeros([], tl.float32)
-    if START:
-        row = tl.load(index + sample)
-        alpha = alpha * unit_radius(row, seed, seed_ptr, offset, offset_ptr, stream_id)
-    scale = alpha
-    if grad is not None:
-        scale = _gradient_scale(alpha, _squares(grad, 0, n, TRIPS, BLOCK))
-    shrink = alpha * 0.0 + 1.0
-    if not START:
-        radius = scalar_of(eps, eps_ptr, eps_stride, sample)
-        shrink = _shrink(_delta_squares(x_adv, grad, x, 0, n, scale, TRIPS, BLOCK), radius)
-    _write(x_adv, grad, x, out, 0, n, scale, shrink, low, high, TRIPS, BLOCK)
-
-
-@triton.jit
 def _sum_of(partials, PARTS: tl.constexpr, PADDED: tl.constexpr):
     part = tl.arange(0, PADDED)
     return tl.sum(tl.load(partials + part, mask=part < PARTS, other=0.0), axis=0)
 
 
 @triton.jit
-def _part_kernel(
+def _l2_kernel(
     x_adv, grad, x, out, partials, index, seed: tl.int64, seed_ptr, offset: tl.int64, offset_ptr,
     stream_id: tl.int64, alpha, alpha_ptr, alpha_stride, eps, eps_ptr, eps_stride, low, high, n,
     samples,
     WALK: tl.constexpr, START: tl.constexpr,
-    PARTS: tl.constexpr, PADDED: tl.constexpr, PART: tl.constexpr,
-    TRIPS: tl.constexpr, BLOCK: tl.constexpr,
+    PARTS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """``WALK`` 0 adds up the squares of the gradient, 1 those of the step, 2 writes the result. If
+    there is one part, 2 does all three."""
     sample, part = tl.program_id(0), tl.program_id(1)
     shift = sample.to(tl.int64) * n
-    x_adv, x, out = x_adv + shift, x + shift, out + shift
-    if grad is not None:  # here, not in a function: Triton before 3.9 takes no None as an argument
-        grad += shift
-    first, last = part * PART, tl.minimum(part * PART + PART, n)
-    gradient_sums = partials + sample * PARTS
-    delta_sums = gradient_sums + samples * PARTS
+    place = part * BLOCK + tl.arange(0, BLOCK)
+    inside = place < n
+    gradient_sums = partials
+    delta_sums = partials
+    if PARTS > 1:
+        gradient_sums += sample * PARTS
+        delta_sums += (samples + sample) * PARTS
+    g = tl.zeros([BLOCK], tl.float32)
+    if grad is not None:
+        g = tl.load(grad + shift + place, mask=inside, other=0.0).to(tl.float32)
     if WALK == 0:
-        tl.store(gradient_sums + part, _squares(grad, first, last, TRIPS, BLOCK))
+        tl.store(gradient_sums + part, tl.sum(g * g, axis=0))
     else:
+        center = tl.load(x + shift + place, mask=inside, other=0.0).to(tl.float32)
+        moved = center
+        if not START:
+            moved = tl.load(x_adv + shift + place, mask=inside, other=0.0).to(tl.float32)
         alpha = scalar_of(alpha, alpha_ptr, alpha_stride, sample) + tl.zeros([], tl.float32)
         if START:
             row = tl.load(index + sample)
             alpha = alpha * unit_radius(row, seed, seed_ptr, offset, offset_ptr, stream_id)
-        scale = alpha
         if grad is not None:
-            scale = _gradient_scale(alpha, _sum_of(gradient_sums, PARTS, PADDED))
+            if PARTS == 1:
+                squares = tl.sum(g * g, axis=0)
+            else:
+                squares = _sum_of(gradient_sums, PARTS, PADDED)
+            moved += g * _gradient_scale(alpha, squares)
+        delta = moved - center
         if WALK == 1:
-            squares = _delta_squares(x_adv, grad, x, first, last, scale, TRIPS, BLOCK)
-            tl.store(delta_sums + part, squares)
+            tl.store(delta_sums + part, tl.sum(delta * delta, axis=0))
         else:
-            shrink = alpha * 0.0 + 1.0
             if not START:
-                radius = scalar_of(eps, eps_ptr, eps_stride, sample)
-                shrink = _shrink(_sum_of(delta_sums, PARTS, PADDED), radius)
-            _write(x_adv, grad, x, out, first, last, scale, shrink, low, high, TRIPS, BLOCK)
+                if PARTS == 1:
+                    squares = tl.sum(delta * delta, axis=0)
+                else:
+                    squares = _sum_of(delta_sums, PARTS, PADDED)
+                delta *= _shrink(squares, scalar_of(eps, eps_ptr, eps_stride, sample))
+            result = clamp_nan(center + delta, low, high)
+            tl.store(out + shift + place, result.to(out.dtype.element_ty), mask=inside)
 
 
 def _run(
@@ -176,21 +123,20 @@ def _run(
     settings = (index, *key, *step, *radius, low, high)
     samples, n = x.shape[0], x[0].numel()
     start = draw is not None
-    if n <= ONE_PROGRAM:
+    held = ONE_PROGRAM if n % 16 == 0 else ONE_PROGRAM // 2
+    parts = 1 if n <= held else triton.cdiv(n, PART)
+    block = PART if parts > 1 else max(triton.next_power_of_2(n), 128)
+    partials, walks = None, [2]
+    if parts > 1:
+        partials = torch.empty((2, samples, parts), dtype=torch.float32, device=x.device)
+        # A projection has no gradient, and a start is not projected to a ball.
+        walks = [0] * (grad is not None) + [1] * (not start) + [2]
+    for walk in walks:
         launch(
-            _l2_kernel, (samples,), x_adv, grad, x, out, *settings, n, device=x.device,
-            START=start, TRIPS=triton.cdiv(n, BLOCK), BLOCK=BLOCK, num_warps=WARPS,
-        )  # fmt: skip
-        return out
-    parts = triton.cdiv(n, PART)
-    partials = torch.empty((2, samples, parts), dtype=torch.float32, device=x.device)
-    # A start has no gradient and is not projected to a ball; a projection has no gradient.
-    for walk in (0,) * (grad is not None) + (1,) * (not start) + (2,):
-        launch(
-            _part_kernel, (samples, parts), x_adv, grad, x, out, partials, *settings, n, samples,
-            device=x.device, WALK=walk, START=start,
-            PARTS=parts, PADDED=triton.next_power_of_2(parts), PART=PART,
-            TRIPS=PART // BLOCK, BLOCK=BLOCK, num_warps=WARPS,
+            _l2_kernel, (samples, parts), x_adv, grad, x, out, partials, *settings, n, samples,
+            device=x.device, WALK=walk, START=start, PARTS=parts,
+            PADDED=triton.next_power_of_2(parts), BLOCK=block,
+            num_warps=min(max(block // (32 * EACH), 4), MOST_WARPS),
         )  # fmt: skip
     return out
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastadv.engine.model.fused_norm import residual
 from fastadv.errors import UserError, unknown
 from fastadv.models.common import conv1x1, conv3x3, make_dropout
 
@@ -38,7 +39,7 @@ class PreActBlock(nn.Module):
         else:
             skip = self.shortcut(x if self.projects_raw else out)
         out = self.conv2(F.relu(self.bn2(self.conv1(out))))
-        return out + skip
+        return residual(out, skip)
 
 
 def preact_stage(

@@ -61,8 +61,8 @@ def step(
     ``threat`` replaces both: another range of images, a mask, a targeted attack. ``amp``,
     ``amp_dtype``, ``attack_dtype`` and ``scaler`` are described at ``Precision``, ``mode`` at
     ``Execution``. ``fused_norm`` "on" runs BatchNorm, ReLU and residual sums in own kernels on
-    CUDA, "auto" only where they were measured to be faster, "off" in PyTorch's; it is without
-    effect on a CPU.
+    CUDA, "auto" only where they were measured to be faster, "off" in PyTorch's; the own ones take
+    activations in channels_last (``Execution``).
     ``num_samples`` is the number of training samples, ``num_classes`` the number of logits.
     ``total_steps`` and ``steps_per_epoch`` count the calls that update. ``max_grad_norm`` clips the
     L2 norm of all gradients together. ``seed`` fixes the noise of the attacks. ``blocks`` names the

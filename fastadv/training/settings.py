@@ -93,7 +93,8 @@ class Execution:
     otherwise the step warns and falls back to a simpler one. None means True unless ``mode`` is
     "auto". ``fused_norm`` "on" or "off" runs BatchNorm, ReLU and residual sums on CUDA in own
     kernels or in PyTorch's, with other rounding; "auto" takes the own ones on devices where they
-    were measured to be faster. It is without effect on a CPU.
+    were measured to be faster. The own ones take activations in channels_last that are not float64;
+    everywhere else, and on a CPU, PyTorch's run.
     """
 
     mode: str = "auto"

@@ -11,6 +11,8 @@ from oracle import DTYPES, LAYOUTS, SHAPES, call, error_rule, gradients, images,
 from oracle import triton_and_reference as both
 from torch import Tensor
 
+from fastadv.kernels import triton_l2
+
 EPS, ALPHA = 8 / 255, 2 / 255
 KEYS: list[tuple[Any, Any, int]] = [
     (1, 1, 1),
@@ -163,14 +165,18 @@ def test_a_bfloat16_gradient_of_a_float32_image() -> None:
 
 
 LARGE = (2, 3, 110, 112)
+# The largest samples of one program, and the smallest of several.
+ONE = triton_l2.ONE_PROGRAM
+LIMITS = tuple((2, 1, 1, n) for n in (ONE, ONE + 16, ONE // 2 - 1, ONE // 2 + 1))
+ONLY_ONCE = (LARGE, *LIMITS)
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, LARGE])
+@pytest.mark.parametrize("shape", [*SHAPES, *ONLY_ONCE])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("eps", [0.05, 0.5])
 def test_l2_error(shape: tuple[int, ...], layout: str, dtype: torch.dtype, eps: float) -> None:
-    if shape == LARGE and (layout != "channels_last" or dtype != torch.float32):
+    if shape in ONLY_ONCE and (layout != "channels_last" or dtype != torch.float32):
         return
     x = laid_out(images(shape, 0, dtype), layout)
     away = laid_out((images(shape, 0) + 0.1 * images(shape, 2)).clamp(0, 1).to(dtype), layout)
@@ -184,7 +190,7 @@ def test_l2_error(shape: tuple[int, ...], layout: str, dtype: torch.dtype, eps: 
     error_rule("l2_project", away, x, eps, slack=3e-7)
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 33, 31), LARGE])
+@pytest.mark.parametrize("shape", [(3, 3, 33, 31), *ONLY_ONCE])
 def test_l2_start(shape: tuple[int, ...]) -> None:
     x = laid_out(images(shape, 0), "channels_last")
     triton, plain = both("l2_start", x, 0.5, ROWS[: shape[0]], 2**63, torch.tensor(9), 0.0, 1.0, 1)

@@ -40,6 +40,10 @@ class Layout:
     def images(self) -> Tensor:
         return self.tensor(*((4, 3, 32, 32) if self.even else (3, 3, 33, 31)))
 
+    def medium(self) -> Tensor:
+        """The most that one program of the L2 step holds, about."""
+        return self.tensor(*((2, 4, 64, 64) if self.even else (2, 3, 53, 51)))
+
     def large(self) -> Tensor:
         return self.tensor(*((2, 3, 224, 224) if self.even else (2, 3, 223, 225)))
 
@@ -75,18 +79,20 @@ Call = Callable[[Layout], object]
 
 def step(name: str, dtype: torch.dtype = torch.float32) -> Call:
     def call(layout: Layout) -> object:
-        x = (layout.large() if name == "l2_step_large" else layout.images()).to(dtype)
+        kind = name.removeprefix("l2_step_")
+        made = {"medium": layout.medium, "large": layout.large}.get(kind, layout.images)
+        x = made().to(dtype)
         if not layout.even:
             x = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
         alpha = layout.tensor(1).view(())
-        return FUNCTIONS[name.removesuffix("_large")](x, x, x, alpha, 0.03)
+        return FUNCTIONS[name.removesuffix(f"_{kind}")](x, x, x, alpha, 0.03)
 
     return call
 
 
 def project(name: str) -> Call:
     def call(layout: Layout) -> object:
-        for x in (layout.images(), layout.large()):
+        for x in (layout.images(), layout.medium(), layout.large()):
             FUNCTIONS[name](x, x, 0.03)
         return x
 
@@ -226,6 +232,8 @@ def batch(dtype: torch.dtype) -> Call:
         x = layout.images().to(dtype)
         y, flags = layout.integers(x.shape[0]), [flag(), flag(), flag()]
         box = (0.0, 1.0), 1e-5, 10, 0
+        FUNCTIONS["unmoved_images"](x, x, x, layout.tensor(x.shape[0]))
+        FUNCTIONS["unmoved_images"](x, x, x, 0.03)
         FUNCTIONS["look_at_batch"](x, None, None, *box, 2**62, flags)
         return FUNCTIONS["look_at_batch"](x, y, y, *box, 50000, flags)
 
@@ -287,6 +295,8 @@ CALLS: dict[str, Call] = {
     "linf_start": start("linf_start"),
     "l2_start": start("l2_start"),
     "l2_step": step("l2_step"),
+    "l2_step_medium": step("l2_step_medium"),
+    "l2_step_medium_bf16": step("l2_step_medium", torch.bfloat16),
     "l2_step_large": step("l2_step_large"),
     "l2_project": project("l2_project"),
     "noise_normal": drawn("noise_normal"),
@@ -339,6 +349,7 @@ WIDE = {
     "_not_finite_kernel": (True, False),
     "_put_back_kernel": (True, True),
     "_look_kernel": (True, True),
+    "_unmoved_kernel": (True, False),
 }
 
 
@@ -409,6 +420,7 @@ def sizes_of_one() -> None:
     FUNCTIONS["block_step_gradients"]([one], [one])
     FUNCTIONS["not_finite"]([one], [one])
     FUNCTIONS["put_back_unless"]([one], [one], row[0] == 0)
+    FUNCTIONS["unmoved_images"](image, image, image, one)
     FUNCTIONS["record_fault"](row[0], row[0], row[0], [None], [True])
     FUNCTIONS["look_at_batch"](image, row, row, (0.0, 1.0), 1.0, 1, 1, 1, [row[0] == 0] * 3)
 
@@ -436,6 +448,7 @@ def inspect(name: str, even: bool, capability: int) -> None:
         assert ".f64" not in machine.ptx, f"{told} uses float64"
         if even and launch.name in WIDE:
             loads, stores = WIDE[launch.name]
+            stores = stores and launch.options.get("WALK", 2) == 2  # the others write one sum
             assert not loads or machine.count(r"\bLDG\.E\S*\.128"), f"{told}: no 128-bit load"
             assert not stores or machine.count(r"\bSTG\.E\S*\.128"), f"{told}: no 128-bit store"
 
@@ -533,6 +546,12 @@ def test_losses_take_one_forward_and_one_backward_launch() -> None:
     assert len(launch_names("masked_ce_forward", z, y, 1.7)) == 1
     assert len(launch_names("trades_kl_forward", z, z)) == 1
     assert len(launch_names("linf_step", z, z, z, 0.1, 0.1)) == 1
+
+
+def test_only_large_samples_take_several_launches_of_the_l2_step() -> None:
+    for size, count in ((3072, 1), (8191, 1), (8193, 3), (12288, 1), (16384, 1), (16400, 3)):
+        x = torch.ones(2, size)
+        assert len(launch_names("l2_step", x, x, x, 0.1, 0.1)) == count
 
 
 def test_images_are_cast_and_padded_in_one_launch() -> None:

@@ -38,6 +38,11 @@ def large_images(seed: int) -> Tensor:
     return random(2, 3, 223, 225, seed=seed).sigmoid()
 
 
+def medium_images(seed: int) -> Tensor:
+    """About as many pixels as one program of the L2 step holds."""
+    return random(2, 4, 64, 64, seed=seed).sigmoid()
+
+
 def large_logits(seed: int) -> Tensor:
     return random(511, 1000, seed=seed)
 
@@ -74,6 +79,10 @@ LARGE: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
     "l2_step": (
         "l2_step",
         lambda: (large_images(0), large_images(1) - 0.5, large_images(2), RADII, 0.2),
+    ),
+    "l2_step in one program": (
+        "l2_step",
+        lambda: (*(medium_images(seed) for seed in (0, 1, 2)), RADII, 0.2),
     ),
     "l2_start": ("l2_start", lambda: (large_images(0), RADII, torch.tensor([9, 4]), 1, 2)),
     "linf_start": ("linf_start", lambda: (large_images(0), 0.5, torch.tensor([9, 4]), 1, 2)),

@@ -120,21 +120,6 @@ def test_the_registered_operator_is_batch_norm(form: tuple[bool, ...]) -> None:
     )
 
 
-def test_buffers_may_be_shared_with_pytorchs_batch_norm() -> None:
-    """PyTorch's keeps the buffers for its backward pass, and does not count its own changes."""
-    given = double(before=False, after=False)
-
-    def twice(second: Function) -> list[Tensor]:
-        x = given.x.detach().requires_grad_()
-        running = given.running_mean.clone(), given.running_var.clone()
-        rest = *given.parameters, True, MOMENTUM, EPS
-        first = F.batch_norm(x, *running, *rest)
-        y, _ = second(first, *running, *rest, None, None, True)
-        return [*torch.autograd.grad((y * given.grad).sum(), x), *running]
-
-    torch.testing.assert_close(twice(fused_norm), twice(pytorchs), rtol=1e-10, atol=1e-11)
-
-
 @pytest.mark.parametrize("before", [False, True])
 def test_the_registered_operator_refuses_a_second_derivative(before: bool) -> None:
     given = double(before=before)

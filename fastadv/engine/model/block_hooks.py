@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastadv.engine.model.pending import plain
 from fastadv.engine.model.recomputed import in_backward
 from fastadv.errors import UserError
 
@@ -85,7 +86,9 @@ class _BlockHook:
                 "module whose input is perturbed (blocks= names others), or use method fgsm-plus."
             )
         if self.hooks.seen is not None:
+            if not torch.compiler.is_compiling():
+                inputs = plain(inputs)  # the module must take the tensor that is differentiated
             self.hooks.seen[self.block] = inputs[0]
         if self.hooks.noise is not None:
             return (inputs[0] + self.hooks.noise[self.block],)
-        return None
+        return inputs

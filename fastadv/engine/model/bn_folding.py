@@ -25,6 +25,7 @@ from torch.nn.modules import module as modules
 from fastadv.engine.model.bn_fold import FORWARDS, Fold, forwards_replaced
 from fastadv.engine.model.bn_stand_in import StandIn
 from fastadv.engine.model.buffers import copy_into
+from fastadv.engine.model.pending import Pending
 
 _BATCH_NORM = functional.batch_norm
 _EVERYBODYS_HOOKS = (
@@ -150,6 +151,8 @@ class UsedFold:
         """The convolution's ``forward``: a stand-in with the folded result if it can be used."""
         convolution: Any = self.fold.convolution
         plain = FORWARDS[type(convolution)]
+        if type(x) is Pending:
+            x = x.read()
         if not self._as_made(x):
             found: Tensor = plain(convolution, x)
             return found

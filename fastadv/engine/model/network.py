@@ -12,7 +12,8 @@ from torch.nn.parameter import is_lazy
 
 from fastadv.engine.compiled import Runner
 from fastadv.engine.gradient import backward_within, gradients_if_used
-from fastadv.engine.model import guard, parameter_hooks
+from fastadv.engine.model import fused_norm as norms
+from fastadv.engine.model import guard, parameter_hooks, pending
 from fastadv.engine.model.agreement import agree, draws_kept, host_draws_kept
 from fastadv.engine.model.block_hooks import BlockHooks
 from fastadv.engine.model.bn_counters import BatchNormCounters
@@ -78,6 +79,7 @@ class Network:
         self._pads_channels = pads_channels()
         self.structure = Structure(model)
         self._pointwise = pointwise(self.structure.modules, device)
+        self._is_compiled = norms.is_compiled(self.structure.modules)
         self._layout = ModelLayout()
         if device.type == "cpu":
             keep_freed_memory()
@@ -148,6 +150,7 @@ class Network:
         if changed:
             self.bn_momenta.follow()
             self._pointwise = pointwise(self.structure.modules, self.device)
+            self._is_compiled = norms.is_compiled(self.structure.modules)
             self.copies.invalidate()
             self.runner.forget()
         return changed
@@ -189,7 +192,7 @@ class Network:
     @property
     def kept_buffers(self) -> Layout:
         """``buffers`` with their places, in which a forward pass may put another tensor."""
-        return self._layout.of(self.structure.modules, self.counters.tensors)
+        return self._layout.of(self.structure.registries, self.counters.tensors)
 
     @property
     def syncs_are_free(self) -> bool:
@@ -227,11 +230,13 @@ class Network:
         version = 0 if given.is_inference() else given._version
         try:
             output = self._forward(given, block_noise)
+            if self.fused_norm:
+                pending.settle()
             repeat = bool(folding.folds) and folding.misread()
         except Exception as error:
             repeat = folding.misread(ended=False)
             if not repeat:
-                sentence = in_words(error, self.model, x)
+                sentence = in_words(error, self.model, x) or norms.of_compiled_code(error)
                 if sentence is None:
                     raise
                 raise sentence from error
@@ -299,6 +304,7 @@ class Network:
                 self.counters.detached(),
                 self._hooks_on(),
                 self.copies.installed(self.attack_dtype, folded=self._folds(train)),
+                self._fusing(),  # after the folds, which want PyTorch's own BatchNorm
                 self._backward_keeps_buffers(),
             ):
                 yield
@@ -321,10 +327,17 @@ class Network:
             self._hooks_on(),
             self.copies.installed(self.outer_dtype, learn=self.structure.parameters),
             strides_taken_first(self._pointwise),
+            self._fusing(),
             self._norms(),
             self._backward_keeps_buffers(),
         ):
             yield
+
+    def _fusing(self) -> AbstractContextManager[object]:
+        # A compiled region is changed as a graph, and the user's compiled code takes plain tensors.
+        if not self.fused_norm or self.runner.compiles or self._is_compiled:
+            return nullcontext()
+        return norms.fusing(self.device)
 
     def _norms(self) -> AbstractContextManager[object]:
         # A compiler fuses the operations of PyTorch's own double backward.
