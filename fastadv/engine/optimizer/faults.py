@@ -16,6 +16,7 @@ from fastadv import kernels
 from fastadv.engine.model.buffers import copy_into
 from fastadv.engine.packing import FlatViews, packed
 from fastadv.errors import TrainingError
+from fastadv.kernels.reference_guard import shows_fault
 
 
 class Fault(IntEnum):
@@ -107,7 +108,7 @@ class Faults:
         unrecorded: frozenset[Fault],
         ok: Tensor | None,
     ) -> Tensor:
-        found = {kind: _shows(sign) for kind, sign in signs.items()}
+        found = {kind: shows_fault(sign) for kind, sign in signs.items()}
         bad = {**self.before, **{k: each for k, each in found.items() if k not in unrecorded}}
         if (ok is None or ok) and any(bad.values()) and self.bad_step < 0:
             self.kind.fill_(next(kind for kind in Fault if bad.get(kind)))
@@ -135,11 +136,6 @@ class Faults:
         if step >= 0:
             sentence = SENTENCES[Fault(int(self.kind))]
             raise TrainingError(sentence.format(step=step, stopped=STOPPED))
-
-
-def _shows(sign: Tensor) -> Tensor:
-    """A 0-dim bool as it is, or true for a 0-dim number that is not finite."""
-    return ~sign.isfinite() if sign.is_floating_point() else sign
 
 
 def not_finite(tensors: Sequence[Tensor]) -> Tensor:
