@@ -139,6 +139,34 @@ def signs_by_hand(gradients: list[Tensor]) -> list[Tensor]:
     return [g.sign() for g in gradients]
 
 
+def put_back_by_hand(weights: list[Tensor], copies: list[Tensor], ok: Tensor) -> None:
+    for w, old in zip(weights, copies, strict=True):
+        torch.where(ok, w, old, out=w)
+
+
+def not_finite_by_hand(weights: list[Tensor]) -> Tensor:
+    return ~torch.stack([w.sum() for w in weights]).isfinite().all()
+
+
+def look_by_hand(
+    x: Tensor, y: Tensor, rows: Tensor, box: tuple[float, float], rounding: float, classes: int,
+    first: int, count: int, bad: list[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    low, high = box
+    bad[0].copy_(~((x >= low - rounding) & (x <= high + rounding)).all())
+    bad[1].copy_(((y < 0) | (y >= classes)).any())
+    bad[2].copy_(((rows < first) | (rows >= count)).any())
+    return x.clamp(low, high), y.clamp(0, classes - 1), rows.clamp(0, count - 1)
+
+
+def unmoved_by_hand(x_adv: Tensor, start: Tensor, x: Tensor, eps: float) -> Tensor:
+    start = start.clamp(0, 1)
+    out = (start - x).abs() >= 0.999 * eps
+    stuck = out | (start <= 0) | (start >= 1)
+    edge = out.flatten(1).any(1) & stuck.flatten(1).all(1)
+    return (x_adv == start).flatten(1).all(1) & ~edge
+
+
 def norm_by_hand(
     x: Tensor,
     mean: Tensor,
@@ -183,6 +211,7 @@ def cases(device: str, large: bool) -> dict[str, Case]:
     batches = {"128x3x32x32": 128} | ({"64 MB": 64 * 2**20 // (4 * 3072)} if large else {})
     rows = {"128x10": (128, 10)} | ({"512x1000": (512, 1000)} if large else {})
     found: list[Case] = []
+    flags = [torch.zeros((), dtype=torch.bool, device=device) for _ in range(3)]
     for size, batch in batches.items():
         x, x_adv, grad = (torch.rand(batch, 3, 32, 32, device=device) for _ in range(3))
         moved, index = x.numel() * 4, torch.arange(batch, device=device)
@@ -195,6 +224,12 @@ def cases(device: str, large: bool) -> dict[str, Case]:
             Case("linf_start", size, (x, EPS, index, 0, 0), start_by_hand, 2 * moved),
             Case("l2_step", size, (*step, 0.1, 0.5), l2_by_hand, 4 * moved),
             Case("pad_channels", size, pad, pad_by_hand, moved + 2 * x.numel() // 3 * 8),
+            Case("unmoved_images", size, (x_adv, x_adv, x, EPS), unmoved_by_hand, 3 * moved),
+            Case(
+                *("look_at_batch", size),
+                (x, index % 10, index, (0.0, 1.0), 1e-5, 10, 0, batch, flags),
+                *(look_by_hand, 2 * moved),
+            ),
         ]
         crop = (store, *view, (32, 32))
         for name, options in ((size, {}), (f"{size} channels_last", {"channels_last": True})):
@@ -225,6 +260,13 @@ def cases(device: str, large: bool) -> dict[str, Case]:
     found += [
         Case("perturb_weights", "21 tensors", awp, awp_by_hand, 6 * moved),
         Case("perturb_weights", "21 tensors, foreach", awp, awp_by_foreach, 6 * moved),
+        Case("not_finite", "21 tensors", (layers,), not_finite_by_hand, moved),
+        # An update that counts reads one flag; the bytes of the other are read and written.
+        Case("put_back_unless", "21 tensors", (layers, directions, ~flags[0]), put_back_by_hand, 1),
+        Case(
+            *("put_back_unless", "21 tensors, undone"),
+            *((layers, directions, flags[0]), put_back_by_hand, 2 * moved),
+        ),
         Case("block_signs", "8 blocks", (blocks,), signs_by_hand, 2 * block_bytes),
         Case("block_step_gradients", "8 blocks", (blocks, blocks), dots_by_hand, 2 * block_bytes),
     ]

@@ -1,7 +1,8 @@
 """The CPU time of fastadv itself in an eager step: ``python bench/own_time.py --against PYTHON``.
 
 With a network of width 2 and 8 images, most of a step is the work around the passes. fastadv's own
-time is the CPU time of a step minus that of a bare PyTorch loop of the same passes. PYTHON is the
+time is the CPU time of a step minus that of a bare PyTorch loop of the same passes. With --width 64
+and --batch-size 128 the whole steps of two versions are compared at their usual size. PYTHON is the
 interpreter of an environment with another version of fastadv. Each version has one process with one
 thread, and the processes take turns, so that the load of the machine affects both alike.
 """
@@ -39,27 +40,33 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--width", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--out", type=Path, help=f"folder of the results, such as {RESULTS}")
     parser.add_argument("--worker", choices=METHODS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        work(given.worker)
+        work(given.worker, given.width, given.batch_size)
         return
     pythons = {"new": sys.executable} | ({"old": given.against} if given.against else {})
     for method in given.methods:
-        found, old = measure(pythons, method, given.rounds, given.steps)
-        row = row_of(method, found) | ({"against": old} if old else {})
+        sizes = {"width": given.width, "batch_size": given.batch_size}
+        found, old = measure(pythons, method, given.rounds, given.steps, sizes)
+        row = row_of(method, found) | sizes | ({"against": old} if old else {})
+        if given.width > 2:  # its own time drowns in the noise of the passes
+            row.pop("new_over_old", None)
+            row.pop("interval", None)
         print(json.dumps(row, indent=1))
         if given.out:
             write(given.out, row)
 
 
-def work(method: str) -> None:
+def work(method: str, width: int, batch_size: int) -> None:
     """The worker process: for each line with a number of steps, print the CPU milliseconds of one
     step and of one iteration of the bare loop, which are run alternately."""
     torch.set_num_threads(1)
-    loops = [ours(method), bare(METHODS[method])]
-    for _ in range(5):
+    loops = [ours(method, width, batch_size), bare(METHODS[method], width, batch_size)]
+    for _ in range(5 if width < 16 else 1):
         for loop in loops:
             loop()
     print(fastadv.__file__, flush=True)
@@ -73,17 +80,17 @@ def work(method: str) -> None:
         print(*(1000 * seconds / int(line) for seconds in spent), flush=True)
 
 
-def ours(method: str) -> Callable[[], Any]:
+def ours(method: str, width: int, batch_size: int) -> Callable[[], Any]:
     """One step of ``method`` on a fixed batch."""
-    model, optimizer, x, y = ingredients()
+    model, optimizer, x, y = ingredients(width, batch_size)
     step = fastadv.step(model, optimizer, method, mode="eager")
     return lambda: step(x, y)
 
 
-def bare(steps: int) -> Callable[[], None]:
+def bare(steps: int, width: int, batch_size: int) -> Callable[[], None]:
     """The same passes in plain PyTorch: ``steps`` of the attack (a single one starts at x, as FGSM
     does), and one of the weights."""
-    model, optimizer, x, y = ingredients()
+    model, optimizer, x, y = ingredients(width, batch_size)
     alpha = EPS if steps == 1 else EPS / 4
 
     def update() -> None:
@@ -103,21 +110,26 @@ def bare(steps: int) -> Callable[[], None]:
     return update
 
 
-def ingredients() -> tuple[Any, torch.optim.Optimizer, torch.Tensor, torch.Tensor]:
+def ingredients(
+    width: int, batch_size: int
+) -> tuple[Any, torch.optim.Optimizer, torch.Tensor, torch.Tensor]:
     """The network, its optimizer and a batch, the same ones each time."""
     torch.manual_seed(0)
-    model = fastadv.build_model("preact_resnet18", width=2)
+    model = fastadv.build_model("preact_resnet18", width=width)
     # A rate at which nothing is learnt, so that late steps cost as much as early ones.
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, weight_decay=5e-4)
-    return model, optimizer, torch.rand(8, 3, 32, 32), torch.randint(10, (8,))
+    labels = torch.randint(10, (batch_size,))
+    return model, optimizer, torch.rand(batch_size, 3, 32, 32), labels
 
 
 def measure(
-    pythons: dict[str, str], method: str, rounds: int, steps: int
+    pythons: dict[str, str], method: str, rounds: int, steps: int, sizes: dict[str, int]
 ) -> tuple[dict[str, dict[str, list[float]]], str | None]:
     """CPU milliseconds per round of each Python's ``ours`` and ``bare``, and the commit of the old
     version."""
     command = [str(Path(__file__).resolve()), "--worker", method]
+    for name, size in sizes.items():
+        command += [f"--{name.replace('_', '-')}", str(size)]
     workers = {
         side: subprocess.Popen(
             [python, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -160,24 +172,31 @@ def answer(worker: subprocess.Popen[str]) -> str:
 
 
 def row_of(method: str, found: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
-    """Medians in milliseconds, and the ratio new/old of fastadv's own time with its 95 % interval
-    by a bootstrap over rounds."""
+    """Medians in milliseconds, and the ratios new/old of fastadv's own time and of whole steps."""
     every = range(len(found["new"]["ours"]))
     row: dict[str, Any] = {"kind": "own time", "method": method, "rounds": len(every)}
     for side, times in found.items():
         row[side] = {name: round(statistics.median(each), 3) for name, each in times.items()}
         row[side]["own"] = round(own(times, every), 3)
     if "old" in found:
-
-        def ratio(rounds: Sequence[int]) -> float:
-            return own(found["new"], rounds) / own(found["old"], rounds)
-
-        draw = random.Random(0)
-        drawn = sorted(ratio(draw.choices(every, k=len(every))) for _ in range(RESAMPLINGS))
-        ends = drawn[int(0.025 * RESAMPLINGS)], drawn[int(0.975 * RESAMPLINGS) - 1]
-        row["new_over_old"] = round(ratio(every), 3)
-        row["interval"] = [round(end, 3) for end in ends]
+        own_time = {side: [own(times, [turn]) for turn in every] for side, times in found.items()}
+        steps = {side: times["ours"] for side, times in found.items()}
+        row["new_over_old"], row["interval"] = ratio(own_time["new"], own_time["old"])
+        row["step_new_over_old"], row["step_interval"] = ratio(steps["new"], steps["old"])
     return row
+
+
+def ratio(new: Sequence[float], old: Sequence[float]) -> tuple[float, list[float]]:
+    """The ratio of the medians, and its 95 % interval by a bootstrap over rounds."""
+
+    def of(rounds: Sequence[int]) -> float:
+        medians = (statistics.median(times[turn] for turn in rounds) for times in (new, old))
+        return next(medians) / next(medians)
+
+    every, draw = range(len(new)), random.Random(0)
+    drawn = sorted(of(draw.choices(every, k=len(every))) for _ in range(RESAMPLINGS))
+    ends = drawn[int(0.025 * RESAMPLINGS)], drawn[int(0.975 * RESAMPLINGS) - 1]
+    return round(of(every), 3), [round(end, 3) for end in ends]
 
 
 def own(times: dict[str, list[float]], rounds: Sequence[int]) -> float:

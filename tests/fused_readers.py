@@ -289,6 +289,13 @@ def under_no_grad(self, h):
 
 
 @reads
+def in_inference_mode(self, h):
+    with torch.inference_mode():
+        mean = h.mean().item()
+    return functional.relu(h) * mean + h.tanh()
+
+
+@reads
 def changed_under_no_grad(self, h):
     with torch.no_grad():
         h.relu_()
@@ -534,6 +541,14 @@ def sum_hooked(self, both):
 
 
 @uses
+def sum_hooked_between(self, both):
+    h = self.b2(both)
+    if both.requires_grad:
+        both.register_hook(lambda gradient: gradient * (gradient > 0))
+    return torch.relu(h) + both
+
+
+@uses
 def sum_without_grad(self, both):
     with torch.no_grad():
         still = torch.relu(self.b2(both))
@@ -636,6 +651,16 @@ def changes_a_summand(self: Reader, x: Tensor) -> Tensor:
     return functional.relu(both)
 
 
+def changes_a_summand_of_a_sum(self: Reader, x: Tensor) -> Tensor:
+    from fastadv.engine.model.fused_norm import residual
+
+    h = self.c1(x)
+    skip = 0.5 * h.detach()
+    both = residual(h, skip)
+    skip += 1
+    return functional.relu(self.b1(both))
+
+
 def changes_a_weight(self: Reader, x: Tensor) -> Tensor:
     h = self.b1(self.c1(x))
     with torch.no_grad():
@@ -686,6 +711,7 @@ REFUSED = {
     function.__name__: type(function.__name__, (Reader,), {"first": function})
     for function in (
         *(changes_the_input, changes_a_summand, changes_a_weight, gradient_of_a_used_one),
+        changes_a_summand_of_a_sum,
         *(gradient_of_a_used_sum, hook_on_a_used_one, dirty_function),
     )
 }

@@ -37,7 +37,7 @@ NOT_REPLAYABLE = {"fgsm-n-advlc-nuclear"}
 # its CUDA code call cudaMemcpy, .item(), .cpu() or thrust without a policy?), and then added.
 JUDGED = {
     *("__rshift__", "_foreach_add", "_foreach_add_", "_foreach_copy_", "_foreach_lerp_"),
-    *("_foreach_zero_",),
+    *("_foreach_norm", "_foreach_zero_"),
     *("_log_softmax", "_log_softmax_backward_data", "_softmax", "_softmax_backward_data"),
     *("_to_copy", "abs", "add", "all"),
     *(

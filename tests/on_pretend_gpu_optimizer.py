@@ -44,7 +44,8 @@ JUDGED = {
     *("_fused_adamw_", "_fused_sgd_", "_to_copy", "abs", "add", "all", "any", "argmax"),
     *("bitwise_and", "bitwise_not", "bitwise_or"),
     *("clamp", "copy_", "empty_like", "eq", "linalg_vector_norm", "lt", "mul", "mul_", "ne"),
-    *("ones_like", "reciprocal", "stack", "sum", "where"),
+    *("cat", "ones_like", "reciprocal", "split_with_sizes", "stack", "sum", "view", "where"),
+    *("zeros",),
 }
 
 

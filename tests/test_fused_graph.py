@@ -15,6 +15,7 @@ from fused_nets import EVERY_PATTERN, EveryPattern, Fused, conv, drawn
 from tiny import tiny_batch, tiny_step
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from fastadv.algorithms.resolution import resolve
 from fastadv.engine import fused_graph
@@ -212,6 +213,15 @@ def input_changed(net: Parts, x: Tensor) -> Tensor:
     return x + y + read
 
 
+def input_changed_in_a_checkpoint(net: Parts, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        read, skip = net.c1(x), net.c2(x)
+        z = net.n1(read)
+        changed = checkpoint(lambda t: t.mul_(2), read, use_reentrant=False)
+        y = functional.relu(z + skip)
+    return x + y + changed
+
+
 def buffer_read(net: Parts, x: Tensor) -> Tensor:
     skip, z = net.c1(x), net.n1(net.c2(x))
     skip = net.c3(skip) + net.n1.running_mean.sum()
@@ -248,6 +258,25 @@ def gradient_of_the_input(net: Parts, x: Tensor) -> Tensor:
     return torch.autograd.grad(out.sin().sum(), read, retain_graph=True)[0] + out
 
 
+def sum_added_after(net: Parts, x: Tensor) -> Tensor:
+    total = net.c1(x) + net.c2(x)
+    return functional.relu(net.n1(total) + total) + net.c3(total)
+
+
+def hook_of_the_input(net: Parts, x: Tensor) -> Tensor:
+    read = net.c1(x)
+    y = functional.relu(net.n1(read))
+    read.register_hook(lambda gradient: 2 * gradient)
+    return net.c2(y) + net.c3(read)
+
+
+def hook_of_the_sum(net: Parts, x: Tensor) -> Tensor:
+    total = net.c1(x) + net.c2(x)
+    y = functional.relu(net.n1(total))
+    total.register_hook(lambda gradient: 2 * gradient)
+    return net.c3(y) + total
+
+
 def result_changed(net: Parts, x: Tensor) -> Tensor:
     y = functional.relu(net.n1(net.c1(x)))
     out = net.c2(y.sin()) + y.cos()
@@ -272,6 +301,9 @@ PARTS: dict[str, tuple[Body, list[str]]] = {
     "the gradient for the sum is asked for": (gradient_of_the_sum, ["r"]),
     "the gradient for the result is asked for": (gradient_of_the_result, ["r"]),
     "the gradient for the input is asked for": (gradient_of_the_input, ["r"]),
+    "the sum is added after it too": (sum_added_after, ["ar"]),
+    "the input has a hook": (hook_of_the_input, ["r"]),
+    "the sum has a hook": (hook_of_the_sum, ["r"]),
     "the result is changed in place": (result_changed, ["r", "r"]),
     "a product of tensors is added before": (
         lambda net, x: functional.relu(net.n1(net.c1(x) + x * net.c2(x))), ["r"],
@@ -318,8 +350,12 @@ LEFT: dict[str, Body] = {
         torch.add(net.n1(net.c1(x)), net.c2(x), alpha=2)
     ),
     "it is added to itself": lambda net, x: functional.relu((z := net.n1(net.c1(x))) + z),
+    "a bias is added before": lambda net, x: functional.relu(
+        net.n1(functional.conv2d(x, net.c1.weight, net.n2.bias, padding=1))
+    ),
     "its input need not be stored": lambda net, x: functional.relu(net.n1(net.c1(x).sigmoid())),
     "the input is changed between": input_changed,
+    "the input is changed between, in a checkpoint": input_changed_in_a_checkpoint,
     "a buffer is read between": buffer_read,
     "the ReLU is without gradients": relu_without_gradients,
     "in another layout": lambda net, x: functional.relu(net.n1(net.c1(x).contiguous())),

@@ -131,6 +131,13 @@ def test_a_sum_is_computed_with_the_statistics(reads):
         assert not reads
 
 
+def test_a_sum_without_a_gradient_stays_so():
+    with fusing(CPU):
+        both = residual(image(), image(seed=1))
+        assert functional.relu(norm()(both)).requires_grad
+        assert not (both + 0).requires_grad
+
+
 def test_two_norms_that_are_added_read_one(reads):
     x = image().requires_grad_()
     with fusing(CPU):

@@ -33,10 +33,11 @@ _RELUS = (functional.relu, torch.relu, torch.relu_)
 _ADDS = (operator.add, operator.iadd, torch.add)
 _METHODS = {"relu": ("relu", "relu_"), "add": ("add", "add_", "__add__", "__iadd__", "__radd__")}
 # A compiler does not fuse these with what is around them: they read and write memory.
-_PRODUCTS = (
-    *(torch.conv1d, torch.conv2d, torch.conv3d, torch.matmul, functional.linear),
+_CONVOLUTIONS = (
+    *(torch.conv1d, torch.conv2d, torch.conv3d),
     *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
 )
+_PRODUCTS = (*_CONVOLUTIONS, torch.matmul, functional.linear)
 _ASK_FOR_GRADIENTS = (torch.autograd.grad, "register_hook", "retain_grad")
 _BEFORE = 3  # place in the operator's arguments
 _Y, _Y_AGAIN, _TOTAL = 0, 1, 2  # and in what it returns
@@ -142,8 +143,8 @@ def _with_before(found: _Pattern) -> _Pattern:
     """``found`` with the sum that it normalises taken apart, if it is one."""
     total, place = found.total, found.place
     summands = _summands(total)
-    if summands is None or not all(map(_is_stored, summands)):
-        return found
+    if summands is None or not all(map(_is_stored, summands)) or found.after is total:
+        return found  # the operator cannot read what it returns
     x, before = summands
     if _is_in_place(total) and not (_calls(x, _PRODUCTS) and _only_user(x) is total):
         return found  # another tensor may be the same memory
@@ -256,9 +257,16 @@ def _is_in_place(add: Node) -> bool:
 
 def _is_stored(node: Node) -> bool:
     """True if the tensor is in memory in any case."""
+    if _calls(node, _CONVOLUTIONS) and _has_bias(node):
+        return any(map(_stores, node.users))  # a compiler adds the bias where it reads the product
     if node.op == "placeholder" or _calls(node, _PRODUCTS):
         return True
     return _is_result(node) or any(map(_stores, node.users))
+
+
+def _has_bias(convolution: Node) -> bool:
+    given = dict(zip(("input", "weight", "bias"), convolution.args, strict=False))
+    return (given | convolution.kwargs).get("bias") is not None
 
 
 def _stores(user: Node) -> bool:

@@ -72,6 +72,8 @@ def _written(node: Node) -> list[Node]:
         return []
     if node.op == "call_module" or "out" in node.kwargs:
         return everything
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return everything  # a graph of its own, such as a checkpoint's or a hook's, is not read
     if node.op == "call_method":
         return first if target.endswith("_") else []
     if isinstance(target, torch._ops.OpOverload):

@@ -41,8 +41,9 @@ class FlatViews:
 
     def __init__(self) -> None:
         self.views: list[Tensor] = []
+        self.flat = True  # False if one is its own view and not 1-dim
         self._tensors: list[Tensor] = []
-        self._where: list[object] = []
+        self._where: list[int] = []
         self._small: list[Tensor] = []
         self._others: list[Tensor] = []
         self._join: Any = torch.cat
@@ -52,11 +53,12 @@ class FlatViews:
 
         A tensor that is not contiguous is its own view.
         """
-        where = [*map(Tensor.data_ptr, tensors), *map(Tensor.size, tensors)]
+        where = [*map(Tensor.data_ptr, tensors), *map(Tensor.numel, tensors)]
         if where == self._where and all(map(is_, tensors, self._tensors)):
             return False
         self._where = []  # stays empty if an error follows
         self.views = [t.detach().view(-1) if t.is_contiguous() else t.detach() for t in tensors]
+        self.flat = all(view.dim() == 1 for view in self.views)
         self._small, self._others = [], self.views
         if self.views and self.views[0].device.type == "cpu":
             self._small, self._others = _split(self.views)

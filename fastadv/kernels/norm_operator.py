@@ -3,7 +3,7 @@ one operator of a compiled region.
 
 ``torch.library.register_autograd`` takes operators without side effects only, and this one moves
 the running buffers; so its gradient is a kernel of the dispatch key "Autograd". It has no second
-derivative: a region that differentiates a gradient must not contain it.
+derivative, and says so: a region that differentiates a gradient must not contain it.
 """
 
 from __future__ import annotations
@@ -135,6 +135,8 @@ class _FusedNorm(torch.autograd.Function):
     def backward(
         ctx: Any, grad: Tensor | None, more: Tensor | None, grad_total: Tensor | None, *_: Any
     ) -> Any:
+        if torch.is_grad_enabled():  # with create_graph
+            raise RuntimeError("torch.ops.fastadv.fused_norm has no second derivative")
         wants = ctx.needs_input_grad
         if grad is None:
             grad, more = more, None

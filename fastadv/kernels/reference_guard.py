@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 from .reference import check_pairs
+from .rows import per_sample
+
+EDGE = 1e-3  # share of eps by which rounding may leave a pixel inside of the ball
 
 
 @torch.no_grad()
@@ -23,9 +26,24 @@ def not_finite(tensors: Sequence[Tensor], before: Sequence[Tensor] | None = None
         # The largest of the absolute values is finite if all are; few launches for a whole list.
         return ~torch.stack(torch._foreach_norm(some, torch.inf)).isfinite().all()
     check_pairs(tensors, before)
-    pairs = zip(tensors, before, strict=True)
-    found = [(old.isfinite() & ~tensor.isfinite()).any() for tensor, old in pairs]
+    found = []
+    for now, then in _by_dtype(tensors, before):
+        found.append((_joined(then).isfinite() & ~_joined(now).isfinite()).any())
     return found[0] if len(found) == 1 else torch.stack(found).any()
+
+
+def _by_dtype(
+    first: Sequence[Tensor], second: Sequence[Tensor]
+) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Both lists in pieces of one dtype, which take few launches."""
+    places: dict[torch.dtype, list[int]] = {}
+    for place, tensor in enumerate(first):
+        places.setdefault(tensor.dtype, []).append(place)
+    return [([first[i] for i in own], [second[i] for i in own]) for own in places.values()]
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 @torch.no_grad()
@@ -35,8 +53,10 @@ def put_back_unless(tensors: Sequence[Tensor], copies: Sequence[Tensor], ok: Ten
     Both are lists of the same shapes and dtypes. Raises ``ValueError`` if they differ.
     """
     check_pairs(tensors, copies)
-    for tensor, copy in zip(tensors, copies, strict=True):
-        tensor.copy_(torch.where(ok, tensor, copy))
+    for now, then in _by_dtype(tensors, copies):
+        kept = torch.where(ok, _joined(now), _joined(then)).split([each.numel() for each in now])
+        values = [value.view(own.shape) for value, own in zip(kept, now, strict=True)]
+        torch._foreach_copy_(now, values)
 
 
 @torch.no_grad()
@@ -121,3 +141,30 @@ def look_at_batch(
         y,
         in_range if rows_home is None else rows_home.copy_(in_range),
     )
+
+
+@torch.no_grad()
+def unmoved_images(
+    x_adv: Tensor,
+    start: Tensor,
+    x: Tensor,
+    eps: float | Tensor,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> Tensor:
+    """True for each image (B,) of which an attack in Linf that began at ``start`` moved no pixel,
+    though its steps need not all have pointed out of the ball.
+
+    ``x_adv``, ``start`` (clipped to [low, high] here) and ``x``, the centre, are (B,...) of one
+    dtype; ``eps`` is a number, a 0-dim tensor or (B,). An image rests at the edge, and is not
+    counted, if a pixel is at the distance eps and none can move in both directions; a thousandth of
+    eps is left to rounding. Raises ``ValueError`` for an ``eps`` of another shape.
+    """
+    radius = per_sample("eps", eps, x, x.dtype)
+    if isinstance(radius, Tensor):
+        radius = radius.to(x.dtype)  # compared as a number is
+    start = start.clamp(low, high)
+    out = (start - x).abs() >= radius * (1 - EDGE)
+    stuck = out | (start <= low) | (start >= high)
+    edge = out.flatten(1).any(1) & stuck.flatten(1).all(1)
+    return (x_adv == start).flatten(1).all(1) & ~edge

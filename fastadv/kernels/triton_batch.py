@@ -9,11 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import dense
+from .layout import dense, float_or_rows, laid_out_as
+from .reference_guard import EDGE
 from .tickets import tickets
-from .triton_common import clamp_nan, launch
+from .triton_common import clamp_nan, launch, scalar_of
 
 BLOCK, ROWS, WARPS = 4096, 256, 8
+INSIDE = tl.constexpr(1 - EDGE)
 
 
 @triton.jit
@@ -56,6 +58,64 @@ def _look_kernel(
         tl.store(bad_rows, tl.load(counts + 3, cache_modifier=".cg") != 0)
         for i in tl.static_range(4):
             tl.store(counts + i, 0)
+
+
+@triton.jit
+def _unmoved_kernel(
+    x_adv, start, x, edge, eps_ptr, eps_stride, low, high, unmoved, size,
+    BLOCK: tl.constexpr, TRIPS: tl.constexpr,
+):  # fmt: skip
+    image = tl.program_id(0)
+    edge = scalar_of(edge, eps_ptr, eps_stride, image)
+    if eps_ptr is not None:
+        edge = edge.to(x.dtype.element_ty).to(tl.float32) * INSIDE
+    edge = edge.to(x.dtype.element_ty).to(tl.float32)
+    first = image.to(tl.int64) * size
+    moved, out, free = 0, 0, 0
+    for trip in range(TRIPS):
+        at = trip * BLOCK + tl.arange(0, BLOCK)
+        inside = at < size
+        place = first + at
+        begin = clamp_nan(tl.load(start + place, mask=inside, other=0.0).to(tl.float32), low, high)
+        begin = begin.to(x.dtype.element_ty).to(tl.float32)
+        end = tl.load(x_adv + place, mask=inside, other=0.0).to(tl.float32)
+        center = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+        away = tl.abs((begin - center).to(x.dtype.element_ty).to(tl.float32))
+        far = away >= edge
+        stuck = far | (begin <= low) | (begin >= high)
+        moved = tl.maximum(moved, tl.max((inside & (end != begin)).to(tl.int32), axis=0))
+        out = tl.maximum(out, tl.max((inside & far).to(tl.int32), axis=0))
+        free = tl.maximum(free, tl.max((inside & (stuck == 0)).to(tl.int32), axis=0))
+    rests = (out != 0) & (free == 0)
+    tl.store(unmoved + image, (moved == 0) & (rests == 0))
+
+
+def unmoved_images(
+    x_adv: Tensor,
+    start: Tensor,
+    x: Tensor,
+    eps: float | Tensor,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> Tensor:
+    """See ``reference_guard.unmoved_images``."""
+    value, rows, stride = float_or_rows("eps", eps, x)
+    x_adv = x_adv if _one_after_another(x_adv) else x_adv.contiguous()
+    start, x = laid_out_as(start, x_adv), laid_out_as(x, x_adv)
+    unmoved = torch.empty(x.shape[0], dtype=torch.bool, device=x.device)
+    size = x[0].numel()
+    block = min(BLOCK, triton.next_power_of_2(size))
+    launch(
+        _unmoved_kernel, (x.shape[0],), x_adv, start, x, value * (1 - EDGE), rows, stride,
+        low, high, unmoved, size, device=x.device, BLOCK=block, TRIPS=triton.cdiv(size, block),
+        num_warps=4,
+    )  # fmt: skip
+    return unmoved
+
+
+def _one_after_another(images: Tensor) -> bool:
+    """True if each image fills a range of memory, one after another."""
+    return images.is_contiguous() or images.is_contiguous(memory_format=torch.channels_last)
 
 
 def look_at_batch(

@@ -15,6 +15,7 @@ from fastadv.declared import Positive, coerce, parse_number
 from fastadv.errors import UserError, unknown
 from fastadv.kernels.philox import sample_radius
 from fastadv.kernels.reference import compute_dtype
+from fastadv.kernels.reference_guard import EDGE
 from fastadv.threat.mask import check_bool, fitting
 from fastadv.threat.values import (
     Bound,
@@ -338,6 +339,16 @@ class Threat:
             moved = kernels.linf_project(x_adv, x, self.eps, *self._box)
         return self._finished(moved, x)
 
+    def unmoved(self, x_adv: Tensor, start: Tensor, x: Tensor) -> Tensor:
+        """(B,) bool: an attack in the ball around ``x`` that began at ``start``, clipped to the
+        box, ended where it began, and not because all steps point out of the ball there."""
+        if self.norm == "linf" and self._one_kernel:
+            unmoved: Any = kernels.unmoved_images
+            found: Tensor = unmoved(x_adv, start, x, self.eps, self.low, self.high)
+            return found
+        start = self.clip(start)
+        return (x_adv == start).flatten(1).all(1) & ~self.at_edge(start, x)
+
     def at_edge(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """(B,) bool: the gradient may only point out of the ball around ``x``. In Linf no pixel can
         move in both directions, and at least one is at the distance eps. True for an image whose
@@ -353,7 +364,7 @@ class Threat:
             length = torch.linalg.vector_norm(away.flatten(1), dim=1)
             edge = length >= 0.9 * (radius.flatten() if isinstance(radius, Tensor) else radius)
             return edge if self.mask is None else edge | ~self.mask.flatten(1).any(1)
-        out = away.abs() >= radius * (1 - 1e-3)
+        out = away.abs() >= radius * (1 - EDGE)
         stuck = out | (x_adv <= low) | (x_adv >= high)
         if self.mask is None:
             return out.flatten(1).any(1) & stuck.flatten(1).all(1)

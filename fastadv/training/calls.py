@@ -30,6 +30,10 @@ class Calls:
 
     def __init__(self, internals: Internals) -> None:
         self.internals, self.plan = internals, internals.plan
+        called = [*map(type, self.plan.parts.values()), internals.before_update]
+        known = [getattr(each, "__module__", "") or "" for each in called if each is not None]
+        # True if no code of the user runs before the passes of an update.
+        self._only_own = all(module.startswith("fastadv.") for module in known)
 
     @property
     def _views(self) -> int:
@@ -78,6 +82,8 @@ class Calls:
         with autocast(inner.net.device, None):
             for replay in range(self.plan.updates_per_batch):
                 self._fill_schedules(replay)
+                if not self._only_own:
+                    inner.net.structure.distrust()
                 again = batch if replay == 0 else batch._replace(start=None)
                 again = two_views(again) if two else again
                 metrics = self._update(again, buffers if replay == 0 else None, update)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from operator import attrgetter, methodcaller
 
 import torch
 from torch import nn
@@ -11,9 +12,12 @@ from torch.nn.modules import module as torch_module
 from fastadv.algorithms.contract import Batch
 from fastadv.engine.model.parameter_hooks import first_hooked
 from fastadv.engine.model.precision import float32_settings
+from fastadv.engine.model.registries import Registries
 from fastadv.threat import batch as threats
 from fastadv.training.recording import batch_tensors
 from fastadv.training.update import Update
+
+_ADDRESS, _LEARNS = methodcaller("data_ptr"), attrgetter("requires_grad")
 
 
 def situation(update: Update, batch: Batch, python_state: int) -> Hashable:
@@ -25,7 +29,7 @@ def situation(update: Update, batch: Batch, python_state: int) -> Hashable:
         tuple(value is None for value in batch),
         tuple(part.phase() for part in parts),
         tuple(tensor.data_ptr() for part in parts for tensor in part.state.values()),
-        tuple(_addresses(net.model)),
+        _addresses(net.structure.registries),
         python_state,
         (net.structure.version, first_hooked(update.parameters.named), threats.fixed(batch.threat)),
         (net.outer_dtype, net.attack_dtype, net.looks),
@@ -33,28 +37,32 @@ def situation(update: Update, batch: Batch, python_state: int) -> Hashable:
     )
 
 
-def _addresses(model: nn.Module) -> list[Hashable]:
+def _addresses(registries: Registries) -> Hashable:
     """The addresses of parameters and buffers, requires_grad of each parameter, and the train flag
     of each module.
 
-    Called before every replay; ``named_modules`` would take many times as long.
+    Called before every replay, so without a Python call per module; with TorchScript, whose
+    parameters only PyTorch reads, by a walk of its own.
     """
-    found: list[Hashable] = []
-    seen, waiting = {model}, [model]
-    while waiting:
-        module = waiting.pop()
-        found.append(module.training)
+    if registries.scripts:
+        return tuple(_walked(registries.model))
+    parameters = [each for each in registries.parameters() if each is not None]
+    buffers = [each for each in registries.buffers() if each is not None]
+    return (
+        *registries.train_flags(),
+        *map(_ADDRESS, parameters),
+        *map(_LEARNS, parameters),
+        *map(_ADDRESS, buffers),
+    )
+
+
+def _walked(model: nn.Module) -> Iterator[Hashable]:
+    for module in model.modules():
+        yield module.training
         for parameter in module._parameters.values():
             if parameter is not None:
-                found += (parameter.data_ptr(), parameter.requires_grad)
-        for buffer in module._buffers.values():
-            if buffer is not None:
-                found.append(buffer.data_ptr())
-        for child in module._modules.values():
-            if child is not None and child not in seen:
-                seen.add(child)
-                waiting.append(child)
-    return found
+                yield from (parameter.data_ptr(), parameter.requires_grad)
+        yield from (each.data_ptr() for each in module._buffers.values() if each is not None)
 
 
 def _switches() -> Hashable:

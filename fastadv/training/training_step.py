@@ -8,7 +8,7 @@ user's model, and the grad mode, are as before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -231,7 +231,9 @@ class Step:
             inputs = self._calls.checked(given)
             if not inner.preparation.prepared:
                 inner.net.initialize(inputs.x[:2])
-            with inner.transaction.around(inputs.rows if keeps_rows else None) as buffers:
+            known = inner.net.structure.trusted() if inner.preparation.prepared else nullcontext()
+            rows = inputs.rows if keeps_rows else None
+            with known, inner.transaction.around(rows) as buffers:
                 return self._calls.run(inputs, buffers, view=view, update=update)
 
     # -- time ---------------------------------------------------------------------------------

@@ -18,7 +18,12 @@ from fastadv.algorithms.contract import Part, Renews
 from fastadv.algorithms.plan import Plan
 from fastadv.engine.model.buffers import Snapshot
 from fastadv.engine.model.network import Network
-from fastadv.engine.optimizer.optimizer_copy import Copies, OptimizerCopy, copy_each
+from fastadv.engine.optimizer.optimizer_copy import (
+    Copies,
+    OptimizerCopy,
+    copies_of,
+    copy_each,
+)
 from fastadv.engine.optimizer.updater import Updater
 from fastadv.engine.process import distributed
 
@@ -119,10 +124,12 @@ class _PartCopy:
         renewed = bool(part.state) and isinstance(part, Renews) and part.renews(epoch)
         partial = index is not None and not renewed
         self._rows = part.sample_state() if partial else ()
-        self._copies = {
-            name: tensor[index] if name in self._rows else tensor.clone()
-            for name, tensor in part.state.items()
-        }
+        self._copies: dict[str, Tensor] = {}
+        if part.state:
+            whole = {name: tensor for name, tensor in part.state.items() if name not in self._rows}
+            self._copies.update(zip(whole, copies_of(list(whole.values())), strict=True))
+            rows = {name: part.state[name][index] for name in self._rows if name in part.state}
+            self._copies.update(rows)
         own = vars(part).items()
         self._plain = {name: value for name, value in own if isinstance(value, _PLAIN)}
 

@@ -64,6 +64,7 @@ class Update:
         """Attack, perturb the weights, and compute the gradients of the outer pass. ``buffers`` is
         a copy of the model's present buffers, if the caller has one."""
         plan = self.plan
+        self.net.structure.distrust()  # the model's code runs
         buffers = buffers or Snapshot(self.net.kept_buffers)
         self._directions = []
         self.net.copies.invalidate()

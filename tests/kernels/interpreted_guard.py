@@ -201,3 +201,28 @@ def test_a_batch_is_written_where_it_is_wanted() -> None:
         assert all(own is home for own, home in zip(found, homes, strict=True))
         assert torch.equal(homes[0], x.clamp(0, 1))
         assert homes[2].tolist() == [5, 6, 7]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize("dtype", [F32, F16])
+@pytest.mark.parametrize("shape", [(3, 9, 5), (3, 40, 41)])
+def test_images_that_did_not_move(shape: Any, dtype: torch.dtype, layout: str) -> None:
+    """In the middle of the ball, in a corner of it, in a corner of the box, in and out of both."""
+    count, eps = 7, torch.tensor([0.1, 0.1, 0.05, 0.2, 0.1, 0.1, 0.1])
+    x = images((count, *shape), 0, dtype) * 0.5 + 0.25
+    start = x.clone()
+    start[1] = x[1] + 0.1 * torch.where(images((1, *shape), 1)[0] < 0.5, -1, 1)
+    start[2], x[2] = 1.5, 0.98  # clipped to 1, and one pixel at the distance eps
+    x[2, 0, 0, 0] = 0.95
+    start[3, 1] += 0.2
+    end = start.clone()
+    end[4, 2, 8, 4] += 0.01
+    end[5, 0, 0, 0] = math.nan
+    end[2] = 1.0
+    for radius in (eps, 0.1, torch.tensor(0.1, dtype=torch.float64)):
+        given = [laid_out(t, layout) for t in (end, start, x)]
+        with poisoned():
+            found = call("unmoved_images", *given, radius, 0.0, 1.0, backend="triton")
+        plain = call("unmoved_images", *given, radius, 0.0, 1.0, backend="reference")
+        assert found.tolist() == plain.tolist()
+    assert plain.tolist() == [True, False, True, True, False, False, True]

@@ -336,3 +336,29 @@ def test_fused_norm_and_its_second_derivative(
         return [y, total, *running, *first, *second]
 
     torch.testing.assert_close(everything("triton"), everything("reference"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
+def test_two_parts_of_the_gradient_are_their_sum(
+    flags: tuple[bool, bool, bool, bool], training: bool
+) -> None:
+    """In float32 bit for bit."""
+    *parts, relu = flags
+    given = activations((3, 5, 4, 6), torch.float32, *parts)
+    more = torch.randn(given.x.shape, generator=generator(7)).to(memory_format=torch.channels_last)
+    scales = (given.running_mean, given.running_var, EPS, *given.parameters)
+    y = call("norm_apply", given.x, *scales, given.after, relu, backend="triton")
+    shown, skipped = (None if t is None else u for t, u in ((given.after, y), (given.before, more)))
+    rest = (given.x, shown, *scales, relu, training, skipped, shown is not None)
+    for affine in (False, True):
+        with poisoned():
+            apart = call("norm_gradients", given.grad, *rest, affine, more=more, backend="triton")
+        whole = call("norm_gradients", given.grad + more, *rest, affine, backend="triton")
+        plain = call("norm_gradients", given.grad, *rest, affine, more=more, backend="reference")
+        for found, same, close in zip(apart, whole, plain, strict=True):
+            assert (found is None) == (same is None)
+            if found is not None:
+                assert torch.equal(found, same)
+                torch.testing.assert_close(found, close, rtol=1e-5, atol=1e-5)

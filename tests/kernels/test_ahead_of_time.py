@@ -232,6 +232,8 @@ def batch(dtype: torch.dtype) -> Call:
         x = layout.images().to(dtype)
         y, flags = layout.integers(x.shape[0]), [flag(), flag(), flag()]
         box = (0.0, 1.0), 1e-5, 10, 0
+        FUNCTIONS["unmoved_images"](x, x, x, layout.tensor(x.shape[0]))
+        FUNCTIONS["unmoved_images"](x, x, x, 0.03)
         FUNCTIONS["look_at_batch"](x, None, None, *box, 2**62, flags)
         return FUNCTIONS["look_at_batch"](x, y, y, *box, 50000, flags)
 
@@ -347,6 +349,7 @@ WIDE = {
     "_not_finite_kernel": (True, False),
     "_put_back_kernel": (True, True),
     "_look_kernel": (True, True),
+    "_unmoved_kernel": (True, False),
 }
 
 
@@ -417,6 +420,7 @@ def sizes_of_one() -> None:
     FUNCTIONS["block_step_gradients"]([one], [one])
     FUNCTIONS["not_finite"]([one], [one])
     FUNCTIONS["put_back_unless"]([one], [one], row[0] == 0)
+    FUNCTIONS["unmoved_images"](image, image, image, one)
     FUNCTIONS["record_fault"](row[0], row[0], row[0], [None], [True])
     FUNCTIONS["look_at_batch"](image, row, row, (0.0, 1.0), 1.0, 1, 1, 1, [row[0] == 0] * 3)
 

@@ -120,6 +120,18 @@ def test_the_registered_operator_is_batch_norm(form: tuple[bool, ...]) -> None:
     )
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_the_registered_operator_refuses_a_second_derivative(before: bool) -> None:
+    given = double(before=before)
+    x = given.x.requires_grad_()
+    y, _ = registered(
+        x, given.running_mean, given.running_var, *given.parameters, True, MOMENTUM, EPS,
+        given.before, None, True,
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad((y * given.grad).sum(), x, create_graph=True)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_derivatives_against_differences(training: bool) -> None:
     given = double()

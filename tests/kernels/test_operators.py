@@ -112,6 +112,7 @@ PUBLIC_CALLS: dict[str, Callable[[], tuple[object, ...]]] = {
         *(images(0), INDEX, None, (0.2, 0.8), 1e-5, 5, 2, 9),
         [torch.tensor(False) for _ in range(3)],
     ),
+    "unmoved_images": lambda: (images(0), images(0), images(1), 0.1),
     "norm_statistics": lambda: (
         *(images(0, True), images(1, True), torch.zeros(3), torch.ones(3), 0.1, 1e-5),
     ),
@@ -128,6 +129,7 @@ FUSED = {
     *("norm_apply", "norm_gradients", "norm_statistics"),
 }
 FUSED |= {"look_at_batch", "not_finite", "pad_channels", "put_back_unless", "record_fault"}
+FUSED |= {"unmoved_images"}
 
 
 def compiled_equals_eager(

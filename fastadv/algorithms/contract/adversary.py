@@ -48,10 +48,12 @@ class Adversary(Part):
         threat = batch.threat
         if attacked.start is None or not threat.nominal:
             return None
+        if not self.net.syncs_are_free:
+            return threat.unmoved(attacked.x_adv, attacked.start, attacked.center)
         # Some published starts are not clipped to the box; the first step clips them.
         start = threat.clip(attacked.start)
         same = (attacked.x_adv == start).flatten(1).all(1)
-        if self.net.syncs_are_free and not same.any():
+        if not same.any():
             return same
         # In a corner of the ball (a stored perturbation ends there) all steps may point outside.
         return same & ~threat.at_edge(start, attacked.center)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from operator import attrgetter, is_
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastadv import kernels
-
-_DTYPE = attrgetter("dtype")
+from fastadv.engine.model.registries import Registries
+from fastadv.engine.packing import FlatViews
 
 
 class Place(NamedTuple):
@@ -68,6 +68,15 @@ class Layout:
             tensor = buffer.tensor if isinstance(buffer, Place) else buffer
             groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
         self.groups = list(groups.values())
+        self._flat = [FlatViews() for _ in self.groups]
+
+    def flat(self) -> list[Tensor]:
+        """The present values of each group, in one tensor (n,)."""
+        found = []
+        for group, flat in zip(self.groups, self._flat, strict=True):
+            flat.follow(group)
+            found.append(torch.cat(flat.views) if flat.flat else _flat(group))
+        return found
 
 
 class ModelLayout:
@@ -77,20 +86,15 @@ class ModelLayout:
         self._layout = Layout([])
         self._seen: list[Any] = []
 
-    def of(self, modules: Sequence[nn.Module], more: Sequence[Tensor]) -> Layout:
-        """The layout of the buffers of ``modules`` and of the tensors ``more``."""
-        registries = [module._buffers for module in modules]
-        tensors: list[Any] = [*more]
-        seen: list[Any] = [*registries]
-        for registry in registries:
-            if registry:
-                seen += registry.keys()  # a registry of TorchScript is not iterable
-                tensors += registry.values()
-        tensors = [tensor for tensor in tensors if tensor is not None]
-        seen += tensors
-        seen += map(_DTYPE, tensors)
+    def of(self, registries: Registries, more: Sequence[Tensor]) -> Layout:
+        """The layout of the buffers in ``registries`` and of the tensors ``more``."""
+        if registries.scripts:  # whose dictionaries are made anew at every look
+            return Layout([*places(registries.model.modules()), *more])
+        tensors = [*registries.buffers(), *more]
+        kinds = [None if tensor is None else tensor.dtype for tensor in tensors]
+        seen = [registries, *registries.buffer_names(), *tensors, *kinds]
         if len(seen) != len(self._seen) or not all(map(is_, seen, self._seen)):
-            self._layout = Layout([*places(modules), *more])
+            self._layout = Layout([*places(registries.modules), *more])
             self._seen = seen
         return self._layout
 
@@ -109,7 +113,7 @@ class Snapshot:
     def __init__(self, layout: Layout) -> None:
         self._places, self._groups = layout.places, layout.groups
         self._at = layout.place_of
-        self._values = [_flat(group) for group in self._groups]
+        self._values = layout.flat()
 
     @torch.no_grad()
     def put_back(self) -> None:

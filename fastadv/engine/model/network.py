@@ -192,7 +192,7 @@ class Network:
     @property
     def kept_buffers(self) -> Layout:
         """``buffers`` with their places, in which a forward pass may put another tensor."""
-        return self._layout.of(self.structure.modules, self.counters.tensors)
+        return self._layout.of(self.structure.registries, self.counters.tensors)
 
     @property
     def syncs_are_free(self) -> bool:

@@ -90,6 +90,7 @@ def _told(ask: Callable[[], Any]) -> Any:
         return None
 
 
+@cache
 def _places() -> list[Any]:
     """The objects of the newer interface whose settings the older one also writes; parents
     first."""

@@ -180,9 +180,9 @@ def _are_networks(value: object) -> bool:
 
 
 def _getter(keys: list[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
-    if len(keys) > 1:
-        return itemgetter(*keys)
-    return lambda own: tuple(own[key] for key in keys)
+    if keys:
+        return itemgetter(*keys, keys[0])  # of one key alone it would return no tuple
+    return lambda own: ()
 
 
 def modules_of(model: nn.Module) -> Iterator[nn.Module]:

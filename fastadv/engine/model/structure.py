@@ -2,17 +2,20 @@
 
 Between two calls of a step the user may replace a head, add a parametrization or prune a weight.
 Everything derived from the model's structure (names, folds, counters, compiled graphs) must then be
-derived again. One walk over the modules finds a change, in a fraction of the time that
-``named_parameters`` takes.
+derived again. One look at the dictionaries of the modules (``registries.py``) finds a change, in a
+fraction of the time that ``named_parameters`` takes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from operator import is_
 from typing import Any
 
 from torch import nn
-from torch.jit import ScriptModule
+
+from fastadv.engine.model.registries import Registries, hooks_on
 
 
 class Structure:
@@ -30,13 +33,37 @@ class Structure:
         self.version = self.inner = -1
         self.parameters: dict[str, nn.Parameter] = {}
         self.modules: list[nn.Module] = []
+        self._registries: Registries | None = None
+        self._trusted = False
         self._parts: list[Any] = []
         self._hooks: list[Any] = []  # hooks on the whole model
         self.look()
 
+    @property
+    def registries(self) -> Registries:
+        """The dictionaries of the modules as of now."""
+        if self._registries is None or not (self._trusted or self._registries.are_same()):
+            self._registries = Registries(self.model)
+        return self._registries
+
+    @contextmanager
+    def trusted(self) -> Iterator[None]:
+        """Within this context, until ``distrust``, nobody changes the modules that the last look
+        has found, so that they are not walked again."""
+        self._trusted = True
+        try:
+            yield
+        finally:
+            self._trusted = False
+
+    def distrust(self) -> None:
+        """Say that code of the user runs, which may change the modules."""
+        self._trusted = False
+
     def look(self) -> bool:
         """Compare with the last look; True if the model has changed."""
-        parts, hooks = _parts(self.model), _hooks(self.model)
+        self._trusted = False
+        parts, hooks = self.registries.parts(), hooks_on(self.model)
         inner = not _same(parts, self._parts)
         if not inner and _same(hooks, self._hooks):
             return False
@@ -49,48 +76,8 @@ class Structure:
 
     def __getstate__(self) -> dict[str, Any]:
         # The names and hooks of a copy are other objects, so a copy must look again.
-        return vars(self) | {"_parts": []}
+        return vars(self) | {"_parts": [], "_registries": None}
 
 
 def _same(first: list[Any], second: list[Any]) -> bool:
     return len(first) == len(second) and all(map(is_, first, second))
-
-
-def _hooks(module: nn.Module) -> list[Any]:
-    if isinstance(module, ScriptModule):
-        return []
-    own = vars(module)
-    kinds = (own["_forward_hooks"], own["_forward_pre_hooks"], own["_backward_hooks"])
-    return [part for hooks in kinds for part in (*hooks, *hooks.values())]
-
-
-def _parts(model: nn.Module) -> list[Any]:
-    """The objects of which a model consists. The keys of its dictionaries are among them, since
-    they also stay the same objects while nothing changes. As long as the objects are held here,
-    Python cannot give their ids to others."""
-    found: list[Any] = [model]
-    modules, seen = [model], {model}
-    for module in modules:
-        if isinstance(module, ScriptModule):  # the parts of TorchScript cannot change
-            found.append(type(module))
-            continue
-        own = vars(module)
-        parameters, children = own["_parameters"], own["_modules"]
-        found.append(type(module))
-        if parameters:
-            found += parameters
-            found += parameters.values()
-        if own["_buffers"]:
-            found += own["_buffers"]
-        if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"]:
-            found += _hooks(module) if module is not model else ()
-        if "forward" in own:
-            found.append(own["forward"])
-        if children:
-            found += children
-            found += children.values()
-            for child in children.values():
-                if child is not None and child not in seen:
-                    seen.add(child)
-                    modules.append(child)
-    return found

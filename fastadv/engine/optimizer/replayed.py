@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import chain
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from fastadv.errors import warn
 # With capturable=True none of these waits for the device, in any implementation of its step.
 # (RMSprop and Adadelta do in the implementation that goes tensor by tensor.)
 CAPTURABLE = (Adam, AdamW, Adamax, NAdam, RAdam)
+_DTYPE = attrgetter("dtype")
 MAX_RERECORDINGS = 4  # per recording of the passes; then the settings are assumed to keep changing
 
 
@@ -80,6 +83,9 @@ class ReplayedUpdate:
         self._seen: Hashable = None
         self._recording: _Recording | None = None
         self._left = MAX_RERECORDINGS
+        self._held: list[Tensor] = []  # the parameters of the optimizer
+        self._ours: list[Tensor] = []
+        self._others: list[Tensor] = []  # of the optimizer's, those that do not learn
 
     def __call__(
         self,
@@ -116,13 +122,14 @@ class ReplayedUpdate:
         """True if this update reads the gradients of the recorded passes and no others."""
         if self.shared.refused or not self.shared.updater.steady:
             return False
-        ours = {id(parameter) for parameter in parameters}
-        groups = self.optimizer.param_groups
+        held = _held(self.optimizer)
+        if not _same(held, self._held) or not _same(parameters, self._ours):
+            ours = {id(parameter) for parameter in parameters}
+            self._others = [parameter for parameter in held if id(parameter) not in ours]
+            self._held, self._ours = held, list(parameters)
         # A gradient from other code may be at another address next time.
-        alone = all(p.grad is None for g in groups for p in g["params"] if id(p) not in ours)
-        return alone and all(
-            given is own for given, own in zip(gradients, self._gradients, strict=True)
-        )
+        alone = all(parameter.grad is None for parameter in self._others)
+        return alone and _same(gradients, self._gradients)
 
     def _record(
         self,
@@ -219,22 +226,29 @@ def _is_capturable(own: torch.optim.Optimizer) -> bool:
     if any(hooks) or wrapped:
         return False
     asked = "fused" if type(own) is SGD else "capturable"
-    return all(
+    return torch.float64 not in map(_DTYPE, _held(own)) and all(
         group[asked]
         and not group["differentiable"]
         and not any(map(_has_tensors, _settings(group).values()))
-        and all(parameter.dtype != torch.float64 for parameter in group["params"])
         for group in own.param_groups
     )
 
 
+def _held(own: torch.optim.Optimizer) -> list[Any]:
+    return list(chain.from_iterable(group["params"] for group in own.param_groups))
+
+
+def _same(first: Sequence[Any], second: Sequence[Any]) -> bool:
+    return len(first) == len(second) and all(map(is_, first, second))
+
+
 def _frozen(own: torch.optim.Optimizer) -> Hashable:
     """What a recording has fixed: the addresses of the state, and every setting but the rate."""
-    state = (value for values in own.state.values() for value in values.values())
+    state = list(chain.from_iterable(map(dict.values, own.state.values())))
     return (
-        tuple(value.data_ptr() if isinstance(value, Tensor) else value for value in state),
-        tuple(tuple(map(id, group["params"])) for group in own.param_groups),
-        tuple(tuple(_settings(group).items()) for group in own.param_groups),
+        tuple([value.data_ptr() if isinstance(value, Tensor) else value for value in state]),
+        tuple([tuple(map(id, group["params"])) for group in own.param_groups]),
+        tuple([tuple(_settings(group).items()) for group in own.param_groups]),
     )
 
 
