@@ -380,6 +380,7 @@ def test_buffers_that_move_twice_move_in_order() -> None:
 
 def test_on_a_cpu_nothing_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
+    monkeypatch.setattr(fused_graph, "DTYPES", (torch.float64,))  # the device alone decides
     assert fused(lambda net, x: functional.relu(net.n1(net.c1(x)))) == []
 
 
