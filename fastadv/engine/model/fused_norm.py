@@ -8,7 +8,7 @@ the output. A residual sum before a BatchNorm is computed in the pass of the sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,11 +28,15 @@ DEVICES = ("cuda",)
 DTYPES = TRITON_DTYPES
 
 _PYTORCHS = functional.batch_norm
+# What a network of fastadv adds its residuals with, by the module's name: ``residual`` within
+# ``fusing``, and PyTorch's own function, without a call in Python, everywhere else.
+add: Callable[[Tensor, Tensor], Tensor] = torch.add
 
 
 @contextmanager
 def fusing(device: torch.device) -> Iterator[None]:
-    """Within this context ``torch.nn.functional.batch_norm`` is the one below, on a GPU.
+    """Within this context ``torch.nn.functional.batch_norm`` and ``add`` are the ones below, on a
+    GPU.
 
     The function is replaced by name, since a ``TorchFunctionMode`` is off inside of
     ``torch.autograd.grad``, where a checkpointed module is forwarded again. If other code has
@@ -41,12 +45,13 @@ def fusing(device: torch.device) -> Iterator[None]:
     if device.type not in DEVICES or functional.batch_norm is not _PYTORCHS:
         yield
         return
-    functional.batch_norm = batch_norm
+    global add
+    functional.batch_norm, add = batch_norm, residual
     try:
         yield
         pending.settle()
     finally:
-        functional.batch_norm = _PYTORCHS
+        functional.batch_norm, add = _PYTORCHS, torch.add
         pending.forget()  # a kept one must not hold what it was computed from
 
 
