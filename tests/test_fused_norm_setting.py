@@ -119,7 +119,7 @@ def test_the_network_of_a_step_has_the_choice(monkeypatch: pytest.MonkeyPatch) -
     assert asked == [("on", "cpu"), ("off", "cpu"), ("auto", "cpu")]
     assert on.internals.net.fused_norm is True
     assert off.internals.net.fused_norm is False
-    assert repr(on).endswith(", auto, own BatchNorm kernels>")
+    assert repr(on).endswith(", auto, fused_norm on>")
     assert repr(off).endswith(", auto>")
     assert Execution().fused_norm == "auto"
 
@@ -138,14 +138,14 @@ def test_a_run_says_and_records_what_auto_chose(
     out = tmp_path / "run"
     said = _said_by(train, RunRequest(**SMALL, out=str(out)))
     (device,) = [line for line in said.splitlines() if "training images" in line]
-    assert device.endswith(", eager" + (", own BatchNorm kernels" if chosen else ""))
+    assert device.endswith(", eager" + (", fused_norm on" if chosen else ""))
     assert RunFolder.open(str(out)).read_config().fused_norm == ("on" if chosen else "off")
 
 
 def test_a_setting_of_the_users_is_recorded_as_it_was_given(tmp_path: Path) -> None:
     out = tmp_path / "run"
     said = _said_by(train, RunRequest(**SMALL, fused_norm="on", out=str(out)))
-    assert "own BatchNorm kernels" not in said  # this is a CPU
+    assert "fused_norm on" not in said  # this is a CPU
     assert RunFolder.open(str(out)).read_config().fused_norm == "on"
 
 

@@ -98,8 +98,9 @@ class Internals:
 
     @property
     def runs_as(self) -> str:
-        """How the passes run, in words: the mode, and "own BatchNorm kernels" where they run."""
-        return f"{self.mode}, own BatchNorm kernels" if self.net.fused_norm else self.mode
+        """How the passes run, in words: the mode, and "fused_norm on" if own kernels run where they
+        take the activations."""
+        return f"{self.mode}, fused_norm on" if self.net.fused_norm else self.mode
 
     @property
     def epoch(self) -> float:
