@@ -98,6 +98,9 @@ def batch_norm(
     ):
         if training:  # what waits for the buffers must see that they move
             _count_change(running_mean, running_var)
+            # PyTorch keeps the buffers for its backward pass, which does not read them: a second
+            # use of them, which is counted as well, must not invalidate the first.
+            per_channel = _uncounted(running_mean), _uncounted(running_var), weight, bias
         return _PYTORCHS(
             pending.plain(input), *per_channel, training=training, momentum=momentum, eps=eps
         )
@@ -318,3 +321,8 @@ def _count_change(*buffers: Tensor | None) -> None:
     for buffer in buffers:
         if type(buffer) is Tensor and not buffer.is_inference():
             torch.autograd.graph.increment_version(buffer)
+
+
+def _uncounted(buffer: Tensor | None) -> Tensor | None:
+    """The same memory, with a version of its own."""
+    return buffer.data if type(buffer) is Tensor else buffer
