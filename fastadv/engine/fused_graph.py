@@ -1,5 +1,5 @@
 """A pass over the graph of a compiled region: BatchNorm in training mode, with the ReLU after it
-and the residuals added before and after it, becomes ``torch.ops.fastadv.fused_norm``.
+and the residuals added before and after it, becomes ``torch.ops.fastadv.fused_norm_shared``.
 
 A compiler stores neither the sum that BatchNorm reads nor ReLU's mask, and reads what they are made
 of several times; the operator's kernels move fewer bytes. The pass looks at the graph that Dynamo
@@ -21,10 +21,12 @@ from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional
 
 from fastadv.engine.graph_writes import argument, between, is_barrier, storages, written
-from fastadv.kernels import FUSED_NORM_SHARED as FUSED_NORM
+from fastadv.kernels import FUSED_NORM_SHARED
+from fastadv.kernels.dispatch import TRITON_DTYPES
 
+# Where the own kernels are used; tests without a GPU set both.
 DEVICES = ("cuda",)
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = TRITON_DTYPES
 
 _NORMS = (functional.batch_norm,)
 _RELUS = (functional.relu, torch.relu, torch.relu_)
@@ -162,7 +164,7 @@ def _replace(graph: Graph, found: _Pattern) -> tuple[Node, Node]:
     last = found.relu or found.norm
     with graph.inserting_before(found.place):
         called = graph.call_function(
-            FUSED_NORM,
+            FUSED_NORM_SHARED,
             (
                 *(found.x, weight, bias, found.before, found.after, *buffers, *numbers),
                 found.relu is not None,
@@ -269,12 +271,12 @@ def _has_bias(convolution: Node) -> bool:
 
 def _stores(user: Node) -> bool:
     """True if ``user`` reads its tensors from memory."""
-    return _calls(user, (*_PRODUCTS, FUSED_NORM))
+    return _calls(user, (*_PRODUCTS, FUSED_NORM_SHARED))
 
 
 def _is_result(node: Node) -> bool:
     of = node.args[0] if _calls(node, (operator.getitem,)) else None
-    return isinstance(of, Node) and of.target is FUSED_NORM
+    return isinstance(of, Node) and of.target is FUSED_NORM_SHARED
 
 
 def _only_reads(user: Node, node: Node) -> bool:

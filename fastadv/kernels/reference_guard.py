@@ -79,7 +79,7 @@ def record_fault(
     none was ever recorded.
     """
     nothing = torch.zeros((), dtype=torch.bool, device=bad_step.device)
-    bad = torch.stack([nothing if sign is None else _shows(sign) for sign in signs])
+    bad = torch.stack([nothing if sign is None else shows_fault(sign) for sign in signs])
     if all(recorded):
         known = bad
     else:
@@ -94,7 +94,8 @@ def record_fault(
     return fine, (~fine).float()
 
 
-def _shows(sign: Tensor) -> Tensor:
+def shows_fault(sign: Tensor) -> Tensor:
+    """A 0-dim bool as it is, or true for a 0-dim number that is not finite."""
     return ~sign.isfinite() if sign.is_floating_point() else sign
 
 

@@ -41,16 +41,16 @@ class _Reserve:
         return 2 * self.used > len(self.zeros)
 
 
-_full: list[_Reserve] = []  # graphs hold only addresses
+_full: list[_Reserve] = []  # kept for ever, since graphs hold only the addresses of their counters
 
 
 def tickets(device: torch.device, count: int) -> Tensor:
     """``count`` int32 counters (count,) on ``device``, 16-byte aligned, that are 0 when the next
     kernel on the current stream begins.
 
-    That kernel must leave them 0 again. Inside a capture they
-    come from a reserve that the first call outside of one has made, as a warm-up does; if there was
-    none, or it is used up, the graph zeroes its own in each replay.
+    That kernel must leave them 0 again. Inside a capture they come from a reserve, which the first
+    call outside of a capture has made, as in a warm-up. If there is none, or it is used up, the
+    graph zeroes counters of its own in each replay.
     """
     if not _is_capturing(device):
         return _of_the_stream(device, count)

@@ -139,7 +139,7 @@ def put_back_unless(tensors: Sequence[Tensor], copies: Sequence[Tensor], ok: Ten
     check_pairs(tensors, copies)
     # Where the layouts differ a copy would be needed, also for an update that counts.
     places = range(len(tensors))
-    alike = [i for i in places if _is_dense(tensors[i]) and are_alike(copies[i], tensors[i])]
+    alike = [i for i in places if is_dense(tensors[i]) and are_alike(copies[i], tensors[i])]
     for at in range(0, len(alike), LISTED):
         chosen = alike[at : at + LISTED]
         _put_back_unless(tuple(tensors[i] for i in chosen), tuple(copies[i] for i in chosen), ok)
@@ -147,10 +147,6 @@ def put_back_unless(tensors: Sequence[Tensor], copies: Sequence[Tensor], ok: Ten
     if others:
         rest = [tensors[i] for i in others], [copies[i] for i in others]
         reference_guard.put_back_unless(*rest, ok)
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    return tensor.is_contiguous() or is_dense(tensor)  # the first is much faster
 
 
 def _put_back_unless(tensors: tuple[Tensor, ...], copies: tuple[Tensor, ...], ok: Tensor) -> None:

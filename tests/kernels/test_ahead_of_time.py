@@ -270,6 +270,16 @@ def norm(dtype: torch.dtype, residuals: bool, parameters: torch.dtype = torch.fl
     return call
 
 
+def norm_of_two_readers(layout: Layout) -> object:
+    """Both parts of the gradient for a result that two others read, as a projected block does."""
+    x, numbers = layout.activations(torch.bfloat16), layout.tensor(layout.channels)
+    scales = (numbers, numbers, None, numbers, numbers)
+    for y in (None, x):
+        rest = (x, y, *scales, True, True, None, y is not None, True)
+        FUNCTIONS["norm_gradients"](x, *rest, more=x)
+    return FUNCTIONS["norm_gradients"](x, x, None, *scales, True, False, None, False, False, more=x)
+
+
 def norm_of_evaluation(layout: Layout) -> object:
     """BatchNorm by its buffers, in an attack: no gradient of weight and bias."""
     x, numbers = layout.activations(torch.bfloat16), layout.tensor(layout.channels)
@@ -286,6 +296,7 @@ CALLS: dict[str, Call] = {
     "norm_residuals": norm(torch.float32, residuals=True),
     "norm_residuals_bf16": norm(torch.bfloat16, residuals=True),
     "norm_fp16_parameters": norm(torch.float16, True, parameters=torch.float16),
+    "norm_of_two_readers": norm_of_two_readers,
     "norm_of_evaluation": norm_of_evaluation,
     "rows": rows,
     "linf_step": step("linf_step"),

@@ -20,11 +20,12 @@ from torch.nn import functional
 from fastadv.engine.model import pending
 from fastadv.engine.model.pending import Pending
 from fastadv.errors import UserError
+from fastadv.kernels.dispatch import TRITON_DTYPES
 from fastadv.kernels.norm import Measured, deferred, measured, norm_apply, normalized
 
 # Where the own kernels are used; tests without a GPU set both.
 DEVICES = ("cuda",)
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = TRITON_DTYPES
 
 _PYTORCHS = functional.batch_norm
 

@@ -16,6 +16,7 @@ from fastadv import kernels
 from fastadv.engine.model.buffers import copy_into
 from fastadv.engine.packing import FlatViews, packed
 from fastadv.errors import TrainingError
+from fastadv.kernels.reference_guard import shows_fault
 
 
 class Fault(IntEnum):
@@ -107,10 +108,7 @@ class Faults:
         unrecorded: frozenset[Fault],
         ok: Tensor | None,
     ) -> Tensor:
-        found = {
-            kind: ~sign.isfinite() if sign.is_floating_point() else sign
-            for kind, sign in signs.items()
-        }
+        found = {kind: shows_fault(sign) for kind, sign in signs.items()}
         bad = {**self.before, **{k: each for k, each in found.items() if k not in unrecorded}}
         if (ok is None or ok) and any(bad.values()) and self.bad_step < 0:
             self.kind.fill_(next(kind for kind in Fault if bad.get(kind)))
