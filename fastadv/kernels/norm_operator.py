@@ -27,6 +27,8 @@ _BACKWARD = (
     " Tensor rate, Tensor? weight, Tensor? bias, bool relu, bool wants_after, bool wants_affine,"
     " Tensor? more=None) -> (Tensor of_total, Tensor of_after, Tensor of_weight, Tensor of_bias)"
 )
+# What a graph contains (``engine/fused_graph.py``): the results of ``_FusedNorm``. It is composite, so
+# autograd and a compiler see ``fused_norm`` below it; unlike that it may return views of one tensor.
 _SHARED = (
     "fused_norm_shared(Tensor(c) x, Tensor? weight, Tensor? bias, Tensor? before, Tensor? after,"
     " Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, float eps, bool relu)"
@@ -157,7 +159,7 @@ class _FusedNorm(torch.autograd.Function):
         )
 
 
-def _differentiable(
+def _recorded(
     x: Tensor, weight: Any, bias: Any, before: Tensor | None, *others: Any
 ) -> tuple[Tensor, ...]:
     if not torch.is_grad_enabled():  # as where compiled code calls it
@@ -178,7 +180,7 @@ for _key in ("CPU", "CUDA"):
     LIBRARY.impl("fused_norm_backward", _run_backward, _key)
 torch.library.register_fake(f"{NAMESPACE}::fused_norm", _promised, lib=LIBRARY)
 torch.library.register_fake(f"{NAMESPACE}::fused_norm_backward", _promised_backward, lib=LIBRARY)
-LIBRARY.impl("fused_norm", _differentiable, "Autograd")
+LIBRARY.impl("fused_norm", _recorded, "Autograd")
 LIBRARY.define(_SHARED)
 LIBRARY.impl("fused_norm_shared", _shared, "CompositeImplicitAutograd")
 FUSED_NORM = torch.ops.fastadv.fused_norm.default
