@@ -216,3 +216,15 @@ def test_buffers_that_pytorchs_norm_moves_too(calls):
 
     assert_alike(make, "pgd")
     assert calls["measured"]
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_setting_without_effect_is_told_once(layout, recwarn):
+    step = step_of("fgsm", tiny().to(memory_format=layout))
+    step.internals.net.fused_norm = True
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(COUNT, 3, SIZE, SIZE, generator=generator, dtype=torch.float64)
+    for _ in range(2):
+        step(x.to(memory_format=layout), torch.arange(COUNT) % CLASSES, torch.arange(COUNT))
+    told = [str(each.message) for each in recwarn if "no BatchNorm" in str(each.message)]
+    assert len(told) == (layout is torch.contiguous_format)

@@ -36,6 +36,7 @@ class Runner:
         self.strict = strict
         self.backend = backend
         self.fused_norm = fused_norm
+        self.fused = 0  # number of BatchNorms that were fused
         self._compiled: dict[Any, Callable[..., Any]] = {}
 
     def __call__(self, region: Callable[..., Result], *inputs: Any) -> Result:
@@ -43,7 +44,7 @@ class Runner:
             return region(*inputs)
         compiled = self._compiled.get(region)
         if compiled is None:
-            backend = _Fusing(self.backend) if self.fused_norm else self.backend
+            backend = _Fusing(self) if self.fused_norm else self.backend
             compiled = torch.compile(
                 _own_copy(region), fullgraph=True, dynamic=False, backend=backend
             )
@@ -71,14 +72,15 @@ class Runner:
 
 
 class _Fusing:
-    """The backend called ``name``, for graphs in which BatchNorms are fused before."""
+    """The backend of ``runner``, for graphs in which BatchNorms are fused before."""
 
-    def __init__(self, name: Any) -> None:
-        self._compiler: Any = torch._dynamo.lookup_backend(name)
+    def __init__(self, runner: Runner) -> None:
+        name: Any = runner.backend
+        self._runner, self._compiler = runner, torch._dynamo.lookup_backend(name)
 
     def __call__(self, module: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        fuse_norms(module)
-        found: Callable[..., Any] = self._compiler(module, inputs)
+        self._runner.fused += fuse_norms(module)
+        found: Any = self._compiler(module, inputs)
         return found
 
 

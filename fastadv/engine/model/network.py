@@ -33,7 +33,7 @@ from fastadv.engine.model.structure import Structure
 from fastadv.engine.model.untouched import untouched
 from fastadv.engine.model.weight_copies import WeightCopies
 from fastadv.engine.process.host_memory import keep_freed_memory
-from fastadv.errors import UserError
+from fastadv.errors import UserError, warn
 
 Result = TypeVar("Result")
 
@@ -73,6 +73,7 @@ class Network:
         self.copies = WeightCopies(model)
         self.counters = BatchNormCounters(model)
         self.bn_momenta = BatchNormMomenta(self)
+        self._fuses_anything = False  # True also once it was looked for
         self.looks = 0  # number of probes; a recording belongs to one of them
         self._recomputes = False  # True if a backward pass moves buffers (``recomputed``)
         self._spoils_input: bool | None = None  # True if the forward changes its input in place
@@ -318,7 +319,7 @@ class Network:
     @contextmanager
     def training(self) -> Iterator[None]:
         """Within this context the model is in training mode, with gradients, for the outer pass."""
-        self._dtype = self.outer_dtype
+        self._dtype, fused_before = self.outer_dtype, norms.taken
         with (
             torch.enable_grad(),
             guard.train_flags(self.model, True),
@@ -331,6 +332,17 @@ class Network:
             self._backward_keeps_buffers(),
         ):
             yield
+        if self.fused_norm and not self._fuses_anything:
+            self._fuses_anything = True
+            if norms.taken == fused_before and not self.runner.fused:
+                self._tell_that_nothing_fuses()
+
+    def _tell_that_nothing_fuses(self) -> None:
+        warn(
+            "fused_norm is on, but no BatchNorm of this model runs in fastadv's own kernels: they "
+            "take (B,C,H,W) in channels_last and no float64; convert model and images by "
+            ".to(memory_format=torch.channels_last)."
+        )
 
     def _fusing(self) -> AbstractContextManager[object]:
         # A compiled region is changed as a graph, and the user's compiled code takes plain tensors.
