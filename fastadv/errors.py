@@ -34,7 +34,8 @@ def unknown(
     near, the message lists them, or those in ``listed`` if they are too many.
     """
     names = sorted(known)
-    near = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    near = [each for each in names if each.lower() == str(name).lower()]
+    near = near or get_close_matches(str(name), names, n=1, cutoff=0.5)
     if near:
         hint = f"did you mean {near[0]!r}?"
     elif listed is None:

@@ -35,6 +35,10 @@ def test_the_setting_of_a_method_is_no_option_of_its_parts() -> None:
     assert Spec.parse("pgd:fused_norm=auto") == Spec("pgd")
     with pytest.raises(UserError, match="Unknown fused_norm 'onn'; did you mean 'on'"):
         Spec.parse("pgd:fused_norm=onn")
+    with pytest.raises(UserError, match="Unknown fused_norm 'ON'; did you mean 'on'"):
+        Spec.parse("pgd:fused_norm=ON")
+    with pytest.raises(UserError, match="Unknown option 'fused-norm'; did you mean 'fused_norm'"):
+        Spec.parse("pgd:fused-norm=on")
 
 
 def test_a_step_gets_the_setting_of_its_method(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,3 +192,27 @@ def test_foreign_networks_take_the_same_step(name, calls):
         scale = value.abs().max().double().clamp(min=1e-2)
         difference = (own[key].double() - value.double()).abs().max() / scale
         assert difference <= 1e-9, (key, float(difference))
+
+
+class SharedNorm(nn.Module):
+    """One BatchNorm for three convolutions, the first two of which are in another layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.linear = nn.Linear(3, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x).contiguous())
+        x = self.norm(self.conv(x).contiguous())
+        x = self.conv(x).contiguous(memory_format=torch.channels_last)
+        return self.linear(self.norm(x).relu().mean((2, 3)))
+
+
+def test_buffers_that_pytorchs_norm_moves_too(calls):
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return SharedNorm().double().to(memory_format=torch.channels_last)
+
+    assert_alike(make, "pgd")
+    assert calls["measured"]

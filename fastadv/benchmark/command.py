@@ -47,7 +47,7 @@ def bench(
         str,
         typer.Option(
             help="methods with commas, or all; options as in pgd:attack_bn=eval; "
-            "pgd:fused_norm=on has own BatchNorm kernels"
+            "pgd:fused_norm=on runs own BatchNorm kernels on CUDA"
         ),
     ] = "pgd",
     model: Annotated[str, typer.Option(help="network")] = "preact_resnet18",

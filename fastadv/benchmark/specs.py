@@ -68,7 +68,7 @@ class Spec:
     @property
     def chosen(self) -> dict[str, Any]:
         """All options of the step."""
-        known = resolve(self.method, dict(self.options)).options
+        known = resolve(self.method, dict(self.options), taken=("fused_norm",)).options
         return {name: value for name, value in AT_WORK.items() if name in known} | dict(
             self.options
         )

@@ -51,7 +51,7 @@ def _own_norms(device: torch.device) -> str:
     if choose("auto", device):
         return "on, measured to be faster on this device"
     if device.type == "cuda":
-        return "off, no measurement shows a gain on this device; --fused-norm on tries them"
+        return "off, no gain was measured on this device; `on` tries them"
     return "off, own BatchNorm kernels are for CUDA"
 
 

@@ -54,8 +54,8 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "attack_dtype": "precision of the attack alone",
         "tf32": "round float32 products on a GPU to TF32",
         "mode": "execution",
-        "fused_norm": "own kernels for BatchNorm, ReLU and residuals on CUDA "
-        "(auto: only where measured faster)",
+        "fused_norm": "own kernels for BatchNorm, ReLU and residuals on CUDA; "
+        "auto: only where measured faster",
         "deterministic": "refuse operations that are not reproducible",
     },
     "Evaluation": {

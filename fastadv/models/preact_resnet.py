@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastadv.engine.model.fused_norm import residual
+from fastadv.engine.model import fused_norm
 from fastadv.errors import UserError, unknown
 from fastadv.models.common import conv1x1, conv3x3, make_dropout
 
@@ -39,7 +39,7 @@ class PreActBlock(nn.Module):
         else:
             skip = self.shortcut(x if self.projects_raw else out)
         out = self.conv2(F.relu(self.bn2(self.conv1(out))))
-        return residual(out, skip)
+        return fused_norm.add(out, skip)
 
 
 def preact_stage(

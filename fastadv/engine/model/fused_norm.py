@@ -8,7 +8,7 @@ the output. A residual sum before a BatchNorm is computed in the pass of the sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,11 +28,15 @@ DEVICES = ("cuda",)
 DTYPES = TRITON_DTYPES
 
 _PYTORCHS = functional.batch_norm
+# What a network of fastadv adds its residuals with, by the module's name: ``residual`` within
+# ``fusing``, and PyTorch's own function, without a call in Python, everywhere else.
+add: Callable[[Tensor, Tensor], Tensor] = torch.add
 
 
 @contextmanager
 def fusing(device: torch.device) -> Iterator[None]:
-    """Within this context ``torch.nn.functional.batch_norm`` is the one below, on a GPU.
+    """Within this context ``torch.nn.functional.batch_norm`` and ``add`` are the ones below, on a
+    GPU.
 
     The function is replaced by name, since a ``TorchFunctionMode`` is off inside of
     ``torch.autograd.grad``, where a checkpointed module is forwarded again. If other code has
@@ -41,12 +45,13 @@ def fusing(device: torch.device) -> Iterator[None]:
     if device.type not in DEVICES or functional.batch_norm is not _PYTORCHS:
         yield
         return
-    functional.batch_norm = batch_norm
+    global add
+    functional.batch_norm, add = batch_norm, residual
     try:
         yield
         pending.settle()
     finally:
-        functional.batch_norm = _PYTORCHS
+        functional.batch_norm, add = _PYTORCHS, torch.add
         pending.forget()  # a kept one must not hold what it was computed from
 
 
@@ -93,6 +98,9 @@ def batch_norm(
     ):
         if training:  # what waits for the buffers must see that they move
             _count_change(running_mean, running_var)
+            # PyTorch keeps the buffers for its backward pass, which does not read them: a second
+            # use of them, which is counted as well, must not invalidate the first.
+            per_channel = _uncounted(running_mean), _uncounted(running_var), weight, bias
         return _PYTORCHS(
             pending.plain(input), *per_channel, training=training, momentum=momentum, eps=eps
         )
@@ -313,3 +321,8 @@ def _count_change(*buffers: Tensor | None) -> None:
     for buffer in buffers:
         if type(buffer) is Tensor and not buffer.is_inference():
             torch.autograd.graph.increment_version(buffer)
+
+
+def _uncounted(buffer: Tensor | None) -> Tensor | None:
+    """The same memory, with a version of its own."""
+    return buffer.data if type(buffer) is Tensor else buffer

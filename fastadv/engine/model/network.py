@@ -327,7 +327,6 @@ class Network:
             self._hooks_on(),
             self.copies.installed(self.outer_dtype, learn=self.structure.parameters),
             strides_taken_first(self._pointwise),
-            self._fusing(),
             self._norms(),
             self._backward_keeps_buffers(),
         ):
@@ -340,6 +339,8 @@ class Network:
         return norms.fusing(self.device)
 
     def _norms(self) -> AbstractContextManager[object]:
+        if self.fused_norm:
+            return self._fusing()
         # A compiler fuses the operations of PyTorch's own double backward.
         if not self.differentiates_twice or self.runner.compiles:
             return nullcontext()
