@@ -27,8 +27,8 @@ _BACKWARD = (
     " Tensor rate, Tensor? weight, Tensor? bias, bool relu, bool wants_after, bool wants_affine,"
     " Tensor? more=None) -> (Tensor of_total, Tensor of_after, Tensor of_weight, Tensor of_bias)"
 )
-# What a graph contains (``engine/fused_graph.py``): the results of ``_FusedNorm``. It is composite, so
-# autograd and a compiler see ``fused_norm`` below it; unlike that it may return views of one tensor.
+# What a graph contains (``engine/fused_graph.py``): the results of ``_FusedNorm``. Being composite,
+# it may return views of one tensor; autograd and a compiler see ``fused_norm`` below it.
 _SHARED = (
     "fused_norm_shared(Tensor(c) x, Tensor? weight, Tensor? bias, Tensor? before, Tensor? after,"
     " Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, float eps, bool relu)"
