@@ -264,7 +264,7 @@ def test_every_number_of_a_run_is_covered() -> None:
     plain = {"deterministic", "download", "flip", "nesterov", "normalize", "tf32"}
     plain |= {"cycle_momentum"}
     choices = {"shortcut", "stem", "amp_dtype", "attack_dtype", "mode", "augmentation", "loader"}
-    choices |= {"select"}
+    choices |= {"select", "fused_norm"}
     texts = {"model", "unlabelled", "data_root", "select_attack", "test_attacks", "device"}
     assert set(setting_types()) == {*BAD_SETTINGS, *plain, *choices, *texts}
     for name in choices:

@@ -35,7 +35,7 @@ class Structure:
         self.modules: list[nn.Module] = []
         self._registries: Registries | None = None
         self._trusted = False
-        self._parts: list[Any] = []
+        self._parts: list[Any] | None = None  # None before the first look
         self._hooks: list[Any] = []  # hooks on the whole model
         self.look()
 
@@ -64,7 +64,7 @@ class Structure:
         """Compare with the last look; True if the model has changed."""
         self._trusted = False
         parts, hooks = self.registries.parts(), hooks_on(self.model)
-        inner = not _same(parts, self._parts)
+        inner = self._parts is None or not _same(parts, self._parts)
         if not inner and _same(hooks, self._hooks):
             return False
         self._parts, self._hooks = parts, hooks
@@ -76,7 +76,7 @@ class Structure:
 
     def __getstate__(self) -> dict[str, Any]:
         # The names and hooks of a copy are other objects, so a copy must look again.
-        return vars(self) | {"_parts": [], "_registries": None}
+        return vars(self) | {"_parts": None, "_registries": None}
 
 
 def _same(first: list[Any], second: list[Any]) -> bool:
