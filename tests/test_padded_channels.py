@@ -262,7 +262,7 @@ def test_steps_are_the_same_up_to_rounding(method, monkeypatch):
 @pytest.mark.parametrize(
     ("method", "backend"),
     [
-        ("pgd", "aot_eager"),
+        pytest.param("pgd", "aot_eager", marks=pytest.mark.slow),
         pytest.param("awp", "aot_eager", marks=pytest.mark.slow),
         pytest.param("pgd", "inductor", marks=pytest.mark.slow),
     ],
