@@ -47,7 +47,7 @@ def test_bytes_of_preact_resnet18_equal_a_count_by_hand(width: int, size: int) -
         backward += 2 * 5 * here
         evaluated += 2 * 2 * here
         evaluated_backward += 2 * 3 * here
-        # The second block's first: its input is a sum that the skip reads, too.
+        # The second block's first: its input is a sum, which the skip path also reads.
         forward += 5 * here
         backward += (5 + 1) * here
         evaluated += 4 * here

@@ -302,8 +302,11 @@ def test_batch_norm_is_no_less_exact_than_pytorchs(dtype: torch.dtype, ratio: fl
     for own, other, right in zip(by_entries(given, True, True), plain, exact, strict=True):
         assert own.dtype == other.dtype
         size = right.abs().max().item()
-        unit = torch.finfo(dtype if own.dim() == 4 else torch.float32).eps
-        allowed = 2 * (other - right).abs().max().item() + 32 * unit * max(1.0, size)
+        kind = dtype if own.dim() == 4 else torch.float32
+        # Roundings of the result: sums in float32 take another order. In the interpreter at most
+        # 2.5 of float32 and 0.5 of a half type are needed.
+        slack = (4 if kind is torch.float32 else 1) * torch.finfo(kind).eps * max(1.0, size)
+        allowed = 2 * (other - right).abs().max().item() + slack
         torch.testing.assert_close(own.double(), right, rtol=0, atol=max(allowed, 0.0))
 
 
