@@ -19,13 +19,17 @@ FOOLED_BY = "fooled_by"
 search has."""
 
 
-def entering(images: Images, place: Tensor, *, targeted: bool, passed: int = 0) -> Rows:
-    """``images``, numbers ``place`` (n,) of all, as rows for ``run``; ``passed`` searches they have
-    survived. An image that the network already gets wrong needs no search."""
+Ended = Callable[[Rows], None]
+"""Takes rows for which a search has ended, as soon as it has."""
+
+
+def entering(images: Images, place: Tensor, *, targeted: bool) -> Rows:
+    """``images``, numbers ``place`` (n,) of all, as rows for ``run``. An image that the network
+    already gets wrong needs no search."""
     rows = waiting(images, place, targeted=targeted)
     right = images.logits.argmax(1) == images.y
     fooled = right if targeted else ~right
-    done = torch.full_like(images.index, passed)
+    done = torch.zeros_like(images.index)
     return rows | {
         "fooled": fooled,
         PASSED: done,
@@ -39,8 +43,12 @@ def run(
     passes: Passes,
     slots: int,
     record: Callable[[Search], Record | None] = lambda search: None,
+    ended: Ended = lambda rows: None,
+    engines: list[Engine] | None = None,
 ) -> Iterator[Rows]:
     """The rows of ``source`` (of ``entering``) with their verdicts, a few at a time.
+    A row that has ``passed`` k searches enters the next one. ``engines`` is given the engine of
+    each search.
 
     Each search draws its images from the one before. All are at work at the same time, but only as
     far as the last one needs: memory is that of a batch for each search, whatever the number of
@@ -48,20 +56,16 @@ def run(
     """
     stream = source
     for number, search in enumerate(searches, 1):
-        stream = _stage(number, search, stream, passes, slots, record(search))
+        engine = Engine(search, passes, slots, record(search))
+        if engines is not None:
+            engines.append(engine)
+        stream = _stage(number, engine, stream, ended)
     return stream
 
 
-def _stage(
-    number: int,
-    search: Search,
-    source: Iterator[Rows],
-    passes: Passes,
-    slots: int,
-    record: Record | None,
-) -> Iterator[Rows]:
+def _stage(number: int, engine: Engine, source: Iterator[Rows], ended: Ended) -> Iterator[Rows]:
     """The rows of ``source``; those that are not fooled and have not passed this stage yet, after
-    ``search``."""
+    the search of ``engine``."""
     others: list[Rows] = []
 
     def candidates() -> Iterator[Rows]:
@@ -77,16 +81,18 @@ def _stage(
                 entered["segment"] = torch.zeros_like(entered["segment"])
                 yield {name: entered[name] for name in KEPT}
 
-    for rows in Engine(search, passes, slots, record).run(candidates()):
+    for rows in engine.run(candidates()):
         yield from _drained(others)
         if not count(rows):
             yield rows
         else:
             fooled = rows["fooled"]
-            yield rows | {
+            rows = rows | {
                 PASSED: torch.full_like(rows["index"], number),
                 FOOLED_BY: torch.where(fooled, number, torch.full_like(rows["index"], -1)),
             }
+            ended(rows)
+            yield rows
     yield from _drained(others)
 
 
@@ -104,10 +110,14 @@ class Pipeline:
         passes: Passes,
         slots: int,
         record: Callable[[Search], Record | None] = lambda search: None,
+        ended: Ended = lambda rows: None,
     ) -> None:
         self._waits: list[Rows] = []
         self._ended = False
-        self._results = run(searches, self._source(), passes, slots, record)
+        self.engines: list[Engine] = []
+        self._results = run(
+            searches, self._source(), passes, slots, record, ended, engines=self.engines
+        )
 
     def feed(self, rows: Rows) -> Iterator[Rows]:
         """The results that come with ``rows`` (of ``entering``): full batches are searched, the

@@ -12,6 +12,7 @@ is replayed as a CUDA graph, and the host looks at flags that were copied some s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -80,6 +81,8 @@ class Engine:
         self.search, self.passes, self.slots = search, passes, slots
         self.record = record
         self.waits = Buffer()
+        self.seen = 0  # points at which the network was evaluated
+        self.seconds = 0.0  # that the steps took
 
     def run(self, source: Iterator[Rows]) -> Iterator[Rows]:
         """The rows of ``source`` (as ``waiting`` makes them) with their results, a few at a time,
@@ -100,7 +103,11 @@ class Engine:
                 state = joined([state, self._entered(self.waits.take(self.slots - in_use))])
             if not count(state):
                 return
+            self.passes.between()
+            began = time.monotonic()
+            self.seen += count(state)
             state, results = self._step(state)
+            self.seconds += time.monotonic() - began
             if count(results):
                 yield results
 
