@@ -28,6 +28,12 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="evaluate on this many images only")] = None,
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
+    time_limit: Annotated[
+        float | None, typer.Option(help="minutes, after which what is known is shown [none]")
+    ] = None,
+    save_examples: Annotated[
+        bool, typer.Option("--save-examples", help="write the adversarial examples, too")
+    ] = False,
     trust_code: TrustCode = False,
     plugin: Plugin = None,
 ) -> None:
@@ -43,6 +49,8 @@ def evaluate(
         "alpha": alpha,
         "limit": limit,
         "seed": seed,
+        "time_limit": time_limit,
+        "save_examples": save_examples,
     }
     console = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
     with trusting(trust_code):
@@ -71,7 +79,16 @@ def _show_scores(run: str, which: str, scores: EvalScores) -> None:
     table.add_column("95 % interval", justify="right")
     for attack, score in scores.items():
         table.add_row(attack, f"{100 * score:.2f}", as_interval(scores.interval(attack)))
+    for attack, ends in scores.bounds.items():
+        between = " to ".join(f"{100 * end:.2f}" for end in ends)
+        table.add_row(attack, between, f"{scores.known[attack]:,} of {scores.n:,} known")
     out.print(table)
+    if scores.bounds:
+        out.print(
+            "the time is over: where two accuracies are shown, the result lies between them; the "
+            "same command continues",
+            soft_wrap=True,
+        )
     said = f"{scores.said}; kept in {escape(printable(run))}/evaluations.jsonl"
     if scores.stored:
         said += f", evaluated before: {escape(', '.join(scores.stored))}"

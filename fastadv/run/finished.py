@@ -21,6 +21,7 @@ from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
 from fastadv.run.eval_pass import TESTED, EvalJob, EvalScores, run_evaluation
 from fastadv.run.eval_records import EvalRecords
+from fastadv.run.eval_watch import Deadline
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
 from fastadv.run.session import data_facts, make_model
@@ -74,6 +75,8 @@ def evaluate_run(
     alpha: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    time_limit: float | None = None,
+    save_examples: bool = False,
     console: Console | None = None,
 ) -> EvalScores:
     """Test accuracy in [0,1] by attack; ``eps`` is the run's unless given, and so is the step
@@ -81,15 +84,20 @@ def evaluate_run(
     images are evaluated, or ``limit`` of them, each class in proportion; the run's own
     ``--test-limit`` is ignored.
 
-    Each attack's result is a line in the folder's evaluations.jsonl and is not computed again.
-    Interrupted, it raises ``EvaluationStopped`` with the finished attacks; the next call continues
-    from there.
+    Each attack's result is a line in the folder's evaluations.jsonl, with the verdicts on all
+    images in a file of verdicts/, and is not computed again. ``save_examples`` also writes the
+    adversarial examples there: a .npy file (N,C,H,W) beside the verdicts. Interrupted, it raises
+    ``EvaluationStopped`` with the finished attacks; the next call continues from there. After
+    ``time_limit`` minutes it returns what is known by then: ``bounds`` in place of the accuracies
+    that are not, and the next call continues too.
     ``console`` shows the progress.
     """
     config, data, model = load_run(path, which)
     device = choose_device(config.device)
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, not {limit}.")
+    if time_limit is not None and not time_limit > 0:
+        raise UserError(f"--time-limit is in minutes and must be above 0, not {time_limit:g}.")
     images = data.test.limited(limit)
     radius = config.eps if eps is None else parse_number(eps, "eps")
     step: float | str | None = alpha
@@ -98,6 +106,7 @@ def evaluate_run(
     records, which = EvalRecords(RunFolder.open(path)), f"{which} weights"
     job = EvalJob(config, data, device, records, which, TESTED, lasting=True)
     job.console = console or job.console
+    job.saves_examples, job.deadline = save_examples, Deadline(time_limit)
     with reproducible(config.deterministic), tf32(config.tf32):
         return run_evaluation(
             model.to(device),

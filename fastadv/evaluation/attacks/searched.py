@@ -29,6 +29,18 @@ def searches_of(spec: AttackSpec, threat: Threat, seed: int, classes: int) -> li
     ]
 
 
+def names_of(spec: AttackSpec) -> list[str]:
+    """The stages that can fool the network under ``spec``, each with its own name: itself, or of
+    searches "clean" for images that are wrong without an attack, and then each search."""
+    if not spec.searches:
+        return [spec.name]
+    names = ["clean"]
+    for part in spec.searches:
+        before = sum(name == part.name or name.startswith(f"{part.name} (") for name in names)
+        names.append(f"{part.name} ({before + 1})" if before else part.name)
+    return names
+
+
 def searched(passes: Passes, problem: Problem, spec: AttackSpec) -> Tensor:
     """The adversarial example of each image of ``problem``, or the point of the smallest margin
     that was seen where none was found; an image that is wrong without an attack stays as it is."""

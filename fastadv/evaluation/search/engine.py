@@ -81,6 +81,7 @@ class Engine:
         self.search, self.passes, self.slots = search, passes, slots
         self.record = record
         self.waits = Buffer()
+        self.ended_run: Callable[[Rows], None] = lambda rows: None  # told what begins its next run
         self.seen = 0  # points at which the network was evaluated
         self.seconds = 0.0  # that the steps took
 
@@ -137,6 +138,7 @@ class Engine:
         if bool(again.any()):
             rows = {name: out[name][again] for name in KEPT}
             rows["segment"] = rows["segment"] + 1
+            self.ended_run(rows)
             state = joined([state, self._entered(rows)])
         return state, results
 
