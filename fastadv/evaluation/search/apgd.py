@@ -14,7 +14,6 @@ from fastadv.evaluation.search import losses
 from fastadv.evaluation.search.search import Images, Search, Seen, State, by_image, choose
 from fastadv.threat import Threat
 
-STEPS = 100
 MOMENTUM = 0.75  # the share of the new step in a move; the rest is the move before
 RISING = 0.75  # the share of steps that must raise the loss
 START = noise_stream("evaluation.apgd")
@@ -29,11 +28,14 @@ class Apgd(Search):
     """
 
     def __init__(
-        self, threat: Threat, seed: int = 0, segments: int = 1, steps: int = STEPS
+        self,
+        threat: Threat,
+        seed: int = 0,
+        segments: int | None = None,
+        steps: int | None = None,
     ) -> None:
-        super().__init__(threat, seed, segments)
-        self.steps = steps
-        self._periods = torch.tensor(periods(steps))
+        super().__init__(threat, seed, segments, steps)
+        self._periods = torch.tensor(periods(self.steps))
 
     def start(self, images: Images, segment: int) -> State:
         x, n = images.x, len(images.x)
@@ -93,7 +95,13 @@ class Apgd(Search):
         }
 
     def _moved(
-        self, x: Tensor, point: Tensor, before: Tensor, gradient: Tensor, size: Tensor, first: Tensor
+        self,
+        x: Tensor,
+        point: Tensor,
+        before: Tensor,
+        gradient: Tensor,
+        size: Tensor,
+        first: Tensor,
     ) -> Tensor:
         """The point after one move with momentum, which the first move has not."""
         size = by_image(size, x).to(x.dtype)
@@ -123,6 +131,16 @@ class ApgdDlr(Apgd):
     class which the network gives to the image."""
 
     name: ClassVar[str] = "apgd-dlr"
+    least_classes: ClassVar[int] = 3
+
+    @classmethod
+    def of(
+        cls, threat: Threat, seed: int, classes: int, steps: int | None, segments: int | None
+    ) -> Search:
+        made = super().of(threat, seed, classes, steps, segments)
+        if threat.targeted:  # the targeted ratio has four logits
+            ApgdT.of(threat, seed, classes, steps, segments)
+        return made
 
     def objective(self, logits: Tensor, state: State) -> Tensor:
         if self.threat.targeted:
@@ -135,6 +153,11 @@ class ApgdT(Apgd):
     image's logits."""
 
     name: ClassVar[str] = "apgd-t"
+    default_segments: ClassVar[int] = 9
+    numbers: ClassVar[tuple[str, str]] = ("STEPS", "TARGETS")
+    aims: ClassVar[bool] = True
+    takes_targets: ClassVar[bool] = False
+    least_classes: ClassVar[int] = 4
 
     def start(self, images: Images, segment: int) -> State:
         ranked = images.logits.argsort(dim=1, descending=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from fastadv.evaluation.search.engine import KEPT, Engine, Record, waiting
 from fastadv.evaluation.search.passes import Passes
@@ -18,10 +19,10 @@ FOOLED_BY = "fooled_by"
 search has."""
 
 
-def entering(images: Images, passes: Passes, *, targeted: bool, passed: int = 0) -> Rows:
-    """``images`` as rows for ``run``, from ``passed`` searches that they have survived; an image
-    that the network already gets wrong needs no search."""
-    rows = waiting(images, targeted)
+def entering(images: Images, place: Tensor, *, targeted: bool, passed: int = 0) -> Rows:
+    """``images``, numbers ``place`` (n,) of all, as rows for ``run``; ``passed`` searches they have
+    survived. An image that the network already gets wrong needs no search."""
+    rows = waiting(images, place, targeted=targeted)
     right = images.logits.argmax(1) == images.y
     fooled = right if targeted else ~right
     done = torch.full_like(images.index, passed)
@@ -65,6 +66,9 @@ def _stage(
 
     def candidates() -> Iterator[Rows]:
         for rows in source:
+            if not count(rows):
+                yield rows
+                continue
             here = ~rows["fooled"] & (rows[PASSED] < number)
             if not bool(here.all()):
                 others.append(chosen(rows, ~here))
@@ -75,7 +79,9 @@ def _stage(
 
     for rows in Engine(search, passes, slots, record).run(candidates()):
         yield from _drained(others)
-        if count(rows):
+        if not count(rows):
+            yield rows
+        else:
             fooled = rows["fooled"]
             yield rows | {
                 PASSED: torch.full_like(rows["index"], number),
@@ -87,3 +93,40 @@ def _stage(
 def _drained(others: list[Rows]) -> Iterator[Rows]:
     while others:
         yield others.pop(0)
+
+
+class Pipeline:
+    """A cascade that is given its images batch by batch, and gives results as they fall."""
+
+    def __init__(
+        self,
+        searches: Sequence[Search],
+        passes: Passes,
+        slots: int,
+        record: Callable[[Search], Record | None] = lambda search: None,
+    ) -> None:
+        self._waits: list[Rows] = []
+        self._ended = False
+        self._results = run(searches, self._source(), passes, slots, record)
+
+    def feed(self, rows: Rows) -> Iterator[Rows]:
+        """The results that come with ``rows`` (of ``entering``): full batches are searched, the
+        other images wait."""
+        self._waits.append(rows)
+        yield from self._available()
+
+    def finish(self) -> Iterator[Rows]:
+        """The results of all images that are left."""
+        self._ended = True
+        yield from self._available()
+
+    def _available(self) -> Iterator[Rows]:
+        for rows in self._results:
+            if count(rows):
+                yield rows
+            elif not self._waits and not self._ended:
+                return
+
+    def _source(self) -> Iterator[Rows]:
+        while self._waits or not self._ended:
+            yield self._waits.pop(0) if self._waits else {}

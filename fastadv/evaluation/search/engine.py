@@ -13,7 +13,6 @@ is replayed as a CUDA graph, and the host looks at flags that were copied some s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,12 +20,13 @@ from torch import Tensor
 from fastadv.errors import NotFiniteError
 from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.search.rows import Buffer, Rows, chosen, count, joined
-from fastadv.evaluation.search.search import Images, Search, Seen, State, by_image, choose
+from fastadv.evaluation.search.search import Images, Search, Seen, State, choose
 
 GIVEN = ("x", "y", "index", "logits")
-KEPT = (*GIVEN, "segment", "found", "strength", "margin", "fooled", "flat")
-"""What stays with an image over all its runs. ``found``: the adversarial image, or the strongest
-point so far; ``margin``: the smallest margin seen; ``flat``: the first gradient was exactly zero."""
+KEPT = (*GIVEN, "place", "segment", "found", "strength", "margin", "fooled", "flat")
+"""What stays with an image over all its runs. ``place``: its number among all images; ``found``:
+the adversarial image, or the strongest point so far; ``margin``: the smallest margin seen;
+``flat``: the first gradient was exactly zero."""
 ENTER_BELOW = 7 / 8  # of the slots in use: new images enter some at a time
 LOOK_EVERY = 8  # steps between two looks of the host at a device's flags
 
@@ -49,17 +49,18 @@ def margins(logits: Tensor, y: Tensor) -> Tensor:
     return logits.masked_fill(~true, 0.0).sum(1) - other
 
 
-def waiting(images: Images, threat_targeted: bool = False) -> Rows:
-    """``images`` as rows that wait for their first run."""
+def waiting(images: Images, place: Tensor, *, targeted: bool) -> Rows:
+    """``images``, numbers ``place`` (n,) of all, as rows that wait for their first run."""
     x, y = images.x, images.y
     n = len(x)
     margin = margins(images.logits, y)
     return {
         **images._asdict(),
+        "place": place,
         "segment": torch.zeros(n, dtype=torch.int64, device=x.device),
         "found": x,
         "strength": torch.full((n,), -float("inf"), dtype=margin.dtype, device=x.device),
-        "margin": -margin if threat_targeted else margin,
+        "margin": -margin if targeted else margin,
         "fooled": torch.zeros(n, dtype=torch.bool, device=x.device),
         "flat": torch.zeros(n, dtype=torch.bool, device=x.device),
     }
@@ -82,7 +83,7 @@ class Engine:
 
     def run(self, source: Iterator[Rows]) -> Iterator[Rows]:
         """The rows of ``source`` (as ``waiting`` makes them) with their results, a few at a time,
-        in the order in which they end."""
+        in the order in which they end. Rows without images mean that ``source`` has none now."""
         state: State = {}
         ended = False
         while True:
@@ -90,8 +91,10 @@ class Engine:
                 rows = next(source, None)
                 if rows is None:
                     ended = True
-                else:
+                elif count(rows):
                     self.waits.put(rows)
+                else:
+                    yield {}
             in_use = count(state)
             if self.waits.count and (in_use == 0 or in_use <= self.slots * ENTER_BELOW or ended):
                 state = joined([state, self._entered(self.waits.take(self.slots - in_use))])

@@ -49,14 +49,19 @@ class Passes:
         for network in (self.network, self.fast):
             if network is not None:
                 network.copies.invalidate()  # the caller may have changed the weights since
+        self.own()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._leave()
 
+    def own(self) -> Network:
+        """The network, ready for passes of other code in its own precision."""
+        return self._in(self.network)
+
     def exact(self, x: Tensor) -> Tensor:
         """Logits (n,classes) of ``x`` (n,...) in the network's own precision."""
-        return self._forward(self._in(self.network), x)
+        return self._forward(self.own(), x)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (n,classes) of ``x`` (n,...) in the precision of the search."""

@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from fastadv.errors import UserError
 from fastadv.threat import Threat
 
 State = dict[str, Tensor]
@@ -17,12 +18,12 @@ State = dict[str, Tensor]
 
 
 class Images(NamedTuple):
-    """Images ``x`` (n,C,H,W) with labels ``y`` (n,), their rows ``index`` (n,) in the noise streams,
-    and the ``logits`` (n,classes) of the images themselves."""
+    """Images ``x`` (n,C,H,W) with labels ``y`` (n,), their rows ``index`` (n,) in the noise
+    streams, and the ``logits`` (n,classes) of the images themselves."""
 
     x: Tensor
     y: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # also a method of tuples
     logits: Tensor
 
 
@@ -55,12 +56,54 @@ class Search(ABC):
 
     name: ClassVar[str]
     uses_gradient: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = True  # True if y must be classes
+    default_steps: ClassVar[int] = 100
+    default_segments: ClassVar[int] = 1
+    numbers: ClassVar[tuple[str, str]] = ("STEPS", "RESTARTS")
+    """What the numbers behind the name mean: ``apgd-ce-50-5``."""
+    aims: ClassVar[bool] = False
+    """True if segments are target classes, of which there are ``classes`` - 1 at most."""
+    takes_targets: ClassVar[bool] = True  # False: no targeted threat
+    least_classes: ClassVar[int] = 2
 
-    def __init__(self, threat: Threat, seed: int = 0, segments: int = 1) -> None:
+    def __init__(
+        self,
+        threat: Threat,
+        seed: int = 0,
+        segments: int | None = None,
+        steps: int | None = None,
+    ) -> None:
         self.threat = threat
         self.seed = seed
-        self.segments = segments
+        self.segments = self.default_segments if segments is None else segments
+        self.steps = self.default_steps if steps is None else steps
+
+    @classmethod
+    def check(cls, threat: Threat, name: str) -> None:
+        """Raise ``UserError`` unless the attack, called ``name``, can be made in ``threat``."""
+        eps = threat.eps
+        if isinstance(eps, tuple) or (isinstance(eps, Tensor) and eps.dim()) or threat.by_channel:
+            what = "one eps and one range for all images and channels"
+        elif threat.mask is not None:
+            what = "no mask"
+        elif threat.targeted and not cls.takes_targets:
+            what = "no targets of yours: it aims at classes by itself"
+        else:
+            return
+        raise UserError(f"The attack {name!r} takes {what}; use 'pgd-100-10' instead.")
+
+    @classmethod
+    def of(
+        cls, threat: Threat, seed: int, classes: int, steps: int | None, segments: int | None
+    ) -> Search:
+        """The attack on a network of ``classes``. Raises ``UserError`` if these are too few."""
+        if classes < cls.least_classes:
+            raise UserError(
+                f"The attack {cls.name!r} needs at least {cls.least_classes} classes and the model "
+                f"has {classes}; use 'apgd-ce' or 'pgd-100-10' instead."
+            )
+        if cls.aims:
+            segments = min(cls.default_segments if segments is None else segments, classes - 1)
+        return cls(threat, seed, segments, steps)
 
     @abstractmethod
     def start(self, images: Images, segment: int) -> State:
