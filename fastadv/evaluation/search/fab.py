@@ -11,13 +11,10 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.engine.noise import RESTART, noise_stream
-from fastadv.errors import UserError
 from fastadv.evaluation.search import losses
 from fastadv.evaluation.search.projections import onto_hyperplane
 from fastadv.evaluation.search.search import Images, Search, Seen, State, by_image, choose
-from fastadv.threat import Threat
 
-STEPS = 100
 NEAREST = 0.1  # the largest weight of the image's own projection in a move
 OVERSHOOT = 1.05  # a move goes this factor beyond the linearised boundary
 BACK = 0.9  # of the way from the image to a point that fools the network, from which it goes on
@@ -38,12 +35,6 @@ class _Fab(Search):
     ``fools``: the last move ended in another class.
     """
 
-    def __init__(
-        self, threat: Threat, seed: int = 0, segments: int = 1, steps: int = STEPS
-    ) -> None:
-        super().__init__(threat, seed, segments)
-        self.steps = steps
-
     def start(self, images: Images, segment: int) -> State:
         n, device = len(images.x), images.x.device
         return {
@@ -62,10 +53,8 @@ class _Fab(Search):
         return state["settled"] | ahead
 
     def counts(self, state: State) -> Tensor:
-        x, away = state["x"], state["point"] - state["x"]
-        if self.threat.norm == "linf":
-            return (away.abs() <= self.threat.radius(x)).flatten(1).all(1)
-        return away.flatten(1).square().sum(1).sqrt() <= self.threat.radius(x)
+        away = (state["point"] - state["x"]).flatten(1)
+        return self._size(away) <= self.threat.radius(away)
 
     def tell(self, state: State, seen: Seen) -> State:
         x, point, settled = state["x"], state["point"], state["settled"]
@@ -83,43 +72,27 @@ class _Fab(Search):
 
     def _moved(self, x: Tensor, point: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         """The point after one move, (n,...)."""
-        unit = self._unit(x)
-        slope = self.threat.movable(gradient) * unit
-        w = slope.flatten(1)
+        w = gradient.flatten(1)
         low, high = self.threat.ends(x)
 
         def projection(of: Tensor, excess: Tensor) -> Tensor:
-            ends = (((end - of) / unit).flatten(1) for end in (low, high))
+            ends = ((end - of).flatten(1) for end in (low, high))
             return onto_hyperplane(self.threat.norm, w, excess, *ends)
 
         from_point = projection(point, loss)
-        from_image = projection(x, loss + (w * ((x - point) / unit).flatten(1)).sum(1))
+        from_image = projection(x, loss + (w * (x - point).flatten(1)).sum(1))
         size = self._size(from_point).clamp(min=LEAST_MOVE)
         share = (size / (size + self._size(from_image).clamp(min=LEAST_MOVE))).clamp(max=NEAREST)
         share = by_image(share, x)
-        stepped = point + OVERSHOOT * from_point.view_as(x) * unit
-        near = x + OVERSHOOT * from_image.view_as(x) * unit
+        stepped = point + OVERSHOOT * from_point.view_as(x)
+        near = x + OVERSHOOT * from_image.view_as(x)
         return self.threat.clip(stepped * (1 - share) + near * share)
-
-    def _unit(self, x: Tensor) -> Tensor | float:
-        """What the sizes of moves are measured in, for each channel; 1 but where eps is a number
-        for each channel."""
-        if not isinstance(self.threat.eps, tuple):
-            return 1.0
-        radius = self.threat.radius(x)
-        return radius / self.threat.nominal
 
     def _size(self, moves: Tensor) -> Tensor:
         """The norms (n,) of ``moves`` (n,D)."""
         if self.threat.norm == "linf":
             return moves.abs().amax(1)
         return moves.square().sum(1).sqrt()
-
-    def _slope(self, gradient: Tensor) -> Tensor:
-        """The dual norms (n,) of ``gradient`` (n,...): a move of size 1 changes the linearised
-        objective by no more."""
-        w = (self.threat.movable(gradient) * self._unit(gradient)).flatten(1)
-        return w.abs().sum(1) if self.threat.norm == "linf" else w.square().sum(1).sqrt()
 
 
 class Fab(_Fab):
@@ -151,7 +124,9 @@ class Fab(_Fab):
         return [losses.of_class(logits, k + (y <= k)) - true for k in others]
 
     def distance(self, loss: Tensor, gradient: Tensor) -> Tensor:
-        return loss.abs() / (losses.TINY + self._slope(gradient))
+        w = gradient.flatten(1)
+        slope = w.abs().sum(1) if self.threat.norm == "linf" else w.square().sum(1).sqrt()
+        return loss.abs() / (losses.TINY + slope)
 
     def _random_point(self, images: Images, segment: int) -> Tensor:
         x = images.x
@@ -161,7 +136,6 @@ class Fab(_Fab):
             noise = kernels.noise_uniform(images.index, shape, *draw, x.dtype)
         else:
             noise = kernels.noise_normal(images.index, shape, *draw, x.dtype)
-        noise = self.threat.movable(noise)
         size = by_image(self._size(noise.flatten(1)), x) + losses.TINY
         return self.threat.clip(x + self.threat.radius(x) * noise / size * 0.5)
 
@@ -172,20 +146,12 @@ class FabT(_Fab):
 
     name: ClassVar[str] = "fab-t"
 
-    def __init__(
-        self, threat: Threat, seed: int = 0, segments: int = 9, steps: int = STEPS
-    ) -> None:
-        super().__init__(threat, seed, segments, steps)
-        if threat.targeted:
-            raise UserError("fab-t chooses its targets itself; use 'fab' in a targeted threat.")
+    default_segments: ClassVar[int] = 9
+    numbers: ClassVar[tuple[str, str]] = ("STEPS", "TARGETS")
+    aims: ClassVar[bool] = True
+    takes_targets: ClassVar[bool] = False
 
     def start(self, images: Images, segment: int) -> State:
-        classes = images.logits.shape[1]
-        if segment + 2 > classes:
-            raise UserError(
-                f"fab-t with {self.segments} targets needs {self.segments + 1} classes and the "
-                f"network has {classes}; use {classes - 1} targets."
-            )
         ranked = images.logits.argsort(dim=1, descending=True)
         return {**super().start(images, segment), "target": ranked[:, segment + 1]}
 
