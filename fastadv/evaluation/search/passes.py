@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from fastadv.engine.cuda_graph import CudaRecorder
-from fastadv.engine.gradient import input_gradient, leaf
+from fastadv.engine.gradient import gradients, leaf
 from fastadv.engine.model.network import Network
 from fastadv.engine.model.precision import autocast
 from fastadv.engine.model.python_state import PythonState
 from fastadv.engine.model.static import why_not_static
 from fastadv.errors import warn
-from fastadv.evaluation.search.search import Search, State
+from fastadv.evaluation.search.search import Search, State, choose
 from fastadv.ranges import require_logits
 
 
@@ -96,10 +96,10 @@ class Passes:
         in the precision of the search, with ``exact`` in the network's own."""
         network = self._network(exact)
         self.forwards += self.repeats * len(state["point"])
-        self.backwards += self.repeats * len(state["point"])
         total: Tensor | None = None
         for _ in range(self.repeats):
-            logits, loss, gradient = network.run(self._region, network, search, state)
+            logits, loss, gradient, taken = network.run(self._region, network, search, state)
+            self.backwards += taken * len(state["point"])
             total = gradient if total is None else total + gradient
         if total is None:
             raise ValueError("repeats must be at least 1")
@@ -110,15 +110,23 @@ class Passes:
 
     def _region(
         self, network: Network, search: Search, state: State
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Logits, objective, its gradient, and the number of backward passes."""
         point = leaf(state["point"])
         logits = self._logits(network, point)
-        loss = search.objective(logits, state)
-        scale = network.loss_scale(1)
-        gradient = input_gradient(loss.sum() * scale if scale != 1 else loss.sum(), point)
-        if scale != 1:
-            gradient = gradient / scale
-        return logits.detach(), loss.detach(), gradient
+        objectives = search.objectives(logits, state)
+        last = len(objectives) - 1
+        loss, gradient = _gradient(network, objectives[0], point, keep_graph=last > 0)
+        if last:
+            distance = search.distance(loss, gradient)
+        for number, objective in enumerate(objectives[1:], 1):
+            other, its_gradient = _gradient(network, objective, point, keep_graph=number < last)
+            its_distance = search.distance(other, its_gradient)
+            nearer = its_distance < distance
+            loss = torch.where(nearer, other, loss)
+            gradient = choose(nearer, its_gradient, gradient)
+            distance = torch.where(nearer, its_distance, distance)
+        return logits.detach(), loss, gradient, len(objectives)
 
     def _logits(self, network: Network, x: Tensor) -> Tensor:
         logits = network.logits(x)
@@ -138,6 +146,16 @@ class Passes:
         if self._inside is not None:
             self._inside.close()
         self._inside = self._current = None
+
+
+def _gradient(
+    network: Network, objective: Tensor, point: Tensor, *, keep_graph: bool
+) -> tuple[Tensor, Tensor]:
+    """``objective`` (n,) detached, and its gradient at ``point`` (n,...)."""
+    scale = network.loss_scale(1)
+    total = objective.sum() * scale if scale != 1 else objective.sum()
+    (gradient,) = gradients(total, [point], keep_graph=keep_graph)
+    return objective.detach(), gradient / scale if scale != 1 else gradient
 
 
 PROBED = 16  # images are enough to see how a network is built
