@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from fastadv.evaluation.search.apgd import ApgdCe, ApgdDlr, ApgdT
 from fastadv.evaluation.search.search import Search
+from fastadv.evaluation.search.square import Square
 
-SEARCHES: dict[str, type[Search]] = {search.name: search for search in (ApgdCe, ApgdDlr, ApgdT)}
+SEARCHES: dict[str, type[Search]] = {
+    search.name: search for search in (ApgdCe, ApgdDlr, ApgdT, Square)
+}
 
 CASCADES = {
     "autoattack": "apgd-ce+apgd-t+fab-t+square",
