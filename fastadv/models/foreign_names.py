@@ -60,6 +60,7 @@ _FAMILIES = {
     "resnet50": "resnet",
 }
 
+_FIRST = ("conv1.weight", "features.0.weight", "base.0.weight")  # which of them a network has
 _SCALING = {
     **dict.fromkeys(("mu", "mean", "normalize.mean", "normalizer.mean", "0.mean"), "mean"),
     **dict.fromkeys(("sigma", "std", "normalize.std", "normalizer.std", "0.std"), "std"),
@@ -125,15 +126,17 @@ def _for_channels(values: Tensor) -> Tensor:
 def sizes(network: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Options of ``build_model`` that the tensors of a translated ``state`` show: ``num_classes``,
     ``in_channels``, ``width``, ``depth``, ``stem``. What they do not show is left out."""
-    family = _FAMILIES.get(network)
-    last, first = state.get("linear.weight"), state.get("conv1.weight")
-    if family is None or last is None or first is None or last.dim() != 2 or first.dim() != 4:
+    last = state.get("linear.weight")
+    first = next((state[name] for name in _FIRST if name in state), None)
+    if last is None or first is None or last.dim() != 2 or first.dim() != 4:
         return {}
     found: dict[str, Any] = {"num_classes": len(last), "in_channels": first.shape[1]}
+    family = _FAMILIES.get(network)
     if family == "wide_resnet":
         blocks = {name.split(".")[1] for name in state if re.match(r"block1\.\d+\.", name)}
-        return found | {"width": max(1, last.shape[1] // 64), "depth": 6 * len(blocks) + 4}
-    found["width"] = len(first)
+        found |= {"width": max(1, last.shape[1] // 64), "depth": 6 * len(blocks) + 4}
+    elif family is not None:
+        found["width"] = len(first)
     if family == "resnet":
         found["stem"] = "imagenet" if first.shape[-1] == 7 else "cifar"
     return found

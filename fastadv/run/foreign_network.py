@@ -57,7 +57,9 @@ def load_network(
     state, notes = read_weights(path)
     name, noted = _described(name, notes, shown)
     state, renamed = translated(name, state, shown)
-    known = noted | sizes(name, state)
+    # A file of ours without its first or last layer fits nothing, whatever the numbers are.
+    ours = {"num_classes": 1, "in_channels": 1} if name in MODELS else {}
+    known = ours | noted | (sizes(name, state) if ours else {})
     build: dict[str, Any] = {"image_size": facts.get("image_size")}
     build |= {
         key: _agreed(key, facts.get(key), known.pop(key, None), shown, what) for key in _COUNTS

@@ -42,9 +42,9 @@ def load_model(
     Raises ``UserError`` when there is no run, or one for other classes or channels.
     """
     if model is not None or options or path.endswith(".safetensors"):
-        facts = {name: options.pop(name, None) for name in ("mean", "std", "image_size")}
-        facts |= {"num_classes": num_classes, "in_channels": in_channels}
-        return load_network(path, model, facts, options).model
+        known = {name: options.pop(name, None) for name in ("mean", "std", "image_size")}
+        known |= {"num_classes": num_classes, "in_channels": in_channels}
+        return load_network(path, model, known, options).model
     config, saved, weights = _read(path)
     built_for = saved.get("built_for", {})
     classes, channels = (
