@@ -156,6 +156,15 @@ def require_radii(radii: Tensor, widest: float) -> None:
         )
 
 
+def require_logits(logits: Tensor) -> None:
+    """Raise ``UserError`` unless ``logits`` are (B,classes) of several classes."""
+    if logits.dim() != 2:
+        raise UserError(
+            f"The model must return logits of shape (batch, classes), not {tuple(logits.shape)}."
+        )
+    require_classes(logits.shape[1])
+
+
 def require_classes(count: int) -> None:
     """Raise ``UserError`` unless there are several."""
     if count < 2:

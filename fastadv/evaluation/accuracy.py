@@ -14,12 +14,12 @@ from fastadv.declared import coerce, parse_number
 from fastadv.engine.model.outputs import Output
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError, warn
-from fastadv.evaluation.attacks import inputs, threat_of
-from fastadv.evaluation.attacks.autoattack import require_ball_in_the_unit_box, require_package
+from fastadv.evaluation.attacks import inputs, searched, threat_of
 from fastadv.evaluation.attacks.names import OPTIONS, AttackSpec, parse_attack
 from fastadv.evaluation.counts import Counts
 from fastadv.evaluation.intervals import Scores
 from fastadv.evaluation.metric import Metric
+from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.tally import Tally
 from fastadv.threat import Threat
 
@@ -136,16 +136,20 @@ def _attacked(
     _require_one_for_all(threat)
     for spec in specs.values():
         threat.require_step(spec.alpha)
-        if spec.kind == "autoattack":
-            require_ball_in_the_unit_box(threat)
+        searched.check(spec, threat)
     seed = coerce("seed", seed, int)
     where = inputs.model_device(model, torch.device("cpu")) if device is None else device
     for name, function in (("criterion", criterion), ("metric", metric)):
         if function is not None:
             check_function(name, function)
     net = inputs.attacked_network(model, torch.device(where), amp, output)
-    with inputs.attackable(net):
-        tally = Tally(net, threat, specs, seed, criterion, metric)
+    repeats = {spec.repeats for spec in specs.values() if spec.searches}
+    if len(repeats) > 1:
+        raise UserError(
+            "autoattack-rand averages its gradients: evaluate it without other searches."
+        )
+    with Passes(net, repeats=max(repeats, default=1)) as passes:
+        tally = Tally(passes, threat, specs, seed, criterion, metric)
         processes, own = (distributed.world_size(), distributed.rank()) if shared else (1, 0)
         if done is not None:
             tally.resume_from(done, counts=own == 0)
@@ -163,6 +167,8 @@ def _attacked(
             tally.commit()
             if after is not None:
                 after(tally)
+        tally.finish()
+        tally.commit()
         return tally
 
 
@@ -190,8 +196,6 @@ def specs_of(names: Sequence[str], alpha: float | None) -> dict[str, AttackSpec]
     specs = {name.strip(): parse_attack(name) for name in names}
     if not specs:
         raise UserError("Name at least one attack, such as 'clean' or 'pgd-20'.")
-    if any(spec.kind == "autoattack" for spec in specs.values()):
-        require_package()
     if alpha is None:
         return specs
     return {

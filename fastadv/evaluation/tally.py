@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from fastadv.algorithms.user_loss import UserLoss
-from fastadv.engine.model.network import Network
 from fastadv.engine.process import distributed
 from fastadv.errors import NotFiniteError, UserError
-from fastadv.evaluation.attacks import ATTACKS, inputs
+from fastadv.evaluation.attacks import ATTACKS, inputs, searched
 from fastadv.evaluation.attacks.names import OPTIONS, AttackSpec
 from fastadv.evaluation.attacks.pgd_loop import ce
 from fastadv.evaluation.attacks.problem import Problem
 from fastadv.evaluation.attacks.watch import NO_ATTACK, Watch
 from fastadv.evaluation.counts import Counts
 from fastadv.evaluation.metric import Means, Metric
+from fastadv.evaluation.search.cascade import Pipeline, entering
+from fastadv.evaluation.search.passes import Passes
+from fastadv.evaluation.search.rows import Rows
+from fastadv.evaluation.search.search import Images
 from fastadv.ranges import labels_outside, outside
 from fastadv.threat import Threat
 
@@ -35,14 +39,16 @@ class Tally:
 
     def __init__(
         self,
-        net: Network,
+        passes: Passes,
         threat: Threat,
         specs: dict[str, AttackSpec],
         seed: int,
         criterion: UserLoss | None = None,
         metric: Metric | None = None,
     ) -> None:
-        self.net = net
+        self.passes = passes
+        self.net = net = passes.network
+        self.pipelines: dict[int, Pipeline] = {}  # position of an attack that searches
         self.criterion = criterion
         self.means = None if metric is None else Means(metric, len(specs), net.device)
         # Without an attack that follows a loss the metric alone says what y may be.
@@ -79,6 +85,8 @@ class Tally:
             self.net, self.threat, x, y, index, self.seed,
             criterion=self.criterion, any_labels=self.any_labels,
         )  # fmt: skip
+        self.passes.prepare(x)
+        self.passes.own()
         with torch.no_grad():
             clean = problem.logits(x)
         if self.means is not None:
@@ -99,6 +107,9 @@ class Tally:
         if not self.any_labels and y.dim() == 1:
             problem = replace(problem, y=y.clamp(0, self.classes - 1))
         for position, spec in enumerate(self.specs.values()):
+            if spec.searches:
+                self._feed(position, spec, problem, clean)
+                continue
             if spec.kind == "clean":
                 logits = clean
             else:
@@ -118,6 +129,27 @@ class Tally:
                 self.saturated[position] += (right & (ce(logits, problem) == 0)).sum()
         if self.net.syncs_are_free:
             self._raise_trouble()
+
+    def _feed(self, position: int, spec: AttackSpec, problem: Problem, clean: Tensor) -> None:
+        """Give the images of ``problem`` to the searches of ``spec``, and count what is known."""
+        if position not in self.pipelines:
+            made = searched.searches_of(spec, self.threat, self.seed, self.classes)
+            self.pipelines[position] = Pipeline(made, self.passes, len(problem.x))
+        images = Images(problem.x, problem.y, problem.index, clean)
+        rows = entering(images, problem.index, targeted=False)
+        self._count(position, self.pipelines[position].feed(rows))
+        self.passes.own()
+
+    def _count(self, position: int, results: Iterator[Rows]) -> None:
+        for rows in results:
+            right = ~rows["fooled"]
+            self.right[position] += right.sum()
+            self.zero_gradient[position] += (right & rows["flat"]).sum()
+
+    def finish(self) -> None:
+        """Search the images that still wait for a full batch."""
+        for position, pipeline in self.pipelines.items():
+            self._count(position, pipeline.finish())
 
     def _logits_under(self, spec: AttackSpec, problem: Problem) -> Tensor:
         x_adv = ATTACKS[spec.kind](problem, spec)

@@ -28,10 +28,11 @@ from fastadv.algorithms.user_loss import UserLoss, check_function
 from fastadv.declared import coerce, parse_number
 from fastadv.engine.model.outputs import Output
 from fastadv.errors import NotFiniteError, UserError
-from fastadv.evaluation.attacks import autoattack, clean, cw, fgsm, gaussian, inputs, pgd
+from fastadv.evaluation.attacks import clean, cw, fgsm, gaussian, inputs, pgd, searched
 from fastadv.evaluation.attacks.names import AttackSpec, parse_attack
 from fastadv.evaluation.attacks.problem import Problem
 from fastadv.evaluation.attacks.watch import NO_ATTACK, Watch
+from fastadv.evaluation.search.passes import Passes
 from fastadv.kernels.reference import compute_dtype
 from fastadv.ranges import outside, require_labels
 from fastadv.threat import Threat, usual_threat
@@ -46,9 +47,8 @@ ATTACKS: dict[str, Callable[[Problem, AttackSpec], Tensor]] = {
     "cw": cw.of_rwp,
     "cw-margin": cw.of_bag_of_tricks,
     "noise": gaussian.add_noise,
-    "autoattack": autoattack.cascade,
 }
-"""Every kind of attack: ``attack(problem, spec) -> x_adv``, called inside ``attackable``."""
+"""Attacks on one batch: ``attack(problem, spec) -> x_adv``. The others are searches."""
 
 
 def attack(
@@ -128,8 +128,9 @@ def attack(
     index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
     _check_companions(x, start, index)
     threat = _for_images(threat, x, mask, targeted)
+    searched.check(spec, threat)
     net = inputs.attacked_network(model, inputs.model_device(model, x.device), amp, output)
-    with inputs.attackable(net):
+    with Passes(net, repeats=spec.repeats) as passes:
         x = inputs.plain(x)
         y = inputs.labels(y, x, any_labels=any_labels)
         largest = _checked_values(x, None if any_labels else y, threat)
@@ -147,6 +148,8 @@ def attack(
             criterion=criterion,
             any_labels=any_labels,
         )
+        if spec.searches:
+            return searched.searched(passes, problem, spec)
         x_adv = ATTACKS[spec.kind](problem, spec).detach()
         if watch.bad | ~x_adv.isfinite().all():
             raise NotFiniteError(NO_ATTACK)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -13,7 +10,7 @@ from fastadv.algorithms.user_loss import UserLoss
 from fastadv.engine.compiled import Runner
 from fastadv.engine.model.network import Network
 from fastadv.engine.model.outputs import Output
-from fastadv.engine.model.precision import autocast, pass_dtype
+from fastadv.engine.model.precision import pass_dtype
 from fastadv.errors import UserError
 from fastadv.evaluation.attacks.names import AttackSpec
 from fastadv.models.wrapped import baked_modes, inner_module
@@ -53,7 +50,7 @@ def labels(y: Tensor, x: Tensor, *, any_labels: bool) -> Tensor:
 def require_followed(spec: AttackSpec, y: Tensor, criterion: UserLoss | None) -> None:
     """Raise ``UserError`` if the attack ``spec`` cannot follow a ``criterion``, or soft labels
     ``y``."""
-    margins = spec.kind in ("cw", "cw-margin", "autoattack")
+    margins = spec.kind in ("cw", "cw-margin") or bool(spec.searches)
     if criterion is not None and (margins or spec.objective == "kl"):
         what = "objective='kl'" if spec.objective == "kl" else f"The attack {spec.name!r}"
         raise UserError(
@@ -111,17 +108,6 @@ def model_device(model: nn.Module, otherwise: torch.device) -> torch.device:
     for tensor in (*inner.parameters(), *inner.buffers()):
         return tensor.device
     return otherwise
-
-
-@contextmanager
-def attackable(net: Network) -> Iterator[None]:
-    """Eval mode, frozen parameters, gradients enabled, also inside ``torch.inference_mode``.
-
-    The caller's autocast is disabled: a backward pass inside it would round the gradients.
-    """
-    net.copies.invalidate()  # the caller may have changed the weights since
-    with torch.inference_mode(False), autocast(net.device, None), net.attacking("eval"):
-        yield
 
 
 def plain(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from fastadv.declared import NonNegative, Passes, Positive, check_fields, coerce
 from fastadv.errors import UserError, unknown
+from fastadv.evaluation.search.catalogue import CASCADES, REPEATS, SEARCHES
 
 _PGD_OPTIONS = frozenset({"alpha", "steps", "restarts", "random_start", "start"})
 OPTIONS: dict[str, frozenset[str]] = {
@@ -17,11 +18,19 @@ OPTIONS: dict[str, frozenset[str]] = {
     "cw": _PGD_OPTIONS,
     "cw-margin": _PGD_OPTIONS,
     "noise": frozenset(),
-    "autoattack": frozenset(),
+    "cascade": frozenset(),
+    **{
+        name: frozenset({"steps"} if search.aims else {"steps", "restarts"})
+        for name, search in SEARCHES.items()
+    },
 }
 """Every kind of attack, and which options of ``fastadv.attack`` it takes."""
 
-EXAMPLES = (*OPTIONS, "pgd-20", "pgd-50-10", "cw-20", "noise-0.1")
+EXAMPLES = (
+    *(kind for kind in OPTIONS if kind != "cascade"),
+    *CASCADES,
+    *("pgd-20", "pgd-50-10", "cw-20", "noise-0.1", "apgd-ce-50-5", "apgd-ce+apgd-t"),
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,9 @@ class AttackSpec:
     """An attack with its options; None means the attack's own default.
 
     ``kind`` is a key of ``OPTIONS``; ``alpha`` is in pixels, ``sigma`` the standard deviation of
-    Gaussian noise in pixels; ``objective`` is ``"ce"`` or ``"kl"``.
+    Gaussian noise in pixels; ``objective`` is ``"ce"`` or ``"kl"``. ``restarts`` of a search that
+    aims are its targets. ``parts``: the searches of a cascade. ``repeats`` passes are averaged
+    into each gradient.
     """
 
     name: str
@@ -40,6 +51,15 @@ class AttackSpec:
     alpha: Positive | None = None
     random_start: bool | None = None
     objective: Literal["ce", "kl"] | None = None
+    parts: tuple[AttackSpec, ...] = ()
+    repeats: int = 1
+
+    @property
+    def searches(self) -> tuple[AttackSpec, ...]:
+        """The searches it consists of: its parts, or itself; none for another kind of attack."""
+        if self.kind == "cascade":
+            return self.parts
+        return (self,) if self.kind in SEARCHES else ()
 
     def __post_init__(self) -> None:
         options = ("steps", "restarts", "sigma", "alpha", "random_start", "objective")
@@ -70,8 +90,16 @@ def parse_attack(name: str) -> AttackSpec:
     Raises ``UserError`` for an unknown name, with the nearest known one, and for invalid numbers.
     """
     text = name.strip().lower()
+    if text in CASCADES or "+" in text:
+        parts = tuple(parse_attack(part) for part in CASCADES.get(text, text).split("+"))
+        for part in parts:
+            if part.kind not in SEARCHES:
+                raise UserError(
+                    f"{part.name!r} cannot be joined by '+': that is for {', '.join(SEARCHES)}."
+                )
+        return AttackSpec(name.strip(), "cascade", parts=parts, repeats=REPEATS.get(text, 1))
     kinds = [kind for kind in OPTIONS if text == kind or text.startswith(kind + "-")]
-    if not kinds:
+    if not kinds or kinds == ["cascade"]:
         raise unknown("attack", name, EXAMPLES)
     kind = max(kinds, key=len)
     numbers = text[len(kind) + 1 :]
@@ -83,9 +111,10 @@ def parse_attack(name: str) -> AttackSpec:
         raise UserError(f"The attack {kind!r} takes no number, but was given {name!r}.")
     counts = numbers.split("-")
     if len(counts) > 2 or not all(count.isdecimal() for count in counts):
+        first, second = SEARCHES[kind].numbers if kind in SEARCHES else ("STEPS", "RESTARTS")
         raise UserError(
-            f"{name!r} is not {kind}-STEPS or {kind}-STEPS-RESTARTS, such as {kind}-20 or "
-            f"{kind}-50-10."
+            f"{name!r} is not {kind}-{first} or {kind}-{first}-{second}, such as {kind}-20 or "
+            f"{kind}-50-5."
         )
     restarts = int(counts[1]) if len(counts) == 2 else None
     return AttackSpec(name.strip(), kind, steps=int(counts[0]), restarts=restarts)

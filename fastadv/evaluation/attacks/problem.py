@@ -14,7 +14,7 @@ from fastadv.engine.gradient import input_gradient, leaf
 from fastadv.engine.model.network import Network
 from fastadv.errors import UserError
 from fastadv.evaluation.attacks.watch import Watch
-from fastadv.ranges import hard, require_classes, require_width
+from fastadv.ranges import hard, require_logits, require_width
 from fastadv.threat import Threat
 from fastadv.threat import batch as threats
 
@@ -56,12 +56,7 @@ class Problem:
         logits = self.net.logits(x)
         if self.any_labels:
             return logits
-        if logits.dim() != 2:
-            raise UserError(
-                f"The model must return logits of shape (batch, classes), not "
-                f"{tuple(logits.shape)}."
-            )
-        require_classes(logits.shape[1])
+        require_logits(logits)
         require_width(self.y, logits.shape[1])
         if self.largest_label >= logits.shape[1]:
             raise UserError(

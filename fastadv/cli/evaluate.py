@@ -1,0 +1,78 @@
+"""The command ``evaluate``: accuracy of trained networks under attacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from fastadv.cli.shared_options import Plugin, TrustCode
+from fastadv.errors import Interrupted
+from fastadv.storage.printable import printable
+from fastadv.storage.trust import trusting
+
+if TYPE_CHECKING:
+    from fastadv.run.eval_pass import EvalScores
+
+
+def evaluate(
+    run: Annotated[str, typer.Argument(help="a run folder")],
+    attacks: Annotated[
+        str, typer.Option(help="clean, fgsm, pgd-20, pgd-50-10, cw, autoattack, ... with commas")
+    ] = "clean,fgsm,pgd-20",
+    which: Annotated[str, typer.Option(help="best or last weights")] = "best",
+    eps: Annotated[str | None, typer.Option(help="radius, if not the run's")] = None,
+    alpha: Annotated[
+        str | None, typer.Option(help="step of attacks with several, in pixels [the run's, eps/4]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="evaluate on this many images only")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
+    trust_code: TrustCode = False,
+    plugin: Plugin = None,
+) -> None:
+    """Test accuracy of a run's weights under attacks. Each result is kept in the run folder's
+    evaluations.jsonl; an interrupted evaluation continues from there."""
+    from fastadv.run.console import Console, Terminal
+    from fastadv.run.eval_pass import EvaluationStopped
+    from fastadv.run.finished import evaluate_run
+
+    options: dict[str, Any] = {
+        "which": which,
+        "eps": eps,
+        "alpha": alpha,
+        "limit": limit,
+        "seed": seed,
+    }
+    console = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
+    with trusting(trust_code):
+        try:
+            scores = evaluate_run(run, attacks, **options, console=console)
+        except EvaluationStopped as stopped:
+            if stopped.scores:
+                _show_scores(run, which, stopped.scores)
+            raise Interrupted(
+                f"Stopped under {stopped}; the same command continues from there."
+            ) from None
+    _show_scores(run, which, scores)
+
+
+def _show_scores(run: str, which: str, scores: EvalScores) -> None:
+    import rich.table
+
+    from fastadv.run.console import as_interval
+
+    out = rich.console.Console(highlight=False)
+    table = rich.table.Table(
+        title=f"{escape(printable(run))}, {which} weights: test accuracy, % of {scores.n:,} images"
+    )
+    table.add_column("attack")
+    table.add_column("accuracy", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for attack, score in scores.items():
+        table.add_row(attack, f"{100 * score:.2f}", as_interval(scores.interval(attack)))
+    out.print(table)
+    said = f"{scores.said}; kept in {escape(printable(run))}/evaluations.jsonl"
+    if scores.stored:
+        said += f", evaluated before: {escape(', '.join(scores.stored))}"
+    out.print(said, soft_wrap=True)

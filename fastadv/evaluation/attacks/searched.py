@@ -1,0 +1,46 @@
+"""Attacks that are searches, alone or in a cascade, on one batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastadv.evaluation.attacks.names import AttackSpec
+from fastadv.evaluation.attacks.problem import Problem
+from fastadv.evaluation.search import cascade
+from fastadv.evaluation.search.catalogue import SEARCHES
+from fastadv.evaluation.search.passes import Passes
+from fastadv.evaluation.search.rows import joined
+from fastadv.evaluation.search.search import Images, Search
+from fastadv.threat import Threat
+
+
+def check(spec: AttackSpec, threat: Threat) -> None:
+    """Raise ``UserError`` if a search of ``spec`` cannot be made in ``threat``."""
+    for part in spec.searches:
+        SEARCHES[part.kind].check(threat, part.name)
+
+
+def searches_of(spec: AttackSpec, threat: Threat, seed: int, classes: int) -> list[Search]:
+    """The searches of ``spec`` on a network of ``classes``, in their order."""
+    return [
+        SEARCHES[part.kind].of(threat, seed, classes, part.steps, part.restarts)
+        for part in spec.searches
+    ]
+
+
+def searched(passes: Passes, problem: Problem, spec: AttackSpec) -> Tensor:
+    """The adversarial example of each image of ``problem``, or the point of the smallest margin
+    that was seen where none was found; an image that is wrong without an attack stays as it is."""
+    x, threat = problem.x, problem.threat
+    passes.prepare(x)
+    with torch.no_grad():
+        logits = problem.logits(x)
+    searches = searches_of(spec, threat, problem.seed, logits.shape[1])
+    images = Images(x, problem.y, problem.index, logits)
+    place = torch.arange(len(x), device=x.device)
+    rows = cascade.entering(images, place, targeted=threat.targeted)
+    found = joined(cascade.run(searches, iter([rows]), passes, len(x)))
+    result = x.clone()
+    result[found["place"]] = found["found"]
+    return result

@@ -1,0 +1,132 @@
+"""Searches one after another: each takes the images that those before it did not fool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fastadv.evaluation.search.engine import KEPT, Engine, Record, waiting
+from fastadv.evaluation.search.passes import Passes
+from fastadv.evaluation.search.rows import Rows, chosen, count
+from fastadv.evaluation.search.search import Images, Search
+
+PASSED = "passed"
+"""Number of the cascade's searches that have ended for an image; 0 for a new one."""
+FOOLED_BY = "fooled_by"
+"""Number of the search that fooled the network, from 1; 0: it was wrong without an attack; -1: no
+search has."""
+
+
+def entering(images: Images, place: Tensor, *, targeted: bool, passed: int = 0) -> Rows:
+    """``images``, numbers ``place`` (n,) of all, as rows for ``run``; ``passed`` searches they have
+    survived. An image that the network already gets wrong needs no search."""
+    rows = waiting(images, place, targeted=targeted)
+    right = images.logits.argmax(1) == images.y
+    fooled = right if targeted else ~right
+    done = torch.full_like(images.index, passed)
+    return rows | {
+        "fooled": fooled,
+        PASSED: done,
+        FOOLED_BY: torch.where(fooled, 0, torch.full_like(done, -1)),
+    }
+
+
+def run(
+    searches: Sequence[Search],
+    source: Iterator[Rows],
+    passes: Passes,
+    slots: int,
+    record: Callable[[Search], Record | None] = lambda search: None,
+) -> Iterator[Rows]:
+    """The rows of ``source`` (of ``entering``) with their verdicts, a few at a time.
+
+    Each search draws its images from the one before. All are at work at the same time, but only as
+    far as the last one needs: memory is that of a batch for each search, whatever the number of
+    images.
+    """
+    stream = source
+    for number, search in enumerate(searches, 1):
+        stream = _stage(number, search, stream, passes, slots, record(search))
+    return stream
+
+
+def _stage(
+    number: int,
+    search: Search,
+    source: Iterator[Rows],
+    passes: Passes,
+    slots: int,
+    record: Record | None,
+) -> Iterator[Rows]:
+    """The rows of ``source``; those that are not fooled and have not passed this stage yet, after
+    ``search``."""
+    others: list[Rows] = []
+
+    def candidates() -> Iterator[Rows]:
+        for rows in source:
+            if not count(rows):
+                yield rows
+                continue
+            here = ~rows["fooled"] & (rows[PASSED] < number)
+            if not bool(here.all()):
+                others.append(chosen(rows, ~here))
+            if bool(here.any()):
+                entered = chosen(rows, here)
+                entered["segment"] = torch.zeros_like(entered["segment"])
+                yield {name: entered[name] for name in KEPT}
+
+    for rows in Engine(search, passes, slots, record).run(candidates()):
+        yield from _drained(others)
+        if not count(rows):
+            yield rows
+        else:
+            fooled = rows["fooled"]
+            yield rows | {
+                PASSED: torch.full_like(rows["index"], number),
+                FOOLED_BY: torch.where(fooled, number, torch.full_like(rows["index"], -1)),
+            }
+    yield from _drained(others)
+
+
+def _drained(others: list[Rows]) -> Iterator[Rows]:
+    while others:
+        yield others.pop(0)
+
+
+class Pipeline:
+    """A cascade that is given its images batch by batch, and gives results as they fall."""
+
+    def __init__(
+        self,
+        searches: Sequence[Search],
+        passes: Passes,
+        slots: int,
+        record: Callable[[Search], Record | None] = lambda search: None,
+    ) -> None:
+        self._waits: list[Rows] = []
+        self._ended = False
+        self._results = run(searches, self._source(), passes, slots, record)
+
+    def feed(self, rows: Rows) -> Iterator[Rows]:
+        """The results that come with ``rows`` (of ``entering``): full batches are searched, the
+        other images wait."""
+        self._waits.append(rows)
+        yield from self._available()
+
+    def finish(self) -> Iterator[Rows]:
+        """The results of all images that are left."""
+        self._ended = True
+        yield from self._available()
+
+    def _available(self) -> Iterator[Rows]:
+        for rows in self._results:
+            if count(rows):
+                yield rows
+            elif not self._waits and not self._ended:
+                return
+
+    def _source(self) -> Iterator[Rows]:
+        while self._waits or not self._ended:
+            yield self._waits.pop(0) if self._waits else {}

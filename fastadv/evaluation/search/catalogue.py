@@ -1,0 +1,19 @@
+"""All searches by name, and the cascades that are known under a name of their own."""
+
+from __future__ import annotations
+
+from fastadv.evaluation.search.apgd import ApgdCe, ApgdDlr, ApgdT
+from fastadv.evaluation.search.search import Search
+
+SEARCHES: dict[str, type[Search]] = {search.name: search for search in (ApgdCe, ApgdDlr, ApgdT)}
+
+CASCADES = {
+    "autoattack": "apgd-ce+apgd-t+fab-t+square",
+    "autoattack-plus": "apgd-ce-100-5+apgd-dlr-100-5+fab-100-5+square+apgd-t+fab-t",
+    "autoattack-rand": "apgd-ce+apgd-dlr",
+}
+"""AutoAttack's versions (Croce & Hein, 2020, and the released code). "+" joins searches, each of
+which takes the images that those before it did not fool."""
+
+REPEATS = {"autoattack-rand": 20}
+"""Passes that are averaged into each gradient."""
