@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from fastadv.engine.process import distributed
 from fastadv.engine.process.device import choose_device
+from fastadv.errors import warn
+from fastadv.evaluation.accuracy import specs_of
 from fastadv.run.config import RunConfig
+from fastadv.run.eval_pass import EvalScores
+from fastadv.run.finished import evaluate_loaded
 from fastadv.run.foreign_network import OPTIONS, Network, load_network
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
+from fastadv.run.run_folder import RunFolder
 from fastadv.run.session import data_facts
 from fastadv.run.source import Source, open_source
 from fastadv.storage.printable import printable
@@ -22,11 +30,13 @@ _METHOD = "standard"  # of a configuration whose training is not looked at
 
 @dataclass(frozen=True)
 class Foreign:
-    """What ``load_run`` gives of a run, and a line that says how the file was understood."""
+    """What ``load_run`` gives of a run; where results are kept, as in a run folder; and a line that
+    says how the file was understood."""
 
     config: RunConfig
     data: Source
     model: nn.Module
+    folder: RunFolder
     said: str
 
 
@@ -50,7 +60,30 @@ def load_foreign(weights: str, request: RunRequest) -> Foreign:
     settings: dict[str, Any] = {name: found.options.get(name) for name in OPTIONS}
     settings |= {"model": found.name, "normalize": found.scaled_by is not None}
     config = dataclasses.replace(config, **settings)
-    return Foreign(config, data, found.model, _line(weights, found, config.data))
+    folder = RunFolder(Path(f"{weights}.evaluations"))
+    return Foreign(config, data, found.model, folder, _line(weights, found, config.data))
+
+
+def evaluate_foreign(found: Foreign, attacks: str, **options: Any) -> EvalScores:
+    """``evaluate_run`` of a network from elsewhere, with its ``options``.
+
+    Warns of a network that classifies hardly more images than chance would: its file does not show
+    everything that matters.
+    """
+    specs_of(attacks.split(","), None)  # a name with a typo leaves no folder behind
+    if distributed.rank() == 0:
+        with suppress(OSError):  # which the records say
+            found.folder.path.mkdir(exist_ok=True)
+    loaded = (found.config, found.data, found.model)
+    scores = evaluate_loaded(loaded, found.folder, "weights", attacks, **options)
+    chance = 1 / found.data.num_classes
+    if scores.get("clean", 1.0) < chance + 0.1 * (1 - chance):
+        warn(
+            f"The network classifies {100 * scores['clean']:.1f} % of the images correctly, and "
+            f"chance {100 * chance:.1f} %: its code may scale pixels otherwise (--normalize), "
+            "number the classes otherwise, or be another variant (--shortcut)."
+        )
+    return scores
 
 
 def _line(weights: str, found: Network, data: str) -> str:
