@@ -40,10 +40,12 @@ class Passes:
 
     def prepare(self, x: Tensor) -> None:
         """Look at the network with a few images ``x`` (B,C,H,W): which of its BatchNorms can be
-        folded."""
+        folded. Then as ``own``."""
         for network in (self.network, self.fast):
             if network is not None and not network.looks:
                 network.probe(x[:PROBED])
+                self._leave()  # what was found is installed on the way in
+        self.own()
 
     def __enter__(self) -> Passes:
         for network in (self.network, self.fast):
