@@ -54,7 +54,7 @@ class Passes:
 
     def prepare(self, x: Tensor) -> None:
         """Look at the network with a few images ``x`` (B,C,H,W): which of its BatchNorms can be
-        folded, and whether its passes can be recorded."""
+        folded, and whether its passes can be recorded. Then as ``own``."""
         if self.network.looks:
             return
         self._leave()
