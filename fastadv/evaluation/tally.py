@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -87,7 +88,10 @@ class Tally:
             name: Ledger.union([done[name]] if done is not None else []) for name in specs
         }
         self.examples = examples or {}
-        self.stages = {name: searched.names_of(spec) for name, spec in specs.items()}
+        self.stages = {
+            name: _stages(part.name for part in spec.searches) if spec.searches else [name]
+            for name, spec in specs.items()
+        }
         self.halted = False
         # Images or labels out of range; logits, gradients, values of the metric not finite.
         self.trouble = torch.zeros(5, dtype=torch.bool, device=net.device)
@@ -185,7 +189,10 @@ class Tally:
         """Give the images of ``problem`` without a verdict to the searches of ``spec``."""
         ledger = self.ledgers[name]
         if name not in self.pipelines:
-            made = searched.searches_of(spec, self.threat, self.seed, self.classes)
+            made = searched.stages_of(
+                spec, self.threat, self.seed, self.classes, again=self.passes.confirms
+            )
+            self.stages[name] = _stages(stage.name for stage in made)
             self.pipelines[name] = Pipeline(
                 made, self.passes, len(problem.x), ended=lambda rows: self._note(name, rows)
             )
@@ -308,9 +315,10 @@ class Tally:
         if self.means is not None:
             self.means.commit()
 
-    def resume_from(self, masks: Sequence[bool]) -> None:
-        """Take over the ``masks`` of ``Counts`` from an earlier part of this evaluation."""
-        self.masks = [torch.tensor(mask, device=self.net.device) for mask in masks]
+    def resume_from(self, done: Found) -> None:
+        """Take over what an earlier part of this evaluation saw of the network."""
+        self.masks = [torch.tensor(mask, device=self.net.device) for mask in done.masks]
+        self.stages |= done.stages
 
     @property
     def known(self) -> int:
@@ -327,6 +335,7 @@ class Tally:
             ledger.settle()
         self._raise_trouble()  # of all that the ledgers hold
         ledgers, images, halted = self.ledgers, self.images, self.halted
+        stages: Mapping[str, list[str]] = self.stages
         if shared and distributed.world_size() > 1:
             ledgers = {
                 name: Ledger.union(map(Ledger.unpacked, distributed.every_part(ledger.packed())))
@@ -334,8 +343,17 @@ class Tally:
             }
             halted = distributed.any_process(halted, self.net.device)
             images = max(images, *map(len, ledgers.values()))
+            told = distributed.every_part(json.dumps(stages).encode())
+            # A process without images has not seen which searches there are in the end.
+            stages = max(map(json.loads, told), key=lambda each: sum(map(len, each.values())))
         masks = [bool(mask) for mask in self.masks]
-        return Found(ledgers, self.stages, images, masks, halted)
+        return Found(ledgers, stages, images, masks, halted)
+
+
+def _stages(names: Iterable[str]) -> list[str]:
+    """What can fool the network in a cascade of searches with these ``names``, each with its own:
+    the image itself, and the searches."""
+    return searched.numbered(["clean", *names])
 
 
 def _classes(y: Tensor, logits: Tensor) -> Tensor | None:

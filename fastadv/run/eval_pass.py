@@ -180,9 +180,15 @@ class _Pass:
         self._tally: Tally | None = None
         self._examples: dict[str, ExampleFile] = {}
         self._unfinished = Unfinished(job.records.folder.unfinished)
-        self.images = 0
+        self._watch: Watch | None = None
+        self._images = 0
         self.seconds_before = 0.0
         self.was_stored = False
+
+    @property
+    def images(self) -> int:
+        """The number of images with verdicts."""
+        return self._images if self._watch is None else self._watch.images
 
     @cached_property
     def _settings(self) -> Settings:
@@ -242,7 +248,7 @@ class _Pass:
             found, whole = None, False
         if kept is not None and found is not None:
             self.seconds_before = kept.seconds
-            self.images = min(int(each.known.sum()) for each in found.ledgers.values())
+            self._images = min(int(each.known.sum()) for each in found.ledgers.values())
         elsewhere_not = distributed.any_process(not whole, self._job.device)
         if found is not None and not elsewhere_not:
             self.was_stored = True
@@ -258,11 +264,11 @@ class _Pass:
         job = self._job
         name, total = ", ".join(self._attacks), len(self._batches)
         with job.console.evaluating(self._title, name, self.images, total) as tick:
-            watch = Watch(job.asked_to_stop, job.deadline, self._keep, tick, total)
+            self._watch = watch = Watch(job.asked_to_stop, job.deadline, self._keep, tick, total)
 
             def look(tally: Tally, *, after: bool) -> None:
                 self._tally = tally
-                self.images = watch.look(tally, after=after)
+                watch.look(tally, after=after)
 
             try:
                 found = verdicts_of(

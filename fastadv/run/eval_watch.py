@@ -34,6 +34,7 @@ class Watch:
 
     It raises ``Halt`` when ``asked_to_stop`` in any process, or when the next step would end after
     ``deadline``; calls ``keep`` every ``KEEP_EVERY`` seconds; and ``tick`` with the progress.
+    ``images`` is the number of images with verdicts.
     """
 
     def __init__(
@@ -51,11 +52,10 @@ class Watch:
         self._shown_at = self._questioned_at = -math.inf
         self._signal = distributed.Signal("stop the evaluation")
         self._forecast: Forecast | None = None
-        self._images = 0
+        self.images = 0
 
-    def look(self, tally: Tally, *, after: bool) -> int:
-        """To be called before each step, and with ``after`` after a batch; returns the number of
-        images with verdicts."""
+    def look(self, tally: Tally, *, after: bool) -> None:
+        """To be called before each step, and with ``after`` after a batch."""
         now = time.monotonic()
         last, self._stepped_at = now - self._stepped_at, now
         if after or now - self._shown_at > SHOW_EVERY:
@@ -66,7 +66,6 @@ class Watch:
             self._kept_at = self._stepped_at = time.monotonic()
         if self._is_told() or self._deadline.comes_within(0.0 if after else last):
             raise Halt
-        return self._images
 
     def _is_told(self) -> bool:
         if self._asked():
@@ -80,7 +79,7 @@ class Watch:
 
     def _show(self, tally: Tally) -> None:
         processes = distributed.world_size()
-        self._images = min(tally.known * processes, self._total)
+        self.images = min(tally.known * processes, self._total)
         note, left = "", None
         if len(tally.pipelines) == 1:
             (name, pipeline), *_ = tally.pipelines.items()
@@ -90,4 +89,4 @@ class Watch:
             stages = zip(tally.stages[name], self._forecast.shares(), strict=False)
             note = " · ".join(f"{stage} {100 * share:.1f} %" for stage, share in stages)
             left = self._forecast.seconds_left()
-        self._tick(self._images, note, left)
+        self._tick(self.images, note, left)

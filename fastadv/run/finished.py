@@ -93,6 +93,31 @@ def evaluate_run(
     ``console`` shows the progress.
     """
     config, data, model = load_run(path, which)
+    folder = RunFolder.open(path)
+    return evaluate_loaded(
+        (config, data, model), folder, f"{which} weights", attacks,
+        eps=eps, alpha=alpha, limit=limit, seed=seed, console=console,
+        time_limit=time_limit, save_examples=save_examples,
+    )  # fmt: skip
+
+
+def evaluate_loaded(
+    loaded: tuple[RunConfig, Source, nn.Module],
+    folder: RunFolder,
+    which: str,
+    attacks: str,
+    *,
+    eps: str | None = None,
+    alpha: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    time_limit: float | None = None,
+    save_examples: bool = False,
+    console: Console | None = None,
+) -> EvalScores:
+    """``evaluate_run`` of what was ``loaded``, whose weights are called ``which``; the results are
+    kept in ``folder``."""
+    config, data, model = loaded
     device = choose_device(config.device)
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, not {limit}.")
@@ -103,8 +128,7 @@ def evaluate_run(
     step: float | str | None = alpha
     if alpha is None and eps is None:
         step = config.eval_alpha
-    records, which = EvalRecords(RunFolder.open(path)), f"{which} weights"
-    job = EvalJob(config, data, device, records, which, TESTED, lasting=True)
+    job = EvalJob(config, data, device, EvalRecords(folder), which, TESTED, lasting=True)
     job.console = console or job.console
     job.saves_examples, job.deadline = save_examples, Deadline(time_limit)
     with reproducible(config.deterministic), tf32(config.tf32):

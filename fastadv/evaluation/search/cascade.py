@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastadv.evaluation.search.engine import KEPT, Engine, Record, waiting
+from fastadv.evaluation.search.engine import KEPT, Engine, waiting
+from fastadv.evaluation.search.fixed import FixedEngine
 from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.search.rows import Rows, chosen, count
 from fastadv.evaluation.search.search import Images, Search
@@ -17,7 +19,6 @@ PASSED = "passed"
 FOOLED_BY = "fooled_by"
 """Number of the search that fooled the network, from 1; 0: it was wrong without an attack; -1: no
 search has."""
-
 
 Ended = Callable[[Rows], None]
 """Takes rows for which a search, or a run of it, has ended, as soon as it has."""
@@ -37,12 +38,20 @@ def entering(images: Images, place: Tensor, *, targeted: bool) -> Rows:
     }
 
 
+class Stage(NamedTuple):
+    """One search of a cascade; ``exact``: in the network's own precision, whatever that of the
+    others; ``name``: with its numbers."""
+
+    search: Search
+    exact: bool = False
+    name: str = ""
+
+
 def run(
-    searches: Sequence[Search],
+    stages: Sequence[Stage],
     source: Iterator[Rows],
     passes: Passes,
     slots: int,
-    record: Callable[[Search], Record | None] = lambda search: None,
     ended: Ended = lambda rows: None,
     engines: list[Engine] | None = None,
 ) -> Iterator[Rows]:
@@ -55,15 +64,22 @@ def run(
     images.
     """
     stream = source
-    for number, search in enumerate(searches, 1):
-        engine = Engine(search, passes, slots, record(search))
+    for number, stage in enumerate(stages, 1):
+        engine = _engine(stage, passes, slots)
         if engines is not None:
             engines.append(engine)
-        stream = _stage(number, engine, stream, ended)
+        stream = _survivors(number, engine, stream, ended)
     return stream
 
 
-def _stage(number: int, engine: Engine, source: Iterator[Rows], ended: Ended) -> Iterator[Rows]:
+def _engine(stage: Stage, passes: Passes, slots: int) -> Engine:
+    network = passes.network
+    if network.syncs_are_free and not network.runner.compiles:
+        return Engine(stage.search, passes, slots, exact=stage.exact)
+    return FixedEngine(stage.search, passes, slots, exact=stage.exact)
+
+
+def _survivors(number: int, engine: Engine, source: Iterator[Rows], ended: Ended) -> Iterator[Rows]:
     """The rows of ``source``; those that are not fooled and have not passed this stage yet, after
     the search of ``engine``."""
     others: list[Rows] = []
@@ -112,18 +128,15 @@ class Pipeline:
 
     def __init__(
         self,
-        searches: Sequence[Search],
+        stages: Sequence[Stage],
         passes: Passes,
         slots: int,
-        record: Callable[[Search], Record | None] = lambda search: None,
         ended: Ended = lambda rows: None,
     ) -> None:
         self._waits: list[Rows] = []
         self._ended = False
         self.engines: list[Engine] = []
-        self._results = run(
-            searches, self._source(), passes, slots, record, ended, engines=self.engines
-        )
+        self._results = run(stages, self._source(), passes, slots, ended, self.engines)
 
     def feed(self, rows: Rows) -> Iterator[Rows]:
         """The results that come with ``rows`` (of ``entering``): full batches are searched, the
