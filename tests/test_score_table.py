@@ -72,8 +72,9 @@ def test_the_table_of_the_terminal() -> None:
         ["trades (1 seed)", "52.31 (51.3-53.3)", "44.45 (43.5-45.4)", "7.86"],
     ]
     assert "10,000 images" in text
-    assert "standard deviation over seeds" in text
-    assert "95 % interval" in " ".join(text.split())
+    assert score_table.meaning(table(SEEDS, SINGLE)) == (
+        "after ± the standard deviation over seeds, in brackets the 95 % interval"
+    )
 
 
 def test_one_run_needs_no_column_for_its_method() -> None:
@@ -115,8 +116,8 @@ def test_markdown() -> None:
         "52.31 (51.3-53.3)", "44.45 (43.5-45.4)", "7.86",
     ]  # fmt: skip
     assert lines[5] == (
-        f"Test accuracy, % of 10,000 images, {SAID}; ± standard deviation over seeds, "
-        "(95 % interval)."
+        f"Test accuracy, % of 10,000 images, {SAID}; after ± the standard deviation over "
+        "seeds, in brackets the 95 % interval."
     )
 
 

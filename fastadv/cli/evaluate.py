@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
+import rich.console
 import typer
 from rich.markup import escape
 
@@ -13,30 +14,40 @@ from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
 
 if TYPE_CHECKING:
-    from fastadv.run.eval_pass import EvalScores
+    from fastadv.run.several import ScoreTable
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(help="a run folder")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="run folders; seeds of a method form one row"),
+    ],
     attacks: Annotated[
         str, typer.Option(help="clean, fgsm, pgd-20, pgd-50-10, cw, autoattack, ... with commas")
     ] = "clean,fgsm,pgd-20",
-    which: Annotated[str, typer.Option(help="best or last weights")] = "best",
+    which: Annotated[
+        str, typer.Option(help="best or last weights, or both and their difference")
+    ] = "best",
     eps: Annotated[str | None, typer.Option(help="radius, if not the run's")] = None,
     alpha: Annotated[
         str | None, typer.Option(help="step of attacks with several, in pixels [the run's, eps/4]")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="evaluate on this many images only")] = None,
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
+    format_: Annotated[
+        str, typer.Option("--format", help="table, or a paper's as markdown, latex or csv")
+    ] = "table",
     trust_code: TrustCode = False,
     plugin: Plugin = None,
 ) -> None:
-    """Test accuracy of a run's weights under attacks. Each result is kept in the run folder's
+    """Test accuracy of runs' weights under attacks. Each result is kept in the run folder's
     evaluations.jsonl; an interrupted evaluation continues from there."""
+    from fastadv.cli.score_table import require_format
     from fastadv.run.console import Console, Terminal
     from fastadv.run.eval_pass import EvaluationStopped
-    from fastadv.run.finished import evaluate_run
+    from fastadv.run.several import evaluate_runs, table_of_one
 
+    require_format(format_)
     options: dict[str, Any] = {
         "which": which,
         "eps": eps,
@@ -47,32 +58,29 @@ def evaluate(
     console = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
     with trusting(trust_code):
         try:
-            scores = evaluate_run(run, attacks, **options, console=console)
+            table = evaluate_runs(runs, attacks, **options, console=console)
         except EvaluationStopped as stopped:
-            if stopped.scores:
-                _show_scores(run, which, stopped.scores)
+            if stopped.scores and len(runs) == 1 and which != "both":
+                _show(table_of_one(runs[0], which, stopped.scores), format_)
             raise Interrupted(
                 f"Stopped under {stopped}; the same command continues from there."
             ) from None
-    _show_scores(run, which, scores)
+    _show(table, format_)
 
 
-def _show_scores(run: str, which: str, scores: EvalScores) -> None:
-    import rich.table
+def _show(table: ScoreTable, format_: str) -> None:
+    from fastadv.cli.score_table import FORMATS, meaning, terminal
 
-    from fastadv.run.console import as_interval
-
+    if format_ != "table":
+        print(FORMATS[format_](table), end="")
+        return
     out = rich.console.Console(highlight=False)
-    table = rich.table.Table(
-        title=f"{escape(printable(run))}, {which} weights: test accuracy, % of {scores.n:,} images"
-    )
-    table.add_column("attack")
-    table.add_column("accuracy", justify="right")
-    table.add_column("95 % interval", justify="right")
-    for attack, score in scores.items():
-        table.add_row(attack, f"{100 * score:.2f}", as_interval(scores.interval(attack)))
-    out.print(table)
-    said = f"{scores.said}; kept in {escape(printable(run))}/evaluations.jsonl"
-    if scores.stored:
-        said += f", evaluated before: {escape(', '.join(scores.stored))}"
+    out.print(terminal(table))
+    runs = [run for method in table.methods for run in method.runs]
+    where = "the evaluations.jsonl of each run"
+    if len(runs) == 1:
+        where = f"{escape(printable(runs[0]))}/evaluations.jsonl"
+    said = f"{table.said}; {meaning(table)}; kept in {where}"
+    if table.stored:
+        said += f", evaluated before: {escape(', '.join(table.stored))}"
     out.print(said, soft_wrap=True)

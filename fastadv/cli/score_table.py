@@ -14,14 +14,13 @@ from fastadv.errors import unknown
 from fastadv.run.several import MethodScores, Score, ScoreTable
 from fastadv.storage.printable import printable
 
-WIDTH = 80
 _DIFF = "diff"
 
 
 def terminal(table: ScoreTable) -> rich.table.Table:
     """A table of at most 80 columns: a row for each attack and method."""
     several = len(table.methods) > 1
-    found = rich.table.Table(width=None, title=_title(table))
+    found = rich.table.Table(title=_title(table))
     found.add_column("attack", no_wrap=True)
     if several:
         found.add_column("method", overflow="fold")
@@ -38,7 +37,7 @@ def terminal(table: ScoreTable) -> rich.table.Table:
 
 
 def _title(table: ScoreTable) -> str:
-    title = f"test accuracy, % of {table.n:,} images, {_meaning(table)}"
+    title = f"test accuracy, % of {table.n:,} images"
     if len(table.methods) > 1:
         return title
     method = table.methods[0]
@@ -173,16 +172,16 @@ def _name(method: MethodScores, table: ScoreTable) -> str:
     return f"{printable(method.name)} ({seeds} seed{'s' if seeds > 1 else ''})"
 
 
-def _meaning(table: ScoreTable) -> str:
-    """What follows a number."""
+def meaning(table: ScoreTable) -> str:
+    """What follows a number, in words."""
     single = any(len(method.runs) == 1 for method in table.methods)
     several = any(len(method.runs) > 1 for method in table.methods)
-    meanings = ["± standard deviation over seeds"] * several
-    return ", ".join([*meanings, *["(95 % interval)"] * single])
+    deviation = ["after ± the standard deviation over seeds"] * several
+    return ", ".join([*deviation, *["in brackets the 95 % interval"] * single])
 
 
 def _caption(table: ScoreTable) -> str:
-    return f"Test accuracy, % of {table.n:,} images, {table.said}; {_meaning(table)}."
+    return f"Test accuracy, % of {table.n:,} images, {table.said}; {meaning(table)}."
 
 
 def _in_markdown(text: str) -> str:

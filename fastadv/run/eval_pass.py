@@ -260,7 +260,7 @@ def settings_of(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings
     """What the result depends on besides the attack: another value is another evaluation.
 
     ``data`` is the digest of the run's data, as they are divided, and of the rows that are
-    evaluated; ``images`` that of the whole set they are rows of: runs of other methods and seeds
+    evaluated; ``image_set`` that of the whole set they are rows of: runs of other methods and seeds
     have the test set in common.
     """
     config, data = job.config, job.data
@@ -280,7 +280,7 @@ def settings_of(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings
         "weights": digest(state),
         "network": digest([network, facts, provenance.source(config.model)]),
         "data": digest([*content, images.rows]),
-        "images": data.content["test data"] if job.images_name == TESTED else digest(content),
+        "image_set": data.content["test data"] if job.images_name == TESTED else digest(content),
         "n": len(images),
         "batch": images.batch_size,
     }

@@ -96,15 +96,7 @@ def evaluate_runs(
         MethodScores(
             method,
             tuple(runs),
-            {
-                name: {
-                    attack: Score(
-                        tuple(found[name, run][attack] for run in runs), found[name, runs[0]].n
-                    )
-                    for attack in names
-                }
-                for name in weights
-            },
+            {name: _over([found[name, run] for run in runs], names) for name in weights},
         )
         for method, runs in methods_of(configs).items()
     ]
@@ -113,11 +105,24 @@ def evaluate_runs(
     return ScoreTable(methods, names, weights, every[0].n, every[0].said, stored)
 
 
+def table_of_one(path: str, which: str, scores: EvalScores) -> ScoreTable:
+    """The table of one run's ``scores``."""
+    attacks = list(scores)
+    method = MethodScores(path, (path,), {which: _over([scores], attacks)})
+    return ScoreTable([method], attacks, (which,), scores.n, scores.said, scores.stored)
+
+
+def _over(seeds: Sequence[EvalScores], attacks: Sequence[str]) -> dict[str, Score]:
+    return {
+        attack: Score(tuple(scores[attack] for scores in seeds), seeds[0].n) for attack in attacks
+    }
+
+
 def _require_another_network(one: str, first: EvalScores, other: str, second: EvalScores) -> None:
     """Raise ``UserError`` unless the runs ``one`` and ``other`` hold different networks that were
     evaluated on the same images."""
     names = f"{printable(one)} and {printable(other)}"
-    if first.facts["images"] != second.facts["images"] or first.n != second.n:
+    if first.facts["image_set"] != second.facts["image_set"] or first.n != second.n:
         raise UserError(
             f"{names} were evaluated on different images; evaluate them one by one, or train both "
             "on the same data set."
