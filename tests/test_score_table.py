@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,16 +74,20 @@ def test_the_table_of_the_terminal() -> None:
     ]
     assert "10,000 images" in text
     assert score_table.meaning(table(SEEDS, SINGLE)) == (
-        "after ± the standard deviation over seeds, in brackets the 95 % interval"
+        "after ± the standard deviation over seeds, with the 95 % interval"
     )
 
 
 def test_one_run_needs_no_column_for_its_method() -> None:
-    text = printed(table(method("trades", [(0.8419,), (0.5231,)], None)))
+    found = table(method("trades", [(0.8419,), (0.5231,)], None))
+    text = printed(replace(found, title="runs/trades-0, best weights"))
     assert "runs/trades-0, best weights" in " ".join(text.split())
-    assert "52.31 (51.3-53.3)" in text
+    assert re.search(r"│ pgd-20 │ 52.31 │ +51.3-53.3 │", text)
+    assert "95 % interval" in text
     assert "method" not in text
     assert "seed" not in text
+    seeds = printed(table(SEEDS))
+    assert re.search(r"│ pgd-20 │ 52.00 │ ± 2.65 │ 42.00 │ ± 1.00 │ 10.00 │", seeds)
 
 
 @pytest.mark.parametrize("count", [1, 9])
@@ -117,7 +122,7 @@ def test_markdown() -> None:
     ]  # fmt: skip
     assert lines[5] == (
         f"Test accuracy, % of 10,000 images, {SAID}; after ± the standard deviation over "
-        "seeds, in brackets the 95 % interval."
+        "seeds, with the 95 % interval."
     )
 
 

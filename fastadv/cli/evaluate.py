@@ -8,6 +8,7 @@ import rich.console
 import typer
 from rich.markup import escape
 
+from fastadv.cli import foreign_options as foreign
 from fastadv.cli.shared_options import Plugin, TrustCode
 from fastadv.errors import Interrupted
 from fastadv.storage.printable import printable
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 def evaluate(
     runs: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN...", help="run folders; seeds of a method form one row"),
-    ],
+        list[str] | None,
+        typer.Argument(metavar="RUN...", help="run folders; the seeds of a method form one row"),
+    ] = None,
     attacks: Annotated[
         str, typer.Option(help="clean, fgsm, pgd-20, pgd-50-10, cw, autoattack, ... with commas")
     ] = "clean,fgsm,pgd-20",
@@ -35,40 +36,66 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="evaluate on this many images only")] = None,
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
     format_: Annotated[
-        str, typer.Option("--format", help="table, or a paper's as markdown, latex or csv")
+        str, typer.Option("--format", help="table, or a paper's in markdown, latex or csv")
     ] = "table",
+    weights: foreign.Weights = None,
+    model: foreign.Model = None,
+    data: foreign.Data = None,
+    data_root: foreign.DataRoot = None,
+    download: foreign.Download = None,
+    image_size: foreign.ImageSize = None,
+    norm: foreign.Norm = None,
+    normalize: foreign.Normalize = None,
+    shortcut: foreign.Shortcut = None,
+    width: foreign.Width = None,
+    depth: foreign.Depth = None,
+    stem: foreign.Stem = None,
     trust_code: TrustCode = False,
     plugin: Plugin = None,
 ) -> None:
-    """Test accuracy of runs' weights under attacks. Each result is kept in the run folder's
-    evaluations.jsonl; an interrupted evaluation continues from there."""
+    """Test accuracy of runs under attacks, or of a network from elsewhere. Each result is kept in
+    the run folder's evaluations.jsonl, or beside the weights in WEIGHTS.evaluations; an interrupted
+    evaluation continues from there."""
+    runs = runs or []
+    elsewhere = foreign.foreign_request(
+        runs[0] if runs else None, which, weights, model=model, data=data,
+        data_root=data_root, download=download,
+        image_size=image_size, norm=norm, normalize=normalize, shortcut=shortcut, width=width,
+        depth=depth, stem=stem,
+    )  # fmt: skip
     from fastadv.cli.score_table import require_format
     from fastadv.run.console import Console, Terminal
     from fastadv.run.eval_pass import EvaluationStopped
-    from fastadv.run.several import evaluate_runs, table_of_one
+    from fastadv.run.foreign import evaluate_foreign, load_foreign
+    from fastadv.run.several import evaluate_runs, table_of_file, table_of_run
 
     require_format(format_)
-    options: dict[str, Any] = {
-        "which": which,
-        "eps": eps,
-        "alpha": alpha,
-        "limit": limit,
-        "seed": seed,
-    }
-    console = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
+    options: dict[str, Any] = {"eps": eps, "alpha": alpha, "limit": limit, "seed": seed}
+    options["console"] = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
+    folder = runs[0] if len(runs) == 1 else None
     with trusting(trust_code):
         try:
-            table = evaluate_runs(runs, attacks, **options, console=console)
+            if elsewhere is None:
+                table = evaluate_runs(runs, attacks, which=which, **options)
+            else:
+                found = load_foreign(*elsewhere)
+                folder = str(found.folder.path)
+                if format_ == "table":
+                    rich.console.Console(highlight=False).print(escape(found.said), soft_wrap=True)
+                table = table_of_file(elsewhere[0], evaluate_foreign(found, attacks, **options))
         except EvaluationStopped as stopped:
-            if stopped.scores and len(runs) == 1 and which != "both":
-                _show(table_of_one(runs[0], which, stopped.scores), format_)
+            if stopped.scores and elsewhere is not None:
+                _show(table_of_file(elsewhere[0], stopped.scores), folder, format_)
+            elif stopped.scores and len(runs) == 1 and which != "both":
+                _show(table_of_run(runs[0], which, stopped.scores), folder, format_)
             raise Interrupted(
                 f"Stopped under {stopped}; the same command continues from there."
             ) from None
-    _show(table, format_)
+    _show(table, folder, format_)
 
 
-def _show(table: ScoreTable, format_: str) -> None:
+def _show(table: ScoreTable, folder: str | None, format_: str) -> None:
+    """Print ``table``; ``folder`` keeps the results (None: each run its own)."""
     from fastadv.cli.score_table import FORMATS, meaning, terminal
 
     if format_ != "table":
@@ -76,11 +103,10 @@ def _show(table: ScoreTable, format_: str) -> None:
         return
     out = rich.console.Console(highlight=False)
     out.print(terminal(table))
-    runs = [run for method in table.methods for run in method.runs]
-    where = "the evaluations.jsonl of each run"
-    if len(runs) == 1:
-        where = f"{escape(printable(runs[0]))}/evaluations.jsonl"
-    said = f"{table.said}; {meaning(table)}; kept in {where}"
+    kept = "the evaluations.jsonl of each run"
+    if folder is not None:
+        kept = f"{escape(printable(folder))}/evaluations.jsonl"
+    said = f"{table.said}; {meaning(table)}; kept in {kept}"
     if table.stored:
         said += f", evaluated before: {escape(', '.join(table.stored))}"
     out.print(said, soft_wrap=True)

@@ -56,7 +56,8 @@ class MethodScores:
 @dataclass(frozen=True)
 class ScoreTable:
     """What ``evaluate_runs`` found on ``n`` images. ``which``: the weights, in their order;
-    ``said``: the threat and the precision; ``stored``: attacks with results from before."""
+    ``said``: the threat and the precision; ``stored``: attacks with results from before;
+    ``title``: what was evaluated, where that is one thing."""
 
     methods: list[MethodScores]
     attacks: list[str]
@@ -64,6 +65,7 @@ class ScoreTable:
     n: int
     said: str
     stored: list[str]
+    title: str | None = None
 
 
 def evaluate_runs(
@@ -102,14 +104,27 @@ def evaluate_runs(
     ]
     every = list(found.values())
     stored = [name for name in names if all(name in scores.stored for scores in every)]
-    return ScoreTable(methods, names, weights, every[0].n, every[0].said, stored)
+    title = None
+    if len(methods) == 1:
+        title = paths[0] if len(paths) == 1 else methods[0].name
+        title += f", {which} weights" if which != "both" else ""
+    return ScoreTable(methods, names, weights, every[0].n, every[0].said, stored, title)
 
 
-def table_of_one(path: str, which: str, scores: EvalScores) -> ScoreTable:
-    """The table of one run's ``scores``."""
+def table_of_run(path: str, which: str, scores: EvalScores) -> ScoreTable:
+    """The table of the ``scores`` of one run's weights ``which``."""
+    return _table_of_one(path, which, scores, f"{path}, {which} weights")
+
+
+def table_of_file(path: str, scores: EvalScores) -> ScoreTable:
+    """The table of the ``scores`` of the network in the file ``path``."""
+    return _table_of_one(path, "accuracy", scores, path)
+
+
+def _table_of_one(path: str, column: str, scores: EvalScores, title: str) -> ScoreTable:
     attacks = list(scores)
-    method = MethodScores(path, (path,), {which: _over([scores], attacks)})
-    return ScoreTable([method], attacks, (which,), scores.n, scores.said, scores.stored)
+    method = MethodScores(path, (path,), {column: _over([scores], attacks)})
+    return ScoreTable([method], attacks, (column,), scores.n, scores.said, scores.stored, title)
 
 
 def _over(seeds: Sequence[EvalScores], attacks: Sequence[str]) -> dict[str, Score]:
