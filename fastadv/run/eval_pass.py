@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -73,6 +73,15 @@ class EvalScores(Scores):
         self.facts: Settings = {}
         self.bounds: dict[str, tuple[float, float]] = {}
         self.known: dict[str, int] = {}
+
+    def unfinished(self, of: str) -> Iterator[str]:
+        """A sentence for each attack whose time ran out; ``of``: what was evaluated."""
+        for attack, (low, high) in self.bounds.items():
+            yield (
+                f"{of}, {attack}: the time ended with {self.known[attack]:,} of {self.n:,} "
+                f"verdicts; the accuracy is between {100 * low:.2f} and {100 * high:.2f} %, and "
+                "the same command continues."
+            )
 
 
 @dataclass
@@ -296,7 +305,7 @@ class _Pass:
         verdicts: dict[str, Verdicts] = {}
         if job.lasting:
             distributed.wait()  # all processes have written their examples
-            facts = self._settings | {"which": job.which}
+            facts = self._settings | {"images": self._settings["image_set"], "which": job.which}
             for name in self._attacks:
                 index = self._batches.rows.numpy()
                 told = found.verdicts(name, facts | {"attack": name}, index)
@@ -364,7 +373,7 @@ def settings_of(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings
     """What the result depends on besides the attack: another value is another evaluation.
 
     ``data`` is the digest of the run's data, as they are divided, and of the rows that are
-    evaluated; ``images`` that of the whole set they are rows of: runs of other methods and seeds
+    evaluated; ``image_set`` that of the whole set they are rows of: runs of other methods and seeds
     have the test set in common.
     """
     config, data = job.config, job.data
@@ -384,7 +393,7 @@ def settings_of(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings
         "weights": digest(state),
         "network": digest([network, facts, provenance.source(config.model)]),
         "data": digest([*content, images.rows]),
-        "images": data.content["test data"] if job.images_name == TESTED else digest(content),
+        "image_set": data.content["test data"] if job.images_name == TESTED else digest(content),
         "n": len(images),
         "batch": images.batch_size,
     }

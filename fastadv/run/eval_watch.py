@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from fastadv.engine.process import distributed
+from fastadv.errors import UserError
 from fastadv.evaluation.forecast import Forecast
 from fastadv.evaluation.tally import Halt, Tally
 from fastadv.run.console import Tick
@@ -17,9 +18,11 @@ ASK_EVERY = 1.0  # seconds between two questions to the other processes
 
 
 class Deadline:
-    """The moment ``minutes`` from now; None: never."""
+    """The moment ``minutes`` from now; None: never. Raises ``UserError`` for one in the past."""
 
     def __init__(self, minutes: float | None = None) -> None:
+        if minutes is not None and not minutes > 0:
+            raise UserError(f"--time-limit is in minutes and must be above 0, not {minutes:g}.")
         self._at = math.inf if minutes is None else time.monotonic() + 60 * minutes
         self.is_over = False
 

@@ -75,7 +75,7 @@ def evaluate_run(
     alpha: str | None = None,
     limit: int | None = None,
     seed: int = 0,
-    time_limit: float | None = None,
+    deadline: Deadline | None = None,
     save_examples: bool = False,
     console: Console | None = None,
 ) -> EvalScores:
@@ -87,9 +87,9 @@ def evaluate_run(
     Each attack's result is a line in the folder's evaluations.jsonl, with the verdicts on all
     images in a file of verdicts/, and is not computed again. ``save_examples`` also writes the
     adversarial examples there: a .npy file (N,C,H,W) beside the verdicts. Interrupted, it raises
-    ``EvaluationStopped`` with the finished attacks; the next call continues from there. After
-    ``time_limit`` minutes it returns what is known by then: ``bounds`` in place of the accuracies
-    that are not, and the next call continues too.
+    ``EvaluationStopped`` with the finished attacks; the next call continues from there. At the
+    ``deadline`` it returns what is known by then: ``bounds`` in place of the accuracies that are
+    not, and the next call continues too.
     ``console`` shows the progress.
     """
     config, data, model = load_run(path, which)
@@ -97,7 +97,7 @@ def evaluate_run(
     return evaluate_loaded(
         (config, data, model), folder, f"{which} weights", attacks,
         eps=eps, alpha=alpha, limit=limit, seed=seed, console=console,
-        time_limit=time_limit, save_examples=save_examples,
+        deadline=deadline, save_examples=save_examples,
     )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def evaluate_loaded(
     alpha: str | None = None,
     limit: int | None = None,
     seed: int = 0,
-    time_limit: float | None = None,
+    deadline: Deadline | None = None,
     save_examples: bool = False,
     console: Console | None = None,
 ) -> EvalScores:
@@ -121,8 +121,6 @@ def evaluate_loaded(
     device = choose_device(config.device)
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, not {limit}.")
-    if time_limit is not None and not time_limit > 0:
-        raise UserError(f"--time-limit is in minutes and must be above 0, not {time_limit:g}.")
     images = data.test.limited(limit)
     radius = config.eps if eps is None else parse_number(eps, "eps")
     step: float | str | None = alpha
@@ -130,7 +128,7 @@ def evaluate_loaded(
         step = config.eval_alpha
     job = EvalJob(config, data, device, EvalRecords(folder), which, TESTED, lasting=True)
     job.console = console or job.console
-    job.saves_examples, job.deadline = save_examples, Deadline(time_limit)
+    job.saves_examples, job.deadline = save_examples, deadline or job.deadline
     with reproducible(config.deterministic), tf32(config.tf32):
         return run_evaluation(
             model.to(device),
