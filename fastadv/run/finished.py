@@ -12,7 +12,7 @@ from fastadv.errors import UserError, unknown, warn
 from fastadv.run import provenance
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
-from fastadv.run.eval_pass import EvalJob, EvalScores, run_evaluation
+from fastadv.run.eval_pass import TESTED, EvalJob, EvalScores, run_evaluation
 from fastadv.run.eval_records import EvalRecords
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
@@ -110,7 +110,7 @@ def evaluate_loaded(
     step: float | str | None = alpha
     if alpha is None and eps is None:
         step = config.eval_alpha
-    job = EvalJob(config, data, device, EvalRecords(folder), which, "test images", lasting=True)
+    job = EvalJob(config, data, device, EvalRecords(folder), which, TESTED, lasting=True)
     job.console = console or job.console
     with reproducible(config.deterministic), tf32(config.tf32):
         return run_evaluation(
