@@ -100,8 +100,8 @@ def _named(out: Path | None, form: str | None) -> tuple[str, Path]:
     by_suffix = {entry.suffix: name for name, entry in FORMS.items()}.get(out.suffix)
     if form is not None and by_suffix not in (form, None):
         raise UserError(
-            f"{printable(out)} is the name of a {by_suffix} file, and --format says {form}; omit "
-            "one of the two."
+            f"{printable(out)} says by its name that it is {by_suffix}, and --format says {form}: "
+            "omit one of the two."
         )
     found = form or by_suffix
     if found is None:
