@@ -50,10 +50,10 @@ def export_run(path: str, out: Path | None, which: str = "best", form: str | Non
     on test images are compared with the network's. Raises ``UserError`` if they differ by more
     than ``LARGEST_DIFFERENCE``, for a file that exists and for a network that has no such form.
     """
-    form, out = _named(out, form)
     names = {file.name for file in RunFolder(Path(path)).files()}
-    if out.name in names and os.path.realpath(out.parent) == os.path.realpath(path):
+    if out and out.name in names and os.path.realpath(out.parent) == os.path.realpath(path):
         raise UserError(f"{printable(out)} is a file of the run itself: choose another --out.")
+    form, out = _named(out, form)
     if os.path.lexists(out):
         raise UserError(f"{printable(out)} exists: choose another --out, or remove it.")
     if not out.parent.is_dir():
