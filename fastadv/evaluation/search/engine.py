@@ -86,8 +86,12 @@ class Engine:
         in the order in which they end. Rows without images mean that ``source`` has none now."""
         state: State = {}
         ended = False
+        phase = 0
         while True:
-            while not ended and count(state) + self.waits.count < self.slots:
+            in_use = count(state)
+            if in_use == 0:
+                phase = 0
+            while phase == 0 and not ended and in_use + self.waits.count < self.slots:
                 rows = next(source, None)
                 if rows is None:
                     ended = True
@@ -95,12 +99,13 @@ class Engine:
                     self.waits.put(rows)
                 else:
                     yield {}
-            in_use = count(state)
-            if self.waits.count and (in_use == 0 or in_use <= self.slots * ENTER_BELOW or ended):
+            enters = in_use == 0 or in_use <= self.slots * ENTER_BELOW or ended
+            if phase == 0 and self.waits.count and enters:
                 state = joined([state, self._entered(self.waits.take(self.slots - in_use))])
             if not count(state):
                 return
             state, results = self._step(state)
+            phase = (phase + 1) % len(self.search.phases)
             if count(results):
                 yield results
 
