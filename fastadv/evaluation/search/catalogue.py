@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from fastadv.evaluation.search.apgd import ApgdCe, ApgdDlr, ApgdT
+from fastadv.evaluation.search.pma import Pma
 from fastadv.evaluation.search.search import Search
 
-SEARCHES: dict[str, type[Search]] = {search.name: search for search in (ApgdCe, ApgdDlr, ApgdT)}
+SEARCHES: dict[str, type[Search]] = {
+    search.name: search for search in (ApgdCe, ApgdDlr, ApgdT, Pma)
+}
 
 CASCADES = {
     "autoattack": "apgd-ce+apgd-t+fab-t+square",
