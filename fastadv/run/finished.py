@@ -1,13 +1,7 @@
-"""Read a finished run: evaluate its weights, or write them out."""
+"""Read a finished run, and evaluate its weights."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import save
 from torch import nn
 
 from fastadv.declared import parse_number
@@ -15,7 +9,6 @@ from fastadv.engine.model.precision import tf32
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError, unknown, warn
-from fastadv.models import VARIANTS
 from fastadv.run import provenance
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
@@ -26,7 +19,7 @@ from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
 from fastadv.run.session import data_facts, make_model
 from fastadv.run.source import Source, open_source
-from fastadv.storage import checkpoint, files
+from fastadv.storage import checkpoint
 from fastadv.storage.printable import printable
 
 WEIGHTS = ("best", "last")
@@ -139,29 +132,3 @@ def evaluate_loaded(
             alpha=step,
             seed=seed,
         )
-
-
-def export_run(path: str, out: Path, which: str = "best") -> None:
-    """Write a run's weights as a safetensors file, with the settings that rebuild its network."""
-    names = {file.name for file in RunFolder(Path(path)).files()}
-    if out.name in names and os.path.realpath(out.parent) == os.path.realpath(path):
-        raise UserError(f"{printable(out)} is a file of the run itself: choose another --out.")
-    config, data, model = load_run(path, which)
-    facts = {
-        "method": config.method,
-        "model": config.model,
-        "width": str(config.width),
-        "depth": str(config.depth),
-        **{name: str(getattr(config, name)) for name in VARIANTS},
-        "normalize": str(config.normalize),
-        "dropout": str(config.dropout),
-        "in_channels": str(data.channels),
-        "num_classes": str(data.num_classes),
-        "torch": torch.__version__,
-    }
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    try:
-        with files.replaced(out) as file:  # a link in its place is not written through
-            file.write(save(tensors, metadata=facts))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"Cannot write {printable(out)}: {error}.") from None
