@@ -101,17 +101,20 @@ class Tally:
         self.commit()
         self.format = _memory_format(net.model)
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Attack one batch: the images that follow the ``images`` before it. Attacks whose verdicts
-        are all known are left out."""
-        places = range(self.images, self.images + len(x))
-        specs = {
+    def lacks(self, count: int) -> dict[str, AttackSpec]:
+        """The attacks for which verdicts on the next ``count`` images are missing."""
+        places = range(self.images, self.images + count)
+        return {
             name: spec
             for name, spec in self.specs.items()
             if not self.ledgers[name].is_known(places).all()
         }
-        if not specs:
-            return
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Attack one batch: the images that follow the ``images`` before it. Attacks whose verdicts
+        are all known are left out."""
+        specs = self.lacks(len(x))
+        places = range(self.images, self.images + len(x))
         device = self.net.device
         x = inputs.plain(x).to(device, non_blocking=True)
         if x.dim() == 4:
