@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, methods, doctor, export."""
+"""The command line: train, evaluate, compare, methods, doctor, export."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import rich.console
 import typer
 from rich.markup import escape
 
+from fastadv.cli.compare import compare
 from fastadv.cli.evaluate import evaluate
 from fastadv.cli.misspelt import misspelt
 from fastadv.cli.shared_options import Plugin, TrustCode
@@ -211,6 +212,7 @@ def application(command: str) -> typer.Typer:
     )
     app.command("train", help=_train.__doc__)(_train_command() if command == "train" else _later)
     app.command()(evaluate)
+    app.command()(compare)
     app.command()(methods)
     app.command()(doctor)
     app.command()(export)

@@ -14,6 +14,7 @@ from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
 from fastadv.run.eval_pass import TESTED, EvalJob, EvalScores, run_evaluation
 from fastadv.run.eval_records import EvalRecords
+from fastadv.run.eval_watch import Deadline
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
 from fastadv.run.session import data_facts, make_model
@@ -67,6 +68,8 @@ def evaluate_run(
     alpha: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    deadline: Deadline | None = None,
+    save_examples: bool = False,
     console: Console | None = None,
 ) -> EvalScores:
     """Test accuracy in [0,1] by attack; ``eps`` is the run's unless given, and so is the step
@@ -74,9 +77,12 @@ def evaluate_run(
     images are evaluated, or ``limit`` of them, each class in proportion; the run's own
     ``--test-limit`` is ignored.
 
-    Each attack's result is a line in the folder's evaluations.jsonl and is not computed again.
-    Interrupted, it raises ``EvaluationStopped`` with the finished attacks; the next call continues
-    from there.
+    Each attack's result is a line in the folder's evaluations.jsonl, with the verdicts on all
+    images in a file of verdicts/, and is not computed again. ``save_examples`` also writes the
+    adversarial examples there: a .npy file (N,C,H,W) beside the verdicts. Interrupted, it raises
+    ``EvaluationStopped`` with the finished attacks; the next call continues from there. At the
+    ``deadline`` it returns what is known by then: ``bounds`` in place of the accuracies that are
+    not, and the next call continues too.
     ``console`` shows the progress.
     """
     config, data, model = load_run(path, which)
@@ -84,6 +90,7 @@ def evaluate_run(
     return evaluate_loaded(
         (config, data, model), folder, f"{which} weights", attacks,
         eps=eps, alpha=alpha, limit=limit, seed=seed, console=console,
+        deadline=deadline, save_examples=save_examples,
     )  # fmt: skip
 
 
@@ -97,6 +104,8 @@ def evaluate_loaded(
     alpha: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    deadline: Deadline | None = None,
+    save_examples: bool = False,
     console: Console | None = None,
 ) -> EvalScores:
     """``evaluate_run`` of what was ``loaded``, whose weights are called ``which``; the results are
@@ -112,6 +121,7 @@ def evaluate_loaded(
         step = config.eval_alpha
     job = EvalJob(config, data, device, EvalRecords(folder), which, TESTED, lasting=True)
     job.console = console or job.console
+    job.saves_examples, job.deadline = save_examples, deadline or job.deadline
     with reproducible(config.deterministic), tf32(config.tf32):
         return run_evaluation(
             model.to(device),
