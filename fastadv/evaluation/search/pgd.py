@@ -18,15 +18,14 @@ class Pgd(Search):
     """``steps`` steps of size ``alpha`` (``Threat.pgd_alpha``) from each of ``segments`` random
     points of the ball, upward on an objective.
 
-    The last point of a run counts and no other, and images are attacked that are wrong without an
-    attack, too: so are the tables of MEM, TRADES and APART. ``objective`` is a key of
+    The last point of a run counts and no other, as in the tables of MEM, TRADES and APART.
+    ``objective`` is a key of
     ``losses.OBJECTIVES``, "ce" by default, or "kl": KL(f(x) || f(x')).
     """
 
     name: ClassVar[str] = "pgd"
     default_steps: ClassVar[int] = 10
     options: ClassVar[tuple[str, ...]] = ("alpha", "objective")
-    spares: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -67,7 +67,6 @@ class Search(ABC):
     all images of a batch are in the same one."""
     takes_targets: ClassVar[bool] = True  # False: no targeted threat
     options: ClassVar[tuple[str, ...]] = ()  # further ones of ``fastadv.attack``
-    spares: ClassVar[bool] = True  # False: images that are wrong already are attacked, too
     least_classes: ClassVar[int] = 2
 
     def __init__(
