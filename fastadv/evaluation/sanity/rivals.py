@@ -60,10 +60,10 @@ def transfer(trial: Trial) -> Finding:
     left = trial.left()
     if trial.other is None:
         fooled = Substitute(trial).fooled()[left]
-        by = "adversarial images of a small network that learned its answers fool it on"
+        by = "transferred from a small network that learned the answers, adversarial images fool"
     else:
         fooled = ~trial.attacked(TRANSFER, 0, rows=left, model=trial.other).right
-        by = "adversarial images of the other network fool it on"
+        by = "transferred from the other network, adversarial images fool"
     return _missed(trial, "transfer", by, fooled)
 
 
@@ -71,7 +71,7 @@ def _missed(trial: Trial, check: str, by: str, fooled: Tensor) -> Finding:
     """``fooled`` (m,) bool: of the images that stand against the gradient."""
     count, n = int(fooled.sum()), len(trial)
     passed = not is_above(count, n, MISSED)
-    sentence = f"of {n} images {by} {count} that resist all gradient attacks ({interval(count, n)})"
+    sentence = f"of {n} images, {by} {count} that resist all gradient attacks ({interval(count, n)})"
     if not passed:
         sentence += "; it should not find what they do not, so the gradient is masked"
     numbers = {"only": count, "standing": int(trial.standing.sum()), "of": n}
