@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastadv.evaluation.search.engine import KEPT, Engine, Record, waiting
+from fastadv.evaluation.search.engine import KEPT, Engine, waiting
+from fastadv.evaluation.search.fixed import FixedEngine
 from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.search.rows import Rows, chosen, count
 from fastadv.evaluation.search.search import Images, Search
@@ -33,12 +35,19 @@ def entering(images: Images, place: Tensor, *, targeted: bool, passed: int = 0) 
     }
 
 
+class Stage(NamedTuple):
+    """One search of a cascade; ``exact``: in the network's own precision, whatever that of the
+    others."""
+
+    search: Search
+    exact: bool = False
+
+
 def run(
-    searches: Sequence[Search],
+    stages: Sequence[Stage],
     source: Iterator[Rows],
     passes: Passes,
     slots: int,
-    record: Callable[[Search], Record | None] = lambda search: None,
 ) -> Iterator[Rows]:
     """The rows of ``source`` (of ``entering``) with their verdicts, a few at a time.
 
@@ -47,21 +56,21 @@ def run(
     images.
     """
     stream = source
-    for number, search in enumerate(searches, 1):
-        stream = _stage(number, search, stream, passes, slots, record(search))
+    for number, stage in enumerate(stages, 1):
+        stream = _survivors(number, _engine(stage, passes, slots), stream)
     return stream
 
 
-def _stage(
-    number: int,
-    search: Search,
-    source: Iterator[Rows],
-    passes: Passes,
-    slots: int,
-    record: Record | None,
-) -> Iterator[Rows]:
+def _engine(stage: Stage, passes: Passes, slots: int) -> Engine:
+    network = passes.network
+    if network.syncs_are_free and not network.runner.compiles:
+        return Engine(stage.search, passes, slots, exact=stage.exact)
+    return FixedEngine(stage.search, passes, slots, exact=stage.exact)
+
+
+def _survivors(number: int, engine: Engine, source: Iterator[Rows]) -> Iterator[Rows]:
     """The rows of ``source``; those that are not fooled and have not passed this stage yet, after
-    ``search``."""
+    the search of ``engine``."""
     others: list[Rows] = []
 
     def candidates() -> Iterator[Rows]:
@@ -77,7 +86,7 @@ def _stage(
                 entered["segment"] = torch.zeros_like(entered["segment"])
                 yield {name: entered[name] for name in KEPT}
 
-    for rows in Engine(search, passes, slots, record).run(candidates()):
+    for rows in engine.run(candidates()):
         yield from _drained(others)
         if not count(rows):
             yield rows
@@ -98,16 +107,10 @@ def _drained(others: list[Rows]) -> Iterator[Rows]:
 class Pipeline:
     """A cascade that is given its images batch by batch, and gives results as they fall."""
 
-    def __init__(
-        self,
-        searches: Sequence[Search],
-        passes: Passes,
-        slots: int,
-        record: Callable[[Search], Record | None] = lambda search: None,
-    ) -> None:
+    def __init__(self, stages: Sequence[Stage], passes: Passes, slots: int) -> None:
         self._waits: list[Rows] = []
         self._ended = False
-        self._results = run(searches, self._source(), passes, slots, record)
+        self._results = run(stages, self._source(), passes, slots)
 
     def feed(self, rows: Rows) -> Iterator[Rows]:
         """The results that come with ``rows`` (of ``entering``): full batches are searched, the
