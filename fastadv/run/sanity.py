@@ -1,10 +1,11 @@
-"""Sanity of a finished run's robustness, kept with its evaluations."""
+"""Sanity of a network's robustness, kept with its evaluations."""
 
 from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable
+
+from torch import nn
 
 from fastadv.declared import parse_number
 from fastadv.engine.model.precision import shown, tf32
@@ -13,60 +14,64 @@ from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
 from fastadv.evaluation.sanity.claim import IMAGES, sanity
 from fastadv.evaluation.sanity.finding import Report
+from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
 from fastadv.run.eval_pass import EvalJob, settings_of
 from fastadv.run.eval_records import EvalRecords
-from fastadv.run.finished import load_run
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import load_model
+from fastadv.run.source import Source
 
 ATTACK = "sanity"
+"""What stands for the attack in the record."""
 
 
-def check_run(
-    path: str,
+def check_loaded(
+    loaded: tuple[RunConfig, Source, nn.Module],
+    folder: RunFolder,
+    which: str,
     *,
-    which: str = "best",
     eps: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     other: str | None = None,
-    console: Console | None = None,
+    console: Console,
 ) -> Report:
-    """``fastadv.sanity`` of the run in ``path`` on ``limit`` (200) of its test images, each class in
-    proportion; ``eps`` is the run's unless given, and ``other`` a run whose best network is that of
-    the transferred images.
+    """``fastadv.sanity`` of what was ``loaded``, whose weights are called ``which``, on ``limit``
+    (200) test images, each class in proportion.
 
-    The report is a line in the folder's evaluations.jsonl. ``console`` shows the cost and progress.
+    ``eps`` is the configuration's unless given; ``other`` is a run whose best network gives the
+    transferred images. The report is a line in the evaluations.jsonl of ``folder``. ``console``
+    shows the cost and the progress.
     """
+    config, data, model = loaded
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, not {limit}.")
-    config, data, model = load_run(path, which)
     device = choose_device(config.device)
+    model = model.to(device)
     images = data.test.limited(IMAGES if limit is None else limit)
     radius = config.eps if eps is None else parse_number(eps, "eps")
+    precision = shown(None, model, device)
     another = None
     if other is not None:
         another = load_model(other, data.num_classes, data.channels).to(device)
-    records = EvalRecords(RunFolder.open(path))
-    job = EvalJob(config, data, device, records, f"{which} weights", "test images", lasting=True)
-    job.console = console or job.console
+    records = EvalRecords(folder)
+    job = EvalJob(config, data, device, records, which, "test images", lasting=True)
     began = time.monotonic()
-    title = f"checking the sanity of {job.which}: {config.norm} eps {radius:.4g}"
-    model = model.to(device)
+    title = f"{which}, {config.norm} eps {radius:.4g}, {precision}"
     with reproducible(config.deterministic), tf32(config.tf32):
-        with job.console.evaluating(title, "passes", 0, 1) as tick:
+        with console.checking(title) as (say, tick):
             report = sanity(
                 model, images, eps=radius, norm=config.norm, limit=len(images), other=another,
-                seed=seed, device=device, say=job.console.say, progress=tick,
+                seed=seed, device=device, say=say, progress=tick,
             )  # fmt: skip
         settings = settings_of(model, images, job)
     records.add(
         {
-            "which": job.which,
+            "which": which,
             "attack": ATTACK,
             **settings,
-            "precision": shown(None, model, device),
+            "precision": precision,
             "eps": radius,
             "norm": config.norm,
             "seed": seed,

@@ -153,6 +153,6 @@ def logits_of(
     found = []
     with Passes(net) as passes:
         for first in range(0, len(x), batch):
-            found.append(passes.exact(x[first : first + batch]))
+            found.append(passes.logits(x[first : first + batch]))
             spend(len(found[-1]))
     return torch.cat(found)
