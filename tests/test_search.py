@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -53,8 +52,8 @@ def problem() -> tuple[Counted, Images]:
     return model, Images(x, y, torch.arange(COUNT) * 7, logits)
 
 
-def entering(images: Images, **settings: Any) -> Rows:
-    return cascade.entering(images, torch.arange(COUNT), targeted=False, **settings)
+def entering(images: Images) -> Rows:
+    return cascade.entering(images, torch.arange(COUNT), targeted=False)
 
 
 def passes_of(model: nn.Module, fast: nn.Module | None = None) -> Passes:
@@ -70,6 +69,10 @@ def in_order(parts: Iterator[Rows]) -> Rows:
     order = rows["place"].argsort()
     assert rows["place"][order].tolist() == list(range(COUNT))
     return {name: values[order] for name, values in rows.items()}
+
+
+def ignored(rows: Rows) -> None:
+    """For what a cascade tells as searches end."""
 
 
 def stages(threat: Threat | None = None) -> list[Stage]:
@@ -179,7 +182,7 @@ def test_a_batch_of_fixed_size_gives_the_same(alone: Rows, slots: int) -> None:
         stream: Iterator[Rows] = iter([entering(images)])
         for number, stage in enumerate(stages(), 1):
             engine = FixedEngine(stage.search, passes, slots)
-            stream = cascade._survivors(number, engine, stream)
+            stream = cascade._survivors(number, engine, stream, ignored)
         model.sizes.clear()
         found = in_order(stream)
     assert_same(found, alone)
@@ -203,7 +206,7 @@ def test_an_example_counts_only_if_the_network_s_own_precision_confirms_it(fixed
         search = ApgdCe(Threat("linf", EPS), 5, 1, STEPS)
         engine = FixedEngine(search, passes, 6) if fixed else Engine(search, passes, 6)
         right = entering(images)
-        found = in_order(cascade._survivors(1, engine, iter([right])))
+        found = in_order(cascade._survivors(1, engine, iter([right]), ignored))
     with torch.no_grad():
         wrong = model(found["found"]).argmax(1) != images.y
     assert torch.equal(wrong & found["fooled"], found["fooled"])

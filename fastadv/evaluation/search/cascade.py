@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,14 +20,17 @@ FOOLED_BY = "fooled_by"
 """Number of the search that fooled the network, from 1; 0: it was wrong without an attack; -1: no
 search has."""
 
+Ended = Callable[[Rows], None]
+"""Takes rows for which a search has ended, as soon as it has."""
 
-def entering(images: Images, place: Tensor, *, targeted: bool, passed: int = 0) -> Rows:
-    """``images``, numbers ``place`` (n,) of all, as rows for ``run``; ``passed`` searches they have
-    survived. An image that the network already gets wrong needs no search."""
+
+def entering(images: Images, place: Tensor, *, targeted: bool) -> Rows:
+    """``images``, numbers ``place`` (n,) of all, as rows for ``run``. An image that the network
+    already gets wrong needs no search."""
     rows = waiting(images, place, targeted=targeted)
     right = images.logits.argmax(1) == images.y
     fooled = right if targeted else ~right
-    done = torch.full_like(images.index, passed)
+    done = torch.zeros_like(images.index)
     return rows | {
         "fooled": fooled,
         PASSED: done,
@@ -48,8 +51,12 @@ def run(
     source: Iterator[Rows],
     passes: Passes,
     slots: int,
+    ended: Ended = lambda rows: None,
+    engines: list[Engine] | None = None,
 ) -> Iterator[Rows]:
     """The rows of ``source`` (of ``entering``) with their verdicts, a few at a time.
+    A row that has ``passed`` k searches enters the next one. ``engines`` is given the engine of
+    each search.
 
     Each search draws its images from the one before. All are at work at the same time, but only as
     far as the last one needs: memory is that of a batch for each search, whatever the number of
@@ -57,7 +64,10 @@ def run(
     """
     stream = source
     for number, stage in enumerate(stages, 1):
-        stream = _survivors(number, _engine(stage, passes, slots), stream)
+        engine = _engine(stage, passes, slots)
+        if engines is not None:
+            engines.append(engine)
+        stream = _survivors(number, engine, stream, ended)
     return stream
 
 
@@ -68,7 +78,7 @@ def _engine(stage: Stage, passes: Passes, slots: int) -> Engine:
     return FixedEngine(stage.search, passes, slots, exact=stage.exact)
 
 
-def _survivors(number: int, engine: Engine, source: Iterator[Rows]) -> Iterator[Rows]:
+def _survivors(number: int, engine: Engine, source: Iterator[Rows], ended: Ended) -> Iterator[Rows]:
     """The rows of ``source``; those that are not fooled and have not passed this stage yet, after
     the search of ``engine``."""
     others: list[Rows] = []
@@ -92,10 +102,12 @@ def _survivors(number: int, engine: Engine, source: Iterator[Rows]) -> Iterator[
             yield rows
         else:
             fooled = rows["fooled"]
-            yield rows | {
+            rows = rows | {
                 PASSED: torch.full_like(rows["index"], number),
                 FOOLED_BY: torch.where(fooled, number, torch.full_like(rows["index"], -1)),
             }
+            ended(rows)
+            yield rows
     yield from _drained(others)
 
 
@@ -107,10 +119,17 @@ def _drained(others: list[Rows]) -> Iterator[Rows]:
 class Pipeline:
     """A cascade that is given its images batch by batch, and gives results as they fall."""
 
-    def __init__(self, stages: Sequence[Stage], passes: Passes, slots: int) -> None:
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        passes: Passes,
+        slots: int,
+        ended: Ended = lambda rows: None,
+    ) -> None:
         self._waits: list[Rows] = []
         self._ended = False
-        self._results = run(stages, self._source(), passes, slots)
+        self.engines: list[Engine] = []
+        self._results = run(stages, self._source(), passes, slots, ended, self.engines)
 
     def feed(self, rows: Rows) -> Iterator[Rows]:
         """The results that come with ``rows`` (of ``entering``): full batches are searched, the

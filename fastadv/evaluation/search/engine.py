@@ -11,6 +11,7 @@ next step needs no gradient get a forward pass alone. ``fixed.py`` is for device
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import torch
@@ -73,6 +74,8 @@ class Engine:
         self.search, self.passes, self.slots, self.exact = search, passes, slots, exact
         self.waits = Buffer()
         self._ended = False
+        self.seen = 0  # points at which the network was evaluated
+        self.seconds = 0.0  # that the steps took
 
     def run(self, source: Iterator[Rows]) -> Iterator[Rows]:
         """The rows of ``source`` (as ``waiting`` makes them) with their results, a few at a time,
@@ -85,7 +88,11 @@ class Engine:
                 state = joined([state, self._entered(self.waits.take(self.slots - in_use))])
             if not count(state):
                 return
+            self.passes.between()
+            began = time.monotonic()
+            self.seen += count(state)
             state, results = self._step(state)
+            self.seconds += time.monotonic() - began
             if count(results):
                 yield results
 

@@ -7,6 +7,7 @@ its slot goes on, and what was found stays.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -89,10 +90,14 @@ class FixedEngine(Engine):
         if flags.is_cuda:
             event = torch.cuda.Event()
             event.record()
+        began = time.monotonic()
         for _ in range(LOOK_EVERY):
+            self.passes.between()
+            self.seen += sum(self._taken)
             self._advance()
         if event is not None:
             event.synchronize()
+        self.seconds += time.monotonic() - began
         found: list[list[bool]] = copy.tolist()
         return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -27,7 +27,8 @@ class Passes:
     (None: ``network`` does). Within ``with passes:`` the network is in eval mode and frozen.
     ``forwards`` and ``backwards`` are numbers of images, of all passes so far. ``repeats`` passes
     are averaged into each gradient (a network with noise; EOT, Athalye et al., 2018). On a device
-    ``recorder`` records steps as CUDA graphs; None: they are called.
+    ``recorder`` records steps as CUDA graphs; None: they are called. ``between`` is called before
+    every step of a search, and may raise to end it.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Passes:
         self.repeats = repeats
         self.recorder = recorder
         self.forwards = self.backwards = 0
+        self.between: Callable[[], None] = lambda: None
         self._inside: ExitStack | None = None
         self._current: Network | None = None
 
@@ -52,7 +54,7 @@ class Passes:
 
     def prepare(self, x: Tensor) -> None:
         """Look at the network with a few images ``x`` (B,C,H,W): which of its BatchNorms can be
-        folded, and whether its passes can be recorded."""
+        folded, and whether its passes can be recorded. Then as ``own``."""
         if self.network.looks:
             return
         self._leave()
