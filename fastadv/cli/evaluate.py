@@ -9,8 +9,9 @@ import typer
 from rich.markup import escape
 
 from fastadv.cli import foreign_options as foreign
+from fastadv.cli.sanity import Other, Sanity, check, require_own_attacks
 from fastadv.cli.shared_options import Plugin, TrustCode
-from fastadv.errors import Interrupted
+from fastadv.errors import Interrupted, UserError
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
 
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
     from fastadv.run.eval_pass import EvalScores
 
 
+ATTACKS = "clean,fgsm,pgd-20"
+
+
 def evaluate(
     run: Annotated[str | None, typer.Argument(help="a run folder")] = None,
     attacks: Annotated[
         str, typer.Option(help="clean, fgsm, pgd-20, pgd-50-10, cw, autoattack, ... with commas")
-    ] = "clean,fgsm,pgd-20",
+    ] = ATTACKS,
     which: Annotated[str, typer.Option(help="best or last weights")] = "best",
     eps: Annotated[str | None, typer.Option(help="radius, if not the run's")] = None,
     alpha: Annotated[
@@ -30,6 +34,8 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="evaluate on this many images only")] = None,
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
+    sanity: Sanity = False,
+    other: Other = None,
     weights: foreign.Weights = None,
     model: foreign.Model = None,
     data: foreign.Data = None,
@@ -53,6 +59,14 @@ def evaluate(
         image_size=image_size, norm=norm, normalize=normalize, shortcut=shortcut, width=width,
         depth=depth, stem=stem,
     )  # fmt: skip
+    if sanity:
+        require_own_attacks(attacks != ATTACKS, alpha)
+        with trusting(trust_code):
+            runs = [] if run is None else [run]
+            code = check(runs, elsewhere, which, eps=eps, limit=limit, seed=seed, other=other)
+        raise typer.Exit(code)
+    if other is not None:
+        raise UserError("--other is for --sanity: add it, or omit --other.")
     from fastadv.run.console import Console, Terminal
     from fastadv.run.eval_pass import EvaluationStopped
     from fastadv.run.finished import evaluate_run

@@ -18,9 +18,18 @@ class Finding:
     sentence: str
     numbers: Mapping[str, Any]
 
+    @property
+    def word(self) -> str:
+        """The outcome in one word."""
+        return "skipped" if self.passed is None else "passed" if self.passed else "FAILED"
+
+    @property
+    def text(self) -> str:
+        """The name of the check, and its sentence."""
+        return f"{self.check}: {self.sentence}"
+
     def __str__(self) -> str:
-        word = "skipped" if self.passed is None else "passed" if self.passed else "FAILED"
-        return f"{word:7} {self.check}: {self.sentence}"
+        return f"{self.word:7} {self.text}"
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,9 @@ def _missed(trial: Trial, check: str, by: str, fooled: Tensor) -> Finding:
     """``fooled`` (m,) bool: of the images that stand against the gradient."""
     count, n = int(fooled.sum()), len(trial)
     passed = not is_above(count, n, MISSED)
-    sentence = f"of {n} images, {by} {count} that resist all gradient attacks ({interval(count, n)})"
+    sentence = (
+        f"of {n} images, {by} {count} that resist all gradient attacks ({interval(count, n)})"
+    )
     if not passed:
         sentence += "; it should not find what they do not, so the gradient is masked"
     numbers = {"only": count, "standing": int(trial.standing.sum()), "of": n}

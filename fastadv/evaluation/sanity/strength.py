@@ -18,7 +18,7 @@ from fastadv.threat.values import widest_range
 LONGEST = "pgd-50"
 STEPS = ("fgsm", "pgd-10", LONGEST)
 WIDEST_STEPS = 20  # in the largest ball, which they have to cross
-LEFT = 0.01  # the share of images that may resist an attack without bounds
+LEFT = 0.05  # the share of images that may resist without bounds: steps this long miss a few
 
 
 def steps_of(name: str) -> int:
