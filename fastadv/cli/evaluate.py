@@ -9,14 +9,18 @@ import typer
 from rich.markup import escape
 
 from fastadv.cli import foreign_options as foreign
+from fastadv.cli.beside import Reference, attacks_beside, show_beside
+from fastadv.cli.sanity import Other, Sanity, check, require_own_attacks
 from fastadv.cli.shared_options import Plugin, TrustCode
-from fastadv.errors import Interrupted, UserError, warn
+from fastadv.errors import Interrupted, UserError
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
 
 if TYPE_CHECKING:
-    from fastadv.evaluation.scores import Scores
     from fastadv.run.several import ScoreTable
+
+
+ATTACKS = "clean,fgsm,pgd-20"
 
 
 def evaluate(
@@ -26,7 +30,7 @@ def evaluate(
     ] = None,
     attacks: Annotated[
         str, typer.Option(help="clean, fgsm, pgd-20, pgd-50-10, cw, autoattack, ... with commas")
-    ] = "clean,fgsm,pgd-20",
+    ] = ATTACKS,
     which: Annotated[
         str, typer.Option(help="best or last weights, or both and their difference")
     ] = "best",
@@ -45,9 +49,9 @@ def evaluate(
     save_examples: Annotated[
         bool, typer.Option("--save-examples", help="write the adversarial examples, too")
     ] = False,
-    reference: Annotated[
-        bool, typer.Option("--reference", help="run the canonical AutoAttack beside ours")
-    ] = False,
+    reference: Reference = False,
+    sanity: Sanity = False,
+    other: Other = None,
     weights: foreign.Weights = None,
     model: foreign.Model = None,
     data: foreign.Data = None,
@@ -74,6 +78,14 @@ def evaluate(
         depth=depth, stem=stem,
     )  # fmt: skip
     from fastadv.cli.score_table import require_format
+
+    if sanity:
+        require_own_attacks(attacks != ATTACKS, alpha)
+        with trusting(trust_code):
+            code = check(list(runs), elsewhere, which, eps=eps, limit=limit, seed=seed, other=other)
+        raise typer.Exit(code)
+    if other is not None:
+        raise UserError("--other is for --sanity: add it, or omit --other.")
     from fastadv.run.console import Console, Terminal
     from fastadv.run.eval_pass import EvaluationStopped
     from fastadv.run.eval_watch import Deadline
@@ -82,7 +94,7 @@ def evaluate(
     from fastadv.run.several import evaluate_runs, table_of_file, table_of_run
 
     require_format(format_)
-    beside = _referenced(attacks, runs, which) if reference else []
+    beside = attacks_beside(attacks, runs, which) if reference else []
     options: dict[str, Any] = {
         "eps": eps,
         "alpha": alpha,
@@ -117,35 +129,11 @@ def evaluate(
         with trusting(trust_code):
             if elsewhere is None:
                 loaded = load_run(runs[0], which)
-                scores = evaluate_run(runs[0], attacks, which=which, alpha=alpha, **asked)
+                scores = evaluate_run(runs[0], attacks, which=which, **options)
             else:
                 loaded = (found.config, found.data, found.model)
-                scores = evaluate_foreign(found, attacks, alpha=alpha, **asked)
-            _show_beside(loaded, scores, beside, asked)
-
-
-def _referenced(attacks: str, runs: list[str], which: str) -> list[str]:
-    """The attacks to run by the canonical package, too."""
-    from fastadv.run.beside import referenced
-
-    if len(runs) > 1 or which == "both":
-        raise UserError(
-            "--reference compares one network: name one run, with --which best or --which last."
-        )
-    return referenced(attacks)
-
-
-def _show_beside(loaded: Any, scores: Scores, attacks: list[str], asked: dict[str, Any]) -> None:
-    """Print the results of the canonical package beside ``scores``, and its warnings."""
-    from fastadv.cli.beside_table import said_beside, table_beside
-    from fastadv.run.beside import beside_canonical
-
-    out = rich.console.Console(highlight=False)
-    for one in beside_canonical(loaded, scores, attacks, **asked):
-        out.print(table_beside(one))
-        out.print(said_beside(one), soft_wrap=True)
-        for remark in one.remarks:
-            warn(f"pyautoattack says: {remark}")
+                scores = evaluate_foreign(found, attacks, **options)
+            show_beside(loaded, scores, beside, asked)
 
 
 def _show(table: ScoreTable, folder: str | None, format_: str) -> None:
