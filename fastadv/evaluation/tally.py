@@ -23,6 +23,7 @@ from fastadv.evaluation.attacks.watch import NO_ATTACK, Watch
 from fastadv.evaluation.found import Found
 from fastadv.evaluation.ledger import OPEN, RIGHT, Ledger
 from fastadv.evaluation.metric import Means, Metric
+from fastadv.evaluation.probabilities import are_probabilities
 from fastadv.evaluation.search.cascade import FOOLED_BY, PASSED, Pipeline, entering
 from fastadv.evaluation.search.engine import margins
 from fastadv.evaluation.search.passes import Passes
@@ -290,11 +291,7 @@ class Tally:
         if self.any_labels:
             self.masks = [torch.zeros_like(changes), changes]
             return
-        sums, largest = clean[few].sum(1), clean[few].amax(1)
-        # The outputs of a softmax add up to 1; those of a sigmoid are confident one by one.
-        softmax, sigmoid = (sums - 1).abs().amax() < 1e-3, largest.mean() > 0.5
-        probabilities = (clean[few].amin() >= 0) & (largest.amax() <= 1) & (softmax | sigmoid)
-        self.masks = [probabilities, changes]
+        self.masks = [are_probabilities(clean[few]), changes]
 
     def _note_trouble(self, x: Tensor, y: Tensor, logits: Tensor, index: Tensor) -> None:
         out_of_range = torch.zeros((), dtype=torch.bool, device=x.device)
