@@ -48,6 +48,9 @@ def evaluate(
     save_examples: Annotated[
         bool, typer.Option("--save-examples", help="write the adversarial examples, too")
     ] = False,
+    search_dtype: Annotated[
+        str, typer.Option(help="float32, or bf16: twice as fast, examples confirmed in float32")
+    ] = "float32",
     sanity: Sanity = False,
     other: Other = None,
     weights: foreign.Weights = None,
@@ -98,6 +101,7 @@ def evaluate(
         "seed": seed,
         "deadline": Deadline(time_limit),
         "save_examples": save_examples,
+        "search_dtype": search_dtype,
     }
     options["console"] = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
     folder = runs[0] if len(runs) == 1 else None
