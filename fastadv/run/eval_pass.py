@@ -142,8 +142,8 @@ def run_evaluation(
         f"evaluating {job.which} on {len(images):,} {job.images_name} under {', '.join(attacks)}: "
         f"{job.config.norm} eps {eps:.4g}, {precision}"
     )
-    threat = {"eps": float(eps), "norm": job.config.norm, "alpha": alpha, "seed": seed}
-    threat["search_dtype"] = job.search_dtype
+    threat: dict[str, Any] = {"eps": float(eps), "norm": job.config.norm, "alpha": alpha}
+    threat |= {"seed": seed, "search_dtype": job.search_dtype}
     # Digests of all weights and images: taken when a record is looked for or written.
     common = cache(lambda: settings_of(model, images, job) | {"precision": precision} | threat)
     found = EvalScores(len(images), said)
