@@ -12,7 +12,7 @@ next step needs no gradient get a forward pass alone. ``fixed.py`` is for device
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -74,6 +74,7 @@ class Engine:
         self.search, self.passes, self.slots, self.exact = search, passes, slots, exact
         self.waits = Buffer()
         self._ended = False
+        self.ended_run: Callable[[Rows], None] = lambda rows: None  # told what begins its next run
         self.phase = 0  # of the search's ``phases``, that of the next pass
         self.seen = 0  # points at which the network was evaluated
         self.seconds = 0.0  # that the steps took
@@ -140,6 +141,7 @@ class Engine:
             return results, {}
         rows = chosen(kept, again)
         rows["segment"] = rows["segment"] + 1
+        self.ended_run(rows)
         return results, self._entered(rows)
 
     def _told(self, state: State) -> State:
