@@ -134,7 +134,7 @@ def test_a_safetensors_file_of_half_precision(kind: str, tmp_path: Path) -> None
     make, name = NETWORKS[kind]
     state = {n: v.half() if v.is_floating_point() else v for n, v in make().items()}
     save_file(state, tmp_path / "weights.safetensors")
-    model = fastadv.load_model(str(tmp_path / "weights.safetensors"), model=name)
+    model = fastadv.load_model(tmp_path / "weights.safetensors", model=name)  # a path object too
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     same_in_float32(model.double(), kind, state)

@@ -9,13 +9,17 @@ import typer
 from rich.markup import escape
 
 from fastadv.cli import foreign_options as foreign
+from fastadv.cli.sanity import Other, Sanity, check, require_own_attacks
 from fastadv.cli.shared_options import Plugin, TrustCode
-from fastadv.errors import Interrupted
+from fastadv.errors import Interrupted, UserError
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
 
 if TYPE_CHECKING:
     from fastadv.run.several import ScoreTable
+
+
+ATTACKS = "clean,fgsm,pgd-20"
 
 
 def evaluate(
@@ -25,7 +29,7 @@ def evaluate(
     ] = None,
     attacks: Annotated[
         str, typer.Option(help="clean, fgsm, pgd-20, pgd-50-10, cw, autoattack, ... with commas")
-    ] = "clean,fgsm,pgd-20",
+    ] = ATTACKS,
     which: Annotated[
         str, typer.Option(help="best or last weights, or both and their difference")
     ] = "best",
@@ -44,6 +48,8 @@ def evaluate(
     save_examples: Annotated[
         bool, typer.Option("--save-examples", help="write the adversarial examples, too")
     ] = False,
+    sanity: Sanity = False,
+    other: Other = None,
     weights: foreign.Weights = None,
     model: foreign.Model = None,
     data: foreign.Data = None,
@@ -70,6 +76,14 @@ def evaluate(
         depth=depth, stem=stem,
     )  # fmt: skip
     from fastadv.cli.score_table import require_format
+
+    if sanity:
+        require_own_attacks(attacks != ATTACKS, alpha)
+        with trusting(trust_code):
+            code = check(list(runs), elsewhere, which, eps=eps, limit=limit, seed=seed, other=other)
+        raise typer.Exit(code)
+    if other is not None:
+        raise UserError("--other is for --sanity: add it, or omit --other.")
     from fastadv.run.console import Console, Terminal
     from fastadv.run.eval_pass import EvaluationStopped
     from fastadv.run.eval_watch import Deadline

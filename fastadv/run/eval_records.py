@@ -87,14 +87,26 @@ class EvalRecords:
         """Write ``verdicts`` to ``place``, and the result to evaluations.jsonl."""
         if distributed.rank() != 0:
             return
-        path = self.folder.evaluations
         try:
             files.make_folder(self.folder.verdicts)
             verdicts.write(place)
-            record = record | {
+        except (OSError, UserError) as error:
+            self.warn(error)
+            return
+        self.append(
+            record
+            | {
                 "verdicts": str(place.relative_to(self.folder.path)),
                 "verdicts_sha256": _hash(place),
             }
+        )
+
+    def append(self, record: Record) -> None:
+        """Append ``record`` to evaluations.jsonl."""
+        if distributed.rank() != 0:
+            return
+        path = self.folder.evaluations
+        try:
             cut_short = path.exists() and not files.read(path, _MOST_BYTES).endswith(b"\n")
             with files.appended(path) as file:
                 file.write(("\n" * cut_short + _sealed(record) + "\n").encode())

@@ -45,7 +45,9 @@ def stages_of(
 
 
 def _search(part: AttackSpec, threat: Threat, seed: int, classes: int) -> Search:
-    return SEARCHES[part.kind].of(threat, seed, classes, part.steps, part.restarts)
+    kind = SEARCHES[part.kind]
+    options = {name: getattr(part, name) for name in kind.options}
+    return kind.of(threat, seed, classes, part.steps, part.restarts, **options)
 
 
 def numbered(names: Iterable[str]) -> list[str]:

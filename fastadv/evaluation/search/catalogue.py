@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from fastadv.evaluation.search.apgd import ApgdCe, ApgdDlr, ApgdT
 from fastadv.evaluation.search.fab import Fab, FabT
+from fastadv.evaluation.search.pgd import Cw, CwMargin, Pgd
 from fastadv.evaluation.search.pma import Pma
 from fastadv.evaluation.search.search import Search
 from fastadv.evaluation.search.square import Square
 
 _ALL: tuple[type[Search], ...] = (
+    Pgd,
+    Cw,
+    CwMargin,
     ApgdCe,
     ApgdDlr,
     ApgdT,

@@ -25,16 +25,16 @@ LOOK_EVERY = 8  # steps, or a few more that end with the search's last phase
 SMALLEST = 16  # slots, below which the batch is not halved any more
 
 
+def _places(slots: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(slots).to(device, non_blocking=True)
+
+
 class Replay(NamedTuple):
     """A recorded step, and its forward and backward passes of images."""
 
     step: Callable[[], None]
     forwards: int
     backwards: int
-
-
-def _places(slots: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(slots).to(device, non_blocking=True)
 
 
 class FixedEngine(Engine):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,6 +67,7 @@ class Search(ABC):
     """Whether a pass has a gradient, if these take turns. A run begins in the first phase, so that
     all images of a batch are in the same one."""
     takes_targets: ClassVar[bool] = True  # False: no targeted threat
+    options: ClassVar[tuple[str, ...]] = ()  # further ones of ``fastadv.attack``
     least_classes: ClassVar[int] = 2
 
     def __init__(
@@ -97,9 +98,16 @@ class Search(ABC):
 
     @classmethod
     def of(
-        cls, threat: Threat, seed: int, classes: int, steps: int | None, segments: int | None
+        cls,
+        threat: Threat,
+        seed: int,
+        classes: int,
+        steps: int | None,
+        segments: int | None,
+        **options: Any,
     ) -> Search:
-        """The attack on a network of ``classes``. Raises ``UserError`` if these are too few."""
+        """The attack on a network of ``classes`` with its own ``options``. Raises ``UserError`` if
+        the classes are too few."""
         if classes < cls.least_classes:
             raise UserError(
                 f"The attack {cls.name!r} needs at least {cls.least_classes} classes and the model "
@@ -107,7 +115,7 @@ class Search(ABC):
             )
         if cls.aims:
             segments = min(cls.default_segments if segments is None else segments, classes - 1)
-        return cls(threat, seed, segments, steps)
+        return cls(threat, seed, segments, steps, **options)
 
     @abstractmethod
     def start(self, images: Images, segment: int) -> State:
