@@ -33,13 +33,14 @@ class Seen(NamedTuple):
     ``logits`` (n,classes). ``loss`` (n,): the objective there. ``gradient`` (n,C,H,W) of the
     objective; zeros where ``Search.wants_gradient`` is false and the pass saved it. ``wrong`` (n,)
     bool: the attack has succeeded at the point, if the point counts. ``logits`` and ``gradient``
-    are in the type of the images.
+    are in the type of the images. ``steep``: False if the pass took no gradient at all.
     """
 
     logits: Tensor
     loss: Tensor
     gradient: Tensor
     wrong: Tensor
+    steep: bool = True
 
 
 class Search(ABC):
