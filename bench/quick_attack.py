@@ -104,7 +104,13 @@ def autoattack(
 
 
 def compared(
-    attack: str, model: nn.Module, x: Tensor, y: Tensor, config: RunConfig, reference: Any, seed: int
+    attack: str,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    config: RunConfig,
+    reference: Any,
+    seed: int,
 ) -> dict[str, Any]:
     """Accuracy under ``attack`` beside AutoAttack's, and the passes per image of both."""
     right, forwards, backwards = attacked(attack, model, x, y, config, seed)

@@ -19,7 +19,6 @@ from fastadv.evaluation.attacks.names import OPTIONS, AttackSpec, parse_attack
 from fastadv.evaluation.counts import Counts
 from fastadv.evaluation.intervals import Scores
 from fastadv.evaluation.metric import Metric
-from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.tally import Tally
 from fastadv.threat import Threat
 
@@ -41,6 +40,8 @@ def evaluate(
     criterion: UserLoss | None = None,
     metric: Metric | None = None,
     output: Output = None,
+    search_dtype: str = "float32",
+    mode: str = "auto",
 ) -> Scores:
     """Accuracy in [0,1] under each of ``attacks``, from one pass over ``batches``.
 
@@ -64,6 +65,12 @@ def evaluate(
     interval is that of the normal distribution. ``output`` says where the logits are in what the
     model returns (``fastadv.step``).
 
+    ``search_dtype`` is the precision in which searches (AutoAttack and its parts) look for
+    adversarial examples: "float32" (the model's own) or "bf16". Then every example that counts is
+    confirmed in the model's own precision, and what is left robust is attacked once more in it.
+    ``mode``: on CUDA searches are replayed as CUDA graphs ("auto", "captured"), with compiled
+    passes ("compiled"), or called ("eager"); on a CPU they are called, or compiled.
+
     Robust accuracy is the share of all images whose x_adv is classified correctly. Images that are
     misclassified without an attack are attacked too, as in the papers: counting them as wrong
     directly would give a lower number if an attack happens to correct one. The only work that is
@@ -83,6 +90,7 @@ def evaluate(
     options: dict[str, Any] = {"eps": eps, "norm": norm, "alpha": alpha, "seed": seed}
     options["threat"] = threat
     options |= {"criterion": criterion, "metric": metric, "output": output}
+    options |= {"search_dtype": search_dtype, "mode": mode}
     tally = _attacked(
         model, batches, attacks, **options, amp=amp, device=device, shared=shared, after=after
     )
@@ -127,6 +135,8 @@ def _attacked(
     criterion: UserLoss | None = None,
     metric: Metric | None = None,
     output: Output = None,
+    search_dtype: str = "float32",
+    mode: str = "auto",
     done: Counts | None = None,
     after: Callable[[Tally], None] | None = None,
 ) -> Tally:
@@ -142,13 +152,16 @@ def _attacked(
     for name, function in (("criterion", criterion), ("metric", metric)):
         if function is not None:
             check_function(name, function)
-    net = inputs.attacked_network(model, torch.device(where), amp, output)
     repeats = {spec.repeats for spec in specs.values() if spec.searches}
     if len(repeats) > 1:
         raise UserError(
             "autoattack-rand averages its gradients: evaluate it without other searches."
         )
-    with Passes(net, repeats=max(repeats, default=1)) as passes:
+    passes = inputs.attack_passes(
+        model, torch.device(where), amp, output,
+        search_dtype=search_dtype, mode=mode, repeats=max(repeats, default=1),
+    )  # fmt: skip
+    with passes:
         tally = Tally(passes, threat, specs, seed, criterion, metric)
         processes, own = (distributed.world_size(), distributed.rank()) if shared else (1, 0)
         if done is not None:

@@ -133,7 +133,9 @@ class Tally:
     def _feed(self, position: int, spec: AttackSpec, problem: Problem, clean: Tensor) -> None:
         """Give the images of ``problem`` to the searches of ``spec``, and count what is known."""
         if position not in self.pipelines:
-            made = searched.searches_of(spec, self.threat, self.seed, self.classes)
+            made = searched.stages_of(
+                spec, self.threat, self.seed, self.classes, again=self.passes.confirms
+            )
             self.pipelines[position] = Pipeline(made, self.passes, len(problem.x))
         images = Images(problem.x, problem.y, problem.index, clean)
         rows = entering(images, problem.index, targeted=False)

@@ -16,7 +16,7 @@ from fastadv.engine.process import distributed
 from fastadv.errors import Interrupted, NotFiniteError, TrainingError
 from fastadv.run import provenance
 from fastadv.run.console import Console
-from fastadv.run.eval_pass import EvalJob, EvalScores, StopEvaluation, run_evaluation
+from fastadv.run.eval_pass import TESTED, EvalJob, EvalScores, StopEvaluation, run_evaluation
 from fastadv.run.eval_records import EvalRecords
 from fastadv.run.events import Events
 from fastadv.run.run_folder import RunFolder
@@ -175,7 +175,7 @@ class EpochLoop:
         session, config, last = self.session, self.session.config, self.folder.last
         self.job.which = which or f"the weights of epoch {self.progress.epoch + 1}"
         tested = images is session.data.test
-        self.job.images_name = "test images" if tested else "validation images"
+        self.job.images_name = TESTED if tested else "validation images"
         try:
             return run_evaluation(
                 session.model,

@@ -38,6 +38,7 @@ from fastadv.run.source import EvalBatches, Source
 from fastadv.storage.digests import digest
 
 KEEP_EVERY = 5.0  # seconds between two savings of a running pass
+TESTED = "test images"
 
 
 class StopEvaluation(Exception):
@@ -54,13 +55,15 @@ class EvaluationStopped(KeyboardInterrupt):
 
 class EvalScores(Scores):
     """Scores. ``said``: the threat and the precision; ``stored``: the attacks that were evaluated
-    before; ``seconds_before``: the time that the stored results had taken."""
+    before; ``seconds_before``: the time that the stored results had taken; ``facts``: for results
+    that last, what they depend on besides the attack."""
 
     def __init__(self, n: int, said: str) -> None:
         super().__init__({}, n)
         self.said = said
         self.stored: list[str] = []
         self.seconds_before = 0.0
+        self.facts: Settings = {}
 
 
 @dataclass
@@ -115,8 +118,10 @@ def run_evaluation(
     )
     threat = {"eps": eps, "norm": job.config.norm, "alpha": alpha, "seed": seed}
     # Digests of all weights and images: taken when a record is looked for or written.
-    common = cache(lambda: _settings(model, images, job) | {"precision": precision} | threat)
+    common = cache(lambda: settings_of(model, images, job) | {"precision": precision} | threat)
     found = EvalScores(len(images), said)
+    if job.lasting:
+        found.facts = common()
     for group in [attacks] if one_pass else [[name] for name in attacks]:
         one = _Pass(model, images, group, job, threat, common, title, one_pass)
         try:
@@ -251,8 +256,13 @@ class _Pass:
 _COUNTED = [entry.name for entry in dataclasses.fields(Counts) if entry.name != "attacks"]
 
 
-def _settings(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings:
-    """What the result depends on besides the attack: another value is another evaluation."""
+def settings_of(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings:
+    """What the result depends on besides the attack: another value is another evaluation.
+
+    ``data`` is the digest of the run's data, as they are divided, and of the rows that are
+    evaluated; ``images`` that of the whole set they are rows of: runs of other methods and seeds
+    have the test set in common.
+    """
     config, data = job.config, job.data
     network = [config.model, config.width, config.depth, *(
         getattr(config, name) for name in VARIANTS
@@ -270,6 +280,7 @@ def _settings(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings:
         "weights": digest(state),
         "network": digest([network, facts, provenance.source(config.model)]),
         "data": digest([*content, images.rows]),
+        "images": data.content["test data"] if job.images_name == TESTED else digest(content),
         "n": len(images),
         "batch": images.batch_size,
     }

@@ -19,7 +19,7 @@ from fastadv.models import VARIANTS
 from fastadv.run import provenance
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
-from fastadv.run.eval_pass import EvalJob, EvalScores, run_evaluation
+from fastadv.run.eval_pass import TESTED, EvalJob, EvalScores, run_evaluation
 from fastadv.run.eval_records import EvalRecords
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
@@ -87,6 +87,28 @@ def evaluate_run(
     ``console`` shows the progress.
     """
     config, data, model = load_run(path, which)
+    folder = RunFolder.open(path)
+    return evaluate_loaded(
+        (config, data, model), folder, f"{which} weights", attacks,
+        eps=eps, alpha=alpha, limit=limit, seed=seed, console=console,
+    )  # fmt: skip
+
+
+def evaluate_loaded(
+    loaded: tuple[RunConfig, Source, nn.Module],
+    folder: RunFolder,
+    which: str,
+    attacks: str,
+    *,
+    eps: str | None = None,
+    alpha: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    console: Console | None = None,
+) -> EvalScores:
+    """``evaluate_run`` of what was ``loaded``, whose weights are called ``which``; the results are
+    kept in ``folder``."""
+    config, data, model = loaded
     device = choose_device(config.device)
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, not {limit}.")
@@ -95,8 +117,7 @@ def evaluate_run(
     step: float | str | None = alpha
     if alpha is None and eps is None:
         step = config.eval_alpha
-    records, which = EvalRecords(RunFolder.open(path)), f"{which} weights"
-    job = EvalJob(config, data, device, records, which, "test images", lasting=True)
+    job = EvalJob(config, data, device, EvalRecords(folder), which, TESTED, lasting=True)
     job.console = console or job.console
     with reproducible(config.deterministic), tf32(config.tf32):
         return run_evaluation(

@@ -16,6 +16,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,9 @@ class RunFolder:
         """The folder of an existing run."""
         folder = cls(Path(path))
         if not os.path.lexists(folder.config):
-            raise UserError(f"{printable(path)} holds no run: there is no config.toml in it.")
+            raise UserError(
+                f"{printable(path)} holds no run: there is no config.toml in it{_nearest(path)}"
+            )
         return folder
 
     def read_config(self) -> RunConfig:
@@ -215,6 +218,17 @@ class RunFolder:
         if distributed.rank() != 0:
             return
         checkpoint.write_text(self.summary, sealed.seal_value(summary))
+
+
+def _nearest(path: str) -> str:
+    """The run beside ``path`` that was probably meant, as the end of a sentence."""
+    given = Path(path)
+    try:
+        names = [each.name for each in given.parent.iterdir() if (each / "config.toml").exists()]
+    except OSError:
+        names = []
+    near = get_close_matches(given.name, names, n=1)
+    return f"; did you mean {printable(given.with_name(near[0]))}?" if near else "."
 
 
 def _began_later(lines: list[dict[str, Any]]) -> bool:

@@ -39,6 +39,7 @@ class Apgd(Search):
 
     def start(self, images: Images, segment: int) -> State:
         x, n = images.x, len(images.x)
+        self._periods = self._periods.to(x.device)  # not in a step, which may be recorded
         point = random_surface_point(self.threat, images, self.seed, segment)
         zeros = torch.zeros(n, dtype=images.logits.dtype, device=x.device)
         return {
@@ -70,7 +71,6 @@ class Apgd(Search):
 
         rising = state["rising"] + (~first & (loss > state["loss_before"]))
         loss_before = torch.where(first, state["loss_before"], loss)
-        self._periods = self._periods.to(loss.device)
         period = self._periods[iteration.clamp(max=self.steps)]  # moves since the last check, or 0
         checks = period > 0
         stuck = ~state["was_halved"] & (at_check >= best_loss)

@@ -4,6 +4,7 @@ point."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -62,6 +63,9 @@ class Search(ABC):
     aims: ClassVar[bool] = False
     """True if segments are target classes, of which there are ``classes`` - 1 at most."""
     takes_targets: ClassVar[bool] = True  # False: no targeted threat
+    remembers: ClassVar[tuple[str, ...]] = ()
+    """What of the state stays with an image in its further runs; ``start`` gives values for the
+    first one only."""
     least_classes: ClassVar[int] = 2
 
     def __init__(
@@ -112,6 +116,15 @@ class Search(ABC):
     def objective(self, logits: Tensor, state: State) -> Tensor:
         """What the gradient is taken of, (n,); it is summed over the images."""
         raise NotImplementedError(f"{type(self).__name__} has no objective")
+
+    def objectives(self, logits: Tensor, state: State) -> Sequence[Tensor]:
+        """One or more objectives, each (n,). A pass takes a gradient of each and keeps, for each
+        image, the objective and the gradient with the smallest ``distance``."""
+        return [self.objective(logits, state)]
+
+    def distance(self, loss: Tensor, gradient: Tensor) -> Tensor:
+        """(n,): of several ``objectives`` the nearest is kept."""
+        raise NotImplementedError(f"{type(self).__name__} cannot choose between objectives")
 
     @abstractmethod
     def tell(self, state: State, seen: Seen) -> State:
