@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,16 +73,21 @@ def test_the_table_of_the_terminal() -> None:
         ["trades (1 seed)", "52.31 (51.3-53.3)", "44.45 (43.5-45.4)", "7.86"],
     ]
     assert "10,000 images" in text
-    assert "standard deviation over seeds" in text
-    assert "95 % interval" in " ".join(text.split())
+    assert score_table.meaning(table(SEEDS, SINGLE)) == (
+        "after ± the standard deviation over seeds, with the 95 % interval"
+    )
 
 
 def test_one_run_needs_no_column_for_its_method() -> None:
-    text = printed(table(method("trades", [(0.8419,), (0.5231,)], None)))
+    found = table(method("trades", [(0.8419,), (0.5231,)], None))
+    text = printed(replace(found, title="runs/trades-0, best weights"))
     assert "runs/trades-0, best weights" in " ".join(text.split())
-    assert "52.31 (51.3-53.3)" in text
+    assert re.search(r"│ pgd-20 │ 52.31 │ +51.3-53.3 │", text)
+    assert "95 % interval" in text
     assert "method" not in text
     assert "seed" not in text
+    seeds = printed(table(SEEDS))
+    assert re.search(r"│ pgd-20 │ 52.00 │ ± 2.65 │ 42.00 │ ± 1.00 │ 10.00 │", seeds)
 
 
 @pytest.mark.parametrize("count", [1, 9])
@@ -115,8 +121,8 @@ def test_markdown() -> None:
         "52.31 (51.3-53.3)", "44.45 (43.5-45.4)", "7.86",
     ]  # fmt: skip
     assert lines[5] == (
-        f"Test accuracy, % of 10,000 images, {SAID}; ± standard deviation over seeds, "
-        "(95 % interval)."
+        f"Test accuracy, % of 10,000 images, {SAID}; after ± the standard deviation over "
+        "seeds, with the 95 % interval."
     )
 
 

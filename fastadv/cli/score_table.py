@@ -11,40 +11,46 @@ import rich.table
 from rich.markup import escape
 
 from fastadv.errors import unknown
+from fastadv.run.console import as_interval
 from fastadv.run.several import MethodScores, Score, ScoreTable
 from fastadv.storage.printable import printable
 
-WIDTH = 80
 _DIFF = "diff"
+Shown = Callable[[Score], tuple[str, ...]]
+"""A score in one or more cells."""
 
 
 def terminal(table: ScoreTable) -> rich.table.Table:
-    """A table of at most 80 columns: a row for each attack and method."""
+    """A table of at most 80 columns: a row for each attack and method. Where there is one method,
+    what follows a number has its own column."""
     several = len(table.methods) > 1
-    found = rich.table.Table(width=None, title=_title(table))
+    found = rich.table.Table(title=_title(table))
     found.add_column("attack", no_wrap=True)
     if several:
         found.add_column("method", overflow="fold")
     for column in _columns(table):
         found.add_column(column, justify="right", no_wrap=True)
+        if not several and column != _DIFF:
+            found.add_column(_range_head(table), justify="right", no_wrap=True)
     for attack in table.attacks:
         for place, method in enumerate(table.methods):
             name = [escape(_name(method, table))] if several else []
-            shown = "" if place else escape(printable(attack))
+            cells = _cells(method, attack, table, _plain if several else _split)
             last = place == len(table.methods) - 1
-            cells = _cells(method, attack, table, _plain)
+            shown = "" if place else escape(printable(attack))
             found.add_row(shown, *name, *cells, end_section=several and last)
     return found
 
 
+def _range_head(table: ScoreTable) -> str:
+    if len(table.which) > 1:
+        return ""
+    return "95 % interval" if len(table.methods[0].runs) == 1 else "std of seeds"
+
+
 def _title(table: ScoreTable) -> str:
-    title = f"test accuracy, % of {table.n:,} images, {_meaning(table)}"
-    if len(table.methods) > 1:
-        return title
-    method = table.methods[0]
-    names = method.name if len(method.runs) > 1 else method.runs[0]
-    weights = f", {table.which[0]} weights" if len(table.which) == 1 else ""
-    return f"{escape(printable(names))}{weights}: {title}"
+    title = f"test accuracy, % of {table.n:,} images"
+    return title if table.title is None else f"{escape(printable(table.title))}: {title}"
 
 
 def markdown(table: ScoreTable) -> str:
@@ -138,31 +144,35 @@ def _wide(table: ScoreTable) -> list[tuple[str, str]]:
     return [(attack, column) for attack in table.attacks for column in columns]
 
 
-def _cells(
-    method: MethodScores, attack: str, table: ScoreTable, shown: Callable[[Score], str]
-) -> list[str]:
-    cells = [shown(method.scores[name][attack]) for name in table.which]
-    return [*cells, f"{100 * method.difference(attack):.2f}"] if len(cells) > 1 else cells
+def _cells(method: MethodScores, attack: str, table: ScoreTable, shown: Shown) -> list[str]:
+    cells = [cell for name in table.which for cell in shown(method.scores[name][attack])]
+    difference = [f"{100 * method.difference(attack):.2f}"] if len(table.which) > 1 else []
+    return cells + difference
 
 
-def _every_cell(
-    method: MethodScores, table: ScoreTable, shown: Callable[[Score], str]
-) -> list[str]:
+def _every_cell(method: MethodScores, table: ScoreTable, shown: Shown) -> list[str]:
     return [cell for attack in table.attacks for cell in _cells(method, attack, table, shown)]
 
 
-def _plain(score: Score) -> str:
+def _split(score: Score) -> tuple[str, str]:
+    number = f"{100 * score.mean:.2f}"
     if score.interval is None:
-        return f"{100 * score.mean:.2f} ± {100 * (score.deviation or 0):.2f}"
-    low, high = (100 * end for end in score.interval)
-    return f"{100 * score.mean:.2f} ({low:.1f}-{high:.1f})"
+        return number, f"± {100 * (score.deviation or 0):.2f}"
+    return number, as_interval(score.interval)
 
 
-def _typeset(score: Score) -> str:
+def _plain(score: Score) -> tuple[str]:
+    number, after = _split(score)
+    return (f"{number} {after}" if score.interval is None else f"{number} ({after})",)
+
+
+def _typeset(score: Score) -> tuple[str]:
+    number, after = _split(score)
     if score.interval is None:
-        return rf"{100 * score.mean:.2f} $\pm$ {100 * (score.deviation or 0):.2f}"
-    low, high = (100 * end for end in score.interval)
-    return rf"{100 * score.mean:.2f} {{\scriptsize ({low:.1f}--{high:.1f})}}"
+        after = after.replace("±", r"$\pm$")
+    else:
+        after = rf"{{\scriptsize ({after.replace('-', '--')})}}"
+    return (f"{number} {after}",)
 
 
 def _name(method: MethodScores, table: ScoreTable) -> str:
@@ -173,16 +183,16 @@ def _name(method: MethodScores, table: ScoreTable) -> str:
     return f"{printable(method.name)} ({seeds} seed{'s' if seeds > 1 else ''})"
 
 
-def _meaning(table: ScoreTable) -> str:
-    """What follows a number."""
+def meaning(table: ScoreTable) -> str:
+    """What follows a number, in words."""
     single = any(len(method.runs) == 1 for method in table.methods)
     several = any(len(method.runs) > 1 for method in table.methods)
-    meanings = ["± standard deviation over seeds"] * several
-    return ", ".join([*meanings, *["(95 % interval)"] * single])
+    deviation = ["after ± the standard deviation over seeds"] * several
+    return ", ".join([*deviation, *["with the 95 % interval"] * single])
 
 
 def _caption(table: ScoreTable) -> str:
-    return f"Test accuracy, % of {table.n:,} images, {table.said}; {_meaning(table)}."
+    return f"Test accuracy, % of {table.n:,} images, {table.said}; {meaning(table)}."
 
 
 def _in_markdown(text: str) -> str:

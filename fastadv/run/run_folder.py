@@ -1,8 +1,9 @@
 """A run's folder: config.toml, metrics.jsonl, last.pt, best.pt, summary.json.
 
 If a recipe averages weights, averaged.pt holds the last evaluated average, last.pt the live
-weights. evaluations.jsonl holds the results of ``fastadv evaluate``, and
-evaluations.partial.json what an interrupted evaluation had counted (``fastadv.run.eval_records``).
+weights. evaluations.jsonl holds the results of ``fastadv evaluate``, verdicts/ those on every
+image, and evaluations.partial/ what an interrupted evaluation had found
+(``fastadv.run.unfinished``).
 
 Each file carries its own checksum. Only rank 0 writes; the other processes read. A folder may come
 from anywhere: names in its files are not trusted (``read_config``), and writing follows no link in
@@ -47,7 +48,8 @@ class RunFolder:
         self.averaged = path / "averaged.pt"
         self.summary = path / "summary.json"
         self.evaluations = path / "evaluations.jsonl"
-        self.unfinished = path / "evaluations.partial.json"
+        self.verdicts = path / "verdicts"
+        self.unfinished = path / "evaluations.partial"
         self.made = False  # the folder did not exist before this run
 
     def files(self) -> list[Path]:

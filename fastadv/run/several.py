@@ -56,7 +56,9 @@ class MethodScores:
 @dataclass(frozen=True)
 class ScoreTable:
     """What ``evaluate_runs`` found on ``n`` images. ``which``: the weights, in their order;
-    ``said``: the threat and the precision; ``stored``: attacks with results from before."""
+    ``said``: the threat and the precision; ``stored``: attacks with results from before;
+    ``title``: what was evaluated, where that is one thing; ``unfinished``: sentences about attacks
+    whose time ran out, which are not among ``attacks``."""
 
     methods: list[MethodScores]
     attacks: list[str]
@@ -64,6 +66,8 @@ class ScoreTable:
     n: int
     said: str
     stored: list[str]
+    title: str | None = None
+    unfinished: tuple[str, ...] = ()
 
 
 def evaluate_runs(
@@ -92,32 +96,59 @@ def evaluate_runs(
             for other in paths[: paths.index(path)]:
                 _require_another_network(other, found[name, other], path, scores)
             found[name, path] = scores
+    every = list(found.values())
+    names = [name for name in names if all(name in scores for scores in every)]
     methods = [
         MethodScores(
             method,
             tuple(runs),
-            {
-                name: {
-                    attack: Score(
-                        tuple(found[name, run][attack] for run in runs), found[name, runs[0]].n
-                    )
-                    for attack in names
-                }
-                for name in weights
-            },
+            {name: _over([found[name, run] for run in runs], names) for name in weights},
         )
         for method, runs in methods_of(configs).items()
     ]
-    every = list(found.values())
     stored = [name for name in names if all(name in scores.stored for scores in every)]
-    return ScoreTable(methods, names, weights, every[0].n, every[0].said, stored)
+    title = None
+    if len(methods) == 1:
+        title = paths[0] if len(paths) == 1 else methods[0].name
+        title += f", {which} weights" if which != "both" else ""
+    unfinished = tuple(
+        sentence
+        for (name, path), scores in found.items()
+        for sentence in scores.unfinished(f"{printable(path)}, {name} weights")
+    )
+    return ScoreTable(methods, names, weights, every[0].n, every[0].said, stored, title, unfinished)
+
+
+def table_of_run(path: str, which: str, scores: EvalScores) -> ScoreTable:
+    """The table of the ``scores`` of one run's weights ``which``."""
+    return _table_of_one(path, which, scores, f"{path}, {which} weights")
+
+
+def table_of_file(path: str, scores: EvalScores) -> ScoreTable:
+    """The table of the ``scores`` of the network in the file ``path``."""
+    return _table_of_one(path, "accuracy", scores, path)
+
+
+def _table_of_one(path: str, column: str, scores: EvalScores, title: str) -> ScoreTable:
+    attacks = list(scores)
+    method = MethodScores(path, (path,), {column: _over([scores], attacks)})
+    return ScoreTable(
+        [method], attacks, (column,), scores.n, scores.said, scores.stored, title,
+        tuple(scores.unfinished(printable(title))),
+    )  # fmt: skip
+
+
+def _over(seeds: Sequence[EvalScores], attacks: Sequence[str]) -> dict[str, Score]:
+    return {
+        attack: Score(tuple(scores[attack] for scores in seeds), seeds[0].n) for attack in attacks
+    }
 
 
 def _require_another_network(one: str, first: EvalScores, other: str, second: EvalScores) -> None:
     """Raise ``UserError`` unless the runs ``one`` and ``other`` hold different networks that were
     evaluated on the same images."""
     names = f"{printable(one)} and {printable(other)}"
-    if first.facts["images"] != second.facts["images"] or first.n != second.n:
+    if first.facts["image_set"] != second.facts["image_set"] or first.n != second.n:
         raise UserError(
             f"{names} were evaluated on different images; evaluate them one by one, or train both "
             "on the same data set."

@@ -142,8 +142,12 @@ def attack_passes(
     fast = None
     if search_dtype == "bf16":
         fast = attacked_network(model, device, True, output, compiles=compiles)
-    records = device.type == "cuda" and mode != "eager"
-    return Passes(network, fast, repeats, CudaRecorder(device) if records else None)
+    return Passes(network, fast, repeats, recorder_for(device, mode))
+
+
+def recorder_for(device: torch.device, mode: str) -> CudaRecorder | None:
+    """What records the steps of searches as CUDA graphs, if they are to be."""
+    return CudaRecorder(device) if device.type == "cuda" and mode != "eager" else None
 
 
 def model_device(model: nn.Module, otherwise: torch.device) -> torch.device:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -31,18 +34,28 @@ def stages_of(
 ) -> list[Stage]:
     """The searches of ``spec`` on a network of ``classes``, in their order; with ``again`` they are
     followed by some in the network's own precision."""
-    stages = [Stage(_search(part, threat, seed, classes)) for part in spec.searches]
+    stages = [Stage(_search(part, threat, seed, classes), name=part.name) for part in spec.searches]
     if again:
         for name in SECOND_OPINION:
             part = parse_attack(name)
             kind = SEARCHES[part.kind]
             if classes >= kind.least_classes and not (threat.targeted and kind.aims):
-                stages.append(Stage(_search(part, threat, seed, classes), exact=True))
+                stages.append(Stage(_search(part, threat, seed, classes), exact=True, name=name))
     return stages
 
 
 def _search(part: AttackSpec, threat: Threat, seed: int, classes: int) -> Search:
     return SEARCHES[part.kind].of(threat, seed, classes, part.steps, part.restarts)
+
+
+def numbered(names: Iterable[str]) -> list[str]:
+    """``names``, each once: those that come again with a number."""
+    counted: Counter[str] = Counter()
+    found = []
+    for name in names:
+        counted[name] += 1
+        found.append(name if counted[name] == 1 else f"{name} ({counted[name]})")
+    return found
 
 
 def searched(passes: Passes, problem: Problem, spec: AttackSpec) -> Tensor:

@@ -21,7 +21,7 @@ FOOLED_BY = "fooled_by"
 search has."""
 
 Ended = Callable[[Rows], None]
-"""Takes rows for which a search has ended, as soon as it has."""
+"""Takes rows for which a search, or a run of it, has ended, as soon as it has."""
 
 
 def entering(images: Images, place: Tensor, *, targeted: bool) -> Rows:
@@ -40,10 +40,11 @@ def entering(images: Images, place: Tensor, *, targeted: bool) -> Rows:
 
 class Stage(NamedTuple):
     """One search of a cascade; ``exact``: in the network's own precision, whatever that of the
-    others."""
+    others; ``name``: with its numbers."""
 
     search: Search
     exact: bool = False
+    name: str = ""
 
 
 def run(
@@ -55,8 +56,8 @@ def run(
     engines: list[Engine] | None = None,
 ) -> Iterator[Rows]:
     """The rows of ``source`` (of ``entering``) with their verdicts, a few at a time.
-    A row that has ``passed`` k searches enters the next one. ``engines`` is given the engine of
-    each search.
+    A row that has ``passed`` k searches enters the next one, in its run ``segment``. ``engines`` is
+    given the engine of each search.
 
     Each search draws its images from the one before. All are at work at the same time, but only as
     far as the last one needs: memory is that of a batch for each search, whatever the number of
@@ -83,6 +84,17 @@ def _survivors(number: int, engine: Engine, source: Iterator[Rows], ended: Ended
     the search of ``engine``."""
     others: list[Rows] = []
 
+    def told(rows: Rows, passed: int) -> Rows:
+        by = torch.where(rows["fooled"], number, torch.full_like(rows["index"], -1))
+        rows = rows | {PASSED: torch.full_like(by, passed), FOOLED_BY: by}
+        ended(rows)
+        return rows
+
+    def told_run(rows: Rows) -> None:
+        told(rows, number - 1)
+
+    engine.ended_run = told_run
+
     def candidates() -> Iterator[Rows]:
         for rows in source:
             if not count(rows):
@@ -93,7 +105,6 @@ def _survivors(number: int, engine: Engine, source: Iterator[Rows], ended: Ended
                 others.append(chosen(rows, ~here))
             if bool(here.any()):
                 entered = chosen(rows, here)
-                entered["segment"] = torch.zeros_like(entered["segment"])
                 yield {name: entered[name] for name in KEPT}
 
     for rows in engine.run(candidates()):
@@ -101,13 +112,9 @@ def _survivors(number: int, engine: Engine, source: Iterator[Rows], ended: Ended
         if not count(rows):
             yield rows
         else:
-            fooled = rows["fooled"]
-            rows = rows | {
-                PASSED: torch.full_like(rows["index"], number),
-                FOOLED_BY: torch.where(fooled, number, torch.full_like(rows["index"], -1)),
-            }
-            ended(rows)
-            yield rows
+            # The next search begins with its first run.
+            rows = rows | {"segment": torch.zeros_like(rows["segment"])}
+            yield told(rows, number)
     yield from _drained(others)
 
 

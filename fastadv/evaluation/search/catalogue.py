@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastadv.evaluation.search.apgd import ApgdCe, ApgdDlr, ApgdT
 from fastadv.evaluation.search.fab import Fab, FabT
+from fastadv.evaluation.search.pma import Pma
 from fastadv.evaluation.search.search import Search
 from fastadv.evaluation.search.square import Square
 
@@ -14,6 +15,7 @@ _ALL: tuple[type[Search], ...] = (
     Fab,
     FabT,
     Square,
+    Pma,
 )
 
 SEARCHES: dict[str, type[Search]] = {search.name: search for search in _ALL}

@@ -12,7 +12,7 @@ next step needs no gradient get a forward pass alone. ``fixed.py`` is for device
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -74,6 +74,8 @@ class Engine:
         self.search, self.passes, self.slots, self.exact = search, passes, slots, exact
         self.waits = Buffer()
         self._ended = False
+        self.ended_run: Callable[[Rows], None] = lambda rows: None  # told what begins its next run
+        self.phase = 0  # of the search's ``phases``, that of the next pass
         self.seen = 0  # points at which the network was evaluated
         self.seconds = 0.0  # that the steps took
 
@@ -82,10 +84,11 @@ class Engine:
         in the order in which they end. Rows without images mean that ``source`` has none now."""
         state: State = {}
         while True:
-            yield from self._filled(source, count(state))
-            in_use = count(state)
-            if self.waits.count and (in_use <= self.slots * ENTER_BELOW or self._ended):
-                state = joined([state, self._entered(self.waits.take(self.slots - in_use))])
+            if self.phase == 0:
+                yield from self._filled(source, count(state))
+                in_use = count(state)
+                if self.waits.count and (in_use <= self.slots * ENTER_BELOW or self._ended):
+                    state = joined([state, self._entered(self.waits.take(self.slots - in_use))])
             if not count(state):
                 return
             self.passes.between()
@@ -93,6 +96,7 @@ class Engine:
             self.seen += count(state)
             state, results = self._step(state)
             self.seconds += time.monotonic() - began
+            self.phase = (self.phase + 1) % len(self.search.phases) if count(state) else 0
             if count(results):
                 yield results
 
@@ -137,6 +141,7 @@ class Engine:
             return results, {}
         rows = chosen(kept, again)
         rows["segment"] = rows["segment"] + 1
+        self.ended_run(rows)
         return results, self._entered(rows)
 
     def _told(self, state: State) -> State:

@@ -31,26 +31,25 @@ class _Fab(Search):
     the end. Here an image leaves at the first point inside the ball that fools the network, and
     points that were drawn back count too.
 
+    Passes without and with a gradient take turns: of the new point, to see its label, and of the
+    point that it is drawn back to. After nine moves of ten that is another point, so that taking
+    the gradient with the label would mostly be in vain.
+
     ``settled``: the label at the point makes no difference any more, only its gradient does.
-    ``fools``: the last move ended in another class.
     """
+
+    phases: ClassVar[tuple[bool, ...]] = (True, False)
 
     def start(self, images: Images, segment: int) -> State:
         n, device = len(images.x), images.x.device
         return {
             "point": images.x,
             "settled": torch.ones(n, dtype=torch.bool, device=device),
-            "fools": torch.zeros(n, dtype=torch.bool, device=device),
             "iteration": torch.zeros(n, dtype=torch.int64, device=device),
         }
 
     def wants_gradient(self, state: State) -> Tensor:
-        # Where the last move fooled the network the next one is likely to, and then its gradient
-        # is of no use. On a device a pass has a gradient for all or none.
-        ahead = state["iteration"] < self.steps
-        if state["point"].device.type == "cpu":
-            ahead = ahead & ~state["fools"]
-        return state["settled"] | ahead
+        return state["settled"]
 
     def counts(self, state: State) -> Tensor:
         away = (state["point"] - state["x"]).flatten(1)
@@ -58,15 +57,12 @@ class _Fab(Search):
 
     def tell(self, state: State, seen: Seen) -> State:
         x, point, settled = state["x"], state["point"], state["settled"]
-        fools = seen.wrong & ~settled
-        moves = self.wants_gradient(state) & ~fools
         moved = self._moved(x, point, seen.loss, seen.gradient)
-        drawn = x + (point - x) * BACK
+        drawn = choose(seen.wrong, x + (point - x) * BACK, point)
         return {
-            "point": choose(moves, moved, choose(fools, drawn, point)),
-            "settled": ~moves,
-            "fools": torch.where(settled, state["fools"], fools),
-            "iteration": state["iteration"] + moves,
+            "point": choose(settled, moved, drawn),
+            "settled": ~settled,
+            "iteration": state["iteration"] + settled,
             "done": ~settled & (state["iteration"] >= self.steps),
         }
 

@@ -24,6 +24,10 @@ LOOK_EVERY = 8  # steps
 SMALLEST = 16  # slots, below which the batch is not halved any more
 
 
+def _places(slots: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(slots).to(device, non_blocking=True)
+
+
 class FixedEngine(Engine):
     """``Engine`` for a device; steps are recorded if ``passes`` have a recorder."""
 
@@ -58,7 +62,7 @@ class FixedEngine(Engine):
             self._taken = [True] * n + [False] * (len(rows) - n)
             return
         free = [slot for slot, taken in enumerate(self._taken) if not taken][:n]
-        where = torch.tensor(free, device=entered["x"].device)
+        where = _places(free, entered["x"].device)
         for name, values in entered.items():
             self._state[name].index_copy_(0, where, values)
         for slot in free:
@@ -75,7 +79,7 @@ class FixedEngine(Engine):
             return
         slots = [slot for slot, taken in enumerate(self._taken) if taken]
         slots += [slots[0]] * (size - len(slots))
-        where = torch.tensor(slots, device=self._state["x"].device)
+        where = _places(slots, self._state["x"].device)
         self._state = {name: values[where] for name, values in self._state.items()}
         self._taken = [True] * in_use + [False] * (size - in_use)
         self.slots, self._replay = size, None
@@ -112,7 +116,7 @@ class FixedEngine(Engine):
         ]
         if not slots:
             return {}
-        where = torch.tensor(slots, device=self._state["x"].device)
+        where = _places(slots, self._state["x"].device)
         out = chosen(self._state, where)
         if self.passes.confirms and not self.exact:
             out, slots = self._confirmed_rows(out, slots)
@@ -134,7 +138,7 @@ class FixedEngine(Engine):
         back = [slot for slot, is_back in zip(slots, refuted.tolist(), strict=True) if is_back]
         if not back:
             return out, slots
-        where = torch.tensor(back, device=refuted.device)
+        where = _places(back, refuted.device)
         self._state["fooled"][where] = False
         ended = ~refuted | out["done"]
         self._state["margin"].index_copy_(0, where, out["margin"][refuted])

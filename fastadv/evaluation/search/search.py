@@ -62,6 +62,9 @@ class Search(ABC):
     """What the numbers behind the name mean: ``apgd-ce-50-5``."""
     aims: ClassVar[bool] = False
     """True if segments are target classes, of which there are ``classes`` - 1 at most."""
+    phases: ClassVar[tuple[bool, ...]] = (True,)
+    """Whether a pass has a gradient, if these take turns. A run begins in the first phase, so that
+    all images of a batch are in the same one."""
     takes_targets: ClassVar[bool] = True  # False: no targeted threat
     least_classes: ClassVar[int] = 2
 
