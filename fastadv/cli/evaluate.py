@@ -76,9 +76,9 @@ def evaluate(
         depth=depth, stem=stem,
     )  # fmt: skip
     if sanity:
-        own = {"--attacks": attacks != ATTACKS, "--alpha": alpha, "--format": format_ != "table"}
-        own |= {"--time-limit": time_limit, "--save-examples": save_examples}
-        require_alone(own)
+        flags = ("--attacks", "--alpha", "--format", "--time-limit", "--save-examples")
+        given = (attacks != ATTACKS, alpha, format_ != "table", time_limit, save_examples)
+        require_alone(dict(zip(flags, given, strict=True)))
         with trusting(trust_code):
             code = check(runs, elsewhere, which, eps=eps, limit=limit, seed=seed, other=other)
         raise typer.Exit(code)
