@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastadv.evaluation.search.apgd import ApgdCe, ApgdDlr, ApgdT
 from fastadv.evaluation.search.fab import Fab, FabT
-from fastadv.evaluation.search.pgd import Cw, CwMargin, Pgd
 from fastadv.evaluation.search.malt import Malt
+from fastadv.evaluation.search.pgd import Cw, CwMargin, Pgd
 from fastadv.evaluation.search.pma import Pma
 from fastadv.evaluation.search.search import Search
 from fastadv.evaluation.search.square import Square
