@@ -27,6 +27,7 @@ from fastadv.algorithms.resolution import resolve
 from fastadv.data.device_loader import DeviceLoader
 from fastadv.engine.cuda_graph import NotReplayable
 from fastadv.engine.model.precision import DTYPES
+from fastadv.evaluation.attacks import inputs
 from fastadv.training.captured import MAX_RECORDINGS
 
 # cuSOLVER's results are read on the host.
@@ -313,6 +314,36 @@ def test_an_evaluation_on_the_device_is_the_one_on_the_cpu(name: str) -> None:
     expected = fastadv.evaluate(model, batches, attacks=(name,), eps=0.05)
     found = fastadv.evaluate(on_device(twin(model)), batches, attacks=(name,), eps=0.05)
     assert found == expected
+
+
+@pytest.mark.parametrize("mode", ["auto", "eager"])
+@pytest.mark.parametrize("name", ["apgd-ce-6+apgd-t-5-2", "fab-t-4-2", "square-40", "apgd-dlr-6-2"])
+def test_searches_are_replayed_and_find_what_they_find_on_the_cpu(
+    name: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorders: list[gpu.Recorder] = []
+
+    def recorder(device: object, mode: str) -> gpu.Recorder | None:
+        if mode == "eager":
+            return None
+        recorders.append(gpu.Recorder())
+        return recorders[-1]
+
+    monkeypatch.setattr(inputs, "recorder_for", recorder)
+    eps = 0.2 if "square" in name else 0.05
+    x = tiny_batch(12)[0]
+    model = staged_model().eval()
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    batches = [*zip(x.split(5), y.split(5), strict=True)]
+    expected = fastadv.evaluate(model, batches, attacks=("clean", name), eps=eps)
+    found = fastadv.evaluate(
+        on_device(twin(model)), batches, attacks=("clean", name), eps=eps, mode=mode
+    )
+    assert found == expected
+    assert 0 < found[name] < found["clean"] == 1
+    made = sum(len(each.recordings) for each in recorders)
+    assert made >= len(name.split("+")) if mode == "auto" else made == 0
 
 
 # -- the device itself ----------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from edited import edit
 from fastadv.errors import Interrupted, UserError
 from fastadv.run.console import Console
 from fastadv.run.epoch_loop import EpochLoop
-from fastadv.run.finished import evaluate_run, export_run
+from fastadv.run.export import export_run
+from fastadv.run.finished import evaluate_run
 from fastadv.run.request import RunRequest
 from fastadv.run.saved_models import load_model
 from fastadv.run.train import resume, train

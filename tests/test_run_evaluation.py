@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,15 @@ import torch
 from tiny import EPS, tiny_batch, tiny_model
 
 from fastadv.engine.model import precision
-from fastadv.engine.process import distributed
 from fastadv.errors import Interrupted, NotFiniteError, TrainingError
 from fastadv.evaluation import accuracy as evaluation
-from fastadv.evaluation.accuracy import count
+from fastadv.evaluation.accuracy import verdicts_of
 from fastadv.evaluation.attacks.watch import NO_ATTACK
 from fastadv.evaluation.counts import Counts
+from fastadv.evaluation.found import Found
 from fastadv.evaluation.tally import Tally
 from fastadv.run import console as console_module
-from fastadv.run import eval_pass, source
+from fastadv.run import eval_watch, source
 from fastadv.run.console import Console
 from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.eval_pass import EvaluationStopped
@@ -67,8 +67,9 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(begun: Path) -> Iterator[Path]:
     """A finished run of 360 test images, four batches of 100 at most, with no evaluation since."""
     yield begun
-    for name in ("evaluations.jsonl", "evaluations.partial.json"):
-        (begun / name).unlink(missing_ok=True)
+    (begun / "evaluations.jsonl").unlink(missing_ok=True)
+    for name in ("evaluations.partial", "verdicts"):
+        shutil.rmtree(begun / name, ignore_errors=True)
 
 
 @pytest.fixture
@@ -95,8 +96,8 @@ class Stopping(Console):
     @contextmanager
     def evaluating(
         self, title: str, attack: str, done: int, total: int
-    ) -> Iterator[Callable[[int], None]]:
-        def tick(images: int) -> None:
+    ) -> Iterator[Callable[..., None]]:
+        def tick(images: int, *_: Any) -> None:
             if attack == self._attack and images >= self._images:
                 signal.raise_signal(signal.SIGINT)
 
@@ -124,7 +125,7 @@ def test_an_interrupted_evaluation_continues_with_the_same_result(run, passes) -
     assert found.stored == ["clean", "fgsm"]
     assert found == expected(run)
     assert found.n == 360
-    assert not (run / "evaluations.partial.json").exists()
+    assert not (run / "evaluations.partial").exists()
 
 
 def test_every_result_is_a_line_with_all_its_settings(run) -> None:
@@ -196,21 +197,21 @@ def test_a_line_that_was_changed_or_is_another_users_is_ignored(run, passes, mon
 
 def test_a_killed_evaluation_loses_a_few_seconds(run, monkeypatch) -> None:
     """Finished work is also saved before any interruption."""
-    monkeypatch.setattr(eval_pass, "KEEP_EVERY", -1.0)
+    monkeypatch.setattr(eval_watch, "KEEP_EVERY", -1.0)
     kept: list[int] = []
 
     class Looking(Stopping):
         @contextmanager
-        def evaluating(self, *inputs: Any) -> Iterator[Callable[[int], None]]:
-            def tick(images: int) -> None:
-                if images > 100:
-                    text = (run / "evaluations.partial.json").read_text()
-                    kept.extend(record["images"] for record in json.loads(text))
+        def evaluating(self, *inputs: Any) -> Iterator[Callable[..., None]]:
+            def tick(images: int, *_: Any) -> None:
+                for file in (run / "evaluations.partial").glob("*"):
+                    known = json.loads(file.read_bytes().split(b"\n")[1])["known"]
+                    kept.append(known["fgsm"])
 
             yield tick
 
     evaluate_run(str(run), "fgsm", console=Looking("", 0))
-    assert kept == [100, 200, 300]
+    assert sorted(set(kept)) == [0, 100, 200, 300]
 
 
 def test_a_run_folder_that_cannot_be_written_is_still_evaluated(run) -> None:
@@ -268,22 +269,22 @@ def test_an_interrupted_final_evaluation_continues(
     all_passes = [entry for entry in passes if entry[0] in ATTACKS.split(",")]
     passes.clear()
 
-    def stopping(runner: EpochLoop) -> None:
+    def stopping(runner: EpochLoop) -> bool:
         if passes[-2:] == [(attack, 100)] * 2:
             runner.stop_requested = "SIGINT"
-        real(runner)
+        return real(runner)
 
-    real = EpochLoop._stop_evaluation_if_asked
+    real = EpochLoop._evaluation_should_stop
     with monkeypatch.context() as patched:
-        patched.setattr(EpochLoop, "_stop_evaluation_if_asked", stopping)
+        patched.setattr(EpochLoop, "_evaluation_should_stop", stopping)
         with pytest.raises(Interrupted, match="--resume"):
             train(RunRequest(**usual, out=str(out)), Console())
-    assert (out / "evaluations.partial.json").exists()
+    assert (out / "evaluations.partial").exists()
     found = resume(str(out), Console())
     times = {"eval_seconds": 0, "train_seconds": 0}
     assert found | times == whole | times
     assert [entry for entry in passes if entry[0] in ATTACKS.split(",")] == all_passes
-    assert not (out / "evaluations.partial.json").exists()
+    assert not (out / "evaluations.partial").exists()
     assert not (out / "evaluations.jsonl").exists()
 
 
@@ -296,13 +297,14 @@ def test_an_interrupted_evaluation_between_epochs_also_continues(
     passes.clear()
     out = tmp_path / "stopped"
 
-    def stopping(runner: EpochLoop) -> None:
-        runner.stop_requested = "SIGINT"
-        real(runner)
+    def stopping(runner: EpochLoop) -> bool:
+        if passes[-1:] == [("clean,fgsm", 100)]:
+            runner.stop_requested = "SIGINT"
+        return real(runner)
 
-    real = EpochLoop._stop_evaluation_if_asked
+    real = EpochLoop._evaluation_should_stop
     with monkeypatch.context() as patched:
-        patched.setattr(EpochLoop, "_stop_evaluation_if_asked", stopping)
+        patched.setattr(EpochLoop, "_evaluation_should_stop", stopping)
         with pytest.raises(Interrupted):
             train(RunRequest(**usual, out=str(out)), Console())
     times = {"eval_seconds": 0, "train_seconds": 0}
@@ -313,47 +315,13 @@ def test_an_interrupted_evaluation_between_epochs_also_continues(
     assert lines[0]["val_fgsm"] == lines[1]["val_fgsm"]
 
 
-def test_processes_that_stop_at_the_same_batch_continue(monkeypatch) -> None:
-    """Two processes that take batches of 40 images in turn, stopped after the third of five."""
-    model = tiny_model()
-    x, y, _, _ = tiny_batch(40)
-    batches = list(zip(x.split(8), y.split(8), strict=True))
-    options: dict[str, Any] = {"eps": EPS, "norm": "linf", "alpha": None, "seed": 2}
-    names = ["clean", "fgsm", "pgd-2"]
-    alone = count(model, batches, names, **options)
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "add_up", lambda tensor: None)
-
-    def of_both(done: Counts | None, stop_at: int) -> Counts:
-        own = []
-        for rank in (0, 1):
-            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-            seen: list[Counts] = []
-            count(
-                model,
-                batches[:stop_at],
-                names,
-                **options,
-                shared=True,
-                done=done,
-                after=lambda tally, seen=seen: seen.append(tally.counted()),
-            )
-            own.append(seen[-1])
-        right, zero_gradient, saturated = (
-            [a + b for a, b in zip(getattr(own[0], name), getattr(own[1], name), strict=True)]
-            for name in ("right", "zero_gradient", "saturated")
-        )
-        return replace(own[0], right=right, zero_gradient=zero_gradient, saturated=saturated)
-
-    assert of_both(of_both(None, 3), 5) == alone
-
-
-def test_counts_of_other_batches_are_refused() -> None:
+def test_verdicts_of_other_images_are_refused() -> None:
     x, y, _, _ = tiny_batch(12)
     options: dict[str, Any] = {"eps": EPS, "norm": "linf", "alpha": None, "seed": 0}
-    done = count(tiny_model(), [(x[:5], y[:5])], ["clean"], **options)
-    with pytest.raises(ValueError, match="other batches"):
-        count(tiny_model(), [(x, y)], ["clean"], **options, done=done)
+    done = verdicts_of(tiny_model(), [(x[:5], y[:5])], ["clean"], **options)
+    y[:6] = (y[:6] + 1) % 2
+    with pytest.raises(ValueError, match="other images"):
+        verdicts_of(tiny_model(), [(x[:6], y[:6])], ["clean"], **options, done=done)
 
 
 def drawn(terminal: bool) -> tuple[Console, io.StringIO]:
@@ -382,7 +350,8 @@ def test_without_a_terminal_only_long_evaluations_report_progress(run, monkeypat
     monkeypatch.setattr(console_module, "SAY_EVERY", 0.0)
     evaluate_run(str(run), "fgsm", seed=1, console=console)
     first, *others = text.getvalue().splitlines()
-    assert len(others) == 3
+    shown = [line.split("; fgsm: ")[1].split("/")[0] for line in (first, *others)]
+    assert list(dict.fromkeys(shown)) == ["100", "200", "300", "360"]
     assert first.startswith(
         "evaluating best weights on 360 test images under fgsm: linf eps 0.2, float32; "
         "fgsm: 100/360 "
@@ -434,18 +403,18 @@ def test_a_pass_that_ends_in_an_interruption_is_written_by_the_next(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the last batch, reading the result waits for the device."""
-    real = Tally.counted
+    real = Tally.found
 
-    def stopped(tally: Tally, *, shared: bool = False) -> Counts:
+    def stopped(tally: Tally, *, shared: bool = False) -> Found:
         if shared:
             raise KeyboardInterrupt
         return real(tally)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Tally, "counted", stopped)
+        patched.setattr(Tally, "found", stopped)
         with pytest.raises(EvaluationStopped):
             evaluate_run(str(run), "fgsm")
     for _ in range(2):
         evaluate_run(str(run), "fgsm")
     assert len((run / "evaluations.jsonl").read_text().splitlines()) == 1
-    assert not (run / "evaluations.partial.json").exists()
+    assert not (run / "evaluations.partial").exists()

@@ -22,7 +22,8 @@ from hypothesis import strategies as some
 
 from fastadv.errors import TrainingError, UserError
 from fastadv.run.console import Console
-from fastadv.run.finished import evaluate_run, export_run, load_run
+from fastadv.run.export import export_run
+from fastadv.run.finished import evaluate_run, load_run
 from fastadv.run.pseudo_labels import write_pseudo_labels
 from fastadv.run.request import RunRequest
 from fastadv.run.train import resume, train

@@ -4,75 +4,142 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
+import rich.console
 import typer
 from rich.markup import escape
 
+from fastadv.cli import foreign_options as foreign
+from fastadv.cli.sanity import Other, Sanity, check, require_own_attacks
 from fastadv.cli.shared_options import Plugin, TrustCode
-from fastadv.errors import Interrupted
+from fastadv.errors import Interrupted, UserError
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
 
 if TYPE_CHECKING:
-    from fastadv.run.eval_pass import EvalScores
+    from fastadv.run.several import ScoreTable
+
+
+ATTACKS = "clean,fgsm,pgd-20"
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(help="a run folder")],
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN...", help="run folders; the seeds of a method form one row"),
+    ] = None,
     attacks: Annotated[
         str, typer.Option(help="clean, fgsm, pgd-20, pgd-50-10, cw, autoattack, ... with commas")
-    ] = "clean,fgsm,pgd-20",
-    which: Annotated[str, typer.Option(help="best or last weights")] = "best",
+    ] = ATTACKS,
+    which: Annotated[
+        str, typer.Option(help="best or last weights, or both and their difference")
+    ] = "best",
     eps: Annotated[str | None, typer.Option(help="radius, if not the run's")] = None,
     alpha: Annotated[
         str | None, typer.Option(help="step of attacks with several, in pixels [the run's, eps/4]")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="evaluate on this many images only")] = None,
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
+    format_: Annotated[
+        str, typer.Option("--format", help="table, or a paper's in markdown, latex or csv")
+    ] = "table",
+    time_limit: Annotated[
+        float | None, typer.Option(help="minutes, after which what is known is shown [none]")
+    ] = None,
+    save_examples: Annotated[
+        bool, typer.Option("--save-examples", help="write the adversarial examples, too")
+    ] = False,
+    sanity: Sanity = False,
+    other: Other = None,
+    weights: foreign.Weights = None,
+    model: foreign.Model = None,
+    data: foreign.Data = None,
+    data_root: foreign.DataRoot = None,
+    download: foreign.Download = None,
+    image_size: foreign.ImageSize = None,
+    norm: foreign.Norm = None,
+    normalize: foreign.Normalize = None,
+    shortcut: foreign.Shortcut = None,
+    width: foreign.Width = None,
+    depth: foreign.Depth = None,
+    stem: foreign.Stem = None,
     trust_code: TrustCode = False,
     plugin: Plugin = None,
 ) -> None:
-    """Test accuracy of a run's weights under attacks. Each result is kept in the run folder's
-    evaluations.jsonl; an interrupted evaluation continues from there."""
+    """Test accuracy of runs under attacks, or of a network from elsewhere. Each result is kept in
+    the run folder's evaluations.jsonl, or beside the weights in WEIGHTS.evaluations; an interrupted
+    evaluation continues from there."""
+    runs = runs or []
+    elsewhere = foreign.foreign_request(
+        runs[0] if runs else None, which, weights, model=model, data=data,
+        data_root=data_root, download=download,
+        image_size=image_size, norm=norm, normalize=normalize, shortcut=shortcut, width=width,
+        depth=depth, stem=stem,
+    )  # fmt: skip
+    from fastadv.cli.score_table import require_format
+
+    if sanity:
+        require_own_attacks(attacks != ATTACKS, alpha)
+        with trusting(trust_code):
+            code = check(list(runs), elsewhere, which, eps=eps, limit=limit, seed=seed, other=other)
+        raise typer.Exit(code)
+    if other is not None:
+        raise UserError("--other is for --sanity: add it, or omit --other.")
     from fastadv.run.console import Console, Terminal
     from fastadv.run.eval_pass import EvaluationStopped
-    from fastadv.run.finished import evaluate_run
+    from fastadv.run.eval_watch import Deadline
+    from fastadv.run.foreign import evaluate_foreign, load_foreign
+    from fastadv.run.several import evaluate_runs, table_of_file, table_of_run
 
+    require_format(format_)
     options: dict[str, Any] = {
-        "which": which,
         "eps": eps,
         "alpha": alpha,
         "limit": limit,
         "seed": seed,
+        "deadline": Deadline(time_limit),
+        "save_examples": save_examples,
     }
-    console = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
+    options["console"] = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
+    folder = runs[0] if len(runs) == 1 else None
     with trusting(trust_code):
         try:
-            scores = evaluate_run(run, attacks, **options, console=console)
+            if elsewhere is None:
+                table = evaluate_runs(runs, attacks, which=which, **options)
+            else:
+                found = load_foreign(*elsewhere)
+                folder = str(found.folder.path)
+                if format_ == "table":
+                    rich.console.Console(highlight=False).print(escape(found.said), soft_wrap=True)
+                table = table_of_file(elsewhere[0], evaluate_foreign(found, attacks, **options))
         except EvaluationStopped as stopped:
-            if stopped.scores:
-                _show_scores(run, which, stopped.scores)
+            if stopped.scores and elsewhere is not None:
+                _show(table_of_file(elsewhere[0], stopped.scores), folder, format_)
+            elif stopped.scores and len(runs) == 1 and which != "both":
+                _show(table_of_run(runs[0], which, stopped.scores), folder, format_)
             raise Interrupted(
                 f"Stopped under {stopped}; the same command continues from there."
             ) from None
-    _show_scores(run, which, scores)
+    _show(table, folder, format_)
 
 
-def _show_scores(run: str, which: str, scores: EvalScores) -> None:
-    import rich.table
+def _show(table: ScoreTable, folder: str | None, format_: str) -> None:
+    """Print ``table``; ``folder`` keeps the results (None: each run its own)."""
+    from fastadv.cli.score_table import FORMATS, meaning, terminal
 
-    from fastadv.run.console import as_interval
-
+    if format_ != "table":
+        print(FORMATS[format_](table), end="")
+        for sentence in table.unfinished:
+            typer.echo(sentence, err=True)
+        return
     out = rich.console.Console(highlight=False)
-    table = rich.table.Table(
-        title=f"{escape(printable(run))}, {which} weights: test accuracy, % of {scores.n:,} images"
-    )
-    table.add_column("attack")
-    table.add_column("accuracy", justify="right")
-    table.add_column("95 % interval", justify="right")
-    for attack, score in scores.items():
-        table.add_row(attack, f"{100 * score:.2f}", as_interval(scores.interval(attack)))
-    out.print(table)
-    said = f"{scores.said}; kept in {escape(printable(run))}/evaluations.jsonl"
-    if scores.stored:
-        said += f", evaluated before: {escape(', '.join(scores.stored))}"
+    if table.attacks:
+        out.print(terminal(table))
+    for sentence in table.unfinished:
+        out.print(escape(sentence), soft_wrap=True)
+    kept = "the evaluations.jsonl of each run"
+    if folder is not None:
+        kept = f"{escape(printable(folder))}/evaluations.jsonl"
+    said = f"{table.said}; {meaning(table)}; kept in {kept}"
+    if table.stored:
+        said += f", evaluated before: {escape(', '.join(table.stored))}"
     out.print(said, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, methods, doctor, export."""
+"""The command line: train, evaluate, compare, methods, doctor, export."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import rich.console
 import typer
 from rich.markup import escape
 
+from fastadv.cli.compare import compare
 from fastadv.cli.evaluate import evaluate
 from fastadv.cli.misspelt import misspelt
 from fastadv.cli.shared_options import Plugin, TrustCode
@@ -161,17 +162,22 @@ def doctor() -> None:
 
 def export(
     run: Annotated[str, typer.Argument(help="a run folder")],
-    out: Annotated[Path, typer.Option(help="file to write")] = Path("model.safetensors"),
+    out: Annotated[
+        Path | None, typer.Option(help="file to write: .safetensors, .pt2 (torch), .onnx")
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="safetensors, torch or onnx [as the suffix]")
+    ] = None,
     which: Annotated[str, typer.Option(help="best or last weights")] = "best",
     trust_code: TrustCode = False,
     plugin: Plugin = None,
 ) -> None:
-    """Write a run's weights as safetensors."""
-    from fastadv.run.finished import export_run
+    """Write a run's network: its weights, or a program that needs no fastadv."""
+    from fastadv.run.export import export_run
 
     with trusting(trust_code):
-        export_run(run, out, which)
-    rich.console.Console(highlight=False, soft_wrap=True).print(f"wrote {escape(str(out))}")
+        said = export_run(run, out, which, form)
+    rich.console.Console(highlight=False, soft_wrap=True).print(escape(said))
 
 
 def pseudo_label(
@@ -206,6 +212,7 @@ def application(command: str) -> typer.Typer:
     )
     app.command("train", help=_train.__doc__)(_train_command() if command == "train" else _later)
     app.command()(evaluate)
+    app.command()(compare)
     app.command()(methods)
     app.command()(doctor)
     app.command()(export)

@@ -25,7 +25,7 @@ _BLOCK = 2**24  # bytes read at a time
 _DIRECTORY = 2**20  # bytes; four arrays take 300
 # Photographs compress 10-fold, drawings 50-fold; more is a decompression bomb.
 _LARGE, _MOST_DEFLATED = 2**28, 200
-_KINDS = "biuf"
+_NUMBERS = "biuf"
 _MOST_DIMENSIONS = 8
 
 
@@ -78,9 +78,12 @@ class Member:
 
 
 @contextmanager
-def open_npz(path: Path, names: Iterable[str]) -> Iterator[dict[str, Member]]:
+def open_npz(
+    path: Path, names: Iterable[str], kinds: str = _NUMBERS
+) -> Iterator[dict[str, Member]]:
     """The arrays ``names`` found in the file ``path``; they can be read inside the block.
 
+    ``kinds`` are numpy's letters of the allowed types: numbers, with "U" also texts.
     Raises ``NotPlain`` if it is not an .npz file of plain arrays (also while reading), and
     ``OSError``.
     """
@@ -89,7 +92,7 @@ def open_npz(path: Path, names: Iterable[str]) -> Iterator[dict[str, Member]]:
             file.largest = None
             held = archive.infolist()
             yield {
-                name: _member(name, archive, found)
+                name: _member(name, archive, found, kinds)
                 for name in names
                 if (found := [entry for entry in held if entry.filename == f"{name}.npy"])
             }
@@ -116,7 +119,9 @@ class _Modest(io.FileIO):
         return super().read(wanted) or b""
 
 
-def _member(name: str, archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> Member:
+def _member(
+    name: str, archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], kinds: str
+) -> Member:
     if len(entries) > 1:
         raise NotPlain(f"it holds {len(entries)} arrays called {name}")
     entry = entries[0]
@@ -132,7 +137,7 @@ def _member(name: str, archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo])
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(text)
     except Exception as error:  # the header is parsed as Python and may raise anything
         raise NotPlain(f"the header of {name} cannot be read") from error
-    if dtype.kind not in _KINDS or dtype.subdtype is not None:
+    if dtype.kind not in kinds or dtype.subdtype is not None:
         raise NotPlain(f"{name} holds {dtype.kind!r} where numbers are needed")
     if not 1 <= len(shape) <= _MOST_DIMENSIONS or any(side < 0 for side in shape):
         raise NotPlain(f"{name} has the shape {shape}")

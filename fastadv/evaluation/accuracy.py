@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +16,10 @@ from fastadv.engine.process import distributed
 from fastadv.errors import UserError, warn
 from fastadv.evaluation.attacks import inputs, searched, threat_of
 from fastadv.evaluation.attacks.names import OPTIONS, AttackSpec, parse_attack
-from fastadv.evaluation.counts import Counts
-from fastadv.evaluation.intervals import Scores
+from fastadv.evaluation.found import Found
 from fastadv.evaluation.metric import Metric
-from fastadv.evaluation.search.passes import Passes
-from fastadv.evaluation.tally import Tally
+from fastadv.evaluation.scores import Scores
+from fastadv.evaluation.tally import Halt, Sink, Tally
 from fastadv.threat import Threat
 
 
@@ -41,11 +40,14 @@ def evaluate(
     criterion: UserLoss | None = None,
     metric: Metric | None = None,
     output: Output = None,
+    search_dtype: str = "float32",
+    mode: str = "auto",
 ) -> Scores:
     """Accuracy in [0,1] under each of ``attacks``, from one pass over ``batches``.
 
     Returns ``Scores``: a dictionary from attack name to accuracy, with ``n``, the number of images,
-    and ``interval(name)``, the 95 % interval.
+    ``interval(name)``, the 95 % interval, and ``verdicts``, the ``Verdicts`` on every image by
+    attack name, where labels are classes; their ``index`` counts the images of ``batches``.
 
     ``batches`` yields (x, y): ``x`` (B,C,H,W) float in [0,1], ``y`` (B,) classes. For attack
     names and for the defaults of ``eps`` and ``norm`` see ``fastadv.attack``. ``threat`` is a
@@ -63,6 +65,12 @@ def evaluate(
     replaces the accuracy: bool values say what is right, float values are averaged, and the
     interval is that of the normal distribution. ``output`` says where the logits are in what the
     model returns (``fastadv.step``).
+
+    ``search_dtype`` is the precision in which searches (AutoAttack and its parts) look for
+    adversarial examples: "float32" (the model's own) or "bf16". Then every example that counts is
+    confirmed in the model's own precision, and what is left robust is attacked once more in it.
+    ``mode``: on CUDA searches are replayed as CUDA graphs ("auto", "captured"), with compiled
+    passes ("compiled"), or called ("eager"); on a CPU they are called, or compiled.
 
     Robust accuracy is the share of all images whose x_adv is classified correctly. Images that are
     misclassified without an attack are attacked too, as in the papers: counting them as wrong
@@ -83,32 +91,49 @@ def evaluate(
     options: dict[str, Any] = {"eps": eps, "norm": norm, "alpha": alpha, "seed": seed}
     options["threat"] = threat
     options |= {"criterion": criterion, "metric": metric, "output": output}
+    options |= {"search_dtype": search_dtype, "mode": mode}
     tally = _attacked(
         model, batches, attacks, **options, amp=amp, device=device, shared=shared, after=after
     )
-    found = tally.counted(shared=shared)
-    for sentence in found.remarks():
+    found = tally.found(shared=shared)
+    counts = found.counts()
+    for sentence in counts.remarks():
         warn(sentence)
-    means = tally.means.scores(found.attacks, shared=shared) if tally.means is not None else None
-    return found.scores() if means is None else means
+    means = tally.means.scores(counts.attacks, shared=shared) if tally.means is not None else None
+    if means is not None:
+        return means
+    scores = counts.scores()
+    facts = {
+        "norm": tally.threat.norm,
+        "eps": float(tally.threat.nominal),
+        "alpha": alpha,
+        "seed": seed,
+    }
+    facts |= {"weights": "", "images": ""}  # not known here
+    for name in scores:
+        verdicts = found.verdicts(name, {"attack": name, **facts})
+        if verdicts is not None:
+            scores.verdicts[name] = verdicts
+    return scores
 
 
-def count(
+def verdicts_of(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     attacks: Sequence[str],
     *,
     shared: bool = False,
     **options: Any,
-) -> Counts:
-    """The counts behind ``evaluate``, with its ``options``; a pass can be interrupted and
-    continued.
+) -> Found:
+    """What is behind ``evaluate``, with its ``options``; a pass can be interrupted and continued.
 
-    ``after(tally)`` is called after each batch. ``tally.counted()`` can then be passed as ``done``
-    to another call with the same images in the same batches: batches that are already counted are
-    read and skipped. With several processes rank 0 contributes the counts of ``done``.
+    ``after(tally)`` is called after each batch, ``between(tally)`` before each and before every
+    step of a search. Either may raise ``Halt``: the verdicts so far are returned then. What
+    ``tally.found()`` returns can be passed as ``done`` to another call with the same images:
+    verdicts that it holds are not computed again, and in a cascade no search that an image has
+    passed. ``examples``: where the adversarial examples of an attack go.
     """
-    return _attacked(model, batches, attacks, shared=shared, **options).counted(shared=shared)
+    return _attacked(model, batches, attacks, shared=shared, **options).found(shared=shared)
 
 
 def _attacked(
@@ -127,10 +152,14 @@ def _attacked(
     criterion: UserLoss | None = None,
     metric: Metric | None = None,
     output: Output = None,
-    done: Counts | None = None,
+    search_dtype: str = "float32",
+    mode: str = "auto",
+    done: Found | None = None,
     after: Callable[[Tally], None] | None = None,
+    between: Callable[[Tally], None] = lambda tally: None,
+    examples: Mapping[str, Sink] | None = None,
 ) -> Tally:
-    """The tally of all batches; see ``count``."""
+    """The tally of all batches; see ``verdicts_of``."""
     specs = specs_of(attacks, None if alpha is None else parse_number(alpha, "alpha"))
     threat = threat_of(threat, norm, eps)
     _require_one_for_all(threat)
@@ -142,33 +171,35 @@ def _attacked(
     for name, function in (("criterion", criterion), ("metric", metric)):
         if function is not None:
             check_function(name, function)
-    net = inputs.attacked_network(model, torch.device(where), amp, output)
     repeats = {spec.repeats for spec in specs.values() if spec.searches}
     if len(repeats) > 1:
         raise UserError(
             "autoattack-rand averages its gradients: evaluate it without other searches."
         )
-    with Passes(net, repeats=max(repeats, default=1)) as passes:
-        tally = Tally(passes, threat, specs, seed, criterion, metric)
+    passes = inputs.attack_passes(
+        model, torch.device(where), amp, output,
+        search_dtype=search_dtype, mode=mode, repeats=max(repeats, default=1),
+    )  # fmt: skip
+    with passes:
+        ledgers = None if done is None else done.ledgers
+        tally = Tally(passes, threat, specs, seed, criterion, metric, ledgers, examples)
         processes, own = (distributed.world_size(), distributed.rank()) if shared else (1, 0)
         if done is not None:
-            tally.resume_from(done, counts=own == 0)
-        seen = 0
-        for number, batch in enumerate(batches):
-            x, y = _pair(batch, any_labels=tally.any_labels)
-            seen += len(x)
-            if seen <= tally.images:
-                continue  # already counted
-            if seen - len(x) != tally.images:
-                raise ValueError("done holds counts of other batches")
-            if number % processes == own:
-                tally.add(x, y)
-            tally.images = seen
-            tally.commit()
-            if after is not None:
-                after(tally)
-        tally.finish()
-        tally.commit()
+            tally.resume_from(done)
+        passes.between = lambda: between(tally)
+        try:
+            for number, batch in enumerate(batches):
+                x, y = _pair(batch, any_labels=tally.any_labels)
+                if number % processes == own and tally.lacks(len(x)):
+                    between(tally)
+                    tally.add(x, y)
+                tally.images += len(x)
+                tally.commit()
+                if after is not None:
+                    after(tally)
+            tally.finish()
+        except Halt:
+            tally.halted = True
         return tally
 
 
@@ -193,7 +224,11 @@ def _require_one_for_all(threat: Threat) -> None:
 def specs_of(names: Sequence[str], alpha: float | None) -> dict[str, AttackSpec]:
     """The attacks by their given names; ``alpha`` is set for those with several steps."""
     names = names.split(",") if isinstance(names, str) else names
-    specs = {name.strip(): parse_attack(name) for name in names}
+    specs: dict[str, AttackSpec] = {}
+    for name in map(str.strip, names):
+        if name in specs:
+            raise UserError(f"The attack {name!r} is named twice; name each once.")
+        specs[name] = parse_attack(name)
     if not specs:
         raise UserError("Name at least one attack, such as 'clean' or 'pgd-20'.")
     if alpha is None:

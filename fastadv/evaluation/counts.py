@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from fastadv.errors import UserError
-from fastadv.evaluation.intervals import Scores
+from fastadv.evaluation.scores import Scores
 
 MASKED_SHARE = 0.01  # of the images; below it there is no warning
 

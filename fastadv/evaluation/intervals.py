@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import sqrt
 
 Z = 1.959963984540054  # 95 % of a normal distribution lie within this many standard deviations
@@ -15,23 +14,3 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     reach = Z * sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
     whole = 1 + Z * Z / n
     return max(0.0, (centre - reach) / whole), min(1.0, (centre + reach) / whole)
-
-
-class Scores(dict[str, float]):
-    """Accuracies in [0,1] by attack name, all on the same ``n`` images; or means of a metric with
-    the standard ``deviations`` of its values."""
-
-    def __init__(
-        self, scores: Mapping[str, float], n: int, deviations: Mapping[str, float] | None = None
-    ) -> None:
-        super().__init__(scores)
-        self.n = n
-        self.deviations = deviations
-
-    def interval(self, attack: str) -> tuple[float, float]:
-        """The 95 % interval of one score: Wilson's of an accuracy, that of the normal distribution
-        of a mean."""
-        if self.deviations is None:
-            return wilson(self[attack], self.n)
-        reach = Z * self.deviations[attack] / sqrt(self.n)
-        return self[attack] - reach, self[attack] + reach

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastadv.algorithms.user_loss import require_values
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
-from fastadv.evaluation.intervals import Scores
+from fastadv.evaluation.scores import Scores
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 

@@ -1,11 +1,14 @@
-"""Attacks the batches of an evaluation and counts on the device, without waiting for it."""
+"""Attacks the batches of an evaluation and notes the verdicts, without waiting for the device."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,28 +16,48 @@ from fastadv.algorithms.user_loss import UserLoss
 from fastadv.engine.process import distributed
 from fastadv.errors import NotFiniteError, UserError
 from fastadv.evaluation.attacks import ATTACKS, inputs, searched
-from fastadv.evaluation.attacks.names import OPTIONS, AttackSpec
+from fastadv.evaluation.attacks.names import BATCHWISE, OPTIONS, AttackSpec
 from fastadv.evaluation.attacks.pgd_loop import ce
 from fastadv.evaluation.attacks.problem import Problem
 from fastadv.evaluation.attacks.watch import NO_ATTACK, Watch
-from fastadv.evaluation.counts import Counts
+from fastadv.evaluation.found import Found
+from fastadv.evaluation.ledger import OPEN, RIGHT, Ledger
 from fastadv.evaluation.metric import Means, Metric
-from fastadv.evaluation.search.cascade import Pipeline, entering
+from fastadv.evaluation.probabilities import are_probabilities
+from fastadv.evaluation.search.cascade import FOOLED_BY, PASSED, Pipeline, entering
+from fastadv.evaluation.search.engine import margins
 from fastadv.evaluation.search.passes import Passes
-from fastadv.evaluation.search.rows import Rows
-from fastadv.evaluation.search.search import Images
-from fastadv.ranges import labels_outside, outside
+from fastadv.evaluation.search.rows import Rows, chosen
+from fastadv.evaluation.search.search import Images, choose
+from fastadv.ranges import hard, labels_outside, outside
 from fastadv.threat import Threat
 
 FOLLOWING_NO_LOSS = ("clean", "noise")
 MASK_CHECK_IMAGES = 16  # of the first batch
+_CARRIED = {"passed": "i8", "runs": "i8", "margin": "f8", "strength": "f8", "flat": "?"}
+_NONE = 1 << 62  # no image has this place
+
+
+class Halt(Exception):
+    """Raised between two steps to end an evaluation with the verdicts so far."""
+
+
+class Sink(Protocol):
+    """Where adversarial examples go."""
+
+    def put(self, place: Tensor, x_adv: Tensor) -> None:
+        """Keep ``x_adv`` (n,...) of the images at ``place`` (n,)."""
+
+    def get(self, place: np.ndarray) -> Tensor:
+        """What was kept of the images at ``place`` (n,)."""
 
 
 class Tally:
-    """Counts correctly classified images; the counts stay on the device until the end.
+    """The verdicts of several attacks, image by image, in a ``Ledger`` for each.
 
     ``criterion`` is what attacks maximise in place of the cross entropy, ``metric`` the value of
-    each image in place of right or wrong.
+    each image in place of right or wrong. ``done``: ledgers of an earlier evaluation, which is
+    continued. ``examples``: where the adversarial examples of an attack go.
     """
 
     def __init__(
@@ -45,10 +68,12 @@ class Tally:
         seed: int,
         criterion: UserLoss | None = None,
         metric: Metric | None = None,
+        done: Mapping[str, Ledger] | None = None,
+        examples: Mapping[str, Sink] | None = None,
     ) -> None:
         self.passes = passes
         self.net = net = passes.network
-        self.pipelines: dict[int, Pipeline] = {}  # position of an attack that searches
+        self.pipelines: dict[str, Pipeline] = {}  # by the attack that searches
         self.criterion = criterion
         self.means = None if metric is None else Means(metric, len(specs), net.device)
         # Without an attack that follows a loss the metric alone says what y may be.
@@ -60,27 +85,45 @@ class Tally:
         self.images = 0
         self.checked = False
         self.classes = 0
-        # Rows as in ``Counts``, one column per attack.
-        self.counts = torch.zeros(3, len(specs), dtype=torch.int64, device=net.device)
-        self.right, self.zero_gradient, self.saturated = self.counts
+        self.ledgers = {
+            name: Ledger.union([done[name]] if done is not None else []) for name in specs
+        }
+        self.examples = examples or {}
+        self.stages = {
+            name: _stages(part.name for part in spec.searches) if spec.searches else [name]
+            for name, spec in specs.items()
+        }
+        self.halted = False
         # Images or labels out of range; logits, gradients, values of the metric not finite.
         self.trouble = torch.zeros(5, dtype=torch.bool, device=net.device)
+        # The first image whose outputs were not finite.
+        self.first_bad = torch.full((), _NONE, dtype=torch.int64, device=net.device)
         self.masks: list[Tensor] = []  # of the first batch, as in ``Counts``
         self.commit()
         self.format = _memory_format(net.model)
 
+    def lacks(self, count: int) -> dict[str, AttackSpec]:
+        """The attacks for which verdicts on the next ``count`` images are missing."""
+        places = range(self.images, self.images + count)
+        return {
+            name: spec
+            for name, spec in self.specs.items()
+            if not self.ledgers[name].is_known(places).all()
+        }
+
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Attack one batch and count its correctly classified images."""
-        if len(x) == 0:
-            return
+        """Attack one batch: the images that follow the ``images`` before it. Attacks whose verdicts
+        are all known are left out."""
+        specs = self.lacks(len(x))
+        places = range(self.images, self.images + len(x))
         device = self.net.device
         x = inputs.plain(x).to(device, non_blocking=True)
         if x.dim() == 4:
             x = x.contiguous(memory_format=self.format)
         y = inputs.labels(y, x, any_labels=self.any_labels)
-        for spec in self.specs.values():
+        for spec in specs.values():
             inputs.require_followed(spec, y, self.criterion)
-        index = torch.arange(self.images, self.images + len(x), device=device)
+        index = torch.arange(places.start, places.stop, device=device)
         problem = Problem(
             self.net, self.threat, x, y, index, self.seed,
             criterion=self.criterion, any_labels=self.any_labels,
@@ -97,7 +140,7 @@ class Tally:
                 "Accuracy is of classes, and y are none: pass metric=, a function of logits and y "
                 "with a bool or float value per image."
             )
-        self._note_trouble(x, y, clean)
+        self._note_trouble(x, y, clean, index)
         if not self.masks:
             self._check_masks(problem, clean)
         if self.net.syncs_are_free or not self.checked:
@@ -106,59 +149,138 @@ class Tally:
         # A label out of range would abort a CUDA process here; it is reported at the end.
         if not self.any_labels and y.dim() == 1:
             problem = replace(problem, y=y.clamp(0, self.classes - 1))
-        for position, spec in enumerate(self.specs.values()):
-            if spec.searches:
-                self._feed(position, spec, problem, clean)
-                continue
-            if spec.kind == "clean":
-                logits = clean
+        classes = None if problem.is_right(clean) is None else _classes(problem.y, clean)
+        for name, spec in specs.items():
+            self.ledgers[name].expect(places)
+            if classes is not None:
+                self.ledgers[name].put(index, label=classes.int())
+            if self._searches(spec, problem.y):
+                self._feed(name, spec, problem, clean)
             else:
-                watch = Watch(device)
-                logits = self._logits_under(spec, replace(problem, watch=watch))
-                self.trouble[3] |= watch.bad
-                self.zero_gradient[position] += watch.zero_gradient
-            if self.means is not None and problem.right is None:
-                values = self.means.values(logits, problem.y)
-                self.trouble[4] |= ~values.isfinite().all()
-                self.means.add(position, values)
-            right = problem.is_right(logits)
-            if right is None:
-                continue
-            self.right[position] += right.sum()
-            if "steps" in OPTIONS[spec.kind]:
-                self.saturated[position] += (right & (ce(logits, problem) == 0)).sum()
+                self._attack(name, spec, problem, clean, classes)
         if self.net.syncs_are_free:
             self._raise_trouble()
 
-    def _feed(self, position: int, spec: AttackSpec, problem: Problem, clean: Tensor) -> None:
-        """Give the images of ``problem`` to the searches of ``spec``, and count what is known."""
-        if position not in self.pipelines:
-            made = searched.searches_of(spec, self.threat, self.seed, self.classes)
-            self.pipelines[position] = Pipeline(made, self.passes, len(problem.x))
+    def _searches(self, spec: AttackSpec, y: Tensor) -> bool:
+        """True if ``spec`` runs as searches, which need the accuracy of classes ``y`` (B,)."""
+        plain = self.criterion is None and self.means is None and y.dim() == 1
+        return spec.only_searches or (bool(spec.searches) and plain)
+
+    def _attack(
+        self, name: str, spec: AttackSpec, problem: Problem, clean: Tensor, classes: Tensor | None
+    ) -> None:
+        """Attack the images of ``problem`` as one batch and note the verdicts."""
+        x_adv, logits, flat = problem.x, clean, None
+        if spec.kind != "clean":
+            watch = Watch(self.net.device)
+            x_adv, logits = self._logits_under(spec, replace(problem, watch=watch))
+            self.trouble[3] |= watch.bad
+            flat = watch.flat
+        if name in self.examples:
+            self.examples[name].put(problem.index, x_adv)
+        if self.means is not None and problem.right is None:
+            values = self.means.values(logits, problem.y)
+            self.trouble[4] |= ~values.isfinite().all()
+            self.means.add(list(self.specs).index(name), values)
+        right = problem.is_right(logits)
+        if right is None:
+            return
+        stage = len(self.stages[name]) - 1
+        found = {"fooled_by": torch.where(right, RIGHT, stage).to(torch.int16)}
+        if classes is not None:
+            found["margin"] = margins(logits, classes)
+        if flat is not None:
+            found["flat"] = flat
+        if "steps" in OPTIONS[spec.kind]:
+            found["saturated"] = right & (ce(logits, problem) == 0)
+        self.ledgers[name].put(problem.index, **found)
+
+    def _feed(self, name: str, spec: AttackSpec, problem: Problem, clean: Tensor) -> None:
+        """Give the images of ``problem`` without a verdict to the searches of ``spec``."""
+        ledger = self.ledgers[name]
+        if name not in self.pipelines:
+            made = searched.stages_of(
+                spec, self.threat, self.seed, self.classes, again=self.passes.confirms
+            )
+            self.stages[name] = _stages(stage.name for stage in made)
+            self.pipelines[name] = Pipeline(
+                made, self.passes, len(problem.x), ended=lambda rows: self._note(name, rows)
+            )
         images = Images(problem.x, problem.y, problem.index, clean)
-        rows = entering(images, problem.index, targeted=False)
-        self._count(position, self.pipelines[position].feed(rows))
+        spares = spec.kind not in BATCHWISE  # alone, PGD attacks all images, as in the papers
+        rows = entering(images, problem.index, targeted=False, spares=spares)
+        rows = self._continued(name, rows, ledger.of(self.images, len(problem.x)))
+        self._note(name, chosen(rows, rows["fooled"]))
+        for _ in self.pipelines[name].feed(chosen(rows, ~rows["fooled"])):
+            pass  # noted when they fell
         self.passes.own()
 
-    def _count(self, position: int, results: Iterator[Rows]) -> None:
-        for rows in results:
-            right = ~rows["fooled"]
-            self.right[position] += right.sum()
-            self.zero_gradient[position] += (right & rows["flat"]).sum()
+    def _continued(self, name: str, rows: Rows, known: np.ndarray) -> Rows:
+        """``rows`` without those that have a verdict, the others as the searches left them that
+        they have passed. ``known``: the ledger of ``rows``."""
+        if not (known["passed"] | known["runs"]).any() and not (known["fooled_by"] >= RIGHT).any():
+            return rows
+        left = np.flatnonzero(known["fooled_by"] < RIGHT)
+        before = {
+            column: torch.from_numpy(known[column][left].astype(kind)).to(self.net.device)
+            for column, kind in _CARRIED.items()
+        }
+        rows = chosen(rows, torch.from_numpy(left).to(self.net.device))
+        passed, runs = before.pop("passed"), before.pop("runs")
+        begun = (passed > 0) | (runs > 0)
+        if name in self.examples:
+            before["found"] = self.examples[name].get(left + self.images)
+        for column, values in before.items():
+            rows[column] = choose(begun, values.to(rows[column]), rows[column])
+        return rows | {PASSED: passed, "segment": runs}
+
+    def _note(self, name: str, rows: Rows) -> None:
+        """Note in the ledger that a search, or a run of it, has ended for ``rows``, or that none
+        was needed."""
+        fooled, stages = rows["fooled"], len(self.stages[name]) - 1
+        ends = fooled | (rows[PASSED] == stages)
+        if name in self.examples:  # first: a verdict says that there is an example
+            self.examples[name].put(rows["place"], rows["found"])
+        self.ledgers[name].put(
+            rows["place"],
+            fooled_by=torch.where(ends, rows[FOOLED_BY], OPEN).to(torch.int16),
+            passed=rows[PASSED].to(torch.int16),
+            runs=rows["segment"].to(torch.int16),
+            margin=rows["margin"],
+            strength=rows["strength"],
+            flat=~fooled & rows["flat"],
+            saturated=~fooled & self._is_saturated(name, rows["strength"]),
+        )
+
+    def _is_saturated(self, name: str, strength: Tensor) -> Tensor:
+        """(n,) bool: the one search of the attack maximised the cross entropy, and it is exactly
+        0."""
+        spec = self.specs[name]
+        follows_ce = spec.kind == "pgd" and spec.objective in (None, "ce")
+        return (strength == 0) & follows_ce
 
     def finish(self) -> None:
         """Search the images that still wait for a full batch."""
-        for position, pipeline in self.pipelines.items():
-            self._count(position, pipeline.finish())
+        for pipeline in self.pipelines.values():
+            for _ in pipeline.finish():
+                pass  # noted when they fell
 
-    def _logits_under(self, spec: AttackSpec, problem: Problem) -> Tensor:
+    def _logits_under(self, spec: AttackSpec, problem: Problem) -> tuple[Tensor, Tensor]:
+        """The adversarial images and their logits."""
         x_adv = ATTACKS[spec.kind](problem, spec)
         with torch.no_grad():
             logits = problem.logits(x_adv)
         finite = x_adv.isfinite().all()
-        self.trouble[2] |= finite & ~logits.isfinite().all()
+        self.trouble[2] |= finite & self._not_finite(logits, problem.index)
         self.trouble[3] |= ~finite
-        return logits
+        return x_adv, logits
+
+    def _not_finite(self, logits: Tensor, index: Tensor) -> Tensor:
+        """True if ``logits`` (n,...) are not finite, 0-dim bool; notes the first such image."""
+        bad = ~logits.flatten(1).isfinite().all(1)
+        first = torch.where(bad, index, _NONE).amin()
+        torch.minimum(self.first_bad, first, out=self.first_bad)
+        return first < _NONE
 
     @torch.no_grad()
     def _check_masks(self, problem: Problem, clean: Tensor) -> None:
@@ -169,18 +291,14 @@ class Tally:
         if self.any_labels:
             self.masks = [torch.zeros_like(changes), changes]
             return
-        sums, largest = clean[few].sum(1), clean[few].amax(1)
-        # The outputs of a softmax add up to 1; those of a sigmoid are confident one by one.
-        softmax, sigmoid = (sums - 1).abs().amax() < 1e-3, largest.mean() > 0.5
-        probabilities = (clean[few].amin() >= 0) & (largest.amax() <= 1) & (softmax | sigmoid)
-        self.masks = [probabilities, changes]
+        self.masks = [are_probabilities(clean[few]), changes]
 
-    def _note_trouble(self, x: Tensor, y: Tensor, logits: Tensor) -> None:
+    def _note_trouble(self, x: Tensor, y: Tensor, logits: Tensor, index: Tensor) -> None:
         out_of_range = torch.zeros((), dtype=torch.bool, device=x.device)
         if not self.any_labels:
             self.classes = logits.shape[1]
             out_of_range = labels_outside(y, self.classes)
-        not_finite = ~logits.isfinite().all()
+        not_finite = self._not_finite(logits, index)
         self.trouble[:3] |= torch.stack(
             [outside(x, *self.threat.ends(x)), out_of_range, not_finite]
         )
@@ -197,8 +315,9 @@ class Tally:
             )
         if not_finite:
             raise NotFiniteError(
-                "The model's outputs are not finite, so its accuracy means nothing; evaluate an "
-                "earlier checkpoint, or evaluate without amp."
+                f"The model's outputs are not finite, first those of image {int(self.first_bad)} "
+                "(counted from 0), so its accuracy means nothing; evaluate an earlier checkpoint, "
+                "or evaluate without amp."
             )
         if no_attack:
             raise NotFiniteError(NO_ATTACK)
@@ -206,35 +325,55 @@ class Tally:
             raise NotFiniteError("The metric gave a value that is not finite; mend it.")
 
     def commit(self) -> None:
-        """Save the counts after a complete batch; an interrupted batch does not change them."""
-        self._committed = self.images, self.counts.clone()
+        """Save the sums of the metric after a complete batch; an interrupted batch does not change
+        them."""
         if self.means is not None:
             self.means.commit()
 
-    def resume_from(self, done: Counts, *, counts: bool) -> None:
-        """Continue after ``done``; ``counts``: this process adds the counts of ``done``."""
-        self.images = done.images
-        if counts:
-            self.counts += torch.tensor(
-                [done.right, done.zero_gradient, done.saturated], device=self.counts.device
-            )
+    def resume_from(self, done: Found) -> None:
+        """Take over what an earlier part of this evaluation saw of the network."""
         self.masks = [torch.tensor(mask, device=self.net.device) for mask in done.masks]
-        self.commit()
+        self.stages |= done.stages
 
-    def counted(self, *, shared: bool = False) -> Counts:
-        """The counts of complete batches; with ``shared``, of all processes. Synchronises.
+    @property
+    def known(self) -> int:
+        """The number of images with verdicts under all attacks."""
+        return min(int(ledger.known.sum()) for ledger in self.ledgers.values())
+
+    def found(self, *, shared: bool = False) -> Found:
+        """The verdicts so far; with ``shared``, those of all processes. Synchronises.
 
         Raises ``UserError`` for invalid images or labels, ``NotFiniteError`` for values that are
         not finite.
         """
-        self._raise_trouble()
-        images, counts = self._committed
-        if shared:
-            counts = counts.clone()
-            distributed.add_up(counts)
+        for ledger in self.ledgers.values():
+            ledger.settle()
+        self._raise_trouble()  # of all that the ledgers hold
+        ledgers, images, halted = self.ledgers, self.images, self.halted
+        stages: Mapping[str, list[str]] = self.stages
+        if shared and distributed.world_size() > 1:
+            ledgers = {
+                name: Ledger.union(map(Ledger.unpacked, distributed.every_part(ledger.packed())))
+                for name, ledger in ledgers.items()
+            }
+            halted = distributed.any_process(halted, self.net.device)
+            images = max(images, *map(len, ledgers.values()))
+            told = distributed.every_part(json.dumps(stages).encode())
+            # A process without images has not seen which searches there are in the end.
+            stages = max(map(json.loads, told), key=lambda each: sum(map(len, each.values())))
         masks = [bool(mask) for mask in self.masks]
-        right, zero_gradient, saturated = counts.tolist()
-        return Counts(list(self.specs), images, right, zero_gradient, saturated, masks)
+        return Found(ledgers, stages, images, masks, halted)
+
+
+def _stages(names: Iterable[str]) -> list[str]:
+    """What can fool the network in a cascade of searches with these ``names``, each with its own:
+    the image itself, and the searches."""
+    return searched.numbered(["clean", *names])
+
+
+def _classes(y: Tensor, logits: Tensor) -> Tensor | None:
+    """The classes (B,) that ``y`` names; None if it names none of the network's."""
+    return hard(y) if y.dim() in (1, 2) and logits.dim() == 2 else None
 
 
 def _memory_format(model: nn.Module) -> torch.memory_format:

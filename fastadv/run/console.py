@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import rich.console
 from rich.console import RenderableType
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 SAY_EVERY = 30.0  # seconds between lines about an evaluation where there is no terminal
 
 
+class Tick(Protocol):
+    """Takes how many images have been evaluated, a line about them and the seconds left (None: as
+    the images before took)."""
+
+    def __call__(self, images: int, note: str = "", left: float | None = None) -> None: ...
+
+
 class Terminal(rich.console.Console):
     """A closed pipe (``| head``) does not end the run."""
 
@@ -36,13 +44,15 @@ class Terminal(rich.console.Console):
 
 
 class _Titled(Progress):
-    """Bars below a sentence."""
+    """Bars between a sentence and a line."""
 
-    title = ""
+    title = note = ""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield Text(self.title, no_wrap=False, overflow="fold")  # as narrow as the terminal is
         yield self.make_tasks_table(self.tasks)
+        if self.note:
+            yield Text(_end_of(self.note, self.console.width), no_wrap=True)
 
 
 class Console:
@@ -109,15 +119,14 @@ class Console:
             yield tick
 
     @contextmanager
-    def evaluating(
-        self, title: str, attack: str, done: int, total: int
-    ) -> Iterator[Callable[[int], None]]:
-        """A bar over ``total`` images below ``title``; yields the function to call with the number
-        of images evaluated so far. Without a terminal, a line when an evaluation takes long."""
+    def evaluating(self, title: str, attack: str, done: int, total: int) -> Iterator[Tick]:
+        """A bar over ``total`` images below ``title``; yields the function to call with what is
+        done so far. Without a terminal, a line when an evaluation takes long."""
         began = said = time.monotonic()
+        name = _end_of(attack, 16)
         bar = _Titled(
-            TextColumn(escape(attack)),
-            BarColumn(20),
+            TextColumn(escape(name)),
+            BarColumn(min(20, 26 - len(name))),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f}  {task.fields[pace]}"),
             TimeElapsedColumn(),
             console=self.out,
@@ -128,21 +137,39 @@ class Console:
         with bar:
             task = bar.add_task("", total=total, completed=done, pace="")
 
-            def tick(images: int) -> None:
+            def tick(images: int, note: str = "", left: float | None = None) -> None:
                 nonlocal said
                 now = time.monotonic()
                 rate = (images - done) / max(now - began, 1e-9)
                 pace = f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s"
-                if rate > 0:
-                    pace += f"  {_clock((total - images) / rate)} left"
+                if left is None:
+                    left = (total - images) / rate if rate > 0 else math.nan
+                if not math.isnan(left):
+                    pace += f"  {_clock(left)} left"
+                bar.note = note
                 bar.update(task, completed=images, pace=pace)
                 if not self.out.is_terminal and now - said >= SAY_EVERY:
                     said = now
-                    self.out.print(
-                        f"{escape(title)}; {escape(attack)}: {images:,}/{total:,}  {pace}"
-                    )
+                    line = f"{title}; {attack}: {images:,}/{total:,}  {pace}"
+                    self.out.print(escape(f"{line}  {note}" if note else line))
 
             yield tick
+
+    @contextmanager
+    def checking(
+        self, title: str
+    ) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+        """A bar over the passes of a sanity check of ``title``; yields the function that says what
+        it will cost, and the one to call with the passes done and the most there can be."""
+        columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
+        terminal = self.out.is_terminal
+        with Progress(*columns, console=self.out, transient=True, disable=not terminal) as bar:
+            task = bar.add_task("checking", total=None)
+
+            def say(sentence: str) -> None:
+                self.out.print(escape(f"{title}: {sentence}"))
+
+            yield say, lambda done, most: bar.update(task, completed=done, total=most)
 
     def _eta(self, epoch: int) -> str:
         """The estimated time of the remaining epochs, evaluation included."""
@@ -199,6 +226,11 @@ def trained_in(session: Session) -> str:
         shown(dtype, session.model, session.device) for dtype in (net.outer_dtype, net.attack_dtype)
     )
     return outer if attack == outer else f"{outer} (attack {attack})"
+
+
+def _end_of(text: str, width: int) -> str:
+    """``text``, or as much of its end as there is room for."""
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 
 def _clock(seconds: float) -> str:

@@ -16,7 +16,7 @@ from fastadv.engine.process import distributed
 from fastadv.errors import Interrupted, NotFiniteError, TrainingError
 from fastadv.run import provenance
 from fastadv.run.console import Console
-from fastadv.run.eval_pass import EvalJob, EvalScores, StopEvaluation, run_evaluation
+from fastadv.run.eval_pass import TESTED, EvalJob, EvalScores, StopEvaluation, run_evaluation
 from fastadv.run.eval_records import EvalRecords
 from fastadv.run.events import Events
 from fastadv.run.run_folder import RunFolder
@@ -46,7 +46,7 @@ class EpochLoop:
             device,
             EvalRecords(folder),
             console=console,
-            check_stop=lambda: self._stop_evaluation_if_asked(),
+            asked_to_stop=lambda: self._evaluation_should_stop(),
         )
         self._loss = torch.zeros((), dtype=torch.float64, device=session.device)
         self._saved_at = time.monotonic()
@@ -116,13 +116,14 @@ class EpochLoop:
             self.stop_requested = "another process"
         return self.stop_requested is not None
 
-    def _stop_evaluation_if_asked(self) -> None:
-        """End the evaluation when asked to stop. The model may hold an average: save elsewhere."""
-        if self._told_to_stop():
-            raise StopEvaluation
+    def _evaluation_should_stop(self) -> bool:
+        """Called between two steps of an evaluation, in which the model may hold an average:
+        nothing is saved there."""
+        return self.stop_requested is not None
 
     def _stop(self, save: bool = True) -> None:
         self.session.step.check()
+        self.stop_requested = self.stop_requested or "another process"
         if save:
             self._save()
         named = "".join(f"--plugin {shlex.quote(str(file))} " for file in loaded_files())
@@ -151,7 +152,8 @@ class EpochLoop:
         if last or (progress.epoch + 1) % config.eval_every == 0:
             began = time.monotonic()
             with step.evaluation_weights(self._statistics_batches()):
-                scores = self._evaluate(session.data.validation, f"clean,{config.select_attack}")
+                attacks = ",".join(dict.fromkeys(["clean", config.select_attack]))
+                scores = self._evaluate(session.data.validation, attacks)
                 self._keep_best(scores)
             progress.eval_seconds += time.monotonic() - began + scores.seconds_before
             line |= {f"{config.select}_{name}": score for name, score in scores.items()}
@@ -175,7 +177,7 @@ class EpochLoop:
         session, config, last = self.session, self.session.config, self.folder.last
         self.job.which = which or f"the weights of epoch {self.progress.epoch + 1}"
         tested = images is session.data.test
-        self.job.images_name = "test images" if tested else "validation images"
+        self.job.images_name = TESTED if tested else "validation images"
         try:
             return run_evaluation(
                 session.model,

@@ -1,8 +1,9 @@
 """An evaluation that shows its progress, reports its precision, and can be interrupted.
 
-Each attack is one pass over the images. The counts of a pass are stored in the run folder every few
-seconds and on an interruption. The same evaluation later continues from there, with the same result
-as without a stop, because the noise of an image depends on its position.
+Each attack is one pass over the images. The verdicts of a pass are stored in the run folder every
+few seconds and on an interruption, those of an image as soon as a search of it ends. The same
+evaluation later continues from there, with the same result as without a stop, because the noise of
+an image depends on its position.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -23,25 +24,31 @@ from torch import nn
 from fastadv.declared import parse_number
 from fastadv.engine.model.precision import shown
 from fastadv.engine.process import distributed
-from fastadv.errors import warn
-from fastadv.evaluation.accuracy import count, specs_of
+from fastadv.errors import UserError, warn
+from fastadv.evaluation.accuracy import specs_of, verdicts_of
 from fastadv.evaluation.counts import Counts
-from fastadv.evaluation.intervals import Scores
+from fastadv.evaluation.found import Found
+from fastadv.evaluation.scores import Scores
 from fastadv.evaluation.tally import Tally
+from fastadv.evaluation.verdicts import Verdicts
 from fastadv.models import VARIANTS
 from fastadv.run import provenance
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console, Terminal
-from fastadv.run.eval_records import EvalRecords, Record, Settings
+from fastadv.run.eval_records import EvalRecords, Record
+from fastadv.run.eval_watch import Deadline, Watch
+from fastadv.run.example_file import ExampleFile
 from fastadv.run.session import data_facts
 from fastadv.run.source import EvalBatches, Source
+from fastadv.run.unfinished import Settings, Unfinished
+from fastadv.storage import files
 from fastadv.storage.digests import digest
 
-KEEP_EVERY = 5.0  # seconds between two savings of a running pass
+TESTED = "test images"
 
 
 class StopEvaluation(Exception):
-    """Raised by ``check_stop`` after a batch, the same one in all processes."""
+    """A process was asked to stop; all processes raise it."""
 
 
 class EvaluationStopped(KeyboardInterrupt):
@@ -54,13 +61,27 @@ class EvaluationStopped(KeyboardInterrupt):
 
 class EvalScores(Scores):
     """Scores. ``said``: the threat and the precision; ``stored``: the attacks that were evaluated
-    before; ``seconds_before``: the time that the stored results had taken."""
+    before; ``seconds_before``: the time that the stored results had taken; ``facts``: for results
+    that last, what they depend on besides the attack; ``bounds``: for attacks whose time ran out,
+    the accuracies between which theirs lies; ``known``: how many verdicts these rest on."""
 
     def __init__(self, n: int, said: str) -> None:
         super().__init__({}, n)
         self.said = said
         self.stored: list[str] = []
         self.seconds_before = 0.0
+        self.facts: Settings = {}
+        self.bounds: dict[str, tuple[float, float]] = {}
+        self.known: dict[str, int] = {}
+
+    def unfinished(self, of: str) -> Iterator[str]:
+        """A sentence for each attack whose time ran out; ``of``: what was evaluated."""
+        for attack, (low, high) in self.bounds.items():
+            yield (
+                f"{of}, {attack}: the time ended with {self.known[attack]:,} of {self.n:,} "
+                f"verdicts; the accuracy is between {100 * low:.2f} and {100 * high:.2f} %, and "
+                "the same command continues."
+            )
 
 
 @dataclass
@@ -68,7 +89,9 @@ class EvalJob:
     """What is evaluated. ``which`` and ``images_name`` name weights and images in messages.
 
     ``lasting``: each attack's result is a line in evaluations.jsonl. Otherwise results are stored
-    only to continue an interrupted evaluation, until ``forget``.
+    only to continue an interrupted evaluation, until ``forget``. ``asked_to_stop`` is called
+    between two steps, and ends the evaluation in all processes if it is true in one; ``deadline``
+    ends it in time.
     """
 
     config: RunConfig
@@ -78,14 +101,17 @@ class EvalJob:
     which: str = "weights"
     images_name: str = "images"
     console: Console = field(default_factory=lambda: Console(Terminal(quiet=True)))
-    check_stop: Callable[[], None] = lambda: None
+    asked_to_stop: Callable[[], bool] = lambda: False
     lasting: bool = False
+    saves_examples: bool = False
+    deadline: Deadline = field(default_factory=Deadline)
     kept: list[Settings] = field(default_factory=list)
 
     def forget(self) -> None:
         """Delete the stored passes once their results are written elsewhere."""
+        unfinished = Unfinished(self.records.folder.unfinished)
         while self.kept:
-            self.records.drop(self.kept.pop())
+            unfinished.drop(self.kept.pop())
 
 
 def run_evaluation(
@@ -102,8 +128,8 @@ def run_evaluation(
     """``fastadv.evaluate`` in the model's own precision, shared by all processes.
 
     ``one_pass``: all attacks in one pass, which is stored only while it runs. Raises as
-    ``fastadv.evaluate`` does, ``StopEvaluation`` as ``job.check_stop`` does, and
-    ``EvaluationStopped`` for a ``KeyboardInterrupt``.
+    ``fastadv.evaluate`` does, ``StopEvaluation`` when asked to stop, and ``EvaluationStopped`` for
+    a ``KeyboardInterrupt``.
     """
     alpha = None if alpha is None else parse_number(alpha, "alpha")
     attacks = list(specs_of(attacks, alpha))
@@ -113,10 +139,14 @@ def run_evaluation(
         f"evaluating {job.which} on {len(images):,} {job.images_name} under {', '.join(attacks)}: "
         f"{job.config.norm} eps {eps:.4g}, {precision}"
     )
-    threat = {"eps": eps, "norm": job.config.norm, "alpha": alpha, "seed": seed}
+    threat = {"eps": float(eps), "norm": job.config.norm, "alpha": alpha, "seed": seed}
     # Digests of all weights and images: taken when a record is looked for or written.
-    common = cache(lambda: _settings(model, images, job) | {"precision": precision} | threat)
+    common = cache(lambda: settings_of(model, images, job) | {"precision": precision} | threat)
     found = EvalScores(len(images), said)
+    if job.lasting:
+        found.facts = common()
+    if not len(images):
+        raise UserError(f"There are no images to evaluate: the {job.images_name} are none.")
     for group in [attacks] if one_pass else [[name] for name in attacks]:
         one = _Pass(model, images, group, job, threat, common, title, one_pass)
         try:
@@ -124,8 +154,13 @@ def run_evaluation(
         except KeyboardInterrupt:
             under_way = f"{', '.join(group)}: {one.images:,} of {len(images):,} images are done"
             raise EvaluationStopped(found, under_way) from None
-        found.n = scores.n
+        if isinstance(scores, Found):
+            for name, ledger in scores.ledgers.items():
+                found.bounds[name] = ledger.bounds(len(images))
+                found.known[name] = int(ledger.known.sum())
+            continue
         found |= scores
+        found.verdicts |= scores.verdicts
         found.seconds_before += one.seconds_before
         if one.was_stored:
             found.stored += group
@@ -133,7 +168,7 @@ def run_evaluation(
 
 
 class _Pass:
-    """One pass over the images under some attacks, continued from its record if there is one."""
+    """One pass over the images under some attacks, continued where it was interrupted."""
 
     def __init__(
         self,
@@ -150,89 +185,172 @@ class _Pass:
         self._threat, self._common = threat, common
         self._title, self._one_pass = title, one_pass
         self._is_kept = False
-        self._began = self._kept_at = time.monotonic()
+        self._began = time.monotonic()
         self._tally: Tally | None = None
-        self.images = 0
+        self._examples: dict[str, ExampleFile] = {}
+        self._unfinished = Unfinished(job.records.folder.unfinished)
+        self._watch: Watch | None = None
+        self._images = 0
         self.seconds_before = 0.0
         self.was_stored = False
+
+    @property
+    def images(self) -> int:
+        """The number of images with verdicts."""
+        return self._images if self._watch is None else self._watch.images
 
     @cached_property
     def _settings(self) -> Settings:
         return {"attack": ",".join(self._attacks), **self._common()}
 
-    def run(self) -> Scores:
-        """The scores; warns of what makes them too high."""
-        records = self._job.records
-        record = None if records.empty else records.find(self._settings)
-        if record is not None:
-            self._note_kept()
-        if distributed.any_process(record is None, self._job.device):
-            record = None
-        done = None
-        if record is not None:
-            done = Counts(self._attacks, **{name: record[name] for name in _COUNTED})
-            self.images, self.seconds_before = done.images, record["seconds"]
-        self.was_stored = done is not None and done.images == len(self._batches)
-        if done is not None and self.was_stored:
-            counts = done
-            if self._job.lasting and not records.holds_result(self._settings):
-                self._finish(counts)  # interrupted between the last batch and this line
+    @cached_property
+    def _kept_settings(self) -> Settings:
+        """Those of the verdicts so far: only with examples can they be continued with examples."""
+        return {**self._settings, "examples": bool(self._examples)}
+
+    def run(self) -> Scores | Found:
+        """The scores; warns of what makes them too high. What was found, if the time ran out."""
+        stored = self._stored()
+        if stored is not None:
+            counts, verdicts = stored
         else:
-            counts = self._evaluate(done)
+            found = self._found()
+            if not self._is_whole(found):
+                return found
+            counts = found.counts()
+            verdicts = self._finish(found)
         for sentence in counts.remarks():
             warn(sentence)
-        return counts.scores()
+        scores = counts.scores()
+        scores.verdicts.update(verdicts)
+        return scores
 
-    def _evaluate(self, done: Counts | None) -> Counts:
+    def _stored(self) -> tuple[Counts, dict[str, Verdicts]] | None:
+        """The result of an earlier evaluation."""
+        job, records = self._job, self._job.records
+        saves = job.saves_examples and self._attacks != ["clean"]
+        stored = None
+        if job.lasting and not records.empty:
+            stored = records.find(self._settings, examples=saves)
+        if job.lasting and distributed.any_process(stored is None, job.device):
+            stored = None
+        if stored is None:
+            if saves:
+                place = records.place_for(self._settings, job.which)
+                files.make_folder(place.parent)
+                path = place.with_name(place.stem + ".examples.npy")
+                self._examples = {self._attacks[0]: ExampleFile(path, len(self._batches))}
+            return None
+        record, verdicts = stored
+        self.was_stored, self.seconds_before = True, record["seconds"]
+        counts = Counts(self._attacks, **{name: record[name] for name in _COUNTED})
+        return counts, {self._attacks[0]: verdicts}
+
+    def _found(self) -> Found:
+        """What is found, with what was found before."""
+        kept = None if self._unfinished.empty else self._unfinished.find(self._kept_settings)
+        if kept is not None:
+            self._note_kept()
+        found = None if kept is None else kept.found
+        whole = found is not None and self._is_whole(found)
+        if kept is None or not all(each.has_begun(whole) for each in self._examples.values()):
+            found, whole = None, False
+        if kept is not None and found is not None:
+            self.seconds_before = kept.seconds
+            self._images = min(int(each.known.sum()) for each in found.ledgers.values())
+        elsewhere_not = distributed.any_process(not whole, self._job.device)
+        if found is not None and not elsewhere_not:
+            self.was_stored = True
+            return found
+        return self._evaluate(found)
+
+    def _is_whole(self, found: Found) -> bool:
+        """True if every image has its verdict."""
+        total = len(self._batches)
+        return all(len(each) == total and each.known.all() for each in found.ledgers.values())
+
+    def _evaluate(self, done: Found | None) -> Found:
         job = self._job
-        name = ", ".join(self._attacks)
-        with job.console.evaluating(self._title, name, self.images, len(self._batches)) as tick:
+        name, total = ", ".join(self._attacks), len(self._batches)
+        with job.console.evaluating(self._title, name, self.images, total) as tick:
+            self._watch = watch = Watch(job.asked_to_stop, job.deadline, self._keep, tick, total)
 
-            def after(tally: Tally) -> None:
-                self._tally, self.images = tally, tally.images
-                tick(tally.images)
-                if distributed.world_size() == 1 and time.monotonic() - self._kept_at > KEEP_EVERY:
-                    self._keep(tally.counted())
-                job.check_stop()
+            def look(tally: Tally, *, after: bool) -> None:
+                self._tally = tally
+                watch.look(tally, after=after)
 
             try:
-                counts = count(
+                found = verdicts_of(
                     self._model, self._batches, self._attacks, **self._threat, device=job.device,
-                    shared=True, done=done, after=after,
+                    shared=True, done=done, after=lambda tally: look(tally, after=True),
+                    between=lambda tally: look(tally, after=False), examples=self._examples,
                 )  # fmt: skip
-            except StopEvaluation:
-                if self._tally is not None:
-                    self._keep(self._tally.counted(shared=True))
-                raise
             except BaseException:
-                # A single process may wait for the device; of several, the others are not here.
-                if self._tally is not None and distributed.world_size() == 1:
+                if self._tally is not None:
                     with suppress(Exception):
-                        self._keep(self._tally.counted())
+                        self._keep(self._tally)
                 raise
-        self._finish(counts)
-        return counts
+        for examples in self._examples.values():
+            examples.settle()
+        if not self._is_whole(found):
+            if distributed.rank() == 0 and found.images:
+                self._store(found)
+            if not distributed.any_process(job.deadline.is_over, job.device):
+                raise StopEvaluation
+        return found
 
-    def _finish(self, counts: Counts) -> None:
-        if self._one_pass:
-            if self._is_kept:
-                self._job.records.drop(self._settings)
-        elif self._job.lasting:
-            self._job.records.add(self._record(counts))
-            self._job.records.drop(self._settings)
-        else:
-            self._keep(counts)
+    def _finish(self, found: Found) -> dict[str, Verdicts]:
+        """Store the result; the verdicts by attack."""
+        job = self._job
+        verdicts: dict[str, Verdicts] = {}
+        if job.lasting:
+            distributed.wait()  # all processes have written their examples
+            facts = self._settings | {"images": self._settings["image_set"], "which": job.which}
+            for name in self._attacks:
+                index = self._batches.rows.numpy()
+                told = found.verdicts(name, facts | {"attack": name}, index)
+                if told is not None:
+                    verdicts[name] = told
+            self._add_result(found, verdicts)
+        if self._one_pass or job.lasting:
+            if self._is_kept or not self._unfinished.empty:
+                self._unfinished.drop(self._kept_settings)
+        elif not self.was_stored and distributed.rank() == 0:
+            self._store(found)
         distributed.wait()
+        return verdicts
 
-    def _keep(self, counts: Counts) -> None:
-        self._job.records.keep(self._record(counts), self._settings)
+    def _add_result(self, found: Found, verdicts: dict[str, Verdicts]) -> None:
+        """The line in evaluations.jsonl, and the files that it names."""
+        records, name = self._job.records, self._attacks[0]
+        record = self._record(found.counts())
+        for examples in self._examples.values():
+            try:
+                examples.finish()
+                record["examples"] = str(examples.path.relative_to(records.folder.path))
+            except OSError as error:
+                records.warn(error)
+        records.add(record, verdicts[name], records.place_for(self._settings, self._job.which))
+
+    def _keep(self, tally: Tally) -> None:
+        """Store what this process has found. Waits for the device."""
+        found = tally.found()
+        for examples in self._examples.values():
+            examples.settle()
+        self._store(found)
+
+    def _store(self, found: Found) -> None:
+        seconds = self.seconds_before + time.monotonic() - self._began
         self._note_kept()
-        self._kept_at = time.monotonic()
+        try:
+            self._unfinished.keep(self._kept_settings, found, seconds, len(self._batches))
+        except (OSError, UserError) as error:
+            self._job.records.warn(error)
 
     def _note_kept(self) -> None:
         self._is_kept = True
-        if self._settings not in self._job.kept:
-            self._job.kept.append(self._settings)
+        if self._kept_settings not in self._job.kept:
+            self._job.kept.append(self._kept_settings)
 
     def _record(self, counts: Counts) -> Record:
         scores = counts.scores()
@@ -251,8 +369,13 @@ class _Pass:
 _COUNTED = [entry.name for entry in dataclasses.fields(Counts) if entry.name != "attacks"]
 
 
-def _settings(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings:
-    """What the result depends on besides the attack: another value is another evaluation."""
+def settings_of(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings:
+    """What the result depends on besides the attack: another value is another evaluation.
+
+    ``data`` is the digest of the run's data, as they are divided, and of the rows that are
+    evaluated; ``image_set`` that of the whole set they are rows of: runs of other methods and seeds
+    have the test set in common.
+    """
     config, data = job.config, job.data
     network = [config.model, config.width, config.depth, *(
         getattr(config, name) for name in VARIANTS
@@ -270,6 +393,7 @@ def _settings(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings:
         "weights": digest(state),
         "network": digest([network, facts, provenance.source(config.model)]),
         "data": digest([*content, images.rows]),
+        "image_set": data.content["test data"] if job.images_name == TESTED else digest(content),
         "n": len(images),
         "batch": images.batch_size,
     }

@@ -1,99 +1,120 @@
-"""Stored evaluations, so that none is repeated: one record per pass over the images.
+"""The results of evaluations, so that none is repeated: a line for each.
 
-A record holds the settings of the pass and its counts so far. It is used only if every setting is
-the same (among them the digests of weights and images) and if it carries this user's mark. Damaged
-records, those of other weights and those of other users are ignored.
+A line holds the settings of an evaluation and its result. It is used only if every setting is the
+same (among them the digests of weights and images) and if it carries this user's mark. Damaged
+lines, those of other weights and those of other users are ignored.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
+from pathlib import Path
 from typing import Any
 
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError, warn
+from fastadv.evaluation.verdicts import Verdicts
 from fastadv.run.run_folder import RunFolder
-from fastadv.storage import checkpoint, files, trust
+from fastadv.run.unfinished import Settings
+from fastadv.storage import files, trust
+from fastadv.storage.digests import digest
 from fastadv.storage.printable import printable
 
 _MOST_BYTES = 8 << 20
-_MOST_UNFINISHED = 64
+_MOST_OF_VERDICTS = 1 << 30
 _MARK = "mark"
 
-Settings = dict[str, Any]
 Record = dict[str, Any]
 
 
 class EvalRecords:
-    """The records of one run folder. Only rank 0 writes."""
+    """The results in one run folder. Only rank 0 writes."""
 
     def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
+        self.folder = folder
         self._said = False
 
     @property
     def empty(self) -> bool:
-        """True if there is no record."""
-        folder = self._folder
-        return not folder.evaluations.exists() and not folder.unfinished.exists()
+        """True if there is none."""
+        return not self.folder.evaluations.exists()
 
-    def find(self, settings: Settings) -> Record | None:
-        """The record of the furthest pass with ``settings``, the newest of equals, or None."""
-        same = _of([*self._results(), *self._unfinished()], settings)
-        return max(reversed(same), key=lambda record: record["images"], default=None)
+    def find(self, settings: Settings, *, examples: bool = False) -> tuple[Record, Verdicts] | None:
+        """The newest result with ``settings`` and its verdicts, or None. ``examples``: one whose
+        adversarial examples were saved."""
+        plain = json.loads(json.dumps(settings))  # as a line holds them
+        same = [
+            record
+            for record in self._results()
+            if all(record.get(name) == value for name, value in plain.items())
+        ]
+        for record in reversed(same):
+            if examples and not self._has_examples(record):
+                continue
+            verdicts = self._verdicts(record)
+            if verdicts is not None:
+                return record, verdicts
+        return None
 
-    def holds_result(self, settings: Settings) -> bool:
-        """True if evaluations.jsonl has a pass with ``settings``."""
-        return bool(_of(self._results(), settings))
+    def _has_examples(self, record: Record) -> bool:
+        return "examples" in record and (self.folder.path / record["examples"]).is_file()
 
-    def add(self, record: Record) -> None:
-        """Append the result of a finished pass to evaluations.jsonl."""
+    def _verdicts(self, record: Record) -> Verdicts | None:
+        """The verdicts of ``record``; None, with a warning, if their file is not what it was."""
+        if "verdicts" not in record:
+            return None
+        path = self.folder.path / record["verdicts"]
+        try:
+            if _hash(path) == record["verdicts_sha256"]:
+                return Verdicts.read(path)
+            what = "was changed"
+        except FileNotFoundError:
+            what = "is missing"
+        except (OSError, UserError):
+            what = "cannot be read"
+        warn(f"{printable(path)} {what}, so {record['attack']} is evaluated again.")
+        return None
+
+    def place_for(self, settings: Settings, which: str) -> Path:
+        """Where the verdicts of a pass with ``settings`` on the weights ``which`` go."""
+        words = f"{which.removesuffix(' weights')}-{settings['attack']}"
+        plain = "".join(c if c.isascii() and (c.isalnum() or c in "-.+") else "_" for c in words)
+        return self.folder.verdicts / f"{plain[:80]}-{digest(json.dumps(settings))[:8]}.npz"
+
+    def add(self, record: Record, verdicts: Verdicts, place: Path) -> None:
+        """Write ``verdicts`` to ``place``, and the result to evaluations.jsonl."""
         if distributed.rank() != 0:
             return
-        path = self._folder.evaluations
+        try:
+            files.make_folder(self.folder.verdicts)
+            verdicts.write(place)
+        except (OSError, UserError) as error:
+            self.warn(error)
+            return
+        self.append(
+            record
+            | {
+                "verdicts": str(place.relative_to(self.folder.path)),
+                "verdicts_sha256": _hash(place),
+            }
+        )
+
+    def append(self, record: Record) -> None:
+        """Append ``record`` to evaluations.jsonl."""
+        if distributed.rank() != 0:
+            return
+        path = self.folder.evaluations
         try:
             cut_short = path.exists() and not files.read(path, _MOST_BYTES).endswith(b"\n")
             with files.appended(path) as file:
                 file.write(("\n" * cut_short + _sealed(record) + "\n").encode())
         except (OSError, UserError) as error:
-            self._warn(error)
-
-    def keep(self, record: Record, settings: Settings) -> None:
-        """Store an unfinished pass in place of its earlier record."""
-        self._rewrite(settings, [record])
-
-    def drop(self, settings: Settings) -> None:
-        """Delete the record of an unfinished pass."""
-        if self._folder.unfinished.exists():
-            self._rewrite(settings, [])
-
-    def _rewrite(self, settings: Settings, more: list[Record]) -> None:
-        if distributed.rank() != 0:
-            return
-        path = self._folder.unfinished
-        settings = json.loads(json.dumps(settings))
-        others = [
-            record
-            for record in self._unfinished()
-            if any(record.get(name) != value for name, value in settings.items())
-        ]
-        kept = [*others, *more][-_MOST_UNFINISHED:]
-        try:
-            if kept:
-                lines = ",\n".join(_sealed(record) for record in kept)
-                checkpoint.write_text(path, f"[\n{lines}\n]\n")
-            else:
-                path.unlink(missing_ok=True)
-        except (OSError, UserError) as error:
-            self._warn(error)
+            self.warn(error)
 
     def _results(self) -> list[Record]:
-        return _believed(self._text(self._folder.evaluations).split("\n"))
-
-    def _unfinished(self) -> list[Record]:
-        lines = self._text(self._folder.unfinished).split("\n")
-        return _believed([line.removesuffix(",") for line in lines])
+        return _believed(self._text(self.folder.evaluations).split("\n"))
 
     def _text(self, path: Any) -> str:
         try:
@@ -101,20 +122,19 @@ class EvalRecords:
         except (OSError, UserError):
             return ""
 
-    def _warn(self, error: Exception) -> None:
+    def warn(self, error: Exception) -> None:
+        """Say once that results cannot be stored."""
         if not self._said:
             self._said = True
             why = error.strerror if isinstance(error, OSError) else error
             warn(
-                f"Evaluations cannot be stored in {printable(self._folder.path)} ({why}); one that "
+                f"Evaluations cannot be stored in {printable(self.folder.path)} ({why}); one that "
                 "is interrupted starts again from the first image."
             )
 
 
-def _of(records: list[Record], settings: Settings) -> list[Record]:
-    """The records of passes with ``settings``."""
-    settings = json.loads(json.dumps(settings))  # as a record holds them
-    return [r for r in records if all(r.get(name) == v for name, v in settings.items())]
+def _hash(path: Path) -> str:
+    return hashlib.sha256(files.read(path, _MOST_OF_VERDICTS)).hexdigest()
 
 
 def _sealed(record: Record) -> str:

@@ -1,13 +1,7 @@
-"""Read a finished run: evaluate its weights, or write them out."""
+"""Read a finished run, and evaluate its weights."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import save
 from torch import nn
 
 from fastadv.declared import parse_number
@@ -15,17 +9,17 @@ from fastadv.engine.model.precision import tf32
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError, unknown, warn
-from fastadv.models import VARIANTS
 from fastadv.run import provenance
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
-from fastadv.run.eval_pass import EvalJob, EvalScores, run_evaluation
+from fastadv.run.eval_pass import TESTED, EvalJob, EvalScores, run_evaluation
 from fastadv.run.eval_records import EvalRecords
+from fastadv.run.eval_watch import Deadline
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
 from fastadv.run.session import data_facts, make_model
 from fastadv.run.source import Source, open_source
-from fastadv.storage import checkpoint, files
+from fastadv.storage import checkpoint
 from fastadv.storage.printable import printable
 
 WEIGHTS = ("best", "last")
@@ -74,6 +68,8 @@ def evaluate_run(
     alpha: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    deadline: Deadline | None = None,
+    save_examples: bool = False,
     console: Console | None = None,
 ) -> EvalScores:
     """Test accuracy in [0,1] by attack; ``eps`` is the run's unless given, and so is the step
@@ -81,12 +77,40 @@ def evaluate_run(
     images are evaluated, or ``limit`` of them, each class in proportion; the run's own
     ``--test-limit`` is ignored.
 
-    Each attack's result is a line in the folder's evaluations.jsonl and is not computed again.
-    Interrupted, it raises ``EvaluationStopped`` with the finished attacks; the next call continues
-    from there.
+    Each attack's result is a line in the folder's evaluations.jsonl, with the verdicts on all
+    images in a file of verdicts/, and is not computed again. ``save_examples`` also writes the
+    adversarial examples there: a .npy file (N,C,H,W) beside the verdicts. Interrupted, it raises
+    ``EvaluationStopped`` with the finished attacks; the next call continues from there. At the
+    ``deadline`` it returns what is known by then: ``bounds`` in place of the accuracies that are
+    not, and the next call continues too.
     ``console`` shows the progress.
     """
     config, data, model = load_run(path, which)
+    folder = RunFolder.open(path)
+    return evaluate_loaded(
+        (config, data, model), folder, f"{which} weights", attacks,
+        eps=eps, alpha=alpha, limit=limit, seed=seed, console=console,
+        deadline=deadline, save_examples=save_examples,
+    )  # fmt: skip
+
+
+def evaluate_loaded(
+    loaded: tuple[RunConfig, Source, nn.Module],
+    folder: RunFolder,
+    which: str,
+    attacks: str,
+    *,
+    eps: str | None = None,
+    alpha: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    deadline: Deadline | None = None,
+    save_examples: bool = False,
+    console: Console | None = None,
+) -> EvalScores:
+    """``evaluate_run`` of what was ``loaded``, whose weights are called ``which``; the results are
+    kept in ``folder``."""
+    config, data, model = loaded
     device = choose_device(config.device)
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, not {limit}.")
@@ -95,9 +119,9 @@ def evaluate_run(
     step: float | str | None = alpha
     if alpha is None and eps is None:
         step = config.eval_alpha
-    records, which = EvalRecords(RunFolder.open(path)), f"{which} weights"
-    job = EvalJob(config, data, device, records, which, "test images", lasting=True)
+    job = EvalJob(config, data, device, EvalRecords(folder), which, TESTED, lasting=True)
     job.console = console or job.console
+    job.saves_examples, job.deadline = save_examples, deadline or job.deadline
     with reproducible(config.deterministic), tf32(config.tf32):
         return run_evaluation(
             model.to(device),
@@ -108,29 +132,3 @@ def evaluate_run(
             alpha=step,
             seed=seed,
         )
-
-
-def export_run(path: str, out: Path, which: str = "best") -> None:
-    """Write a run's weights as a safetensors file, with the settings that rebuild its network."""
-    names = {file.name for file in RunFolder(Path(path)).files()}
-    if out.name in names and os.path.realpath(out.parent) == os.path.realpath(path):
-        raise UserError(f"{printable(out)} is a file of the run itself: choose another --out.")
-    config, data, model = load_run(path, which)
-    facts = {
-        "method": config.method,
-        "model": config.model,
-        "width": str(config.width),
-        "depth": str(config.depth),
-        **{name: str(getattr(config, name)) for name in VARIANTS},
-        "normalize": str(config.normalize),
-        "dropout": str(config.dropout),
-        "in_channels": str(data.channels),
-        "num_classes": str(data.num_classes),
-        "torch": torch.__version__,
-    }
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    try:
-        with files.replaced(out) as file:  # a link in its place is not written through
-            file.write(save(tensors, metadata=facts))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"Cannot write {printable(out)}: {error}.") from None

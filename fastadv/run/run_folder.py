@@ -1,8 +1,9 @@
 """A run's folder: config.toml, metrics.jsonl, last.pt, best.pt, summary.json.
 
 If a recipe averages weights, averaged.pt holds the last evaluated average, last.pt the live
-weights. evaluations.jsonl holds the results of ``fastadv evaluate``, and
-evaluations.partial.json what an interrupted evaluation had counted (``fastadv.run.eval_records``).
+weights. evaluations.jsonl holds the results of ``fastadv evaluate``, verdicts/ those on every
+image, and evaluations.partial/ what an interrupted evaluation had found
+(``fastadv.run.unfinished``).
 
 Each file carries its own checksum. Only rank 0 writes; the other processes read. A folder may come
 from anywhere: names in its files are not trusted (``read_config``), and writing follows no link in
@@ -16,6 +17,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,8 @@ class RunFolder:
         self.averaged = path / "averaged.pt"
         self.summary = path / "summary.json"
         self.evaluations = path / "evaluations.jsonl"
-        self.unfinished = path / "evaluations.partial.json"
+        self.verdicts = path / "verdicts"
+        self.unfinished = path / "evaluations.partial"
         self.made = False  # the folder did not exist before this run
 
     def files(self) -> list[Path]:
@@ -96,7 +99,9 @@ class RunFolder:
         """The folder of an existing run."""
         folder = cls(Path(path))
         if not os.path.lexists(folder.config):
-            raise UserError(f"{printable(path)} holds no run: there is no config.toml in it.")
+            raise UserError(
+                f"{printable(path)} holds no run: there is no config.toml in it{_nearest(path)}"
+            )
         return folder
 
     def read_config(self) -> RunConfig:
@@ -215,6 +220,17 @@ class RunFolder:
         if distributed.rank() != 0:
             return
         checkpoint.write_text(self.summary, sealed.seal_value(summary))
+
+
+def _nearest(path: str) -> str:
+    """The run beside ``path`` that was probably meant, as the end of a sentence."""
+    given = Path(path)
+    try:
+        names = [each.name for each in given.parent.iterdir() if (each / "config.toml").exists()]
+    except OSError:
+        names = []
+    near = get_close_matches(given.name, names, n=1)
+    return f"; did you mean {printable(given.with_name(near[0]))}?" if near else "."
 
 
 def _began_later(lines: list[dict[str, Any]]) -> bool:

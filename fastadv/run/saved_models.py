@@ -14,6 +14,7 @@ from fastadv.models.imported import import_model
 from fastadv.models.packaged import names_own_code
 from fastadv.run.config import RunConfig
 from fastadv.run.configured_model import configured_model
+from fastadv.run.foreign_network import load_network
 from fastadv.run.provenance import require_own, source
 from fastadv.run.run_folder import RunFolder
 from fastadv.storage import checkpoint
@@ -22,14 +23,28 @@ from fastadv.storage.printable import printable
 
 
 def load_model(
-    path: str, num_classes: int | None = None, in_channels: int | None = None
+    path: str,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    *,
+    model: str | None = None,
+    **options: Any,
 ) -> nn.Module:
     """The network of the run in ``path``: a run folder (its best weights) or a .pt file in one.
+
+    With ``model``, ``path`` is a file of weights from elsewhere: safetensors, or a .pt file of
+    ``torch.save``, read without running code. ``model`` and ``options`` are as for
+    ``build_model``, but sizes of fastadv's own networks are read from the tensors, and the names
+    of other public code are understood. A file of ``fastadv export`` needs no ``model``.
 
     Images (B,in_channels,H,W) in [0,1] to logits (B,num_classes) in float32; in eval mode, on the
     CPU. Generators stay where they are. ``num_classes`` and ``in_channels`` None: the run's own.
     Raises ``UserError`` when there is no run, or one for other classes or channels.
     """
+    if model is not None or options or Path(path).suffix == ".safetensors":
+        known = {name: options.pop(name, None) for name in ("mean", "std", "image_size")}
+        known |= {"num_classes": num_classes, "in_channels": in_channels}
+        return load_network(path, model, known, options).model
     config, saved, weights = _read(path)
     built_for = saved.get("built_for", {})
     classes, channels = (
@@ -54,9 +69,9 @@ def load_model(
     }
     check_fit(config, facts, saved["model"], weights)
     with torch.random.fork_rng([]):  # initial weights that are overwritten at once
-        model = configured_model(config, **facts)
-    checkpoint.load_weights(model, saved["model"], weights)
-    return model.eval()
+        network = configured_model(config, **facts)
+    checkpoint.load_weights(network, saved["model"], weights)
+    return network.eval()
 
 
 def _size(value: object) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,6 +61,15 @@ def regular(path: Path) -> Iterator[BinaryIO]:
     handle = _open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(handle, "rb") as file:
         yield file
+
+
+def make_folder(path: Path) -> None:
+    """A folder at ``path``, made if there is none. Raises ``UserError`` if something else is there,
+    also a link to a folder, and ``OSError``."""
+    with suppress(FileExistsError):
+        path.mkdir()
+    if not stat.S_ISDIR(os.lstat(path).st_mode):
+        raise UserError(f"{printable(path)} is no folder; fastadv does not write there.")
 
 
 def read(path: Path, most: int) -> bytes:

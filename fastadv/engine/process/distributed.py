@@ -272,6 +272,30 @@ def told_by_all(own: str, timeout: timedelta) -> list[str]:
     return found
 
 
+class Signal:
+    """A flag that any process can raise for all, which nobody waits for. All processes must make
+    the same signals in the same order."""
+
+    _made = 0
+
+    def __init__(self, name: str) -> None:
+        Signal._made += 1
+        self._key = f"fastadv/signal {Signal._made} ({name})"
+        self._given = False
+
+    def give(self) -> None:
+        """Raise the flag."""
+        if not self._given and world_size() > 1:
+            _store().set(self._key, "")
+        self._given = True
+
+    def is_given(self) -> bool:
+        """True once a process has raised the flag; asks the process that holds it."""
+        if not self._given and world_size() > 1:
+            self._given = _is_there(self._key)
+        return self._given
+
+
 def collected(own: Any) -> list[Any]:
     """In process 0 the objects ``own`` of all processes, in the order of ranks; an empty list in
     the others."""
@@ -280,6 +304,22 @@ def collected(own: Any) -> list[Any]:
     found: list[Any] = [None] * world_size() if rank() == 0 else []
     distributed.gather_object(own, found or None)
     return found
+
+
+def every_part(own: bytes) -> list[bytes]:
+    """The ``own`` bytes of all processes, which may differ in length, in the order of ranks. All
+    processes must call it."""
+    if world_size() == 1:
+        return [own]
+    device = torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
+    length = torch.tensor([len(own)], device=device)
+    lengths = _gathered(length).tolist()
+    if not max(lengths):
+        return [b""] * world_size()
+    part = torch.zeros(max(lengths), dtype=torch.uint8)
+    part[: len(own)] = torch.frombuffer(bytearray(own or b"\0"), dtype=torch.uint8)[: len(own)]
+    whole = _gathered(part.to(device)).cpu().view(world_size(), -1)
+    return [bytes(row[:n].numpy()) for row, n in zip(whole, lengths, strict=True)]
 
 
 def any_process(said: bool, device: torch.device) -> bool:

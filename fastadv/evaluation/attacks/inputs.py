@@ -8,11 +8,13 @@ from torch.nn.parameter import is_lazy
 
 from fastadv.algorithms.user_loss import UserLoss
 from fastadv.engine.compiled import Runner
+from fastadv.engine.cuda_graph import CudaRecorder
 from fastadv.engine.model.network import Network
 from fastadv.engine.model.outputs import Output
 from fastadv.engine.model.precision import pass_dtype
-from fastadv.errors import UserError
+from fastadv.errors import UserError, unknown
 from fastadv.evaluation.attacks.names import AttackSpec
+from fastadv.evaluation.search.passes import Passes
 from fastadv.models.wrapped import baked_modes, inner_module
 from fastadv.threat import Threat
 
@@ -50,9 +52,10 @@ def labels(y: Tensor, x: Tensor, *, any_labels: bool) -> Tensor:
 def require_followed(spec: AttackSpec, y: Tensor, criterion: UserLoss | None) -> None:
     """Raise ``UserError`` if the attack ``spec`` cannot follow a ``criterion``, or soft labels
     ``y``."""
-    margins = spec.kind in ("cw", "cw-margin") or bool(spec.searches)
+    follows_classes = spec.objective not in (None, "ce", "kl")
+    margins = follows_classes or spec.kind in ("cw", "cw-margin") or spec.only_searches
     if criterion is not None and (margins or spec.objective == "kl"):
-        what = "objective='kl'" if spec.objective == "kl" else f"The attack {spec.name!r}"
+        what = f"objective={spec.objective!r}" if spec.objective else f"The attack {spec.name!r}"
         raise UserError(
             f"{what} compares classes and follows no criterion of your own: use 'pgd-20'."
         )
@@ -77,9 +80,14 @@ def box_sentence(threat: Threat) -> str:
 
 
 def attacked_network(
-    model: nn.Module, device: torch.device, amp: bool | str, output: Output = None
+    model: nn.Module,
+    device: torch.device,
+    amp: bool | str,
+    output: Output = None,
+    *,
+    compiles: bool = False,
 ) -> Network:
-    """The network inside ``model``, prepared for attacks and run eagerly.
+    """The network inside ``model``, prepared for attacks.
 
     ``amp`` is False (the model's own type), True (bf16) or the name of a type. ``output`` says
     where the logits are in what the model returns. Raises ``UserError`` for models that cannot be
@@ -99,7 +107,48 @@ def attacked_network(
         )
     name = amp if isinstance(amp, str) else ("bf16" if amp else "fp32")
     dtype = pass_dtype(name, device)
-    return Network(inner, device, Runner(), outer_dtype=dtype, attack_dtype=dtype, output=output)
+    return Network(
+        inner, device, Runner(compiles), outer_dtype=dtype, attack_dtype=dtype, output=output
+    )
+
+
+SEARCH_DTYPES = ("float32", "bf16")
+MODES = ("auto", "eager", "compiled", "captured")
+
+
+def attack_passes(
+    model: nn.Module,
+    device: torch.device,
+    amp: bool | str,
+    output: Output = None,
+    *,
+    search_dtype: str = "float32",
+    mode: str = "auto",
+    repeats: int = 1,
+) -> Passes:
+    """The passes of attacks on ``model``; see ``fastadv.evaluate`` for the settings.
+
+    Raises ``UserError`` as ``attacked_network`` does, and for unknown settings.
+    """
+    if search_dtype not in SEARCH_DTYPES:
+        raise unknown("search_dtype", search_dtype, SEARCH_DTYPES)
+    if mode not in MODES:
+        raise unknown("mode", mode, MODES)
+    if mode == "captured" and device.type != "cuda":
+        raise UserError("mode='captured' replays CUDA graphs and needs a CUDA device; use 'auto'.")
+    if search_dtype == "bf16" and amp:
+        raise UserError("With amp all passes are in low precision: omit search_dtype or amp.")
+    compiles = mode == "compiled"
+    network = attacked_network(model, device, amp, output, compiles=compiles)
+    fast = None
+    if search_dtype == "bf16":
+        fast = attacked_network(model, device, True, output, compiles=compiles)
+    return Passes(network, fast, repeats, recorder_for(device, mode))
+
+
+def recorder_for(device: torch.device, mode: str) -> CudaRecorder | None:
+    """What records the steps of searches as CUDA graphs, if they are to be."""
+    return CudaRecorder(device) if device.type == "cuda" and mode != "eager" else None
 
 
 def model_device(model: nn.Module, otherwise: torch.device) -> torch.device:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-from fastadv.evaluation.attacks.names import AttackSpec
+from fastadv.evaluation.attacks.names import AttackSpec, parse_attack
 from fastadv.evaluation.attacks.problem import Problem
 from fastadv.evaluation.search import cascade
+from fastadv.evaluation.search.cascade import Stage
 from fastadv.evaluation.search.catalogue import SEARCHES
 from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.search.rows import joined
@@ -21,12 +25,39 @@ def check(spec: AttackSpec, threat: Threat) -> None:
         SEARCHES[part.kind].check(threat, part.name)
 
 
-def searches_of(spec: AttackSpec, threat: Threat, seed: int, classes: int) -> list[Search]:
-    """The searches of ``spec`` on a network of ``classes``, in their order."""
-    return [
-        SEARCHES[part.kind].of(threat, seed, classes, part.steps, part.restarts)
-        for part in spec.searches
-    ]
+SECOND_OPINION = ("apgd-ce-50", "apgd-t-50-3")
+"""Searches in the network's own precision of what a search in a lower one leaves robust."""
+
+
+def stages_of(
+    spec: AttackSpec, threat: Threat, seed: int, classes: int, *, again: bool
+) -> list[Stage]:
+    """The searches of ``spec`` on a network of ``classes``, in their order; with ``again`` they are
+    followed by some in the network's own precision."""
+    stages = [Stage(_search(part, threat, seed, classes), name=part.name) for part in spec.searches]
+    if again:
+        for name in SECOND_OPINION:
+            part = parse_attack(name)
+            kind = SEARCHES[part.kind]
+            if classes >= kind.least_classes and not (threat.targeted and kind.aims):
+                stages.append(Stage(_search(part, threat, seed, classes), exact=True, name=name))
+    return stages
+
+
+def _search(part: AttackSpec, threat: Threat, seed: int, classes: int) -> Search:
+    kind = SEARCHES[part.kind]
+    options = {name: getattr(part, name) for name in kind.options}
+    return kind.of(threat, seed, classes, part.steps, part.restarts, **options)
+
+
+def numbered(names: Iterable[str]) -> list[str]:
+    """``names``, each once: those that come again with a number."""
+    counted: Counter[str] = Counter()
+    found = []
+    for name in names:
+        counted[name] += 1
+        found.append(name if counted[name] == 1 else f"{name} ({counted[name]})")
+    return found
 
 
 def searched(passes: Passes, problem: Problem, spec: AttackSpec) -> Tensor:
@@ -36,11 +67,11 @@ def searched(passes: Passes, problem: Problem, spec: AttackSpec) -> Tensor:
     passes.prepare(x)
     with torch.no_grad():
         logits = problem.logits(x)
-    searches = searches_of(spec, threat, problem.seed, logits.shape[1])
+    stages = stages_of(spec, threat, problem.seed, logits.shape[1], again=passes.confirms)
     images = Images(x, problem.y, problem.index, logits)
     place = torch.arange(len(x), device=x.device)
     rows = cascade.entering(images, place, targeted=threat.targeted)
-    found = joined(cascade.run(searches, iter([rows]), passes, len(x)))
+    found = joined(cascade.run(stages, iter([rows]), passes, len(x)))
     result = x.clone()
     result[found["place"]] = found["found"]
     return result

@@ -13,17 +13,16 @@ NO_ATTACK = (
 
 
 class Watch:
-    """Counts, kept on the device, over the gradients of one attack on one batch.
+    """What the gradients of one attack on one batch were like, kept on the device.
 
-    ``bad``: True once a gradient was not finite, 0-dim bool. ``zero_gradient``: number of images
-    that were classified correctly at the starting point and had a gradient of exactly zero there,
-    0-dim int64.
+    ``bad``: True once a gradient was not finite, 0-dim bool. ``flat`` (B,) bool: the image was
+    classified correctly at the starting point and had a gradient of exactly zero there; None if no
+    gradient was taken.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.bad = torch.zeros((), dtype=torch.bool, device=device)
-        self.zero_gradient = torch.zeros((), dtype=torch.int64, device=device)
-        self._first = True
+        self.flat: Tensor | None = None
 
     @torch.no_grad()
     def see(self, gradient: Tensor, correct: Tensor | None) -> None:
@@ -32,6 +31,5 @@ class Watch:
         counted."""
         steepest = gradient.flatten(1).abs().amax(1)
         self.bad |= ~steepest.isfinite().all()
-        if self._first and correct is not None:
-            self.zero_gradient += (correct & (steepest == 0)).sum()
-            self._first = False
+        if self.flat is None and correct is not None:
+            self.flat = correct & (steepest == 0)

@@ -3,7 +3,7 @@ images on which they do not help."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class Apgd(Search):
 
     def start(self, images: Images, segment: int) -> State:
         x, n = images.x, len(images.x)
+        self._periods = self._periods.to(x.device)  # not in a step, which may be recorded
         point = random_surface_point(self.threat, images, self.seed, segment)
         zeros = torch.zeros(n, dtype=images.logits.dtype, device=x.device)
         return {
@@ -70,7 +71,6 @@ class Apgd(Search):
 
         rising = state["rising"] + (~first & (loss > state["loss_before"]))
         loss_before = torch.where(first, state["loss_before"], loss)
-        self._periods = self._periods.to(loss.device)
         period = self._periods[iteration.clamp(max=self.steps)]  # moves since the last check, or 0
         checks = period > 0
         stuck = ~state["was_halved"] & (at_check >= best_loss)
@@ -135,9 +135,15 @@ class ApgdDlr(Apgd):
 
     @classmethod
     def of(
-        cls, threat: Threat, seed: int, classes: int, steps: int | None, segments: int | None
+        cls,
+        threat: Threat,
+        seed: int,
+        classes: int,
+        steps: int | None,
+        segments: int | None,
+        **options: Any,
     ) -> Search:
-        made = super().of(threat, seed, classes, steps, segments)
+        made = super().of(threat, seed, classes, steps, segments, **options)
         if threat.targeted:  # the targeted ratio has four logits
             ApgdT.of(threat, seed, classes, steps, segments)
         return made

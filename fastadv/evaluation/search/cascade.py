@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastadv.evaluation.search.engine import KEPT, Engine, Record, waiting
+from fastadv.evaluation.search.engine import KEPT, Engine, waiting
+from fastadv.evaluation.search.fixed import FixedEngine
 from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.search.rows import Rows, chosen, count
 from fastadv.evaluation.search.search import Images, Search
@@ -18,14 +20,21 @@ FOOLED_BY = "fooled_by"
 """Number of the search that fooled the network, from 1; 0: it was wrong without an attack; -1: no
 search has."""
 
+Ended = Callable[[Rows], None]
+"""Takes rows for which a search, or a run of it, has ended, as soon as it has."""
 
-def entering(images: Images, place: Tensor, *, targeted: bool, passed: int = 0) -> Rows:
-    """``images``, numbers ``place`` (n,) of all, as rows for ``run``; ``passed`` searches they have
-    survived. An image that the network already gets wrong needs no search."""
+
+def entering(images: Images, place: Tensor, *, targeted: bool, spares: bool = True) -> Rows:
+    """``images``, numbers ``place`` (n,) of all, as rows for ``run``. An image that the network
+    already gets wrong needs no search; unless the cascade ``spares`` it, it is searched, and
+    without a result of the search it has none."""
     rows = waiting(images, place, targeted=targeted)
     right = images.logits.argmax(1) == images.y
     fooled = right if targeted else ~right
-    done = torch.full_like(images.index, passed)
+    if not spares:
+        rows["margin"] = torch.where(fooled, float("inf"), rows["margin"])
+        fooled = torch.zeros_like(fooled)
+    done = torch.zeros_like(images.index)
     return rows | {
         "fooled": fooled,
         PASSED: done,
@@ -33,36 +42,62 @@ def entering(images: Images, place: Tensor, *, targeted: bool, passed: int = 0) 
     }
 
 
+class Stage(NamedTuple):
+    """One search of a cascade; ``exact``: in the network's own precision, whatever that of the
+    others; ``name``: with its numbers."""
+
+    search: Search
+    exact: bool = False
+    name: str = ""
+
+
 def run(
-    searches: Sequence[Search],
+    stages: Sequence[Stage],
     source: Iterator[Rows],
     passes: Passes,
     slots: int,
-    record: Callable[[Search], Record | None] = lambda search: None,
+    ended: Ended = lambda rows: None,
+    engines: list[Engine] | None = None,
 ) -> Iterator[Rows]:
     """The rows of ``source`` (of ``entering``) with their verdicts, a few at a time.
+    A row that has ``passed`` k searches enters the next one, in its run ``segment``. ``engines`` is
+    given the engine of each search.
 
     Each search draws its images from the one before. All are at work at the same time, but only as
     far as the last one needs: memory is that of a batch for each search, whatever the number of
     images.
     """
     stream = source
-    for number, search in enumerate(searches, 1):
-        stream = _stage(number, search, stream, passes, slots, record(search))
+    for number, stage in enumerate(stages, 1):
+        engine = _engine(stage, passes, slots)
+        if engines is not None:
+            engines.append(engine)
+        stream = _survivors(number, engine, stream, ended)
     return stream
 
 
-def _stage(
-    number: int,
-    search: Search,
-    source: Iterator[Rows],
-    passes: Passes,
-    slots: int,
-    record: Record | None,
-) -> Iterator[Rows]:
+def _engine(stage: Stage, passes: Passes, slots: int) -> Engine:
+    network = passes.network
+    if network.syncs_are_free and not network.runner.compiles:
+        return Engine(stage.search, passes, slots, exact=stage.exact)
+    return FixedEngine(stage.search, passes, slots, exact=stage.exact)
+
+
+def _survivors(number: int, engine: Engine, source: Iterator[Rows], ended: Ended) -> Iterator[Rows]:
     """The rows of ``source``; those that are not fooled and have not passed this stage yet, after
-    ``search``."""
+    the search of ``engine``."""
     others: list[Rows] = []
+
+    def told(rows: Rows, passed: int) -> Rows:
+        by = torch.where(rows["fooled"], number, torch.full_like(rows["index"], -1))
+        rows = rows | {PASSED: torch.full_like(by, passed), FOOLED_BY: by}
+        ended(rows)
+        return rows
+
+    def told_run(rows: Rows) -> None:
+        told(rows, number - 1)
+
+    engine.ended_run = told_run
 
     def candidates() -> Iterator[Rows]:
         for rows in source:
@@ -74,19 +109,16 @@ def _stage(
                 others.append(chosen(rows, ~here))
             if bool(here.any()):
                 entered = chosen(rows, here)
-                entered["segment"] = torch.zeros_like(entered["segment"])
                 yield {name: entered[name] for name in KEPT}
 
-    for rows in Engine(search, passes, slots, record).run(candidates()):
+    for rows in engine.run(candidates()):
         yield from _drained(others)
         if not count(rows):
             yield rows
         else:
-            fooled = rows["fooled"]
-            yield rows | {
-                PASSED: torch.full_like(rows["index"], number),
-                FOOLED_BY: torch.where(fooled, number, torch.full_like(rows["index"], -1)),
-            }
+            # The next search begins with its first run.
+            rows = rows | {"segment": torch.zeros_like(rows["segment"])}
+            yield told(rows, number)
     yield from _drained(others)
 
 
@@ -100,14 +132,15 @@ class Pipeline:
 
     def __init__(
         self,
-        searches: Sequence[Search],
+        stages: Sequence[Stage],
         passes: Passes,
         slots: int,
-        record: Callable[[Search], Record | None] = lambda search: None,
+        ended: Ended = lambda rows: None,
     ) -> None:
         self._waits: list[Rows] = []
         self._ended = False
-        self._results = run(searches, self._source(), passes, slots, record)
+        self.engines: list[Engine] = []
+        self._results = run(stages, self._source(), passes, slots, ended, self.engines)
 
     def feed(self, rows: Rows) -> Iterator[Rows]:
         """The results that come with ``rows`` (of ``entering``): full batches are searched, the

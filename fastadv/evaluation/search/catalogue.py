@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from fastadv.evaluation.search.apgd import ApgdCe, ApgdDlr, ApgdT
+from fastadv.evaluation.search.fab import Fab, FabT
+from fastadv.evaluation.search.pgd import Cw, CwMargin, Pgd
+from fastadv.evaluation.search.pma import Pma
 from fastadv.evaluation.search.search import Search
 from fastadv.evaluation.search.square import Square
 
-SEARCHES: dict[str, type[Search]] = {
-    search.name: search for search in (ApgdCe, ApgdDlr, ApgdT, Square)
-}
+_ALL: tuple[type[Search], ...] = (
+    Pgd,
+    Cw,
+    CwMargin,
+    ApgdCe,
+    ApgdDlr,
+    ApgdT,
+    Fab,
+    FabT,
+    Square,
+    Pma,
+)
+
+SEARCHES: dict[str, type[Search]] = {search.name: search for search in _ALL}
 
 CASCADES = {
     "autoattack": "apgd-ce+apgd-t+fab-t+square",

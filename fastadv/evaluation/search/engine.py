@@ -6,12 +6,12 @@ and no pass is spent on an image whose verdict is known. The stream may be the s
 search, which then runs as far as it must to yield some (``cascade.py``).
 
 On a CPU reading a value costs nothing, so slots are compacted after every pass, and images whose
-next step needs no gradient get a forward pass alone. On a device the batch keeps its size, a step
-is replayed as a CUDA graph, and the host looks at flags that were copied some steps ago.
+next step needs no gradient get a forward pass alone. ``fixed.py`` is for devices.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -27,18 +27,14 @@ KEPT = (*GIVEN, "place", "segment", "found", "strength", "margin", "fooled", "fl
 """What stays with an image over all its runs. ``place``: its number among all images; ``found``:
 the adversarial image, or the strongest point so far; ``margin``: the smallest margin seen;
 ``flat``: the first gradient was exactly zero."""
+SPLIT_FROM = 1 / 8  # of a batch needs no gradient: less does not pay for a pass of its own
 ENTER_BELOW = 7 / 8  # of the slots in use: new images enter some at a time
-LOOK_EVERY = 8  # steps between two looks of the host at a device's flags
 
 NOT_FINITE = (
     "The network's outputs or their gradient at the images are not finite, so no attack is "
     "possible and the images would look robust; check for overflowing statistics or an operation "
     "without a gradient, evaluate an earlier checkpoint, or evaluate without amp."
 )
-
-Step = Callable[[], None]
-Record = Callable[[Step], Step]
-"""Makes a step over tensors at fixed places a replay of it."""
 
 
 def margins(logits: Tensor, y: Tensor) -> Tensor:
@@ -69,40 +65,51 @@ def waiting(images: Images, place: Tensor, *, targeted: bool) -> Rows:
 class Engine:
     """Runs ``search`` with ``passes`` on batches of ``slots`` images.
 
-    ``record`` makes a replay of a step on a device (``cuda_graph.py``); None: steps are called.
+    With ``exact`` the search is in the network's own precision, whatever that of other searches.
     """
 
-    def __init__(
-        self, search: Search, passes: Passes, slots: int, record: Record | None = None
-    ) -> None:
+    def __init__(self, search: Search, passes: Passes, slots: int, *, exact: bool = False) -> None:
         if slots < 1:
             raise ValueError(f"slots must be at least 1, not {slots}.")
-        self.search, self.passes, self.slots = search, passes, slots
-        self.record = record
+        self.search, self.passes, self.slots, self.exact = search, passes, slots, exact
         self.waits = Buffer()
+        self._ended = False
+        self.ended_run: Callable[[Rows], None] = lambda rows: None  # told what begins its next run
+        self.phase = 0  # of the search's ``phases``, that of the next pass
+        self.seen = 0  # points at which the network was evaluated
+        self.seconds = 0.0  # that the steps took
 
     def run(self, source: Iterator[Rows]) -> Iterator[Rows]:
         """The rows of ``source`` (as ``waiting`` makes them) with their results, a few at a time,
         in the order in which they end. Rows without images mean that ``source`` has none now."""
         state: State = {}
-        ended = False
         while True:
-            while not ended and count(state) + self.waits.count < self.slots:
-                rows = next(source, None)
-                if rows is None:
-                    ended = True
-                elif count(rows):
-                    self.waits.put(rows)
-                else:
-                    yield {}
-            in_use = count(state)
-            if self.waits.count and (in_use == 0 or in_use <= self.slots * ENTER_BELOW or ended):
-                state = joined([state, self._entered(self.waits.take(self.slots - in_use))])
+            if self.phase == 0:
+                yield from self._filled(source, count(state))
+                in_use = count(state)
+                if self.waits.count and (in_use <= self.slots * ENTER_BELOW or self._ended):
+                    state = joined([state, self._entered(self.waits.take(self.slots - in_use))])
             if not count(state):
                 return
+            self.passes.between()
+            began = time.monotonic()
+            self.seen += count(state)
             state, results = self._step(state)
+            self.seconds += time.monotonic() - began
+            self.phase = (self.phase + 1) % len(self.search.phases) if count(state) else 0
             if count(results):
                 yield results
+
+    def _filled(self, source: Iterator[Rows], in_use: int) -> Iterator[Rows]:
+        """Wait until there are images for all slots, of which ``in_use`` are taken, or no more."""
+        while not self._ended and in_use + self.waits.count < self.slots:
+            rows = next(source, None)
+            if rows is None:
+                self._ended = True
+            elif count(rows):
+                self.waits.put(rows)
+            else:
+                yield {}
 
     def _entered(self, rows: Rows) -> State:
         """``rows`` at the beginning of their runs."""
@@ -113,8 +120,7 @@ class Engine:
             images = Images(*(part[name] for name in GIVEN))
             own = self.search.start(images, segment)
             fresh = torch.ones(len(images.x), dtype=torch.bool, device=images.x.device)
-            done = torch.zeros_like(fresh)
-            parts.append({"done": done, **own, **part, "fresh": fresh})
+            parts.append({"done": torch.zeros_like(fresh), **own, **part, "fresh": fresh})
         return joined(parts)
 
     def _step(self, state: State) -> tuple[State, Rows]:
@@ -123,95 +129,108 @@ class Engine:
         over = state["done"] | state["fooled"]
         if not bool(over.any()):
             return state, {}
-        out = chosen(state, over)
-        state = chosen(state, ~over)
+        results, again = self._ended_runs(chosen(state, over))
+        return joined([chosen(state, ~over), again]), results
+
+    def _ended_runs(self, out: State) -> tuple[Rows, State]:
+        """Those of ``out`` that have ended for good, and the others in their next run."""
         again = ~out["fooled"] & (out["segment"] + 1 < self.search.segments)
-        results = {name: out[name][~again] for name in KEPT}
-        if bool(again.any()):
-            rows = {name: out[name][again] for name in KEPT}
-            rows["segment"] = rows["segment"] + 1
-            state = joined([state, self._entered(rows)])
-        return state, results
+        kept = {name: out[name] for name in KEPT}
+        results = chosen(kept, ~again)
+        if not bool(again.any()):
+            return results, {}
+        rows = chosen(kept, again)
+        rows["segment"] = rows["segment"] + 1
+        self.ended_run(rows)
+        return results, self._entered(rows)
 
     def _told(self, state: State) -> State:
         """The state after one pass."""
+        search, y = self.search, state["y"]
         logits, loss, gradient = self._passed(state)
-        search, targeted = self.search, self.search.threat.targeted
-        margin = margins(logits, state["y"])
-        if targeted:
-            margin = -margin
-            wrong = logits.argmax(1) == state["y"]
-        else:
-            wrong = logits.argmax(1) != state["y"]
+        margin, wrong = self._verdict(logits, y)
         counts = search.counts(state)
-        if self.passes.confirms:
-            wrong, margin = self._confirmed(state, wrong, margin, counts)
+        wrong, margin = self._confirmed(state, wrong, margin, counts)
         seen = Seen(logits, loss, gradient, wrong)
+        steepest = gradient.flatten(1).abs().amax(1)
+        self._require_finite(steepest.isfinite().all() & logits.isfinite().all())
+
+        # A slot of fixed size goes on for a while after its end, which changes no result.
+        standing = ~(state["fooled"] | state["done"])
         fooled = wrong if counts is None else wrong & counts
         strength = search.strength(seen, margin)
-        better = fooled | (strength > state["strength"])
+        better = standing & (fooled | (strength > state["strength"]))
+        seen_margin = torch.minimum(state["margin"], margin)
         if counts is not None:
             better = better & counts
-            margin = torch.where(counts, margin, state["margin"])
-        steepest = gradient.flatten(1).abs().amax(1)
-        # A margin that is not finite comes of logits that are not.
-        finite = steepest.isfinite().all() & logits.isfinite().all()
-        if not bool(finite):
-            raise NotFiniteError(NOT_FINITE)
+            seen_margin = torch.where(counts, seen_margin, state["margin"])
         flat = state["flat"]
         if search.uses_gradient:
             flat = flat | (state["fresh"] & ~wrong & (steepest == 0))
-        kept = {
+        told = search.tell(state, seen)
+        return {
+            **state,
+            **told,
+            "done": state["done"] | told["done"],
             "found": choose(better, state["point"], state["found"]),
             "strength": torch.where(better, strength, state["strength"]),
-            "margin": torch.minimum(state["margin"], margin),
-            "fooled": fooled,
+            "margin": torch.where(standing, seen_margin, state["margin"]),
+            "fooled": state["fooled"] | (standing & fooled),
             "flat": flat,
             "fresh": torch.zeros_like(fooled),
         }
-        return state | search.tell(state, seen) | kept
+
+    def _verdict(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(n,) margins, from the point of view of the network, and (n,) bool: the attack has
+        succeeded."""
+        margin, is_y = margins(logits, y), logits.argmax(1) == y
+        return (-margin, is_y) if self.search.threat.targeted else (margin, ~is_y)
+
+    def _require_finite(self, finite: Tensor) -> None:
+        if not bool(finite):
+            raise NotFiniteError(NOT_FINITE)
 
     def _passed(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n,classes), objective (n,) and gradient (n,...) at the points."""
         search = self.search
         wanted = search.wants_gradient(state) if search.uses_gradient else None
-        if search.uses_gradient and (wanted is None or bool(wanted.all())):
-            return self.passes.gradient(search, state)
-        point = state["point"]
-        if not search.uses_gradient or wanted is None or not bool(wanted.any()):
-            logits = self.passes.logits(point)
-            return logits, self._loss(logits, state), torch.zeros_like(point)
-        with_gradient, without = wanted.nonzero().squeeze(1), (~wanted).nonzero().squeeze(1)
-        logits, loss, steep = self.passes.gradient(search, chosen(state, with_gradient))
-        rest = chosen(state, without)
-        flat_logits = self.passes.logits(rest["point"])
-        gradient = torch.zeros_like(point)
-        gradient[with_gradient] = steep
-        every_logits = torch.empty_like(logits[:1]).expand(len(point), -1).clone()
-        every_loss = torch.empty_like(loss[:1]).expand(len(point)).clone()
-        every_logits[with_gradient], every_logits[without] = logits, flat_logits
-        every_loss[with_gradient], every_loss[without] = loss, self._loss(flat_logits, rest)
-        return every_logits, every_loss, gradient
+        few = 0 if wanted is None else int((~wanted).sum())
+        if search.uses_gradient and few < SPLIT_FROM * count(state):
+            return self._with_gradient(state)
+        if wanted is None or few == count(state):
+            return self._without(state)
+        steep, level = wanted.nonzero().squeeze(1), (~wanted).nonzero().squeeze(1)
+        order = torch.cat([steep, level]).argsort()
+        pairs = zip(
+            self._with_gradient(chosen(state, steep)),
+            self._without(chosen(state, level)),
+            strict=True,
+        )
+        logits, loss, gradient = (torch.cat(pair)[order] for pair in pairs)
+        return logits, loss, gradient
 
-    def _loss(self, logits: Tensor, state: State) -> Tensor:
+    def _with_gradient(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        return self.passes.gradient(self.search, state, exact=self.exact)
+
+    def _without(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, objective, and zeros for the gradient, by a forward pass alone."""
+        point = state["point"]
+        logits = self.passes.logits(point, exact=self.exact)
         if not self.search.uses_gradient:
-            return torch.zeros_like(logits[:, 0])
+            return logits, torch.zeros_like(logits[:, 0]), torch.zeros_like(point)
         with torch.no_grad():
-            return self.search.objective(logits, state)
+            return logits, self.search.objective(logits, state), torch.zeros_like(point)
 
     def _confirmed(
         self, state: State, wrong: Tensor, margin: Tensor, counts: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """``wrong`` and ``margin`` by passes in the network's own precision, for the points that
+        """``wrong`` and ``margin`` by passes in the network's own precision for the points that
         would count; other points cannot fool the network."""
-        claimed = wrong if counts is None else wrong & counts
-        rows = claimed.nonzero().squeeze(1)
+        if self.exact or not self.passes.confirms:
+            return wrong, margin
+        rows = (wrong if counts is None else wrong & counts).nonzero().squeeze(1)
         if not len(rows):
             return wrong, margin
-        logits = self.passes.exact(state["point"][rows])
-        own, y = margins(logits, state["y"][rows]), state["y"][rows]
-        found = logits.argmax(1) == y if self.search.threat.targeted else logits.argmax(1) != y
-        wrong, margin = wrong.clone(), margin.clone()
-        wrong[rows] = found
-        margin[rows] = (-own if self.search.threat.targeted else own).to(margin.dtype)
-        return wrong, margin
+        logits = self.passes.logits(state["point"][rows], exact=True)
+        own, found = self._verdict(logits, state["y"][rows])
+        return wrong.index_put((rows,), found), margin.index_put((rows,), own.to(margin.dtype))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastadv.engine.gradient import input_gradient, leaf
+from fastadv.engine.cuda_graph import CudaRecorder
+from fastadv.engine.gradient import gradients, leaf
 from fastadv.engine.model.network import Network
 from fastadv.engine.model.precision import autocast
-from fastadv.evaluation.search.search import Search, State
+from fastadv.engine.model.python_state import PythonState
+from fastadv.engine.model.static import why_not_static
+from fastadv.errors import warn
+from fastadv.evaluation.search.search import Search, State, choose
 from fastadv.ranges import require_logits
 
 
@@ -22,14 +26,24 @@ class Passes:
     ``network`` computes in its own precision; ``fast``, the same network in a lower one, searches
     (None: ``network`` does). Within ``with passes:`` the network is in eval mode and frozen.
     ``forwards`` and ``backwards`` are numbers of images, of all passes so far. ``repeats`` passes
-    are averaged into each gradient (a network with noise; EOT, Athalye et al., 2018).
+    are averaged into each gradient (a network with noise; EOT, Athalye et al., 2018). On a device
+    ``recorder`` records steps as CUDA graphs; None: they are called. ``between`` is called before
+    every step of a search, and may raise to end it.
     """
 
-    def __init__(self, network: Network, fast: Network | None = None, repeats: int = 1) -> None:
+    def __init__(
+        self,
+        network: Network,
+        fast: Network | None = None,
+        repeats: int = 1,
+        recorder: CudaRecorder | None = None,
+    ) -> None:
         self.network = network
         self.fast = fast
         self.repeats = repeats
+        self.recorder = recorder
         self.forwards = self.backwards = 0
+        self.between: Callable[[], None] = lambda: None
         self._inside: ExitStack | None = None
         self._current: Network | None = None
 
@@ -40,10 +54,20 @@ class Passes:
 
     def prepare(self, x: Tensor) -> None:
         """Look at the network with a few images ``x`` (B,C,H,W): which of its BatchNorms can be
-        folded."""
+        folded, and whether its passes can be recorded. Then as ``own``."""
+        if self.network.looks:
+            return
+        self._leave()
         for network in (self.network, self.fast):
-            if network is not None and not network.looks:
+            if network is not None:
                 network.probe(x[:PROBED])
+        if self.recorder is not None:
+            state = PythonState({"": self.network.model})
+            reason = why_not_static(self.network, state, x[:PROBED], "eval")
+            if reason is not None:
+                warn(f"Attacks run as written, not as CUDA graphs: {reason}.")
+                self.recorder = None
+        self.own()
 
     def __enter__(self) -> Passes:
         for network in (self.network, self.fast):
@@ -59,44 +83,52 @@ class Passes:
         """The network, ready for passes of other code in its own precision."""
         return self._in(self.network)
 
-    def exact(self, x: Tensor) -> Tensor:
-        """Logits (n,classes) of ``x`` (n,...) in the network's own precision."""
-        return self._forward(self.own(), x)
+    def logits(self, x: Tensor, *, exact: bool = False) -> Tensor:
+        """Logits (n,classes) of ``x`` (n,...) in the precision of the search, with ``exact`` in the
+        network's own."""
+        network = self._network(exact)
+        self.forwards += len(x)
+        with torch.no_grad():
+            return self._logits(network, x)
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Logits (n,classes) of ``x`` (n,...) in the precision of the search."""
-        return self._forward(self._in(self.fast or self.network), x)
-
-    def gradient(self, search: Search, state: State) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(
+        self, search: Search, state: State, *, exact: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n,classes), objective (n,) and its gradient (n,...) at the points of ``state``,
-        in the precision of the search."""
-        network = self._in(self.fast or self.network)
+        in the precision of the search, with ``exact`` in the network's own."""
+        network = self._network(exact)
         self.forwards += self.repeats * len(state["point"])
-        self.backwards += self.repeats * len(state["point"])
         total: Tensor | None = None
         for _ in range(self.repeats):
-            logits, loss, gradient = network.run(self._region, network, search, state)
+            logits, loss, gradient, taken = network.run(self._region, network, search, state)
+            self.backwards += taken * len(state["point"])
             total = gradient if total is None else total + gradient
         if total is None:
             raise ValueError("repeats must be at least 1")
         return logits, loss, total if self.repeats == 1 else total / self.repeats
 
+    def _network(self, exact: bool) -> Network:
+        return self._in(self.network if exact or self.fast is None else self.fast)
+
     def _region(
         self, network: Network, search: Search, state: State
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Logits, objective, its gradient, and the number of backward passes."""
         point = leaf(state["point"])
         logits = self._logits(network, point)
-        loss = search.objective(logits, state)
-        scale = network.loss_scale(1)
-        gradient = input_gradient(loss.sum() * scale if scale != 1 else loss.sum(), point)
-        if scale != 1:
-            gradient = gradient / scale
-        return logits.detach(), loss.detach(), gradient
-
-    def _forward(self, network: Network, x: Tensor) -> Tensor:
-        self.forwards += len(x)
-        with torch.no_grad():
-            return self._logits(network, x)
+        objectives = search.objectives(logits, state)
+        last = len(objectives) - 1
+        loss, gradient = _gradient(network, objectives[0], point, keep_graph=last > 0)
+        if last:
+            distance = search.distance(loss, gradient)
+        for number, objective in enumerate(objectives[1:], 1):
+            other, its_gradient = _gradient(network, objective, point, keep_graph=number < last)
+            its_distance = search.distance(other, its_gradient)
+            nearer = its_distance < distance
+            loss = torch.where(nearer, other, loss)
+            gradient = choose(nearer, its_gradient, gradient)
+            distance = torch.where(nearer, its_distance, distance)
+        return logits.detach(), loss, gradient, len(objectives)
 
     def _logits(self, network: Network, x: Tensor) -> Tensor:
         logits = network.logits(x)
@@ -116,6 +148,16 @@ class Passes:
         if self._inside is not None:
             self._inside.close()
         self._inside = self._current = None
+
+
+def _gradient(
+    network: Network, objective: Tensor, point: Tensor, *, keep_graph: bool
+) -> tuple[Tensor, Tensor]:
+    """``objective`` (n,) detached, and its gradient at ``point`` (n,...)."""
+    scale = network.loss_scale(1)
+    total = objective.sum() * scale if scale != 1 else objective.sum()
+    (gradient,) = gradients(total, [point], keep_graph=keep_graph)
+    return objective.detach(), gradient / scale if scale != 1 else gradient
 
 
 PROBED = 16  # images are enough to see how a network is built

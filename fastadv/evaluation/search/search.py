@@ -4,7 +4,8 @@ point."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,7 +62,11 @@ class Search(ABC):
     """What the numbers behind the name mean: ``apgd-ce-50-5``."""
     aims: ClassVar[bool] = False
     """True if segments are target classes, of which there are ``classes`` - 1 at most."""
+    phases: ClassVar[tuple[bool, ...]] = (True,)
+    """Whether a pass has a gradient, if these take turns. A run begins in the first phase, so that
+    all images of a batch are in the same one."""
     takes_targets: ClassVar[bool] = True  # False: no targeted threat
+    options: ClassVar[tuple[str, ...]] = ()  # further ones of ``fastadv.attack``
     least_classes: ClassVar[int] = 2
 
     def __init__(
@@ -92,9 +97,16 @@ class Search(ABC):
 
     @classmethod
     def of(
-        cls, threat: Threat, seed: int, classes: int, steps: int | None, segments: int | None
+        cls,
+        threat: Threat,
+        seed: int,
+        classes: int,
+        steps: int | None,
+        segments: int | None,
+        **options: Any,
     ) -> Search:
-        """The attack on a network of ``classes``. Raises ``UserError`` if these are too few."""
+        """The attack on a network of ``classes`` with its own ``options``. Raises ``UserError`` if
+        the classes are too few."""
         if classes < cls.least_classes:
             raise UserError(
                 f"The attack {cls.name!r} needs at least {cls.least_classes} classes and the model "
@@ -102,7 +114,7 @@ class Search(ABC):
             )
         if cls.aims:
             segments = min(cls.default_segments if segments is None else segments, classes - 1)
-        return cls(threat, seed, segments, steps)
+        return cls(threat, seed, segments, steps, **options)
 
     @abstractmethod
     def start(self, images: Images, segment: int) -> State:
@@ -112,6 +124,15 @@ class Search(ABC):
     def objective(self, logits: Tensor, state: State) -> Tensor:
         """What the gradient is taken of, (n,); it is summed over the images."""
         raise NotImplementedError(f"{type(self).__name__} has no objective")
+
+    def objectives(self, logits: Tensor, state: State) -> Sequence[Tensor]:
+        """One or more objectives, each (n,). A pass takes a gradient of each and keeps, for each
+        image, the objective and the gradient with the smallest ``distance``."""
+        return [self.objective(logits, state)]
+
+    def distance(self, loss: Tensor, gradient: Tensor) -> Tensor:
+        """(n,): of several ``objectives`` the nearest is kept."""
+        raise NotImplementedError(f"{type(self).__name__} cannot choose between objectives")
 
     @abstractmethod
     def tell(self, state: State, seen: Seen) -> State:

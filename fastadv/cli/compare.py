@@ -1,0 +1,67 @@
+"""The command ``compare``: are the accuracies of two networks different?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import rich.console
+import typer
+from rich.markup import escape
+
+from fastadv.cli.shared_options import Plugin, TrustCode
+from fastadv.storage.printable import printable
+from fastadv.storage.trust import trusting
+
+if TYPE_CHECKING:
+    from fastadv.run.pairs import RunPair
+
+
+def compare(
+    run_a: Annotated[str, typer.Argument(help="a run folder")],
+    run_b: Annotated[str, typer.Argument(help="another one")],
+    attacks: Annotated[
+        str, typer.Option(help="clean, fgsm, pgd-20, pgd-50-10, cw, autoattack, ... with commas")
+    ] = "clean,pgd-20",
+    which: Annotated[str, typer.Option(help="best or last weights, or both")] = "best",
+    eps: Annotated[str | None, typer.Option(help="radius, if not the runs'")] = None,
+    alpha: Annotated[
+        str | None, typer.Option(help="step of attacks with several, in pixels [the runs', eps/4]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="compare on this many images only")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
+    trust_code: TrustCode = False,
+    plugin: Plugin = None,
+) -> None:
+    """Compare two runs on the same test images, one by one: the difference of their accuracies, its
+    95 % interval, and whether it can be told from chance. The verdicts on the images are kept in
+    the run folders."""
+    from fastadv.run.console import Console, Terminal
+    from fastadv.run.pairs import compare_runs
+
+    console = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
+    with trusting(trust_code):
+        pairs = compare_runs(
+            run_a, run_b, attacks, which=which, eps=eps, alpha=alpha, limit=limit, seed=seed,
+            console=console,
+        )  # fmt: skip
+        told = False
+        for pair in pairs:
+            _show(pair, printable(run_a), printable(run_b))
+            told |= pair.paired.is_told
+    if told:
+        rich.console.Console(highlight=False).print(
+            "A difference of these two networks. Whether their methods differ, several seeds of "
+            "each tell: fastadv evaluate RUN..."
+        )
+
+
+def _show(pair: RunPair, one: str, other: str) -> None:
+    paired, facts = pair.paired, pair.first.facts
+    a, b = (100 * verdicts.accuracy for verdicts in (pair.first, pair.second))
+    out = rich.console.Console(highlight=False)
+    out.print(
+        f"[bold]{escape(pair.attack)}[/], {pair.which} weights, {facts['norm']} eps "
+        f"{facts['eps']:.4g}: {escape(one)} {a:.2f} %, {escape(other)} {b:.2f} %; only the first "
+        f"is right on {paired.first:,} images, only the second on {paired.second:,}"
+    )
+    out.print(escape(paired.sentence(one, other)))

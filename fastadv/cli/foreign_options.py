@@ -1,0 +1,73 @@
+"""Options of a network from elsewhere, in place of a run folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastadv.errors import UserError
+
+if TYPE_CHECKING:
+    from fastadv.run.request import RunRequest
+
+_PANEL = "In place of a run folder"
+
+
+def _option(flags: str, text: str) -> Any:
+    return typer.Option(*flags.split(), help=text, rich_help_panel=_PANEL)
+
+
+Weights = Annotated[
+    str | None, _option("--weights", "a .safetensors, .pt or .pth file, read without running code")
+]
+Model = Annotated[
+    str | None,
+    _option("--model", "its network: a name as for train, timm:NAME, module:callable, ..."),
+]
+Data = Annotated[str | None, _option("--data", "the data set whose test images are evaluated")]
+DataRoot = Annotated[str | None, _option("--data-root", "folder of the data sets")]
+Download = Annotated[bool | None, _option("--download", "download a missing data set")]
+ImageSize = Annotated[int | None, _option("--image-size", "pixels to which images are resized")]
+Norm = Annotated[str | None, _option("--norm", "norm of the threat model: linf, l2")]
+Normalize = Annotated[
+    bool | None,
+    _option(
+        "--normalize", "scale pixels by the data's mean and deviation, if the network's code did so"
+    ),
+]
+Shortcut = Annotated[
+    str | None, _option("--shortcut", "form of a PreActResNet: preact (if not said) or raw")
+]
+Width = Annotated[int | None, _option("--width", "width, where the tensors do not show it")]
+Depth = Annotated[int | None, _option("--depth", "depth, where the tensors do not show it")]
+Stem = Annotated[str | None, _option("--stem", "stem, where the tensors do not show it")]
+
+
+def foreign_request(
+    run: str | None, which: str, weights: str | None, **given: Any
+) -> tuple[str, RunRequest] | None:
+    """The file of a network from elsewhere and what was ``given`` of it; None for a run folder.
+
+    Raises ``UserError`` unless it is one of the two.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    flags = ["--" + name.replace("_", "-") for name in given]
+    if weights is not None:
+        flags.insert(0, "--weights")
+    if run is not None:
+        if flags:
+            raise UserError(
+                f"A run folder says itself what it holds; omit it, or {', '.join(flags)}."
+            )
+        return None
+    if weights is None or "data" not in given:
+        raise UserError(
+            "Name a run folder, or a network from elsewhere with --model, --weights and --data"
+            + (f" (given: {', '.join(flags)})." if flags else ".")
+        )
+    if which != "best":
+        raise UserError(f"A file of weights has neither best nor last ones: omit --which {which}.")
+    from fastadv.run.request import RunRequest
+
+    return weights, RunRequest(**given)

@@ -1,0 +1,151 @@
+"""Which runs can be in one table, and which of them are seeds of one method."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastadv.errors import UserError, unknown, warn
+from fastadv.run.config import RunConfig
+from fastadv.run.request import setting_types
+from fastadv.run.run_folder import RunFolder
+from fastadv.storage.printable import printable
+
+WEIGHTS = ("best", "last")
+
+_NOT_THE_METHOD = {
+    *("method", "data", "seed", "out", "data_root", "download", "loader"),
+    *("device", "mode", "fused_norm", "deterministic", "checkpoint_minutes"),
+    *("test_limit", "test_attacks", "eval_alpha"),
+}
+"""Settings in which the runs of one method may differ: names, paths (the content of the data is
+compared), how a run is carried out, and how it was evaluated."""
+
+
+def weights_named(which: str) -> tuple[str, ...]:
+    """The weights that ``which`` names: "best", "last", or "both"."""
+    if which not in (*WEIGHTS, "both"):
+        raise unknown("weights", which, (*WEIGHTS, "both"))
+    return WEIGHTS if which == "both" else (which,)
+
+
+def open_alike(
+    paths: Sequence[str], which: Sequence[str], *, eps: object, alpha: object
+) -> dict[str, RunConfig]:
+    """The configurations of the runs in ``paths``, whose weights ``which`` exist.
+
+    ``eps`` and ``alpha`` are those of the evaluation, None: each run's own. Raises ``UserError``
+    unless all can be evaluated on the same images under the same attacks; warns of runs that have
+    not ended.
+    """
+    _require_different(paths)
+    configs: dict[str, RunConfig] = {}
+    for path in paths:
+        folder = RunFolder.open(path)
+        for name in which:
+            _require_weights(folder, name)
+        configs[path] = folder.read_config()
+        if len(paths) > 1 and not os.path.lexists(folder.summary):
+            warn(
+                f"{printable(path)} has not ended, so it is compared with runs that were trained "
+                f"longer: fastadv train --resume {printable(path)}."
+            )
+    for path in paths[1:]:
+        _require_alike(configs, paths[0], path, eps=eps, alpha=alpha)
+    return configs
+
+
+def _require_different(paths: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for path in paths:
+        place = os.path.realpath(path)
+        if place in seen:
+            raise UserError(f"{printable(path)} is given twice; give each run once.")
+        seen[place] = path
+
+
+def _require_weights(folder: RunFolder, which: str) -> None:
+    file = folder.best if which == "best" else folder.last
+    if not os.path.lexists(file):
+        raise UserError(
+            f"{printable(folder.path)} has no {file.name}, so its {which} weights cannot be "
+            f"evaluated: train it (fastadv train --resume {printable(folder.path)}), or restore "
+            "the file."
+        )
+
+
+def _require_alike(
+    configs: Mapping[str, RunConfig], one: str, other: str, *, eps: object, alpha: object
+) -> None:
+    first, second = configs[one], configs[other]
+    names = f"{printable(one)} and {printable(other)}"
+    kinds = [config.data.partition(":")[0] for config in (first, second)]
+    if kinds[0] != kinds[1]:
+        raise UserError(
+            f"{names} are of different data sets, {kinds[0]} and {kinds[1]}; evaluate them one by "
+            "one."
+        )
+    if first.norm != second.norm:
+        raise UserError(
+            f"{names} are robust in different norms, {first.norm} and {second.norm}; evaluate them "
+            "one by one."
+        )
+    if eps is None and first.eps != second.eps:
+        raise UserError(
+            f"{names} were trained for different radii, eps {first.eps:.4g} and {second.eps:.4g}; "
+            "choose the one to evaluate both with: --eps."
+        )
+    if eps is None and alpha is None and first.eval_alpha != second.eval_alpha:
+        raise UserError(
+            f"{names} are evaluated with different steps, alpha {_step(first)} and "
+            f"{_step(second)}; choose the one for both: --alpha."
+        )
+
+
+def _step(config: RunConfig) -> str:
+    return "of each attack" if config.eval_alpha is None else f"{config.eval_alpha:.4g}"
+
+
+def methods_of(configs: Mapping[str, RunConfig]) -> dict[str, list[str]]:
+    """Name of a method -> its runs, one per seed, in the order of ``configs``.
+
+    Runs that differ in anything but their seed are different methods; where they have one name,
+    what differs is added to it.
+    """
+    groups: list[tuple[dict[str, Any], list[str]]] = []
+    for path, config in configs.items():
+        traits = _traits(config)
+        same = next((runs for held, runs in groups if held == traits), None)
+        if same is None:
+            groups.append((traits, [path]))
+        else:
+            same.append(path)
+    found: dict[str, list[str]] = {}
+    for traits, runs in groups:
+        namesakes = [held for held, _ in groups if held["method"] == traits["method"]]
+        names = dict.fromkeys(name for held in namesakes for name in held)
+        differing = [
+            f"{name.replace('_', '-')} {_word(traits.get(name))}"
+            for name in names
+            if any(held.get(name) != traits.get(name) for held in namesakes)
+        ]
+        found[", ".join([traits["method"], *differing])] = runs
+    return found
+
+
+def _traits(config: RunConfig) -> dict[str, Any]:
+    """What makes the method of a run: its name, settings and options."""
+    settings = {
+        name: getattr(config, name) for name in setting_types() if name not in _NOT_THE_METHOD
+    }
+    return {"method": config.method} | settings | config.options
+
+
+def _word(value: object) -> str:
+    if isinstance(value, float):
+        short = f"{value:.4g}"
+        return short if float(short) == value else repr(value)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "none" if value is None else printable(str(value))

@@ -1,0 +1,60 @@
+"""Two runs on the same test images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastadv.declared import parse_number
+from fastadv.errors import UserError
+from fastadv.evaluation.accuracy import specs_of
+from fastadv.evaluation.paired import Paired
+from fastadv.evaluation.verdicts import Verdicts
+from fastadv.run.alike import open_alike, weights_named
+from fastadv.run.finished import evaluate_run
+from fastadv.storage.printable import printable
+
+
+@dataclass(frozen=True)
+class RunPair:
+    """Two runs under one attack, with their ``which`` weights."""
+
+    attack: str
+    which: str
+    first: Verdicts
+    second: Verdicts
+    paired: Paired
+
+
+def compare_runs(
+    first: str,
+    second: str,
+    attacks: str,
+    *,
+    which: str = "best",
+    eps: str | None = None,
+    alpha: str | None = None,
+    **options: Any,
+) -> Iterator[RunPair]:
+    """The two runs under each attack, one after another; ``options`` are those of
+    ``evaluate_run``. Raises ``UserError`` for runs that cannot be compared."""
+    weights = weights_named(which)
+    names = list(
+        specs_of(attacks.split(","), None if alpha is None else parse_number(alpha, "alpha"))
+    )
+    open_alike([first, second], weights, eps=eps, alpha=alpha)
+    for name in weights:
+        for attack in names:
+            one, other = (
+                evaluate_run(path, attack, which=name, eps=eps, alpha=alpha, **options).verdicts[
+                    attack
+                ]
+                for path in (first, second)
+            )
+            if one.facts["weights"] == other.facts["weights"]:
+                raise UserError(
+                    f"{printable(first)} and {printable(second)} hold the same weights, so there "
+                    "is nothing to compare; give another run."
+                )
+            yield RunPair(attack, name, one, other, Paired.of(one, other))
