@@ -3,7 +3,7 @@ first."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,9 +40,15 @@ class Malt(ApgdT):
 
     @classmethod
     def of(
-        cls, threat: Threat, seed: int, classes: int, steps: int | None, segments: int | None
+        cls,
+        threat: Threat,
+        seed: int,
+        classes: int,
+        steps: int | None,
+        segments: int | None,
+        **options: Any,
     ) -> Search:
-        made = super().of(threat, seed, classes, steps, segments)
+        made = super().of(threat, seed, classes, steps, segments, **options)
         candidates = min(max(CANDIDATES, made.segments), classes - 1)
         return cls(threat, seed, made.segments, steps, candidates)
 
