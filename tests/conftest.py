@@ -42,6 +42,7 @@ LONGEST_FILES = (
     "test_examples.py",
     "test_interpreter.py",
     "test_resume.py",
+    "test_attacks_autoattack.py",
     "test_modes_compilations.py",
     "test_modes_inductor.py",
     "test_transaction.py",

@@ -77,11 +77,14 @@ def wrapped(state: State, mean: Tensor, std: Tensor, form: str) -> State:
         inner = {f"model.{key}": value for key, value in state.items()}
         shape = (1, 3, 1, 1)
         return {"normalize.mean": mean.view(shape), "normalize.std": std.view(shape), **inner}
+    if form == "inside":  # a LightningModule around RobustBench's network
+        inner = wrapped(state, mean, std, "buffers")
+        return {f"net.model.{key}": value for key, value in inner.items()}
     inner = {f"1.{key}": value for key, value in state.items()}  # advertorch's layer
     return {"0.mean": mean, "0.std": std, **inner}
 
 
-@pytest.mark.parametrize("form", ["buffers", "named", "sequential"])
+@pytest.mark.parametrize("form", ["buffers", "named", "sequential", "inside"])
 def test_a_network_that_scales_its_input(form: str) -> None:
     state = foreign_nets.wide_resnet(10, 1, sub_block1=False)
     x = images()

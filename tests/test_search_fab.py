@@ -220,18 +220,31 @@ def test_restarts_begin_at_points_of_their_own_half_way_to_the_surface():
 
 
 @pytest.mark.parametrize("kind", [Fab, FabT])
-def test_an_iteration_takes_two_forward_passes_and_a_gradient(kind, monkeypatch):
+def test_an_iteration_takes_two_forward_passes_and_a_gradient(kind):
     net, x, y = problem(1, 5, 7)
     search = kind(Threat("linf", 1e-6), 0, 2, 10)
-    sizes = []
-    forward = net.forward
-    monkeypatch.setattr(net, "forward", lambda x: (sizes.append(len(x)), forward(x))[1])
     _, passes = run(search, net, x, y, slots=3)
     iterations = 7 * 2 * 10
     assert passes.forwards == 2 * iterations
     assert passes.backwards == iterations * (4 if kind is Fab else 1)
-    # All images of a batch take the same kind of pass: no batch is split.
-    assert sizes[1:] == [3] * 80 + [1] * 40
+
+
+def test_no_batch_is_split_when_images_come_and_go(monkeypatch):
+    net, x, y = problem(3, 5, 17)
+    y[::4] = (y[::4] + 1) % 5  # they leave after their first pass
+    search = FabT(Threat("linf", 0.02), 0, 2, 6)
+    kinds = []
+    tell = search.tell
+
+    def checked(state, seen):
+        kinds.append({*state["settled"].tolist()})
+        assert kinds[-1] == {seen.steep}
+        return tell(state, seen)
+
+    monkeypatch.setattr(search, "tell", checked)
+    run(search, net, x, y, slots=4)
+    assert {True} in kinds
+    assert {False} in kinds
 
 
 def test_with_targets_fab_goes_to_the_boundary_of_the_target():

@@ -145,7 +145,7 @@ class FixedEngine(Engine):
         margin, wrong = self._verdict(logits, out["y"])
         refuted = out["fooled"] & ~wrong
         out["margin"] = torch.where(out["fooled"], margin.to(out["margin"].dtype), out["margin"])
-        out["fooled"] = out["fooled"] & wrong
+        out["fooled"] = wrong if self.search.last_alone else out["fooled"] & wrong
         back = [slot for slot, is_back in zip(slots, refuted.tolist(), strict=True) if is_back]
         if not back:
             return out, slots
@@ -214,10 +214,10 @@ class FixedEngine(Engine):
             self._bad = torch.zeros((), dtype=torch.bool, device=self._state["x"].device)
         return self._bad
 
-    def _passed(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
+    def _passed(self, state: State) -> tuple[Tensor, Tensor, Tensor | None]:
         search = self.search
         steep = search.uses_gradient and search.phases[self.phase]
-        return self._with_gradient(state) if steep else self._without(state)
+        return self._with_gradient(state) if steep else (*self._without(state), None)
 
     def _confirmed(
         self, state: State, wrong: Tensor, margin: Tensor, counts: Tensor | None
