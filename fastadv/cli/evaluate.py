@@ -131,7 +131,7 @@ def evaluate(
             ) from None
     _show(table, folder, format_)
     if beside:
-        asked = {"eps": eps, "limit": limit, "seed": seed}
+        asked: dict[str, Any] = {"eps": eps, "limit": limit, "seed": seed}
         with trusting(trust_code):
             if elsewhere is None:
                 loaded = load_run(runs[0], which)
