@@ -76,7 +76,8 @@ def test_a_masked_network_from_elsewhere_ends_with_3(
     ("words", "sentence"),
     [
         (("--sanity", "--attacks", "pgd-20"), "omit --attacks"),
-        (("--sanity", "--alpha", "0.01"), "omit --alpha"),
+        (("--sanity", "--alpha", "0.01", "--format", "csv"), "omit --alpha, --format"),
+        (("--sanity", "--save-examples"), "omit --save-examples"),
         (("--sanity", "--limit", "0"), "--limit must be at least 1"),
         (("--sanity", "--eps", "0"), "eps is 0"),
         (("--sanity", "--other", "nowhere"), "There is no"),

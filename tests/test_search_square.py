@@ -358,3 +358,18 @@ def test_large_images_have_no_names_in_l2() -> None:
 def images_of_size(channels: int, side: int) -> Images:
     x = torch.full((1, channels, side, side), 0.5)
     return Images(x, torch.tensor([0]), torch.tensor([3]), torch.zeros(1, CLASSES))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_equal_point_is_not_better(norm: str) -> None:
+    """On a flat network every proposal changes the start, in one window or two."""
+    search, model, images = mixed_case(norm, (1, 9, 9), count=1, steps=40, deterministic=False)
+    model.weight.data.zero_()
+    model.lead.data[0] = 5.0
+    state = search.start(images, 0) | {"x": images.x, "y": images.y}
+    start = state["best"]
+    for _ in range(40):
+        logits = model(state["point"]).detach()
+        wrong = torch.tensor([False])
+        state = state | search.tell(state, Seen(logits, logits[:, 0], images.x, wrong))
+        assert torch.equal(state["best"], start)

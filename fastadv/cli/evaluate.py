@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from fastadv.cli import foreign_options as foreign
-from fastadv.cli.sanity import Other, Sanity, check, require_own_attacks
+from fastadv.cli.sanity import Other, Sanity, check, require_alone
 from fastadv.cli.shared_options import Plugin, TrustCode
 from fastadv.errors import Interrupted, UserError, warn
 from fastadv.storage.printable import printable
@@ -74,7 +74,7 @@ def evaluate(
 ) -> None:
     """Test accuracy of runs under attacks, or of a network from elsewhere. Each result is kept in
     the run folder's evaluations.jsonl, or beside the weights in WEIGHTS.evaluations; an interrupted
-    evaluation continues from there."""
+    evaluation continues from there. With --sanity: whether attacks can work at all."""
     runs = runs or []
     elsewhere = foreign.foreign_request(
         runs[0] if runs else None, which, weights, model=model, data=data,
@@ -82,15 +82,16 @@ def evaluate(
         image_size=image_size, norm=norm, normalize=normalize, shortcut=shortcut, width=width,
         depth=depth, stem=stem,
     )  # fmt: skip
-    from fastadv.cli.score_table import require_format
-
     if sanity:
-        require_own_attacks(attacks != ATTACKS, alpha)
+        flags = ("--attacks", "--alpha", "--format", "--time-limit", "--save-examples")
+        given = (attacks != ATTACKS, alpha, format_ != "table", time_limit, save_examples)
+        require_alone(dict(zip(flags, given, strict=True)))
         with trusting(trust_code):
-            code = check(list(runs), elsewhere, which, eps=eps, limit=limit, seed=seed, other=other)
+            code = check(runs, elsewhere, which, eps=eps, limit=limit, seed=seed, other=other)
         raise typer.Exit(code)
     if other is not None:
         raise UserError("--other is for --sanity: add it, or omit --other.")
+    from fastadv.cli.score_table import require_format
     from fastadv.run.console import Console, Terminal
     from fastadv.run.eval_pass import EvaluationStopped
     from fastadv.run.eval_watch import Deadline

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import rich.console
@@ -48,11 +48,11 @@ def check(
     return 0 if passed else FAILED
 
 
-def require_own_attacks(attacks: bool, alpha: str | None) -> None:
-    """Raise ``UserError`` if ``--attacks`` or ``--alpha`` was given."""
-    for flag, given in (("--attacks", attacks), ("--alpha", alpha is not None)):
-        if given:
-            raise UserError(f"--sanity has attacks of its own: omit {flag}.")
+def require_alone(flags: Mapping[str, object]) -> None:
+    """Raise ``UserError`` if one of the ``flags`` was given, which a check does not follow."""
+    given = [flag for flag, value in flags.items() if value]
+    if given:
+        raise UserError(f"--sanity has attacks and a report of its own: omit {', '.join(given)}.")
 
 
 def _networks(

@@ -66,7 +66,7 @@ def check_loaded(
                 seed=seed, device=device, say=say, progress=tick,
             )  # fmt: skip
         settings = settings_of(model, images, job)
-    records.append(
+    records.note(
         {
             "which": which,
             "attack": ATTACK,
@@ -76,7 +76,6 @@ def check_loaded(
             "norm": config.norm,
             "seed": seed,
             "other": other,
-            "images": report.n,
             "sanity": report.as_json(),
             "seconds": round(time.monotonic() - began, 3),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

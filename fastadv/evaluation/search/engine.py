@@ -135,11 +135,11 @@ class Engine:
     def _ended_runs(self, out: State) -> tuple[Rows, State]:
         """Those of ``out`` that have ended for good, and the others in their next run."""
         again = ~out["fooled"] & (out["segment"] + 1 < self.search.segments)
-        kept = {name: out[name] for name in KEPT}
-        results = chosen(kept, ~again)
+        results = chosen({name: out[name] for name in KEPT}, ~again)
         if not bool(again.any()):
             return results, {}
-        rows = chosen(kept, again)
+        names = (*KEPT, *self.search.remembers)
+        rows = chosen({name: out[name] for name in names}, again)
         rows["segment"] = rows["segment"] + 1
         self.ended_run(rows)
         return results, self._entered(rows)

@@ -68,6 +68,9 @@ class Search(ABC):
     all images of a batch are in the same one."""
     takes_targets: ClassVar[bool] = True  # False: no targeted threat
     options: ClassVar[tuple[str, ...]] = ()  # further ones of ``fastadv.attack``
+    remembers: ClassVar[tuple[str, ...]] = ()
+    """What of the state stays with an image in its further runs; ``start`` gives values for the
+    first one only."""
     least_classes: ClassVar[int] = 2
 
     def __init__(
