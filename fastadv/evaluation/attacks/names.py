@@ -12,7 +12,7 @@ from fastadv.evaluation.search.catalogue import CASCADES, REPEATS, SEARCHES
 _PGD_OPTIONS = frozenset({"alpha", "steps", "restarts", "random_start", "start"})
 OPTIONS: dict[str, frozenset[str]] = {
     **{
-        name: frozenset({"steps"} if search.aims else {"steps", "restarts"})
+        name: frozenset(("steps", "restarts")[: 2 - search.aims] if search.takes_numbers else ())
         for name, search in SEARCHES.items()
     },
     "clean": frozenset(),

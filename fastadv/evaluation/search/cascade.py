@@ -109,6 +109,8 @@ def _survivors(number: int, engine: Engine, source: Iterator[Rows], ended: Ended
                 others.append(chosen(rows, ~here))
             if bool(here.any()):
                 entered = chosen(rows, here)
+                if engine.search.remembers:  # which is not stored: interrupted images begin again
+                    entered["segment"] = torch.zeros_like(entered["segment"])
                 yield {name: entered[name] for name in KEPT}
 
     for rows in engine.run(candidates()):

@@ -7,6 +7,7 @@ from fastadv.evaluation.search.fab import Fab, FabT
 from fastadv.evaluation.search.malt import Malt
 from fastadv.evaluation.search.pgd import Cw, CwMargin, Pgd
 from fastadv.evaluation.search.pma import Pma
+from fastadv.evaluation.search.quick import Quick
 from fastadv.evaluation.search.search import Search
 from fastadv.evaluation.search.square import Square
 
@@ -22,6 +23,7 @@ _ALL: tuple[type[Search], ...] = (
     Square,
     Pma,
     Malt,
+    Quick,
 )
 
 SEARCHES: dict[str, type[Search]] = {search.name: search for search in _ALL}

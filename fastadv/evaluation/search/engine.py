@@ -135,6 +135,9 @@ class Engine:
     def _ended_runs(self, out: State) -> tuple[Rows, State]:
         """Those of ``out`` that have ended for good, and the others in their next run."""
         again = ~out["fooled"] & (out["segment"] + 1 < self.search.segments)
+        goes_on = self.search.goes_on(out)
+        if goes_on is not None:
+            again = again & goes_on
         results = chosen({name: out[name] for name in KEPT}, ~again)
         if not bool(again.any()):
             return results, {}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastadv.evaluation.search import losses
 from fastadv.evaluation.search.apgd import ApgdT, length
-from fastadv.evaluation.search.search import Images, Search, Seen, State, choose
+from fastadv.evaluation.search.search import Images, Search, Seen, State, at, choose
 from fastadv.threat import Threat
 
 CANDIDATES = 100  # most likely classes that are looked at
@@ -95,8 +95,3 @@ class Malt(ApgdT):
     def _steepness(self, gradient: Tensor) -> Tensor:
         """The norm (n,) of ``gradient`` (n,...) that is dual to the threat's."""
         return gradient.flatten(1).abs().sum(1) if self.threat.norm == "linf" else length(gradient)
-
-
-def at(values: Tensor, place: Tensor) -> Tensor:
-    """``values`` (n,m) at ``place`` (n,) of each row, at the last one if it is beyond it."""
-    return values.gather(1, place.clamp(0, values.shape[1] - 1)[:, None]).squeeze(1)

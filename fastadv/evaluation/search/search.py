@@ -66,6 +66,7 @@ class Search(ABC):
     phases: ClassVar[tuple[bool, ...]] = (True,)
     """Whether a pass has a gradient, if these take turns. A run begins in the first phase, so that
     all images of a batch are in the same one."""
+    takes_numbers: ClassVar[bool] = True  # False: its steps and runs are part of its name
     takes_targets: ClassVar[bool] = True  # False: no targeted threat
     last_alone: ClassVar[bool] = False
     """True if the last point of a run alone counts; it is judged in the network's own precision."""
@@ -150,6 +151,11 @@ class Search(ABC):
         false a pass may leave the gradient out."""
         return None
 
+    def goes_on(self, state: State) -> Tensor | None:
+        """(n,) bool: at the end of a run without success, whether the image has another one. None:
+        as long as there are ``segments``."""
+        return None
+
     def counts(self, state: State) -> Tensor | None:
         """(n,) bool: whether ``point`` is a result of the attack: inside the threat, and not an
         intermediate point of an attack whose last point alone counts. None: everywhere."""
@@ -169,3 +175,8 @@ def by_image(values: Tensor, x: Tensor) -> Tensor:
 def choose(condition: Tensor, if_true: Tensor, if_false: Tensor) -> Tensor:
     """For each image the row of ``if_true`` or of ``if_false``; ``condition`` (n,) bool."""
     return torch.where(by_image(condition, if_true), if_true, if_false)
+
+
+def at(values: Tensor, place: Tensor) -> Tensor:
+    """``values`` (n,m) at ``place`` (n,) of each row, at the last one if it is beyond it."""
+    return values.gather(1, place.clamp(0, values.shape[1] - 1)[:, None]).squeeze(1)
