@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from fractions import Fraction
 from math import comb, sqrt
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -324,3 +326,16 @@ def test_findings_in_words() -> None:
         "failed 1 of 3 checks on 20 images (b): a robust accuracy of this network by gradient "
         "attacks means nothing",
     ]
+
+
+def test_the_page_lists_the_checks_and_their_cost() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "judging-a-model.md").read_text()
+    table = re.findall(r"^\| ([\w ]+) \| .* \| (\d+) \|$", page, re.M)
+    names = [finding.check for finding in report_of(honest("linear"), limit=20).findings]
+    costs = [check.passes for check in checks.CHECKS]
+    assert [(name, int(passes)) for name, passes in table] == list(zip(names, costs, strict=True))
+    (block,) = re.findall(r"<!-- sanity -->\n```python\n(.*?)^```", page, re.M | re.S)
+    x, y = batches(20)[0]
+    space = {"fastadv": fastadv, "model": honest("standard"), "x": x, "y": y}
+    exec(compile(block, "judging-a-model.md", "exec"), space)
+    assert space["report"].n == 20
