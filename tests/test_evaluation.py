@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastadv.engine.process import distributed
 from fastadv.errors import NotFiniteError, UserError
 from fastadv.evaluation.accuracy import evaluate
 from fastadv.evaluation.attacks import attack
@@ -101,8 +100,10 @@ def test_one_pass_over_the_batches_and_no_more_forwards_than_needed(model, data)
     assert served == [30, 30]
     assert seen == [30, 60]
     # A batch costs one clean forward, four with a gradient, one on x_adv; the first is forwarded
-    # twice, to see whether its outputs change.
-    assert passes == [False] + 2 * ([False] + 4 * [True] + [False])
+    # twice, to see whether its outputs change. Before, some passes see what can be folded.
+    needed = [False] + 2 * ([False] + 4 * [True] + [False])
+    assert passes[-len(needed) :] == needed
+    assert len(passes) - len(needed) <= 8
 
 
 def test_only_input_gradients_are_computed(model, data):
@@ -210,40 +211,6 @@ def test_bad_options_are_refused_before_the_first_batch(model, options, sentence
 
     with pytest.raises(UserError, match=sentence):
         evaluate(model, never(), **options)
-
-
-def test_processes_share_the_batches_and_add_their_counts(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Two processes that share 60 images in batches of 7 get the result of one process."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 4)).double()
-    x = torch.rand(60, 1, 6, 6, dtype=torch.float64)
-    y = model(x).argmax(1)
-    y[:10] = (y[:10] + 1) % 4
-    batches = list(zip(x.split(7), y.split(7), strict=True))
-    names = ("clean", "fgsm", "pgd-2", "noise-0.3")
-    alone = evaluate(model, batches, names, eps=0.1)
-    assert 0 < alone["pgd-2"] < 1
-    sent: list[Tensor] = []
-
-    def add_up(tensor: Tensor) -> None:
-        sent.append(tensor.clone())
-        if len(sent) == 2:
-            tensor.add_(sent[0])
-
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "add_up", add_up)
-    for rank in (0, 1):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        counted: list[int] = []
-        together = evaluate(model, batches, names, eps=0.1, shared=True, progress=counted.append)
-        assert counted == [*range(7, 57, 7), 60]
-    assert len(sent) == 2
-    right = [counts[0] for counts in sent]
-    assert (right[0] > 0).all()
-    assert (right[1] > 0).all()
-    assert together == pytest.approx(alone)
 
 
 class FiniteBelow(nn.Module):

@@ -11,11 +11,12 @@ from rich.markup import escape
 from fastadv.cli import foreign_options as foreign
 from fastadv.cli.sanity import Other, Sanity, check, require_alone
 from fastadv.cli.shared_options import Plugin, TrustCode
-from fastadv.errors import Interrupted, UserError
+from fastadv.errors import Interrupted, UserError, warn
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
 
 if TYPE_CHECKING:
+    from fastadv.evaluation.scores import Scores
     from fastadv.run.several import ScoreTable
 
 
@@ -48,8 +49,14 @@ def evaluate(
     save_examples: Annotated[
         bool, typer.Option("--save-examples", help="write the adversarial examples, too")
     ] = False,
+    search_dtype: Annotated[
+        str, typer.Option(help="float32, or bf16: twice as fast, examples confirmed in float32")
+    ] = "float32",
     sanity: Sanity = False,
     other: Other = None,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="run the canonical AutoAttack beside ours")
+    ] = False,
     weights: foreign.Weights = None,
     model: foreign.Model = None,
     data: foreign.Data = None,
@@ -88,10 +95,12 @@ def evaluate(
     from fastadv.run.console import Console, Terminal
     from fastadv.run.eval_pass import EvaluationStopped
     from fastadv.run.eval_watch import Deadline
+    from fastadv.run.finished import evaluate_run, load_run
     from fastadv.run.foreign import evaluate_foreign, load_foreign
     from fastadv.run.several import evaluate_runs, table_of_file, table_of_run
 
     require_format(format_)
+    beside = _referenced(attacks, runs, which) if reference else []
     options: dict[str, Any] = {
         "eps": eps,
         "alpha": alpha,
@@ -99,6 +108,7 @@ def evaluate(
         "seed": seed,
         "deadline": Deadline(time_limit),
         "save_examples": save_examples,
+        "search_dtype": search_dtype,
     }
     options["console"] = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
     folder = runs[0] if len(runs) == 1 else None
@@ -121,6 +131,40 @@ def evaluate(
                 f"Stopped under {stopped}; the same command continues from there."
             ) from None
     _show(table, folder, format_)
+    if beside:
+        asked: dict[str, Any] = {"eps": eps, "limit": limit, "seed": seed}
+        with trusting(trust_code):
+            if elsewhere is None:
+                loaded = load_run(runs[0], which)
+                scores = evaluate_run(runs[0], attacks, which=which, alpha=alpha, **asked)
+            else:
+                loaded = (found.config, found.data, found.model)
+                scores = evaluate_foreign(found, attacks, alpha=alpha, **asked)
+            _show_beside(loaded, scores, beside, asked)
+
+
+def _referenced(attacks: str, runs: list[str], which: str) -> list[str]:
+    """The attacks to run by the canonical package, too."""
+    from fastadv.run.beside import referenced
+
+    if len(runs) > 1 or which == "both":
+        raise UserError(
+            "--reference compares one network: name one run, with --which best or --which last."
+        )
+    return referenced(attacks)
+
+
+def _show_beside(loaded: Any, scores: Scores, attacks: list[str], asked: dict[str, Any]) -> None:
+    """Print the results of the canonical package beside ``scores``, and its warnings."""
+    from fastadv.cli.beside_table import said_beside, table_beside
+    from fastadv.run.beside import beside_canonical
+
+    out = rich.console.Console(highlight=False)
+    for one in beside_canonical(loaded, scores, attacks, **asked):
+        out.print(table_beside(one))
+        out.print(said_beside(one), soft_wrap=True)
+        for remark in one.remarks:
+            warn(f"pyautoattack says: {remark}")
 
 
 def _show(table: ScoreTable, folder: str | None, format_: str) -> None:

@@ -190,7 +190,7 @@ def _attacked(
         try:
             for number, batch in enumerate(batches):
                 x, y = _pair(batch, any_labels=tally.any_labels)
-                if number % processes == own:
+                if number % processes == own and tally.lacks(len(x)):
                     between(tally)
                     tally.add(x, y)
                 tally.images += len(x)

@@ -16,7 +16,7 @@ from fastadv.algorithms.user_loss import UserLoss
 from fastadv.engine.process import distributed
 from fastadv.errors import NotFiniteError, UserError
 from fastadv.evaluation.attacks import ATTACKS, inputs, searched
-from fastadv.evaluation.attacks.names import OPTIONS, AttackSpec
+from fastadv.evaluation.attacks.names import BATCHWISE, OPTIONS, AttackSpec
 from fastadv.evaluation.attacks.pgd_loop import ce
 from fastadv.evaluation.attacks.problem import Problem
 from fastadv.evaluation.attacks.watch import NO_ATTACK, Watch
@@ -102,17 +102,20 @@ class Tally:
         self.commit()
         self.format = _memory_format(net.model)
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Attack one batch: the images that follow the ``images`` before it. Attacks whose verdicts
-        are all known are left out."""
-        places = range(self.images, self.images + len(x))
-        specs = {
+    def lacks(self, count: int) -> dict[str, AttackSpec]:
+        """The attacks for which verdicts on the next ``count`` images are missing."""
+        places = range(self.images, self.images + count)
+        return {
             name: spec
             for name, spec in self.specs.items()
             if not self.ledgers[name].is_known(places).all()
         }
-        if not specs:
-            return
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Attack one batch: the images that follow the ``images`` before it. Attacks whose verdicts
+        are all known are left out."""
+        specs = self.lacks(len(x))
+        places = range(self.images, self.images + len(x))
         device = self.net.device
         x = inputs.plain(x).to(device, non_blocking=True)
         if x.dim() == 4:
@@ -151,12 +154,17 @@ class Tally:
             self.ledgers[name].expect(places)
             if classes is not None:
                 self.ledgers[name].put(index, label=classes.int())
-            if spec.searches:
+            if self._searches(spec, problem.y):
                 self._feed(name, spec, problem, clean)
             else:
                 self._attack(name, spec, problem, clean, classes)
         if self.net.syncs_are_free:
             self._raise_trouble()
+
+    def _searches(self, spec: AttackSpec, y: Tensor) -> bool:
+        """True if ``spec`` runs as searches, which need the accuracy of classes ``y`` (B,)."""
+        plain = self.criterion is None and self.means is None and y.dim() == 1
+        return spec.only_searches or (bool(spec.searches) and plain)
 
     def _attack(
         self, name: str, spec: AttackSpec, problem: Problem, clean: Tensor, classes: Tensor | None
@@ -177,7 +185,8 @@ class Tally:
         right = problem.is_right(logits)
         if right is None:
             return
-        found = {"fooled_by": torch.where(right, RIGHT, 0).to(torch.int16)}
+        stage = len(self.stages[name]) - 1
+        found = {"fooled_by": torch.where(right, RIGHT, stage).to(torch.int16)}
         if classes is not None:
             found["margin"] = margins(logits, classes)
         if flat is not None:
@@ -198,7 +207,8 @@ class Tally:
                 made, self.passes, len(problem.x), ended=lambda rows: self._note(name, rows)
             )
         images = Images(problem.x, problem.y, problem.index, clean)
-        rows = entering(images, problem.index, targeted=False)
+        spares = spec.kind not in BATCHWISE  # alone, PGD attacks all images, as in the papers
+        rows = entering(images, problem.index, targeted=False, spares=spares)
         rows = self._continued(name, rows, ledger.of(self.images, len(problem.x)))
         self._note(name, chosen(rows, rows["fooled"]))
         for _ in self.pipelines[name].feed(chosen(rows, ~rows["fooled"])):
@@ -239,7 +249,15 @@ class Tally:
             margin=rows["margin"],
             strength=rows["strength"],
             flat=~fooled & rows["flat"],
+            saturated=~fooled & self._is_saturated(name, rows["strength"]),
         )
+
+    def _is_saturated(self, name: str, strength: Tensor) -> Tensor:
+        """(n,) bool: the one search of the attack maximised the cross entropy, and it is exactly
+        0."""
+        spec = self.specs[name]
+        follows_ce = spec.kind == "pgd" and spec.objective in (None, "ce")
+        return (strength == 0) & follows_ce
 
     def finish(self) -> None:
         """Search the images that still wait for a full batch."""

@@ -51,8 +51,8 @@ class Watch:
         self._asked, self._deadline = asked_to_stop, deadline
         self._keep, self._tick, self._total = keep, tick, total
         now = time.monotonic()
-        self._kept_at = self._stepped_at = now
-        self._shown_at = self._questioned_at = -math.inf
+        self._kept_at = self._stepped_at = self._shown_at = now
+        self._questioned_at = -math.inf
         self._signal = distributed.Signal("stop the evaluation")
         self._forecast: Forecast | None = None
         self.images = 0

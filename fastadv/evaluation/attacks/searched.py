@@ -32,10 +32,10 @@ SECOND_OPINION = ("apgd-ce-50", "apgd-t-50-3")
 def stages_of(
     spec: AttackSpec, threat: Threat, seed: int, classes: int, *, again: bool
 ) -> list[Stage]:
-    """The searches of ``spec`` on a network of ``classes``, in their order; with ``again`` they are
-    followed by some in the network's own precision."""
+    """The searches of ``spec`` on a network of ``classes``, in their order; with ``again`` those of
+    a cascade are followed by some in the network's own precision."""
     stages = [Stage(_search(part, threat, seed, classes), name=part.name) for part in spec.searches]
-    if again:
+    if again and spec.kind == "cascade":
         for name in SECOND_OPINION:
             part = parse_attack(name)
             kind = SEARCHES[part.kind]
@@ -45,7 +45,9 @@ def stages_of(
 
 
 def _search(part: AttackSpec, threat: Threat, seed: int, classes: int) -> Search:
-    return SEARCHES[part.kind].of(threat, seed, classes, part.steps, part.restarts)
+    kind = SEARCHES[part.kind]
+    options = {name: getattr(part, name) for name in kind.options}
+    return kind.of(threat, seed, classes, part.steps, part.restarts, **options)
 
 
 def numbered(names: Iterable[str]) -> list[str]:
