@@ -173,7 +173,7 @@ def test_killed_several_times_it_ends_with_the_same_verdicts(run: Path) -> None:
 def test_examples_are_those_of_the_attack(run: Path) -> None:
     attacks = f"clean,pgd-3,{CASCADE}"
     scores = evaluated(run, attacks, save_examples=True)
-    config, data, model = load_run(str(run), "best")
+    _, data, model = load_run(str(run), "best")
     parts = list(data.test.limited(LIMIT))
     x, y = (torch.cat(each) for each in zip(*parts, strict=True))
     lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
