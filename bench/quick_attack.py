@@ -25,7 +25,7 @@ from fastadv.benchmark.rows import append_rows, provenance, results_file
 from fastadv.errors import UserError
 from fastadv.evaluation.attacks import inputs
 from fastadv.evaluation.attacks.names import parse_attack
-from fastadv.evaluation.attacks.searched import searches_of
+from fastadv.evaluation.attacks.searched import stages_of
 from fastadv.evaluation.search import cascade
 from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.search.rows import joined
@@ -144,10 +144,10 @@ def attacked(
     net = inputs.attacked_network(model, torch.device("cpu"), False, None)
     with Passes(net) as passes:
         passes.prepare(x)
-        logits = torch.cat([passes.exact(part) for part in x.split(BATCH)])
-        made = searches_of(parse_attack(attack), threat, seed, logits.shape[1])
+        logits = torch.cat([passes.logits(part, exact=True) for part in x.split(BATCH)])
+        stages = stages_of(parse_attack(attack), threat, seed, logits.shape[1], again=False)
         rows = cascade.entering(Images(x, y, index, logits), index, targeted=False)
-        found = joined(cascade.run(made, iter([rows]), passes, BATCH))
+        found = joined(cascade.run(stages, iter([rows]), passes, BATCH))
     right = torch.empty(len(x), dtype=torch.bool)
     right[found["place"]] = ~found["fooled"]
     return right, passes.forwards, passes.backwards

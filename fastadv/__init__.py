@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from fastadv.errors import TrainingError, UserError
     from fastadv.evaluation.accuracy import evaluate
     from fastadv.evaluation.attacks import attack
+    from fastadv.evaluation.sanity.claim import sanity
     from fastadv.models import build_model
     from fastadv.run.saved_models import load_model
     from fastadv.threat import Threat
@@ -98,6 +99,7 @@ __all__ = [
     "register",
     "register_recipe",
     "required",
+    "sanity",
     "step",
 ]
 
@@ -149,6 +151,7 @@ _HOMES = {
     "register": "algorithms.registry",
     "register_recipe": "algorithms.registry",
     "required": "algorithms.contract.tensors",
+    "sanity": "evaluation.sanity.claim",
     "step": "training.entry",
 }
 

@@ -24,12 +24,31 @@ from fastadv.evaluation.attacks.names import EXAMPLES
         ("noise-0.1", "noise", None, None, 0.1),
         ("noise-8/255", "noise", None, None, 8 / 255),
         ("noise-1e-2", "noise", None, None, 0.01),
-        ("autoattack", "autoattack", None, None, None),
+        ("autoattack", "cascade", None, None, None),
     ],
 )
 def test_a_name_carries_its_numbers(name, kind, steps, restarts, sigma):
     spec = parse_attack(name)
     assert (spec.kind, spec.steps, spec.restarts, spec.sigma) == (kind, steps, restarts, sigma)
+
+
+@pytest.mark.parametrize(
+    ("name", "objective", "steps", "restarts"),
+    [
+        ("pgd-20", None, 20, None),
+        ("pgd-kl", "kl", None, None),
+        ("pgd-margin-20", "margin", 20, None),
+        ("pgd-dlr-100-5", "dlr", 100, 5),
+        ("pgd-logit-scaled-20", "logit-scaled", 20, None),
+        ("pgd-probability-margin", "probability-margin", None, None),
+    ],
+)
+def test_pgd_carries_its_objective(name, objective, steps, restarts):
+    spec = parse_attack(name)
+    assert (spec.kind, spec.objective) == ("pgd", objective)
+    assert (spec.steps, spec.restarts) == (steps, restarts)
+    with pytest.raises(UserError, match="contradicts the name"):
+        parse_attack("pgd-dlr").with_options(objective="ce")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +65,9 @@ def test_a_name_carries_its_numbers(name, kind, steps, restarts, sigma):
         ("pgd-20-2-2", "pgd-STEPS"),
         ("pgd--20", "pgd-STEPS"),
         ("fgsm-4", "takes no number"),
-        ("autoattack-100", "takes no number"),
+        ("autoattack-100", "did you mean 'autoattack'"),
+        ("pgd-dlr-twenty", "pgd-STEPS"),
+        ("pgd-20-dlr", "pgd-STEPS"),
         ("noise", "standard deviation"),
         ("noise-loud", "standard deviation"),
         ("noise--1", "at least 0"),

@@ -183,19 +183,15 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "box": (refused(threat=Threat("linf", 0.1, -0.5, 0.5)), r"low=-0.5 and high=0.5"),
     "unit box": (refused(x=images()[0] * 2), r"Images must lie in \[0, 1\]"),
     "channels": (refused(threat=Threat("linf", (0.1,) * 3)), "eps has 3 values, one per channel"),
-    "autoattack radii": (refused(name="autoattack", eps=RADII), "AutoAttack takes one eps"),
+    "autoattack radii": (refused(name="autoattack", eps=RADII), "'apgd-ce' takes one eps"),
     "autoattack channels": (refused(name="autoattack", threat=CHANNELS), "takes one eps"),
-    "autoattack box": (
-        refused(name="autoattack", threat=Threat("linf", 0.1, -1, 1)),
-        r"images in \[0, 1\]",
-    ),
-    "autoattack mask": (refused(name="autoattack", mask=movable()), "neither masks nor targeted"),
-    "autoattack target": (refused(name="autoattack", targeted=True), "neither masks nor targeted"),
+    "autoattack mask": (refused(name="autoattack", mask=movable()), "'apgd-ce' takes no mask"),
+    "autoattack target": (refused(name="autoattack", targeted=True), "'apgd-t' takes no targets"),
     "evaluate targets": (evaluated(Threat(targeted=True)), "evaluate counts images that keep"),
     "evaluate radii": (evaluated(Threat("linf", RADII)), "evaluate takes one eps"),
     "evaluate masks": (evaluated(Threat(mask=movable())), r"one mask \(1,C or 1,H,W\)"),
     "evaluate box": (evaluated(Threat("linf", 0.1, (0.0, 0.5), (1.0, 1.0))), r"low=\(0.0, 0.5\)"),
-    "evaluate autoattack": (evaluated(CHANNELS, "autoattack"), "AutoAttack takes one eps"),
+    "evaluate autoattack": (evaluated(CHANNELS, "autoattack"), "takes one eps and one range"),
 }
 
 

@@ -100,8 +100,10 @@ def test_one_pass_over_the_batches_and_no_more_forwards_than_needed(model, data)
     assert served == [30, 30]
     assert seen == [30, 60]
     # A batch costs one clean forward, four with a gradient, one on x_adv; the first is forwarded
-    # twice, to see whether its outputs change.
-    assert passes == [False] + 2 * ([False] + 4 * [True] + [False])
+    # twice, to see whether its outputs change. Before, some passes see what can be folded.
+    needed = [False] + 2 * ([False] + 4 * [True] + [False])
+    assert passes[-len(needed) :] == needed
+    assert len(passes) - len(needed) <= 8
 
 
 def test_only_input_gradients_are_computed(model, data):

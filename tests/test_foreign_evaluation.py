@@ -186,8 +186,8 @@ class Stopping(Console):
     @contextmanager
     def evaluating(
         self, title: str, attack: str, done: int, total: int
-    ) -> Iterator[Callable[[int], None]]:
-        def tick(images: int) -> None:
+    ) -> Iterator[Callable[..., None]]:
+        def tick(images: int, *_: Any) -> None:
             if attack == "fgsm" and images >= self._images:
                 signal.raise_signal(signal.SIGINT)
 

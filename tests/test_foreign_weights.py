@@ -77,11 +77,14 @@ def wrapped(state: State, mean: Tensor, std: Tensor, form: str) -> State:
         inner = {f"model.{key}": value for key, value in state.items()}
         shape = (1, 3, 1, 1)
         return {"normalize.mean": mean.view(shape), "normalize.std": std.view(shape), **inner}
+    if form == "inside":  # a LightningModule around RobustBench's network
+        inner = wrapped(state, mean, std, "buffers")
+        return {f"net.model.{key}": value for key, value in inner.items()}
     inner = {f"1.{key}": value for key, value in state.items()}  # advertorch's layer
     return {"0.mean": mean, "0.std": std, **inner}
 
 
-@pytest.mark.parametrize("form", ["buffers", "named", "sequential"])
+@pytest.mark.parametrize("form", ["buffers", "named", "sequential", "inside"])
 def test_a_network_that_scales_its_input(form: str) -> None:
     state = foreign_nets.wide_resnet(10, 1, sub_block1=False)
     x = images()
@@ -134,7 +137,7 @@ def test_a_safetensors_file_of_half_precision(kind: str, tmp_path: Path) -> None
     make, name = NETWORKS[kind]
     state = {n: v.half() if v.is_floating_point() else v for n, v in make().items()}
     save_file(state, tmp_path / "weights.safetensors")
-    model = fastadv.load_model(str(tmp_path / "weights.safetensors"), model=name)
+    model = fastadv.load_model(tmp_path / "weights.safetensors", model=name)  # a path object too
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     same_in_float32(model.double(), kind, state)

@@ -301,15 +301,15 @@ def test_the_accuracy_after_each_search_and_the_time_left() -> None:
     by = [0] * 10 + [1] * 8 + [2] * 4 + [OPEN] * 28
     passed = [0] * 10 + [1] * 8 + [2] * 4 + [2] * 12 + [1] * 16
     ledger.put(torch.arange(50), fooled_by=torch.tensor(by), passed=torch.tensor(passed))
-    # 40 of 50; of those 32 of 40 stay; of the 16 that have ended the second, 12.
-    assert forecast.shares() == pytest.approx([0.8, 0.8 * 0.8, 0.8 * 0.8 * 0.75])
+    # 40 of 50; of those 32 of 40 stay; of these 32 the second has fooled 4 so far.
+    assert forecast.shares() == pytest.approx([0.8, 0.8 * 0.8, 0.8 * 0.8 * 28 / 32])
     # The first search: at most 20 passes an image, 4 where it fools; all 40 have ended. Of 100
     # images 80 reach it: 40 to come, of which 8 in 40 are fooled. The second: 64 reach it, 16 have
-    # ended, 4 of them fooled. The third has not begun; a pass without gradient is a third of one.
+    # ended, 4 in 32 are fooled. The third has not begun; a pass without gradient is a third of one.
     engines[0].seen, engines[0].seconds = 8 * 4 + 32 * 20, 67.2
     engines[1].seen, engines[1].seconds = 4 * 4 + 12 * 20, 25.6
-    expected = 40 * (8 * 4 + 32 * 20) / 40 * 0.1 + 48 * (4 * 4 + 12 * 20) / 16 * 0.1
-    expected += 48 * 20 * 0.1 / 3
+    expected = 40 * (8 * 4 + 32 * 20) / 40 * 0.1 + 48 * (4 * 4 + 28 * 20) / 32 * 0.1
+    expected += 56 * 20 * 0.1 / 3
     assert forecast.seconds_left() == pytest.approx(expected)
 
 

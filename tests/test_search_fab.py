@@ -11,6 +11,7 @@ from fastadv.evaluation.attacks import attack
 from fastadv.evaluation.attacks.inputs import attacked_network
 from fastadv.evaluation.search.engine import Engine, waiting
 from fastadv.evaluation.search.fab import START, Fab, FabT
+from fastadv.evaluation.search.fixed import FixedEngine
 from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.search.rows import joined
 from fastadv.evaluation.search.search import Images
@@ -40,17 +41,41 @@ def problem(channels, classes, count):
         return net, x, net(x).argmax(1)
 
 
-def run(search, net, x, y, slots, index=None):
+def run(search, net, x, y, slots, index=None, engine=Engine):
     """The rows that ``search`` yields, in the order of the images, and its passes."""
     passes = Passes(attacked_network(net, torch.device("cpu"), False))
     place = torch.arange(len(x))
     with passes:
-        images = Images(x, y, place if index is None else index, passes.exact(x))
+        images = Images(x, y, place if index is None else index, passes.logits(x))
         passes.forwards = 0
         rows = waiting(images, place, targeted=search.threat.targeted)
-        rows = joined(Engine(search, passes, slots).run(iter([rows])))
+        rows = joined(engine(search, passes, slots).run(iter([rows])))
     order = rows["place"].argsort()
     return {name: values[order] for name, values in rows.items()}, passes
+
+
+class Replayed(FixedEngine):
+    """An engine whose steps are recorded: a replay stays in the phase of its recording."""
+
+    def __init__(self, search, passes, slots):
+        super().__init__(search, passes, slots)
+        passes.recorder = self
+
+    def warm_up(self, step):
+        step()
+
+    def __call__(self, step):
+        phase = self.phase
+
+        def replay():
+            now, self.phase = self.phase, phase
+            counted = self.passes.forwards, self.passes.backwards
+            step()
+            self.passes.forwards, self.passes.backwards = counted
+            self.phase = now
+
+        step()
+        return None, replay
 
 
 class Recorded(FABAttack_PT):
@@ -166,6 +191,10 @@ def test_a_result_depends_on_no_other_image(kind):
         assert torch.equal(rows["fooled"], whole["fooled"])
         torch.testing.assert_close(rows["found"], whole["found"], rtol=0, atol=1e-12)
         torch.testing.assert_close(rows["margin"], whole["margin"], rtol=0, atol=1e-10)
+    for engine in (FixedEngine, Replayed):
+        rows, passes = run(search, net, x, y, 4, index, engine)
+        torch.testing.assert_close(rows["found"], whole["found"], rtol=0, atol=1e-12)
+        assert passes.backwards == passes.forwards / 2 * (3 if kind is Fab else 1)
     turned = torch.arange(8, -1, -1)
     rows, _ = run(search, net, x[turned], y[turned], 3, index[turned])
     torch.testing.assert_close(rows["found"][turned], whole["found"], rtol=0, atol=1e-12)
@@ -191,18 +220,31 @@ def test_restarts_begin_at_points_of_their_own_half_way_to_the_surface():
 
 
 @pytest.mark.parametrize("kind", [Fab, FabT])
-def test_an_iteration_takes_two_forward_passes_and_a_gradient(kind, monkeypatch):
+def test_an_iteration_takes_two_forward_passes_and_a_gradient(kind):
     net, x, y = problem(1, 5, 7)
     search = kind(Threat("linf", 1e-6), 0, 2, 10)
-    sizes = []
-    forward = net.forward
-    monkeypatch.setattr(net, "forward", lambda x: (sizes.append(len(x)), forward(x))[1])
     _, passes = run(search, net, x, y, slots=3)
     iterations = 7 * 2 * 10
     assert passes.forwards == 2 * iterations
     assert passes.backwards == iterations * (4 if kind is Fab else 1)
-    # All images of a batch take the same kind of pass: no batch is split.
-    assert sizes[1:] == [3] * 80 + [1] * 40
+
+
+def test_no_batch_is_split_when_images_come_and_go(monkeypatch):
+    net, x, y = problem(3, 5, 17)
+    y[::4] = (y[::4] + 1) % 5  # they leave after their first pass
+    search = FabT(Threat("linf", 0.02), 0, 2, 6)
+    kinds = []
+    tell = search.tell
+
+    def checked(state, seen):
+        kinds.append({*state["settled"].tolist()})
+        assert kinds[-1] == {seen.steep}
+        return tell(state, seen)
+
+    monkeypatch.setattr(search, "tell", checked)
+    run(search, net, x, y, slots=4)
+    assert {True} in kinds
+    assert {False} in kinds
 
 
 def test_with_targets_fab_goes_to_the_boundary_of_the_target():

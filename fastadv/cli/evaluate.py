@@ -9,13 +9,18 @@ import typer
 from rich.markup import escape
 
 from fastadv.cli import foreign_options as foreign
+from fastadv.cli.beside import Reference, attacks_beside, show_beside
+from fastadv.cli.sanity import Other, Sanity, check, require_alone
 from fastadv.cli.shared_options import Plugin, TrustCode
-from fastadv.errors import Interrupted
+from fastadv.errors import Interrupted, UserError
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
 
 if TYPE_CHECKING:
     from fastadv.run.several import ScoreTable
+
+
+ATTACKS = "clean,fgsm,pgd-20"
 
 
 def evaluate(
@@ -25,7 +30,7 @@ def evaluate(
     ] = None,
     attacks: Annotated[
         str, typer.Option(help="clean, fgsm, pgd-20, pgd-50-10, cw, autoattack, ... with commas")
-    ] = "clean,fgsm,pgd-20",
+    ] = ATTACKS,
     which: Annotated[
         str, typer.Option(help="best or last weights, or both and their difference")
     ] = "best",
@@ -44,6 +49,12 @@ def evaluate(
     save_examples: Annotated[
         bool, typer.Option("--save-examples", help="write the adversarial examples, too")
     ] = False,
+    search_dtype: Annotated[
+        str, typer.Option(help="float32, or bf16: twice as fast, examples confirmed in float32")
+    ] = "float32",
+    reference: Reference = False,
+    sanity: Sanity = False,
+    other: Other = None,
     weights: foreign.Weights = None,
     model: foreign.Model = None,
     data: foreign.Data = None,
@@ -61,7 +72,7 @@ def evaluate(
 ) -> None:
     """Test accuracy of runs under attacks, or of a network from elsewhere. Each result is kept in
     the run folder's evaluations.jsonl, or beside the weights in WEIGHTS.evaluations; an interrupted
-    evaluation continues from there."""
+    evaluation continues from there. With --sanity: whether attacks can work at all."""
     runs = runs or []
     elsewhere = foreign.foreign_request(
         runs[0] if runs else None, which, weights, model=model, data=data,
@@ -69,14 +80,25 @@ def evaluate(
         image_size=image_size, norm=norm, normalize=normalize, shortcut=shortcut, width=width,
         depth=depth, stem=stem,
     )  # fmt: skip
+    if sanity:
+        flags = ("--attacks", "--alpha", "--format", "--time-limit", "--save-examples")
+        given = (attacks != ATTACKS, alpha, format_ != "table", time_limit, save_examples)
+        require_alone(dict(zip(flags, given, strict=True)))
+        with trusting(trust_code):
+            code = check(runs, elsewhere, which, eps=eps, limit=limit, seed=seed, other=other)
+        raise typer.Exit(code)
+    if other is not None:
+        raise UserError("--other is for --sanity: add it, or omit --other.")
     from fastadv.cli.score_table import require_format
     from fastadv.run.console import Console, Terminal
     from fastadv.run.eval_pass import EvaluationStopped
     from fastadv.run.eval_watch import Deadline
+    from fastadv.run.finished import evaluate_run, load_run
     from fastadv.run.foreign import evaluate_foreign, load_foreign
     from fastadv.run.several import evaluate_runs, table_of_file, table_of_run
 
     require_format(format_)
+    beside = attacks_beside(attacks, runs, which) if reference else []
     options: dict[str, Any] = {
         "eps": eps,
         "alpha": alpha,
@@ -84,6 +106,7 @@ def evaluate(
         "seed": seed,
         "deadline": Deadline(time_limit),
         "save_examples": save_examples,
+        "search_dtype": search_dtype,
     }
     options["console"] = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
     folder = runs[0] if len(runs) == 1 else None
@@ -106,6 +129,16 @@ def evaluate(
                 f"Stopped under {stopped}; the same command continues from there."
             ) from None
     _show(table, folder, format_)
+    if beside:
+        asked: dict[str, Any] = {"eps": eps, "limit": limit, "seed": seed}
+        with trusting(trust_code):
+            if elsewhere is None:
+                loaded = load_run(runs[0], which)
+                scores = evaluate_run(runs[0], attacks, which=which, **options)
+            else:
+                loaded = (found.config, found.data, found.model)
+                scores = evaluate_foreign(found, attacks, **options)
+            show_beside(loaded, scores, beside, asked)
 
 
 def _show(table: ScoreTable, folder: str | None, format_: str) -> None:

@@ -16,7 +16,8 @@ from fastadv.algorithms.user_loss import UserLoss
 from fastadv.engine.process import distributed
 from fastadv.errors import NotFiniteError, UserError
 from fastadv.evaluation.attacks import ATTACKS, inputs, searched
-from fastadv.evaluation.attacks.names import OPTIONS, AttackSpec
+from fastadv.evaluation.attacks.masks import masks_of
+from fastadv.evaluation.attacks.names import BATCHWISE, OPTIONS, AttackSpec
 from fastadv.evaluation.attacks.pgd_loop import ce
 from fastadv.evaluation.attacks.problem import Problem
 from fastadv.evaluation.attacks.watch import NO_ATTACK, Watch
@@ -32,7 +33,6 @@ from fastadv.ranges import hard, labels_outside, outside
 from fastadv.threat import Threat
 
 FOLLOWING_NO_LOSS = ("clean", "noise")
-MASK_CHECK_IMAGES = 16  # of the first batch
 _CARRIED = {"passed": "i8", "runs": "i8", "margin": "f8", "strength": "f8", "flat": "?"}
 _NONE = 1 << 62  # no image has this place
 
@@ -141,7 +141,7 @@ class Tally:
             )
         self._note_trouble(x, y, clean, index)
         if not self.masks:
-            self._check_masks(problem, clean)
+            self.masks = masks_of(problem, clean)
         if self.net.syncs_are_free or not self.checked:
             self._raise_trouble()
             self.checked = True
@@ -153,12 +153,17 @@ class Tally:
             self.ledgers[name].expect(places)
             if classes is not None:
                 self.ledgers[name].put(index, label=classes.int())
-            if spec.searches:
+            if self._searches(spec, problem.y):
                 self._feed(name, spec, problem, clean)
             else:
                 self._attack(name, spec, problem, clean, classes)
         if self.net.syncs_are_free:
             self._raise_trouble()
+
+    def _searches(self, spec: AttackSpec, y: Tensor) -> bool:
+        """True if ``spec`` runs as searches, which need the accuracy of classes ``y`` (B,)."""
+        plain = self.criterion is None and self.means is None and y.dim() == 1
+        return spec.only_searches or (bool(spec.searches) and plain)
 
     def _attack(
         self, name: str, spec: AttackSpec, problem: Problem, clean: Tensor, classes: Tensor | None
@@ -179,7 +184,8 @@ class Tally:
         right = problem.is_right(logits)
         if right is None:
             return
-        found = {"fooled_by": torch.where(right, RIGHT, 0).to(torch.int16)}
+        stage = len(self.stages[name]) - 1
+        found = {"fooled_by": torch.where(right, RIGHT, stage).to(torch.int16)}
         if classes is not None:
             found["margin"] = margins(logits, classes)
         if flat is not None:
@@ -200,7 +206,8 @@ class Tally:
                 made, self.passes, len(problem.x), ended=lambda rows: self._note(name, rows)
             )
         images = Images(problem.x, problem.y, problem.index, clean)
-        rows = entering(images, problem.index, targeted=False)
+        spares = spec.kind not in BATCHWISE  # alone, PGD attacks all images, as in the papers
+        rows = entering(images, problem.index, targeted=False, spares=spares)
         rows = self._continued(name, rows, ledger.of(self.images, len(problem.x)))
         self._note(name, chosen(rows, rows["fooled"]))
         for _ in self.pipelines[name].feed(chosen(rows, ~rows["fooled"])):
@@ -241,7 +248,15 @@ class Tally:
             margin=rows["margin"],
             strength=rows["strength"],
             flat=~fooled & rows["flat"],
+            saturated=~fooled & self._is_saturated(name, rows["strength"]),
         )
+
+    def _is_saturated(self, name: str, strength: Tensor) -> Tensor:
+        """(n,) bool: the one search of the attack maximised the cross entropy, and it is exactly
+        0."""
+        spec = self.specs[name]
+        follows_ce = spec.kind == "pgd" and spec.objective in (None, "ce")
+        return (strength == 0) & follows_ce
 
     def finish(self) -> None:
         """Search the images that still wait for a full batch."""
@@ -265,21 +280,6 @@ class Tally:
         first = torch.where(bad, index, _NONE).amin()
         torch.minimum(self.first_bad, first, out=self.first_bad)
         return first < _NONE
-
-    @torch.no_grad()
-    def _check_masks(self, problem: Problem, clean: Tensor) -> None:
-        few = slice(MASK_CHECK_IMAGES)
-        again = problem.logits(problem.x[few])
-        apart = (again - clean[few]).abs().amax()
-        changes = apart > 1e-3 * clean[few].abs().amax().clamp(min=1e-30)
-        if self.any_labels:
-            self.masks = [torch.zeros_like(changes), changes]
-            return
-        sums, largest = clean[few].sum(1), clean[few].amax(1)
-        # The outputs of a softmax add up to 1; those of a sigmoid are confident one by one.
-        softmax, sigmoid = (sums - 1).abs().amax() < 1e-3, largest.mean() > 0.5
-        probabilities = (clean[few].amin() >= 0) & (largest.amax() <= 1) & (softmax | sigmoid)
-        self.masks = [probabilities, changes]
 
     def _note_trouble(self, x: Tensor, y: Tensor, logits: Tensor, index: Tensor) -> None:
         out_of_range = torch.zeros((), dtype=torch.bool, device=x.device)

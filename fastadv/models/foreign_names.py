@@ -66,7 +66,6 @@ _SCALING = {
     **dict.fromkeys(("sigma", "std", "normalize.std", "normalizer.std", "0.std"), "std"),
 }
 """Buffers with which a network scales its input as (x - mean) / std."""
-_INNER = ("model.", "1.")  # where nn.Sequential(normalization, network) keeps the network
 
 
 class Translated(NamedTuple):
@@ -86,7 +85,7 @@ def translated(network: str, state: Mapping[str, Tensor], file: str) -> Translat
     if family is None:
         return Translated(dict(state), False)
     found: State = {}
-    for name, tensor in _without_sequential(state).items():
+    for name, tensor in _unwrapped(state).items():
         if re.match(_NOT_USED.get(family, "$"), name):
             continue
         own = _own_name(family, name)
@@ -99,13 +98,17 @@ def translated(network: str, state: Mapping[str, Tensor], file: str) -> Translat
     return Translated(found, found.keys() != state.keys())
 
 
-def _without_sequential(state: Mapping[str, Tensor]) -> State:
-    """``state`` with the names of the network itself, if all but the scaling lie below one."""
-    for prefix in _INNER:
-        inside = {name for name in state if name not in _SCALING}
-        if inside and all(name.startswith(prefix) for name in inside):
-            return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return dict(state)
+def _unwrapped(state: Mapping[str, Tensor]) -> State:
+    """``state`` with the names of the network itself, where it is one module of another:
+    nn.Sequential(normalization, network), or ``model`` or ``net`` of a LightningModule. No network
+    of the table has all its names in one module."""
+    found = dict(state)
+    while True:
+        begins = {name.partition(".")[0] for name in found if name not in _SCALING}
+        if len(begins) != 1 or begins & found.keys():
+            return found
+        prefix = f"{begins.pop()}."
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
 
 
 def _own_name(family: str, name: str) -> str:

@@ -155,6 +155,22 @@ class Console:
 
             yield tick
 
+    @contextmanager
+    def checking(
+        self, title: str
+    ) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+        """A bar over the passes of a sanity check of ``title``; yields the function that says what
+        it will cost, and the one to call with the passes done and the most there can be."""
+        columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
+        terminal = self.out.is_terminal
+        with Progress(*columns, console=self.out, transient=True, disable=not terminal) as bar:
+            task = bar.add_task("checking", total=None)
+
+            def say(sentence: str) -> None:
+                self.out.print(escape(f"{title}: {sentence}"))
+
+            yield say, lambda done, most: bar.update(task, completed=done, total=most)
+
     def _eta(self, epoch: int) -> str:
         """The estimated time of the remaining epochs, evaluation included."""
         finished = epoch - self._done_before

@@ -26,7 +26,7 @@ from fastadv.engine.model.precision import shown
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError, warn
 from fastadv.evaluation.accuracy import specs_of, verdicts_of
-from fastadv.evaluation.counts import Counts
+from fastadv.evaluation.counts import Counts, by_square
 from fastadv.evaluation.found import Found
 from fastadv.evaluation.scores import Scores
 from fastadv.evaluation.tally import Tally
@@ -91,7 +91,7 @@ class EvalJob:
     ``lasting``: each attack's result is a line in evaluations.jsonl. Otherwise results are stored
     only to continue an interrupted evaluation, until ``forget``. ``asked_to_stop`` is called
     between two steps, and ends the evaluation in all processes if it is true in one; ``deadline``
-    ends it in time.
+    ends it in time. ``search_dtype`` is that of ``fastadv.evaluate``.
     """
 
     config: RunConfig
@@ -104,6 +104,7 @@ class EvalJob:
     asked_to_stop: Callable[[], bool] = lambda: False
     lasting: bool = False
     saves_examples: bool = False
+    search_dtype: str = "float32"
     deadline: Deadline = field(default_factory=Deadline)
     kept: list[Settings] = field(default_factory=list)
 
@@ -134,12 +135,15 @@ def run_evaluation(
     alpha = None if alpha is None else parse_number(alpha, "alpha")
     attacks = list(specs_of(attacks, alpha))
     precision = shown(None, model, job.device)
+    if job.search_dtype != "float32":
+        precision += f", searched in {job.search_dtype}"
     said = f"{job.config.norm} eps {eps:.4g}, evaluated in {precision}"
     title = (
         f"evaluating {job.which} on {len(images):,} {job.images_name} under {', '.join(attacks)}: "
         f"{job.config.norm} eps {eps:.4g}, {precision}"
     )
-    threat = {"eps": float(eps), "norm": job.config.norm, "alpha": alpha, "seed": seed}
+    threat: dict[str, Any] = {"eps": float(eps), "norm": job.config.norm, "alpha": alpha}
+    threat |= {"seed": seed, "search_dtype": job.search_dtype}
     # Digests of all weights and images: taken when a record is looked for or written.
     common = cache(lambda: settings_of(model, images, job) | {"precision": precision} | threat)
     found = EvalScores(len(images), said)
@@ -243,7 +247,9 @@ class _Pass:
             return None
         record, verdicts = stored
         self.was_stored, self.seconds_before = True, record["seconds"]
-        counts = Counts(self._attacks, **{name: record[name] for name in _COUNTED})
+        counted = {name: record[name] for name in _COUNTED}
+        squares = [by_square(verdicts.stages, verdicts.fooled_by)]
+        counts = Counts(self._attacks, **counted, by_square=squares)
         return counts, {self._attacks[0]: verdicts}
 
     def _found(self) -> Found:
@@ -366,7 +372,11 @@ class _Pass:
         }
 
 
-_COUNTED = [entry.name for entry in dataclasses.fields(Counts) if entry.name != "attacks"]
+_COUNTED = [
+    entry.name
+    for entry in dataclasses.fields(Counts)
+    if entry.name not in ("attacks", "by_square")  # the second is in the verdicts
+]
 
 
 def settings_of(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings:

@@ -87,7 +87,6 @@ class EvalRecords:
         """Write ``verdicts`` to ``place``, and the result to evaluations.jsonl."""
         if distributed.rank() != 0:
             return
-        path = self.folder.evaluations
         try:
             files.make_folder(self.folder.verdicts)
             verdicts.write(place)
@@ -95,11 +94,25 @@ class EvalRecords:
                 "verdicts": str(place.relative_to(self.folder.path)),
                 "verdicts_sha256": _hash(place),
             }
-            cut_short = path.exists() and not files.read(path, _MOST_BYTES).endswith(b"\n")
-            with files.appended(path) as file:
-                file.write(("\n" * cut_short + _sealed(record) + "\n").encode())
+            self._append(record)
         except (OSError, UserError) as error:
             self.warn(error)
+
+    def note(self, record: Record) -> None:
+        """Write a line without verdicts to evaluations.jsonl, which no evaluation takes for its
+        own."""
+        if distributed.rank() != 0:
+            return
+        try:
+            self._append(record)
+        except (OSError, UserError) as error:
+            self.warn(error)
+
+    def _append(self, record: Record) -> None:
+        path = self.folder.evaluations
+        cut_short = path.exists() and not files.read(path, _MOST_BYTES).endswith(b"\n")
+        with files.appended(path) as file:
+            file.write(("\n" * cut_short + _sealed(record) + "\n").encode())
 
     def _results(self) -> list[Record]:
         return _believed(self._text(self.folder.evaluations).split("\n"))

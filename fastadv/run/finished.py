@@ -70,6 +70,7 @@ def evaluate_run(
     seed: int = 0,
     deadline: Deadline | None = None,
     save_examples: bool = False,
+    search_dtype: str = "float32",
     console: Console | None = None,
 ) -> EvalScores:
     """Test accuracy in [0,1] by attack; ``eps`` is the run's unless given, and so is the step
@@ -90,7 +91,7 @@ def evaluate_run(
     return evaluate_loaded(
         (config, data, model), folder, f"{which} weights", attacks,
         eps=eps, alpha=alpha, limit=limit, seed=seed, console=console,
-        deadline=deadline, save_examples=save_examples,
+        deadline=deadline, save_examples=save_examples, search_dtype=search_dtype,
     )  # fmt: skip
 
 
@@ -106,6 +107,7 @@ def evaluate_loaded(
     seed: int = 0,
     deadline: Deadline | None = None,
     save_examples: bool = False,
+    search_dtype: str = "float32",
     console: Console | None = None,
 ) -> EvalScores:
     """``evaluate_run`` of what was ``loaded``, whose weights are called ``which``; the results are
@@ -122,6 +124,7 @@ def evaluate_loaded(
     job = EvalJob(config, data, device, EvalRecords(folder), which, TESTED, lasting=True)
     job.console = console or job.console
     job.saves_examples, job.deadline = save_examples, deadline or job.deadline
+    job.search_dtype = search_dtype
     with reproducible(config.deterministic), tf32(config.tf32):
         return run_evaluation(
             model.to(device),

@@ -71,9 +71,7 @@ def evaluate_foreign(found: Foreign, attacks: str, **options: Any) -> EvalScores
     everything that matters.
     """
     specs_of(attacks.split(","), None)  # a name with a typo leaves no folder behind
-    if distributed.rank() == 0:
-        with suppress(OSError):  # which the records say
-            found.folder.path.mkdir(exist_ok=True)
+    make_folder(found)
     loaded = (found.config, found.data, found.model)
     scores = evaluate_loaded(loaded, found.folder, "weights", attacks, **options)
     chance = 1 / found.data.num_classes
@@ -84,6 +82,13 @@ def evaluate_foreign(found: Foreign, attacks: str, **options: Any) -> EvalScores
             "number the classes otherwise, or be another variant (--shortcut)."
         )
     return scores
+
+
+def make_folder(found: Foreign) -> None:
+    """Make the folder of the results, if there is none and one can be made."""
+    if distributed.rank() == 0:
+        with suppress(OSError):  # which the records say
+            found.folder.path.mkdir(exist_ok=True)
 
 
 def _line(weights: str, found: Network, data: str) -> str:

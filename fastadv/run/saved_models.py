@@ -41,7 +41,7 @@ def load_model(
     CPU. Generators stay where they are. ``num_classes`` and ``in_channels`` None: the run's own.
     Raises ``UserError`` when there is no run, or one for other classes or channels.
     """
-    if model is not None or options or path.endswith(".safetensors"):
+    if model is not None or options or Path(path).suffix == ".safetensors":
         known = {name: options.pop(name, None) for name in ("mean", "std", "image_size")}
         known |= {"num_classes": num_classes, "in_channels": in_channels}
         return load_network(path, model, known, options).model

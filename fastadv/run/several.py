@@ -109,7 +109,7 @@ def evaluate_runs(
     stored = [name for name in names if all(name in scores.stored for scores in every)]
     title = None
     if len(methods) == 1:
-        title = paths[0] if len(paths) == 1 else methods[0].name
+        title = paths[0] if len(paths) == 1 else f"{methods[0].name}, {len(paths)} seeds"
         title += f", {which} weights" if which != "both" else ""
     unfinished = tuple(
         sentence

@@ -103,12 +103,7 @@ class Network:
             untouched(self.model), kept(Layout(self.buffers)),
             draws_kept(self.device), host_draws_kept(), self._hooks_on(),
         ):  # fmt: skip
-            with guard.train_flags(self.model, False):
-                logits, self.copies.folds = self._seen(x)
-                if self._pads_channels:
-                    self._find_padded(x)
-            if self.copies.folds and not self._folds_agree(x):
-                self.copies.folds = []
+            logits = self._find_folds(x)
             if self.counters.any and not self._counters_are_unread(x):
                 self.counters.leave()
             self.bn_momenta.probe(x, bn_updates)
@@ -118,6 +113,29 @@ class Network:
                 self._recomputes = moves_buffers_backward(
                     self.model, self.logits, x.to(weight.dtype)
                 )
+        return logits
+
+    def probe_evaluation(self, x: Tensor) -> None:
+        """Find out with ``x`` (B,C,H,W) which BatchNorms can be folded in attacks with running
+        statistics, from passes in eval mode alone and without gradients of weights. The model and
+        the generators are as before."""
+        self.looks += 1
+        with (
+            untouched(self.model), kept(Layout(self.buffers)),
+            draws_kept(self.device), host_draws_kept(),
+            guard.frozen(self.model, self.structure.parameters.values()),
+        ):  # fmt: skip
+            self._find_folds(x)
+
+    def _find_folds(self, x: Tensor) -> Tensor:
+        """The logits (B,classes) of ``x`` (B,C,H,W) in eval mode; finds what can be folded and
+        padded in passes of this mode."""
+        with guard.train_flags(self.model, False):
+            logits, self.copies.folds = self._seen(x)
+            if self._pads_channels:
+                self._find_padded(x)
+        if self.copies.folds and not self._folds_agree(x):
+            self.copies.folds = []
         return logits
 
     def _find_padded(self, x: Tensor) -> None:

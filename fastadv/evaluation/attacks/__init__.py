@@ -79,7 +79,7 @@ def attack(
     ``x`` (B,C,H,W) float in [0,1] on the model's device; ``y`` (B,) integer class labels, those to
     reach if the attack is ``targeted`` (not "kl", not AutoAttack). ``name``
     is an attack with its numbers: "fgsm", "fgsm-rwp", "pgd", "pgd-20" (steps), "pgd-50-10" (steps,
-    restarts), "cw", "cw-margin", "noise-0.1", "autoattack", "clean".
+    restarts), "pgd-dlr-20" (an objective), "cw", "cw-margin", "noise-0.1", "autoattack", "clean".
 
     ``norm`` is "linf" or "l2". ``eps`` and ``alpha`` are in pixels, a number or a string such as
     "8/255"; ``eps`` may be a tensor with one for each image, (B,). ``mask`` is a bool tensor (B or
@@ -89,7 +89,8 @@ def attack(
 
     Defaults of options that are None: eps 8/255 in Linf, 128/255 in L2; alpha eps/4 (Linf) or
     15/128 eps (L2), eps for FGSM; 10 steps, 100 for CW; one restart; a random start, none for FGSM;
-    objective "ce" (the alternative is "kl": KL(f(x) || f(x'))). ``start`` (B,C,H,W) is an
+    objective "ce"; the others are "kl" (KL(f(x) || f(x'))), "margin" (that of the logits), "dlr",
+    "logit-scaled" and "probability-margin". ``start`` (B,C,H,W) is an
     initial perturbation in pixels instead of the random one. Noise is drawn per row of ``index``
     (B,) (0..B-1 if None) from ``seed``, so a sample's start does not depend on its batch. ``amp``
     computes in "bf16" (True) or "fp16"; with False, in the model's own type, also inside the
@@ -148,7 +149,7 @@ def attack(
             criterion=criterion,
             any_labels=any_labels,
         )
-        if spec.searches:
+        if spec.only_searches:
             return searched.searched(passes, problem, spec)
         x_adv = ATTACKS[spec.kind](problem, spec).detach()
         if watch.bad | ~x_adv.isfinite().all():

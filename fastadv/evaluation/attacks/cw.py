@@ -5,15 +5,14 @@ They are not interchangeable; report which one a number was computed with.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fastadv.evaluation.attacks.names import AttackSpec
-from fastadv.evaluation.attacks.pgd_loop import pgd_with_restarts
+from fastadv.evaluation.attacks.pgd_loop import following, pgd_with_restarts
 from fastadv.evaluation.attacks.problem import Loss, Problem
+from fastadv.evaluation.search import losses
 
 STEPS = 100
-KAPPA = 10.0
 
 
 def of_rwp(problem: Problem, spec: AttackSpec) -> Tensor:
@@ -30,32 +29,12 @@ def of_bag_of_tricks(problem: Problem, spec: AttackSpec) -> Tensor:
 
     A sample is no longer moved once it is misclassified (targeted: once it has the class ``y``).
     """
-    return _margin_pgd(problem, spec, margin, only_correct=True)
+    return _margin_pgd(problem, spec, following("margin"), only_correct=True)
 
 
 def hinge(logits: Tensor, problem: Problem) -> Tensor:
-    """-relu(z_y - max(max_{j != y} z_j, 0) + 10), (B,); in a targeted attack the difference has the
-    other sign (Carlini & Wagner, 2017)."""
-    true = _is_true(logits, problem.y)
-    runner_up = logits.masked_fill(true, 0.0).amax(1)
-    ahead = _true_logit(logits, true) - runner_up
-    return -((-ahead if problem.threat.targeted else ahead) + KAPPA).relu()
-
-
-def margin(logits: Tensor, problem: Problem) -> Tensor:
-    """max_{j != y} z_j - z_y, (B,): above 0 if misclassified; in a targeted attack its negative."""
-    true = _is_true(logits, problem.y)
-    behind = logits.masked_fill(true, -float("inf")).amax(1) - _true_logit(logits, true)
-    return -behind if problem.threat.targeted else behind
-
-
-def _is_true(logits: Tensor, y: Tensor) -> Tensor:
-    return y[:, None] == torch.arange(logits.shape[1], device=y.device)
-
-
-def _true_logit(logits: Tensor, true: Tensor) -> Tensor:
-    # Not gather: the summation order of its backward is not deterministic on CUDA.
-    return logits.masked_fill(~true, 0.0).sum(1)
+    """``losses.hinge`` (B,)."""
+    return losses.hinge(logits, problem.y, targeted=problem.threat.targeted)
 
 
 def _margin_pgd(problem: Problem, spec: AttackSpec, loss: Loss, only_correct: bool) -> Tensor:

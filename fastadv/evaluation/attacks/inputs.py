@@ -52,9 +52,10 @@ def labels(y: Tensor, x: Tensor, *, any_labels: bool) -> Tensor:
 def require_followed(spec: AttackSpec, y: Tensor, criterion: UserLoss | None) -> None:
     """Raise ``UserError`` if the attack ``spec`` cannot follow a ``criterion``, or soft labels
     ``y``."""
-    margins = spec.kind in ("cw", "cw-margin") or bool(spec.searches)
+    follows_classes = spec.objective not in (None, "ce", "kl")
+    margins = follows_classes or spec.kind in ("cw", "cw-margin") or spec.only_searches
     if criterion is not None and (margins or spec.objective == "kl"):
-        what = "objective='kl'" if spec.objective == "kl" else f"The attack {spec.name!r}"
+        what = f"objective={spec.objective!r}" if spec.objective else f"The attack {spec.name!r}"
         raise UserError(
             f"{what} compares classes and follows no criterion of your own: use 'pgd-20'."
         )

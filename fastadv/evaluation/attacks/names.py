@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fastadv.declared import NonNegative, Passes, Positive, check_fields, coerce
 from fastadv.errors import UserError, unknown
@@ -11,6 +11,10 @@ from fastadv.evaluation.search.catalogue import CASCADES, REPEATS, SEARCHES
 
 _PGD_OPTIONS = frozenset({"alpha", "steps", "restarts", "random_start", "start"})
 OPTIONS: dict[str, frozenset[str]] = {
+    **{
+        name: frozenset(("steps", "restarts")[: 2 - search.aims] if search.takes_numbers else ())
+        for name, search in SEARCHES.items()
+    },
     "clean": frozenset(),
     "fgsm": frozenset({"alpha", "random_start", "start"}),
     "fgsm-rwp": frozenset({"alpha", "random_start", "start"}),
@@ -19,18 +23,20 @@ OPTIONS: dict[str, frozenset[str]] = {
     "cw-margin": _PGD_OPTIONS,
     "noise": frozenset(),
     "cascade": frozenset(),
-    **{
-        name: frozenset({"steps"} if search.aims else {"steps", "restarts"})
-        for name, search in SEARCHES.items()
-    },
 }
 """Every kind of attack, and which options of ``fastadv.attack`` it takes."""
+
+BATCHWISE = ("pgd", "cw", "cw-margin")
+"""Searches that are also attacks on one batch: with labels, starts and masks of any kind."""
 
 EXAMPLES = (
     *(kind for kind in OPTIONS if kind != "cascade"),
     *CASCADES,
-    *("pgd-20", "pgd-50-10", "cw-20", "noise-0.1", "apgd-ce-50-5", "apgd-ce+apgd-t"),
+    *("pgd-20", "pgd-50-10", "pgd-dlr-20", "cw-20", "noise-0.1", "apgd-ce-50-5", "apgd-ce+apgd-t"),
 )
+
+
+Objective = Literal["ce", "kl", "margin", "dlr", "logit-scaled", "probability-margin"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class AttackSpec:
     """An attack with its options; None means the attack's own default.
 
     ``kind`` is a key of ``OPTIONS``; ``alpha`` is in pixels, ``sigma`` the standard deviation of
-    Gaussian noise in pixels; ``objective`` is ``"ce"`` or ``"kl"``. ``restarts`` of a search that
+    Gaussian noise in pixels; ``objective`` is what PGD maximises. ``restarts`` of a search that
     aims are its targets. ``parts``: the searches of a cascade. ``repeats`` passes are averaged
     into each gradient.
     """
@@ -50,7 +56,7 @@ class AttackSpec:
     sigma: NonNegative | None = None
     alpha: Positive | None = None
     random_start: bool | None = None
-    objective: Literal["ce", "kl"] | None = None
+    objective: Objective | None = None
     parts: tuple[AttackSpec, ...] = ()
     repeats: int = 1
 
@@ -60,6 +66,11 @@ class AttackSpec:
         if self.kind == "cascade":
             return self.parts
         return (self,) if self.kind in SEARCHES else ()
+
+    @property
+    def only_searches(self) -> bool:
+        """True if it consists of searches and is no attack on one batch."""
+        return bool(self.searches) and self.kind not in BATCHWISE
 
     def __post_init__(self) -> None:
         options = ("steps", "restarts", "sigma", "alpha", "random_start", "objective")
@@ -85,7 +96,8 @@ class AttackSpec:
 
 
 def parse_attack(name: str) -> AttackSpec:
-    """``"pgd-20"`` (steps), ``"pgd-50-10"`` (steps, restarts), ``"cw-20"``, ``"noise-8/255"`` ...
+    """``"pgd-20"`` (steps), ``"pgd-50-10"`` (steps, restarts), ``"pgd-dlr-20"`` (with an
+    objective), ``"cw-20"``, ``"noise-8/255"`` ...
 
     Raises ``UserError`` for an unknown name, with the nearest known one, and for invalid numbers.
     """
@@ -103,10 +115,13 @@ def parse_attack(name: str) -> AttackSpec:
         raise unknown("attack", name, EXAMPLES)
     kind = max(kinds, key=len)
     numbers = text[len(kind) + 1 :]
+    objective = None
+    if kind == "pgd":
+        objective, numbers = _objective(numbers)
     if kind == "noise":
         return AttackSpec(name.strip(), kind, sigma=_sigma(numbers))
-    if not numbers and text == kind:
-        return AttackSpec(name.strip(), kind)
+    if not numbers and not text.endswith("-"):
+        return AttackSpec(name.strip(), kind, objective=objective)
     if "steps" not in OPTIONS[kind]:
         raise UserError(f"The attack {kind!r} takes no number, but was given {name!r}.")
     counts = numbers.split("-")
@@ -117,7 +132,17 @@ def parse_attack(name: str) -> AttackSpec:
             f"{kind}-50-5."
         )
     restarts = int(counts[1]) if len(counts) == 2 else None
-    return AttackSpec(name.strip(), kind, steps=int(counts[0]), restarts=restarts)
+    return AttackSpec(
+        name.strip(), kind, steps=int(counts[0]), restarts=restarts, objective=objective
+    )
+
+
+def _objective(text: str) -> tuple[Any, str]:
+    """The objective that ``text`` begins with, or None, and what follows it."""
+    for objective in get_args(Objective):
+        if text == objective or text.startswith(f"{objective}-"):
+            return objective, text[len(objective) + 1 :]
+    return None, text
 
 
 def _sigma(text: str) -> float:

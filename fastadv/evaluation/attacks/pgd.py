@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fastadv.errors import UserError
 from fastadv.evaluation.attacks.names import AttackSpec
-from fastadv.evaluation.attacks.pgd_loop import ce, kl, pgd_with_restarts
+from fastadv.evaluation.attacks.pgd_loop import following, kl, pgd_with_restarts
 from fastadv.evaluation.attacks.problem import Problem
+from fastadv.evaluation.search import losses
 
 STEPS = 10
 
@@ -21,21 +23,18 @@ def pgd(problem: Problem, spec: AttackSpec) -> Tensor:
     restarts see ``pgd_with_restarts``.
     """
     random = spec.random_start is not False
-    if spec.objective == "kl":
-        if problem.threat.targeted:
-            raise UserError(
-                "objective='kl' leads away from the prediction at the image and to no target; use "
-                "objective='ce' for a targeted attack."
-            )
-        if not random and problem.start is None:
-            raise UserError(
-                "objective='kl' has no gradient at the image itself; use random_start=True or "
-                "give start=."
-            )
-        problem = problem.with_natural_logits()
+    name = spec.objective or "ce"
+    with torch.no_grad():
+        natural = problem.with_natural_logits() if name in ("kl", "dlr") else problem
+    losses.check(name, problem.threat, 0 if natural.natural is None else natural.natural.shape[1])
+    if name == "kl" and not random and problem.start is None:
+        raise UserError(
+            "objective='kl' has no gradient at the image itself; use random_start=True or "
+            "give start=."
+        )
     return pgd_with_restarts(
-        problem,
-        kl if spec.objective == "kl" else ce,
+        natural,
+        kl if name == "kl" else following(name),
         alpha=spec.alpha,
         steps=STEPS if spec.steps is None else spec.steps,
         restarts=spec.restarts or 1,

@@ -10,6 +10,7 @@ from fastadv import kernels
 from fastadv.algorithms.user_loss import require_values
 from fastadv.errors import UserError
 from fastadv.evaluation.attacks.problem import STREAM, Loss, Problem
+from fastadv.evaluation.search import losses
 from fastadv.threat import Radius
 
 
@@ -33,6 +34,19 @@ def kl(logits: Tensor, problem: Problem) -> Tensor:
     if problem.natural is None:
         raise RuntimeError("the KL objective was asked for without natural logits")
     return kernels.trades_kl(problem.natural, logits)
+
+
+def following(objective: str) -> Loss:
+    """The loss of PGD that follows an ``objective`` of classes; in a targeted attack its
+    negative."""
+    if objective == "ce":
+        return ce
+
+    def loss(logits: Tensor, problem: Problem) -> Tensor:
+        found = losses.OBJECTIVES[objective](logits, problem.y)
+        return -found if problem.threat.targeted else found
+
+    return loss
 
 
 def pgd_loop(

@@ -3,7 +3,7 @@ images on which they do not help."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -135,9 +135,15 @@ class ApgdDlr(Apgd):
 
     @classmethod
     def of(
-        cls, threat: Threat, seed: int, classes: int, steps: int | None, segments: int | None
+        cls,
+        threat: Threat,
+        seed: int,
+        classes: int,
+        steps: int | None,
+        segments: int | None,
+        **options: Any,
     ) -> Search:
-        made = super().of(threat, seed, classes, steps, segments)
+        made = super().of(threat, seed, classes, steps, segments, **options)
         if threat.targeted:  # the targeted ratio has four logits
             ApgdT.of(threat, seed, classes, steps, segments)
         return made

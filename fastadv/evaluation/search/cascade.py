@@ -24,12 +24,16 @@ Ended = Callable[[Rows], None]
 """Takes rows for which a search, or a run of it, has ended, as soon as it has."""
 
 
-def entering(images: Images, place: Tensor, *, targeted: bool) -> Rows:
+def entering(images: Images, place: Tensor, *, targeted: bool, spares: bool = True) -> Rows:
     """``images``, numbers ``place`` (n,) of all, as rows for ``run``. An image that the network
-    already gets wrong needs no search."""
+    already gets wrong needs no search; unless the cascade ``spares`` it, it is searched, and
+    without a result of the search it has none."""
     rows = waiting(images, place, targeted=targeted)
     right = images.logits.argmax(1) == images.y
     fooled = right if targeted else ~right
+    if not spares:
+        rows["margin"] = torch.where(fooled, float("inf"), rows["margin"])
+        fooled = torch.zeros_like(fooled)
     done = torch.zeros_like(images.index)
     return rows | {
         "fooled": fooled,
@@ -105,6 +109,8 @@ def _survivors(number: int, engine: Engine, source: Iterator[Rows], ended: Ended
                 others.append(chosen(rows, ~here))
             if bool(here.any()):
                 entered = chosen(rows, here)
+                if engine.search.remembers:  # which is not stored: interrupted images begin again
+                    entered["segment"] = torch.zeros_like(entered["segment"])
                 yield {name: entered[name] for name in KEPT}
 
     for rows in engine.run(candidates()):

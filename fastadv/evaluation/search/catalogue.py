@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from fastadv.evaluation.search.apgd import ApgdCe, ApgdDlr, ApgdT
 from fastadv.evaluation.search.fab import Fab, FabT
+from fastadv.evaluation.search.malt import Malt
+from fastadv.evaluation.search.pgd import Cw, CwMargin, Pgd
 from fastadv.evaluation.search.pma import Pma
+from fastadv.evaluation.search.quick import Quick
 from fastadv.evaluation.search.search import Search
 from fastadv.evaluation.search.square import Square
 
 _ALL: tuple[type[Search], ...] = (
+    Pgd,
+    Cw,
+    CwMargin,
     ApgdCe,
     ApgdDlr,
     ApgdT,
@@ -16,6 +22,8 @@ _ALL: tuple[type[Search], ...] = (
     FabT,
     Square,
     Pma,
+    Malt,
+    Quick,
 )
 
 SEARCHES: dict[str, type[Search]] = {search.name: search for search in _ALL}

@@ -135,11 +135,14 @@ class Engine:
     def _ended_runs(self, out: State) -> tuple[Rows, State]:
         """Those of ``out`` that have ended for good, and the others in their next run."""
         again = ~out["fooled"] & (out["segment"] + 1 < self.search.segments)
-        kept = {name: out[name] for name in KEPT}
-        results = chosen(kept, ~again)
+        goes_on = self.search.goes_on(out)
+        if goes_on is not None:
+            again = again & goes_on
+        results = chosen({name: out[name] for name in KEPT}, ~again)
         if not bool(again.any()):
             return results, {}
-        rows = chosen(kept, again)
+        names = (*KEPT, *self.search.remembers)
+        rows = chosen({name: out[name] for name in names}, again)
         rows["segment"] = rows["segment"] + 1
         self.ended_run(rows)
         return results, self._entered(rows)
@@ -151,9 +154,16 @@ class Engine:
         margin, wrong = self._verdict(logits, y)
         counts = search.counts(state)
         wrong, margin = self._confirmed(state, wrong, margin, counts)
-        seen = Seen(logits, loss, gradient, wrong)
-        steepest = gradient.flatten(1).abs().amax(1)
-        self._require_finite(steepest.isfinite().all() & logits.isfinite().all())
+        finite, flat = logits.isfinite().all(), state["flat"]
+        if gradient is None:
+            gradient = state["point"].new_zeros(()).expand_as(state["point"])  # takes no memory
+            seen = Seen(logits, loss, gradient, wrong, steep=False)
+        else:
+            seen = Seen(logits, loss, gradient, wrong)
+            steepest = gradient.flatten(1).abs().amax(1)
+            finite = finite & steepest.isfinite().all()
+            flat = flat | (state["fresh"] & ~wrong & (steepest == 0))
+        self._require_finite(finite)
 
         # A slot of fixed size goes on for a while after its end, which changes no result.
         standing = ~(state["fooled"] | state["done"])
@@ -164,9 +174,6 @@ class Engine:
         if counts is not None:
             better = better & counts
             seen_margin = torch.where(counts, seen_margin, state["margin"])
-        flat = state["flat"]
-        if search.uses_gradient:
-            flat = flat | (state["fresh"] & ~wrong & (steepest == 0))
         told = search.tell(state, seen)
         return {
             **state,
@@ -190,20 +197,23 @@ class Engine:
         if not bool(finite):
             raise NotFiniteError(NOT_FINITE)
 
-    def _passed(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (n,classes), objective (n,) and gradient (n,...) at the points."""
+    def _passed(self, state: State) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits (n,classes), objective (n,) and gradient (n,...) at the points; no gradient if
+        none of the images wants it."""
         search = self.search
         wanted = search.wants_gradient(state) if search.uses_gradient else None
         few = 0 if wanted is None else int((~wanted).sum())
-        if search.uses_gradient and few < SPLIT_FROM * count(state):
+        most = 0 if search.last_alone else SPLIT_FROM * count(state)
+        if search.uses_gradient and few <= most:
             return self._with_gradient(state)
         if wanted is None or few == count(state):
-            return self._without(state)
+            return *self._without(state), None
         steep, level = wanted.nonzero().squeeze(1), (~wanted).nonzero().squeeze(1)
         order = torch.cat([steep, level]).argsort()
+        rest = chosen(state, level)
         pairs = zip(
             self._with_gradient(chosen(state, steep)),
-            self._without(chosen(state, level)),
+            (*self._without(rest), torch.zeros_like(rest["point"])),
             strict=True,
         )
         logits, loss, gradient = (torch.cat(pair)[order] for pair in pairs)
@@ -212,14 +222,14 @@ class Engine:
     def _with_gradient(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
         return self.passes.gradient(self.search, state, exact=self.exact)
 
-    def _without(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, objective, and zeros for the gradient, by a forward pass alone."""
-        point = state["point"]
-        logits = self.passes.logits(point, exact=self.exact)
+    def _without(self, state: State) -> tuple[Tensor, Tensor]:
+        """Logits and objective, by a forward pass alone."""
+        exact = self.exact or self.search.last_alone
+        logits = self.passes.logits(state["point"], exact=exact)
         if not self.search.uses_gradient:
-            return logits, torch.zeros_like(logits[:, 0]), torch.zeros_like(point)
+            return logits, torch.zeros_like(logits[:, 0])
         with torch.no_grad():
-            return logits, self.search.objective(logits, state), torch.zeros_like(point)
+            return logits, self.search.objective(logits, state)
 
     def _confirmed(
         self, state: State, wrong: Tensor, margin: Tensor, counts: Tensor | None

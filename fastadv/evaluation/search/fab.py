@@ -57,10 +57,11 @@ class _Fab(Search):
 
     def tell(self, state: State, seen: Seen) -> State:
         x, point, settled = state["x"], state["point"], state["settled"]
-        moved = self._moved(x, point, seen.loss, seen.gradient)
-        drawn = choose(seen.wrong, x + (point - x) * BACK, point)
+        onward = choose(seen.wrong, x + (point - x) * BACK, point)
+        if seen.steep:
+            onward = choose(settled, self._moved(x, point, seen.loss, seen.gradient), onward)
         return {
-            "point": choose(settled, moved, drawn),
+            "point": onward,
             "settled": ~settled,
             "iteration": state["iteration"] + settled,
             "done": ~settled & (state["iteration"] >= self.steps),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,12 +21,20 @@ from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.search.rows import Rows, chosen, count
 from fastadv.evaluation.search.search import Search, State
 
-LOOK_EVERY = 8  # steps
+LOOK_EVERY = 8  # steps, or a few more that end with the search's last phase
 SMALLEST = 16  # slots, below which the batch is not halved any more
 
 
 def _places(slots: list[int], device: torch.device) -> Tensor:
     return torch.tensor(slots).to(device, non_blocking=True)
+
+
+class Replay(NamedTuple):
+    """A recorded step, and its forward and backward passes of images."""
+
+    step: Callable[[], None]
+    forwards: int
+    backwards: int
 
 
 class FixedEngine(Engine):
@@ -35,8 +44,7 @@ class FixedEngine(Engine):
         super().__init__(search, passes, slots, exact=exact)
         self._state: State = {}
         self._taken: list[bool] = []  # for each slot: an image is in it
-        self._replay: Callable[[], None] | None = None
-        self._cost = (0, 0)  # forward and backward passes of images in a step
+        self._replays: dict[int, Replay] = {}  # of the step in each phase
         self._bad: Tensor | None = None
 
     def run(self, source: Iterator[Rows]) -> Iterator[Rows]:
@@ -82,7 +90,8 @@ class FixedEngine(Engine):
         where = _places(slots, self._state["x"].device)
         self._state = {name: values[where] for name, values in self._state.items()}
         self._taken = [True] * in_use + [False] * (size - in_use)
-        self.slots, self._replay = size, None
+        self.slots = size
+        self._replays.clear()
 
     def _after_steps(self) -> list[list[bool]]:
         """The flags of all slots (done, fooled, not finite) as they are now, read after the next
@@ -95,7 +104,9 @@ class FixedEngine(Engine):
             event = torch.cuda.Event()
             event.record()
         began = time.monotonic()
-        for _ in range(LOOK_EVERY):
+        phases = len(self.search.phases)
+        for step in range(-(-LOOK_EVERY // phases) * phases):
+            self.phase = step % phases
             self.passes.between()
             self.seen += sum(self._taken)
             self._advance()
@@ -134,7 +145,7 @@ class FixedEngine(Engine):
         margin, wrong = self._verdict(logits, out["y"])
         refuted = out["fooled"] & ~wrong
         out["margin"] = torch.where(out["fooled"], margin.to(out["margin"].dtype), out["margin"])
-        out["fooled"] = out["fooled"] & wrong
+        out["fooled"] = wrong if self.search.last_alone else out["fooled"] & wrong
         back = [slot for slot, is_back in zip(slots, refuted.tolist(), strict=True) if is_back]
         if not back:
             return out, slots
@@ -147,14 +158,13 @@ class FixedEngine(Engine):
 
     def _advance(self) -> None:
         """One step of all slots."""
-        if self._replay is None:
-            self._replay = self._recorded()
-            if self._replay is None:
-                self._in_place()
-                return
-        self._replay()
-        self.passes.forwards += self._cost[0]
-        self.passes.backwards += self._cost[1]
+        replay = self._replays.get(self.phase) or self._recorded()
+        if replay is None:
+            self._in_place()
+            return
+        replay.step()
+        self.passes.forwards += replay.forwards
+        self.passes.backwards += replay.backwards
 
     def _in_place(self) -> None:
         state = self._state
@@ -169,8 +179,9 @@ class FixedEngine(Engine):
         for name, values in moved.items():
             state[name].copy_(values)
 
-    def _recorded(self) -> Callable[[], None] | None:
-        """A replay of the step over the tensors of the present state; None if steps are called."""
+    def _recorded(self) -> Replay | None:
+        """A replay of the step over the tensors of the present state, in the present phase; None if
+        steps are called."""
         recorder = self.passes.recorder
         if recorder is None:
             return None
@@ -179,19 +190,20 @@ class FixedEngine(Engine):
         try:
             recorder.warm_up(self._in_place)
             self.passes.forwards, self.passes.backwards = counted
-            _, replay = recorder(self._in_place)
+            _, step = recorder(self._in_place)
         except NotReplayable as error:
             warn(
                 f"{error.reason}: this search is not replayed as a CUDA graph and runs as written."
             )
-            self.passes.recorder, replay = None, None
-        self._cost = (
-            self.passes.forwards - counted[0],
-            self.passes.backwards - counted[1],
-        )
+            self.passes.recorder, step = None, None
+        forwards, backwards = self.passes.forwards, self.passes.backwards
         self.passes.forwards, self.passes.backwards = counted
         for name, values in before.items():
             self._state[name].copy_(values)
+        if step is None:
+            return None
+        replay = Replay(step, forwards - counted[0], backwards - counted[1])
+        self._replays[self.phase] = replay
         return replay
 
     def _require_finite(self, finite: Tensor) -> None:
@@ -202,8 +214,10 @@ class FixedEngine(Engine):
             self._bad = torch.zeros((), dtype=torch.bool, device=self._state["x"].device)
         return self._bad
 
-    def _passed(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        return self._with_gradient(state) if self.search.uses_gradient else self._without(state)
+    def _passed(self, state: State) -> tuple[Tensor, Tensor, Tensor | None]:
+        search = self.search
+        steep = search.uses_gradient and search.phases[self.phase]
+        return self._with_gradient(state) if steep else (*self._without(state), None)
 
     def _confirmed(
         self, state: State, wrong: Tensor, margin: Tensor, counts: Tensor | None

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from fastadv.errors import UserError
+from fastadv.threat import Threat
+
 TINY = 1e-12
+KAPPA = 10.0
 
 
 def ce(logits: Tensor, y: Tensor) -> Tensor:
@@ -24,6 +30,15 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     """max_{j != y} z_j - z_y (Carlini & Wagner, 2017, f6): above 0 where another class wins."""
     own, other = own_and_other(logits, y)
     return other - own
+
+
+def hinge(logits: Tensor, y: Tensor, *, targeted: bool = False) -> Tensor:
+    """-relu(z_y - max(max_{j != y} z_j, 0) + 10) (Carlini & Wagner, 2017, as released with RWP,
+    whose code finds the largest other logit after it has set z_y to 0); if ``targeted``, the
+    difference has the other sign."""
+    own = y[:, None] == torch.arange(logits.shape[1], device=y.device)
+    ahead = of_class(logits, y) - logits.masked_fill(own, 0.0).amax(1)
+    return -((-ahead if targeted else ahead) + KAPPA).relu()
 
 
 def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -57,3 +72,27 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     top = logits.topk(4, dim=1).values
     scale = top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + TINY
     return -(of_class(logits, y) - of_class(logits, target)) / scale
+
+
+OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ce": ce,
+    "margin": margin,
+    "dlr": dlr,
+    "logit-scaled": logit_scaled,
+    "probability-margin": probability_margin,
+}
+"""What PGD can maximise by name, functions of logits and y; and "kl", of the logits of x."""
+
+
+def check(objective: object, threat: Threat, classes: int) -> None:
+    """Raise ``UserError`` if PGD cannot follow the ``objective`` on a network of ``classes``."""
+    if objective == "kl" and threat.targeted:
+        raise UserError(
+            "objective='kl' leads away from the prediction at the image and to no target; use "
+            "objective='ce' for a targeted attack."
+        )
+    if objective == "dlr" and classes < 3:
+        raise UserError(
+            f"objective='dlr' needs at least 3 classes and the model has {classes}; use "
+            "objective='margin'."
+        )

@@ -60,7 +60,7 @@ class Passes:
         self._leave()
         for network in (self.network, self.fast):
             if network is not None:
-                network.probe(x[:PROBED])
+                network.probe_evaluation(x[:PROBED])
         if self.recorder is not None:
             state = PythonState({"": self.network.model})
             reason = why_not_static(self.network, state, x[:PROBED], "eval")

@@ -37,9 +37,8 @@ class Pma(Search):
     ) -> None:
         super().__init__(threat, seed, segments, steps)
         self.exploring = self.steps // 2
-        self._sizes = torch.tensor(
-            [threat.nominal * size for size in sizes(self.exploring, self.steps)]
-        )
+        moves = sizes(self.exploring, self.steps)
+        self._sizes = threat.nominal * torch.tensor(moves, dtype=torch.float64)
 
     def start(self, images: Images, segment: int) -> State:
         n, device = len(images.x), images.x.device
@@ -62,7 +61,7 @@ class Pma(Search):
     def tell(self, state: State, seen: Seen) -> State:
         iteration = state["iteration"]
         self._sizes = self._sizes.to(iteration.device)
-        size = self._sizes[iteration.clamp(max=self.steps)]
+        size = self._sizes[iteration.clamp(max=self.steps)].to(state["x"].dtype)
         return {
             "point": self.threat.step(state["point"], seen.gradient, state["x"], size),
             "iteration": iteration + 1,

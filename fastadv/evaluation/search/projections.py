@@ -34,16 +34,15 @@ def onto_hyperplane(norm: str, w: Tensor, excess: Tensor, low: Tensor, high: Ten
 
 
 def filled_to(weight: Tensor, ends: Tensor, amount: Tensor) -> Tensor:
-    """The smallest level t >= 0 (n,) with sum_i weight_i min(t, ends_i) = amount; infinite where
-    the sum never exceeds the amount. ``weight`` and ``ends`` (n,D) and ``amount`` (n,) are not
-    negative."""
+    """The smallest level t >= 0 (n,) with sum_i weight_i min(t, ends_i) = amount; no lower than the
+    largest end where the sum never gets there. ``weight`` and ``ends`` (n,D) and ``amount`` (n,)
+    are not negative. NaN where all weights are 0 and the amount is."""
     find = by_tangents if weight.device.type == "cpu" else by_sorting
-    whole = (weight * ends).sum(1)
-    return torch.where(amount < whole, find(weight, ends, amount), float("inf"))
+    return find(weight, ends, amount)
 
 
 def by_tangents(weight: Tensor, ends: Tensor, amount: Tensor) -> Tensor:
-    """``filled_to`` where the level is finite, by Newton's method.
+    """``filled_to`` by Newton's method.
 
     The sum is piecewise linear and concave in t, so that its tangents lead upward to the level and
     reach it in finitely many steps, of which a few are the rule. Each reads a value, which costs
@@ -53,7 +52,7 @@ def by_tangents(weight: Tensor, ends: Tensor, amount: Tensor) -> Tensor:
     while True:
         before = torch.where(full, weight * ends, 0.0).sum(1)
         rising = torch.where(full, 0.0, weight).sum(1)
-        # Not downward by a rounding error; a row without a finite level stays where it is.
+        # Not downward by a rounding error; above all ends there is no tangent left.
         level = torch.where(rising > 0, torch.maximum(level, (amount - before) / rising), level)
         now = ends <= level[:, None]
         if torch.equal(now, full):
@@ -62,7 +61,7 @@ def by_tangents(weight: Tensor, ends: Tensor, amount: Tensor) -> Tensor:
 
 
 def by_sorting(weight: Tensor, ends: Tensor, amount: Tensor) -> Tensor:
-    """``filled_to`` where the level is finite, from the sums at all ends; reads no value."""
+    """``filled_to`` from the sums at all ends; reads no value."""
     ends, order = ends.sort(dim=1)
     weight = weight.gather(1, order)
     before = torch.nn.functional.pad((weight * ends).cumsum(1)[:, :-1], (1, 0))

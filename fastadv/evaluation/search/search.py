@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,13 +33,14 @@ class Seen(NamedTuple):
     ``logits`` (n,classes). ``loss`` (n,): the objective there. ``gradient`` (n,C,H,W) of the
     objective; zeros where ``Search.wants_gradient`` is false and the pass saved it. ``wrong`` (n,)
     bool: the attack has succeeded at the point, if the point counts. ``logits`` and ``gradient``
-    are in the type of the images.
+    are in the type of the images. ``steep``: False if the pass took no gradient at all.
     """
 
     logits: Tensor
     loss: Tensor
     gradient: Tensor
     wrong: Tensor
+    steep: bool = True
 
 
 class Search(ABC):
@@ -65,7 +66,14 @@ class Search(ABC):
     phases: ClassVar[tuple[bool, ...]] = (True,)
     """Whether a pass has a gradient, if these take turns. A run begins in the first phase, so that
     all images of a batch are in the same one."""
+    takes_numbers: ClassVar[bool] = True  # False: its steps and runs are part of its name
     takes_targets: ClassVar[bool] = True  # False: no targeted threat
+    last_alone: ClassVar[bool] = False
+    """True if the last point of a run alone counts; it is judged in the network's own precision."""
+    options: ClassVar[tuple[str, ...]] = ()  # further ones of ``fastadv.attack``
+    remembers: ClassVar[tuple[str, ...]] = ()
+    """What of the state stays with an image in its further runs; ``start`` gives values for the
+    first one only."""
     least_classes: ClassVar[int] = 2
 
     def __init__(
@@ -96,9 +104,16 @@ class Search(ABC):
 
     @classmethod
     def of(
-        cls, threat: Threat, seed: int, classes: int, steps: int | None, segments: int | None
+        cls,
+        threat: Threat,
+        seed: int,
+        classes: int,
+        steps: int | None,
+        segments: int | None,
+        **options: Any,
     ) -> Search:
-        """The attack on a network of ``classes``. Raises ``UserError`` if these are too few."""
+        """The attack on a network of ``classes`` with its own ``options``. Raises ``UserError`` if
+        the classes are too few."""
         if classes < cls.least_classes:
             raise UserError(
                 f"The attack {cls.name!r} needs at least {cls.least_classes} classes and the model "
@@ -106,7 +121,7 @@ class Search(ABC):
             )
         if cls.aims:
             segments = min(cls.default_segments if segments is None else segments, classes - 1)
-        return cls(threat, seed, segments, steps)
+        return cls(threat, seed, segments, steps, **options)
 
     @abstractmethod
     def start(self, images: Images, segment: int) -> State:
@@ -136,6 +151,11 @@ class Search(ABC):
         false a pass may leave the gradient out."""
         return None
 
+    def goes_on(self, state: State) -> Tensor | None:
+        """(n,) bool: at the end of a run without success, whether the image has another one. None:
+        as long as there are ``segments``."""
+        return None
+
     def counts(self, state: State) -> Tensor | None:
         """(n,) bool: whether ``point`` is a result of the attack: inside the threat, and not an
         intermediate point of an attack whose last point alone counts. None: everywhere."""
@@ -155,3 +175,8 @@ def by_image(values: Tensor, x: Tensor) -> Tensor:
 def choose(condition: Tensor, if_true: Tensor, if_false: Tensor) -> Tensor:
     """For each image the row of ``if_true`` or of ``if_false``; ``condition`` (n,) bool."""
     return torch.where(by_image(condition, if_true), if_true, if_false)
+
+
+def at(values: Tensor, place: Tensor) -> Tensor:
+    """``values`` (n,m) at ``place`` (n,) of each row, at the last one if it is beyond it."""
+    return values.gather(1, place.clamp(0, values.shape[1] - 1)[:, None]).squeeze(1)

@@ -16,7 +16,8 @@ from fastadv.evaluation.search.square_moves import Moves
 from fastadv.threat import Threat
 
 LOOK = 8  # proposals that are looked at together for one that is new
-FARTHER = 8  # times as many for the images where none was
+FARTHER = 8  # times as many, again and again, for the images where none was
+ON_DEVICE = 128  # in place of these two, where the host cannot know
 
 
 class Square(Search):
@@ -25,8 +26,12 @@ class Square(Search):
 
     A proposal whose point was seen before needs no query: the loss of the best point only falls,
     so that an old point is no better, and it does not fool the network. Such proposals are passed
-    over. ``deterministic`` False, for a network that may answer differently the next time, queries
-    them all. The results are the same.
+    over, with the same result. ``deterministic`` False, for a network that may answer differently
+    the next time, queries them all.
+
+    Unlike in the released code, each image has windows and signs of its own, which no other image
+    of the batch changes; and an image whose best margin is exactly zero while the label still wins
+    is searched further.
     """
 
     name: ClassVar[str] = "square"
@@ -50,18 +55,19 @@ class Square(Search):
     def start(self, images: Images, segment: int) -> State:
         x = images.x
         moves = self._moves_for(x)
-        point, own = moves.start(images, segment)
+        point, name, own = moves.start(images, segment)
         n = len(x)
         start = {
             "point": point,
             "best": point,
             "best_loss": images.logits.new_full((n,), float("inf")),
             "iteration": torch.zeros(n, dtype=torch.int64, device=x.device),
+            "name": name,
             **own,
         }
         if self._passes_over(moves):
             start["known"] = known.empty(n, x.device)
-            known.add(own["name"], start["known"])
+            known.add(name, start["known"])
         return start
 
     def tell(self, state: State, seen: Seen) -> State:
@@ -69,8 +75,8 @@ class Square(Search):
         loss = self._loss(seen.logits, state["y"])
         better = loss < state["best_loss"]
         best = choose(better, state["point"], state["best"])
-        changed = moves.accepted(state, best, better)
-        number = state["iteration"]
+        name, number = state["name"], state["iteration"]
+        changed = moves.accepted(state, best, better, name)
         if self._passes_over(moves):
             number, name = self._next(moves, state | changed)
             known.add(name, state["known"])
@@ -80,6 +86,7 @@ class Square(Search):
             "best": best,
             "best_loss": torch.where(better, loss, state["best_loss"]),
             "iteration": number + 1,
+            "name": name,
             "done": number >= self.steps,
         }
 
@@ -103,9 +110,9 @@ class Square(Search):
         name. On a device it is the last of those looked at if none of them is new."""
         number = state["iteration"]
         rows = torch.arange(len(number), device=number.device)
-        number, name, new = self._look(moves, state, rows, number, LOOK)
-        looks = LOOK
-        while number.is_cpu and not bool(new.all()):  # reading costs nothing
+        looks = LOOK if moves.reads_are_free else ON_DEVICE
+        number, name, new = self._look(moves, state, rows, number, looks)
+        while moves.reads_are_free and not bool(new.all()):
             looks = min(looks * FARTHER, self.steps)
             rows = (~new).nonzero().squeeze(1)
             number[rows], name[rows], new[rows] = self._look(
@@ -123,4 +130,4 @@ class Square(Search):
         names = moves.names(state, rows, numbers.clamp(max=self.steps - 1))
         new = ~known.contains(names, state["known"], rows) | (numbers >= self.steps)
         at = torch.where(new, ahead, looks - 1).amin(1, keepdim=True)
-        return (first + at.squeeze(1)), names.gather(1, at).squeeze(1), new.gather(1, at).squeeze(1)
+        return first + at.squeeze(1), names.gather(1, at).squeeze(1), new.gather(1, at).squeeze(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,64 +34,77 @@ def sizes(
     return found
 
 
-class Draws(NamedTuple):
-    """Random windows with signs. ``tops`` and ``lefts`` (...): the first row and column of each
-    window. ``bits`` (...,words) int32: 24 random bits in each."""
+class Windows:
+    """Random windows of images (H,W) of ``shape``: ``count`` in each iteration, with the sides
+    ``sides`` (iterations,), and ``bits`` random bits.
 
-    tops: tuple[Tensor, ...]
-    lefts: tuple[Tensor, ...]
-    bits: Tensor
+    Draws are rows of numbers, int32: the first row and column of each window in turn, then words of
+    24 bits.
+    """
 
-    def bit(self, number: int) -> Tensor:
-        """Random bit ``number`` as 0 or 1, (...)."""
-        return (self.bits[..., number // WORD] >> number % WORD) & 1
-
-    def first_bits(self, count: int) -> Tensor:
-        """The first ``count`` bits as 0 or 1, (...,count) int32."""
-        if count > WORD:
-            return torch.stack([self.bit(number) for number in range(count)], -1)
-        return (self.bits[..., :1] >> torch.arange(count, device=self.bits.device)) & 1
-
-
-class Drawn:
-    """Draws of all iterations, kept as int32 numbers (n,queries,fields)."""
-
-    def __init__(self, sides: Tensor, shape: tuple[int, int], windows: int, bits: int) -> None:
-        self.sides, self.shape, self.windows = sides, shape, windows
+    def __init__(self, sides: list[int], shape: tuple[int, int], count: int, bits: int) -> None:
+        self.shape, self.count = shape, count
+        self.bit = torch.arange(bits)
         self.words = -(-bits // WORD)
+        self.sides = torch.tensor(sides, dtype=torch.int64)
+        self.kinds = sorted(set(sides))  # the different sides
+        self.kind = torch.tensor([self.kinds.index(side) for side in sides], dtype=torch.int64)
+        rows, columns = (torch.stack([_places(k, n) for k in self.kinds]) for n in shape)
+        self.places = rows, columns
+        self.inside = rows >= 0, columns >= 0
 
-    def of(self, index: Tensor, seed: int, offset: int, stream: int) -> Tensor:
-        """The numbers for the rows ``index`` (n,). A window's place is floor(U (H - s)), so that it
-        never touches the last row unless it fills the image: as in the released code."""
-        fields = 2 * self.windows + self.words
-        unit = uniform(index, (len(self.sides), fields), seed, offset, stream)
+    def to(self, device: torch.device) -> None:
+        """Keep the tables on ``device``."""
+        self.sides, self.kind = self.sides.to(device), self.kind.to(device)
+        self.bit = self.bit.to(device)
+        self.places = self.places[0].to(device), self.places[1].to(device)
+        self.inside = self.inside[0].to(device), self.inside[1].to(device)
+
+    def draw(self, index: Tensor, seed: int, offset: int, stream: int) -> Tensor:
+        """The draws (n,iterations,numbers) of the rows ``index`` (n,). A window's place is
+        floor(U (H - s)), so that it never touches the last row unless it fills the image: as in the
+        released code."""
         height, width = self.shape
-        room = torch.stack([height - self.sides, width - self.sides] * self.windows, 1)
-        whole = room.new_full((len(self.sides), self.words), 1 << WORD)
-        return unit.mul_(torch.cat([room, whole], 1)).to(torch.int32)
+        room = torch.stack([height - self.sides, width - self.sides] * self.count, 1)
+        whole = room.new_full((len(room), self.words), 1 << WORD)
+        span = torch.cat([room, whole], 1)
+        return uniform(index, tuple(span.shape), seed, offset, stream).mul_(span).to(torch.int32)
 
-    def draws(self, numbers: Tensor) -> Draws:
-        """``numbers`` (...,fields) of the table by their meaning."""
-        places = numbers[..., : 2 * self.windows].long().unbind(-1)
-        return Draws(places[::2], places[1::2], numbers[..., 2 * self.windows :])
+    def top(self, draws: Tensor, window: int = 0) -> Tensor:
+        """The first row of a window, for ``draws`` (...,numbers)."""
+        return draws[..., 2 * window]
+
+    def left(self, draws: Tensor, window: int = 0) -> Tensor:
+        """The first column of a window."""
+        return draws[..., 2 * window + 1]
+
+    def bits(self, draws: Tensor, count: int, first: int = 0) -> Tensor:
+        """``count`` random bits from number ``first`` on, 0 or 1, (...,count) int64."""
+        words = draws[..., 2 * self.count :]
+        number = self.bit[first : first + count]
+        if self.words > 1:
+            words, number = words[..., number // WORD], number % WORD
+        return (words >> number) & 1
+
+    def mask(self, draws: Tensor, kind: Tensor, window: int = 0) -> Tensor:
+        """(n,1,H,W) bool: the pixels of a window, for ``draws`` (n,numbers); ``kind`` (n,): its
+        side's number among the different ones."""
+        rows = self.inside[0][kind, self.top(draws, window)]
+        columns = self.inside[1][kind, self.left(draws, window)]
+        return (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
+
+
+def _places(side: int, length: int) -> Tensor:
+    """(length,length): for a window whose first row is the first index, the row of the window that
+    each row of the image is, or -1."""
+    away = torch.arange(length) - torch.arange(length)[:, None]
+    return torch.where((away >= 0) & (away < side), away, -1)
 
 
 def uniform(index: Tensor, shape: tuple[int, ...], seed: int, offset: int, stream: int) -> Tensor:
     """float32 numbers (n,*shape) in [0,1) with 24 random bits each."""
     noise: Tensor = kernels.noise_uniform(index, shape, seed, offset, stream)
     return noise.add_(1).mul_(0.5)
-
-
-def within(first: Tensor, side: Tensor, length: int) -> Tensor:
-    """(n,length) bool: the rows (or columns) of the windows that begin at ``first`` (n,)."""
-    away = torch.arange(length, device=first.device) - first[:, None]
-    return (away >= 0) & (away < side[:, None])
-
-
-def mask(top: Tensor, left: Tensor, side: Tensor, height: int, width: int) -> Tensor:
-    """(n,1,H,W) bool: the pixels of the windows."""
-    rows, columns = within(top, side, height), within(left, side, width)
-    return (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
 
 
 def area_sums(values: Tensor) -> Tensor:

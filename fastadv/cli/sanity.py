@@ -1,0 +1,81 @@
+"""``fastadv evaluate --sanity``: the report of the checks, and the exit code it ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import rich.console
+import typer
+from rich.markup import escape
+
+from fastadv.errors import UserError
+from fastadv.storage.printable import printable
+
+if TYPE_CHECKING:
+    from fastadv.evaluation.sanity.finding import Report
+    from fastadv.run.request import RunRequest
+
+FAILED = 3  # exit code; 2 is that of errors
+
+Sanity = Annotated[
+    bool,
+    typer.Option(
+        "--sanity", help="check for masked gradients, with attacks of its own; exit code 3 if any"
+    ),
+]
+Other = Annotated[
+    str | None,
+    typer.Option(help="with --sanity: a run whose adversarial images are tried as well"),
+]
+_COLOURS = {True: "green", False: "red", None: "yellow"}
+
+
+def check(
+    runs: Sequence[str], elsewhere: tuple[str, RunRequest] | None, which: str, **options: Any
+) -> int:
+    """Check each of ``runs``, or the network from ``elsewhere``, and show the reports; returns the
+    exit code: ``FAILED`` if a check failed, else 0."""
+    from fastadv.run.console import Console, Terminal
+    from fastadv.run.sanity import check_loaded
+
+    console = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
+    passed = True
+    for title, loaded, folder, weights in _networks(runs, elsewhere, which):
+        report = check_loaded(loaded, folder, weights, **options, console=console)
+        _show(title, str(folder.path), report)
+        passed = passed and report.passed
+    return 0 if passed else FAILED
+
+
+def require_alone(flags: Mapping[str, object]) -> None:
+    """Raise ``UserError`` if one of the ``flags`` was given, which a check does not follow."""
+    given = [flag for flag, value in flags.items() if value]
+    if given:
+        raise UserError(f"--sanity has attacks and a report of its own: omit {', '.join(given)}.")
+
+
+def _networks(
+    runs: Sequence[str], elsewhere: tuple[str, RunRequest] | None, which: str
+) -> Iterator[tuple[str, Any, Any, str]]:
+    from fastadv.run.finished import load_run
+    from fastadv.run.foreign import load_foreign, make_folder
+    from fastadv.run.run_folder import RunFolder
+
+    if elsewhere is not None:
+        found = load_foreign(*elsewhere)
+        make_folder(found)
+        yield elsewhere[0], (found.config, found.data, found.model), found.folder, "weights"
+        return
+    for run in runs:
+        weights = f"{which} weights"
+        yield f"{run}, {weights}", load_run(run, which), RunFolder.open(run), weights
+
+
+def _show(title: str, folder: str, report: Report) -> None:
+    out = rich.console.Console(highlight=False, soft_wrap=True)
+    out.print(escape(f"{printable(title)}: {report.n} test images"))
+    for finding in report.findings:
+        out.print(f"[{_COLOURS[finding.passed]}]{escape(finding.word):7}[/] {escape(finding.text)}")
+    out.print(f"[{_COLOURS[report.passed]}]{escape(report.verdict())}[/]")
+    out.print(escape(f"kept in {printable(folder)}/evaluations.jsonl"))

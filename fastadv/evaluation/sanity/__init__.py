@@ -1,0 +1,1 @@
+"""Sanity of a robust number: whether the attacks that gave it could work at all."""
