@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import shutil
 import signal
@@ -101,13 +100,11 @@ def test_every_result_has_a_file_of_verdicts(run: Path) -> None:
     require_same(stored.verdicts[CASCADE], held)
 
 
-def test_other_attacks_weights_and_radii_have_their_own_files(run: Path) -> None:
-    for which, attack, eps in (("best", "clean", "0.1"), ("last", "clean", "0.1")):
-        evaluate_run(str(run), attack, which=which, eps=eps, limit=LIMIT)
-    for attack, eps in (("noise-8/255", "0.1"), ("fgsm", "0.1"), ("fgsm", "0.2")):
+def test_other_attacks_and_radii_have_their_own_files(run: Path) -> None:
+    for attack, eps in (("clean", EPS), ("noise-8/255", EPS), ("fgsm", EPS), ("fgsm", "0.2")):
         evaluate_run(str(run), attack, eps=eps, limit=LIMIT)
     names = sorted(path.name.rpartition("-")[0] for path in (run / "verdicts").iterdir())
-    assert names == ["best-clean", "best-fgsm", "best-fgsm", "best-noise-8_255", "last-clean"]
+    assert names == ["best-clean", "best-fgsm", "best-fgsm", "best-noise-8_255"]
 
 
 def test_a_file_of_verdicts_that_is_gone_is_made_again(run: Path) -> None:
@@ -223,9 +220,10 @@ def test_out_of_time_it_tells_the_bounds_and_continues(run: Path) -> None:
     truth = evaluated(run)
     (run / "evaluations.jsonl").unlink()
     shutil.rmtree(run / "verdicts")
-    spans, steps = [(0.0, 1.0)], 20
-    while True:
-        scores = evaluated(run, f"{CASCADE},clean", deadline=Steps(steps))
+    spans = [(0.0, 1.0)]
+    while len(spans) < 20:
+        # More than a run of the search with the longest ones takes.
+        scores = evaluated(run, f"{CASCADE},clean", deadline=Steps(50))
         if CASCADE in scores:
             break
         assert "clean" not in scores
@@ -233,7 +231,8 @@ def test_out_of_time_it_tells_the_bounds_and_continues(run: Path) -> None:
         low, high = scores.bounds[CASCADE]
         known = scores.known[CASCADE]
         assert high - low == pytest.approx((LIMIT - known) / LIMIT)
-        assert spans[-1][0] <= low <= truth[CASCADE] <= high <= spans[-1][1]
+        assert spans[-1][0] <= low <= truth[CASCADE] + 1e-6
+        assert truth[CASCADE] - 1e-6 <= high <= spans[-1][1]
         (path,) = (run / "evaluations.partial").glob("*.0")
         header = json.loads(path.read_bytes().split(b"\n")[1])
         assert header["accuracy between"] == {CASCADE: [low, high]}
@@ -348,24 +347,29 @@ def test_without_a_terminal_the_line_has_them_too(
 def test_outputs_that_are_not_finite_leave_no_result(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """NaN for image 30, which is in the second of three batches."""
     real = load_run
-    calls = itertools.count()
 
     def broken(path: str, which: str) -> Any:
         config, data, model = real(path, which)
-        model.register_forward_hook(
-            lambda *inputs: inputs[2] * (1 if next(calls) < 8 else torch.nan)
-        )
+        x = torch.cat([batch for batch, _ in data.test.limited(LIMIT)])[30]
+
+        def hook(module: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> Tensor:
+            bad = (inputs[0] == x).flatten(1).all(1)
+            return logits.masked_fill(bad[:, None], torch.nan)
+
+        model.register_forward_hook(hook)
         return config, data, model
 
     monkeypatch.setattr("fastadv.run.finished.load_run", broken)
     monkeypatch.setattr(eval_watch, "KEEP_EVERY", -1.0)
-    with pytest.raises(NotFiniteError, match="first those of image"):
+    with pytest.raises(NotFiniteError, match="first those of image 30 "):
         evaluated(run, "pgd-2")
     assert not (run / "evaluations.jsonl").exists()
     assert not (run / "verdicts").exists()
-    rows = [row for each in kept(run) for row in each.rows]
-    assert not any(np.isnan(row["margin"]) and row["fooled_by"] >= RIGHT for row in rows)
+    (ledger,) = kept(run)
+    assert ledger.known.sum() == 25
+    assert not np.isnan(ledger.rows["margin"][ledger.known]).any()
 
 
 def test_an_empty_test_set_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +377,7 @@ def test_an_empty_test_set_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch
 
     def emptied(path: str, which: str) -> Any:
         config, data, model = real(path, which)
-        data.test.rows = data.test.rows[:0]
+        data.test = source.EvalBatches(lambda rows, size: [], torch.empty(0, dtype=torch.int64), 25)
         return config, data, model
 
     monkeypatch.setattr("fastadv.run.finished.load_run", emptied)
