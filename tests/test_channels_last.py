@@ -18,7 +18,7 @@ def network() -> nn.Sequential:
     shared = nn.Conv2d(4, 4, 3, padding=1)
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), shared, nn.ReLU(), shared, Own(4, 4, 3),
-        nn.Conv2d(4, 6, 1), nn.Flatten(), nn.LazyLinear(5),
+        nn.Conv2d(4, 6, 1), nn.Flatten(), nn.Linear(96, 5),
     )  # fmt: skip
 
 
