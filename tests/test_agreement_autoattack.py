@@ -17,7 +17,7 @@ from fastadv.threat import Threat
 pytest.importorskip("pyautoattack")
 
 SEEDS = 5
-COUNT = 100
+COUNT = 60
 EPS = {"digits": 0.15, "colour": 0.06}
 Setting = tuple[nn.Module, Tensor, Tensor, Threat]
 
@@ -70,7 +70,7 @@ def test_an_attack_is_as_strong_as_the_canonical_one(attack: str, data: str) -> 
     ]
     ours = count(evaluate(model, [(x, y)], [attack], threat=threat)[attack])
     assert min(theirs) > 10
-    assert max(theirs) < 90
+    assert max(theirs) < COUNT * 9 / 10
     assert max(theirs) - 1 - (max(theirs) - min(theirs)) <= ours
     assert ours <= min(theirs) + 1 + (max(theirs) - min(theirs))
 

@@ -162,12 +162,25 @@ def test_the_higher_one_is_named() -> None:
     )
 
 
-def test_a_difference_needs_the_test_and_the_interval() -> None:
+def test_the_exact_test_is_stricter_than_the_interval() -> None:
     """Five images to none: the interval excludes 0, and the exact test says 1 in 16."""
     found = Paired(10, 5, 0, 10)
     assert found.interval[0] > 0
     assert found.p_value == pytest.approx(0.0625)
     assert not found.is_told
+
+
+def test_where_the_test_tells_a_difference_0_is_not_in_the_interval() -> None:
+    told = 0
+    for both, first, second, neither in product((0, 5, 100), range(31), range(31), (0, 5, 100)):
+        if both + first + second + neither == 0:
+            continue
+        found = Paired(both, first, second, neither)
+        if found.is_told:
+            low, high = found.interval
+            assert not low <= 0 <= high, found
+            told += 1
+    assert told > 1000
 
 
 @pytest.mark.parametrize(

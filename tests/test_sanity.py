@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from fractions import Fraction
 from math import comb, sqrt
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,7 +66,9 @@ def test_honest_networks_pass(name: str) -> None:
 )
 def test_masked_networks_fail(name: str, found: set[str], base: str) -> None:
     """Each is found by several checks, also where the network behind is robust in truth."""
-    report = report_of(masked(name, base))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the report says it once
+        report = report_of(masked(name, base))
     assert not report.passed
     assert failed(report) >= found, str(report)
     assert f"failed {len(report.failed)} of 11 checks" in report.verdict()
@@ -324,3 +329,16 @@ def test_findings_in_words() -> None:
         "failed 1 of 3 checks on 20 images (b): a robust accuracy of this network by gradient "
         "attacks means nothing",
     ]
+
+
+def test_the_page_lists_the_checks_and_their_cost() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "judging-a-model.md").read_text()
+    table = re.findall(r"^\| ([\w ]+) \| .* \| (\d+) \|$", page, re.M)
+    names = [finding.check for finding in report_of(honest("linear"), limit=20).findings]
+    costs = [check.passes for check in checks.CHECKS]
+    assert [(name, int(passes)) for name, passes in table] == list(zip(names, costs, strict=True))
+    (block,) = re.findall(r"<!-- sanity -->\n```python\n(.*?)^```", page, re.M | re.S)
+    x, y = batches(20)[0]
+    space = {"fastadv": fastadv, "model": honest("standard"), "x": x, "y": y}
+    exec(compile(block, "judging-a-model.md", "exec"), space)
+    assert space["report"].n == 20

@@ -9,10 +9,18 @@ import torch
 from test_attacks import images, small_net
 from torch import Tensor, nn
 
+from fastadv.engine.compiled import Runner
+from fastadv.engine.model.network import Network
 from fastadv.errors import UserError
 from fastadv.evaluation.accuracy import evaluate
 from fastadv.evaluation.attacks import attack
-from fastadv.evaluation.search import losses
+from fastadv.evaluation.search import cascade, losses
+from fastadv.evaluation.search.cascade import Stage
+from fastadv.evaluation.search.passes import Passes
+from fastadv.evaluation.search.pgd import Pgd
+from fastadv.evaluation.search.rows import joined
+from fastadv.evaluation.search.search import Images
+from fastadv.threat import Threat
 
 NAMES = [
     "pgd-5",
@@ -145,3 +153,39 @@ def test_objectives_that_cannot_be_followed_are_refused_in_one_sentence() -> Non
             call()
     with pytest.raises(UserError, match="'dlr' compares classes and follows no criterion"):
         attack(model, x, y, "pgd-2", objective="dlr", criterion=nn.functional.cross_entropy)
+
+
+class Coarse(nn.Module):
+    """A network whose logits are those of ``net`` with an error, as in a low precision."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits + 0.3 * (40 * logits.detach()).sin()
+
+
+def test_the_last_point_is_judged_by_the_network_itself() -> None:
+    """Where the search sees another class than the network, the network's counts."""
+    model, (x, y) = small_net(), labelled(64)
+    coarse, threat, index = Coarse(model), Threat("linf", 0.06), torch.arange(64)
+    networks = [Network(each, x.device, Runner()) for each in (model, coarse)]
+    search = Pgd(threat, 1, 1, 5)
+    images = Images(x, y, index, model(x).detach())
+    rows = cascade.entering(images, index, targeted=False, spares=False)
+    with Passes(networks[0], networks[1]) as passes:
+        found = joined(cascade.run([Stage(search)], iter([rows]), passes, 64))
+    order = found["place"].argsort()
+    point, fooled = found["found"][order], found["fooled"][order]
+    wrong = model(point).argmax(1) != y
+    assert torch.equal(fooled, wrong)
+    assert (coarse(point).argmax(1) != y).ne(wrong).any()
+
+
+def test_a_search_type_adds_no_other_attack_to_pgd() -> None:
+    model, (x, y) = small_net(torch.float32), labelled()
+    x = x.float()
+    found = evaluate(model, [(x, y)], ["pgd-5"], eps=0.06, search_dtype="bf16")
+    assert found.verdicts["pgd-5"].stages == ("clean", "pgd-5")

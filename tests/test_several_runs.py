@@ -22,7 +22,7 @@ from fastadv.evaluation.verdicts import Verdicts
 from fastadv.run import several
 from fastadv.run.alike import methods_of, open_alike
 from fastadv.run.console import Console
-from fastadv.run.eval_pass import EvalScores
+from fastadv.run.eval_pass import EvalScores, EvaluationStopped
 from fastadv.run.finished import evaluate_run, load_run
 from fastadv.run.pairs import compare_runs
 from fastadv.run.request import RunRequest
@@ -243,7 +243,7 @@ def test_verdicts_are_those_of_the_evaluation(name: str, runs: Path) -> None:
     others = logits.index_put((torch.arange(60), y), torch.tensor(-torch.inf)).amax(1)
     np.testing.assert_allclose(found.margin, (own - others).numpy(), atol=1e-4)
     np.testing.assert_array_equal(found.right, (logits.argmax(1) == y).numpy())
-    assert found.stages == (name,)
+    assert found.stages[-1] == name
     assert found.facts["eps"] == config.eps
 
 
@@ -347,3 +347,15 @@ def test_the_command_compare_says_it_in_words(runs: Path, fastadv_command: Any) 
     assert pair.paired.sentence(first, second) in said
     assert ("several seeds of each tell" in said) == pair.paired.is_told
     assert fastadv_command("compare", first, first).code == 2
+
+
+def test_ctrl_c_in_compare_says_how_to_continue(
+    runs: Path, fastadv_command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopping(*_: Any, **__: Any) -> Any:
+        raise EvaluationStopped(EvalScores(360, ""), "fgsm: 100 of 360 images are done")
+
+    monkeypatch.setattr("fastadv.run.pairs.evaluate_run", stopping)
+    outcome = fastadv_command("compare", *at(runs, "fast-0", "standard"), "--attacks", "fgsm")
+    assert outcome.code == 130
+    assert "Stopped under fgsm: 100 of 360 images are done; the same command" in outcome.err

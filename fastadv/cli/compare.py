@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import rich.console
 import typer
 from rich.markup import escape
 
 from fastadv.cli.shared_options import Plugin, TrustCode
+from fastadv.errors import Interrupted
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
 
@@ -29,6 +30,9 @@ def compare(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="compare on this many images only")] = None,
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
+    search_dtype: Annotated[
+        str, typer.Option(help="float32, or bf16: twice as fast, examples confirmed in float32")
+    ] = "float32",
     trust_code: TrustCode = False,
     plugin: Plugin = None,
 ) -> None:
@@ -36,18 +40,22 @@ def compare(
     95 % interval, and whether it can be told from chance. The verdicts on the images are kept in
     the run folders."""
     from fastadv.run.console import Console, Terminal
+    from fastadv.run.eval_pass import EvaluationStopped
     from fastadv.run.pairs import compare_runs
 
-    console = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
+    options: dict[str, Any] = {"which": which, "eps": eps, "alpha": alpha, "limit": limit}
+    options |= {"seed": seed, "search_dtype": search_dtype}
+    options["console"] = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
+    told = False
     with trusting(trust_code):
-        pairs = compare_runs(
-            run_a, run_b, attacks, which=which, eps=eps, alpha=alpha, limit=limit, seed=seed,
-            console=console,
-        )  # fmt: skip
-        told = False
-        for pair in pairs:
-            _show(pair, printable(run_a), printable(run_b))
-            told |= pair.paired.is_told
+        try:
+            for pair in compare_runs(run_a, run_b, attacks, **options):
+                _show(pair, printable(run_a), printable(run_b))
+                told |= pair.paired.is_told
+        except EvaluationStopped as stopped:
+            raise Interrupted(
+                f"Stopped under {stopped}; the same command continues from there."
+            ) from None
     if told:
         rich.console.Console(highlight=False).print(
             "A difference of these two networks. Whether their methods differ, several seeds of "

@@ -9,14 +9,14 @@ import typer
 from rich.markup import escape
 
 from fastadv.cli import foreign_options as foreign
+from fastadv.cli.beside import Reference, attacks_beside, show_beside
 from fastadv.cli.sanity import Other, Sanity, check, require_alone
 from fastadv.cli.shared_options import Plugin, TrustCode
-from fastadv.errors import Interrupted, UserError, warn
+from fastadv.errors import Interrupted, UserError
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
 
 if TYPE_CHECKING:
-    from fastadv.evaluation.scores import Scores
     from fastadv.run.several import ScoreTable
 
 
@@ -52,11 +52,9 @@ def evaluate(
     search_dtype: Annotated[
         str, typer.Option(help="float32, or bf16: twice as fast, examples confirmed in float32")
     ] = "float32",
+    reference: Reference = False,
     sanity: Sanity = False,
     other: Other = None,
-    reference: Annotated[
-        bool, typer.Option("--reference", help="run the canonical AutoAttack beside ours")
-    ] = False,
     weights: foreign.Weights = None,
     model: foreign.Model = None,
     data: foreign.Data = None,
@@ -100,7 +98,7 @@ def evaluate(
     from fastadv.run.several import evaluate_runs, table_of_file, table_of_run
 
     require_format(format_)
-    beside = _referenced(attacks, runs, which) if reference else []
+    beside = attacks_beside(attacks, runs, which) if reference else []
     options: dict[str, Any] = {
         "eps": eps,
         "alpha": alpha,
@@ -136,35 +134,11 @@ def evaluate(
         with trusting(trust_code):
             if elsewhere is None:
                 loaded = load_run(runs[0], which)
-                scores = evaluate_run(runs[0], attacks, which=which, alpha=alpha, **asked)
+                scores = evaluate_run(runs[0], attacks, which=which, **options)
             else:
                 loaded = (found.config, found.data, found.model)
-                scores = evaluate_foreign(found, attacks, alpha=alpha, **asked)
-            _show_beside(loaded, scores, beside, asked)
-
-
-def _referenced(attacks: str, runs: list[str], which: str) -> list[str]:
-    """The attacks to run by the canonical package, too."""
-    from fastadv.run.beside import referenced
-
-    if len(runs) > 1 or which == "both":
-        raise UserError(
-            "--reference compares one network: name one run, with --which best or --which last."
-        )
-    return referenced(attacks)
-
-
-def _show_beside(loaded: Any, scores: Scores, attacks: list[str], asked: dict[str, Any]) -> None:
-    """Print the results of the canonical package beside ``scores``, and its warnings."""
-    from fastadv.cli.beside_table import said_beside, table_beside
-    from fastadv.run.beside import beside_canonical
-
-    out = rich.console.Console(highlight=False)
-    for one in beside_canonical(loaded, scores, attacks, **asked):
-        out.print(table_beside(one))
-        out.print(said_beside(one), soft_wrap=True)
-        for remark in one.remarks:
-            warn(f"pyautoattack says: {remark}")
+                scores = evaluate_foreign(found, attacks, **options)
+            show_beside(loaded, scores, beside, asked)
 
 
 def _show(table: ScoreTable, folder: str | None, format_: str) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from fastadv.errors import UserError
 from fastadv.evaluation.scores import Scores
+from fastadv.evaluation.search.catalogue import REPEATS
 
 MASKED_SHARE = 0.01  # of the images; below it there is no warning
+SQUARE_SHARE = 0.002  # as in the released AutoAttack
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,9 @@ class Counts:
 
     Lists with one entry per attack: ``right``, images classified correctly; ``zero_gradient``,
     those whose gradient was exactly zero at the starting point; ``saturated``, those whose loss was
-    exactly zero after the attack. ``masks``, from the first batch: the outputs are probabilities;
-    the outputs change from call to call.
+    exactly zero after the attack; ``by_square``, those that fell to a Square attack after all other
+    attacks of a cascade. ``masks``, from the first batch: the outputs are probabilities; the
+    outputs change from call to call.
     """
 
     attacks: list[str]
@@ -28,6 +32,7 @@ class Counts:
     right: list[int]
     zero_gradient: list[int]
     saturated: list[int]
+    by_square: list[int]
     masks: list[bool]
 
     def scores(self) -> Scores:
@@ -40,8 +45,8 @@ class Counts:
     def remarks(self) -> Iterator[str]:
         """Warnings about gradient masking, which makes the reported accuracy too high."""
         n = self.images
-        counted = zip(self.attacks, self.zero_gradient, self.saturated, strict=True)
-        for name, flat, saturated in counted:
+        counted = zip(self.attacks, self.zero_gradient, self.saturated, self.by_square, strict=True)
+        for name, flat, saturated, by_square in counted:
             if flat >= max(1.0, MASKED_SHARE * n):
                 yield (
                     f"{name}: the gradient was exactly zero for {flat} of {n} images "
@@ -55,6 +60,13 @@ class Counts:
                     f"images ({100 * saturated / n:.0f} %); the softmax is saturated and masks "
                     "the gradient: evaluate with cw, cw-margin or autoattack."
                 )
+            if by_square > SQUARE_SHARE * n:
+                yield (
+                    f"{name}: Square, which sees no gradient, fooled the network on {by_square} of "
+                    f"{n} images ({100 * by_square / n:.1f} %) that all attacks with gradients had "
+                    "left; the gradients mislead, and this accuracy is too high: attack with more "
+                    "queries (square-20000), or with an attack made for this network."
+                )
         probabilities, changes = self.masks or (False, False)
         if probabilities:
             yield (
@@ -62,8 +74,18 @@ class Counts:
                 "confident, and the accuracy under attack is too high; remove the softmax or "
                 "sigmoid."
             )
-        if changes:
+        if changes and not all(name in REPEATS for name in self.attacks):
             yield (
                 "The model's outputs change from call to call in eval mode: an attack follows "
-                "noise, and the accuracy is too high; evaluate with its noise switched off."
+                "noise, and the accuracy is too high; evaluate with its noise switched off, or "
+                "with autoattack-rand."
             )
+
+
+def by_square(stages: Sequence[str], fooled_by: np.ndarray) -> int:
+    """The number of images that fell to Square, if that is the last of several attacks; ``stages``:
+    "clean" and the attacks of a cascade; ``fooled_by`` (N,): the stage that fooled an image."""
+    last = len(stages) - 1
+    if last < 2 or not (stages[last] == "square" or stages[last].startswith("square-")):
+        return 0
+    return int((fooled_by == last).sum())

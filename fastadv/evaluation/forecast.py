@@ -21,9 +21,10 @@ class Forecast:
         self._before = [self._ended(number) for number in self._numbers()]
 
     def shares(self) -> list[float]:
-        """The accuracy in [0,1] without an attack, and after each search that has ended for some
-        image: of those that reach it, the share that it leaves right, times that before."""
-        fooled_by = self._ledger.rows["fooled_by"]
+        """The accuracy in [0,1] without an attack, and after each search that has begun to give
+        results: of the images that have arrived there, the share that it has not fooled so far,
+        times that before. Images under way count as right, so these fall to their ends."""
+        fooled_by, passed = self._ledger.rows["fooled_by"], self._ledger.rows["passed"]
         looked_at = int((fooled_by != ABSENT).sum())
         if not looked_at:
             return []
@@ -32,7 +33,9 @@ class Forecast:
             fooled, stayed = self._ended(number)
             if fooled + stayed == 0:
                 break
-            found.append(found[-1] * stayed / (fooled + stayed))
+            gone = (fooled_by >= 0) & (fooled_by < number)
+            arrived = int(((fooled_by != ABSENT) & (passed >= number - 1) & ~gone).sum())
+            found.append(found[-1] * (1 - fooled / arrived))
         return found
 
     def seconds_left(self) -> float:
@@ -52,7 +55,8 @@ class Forecast:
             fooled, stayed = self._ended(number)
             reaching = self._total * shares[min(number, len(shares)) - 1]
             most = engine.search.segments * (engine.search.steps + 1)
-            each = _passes(fooled, stayed, most) / (fooled + stayed) if fooled + stayed else most
+            stays = shares[number] / shares[number - 1] if 0 < number < len(shares) else 1.0
+            each = _passes(1 - stays, stays, most)
             # What the images that have not ended have behind them.
             under_way = engine.seen - _passes(fooled - before[0], stayed - before[1], most)
             passes = (reaching - fooled - stayed) * each - max(0.0, under_way)
@@ -70,7 +74,7 @@ class Forecast:
         return fooled, int(np.sum(rows["passed"] >= number)) - fooled
 
 
-def _passes(fooled: int, stayed: int, most: int) -> float:
+def _passes(fooled: float, stayed: float, most: int) -> float:
     return (WHEN_FOOLED * fooled + stayed) * most
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadv.evaluation.counts import Counts
+from fastadv.evaluation.counts import Counts, by_square
 from fastadv.evaluation.ledger import Ledger
 from fastadv.evaluation.verdicts import Verdicts
 
@@ -33,7 +33,13 @@ class Found:
         zero_gradient, saturated = (
             [int(each[column].sum()) for each in rows] for column in ("flat", "saturated")
         )
-        return Counts(list(self.ledgers), self.images, right, zero_gradient, saturated, self.masks)
+        squares = [
+            by_square(self.stages[name], ledger.rows["fooled_by"])
+            for name, ledger in self.ledgers.items()
+        ]
+        return Counts(
+            list(self.ledgers), self.images, right, zero_gradient, saturated, squares, self.masks
+        )
 
     def verdicts(
         self, attack: str, facts: Mapping[str, Any], index: np.ndarray | None = None

@@ -1,4 +1,4 @@
-"""What is known of every image under one attack, in the memory of the host: 23 bytes an image."""
+"""What is known of every image under one attack, in the memory of the host: 24 bytes an image."""
 
 from __future__ import annotations
 

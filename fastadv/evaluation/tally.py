@@ -16,6 +16,7 @@ from fastadv.algorithms.user_loss import UserLoss
 from fastadv.engine.process import distributed
 from fastadv.errors import NotFiniteError, UserError
 from fastadv.evaluation.attacks import ATTACKS, inputs, searched
+from fastadv.evaluation.attacks.masks import masks_of
 from fastadv.evaluation.attacks.names import BATCHWISE, OPTIONS, AttackSpec
 from fastadv.evaluation.attacks.pgd_loop import ce
 from fastadv.evaluation.attacks.problem import Problem
@@ -23,7 +24,6 @@ from fastadv.evaluation.attacks.watch import NO_ATTACK, Watch
 from fastadv.evaluation.found import Found
 from fastadv.evaluation.ledger import OPEN, RIGHT, Ledger
 from fastadv.evaluation.metric import Means, Metric
-from fastadv.evaluation.probabilities import are_probabilities
 from fastadv.evaluation.search.cascade import FOOLED_BY, PASSED, Pipeline, entering
 from fastadv.evaluation.search.engine import margins
 from fastadv.evaluation.search.passes import Passes
@@ -33,7 +33,6 @@ from fastadv.ranges import hard, labels_outside, outside
 from fastadv.threat import Threat
 
 FOLLOWING_NO_LOSS = ("clean", "noise")
-MASK_CHECK_IMAGES = 16  # of the first batch
 _CARRIED = {"passed": "i8", "runs": "i8", "margin": "f8", "strength": "f8", "flat": "?"}
 _NONE = 1 << 62  # no image has this place
 
@@ -142,7 +141,7 @@ class Tally:
             )
         self._note_trouble(x, y, clean, index)
         if not self.masks:
-            self._check_masks(problem, clean)
+            self.masks = masks_of(problem, clean)
         if self.net.syncs_are_free or not self.checked:
             self._raise_trouble()
             self.checked = True
@@ -281,17 +280,6 @@ class Tally:
         first = torch.where(bad, index, _NONE).amin()
         torch.minimum(self.first_bad, first, out=self.first_bad)
         return first < _NONE
-
-    @torch.no_grad()
-    def _check_masks(self, problem: Problem, clean: Tensor) -> None:
-        few = slice(MASK_CHECK_IMAGES)
-        again = problem.logits(problem.x[few])
-        apart = (again - clean[few]).abs().amax()
-        changes = apart > 1e-3 * clean[few].abs().amax().clamp(min=1e-30)
-        if self.any_labels:
-            self.masks = [torch.zeros_like(changes), changes]
-            return
-        self.masks = [are_probabilities(clean[few]), changes]
 
     def _note_trouble(self, x: Tensor, y: Tensor, logits: Tensor, index: Tensor) -> None:
         out_of_range = torch.zeros((), dtype=torch.bool, device=x.device)

@@ -26,7 +26,7 @@ from fastadv.engine.model.precision import shown
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError, warn
 from fastadv.evaluation.accuracy import specs_of, verdicts_of
-from fastadv.evaluation.counts import Counts
+from fastadv.evaluation.counts import Counts, by_square
 from fastadv.evaluation.found import Found
 from fastadv.evaluation.scores import Scores
 from fastadv.evaluation.tally import Tally
@@ -247,7 +247,9 @@ class _Pass:
             return None
         record, verdicts = stored
         self.was_stored, self.seconds_before = True, record["seconds"]
-        counts = Counts(self._attacks, **{name: record[name] for name in _COUNTED})
+        counted = {name: record[name] for name in _COUNTED}
+        squares = [by_square(verdicts.stages, verdicts.fooled_by)]
+        counts = Counts(self._attacks, **counted, by_square=squares)
         return counts, {self._attacks[0]: verdicts}
 
     def _found(self) -> Found:
@@ -370,7 +372,11 @@ class _Pass:
         }
 
 
-_COUNTED = [entry.name for entry in dataclasses.fields(Counts) if entry.name != "attacks"]
+_COUNTED = [
+    entry.name
+    for entry in dataclasses.fields(Counts)
+    if entry.name not in ("attacks", "by_square")  # the second is in the verdicts
+]
 
 
 def settings_of(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable
 
 import torch
@@ -82,7 +83,10 @@ def sanity(
     )  # fmt: skip
     if say is not None:
         say(_cost(trial))
-    findings = tuple(check.run(trial) for check in CHECKS)
+    with warnings.catch_warnings():
+        # Each attack would warn, on each batch, of what the report says once.
+        warnings.simplefilter("ignore", UserWarning)
+        findings = tuple(check.run(trial) for check in CHECKS)
     return Report(findings, len(x), len(trial), int(trial.standing.sum()), trial.spent / len(trial))
 
 

@@ -203,7 +203,8 @@ class Engine:
         search = self.search
         wanted = search.wants_gradient(state) if search.uses_gradient else None
         few = 0 if wanted is None else int((~wanted).sum())
-        if search.uses_gradient and few < SPLIT_FROM * count(state):
+        most = 0 if search.last_alone else SPLIT_FROM * count(state)
+        if search.uses_gradient and few <= most:
             return self._with_gradient(state)
         if wanted is None or few == count(state):
             return *self._without(state), None
@@ -223,7 +224,8 @@ class Engine:
 
     def _without(self, state: State) -> tuple[Tensor, Tensor]:
         """Logits and objective, by a forward pass alone."""
-        logits = self.passes.logits(state["point"], exact=self.exact)
+        exact = self.exact or self.search.last_alone
+        logits = self.passes.logits(state["point"], exact=exact)
         if not self.search.uses_gradient:
             return logits, torch.zeros_like(logits[:, 0])
         with torch.no_grad():

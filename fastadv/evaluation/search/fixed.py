@@ -145,7 +145,7 @@ class FixedEngine(Engine):
         margin, wrong = self._verdict(logits, out["y"])
         refuted = out["fooled"] & ~wrong
         out["margin"] = torch.where(out["fooled"], margin.to(out["margin"].dtype), out["margin"])
-        out["fooled"] = out["fooled"] & wrong
+        out["fooled"] = wrong if self.search.last_alone else out["fooled"] & wrong
         back = [slot for slot, is_back in zip(slots, refuted.tolist(), strict=True) if is_back]
         if not back:
             return out, slots

@@ -26,6 +26,7 @@ class Pgd(Search):
     name: ClassVar[str] = "pgd"
     default_steps: ClassVar[int] = 10
     options: ClassVar[tuple[str, ...]] = ("alpha", "objective")
+    last_alone: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -104,6 +105,7 @@ class CwMargin(Cw):
     once it is misclassified. So the first such point counts."""
 
     name: ClassVar[str] = "cw-margin"
+    last_alone: ClassVar[bool] = False
 
     def objective(self, logits: Tensor, state: State) -> Tensor:
         loss = losses.margin(logits, state["y"])

@@ -68,6 +68,8 @@ class Search(ABC):
     all images of a batch are in the same one."""
     takes_numbers: ClassVar[bool] = True  # False: its steps and runs are part of its name
     takes_targets: ClassVar[bool] = True  # False: no targeted threat
+    last_alone: ClassVar[bool] = False
+    """True if the last point of a run alone counts; it is judged in the network's own precision."""
     options: ClassVar[tuple[str, ...]] = ()  # further ones of ``fastadv.attack``
     remembers: ClassVar[tuple[str, ...]] = ()
     """What of the state stays with an image in its further runs; ``start`` gives values for the

@@ -1,0 +1,42 @@
+"""The table of evaluations beside other programs, from rows of ``evaluation.py``, and that of the
+attack that chooses epochs, from rows of ``quick_attack.py``."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fastadv.benchmark.rows import newest_of_each
+from fastadv.benchmark.table import number
+
+Row = dict[str, Any]
+NONE_YET = "No run has been measured yet."
+
+
+def evaluation_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
+    """Seconds, accuracy and passes of each program, by attack and network."""
+    chosen = newest_of_each([row for row in rows if row["kind"] == "evaluation"], _where)
+    lines = [
+        "| attack, network | program | seconds | faster by | accuracy | passes per robust image |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in chosen:
+        network = row["network"]
+        said = f"{row['attack']}, {network['model']} of width {network['width']}, {row['n']} images"
+        faster = f"{row['faster']['median']:.2f}x" if "faster" in row else ""
+        passes = row.get("passes", {}).get("robust", {}).get("forward_equivalents")
+        cells = [
+            said,
+            row["name"],
+            number(row["seconds"]["median"]),
+            faster,
+            f"{100 * row['accuracy']:.1f} %",
+            "" if passes is None else f"{passes:,.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    if not chosen:
+        return NONE_YET
+    return "\n".join([*lines, "", *dict.fromkeys(map(caption, chosen))])
+
+
+def _where(row: Row) -> tuple[Any, ...]:
+    network = row["network"]
+    return (row["device"], row["threads"], row["attack"], *network.values(), row["n"], row["name"])

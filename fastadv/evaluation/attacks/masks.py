@@ -1,0 +1,24 @@
+"""Looks at the outputs of a network for what makes every attack on it fail."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastadv.evaluation.attacks.problem import Problem
+from fastadv.evaluation.probabilities import are_probabilities
+
+CHECKED_IMAGES = 16
+
+
+@torch.no_grad()
+def masks_of(problem: Problem, clean: Tensor) -> list[Tensor]:
+    """0-dim bool: the outputs are probabilities; the outputs change from call to call. ``clean``:
+    those at the images of ``problem``. One more pass of a few images; waits for no device."""
+    few = slice(CHECKED_IMAGES)
+    again = problem.logits(problem.x[few])
+    apart = (again - clean[few]).abs().amax()
+    changes = apart > 1e-3 * clean[few].abs().amax().clamp(min=1e-30)
+    if problem.any_labels:
+        return [torch.zeros_like(changes), changes]
+    return [are_probabilities(clean[few]), changes]
