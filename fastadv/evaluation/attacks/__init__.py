@@ -31,7 +31,8 @@ from fastadv.errors import NotFiniteError, UserError
 from fastadv.evaluation.attacks import clean, cw, fgsm, gaussian, inputs, pgd, searched
 from fastadv.evaluation.attacks.names import AttackSpec, parse_attack
 from fastadv.evaluation.attacks.problem import Problem
-from fastadv.evaluation.attacks.watch import NO_ATTACK, Watch
+from fastadv.evaluation.attacks.watch import Watch
+from fastadv.evaluation.search.engine import NOT_FINITE
 from fastadv.evaluation.search.passes import Passes
 from fastadv.kernels.reference import compute_dtype
 from fastadv.ranges import outside, require_labels
@@ -153,7 +154,7 @@ def attack(
             return searched.searched(passes, problem, spec)
         x_adv = ATTACKS[spec.kind](problem, spec).detach()
         if watch.bad | ~x_adv.isfinite().all():
-            raise NotFiniteError(NO_ATTACK)
+            raise NotFiniteError(NOT_FINITE)
         return x_adv
 
 

@@ -16,7 +16,7 @@ KAPPA = 10.0
 
 
 def ce(logits: Tensor, y: Tensor) -> Tensor:
-    """The cross entropy with the classes ``y`` (n,)."""
+    """The cross entropy (n,) with the classes ``y`` (n,), or with soft labels (n,classes)."""
     return cross_entropy(logits, y, reduction="none")
 
 
