@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.algorithms.user_loss import UserLoss, check_function
-from fastadv.declared import coerce, parse_number
+from fastadv.declared import Positive, coerce, parse_number
 from fastadv.engine.model.outputs import Output
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError, warn
@@ -160,11 +160,12 @@ def _attacked(
     examples: Mapping[str, Sink] | None = None,
 ) -> Tally:
     """The tally of all batches; see ``verdicts_of``."""
-    specs = specs_of(attacks, None if alpha is None else parse_number(alpha, "alpha"))
+    specs = specs_of(attacks, alpha)
     threat = threat_of(threat, norm, eps)
     _require_one_for_all(threat)
     for spec in specs.values():
-        threat.require_step(spec.alpha)
+        for part in spec.parts or (spec,):
+            threat.require_step(part.alpha)
         searched.check(spec, threat)
     seed = coerce("seed", seed, int)
     where = inputs.model_device(model, torch.device("cpu")) if device is None else device
@@ -221,8 +222,9 @@ def _require_one_for_all(threat: Threat) -> None:
         )
 
 
-def specs_of(names: Sequence[str], alpha: float | None) -> dict[str, AttackSpec]:
-    """The attacks by their given names; ``alpha`` is set for those with several steps."""
+def specs_of(names: Sequence[str] | str, alpha: float | str | None = None) -> dict[str, AttackSpec]:
+    """The attacks by their given ``names``, or by one text with commas. ``alpha`` is the step of
+    PGD and CW. Raises ``UserError`` for unknown names and for no step."""
     names = names.split(",") if isinstance(names, str) else names
     specs: dict[str, AttackSpec] = {}
     for name in map(str.strip, names):
@@ -233,10 +235,16 @@ def specs_of(names: Sequence[str], alpha: float | None) -> dict[str, AttackSpec]
         raise UserError("Name at least one attack, such as 'clean' or 'pgd-20'.")
     if alpha is None:
         return specs
-    return {
-        name: replace(spec, alpha=alpha) if "steps" in OPTIONS[spec.kind] else spec
-        for name, spec in specs.items()
-    }
+    step = coerce("alpha", parse_number(alpha, "alpha"), Positive)
+    return {name: _with_step(spec, step) for name, spec in specs.items()}
+
+
+def _with_step(spec: AttackSpec, alpha: float) -> AttackSpec:
+    """``spec`` with the step ``alpha`` if it has several steps of one size (PGD and CW), also as a
+    part of a cascade."""
+    if spec.parts:
+        return replace(spec, parts=tuple(_with_step(part, alpha) for part in spec.parts))
+    return replace(spec, alpha=alpha) if {"alpha", "steps"} <= OPTIONS[spec.kind] else spec
 
 
 def _pair(batch: object, *, any_labels: bool) -> tuple[Tensor, Tensor]:
