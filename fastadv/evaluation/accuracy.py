@@ -172,6 +172,9 @@ def _attacked(
     for name, function in (("criterion", criterion), ("metric", metric)):
         if function is not None:
             check_function(name, function)
+    if metric is not None:
+        for spec in specs.values():
+            inputs.require_measured(spec)
     repeats = {spec.repeats for spec in specs.values() if spec.searches}
     if len(repeats) > 1:
         raise UserError(
