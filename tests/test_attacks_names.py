@@ -1,11 +1,14 @@
 """Attack names: their meaning, and the errors of bad ones."""
 
+import re
+
 import pytest
 
 from fastadv.errors import UserError
 from fastadv.evaluation.accuracy import specs_of
-from fastadv.evaluation.attacks import parse_attack
-from fastadv.evaluation.attacks.names import EXAMPLES
+from fastadv.evaluation.attacks import attack, parse_attack
+from fastadv.evaluation.attacks.names import EXAMPLES, OPTIONS
+from fastadv.evaluation.search.catalogue import CASCADES
 
 
 @pytest.mark.parametrize(
@@ -116,3 +119,8 @@ def test_the_step_of_an_evaluation_is_that_of_pgd_and_cw_wherever_they_are():
     assert [found[name].alpha for name in ("cw-margin", "fgsm", "apgd-ce")] == [8 / 255, None, None]
     with pytest.raises(UserError, match="alpha must be above 0"):
         specs_of("apgd-ce", -0.1)
+
+
+def test_the_docstring_of_attack_names_every_attack():
+    for name in (*OPTIONS, *CASCADES):
+        assert name == "cascade" or re.search(f'"{name}["-]', attack.__doc__), name
