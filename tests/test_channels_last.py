@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 import fastadv
 from fastadv.engine.model.channels_last import kernels_channels_last
+from fastadv.errors import UserError
 
 
 class Own(nn.Conv2d):
@@ -77,3 +79,18 @@ def test_an_evaluation_uses_them_and_leaves_the_model_as_it_was() -> None:
     assert all(seen)
     assert model[2].weight is kernel
     assert kernel.requires_grad
+
+
+class InOneMode(nn.Sequential):
+    def train(self, mode: bool = True) -> nn.Module:
+        raise NotImplementedError
+
+
+def test_kernels_come_back_if_the_model_cannot_be_attacked() -> None:
+    model = InOneMode(*network())
+    before = [id(parameter) for parameter in model.parameters()]
+    batch = (torch.rand(3, 1, 6, 6), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(UserError, match="cannot change between training and evaluation") as error:
+        fastadv.evaluate(model, [batch], ["clean"])
+    assert error  # and with it all that was under way
+    assert [id(parameter) for parameter in model.parameters()] == before

@@ -73,11 +73,13 @@ class Passes:
         self.own()
 
     def __enter__(self) -> Passes:
-        self._layout.enter_context(kernels_channels_last(self.network.model))
-        for network in (self.network, self.fast):
-            if network is not None:
-                network.copies.invalidate()  # the caller may have changed the weights since
-        self.own()
+        with ExitStack() as layout:
+            layout.enter_context(kernels_channels_last(self.network.model))
+            for network in (self.network, self.fast):
+                if network is not None:
+                    network.copies.invalidate()  # the caller may have changed the weights since
+            self.own()
+            self._layout = layout.pop_all()  # not reached by a model that cannot be attacked
         return self
 
     def __exit__(self, *error: Any) -> None:
