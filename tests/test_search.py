@@ -17,6 +17,7 @@ from fastadv.evaluation.search.engine import Engine
 from fastadv.evaluation.search.fixed import FixedEngine
 from fastadv.evaluation.search.losses import lead
 from fastadv.evaluation.search.passes import Passes
+from fastadv.evaluation.search.pgd import Pgd
 from fastadv.evaluation.search.rows import Buffer, Rows, count, joined
 from fastadv.evaluation.search.search import Images, Search, Seen, State
 from fastadv.threat import Threat
@@ -212,6 +213,62 @@ def test_an_example_counts_only_if_the_network_s_own_precision_confirms_it(fixed
         wrong = model(found["found"]).argmax(1) != images.y
     assert torch.equal(wrong & found["fooled"], found["fooled"])
     assert 1 < int(found["fooled"].sum()) < COUNT
+
+
+class Biased(Counted):
+    """A network of low precision, so to speak: it prefers the class of most images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits + 0.1 * (torch.arange(5) == problem()[1].y.mode().values)
+
+
+def test_a_verdict_in_the_own_precision_has_the_margin_there() -> None:
+    """The last point of PGD is judged in it, whatever the lower precision made of it."""
+    model, images = problem()
+    with passes_of(model, Biased().eval()) as passes:
+        engine = FixedEngine(Pgd(Threat("linf", EPS), 5, 1, STEPS), passes, 6)
+        found = in_order(cascade._survivors(1, engine, iter([entering(images)]), ignored))
+    assert torch.equal(found["margin"] <= 0, found["fooled"])
+
+
+class Values(nn.Module):
+    """The first pixels are the logits, rounded to multiples of ``unit``."""
+
+    def __init__(self, unit: float) -> None:
+        super().__init__()
+        self.unit = unit
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1)[:, :5] * self.weight / self.unit).round() * self.unit
+
+
+class Raised(Search):
+    """One point, at which pixel 1 is a bit brighter."""
+
+    name = "raised"
+    uses_gradient = False
+
+    def start(self, images: Images, segment: int) -> State:
+        raised = torch.zeros_like(images.x)
+        raised[:, 0, 0, 1] = 0.06
+        return {"point": images.x + raised}
+
+    def tell(self, state: State, seen: Seen) -> State:
+        return {"done": torch.ones_like(seen.wrong)}
+
+
+def test_equal_logits_in_a_lower_precision_are_looked_at_in_the_own_one() -> None:
+    x = torch.zeros(2, 1, 2, 3)
+    x[:, 0, 0, 0] = torch.tensor([0.55, 0.6])
+    x[:, 0, 0, 1] = 0.5
+    y = torch.zeros(2, dtype=torch.int64)
+    images = Images(x, y, torch.arange(2), Values(1 / 64)(x).detach())
+    rows = cascade.entering(images, torch.arange(2), targeted=False)
+    with passes_of(Values(1 / 64), Values(1 / 4)) as passes:
+        found = joined(Engine(Raised(Threat("linf", 0.1)), passes, 2).run(iter([rows])))
+    assert found["fooled"][found["place"].argsort()].tolist() == [True, False]
 
 
 class Sudden(Search):

@@ -228,10 +228,12 @@ class Engine:
         self, state: State, wrong: Tensor, margin: Tensor, counts: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """``wrong`` and ``margin`` by passes in the network's own precision for the points that
-        would count; other points cannot fool the network."""
+        would count, or that a lower precision cannot tell from such a point: of two equal logits
+        the first one wins there."""
         if self.exact or not self.passes.confirms:
             return wrong, margin
-        rows = (wrong if counts is None else wrong & counts).nonzero().squeeze(1)
+        claims = wrong | (margin <= 0)
+        rows = (claims if counts is None else claims & counts).nonzero().squeeze(1)
         if not len(rows):
             return wrong, margin
         logits = self.passes.logits(state["point"][rows], exact=True)

@@ -144,8 +144,11 @@ class FixedEngine(Engine):
         logits = self.passes.logits(out["found"], exact=True)
         margin, wrong = self._verdict(logits, out["y"])
         refuted = out["fooled"] & ~wrong
-        out["margin"] = torch.where(out["fooled"], margin.to(out["margin"].dtype), out["margin"])
-        out["fooled"] = wrong if self.search.last_alone else out["fooled"] & wrong
+        fooled = wrong if self.search.last_alone else out["fooled"] & wrong
+        out["margin"] = torch.where(
+            out["fooled"] | fooled, margin.to(out["margin"].dtype), out["margin"]
+        )
+        out["fooled"] = fooled
         back = [slot for slot, is_back in zip(slots, refuted.tolist(), strict=True) if is_back]
         if not back:
             return out, slots
