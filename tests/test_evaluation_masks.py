@@ -90,6 +90,13 @@ def test_probabilities_and_noise_are_reported() -> None:
     assert any("change from call to call" in sentence for sentence in told(noisy, "clean"))
 
 
+@pytest.mark.parametrize("count", [2, 7, 16])
+def test_outputs_that_depend_on_the_other_images_of_a_batch_are_reported(count: int) -> None:
+    mixed = Around(lambda x: x - 0.5 * x.mean(0), same)
+    with pytest.warns(UserWarning, match="or with the other images of a batch"):
+        fastadv.evaluate(mixed, [images(count)], ("clean",))
+
+
 def test_outputs_of_a_sigmoid_are_reported() -> None:
     """Each probability is computed alone, so their sum is arbitrary."""
     (sentence,) = told(Around(same, torch.sigmoid), "clean")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import fastadv
 from fastadv import Threat, UserError
-from fastadv.evaluation.sanity import checks, gradients, rounding, strength
+from fastadv.evaluation.sanity import checks, gradients, outputs, rounding, strength
 from fastadv.evaluation.sanity.chance import is_above, is_weaker, sign_test
 from fastadv.evaluation.sanity.finding import Finding, Report
 from fastadv.evaluation.sanity.trial import Trial
@@ -72,6 +72,15 @@ def test_masked_networks_fail(name: str, found: set[str], base: str) -> None:
     assert not report.passed
     assert failed(report) >= found, str(report)
     assert f"failed {len(report.failed)} of 11 checks" in report.verdict()
+
+
+def test_outputs_that_depend_on_the_other_images_of_a_batch_are_seen() -> None:
+    shifted = Around(honest("standard"), behind=lambda logits: logits - 0.5 * logits.mean(0))
+    for model, passes in ((shifted, False), (honest("standard"), True)):
+        trial = trial_of(model)
+        trial.batch = len(trial)
+        trial.logits = trial.seen(trial.x)
+        assert outputs.repeats(trial).passed == passes
 
 
 def test_a_report_is_the_same_twice_and_leaves_the_model_as_it_was() -> None:

@@ -24,7 +24,7 @@ class Counts:
     those of them whose gradient was exactly zero at a starting point; ``saturated``, those whose
     loss was exactly zero after the attack; ``by_square``, those that fell to a Square attack after
     all other attacks of a cascade. ``masks``, from the first batch: the outputs are probabilities;
-    the outputs change from call to call.
+    the outputs change from call to call, or with the other images of a batch.
     """
 
     attacks: list[str]
@@ -77,9 +77,10 @@ class Counts:
         followed = [name for name in self.attacks if name != "clean"] or self.attacks
         if changes and not all(name in REPEATS for name in followed):
             yield (
-                "The model's outputs change from call to call in eval mode: an attack follows "
-                "noise, and the accuracy is too high; evaluate with its noise switched off, or "
-                "with autoattack-rand."
+                "The model's outputs change from call to call, or with the other images of a "
+                "batch, in eval mode: an attack follows noise, and the accuracy is too high; "
+                "evaluate with its noise switched off and statistics of its own, or with "
+                "autoattack-rand."
             )
 
 
