@@ -1,13 +1,15 @@
-"""AutoAttack: a bound on PGD, and no global state changed."""
+"""AutoAttack and its parts: a bound on PGD, no global state changed, and what they refuse."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from fastadv.errors import UserError
+from fastadv.errors import NotFiniteError, UserError
 from fastadv.evaluation.accuracy import evaluate
 from fastadv.evaluation.attacks import attack
+from fastadv.evaluation.search.cascade import Pipeline
+from fastadv.threat import Threat
 
 
 def trained_net(classes, dtype=torch.float32):
@@ -55,3 +57,70 @@ def test_too_few_classes_are_refused_in_one_sentence():
     net, x, y = trained_net(3)
     with pytest.raises(UserError, match=r"at least 4 classes and the model has 3; use 'apgd-ce'"):
         attack(net, x, y, "autoattack")
+
+
+def linear(dtype=torch.float32):
+    """A linear network of five classes, images with the classes that it gives them."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)).to(dtype)
+    x = torch.rand(9, 3, 2, 2).to(dtype)
+    return net, x, net(x).argmax(1)
+
+
+class Spoiled(nn.Module):
+    """Logits that are not finite for a bright image."""
+
+    def __init__(self, net, value):
+        super().__init__()
+        self.net, self.value = net, value
+
+    def forward(self, x):
+        logits = self.net(x)
+        bright = (x.flatten(1).amin(1) > 0.99)[:, None]
+        return torch.where(bright, torch.full_like(logits, self.value), logits)
+
+
+@pytest.mark.parametrize("name", ["apgd-ce-2", "fab-t-2-1", "square-2", "quick"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_image_without_finite_logits_does_not_count_as_fooled(name, value):
+    net, x, y = linear()
+    x[4], y[4] = 1, 2
+    with pytest.raises(NotFiniteError, match="not finite"):
+        attack(Spoiled(net, value), x, y, name)
+
+
+def test_square_is_for_images():
+    net, x, y = linear()
+    with pytest.raises(UserError, match=r"windows of images \(B,C,H,W\), and these are \(9, 12\)"):
+        attack(net, x.flatten(1), y, "apgd-ce-2+square-5", eps=0.001)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", ["apgd-ce-5", "fab-5", "fab-t-5-2", "square-20", "quick"])
+def test_a_network_in_bfloat16_is_attacked_in_its_type(name, norm):
+    net, x, y = linear(torch.bfloat16)
+    x_adv = attack(net, x, y, name, norm=norm, eps=0.2)
+    assert x_adv.dtype == torch.bfloat16
+    assert not torch.equal(x_adv, x)
+    right = (net(x_adv).argmax(1) == y).double().mean().item()
+    assert evaluate(net, [(x, y)], [name], norm=norm, eps=0.2)[name] == pytest.approx(right)
+
+
+@pytest.mark.parametrize("name", ["apgd-ce-4", "pma-4", "quick"])
+def test_an_eps_that_was_filled_in_later_is_the_one_of_all_steps(name):
+    net, x, y = linear()
+    eps = torch.zeros(())
+    filled = Threat("linf", eps)
+    eps.fill_(0.125)
+    expected = attack(net, x, y, name, eps=0.125)
+    assert not torch.equal(expected, x)
+    assert torch.equal(attack(net, x, y, name, threat=filled), expected)
+    scores = evaluate(net, [(x, y)], [name], threat=filled)
+    assert scores.verdicts[name].facts["eps"] == 0.125
+
+
+def test_a_lost_verdict_is_an_error(monkeypatch):
+    net, x, y = linear()
+    monkeypatch.setattr(Pipeline, "finish", lambda self: iter(()))
+    with pytest.raises(RuntimeError, match="verdicts on 9 images"):
+        evaluate(net, [(x[:5], y[:5]), (x[5:], y[5:])], ["apgd-ce-2"], eps=0.001)

@@ -28,6 +28,10 @@ class Found:
 
     def counts(self) -> Counts:
         """The counts over all images, which must have their verdicts."""
+        for name, ledger in self.ledgers.items():
+            known = int(ledger.known.sum())
+            if known not in (0, self.images):  # none: a metric, which counts by itself
+                raise RuntimeError(f"{name} has {known} verdicts on {self.images} images")
         rows = [ledger.rows for ledger in self.ledgers.values()]
         right = [int(ledger.right.sum()) for ledger in self.ledgers.values()]
         zero_gradient, saturated = (

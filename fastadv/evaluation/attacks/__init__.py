@@ -174,13 +174,16 @@ def attack(
 
 
 def threat_of(threat: Threat | None, norm: str, eps: float | str | Tensor | None) -> Threat:
-    """``threat``, or the ball of ``norm`` and ``eps``. Raises ``UserError`` if both are given."""
+    """``threat``, or the ball of ``norm`` and ``eps``. Raises ``UserError`` if both are given.
+    Waits for an eps that is a 0-dim tensor."""
     if threat is None:
         return usual_threat(norm, eps)
     if not isinstance(threat, Threat):
         raise UserError(f"threat must be a fastadv.Threat, such as Threat('l2'), not {threat!r}.")
     if eps is not None or norm not in ("linf", threat.norm):
         raise UserError("threat= has its own eps and norm; omit eps= and norm=.")
+    if isinstance(threat.eps, Tensor) and not threat.eps.dim():
+        return replace(threat, eps=float(threat.eps))  # its value may have been filled in since
     return threat
 
 

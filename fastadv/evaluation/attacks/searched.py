@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from fastadv.errors import warn
+from fastadv.errors import NotFiniteError, warn
 from fastadv.evaluation.attacks.masks import masks_of
 from fastadv.evaluation.attacks.names import AttackSpec, parse_attack
 from fastadv.evaluation.attacks.problem import Problem
@@ -16,6 +16,7 @@ from fastadv.evaluation.counts import Counts, by_square
 from fastadv.evaluation.search import cascade
 from fastadv.evaluation.search.cascade import Stage
 from fastadv.evaluation.search.catalogue import SEARCHES, SECOND_OPINION
+from fastadv.evaluation.search.engine import NOT_FINITE
 from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.search.rows import Rows, joined
 from fastadv.evaluation.search.search import Images, Search
@@ -67,6 +68,8 @@ def searched(passes: Passes, problem: Problem, spec: AttackSpec) -> Tensor:
     passes.prepare(x)
     with torch.no_grad():
         logits = problem.logits(x)
+    if not logits.isfinite().all():  # such an image would count as fooled
+        raise NotFiniteError(NOT_FINITE)
     masks = masks_of(problem, logits)
     stages = stages_of(spec, threat, problem.seed, logits.shape[1], again=passes.confirms)
     images = Images(x, problem.y, problem.index, logits)

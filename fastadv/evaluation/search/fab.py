@@ -86,7 +86,8 @@ class _Fab(Search):
         share = by_image(share, x)
         stepped = point + OVERSHOOT * from_point.view_as(x)
         near = x + OVERSHOOT * from_image.view_as(x)
-        return self.threat.clip(stepped * (1 - share) + near * share)
+        moved = stepped * (1 - share) + near * share
+        return self.threat.clip(moved.to(x.dtype))  # logits are in float32 at least
 
 
 class Fab(_Fab):

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fastadv.errors import UserError
 from fastadv.evaluation.search import known, losses
 from fastadv.evaluation.search.search import Images, Search, Seen, State, choose
 from fastadv.evaluation.search.square_l2 import L2Moves
@@ -93,6 +94,11 @@ class Square(Search):
         return losses.ce(logits, y) if self.threat.targeted else losses.lead(logits, y)
 
     def _moves_for(self, x: Tensor) -> Moves:
+        if x.dim() != 4:
+            raise UserError(
+                f"Square changes windows of images (B,C,H,W), and these are {tuple(x.shape)}: "
+                "leave it out, as in 'apgd-ce+apgd-t+fab-t'."
+            )
         _, channels, height, width = x.shape
         shape = (channels, height, width)
         if self._moves is None or self._moves.shape != shape:
