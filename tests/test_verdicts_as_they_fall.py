@@ -97,13 +97,20 @@ def test_verdicts_of_an_attack_on_batches(name: str) -> None:
     logits = model(fastadv.attack(model, x, y, name, eps=EPS, seed=4))
     right = (logits.argmax(1) == y).numpy()
     np.testing.assert_array_equal(verdicts.right, right)
-    assert verdicts.stages == (name,)
+    searches = name.startswith("pgd")
+    assert verdicts.stages == (("clean", name) if searches else (name,))
     assert scores[name] == pytest.approx(right.mean())
     top = logits.sort(dim=1, descending=True).values
     margin = torch.where(
         logits.argmax(1) == y, top[:, 0] - top[:, 1], logits.gather(1, y[:, None])[:, 0] - top[:, 0]
     )
-    np.testing.assert_allclose(verdicts.margin, margin.detach().numpy(), rtol=1e-6)
+    # A search does not attack what is wrong without it, and of several runs it is the smallest.
+    attacked = verdicts.fooled_by != 0 if searches else np.full(60, True)
+    seen, last = verdicts.margin[attacked], margin.detach().numpy()[attacked]
+    assert (seen <= last + 1e-6).all()
+    several = name == "pgd-2-3"
+    same = ~right[attacked] if several else np.full(len(seen), True)
+    np.testing.assert_allclose(seen[same], last[same], rtol=1e-6)
     assert (verdicts.facts["attack"], verdicts.facts["eps"]) == (name, EPS)
 
 
@@ -203,7 +210,8 @@ def worker(rank: int, port: int, out: str) -> None:
     result["stages"] = one.stages[CASCADE]
 
     def between(tally: Tally) -> None:
-        if rank == 1 and tally.pipelines and tally.pipelines[CASCADE].engines[1].seen > 30:
+        begun = rank == 1 and CASCADE in tally.pipelines
+        if begun and tally.pipelines[CASCADE].engines[1].seen > 30:
             raise Halt
 
     part = verdicts_of(model, batches(), NAMES, **OPTIONS, shared=True, between=between)
