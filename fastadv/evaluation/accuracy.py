@@ -72,14 +72,14 @@ def evaluate(
     ``mode``: on CUDA searches are replayed as CUDA graphs ("auto", "captured"), with compiled
     passes ("compiled"), or called ("eager"); on a CPU they are called, or compiled.
 
-    Robust accuracy is the share of all images whose x_adv is classified correctly. Images that are
-    misclassified without an attack are attacked too, as in the papers: counting them as wrong
-    directly would give a lower number if an attack happens to correct one. The only work that is
-    skipped cannot change a count: a restart on an image that an earlier restart fooled.
+    Robust accuracy is the share of all images whose x_adv is classified correctly. FGSM, PGD and CW
+    also attack images that are misclassified without an attack, as in the papers: counting them as
+    wrong directly would give a lower number if an attack happens to correct one. Cascades and the
+    other searches count them as wrong, as the released AutoAttack does. A restart on an image that
+    an earlier one fooled is left out, which cannot change a count.
 
     The model runs in eval mode and its state is restored. Image number i of the pass draws the
-    same noise for every batch size. There is no device synchronisation between the first batch and
-    the last. Both do not hold for AutoAttack, which draws and synchronises by itself.
+    same noise for every batch size. On a device no step waits for the one before it.
 
     Raises ``UserError`` for unknown attacks, no images, images outside of their range and labels
     out of range, ``NotFiniteError`` for outputs or gradients that are not finite. Warns, with the
@@ -226,6 +226,11 @@ def specs_of(names: Sequence[str], alpha: float | None) -> dict[str, AttackSpec]
     names = names.split(",") if isinstance(names, str) else names
     specs: dict[str, AttackSpec] = {}
     for name in map(str.strip, names):
+        if not name:
+            raise UserError(
+                "A name in the list of attacks is empty: name at least one attack, such as 'clean' "
+                "or 'pgd-20', and put single commas between them."
+            )
         if name in specs:
             raise UserError(f"The attack {name!r} is named twice; name each once.")
         specs[name] = parse_attack(name)

@@ -8,8 +8,8 @@ answer different questions under different constraints:
   be recordable as a CUDA graph (no branch on a tensor's value). Of several restarts it keeps the
   one with the largest loss.
 - An attack of evaluation must be strong and comparable. The model is frozen and in eval mode; every
-  sample's result is independent of the batch (AutoAttack's own draws excepted); a sample that a
-  restart fooled counts as wrong, so restarts stop there. It refuses models it cannot attack.
+  sample's result is independent of the batch; a sample that a restart fooled counts as wrong, so
+  restarts stop there. It refuses models it cannot attack.
 
 Shared is what must be equal: the threat model with its step, projection, random start and usual
 step size (``fastadv.threat``), the input gradient (``engine.gradient``), the loss scaling of
@@ -77,24 +77,26 @@ def attack(
     """Adversarial examples x_adv, detached, in the shape and type of ``x``.
 
     ``x`` (B,C,H,W) float in [0,1] on the model's device; ``y`` (B,) integer class labels, those to
-    reach if the attack is ``targeted`` (not "kl", not AutoAttack). ``name``
-    is an attack with its numbers: "fgsm", "fgsm-rwp", "pgd", "pgd-20" (steps), "pgd-50-10" (steps,
-    restarts), "pgd-dlr-20" (an objective), "cw", "cw-margin", "noise-0.1", "autoattack", "clean".
+    reach if the attack is ``targeted`` (not "kl", not AutoAttack and other searches that choose
+    targets themselves). ``name`` is an attack with its numbers: "fgsm", "pgd", "pgd-20" (steps),
+    "pgd-50-10" (steps, restarts), "pgd-dlr-20" (an objective), "cw", "noise-0.1", "apgd-ce",
+    "square-1000", "autoattack", "apgd-ce+square" (one after the other) ...; the command
+    ``fastadv attacks`` lists them all.
 
     ``norm`` is "linf" or "l2". ``eps`` and ``alpha`` are in pixels, a number or a string such as
     "8/255"; ``eps`` may be a tensor with one for each image, (B,). ``mask`` is a bool tensor (B or
     1,C or 1,H,W), true for the pixels that may move. ``threat`` is a ``fastadv.Threat`` in place of
-    ``eps`` and ``norm``, for images in another range than [0,1] too; AutoAttack takes only what
-    ``eps`` and ``norm`` can say.
+    ``eps`` and ``norm``, for images in another range than [0,1] too; searches other than PGD and CW
+    take no mask, and one eps and one range for all images and channels.
 
     Defaults of options that are None: eps 8/255 in Linf, 128/255 in L2; alpha eps/4 (Linf) or
-    15/128 eps (L2), eps for FGSM; 10 steps, 100 for CW; one restart; a random start, none for FGSM;
-    objective "ce"; the others are "kl" (KL(f(x) || f(x'))), "margin" (that of the logits), "dlr",
-    "logit-scaled" and "probability-margin". ``start`` (B,C,H,W) is an
-    initial perturbation in pixels instead of the random one. Noise is drawn per row of ``index``
-    (B,) (0..B-1 if None) from ``seed``, so a sample's start does not depend on its batch. ``amp``
-    computes in "bf16" (True) or "fp16"; with False, in the model's own type, also inside the
-    caller's autocast.
+    15/128 eps (L2), eps for FGSM; 10 steps and one restart for PGD (``fastadv attacks`` shows those
+    of the others); a random start, none for FGSM; objective "ce"; the others are "kl" (KL(f(x) ||
+    f(x'))), "margin" (that of the logits), "dlr", "logit-scaled" and "probability-margin".
+    ``start`` (B,C,H,W) is an initial perturbation in pixels instead of the random one. Noise is
+    drawn per row of ``index`` (B,) (0..B-1 if None) from ``seed``, so a sample's start does not
+    depend on its batch. ``amp`` computes in "bf16" (True) or "fp16"; with False, in the model's own
+    type, also inside the caller's autocast.
 
     ``y`` may also be soft labels (B,classes), whose rows sum to 1, for attacks on the cross
     entropy. ``criterion(logits, y) -> (B,)`` is a loss of your own that "fgsm" and "pgd" maximise

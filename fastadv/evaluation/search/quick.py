@@ -49,6 +49,9 @@ class Quick(Search):
     take across it. A move has the size 2 eps at first and falls to 0 along a cosine."""
 
     name: ClassVar[str] = "quick"
+    summary: ClassVar[str] = (
+        "short runs on the probability margin, for images near the boundary: to choose an epoch"
+    )
     remembers: ClassVar[tuple[str, ...]] = ("least", "strongest")
     takes_numbers: ClassVar[bool] = False
     takes_targets: ClassVar[bool] = False

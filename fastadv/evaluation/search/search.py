@@ -56,6 +56,7 @@ class Search(ABC):
     """
 
     name: ClassVar[str]
+    summary: ClassVar[str]  # what it computes, for ``fastadv attacks``
     uses_gradient: ClassVar[bool] = True
     default_steps: ClassVar[int] = 100
     default_segments: ClassVar[int] = 1
