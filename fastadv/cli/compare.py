@@ -24,7 +24,7 @@ def compare(
     which: Annotated[str, typer.Option(help="best or last weights, or both")] = "best",
     eps: Annotated[str | None, typer.Option(help="radius, if not the runs'")] = None,
     alpha: Annotated[
-        str | None, typer.Option(help="step of attacks with several, in pixels [the runs', eps/4]")
+        str | None, typer.Option(help="step of pgd and cw, in pixels [the runs', eps/4]")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="compare on this many images only")] = None,
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,

@@ -34,7 +34,7 @@ def evaluate(
     ] = "best",
     eps: Annotated[str | None, typer.Option(help="radius, if not the run's")] = None,
     alpha: Annotated[
-        str | None, typer.Option(help="step of attacks with several, in pixels [the run's, eps/4]")
+        str | None, typer.Option(help="step of pgd and cw, in pixels [the run's, eps/4]")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="evaluate on this many images only")] = None,
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,

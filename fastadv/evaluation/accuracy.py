@@ -53,7 +53,7 @@ def evaluate(
     names and for the defaults of ``eps`` and ``norm`` see ``fastadv.attack``. ``threat`` is a
     ``fastadv.Threat`` in their place, which must fit every batch: its mask (1,C or 1,H,W) holds for
     all images, and it has no eps for each image and no targets. ``alpha`` (pixels) is
-    the step size of the attacks with several steps (None: each attack's default). ``amp`` computes
+    the step size of PGD and CW (None: their default); other attacks choose theirs. ``amp`` computes
     in "bf16" (True) or "fp16". ``device`` is the model's if None. ``progress(images)`` is called
     after each batch with the number of images evaluated so far. With ``shared`` the processes of
     the default group, which must all call this with the same images, take the batches in turn and

@@ -118,7 +118,7 @@ class Search(ABC):
         if classes < cls.least_classes:
             raise UserError(
                 f"The attack {cls.name!r} needs at least {cls.least_classes} classes and the model "
-                f"has {classes}; use 'apgd-ce' or 'pgd-100-10' instead."
+                f"has {classes}; use 'apgd-ce' or 'apgd-ce+fab-t+square' instead."
             )
         if cls.aims:
             segments = min(cls.default_segments if segments is None else segments, classes - 1)
