@@ -1,11 +1,12 @@
 """How long an evaluation takes beside other programs, and how many passes it needs:
 ``python bench/evaluation.py runs/digits16 --images 360 --threads 2``.
 
-Each run folder is a network; its best weights are attacked on its test images, at its own radius or
-``--eps``. AutoAttack ``standard``: ours in float32 and with searches in bf16 beside the package
-pyautoattack, unchanged. PGD (``--pgd 100``): ours beside torchattacks' (installed without its own
-requirements: ``pip install --no-deps torchattacks``). All are timed in turn in one process; the
-machine must do nothing else. One row for each program and network.
+Each run folder is a network, taken in PyTorch's own layout; its best weights are attacked on its
+test images, at its own radius or ``--eps``. AutoAttack ``standard``: ours in float32 and with
+searches in bf16 beside the package pyautoattack, unchanged. PGD (``--pgd 100``): ours beside
+torchattacks' (installed without its own requirements: ``pip install --no-deps torchattacks``). All
+are timed in turn in one process; the machine must do nothing else. One row for each program and
+network.
 
 Passes (``--passes``) are counted in images by hooks on the network: those of images that both leave
 robust, and apart from them those of images that are right without an attack and fooled by one of
@@ -213,7 +214,8 @@ def main() -> None:
             for part in zip(*data.test.limited(given.images), strict=True)
         )
         eps = config.eps if given.eps is None else parse_number(given.eps, "eps")
-        model = model.to(device).eval().requires_grad_(False)
+        # In PyTorch's own layout, as other programs get it.
+        model = model.to(device, memory_format=torch.contiguous_format).eval().requires_grad_(False)
         problem = Problem(model, x, y, config.norm, eps, given.batch)
         for attack, programs in compared(given).items():
             rows = timed(attack, programs, problem, given.repeats, given.passes, device)

@@ -67,14 +67,15 @@ def main() -> None:
     parser.add_argument("--attacks", default="quick", help="separated by commas")
     parser.add_argument("--reference", type=Path, default=Path("runs/autoattack"))
     parser.add_argument("--only-reference", action="store_true")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the attacks; AutoAttack's is 0")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     cpu = torch.device("cpu")
     for run in given.runs:
         config, data, model = load_run(run, "last")
+        model.eval()
         x, y = (torch.cat(part) for part in zip(*data.test.limited(given.images), strict=True))
-        reference = autoattack(model, x, y, config, given.reference, given.seed)
+        reference = autoattack(model, x, y, config, given.reference, 0)
         if given.only_reference:
             continue
         for attack in given.attacks.split(","):

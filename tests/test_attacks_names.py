@@ -1,10 +1,14 @@
 """Attack names: their meaning, and the errors of bad ones."""
 
+import re
+
 import pytest
 
 from fastadv.errors import UserError
-from fastadv.evaluation.attacks import parse_attack
-from fastadv.evaluation.attacks.names import EXAMPLES
+from fastadv.evaluation.accuracy import specs_of
+from fastadv.evaluation.attacks import attack, parse_attack
+from fastadv.evaluation.attacks.names import EXAMPLES, OPTIONS
+from fastadv.evaluation.search.catalogue import CASCADES
 
 
 @pytest.mark.parametrize(
@@ -111,3 +115,17 @@ def test_options_complete_the_name():
 def test_an_option_that_does_not_fit_is_refused(name, options, sentence):
     with pytest.raises(UserError, match=sentence):
         parse_attack(name).with_options(**options)
+
+
+def test_the_step_of_an_evaluation_is_that_of_pgd_and_cw_wherever_they_are():
+    """Also in a cascade; FGSM moves by eps, and Auto-PGD finds its own step."""
+    found = specs_of("pgd-20+square,cw-margin,fgsm,apgd-ce", "8/255")
+    assert [part.alpha for part in found["pgd-20+square"].parts] == [8 / 255, None]
+    assert [found[name].alpha for name in ("cw-margin", "fgsm", "apgd-ce")] == [8 / 255, None, None]
+    with pytest.raises(UserError, match="alpha must be above 0"):
+        specs_of("apgd-ce", -0.1)
+
+
+def test_the_docstring_of_attack_names_every_attack():
+    for name in (*OPTIONS, *CASCADES):
+        assert name == "cascade" or re.search(f'"{name}["-]', attack.__doc__), name

@@ -76,6 +76,13 @@ def test_a_saturated_softmax_is_counted() -> None:
     assert "the loss was exactly zero for 40 of 40 images" in sentence
 
 
+def test_a_cascade_is_not_said_to_mean_nothing() -> None:
+    """The cross entropy has no gradient; the ratio of logits in the second search has one."""
+    (sentence,) = told(Around(same, lambda z: 1e4 * z), "apgd-ce-2+apgd-dlr-2")
+    assert "the gradient of a search was exactly zero for 40 of 40" in sentence
+    assert "may be too high: check the network with fastadv evaluate --sanity" in sentence
+
+
 def test_probabilities_and_noise_are_reported() -> None:
     soft = told(Around(same, lambda z: z.softmax(1)), "clean")
     assert any("returns probabilities" in sentence for sentence in soft)

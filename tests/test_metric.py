@@ -3,6 +3,7 @@ whose logits are in a tuple."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from math import sqrt
@@ -228,6 +229,13 @@ def test_a_metric_that_is_no_value_per_image_is_refused(metric: Any, sentence: s
         fastadv.evaluate(
             tiny_model(), parts(drawn(8, 4)), ("clean", "fgsm"), **CRITERION, metric=metric
         )
+
+
+@pytest.mark.parametrize("name", ["apgd-ce-2", "apgd-ce-2+square-2", "quick"])
+def test_a_metric_of_an_attack_that_follows_classes_is_refused(name: str) -> None:
+    for metric in (several, lambda z, y: z.argmax(1) == y):
+        with pytest.raises(UserError, match=f"The attack '{re.escape(name)}' .*no metric"):
+            fastadv.evaluate(tiny_model(), parts(y), ("clean", name), metric=metric)
 
 
 def test_values_that_are_not_finite_are_an_error() -> None:

@@ -21,6 +21,7 @@ import fastadv
 from fastadv.errors import UserError
 from fastadv.evaluation.counts import Counts, by_square
 from fastadv.evaluation.reference import accuracies, canonical
+from fastadv.evaluation.search.catalogue import SECOND_OPINION
 from fastadv.run.beside import referenced
 from fastadv.threat import Threat
 
@@ -172,12 +173,15 @@ def test_a_square_attack_that_beats_the_gradients_is_reported() -> None:
     assert by_square(stages, fooled_by) == 1
     assert by_square([*stages[:2], "square-300"], fooled_by) == 1
     assert by_square([*stages, "apgd-t"], fooled_by) == 0  # others came after it
+    assert by_square([*stages, *SECOND_OPINION], fooled_by) == 1  # a search in bf16 has these
     assert by_square(["clean", "square"], np.array([1, 1])) == 0  # nothing to compare with
     (remark,) = Counts(["autoattack"], 100, [90], [0], [0], [1], [False, False]).remarks()
     assert "autoattack: Square, which sees no gradient, fooled the network on 1 of 100" in remark
     assert list(Counts(["autoattack"], 1000, [90], [0], [0], [2], [False, False]).remarks()) == []
     changes = [False, True]
     assert list(Counts(["autoattack-rand"], 100, [9], [0], [0], [0], changes).remarks()) == []
+    two = Counts(["clean", "autoattack-rand"], 100, [50, 9], [0, 0], [0, 0], [0, 0], changes)
+    assert list(two.remarks()) == []
 
 
 def test_square_finds_what_misleading_gradients_hide() -> None:

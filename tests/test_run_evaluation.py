@@ -22,9 +22,9 @@ from fastadv.engine.model import precision
 from fastadv.errors import Interrupted, NotFiniteError, TrainingError
 from fastadv.evaluation import accuracy as evaluation
 from fastadv.evaluation.accuracy import verdicts_of
-from fastadv.evaluation.attacks.watch import NO_ATTACK
 from fastadv.evaluation.counts import Counts
 from fastadv.evaluation.found import Found
+from fastadv.evaluation.search.engine import NOT_FINITE
 from fastadv.evaluation.tally import Tally
 from fastadv.run import console as console_module
 from fastadv.run import eval_watch, source
@@ -383,7 +383,7 @@ def test_a_run_says_when_it_evaluates_in_another_precision(
     assert said == ([line] if line else [])
 
 
-@pytest.mark.parametrize("sentence", ["The model's outputs are not finite.", NO_ATTACK])
+@pytest.mark.parametrize("sentence", ["The model's outputs are not finite.", NOT_FINITE])
 def test_reasons_why_an_evaluation_fails_are_reported_unchanged(
     sentence, begun, tmp_path, monkeypatch
 ) -> None:

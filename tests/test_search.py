@@ -13,8 +13,9 @@ from fastadv.engine.model.network import Network
 from fastadv.evaluation.search import cascade
 from fastadv.evaluation.search.apgd import ApgdCe, ApgdT, periods
 from fastadv.evaluation.search.cascade import Pipeline, Stage
-from fastadv.evaluation.search.engine import Engine, margins
+from fastadv.evaluation.search.engine import Engine
 from fastadv.evaluation.search.fixed import FixedEngine
+from fastadv.evaluation.search.losses import lead
 from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.search.rows import Buffer, Rows, count, joined
 from fastadv.evaluation.search.search import Images, Search, Seen, State
@@ -126,7 +127,7 @@ def test_results_are_points_of_the_ball_that_fool_the_network(alone: Rows) -> No
         logits = model(alone["found"])
     assert torch.equal(logits.argmax(1) != images.y, alone["fooled"])
     assert (alone["found"] - images.x).abs().amax() <= EPS + 1e-12
-    assert torch.allclose(margins(logits, images.y), alone["margin"], atol=1e-12)
+    assert torch.allclose(lead(logits, images.y), alone["margin"], atol=1e-12)
 
 
 def test_every_pass_but_the_last_ones_is_of_a_full_batch() -> None:

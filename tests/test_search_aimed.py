@@ -1,4 +1,4 @@
-"""PMA and MALT against loops written by hand from their formulas, in float64."""
+"""PMA, MALT and quick against loops written by hand from their formulas, in float64."""
 
 from __future__ import annotations
 
@@ -6,15 +6,30 @@ import math
 
 import pytest
 import torch
-from test_search import COUNT, EPS, Counted, entering, in_order, passes_of, problem
+from test_search import (
+    COUNT,
+    EPS,
+    Counted,
+    entering,
+    ignored,
+    in_order,
+    passes_of,
+    problem,
+)
 from torch import Tensor
 
-from fastadv.evaluation.search import cascade
+import fastadv
+from fastadv.errors import UserError
+from fastadv.evaluation.attacks.names import parse_attack
+from fastadv.evaluation.search import cascade, quick
 from fastadv.evaluation.search.apgd import ApgdT
 from fastadv.evaluation.search.cascade import Stage
+from fastadv.evaluation.search.engine import Engine
+from fastadv.evaluation.search.fixed import FixedEngine
 from fastadv.evaluation.search.malt import Malt
 from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.search.pma import START, Pma
+from fastadv.evaluation.search.quick import Quick, Run
 from fastadv.evaluation.search.rows import Rows
 from fastadv.evaluation.search.search import Images, Search, Seen, State
 from fastadv.threat import Threat
@@ -170,3 +185,135 @@ def seen_at(passes: Passes, search: Search, state: State) -> Seen:
 
 def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+SHORT = (Run(4, None, 0.6, reach=2.0), Run(3, 0, 0.5), Run(5, None, 0.3), Run(3, 1, 0.0))
+
+
+def quick_by_hand(
+    model: Counted, x: Tensor, y: int, starts: list[Tensor], threat: Threat
+) -> tuple[bool, float, int]:
+    """For one image (1,C,H,W): fooled, the smallest margin, and the number of passes."""
+
+    def seen(point: Tensor) -> tuple[Tensor, float]:
+        logits = model(point)[0]
+        ahead = float((logits[y] - torch.cat([logits[:y], logits[y + 1 :]]).max()).detach())
+        return logits, ahead
+
+    eps, passes = float(threat.eps), 0
+    ranked, first = seen(x)
+    least = first
+    if first < 0:
+        return True, first, 0
+    for run, start in zip(SHORT, starts, strict=True):
+        point = start
+        for k in range(run.steps + 1):
+            point = point.detach().requires_grad_()
+            logits, ahead = seen(point)
+            passes += 1
+            if ahead < least:
+                least = ahead
+                ranked = logits if run.rank is None else ranked
+            if ahead < 0:
+                return True, least, passes
+            others = [j for j in ranked.argsort(descending=True).tolist() if j != y]
+            p = logits.softmax(0)
+            if run.rank is None:
+                loss = torch.cat([p[:y], p[y + 1 :]]).max() - p[y]
+            else:
+                loss = logits[others[run.rank]] - logits[y]
+            (gradient,) = torch.autograd.grad(loss, point)
+            size = eps * run.reach * (1 + math.cos(math.pi * k / run.steps)) / 2
+            moved = (point - x + size * gradient.sign()).clamp(-eps, eps)
+            point = (x + moved).clamp(0, 1)
+        if least >= run.near * first:
+            break
+    return False, least, passes
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_quick_gives_up_images_that_stay_far_from_the_boundary(slots: int) -> None:
+    model, images = problem()
+    threat = Threat("linf", 0.08)
+    search = Quick(threat, SEED, runs=SHORT)
+    number, shift = quick.START
+    starts = [
+        threat.start(images.x, images.index, SEED, shift + run * (1 << 32), number)
+        for run in range(len(SHORT))
+    ]
+    hand = [
+        quick_by_hand(model, images.x[i, None], int(images.y[i]),
+                      [start[i, None] for start in starts], threat)
+        for i in range(COUNT)
+    ]  # fmt: skip
+    fooled, least, counts = (list(column) for column in zip(*hand, strict=True))
+    # Given up after each of the runs, and fooled in the first and in the last one.
+    assert {n for n, gone in zip(counts, fooled, strict=True) if not gone} == {5, 9, 15, 19}
+    assert {n for n, gone in zip(counts, fooled, strict=True) if gone} == {0, 2, 18}
+    with passes_of(model) as passes:
+        found = in_order(cascade.run([Stage(search)], iter([entering(images)]), passes, slots))
+    assert found["fooled"].tolist() == fooled
+    close(found["margin"], torch.tensor(least, dtype=torch.float64))
+    assert passes.forwards == sum(counts)
+
+
+@pytest.mark.parametrize("made", [Malt, Quick])
+def test_what_an_interrupted_search_remembered_is_found_again(made: type[Search]) -> None:
+    """A stored image says which run it is in, and not what was learned of it."""
+    model, images = problem()
+    threat = Threat("linf", 0.05)
+    found = []
+    for segment in (0, 2):
+        search = made.of(threat, SEED, 5, None if made is Quick else 6, None)
+        rows = entering(images)
+        rows["segment"] = torch.full_like(rows["segment"], segment)
+        with passes_of(model) as passes:
+            found.append(in_order(cascade.run([Stage(search)], iter([rows]), passes, 5)))
+    for name in ("fooled", "margin"):
+        close(found[0][name].double(), found[1][name].double())
+    assert 0 < int(found[0]["fooled"].sum()) < COUNT
+
+
+@pytest.mark.parametrize("made", [Pma, Malt, Quick])
+def test_a_batch_of_fixed_size_gives_the_same(made: type[Search]) -> None:
+    model, images = problem()
+    found = []
+    for kind in (Engine, FixedEngine):
+        search = made.of(Threat("linf", 0.05), SEED, 5, None if made is Quick else 6, None)
+        with passes_of(model) as passes:
+            engine = kind(search, passes, 6)
+            found.append(in_order(cascade._survivors(1, engine, iter([entering(images)]), ignored)))
+    for name in ("fooled", "margin", "found"):
+        close(found[0][name].double(), found[1][name].double())
+
+
+def test_quick_has_no_numbers_and_no_targets_of_yours() -> None:
+    with pytest.raises(UserError, match="takes no number"):
+        parse_attack("quick-20")
+    with pytest.raises(UserError, match="takes no steps"):
+        parse_attack("quick").with_options(steps=20)
+    with pytest.raises(UserError, match="no targets of yours"):
+        Quick.check(Threat("linf", 0.1, targeted=True), "quick")
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_quick_works_with_few_classes(classes: int) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(50, classes)).double()
+    x = torch.rand(9, 2, 5, 5, dtype=torch.float64)
+    y = model(x).argmax(1)
+    x_adv = fastadv.attack(model, x, y, "quick", eps=0.2)
+    assert (x_adv - x).abs().amax() <= 0.2 + 1e-9
+    # A linear network is fooled if and only if one of its margins is shorter than eps.
+    weight, logits = model[1].weight, model(x)
+    reach = torch.stack(
+        [
+            torch.stack([(logits[i, y[i]] - logits[i, j]) / (weight[y[i]] - weight[j]).abs().sum()
+                         if j != y[i] else logits.new_tensor(9.0) for j in range(classes)]).min()
+            for i in range(9)
+        ]
+    )  # fmt: skip
+    inside = ((x > 0.2) & (x < 0.8)).flatten(1).all(1)
+    fooled = model(x_adv).argmax(1) != y
+    assert bool((fooled == (reach < 0.2))[inside | (reach > 0.2)].all())
+    assert bool(fooled.any())

@@ -20,7 +20,8 @@ from fastadv.engine.process.device import choose_device
 from fastadv.errors import Interrupted, UserError
 from fastadv.run.console import Console
 from fastadv.run.epoch_loop import EpochLoop
-from fastadv.run.finished import evaluate_run, export_run
+from fastadv.run.export import export_run
+from fastadv.run.finished import evaluate_run
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder, _free_name
@@ -110,6 +111,25 @@ def test_the_weights_of_a_finished_run_are_those_of_its_table(options, tmp_path:
     for which in ("best", "last"):
         found = evaluate_run(out, "clean,fgsm", which=which, limit=AVERAGED["test_limit"])
         assert found == summary[which]
+
+
+def test_the_best_epoch_is_chosen_under_quick(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    chosen = SMALL | {
+        "select_attack": "quick",
+        "epochs": 3,
+        "lr": 0.05,
+        "test_attacks": "clean,quick",
+    }
+    summary = train(RunRequest(**chosen, out=str(out)), Console())
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    scores = [(line["val_quick"], line["val_clean"]) for line in lines]
+    assert summary["best_epoch"] == scores.index(max(scores)) + 1
+    low, high = lines[0]["val_quick_interval"]
+    assert low <= scores[0][0] <= high
+    assert evaluate_run(str(out), "quick", limit=chosen.get("test_limit")) == {
+        "quick": summary["best"]["quick"]
+    }
 
 
 def test_a_finished_run_is_not_evaluated_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

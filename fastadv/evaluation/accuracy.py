@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.algorithms.user_loss import UserLoss, check_function
-from fastadv.declared import coerce, parse_number
+from fastadv.declared import Positive, coerce, parse_number
 from fastadv.engine.model.outputs import Output
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError, warn
@@ -52,10 +52,10 @@ def evaluate(
     ``batches`` yields (x, y): ``x`` (B,C,H,W) float in [0,1], ``y`` (B,) classes. For attack
     names and for the defaults of ``eps`` and ``norm`` see ``fastadv.attack``. ``threat`` is a
     ``fastadv.Threat`` in their place, which must fit every batch: its mask (1,C or 1,H,W) holds for
-    all images, and it has no eps for each image and no targets. ``alpha`` (pixels) is
-    the step size of PGD and CW (None: their default); other attacks choose theirs. ``amp`` computes
-    in "bf16" (True) or "fp16". ``device`` is the model's if None. ``progress(images)`` is called
-    after each batch with the number of images evaluated so far. With ``shared`` the processes of
+    all images, and it has no eps for each image and no targets. ``alpha`` (pixels) is the step
+    size of PGD and CW (None: their default). ``amp`` computes in "bf16" (True) or "fp16".
+    ``device`` is the model's if None. ``progress(images)`` is called after each batch with the
+    number of images taken so far. With ``shared`` the processes of
     the default group, which must all call this with the same images, take the batches in turn and
     all return the accuracy on all images.
 
@@ -63,29 +63,32 @@ def evaluate(
     entry. ``criterion(logits, y) -> (B,)`` is a loss of your own that "fgsm" and "pgd" maximise in
     place of the cross entropy; ``y`` is then any tensor (B,...). ``metric(logits, y) -> (B,)``
     replaces the accuracy: bool values say what is right, float values are averaged, and the
-    interval is that of the normal distribution. ``output`` says where the logits are in what the
+    interval is that of the normal distribution. Searches and cascades, which follow classes, take
+    neither. ``output`` says where the logits are in what the
     model returns (``fastadv.step``).
 
-    ``search_dtype`` is the precision in which searches (AutoAttack and its parts) look for
-    adversarial examples: "float32" (the model's own) or "bf16". Then every example that counts is
-    confirmed in the model's own precision, and what is left robust is attacked once more in it.
+    ``search_dtype`` is the precision in which searches, PGD and CW look for adversarial examples:
+    "float32" (the model's own) or "bf16". With "bf16" every example that counts is confirmed in the
+    model's own precision, and what a cascade leaves robust is attacked once more in it.
     ``mode``: on CUDA searches are replayed as CUDA graphs ("auto", "captured"), with compiled
     passes ("compiled"), or called ("eager"); on a CPU they are called, or compiled.
 
-    Robust accuracy is the share of all images whose x_adv is classified correctly. FGSM, PGD and CW
-    also attack images that are misclassified without an attack, as in the papers: counting them as
-    wrong directly would give a lower number if an attack happens to correct one. Cascades and the
-    other searches count them as wrong, as the released AutoAttack does. A restart on an image that
-    an earlier one fooled is left out, which cannot change a count.
+    Robust accuracy is the share of all images whose x_adv is classified correctly. FGSM, PGD, CW
+    and noise also attack the images that are misclassified without an attack, as in the papers:
+    counting them as wrong directly would give a lower number if an attack happens to correct one.
+    The other attacks count them as wrong, as AutoAttack does. An image that is fooled is not
+    searched further, which changes no count.
 
     The model runs in eval mode and its state is restored. Image number i of the pass draws the
-    same noise for every batch size. On a device no step waits for the one before it.
+    same noise for every batch size. In PGD, CW and searches an image waits until a batch is full,
+    and leaves it when its verdict is known, so that nearly all passes are of full batches. On CUDA
+    the host waits for no iteration: it looks at the verdicts while later ones run.
 
     Raises ``UserError`` for unknown attacks, no images, images outside of their range and labels
     out of range, ``NotFiniteError`` for outputs or gradients that are not finite. Warns, with the
     share of images, if gradients were exactly zero or the softmax so saturated that the loss is
-    exactly zero, if the outputs look like probabilities, and if they change from call to call: the
-    reported accuracy is too high then.
+    exactly zero, if Square fools the network where all gradients failed, if the outputs look like
+    probabilities, and if they change from call to call: the reported accuracy is too high then.
     """
     after = None if progress is None else (lambda tally: progress(tally.images))
     options: dict[str, Any] = {"eps": eps, "norm": norm, "alpha": alpha, "seed": seed}
@@ -160,17 +163,21 @@ def _attacked(
     examples: Mapping[str, Sink] | None = None,
 ) -> Tally:
     """The tally of all batches; see ``verdicts_of``."""
-    specs = specs_of(attacks, None if alpha is None else parse_number(alpha, "alpha"))
+    specs = specs_of(attacks, alpha)
     threat = threat_of(threat, norm, eps)
     _require_one_for_all(threat)
     for spec in specs.values():
-        threat.require_step(spec.alpha)
+        for part in spec.parts or (spec,):
+            threat.require_step(part.alpha)
         searched.check(spec, threat)
     seed = coerce("seed", seed, int)
     where = inputs.model_device(model, torch.device("cpu")) if device is None else device
     for name, function in (("criterion", criterion), ("metric", metric)):
         if function is not None:
             check_function(name, function)
+    if metric is not None:
+        for spec in specs.values():
+            inputs.require_measured(spec)
     repeats = {spec.repeats for spec in specs.values() if spec.searches}
     if len(repeats) > 1:
         raise UserError(
@@ -221,8 +228,9 @@ def _require_one_for_all(threat: Threat) -> None:
         )
 
 
-def specs_of(names: Sequence[str], alpha: float | None) -> dict[str, AttackSpec]:
-    """The attacks by their given names; ``alpha`` is set for those with several steps."""
+def specs_of(names: Sequence[str] | str, alpha: float | str | None = None) -> dict[str, AttackSpec]:
+    """The attacks by their given ``names``, or by one text with commas. ``alpha`` is the step of
+    PGD and CW. Raises ``UserError`` for unknown names and for no step."""
     names = names.split(",") if isinstance(names, str) else names
     specs: dict[str, AttackSpec] = {}
     for name in map(str.strip, names):
@@ -238,10 +246,16 @@ def specs_of(names: Sequence[str], alpha: float | None) -> dict[str, AttackSpec]
         raise UserError("Name at least one attack, such as 'clean' or 'pgd-20'.")
     if alpha is None:
         return specs
-    return {
-        name: replace(spec, alpha=alpha) if "steps" in OPTIONS[spec.kind] else spec
-        for name, spec in specs.items()
-    }
+    step = coerce("alpha", parse_number(alpha, "alpha"), Positive)
+    return {name: _with_step(spec, step) for name, spec in specs.items()}
+
+
+def _with_step(spec: AttackSpec, alpha: float) -> AttackSpec:
+    """``spec`` with the step ``alpha`` if it has several steps of one size (PGD and CW), also as a
+    part of a cascade."""
+    if spec.parts:
+        return replace(spec, parts=tuple(_with_step(part, alpha) for part in spec.parts))
+    return replace(spec, alpha=alpha) if {"alpha", "steps"} <= OPTIONS[spec.kind] else spec
 
 
 def _pair(batch: object, *, any_labels: bool) -> tuple[Tensor, Tensor]:

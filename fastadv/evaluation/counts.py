@@ -10,7 +10,7 @@ import torch
 
 from fastadv.errors import UserError
 from fastadv.evaluation.scores import Scores
-from fastadv.evaluation.search.catalogue import REPEATS
+from fastadv.evaluation.search.catalogue import REPEATS, SECOND_OPINION, is_cascade
 
 MASKED_SHARE = 0.01  # of the images; below it there is no warning
 SQUARE_SHARE = 0.002  # as in the released AutoAttack
@@ -21,10 +21,10 @@ class Counts:
     """The counts of an evaluation over its first ``images``, as plain numbers.
 
     Lists with one entry per attack: ``right``, images classified correctly; ``zero_gradient``,
-    those whose gradient was exactly zero at the starting point; ``saturated``, those whose loss was
-    exactly zero after the attack; ``by_square``, those that fell to a Square attack after all other
-    attacks of a cascade. ``masks``, from the first batch: the outputs are probabilities; the
-    outputs change from call to call.
+    those of them whose gradient was exactly zero at a starting point; ``saturated``, those whose
+    loss was exactly zero after the attack; ``by_square``, those that fell to a Square attack after
+    all other attacks of a cascade. ``masks``, from the first batch: the outputs are probabilities;
+    the outputs change from call to call.
     """
 
     attacks: list[str]
@@ -48,11 +48,11 @@ class Counts:
         counted = zip(self.attacks, self.zero_gradient, self.saturated, self.by_square, strict=True)
         for name, flat, saturated, by_square in counted:
             if flat >= max(1.0, MASKED_SHARE * n):
+                some = " of a search" if is_cascade(name) else ""
                 yield (
-                    f"{name}: the gradient was exactly zero for {flat} of {n} images "
+                    f"{name}: the gradient{some} was exactly zero for {flat} of {n} images "
                     f"({100 * flat / n:.0f} %) that were classified correctly; the network masks "
-                    "its gradient (rounding, saturation), and this accuracy means nothing: "
-                    "evaluate with cw, cw-margin or autoattack."
+                    f"its gradient (rounding, saturation), and {_meaning(name)}."
                 )
             elif saturated >= max(1.0, MASKED_SHARE * n):
                 yield (
@@ -74,7 +74,8 @@ class Counts:
                 "confident, and the accuracy under attack is too high; remove the softmax or "
                 "sigmoid."
             )
-        if changes and not all(name in REPEATS for name in self.attacks):
+        followed = [name for name in self.attacks if name != "clean"] or self.attacks
+        if changes and not all(name in REPEATS for name in followed):
             yield (
                 "The model's outputs change from call to call in eval mode: an attack follows "
                 "noise, and the accuracy is too high; evaluate with its noise switched off, or "
@@ -82,10 +83,23 @@ class Counts:
             )
 
 
+def _meaning(name: str) -> str:
+    """What a gradient of zero means for the accuracy under ``name``, and the way out."""
+    if is_cascade(name):  # its other searches may have had a gradient
+        return (
+            "this accuracy may be too high: check the network with fastadv evaluate --sanity "
+            "(fastadv.sanity)"
+        )
+    return "this accuracy means nothing: evaluate with cw, cw-margin or autoattack"
+
+
 def by_square(stages: Sequence[str], fooled_by: np.ndarray) -> int:
-    """The number of images that fell to Square, if that is the last of several attacks; ``stages``:
-    "clean" and the attacks of a cascade; ``fooled_by`` (N,): the stage that fooled an image."""
+    """The number of images that fell to Square, if that is the last of several attacks, apart from
+    ``SECOND_OPINION``; ``stages``: "clean" and the attacks of a cascade; ``fooled_by`` (N,): the
+    stage that fooled an image."""
     last = len(stages) - 1
+    while last > 0 and stages[last] in SECOND_OPINION:
+        last -= 1
     if last < 2 or not (stages[last] == "square" or stages[last].startswith("square-")):
         return 0
     return int((fooled_by == last).sum())

@@ -20,12 +20,13 @@ from fastadv.evaluation.attacks.masks import masks_of
 from fastadv.evaluation.attacks.names import BATCHWISE, OPTIONS, AttackSpec
 from fastadv.evaluation.attacks.pgd_loop import ce
 from fastadv.evaluation.attacks.problem import Problem
-from fastadv.evaluation.attacks.watch import NO_ATTACK, Watch
+from fastadv.evaluation.attacks.watch import Watch
 from fastadv.evaluation.found import Found
 from fastadv.evaluation.ledger import OPEN, RIGHT, Ledger
 from fastadv.evaluation.metric import Means, Metric
+from fastadv.evaluation.search import losses
 from fastadv.evaluation.search.cascade import FOOLED_BY, PASSED, Pipeline, entering
-from fastadv.evaluation.search.engine import margins
+from fastadv.evaluation.search.engine import NOT_FINITE
 from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.search.rows import Rows, chosen
 from fastadv.evaluation.search.search import Images, choose
@@ -187,7 +188,7 @@ class Tally:
         stage = len(self.stages[name]) - 1
         found = {"fooled_by": torch.where(right, RIGHT, stage).to(torch.int16)}
         if classes is not None:
-            found["margin"] = margins(logits, classes)
+            found["margin"] = losses.lead(logits, classes)
         if flat is not None:
             found["flat"] = flat
         if "steps" in OPTIONS[spec.kind]:
@@ -308,7 +309,7 @@ class Tally:
                 "or evaluate without amp."
             )
         if no_attack:
-            raise NotFiniteError(NO_ATTACK)
+            raise NotFiniteError(NOT_FINITE)
         if no_value:
             raise NotFiniteError("The metric gave a value that is not finite; mend it.")
 

@@ -8,11 +8,10 @@ from typing import Any
 
 from fastadv.errors import UserError, unknown, warn
 from fastadv.run.config import RunConfig
+from fastadv.run.finished import WEIGHTS
 from fastadv.run.request import setting_types
 from fastadv.run.run_folder import RunFolder
 from fastadv.storage.printable import printable
-
-WEIGHTS = ("best", "last")
 
 _NOT_THE_METHOD = {
     *("method", "data", "seed", "out", "data_root", "download", "loader"),

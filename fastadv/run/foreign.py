@@ -70,7 +70,7 @@ def evaluate_foreign(found: Foreign, attacks: str, **options: Any) -> EvalScores
     Warns of a network that classifies hardly more images than chance would: its file does not show
     everything that matters.
     """
-    specs_of(attacks.split(","), None)  # a name with a typo leaves no folder behind
+    specs_of(attacks)  # a name with a typo leaves no folder behind
     make_folder(found)
     loaded = (found.config, found.data, found.model)
     scores = evaluate_loaded(loaded, found.folder, "weights", attacks, **options)

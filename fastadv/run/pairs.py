@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fastadv.declared import parse_number
 from fastadv.errors import UserError
 from fastadv.evaluation.accuracy import specs_of
 from fastadv.evaluation.paired import Paired
@@ -40,9 +39,7 @@ def compare_runs(
     """The two runs under each attack, one after another; ``options`` are those of
     ``evaluate_run``. Raises ``UserError`` for runs that cannot be compared."""
     weights = weights_named(which)
-    names = list(
-        specs_of(attacks.split(","), None if alpha is None else parse_number(alpha, "alpha"))
-    )
+    names = list(specs_of(attacks, alpha))
     open_alike([first, second], weights, eps=eps, alpha=alpha)
     for name in weights:
         for attack in names:

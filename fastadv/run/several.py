@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastadv.declared import parse_number
 from fastadv.errors import UserError
 from fastadv.evaluation.accuracy import specs_of
 from fastadv.evaluation.intervals import wilson
@@ -85,9 +84,7 @@ def evaluate_runs(
     one table, before the first is evaluated where that can be seen.
     """
     weights = weights_named(which)
-    names = list(
-        specs_of(attacks.split(","), None if alpha is None else parse_number(alpha, "alpha"))
-    )
+    names = list(specs_of(attacks, alpha))
     configs = open_alike(paths, weights, eps=eps, alpha=alpha)
     found: dict[tuple[str, str], EvalScores] = {}
     for name in weights:

@@ -1,4 +1,8 @@
-"""Evaluation attacks: measure the robust accuracy of a trained model. One file per attack.
+"""Evaluation attacks: measure the robust accuracy of a trained model.
+
+The files here are attacks on one batch; ``evaluation.search`` has the searches, whose batches an
+image enters and leaves alone. PGD and CW are both: on one batch they take labels, losses and starts
+of any kind; as searches they keep their batches full and can be joined with others.
 
 ``algorithms.adversaries`` also computes adversarial examples. Both packages exist because they
 answer different questions under different constraints:
@@ -31,7 +35,8 @@ from fastadv.errors import NotFiniteError, UserError
 from fastadv.evaluation.attacks import clean, cw, fgsm, gaussian, inputs, pgd, searched
 from fastadv.evaluation.attacks.names import AttackSpec, parse_attack
 from fastadv.evaluation.attacks.problem import Problem
-from fastadv.evaluation.attacks.watch import NO_ATTACK, Watch
+from fastadv.evaluation.attacks.watch import Watch
+from fastadv.evaluation.search.engine import NOT_FINITE
 from fastadv.evaluation.search.passes import Passes
 from fastadv.kernels.reference import compute_dtype
 from fastadv.ranges import outside, require_labels
@@ -77,26 +82,36 @@ def attack(
     """Adversarial examples x_adv, detached, in the shape and type of ``x``.
 
     ``x`` (B,C,H,W) float in [0,1] on the model's device; ``y`` (B,) integer class labels, those to
-    reach if the attack is ``targeted`` (not "kl", not AutoAttack and other searches that choose
-    targets themselves). ``name`` is an attack with its numbers: "fgsm", "pgd", "pgd-20" (steps),
-    "pgd-50-10" (steps, restarts), "pgd-dlr-20" (an objective), "cw", "noise-0.1", "apgd-ce",
-    "square-1000", "autoattack", "apgd-ce+square" (one after the other) ...; the command
-    ``fastadv attacks`` lists them all.
+    reach if the attack is ``targeted``. ``name`` is an attack with its numbers
+    (the command ``fastadv attacks`` lists them all):
+
+    - one step or none: "clean", "noise-0.1" (standard deviation), "fgsm", "fgsm-rwp";
+    - steps of one size: "pgd", "pgd-20" (steps), "pgd-50-10" (steps, restarts), "pgd-dlr-20" (with
+      an objective), "cw", "cw-margin";
+    - searches: "apgd-ce", "apgd-dlr", "fab", "pma" (all four: steps, restarts), "apgd-t", "fab-t",
+      "malt" (steps, targets), "square" (queries, restarts), "quick";
+    - cascades: "autoattack", "autoattack-plus", "autoattack-rand", and searches joined by "+", such
+      as "apgd-ce-50+square-1000", each for the images that those before it did not fool.
 
     ``norm`` is "linf" or "l2". ``eps`` and ``alpha`` are in pixels, a number or a string such as
     "8/255"; ``eps`` may be a tensor with one for each image, (B,). ``mask`` is a bool tensor (B or
     1,C or 1,H,W), true for the pixels that may move. ``threat`` is a ``fastadv.Threat`` in place of
-    ``eps`` and ``norm``, for images in another range than [0,1] too; searches other than PGD and CW
-    take no mask, and one eps and one range for all images and channels.
+    ``eps`` and ``norm``, for images in another range than [0,1] too. Searches and cascades take one
+    eps and one range for all images and channels, and no mask; those that aim at classes ("apgd-t",
+    "fab-t", "malt", "quick", and with them "autoattack") are not ``targeted``, nor is "kl".
 
     Defaults of options that are None: eps 8/255 in Linf, 128/255 in L2; alpha eps/4 (Linf) or
-    15/128 eps (L2), eps for FGSM; 10 steps and one restart for PGD (``fastadv attacks`` shows those
-    of the others); a random start, none for FGSM; objective "ce"; the others are "kl" (KL(f(x) ||
-    f(x'))), "margin" (that of the logits), "dlr", "logit-scaled" and "probability-margin".
-    ``start`` (B,C,H,W) is an initial perturbation in pixels instead of the random one. Noise is
-    drawn per row of ``index`` (B,) (0..B-1 if None) from ``seed``, so a sample's start does not
-    depend on its batch. ``amp`` computes in "bf16" (True) or "fp16"; with False, in the model's own
-    type, also inside the caller's autocast.
+    15/128 eps (L2), eps for FGSM; 10 steps of PGD, 5000 queries of Square, 100 steps of the others;
+    9 targets, 2 restarts of PMA, one of the others; a random start, none for FGSM; objective "ce";
+    the others are "kl" (KL(f(x) || f(x'))), "margin" (that of the logits), "dlr", "logit-scaled"
+    and "probability-margin". ``start`` (B,C,H,W) is an initial perturbation in pixels instead of
+    the random one. Noise is drawn per row of ``index`` (B,) (0..B-1 if None) from ``seed``, so a
+    sample's result does not depend on its batch. ``amp`` computes in "bf16" (True) or "fp16"; with
+    False, in the model's own type, also inside the caller's autocast.
+
+    A search leaves an image as it is that the model already gets wrong, ends at the first point
+    that fools the model, and else gives the strongest point that it saw. PGD and CW give the last
+    point of a run, that of the first of several runs that fools the model.
 
     ``y`` may also be soft labels (B,classes), whose rows sum to 1, for attacks on the cross
     entropy. ``criterion(logits, y) -> (B,)`` is a loss of your own that "fgsm" and "pgd" maximise
@@ -108,7 +123,7 @@ def attack(
 
     Raises ``UserError`` for an unknown name or option, images outside of their range (rounding
     errors are clipped) and labels out of range, and ``NotFiniteError`` if outputs or a gradient are
-    not finite: no attack is possible then.
+    not finite: no attack is possible then. Searches and cascades warn as ``fastadv.evaluate`` does.
     """
     spec = parse_attack(name).with_options(
         steps=steps,
@@ -155,7 +170,7 @@ def attack(
             return searched.searched(passes, problem, spec)
         x_adv = ATTACKS[spec.kind](problem, spec).detach()
         if watch.bad | ~x_adv.isfinite().all():
-            raise NotFiniteError(NO_ATTACK)
+            raise NotFiniteError(NOT_FINITE)
         return x_adv
 
 

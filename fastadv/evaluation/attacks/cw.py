@@ -11,8 +11,7 @@ from fastadv.evaluation.attacks.names import AttackSpec
 from fastadv.evaluation.attacks.pgd_loop import following, pgd_with_restarts
 from fastadv.evaluation.attacks.problem import Loss, Problem
 from fastadv.evaluation.search import losses
-
-STEPS = 100
+from fastadv.evaluation.search.pgd import Cw
 
 
 def of_rwp(problem: Problem, spec: AttackSpec) -> Tensor:
@@ -42,7 +41,7 @@ def _margin_pgd(problem: Problem, spec: AttackSpec, loss: Loss, only_correct: bo
         problem,
         loss,
         alpha=spec.alpha,
-        steps=STEPS if spec.steps is None else spec.steps,
+        steps=Cw.default_steps if spec.steps is None else spec.steps,
         restarts=spec.restarts or 1,
         random=spec.random_start is not False,
         only_correct=only_correct,

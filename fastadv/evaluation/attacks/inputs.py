@@ -66,6 +66,15 @@ def require_followed(spec: AttackSpec, y: Tensor, criterion: UserLoss | None) ->
         )
 
 
+def require_measured(spec: AttackSpec) -> None:
+    """Raise ``UserError`` if a metric cannot tell the result of the attack ``spec``."""
+    if spec.only_searches:
+        raise UserError(
+            f"The attack {spec.name!r} ends at an image of another class and follows no metric: "
+            "use 'pgd-20', or omit metric=."
+        )
+
+
 def box_sentence(threat: Threat) -> str:
     """What is wrong with images outside of the range of ``threat``, and the way out."""
     if (threat.low, threat.high) == (0, 1):

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from fastadv.declared import NonNegative, Passes, Positive, check_fields, coerce
 from fastadv.errors import UserError, unknown
-from fastadv.evaluation.search.catalogue import CASCADES, REPEATS, SEARCHES
+from fastadv.evaluation.search.catalogue import CASCADES, REPEATS, SEARCHES, is_cascade
 
 _PGD_OPTIONS = frozenset({"alpha", "steps", "restarts", "random_start", "start"})
 OPTIONS: dict[str, frozenset[str]] = {
@@ -110,7 +110,7 @@ def parse_attack(name: str) -> AttackSpec:
     Raises ``UserError`` for an unknown name, with the nearest known one, and for invalid numbers.
     """
     text = name.strip().lower()
-    if text in CASCADES or "+" in text:
+    if is_cascade(text):
         names = CASCADES.get(text, text).split("+")
         if not all(map(str.strip, names)):
             raise UserError(f"{name!r} lacks an attack beside a '+': write it as apgd-ce+square.")

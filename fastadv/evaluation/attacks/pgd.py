@@ -10,8 +10,7 @@ from fastadv.evaluation.attacks.names import AttackSpec
 from fastadv.evaluation.attacks.pgd_loop import following, kl, pgd_with_restarts
 from fastadv.evaluation.attacks.problem import Problem
 from fastadv.evaluation.search import losses
-
-STEPS = 10
+from fastadv.evaluation.search.pgd import Pgd
 
 
 def pgd(problem: Problem, spec: AttackSpec) -> Tensor:
@@ -36,7 +35,7 @@ def pgd(problem: Problem, spec: AttackSpec) -> Tensor:
         natural,
         kl if name == "kl" else following(name),
         alpha=spec.alpha,
-        steps=STEPS if spec.steps is None else spec.steps,
+        steps=Pgd.default_steps if spec.steps is None else spec.steps,
         restarts=spec.restarts or 1,
         random=random,
     )

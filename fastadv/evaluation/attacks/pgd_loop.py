@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from fastadv import kernels
 from fastadv.algorithms.user_loss import require_values
 from fastadv.errors import UserError
 from fastadv.evaluation.attacks.problem import STREAM, Loss, Problem
 from fastadv.evaluation.search import losses
+from fastadv.evaluation.search.search import choose
 from fastadv.threat import Radius
 
 
 def ce(logits: Tensor, problem: Problem) -> Tensor:
     """Cross entropy (B,) or the user's criterion, in a targeted attack its negative."""
     if problem.criterion is None:
-        loss = cross_entropy(logits, problem.y, reduction="none")
+        loss = losses.ce(logits, problem.y)
     else:
         loss = problem.criterion(logits, problem.y)
         require_values("criterion", loss, len(logits))
@@ -68,7 +68,7 @@ def pgd_loop(
         gradient, logits = problem.gradient(x_adv, loss)
         moved = problem.threat.step(x_adv, gradient, problem.x, alpha)
         if only_correct:
-            moved = _choose(problem.resists(logits), moved, x_adv)
+            moved = choose(problem.resists(logits), moved, x_adv)
         x_adv = moved
     return x_adv
 
@@ -118,7 +118,7 @@ def pgd_with_restarts(
         other = pgd_loop(part, start, loss, alpha=alpha, steps=steps, only_correct=only_correct)
         newly_fooled, new_loss = _outcome(part, other, loss)
         better = ~fooled[rows] & (newly_fooled | (new_loss > largest[rows]))
-        x_adv[rows] = _choose(better, other, x_adv[rows])
+        x_adv[rows] = choose(better, other, x_adv[rows])
         largest[rows] = torch.where(better, new_loss, largest[rows])
         fooled[rows] = fooled[rows] | newly_fooled
     return x_adv
@@ -129,8 +129,3 @@ def _outcome(problem: Problem, x_adv: Tensor, loss: Loss) -> tuple[Tensor, Tenso
     """(B,) bool: the attack has succeeded at ``x_adv``; and (B,) losses there."""
     logits = problem.logits(x_adv)
     return ~problem.resists(logits), loss(logits, problem)
-
-
-def _choose(first: Tensor, if_true: Tensor, if_false: Tensor) -> Tensor:
-    """Per sample the image of ``if_true`` or of ``if_false``; ``first`` (B,) bool."""
-    return torch.where(first.view(-1, *[1] * (if_true.dim() - 1)), if_true, if_false)

@@ -15,7 +15,7 @@ from fastadv.evaluation.attacks.problem import Problem
 from fastadv.evaluation.counts import Counts, by_square
 from fastadv.evaluation.search import cascade
 from fastadv.evaluation.search.cascade import Stage
-from fastadv.evaluation.search.catalogue import SEARCHES
+from fastadv.evaluation.search.catalogue import SEARCHES, SECOND_OPINION
 from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.search.rows import Rows, joined
 from fastadv.evaluation.search.search import Images, Search
@@ -26,10 +26,6 @@ def check(spec: AttackSpec, threat: Threat) -> None:
     """Raise ``UserError`` if a search of ``spec`` cannot be made in ``threat``."""
     for part in spec.searches:
         SEARCHES[part.kind].check(threat, part.name)
-
-
-SECOND_OPINION = ("apgd-ce-50", "apgd-t-50-3")
-"""Searches in the network's own precision of what a search in a lower one leaves robust."""
 
 
 def stages_of(

@@ -5,12 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NO_ATTACK = (
-    "The network's outputs or their gradient at the images are not finite, so no attack is "
-    "possible and the images would look robust; check for overflowing statistics or an operation "
-    "without a gradient, evaluate an earlier checkpoint, or evaluate without amp."
-)
-
 
 class Watch:
     """What the gradients of one attack on one batch were like, kept on the device.

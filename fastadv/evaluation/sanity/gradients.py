@@ -10,6 +10,7 @@ from fastadv.evaluation.sanity import rivals, strength
 from fastadv.evaluation.sanity.chance import counted, is_above
 from fastadv.evaluation.sanity.finding import Finding
 from fastadv.evaluation.sanity.trial import Trial
+from fastadv.evaluation.search import losses
 
 MASKED = 0.01  # the share of images whose gradient may be zero, or whose loss may be
 UNTRUE = 0.05  # the share of images whose loss may change otherwise than the gradient says
@@ -85,6 +86,5 @@ def log_odds(logits: Tensor, problem: Problem) -> Tensor:
 def odds(logits: Tensor, y: Tensor) -> Tensor:
     """The log odds (n,) of an error, in float64: logits (n,classes) lose no digit in it."""
     wide = logits.double()
-    of_label = y[:, None] == torch.arange(logits.shape[1], device=y.device)
-    others = wide.masked_fill(of_label, -float("inf")).logsumexp(1)
-    return others - wide.masked_fill(~of_label, 0.0).sum(1)
+    others = wide.masked_fill(losses.is_class(y, wide), -float("inf")).logsumexp(1)
+    return others - losses.of_class(wide, y)

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastadv import kernels
 from fastadv.engine.noise import RESTART, noise_stream
 from fastadv.evaluation.search import losses
+from fastadv.evaluation.search.norms import direction, length
 from fastadv.evaluation.search.search import Images, Search, Seen, State, by_image, choose
 from fastadv.threat import Threat
 
@@ -204,16 +205,6 @@ def random_surface_point(threat: Threat, images: Images, seed: int, segment: int
     else:
         noise = direction(kernels.noise_normal(images.index, tuple(x.shape[1:]), *draw, x.dtype))
     return threat.clip(x + threat.radius(x) * noise)
-
-
-def direction(vectors: Tensor) -> Tensor:
-    """``vectors`` (n,...) divided by their L2 norms."""
-    return vectors / by_image(length(vectors) + losses.TINY, vectors)
-
-
-def length(vectors: Tensor) -> Tensor:
-    """The L2 norms (n,) of ``vectors`` (n,...)."""
-    return vectors.flatten(1).square().sum(1).sqrt()
 
 
 def projected(threat: Threat, moved: Tensor, x: Tensor) -> Tensor:

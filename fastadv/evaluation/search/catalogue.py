@@ -38,3 +38,11 @@ which takes the images that those before it did not fool."""
 
 REPEATS = {"autoattack-rand": 20}
 """Passes that are averaged into each gradient."""
+
+SECOND_OPINION = ("apgd-ce-50", "apgd-t-50-3")
+"""Searches in the network's own precision of what a cascade in a lower one leaves robust."""
+
+
+def is_cascade(name: str) -> bool:
+    """True if ``name`` is that of several searches."""
+    return "+" in name or name.strip().lower() in CASCADES

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastadv.errors import NotFiniteError
+from fastadv.evaluation.search import losses
 from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.search.rows import Buffer, Rows, chosen, count, joined
 from fastadv.evaluation.search.search import Images, Search, Seen, State, choose
@@ -37,19 +38,11 @@ NOT_FINITE = (
 )
 
 
-def margins(logits: Tensor, y: Tensor) -> Tensor:
-    """The logit of the label less the largest other one, (n,); ``y`` (n,) classes."""
-    true = y[:, None] == torch.arange(logits.shape[1], device=y.device)
-    other = logits.masked_fill(true, -float("inf")).amax(1)
-    # Not gather: its backward sums in no fixed order on CUDA.
-    return logits.masked_fill(~true, 0.0).sum(1) - other
-
-
 def waiting(images: Images, place: Tensor, *, targeted: bool) -> Rows:
     """``images``, numbers ``place`` (n,) of all, as rows that wait for their first run."""
     x, y = images.x, images.y
     n = len(x)
-    margin = margins(images.logits, y)
+    margin = losses.lead(images.logits, y)
     return {
         **images._asdict(),
         "place": place,
@@ -190,7 +183,7 @@ class Engine:
     def _verdict(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(n,) margins, from the point of view of the network, and (n,) bool: the attack has
         succeeded."""
-        margin, is_y = margins(logits, y), logits.argmax(1) == y
+        margin, is_y = losses.lead(logits, y), logits.argmax(1) == y
         return (-margin, is_y) if self.search.threat.targeted else (margin, ~is_y)
 
     def _require_finite(self, finite: Tensor) -> None:

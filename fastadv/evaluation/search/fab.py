@@ -12,6 +12,7 @@ from torch import Tensor
 from fastadv import kernels
 from fastadv.engine.noise import RESTART, noise_stream
 from fastadv.evaluation.search import losses
+from fastadv.evaluation.search.norms import size, slope
 from fastadv.evaluation.search.projections import onto_hyperplane
 from fastadv.evaluation.search.search import Images, Search, Seen, State, by_image, choose
 
@@ -53,7 +54,7 @@ class _Fab(Search):
 
     def counts(self, state: State) -> Tensor:
         away = (state["point"] - state["x"]).flatten(1)
-        return self._size(away) <= self.threat.radius(away)
+        return size(self.threat.norm, away) <= self.threat.radius(away)
 
     def tell(self, state: State, seen: Seen) -> State:
         x, point, settled = state["x"], state["point"], state["settled"]
@@ -78,18 +79,14 @@ class _Fab(Search):
 
         from_point = projection(point, loss)
         from_image = projection(x, loss + (w * (x - point).flatten(1)).sum(1))
-        size = self._size(from_point).clamp(min=LEAST_MOVE)
-        share = (size / (size + self._size(from_image).clamp(min=LEAST_MOVE))).clamp(max=NEAREST)
+        here, there = (
+            size(self.threat.norm, move).clamp(min=LEAST_MOVE) for move in (from_point, from_image)
+        )
+        share = (here / (here + there)).clamp(max=NEAREST)
         share = by_image(share, x)
         stepped = point + OVERSHOOT * from_point.view_as(x)
         near = x + OVERSHOOT * from_image.view_as(x)
         return self.threat.clip(stepped * (1 - share) + near * share)
-
-    def _size(self, moves: Tensor) -> Tensor:
-        """The norms (n,) of ``moves`` (n,D)."""
-        if self.threat.norm == "linf":
-            return moves.abs().amax(1)
-        return moves.square().sum(1).sqrt()
 
 
 class Fab(_Fab):
@@ -112,8 +109,7 @@ class Fab(_Fab):
         y = state["y"]
         if self.threat.targeted:
             return losses.of_class(logits, y) - losses.of_class(logits, state["logits"].argmax(1))
-        own = y[:, None] == torch.arange(logits.shape[1], device=y.device)
-        return logits.masked_fill(own, -float("inf")).amax(1) - losses.of_class(logits, y)
+        return losses.margin(logits, y)
 
     def objectives(self, logits: Tensor, state: State) -> Sequence[Tensor]:
         if self.threat.targeted:
@@ -124,9 +120,7 @@ class Fab(_Fab):
         return [losses.of_class(logits, k + (y <= k)) - true for k in others]
 
     def distance(self, loss: Tensor, gradient: Tensor) -> Tensor:
-        w = gradient.flatten(1)
-        slope = w.abs().sum(1) if self.threat.norm == "linf" else w.square().sum(1).sqrt()
-        return loss.abs() / (losses.TINY + slope)
+        return loss.abs() / (losses.TINY + slope(self.threat.norm, gradient))
 
     def _random_point(self, images: Images, segment: int) -> Tensor:
         x = images.x
@@ -136,8 +130,8 @@ class Fab(_Fab):
             noise = kernels.noise_uniform(images.index, shape, *draw, x.dtype)
         else:
             noise = kernels.noise_normal(images.index, shape, *draw, x.dtype)
-        size = by_image(self._size(noise.flatten(1)), x) + losses.TINY
-        return self.threat.clip(x + self.threat.radius(x) * noise / size * 0.5)
+        reach = by_image(size(self.threat.norm, noise), x) + losses.TINY
+        return self.threat.clip(x + self.threat.radius(x) * noise / reach * 0.5)
 
 
 class FabT(_Fab):

@@ -16,14 +16,31 @@ KAPPA = 10.0
 
 
 def ce(logits: Tensor, y: Tensor) -> Tensor:
-    """The cross entropy with the classes ``y`` (n,)."""
+    """The cross entropy (n,) with the classes ``y`` (n,), or with soft labels (n,classes)."""
     return cross_entropy(logits, y, reduction="none")
+
+
+def is_class(y: Tensor, logits: Tensor) -> Tensor:
+    """(n,classes) bool: true at the class ``y`` (n,) of each row of ``logits`` (n,classes)."""
+    return y[:, None] == torch.arange(logits.shape[1], device=y.device)
+
+
+def of_class(logits: Tensor, y: Tensor) -> Tensor:
+    """The logits (n,) of the classes ``y`` (n,)."""
+    # Not gather: the summation order of its backward is not deterministic on CUDA.
+    return logits.masked_fill(~is_class(y, logits), 0.0).sum(1)
 
 
 def own_and_other(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The logits (n,) of the classes ``y`` (n,), and the largest of the other classes."""
-    own = y[:, None] == torch.arange(logits.shape[1], device=y.device)
-    return logits.masked_fill(~own, 0.0).sum(1), logits.masked_fill(own, -float("inf")).amax(1)
+    others = logits.masked_fill(is_class(y, logits), -float("inf"))
+    return of_class(logits, y), others.amax(1)
+
+
+def lead(logits: Tensor, y: Tensor) -> Tensor:
+    """z_y - max_{j != y} z_j: above 0 where class y wins. The margin of a verdict."""
+    own, other = own_and_other(logits, y)
+    return own - other
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -36,8 +53,7 @@ def hinge(logits: Tensor, y: Tensor, *, targeted: bool = False) -> Tensor:
     """-relu(z_y - max(max_{j != y} z_j, 0) + 10) (Carlini & Wagner, 2017, as released with RWP,
     whose code finds the largest other logit after it has set z_y to 0); if ``targeted``, the
     difference has the other sign."""
-    own = y[:, None] == torch.arange(logits.shape[1], device=y.device)
-    ahead = of_class(logits, y) - logits.masked_fill(own, 0.0).amax(1)
+    ahead = of_class(logits, y) - logits.masked_fill(is_class(y, logits), 0.0).amax(1)
     return -((-ahead if targeted else ahead) + KAPPA).relu()
 
 
@@ -48,16 +64,9 @@ def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
 
 def logit_scaled(logits: Tensor, y: Tensor) -> Tensor:
     """The cross entropy of z/(z_1 - z_2), z_1 >= z_2 >= ..., the divisor taken as a constant (Yu &
-    Xu, 2023, MIFPE with t = 1): logits of any scale leave float32 a gradient."""
+    Xu, 2023, MIFPE with t = 1): so that large logits do not saturate the softmax."""
     top = logits.detach().topk(2, dim=1).values
     return ce(logits / (top[:, :1] - top[:, 1:] + TINY), y)
-
-
-def of_class(logits: Tensor, y: Tensor) -> Tensor:
-    """The logits (n,) of the classes ``y`` (n,)."""
-    # Not gather: the summation order of its backward is not deterministic on CUDA.
-    own = y[:, None] == torch.arange(logits.shape[1], device=y.device)
-    return logits.masked_fill(~own, 0.0).sum(1)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fastadv.evaluation.search import losses
-from fastadv.evaluation.search.apgd import ApgdT, length
+from fastadv.evaluation.search.apgd import ApgdT
+from fastadv.evaluation.search.norms import slope
 from fastadv.evaluation.search.search import Images, Search, Seen, State, at, choose
 from fastadv.threat import Threat
 
@@ -83,18 +84,13 @@ class Malt(ApgdT):
         told["iteration"] = iteration + 1
         classes = torch.arange(distances.shape[1], device=distances.device)
         here = looks[:, None] & (self._looked_at(state)[:, None] == classes)
-        distance = -seen.loss / (self._steepness(seen.gradient) + losses.TINY)
+        distance = -seen.loss / (slope(self.threat.norm, seen.gradient) + losses.TINY)
         told["distances"] = torch.where(here, distance[:, None], distances)
         return told
 
     def _looked_at(self, state: State) -> Tensor:
         """The class (n,) whose distance the pass at the image measures."""
-        own = state["y"][:, None] == torch.arange(
-            state["logits"].shape[1], device=state["y"].device
-        )
-        ranked = state["logits"].masked_fill(own, -float("inf")).argsort(dim=1, descending=True)
+        logits = state["logits"]
+        others = logits.masked_fill(losses.is_class(state["y"], logits), -float("inf"))
+        ranked = others.argsort(dim=1, descending=True)
         return at(ranked, state["iteration"] + self.candidates)
-
-    def _steepness(self, gradient: Tensor) -> Tensor:
-        """The norm (n,) of ``gradient`` (n,...) that is dual to the threat's."""
-        return gradient.flatten(1).abs().sum(1) if self.threat.norm == "linf" else length(gradient)

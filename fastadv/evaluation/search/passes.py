@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastadv.engine.cuda_graph import CudaRecorder
 from fastadv.engine.gradient import gradients, leaf
+from fastadv.engine.model.channels_last import kernels_channels_last
 from fastadv.engine.model.network import Network
 from fastadv.engine.model.precision import autocast
 from fastadv.engine.model.python_state import PythonState
@@ -24,7 +25,8 @@ class Passes:
     """Forward and backward passes of one network under attack, counted.
 
     ``network`` computes in its own precision; ``fast``, the same network in a lower one, searches
-    (None: ``network`` does). Within ``with passes:`` the network is in eval mode and frozen.
+    (None: ``network`` does). Within ``with passes:`` the network is in eval mode and frozen, on a
+    CPU with its kernels in ``channels_last``.
     ``forwards`` and ``backwards`` are numbers of images, of all passes so far. ``repeats`` passes
     are averaged into each gradient (a network with noise; EOT, Athalye et al., 2018). On a device
     ``recorder`` records steps as CUDA graphs; None: they are called. ``between`` is called before
@@ -44,6 +46,7 @@ class Passes:
         self.recorder = recorder
         self.forwards = self.backwards = 0
         self.between: Callable[[], None] = lambda: None
+        self._layout = ExitStack()
         self._inside: ExitStack | None = None
         self._current: Network | None = None
 
@@ -70,6 +73,7 @@ class Passes:
         self.own()
 
     def __enter__(self) -> Passes:
+        self._layout.enter_context(kernels_channels_last(self.network.model))
         for network in (self.network, self.fast):
             if network is not None:
                 network.copies.invalidate()  # the caller may have changed the weights since
@@ -78,6 +82,7 @@ class Passes:
 
     def __exit__(self, *error: Any) -> None:
         self._leave()
+        self._layout.close()
 
     def own(self) -> Network:
         """The network, ready for passes of other code in its own precision."""

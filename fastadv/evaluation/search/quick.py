@@ -20,33 +20,43 @@ from fastadv.evaluation.search.search import Images, Search, Seen, State, at, ch
 from fastadv.threat import Threat
 
 START = noise_stream("evaluation.quick")
+UNTARGETED = -1
 
 
 class Run(NamedTuple):
-    """``steps`` moves from a random point: upward on the probability margin (``rank`` None), or on
-    z_t - z_y for the class t of this rank at the strongest point of the untargeted runs. After it
-    an image goes on if its smallest margin is below ``near`` times the one it had at first."""
+    """``steps`` moves from a random point, whose size falls from ``reach`` eps to 0 along a cosine.
+    They raise the probability margin (``rank`` None), or z_t - z_y for the class t of this rank at
+    the strongest point of the runs before that had no target. After it an image goes on if its
+    smallest margin is below ``near`` times the one it had at first."""
 
     steps: int
     rank: int | None
     near: float
+    reach: float = 1.0
 
 
 RUNS = (
-    Run(10, None, 0.35),
+    Run(10, None, 0.4, reach=2.0),
     Run(10, None, 0.3),
-    Run(10, None, 0.25),
     Run(10, None, 0.25),
     Run(10, 0, 0.25),
     Run(10, 1, 0.25),
-    Run(10, 2, 0.1),
+    Run(10, 2, 0.25),
+    Run(10, 3, 0.1),
+    Run(20, None, 0.1),
+    Run(20, 0, 0.1),
+    Run(20, None, 0.1),
+    Run(20, None, 0.1),
+    Run(20, 1, 0.1),
     Run(20, None, 0.0),
 )
+"""Chosen on small networks for digits (``bench/quick_attack.py``): many short runs find another
+basin, and the long ones at the end take those across that are nearly there."""
 
 
 class Quick(Search):
     """The ``RUNS``, each for the images that those before it brought near the boundary and did not
-    take across it. A move has the size 2 eps at first and falls to 0 along a cosine."""
+    take across it."""
 
     name: ClassVar[str] = "quick"
     summary: ClassVar[str] = (
@@ -65,10 +75,12 @@ class Quick(Search):
         runs: tuple[Run, ...] = RUNS,
     ) -> None:
         super().__init__(threat, seed, len(runs), max(run.steps for run in runs))
-        self._runs = torch.tensor(
-            [(run.steps, -1 if run.rank is None else run.rank, run.near) for run in runs],
-            dtype=torch.float64,
-        )
+        self._runs = {
+            "steps": torch.tensor([run.steps for run in runs]),
+            "rank": torch.tensor([UNTARGETED if run.rank is None else run.rank for run in runs]),
+            "near": torch.tensor([run.near for run in runs], dtype=torch.float64),
+            "reach": torch.tensor([run.reach for run in runs], dtype=torch.float64),
+        }
 
     def start(self, images: Images, segment: int) -> State:
         shift = START.shift + segment * RESTART
@@ -80,26 +92,28 @@ class Quick(Search):
         }
 
     def wants_gradient(self, state: State) -> Tensor:
-        return state["iteration"] < self._of_run(state, 0)
+        return state["iteration"] < self._of_run(state, "steps")
 
     def objective(self, logits: Tensor, state: State) -> Tensor:
-        y, rank = state["y"], self._of_run(state, 1)
+        y, rank = state["y"], self._of_run(state, "rank")
         own = y[:, None] == torch.arange(logits.shape[1], device=y.device)
         ranked = state["strongest"].masked_fill(own, -float("inf")).argsort(dim=1, descending=True)
         target = at(ranked, rank.clamp(min=0) % (logits.shape[1] - 1))
         aimed = losses.of_class(logits, target) - losses.of_class(logits, y)
-        return torch.where(rank < 0, losses.probability_margin(logits, y), aimed)
+        return torch.where(rank == UNTARGETED, losses.probability_margin(logits, y), aimed)
 
     def tell(self, state: State, seen: Seen) -> State:
-        iteration, steps = state["iteration"], self._of_run(state, 0)
+        iteration, steps = state["iteration"], self._of_run(state, "steps")
         x = state["x"]
-        share = (iteration / steps).clamp(max=1).to(x.dtype)
-        size = self.threat.nominal * (1 + torch.cos(math.pi * share))
+        share = (iteration.double() / steps).clamp(max=1)
+        size = self._of_run(state, "reach") * (1 + torch.cos(math.pi * share)) / 2
         margin = -losses.margin(seen.logits, state["y"])
         nearer = (margin < state["least"]) & (iteration <= steps)
-        aimed = self._of_run(state, 1) >= 0
+        aimed = self._of_run(state, "rank") != UNTARGETED
         return {
-            "point": self.threat.step(state["point"], seen.gradient, x, size),
+            "point": self.threat.step(
+                state["point"], seen.gradient, x, self.threat.nominal * size.to(x.dtype)
+            ),
             "iteration": iteration + 1,
             "least": torch.where(nearer, margin, state["least"]),
             "strongest": choose(nearer & ~aimed, seen.logits, state["strongest"]),
@@ -108,10 +122,10 @@ class Quick(Search):
 
     def goes_on(self, state: State) -> Tensor:
         first = -losses.margin(state["logits"], state["y"])
-        return state["least"] < self._of_run(state, 2) * first
+        return state["least"] < self._of_run(state, "near") * first
 
-    def _of_run(self, state: State, column: int) -> Tensor:
-        """(n,): the steps, the rank or the share of the run that each image is in."""
-        self._runs = self._runs.to(state["segment"].device)
-        values = self._runs[state["segment"], column]
-        return values if column == 2 else values.long()
+    def _of_run(self, state: State, what: str) -> Tensor:
+        """(n,): the number ``what`` of the run that each image is in."""
+        segment = state["segment"]
+        self._runs[what] = self._runs[what].to(segment.device)
+        return self._runs[what][segment]

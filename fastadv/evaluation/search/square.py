@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from fastadv.evaluation.search import known, losses
-from fastadv.evaluation.search.engine import margins
 from fastadv.evaluation.search.search import Images, Search, Seen, State, choose
 from fastadv.evaluation.search.square_l2 import L2Moves
 from fastadv.evaluation.search.square_linf import LinfMoves
@@ -94,7 +93,7 @@ class Square(Search):
         }
 
     def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        return losses.ce(logits, y) if self.threat.targeted else margins(logits, y)
+        return losses.ce(logits, y) if self.threat.targeted else losses.lead(logits, y)
 
     def _moves_for(self, x: Tensor) -> Moves:
         _, channels, height, width = x.shape
