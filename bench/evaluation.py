@@ -4,8 +4,9 @@
 Each run folder is a network, taken in PyTorch's own layout; its best weights are attacked on its
 test images, at its own radius or ``--eps``. AutoAttack ``standard``: ours in float32 and with
 searches in bf16 beside the package pyautoattack, unchanged. PGD (``--pgd 100``): ours beside
-torchattacks' (installed without its own requirements: ``pip install --no-deps torchattacks``). All are timed in turn in one process; the
-machine must do nothing else. One row for each program and network.
+torchattacks' (installed without its own requirements: ``pip install --no-deps torchattacks``). All
+are timed in turn in one process; the machine must do nothing else. One row for each program and
+network.
 
 Passes (``--passes``) are counted in images by hooks on the network: those of images that both leave
 robust, and apart from them those of images that are right without an attack and fooled by one of

@@ -37,6 +37,39 @@ def evaluation_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
     return "\n".join([*lines, "", *dict.fromkeys(map(caption, chosen))])
 
 
+def quick_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
+    """Accuracy under ``quick`` beside AutoAttack's, and the passes of both, by network."""
+    chosen = newest_of_each([row for row in rows if row["kind"] == "quick attack"], _network)
+    lines = [
+        "| trained with | data | width | images | clean, % | AutoAttack, % | quick, % | difference "
+        "| passes of quick | of AutoAttack |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in chosen:
+        network = row["network"]
+        names = ("clean", "autoattack", "accuracy", "difference")
+        cells = [
+            network["method"],
+            network["data"],
+            str(network["width"]),
+            str(row["n"]),
+            *(f"{100 * row[name]:.1f}" for name in names),
+            *(_both(row[name]) for name in ("passes", "autoattack_passes")),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    if not chosen:
+        return NONE_YET
+    return "\n".join([*lines, "", *dict.fromkeys(map(caption, chosen))])
+
+
+def _both(passes: list[float]) -> str:
+    return " + ".join(f"{number(count)}" for count in passes)
+
+
+def _network(row: Row) -> tuple[Any, ...]:
+    return (*row["network"].values(), row["n"], row["attack"])
+
+
 def _where(row: Row) -> tuple[Any, ...]:
     network = row["network"]
     return (row["device"], row["threads"], row["attack"], *network.values(), row["n"], row["name"])

@@ -21,7 +21,7 @@ from count_tables import (
     launches_table,
     least_bytes_table,
 )
-from evaluation_table import evaluation_table
+from evaluation_table import evaluation_table, quick_table
 from gpu_tables import (
     NONE_YET,
     fused_table,
@@ -296,6 +296,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "ratios": _of_cpus(ratios_table),
     "passes": _of_cpus(passes_table),
     "evaluation": lambda rows: evaluation_table(rows, caption),
+    "quick": lambda rows: quick_table(rows, caption),
     "gpu": lambda rows: gpu_table(rows, caption),
     "gpu-fused": lambda rows: fused_table(rows, caption),
     "gpu-passes": lambda rows: passes_table([row for row in rows if is_of_gpu(row)]) or NONE_YET,

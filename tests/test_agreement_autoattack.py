@@ -58,9 +58,14 @@ def count(share: float) -> int:
     return round(share * COUNT)
 
 
-@pytest.mark.slow
+ATTACKS = [
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("apgd-ce", "apgd-dlr")),
+    *(pytest.param(name, marks=pytest.mark.long) for name in ("apgd-t", "fab-t", "square")),
+]
+
+
 @pytest.mark.parametrize("data", ["digits", "colour"])
-@pytest.mark.parametrize("attack", ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"])
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_an_attack_is_as_strong_as_the_canonical_one(attack: str, data: str) -> None:
     """No further from any of five canonical seeds than these are from each other, and one image."""
     model, x, y, threat = setting(data)
@@ -75,7 +80,7 @@ def test_an_attack_is_as_strong_as_the_canonical_one(attack: str, data: str) -> 
     assert ours <= min(theirs) + 1 + (max(theirs) - min(theirs))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("data", ["digits", "colour"])
 def test_the_cascade_is_as_strong_as_the_canonical_one(data: str) -> None:
     """Image by image: what it leaves robust is what the canonical cascade leaves."""

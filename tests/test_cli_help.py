@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import fields
+from typing import get_args
 
 import pytest
 
@@ -20,6 +22,8 @@ from fastadv.cli.flags import groups, train_parameters
 from fastadv.cli.listing import listing, reported
 from fastadv.cli.misspelt import MEANT
 from fastadv.declared import meanings
+from fastadv.evaluation.attacks.names import OPTIONS, Objective
+from fastadv.evaluation.search.catalogue import CASCADES
 from fastadv.run.request import setting_types
 
 CLASSES = [
@@ -146,7 +150,29 @@ def test_one_method_reads_at_80_columns(fastadv_command):
     assert "c_min = 1.7  [part]\n    perturb along samples" in outcome.out
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["methods"]])
+def test_the_attacks_are_listed_at_80_columns(fastadv_command):
+    outcome = fastadv_command("attacks")
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    listed = [line.split()[0] for line in lines if line[:1].strip()]
+    for name in (*OPTIONS, *CASCADES):
+        assert name == "cascade" or listed.count(name) == 1, name
+    (square,) = [line for line in lines if line.startswith("square ")]
+    assert square.split()[1:3] == ["QUERIES-RESTARTS", "5000-1"]
+    for objective in get_args(Objective):
+        assert objective in " ".join(lines)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_the_help_says_where_the_attacks_are_listed(command, fastadv_command):
+    words = re.sub(r"[│\s]+", " ", fastadv_command(command, "--help").out)
+    assert "all: fastadv attacks" in words
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["evaluate", "--help"], ["methods"]]
+)
 def test_commands_that_only_print_do_not_import_torch(words):
     code = (
         f"import sys; sys.argv = ['fastadv', *{words!r}]\n"

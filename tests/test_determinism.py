@@ -49,3 +49,12 @@ def test_a_run_trains_and_evaluates_with_them(wanted, tmp_path, monkeypatch):
     train(config, Console())
     assert set(seen) == {(wanted, not wanted)}
     assert switches() == before
+
+
+def test_a_fast_run_does_not_touch_the_switch_of_algorithms(monkeypatch):
+    """Setting it imports the compiler: an interruption in there would hide the one it came from."""
+    touched = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *a, **k: touched.append(a))
+    with pytest.raises(KeyboardInterrupt), reproducible(False):
+        raise KeyboardInterrupt
+    assert not touched

@@ -233,3 +233,16 @@ def test_a_convolution_weight_in_both_layouts_does_not_decide_the_layout() -> No
     assert _memory_format(nn.Sequential(telling, *silent)) is torch.contiguous_format
     telling.to(memory_format=torch.channels_last)
     assert _memory_format(nn.Sequential(telling, *silent)) is torch.channels_last
+
+
+@pytest.mark.parametrize(
+    ("attacks", "options", "sentence"),
+    [
+        ("clean,", {}, "single commas between them"),
+        (["clean", " "], {}, "single commas between them"),
+        (["apgd-ce-5"], {"search_dtype": "bfloat16"}, "in float32 or bf16, not in 'bfloat16'"),
+    ],
+)
+def test_what_was_meant_is_said_and_not_guessed(model, data, attacks, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        evaluate(model, batched(data, 60), attacks, **options)

@@ -9,9 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from fastadv.evaluation.attacks.inputs import attacked_network
+from fastadv.evaluation.attacks.names import OPTIONS, parse_attack
+from fastadv.evaluation.attacks.searched import stages_of
 from fastadv.evaluation.paired import Paired
+from fastadv.evaluation.search import cascade
+from fastadv.evaluation.search.cascade import entering
+from fastadv.evaluation.search.catalogue import CASCADES
+from fastadv.evaluation.search.passes import Passes
+from fastadv.evaluation.search.quick import RUNS
+from fastadv.evaluation.search.rows import joined
+from fastadv.evaluation.search.search import Images
 from fastadv.evaluation.verdicts import Verdicts
+from fastadv.threat import Threat
 
 PAGE = (Path(__file__).parents[1] / "docs" / "judging-a-model.md").read_text(encoding="utf-8")
 SECTION = PAGE.partition("\n## Protocol and comparison\n")[2].partition("\n## ")[0]
@@ -98,3 +111,49 @@ def test_numpy_reads_a_file_of_verdicts_as_the_page_says(
         assert [name for name, _ in rows] == list(file.files)
         for name, kind in rows:
             assert file[name].dtype.kind == "U" if kind == "str" else file[name].dtype == kind
+
+
+def attack_rows() -> list[list[str]]:
+    table = PAGE.partition("<!-- attacks -->")[2].partition("<!-- /attacks -->")[0]
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table.strip().splitlines()[2:]]
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+def test_the_table_of_attacks_has_every_name() -> None:
+    listed = {row[0].strip("`") for row in attack_rows()}
+    kinds = {parse_attack(name).kind for name in listed if name not in CASCADES}
+    assert kinds == set(OPTIONS) - {"cascade"}
+    assert set(CASCADES) <= listed
+    for name, cascade_of in CASCADES.items():
+        (row,) = (row for row in attack_rows() if row[0] == f"`{name}`")
+        assert f"`{cascade_of}`" in row[2]
+
+
+@pytest.mark.parametrize("row", attack_rows(), ids=lambda row: row[0].strip("`"))
+def test_the_table_of_attacks_counts_their_passes(row: list[str]) -> None:
+    """On a linear network whose images stay robust."""
+    spec = parse_attack(row[0].strip("`"))
+    if not spec.searches or any(part.kind == "square" for part in spec.searches):
+        return  # no searches; or 5,000 queries, of which some are not asked
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(27, 10))
+    x = torch.rand(2, 3, 3, 3)
+    logits = model(x).detach()
+    net = attacked_network(model, torch.device("cpu"), False, None)
+    images = Images(x, logits.argmax(1), torch.arange(2), logits)
+    stages = stages_of(spec, Threat("linf", 1e-6), 0, 10, again=False)
+    with Passes(net, repeats=spec.repeats) as passes:
+        rows = entering(images, images.index, targeted=False)
+        found = joined(cascade.run(stages, iter([rows]), passes, 2))
+    assert not found["fooled"].any()
+    counted = (passes.forwards // 2, passes.backwards // 2)
+    least = tuple(int(cell.split(" to ")[0].replace(",", "")) for cell in row[4:])
+    assert counted == least
+
+
+def test_the_longest_quick_attack_is_that_of_the_table() -> None:
+    (row,) = (row for row in attack_rows() if row[0] == "`quick`")
+    steps, runs = sum(run.steps for run in RUNS), len(RUNS)
+    assert [row[4].split(" to ")[1], row[5].split(" to ")[1]] == [str(steps + runs), str(steps)]
+    assert row[2].startswith(f"{runs} runs of ")
+    assert {run.steps for run in RUNS} == {10, 20}

@@ -8,7 +8,7 @@ import rich.console
 import typer
 from rich.markup import escape
 
-from fastadv.cli.shared_options import Plugin, TrustCode
+from fastadv.cli.shared_options import Attacks, Plugin, TrustCode
 from fastadv.errors import Interrupted
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
@@ -20,18 +20,16 @@ if TYPE_CHECKING:
 def compare(
     run_a: Annotated[str, typer.Argument(help="a run folder")],
     run_b: Annotated[str, typer.Argument(help="another one")],
-    attacks: Annotated[
-        str, typer.Option(help="clean, fgsm, pgd-20, pgd-50-10, cw, autoattack, ... with commas")
-    ] = "clean,pgd-20",
+    attacks: Attacks = "clean,pgd-20",
     which: Annotated[str, typer.Option(help="best or last weights, or both")] = "best",
     eps: Annotated[str | None, typer.Option(help="radius, if not the runs'")] = None,
     alpha: Annotated[
-        str | None, typer.Option(help="step of attacks with several, in pixels [the runs', eps/4]")
+        str | None, typer.Option(help="step of pgd and cw, in pixels [the runs', eps/4]")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="compare on this many images only")] = None,
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
     search_dtype: Annotated[
-        str, typer.Option(help="float32, or bf16: twice as fast, examples confirmed in float32")
+        str, typer.Option(help="float32, or bf16 (for hardware that has it), confirmed in float32")
     ] = "float32",
     trust_code: TrustCode = False,
     plugin: Plugin = None,

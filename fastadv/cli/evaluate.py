@@ -11,7 +11,7 @@ from rich.markup import escape
 from fastadv.cli import foreign_options as foreign
 from fastadv.cli.beside import Reference, attacks_beside, show_beside
 from fastadv.cli.sanity import Other, Sanity, check, require_alone
-from fastadv.cli.shared_options import Plugin, TrustCode
+from fastadv.cli.shared_options import Attacks, Plugin, TrustCode
 from fastadv.errors import Interrupted, UserError
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
@@ -28,15 +28,13 @@ def evaluate(
         list[str] | None,
         typer.Argument(metavar="RUN...", help="run folders; the seeds of a method form one row"),
     ] = None,
-    attacks: Annotated[
-        str, typer.Option(help="clean, fgsm, pgd-20, pgd-50-10, cw, autoattack, ... with commas")
-    ] = ATTACKS,
+    attacks: Attacks = ATTACKS,
     which: Annotated[
         str, typer.Option(help="best or last weights, or both and their difference")
     ] = "best",
     eps: Annotated[str | None, typer.Option(help="radius, if not the run's")] = None,
     alpha: Annotated[
-        str | None, typer.Option(help="step of attacks with several, in pixels [the run's, eps/4]")
+        str | None, typer.Option(help="step of pgd and cw, in pixels [the run's, eps/4]")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="evaluate on this many images only")] = None,
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
@@ -47,10 +45,11 @@ def evaluate(
         float | None, typer.Option(help="minutes, after which what is known is shown [none]")
     ] = None,
     save_examples: Annotated[
-        bool, typer.Option("--save-examples", help="write the adversarial examples, too")
+        bool,
+        typer.Option("--save-examples", help="write the adversarial examples too, into verdicts/"),
     ] = False,
     search_dtype: Annotated[
-        str, typer.Option(help="float32, or bf16: twice as fast, examples confirmed in float32")
+        str, typer.Option(help="float32, or bf16 (for hardware that has it), confirmed in float32")
     ] = "float32",
     reference: Reference = False,
     sanity: Sanity = False,
@@ -81,9 +80,17 @@ def evaluate(
         depth=depth, stem=stem,
     )  # fmt: skip
     if sanity:
-        flags = ("--attacks", "--alpha", "--format", "--time-limit", "--save-examples")
-        given = (attacks != ATTACKS, alpha, format_ != "table", time_limit, save_examples)
-        require_alone(dict(zip(flags, given, strict=True)))
+        require_alone(
+            {
+                "--attacks": attacks != ATTACKS,
+                "--alpha": alpha,
+                "--format": format_ != "table",
+                "--time-limit": time_limit,
+                "--save-examples": save_examples,
+                "--search-dtype": search_dtype != "float32",
+                "--reference": reference,
+            }
+        )
         with trusting(trust_code):
             code = check(runs, elsewhere, which, eps=eps, limit=limit, seed=seed, other=other)
         raise typer.Exit(code)
@@ -98,6 +105,8 @@ def evaluate(
     from fastadv.run.several import evaluate_runs, table_of_file, table_of_run
 
     require_format(format_)
+    if reference and format_ != "table":
+        raise UserError(f"--reference prints a table of its own: omit --format {format_}.")
     beside = attacks_beside(attacks, runs, which) if reference else []
     options: dict[str, Any] = {
         "eps": eps,

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, compare, methods, doctor, export."""
+"""The command line: train, evaluate, compare, attacks, methods, doctor, export."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import rich.console
 import typer
 from rich.markup import escape
 
+from fastadv.cli.attacks import attacks
 from fastadv.cli.compare import compare
 from fastadv.cli.evaluate import evaluate
 from fastadv.cli.misspelt import misspelt
@@ -213,6 +214,7 @@ def application(command: str) -> typer.Typer:
     app.command("train", help=_train.__doc__)(_train_command() if command == "train" else _later)
     app.command()(evaluate)
     app.command()(compare)
+    app.command()(attacks)
     app.command()(methods)
     app.command()(doctor)
     app.command()(export)

@@ -6,6 +6,13 @@ from typing import Annotated
 
 import typer
 
+Attacks = Annotated[
+    str,
+    typer.Option(
+        "--attacks", help="clean, pgd-20, quick, autoattack, ... with commas; all: fastadv attacks"
+    ),
+]
+
 TrustCode = Annotated[
     bool,
     typer.Option(

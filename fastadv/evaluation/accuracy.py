@@ -234,6 +234,11 @@ def specs_of(names: Sequence[str] | str, alpha: float | str | None = None) -> di
     names = names.split(",") if isinstance(names, str) else names
     specs: dict[str, AttackSpec] = {}
     for name in map(str.strip, names):
+        if not name:
+            raise UserError(
+                "A name in the list of attacks is empty: name at least one attack, such as 'clean' "
+                "or 'pgd-20', and put single commas between them."
+            )
         if name in specs:
             raise UserError(f"The attack {name!r} is named twice; name each once.")
         specs[name] = parse_attack(name)

@@ -23,7 +23,8 @@ class Forecast:
     def shares(self) -> list[float]:
         """The accuracy in [0,1] without an attack, and after each search that has begun to give
         results: of the images that have arrived there, the share that it has not fooled so far,
-        times that before. Images under way count as right, so these fall to their ends."""
+        times the accuracy before it. Images under way count as right, so each number only falls
+        until the search has ended."""
         fooled_by, passed = self._ledger.rows["fooled_by"], self._ledger.rows["passed"]
         looked_at = int((fooled_by != ABSENT).sum())
         if not looked_at:
@@ -41,8 +42,8 @@ class Forecast:
     def seconds_left(self) -> float:
         """The seconds that the searches will take for the other images; nan before the first pass.
 
-        The time of a pass is measured, for a search that has not begun on the others. Images that
-        stay robust take all passes of a search.
+        The time of a pass is measured; for a search that has not begun, it is that of the others.
+        Images that stay robust take all passes of a search.
         """
         engines = self._pipeline.engines
         cost = sum(engine.seen * _cost(engine) for engine in engines)

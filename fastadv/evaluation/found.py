@@ -17,7 +17,7 @@ from fastadv.evaluation.verdicts import Verdicts
 class Found:
     """``ledgers`` and the names of their ``stages`` by attack, over the first ``images``.
 
-    ``masks`` as in ``Counts``. ``halted``: the evaluation was ended before its end.
+    ``masks`` as in ``Counts``. ``halted``: the evaluation was stopped before it was complete.
     """
 
     ledgers: Mapping[str, Ledger]

@@ -116,8 +116,8 @@ class Ledger:
         return self._rows[start : start + count]
 
     def bounds(self, total: int) -> tuple[float, float]:
-        """The accuracy on ``total`` images lies between these: all that have no verdict are fooled,
-        or none of them."""
+        """The lowest and the highest accuracy on ``total`` images that are still possible: all that
+        have no verdict are fooled, or none of them."""
         known = int(self.known.sum())
         right = int(self.right.sum())
         return right / total, (right + total - known) / total

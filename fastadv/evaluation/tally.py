@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastadv.algorithms.user_loss import UserLoss
 from fastadv.engine.process import distributed
-from fastadv.errors import NotFiniteError, UserError
+from fastadv.errors import UserError
 from fastadv.evaluation.attacks import ATTACKS, inputs, searched
 from fastadv.evaluation.attacks.masks import masks_of
 from fastadv.evaluation.attacks.names import BATCHWISE, OPTIONS, AttackSpec
@@ -26,16 +26,15 @@ from fastadv.evaluation.ledger import OPEN, RIGHT, Ledger
 from fastadv.evaluation.metric import Means, Metric
 from fastadv.evaluation.search import losses
 from fastadv.evaluation.search.cascade import FOOLED_BY, PASSED, Pipeline, entering
-from fastadv.evaluation.search.engine import NOT_FINITE
 from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.search.rows import Rows, chosen
 from fastadv.evaluation.search.search import Images, choose
-from fastadv.ranges import hard, labels_outside, outside
+from fastadv.evaluation.trouble import Trouble
+from fastadv.ranges import hard
 from fastadv.threat import Threat
 
 FOLLOWING_NO_LOSS = ("clean", "noise")
 _CARRIED = {"passed": "i8", "runs": "i8", "margin": "f8", "strength": "f8", "flat": "?"}
-_NONE = 1 << 62  # no image has this place
 
 
 class Halt(Exception):
@@ -94,10 +93,7 @@ class Tally:
             for name, spec in specs.items()
         }
         self.halted = False
-        # Images or labels out of range; logits, gradients, values of the metric not finite.
-        self.trouble = torch.zeros(5, dtype=torch.bool, device=net.device)
-        # The first image whose outputs were not finite.
-        self.first_bad = torch.full((), _NONE, dtype=torch.int64, device=net.device)
+        self.trouble = Trouble(threat, net.device)
         self.masks: list[Tensor] = []  # of the first batch, as in ``Counts``
         self.commit()
         self.format = _memory_format(net.model)
@@ -140,11 +136,15 @@ class Tally:
                 "Accuracy is of classes, and y are none: pass metric=, a function of logits and y "
                 "with a bool or float value per image."
             )
-        self._note_trouble(x, y, clean, index)
+        self.trouble.look_at_images(x)
+        self.trouble.look_at_outputs(clean, index)
+        if not self.any_labels:
+            self.classes = clean.shape[1]
+            self.trouble.look_at_labels(y, self.classes)
         if not self.masks:
             self.masks = masks_of(problem, clean)
         if self.net.syncs_are_free or not self.checked:
-            self._raise_trouble()
+            self.trouble.raise_found()
             self.checked = True
         # A label out of range would abort a CUDA process here; it is reported at the end.
         if not self.any_labels and y.dim() == 1:
@@ -159,7 +159,7 @@ class Tally:
             else:
                 self._attack(name, spec, problem, clean, classes)
         if self.net.syncs_are_free:
-            self._raise_trouble()
+            self.trouble.raise_found()
 
     def _searches(self, spec: AttackSpec, y: Tensor) -> bool:
         """True if ``spec`` runs as searches, which need the accuracy of classes ``y`` (B,)."""
@@ -174,13 +174,13 @@ class Tally:
         if spec.kind != "clean":
             watch = Watch(self.net.device)
             x_adv, logits = self._logits_under(spec, replace(problem, watch=watch))
-            self.trouble[3] |= watch.bad
+            self.trouble.no_attack(watch.bad)
             flat = watch.flat
         if name in self.examples:
             self.examples[name].put(problem.index, x_adv)
         if self.means is not None and problem.right is None:
             values = self.means.values(logits, problem.y)
-            self.trouble[4] |= ~values.isfinite().all()
+            self.trouble.look_at_values(values)
             self.means.add(list(self.specs).index(name), values)
         right = problem.is_right(logits)
         if right is None:
@@ -270,48 +270,8 @@ class Tally:
         x_adv = ATTACKS[spec.kind](problem, spec)
         with torch.no_grad():
             logits = problem.logits(x_adv)
-        finite = x_adv.isfinite().all()
-        self.trouble[2] |= finite & self._not_finite(logits, problem.index)
-        self.trouble[3] |= ~finite
+        self.trouble.look_at_outputs(logits, problem.index, x_adv)
         return x_adv, logits
-
-    def _not_finite(self, logits: Tensor, index: Tensor) -> Tensor:
-        """True if ``logits`` (n,...) are not finite, 0-dim bool; notes the first such image."""
-        bad = ~logits.flatten(1).isfinite().all(1)
-        first = torch.where(bad, index, _NONE).amin()
-        torch.minimum(self.first_bad, first, out=self.first_bad)
-        return first < _NONE
-
-    def _note_trouble(self, x: Tensor, y: Tensor, logits: Tensor, index: Tensor) -> None:
-        out_of_range = torch.zeros((), dtype=torch.bool, device=x.device)
-        if not self.any_labels:
-            self.classes = logits.shape[1]
-            out_of_range = labels_outside(y, self.classes)
-        not_finite = self._not_finite(logits, index)
-        self.trouble[:3] |= torch.stack(
-            [outside(x, *self.threat.ends(x)), out_of_range, not_finite]
-        )
-
-    def _raise_trouble(self) -> None:
-        """Raise the errors recorded so far; synchronises with the device."""
-        outside, out_of_range, not_finite, no_attack, no_value = self.trouble.tolist()
-        if outside:
-            raise UserError(inputs.box_sentence(self.threat))
-        if out_of_range:
-            raise UserError(
-                f"Labels are out of range: the model has {self.classes} classes, so labels run "
-                f"from 0 to {self.classes - 1}, and soft labels are at least 0 and sum to 1."
-            )
-        if not_finite:
-            raise NotFiniteError(
-                f"The model's outputs are not finite, first those of image {int(self.first_bad)} "
-                "(counted from 0), so its accuracy means nothing; evaluate an earlier checkpoint, "
-                "or evaluate without amp."
-            )
-        if no_attack:
-            raise NotFiniteError(NOT_FINITE)
-        if no_value:
-            raise NotFiniteError("The metric gave a value that is not finite; mend it.")
 
     def commit(self) -> None:
         """Save the sums of the metric after a complete batch; an interrupted batch does not change
@@ -337,7 +297,7 @@ class Tally:
         """
         for ledger in self.ledgers.values():
             ledger.settle()
-        self._raise_trouble()  # of all that the ledgers hold
+        self.trouble.raise_found()  # of all that the ledgers hold
         ledgers, images, halted = self.ledgers, self.images, self.halted
         stages: Mapping[str, list[str]] = self.stages
         if shared and distributed.world_size() > 1:

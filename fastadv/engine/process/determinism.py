@@ -34,7 +34,8 @@ def reproducible(wanted: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        if wanted:  # the call imports the compiler, in seconds that an interruption may fall into
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         cudnn.benchmark = before[2]
         if sets_workspace:
             os.environ.pop(CUBLAS, None)

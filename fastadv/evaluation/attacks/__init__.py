@@ -82,7 +82,8 @@ def attack(
     """Adversarial examples x_adv, detached, in the shape and type of ``x``.
 
     ``x`` (B,C,H,W) float in [0,1] on the model's device; ``y`` (B,) integer class labels, those to
-    reach if the attack is ``targeted``. ``name`` is an attack with its numbers:
+    reach if the attack is ``targeted``. ``name`` is an attack with its numbers
+    (the command ``fastadv attacks`` lists them all):
 
     - one step or none: "clean", "noise-0.1" (standard deviation), "fgsm", "fgsm-rwp";
     - steps of one size: "pgd", "pgd-20" (steps), "pgd-50-10" (steps, restarts), "pgd-dlr-20" (with

@@ -140,7 +140,10 @@ def attack_passes(
     Raises ``UserError`` as ``attacked_network`` does, and for unknown settings.
     """
     if search_dtype not in SEARCH_DTYPES:
-        raise unknown("search_dtype", search_dtype, SEARCH_DTYPES)
+        raise UserError(
+            f"Searches are in {' or '.join(SEARCH_DTYPES)}, not in {search_dtype!r}: choose one "
+            "as the search dtype."
+        )
     if mode not in MODES:
         raise unknown("mode", mode, MODES)
     if mode == "captured" and device.type != "cuda":

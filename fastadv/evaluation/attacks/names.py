@@ -26,6 +26,14 @@ OPTIONS: dict[str, frozenset[str]] = {
 }
 """Every kind of attack, and which options of ``fastadv.attack`` it takes."""
 
+OTHERS = {
+    "clean": ("", "the images as they are"),
+    "fgsm": ("", "one step of eps along the sign of the gradient (Goodfellow et al., 2015)"),
+    "fgsm-rwp": ("", "one step of 2 eps from a random point, as in the tables of RWP"),
+    "noise": ("SIGMA", "Gaussian noise of this standard deviation in pixels, whatever eps is"),
+}
+"""Attacks that are no searches: the number they take, and what they compute."""
+
 BATCHWISE = ("pgd", "cw", "cw-margin")
 """Searches that are also attacks on one batch: with labels, starts and masks of any kind."""
 
@@ -103,7 +111,10 @@ def parse_attack(name: str) -> AttackSpec:
     """
     text = name.strip().lower()
     if is_cascade(text):
-        parts = tuple(parse_attack(part) for part in CASCADES.get(text, text).split("+"))
+        names = CASCADES.get(text, text).split("+")
+        if not all(map(str.strip, names)):
+            raise UserError(f"{name!r} lacks an attack beside a '+': write it as apgd-ce+square.")
+        parts = tuple(map(parse_attack, names))
         for part in parts:
             if part.kind not in SEARCHES:
                 raise UserError(
@@ -112,7 +123,7 @@ def parse_attack(name: str) -> AttackSpec:
         return AttackSpec(name.strip(), "cascade", parts=parts, repeats=REPEATS.get(text, 1))
     kinds = [kind for kind in OPTIONS if text == kind or text.startswith(kind + "-")]
     if not kinds or kinds == ["cascade"]:
-        raise unknown("attack", name, EXAMPLES)
+        raise _unknown(name)
     kind = max(kinds, key=len)
     numbers = text[len(kind) + 1 :]
     objective = None
@@ -126,15 +137,32 @@ def parse_attack(name: str) -> AttackSpec:
         raise UserError(f"The attack {kind!r} takes no number, but was given {name!r}.")
     counts = numbers.split("-")
     if len(counts) > 2 or not all(count.isdecimal() for count in counts):
-        first, second = SEARCHES[kind].numbers if kind in SEARCHES else ("STEPS", "RESTARTS")
+        search = SEARCHES[kind]
+        first, second = search.numbers
+        usual = f"{kind}-{search.default_steps}"
         raise UserError(
-            f"{name!r} is not {kind}-{first} or {kind}-{first}-{second}, such as {kind}-20 or "
-            f"{kind}-50-5."
+            f"{name!r} is not {kind}-{first} or {kind}-{first}-{second}, such as {usual} or "
+            f"{usual}-{max(2, search.default_segments)}."
         )
     restarts = int(counts[1]) if len(counts) == 2 else None
     return AttackSpec(
         name.strip(), kind, steps=int(counts[0]), restarts=restarts, objective=objective
     )
+
+
+def _unknown(name: str) -> UserError:
+    """The error for an unknown name. Its beginning says more than its spelling: apgd is not pgd,
+    and autoattack-standard is not autoattack-rand."""
+    text = name.strip().lower()
+    bases = [text, *(each for each in CASCADES if text.startswith(f"{each}-"))]
+    family = [
+        each
+        for each in (*SEARCHES, *CASCADES)
+        if each in bases or any(base and each.startswith(f"{base}-") for base in bases)
+    ]
+    if not family:
+        return unknown("attack", name, EXAMPLES)
+    return UserError(f"Unknown attack {name!r}; did you mean {' or '.join(map(repr, family))}?")
 
 
 def _objective(text: str) -> tuple[Any, str]:

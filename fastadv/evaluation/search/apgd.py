@@ -121,6 +121,9 @@ class ApgdCe(Apgd):
     """Auto-PGD on the cross entropy; in a targeted threat on that of the target, which falls."""
 
     name: ClassVar[str] = "apgd-ce"
+    summary: ClassVar[str] = (
+        "Auto-PGD, whose step adapts, on the cross entropy (Croce & Hein, 2020)"
+    )
 
     def objective(self, logits: Tensor, state: State) -> Tensor:
         loss = losses.ce(logits, state["y"])
@@ -132,6 +135,7 @@ class ApgdDlr(Apgd):
     class which the network gives to the image."""
 
     name: ClassVar[str] = "apgd-dlr"
+    summary: ClassVar[str] = "Auto-PGD on the difference of logits ratio"
     least_classes: ClassVar[int] = 3
 
     @classmethod
@@ -160,6 +164,9 @@ class ApgdT(Apgd):
     image's logits."""
 
     name: ClassVar[str] = "apgd-t"
+    summary: ClassVar[str] = (
+        "Auto-PGD on the targeted ratio, towards one of the most likely classes after another"
+    )
     default_segments: ClassVar[int] = 9
     numbers: ClassVar[tuple[str, str]] = ("STEPS", "TARGETS")
     aims: ClassVar[bool] = True

@@ -25,9 +25,12 @@ Ended = Callable[[Rows], None]
 
 
 def entering(images: Images, place: Tensor, *, targeted: bool, spares: bool = True) -> Rows:
-    """``images``, numbers ``place`` (n,) of all, as rows for ``run``. An image that the network
-    already gets wrong needs no search; unless the cascade ``spares`` it, it is searched, and
-    without a result of the search it has none."""
+    """``images``, which have the numbers ``place`` (n,) among all, as rows for ``run``.
+
+    An image that the network already gets wrong counts as fooled, without a search, if ``spares``.
+    Otherwise it is searched as the others are, and only what the search finds counts: its margin
+    without an attack is not kept.
+    """
     rows = waiting(images, place, targeted=targeted)
     right = images.logits.argmax(1) == images.y
     fooled = right if targeted else ~right
@@ -59,9 +62,10 @@ def run(
     ended: Ended = lambda rows: None,
     engines: list[Engine] | None = None,
 ) -> Iterator[Rows]:
-    """The rows of ``source`` (of ``entering``) with their verdicts, a few at a time.
-    A row that has ``passed`` k searches enters the next one, in its run ``segment``. ``engines`` is
-    given the engine of each search.
+    """The rows of ``source`` (made by ``entering``) with their verdicts, a few at a time.
+
+    A row that has ``passed`` k searches enters the next one, in its run ``segment``. The engine of
+    each search is appended to ``engines``.
 
     Each search draws its images from the one before. All are at work at the same time, but only as
     far as the last one needs: memory is that of a batch for each search, whatever the number of
@@ -109,7 +113,7 @@ def _survivors(number: int, engine: Engine, source: Iterator[Rows], ended: Ended
                 others.append(chosen(rows, ~here))
             if bool(here.any()):
                 entered = chosen(rows, here)
-                if engine.search.remembers:  # which is not stored: interrupted images begin again
+                if engine.search.remembers:  # what is not stored: an interrupted image starts anew
                     entered["segment"] = torch.zeros_like(entered["segment"])
                 yield {name: entered[name] for name in KEPT}
 

@@ -39,7 +39,8 @@ NOT_FINITE = (
 
 
 def waiting(images: Images, place: Tensor, *, targeted: bool) -> Rows:
-    """``images``, numbers ``place`` (n,) of all, as rows that wait for their first run."""
+    """``images``, which have the numbers ``place`` (n,) among all, as rows that wait for their
+    first run."""
     x, y = images.x, images.y
     n = len(x)
     margin = losses.lead(images.logits, y)

@@ -96,6 +96,9 @@ class Fab(_Fab):
     targeted threat the boundary is that to the target."""
 
     name: ClassVar[str] = "fab"
+    summary: ClassVar[str] = (
+        "to the nearest boundary of the linearised network; a backward pass for each class"
+    )
 
     def start(self, images: Images, segment: int) -> State:
         state = super().start(images, segment)
@@ -137,6 +140,7 @@ class FabT(_Fab):
     class of rank s + 2 of the image's logits."""
 
     name: ClassVar[str] = "fab-t"
+    summary: ClassVar[str] = "FAB towards one of the most likely classes after another"
 
     default_segments: ClassVar[int] = 9
     numbers: ClassVar[tuple[str, str]] = ("STEPS", "TARGETS")

@@ -77,7 +77,7 @@ class FixedEngine(Engine):
             self._taken[slot] = True
 
     def _halve(self) -> None:
-        """Leave out slots while half of them are free for good."""
+        """Make the batch smaller, once no more images come and half of its slots are free."""
         size, in_use = len(self._taken), sum(self._taken)
         if not self._ended or self.waits.count:
             return

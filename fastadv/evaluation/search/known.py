@@ -23,8 +23,8 @@ def add(names: Tensor, sets: Tensor) -> None:
 
 
 def contains(names: Tensor, sets: Tensor, rows: Tensor) -> Tensor:
-    """(r,k) bool: whether ``names`` (r,k) are in the sets number ``rows`` (r,). One that was pushed
-    out is not found."""
+    """(r,k) bool: whether ``names`` (r,k) are in the sets number ``rows`` (r,). A name whose place
+    a newer one has taken is not found."""
     return sets.view(-1).take(_place(names) + rows[:, None] * PLACES) == names
 
 
@@ -33,6 +33,7 @@ def _place(names: Tensor) -> Tensor:
 
 
 def mixed(codes: Tensor) -> Tensor:
-    """A name for each code (...) int64, another one for another code, with all bits in the last."""
+    """A name for each of ``codes`` (...) int64. Different codes have different names, and the last
+    bits of a name, which are its place, depend on all bits of the code."""
     scrambled = codes * -7046029254386353131  # odd, so that the product can be undone
     return scrambled ^ ((scrambled >> 32) & 0xFFFFFFFF)

@@ -26,6 +26,9 @@ class Malt(ApgdT):
     """
 
     name: ClassVar[str] = "malt"
+    summary: ClassVar[str] = (
+        "apgd-t, with the classes first that a linear network would reach (Melamed et al., 2024)"
+    )
     remembers: ClassVar[tuple[str, ...]] = ("distances",)
 
     def __init__(

@@ -24,6 +24,9 @@ class Pgd(Search):
     """
 
     name: ClassVar[str] = "pgd"
+    summary: ClassVar[str] = (
+        "steps of one size alpha, projected, upward on the cross entropy; the last point counts"
+    )
     default_steps: ClassVar[int] = 10
     options: ClassVar[tuple[str, ...]] = ("alpha", "objective")
     last_alone: ClassVar[bool] = True
@@ -93,6 +96,9 @@ class Cw(Pgd):
     """CW of RWP and AWP: PGD on ``losses.hinge``."""
 
     name: ClassVar[str] = "cw"
+    summary: ClassVar[str] = (
+        "PGD on the margin of RWP and AWP, -relu(z_y - max(other logits, 0) + 10)"
+    )
     default_steps: ClassVar[int] = 100
     options: ClassVar[tuple[str, ...]] = ("alpha",)
 
@@ -105,6 +111,9 @@ class CwMargin(Cw):
     once it is misclassified. So the first such point counts."""
 
     name: ClassVar[str] = "cw-margin"
+    summary: ClassVar[str] = (
+        "PGD on the margin of Bag of Tricks (Pang et al., 2021); the first success counts"
+    )
     last_alone: ClassVar[bool] = False
 
     def objective(self, logits: Tensor, state: State) -> Tensor:

@@ -26,6 +26,7 @@ class Pma(Search):
     """
 
     name: ClassVar[str] = "pma"
+    summary: ClassVar[str] = "the probability margin, in two phases (Xie et al., 2024)"
     default_segments: ClassVar[int] = 2
 
     def __init__(

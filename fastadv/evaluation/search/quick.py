@@ -59,6 +59,9 @@ class Quick(Search):
     take across it."""
 
     name: ClassVar[str] = "quick"
+    summary: ClassVar[str] = (
+        "short runs on the probability margin, for images near the boundary: to choose an epoch"
+    )
     remembers: ClassVar[tuple[str, ...]] = ("least", "strongest")
     takes_numbers: ClassVar[bool] = False
     takes_targets: ClassVar[bool] = False

@@ -56,6 +56,7 @@ class Search(ABC):
     """
 
     name: ClassVar[str]
+    summary: ClassVar[str]  # what it computes, for ``fastadv attacks``
     uses_gradient: ClassVar[bool] = True
     default_steps: ClassVar[int] = 100
     default_segments: ClassVar[int] = 1
@@ -117,7 +118,7 @@ class Search(ABC):
         if classes < cls.least_classes:
             raise UserError(
                 f"The attack {cls.name!r} needs at least {cls.least_classes} classes and the model "
-                f"has {classes}; use 'apgd-ce' or 'pgd-100-10' instead."
+                f"has {classes}; use 'apgd-ce' or 'apgd-ce+fab-t+square' instead."
             )
         if cls.aims:
             segments = min(cls.default_segments if segments is None else segments, classes - 1)

@@ -35,6 +35,9 @@ class Square(Search):
     """
 
     name: ClassVar[str] = "square"
+    summary: ClassVar[str] = (
+        "random search with square windows, without gradients (Andriushchenko et al., 2020)"
+    )
     uses_gradient: ClassVar[bool] = False
     default_steps: ClassVar[int] = 5000
     numbers: ClassVar[tuple[str, str]] = ("QUERIES", "RESTARTS")
