@@ -1,4 +1,4 @@
-"""``quick``: how robust a network is, to about a point of AutoAttack's answer, at the cost of PGD.
+"""``quick``: how robust a network is, to about a point of AutoAttack's answer, at the cost of PGD-35.
 
 It is for choosing the best epoch of a run, not for a table. Three things save passes. An image
 leaves once it is fooled. The probability margin (Xie et al., 2024) falls as far in ten steps of a
