@@ -37,10 +37,10 @@ class Run(NamedTuple):
 
 RUNS = (
     Run(10, None, 0.4, reach=2.0),
-    Run(10, None, 0.3),
+    Run(10, None, 0.5),
     Run(10, None, 0.25),
-    Run(10, 0, 0.25),
-    Run(10, 1, 0.25),
+    Run(10, 0, 0.45),
+    Run(10, 1, 0.4),
     Run(10, 2, 0.25),
     Run(10, 3, 0.1),
     Run(20, None, 0.1),
