@@ -29,7 +29,7 @@ from fastadv.evaluation.search.fixed import FixedEngine
 from fastadv.evaluation.search.malt import Malt
 from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.search.pma import START, Pma
-from fastadv.evaluation.search.quick import Quick, Run
+from fastadv.evaluation.search.quick import CE, MARGIN, Quick, Run
 from fastadv.evaluation.search.rows import Rows
 from fastadv.evaluation.search.search import Images, Search, Seen, State
 from fastadv.threat import Threat
@@ -187,7 +187,13 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
-SHORT = (Run(4, None, 0.6, reach=2.0), Run(3, 0, 0.5), Run(5, None, 0.3), Run(3, 1, 0.0))
+SHORT = (
+    Run(4, MARGIN, 0.6, reach=2.0),
+    Run(3, 0, 0.5),
+    Run(5, MARGIN, 0.3),
+    Run(3, CE, 0.2),
+    Run(3, 1, 0.0),
+)
 
 
 def quick_by_hand(
@@ -205,7 +211,7 @@ def quick_by_hand(
     least = first
     if first < 0:
         return True, first, 0
-    for run, start in zip(SHORT, starts, strict=True):
+    for number, (run, start) in enumerate(zip(SHORT, starts, strict=True)):
         point = start
         for k in range(run.steps + 1):
             point = point.detach().requires_grad_()
@@ -213,13 +219,15 @@ def quick_by_hand(
             passes += 1
             if ahead < least:
                 least = ahead
-                ranked = logits if run.rank is None else ranked
+                ranked = ranked if number else logits
             if ahead < 0:
                 return True, least, passes
             others = [j for j in ranked.argsort(descending=True).tolist() if j != y]
             p = logits.softmax(0)
-            if run.rank is None:
+            if run.rank == MARGIN:
                 loss = torch.cat([p[:y], p[y + 1 :]]).max() - p[y]
+            elif run.rank == CE:
+                loss = -p[y].log()
             else:
                 loss = logits[others[run.rank]] - logits[y]
             (gradient,) = torch.autograd.grad(loss, point)
@@ -248,8 +256,8 @@ def test_quick_gives_up_images_that_stay_far_from_the_boundary(slots: int) -> No
     ]  # fmt: skip
     fooled, least, counts = (list(column) for column in zip(*hand, strict=True))
     # Given up after each of the runs, and fooled in the first and in the last one.
-    assert {n for n, gone in zip(counts, fooled, strict=True) if not gone} == {5, 9, 15, 19}
-    assert {n for n, gone in zip(counts, fooled, strict=True) if gone} == {0, 2, 18}
+    assert {n for n, gone in zip(counts, fooled, strict=True) if not gone} == {5, 9, 15, 19, 23}
+    assert {n for n, gone in zip(counts, fooled, strict=True) if gone} == {0, 2, 22}
     with passes_of(model) as passes:
         found = in_order(cascade.run([Stage(search)], iter([entering(images)]), passes, slots))
     assert found["fooled"].tolist() == fooled
