@@ -12,24 +12,23 @@ NONE_YET = "No run has been measured yet."
 
 
 def evaluation_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
-    """Seconds, accuracy and passes of each program, by attack and network."""
+    """Seconds and accuracy of each program, by attack and network."""
     chosen = newest_of_each([row for row in rows if row["kind"] == "evaluation"], _where)
     lines = [
-        "| attack, network | program | seconds | faster by | accuracy | passes per robust image |",
-        "|---|---|---:|---:|---:|---:|",
+        "| attack, network | program | seconds | faster by | accuracy |",
+        "|---|---|---:|---:|---:|",
     ]
     for row in chosen:
         network = row["network"]
-        said = f"{row['attack']}, {network['model']} of width {network['width']}, {row['n']} images"
+        size = {"digits": "1x8x8", "npz": "3x32x32"}.get(network["data"], network["data"])
+        said = f"{row['attack']}, width {network['width']}, {row['n']} images {size}"
         faster = f"{row['faster']['median']:.2f}x" if "faster" in row else ""
-        passes = row.get("passes", {}).get("robust", {}).get("forward_equivalents")
         cells = [
             said,
             row["name"],
             number(row["seconds"]["median"]),
             faster,
             f"{100 * row['accuracy']:.1f} %",
-            "" if passes is None else f"{passes:,.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     if not chosen:
