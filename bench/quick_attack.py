@@ -123,7 +123,7 @@ def compared(
         "network": {
             "method": config.method, "data": config.data.split(":")[0], "model": config.model,
             "width": config.width, "epochs": config.epochs, "limit": config.limit,
-            "eps": config.eps, "norm": config.norm,
+            "eps": config.eps, "norm": config.norm, "alpha": config.plan.options.get("alpha"),
         },
         "n": n,
         "clean": round(float((_logits(model, x).argmax(1) == y).float().mean()), 4),
