@@ -47,8 +47,10 @@ def quick_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
     for row in chosen:
         network = row["network"]
         names = ("clean", "autoattack", "accuracy", "difference")
+        # Without a step the images of FGSM's variants have their random start alone.
+        noise = ", noise alone" if network.get("alpha") == 0 else ""
         cells = [
-            network["method"],
+            network["method"] + noise,
             network["data"],
             str(network["width"]),
             str(row["n"]),

@@ -6,8 +6,8 @@ AutoAttack ``standard`` is the package pyautoattack, unchanged; it takes minutes
 its verdicts are kept in ``--reference`` and read from there the next time. One row per network.
 
 Passes are counted in images: an image through the network, and a gradient back through it. Both
-counts are averages over all images, those that are wrong without an attack among them. PGD-20 takes
-21 forward and 20 backward passes for every image.
+counts are averages over all images, those that are wrong without an attack among them, and include
+the pass that says so. PGD-20 takes 21 forward and 20 backward passes for every image.
 """
 
 import argparse
@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from fastadv.benchmark.rows import append_rows, provenance, results_file
@@ -91,6 +90,8 @@ def autoattack(
     facts = [dict(model.state_dict()), x, y, float(config.eps), config.norm, seed]
     file = kept / f"{digest(facts)}.npz"
     if not file.exists():
+        from pyautoattack import AutoAttack  # an optional package
+
         counted = Counted(model)
         norm = {"linf": "Linf", "l2": "L2"}[config.norm]
         adversary = AutoAttack(counted, eps=config.eps, norm=norm, seed=seed)
@@ -122,7 +123,7 @@ def compared(
         "network": {
             "method": config.method, "data": config.data.split(":")[0], "model": config.model,
             "width": config.width, "epochs": config.epochs, "limit": config.limit,
-            "eps": config.eps, "norm": config.norm,
+            "eps": config.eps, "norm": config.norm, "alpha": config.plan.options.get("alpha"),
         },
         "n": n,
         "clean": round(float((_logits(model, x).argmax(1) == y).float().mean()), 4),
