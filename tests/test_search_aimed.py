@@ -161,6 +161,18 @@ def test_results_do_not_depend_on_the_batch(made: type[Search], norm: str) -> No
     assert 0 < int(found[0]["fooled"].sum()) < COUNT
 
 
+def test_malt_remembers_the_distances_in_its_further_runs() -> None:
+    noted: list[Tensor] = []
+
+    class Noting(Malt):
+        def tell(self, state: State, seen: Seen) -> State:
+            noted.append(state["distances"][state["segment"] > 0].isfinite().sum(1))
+            return super().tell(state, seen)
+
+    through(Noting(Threat("linf", 0.01), SEED, 2, 3, candidates=4), 5)
+    assert torch.cat(noted).tolist() == [4] * (COUNT - 1) * 4
+
+
 def test_malt_measures_the_distances_once() -> None:
     """Four passes at the image, then the runs of those that stay robust."""
     model, images = problem()

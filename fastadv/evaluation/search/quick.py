@@ -109,10 +109,11 @@ class Quick(Search):
     def tell(self, state: State, seen: Seen) -> State:
         iteration, steps = state["iteration"], self._of_run(state, "steps")
         x = state["x"]
+        # At the end of a run the size is 0, and the point stays where it is.
         share = (iteration.double() / steps).clamp(max=1)
         size = self._of_run(state, "reach") * (1 + torch.cos(math.pi * share)) / 2
         margin = -losses.margin(seen.logits, state["y"])
-        nearer = (margin < state["least"]) & (iteration <= steps)
+        nearer = margin < state["least"]
         return {
             "point": self.threat.step(
                 state["point"], seen.gradient, x, self.threat.nominal * size.to(x.dtype)
