@@ -1,4 +1,5 @@
-"""CI does not run the third tier; the committed row of its last run covers all its tests."""
+"""CI does not run the third tier; the committed rows say that each of its tests passed when it was
+run last."""
 
 import json
 import re
@@ -17,6 +18,10 @@ def test_every_long_test_passed_in_its_last_run() -> None:
         for name in MARKED.findall(file.read_text())
     }
     assert marked
-    last = json.loads(LONG.read_text().splitlines()[-1])
-    assert {test.partition("[")[0] for test in last["passed"]} == marked
-    assert not last["failed"] + last["error"] + last["skipped"]
+    last: dict[str, str] = {}
+    for row in map(json.loads, LONG.read_text().splitlines()):
+        for state in ("passed", "failed", "error", "skipped"):
+            last |= dict.fromkeys(row[state], state)
+    names = {test.partition("[")[0] for test in last}
+    assert marked <= names
+    assert {test for test, state in last.items() if state != "passed"} == set()
