@@ -15,8 +15,8 @@ def evaluation_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
     """Seconds and accuracy of each program, by attack and network."""
     chosen = newest_of_each([row for row in rows if row["kind"] == "evaluation"], _where)
     lines = [
-        "| attack, network | program | seconds | faster by | accuracy |",
-        "|---|---|---:|---:|---:|",
+        "| attack, network | program | rounds | seconds | faster by | accuracy |",
+        "|---|---|---:|---:|---:|---:|",
     ]
     for row in chosen:
         network = row["network"]
@@ -26,6 +26,7 @@ def evaluation_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
         cells = [
             said,
             row["name"],
+            str(row["seconds"]["count"]),
             number(row["seconds"]["median"]),
             faster,
             f"{100 * row['accuracy']:.1f} %",
