@@ -16,6 +16,7 @@ from torch import Tensor, distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 import fastadv
+from fastadv.engine.process.distributed import leave
 
 COUNT, UPDATES = 16, 3
 # The images of one update: process -> sizes of its calls.
@@ -90,7 +91,7 @@ def worker(rank: int, port: int, out: str) -> None:
         for method in methods
     }
     torch.save(found | {"bad": one_bad_call(rank)}, f"{out}.{rank}")
-    distributed.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ import torch
 from tiny import tiny_batch, tiny_model, tiny_step
 from torch import Tensor, distributed, multiprocessing, nn
 
+from fastadv.engine.process.distributed import leave
+
 UPDATES, ROWS = 4, 8
 OPTIONS = {
     "pgd": {"steps": 2},
@@ -81,7 +83,7 @@ def worker(rank: int, port: int, out: str) -> None:
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     results = {method: trained(method, rank, 2, wrap=method == "pgd") for method in OPTIONS}
     torch.save(results, f"{out}.{rank}")
-    distributed.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,7 @@ def statistics_worker(rank: int, port: int, out: str) -> None:
         mine = slice(4 * rank, 4 * rank + 4)
         step(x[mine], y[mine], index[mine])
     torch.save(model.state_dict(), f"{out}.{rank}")
-    distributed.destroy_process_group()
+    leave()
 
 
 def test_running_statistics_are_the_same_in_every_process(tmp_path: Path) -> None:

@@ -175,12 +175,22 @@ def empty_batch(rank: int) -> str:
     return sentence(lambda: step(x[: 8 - 8 * rank], y[: 8 - 8 * rank]))
 
 
+def late_after_an_error(rank: int) -> str:
+    """Process 0 catches the error of a call and is late for the next one, where process 1 finds
+    its old report."""
+    assert other_model(rank, "frozen") != "nothing"
+    time.sleep(0 if rank else 2.5)
+    step = tiny_step(experts(True), "pgd", steps=1)
+    x, y = part(rank, 0)
+    return sentence(lambda: step(x, y))
+
+
 def worker(rank: int, port: int, out: str, names: list[str]) -> None:
     address = f"tcp://127.0.0.1:{port}"
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     for name in names:
         torch.save(run(name, rank), f"{out}.{name}.{rank}")
-    distributed.destroy_process_group()
+    own.leave()
 
 
 def run(name: str, rank: int) -> Any:
@@ -206,7 +216,8 @@ UNEQUAL = {
 BAD = {f"bad-{what}": (one_bad_rank, what) for what in ("image", "label")}
 OTHER = {f"other-model-{what}": (other_model, what) for what in ("frozen", "shape", "method")}
 FAILING = {"frozen-later": (frozen_later,), "empty-batch": (empty_batch,)}
-TOGETHER = BRANCHES | METHODS | UNEQUAL | BAD | OTHER
+LATE = {"late": (late_after_an_error,)}
+TOGETHER = BRANCHES | METHODS | UNEQUAL | BAD | OTHER | LATE
 JOBS: dict[str, tuple[Any, ...]] = TOGETHER | FAILING
 
 
@@ -273,6 +284,10 @@ def test_other_models_are_refused_in_every_process(what: str, said: str, results
         # The process that finds it first may report it before the other has looked.
         assert found.startswith(("UserError", "TrainingError: Training ends here"))
         assert said in found
+
+
+def test_an_error_that_was_caught_does_not_end_the_next_call(results: Any) -> None:
+    assert results("late") == ["nothing", "nothing"]
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from tiny import EPS, tiny_batch, tiny_model
 from torch import Tensor, distributed, multiprocessing, nn
 
 import fastadv
+from fastadv.engine.process.distributed import leave
 from fastadv.errors import NotFiniteError, UserError
 from fastadv.evaluation.intervals import wilson
 
@@ -249,7 +250,7 @@ def worker(rank: int, port: int, out: str) -> None:
     address = f"tcp://127.0.0.1:{port}"
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     torch.save(dict(evaluated(shared=True)), f"{out}.{rank}")
-    distributed.destroy_process_group()
+    leave()
 
 
 def evaluated(*, shared: bool) -> dict[str, float]:

@@ -22,6 +22,7 @@ from tiny_staged import PAD, staged_model, view_of
 from torch import distributed, multiprocessing
 
 from fastadv.algorithms.resolution import resolve
+from fastadv.engine.process.distributed import leave
 from fastadv.errors import UserError
 from fastadv.training.training_step import Step
 
@@ -239,7 +240,7 @@ def halves_worker(rank: int, port: int, out: str) -> None:
     address = f"tcp://127.0.0.1:{port}"
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     torch.save(trained_by_halves(rank, 2), f"{out}.{rank}")
-    distributed.destroy_process_group()
+    leave()
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, distributed, multiprocessing, nn
 
 import fastadv
+from fastadv.engine.process.distributed import leave
 from fastadv.errors import NotFiniteError, UserError
 from fastadv.evaluation.accuracy import verdicts_of
 from fastadv.evaluation.found import Found
@@ -220,7 +221,7 @@ def worker(rank: int, port: int, out: str) -> None:
     rest = verdicts_of(model, batches(), NAMES, **OPTIONS, shared=True, done=part)
     result["rest"] = [rows(rest, name)["fooled_by"].tolist() for name in NAMES]
     Path(f"{out}.{rank}").write_text(json.dumps(result))
-    distributed.destroy_process_group()
+    leave()
 
 
 def test_two_processes_find_what_one_does(tmp_path: Path, whole: Found) -> None:

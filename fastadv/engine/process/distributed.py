@@ -42,10 +42,20 @@ def joined(device: torch.device) -> Iterator[None]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=GROUP_TIMEOUT)
     try:
-        with failure_told():
+        with failure_told(final=True):
             yield
     finally:
-        distributed.destroy_process_group()
+        leave()
+
+
+def leave() -> None:
+    """Leave the group, as the last thing before the process ends.
+
+    A thread of gloo gives the tensor of the last message back shortly after the message has
+    completed and needs Python for it; the process would abort if Python had ended before.
+    """
+    time.sleep(0.1)
+    distributed.destroy_process_group()
 
 
 def local_rank() -> int:
@@ -149,9 +159,14 @@ def _summed(flat: Tensor) -> None:
 # -- failures of other processes ------------------------------------------------------------------
 
 LOOK_EVERY = timedelta(seconds=1)
+# A process that failed in an earlier call and has reported nothing since: it may have caught its
+# error and be on its way to the present call, so the others believe its report after this time.
+BELIEVED_AFTER = timedelta(seconds=10)
 _FAILED = "fastadv/failed"
+_FINAL = 2**62
 _alone = False
-_told = False
+_calls = 0
+_told = ""
 _received: BaseException | None = None
 
 
@@ -168,25 +183,28 @@ def alone() -> Iterator[None]:
 
 
 @contextmanager
-def failure_told() -> Iterator[None]:
-    """An error raised in the block is reported to the processes that wait for this one."""
-    global _told
+def failure_told(final: bool = False) -> Iterator[None]:
+    """An error raised in the block is reported to the processes that wait for this one. All
+    processes must enter equally many of these blocks. ``final``: this process ends after it."""
+    global _calls, _told
     if world_size() == 1:
         yield
         return
     if _told:  # the caller caught the error and continues
-        _told = False
         with suppress(RuntimeError):
-            _store().delete_key(_FAILED)
+            if _report() == _told:  # and not that of another process
+                _store().set(_FAILED, "")  # not deleted: another process may be about to read it
+        _told = ""
+    _calls += 1
     try:
         yield
     except BaseException as error:
         if error is not _received:
             said = str(error).strip().splitlines()
             words = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+            _told = f"{_FINAL if final else _calls} process {rank()} stopped ({words})"
             with suppress(RuntimeError):  # raised if the other processes have already ended
-                _store().set(_FAILED, f"process {rank()} stopped ({words})")
-            _told = True
+                _store().set(_FAILED, _told)
         raise
 
 
@@ -203,13 +221,13 @@ def _finished(tensor: Tensor, start: Callable[[bool], Any]) -> None:
     if tensor.device.type != "cpu":
         start(True)  # queued on the device; the group's own timeout ends a message that never comes
         return
-    work = start(False)
+    work, since = start(False), time.monotonic()
     while True:
         try:
             work.wait(LOOK_EVERY)
             return
         except RuntimeError:
-            _raise_failure()
+            _raise_failure(since)
         if work.is_completed():
             break
     try:
@@ -221,9 +239,19 @@ def _finished(tensor: Tensor, start: Callable[[bool], Any]) -> None:
         ) from error
 
 
-def _raise_failure() -> None:
-    if _is_there(_FAILED):
-        raise _of_another(f"Training ends here because {_store().get(_FAILED).decode()}.")
+def _raise_failure(since: float) -> None:
+    """Raise what another process has reported. ``since``: when this process began to wait, a time
+    of ``time.monotonic``."""
+    report = _report()
+    call, _, said = report.partition(" ")
+    waited = time.monotonic() - since
+    if report and (int(call) >= _calls or waited > BELIEVED_AFTER.total_seconds()):
+        raise _of_another(f"Training ends here because {said}.")
+
+
+def _report() -> str:
+    """What a process has reported last, the number of its call first; empty if none has."""
+    return _store().get(_FAILED).decode() if _is_there(_FAILED) else ""
 
 
 def _is_there(key: str) -> bool:
@@ -257,10 +285,11 @@ def told_by_all(own: str, timeout: timedelta) -> list[str]:
     store, key = _store(), f"fastadv/agreement {_agreements} of process "
     store.set(f"{key}{rank()}", own)
     found: list[str] = []
-    until = time.monotonic() + timeout.total_seconds()
+    since = time.monotonic()
+    until = since + timeout.total_seconds()
     for other in range(world_size()):
         while not _is_there(f"{key}{other}"):
-            _raise_failure()
+            _raise_failure(since)
             if time.monotonic() > until:
                 raise UserError(
                     f"The model, the method or the batch size changed in process {rank()} and not "
