@@ -17,7 +17,7 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -186,8 +186,8 @@ def passes(program: Program, problem: Problem) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Parse the command line; time the programs on every network, and write their rows."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line, or ``arguments``; time the programs on every network, and write their rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
     device = choose_device(given.device)

@@ -22,6 +22,8 @@ def evaluation_table(rows: list[Row], caption: Callable[[Row], str]) -> str:
         network = row["network"]
         size = {"digits": "1x8x8", "npz": "3x32x32"}.get(network["data"], network["data"])
         said = f"{row['attack']}, width {network['width']}, {row['n']} images {size}"
+        if row["cuda"]:
+            said += f", {row['device']}"
         faster = f"{row['faster']['median']:.2f}x" if "faster" in row else ""
         cells = [
             said,

@@ -19,11 +19,13 @@ from gpu_pack import unpack
 
 ROOT = Path(__file__).resolve().parents[1]
 KIT = ROOT / "bench" / "gpu_kit"
+ENVIRONMENTS = ROOT / "bench" / "peers" / "venvs"
 FACTS, CODE, WHEELS, IMAGES = "kit.json", "inductor.tar.xz", "wheels", "images.tar.xz"
 # Wheels of each peer. `fastadv bench` finds a peer by its interpreter and the file "installed".
 PEERS = {
     "torchattacks": ("torchattacks",),
     "art": ("adversarial_robustness_toolbox",),
+    "evaluation": ("pyautoattack", "torchattacks"),  # those of bench/evaluation.py
 }
 PACKAGES = ("torch", "triton")  # compiled code fits only these versions, and Python's
 # Settings of the compiler that change the keys of its cache, so that the kit's code is not found.
@@ -36,6 +38,11 @@ def facts(kit: Path) -> dict:
         return json.loads((kit / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def site_of(peer: str) -> Path:
+    """The folder with the unpacked packages of ``peer``."""
+    return ENVIRONMENTS / peer / "site"
 
 
 def unpack_code(kit: Path, cache: Path) -> str:
@@ -59,7 +66,7 @@ def unpack_code(kit: Path, cache: Path) -> str:
 
 
 def unpack_peers(kit: Path, environments: Path) -> str:
-    """Make an interpreter for each peer whose wheels are in the kit: this Python with the wheels on
+    """In ``environments`` make an interpreter for each peer whose wheels are in the kit: this Python with the wheels on
     its path. Returns a message."""
     ready = []
     for peer, packages in PEERS.items():

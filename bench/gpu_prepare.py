@@ -33,7 +33,9 @@ from gpu_pretend import GPUS, VERSIONS, Pretended, add_arguments
 
 from fastadv.benchmark.rows import commit
 
-PACKAGES = ("torchattacks==3.5.1", "adversarial-robustness-toolbox==1.20.1")
+PACKAGES = (
+    "torchattacks==3.5.1", "adversarial-robustness-toolbox==1.20.1", "pyautoattack==0.2.0",
+)  # fmt: skip
 COMPILING = {
     "smoke": None,
     "rest": "parity,pgd-512,fused-512,single-512,pgd-128,pgd-eval-512,peers-128",

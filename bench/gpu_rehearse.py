@@ -45,6 +45,7 @@ WRITES = {
     "kernels": {"kernels"},
     "wide-128": {"step"},
     "train-fast": {"training run"},
+    "evaluation": {"evaluation"},
     "train-apart": {"training run"},
 }
 # The peers that the stage must have timed: it skips a peer that cannot run.

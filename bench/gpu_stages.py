@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import rich.console
 import torch
-from gpu_kit import IMAGES, facts
+from gpu_kit import IMAGES, facts, site_of
 from gpu_pack import rows_in
 from gpu_plan import PLAN
 
@@ -329,8 +329,10 @@ def training(method: str, epochs: int | None) -> Callable[[Running], str]:
         data = brought if config.data.startswith("npz:") else config.data
         row = _training_row(Path(str(config.out)), method, data, summary)
         stage.write([row])
+        # What comes back are the numbers; another stage may need the weights.
+        shutil.copytree(str(config.out), trained(stage, method), dirs_exist_ok=True)
         for weights in Path(str(config.out)).glob("*.pt"):
-            weights.unlink()  # only the numbers are needed
+            weights.unlink()
         scores = ", ".join(f"{name} {100 * value:.1f} %" for name, value in row["last"].items())
         return (
             f"{row['epochs']} epochs in {row['train_seconds']:.1f} s "
@@ -338,6 +340,34 @@ def training(method: str, epochs: int | None) -> Callable[[Running], str]:
         )
 
     return run
+
+
+def trained(stage: Running, method: str) -> Path:
+    """The folder of the run of ``training``, with its weights."""
+    return stage.work / f"run-{method}"
+
+
+def evaluated(stage: Running) -> str:
+    """AutoAttack and PGD-100 on the network of ``train-fast``, by ``bench/evaluation.py``."""
+    if not trained(stage, "fast").exists():
+        raise RuntimeError("train-fast has not trained a network")
+    sys.path.append(str(site_of("evaluation")))
+    import evaluation  # needs packages that only a kit brings
+
+    asked = [str(trained(stage, "fast")), "--device", stage.device, "--repeats", "1"]
+    asked += ["--out", str(results_file(stage.out, torch.device(stage.device)))]
+    if stage.tiny:
+        asked += ["--images", "3", "--batch", "3", "--eps", "1", "--search-dtypes", "float32"]
+    else:
+        asked += ["--images", "512", "--batch", "512", "--pgd", "100"]
+    evaluation.main(asked)
+    found = [row for row in read_rows(stage.out) if row.get("kind") == "evaluation"]
+    gains = [
+        f"{row['attack']} {row['name']} {row['faster']['median']:.2f}x"
+        for row in found
+        if "faster" in row
+    ]
+    return ", ".join(gains)
 
 
 def _data(stage: Running) -> dict:
@@ -435,6 +465,7 @@ STAGES: dict[str, Callable[[Running], str]] = {
         128, modes=("captured-eager",), repeats=5, model="wide_resnet34_10"
     ),
     "train-fast": training("fast", FAST_EPOCHS),
+    "evaluation": evaluated,
     "train-apart": training("apart", None),
     "variants-128": variants(128, "padded", "combined"),
     "inductor": variants(128, "cooperative", "reuse", "tuned"),

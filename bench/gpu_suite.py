@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from gpu_kit import KIT, environment, unpack_code, unpack_peers
+from gpu_kit import ENVIRONMENTS, KIT, environment, unpack_code, unpack_peers
 from gpu_pack import DRY, Packing, rows_in
 from gpu_plan import CALLS, LEAST, PACK_EVERY, PLAN, Stage, stages_of
 
@@ -76,8 +76,7 @@ def main() -> None:
         (given.out / DRY).touch()
     with Packing(given.out, given.pack / f"{given.out.name}.tar.gz", PACK_EVERY):
         print(unpack_code(given.kit, given.work / "inductor"), flush=True)
-        venvs = ROOT / "bench" / "peers" / "venvs"
-        print(unpack_peers(given.kit, venvs), flush=True)
+        print(unpack_peers(given.kit, ENVIRONMENTS), flush=True)
         variables = environment(given.kit, given.work)
         done: list[Done] = []
         for stage in stages:
