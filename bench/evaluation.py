@@ -187,7 +187,8 @@ def passes(program: Program, problem: Problem) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line, or ``arguments``; time the programs on every network, and write their rows."""
+    """Parse the command line, or ``arguments``; time the programs on every network, and write their
+    rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

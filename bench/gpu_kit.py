@@ -66,8 +66,8 @@ def unpack_code(kit: Path, cache: Path) -> str:
 
 
 def unpack_peers(kit: Path, environments: Path) -> str:
-    """In ``environments`` make an interpreter for each peer whose wheels are in the kit: this Python with the wheels on
-    its path. Returns a message."""
+    """In ``environments`` make an interpreter for each peer whose wheels are in the kit: this
+    Python with the wheels on its path. Returns a message."""
     ready = []
     for peer, packages in PEERS.items():
         wheels = [

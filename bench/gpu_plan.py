@@ -38,7 +38,7 @@ PLAN = (
     Stage("kernels", "rest", 45, "every kernel against its reference and a copy of its bytes"),
     Stage("wide-128", "rest", 30, "WRN-34-10, captured without compiling"),
     Stage("train-fast", "train", 140, "F+FGSM for 15 epochs of CIFAR-10"),
-    Stage("evaluation", "train", 130, "AutoAttack and PGD-100 of that network beside other programs"),
+    Stage("evaluation", "train", 130, "AutoAttack and PGD-100 of that network beside others"),
     Stage("train-apart", "train", 320, "APART for as many epochs as fit"),
     Stage("variants-128", "inductor", 90, "PGD-10 at 128 with what is off: padded, combined"),
     Stage("inductor", "inductor", 300, "whether other settings of the compiler are faster"),

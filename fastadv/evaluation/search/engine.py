@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastadv.errors import NotFiniteError
 from fastadv.evaluation.search import losses
+from fastadv.evaluation.search.near import Near
 from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.search.rows import Buffer, Rows, chosen, count, joined
 from fastadv.evaluation.search.search import Images, Search, Seen, State, choose
@@ -72,6 +73,8 @@ class Engine:
         self.phase = 0  # of the search's ``phases``, that of the next pass
         self.seen = 0  # points at which the network was evaluated
         self.seconds = 0.0  # that the steps took
+        self._near: Near | None = None
+        self._near_is_known = search.around is None
 
     def run(self, source: Iterator[Rows]) -> Iterator[Rows]:
         """The rows of ``source`` (as ``waiting`` makes them) with their results, a few at a time,
@@ -219,19 +222,28 @@ class Engine:
     def _without(self, state: State) -> tuple[Tensor, Tensor]:
         """Logits and objective, by a forward pass alone."""
         exact = self.exact or self.search.last_alone
-        logits = self.passes.logits(state["point"], exact=exact)
+        logits = self._logits(state, exact)
         if not self.search.uses_gradient:
             return logits, torch.zeros_like(logits[:, 0])
         with torch.no_grad():
             return logits, self.search.objective(logits, state)
 
+    def _logits(self, state: State, exact: bool) -> Tensor:
+        if not self._near_is_known:
+            self._near = self.passes.near(state["x"], self.slots, exact=exact)
+            self._near_is_known = True
+        around = self.search.around
+        if self._near is None or around is None:
+            return self.passes.logits(state["point"], exact=exact)
+        return self._near.logits(state["point"], state[around], state["place"])
+
     def _confirmed(
         self, state: State, wrong: Tensor, margin: Tensor, counts: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """``wrong`` and ``margin`` by passes in the network's own precision for the points that
-        would count, or that a lower precision cannot tell from such a point: of two equal logits
-        the first one wins there."""
-        if self.exact or not self.passes.confirms:
+        """``wrong`` and ``margin`` by whole passes in the network's own precision for the points
+        that would count, or that a lower precision cannot tell from such a point: of two equal
+        logits the first one wins there."""
+        if self._near is None and (self.exact or not self.passes.confirms):
             return wrong, margin
         claims = wrong | (margin <= 0)
         rows = (claims if counts is None else claims & counts).nonzero().squeeze(1)

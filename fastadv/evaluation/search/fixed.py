@@ -42,6 +42,7 @@ class FixedEngine(Engine):
 
     def __init__(self, search: Search, passes: Passes, slots: int, *, exact: bool = False) -> None:
         super().__init__(search, passes, slots, exact=exact)
+        self._near_is_known = True  # there is none: its slots would have to be read
         self._state: State = {}
         self._taken: list[bool] = []  # for each slot: an image is in it
         self._replays: dict[int, Replay] = {}  # of the step in each phase

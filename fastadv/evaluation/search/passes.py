@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from fastadv.engine.model.precision import autocast
 from fastadv.engine.model.python_state import PythonState
 from fastadv.engine.model.static import why_not_static
 from fastadv.errors import warn
+from fastadv.evaluation.search.local_part import local_part
+from fastadv.evaluation.search.near import Near, agrees, near, pays
 from fastadv.evaluation.search.search import Search, State, choose
 from fastadv.ranges import require_logits
 
@@ -97,6 +100,27 @@ class Passes:
         self.forwards += len(x)
         with torch.no_grad():
             return self._logits(network, x)
+
+    def near(self, x: Tensor, slots: int, *, exact: bool = False) -> Near | None:
+        """Passes at points near known ones, for images like ``x`` (n,C,H,W), at most ``slots`` at
+        a time; None if they save nothing or are not those of this network. Precision as in
+        ``logits``."""
+        if x.dim() != 4 or x.device.type != "cpu" or self.repeats != 1:
+            return None
+        network = self.network
+        self._leave()
+        try:
+            with network.evaluating(), torch.no_grad():
+                part = local_part(network.model, network.logits, x[:1])
+            if part is None or not pays(part, x, slots):
+                return None
+            if not agrees(part, partial(self.logits, exact=True), x):
+                return None
+        except Exception:  # a model that fails in windows gets whole images
+            return None
+        finally:
+            self.own()
+        return near(part, partial(self.logits, exact=exact), x, slots)
 
     def gradient(
         self, search: Search, state: State, *, exact: bool = False

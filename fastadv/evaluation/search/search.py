@@ -71,6 +71,8 @@ class Search(ABC):
     takes_targets: ClassVar[bool] = True  # False: no targeted threat
     last_alone: ClassVar[bool] = False
     """True if the last point of a run alone counts; it is judged in the network's own precision."""
+    around: ClassVar[str | None] = None
+    """The name of a point of the state from which the next one often differs in a small window."""
     options: ClassVar[tuple[str, ...]] = ()  # further ones of ``fastadv.attack``
     remembers: ClassVar[tuple[str, ...]] = ()
     """What of the state stays with an image in its further runs; ``start`` gives values for the

@@ -39,6 +39,7 @@ class Square(Search):
         "random search with square windows, without gradients (Andriushchenko et al., 2020)"
     )
     uses_gradient: ClassVar[bool] = False
+    around: ClassVar[str | None] = "best"
     default_steps: ClassVar[int] = 5000
     numbers: ClassVar[tuple[str, str]] = ("QUERIES", "RESTARTS")
 
