@@ -8,9 +8,9 @@ torchattacks' (installed without its own requirements: ``pip install --no-deps t
 are timed in turn in one process; the machine must do nothing else. One row for each program and
 network.
 
-Passes (``--passes``) are counted in images by hooks on the network: those of images that both leave
-robust, and apart from them those of images that are right without an attack and fooled by one of
-the two. A backward pass to the images is about one forward pass, and is counted as one.
+Passes (``--passes``) are counted in images: those of images that both leave robust, and apart from
+them those of images that are right without an attack and fooled by one of the two. A forward
+equivalent is as many multiplications as one forward pass has; a backward pass to the images is one.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from counted_passes import Counted, Multiplications
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
@@ -154,35 +155,18 @@ def torchattacks_pgd(steps: int, problem: Problem) -> Found:
     return Found(torch.cat(right))
 
 
-class Counted(nn.Module):
-    """``model``, with the images of its passes counted."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.forwards = self.backwards = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.forwards += len(x)
-        if x.requires_grad:
-            x = x.view_as(x)  # a hook on a leaf would stay for the passes after this one
-            x.register_hook(self._back)
-        logits: Tensor = self.model(x)
-        return logits
-
-    def _back(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
-
-
 def passes(program: Program, problem: Problem) -> dict[str, float]:
     """Forward and backward passes per image of ``problem``."""
     counted, n = Counted(problem.model), len(problem.x)
-    program(Problem(counted, problem.x, problem.y, problem.norm, problem.eps, problem.batch))
-    both = counted.forwards + counted.backwards
+    with Multiplications() as one, torch.no_grad():
+        problem.model(problem.x[:1])
+    with Multiplications() as all_passes:
+        program(Problem(counted, problem.x, problem.y, problem.norm, problem.eps, problem.batch))
+    equivalents = all_passes.count / one.count
     return {
         "forwards": round(counted.forwards / n, 1),
         "backwards": round(counted.backwards / n, 1),
-        "forward_equivalents": round(both / n, 1),
+        "forward_equivalents": round(equivalents / n, 1),
     }
 
 

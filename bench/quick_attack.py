@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from counted_passes import Counted
 from torch import Tensor, nn
 
 from fastadv.benchmark.rows import append_rows, provenance, results_file
@@ -36,26 +37,6 @@ from fastadv.threat import Threat
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 200
-
-
-class Counted(nn.Module):
-    """``model`` in eval mode, with the images of its passes counted."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model.eval().requires_grad_(False)
-        self.forwards = self.backwards = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.forwards += len(x)
-        if x.requires_grad:
-            x = x.view_as(x)  # a hook on a leaf would stay for the passes after this one
-            x.register_hook(self._back)
-        logits: Tensor = self.model(x)
-        return logits
-
-    def _back(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
 
 
 def main() -> None:
@@ -92,7 +73,7 @@ def autoattack(
     if not file.exists():
         from pyautoattack import AutoAttack  # an optional package
 
-        counted = Counted(model)
+        counted = Counted(model.eval().requires_grad_(False))
         norm = {"linf": "Linf", "l2": "L2"}[config.norm]
         adversary = AutoAttack(counted, eps=config.eps, norm=norm, seed=seed)
         x_adv, _ = adversary.run_standard_evaluation(x, y, batch_size=BATCH)
