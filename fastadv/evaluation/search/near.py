@@ -275,16 +275,17 @@ def pays(part: LocalPart, x: Tensor, slots: int) -> bool:
 
 
 def agrees(part: LocalPart, forward: Forward, x: Tensor) -> bool:
-    """True if windows of noise in ``x`` (n,C,H,W) give the logits of whole passes, by values: at
-    the corners of an image, where its maps end, and inside."""
+    """True if windows of noise in an image of ``x`` (n,C,H,W), and in noise, give the logits of
+    whole passes, by values: at the corners, where maps end, and inside."""
+    generator = torch.Generator().manual_seed(0)
     x = x[:1].repeat(CHECKED, 1, 1, 1)
+    x[1::2] = torch.rand(x[1::2].shape, generator=generator).to(x)
     one = near(part, forward, x, CHECKED)
     height, width = x.shape[2:]
     side = max(1, min(height, width) - 2 * part.radius - 1)
     while side > 1 and not bool(one._pays(torch.tensor([side + 2 * part.radius]))):
         side -= 1
     point = x.clone()
-    generator = torch.Generator().manual_seed(0)
     noise = torch.rand(x.shape[1], side, side, generator=generator).to(x)
     lowest, furthest = height - side, width - side
     corners = [(0, 0), (lowest, furthest), (lowest // 2, furthest // 3), (0, furthest)]
@@ -294,9 +295,9 @@ def agrees(part: LocalPart, forward: Forward, x: Tensor) -> bool:
     before, after = forward(x), forward(point)
     found = one.logits(point, x, place)
     again = one.logits(x, point, place)  # from the maps that were just computed
-    effect = (after - before).abs().amax()
-    off = torch.maximum((found - after).abs().amax(), (again - before).abs().amax())
-    return bool(off <= AGREES * effect)
+    effect = (after - before).abs().amax(1)
+    off = torch.maximum((found - after).abs(), (again - before).abs()).amax(1)
+    return bool((off <= AGREES * effect).all())
 
 
 @contextmanager
