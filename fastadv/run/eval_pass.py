@@ -133,7 +133,8 @@ def run_evaluation(
     a ``KeyboardInterrupt``.
     """
     alpha = None if alpha is None else parse_number(alpha, "alpha")
-    attacks = list(specs_of(attacks, alpha))
+    specs = specs_of(attacks, alpha)
+    attacks = list(specs)
     precision = shown(None, model, job.device)
     if job.search_dtype != "float32":
         precision += f", searched in {job.search_dtype}"
@@ -142,7 +143,7 @@ def run_evaluation(
         f"evaluating {job.which} on {len(images):,} {job.images_name} under {', '.join(attacks)}: "
         f"{job.config.norm} eps {eps:.4g}, {precision}"
     )
-    threat: dict[str, Any] = {"eps": float(eps), "norm": job.config.norm, "alpha": alpha}
+    threat: dict[str, Any] = {"eps": float(eps), "norm": job.config.norm}
     threat |= {"seed": seed, "search_dtype": job.search_dtype}
     # Digests of all weights and images: taken when a record is looked for or written.
     common = cache(lambda: settings_of(model, images, job) | {"precision": precision} | threat)
@@ -152,7 +153,10 @@ def run_evaluation(
     if not len(images):
         raise UserError(f"There are no images to evaluate: the {job.images_name} are none.")
     for group in [attacks] if one_pass else [[name] for name in attacks]:
-        one = _Pass(model, images, group, job, threat, common, title, one_pass)
+        # One that an attack does not follow is no part of its settings: the verdicts are the same.
+        step = alpha if any(specs[name].follows_alpha for name in group) else None
+        own = threat | {"alpha": step}
+        one = _Pass(model, images, group, job, own, common, title, one_pass)
         try:
             scores = one.run()
         except KeyboardInterrupt:
@@ -205,7 +209,8 @@ class _Pass:
 
     @cached_property
     def _settings(self) -> Settings:
-        return {"attack": ",".join(self._attacks), **self._common()}
+        own = {"attack": ",".join(self._attacks), "alpha": self._threat["alpha"]}
+        return own | self._common()
 
     @cached_property
     def _kept_settings(self) -> Settings:
