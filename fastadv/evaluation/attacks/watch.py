@@ -9,9 +9,9 @@ from torch import Tensor
 class Watch:
     """What the gradients of one attack on one batch were like, kept on the device.
 
-    ``bad``: True once logits or a gradient were not finite, 0-dim bool. ``flat`` (B,) bool: the image was
-    classified correctly at the starting point and had a gradient of exactly zero there; None if no
-    gradient was taken.
+    ``bad``: True once logits or a gradient were not finite, 0-dim bool. ``flat`` (B,) bool: the
+    image was classified correctly at the starting point and had a gradient of exactly zero there;
+    None if no gradient was taken.
     """
 
     def __init__(self, device: torch.device) -> None:
