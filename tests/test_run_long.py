@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -119,15 +120,24 @@ def test_a_file_of_verdicts_that_is_gone_is_made_again(run: Path) -> None:
     assert file.exists()
 
 
+# Each line of its input begins an evaluation in a child, which has nothing to import. It writes the
+# child's number, and with what it ended.
 KILLED = """
+import os
 import sys
 from fastadv.run import eval_watch, source
 from fastadv.run.finished import evaluate_run
 
 source.eval_batch_size = lambda device, values: 25
 eval_watch.KEEP_EVERY = -1.0
-evaluate_run(sys.argv[1], sys.argv[2], eps=sys.argv[3], limit=int(sys.argv[4]),
-             save_examples=True)
+for _ in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        evaluate_run(sys.argv[1], sys.argv[2], eps=sys.argv[3], limit=int(sys.argv[4]),
+                     save_examples=True)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
 """
 
 
@@ -138,6 +148,14 @@ def kept(run: Path) -> list[Ledger]:
         assert sum(json.loads(header)["bytes"].values()) == len(payload)
         found.append(Ledger.unpacked(payload))
     return found
+
+
+def runs_still(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_killed_several_times_it_ends_with_the_same_verdicts(run: Path) -> None:
@@ -151,14 +169,19 @@ def test_killed_several_times_it_ends_with_the_same_verdicts(run: Path) -> None:
         lambda rows: (rows["fooled_by"] == RIGHT).any(),
     )
     command = [sys.executable, "-c", KILLED, str(run), CASCADE, EPS, str(LIMIT)]
-    for reached in moments:
-        process = subprocess.Popen(command)
-        while process.poll() is None and not any(reached(each.rows) for each in kept(run)):
-            time.sleep(0.002)
-        assert process.poll() is None, "it ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert not (run / "evaluations.jsonl").exists()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        for reached in moments:
+            print(file=parent.stdin, flush=True)
+            child = int(parent.stdout.readline())
+            while runs_still(child) and not any(reached(each.rows) for each in kept(run)):
+                time.sleep(0.002)
+            assert runs_still(child), "it ended before it could be killed"
+            os.kill(child, signal.SIGKILL)
+            assert int(parent.stdout.readline()) == signal.SIGKILL
+            assert not (run / "evaluations.jsonl").exists()
     found = evaluated(run, save_examples=True)
     require_same(found.verdicts[CASCADE], expected)
     again = np.load(run / record(run)["examples"])
