@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import fastadv
+from fastadv.engine.model.network import Network
 from fastadv.errors import NotFiniteError, UserError
 from fastadv.evaluation.forecast import Forecast
 from fastadv.evaluation.ledger import OPEN, RIGHT, Ledger
@@ -278,9 +280,48 @@ def test_a_step_that_would_end_after_the_deadline_is_not_begun(
     assert deadline.comes_within(30.1)
     assert deadline.is_over
     assert not Deadline().comes_within(1e9)
-    for wrong in (0.0, -1.0, float("nan")):
-        with pytest.raises(UserError, match="--time-limit is in minutes"):
+    assert Deadline("0.5").comes_within(30.1)
+    assert not Deadline("0.5").comes_within(29.9)
+    for wrong in (0.0, -1.0, float("nan"), "1h", "nan", "-2", ""):
+        with pytest.raises(UserError, match=f"--time-limit is in minutes .* not {wrong!r}: 60 is"):
             Deadline(wrong)
+
+
+def test_a_limit_shorter_than_one_run_says_how_long_it_must_be(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that only passes of the network move, by a second each."""
+    now = 0.0
+    logits = Network.logits
+
+    def slow(*given: Any, **options: Any) -> Tensor:
+        nonlocal now
+        now += 1
+        return logits(*given, **options)
+
+    monkeypatch.setattr(Network, "logits", slow)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def limited(seconds: float) -> Any:
+        options = {"eps": "0.004", "limit": LIMIT, "deadline": Deadline(seconds / 60)}
+        return evaluate_run(str(run), "apgd-ce-30", **options)
+
+    first = limited(15)
+    assert first.known["apgd-ce-30"] > 0  # those that are wrong without an attack
+    assert first.stuck == {}
+    again = limited(15)
+    assert again.known == first.known
+    seconds, least = again.stuck["apgd-ce-30"]
+    assert seconds == pytest.approx(31)
+    assert 1.1 * 31 < least < 1.1 * (31 + 15)
+    known, stuck = again.unfinished("a run")
+    assert known.endswith(" %.")
+    assert "nothing new could be stored" in stuck
+    minutes = math.ceil(least / 6) / 10
+    assert f"31.0 s; the same command gets further with --time-limit {minutes:g} or more" in stuck
+    enough = limited(least)
+    assert enough.stuck == {}
+    assert enough.known.get("apgd-ce-30", LIMIT) > first.known["apgd-ce-30"]
 
 
 def test_the_command_says_that_the_time_is_over(
@@ -300,7 +341,9 @@ def test_the_command_says_that_the_time_is_over(
     done = fastadv_command(*words)
     assert done.code == 0
     assert "the time ended" not in done.out
-    assert fastadv_command(*words, "--time-limit", 0).code == 2
+    wrong = fastadv_command(*words, "--time-limit", "1h")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert wrong.err.startswith("error: --time-limit is in minutes and must be a number above 0")
 
 
 # -- progress -------------------------------------------------------------------------------------
