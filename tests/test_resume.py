@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastadv.cli.main import application
 from fastadv.errors import UserError
 from fastadv.run.console import Console
 from fastadv.run.train import resume
@@ -110,9 +111,8 @@ def same(first: Path, second: Path) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    process = start(out)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    with one_thread():
+        application("train")(["train", *WORDS, "--out", str(out)], standalone_mode=False)
     return out
 
 
