@@ -1,6 +1,6 @@
 """A short run of any recipe in any mode, and the comparison of two runs.
 
-Three updates per epoch, the last on a short batch; four epochs, in which every ramp moves
+Five updates per epoch, the last on a short batch; four epochs, in which every ramp moves
 and every warm-up ends, a rate that falls with every update, evaluation after every epoch, and a
 state loaded in the middle.
 """
@@ -23,7 +23,7 @@ from torch._dynamo.backends.registry import lookup_backend
 import fastadv
 from fastadv.training.training_step import Step
 
-SIZES = (6, 6, 4)
+SIZES = (6, 6, 6, 6, 4)
 UPDATES = EPOCHS * len(SIZES)
 
 
@@ -62,7 +62,7 @@ class Run:
 
 
 def run(method: str, mode: str = "eager", backend: str = "aot_eager") -> Run:
-    """12 updates of ``method``; "captured" is replayed by calling, and so is "captured compiled",
+    """20 updates of ``method``; "captured" is replayed by calling, and so is "captured compiled",
     whose regions are compiled like a long captured run's."""
     counting = Counting(backend)
     given = "compiled" if "compiled" in mode else "eager"
