@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
+from two_processes import in_two_processes
 
 import fastadv
 from fastadv.engine.process.distributed import leave
@@ -230,7 +231,7 @@ def test_two_processes_find_what_one_does(tmp_path: Path, whole: Found) -> None:
     expected = [alone.verdicts[name].fooled_by.tolist() for name in NAMES]
     assert expected[2] == rows(whole)["fooled_by"].tolist()
     out = str(tmp_path / "found")
-    multiprocessing.spawn(worker, (free_port(), out), nprocs=2)
+    in_two_processes(worker, free_port(), out)
     for rank in range(2):
         result = json.loads(Path(f"{out}.{rank}").read_text())
         assert result["scores"] == pytest.approx(dict(alone))
