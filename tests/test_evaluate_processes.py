@@ -1,9 +1,11 @@
-"""``fastadv evaluate`` in two processes, as torchrun starts them: one result, and one exit code."""
+"""``fastadv evaluate`` and ``compare`` in two processes, as torchrun starts them: one result, and
+one exit code."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -37,7 +39,7 @@ def both(*words: object) -> list[tuple[int, str, str]]:
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "fastadv", "evaluate", *map(str, words)],
+            [sys.executable, "-m", "fastadv", *map(str, words)],
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -54,11 +56,25 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_they_share_the_images_and_one_shows_and_stores(run: Path) -> None:
-    first, second = both(run, "--attacks", "clean,pgd-2", "--limit", 50)
+    first, second = both("evaluate", run, "--attacks", "clean,pgd-2", "--limit", 50)
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     assert first[1].count("pgd-2") == 1
     assert second[1:] == ("", "")
     assert [(line["attack"], line["n"]) for line in lines(run)] == [("clean", 50), ("pgd-2", 50)]
+
+
+def test_a_comparison_is_shown_by_one(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    saved = checkpoint.load(run / "best.pt")
+    for tensor in saved["model"].values():
+        if tensor.is_floating_point():
+            tensor *= 1.01
+    checkpoint.save(other / "best.pt", saved)
+    first, second = both("compare", run, other, "--attacks", "clean", "--limit", 50)
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    assert "only the first is right on" in " ".join(first[1].split())
+    assert second[1:] == ("", "")
 
 
 def test_a_check_that_fails_ends_all_with_3(run: Path, tmp_path: Path) -> None:
@@ -69,7 +85,17 @@ def test_a_check_that_fails_ends_all_with_3(run: Path, tmp_path: Path) -> None:
         if tensor.shape[:1] == (10,):
             weights[name] = 1e4 * tensor
     torch.save(weights, masked)
-    words = ("--model", "preact_resnet18", "--weights", masked, "--data", "digits", "--eps", 0.2)
+    words = (
+        "evaluate",
+        "--model",
+        "preact_resnet18",
+        "--weights",
+        masked,
+        "--data",
+        "digits",
+        "--eps",
+        0.2,
+    )
     first, second = both(*words, "--sanity", "--limit", 30)
     assert (first[0], second[0]) == (3, 3), first[2] + second[2]
     assert first[1].count("FAILED  gradient") == 1
