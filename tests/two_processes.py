@@ -1,4 +1,4 @@
-"""Starts two processes of a group, beside what they would have to import.
+"""Starts two processes of a group that have nothing left to import.
 
 A server that has imported torch and the package forks them: one import for all tests of a pytest
 worker, in place of two for each test.
