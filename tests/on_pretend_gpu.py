@@ -316,8 +316,12 @@ def test_an_evaluation_on_the_device_is_the_one_on_the_cpu(name: str) -> None:
     assert found == expected
 
 
-@pytest.mark.parametrize("mode", ["auto", "eager"])
-@pytest.mark.parametrize("name", ["apgd-ce-6+apgd-t-5-2", "fab-t-4-2", "square-40", "apgd-dlr-6-2"])
+SEARCHES = ("apgd-ce-6+apgd-t-5-2", "fab-t-4-2", "square-40", "apgd-dlr-6-2")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [*((name, "auto") for name in SEARCHES), (SEARCHES[1], "eager")]
+)
 def test_searches_are_replayed_and_find_what_they_find_on_the_cpu(
     name: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,8 +12,9 @@ from test_accumulation import network, step_on
 from test_distributed import free_port
 from tiny import tiny_batch
 from tiny_capture import capture
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import in_two_processes
 
 import fastadv
 from fastadv.engine.process.distributed import leave
@@ -97,7 +98,7 @@ def worker(rank: int, port: int, out: str) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     out = str(tmp_path_factory.mktemp("processes") / "results")
-    multiprocessing.spawn(worker, (free_port(), out), nprocs=2)
+    in_two_processes(worker, free_port(), out)
     return [torch.load(f"{out}.{rank}") for rank in range(2)]
 
 

@@ -9,6 +9,7 @@ from fastadv.errors import NotFiniteError, UserError
 from fastadv.evaluation.accuracy import evaluate
 from fastadv.evaluation.attacks import attack
 from fastadv.evaluation.search.cascade import Pipeline
+from fastadv.evaluation.search.engine import NOT_FINITE
 from fastadv.threat import Threat
 
 
@@ -87,6 +88,18 @@ def test_an_image_without_finite_logits_does_not_count_as_fooled(name, value):
     x[4], y[4] = 1, 2
     with pytest.raises(NotFiniteError, match="not finite"):
         attack(Spoiled(net, value), x, y, name)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "fgsm-rwp", "pgd-2", "pgd-2-2", "cw-2", "cw-margin-2"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_steps_at_logits_that_are_not_finite_are_no_attack(name, value):
+    """They are filled in, so the gradient of that image is zero, which alone tells nothing."""
+    net, x, y = linear()
+    x[4], y[4] = 1, 2
+    with pytest.raises(NotFiniteError) as error:
+        attack(Spoiled(net, value), x, y, name, eps=1e-3)
+    assert str(error.value) == NOT_FINITE
+    attack(Spoiled(net, value), x[:4], y[:4], name, eps=1e-3)
 
 
 def test_square_is_for_images():

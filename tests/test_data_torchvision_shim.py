@@ -1,9 +1,7 @@
-"""torchvision imports beside any build of torch; each case in a fresh interpreter."""
+"""torchvision imports beside any build of torch; each case in a process of its own."""
 
 import subprocess
 import sys
-
-import pytest
 
 CASES = {
     "twice": "import_torchvision(); torchvision = import_torchvision()",
@@ -26,15 +24,28 @@ assert bool(shim._declared) == (not loads), "schemas are declared only where the
 """
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_import(case):
-    head = "import fastadv.engine.torchvision_shim as shim\n"
-    head += "from fastadv.engine.torchvision_shim import *\n"
-    head += "import_torchvision = shim.import_torchvision\n"
-    done = subprocess.run(
-        [sys.executable, "-c", head + CASES[case] + CHECKS], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+# Forks of an interpreter that has imported torch, and nothing of torchvision.
+FORKED = """
+import os, sys
+import fastadv.engine.torchvision_shim as shim
+from fastadv.engine.torchvision_shim import *
+import_torchvision = shim.import_torchvision
+assert "torchvision" not in sys.modules
+for number, case in enumerate(sys.argv[1:], 1):
+    child = os.fork()
+    if child == 0:
+        exec(case)
+        os._exit(0)  # an error leaves by another way, with its traceback and code 1
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"case {number}")
+print("imported", number)
+"""
+
+
+def test_import():
+    cases = [case + CHECKS for case in CASES.values()]
+    done = subprocess.run([sys.executable, "-c", FORKED, *cases], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"imported {len(CASES)}\n"), done.stderr
 
 
 def test_nothing_is_declared_that_exists():

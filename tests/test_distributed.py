@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import tiny_batch, tiny_model, tiny_step
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
+from two_processes import in_two_processes
 
 from fastadv.engine.process.distributed import leave
 
@@ -90,7 +91,7 @@ def worker(rank: int, port: int, out: str) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
     """The results of each process, for each method."""
     out = str(tmp_path_factory.mktemp("processes") / "results")
-    multiprocessing.spawn(worker, (free_port(), out), nprocs=2)
+    in_two_processes(worker, free_port(), out)
     return [torch.load(f"{out}.{rank}") for rank in range(2)]
 
 
@@ -121,7 +122,7 @@ def statistics_worker(rank: int, port: int, out: str) -> None:
 
 def test_running_statistics_are_the_same_in_every_process(tmp_path: Path) -> None:
     out = str(tmp_path / "model")
-    multiprocessing.spawn(statistics_worker, (free_port(), out), nprocs=2)
+    in_two_processes(statistics_worker, free_port(), out)
     first, second = (torch.load(f"{out}.{rank}") for rank in range(2))
     assert not torch.equal(first["bn1.running_mean"], tiny_model().bn1.running_mean)
     for name, value in first.items():

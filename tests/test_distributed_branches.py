@@ -14,8 +14,9 @@ import torch
 from test_distributed import free_port
 from tiny import tiny_batch, tiny_model, tiny_step
 from tiny_capture import capture
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
+from two_processes import in_two_processes
 
 import fastadv
 from fastadv.engine.process import distributed as own
@@ -223,7 +224,7 @@ JOBS: dict[str, tuple[Any, ...]] = TOGETHER | FAILING
 
 def results_of(names: list[str], folder: Path) -> Callable[[str], list[Any]]:
     out = str(folder / "result")
-    multiprocessing.spawn(worker, (free_port(), out, names), nprocs=2)
+    in_two_processes(worker, free_port(), out, names)
     return lambda name: [torch.load(f"{out}.{name}.{rank}") for rank in range(2)]
 
 

@@ -81,6 +81,29 @@ def test_l2_and_alpha_reach_the_attacks(model, data):
     assert scores["fgsm"] == pytest.approx((model(fgsm).argmax(1) == y).double().mean().item())
 
 
+@pytest.mark.parametrize(
+    ("names", "ignored"),
+    [
+        (["clean"], "clean"),
+        (["clean", "apgd-ce-2"], "clean and apgd-ce-2"),
+        (["clean", "fgsm", "apgd-ce-2+square-3"], "clean, fgsm and apgd-ce-2\\+square-3"),
+    ],
+)
+def test_an_alpha_that_no_attack_follows_is_named(model, data, names, ignored):
+    sentence = f"alpha is the step of pgd, cw and cw-margin, and ignored by {ignored}: omit it"
+    with pytest.warns(UserWarning, match=sentence):
+        scores = evaluate(model, batched(data, 60), names, eps=0.1, alpha=0.01)
+    assert {scores.verdicts[name].facts["alpha"] for name in names} == {None}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("followed", ["pgd-1", "cw-margin-1", "apgd-ce-1+pgd-1"])
+def test_an_alpha_that_one_attack_follows_is_stored_with_it_alone(model, data, followed):
+    scores = evaluate(model, batched(data, 60), ["apgd-ce-1", followed], eps=0.1, alpha=0.01)
+    found = {name: scores.verdicts[name].facts["alpha"] for name in scores}
+    assert found == {"apgd-ce-1": None, followed: 0.01}
+
+
 def test_names_may_be_one_string(model, data):
     assert list(evaluate(model, batched(data, 60), "clean, pgd-2")) == ["clean", "pgd-2"]
 

@@ -90,6 +90,34 @@ def test_probabilities_and_noise_are_reported() -> None:
     assert any("change from call to call" in sentence for sentence in told(noisy, "clean"))
 
 
+def larger_in_a_batch_of_40(by: float) -> Around:
+    return Around(same, lambda z: z * (1 + by) if len(z) == 40 else z)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "by", "changes"),
+    [
+        (torch.float32, 2e-4, False),
+        (torch.float32, 2**-7, True),
+        (torch.float16, 2**-9, False),
+        (torch.float16, 2**-7, True),
+        (torch.bfloat16, 2**-7, False),
+        (torch.bfloat16, 2**-4, True),
+    ],
+)
+def test_outputs_change_by_more_than_roundings(
+    dtype: torch.dtype, by: float, changes: bool
+) -> None:
+    """One rounding of bfloat16 is 2**-7, of float16 2**-10."""
+    x, y = images()
+    model = larger_in_a_batch_of_40(by).to(dtype)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        fastadv.evaluate(model, [(x.to(dtype), y)], ("clean",))
+        fastadv.attack(model, x.to(dtype), y, "apgd-ce-1", eps=0.02)
+    assert ["change from call to call" in str(one.message) for one in seen] == 2 * [True] * changes
+
+
 @pytest.mark.parametrize("count", [2, 7, 16])
 def test_outputs_that_depend_on_the_other_images_of_a_batch_are_reported(count: int) -> None:
     mixed = Around(lambda x: x - 0.5 * x.mean(0), same)

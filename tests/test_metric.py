@@ -15,7 +15,8 @@ import torch
 from test_distributed import free_port
 from test_labels import Head, drawn, entropy, mixup, several, squares
 from tiny import EPS, tiny_batch, tiny_model
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
+from two_processes import in_two_processes
 
 import fastadv
 from fastadv.engine.process.distributed import leave
@@ -261,6 +262,6 @@ def evaluated(*, shared: bool) -> dict[str, float]:
 
 def test_two_processes_share_a_metric(tmp_path: Path) -> None:
     out = str(tmp_path / "scores")
-    multiprocessing.spawn(worker, (free_port(), out), nprocs=2)
+    in_two_processes(worker, free_port(), out)
     for rank in range(2):
         assert torch.load(f"{out}.{rank}") == pytest.approx(evaluated(shared=False), rel=1e-12)

@@ -19,7 +19,8 @@ from tiny import assert_same, tiny_batch, tiny_model, tiny_step, twin
 from tiny_capture import capture
 from tiny_run import assert_same_run, run
 from tiny_staged import PAD, staged_model, view_of
-from torch import distributed, multiprocessing
+from torch import distributed
+from two_processes import in_two_processes
 
 from fastadv.algorithms.resolution import resolve
 from fastadv.engine.process.distributed import leave
@@ -247,7 +248,7 @@ def halves_worker(rank: int, port: int, out: str) -> None:
 def test_a_term_is_the_mean_of_all_processes(tmp_path: Path) -> None:
     """So that what is learned from it is the same in each."""
     out = str(tmp_path / "half")
-    multiprocessing.spawn(halves_worker, (free_port(), out), nprocs=2)
+    in_two_processes(halves_worker, free_port(), out)
     whole = trained_by_halves(0, 1)
     for rank in range(2):
         for name, value in torch.load(f"{out}.{rank}").items():

@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
+from fastadv.cli.main import application
 from fastadv.errors import UserError
 from fastadv.run.console import Console
 from fastadv.run.train import resume
@@ -45,6 +48,23 @@ def continue_run(out: Path) -> None:
         [*command, "--resume", str(out)], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As in the processes of the other runs: the number of threads changes sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def continue_here(out: Path) -> None:
+    """In this process, which saves the start of another."""
+    with one_thread():
+        resume(str(out), Console())
 
 
 def wait_for_epoch(out: Path, epoch: int) -> None:
@@ -91,9 +111,8 @@ def same(first: Path, second: Path) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    process = start(out)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    with one_thread():
+        application("train")(["train", *WORDS, "--out", str(out)], standalone_mode=False)
     return out
 
 
@@ -116,7 +135,7 @@ def test_asked_to_stop_it_saves_its_place_in_the_epoch(tmp_path, uninterrupted):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "--resume" in errors
-    continue_run(out)
+    continue_here(out)
     same(out, uninterrupted)
 
 
@@ -136,12 +155,9 @@ def test_asked_to_stop_while_evaluating(tmp_path, uninterrupted, monkeypatch):
         return evaluate(*words, **options)
 
     monkeypatch.setattr(module, "run_evaluation", stop_then_evaluate)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with pytest.raises(module.Interrupted):
-        resume(str(out), Console())
-    torch.set_num_threads(threads)
-    continue_run(out)
+        continue_here(out)
+    continue_here(out)
     same(out, uninterrupted)
 
 
@@ -166,15 +182,13 @@ def test_cut_off_after_a_checkpoint_inside_an_epoch(tmp_path, uninterrupted, mon
         return step(self, *inputs, **options)
 
     monkeypatch.setattr(Step, "__call__", fail_at_the_seventh)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with pytest.raises(RuntimeError, match="power cut"):
-        resume(str(out), Console())
-    torch.set_num_threads(threads)
+        continue_here(out)
+    monkeypatch.undo()
     progress = checkpoint.load(out / "last.pt")["progress"]
     # A checkpoint as old as it may be is renewed after any batch, however long one takes.
     assert (progress["epoch"], progress["batch"]) == (0, 6)
-    continue_run(out)
+    continue_here(out)
     same(out, uninterrupted)
 
 

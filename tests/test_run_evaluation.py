@@ -164,6 +164,18 @@ def test_other_settings_are_another_evaluation(run, passes, options) -> None:
     assert found["pgd-2"] == evaluate_run(str(run), "pgd-2", **options)["pgd-2"]
 
 
+def test_an_alpha_that_an_attack_ignores_is_no_other_evaluation(run, passes) -> None:
+    attacks = "fgsm,apgd-ce-2,pgd-2"
+    evaluate_run(str(run), attacks, limit=40)
+    passes.clear()
+    again = evaluate_run(str(run), attacks, limit=40, alpha="0.01")
+    assert again.stored == ["fgsm", "apgd-ce-2"]
+    assert {name for name, _ in passes} == {"pgd-2"}
+    alphas = [(line["attack"], line["alpha"]) for line in records(run)]
+    own = load_run(str(run), "best")[0].eval_alpha
+    assert alphas == [("fgsm", None), ("apgd-ce-2", None), ("pgd-2", own), ("pgd-2", 0.01)]
+
+
 def test_other_weights_are_evaluated_again(run, passes, monkeypatch) -> None:
     evaluate_run(str(run), "fgsm")
     real = load_run

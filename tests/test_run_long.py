@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import os
 import shutil
 import signal
 import subprocess
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import fastadv
+from fastadv.engine.model.network import Network
 from fastadv.errors import NotFiniteError, UserError
 from fastadv.evaluation.forecast import Forecast
 from fastadv.evaluation.ledger import OPEN, RIGHT, Ledger
@@ -119,15 +122,24 @@ def test_a_file_of_verdicts_that_is_gone_is_made_again(run: Path) -> None:
     assert file.exists()
 
 
+# Each line of its input begins an evaluation in a child, which has nothing to import. It writes the
+# child's number, and with what it ended.
 KILLED = """
+import os
 import sys
 from fastadv.run import eval_watch, source
 from fastadv.run.finished import evaluate_run
 
 source.eval_batch_size = lambda device, values: 25
 eval_watch.KEEP_EVERY = -1.0
-evaluate_run(sys.argv[1], sys.argv[2], eps=sys.argv[3], limit=int(sys.argv[4]),
-             save_examples=True)
+for _ in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        evaluate_run(sys.argv[1], sys.argv[2], eps=sys.argv[3], limit=int(sys.argv[4]),
+                     save_examples=True)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
 """
 
 
@@ -138,6 +150,14 @@ def kept(run: Path) -> list[Ledger]:
         assert sum(json.loads(header)["bytes"].values()) == len(payload)
         found.append(Ledger.unpacked(payload))
     return found
+
+
+def runs_still(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_killed_several_times_it_ends_with_the_same_verdicts(run: Path) -> None:
@@ -151,14 +171,19 @@ def test_killed_several_times_it_ends_with_the_same_verdicts(run: Path) -> None:
         lambda rows: (rows["fooled_by"] == RIGHT).any(),
     )
     command = [sys.executable, "-c", KILLED, str(run), CASCADE, EPS, str(LIMIT)]
-    for reached in moments:
-        process = subprocess.Popen(command)
-        while process.poll() is None and not any(reached(each.rows) for each in kept(run)):
-            time.sleep(0.002)
-        assert process.poll() is None, "it ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert not (run / "evaluations.jsonl").exists()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        for reached in moments:
+            print(file=parent.stdin, flush=True)
+            child = int(parent.stdout.readline())
+            while runs_still(child) and not any(reached(each.rows) for each in kept(run)):
+                time.sleep(0.002)
+            assert runs_still(child), "it ended before it could be killed"
+            os.kill(child, signal.SIGKILL)
+            assert int(parent.stdout.readline()) == signal.SIGKILL
+            assert not (run / "evaluations.jsonl").exists()
     found = evaluated(run, save_examples=True)
     require_same(found.verdicts[CASCADE], expected)
     again = np.load(run / record(run)["examples"])
@@ -255,9 +280,48 @@ def test_a_step_that_would_end_after_the_deadline_is_not_begun(
     assert deadline.comes_within(30.1)
     assert deadline.is_over
     assert not Deadline().comes_within(1e9)
-    for wrong in (0.0, -1.0, float("nan")):
-        with pytest.raises(UserError, match="--time-limit is in minutes"):
+    assert Deadline("0.5").comes_within(30.1)
+    assert not Deadline("0.5").comes_within(29.9)
+    for wrong in (0.0, -1.0, float("nan"), "1h", "nan", "-2", ""):
+        with pytest.raises(UserError, match=f"--time-limit is in minutes .* not {wrong!r}: 60 is"):
             Deadline(wrong)
+
+
+def test_a_limit_shorter_than_one_run_says_how_long_it_must_be(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that only passes of the network move, by a second each."""
+    now = 0.0
+    logits = Network.logits
+
+    def slow(*given: Any, **options: Any) -> Tensor:
+        nonlocal now
+        now += 1
+        return logits(*given, **options)
+
+    monkeypatch.setattr(Network, "logits", slow)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def limited(seconds: float) -> Any:
+        options = {"eps": "0.004", "limit": LIMIT, "deadline": Deadline(seconds / 60)}
+        return evaluate_run(str(run), "apgd-ce-30", **options)
+
+    first = limited(15)
+    assert first.known["apgd-ce-30"] > 0  # those that are wrong without an attack
+    assert first.stuck == {}
+    again = limited(15)
+    assert again.known == first.known
+    seconds, least = again.stuck["apgd-ce-30"]
+    assert seconds == pytest.approx(31)
+    assert 1.1 * 31 < least < 1.1 * (31 + 15)
+    known, stuck = again.unfinished("a run")
+    assert known.endswith(" %.")
+    assert "nothing new could be stored" in stuck
+    minutes = math.ceil(least / 6) / 10
+    assert f"31.0 s; the same command gets further with --time-limit {minutes:g} or more" in stuck
+    enough = limited(least)
+    assert enough.stuck == {}
+    assert enough.known.get("apgd-ce-30", LIMIT) > first.known["apgd-ce-30"]
 
 
 def test_the_command_says_that_the_time_is_over(
@@ -277,7 +341,9 @@ def test_the_command_says_that_the_time_is_over(
     done = fastadv_command(*words)
     assert done.code == 0
     assert "the time ended" not in done.out
-    assert fastadv_command(*words, "--time-limit", 0).code == 2
+    wrong = fastadv_command(*words, "--time-limit", "1h")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert wrong.err.startswith("error: --time-limit is in minutes and must be a number above 0")
 
 
 # -- progress -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,21 @@ def test_a_run_that_has_not_ended_is_told(copied: Path) -> None:
     paths = at(copied, "fast-0", "fast-1")
     with pytest.warns(UserWarning, match="fast-1 has not ended"):
         open_alike(paths, ["best"], **OPEN)
+
+
+def test_an_alpha_that_no_attack_follows_is_said_once(copied: Path) -> None:
+    paths = at(copied, "fast-0", "fast-1")
+    options: dict[str, Any] = {"alpha": "0.01", "limit": 10}
+    for evaluated in (
+        lambda: evaluate_runs(paths, "fgsm,clean", **options),
+        lambda: list(compare_runs(*paths, "fgsm,clean", **options)),
+    ):
+        with pytest.warns(UserWarning, match="ignored by fgsm and clean: omit it") as said:
+            evaluated()
+        assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(compare_runs(*paths, "fgsm,pgd-1", **options))
 
 
 def test_typos(runs: Path) -> None:

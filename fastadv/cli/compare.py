@@ -40,21 +40,24 @@ def compare(
     from fastadv.run.console import Console, Terminal
     from fastadv.run.eval_pass import EvaluationStopped
     from fastadv.run.pairs import compare_runs
+    from fastadv.run.together import evaluating_together
 
     options: dict[str, Any] = {"which": which, "eps": eps, "alpha": alpha, "limit": limit}
     options |= {"seed": seed, "search_dtype": search_dtype}
-    options["console"] = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
     told = False
-    with trusting(trust_code):
+    with trusting(trust_code), evaluating_together([run_a], None) as shows:
+        terminal = Terminal(highlight=False, soft_wrap=True, stderr=True, quiet=not shows)
+        options["console"] = Console(terminal)
         try:
             for pair in compare_runs(run_a, run_b, attacks, **options):
-                _show(pair, printable(run_a), printable(run_b))
+                if shows:
+                    _show(pair, printable(run_a), printable(run_b))
                 told |= pair.paired.is_told
         except EvaluationStopped as stopped:
             raise Interrupted(
                 f"Stopped under {stopped}; the same command continues from there."
             ) from None
-    if told:
+    if told and shows:
         rich.console.Console(highlight=False).print(
             "A difference of these two networks. Whether their methods differ, several seeds of "
             "each tell: fastadv evaluate RUN..."

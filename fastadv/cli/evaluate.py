@@ -42,7 +42,8 @@ def evaluate(
         str, typer.Option("--format", help="table, or a paper's in markdown, latex or csv")
     ] = "table",
     time_limit: Annotated[
-        float | None, typer.Option(help="minutes, after which what is known is shown [none]")
+        str | None,
+        typer.Option(metavar="MINUTES", help="time after which what is known is shown [none]"),
     ] = None,
     save_examples: Annotated[
         bool,
@@ -103,6 +104,7 @@ def evaluate(
     from fastadv.run.finished import evaluate_run, load_run
     from fastadv.run.foreign import evaluate_foreign, load_foreign
     from fastadv.run.several import evaluate_runs, table_of_file, table_of_run
+    from fastadv.run.together import evaluating_together
 
     require_format(format_)
     if reference and format_ != "table":
@@ -117,26 +119,32 @@ def evaluate(
         "save_examples": save_examples,
         "search_dtype": search_dtype,
     }
-    options["console"] = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
     folder = runs[0] if len(runs) == 1 else None
-    with trusting(trust_code):
+    request = None if elsewhere is None else elsewhere[1]
+    with trusting(trust_code), evaluating_together(runs, request) as shows:
+        terminal = Terminal(highlight=False, soft_wrap=True, stderr=True, quiet=not shows)
+        options["console"] = Console(terminal)
         try:
             if elsewhere is None:
                 table = evaluate_runs(runs, attacks, which=which, **options)
             else:
                 found = load_foreign(*elsewhere)
                 folder = str(found.folder.path)
-                if format_ == "table":
+                if format_ == "table" and shows:
                     rich.console.Console(highlight=False).print(escape(found.said), soft_wrap=True)
                 table = table_of_file(elsewhere[0], evaluate_foreign(found, attacks, **options))
         except EvaluationStopped as stopped:
-            if stopped.scores and elsewhere is not None:
+            if not (stopped.scores and shows):
+                pass
+            elif elsewhere is not None:
                 _show(table_of_file(elsewhere[0], stopped.scores), folder, format_)
-            elif stopped.scores and len(runs) == 1 and which != "both":
+            elif len(runs) == 1 and which != "both":
                 _show(table_of_run(runs[0], which, stopped.scores), folder, format_)
             raise Interrupted(
                 f"Stopped under {stopped}; the same command continues from there."
             ) from None
+    if not shows:
+        return
     _show(table, folder, format_)
     if beside:
         asked: dict[str, Any] = {"eps": eps, "limit": limit, "seed": seed}

@@ -35,7 +35,18 @@ def check(
     runs: Sequence[str], elsewhere: tuple[str, RunRequest] | None, which: str, **options: Any
 ) -> int:
     """Check each of ``runs``, or the network from ``elsewhere``, and show the reports; returns the
-    exit code: ``FAILED`` if a check failed, else 0."""
+    exit code: ``FAILED`` if a check failed, else 0. Of several processes the first does it, and all
+    return its code."""
+    from fastadv.run.together import by_the_first
+
+    passed = by_the_first(lambda: _check(runs, elsewhere, which, **options))
+    return 0 if passed else FAILED
+
+
+def _check(
+    runs: Sequence[str], elsewhere: tuple[str, RunRequest] | None, which: str, **options: Any
+) -> bool:
+    """Check and show; returns whether all checks passed."""
     from fastadv.run.console import Console, Terminal
     from fastadv.run.sanity import check_loaded
 
@@ -45,7 +56,7 @@ def check(
         report = check_loaded(loaded, folder, weights, **options, console=console)
         _show(title, str(folder.path), report)
         passed = passed and report.passed
-    return 0 if passed else FAILED
+    return passed
 
 
 def require_alone(flags: Mapping[str, object]) -> None:

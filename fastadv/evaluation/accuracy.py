@@ -15,7 +15,7 @@ from fastadv.engine.model.outputs import Output
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError, warn
 from fastadv.evaluation.attacks import inputs, searched, threat_of
-from fastadv.evaluation.attacks.names import OPTIONS, AttackSpec, parse_attack
+from fastadv.evaluation.attacks.names import AttackSpec, parse_attack
 from fastadv.evaluation.found import Found
 from fastadv.evaluation.metric import Metric
 from fastadv.evaluation.scores import Scores
@@ -89,7 +89,10 @@ def evaluate(
     share of images, if gradients were exactly zero or the softmax so saturated that the loss is
     exactly zero, if Square fools the network where all gradients failed, if the outputs look like
     probabilities, and if they change from call to call: the reported accuracy is too high then.
+    Also warns of an ``alpha`` that none of the attacks follows.
     """
+    specs = specs_of(attacks, alpha)
+    warn_of_ignored_alpha(specs, alpha)
     after = None if progress is None else (lambda tally: progress(tally.images))
     options: dict[str, Any] = {"eps": eps, "norm": norm, "alpha": alpha, "seed": seed}
     options["threat"] = threat
@@ -106,15 +109,11 @@ def evaluate(
     if means is not None:
         return means
     scores = counts.scores()
-    facts = {
-        "norm": tally.threat.norm,
-        "eps": float(tally.threat.nominal),
-        "alpha": alpha,
-        "seed": seed,
-    }
+    facts = {"norm": tally.threat.norm, "eps": float(tally.threat.nominal), "seed": seed}
     facts |= {"weights": "", "images": ""}  # not known here
     for name in scores:
-        verdicts = found.verdicts(name, {"attack": name, **facts})
+        step = alpha if specs[name].follows_alpha else None
+        verdicts = found.verdicts(name, {"attack": name, "alpha": step, **facts})
         if verdicts is not None:
             scores.verdicts[name] = verdicts
     return scores
@@ -251,11 +250,22 @@ def specs_of(names: Sequence[str] | str, alpha: float | str | None = None) -> di
 
 
 def _with_step(spec: AttackSpec, alpha: float) -> AttackSpec:
-    """``spec`` with the step ``alpha`` if it has several steps of one size (PGD and CW), also as a
-    part of a cascade."""
+    """``spec`` with the step ``alpha``, or with that of its parts, where they follow it."""
     if spec.parts:
         return replace(spec, parts=tuple(_with_step(part, alpha) for part in spec.parts))
-    return replace(spec, alpha=alpha) if {"alpha", "steps"} <= OPTIONS[spec.kind] else spec
+    return replace(spec, alpha=alpha) if spec.follows_alpha else spec
+
+
+def warn_of_ignored_alpha(specs: Mapping[str, AttackSpec], alpha: object) -> None:
+    """Warn if an ``alpha`` was given, not None, that none of the attacks ``specs`` follows."""
+    if alpha is None or any(spec.follows_alpha for spec in specs.values()):
+        return
+    names = list(specs)
+    listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    warn(
+        f"alpha is the step of pgd, cw and cw-margin, and ignored by {listed}: omit it, or name "
+        "one of those attacks."
+    )
 
 
 def _pair(batch: object, *, any_labels: bool) -> tuple[Tensor, Tensor]:

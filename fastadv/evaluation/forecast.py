@@ -75,6 +75,18 @@ class Forecast:
         return fooled, int(np.sum(rows["passed"] >= number)) - fooled
 
 
+def seconds_of_a_run(pipeline: Pipeline, images: int) -> float:
+    """The seconds of one run of the search at which ``pipeline`` has worked longest, on a full
+    batch, or on ``images`` if there are no more; nan before the first pass. It is that of all runs
+    if an interrupted image begins with the first."""
+    engine = max(pipeline.engines, key=lambda each: each.seconds)
+    if not engine.seen:
+        return float("nan")
+    runs = engine.search.segments if engine.search.remembers else 1
+    points = runs * (engine.search.steps + 1) * min(engine.slots, images)
+    return points * engine.seconds / engine.seen
+
+
 def _passes(fooled: float, stayed: float, most: int) -> float:
     return (WHEN_FOOLED * fooled + stayed) * most
 

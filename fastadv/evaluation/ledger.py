@@ -122,6 +122,15 @@ class Ledger:
         right = int(self.right.sum())
         return right / total, (right + total - known) / total
 
+    def is_further_than(self, before: Ledger | None) -> bool:
+        """True if more is known of an image than in ``before`` (None: than nothing): a verdict, or
+        another search or run that it has survived."""
+        known = np.zeros(len(self), np.int64)
+        if before is not None:
+            count = min(len(self), len(before))
+            known[:count] = _progress(before.rows[:count])
+        return bool((_progress(self.rows) > np.maximum(known, 0)).any())
+
     def packed(self) -> bytes:
         """The rows as bytes."""
         return self.rows.tobytes()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -27,6 +28,7 @@ from fastadv.engine.process import distributed
 from fastadv.errors import UserError, warn
 from fastadv.evaluation.accuracy import specs_of, verdicts_of
 from fastadv.evaluation.counts import Counts, by_square
+from fastadv.evaluation.forecast import seconds_of_a_run
 from fastadv.evaluation.found import Found
 from fastadv.evaluation.scores import Scores
 from fastadv.evaluation.tally import Tally
@@ -45,6 +47,7 @@ from fastadv.storage import files
 from fastadv.storage.digests import digest
 
 TESTED = "test images"
+MARGIN = 1.1  # of a time that was measured in one part of a run
 
 
 class StopEvaluation(Exception):
@@ -63,7 +66,9 @@ class EvalScores(Scores):
     """Scores. ``said``: the threat and the precision; ``stored``: the attacks that were evaluated
     before; ``seconds_before``: the time that the stored results had taken; ``facts``: for results
     that last, what they depend on besides the attack; ``bounds``: for attacks whose time ran out,
-    the accuracies between which theirs lies; ``known``: how many verdicts these rest on."""
+    the accuracies between which theirs lies; ``known``: how many verdicts these rest on;
+    ``stuck``: for those that got no further in this time, so that nothing new is stored, the
+    seconds of one run of a search, and of the least time that gets further."""
 
     def __init__(self, n: int, said: str) -> None:
         super().__init__({}, n)
@@ -73,15 +78,23 @@ class EvalScores(Scores):
         self.facts: Settings = {}
         self.bounds: dict[str, tuple[float, float]] = {}
         self.known: dict[str, int] = {}
+        self.stuck: dict[str, tuple[float, float]] = {}
 
     def unfinished(self, of: str) -> Iterator[str]:
-        """A sentence for each attack whose time ran out; ``of``: what was evaluated."""
+        """Sentences for each attack whose time ran out; ``of``: what was evaluated."""
         for attack, (low, high) in self.bounds.items():
+            goes_on = "." if attack in self.stuck else ", and the same command continues."
             yield (
                 f"{of}, {attack}: the time ended with {self.known[attack]:,} of {self.n:,} "
-                f"verdicts; the accuracy is between {100 * low:.2f} and {100 * high:.2f} %, and "
-                "the same command continues."
+                f"verdicts; the accuracy is between {100 * low:.2f} and {100 * high:.2f} %{goes_on}"
             )
+            if attack in self.stuck:
+                run, least = self.stuck[attack]
+                yield (
+                    f"{of}, {attack}: nothing new could be stored, as no search came to the end of "
+                    f"a run, which takes about {run:.1f} s; the same command gets further with "
+                    f"--time-limit {math.ceil(least / 6) / 10:g} or more (minutes)."
+                )
 
 
 @dataclass
@@ -133,7 +146,8 @@ def run_evaluation(
     a ``KeyboardInterrupt``.
     """
     alpha = None if alpha is None else parse_number(alpha, "alpha")
-    attacks = list(specs_of(attacks, alpha))
+    specs = specs_of(attacks, alpha)
+    attacks = list(specs)
     precision = shown(None, model, job.device)
     if job.search_dtype != "float32":
         precision += f", searched in {job.search_dtype}"
@@ -142,7 +156,7 @@ def run_evaluation(
         f"evaluating {job.which} on {len(images):,} {job.images_name} under {', '.join(attacks)}: "
         f"{job.config.norm} eps {eps:.4g}, {precision}"
     )
-    threat: dict[str, Any] = {"eps": float(eps), "norm": job.config.norm, "alpha": alpha}
+    threat: dict[str, Any] = {"eps": float(eps), "norm": job.config.norm}
     threat |= {"seed": seed, "search_dtype": job.search_dtype}
     # Digests of all weights and images: taken when a record is looked for or written.
     common = cache(lambda: settings_of(model, images, job) | {"precision": precision} | threat)
@@ -151,17 +165,24 @@ def run_evaluation(
         found.facts = common()
     if not len(images):
         raise UserError(f"There are no images to evaluate: the {job.images_name} are none.")
+    anything_new = False
     for group in [attacks] if one_pass else [[name] for name in attacks]:
-        one = _Pass(model, images, group, job, threat, common, title, one_pass)
+        # One that an attack does not follow is no part of its settings: the verdicts are the same.
+        step = alpha if any(specs[name].follows_alpha for name in group) else None
+        own = threat | {"alpha": step}
+        one = _Pass(model, images, group, job, own, common, title, one_pass)
         try:
             scores = one.run()
         except KeyboardInterrupt:
             under_way = f"{', '.join(group)}: {one.images:,} of {len(images):,} images are done"
             raise EvaluationStopped(found, under_way) from None
+        anything_new = anything_new or one.got_further
         if isinstance(scores, Found):
             for name, ledger in scores.ledgers.items():
                 found.bounds[name] = ledger.bounds(len(images))
                 found.known[name] = int(ledger.known.sum())
+                if not anything_new and one.stuck is not None:
+                    found.stuck[name] = one.stuck
             continue
         found |= scores
         found.verdicts |= scores.verdicts
@@ -197,6 +218,22 @@ class _Pass:
         self._images = 0
         self.seconds_before = 0.0
         self.was_stored = False
+        self.got_further = False
+
+    @property
+    def stuck(self) -> tuple[float, float] | None:
+        """The seconds of one run of its search, and of the least time limit for one; None if no
+        search was at work."""
+        if self._tally is None or not self._tally.pipelines:
+            return None
+        (name, pipeline), *_ = self._tally.pipelines.items()
+        left = len(self._batches) - int(self._tally.ledgers[name].known.sum())
+        run = seconds_of_a_run(pipeline, -(-left // distributed.world_size()))
+        if math.isnan(run):
+            return None
+        elapsed = self._job.deadline.elapsed
+        others = elapsed - sum(engine.seconds for engine in pipeline.engines)
+        return run, MARGIN * max(elapsed, others + run)
 
     @property
     def images(self) -> int:
@@ -205,7 +242,8 @@ class _Pass:
 
     @cached_property
     def _settings(self) -> Settings:
-        return {"attack": ",".join(self._attacks), **self._common()}
+        own = {"attack": ",".join(self._attacks), "alpha": self._threat["alpha"]}
+        return own | self._common()
 
     @cached_property
     def _kept_settings(self) -> Settings:
@@ -278,6 +316,7 @@ class _Pass:
     def _evaluate(self, done: Found | None) -> Found:
         job = self._job
         name, total = ", ".join(self._attacks), len(self._batches)
+        before = {} if done is None else done.ledgers
         with job.console.evaluating(self._title, name, self.images, total) as tick:
             self._watch = watch = Watch(job.asked_to_stop, job.deadline, self._keep, tick, total)
 
@@ -298,6 +337,9 @@ class _Pass:
                 raise
         for examples in self._examples.values():
             examples.settle()
+        self.got_further = any(
+            ledger.is_further_than(before.get(name)) for name, ledger in found.ledgers.items()
+        )
         if not self._is_whole(found):
             if distributed.rank() == 0 and found.images:
                 self._store(found)

@@ -18,18 +18,37 @@ ASK_EVERY = 1.0  # seconds between two questions to the other processes
 
 
 class Deadline:
-    """The moment ``minutes`` from now; None: never. Raises ``UserError`` for one in the past."""
+    """The moment ``minutes`` from now, a number or its text; None: never. Raises ``UserError`` for
+    one in the past, and for a text that is no number."""
 
-    def __init__(self, minutes: float | None = None) -> None:
-        if minutes is not None and not minutes > 0:
-            raise UserError(f"--time-limit is in minutes and must be above 0, not {minutes:g}.")
-        self._at = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    def __init__(self, minutes: float | str | None = None) -> None:
+        seconds = math.inf if minutes is None else 60 * _number(minutes)
+        if not seconds > 0:
+            raise UserError(
+                f"--time-limit is in minutes and must be a number above 0, not {minutes!r}: 60 is "
+                "an hour, and 0.5 are 30 seconds."
+            )
+        self._began = time.monotonic()
+        self._seconds = seconds
         self.is_over = False
 
     def comes_within(self, seconds: float) -> bool:
         """True if it comes in the next ``seconds``, which are then not begun any more."""
-        self.is_over = self.is_over or time.monotonic() + seconds >= self._at
+        self.is_over = self.is_over or self.elapsed + seconds >= self._seconds
         return self.is_over
+
+    @property
+    def elapsed(self) -> float:
+        """The seconds since the beginning."""
+        return time.monotonic() - self._began
+
+
+def _number(text: float | str) -> float:
+    """``text`` as a number, nan if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 class Watch:

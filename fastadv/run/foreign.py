@@ -13,7 +13,7 @@ from torch import nn
 from fastadv.engine.process import distributed
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import warn
-from fastadv.evaluation.accuracy import specs_of
+from fastadv.evaluation.accuracy import specs_of, warn_of_ignored_alpha
 from fastadv.run.config import RunConfig
 from fastadv.run.eval_pass import EvalScores
 from fastadv.run.finished import evaluate_loaded
@@ -70,7 +70,8 @@ def evaluate_foreign(found: Foreign, attacks: str, **options: Any) -> EvalScores
     Warns of a network that classifies hardly more images than chance would: its file does not show
     everything that matters.
     """
-    specs_of(attacks)  # a name with a typo leaves no folder behind
+    specs = specs_of(attacks)  # a name with a typo leaves no folder behind
+    warn_of_ignored_alpha(specs, options.get("alpha"))
     make_folder(found)
     loaded = (found.config, found.data, found.model)
     scores = evaluate_loaded(loaded, found.folder, "weights", attacks, **options)

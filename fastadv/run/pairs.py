@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastadv.errors import UserError
-from fastadv.evaluation.accuracy import specs_of
+from fastadv.evaluation.accuracy import specs_of, warn_of_ignored_alpha
 from fastadv.evaluation.paired import Paired
 from fastadv.evaluation.verdicts import Verdicts
 from fastadv.run.alike import open_alike, weights_named
@@ -39,7 +39,9 @@ def compare_runs(
     """The two runs under each attack, one after another; ``options`` are those of
     ``evaluate_run``. Raises ``UserError`` for runs that cannot be compared."""
     weights = weights_named(which)
-    names = list(specs_of(attacks, alpha))
+    specs = specs_of(attacks, alpha)
+    warn_of_ignored_alpha(specs, alpha)
+    names = list(specs)
     open_alike([first, second], weights, eps=eps, alpha=alpha)
     for name in weights:
         for attack in names:

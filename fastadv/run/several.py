@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastadv.errors import UserError
-from fastadv.evaluation.accuracy import specs_of
+from fastadv.evaluation.accuracy import specs_of, warn_of_ignored_alpha
 from fastadv.evaluation.intervals import wilson
 from fastadv.evaluation.over_seeds import mean_and_deviation
 from fastadv.run.alike import methods_of, open_alike, weights_named
@@ -84,7 +84,9 @@ def evaluate_runs(
     one table, before the first is evaluated where that can be seen.
     """
     weights = weights_named(which)
-    names = list(specs_of(attacks, alpha))
+    specs = specs_of(attacks, alpha)
+    warn_of_ignored_alpha(specs, alpha)
+    names = list(specs)
     configs = open_alike(paths, weights, eps=eps, alpha=alpha)
     found: dict[tuple[str, str], EvalScores] = {}
     for name in weights:

@@ -120,18 +120,26 @@ def triton_compiled(launch: Launch, capability: int) -> Any:
 def compiled(launch: Launch, capability: int) -> Machine:
     """The properties of the cubin of one launch."""
     kernel = triton_compiled(launch, capability)
-    with TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(kernel.asm["cubin"])
-        told = _cuobjdump("-res-usage", cubin)
-        sass = _cuobjdump("-sass", cubin)
-    found = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", told)}
+    found, sass = _usage(kernel), _cuobjdump("-sass", kernel)
     numbers = (found["REG"], found["STACK"], found["SHARED"], found["LOCAL"])
     return Machine(sass, kernel.asm["ptx"], *numbers)
 
 
-def _cuobjdump(option: str, cubin: Path) -> str:
+def registers(launch: Launch, capability: int) -> int:
+    """Those of a thread of one launch; its code is not disassembled, which takes longer."""
+    return _usage(triton_compiled(launch, capability))["REG"]
+
+
+def _usage(kernel: Any) -> dict[str, int]:
+    told = _cuobjdump("-res-usage", kernel)
+    return {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", told)}
+
+
+def _cuobjdump(option: str, kernel: Any) -> str:
     tool = triton.knobs.nvidia.cuobjdump.path
-    return subprocess.run(
-        [tool, option, str(cubin)], capture_output=True, text=True, check=True
-    ).stdout
+    with TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(kernel.asm["cubin"])
+        return subprocess.run(
+            [tool, option, str(cubin)], capture_output=True, text=True, check=True
+        ).stdout

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import LAYOUTS, call, gradients, images, laid_out, poisoned
+from oracle import LAYOUTS, call, gradients, images, laid_out, one_by_one, poisoned
 from oracle import triton_and_reference as both
 from torch import Tensor
 from triton.runtime import interpreter
@@ -29,11 +29,16 @@ STORES = {
 }
 
 
-@pytest.mark.parametrize("store", STORES)
-@pytest.mark.parametrize("padding", ["constant", "reflect"])
-@pytest.mark.parametrize("dtype", [None, torch.float16])
-@pytest.mark.parametrize("size", [(9, 8), (1, 1), (33, 31)])
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("store", "padding", "dtype", "size", "channels_last"),
+    one_by_one(
+        list(STORES),
+        ["constant", "reflect"],
+        [None, torch.float16],
+        [(9, 8), (1, 1), (33, 31)],
+        [False, True],
+    ),
+)
 def test_crop_flip(
     store: str,
     padding: str,
@@ -93,9 +98,10 @@ class Watched:
         return getattr(INTERPRETER, name)
 
 
-@pytest.mark.parametrize("padding", ["constant", "reflect"])
-@pytest.mark.parametrize("size", [(9, 8), (33, 31)])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("padding", "size", "layout"),
+    one_by_one(["reflect", "constant"], [(9, 8), (33, 31)], ["contiguous", "channels_last"]),
+)
 def test_no_access_outside_of_the_tensors(
     padding: str, size: tuple[int, int], layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,9 +163,12 @@ def test_reflection_where_there_is_one_pixel() -> None:
     assert torch.equal(triton, plain)
 
 
-@pytest.mark.parametrize("store", [name for name in STORES if name != "uint8"])
-@pytest.mark.parametrize("scale", [0.3, torch.tensor(-2.0)])
-@pytest.mark.parametrize("layout", LAYOUTS)
+FLOATING = [name for name in STORES if name != "uint8"]
+
+
+@pytest.mark.parametrize(
+    ("store", "scale", "layout"), one_by_one(FLOATING, [0.3, torch.tensor(-2.0)], LAYOUTS)
+)
 def test_crop_flip_add(store: str, scale: float | Tensor, layout: str) -> None:
     x = laid_out(images((3, 3, 9, 8), 0), layout)
     triton, plain = both("crop_flip_add", STORES[store], *VIEW, x, scale, 0.1)
@@ -174,9 +183,10 @@ def test_crop_flip_add(store: str, scale: float | Tensor, layout: str) -> None:
         call("crop_flip_add", STORES[store], *VIEW, x, scale, torch.ones(2), backend="triton")
 
 
-@pytest.mark.parametrize("store", [name for name in STORES if name != "uint8"])
-@pytest.mark.parametrize("ok", [None, torch.tensor(True), torch.tensor(False)])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("store", "ok", "layout"),
+    one_by_one(FLOATING, [None, torch.tensor(True), torch.tensor(False)], LAYOUTS),
+)
 def test_write_and_ascend(store: str, ok: Tensor | None, layout: str) -> None:
     window = laid_out(gradients((3, 3, 9, 8), 0), layout)
     for name, rest in (("crop_flip_write", (ok,)), ("crop_flip_ascend", (0.3, -0.5, 0.5, ok))):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import call, images, laid_out, poisoned
+from oracle import LAYOUTS, call, images, laid_out, one_by_one, poisoned
 from torch import Tensor
 
 from fastadv.kernels import triton_guard
@@ -40,8 +40,7 @@ def spoil(tensor: Tensor, place: int, value: float) -> None:
         tensor.view(-1)[place % tensor.numel()] = value
 
 
-@pytest.mark.parametrize("dtypes", DTYPES)
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("dtypes", "value"), one_by_one(DTYPES, [math.nan, math.inf, -math.inf]))
 def test_one_value_that_is_not_finite_is_found(dtypes: Any, value: float) -> None:
     for which, shape in enumerate(SHAPES):
         if 0 in shape:
@@ -162,9 +161,7 @@ def looked(backend: str, x: Tensor, y: Any, rows: Any, homes: Any = (None,) * 3)
     return found, [bool(each) for each in bad]
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
-@pytest.mark.parametrize("dtype", [F32, F16])
-@pytest.mark.parametrize("count", [1, 3, 300])
+@pytest.mark.parametrize(("count", "dtype", "layout"), one_by_one([3, 1, 300], [F32, F16], LAYOUTS))
 def test_a_batch_is_clipped_and_looked_at(count: int, dtype: torch.dtype, layout: str) -> None:
     x = laid_out(images((count, 3, 9, 5), 0, dtype), layout)
     y, rows = torch.arange(count) % 10, torch.arange(count) * 2**50

@@ -7,7 +7,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import DTYPES, LAYOUTS, SHAPES, call, error_rule, gradients, images, laid_out
+from oracle import (
+    DTYPES,
+    LAYOUTS,
+    SHAPES,
+    call,
+    error_rule,
+    gradients,
+    images,
+    laid_out,
+    one_by_one,
+)
 from oracle import triton_and_reference as both
 from torch import Tensor
 
@@ -69,9 +79,10 @@ def rows_of(count: int, largest: float) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, (5, 3, 11, 17)])
-@pytest.mark.parametrize("layout", [*LAYOUTS, "samples_inside"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "layout", "dtype"),
+    one_by_one([(3, 3, 8, 8), (5, 3, 11, 17), *SHAPES], [*LAYOUTS, "samples_inside"], DTYPES),
+)
 def test_linf_with_tensors_of_radii_is_the_reference_bit_for_bit(
     shape: tuple[int, ...], layout: str, dtype: torch.dtype
 ) -> None:
@@ -94,34 +105,36 @@ def test_linf_with_tensors_of_radii_is_the_reference_bit_for_bit(
         assert torch.equal(stepped, plain)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 5, 7), (3, 3, 5, 7), (3, 1, 1, 1), (2, 3, 110, 112)])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
+SEVERAL_PROGRAMS = (2, 3, 53, 53)  # for each sample
+ROW_SHAPES = [(3, 3, 5, 7), (1, 3, 5, 7), (3, 1, 1, 1), SEVERAL_PROGRAMS]
+KINDS = ("rows", "0-dim", "half", "spread", "repeated")
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "dtype", "kind"), one_by_one(ROW_SHAPES, LAYOUTS, DTYPES, KINDS)
+)
 def test_l2_rows_are_samples_with_numbers_bit_for_bit(
-    shape: tuple[int, ...], layout: str, dtype: torch.dtype
+    shape: tuple[int, ...], layout: str, dtype: torch.dtype, kind: str
 ) -> None:
-    large = shape[-1] > 100
-    if large and (layout != "channels_last" or dtype != torch.float32):
+    if shape == SEVERAL_PROGRAMS and (dtype != torch.float32 or kind != "rows"):
         return
     x = laid_out(images(shape, 0, dtype), layout)
     away = laid_out((images(shape, 0) + 0.1 * images(shape, 2)).clamp(0, 1).to(dtype), layout)
     grad, index = laid_out(gradients(shape, 1, dtype), "contiguous"), torch.arange(shape[0])
-    alphas, radii = rows_of(shape[0], 0.2), rows_of(shape[0], 0.3)
-    for kind in ["rows"] if large else radii:
-        alpha, eps = alphas[kind], radii[kind]
-        calls: dict[str, Any] = {
-            "l2_step": lambda b, a, e: (away[b], grad[b], x[b], a, e),
-            "l2_project": lambda b, a, e: (away[b], x[b], e),
-            "l2_start": lambda b, a, e: (x[b], e, index[b], 5, 7),
-        }
-        for name, arguments in calls.items():
-            everything = slice(None)
-            found = error_rule(name, *arguments(everything, alpha, eps), slack=3e-7)
-            for row in range(shape[0]):
-                one = slice(row, row + 1)
-                a, e = (float(t.expand(shape[0])[row]) for t in (alpha, eps))
-                alone = call(name, *arguments(one, a, e), backend="triton")
-                assert torch.equal(found[one], alone), (name, kind, row)
+    alpha, eps = (rows_of(shape[0], largest)[kind] for largest in (0.2, 0.3))
+    calls: dict[str, Any] = {
+        "l2_step": lambda b, a, e: (away[b], grad[b], x[b], a, e),
+        "l2_project": lambda b, a, e: (away[b], x[b], e),
+        "l2_start": lambda b, a, e: (x[b], e, index[b], 5, 7),
+    }
+    for name, arguments in calls.items():
+        everything = slice(None)
+        found = error_rule(name, *arguments(everything, alpha, eps), slack=3e-7)
+        for row in range(shape[0]):
+            one = slice(row, row + 1)
+            a, e = (float(t.expand(shape[0])[row]) for t in (alpha, eps))
+            alone = call(name, *arguments(one, a, e), backend="triton")
+            assert torch.equal(found[one], alone), (name, row)
 
 
 def test_as_many_radii_as_samples() -> None:

@@ -1,11 +1,13 @@
 """For the kernel tests: operators by name, the error rule, poisoned memory, unusual tensors."""
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from oracle_gradients import (
     masked_ce_backward,
@@ -32,6 +34,19 @@ PARTS: dict[str, tuple[Callable[..., Any], str]] = {
 SHAPES = ((1, 3, 33, 31), (3, 3, 8, 8), (2, 1, 1, 1), (2, 4, 5, 7))
 LAYOUTS = ("contiguous", "channels_last", "strided")
 DTYPES = (torch.float32, torch.float16)
+
+
+def one_by_one(*lists: Sequence[Any]) -> list[Any]:
+    """Cases for ``parametrize``, the product of ``lists``. Those that differ from the first of all
+    values in several places are slow: each value is met in the quick ones too, not each pair."""
+    places = [range(len(values)) for values in lists]
+    return [
+        pytest.param(
+            *(values[i] for values, i in zip(lists, place, strict=True)),
+            marks=[pytest.mark.slow] if sum(map(bool, place)) > 1 else [],
+        )
+        for place in itertools.product(*places)
+    ]
 
 
 def generator(seed: int) -> torch.Generator:

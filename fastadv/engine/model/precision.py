@@ -64,7 +64,7 @@ def shown(dtype: torch.dtype | None, model: torch.nn.Module, device: torch.devic
     """The precision of passes with autocast to ``dtype`` (None: the model's own type), in words."""
     if dtype is not None:
         return str(dtype).removeprefix("torch.")
-    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    own = _own_type(model)
     words = str(own).removeprefix("torch.")
     if own is not torch.float32 or device.type != "cuda":
         return words
@@ -73,6 +73,19 @@ def shown(dtype: torch.dtype | None, model: torch.nn.Module, device: torch.devic
         return f"{words} (TF32)"
     rounds = _rounds(convolutions, getattr(convolutions, "conv", None))
     return f"{words} (convolutions in TF32)" if rounds else words
+
+
+def rounding(dtype: torch.dtype | None, model: torch.nn.Module, device: torch.device) -> float:
+    """The distance of 1 from the next number in passes with autocast to ``dtype`` (None: the
+    model's own type)."""
+    own = _own_type(model) if dtype is None else dtype
+    if "TF32" in shown(dtype, model, device):
+        own = torch.float16  # with as many bits behind the point
+    return torch.finfo(own).eps
+
+
+def _own_type(model: torch.nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _rounds(older: Any, newer: Any) -> bool:

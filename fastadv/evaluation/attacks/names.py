@@ -80,6 +80,13 @@ class AttackSpec:
         """True if it consists of searches and is no attack on one batch."""
         return bool(self.searches) and self.kind not in BATCHWISE
 
+    @property
+    def follows_alpha(self) -> bool:
+        """True if it, or a search of the cascade, has several steps of one size (PGD and CW)."""
+        if self.parts:
+            return any(part.follows_alpha for part in self.parts)
+        return {"alpha", "steps"} <= OPTIONS[self.kind]
+
     def __post_init__(self) -> None:
         options = ("steps", "restarts", "sigma", "alpha", "random_start", "objective")
         check_fields(self, options)

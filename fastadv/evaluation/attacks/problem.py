@@ -34,7 +34,7 @@ class Problem:
     both functions of logits and ``y``. With ``any_labels`` logits and ``y`` are (B,...) of any
     shape; otherwise ``y`` are classes (B,) or soft labels (B,classes). ``largest_label`` is the
     largest of ``y`` if the labels have not yet been checked against the number of classes.
-    ``watch`` receives every gradient.
+    ``watch`` receives every gradient, with the logits.
     """
 
     net: Network
@@ -79,7 +79,7 @@ class Problem:
         gradient, logits = input_gradient(total, x_adv), logits.detach()
         if self.watch is not None:
             standing = None if self.is_right(logits) is None else self.resists(logits)
-            self.watch.see(gradient, standing)
+            self.watch.see(gradient, logits, standing)
         return gradient, logits
 
     def resists(self, logits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Detects attacks that cannot work: gradients that are not finite or exactly zero."""
+"""Detects attacks that cannot work: values that are not finite, gradients of exactly zero."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 class Watch:
     """What the gradients of one attack on one batch were like, kept on the device.
 
-    ``bad``: True once a gradient was not finite, 0-dim bool. ``flat`` (B,) bool: the image was
-    classified correctly at the starting point and had a gradient of exactly zero there; None if no
-    gradient was taken.
+    ``bad``: True once logits or a gradient were not finite, 0-dim bool. ``flat`` (B,) bool: the
+    image was classified correctly at the starting point and had a gradient of exactly zero there;
+    None if no gradient was taken.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -19,11 +19,12 @@ class Watch:
         self.flat: Tensor | None = None
 
     @torch.no_grad()
-    def see(self, gradient: Tensor, correct: Tensor | None) -> None:
-        """Record the ``gradient`` (B,...); ``correct`` (B,) bool: classified correctly. None if
-        nothing says what is right: a gradient of zero may then be an optimum, and is not
-        counted."""
+    def see(self, gradient: Tensor, logits: Tensor, correct: Tensor | None) -> None:
+        """Record the ``gradient`` (B,...) and the ``logits`` (B,...) at a point; ``correct`` (B,)
+        bool: classified correctly. None if nothing says what is right: a gradient of zero may then
+        be an optimum, and is not counted."""
         steepest = gradient.flatten(1).abs().amax(1)
-        self.bad |= ~steepest.isfinite().all()
+        # Logits that were filled with NaN have a gradient of zero.
+        self.bad |= ~(steepest.isfinite().all() & logits.isfinite().all())
         if self.flat is None and correct is not None:
             self.flat = correct & (steepest == 0)
