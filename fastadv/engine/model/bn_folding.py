@@ -50,7 +50,6 @@ class Folding:
         self._up_to_date: dict[torch.dtype | None, list[UsedFold]] = {}
         self._given_up: set[Fold] = set()
         self._handed_out: list[tuple[Fold, weakref.ref[StandIn]]] = []
-        self._at_work: list[nn.Module] = []
 
     def invalidate(self) -> None:
         """Mark the folded weights stale. Call after every change of weights or statistics."""
@@ -64,25 +63,11 @@ class Folding:
         for each in used:
             each.begin()
             runs |= {each.fold.convolution: each.convolve, each.fold.norm: each.normalize}
-        outer, self._at_work = self._at_work, list(runs)
         try:
             with forwards_replaced(runs):
                 yield
         finally:
-            self._at_work = outer
             self._handed_out.clear()
-
-    @contextmanager
-    def at_rest(self) -> Iterator[None]:
-        """Within this context the modules of the folds that are at work have their own
-        ``forward``."""
-        own = [(vars(module), vars(module).pop("forward", None)) for module in self._at_work]
-        try:
-            yield
-        finally:
-            for attributes, run in own:
-                if run is not None:  # it was not given up before
-                    attributes["forward"] = run
 
     def misread(self, ended: bool = True) -> bool:
         """True if code other than its norm has read or kept the output of a folded convolution in

@@ -2,13 +2,14 @@
 
 What is around it (the objective, the steps of a search) is called as it is, so that a search may
 give every pass as many images as it has. On a CPU that pays: the compiler joins BatchNorm, ReLU and
-sums to one loop over memory each, in both directions.
+sums to one loop over memory each, in both directions. Compiled code does not fold BatchNorms
+(``bn_folding.py``), and reads the weights that are in the model at each call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,20 +37,13 @@ class CompiledForward:
         self.works = True
         self._compiled: dict[torch.dtype | None, Callable[..., Any]] = {}
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        dtype: torch.dtype | None,
-        *,
-        plainly: Callable[[], AbstractContextManager[None]],
-    ) -> Any:
+    def __call__(self, model: nn.Module, x: Tensor, dtype: torch.dtype | None) -> Any:
         """What ``model`` returns for ``x`` (B,...) under autocast to ``dtype`` (None: without),
-        which the caller is in. Its modules are as they should be compiled within ``plainly()``."""
+        which the caller is in."""
         if not self.works or len(x) < SMALLEST:
             return model(x)
         try:
-            with plainly(), torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
+            with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
                 return self._of(dtype)(model, _any_size(x))
         except torch._dynamo.exc.FailOnRecompileLimitHit:
             sentence = "The model changes from pass to pass and would be compiled again and again"

@@ -280,9 +280,7 @@ class Network:
             if self.compiled is None or not self._attacks:
                 found = self.model(x)
             else:
-                # A compiler joins BatchNorm to its neighbours itself, and cannot trace stand-ins.
-                rest = self.copies.folding.at_rest
-                found = self.compiled(self.model, x, self._dtype, plainly=rest)
+                found = self.compiled(self.model, x, self._dtype)
             if self.output is None and isinstance(found, Tensor):
                 return found  # the usual case, without a call
             return logits_in(found, self.output)
