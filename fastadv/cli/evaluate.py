@@ -52,7 +52,7 @@ def evaluate(
         str, typer.Option(help="float32, or bf16 (for hardware that has it), confirmed in float32")
     ] = "float32",
     mode: Annotated[
-        str, typer.Option(help="execution: auto, eager, compiled (a CPU: for hours), captured")
+        str, typer.Option(help="execution: auto, eager, compiled (long ones on a CPU), captured")
     ] = "auto",
     reference: Reference = False,
     sanity: Sanity = False,

@@ -72,9 +72,6 @@ class CompiledForward:
             )
         return self._compiled[dtype]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_compiled": {}}  # a copy compiles its own
-
 
 def _forward(model: nn.Module, x: Tensor) -> Any:
     return model(x)
