@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 import pytest
+import torch
 from bench_script import script
 
 from fastadv.errors import UserError
@@ -38,10 +39,8 @@ def test_a_program_runs_in_its_mode(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(bench, "verdicts_of", stop)
     given = argparse.Namespace(search_dtypes="float32", modes="eager,compiled")
-    problem = argparse.Namespace(
-        **dict.fromkeys(("model", "norm", "eps")), batch=1, x=argparse.Namespace(split=lambda n: []),
-        y=argparse.Namespace(split=lambda n: []),
-    )  # fmt: skip
+    images, labels = torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64)
+    problem = bench.Problem(torch.nn.Flatten(), images, labels, "linf", 0.1, 1)
     for program in bench.own_programs("pgd-1", given).values():
         with pytest.raises(KeyboardInterrupt):
             program(problem)
