@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -184,7 +185,10 @@ class Numbering(nn.Sequential):
     ],
 )
 def test_what_cannot_be_compiled_runs_as_written_after_one_warning(
-    kind: Callable[..., nn.Module], search_dtype: str, sentence: str
+    kind: Callable[..., nn.Module],
+    search_dtype: str,
+    sentence: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = kind(*small_net(torch.float32)).eval()
     data = problem(model, torch.float32)
@@ -195,6 +199,7 @@ def test_what_cannot_be_compiled_runs_as_written_after_one_warning(
         assert_alike(found(model, data, compiled, **options), expected, 1e-2)
     assert len([each for each in told if "written" in str(each.message)]) == 1
     assert "\n" not in str(told[0].message)
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
     assert not compiled.works
     assert backend.count <= MOST_GRAPHS
     with warnings.catch_warnings():

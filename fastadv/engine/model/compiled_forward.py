@@ -8,6 +8,7 @@ sums to one loop over memory each, in both directions. Compiled code does not fo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,11 +60,15 @@ class CompiledForward:
     def at_work(self) -> Iterator[None]:
         """Passes, forward and backward, are within this context."""
         functorch: Any = torch._functorch.config
-        # A search may take several gradients of one pass, so the first must leave what it reads. An
-        # error of the compiler in the backward pass must come in the forward pass, which catches
-        # it.
-        with functorch.patch(donated_buffer=False, force_non_lazy_backward_lowering=True):
-            yield
+        _LOG.addFilter(_says_anything_else)
+        try:
+            # A search may take several gradients of one pass, so the first must leave what it
+            # reads. An error of the compiler in the backward pass must come in the forward pass,
+            # which catches it.
+            with functorch.patch(donated_buffer=False, force_non_lazy_backward_lowering=True):
+                yield
+        finally:
+            _LOG.removeFilter(_says_anything_else)
 
     def _of(self, dtype: torch.dtype | None) -> Callable[..., Any]:
         if dtype not in self._compiled:
@@ -71,6 +76,14 @@ class CompiledForward:
                 own_copy(_forward), fullgraph=True, dynamic=False, backend=self.backend
             )
         return self._compiled[dtype]
+
+
+_LOG = logging.getLogger("torch._dynamo.convert_frame")
+
+
+def _says_anything_else(record: logging.LogRecord) -> bool:
+    """False for Dynamo's own lines at its limit, of which one sentence is told."""
+    return "recompile_limit" not in record.getMessage()
 
 
 def _forward(model: nn.Module, x: Tensor) -> Any:
