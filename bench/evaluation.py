@@ -3,7 +3,9 @@
 
 Each run folder is a network, taken in PyTorch's own layout; its best weights are attacked on its
 test images, at its own radius or ``--eps``. AutoAttack ``standard``: ours in float32 and with
-searches in bf16 beside the package pyautoattack, unchanged. PGD (``--pgd 100``): ours beside
+searches in bf16 beside the package pyautoattack, unchanged; with ``--modes eager,compiled`` in both
+modes, where a turn includes compiling (the first from nothing, later ones from the compiler's
+cache on disk). PGD (``--pgd 100``): ours beside
 torchattacks' (installed without its own requirements: ``pip install --no-deps torchattacks``). All
 are timed in turn in one process; the machine must do nothing else. One row for each program and
 network.
@@ -44,6 +46,7 @@ from fastadv.run.finished import load_run
 RESULTS = Path(__file__).parent / "results" / "evaluation.jsonl"
 CANONICAL, TORCHATTACKS = "pyautoattack", "torchattacks"
 SEARCH_DTYPES = ("float32", "bf16")
+PLAIN = ("auto", "eager")  # modes that a program's name leaves out
 
 
 @dataclass
@@ -73,7 +76,7 @@ class Found:
 Program = Callable[[Problem], Found]
 
 
-def ours(attack: str, search_dtype: str, problem: Problem) -> Found:
+def ours(attack: str, search_dtype: str, mode: str, problem: Problem) -> Found:
     """``fastadv.evaluate``, with the seconds that the steps of each search took."""
     tallies: list[Tally] = []
 
@@ -84,7 +87,7 @@ def ours(attack: str, search_dtype: str, problem: Problem) -> Found:
     batches = zip(problem.x.split(problem.batch), problem.y.split(problem.batch), strict=True)
     found = verdicts_of(
         problem.model, batches, [attack], eps=problem.eps, norm=problem.norm, alpha=None, seed=0,
-        search_dtype=search_dtype, between=keep,
+        search_dtype=search_dtype, mode=mode, between=keep,
     )  # fmt: skip
     pipeline = tallies[0].pipelines[attack]
     names = found.stages[attack][1:]
@@ -171,8 +174,7 @@ def passes(program: Program, problem: Problem) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line, or ``arguments``; time the programs on every network, and write their
-    rows."""
+    """Parse the command line, or ``arguments``; time the programs, and write their rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -183,6 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--attack", default="autoattack", help="autoattack, or none")
     parser.add_argument("--pgd", type=int, metavar="STEPS", help="also PGD of so many steps")
     parser.add_argument("--search-dtypes", default=",".join(SEARCH_DTYPES))
+    parser.add_argument(
+        "--modes", default="auto", help="of fastadv.evaluate, such as eager,compiled"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--passes", action="store_true", help="also count passes")
     parser.add_argument("--threads", type=int)
@@ -210,19 +215,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def compared(given: argparse.Namespace) -> dict[str, dict[str, Program]]:
     """By attack, the programs to compare; the last one is what the others are compared with."""
-    dtypes = given.search_dtypes.split(",")
     found: dict[str, dict[str, Program]] = {}
     if given.attack == "autoattack":
-        found["autoattack"] = {
-            f"fastadv {each}": partial(ours, "autoattack", each) for each in dtypes
-        }
+        found["autoattack"] = own_programs("autoattack", given)
         found["autoattack"][CANONICAL] = canonical
     elif given.attack != "none":
         raise UserError(f"--attack is autoattack or none, not {given.attack!r}.")
     if given.pgd:
         name = f"pgd-{given.pgd}"
-        found[name] = {f"fastadv {each}": partial(ours, name, each) for each in dtypes}
+        found[name] = own_programs(name, given)
         found[name][TORCHATTACKS] = partial(torchattacks_pgd, given.pgd)
+    return found
+
+
+def own_programs(attack: str, given: argparse.Namespace) -> dict[str, Program]:
+    """By name, ours in each search dtype and mode."""
+    modes = given.modes.split(",")
+    if len(set(modes) & set(PLAIN)) > 1:
+        raise UserError(f"--modes {given.modes}: auto and eager would have one name; give one.")
+    found: dict[str, Program] = {}
+    for dtype in given.search_dtypes.split(","):
+        for mode in modes:
+            name = f"fastadv {dtype}" if mode in PLAIN else f"fastadv {dtype} {mode}"
+            found[name] = partial(ours, attack, dtype, mode)
     return found
 
 

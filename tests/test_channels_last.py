@@ -81,6 +81,17 @@ def test_an_evaluation_uses_them_and_leaves_the_model_as_it_was() -> None:
     assert kernel.requires_grad
 
 
+def test_an_evaluation_in_inference_mode_is_that_outside_of_it() -> None:
+    model = network()
+    x = torch.rand(9, 1, 6, 6)
+    y = model(x).argmax(1)
+    expected = fastadv.attack(model, x, y, "pgd-2", eps=0.1)
+    scores = fastadv.evaluate(model, [(x, y)], ["apgd-ce-2"], eps=0.1)
+    with torch.inference_mode():
+        assert torch.equal(fastadv.attack(model, x, y, "pgd-2", eps=0.1), expected)
+        assert fastadv.evaluate(model, [(x, y)], ["apgd-ce-2"], eps=0.1) == scores
+
+
 class InOneMode(nn.Sequential):
     def train(self, mode: bool = True) -> nn.Module:
         raise NotImplementedError

@@ -17,9 +17,11 @@ import pytest
 import rich.console
 import torch
 from tiny import EPS, tiny_batch, tiny_model
+from tiny_run import Counting
 
 from fastadv.engine.model import precision
-from fastadv.errors import Interrupted, NotFiniteError, TrainingError
+from fastadv.engine.model.compiled_forward import CompiledForward
+from fastadv.errors import Interrupted, NotFiniteError, TrainingError, UserError
 from fastadv.evaluation import accuracy as evaluation
 from fastadv.evaluation.accuracy import verdicts_of
 from fastadv.evaluation.counts import Counts
@@ -27,7 +29,7 @@ from fastadv.evaluation.found import Found
 from fastadv.evaluation.search.engine import NOT_FINITE
 from fastadv.evaluation.tally import Tally
 from fastadv.run import console as console_module
-from fastadv.run import eval_watch, source
+from fastadv.run import eval_pass, eval_watch, source
 from fastadv.run.console import Console
 from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.eval_pass import EvaluationStopped
@@ -374,6 +376,39 @@ def test_without_a_terminal_only_long_evaluations_report_progress(run, monkeypat
         "fgsm: 100/360 "
     )
     assert first.endswith("left")
+
+
+def test_one_mode_continues_another_and_is_told(run, passes, monkeypatch, fastadv_command) -> None:
+    backend = Counting("aot_eager")
+    monkeypatch.setattr(eval_pass, "CompiledForward", lambda: CompiledForward(backend))
+    titles: list[str] = []
+
+    class Reading(Stopping):
+        def evaluating(self, title: str, *others: Any) -> Any:
+            titles.append(title)
+            return super().evaluating(title, *others)
+
+    attacks = "clean,fgsm,pgd-2"
+    with pytest.raises(EvaluationStopped, match="pgd-2: 200 of 360 images"):
+        evaluate_run(str(run), attacks, console=Reading("pgd-2", 200), mode="compiled")
+    assert backend.count == 2  # for all attacks
+    assert {title.rpartition(": ")[2] for title in titles} == {"linf eps 0.2, float32, compiled"}
+    passes.clear()
+    with monkeypatch.context() as patched:
+        reading = Reading("none", 0)
+        patched.setattr(Console, "evaluating", lambda _, *inputs: reading.evaluating(*inputs))
+        done = fastadv_command("evaluate", run, "--attacks", attacks, "--mode", "eager")
+    assert done.code == 0
+    assert titles[-1].endswith("float32, eager")
+    assert "evaluated before: clean, fgsm" in done.out
+    assert passes == [("pgd-2", 100), ("pgd-2", 60)]
+    found = evaluate_run(str(run), attacks, mode="auto")
+    assert found.stored == attacks.split(",")
+    assert found == expected(run)
+    assert not any("mode" in line for line in records(run))
+    with pytest.raises(UserError, match="needs a CUDA device"):
+        evaluate_run(str(run), attacks, mode="captured")
+    assert backend.count == 2
 
 
 @pytest.mark.parametrize(

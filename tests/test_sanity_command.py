@@ -78,6 +78,8 @@ def test_a_masked_network_from_elsewhere_ends_with_3(
         (("--sanity", "--attacks", "pgd-20"), "omit --attacks"),
         (("--sanity", "--alpha", "0.01", "--format", "csv"), "omit --alpha, --format"),
         (("--sanity", "--save-examples"), "omit --save-examples"),
+        (("--sanity", "--mode", "eager"), "omit --mode"),
+        (("--mode", "compile"), "Unknown mode 'compile'; did you mean 'compiled'?"),
         (("--sanity", "--reference", "--search-dtype", "bf16"), "omit --search-dtype, --reference"),
         (("--reference", "--format", "csv"), "omit --format csv"),
         (("--sanity", "--limit", "0"), "--limit must be at least 1"),

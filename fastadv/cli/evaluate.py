@@ -52,6 +52,9 @@ def evaluate(
     search_dtype: Annotated[
         str, typer.Option(help="float32, or bf16 (for hardware that has it), confirmed in float32")
     ] = "float32",
+    mode: Annotated[
+        str, typer.Option(help="execution: auto, eager, compiled (long ones on a CPU), captured")
+    ] = "auto",
     reference: Reference = False,
     sanity: Sanity = False,
     other: Other = None,
@@ -89,6 +92,7 @@ def evaluate(
                 "--time-limit": time_limit,
                 "--save-examples": save_examples,
                 "--search-dtype": search_dtype != "float32",
+                "--mode": mode != "auto",
                 "--reference": reference,
             }
         )
@@ -118,6 +122,7 @@ def evaluate(
         "deadline": Deadline(time_limit),
         "save_examples": save_examples,
         "search_dtype": search_dtype,
+        "mode": mode,
     }
     folder = runs[0] if len(runs) == 1 else None
     request = None if elsewhere is None else elsewhere[1]

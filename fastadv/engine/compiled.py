@@ -46,7 +46,7 @@ class Runner:
         if compiled is None:
             backend = _Fusing(self) if self.fused_norm else self.backend
             compiled = torch.compile(
-                _own_copy(region), fullgraph=True, dynamic=False, backend=backend
+                own_copy(region), fullgraph=True, dynamic=False, backend=backend
             )
             self._compiled[region] = compiled
         # The flag lets autograd.grad be traced into the graph; it is set for these calls only.
@@ -84,7 +84,7 @@ class _Fusing:
         return found
 
 
-def _own_copy(region: Callable[..., Result]) -> Callable[..., Result]:
+def own_copy(region: Callable[..., Result]) -> Callable[..., Result]:
     """The same function or method with its own code object: Dynamo limits recompilations per code
     object, and two steps in one process must not share that limit."""
     function = getattr(region, "__func__", region)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastadv.algorithms.user_loss import UserLoss, check_function
 from fastadv.declared import Positive, coerce, parse_number
+from fastadv.engine.model.compiled_forward import CompiledForward
 from fastadv.engine.model.outputs import Output
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError, warn
@@ -71,7 +72,9 @@ def evaluate(
     "float32" (the model's own) or "bf16". With "bf16" every example that counts is confirmed in the
     model's own precision, and what a cascade leaves robust is attacked once more in it.
     ``mode``: on CUDA searches are replayed as CUDA graphs ("auto", "captured"), with compiled
-    passes ("compiled"), or called ("eager"); on a CPU they are called, or compiled.
+    passes ("compiled"), or called ("eager"). On a CPU they are called, with the model as written
+    ("auto", "eager") or compiled ("compiled"), which each call of ``evaluate`` does anew: for long
+    evaluations. A model that cannot be compiled runs as written, after a warning.
 
     Robust accuracy is the share of all images whose x_adv is classified correctly. FGSM, PGD, CW
     and noise also attack the images that are misclassified without an attack, as in the papers:
@@ -133,7 +136,9 @@ def verdicts_of(
     step of a search. Either may raise ``Halt``: the verdicts so far are returned then. What
     ``tally.found()`` returns can be passed as ``done`` to another call with the same images:
     verdicts that it holds are not computed again, and in a cascade no search that an image has
-    passed. ``examples``: where the adversarial examples of an attack go.
+    passed. ``examples``: where the adversarial examples of an attack go. ``compiled``: what mode
+    "compiled" compiles on a CPU; given to several calls with one unchanged model, it is compiled
+    once.
     """
     return _attacked(model, batches, attacks, shared=shared, **options).found(shared=shared)
 
@@ -156,6 +161,7 @@ def _attacked(
     output: Output = None,
     search_dtype: str = "float32",
     mode: str = "auto",
+    compiled: CompiledForward | None = None,
     done: Found | None = None,
     after: Callable[[Tally], None] | None = None,
     between: Callable[[Tally], None] = lambda tally: None,
@@ -185,6 +191,7 @@ def _attacked(
     passes = inputs.attack_passes(
         model, torch.device(where), amp, output,
         search_dtype=search_dtype, mode=mode, repeats=max(repeats, default=1),
+        compiled=compiled,
     )  # fmt: skip
     with passes:
         ledgers = None if done is None else done.ledgers

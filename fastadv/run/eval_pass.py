@@ -23,10 +23,12 @@ import torch
 from torch import nn
 
 from fastadv.declared import parse_number
+from fastadv.engine.model.compiled_forward import CompiledForward
 from fastadv.engine.model.precision import shown
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError, warn
 from fastadv.evaluation.accuracy import specs_of, verdicts_of
+from fastadv.evaluation.attacks.inputs import require_mode
 from fastadv.evaluation.counts import Counts, by_square
 from fastadv.evaluation.forecast import seconds_of_a_run
 from fastadv.evaluation.found import Found
@@ -104,7 +106,8 @@ class EvalJob:
     ``lasting``: each attack's result is a line in evaluations.jsonl. Otherwise results are stored
     only to continue an interrupted evaluation, until ``forget``. ``asked_to_stop`` is called
     between two steps, and ends the evaluation in all processes if it is true in one; ``deadline``
-    ends it in time. ``search_dtype`` is that of ``fastadv.evaluate``.
+    ends it in time. ``search_dtype`` and ``mode`` are those of ``fastadv.evaluate``; results of
+    different modes differ by rounding, so one continues or replaces that of another.
     """
 
     config: RunConfig
@@ -118,6 +121,7 @@ class EvalJob:
     lasting: bool = False
     saves_examples: bool = False
     search_dtype: str = "float32"
+    mode: str = "auto"
     deadline: Deadline = field(default_factory=Deadline)
     kept: list[Settings] = field(default_factory=list)
 
@@ -146,6 +150,7 @@ def run_evaluation(
     a ``KeyboardInterrupt``.
     """
     alpha = None if alpha is None else parse_number(alpha, "alpha")
+    require_mode(job.mode, job.device)  # also where all results are stored
     specs = specs_of(attacks, alpha)
     attacks = list(specs)
     precision = shown(None, model, job.device)
@@ -156,6 +161,8 @@ def run_evaluation(
         f"evaluating {job.which} on {len(images):,} {job.images_name} under {', '.join(attacks)}: "
         f"{job.config.norm} eps {eps:.4g}, {precision}"
     )
+    if job.mode != "auto":
+        title += f", {job.mode}"
     threat: dict[str, Any] = {"eps": float(eps), "norm": job.config.norm}
     threat |= {"seed": seed, "search_dtype": job.search_dtype}
     # Digests of all weights and images: taken when a record is looked for or written.
@@ -166,11 +173,12 @@ def run_evaluation(
     if not len(images):
         raise UserError(f"There are no images to evaluate: the {job.images_name} are none.")
     anything_new = False
+    compiled = CompiledForward()  # once for all attacks
     for group in [attacks] if one_pass else [[name] for name in attacks]:
         # One that an attack does not follow is no part of its settings: the verdicts are the same.
         step = alpha if any(specs[name].follows_alpha for name in group) else None
         own = threat | {"alpha": step}
-        one = _Pass(model, images, group, job, own, common, title, one_pass)
+        one = _Pass(model, images, group, job, own, common, title, one_pass, compiled)
         try:
             scores = one.run()
         except KeyboardInterrupt:
@@ -205,10 +213,11 @@ class _Pass:
         common: Callable[[], Settings],
         title: str,
         one_pass: bool,
+        compiled: CompiledForward,
     ) -> None:
         self._model, self._batches, self._attacks, self._job = model, images, attacks, job
         self._threat, self._common = threat, common
-        self._title, self._one_pass = title, one_pass
+        self._title, self._one_pass, self._compiled = title, one_pass, compiled
         self._is_kept = False
         self._began = time.monotonic()
         self._tally: Tally | None = None
@@ -327,7 +336,8 @@ class _Pass:
             try:
                 found = verdicts_of(
                     self._model, self._batches, self._attacks, **self._threat, device=job.device,
-                    shared=True, done=done, after=lambda tally: look(tally, after=True),
+                    shared=True, mode=job.mode, compiled=self._compiled, done=done,
+                    after=lambda tally: look(tally, after=True),
                     between=lambda tally: look(tally, after=False), examples=self._examples,
                 )  # fmt: skip
             except BaseException:

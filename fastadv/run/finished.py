@@ -71,6 +71,7 @@ def evaluate_run(
     deadline: Deadline | None = None,
     save_examples: bool = False,
     search_dtype: str = "float32",
+    mode: str = "auto",
     console: Console | None = None,
 ) -> EvalScores:
     """Test accuracy in [0,1] by attack; ``eps`` is the run's unless given, and so is the step
@@ -92,6 +93,7 @@ def evaluate_run(
         (config, data, model), folder, f"{which} weights", attacks,
         eps=eps, alpha=alpha, limit=limit, seed=seed, console=console,
         deadline=deadline, save_examples=save_examples, search_dtype=search_dtype,
+        mode=mode,
     )  # fmt: skip
 
 
@@ -108,6 +110,7 @@ def evaluate_loaded(
     deadline: Deadline | None = None,
     save_examples: bool = False,
     search_dtype: str = "float32",
+    mode: str = "auto",
     console: Console | None = None,
 ) -> EvalScores:
     """``evaluate_run`` of what was ``loaded``, whose weights are called ``which``; the results are
@@ -124,7 +127,7 @@ def evaluate_loaded(
     job = EvalJob(config, data, device, EvalRecords(folder), which, TESTED, lasting=True)
     job.console = console or job.console
     job.saves_examples, job.deadline = save_examples, deadline or job.deadline
-    job.search_dtype = search_dtype
+    job.search_dtype, job.mode = search_dtype, mode
     with reproducible(config.deterministic), tf32(config.tf32):
         return run_evaluation(
             model.to(device),

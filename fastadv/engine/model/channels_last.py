@@ -46,5 +46,6 @@ def _wants_copy(weight: Tensor | None) -> bool:
 def _copy(weight: Tensor | None) -> nn.Parameter:
     if weight is None:
         raise ValueError("a convolution without a kernel has no copy")
-    values = weight.detach().contiguous(memory_format=torch.channels_last)
-    return nn.Parameter(values, requires_grad=False)
+    with torch.inference_mode(False):  # autograd does not save what the caller's mode would make
+        values = weight.detach().contiguous(memory_format=torch.channels_last)
+        return nn.Parameter(values, requires_grad=False)

@@ -21,6 +21,7 @@ from fastadv.engine.model.bn_fold import Fold
 from fastadv.engine.model.bn_fold_search import seen_folds
 from fastadv.engine.model.bn_momentum import DEFAULT_BN_UPDATES, BatchNormMomenta
 from fastadv.engine.model.buffers import Layout, ModelLayout, copy_into, kept
+from fastadv.engine.model.compiled_forward import CompiledForward
 from fastadv.engine.model.double_backward import cheap_double_backward
 from fastadv.engine.model.outputs import Output, check_output, logits_in
 from fastadv.engine.model.padded_channels import image_convolutions
@@ -46,6 +47,7 @@ class Network:
     pass differentiates a gradient. ``output`` says where the logits are in what the model returns
     (``outputs.py``); raises ``UserError`` if it cannot. ``fused_norm`` is True if BatchNorm, ReLU
     and residual sums run in own kernels where that is exact (``fused_norm_choice.py``).
+    ``compiled`` compiles the passes of attacks (None: they are called as written).
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Network:
         differentiates_twice: bool = False,
         output: Output = None,
         fused_norm: bool = False,
+        compiled: CompiledForward | None = None,
     ) -> None:
         self.model = model
         self.output = check_output(output)
@@ -69,6 +72,8 @@ class Network:
         self.block_hooks: BlockHooks | None = None
         self.differentiates_twice = differentiates_twice
         self.fused_norm = fused_norm
+        self.compiled = compiled
+        self._attacks = False  # True within ``attacking``
         self._dtype = outer_dtype
         self.copies = WeightCopies(model)
         self.counters = BatchNormCounters(model)
@@ -272,7 +277,10 @@ class Network:
 
     def _forward(self, x: Tensor, block_noise: list[Tensor] | None) -> Tensor:
         if block_noise is None or self.block_hooks is None:
-            found = self.model(x)
+            if self.compiled is None or not self._attacks:
+                found = self.model(x)
+            else:
+                found = self.compiled(self.model, x, self._dtype)
             if self.output is None and isinstance(found, Tensor):
                 return found  # the usual case, without a call
             return logits_in(found, self.output)
@@ -316,7 +324,7 @@ class Network:
         """Within this context parameters are frozen, the mode is ``bn`` ("train" or "eval"), and
         passes have the attack's precision."""
         train = bn == "train"
-        self._dtype = self.attack_dtype
+        self._dtype, self._attacks = self.attack_dtype, True
         try:
             with (
                 guard.frozen(self.model, self.structure.parameters.values(), train),
@@ -325,10 +333,11 @@ class Network:
                 self.copies.installed(self.attack_dtype, folded=self._folds(train)),
                 self._fusing(),  # after the folds, which want PyTorch's own BatchNorm
                 self._backward_keeps_buffers(),
+                nullcontext() if self.compiled is None else self.compiled.at_work(),
             ):
                 yield
         finally:
-            self._dtype = self.outer_dtype
+            self._dtype, self._attacks = self.outer_dtype, False
 
     def _folds(self, train: bool) -> bool:
         # A compiler fuses BatchNorm itself, and stand-ins do not work inside a compiled graph.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -9,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from fastadv.algorithms.user_loss import UserLoss
 from fastadv.engine.compiled import Runner
 from fastadv.engine.cuda_graph import CudaRecorder
+from fastadv.engine.model.compiled_forward import CompiledForward
 from fastadv.engine.model.network import Network
 from fastadv.engine.model.outputs import Output
 from fastadv.engine.model.precision import pass_dtype
@@ -95,11 +98,13 @@ def attacked_network(
     output: Output = None,
     *,
     compiles: bool = False,
+    compiled: CompiledForward | None = None,
 ) -> Network:
     """The network inside ``model``, prepared for attacks.
 
     ``amp`` is False (the model's own type), True (bf16) or the name of a type. ``output`` says
-    where the logits are in what the model returns. Raises ``UserError`` for models that cannot be
+    where the logits are in what the model returns. With ``compiles`` whole regions are compiled
+    (``Runner``), with ``compiled`` the forward pass. Raises ``UserError`` for models that cannot be
     evaluated: DataParallel, an object that is not a module, a module with lazy parameters, or one
     traced in training mode.
     """
@@ -117,12 +122,21 @@ def attacked_network(
     name = amp if isinstance(amp, str) else ("bf16" if amp else "fp32")
     dtype = pass_dtype(name, device)
     return Network(
-        inner, device, Runner(compiles), outer_dtype=dtype, attack_dtype=dtype, output=output
-    )
+        inner, device, Runner(compiles), outer_dtype=dtype, attack_dtype=dtype, output=output,
+        compiled=compiled,
+    )  # fmt: skip
 
 
 SEARCH_DTYPES = ("float32", "bf16")
 MODES = ("auto", "eager", "compiled", "captured")
+
+
+def require_mode(mode: str, device: torch.device) -> None:
+    """Raise ``UserError`` unless attacks can run in ``mode`` on ``device``."""
+    if mode not in MODES:
+        raise unknown("mode", mode, MODES)
+    if mode == "captured" and device.type != "cuda":
+        raise UserError("mode='captured' replays CUDA graphs and needs a CUDA device; use 'auto'.")
 
 
 def attack_passes(
@@ -134,8 +148,10 @@ def attack_passes(
     search_dtype: str = "float32",
     mode: str = "auto",
     repeats: int = 1,
+    compiled: CompiledForward | None = None,
 ) -> Passes:
-    """The passes of attacks on ``model``; see ``fastadv.evaluate`` for the settings.
+    """The passes of attacks on ``model``; see ``fastadv.evaluate`` for the settings. ``compiled``
+    is used in mode "compiled" on a CPU, and may have compiled ``model`` before.
 
     Raises ``UserError`` as ``attacked_network`` does, and for unknown settings.
     """
@@ -144,17 +160,19 @@ def attack_passes(
             f"Searches are in {' or '.join(SEARCH_DTYPES)}, not in {search_dtype!r}: choose one "
             "as the search dtype."
         )
-    if mode not in MODES:
-        raise unknown("mode", mode, MODES)
-    if mode == "captured" and device.type != "cuda":
-        raise UserError("mode='captured' replays CUDA graphs and needs a CUDA device; use 'auto'.")
+    require_mode(mode, device)
     if search_dtype == "bf16" and amp:
         raise UserError("With amp all passes are in low precision: omit search_dtype or amp.")
-    compiles = mode == "compiled"
-    network = attacked_network(model, device, amp, output, compiles=compiles)
+    # A device needs steps of one size; a CPU gains more by full batches of any size.
+    how: dict[str, Any] = {}
+    if mode == "compiled" and device.type == "cpu":
+        how = {"compiled": compiled or CompiledForward()}
+    elif mode == "compiled":
+        how = {"compiles": True}
+    network = attacked_network(model, device, amp, output, **how)
     fast = None
     if search_dtype == "bf16":
-        fast = attacked_network(model, device, True, output, compiles=compiles)
+        fast = attacked_network(model, device, True, output, **how)
     return Passes(network, fast, repeats, recorder_for(device, mode))
 
 
