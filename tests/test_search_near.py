@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fastadv
+from fastadv.engine.model.compiled_forward import CompiledForward
 from fastadv.evaluation.accuracy import verdicts_of
 from fastadv.evaluation.attacks.inputs import attack_passes, attacked_network
 from fastadv.evaluation.search import near as near_module
@@ -206,6 +207,19 @@ def test_looking_for_windows_keeps_the_folds() -> None:
         assert passes.near(x, 4) is not None
         passes.logits(x)
         assert len(passes.network.copies.folds) == folds > 0
+
+
+def test_windows_are_computed_as_written_where_other_passes_are_compiled() -> None:
+    model = network("preact_resnet18", width=4).double()
+    x = torch.rand(20, 3, SIZE, SIZE, dtype=torch.float64)
+    compiled = CompiledForward(backend="eager")
+    with attack_passes(model, x.device, False, mode="compiled", compiled=compiled) as passes:
+        whole = passes.logits(x)
+        near = passes.near(x, 20)
+        assert near is not None
+        followed(passes, near, x, list(range(18)))
+        assert compiled.works
+        torch.testing.assert_close(passes.logits(x), whole, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("search_dtype", ["float32", "bf16"])

@@ -339,6 +339,16 @@ class Network:
         finally:
             self._dtype, self._attacks = self.outer_dtype, False
 
+    @contextmanager
+    def as_written(self) -> Iterator[None]:
+        """Passes within this context, which is in ``attacking``, call the model and no compiled
+        code."""
+        around, self._attacks = self._attacks, False
+        try:
+            yield
+        finally:
+            self._attacks = around
+
     def _folds(self, train: bool) -> bool:
         # A compiler fuses BatchNorm itself, and stand-ins do not work inside a compiled graph.
         return not train and not self.runner.compiles

@@ -114,13 +114,18 @@ class Passes:
                 part = local_part(network.model, network.logits, x[:1])
             if part is None or not pays(part, x, slots):
                 return None
-            if not agrees(part, partial(self.logits, exact=True), x):
+            if not agrees(part, partial(self._as_written, exact=True), x):
                 return None
         except Exception:  # a model that fails in windows gets whole images
             return None
         finally:
             self.own()
-        return near(part, partial(self.logits, exact=exact), x, slots)
+        return near(part, partial(self._as_written, exact=exact), x, slots)
+
+    def _as_written(self, x: Tensor, *, exact: bool) -> Tensor:
+        """``logits`` without compiled code, which would be compiled for each size of windows."""
+        with self._network(exact).as_written():
+            return self.logits(x, exact=exact)
 
     def gradient(
         self, search: Search, state: State, *, exact: bool = False
