@@ -159,12 +159,48 @@ OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
     "noise": lambda h: h + 0.01 * torch.randn_like(h),
     "the largest pixel around": lambda h: functional.max_pool2d(h, 3, 1, 1),
     "part of the map": lambda h: h[:, :, 1:-1, 1:-1],
+    "blurred in small maps alone": lambda h: (
+        functional.avg_pool2d(h, 3, 1, 1) if h.shape[2] < SIZE // 2 else h
+    ),
 }
 
 
 @pytest.mark.parametrize("what", OTHERS)
 def test_other_networks_get_whole_passes(what: str) -> None:
     assert found_near(small(OTHERS[what])) is None
+
+
+def test_a_largest_pixel_that_large_windows_contain_is_noticed() -> None:
+    class Stretched(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x / x.amax((1, 2, 3), keepdim=True))
+
+    torch.manual_seed(2)
+    model = Stretched(lambda h: h).eval()
+    x = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(3)) / 2
+    x[:, :, 2:4, 2:4] = 1
+    x = functional.interpolate(x, size=(32, 32))
+    with attack_passes(model, x.device, False) as passes:
+        assert passes.near(x, 4) is None
+
+
+def test_what_enters_a_module_may_be_changed_in_place_later() -> None:
+    class InPlace(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            other = self.second(h)
+            h = h.relu_() + other
+            smaller = self.last(h)
+            h.zero_()
+            return self.classify(smaller.mean((2, 3)))
+
+    torch.manual_seed(2)
+    model = InPlace(lambda h: h).eval().double()
+    x = torch.rand(9, 3, SIZE, SIZE, dtype=torch.float64)
+    with attack_passes(model, x.device, False) as passes:
+        near = passes.near(x, 7)
+        assert near is not None
+        followed(passes, near, x, [4, 0, 2, 7, 5, 1, 3])
 
 
 def test_a_module_that_is_called_twice_gets_whole_passes() -> None:

@@ -235,15 +235,16 @@ class Near:
             return made[module if same is None else same]
 
         def inside(module: nn.Module, given: Tensor, around: int) -> Tensor:
-            patches[module] = patch = given.permute(0, 2, 3, 1)
             at = windows.places(slots, self.size, around=around)
             wide = self._maps[module].index_select(0, at)
             wide = wide.view(n, side + 2 * around, side + 2 * around, -1)
-            wide[:, around:-around, around:-around] = patch
+            # What is kept is a copy, as the model may change in place what has entered a module.
+            patches[module] = patch = wide[:, around:-around, around:-around]
+            patch.copy_(given.permute(0, 2, 3, 1))
             return wide.permute(0, 3, 1, 2)
 
         def end(module: nn.Module, given: Tensor) -> Tensor:
-            patches[module] = patch = given.permute(0, 2, 3, 1)
+            patches[module] = patch = given.permute(0, 2, 3, 1).clone()
             height, width = self.size
             maps = self._maps[module].view(len(self._base), height * width, -1)[slots].flatten(0, 1)
             maps[windows.places(torch.arange(n), self.size)] = patch.flatten(0, 2)
@@ -275,29 +276,39 @@ def pays(part: LocalPart, x: Tensor, slots: int) -> bool:
 
 
 def agrees(part: LocalPart, forward: Forward, x: Tensor) -> bool:
-    """True if windows of noise in an image of ``x`` (n,C,H,W), and in noise, give the logits of
-    whole passes, by values: at the corners, where maps end, and inside."""
+    """True if windows of noise in some images of ``x`` (n,C,H,W), and in noise, give the logits of
+    whole passes, by values: the largest windows at the corners, where maps end, and inside; then
+    the smallest ones within them, from the maps that were just computed; then all the way back.
+
+    What looks at the whole map may not notice that a large window is not all of it, or may do
+    something else with small ones."""
     generator = torch.Generator().manual_seed(0)
-    x = x[:1].repeat(CHECKED, 1, 1, 1)
+    x = x[torch.arange(CHECKED) * len(x) // CHECKED].clone()
     x[1::2] = torch.rand(x[1::2].shape, generator=generator).to(x)
     one = near(part, forward, x, CHECKED)
     height, width = x.shape[2:]
     side = max(1, min(height, width) - 2 * part.radius - 1)
     while side > 1 and not bool(one._pays(torch.tensor([side + 2 * part.radius]))):
         side -= 1
-    point = x.clone()
+    large = x.clone()
     noise = torch.rand(x.shape[1], side, side, generator=generator).to(x)
     lowest, furthest = height - side, width - side
     corners = [(0, 0), (lowest, furthest), (lowest // 2, furthest // 3), (0, furthest)]
     for row, (top, left) in enumerate(corners):
-        point[row, :, top : top + side, left : left + side] = noise
+        large[row, :, top : top + side, left : left + side] = noise
+    small = large.clone()
+    for row, (top, left) in enumerate(corners):
+        middle = small[row, :, top + side // 2, left + side // 2]
+        middle.copy_(1 - middle.round())
     place = torch.arange(CHECKED)
-    before, after = forward(x), forward(point)
-    found = one.logits(point, x, place)
-    again = one.logits(x, point, place)  # from the maps that were just computed
-    effect = (after - before).abs().amax(1)
-    off = torch.maximum((found - after).abs(), (again - before).abs()).amax(1)
-    return bool((off <= AGREES * effect).all())
+    known, before = x, forward(x)
+    allowed = AGREES * (forward(large) - before).abs().amax(1)
+    for point in (large, small, x):
+        off = (one.logits(point, known, place) - forward(point)).abs().amax(1)
+        if not bool((off <= allowed).all()):
+            return False
+        known = point
+    return True
 
 
 @contextmanager
