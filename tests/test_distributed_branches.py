@@ -283,7 +283,7 @@ def test_a_fault_of_one_process_masks_the_update_of_all(what: str, results: Any)
 def test_other_models_are_refused_in_every_process(what: str, said: str, results: Any) -> None:
     for found in results(f"other-model-{what}"):
         # The process that finds it first may report it before the other has looked.
-        assert found.startswith(("UserError", "TrainingError: Training ends here"))
+        assert found.startswith(("UserError", "TrainingError: This process stops here"))
         assert said in found
 
 
@@ -295,7 +295,7 @@ def test_an_error_that_was_caught_does_not_end_the_next_call(results: Any) -> No
 def test_a_change_in_one_process_ends_both(tmp_path: Path) -> None:
     waiting, changed = results_of(["frozen-later"], tmp_path)("frozen-later")
     assert "changed in process 1 and not in process 0" in changed
-    ended = "TrainingError: Training ends here because process 1 stopped (UserError"
+    ended = "TrainingError: This process stops here because process 1 stopped (UserError"
     assert waiting.startswith(ended)
 
 
@@ -303,5 +303,5 @@ def test_a_change_in_one_process_ends_both(tmp_path: Path) -> None:
 def test_an_empty_batch_in_one_process_ends_both(tmp_path: Path) -> None:
     waiting, empty = results_of(["empty-batch"], tmp_path)("empty-batch")
     assert empty.startswith("UserError")
-    ended = "TrainingError: Training ends here because process 1 stopped (UserError"
+    ended = "TrainingError: This process stops here because process 1 stopped (UserError"
     assert waiting.startswith(ended)

@@ -246,7 +246,7 @@ def _raise_failure(since: float) -> None:
     call, _, said = report.partition(" ")
     waited = time.monotonic() - since
     if report and (int(call) >= _calls or waited > BELIEVED_AFTER.total_seconds()):
-        raise _of_another(f"Training ends here because {said}.")
+        raise _of_another(f"This process stops here because {said}.")
 
 
 def _report() -> str:
@@ -259,7 +259,7 @@ def _is_there(key: str) -> bool:
     try:
         return bool(_store().check([key]))
     except RuntimeError as error:
-        raise _of_another("Training ends here because process 0 has ended.") from error
+        raise _of_another("This process stops here because process 0 has ended.") from error
 
 
 def _store() -> Any:
