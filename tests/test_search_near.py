@@ -213,6 +213,20 @@ def test_a_module_that_is_called_twice_gets_whole_passes() -> None:
     assert found_near(Twice(lambda h: h).eval()) is None
 
 
+def test_one_activation_may_serve_the_whole_network() -> None:
+    class One(Small):
+        def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+            super().__init__(between)
+            self.relu = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.relu(self.second(self.relu(self.first(x))))
+            return self.classify(self.relu(self.last(h)).mean((2, 3)))
+
+    torch.manual_seed(2)
+    assert found_near(One(lambda h: h).eval()) is not None
+
+
 def test_maps_that_are_too_large_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near_module, "MOST_BYTES", 4 * SIZE * SIZE * (3 + 16 + 16) * 4 - 1)
     assert found_near(small(lambda h: h)) is None

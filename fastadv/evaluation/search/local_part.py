@@ -54,12 +54,15 @@ def local_part(
     for module, seen in calls.items():
         work = sum(_multiplications(module, call) for call in seen)
         whole += work
-        if not any(len(call.entered) == 4 and call.entered[2:] == size for call in seen):
+        at_size = [call for call in seen if len(call.entered) == 4 and call.entered[2:] == size]
+        if not at_size:
             continue
+        stays = all(len(call.left) == 4 and call.left[2:] == size for call in at_size)
+        if stays and not isinstance(module, nn.Conv2d):
+            continue  # one activation often serves the whole network
         if len(seen) > 1:
             return None
         call = seen[0]
-        stays = len(call.left) == 4 and call.left[2:] == size
         if isinstance(module, nn.Conv2d) and stays:
             if not _is_plain(module):
                 return None
@@ -67,8 +70,6 @@ def local_part(
             if not _is_wide(module):
                 continue
             inside.append(module)
-        elif stays:
-            continue
         else:
             ends.append(module)
         channels[module] = call.entered[1]

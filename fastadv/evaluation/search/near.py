@@ -25,7 +25,7 @@ MOST_BYTES = 2**30  # of kept maps
 FEW = 8  # rows with windows of one size do not pay for a pass of their own
 STEP = 4  # sizes of windows are rounded up to multiples
 CHECKED = 4  # windows
-AGREES = 1e-3  # of the change in the logits: rounding is far below it, what is not local above it
+AGREES = 1e-4  # of the change in the logits: rounding is far below it, what is not local above it
 
 
 class _Windows(NamedTuple):
