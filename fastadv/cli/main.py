@@ -165,7 +165,8 @@ def doctor() -> None:
 def export(
     run: Annotated[str, typer.Argument(help="a run folder")],
     out: Annotated[
-        Path | None, typer.Option(help="file to write: .safetensors, .pt2 (torch), .onnx")
+        Path | None,
+        typer.Option(help="file to write: .safetensors, .pt2 (torch), .onnx [model.safetensors]"),
     ] = None,
     form: Annotated[
         str | None, typer.Option("--format", help="safetensors, torch or onnx [as the suffix]")
