@@ -123,6 +123,15 @@ def test_a_file_of_verdicts_that_is_gone_is_made_again(run: Path) -> None:
     assert file.exists()
 
 
+def test_the_command_takes_names_in_capitals_for_the_same_attack(
+    run: Path, fastadv_command: Any
+) -> None:
+    evaluated(run, "fgsm")
+    words = ("--eps", EPS, "--limit", LIMIT)
+    outcome = fastadv_command("evaluate", run, "--attacks", "FGSM", *words)
+    assert (outcome.code, "evaluated before: fgsm" in outcome.out) == (0, True)
+
+
 # Each line of its input begins an evaluation in a child, which has nothing to import. It writes the
 # child's number, and with what it ended.
 KILLED = """
