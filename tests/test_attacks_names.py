@@ -87,6 +87,18 @@ def test_a_bad_name_is_refused_in_one_sentence(name, sentence):
         parse_attack(name)
 
 
+@pytest.mark.parametrize("name", [["pgd-20"], 20, None])
+def test_what_is_no_text_is_no_name(name):
+    with pytest.raises(UserError, match=r"named by a text .*, not by a (list|int|NoneType)"):
+        parse_attack(name)
+
+
+@pytest.mark.parametrize("names", [[20], [["pgd"]], ("clean", None)])
+def test_what_is_no_text_is_no_name_in_a_list(names):
+    with pytest.raises(UserError, match="named by a text"):
+        specs_of(names)
+
+
 def test_every_example_but_bare_noise_parses():
     for name in EXAMPLES:
         if name != "noise":

@@ -213,6 +213,35 @@ def test_an_unknown_option_without_a_near_name_points_to_help(fastadv_command):
     assert "train --help" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("--steps", "--attacks pgd-50-10"),
+        ("--restarts", "--attacks pgd-50-10"),
+        ("--batch-size", "omit it"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_what_an_attack_has_in_its_name_is_no_option(command, given, written, fastadv_command):
+    outcome = fastadv_command(command, "runs/one", "runs/two", given, 20)
+    assert outcome.code == 2
+    assert written in outcome.err
+    assert "did you mean" not in outcome.err
+
+
+def test_compare_says_how_its_runs_get_a_time_limit(fastadv_command):
+    outcome = fastadv_command("compare", "runs/one", "runs/two", "--time-limit", 60)
+    assert outcome.code == 2
+    assert "evaluate both runs with it first" in outcome.err
+
+
+@pytest.mark.parametrize("option", ["--limit", "--seed", "--width"])
+def test_a_word_in_place_of_a_number_is_shown(option, fastadv_command):
+    outcome = fastadv_command("evaluate", "runs/one", option, "ten")
+    assert outcome.code == 2
+    assert outcome.err == f"error: {option} takes a whole number, not 'ten'.\n"
+
+
 def test_suggestions_exist_and_existing_options_are_not_replaced():
     flags = {"--" + entry.name.replace("_", "-") for entry in train_parameters()}
     assert set(MEANT.values()) <= flags

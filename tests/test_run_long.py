@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,15 @@ def test_a_file_of_verdicts_that_is_gone_is_made_again(run: Path) -> None:
     assert again.stored == []
     require_same(again.verdicts["fgsm"], first.verdicts["fgsm"])
     assert file.exists()
+
+
+def test_the_command_takes_names_in_capitals_for_the_same_attack(
+    run: Path, fastadv_command: Any
+) -> None:
+    evaluated(run, "fgsm")
+    words = ("--eps", EPS, "--limit", LIMIT)
+    outcome = fastadv_command("evaluate", run, "--attacks", "FGSM", *words)
+    assert (outcome.code, "evaluated before: fgsm" in outcome.out) == (0, True)
 
 
 # Each line of its input begins an evaluation in a child, which has nothing to import. It writes the
@@ -346,7 +356,42 @@ def test_the_command_says_that_the_time_is_over(
     assert wrong.err.startswith("error: --time-limit is in minutes and must be a number above 0")
 
 
+@pytest.mark.parametrize("attack", ["fgsm", "pgd-7"])
+def test_a_limit_that_ends_before_the_first_pass_does_not_promise_to_continue(
+    attack: str, run: Path, fastadv_command: Any
+) -> None:
+    words = ("evaluate", run, "--attacks", attack, "--eps", EPS, "--limit", LIMIT)
+    outcome = fastadv_command(*words, "--time-limit", "0.0000001")
+    assert outcome.code == 0
+    said = " ".join(outcome.out.split())
+    assert "the time ended with 0 of 60 verdicts" in said
+    assert "nothing new could be stored in this time: give a longer --time-limit." in said
+    assert "continues" not in said
+
+
 # -- progress -------------------------------------------------------------------------------------
+
+
+class Noting(Console):
+    """Keeps the notes beside the bar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
+    @contextmanager
+    def evaluating(self, *_: Any) -> Iterator[Any]:
+        yield lambda images, note, left: self.notes.append(note)
+
+
+def test_no_accuracy_without_an_attack_is_shown_under_pgd_which_does_not_look(run: Path) -> None:
+    """PGD attacks all images: those that are wrong before it are not known."""
+    pgd, apgd = Noting(), Noting()
+    evaluated(run, "pgd-2", console=pgd)
+    evaluated(run, "apgd-ce-2", console=apgd)
+    assert pgd.notes
+    assert not any(pgd.notes)
+    assert apgd.notes[-1].startswith("clean ")
 
 
 class Searching:

@@ -217,6 +217,15 @@ def test_typos(runs: Path) -> None:
         evaluate_runs([first, second], "clean", which="bot")
     with pytest.raises(UserError, match="holds no run"):
         evaluate_runs([str(runs)], "clean")
+    with pytest.raises(UserError, match="no such folder"):
+        evaluate_runs([str(runs / "zzz")], "clean")
+    with pytest.raises(UserError, match=r"name its folder, .*fast-0"):
+        evaluate_runs([str(Path(first) / "best.pt")], "clean")
+    weights = runs / "weights.safetensors"
+    weights.touch()
+    with pytest.raises(UserError, match="as --weights"):
+        evaluate_runs([str(weights)], "clean")
+    weights.unlink()
 
 
 @pytest.mark.parametrize(

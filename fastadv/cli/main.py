@@ -17,6 +17,7 @@ from fastadv.cli.attacks import attacks
 from fastadv.cli.compare import compare
 from fastadv.cli.evaluate import evaluate
 from fastadv.cli.misspelt import misspelt
+from fastadv.cli.no_number import no_number
 from fastadv.cli.shared_options import Plugin, TrustCode
 from fastadv.errors import Interrupted, TrainingError, UserError
 from fastadv.storage.printable import safe_sentence
@@ -55,7 +56,7 @@ def main() -> None:
         # The class of usage errors depends on the click that typer brings; all have this method.
         if not hasattr(error, "format_message"):
             raise
-        sentence = misspelt(error) or error.format_message()
+        sentence = misspelt(error) or no_number(error) or error.format_message()
         if sentence:  # none beside the help of a bare `fastadv`
             say("error", sentence)
         code = 2
@@ -164,7 +165,8 @@ def doctor() -> None:
 def export(
     run: Annotated[str, typer.Argument(help="a run folder")],
     out: Annotated[
-        Path | None, typer.Option(help="file to write: .safetensors, .pt2 (torch), .onnx")
+        Path | None,
+        typer.Option(help="file to write: .safetensors, .pt2 (torch), .onnx [model.safetensors]"),
     ] = None,
     form: Annotated[
         str | None, typer.Option("--format", help="safetensors, torch or onnx [as the suffix]")

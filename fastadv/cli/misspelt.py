@@ -29,6 +29,19 @@ MEANT: Mapping[str, str] = {
     "--lr-schedule": "--schedule",
 }
 
+# Of the commands that take attacks: what is no option of theirs, and what to write instead. The
+# nearest spelling would be another thing (--steps: --eps).
+_IN_THE_NAME = "the numbers of an attack follow its name, as in --attacks pgd-50-10."
+_NO_OPTION: Mapping[str, str] = {
+    "--steps": _IN_THE_NAME,
+    "--num-steps": _IN_THE_NAME,
+    "--attack-iters": _IN_THE_NAME,
+    "--restarts": _IN_THE_NAME,
+    "--batch": "the images of a pass are chosen, and change no verdict; omit it.",
+    "--batch-size": "the images of a pass are chosen, and change no verdict; omit it.",
+    "--time-limit": "evaluate both runs with it first; compare then takes what they stored.",
+}
+
 
 def misspelt(error: Exception) -> str | None:
     """The sentence for an unknown option; None for any other error of the command line."""
@@ -38,6 +51,8 @@ def misspelt(error: Exception) -> str | None:
         return None
     known = [flag for entry in context.command.params for flag in entry.opts]
     wanted = given.replace("_", "-")
+    if "--attacks" in known and wanted in _NO_OPTION:
+        return f"Unknown option {given!r}; {_NO_OPTION[wanted]}"
     near = [MEANT[wanted]] if MEANT.get(wanted) in known else []
     near = near or get_close_matches(wanted, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"`{context.command_path} --help` lists them."

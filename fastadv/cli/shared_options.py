@@ -6,10 +6,18 @@ from typing import Annotated
 
 import typer
 
+
+def _in_small_letters(attacks: str) -> str:
+    """The names as they are stored: PGD-20 is pgd-20, and not evaluated again."""
+    return attacks.lower()
+
+
 Attacks = Annotated[
     str,
     typer.Option(
-        "--attacks", help="clean, pgd-20, quick, autoattack, ... with commas; all: fastadv attacks"
+        "--attacks",
+        help="clean, pgd-20, quick, autoattack, ... with commas; all: fastadv attacks",
+        callback=_in_small_letters,
     ),
 ]
 

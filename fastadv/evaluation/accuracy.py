@@ -239,8 +239,9 @@ def specs_of(names: Sequence[str] | str, alpha: float | str | None = None) -> di
     PGD and CW. Raises ``UserError`` for unknown names and for no step."""
     names = names.split(",") if isinstance(names, str) else names
     specs: dict[str, AttackSpec] = {}
-    for name in map(str.strip, names):
-        if not name:
+    for given in names:
+        name = given.strip() if isinstance(given, str) else parse_attack(given).name
+        if name == "":
             raise UserError(
                 "A name in the list of attacks is empty: name at least one attack, such as 'clean' "
                 "or 'pgd-20', and put single commas between them."

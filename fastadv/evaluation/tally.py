@@ -195,6 +195,11 @@ class Tally:
             found["saturated"] = right & (ce(logits, problem) == 0)
         self.ledgers[name].put(problem.index, **found)
 
+    def spares(self, name: str) -> bool:
+        """True if the attack leaves alone the images that are wrong without it. PGD by itself
+        attacks all, as in the papers."""
+        return self.specs[name].kind not in BATCHWISE
+
     def _feed(self, name: str, spec: AttackSpec, problem: Problem, clean: Tensor) -> None:
         """Give the images of ``problem`` without a verdict to the searches of ``spec``."""
         ledger = self.ledgers[name]
@@ -207,8 +212,7 @@ class Tally:
                 made, self.passes, len(problem.x), ended=lambda rows: self._note(name, rows)
             )
         images = Images(problem.x, problem.y, problem.index, clean)
-        spares = spec.kind not in BATCHWISE  # alone, PGD attacks all images, as in the papers
-        rows = entering(images, problem.index, targeted=False, spares=spares)
+        rows = entering(images, problem.index, targeted=False, spares=self.spares(name))
         rows = self._continued(name, rows, ledger.of(self.images, len(problem.x)))
         self._note(name, chosen(rows, rows["fooled"]))
         for _ in self.pipelines[name].feed(chosen(rows, ~rows["fooled"])):

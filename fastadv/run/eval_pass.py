@@ -70,7 +70,8 @@ class EvalScores(Scores):
     that last, what they depend on besides the attack; ``bounds``: for attacks whose time ran out,
     the accuracies between which theirs lies; ``known``: how many verdicts these rest on;
     ``stuck``: for those that got no further in this time, so that nothing new is stored, the
-    seconds of one run of a search, and of the least time that gets further."""
+    seconds of one run of a search, and of the least time that gets further; ``too_short``: those
+    that got no further either, before a pass could be timed."""
 
     def __init__(self, n: int, said: str) -> None:
         super().__init__({}, n)
@@ -81,11 +82,14 @@ class EvalScores(Scores):
         self.bounds: dict[str, tuple[float, float]] = {}
         self.known: dict[str, int] = {}
         self.stuck: dict[str, tuple[float, float]] = {}
+        self.too_short: set[str] = set()
 
     def unfinished(self, of: str) -> Iterator[str]:
         """Sentences for each attack whose time ran out; ``of``: what was evaluated."""
         for attack, (low, high) in self.bounds.items():
             goes_on = "." if attack in self.stuck else ", and the same command continues."
+            if attack in self.too_short:
+                goes_on = "; nothing new could be stored in this time: give a longer --time-limit."
             yield (
                 f"{of}, {attack}: the time ended with {self.known[attack]:,} of {self.n:,} "
                 f"verdicts; the accuracy is between {100 * low:.2f} and {100 * high:.2f} %{goes_on}"
@@ -189,7 +193,11 @@ def run_evaluation(
             for name, ledger in scores.ledgers.items():
                 found.bounds[name] = ledger.bounds(len(images))
                 found.known[name] = int(ledger.known.sum())
-                if not anything_new and one.stuck is not None:
+                if anything_new:
+                    continue
+                if one.stuck is None:
+                    found.too_short.add(name)
+                else:
                     found.stuck[name] = one.stuck
             continue
         found |= scores

@@ -109,6 +109,9 @@ class Watch:
                 own = -(-self._total // processes)
                 self._forecast = Forecast(tally.ledgers[name], pipeline, own)
             stages = zip(tally.stages[name], self._forecast.shares(), strict=False)
-            note = " · ".join(f"{stage} {100 * share:.1f} %" for stage, share in stages)
+            # PGD and CW alone attack every image, so the images that are wrong before it are
+            # unknown, and there is nothing to say yet.
+            if tally.spares(name):
+                note = " · ".join(f"{stage} {100 * share:.1f} %" for stage, share in stages)
             left = self._forecast.seconds_left()
         self._tick(self.images, note, left)

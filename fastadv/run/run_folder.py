@@ -99,9 +99,7 @@ class RunFolder:
         """The folder of an existing run."""
         folder = cls(Path(path))
         if not os.path.lexists(folder.config):
-            raise UserError(
-                f"{printable(path)} holds no run: there is no config.toml in it{_nearest(path)}"
-            )
+            raise UserError(_no_run(path))
         return folder
 
     def read_config(self) -> RunConfig:
@@ -220,6 +218,21 @@ class RunFolder:
         if distributed.rank() != 0:
             return
         checkpoint.write_text(self.summary, sealed.seal_value(summary))
+
+
+def _no_run(path: str) -> str:
+    """The sentence about a ``path`` that is no run folder."""
+    given, shown = Path(path), printable(path)
+    if os.path.isfile(given) and os.path.lexists(given.parent / "config.toml"):
+        return f"{shown} is a file of a run: name its folder, {printable(given.parent)}."
+    if os.path.isfile(given):
+        return (
+            f"{shown} holds no run, being a file: name a run folder; `fastadv evaluate` takes a "
+            "file of weights as --weights, with --data and --model."
+        )
+    if os.path.lexists(given):
+        return f"{shown} holds no run: there is no config.toml in it{_nearest(path)}"
+    return f"{shown} holds no run: there is no such folder{_nearest(path)}"
 
 
 def _nearest(path: str) -> str:

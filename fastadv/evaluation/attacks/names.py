@@ -114,8 +114,14 @@ def parse_attack(name: str) -> AttackSpec:
     """``"pgd-20"`` (steps), ``"pgd-50-10"`` (steps, restarts), ``"pgd-dlr-20"`` (with an
     objective), ``"cw-20"``, ``"noise-8/255"`` ...
 
-    Raises ``UserError`` for an unknown name, with the nearest known one, and for invalid numbers.
+    Raises ``UserError`` for an unknown name, with the nearest known one, for invalid numbers, and
+    for what is no text.
     """
+    if not isinstance(name, str):
+        raise UserError(
+            f"An attack is named by a text such as 'pgd-20', not by a {type(name).__name__}; "
+            "fastadv.evaluate takes several."
+        )
     text = name.strip().lower()
     if is_cascade(text):
         names = CASCADES.get(text, text).split("+")
