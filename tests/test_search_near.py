@@ -259,6 +259,51 @@ def test_looking_for_windows_keeps_the_folds() -> None:
         assert len(passes.network.copies.folds) == folds > 0
 
 
+class Turning(Small):
+    """Bright images are inverted, which no image is that is looked at beforehand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = x.mean((1, 2, 3), keepdim=True) > 0.9
+        return super().forward(torch.where(bright, 1 - x, x))
+
+
+def test_a_model_that_acts_otherwise_later_gets_whole_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(near_module, "LOOK_EVERY", 3)
+    torch.manual_seed(2)
+    model = Turning(lambda h: h).eval()
+    x = torch.rand(4, 3, SIZE, SIZE)
+    known = torch.zeros_like(x)
+    known[..., : SIZE // 2 + 3] = 1.0  # not bright, and windows on the left are
+    point = known.clone()
+    point[..., 3, 3] = 0.5
+    with attack_passes(model, x.device, False) as passes:
+        near = passes.near(x, 4)
+        assert near is not None
+        whole = passes.logits(point)
+        for _ in range(2):
+            found = near.logits(point, known, torch.arange(4))
+            assert near.works
+            assert (found - whole).abs().max() > 2e-3
+        found = near.logits(point, known, torch.arange(4))
+    assert not near.works
+    torch.testing.assert_close(found, whole)
+
+
+def test_a_model_that_fails_in_a_window_gets_whole_passes() -> None:
+    model = small(lambda h: h)
+    x = torch.rand(4, 3, SIZE, SIZE)
+    with attack_passes(model, x.device, False) as passes:
+        near = passes.near(x, 4)
+        assert near is not None
+        model.between = lambda h: h if h.shape[2] == SIZE else 1 / 0
+        point = windows_in(x, 1, 0)
+        found = near.logits(point, x, torch.arange(4))
+        assert not near.works
+        torch.testing.assert_close(found, passes.logits(point))
+
+
 def test_windows_are_computed_as_written_where_other_passes_are_compiled() -> None:
     model = network("preact_resnet18", width=4).double()
     x = torch.rand(20, 3, SIZE, SIZE, dtype=torch.float64)

@@ -14,12 +14,12 @@ from fastadv.engine.cuda_graph import CudaRecorder
 from fastadv.engine.gradient import gradients, leaf
 from fastadv.engine.model.channels_last import kernels_channels_last
 from fastadv.engine.model.network import Network
-from fastadv.engine.model.precision import autocast
+from fastadv.engine.model.precision import autocast, rounding
 from fastadv.engine.model.python_state import PythonState
 from fastadv.engine.model.static import why_not_static
 from fastadv.errors import warn
 from fastadv.evaluation.search.local_part import local_part
-from fastadv.evaluation.search.near import Near, agrees, near, pays
+from fastadv.evaluation.search.near import SAME, Near, agrees, near, pays
 from fastadv.evaluation.search.search import Search, State, choose
 from fastadv.ranges import require_logits
 
@@ -120,7 +120,11 @@ class Passes:
             return None
         finally:
             self.own()
-        return near(part, partial(self._as_written, exact=exact), x, slots)
+        used = self._network(exact)
+        roundings = ROUNDINGS * rounding(used.attack_dtype, used.model, used.device)
+        self.own()
+        forward = partial(self._as_written, exact=exact)
+        return near(part, forward, x, slots, max(SAME, roundings))
 
     def _as_written(self, x: Tensor, *, exact: bool) -> Tensor:
         """``logits`` without compiled code, which would be compiled for each size of windows."""
@@ -196,6 +200,7 @@ def _gradient(
     return objective.detach(), gradient / scale if scale != 1 else gradient
 
 
+ROUNDINGS = 4  # so far apart are logits of one image in a low precision, from other batches
 PROBED = 16  # images are enough to see how a network is built
 
 
