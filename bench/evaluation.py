@@ -3,16 +3,16 @@
 
 Each run folder is a network, taken in PyTorch's own layout; its best weights are attacked on its
 test images, at its own radius or ``--eps``. AutoAttack ``standard``: ours in float32 and with
-searches in bf16 beside the package pyautoattack, unchanged; with ``--modes eager,compiled`` in both
-modes, where a turn includes compiling (the first from nothing, later ones from the compiler's
-cache on disk). PGD (``--pgd 100``): ours beside
-torchattacks' (installed without its own requirements: ``pip install --no-deps torchattacks``). All
-are timed in turn in one process; the machine must do nothing else. One row for each program and
-network.
+searches in bf16 beside the package pyautoattack, unchanged. PGD (``--pgd 100``): ours beside
+torchattacks' (installed without its own requirements: ``pip install --no-deps torchattacks``). With
+``--modes eager,compiled`` ours run in both modes; a turn then includes compiling, the first from
+nothing, later ones from the compiler's cache on disk. All are timed in turn in one process; the
+machine must do nothing else. One row for each program and network.
 
-Passes (``--passes``) are counted in images: those of images that both leave robust, and apart from
-them those of images that are right without an attack and fooled by one of the two. A forward
-equivalent is as many multiplications as one forward pass has; a backward pass to the images is one.
+With ``--passes`` the passes are counted and no time is taken: those of images that both leave
+robust, and apart from them those of images that are right without an attack and fooled by one of
+the two. A forward equivalent is as many multiplications as one forward pass has; a backward pass to
+the images is one.
 """
 
 import argparse
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--modes", default="auto", help="of fastadv.evaluate, such as eager,compiled"
     )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--passes", action="store_true", help="also count passes")
+    parser.add_argument("--passes", action="store_true", help="count passes in place of time")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -208,7 +208,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = model.to(device, memory_format=torch.contiguous_format).eval().requires_grad_(False)
         problem = Problem(model, x, y, config.norm, eps, given.batch)
         for attack, programs in compared(given).items():
-            rows = timed(attack, programs, problem, given.repeats, given.passes, device)
+            if given.passes:
+                rows = counted(attack, programs, problem)
+            else:
+                rows = timed(attack, programs, problem, given.repeats, device)
             shared = {"network": described(config), "n": len(x), "eps": eps, "batch": given.batch}
             append_rows(given.out, [row | shared | provenance(device) for row in rows])
 
@@ -246,7 +249,6 @@ def timed(
     programs: dict[str, Program],
     problem: Problem,
     repeats: int,
-    counts: bool,
     device: torch.device,
 ) -> list[Row]:
     """A row for each of ``programs``, which take turns."""
@@ -282,8 +284,19 @@ def timed(
             row["version"] = version(other)
         else:
             row["faster"] = paired_ratio(seconds[other], seconds[name]).as_row()
-        if counts:
-            row["passes"] = passes_by_fate(programs[name], problem, found[other][0], found[name][0])
+        rows.append(row)
+        print(f"{attack} {name}: {row}", flush=True)
+    return rows
+
+
+def counted(attack: str, programs: dict[str, Program], problem: Problem) -> list[Row]:
+    """A row for each of ``programs``, with its passes."""
+    found = {name: program(problem) for name, program in programs.items()}
+    *_, other = programs
+    rows = []
+    for name, program in programs.items():
+        row: Row = {"kind": "passes of an evaluation", "attack": attack, "name": name}
+        row["passes"] = passes_by_fate(program, problem, found[other], found[name])
         rows.append(row)
         print(f"{attack} {name}: {row}", flush=True)
     return rows

@@ -76,7 +76,9 @@ class EvalBatches:
         return len(self.rows)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from self._batches(self.rows, self.batch_size)
+        # Processes take batches in turn: each must find one.
+        share = -(-len(self.rows) // distributed.world_size())
+        yield from self._batches(self.rows, max(1, min(self.batch_size, share)))
 
 
 @dataclass
