@@ -22,10 +22,10 @@ from fastadv.evaluation.search.local_part import LocalPart
 Forward = Callable[[Tensor], Tensor]
 WORTH = 0.08  # of the multiplications of a pass must be saved, which its copies cost at most
 MOST_BYTES = 2**30  # of kept maps
-FEW = 8  # rows with windows of one size do not pay for a pass of their own
-STEP = 4  # sizes of windows are rounded up to multiples
+FEW = 8  # rows, or a quarter of them, do not pay for a pass of their own
+STEP = 2  # sizes of windows are rounded up to multiples
 LOOK_EVERY = 100  # calls, one image is also computed as a whole
-SAME = 1e-3
+SAME = 1e-3  # so far apart are equal logits, relative to the largest
 CHECKED = 4  # windows
 AGREES = 1e-4  # of the change in the logits: rounding is far below it, what is not local above it
 
@@ -82,9 +82,7 @@ class Near:
         shape: tuple[int, int, int],
         dtype: torch.dtype,
         slots: int,
-        same: float = SAME,
     ) -> None:
-        self.same = same  # so far apart are equal logits, relative to the largest
         self.part, self.forward, self.size = part, forward, shape[1:]
         self._maps: dict[nn.Module, Tensor] = {}  # (slots * H' * W',C): what enters a module
         self._same: dict[nn.Module, nn.Module] = {}  # one that the same maps enter, before it
@@ -120,7 +118,7 @@ class Near:
         """True if the logits ``found`` of one of the images are those of a whole pass."""
         row = (self._calls // LOOK_EVERY) % len(point)
         whole = self.forward(point[row : row + 1])[0]
-        return bool((found[row] - whole).abs().max() <= self.same * whole.abs().max())
+        return bool((found[row] - whole).abs().max() <= SAME * whole.abs().max())
 
     def _logits(self, point: Tensor, known: Tensor, place: Tensor) -> Tensor:
         slots = self._slots(place)
@@ -208,11 +206,13 @@ class Near:
         """Sides, and the rows whose windows have them."""
         rounded = (needed + STEP - 1) // STEP * STEP
         rounded = torch.where(self._pays(rounded), rounded, needed).masked_fill(whole, 0)
+        few = max(FEW, len(needed) // 4)
         waiting: list[Tensor] = []
-        sides = sorted(set(rounded.tolist()) - {0})
-        for side in sides:
+        rest = int((rounded > 0).sum())
+        for side in sorted(set(rounded.tolist()) - {0}):
             waiting.append((rounded == side).nonzero().squeeze(1))
-            if sum(map(len, waiting)) >= FEW or side == sides[-1]:
+            rest -= len(waiting[-1])
+            if rest == 0 or (rest >= few and sum(map(len, waiting)) >= few):
                 yield side, torch.cat(waiting)
                 waiting = []
 
@@ -255,6 +255,7 @@ class Near:
         n, side = len(point), windows.side
         patches: dict[nn.Module, Tensor] = {}
         made: dict[nn.Module, Tensor] = {}
+        read: dict[int, Tensor] = {}  # the places of windows, by the pixels around them
 
         def entering(module: nn.Module, given: Tensor) -> Tensor:
             same = self._same.get(module)
@@ -264,8 +265,9 @@ class Near:
             return made[module if same is None else same]
 
         def inside(module: nn.Module, given: Tensor, around: int) -> Tensor:
-            at = windows.places(slots, self.size, around=around)
-            wide = self._maps[module].index_select(0, at)
+            if around not in read:
+                read[around] = windows.places(slots, self.size, around=around)
+            wide = self._maps[module].index_select(0, read[around])
             wide = wide.view(n, side + 2 * around, side + 2 * around, -1)
             # What is kept is a copy, as the model may change in place what has entered a module.
             patches[module] = patch = wide[:, around:-around, around:-around]
@@ -276,22 +278,22 @@ class Near:
             patches[module] = patch = given.permute(0, 2, 3, 1).clone()
             height, width = self.size
             maps = self._maps[module].view(len(self._base), height * width, -1)[slots].flatten(0, 1)
-            maps[windows.places(torch.arange(n), self.size)] = patch.flatten(0, 2)
+            maps[here] = patch.flatten(0, 2)
             return maps.view(n, height, width, -1).permute(0, 3, 1, 2)
 
         pixels = point.permute(0, 2, 3, 1).flatten(0, 2)
-        at = windows.places(torch.arange(n), self.size)
-        patch = pixels.index_select(0, at).view(n, side, side, -1).permute(0, 3, 1, 2)
+        here = windows.places(torch.arange(n), self.size)
+        patch = pixels.index_select(0, here).view(n, side, side, -1).permute(0, 3, 1, 2)
         with _windowed(self.part, entering):
             logits = self.forward(patch)
         self._asked.append(_Asked(slots, point, windows, patches))
         return logits
 
 
-def near(part: LocalPart, forward: Forward, x: Tensor, slots: int, same: float = SAME) -> Near:
+def near(part: LocalPart, forward: Forward, x: Tensor, slots: int) -> Near:
     """Passes for at most ``slots`` images like ``x`` (n,C,H,W) at a time; see ``Near``."""
     channels, height, width = x.shape[1:]
-    return Near(part, forward, (channels, height, width), x.dtype, slots, same)
+    return Near(part, forward, (channels, height, width), x.dtype, slots)
 
 
 def pays(part: LocalPart, x: Tensor, slots: int) -> bool:

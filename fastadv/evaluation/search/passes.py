@@ -14,12 +14,12 @@ from fastadv.engine.cuda_graph import CudaRecorder
 from fastadv.engine.gradient import gradients, leaf
 from fastadv.engine.model.channels_last import kernels_channels_last
 from fastadv.engine.model.network import Network
-from fastadv.engine.model.precision import autocast, rounding
+from fastadv.engine.model.precision import autocast
 from fastadv.engine.model.python_state import PythonState
 from fastadv.engine.model.static import why_not_static
 from fastadv.errors import warn
 from fastadv.evaluation.search.local_part import local_part
-from fastadv.evaluation.search.near import SAME, Near, agrees, near, pays
+from fastadv.evaluation.search.near import Near, agrees, near, pays
 from fastadv.evaluation.search.search import Search, State, choose
 from fastadv.ranges import require_logits
 
@@ -105,7 +105,9 @@ class Passes:
         """Passes at points near known ones, for images like ``x`` (n,C,H,W), at most ``slots`` at
         a time; None if they save nothing or are not those of this network. Precision as in
         ``logits``."""
-        if x.dim() != 4 or x.device.type != "cpu" or self.repeats != 1:
+        low = (self.network if exact or self.fast is None else self.fast).attack_dtype is not None
+        # In bfloat16 a pass is so fast that the copies cost what the windows save.
+        if x.dim() != 4 or x.device.type != "cpu" or self.repeats != 1 or low:
             return None
         network = self.network
         self._leave()
@@ -120,11 +122,7 @@ class Passes:
             return None
         finally:
             self.own()
-        used = self._network(exact)
-        roundings = ROUNDINGS * rounding(used.attack_dtype, used.model, used.device)
-        self.own()
-        forward = partial(self._as_written, exact=exact)
-        return near(part, forward, x, slots, max(SAME, roundings))
+        return near(part, partial(self._as_written, exact=exact), x, slots)
 
     def _as_written(self, x: Tensor, *, exact: bool) -> Tensor:
         """``logits`` without compiled code, which would be compiled for each size of windows."""
@@ -200,7 +198,6 @@ def _gradient(
     return objective.detach(), gradient / scale if scale != 1 else gradient
 
 
-ROUNDINGS = 4  # so far apart are logits of one image in a low precision, from other batches
 PROBED = 16  # images are enough to see how a network is built
 
 
