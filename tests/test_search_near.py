@@ -111,7 +111,7 @@ def test_only_the_windows_are_convolved() -> None:
         )
         near.logits(point, x, torch.arange(4))
         hook.remove()
-    assert sizes == [16]  # 3 pixels, 5 more on every side, up to a multiple of 4
+    assert sizes == [14]  # 3 pixels, 5 more on every side, up to an even number
 
 
 class Small(nn.Module):
@@ -285,7 +285,7 @@ def test_a_model_that_acts_otherwise_later_gets_whole_passes(
         for _ in range(2):
             found = near.logits(point, known, torch.arange(4))
             assert near.works
-            assert (found - whole).abs().max() > 2e-3
+            assert (found - whole).abs().max() > 1.5e-3
         found = near.logits(point, known, torch.arange(4))
     assert not near.works
     torch.testing.assert_close(found, whole)
