@@ -40,20 +40,14 @@ class _Windows(NamedTuple):
     def of(self, rows: Tensor) -> _Windows:
         return _Windows(self.top[rows], self.left[rows], self.side)
 
-    def places(self, images: Tensor, size: Sequence[int], *, around: int = 0) -> Tensor:
-        """The numbers (n * side'^2,) of the pixels of the windows, and of ``around`` pixels on
-        every side of them, in maps (images,H,W,C) of ``size`` (H,W) with ``around`` more pixels on
-        every side, for the maps number ``images`` (n,)."""
+    def places(
+        self, images: Tensor, size: Sequence[int], around: int = 0, *, wide: bool = True
+    ) -> Tensor:
+        """The numbers (n * side'^2,) of the pixels of the windows in maps (images,H,W,C) of
+        ``size`` (H,W) with ``around`` more pixels on every side, for the maps number ``images``
+        (n,). With ``wide`` so many pixels on every side of a window are among them."""
         height, width = (n + 2 * around for n in size)
-        reach = torch.arange(self.side + 2 * around)
-        rows = (images * height + self.top)[:, None] + reach
-        columns = self.left[:, None] + reach
-        return (rows[:, :, None] * width + columns[:, None]).flatten()
-
-    def inner(self, images: Tensor, size: Sequence[int], around: int) -> Tensor:
-        """As ``places`` without the pixels around the windows, in the same larger maps."""
-        height, width = (n + 2 * around for n in size)
-        reach = torch.arange(self.side) + around
+        reach = torch.arange(self.side + 2 * around) if wide else torch.arange(self.side) + around
         rows = (images * height + self.top)[:, None] + reach
         columns = self.left[:, None] + reach
         return (rows[:, :, None] * width + columns[:, None]).flatten()
@@ -112,6 +106,7 @@ class Near:
                 pass
             self.works = False
             self._maps.clear()
+            self._asked = []
         return self.forward(point)
 
     def _is_whole(self, found: Tensor, point: Tensor) -> bool:
@@ -168,7 +163,7 @@ class Near:
     def _write(self, asked: _Asked, rows: Tensor) -> None:
         slots, windows = asked.slots[rows], asked.windows.of(rows)
         for module, patch in asked.patches.items():
-            at = windows.inner(slots, self.size, self.part.around[module])
+            at = windows.places(slots, self.size, self.part.around[module], wide=False)
             self._maps[module][at] = patch[rows].flatten(0, 2)
         self._base[slots] = asked.point[rows]
 
@@ -266,7 +261,7 @@ class Near:
 
         def inside(module: nn.Module, given: Tensor, around: int) -> Tensor:
             if around not in read:
-                read[around] = windows.places(slots, self.size, around=around)
+                read[around] = windows.places(slots, self.size, around)
             wide = self._maps[module].index_select(0, read[around])
             wide = wide.view(n, side + 2 * around, side + 2 * around, -1)
             # What is kept is a copy, as the model may change in place what has entered a module.
