@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from fastadv.algorithms.contract.weighted import Weighted
     from fastadv.algorithms.contract.weights import WeightPerturbation
     from fastadv.algorithms.grouping import param_groups
-    from fastadv.algorithms.recipe import OnData, Recipe
+    from fastadv.algorithms.publication import Published
+    from fastadv.algorithms.recipe import OnData, Recipe, Variant
     from fastadv.algorithms.recipes.table import methods
     from fastadv.algorithms.registry import register, register_recipe
     from fastadv.algorithms.sample_state import SampleStore
@@ -71,6 +72,7 @@ __all__ = [
     "Outputs",
     "Pass",
     "Phases",
+    "Published",
     "Ramp",
     "Recipe",
     "Regularizer",
@@ -83,6 +85,7 @@ __all__ = [
     "Threat",
     "TrainingError",
     "UserError",
+    "Variant",
     "View",
     "WeightPerturbation",
     "Weighted",
@@ -123,6 +126,7 @@ _HOMES = {
     "PGD": "algorithms.adversaries.pgd",
     "Pass": "algorithms.contract.passes",
     "Phases": "by_epoch",
+    "Published": "algorithms.publication",
     "Ramp": "by_epoch",
     "Recipe": "algorithms.recipe",
     "Regularizer": "algorithms.contract.regularizer",
@@ -135,6 +139,7 @@ _HOMES = {
     "Threat": "threat",
     "TrainingError": "errors",
     "UserError": "errors",
+    "Variant": "algorithms.recipe",
     "View": "data.view",
     "WeightPerturbation": "algorithms.contract.weights",
     "Weighted": "algorithms.contract.weighted",

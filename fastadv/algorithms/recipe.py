@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fastadv.algorithms.publication import Published
 from fastadv.algorithms.slots import NONE, SLOTS
+from fastadv.errors import UserError, unknown
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,24 @@ class OnData:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """What one published code, or one paper, does differently from the recipe that it belongs to.
+
+    ``parts`` is slot -> name of its part. ``options`` and ``training`` are added to the recipe's,
+    ``on_data`` replaces its entries. ``note`` says in one sentence what differs.
+    """
+
+    source: str
+    note: str
+    parts: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    on_data: Mapping[str, OnData] = field(default_factory=dict)
+    published: Published | None = None
+    reported: str = ""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One method: the name of the part in each slot, and its settings.
 
@@ -32,6 +52,10 @@ class Recipe:
     (epochs, learning rate, ...) in the publication. ``on_data``: kind of data set -> how the method
     was trained there. ``reported`` is the accuracy that the source
     reports, in per cent; ``elsewhere`` is the same for other data sets, networks and balls.
+
+    ``published`` are the settings of the publication, and why the recipe departs from them.
+    ``variant`` is the name of the code or paper that the recipe follows, ``variants`` are the
+    others that publish it. ``also`` are names that others give the method.
     """
 
     summary: str
@@ -51,6 +75,10 @@ class Recipe:
     note: str = ""
     reported: str = ""
     elsewhere: str = ""
+    published: Published | None = None
+    variant: str = ""
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
 
     def what(self) -> str:
         """``summary``, followed by ``note`` if there is one."""
@@ -59,6 +87,30 @@ class Recipe:
     def parts(self) -> dict[str, str]:
         """Slot -> name of its part."""
         return {slot: getattr(self, slot) for slot in SLOTS}
+
+    def of_variant(self, name: str) -> Recipe:
+        """The recipe as the code or paper called ``name`` publishes it. Raises ``UserError`` for a
+        name that is not among ``variant`` and ``variants``, with the nearest one."""
+        if name == self.variant:
+            return self
+        if not self.variants:
+            raise UserError("This method is published in one form only: omit the variant.")
+        if name not in self.variants:
+            raise unknown("variant", name, [self.variant, *self.variants])
+        chosen = self.variants[name]
+        return replace(
+            self,
+            **chosen.parts,
+            source=chosen.source,
+            options={**self.options, **chosen.options},
+            training={**self.training, **chosen.training},
+            on_data={**self.on_data, **chosen.on_data},
+            note=chosen.note,
+            reported=chosen.reported,
+            elsewhere="",
+            published=chosen.published,
+            variant=name,
+        )
 
     def all_options(self) -> dict[str, Any]:
         """``options``, and those that its parts take together (``beside``)."""

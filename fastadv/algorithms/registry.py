@@ -76,6 +76,14 @@ def register_recipe(name: str, recipe: Recipe) -> None:
     for a part that is not known and an option that none of its parts has.
     """
     _check("method", name, METHODS, recipe)
+    for form in (recipe, *map(recipe.of_variant, recipe.variants)):
+        check_recipe(name, form)
+    METHODS[name] = recipe
+
+
+def check_recipe(name: str, recipe: Recipe) -> None:
+    """Raise ``UserError`` for a part of ``recipe`` that is not known, and for an option that none
+    of its parts has."""
     for slot, part in recipe.parts().items():
         if part not in names(slot):
             raise unknown(f"{slot} of the recipe {name!r}:", part, names(slot))
@@ -85,7 +93,6 @@ def register_recipe(name: str, recipe: Recipe) -> None:
         for option in options:
             if option not in known:
                 raise unknown(f"option of the recipe {name!r}:", option, known)
-    METHODS[name] = recipe
 
 
 def slot_of(part: type[Part]) -> str:

@@ -27,21 +27,27 @@ from fastadv.algorithms.slots import NONE, OPTIONAL, SLOTS
 from fastadv.declared import coerce
 from fastadv.errors import UserError, unknown
 
+VARIANT = "variant"
+"""The name in ``overrides`` that chooses among the published forms of a method."""
+
 
 def resolve(
     method: str, overrides: Mapping[str, Any] | None = None, taken: Collection[str] = ()
 ) -> Plan:
     """The plan of ``method`` with ``overrides``.
 
-    The name of a slot in ``overrides`` replaces its part, by the name of another or by a part
+    "variant" in ``overrides`` chooses the published form of the method (``Recipe.variants``); the
+    name of a slot replaces its part, by the name of another or by a part
     itself (``objective=Mart(beta=5)``), whose options are those it was built with; any other name
     is an option of one of the parts; a value of None is ignored. Raises ``UserError`` for an
     unknown name, with the nearest known one, for a value that an option does not take, and for
     parts that cannot be combined. ``taken`` are names that the caller takes itself: a misspelt name
     may mean one of them.
     """
-    row = recipe(method)
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
+    row = recipe(method)
+    if VARIANT in given:
+        row = row.of_variant(given.pop(VARIANT))
     own = {slot: given[slot] for slot in SLOTS if isinstance(given.get(slot), Part)}
     slots = choose_parts(row, given)
     classes = _classes(slots, own)
@@ -170,7 +176,7 @@ def _unknown_option(
         if name in option_types(part)
     ]
     if not owners:
-        return unknown("option", name, [*known, *PARTS, *taken])
+        return unknown("option", name, [*known, *PARTS, VARIANT, *taken])
     some = ", ".join(owners[:3]) + (", ..." if len(owners) > 3 else "")
     return UserError(f"{name!r} is an option of {some}, which {method} as set here does not use.")
 

@@ -30,16 +30,20 @@ from fastadv.run.resolve import resolve_run
 WIDEST = 100  # columns; longer lines are hard to read
 
 
-def explain(name: str, data: str) -> rich.console.RenderableType:
-    """One method: its parts with their equations, its cost, and what a run of it on ``data`` takes
-    where the user says nothing, each value with its origin."""
-    config = resolve_run(RunRequest(method=name, data=data))
+def explain(name: str, data: str, variant: str | None = None) -> rich.console.RenderableType:
+    """One method: its published forms, its parts with their equations, its cost, and what a run of
+    it on ``data`` takes where the user says nothing, each value with its origin."""
+    config = resolve_run(RunRequest(method=name, data=data, variant=variant))
     plan = config.plan
-    lines = [_indented(f"{name}: {plan.recipe.what()}", ""), f"source: {plan.recipe.source}"]
-    if plan.recipe.reported:
-        lines.append(f"reported: {plan.recipe.reported}")
-    if plan.recipe.elsewhere:
-        lines.append(f"elsewhere: {plan.recipe.elsewhere}")
+    row = plan.recipe
+    lines = [_indented(f"{name}: {row.what()}", ""), _indented(f"source: {row.source}", "")]
+    if row.also:
+        lines.append(f"also called: {', '.join(row.also)}")
+    if row.reported:
+        lines.append(_indented(f"reported: {row.reported}", ""))
+    if row.elsewhere:
+        lines.append(_indented(f"elsewhere: {row.elsewhere}", ""))
+    lines += _variants(row) + _published(row)
     lines += ["", f"passes per step: {passes(plan)}", ""]
     for slot, part in plan.parts.items():
         lines += [f"{slot}: {plan.slots[slot]}", _indented(inspect.getdoc(type(part)) or ""), ""]
@@ -56,6 +60,33 @@ def explain(name: str, data: str) -> rich.console.RenderableType:
             value = getattr(config, key)
             lines += _value(key, value, config.origins[key], texts[key], describe(hint))
     return rich.text.Text("\n".join(lines))
+
+
+def _variants(row: Recipe) -> list[str]:
+    """The published forms of the method, the present one marked."""
+    if not row.variants:
+        return []
+    own = f"  {row.variant}: the one shown here"
+    others = [
+        _indented(f"{name}: {each.note} [{each.source}]", "  ")
+        for name, each in row.variants.items()
+        if name != row.variant
+    ]
+    return ["", "variants (--variant NAME):", own, *others]
+
+
+def _published(row: Recipe) -> list[str]:
+    """What the publication states, and where the recipe departs from it."""
+    found = row.published
+    if found is None:
+        return []
+    lines = ["", _indented(f"as published ({found.code}), on {found.data}:", "")]
+    texts = {**found.settings(), "start of the attack": found.start}
+    stated = ", ".join(f"{name} {shown(value)}" for name, value in texts.items())
+    lines.append(_indented(stated, "  "))
+    for name, reason in found.departs.items():
+        lines.append(_indented(f"differs here: {name}: {reason}", "  "))
+    return lines
 
 
 def _value(name: str, value: object, origin: Origin, meaning: str, allowed: str) -> list[str]:

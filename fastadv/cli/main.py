@@ -137,6 +137,7 @@ def _train_command() -> Callable[..., None]:
 def methods(
     name: Annotated[str | None, typer.Argument(help="a method to explain")] = None,
     data: Annotated[str, typer.Option(help="explain it for a run on this data set")] = "digits",
+    variant: Annotated[str | None, typer.Option(help="explain this published form of it")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="print docs/methods.md")] = False,
     plugin: Plugin = None,
 ) -> None:
@@ -152,7 +153,7 @@ def methods(
     else:
         from fastadv.cli.explain import explain
 
-        rich.console.Console(highlight=False).print(explain(name, data))
+        rich.console.Console(highlight=False).print(explain(name, data, variant))
 
 
 def doctor() -> None:

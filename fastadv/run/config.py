@@ -35,6 +35,7 @@ class RunConfig:
     """
 
     method: str
+    variant: str | None  # None: the form that the recipe follows
     data: str
     model: str
     width: Width | None  # None: the network's own, or a network without one

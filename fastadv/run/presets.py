@@ -8,7 +8,7 @@ from typing import Any
 
 from fastadv.algorithms.recipe import OnData, beside_on
 from fastadv.algorithms.recipes.table import recipe
-from fastadv.algorithms.resolution import choose_parts, known_options, part_classes
+from fastadv.algorithms.resolution import VARIANT, choose_parts, known_options, part_classes
 from fastadv.errors import unknown
 from fastadv.run.defaults import DEFAULTS
 from fastadv.run.origin import Origin
@@ -109,6 +109,8 @@ def presets_for(
     a part that was swapped out is not among those returned.
     """
     row, kind, preset = recipe(method), _kind(data), preset_of(data)
+    if VARIANT in given:
+        row = row.of_variant(given[VARIANT])
     settings = dict(preset.settings)
     norm = given.get("norm", DEFAULTS["norm"])
     here = row.on_data.get(kind, OnData())

@@ -31,6 +31,7 @@ class RunRequest:
     """
 
     method: str | None = None
+    variant: str | None = None
     data: str | None = None
     model: str | None = None
     width: Width | None = None

@@ -8,7 +8,7 @@ from typing import Any
 from fastadv.algorithms.parts import names
 from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.recipes.table import methods
-from fastadv.algorithms.resolution import recipe_options, resolve
+from fastadv.algorithms.resolution import VARIANT, recipe_options, resolve
 from fastadv.algorithms.slots import SLOTS
 from fastadv.declared import coerce
 from fastadv.errors import UserError
@@ -50,7 +50,7 @@ def resolve_run(request: RunRequest) -> RunConfig:
     chosen = presets.options | options
     for name in (ALSO_OPTIONS & presets.known) - options.keys():
         chosen[name] = values[name]
-    plan = resolve(values["method"], chosen)
+    plan = resolve(values["method"], chosen | {VARIANT: values.get(VARIANT)})
     from_recipe = recipe_options(plan.recipe, plan.slots)
     for name in plan.slots:
         origins[name] = Origin.USER if name in options else Origin.RECIPE
@@ -80,7 +80,7 @@ def resolve_stored(request: RunRequest) -> RunConfig:
         lost.append("drops")
     _require_none(lost)
     _require_known(values["method"], request.options)
-    plan = resolve(values["method"], request.options)
+    plan = resolve(values["method"], {**request.options, VARIANT: values.get(VARIANT)})
     parts = {**plan.slots, **plan.options}
     _require_none(
         [name for name in parts if parts[name] is not None and name not in request.options]

@@ -19,7 +19,7 @@ from fastadv.algorithms.recipes.fast import FAST
 from fastadv.algorithms.recipes.labels import LABELS
 from fastadv.algorithms.recipes.smoothness import SMOOTHNESS
 from fastadv.algorithms.slots import NONE
-from fastadv.errors import unknown
+from fastadv.errors import UserError, unknown
 
 __all__ = ["METHODS", "Recipe", "methods", "recipe"]
 
@@ -246,11 +246,19 @@ METHODS: dict[str, Recipe] = {
 
 def recipe(method: str) -> Recipe:
     """The recipe called ``method``. Raises ``UserError`` for an unknown name, with the nearest
-    one."""
+    one, or the one that others call so (``Recipe.also``)."""
     plugins.load_installed()
     if method not in METHODS:
+        for name, row in METHODS.items():
+            if _letters(method) in map(_letters, row.also):
+                raise UserError(f"{method} is called {name!r} here: take that name.")
         raise unknown("method", method, METHODS)
     return METHODS[method]
+
+
+def _letters(name: str) -> str:
+    """``name`` without what people write differently: capitals, hyphens, spaces."""
+    return "".join(char for char in str(name).lower() if char.isalnum() or char == "+")
 
 
 def methods() -> dict[str, str]:
