@@ -34,7 +34,7 @@ class Variant:
 
     source: str
     note: str
-    parts: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     on_data: Mapping[str, OnData] = field(default_factory=dict)
