@@ -218,6 +218,8 @@ BAD_SETTINGS: dict[str, list[Any]] = {
     "eps_warmup": [NAN, INF, 0, -1, "long"],
     "blocks": [NAN, (3.5,)],
     "drops": [(NAN,), (0,), (-1,), (INF,), "0.5,x"],
+    "drop_factors": [(NAN,), (0,), (1,), (2,), "0.5,x"],
+    "peak": [NAN, 0, 1, -0.5],
     "val_fraction": [NAN, 0, 1, -0.5],
     "checkpoint_minutes": [NAN, -1, INF],
     "eval_alpha": [NAN, 0, -1, INF],
@@ -245,6 +247,7 @@ BAD_SETTINGS: dict[str, list[Any]] = {
 @pytest.mark.parametrize("name", BAD_SETTINGS)
 def test_a_bad_setting_of_a_run_is_refused_with_its_allowed_values(name: str, tmp_path) -> None:
     usual: dict[str, Any] = {"drops": {"schedule": "multistep"}}
+    usual["drop_factors"] = usual["drops"]
     for value in BAD_SETTINGS[name]:
         with pytest.raises(UserError) as caught:
             resolve_run(RunRequest(**{name: value}, **usual.get(name, {})))

@@ -21,8 +21,8 @@ from fastadv.engine.model.fused_norm_choice import FusedNorm
 from fastadv.errors import UserError
 from fastadv.evaluation.attacks.names import parse_attack
 from fastadv.run.origin import Origin
-from fastadv.run.request import OpenShare, Side, Width
-from fastadv.run.schedules import STEPPED, TRIANGULAR_MOMENTUM
+from fastadv.run.request import OpenShare, ScheduleName, Side, Width
+from fastadv.run.schedules import CYCLED_MOMENTUM, PEAKS, STEPPED
 from fastadv.threat import Threat
 
 
@@ -48,8 +48,10 @@ class RunConfig:
     epochs: Count
     batch_size: Count
     lr: NonNegative
-    schedule: Literal["triangular", "piecewise", "multistep", "cosine", "constant"]
+    schedule: ScheduleName
     drops: tuple[Positive, ...] | None  # None: a schedule without drops
+    drop_factors: tuple[OpenShare, ...] | None  # None: each drop is tenfold, or there is none
+    peak: OpenShare | None  # None: a schedule without a peak
     momentum: ShareBelowOne
     cycle_momentum: bool
     nesterov: bool
@@ -109,13 +111,28 @@ def check(config: RunConfig) -> None:
         raise UserError(
             f"--drops is for --schedule piecewise or multistep; omit it with {config.schedule}."
         )
-    Threat(config.norm, config.eps).require_step(config.eval_alpha)
-    # CyclicLR's defaults take a tenth off at the peak; below it momentum would turn negative.
-    cycles = config.cycle_momentum and config.schedule == "triangular"
-    if cycles and 0 < config.momentum < TRIANGULAR_MOMENTUM:
+    if config.drop_factors is not None:
+        if config.drops is None:
+            raise UserError(
+                "--drop-factors is for --schedule piecewise or multistep; omit it with "
+                f"{config.schedule}."
+            )
+        if len(config.drop_factors) != len(config.drops):
+            raise UserError(
+                f"--drop-factors has {len(config.drop_factors)} values for {len(config.drops)} "
+                "drops; give one for each of --drops."
+            )
+    if config.peak is not None and config.schedule not in PEAKS:
         raise UserError(
-            f"--momentum must be 0 or at least {TRIANGULAR_MOMENTUM:g} where a triangular schedule "
-            f"lowers it by that much, not {config.momentum:g}; or add --no-cycle-momentum."
+            f"--peak is for --schedule triangular or one-cycle; omit it with {config.schedule}."
+        )
+    Threat(config.norm, config.eps).require_step(config.eval_alpha)
+    # A cycle takes a tenth off at the peak; below it momentum would turn negative.
+    cycles = config.cycle_momentum and config.schedule in PEAKS
+    if cycles and 0 < config.momentum < CYCLED_MOMENTUM:
+        raise UserError(
+            f"--momentum must be 0 or at least {CYCLED_MOMENTUM:g} where a {config.schedule} "
+            f"schedule lowers it by that much, not {config.momentum:g}; or add --no-cycle-momentum."
         )
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov looks ahead along the momentum; omit --momentum 0.")

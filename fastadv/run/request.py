@@ -19,6 +19,9 @@ from fastadv.engine.model.fused_norm_choice import FusedNorm
 
 OpenShare = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 Width = Annotated[int, Range(1, 65536)]  # more channels or layers than any network has
+ScheduleName = Literal[
+    "triangular", "piecewise", "multistep", "cosine", "cosine-epoch", "one-cycle", "constant"
+]
 Side = Annotated[int, Range(1, 65536)]  # the most that JPEG holds
 
 
@@ -44,8 +47,10 @@ class RunRequest:
     epochs: Count | None = None
     batch_size: Count | None = None
     lr: NonNegative | None = None
-    schedule: Literal["triangular", "piecewise", "multistep", "cosine", "constant"] | None = None
+    schedule: ScheduleName | None = None
     drops: tuple[Positive, ...] | None = None
+    drop_factors: tuple[OpenShare, ...] | None = None
+    peak: OpenShare | None = None
     momentum: ShareBelowOne | None = None
     cycle_momentum: bool | None = None
     nesterov: bool | None = None

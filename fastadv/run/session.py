@@ -106,6 +106,9 @@ class Session:
             updates,
             cycle_momentum=config.cycle_momentum,
             drops=shares,
+            drop_factors=config.drop_factors,
+            peak=config.peak,
+            epochs=config.epochs,
         )
         step = Step(
             model,
