@@ -384,7 +384,7 @@ FAST_IMAGENET = replace(
     alpha=2.5 / 255,
     more={"stem": "imagenet", "normalize": True, "cycle_momentum": False, "amp": True},
     departs={
-        **_HALF,
+        "amp": "float32 unless --amp",
         "batch_size": "that of the middle phase throughout, as is the size of the images",
         "schedule": "one cycle, as the APART paper prints it",
     },

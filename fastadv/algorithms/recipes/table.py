@@ -273,7 +273,7 @@ METHODS: dict[str, Recipe] = {
         averaging="swa",
         options={"average_start": 55 / 200},
         training=SMOOTH,
-        on_data={"svhn": RICE["svhn"]},
+        on_data={"svhn": RICE["svhn"], "digits": OnData(options={"average_start": 0.5})},
         reported="52.14 / 51.53 PGD-20 best / last (PreActResNet-18, CIFAR-10)",
     ),
     "advlc": Recipe(
