@@ -265,9 +265,9 @@ def test_a_bad_setting_of_a_run_is_refused_with_its_allowed_values(name: str, tm
 
 def test_every_number_of_a_run_is_covered() -> None:
     plain = {"deterministic", "download", "flip", "nesterov", "normalize", "tf32"}
-    plain |= {"cycle_momentum"}
+    plain |= {"cycle_momentum", "decay_norms"}
     choices = {"shortcut", "stem", "amp_dtype", "attack_dtype", "mode", "augmentation", "loader"}
-    choices |= {"select", "fused_norm"}
+    choices |= {"select", "fused_norm", "optimizer"}
     texts = {"model", "unlabelled", "data_root", "select_attack", "test_attacks", "device"}
     assert set(setting_types()) == {*BAD_SETTINGS, *plain, *choices, *texts}
     for name in choices:

@@ -40,6 +40,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     "Optimization": {
         "epochs": "passes over the training set",
         "batch_size": "images per update",
+        "optimizer": "optimizer; the rates of presets are SGD's, adam and adamw take 0.001",
         "lr": "peak learning rate",
         "schedule": "learning rate schedule",
         "drops": "epochs (below 1: shares of the run) of lower rates, such as 0.5,0.75",
@@ -48,7 +49,8 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "momentum": "momentum of SGD",
         "cycle_momentum": "lower momentum by 0.1 at the peak of a triangular or one-cycle schedule",
         "nesterov": "Nesterov momentum",
-        "weight_decay": "weight decay of SGD",
+        "weight_decay": "weight decay; adamw's is decoupled from the gradient",
+        "decay_norms": "weight decay of the affine parameters of BatchNorm, too",
         "max_grad_norm": "clip the gradient to this norm",
     },
     "Speed and precision": {

@@ -25,6 +25,9 @@ from fastadv.run.request import OpenShare, ScheduleName, Side, Width
 from fastadv.run.schedules import CYCLED_MOMENTUM, PEAKS, STEPPED
 from fastadv.threat import Threat
 
+OF_SGD = ("momentum", "cycle_momentum", "nesterov")
+"""Settings that are 0 or off with an optimizer other than SGD."""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -47,6 +50,7 @@ class RunConfig:
     blocks: tuple[str, ...] | None  # None: those that are recognised, or a method without them
     epochs: Count
     batch_size: Count
+    optimizer: Literal["sgd", "adam", "adamw"]
     lr: NonNegative
     schedule: ScheduleName
     drops: tuple[Positive, ...] | None  # None: a schedule without drops
@@ -56,6 +60,7 @@ class RunConfig:
     cycle_momentum: bool
     nesterov: bool
     weight_decay: NonNegative
+    decay_norms: bool
     max_grad_norm: Positive | None  # None: gradients are not clipped
     eps: NonNegative
     eps_warmup: Positive | None  # None: eps from the first update on
@@ -134,6 +139,11 @@ def check(config: RunConfig) -> None:
             f"--momentum must be 0 or at least {CYCLED_MOMENTUM:g} where a {config.schedule} "
             f"schedule lowers it by that much, not {config.momentum:g}; or add --no-cycle-momentum."
         )
+    if config.optimizer != "sgd":
+        for name in OF_SGD:
+            if getattr(config, name):
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} is for --optimizer sgd; omit it with {config.optimizer}.")
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov looks ahead along the momentum; omit --momentum 0.")
     if config.amp_dtype != "bf16" and not config.amp:

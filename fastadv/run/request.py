@@ -46,6 +46,7 @@ class RunRequest:
     blocks: tuple[str, ...] | None = None
     epochs: Count | None = None
     batch_size: Count | None = None
+    optimizer: Literal["sgd", "adam", "adamw"] | None = None
     lr: NonNegative | None = None
     schedule: ScheduleName | None = None
     drops: tuple[Positive, ...] | None = None
@@ -55,6 +56,7 @@ class RunRequest:
     cycle_momentum: bool | None = None
     nesterov: bool | None = None
     weight_decay: NonNegative | None = None
+    decay_norms: bool | None = None
     max_grad_norm: Positive | None = None
     eps: NonNegative | None = None
     eps_warmup: Positive | None = None

@@ -13,8 +13,8 @@ from fastadv.algorithms.slots import SLOTS
 from fastadv.declared import coerce
 from fastadv.errors import UserError
 from fastadv.models import VARIANTS
-from fastadv.run.config import RunConfig, check, required_settings
-from fastadv.run.defaults import DEFAULTS
+from fastadv.run.config import OF_SGD, RunConfig, check, required_settings
+from fastadv.run.defaults import ADAM_LR, DEFAULTS
 from fastadv.run.origin import Origin
 from fastadv.run.presets import Presets, presets_for
 from fastadv.run.request import RunRequest, setting_types
@@ -44,6 +44,12 @@ def resolve_run(request: RunRequest) -> RunConfig:
     origins = dict.fromkeys(DEFAULTS, Origin.DEFAULT) | presets.origins
     origins |= dict.fromkeys(given, Origin.USER)
     _drop_companions(values, given, presets)
+    if values["optimizer"] != "sgd":
+        of_adam = {name: 0.0 if name == "momentum" else False for name in OF_SGD}
+        if presets.settings.get("optimizer", DEFAULTS["optimizer"]) == "sgd":
+            of_adam["lr"] = ADAM_LR
+        for name in of_adam.keys() - given.keys():
+            values[name], origins[name] = of_adam[name], Origin.DEFAULT
     if values["schedule"] in STEPPED and "drops" not in values:
         values["drops"], origins["drops"] = USUAL_DROPS, Origin.DEFAULT
     if values["schedule"] in PEAKS and "peak" not in values:
