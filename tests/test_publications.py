@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastadv.algorithms import starting_words as words
+from fastadv.algorithms.parts import PARTS
 from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.publication import UNSTATED, Published
 from fastadv.algorithms.recipe import Recipe
@@ -237,3 +242,45 @@ def test_digits_take_none_of_it() -> None:
         config = resolve_run(RunRequest(method=method))
         assert (config.epochs, config.batch_size, config.eps) == (30, 64, 0.2), method
         assert isinstance(row, Recipe)
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "as-published.md"
+
+
+def test_the_page_names_tests_and_files_that_exist() -> None:
+    text = PAGE.read_text()
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", text)
+    assert len(named) > 20
+    for file, name in named:
+        assert name in functions_in(Path(__file__).parent / file), (file, name)
+    package = PAGE.parent.parent / "fastadv"
+    for file in re.findall(r"`(\w+/\w+\.py)`", text):
+        assert list(package.glob(f"*/{file}")), file
+
+
+def functions_in(file: Path) -> set[str]:
+    tree = ast.parse(file.read_text())
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def test_the_page_names_recipes_and_variants_that_exist() -> None:
+    """In the first column of the tables of updates and settings, and behind "variants"."""
+    found = 0
+    for line in PAGE.read_text().splitlines():
+        if not line.startswith("| `"):
+            continue
+        for name in re.findall(r"`([^`]+)`", line.split("|")[1]):
+            found += 1
+            if name != "--dropout":
+                parts = {part for names in PARTS.values() for part in names}
+                assert any(fnmatch(each, name) for each in {*METHODS, *parts}), name
+    assert found > 40
+
+
+def test_the_page_has_every_departure_of_a_recipe() -> None:
+    """A row whose values differ from the published ones is in the table of settings."""
+    lines = [line.split("|")[1] for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    told = {name for cell in lines for name in re.findall(r"`([^`]+)`", cell)}
+    for method, row in METHODS.items():
+        if row.published is not None and row.published.departs:
+            assert any(fnmatch(method, name) for name in told), method
