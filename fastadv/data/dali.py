@@ -4,7 +4,8 @@ DALI reads, decodes and resizes (on the GPU if there is one) and prefetches batc
 of each batch are passed to it batch by batch, and crop and flip use the kernel of ``DeviceLoader``.
 So both loaders yield the same samples in the same order with the same views, and a position in an
 epoch is two numbers: resuming exactly needs no state of DALI, even with another number of
-processes.
+processes. Random crops that are resized are an exception: DALI takes them from the files, whose
+pixels ``DeviceLoader`` does not have.
 """
 
 import os
@@ -22,6 +23,7 @@ from fastadv.data.batch import LoaderBatch
 from fastadv.data.decode import Format, first_unreadable, header
 from fastadv.data.device_loader import Shard, check_options, crop_images, draw_views
 from fastadv.data.pixels import unit_images
+from fastadv.data.resized_crop import Boxes, draw_boxes
 from fastadv.errors import UserError
 
 
@@ -31,7 +33,9 @@ class DaliLoader:
     ``files`` and ``labels``: N paths and classes. ``form``: height, width and channels of the
     decoded images (scaled to cover it, then center-cropped). ``device``: the device of the batches;
     on a CPU DALI also decodes there. ``threads``: decoding threads (default: all cores, at most 8).
-    ``prefetch``: number of batches decoded ahead, also across the end of an epoch. Raises
+    ``prefetch``: number of batches decoded ahead, also across the end of an epoch.
+    ``resized_crop``: each view is a random crop of the whole file (``draw_boxes``), scaled to
+    ``form``. Raises
     ``UserError`` if DALI is not installed or if an image cannot be read; the message names it.
     """
 
@@ -56,6 +60,7 @@ class DaliLoader:
         world_size: int = 1,
         threads: int | None = None,
         prefetch: int = 2,
+        resized_crop: bool = False,
     ) -> None:
         size = torch.Size((form.height, form.width))
         check_options(batch_size, pad, padding, views, size, rank, world_size)
@@ -69,7 +74,8 @@ class DaliLoader:
         self._workers = (threads or min(os.cpu_count() or 1, 8), prefetch)
         self._place = torch.arange(batch_size, device=self.device)
         self._stream: _Stream | None = None
-        self._checked = bytearray(len(files))  # 1 for files whose headers were checked
+        self._crops = resized_crop
+        self._sizes = np.zeros((len(files), 2), np.int32)  # of files whose headers were checked
         self._position = (-1, -1)  # the next batch of the stream
         import_dali()
 
@@ -85,18 +91,18 @@ class DaliLoader:
         for number in range(start_batch, len(self)):
             stop = start + self.shard.sizes[number]
             index, drawn = rows[start:stop], [view.rows(start, stop) for view in views]
-            store = self._take(epoch, number)
+            stores = self._take(epoch, number)
             crops = [
                 crop_images(
-                    store,
-                    self._place[: len(store)],
+                    stores[k % len(stores)],  # one decoded batch for all views, or one for each
+                    self._place[: stop - start],
                     view,
                     self.pad,
                     self.padding,
                     self.dtype,
                     self.channels_last,
                 )
-                for view in drawn
+                for k, view in enumerate(drawn)
             ]
             second = (crops[1], drawn[1]) if self.views == 2 else None
             yield LoaderBatch(index, crops[0], self.labels[index], drawn[0], second)
@@ -105,17 +111,22 @@ class DaliLoader:
     def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
         """``(image, label)`` of all selected rows, in order, not augmented, for evaluation."""
         parts = self.rows.split(self.batch_size)
-        stream = self._open(iter(parts))
+        stream = self._open(iter(parts), [])
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         for rows in parts:
-            yield unit_images(stream.take(), self.dtype, layout), self.labels[rows.to(self.device)]
+            yield (
+                unit_images(stream.take()[0], self.dtype, layout),
+                self.labels[rows.to(self.device)],
+            )
 
     def _order(self, epoch: int) -> Tensor:
         return self.shard.part(draws.shuffled(self.rows, draws.ORDER, self.seed, epoch))
 
-    def _take(self, epoch: int, number: int) -> Tensor:
+    def _take(self, epoch: int, number: int) -> list[Tensor]:
         if self._stream is None or self._position != (epoch, number):
-            self._stream = self._open(self._from(epoch, number))
+            streams = (draws.AUGMENT, draws.SECOND_AUGMENT)[: self.views] if self._crops else ()
+            boxes = [self._boxes(epoch, number, stream) for stream in streams]
+            self._stream = self._open(self._from(epoch, number), boxes)
         self._position = (epoch, number + 1) if number + 1 < len(self) else (epoch + 1, 0)
         return self._stream.take()
 
@@ -125,11 +136,20 @@ class DaliLoader:
             yield from self._order(epoch).split(self.shard.sizes)[number:]
             epoch, number = epoch + 1, 0
 
-    def _open(self, schedule: Iterator[Tensor]) -> "_Stream":
+    def _boxes(self, epoch: int, number: int, stream: int) -> Iterator[Boxes]:
+        """The crops of every batch from this position on; a batch's files have been checked."""
+        while True:
+            for rows in self._order(epoch).split(self.shard.sizes)[number:]:
+                height, width = torch.from_numpy(self._sizes[rows.numpy()]).long().unbind(1)
+                yield draw_boxes(rows, height, width, stream, self.seed, epoch)
+            epoch, number = epoch + 1, 0
+
+    def _open(self, schedule: Iterator[Tensor], boxes: list[Iterator[Boxes]]) -> "_Stream":
         return _Stream(
             self.files,
-            self._checked,
+            self._sizes,
             schedule,
+            boxes,
             self.form,
             self.batch_size,
             self.device,
@@ -138,49 +158,60 @@ class DaliLoader:
 
 
 class _Stream:
-    """One DALI pipeline that decodes the batches of ``schedule`` in order."""
+    """One DALI pipeline that decodes the batches of ``schedule`` in order: whole images, or one
+    crop of each for each of ``boxes``. ``sizes`` is filled with what the headers say."""
 
     def __init__(
         self,
         files: Sequence[str],
-        checked: bytearray,
+        sizes: np.ndarray,
         schedule: Iterator[Tensor],
+        boxes: list[Iterator[Boxes]],
         form: Format,
         batch_size: int,
         device: torch.device,
         workers: tuple[int, int],
     ) -> None:
         self._files, self._schedule, self._device = files, schedule, device
-        self._checked = checked
+        self._sizes, self._boxes = sizes, boxes
         self._ahead: deque[list[int]] = deque()
-        self._pipeline = _pipeline(self._next_paths, form, batch_size, device, *workers)
+        self._pipeline = _pipeline(self._next, len(boxes), form, batch_size, device, *workers)
 
-    def take(self) -> Tensor:
-        """The next batch, (B,C,H,W) uint8 on the device, a copy that DALI does not modify."""
+    def take(self) -> list[Tensor]:
+        """The next batch, (B,C,H,W) uint8 on the device, once or once for each crop; copies that
+        DALI does not modify."""
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         try:
-            decoded = self._pipeline.run()[0].as_tensor()
+            outputs = [output.as_tensor() for output in self._pipeline.run()]
         except RuntimeError as error:
             broken = first_unreadable(self._files[row] for rows in self._ahead for row in rows)
             raise broken or error from error
         self._ahead.popleft()
-        images = torch.empty(decoded.shape(), dtype=torch.uint8, device=self._device)
-        return feed_ndarray(decoded, images, cuda_stream=stream)
+        copies = []
+        for decoded in outputs:
+            images = torch.empty(decoded.shape(), dtype=torch.uint8, device=self._device)
+            copies.append(feed_ndarray(decoded, images, cuda_stream=stream))
+        return copies
 
-    def _next_paths(self) -> list[np.ndarray]:
+    def _next(self) -> tuple[list[np.ndarray], ...]:
+        """The paths of a batch; then, for each crop, its corners (top, left) and sizes."""
         rows = next(self._schedule).tolist()
         for row in rows:
-            if not self._checked[row]:
-                header(self._files[row])  # DALI would allocate any size the header asks for
-                self._checked[row] = 1
+            if not self._sizes[row, 0]:
+                # DALI would allocate any size the header asks for.
+                self._sizes[row] = header(self._files[row])[:2]
         self._ahead.append(rows)
-        return [np.frombuffer(os.fsencode(self._files[row]), np.uint8) for row in rows]
+        paths = [np.frombuffer(os.fsencode(self._files[row]), np.uint8) for row in rows]
+        drawn = [next(boxes) for boxes in self._boxes]
+        pairs = [pair for box in drawn for pair in ((box.top, box.left), (box.height, box.width))]
+        return paths, *([*torch.stack(pair, 1).int().numpy()] for pair in pairs)
 
 
 def _pipeline(
-    source: Callable[[], list[np.ndarray]],
+    source: Callable[[], tuple[list[np.ndarray], ...]],
+    crops: int,
     form: Format,
     batch_size: int,
     device: torch.device,
@@ -199,7 +230,9 @@ def _pipeline(
     )
     size = (form.height, form.width)
     with pipeline:
-        encoded = fn.io.file.read(fn.external_source(source, dtype=types.UINT8, ndim=1))
+        kinds = [types.UINT8] + [types.INT32] * 2 * crops
+        paths, *places = fn.external_source(source, len(kinds), dtype=kinds, ndim=[1] * len(kinds))
+        encoded = fn.io.file.read(paths)
         image = fn.decoders.image(
             encoded,
             device="mixed" if on_gpu else "cpu",
@@ -207,8 +240,13 @@ def _pipeline(
             jpeg_fancy_upsampling=True,  # as Pillow does, so that cache and stream agree
             adjust_orientation=False,
         )
-        image = fn.crop(fn.resize(image, size=size, mode="not_smaller"), crop=size)
-        pipeline.set_outputs(fn.transpose(image, perm=[2, 0, 1]))
+        if crops:
+            corners = zip(places[::2], places[1::2], strict=True)
+            cut = [fn.slice(image, start, shape, axes=(0, 1)) for start, shape in corners]
+            images = [fn.resize(each, size=size) for each in cut]
+        else:
+            images = [fn.crop(fn.resize(image, size=size, mode="not_smaller"), crop=size)]
+        pipeline.set_outputs(*(fn.transpose(each, perm=[2, 0, 1]) for each in images))
     pipeline.build()
     return pipeline
 

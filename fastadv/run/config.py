@@ -74,7 +74,7 @@ class RunConfig:
     pad: CountOrZero
     flip: bool
     padding: Literal["constant", "grey", "reflect"]
-    augmentation: Literal["base", "rotate", "autoaugment"]
+    augmentation: Literal["base", "rotate", "autoaugment", "resized-crop"]
     limit: Count | None  # None: all training images
     image_size: Side | None  # None: as the files are
     unlabelled: str | None  # None: labelled images only
@@ -146,6 +146,10 @@ def check(config: RunConfig) -> None:
                 raise UserError(f"{flag} is for --optimizer sgd; omit it with {config.optimizer}.")
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov looks ahead along the momentum; omit --momentum 0.")
+    if config.pad and config.augmentation == "resized-crop":
+        raise UserError(
+            "--augmentation resized-crop takes the place of shifted crops; omit --pad with it."
+        )
     if config.amp_dtype != "bf16" and not config.amp:
         raise UserError(f"--amp-dtype {config.amp_dtype} is for mixed precision: add --amp.")
     if config.blocks is not None and "block_gradients" not in config.plan.needs:

@@ -70,7 +70,7 @@ class RunRequest:
     pad: CountOrZero | None = None
     flip: bool | None = None
     padding: Literal["constant", "grey", "reflect"] | None = None
-    augmentation: Literal["base", "rotate", "autoaugment"] | None = None
+    augmentation: Literal["base", "rotate", "autoaugment", "resized-crop"] | None = None
     limit: Count | None = None
     image_size: Side | None = None
     unlabelled: str | None = None

@@ -73,6 +73,10 @@ def resolve_run(request: RunRequest) -> RunConfig:
             origins[name] = Origin.PART
     if "augmentation" not in given and plan.keeps_perturbations:
         values["augmentation"], origins["augmentation"] = "base", Origin.DEFAULT
+    if values["augmentation"] == "resized-crop" and "pad" not in given:
+        values["pad"], origins["pad"] = 0, origins["augmentation"]
+        if "pad" in chosen.keys() - options.keys():
+            plan = resolve(values["method"], chosen | {"pad": 0})
     return _checked(values, plan, origins)
 
 

@@ -30,6 +30,7 @@ from fastadv.data.dali import DaliLoader
 from fastadv.data.dataset import split_labels
 from fastadv.data.labels import stratified_rows
 from fastadv.data.packed import tell_left_out
+from fastadv.data.resized_crop import ResizedCrop
 from fastadv.data.rotation import Rotated
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
@@ -109,6 +110,7 @@ def open_source(config: RunConfig, device: torch.device, views: int = 1) -> Sour
     cannot go together.
     """
     _require_one_update_a_row(config)
+    _require_pixels_to_follow(config)
     options: dict[str, Any] = {
         "batch_size": _own_batch_size(config),
         "rank": distributed.rank(),
@@ -138,15 +140,23 @@ def _require_one_update_a_row(config: RunConfig) -> None:
         )
 
 
+def _require_pixels_to_follow(config: RunConfig) -> None:
+    if config.augmentation != "base" and config.plan.keeps_perturbations:
+        does = "scales" if config.augmentation == "resized-crop" else "turns"
+        raise UserError(
+            f"--augmentation {config.augmentation} {does} images, and a perturbation kept for each "
+            f"sample cannot follow; omit it with {config.method}."
+        )
+
+
 def _augmented(config: RunConfig, source: Source) -> Source:
     """``source`` with the configured augmentation beyond crop and flip."""
     if config.augmentation == "base":
         return source
-    if config.plan.keeps_perturbations:
-        raise UserError(
-            f"--augmentation {config.augmentation} turns images, and a perturbation kept for each "
-            f"sample cannot follow; omit it with {config.method}."
-        )
+    if config.augmentation == "resized-crop":
+        if source.streams:  # its loader crops the files
+            return source
+        return dataclasses.replace(source, loader=ResizedCrop(source.loader, seed=config.seed))
     if config.augmentation == "rotate":
         return dataclasses.replace(source, loader=Rotated(source.loader, seed=config.seed))
     if source.channels not in (1, 3):
@@ -276,6 +286,7 @@ def _from_files(config: RunConfig, device: torch.device, options: dict[str, Any]
     validation = EvalBatches(held, labels[held_out], together)
     if config.select == "test":
         rows, validation = torch.arange(len(labels)), test
+    options["resized_crop"] = config.augmentation == "resized-crop"
     loader = DaliLoader(tree.train_files, tree.train_labels, form, indices=rows, **options)
     return Source(
         num_samples=len(labels),

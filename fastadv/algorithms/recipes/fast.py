@@ -22,19 +22,17 @@ ATTA_CIFAR |= {"batch_size": 64} | GREY
 
 # Wong et al. 2020 raise the image size and lower the batch size from 512 to 128 in three phases.
 # Here both are those of the middle phase throughout, with the one cycle of the learning rate that
-# the APART paper prints. BatchNorm's affine parameters do not decay there; here they do.
+# the APART paper prints.
 IMAGENET: dict[str, Any] = {"model": "resnet50", "stem": "imagenet", "eps": 2 / 255}
 IMAGENET |= {"batch_size": 224, "epochs": 15, "lr": 0.4, "schedule": "triangular"}
-IMAGENET |= {"weight_decay": 1e-4, "cycle_momentum": False}
-# mahyarnajibi/FreeAdversarialTraining: 90 epochs and drops every 30, divided by the 4 replays.
+IMAGENET |= {"weight_decay": 1e-4, "decay_norms": False, "cycle_momentum": False}
+IMAGENET |= {"augmentation": "resized-crop"}
+# mahyarnajibi/FreeAdversarialTraining: 90 epochs and drops every 30, divided by the 4 replays. The
+# rate is set once an epoch, and all parameters decay.
 FREE_IMAGENET: dict[str, Any] = {"model": "resnet50", "stem": "imagenet", "eps": 2 / 255}
-FREE_IMAGENET |= {
-    "batch_size": 256,
-    "epochs": 23,
-    "lr": 0.1,
-    "schedule": "multistep",
-}
+FREE_IMAGENET |= {"batch_size": 256, "epochs": 23, "lr": 0.1, "schedule": "multistep"}
 FREE_IMAGENET |= {"drops": (8 / 23, 16 / 23), "weight_decay": 1e-4}
+FREE_IMAGENET |= {"augmentation": "resized-crop"}
 
 LEARNED_ON_IMAGENET = OnData(
     options={"step_size_lr": 4e-9, "step_size_decay": 5000.0}, where={"epochs": 15}
