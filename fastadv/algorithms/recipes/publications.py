@@ -382,7 +382,14 @@ FAST_IMAGENET = replace(
     weight_decay=1e-4,
     eps=2 / 255,
     alpha=2.5 / 255,
-    more={"stem": "imagenet", "normalize": True, "cycle_momentum": False, "amp": True},
+    more={
+        "stem": "imagenet",
+        "normalize": True,
+        "augmentation": "resized-crop",
+        "decay_norms": False,
+        "cycle_momentum": False,
+        "amp": True,
+    },
     departs={
         "amp": "float32 unless --amp",
         "batch_size": "that of the middle phase throughout, as is the size of the images",
@@ -415,7 +422,13 @@ FREE_IMAGENET = Published(
     alpha=2 / 255,
     attack_bn="train",
     start=KEPT,
-    more={"stem": "imagenet", "normalize": True, "replays": 4},
+    more={
+        "stem": "imagenet",
+        "normalize": True,
+        "augmentation": "resized-crop",
+        "decay_norms": True,
+        "replays": 4,
+    },
 )
 
 # Zheng et al. 2020; epochs count from 1.
