@@ -14,6 +14,7 @@ from tiny import (
     tiny_step,
     twin,
 )
+from tiny_capture import capture
 from torch.nn import functional
 
 from fastadv.algorithms.resolution import resolve
@@ -301,6 +302,30 @@ def test_gairat_before_its_start_is_adversarial_training_bit_for_bit():
     model, _, _ = run(objective="gairat", gairat_start=2, steps_per_epoch=1)
     plain, _, _ = run()
     assert_same(model, plain, 0.0)
+
+
+@pytest.mark.parametrize("mode", [*MODES, "captured"])
+def test_the_mean_loss_over_the_number_of_images(mode):
+    """As ATTA's code has it, where the last batch of an epoch is short."""
+    model, other = tiny_model(), tiny_model()
+    optimizer = sgd(other)
+    made = "eager" if mode == "captured" else mode
+    step = tiny_step(model, mode=made, over_batch=True, weights="awp", gamma=0.0, **ATTACK)
+    if mode == "captured":
+        capture(step)
+    for seed, count in ((1, 8), (2, 8), (3, 5)):
+        x, y, index, start = (each[:count] for each in tiny_batch(seed=seed))
+        metrics = step(x, y, index, start=start)
+        loss = ce(other(attack(other, x, y, start)), y).sum() / count**2
+        descend(optimizer, loss)
+        torch.testing.assert_close(metrics["loss"], loss.detach(), rtol=1e-9, atol=0)
+    assert_same(model, other)
+
+
+def test_a_loss_over_the_images_of_one_call_is_refused_in_parts():
+    x, y, index, _ = tiny_batch()
+    with pytest.raises(UserError, match="over_batch"):
+        tiny_step(tiny_model(), over_batch=True)(x, y, index, update=False)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -77,6 +77,8 @@ NUMBERS: dict[str, tuple[float, float, float | None, float | None]] = {
 }
 CHOICES = {
     "attack_bn": ("train", "eval"),
+    "box": ("image", "delta"),
+    "l2_form": ("robust-overfitting", "trades"),
     "step_size_schedule": ("triangular", "constant"),
     "block_noise_at": ("conv1", "input"),
     "te_on": ("code", "paper"),

@@ -159,6 +159,7 @@ MEMORIZATION_ON_SVHN = {
 }
 
 KL_ATTACK: dict[str, Any] = {"attack_bn": "eval"}  # of the methods that attack the KL
+TRADES_ATTACK = KL_ATTACK | {"l2_form": "trades"}  # of TRADES' code and the codes made from it
 
 # (objective, weights) -> the options of a perturbation of the weights that depend on the objective,
 # in every recipe with these two parts. The published code counts epochs from 1 and perturbs from
