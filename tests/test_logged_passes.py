@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from test_distributed import free_port
+from test_objectives import NormByHand, OwnStatistics, SharesNorm, drawn
 from tiny import EPS, TinyNet, assert_same, sgd, tiny_batch, tiny_model, tiny_step, twin
 from tiny_capture import DeviceNetwork, capture
 from torch import Tensor, distributed, nn
@@ -152,6 +153,15 @@ def test_momenta_without_an_equivalent(momentum: float | None, mode: str) -> Non
     model, by_hand = tiny_model(), tiny_model()
     for each in (model, by_hand):
         each.bn1.momentum = momentum
+    published(by_hand, RICE)
+    ours(model, RICE, mode)
+    assert_same(model, by_hand, 1e-12)
+
+
+@pytest.mark.parametrize("kind", [SharesNorm, NormByHand, OwnStatistics])
+@pytest.mark.parametrize("mode", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_statistics_that_no_momentum_can_reproduce(kind: type[TinyNet], mode: str) -> None:
+    model, by_hand = drawn(kind), drawn(kind)
     published(by_hand, RICE)
     ours(model, RICE, mode)
     assert_same(model, by_hand, 1e-12)
