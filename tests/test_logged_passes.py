@@ -169,7 +169,7 @@ def test_statistics_that_no_momentum_can_reproduce(kind: type[TinyNet], mode: st
 
 def test_the_clean_pass_is_at_the_new_weights_in_low_precision_too() -> None:
     """The copies of the weights that the outer pass used are stale then."""
-    x, y, index, start = tiny_batch()
+    x, y, index, _ = tiny_batch()
     model = tiny_model().float()
     step = tiny_step(
         model, adversary="none", bn_passes=CLEAN, amp=True, amp_dtype="bf16",
@@ -206,7 +206,7 @@ def test_an_update_that_does_not_count_leaves_the_statistics(network: type[Netwo
 
 
 def test_the_clean_pass_waits_for_the_optimizer() -> None:
-    x, y, index, start = tiny_batch()
+    x, y, index, _ = tiny_batch()
     step = tiny_step(tiny_model(), adversary="none", bn_passes=CLEAN)
     step(x, y, index)
     before = int(step.model.bn1.num_batches_tracked)

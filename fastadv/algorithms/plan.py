@@ -197,8 +197,8 @@ class Plan:
 
     @cached_property
     def bn_updates(self) -> tuple[str, ...]:
-        """The order in which x and x' update the statistics of BatchNorm, from the end of the attack
-        to the end of the outer pass."""
+        """The order in which x and x' update the statistics of BatchNorm after the attack, up to
+        the end of the outer pass."""
         if isinstance(self.objective, OrdersBatchNorm):
             return self.objective.bn_updates()
         return (ADVERSARIAL, ADVERSARIAL) if self.folds_repetition else DEFAULT_BN_UPDATES
