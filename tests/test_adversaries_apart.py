@@ -249,6 +249,7 @@ def test_the_branchs_input_is_the_norm_before_its_first_convolution() -> None:
     [
         ("preact_resnet18", "layer1.0.bn1"),
         ("wide_resnet34_10", "block1.0.bn1"),
+        ("wide_resnet34_1", "block1.0.bn1"),
         ("densenet121", "dense1.0.bn1"),
         ("resnet18", "layer1.0.conv1"),  # here the branch begins with the convolution
         ("resnet50", "layer1.0.conv1"),

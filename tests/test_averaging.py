@@ -58,7 +58,8 @@ def test_before_the_first_average_the_live_weights_are_evaluated() -> None:
 
 
 def test_swa_starts_at_a_fraction_of_the_run() -> None:
-    step = staged_step(staged_model(), "swa", total_steps=8, steps_per_epoch=2, **ATTACK)
+    run_of = {"total_steps": 8, "steps_per_epoch": 2, "average_start": 0.5}
+    step = staged_step(staged_model(), "swa", **run_of, **ATTACK)
     run(step, 5)
     assert int(step.state["average_count"]) == 0
     run(step, 1)

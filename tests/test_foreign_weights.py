@@ -44,7 +44,7 @@ def same(model: nn.Module, x: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("depth", "widen"), [(10, 1), (16, 2)])  # 1: no projection in block1
-@pytest.mark.parametrize("name", ["wide_resnet28_10", "wide_resnet34_10"])
+@pytest.mark.parametrize("name", ["wide_resnet28_10", "wide_resnet32_10", "wide_resnet34_10"])
 def test_wide_resnet(name: str, depth: int, widen: int) -> None:
     state = foreign_nets.wide_resnet(depth, widen)
     assert any(key.startswith("sub_block1.") for key in state)

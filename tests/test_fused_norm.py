@@ -128,6 +128,7 @@ def test_a_step_of_every_kind_of_pass(name, shortcut, calls):
 NETWORKS: dict[str, dict[str, Any]] = {
     "preact_resnet18": {"width": 4},
     "wide_resnet28_10": {"depth": 10, "width": 1},
+    "wide_resnet34_1": {"depth": 10},
     "resnet18": {"width": 4},
     "resnet50": {"width": 2},
     "densenet121": {"width": 2},
@@ -144,6 +145,12 @@ def test_our_networks_take_the_same_step(name):
     tolerance = 1e-10 if name in ("resnet50", "dla") else TOLERANCE
     size = 32 if name in ("vgg16", "resnet50") else SIZE
     assert_alike(lambda: built(name, **NETWORKS[name]), "pgd", tolerance, size=size)
+
+
+@pytest.mark.parametrize("name", ["wide_resnet28_10", "wide_resnet34_1"])
+@pytest.mark.parametrize("method", ["pgd", "pgd-eval", "apart"])
+def test_dropout_inside_the_blocks_takes_the_same_step(method, name):
+    assert_alike(lambda: built(name, depth=10, width=1, dropout=0.2), method)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -152,7 +152,10 @@ def test_frozen_layers_under_awp_keep_their_weights_bit_for_bit() -> None:
     assert not torch.equal(model.layer2[0].conv1.weight, before["layer2.0.conv1.weight"])
 
 
-MODELS = ("preact_resnet18", "wide_resnet34_10", "vgg16", "dla", "resnet50", "densenet121")
+MODELS = (
+    *("preact_resnet18", "wide_resnet34_10", "wide_resnet34_1", "vgg16", "dla", "resnet50"),
+    "densenet121",
+)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastadv.engine.torchvision_shim import import_torchvision
 from fastadv.errors import UserError
 from fastadv.models import MODELS, build_model
+from fastadv.models.blocks import perturbable_blocks
 from fastadv.models.densenet import DenseNet
 from fastadv.models.preact_resnet import PreActResNet
 
@@ -20,7 +21,9 @@ TINY: dict[str, dict[str, Any]] = {
     "resnet18": {"width": 4},
     "resnet50": {"width": 2},
     "wide_resnet28_10": {"width": 1, "depth": 10},
+    "wide_resnet32_10": {"width": 1, "depth": 8},
     "wide_resnet34_10": {"width": 1, "depth": 16},
+    "wide_resnet34_1": {"depth": 10},
     "vgg16": {"width": 4},
     "densenet121": {"width": 2},
     "dla": {"width": 8},
@@ -56,6 +59,7 @@ def count(model: nn.Module) -> int:
         ("resnet18", 11_173_962),
         ("resnet50", 23_520_842),
         ("wide_resnet28_10", 36_479_194),
+        ("wide_resnet32_10", 46_160_474),
         ("wide_resnet34_10", 46_160_474),
         ("vgg16", 14_728_266),
         ("densenet121", 6_956_298),
@@ -156,6 +160,64 @@ def test_wide_resnet_forward_by_hand() -> None:
     blocks = {f"block{k}.{i}": 2 if k > 1 and i == 0 else 1 for k in (1, 2, 3) for i in (0, 1)}
     expected = preact_forward(dict(model.state_dict()), x, blocks, raw=False, train=False)
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_wide_resnet32_10_is_the_network_that_others_count_as_34() -> None:
+    """Madry's and GAIRAT's depth counts no projections: 1 + 30 convolutions + 1 classifier."""
+    with torch.device("meta"):
+        default, other = build_model("wide_resnet32_10"), build_model("wide_resnet34_10")
+    assert default.state_dict().keys() == other.state_dict().keys()
+    counted = [m for m in default.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert (
+        sum(module.kernel_size != (1, 1) for module in counted if hasattr(module, "stride")) == 31
+    )
+    model = randomise_bn(tiny("wide_resnet32_10", width=2, depth=14)).double().eval()
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    blocks = {f"block{k}.{i}": 2 if k > 1 and i == 0 else 1 for k in (1, 2, 3) for i in (0, 1)}
+    expected = preact_forward(dict(model.state_dict()), x, blocks, raw=False, train=False)
+    torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def biased(w: Weights, name: str, x: Tensor, stride: int = 1) -> Tensor:
+    return conv(w, name, x, stride) + w[f"{name}.bias"].view(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("width", [1, 2])  # 1: no projection in the first stage
+def test_wide_resnet34_1_forward_by_hand(width: int, train: bool) -> None:
+    model = randomise_bn(tiny("wide_resnet34_1", width=width, depth=16)).double().train(train)
+    x = h = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    w = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    h = biased(w, "conv1", h)
+    for k, stride in ((1, 1), (2, 2), (3, 2)):
+        for i in (0, 1):
+            b = f"block{k}.{i}"
+            skip = h
+            if f"{b}.shortcut.0.weight" in w:
+                skip = biased(w, f"{b}.shortcut.0", h, stride if i == 0 else 1)
+            h = biased(w, f"{b}.conv1", bn(w, f"{b}.bn1", h, train).relu())
+            h = bn(w, f"{b}.bn2", h, train).relu()
+            h = skip + biased(w, f"{b}.conv2", h, stride if i == 0 else 1)
+    expected = head(w, bn(w, "bn", h, train).relu())
+    torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
+    assert ("block1.0.shortcut.0.weight" in w) == (width > 1)
+    moved = model.get_buffer("bn.running_mean")
+    share = 0.9 if train else 0.0  # the published momentum of the last BatchNorm
+    expected = share * h.mean((0, 2, 3)) + (1 - share) * w["bn.running_mean"]
+    torch.testing.assert_close(moved, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("width", [1, 4, 10])
+def test_wide_resnet34_1_size_follows_the_closed_formula(width: int) -> None:
+    total, before = 28 * 16, 16
+    for c in (16 * width, 32 * width, 64 * width):
+        first = 2 * before + (9 * before + 1) * c + 2 * c + (9 * c + 1) * c
+        projection = (before + 1) * c if before != c else 0
+        total += first + projection + 4 * (2 * (9 * c + 1) * c + 4 * c)
+        before = c
+    total += 2 * before + 10 * before + 10
+    with torch.device("meta"):
+        assert count(build_model("wide_resnet34_1", width=width)) == total
 
 
 def basic_forward(w: Weights, b: str, x: Tensor, stride: int = 1) -> Tensor:
@@ -303,6 +365,7 @@ def test_compiled_whole_and_channels_last_give_the_same(name: str) -> None:
 PUBLISHED_KAIMING = {
     "wide_resnet34_10": {"depth": 10, "width": 2},
     "wide_resnet28_10": {"depth": 10, "width": 2},
+    "wide_resnet32_10": {"depth": 8, "width": 2},
     "resnet18": {"stem": "imagenet", "width": 32},
     "resnet50": {"stem": "imagenet", "width": 32},
 }
@@ -314,8 +377,10 @@ def test_initial_weights_are_the_published_ones(name: str, published: bool) -> N
     """Kaiming normal, fan out, in TRADES' and torchvision's networks; else PyTorch's own."""
     torch.manual_seed(0)
     options = PUBLISHED_KAIMING.get(name, {}) if published else {"width": 32}
-    kaiming = "wide" in name or "stem" in options
-    model = build_model(name, **({"width": 2, "depth": 10} if "wide" in name else options))
+    if "wide" in name:
+        options = {"width": 2, "depth": TINY[name]["depth"]}
+    kaiming = ("wide" in name and name != "wide_resnet34_1") or "stem" in options
+    model = build_model(name, **options)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             area = module.kernel_size[0] ** 2
@@ -328,7 +393,7 @@ def test_initial_weights_are_the_published_ones(name: str, published: bool) -> N
             assert (module.bias == 0).all()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if "wide" not in name])
 def test_dropout_acts_on_the_classifiers_input_in_training_only(name: str) -> None:
     plain, dropping = tiny(name).eval(), tiny(name, dropout=0.5).eval()
     x = torch.rand(4, 3, 8, 8)
@@ -343,6 +408,45 @@ def test_dropout_acts_on_the_classifiers_input_in_training_only(name: str) -> No
     plain(x)
     torch.testing.assert_close(seen[0], torch.where(kept, 2 * seen[1], torch.zeros_like(seen[1])))
     assert not kept.all()
+
+
+# Where dropout acts in a block: after the module that is called, before the other. The published
+# code of TRADES and the memorization paper drops what the second convolution reads; the form with
+# biases, what its BatchNorm reads.
+DROPPED = {
+    "wide_resnet28_10": ("bn2", "conv2"),
+    "wide_resnet32_10": ("bn2", "conv2"),
+    "wide_resnet34_10": ("bn2", "conv2"),
+    "wide_resnet34_1": ("conv1", "bn2"),
+}
+
+
+@pytest.mark.parametrize("name", DROPPED)
+def test_dropout_of_a_wide_resnet_acts_inside_every_block(name: str) -> None:
+    plain, dropping = tiny(name), tiny(name, dropout=0.2)
+    assert plain.state_dict().keys() == dropping.state_dict().keys()
+    x = torch.rand(8, 3, 16, 16)
+    assert torch.equal(plain.eval()(x), dropping.eval()(x))
+    after, before = DROPPED[name]
+    given: dict[str, Tensor] = {}
+    read: dict[str, Tensor] = {}
+    for block, _ in perturbable_blocks(dropping):
+        block = block.removesuffix(".conv1")
+        dropping.get_submodule(f"{block}.{after}").register_forward_hook(
+            lambda module, args, out, block=block: given.update({block: out.detach().clone()})
+        )
+        dropping.get_submodule(f"{block}.{before}").register_forward_pre_hook(
+            lambda module, args, block=block: read.update({block: args[0].detach().clone()})
+        )
+    dropping.train()(x)
+    assert len(given) == 3 * ((TINY[name]["depth"] - 2) // 6)
+    for block, value in given.items():
+        value = value.relu() if after == "bn2" else value
+        kept = read[block] != 0
+        torch.testing.assert_close(read[block], torch.where(kept, value / 0.8, 0.0))
+        share = (kept | (value == 0)).float().mean().item()
+        alive = (value != 0).float().mean().item()
+        assert 1 - share == pytest.approx(0.2 * alive, abs=0.02)
 
 
 def test_default_shortcut_is_preact() -> None:
@@ -365,6 +469,8 @@ def test_default_shortcut_is_preact() -> None:
         ({"name": "vgg16", "normalize": None}, "takes no options"),
         ({"name": "resnet18", "stem": "mnist"}, "Unknown stem"),
         ({"name": "wide_resnet28_10", "depth": 30}, "6n\\+4"),
+        ({"name": "wide_resnet34_1", "depth": 32}, "6n\\+4"),
+        ({"name": "wide_resnet32_10", "depth": 34}, "6n\\+2"),
         ({"name": "resnet18", "width": 0}, "width must be an integer"),
         ({"name": "resnet18", "num_classes": 0}, "num_classes"),
         ({"name": "resnet18", "in_channels": 1.5}, "in_channels"),

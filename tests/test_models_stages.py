@@ -39,8 +39,9 @@ def test_residual_stages_hold_convs_and_bn_and_leave_stem_and_classifier(name: s
     assert set(groups["rest"][1:]) == {"bn.weight", "bn.bias", "linear.weight", "linear.bias"}
 
 
-def test_wide_resnet_has_three_stages() -> None:
-    groups = stages(meta("wide_resnet34_10"))
+@pytest.mark.parametrize("name", ["wide_resnet34_10", "wide_resnet34_1"])
+def test_wide_resnet_has_three_stages(name: str) -> None:
+    groups = stages(meta(name))
     assert list(groups) == ["1", "2", "3", "rest"]
     assert all(name.startswith(f"block{k}.") for k in "123" for name in groups[k])
 

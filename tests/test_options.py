@@ -220,6 +220,8 @@ BAD_SETTINGS: dict[str, list[Any]] = {
     "eps_warmup": [NAN, INF, 0, -1, "long"],
     "blocks": [NAN, (3.5,)],
     "drops": [(NAN,), (0,), (-1,), (INF,), "0.5,x"],
+    "drop_factors": [(NAN,), (0,), (1,), (2,), "0.5,x"],
+    "peak": [NAN, 0, 1, -0.5],
     "val_fraction": [NAN, 0, 1, -0.5],
     "checkpoint_minutes": [NAN, -1, INF],
     "eval_alpha": [NAN, 0, -1, INF],
@@ -247,6 +249,7 @@ BAD_SETTINGS: dict[str, list[Any]] = {
 @pytest.mark.parametrize("name", BAD_SETTINGS)
 def test_a_bad_setting_of_a_run_is_refused_with_its_allowed_values(name: str, tmp_path) -> None:
     usual: dict[str, Any] = {"drops": {"schedule": "multistep"}}
+    usual["drop_factors"] = usual["drops"]
     for value in BAD_SETTINGS[name]:
         with pytest.raises(UserError) as caught:
             resolve_run(RunRequest(**{name: value}, **usual.get(name, {})))
@@ -264,9 +267,9 @@ def test_a_bad_setting_of_a_run_is_refused_with_its_allowed_values(name: str, tm
 
 def test_every_number_of_a_run_is_covered() -> None:
     plain = {"deterministic", "download", "flip", "nesterov", "normalize", "tf32"}
-    plain |= {"cycle_momentum"}
+    plain |= {"cycle_momentum", "decay_norms"}
     choices = {"shortcut", "stem", "amp_dtype", "attack_dtype", "mode", "augmentation", "loader"}
-    choices |= {"select", "fused_norm"}
+    choices |= {"select", "fused_norm", "optimizer"}
     texts = {"model", "unlabelled", "data_root", "select_attack", "test_attacks", "device"}
     assert set(setting_types()) == {*BAD_SETTINGS, *plain, *choices, *texts}
     for name in choices:

@@ -18,10 +18,11 @@ class Published:
     ``code`` is the file that was read, or the section of the paper where no code is published.
     ``model`` ... ``weight_decay`` are settings of a run, by the names and in the units of
     ``fastadv train``; ``drops`` is None for a schedule without drops. ``eps`` and ``alpha`` are in
-    pixels of [0,1], ``alpha`` None for an attack without a step of its own; ``steps`` are those of
-    the attack. ``attack_bn`` is the mode of BatchNorm in the attack; the outer pass is in training
-    mode unless ``bn`` says otherwise. ``start`` is the attack's initialisation, in words. ``more``
-    are other settings and options, name -> value.
+    pixels of [0,1], ``alpha`` None for an attack without a step of its own; ``steps`` are the
+    gradients that the attack takes beside those of the update. ``attack_bn`` is the mode of
+    BatchNorm in the attack, None without an attack. ``start`` is the attack's initialisation, in
+    words (``fastadv.algorithms.starting_words``). ``more`` are other settings and options, name ->
+    value.
 
     ``departs`` is name -> why the recipe has another value. A test compares all values with those
     that a run of the recipe takes.
@@ -38,9 +39,9 @@ class Published:
     eps: float | str
     steps: int | str
     alpha: float | str | None
-    attack_bn: str
+    attack_bn: str | None
     start: str
-    drops: tuple[float, ...] | None = None
+    drops: tuple[float, ...] | str | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
     departs: Mapping[str, str] = field(default_factory=dict)
 

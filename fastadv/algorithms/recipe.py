@@ -146,6 +146,15 @@ RICE_WARM = RICE | {"svhn": OnData(options=SMALL_STEP | {"warmup_epochs": 5}, wh
 ADVLC: dict[str, Any] = {"epochs": 200, "batch_size": 100, "lr": 0.1, "schedule": "multistep"}
 ADVLC |= {"weight_decay": 1e-4, "shortcut": "raw", "padding": "constant", "normalize": False}
 
+# Its Section 4 has another network.
+ADVLC_SECTION_4 = {name: value for name, value in ADVLC.items() if name != "shortcut"}
+ADVLC_SECTION_4 |= {"model": "wide_resnet34_1"}
+
+# The radius and the step of TRADES' own code, which others took over, on CIFAR.
+RADIUS: dict[str, Any] = {"eps": 0.031}
+_STEP = OnData(options={"alpha": 0.007}, where={"norm": "linf"} | RADIUS)
+STEP = {"cifar10": _STEP, "cifar100": _STEP}
+
 # The training of TRADES and the methods built on it in the RWP paper. Its epochs count from 1; the
 # learning rate drops at the beginning of the 100th and the 150th.
 TRADES: dict[str, Any] = {"schedule": "multistep", "drops": (99 / 200, 149 / 200)}
@@ -157,6 +166,10 @@ MEMORIZATION |= {"padding": "constant", "normalize": False}
 MEMORIZATION_ON_SVHN = {
     "svhn": OnData({"epochs": 80, "lr": 0.01, "schedule": "cosine", "eval_alpha": 2 / 255})
 }
+
+# Chen et al. 2021: a tenth of the images is held out.
+SMOOTH: dict[str, Any] = {"schedule": "multistep", "drops": (50 / 200, 150 / 200)}
+SMOOTH |= {"padding": "constant", "val_fraction": 0.1}
 
 KL_ATTACK: dict[str, Any] = {"attack_bn": "eval"}  # of the methods that attack the KL
 TRADES_ATTACK = KL_ATTACK | {"l2_form": "trades"}  # of TRADES' code and the codes made from it

@@ -6,6 +6,7 @@ from numbers import Integral
 from torch import nn
 
 from fastadv.errors import UserError, unknown
+from fastadv.models.biased_wide_resnet import wide_resnet34_1
 from fastadv.models.common import Normalize, make_normalize
 from fastadv.models.densenet import densenet121
 from fastadv.models.dla import DLA
@@ -19,7 +20,11 @@ from fastadv.models.packaged import Size, build_packaged, packaged_library
 from fastadv.models.preact_resnet import preact_resnet18
 from fastadv.models.resnet import resnet18, resnet50
 from fastadv.models.vgg import vgg16
-from fastadv.models.wide_resnet import wide_resnet28_10, wide_resnet34_10
+from fastadv.models.wide_resnet import (
+    wide_resnet28_10,
+    wide_resnet32_10,
+    wide_resnet34_10,
+)
 
 __all__ = ["MODELS", "VARIANTS", "Normalize", "build_model"]
 
@@ -28,7 +33,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "resnet50": resnet50,
     "wide_resnet28_10": wide_resnet28_10,
+    "wide_resnet32_10": wide_resnet32_10,
     "wide_resnet34_10": wide_resnet34_10,
+    "wide_resnet34_1": wide_resnet34_1,
     "vgg16": vgg16,
     "densenet121": densenet121,
     "dla": DLA,
@@ -63,7 +70,8 @@ def build_model(
     architecture's size: first-stage channels, a Wide ResNet's widening factor, a DenseNet's growth
     rate; None is the published value. ``mean`` and ``std``, one value per channel for pixels in
     [0,1], become the first layer, ``model.normalize``; None means no normalisation. ``dropout`` is
-    the probability before the classifier (memorization paper, Table A.1: 0.2). Options of one
+    the probability of dropout between the two convolutions of each block of a Wide ResNet
+    (memorization paper, Table A.1: 0.2), and before the classifier of the others. Options of one
     architecture: ``shortcut`` and ``depths`` (preact_resnet18), ``stem`` (resnet18, resnet50),
     ``depth`` (Wide ResNets). Raises ``UserError`` for an unknown name or option and
     for invalid values.

@@ -63,7 +63,7 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def make_dropout(probability: float) -> nn.Module:
-    """Dropout before the classifier; ``nn.Identity`` at 0, which draws no random numbers."""
+    """Dropout of single values; ``nn.Identity`` at 0, which draws no random numbers."""
     return nn.Dropout(probability) if probability > 0 else nn.Identity()
 
 

@@ -54,6 +54,7 @@ _OTHER_NETWORKS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
 
 _FAMILIES = {
     "wide_resnet28_10": "wide_resnet",
+    "wide_resnet32_10": "wide_resnet",
     "wide_resnet34_10": "wide_resnet",
     "preact_resnet18": "preact_resnet",
     "resnet18": "resnet",
@@ -137,7 +138,8 @@ def sizes(network: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     family = _FAMILIES.get(network)
     if family == "wide_resnet":
         blocks = {name.split(".")[1] for name in state if re.match(r"block1\.\d+\.", name)}
-        found |= {"width": max(1, last.shape[1] // 64), "depth": 6 * len(blocks) + 4}
+        more = 2 if network == "wide_resnet32_10" else 4  # layers that its authors count
+        found |= {"width": max(1, last.shape[1] // 64), "depth": 6 * len(blocks) + more}
     elif family is not None:
         found["width"] = len(first)
     if family == "resnet":

@@ -18,13 +18,17 @@ class PreActBlock(nn.Module):
 
     (B,C,H,W) to (B,C',H/stride,W/stride). Where sizes differ the shortcut is a 1x1 projection:
     of the first BN+ReLU's output (``shortcut="preact"``) or of the raw block input (``"raw"``).
+    ``dropout`` is its probability at the input of the second convolution.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int, shortcut: str) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, shortcut: str, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = conv3x3(in_channels, channels, stride)
         self.bn2 = nn.BatchNorm2d(channels)
+        self.dropout = make_dropout(dropout)
         self.conv2 = conv3x3(channels, channels)
         self.shortcut: nn.Sequential | None = None
         if stride != 1 or in_channels != channels:
@@ -38,16 +42,22 @@ class PreActBlock(nn.Module):
             skip = x
         else:
             skip = self.shortcut(x if self.projects_raw else out)
-        out = self.conv2(F.relu(self.bn2(self.conv1(out))))
+        out = F.relu(self.bn2(self.conv1(out)))
+        out = self.conv2(self.dropout(out))
         return fused_norm.add(out, skip)
 
 
 def preact_stage(
-    in_channels: int, channels: int, depth: int, stride: int, shortcut: str
+    in_channels: int,
+    channels: int,
+    depth: int,
+    stride: int,
+    shortcut: str,
+    dropout: float = 0.0,
 ) -> nn.Sequential:
     """``depth`` blocks of ``channels`` channels; the first one strides."""
-    blocks = [PreActBlock(in_channels, channels, stride, shortcut)]
-    blocks += [PreActBlock(channels, channels, 1, shortcut) for _ in range(depth - 1)]
+    blocks = [PreActBlock(in_channels, channels, stride, shortcut, dropout)]
+    blocks += [PreActBlock(channels, channels, 1, shortcut, dropout) for _ in range(depth - 1)]
     return nn.Sequential(*blocks)
 
 
@@ -58,7 +68,8 @@ class PreActResNet(nn.Module):
     this name. robust_overfitting, AWP, RWP, RAT and KD-SWA project the BN+ReLU output
     (``shortcut="preact"``, the default, because most published tables come from it and He et al.
     2016 define it so); fast_adversarial, APART and AdvLC project the raw block input (``"raw"``).
-    Parameters have the same names and shapes in both. ``dropout`` acts before the classifier.
+    Parameters have the same names and shapes in both. ``dropout`` acts before the classifier, not
+    inside the blocks.
     """
 
     stage_prefixes: ClassVar[tuple[tuple[str, ...], ...]] = (

@@ -21,9 +21,12 @@ from fastadv.engine.model.fused_norm_choice import FusedNorm
 from fastadv.errors import UserError
 from fastadv.evaluation.attacks.names import parse_attack
 from fastadv.run.origin import Origin
-from fastadv.run.request import OpenShare, Side, Width
-from fastadv.run.schedules import STEPPED, TRIANGULAR_MOMENTUM
+from fastadv.run.request import OpenShare, ScheduleName, Side, Width
+from fastadv.run.schedules import CYCLED_MOMENTUM, PEAKS, STEPPED
 from fastadv.threat import Threat
+
+OF_SGD = ("momentum", "cycle_momentum", "nesterov")
+"""Settings that are 0 or off with an optimizer other than SGD."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,17 @@ class RunConfig:
     blocks: tuple[str, ...] | None  # None: those that are recognised, or a method without them
     epochs: Count
     batch_size: Count
+    optimizer: Literal["sgd", "adam", "adamw"]
     lr: NonNegative
-    schedule: Literal["triangular", "piecewise", "multistep", "cosine", "constant"]
+    schedule: ScheduleName
     drops: tuple[Positive, ...] | None  # None: a schedule without drops
+    drop_factors: tuple[OpenShare, ...] | None  # None: each drop is tenfold, or there is none
+    peak: OpenShare | None  # None: a schedule without a peak
     momentum: ShareBelowOne
     cycle_momentum: bool
     nesterov: bool
     weight_decay: NonNegative
+    decay_norms: bool
     max_grad_norm: Positive | None  # None: gradients are not clipped
     eps: NonNegative
     eps_warmup: Positive | None  # None: eps from the first update on
@@ -109,14 +116,34 @@ def check(config: RunConfig) -> None:
         raise UserError(
             f"--drops is for --schedule piecewise or multistep; omit it with {config.schedule}."
         )
-    Threat(config.norm, config.eps).require_step(config.eval_alpha)
-    # CyclicLR's defaults take a tenth off at the peak; below it momentum would turn negative.
-    cycles = config.cycle_momentum and config.schedule == "triangular"
-    if cycles and 0 < config.momentum < TRIANGULAR_MOMENTUM:
+    if config.drop_factors is not None:
+        if config.drops is None:
+            raise UserError(
+                "--drop-factors is for --schedule piecewise or multistep; omit it with "
+                f"{config.schedule}."
+            )
+        if len(config.drop_factors) != len(config.drops):
+            raise UserError(
+                f"--drop-factors has {len(config.drop_factors)} values for {len(config.drops)} "
+                "drops; give one for each of --drops."
+            )
+    if config.peak is not None and config.schedule not in PEAKS:
         raise UserError(
-            f"--momentum must be 0 or at least {TRIANGULAR_MOMENTUM:g} where a triangular schedule "
-            f"lowers it by that much, not {config.momentum:g}; or add --no-cycle-momentum."
+            f"--peak is for --schedule triangular or one-cycle; omit it with {config.schedule}."
         )
+    Threat(config.norm, config.eps).require_step(config.eval_alpha)
+    # A cycle takes a tenth off at the peak; below it momentum would turn negative.
+    cycles = config.cycle_momentum and config.schedule in PEAKS
+    if cycles and 0 < config.momentum < CYCLED_MOMENTUM:
+        raise UserError(
+            f"--momentum must be 0 or at least {CYCLED_MOMENTUM:g} where a {config.schedule} "
+            f"schedule lowers it by that much, not {config.momentum:g}; or add --no-cycle-momentum."
+        )
+    if config.optimizer != "sgd":
+        for name in OF_SGD:
+            if getattr(config, name):
+                flag = "--" + name.replace("_", "-")
+                raise UserError(f"{flag} is for --optimizer sgd; omit it with {config.optimizer}.")
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov looks ahead along the momentum; omit --momentum 0.")
     if config.amp_dtype != "bf16" and not config.amp:

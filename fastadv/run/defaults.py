@@ -9,7 +9,9 @@ DEFAULTS: Mapping[str, Any] = {
     "method": "apart",
     "data": "digits",
     "dropout": 0.0,
+    "optimizer": "sgd",
     "momentum": 0.9,
+    "decay_norms": True,
     "norm": "linf",
     "amp": False,
     "amp_dtype": "bf16",
@@ -31,3 +33,6 @@ DEFAULTS: Mapping[str, Any] = {
     "augmentation": "base",
 }
 """Name -> value. Recipes and data presets come before these, the user before all."""
+
+ADAM_LR = 1e-3
+"""The rate of Adam and AdamW, PyTorch's, where recipes and presets have rates of SGD."""

@@ -19,6 +19,9 @@ from fastadv.engine.model.fused_norm_choice import FusedNorm
 
 OpenShare = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 Width = Annotated[int, Range(1, 65536)]  # more channels or layers than any network has
+ScheduleName = Literal[
+    "triangular", "piecewise", "multistep", "cosine", "cosine-epoch", "one-cycle", "constant"
+]
 Side = Annotated[int, Range(1, 65536)]  # the most that JPEG holds
 
 
@@ -43,13 +46,17 @@ class RunRequest:
     blocks: tuple[str, ...] | None = None
     epochs: Count | None = None
     batch_size: Count | None = None
+    optimizer: Literal["sgd", "adam", "adamw"] | None = None
     lr: NonNegative | None = None
-    schedule: Literal["triangular", "piecewise", "multistep", "cosine", "constant"] | None = None
+    schedule: ScheduleName | None = None
     drops: tuple[Positive, ...] | None = None
+    drop_factors: tuple[OpenShare, ...] | None = None
+    peak: OpenShare | None = None
     momentum: ShareBelowOne | None = None
     cycle_momentum: bool | None = None
     nesterov: bool | None = None
     weight_decay: NonNegative | None = None
+    decay_norms: bool | None = None
     max_grad_norm: Positive | None = None
     eps: NonNegative | None = None
     eps_warmup: Positive | None = None

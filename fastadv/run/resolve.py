@@ -13,12 +13,12 @@ from fastadv.algorithms.slots import SLOTS
 from fastadv.declared import coerce
 from fastadv.errors import UserError
 from fastadv.models import VARIANTS
-from fastadv.run.config import RunConfig, check, required_settings
-from fastadv.run.defaults import DEFAULTS
+from fastadv.run.config import OF_SGD, RunConfig, check, required_settings
+from fastadv.run.defaults import ADAM_LR, DEFAULTS
 from fastadv.run.origin import Origin
 from fastadv.run.presets import Presets, presets_for
 from fastadv.run.request import RunRequest, setting_types
-from fastadv.run.schedules import STEPPED, USUAL_DROPS
+from fastadv.run.schedules import PEAKS, STEPPED, USUAL_DROPS
 
 ALSO_OPTIONS = frozenset({"pad"})
 """The settings of a run that a part may take as an option of its own too: a stored perturbation is
@@ -44,8 +44,16 @@ def resolve_run(request: RunRequest) -> RunConfig:
     origins = dict.fromkeys(DEFAULTS, Origin.DEFAULT) | presets.origins
     origins |= dict.fromkeys(given, Origin.USER)
     _drop_companions(values, given, presets)
+    if values["optimizer"] != "sgd":
+        of_adam = {name: 0.0 if name == "momentum" else False for name in OF_SGD}
+        if presets.settings.get("optimizer", DEFAULTS["optimizer"]) == "sgd":
+            of_adam["lr"] = ADAM_LR
+        for name in of_adam.keys() - given.keys():
+            values[name], origins[name] = of_adam[name], Origin.DEFAULT
     if values["schedule"] in STEPPED and "drops" not in values:
         values["drops"], origins["drops"] = USUAL_DROPS, Origin.DEFAULT
+    if values["schedule"] in PEAKS and "peak" not in values:
+        values["peak"], origins["peak"] = PEAKS[values["schedule"]], Origin.DEFAULT
 
     chosen = presets.options | options
     for name in (ALSO_OPTIONS & presets.known) - options.keys():
@@ -78,6 +86,8 @@ def resolve_stored(request: RunRequest) -> RunConfig:
     lost = [name for name in required_settings() if name not in values]
     if values.get("schedule") in STEPPED and "drops" not in values:
         lost.append("drops")
+    if values.get("schedule") in PEAKS and "peak" not in values:
+        lost.append("peak")
     _require_none(lost)
     _require_known(values["method"], request.options)
     plan = resolve(values["method"], {**request.options, VARIANT: values.get(VARIANT)})
@@ -103,6 +113,11 @@ def _drop_companions(values: dict[str, Any], given: Mapping[str, Any], presets: 
     """Drop presets that only make sense together with a setting that the user replaced."""
     if values["schedule"] not in STEPPED and "drops" not in given:
         values.pop("drops", None)
+    steps_alike = values["schedule"] in STEPPED and "drops" not in given
+    if not steps_alike and "drop_factors" not in given:
+        values.pop("drop_factors", None)
+    if values["schedule"] != presets.settings["schedule"] and "peak" not in given:
+        values.pop("peak", None)
     for name, networks in VARIANTS.items():
         if values["model"] not in networks and name not in given:
             values.pop(name, None)

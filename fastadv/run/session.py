@@ -17,6 +17,7 @@ from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
 from fastadv.run.config import RunConfig
 from fastadv.run.configured_model import configured_model
+from fastadv.run.optimizers import make_optimizer
 from fastadv.run.schedules import Schedule
 from fastadv.run.source import Source, open_source
 from fastadv.run.teachers import fingerprints, with_networks
@@ -86,16 +87,7 @@ class Session:
         if distributed.rank() > 0:
             torch.manual_seed(config.seed + distributed.rank())  # dropout's masks are its own
         cast(Any, model).to(memory_format=torch.channels_last)  # torch's stubs leave it out
-        optimizer = torch.optim.SGD(
-            plan.layers.optimizer_groups(model, config.lr),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.nesterov,
-            # One launch on a GPU, which masks itself where a loss was not finite; the same bits in
-            # less time on a CPU.
-            fused=True,
-        )
+        optimizer = make_optimizer(config, model)
         threat = Threat(config.norm, config.eps)
         updates = config.epochs * len(data.loader) * plan.updates_per_batch
         drops = () if config.drops is None else config.drops
@@ -106,6 +98,9 @@ class Session:
             updates,
             cycle_momentum=config.cycle_momentum,
             drops=shares,
+            drop_factors=config.drop_factors,
+            peak=config.peak,
+            epochs=config.epochs,
         )
         step = Step(
             model,

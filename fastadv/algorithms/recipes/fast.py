@@ -1,13 +1,15 @@
 """Recipes that attack with one gradient, or reuse one: F+FGSM, Free, ATTA, FGSM+, APART.
 
 The CIFAR accuracies of the APART paper are those after 30 epochs; its ImageNet ones are quoted from
-the methods' own papers.
+the methods' own papers. Its baselines' scripts are not published: rows that only it reports take
+the images (not normalized, grey border) and the network of its own code.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from fastadv.algorithms.recipe import CYCLIC, GREY, LEARNED_ON_CIFAR, OnData, Recipe
+from fastadv.algorithms.recipe import CYCLIC, GREY, LEARNED_ON_CIFAR, OnData, Recipe, Variant
+from fastadv.algorithms.recipes import publications
 
 ON_CIFAR = "(PreActResNet-18, CIFAR-10)"
 ON_IMAGENET = "PGD-10 (ResNet-50, ImageNet, eps 2/255)"
@@ -16,7 +18,7 @@ ON_IMAGENET = "PGD-10 (ResNet-50, ImageNet, eps 2/255)"
 # the 30th and the 36th.
 ATTA_CIFAR: dict[str, Any] = {"model": "wide_resnet34_10", "epochs": 38, "lr": 0.1, "eps": 0.031}
 ATTA_CIFAR |= {"schedule": "multistep", "drops": (29 / 38, 35 / 38), "weight_decay": 2e-4}
-ATTA_CIFAR |= GREY
+ATTA_CIFAR |= {"batch_size": 64} | GREY
 
 # Wong et al. 2020 raise the image size and lower the batch size from 512 to 128 in three phases.
 # Here both are those of the middle phase throughout, with the one cycle of the learning rate that
@@ -30,7 +32,7 @@ FREE_IMAGENET |= {
     "batch_size": 256,
     "epochs": 23,
     "lr": 0.1,
-    "schedule": "piecewise",
+    "schedule": "multistep",
 }
 FREE_IMAGENET |= {"drops": (8 / 23, 16 / 23), "weight_decay": 1e-4}
 
@@ -42,6 +44,7 @@ FAST: Mapping[str, Recipe] = {
     "fast": Recipe(
         "F+FGSM: 1.25 eps from a random start",
         "Wong et al. 2020; APART, Tables 2 to 4",
+        published=publications.FAST,
         adversary="fast",
         training=CYCLIC | {"weight_decay": 5e-4},
         reported=f"83.81 clean, 46.06 PGD-20 {ON_CIFAR}",
@@ -50,6 +53,7 @@ FAST: Mapping[str, Recipe] = {
     "fast-imagenet": Recipe(
         "F+FGSM on ImageNet",
         "Wong et al. 2020; APART, Table 5",
+        published=publications.FAST_IMAGENET,
         adversary="fast",
         training=IMAGENET,
         reported=f"60.90 clean, 43.46 {ON_IMAGENET}",
@@ -57,21 +61,34 @@ FAST: Mapping[str, Recipe] = {
     "n-fgsm": Recipe(
         "eps from noise of 2 eps, not projected",
         "de Jorge et al. 2022",
+        published=publications.N_FGSM,
         adversary="n-fgsm",
         training=CYCLIC | {"weight_decay": 5e-4},
+        on_data={"svhn": OnData({"lr": 0.05, "peak": 2 / 5, "eps_warmup": 5.0})},
     ),
     "free": Recipe(
         "Free-8: 8 updates per batch",
-        "Shafahi et al. 2019; APART, Tables 2 to 4",
+        "Shafahi et al. 2019; Wong et al. 2020",
+        published=publications.FREE,
         note="each update of weights and perturbation takes one backward pass",
         adversary="free",
         training=CYCLIC | {"epochs": 10, "lr": 0.04, "weight_decay": 5e-4},
-        reported=f"81.64 clean, 47.37 PGD-20 {ON_CIFAR}",
-        elsewhere="85.54 clean, 47.68 PGD-20 (WRN-34-10); 55.13, 25.88 (CIFAR-100)",
+        variant="fast-adversarial",
+        variants={
+            "apart": Variant(
+                "APART, Tables 2 to 4",
+                "30 epochs at 0.2, on images that are not normalized",
+                training={"epochs": 30, "lr": 0.2, "weight_decay": 2e-4} | GREY,
+                published=publications.FREE_COMPARED,
+                reported=f"81.64 clean, 47.37 PGD-20 {ON_CIFAR}; WRN-34-10 85.54, 47.68; "
+                "CIFAR-100 55.13, 25.88",
+            )
+        },
     ),
     "free-4-imagenet": Recipe(
         "Free-4 on ImageNet",
         "Shafahi et al. 2019; APART, Table 5",
+        published=publications.FREE_IMAGENET,
         adversary="free",
         options={"replays": 4},
         training=FREE_IMAGENET,
@@ -80,6 +97,7 @@ FAST: Mapping[str, Recipe] = {
     "atta-1": Recipe(
         "1 step from the stored perturbation",
         "Zheng et al. 2020",
+        published=publications.ATTA_1,
         note="stored per sample in the epoch before",
         adversary="atta",
         start="stored",
@@ -88,6 +106,7 @@ FAST: Mapping[str, Recipe] = {
     "atta-3": Recipe(
         "3 steps from the stored perturbation",
         "Zheng et al. 2020",
+        published=publications.ATTA_3,
         note="stored per sample in the epoch before",
         adversary="atta",
         start="stored",
@@ -97,6 +116,7 @@ FAST: Mapping[str, Recipe] = {
     "atta-10": Recipe(
         "10 steps from the stored perturbation",
         "Zheng et al. 2020; APART, Table 3",
+        published=publications.ATTA_10,
         note="stored per sample in the epoch before",
         adversary="atta",
         start="stored",
@@ -107,6 +127,7 @@ FAST: Mapping[str, Recipe] = {
     "atta-10-cyclic": Recipe(
         "ATTA-10 in 30 epochs, cyclic rate",
         "APART, Tables 2 and 4",
+        published=publications.ATTA_CYCLIC,
         note="one triangular cycle of the learning rate",
         adversary="atta",
         start="stored",
@@ -118,6 +139,7 @@ FAST: Mapping[str, Recipe] = {
     "atta-2-imagenet": Recipe(
         "ATTA-2 on ImageNet",
         "Zheng et al. 2020; APART, Table 5",
+        published=publications.ATTA_IMAGENET,
         note="its training settings are not published; Free's are taken",
         adversary="atta",
         start="stored",
@@ -128,14 +150,16 @@ FAST: Mapping[str, Recipe] = {
     "pgd-cyclic": Recipe(
         "PGD-10 in 30 epochs, cyclic rate",
         "APART, Tables 2 to 4",
+        published=publications.PGD_CYCLIC,
         note="one triangular cycle of the learning rate",
-        training=CYCLIC,
+        training=CYCLIC | GREY,
         reported=f"82.05 clean, 47.43 PGD-20 {ON_CIFAR}",
         elsewhere="86.43 clean, 47.12 PGD-20 (WRN-34-10); 55.14, 25.61 (CIFAR-100)",
     ),
     "fgsm-plus": Recipe(
         "a step of learned size and start",
         "APART, Sec. 3.2 and Table 6 (APART without layer-wise perturbation)",
+        published=publications.APART,
         adversary="fgsm-plus",
         training=CYCLIC | GREY,
         on_data=LEARNED_ON_CIFAR,
@@ -144,6 +168,7 @@ FAST: Mapping[str, Recipe] = {
     "apart": Recipe(
         "FGSM+, a learned step in each block",
         "APART, Alg. 1 and Tables 2 to 4",
+        published=publications.APART,
         note="residual blocks, at their first convolution",
         adversary="apart",
         training=CYCLIC | GREY,
@@ -154,6 +179,7 @@ FAST: Mapping[str, Recipe] = {
     "apart-imagenet": Recipe(
         "APART on ImageNet",
         "APART, Sec. 5.1 and Table 5",
+        published=publications.APART_IMAGENET,
         adversary="apart",
         training=IMAGENET,
         on_data={"imagenet": LEARNED_ON_IMAGENET},
@@ -162,6 +188,7 @@ FAST: Mapping[str, Recipe] = {
     "apart-no-layers": Recipe(
         "APART without layer-wise noise: FGSM+",
         "APART, Table 6",
+        published=publications.APART,
         adversary="apart",
         options={"layerwise": False},
         training=CYCLIC | GREY,
@@ -171,6 +198,7 @@ FAST: Mapping[str, Recipe] = {
     "apart-no-start": Recipe(
         "APART without learned start",
         "APART, Table 6",
+        published=publications.APART_NO_START,
         note="no perturbation initialisation: every sample starts at its image",
         adversary="apart",
         options={"learned_start": False},

@@ -5,7 +5,21 @@ The reported accuracies are of a PreActResNet-18 on CIFAR-10 unless a row says o
 
 from collections.abc import Mapping
 
-from fastadv.algorithms.recipe import ADVLC, Recipe
+from fastadv.algorithms.publication import UNSTATED
+from fastadv.algorithms.recipe import ADVLC, ADVLC_SECTION_4, Recipe
+from fastadv.algorithms.recipes.publications import (
+    AVERAGED,
+    CLEAN_IGR,
+    FGSM_N,
+    FGSM_R_SUBTRACTED,
+    PGD_10,
+    TINY,
+    compared,
+    distilled,
+    penalised,
+    with_cure,
+    without_code,
+)
 
 # Averaging begins with the 51st of 200 epochs (README: "50").
 SWA = {"average_start": 0.25}
@@ -18,6 +32,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "fgsm-n-igr": Recipe(
         "FGSM-N, squared input gradient penalised",
         "AdvLC, Sec. 5.1 and Table 1",
+        published=compared(FGSM_N, 1200.0),
         adversary="fgsm-n",
         regularizer="igr",
         options={"reg_weight": 1200.0},
@@ -27,6 +42,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "fgsm-n-cure": Recipe(
         "FGSM-N, gradient's change penalised",
         "AdvLC, Sec. 5.1 and Table 1",
+        published=with_cure(FGSM_N),
         note="change of the input gradient along the attack",
         adversary="fgsm-n",
         regularizer="cure",
@@ -37,6 +53,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "fgsm-n-gradalign": Recipe(
         "FGSM-N, gradients aligned with noisy ones",
         "AdvLC, Sec. 5.1 and Table 1",
+        published=compared(FGSM_N, 7.0),
         note="input gradients of clean and noisy images",
         adversary="fgsm-n",
         regularizer="gradalign",
@@ -47,6 +64,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "fgsm-n-logitalign": Recipe(
         "FGSM-N, logits aligned with noisy ones",
         "AdvLC, Sec. 5.1 and Table 1",
+        published=compared(FGSM_N, 100.0),
         note="adversarial predictions for clean and noisy images",
         adversary="fgsm-n",
         regularizer="logitalign",
@@ -57,6 +75,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "fgsm-n-consistency": Recipe(
         "FGSM-N, two views' predictions made alike",
         "AdvLC, Sec. 5.1 and Table 1",
+        published=compared(FGSM_N, 50.0, js_temperature=1.0),
         note="predictions of the adversarial images",
         adversary="fgsm-n",
         regularizer="consistency",
@@ -67,6 +86,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "fgsm-n-kdsa": Recipe(
         "FGSM-N, distilled from two teachers",
         "AdvLC, Table 1",
+        published=distilled(FGSM_N),
         note="a standard and a robust teacher, option teachers",
         adversary="fgsm-n",
         target="distillation",
@@ -76,6 +96,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "fgsm-n-kdsa-swa": Recipe(
         "FGSM-N, two teachers, weights averaged",
         "AdvLC, Table 1",
+        published=distilled(FGSM_N, **AVERAGED),
         adversary="fgsm-n",
         target="distillation",
         averaging="swa",
@@ -86,6 +107,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "pgd-igr": Recipe(
         "PGD-10, squared input gradient penalised",
         "AdvLC, Sec. 5.1 and Table 1",
+        published=compared(PGD_10, 1000.0),
         regularizer="igr",
         start="center",
         options={"reg_weight": 1000.0},
@@ -95,6 +117,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "pgd-cure": Recipe(
         "PGD-10, gradient's change penalised",
         "AdvLC, Sec. 5.1 and Table 1",
+        published=with_cure(PGD_10),
         note="change of the input gradient along the attack",
         regularizer="cure",
         start="center",
@@ -105,6 +128,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "pgd-gradalign": Recipe(
         "PGD-10, gradients aligned with noisy ones",
         "AdvLC, Sec. 5.1 and Table 1",
+        published=compared(PGD_10, 6.0),
         note="input gradients of clean and noisy images",
         regularizer="gradalign",
         start="center",
@@ -115,6 +139,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "pgd-logitalign": Recipe(
         "PGD-10, logits aligned with noisy ones",
         "AdvLC, Sec. 5.1 and Table 1",
+        published=compared(PGD_10, 50.0),
         note="adversarial predictions for clean and noisy images",
         regularizer="logitalign",
         start="center",
@@ -125,6 +150,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "pgd-consistency": Recipe(
         "PGD-10, two views' predictions made alike",
         "AdvLC, Sec. 5.1 and Table 1",
+        published=compared(PGD_10, 50.0, js_temperature=1.0),
         note="predictions of the adversarial images",
         regularizer="consistency",
         start="center",
@@ -135,6 +161,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "pgd-kdsa": Recipe(
         "PGD-10, distilled from two teachers",
         "AdvLC, Table 1",
+        published=distilled(PGD_10),
         note="a standard and a robust teacher, option teachers",
         target="distillation",
         start="center",
@@ -144,6 +171,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "pgd-kdsa-swa": Recipe(
         "PGD-10, two teachers, weights averaged",
         "AdvLC, Table 1",
+        published=distilled(PGD_10, **AVERAGED),
         target="distillation",
         averaging="swa",
         start="center",
@@ -154,6 +182,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "fgsm-n-advlc": Recipe(
         "FGSM-N, largest logit changes penalised",
         "AdvLC, Alg. 1 and Table 1",
+        published=penalised(FGSM_N, 0.55),
         adversary="fgsm-n",
         regularizer="advlc",
         options={"reg_weight": 0.55},
@@ -163,6 +192,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "fgsm-n-advlc-swa": Recipe(
         "FGSM-N, AdvLC, weights averaged",
         "AdvLC, Alg. 1 and Table 1",
+        published=penalised(FGSM_N, 0.5, **AVERAGED),
         note="the largest logit changes penalised",
         adversary="fgsm-n",
         regularizer="advlc",
@@ -174,6 +204,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "advlc-swa": Recipe(
         "AdvLC on PGD-10, weights averaged",
         "AdvLC, Alg. 1 and Table 1",
+        published=penalised(PGD_10, 0.3, **AVERAGED),
         regularizer="advlc",
         averaging="swa",
         start="center",
@@ -184,6 +215,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "fgsm-n-advlc-l1": Recipe(
         "FGSM-N, sum of logit changes penalised",
         "AdvLC, Table 3",
+        published=penalised(FGSM_N, UNSTATED, kind="l1"),
         note="the weight is not published",
         adversary="fgsm-n",
         regularizer="advlc",
@@ -194,6 +226,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "fgsm-n-advlc-kl": Recipe(
         "FGSM-N, KL(f(x) || f(x')) penalised",
         "AdvLC, Table 3",
+        published=without_code(FGSM_N, "AdvLC, Table 3", kind="kl", reg_weight=UNSTATED),
         note="the weight is not published",
         adversary="fgsm-n",
         regularizer="advlc",
@@ -204,6 +237,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "fgsm-n-advlc-js": Recipe(
         "FGSM-N, JS(f(x), f(x')) penalised",
         "AdvLC, Table 3",
+        published=without_code(FGSM_N, "AdvLC, Table 3", kind="js", reg_weight=UNSTATED),
         note="Jensen-Shannon; the weight is not published",
         adversary="fgsm-n",
         regularizer="advlc",
@@ -214,6 +248,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "fgsm-n-advlc-nuclear": Recipe(
         "FGSM-N, nuclear norm penalised",
         "AdvLC, Table 3",
+        published=without_code(FGSM_N, "AdvLC, Table 3", kind="nuclear", reg_weight=UNSTATED),
         note="nuclear norm of the matrix of logit changes; its weight is not published",
         adversary="fgsm-n",
         regularizer="advlc",
@@ -224,6 +259,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "fgsm-n-advlc-squared-l2": Recipe(
         "FGSM-N, squared logit changes penalised",
         "AdvLC, Table 3",
+        published=without_code(FGSM_N, "AdvLC, Table 3", kind="squared-l2", reg_weight=UNSTATED),
         note="the weight is not published",
         adversary="fgsm-n",
         regularizer="advlc",
@@ -234,6 +270,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "advlc-tinyimagenet": Recipe(
         "AdvLC on PGD-10, rising weight",
         "AdvLC, Table 2",
+        published=penalised(TINY, 0.15, reg_ramp=True),
         note="the regularizer's weight rises over the run",
         regularizer="advlc",
         start="center",
@@ -244,6 +281,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "advlc-l1-tinyimagenet": Recipe(
         "AdvLC's l1 form on PGD-10, rising weight",
         "AdvLC, Table 2",
+        published=penalised(TINY, 0.07, kind="l1", reg_ramp=True),
         note="the regularizer's weight rises over the run",
         regularizer="advlc",
         start="center",
@@ -254,18 +292,20 @@ SMOOTHNESS: Mapping[str, Recipe] = {
     "fgsm-r-subtracted": Recipe(
         "FGSM-R, part of the clean loss subtracted",
         "AdvLC, Eq. 9 and Fig. 2",
+        published=FGSM_R_SUBTRACTED,
         note="option clean_weight",
         adversary="fgsm-r",
         objective="clean-subtracted",
-        training=ADVLC,
+        training=ADVLC_SECTION_4,
     ),
     "standard-igr": Recipe(
         "no attack, input gradient penalised",
         "AdvLC, Eq. 10 and Fig. 2",
+        published=CLEAN_IGR,
         note="the squared gradient",
         adversary="none",
         regularizer="igr",
         options={"reg_weight": 1000.0},
-        training=ADVLC,
+        training=ADVLC_SECTION_4,
     ),
 }

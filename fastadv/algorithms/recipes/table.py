@@ -5,16 +5,24 @@ from __future__ import annotations
 from fastadv.algorithms import plugins
 from fastadv.algorithms.recipe import (
     ADVLC,
+    ADVLC_SECTION_4,
+    CYCLIC,
+    GREY,
     KL_ATTACK,
+    LINF,
     MEMORIZATION,
     MEMORIZATION_ON_SVHN,
     RICE,
     RICE_WARM,
     ROTATED,
+    SMALL_STEP,
+    SMOOTH,
     TRADES,
     OnData,
     Recipe,
+    Variant,
 )
+from fastadv.algorithms.recipes import publications
 from fastadv.algorithms.recipes.fast import FAST
 from fastadv.algorithms.recipes.labels import LABELS
 from fastadv.algorithms.recipes.smoothness import SMOOTHNESS
@@ -23,27 +31,38 @@ from fastadv.errors import UserError, unknown
 
 __all__ = ["METHODS", "Recipe", "methods", "recipe"]
 
+# The SVHN settings of the RWP paper beside those of its code.
+RWP_ON_SVHN = OnData(options=SMALL_STEP | {"warmup_epochs": 5, "c_min": 2.2}, where=LINF)
+
 METHODS: dict[str, Recipe] = {
     "standard": Recipe(
         "no attack",
         "every paper's baseline; AdvLC, Table 1",
+        published=publications.CLEAN,
         adversary=NONE,
         training=ADVLC,
         reported="44.25 / 94.88 clean, 2.61 / 0.00 AutoAttack, most robust / last epoch "
         "(PreActResNet-18, CIFAR-10)",
     ),
     "fgsm": Recipe(
-        "one step of eps from the image", "Goodfellow et al. 2015; APART, Fig. 1", adversary="fgsm"
+        "one step of eps from the image",
+        "Goodfellow et al. 2015; APART, Fig. 1",
+        published=publications.FGSM_CYCLIC,
+        adversary="fgsm",
+        training=CYCLIC | GREY,
+        reported="44.36 PGD-20 after 20 epochs, 0.00 after 21 (PreActResNet-18, CIFAR-10)",
     ),
     "fgsm-r": Recipe(
         "one step of eps from a random start",
         "AdvLC, Sec. 4.1 and Fig. 2",
+        published=publications.FGSM_R,
         adversary="fgsm-r",
-        training=ADVLC,
+        training=ADVLC_SECTION_4,
     ),
     "fgsm-n": Recipe(
         "FGSM on noisy images, ball around those",
         "AdvLC, Sec. 5.1 and Table 1",
+        published=publications.FGSM_N,
         adversary="fgsm-n",
         training=ADVLC,
         reported="41.77 / 34.19 AutoAttack best / last, 83.51 / 83.72 clean "
@@ -52,6 +71,7 @@ METHODS: dict[str, Recipe] = {
     "pgd": Recipe(
         "AT: PGD-10 adversarial training",
         "Madry et al. 2018; Rice et al. 2020; RWP, Tables 1 and 2; RAT, Tables 1 to 4",
+        published=publications.RICE,
         on_data=RICE,
         reported="52.79 / 44.44 (RAT: 52.31 / 44.45) PGD-20 best / last "
         "(PreActResNet-18, CIFAR-10)",
@@ -65,6 +85,7 @@ METHODS: dict[str, Recipe] = {
     "pgd-zero": Recipe(
         "PGD-10 from the image itself",
         "AdvLC, Tables 1 and 2 (PGD10)",
+        published=publications.PGD_10,
         start="center",
         training=ADVLC,
         reported="46.50 / 40.42 AutoAttack best / last, 83.40 / 83.58 clean "
@@ -74,6 +95,7 @@ METHODS: dict[str, Recipe] = {
     "pgd-eval": Recipe(
         "PGD-10, attack in BatchNorm's eval mode",
         "Memorization, Tables 1, 2 and C.1 (PGD-AT)",
+        published=publications.PGD_EVAL,
         options={"attack_bn": "eval"},
         training=MEMORIZATION,
         on_data=MEMORIZATION_ON_SVHN,
@@ -84,22 +106,25 @@ METHODS: dict[str, Recipe] = {
     "pgd-shrunk": Recipe(
         "PGD-20, perturbation halved",
         "AdvLC, Sec. 4.3 and Fig. 4b",
+        published=publications.WEAKENED,
         note="option shrink",
         start="center",
         options={"steps": 20, "shrink": 0.5},
-        training=ADVLC,
+        training=ADVLC_SECTION_4,
     ),
     "pgd-flipped": Recipe(
         "PGD-20, a quarter of the signs flipped",
         "AdvLC, Sec. 4.3 and Fig. 4c",
+        published=publications.WEAKENED,
         note="option flip_signs",
         start="center",
         options={"steps": 20, "flip_signs": 0.25},
-        training=ADVLC,
+        training=ADVLC_SECTION_4,
     ),
     "trades": Recipe(
         "CE(f(x), y) + beta KL(f(x) || f(x'))",
         "Zhang et al. 2019; RWP, Table 2; Memorization, Tables 1 and C.1",
+        published=publications.TRADES,
         note="the attack maximises the KL",
         objective="trades",
         attack_loss="kl",
@@ -113,6 +138,7 @@ METHODS: dict[str, Recipe] = {
     "awp": Recipe(
         "AT, weights perturbed per layer",
         "Wu et al. 2020; RWP, Tables 1 and 2; RAT, Table 4",
+        published=publications.AWP,
         weights="awp",
         on_data=RICE_WARM,
         reported="55.39 / 54.73 PGD-20 best / last (PreActResNet-18, CIFAR-10)",
@@ -123,6 +149,7 @@ METHODS: dict[str, Recipe] = {
     "awp-loss-range": Recipe(
         "AWP along samples in a range of losses",
         "RWP, Fig. 1c",
+        published=publications.AWP_LOSS_RANGE,
         note="option loss_range, of the adversarial loss",
         weights="awp",
         options={"loss_range": (0.0, 1.5)},
@@ -131,6 +158,7 @@ METHODS: dict[str, Recipe] = {
     "rwp": Recipe(
         "AT, weights perturbed by easy samples",
         "RWP, Alg. 1 and Tables 1 and 2",
+        published=publications.RWP,
         note="easy: of small loss",
         weights="rwp",
         on_data=RICE_WARM | {"cifar100": OnData(ROTATED, {"c_min": 4.0})},
@@ -138,10 +166,20 @@ METHODS: dict[str, Recipe] = {
         elsewhere="PGD-20 best / last, PreActResNet-18: CIFAR-10 L2 74.47 / 73.84; SVHN "
         "61.15 / 57.45, L2 73.35 / 69.48; CIFAR-100 31.17 / 30.64, L2 45.71 / 45.05. WRN-34-10: "
         "CIFAR-10 86.86 clean, 62.87 PGD-20, 54.61 AutoAttack",
+        variant="rwp",
+        variants={
+            "paper": Variant(
+                "RWP, Sec. 5.1",
+                "on SVHN (Linf) c_min is 2.2 as the paper prints it, where its code has 1.7",
+                on_data={"svhn": RWP_ON_SVHN},
+                published=publications.RWP_PAPER,
+            )
+        },
     ),
     "trades-awp": Recipe(
         "TRADES, weights perturbed per layer",
         "Wu et al. 2020; RWP, Table 2",
+        published=publications.TRADES_AWP,
         objective="trades",
         weights="awp",
         attack_loss="kl",
@@ -152,6 +190,7 @@ METHODS: dict[str, Recipe] = {
     "trades-rwp": Recipe(
         "TRADES, weights perturbed by easy samples",
         "RWP, Table 2",
+        published=publications.TRADES_RWP,
         note="easy: of small loss; no published code runs",
         objective="trades",
         weights="rwp",
@@ -163,6 +202,7 @@ METHODS: dict[str, Recipe] = {
     "rat-lr": Recipe(
         "AT, layer groups 3,4 at the initial rate",
         "RAT, Alg. 1, Sec. 3.3 and Tables 1 to 4 (WRN-34-10: split=quarters)",
+        published=publications.RAT_LR,
         note="initial learning rate",
         layers="rat-lr",
         on_data=RICE,
@@ -176,9 +216,10 @@ METHODS: dict[str, Recipe] = {
     "rat-wp": Recipe(
         "AT, weights of layer groups 3,4 perturbed",
         "RAT, Eq. 6, Sec. 3.3 and Tables 1 to 4 (WRN-34-10: split=quarters)",
+        published=publications.RAT_WP,
         weights="awp",
         options={"groups": ("3", "4")},
-        on_data=RICE,
+        on_data=RICE_WARM,
         reported="54.85 / 53.98 PGD-20, 49.19 / 48.24 AutoAttack best / last "
         "(PreActResNet-18, CIFAR-10)",
         elsewhere="PGD-20 best / last, PreActResNet-18: CIFAR-10 L2 70.77 / 69.49; SVHN "
@@ -189,6 +230,7 @@ METHODS: dict[str, Recipe] = {
     "at-fix-lr-k": Recipe(
         "AT, layer groups k at the initial rate",
         "RAT, Fig. 3a",
+        published=publications.FIXED_LR,
         note="initial learning rate, option layer_groups",
         layers="fixed-lr",
         options={"layer_groups": ("4",)},
@@ -197,6 +239,7 @@ METHODS: dict[str, Recipe] = {
     "at-fix-param-k": Recipe(
         "AT, layer groups k frozen",
         "RAT, Fig. 2a",
+        published=publications.FROZEN,
         note="option layer_groups",
         layers="frozen",
         options={"layer_groups": ("4",)},
@@ -205,14 +248,16 @@ METHODS: dict[str, Recipe] = {
     "at-awp-k": Recipe(
         "AT, weights of layer groups k perturbed",
         "RAT, Fig. 4a",
+        published=publications.AWP_K,
         note="option groups",
         weights="awp",
         options={"groups": ("4",)},
-        on_data=RICE,
+        on_data=RICE_WARM,
     ),
     "trades-awp-k": Recipe(
         "TRADES, weights of groups k perturbed",
         "RAT, Sec. 3.3 (released code)",
+        published=publications.TRADES_AWP_K,
         note="option groups",
         objective="trades",
         weights="awp",
@@ -221,15 +266,20 @@ METHODS: dict[str, Recipe] = {
         training=TRADES,
     ),
     "swa": Recipe(
-        "AT, weights averaged over the second half",
-        "Izmailov et al. 2018; RAT, Table 4",
+        "AT, weights averaged from epoch 55 on",
+        "Izmailov et al. 2018; Chen et al. 2021; RAT, Table 4",
+        published=publications.SMOOTHENING,
+        note="of 200",
         averaging="swa",
-        on_data=RICE,
+        options={"average_start": 55 / 200},
+        training=SMOOTH,
+        on_data={"svhn": RICE["svhn"], "digits": OnData(options={"average_start": 0.5})},
         reported="52.14 / 51.53 PGD-20 best / last (PreActResNet-18, CIFAR-10)",
     ),
     "advlc": Recipe(
         "PGD-10, largest logit changes penalised",
         "AdvLC, Alg. 1 and Table 1",
+        published=publications.penalised(publications.PGD_10, 0.4),
         note="starts at the image",
         regularizer="advlc",
         start="center",
