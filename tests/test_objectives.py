@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_distributed import free_port, network
 from tiny import (
     EPS,
     TinyNet,
@@ -14,9 +15,13 @@ from tiny import (
     tiny_step,
     twin,
 )
+from tiny_capture import capture
+from torch import distributed
 from torch.nn import functional
+from two_processes import in_two_processes
 
 from fastadv.algorithms.resolution import resolve
+from fastadv.engine.process.distributed import leave
 from fastadv.errors import UserError
 from fastadv.run.pseudo_labels import pseudo_labels
 
@@ -301,6 +306,58 @@ def test_gairat_before_its_start_is_adversarial_training_bit_for_bit():
     model, _, _ = run(objective="gairat", gairat_start=2, steps_per_epoch=1)
     plain, _, _ = run()
     assert_same(model, plain, 0.0)
+
+
+@pytest.mark.parametrize("mode", [*MODES, "captured"])
+def test_the_mean_loss_over_the_number_of_images(mode):
+    """As ATTA's code has it, where the last batch of an epoch is short."""
+    model, other = tiny_model(), tiny_model()
+    optimizer = sgd(other)
+    made = "eager" if mode == "captured" else mode
+    step = tiny_step(model, mode=made, over_batch=True, **ATTACK)
+    if mode == "captured":
+        capture(step)
+    for seed, count in ((1, 8), (2, 8), (3, 5)):
+        x, y, index, start = (each[:count] for each in tiny_batch(seed=seed))
+        metrics = step(x, y, index, start=start)
+        loss = ce(other(attack(other, x, y, start)), y).sum() / count**2
+        descend(optimizer, loss)
+        torch.testing.assert_close(metrics["loss"], loss.detach(), rtol=1e-9, atol=0)
+    assert_same(model, other)
+
+
+def over_all_images(rank, world):
+    """The state after updates in which each of ``world`` processes has its share of the images."""
+    step = tiny_step(network(), over_batch=True, **ATTACK)
+    share = 8 // world
+    mine = slice(share * rank, share * rank + share)
+    for seed in (1, 2):
+        x, y, index, start = (each[mine] for each in tiny_batch(seed=seed))
+        step(x, y, index, start=start)
+    return step.model.state_dict()
+
+
+def over_all_images_worker(rank, port, out):
+    address = f"tcp://127.0.0.1:{port}"
+    distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    torch.save(over_all_images(rank, 2), f"{out}.{rank}")
+    leave()
+
+
+@pytest.mark.slow
+def test_the_images_of_all_processes_are_counted(tmp_path):
+    out = str(tmp_path / "half")
+    in_two_processes(over_all_images_worker, free_port(), out)
+    whole = over_all_images(0, 1)
+    for rank in range(2):
+        for name, value in torch.load(f"{out}.{rank}").items():
+            torch.testing.assert_close(value, whole[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_a_loss_over_the_images_of_one_call_is_refused_in_parts():
+    x, y, index, _ = tiny_batch()
+    with pytest.raises(UserError, match="over_batch"):
+        tiny_step(tiny_model(), over_batch=True)(x, y, index, update=False)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -77,6 +77,8 @@ NUMBERS: dict[str, tuple[float, float, float | None, float | None]] = {
 }
 CHOICES = {
     "attack_bn": ("train", "eval"),
+    "box": ("image", "delta"),
+    "l2_form": ("robust-overfitting", "trades"),
     "step_size_schedule": ("triangular", "constant"),
     "block_noise_at": ("conv1", "input"),
     "te_on": ("code", "paper"),
@@ -87,7 +89,7 @@ CHOICES = {
     "rwp_loss": ("total", "adversarial"),
     "rate_form": ("group", "gradient"),
 }
-SWITCHES = ("learned_start", "layerwise", "reg_ramp", "cure_squared")
+SWITCHES = ("over_batch", "learned_start", "layerwise", "reg_ramp", "cure_squared")
 SEVERAL = {
     "bn_passes": [("natural",), ("natural", "clean"), "natural,nan", (NAN,), 3, ()],
     "kd_weights": [(NAN, 1, 1), (-1, 1, 1), (INF, 1, 1), "0.3,x,1", (), (0.0, 0.0, 0.0), object()],

@@ -82,9 +82,12 @@ def _attack(plan: Plan) -> Counter[Pass]:
 
 
 def _outer(plan: Plan) -> Counter[Pass]:
-    """The pass over x_adv, and the pass over the ball's centre if a part compares the two."""
+    """The pass over x_adv, and the pass over the ball's centre if a part compares the two; the
+    forward passes for BatchNorm's statistics alone."""
     counts = Counter({Pass(TRAINING, "train"): 1})
     if "natural_logits_train" in plan.needs:
         kind = SHARED if plan.shares_natural_forward else TRAINING
         counts[Pass(kind, "train")] += 1
-    return counts
+    repeated = plan.repeats_attacked and not plan.folds_repetition
+    logged = int(repeated) + int(plan.ends_with_clean)
+    return counts + Counter({Pass(FORWARD, "train"): logged})

@@ -19,6 +19,7 @@ from fastadv.algorithms.contract import (
     HasNeighbor,
     Layers,
     LearnsSteps,
+    LogsPasses,
     NeedsHardLabels,
     Objective,
     OrdersBatchNorm,
@@ -35,7 +36,7 @@ from fastadv.algorithms.contract import (
 from fastadv.algorithms.parts import PARTS
 from fastadv.algorithms.plugins import source_digest
 from fastadv.algorithms.recipe import Recipe
-from fastadv.engine.model.bn_momentum import DEFAULT_BN_UPDATES
+from fastadv.engine.model.bn_momentum import ADVERSARIAL, DEFAULT_BN_UPDATES
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ class Plan:
         adversary = self.adversary
         between = self.weights is not None or "teacher_logits" in self.needs
         between = between or self.differentiates_twice or self.neighbor is not None
+        between = between or self.repeats_attacked
         able = isinstance(adversary, SharesForward) and adversary.shares_forward(self.capabilities)
         return able and "natural_logits_train" in self.needs and not between
 
@@ -195,10 +197,33 @@ class Plan:
 
     @cached_property
     def bn_updates(self) -> tuple[str, ...]:
-        """The order in which x and x' update the statistics of BatchNorm."""
+        """The order in which x and x' update the statistics of BatchNorm after the attack, up to
+        the end of the outer pass."""
         if isinstance(self.objective, OrdersBatchNorm):
             return self.objective.bn_updates()
-        return DEFAULT_BN_UPDATES
+        return (ADVERSARIAL, ADVERSARIAL) if self.folds_repetition else DEFAULT_BN_UPDATES
+
+    @cached_property
+    def repeats_attacked(self) -> bool:
+        """True if x' moves the statistics of BatchNorm once more before the outer pass."""
+        objective, offered = self.objective, self.capabilities
+        attacks = offered.gradient_steps > 0 and offered.attack_bn == "train"
+        return attacks and isinstance(objective, LogsPasses) and objective.logs_attacked
+
+    @cached_property
+    def folds_repetition(self) -> bool:
+        """True if that pass is of the same images and weights as the outer pass, and directly
+        before it, so that one pass may stand for both (``bn_momentum.py``)."""
+        adversary = self.adversary
+        changed = self.weights is not None or self.learned is not None
+        changed = changed or bool(adversary.shrink or adversary.flip_signs)
+        between = "natural_logits_train" in self.needs or self.neighbor is not None
+        return self.repeats_attacked and not changed and not between
+
+    @cached_property
+    def ends_with_clean(self) -> bool:
+        """True if x moves the statistics of BatchNorm after the update, at the new weights."""
+        return isinstance(self.objective, LogsPasses) and self.objective.logs_clean
 
     def depends_on(self) -> dict[str, str]:
         """Name -> digest of everything from outside of fastadv that training by this plan depends

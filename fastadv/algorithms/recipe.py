@@ -172,6 +172,7 @@ SMOOTH: dict[str, Any] = {"schedule": "multistep", "drops": (50 / 200, 150 / 200
 SMOOTH |= {"padding": "constant", "val_fraction": 0.1}
 
 KL_ATTACK: dict[str, Any] = {"attack_bn": "eval"}  # of the methods that attack the KL
+TRADES_ATTACK = KL_ATTACK | {"l2_form": "trades"}  # of TRADES' code and the codes made from it
 
 # (objective, weights) -> the options of a perturbation of the weights that depend on the objective,
 # in every recipe with these two parts. The published code counts epochs from 1 and perturbs from

@@ -26,7 +26,7 @@ _AT_INPUT = frozenset({"input_gradient", "differentiable_input"})
 class Regions:
     """Forward passes, losses and gradients of ``plan`` on ``net`` against ``threat``.
 
-    ``natural``, ``outer``, ``joint`` and ``weight_gradient`` are run by ``net.run``.
+    ``natural``, ``logged``, ``outer``, ``joint`` and ``weight_gradient`` are run by ``net.run``.
     """
 
     def __init__(
@@ -37,11 +37,23 @@ class Regions:
         # Read here: a compiler cannot enter the lock of a cached property.
         self._learned, self._needs, self._bn_updates = plan.learned, plan.needs, plan.bn_updates
         self._penalizing = plan.penalizing
+        self._folds_repetition = plan.folds_repetition
 
     def natural(self, x: Tensor) -> Tensor:
         """Logits (B,classes) of ``x`` (B,C,H,W) without a graph; a region."""
         with torch.no_grad():
             return self.net.logits(x)
+
+    def logged(self, x: Tensor) -> None:
+        """A forward pass of ``x`` (B,C,H,W) that only moves the model's buffers; a region."""
+        with torch.no_grad():
+            self.net.logits(x)
+
+    @property
+    def stands_for_repetition(self) -> bool:
+        """True if the outer pass moves BatchNorm's statistics also for the pass at the end of the
+        attack (``Plan.repeats_attacked``)."""
+        return self._folds_repetition and self.net.bn_momenta.suffices(self._bn_updates)
 
     def outer(self, batch: Batch, attacked: Adversarial, scale: Tensor) -> OuterPass:
         """The outer pass; ``scale`` (0-dim) is the loss scale. A region."""
@@ -135,9 +147,12 @@ class Regions:
         needs: frozenset[str],
     ) -> Outputs:
         context = attacked.context
-        if "natural_logits_train" not in needs:
-            return Outputs(self.net.logits(x_adv, block_noise), None, context)
         bn_updates = self._bn_updates
+        if "natural_logits_train" not in needs:
+            if not self.stands_for_repetition:
+                return Outputs(self.net.logits(x_adv, block_noise), None, context)
+            with self.net.bn_momenta.updates_as(bn_updates, ADVERSARIAL):
+                return Outputs(self.net.logits(x_adv, block_noise), None, context)
         natural, logits = self.net.bn_momenta.forwards(
             bn_updates, attacked.center, x_adv, block_noise
         )

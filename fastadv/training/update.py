@@ -80,6 +80,9 @@ class Update:
             attacked = Adversarial(x_adv, center, context, center)
         else:
             attacked = self._attack(batch, context)
+            if plan.repeats_attacked and not self.regions.stands_for_repetition:
+                with self.net.training():
+                    self.net.run(self.regions.logged, attacked.x_adv)
             weights = self.parameters.perturbed()
             if weights and plan.weights is not None:
                 plan.weights.perturb(
@@ -94,13 +97,15 @@ class Update:
         hooked = parameter_hooks.through(self.parameters.learning(), gradients.weights)
         gradients = gradients._replace(weights=hooked)
         faults_found = self._faults_found(attacked, gradients, buffers)
-        statistics = []
-        if distributed.world_size() > 1:
-            statistics = [each for each in self.net.buffers if each.is_floating_point()]
+        statistics = self._statistics() if distributed.world_size() > 1 else []
         return PassResults(
             batch, attacked, outputs, loss, term, accuracy, gradients, faults_found, buffers,
             statistics,
         )  # fmt: skip
+
+    def _statistics(self) -> list[Tensor]:
+        """The model's floating-point buffers, which several processes average."""
+        return [each for each in self.net.buffers if each.is_floating_point()]
 
     def _faults_found(
         self, attacked: Adversarial, gradients: Gradients, buffers: Snapshot
@@ -144,13 +149,16 @@ class Update:
 
     @torch.no_grad()
     def finish_update(self, results: PassResults, ok: Tensor, update: bool) -> None:
-        """Called after the optimizer: restore the weights and update the parts' state. Where ``ok``
+        """Called after the optimizer: restore the weights, make the pass that the recipe ends with
+        (``Plan.ends_with_clean``), and update the parts' state. Where ``ok``
         (0-dim bool) is false, the state stays and the buffers are restored. ``update`` is False if
         the optimizer did not step."""
         plan = self.plan
         weights = list(self.parameters.perturbed().values())
         if weights and plan.weights is not None:
             plan.weights.restore(weights)
+        if plan.ends_with_clean and update:
+            self._forward_clean(results.batch.x)
         outcome = self._outcome(results)
         for part in plan.followers:
             part.after(outcome, ok)
@@ -164,6 +172,14 @@ class Update:
             results.buffers.put_back_unless(ok)
         elif not ok:
             results.buffers.put_back()
+
+    def _forward_clean(self, x: Tensor) -> None:
+        """Move the model's buffers by ``x`` (B,C,H,W) at the present weights."""
+        self.net.copies.invalidate()
+        with self.net.training():
+            self.net.run(self.regions.logged, x)
+        if distributed.world_size() > 1:
+            distributed.average(self._statistics(), len(x), self.room)
 
     def _outcome(self, results: PassResults) -> Outcome:
         """``results`` as the parts see them."""

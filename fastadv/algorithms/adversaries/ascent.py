@@ -105,7 +105,11 @@ class Ascent(Adversary):
     def ascend(self, x_adv: Tensor, around: Tensor, batch: Batch, context: Context) -> Tensor:
         """One step from ``x_adv`` inside the ball around ``around``; a region."""
         gradient, _ = self.gradient_at(x_adv, batch, context)
-        return batch.threat.step(x_adv.detach(), gradient, around, self.step_size(batch))
+        return self.moved(x_adv.detach(), gradient, around, batch)
+
+    def moved(self, x_adv: Tensor, gradient: Tensor, around: Tensor, batch: Batch) -> Tensor:
+        """``x_adv`` (B,C,H,W) after a step along ``gradient`` inside the ball around ``around``."""
+        return batch.threat.step(x_adv, gradient, around, self.step_size(batch))
 
     def gradient_at(self, x_adv: Tensor, batch: Batch, context: Context) -> tuple[Tensor, Tensor]:
         """The gradient (B,C,H,W) of the attack's loss at ``x_adv``, times the loss scale, and the
@@ -120,4 +124,4 @@ class Ascent(Adversary):
         loss = self.setup.attack_loss(logits, batch.attacked_y, context)
         (gradient,) = gradients(loss, [center], keep_graph=True)
         around = center.detach()
-        return batch.threat.step(around, gradient, around, self.step_size(batch))
+        return self.moved(around, gradient, around, batch)

@@ -29,12 +29,18 @@ DELTA = "delta"
 class Free(Adversary):
     """Every batch updates the weights ``replays`` times; delta moves by alpha after each update.
 
-    z = f(box(x + delta)); the one backward pass gives dL/dtheta and dL/ddelta, then
+    z = f(x + delta); the one backward pass gives dL/dtheta and dL/ddelta, then
     delta <- project(delta + alpha sign(dL/ddelta)), alpha = eps. delta (B,C,H,W) begins at zero. It
     belongs to a position in the batch, not to a sample, and is kept from batch to batch and from
-    epoch to epoch; a short last batch uses its first rows. The box clips the image: a clipped
-    element has no gradient and does not move. There is no attack beside the outer pass, so delta
-    ascends the whole loss of the recipe. A given ``start`` is delta at the first replay.
+    epoch to epoch; a short last batch uses its first rows. There is no attack beside the outer
+    pass, so delta ascends the whole loss of the recipe. A given ``start`` is delta at the first
+    replay.
+
+    ``box`` is where the range of images holds. "image" (mahyarnajibi/FreeAdversarialTraining):
+    z = f(box(x + delta)); a clipped element has no gradient and does not move. "delta"
+    (locuslab/fast_adversarial, CIFAR10/train_free.py): the image is not clipped, and after each
+    update delta is clipped so that x + delta is in the box, x being that batch's; at the next batch
+    x + delta may leave it.
     """
 
     takes_alpha: ClassVar[bool] = True
@@ -43,6 +49,7 @@ class Free(Adversary):
     attack_bn: Literal["train", "eval"] = field(init=False, repr=False, default="train")
     alpha: NonNegative | None = option(None, "step of the perturbation in pixels; none: eps")
     replays: Passes = option(8, "updates per batch")
+    box: Literal["image", "delta"] = option("image", "what is clipped to the range of images")
 
     _no_gradient: Tensor | None = field(init=False, repr=False, default=None)
     # True once a batch had a radius of its own: what it left may lie outside of the next one's.
@@ -123,7 +130,8 @@ class Free(Adversary):
         if self._radii_differ:
             delta = self._projected(delta, batch.threat)
         delta = batch.threat.movable(delta)
-        x_adv = batch.threat.clip(batch.x + delta)
+        x_adv = batch.x + delta
+        x_adv = batch.threat.clip(x_adv) if self.box == "image" else x_adv
         return Adversarial(x_adv, batch.x, context._replace(start=delta.clone()))
 
     def _step_size(self, batch: Batch) -> float | Tensor:
@@ -135,12 +143,17 @@ class Free(Adversary):
     def after(self, outcome: Outcome, ok: Tensor) -> None:
         batch, threat = outcome.batch, outcome.batch.threat
         delta = required(outcome.attacked.context.start)
-        reached = batch.x + delta
-        inside = threat.clip(reached) == reached
-        gradient = torch.where(inside, required(outcome.input_gradient), 0.0)
+        gradient = required(outcome.input_gradient)
+        if self.box == "image":
+            reached = batch.x + delta
+            inside = threat.clip(reached) == reached
+            gradient = torch.where(inside, gradient, 0.0)
         self._no_gradient = (gradient == 0).flatten(1).all(1)
         center = torch.zeros_like(delta)
         moved = threat.unboxed().step(delta, gradient, center, self._step_size(batch))
+        if self.box == "delta":
+            low, high = threat.ends(batch.x)
+            moved = moved.clamp(low - batch.x, high - batch.x)
         rows = self.state[DELTA][: len(delta)]
         rows.copy_(torch.where(ok, moved, rows))
 

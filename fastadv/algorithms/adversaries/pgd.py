@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +28,12 @@ class PGD(Ascent):
     """``steps`` steps of ``alpha``; of several ``restarts`` the one with the largest loss is kept.
 
     alpha is eps/4 in Linf (2/255 at 8/255) and 15/128 eps in L2 (15/255 at 128/255), as in
-    locuslab/robust_overfitting. The start is a random point of the ball, for an attack on the KL
+    locuslab/robust_overfitting, where a step in L2 is projected to the ball and then to the box.
+    With ``l2_form`` "trades" alpha is 2 eps/``steps`` in L2, and a step is projected to the box and
+    then to the ball (yaodongyu/TRADES). There an image whose gradient is zero moves in a random
+    direction; here it stays, as in every attack of this package. In Linf the two forms are one.
+
+    The start is a random point of the ball, for an attack on the KL
     x + 0.001 N(0,1) (TRADES). The last iterate is returned. If a part needs
     ``correct_at_each_step``, the attack also counts, per sample, the steps before which the sample
     was classified right (GAIRAT's kappa).
@@ -37,6 +42,9 @@ class PGD(Ascent):
     counts_correct: ClassVar[bool] = True
 
     steps: ChangingPasses = option(10, "steps of the attack; phases such as 2@0,5@30 by epoch")
+    l2_form: Literal["robust-overfitting", "trades"] = option(
+        "robust-overfitting", "step size and order of the projections in L2"
+    )
     restarts: Restarts = option(
         1, "restarts of the attack, of which the one with the largest loss is kept"
     )
@@ -62,7 +70,16 @@ class PGD(Ascent):
         return super().phase(), self._now
 
     def usual_step(self, threat: Threat) -> float | Tensor:
+        if threat.norm == "l2" and self.l2_form == "trades":
+            return threat.of_eps(2 / max(self.gradient_steps, 1))
         return threat.pgd_alpha
+
+    def moved(self, x_adv: Tensor, gradient: Tensor, around: Tensor, batch: Batch) -> Tensor:
+        threat = batch.threat
+        if threat.norm != "l2" or self.l2_form != "trades":
+            return super().moved(x_adv, gradient, around, batch)
+        boxed = threat.unbounded().step(x_adv, gradient, around, self.step_size(batch))
+        return threat.project(boxed, around)  # into the ball; the box then changes nothing
 
     def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
         yield from super().conflicts(method)
@@ -108,7 +125,7 @@ class PGD(Ascent):
         self, x_adv: Tensor, around: Tensor, batch: Batch, context: Context, correct: Tensor
     ) -> tuple[Tensor, Tensor]:
         gradient, logits = self.gradient_at(x_adv, batch, context)
-        moved = batch.threat.step(x_adv.detach(), gradient, around, self.step_size(batch))
+        moved = self.moved(x_adv.detach(), gradient, around, batch)
         return moved, correct + (logits.argmax(1) == batch.y)
 
     def _worse(self, first: Tensor, second: Tensor, y: Tensor, context: Context) -> Tensor:

@@ -123,6 +123,21 @@ class OrdersBatchNorm(Protocol):
 
 
 @runtime_checkable
+class LogsPasses(Protocol):
+    """An objective whose published code makes forward passes for its log alone. They move the
+    statistics of BatchNorm and nothing else."""
+
+    @property
+    def logs_attacked(self) -> bool:
+        """True if x' is forwarded once more at the end of the attack, in the attack's mode of
+        BatchNorm."""
+
+    @property
+    def logs_clean(self) -> bool:
+        """True if x is forwarded after the update, in training mode and at the new weights."""
+
+
+@runtime_checkable
 class WeighsKL(Protocol):
     """An objective with KL(f(x) || f(x')). An attack on that KL multiplies it by ``kl_weight``
     before it adds the target's penalty."""
