@@ -275,12 +275,3 @@ def test_the_page_names_recipes_and_variants_that_exist() -> None:
                 parts = {part for names in PARTS.values() for part in names}
                 assert any(fnmatch(each, name) for each in {*METHODS, *parts}), name
     assert found > 40
-
-
-def test_the_page_has_every_departure_of_a_recipe() -> None:
-    """A row whose values differ from the published ones is in the table of settings."""
-    lines = [line.split("|")[1] for line in PAGE.read_text().splitlines() if line.startswith("| `")]
-    told = {name for cell in lines for name in re.findall(r"`([^`]+)`", cell)}
-    for method, row in METHODS.items():
-        if row.published is not None and row.published.departs:
-            assert any(fnmatch(method, name) for name in told), method
