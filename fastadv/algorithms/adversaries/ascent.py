@@ -113,11 +113,19 @@ class Ascent(Adversary):
         x_adv = leaf(x_adv)
         logits = self.net.logits(x_adv)
         y = batch.y if batch.targets is None else batch.targets  # attacked_y, without its call
-        return input_gradient(self.setup.attack_loss(logits, y, context), x_adv), logits.detach()
+        gradient = input_gradient(self.setup.attack_loss(logits, y, context), x_adv)
+        return self.followed(gradient, x_adv, batch.threat), logits.detach()
 
-    def joint_step(self, center: Tensor, logits: Tensor, batch: Batch, context: Context) -> Tensor:
+    def followed(self, gradient: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
+        """What a step follows, from the ``gradient`` at ``x_adv``; all are (B,C,H,W)."""
+        return gradient
+
+    def joint_step(
+        self, center: Tensor, logits: Tensor, batch: Batch, context: Context
+    ) -> tuple[Tensor, Tensor]:
         """See ``SharesForward.joint_step``."""
         loss = self.setup.attack_loss(logits, batch.attacked_y, context)
         (gradient,) = gradients(loss, [center], keep_graph=True)
         around = center.detach()
-        return batch.threat.step(around, gradient, around, self.step_size(batch))
+        gradient = self.followed(gradient, around, batch.threat)
+        return batch.threat.step(around, gradient, around, self.step_size(batch)), gradient

@@ -7,6 +7,7 @@ the methods' own papers.
 from collections.abc import Mapping
 from typing import Any
 
+from fastadv.algorithms.publication import Published
 from fastadv.algorithms.recipe import CYCLIC, GREY, LEARNED_ON_CIFAR, OnData, Recipe
 
 ON_CIFAR = "(PreActResNet-18, CIFAR-10)"
@@ -59,6 +60,45 @@ FAST: Mapping[str, Recipe] = {
         "de Jorge et al. 2022",
         adversary="n-fgsm",
         training=CYCLIC | {"weight_decay": 5e-4},
+    ),
+    "gradalign": Recipe(
+        "FGSM, gradients near an image aligned",
+        "Andriushchenko and Flammarion 2020",
+        note="input gradients of clean and noisy images; published weight 0.02 * 10^(eps/8)",
+        adversary="fgsm",
+        regularizer="gradalign",
+        # The published runs took torch 1.4, in which pixels at an end of the range get no gradient.
+        options={"edge_gradient": "none", "reg_weight": 0.2},
+        training=CYCLIC
+        | {"lr": 0.3, "weight_decay": 5e-4, "normalize": False}
+        | {"cycle_momentum": False},
+        published=Published(
+            code="tml-epfl/understanding-fast-adv-training: train.py, sh/exps_diff_eps_cifar10.sh",
+            model="preact_resnet18",
+            data="cifar10",
+            epochs=30,
+            batch_size=128,
+            schedule="one cycle with its peak after 2/5 of the run",
+            lr=0.3,
+            weight_decay=5e-4,
+            eps=8 / 255,
+            steps=1,
+            alpha=10 / 255,
+            attack_bn="train",
+            start="the image",
+            more={
+                "edge_gradient": "none",
+                "reg_weight": 0.2,
+                "normalize": False,
+                "padding": "constant",
+                "shortcut": "raw",
+                "cycle_momentum": False,
+            },
+            departs={
+                "schedule": "the peak of the triangular cycle is in the middle of the run",
+                "alpha": "1.25 eps from the image, projected to the ball, is a step of eps",
+            },
+        ),
     ),
     "free": Recipe(
         "Free-8: 8 updates per batch",
