@@ -107,7 +107,7 @@ def forwards(step_options: dict[str, object], **of_call: Tensor) -> int:
 
 
 def test_the_gradient_is_shared_only_where_it_is_that_of_the_regularizer() -> None:
-    x, y, _, start = tiny_batch()
+    _, y, _, start = tiny_batch()
     targeted = Threat("linf", EPS, targeted=True)
     assert forwards({}) == 3
     assert forwards({}, start=start) == 4  # the attack begins elsewhere

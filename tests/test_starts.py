@@ -18,7 +18,7 @@ from fastadv.threat import Threat
 from fastadv.training.training_step import Step
 
 STARTS = sorted(PARTS["start"])
-RANDOM = sorted({*STARTS} - {"center", "stored"})
+RANDOM = sorted({*STARTS} - {"center", "gradient", "stored"})
 COUNT = 40
 
 
@@ -227,7 +227,7 @@ def test_an_attack_of_one_step_begins_there_too(start: str, adversary: str) -> N
     step(x, y, index)
     begun = made[0].start
     assert torch.equal(begun, x) == (start == "center")
-    z = begun.detach().requires_grad_()
+    z = (begun.clamp(0, 1) if start == "gradient" else begun).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(functional.cross_entropy(model(z), y), z)
     alpha = EPS if adversary == "fgsm" else 1.25 * EPS
     moved = begun + alpha * gradient.sign() - x
@@ -244,7 +244,7 @@ def test_a_given_start_comes_before_the_part(start: str) -> None:
     assert_same(*models, tolerance=0)
 
 
-@pytest.mark.parametrize("start", ["bernoulli", "center", "stored"])
+@pytest.mark.parametrize("start", ["bernoulli", "center", "gradient", "stored"])
 def test_a_compiled_step_begins_at_the_same_point(start: str) -> None:
     x, y, index, _ = tiny_batch()
     more = {"reset_every": 0, "pad": 0} if start == "stored" else {}

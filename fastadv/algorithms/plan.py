@@ -15,10 +15,12 @@ from fastadv.algorithms.contract import (
     Capabilities,
     CountsCorrect,
     FlatAtCenter,
+    ForwardsCenter,
     GivenLoss,
     HasNeighbor,
     Layers,
     LearnsSteps,
+    MovesCenter,
     NeedsHardLabels,
     Objective,
     OrdersBatchNorm,
@@ -36,7 +38,7 @@ from fastadv.algorithms.contract import (
 from fastadv.algorithms.parts import PARTS
 from fastadv.algorithms.plugins import source_digest
 from fastadv.algorithms.recipe import Recipe
-from fastadv.engine.model.bn_momentum import DEFAULT_BN_UPDATES
+from fastadv.engine.model.bn_momentum import ADVERSARIAL, DEFAULT_BN_UPDATES
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class Plan:
             attacks_any_image=own_gradient or "input_gradient" not in adversary.requires(),
             takes_start=adversary.takes_start,
             begins_at_center=isinstance(begins, BeginsAtCenter) and begins.begins_at_center,
+            moves_center=isinstance(adversary, MovesCenter) and adversary.moves_center,
             chosen_start=start is not None,
             keeps_starts=start is not None and bool(start.sample_state()),
             gradient_steps=adversary.gradient_steps,
@@ -219,6 +222,9 @@ class Plan:
         """The order in which x and x' update the statistics of BatchNorm."""
         if isinstance(self.objective, OrdersBatchNorm):
             return self.objective.bn_updates()
+        start = self.start
+        if isinstance(start, ForwardsCenter) and start.forwards_center:
+            return (ADVERSARIAL,) if self.adversary.attack_bn == "train" else DEFAULT_BN_UPDATES
         return DEFAULT_BN_UPDATES
 
     def depends_on(self) -> dict[str, str]:

@@ -146,6 +146,15 @@ RICE_WARM = RICE | {"svhn": OnData(options=SMALL_STEP | {"warmup_epochs": 5}, wh
 ADVLC: dict[str, Any] = {"epochs": 200, "batch_size": 100, "lr": 0.1, "schedule": "multistep"}
 ADVLC |= {"weight_decay": 1e-4, "shortcut": "raw", "padding": "constant", "normalize": False}
 
+# The code that the AdvLC paper released, of those of its methods that are in it.
+AS_ADVLC_RUNS: Mapping[str, Variant] = {
+    "advlc": Variant(
+        "AdvLC (released code)",
+        "as the code runs: the attack begins one input gradient away from the image",
+        parts={"start": "gradient"},
+    )
+}
+
 # The training of TRADES and the methods built on it in the RWP paper. Its epochs count from 1; the
 # learning rate drops at the beginning of the 100th and the 150th.
 TRADES: dict[str, Any] = {"schedule": "multistep", "drops": (99 / 200, 149 / 200)}

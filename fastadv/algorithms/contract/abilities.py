@@ -27,6 +27,29 @@ class BeginsAtCenter(Protocol):
 
 
 @runtime_checkable
+class MovesCenter(Protocol):
+    """An adversary whose ball is around another point than the image."""
+
+    moves_center: bool
+
+
+@runtime_checkable
+class Clipped(Protocol):
+    """A start at which the first gradient is not taken: that is at the start clipped to the box.
+    The first step begins at the start itself."""
+
+    clipped: bool
+
+
+@runtime_checkable
+class ForwardsCenter(Protocol):
+    """A start that forwards the centre of the ball. If the attack's mode of BatchNorm is "train",
+    this pass moves the statistics in place of the outer loss's."""
+
+    forwards_center: bool
+
+
+@runtime_checkable
 class FlatAtCenter(Protocol):
     """An attack's loss whose gradient at the centre of the ball is zero: an attack needs a start
     elsewhere."""

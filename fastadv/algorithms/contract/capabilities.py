@@ -16,7 +16,8 @@ class Capabilities:
 
     ``attacks``: x' differs from x. ``attacks_any_image``: the adversary can attack another image
     than the batch's. ``takes_start``: it begins where the start part says. ``begins_at_center``:
-    its first gradient is taken at the centre of the ball. ``chosen_start``: a start part says where
+    its first gradient is taken at the centre of the ball. ``moves_center``: the ball is around
+    another point than the image. ``chosen_start``: a start part says where
     the attack begins. ``keeps_starts``: the start part stores
     one perturbation per sample. ``gradient_steps`` is their number, ``attack_bn`` the mode of
     BatchNorm in them. ``counts_correct``: it reports ``Context.correct_share``.
@@ -37,6 +38,7 @@ class Capabilities:
     attacks_any_image: bool
     takes_start: bool
     begins_at_center: bool
+    moves_center: bool
     chosen_start: bool
     keeps_starts: bool
     gradient_steps: int

@@ -5,7 +5,7 @@ The reported accuracies are of a PreActResNet-18 on CIFAR-10 unless a row says o
 
 from collections.abc import Mapping
 
-from fastadv.algorithms.recipe import ADVLC, Recipe
+from fastadv.algorithms.recipe import ADVLC, AS_ADVLC_RUNS, Recipe
 
 # Averaging begins with the 51st of 200 epochs (README: "50").
 SWA = {"average_start": 0.25}
@@ -158,6 +158,8 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         regularizer="advlc",
         options={"reg_weight": 0.55},
         training=ADVLC,
+        variant="paper",
+        variants=AS_ADVLC_RUNS,
         reported="47.07 / 42.71 AutoAttack best / last, 81.06 / 82.70 clean",
     ),
     "fgsm-n-advlc-swa": Recipe(
@@ -169,6 +171,8 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         averaging="swa",
         options={"reg_weight": 0.5} | SWA,
         training=ADVLC,
+        variant="paper",
+        variants=AS_ADVLC_RUNS,
         reported="48.96 / 48.14 AutoAttack best / last, 79.46 / 82.14 clean",
     ),
     "advlc-swa": Recipe(
@@ -179,6 +183,8 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         start="center",
         options={"reg_weight": 0.3} | SWA,
         training=ADVLC,
+        variant="paper",
+        variants=AS_ADVLC_RUNS,
         reported="50.55 / 49.73 AutoAttack best / last, 79.70 / 82.09 clean",
     ),
     "fgsm-n-advlc-l1": Recipe(
@@ -189,6 +195,8 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         regularizer="advlc",
         options={"kind": "l1", "reg_weight": 0.1},
         training=ADVLC,
+        variant="paper",
+        variants=AS_ADVLC_RUNS,
         reported="46.01 / 40.04 AutoAttack best / last, 81.09 / 82.88 clean",
     ),
     "fgsm-n-advlc-kl": Recipe(

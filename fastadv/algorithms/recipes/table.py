@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastadv.algorithms import plugins
 from fastadv.algorithms.recipe import (
     ADVLC,
+    AS_ADVLC_RUNS,
     KL_ATTACK,
     MEMORIZATION,
     MEMORIZATION_ON_SVHN,
@@ -46,6 +47,8 @@ METHODS: dict[str, Recipe] = {
         "AdvLC, Sec. 5.1 and Table 1",
         adversary="fgsm-n",
         training=ADVLC,
+        variant="paper",
+        variants=AS_ADVLC_RUNS,
         reported="41.77 / 34.19 AutoAttack best / last, 83.51 / 83.72 clean "
         "(PreActResNet-18, CIFAR-10)",
     ),
@@ -67,6 +70,8 @@ METHODS: dict[str, Recipe] = {
         "AdvLC, Tables 1 and 2 (PGD10)",
         start="center",
         training=ADVLC,
+        variant="paper",
+        variants=AS_ADVLC_RUNS,
         reported="46.50 / 40.42 AutoAttack best / last, 83.40 / 83.58 clean "
         "(PreActResNet-18, CIFAR-10)",
         elsewhere="44.71 clean, 19.74 APGD-50 with 5 restarts (TinyImageNet)",
@@ -235,6 +240,8 @@ METHODS: dict[str, Recipe] = {
         start="center",
         options={"reg_weight": 0.4},
         training=ADVLC,
+        variant="paper",
+        variants=AS_ADVLC_RUNS,
         reported="48.73 / 45.11 AutoAttack best / last, 81.16 / 82.23 clean "
         "(PreActResNet-18, CIFAR-10)",
     ),
