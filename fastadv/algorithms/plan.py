@@ -38,7 +38,7 @@ from fastadv.algorithms.contract import (
 from fastadv.algorithms.parts import PARTS
 from fastadv.algorithms.plugins import source_digest
 from fastadv.algorithms.recipe import Recipe
-from fastadv.engine.model.bn_momentum import ADVERSARIAL, DEFAULT_BN_UPDATES
+from fastadv.engine.model.bn_momentum import DEFAULT_BN_UPDATES, NATURAL
 
 
 @dataclass(frozen=True)
@@ -220,12 +220,15 @@ class Plan:
     @cached_property
     def bn_updates(self) -> tuple[str, ...]:
         """The order in which x and x' update the statistics of BatchNorm."""
-        if isinstance(self.objective, OrdersBatchNorm):
-            return self.objective.bn_updates()
-        start = self.start
-        if isinstance(start, ForwardsCenter) and start.forwards_center:
-            return (ADVERSARIAL,) if self.adversary.attack_bn == "train" else DEFAULT_BN_UPDATES
-        return DEFAULT_BN_UPDATES
+        objective, start = self.objective, self.start
+        order: tuple[str, ...] = DEFAULT_BN_UPDATES
+        if isinstance(objective, OrdersBatchNorm):
+            order = objective.bn_updates()
+        moved = isinstance(start, ForwardsCenter) and start.forwards_center
+        if moved and self.adversary.attack_bn == "train" and NATURAL in order:
+            first = order.index(NATURAL)
+            return (*order[:first], *order[first + 1 :])
+        return order
 
     def depends_on(self) -> dict[str, str]:
         """Name -> digest of everything from outside of fastadv that training by this plan depends

@@ -44,7 +44,7 @@ class Clipped(Protocol):
 @runtime_checkable
 class ForwardsCenter(Protocol):
     """A start that forwards the centre of the ball. If the attack's mode of BatchNorm is "train",
-    this pass moves the statistics in place of the outer loss's."""
+    this pass moves the statistics in place of the first pass of x in the outer loss."""
 
     forwards_center: bool
 
