@@ -30,11 +30,11 @@ class Gradient(Begun):
     It costs one forward and one backward pass more, and the forward pass moves BatchNorm's
     statistics in the attack's mode: published is the order x, x0, ..., x'. Where that mode is
     "train", the first clean pass of the outer loss does not move them again (unless a BatchNorm
-    keeps a cumulative average or is called twice). Measured: 18 % of the first step's signs are others than
-    those at x in a network of random weights, 10 % in a digits network trained by PGD-10, 0.4 to
-    1.9 % in those trained by one step. There the loss at x' differs from that of plain FGSM by
-    -0.006 to 0.03. A targeted attack begins at x - g. A further restart begins at a random point of
-    the ball.
+    keeps a cumulative average or is called twice). Measured: 18 % of the first step's signs are
+    others than those at x in a network of random weights, 10 % in a digits network trained by
+    PGD-10, 0.4 to 1.9 % in those trained by one step. There the loss at x' differs from that of
+    plain FGSM by -0.006 to 0.03. A targeted attack begins at x - g. A further restart begins at a
+    random point of the ball.
     """
 
     forwards_center: ClassVar[bool] = True  # see ``ForwardsCenter``
