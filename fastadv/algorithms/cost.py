@@ -49,7 +49,7 @@ def passes(plan: Plan) -> Passes:
             counts[Pass(FORWARD, plan.adversary.attack_bn)] += 1
     counts.update(_outer(plan))
     for part in plan.parts.values():
-        if part is not plan.adversary and part is not plan.weights:
+        if part not in (plan.adversary, plan.start, plan.weights):
             counts.update(part.extra_passes(plan.capabilities))
     weights = plan.weights
     own = Counter() if weights is None else weights.extra_passes(plan.capabilities)
@@ -75,10 +75,12 @@ def _natural(plan: Plan) -> Counter[Pass]:
 
 
 def _attack(plan: Plan) -> Counter[Pass]:
-    """The passes of the adversary over one batch of images."""
+    """The passes of the adversary and of its start over one batch of images."""
     if plan.shares_natural_forward:
         return Counter()
-    return plan.adversary.extra_passes(plan.capabilities)
+    own = plan.adversary.extra_passes(plan.capabilities)
+    begun = Counter() if plan.start is None else plan.start.extra_passes(plan.capabilities)
+    return own + begun
 
 
 def _outer(plan: Plan) -> Counter[Pass]:

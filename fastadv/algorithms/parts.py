@@ -39,6 +39,7 @@ from fastadv.algorithms.slots import NONE, OPTIONAL
 from fastadv.algorithms.starts.bernoulli import Bernoulli
 from fastadv.algorithms.starts.center import Center
 from fastadv.algorithms.starts.gaussian import Gaussian
+from fastadv.algorithms.starts.gradient import Gradient
 from fastadv.algorithms.starts.stored import Stored
 from fastadv.algorithms.starts.unclipped import Unclipped
 from fastadv.algorithms.starts.uniform import UniformStart
@@ -71,6 +72,7 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "uniform-unclipped": Unclipped,
         "gaussian": Gaussian,
         "bernoulli": Bernoulli,
+        "gradient": Gradient,
         "stored": Stored,
     },
     "objective": {

@@ -236,6 +236,8 @@ class Update:
         outer pass, otherwise None."""
         alike = self.net.attack_dtype == self.net.outer_dtype
         alike = alike and self.net.bn_momenta.suffices(self.plan.bn_updates)
+        # A targeted attack follows the loss of other labels than the regularizer's.
+        alike = alike and not (self.plan.shares_gradient and batch.threat.targeted)
         adversary = self.plan.adversary
         if self.plan.shares_natural_forward and alike and isinstance(adversary, SharesForward):
             return adversary.joint_center(batch)

@@ -27,6 +27,29 @@ class BeginsAtCenter(Protocol):
 
 
 @runtime_checkable
+class MovesCenter(Protocol):
+    """An adversary whose ball is around another point than the image."""
+
+    moves_center: bool
+
+
+@runtime_checkable
+class Clipped(Protocol):
+    """A start at which the first gradient is not taken: that is at the start clipped to the box.
+    The first step begins at the start itself."""
+
+    clipped: bool
+
+
+@runtime_checkable
+class ForwardsCenter(Protocol):
+    """A start that forwards the centre of the ball. If the attack's mode of BatchNorm is "train",
+    this pass moves the statistics in place of the first pass of x in the outer loss."""
+
+    forwards_center: bool
+
+
+@runtime_checkable
 class FlatAtCenter(Protocol):
     """An attack's loss whose gradient at the centre of the ball is zero: an attack needs a start
     elsewhere."""
@@ -67,9 +90,20 @@ class SharesForward(Protocol):
         """The centre (B,C,H,W) of the ball. None if the attack on this batch begins elsewhere,
         since the caller gave its start."""
 
-    def joint_step(self, center: Tensor, logits: Tensor, batch: Batch, context: Context) -> Tensor:
-        """x_adv (B,C,H,W), one step from ``center``, which requires grad. The graph of its
-        ``logits`` (B,classes) is kept for the outer pass."""
+    def joint_step(
+        self, center: Tensor, logits: Tensor, batch: Batch, context: Context
+    ) -> tuple[Tensor, Tensor]:
+        """x_adv (B,C,H,W), one step from ``center``, which requires grad, and the gradient
+        (B,C,H,W) that the step follows. The graph of ``logits`` (B,classes), those of ``center``,
+        is kept for the outer pass."""
+
+
+@runtime_checkable
+class ReadsCenterGradient(Protocol):
+    """A regularizer that needs the gradient of the cross entropy at the centre. Where the attack
+    has just taken that step, it reads ``Context.center_gradient`` instead of another pass."""
+
+    reads_center_gradient: bool
 
 
 @runtime_checkable

@@ -57,6 +57,7 @@ class Context(NamedTuple):
     signs: tuple[Tensor, ...] = ()  # of the loss gradient: at the input, then entering each block
     start: Tensor | None = None  # (B,C,H,W) the initial perturbation in the units of its state
     weakening: Tensor | None = None  # 0-dim or (B,C,H,W), factor of the perturbation trained on
+    center_gradient: Tensor | None = None  # (B,C,H,W) that the step from the centre followed
     neighbor_adv: Tensor | None = None  # (B,C,H,W) the attacked second image of a regularizer
     own: tuple[Tensor, ...] = ()  # what the adversary keeps from ``make`` for ``after``
 

@@ -21,6 +21,7 @@ from fastadv.algorithms.recipe import (
     OnData,
     Recipe,
     Variant,
+    as_advlc_runs,
 )
 from fastadv.algorithms.recipes import publications
 from fastadv.algorithms.recipes.fast import FAST
@@ -65,6 +66,8 @@ METHODS: dict[str, Recipe] = {
         published=publications.FGSM_N,
         adversary="fgsm-n",
         training=ADVLC,
+        variant="paper",
+        variants=as_advlc_runs(publications.FGSM_N),
         reported="41.77 / 34.19 AutoAttack best / last, 83.51 / 83.72 clean "
         "(PreActResNet-18, CIFAR-10)",
     ),
@@ -88,6 +91,8 @@ METHODS: dict[str, Recipe] = {
         published=publications.PGD_10,
         start="center",
         training=ADVLC,
+        variant="paper",
+        variants=as_advlc_runs(publications.PGD_10),
         reported="46.50 / 40.42 AutoAttack best / last, 83.40 / 83.58 clean "
         "(PreActResNet-18, CIFAR-10)",
         elsewhere="44.71 clean, 19.74 APGD-50 with 5 restarts (TinyImageNet)",
@@ -285,6 +290,8 @@ METHODS: dict[str, Recipe] = {
         start="center",
         options={"reg_weight": 0.4},
         training=ADVLC,
+        variant="paper",
+        variants=as_advlc_runs(publications.penalised(publications.PGD_10, 0.4)),
         reported="48.73 / 45.11 AutoAttack best / last, 81.16 / 82.23 clean "
         "(PreActResNet-18, CIFAR-10)",
     ),
