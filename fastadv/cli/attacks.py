@@ -23,18 +23,15 @@ def attacks() -> None:
         table.add_row(*map(escape, row))
     out.print(table)
     objectives = ", ".join(get_args(Objective))
-    words = "; ".join(f"{word}: {changes}" for word, changes in WORDS.items())
     for sentence in (
         "",
         "Numbers follow the name and may be left out: apgd-ce, apgd-ce-50, apgd-ce-50-5. An image "
         "that stays robust takes their product in passes with a gradient, each about three "
         "forward passes; square: without gradients; fab and fab-t: a forward pass more for each.",
         f"pgd-OBJECTIVE, or pgd-OBJECTIVE-20, follows another loss: {objectives}.",
-        f"Behind the numbers of pgd and cw may be, as released code has it, {words}. cw-margin "
-        "always stops, and takes largest. Examples: pgd-10-5-largest (RWP, AWP), "
-        "pgd-50-10-stopped-largest (fast_adversarial), cw-margin-10-10-largest (Bag of Tricks), "
-        "pgd-20-unclipped (TRADES, APART, MEM). Without these an image is fooled if any run fools "
-        "the network; with largest all runs are made, and the accuracy is the same or higher.",
+        "Words behind the numbers of pgd and cw are forms of released code; cw-margin always "
+        "stops, and takes largest:",
+        *(f"- {word}: {changes}." for word, changes in WORDS.items()),
         "Names with + between them are a cascade of your own: apgd-ce+square. Each search takes "
         "the images that those before it did not fool.",
     ):

@@ -106,10 +106,10 @@ def attack(
     15/128 eps (L2), eps for FGSM; 10 steps of PGD and "cw-margin", 5000 queries of Square, 100
     steps of the others; 9 targets, 2 restarts of PMA, one of the others; a random start, none for
     FGSM; objective "ce"; the others are "kl" (KL(f(x) || f(x'))), "margin" (that of the logits),
-    "dlr", "logit-scaled" and "probability-margin". ``start`` (B,C,H,W) is an initial perturbation in pixels instead of
-    the random one. Noise is drawn per row of ``index`` (B,) (0..B-1 if None) from ``seed``, so a
-    sample's result does not depend on its batch. ``amp`` computes in "bf16" (True) or "fp16"; with
-    False, in the model's own type, also inside the caller's autocast.
+    "dlr", "logit-scaled" and "probability-margin". ``start`` (B,C,H,W) is an initial perturbation
+    in pixels instead of the random one. Noise is drawn per row of ``index`` (B,) (0..B-1 if None)
+    from ``seed``, so a sample's result does not depend on its batch. ``amp`` computes in "bf16"
+    (True) or "fp16"; with False, in the model's own type, also inside the caller's autocast.
 
     A search leaves an image as it is that the model already gets wrong, ends at the first point
     that fools the model, and else gives the strongest point that it saw. PGD and CW give the last

@@ -27,11 +27,18 @@ OPTIONS: dict[str, frozenset[str]] = {
 """Every kind of attack, and which options of ``fastadv.attack`` it takes."""
 
 WORDS = {
-    "stopped": "an image is no longer moved once it is fooled",
-    "largest": "of several runs the one with the largest cross entropy is judged",
-    "unclipped": "random starts may leave the range of images, in which every step ends",
+    "stopped": "an image is no longer moved once it is fooled (robust_overfitting: pgd-10-stopped)",
+    "largest": (
+        "the run with the largest cross entropy is judged, not the first that fools the network: "
+        "all runs are made, and the accuracy is the same or higher (RWP and AWP: pgd-10-5-largest; "
+        "fast_adversarial: pgd-50-10-stopped-largest; Bag of Tricks: cw-margin-10-10-largest)"
+    ),
+    "unclipped": (
+        "a start may leave the range of images, in which every step ends (TRADES, APART, MEM: "
+        "pgd-20-unclipped)"
+    ),
 }
-"""What may follow the numbers of PGD and CW, and what it changes: forms of published code."""
+"""What may follow the numbers of PGD and CW, and what it changes: forms of released code."""
 
 OTHERS = {
     "clean": ("", "the images as they are"),

@@ -97,10 +97,11 @@ def pgd_with_restarts(
     does not stall a device it is not attacked again.
 
     If ``spec.largest``, per sample the result of the run with the largest cross entropy (or
-    criterion), of equal ones the last, whatever the loss of the attack: so RWP and AWP (eval_pgd.py), and with
-    ``stopped`` fast_adversarial (utils.py) and Bag of Tricks (utils_plus.py). It may be a run that
-    does not fool the model where another one does, so the accuracy is the same or higher: 69.44 in
-    place of 69.17 % for ``pgd-10-5`` in a check of 360 images. Every sample takes all runs.
+    criterion), of equal ones the last, whatever the loss of the attack: so RWP and AWP
+    (eval_pgd.py), and with ``stopped`` fast_adversarial (utils.py) and Bag of Tricks
+    (utils_plus.py). It may be a run that does not fool the model where another one does, so the
+    accuracy is the same or higher: 69.44 in place of 69.17 % for ``pgd-10-5`` in a check of 360
+    images. Every sample takes all runs.
 
     Only the first run uses ``problem.start`` or, with ``random_start=False``, the image itself.
     """
