@@ -150,6 +150,19 @@ def fixed_or_not(monkeypatch: pytest.MonkeyPatch, fixed: bool) -> None:
         monkeypatch.setattr(Network, "syncs_are_free", False)
 
 
+def by_search(
+    model: nn.Module, x: Tensor, y: Tensor, name: str, threat: Threat, alpha: float | None = None
+) -> tuple[Stage, Tensor, Tensor]:
+    """The search, x' (B,C,H,W) and (B,) bool: it has succeeded."""
+    (stage,) = stages_of(parse_attack(name).with_options(alpha=alpha), threat, SEED, 5, again=False)
+    pictures = Images(x, y, torch.arange(len(x)), model(x).detach())
+    rows = cascade.entering(pictures, pictures.index, targeted=threat.targeted, spares=False)
+    with Passes(Network(model, x.device, Runner())) as passes:
+        found = joined(cascade.run([stage], iter([rows]), passes, 6))
+    order = found["place"].argsort()
+    return stage, found["found"][order], found["fooled"][order]
+
+
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: name_of(*form))
 def test_a_search_gives_what_the_attack_on_one_batch_gives(
@@ -158,19 +171,14 @@ def test_a_search_gives_what_the_attack_on_one_batch_gives(
     """Six slots for all images: the runs of an image are in different batches."""
     fixed_or_not(monkeypatch, fixed)
     model, x, y = labelled()
-    spec, threat = parse_attack(name_of(*form)).with_options(alpha=0.02), Threat("linf", 0.06)
+    threat = Threat("linf", 0.06)
     expected = attack(model, x, y, name_of(*form), threat=threat, alpha=0.02, seed=SEED)
-    pictures = Images(x, y, torch.arange(COUNT), model(x).detach())
-    stages = stages_of(spec, threat, SEED, 5, again=False)
-    rows = cascade.entering(pictures, pictures.index, targeted=False, spares=False)
-    with Passes(Network(model, x.device, Runner())) as passes:
-        found = joined(cascade.run(stages, iter([rows]), passes, 6))
-    order = found["place"].argsort()
+    stage, found, fooled = by_search(model, x, y, name_of(*form), threat, alpha=0.02)
     wrong = model(expected).argmax(1) != y
-    assert found["fooled"][order].tolist() == wrong.tolist()
+    assert fooled.tolist() == wrong.tolist()
     # Where one that stops fools nothing, a search keeps the strongest point of all, not the last.
-    same = wrong | stages[0].search.last_alone
-    torch.testing.assert_close(found["found"][order][same], expected[same], rtol=0, atol=1e-12)
+    same = wrong | stage.search.last_alone
+    torch.testing.assert_close(found[same], expected[same], rtol=0, atol=1e-12)
 
 
 def test_the_largest_loss_is_judged_and_not_any_that_fools() -> None:
@@ -226,6 +234,8 @@ def test_equal_losses_are_judged_by_the_last_run() -> None:
     found = attack(Sure(), x, y, "pgd-2-3-largest", eps=0.1, seed=SEED)
     last = kernels.linf_start(x, 0.1, torch.arange(3), SEED, 2, stream=STREAM)
     torch.testing.assert_close(found, last, rtol=0, atol=1e-12)
+    _, found, _ = by_search(Sure(), x, y, "pgd-2-3-largest", Threat("linf", 0.1))
+    torch.testing.assert_close(found, last, rtol=0, atol=1e-12)
 
 
 def test_the_smallest_distance_to_a_target_is_the_largest_loss() -> None:
@@ -246,6 +256,10 @@ def test_the_smallest_distance_to_a_target_is_the_largest_loss() -> None:
     expected = torch.stack(runs)[nearest, torch.arange(COUNT)]
     found = attack(model, x, target, "pgd-3-4-largest", **options)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    threat = Threat("linf", 0.05, targeted=True)
+    _, found, fooled = by_search(model, x, target, "pgd-3-4-largest", threat)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert fooled.tolist() == (model(expected).argmax(1) == target).tolist()
     assert len(set(nearest.tolist())) == 4
 
 
