@@ -229,6 +229,7 @@ BAD_SETTINGS: dict[str, list[Any]] = {
     "pad": [-1, NAN, 1.5],
     "limit": [0, -1],
     "test_limit": [0, -1],
+    "label_noise": [NAN, -0.1, 1.5, "some"],
     "image_size": [0, -1, 10**9],
     "eval_every": [0, -1],
     "seed": [-1, 2**63, 1.5, NAN],

@@ -19,6 +19,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "data_root": "folder of the data sets",
         "download": "download a missing data set",
         "limit": "train on this many images only",
+        "label_noise": "share of training labels drawn anew from all classes; 1: random labels",
         "unlabelled": "images with pseudo-labels, written by `fastadv pseudo-label`",
         "image_size": "height and width, in pixels, to which images of a folder are resized",
         "loader": "device: all images in memory; dali: decode files while training",

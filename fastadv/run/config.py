@@ -13,6 +13,7 @@ from fastadv.declared import (
     CountOrZero,
     NonNegative,
     Positive,
+    Share,
     ShareBelowOne,
     declared,
     may_be_absent,
@@ -69,6 +70,7 @@ class RunConfig:
     padding: Literal["constant", "grey", "reflect"]
     augmentation: Literal["base", "rotate", "autoaugment"]
     limit: Count | None  # None: all training images
+    label_noise: Share
     image_size: Side | None  # None: as the files are
     unlabelled: str | None  # None: labelled images only
     loader: Literal["auto", "device", "dali"]

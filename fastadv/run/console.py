@@ -23,6 +23,7 @@ from fastadv.engine.process import distributed
 if TYPE_CHECKING:
     from fastadv.run.run_folder import RunFolder
     from fastadv.run.session import Session
+    from fastadv.run.source import Source
 
 SAY_EVERY = 30.0  # seconds between lines about an evaluation where there is no terminal
 
@@ -84,6 +85,8 @@ class Console:
         evaluated_in = shown(None, session.model, session.device)
         if trained_in(session) != evaluated_in:
             self.out.print(f"trains in {trained_in(session)}, evaluates in {evaluated_in}")
+        if config.label_noise:
+            self.out.print(label_noise(session.data))
         self.out.print(f"run folder: {escape(str(folder.path))}")
         if config.select == "test":
             self.out.print(
@@ -217,6 +220,12 @@ class Console:
 def as_interval(ends: Sequence[float]) -> str:
     """The ends of an interval in [0,1], as percentages."""
     return f"{100 * ends[0]:.1f}-{100 * ends[1]:.1f}"
+
+
+def label_noise(data: Source) -> str:
+    """How many of the labels that are trained on are wrong, as a sentence."""
+    share = 100 * data.wrong_labels / len(data.training)
+    return f"label noise: {share:.1f} % of {len(data.training):,} labels are wrong"
 
 
 def trained_in(session: Session) -> str:

@@ -16,7 +16,7 @@ from fastadv.engine.process import distributed
 from fastadv.errors import Interrupted, NotFiniteError, TrainingError
 from fastadv.run import provenance
 from fastadv.run.console import Console
-from fastadv.run.eval_pass import TESTED, EvalJob, EvalScores, StopEvaluation, run_evaluation
+from fastadv.run.eval_pass import EvalJob, EvalScores, StopEvaluation, run_evaluation
 from fastadv.run.eval_records import EvalRecords
 from fastadv.run.events import Events
 from fastadv.run.run_folder import RunFolder
@@ -176,8 +176,6 @@ class EpochLoop:
         """Scores of the session's weights, those of the last epoch, or of the named ones."""
         session, config, last = self.session, self.session.config, self.folder.last
         self.job.which = which or f"the weights of epoch {self.progress.epoch + 1}"
-        tested = images is session.data.test
-        self.job.images_name = TESTED if tested else "validation images"
         try:
             return run_evaluation(
                 session.model,

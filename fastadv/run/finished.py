@@ -12,7 +12,7 @@ from fastadv.errors import UserError, unknown, warn
 from fastadv.run import provenance
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
-from fastadv.run.eval_pass import TESTED, EvalJob, EvalScores, run_evaluation
+from fastadv.run.eval_pass import EvalJob, EvalScores, run_evaluation
 from fastadv.run.eval_records import EvalRecords
 from fastadv.run.eval_watch import Deadline
 from fastadv.run.run_folder import RunFolder
@@ -124,7 +124,7 @@ def evaluate_loaded(
     step: float | str | None = alpha
     if alpha is None and eps is None:
         step = config.eval_alpha
-    job = EvalJob(config, data, device, EvalRecords(folder), which, TESTED, lasting=True)
+    job = EvalJob(config, data, device, EvalRecords(folder), which, lasting=True)
     job.console = console or job.console
     job.saves_examples, job.deadline = save_examples, deadline or job.deadline
     job.search_dtype, job.mode = search_dtype, mode

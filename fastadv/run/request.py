@@ -12,6 +12,7 @@ from fastadv.declared import (
     NonNegative,
     Positive,
     Range,
+    Share,
     ShareBelowOne,
     declared,
 )
@@ -65,6 +66,7 @@ class RunRequest:
     padding: Literal["constant", "grey", "reflect"] | None = None
     augmentation: Literal["base", "rotate", "autoaugment"] | None = None
     limit: Count | None = None
+    label_noise: Share | None = None
     image_size: Side | None = None
     unlabelled: str | None = None
     loader: Literal["auto", "device", "dali"] | None = None
