@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from edited import edit
+from PIL import Image
 from test_begun_with import SMALL, stopped
 from test_distributed import free_port
 from torch import Tensor, distributed
@@ -106,8 +107,8 @@ def test_only_the_labels_of_the_loader_are_noisy() -> None:
     assert torch.equal(labels_of(noisy.test), labels_of(plain.test))
     rows = torch.tensor(sorted(trained_on(noisy)))
     assert torch.equal(labels_of(noisy.training), expected[rows])
-    assert noisy.wrong_labels == int((expected != true)[rows].sum())
-    assert plain.wrong_labels == 0
+    assert noisy.training.wrong_labels == int((expected != true)[rows].sum())
+    assert plain.training.wrong_labels == 0
     assert noisy.content == plain.content
     assert noisy.validation.content == plain.validation.content
     assert noisy.training.content != plain.training.content
@@ -128,8 +129,10 @@ def test_pseudo_labels_stay(tmp_path: Path) -> None:
     assert labelled == {row: int(noisy[row]) for row in labelled}
 
 
-def test_files_of_a_folder_get_the_same_labels(tmp_path: Path) -> None:
-    from PIL import Image
+@pytest.mark.parametrize("loader", ["device", "dali"])
+def test_files_of_a_folder_get_the_same_labels(loader: str, tmp_path: Path) -> None:
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali")
 
     for part, count in (("train", 40), ("test", 4)):
         for number in range(count):
@@ -139,13 +142,18 @@ def test_files_of_a_folder_get_the_same_labels(tmp_path: Path) -> None:
             Image.fromarray(pixels).save(place / f"{number:02}.png")
     where = {"data": f"folder:{tmp_path / 'tree'}", "data_root": str(tmp_path / "cache")}
     settings = {**where, "limit": None, "batch_size": 8, "val_fraction": 0.2}
-    settings |= {"loader": "device", "pad": 0}
+    settings |= {"loader": loader, "pad": 0}
     true = load(where["data"], root=where["data_root"]).train_labels
-    found = trained_on(opened(0.7, **settings))
+    source = opened(0.7, **settings)
+    found = trained_on(source)
     expected = noisy_labels(true, 0.7, 2, 0)
     assert found == {row: int(expected[row]) for row in found}
     assert any(found[row] != int(true[row]) for row in found)
-    assert opened(0.7, **settings).validation.content == opened(0, **settings).validation.content
+    rows = torch.tensor(sorted(found))
+    assert torch.equal(labels_of(source.training), expected[rows])
+    plain = opened(0, **settings)
+    assert torch.equal(labels_of(source.validation), labels_of(plain.validation))
+    assert source.validation.content == plain.validation.content
 
 
 def worker(rank: int, port: int, out: str) -> None:
@@ -173,7 +181,7 @@ def test_the_first_lines_say_how_many_are_wrong(
     source = open_source(resolve_run(RunRequest(**settings)), CPU)
     count = len(source.training)
     said = " ".join(capsys.readouterr().out.split())
-    share = 100 * source.wrong_labels / count
+    share = 100 * source.training.wrong_labels / count
     assert f"label noise: {share:.1f} % of {count} labels are wrong" in said
 
 

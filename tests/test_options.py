@@ -232,6 +232,8 @@ BAD_SETTINGS: dict[str, list[Any]] = {
     "label_noise": [NAN, -0.1, 1.5, "some"],
     "image_size": [0, -1, 10**9],
     "eval_every": [0, -1],
+    "eval_train": [0, -1, 1.5],
+    "keep_every": [0, -1, 1.5],
     "seed": [-1, 2**63, 1.5, NAN],
     "norm": ["l1", 3, NAN],
     "schedule": ["linear", 1],

@@ -81,6 +81,7 @@ class RunConfig:
     val_fraction: OpenShare
     eval_alpha: Positive | None  # None: each attack's own step
     eval_every: Count
+    eval_train: Count | None  # None: no training images
     test_attacks: str
     test_limit: Count | None  # None: all test images
     seed: CountOrZero
@@ -88,6 +89,7 @@ class RunConfig:
     device: str
     out: str | None  # None: runs/METHOD-DATA
     checkpoint_minutes: NonNegative
+    keep_every: Count | None  # None: weights of epochs are not kept
     plan: Plan = field(compare=False, repr=False)
     origins: Mapping[str, Origin] = field(compare=False, repr=False)
 

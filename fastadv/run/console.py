@@ -23,7 +23,6 @@ from fastadv.engine.process import distributed
 if TYPE_CHECKING:
     from fastadv.run.run_folder import RunFolder
     from fastadv.run.session import Session
-    from fastadv.run.source import Source
 
 SAY_EVERY = 30.0  # seconds between lines about an evaluation where there is no terminal
 
@@ -86,7 +85,7 @@ class Console:
         if trained_in(session) != evaluated_in:
             self.out.print(f"trains in {trained_in(session)}, evaluates in {evaluated_in}")
         if config.label_noise:
-            self.out.print(label_noise(session.data))
+            self.out.print(f"label noise: {session.data.training.label_noise}")
         self.out.print(f"run folder: {escape(str(folder.path))}")
         if config.select == "test":
             self.out.print(
@@ -185,12 +184,8 @@ class Console:
     def line(self, line: dict[str, Any]) -> None:
         """One epoch."""
         scores = "  ".join(
-            f"{name.replace('_', ' ')} {100 * value:5.1f} %"
-            for name, value in line.items()
-            if name.startswith(("val_", "test_")) and name + "_interval" in line
+            _scores(line, of) for of in ("val", "test", "train") if f"{of}_n" in line
         )
-        evaluated = next((line[name] for name in ("val_n", "test_n") if name in line), None)
-        scores += f" of {evaluated:,}" if evaluated else ""
         self.out.print(
             f"epoch {line['epoch']:3d}/{self._total}  loss {line['loss']:.4f}  "
             f"lr {line['lr']:.4f}  {scores}  train {line['train_seconds']:.1f} s  "
@@ -217,15 +212,19 @@ class Console:
         )
 
 
+def _scores(line: dict[str, Any], of: str) -> str:
+    """The accuracies on the images called ``of``, and how many there are."""
+    shown = [
+        f"{name.replace('_', ' ')} {100 * value:5.1f} %"
+        for name, value in line.items()
+        if name.startswith(f"{of}_") and f"{name}_interval" in line
+    ]
+    return "  ".join(shown) + f" of {line[f'{of}_n']:,}"
+
+
 def as_interval(ends: Sequence[float]) -> str:
     """The ends of an interval in [0,1], as percentages."""
     return f"{100 * ends[0]:.1f}-{100 * ends[1]:.1f}"
-
-
-def label_noise(data: Source) -> str:
-    """How many of the labels that are trained on are wrong, as a sentence."""
-    share = 100 * data.wrong_labels / len(data.training)
-    return f"label noise: {share:.1f} % of {len(data.training):,} labels are wrong"
 
 
 def trained_in(session: Session) -> str:

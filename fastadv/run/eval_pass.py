@@ -64,17 +64,17 @@ class EvaluationStopped(KeyboardInterrupt):
 
 
 class EvalScores(Scores):
-    """Scores. ``said``: the threat and the precision; ``stored``: the attacks that were evaluated
-    before; ``seconds_before``: the time that the stored results had taken; ``facts``: for results
-    that last, what they depend on besides the attack; ``bounds``: for attacks whose time ran out,
-    the accuracies between which theirs lies; ``known``: how many verdicts these rest on;
-    ``stuck``: for those that got no further in this time, so that nothing new is stored, the
-    seconds of one run of a search, and of the least time that gets further; ``too_short``: those
-    that got no further either, before a pass could be timed."""
+    """Scores. ``on``: what the images are; ``said``: the threat and the precision; ``stored``: the
+    attacks that were evaluated before; ``seconds_before``: the time that the stored results had
+    taken; ``facts``: for results that last, what they depend on besides the attack; ``bounds``: for
+    attacks whose time ran out, the accuracies between which theirs lies; ``known``: how many
+    verdicts these rest on; ``stuck``: for those that got no further in this time, so that nothing
+    new is stored, the seconds of one run of a search, and of the least time that gets further;
+    ``too_short``: those that got no further either, before a pass could be timed."""
 
-    def __init__(self, n: int, said: str) -> None:
-        super().__init__({}, n)
-        self.said = said
+    def __init__(self, images: EvalBatches, said: str) -> None:
+        super().__init__({}, len(images))
+        self.on, self.said = images.name, said
         self.stored: list[str] = []
         self.seconds_before = 0.0
         self.facts: Settings = {}
@@ -159,6 +159,8 @@ def run_evaluation(
     if job.search_dtype != "float32":
         precision += f", searched in {job.search_dtype}"
     said = f"{job.config.norm} eps {eps:.4g}, evaluated in {precision}"
+    if images.wrong_labels:
+        said += f", with the labels trained on ({images.label_noise})"
     title = (
         f"evaluating {job.which} on {len(images):,} {images.name} under {', '.join(attacks)}: "
         f"{job.config.norm} eps {eps:.4g}, {precision}"
@@ -169,7 +171,7 @@ def run_evaluation(
     threat |= {"seed": seed, "search_dtype": job.search_dtype}
     # Digests of all weights and images: taken when a record is looked for or written.
     common = cache(lambda: settings_of(model, images, job) | {"precision": precision} | threat)
-    found = EvalScores(len(images), said)
+    found = EvalScores(images, said)
     if job.lasting:
         found.facts = common()
     if not len(images):

@@ -77,6 +77,7 @@ class RunRequest:
     val_fraction: OpenShare | None = None
     eval_alpha: Positive | None = None
     eval_every: Count | None = None
+    eval_train: Count | None = None
     test_attacks: str | None = None
     test_limit: Count | None = None
     seed: CountOrZero | None = None
@@ -84,6 +85,7 @@ class RunRequest:
     device: str | None = None
     out: str | None = None
     checkpoint_minutes: NonNegative | None = None
+    keep_every: Count | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -32,10 +32,12 @@ from fastadv.data.labels import stratified_rows
 from fastadv.data.packed import tell_left_out
 from fastadv.data.rotation import Rotated
 from fastadv.engine.process import distributed
-from fastadv.errors import UserError
+from fastadv.errors import UserError, unknown
 from fastadv.run.config import RunConfig
 from fastadv.run.pseudo_labels import read_pseudo_labelled
 from fastadv.storage.digests import digest
+
+SETS = ("train", "val", "test")
 
 
 def eval_batch_size(device: torch.device, values: int) -> int:
@@ -60,7 +62,8 @@ class EvalBatches:
     ``batches(rows, batch_size)`` gives the chosen ones of the images whose labels are ``labels``
     (N,). At most ``limit`` of them are evaluated, each class in proportion, always the same ones.
     ``name`` says what they are. ``content`` is a digest of all N: the networks of two runs can be
-    compared on images with the same one.
+    compared on images with the same one. ``wrong_labels`` is how many of the N labels are not the
+    true ones, because of label noise.
     """
 
     def __init__(
@@ -72,17 +75,31 @@ class EvalBatches:
         *,
         name: str = "images",
         content: str = "",
+        wrong_labels: int = 0,
     ) -> None:
         self._batches, self._labels, self.batch_size = batches, labels.cpu(), batch_size
-        self.name, self.content = name, content
+        self.name, self.content, self.wrong_labels = name, content, wrong_labels
         self.rows = torch.arange(len(labels))
         if limit is not None and limit < len(labels):
             self.rows = stratified_rows(self._labels, limit, draws.LIMIT, seed=0)
 
     def limited(self, limit: int | None) -> EvalBatches:
         """The same images, at most ``limit`` of them."""
-        told = {"name": self.name, "content": self.content}
-        return EvalBatches(self._batches, self._labels, self.batch_size, limit, **told)
+        return EvalBatches(
+            self._batches,
+            self._labels,
+            self.batch_size,
+            limit,
+            name=self.name,
+            content=self.content,
+            wrong_labels=self.wrong_labels,
+        )
+
+    @property
+    def label_noise(self) -> str:
+        """How many of the set's labels are wrong, in words."""
+        count = len(self._labels)
+        return f"{100 * self.wrong_labels / count:.1f} % of {count:,} labels are wrong"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -99,8 +116,8 @@ class Source:
     on, the others are held out.
 
     ``training`` are the labelled images that are trained on, without augmentation and with the
-    labels that are trained on; ``wrong_labels`` of these are not the true ones. ``validation`` and
-    ``test`` have their true labels, and are one set if the best epoch is chosen on the test set.
+    labels that are trained on. ``validation`` and ``test`` have their true labels, and are one set
+    if the best epoch is chosen on the test set.
     """
 
     num_samples: int
@@ -114,10 +131,21 @@ class Source:
     training: EvalBatches
     validation: EvalBatches
     test: EvalBatches
-    wrong_labels: int
     streams: bool
     content: dict[str, str]
     """Name of a set -> its digest. Another digest is another run."""
+
+    def evaluated_on(self, name: str) -> EvalBatches:
+        """The images that ``name``, one of ``SETS``, stands for. Raises ``UserError`` for another
+        name, and for validation images if there are none."""
+        if name not in SETS:
+            raise unknown("set of images", name, SETS)
+        if name == "val" and self.validation is self.test:
+            raise UserError(
+                "The run chose its best epoch on the test set and held out no validation images: "
+                "evaluate it --on test or --on train."
+            )
+        return {"train": self.training, "val": self.validation, "test": self.test}[name]
 
 
 def open_source(config: RunConfig, device: torch.device, views: int = 1) -> Source:
@@ -209,12 +237,11 @@ def _loader(config: RunConfig, device: torch.device) -> str:
 
 
 class _Divided(NamedTuple):
-    """The ``rows`` that are trained on, the ``labels`` (N,) of all rows that training sees, how
-    many of those trained on are ``wrong``, and the sets that are evaluated."""
+    """The ``rows`` that are trained on, the ``labels`` (N,) of which training sees theirs, and the
+    sets that are evaluated."""
 
     rows: Tensor
     labels: Tensor
-    wrong: int
     training: EvalBatches
     validation: EvalBatches
     test: EvalBatches
@@ -243,6 +270,7 @@ def _divided(
             batch_size,
             name=name,
             content=digest([content["training data"], places, labels[places]]),
+            wrong_labels=int((labels != true)[places].sum()),
         )
 
     labels, read_test = tested
@@ -257,7 +285,6 @@ def _divided(
     return _Divided(
         rows,
         noisy,
-        int((noisy != true)[rows].sum()),
         of_training_data("training images", noisy, rows),
         test if config.select == "test" else of_training_data("validation images", true, held_out),
         test,
@@ -314,7 +341,6 @@ def _from_memory(config: RunConfig, device: torch.device, options: dict[str, Any
         training=sets.training,
         validation=sets.validation,
         test=sets.test,
-        wrong_labels=sets.wrong,
         streams=False,
         content=content,
     )
@@ -367,7 +393,6 @@ def _from_files(config: RunConfig, device: torch.device, options: dict[str, Any]
         training=sets.training,
         validation=sets.validation,
         test=sets.test,
-        wrong_labels=sets.wrong,
         streams=True,
         content=content,
     )
