@@ -72,9 +72,9 @@ class EvalScores(Scores):
     new is stored, the seconds of one run of a search, and of the least time that gets further;
     ``too_short``: those that got no further either, before a pass could be timed."""
 
-    def __init__(self, images: EvalBatches, said: str) -> None:
-        super().__init__({}, len(images))
-        self.on, self.said = images.name, said
+    def __init__(self, n: int, said: str, on: str = "images") -> None:
+        super().__init__({}, n)
+        self.said, self.on = said, on
         self.stored: list[str] = []
         self.seconds_before = 0.0
         self.facts: Settings = {}
@@ -171,7 +171,7 @@ def run_evaluation(
     threat |= {"seed": seed, "search_dtype": job.search_dtype}
     # Digests of all weights and images: taken when a record is looked for or written.
     common = cache(lambda: settings_of(model, images, job) | {"precision": precision} | threat)
-    found = EvalScores(images, said)
+    found = EvalScores(len(images), said, images.name)
     if job.lasting:
         found.facts = common()
     if not len(images):
