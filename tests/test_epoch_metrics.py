@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastadv.errors import UserError
 from fastadv.run.console import Console
 from fastadv.run.epoch_metrics import EpochMetrics
 from fastadv.run.request import RunRequest
@@ -109,6 +110,22 @@ def test_a_step_costs_two_operations_and_reads_nothing() -> None:
         metrics.add(values, 4)
     assert len(called) <= 2, called
     assert not any("local_scalar" in name or "_to_copy" in name for name in called)
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        None,
+        {},
+        {"images": [4], "rows": torch.zeros(1, 3), "reports": {}},
+        {"images": torch.tensor([4] * 6), "rows": torch.zeros(6, 3), "reports": {}},
+        {"images": torch.tensor([4]), "rows": torch.zeros(2, 3), "reports": {}},
+        {"images": torch.tensor([4]), "rows": torch.zeros(1, 3), "reports": 5},
+    ],
+)
+def test_metrics_of_another_run_are_refused(saved: Any) -> None:
+    with pytest.raises(UserError, match="restore the run's own"):
+        EpochMetrics(5, CPU).load_state(saved)
 
 
 # -- what the parts report ------------------------------------------------------------------------

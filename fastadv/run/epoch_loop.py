@@ -51,7 +51,7 @@ class EpochLoop:
         self._metrics = EpochMetrics(len(data.loader), device)
         self._saved_at = time.monotonic()
         if folder.last.exists():
-            self._metrics.load_state(checkpoint.load(folder.last)["epoch_metrics"])
+            self._metrics.load_state(checkpoint.load(folder.last).get("epoch_metrics"))
 
     def epochs(self) -> None:
         """Train, evaluate and save, epoch by epoch."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastadv.algorithms.contract import Reports
 from fastadv.algorithms.plan import Plan
+from fastadv.errors import UserError
 
 _COLUMNS = ("loss", "accuracy", "grad_norm")
 
@@ -70,8 +71,14 @@ class EpochMetrics:
         rows = self._rows[: len(self._images)].clone()
         return {"rows": rows, "images": torch.tensor(self._images), "reports": self._reports}
 
-    def load_state(self, saved: Mapping[str, Any]) -> None:
-        """Continue from ``state``."""
-        self._images = saved["images"].tolist()
-        self._rows[: len(self._images)].copy_(saved["rows"])
-        self._reports = dict(saved["reports"])
+    def load_state(self, saved: Any) -> None:
+        """Continue from ``state``. Raises ``UserError`` for anything else."""
+        try:
+            self._images = saved["images"].tolist()
+            self._rows[: len(self._images)].copy_(saved["rows"])
+            self._reports = dict(saved["reports"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"The checkpoint's metrics of its epoch do not belong to this run ({error}): "
+                "restore the run's own last.pt."
+            ) from None
