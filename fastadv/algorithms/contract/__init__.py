@@ -23,7 +23,7 @@ When the hooks are called:
   ``Objective.per_sample``, ``Target.fit`` and ``Regularizer.term``; the optimizer's step;
   ``after``, ``Adversary.unmoved``, ``Averaging.update``. ``training/update.py`` has the code.
 - At other times: ``follow_model`` and ``bind`` after a change of the model, ``load_state`` when a
-  run is resumed, ``advice`` when the user asks.
+  run is resumed, ``advice`` when the user asks, ``report`` at the end of an epoch.
 
 Every part keeps these invariants, so that a step can be compiled and captured as it is:
 
@@ -57,6 +57,7 @@ from fastadv.algorithms.contract.abilities import (
     ReadsCenterGradient,
     Renews,
     Replays,
+    Reports,
     SetsRates,
     SharesForward,
     Teaches,
@@ -138,6 +139,7 @@ __all__ = [
     "Regularizer",
     "Renews",
     "Replays",
+    "Reports",
     "SetsRates",
     "Setup",
     "SharesForward",

@@ -6,7 +6,7 @@ not inherit from these classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -136,6 +136,15 @@ class Renews(Protocol):
 
     def renews(self, epoch: float) -> bool:
         """True if ``schedule`` would overwrite the per-sample state at ``epoch``."""
+
+
+@runtime_checkable
+class Reports(Protocol):
+    """A part with numbers of its own for the metrics of a run, such as what it learns."""
+
+    def report(self) -> Mapping[str, float | Tensor]:
+        """Name -> present value, a number or a 0-dim tensor: at the end of an epoch it becomes
+        "SLOT/NAME" in metrics.jsonl. The names are the same in every epoch."""
 
 
 @runtime_checkable
