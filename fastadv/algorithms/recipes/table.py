@@ -16,7 +16,9 @@ from fastadv.algorithms.recipe import (
     Recipe,
 )
 from fastadv.algorithms.recipes.fast import FAST
+from fastadv.algorithms.recipes.fast_later import FAST_LATER
 from fastadv.algorithms.recipes.labels import LABELS
+from fastadv.algorithms.recipes.later import LATER
 from fastadv.algorithms.recipes.smoothness import SMOOTHNESS
 from fastadv.algorithms.slots import NONE
 from fastadv.errors import UserError, unknown
@@ -241,6 +243,8 @@ METHODS: dict[str, Recipe] = {
     **FAST,
     **LABELS,
     **SMOOTHNESS,
+    **LATER,
+    **FAST_LATER,
 }
 
 
