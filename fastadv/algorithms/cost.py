@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from fastadv.algorithms.contract import FORWARD, SHARED, TRAINING, UNITS, Pass
-from fastadv.algorithms.plan import Plan
+from fastadv.algorithms.plan import READ_BY_ATTACKS, Plan
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def passes(plan: Plan) -> Passes:
     counts.update(attack)
     if plan.neighbor is not None:  # the same attack on a second image
         counts.update(attack)
-        if "natural_logits_attack" in plan.needs:
+        if plan.needs & READ_BY_ATTACKS:
             counts[Pass(FORWARD, plan.adversary.attack_bn)] += 1
     counts.update(_outer(plan))
     for part in plan.parts.values():
@@ -70,7 +70,7 @@ def units(plan: Plan) -> int:
 def _natural(plan: Plan) -> Counter[Pass]:
     """The forward passes for natural logits before the attack; two needs with the same mode of
     BatchNorm share one pass."""
-    modes = {"natural_logits_eval": "eval", "natural_logits_attack": plan.adversary.attack_bn}
+    modes = plan.natural_modes
     return Counter({Pass(FORWARD, modes[need]) for need in plan.needs & modes.keys()})
 
 

@@ -41,6 +41,9 @@ from fastadv.algorithms.plugins import source_digest
 from fastadv.algorithms.recipe import Recipe
 from fastadv.engine.model.bn_momentum import ADVERSARIAL, DEFAULT_BN_UPDATES, NATURAL
 
+# The logits of x that an attack's loss may read: an attack on another image needs its own.
+READ_BY_ATTACKS = frozenset({"natural_logits_attack", "natural_logits_first"})
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -79,6 +82,15 @@ class Plan:
         return need in self.needs and any(
             part.active and need in part.requires() for part in self._asking
         )
+
+    @cached_property
+    def natural_modes(self) -> dict[str, str]:
+        """Need -> the mode of BatchNorm in which it forwards x before the attack."""
+        return {
+            "natural_logits_eval": "eval",
+            "natural_logits_attack": self.adversary.attack_bn,
+            "natural_logits_first": "train",
+        }
 
     @cached_property
     def _asking(self) -> list[Part]:

@@ -50,6 +50,7 @@ class Context(NamedTuple):
 
     natural_logits_attack: Tensor | None = None  # (B,K) of x, in the attack's BatchNorm mode
     natural_logits_eval: Tensor | None = None  # (B,K) of x, with running statistics
+    natural_logits_first: Tensor | None = None  # (B,K) of x, in training mode, before the attack
     teacher_logits: Tensor | None = None  # (teachers,B,K) of x_adv
     soft_targets: Tensor | None = None  # (B,K) the distributions that the target compares with
     target_rows: Tensor | None = None  # (B,K) the target's new state of these samples

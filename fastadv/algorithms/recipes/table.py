@@ -25,7 +25,9 @@ from fastadv.algorithms.recipe import (
 )
 from fastadv.algorithms.recipes import publications
 from fastadv.algorithms.recipes.fast import FAST
+from fastadv.algorithms.recipes.fast_later import FAST_LATER
 from fastadv.algorithms.recipes.labels import LABELS
+from fastadv.algorithms.recipes.later import LATER
 from fastadv.algorithms.recipes.smoothness import SMOOTHNESS
 from fastadv.algorithms.slots import NONE
 from fastadv.errors import UserError, unknown
@@ -298,6 +300,8 @@ METHODS: dict[str, Recipe] = {
     **FAST,
     **LABELS,
     **SMOOTHNESS,
+    **LATER,
+    **FAST_LATER,
 }
 
 

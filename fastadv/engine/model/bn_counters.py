@@ -90,6 +90,15 @@ class BatchNormCounters:
             for norm, counter in found:
                 norm._buffers[NAME] = counter
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Within this context ``count`` counts nothing."""
+        counted, self._detached = self._detached, []
+        try:
+            yield
+        finally:
+            self._detached = counted
+
     @property
     def tensors(self) -> list[Tensor]:
         """The counters that are detached now, and so not among the model's buffers."""

@@ -127,6 +127,21 @@ class BatchNormMomenta:
                 norm.momentum = momentum
         self._net.counters.count(bn_updates.count(which) - 1)
 
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Passes within this context leave BatchNorm's running statistics and counters as they
+        are, in training mode also. It may be entered while an earlier pass waits for its
+        backward, which forbids to copy old statistics back."""
+        own = [norm.momentum for norm in self._norms]
+        try:
+            for norm in self._norms:
+                norm.momentum = 0.0
+            with self._net.counters.stopped():
+                yield
+        finally:
+            for norm, momentum in zip(self._norms, own, strict=True):
+                norm.momentum = momentum
+
     def probe(self, x: Tensor, bn_updates: Sequence[str]) -> None:
         """Find out with the images ``x`` (B,C,H,W) if one pass of each kind is equivalent to
         ``bn_updates``, and store it in ``stands``."""
