@@ -12,7 +12,10 @@ from fastadv.errors import UserError
 from fastadv.evaluation.attacks import attack
 from fastadv.evaluation.attacks.problem import STREAM
 
-GRADIENT_ATTACKS = ["fgsm", "fgsm-rwp", "pgd-5", "pgd-3-3", "cw-5", "cw-margin-5-2"]
+GRADIENT_ATTACKS = [
+    *("fgsm", "fgsm-rwp", "pgd-5", "pgd-3-3", "cw-5", "cw-margin-5-2"),
+    *("pgd-3-3-largest", "pgd-5-unclipped"),
+]
 
 
 def linear_model(classes=2, size=12, seed=0, dtype=torch.float64):
@@ -303,7 +306,7 @@ def test_a_samples_attack_does_not_depend_on_its_batch():
     model = small_net()
     x, y = images(10)
     index = torch.arange(10)
-    for name in ("pgd-5", "pgd-3-3", "cw-margin-5", "noise-0.1"):
+    for name in ("pgd-5", "pgd-3-3", "pgd-3-3-largest", "cw-margin-5", "noise-0.1"):
         for norm in ("linf", "l2"):
             whole = attack(model, x, y, name, eps=0.1, norm=norm)
             parts = [

@@ -78,7 +78,7 @@ def test_pgd_carries_its_objective(name, objective, steps, restarts):
         ("apgd", "did you mean 'apgd-ce' or 'apgd-dlr' or 'apgd-t'"),
         ("autoattack-standard", "did you mean 'autoattack' or 'autoattack-plus' or"),
         ("square-1-2-3", "such as square-5000 or square-5000-2"),
-        ("malt-1-2-3", "such as malt-100 or malt-100-9"),
+        ("malt-1-2-3", "such as malt-100 or malt-100-9[.]"),
         ("apgd-ce+", "lacks an attack beside"),
     ],
 )

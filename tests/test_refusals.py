@@ -131,11 +131,11 @@ CASES = {
             "adversary",
             [
                 {"adversary": adversary, "start": start}
-                for adversary in ("none", "fgsm-n", "n-fgsm", "free", "fgsm-plus", "apart")
+                for adversary in ("none", "free", "fgsm-plus", "apart")
             ],
             [
                 {"adversary": adversary, "start": start}
-                for adversary in ("pgd", "fgsm", "fgsm-r", "fast")
+                for adversary in ("pgd", "fgsm", "fgsm-r", "fast", "fgsm-n", "n-fgsm")
             ],
         )
         for start in STARTS

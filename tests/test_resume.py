@@ -25,7 +25,16 @@ from fastadv.storage import checkpoint, sealed
 WORDS = [
     *("--method", "apart", "--averaging", "ema", "--amp", "--width", "4", "--epochs", "4"),
     *("--limit", "640", "--batch-size", "32", "--test-limit", "40", "--eval-every", "2"),
+    *("--label-noise", "0.2", "--eval-train", "40", "--keep-every", "2"),
 ]
+WRITTEN = (
+    "summary.json",
+    "metrics.jsonl",
+    "last.pt",
+    "best.pt",
+    "epochs/0002.pt",
+    "epochs/0004.pt",
+)
 
 
 def start(out: Path, *more: str) -> subprocess.Popen[str]:
@@ -81,7 +90,8 @@ def wait_for_epoch(out: Path, epoch: int) -> None:
 
 
 def same(first: Path, second: Path) -> None:
-    """Weights, optimizer, step and position of two runs are equal bit for bit."""
+    """Weights, optimizer, step and position of two runs are equal bit for bit, and so are the kept
+    weights of epochs and all metrics but the times."""
 
     def compare(name: str, one: object, two: object) -> None:
         if isinstance(one, torch.Tensor):
@@ -97,15 +107,21 @@ def same(first: Path, second: Path) -> None:
         elif not name.endswith("seconds"):
             assert one == two, name
 
-    compare("last", checkpoint.load(first / "last.pt"), checkpoint.load(second / "last.pt"))
+    for name in ("last.pt", "epochs/0002.pt", "epochs/0004.pt"):
+        compare(name, checkpoint.load(first / name), checkpoint.load(second / name))
     summaries = [json.loads((path / "summary.json").read_text()) for path in (first, second)]
     for key in ("best", "last", "best_epoch"):
         assert summaries[0][key] == summaries[1][key]
     lines = [
-        [json.loads(line)["loss"] for line in (path / "metrics.jsonl").read_text().splitlines()]
+        [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
         for path in (first, second)
     ]
+    for line in (*lines[0], *lines[1]):
+        for name in ("train_seconds", "eval_seconds", "checksum"):
+            del line[name]
     assert lines[0] == lines[1]
+    assert {"train_accuracy", "grad_norm", "adversary/step_size"} <= lines[0][0].keys()
+    assert {"train_clean", "val_clean"} <= lines[0][1].keys()
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +161,7 @@ def test_asked_to_stop_while_evaluating(tmp_path, uninterrupted, monkeypatch):
 
     out = tmp_path / "evaluating"
     shutil.copytree(uninterrupted, out)
-    for name in ("summary.json", "metrics.jsonl", "last.pt", "best.pt"):
+    for name in WRITTEN:
         (out / name).unlink()
     evaluate = module.run_evaluation
 
@@ -162,12 +178,12 @@ def test_asked_to_stop_while_evaluating(tmp_path, uninterrupted, monkeypatch):
 
 
 def test_cut_off_after_a_checkpoint_inside_an_epoch(tmp_path, uninterrupted, monkeypatch):
-    """Such a checkpoint holds the position in the epoch and the sum of its losses so far."""
+    """Such a checkpoint holds the position in the epoch and its metrics so far."""
     from fastadv.training.training_step import Step
 
     out = tmp_path / "inside"
     shutil.copytree(uninterrupted, out)
-    for name in ("summary.json", "metrics.jsonl", "last.pt", "best.pt"):
+    for name in WRITTEN:
         (out / name).unlink()
     config = out / "config.toml"
     text = config.read_text().rpartition("# checksum")[0]

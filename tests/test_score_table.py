@@ -33,7 +33,7 @@ def method(
 
 
 def table(*methods: MethodScores, attacks: list[str] = ATTACKS) -> ScoreTable:
-    return ScoreTable(list(methods), attacks, tuple(methods[0].scores), N, SAID, [])
+    return ScoreTable(list(methods), attacks, tuple(methods[0].scores), N, "test images", SAID, [])
 
 
 SEEDS = method(

@@ -18,7 +18,7 @@ from fastadv.threat import Threat
 from fastadv.training.training_step import Step
 
 STARTS = sorted(PARTS["start"])
-RANDOM = sorted({*STARTS} - {"center", "stored"})
+RANDOM = sorted({*STARTS} - {"center", "gradient", "stored"})
 COUNT = 40
 
 
@@ -227,7 +227,7 @@ def test_an_attack_of_one_step_begins_there_too(start: str, adversary: str) -> N
     step(x, y, index)
     begun = made[0].start
     assert torch.equal(begun, x) == (start == "center")
-    z = begun.detach().requires_grad_()
+    z = (begun.clamp(0, 1) if start == "gradient" else begun).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(functional.cross_entropy(model(z), y), z)
     alpha = EPS if adversary == "fgsm" else 1.25 * EPS
     moved = begun + alpha * gradient.sign() - x
@@ -244,7 +244,7 @@ def test_a_given_start_comes_before_the_part(start: str) -> None:
     assert_same(*models, tolerance=0)
 
 
-@pytest.mark.parametrize("start", ["bernoulli", "center", "stored"])
+@pytest.mark.parametrize("start", ["bernoulli", "center", "gradient", "stored"])
 def test_a_compiled_step_begins_at_the_same_point(start: str) -> None:
     x, y, index, _ = tiny_batch()
     more = {"reset_every": 0, "pad": 0} if start == "stored" else {}
@@ -254,3 +254,54 @@ def test_a_compiled_step_begins_at_the_same_point(start: str) -> None:
         for _ in range(3):
             step(x, y, index)
     assert_same(*models)
+
+
+def given_noise(x: Tensor) -> Tensor:
+    """A start of the caller, which is the noise of FGSM-N and N-FGSM."""
+    drawn = torch.rand(x.shape, generator=torch.Generator().manual_seed(8)).double()
+    return EPS * (2 * drawn - 1)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_fgsm_n_begins_in_the_ball_around_its_noisy_image(start: str) -> None:
+    x, y, index, _ = tiny_batch()
+    more = {"reset_every": 0, "pad": 0} if start == "stored" else {}
+    step = tiny_step(tiny_model(), "fgsm-n", start=start, attack_bn="eval", **more)
+    model, made = twin(step.model).eval(), recorded(step)
+    noise = given_noise(x)
+    step(x, y, index, start=noise)
+    noisy, begun = (x + noise).clamp(0, 1), made[0].start
+    torch.testing.assert_close(made[0].center, noisy)
+    assert (begun - noisy).abs().max() <= EPS + 1e-9
+    assert torch.equal(begun, noisy) == (start == "center")
+    z = (begun.clamp(0, 1) if start == "gradient" else begun).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(functional.cross_entropy(model(z), y), z)
+    moved = (begun + EPS * gradient.sign() - noisy).clamp(-EPS, EPS)
+    torch.testing.assert_close(made[0].x_adv, (noisy + moved).clamp(0, 1))
+    if start == "stored":
+        kept = step.state["perturbations"][index]
+        torch.testing.assert_close(kept, made[0].x_adv - noisy)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_n_fgsm_takes_an_unprojected_step_from_a_chosen_start(start: str) -> None:
+    x, y, index, _ = tiny_batch()
+    more = {"reset_every": 0, "pad": 0} if start == "stored" else {}
+    step = tiny_step(tiny_model(), "n-fgsm", start=start, attack_bn="eval", **more)
+    model, made = twin(step.model).eval(), recorded(step)
+    step(x, y, index)
+    begun = made[0].start
+    assert (begun - x).abs().max() <= EPS + 1e-9
+    z = (begun.clamp(0, 1) if start == "gradient" else begun).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(functional.cross_entropy(model(z), y), z)
+    torch.testing.assert_close(made[0].x_adv, (begun + EPS * gradient.sign()).clamp(0, 1))
+    assert ((made[0].x_adv - x).abs() > 1.01 * EPS).any() == (start != "center")
+
+
+def test_fgsm_n_from_its_centre_is_fgsm_n_also_against_the_kl() -> None:
+    x, y, index, _ = tiny_batch()
+    for options in ({}, {"regularizer": "advlc"}, {"attack_loss": "kl"}):
+        models = [tiny_model(), tiny_model()]
+        tiny_step(models[0], "fgsm-n", start="center", **options)(x, y, index)
+        tiny_step(models[1], "fgsm-n", **options)(x, y, index)
+        assert_same(*models, tolerance=0)

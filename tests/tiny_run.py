@@ -61,12 +61,13 @@ class Run:
         return found | {"losses": torch.stack(self.losses)}
 
 
-def run(method: str, mode: str = "eager", backend: str = "aot_eager") -> Run:
-    """20 updates of ``method``; "captured" is replayed by calling, and so is "captured compiled",
-    whose regions are compiled like a long captured run's."""
+def run(method: str, mode: str = "eager", backend: str = "aot_eager", **options: Any) -> Run:
+    """20 updates of ``method`` with ``options``; "captured" is replayed by calling, and so is
+    "captured compiled", whose regions are compiled like a long captured run's."""
     counting = Counting(backend)
     given = "compiled" if "compiled" in mode else "eager"
-    step = step_of(method, staged_model(), given, epoch_length=len(SIZES), backend=counting)
+    lengths = {"epoch_length": len(SIZES), "backend": counting}
+    step = step_of(method, staged_model(), given, **lengths, **options)
     if "captured" in mode:
         capture(step)
     optimizer = step.optimizer

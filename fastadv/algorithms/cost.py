@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from fastadv.algorithms.contract import FORWARD, SHARED, TRAINING, UNITS, Pass
-from fastadv.algorithms.plan import Plan
+from fastadv.algorithms.plan import READ_BY_ATTACKS, Plan
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ def passes(plan: Plan) -> Passes:
     counts.update(attack)
     if plan.neighbor is not None:  # the same attack on a second image
         counts.update(attack)
-        if "natural_logits_attack" in plan.needs:
+        if plan.needs & READ_BY_ATTACKS:
             counts[Pass(FORWARD, plan.adversary.attack_bn)] += 1
     counts.update(_outer(plan))
     for part in plan.parts.values():
-        if part is not plan.adversary and part is not plan.weights:
+        if part not in (plan.adversary, plan.start, plan.weights):
             counts.update(part.extra_passes(plan.capabilities))
     weights = plan.weights
     own = Counter() if weights is None else weights.extra_passes(plan.capabilities)
@@ -70,15 +70,17 @@ def units(plan: Plan) -> int:
 def _natural(plan: Plan) -> Counter[Pass]:
     """The forward passes for natural logits before the attack; two needs with the same mode of
     BatchNorm share one pass."""
-    modes = {"natural_logits_eval": "eval", "natural_logits_attack": plan.adversary.attack_bn}
+    modes = plan.natural_modes
     return Counter({Pass(FORWARD, modes[need]) for need in plan.needs & modes.keys()})
 
 
 def _attack(plan: Plan) -> Counter[Pass]:
-    """The passes of the adversary over one batch of images."""
+    """The passes of the adversary and of its start over one batch of images."""
     if plan.shares_natural_forward:
         return Counter()
-    return plan.adversary.extra_passes(plan.capabilities)
+    own = plan.adversary.extra_passes(plan.capabilities)
+    begun = Counter() if plan.start is None else plan.start.extra_passes(plan.capabilities)
+    return own + begun
 
 
 def _outer(plan: Plan) -> Counter[Pass]:

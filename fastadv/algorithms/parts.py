@@ -7,6 +7,8 @@ from fastadv.algorithms.adversaries.apart import APART
 from fastadv.algorithms.adversaries.atta import ATTA
 from fastadv.algorithms.adversaries.fast import Fast
 from fastadv.algorithms.adversaries.fgsm import FGSM
+from fastadv.algorithms.adversaries.fgsm_bp import FGSMBP
+from fastadv.algorithms.adversaries.fgsm_mep import FGSMMEP
 from fastadv.algorithms.adversaries.fgsm_n import FGSMN
 from fastadv.algorithms.adversaries.fgsm_plus import FGSMPlus
 from fastadv.algorithms.adversaries.fgsm_r import FGSMR
@@ -14,9 +16,12 @@ from fastadv.algorithms.adversaries.free import Free
 from fastadv.algorithms.adversaries.n_fgsm import NFGSM
 from fastadv.algorithms.adversaries.none import NoAttack
 from fastadv.algorithms.adversaries.pgd import PGD
+from fastadv.algorithms.adversaries.random_eps import RandomEps
 from fastadv.algorithms.attack_losses.ce import CrossEntropyAttack
 from fastadv.algorithms.attack_losses.fit import FitAttack
+from fastadv.algorithms.attack_losses.guided import GuidedAttack
 from fastadv.algorithms.attack_losses.kl import KLAttack
+from fastadv.algorithms.attack_losses.nuclear import NuclearAttack
 from fastadv.algorithms.averaging.ema import EMA
 from fastadv.algorithms.averaging.swa import SWA
 from fastadv.algorithms.contract import Part
@@ -27,18 +32,25 @@ from fastadv.algorithms.objectives.ce import CrossEntropy
 from fastadv.algorithms.objectives.clean_mixed import CleanMixed
 from fastadv.algorithms.objectives.clean_subtracted import CleanSubtracted
 from fastadv.algorithms.objectives.gairat import Gairat
+from fastadv.algorithms.objectives.mart import Mart
+from fastadv.algorithms.objectives.natural import Natural
 from fastadv.algorithms.objectives.rst import RST
 from fastadv.algorithms.objectives.trades import Trades
 from fastadv.algorithms.regularizers.advlc import AdvLC
 from fastadv.algorithms.regularizers.consistency import Consistency
 from fastadv.algorithms.regularizers.cure import Cure
+from fastadv.algorithms.regularizers.elle import Elle, ElleA
 from fastadv.algorithms.regularizers.gradalign import GradAlign
+from fastadv.algorithms.regularizers.guided import Guided
 from fastadv.algorithms.regularizers.igr import IGR
 from fastadv.algorithms.regularizers.logitalign import LogitAlign
+from fastadv.algorithms.regularizers.nuclear import NuclearNorm
+from fastadv.algorithms.regularizers.start_and_end import StartAndEnd
 from fastadv.algorithms.slots import NONE, OPTIONAL
 from fastadv.algorithms.starts.bernoulli import Bernoulli
 from fastadv.algorithms.starts.center import Center
 from fastadv.algorithms.starts.gaussian import Gaussian
+from fastadv.algorithms.starts.gradient import Gradient
 from fastadv.algorithms.starts.stored import Stored
 from fastadv.algorithms.starts.unclipped import Unclipped
 from fastadv.algorithms.starts.uniform import UniformStart
@@ -63,14 +75,24 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "atta": ATTA,
         "fgsm-plus": FGSMPlus,
         "apart": APART,
+        "fgsm-mep": FGSMMEP,
+        "fgsm-bp": FGSMBP,
+        "random-eps": RandomEps,
     },
-    "attack_loss": {"ce": CrossEntropyAttack, "kl": KLAttack, "fit": FitAttack},
+    "attack_loss": {
+        "ce": CrossEntropyAttack,
+        "kl": KLAttack,
+        "fit": FitAttack,
+        "guided": GuidedAttack,
+        "nuclear": NuclearAttack,
+    },
     "start": {
         "center": Center,
         "uniform": UniformStart,
         "uniform-unclipped": Unclipped,
         "gaussian": Gaussian,
         "bernoulli": Bernoulli,
+        "gradient": Gradient,
         "stored": Stored,
     },
     "objective": {
@@ -80,6 +102,8 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "clean-subtracted": CleanSubtracted,
         "gairat": Gairat,
         "rst": RST,
+        "mart": Mart,
+        "natural": Natural,
     },
     "target": {
         "one-hot": OneHot,
@@ -95,6 +119,11 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "gradalign": GradAlign,
         "logitalign": LogitAlign,
         "consistency": Consistency,
+        "elle": Elle,
+        "elle-a": ElleA,
+        "guided": Guided,
+        "nuclear": NuclearNorm,
+        "start-and-end": StartAndEnd,
     },
     "weights": {"awp": AWP, "rwp": RWP},
     "layers": {"uniform": Uniform, "rat-lr": RatLR, "fixed-lr": FixedRate, "frozen": Frozen},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,16 +15,19 @@ from fastadv.algorithms.contract import (
     Capabilities,
     CountsCorrect,
     FlatAtCenter,
+    ForwardsCenter,
     GivenLoss,
     HasNeighbor,
     Layers,
     LearnsSteps,
     LogsPasses,
+    MovesCenter,
     NeedsHardLabels,
     Objective,
     OrdersBatchNorm,
     Part,
     Penalizes,
+    ReadsCenterGradient,
     Regularizer,
     Replays,
     SharesForward,
@@ -36,7 +39,10 @@ from fastadv.algorithms.contract import (
 from fastadv.algorithms.parts import PARTS
 from fastadv.algorithms.plugins import source_digest
 from fastadv.algorithms.recipe import Recipe
-from fastadv.engine.model.bn_momentum import ADVERSARIAL, DEFAULT_BN_UPDATES
+from fastadv.engine.model.bn_momentum import ADVERSARIAL, DEFAULT_BN_UPDATES, NATURAL
+
+# The logits of x that an attack's loss may read: an attack on another image needs its own.
+READ_BY_ATTACKS = frozenset({"natural_logits_attack", "natural_logits_first"})
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,15 @@ class Plan:
         )
 
     @cached_property
+    def natural_modes(self) -> dict[str, str]:
+        """Need -> the mode of BatchNorm in which it forwards x before the attack."""
+        return {
+            "natural_logits_eval": "eval",
+            "natural_logits_attack": self.adversary.attack_bn,
+            "natural_logits_first": "train",
+        }
+
+    @cached_property
     def _asking(self) -> list[Part]:
         """The parts that an update calls: not the attack's loss if no step follows it."""
         unused = None if self.adversary.gradient_steps else self.attack_loss
@@ -86,6 +101,11 @@ class Plan:
     @cached_property
     def capabilities(self) -> Capabilities:
         """What the parts offer each other."""
+        return replace(self._offered, shares_gradient=self.shares_gradient)
+
+    @cached_property
+    def _offered(self) -> Capabilities:
+        """``capabilities``, from which it follows what the attack shares."""
         adversary, start, loss = self.adversary, self.start, self.attack_loss
         begins: Part = adversary if start is None else start
         own_gradient = adversary.gradient_steps > 0
@@ -94,6 +114,8 @@ class Plan:
             attacks_any_image=own_gradient or "input_gradient" not in adversary.requires(),
             takes_start=adversary.takes_start,
             begins_at_center=isinstance(begins, BeginsAtCenter) and begins.begins_at_center,
+            moves_center=isinstance(adversary, MovesCenter) and adversary.moves_center,
+            chosen_start=start is not None,
             keeps_starts=start is not None and bool(start.sample_state()),
             gradient_steps=adversary.gradient_steps,
             attack_bn=adversary.attack_bn,
@@ -102,6 +124,7 @@ class Plan:
             attack_loss_per_sample=type(loss).per_sample is not AttackLoss.per_sample,
             fits=self.objective.fits,
             objective_reads_center="natural_logits_train" in self.objective.requires(),
+            shares_gradient=False,
             labels=self.target.labels,
             sample_state=self.keeps_sample_state,
             updates_per_batch=self.updates_per_batch,
@@ -129,11 +152,23 @@ class Plan:
     def shares_natural_forward(self) -> bool:
         """True if the attack's forward pass at x serves the loss also: the attack is one step from
         there, the weights are the same, and no other pass runs in between."""
+        return self._joins and (self.shares_gradient or not self.differentiates_twice)
+
+    @cached_property
+    def shares_gradient(self) -> bool:
+        """True if the gradient of the attack's one step also serves the regularizer: both are that
+        of the cross entropy at x."""
+        reads = self.regularizer
+        plain = self.attack_loss.is_plain() and self.penalizing is None
+        wanted = isinstance(reads, ReadsCenterGradient) and reads.reads_center_gradient
+        return wanted and plain and self._joins
+
+    @cached_property
+    def _joins(self) -> bool:
         adversary = self.adversary
         between = self.weights is not None or "teacher_logits" in self.needs
-        between = between or self.differentiates_twice or self.neighbor is not None
-        between = between or self.repeats_attacked
-        able = isinstance(adversary, SharesForward) and adversary.shares_forward(self.capabilities)
+        between = between or self.repeats_attacked or self.neighbor is not None
+        able = isinstance(adversary, SharesForward) and adversary.shares_forward(self._offered)
         return able and "natural_logits_train" in self.needs and not between
 
     @cached_property
@@ -199,14 +234,22 @@ class Plan:
     def bn_updates(self) -> tuple[str, ...]:
         """The order in which x and x' update the statistics of BatchNorm after the attack, up to
         the end of the outer pass."""
-        if isinstance(self.objective, OrdersBatchNorm):
-            return self.objective.bn_updates()
-        return (ADVERSARIAL, ADVERSARIAL) if self.folds_repetition else DEFAULT_BN_UPDATES
+        objective, start = self.objective, self.start
+        order: tuple[str, ...] = DEFAULT_BN_UPDATES
+        if isinstance(objective, OrdersBatchNorm):
+            order = objective.bn_updates()
+        elif self.folds_repetition:
+            order = (ADVERSARIAL, ADVERSARIAL)
+        moved = isinstance(start, ForwardsCenter) and start.forwards_center
+        if moved and self.adversary.attack_bn == "train" and NATURAL in order:
+            first = order.index(NATURAL)
+            return (*order[:first], *order[first + 1 :])
+        return order
 
     @cached_property
     def repeats_attacked(self) -> bool:
         """True if x' moves the statistics of BatchNorm once more before the outer pass."""
-        objective, offered = self.objective, self.capabilities
+        objective, offered = self.objective, self._offered
         attacks = offered.gradient_steps > 0 and offered.attack_bn == "train"
         return attacks and isinstance(objective, LogsPasses) and objective.logs_attacked
 

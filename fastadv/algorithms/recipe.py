@@ -8,6 +8,7 @@ from typing import Any
 
 from fastadv.algorithms.publication import Published
 from fastadv.algorithms.slots import NONE, SLOTS
+from fastadv.algorithms.starting_words import GRADIENT
 from fastadv.errors import UserError, unknown
 
 
@@ -154,6 +155,21 @@ ADVLC_SECTION_4 |= {"model": "wide_resnet34_1"}
 RADIUS: dict[str, Any] = {"eps": 0.031}
 _STEP = OnData(options={"alpha": 0.007}, where={"norm": "linf"} | RADIUS)
 STEP = {"cifar10": _STEP, "cifar100": _STEP}
+
+
+def as_advlc_runs(published: Published) -> Mapping[str, Variant]:
+    """The variant of the code that the AdvLC paper released, for a method that is in it and that is
+    ``published`` so."""
+    code = "TreeLLi/Combating-RO-AdvLC src/utils/train.py, src/adversary.py"
+    return {
+        "advlc": Variant(
+            "AdvLC (released code)",
+            "as the code runs: the attack begins one input gradient away from the image",
+            parts={"start": "gradient"},
+            published=replace(published, code=code, start=GRADIENT),
+        )
+    }
+
 
 # The training of TRADES and the methods built on it in the RWP paper. Its epochs count from 1; the
 # learning rate drops at the beginning of the 100th and the 150th.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,14 +12,17 @@ from fastadv.algorithms.contract import Batch, Part, Setup
 from fastadv.algorithms.sample_state import SampleStore
 from fastadv.declared import CountOrZero, option
 
+if TYPE_CHECKING:
+    from fastadv.data.view import View
+
 
 class StoredPerturbations(Part):
     """A part whose state is one perturbation per sample, in the padded image.
 
-    Perturbations are read and written back through the crop and flip that made x; pixels outside
-    of the window keep their values. A subclass states by ``renew`` how they begin, and writes them
-    in ``after``. With ``reset_every`` 0 they never begin anew; otherwise the step must know the
-    epoch.
+    Perturbations are read and written back through the crop and flip that made x (``window``);
+    pixels outside of the window keep their values. A subclass states by ``renew`` how they begin,
+    and writes them in ``after``. With ``reset_every`` 0 they never begin anew; otherwise the step
+    must know the epoch.
     """
 
     reset_every: CountOrZero = option(
@@ -38,10 +42,18 @@ class StoredPerturbations(Part):
         drawn anew before every ``reset_every``-th epoch, counted from 1."""
         return (epoch + 1) // self.reset_every if self.reset_every else 0
 
+    def window(self, batch: Batch) -> View | None:
+        """The crop and flip by which the perturbations of ``batch`` are read and written."""
+        return batch.view
+
+    def room(self) -> int:
+        """The pixels around the image for which a perturbation is kept also."""
+        return self.pad
+
     def stored(self, batch: Batch) -> Tensor:
         """The perturbations (B,C,H,W) of the samples of ``batch``, in its crops; 0 at the pixels
         that may not move."""
-        return batch.threat.movable(self.store.gather(batch.index, batch.view, batch.x))
+        return batch.threat.movable(self.store.gather(batch.index, self.window(batch), batch.x))
 
     def sample_state(self) -> tuple[str, ...]:
         return ("perturbations",)
@@ -51,14 +63,14 @@ class StoredPerturbations(Part):
 
     def prepare(self, setup: Setup) -> None:
         super().prepare(setup)
-        self.store = SampleStore.for_run(setup, self.pad)
+        self.store = SampleStore.for_run(setup, self.room())
         # On the CPU, where reading it stalls no device.
         self.resets = torch.zeros((), dtype=torch.int64)
         self.state = {"perturbations": self.store.values, "resets": self.resets}
         self.renew(0)
 
     def check_images(self, batch: Batch) -> None:
-        self.store.check_images(batch.x.shape, batch.view)
+        self.store.check_images(batch.x.shape, self.window(batch))
 
     def renews(self, epoch: float) -> bool:
         """See ``Renews``."""

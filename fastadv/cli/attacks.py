@@ -12,7 +12,7 @@ from rich.markup import escape
 
 def attacks() -> None:
     """List the attacks, for --attacks of evaluate and compare."""
-    from fastadv.evaluation.attacks.names import Objective
+    from fastadv.evaluation.attacks.names import WORDS, Objective
 
     out = rich.console.Console(highlight=False)
     table = rich.table.Table(box=None, pad_edge=False)
@@ -29,6 +29,9 @@ def attacks() -> None:
         "that stays robust takes their product in passes with a gradient, each about three "
         "forward passes; square: without gradients; fab and fab-t: a forward pass more for each.",
         f"pgd-OBJECTIVE, or pgd-OBJECTIVE-20, follows another loss: {objectives}.",
+        "Words behind the numbers of pgd and cw are forms of released code; cw-margin always "
+        "stops, and takes largest:",
+        *(f"- {word}: {changes}." for word, changes in WORDS.items()),
         "Names with + between them are a cascade of your own: apgd-ce+square. Each search takes "
         "the images that those before it did not fool.",
     ):

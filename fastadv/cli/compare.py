@@ -8,7 +8,7 @@ import rich.console
 import typer
 from rich.markup import escape
 
-from fastadv.cli.shared_options import Attacks, Plugin, TrustCode
+from fastadv.cli.shared_options import Attacks, On, Plugin, TrustCode
 from fastadv.errors import Interrupted
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
@@ -21,11 +21,14 @@ def compare(
     run_a: Annotated[str, typer.Argument(help="a run folder")],
     run_b: Annotated[str, typer.Argument(help="another one")],
     attacks: Attacks = "clean,pgd-20",
-    which: Annotated[str, typer.Option(help="best or last weights, or both")] = "best",
+    which: Annotated[
+        str, typer.Option(help="best or last weights, both, or a kept epoch's: 10")
+    ] = "best",
     eps: Annotated[str | None, typer.Option(help="radius, if not the runs'")] = None,
     alpha: Annotated[
         str | None, typer.Option(help="step of pgd and cw, in pixels [the runs', eps/4]")
     ] = None,
+    on: On = "test",
     limit: Annotated[int | None, typer.Option(help="compare on this many images only")] = None,
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
     search_dtype: Annotated[
@@ -34,7 +37,7 @@ def compare(
     trust_code: TrustCode = False,
     plugin: Plugin = None,
 ) -> None:
-    """Compare two runs on the same test images, one by one: the difference of their accuracies, its
+    """Compare two runs on the same images, one by one: the difference of their accuracies, its
     95 % interval, and whether it can be told from chance. The verdicts on the images are kept in
     the run folders."""
     from fastadv.run.console import Console, Terminal
@@ -42,8 +45,8 @@ def compare(
     from fastadv.run.pairs import compare_runs
     from fastadv.run.together import evaluating_together
 
-    options: dict[str, Any] = {"which": which, "eps": eps, "alpha": alpha, "limit": limit}
-    options |= {"seed": seed, "search_dtype": search_dtype}
+    options: dict[str, Any] = {"which": which, "eps": eps, "alpha": alpha, "on": on}
+    options |= {"limit": limit, "seed": seed, "search_dtype": search_dtype}
     told = False
     with trusting(trust_code), evaluating_together([run_a], None) as shows:
         terminal = Terminal(highlight=False, soft_wrap=True, stderr=True, quiet=not shows)
@@ -67,9 +70,11 @@ def compare(
 def _show(pair: RunPair, one: str, other: str) -> None:
     paired, facts = pair.paired, pair.first.facts
     a, b = (100 * verdicts.accuracy for verdicts in (pair.first, pair.second))
+    images = facts["evaluated_on"]
+    on = "" if images == "test images" else f"{images}, "
     out = rich.console.Console(highlight=False)
     out.print(
-        f"[bold]{escape(pair.attack)}[/], {pair.which} weights, {facts['norm']} eps "
+        f"[bold]{escape(pair.attack)}[/], {pair.which} weights, {on}{facts['norm']} eps "
         f"{facts['eps']:.4g}: {escape(one)} {a:.2f} %, {escape(other)} {b:.2f} %; only the first "
         f"is right on {paired.first:,} images, only the second on {paired.second:,}"
     )

@@ -11,7 +11,7 @@ from rich.markup import escape
 from fastadv.cli import foreign_options as foreign
 from fastadv.cli.beside import Reference, attacks_beside, show_beside
 from fastadv.cli.sanity import Other, Sanity, check, require_alone
-from fastadv.cli.shared_options import Attacks, Plugin, TrustCode
+from fastadv.cli.shared_options import Attacks, On, Plugin, TrustCode
 from fastadv.errors import Interrupted, UserError
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
@@ -30,12 +30,14 @@ def evaluate(
     ] = None,
     attacks: Attacks = ATTACKS,
     which: Annotated[
-        str, typer.Option(help="best or last weights, or both and their difference")
+        str,
+        typer.Option(help="best or last weights, both and their difference, or a kept epoch's: 10"),
     ] = "best",
     eps: Annotated[str | None, typer.Option(help="radius, if not the run's")] = None,
     alpha: Annotated[
         str | None, typer.Option(help="step of pgd and cw, in pixels [the run's, eps/4]")
     ] = None,
+    on: On = "test",
     limit: Annotated[int | None, typer.Option(help="evaluate on this many images only")] = None,
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
     format_: Annotated[
@@ -73,9 +75,10 @@ def evaluate(
     trust_code: TrustCode = False,
     plugin: Plugin = None,
 ) -> None:
-    """Test accuracy of runs under attacks, or of a network from elsewhere. Each result is kept in
-    the run folder's evaluations.jsonl, or beside the weights in WEIGHTS.evaluations; an interrupted
-    evaluation continues from there. With --sanity: whether attacks can work at all."""
+    """Accuracy of runs under attacks, or of a network from elsewhere; on test images, if not --on
+    others. Each result is kept in the run folder's evaluations.jsonl, or beside the weights in
+    WEIGHTS.evaluations; an interrupted evaluation continues from there. With --sanity: whether
+    attacks can work at all."""
     runs = runs or []
     elsewhere = foreign.foreign_request(
         runs[0] if runs else None, which, weights, model=model, data=data,
@@ -88,6 +91,7 @@ def evaluate(
             {
                 "--attacks": attacks != ATTACKS,
                 "--alpha": alpha,
+                "--on": on != "test",
                 "--format": format_ != "table",
                 "--time-limit": time_limit,
                 "--save-examples": save_examples,
@@ -113,10 +117,14 @@ def evaluate(
     require_format(format_)
     if reference and format_ != "table":
         raise UserError(f"--reference prints a table of its own: omit --format {format_}.")
+    if on != "test" and (reference or elsewhere is not None):
+        why = "--reference" if reference else "A network from elsewhere"
+        raise UserError(f"{why} is evaluated on test images: omit --on {on}.")
     beside = attacks_beside(attacks, runs, which) if reference else []
     options: dict[str, Any] = {
         "eps": eps,
         "alpha": alpha,
+        "on": on,
         "limit": limit,
         "seed": seed,
         "deadline": Deadline(time_limit),

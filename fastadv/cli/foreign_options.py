@@ -67,7 +67,7 @@ def foreign_request(
             + (f" (given: {', '.join(flags)})." if flags else ".")
         )
     if which != "best":
-        raise UserError(f"A file of weights has neither best nor last ones: omit --which {which}.")
+        raise UserError(f"A file of weights holds one network: omit --which {which}.")
     from fastadv.run.request import RunRequest
 
     return weights, RunRequest(**given)

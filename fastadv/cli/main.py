@@ -172,7 +172,9 @@ def export(
     form: Annotated[
         str | None, typer.Option("--format", help="safetensors, torch or onnx [as the suffix]")
     ] = None,
-    which: Annotated[str, typer.Option(help="best or last weights")] = "best",
+    which: Annotated[
+        str, typer.Option(help="best or last weights, or a kept epoch's: 10")
+    ] = "best",
     trust_code: TrustCode = False,
     plugin: Plugin = None,
 ) -> None:

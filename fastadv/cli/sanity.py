@@ -72,6 +72,7 @@ def _networks(
     from fastadv.run.finished import load_run
     from fastadv.run.foreign import load_foreign, make_folder
     from fastadv.run.run_folder import RunFolder
+    from fastadv.run.which import one_named
 
     if elsewhere is not None:
         found = load_foreign(*elsewhere)
@@ -79,7 +80,7 @@ def _networks(
         yield elsewhere[0], (found.config, found.data, found.model), found.folder, "weights"
         return
     for run in runs:
-        weights = f"{which} weights"
+        weights = f"{one_named(which)} weights"
         yield f"{run}, {weights}", load_run(run, which), RunFolder.open(run), weights
 
 

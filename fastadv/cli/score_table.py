@@ -49,7 +49,7 @@ def _range_head(table: ScoreTable) -> str:
 
 
 def _title(table: ScoreTable) -> str:
-    title = f"test accuracy, % of {table.n:,} images"
+    title = _accuracy(table)
     return title if table.title is None else f"{escape(printable(table.title))}: {title}"
 
 
@@ -192,7 +192,11 @@ def meaning(table: ScoreTable) -> str:
 
 
 def _caption(table: ScoreTable) -> str:
-    return f"Test accuracy, % of {table.n:,} images, {table.said}; {meaning(table)}."
+    return f"{_accuracy(table).capitalize()}, {table.said}; {meaning(table)}."
+
+
+def _accuracy(table: ScoreTable) -> str:
+    return f"{table.on.removesuffix('images')}accuracy, % of {table.n:,} images"
 
 
 def _in_markdown(text: str) -> str:

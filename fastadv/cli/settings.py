@@ -19,6 +19,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "data_root": "folder of the data sets",
         "download": "download a missing data set",
         "limit": "train on this many images only",
+        "label_noise": "share of training labels drawn anew from all classes; 1: random labels",
         "unlabelled": "images with pseudo-labels, written by `fastadv pseudo-label`",
         "image_size": "height and width, in pixels, to which images of a folder are resized",
         "loader": "device: all images in memory; dali: decode files while training",
@@ -71,6 +72,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "val_fraction": "share of the training images in the validation split",
         "eval_alpha": "step of the evaluating attacks, in pixels",
         "eval_every": "epochs from one evaluation to the next",
+        "eval_train": "evaluate on this many training images too, not augmented, in each epoch",
         "test_attacks": "final attacks, separated by commas",
         "test_limit": "evaluate on this many test images only",
     },
@@ -78,6 +80,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "seed": "seed of weights, order, augmentation and noise",
         "out": "run folder; without it, runs/METHOD-DATA",
         "checkpoint_minutes": "minutes after which a checkpoint is also saved within an epoch",
+        "keep_every": "epochs after which weights are kept, each time in a new file of epochs/",
     },
 }
 

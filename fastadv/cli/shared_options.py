@@ -21,6 +21,13 @@ Attacks = Annotated[
     ),
 ]
 
+On = Annotated[
+    str,
+    typer.Option(
+        "--on", help="images: test, val, or train (not augmented, with the labels trained on)"
+    ),
+]
+
 TrustCode = Annotated[
     bool,
     typer.Option(

@@ -6,35 +6,29 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastadv.errors import UserError, unknown, warn
+from fastadv.errors import UserError, warn
 from fastadv.run.config import RunConfig
-from fastadv.run.finished import WEIGHTS
 from fastadv.run.request import setting_types
 from fastadv.run.run_folder import RunFolder
+from fastadv.run.which import WEIGHTS, weights_file
 from fastadv.storage.printable import printable
 
 _NOT_THE_METHOD = {
     *("method", "data", "seed", "out", "data_root", "download", "loader"),
-    *("device", "mode", "fused_norm", "deterministic", "checkpoint_minutes"),
-    *("test_limit", "test_attacks", "eval_alpha"),
+    *("device", "mode", "fused_norm", "deterministic", "checkpoint_minutes", "keep_every"),
+    *("test_limit", "test_attacks", "eval_alpha", "eval_train"),
 }
 """Settings in which the runs of one method may differ: names, paths (the content of the data is
 compared), how a run is carried out, and how it was evaluated."""
 
 
-def weights_named(which: str) -> tuple[str, ...]:
-    """The weights that ``which`` names: "best", "last", or "both"."""
-    if which not in (*WEIGHTS, "both"):
-        raise unknown("weights", which, (*WEIGHTS, "both"))
-    return WEIGHTS if which == "both" else (which,)
-
-
 def open_alike(
-    paths: Sequence[str], which: Sequence[str], *, eps: object, alpha: object
+    paths: Sequence[str], which: Sequence[str], *, eps: object, alpha: object, on: str = "test"
 ) -> dict[str, RunConfig]:
     """The configurations of the runs in ``paths``, whose weights ``which`` exist.
 
-    ``eps`` and ``alpha`` are those of the evaluation, None: each run's own. Raises ``UserError``
+    ``eps`` and ``alpha`` are those of the evaluation, None: each run's own, and ``on`` is the set
+    of images. Raises ``UserError``
     unless all can be evaluated on the same images under the same attacks; warns of runs that have
     not ended.
     """
@@ -52,6 +46,8 @@ def open_alike(
             )
     for path in paths[1:]:
         _require_alike(configs, paths[0], path, eps=eps, alpha=alpha)
+        if on != "test":
+            _require_one_division(configs, paths[0], path)
     return configs
 
 
@@ -65,6 +61,9 @@ def _require_different(paths: Sequence[str]) -> None:
 
 
 def _require_weights(folder: RunFolder, which: str) -> None:
+    if which not in WEIGHTS:
+        weights_file(folder, which)  # raises
+        return
     file = folder.best if which == "best" else folder.last
     if not os.path.lexists(file):
         raise UserError(
@@ -100,6 +99,26 @@ def _require_alike(
             f"{names} are evaluated with different steps, alpha {_step(first)} and "
             f"{_step(second)}; choose the one for both: --alpha."
         )
+
+
+def _require_one_division(configs: Mapping[str, RunConfig], one: str, other: str) -> None:
+    """Raise ``UserError`` unless both runs train on the same images with the same labels, as far as
+    their settings say."""
+    first, second = configs[one], configs[other]
+    decides = ["limit", "select", "label_noise"]
+    if first.select == "val":
+        decides += ["val_fraction", "seed"]
+    elif first.label_noise:
+        decides.append("seed")
+    for name in decides:
+        values = [getattr(config, name) for config in (first, second)]
+        if values[0] != values[1]:
+            shown = " and ".join(map(_word, values))
+            raise UserError(
+                f"{printable(one)} and {printable(other)} were trained on different images or "
+                f"labels ({name.replace('_', '-')} {shown}): evaluate them one by one, or --on "
+                "test."
+            )
 
 
 def _step(config: RunConfig) -> str:

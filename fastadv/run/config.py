@@ -13,6 +13,7 @@ from fastadv.declared import (
     CountOrZero,
     NonNegative,
     Positive,
+    Share,
     ShareBelowOne,
     declared,
     may_be_absent,
@@ -76,6 +77,7 @@ class RunConfig:
     padding: Literal["constant", "grey", "reflect"]
     augmentation: Literal["base", "rotate", "autoaugment", "resized-crop"]
     limit: Count | None  # None: all training images
+    label_noise: Share
     image_size: Side | None  # None: as the files are
     unlabelled: str | None  # None: labelled images only
     loader: Literal["auto", "device", "dali"]
@@ -86,6 +88,7 @@ class RunConfig:
     val_fraction: OpenShare
     eval_alpha: Positive | None  # None: each attack's own step
     eval_every: Count
+    eval_train: Count | None  # None: no training images
     test_attacks: str
     test_limit: Count | None  # None: all test images
     seed: CountOrZero
@@ -93,6 +96,7 @@ class RunConfig:
     device: str
     out: str | None  # None: runs/METHOD-DATA
     checkpoint_minutes: NonNegative
+    keep_every: Count | None  # None: weights of epochs are not kept
     plan: Plan = field(compare=False, repr=False)
     origins: Mapping[str, Origin] = field(compare=False, repr=False)
 

@@ -84,6 +84,8 @@ class Console:
         evaluated_in = shown(None, session.model, session.device)
         if trained_in(session) != evaluated_in:
             self.out.print(f"trains in {trained_in(session)}, evaluates in {evaluated_in}")
+        if config.label_noise:
+            self.out.print(f"label noise: {session.data.training.label_noise}")
         self.out.print(f"run folder: {escape(str(folder.path))}")
         if config.select == "test":
             self.out.print(
@@ -182,12 +184,8 @@ class Console:
     def line(self, line: dict[str, Any]) -> None:
         """One epoch."""
         scores = "  ".join(
-            f"{name.replace('_', ' ')} {100 * value:5.1f} %"
-            for name, value in line.items()
-            if name.startswith(("val_", "test_")) and name + "_interval" in line
+            _scores(line, of) for of in ("val", "test", "train") if f"{of}_n" in line
         )
-        evaluated = next((line[name] for name in ("val_n", "test_n") if name in line), None)
-        scores += f" of {evaluated:,}" if evaluated else ""
         self.out.print(
             f"epoch {line['epoch']:3d}/{self._total}  loss {line['loss']:.4f}  "
             f"lr {line['lr']:.4f}  {scores}  train {line['train_seconds']:.1f} s  "
@@ -212,6 +210,16 @@ class Console:
             f"best epoch {summary['best_epoch']}, training {summary['train_seconds']:.1f} s, "
             f"evaluation {summary['eval_seconds']:.1f} s; saved in {escape(str(folder.path))}"
         )
+
+
+def _scores(line: dict[str, Any], of: str) -> str:
+    """The accuracies on the images called ``of``, and how many there are."""
+    shown = [
+        f"{name.replace('_', ' ')} {100 * value:5.1f} %"
+        for name, value in line.items()
+        if name.startswith(f"{of}_") and f"{name}_interval" in line
+    ]
+    return "  ".join(shown) + f" of {line[f'{of}_n']:,}"
 
 
 def as_interval(ends: Sequence[float]) -> str:

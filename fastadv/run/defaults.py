@@ -31,6 +31,7 @@ DEFAULTS: Mapping[str, Any] = {
     "cycle_momentum": True,
     "nesterov": False,
     "augmentation": "base",
+    "label_noise": 0.0,
 }
 """Name -> value. Recipes and data presets come before these, the user before all."""
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastadv.algorithms.plugins import loaded_files
@@ -16,7 +15,8 @@ from fastadv.engine.process import distributed
 from fastadv.errors import Interrupted, NotFiniteError, TrainingError
 from fastadv.run import provenance
 from fastadv.run.console import Console
-from fastadv.run.eval_pass import TESTED, EvalJob, EvalScores, StopEvaluation, run_evaluation
+from fastadv.run.epoch_metrics import EpochMetrics
+from fastadv.run.eval_pass import EvalJob, EvalScores, StopEvaluation, run_evaluation
 from fastadv.run.eval_records import EvalRecords
 from fastadv.run.events import Events
 from fastadv.run.run_folder import RunFolder
@@ -48,11 +48,10 @@ class EpochLoop:
             console=console,
             asked_to_stop=lambda: self._evaluation_should_stop(),
         )
-        self._loss = torch.zeros((), dtype=torch.float64, device=session.device)
+        self._metrics = EpochMetrics(len(data.loader), device)
         self._saved_at = time.monotonic()
         if folder.last.exists():
-            saved = checkpoint.load(folder.last)
-            self._loss.copy_(saved["loss_sum"])
+            self._metrics.load_state(checkpoint.load(folder.last).get("epoch_metrics"))
 
     def epochs(self) -> None:
         """Train, evaluate and save, epoch by epoch."""
@@ -65,12 +64,12 @@ class EpochLoop:
                 self._stop()
             self.progress.epoch += 1
             self.progress.batch = 0
-            self._loss.zero_()
+            self._metrics.clear()
             self._save()
 
     def _train_epoch(self) -> None:
         session, progress = self.session, self.progress
-        began = time.monotonic()
+        began, done = time.monotonic(), progress.batch
         batches = session.data.loader.epoch(progress.epoch, progress.batch)
         session.model.train()
         with self.console.epoch(progress.epoch, progress.batch, len(session.data.loader)) as tick:
@@ -79,7 +78,7 @@ class EpochLoop:
                 metrics = session.step(
                     batch.image, batch.label, batch.index, view=batch.view, second=second
                 )
-                self._loss += metrics["loss"]
+                self._metrics.add(metrics, len(batch.label))
                 progress.batch += 1
                 tick(len(batch.label))
                 alone_and_old = distributed.world_size() == 1 and self._checkpoint_due()
@@ -89,6 +88,8 @@ class EpochLoop:
                     progress.train_seconds += time.monotonic() - began
                     self._stop()
         session.step.check()
+        if progress.batch > done:  # otherwise what the parts reported then was saved
+            self._metrics.ask(session.step.plan)
         progress.train_seconds += time.monotonic() - began
         self._advise()
 
@@ -143,28 +144,36 @@ class EpochLoop:
     def _evaluate_epoch(self, *, last: bool) -> None:
         session, progress = self.session, self.progress
         config, step = session.config, session.step
-        batches = len(session.data.loader)
-        line: dict[str, Any] = {
-            "epoch": progress.epoch + 1,
-            "loss": float(self._loss) / batches,
-            "lr": session.optimizer.param_groups[0]["lr"],
-        }
-        if last or (progress.epoch + 1) % config.eval_every == 0:
+        line: dict[str, Any] = {"epoch": progress.epoch + 1, **self._metrics.line()}
+        line["lr"] = session.optimizer.param_groups[0]["lr"]
+        evaluates = last or (progress.epoch + 1) % config.eval_every == 0
+        keeps = config.keep_every is not None and (progress.epoch + 1) % config.keep_every == 0
+        if evaluates or keeps:
             began = time.monotonic()
             with step.evaluation_weights(self._statistics_batches()):
-                attacks = ",".join(dict.fromkeys(["clean", config.select_attack]))
-                scores = self._evaluate(session.data.validation, attacks)
-                self._keep_best(scores)
-            progress.eval_seconds += time.monotonic() - began + scores.seconds_before
-            line |= {f"{config.select}_{name}": score for name, score in scores.items()}
-            line[f"{config.select}_n"] = scores.n
-            for name in scores:
-                line[f"{config.select}_{name}_interval"] = list(scores.interval(name))
+                if keeps:
+                    self.folder.keep(progress.epoch + 1, self._weights())
+                found = self._scores() if evaluates else {}
+            before = sum(scores.seconds_before for scores in found.values())
+            progress.eval_seconds += time.monotonic() - began + before
+            for name, scores in found.items():
+                line |= _named(scores, name)
         line["train_seconds"] = round(progress.train_seconds, 3)
         line["eval_seconds"] = round(progress.eval_seconds, 3)
         self.folder.add_metrics(line)
         self.events.add(line)
         self.console.line(line)
+
+    def _scores(self) -> dict[str, EvalScores]:
+        """Name of a set -> the scores of this epoch's weights on it; the best are kept."""
+        config, data = self.session.config, self.session.data
+        attacks = ",".join(dict.fromkeys(["clean", config.select_attack]))
+        found: dict[str, EvalScores] = {}
+        found[config.select] = self._evaluate(data.validation, attacks)
+        self._keep_best(found[config.select])
+        if config.eval_train is not None:
+            found["train"] = self._evaluate(data.training.limited(config.eval_train), attacks)
+        return found
 
     def _statistics_batches(self) -> Iterator[Tensor]:
         """Clean, augmented training images, for BatchNorm statistics of averaged weights."""
@@ -176,8 +185,6 @@ class EpochLoop:
         """Scores of the session's weights, those of the last epoch, or of the named ones."""
         session, config, last = self.session, self.session.config, self.folder.last
         self.job.which = which or f"the weights of epoch {self.progress.epoch + 1}"
-        tested = images is session.data.test
-        self.job.images_name = TESTED if tested else "validation images"
         try:
             return run_evaluation(
                 session.model,
@@ -216,7 +223,7 @@ class EpochLoop:
 
     def _save(self, extra_seconds: float = 0.0) -> None:
         progress = replace(self.progress, train_seconds=self.progress.train_seconds + extra_seconds)
-        payload = contents(self.session, progress, self._loss, self._provenance)
+        payload = contents(self.session, progress, self._metrics.state(), self._provenance)
         self.folder.save(self.folder.last, payload)
         self._saved_at = time.monotonic()
 
@@ -258,3 +265,10 @@ class EpochLoop:
             "train_seconds": round(self.progress.train_seconds, 2),
             "eval_seconds": round(self.progress.eval_seconds, 2),
         }
+
+
+def _named(scores: EvalScores, of: str) -> dict[str, Any]:
+    """``scores`` on the images called ``of``, as a line of metrics.jsonl has them."""
+    line: dict[str, Any] = {f"{of}_{name}": score for name, score in scores.items()}
+    line[f"{of}_n"] = scores.n
+    return line | {f"{of}_{name}_interval": list(scores.interval(name)) for name in scores}

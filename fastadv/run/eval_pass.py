@@ -48,7 +48,6 @@ from fastadv.run.unfinished import Settings, Unfinished
 from fastadv.storage import files
 from fastadv.storage.digests import digest
 
-TESTED = "test images"
 MARGIN = 1.1  # of a time that was measured in one part of a run
 
 
@@ -65,17 +64,17 @@ class EvaluationStopped(KeyboardInterrupt):
 
 
 class EvalScores(Scores):
-    """Scores. ``said``: the threat and the precision; ``stored``: the attacks that were evaluated
-    before; ``seconds_before``: the time that the stored results had taken; ``facts``: for results
-    that last, what they depend on besides the attack; ``bounds``: for attacks whose time ran out,
-    the accuracies between which theirs lies; ``known``: how many verdicts these rest on;
-    ``stuck``: for those that got no further in this time, so that nothing new is stored, the
-    seconds of one run of a search, and of the least time that gets further; ``too_short``: those
-    that got no further either, before a pass could be timed."""
+    """Scores. ``on``: what the images are; ``said``: the threat and the precision; ``stored``: the
+    attacks that were evaluated before; ``seconds_before``: the time that the stored results had
+    taken; ``facts``: for results that last, what they depend on besides the attack; ``bounds``: for
+    attacks whose time ran out, the accuracies between which theirs lies; ``known``: how many
+    verdicts these rest on; ``stuck``: for those that got no further in this time, so that nothing
+    new is stored, the seconds of one run of a search, and of the least time that gets further;
+    ``too_short``: those that got no further either, before a pass could be timed."""
 
-    def __init__(self, n: int, said: str) -> None:
+    def __init__(self, n: int, said: str, on: str = "images") -> None:
         super().__init__({}, n)
-        self.said = said
+        self.said, self.on = said, on
         self.stored: list[str] = []
         self.seconds_before = 0.0
         self.facts: Settings = {}
@@ -105,7 +104,7 @@ class EvalScores(Scores):
 
 @dataclass
 class EvalJob:
-    """What is evaluated. ``which`` and ``images_name`` name weights and images in messages.
+    """What is evaluated. ``which`` names the weights in messages.
 
     ``lasting``: each attack's result is a line in evaluations.jsonl. Otherwise results are stored
     only to continue an interrupted evaluation, until ``forget``. ``asked_to_stop`` is called
@@ -119,7 +118,6 @@ class EvalJob:
     device: torch.device
     records: EvalRecords
     which: str = "weights"
-    images_name: str = "images"
     console: Console = field(default_factory=lambda: Console(Terminal(quiet=True)))
     asked_to_stop: Callable[[], bool] = lambda: False
     lasting: bool = False
@@ -161,8 +159,10 @@ def run_evaluation(
     if job.search_dtype != "float32":
         precision += f", searched in {job.search_dtype}"
     said = f"{job.config.norm} eps {eps:.4g}, evaluated in {precision}"
+    if images.wrong_labels:
+        said += f", with the labels trained on ({images.label_noise})"
     title = (
-        f"evaluating {job.which} on {len(images):,} {job.images_name} under {', '.join(attacks)}: "
+        f"evaluating {job.which} on {len(images):,} {images.name} under {', '.join(attacks)}: "
         f"{job.config.norm} eps {eps:.4g}, {precision}"
     )
     if job.mode != "auto":
@@ -171,11 +171,11 @@ def run_evaluation(
     threat |= {"seed": seed, "search_dtype": job.search_dtype}
     # Digests of all weights and images: taken when a record is looked for or written.
     common = cache(lambda: settings_of(model, images, job) | {"precision": precision} | threat)
-    found = EvalScores(len(images), said)
+    found = EvalScores(len(images), said, images.name)
     if job.lasting:
         found.facts = common()
     if not len(images):
-        raise UserError(f"There are no images to evaluate: the {job.images_name} are none.")
+        raise UserError(f"There are no images to evaluate: the {images.name} are none.")
     anything_new = False
     compiled = CompiledForward()  # once for all attacks
     for group in [attacks] if one_pass else [[name] for name in attacks]:
@@ -442,28 +442,28 @@ _COUNTED = [
 def settings_of(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings:
     """What the result depends on besides the attack: another value is another evaluation.
 
-    ``data`` is the digest of the run's data, as they are divided, and of the rows that are
-    evaluated; ``image_set`` that of the whole set they are rows of: runs of other methods and seeds
-    have the test set in common.
+    ``evaluated_on`` says what the images are. ``image_set`` is the digest of the whole set, which
+    other runs may have in common, as those of other methods and seeds have the test set, and
+    ``data`` that of the rows of it that are evaluated.
     """
-    config, data = job.config, job.data
+    config = job.config
     network = [config.model, config.width, config.depth, *(
         getattr(config, name) for name in VARIANTS
     ), config.normalize, config.dropout]  # fmt: skip
-    facts = data_facts(data)
+    facts = data_facts(job.data)
     state = {
         name: [str(tensor.dtype), list(tensor.shape), tensor.detach().reshape(-1)]
         for name, tensor in model.state_dict().items()
     }
-    content = [job.images_name, data.content, config.seed, config.val_fraction, config.limit]
     return {
         "fastadv": version("fastadv"),
         "torch": str(torch.__version__),
         "device": job.device.type,
         "weights": digest(state),
         "network": digest([network, facts, provenance.source(config.model)]),
-        "data": digest([*content, images.rows]),
-        "image_set": data.content["test data"] if job.images_name == TESTED else digest(content),
+        "evaluated_on": images.name,
+        "data": digest([images.content, images.rows]),
+        "image_set": images.content,
         "n": len(images),
         "batch": images.batch_size,
     }

@@ -8,36 +8,34 @@ from fastadv.declared import parse_number
 from fastadv.engine.model.precision import tf32
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
-from fastadv.errors import UserError, unknown, warn
+from fastadv.errors import UserError, warn
 from fastadv.run import provenance
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
-from fastadv.run.eval_pass import TESTED, EvalJob, EvalScores, run_evaluation
+from fastadv.run.eval_pass import EvalJob, EvalScores, run_evaluation
 from fastadv.run.eval_records import EvalRecords
 from fastadv.run.eval_watch import Deadline
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
 from fastadv.run.session import data_facts, make_model
 from fastadv.run.source import Source, open_source
+from fastadv.run.which import one_named, weights_file
 from fastadv.storage import checkpoint
 from fastadv.storage.printable import printable
 
-WEIGHTS = ("best", "last")
-
 
 def load_run(path: str, which: str) -> tuple[RunConfig, Source, nn.Module]:
-    """Configuration, data and network of the run in ``path``, with its best or last weights."""
+    """Configuration, data and network of the run in ``path``, with the weights ``which``: "best",
+    "last" or the number of an epoch whose weights were kept."""
     folder = RunFolder.open(path)
-    if which not in WEIGHTS:
-        raise unknown("weights", which, WEIGHTS)
+    which = one_named(which)
     config = folder.read_config()
-    last = folder.averaged if folder.averaged.exists() else folder.last
-    if which == "last" and last is folder.last and _averages(config) and folder.summary.exists():
+    file = weights_file(folder, which)
+    if file == folder.last and _averages(config) and folder.summary.exists():
         raise UserError(
             f"{printable(folder.averaged)} is missing, and last.pt holds other weights than those "
             "the run ended with: restore it, or evaluate the best weights."
         )
-    file = folder.best if which == "best" else last
     saved = checkpoint.load(file)
     state = saved.get("model")
     data = open_source(config, choose_device(config.device))
@@ -66,6 +64,7 @@ def evaluate_run(
     which: str = "best",
     eps: str | None = None,
     alpha: str | None = None,
+    on: str = "test",
     limit: int | None = None,
     seed: int = 0,
     deadline: Deadline | None = None,
@@ -74,10 +73,11 @@ def evaluate_run(
     mode: str = "auto",
     console: Console | None = None,
 ) -> EvalScores:
-    """Test accuracy in [0,1] by attack; ``eps`` is the run's unless given, and so is the step
-    ``alpha`` of attacks with several steps (with another ``eps``: that of the attack). All test
-    images are evaluated, or ``limit`` of them, each class in proportion; the run's own
-    ``--test-limit`` is ignored.
+    """Accuracy in [0,1] by attack; ``eps`` is the run's unless given, and so is the step ``alpha``
+    of attacks with several steps (with another ``eps``: that of the attack). All test images are
+    evaluated, or ``limit`` of them, each class in proportion; the run's own ``--test-limit`` is
+    ignored. ``on`` "val": the run's validation images; "train": those it was trained on, without
+    augmentation and with the labels that it was trained on.
 
     Each attack's result is a line in the folder's evaluations.jsonl, with the verdicts on all
     images in a file of verdicts/, and is not computed again. ``save_examples`` also writes the
@@ -87,11 +87,12 @@ def evaluate_run(
     not, and the next call continues too.
     ``console`` shows the progress.
     """
+    which = one_named(which)
     config, data, model = load_run(path, which)
     folder = RunFolder.open(path)
     return evaluate_loaded(
         (config, data, model), folder, f"{which} weights", attacks,
-        eps=eps, alpha=alpha, limit=limit, seed=seed, console=console,
+        eps=eps, alpha=alpha, on=on, limit=limit, seed=seed, console=console,
         deadline=deadline, save_examples=save_examples, search_dtype=search_dtype,
         mode=mode,
     )  # fmt: skip
@@ -105,6 +106,7 @@ def evaluate_loaded(
     *,
     eps: str | None = None,
     alpha: str | None = None,
+    on: str = "test",
     limit: int | None = None,
     seed: int = 0,
     deadline: Deadline | None = None,
@@ -119,12 +121,12 @@ def evaluate_loaded(
     device = choose_device(config.device)
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, not {limit}.")
-    images = data.test.limited(limit)
+    images = data.evaluated_on(on).limited(limit)
     radius = config.eps if eps is None else parse_number(eps, "eps")
     step: float | str | None = alpha
     if alpha is None and eps is None:
         step = config.eval_alpha
-    job = EvalJob(config, data, device, EvalRecords(folder), which, TESTED, lasting=True)
+    job = EvalJob(config, data, device, EvalRecords(folder), which, lasting=True)
     job.console = console or job.console
     job.saves_examples, job.deadline = save_examples, deadline or job.deadline
     job.search_dtype, job.mode = search_dtype, mode

@@ -10,8 +10,9 @@ from fastadv.errors import UserError
 from fastadv.evaluation.accuracy import specs_of, warn_of_ignored_alpha
 from fastadv.evaluation.paired import Paired
 from fastadv.evaluation.verdicts import Verdicts
-from fastadv.run.alike import open_alike, weights_named
+from fastadv.run.alike import open_alike
 from fastadv.run.finished import evaluate_run
+from fastadv.run.which import weights_named
 from fastadv.storage.printable import printable
 
 
@@ -34,6 +35,7 @@ def compare_runs(
     which: str = "best",
     eps: str | None = None,
     alpha: str | None = None,
+    on: str = "test",
     **options: Any,
 ) -> Iterator[RunPair]:
     """The two runs under each attack, one after another; ``options`` are those of
@@ -42,13 +44,12 @@ def compare_runs(
     specs = specs_of(attacks, alpha)
     warn_of_ignored_alpha(specs, alpha)
     names = list(specs)
-    open_alike([first, second], weights, eps=eps, alpha=alpha)
+    open_alike([first, second], weights, eps=eps, alpha=alpha, on=on)
+    options |= {"eps": eps, "alpha": alpha, "on": on}
     for name in weights:
         for attack in names:
             one, other = (
-                evaluate_run(path, attack, which=name, eps=eps, alpha=alpha, **options).verdicts[
-                    attack
-                ]
+                evaluate_run(path, attack, which=name, **options).verdicts[attack]
                 for path in (first, second)
             )
             if one.facts["weights"] == other.facts["weights"]:

@@ -32,10 +32,11 @@ _FREE = {
     "option teachers",
     "out",
     "checkpoint_minutes",
+    "keep_every",
 }
-"""Settings that may change: paths (the content is compared) and when to save."""
+"""Settings that may change: paths (the content is compared), when to save and what to keep."""
 _SAID = {"device", "epochs", "mode", "fused_norm"}
-_ONLY_EVALUATION = {"test_limit", "test_attacks", "eval_alpha"}
+_ONLY_EVALUATION = {"test_limit", "test_attacks", "eval_alpha", "eval_train"}
 """Settings that do not influence the weights."""
 
 

@@ -12,6 +12,7 @@ from fastadv.declared import (
     NonNegative,
     Positive,
     Range,
+    Share,
     ShareBelowOne,
     declared,
 )
@@ -72,6 +73,7 @@ class RunRequest:
     padding: Literal["constant", "grey", "reflect"] | None = None
     augmentation: Literal["base", "rotate", "autoaugment", "resized-crop"] | None = None
     limit: Count | None = None
+    label_noise: Share | None = None
     image_size: Side | None = None
     unlabelled: str | None = None
     loader: Literal["auto", "device", "dali"] | None = None
@@ -82,6 +84,7 @@ class RunRequest:
     val_fraction: OpenShare | None = None
     eval_alpha: Positive | None = None
     eval_every: Count | None = None
+    eval_train: Count | None = None
     test_attacks: str | None = None
     test_limit: Count | None = None
     seed: CountOrZero | None = None
@@ -89,6 +92,7 @@ class RunRequest:
     device: str | None = None
     out: str | None = None
     checkpoint_minutes: NonNegative | None = None
+    keep_every: Count | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -1,7 +1,8 @@
 """A run's folder: config.toml, metrics.jsonl, last.pt, best.pt, summary.json.
 
 If a recipe averages weights, averaged.pt holds the last evaluated average, last.pt the live
-weights. evaluations.jsonl holds the results of ``fastadv evaluate``, verdicts/ those on every
+weights. epochs/ holds the weights that were kept after epochs, as they are evaluated.
+evaluations.jsonl holds the results of ``fastadv evaluate``, verdicts/ those on every
 image, and evaluations.partial/ what an interrupted evaluation had found
 (``fastadv.run.unfinished``).
 
@@ -46,6 +47,7 @@ class RunFolder:
         self.best = path / "best.pt"
         self.last_good = path / "last_good.pt"
         self.averaged = path / "averaged.pt"
+        self.epochs = path / "epochs"
         self.summary = path / "summary.json"
         self.evaluations = path / "evaluations.jsonl"
         self.verdicts = path / "verdicts"
@@ -59,6 +61,10 @@ class RunFolder:
             for name, place in vars(self).items()
             if isinstance(place, Path) and name != "path"
         ]
+
+    def kept(self, epoch: int) -> Path:
+        """Where the weights after ``epoch`` (from 1) are, if they were kept."""
+        return self.epochs / f"{epoch:04d}.pt"
 
     @classmethod
     def create(cls, out: str | None, config: RunConfig) -> RunFolder:
@@ -147,6 +153,16 @@ class RunFolder:
         if distributed.rank() == 0:
             checkpoint.save(path, payload)
         distributed.wait()
+
+    def keep(self, epoch: int, payload: dict[str, Any]) -> None:
+        """``save`` the weights after ``epoch`` (from 1) for good."""
+        if distributed.rank() == 0:
+            try:
+                files.make_folder(self.epochs)
+            except OSError as error:
+                shown = printable(self.epochs)
+                raise UserError(f"Cannot make the folder {shown}: {error.strerror}.") from None
+        self.save(self.kept(epoch), payload)
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Append one epoch's line."""

@@ -56,7 +56,7 @@ def check_loaded(
     if other is not None:
         another = load_model(other, data.num_classes, data.channels).to(device)
     records = EvalRecords(folder)
-    job = EvalJob(config, data, device, records, which, "test images", lasting=True)
+    job = EvalJob(config, data, device, records, which, lasting=True)
     began = time.monotonic()
     title = f"{which}, {config.norm} eps {radius:.4g}, {precision}"
     with reproducible(config.deterministic), tf32(config.tf32):

@@ -30,7 +30,8 @@ def load_model(
     model: str | None = None,
     **options: Any,
 ) -> nn.Module:
-    """The network of the run in ``path``: a run folder (its best weights) or a .pt file in one.
+    """The network of the run in ``path``: a run folder (its best weights) or a .pt file in one,
+    such as last.pt or epochs/0010.pt.
 
     With ``model``, ``path`` is a file of weights from elsewhere: safetensors, or a .pt file of
     ``torch.save``, read without running code. ``model`` and ``options`` are as for
@@ -95,7 +96,10 @@ def _read(path: str) -> tuple[RunConfig, dict[str, Any], Path]:
     given = Path(path)
     if not given.exists():
         raise UserError(f"There is no {printable(given)}: give a run folder or a checkpoint in it.")
-    folder = RunFolder.open(str(given if given.is_dir() else given.parent))
+    place = given if given.is_dir() else given.parent
+    if place.name == RunFolder(place).epochs.name and not RunFolder(place).config.exists():
+        place = place.parent  # the weights of an epoch are in a folder of the run's
+    folder = RunFolder.open(str(place))
     config = folder.read_config()
     weights = folder.best if given.is_dir() else given
     saved = checkpoint.load(weights)

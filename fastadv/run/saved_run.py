@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
@@ -75,17 +74,17 @@ def _rank_local(session: Session) -> dict[str, Any]:
 
 
 def contents(
-    session: Session, progress: Progress, loss_sum: Tensor, recorded: dict[str, Any]
+    session: Session, progress: Progress, epoch_metrics: dict[str, Any], recorded: dict[str, Any]
 ) -> dict[str, Any]:
-    """The content of a checkpoint. ``loss_sum`` (0-dim) is over the batches of the epoch so far,
-    ``recorded`` is from ``provenance_of``."""
+    """The content of a checkpoint. ``epoch_metrics`` are those of the epoch so far
+    (``EpochMetrics.state``), ``recorded`` is from ``provenance_of``."""
     return {
         "model": session.model.state_dict(),
         "built_for": built_for(session),
         "optimizer": session.optimizer.state_dict(),
         "step": session.step.state_dict(),
         "progress": asdict(progress),
-        "loss_sum": loss_sum,
+        "epoch_metrics": epoch_metrics,
         "processes": distributed.collected(_rank_local(session)),
         "data": _sizes(session),
         "provenance": recorded,

@@ -11,9 +11,10 @@ from fastadv.errors import UserError
 from fastadv.evaluation.accuracy import specs_of, warn_of_ignored_alpha
 from fastadv.evaluation.intervals import wilson
 from fastadv.evaluation.over_seeds import mean_and_deviation
-from fastadv.run.alike import methods_of, open_alike, weights_named
+from fastadv.run.alike import methods_of, open_alike
 from fastadv.run.eval_pass import EvalScores
 from fastadv.run.finished import evaluate_run
+from fastadv.run.which import one_named, weights_named
 from fastadv.storage.printable import printable
 
 
@@ -54,15 +55,16 @@ class MethodScores:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """What ``evaluate_runs`` found on ``n`` images. ``which``: the weights, in their order;
-    ``said``: the threat and the precision; ``stored``: attacks with results from before;
-    ``title``: what was evaluated, where that is one thing; ``unfinished``: sentences about attacks
-    whose time ran out, which are not among ``attacks``."""
+    """What ``evaluate_runs`` found on ``n`` images. ``on``: what they are; ``which``: the weights,
+    in their order; ``said``: the threat and the precision; ``stored``: attacks with results from
+    before; ``title``: what was evaluated, where that is one thing; ``unfinished``: sentences about
+    attacks whose time ran out, which are not among ``attacks``."""
 
     methods: list[MethodScores]
     attacks: list[str]
     which: tuple[str, ...]
     n: int
+    on: str
     said: str
     stored: list[str]
     title: str | None = None
@@ -76,22 +78,24 @@ def evaluate_runs(
     which: str = "best",
     eps: str | None = None,
     alpha: str | None = None,
+    on: str = "test",
     **options: Any,
 ) -> ScoreTable:
     """``evaluate_run`` of each run in ``paths``, with ``options``, for the table of a paper.
 
-    ``which``: "best" or "last" weights, or "both". Raises ``UserError`` for runs that cannot be in
-    one table, before the first is evaluated where that can be seen.
+    ``which``: "best" or "last" weights, "both", or the number of an epoch. Raises ``UserError``
+    for runs that cannot be in one table, before the first is evaluated where that can be seen.
     """
     weights = weights_named(which)
     specs = specs_of(attacks, alpha)
     warn_of_ignored_alpha(specs, alpha)
     names = list(specs)
-    configs = open_alike(paths, weights, eps=eps, alpha=alpha)
+    configs = open_alike(paths, weights, eps=eps, alpha=alpha, on=on)
+    options |= {"eps": eps, "alpha": alpha, "on": on}
     found: dict[tuple[str, str], EvalScores] = {}
     for name in weights:
         for path in paths:
-            scores = evaluate_run(path, attacks, which=name, eps=eps, alpha=alpha, **options)
+            scores = evaluate_run(path, attacks, which=name, **options)
             for other in paths[: paths.index(path)]:
                 _require_another_network(other, found[name, other], path, scores)
             found[name, path] = scores
@@ -109,17 +113,21 @@ def evaluate_runs(
     title = None
     if len(methods) == 1:
         title = paths[0] if len(paths) == 1 else f"{methods[0].name}, {len(paths)} seeds"
-        title += f", {which} weights" if which != "both" else ""
+        title += f", {weights[0]} weights" if len(weights) == 1 else ""
     unfinished = tuple(
         sentence
         for (name, path), scores in found.items()
         for sentence in scores.unfinished(f"{printable(path)}, {name} weights")
     )
-    return ScoreTable(methods, names, weights, every[0].n, every[0].said, stored, title, unfinished)
+    first = every[0]
+    return ScoreTable(
+        methods, names, weights, first.n, first.on, first.said, stored, title, unfinished
+    )
 
 
 def table_of_run(path: str, which: str, scores: EvalScores) -> ScoreTable:
     """The table of the ``scores`` of one run's weights ``which``."""
+    which = one_named(which)
     return _table_of_one(path, which, scores, f"{path}, {which} weights")
 
 
@@ -132,7 +140,7 @@ def _table_of_one(path: str, column: str, scores: EvalScores, title: str) -> Sco
     attacks = list(scores)
     method = MethodScores(path, (path,), {column: _over([scores], attacks)})
     return ScoreTable(
-        [method], attacks, (column,), scores.n, scores.said, scores.stored, title,
+        [method], attacks, (column,), scores.n, scores.on, scores.said, scores.stored, title,
         tuple(scores.unfinished(printable(title))),
     )  # fmt: skip
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,20 +23,22 @@ from fastadv.data import (
     is_tree,
     list_images,
     load,
-    split_validation,
 )
 from fastadv.data.choice import choose_loader, stream_format, stream_statistics
 from fastadv.data.dali import DaliLoader
 from fastadv.data.dataset import split_labels
+from fastadv.data.label_noise import noisy_labels
 from fastadv.data.labels import stratified_rows
 from fastadv.data.packed import tell_left_out
 from fastadv.data.resized_crop import ResizedCrop
 from fastadv.data.rotation import Rotated
 from fastadv.engine.process import distributed
-from fastadv.errors import UserError
+from fastadv.errors import UserError, unknown
 from fastadv.run.config import RunConfig
 from fastadv.run.pseudo_labels import read_pseudo_labelled
 from fastadv.storage.digests import digest
+
+SETS = ("train", "val", "test")
 
 
 def eval_batch_size(device: torch.device, values: int) -> int:
@@ -50,33 +52,60 @@ def eval_batch_size(device: torch.device, values: int) -> int:
     return min(500, max(8, 100 * 3 * 32 * 32 // values))
 
 
+LabelledImages = tuple[Tensor, Tensor]
+Read = Callable[[Tensor, Tensor, int], Iterable[LabelledImages]]
+"""From the labels (N,) of a set, rows of it and a batch size to the batches of these rows."""
+
+
 class EvalBatches:
     """Labelled images in order, batch by batch, as often as asked.
 
     ``batches(rows, batch_size)`` gives the chosen ones of the images whose labels are ``labels``
     (N,). At most ``limit`` of them are evaluated, each class in proportion, always the same ones.
+    ``name`` says what they are. ``content`` is a digest of all N: the networks of two runs can be
+    compared on images with the same one. ``wrong_labels`` is how many of the N labels are not the
+    true ones, because of label noise.
     """
 
     def __init__(
         self,
-        batches: Callable[[Tensor, int], Iterable[tuple[Tensor, Tensor]]],
+        batches: Callable[[Tensor, int], Iterable[LabelledImages]],
         labels: Tensor,
         batch_size: int,
         limit: int | None = None,
+        *,
+        name: str = "images",
+        content: str = "",
+        wrong_labels: int = 0,
     ) -> None:
         self._batches, self._labels, self.batch_size = batches, labels.cpu(), batch_size
+        self.name, self.content, self.wrong_labels = name, content, wrong_labels
         self.rows = torch.arange(len(labels))
         if limit is not None and limit < len(labels):
             self.rows = stratified_rows(self._labels, limit, draws.LIMIT, seed=0)
 
     def limited(self, limit: int | None) -> EvalBatches:
         """The same images, at most ``limit`` of them."""
-        return EvalBatches(self._batches, self._labels, self.batch_size, limit)
+        return EvalBatches(
+            self._batches,
+            self._labels,
+            self.batch_size,
+            limit,
+            name=self.name,
+            content=self.content,
+            wrong_labels=self.wrong_labels,
+        )
+
+    @property
+    def label_noise(self) -> str:
+        """How many of the set's labels are wrong, in words."""
+        count = len(self._labels)
+        return f"{100 * self.wrong_labels / count:.1f} % of {count:,} labels are wrong"
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[LabelledImages]:
         # Processes take batches in turn: each must find one.
         share = -(-len(self.rows) // distributed.world_size())
         yield from self._batches(self.rows, max(1, min(self.batch_size, share)))
@@ -85,7 +114,12 @@ class EvalBatches:
 @dataclass
 class Source:
     """The images of a run. ``num_samples`` images have an index; ``trained_on`` of them are trained
-    on, the others are held out."""
+    on, the others are held out.
+
+    ``training`` are the labelled images that are trained on, without augmentation and with the
+    labels that are trained on. ``validation`` and ``test`` have their true labels, and are one set
+    if the best epoch is chosen on the test set.
+    """
 
     num_samples: int
     trained_on: int
@@ -95,11 +129,24 @@ class Source:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     loader: Loader
+    training: EvalBatches
     validation: EvalBatches
     test: EvalBatches
     streams: bool
     content: dict[str, str]
     """Name of a set -> its digest. Another digest is another run."""
+
+    def evaluated_on(self, name: str) -> EvalBatches:
+        """The images that ``name``, one of ``SETS``, stands for. Raises ``UserError`` for another
+        name, and for validation images if there are none."""
+        if name not in SETS:
+            raise unknown("set of images", name, SETS)
+        if name == "val" and self.validation is self.test:
+            raise UserError(
+                "The run chose its best epoch on the test set and held out no validation images: "
+                "evaluate it --on test or --on train."
+            )
+        return {"train": self.training, "val": self.validation, "test": self.test}[name]
 
 
 def open_source(config: RunConfig, device: torch.device, views: int = 1) -> Source:
@@ -199,6 +246,61 @@ def _loader(config: RunConfig, device: torch.device) -> str:
     return choose_loader(config.data, size, device)
 
 
+class _Divided(NamedTuple):
+    """The ``rows`` that are trained on, the ``labels`` (N,) of which training sees theirs, and the
+    sets that are evaluated."""
+
+    rows: Tensor
+    labels: Tensor
+    training: EvalBatches
+    validation: EvalBatches
+    test: EvalBatches
+
+
+def _divided(
+    config: RunConfig,
+    trained: tuple[Tensor, Read],
+    tested: tuple[Tensor, Read],
+    num_classes: int,
+    batch_size: int,
+    content: Mapping[str, str],
+) -> _Divided:
+    """The training set (true labels, and how to read it) divided into what is trained on and what
+    is held out, with noise in the labels of the former; and the test set."""
+    true, read = trained
+    rows, held_out = split_labels(true, config.val_fraction, config.seed)
+    if config.select == "test":
+        rows = torch.arange(len(true))
+    noisy = noisy_labels(true, config.label_noise, num_classes, config.seed)
+
+    def of_training_data(name: str, labels: Tensor, places: Tensor) -> EvalBatches:
+        return EvalBatches(
+            lambda chosen, together: read(labels, places[chosen], together),
+            labels[places],
+            batch_size,
+            name=name,
+            content=digest([content["training data"], places, labels[places]]),
+            wrong_labels=int((labels != true)[places].sum()),
+        )
+
+    labels, read_test = tested
+    test = EvalBatches(
+        lambda chosen, together: read_test(labels, chosen, together),
+        labels,
+        batch_size,
+        config.test_limit,
+        name="test images",
+        content=content["test data"],
+    )
+    return _Divided(
+        rows,
+        noisy,
+        of_training_data("training images", noisy, rows),
+        test if config.select == "test" else of_training_data("validation images", true, held_out),
+        test,
+    )
+
+
 def _from_memory(config: RunConfig, device: torch.device, options: dict[str, Any]) -> Source:
     data = load(
         config.data,
@@ -207,26 +309,36 @@ def _from_memory(config: RunConfig, device: torch.device, options: dict[str, Any
         limit=config.limit,
         image_size=config.image_size,
     )
-    rows, held_out = split_validation(data, config.val_fraction, config.seed)
     count = len(data.train_images)
-    test = _batches_of(data.test_images, data.test_labels, device, config.test_limit)
-    validation = _batches_of(data.train_images[held_out], data.train_labels[held_out], device)
-    if config.select == "test":
-        rows, validation = torch.arange(len(data.train_images)), test
     content = {
         "training data": digest([data.train_images, data.train_labels]),
         "test data": digest([data.test_images, data.test_labels]),
     }
+
+    def reading(images: Tensor) -> Read:
+        def read(labels: Tensor, places: Tensor, batch_size: int) -> Iterator[LabelledImages]:
+            for part in places.split(batch_size):
+                yield from eval_batches(images[part], labels[part], len(part), device)
+
+        return read
+
+    sets = _divided(
+        config,
+        (data.train_labels, reading(data.train_images)),
+        (data.test_labels, reading(data.test_images)),
+        data.num_classes,
+        eval_batch_size(device, math.prod(data.train_images.shape[1:])),
+        content,
+    )
+    rows = sets.rows
     loader: Loader
     if config.unlabelled is None:
-        loader = DeviceLoader(data.train_images, data.train_labels, indices=rows, **options)
+        loader = DeviceLoader(data.train_images, sets.labels, indices=rows, **options)
     else:
         more, labels = read_pseudo_labelled(config.unlabelled, data.num_classes)
         count += len(more)
         content["--unlabelled data"] = digest([more, labels])
-        loader = MixedLoader(
-            data.train_images, data.train_labels, more, labels, indices=rows, **options
-        )
+        loader = MixedLoader(data.train_images, sets.labels, more, labels, indices=rows, **options)
     return Source(
         num_samples=count,
         trained_on=len(rows) + count - len(data.train_images),
@@ -236,8 +348,9 @@ def _from_memory(config: RunConfig, device: torch.device, options: dict[str, Any
         mean=data.mean,
         std=data.std,
         loader=loader,
-        validation=validation,
-        test=test,
+        training=sets.training,
+        validation=sets.validation,
+        test=sets.test,
         streams=False,
         content=content,
     )
@@ -249,17 +362,6 @@ def _digest_of_files(files: Iterable[str], labels: Iterable[int]) -> str:
     return digest([(*Path(file).parts[-2:], os.stat(file).st_size, int(y)) for file, y in entries])
 
 
-def _batches_of(
-    images: Tensor, labels: Tensor, device: torch.device, limit: int | None = None
-) -> EvalBatches:
-    def batches(rows: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
-        if len(rows) == len(labels):
-            return eval_batches(images, labels, batch_size, device)
-        return eval_batches(images[rows], labels[rows], batch_size, device)
-
-    return EvalBatches(batches, labels, eval_batch_size(device, math.prod(images.shape[1:])), limit)
-
-
 def _from_files(config: RunConfig, device: torch.device, options: dict[str, Any]) -> Source:
     tree = list_images(config.data)
     if config.limit is not None:
@@ -267,27 +369,29 @@ def _from_files(config: RunConfig, device: torch.device, options: dict[str, Any]
     form = stream_format(tree, config.image_size)
     tell_left_out(tree)
     mean, std = stream_statistics(tree, form)
-    labels = torch.tensor(tree.train_labels)
-    rows, held_out = split_labels(labels, config.val_fraction, config.seed)
-    together = eval_batch_size(device, form.bytes_each)
+    content = {
+        "training data": _digest_of_files(tree.train_files, tree.train_labels),
+        "test data": _digest_of_files(tree.test_files, tree.test_labels),
+    }
 
-    def held(chosen: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
-        common: dict[str, Any] = {"batch_size": batch_size, "device": device}
-        places = held_out[chosen]
-        loader = DaliLoader(tree.train_files, tree.train_labels, form, indices=places, **common)
-        return loader.ordered()
+    def reading(files: list[str]) -> Read:
+        def read(labels: Tensor, places: Tensor, batch_size: int) -> Iterator[LabelledImages]:
+            common: dict[str, Any] = {"batch_size": batch_size, "device": device}
+            return DaliLoader(files, labels.tolist(), form, indices=places, **common).ordered()
 
-    def tested(chosen: Tensor, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
-        common: dict[str, Any] = {"batch_size": batch_size, "device": device}
-        loader = DaliLoader(tree.test_files, tree.test_labels, form, indices=chosen, **common)
-        return loader.ordered()
+        return read
 
-    test = EvalBatches(tested, torch.tensor(tree.test_labels), together, config.test_limit)
-    validation = EvalBatches(held, labels[held_out], together)
-    if config.select == "test":
-        rows, validation = torch.arange(len(labels)), test
+    sets = _divided(
+        config,
+        (torch.tensor(tree.train_labels), reading(tree.train_files)),
+        (torch.tensor(tree.test_labels), reading(tree.test_files)),
+        len(tree.classes),
+        eval_batch_size(device, form.bytes_each),
+        content,
+    )
+    rows, labels = sets.rows, sets.labels
     options["resized_crop"] = config.augmentation == "resized-crop"
-    loader = DaliLoader(tree.train_files, tree.train_labels, form, indices=rows, **options)
+    loader = DaliLoader(tree.train_files, labels.tolist(), form, indices=rows, **options)
     return Source(
         num_samples=len(labels),
         trained_on=len(rows),
@@ -297,11 +401,9 @@ def _from_files(config: RunConfig, device: torch.device, options: dict[str, Any]
         mean=mean,
         std=std,
         loader=loader,
-        validation=validation,
-        test=test,
+        training=sets.training,
+        validation=sets.validation,
+        test=sets.test,
         streams=True,
-        content={
-            "training data": _digest_of_files(tree.train_files, tree.train_labels),
-            "test data": _digest_of_files(tree.test_files, tree.test_labels),
-        },
+        content=content,
     )

@@ -83,7 +83,8 @@ class Regions:
         adversary = self.plan.adversary
         if not isinstance(adversary, SharesForward):
             raise RuntimeError("this adversary has no pass to share")
-        x_adv = adversary.joint_step(center, natural, batch, context)
+        x_adv, gradient = adversary.joint_step(center, natural, batch, context)
+        context = context._replace(center_gradient=gradient)
         attacked = Adversarial(x_adv, center.detach(), context, center.detach())
         trained_on = self.weakened(x_adv, batch, attacked)
         with self.net.bn_momenta.updates_as(bn_updates, ADVERSARIAL):

@@ -26,7 +26,7 @@ from fastadv.algorithms.contract import (
     SharesForward,
     returned,
 )
-from fastadv.algorithms.plan import Plan
+from fastadv.algorithms.plan import READ_BY_ATTACKS, Plan
 from fastadv.algorithms.weakening import weakening
 from fastadv.engine import noise
 from fastadv.engine.model import parameter_hooks
@@ -203,11 +203,9 @@ class Update:
 
     def _natural_logits(self, batch: Batch) -> Context:
         """The logits of the clean images that parts need before the attack."""
-        needs = {"natural_logits_eval": "eval"}
-        needs["natural_logits_attack"] = self.plan.adversary.attack_bn
         by_mode: dict[str, Tensor] = {}
         found: dict[str, Any] = {}
-        for need, bn in needs.items():
+        for need, bn in self.plan.natural_modes.items():
             if not self.plan.wants(need):
                 continue
             if bn not in by_mode:
@@ -236,6 +234,8 @@ class Update:
         outer pass, otherwise None."""
         alike = self.net.attack_dtype == self.net.outer_dtype
         alike = alike and self.net.bn_momenta.suffices(self.plan.bn_updates)
+        # A targeted attack follows the loss of other labels than the regularizer's.
+        alike = alike and not (self.plan.shares_gradient and batch.threat.targeted)
         adversary = self.plan.adversary
         if self.plan.shares_natural_forward and alike and isinstance(adversary, SharesForward):
             return adversary.joint_center(batch)
@@ -262,8 +262,10 @@ class Update:
         near = batch._replace(x=images, offset=batch.offset + noise.NEIGHBOR)
         found = attacked.context
         given = found
-        if "natural_logits_attack" in self.plan.needs:
-            given = found._replace(natural_logits_attack=self.net.run(self.regions.natural, images))
+        read = self.plan.needs & READ_BY_ATTACKS
+        if read:  # both in the attack's mode of BatchNorm
+            logits = self.net.run(self.regions.natural, images)
+            given = found._replace(**dict.fromkeys(read, logits))
         near_adv = self.plan.adversary.make(near, given).x_adv
         return attacked._replace(context=found._replace(neighbor_adv=near_adv))
 

@@ -14,6 +14,7 @@ from fastadv.algorithms.contract import (
     Adversary,
     Batch,
     Capabilities,
+    Clipped,
     Context,
     Pass,
     Setup,
@@ -41,6 +42,7 @@ class Ascent(Adversary):
         None, "step of the attack in pixels; none: the usual one for its eps"
     )
 
+    _clips: bool = field(init=False, repr=False, default=False)  # each point before its gradient
     _alpha_now: Tensor | None = field(init=False, repr=False, default=None)  # of this epoch
 
     def usual_step(self, threat: Threat) -> float | Tensor:
@@ -64,6 +66,7 @@ class Ascent(Adversary):
 
     def prepare(self, setup: Setup) -> None:
         super().prepare(setup)
+        self._clips = isinstance(setup.start, Clipped) and setup.start.clipped
         if isinstance(self.alpha, (Ramp, Phases)):
             self._alpha_now = torch.zeros((), device=setup.device, dtype=torch.float64)
 
@@ -114,14 +117,22 @@ class Ascent(Adversary):
     def gradient_at(self, x_adv: Tensor, batch: Batch, context: Context) -> tuple[Tensor, Tensor]:
         """The gradient (B,C,H,W) of the attack's loss at ``x_adv``, times the loss scale, and the
         logits (B,classes) there. To be called in a region."""
-        x_adv = leaf(x_adv)
+        x_adv = leaf(batch.threat.clip(x_adv) if self._clips else x_adv)
         logits = self.net.logits(x_adv)
         y = batch.y if batch.targets is None else batch.targets  # attacked_y, without its call
-        return input_gradient(self.setup.attack_loss(logits, y, context), x_adv), logits.detach()
+        gradient = input_gradient(self.setup.attack_loss(logits, y, context), x_adv)
+        return self.followed(gradient, x_adv, batch.threat), logits.detach()
 
-    def joint_step(self, center: Tensor, logits: Tensor, batch: Batch, context: Context) -> Tensor:
+    def followed(self, gradient: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
+        """What a step follows, from the ``gradient`` at ``x_adv``; all are (B,C,H,W)."""
+        return gradient
+
+    def joint_step(
+        self, center: Tensor, logits: Tensor, batch: Batch, context: Context
+    ) -> tuple[Tensor, Tensor]:
         """See ``SharesForward.joint_step``."""
         loss = self.setup.attack_loss(logits, batch.attacked_y, context)
         (gradient,) = gradients(loss, [center], keep_graph=True)
         around = center.detach()
-        return self.moved(around, gradient, around, batch)
+        gradient = self.followed(gradient, around, batch.threat)
+        return self.moved(around, gradient, around, batch), gradient

@@ -16,19 +16,25 @@ class FGSMN(Ascent):
     x~ = box(x + eta), eta uniform in the ball; x' = box(x~ + alpha sign grad CE(f(x~), y)) with
     alpha = eps, within eps of x~ and so up to 2 eps from x. The centre of the ball is x~, so the
     clean logits of a regularizer are f(x~). A given ``start`` is eta. An attack on the KL compares
-    with f(x), since at x' = x~ the KL to f(x~) has no gradient.
+    with f(x), since at x' = x~ the KL to f(x~) has no gradient. A start part says where in the ball
+    around x~ the step begins; without one it is x~.
     """
 
-    takes_start: ClassVar[bool] = False
+    moves_center: ClassVar[bool] = True
 
     def make(self, batch: Batch, context: Context) -> Adversarial:
         noisy = self._noisy(batch)
-        x_adv = self.net.run(self.ascend, noisy, noisy.clone(), batch, context)
-        return Adversarial(x_adv, noisy, context, noisy)
+        start = self.begin(batch._replace(x=noisy, start=None))
+        x_adv = self.net.run(self.ascend, start, noisy.clone(), batch, context)
+        return Adversarial(x_adv, noisy, context, start)
+
+    def own_start(self, batch: Batch, restart: int) -> Tensor:
+        return batch.x
 
     def shares_forward(self, method: Capabilities) -> bool:
         """See ``SharesForward.shares_forward``."""
-        return self.attack_bn == "train" and not method.flat_attack_loss
+        at_center = method.begins_at_center or not method.chosen_start
+        return at_center and self.attack_bn == "train" and not method.flat_attack_loss
 
     def joint_center(self, batch: Batch) -> Tensor | None:
         """See ``SharesForward.joint_center``."""

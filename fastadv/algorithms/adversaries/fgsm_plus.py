@@ -245,6 +245,16 @@ class FGSMPlus(Adversary):
         if self.hidden is not None:
             self.hidden.ascend(torch.zeros_like(self.steps.values), ok)
 
+    def report(self) -> dict[str, Tensor]:
+        """See ``Reports``: the learned step sizes, in pixels (those of blocks: in the units of what
+        enters them)."""
+        values = self.steps.values
+        found = {"step_size": values[INPUT]}
+        if self.learned_start:
+            found["omega_rate"] = values[OMEGA]
+        blocks = values[2:].unbind()
+        return found | {f"step_size_block_{n}": value for n, value in enumerate(blocks, start=1)}
+
     def advice(self, update: int) -> str | None:
         alpha = abs(float(self.steps.values[INPUT]))
         if alpha >= self.setup.threat.nominal / 10:

@@ -1,7 +1,5 @@
 """N-FGSM: one step from noise of twice eps, without projection (de Jorge et al., 2022)."""
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from fastadv.algorithms.adversaries.ascent import Ascent
@@ -17,10 +15,8 @@ class NFGSM(Ascent):
 
     k is ``noise_scale`` (2), alpha = eps. Unlike in FGSM-N, the centre is the clean image x. Unlike
     in F+FGSM, x' is not projected to the ball and may be (k + 1) eps away. A given ``start`` is
-    eta.
+    eta. A start part replaces x0, and k then does nothing.
     """
-
-    takes_start: ClassVar[bool] = False
 
     noise_scale: NonNegative = option(2.0, "half-width of the initial noise, in units of eps")
 
@@ -30,15 +26,18 @@ class NFGSM(Ascent):
             raise UserError("N-FGSM draws its noise in a cube and takes a sign step: norm='linf'.")
 
     def make(self, batch: Batch, context: Context) -> Adversarial:
-        noisy = self._noisy(batch)
-        x_adv = self.net.run(self._unprojected, noisy, batch, context)
-        return Adversarial(x_adv, batch.x, context, noisy)
+        start = self.begin(batch)
+        x_adv = self.net.run(self._unprojected, start, batch, context)
+        return Adversarial(x_adv, batch.x, context, start)
 
-    def _noisy(self, batch: Batch) -> Tensor:
+    def begin(self, batch: Batch, restart: int = 0) -> Tensor:
         threat = batch.threat
         if batch.start is not None:
             return threat.clip(batch.x + threat.movable(batch.start))
-        wide = threat.scaled(self.noise_scale)
+        return super().begin(batch, restart)
+
+    def own_start(self, batch: Batch, restart: int) -> Tensor:
+        wide = batch.threat.scaled(self.noise_scale)
         where = (batch.x, batch.index, self.setup.seed, batch.offset)
         return wide.start(*where, noise.AUGMENTATION)
 

@@ -20,7 +20,7 @@ class KLAttack(AttackLoss):
         return frozenset({"natural_logits_attack"})
 
     def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
-        if method.begins_at_center:
+        if method.begins_at_center and not method.moves_center:
             yield Conflict(
                 "adversary",
                 "at x' = x the KL to f(x) has no gradient: take another start, such as "

@@ -18,7 +18,9 @@ class SWA(Named):
 
     Averaging begins with epoch ``average_start`` (from 0; a number below 1 is a fraction of the
     run, whose length must then be known). Only parameters are averaged, BatchNorm's affine ones
-    included; its statistics must be re-estimated before the average is evaluated. Before the first
+    included; its statistics must be re-estimated before the average is evaluated. There all batches
+    count alike (``torch.optim.swa_utils.update_bn``); the published code gives a batch of b images
+    b/(n + b), which differs for a last batch that is shorter. Before the first
     average the live weights are evaluated. A parameter that is added to the model later is averaged
     from then on. Training does not change.
     """

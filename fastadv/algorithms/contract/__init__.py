@@ -23,7 +23,7 @@ When the hooks are called:
   ``Objective.per_sample``, ``Target.fit`` and ``Regularizer.term``; the optimizer's step;
   ``after``, ``Adversary.unmoved``, ``Averaging.update``. ``training/update.py`` has the code.
 - At other times: ``follow_model`` and ``bind`` after a change of the model, ``load_state`` when a
-  run is resumed, ``advice`` when the user asks.
+  run is resumed, ``advice`` when the user asks, ``report`` at the end of an epoch.
 
 Every part keeps these invariants, so that a step can be compiled and captured as it is:
 
@@ -38,21 +38,26 @@ Every part keeps these invariants, so that a step can be compiled and captured a
 
 from fastadv.algorithms.contract.abilities import (
     BeginsAtCenter,
+    Clipped,
     CountsCorrect,
     FlatAtCenter,
     FollowsThreat,
+    ForwardsCenter,
     Freezes,
     GivenLoss,
     HasNeighbor,
     LearnsSteps,
     LogsPasses,
+    MovesCenter,
     NeedsHardLabels,
     OrdersBatchNorm,
     Penalizes,
     PerturbsBlocks,
     RankLocal,
+    ReadsCenterGradient,
     Renews,
     Replays,
+    Reports,
     SetsRates,
     SharesForward,
     Teaches,
@@ -104,12 +109,14 @@ __all__ = [
     "Batch",
     "BeginsAtCenter",
     "Capabilities",
+    "Clipped",
     "Conflict",
     "Context",
     "CountsCorrect",
     "Fit",
     "FlatAtCenter",
     "FollowsThreat",
+    "ForwardsCenter",
     "Freezes",
     "GivenLoss",
     "HasNeighbor",
@@ -117,6 +124,7 @@ __all__ = [
     "LearnsSteps",
     "LogsPasses",
     "Losses",
+    "MovesCenter",
     "NeedsHardLabels",
     "Objective",
     "OrdersBatchNorm",
@@ -127,9 +135,11 @@ __all__ = [
     "Penalizes",
     "PerturbsBlocks",
     "RankLocal",
+    "ReadsCenterGradient",
     "Regularizer",
     "Renews",
     "Replays",
+    "Reports",
     "SetsRates",
     "Setup",
     "SharesForward",

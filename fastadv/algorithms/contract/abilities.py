@@ -6,7 +6,7 @@ not inherit from these classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -24,6 +24,29 @@ class BeginsAtCenter(Protocol):
 
     @property
     def begins_at_center(self) -> bool: ...
+
+
+@runtime_checkable
+class MovesCenter(Protocol):
+    """An adversary whose ball is around another point than the image."""
+
+    moves_center: bool
+
+
+@runtime_checkable
+class Clipped(Protocol):
+    """A start at which the first gradient is not taken: that is at the start clipped to the box.
+    The first step begins at the start itself."""
+
+    clipped: bool
+
+
+@runtime_checkable
+class ForwardsCenter(Protocol):
+    """A start that forwards the centre of the ball. If the attack's mode of BatchNorm is "train",
+    this pass moves the statistics in place of the first pass of x in the outer loss."""
+
+    forwards_center: bool
 
 
 @runtime_checkable
@@ -67,9 +90,20 @@ class SharesForward(Protocol):
         """The centre (B,C,H,W) of the ball. None if the attack on this batch begins elsewhere,
         since the caller gave its start."""
 
-    def joint_step(self, center: Tensor, logits: Tensor, batch: Batch, context: Context) -> Tensor:
-        """x_adv (B,C,H,W), one step from ``center``, which requires grad. The graph of its
-        ``logits`` (B,classes) is kept for the outer pass."""
+    def joint_step(
+        self, center: Tensor, logits: Tensor, batch: Batch, context: Context
+    ) -> tuple[Tensor, Tensor]:
+        """x_adv (B,C,H,W), one step from ``center``, which requires grad, and the gradient
+        (B,C,H,W) that the step follows. The graph of ``logits`` (B,classes), those of ``center``,
+        is kept for the outer pass."""
+
+
+@runtime_checkable
+class ReadsCenterGradient(Protocol):
+    """A regularizer that needs the gradient of the cross entropy at the centre. Where the attack
+    has just taken that step, it reads ``Context.center_gradient`` instead of another pass."""
+
+    reads_center_gradient: bool
 
 
 @runtime_checkable
@@ -102,6 +136,15 @@ class Renews(Protocol):
 
     def renews(self, epoch: float) -> bool:
         """True if ``schedule`` would overwrite the per-sample state at ``epoch``."""
+
+
+@runtime_checkable
+class Reports(Protocol):
+    """A part with numbers of its own for the metrics of a run, such as what it learns."""
+
+    def report(self) -> Mapping[str, float | Tensor]:
+        """Name -> present value, a number or a 0-dim tensor: at the end of an epoch it becomes
+        "SLOT/NAME" in metrics.jsonl. The names are the same in every epoch."""
 
 
 @runtime_checkable

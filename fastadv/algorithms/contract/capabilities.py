@@ -16,14 +16,18 @@ class Capabilities:
 
     ``attacks``: x' differs from x. ``attacks_any_image``: the adversary can attack another image
     than the batch's. ``takes_start``: it begins where the start part says. ``begins_at_center``:
-    its first gradient is taken at the centre of the ball. ``keeps_starts``: the start part stores
+    its first gradient is taken at the centre of the ball. ``moves_center``: the ball is around
+    another point than the image. ``chosen_start``: a start part says where
+    the attack begins. ``keeps_starts``: the start part stores
     one perturbation per sample. ``gradient_steps`` is their number, ``attack_bn`` the mode of
     BatchNorm in them. ``counts_correct``: it reports ``Context.correct_share``.
     ``flat_attack_loss``: the attack's loss has no gradient at the centre of the ball.
     ``attack_loss_per_sample``: it has a value for each sample.
 
     ``fits``: the logits that the objective fits, "natural", "adversarial" or both, the first one
-    first. ``objective_reads_center``: it compares f(x') with f(x). ``labels`` is what the target
+    first. ``objective_reads_center``: it compares f(x') with f(x). ``shares_gradient``: the
+    attack's one gradient, of the cross entropy at the centre, serves the regularizer also
+    (``Context.center_gradient``). ``labels`` is what the target
     takes as y, "classes" or "any". ``sample_state``: some part keeps a row per training sample.
     ``updates_per_batch`` is the number of updates of the weights for each batch.
     ``perturbs_weights``: the outer pass is at perturbed weights. ``needs`` are the entries of
@@ -34,6 +38,8 @@ class Capabilities:
     attacks_any_image: bool
     takes_start: bool
     begins_at_center: bool
+    moves_center: bool
+    chosen_start: bool
     keeps_starts: bool
     gradient_steps: int
     attack_bn: str
@@ -42,6 +48,7 @@ class Capabilities:
     attack_loss_per_sample: bool
     fits: tuple[str, ...]
     objective_reads_center: bool
+    shares_gradient: bool
     labels: str
     sample_state: bool
     updates_per_batch: int

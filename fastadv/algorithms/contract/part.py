@@ -24,6 +24,7 @@ NEEDS = frozenset(
     {
         "natural_logits_attack",  # logits of x in the attack's BN mode, before the attack
         "natural_logits_eval",  # logits of x with running BN statistics, before the attack
+        "natural_logits_first",  # logits of x in BN's training mode, before the attack
         "natural_logits_train",  # logits of the ball's centre in the outer pass, differentiable
         "teacher_logits",  # logits of the teachers on x_adv
         "second_view",  # another augmentation of the same images, attacked like the first

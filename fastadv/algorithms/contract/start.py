@@ -17,5 +17,5 @@ class Start(Part):
 
     def point(self, batch: Batch, restart: int = 0) -> Tensor:
         """The start (B,C,H,W) of restart number ``restart``. It may lie outside of the box: the
-        first step clips it."""
+        first step clips it. ``batch.x`` is the centre of the ball."""
         raise NotImplementedError

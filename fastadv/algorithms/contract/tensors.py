@@ -50,6 +50,7 @@ class Context(NamedTuple):
 
     natural_logits_attack: Tensor | None = None  # (B,K) of x, in the attack's BatchNorm mode
     natural_logits_eval: Tensor | None = None  # (B,K) of x, with running statistics
+    natural_logits_first: Tensor | None = None  # (B,K) of x, in training mode, before the attack
     teacher_logits: Tensor | None = None  # (teachers,B,K) of x_adv
     soft_targets: Tensor | None = None  # (B,K) the distributions that the target compares with
     target_rows: Tensor | None = None  # (B,K) the target's new state of these samples
@@ -57,6 +58,7 @@ class Context(NamedTuple):
     signs: tuple[Tensor, ...] = ()  # of the loss gradient: at the input, then entering each block
     start: Tensor | None = None  # (B,C,H,W) the initial perturbation in the units of its state
     weakening: Tensor | None = None  # 0-dim or (B,C,H,W), factor of the perturbation trained on
+    center_gradient: Tensor | None = None  # (B,C,H,W) that the step from the centre followed
     neighbor_adv: Tensor | None = None  # (B,C,H,W) the attacked second image of a regularizer
     own: tuple[Tensor, ...] = ()  # what the adversary keeps from ``make`` for ``after``
 

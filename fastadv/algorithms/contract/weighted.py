@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -45,3 +47,8 @@ class Weighted(Part):
         """The factor of the term in this update: a number, or a 0-dim tensor that is filled in
         place. A part that learns its weight returns a tensor of its ``state``."""
         return self._ramp if self.reg_ramp else self.reg_weight
+
+    def report(self) -> Mapping[str, Tensor]:
+        """See ``Reports``: the weight, if it changes during the run."""
+        weight = self.weight()
+        return {"weight": weight} if isinstance(weight, Tensor) else {}

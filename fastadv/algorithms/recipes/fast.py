@@ -34,6 +34,10 @@ FREE_IMAGENET |= {"batch_size": 256, "epochs": 23, "lr": 0.1, "schedule": "multi
 FREE_IMAGENET |= {"drops": (8 / 23, 16 / 23), "weight_decay": 1e-4}
 FREE_IMAGENET |= {"augmentation": "resized-crop"}
 
+# tml-epfl/understanding-fast-adv-training.
+GRADALIGN: dict[str, Any] = CYCLIC | {"lr": 0.3, "peak": 2 / 5, "weight_decay": 5e-4}
+GRADALIGN |= {"normalize": False, "cycle_momentum": False}
+
 LEARNED_ON_IMAGENET = OnData(
     options={"step_size_lr": 4e-9, "step_size_decay": 5000.0}, where={"epochs": 15}
 )
@@ -63,6 +67,25 @@ FAST: Mapping[str, Recipe] = {
         adversary="n-fgsm",
         training=CYCLIC | {"weight_decay": 5e-4},
         on_data={"svhn": OnData({"lr": 0.05, "peak": 2 / 5, "eps_warmup": 5.0})},
+    ),
+    "gradalign": Recipe(
+        "FGSM, gradients near an image aligned",
+        "Andriushchenko and Flammarion 2020",
+        published=publications.GRADALIGN,
+        note="input gradients of clean and noisy images; published weight 0.02 * 10^(eps/8)",
+        adversary="fgsm",
+        regularizer="gradalign",
+        options={"edge_gradient": "half", "reg_weight": 0.2},
+        training=GRADALIGN,
+        variant="gradalign",
+        variants={
+            "torch-1.4": Variant(
+                "Andriushchenko and Flammarion 2020 (released code, with the torch of its time)",
+                "pixels at an end of the range of images get no gradient and do not move",
+                options={"edge_gradient": "none"},
+                published=publications.GRADALIGN_THEN,
+            )
+        },
     ),
     "free": Recipe(
         "Free-8: 8 updates per batch",

@@ -406,6 +406,32 @@ N_FGSM = replace(
     departs={},
 )
 
+# Andriushchenko and Flammarion 2020. Their network has no BatchNorm and no ReLU before the pooling.
+GRADALIGN = replace(
+    FAST,
+    code="tml-epfl/understanding-fast-adv-training train.py, sh/exps_diff_eps_cifar10.sh",
+    model="preact_resnet18 without its last BatchNorm and ReLU",
+    lr=0.3,
+    alpha=10 / 255,
+    start=IMAGE,
+    more={
+        "shortcut": "raw",
+        "normalize": False,
+        "padding": "constant",
+        "peak": 2 / 5,
+        "cycle_momentum": False,
+        "edge_gradient": "half",
+        "reg_weight": 0.2,
+    },
+    departs={
+        "model": "with them, as in all other published code",
+        "alpha": "1.25 eps from the image, projected to the ball, is a step of eps",
+    },
+)
+
+# The same code with torch 1.4, in which the published runs were made.
+GRADALIGN_THEN = replace(GRADALIGN, more={**GRADALIGN.more, "edge_gradient": "none"})
+
 # Shafahi et al. 2019 on ImageNet. The released file has eps 4/255, the tables 2/255.
 FREE_IMAGENET = Published(
     code="mahyarnajibi/FreeAdversarialTraining main_free.py, configs.yml; eps: APART, Table 5",

@@ -6,7 +6,7 @@ The reported accuracies are of a PreActResNet-18 on CIFAR-10 unless a row says o
 from collections.abc import Mapping
 
 from fastadv.algorithms.publication import UNSTATED
-from fastadv.algorithms.recipe import ADVLC, ADVLC_SECTION_4, Recipe
+from fastadv.algorithms.recipe import ADVLC, ADVLC_SECTION_4, Recipe, as_advlc_runs
 from fastadv.algorithms.recipes.publications import (
     AVERAGED,
     CLEAN_IGR,
@@ -187,6 +187,8 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         regularizer="advlc",
         options={"reg_weight": 0.55},
         training=ADVLC,
+        variant="paper",
+        variants=as_advlc_runs(penalised(FGSM_N, 0.55)),
         reported="47.07 / 42.71 AutoAttack best / last, 81.06 / 82.70 clean",
     ),
     "fgsm-n-advlc-swa": Recipe(
@@ -199,6 +201,8 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         averaging="swa",
         options={"reg_weight": 0.5} | SWA,
         training=ADVLC,
+        variant="paper",
+        variants=as_advlc_runs(penalised(FGSM_N, 0.5, **AVERAGED)),
         reported="48.96 / 48.14 AutoAttack best / last, 79.46 / 82.14 clean",
     ),
     "advlc-swa": Recipe(
@@ -210,6 +214,8 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         start="center",
         options={"reg_weight": 0.3} | SWA,
         training=ADVLC,
+        variant="paper",
+        variants=as_advlc_runs(penalised(PGD_10, 0.3, **AVERAGED)),
         reported="50.55 / 49.73 AutoAttack best / last, 79.70 / 82.09 clean",
     ),
     "fgsm-n-advlc-l1": Recipe(
@@ -221,6 +227,8 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         regularizer="advlc",
         options={"kind": "l1", "reg_weight": 0.1},
         training=ADVLC,
+        variant="paper",
+        variants=as_advlc_runs(penalised(FGSM_N, UNSTATED, kind="l1")),
         reported="46.01 / 40.04 AutoAttack best / last, 81.09 / 82.88 clean",
     ),
     "fgsm-n-advlc-kl": Recipe(

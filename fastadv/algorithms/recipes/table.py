@@ -21,10 +21,13 @@ from fastadv.algorithms.recipe import (
     OnData,
     Recipe,
     Variant,
+    as_advlc_runs,
 )
 from fastadv.algorithms.recipes import publications
 from fastadv.algorithms.recipes.fast import FAST
+from fastadv.algorithms.recipes.fast_later import FAST_LATER
 from fastadv.algorithms.recipes.labels import LABELS
+from fastadv.algorithms.recipes.later import LATER
 from fastadv.algorithms.recipes.smoothness import SMOOTHNESS
 from fastadv.algorithms.slots import NONE
 from fastadv.errors import UserError, unknown
@@ -65,6 +68,8 @@ METHODS: dict[str, Recipe] = {
         published=publications.FGSM_N,
         adversary="fgsm-n",
         training=ADVLC,
+        variant="paper",
+        variants=as_advlc_runs(publications.FGSM_N),
         reported="41.77 / 34.19 AutoAttack best / last, 83.51 / 83.72 clean "
         "(PreActResNet-18, CIFAR-10)",
     ),
@@ -88,6 +93,8 @@ METHODS: dict[str, Recipe] = {
         published=publications.PGD_10,
         start="center",
         training=ADVLC,
+        variant="paper",
+        variants=as_advlc_runs(publications.PGD_10),
         reported="46.50 / 40.42 AutoAttack best / last, 83.40 / 83.58 clean "
         "(PreActResNet-18, CIFAR-10)",
         elsewhere="44.71 clean, 19.74 APGD-50 with 5 restarts (TinyImageNet)",
@@ -285,12 +292,16 @@ METHODS: dict[str, Recipe] = {
         start="center",
         options={"reg_weight": 0.4},
         training=ADVLC,
+        variant="paper",
+        variants=as_advlc_runs(publications.penalised(publications.PGD_10, 0.4)),
         reported="48.73 / 45.11 AutoAttack best / last, 81.16 / 82.23 clean "
         "(PreActResNet-18, CIFAR-10)",
     ),
     **FAST,
     **LABELS,
     **SMOOTHNESS,
+    **LATER,
+    **FAST_LATER,
 }
 
 

@@ -28,7 +28,9 @@ class IGR(Regularizer):
     The gradient is taken at x' (x without an attack), which is held fixed, as in the original code
     for adversarial training. It is the gradient of the mean loss, so the share of a sample has the
     factor 1/B^2; published weights of 1000 and more presuppose that (AdvLC paper, Eq. 10 and
-    Sec. 5.1; no code). The term reuses the outer forward pass and costs one double backward.
+    Sec. 5.1; no code). The original code (dtak/adversarial-robustness-public) takes half of that
+    sum: a weight there is half of it here. The term reuses the outer forward pass and costs one
+    double backward.
     """
 
     # Measured: on 8x8 images, whose input gradients are larger, the strength published for CIFAR-10

@@ -30,7 +30,9 @@ class LogitAlign(Regularizer):
     s is ``align_noise`` (1 or 2 in the co-authors' experiments). The second example costs a second
     attack by the same adversary. Their loss is a sum over the batch with weight 1; at the AdvLC
     paper's B = 100 that is its weight of 100 on the mean. Their box is the one around x; here x'_n
-    is clipped to the range of images. Both predictions are differentiated.
+    is clipped to the range of images. They forward x' before they attack x_n and here it is
+    forwarded afterwards, so BatchNorm's running statistics differ slightly. Both predictions are
+    differentiated.
     """
 
     # Measured: on 8x8 images, whose input gradients are larger, the strength published for CIFAR-10

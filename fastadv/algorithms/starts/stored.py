@@ -15,7 +15,8 @@ INITIAL_STD = 0.001  # the published store begins at x + 0.001 N(0, I), not clip
 
 
 class Stored(StoredPerturbations, Begun):
-    """x0 = x + w_i, w_i the perturbation x_adv - x at which the last attack on sample i ended.
+    """x0 = x + w_i, x the centre of the ball, w_i the perturbation at which the last attack on
+    sample i ended.
 
     Before every ``reset_every``-th epoch, counted from 1 as in the released code, the perturbations
     are drawn anew. A start that the caller gives replaces the stored perturbation. A further
@@ -30,5 +31,5 @@ class Stored(StoredPerturbations, Begun):
 
     @torch.no_grad()
     def after(self, outcome: Outcome, ok: Tensor) -> None:
-        batch = outcome.batch
-        self.store.write(batch.index, batch.view, outcome.attacked.x_adv - batch.x, ok)
+        batch, attacked = outcome.batch, outcome.attacked
+        self.store.write(batch.index, batch.view, attacked.x_adv - attacked.center, ok)

@@ -42,7 +42,8 @@ class TemporalEnsembling(Target):
     ``te_start`` to ``te_end``; before ``te_start`` nothing is averaged. Values below 1 are
     fractions of the run: the defaults are the 90th and 150th of 200 epochs
     (dongyp13/memorization-AT). The weight multiplies the sum over classes, as printed. The code's
-    300 multiplies a mean, which is the same as 30 for ten classes only.
+    300 multiplies a mean over classes, the same as 30 here for ten classes; for the 100 of
+    CIFAR-100 its 3000 is the same 30.
 
     In the attack p is p(x'). In the outer loss ``te_on="code"`` takes the predictions that the
     objective fits (natural ones for TRADES); ``"paper"`` always takes p(x').

@@ -90,17 +90,26 @@ class BatchNormCounters:
             for norm, counter in found:
                 norm._buffers[NAME] = counter
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Within this context ``count`` counts nothing."""
+        counted, self._detached = self._detached, []
+        try:
+            yield
+        finally:
+            self._detached = counted
+
     @property
     def tensors(self) -> list[Tensor]:
         """The counters that are detached now, and so not among the model's buffers."""
         return [counter for _, counter in self._detached]
 
-    def count(self) -> None:
-        """Count one more pass for every BatchNorm in training mode, in one launch."""
+    def count(self, passes: int = 1) -> None:
+        """Count ``passes`` more for every BatchNorm in training mode, in one launch."""
         counters: list[Any] = []
         for norm, counter in self._detached:
             if norm.training:
                 counters.append(counter)
-        if counters:
+        if counters and passes:
             with torch.no_grad():
-                torch._foreach_add_(counters, 1)
+                torch._foreach_add_(counters, passes)

@@ -29,7 +29,8 @@ DEFAULT_BN_UPDATES = (NATURAL, ADVERSARIAL)
 
 def equivalent_momenta(bn_updates: Sequence[str], momentum: float) -> dict[str, float]:
     """Kind of pass -> momentum, such that one pass of each kind (``DEFAULT_BN_UPDATES``) gives the
-    same running statistics as all of ``bn_updates`` with ``momentum``."""
+    same running statistics as all of ``bn_updates`` with ``momentum``; 0 for a kind that is not
+    among them."""
     share = dict.fromkeys(DEFAULT_BN_UPDATES, 0.0)
     for later, which in enumerate(reversed(bn_updates)):
         share[which] += momentum * (1 - momentum) ** later
@@ -100,7 +101,9 @@ class BatchNormMomenta:
             with self.updates_as(bn_updates, ADVERSARIAL):
                 return natural, net.logits(x_adv, block_noise)
         made: dict[str, Tensor] = {}
-        for which in bn_updates:
+        # A pass that ought to move nothing is made with the others here.
+        passes = bn_updates if NATURAL in bn_updates else (NATURAL, *bn_updates)
+        for which in passes:
             given, added = (x, None) if which == NATURAL else (x_adv, block_noise)
             with torch.set_grad_enabled(torch.is_grad_enabled() and which not in made):
                 logits = net.logits(given, added)
@@ -122,8 +125,22 @@ class BatchNormMomenta:
         finally:
             for norm, momentum in zip(self._norms, own, strict=True):
                 norm.momentum = momentum
-        for _ in range(bn_updates.count(which) - 1):
-            self._net.counters.count()
+        self._net.counters.count(bn_updates.count(which) - 1)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Passes within this context leave BatchNorm's running statistics and counters as they
+        are, in training mode also. It may be entered while an earlier pass waits for its
+        backward, which forbids to copy old statistics back."""
+        own = [norm.momentum for norm in self._norms]
+        try:
+            for norm in self._norms:
+                norm.momentum = 0.0
+            with self._net.counters.stopped():
+                yield
+        finally:
+            for norm, momentum in zip(self._norms, own, strict=True):
+                norm.momentum = momentum
 
     def probe(self, x: Tensor, bn_updates: Sequence[str]) -> None:
         """Find out with the images ``x`` (B,C,H,W) if one pass of each kind is equivalent to

@@ -13,7 +13,8 @@ answer different questions under different constraints:
   one with the largest loss.
 - An attack of evaluation must be strong and comparable. The model is frozen and in eval mode; every
   sample's result is independent of the batch; a sample that a restart fooled counts as wrong, so
-  restarts stop there. It refuses models it cannot attack.
+  restarts stop there (published forms that judge otherwise have names: ``names.WORDS``). It refuses
+  models it cannot attack.
 
 Shared is what must be equal: the threat model with its step, projection, random start and usual
 step size (``fastadv.threat``), the input gradient (``engine.gradient``), the loss scaling of
@@ -87,7 +88,8 @@ def attack(
 
     - one step or none: "clean", "noise-0.1" (standard deviation), "fgsm", "fgsm-rwp";
     - steps of one size: "pgd", "pgd-20" (steps), "pgd-50-10" (steps, restarts), "pgd-dlr-20" (with
-      an objective), "cw", "cw-margin";
+      an objective), "cw", "cw-margin"; behind the numbers "stopped", "largest" and "unclipped" are
+      the forms of released code (``fastadv attacks``): "pgd-10-5-largest", "pgd-20-unclipped";
     - searches: "apgd-ce", "apgd-dlr", "fab", "pma" (all four: steps, restarts), "apgd-t", "fab-t",
       "malt" (steps, targets), "square" (queries, restarts), "quick";
     - cascades: "autoattack", "autoattack-plus", "autoattack-rand", and searches joined by "+", such
@@ -101,17 +103,18 @@ def attack(
     "fab-t", "malt", "quick", and with them "autoattack") are not ``targeted``, nor is "kl".
 
     Defaults of options that are None: eps 8/255 in Linf, 128/255 in L2; alpha eps/4 (Linf) or
-    15/128 eps (L2), eps for FGSM; 10 steps of PGD, 5000 queries of Square, 100 steps of the others;
-    9 targets, 2 restarts of PMA, one of the others; a random start, none for FGSM; objective "ce";
-    the others are "kl" (KL(f(x) || f(x'))), "margin" (that of the logits), "dlr", "logit-scaled"
-    and "probability-margin". ``start`` (B,C,H,W) is an initial perturbation in pixels instead of
-    the random one. Noise is drawn per row of ``index`` (B,) (0..B-1 if None) from ``seed``, so a
-    sample's result does not depend on its batch. ``amp`` computes in "bf16" (True) or "fp16"; with
-    False, in the model's own type, also inside the caller's autocast.
+    15/128 eps (L2), eps for FGSM; 10 steps of PGD and "cw-margin", 5000 queries of Square, 100
+    steps of the others; 9 targets, 2 restarts of PMA, one of the others; a random start, none for
+    FGSM; objective "ce"; the others are "kl" (KL(f(x) || f(x'))), "margin" (that of the logits),
+    "dlr", "logit-scaled" and "probability-margin". ``start`` (B,C,H,W) is an initial perturbation
+    in pixels instead of the random one. Noise is drawn per row of ``index`` (B,) (0..B-1 if None)
+    from ``seed``, so a sample's result does not depend on its batch. ``amp`` computes in "bf16"
+    (True) or "fp16"; with False, in the model's own type, also inside the caller's autocast.
 
     A search leaves an image as it is that the model already gets wrong, ends at the first point
     that fools the model, and else gives the strongest point that it saw. PGD and CW give the last
-    point of a run, that of the first of several runs that fools the model.
+    point of a run, that of the first of several runs that fools the model, else that of the largest
+    loss; with "largest" that of the largest cross entropy, as released code has it, fooled or not.
 
     ``y`` may also be soft labels (B,classes), whose rows sum to 1, for attacks on the cross
     entropy. ``criterion(logits, y) -> (B,)`` is a loss of your own that "fgsm" and "pgd" maximise

@@ -16,7 +16,8 @@ def textbook(problem: Problem, spec: AttackSpec) -> Tensor:
 
 
 def of_rwp(problem: Problem, spec: AttackSpec) -> Tensor:
-    """One step of 2 eps from a random point, projected: "FGSM" in the tables of RWP (Yu et al.).
+    """One step of 2 eps from a random point, projected: "FGSM" in the tables of RWP (Yu et al.;
+    eval_pgd.py: 16/255 at eps 8/255, from a start that is clipped to the range of images).
 
     Every coordinate with a gradient ends on the ball's surface, as in FGSM; the difference is the
     point at which the gradient is computed.

@@ -26,6 +26,20 @@ OPTIONS: dict[str, frozenset[str]] = {
 }
 """Every kind of attack, and which options of ``fastadv.attack`` it takes."""
 
+WORDS = {
+    "stopped": "an image is no longer moved once it is fooled (robust_overfitting: pgd-10-stopped)",
+    "largest": (
+        "the run with the largest cross entropy is judged, not the first that fools the network: "
+        "all runs are made, and the accuracy is the same or higher (RWP and AWP: pgd-10-5-largest; "
+        "fast_adversarial: pgd-50-10-stopped-largest; Bag of Tricks: cw-margin-10-10-largest)"
+    ),
+    "unclipped": (
+        "a start may leave the range of images, in which every step ends (TRADES, APART, MEM: "
+        "pgd-20-unclipped)"
+    ),
+}
+"""What may follow the numbers of PGD and CW, and what it changes: forms of released code."""
+
 OTHERS = {
     "clean": ("", "the images as they are"),
     "fgsm": ("", "one step of eps along the sign of the gradient (Goodfellow et al., 2015)"),
@@ -41,6 +55,7 @@ EXAMPLES = (
     *(kind for kind in OPTIONS if kind != "cascade"),
     *CASCADES,
     *("pgd-20", "pgd-50-10", "pgd-dlr-20", "cw-20", "noise-0.1", "apgd-ce-50-5", "apgd-ce+apgd-t"),
+    *("pgd-10-5-largest", "pgd-10-5-stopped-largest", "pgd-20-unclipped"),
 )
 
 
@@ -53,8 +68,8 @@ class AttackSpec:
 
     ``kind`` is a key of ``OPTIONS``; ``alpha`` is in pixels, ``sigma`` the standard deviation of
     Gaussian noise in pixels; ``objective`` is what PGD maximises. ``restarts`` of a search that
-    aims are its targets. ``parts``: the searches of a cascade. ``repeats`` passes are averaged
-    into each gradient.
+    aims are its targets. ``stopped``, ``largest`` and ``unclipped`` are the ``WORDS``. ``parts``:
+    the searches of a cascade. ``repeats`` passes are averaged into each gradient.
     """
 
     name: str
@@ -65,6 +80,9 @@ class AttackSpec:
     alpha: Positive | None = None
     random_start: bool | None = None
     objective: Objective | None = None
+    stopped: bool = False
+    largest: bool = False
+    unclipped: bool = False
     parts: tuple[AttackSpec, ...] = ()
     repeats: int = 1
 
@@ -112,7 +130,7 @@ class AttackSpec:
 
 def parse_attack(name: str) -> AttackSpec:
     """``"pgd-20"`` (steps), ``"pgd-50-10"`` (steps, restarts), ``"pgd-dlr-20"`` (with an
-    objective), ``"cw-20"``, ``"noise-8/255"`` ...
+    objective), ``"pgd-10-5-largest"`` (with ``WORDS``), ``"cw-20"``, ``"noise-8/255"`` ...
 
     Raises ``UserError`` for an unknown name, with the nearest known one, for invalid numbers, and
     for what is no text.
@@ -144,8 +162,9 @@ def parse_attack(name: str) -> AttackSpec:
         objective, numbers = _objective(numbers)
     if kind == "noise":
         return AttackSpec(name.strip(), kind, sigma=_sigma(numbers))
-    if not numbers and not text.endswith("-"):
-        return AttackSpec(name.strip(), kind, objective=objective)
+    numbers, words = _words(name, kind, numbers)
+    if not numbers and "--" not in text and not text.endswith("-"):
+        return AttackSpec(name.strip(), kind, objective=objective, **words)
     if "steps" not in OPTIONS[kind]:
         raise UserError(f"The attack {kind!r} takes no number, but was given {name!r}.")
     counts = numbers.split("-")
@@ -153,13 +172,15 @@ def parse_attack(name: str) -> AttackSpec:
         search = SEARCHES[kind]
         first, second = search.numbers
         usual = f"{kind}-{search.default_steps}"
+        behind = ", ".join(_words_of(kind))
         raise UserError(
             f"{name!r} is not {kind}-{first} or {kind}-{first}-{second}, such as {usual} or "
-            f"{usual}-{max(2, search.default_segments)}."
+            f"{usual}-{max(2, search.default_segments)}"
+            + (f"; behind the numbers may be: {behind}." if behind else ".")
         )
     restarts = int(counts[1]) if len(counts) == 2 else None
     return AttackSpec(
-        name.strip(), kind, steps=int(counts[0]), restarts=restarts, objective=objective
+        name.strip(), kind, steps=int(counts[0]), restarts=restarts, objective=objective, **words
     )
 
 
@@ -184,6 +205,30 @@ def _objective(text: str) -> tuple[Any, str]:
         if text == objective or text.startswith(f"{objective}-"):
             return objective, text[len(objective) + 1 :]
     return None, text
+
+
+def _words_of(kind: str) -> list[str]:
+    """Which of ``WORDS`` an attack of ``kind`` takes."""
+    return [word for word in WORDS if kind in SEARCHES and word in SEARCHES[kind].options]
+
+
+def _words(name: str, kind: str, text: str) -> tuple[str, dict[str, Any]]:
+    """What stands before the words at the end of ``text``, and these. Raises ``UserError`` for
+    words that change nothing, or do not fit each other."""
+    rest, known, words = text.split("-"), _words_of(kind), dict[str, Any]()
+    while rest and rest[-1] in known and rest[-1] not in words:
+        words[rest.pop()] = True
+    if "largest" in words and len(rest) < 2:
+        raise UserError(
+            f"{name!r} has no number of restarts among which to choose: write it as "
+            f"{kind}-10-5-largest, or omit 'largest'."
+        )
+    if {"stopped", "unclipped"} <= words.keys():
+        raise UserError(
+            f"{name!r} could end at a start outside of the range of images: omit 'stopped' or "
+            "'unclipped'."
+        )
+    return "-".join(rest), words
 
 
 def _sigma(text: str) -> float:

@@ -16,17 +16,23 @@ from fastadv.evaluation.search.pgd import Pgd
 def pgd(problem: Problem, spec: AttackSpec) -> Tensor:
     """``spec.steps`` (10) steps of ``spec.alpha`` (``Threat.pgd_alpha``) from a random point.
 
-    Every sample is moved in every step, misclassified or not, and the last iterate is returned, as
-    in the tables of MEM, TRADES and APART. Code that stops at misclassified samples
-    (robust_overfitting and code derived from it) reports the same or a slightly lower accuracy. For
-    restarts see ``pgd_with_restarts``.
+    Every sample is moved in every step, misclassified or not, and the last iterate is returned.
+    The start is clipped to the range of images. Released code that does the same: RWP and AWP
+    (eval_pgd.py) and GAIRAT (attack_generator.py). Other released code differs in
+
+    - the start, which is not clipped: TRADES (pgd_attack_cifar10.py: 20 steps of 0.003, eps 0.031),
+      APART (attack.py) and MEM (train_te.py, in Linf; in L2 it starts at 0.001 n, n normal, which
+      is not here): ``pgd-20-unclipped``. Nearly every x' differs, few verdicts do;
+    - samples that stop once they are misclassified: robust_overfitting, fast_adversarial and Bag of
+      Tricks: ``pgd-20-stopped``, with the same or a slightly lower accuracy;
+    - the start at the image itself: AdvLC: ``random_start=False``;
+    - what is judged of several restarts: see ``pgd_with_restarts``.
     """
-    random = spec.random_start is not False
     name = spec.objective or "ce"
     with torch.no_grad():
         natural = problem.with_natural_logits() if name in ("kl", "dlr") else problem
     losses.check(name, problem.threat, 0 if natural.natural is None else natural.natural.shape[1])
-    if name == "kl" and not random and problem.start is None:
+    if name == "kl" and spec.random_start is False and problem.start is None:
         raise UserError(
             "objective='kl' has no gradient at the image itself; use random_start=True or "
             "give start=."
@@ -34,8 +40,6 @@ def pgd(problem: Problem, spec: AttackSpec) -> Tensor:
     return pgd_with_restarts(
         natural,
         kl if name == "kl" else following(name),
-        alpha=spec.alpha,
+        spec,
         steps=Pgd.default_steps if spec.steps is None else spec.steps,
-        restarts=spec.restarts or 1,
-        random=random,
     )

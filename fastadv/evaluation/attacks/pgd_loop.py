@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from fastadv import kernels
 from fastadv.algorithms.user_loss import require_values
 from fastadv.errors import UserError
+from fastadv.evaluation.attacks.names import AttackSpec
 from fastadv.evaluation.attacks.problem import STREAM, Loss, Problem
 from fastadv.evaluation.search import losses
 from fastadv.evaluation.search.search import choose
@@ -73,51 +76,58 @@ def pgd_loop(
     return x_adv
 
 
-def first_point(problem: Problem, random: bool) -> Tensor:
-    """Starting point of the first run: the given start, a random point of the ball, or ``x``."""
+def first_point(problem: Problem, random: bool, *, clipped: bool = True) -> Tensor:
+    """Starting point of the first run: the given start, a random point of the ball, or ``x``. Only
+    if ``clipped`` is it clipped to the range of images."""
     if problem.start is not None:
-        return problem.threat.project(problem.x + problem.start, problem.x)
-    return problem.random_start(0, STREAM) if random else problem.x
+        threat = problem.threat if clipped else problem.threat.unboxed()
+        return threat.project(problem.x + problem.start, problem.x)
+    return problem.random_start(0, STREAM, clipped=clipped) if random else problem.x
 
 
 def pgd_with_restarts(
-    problem: Problem,
-    loss: Loss,
-    *,
-    alpha: float | None,
-    steps: int,
-    restarts: int,
-    random: bool,
-    only_correct: bool = False,
+    problem: Problem, loss: Loss, spec: AttackSpec, *, steps: int, stopped: bool = False
 ) -> Tensor:
-    """Per sample the result of the first run that fools the model, else of the largest loss.
+    """PGD with the start, the step and the ``restarts`` of ``spec``; ``steps`` of a run, and
+    ``stopped``, are those of the attack.
 
-    Only the first run uses ``problem.start`` or, with ``random=False``, the image itself. Robust
-    accuracy then counts a sample as wrong if any restart fools the model. A fooled sample keeps
-    its result, so where reading a tensor does not stall a device it is not attacked again.
+    Per sample the result of the first run that fools the model, else of the largest loss. Robust
+    accuracy then counts a sample as wrong if any restart fools the model: the usual worst case,
+    which is also that of AutoAttack. A fooled sample keeps its result, so where reading a tensor
+    does not stall a device it is not attacked again.
+
+    If ``spec.largest``, per sample the result of the run with the largest cross entropy (or
+    criterion), of equal ones the last, whatever the loss of the attack: so RWP and AWP
+    (eval_pgd.py), and with ``stopped`` fast_adversarial (utils.py) and Bag of Tricks
+    (utils_plus.py). It may be a run that does not fool the model where another one does, so the
+    accuracy is the same or higher: 69.44 in place of 69.17 % for ``pgd-10-5`` in a check of 360
+    images. Every sample takes all runs.
+
+    Only the first run uses ``problem.start`` or, with ``random_start=False``, the image itself.
     """
-    x_adv = pgd_loop(
-        problem,
-        first_point(problem, random),
-        loss,
-        alpha=alpha,
-        steps=steps,
-        only_correct=only_correct,
+    run = partial(
+        pgd_loop, loss=loss, alpha=spec.alpha, steps=steps, only_correct=stopped or spec.stopped
     )
-    if restarts == 1:
+    clipped = not spec.unclipped
+    x_adv = run(problem, first_point(problem, spec.random_start is not False, clipped=clipped))
+    restarts = range(1, spec.restarts or 1)
+    if not restarts:
         return x_adv
-    fooled, largest = _outcome(problem, x_adv, loss)
+    judged = ce if spec.largest else loss
+    fooled, largest = _outcome(problem, x_adv, judged)
     rows = torch.arange(len(x_adv), device=x_adv.device)
-    for restart in range(1, restarts):
-        if problem.net.syncs_are_free:
+    for restart in restarts:
+        if problem.net.syncs_are_free and not spec.largest:
             rows = (~fooled).nonzero().squeeze(1)
             if len(rows) == 0:
                 break
         part = problem.subset(rows)
-        start = part.random_start(restart, STREAM)
-        other = pgd_loop(part, start, loss, alpha=alpha, steps=steps, only_correct=only_correct)
-        newly_fooled, new_loss = _outcome(part, other, loss)
-        better = ~fooled[rows] & (newly_fooled | (new_loss > largest[rows]))
+        other = run(part, part.random_start(restart, STREAM, clipped=clipped))
+        newly_fooled, new_loss = _outcome(part, other, judged)
+        if spec.largest:
+            better = new_loss >= largest[rows]
+        else:
+            better = ~fooled[rows] & (newly_fooled | (new_loss > largest[rows]))
         x_adv[rows] = choose(better, other, x_adv[rows])
         largest[rows] = torch.where(better, new_loss, largest[rows])
         fooled[rows] = fooled[rows] | newly_fooled

@@ -102,9 +102,11 @@ class Problem:
             return None
         return logits.argmax(1) == hard(self.y)
 
-    def random_start(self, draw: int, stream: int) -> Tensor:
-        """Random point number ``draw`` of the ball, the same for a sample in every batch."""
-        return self.threat.start(self.x, self.index, self.seed, draw, stream)
+    def random_start(self, draw: int, stream: int, *, clipped: bool = True) -> Tensor:
+        """Random point number ``draw`` of the ball, the same for a sample in every batch, clipped
+        to the range of images if ``clipped``."""
+        threat = self.threat if clipped else self.threat.unboxed()
+        return threat.start(self.x, self.index, self.seed, draw, stream)
 
     def with_natural_logits(self) -> Problem:
         """The same problem, with the logits of the clean images."""

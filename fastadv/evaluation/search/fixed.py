@@ -145,7 +145,9 @@ class FixedEngine(Engine):
         logits = self.passes.logits(out["found"], exact=True)
         margin, wrong = self._verdict(logits, out["y"])
         refuted = out["fooled"] & ~wrong
-        fooled = wrong if self.search.last_alone else out["fooled"] & wrong
+        fooled = out["fooled"] & wrong
+        if self.search.last_alone:  # of an image of which nothing has counted yet nothing is judged
+            fooled = wrong & (out["strength"] > -float("inf"))
         out["margin"] = torch.where(
             out["fooled"] | fooled, margin.to(out["margin"].dtype), out["margin"]
         )

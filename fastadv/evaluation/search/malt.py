@@ -29,7 +29,7 @@ class Malt(ApgdT):
     summary: ClassVar[str] = (
         "apgd-t, with the classes first that a linear network would reach (Melamed et al., 2024)"
     )
-    remembers: ClassVar[tuple[str, ...]] = ("distances",)
+    remembers: tuple[str, ...] = ("distances",)
 
     def __init__(
         self,

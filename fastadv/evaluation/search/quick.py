@@ -65,7 +65,7 @@ class Quick(Search):
     summary: ClassVar[str] = (
         "short runs on the probability margin, for images near the boundary: to choose an epoch"
     )
-    remembers: ClassVar[tuple[str, ...]] = ("least", "strongest")
+    remembers: tuple[str, ...] = ("least", "strongest")
     takes_numbers: ClassVar[bool] = False
     takes_targets: ClassVar[bool] = False
 

@@ -69,12 +69,12 @@ class Search(ABC):
     all images of a batch are in the same one."""
     takes_numbers: ClassVar[bool] = True  # False: its steps and runs are part of its name
     takes_targets: ClassVar[bool] = True  # False: no targeted threat
-    last_alone: ClassVar[bool] = False
+    last_alone: bool = False
     """True if the last point of a run alone counts; it is judged in the network's own precision."""
     around: ClassVar[str | None] = None
     """The name of a point of the state from which the next one often differs in a small window."""
     options: ClassVar[tuple[str, ...]] = ()  # further ones of ``fastadv.attack``
-    remembers: ClassVar[tuple[str, ...]] = ()
+    remembers: tuple[str, ...] = ()
     """What of the state stays with an image in its further runs; ``start`` gives values for the
     first one only."""
     least_classes: ClassVar[int] = 2

@@ -1,0 +1,84 @@
+"""What the steps of an epoch returned, and what the parts report at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastadv.algorithms.contract import Reports
+from fastadv.algorithms.plan import Plan
+from fastadv.errors import UserError
+
+_COLUMNS = ("loss", "accuracy", "grad_norm")
+
+
+class EpochMetrics:
+    """The metrics of the steps of one epoch, at most ``batches`` of them.
+
+    They stay on ``device``, a row for each batch, so that nothing waits for it before the end of
+    the epoch, and an epoch costs one launch for each batch.
+    """
+
+    def __init__(self, batches: int, device: torch.device) -> None:
+        self._rows = torch.zeros(batches, len(_COLUMNS), device=device)
+        self._absent = torch.full((), torch.nan, device=device)
+        self._images: list[int] = []  # of each batch
+        self._reports: dict[str, float] = {}
+
+    def add(self, metrics: Mapping[str, Tensor], images: int) -> None:
+        """Note the ``metrics`` of a step on ``images`` images."""
+        values = [metrics.get(name, self._absent) for name in _COLUMNS]
+        torch.stack(values, out=self._rows[len(self._images)])
+        self._images.append(images)
+
+    def ask(self, plan: Plan) -> None:
+        """Note what the parts of ``plan`` report; waits for the device."""
+        self._reports = {
+            f"{slot}/{name}": float(value)
+            for slot, part in plan.parts.items()
+            if isinstance(part, Reports)
+            for name, value in part.report().items()
+        }
+
+    def line(self) -> dict[str, float]:
+        """The numbers of the epoch, for metrics.jsonl; waits for the device.
+
+        ``loss`` is the mean over the batches and ``train_accuracy`` over the images, as they were
+        trained on. ``grad_norm`` is the mean over the batches, before any clipping, and
+        ``grad_norm_max`` the largest; those of updates that a loss scale skipped are left out. What
+        no step returned is left out too.
+        """
+        table = self._rows[: len(self._images)].double().cpu()
+        loss, accuracy, norms = table.unbind(1)
+        found = {"loss": float(loss.mean())}
+        images = torch.tensor(self._images, dtype=torch.float64)
+        if not accuracy.isnan().any():
+            found["train_accuracy"] = float(accuracy @ images / images.sum())
+        norms = norms[norms.isfinite()]
+        if len(norms):
+            found |= {"grad_norm": float(norms.mean()), "grad_norm_max": float(norms.max())}
+        return found | self._reports
+
+    def clear(self) -> None:
+        """Forget the epoch."""
+        self._images, self._reports = [], {}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint within the epoch holds of it."""
+        rows = self._rows[: len(self._images)].clone()
+        return {"rows": rows, "images": torch.tensor(self._images), "reports": self._reports}
+
+    def load_state(self, saved: Any) -> None:
+        """Continue from ``state``. Raises ``UserError`` for anything else."""
+        try:
+            self._images = saved["images"].tolist()
+            self._rows[: len(self._images)].copy_(saved["rows"])
+            self._reports = dict(saved["reports"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"The checkpoint's metrics of its epoch do not belong to this run ({error}): "
+                "restore the run's own last.pt."
+            ) from None
