@@ -26,6 +26,8 @@ from fastadv.run.resolve import resolve_run
 from fastadv.threat import Threat
 
 FORMS = [(method, form) for method, row in METHODS.items() for form in (row.variant, *row.variants)]
+# What a row may say of its update, for which there is no setting.
+OF_THE_UPDATE = {"bn", "box", "updates"}
 TREES = ("imagenet", "tinyimagenet")  # data sets that are named with a folder
 
 
@@ -82,15 +84,19 @@ def faults(published: Published, found: Mapping[str, Any]) -> list[str]:
     """What is wrong with a publication beside the run's values: one sentence each."""
     stated = published.settings()
     wrong = [f"{name} is no setting" for name in stated if name not in found]
-    wrong += [f"{name} departs and is not stated" for name in set(published.departs) - set(stated)]
+    unsaid = set(published.departs) - set(stated) - OF_THE_UPDATE
+    wrong += [f"{name} departs and is not stated" for name in unsaid]
+    wrong += [
+        f"{name} departs without a reason"
+        for name, why in published.departs.items()
+        if not why.strip()
+    ]
     for name in stated.keys() & found.keys():
         value = stated[name]
         agrees = value == UNSTATED or same(value, found[name])
         if name in published.departs:
             if agrees:
                 wrong.append(f"{name} departs and does not differ")
-            if not published.departs[name].strip():
-                wrong.append(f"{name} departs without a reason")
         elif not agrees:
             wrong.append(f"{name} is published as {value!r}, and the run takes {found[name]!r}")
     return wrong

@@ -24,8 +24,9 @@ class Published:
     words (``fastadv.algorithms.starting_words``). ``more`` are other settings and options, name ->
     value.
 
-    ``departs`` is name -> why the recipe has another value. A test compares all values with those
-    that a run of the recipe takes.
+    ``departs`` is name -> why the recipe has another value; "bn", "box" and "updates" are of the
+    update, where no setting makes it the published one. A test compares all values with those that
+    a run of the recipe takes.
     """
 
     code: str

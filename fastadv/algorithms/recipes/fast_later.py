@@ -10,6 +10,7 @@ from typing import Any
 
 from fastadv.algorithms.publication import UNSTATED, Published
 from fastadv.algorithms.recipe import CYCLIC, OnData, Recipe
+from fastadv.algorithms.starting_words import IMAGE, UNIFORM
 
 FASTAT = "(FastAT_Benchmark, mean of 3 seeds: ResNet-18, CIFAR-10)"
 EIGHT = 8 / 255
@@ -67,7 +68,7 @@ ELLE_DEPARTS = {
     "updates": "the published loop steps the optimizer twice with each gradient; the paper does not"
     " say so",
     "bn": "the published loop forwards x once more after the loss, which moves the statistics",
-    "val_fraction": "1024 images there",
+    "val_fraction": "1024 images there, 2 % here as for all recipes",
 }
 
 
@@ -86,8 +87,8 @@ def elle(code: str, weight: float) -> Published:
         steps=1,
         alpha=EIGHT,
         attack_bn="train",
-        start="x",
-        more={"reg_weight": weight} | PLAIN,
+        start=IMAGE,
+        more={"reg_weight": weight, "val_fraction": 1024 / 50000} | PLAIN,
         departs=ELLE_DEPARTS,
     )
 
@@ -246,14 +247,14 @@ FAST_LATER: Mapping[str, Recipe] = {
             steps=1,
             alpha=6 / 255,
             attack_bn="eval",
-            start="uniform in the ball, clipped to the box",
+            start=UNIFORM,
             more={"eps_warmup": 10.0, "smoothing": 0.1},
             departs={
                 "model": "XCiT is no model of fastadv: pass a timm model to fastadv.step",
                 "lr": "AdamW there, with 10 epochs of warm-up of the rate; SGD here",
                 "weight_decay": "AdamW there, SGD here",
-                "eps_warmup": "there eps rises after each epoch, here with every update",
-                "alpha": "there 6/255 from the first epoch on, in whatever ball",
+                "updates": "there eps rises after each epoch, alpha is 6/255 in every ball; here "
+                "eps rises with every update",
             },
         ),
         also=("epsilon-warmup",),
@@ -276,9 +277,10 @@ FAST_LATER: Mapping[str, Recipe] = {
             weight_decay=UNSTATED,
             eps=UNSTATED,
             steps=1,
-            alpha=None,
+            alpha=UNSTATED,
             attack_bn="eval",
-            start="x",
+            start=IMAGE,
+            drops=UNSTATED,
         ),
     ),
 }
