@@ -86,8 +86,10 @@ CHOICES = {
     "accumulate": ("sum", "renormalise"),
     "rwp_loss": ("total", "adversarial"),
     "rate_form": ("group", "gradient"),
+    "smooth_over": ("others", "all"),
 }
 SWITCHES = ("learned_start", "layerwise", "reg_ramp", "cure_squared")
+SWITCHES += ("average_warmup", "average_buffers")
 SEVERAL = {
     "bn_passes": [("natural",), ("natural", "clean"), "natural,nan", (NAN,), 3, ()],
     "kd_weights": [(NAN, 1, 1), (-1, 1, 1), (INF, 1, 1), "0.3,x,1", (), (0.0, 0.0, 0.0), object()],

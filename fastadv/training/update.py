@@ -158,12 +158,12 @@ class Update:
         if unmoved is not None:
             self.unmoved.add(unmoved)
         self._share_rows(results.batch.index)
-        if plan.averaging is not None and update:
-            plan.averaging.update(self.parameters.named, ok, None)
         if not self.net.syncs_are_free:
             results.buffers.put_back_unless(ok)
         elif not ok:
             results.buffers.put_back()
+        if plan.averaging is not None and update:  # buffers that were put back are finite
+            plan.averaging.update(self.parameters.averaged(), ok, None)
 
     def _outcome(self, results: PassResults) -> Outcome:
         """``results`` as the parts see them."""

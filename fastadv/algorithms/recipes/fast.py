@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastadv.algorithms.recipe import CYCLIC, GREY, LEARNED_ON_CIFAR, OnData, Recipe
+from fastadv.algorithms.recipes import averaged
 
 ON_CIFAR = "(PreActResNet-18, CIFAR-10)"
 ON_IMAGENET = "PGD-10 (ResNet-50, ImageNet, eps 2/255)"
@@ -46,6 +47,9 @@ FAST: Mapping[str, Recipe] = {
         training=CYCLIC | {"weight_decay": 5e-4},
         reported=f"83.81 clean, 46.06 PGD-20 {ON_CIFAR}",
         elsewhere="85.10 clean, 46.37 PGD-20 (WRN-34-10); 57.95, 25.31 (CIFAR-100)",
+        variant="fast-adversarial",
+        variants={"fastat": averaged.FAST},
+        also=("FGSM-RS",),
     ),
     "fast-imagenet": Recipe(
         "F+FGSM on ImageNet",
@@ -59,6 +63,8 @@ FAST: Mapping[str, Recipe] = {
         "de Jorge et al. 2022",
         adversary="n-fgsm",
         training=CYCLIC | {"weight_decay": 5e-4},
+        variant="n-fgsm",
+        variants={"fastat": averaged.N_FGSM},
     ),
     "free": Recipe(
         "Free-8: 8 updates per batch",
@@ -68,6 +74,9 @@ FAST: Mapping[str, Recipe] = {
         training=CYCLIC | {"epochs": 10, "lr": 0.04, "weight_decay": 5e-4},
         reported=f"81.64 clean, 47.37 PGD-20 {ON_CIFAR}",
         elsewhere="85.54 clean, 47.68 PGD-20 (WRN-34-10); 55.13, 25.88 (CIFAR-100)",
+        variant="fast-adversarial",
+        variants={"fastat": averaged.FREE},
+        also=("Free-AT",),
     ),
     "free-4-imagenet": Recipe(
         "Free-4 on ImageNet",

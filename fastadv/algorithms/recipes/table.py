@@ -15,6 +15,8 @@ from fastadv.algorithms.recipe import (
     OnData,
     Recipe,
 )
+from fastadv.algorithms.recipes import averaged
+from fastadv.algorithms.recipes.averaged import AVERAGES
 from fastadv.algorithms.recipes.fast import FAST
 from fastadv.algorithms.recipes.labels import LABELS
 from fastadv.algorithms.recipes.smoothness import SMOOTHNESS
@@ -33,7 +35,12 @@ METHODS: dict[str, Recipe] = {
         "(PreActResNet-18, CIFAR-10)",
     ),
     "fgsm": Recipe(
-        "one step of eps from the image", "Goodfellow et al. 2015; APART, Fig. 1", adversary="fgsm"
+        "one step of eps from the image",
+        "Goodfellow et al. 2015; APART, Fig. 1",
+        adversary="fgsm",
+        variant="goodfellow",
+        variants={"fastat": averaged.FGSM},
+        also=("FGSM-AT",),
     ),
     "fgsm-r": Recipe(
         "one step of eps from a random start",
@@ -61,6 +68,9 @@ METHODS: dict[str, Recipe] = {
         "69.27 / 65.86; SVHN 53.10 / 44.12, L2 66.29 / 64.73; CIFAR-100 28.07 / 21.24, L2 "
         "41.38 / 35.34. WRN-34-10: CIFAR-10 55.57 / 47.37, L2 70.57 / 68.99; SVHN 55.57 / 47.11, "
         "L2 67.19 / 65.08; CIFAR-100 30.74 / 24.89, L2 44.05 / 41.22",
+        variant="madry",
+        variants={"fastat": averaged.PGD},
+        also=("PGD-AT",),
     ),
     "pgd-zero": Recipe(
         "PGD-10 from the image itself",
@@ -239,6 +249,7 @@ METHODS: dict[str, Recipe] = {
         "(PreActResNet-18, CIFAR-10)",
     ),
     **FAST,
+    **AVERAGES,
     **LABELS,
     **SMOOTHNESS,
 }
