@@ -74,6 +74,9 @@ NUMBERS: dict[str, tuple[float, float, float | None, float | None]] = {
     "average_start": (0, 3e38, -1, None),
     "average_every": (1, 10**9, 0, None),
     "average_decay": (0, 0.999, -0.1, 1),
+    "renew_every": (1, 10**9, 0, None),
+    "min_mask": (0, 0.5, -1e-9, 1.001),
+    "max_mask": (0.1, 1, -1e-9, 1.001),
 }
 CHOICES = {
     "attack_bn": ("train", "eval"),

@@ -11,6 +11,7 @@ from fastadv.algorithms.adversaries.fgsm_n import FGSMN
 from fastadv.algorithms.adversaries.fgsm_plus import FGSMPlus
 from fastadv.algorithms.adversaries.fgsm_r import FGSMR
 from fastadv.algorithms.adversaries.free import Free
+from fastadv.algorithms.adversaries.liet import LIET
 from fastadv.algorithms.adversaries.n_fgsm import NFGSM
 from fastadv.algorithms.adversaries.none import NoAttack
 from fastadv.algorithms.adversaries.pgd import PGD
@@ -45,6 +46,7 @@ from fastadv.algorithms.starts.uniform import UniformStart
 from fastadv.algorithms.targets.distillation import Distillation
 from fastadv.algorithms.targets.label_smoothing import LabelSmoothing
 from fastadv.algorithms.targets.one_hot import OneHot
+from fastadv.algorithms.targets.random_smoothing import RandomSmoothing
 from fastadv.algorithms.targets.self_adaptive import SelfAdaptive
 from fastadv.algorithms.targets.temporal_ensembling import TemporalEnsembling
 from fastadv.algorithms.weights.awp import AWP
@@ -63,6 +65,7 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "atta": ATTA,
         "fgsm-plus": FGSMPlus,
         "apart": APART,
+        "liet": LIET,
     },
     "attack_loss": {"ce": CrossEntropyAttack, "kl": KLAttack, "fit": FitAttack},
     "start": {
@@ -84,6 +87,7 @@ PARTS: dict[str, dict[str, type[Part]]] = {
     "target": {
         "one-hot": OneHot,
         "label-smoothing": LabelSmoothing,
+        "random-smoothing": RandomSmoothing,
         "temporal-ensembling": TemporalEnsembling,
         "self-adaptive": SelfAdaptive,
         "distillation": Distillation,

@@ -127,6 +127,7 @@ class Preparation:
             seed=update.regions.seed,
             method=plan.capabilities,
             attack_loss=PlanAttackLoss(plan, self.net, targeted=update.regions.threat.targeted),
+            labels=plan.target.prepare_batch,
             start=plan.start,
             sound=self._sound,
         )

@@ -17,6 +17,7 @@ from fastadv.algorithms.recipe import (
 )
 from fastadv.algorithms.recipes import averaged
 from fastadv.algorithms.recipes.averaged import AVERAGES
+from fastadv.algorithms.recipes.distances import DISTANCES
 from fastadv.algorithms.recipes.fast import FAST
 from fastadv.algorithms.recipes.labels import LABELS
 from fastadv.algorithms.recipes.smoothness import SMOOTHNESS
@@ -250,6 +251,7 @@ METHODS: dict[str, Recipe] = {
     ),
     **FAST,
     **AVERAGES,
+    **DISTANCES,
     **LABELS,
     **SMOOTHNESS,
 }
