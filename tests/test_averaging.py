@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import assert_same, tiny_batch, tiny_model, tiny_step, twin
+from tiny_capture import capture
 from tiny_staged import staged_model, staged_step
 from torch import Tensor, nn
 
@@ -79,6 +80,85 @@ def test_ema_equals_its_recursion() -> None:
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor)
     assert not torch.allclose(found["linear.weight"], weights[-1]["linear.weight"])
+
+
+PUBLISHED: dict[str, Any] = {"averaging": "ema", "average_warmup": False, "average_buffers": True}
+
+
+def whole_state(step: Step, calls: int) -> list[dict[str, Tensor]]:
+    """The floating-point state of the model after each call."""
+    states = []
+    for seed in range(calls):
+        x, y, index, start = tiny_batch(seed=seed)
+        step(x, y, index % 12, start=start)
+        found = step.model.state_dict().items()
+        states.append({n: t.clone() for n, t in found if t.is_floating_point()})
+    return states
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_ema_of_the_whole_state_begins_as_that_after_the_first_update(captured: bool) -> None:
+    step = staged_step(staged_model(), "pgd", **PUBLISHED, average_decay=0.75, **ATTACK)
+    states = whole_state(capture(step) if captured else step, 4)
+    expected = states[0]
+    for now in states[1:]:
+        expected = {name: 0.75 * t + 0.25 * now[name] for name, t in expected.items()}
+    assert "bn.running_var" in expected
+    # Statistics that are averaged are not estimated again.
+    found = evaluated(step, [tiny_batch(seed=5)[0]])
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=0, msg=name)
+    assert not torch.allclose(found["bn.running_var"], states[-1]["bn.running_var"])
+    for name, tensor in states[-1].items():
+        assert torch.equal(step.model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_an_update_that_does_not_count_leaves_the_average(captured: bool) -> None:
+    """Statistics that are not finite must not reach it, nor begin it."""
+    step = staged_step(staged_model(), "pgd", **PUBLISHED, average_decay=0.75, **ATTACK)
+    step = capture(step) if captured else step
+    whole_state(step, 2)
+    before = {name: tensor.clone() for name, tensor in step.state.items()}
+    x, y, index, start = tiny_batch(seed=9)
+    with torch.no_grad():
+        step.model.conv1.weight[0] = 1e200  # finite, and its variance is not
+    step(x, y, index % 12, start=start)
+    assert not step.healthy()
+    for name, tensor in step.state.items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_averages_of_buffers_are_resumed_and_follow_their_modules() -> None:
+    options = PUBLISHED | {"average_decay": 0.75}
+    step = staged_step(staged_model(), "pgd", **options, **ATTACK)
+    whole_state(step, 2)
+    other = staged_step(twin(step.model), "pgd", **options, **ATTACK)
+    other.load_state_dict(copy.deepcopy(step.state_dict()))
+    other.optimizer.load_state_dict(copy.deepcopy(step.optimizer.state_dict()))
+    for each in (step, other):
+        whole_state(each, 2)
+    found, again = evaluated(step), evaluated(other)
+    for name, tensor in found.items():
+        assert torch.equal(tensor, again[name]), name
+    layer1, layer2 = step.model.layer1, step.model.layer2
+    step.model.layer1, step.model.layer2 = layer2, layer1
+    swapped = evaluated(step)
+    name = "0.bn1.running_mean"
+    assert torch.equal(swapped[f"layer1.{name}"], found[f"layer2.{name}"])
+    assert torch.equal(swapped[f"layer2.{name}"], found[f"layer1.{name}"])
+    plain = staged_step(staged_model(), "pgd", averaging="ema", **ATTACK)
+    with pytest.raises(UserError, match="another model"):
+        plain.load_state_dict(step.state_dict())
+
+
+def test_a_buffer_that_is_not_saved_is_not_averaged() -> None:
+    model = staged_model()
+    model.register_buffer("scratch", torch.zeros(3).double(), persistent=False)
+    step = staged_step(model, "pgd", **PUBLISHED, **ATTACK)
+    whole_state(step, 1)
+    assert "average.bn.running_mean" in step.state
+    assert "average.scratch" not in step.state
 
 
 @pytest.mark.parametrize("averaging", ["swa", "ema"])

@@ -101,6 +101,10 @@ def counted_in_an_update(method: str, **options: Any) -> tuple[Counter, Counter]
     if repeated != DEFAULT_BN_UPDATES:
         probed = len(once_each(repeated)) + len(repeated)
         seen["forward", "train"] -= probed * Fraction(2, BATCH)
+    # LIET's pass over one image per class, in every 20th update, is no pass over a batch.
+    classes = Fraction(len(step.state.get("label_information", ())), BATCH)
+    for name in ("forward", "backward"):
+        seen[name, "eval"] -= classes
     expected: Counter[tuple[str, str]] = Counter()
     for (kind, bn), count in cost.passes(resolve(method, options)).counts.items():
         for name, times in SEEN[kind].items():

@@ -74,6 +74,9 @@ NUMBERS: dict[str, tuple[float, float, float | None, float | None]] = {
     "average_start": (0, 3e38, -1, None),
     "average_every": (1, 10**9, 0, None),
     "average_decay": (0, 0.999, -0.1, 1),
+    "renew_every": (1, 10**9, 0, None),
+    "min_mask": (0, 0.5, -1e-9, 1.001),
+    "max_mask": (0.1, 1, -1e-9, 1.001),
 }
 CHOICES = {
     "attack_bn": ("train", "eval"),
@@ -88,8 +91,10 @@ CHOICES = {
     "accumulate": ("sum", "renormalise"),
     "rwp_loss": ("total", "adversarial"),
     "rate_form": ("group", "gradient"),
+    "smooth_over": ("others", "all"),
 }
 SWITCHES = ("over_batch", "learned_start", "layerwise", "reg_ramp", "cure_squared")
+SWITCHES += ("average_warmup", "average_buffers")
 SEVERAL = {
     "bn_passes": [("natural",), ("natural", "clean"), "natural,nan", (NAN,), 3, ()],
     "kd_weights": [(NAN, 1, 1), (-1, 1, 1), (INF, 1, 1), "0.3,x,1", (), (0.0, 0.0, 0.0), object()],

@@ -46,6 +46,26 @@ def test_label_smoothing_fits_soft_labels_and_attacks_hard_ones(mode):
     assert_same(model, other)
 
 
+@pytest.mark.parametrize("attack_loss", ["ce", "fit"])
+def test_label_smoothing_over_all_classes_is_torchs_own(attack_loss):
+    x, y, index, start = tiny_batch()
+    model, other = tiny_model(), tiny_model()
+    options = {"target": "label-smoothing", "smoothing": 0.3, "smooth_over": "all"}
+    step = tiny_step(model, attack_loss=attack_loss, **options, **ATTACK)
+    optimizer = sgd(other)
+    for seed in range(3):
+        x, y, index, start = tiny_batch(seed=seed)
+        step(x, y, index, start=start)
+        smoothed = torch.nn.CrossEntropyLoss(label_smoothing=0.3)
+
+        def attacked(z, y=y, smoothed=smoothed):
+            return smoothed(z, y) if attack_loss == "fit" else functional.cross_entropy(z, y)
+
+        x_adv = climb(other, x, start, attacked, ALPHA, STEPS, "train")
+        descend(optimizer, smoothed(other(x_adv), y))
+    assert_same(model, other)
+
+
 def test_no_smoothing_is_the_hard_label():
     x, y, index, start = tiny_batch()
     models = [tiny_model(), tiny_model()]

@@ -62,6 +62,8 @@ class PlanAttackLoss:
         return losses if penalty is None else self._weighted(losses) + penalty
 
     def _fit(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
+        if context.attack_targets is not None:
+            context = context._replace(soft_targets=context.attack_targets)
         return fitted(self.plan.target, logits, y, context)
 
     def _weighted(self, loss: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from fastadv.algorithms.adversaries.fgsm_n import FGSMN
 from fastadv.algorithms.adversaries.fgsm_plus import FGSMPlus
 from fastadv.algorithms.adversaries.fgsm_r import FGSMR
 from fastadv.algorithms.adversaries.free import Free
+from fastadv.algorithms.adversaries.liet import LIET
 from fastadv.algorithms.adversaries.n_fgsm import NFGSM
 from fastadv.algorithms.adversaries.none import NoAttack
 from fastadv.algorithms.adversaries.pgd import PGD
@@ -57,6 +58,7 @@ from fastadv.algorithms.starts.uniform import UniformStart
 from fastadv.algorithms.targets.distillation import Distillation
 from fastadv.algorithms.targets.label_smoothing import LabelSmoothing
 from fastadv.algorithms.targets.one_hot import OneHot
+from fastadv.algorithms.targets.random_smoothing import RandomSmoothing
 from fastadv.algorithms.targets.self_adaptive import SelfAdaptive
 from fastadv.algorithms.targets.temporal_ensembling import TemporalEnsembling
 from fastadv.algorithms.weights.awp import AWP
@@ -78,6 +80,7 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "fgsm-mep": FGSMMEP,
         "fgsm-bp": FGSMBP,
         "random-eps": RandomEps,
+        "liet": LIET,
     },
     "attack_loss": {
         "ce": CrossEntropyAttack,
@@ -108,6 +111,7 @@ PARTS: dict[str, dict[str, type[Part]]] = {
     "target": {
         "one-hot": OneHot,
         "label-smoothing": LabelSmoothing,
+        "random-smoothing": RandomSmoothing,
         "temporal-ensembling": TemporalEnsembling,
         "self-adaptive": SelfAdaptive,
         "distillation": Distillation,

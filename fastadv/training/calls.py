@@ -148,7 +148,7 @@ class Calls:
         if inner.net.syncs_are_free and not faults.healthy():
             return
         inner.changes.follow(prepared=True)
-        averaging.update(inner.update.parameters.named, faults.none_so_far(), epoch)
+        averaging.update(inner.update.parameters.averaged(), faults.none_so_far(), epoch)
 
     def _fill_schedules(self, replay: int) -> None:
         inner = self.internals

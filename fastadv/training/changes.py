@@ -46,6 +46,7 @@ class Changes:
         self._named: dict[str, Tensor] = dict(net.structure.parameters)
         self._version = net.structure.version
         update.parameters.follow()
+        self._averaged: dict[str, Tensor] = update.parameters.averaged()
         # Parameters that require grad and that the user keeps out of the optimizer.
         held = {id(parameter) for parameter in self._held()}
         learning = update.parameters.learning_named()
@@ -61,13 +62,14 @@ class Changes:
         version = self.net.structure.version
         if version == self._version:
             return
-        named: dict[str, Tensor] = dict(self.net.structure.parameters)
-        known = {id(parameter): name for name, parameter in self._named.items()}
-        old = {name: known[id(p)] for name, p in named.items() if id(p) in known}
-        if self.plan.averaging is not None and prepared:
-            self.plan.averaging.replaced(named, old)
         self.update.parameters.follow()
-        self._named, self._version = named, version
+        averaged = self.update.parameters.averaged()
+        known = {id(tensor): name for name, tensor in self._averaged.items()}
+        old = {name: known[id(each)] for name, each in averaged.items() if id(each) in known}
+        if self.plan.averaging is not None and prepared:
+            self.plan.averaging.replaced(averaged, old)
+        self._named, self._version = dict(self.net.structure.parameters), version
+        self._averaged = averaged
 
     def follow_to_train(self, *, prepared: bool) -> None:
         """``follow``, and everything else that training needs. Raises ``UserError``, in every call

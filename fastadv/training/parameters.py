@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fastadv.algorithms.contract import Freezes
 from fastadv.algorithms.plan import Plan
+from fastadv.engine.model.buffers import floating_buffers
 from fastadv.engine.model.network import Network
 
 
@@ -26,6 +27,13 @@ class Parameters:
             self._learns = {name for name in self.named if layers.learns(name)}
         else:
             self._learns = set(self.named)
+
+    def averaged(self) -> dict[str, Tensor]:
+        """Name -> tensor, for all that the averaging part averages."""
+        averaging = self.plan.averaging
+        if averaging is None or not averaging.averages_buffers:
+            return self.named
+        return self.named | floating_buffers(self.net.model)
 
     def learning(self) -> list[Tensor]:
         """The parameters that learn, in the order of ``learning_named``."""

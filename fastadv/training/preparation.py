@@ -127,6 +127,7 @@ class Preparation:
             seed=update.regions.seed,
             method=plan.capabilities,
             attack_loss=PlanAttackLoss(plan, self.net, targeted=update.regions.threat.targeted),
+            labels=plan.target.prepare_batch,
             start=plan.start,
             sound=self._sound,
         )
@@ -139,7 +140,7 @@ class Preparation:
                 if name not in part.state:
                     raise unknown(f"state of {type(part).__name__}.sample_state:", name, part.state)
         if plan.averaging is not None:
-            plan.averaging.start(update.parameters.named)
+            plan.averaging.start(update.parameters.averaged())
         names = Counter(name for part in plan.parts.values() for name in part.state)
         shared = [name for name, count in names.items() if count > 1]
         if shared:

@@ -282,13 +282,14 @@ class Step:
         is an average, otherwise the live ones.
 
         ``batches`` (of x, or tuples that start with it) re-estimate BatchNorm's statistics for
-        the average. Everything is restored on exit.
+        the average, unless the recipe averages them also. Everything is restored on exit.
         """
         inner, averaging = self.internals, self.plan.averaging
         inner.changes.follow(prepared=inner.allocated)
         started = averaging is not None and inner.allocated
         average = averaging.averaged() if averaging is not None and started else {}
-        with averaged_weights(self.model, average, batches):
+        estimated = averaging is None or not averaging.averages_buffers
+        with averaged_weights(self.model, average, batches if estimated else None):
             yield
 
     def state_dict(self) -> dict[str, Any]:

@@ -166,12 +166,12 @@ class Update:
         if unmoved is not None:
             self.unmoved.add(unmoved)
         self._share_rows(results.batch.index)
-        if plan.averaging is not None and update:
-            plan.averaging.update(self.parameters.named, ok, None)
         if not self.net.syncs_are_free:
             results.buffers.put_back_unless(ok)
         elif not ok:
             results.buffers.put_back()
+        if plan.averaging is not None and update:  # buffers that were put back are finite
+            plan.averaging.update(self.parameters.averaged(), ok, None)
 
     def _forward_clean(self, x: Tensor) -> None:
         """Move the model's buffers by ``x`` (B,C,H,W) at the present weights."""
@@ -265,7 +265,8 @@ class Update:
         read = self.plan.needs & READ_BY_ATTACKS
         if read:  # both in the attack's mode of BatchNorm
             logits = self.net.run(self.regions.natural, images)
-            given = found._replace(**dict.fromkeys(read, logits))
+            known: dict[str, Any] = dict.fromkeys(read, logits)
+            given = found._replace(**known)
         near_adv = self.plan.adversary.make(near, given).x_adv
         return attacked._replace(context=found._replace(neighbor_adv=near_adv))
 

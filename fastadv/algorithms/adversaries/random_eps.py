@@ -30,7 +30,9 @@ class RandomEps(FGSM):
     def make(self, batch: Batch, context: Context) -> Adversarial:
         return super().make(self._with_radii(batch), context)
 
-    def joint_step(self, center: Tensor, logits: Tensor, batch: Batch, context: Context) -> Tensor:
+    def joint_step(
+        self, center: Tensor, logits: Tensor, batch: Batch, context: Context
+    ) -> tuple[Tensor, Tensor]:
         """See ``SharesForward.joint_step``."""
         return super().joint_step(center, logits, self._with_radii(batch), context)
 

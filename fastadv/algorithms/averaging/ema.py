@@ -1,6 +1,7 @@
 """EMA: an exponential moving average of the weights, updated after every optimizer step."""
 
 from collections.abc import Mapping
+from dataclasses import field
 
 import torch
 from torch import Tensor
@@ -13,26 +14,51 @@ from fastadv.declared import ShareBelowOne, option
 class EMA(Named):
     """average <- d * average + (1 - d) * w after every update, d = ``average_decay``.
 
-    At the beginning d is (1 + n)/(10 + n) while that is smaller, with n the updates so far, so that
-    the average forgets its random start. Only parameters are averaged; BatchNorm's running
-    statistics are the live ones, or re-estimated (``Step.evaluation_weights``).
+    With ``average_warmup`` d is (1 + n)/(10 + n) while that is smaller, with n the updates so far,
+    so that the average forgets its random start. Without it the average begins as the weights
+    after the first update, and d never changes (fzjcdt/FastAT_Benchmark).
+
+    With ``average_buffers`` BatchNorm's running statistics, and all other floating-point buffers of
+    the model's state, are averaged and evaluated like weights. Otherwise the statistics are the
+    live ones, or re-estimated (``Step.evaluation_weights``).
     """
 
     average_decay: ShareBelowOne = option(0.995, "decay of the average of the weights per update")
+    average_warmup: bool = option(True, "begin the average with a smaller decay, which rises")
+    average_buffers: bool = option(
+        False, "average BatchNorm's running statistics also, in place of estimating them again"
+    )
+
+    begun: Tensor = field(init=False, repr=False)
+
+    @property
+    def averages_buffers(self) -> bool:
+        return self.average_buffers
 
     def prepare(self, setup: Setup) -> None:
         super().prepare(setup)
         self._weight = torch.zeros((), device=setup.device, dtype=setup.dtype)
 
+    def start(self, tensors: Mapping[str, Tensor]) -> None:
+        if not self.average_warmup:
+            # On the device, since only there is it known if an update counted.
+            self.begun = torch.zeros((), dtype=torch.bool, device=self.setup.device)
+            self.state = {"average_begun": self.begun}
+        super().start(tensors)
+
     def schedule(self, update: int, epoch: float) -> None:
-        self._weight.fill_(1 - min(self.average_decay, (1 + update) / (10 + update)))
+        rising = (1 + update) / (10 + update) if self.average_warmup else 1.0
+        self._weight.fill_(1 - min(self.average_decay, rising))
 
     @torch.no_grad()
-    def update(self, parameters: Mapping[str, Tensor], ok: Tensor, ended: int | None) -> None:
+    def update(self, tensors: Mapping[str, Tensor], ok: Tensor, ended: int | None) -> None:
         if ended is not None:
             return
-        weight = torch.where(ok, self._weight, torch.zeros_like(self._weight))
-        self.move(parameters, weight, self.shadow)
+        weight = self._weight
+        if not self.average_warmup:
+            weight = torch.where(self.begun, weight, torch.ones_like(weight))
+            self.begun.logical_or_(ok)
+        self.move(tensors, torch.where(ok, weight, torch.zeros_like(weight)), self.shadow)
 
     def averaged(self) -> dict[str, Tensor]:
         return self.shadow

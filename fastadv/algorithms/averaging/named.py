@@ -1,4 +1,4 @@
-"""What every average of the weights needs: one tensor per parameter, stored by its name."""
+"""What every average of the weights needs: one tensor per averaged one, stored by its name."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ PREFIX = "average."
 
 
 class Named(Averaging):
-    """``shadow`` is name of a parameter -> its average."""
+    """``shadow`` is name of a parameter or buffer -> its average."""
 
     shadow: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
 
-    def start(self, parameters: Mapping[str, Tensor]) -> None:
-        self._keep({name: _copy(parameter) for name, parameter in _movable(parameters)})
+    def start(self, tensors: Mapping[str, Tensor]) -> None:
+        self._keep({name: _copy(tensor) for name, tensor in _movable(tensors)})
 
-    def replaced(self, parameters: Mapping[str, Tensor], old: Mapping[str, str]) -> None:
+    def replaced(self, tensors: Mapping[str, Tensor], old: Mapping[str, str]) -> None:
         before = self.shadow
         self._keep(
             {
-                name: before[old[name]] if old.get(name) in before else _copy(parameter)
-                for name, parameter in _movable(parameters)
+                name: before[old[name]] if old.get(name) in before else _copy(tensor)
+                for name, tensor in _movable(tensors)
             }
         )
 
@@ -38,11 +38,11 @@ class Named(Averaging):
 
     @torch.no_grad()
     def move(
-        self, parameters: Mapping[str, Tensor], weight: Tensor | float, names: Collection[str]
+        self, tensors: Mapping[str, Tensor], weight: Tensor | float, names: Collection[str]
     ) -> None:
-        """average <- average + weight (parameter - average), for the parameters in ``names``;
-        ``weight`` is a number or 0-dim."""
-        live = [parameters[name] for name in names]
+        """average <- average + weight (tensor - average), for the tensors in ``names``; ``weight``
+        is a number or 0-dim."""
+        live = [tensors[name] for name in names]
         averages = [self.shadow[name] for name in names]
         if isinstance(weight, Tensor):
             weights = [weight.to(average.dtype) for average in averages]
@@ -62,10 +62,10 @@ class Named(Averaging):
         super().load_state(saved)
 
 
-def _movable(parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _movable(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     # Some networks hold integers (quantised weights) as parameters that never learn.
-    return ((name, p) for name, p in parameters.items() if p.is_floating_point())
+    return ((name, each) for name, each in tensors.items() if each.is_floating_point())
 
 
-def _copy(parameter: Tensor) -> Tensor:
-    return parameter.detach().clone()
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()

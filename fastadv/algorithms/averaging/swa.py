@@ -45,16 +45,16 @@ class SWA(Named):
             )
         return int(self.average_start * (total / length))
 
-    def start(self, parameters: Mapping[str, Tensor]) -> None:
+    def start(self, tensors: Mapping[str, Tensor]) -> None:
         self.first_epoch()
         # On the device, since only there is it known if an average was taken.
         self.count = torch.zeros((), dtype=torch.int64, device=self.setup.device)
         self.state = {"average_count": self.count}
-        super().start(parameters)
+        super().start(tensors)
 
-    def replaced(self, parameters: Mapping[str, Tensor], old: Mapping[str, str]) -> None:
+    def replaced(self, tensors: Mapping[str, Tensor], old: Mapping[str, str]) -> None:
         known, missed = set(self.shadow), {name: self._missed(name) for name in self.shadow}
-        super().replaced(parameters, old)
+        super().replaced(tensors, old)
         self._drop_missed()
         for name in self.shadow:
             before = old.get(name)
@@ -78,7 +78,7 @@ class SWA(Named):
         super().load_state(saved)
 
     @torch.no_grad()
-    def update(self, parameters: Mapping[str, Tensor], ok: Tensor, ended: int | None) -> None:
+    def update(self, tensors: Mapping[str, Tensor], ok: Tensor, ended: int | None) -> None:
         first = self.first_epoch()
         if ended is None or ended < first or (ended - first) % self.average_every:
             return
@@ -88,7 +88,7 @@ class SWA(Named):
             names = [name for name in missed if missed[name] == many]
             # If not ok, the count may still be 0, and 0/0 is not a weight.
             taken = (self.count - many).clamp(min=1)
-            self.move(parameters, ok.to(torch.float64) / taken, names)
+            self.move(tensors, ok.to(torch.float64) / taken, names)
 
     def averaged(self) -> dict[str, Tensor]:
         count = int(self.count)

@@ -26,6 +26,12 @@ class AttackedLoss(Protocol):
         """The loss of each sample (B,), without the loss scale."""
 
 
+class Labels(Protocol):
+    """What the target makes of a batch before its attack (``Target.prepare_batch``)."""
+
+    def __call__(self, batch: Batch, context: Context) -> Context: ...
+
+
 class Begins(Protocol):
     """The start of an attack (``Start.point``)."""
 
@@ -46,7 +52,8 @@ class Setup:
 
     ``sound()`` (0-dim bool on the device) is true as long as no update was bad; code that changes
     state outside of an update masks the change with it. ``attack_loss(logits, y, context)`` is the
-    scalar that the adversary maximises. ``start`` is the start part, None for the adversary's own
+    scalar that the adversary maximises. ``labels(batch, context)`` gives the context that it needs
+    for images of the adversary's own. ``start`` is the start part, None for the adversary's own
     start.
     """
 
@@ -63,6 +70,7 @@ class Setup:
     seed: int
     method: Capabilities
     attack_loss: AttackedLoss
+    labels: Labels
     start: Begins | None
     sound: Callable[[], Tensor]
 

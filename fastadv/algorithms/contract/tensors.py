@@ -53,6 +53,7 @@ class Context(NamedTuple):
     natural_logits_first: Tensor | None = None  # (B,K) of x, in training mode, before the attack
     teacher_logits: Tensor | None = None  # (teachers,B,K) of x_adv
     soft_targets: Tensor | None = None  # (B,K) the distributions that the target compares with
+    attack_targets: Tensor | None = None  # (B,K) those of the attack, if they are others
     target_rows: Tensor | None = None  # (B,K) the target's new state of these samples
     correct_share: Tensor | None = None  # (B,) of the steps before which it was classified right
     signs: tuple[Tensor, ...] = ()  # of the loss gradient: at the input, then entering each block

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastadv.algorithms.recipe import CYCLIC, GREY, LEARNED_ON_CIFAR, OnData, Recipe, Variant
-from fastadv.algorithms.recipes import publications
+from fastadv.algorithms.recipes import averaged, publications
 
 ON_CIFAR = "(PreActResNet-18, CIFAR-10)"
 ON_IMAGENET = "PGD-10 (ResNet-50, ImageNet, eps 2/255)"
@@ -51,6 +51,9 @@ FAST: Mapping[str, Recipe] = {
         training=CYCLIC | {"weight_decay": 5e-4},
         reported=f"83.81 clean, 46.06 PGD-20 {ON_CIFAR}",
         elsewhere="85.10 clean, 46.37 PGD-20 (WRN-34-10); 57.95, 25.31 (CIFAR-100)",
+        variant="fast-adversarial",
+        variants={"fastat": averaged.FAST},
+        also=("FGSM-RS",),
     ),
     "fast-imagenet": Recipe(
         "F+FGSM on ImageNet",
@@ -67,6 +70,8 @@ FAST: Mapping[str, Recipe] = {
         adversary="n-fgsm",
         training=CYCLIC | {"weight_decay": 5e-4},
         on_data={"svhn": OnData({"lr": 0.05, "peak": 2 / 5, "eps_warmup": 5.0})},
+        variant="n-fgsm",
+        variants={"fastat": averaged.N_FGSM},
     ),
     "gradalign": Recipe(
         "FGSM, gradients near an image aligned",
@@ -96,6 +101,7 @@ FAST: Mapping[str, Recipe] = {
         training=CYCLIC | {"epochs": 10, "lr": 0.04, "weight_decay": 5e-4},
         variant="fast-adversarial",
         variants={
+            "fastat": averaged.FREE,
             "apart": Variant(
                 "APART, Tables 2 to 4",
                 "30 epochs at 0.2, on images that are not normalized",
@@ -103,8 +109,9 @@ FAST: Mapping[str, Recipe] = {
                 published=publications.FREE_COMPARED,
                 reported=f"81.64 clean, 47.37 PGD-20 {ON_CIFAR}; WRN-34-10 85.54, 47.68; "
                 "CIFAR-100 55.13, 25.88",
-            )
+            ),
         },
+        also=("Free-AT",),
     ),
     "free-4-imagenet": Recipe(
         "Free-4 on ImageNet",

@@ -23,7 +23,9 @@ from fastadv.algorithms.recipe import (
     Variant,
     as_advlc_runs,
 )
-from fastadv.algorithms.recipes import publications
+from fastadv.algorithms.recipes import averaged, publications
+from fastadv.algorithms.recipes.averaged import AVERAGES
+from fastadv.algorithms.recipes.distances import DISTANCES
 from fastadv.algorithms.recipes.fast import FAST
 from fastadv.algorithms.recipes.fast_later import FAST_LATER
 from fastadv.algorithms.recipes.labels import LABELS
@@ -54,6 +56,9 @@ METHODS: dict[str, Recipe] = {
         adversary="fgsm",
         training=CYCLIC | GREY,
         reported="44.36 PGD-20 after 20 epochs, 0.00 after 21 (PreActResNet-18, CIFAR-10)",
+        variant="goodfellow",
+        variants={"fastat": averaged.FGSM},
+        also=("FGSM-AT",),
     ),
     "fgsm-r": Recipe(
         "one step of eps from a random start",
@@ -86,6 +91,9 @@ METHODS: dict[str, Recipe] = {
         "69.27 / 65.86; SVHN 53.10 / 44.12, L2 66.29 / 64.73; CIFAR-100 28.07 / 21.24, L2 "
         "41.38 / 35.34. WRN-34-10: CIFAR-10 55.57 / 47.37, L2 70.57 / 68.99; SVHN 55.57 / 47.11, "
         "L2 67.19 / 65.08; CIFAR-100 30.74 / 24.89, L2 44.05 / 41.22",
+        variant="madry",
+        variants={"fastat": averaged.PGD},
+        also=("PGD-AT",),
     ),
     "pgd-zero": Recipe(
         "PGD-10 from the image itself",
@@ -298,6 +306,8 @@ METHODS: dict[str, Recipe] = {
         "(PreActResNet-18, CIFAR-10)",
     ),
     **FAST,
+    **AVERAGES,
+    **DISTANCES,
     **LABELS,
     **SMOOTHNESS,
     **LATER,

@@ -1,6 +1,6 @@
 """Label smoothing: part of the label goes to the other classes (Szegedy et al., 2016)."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -20,13 +20,19 @@ def smoothed_ce(logits: Tensor, y: Tensor, smoothing: float) -> Tensor:
 class LabelSmoothing(Target):
     """The true class gets 1 - s, every other s/(classes - 1); the attack sees the hard label.
 
-    s is ``smoothing``, as in "Bag of Tricks for AT" (Pang et al., 2021); torch's own smoothing
-    gives s/classes to all classes. The memorization paper (Table 2) does not state its s.
+    s is ``smoothing``, as in "Bag of Tricks for AT" (Pang et al., 2021). With ``smooth_over`` "all"
+    every class gets s/classes and the true one 1 - s in addition: torch's own smoothing. The
+    memorization paper (Table 2) does not state its s.
     """
 
     hard_labels_only: ClassVar[str] = "a soft label has no single true class to smooth"
 
     smoothing: ShareBelowOne = option(0.1, "probability that is taken from the true class")
+    smooth_over: Literal["others", "all"] = option(
+        "others", "classes that share this probability: the others, or all"
+    )
 
     def fit(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
-        return smoothed_ce(logits, y, self.smoothing)
+        classes = logits.shape[1]
+        share = 1.0 if self.smooth_over == "others" else (classes - 1) / classes
+        return smoothed_ce(logits, y, self.smoothing * share)

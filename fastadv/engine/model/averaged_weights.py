@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from fastadv.engine.model import guard
-from fastadv.engine.model.buffers import Layout, copy_into, kept, places
+from fastadv.engine.model.buffers import Layout, copy_into, floating_buffers, kept, places
 from fastadv.engine.process import distributed
 
 
@@ -21,8 +21,8 @@ def averaged_weights(
     average: Mapping[str, Tensor],
     batches: Iterable[Any] | None,
 ) -> Iterator[None]:
-    """Within this context the parameters named in ``average`` have the values in it; an empty
-    ``average`` changes nothing.
+    """Within this context the parameters and buffers named in ``average`` have the values in it; an
+    empty ``average`` changes nothing.
 
     With ``batches`` BatchNorm's running statistics are re-estimated for the average by a pass in
     training mode, in which every batch has the same weight. Weights and buffers are restored on
@@ -31,14 +31,14 @@ def averaged_weights(
     if not average:
         yield
         return
-    named = dict(model.named_parameters())
-    parameters = [named[name] for name in average]
-    live = [parameter.detach().clone() for parameter in parameters]
+    named: dict[str, Tensor] = {**dict(model.named_parameters()), **floating_buffers(model)}
+    present = [named[name].detach() for name in average]
+    live = [tensor.clone() for tensor in present]
     with kept(Layout(places(model.modules()))):
-        copy_into([parameter.detach() for parameter in parameters], [*average.values()])
+        copy_into(present, [*average.values()])
         try:
             if batches is not None:
-                device = parameters[0].device
+                device = present[0].device
                 # Dropout in these passes must not change what it draws in training.
                 drawing = torch.random.fork_rng([device] if device.type == "cuda" else [])
                 with guard.flags_kept(model), torch.no_grad(), drawing:
@@ -46,7 +46,7 @@ def averaged_weights(
                     distributed.average([b for b in model.buffers() if b.is_floating_point()])
             yield
         finally:
-            copy_into([parameter.detach() for parameter in parameters], live)
+            copy_into(present, live)
 
 
 def _images(batches: Iterable[Any]) -> Iterator[Tensor]:

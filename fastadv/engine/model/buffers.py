@@ -54,6 +54,18 @@ def places(modules: Iterable[nn.Module]) -> list[Tensor | Place]:
     return list(found.values())
 
 
+def floating_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> present floating-point buffer, for all that ``model.state_dict()`` saves."""
+    return {
+        f"{prefix}.{name}".lstrip("."): tensor
+        for prefix, module in model.named_modules()
+        for name, tensor in module._buffers.items()
+        if tensor is not None
+        and tensor.is_floating_point()
+        and name not in module._non_persistent_buffers_set
+    }
+
+
 class Layout:
     """The buffers that a snapshot saves, grouped by device and data type.
 

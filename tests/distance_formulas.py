@@ -1,0 +1,91 @@
+"""What the methods of ``recipes/distances.py`` compute, as loops by hand in plain PyTorch, in
+float64. Only noise is drawn by fastadv's kernels, by the same names.
+"""
+
+from __future__ import annotations
+
+import torch
+from tiny import descend, sgd
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastadv import kernels
+from fastadv.engine.noise import NEIGHBOR, Stream
+
+Batches = list[tuple[Tensor, Tensor, Tensor]]
+CLASSES = 4
+
+
+def share(index: Tensor, shape: tuple[int, ...], update: int, stream: Stream) -> Tensor:
+    """Uniform in [0,1)."""
+    drawn = kernels.noise_uniform(
+        index, shape, 0, update + stream.shift, stream.number, torch.float64
+    )
+    return (drawn + 1) / 2
+
+
+def boxed(moved: Tensor, x: Tensor, eps: float) -> Tensor:
+    return (x + (moved - x).clamp(-eps, eps)).clamp(0, 1)
+
+
+def slope(loss: Tensor, at: Tensor, **options: bool) -> Tensor:
+    return torch.autograd.grad(loss, at, **options)[0]
+
+
+def smoothed(drawn: Tensor, y: Tensor, taken: float) -> Tensor:
+    """The label of each row, its taken part split by ``drawn`` among the wrong classes."""
+    rows = []
+    for row, label in zip(drawn, y.tolist(), strict=True):
+        total = sum(row[k] for k in range(CLASSES) if k != label)
+        parts = [1 - taken if k == label else taken * row[k] / total for k in range(CLASSES)]
+        rows.append(torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in parts]))
+    return torch.stack(rows)
+
+
+def fitted(logits: Tensor, label: Tensor) -> Tensor:
+    return -(label * logits.log_softmax(1)).sum(1).mean()
+
+
+def liet(
+    model: nn.Module,
+    batches: Batches,
+    streams: dict[str, Stream],
+    eps: float,
+    weight: float,
+    per_epoch: int,
+    renew_every: int,
+    wide: bool,
+) -> list[Tensor]:
+    """Returns the label information of each update."""
+    optimizer, seen, epochs = sgd(model), [], len(batches) / per_epoch
+    classes, one = torch.arange(CLASSES), torch.zeros(1, dtype=torch.int64)
+    for update, (x, y, index) in enumerate(batches):
+        shape = tuple(x.shape[1:])
+        if update % per_epoch % renew_every == 0:
+            model.eval()
+            grey = torch.full((CLASSES, *shape), 0.5).double().requires_grad_()
+            own = share(classes, (CLASSES,), update + NEIGHBOR, streams["attack"])
+            label = smoothed(own, classes, 0.6)
+            information = eps * slope(fitted(model(grey), label), grey).sign()
+            model.train()
+        seen.append(information)
+        ratio = 0.1 + 0.4 * share(one, (1,), update, streams["ratio"]).item()
+        side = -1 if share(one, (1,), update, streams["side"]).item() < 0.5 else 1
+        noise = eps * (2 * share(index, shape, update, streams["noise"]) - 1) * (2 if wide else 1)
+        masked = share(index, shape, update, streams["mask"]) < ratio
+        delta = torch.stack([information[label] for label in y.tolist()])
+        delta[masked] = noise[masked]
+        start = (x + side * delta).clamp(0, 1).requires_grad_()
+        first = model(start)
+        label = smoothed(share(index, (CLASSES,), update, streams["attack"]), y, 0.6)
+        moved = start + eps * slope(fitted(first, label), start, retain_graph=True).sign()
+        x_adv = (moved.clamp(0, 1) if wide else boxed(moved, x, eps)).detach()
+        second = model(x_adv)
+        label = smoothed(share(index, (CLASSES,), update, streams["outer"]), y, 0.6)
+        p, q = first.softmax(1), second.softmax(1)
+        m = ((p + q) / 2).log()
+        both = functional.kl_div(m, p, reduction="batchmean")
+        both = (both + functional.kl_div(m, q, reduction="batchmean")) / 2
+        now = weight * (update // per_epoch + 1) / epochs
+        descend(optimizer, fitted(second, label) + now * both)
+    return seen
