@@ -11,7 +11,7 @@ from fastadv import kernels
 from fastadv.engine.compiled import Runner
 from fastadv.engine.model.network import Network
 from fastadv.errors import UserError
-from fastadv.evaluation.accuracy import evaluate
+from fastadv.evaluation.accuracy import evaluate, verdicts_of
 from fastadv.evaluation.attacks import attack, parse_attack
 from fastadv.evaluation.attacks.problem import STREAM
 from fastadv.evaluation.attacks.searched import stages_of
@@ -21,6 +21,7 @@ from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.search.pgd import Pgd
 from fastadv.evaluation.search.rows import joined
 from fastadv.evaluation.search.search import Images
+from fastadv.evaluation.tally import Halt, Tally
 from fastadv.threat import Threat
 
 SEED, COUNT = 3, 20
@@ -291,6 +292,28 @@ def test_a_given_start_is_clipped_or_not() -> None:
         found = attack(model, bright, y, name, eps=0.05, start=start)
         assert max(seen) == pytest.approx(highest, abs=1e-12)
         assert found.max() <= 1
+
+
+@pytest.mark.parametrize("seen", [30, 60, 120])
+def test_an_interrupted_choice_among_runs_ends_as_one_that_was_not(seen: int) -> None:
+    """The runs of an image before are forgotten with what they found, and made again."""
+    model, x, y = labelled()
+    name, options = "pgd-3-4-largest", {"eps": 0.06, "norm": "linf", "alpha": None, "seed": SEED}
+    pairs = list(zip(x.split(5), y.split(5), strict=True))
+
+    def between(tally: Tally) -> None:
+        if sum(each.seen for p in tally.pipelines.values() for each in p.engines) > seen:
+            raise Halt
+
+    whole = verdicts_of(model, pairs, [name], **options)
+    part = verdicts_of(model, pairs, [name], **options, between=between)
+    assert part.halted
+    assert (part.ledgers[name].rows["runs"] > 0).any()
+    rest = verdicts_of(model, pairs, [name], **options, done=part)
+    for column in ("fooled_by", "margin", "strength"):
+        expected = torch.from_numpy(whole.ledgers[name].rows[column].astype(float))
+        own = torch.from_numpy(rest.ledgers[name].rows[column].astype(float))
+        torch.testing.assert_close(own, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_the_margin_attack_has_ten_steps_and_the_hinge_a_hundred() -> None:
