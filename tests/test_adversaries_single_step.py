@@ -115,9 +115,25 @@ def test_the_noise_of_n_fgsm_fills_two_eps() -> None:
 def test_settings_without_a_gradient_or_a_meaning_are_refused() -> None:
     with pytest.raises(UserError, match="no gradient"):
         tiny_step(tiny_model(), "trades", adversary="fgsm")
+
+
+def test_n_fgsm_in_an_l2_ball_takes_a_step_of_eps_from_noise_of_two_eps() -> None:
     x, y, index, _ = tiny_batch()
-    with pytest.raises(UserError, match="linf"):
-        tiny_step(tiny_model(), "n-fgsm", norm="l2")(x, y, index)
+    x = 0.3 + 0.4 * x
+    step = tiny_step(tiny_model(), "n-fgsm", norm="l2", attack_bn="eval")
+    model, made = twin(step.model).eval(), recorded(step)
+    for _ in range(20):
+        step(x, y, index)
+    begun = made[0].start
+    z = begun.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(functional.cross_entropy(model(z), y), z)
+    lengths = gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    torch.testing.assert_close(made[0].x_adv, (begun + EPS * gradient / lengths).clamp(0, 1))
+    noise = torch.cat([(each.start - x).flatten(1).norm(dim=1) for each in made])
+    assert noise.max() <= 2 * EPS
+    assert noise.mean() == pytest.approx(EPS, abs=4 * EPS / (3 * len(noise)) ** 0.5)
+    away = torch.cat([(each.x_adv - x).flatten(1).norm(dim=1) for each in made])
+    assert away.max() > 2 * EPS
 
 
 def test_fgsm_n_with_a_kl_objective_compares_with_the_clean_image() -> None:

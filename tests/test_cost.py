@@ -130,6 +130,8 @@ def test_every_recipe_makes_the_passes_that_are_counted(method: str) -> None:
         ("fgsm-n-advlc", {"attack_loss": "kl"}),
         ("fgsm-n-advlc", {"weights": "rwp"}),
         ("advlc", {"weights": "awp"}),
+        ("pgd-kdsa", {"objective": "trades", "attack_loss": "kl", "start": "gaussian"}),
+        ("pgd-kdsa", {"objective": "clean-mixed", "weights": "awp"}),
         ("te", {"attack_loss": "kl", "attack_bn": "train"}),
         ("apart", {"regularizer": "igr"}),
         ("free", {"regularizer": "advlc", "weights": "awp"}),

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 import fastadv
 from fastadv import kernels
+from fastadv.algorithms.regularizers.gradalign import NEAR
 from fastadv.errors import TrainingError, UserError
 
 MODES = ["eager", "compiled", "captured"]
@@ -100,6 +101,7 @@ def test_mixed_images_train_as_in_a_loop_by_hand() -> None:
         ("pgd", {"regularizer": "consistency"}),
         ("pgd", {"objective": "clean-subtracted"}),
         ("pgd", {"objective": "clean-mixed"}),
+        ("pgd", {"target": "label-smoothing"}),
         ("pgd", {"target": "temporal-ensembling", "te_start": 0, "te_end": 1}),
         ("pgd", {"restarts": 2}),
         ("apart", {}),
@@ -206,10 +208,25 @@ def test_hard_and_soft_labels_alternate_in_captured_mode() -> None:
     assert_same(*models, 0)
 
 
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+def test_mixed_labels_are_smoothed_as_the_mixture_of_smoothed_ones(mode: str) -> None:
+    """The attack sees the labels as they are given."""
+    model, own, soft = tiny_model(), tiny_model(), mixup()
+    step_of(model, mode=mode, target="label-smoothing", smoothing=0.3)(x, soft, start=start)
+    smoothed = torch.zeros_like(soft)
+    for row, shares in enumerate(soft):
+        for label, share in enumerate(shares):
+            for place in range(CLASSES):
+                smoothed[row, place] += share * (0.7 if place == label else 0.1)
+    optimizer = sgd(own)
+    x_adv = climb(own, x, start, lambda z: entropy(soft)(z).mean(), ALPHA, 3, "train")
+    descend(optimizer, entropy(smoothed)(own(x_adv)).mean())
+    assert_same(model, own)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"target": "label-smoothing"}, "no single true class to smooth"),
         ({"target": "self-adaptive"}, "begin as hard ones"),
         ({"objective": "gairat"}, "was classified right"),
     ],
@@ -372,38 +389,164 @@ def test_weights_are_perturbed_along_the_samples_with_a_small_criterion(compared
     assert_same(*models)
 
 
-@pytest.mark.parametrize(
-    ("method", "options", "reason"),
-    [
-        ("trades", {"attack_loss": "ce"}, "attack_loss ce x target criterion cannot be combined"),
-        ("trades", {"attack_loss": "fit"}, "its KL compares predictions of classes"),
-        ("trades", {}, "the KL compares predictions of classes"),
-        ("pgd", {"attack_loss": "kl", "start": "gaussian"}, "the KL compares predictions"),
-        ("pgd", {"attack_loss": "ce"}, "pass attack_loss='fit' for the target's own loss"),
-        (
-            "pgd",
-            {"objective": "gairat"},
-            "objective gairat x target criterion .* a class was right",
-        ),
-        ("pgd", {"regularizer": "advlc"}, "it compares logits of classes"),
-        ("pgd", {"regularizer": "igr"}, "gradient of the cross entropy"),
-        ("pgd", {"regularizer": "cure"}, "cross entropy's gradient"),
-        ("pgd", {"regularizer": "gradalign"}, "gradients of the cross entropy"),
-        ("pgd", {"regularizer": "logitalign"}, "its KL compares"),
-        ("pgd", {"regularizer": "consistency"}, "compares predictions of classes"),
-        ("pgd", {"target": "label-smoothing"}, "would replace the target 'label-smoothing'"),
-        ("pgd", {"target": "temporal-ensembling"}, "would replace the target"),
-        ("pgd", {"target": "self-adaptive"}, "would replace the target"),
-        ("pgd", {"target": "distillation"}, "would replace the target"),
-    ],
-)
-def test_parts_that_need_logits_of_classes_are_refused(
-    method: str, options: Any, reason: str
+READ_CLASSES = [
+    ("trades", {"steps": 2}),
+    ("trades", {"steps": 2, "attack_loss": "fit"}),
+    ("pgd", {"attack_loss": "ce"}),
+    ("pgd", {"attack_loss": "kl", "start": "gaussian"}),
+    ("pgd", {"objective": "gairat", "gairat_start": 0}),
+    ("pgd", {"start": "gradient"}),
+    ("pgd", {"regularizer": "advlc", "kind": "kl"}),
+    ("pgd", {"regularizer": "logitalign"}),
+    ("pgd", {"regularizer": "consistency"}),
+]
+READ_THE_LOSS = [
+    ("pgd", {"regularizer": "advlc"}),
+    ("pgd", {"regularizer": "igr"}),
+    ("pgd", {"regularizer": "cure"}),
+    ("pgd", {"regularizer": "gradalign"}),
+    ("standard", {"regularizer": "igr"}),
+]
+
+
+def of_classes(z: Tensor, y: Tensor) -> Tensor:
+    return functional.cross_entropy(z, y, reduction="none")
+
+
+BOTH = [
+    (*case, labels)
+    for case in READ_CLASSES + READ_THE_LOSS
+    for labels in (y, mixup())
+    if labels.ndim == 1 or case[1].get("objective") != "gairat"
+]
+
+
+@pytest.mark.parametrize(("method", "options", "labels"), BOTH)
+def test_the_cross_entropy_as_a_criterion_changes_nothing(
+    method: str, options: Any, labels: Tensor
 ) -> None:
+    models = [tiny_model(), tiny_model()]
+    second = x.flip(3) if options.get("regularizer") == "consistency" else None
+    for model, own in zip(models, ({}, {"criterion": of_classes}), strict=True):
+        step = step_of(model, method, **options, **own)
+        for _ in range(2):
+            step(x, labels, None, second=second)
+    assert_same(*models)
+
+
+def focal(z: Tensor, y: Tensor) -> Tensor:
+    right = z.softmax(1).gather(1, y[:, None])[:, 0]
+    return -((1 - right) ** 2) * right.log()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_trades_with_a_focal_loss_is_that_loop(mode: str) -> None:
+    """The user's loss at x, the KL between x and x' in the attack and in the loss."""
+    model, own = tiny_model(), tiny_model()
+    step = step_of(model, "trades", mode, steps=2, alpha=ALPHA, criterion=focal)
+    optimizer = sgd(own)
+    for _ in range(2):
+        assert "accuracy" in step(x, y, start=start)
+        own.eval()
+        p = own(x).softmax(1).detach()
+        x_adv = climb(
+            own, x, start, lambda z, p=p: -(p * z.log_softmax(1)).sum(1).mean(), ALPHA, 2, "eval"
+        )
+        natural, adversarial = own(x), own(x_adv)
+        with torch.no_grad():
+            own(x)
+        log_p, log_q = natural.log_softmax(1), adversarial.log_softmax(1)
+        divergence = (log_p.exp() * (log_p - log_q)).sum(1)
+        descend(optimizer, (focal(natural, y) + 6 * divergence).mean())
+    assert_same(model, own)
+
+
+def mean_smooth(z: Tensor, labels: Tensor) -> Tensor:
+    return smooth(z, labels).flatten(1).mean(1)
+
+
+def slope(logits: Tensor, at: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of each image's loss, with its own graph."""
+    return torch.autograd.grad(mean_smooth(logits, labels).sum(), at, create_graph=True)[0]
+
+
+def term_of(kind: str, model: nn.Module, x_adv: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """f(x') and the term of a regularizer, with the passes in their order."""
+    center = x.clone().requires_grad_()
+    natural = model(center) if kind in ("advlc", "gradalign") else None
+    logits = model(x_adv)
+    if kind == "advlc":
+        return logits, (natural - logits).abs().flatten().topk(24).values.sum() / len(x)
+    if kind == "igr":
+        return logits, (slope(logits, x_adv, labels) / len(x)).square().sum()
+    if kind == "cure":
+        model.eval()
+        here = slope(model(center), center, labels)
+        moved = (x + EPS * here.detach().sign()).requires_grad_()
+        change = slope(model(moved), moved, labels) - here
+        model.train()
+        return logits, torch.stack([rows.norm() for rows in change]).mean()
+    here = slope(natural, center, labels)
+    draw = (0, NEAR.shift, NEAR.number, torch.float64)
+    noise = kernels.noise_uniform(index, x.shape[1:], *draw)
+    moved = (x + EPS * noise).requires_grad_()
+    near = slope(model(moved), moved, labels)
+    cosines = [(a * b).sum() / a.norm() / b.norm() for a, b in zip(here, near, strict=True)]
+    return logits, 1 - torch.stack(cosines).mean()
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+@pytest.mark.parametrize("kind", ["advlc", "igr", "cure", "gradalign"])
+def test_a_regularizer_reads_the_users_own_loss(kind: str, mode: str) -> None:
+    """Six labels per image in a (B,2,3) tensor: no classes anywhere."""
+    labels = drawn(len(x), 2, 3)
+    model, own = Head(2, 3), Head(2, 3)
+    options = {"top_fraction": 0.5} if kind == "advlc" else {}
+    options |= {"regularizer": kind, "reg_weight": 0.7, "criterion": mean_smooth}
+    step_of(model, mode=mode, **options)(x, labels, index, start=start)
+    optimizer = sgd(own)
+    x_adv = climb(own, x, start, lambda z: mean_smooth(z, labels).mean(), ALPHA, 3, "train")
+    logits, term = term_of(kind, own, x_adv.requires_grad_(), labels)
+    descend(optimizer, mean_smooth(logits, labels).mean() + 0.7 * term)
+    assert_same(model, own)
+
+
+@pytest.mark.parametrize(("method", "options"), READ_CLASSES, ids=str)
+def test_parts_that_need_logits_of_classes_are_refused_beside_others(
+    method: str, options: Any
+) -> None:
+    """Labels of another form, and outputs of another form, in one sentence each."""
+    second = x.flip(3) if options.get("regularizer") == "consistency" else None
+    for criterion, model, labels in (
+        (squares, tiny_model(), drawn(len(x), 2, 2)),
+        (squares, Head(2, 2), y),
+        (yes_or_no, Head(1), y),
+    ):
+        step = step_of(model, method, criterion=criterion, **options)
+        with pytest.raises(UserError, match="compares predictions of classes, also") as raised:
+            step(x, labels, index, second=second)
+        assert "\n" not in str(raised.value)
+
+
+def test_soft_labels_beside_a_criterion_are_distributions_where_classes_are_compared() -> None:
+    step = step_of(tiny_model(), "trades", steps=1, criterion=several)
+    with pytest.raises(UserError, match="sums to 1"):
+        step(x, drawn(len(x), CLASSES))
+
+
+def test_gairat_beside_a_criterion_takes_hard_labels_only() -> None:
+    step = step_of(tiny_model(), objective="gairat", criterion=of_classes)
+    with pytest.raises(UserError, match="was classified right"):
+        step(x, mixup())
+
+
+@pytest.mark.parametrize(
+    "target", ["label-smoothing", "temporal-ensembling", "self-adaptive", "distillation"]
+)
+def test_a_criterion_replaces_no_target(target: str) -> None:
     model = tiny_model()
-    with pytest.raises(UserError, match=reason) as raised:
-        fastadv.step(model, sgd(model), method, criterion=several, **options)
-    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match="would replace the target"):
+        fastadv.step(model, sgd(model), "pgd", criterion=several, target=target)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -57,14 +57,6 @@ CASES = {
         [FREE | {"regularizer": "logitalign"}],
         [FREE | {"regularizer": "advlc"}, {"regularizer": "logitalign"}],
     ),
-    ("target distillation", "would mix up two images"): (
-        "objective",
-        [
-            {"target": "distillation", "objective": objective}
-            for objective in ("trades", "rst", "clean-mixed", "clean-subtracted")
-        ],
-        [{"target": "distillation"}, {"target": "label-smoothing", "objective": "trades"}],
-    ),
     ("target self-adaptive", "this objective fits two"): (
         "objective",
         [
@@ -141,20 +133,6 @@ CASES = {
         for start in STARTS
     },
 }
-# Reasons that no plan of our own parts reaches: none of our targets takes labels of any form.
-OF_OTHERS = {
-    ("attack_loss ce", "the cross entropy compares logits with classes"),
-    ("objective trades", "its KL compares predictions of classes"),
-    ("objective rst", "its KL compares predictions of classes"),
-    ("attack_loss kl", "the KL compares predictions of classes"),
-    ("objective gairat", "its weights count how often a class was right"),
-    ("regularizer advlc", "it compares logits of classes"),
-    ("regularizer consistency", "it compares predictions of classes"),
-    ("regularizer cure", "it penalises changes of the cross entropy's gradient"),
-    ("regularizer gradalign", "it aligns gradients of the cross entropy"),
-    ("regularizer igr", "it penalises the gradient of the cross entropy"),
-    ("regularizer logitalign", "its KL compares predictions of classes"),
-}
 
 
 def built(options):
@@ -167,7 +145,7 @@ def test_every_reason_has_its_cases():
     for slot, parts in PARTS.items():
         for name, part in parts.items():
             stated = inspect.getsource(part.conflicts).count("yield Conflict(")
-            told = [who for who, _ in [*CASES, *OF_OTHERS] if who == f"{slot} {name}"]
+            told = [who for who, _ in CASES if who == f"{slot} {name}"]
             assert stated == len(told), f"{slot} {name}"
 
 
@@ -189,23 +167,6 @@ def test_a_refused_pair_says_why(case):
         assert text.endswith(".")
     for options in accepted:
         resolve("pgd", built(options))
-
-
-@pytest.mark.parametrize("case", sorted(OF_OTHERS), ids=" ".join)
-def test_a_part_that_needs_classes_says_so(case):
-    """A target that takes labels of any form, as one of somebody else may."""
-
-    class AnyForm(PARTS["target"]["one-hot"]):
-        labels = "any"
-
-    who, reason = case
-    slot, part = who.split()
-    other = {} if slot == "attack_loss" else {"attack_loss": "fit"}
-    with pytest.raises(UserError) as told:
-        resolve("pgd", {"target": AnyForm(), slot: part, **other})
-    start = f"{who} x target AnyForm cannot be combined: {reason}"
-    assert str(told.value).startswith(start)
-    resolve("pgd", {"target": AnyForm(), "attack_loss": "fit"})
 
 
 @pytest.mark.parametrize("options", [{"shrink": 0.5}, {"flip_signs": 0.1}])

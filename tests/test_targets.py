@@ -290,6 +290,48 @@ def test_distillation_from_two_teachers_that_see_the_students_x_adv(mode):
     assert_same(model, other)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("objective", ["trades", "clean-mixed", "clean-subtracted"])
+def test_teachers_predict_for_the_image_that_is_fitted(objective, mode):
+    """f(x) is fitted to what the teacher says of x, f(x') to what it says of x'."""
+    x, y, index, start = tiny_batch()
+    teacher = tiny_model(5).eval()
+    options = {"target": "distillation", "teachers": [tiny_model(5)], "kd_weights": (0.4, 0.6)}
+    options |= {"objective": objective, "temperature": 3, "steps": 2, "alpha": 0.04}
+    if objective == "clean-mixed":
+        options |= {"mix_start": 0.3, "mix_end": 0.3, "mix_epochs": 1}
+    model, other = tiny_model(), tiny_model()
+    tiny_step(model, mode=mode, **options)(x, y, index, start=start)
+
+    def fit(logits, images):
+        soft = (teacher(images) / 3).softmax(1).detach()
+        distilled = -9 * (soft * (logits / 3).log_softmax(1)).sum(1)
+        return 0.4 * ce(logits, y) + 0.6 * distilled
+
+    optimizer = sgd(other)
+    x_adv = climb(other, x, start, lambda z: ce(z, y).mean(), 0.04, 2, "train")
+    natural, adversarial = other(x), other(x_adv)
+    if objective == "trades":
+        with torch.no_grad():
+            other(x)
+        p, q = natural.softmax(1), adversarial.softmax(1)
+        losses = fit(natural, x) + 6 * (p * (p / q).log()).sum(1)
+    elif objective == "clean-mixed":
+        losses = 0.7 * fit(natural, x) + 0.3 * fit(adversarial, x_adv)
+    else:
+        losses = fit(adversarial, x_adv) - 0.5 * fit(natural, x)
+    descend(optimizer, losses.mean())
+    assert_same(model, other)
+
+
+def test_an_attack_on_the_distilled_loss_is_refused():
+    x, y, index, _ = tiny_batch()
+    options = {"target": "distillation", "teachers": [tiny_model(5)], "kd_weights": (1, 1)}
+    step = tiny_step(tiny_model(), attack_loss="fit", **options)
+    with pytest.raises(UserError, match="take another attack_loss, such as ce"):
+        step(x, y, index)
+
+
 def test_distillation_with_all_weight_on_the_label_is_adversarial_training():
     x, y, index, start = tiny_batch()
     models = [tiny_model(), tiny_model()]
@@ -305,7 +347,6 @@ def test_distillation_with_all_weight_on_the_label_is_adversarial_training():
         ({}, "needs its teachers"),
         ({"teachers": "a,b", "kd_weights": "1,2"}, "must hold 3 numbers"),
         ({"teachers": "runs/a", "kd_weights": "1,1"}, r"fastadv\.load_model\('runs/a'\)"),
-        ({"teachers": "a,b", "objective": "trades"}, "cannot be combined"),
     ],
 )
 def test_teachers_that_cannot_be_used_are_refused(options, sentence, tmp_path, monkeypatch):

@@ -160,6 +160,7 @@ class Plan:
         of the cross entropy at x."""
         reads = self.regularizer
         plain = self.attack_loss.is_plain() and self.penalizing is None
+        plain = plain and self.target.labels == "classes"
         wanted = isinstance(reads, ReadsCenterGradient) and reads.reads_center_gradient
         return wanted and plain and self._joins
 
@@ -221,6 +222,21 @@ class Plan:
     def given_losses(self) -> list[GivenLoss]:
         """The parts with a loss that the user gave as a function."""
         return [part for part in self._asking if isinstance(part, GivenLoss)]
+
+    @cached_property
+    def class_reader(self) -> str:
+        """The part that needs labels of classes beside a target that takes any; "" if there is
+        none."""
+        if self.target.labels == "classes":
+            return ""
+        asking = (slot for slot, part in self.parts.items() if "class_logits" in part.requires())
+        slot = next((slot for slot in asking if self.parts[slot] in self._asking), "")
+        return f"{slot} {self.slots[slot]!r}" if slot else ""
+
+    @cached_property
+    def labels(self) -> str:
+        """The labels that the method takes as y, "classes" or "any"."""
+        return "classes" if self.class_reader else self.target.labels
 
     @cached_property
     def hard_labels_only(self) -> str:

@@ -47,7 +47,7 @@ class Calls:
             given,
             threat=inner.update.regions.threat,
             classes=inner.preparation.known_classes,
-            labels=self.plan.target.labels,
+            labels=self.plan.labels,
             num_samples=inner.length.num_samples,
             faults=inner.updater.faults.before,
             syncs_are_free=inner.net.syncs_are_free,
@@ -67,9 +67,7 @@ class Calls:
         else:
             self.prepare(x, y)
         two = self._views == 2
-        batch = batch_of(
-            inputs, inner.offset, inner.update.regions.threat, view, self.plan.target.labels
-        )
+        batch = batch_of(inputs, inner.offset, inner.update.regions.threat, view, self.plan.labels)
         whole = batch._replace(view=None) if two else batch
         for part in self.plan.sized:
             part.check_images(whole)

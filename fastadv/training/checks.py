@@ -82,6 +82,28 @@ def _way_out(y: Tensor, count: int) -> str:
     return "for other labels than classes pass a loss of your own, criterion="
 
 
+def check_labels_read(x: Tensor, y: Tensor, reader: str) -> None:
+    """Raise ``UserError`` unless ``y`` are labels of classes of the images ``x``, which the part
+    that ``reader`` names needs beside a target that takes any labels."""
+    hard = isinstance(y, Tensor) and y.shape == x.shape[:1] and y.dtype == torch.int64
+    soft = isinstance(y, Tensor) and y.ndim == 2 and len(y) == len(x) and y.is_floating_point()
+    if not hard and not soft:
+        raise UserError(
+            f"{reader} compares predictions of classes, also beside a loss of your own: y must be "
+            f"int64 labels ({len(x)},) or soft labels ({len(x)},classes); choose another part."
+        )
+
+
+def check_class_logits(logits: Tensor, reader: str) -> None:
+    """Raise ``UserError`` unless ``logits`` are (B,classes), which the part that ``reader`` names
+    needs beside a target that takes any labels."""
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise UserError(
+            f"{reader} compares predictions of classes, also beside a loss of your own: the model "
+            f"must return logits (B,classes), not {tuple(logits.shape)}; choose another part."
+        )
+
+
 def refuse_soft(hard_labels_only: str) -> None:
     """Raise ``UserError`` for soft labels if there is a reason why the method takes none."""
     if hard_labels_only:

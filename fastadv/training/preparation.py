@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastadv.algorithms.attack_loss import PlanAttackLoss
 from fastadv.algorithms.contract import NEEDS, FollowsThreat, Setup
+from fastadv.algorithms.label_loss import LabelLoss
 from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.user_loss import require_per_sample
 from fastadv.engine.model.network import Network
@@ -79,11 +80,13 @@ class Preparation:
         a user's loss that is not one value per sample."""
         self.seen = -1  # stays if the probe raises
         logits = self.net.probe(x[:2], self.plan.bn_updates)
-        if self.plan.target.labels == "any":
+        if self.plan.class_reader:
+            checks.check_class_logits(logits, self.plan.class_reader)
+        if self.plan.labels == "any":
             classes = checks.check_outputs(logits, len(x[:2]), self.length.num_classes)
         else:
             classes = checks.check_classes(logits, y, self.length.num_classes)
-        fitted = targets_of(y, x, self.plan.target.labels)
+        fitted = targets_of(y, x, self.plan.labels)
         for part in self.plan.given_losses:
             require_per_sample(part.given_as, part.given_loss, logits, fitted)
         self.seen = self.net.structure.inner
@@ -127,6 +130,7 @@ class Preparation:
             seed=update.regions.seed,
             method=plan.capabilities,
             attack_loss=PlanAttackLoss(plan, self.net, targeted=update.regions.threat.targeted),
+            label_loss=LabelLoss(plan.target),
             labels=plan.target.prepare_batch,
             start=plan.start,
             sound=self._sound,

@@ -93,7 +93,7 @@ class Update:
                 outer = self.net.run(self.regions.outer, batch, attacked, self.scale)
         loss, gradients, adversarial, natural, term = outer
         outputs = Outputs(adversarial, natural, attacked.context)
-        accuracy = share_right(outputs.adversarial, batch.y, plan.target.labels)
+        accuracy = share_right(outputs.adversarial, batch.y, plan.labels)
         hooked = parameter_hooks.through(self.parameters.learning(), gradients.weights)
         gradients = gradients._replace(weights=hooked)
         faults_found = self._faults_found(attacked, gradients, buffers)
@@ -223,11 +223,23 @@ class Update:
             returned.attacked(attacked, batch.x, plan.adversary)
             attacked = self._with_neighbor(batch, attacked)
         if plan.teacher is not None:
-            trained_on = self.regions.weakened(attacked.x_adv, batch, attacked)
-            logits = self.net.run(plan.teacher.teach, trained_on)
-            found = attacked.context._replace(teacher_logits=logits)
-            attacked = attacked._replace(context=found)
+            attacked = attacked._replace(context=self._taught(batch, attacked))
         return attacked
+
+    def _taught(self, batch: Batch, attacked: Adversarial) -> Context:
+        """The context of ``attacked`` with the teachers' logits of the images that are fitted."""
+        plan = self.plan
+        if plan.teacher is None:
+            raise RuntimeError("this recipe has no teachers")
+        trained_on = self.regions.weakened(attacked.x_adv, batch, attacked)
+        of = {"natural": attacked.center, "adversarial": trained_on}
+        logits = {
+            which: self.net.run(plan.teacher.teach, of[which]) for which in plan.objective.fits
+        }
+        return attacked.context._replace(
+            teacher_logits=logits[plan.objective.fits[0]],
+            natural_teacher_logits=logits.get("natural"),
+        )
 
     def _joint_center(self, batch: Batch) -> Tensor | None:
         """The centre (B,C,H,W) of the ball if one forward pass there serves the attack and the

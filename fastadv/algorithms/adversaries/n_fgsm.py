@@ -6,8 +6,6 @@ from fastadv.algorithms.adversaries.ascent import Ascent
 from fastadv.algorithms.contract import Adversarial, Batch, Context
 from fastadv.declared import NonNegative, option
 from fastadv.engine import noise
-from fastadv.errors import UserError
-from fastadv.threat import Threat
 
 
 class NFGSM(Ascent):
@@ -15,15 +13,11 @@ class NFGSM(Ascent):
 
     k is ``noise_scale`` (2), alpha = eps. Unlike in FGSM-N, the centre is the clean image x. Unlike
     in F+FGSM, x' is not projected to the ball and may be (k + 1) eps away. A given ``start`` is
-    eta. A start part replaces x0, and k then does nothing.
+    eta. A start part replaces x0, and k then does nothing. In L2, which the paper does not have,
+    eta has a Gaussian direction and a length uniform in [0, k eps], and the step the length alpha.
     """
 
     noise_scale: NonNegative = option(2.0, "half-width of the initial noise, in units of eps")
-
-    def check_threat(self, threat: Threat) -> None:
-        super().check_threat(threat)
-        if threat.norm != "linf":
-            raise UserError("N-FGSM draws its noise in a cube and takes a sign step: norm='linf'.")
 
     def make(self, batch: Batch, context: Context) -> Adversarial:
         start = self.begin(batch)

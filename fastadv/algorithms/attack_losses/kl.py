@@ -17,7 +17,7 @@ class KLAttack(AttackLoss):
     flat_at_center: ClassVar[bool] = True
 
     def requires(self) -> frozenset[str]:
-        return frozenset({"natural_logits_attack"})
+        return frozenset({"natural_logits_attack", "class_logits"})
 
     def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
         if method.begins_at_center and not method.moves_center:
@@ -26,8 +26,6 @@ class KLAttack(AttackLoss):
                 "at x' = x the KL to f(x) has no gradient: take another start, such as "
                 "start='gaussian'.",
             )
-        if method.labels != "classes":
-            yield Conflict("target", "the KL compares predictions of classes.")
 
     def check_threat(self, threat: Threat) -> None:
         if threat.targeted:

@@ -208,9 +208,9 @@ class Teaches(Protocol):
     def networks(self) -> Sequence[nn.Module]:
         """These networks."""
 
-    def teach(self, x_adv: Tensor) -> Tensor:
-        """Their logits (teachers,B,classes) on ``x_adv`` (B,C,H,W), for the need
-        ``teacher_logits``."""
+    def teach(self, x: Tensor) -> Tensor:
+        """Their logits (teachers,B,classes) on images ``x`` (B,C,H,W), for the need
+        ``teacher_logits``: x_adv, and the centre of the ball if the objective fits it."""
 
     def depends_on(self) -> dict[str, str]:
         """Name -> digest of each of them. Can be called before ``prepare``."""

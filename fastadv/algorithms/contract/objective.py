@@ -16,7 +16,8 @@ class Objective(Part):
 
     A part that reads ``outputs.natural`` asks for ``natural_logits_train``. ``fits`` are the logits
     that are fitted to the label, "natural", "adversarial" or both. The first ones are those that a
-    target follows.
+    target follows. An objective that fits both passes ``outputs.natural_context`` with the natural
+    ones.
     """
 
     fits: ClassVar[tuple[str, ...]] = ("adversarial",)

@@ -26,7 +26,8 @@ NEEDS = frozenset(
         "natural_logits_eval",  # logits of x with running BN statistics, before the attack
         "natural_logits_first",  # logits of x in BN's training mode, before the attack
         "natural_logits_train",  # logits of the ball's centre in the outer pass, differentiable
-        "teacher_logits",  # logits of the teachers on x_adv
+        "class_logits",  # logits (B,classes) and labels of classes, whatever the target takes
+        "teacher_logits",  # logits of the teachers on the images that are fitted
         "second_view",  # another augmentation of the same images, attacked like the first
         "unlabelled_half",  # batches of which one half is pseudo-labelled
         "correct_at_each_step",  # at how many attack steps each sample was classified right

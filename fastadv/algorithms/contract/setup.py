@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,19 @@ class Labels(Protocol):
     def __call__(self, batch: Batch, context: Context) -> Context: ...
 
 
+class LossOfLabel(Protocol):
+    """The cross entropy with the label; the target's own loss if it takes any labels."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        y: Tensor,
+        context: Context,
+        reduction: Literal["mean", "sum"] = "mean",
+    ) -> Tensor:
+        """The loss of the batch (0-dim) at ``logits`` (B,classes)."""
+
+
 class Begins(Protocol):
     """The start of an attack (``Start.point``)."""
 
@@ -52,9 +65,10 @@ class Setup:
 
     ``sound()`` (0-dim bool on the device) is true as long as no update was bad; code that changes
     state outside of an update masks the change with it. ``attack_loss(logits, y, context)`` is the
-    scalar that the adversary maximises. ``labels(batch, context)`` gives the context that it needs
-    for images of the adversary's own. ``start`` is the start part, None for the adversary's own
-    start.
+    scalar that the adversary maximises. ``label_loss(logits, y, context)`` is the loss of the
+    label, for a part that differentiates it. ``labels(batch, context)`` gives the context that it
+    needs for images of the adversary's own. ``start`` is the start part, None for the adversary's
+    own start.
     """
 
     net: Network
@@ -70,6 +84,7 @@ class Setup:
     seed: int
     method: Capabilities
     attack_loss: AttackedLoss
+    label_loss: LossOfLabel
     labels: Labels
     start: Begins | None
     sound: Callable[[], Tensor]

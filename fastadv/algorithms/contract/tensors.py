@@ -51,7 +51,8 @@ class Context(NamedTuple):
     natural_logits_attack: Tensor | None = None  # (B,K) of x, in the attack's BatchNorm mode
     natural_logits_eval: Tensor | None = None  # (B,K) of x, with running statistics
     natural_logits_first: Tensor | None = None  # (B,K) of x, in training mode, before the attack
-    teacher_logits: Tensor | None = None  # (teachers,B,K) of x_adv
+    teacher_logits: Tensor | None = None  # (teachers,B,K) of the image that is fitted first
+    natural_teacher_logits: Tensor | None = None  # (teachers,B,K) of the centre, if x is fitted
     soft_targets: Tensor | None = None  # (B,K) the distributions that the target compares with
     attack_targets: Tensor | None = None  # (B,K) those of the attack, if they are others
     target_rows: Tensor | None = None  # (B,K) the target's new state of these samples
@@ -96,6 +97,13 @@ class Outputs(NamedTuple):
     adversarial: Tensor
     natural: Tensor | None
     context: Context
+
+    @property
+    def natural_context(self) -> Context:
+        """``context`` for a fit of ``natural`` by an objective that fits ``adversarial`` also: with
+        what teachers say of the ball's centre."""
+        context = self.context
+        return context._replace(teacher_logits=context.natural_teacher_logits)
 
 
 class Outcome(NamedTuple):

@@ -67,6 +67,6 @@ class CleanMixed(Objective):
         self._share.fill_(self.mix_start + (self.mix_end - self.mix_start) * done)
 
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
-        natural = fit(required(outputs.natural), y, outputs.context)
+        natural = fit(required(outputs.natural), y, outputs.natural_context)
         adversarial = fit(outputs.adversarial, y, outputs.context)
         return (1 - self._share) * natural + self._share * adversarial

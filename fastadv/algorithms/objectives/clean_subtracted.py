@@ -30,5 +30,5 @@ class CleanSubtracted(Objective):
             )
 
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
-        clean = fit(required(outputs.natural), y, outputs.context)
+        clean = fit(required(outputs.natural), y, outputs.natural_context)
         return fit(outputs.adversarial, y, outputs.context) - self.clean_weight * clean

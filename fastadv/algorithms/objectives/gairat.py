@@ -36,7 +36,7 @@ class Gairat(Objective):
     gairat_lambda: AnyNumber = option(-1.0, "shift inside the tanh of the samples' weights")
 
     def requires(self) -> frozenset[str]:
-        return frozenset({"correct_at_each_step"})
+        return frozenset({"correct_at_each_step", "class_logits"})
 
     def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
         if not method.counts_correct:
@@ -45,8 +45,6 @@ class Gairat(Objective):
                 "its weights are a function of the steps of PGD at which a sample was still "
                 "classified right; this adversary takes no such steps.",
             )
-        if method.labels != "classes":
-            yield Conflict("target", "its weights count how often a class was right.")
 
     def refuses_accumulation(self) -> str | None:
         return "the weights of the images of a call have mean 1"

@@ -17,4 +17,4 @@ class RST(Trades):
     )
 
     def requires(self) -> frozenset[str]:
-        return frozenset({"natural_logits_train", "unlabelled_half"})
+        return super().requires() | {"unlabelled_half"}

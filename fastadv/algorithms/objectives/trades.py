@@ -29,7 +29,7 @@ class Trades(Objective):
     )
 
     def requires(self) -> frozenset[str]:
-        return frozenset({"natural_logits_train"})
+        return frozenset({"natural_logits_train", "class_logits"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,8 +46,6 @@ class Trades(Objective):
                 "TRADES compares f(x') with f(x); without an attack x' = x and its KL is "
                 "identically 0.",
             )
-        if method.labels != "classes":
-            yield Conflict("target", "its KL compares predictions of classes.")
 
     def bn_updates(self) -> tuple[str, ...]:
         """See ``OrdersBatchNorm``."""

@@ -31,7 +31,7 @@ class AdvLC(Regularizer):
     ``kind`` chooses another distance (Table 3), divided by B also; with D = f(x~) - f(x'): "l1" is
     the sum of |D|, "squared-l2" the sum of D^2, "kl" KL(p(x~) || p(x')), "js" Jensen-Shannon,
     "nuclear" the sum of the singular values of the matrix D. The paper gives no code, direction or
-    weight for them.
+    weight for them. Beside a loss of the user's own all but "kl" and "js" take outputs of any form.
     """
 
     kind: Literal["top-n", "l1", "squared-l2", "kl", "js", "nuclear"] = option(
@@ -42,7 +42,8 @@ class AdvLC(Regularizer):
     )
 
     def requires(self) -> frozenset[str]:
-        return frozenset({"natural_logits_train"})
+        of_classes = {"class_logits"} if self.kind in ("kl", "js") else set()
+        return frozenset({"natural_logits_train"}) | of_classes
 
     def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
         if not method.attacks:
@@ -51,8 +52,6 @@ class AdvLC(Regularizer):
                 "AdvLC penalises f(x') - f(x); without an attack x' = x and the penalty is "
                 "identically 0.",
             )
-        if method.labels != "classes":
-            yield Conflict("target", "it compares logits of classes.")
 
     def refuses_accumulation(self) -> str | None:
         if self.kind == "top-n":
@@ -62,7 +61,10 @@ class AdvLC(Regularizer):
         return None
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
-        return self._distance(required(outputs.natural), outputs.adversarial) / len(batch.y)
+        natural, adversarial = required(outputs.natural), outputs.adversarial
+        if adversarial.ndim != 2:  # outputs of another form: all of an image in one row
+            natural, adversarial = (z.reshape(len(z), -1) for z in (natural, adversarial))
+        return self._distance(natural, adversarial) / len(adversarial)
 
     def _distance(self, natural: Tensor, adversarial: Tensor) -> Tensor:
         if self.kind == "top-n":

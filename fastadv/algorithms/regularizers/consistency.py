@@ -33,7 +33,7 @@ class Consistency(Regularizer):
     js_temperature: Positive = option(0.5, "temperature of the predictions that are compared")
 
     def requires(self) -> frozenset[str]:
-        return frozenset({"second_view"})
+        return frozenset({"second_view", "class_logits"})
 
     def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
         if method.sample_state:
@@ -42,8 +42,6 @@ class Consistency(Regularizer):
                 "two views of a sample in one batch would update its stored state in two different "
                 "ways.",
             )
-        if method.labels != "classes":
-            yield Conflict("target", "it compares predictions of classes.")
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         first, second = outputs.adversarial.chunk(2)

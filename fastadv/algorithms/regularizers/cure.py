@@ -1,19 +1,18 @@
 """CURE: changes of the input gradient along the attack are penalised (Moosavi-Dezfooli, 2019)."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fastadv.algorithms.contract import (
     DOUBLE_BACKWARD,
     Adversarial,
     Batch,
     Capabilities,
-    Conflict,
+    Context,
     Outputs,
     Pass,
     Regularizer,
@@ -26,11 +25,11 @@ from fastadv.threat import Threat
 class Cure(Regularizer):
     """mean_i |grad l_i(x_i + z_i) - grad l_i(x_i)|_2, both gradients differentiated twice.
 
-    l_i is sample i's cross entropy with running BatchNorm statistics, x the centre of the ball,
-    z = eps sign(grad l(x)) (AdvLC paper, Sec. 5.1; in an L2 ball z has length eps).
-    ``cure_length`` h in pixels gives z the same signs with |z|_2 = h per sample
-    (F-Salehi/CURE_robustness). ``cure_squared`` squares the norm as the CURE paper prints; its
-    code does not. x + z is not clipped to the box.
+    l_i is sample i's cross entropy (or the user's own loss) with running BatchNorm statistics, x
+    the centre of the ball, z = eps sign(grad l(x)) (AdvLC paper, Sec. 5.1; in an L2 ball z has
+    length eps). ``cure_length`` h in pixels gives z the same signs with |z|_2 = h per sample
+    (F-Salehi/CURE_robustness). ``cure_squared`` squares the norm as the CURE paper prints; its code
+    does not. x + z is not clipped to the box.
     """
 
     # Measured: on 8x8 images, whose input gradients are larger, the strength published for CIFAR-10
@@ -47,24 +46,20 @@ class Cure(Regularizer):
     def extra_passes(self, method: Capabilities) -> Counter[Pass]:
         return Counter({Pass(DOUBLE_BACKWARD, "eval"): 2})
 
-    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
-        if method.labels != "classes":
-            yield Conflict("target", "it penalises changes of the cross entropy's gradient.")
-
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         with self.net.evaluating():
-            here = self._gradient(attacked.center, batch.y)
+            here = self._gradient(attacked.center, batch.y, outputs.context)
             moved = leaf(attacked.center + self._displacement(here, batch.threat))
-            there = self._gradient(moved, batch.y)
+            there = self._gradient(moved, batch.y, outputs.context)
         change = (there - here).flatten(1)
         if self.cure_squared:
             return change.pow(2).sum(1).mean()
         return torch.linalg.vector_norm(change, dim=1).mean()
 
-    def _gradient(self, x: Tensor, y: Tensor) -> Tensor:
+    def _gradient(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
         """The gradient of each sample's own loss, (B,C,H,W)."""
         scale = self.net.loss_scale(1)
-        loss = functional.cross_entropy(self.net.logits(x), y, reduction="sum")
+        loss = self.setup.label_loss(self.net.logits(x), y, context, "sum")
         return differentiable_gradient(loss * scale, x) / scale
 
     def _displacement(self, gradient: Tensor, threat: Threat) -> Tensor:

@@ -1,12 +1,11 @@
 """GradAlign: input gradients at x and near x get the same direction (Andriushchenko, 2020)."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fastadv.algorithms.contract import (
     DOUBLE_BACKWARD,
@@ -16,7 +15,6 @@ from fastadv.algorithms.contract import (
     Adversarial,
     Batch,
     Capabilities,
-    Conflict,
     Outputs,
     Pass,
     Regularizer,
@@ -33,10 +31,11 @@ class GradAlign(Regularizer):
     """1 - mean_i cos(g1_i, g2_i), g1 = grad CE at x, g2 = grad CE at x + U(+-eps), not clipped to
     the box.
 
-    x is the centre of the ball; also in an L2 ball the noise is uniform in each pixel. Samples with
-    a zero gradient are left out of the mean; if all are left out, the term is 0. For an attack of
-    one step g1 is a constant; for more steps both gradients are differentiated again. BatchNorm is
-    in training mode (tml-epfl/understanding-fast-adv-training).
+    CE is the cross entropy, or the user's own loss in its place. x is the centre of the ball; also
+    in an L2 ball the noise is uniform in each pixel. Samples with a zero gradient are left out of
+    the mean; if all are left out, the term is 0. For an attack of one step g1 is a constant; for
+    more steps both gradients are differentiated again. BatchNorm is in training mode
+    (tml-epfl/understanding-fast-adv-training).
 
     An attack of one step from x along the cross entropy has just computed g1, which is taken from
     it: the published three forward passes of x, x' and x + U. After any other attack, and for a
@@ -69,21 +68,18 @@ class GradAlign(Regularizer):
         found[Pass(center, "train")] += 1
         return found
 
-    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
-        if method.labels != "classes":
-            yield Conflict("target", "it aligns gradients of the cross entropy.")
-
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         here = outputs.context.center_gradient
         if here is None:
-            here = self._first_gradient(required(outputs.natural), batch.y, attacked.center)
+            here = self._first_gradient(batch, attacked.center, outputs)
         near = leaf(self._near(batch, attacked.center))
         scale = self.net.loss_scale(len(batch.y))
-        loss = functional.cross_entropy(self.net.logits(near), batch.y) * scale
+        loss = self.setup.label_loss(self.net.logits(near), batch.y, outputs.context) * scale
         return one_minus_cosine(here, differentiable_gradient(loss, near))
 
-    def _first_gradient(self, natural: Tensor, y: Tensor, center: Tensor) -> Tensor:
-        loss = functional.cross_entropy(natural, y) * self.net.loss_scale(len(y))
+    def _first_gradient(self, batch: Batch, center: Tensor, outputs: Outputs) -> Tensor:
+        loss = self.setup.label_loss(required(outputs.natural), batch.y, outputs.context)
+        loss = loss * self.net.loss_scale(len(batch.y))
         if self.setup.method.gradient_steps > 1:
             return differentiable_gradient(loss, center)
         return gradients(loss, [center], keep_graph=True)[0]

@@ -1,11 +1,10 @@
 """IGR: the input gradient of the loss is penalised (Ross and Doshi-Velez, 2018)."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
-from torch.nn import functional
 
 from fastadv.algorithms.contract import (
     DOUBLE_BACKWARD,
@@ -13,7 +12,6 @@ from fastadv.algorithms.contract import (
     Adversarial,
     Batch,
     Capabilities,
-    Conflict,
     Outputs,
     Pass,
     Regularizer,
@@ -23,7 +21,8 @@ from fastadv.engine.gradient import differentiable_gradient
 
 
 class IGR(Regularizer):
-    """|grad_x' L|_2^2, L the batch's mean cross entropy at x', summed over the whole batch.
+    """|grad_x' L|_2^2, L the batch's mean cross entropy at x', summed over the whole batch; the
+    user's own loss in its place if there is one.
 
     The gradient is taken at x' (x without an attack), which is held fixed, as in the original code
     for adversarial training. It is the gradient of the mean loss, so the share of a sample has the
@@ -46,15 +45,11 @@ class IGR(Regularizer):
         # The pass over x_adv becomes one with a double backward.
         return Counter({Pass(TRAINING, "train"): -1, Pass(DOUBLE_BACKWARD, "train"): 1})
 
-    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
-        if method.labels != "classes":
-            yield Conflict("target", "it penalises the gradient of the cross entropy.")
-
     def refuses_accumulation(self) -> str | None:
         return "its term is the squared gradient of the mean loss over the images of a call"
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         scale = self.net.loss_scale(len(batch.y))
-        loss = functional.cross_entropy(outputs.adversarial, batch.y)
+        loss = self.setup.label_loss(outputs.adversarial, batch.y, outputs.context)
         gradient = differentiable_gradient(loss * scale, x_adv) / scale
         return gradient.pow(2).sum()

@@ -44,6 +44,9 @@ class LogitAlign(Regularizer):
         1.0, "half-width of the noise on the second image, in units of eps"
     )
 
+    def requires(self) -> frozenset[str]:
+        return frozenset({"class_logits"})
+
     def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
         if not method.attacks_any_image:
             yield Conflict(
@@ -51,8 +54,6 @@ class LogitAlign(Regularizer):
                 "LogitAlign attacks a second image; this adversary has no attack beside the outer "
                 "pass's gradient.",
             )
-        if method.labels != "classes":
-            yield Conflict("target", "its KL compares predictions of classes.")
 
     def extra_passes(self, method: Capabilities) -> Counter[Pass]:
         return Counter({Pass(TRAINING, "train"): 1})

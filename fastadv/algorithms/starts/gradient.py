@@ -1,7 +1,6 @@
 """A step as long as the gradient at the centre (the released code of AdvLC)."""
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import ClassVar
 
 from torch import Tensor
@@ -11,7 +10,6 @@ from fastadv.algorithms.contract import (
     INPUT_GRADIENT,
     Batch,
     Capabilities,
-    Conflict,
     Pass,
 )
 from fastadv.algorithms.start_points import in_ball
@@ -40,10 +38,8 @@ class Gradient(Begun):
     forwards_center: ClassVar[bool] = True  # see ``ForwardsCenter``
     clipped: ClassVar[bool] = True  # see ``Clipped``
 
-    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
-        yield from super().conflicts(method)
-        if method.labels != "classes":
-            yield Conflict("target", "it begins along the gradient of the cross entropy.")
+    def requires(self) -> frozenset[str]:
+        return frozenset({"class_logits"})
 
     def extra_passes(self, method: Capabilities) -> Counter[Pass]:
         return Counter({Pass(INPUT_GRADIENT, method.attack_bn): 1})

@@ -13,12 +13,10 @@ from torch.nn import functional
 from fastadv.algorithms.contract import (
     FORWARD,
     Capabilities,
-    Conflict,
     Context,
     Pass,
     Setup,
     Target,
-    required,
 )
 from fastadv.declared import NonNegative, Positive, SavedNetworks, option
 from fastadv.errors import UserError
@@ -48,6 +46,9 @@ class Distillation(Target):
     from a run folder). ``fastadv train`` takes paths of run folders or weight files, separated by
     commas. ``kd_weights`` are w_0 and one weight per teacher. KD is ``soft_ce`` at ``temperature``.
 
+    An objective that fits f(x), such as TRADES, fits it to the teachers' predictions for x: every
+    logits z' are taught on their own image.
+
     Teachers run in eval mode without gradients on the student's x'; only the student is attacked
     (VITA-Group/Alleviate-Robust-Overfitting). The modules stay changed: in eval mode, frozen, on
     the model's device and in the type of its images.
@@ -66,17 +67,10 @@ class Distillation(Target):
     def requires(self) -> frozenset[str]:
         return frozenset({"teacher_logits"})
 
-    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
-        if "natural" in method.fits:
-            yield Conflict(
-                "objective",
-                "the teachers predict for x'; fitting f(x) to their predictions would mix up two "
-                "images.",
-            )
-
     def extra_passes(self, method: Capabilities) -> Counter[Pass]:
         # A forward pass of a teacher counts as one of the network.
-        return Counter({Pass(FORWARD, "eval"): len(self.kd_weights) - 1})
+        count = len(self.kd_weights) - 1
+        return Counter({Pass(FORWARD, "eval"): count * len(method.fits)})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,14 +116,18 @@ class Distillation(Target):
             if isinstance(teacher, nn.Module)
         }
 
-    def teach(self, x_adv: Tensor) -> Tensor:
-        logits = [self.net.logits_of(teacher, x_adv) for teacher in self._modules]
+    def teach(self, x: Tensor) -> Tensor:
+        logits = [self.net.logits_of(teacher, x) for teacher in self._modules]
         return torch.stack(logits)
 
     def fit(self, logits: Tensor, y: Tensor, context: Context) -> Tensor:
+        taught = context.teacher_logits
+        if taught is None:
+            raise UserError(
+                "The teachers predict for the attacked images, which the attack has yet to find: "
+                "take another attack_loss, such as ce."
+            )
         loss = self.kd_weights[0] * functional.cross_entropy(logits, y, reduction="none")
-        for teacher, weight in zip(
-            required(context.teacher_logits), self.kd_weights[1:], strict=True
-        ):
+        for teacher, weight in zip(taught, self.kd_weights[1:], strict=True):
             loss = loss + weight * soft_ce(teacher.to(logits.dtype), logits, self.temperature)
         return loss
