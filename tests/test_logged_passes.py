@@ -220,7 +220,7 @@ def test_free_ends_each_of_its_updates_with_the_clean_pass() -> None:
     x, y, index, _ = tiny_batch()
     model, by_hand = tiny_model(), tiny_model()
     optimizer, delta = sgd(by_hand), torch.zeros_like(x)
-    tiny_step(model, "free", replays=2, bn_passes=CLEAN)(x, y, index)
+    tiny_step(model, "free", replays=2, box="image", bn_passes=CLEAN)(x, y, index)
     for _ in range(2):
         delta.requires_grad_()
         optimizer.zero_grad()
