@@ -252,6 +252,19 @@ def test_other_orders_are_refused(passes: tuple[str, ...]) -> None:
         resolve("pgd", {"bn_passes": passes})
 
 
+def test_another_objective_takes_its_own_passes() -> None:
+    form = {"variant": "robust-overfitting"}
+    assert resolve("pgd", form).options["bn_passes"] == RICE
+    trades = {"objective": "trades", "attack_loss": "kl"}
+    for row in ("pgd", "awp"):
+        own = resolve(row, trades).options["bn_passes"]
+        variant = form if row == "pgd" else {"variant": "awp"}
+        assert resolve(row, variant | trades).options["bn_passes"] == own
+    plain = {"objective": "ce", "attack_loss": "ce"}
+    found = resolve("trades", {"variant": "memorization"} | plain).options
+    assert found["bn_passes"] == ("adversarial",)
+
+
 def by_halves(rank: int, world: int) -> dict[str, Tensor]:
     """Weights and statistics after updates by the passes of robust_overfitting."""
     step = tiny_step(tiny_model(), steps=STEPS, alpha=ALPHA, bn_passes=RICE)
