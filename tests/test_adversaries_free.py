@@ -29,7 +29,7 @@ def replay(
 def test_three_batches_the_last_one_short() -> None:
     model = tiny_model()
     by_hand = twin(model)
-    step = tiny_step(model, "free", replays=REPLAYS)
+    step = tiny_step(model, "free", replays=REPLAYS, box="image")
     optimizer = sgd(by_hand)
     x, y, index, start = tiny_batch()
     delta = start.clone()
@@ -58,7 +58,7 @@ def test_an_element_clipped_to_the_box_has_no_gradient() -> None:
     x, y, index, _ = tiny_batch()
     x = torch.ones_like(x)
     start = torch.full_like(x, EPS / 2)
-    step = tiny_step(tiny_model(), "free", replays=1)
+    step = tiny_step(tiny_model(), "free", replays=1, box="image")
     step(x, y, index, start=start)
     assert torch.equal(step.state["delta"], start)
 

@@ -220,7 +220,7 @@ def test_free_ends_each_of_its_updates_with_the_clean_pass() -> None:
     x, y, index, _ = tiny_batch()
     model, by_hand = tiny_model(), tiny_model()
     optimizer, delta = sgd(by_hand), torch.zeros_like(x)
-    tiny_step(model, "free", replays=2, bn_passes=CLEAN)(x, y, index)
+    tiny_step(model, "free", replays=2, box="image", bn_passes=CLEAN)(x, y, index)
     for _ in range(2):
         delta.requires_grad_()
         optimizer.zero_grad()
@@ -250,6 +250,19 @@ def test_a_resumed_run_is_bit_for_bit_the_same() -> None:
 def test_other_orders_are_refused(passes: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match="bn_passes"):
         resolve("pgd", {"bn_passes": passes})
+
+
+def test_another_objective_takes_its_own_passes() -> None:
+    form = {"variant": "robust-overfitting"}
+    assert resolve("pgd", form).options["bn_passes"] == RICE
+    trades = {"objective": "trades", "attack_loss": "kl"}
+    for row in ("pgd", "awp"):
+        own = resolve(row, trades).options["bn_passes"]
+        variant = form if row == "pgd" else {"variant": "awp"}
+        assert resolve(row, variant | trades).options["bn_passes"] == own
+    plain = {"objective": "ce", "attack_loss": "ce"}
+    found = resolve("trades", {"variant": "memorization"} | plain).options
+    assert found["bn_passes"] == ("adversarial",)
 
 
 def by_halves(rank: int, world: int) -> dict[str, Tensor]:

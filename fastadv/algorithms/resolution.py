@@ -203,7 +203,10 @@ def recipe_options(row: Recipe, slots: Mapping[str, str]) -> dict[str, Any]:
 def _recipe_options(
     row: Recipe, slots: Mapping[str, str], known: Mapping[str, Any]
 ) -> dict[str, Any]:
-    lost = option_types(Regularizer) if slots["regularizer"] != row.regularizer else {}
+    lost = set(option_types(Regularizer)) if slots["regularizer"] != row.regularizer else set()
+    if slots["objective"] != row.objective:
+        # Objectives share names of options: the passes of one are not those of another.
+        lost |= option_types(PARTS["objective"][row.objective]).keys()
     own = {name: row.options[name] for name in row.options if name in known and name not in lost}
     return {name: value for name, value in beside(slots).items() if name in known} | own
 

@@ -8,8 +8,18 @@ the images (not normalized, grey border) and the network of its own code.
 from collections.abc import Mapping
 from typing import Any
 
-from fastadv.algorithms.recipe import CYCLIC, GREY, LEARNED_ON_CIFAR, OnData, Recipe, Variant
+from fastadv.algorithms.publication import Published
+from fastadv.algorithms.recipe import (
+    CYCLIC,
+    GREY,
+    LEARNED_ON_CIFAR,
+    ROTATED,
+    OnData,
+    Recipe,
+    Variant,
+)
 from fastadv.algorithms.recipes import averaged, publications
+from fastadv.algorithms.recipes.logged import with_clean
 
 ON_CIFAR = "(PreActResNet-18, CIFAR-10)"
 ON_IMAGENET = "PGD-10 (ResNet-50, ImageNet, eps 2/255)"
@@ -42,6 +52,27 @@ LEARNED_ON_IMAGENET = OnData(
     options={"step_size_lr": 4e-9, "step_size_decay": 5000.0}, where={"epochs": 15}
 )
 
+# robust_overfitting's training, where the recipe has another one.
+RICE_TRAINING: dict[str, Any] = {"epochs": 200, "lr": 0.1, "schedule": "piecewise"}
+RICE_TRAINING |= {"weight_decay": 5e-4, "shortcut": "preact", "padding": "reflect"}
+RICE_ON_DATA = {
+    "cifar100": OnData(ROTATED | {"padding": "constant"}),
+    "svhn": OnData({"lr": 0.01, "padding": "constant"}),
+}
+
+
+def by_atta(published: Published) -> Mapping[str, Variant]:
+    """ATTA as its code trains on CIFAR-10, where the mean loss is divided once more."""
+    option: dict[str, Any] = {"over_batch": True}
+    made = Variant(
+        published.code,
+        "the mean loss is divided by the number of images once more, as the code has it",
+        options=option,
+        published=publications.with_more(published, **option),
+    )
+    return {"atta": made}
+
+
 FAST: Mapping[str, Recipe] = {
     "fast": Recipe(
         "F+FGSM: 1.25 eps from a random start",
@@ -52,7 +83,12 @@ FAST: Mapping[str, Recipe] = {
         reported=f"83.81 clean, 46.06 PGD-20 {ON_CIFAR}",
         elsewhere="85.10 clean, 46.37 PGD-20 (WRN-34-10); 57.95, 25.31 (CIFAR-100)",
         variant="fast-adversarial",
-        variants={"fastat": averaged.FAST},
+        variants={
+            "fastat": averaged.FAST,
+            "robust-overfitting": with_clean(
+                publications.RICE_FGSM, training=RICE_TRAINING, on_data=RICE_ON_DATA
+            ),
+        },
         also=("FGSM-RS",),
     ),
     "fast-imagenet": Recipe(
@@ -98,6 +134,7 @@ FAST: Mapping[str, Recipe] = {
         published=publications.FREE,
         note="each update of weights and perturbation takes one backward pass",
         adversary="free",
+        options={"box": "delta"},
         training=CYCLIC | {"epochs": 10, "lr": 0.04, "weight_decay": 5e-4},
         variant="fast-adversarial",
         variants={
@@ -130,6 +167,8 @@ FAST: Mapping[str, Recipe] = {
         adversary="atta",
         start="stored",
         training=ATTA_CIFAR,
+        variant="paper",
+        variants=by_atta(publications.ATTA_1),
     ),
     "atta-3": Recipe(
         "3 steps from the stored perturbation",
@@ -140,6 +179,8 @@ FAST: Mapping[str, Recipe] = {
         start="stored",
         options={"steps": 3},
         training=ATTA_CIFAR,
+        variant="paper",
+        variants=by_atta(publications.ATTA_3),
     ),
     "atta-10": Recipe(
         "10 steps from the stored perturbation",
@@ -151,6 +192,8 @@ FAST: Mapping[str, Recipe] = {
         options={"steps": 10},
         training=ATTA_CIFAR,
         reported="83.80 clean, 54.33 PGD-20 (WRN-34-10, CIFAR-10)",
+        variant="paper",
+        variants=by_atta(publications.ATTA_10),
     ),
     "atta-10-cyclic": Recipe(
         "ATTA-10 in 30 epochs, cyclic rate",

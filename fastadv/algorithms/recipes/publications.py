@@ -54,11 +54,12 @@ RICE = Published(
     start=UNIFORM,
     more=_AS_RICE,
 )
+RWP_CODE = "ChaojianYu/Robust-Weight-Perturbation AT_AWP_RWP/train_cifar10.py"
 AWP = with_more(RICE, "csdongxian/AWP AT_AWP/train_cifar10.py", gamma=0.01, warmup_epochs=0)
 AWP_LOSS_RANGE = without_code(AWP, "RWP, Fig. 1c", loss_range=UNSTATED)
 RWP = with_more(
     AWP,
-    "ChaojianYu/Robust-Weight-Perturbation AT_AWP_RWP/train_cifar10.py",
+    RWP_CODE,
     c_min=1.7,
     weight_steps=10,
     norm_scope="global",
@@ -72,6 +73,10 @@ RWP_PAPER = replace(
     more={"gamma": 0.01, "c_min": 2.2, "weight_steps": 10},
     departs={"lr": "0.01, as in all released code for SVHN"},
 )
+# Their settings with what another of these codes trains.
+RICE_FGSM = replace(RICE, code=f"{RICE.code} --attack fgsm", steps=1, alpha=10 / 255, start=UNIFORM)
+PGD_BY_RWP = replace(RICE, code=f"{RWP_CODE} --awp-gamma 0")
+AWP_BY_RWP = replace(AWP, code=f"{RWP_CODE} --robustWP 0")
 LEAVE_OUT = without_code(RICE, "RWP, Fig. 4", leave_out_below=UNSTATED)
 _RAT = "dukeng96/layerwise-robust-overfitting"
 RAT_LR = with_more(RICE, f"{_RAT} train_cifar10_fixlr.py", layer_groups=("3", "4"))
@@ -79,6 +84,10 @@ RAT_WP = with_more(AWP, f"{_RAT} train_cifar10_wp.py", groups=("3", "4"))
 FIXED_LR = with_more(RICE, f"{_RAT} train_cifar10_fixlr.py; RAT, Fig. 3a", layer_groups=("4",))
 FROZEN = with_more(RICE, f"{_RAT} train_cifar10_freeze.py; RAT, Fig. 2a", layer_groups=("4",))
 _LAYER_WISE = "ChaojianYu/Layer-Wise-RO"
+RAT_WP_AGAIN = replace(
+    RAT_WP, code=f"{_LAYER_WISE} AT_AWP_layer_wise/train_cifar10_Prea18_AWP_3_4.py"
+)
+AWP_K_FIRST = with_more(AWP, f"{_RAT} train_cifar10_wp.py", groups=("4",))
 AWP_K = with_more(
     AWP, f"{_LAYER_WISE} AT_AWP_layer_wise/train_cifar10_Prea18_AWP_4.py", groups=("4",)
 )
@@ -98,6 +107,22 @@ TRADES = replace(
     start=NEAR,
     more=_UNSCALED | {"beta": 6.0},
     departs=_OTHER_NETWORK,
+)
+# TRADES in its own code; epochs count from 1, and the drop at the 90th never comes.
+TRADES_CODE = replace(
+    TRADES,
+    code="yaodongyu/TRADES train_trades_cifar10.py, trades.py",
+    epochs=76,
+    drops=(74 / 76,),
+    weight_decay=2e-4,
+    eps=0.031,
+    alpha=0.007,
+    more={
+        **TRADES.more,
+        "bn_passes": ("natural", "adversarial", "natural"),
+        "l2_form": "trades",
+    },
+    departs={},
 )
 _GENTLE: dict[str, Any] = {"gamma": 0.005, "warmup_epochs": 9}
 TRADES_AWP = with_more(TRADES, "csdongxian/AWP trades_AWP/train_trades_cifar.py", **_GENTLE)
@@ -208,6 +233,17 @@ TE = with_more(MEMORIZATION, **_ENSEMBLE)
 TRADES_TE = replace(
     with_more(TE, f"{TE.code} --loss-type trades", beta=6.0),
     start=NEAR,
+)
+TRADES_AGAIN = replace(
+    MEMORIZATION,
+    code="dongyp13/memorization-AT loss.py, train_te.py --loss-type trades before --start-es",
+    start=NEAR,
+    more={
+        **_UNSCALED,
+        "beta": 6.0,
+        "bn_passes": ("natural", "adversarial"),
+        "l2_form": "robust-overfitting",
+    },
 )
 _TABLE_2 = replace(MEMORIZATION, start=UNSTATED)
 PGD_EVAL = replace(
@@ -358,7 +394,7 @@ FREE = replace(
     steps=0,
     alpha=8 / 255,
     start=KEPT,
-    more={**FAST.more, "replays": 8},
+    more={**FAST.more, "replays": 8, "box": "delta"},
     departs={**_HALF, "epochs": "10, the 80 passes of the paper's Table 3; 11 is the default"},
 )
 FREE_COMPARED = replace(
@@ -454,6 +490,7 @@ FREE_IMAGENET = Published(
         "augmentation": "resized-crop",
         "decay_norms": True,
         "replays": 4,
+        "box": "image",
     },
 )
 

@@ -8,16 +8,18 @@ from fastadv.algorithms.recipe import (
     ADVLC_SECTION_4,
     CYCLIC,
     GREY,
-    KL_ATTACK,
     LINF,
     MEMORIZATION,
     MEMORIZATION_ON_SVHN,
+    RADIUS,
     RICE,
     RICE_WARM,
     ROTATED,
     SMALL_STEP,
     SMOOTH,
+    STEP,
     TRADES,
+    TRADES_ATTACK,
     OnData,
     Recipe,
     Variant,
@@ -30,6 +32,7 @@ from fastadv.algorithms.recipes.fast import FAST
 from fastadv.algorithms.recipes.fast_later import FAST_LATER
 from fastadv.algorithms.recipes.labels import LABELS
 from fastadv.algorithms.recipes.later import LATER
+from fastadv.algorithms.recipes.logged import with_clean, without_clean
 from fastadv.algorithms.recipes.smoothness import SMOOTHNESS
 from fastadv.algorithms.slots import NONE
 from fastadv.errors import UserError, unknown
@@ -92,7 +95,11 @@ METHODS: dict[str, Recipe] = {
         "41.38 / 35.34. WRN-34-10: CIFAR-10 55.57 / 47.37, L2 70.57 / 68.99; SVHN 55.57 / 47.11, "
         "L2 67.19 / 65.08; CIFAR-100 30.74 / 24.89, L2 44.05 / 41.22",
         variant="madry",
-        variants={"fastat": averaged.PGD},
+        variants={
+            "fastat": averaged.PGD,
+            "robust-overfitting": with_clean(publications.RICE),
+            "rwp": without_clean(publications.PGD_BY_RWP),
+        },
         also=("PGD-AT",),
     ),
     "pgd-zero": Recipe(
@@ -143,12 +150,35 @@ METHODS: dict[str, Recipe] = {
         note="the attack maximises the KL",
         objective="trades",
         attack_loss="kl",
-        options=KL_ATTACK,
+        options=TRADES_ATTACK,
         training=TRADES,
         on_data=MEMORIZATION_ON_SVHN,
         reported="84.65 clean, 56.33 PGD-20, 53.08 AutoAttack (WRN-34-10, CIFAR-10)",
         elsewhere="PGD-10 best / last, ResNet-18: CIFAR-10 53.32 / 50.25, L2 70.22 / 66.07; SVHN "
         "59.50 / 57.04; CIFAR-100 29.93 / 27.70",
+        variant="rwp",
+        variants={
+            "trades": Variant(
+                "Zhang et al. 2019 (released code)",
+                "76 epochs of a WRN-34-10 with eps 0.031 and steps of 0.007",
+                training={"model": "wide_resnet34_10", "epochs": 76, "drops": (74 / 76,)}
+                | {"weight_decay": 2e-4}
+                | RADIUS,
+                on_data=STEP,
+                published=publications.TRADES_CODE,
+                reported="84.92 clean, 56.61 PGD-20 (WRN-34-10, CIFAR-10, eps 0.031)",
+            ),
+            "memorization": Variant(
+                "Memorization, Tables 1 and C.1",
+                "a ResNet-18 by the memorization paper's code, which forwards x and x' once each "
+                "and has robust_overfitting's steps in L2",
+                options={"bn_passes": ("natural", "adversarial")}
+                | {"l2_form": "robust-overfitting"},
+                training=MEMORIZATION | {"drops": (100 / 200, 150 / 200)},
+                published=publications.TRADES_AGAIN,
+                reported="53.32 / 50.25 PGD-10 best / last (ResNet-18, CIFAR-10)",
+            ),
+        },
     ),
     "awp": Recipe(
         "AT, weights perturbed per layer",
@@ -160,6 +190,11 @@ METHODS: dict[str, Recipe] = {
         elsewhere="PGD-20 best / last, PreActResNet-18: CIFAR-10 L2 72.69 / 72.08; SVHN "
         "59.12 / 55.87, L2 72.57 / 67.73; CIFAR-100 30.71 / 30.28, L2 45.60 / 44.66. WRN-34-10: "
         "CIFAR-10 85.57 clean, 58.14 PGD-20, 54.04 AutoAttack",
+        variant="paper",
+        variants={
+            "awp": with_clean(publications.AWP, late=True),
+            "rwp": without_clean(publications.AWP_BY_RWP),
+        },
     ),
     "awp-loss-range": Recipe(
         "AWP along samples in a range of losses",
@@ -188,7 +223,8 @@ METHODS: dict[str, Recipe] = {
                 "on SVHN (Linf) c_min is 2.2 as the paper prints it, where its code has 1.7",
                 on_data={"svhn": RWP_ON_SVHN},
                 published=publications.RWP_PAPER,
-            )
+            ),
+            "rwp-log": without_clean(publications.RWP),
         },
     ),
     "trades-awp": Recipe(
@@ -198,7 +234,7 @@ METHODS: dict[str, Recipe] = {
         objective="trades",
         weights="awp",
         attack_loss="kl",
-        options=KL_ATTACK,
+        options=TRADES_ATTACK,
         training=TRADES,
         reported="85.36 clean, 59.27 PGD-20, 56.17 AutoAttack (WRN-34-10, CIFAR-10)",
     ),
@@ -210,7 +246,7 @@ METHODS: dict[str, Recipe] = {
         objective="trades",
         weights="rwp",
         attack_loss="kl",
-        options=KL_ATTACK,
+        options=TRADES_ATTACK,
         training=TRADES,
         reported="86.14 clean, 60.45 PGD-20, 57.20 AutoAttack (WRN-34-10, CIFAR-10)",
     ),
@@ -227,6 +263,8 @@ METHODS: dict[str, Recipe] = {
         "53.32 / 43.41, L2 66.47 / 62.10; CIFAR-100 26.57 / 26.18, L2 38.31 / 37.76. WRN-34-10: "
         "CIFAR-10 55.50 / 47.32, L2 71.91 / 68.94; SVHN 55.34 / 46.81, L2 67.50 / 64.24; CIFAR-100 "
         "30.57 / 23.53, L2 44.43 / 40.42",
+        variant="paper",
+        variants={"layerwise": with_clean(publications.RAT_LR)},
     ),
     "rat-wp": Recipe(
         "AT, weights of layer groups 3,4 perturbed",
@@ -241,6 +279,11 @@ METHODS: dict[str, Recipe] = {
         "57.91 / 54.32, L2 71.66 / 65.68; CIFAR-100 30.91 / 30.42, L2 45.23 / 44.93. WRN-34-10: "
         "CIFAR-10 58.92 / 58.23, L2 71.31 / 69.19; SVHN 58.48 / 54.92, L2 69.07 / 64.76; CIFAR-100 "
         "30.81 / 25.46, L2 46.12 / 44.64",
+        variant="paper",
+        variants={
+            "layerwise": with_clean(publications.RAT_WP, late=True),
+            "layer-wise-ro": without_clean(publications.RAT_WP_AGAIN),
+        },
     ),
     "at-fix-lr-k": Recipe(
         "AT, layer groups k at the initial rate",
@@ -250,6 +293,8 @@ METHODS: dict[str, Recipe] = {
         layers="fixed-lr",
         options={"layer_groups": ("4",)},
         on_data=RICE,
+        variant="paper",
+        variants={"layerwise": with_clean(publications.FIXED_LR)},
     ),
     "at-fix-param-k": Recipe(
         "AT, layer groups k frozen",
@@ -259,6 +304,8 @@ METHODS: dict[str, Recipe] = {
         layers="frozen",
         options={"layer_groups": ("4",)},
         on_data=RICE,
+        variant="paper",
+        variants={"layerwise": with_clean(publications.FROZEN)},
     ),
     "at-awp-k": Recipe(
         "AT, weights of layer groups k perturbed",
@@ -268,6 +315,11 @@ METHODS: dict[str, Recipe] = {
         weights="awp",
         options={"groups": ("4",)},
         on_data=RICE_WARM,
+        variant="paper",
+        variants={
+            "layerwise": with_clean(publications.AWP_K_FIRST, late=True),
+            "layer-wise-ro": without_clean(publications.AWP_K),
+        },
     ),
     "trades-awp-k": Recipe(
         "TRADES, weights of groups k perturbed",
@@ -277,7 +329,7 @@ METHODS: dict[str, Recipe] = {
         objective="trades",
         weights="awp",
         attack_loss="kl",
-        options=KL_ATTACK | {"groups": ("3", "4")},
+        options=TRADES_ATTACK | {"groups": ("3", "4")},
         training=TRADES,
     ),
     "swa": Recipe(
