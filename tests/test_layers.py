@@ -192,6 +192,15 @@ def test_the_step_verifies_the_optimizer() -> None:
         staged_step(model, "rat-lr", optimizer=marked, rate_form="gradient")
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_scaled_gradients_do_not_hold_a_rate_of_adam(kind: Any) -> None:
+    model = staged_model()
+    with pytest.raises(UserError, match="rate_form='group'"):
+        staged_step(model, "rat-lr", optimizer=kind(model.parameters(), 1e-3), rate_form="gradient")
+    groups = fastadv.param_groups(model, "rat-lr", lr=1e-3)
+    staged_step(model, "rat-lr", optimizer=kind(groups, 1e-3))
+
+
 def test_a_selection_that_matches_nothing_is_an_error() -> None:
     with pytest.raises(UserError, match="layer group '5'"):
         fastadv.param_groups(staged_model(), "fixed-lr", groups="4,5")

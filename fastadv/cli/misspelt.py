@@ -27,6 +27,7 @@ MEANT: Mapping[str, str] = {
     "--output": "--out",
     "--save-dir": "--out",
     "--lr-schedule": "--schedule",
+    "--opt": "--optimizer",
 }
 
 # Of the commands that take attacks: what is no option of theirs, and what to write instead. The

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastadv.algorithms.contract import Layers
 from fastadv.algorithms.layers.selected import Selected
 from fastadv.declared import NonNegative, option
+from fastadv.errors import UserError
 
 
 class FixedRate(Selected):
@@ -51,6 +52,11 @@ class FixedRate(Selected):
         if self.rate_form == "group":
             super().bind(model, optimizer)
             return
+        if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+            raise UserError(
+                "rate_form='gradient' multiplies gradients, and Adam's steps do not follow their "
+                "size; pass rate_form='group', or train with SGD."
+            )
         self.chosen = self.select(model)
         groups = optimizer.param_groups
         unmarked = all(group.get(self.mark) is None for group in groups)
