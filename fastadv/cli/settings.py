@@ -72,7 +72,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "val_fraction": "share of the training images in the validation split",
         "eval_alpha": "step of the evaluating attacks, in pixels",
         "eval_every": "epochs from one evaluation to the next",
-        "eval_train": "evaluate on this many training images too, not augmented, whenever on others",
+        "eval_train": "evaluate on this many training images too, whenever on the others",
         "test_attacks": "final attacks, separated by commas",
         "test_limit": "evaluate on this many test images only",
     },
