@@ -72,7 +72,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "val_fraction": "share of the training images in the validation split",
         "eval_alpha": "step of the evaluating attacks, in pixels",
         "eval_every": "epochs from one evaluation to the next",
-        "eval_train": "evaluate on this many training images too, not augmented, in each epoch",
+        "eval_train": "evaluate on this many training images too, whenever on the others",
         "test_attacks": "final attacks, separated by commas",
         "test_limit": "evaluate on this many test images only",
     },
@@ -80,7 +80,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "seed": "seed of weights, order, augmentation and noise",
         "out": "run folder; without it, runs/METHOD-DATA",
         "checkpoint_minutes": "minutes after which a checkpoint is also saved within an epoch",
-        "keep_every": "epochs after which weights are kept, each time in a new file of epochs/",
+        "keep_every": "epochs from one file of kept weights, in epochs/, to the next",
     },
 }
 
