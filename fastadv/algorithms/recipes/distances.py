@@ -5,10 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fastadv.algorithms.publication import Published
 from fastadv.algorithms.recipe import OnData, Recipe
 from fastadv.algorithms.recipes import averaged
+from fastadv.by_epoch import Ramp
 
 _LIET: dict[str, Any] = {"smoothing": 0.6, "kind": "js", "reg_weight": 100.0, "reg_ramp": True}
+
+# The rate follows its cosine once per epoch there, here with every update. Weights are averaged
+# over the checkpoints of all epochs by a script of its own.
+_IKL: dict[str, Any] = {"model": "wide_resnet34_10", "epochs": 200, "batch_size": 128, "lr": 0.2}
+_IKL |= {"schedule": "cosine", "weight_decay": 5e-4, "eps_warmup": 200.0}
+_IKL |= {"padding": "constant", "normalize": False}
+_IKL_PARTS: dict[str, Any] = {"steps": 5, "attack_bn": "eval", "gamma": 0.005, "warmup_epochs": 9}
+_IKL_PARTS |= {"average_at": "epoch", "average_decay": 0.9, "average_warmup": False}
+_IKL_PARTS |= {"average_buffers": True}
+_IKL_STEP = OnData(
+    options={"alpha": Ramp(0.0, 4 / 255, 200.0)},
+    where={"norm": "linf", "eps": 8 / 255, "epochs": 200, "eps_warmup": 200.0},
+)
 
 DISTANCES: Mapping[str, Recipe] = {
     "liet": Recipe(
@@ -31,5 +46,50 @@ DISTANCES: Mapping[str, Recipe] = {
             more={"momentum": 0.9, "val_fraction": 0.02, **_LIET, **averaged.AVERAGED}
             | {"renew_every": 20, "min_mask": 0.1, "max_mask": 0.5},
         ),
+    ),
+    "ikl": Recipe(
+        "TRADES, its KL decoupled and class-weighted",
+        "Cui et al. 2024; jiequancui/DKL, DKLv1/Adv-training-dkl",
+        note="improved KL, IKL-AT: squares of the logits' changes, weighted by each class, and a "
+        "cross entropy; with AWP",
+        objective="ikl",
+        attack_loss="kl",
+        weights="awp",
+        averaging="ema",
+        options=_IKL_PARTS,
+        training=_IKL,
+        on_data={
+            "cifar10": _IKL_STEP,
+            "cifar100": _IKL_STEP,
+            "digits": OnData(options={"warmup_epochs": 1, "average_decay": 0.5}),
+        },
+        reported="85.31 clean, 57.13 AutoAttack (WRN-34-10, CIFAR-10)",
+        elsewhere="CIFAR-100, WRN-34-10: 65.76 clean, 31.91 AutoAttack",
+        published=Published(
+            code="jiequancui/DKL, DKLv1/Adv-training-dkl/train_dkl_cifar10.py, swa.py and "
+            "sh/train_dkl_cifar10.sh",
+            model="wide_resnet34_10",
+            data="cifar10",
+            epochs=200,
+            batch_size=128,
+            schedule="cosine-epoch",
+            lr=0.2,
+            weight_decay=5e-4,
+            eps=8 / 255,
+            steps=5,
+            alpha=4 / 255,
+            attack_bn="eval",
+            start="x + 0.001 N(0,1), not clipped",
+            more={"ce_weight": 4.0, "mse_weight": 20.0, "class_temperature": 4.0}
+            | {"gamma": 0.005, "warmup_epochs": 9, "average_decay": 0.9},
+            departs={
+                "schedule": "the cosine follows every update here, and there every epoch",
+                "alpha": "both are half of an eps that rises with the epoch, there in steps of one "
+                "epoch, here with every update (eps_warmup)",
+                "steps": "the script means 2 to 5 steps by epoch; since each of its conditions is "
+                "tested and the last one always holds, it takes 5 steps of eps/2 throughout",
+            },
+        ),
+        also=("IKL-AT",),
     ),
 }
