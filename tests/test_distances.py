@@ -180,7 +180,7 @@ def test_ikl_makes_the_passes_that_are_counted(options: dict[str, Any]) -> None:
     assert seen == expected
 
 
-def test_the_rise_of_eps_in_ikl_is_a_share_of_the_run() -> None:
+def test_the_rise_of_eps_in_ikl_ends_with_the_run() -> None:
     whole = resolve_run(RunRequest(method="ikl", data="cifar10"))
     assert (whole.epochs, whole.eps_warmup) == (200, 200)
     assert whole.plan.options["alpha"].at(100) == pytest.approx(2 / 255)

@@ -8,14 +8,17 @@ from typing import Any
 from fastadv.algorithms.publication import Published
 from fastadv.algorithms.recipe import OnData, Recipe
 from fastadv.algorithms.recipes import averaged
+from fastadv.algorithms.starting_words import NEAR
 from fastadv.by_epoch import Ramp
 
 _LIET: dict[str, Any] = {"smoothing": 0.6, "kind": "js", "reg_weight": 100.0, "reg_ramp": True}
 
-# The rate follows its cosine once per epoch there, here with every update. Weights are averaged
-# over the checkpoints of all epochs by a script of its own.
+# The released script means 2 to 5 steps by epoch; since each of its conditions is tested and the
+# last one always holds, it takes 5 steps of eps/2 throughout. eps rises over the run to 8/255,
+# there in steps of an epoch, here with every update. The checkpoints of all epochs are averaged by
+# another script.
 _IKL: dict[str, Any] = {"model": "wide_resnet34_10", "epochs": 200, "batch_size": 128, "lr": 0.2}
-_IKL |= {"schedule": "cosine", "weight_decay": 5e-4, "eps_warmup": 200.0}
+_IKL |= {"schedule": "cosine-epoch", "weight_decay": 5e-4, "eps_warmup": 200.0}
 _IKL |= {"padding": "constant", "normalize": False}
 _IKL_PARTS: dict[str, Any] = {"steps": 5, "attack_bn": "eval", "gamma": 0.005, "warmup_epochs": 9}
 _IKL_PARTS |= {"average_at": "epoch", "average_decay": 0.9, "average_warmup": False}
@@ -43,7 +46,7 @@ DISTANCES: Mapping[str, Recipe] = {
         published=averaged.published(
             "fast_at/liet.py",
             start="the label information or noise, with a random sign for the batch",
-            more={"momentum": 0.9, "val_fraction": 0.02, **_LIET, **averaged.AVERAGED}
+            more={"momentum": 0.95, "val_fraction": 0.02, **_LIET, **averaged.AVERAGED}
             | {"renew_every": 20, "min_mask": 0.1, "max_mask": 0.5},
         ),
     ),
@@ -79,16 +82,9 @@ DISTANCES: Mapping[str, Recipe] = {
             steps=5,
             alpha=4 / 255,
             attack_bn="eval",
-            start="x + 0.001 N(0,1), not clipped",
+            start=NEAR,
             more={"ce_weight": 4.0, "mse_weight": 20.0, "class_temperature": 4.0}
             | {"gamma": 0.005, "warmup_epochs": 9, "average_decay": 0.9},
-            departs={
-                "schedule": "the cosine follows every update here, and there every epoch",
-                "alpha": "both are half of an eps that rises with the epoch, there in steps of one "
-                "epoch, here with every update (eps_warmup)",
-                "steps": "the script means 2 to 5 steps by epoch; since each of its conditions is "
-                "tested and the last one always holds, it takes 5 steps of eps/2 throughout",
-            },
         ),
         also=("IKL-AT",),
     ),
