@@ -89,3 +89,42 @@ def liet(
         now = weight * (update // per_epoch + 1) / epochs
         descend(optimizer, fitted(second, label) + now * both)
     return seen
+
+
+def ikl(
+    model: nn.Module, batches: Batches, eps: float, steps: int, alpha: float, per_epoch: int
+) -> tuple[list[Tensor], Tensor]:
+    """Returns the weights of the classes in each epoch, and the sums of the last one."""
+    optimizer = sgd(model)
+    weights, seen = torch.full((CLASSES, CLASSES), 1 / CLASSES).double(), []
+    sums = torch.zeros(CLASSES, CLASSES).double()
+    for update, (x, y, index) in enumerate(batches):
+        if update % per_epoch == 0:
+            for label in range(CLASSES if update else 0):
+                if sums[label].sum() > 0:
+                    weights[label] = sums[label] / sums[label].sum()
+            sums = torch.zeros(CLASSES, CLASSES).double()
+            seen.append(weights.clone())
+        model.eval()
+        drawn = kernels.noise_normal(index, tuple(x.shape[1:]), 0, update, 0, torch.float64)
+        x_adv, p = x + 0.001 * drawn, model(x).softmax(1).detach()
+        for _ in range(steps):
+            x_adv = x_adv.detach().requires_grad_()
+            loss = -(p * model(x_adv).log_softmax(1)).sum(1).mean()
+            x_adv = boxed(x_adv + alpha * slope(loss, x_adv).sign(), x, eps)
+        model.train()
+        adversarial, natural = model(x_adv.detach()), model(x)
+        total = functional.cross_entropy(natural, y)
+        for row, label in enumerate(y.tolist()):
+            p = natural[row].softmax(0).detach()
+            squares = 0
+            for j in range(CLASSES):
+                for k in range(CLASSES):
+                    change = natural[row, j] - natural[row, k]
+                    change = change - (adversarial[row, j] - adversarial[row, k])
+                    squares = squares + weights[label, j] * weights[label, k] * change**2
+            crossed = -(p * adversarial[row].log_softmax(0)).sum()
+            total = total + (3 * crossed + 7 * squares / 4) / len(y)
+            sums[label] += (natural[row].detach() / 2).softmax(0)
+        descend(optimizer, total)
+    return seen, sums

@@ -26,6 +26,24 @@ def replay(
     return (delta.detach() + EPS * delta.grad.sign()).clamp(-EPS, EPS)
 
 
+def test_free_may_begin_at_the_image_for_every_batch() -> None:
+    """delta in the box of its batch, as FastAT_Benchmark clips it."""
+    model, other = tiny_model(), tiny_model()
+    options = {"replays": 3, "box": "delta", "keep_delta": False}
+    step, optimizer = tiny_step(model, "free", **options), sgd(other)
+    for seed in range(3):
+        x, y, index, _ = tiny_batch(seed=seed)
+        step(x, y, index)
+        x_adv = x
+        for _ in range(3):
+            x_adv = x_adv.detach().requires_grad_()
+            loss = functional.cross_entropy(other(x_adv), y)
+            descend(optimizer, loss)
+            moved = x_adv.detach() + EPS * x_adv.grad.sign()
+            x_adv = (x + (moved - x).clamp(-EPS, EPS)).clamp(0, 1)
+    assert_same(model, other)
+
+
 def test_three_batches_the_last_one_short() -> None:
     model = tiny_model()
     by_hand = twin(model)

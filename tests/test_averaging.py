@@ -113,6 +113,26 @@ def test_ema_of_the_whole_state_begins_as_that_after_the_first_update(captured: 
         assert torch.equal(step.model.state_dict()[name], tensor), name
 
 
+def test_ema_at_the_ends_of_epochs() -> None:
+    options = PUBLISHED | {"average_decay": 0.75, "average_at": "epoch", "steps_per_epoch": 2}
+    step = staged_step(staged_model(), "pgd", **options, **ATTACK)
+    states = whole_state(step, 7)
+    expected = states[1]
+    for now in (states[3], states[5]):
+        expected = {name: 0.75 * t + 0.25 * now[name] for name, t in expected.items()}
+    for name, tensor in expected.items():
+        torch.testing.assert_close(evaluated(step)[name], tensor, rtol=1e-12, atol=0, msg=name)
+
+
+def test_an_average_of_epochs_needs_to_know_them() -> None:
+    step = staged_step(
+        staged_model(), "pgd", averaging="ema", average_at="epoch", steps_per_epoch=None, **ATTACK
+    )
+    x, y, index, start = tiny_batch()
+    with pytest.raises(UserError, match="follows the epochs"):
+        step(x, y, index % 12, start=start)
+
+
 @pytest.mark.parametrize("captured", [False, True])
 def test_an_update_that_does_not_count_leaves_the_average(captured: bool) -> None:
     """Statistics that are not finite must not reach it, nor begin it."""

@@ -16,6 +16,8 @@ from fastadv.algorithms.adversaries import liet
 from fastadv.algorithms.contract import Batch, Context, required
 from fastadv.algorithms.targets import random_smoothing
 from fastadv.errors import UserError
+from fastadv.run.request import RunRequest
+from fastadv.run.resolve import resolve_run
 from fastadv.threat import Threat
 from fastadv.training.training_step import Step
 
@@ -125,3 +127,63 @@ def test_liet_refuses_images_of_another_size() -> None:
 def test_liet_makes_the_passes_that_are_counted(options: dict[str, Any]) -> None:
     seen, expected = counted_in_an_update("liet", **options)
     assert seen == expected
+
+
+def test_ikl() -> None:
+    """Three epochs of two updates; not every epoch shows every class."""
+    model, data = tiny_model(), batches(6)
+    data[2:4] = [(x, y.clamp(max=2), index) for x, y, index in data[2:4]]
+    options = {"weights": "none", "averaging": "none", "steps": 2, "alpha": 0.04}
+    options |= {"ce_weight": 3.0, "mse_weight": 7.0, "class_temperature": 2.0}
+    step = trained("ikl", data, total_steps=6, steps_per_epoch=2, **options)
+    weights, sums = formulas.ikl(model, data, eps=0.1, steps=2, alpha=0.04, per_epoch=2)
+    assert_same(step.model, model)
+    torch.testing.assert_close(step.state["class_weights"], weights[-1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(step.state["class_sums"], sums, rtol=1e-12, atol=1e-15)
+    assert torch.equal(weights[1][3], weights[2][3]), "class 3 is missing in the second epoch"
+    assert not torch.equal(weights[1][:3], weights[2][:3])
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_the_sums_of_ikl_stay_after_an_update_that_does_not_count(captured: bool) -> None:
+    options = {"averaging": "none", "total_steps": 6, "steps_per_epoch": 2}
+    step = tiny_step(tiny_model(), "ikl", **options)
+    step = capture(step) if captured else step
+    x, y, index, _ = tiny_batch()
+    step(x, y, index)
+    before = {name: tensor.clone() for name, tensor in step.state.items()}
+    assert before["class_sums"].any()
+    with torch.no_grad():
+        step.model.linear.bias[0] = float("nan")
+    for _ in range(3):  # the epoch ends meanwhile
+        step(x, y, index)
+    assert not step.healthy()
+    for name in ("class_weights", "class_sums"):
+        assert torch.equal(step.state[name], before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"adversary": "none"}, "the same without an attack"),
+        ({"start": "center"}, "has no gradient"),
+    ],
+)
+def test_what_ikl_refuses(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        tiny_step(tiny_model(), "ikl", total_steps=2, steps_per_epoch=1, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"weights": "none"}])
+def test_ikl_makes_the_passes_that_are_counted(options: dict[str, Any]) -> None:
+    seen, expected = counted_in_an_update("ikl", **options)
+    assert seen == expected
+
+
+def test_the_rise_of_eps_in_ikl_ends_with_the_run() -> None:
+    whole = resolve_run(RunRequest(method="ikl", data="cifar10"))
+    assert (whole.epochs, whole.eps_warmup) == (200, 200)
+    assert whole.plan.options["alpha"].at(100) == pytest.approx(2 / 255)
+    assert resolve_run(RunRequest(method="ikl", data="cifar10", epochs=50)).eps_warmup == 50
+    said = RunRequest(method="ikl", data="cifar10", epochs=50, eps_warmup=3.0)
+    assert resolve_run(said).eps_warmup == 3

@@ -74,6 +74,9 @@ NUMBERS: dict[str, tuple[float, float, float | None, float | None]] = {
     "average_start": (0, 3e38, -1, None),
     "average_every": (1, 10**9, 0, None),
     "average_decay": (0, 0.999, -0.1, 1),
+    "ce_weight": (0, 3e38, -1, None),
+    "mse_weight": (0, 3e38, -1, None),
+    "class_temperature": (1e-9, 3e38, 0, None),
     "renew_every": (1, 10**9, 0, None),
     "min_mask": (0, 0.5, -1e-9, 1.001),
     "max_mask": (0.1, 1, -1e-9, 1.001),
@@ -92,9 +95,10 @@ CHOICES = {
     "rwp_loss": ("total", "adversarial"),
     "rate_form": ("group", "gradient"),
     "smooth_over": ("others", "all"),
+    "average_at": ("update", "epoch"),
 }
 SWITCHES = ("over_batch", "learned_start", "layerwise", "reg_ramp", "cure_squared")
-SWITCHES += ("average_warmup", "average_buffers")
+SWITCHES += ("average_warmup", "average_buffers", "keep_delta")
 SEVERAL = {
     "bn_passes": [("natural",), ("natural", "clean"), "natural,nan", (NAN,), 3, ()],
     "kd_weights": [(NAN, 1, 1), (-1, 1, 1), (INF, 1, 1), "0.3,x,1", (), (0.0, 0.0, 0.0), object()],

@@ -65,7 +65,7 @@ def step_of(plan: Plan, threat: Threat) -> float | None:
     if not adversary.attacks or not adversary.takes_alpha:
         return None
     if adversary.alpha is not None:
-        return float(adversary.alpha)
+        return float(getattr(adversary, "largest_alpha", adversary.alpha))
     usual = getattr(adversary, "usual_step", None)
     return float(threat.eps if usual is None else usual(threat))  # Free moves by eps
 
@@ -139,7 +139,7 @@ def start_of(plan: Plan) -> str | None:
         return None
     if adversary == "pgd" and plan.slots["attack_loss"] == "kl":
         return words.NEAR
-    if plan.options.get("learned_start") is False:
+    if plan.options.get("learned_start", plan.options.get("keep_delta")) is False:
         return words.IMAGE
     return OWN_STARTS.get(adversary)
 

@@ -33,6 +33,7 @@ from fastadv.algorithms.objectives.ce import CrossEntropy
 from fastadv.algorithms.objectives.clean_mixed import CleanMixed
 from fastadv.algorithms.objectives.clean_subtracted import CleanSubtracted
 from fastadv.algorithms.objectives.gairat import Gairat
+from fastadv.algorithms.objectives.ikl import IKL
 from fastadv.algorithms.objectives.mart import Mart
 from fastadv.algorithms.objectives.natural import Natural
 from fastadv.algorithms.objectives.rst import RST
@@ -107,6 +108,7 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "rst": RST,
         "mart": Mart,
         "natural": Natural,
+        "ikl": IKL,
     },
     "target": {
         "one-hot": OneHot,

@@ -129,6 +129,8 @@ def _drop_companions(values: dict[str, Any], given: Mapping[str, Any], presets: 
         values.pop("width", None)
     if "eps" in given and "eval_alpha" not in given:
         values.pop("eval_alpha", None)
+    if values.get("eps_warmup") is not None and "eps_warmup" not in given:
+        values["eps_warmup"] = min(values["eps_warmup"], values["epochs"])  # or eps is not reached
 
 
 def _require_known(method: str, options: Mapping[str, Any]) -> None:

@@ -40,7 +40,8 @@ class Free(Adversary):
     z = f(box(x + delta)); a clipped element has no gradient and does not move. "delta"
     (locuslab/fast_adversarial, CIFAR10/train_free.py): the image is not clipped, and after each
     update delta is clipped so that x + delta is in the box, x being that batch's; at the next batch
-    x + delta may leave it.
+    x + delta may leave it. Without ``keep_delta`` delta begins at zero for every batch
+    (fzjcdt/FastAT_Benchmark, fast_at/free_at.py).
     """
 
     takes_alpha: ClassVar[bool] = True
@@ -50,6 +51,7 @@ class Free(Adversary):
     alpha: NonNegative | None = option(None, "step of the perturbation in pixels; none: eps")
     replays: Passes = option(8, "updates per batch")
     box: Literal["image", "delta"] = option("image", "what is clipped to the range of images")
+    keep_delta: bool = option(True, "keep the perturbation from batch to batch")
 
     _no_gradient: Tensor | None = field(init=False, repr=False, default=None)
     # True once a batch had a radius of its own: what it left may lie outside of the next one's.
@@ -80,6 +82,11 @@ class Free(Adversary):
     def prepare(self, setup: Setup) -> None:
         super().prepare(setup)
         self._make_room(setup.batch_size)
+
+    @torch.no_grad()
+    def schedule(self, update: int, epoch: float) -> None:
+        if not self.keep_delta and update % self.replays == 0:
+            self.state[DELTA].masked_fill_(self.setup.sound(), 0.0)
 
     def _make_room(self, rows: int) -> None:
         """Grow delta to at least ``rows`` rows; existing rows keep their values, new ones are 0."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ class EMA(Named):
 
     With ``average_warmup`` d is (1 + n)/(10 + n) while that is smaller, with n the updates so far,
     so that the average forgets its random start. Without it the average begins as the weights
-    after the first update, and d never changes (fzjcdt/FastAT_Benchmark).
+    after the first update, and d never changes (fzjcdt/FastAT_Benchmark). With ``average_at``
+    "epoch" all this happens at the end of every epoch in place of every update, n counting epochs.
 
     With ``average_buffers`` BatchNorm's running statistics, and all other floating-point buffers of
     the model's state, are averaged and evaluated like weights. Otherwise the statistics are the
@@ -24,6 +26,9 @@ class EMA(Named):
     """
 
     average_decay: ShareBelowOne = option(0.995, "decay of the average of the weights per update")
+    average_at: Literal["update", "epoch"] = option(
+        "update", "average after every update, or at the end of every epoch"
+    )
     average_warmup: bool = option(True, "begin the average with a smaller decay, which rises")
     average_buffers: bool = option(
         False, "average BatchNorm's running statistics also, in place of estimating them again"
@@ -46,13 +51,17 @@ class EMA(Named):
             self.state = {"average_begun": self.begun}
         super().start(tensors)
 
+    def follows_epochs(self) -> bool:
+        return self.average_at == "epoch"
+
     def schedule(self, update: int, epoch: float) -> None:
-        rising = (1 + update) / (10 + update) if self.average_warmup else 1.0
+        done = update if self.average_at == "update" else int(epoch)
+        rising = (1 + done) / (10 + done) if self.average_warmup else 1.0
         self._weight.fill_(1 - min(self.average_decay, rising))
 
     @torch.no_grad()
     def update(self, tensors: Mapping[str, Tensor], ok: Tensor, ended: int | None) -> None:
-        if ended is not None:
+        if (ended is None) == (self.average_at == "epoch"):
             return
         weight = self._weight
         if not self.average_warmup:

@@ -5,10 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fastadv.algorithms.publication import Published
 from fastadv.algorithms.recipe import OnData, Recipe
 from fastadv.algorithms.recipes import averaged
+from fastadv.algorithms.starting_words import NEAR
+from fastadv.by_epoch import Ramp
 
 _LIET: dict[str, Any] = {"smoothing": 0.6, "kind": "js", "reg_weight": 100.0, "reg_ramp": True}
+
+# The released script means 2 to 5 steps by epoch; since each of its conditions is tested and the
+# last one always holds, it takes 5 steps of eps/2 throughout. eps rises over the run to 8/255,
+# there in steps of an epoch, here with every update. The checkpoints of all epochs are averaged by
+# another script.
+_IKL: dict[str, Any] = {"model": "wide_resnet34_10", "epochs": 200, "batch_size": 128, "lr": 0.2}
+_IKL |= {"schedule": "cosine-epoch", "weight_decay": 5e-4, "eps_warmup": 200.0}
+_IKL |= {"padding": "constant", "normalize": False}
+_IKL_PARTS: dict[str, Any] = {"steps": 5, "attack_bn": "eval", "gamma": 0.005, "warmup_epochs": 9}
+_IKL_PARTS |= {"average_at": "epoch", "average_decay": 0.9, "average_warmup": False}
+_IKL_PARTS |= {"average_buffers": True}
+_IKL_STEP = OnData(
+    options={"alpha": Ramp(0.0, 4 / 255, 200.0)},
+    where={"norm": "linf", "eps": 8 / 255, "epochs": 200, "eps_warmup": 200.0},
+)
 
 DISTANCES: Mapping[str, Recipe] = {
     "liet": Recipe(
@@ -28,8 +46,46 @@ DISTANCES: Mapping[str, Recipe] = {
         published=averaged.published(
             "fast_at/liet.py",
             start="the label information or noise, with a random sign for the batch",
-            more={"momentum": 0.9, "val_fraction": 0.02, **_LIET, **averaged.AVERAGED}
+            more={"momentum": 0.95, "val_fraction": 0.02, **_LIET, **averaged.AVERAGED}
             | {"renew_every": 20, "min_mask": 0.1, "max_mask": 0.5},
         ),
+    ),
+    "ikl": Recipe(
+        "TRADES, its KL decoupled and class-weighted",
+        "Cui et al. 2024; jiequancui/DKL, DKLv1/Adv-training-dkl",
+        note="improved KL, IKL-AT: squares of the logits' changes, weighted by each class, and a "
+        "cross entropy; with AWP",
+        objective="ikl",
+        attack_loss="kl",
+        weights="awp",
+        averaging="ema",
+        options=_IKL_PARTS,
+        training=_IKL,
+        on_data={
+            "cifar10": _IKL_STEP,
+            "cifar100": _IKL_STEP,
+            "digits": OnData(options={"warmup_epochs": 1, "average_decay": 0.5}),
+        },
+        reported="85.31 clean, 57.13 AutoAttack (WRN-34-10, CIFAR-10)",
+        elsewhere="CIFAR-100, WRN-34-10: 65.76 clean, 31.91 AutoAttack",
+        published=Published(
+            code="jiequancui/DKL, DKLv1/Adv-training-dkl/train_dkl_cifar10.py, swa.py and "
+            "sh/train_dkl_cifar10.sh",
+            model="wide_resnet34_10",
+            data="cifar10",
+            epochs=200,
+            batch_size=128,
+            schedule="cosine-epoch",
+            lr=0.2,
+            weight_decay=5e-4,
+            eps=8 / 255,
+            steps=5,
+            alpha=4 / 255,
+            attack_bn="eval",
+            start=NEAR,
+            more={"ce_weight": 4.0, "mse_weight": 20.0, "class_temperature": 4.0}
+            | {"gamma": 0.005, "warmup_epochs": 9, "average_decay": 0.9},
+        ),
+        also=("IKL-AT",),
     ),
 }

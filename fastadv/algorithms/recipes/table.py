@@ -59,7 +59,7 @@ METHODS: dict[str, Recipe] = {
         adversary="fgsm",
         training=CYCLIC | GREY,
         reported="44.36 PGD-20 after 20 epochs, 0.00 after 21 (PreActResNet-18, CIFAR-10)",
-        variant="goodfellow",
+        variant="apart",
         variants={"fastat": averaged.FGSM},
         also=("FGSM-AT",),
     ),
