@@ -107,7 +107,7 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "gairat": Gairat,
         "rst": RST,
         "mart": Mart,
-        "natural": Natural,
+        "natural-ce": Natural,
         "ikl": IKL,
     },
     "target": {
