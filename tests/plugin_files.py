@@ -1,4 +1,4 @@
-"""The example plugins, loaded as the command line loads them, and forgotten again."""
+"""The example plugin, loaded as the command line loads it, and forgotten again."""
 
 from __future__ import annotations
 
@@ -14,15 +14,8 @@ from fastadv.algorithms.parts import PARTS
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.engine import noise
 
-FOLDER = Path(__file__).parents[1] / "examples" / "plugins"
-# Method -> the file that registers it.
-METHOD_FILES = {
-    "mart": "mart",
-    "nuat": "nuat",
-    "elle-a": "elle_a",
-    "fgsm-mep": "fgsm_pgi",
-    "eps-ramp": "eps_ramp",
-}
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "plugins" / "pairing.py"
 
 
 @contextmanager
@@ -45,9 +38,9 @@ def forgotten_after(*imported: str) -> Iterator[None]:
         plugins.load_installed.cache_clear()
 
 
-def load(name: str) -> ModuleType:
-    """The module of the example ``name``."""
-    path = (FOLDER / f"{name}.py").resolve()
+def load() -> ModuleType:
+    """The module of the example."""
+    path = EXAMPLE.resolve()
     plugins.load_file(path)
     return sys.modules[plugins._loaded[path]]
 

@@ -96,7 +96,7 @@ def test_every_option_has_a_type_a_meaning_its_choices_and_its_default():
     assert rows["--beta"].default == "6"
     assert rows["--lr"].default == "preset"
     assert rows["--[no-]learned-start"].default == "on"
-    assert rows["--attack-loss"].allowed == "ce, kl, fit"
+    assert rows["--attack-loss"].allowed == "ce, kl, fit, guided, nuclear"
     assert "stored" in rows["--start"].allowed
     assert "awp" in rows["--weights"].allowed
 

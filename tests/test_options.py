@@ -80,6 +80,10 @@ NUMBERS: dict[str, tuple[float, float, float | None, float | None]] = {
     "renew_every": (1, 10**9, 0, None),
     "min_mask": (0, 0.5, -1e-9, 1.001),
     "max_mask": (0.1, 1, -1e-9, 1.001),
+    "momentum_decay": (0, 3e38, -1, None),
+    "ramp_end": (1e-9, 1, 0, 1.1),
+    "sensitivity": (0, 3e38, -1, None),
+    "decay": (0, 1, -0.1, 1.1),
 }
 CHOICES = {
     "attack_bn": ("train", "eval"),
@@ -98,7 +102,7 @@ CHOICES = {
     "average_at": ("update", "epoch"),
 }
 SWITCHES = ("over_batch", "learned_start", "layerwise", "reg_ramp", "cure_squared")
-SWITCHES += ("average_warmup", "average_buffers", "keep_delta")
+SWITCHES += ("average_warmup", "average_buffers", "keep_delta", "follow_crops")
 SEVERAL = {
     "bn_passes": [("natural",), ("natural", "clean"), "natural,nan", (NAN,), 3, ()],
     "kd_weights": [(NAN, 1, 1), (-1, 1, 1), (INF, 1, 1), "0.3,x,1", (), (0.0, 0.0, 0.0), object()],

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from plugin_files import FOLDER, forgotten_after, load
+from plugin_files import EXAMPLE, forgotten_after, load
 from tiny import tiny_batch, tiny_model
 
 import fastadv
@@ -19,7 +19,6 @@ from fastadv.algorithms.recipe import Recipe
 from fastadv.errors import UserError
 from fastadv.run.presets import presets_for
 
-MART = FOLDER / "mart.py"
 SMALL = ("--width", 2, "--epochs", 1, "--limit", 128, "--test-limit", 40, "--steps", 1)
 
 Command = Callable[..., Any]
@@ -53,14 +52,16 @@ def half(tmp_path: Path) -> Path:
 
 
 def test_a_plugin_trains_and_resumes_through_the_command_line(fastadv_command: Command) -> None:
-    named = ("--plugin", MART)
-    done = fastadv_command("train", *named, "--method", "mart", *SMALL, "--beta", 2, "--out", "run")
+    named = ("--plugin", EXAMPLE)
+    done = fastadv_command(
+        "train", *named, "--method", "pairing", *SMALL, "--pairing", 2, "--out", "run"
+    )
     assert done.code == 0, done.err
-    assert "mart on digits" in done.out
+    assert "pairing on digits" in done.out
     config = Path("run/config.toml").read_text()
-    assert 'objective = "mart"' in config
-    assert "beta = 2.0" in config
-    assert str(MART) not in config  # a loaded file never names code that is run
+    assert 'objective = "pairing"' in config
+    assert "pairing = 2.0" in config
+    assert str(EXAMPLE) not in config  # a loaded file never names code that is run
     done = fastadv_command("evaluate", "run", *named, "--attacks", "clean", "--limit", 10)
     assert done.code == 0, done.err
 
@@ -98,11 +99,11 @@ def test_a_plugin_that_was_edited_since_is_reported(fastadv_command: Command, ha
 
 
 def test_methods_explains_a_plugins_method(fastadv_command: Command) -> None:
-    done = fastadv_command("methods", "--plugin", MART, "mart")
+    done = fastadv_command("methods", "--plugin", EXAMPLE, "pairing")
     assert done.code == 0, done.err
-    for words in ("Wang et al. 2020", "misclassified examples weigh more", "beta", "2 training"):
+    for words in ("Kannan et al. 2018", "held together", "pairing", "2 training"):
         assert words in done.out
-    assert "mart" in fastadv_command("methods", "--plugin", MART).out
+    assert "pairing" in fastadv_command("methods", "--plugin", EXAMPLE).out
 
 
 def test_help_lists_a_plugins_options(fastadv_command: Command, half: Path) -> None:
@@ -179,11 +180,11 @@ def installed(monkeypatch: pytest.MonkeyPatch, **plugins: Callable[[], Any]) -> 
 def test_installed_plugins_are_found(
     monkeypatch: pytest.MonkeyPatch, fastadv_command: Command
 ) -> None:
-    installed(monkeypatch, mart=lambda: load("mart"))
-    assert "mart" in fastadv.methods()
-    done = fastadv_command("methods", "mart")
+    installed(monkeypatch, pairing=load)
+    assert "pairing" in fastadv.methods()
+    done = fastadv_command("methods", "pairing")
     assert done.code == 0, done.err
-    assert "Wang et al. 2020" in done.out
+    assert "Kannan et al. 2018" in done.out
 
 
 def test_an_installed_plugin_that_fails_is_left_out_with_a_warning(
@@ -192,18 +193,18 @@ def test_an_installed_plugin_that_fails_is_left_out_with_a_warning(
     def broken() -> None:
         raise ImportError("no module named 'absent'")
 
-    installed(monkeypatch, broken=broken, mart=lambda: load("mart"))
+    installed(monkeypatch, broken=broken, pairing=load)
     with pytest.warns(UserWarning, match="The installed plugin 'broken' failed and is left out"):
         names = fastadv.methods()
-    assert {"pgd", "mart"} <= set(names)
+    assert {"pgd", "pairing"} <= set(names)
 
 
 def test_a_part_itself_in_place_of_its_name() -> None:
-    mart = load("mart")
+    example = load()
     x, y, index, _ = tiny_batch()
     models = [tiny_model(), tiny_model()]
     losses = []
-    ways = ({"objective": mart.Mart(beta=3.0)}, {"objective": "mart", "beta": 3.0})
+    ways = ({"objective": example.Pairing(pairing=3.0)}, {"objective": "pairing", "pairing": 3.0})
     for model, options in zip(models, ways, strict=True):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         step = fastadv.step(model, optimizer, "pgd", eps=0.1, steps=2, mode="eager", **options)
@@ -229,20 +230,20 @@ def test_a_class_that_is_not_registered_serves_as_a_part() -> None:
 
 
 def test_registering_twice_is_allowed_for_the_same_part_only() -> None:
-    load("mart")
-    part = PARTS["objective"]["mart"]
-    assert fastadv.register("mart")(part) is part
-    with pytest.raises(UserError, match="The objective 'mart' exists already"):
-        fastadv.register("mart")(type("Other", (fastadv.Objective,), {}))
-    with pytest.raises(UserError, match="The method 'mart' exists already"):
-        fastadv.register_recipe("mart", Recipe("another", "a test"))
+    load()
+    part = PARTS["objective"]["pairing"]
+    assert fastadv.register("pairing")(part) is part
+    with pytest.raises(UserError, match="The objective 'pairing' exists already"):
+        fastadv.register("pairing")(type("Other", (fastadv.Objective,), {}))
+    with pytest.raises(UserError, match="The method 'pairing' exists already"):
+        fastadv.register_recipe("pairing", Recipe("another", "a test"))
 
 
 def test_a_part_is_found_wherever_its_tensors_are_kept_alive() -> None:
     """A recording keeps the tensors of parts from elsewhere, too."""
     from fastadv.training.recording import held_tensors
 
-    part = load("eps_ramp").EpsRamp()
+    part = load().Pairing()
     part.share = torch.zeros(())
     assert any(tensor is part.share for tensor in held_tensors([part], set()))
 
@@ -274,13 +275,13 @@ def test_a_part_that_was_refused_can_be_passed_again() -> None:
 
 def test_a_part_that_is_passed_shares_its_options_by_name() -> None:
     """NuAT's norm stands in the regularizer and in the attack's loss, with one weight."""
-    nuat = load("nuat")
+    norm, attack = PARTS["regularizer"]["nuclear"], PARTS["attack_loss"]["nuclear"]
     model = tiny_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    step = fastadv.step(model, optimizer, "nuat", regularizer=nuat.NuclearNorm(reg_weight=9.0))
+    step = fastadv.step(model, optimizer, "nuat", regularizer=norm(reg_weight=9.0))
     parts = (step.plan.regularizer, step.plan.attack_loss)
     assert [part.reg_weight for part in parts] == [9.0, 9.0]
-    both = {"regularizer": nuat.NuclearNorm(reg_weight=9.0), "attack_loss": nuat.NuclearAttack()}
+    both = {"regularizer": norm(reg_weight=9.0), "attack_loss": attack()}
     with pytest.raises(UserError, match=r"reg_weight is 4\.5 in one .* and 9\.0 in another"):
         fastadv.step(model, optimizer, "nuat", **both)
 

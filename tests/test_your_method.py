@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from plugin_files import FOLDER, forgotten_after
+from plugin_files import EXAMPLE, ROOT, forgotten_after
 from tiny import tiny_batch
 from torch import nn
 
@@ -19,7 +19,7 @@ from fastadv.algorithms import contract
 from fastadv.algorithms.registry import BASES
 from fastadv.errors import UserError
 
-PAGE = (FOLDER.parents[1] / "docs" / "your-method.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "your-method.md").read_text(encoding="utf-8")
 SMALL = ("--width", 2, "--epochs", 1, "--limit", 128, "--test-limit", 40, "--steps", 1)
 
 
@@ -30,17 +30,17 @@ def block(name: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def mart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def pairing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The page's file in a folder of its own, from where it can be imported."""
-    file = tmp_path / "mart.py"
-    file.write_text(block("mart"))
+    file = tmp_path / "pairing.py"
+    file.write_text(block("pairing"))
     monkeypatch.syspath_prepend(tmp_path)
-    with forgotten_after("mart"):
+    with forgotten_after("pairing"):
         yield file
 
 
 def test_the_file_is_the_example() -> None:
-    assert block("mart") == (FOLDER / "mart.py").read_text()
+    assert block("pairing") == EXAMPLE.read_text()
 
 
 def test_the_commands_run(fastadv_command: Callable[..., Any]) -> None:
@@ -55,10 +55,10 @@ def test_the_step_and_the_test_run(monkeypatch: pytest.MonkeyPatch) -> None:
     exec(compile(block("step"), "your-method.md", "exec"), {})
     exec(compile(block("test"), "your-method.md", "exec"), {})
     # The page's test can fail: with the cross entropy alone the weights are others.
-    from mart import Mart
+    from pairing import Pairing
 
     plain = lambda self, outputs, y, fit: fit(outputs.adversarial, y, outputs.context)  # noqa: E731
-    monkeypatch.setattr(Mart, "per_sample", plain)
+    monkeypatch.setattr(Pairing, "per_sample", plain)
     with pytest.raises(AssertionError):
         exec(compile(block("test"), "your-method.md", "exec"), {})
 
@@ -83,7 +83,7 @@ def test_the_hooks_of_the_page_exist() -> None:
 
 @pytest.mark.parametrize("path", re.findall(r"`((?:fastadv|tests)/[\w/.]+)`", PAGE))
 def test_the_files_of_the_page_exist(path: str) -> None:
-    assert (FOLDER.parents[1] / path).exists()
+    assert (ROOT / path).exists()
 
 
 class Segments(nn.Module):

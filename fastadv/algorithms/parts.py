@@ -35,7 +35,7 @@ from fastadv.algorithms.objectives.clean_subtracted import CleanSubtracted
 from fastadv.algorithms.objectives.gairat import Gairat
 from fastadv.algorithms.objectives.ikl import IKL
 from fastadv.algorithms.objectives.mart import Mart
-from fastadv.algorithms.objectives.natural import Natural
+from fastadv.algorithms.objectives.natural_ce import NaturalCE
 from fastadv.algorithms.objectives.rst import RST
 from fastadv.algorithms.objectives.trades import Trades
 from fastadv.algorithms.regularizers.advlc import AdvLC
@@ -107,7 +107,7 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "gairat": Gairat,
         "rst": RST,
         "mart": Mart,
-        "natural-ce": Natural,
+        "natural-ce": NaturalCE,
         "ikl": IKL,
     },
     "target": {

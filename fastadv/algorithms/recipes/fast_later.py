@@ -95,9 +95,9 @@ def elle(code: str, weight: float) -> Published:
 
 FAST_LATER: Mapping[str, Recipe] = {
     "gat": Recipe(
-        "natural CE, squared change of the prediction",
+        "natural CE, squared change of p",
         "Sriramanan et al. 2020; val-iisc/GAMA-GAT, CIFAR10/GAT_cifar10.py",
-        note="the attack ascends the square also, in every second update",
+        note="p: the prediction; every second attack ascends the square also",
         adversary="fgsm-r",
         attack_loss="guided",
         start="bernoulli",
@@ -126,9 +126,9 @@ FAST_LATER: Mapping[str, Recipe] = {
         also=("guided adversarial training",),
     ),
     "nuat": Recipe(
-        "natural CE, nuclear norm of the logits' change",
+        "natural CE, nuclear norm of the change",
         "Sriramanan et al. 2021; val-iisc/NuAT, CIFAR10/NuAT_cifar10.py",
-        note="the attack ascends the norm also, in every second update",
+        note="of the logits; every second attack ascends the norm also",
         adversary="fgsm-r",
         attack_loss="nuclear",
         start="bernoulli",
@@ -260,7 +260,7 @@ FAST_LATER: Mapping[str, Recipe] = {
         also=("epsilon-warmup",),
     ),
     "random-eps": Recipe(
-        "FGSM, another random radius for each image",
+        "FGSM, a random radius for each image",
         "Kurakin et al. 2017, Sec. 3; wanglouis49/pytorch-adversarial_box, train.py",
         note="half-normal radii up to eps; Kurakin et al. attack half of each batch, and towards "
         "the least likely class",

@@ -5,7 +5,7 @@ from torch import Tensor
 from fastadv.algorithms.contract import Fit, Objective, Outputs, required
 
 
-class Natural(Objective):
+class NaturalCE(Objective):
     """fit(f(x), y).
 
     The published code of GAT and NuAT forwards x before the attack, in training mode, and after it
