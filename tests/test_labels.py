@@ -399,6 +399,10 @@ READ_CLASSES = [
     ("pgd", {"regularizer": "advlc", "kind": "kl"}),
     ("pgd", {"regularizer": "logitalign"}),
     ("pgd", {"regularizer": "consistency"}),
+    ("pgd", {"regularizer": "guided"}),
+    ("pgd", {"regularizer": "nuclear"}),
+    ("pgd", {"attack_loss": "guided"}),
+    ("pgd", {"attack_loss": "nuclear"}),
 ]
 READ_THE_LOSS = [
     ("pgd", {"regularizer": "advlc"}),
@@ -406,6 +410,7 @@ READ_THE_LOSS = [
     ("pgd", {"regularizer": "cure"}),
     ("pgd", {"regularizer": "gradalign"}),
     ("standard", {"regularizer": "igr"}),
+    ("pgd", {"regularizer": "elle"}),
 ]
 
 
