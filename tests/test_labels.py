@@ -399,6 +399,12 @@ READ_CLASSES = [
     ("pgd", {"regularizer": "advlc", "kind": "kl"}),
     ("pgd", {"regularizer": "logitalign"}),
     ("pgd", {"regularizer": "consistency"}),
+    ("pgd", {"regularizer": "guided"}),
+    ("pgd", {"regularizer": "nuclear"}),
+    ("pgd", {"attack_loss": "guided"}),
+    ("pgd", {"attack_loss": "nuclear"}),
+    ("fast", {"adversary": "liet"}),
+    ("pgd", {"objective": "ikl"}),
 ]
 READ_THE_LOSS = [
     ("pgd", {"regularizer": "advlc"}),
@@ -406,6 +412,7 @@ READ_THE_LOSS = [
     ("pgd", {"regularizer": "cure"}),
     ("pgd", {"regularizer": "gradalign"}),
     ("standard", {"regularizer": "igr"}),
+    ("pgd", {"regularizer": "elle"}),
 ]
 
 
@@ -417,7 +424,8 @@ BOTH = [
     (*case, labels)
     for case in READ_CLASSES + READ_THE_LOSS
     for labels in (y, mixup())
-    if labels.ndim == 1 or case[1].get("objective") != "gairat"
+    if labels.ndim == 1
+    or not {"gairat", "ikl", "liet"} & {str(value) for value in case[1].values()}
 ]
 
 
@@ -430,7 +438,7 @@ def test_the_cross_entropy_as_a_criterion_changes_nothing(
     for model, own in zip(models, ({}, {"criterion": of_classes}), strict=True):
         step = step_of(model, method, **options, **own)
         for _ in range(2):
-            step(x, labels, None, second=second)
+            step(x, labels, second=second)
     assert_same(*models)
 
 
@@ -547,6 +555,12 @@ def test_a_criterion_replaces_no_target(target: str) -> None:
     model = tiny_model()
     with pytest.raises(UserError, match="would replace the target"):
         fastadv.step(model, sgd(model), "pgd", criterion=several, target=target)
+
+
+def test_an_objective_with_a_loss_of_its_own_is_refused_beside_a_criterion() -> None:
+    model = tiny_model()
+    with pytest.raises(UserError, match="not by the loss of a target"):
+        fastadv.step(model, sgd(model), "pgd", criterion=of_classes, objective="mart")
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -23,10 +23,12 @@ class LabelLoss:
         logits: Tensor,
         y: Tensor,
         context: Context,
-        reduction: Literal["mean", "sum"] = "mean",
+        reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> Tensor:
-        """The loss (0-dim) of ``logits`` (B,...) and the labels ``y``."""
+        """The loss of ``logits`` (B,...) and the labels ``y``, 0-dim; (B,) for "none"."""
         if self.target.labels == "classes":
             return functional.cross_entropy(logits, y, reduction=reduction)
         losses = fitted(self.target, logits, y, context)
+        if reduction == "none":
+            return losses
         return losses.mean() if reduction == "mean" else losses.sum()

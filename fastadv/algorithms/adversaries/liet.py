@@ -56,9 +56,10 @@ class LIET(Ascent):
                 f"{self.max_mask:g}."
             )
 
+    def requires(self) -> frozenset[str]:
+        return super().requires() | {"class_logits"}
+
     def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
-        if method.labels != "classes":
-            yield Conflict("target", "its starts are images of classes.")
         if method.sample_state:
             yield Conflict(
                 "this method",

@@ -1,12 +1,10 @@
 """GAT's attack: the cross entropy and the change of the prediction (Sriramanan et al., 2020)."""
 
-from collections.abc import Iterable
-
 from torch import Tensor
 from torch.nn import functional
 
 from fastadv.algorithms.attack_losses.every_second import EverySecond
-from fastadv.algorithms.contract import Capabilities, Conflict, Context, Fit, required
+from fastadv.algorithms.contract import Context, Fit, required
 from fastadv.algorithms.guidance import LateWeight, change
 
 
@@ -19,11 +17,7 @@ class GuidedAttack(LateWeight, EverySecond):
     """
 
     def requires(self) -> frozenset[str]:
-        return frozenset({"natural_logits_first"})
-
-    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
-        if method.labels != "classes":
-            yield Conflict("target", "its cross entropy needs classes.")
+        return frozenset({"natural_logits_first", "class_logits"})
 
     def per_sample(self, logits: Tensor, y: Tensor, context: Context, fit: Fit) -> Tensor:
         moved = change(logits, required(context.natural_logits_first))

@@ -1,12 +1,10 @@
 """NuAT's attack: the cross entropy and the nuclear norm (Sriramanan et al., 2021)."""
 
-from collections.abc import Iterable
-
 from torch import Tensor
 from torch.nn import functional
 
 from fastadv.algorithms.attack_losses.every_second import EverySecond
-from fastadv.algorithms.contract import Capabilities, Conflict, Context, Fit, required
+from fastadv.algorithms.contract import Context, Fit, required
 from fastadv.algorithms.nuclear_norm import RisingWeight, nuclear
 
 
@@ -18,11 +16,7 @@ class NuclearAttack(RisingWeight, EverySecond):
     """
 
     def requires(self) -> frozenset[str]:
-        return frozenset({"natural_logits_first"})
-
-    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
-        if method.labels != "classes":
-            yield Conflict("target", "its cross entropy needs classes.")
+        return frozenset({"natural_logits_first", "class_logits"})
 
     def mean(self, logits: Tensor, y: Tensor, context: Context, fit: Fit) -> Tensor:
         norm = nuclear(logits - required(context.natural_logits_first))

@@ -40,9 +40,9 @@ class LossOfLabel(Protocol):
         logits: Tensor,
         y: Tensor,
         context: Context,
-        reduction: Literal["mean", "sum"] = "mean",
+        reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> Tensor:
-        """The loss of the batch (0-dim) at ``logits`` (B,classes)."""
+        """The loss at ``logits`` (B,classes): of the batch (0-dim), or of each sample (B,)."""
 
 
 class Begins(Protocol):

@@ -51,15 +51,13 @@ class IKL(Objective):
     sums: Tensor = field(init=False, repr=False)
 
     def requires(self) -> frozenset[str]:
-        return frozenset({"natural_logits_train"})
+        return frozenset({"natural_logits_train", "class_logits"})
 
     def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
         if not method.attacks:
             yield Conflict(
                 "adversary", "IKL compares f(x') with f(x), which are the same without an attack."
             )
-        if method.labels != "classes":
-            yield Conflict("target", "its weights are those of classes.")
 
     def bn_updates(self) -> tuple[str, ...]:
         """See ``OrdersBatchNorm``."""

@@ -31,7 +31,10 @@ class Mart(Objective):
         if not method.attacks:
             yield Conflict("adversary", "without an attack x' = x and MART's KL is identically 0.")
         if method.labels != "classes":
-            yield Conflict("target", "its KL compares predictions of classes.")
+            yield Conflict(
+                "target",
+                "it fits f(x') by a cross entropy of its own, not by the loss of a target.",
+            )
 
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
         p, p_adv = required(outputs.natural).softmax(1), outputs.adversarial.softmax(1)

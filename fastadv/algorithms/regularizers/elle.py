@@ -1,19 +1,17 @@
 """ELLE and ELLE-A: errors of the local linearity of the loss (Abad Rocamora et al., 2024)."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fastadv.algorithms.contract import (
     TRAINING,
     Adversarial,
     Batch,
     Capabilities,
-    Conflict,
     Outcome,
     Outputs,
     Pass,
@@ -28,7 +26,8 @@ FIRST, SECOND, BETWEEN = map(noise_stream, ("elle.first", "elle.second", "elle.b
 
 
 class Elle(Regularizer):
-    """mean_i (L(x_c) - (1-t) L(x_a) - t L(x_b))^2, x_c = (1-t) x_a + t x_b, L the cross entropy.
+    """mean_i (L(x_c) - (1-t) L(x_a) - t L(x_b))^2, x_c = (1-t) x_a + t x_b, L the cross entropy
+    or the user's own loss.
 
     x_a and x_b are x + U(+-eps), not clipped to the box, also in an L2 ball; t is uniform in [0,1)
     per sample. The 3B images are one batch for BatchNorm, in training mode (LIONS-EPFL/ELLE,
@@ -41,10 +40,6 @@ class Elle(Regularizer):
     on_data: ClassVar[Mapping[str, Mapping[str, Any]]] = {"digits": {"reg_weight": 100.0}}
 
     reg_weight: NonNegative = option(1000.0, "weight of the error of the local linearity")
-
-    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
-        if method.labels != "classes":
-            yield Conflict("target", "its loss is the cross entropy of a class.")
 
     def extra_passes(self, method: Capabilities) -> Counter[Pass]:
         return Counter({Pass(TRAINING, "train"): 3})
@@ -59,7 +54,7 @@ class Elle(Regularizer):
         t = (self.uniform(batch, BETWEEN, (1,)) + 1) / 2
         c = torch.lerp(a, b, t[:, :, None, None])
         logits = self.net.logits(torch.cat([a, b, c]))
-        losses = functional.cross_entropy(logits, torch.cat([batch.y] * 3), reduction="none")
+        losses = self.setup.label_loss(logits, torch.cat([batch.y] * 3), outputs.context, "none")
         at_a, at_b, at_c = losses.chunk(3)
         return (at_c - torch.lerp(at_a, at_b, t.squeeze(1).to(losses.dtype))).square().mean()
 

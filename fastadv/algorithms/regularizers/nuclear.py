@@ -23,13 +23,11 @@ class NuclearNorm(RisingWeight, Regularizer):
     """
 
     def requires(self) -> frozenset[str]:
-        return frozenset({"natural_logits_train"})
+        return frozenset({"natural_logits_train", "class_logits"})
 
     def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
         if not method.attacks:
             yield Conflict("adversary", "without an attack x' = x and the norm is identically 0.")
-        if method.labels != "classes":
-            yield Conflict("target", "it compares logits of classes.")
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
         return nuclear(outputs.adversarial - required(outputs.natural))
