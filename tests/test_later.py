@@ -103,9 +103,11 @@ def test_elle() -> None:
 
 def test_elle_a() -> None:
     model, data = tiny_model(4), batches(8)
-    options = {"sensitivity": 0.3, "decay": 0.9}
-    step = trained("elle-a", data, weights=4, reg_weight=5.0, **options)
-    weights = formulas.elle(model, data, STREAMS, 5.0, **options)
+    chosen = (0.3, 0.9)
+    step = trained(
+        "elle-a", data, weights=4, reg_weight=5.0, reg_sensitivity=chosen[0], reg_decay=chosen[1]
+    )
+    weights = formulas.elle(model, data, STREAMS, 5.0, *chosen)
     assert {0.0, 5.0, 4.5} <= set(weights)  # not yet, after a jump, after none
     assert_same(step.model, model)
 

@@ -82,12 +82,13 @@ NUMBERS: dict[str, tuple[float, float, float | None, float | None]] = {
     "max_mask": (0.1, 1, -1e-9, 1.001),
     "momentum_decay": (0, 3e38, -1, None),
     "ramp_end": (1e-9, 1, 0, 1.1),
-    "sensitivity": (0, 3e38, -1, None),
-    "decay": (0, 1, -0.1, 1.1),
+    "reg_sensitivity": (0, 3e38, -1, None),
+    "reg_decay": (0, 1, -0.1, 1.1),
 }
 CHOICES = {
     "attack_bn": ("train", "eval"),
     "box": ("image", "delta"),
+    "edge_gradient": ("whole", "half", "none"),
     "l2_form": ("robust-overfitting", "trades"),
     "step_size_schedule": ("triangular", "constant"),
     "block_noise_at": ("conv1", "input"),
@@ -286,7 +287,15 @@ def test_every_number_of_a_run_is_covered() -> None:
     plain |= {"cycle_momentum", "decay_norms"}
     choices = {"shortcut", "stem", "amp_dtype", "attack_dtype", "mode", "augmentation", "loader"}
     choices |= {"select", "fused_norm", "optimizer"}
-    texts = {"model", "unlabelled", "data_root", "select_attack", "test_attacks", "device"}
+    texts = {
+        "variant",
+        "model",
+        "unlabelled",
+        "data_root",
+        "select_attack",
+        "test_attacks",
+        "device",
+    }
     assert set(setting_types()) == {*BAD_SETTINGS, *plain, *choices, *texts}
     for name in choices:
         with pytest.raises(UserError, match=name.replace("_", "-")):

@@ -63,13 +63,15 @@ class ElleA(Elle):
     """ELLE's term with a weight that is 0 until local linearity is lost.
 
     The weight becomes ``reg_weight`` after an update whose term is above the mean of all terms
-    before by ``sensitivity`` of their standard deviations, and ``decay`` times itself after any
+    before by ``reg_sensitivity`` of their standard deviations, and ``reg_decay`` times itself after any
     other. The first three terms are only collected.
     """
 
     reg_weight: NonNegative = option(4000.0, "weight of the error after it has jumped")
-    sensitivity: NonNegative = option(2.0, "jump, in standard deviations, that raises the weight")
-    decay: Share = option(0.99, "factor of the weight after an update without a jump")
+    reg_sensitivity: NonNegative = option(
+        2.0, "jump, in standard deviations, that raises the weight"
+    )
+    reg_decay: Share = option(0.99, "factor of the weight after an update without a jump")
 
     def refuses_accumulation(self) -> str:
         return "its weight follows the term of every call"
@@ -86,9 +88,9 @@ class ElleA(Elle):
 
     def after(self, outcome: Outcome, ok: Tensor) -> None:
         new, (count, mean, spread) = required(outcome.term).double(), self.history
-        usual = mean + self.sensitivity * (spread / count.clamp(min=1)).sqrt()
+        usual = mean + self.reg_sensitivity * (spread / count.clamp(min=1)).sqrt()
         jumped = (count > 2) & (new > usual)
-        weight = torch.where(jumped, super().weight(), self.decay * self.current)
+        weight = torch.where(jumped, super().weight(), self.reg_decay * self.current)
         self.current.copy_(torch.where(ok, weight, self.current))
         later = mean + (new - mean) / (count + 1)
         history = torch.stack([count + 1, later, spread + (new - mean) * (new - later)])
