@@ -18,7 +18,7 @@ from fastadv.algorithms.recipes.table import METHODS
 from fastadv.algorithms.resolution import resolve
 from fastadv.benchmark.specs import AT_WORK
 from fastadv.cli import explain
-from fastadv.engine.model.bn_momentum import DEFAULT_BN_UPDATES, once_each
+from fastadv.engine.model.bn_momentum import DEFAULT_BN_UPDATES
 
 BATCH = 6
 SHORTER = {"steps": 3, "replays": 2, "weight_steps": 2, "pad": PAD}
@@ -99,7 +99,7 @@ def counted_in_an_update(method: str, **options: Any) -> tuple[Counter, Counter]
     seen["forward", "eval"] -= 3 * Fraction(2, BATCH)
     repeated = step.plan.bn_updates
     if repeated != DEFAULT_BN_UPDATES:
-        probed = len(once_each(repeated)) + len(repeated)
+        probed = len(DEFAULT_BN_UPDATES) + len(repeated)
         seen["forward", "train"] -= probed * Fraction(2, BATCH)
     # LIET's pass over one image per class, in every 20th update, is no pass over a batch.
     classes = Fraction(len(step.state.get("label_information", ())), BATCH)

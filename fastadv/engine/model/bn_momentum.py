@@ -38,11 +38,6 @@ def equivalent_momenta(bn_updates: Sequence[str], momentum: float) -> dict[str, 
     return {NATURAL: share[NATURAL] / left if left else 0.0, ADVERSARIAL: share[ADVERSARIAL]}
 
 
-def once_each(bn_updates: Sequence[str]) -> tuple[str, ...]:
-    """One pass of each kind in ``bn_updates``, in the order of ``DEFAULT_BN_UPDATES``."""
-    return tuple(which for which in DEFAULT_BN_UPDATES if which in bn_updates)
-
-
 class Network(Protocol):
     """The attributes of the network (``network.py``) that are used here."""
 
@@ -160,7 +155,7 @@ class BatchNormMomenta:
         x = x.to(weight.dtype)
         try:
             with self._net.in_own_dtype():
-                before, once = self._left(x, ()), self._left(x, once_each(bn_updates), bn_updates)
+                before, once = self._left(x, ()), self._left(x, DEFAULT_BN_UPDATES, bn_updates)
                 return moved_alike(before, once, self._left(x, bn_updates))
         except Exception:  # a model that fails here takes the slower, safe way
             return False
