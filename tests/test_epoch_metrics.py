@@ -167,3 +167,14 @@ def test_a_rising_weight_is_reported_and_a_constant_one_is_not(tmp_path: Path) -
 
 def test_most_parts_report_nothing(tmp_path: Path) -> None:
     assert not any("/" in name for name in trained(tmp_path / "run")[0])
+
+
+def test_a_weight_that_a_part_sets_by_itself_is_reported(tmp_path: Path) -> None:
+    """That of ELLE-A, which is in the state of the checkpoint."""
+    options = {"regularizer": "elle-a", "sensitivity": 0.0}
+    # Of weights that stay, so that the terms rise and fall.
+    found = trained(tmp_path / "run", epochs=4, lr=0.0, options=options)
+    step = checkpoint.load(tmp_path / "run" / "last.pt")["step"]
+    weight = next(value for name, value in _leaves(step) if name == "elle_weight")
+    assert found[-1]["regularizer/weight"] == float(weight) > 0
+    assert found[0]["regularizer/weight"] == 0  # the first three terms are only collected
