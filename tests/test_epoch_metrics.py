@@ -171,13 +171,9 @@ def test_most_parts_report_nothing(tmp_path: Path) -> None:
 
 def test_a_weight_that_a_part_sets_by_itself_is_reported(tmp_path: Path) -> None:
     """That of ELLE-A, which is in the state of the checkpoint."""
-    options = {"regularizer": "elle-a", "sensitivity": 0.0}
-<<<<<<< HEAD
-    found = trained(tmp_path / "run", epochs=4, options=options)
-=======
+    options = {"regularizer": "elle-a", "reg_sensitivity": 0.0}
     # Of weights that stay, so that the terms rise and fall.
     found = trained(tmp_path / "run", epochs=4, lr=0.0, options=options)
->>>>>>> work-run
     step = checkpoint.load(tmp_path / "run" / "last.pt")["step"]
     weight = next(value for name, value in _leaves(step) if name == "elle_weight")
     assert found[-1]["regularizer/weight"] == float(weight) > 0

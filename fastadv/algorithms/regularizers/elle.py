@@ -63,8 +63,8 @@ class ElleA(Elle):
     """ELLE's term with a weight that is 0 until local linearity is lost.
 
     The weight becomes ``reg_weight`` after an update whose term is above the mean of all terms
-    before by ``reg_sensitivity`` of their standard deviations, and ``reg_decay`` times itself after any
-    other. The first three terms are only collected.
+    before by ``reg_sensitivity`` of their standard deviations, and ``reg_decay`` times itself after
+    any other. The first three terms are only collected.
     """
 
     reg_weight: NonNegative = option(4000.0, "weight of the error after it has jumped")
