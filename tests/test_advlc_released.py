@@ -15,6 +15,7 @@ from torch.nn import functional
 from fastadv.algorithms.resolution import resolve
 from fastadv.engine import noise
 from fastadv.engine.noise import Stream
+from fastadv.errors import UserError
 from fastadv.threat import Threat
 
 ROWS = ("fgsm-n", "pgd-zero", "advlc", "advlc-swa", "fgsm-n-advlc", "fgsm-n-advlc-swa")
@@ -163,3 +164,11 @@ def test_a_targeted_attack_begins_down_the_gradient() -> None:
     x_adv = (x + (moved - EPS * found.sign()).clamp(-EPS, EPS)).clamp(0, 1)
     descend(sgd(models[1]), functional.cross_entropy(models[1](x_adv), y))
     assert_same(*models)
+
+
+def test_an_update_of_several_calls_is_refused() -> None:
+    """The start is as far away as the gradient of a mean over a call is long."""
+    x, y, index, _ = tiny_batch()
+    step = tiny_step(tiny_model(), "fgsm-n", variant="advlc")
+    with pytest.raises(UserError, match="the gradient of the mean loss of a call"):
+        step(x, y, index, update=False)

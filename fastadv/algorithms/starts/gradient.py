@@ -18,7 +18,8 @@ from fastadv.engine.gradient import input_gradient, leaf
 
 
 class Gradient(Begun):
-    """x0 = x + g, g = grad CE at the centre x of the ball, of the mean over the batch.
+    """x0 = x + g, g = grad CE at the centre x of the ball, of the mean over the images of a
+    call in one process.
 
     In TreeLLi/Combating-RO-AdvLC (src/utils/train.py) the gradient of the clean pass, meant for the
     first step, is passed in the place of the initial perturbation. So the attack takes its first
@@ -40,6 +41,9 @@ class Gradient(Begun):
 
     def requires(self) -> frozenset[str]:
         return frozenset({"class_logits"})
+
+    def refuses_accumulation(self) -> str | None:
+        return "an attack begins as far away as the gradient of the mean loss of a call is long"
 
     def extra_passes(self, method: Capabilities) -> Counter[Pass]:
         return Counter({Pass(INPUT_GRADIENT, method.attack_bn): 1})
