@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 from torch import Tensor
-from torch.nn import functional
 
 from fastadv.algorithms.attack_losses.every_second import EverySecond
 from fastadv.algorithms.contract import Capabilities, Conflict, Context, Fit, required
@@ -11,8 +10,8 @@ from fastadv.algorithms.guidance import LateWeight, change
 
 
 class GuidedAttack(LateWeight, EverySecond):
-    """CE(f(x'), y) + weight |softmax f(x') - softmax f(x)|_2^2; the square only in every second
-    update, as the published code and the paper (Sec. 5) say.
+    """fit(f(x'), y) + weight |softmax f(x') - softmax f(x)|_2^2; the square only in every second
+    update, as in the published code.
 
     f(x) is in BatchNorm's training mode, a pass before the attack that moves the running
     statistics.
@@ -23,9 +22,8 @@ class GuidedAttack(LateWeight, EverySecond):
 
     def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
         if method.labels != "classes":
-            yield Conflict("target", "its cross entropy needs classes.")
+            yield Conflict("target", "its square compares predictions of classes.")
 
     def per_sample(self, logits: Tensor, y: Tensor, context: Context, fit: Fit) -> Tensor:
         moved = change(logits, required(context.natural_logits_first))
-        losses = functional.cross_entropy(logits, y, reduction="none")
-        return losses + self.on * self.weight() * moved
+        return fit(logits, y, context) + self.on * self.weight() * moved
