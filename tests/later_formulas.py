@@ -84,8 +84,10 @@ def guided(
     weight_in: Callable[[int], float],
     per_epoch: int,
     attack_bn: str = "eval",
+    fit: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
 ) -> list[float]:
-    """GAT and NuAT: ``weight_in`` of an epoch. Returns the weights of the updates."""
+    """GAT and NuAT: ``weight_in`` of an epoch; ``fit`` is the loss of the label, also in the
+    attack. Returns the weights of the updates."""
     optimizer, weights = sgd(model), []
     for update, (x, y, index) in enumerate(batches):
         weight = weight_in(update // per_epoch)
@@ -99,13 +101,13 @@ def guided(
 
         def attacked(z: Tensor, second=second, y=y, natural=natural, weight=weight) -> Tensor:
             logits = model(z)
-            ce = functional.cross_entropy(logits, y)
-            return ce + weight * distance(logits, natural) if second else ce
+            loss = fit(logits, y)
+            return loss + weight * distance(logits, natural) if second else loss
 
         x_adv = boxed(start + EPS * gradient(attacked, start).sign(), x)
         model.train()
         adversarial, natural = model(x_adv), model(x)
-        loss = functional.cross_entropy(natural, y) + weight * distance(adversarial, natural)
+        loss = fit(natural, y) + weight * distance(adversarial, natural)
         descend(optimizer, loss)
     return weights
 

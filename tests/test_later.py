@@ -19,6 +19,7 @@ from tiny import EPS, assert_same, tiny_batch, tiny_model, tiny_step
 from tiny_capture import capture
 from tiny_staged import PAD, view_of
 from torch import distributed, nn
+from torch.nn import functional
 from two_processes import in_two_processes
 
 import fastadv
@@ -79,6 +80,24 @@ def test_gat() -> None:
     weight = lambda epoch: 12.0 if epoch == 7 else 3.0  # noqa: E731
     weights = formulas.guided(model, data, SIGNS, formulas.change, weight, 2)
     assert weights[-3:] == [3.0, 12.0, 12.0]
+    assert_same(step.model, model)
+
+
+@pytest.mark.parametrize(
+    ("method", "distance", "at_last"), [("gat", formulas.change, 10), ("nuat", formulas.nuclear, 4)]
+)
+def test_the_rows_of_fastat_attack_the_smoothed_loss(
+    method: str, distance: Any, at_last: float
+) -> None:
+    """Its smoothing spreads over all four classes; NuAT's weight rises to the end of the run."""
+    model, data = tiny_model(), batches(6)
+    times = {"total_steps": 8, "steps_per_epoch": 2}
+    step = trained(method, data, variant="fastat", averaging="none", **times)
+    fit = lambda z, y: functional.cross_entropy(z, y, label_smoothing=0.4)  # noqa: E731
+    weight = lambda epoch: at_last * (epoch / 4 if method == "nuat" else 1)  # noqa: E731
+    bn = step.plan.options["attack_bn"]
+    assert bn == {"gat": "eval", "nuat": "train"}[method]
+    formulas.guided(model, data, SIGNS, distance, weight, 2, bn, fit)
     assert_same(step.model, model)
 
 

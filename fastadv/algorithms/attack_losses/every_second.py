@@ -6,7 +6,7 @@ from fastadv.algorithms.contract import AttackLoss, Setup
 
 
 class EverySecond(AttackLoss):
-    """The cross entropy, plus a term in the second, fourth, ... update of each epoch.
+    """The target's loss, plus a term in the second, fourth, ... update of each epoch.
 
     ``on`` (0-dim) is 1 in these and 0 in the others. Without ``steps_per_epoch`` updates are
     counted from the first of the run.

@@ -1,7 +1,6 @@
 """GAT's attack: the cross entropy and the change of the prediction (Sriramanan et al., 2020)."""
 
 from torch import Tensor
-from torch.nn import functional
 
 from fastadv.algorithms.attack_losses.every_second import EverySecond
 from fastadv.algorithms.contract import Context, Fit, required
@@ -9,8 +8,8 @@ from fastadv.algorithms.guidance import LateWeight, change
 
 
 class GuidedAttack(LateWeight, EverySecond):
-    """CE(f(x'), y) + weight |softmax f(x') - softmax f(x)|_2^2; the square only in every second
-    update, as the published code and the paper (Sec. 5) say.
+    """fit(f(x'), y) + weight |softmax f(x') - softmax f(x)|_2^2; the square only in every second
+    update, as in the published code.
 
     f(x) is in BatchNorm's training mode, a pass before the attack that moves the running
     statistics.
@@ -21,5 +20,4 @@ class GuidedAttack(LateWeight, EverySecond):
 
     def per_sample(self, logits: Tensor, y: Tensor, context: Context, fit: Fit) -> Tensor:
         moved = change(logits, required(context.natural_logits_first))
-        losses = functional.cross_entropy(logits, y, reduction="none")
-        return losses + self.on * self.weight() * moved
+        return fit(logits, y, context) + self.on * self.weight() * moved

@@ -1,7 +1,6 @@
 """NuAT's attack: the cross entropy and the nuclear norm (Sriramanan et al., 2021)."""
 
 from torch import Tensor
-from torch.nn import functional
 
 from fastadv.algorithms.attack_losses.every_second import EverySecond
 from fastadv.algorithms.contract import Context, Fit, required
@@ -9,9 +8,9 @@ from fastadv.algorithms.nuclear_norm import RisingWeight, nuclear
 
 
 class NuclearAttack(RisingWeight, EverySecond):
-    """CE(f(x'), y) + weight |f(x') - f(x)|_* / B; the norm only in every second update.
+    """fit(f(x'), y) + weight |f(x') - f(x)|_* / B; the norm only in every second update.
 
-    The paper (Sec. 4) has the norm in every update, the published code in every second. f(x) is in
+    The paper's formula has the norm in every update, the published code in every second. f(x) is in
     BatchNorm's training mode, a pass before the attack that moves the running statistics.
     """
 
@@ -20,4 +19,4 @@ class NuclearAttack(RisingWeight, EverySecond):
 
     def mean(self, logits: Tensor, y: Tensor, context: Context, fit: Fit) -> Tensor:
         norm = nuclear(logits - required(context.natural_logits_first))
-        return functional.cross_entropy(logits, y) + self.on * self.weight() * norm
+        return fit(logits, y, context).mean() + self.on * self.weight() * norm

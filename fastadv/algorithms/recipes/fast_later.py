@@ -1,24 +1,26 @@
 """Recipes that attack with one gradient, published after F+FGSM: GAT, NuAT, FGSM-PGI, ELLE, and two
 ways to vary the radius.
 
-Accuracies from FastAT_Benchmark are those of its own settings: 100 epochs, one cycle of the
-learning rate, label smoothing, averaged weights.
+Their variants "fastat" are the rows of FastAT_Benchmark (``averaged.py``).
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fastadv.algorithms.publication import UNSTATED, Published
-from fastadv.algorithms.recipe import CYCLIC, OnData, Recipe
+from fastadv.algorithms.recipe import CYCLIC, OnData, Recipe, Variant
+from fastadv.algorithms.recipes import averaged
+from fastadv.algorithms.recipes.publications import with_more
 from fastadv.algorithms.starting_words import IMAGE, UNIFORM
 
-FASTAT = "(FastAT_Benchmark, mean of 3 seeds: ResNet-18, CIFAR-10)"
 EIGHT = 8 / 255
 
 # The training of GAT and NuAT: 49,000 images in batches of 64.
 SRIRAMANAN: dict[str, Any] = {"model": "resnet18", "epochs": 100, "batch_size": 64, "lr": 0.1}
 SRIRAMANAN |= {"weight_decay": 5e-4, "padding": "constant", "normalize": False}
 PLAIN: dict[str, Any] = {"padding": "constant", "normalize": False}
+MEP_START = "the stored perturbation, not clipped to [0,1]; at first 8/255 times random signs"
 CORNER = "x + 4/255 times a random sign, clipped to the box"
 
 # jiaxiaojunQAQ/FGSM-PGI: MultiStepLR, stepped with each update.
@@ -37,7 +39,7 @@ PGI_CODE = Published(
     steps=1,
     alpha=EIGHT,
     attack_bn="train",
-    start="the stored perturbation; at first 8/255 times a random sign; not clipped to the box",
+    start=MEP_START,
     drops=(100 / 110, 105 / 110),
     more={"smoothing": 0.4, "reg_weight": 10.0, "momentum_decay": 0.3, "reset_every": 40} | PLAIN,
 )
@@ -93,6 +95,25 @@ def elle(code: str, weight: float) -> Published:
     )
 
 
+def fastat(note: str, file: str, reported: str, more: Mapping[str, Any], **changes: Any) -> Variant:
+    """The row of FastAT_Benchmark with the options ``more``, and the attack's loss of the recipe;
+    ``changes`` are the fields of ``Published`` that differ from its other rows."""
+    note = f"{note}; smoothed labels, averaged weights, 100 epochs"
+    row = averaged.row(note, f"fast_at/{file}.py", reported, options=more, **changes)
+    parts = {slot: name for slot, name in row.parts.items() if slot != "attack_loss"}
+    # The mode of BatchNorm has its own field.
+    stated = {name: value for name, value in more.items() if name != "attack_bn"}
+    found: Variant = replace(row, parts=parts, published=with_more(row.published, **stated))
+    return found
+
+
+def in_steps_of_fast(found: Variant) -> Variant:
+    """FastAT's ELLE steps as F+FGSM does, and projects to the box only."""
+    alpha = OnData(options={"alpha": 10 / 255}, where={"norm": "linf", "eps": EIGHT})
+    parts = {**found.parts, "adversary": "n-fgsm", "start": "uniform"}
+    return replace(found, parts=parts, on_data={**found.on_data, "cifar10": alpha})
+
+
 FAST_LATER: Mapping[str, Recipe] = {
     "gat": Recipe(
         "natural CE, squared change of p",
@@ -105,7 +126,6 @@ FAST_LATER: Mapping[str, Recipe] = {
         regularizer="guided",
         options={"attack_bn": "eval"},
         training=SRIRAMANAN | {"schedule": "multistep", "drops": (0.71, 0.86)},
-        reported=f"85.10 clean, 49.15 AutoAttack {FASTAT}",
         published=Published(
             "CIFAR10/GAT_cifar10.py",
             model="resnet18",
@@ -123,6 +143,21 @@ FAST_LATER: Mapping[str, Recipe] = {
             drops=(0.71, 0.86),
             more={"reg_weight": 10.0, "start_scale": 0.5} | PLAIN,
         ),
+        variant="gat",
+        variants={
+            "fastat": fastat(
+                "the attack follows the smoothed loss",
+                "gat",
+                "85.10 clean, 49.15 AutoAttack",
+                {"reg_weight": 10.0, "start_scale": 0.5},
+                attack_bn="eval",
+                start=CORNER,
+                departs={
+                    "updates": "in the first, third, ... update of each epoch its attack takes the "
+                    "softmax twice"
+                },
+            )
+        },
         also=("guided adversarial training",),
     ),
     "nuat": Recipe(
@@ -135,8 +170,7 @@ FAST_LATER: Mapping[str, Recipe] = {
         objective="natural-ce",
         regularizer="nuclear",
         options={"attack_bn": "eval"},
-        training=SRIRAMANAN | {"schedule": "triangular"},
-        reported=f"81.0 clean, 50.10 AutoAttack {FASTAT}",
+        training=SRIRAMANAN | {"schedule": "triangular", "peak": 0.4},
         published=Published(
             "CIFAR10/NuAT_cifar10.py",
             model="resnet18",
@@ -151,12 +185,22 @@ FAST_LATER: Mapping[str, Recipe] = {
             alpha=EIGHT,
             attack_bn="eval",
             start=CORNER,
-            more={"reg_weight": 4.5, "ramp_end": 0.9, "start_scale": 0.5} | PLAIN,
+            more={"reg_weight": 4.5, "ramp_end": 0.9, "start_scale": 0.5, "peak": 0.4} | PLAIN,
             departs={
                 "schedule": "up in 40 epochs, down to a fifth until epoch 80, divided by 10 after "
-                "epochs 85 and 90; here one triangle",
+                "epochs 85 and 90; here up in 40 and down to 0 in 60",
             },
         ),
+        variant="nuat",
+        variants={
+            "fastat": fastat(
+                "weight 4 at the end of the run, the attack in BatchNorm's training mode",
+                "nu_at",
+                "81.0 clean, 50.10 AutoAttack",
+                {"reg_weight": 4.0, "ramp_end": 1.0, "start_scale": 0.5, "attack_bn": "train"},
+                start=CORNER,
+            )
+        },
         also=("nu-at", "nuclear norm adversarial training"),
     ),
     "fgsm-mep": Recipe(
@@ -169,8 +213,18 @@ FAST_LATER: Mapping[str, Recipe] = {
         regularizer="start-and-end",
         options={"smoothing": 0.4},
         training=PGI,
-        reported=f"79.7 clean, 49.89 AutoAttack {FASTAT}",
         published=PGI_CODE,
+        variant="fgsm-pgi",
+        variants={
+            "fastat": fastat(
+                "a share of the label for all classes",
+                "fgsm_pgi",
+                "79.7 clean, 49.89 AutoAttack",
+                {"reg_weight": 10.0, "momentum_decay": 0.3, "reset_every": 40},
+                start=MEP_START,
+                departs={"box": "its gradient is that at the start clipped to [0,1]"},
+            )
+        },
         also=("fgsm-pgi", "pgi"),
     ),
     "fgsm-ep": Recipe(
@@ -205,8 +259,21 @@ FAST_LATER: Mapping[str, Recipe] = {
         regularizer="elle",
         training=ELLE,
         on_data=ELLE_ON_SVHN,
-        reported=f"77.78 clean, 32.46 AutoAttack at weight 1, one seed collapsed {FASTAT}",
         published=elle("scripts/run_elle_cifar10.sh", 1000.0),
+        variant="elle",
+        variants={
+            "fastat": in_steps_of_fast(
+                fastat(
+                    "weight 1, a step of 1.25 eps from a random start, not projected to the ball; "
+                    "one of three runs collapsed",
+                    "elle",
+                    "77.78 clean, 32.46 AutoAttack",
+                    {"reg_weight": 1.0},
+                    alpha=10 / 255,
+                    start=UNIFORM,
+                )
+            )
+        },
     ),
     "elle-a": Recipe(
         "FGSM, local linearity when it is lost",
@@ -261,26 +328,31 @@ FAST_LATER: Mapping[str, Recipe] = {
     ),
     "random-eps": Recipe(
         "FGSM, a random radius for each image",
-        "Kurakin et al. 2017, Sec. 3; wanglouis49/pytorch-adversarial_box, train.py",
+        "Kurakin et al. 2017, Sec. 3; wanglouis49/pytorch-adversarial_box, adversarialbox/train.py",
         note="half-normal radii up to eps; Kurakin et al. attack half of each batch, and towards "
         "the least likely class",
         adversary="random-eps",
         options={"attack_bn": "eval"},
+        on_data={"imagenet": OnData({"eps": 16 / 255})},
         published=Published(
-            "adversarialbox/train.py, FGSM_train_rnd",
-            model=UNSTATED,
-            data="cifar10",
+            "Kurakin et al. 2017, Sec. 3 and 4; adversarialbox/train.py, FGSM_train_rnd",
+            model="inception_v3",
+            data="imagenet",
             epochs=UNSTATED,
-            batch_size=UNSTATED,
+            batch_size=32,
             schedule=UNSTATED,
             lr=UNSTATED,
             weight_decay=UNSTATED,
-            eps=UNSTATED,
+            eps=16 / 255,
             steps=1,
             alpha=UNSTATED,
             attack_bn="eval",
             start=IMAGE,
             drops=UNSTATED,
+            departs={
+                "model": "Inception v3 is no model of fastadv: pass one to fastadv.step",
+                "batch_size": "32 per worker, of which 16 are attacked; here all images are",
+            },
         ),
     ),
 }
