@@ -86,6 +86,8 @@ def needed(name: str, usual: RunRequest, runs: Path) -> tuple[dict[str, Any], di
     if "teachers" in plan.options:
         teachers = [_trained(method, usual, runs) for method in ("standard", "pgd")]
         options["teachers"] = ",".join(teachers)
+    if "helper" in plan.options:
+        options["helper"] = _trained("standard", usual, runs)
     settings = _halves(usual, runs) if "unlabelled_half" in plan.needs else {}
     return settings, options
 

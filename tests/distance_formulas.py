@@ -128,3 +128,27 @@ def ikl(
             sums[label] += (natural[row].detach() / 2).softmax(0)
         descend(optimizer, total)
     return seen, sums
+
+
+def hat(
+    model: nn.Module, helper: nn.Module, batches: Batches, eps: float, steps: int, alpha: float
+) -> None:
+    optimizer = sgd(model)
+    for update, (x, y, index) in enumerate(batches):
+        model.eval()
+        drawn = kernels.noise_normal(index, tuple(x.shape[1:]), 0, update, 0, torch.float64)
+        x_adv, p = x + 0.001 * drawn, model(x).softmax(1).detach()
+        for _ in range(steps):
+            x_adv = x_adv.detach().requires_grad_()
+            loss = functional.kl_div(model(x_adv).log_softmax(1), p, reduction="sum")
+            x_adv = boxed(x_adv + alpha * slope(loss, x_adv).sign(), x, eps)
+        model.train()
+        x_adv = x_adv.detach()
+        natural, adversarial, beyond = model(x), model(x_adv), model(x + 3 * (x_adv - x))
+        labels = helper(x_adv).argmax(1)
+        total = functional.cross_entropy(natural, y)
+        robust = functional.kl_div(
+            adversarial.log_softmax(1), natural.softmax(1), reduction="batchmean"
+        )
+        total = total + 2.5 * robust + 0.7 * functional.cross_entropy(beyond, labels)
+        descend(optimizer, total)

@@ -33,6 +33,8 @@ def step_of(
     options = {name: value for name, value in SHORTER.items() if name in known} | options
     if "teachers" in known:
         options["teachers"] = [staged_model(seed).eval() for seed in (7, 8)]
+    if "helper" in known:
+        options["helper"] = staged_model(7).eval()
     lengths = {"total_steps": EPOCHS * epoch_length, "steps_per_epoch": epoch_length}
     return staged_step(model, method, mode=mode, backend=backend, **lengths, **options)
 

@@ -59,6 +59,8 @@ def step_on(
     options = {k: v for k, v in (SHORTER | AT_ONCE).items() if k in known} | options
     if "teachers" in known:
         options["teachers"] = [network(7).eval(), network(8).eval()]
+    if "helper" in known:
+        options["helper"] = network(7).eval()
     plan = resolve(method, options)
     groups = plan.layers.optimizer_groups(model, LEARNING["lr"])
     optimizer = torch.optim.SGD(groups, **LEARNING)

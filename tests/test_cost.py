@@ -84,6 +84,8 @@ def counted_in_an_update(method: str, **options: Any) -> tuple[Counter, Counter]
     usual = {**SHORTER, **AT_WORK}
     if "teachers" in known:
         usual["teachers"] = [marked(staged_model(seed).eval(), seen) for seed in (7, 8)]
+    if "helper" in known:
+        usual["helper"] = marked(staged_model(7).eval(), seen)
     options = {name: value for name, value in usual.items() if name in known} | options
     step = staged_step(marked(staged_model(), seen), method, **options)
     x, y, _, _ = tiny_batch(BATCH, seed=3)

@@ -14,6 +14,7 @@ from tiny_capture import capture
 
 from fastadv.algorithms.adversaries import liet
 from fastadv.algorithms.contract import Batch, Context, required
+from fastadv.algorithms.resolution import resolve
 from fastadv.algorithms.targets import random_smoothing
 from fastadv.errors import UserError
 from fastadv.run.request import RunRequest
@@ -187,3 +188,43 @@ def test_the_rise_of_eps_in_ikl_ends_with_the_run() -> None:
     assert resolve_run(RunRequest(method="ikl", data="cifar10", epochs=50)).eps_warmup == 50
     said = RunRequest(method="ikl", data="cifar10", epochs=50, eps_warmup=3.0)
     assert resolve_run(said).eps_warmup == 3
+
+
+def test_hat() -> None:
+    model, helper, data = tiny_model(), tiny_model(9).eval(), batches(3)
+    options = {"steps": 2, "alpha": 0.04, "reg_weight": 0.7, "helper_scale": 3.0}
+    step = trained("hat", data, helper=helper, **options)
+    formulas.hat(model, tiny_model(9).eval(), data, eps=0.1, steps=2, alpha=0.04)
+    assert_same(step.model, model)
+    assert_same(helper, tiny_model(9), tolerance=0)
+
+
+PLAIN = {"objective": "ce", "bn_passes": ("adversarial",)}
+
+
+def test_hat_depends_on_its_helper_and_says_when_it_is_missing() -> None:
+    plans = [resolve("hat", {"helper": tiny_model(seed).eval()}) for seed in (7, 7, 8)]
+    first, again, other = (plan.depends_on()["helper 1"] for plan in plans)
+    assert first == again != other
+    x, y, index, _ = tiny_batch()
+    for helper, reason in ((None, "HAT needs its helper"), ("runs/some", "not a path")):
+        step = tiny_step(tiny_model(), "hat", helper=helper)
+        with pytest.raises(UserError, match=reason):
+            step(x, y, index)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"adversary": "none", **PLAIN}, "nothing beyond it"),
+        ({"target": "distillation", **PLAIN}, "reads networks beside the model"),
+    ],
+)
+def test_what_hat_refuses(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        resolve("hat", options)
+
+
+def test_hat_makes_the_passes_that_are_counted() -> None:
+    seen, expected = counted_in_an_update("hat")
+    assert seen == expected

@@ -416,6 +416,8 @@ def trained(
     settings |= {"steps": 2} if "steps" in known and "steps" not in settings else {}
     if "teachers" in known:
         settings["teachers"] = [drawn(EveryPattern(), seed).eval() for seed in (7, 8)]
+    if "helper" in known:
+        settings["helper"] = drawn(EveryPattern(), 7).eval()
     if "apart" in name:
         settings["blocks"] = ["layer1.0", "layer2.0"]
     mode = {"mode": "compiled", "backend": backend} if backend else {}

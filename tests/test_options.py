@@ -74,6 +74,7 @@ NUMBERS: dict[str, tuple[float, float, float | None, float | None]] = {
     "average_start": (0, 3e38, -1, None),
     "average_every": (1, 10**9, 0, None),
     "average_decay": (0, 0.999, -0.1, 1),
+    "helper_scale": (0, 3e38, -1, None),
     "ce_weight": (0, 3e38, -1, None),
     "mse_weight": (0, 3e38, -1, None),
     "class_temperature": (1e-9, 3e38, 0, None),
@@ -111,6 +112,7 @@ SEVERAL = {
     "groups": [(), (NAN,), (None,), (3.5,), NAN],
     "layer_groups": [(), (NAN,), (None,), (3.5,), NAN],
     "teachers": [3.5, NAN, (1, 2), {"a": 1}, True],
+    "helper": [3.5, NAN, (1,), ("a", "b"), (), {"a": 1}, True],
 }
 # What a part cannot do without, and what it has to be without.
 BESIDE = {"atta": {"start": "stored"}}

@@ -44,6 +44,7 @@ from fastadv.algorithms.regularizers.cure import Cure
 from fastadv.algorithms.regularizers.elle import Elle, ElleA
 from fastadv.algorithms.regularizers.gradalign import GradAlign
 from fastadv.algorithms.regularizers.guided import Guided
+from fastadv.algorithms.regularizers.helper import Helper
 from fastadv.algorithms.regularizers.igr import IGR
 from fastadv.algorithms.regularizers.logitalign import LogitAlign
 from fastadv.algorithms.regularizers.nuclear import NuclearNorm
@@ -125,6 +126,7 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "gradalign": GradAlign,
         "logitalign": LogitAlign,
         "consistency": Consistency,
+        "helper": Helper,
         "elle": Elle,
         "elle-a": ElleA,
         "guided": Guided,

@@ -215,8 +215,8 @@ class Plan:
 
     @cached_property
     def teacher(self) -> Teaches | None:
-        """The target, if it runs networks of its own."""
-        return self.target if isinstance(self.target, Teaches) else None
+        """The part that runs networks of its own, if there is one."""
+        return next((part for part in self.parts.values() if isinstance(part, Teaches)), None)
 
     @cached_property
     def given_losses(self) -> list[GivenLoss]:

@@ -50,6 +50,8 @@ def make_step(
     options: dict[str, Any] = {} if dtype == "fp32" else {"amp": True, "amp_dtype": dtype}
     if plan.options.get("teachers", "") is None:
         options["teachers"] = [setting.make_model(channels_last=True) for _ in range(2)]
+    if plan.options.get("helper", "") is None:
+        options["helper"] = setting.make_model(channels_last=True)
     return step(
         model,
         optimizer,

@@ -30,6 +30,7 @@ _FREE = {
     "download",
     "unlabelled",
     "option teachers",
+    "option helper",
     "out",
     "checkpoint_minutes",
     "keep_every",

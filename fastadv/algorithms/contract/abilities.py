@@ -203,7 +203,7 @@ class Penalizes(Protocol):
 
 @runtime_checkable
 class Teaches(Protocol):
-    """A target that runs networks beside the user's (teachers)."""
+    """A part that runs networks beside the user's (teachers)."""
 
     def networks(self) -> Sequence[nn.Module]:
         """These networks."""

@@ -28,6 +28,11 @@ _IKL_STEP = OnData(
     where={"norm": "linf", "eps": 8 / 255, "epochs": 200, "eps_warmup": 200.0},
 )
 
+_HAT: dict[str, Any] = {"model": "resnet18", "epochs": 50, "batch_size": 128, "lr": 0.21}
+_HAT |= {"schedule": "one-cycle", "peak": 0.25, "momentum": 0.95, "nesterov": True}
+_HAT |= {"weight_decay": 5e-4, "padding": "constant", "normalize": False}
+_HAT_PARTS: dict[str, Any] = {"beta": 2.5, "reg_weight": 0.5, "helper_scale": 2.0}
+
 DISTANCES: Mapping[str, Recipe] = {
     "liet": Recipe(
         "one step from images of the labels",
@@ -87,5 +92,35 @@ DISTANCES: Mapping[str, Recipe] = {
             | {"gamma": 0.005, "warmup_epochs": 9, "average_decay": 0.9},
         ),
         also=("IKL-AT",),
+    ),
+    "hat": Recipe(
+        "TRADES, a standard network's label beyond x'",
+        "Rade and Moosavi-Dezfooli 2022; imrahulr/hat, core/utils/hat.py",
+        note="helper-based training, option helper; its one cycle of the rate moves with every "
+        "update, here with every epoch",
+        objective="trades",
+        attack_loss="kl",
+        regularizer="helper",
+        options=_HAT_PARTS | {"attack_bn": "eval", "bn_passes": ("natural", "adversarial")},
+        training=_HAT,
+        reported="84.90 clean, 49.08 AutoAttack (ResNet-18, CIFAR-10)",
+        elsewhere="SVHN, ResNet-18: 92.46 clean, 53.19 AutoAttack; TinyImageNet, PreActResNet-18: "
+        "52.60, 18.14",
+        published=Published(
+            code="imrahulr/hat, core/utils/hat.py, core/utils/parser.py and README",
+            model="resnet18",
+            data="cifar10",
+            epochs=50,
+            batch_size=128,
+            schedule="one-cycle",
+            lr=0.21,
+            weight_decay=5e-4,
+            eps=8 / 255,
+            steps=10,
+            alpha=2 / 255,
+            attack_bn="eval",
+            start=NEAR,
+            more={"peak": 0.25, "nesterov": True, "normalize": False, **_HAT_PARTS},
+        ),
     ),
 }
