@@ -44,7 +44,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "batch_size": "images per update",
         "optimizer": "optimizer; the rates of presets are SGD's, adam and adamw take 0.001",
         "lr": "peak learning rate",
-        "schedule": "learning rate schedule",
+        "schedule": "learning rates",
         "drops": "epochs (below 1: shares of the run) of lower rates, such as 0.5,0.75",
         "drop_factors": "factor at each drop, such as 0.1,0.1,0.5; without it, 0.1 each",
         "peak": "share of the run before the peak of a triangular or one-cycle schedule",

@@ -56,7 +56,7 @@ DISTANCES: Mapping[str, Recipe] = {
         ),
     ),
     "ikl": Recipe(
-        "TRADES, its KL decoupled and class-weighted",
+        "TRADES, KL decoupled and class-weighted",
         "Cui et al. 2024; jiequancui/DKL, DKLv1/Adv-training-dkl",
         note="improved KL, IKL-AT: squares of the logits' changes, weighted by each class, and a "
         "cross entropy; with AWP",
@@ -94,7 +94,7 @@ DISTANCES: Mapping[str, Recipe] = {
         also=("IKL-AT",),
     ),
     "hat": Recipe(
-        "TRADES, a standard network's label beyond x'",
+        "TRADES, a standard net's label beyond x'",
         "Rade and Moosavi-Dezfooli 2022; imrahulr/hat, core/utils/hat.py",
         note="helper-based training, option helper; its one cycle of the rate moves with every "
         "update, here with every epoch",
