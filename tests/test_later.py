@@ -151,6 +151,7 @@ def test_fgsm_bp() -> None:
     kept = formulas.fgsm_bp(model, data, fgsm_bp.INITIAL)
     assert_same(step.model, model)
     torch.testing.assert_close(step.state["buffer"], kept, rtol=0, atol=1e-12)
+    assert set(step.rank_local_state) == {"buffer"}
 
 
 @pytest.mark.parametrize("sizes", [(5, 8), (8, 5)])
@@ -313,7 +314,7 @@ def test_what_an_update_that_does_not_count_leaves_of_the_last_batch() -> None:
 
 def trained_by_halves(rank: int, world: int) -> dict[str, torch.Tensor]:
     """Weights and state of ELLE-A after some updates, in one of ``world`` processes."""
-    step = tiny_step(network(), "elle-a", reg_weight=5.0, sensitivity=0.0)
+    step = tiny_step(network(), "elle-a", reg_weight=5.0, reg_sensitivity=0.0)
     share = 8 // world
     mine = slice(share * rank, share * rank + share)
     for update in range(6):
