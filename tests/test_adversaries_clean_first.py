@@ -72,5 +72,5 @@ def test_the_step_must_know_the_epoch() -> None:
     with pytest.raises(UserError, match="follows the epochs"):
         step_of(tiny_model(), total_steps=None, steps_per_epoch=None)(x, y, index)
     unknown = step_of(tiny_model(), attack_start=0.5, total_steps=None)
-    with pytest.raises(UserError, match="attack_start=0.5 is a fraction"):
+    with pytest.raises(UserError, match=r"attack_start=0\.5 is a fraction"):
         unknown(x, y, index)
