@@ -124,6 +124,27 @@ def test_ema_at_the_ends_of_epochs() -> None:
         torch.testing.assert_close(evaluated(step)[name], tensor, rtol=1e-12, atol=0, msg=name)
 
 
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("start", [2, 0.5])
+def test_ema_from_an_epoch_on(start: float, captured: bool) -> None:
+    """Until then the live network is evaluated."""
+    options = PUBLISHED | {"average_decay": 0.75, "average_start": start}
+    options |= {"steps_per_epoch": 2, "total_steps": 8}
+    step = staged_step(staged_model(), "pgd", **options, **ATTACK)
+    step = capture(step) if captured else step
+    states = whole_state(step, 3)
+    for name, tensor in states[-1].items():
+        assert torch.equal(evaluated(step)[name], tensor), name
+    x, y, index, begin = tiny_batch(seed=7)
+    for _ in range(3):  # the last one of epoch 1, and epoch 2
+        step(x, y, index % 12, start=begin)
+        found = step.model.state_dict().items()
+        states.append({n: t.clone() for n, t in found if t.is_floating_point()})
+    expected = {name: 0.75 * t + 0.25 * states[5][name] for name, t in states[4].items()}
+    for name, tensor in expected.items():
+        torch.testing.assert_close(evaluated(step)[name], tensor, rtol=1e-12, atol=0, msg=name)
+
+
 def test_an_average_of_epochs_needs_to_know_them() -> None:
     step = staged_step(
         staged_model(), "pgd", averaging="ema", average_at="epoch", steps_per_epoch=None, **ATTACK

@@ -24,6 +24,11 @@ OPTIONS = {
     "trades-sat": {"steps": 2, "sat_start": 0},
     "free": {"replays": 2},
     "swa": {"steps": 2, "average_start": 0},
+    "pgd-ema": {"steps": 2},
+    "ikl": {"steps": 2, "warmup_epochs": 0},
+    "liet": {"renew_every": 3},
+    "hat": {"steps": 2, "helper": tiny_model(7).eval()},
+    "acat": {"steps": 2, "warmup_epochs": 0, "average_start": 1},
     "pgd, soft labels": {"steps": 2},
     "awp, a criterion": {"steps": 2, "warmup_epochs": 0},
 }

@@ -74,6 +74,7 @@ NUMBERS: dict[str, tuple[float, float, float | None, float | None]] = {
     "average_start": (0, 3e38, -1, None),
     "average_every": (1, 10**9, 0, None),
     "average_decay": (0, 0.999, -0.1, 1),
+    "attack_start": (0, 3e38, -1, None),
     "helper_scale": (0, 3e38, -1, None),
     "ce_weight": (0, 3e38, -1, None),
     "mse_weight": (0, 3e38, -1, None),

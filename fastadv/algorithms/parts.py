@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from fastadv.algorithms.adversaries.apart import APART
 from fastadv.algorithms.adversaries.atta import ATTA
+from fastadv.algorithms.adversaries.clean_first import CleanFirst
 from fastadv.algorithms.adversaries.fast import Fast
 from fastadv.algorithms.adversaries.fgsm import FGSM
 from fastadv.algorithms.adversaries.fgsm_bp import FGSMBP
@@ -75,6 +76,7 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "n-fgsm": NFGSM,
         "fast": Fast,
         "pgd": PGD,
+        "clean-first": CleanFirst,
         "free": Free,
         "atta": ATTA,
         "fgsm-plus": FGSMPlus,

@@ -114,5 +114,6 @@ class IKL(Objective):
         shares = (logits / self.class_temperature).softmax(1)
         right = functional.one_hot(outcome.batch.y, len(self.sums)).to(shares.dtype)
         seen = right.T @ shares
-        distributed.average([seen])  # a common factor of all sums has no effect
+        distributed.average([seen])
+        seen = seen * distributed.world_size()
         self.sums.add_(torch.where(ok, seen, torch.zeros_like(seen)))

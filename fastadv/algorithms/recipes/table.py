@@ -33,6 +33,7 @@ from fastadv.algorithms.recipes.fast_later import FAST_LATER
 from fastadv.algorithms.recipes.labels import LABELS
 from fastadv.algorithms.recipes.later import LATER
 from fastadv.algorithms.recipes.logged import with_clean, without_clean
+from fastadv.algorithms.recipes.phased import PHASED
 from fastadv.algorithms.recipes.smoothness import SMOOTHNESS
 from fastadv.algorithms.slots import NONE
 from fastadv.errors import UserError, unknown
@@ -360,6 +361,7 @@ METHODS: dict[str, Recipe] = {
     **FAST,
     **AVERAGES,
     **DISTANCES,
+    **PHASED,
     **LABELS,
     **SMOOTHNESS,
     **LATER,

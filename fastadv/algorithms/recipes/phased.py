@@ -1,0 +1,83 @@
+"""Recipes whose attack grows over the run: few steps in a ball that rises from 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from fastadv.algorithms.publication import Published
+from fastadv.algorithms.recipe import OnData, Recipe, Variant
+from fastadv.algorithms.starting_words import NEAR
+from fastadv.by_epoch import Ramp
+
+_EPOCHS = 110
+# In the released code eps rises once per epoch, here with every update.
+_TRAINING: dict[str, Any] = {"model": "resnet18", "epochs": _EPOCHS, "batch_size": 128, "lr": 0.2}
+_TRAINING |= {"schedule": "cosine-epoch", "weight_decay": 5e-4, "eps_warmup": float(_EPOCHS)}
+_TRAINING |= {"padding": "constant", "normalize": False}
+
+_PARTS: dict[str, Any] = {
+    "beta": 11.0,
+    "attack_bn": "eval",
+    "bn_passes": ("natural", "adversarial"),
+}
+_PARTS |= {"gamma": 0.005, "warmup_epochs": 9}
+# Its epochs count from 1: the average begins with the first update of the 83rd.
+_PARTS |= {"average_decay": 0.9996, "average_warmup": False, "average_buffers": True}
+_PARTS |= {"average_start": 82 / _EPOCHS}
+
+
+def _step(largest: float) -> Mapping[str, OnData]:
+    """A step that rises with eps to ``largest``, in pixels, on the published data sets."""
+    where = {"norm": "linf", "eps": 8 / 255, "epochs": _EPOCHS, "eps_warmup": float(_EPOCHS)}
+    taken = OnData(options={"alpha": Ramp(0.0, largest, float(_EPOCHS))}, where=where)
+    return {"cifar10": taken, "cifar100": taken}
+
+
+_DIGITS = OnData(options={"average_decay": 0.95, "average_start": 0.34, "warmup_epochs": 1})
+
+_PUBLISHED = Published(
+    code="val-iisc/DAJAT, train_DAJAT.py, defaults.py and run.sh",
+    model="resnet18",
+    data="cifar10",
+    epochs=_EPOCHS,
+    batch_size=128,
+    schedule="cosine-epoch",
+    lr=0.2,
+    weight_decay=5e-4,
+    eps=8 / 255,
+    steps=5,
+    alpha=4 / 255,
+    attack_bn="eval",
+    start=NEAR,
+    more={"val_fraction": 0.02, "normalize": False, "padding": "constant", **_PARTS},
+)
+
+PHASED: Mapping[str, Recipe] = {
+    "acat": Recipe(
+        "TRADES with AWP, eps rises over the run",
+        "Addepalli et al. 2022; val-iisc/DAJAT",
+        note="ascending constraint, ACAT; the script means 2 to 5 steps by epoch, but each of its "
+        "conditions is tested and the last one holds: 5 steps of eps/2 throughout",
+        objective="trades",
+        attack_loss="kl",
+        weights="awp",
+        averaging="ema",
+        options=_PARTS | {"steps": 5},
+        training=_TRAINING,
+        on_data={**_step(4 / 255), "digits": _DIGITS},
+        published=_PUBLISHED,
+        variant="dajat",
+        variants={
+            "paper": Variant(
+                "Addepalli et al. 2022 (two-step defense; option train_budget=low of the code)",
+                "two steps of eps",
+                options={"steps": 2},
+                on_data=_step(8 / 255),
+                published=replace(_PUBLISHED, steps=2, alpha=8 / 255),
+            )
+        },
+        also=("ACAT",),
+    ),
+}
