@@ -227,3 +227,19 @@ def random_eps(model: nn.Module, batches: Batches, radius: Stream) -> None:
         model.train()
         x_adv = (x + eps * slope.sign()).clamp(0, 1)
         descend(optimizer, functional.cross_entropy(model(x_adv), y))
+
+
+def random_eps_pgd(
+    model: nn.Module, batches: Batches, radius: Stream, per_epoch: int, ramp: float, steps: int
+) -> None:
+    """In the training mode of BatchNorm; eps rises over ``ramp`` epochs."""
+    optimizer = sgd(model)
+    for update, (x, y, index) in enumerate(batches):
+        share = min(update / per_epoch / ramp, 1)
+        eps = share * EPS * (uniform(index, (1,), update, radius) + 1) / 2
+        eps = eps.view(-1, 1, 1, 1)
+        x_adv = (x + eps * uniform(index, tuple(x.shape[1:]), update, Stream(0))).clamp(0, 1)
+        for _ in range(steps):
+            slope = gradient(lambda z, y=y: functional.cross_entropy(model(z), y), x_adv)
+            x_adv = boxed(x_adv + eps / 4 * slope.sign(), x, eps)
+        descend(optimizer, functional.cross_entropy(model(x_adv), y))

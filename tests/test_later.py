@@ -23,7 +23,7 @@ from torch.nn import functional
 from two_processes import in_two_processes
 
 import fastadv
-from fastadv.algorithms.adversaries import fgsm_bp, fgsm_mep, random_eps
+from fastadv.algorithms.adversaries import fgsm_bp, fgsm_mep, random_eps, random_eps_pgd
 from fastadv.algorithms.contract import Batch
 from fastadv.algorithms.guidance import LateWeight
 from fastadv.algorithms.regularizers import elle
@@ -173,6 +173,23 @@ def test_random_eps() -> None:
     assert_same(step.model, model)
 
 
+@pytest.mark.parametrize("mode", ["eager", "captured"])
+def test_random_radii_of_pgd_in_a_growing_ball(mode: str) -> None:
+    model, data = tiny_model(), batches(6)
+    times = {"total_steps": 6, "steps_per_epoch": 2}
+    own = tiny_model()
+    step = fastadv.step(
+        own, formulas.sgd(own), "pgd", adversary="random-eps-pgd", steps=3, mode="eager",
+        eps=fastadv.Ramp(0.0, EPS, 2), **times,
+    )  # fmt: skip
+    step = capture(step) if mode == "captured" else step
+    for x, y, index in data:
+        step(x, y, index)
+    assert step.healthy()
+    formulas.random_eps_pgd(model, data, random_eps_pgd.RADIUS, per_epoch=2, ramp=2, steps=3)
+    assert_same(step.model, model)
+
+
 def test_the_radii_are_those_of_a_truncated_normal() -> None:
     step = tiny_step(tiny_model(), "random-eps")
     count = 20_000
@@ -262,9 +279,10 @@ def test_the_regularizer_of_fgsm_pgi_is_refused_without_a_start() -> None:
         step(x, y, index)
 
 
-def test_a_radius_per_channel_is_refused_by_random_radii() -> None:
+@pytest.mark.parametrize("adversary", ["random-eps", "random-eps-pgd"])
+def test_a_radius_per_channel_is_refused_by_random_radii(adversary: str) -> None:
     with pytest.raises(UserError, match="one eps for all channels"):
-        tiny_step(tiny_model(), "random-eps", eps=(0.1, 0.2, 0.1))
+        tiny_step(tiny_model(), "pgd", adversary=adversary, eps=(0.1, 0.2, 0.1))
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])

@@ -19,6 +19,7 @@ from fastadv.algorithms.adversaries.n_fgsm import NFGSM
 from fastadv.algorithms.adversaries.none import NoAttack
 from fastadv.algorithms.adversaries.pgd import PGD
 from fastadv.algorithms.adversaries.random_eps import RandomEps
+from fastadv.algorithms.adversaries.random_eps_pgd import RandomEpsPGD
 from fastadv.algorithms.attack_losses.ce import CrossEntropyAttack
 from fastadv.algorithms.attack_losses.fit import FitAttack
 from fastadv.algorithms.attack_losses.guided import GuidedAttack
@@ -84,6 +85,7 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "fgsm-mep": FGSMMEP,
         "fgsm-bp": FGSMBP,
         "random-eps": RandomEps,
+        "random-eps-pgd": RandomEpsPGD,
         "liet": LIET,
     },
     "attack_loss": {

@@ -325,6 +325,34 @@ FAST_LATER: Mapping[str, Recipe] = {
             },
         ),
         also=("epsilon-warmup",),
+        variant="xcit",
+        variants={
+            "random": Variant(
+                "no publication: the warm-up of Debenedetti et al. 2023 with random radii",
+                "PGD-10 with another radius for each image and update, uniform up to the eps of "
+                "the moment",
+                parts={"adversary": "random-eps-pgd", "target": "one-hot"},
+                options={"attack_bn": "eval"},
+                on_data={"imagenet": OnData({"model": "resnet50", "stem": "imagenet"})},
+                published=Published(
+                    "none; the warm-up: configs/xcit-adv-training.yaml",
+                    model=UNSTATED,
+                    data="imagenet",
+                    epochs=110,
+                    batch_size=UNSTATED,
+                    schedule=UNSTATED,
+                    lr=UNSTATED,
+                    weight_decay=UNSTATED,
+                    eps=UNSTATED,
+                    steps=UNSTATED,
+                    alpha=UNSTATED,
+                    attack_bn="eval",
+                    start=UNIFORM,
+                    drops=UNSTATED,
+                    more={"eps_warmup": 10.0},
+                ),
+            )
+        },
     ),
     "random-eps": Recipe(
         "FGSM, a random radius for each image",
