@@ -126,6 +126,16 @@ CASES = {
         [{"restarts": 2, "attack_loss": Averaged}],
         [{"attack_loss": Averaged}, {"restarts": 2, "attack_loss": "kl"}],
     ),
+    ("adversary clean-first", "restarts compare the loss of each sample"): (
+        "attack_loss",
+        [{"adversary": "clean-first", "restarts": 2, "attack_loss": Averaged}],
+        [{"adversary": "clean-first", "attack_loss": Averaged}],
+    ),
+    ("regularizer helper", "there is nothing beyond it"): (
+        "adversary",
+        [NONE | {"regularizer": "helper"}],
+        [{"regularizer": "helper"}],
+    ),
     ("attack_loss kl", "the KL to f(x) has no gradient"): (
         "adversary",
         [

@@ -68,8 +68,6 @@ class Helper(Regularizer):
     def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
         if not method.attacks:
             yield Conflict("adversary", "without an attack x' = x and there is nothing beyond it.")
-        if method.labels != "classes":
-            yield Conflict("target", "its helper labels are classes.")
 
     def extra_passes(self, method: Capabilities) -> Counter[Pass]:
         # A forward pass of the helper counts as one of the network.
