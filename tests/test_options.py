@@ -74,6 +74,8 @@ NUMBERS: dict[str, tuple[float, float, float | None, float | None]] = {
     "average_start": (0, 3e38, -1, None),
     "average_every": (1, 10**9, 0, None),
     "average_decay": (0, 0.999, -0.1, 1),
+    "tau": (0, 10**9, -1, None),
+    "step_noise": (0, 3e38, -1e-9, None),
     "attack_start": (0, 3e38, -1, None),
     "helper_scale": (0, 3e38, -1, None),
     "ce_weight": (0, 3e38, -1, None),

@@ -131,6 +131,11 @@ CASES = {
         [{"adversary": "clean-first", "restarts": 2, "attack_loss": Averaged}],
         [{"adversary": "clean-first", "attack_loss": Averaged}],
     ),
+    ("adversary friendly", "restarts compare the loss of each sample"): (
+        "attack_loss",
+        [{"adversary": "friendly", "restarts": 2, "attack_loss": Averaged}],
+        [{"adversary": "friendly", "attack_loss": Averaged}],
+    ),
     ("regularizer helper", "there is nothing beyond it"): (
         "adversary",
         [NONE | {"regularizer": "helper"}],

@@ -14,6 +14,7 @@ from fastadv.algorithms.adversaries.fgsm_n import FGSMN
 from fastadv.algorithms.adversaries.fgsm_plus import FGSMPlus
 from fastadv.algorithms.adversaries.fgsm_r import FGSMR
 from fastadv.algorithms.adversaries.free import Free
+from fastadv.algorithms.adversaries.friendly import Friendly
 from fastadv.algorithms.adversaries.liet import LIET
 from fastadv.algorithms.adversaries.n_fgsm import NFGSM
 from fastadv.algorithms.adversaries.none import NoAttack
@@ -78,6 +79,7 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "fast": Fast,
         "pgd": PGD,
         "clean-first": CleanFirst,
+        "friendly": Friendly,
         "free": Free,
         "atta": ATTA,
         "fgsm-plus": FGSMPlus,

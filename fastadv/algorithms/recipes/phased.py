@@ -8,8 +8,8 @@ from typing import Any
 
 from fastadv.algorithms.publication import Published
 from fastadv.algorithms.recipe import OnData, Recipe, Variant
-from fastadv.algorithms.starting_words import NEAR
-from fastadv.by_epoch import Ramp
+from fastadv.algorithms.starting_words import NEAR, UNIFORM
+from fastadv.by_epoch import Phases, Ramp
 
 _EPOCHS = 110
 # In the released code eps rises once per epoch, here with every update.
@@ -54,6 +54,16 @@ _PUBLISHED = Published(
     more={"val_fraction": 0.02, "normalize": False, "padding": "constant", **_PARTS},
 )
 
+# Its epochs count from 1; the rate drops at the beginning of the 60th, the 90th and the 110th.
+_FAT: dict[str, Any] = {"model": "wide_resnet32_10", "epochs": 120, "batch_size": 128, "lr": 0.1}
+_FAT |= {"schedule": "multistep", "drops": (59 / 120, 89 / 120, 109 / 120)}
+_FAT |= {"drop_factors": (0.1, 0.1, 0.5), "weight_decay": 2e-4, "eps": 0.031}
+_FAT |= {"padding": "constant", "normalize": False}
+_FAT_PHASES = OnData(
+    options={"alpha": 0.007, "tau": Phases([(0, 0), (50, 1), (90, 2)])},
+    where={"norm": "linf", "eps": 0.031, "epochs": 120},
+)
+
 PHASED: Mapping[str, Recipe] = {
     "acat": Recipe(
         "TRADES with AWP, eps rises over the run",
@@ -79,5 +89,33 @@ PHASED: Mapping[str, Recipe] = {
             )
         },
         also=("ACAT",),
+    ),
+    "fat": Recipe(
+        "PGD that stops once an image is fooled",
+        "Zhang et al. 2020; zjfheart/Friendly-Adversarial-Training, FAT.py",
+        note="friendly adversarial training; images move 0, 1, then 2 steps further, option tau",
+        adversary="friendly",
+        options={"attack_bn": "eval"},
+        training=_FAT,
+        on_data={"cifar10": _FAT_PHASES, "svhn": _FAT_PHASES},
+        reported="89.34 clean, 46.13 PGD-20 (WRN-32-10, CIFAR-10)",
+        published=Published(
+            code="zjfheart/Friendly-Adversarial-Training, FAT.py and earlystop.py",
+            model="wide_resnet32_10",
+            data="cifar10",
+            epochs=120,
+            batch_size=128,
+            schedule="multistep",
+            drops=_FAT["drops"],
+            lr=0.1,
+            weight_decay=2e-4,
+            eps=0.031,
+            steps=10,
+            alpha=0.007,
+            attack_bn="eval",
+            start=UNIFORM,
+            more={"drop_factors": _FAT["drop_factors"], "step_noise": 0.001, "normalize": False},
+        ),
+        also=("friendly adversarial training",),
     ),
 }
