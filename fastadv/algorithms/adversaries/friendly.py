@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastadv.algorithms.adversaries.pgd import PGD
-from fastadv.algorithms.contract import Batch, Context, Setup
+from fastadv.algorithms.contract import Adversarial, Batch, Context, Setup
 from fastadv.by_epoch import Phases
 from fastadv.declared import MayChange, NonNegative, Range, option
 from fastadv.engine.noise import RESTART, noise_stream
@@ -42,6 +42,9 @@ class Friendly(PGD):
     def schedule(self, update: int, epoch: float) -> None:
         super().schedule(update, epoch)
         self._left.fill_(int(self.tau.at(epoch)) if isinstance(self.tau, Phases) else self.tau)
+
+    def unmoved(self, batch: Batch, attacked: Adversarial) -> Tensor | None:
+        return None  # an image that is misclassified at its start stays there
 
     def _climb(
         self, batch: Batch, context: Context, restart: int
