@@ -28,6 +28,7 @@ OPTIONS = {
     "ikl": {"steps": 2, "warmup_epochs": 0},
     "liet": {"renew_every": 3},
     "hat": {"steps": 2, "helper": tiny_model(7).eval()},
+    "fat": {"steps": 2},
     "acat": {"steps": 2, "warmup_epochs": 0, "average_start": 1},
     "pgd, soft labels": {"steps": 2},
     "awp, a criterion": {"steps": 2, "warmup_epochs": 0},
