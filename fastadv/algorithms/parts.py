@@ -13,6 +13,7 @@ from fastadv.algorithms.adversaries.fgsm_mep import FGSMMEP
 from fastadv.algorithms.adversaries.fgsm_n import FGSMN
 from fastadv.algorithms.adversaries.fgsm_plus import FGSMPlus
 from fastadv.algorithms.adversaries.fgsm_r import FGSMR
+from fastadv.algorithms.adversaries.fgsm_uap import FGSMCUAP, FGSMUAP
 from fastadv.algorithms.adversaries.free import Free
 from fastadv.algorithms.adversaries.liet import LIET
 from fastadv.algorithms.adversaries.n_fgsm import NFGSM
@@ -20,6 +21,8 @@ from fastadv.algorithms.adversaries.none import NoAttack
 from fastadv.algorithms.adversaries.pgd import PGD
 from fastadv.algorithms.adversaries.random_eps import RandomEps
 from fastadv.algorithms.adversaries.random_eps_pgd import RandomEpsPGD
+from fastadv.algorithms.adversaries.ssat import SSAT
+from fastadv.algorithms.adversaries.zero_grad import ZeroGrad
 from fastadv.algorithms.attack_losses.ce import CrossEntropyAttack
 from fastadv.algorithms.attack_losses.fit import FitAttack
 from fastadv.algorithms.attack_losses.guided import GuidedAttack
@@ -40,6 +43,7 @@ from fastadv.algorithms.objectives.mart import Mart
 from fastadv.algorithms.objectives.natural_ce import NaturalCE
 from fastadv.algorithms.objectives.rst import RST
 from fastadv.algorithms.objectives.trades import Trades
+from fastadv.algorithms.regularizers.abnormal import Abnormal
 from fastadv.algorithms.regularizers.advlc import AdvLC
 from fastadv.algorithms.regularizers.consistency import Consistency
 from fastadv.algorithms.regularizers.cure import Cure
@@ -50,6 +54,7 @@ from fastadv.algorithms.regularizers.helper import Helper
 from fastadv.algorithms.regularizers.igr import IGR
 from fastadv.algorithms.regularizers.logitalign import LogitAlign
 from fastadv.algorithms.regularizers.nuclear import NuclearNorm
+from fastadv.algorithms.regularizers.smooth_convergence import SmoothConvergence
 from fastadv.algorithms.regularizers.start_and_end import StartAndEnd
 from fastadv.algorithms.slots import NONE, OPTIONAL
 from fastadv.algorithms.starts.bernoulli import Bernoulli
@@ -87,6 +92,10 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "random-eps": RandomEps,
         "random-eps-pgd": RandomEpsPGD,
         "liet": LIET,
+        "zero-grad": ZeroGrad,
+        "ssat": SSAT,
+        "fgsm-uap": FGSMUAP,
+        "fgsm-cuap": FGSMCUAP,
     },
     "attack_loss": {
         "ce": CrossEntropyAttack,
@@ -136,6 +145,8 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "guided": Guided,
         "nuclear": NuclearNorm,
         "start-and-end": StartAndEnd,
+        "smooth-convergence": SmoothConvergence,
+        "abnormal": Abnormal,
     },
     "weights": {"awp": AWP, "rwp": RWP},
     "layers": {"uniform": Uniform, "rat-lr": RatLR, "fixed-lr": FixedRate, "frozen": Frozen},
