@@ -16,7 +16,7 @@ from test_later import batches, trained
 from tiny import EPS, TinyNet, assert_same, tiny_batch, tiny_model, tiny_step
 from tiny_capture import capture
 
-from fastadv.algorithms.adversaries import fgsm_mep, fgsm_uap
+from fastadv.algorithms.adversaries import fgsm_mep, fgsm_pco, fgsm_uap
 from fastadv.algorithms.adversaries.zero_grad import quantile
 from fastadv.algorithms.resolution import resolve
 from fastadv.errors import UserError
@@ -116,7 +116,27 @@ def test_smooth_convergence(method: str) -> None:
     assert {*signs[4:-2]} == {-1.0, 0.0, 1.0}
 
 
-@pytest.mark.parametrize("method", ["fgsm-uap", "fgsm-cuap", "fgsm-rs-cs", "fgsm-mep-cs"])
+def test_pco() -> None:
+    model, data = tiny_model(), batches(4)
+    index = data[0][2]  # the same samples in every epoch
+    data = [(x, y, index) for x, y, _ in data]
+    step = trained("fgsm-pco", data, total_steps=4, steps_per_epoch=1, step_scale=1.7)
+    kept = formulas.pco(model, data, fgsm_pco.INITIAL, 1.7)
+    assert_same(step.model, model)
+    torch.testing.assert_close(step.state["perturbations"], kept, rtol=0, atol=1e-12)
+
+
+def test_two_changes_are_compared_only_where_there_are_two() -> None:
+    x, y, index, _ = tiny_batch()
+    step = tiny_step(tiny_model(), "pgd", regularizer="equal-changes")
+    with pytest.raises(UserError, match="such as 'fgsm-pco'"):
+        step(x, y, index)
+
+
+STATEFUL = ("fgsm-uap", "fgsm-cuap", "fgsm-rs-cs", "fgsm-mep-cs", "fgsm-pco")
+
+
+@pytest.mark.parametrize("method", STATEFUL)
 def test_what_an_update_that_does_not_count_leaves_in_the_state(method: str) -> None:
     x, y, index, _ = tiny_batch()
     times = {"total_steps": 9, "steps_per_epoch": 9}
@@ -148,6 +168,8 @@ def test_the_perturbation_of_all_images_follows_the_radius() -> None:
         ("pgd", {"regularizer": "abnormal"}),
         ("pgd", {"regularizer": "smooth-convergence"}),
         ("fgsm-cuap", {"regularizer": "none"}),
+        ("fgsm-pco", {"regularizer": "none"}),
+        ("ssat", {"regularizer": "equal-changes"}),
         ("fast", {"regularizer": "smooth-convergence", "objective": "trades"}),
     ],
 )

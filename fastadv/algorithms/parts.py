@@ -11,6 +11,7 @@ from fastadv.algorithms.adversaries.fgsm import FGSM
 from fastadv.algorithms.adversaries.fgsm_bp import FGSMBP
 from fastadv.algorithms.adversaries.fgsm_mep import FGSMMEP
 from fastadv.algorithms.adversaries.fgsm_n import FGSMN
+from fastadv.algorithms.adversaries.fgsm_pco import FGSMPCO
 from fastadv.algorithms.adversaries.fgsm_plus import FGSMPlus
 from fastadv.algorithms.adversaries.fgsm_r import FGSMR
 from fastadv.algorithms.adversaries.fgsm_uap import FGSMCUAP, FGSMUAP
@@ -48,6 +49,7 @@ from fastadv.algorithms.regularizers.advlc import AdvLC
 from fastadv.algorithms.regularizers.consistency import Consistency
 from fastadv.algorithms.regularizers.cure import Cure
 from fastadv.algorithms.regularizers.elle import Elle, ElleA
+from fastadv.algorithms.regularizers.equal_changes import EqualChanges
 from fastadv.algorithms.regularizers.gradalign import GradAlign
 from fastadv.algorithms.regularizers.guided import Guided
 from fastadv.algorithms.regularizers.helper import Helper
@@ -96,6 +98,7 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "ssat": SSAT,
         "fgsm-uap": FGSMUAP,
         "fgsm-cuap": FGSMCUAP,
+        "fgsm-pco": FGSMPCO,
     },
     "attack_loss": {
         "ce": CrossEntropyAttack,
@@ -147,6 +150,7 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "start-and-end": StartAndEnd,
         "smooth-convergence": SmoothConvergence,
         "abnormal": Abnormal,
+        "equal-changes": EqualChanges,
     },
     "weights": {"awp": AWP, "rwp": RWP},
     "layers": {"uniform": Uniform, "rat-lr": RatLR, "fixed-lr": FixedRate, "frozen": Frozen},

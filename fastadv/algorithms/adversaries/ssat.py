@@ -43,7 +43,7 @@ class SSAT(Fast):
         moved, right = self.net.run(self._whole_step, start, batch, context)
         with self.net.evaluating():
             x_adv = self.net.run(self._shortest, moved, right, batch)
-        return Adversarial(x_adv, batch.x, context._replace(own=(moved,)), start)
+        return Adversarial(x_adv, batch.x, context, start, moved)
 
     def _whole_step(self, start: Tensor, batch: Batch, context: Context) -> tuple[Tensor, Tensor]:
         """x + d (B,C,H,W), and where the start is classified right (B,); a region."""
@@ -59,7 +59,3 @@ class SSAT(Fast):
             x_adv = torch.where(right[:, None, None, None], batch.x + k * step, x_adv)
             right = right & (self.net.logits(batch.x + k * step).argmax(1) == batch.y)
         return torch.where(right[:, None, None, None], moved, x_adv)
-
-    def unmoved(self, batch: Batch, attacked: Adversarial) -> Tensor | None:
-        (moved,) = attacked.context.own
-        return super().unmoved(batch, attacked._replace(x_adv=moved))

@@ -1,5 +1,5 @@
 """The rows of FastAT_Benchmark that are methods of their own there: ZeroGrad, SSAT, RS-AAER and
-N-AAER, FGSM-UAP and FGSM-CUAP, FGSM-RS-CS and FGSM-MEP-CS.
+N-AAER, FGSM-UAP and FGSM-CUAP, FGSM-RS-CS and FGSM-MEP-CS, FGSM-PCO.
 
 All are trained as that benchmark trains them (``averaged.py``). The reported accuracies are means
 of its three seeds.
@@ -34,6 +34,7 @@ TWICE: dict[str, Any] = {"smoothing": 0.6, "smooth_over": "others"}
 BN_LOG = "the published code forwards x' once more after the update, for its log"
 UNIVERSAL = "x plus the shared perturbation, projected to the ball and the box; at first 10/255 "
 UNIVERSAL += "times a random sign"
+STORED_SIGNS = "the stored perturbation; at first 8/255 times a random sign; not clipped to the box"
 
 
 def aaer(name: str, fall: float, change: float, reported: str, **changes: Any) -> dict[str, Any]:
@@ -165,12 +166,27 @@ FASTAT: Mapping[str, Recipe] = {
         reported=f"83.55 clean, 45.35 AutoAttack {ON}",
         published=published(
             "fast_at/fgsm_mep_cs.py",
-            start="the stored perturbation; at first 8/255 times a random sign; not clipped to the "
-            "box",
+            start=STORED_SIGNS,
             more=HARD
             | TWICE
             | {"loss_stride": 0.03, "reg_weight": 1.0, "momentum_decay": 0.3, "reset_every": 40},
             departs={"bn": "the published code forwards x' before x; here x is first"},
+        ),
+        **SMOOTH,
+    ),
+    "fgsm-pco": Recipe(
+        "FGSM, mixed with the last epoch's",
+        f"Wang et al. 2024; {SOURCE}, fast_at/fgsm_pco.py",
+        note="by the confidence in the label, and beyond the ball",
+        adversary="fgsm-pco",
+        attack_loss="fit",
+        regularizer="equal-changes",
+        options=TWICE | AVERAGED,
+        reported=f"84.69 clean, 48.52 AutoAttack {ON}",
+        published=published(
+            "fast_at/fgsm_pco.py",
+            start=STORED_SIGNS,
+            more=HARD | TWICE | {"reg_weight": 10.0, "step_scale": 1.5, "reset_every": 0},
         ),
         **SMOOTH,
     ),
