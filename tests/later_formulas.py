@@ -155,17 +155,22 @@ def smoothed(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def descend_from(
-    optimizer: torch.optim.Optimizer, model: nn.Module, start: Tensor, x_adv: Tensor, y: Tensor
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    start: Tensor,
+    x_adv: Tensor,
+    y: Tensor,
+    fit: Callable[[Tensor, Tensor], Tensor] = smoothed,
 ) -> None:
-    """One update of FGSM-PGI. The pass at the start was that of the attack: BatchNorm's statistics
-    move by it once, and before the pass at ``x_adv``."""
+    """One update of FGSM-PGI, with the loss ``fit``. The pass at the start was that of the attack:
+    BatchNorm's statistics move by it once, and before the pass at ``x_adv``."""
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     adversarial = model(x_adv)
     after = {name: buffer.clone() for name, buffer in model.named_buffers()}
     # A copy with equal weights: the second pass at the start leaves no trace in the model.
     plain = {name: buffer.clone() for name, buffer in before.items()}
     first = torch.func.functional_call(model, plain, (start,))
-    descend(optimizer, smoothed(adversarial, y) + 10 * ((adversarial - first) ** 2).mean())
+    descend(optimizer, fit(adversarial, y) + 10 * ((adversarial - first) ** 2).mean())
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, after[name])
 

@@ -88,6 +88,14 @@ NUMBERS: dict[str, tuple[float, float, float | None, float | None]] = {
     "ramp_end": (1e-9, 1, 0, 1.1),
     "reg_sensitivity": (0, 3e38, -1, None),
     "reg_decay": (0, 1, -0.1, 1.1),
+    "zero_share": (0, 1, -1e-9, 1.001),
+    "step_parts": (1, 10_000, 0, 10**9),
+    "step_scale": (0, 3e38, -1, None),
+    "universal_scale": (0, 3e38, -1, None),
+    "loss_stride": (0, 3e38, -1, None),
+    "fall_weight": (0, 3e38, -1, None),
+    "change_weight": (0, 3e38, -1, None),
+    "change_limit": (0, 3e38, -1, None),
 }
 CHOICES = {
     "attack_bn": ("train", "eval"),

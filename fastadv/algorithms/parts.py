@@ -11,8 +11,10 @@ from fastadv.algorithms.adversaries.fgsm import FGSM
 from fastadv.algorithms.adversaries.fgsm_bp import FGSMBP
 from fastadv.algorithms.adversaries.fgsm_mep import FGSMMEP
 from fastadv.algorithms.adversaries.fgsm_n import FGSMN
+from fastadv.algorithms.adversaries.fgsm_pco import FGSMPCO
 from fastadv.algorithms.adversaries.fgsm_plus import FGSMPlus
 from fastadv.algorithms.adversaries.fgsm_r import FGSMR
+from fastadv.algorithms.adversaries.fgsm_uap import FGSMCUAP, FGSMUAP
 from fastadv.algorithms.adversaries.free import Free
 from fastadv.algorithms.adversaries.friendly import Friendly
 from fastadv.algorithms.adversaries.liet import LIET
@@ -21,6 +23,8 @@ from fastadv.algorithms.adversaries.none import NoAttack
 from fastadv.algorithms.adversaries.pgd import PGD
 from fastadv.algorithms.adversaries.random_eps import RandomEps
 from fastadv.algorithms.adversaries.random_eps_pgd import RandomEpsPGD
+from fastadv.algorithms.adversaries.ssat import SSAT
+from fastadv.algorithms.adversaries.zero_grad import ZeroGrad
 from fastadv.algorithms.attack_losses.ce import CrossEntropyAttack
 from fastadv.algorithms.attack_losses.fit import FitAttack
 from fastadv.algorithms.attack_losses.guided import GuidedAttack
@@ -41,16 +45,19 @@ from fastadv.algorithms.objectives.mart import Mart
 from fastadv.algorithms.objectives.natural_ce import NaturalCE
 from fastadv.algorithms.objectives.rst import RST
 from fastadv.algorithms.objectives.trades import Trades
+from fastadv.algorithms.regularizers.abnormal import Abnormal
 from fastadv.algorithms.regularizers.advlc import AdvLC
 from fastadv.algorithms.regularizers.consistency import Consistency
 from fastadv.algorithms.regularizers.cure import Cure
 from fastadv.algorithms.regularizers.elle import Elle, ElleA
+from fastadv.algorithms.regularizers.equal_changes import EqualChanges
 from fastadv.algorithms.regularizers.gradalign import GradAlign
 from fastadv.algorithms.regularizers.guided import Guided
 from fastadv.algorithms.regularizers.helper import Helper
 from fastadv.algorithms.regularizers.igr import IGR
 from fastadv.algorithms.regularizers.logitalign import LogitAlign
 from fastadv.algorithms.regularizers.nuclear import NuclearNorm
+from fastadv.algorithms.regularizers.smooth_convergence import SmoothConvergence
 from fastadv.algorithms.regularizers.start_and_end import StartAndEnd
 from fastadv.algorithms.slots import NONE, OPTIONAL
 from fastadv.algorithms.starts.bernoulli import Bernoulli
@@ -89,6 +96,11 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "random-eps": RandomEps,
         "random-eps-pgd": RandomEpsPGD,
         "liet": LIET,
+        "zero-grad": ZeroGrad,
+        "ssat": SSAT,
+        "fgsm-uap": FGSMUAP,
+        "fgsm-cuap": FGSMCUAP,
+        "fgsm-pco": FGSMPCO,
     },
     "attack_loss": {
         "ce": CrossEntropyAttack,
@@ -138,6 +150,9 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "guided": Guided,
         "nuclear": NuclearNorm,
         "start-and-end": StartAndEnd,
+        "smooth-convergence": SmoothConvergence,
+        "abnormal": Abnormal,
+        "equal-changes": EqualChanges,
     },
     "weights": {"awp": AWP, "rwp": RWP},
     "layers": {"uniform": Uniform, "rat-lr": RatLR, "fixed-lr": FixedRate, "frozen": Frozen},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from fastadv.algorithms.contract import Batch, Part, Setup
 from fastadv.algorithms.sample_state import SampleStore
 from fastadv.declared import CountOrZero, option
+from fastadv.engine.noise import Stream
 
 if TYPE_CHECKING:
     from fastadv.data.view import View
@@ -82,3 +83,29 @@ class StoredPerturbations(Part):
             draw = self.draw_in(int(epoch))
             self.renew(draw, self.setup.sound())
             self.resets.fill_(draw)
+
+
+class StoredCorners(StoredPerturbations):
+    """Stored perturbations that begin as +-eps with random signs, and anew before every
+    ``reset_every``-th epoch, counted from 0.
+
+    They are added to any crop and flip of their image, at the same places. With ``follow_crops``
+    they move with the image.
+    """
+
+    initial: ClassVar[Stream]  # that of the signs
+
+    follow_crops: bool = option(False, "move stored perturbations with the crop of their image")
+
+    def window(self, batch: Batch) -> View | None:
+        return batch.view if self.follow_crops else None
+
+    def room(self) -> int:
+        return self.pad if self.follow_crops else 0
+
+    def draw_in(self, epoch: int) -> int:
+        return epoch // self.reset_every if self.reset_every else 0
+
+    def renew(self, draw: int, ok: Tensor | None = None) -> None:
+        setup = self.setup
+        self.store.fill_signs(setup.threat.nominal, setup.seed, draw, self.initial, ok)

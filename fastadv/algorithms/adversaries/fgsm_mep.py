@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,19 +10,16 @@ from torch import Tensor
 from fastadv.algorithms.adversaries.ascent import Ascent
 from fastadv.algorithms.contract import Adversarial, Batch, Context, Outcome, Setup
 from fastadv.algorithms.sample_state import SampleStore
-from fastadv.algorithms.stored_perturbations import StoredPerturbations
+from fastadv.algorithms.stored_perturbations import StoredCorners
 from fastadv.declared import CountOrZero, NonNegative, option
-from fastadv.engine.noise import noise_stream
+from fastadv.engine.noise import Stream, noise_stream
 from fastadv.errors import UserError
 from fastadv.threat import Threat
-
-if TYPE_CHECKING:
-    from fastadv.data.view import View
 
 INITIAL = noise_stream("fgsm-mep.initial")
 
 
-class FGSMMEP(StoredPerturbations, Ascent):
+class FGSMMEP(StoredCorners, Ascent):
     """x' = box(ball(x + w_i + alpha sign g)), g the gradient at x + w_i, alpha = eps.
 
     w_i is box(ball(x + w_i + alpha sign m_i)) - x of the last epoch, m_i <- g/|g|_1 +
@@ -35,12 +32,12 @@ class FGSMMEP(StoredPerturbations, Ascent):
     """
 
     takes_start: ClassVar[bool] = False
+    initial: ClassVar[Stream] = INITIAL
 
     reset_every: CountOrZero = option(
         40, "epochs after which the stored perturbations start anew; 0: never"
     )
     momentum_decay: NonNegative = option(0.3, "factor of the stored momentum in each epoch")
-    follow_crops: bool = option(False, "move stored perturbations with the crop of their image")
 
     def refuses_accumulation(self) -> str:
         return "its gradients are normalised over all images of a call"
@@ -48,12 +45,6 @@ class FGSMMEP(StoredPerturbations, Ascent):
     def check_threat(self, threat: Threat) -> None:
         super().check_threat(threat)
         require_cube(threat)
-
-    def window(self, batch: Batch) -> View | None:
-        return batch.view if self.follow_crops else None
-
-    def room(self) -> int:
-        return self.pad if self.follow_crops else 0
 
     def sample_state(self) -> tuple[str, ...]:
         return ("perturbations", "momenta") if self.momentum_decay else ("perturbations",)
@@ -64,14 +55,10 @@ class FGSMMEP(StoredPerturbations, Ascent):
         if self.momenta is not None:
             self.state["momenta"] = self.momenta.values
 
-    def draw_in(self, epoch: int) -> int:
-        return epoch // self.reset_every if self.reset_every else 0
-
     def renew(self, draw: int, ok: Tensor | None = None) -> None:
-        eps, seed = self.setup.threat.nominal, self.setup.seed
-        self.store.fill_signs(eps, seed, draw, INITIAL, ok)
+        super().renew(draw, ok)
         if self.momenta is not None:
-            self.momenta.fill_normal(0.0, seed, draw, INITIAL, ok)
+            self.momenta.fill_normal(0.0, self.setup.seed, draw, INITIAL, ok)
 
     def own_start(self, batch: Batch, restart: int) -> Tensor:
         return batch.x + self.stored(batch)

@@ -48,11 +48,12 @@ class Adversary(Part):
         threat = batch.threat
         if attacked.start is None or not threat.nominal:
             return None
+        ended = attacked.x_adv if attacked.stepped is None else attacked.stepped
         if not self.net.syncs_are_free:
-            return threat.unmoved(attacked.x_adv, attacked.start, attacked.center)
+            return threat.unmoved(ended, attacked.start, attacked.center)
         # Some published starts are not clipped to the box; the first step clips them.
         start = threat.clip(attacked.start)
-        same = (attacked.x_adv == start).flatten(1).all(1)
+        same = (ended == start).flatten(1).all(1)
         if not same.any():
             return same
         # In a corner of the ball (a stored perturbation ends there) all steps may point outside.

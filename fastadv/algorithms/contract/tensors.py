@@ -76,13 +76,15 @@ class Adversarial(NamedTuple):
     """The result of an attack: ``x_adv`` and the ``center`` of its ball, both (B,C,H,W).
 
     ``context`` is the given one with the adversary's own entries added. ``start`` (B,C,H,W) is the
-    point at which its steps began, or None if it takes none. All tensors are detached.
+    point at which its steps began, or None if it takes none; ``stepped`` (B,C,H,W) the one at which
+    they ended, None if that is ``x_adv``. All tensors are detached.
     """
 
     x_adv: Tensor
     center: Tensor
     context: Context
     start: Tensor | None = None
+    stepped: Tensor | None = None
 
 
 class Outputs(NamedTuple):

@@ -30,6 +30,7 @@ from fastadv.algorithms.recipes.averaged import AVERAGES
 from fastadv.algorithms.recipes.distances import DISTANCES
 from fastadv.algorithms.recipes.fast import FAST
 from fastadv.algorithms.recipes.fast_later import FAST_LATER
+from fastadv.algorithms.recipes.fastat import FASTAT
 from fastadv.algorithms.recipes.labels import LABELS
 from fastadv.algorithms.recipes.later import LATER
 from fastadv.algorithms.recipes.logged import with_clean, without_clean
@@ -366,6 +367,7 @@ METHODS: dict[str, Recipe] = {
     **SMOOTHNESS,
     **LATER,
     **FAST_LATER,
+    **FASTAT,
 }
 
 

@@ -1,0 +1,138 @@
+"""FGSM-UAP and FGSM-CUAP: one step from a perturbation that all images, or all of a class, share
+(Pan et al., AAAI 2024)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fastadv import kernels
+from fastadv.algorithms.adversaries.ascent import Ascent
+from fastadv.algorithms.contract import (
+    Adversarial,
+    Batch,
+    Context,
+    Outcome,
+    Setup,
+)
+from fastadv.algorithms.sample_state import by
+from fastadv.declared import NonNegative, option
+from fastadv.engine.noise import noise_stream
+from fastadv.errors import UserError
+from fastadv.threat import Threat
+
+INITIAL = noise_stream("fgsm-uap.initial")
+SHARED, MOMENTA = "universal", "universal_momenta"
+
+
+class FGSMUAP(Ascent):
+    """x' = box(ball(x0 + alpha sign g)), x0 = box(ball(x + eps u)), g the gradient at x0, alpha =
+    eps; then u <- clamp(u + s sign m, +-s), m <- mean of g/|g|_1 + ``momentum_decay`` m.
+
+    |g|_1 is over the whole batch, the mean over its images. u and m, (groups,C,H,W), are kept from
+    batch to batch; u begins as +-s with random signs, m as 0. s is ``universal_scale``, 10/8: the
+    published 10/255 at eps 8/255 (fzjcdt/FastAT_Benchmark, fast_at/fgsm_uap.py, where the decay is
+    0.3 whatever the configuration says). With several processes each has its own u and m.
+    """
+
+    takes_start: ClassVar[bool] = False
+    rank_local_state: ClassVar[tuple[str, ...]] = (SHARED, MOMENTA)
+
+    universal_scale: NonNegative = option(
+        1.25, "size of the shared perturbation's elements, in units of eps"
+    )
+    momentum_decay: NonNegative = option(0.3, "factor of the stored momentum in each update")
+
+    def groups(self) -> int:
+        """The number of shared perturbations."""
+        return 1
+
+    def group(self, batch: Batch) -> Tensor:
+        """The number (B,) of the perturbation that each image has."""
+        return torch.zeros_like(batch.index)
+
+    def refuses_accumulation(self) -> str:
+        return "every call continues from the perturbation of the call before"
+
+    def check_threat(self, threat: Threat) -> None:
+        super().check_threat(threat)
+        if threat.norm != "linf":
+            raise UserError("This attack begins near a corner of the Linf ball: take norm='linf'.")
+
+    def prepare(self, setup: Setup) -> None:
+        super().prepare(setup)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        setup = self.setup
+        rows = torch.arange(self.groups(), device=setup.device)
+        key = (setup.seed, INITIAL.shift, INITIAL.number)
+        drawn = kernels.noise_uniform(rows, setup.image_shape, *key, setup.dtype)
+        shared = torch.where(drawn < 0, -1.0, 1.0).to(setup.dtype) * self.universal_scale
+        self.state = {SHARED: shared, MOMENTA: torch.zeros_like(shared)}
+
+    def schedule(self, update: int, epoch: float) -> None:
+        super().schedule(update, epoch)
+        if len(self.state[SHARED]) != self.groups():
+            self._make_room()
+
+    def check_images(self, batch: Batch) -> None:
+        kept = self.setup.image_shape
+        if batch.x.shape[1:] != kept:
+            raise UserError(
+                f"This attack keeps perturbations of size {by(kept)}, but these images have size "
+                f"{by(batch.x.shape[1:])}: use one size, or build one step per size."
+            )
+
+    def own_start(self, batch: Batch, restart: int) -> Tensor:
+        x, threat = batch.x, batch.threat
+        shared = threat.radius(x) * self.state[SHARED][self.group(batch)]
+        return threat.project(x + threat.movable(shared), x)
+
+    def make(self, batch: Batch, context: Context) -> Adversarial:
+        start = self.begin(batch)
+        kept = (self.state[SHARED], self.state[MOMENTA])
+        x_adv, *own = self.net.run(self._steps, start, *kept, batch, context)
+        return Adversarial(x_adv, batch.x, context._replace(own=tuple(own)), start)
+
+    def _steps(
+        self, start: Tensor, shared: Tensor, momenta: Tensor, batch: Batch, context: Context
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x_adv, and the next shared perturbations and momenta; a region."""
+        gradient, _ = self.gradient_at(start, batch, context)
+        tiny = torch.finfo(gradient.dtype).tiny
+        unit = gradient / gradient.abs().sum().clamp(min=tiny)
+        numbers = torch.arange(len(shared), device=shared.device)
+        members = (numbers[:, None] == self.group(batch)).to(unit.dtype)  # (groups,B)
+        sizes = members.sum(1)[:, None]
+        # A product of matrices, since an addition by index has no fixed order on a GPU.
+        mean = members @ unit.flatten(1) / sizes.clamp(min=1)
+        seen = (sizes > 0)[:, :, None, None]
+        momenta = torch.where(seen, mean.view_as(momenta) + self.momentum_decay * momenta, momenta)
+        scale = self.universal_scale
+        later = (shared + scale * momenta.sign()).clamp(-scale, scale)
+        x_adv = self.moved(start.detach(), gradient, batch.x, batch)
+        return x_adv, torch.where(seen, later, shared), momenta
+
+    def after(self, outcome: Outcome, ok: Tensor) -> None:
+        own = outcome.attacked.context.own
+        for name, value in zip((SHARED, MOMENTA), own, strict=True):
+            self.state[name].copy_(torch.where(ok, value, self.state[name]))
+
+
+class FGSMCUAP(FGSMUAP):
+    """FGSM-UAP with u and m for each class, of the images of the class in the batch; those of a
+    class without any stay."""
+
+    hard_labels_only: ClassVar[str] = "its starts are those of one class"
+
+    def requires(self) -> frozenset[str]:
+        return super().requires() | {"class_logits"}
+
+    def groups(self) -> int:
+        return self.setup.num_classes
+
+    def group(self, batch: Batch) -> Tensor:
+        return batch.y
