@@ -146,6 +146,11 @@ CASES = {
         [{"adversary": "friendly", "restarts": 2, "attack_loss": Averaged}],
         [{"adversary": "friendly", "attack_loss": Averaged}],
     ),
+    ("adversary random-eps-pgd", "restarts compare the loss of each sample"): (
+        "attack_loss",
+        [{"adversary": "random-eps-pgd", "restarts": 2, "attack_loss": Averaged}],
+        [{"adversary": "random-eps-pgd", "attack_loss": Averaged}],
+    ),
     ("regularizer helper", "there is nothing beyond it"): (
         "adversary",
         [NONE | {"regularizer": "helper"}],

@@ -1,6 +1,8 @@
 """The prediction where an attack begins and where it ends (FGSM-PGI: Jia et al., 2022)."""
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -24,6 +26,10 @@ class StartAndEnd(Regularizer):
     The code keeps the graph of the attack's pass at x0; here x0 is forwarded again, without a
     second move of BatchNorm's running statistics.
     """
+
+    # Measured: under a triangular cycle to 0.3 the published 10 ends in a constant prediction or in a
+    # loss that is not finite, 3 and 1 do not.
+    on_data: ClassVar[Mapping[str, Mapping[str, Any]]] = {"digits": {"reg_weight": 1.0}}
 
     reg_weight: NonNegative = option(10.0, "weight of the regularizer in the loss")
 
