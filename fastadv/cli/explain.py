@@ -146,12 +146,17 @@ def markdown() -> str:
     lines = [
         "# Methods",
         "",
-        "Every training method in a table of the papers fastadv follows, its recipe, and what",
-        "the paper reports (test accuracy, %; best / last). `fastadv methods --markdown` writes",
-        "this page from the recipes, `python bench/tables.py --write docs/methods.md` the status",
-        "from `bench/results/`; `fastadv methods NAME` shows more. Tests compare every part with",
-        "independently written formulas and every recipe compiled with eager, resume every recipe,",
-        "and train it on digits.",
+        "Every training method in a table of the papers fastadv follows and of FastAT_Benchmark,",
+        "its recipe, and what the paper reports (test accuracy, %; best / last). `fastadv methods",
+        "NAME` shows more: the settings as published with their source, and where a run departs",
+        "from them and why. [As published](as-published.md) lists every difference from the released",
+        "code that was found. A variant is the method as another code or paper has it:",
+        "`--variant NAME`.",
+        "",
+        "`fastadv methods --markdown` writes this page from the recipes, `python bench/tables.py",
+        "--write docs/methods.md` the status from `bench/results/`. Tests compare every part with",
+        "independently written formulas, every recipe's settings with its publication's, and every",
+        "recipe compiled with eager; they resume every recipe and train it on digits.",
         "",
         "<!-- bench:recipes -->",
         recipe_table(),
@@ -168,10 +173,21 @@ def recipe_table(status: Mapping[str, str] | None = None) -> str:
     for name, row in METHODS.items():
         options = ", ".join(f"{key}={_short(value)}" for key, value in row.all_options().items())
         reported = ". ".join(text for text in (row.reported, row.elsewhere) if text)
-        cells = [f"`{name}`", row.what(), _parts(row), options, row.source, reported]
+        cells = [f"`{name}`", _what(row), _parts(row), options, row.source, reported]
         cells += [] if status is None else [status.get(name, "")]
         lines.append(_row(cells))
     return "\n".join(lines)
+
+
+def _what(row: Recipe) -> str:
+    """What the method is, its other names, and its other published forms."""
+    told = [row.what()]
+    if row.also:
+        told.append(f"also called {', '.join(row.also)}")
+    others = [f"`{name}`" for name in row.variants if name != row.variant]
+    if others:
+        told.append(f"variants: {', '.join(others)}")
+    return "; ".join(told)
 
 
 def _parts(row: Recipe) -> str:
