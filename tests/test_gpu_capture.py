@@ -28,6 +28,7 @@ pytestmark = [
 METHODS = ("pgd", "apart", "free", "trades-awp", "rwp", "te", "trades-sat", "atta-1", "swa")
 METHODS += ("advlc", "fgsm-n-advlc", "fgsm-n-gradalign", "gairat", "pgd-eval")
 METHODS += ("gat", "fgsm-mep", "fgsm-bp", "elle-a", "random-eps")
+METHODS += ("ssat", "rs-aaer", "fgsm-cuap", "fgsm-mep-cs", "fgsm-pco")
 KERNELS = ("fast", "apart", "atta-1", "advlc", "trades", "rwp", "pgd-eval")
 
 

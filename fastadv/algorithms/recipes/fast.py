@@ -125,7 +125,8 @@ FAST: Mapping[str, Recipe] = {
                 "pixels at an end of the range of images get no gradient and do not move",
                 options={"edge_gradient": "none"},
                 published=publications.GRADALIGN_THEN,
-            )
+            ),
+            "fastat": averaged.GRADALIGN,
         },
     ),
     "free": Recipe(
