@@ -238,6 +238,19 @@ def test_the_radius_of_random_eps_follows_a_warm_up_of_eps() -> None:
     assert moved[2] <= EPS + 1e-12
 
 
+def test_eps_warmup_smooths_labels_over_all_classes() -> None:
+    """timm's smoothing, which the published code takes: a share of the mean over all classes."""
+    x, y, index, start = tiny_batch()
+    step = tiny_step(tiny_model(), "eps-warmup", alpha=0.0)
+    model = tiny_model()
+    log_p = model((x + start).clamp(0, 1)).log_softmax(1)
+    losses = [
+        0.9 * -row[label] + 0.1 * -row.mean() for row, label in zip(log_p, y.tolist(), strict=True)
+    ]
+    found = step(x, y, index, start=start)["loss"]
+    torch.testing.assert_close(found.double(), sum(losses) / len(y), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize(
     ("method", "options"),
     [

@@ -291,7 +291,7 @@ FAST_LATER: Mapping[str, Recipe] = {
         note="the warm-up of the recipe for vision transformers; the radius is one for all images",
         adversary="fast",
         target="label-smoothing",
-        options={"attack_bn": "eval"},
+        options={"attack_bn": "eval", "smooth_over": "all"},
         training={"epochs": 110, "eps_warmup": 10.0, "schedule": "cosine"},
         on_data={
             "imagenet": OnData(
@@ -316,13 +316,15 @@ FAST_LATER: Mapping[str, Recipe] = {
             alpha=6 / 255,
             attack_bn="eval",
             start=UNIFORM,
-            more={"eps_warmup": 10.0, "smoothing": 0.1},
+            more={"eps_warmup": 10.0, "smoothing": 0.1, "smooth_over": "all"},
             departs={
                 "model": "XCiT is no model of fastadv: pass a timm model to fastadv.step",
                 "lr": "AdamW there, with 10 epochs of warm-up of the rate; SGD here",
                 "weight_decay": "AdamW there, SGD here",
-                "updates": "there eps rises after each epoch, alpha is 6/255 in every ball; here "
-                "eps rises with every update",
+                "updates": "there eps rises after each epoch, alpha is 6/255 in every ball, and "
+                "1e-5 is added to the start; here eps rises with every update",
+                "bn": "the published code forwards x before x', for its log; its attack is in eval "
+                "mode on a GPU, in training mode on a TPU",
             },
         ),
         also=("epsilon-warmup",),
