@@ -182,9 +182,10 @@ def fgsm_mep(
     reset_every: int,
     decay: float = 0.3,
     crops: bool = False,
+    clip: bool = False,
 ) -> None:
     """One epoch per update, 20 samples; FGSM-EP with ``decay`` 0. With ``crops`` what is stored
-    moves with the image."""
+    moves with the image; with ``clip`` the gradient is taken at an image."""
     optimizer = sgd(model)
     size = 6 + 2 * PAD if crops else 6
     rows, room = torch.arange(20), (3, size, size)
@@ -198,11 +199,12 @@ def fgsm_mep(
         delta = torch.stack([window(kept[sample], view, row) for row, sample in places])
         momentum = torch.stack([window(momenta[sample], view, row) for row, sample in places])
         start = x + delta
-        slope = gradient(lambda z, y=y: smoothed(model(z), y), start)
+        at = start.clamp(0, 1) if clip else start
+        slope = gradient(lambda z, y=y: smoothed(model(z), y), at)
         momentum = slope / slope.abs().sum() + decay * momentum
         x_adv = boxed(start + EPS * slope.sign(), x)
         later = boxed(start + EPS * momentum.sign(), x) - x
-        descend_from(optimizer, model, start, x_adv, y)
+        descend_from(optimizer, model, at, x_adv, y)
         for row, sample in places:
             put_back(kept[sample], view, row, later[row])
             put_back(momenta[sample], view, row, momentum[row])

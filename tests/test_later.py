@@ -144,6 +144,20 @@ def test_fgsm_mep_and_ep(method: str, decay: float, crops: bool) -> None:
     assert ("momenta" in step.state) == bool(decay)
 
 
+@pytest.mark.parametrize(("method", "decay"), [("fgsm-mep", 0.3), ("fgsm-ep", 0.0)])
+def test_the_gradient_at_the_start_clipped_to_the_range_of_images(
+    method: str, decay: float
+) -> None:
+    """The step leaves from the start itself, which is outside of the range at some pixels."""
+    model, data = tiny_model(), batches(4)
+    index = data[0][2]
+    data = [((1.2 * x - 0.1).clamp(0, 1), y, index) for x, y, _ in data]
+    times = {"total_steps": 4, "steps_per_epoch": 1}
+    step = trained(method, data, reset_every=2, clip_start=True, **times)
+    formulas.fgsm_mep(model, data, fgsm_mep.INITIAL, 2, decay, clip=True)
+    assert_same(step.model, model)
+
+
 def test_fgsm_bp() -> None:
     """A short batch uses the first places, and a larger one has new ones."""
     model, data = tiny_model(), [*batches(2), *batches(2, 5), *batches(3, 10)]
@@ -224,6 +238,19 @@ def test_the_radius_of_random_eps_follows_a_warm_up_of_eps() -> None:
     assert moved[2] <= EPS + 1e-12
 
 
+def test_eps_warmup_smooths_labels_over_all_classes() -> None:
+    """timm's smoothing, which the published code takes: a share of the mean over all classes."""
+    x, y, index, start = tiny_batch()
+    step = tiny_step(tiny_model(), "eps-warmup", alpha=0.0)
+    model = tiny_model()
+    log_p = model((x + start).clamp(0, 1)).log_softmax(1)
+    losses = [
+        0.9 * -row[label] + 0.1 * -row.mean() for row, label in zip(log_p, y.tolist(), strict=True)
+    ]
+    found = step(x, y, index, start=start)["loss"]
+    torch.testing.assert_close(found.double(), sum(losses) / len(y), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -235,6 +262,7 @@ def test_the_radius_of_random_eps_follows_a_warm_up_of_eps() -> None:
         ("random-eps", {"attack_bn": "train", "regularizer": "advlc"}),
         ("pgd", {"regularizer": "start-and-end"}),
         ("fgsm-ep", {"follow_crops": True}),
+        ("fgsm-mep", {"clip_start": True}),
     ],
 )
 def test_combinations_make_the_passes_that_are_counted(method: str, options: Any) -> None:

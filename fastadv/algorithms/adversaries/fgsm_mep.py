@@ -28,7 +28,9 @@ class FGSMMEP(StoredCorners, Ascent):
     With ``momentum_decay`` 0 this is the paper's FGSM-EP: w_i is the last epoch's perturbation.
 
     The published code adds w_i to any crop and flip of its image, at the same places. With
-    ``follow_crops`` it moves with the image, as that of ATTA.
+    ``follow_crops`` it moves with the image, as that of ATTA. With ``clip_start`` g is the
+    gradient at box(x + w_i), where a regularizer also finds the start; the step still leaves from
+    x + w_i (fzjcdt/FastAT_Benchmark, fast_at/fgsm_pgi.py).
     """
 
     takes_start: ClassVar[bool] = False
@@ -38,6 +40,9 @@ class FGSMMEP(StoredCorners, Ascent):
         40, "epochs after which the stored perturbations start anew; 0: never"
     )
     momentum_decay: NonNegative = option(0.3, "factor of the stored momentum in each epoch")
+    clip_start: bool = option(
+        False, "clip the start to the range of images before its gradient is taken"
+    )
 
     def refuses_accumulation(self) -> str:
         return "its gradients are normalised over all images of a call"
@@ -52,6 +57,7 @@ class FGSMMEP(StoredCorners, Ascent):
     def prepare(self, setup: Setup) -> None:
         self.momenta = SampleStore.for_run(setup, self.room()) if self.momentum_decay else None
         super().prepare(setup)
+        self._clips = self.clip_start
         if self.momenta is not None:
             self.state["momenta"] = self.momenta.values
 
@@ -65,13 +71,14 @@ class FGSMMEP(StoredCorners, Ascent):
 
     def make(self, batch: Batch, context: Context) -> Adversarial:
         start = self.begin(batch)
+        begun = batch.threat.clip(start) if self.clip_start else start
         if self.momenta is None:
             x_adv = self.net.run(self.ascend, start, batch.x, batch, context)
-            return Adversarial(x_adv, batch.x, context._replace(own=(x_adv - batch.x,)), start)
+            return Adversarial(x_adv, batch.x, context._replace(own=(x_adv - batch.x,)), begun)
         momenta = self.momenta.gather(batch.index, self.window(batch), batch.x)
         x_adv, later, momenta = self.net.run(self.two_steps, start, momenta, batch, context)
         own = context._replace(own=(later - batch.x, momenta))
-        return Adversarial(x_adv, batch.x, own, start)
+        return Adversarial(x_adv, batch.x, own, begun)
 
     def two_steps(
         self, start: Tensor, momenta: Tensor, batch: Batch, context: Context

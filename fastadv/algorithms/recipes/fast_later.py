@@ -154,7 +154,9 @@ FAST_LATER: Mapping[str, Recipe] = {
                 start=CORNER,
                 departs={
                     "updates": "in the first, third, ... update of each epoch its attack takes the "
-                    "softmax twice"
+                    "softmax twice",
+                    "bn": "its evaluation leaves the network in eval mode, in which the first pass "
+                    "of the next epoch does not move the statistics",
                 },
             )
         },
@@ -220,9 +222,8 @@ FAST_LATER: Mapping[str, Recipe] = {
                 "a share of the label for all classes",
                 "fgsm_pgi",
                 "79.7 clean, 49.89 AutoAttack",
-                {"reg_weight": 10.0, "momentum_decay": 0.3, "reset_every": 40},
+                {"reg_weight": 10.0, "momentum_decay": 0.3, "reset_every": 40, "clip_start": True},
                 start=MEP_START,
-                departs={"box": "its gradient is that at the start clipped to [0,1]"},
             )
         },
         also=("fgsm-pgi", "pgi"),
@@ -290,7 +291,7 @@ FAST_LATER: Mapping[str, Recipe] = {
         note="the warm-up of the recipe for vision transformers; the radius is one for all images",
         adversary="fast",
         target="label-smoothing",
-        options={"attack_bn": "eval"},
+        options={"attack_bn": "eval", "smooth_over": "all"},
         training={"epochs": 110, "eps_warmup": 10.0, "schedule": "cosine"},
         on_data={
             "imagenet": OnData(
@@ -315,13 +316,15 @@ FAST_LATER: Mapping[str, Recipe] = {
             alpha=6 / 255,
             attack_bn="eval",
             start=UNIFORM,
-            more={"eps_warmup": 10.0, "smoothing": 0.1},
+            more={"eps_warmup": 10.0, "smoothing": 0.1, "smooth_over": "all"},
             departs={
                 "model": "XCiT is no model of fastadv: pass a timm model to fastadv.step",
                 "lr": "AdamW there, with 10 epochs of warm-up of the rate; SGD here",
                 "weight_decay": "AdamW there, SGD here",
-                "updates": "there eps rises after each epoch, alpha is 6/255 in every ball; here "
-                "eps rises with every update",
+                "updates": "there eps rises after each epoch, alpha is 6/255 in every ball, and "
+                "1e-5 is added to the start; here eps rises with every update",
+                "bn": "the published code forwards x before x', for its log; its attack is in eval "
+                "mode on a GPU, in training mode on a TPU",
             },
         ),
         also=("epsilon-warmup",),
