@@ -115,7 +115,7 @@ CHOICES = {
     "average_at": ("update", "epoch"),
 }
 SWITCHES = ("over_batch", "learned_start", "layerwise", "reg_ramp", "cure_squared")
-SWITCHES += ("average_warmup", "average_buffers", "keep_delta", "follow_crops")
+SWITCHES += ("clip_start", "average_warmup", "average_buffers", "keep_delta", "follow_crops")
 SEVERAL = {
     "bn_passes": [("natural",), ("natural", "clean"), "natural,nan", (NAN,), 3, ()],
     "kd_weights": [(NAN, 1, 1), (-1, 1, 1), (INF, 1, 1), "0.3,x,1", (), (0.0, 0.0, 0.0), object()],
