@@ -130,6 +130,47 @@ def universal(model: nn.Module, batches: Batches, initial: Stream, classes: bool
     return kept
 
 
+def featured(
+    model: nn.Module,
+    batches: Batches,
+    groups: int,
+    initial: Stream,
+    layers: Stream,
+) -> tuple[Tensor, list[Tensor], set[int]]:
+    """FGSM-FUAP. Returns the perturbations and the layers that are left, and the groups seen."""
+    optimizer, seen = sgd(model), set()
+    kept = 1.25 * EPS * signs_of(uniform(torch.arange(groups), (3, 6, 6), 0, initial))
+    momenta = torch.zeros_like(kept)
+    first, second = nn.Linear(5, groups).double(), nn.Linear(groups, 4).double()
+    for number, layer in enumerate((first, second)):
+        size, into = layer.weight.numel(), layer.in_features
+        drawn = uniform(torch.zeros(1).long(), (size + layer.out_features,), number, layers)[0]
+        layer.weight.data = drawn[:size].view_as(layer.weight) / into**0.5
+        layer.bias.data = drawn[size:] / into**0.5
+    adam = torch.optim.Adam([*first.parameters(), *second.parameters()], lr=1e-3)
+    for update, (x, y, index) in enumerate(batches):
+        point = noisy(x, index, update, START)
+        with torch.no_grad():
+            h = model.conv1(point)
+            h = h + model.conv2(functional.softplus(model.bn1(h)))
+            h = 4 * torch.tanh(model.bn2(h)).mean((2, 3))
+        scores = first(h)
+        descend(adam, smoothed(second(scores.relu()), y))
+        group = scores.argmax(1).tolist()
+        seen |= {*group}
+        start = boxed(point + kept[group], x)
+        slope = gradient(lambda z, y=y: smoothed(model(z), y), start)
+        x_adv = boxed(start + EPS * slope.sign(), x)
+        descend_from(optimizer, model, start, x_adv, y, smoothed)
+        unit = slope / slope.abs().sum()
+        for g in set(group):
+            own = [unit[i] for i in range(len(y)) if group[i] == g]
+            momenta[g] = sum(own) / len(own) + 0.3 * momenta[g]
+            kept[g] = (kept[g] + 1.25 * EPS * momenta[g].sign()).clamp(-1.25 * EPS, 1.25 * EPS)
+    left = [first.weight, first.bias, second.weight, second.bias]
+    return kept, [tensor.detach() for tensor in left], seen
+
+
 def converging(
     model: nn.Module,
     batches: Batches,

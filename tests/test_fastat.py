@@ -15,8 +15,9 @@ from test_cost import counted_in_an_update
 from test_later import batches, trained
 from tiny import EPS, TinyNet, assert_same, tiny_batch, tiny_model, tiny_step
 from tiny_capture import capture
+from torch import nn
 
-from fastadv.algorithms.adversaries import fgsm_mep, fgsm_pco, fgsm_uap
+from fastadv.algorithms.adversaries import fgsm_fuap, fgsm_mep, fgsm_pco, fgsm_uap
 from fastadv.algorithms.adversaries.zero_grad import quantile
 from fastadv.algorithms.resolution import resolve
 from fastadv.errors import UserError
@@ -101,6 +102,28 @@ def test_universal_perturbations(method: str, classes: bool) -> None:
     assert len({*data[-1][1].tolist()}) < 4  # a class without an image
 
 
+def test_perturbations_of_like_features() -> None:
+    model, data = tiny_model(), batches(5)
+    step = trained("fgsm-fuap", data, universal_groups=6)
+    streams = (fgsm_uap.INITIAL, fgsm_fuap.INITIAL)
+    kept, layers, seen = formulas.featured(model, data, 6, *streams)
+    assert_same(step.model, model)
+    torch.testing.assert_close(EPS * step.state["universal"], kept, rtol=0, atol=1e-12)
+    found = step.state["universal_grouper"][0]
+    expected = torch.cat([tensor.flatten() for tensor in layers])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
+    assert step.state["universal_updates"] == 5
+    assert 1 < len(seen) < 6
+
+
+def test_features_are_those_of_a_linear_classifier() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 6), nn.Flatten()).double()
+    x, y, index, _ = tiny_batch()
+    step = tiny_step(model, "fgsm-fuap")
+    with pytest.raises(UserError, match="take 'fgsm-cuap'"):
+        step(x, y, index)
+
+
 @pytest.mark.parametrize("method", ["fgsm-rs-cs", "fgsm-mep-cs"])
 def test_smooth_convergence(method: str) -> None:
     """Epochs of two updates, of batches of two sizes; the term is absent in 0, 1 and the last."""
@@ -133,7 +156,7 @@ def test_two_changes_are_compared_only_where_there_are_two() -> None:
         step(x, y, index)
 
 
-STATEFUL = ("fgsm-uap", "fgsm-cuap", "fgsm-rs-cs", "fgsm-mep-cs", "fgsm-pco")
+STATEFUL = ("fgsm-uap", "fgsm-cuap", "fgsm-fuap", "fgsm-rs-cs", "fgsm-mep-cs", "fgsm-pco")
 
 
 @pytest.mark.parametrize("method", STATEFUL)
@@ -168,6 +191,7 @@ def test_the_perturbation_of_all_images_follows_the_radius() -> None:
         ("pgd", {"regularizer": "abnormal"}),
         ("pgd", {"regularizer": "smooth-convergence"}),
         ("fgsm-cuap", {"regularizer": "none"}),
+        ("fgsm-fuap", {"attack_bn": "eval"}),
         ("fgsm-pco", {"regularizer": "none"}),
         ("ssat", {"regularizer": "equal-changes"}),
         ("fast", {"regularizer": "smooth-convergence", "objective": "trades"}),

@@ -91,6 +91,7 @@ NUMBERS: dict[str, tuple[float, float, float | None, float | None]] = {
     "zero_share": (0, 1, -1e-9, 1.001),
     "step_parts": (1, 10_000, 0, 10**9),
     "step_scale": (0, 3e38, -1, None),
+    "universal_groups": (1, 10**9, 0, None),
     "universal_scale": (0, 3e38, -1, None),
     "loss_stride": (0, 3e38, -1, None),
     "fall_weight": (0, 3e38, -1, None),

@@ -9,6 +9,7 @@ from fastadv.algorithms.adversaries.clean_first import CleanFirst
 from fastadv.algorithms.adversaries.fast import Fast
 from fastadv.algorithms.adversaries.fgsm import FGSM
 from fastadv.algorithms.adversaries.fgsm_bp import FGSMBP
+from fastadv.algorithms.adversaries.fgsm_fuap import FGSMFUAP
 from fastadv.algorithms.adversaries.fgsm_mep import FGSMMEP
 from fastadv.algorithms.adversaries.fgsm_n import FGSMN
 from fastadv.algorithms.adversaries.fgsm_pco import FGSMPCO
@@ -100,6 +101,7 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "ssat": SSAT,
         "fgsm-uap": FGSMUAP,
         "fgsm-cuap": FGSMCUAP,
+        "fgsm-fuap": FGSMFUAP,
         "fgsm-pco": FGSMPCO,
     },
     "attack_loss": {

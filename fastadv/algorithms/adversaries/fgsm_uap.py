@@ -18,6 +18,7 @@ from fastadv.algorithms.contract import (
     Setup,
 )
 from fastadv.algorithms.sample_state import by
+from fastadv.algorithms.start_points import given
 from fastadv.declared import NonNegative, option
 from fastadv.engine.noise import noise_stream
 from fastadv.errors import UserError
@@ -49,9 +50,10 @@ class FGSMUAP(Ascent):
         """The number of shared perturbations."""
         return 1
 
-    def group(self, batch: Batch) -> Tensor:
-        """The number (B,) of the perturbation that each image has."""
-        return torch.zeros_like(batch.index)
+    def assigned(self, batch: Batch, context: Context) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """The number (B,) of the perturbation of each image, the point (B,C,H,W) to which it is
+        added, and what is to become of the other state, after the first two."""
+        return torch.zeros_like(batch.index), batch.x, ()
 
     def refuses_accumulation(self) -> str:
         return "every call continues from the perturbation of the call before"
@@ -86,26 +88,31 @@ class FGSMUAP(Ascent):
                 f"{by(batch.x.shape[1:])}: use one size, or build one step per size."
             )
 
-    def own_start(self, batch: Batch, restart: int) -> Tensor:
-        x, threat = batch.x, batch.threat
-        shared = threat.radius(x) * self.state[SHARED][self.group(batch)]
-        return threat.project(x + threat.movable(shared), x)
-
     def make(self, batch: Batch, context: Context) -> Adversarial:
-        start = self.begin(batch)
-        kept = (self.state[SHARED], self.state[MOMENTA])
-        x_adv, *own = self.net.run(self._steps, start, *kept, batch, context)
-        return Adversarial(x_adv, batch.x, context._replace(own=tuple(own)), start)
+        group, point, others = self.assigned(batch, context)
+        start, threat = given(batch), batch.threat
+        shared, momenta = self.state[SHARED], self.state[MOMENTA]
+        if start is None:
+            moved = threat.movable(threat.radius(batch.x) * shared[group])
+            start = threat.project(point + moved, batch.x)
+        x_adv, *own = self.net.run(self._steps, start, group, shared, momenta, batch, context)
+        return Adversarial(x_adv, batch.x, context._replace(own=(*own, *others)), start)
 
     def _steps(
-        self, start: Tensor, shared: Tensor, momenta: Tensor, batch: Batch, context: Context
+        self,
+        start: Tensor,
+        group: Tensor,
+        shared: Tensor,
+        momenta: Tensor,
+        batch: Batch,
+        context: Context,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x_adv, and the next shared perturbations and momenta; a region."""
         gradient, _ = self.gradient_at(start, batch, context)
         tiny = torch.finfo(gradient.dtype).tiny
         unit = gradient / gradient.abs().sum().clamp(min=tiny)
         numbers = torch.arange(len(shared), device=shared.device)
-        members = (numbers[:, None] == self.group(batch)).to(unit.dtype)  # (groups,B)
+        members = (numbers[:, None] == group).to(unit.dtype)  # (groups,B)
         sizes = members.sum(1)[:, None]
         # A product of matrices, since an addition by index has no fixed order on a GPU.
         mean = members @ unit.flatten(1) / sizes.clamp(min=1)
@@ -118,8 +125,8 @@ class FGSMUAP(Ascent):
 
     def after(self, outcome: Outcome, ok: Tensor) -> None:
         own = outcome.attacked.context.own
-        for name, value in zip((SHARED, MOMENTA), own, strict=True):
-            self.state[name].copy_(torch.where(ok, value, self.state[name]))
+        for kept, value in zip(self.state.values(), own, strict=True):
+            kept.copy_(torch.where(ok, value, kept))
 
 
 class FGSMCUAP(FGSMUAP):
@@ -134,5 +141,5 @@ class FGSMCUAP(FGSMUAP):
     def groups(self) -> int:
         return self.setup.num_classes
 
-    def group(self, batch: Batch) -> Tensor:
-        return batch.y
+    def assigned(self, batch: Batch, context: Context) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        return batch.y, batch.x, ()
