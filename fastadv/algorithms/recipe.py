@@ -190,14 +190,16 @@ SMOOTH |= {"padding": "constant", "val_fraction": 0.1}
 KL_ATTACK: dict[str, Any] = {"attack_bn": "eval"}  # of the methods that attack the KL
 TRADES_ATTACK = KL_ATTACK | {"l2_form": "trades"}  # of TRADES' code and the codes made from it
 
+# The TRADES of AWP's code, and of the codes made from it, forwards x' before x, and x twice.
+ATTACKED_FIRST: dict[str, Any] = {"bn_passes": ("adversarial", "natural", "natural")}
+
 # (objective, weights) -> the options of a perturbation of the weights that depend on the objective,
 # in every recipe with these two parts. The published code counts epochs from 1 and perturbs from
 # the 10th on.
 _GENTLE: dict[str, Any] = {"gamma": 0.005, "warmup_epochs": 9}
-_AFTER: dict[str, Any] = {"bn_passes": ("adversarial", "natural", "natural")}
 BESIDE: Mapping[tuple[str, str], Mapping[str, Any]] = {
-    ("trades", "awp"): _GENTLE | _AFTER,
-    ("trades", "rwp"): _GENTLE | _AFTER,
+    ("trades", "awp"): _GENTLE | ATTACKED_FIRST,
+    ("trades", "rwp"): _GENTLE | ATTACKED_FIRST,
     ("rst", "awp"): _GENTLE,
     ("rst", "rwp"): _GENTLE,
 }

@@ -207,8 +207,11 @@ def _recipe_options(
     if slots["objective"] != row.objective:
         # Objectives share names of options: the passes of one are not those of another.
         lost |= option_types(PARTS["objective"][row.objective]).keys()
+    usual, found = beside(row.parts()), beside(slots)
+    # What a replaced part takes beside another is not what the row takes with its own parts.
+    lost |= {name for name in found if name not in usual or usual[name] != found[name]}
     own = {name: row.options[name] for name in row.options if name in known and name not in lost}
-    return {name: value for name, value in beside(slots).items() if name in known} | own
+    return {name: value for name, value in found.items() if name in known} | own
 
 
 def part_classes(slots: Mapping[str, str]) -> dict[str, type[Part]]:

@@ -105,7 +105,7 @@ TRADES = replace(
     drops=(99 / 200, 149 / 200),
     attack_bn="eval",
     start=NEAR,
-    more=_UNSCALED | {"beta": 6.0},
+    more=_UNSCALED | {"beta": 6.0, "bn_passes": ("adversarial", "natural", "natural")},
     departs=_OTHER_NETWORK,
 )
 # TRADES in its own code; epochs count from 1, and the drop at the 90th never comes.
@@ -164,7 +164,12 @@ TRADES_SAT = replace(
     weight_decay=2e-4,
     eps=0.031,
     alpha=0.007,
-    more={**TRADES.more, "sat_momentum": 0.9, "sat_start": 69 / 100},
+    more={
+        **TRADES.more,
+        "bn_passes": ("natural", "adversarial"),
+        "sat_momentum": 0.9,
+        "sat_start": 69 / 100,
+    },
     departs={},
 )
 
