@@ -46,6 +46,30 @@ def fitted(logits: Tensor, label: Tensor) -> Tensor:
     return -(label * logits.log_softmax(1)).sum(1).mean()
 
 
+def mart(
+    model: nn.Module, batches: Batches, eps: float, beta: float, steps: int, alpha: float
+) -> None:
+    optimizer = sgd(model)
+    for update, (x, y, index) in enumerate(batches):
+        model.eval()
+        drawn = kernels.noise_normal(index, tuple(x.shape[1:]), 0, update, 0, torch.float64)
+        x_adv = x + 0.001 * drawn
+        for _ in range(steps):
+            x_adv = x_adv.detach().requires_grad_()
+            loss = functional.cross_entropy(model(x_adv), y)
+            x_adv = boxed(x_adv + alpha * slope(loss, x_adv).sign(), x, eps)
+        model.train()
+        p = torch.softmax(model(x), 1)
+        q = torch.softmax(model(x_adv.detach()), 1)
+        total = torch.zeros(())
+        for i, label in enumerate(y.tolist()):
+            wrong = max(q[i, k] for k in range(q.shape[1]) if k != label)
+            boosted = -q[i, label].log() - (1.0001 - wrong + 1e-12).log()
+            kl = sum(p[i, k] * (p[i, k].log() - (q[i, k] + 1e-12).log()) for k in range(q.shape[1]))
+            total = total + boosted + beta * kl * (1.0000001 - p[i, label])
+        descend(optimizer, total / len(y))
+
+
 def liet(
     model: nn.Module,
     batches: Batches,

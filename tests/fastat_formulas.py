@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from later_formulas import Batches, boxed, descend_from, gradient, signs_of, uniform
+from single_step_formulas import Batches, boxed, descend_from, gradient, signs_of, uniform
 from tiny import EPS, descend, sgd
 from torch import Tensor, nn
 from torch.nn import functional

@@ -9,7 +9,7 @@ import distance_formulas as formulas
 import pytest
 import torch
 from test_cost import counted_in_an_update
-from tiny import assert_same, tiny_batch, tiny_model, tiny_step
+from tiny import EPS, assert_same, tiny_batch, tiny_model, tiny_step
 from tiny_capture import capture
 
 from fastadv.algorithms.adversaries import liet
@@ -33,6 +33,23 @@ def trained(method: str, data: formulas.Batches, **options: Any) -> Step:
         step(x, y, index)
     assert step.healthy()
     return step
+
+
+def test_mart() -> None:
+    model, data = tiny_model(), batches(3)
+    step = trained("mart", data, steps=3, alpha=0.04, beta=2.0)
+    formulas.mart(model, data, eps=EPS, beta=2.0, steps=3, alpha=0.04)
+    assert_same(step.model, model)
+
+
+def test_what_mart_refuses() -> None:
+    with pytest.raises(UserError, match="identically 0"):
+        resolve("mart", {"adversary": "none", "start": "none"})
+
+
+def test_mart_makes_the_passes_that_are_counted() -> None:
+    seen, expected = counted_in_an_update("mart", weights="awp")
+    assert seen == expected
 
 
 LIET_STREAMS = {

@@ -12,7 +12,7 @@ import fastat_formulas as formulas
 import pytest
 import torch
 from test_cost import counted_in_an_update
-from test_later import batches, trained
+from test_single_step_methods import batches, trained
 from tiny import EPS, TinyNet, assert_same, tiny_batch, tiny_model, tiny_step
 from tiny_capture import capture
 from torch import nn

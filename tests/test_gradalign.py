@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from later_formulas import Batches, boxed, uniform
+from single_step_formulas import Batches, boxed, uniform
 from test_cost import counted_in_an_update
 from tiny import CLASSES, EPS, assert_same, descend, sgd, tiny_batch, tiny_model, tiny_step
 from tiny_run import assert_same_run, run

@@ -1,4 +1,5 @@
-"""Recipes that hold the predictions at two points together by another distance than TRADES."""
+"""Recipes that hold the predictions at two points together as TRADES does, by another distance or
+at another point: MART, LIET, IKL, HAT."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any
 
 from fastadv.algorithms.publication import Published
 from fastadv.algorithms.recipe import OnData, Recipe
-from fastadv.algorithms.recipes import averaged
+from fastadv.algorithms.recipes import fastat_training
 from fastadv.algorithms.starting_words import NEAR
 from fastadv.by_epoch import Ramp
 
@@ -34,6 +35,48 @@ _HAT |= {"weight_decay": 5e-4, "padding": "constant", "normalize": False}
 _HAT_PARTS: dict[str, Any] = {"beta": 2.5, "reg_weight": 0.5, "helper_scale": 2.0}
 
 DISTANCES: Mapping[str, Recipe] = {
+    "mart": Recipe(
+        "misclassified examples weigh more",
+        "Wang et al. 2020; YisenWang/MART, mart.py and train_resnet.py",
+        note="KL(f(x) || f(x')) times 1 - p_y(x), and a margin",
+        objective="mart",
+        start="gaussian",
+        options={"attack_bn": "eval"},
+        training={
+            "model": "resnet18",
+            "epochs": 120,
+            "batch_size": 128,
+            "lr": 0.01,
+            "weight_decay": 3.5e-3,
+            "eps": 0.031,
+            "schedule": "multistep",
+            # Its epochs count from 1; the rate drops at the beginning of the 75th, 90th and 100th.
+            "drops": (74 / 120, 89 / 120, 99 / 120),
+            "padding": "constant",
+            "normalize": False,
+        },
+        on_data={"cifar10": OnData(options={"alpha": 0.007}, where={"norm": "linf", "eps": 0.031})},
+        elsewhere="87.50 clean, 56.29 AutoAttack (WRN-28-10, CIFAR-10 and 500,000 unlabelled "
+        "images; RobustBench)",
+        published=Published(
+            "mart.py, train_resnet.py",
+            model="resnet18",
+            data="cifar10",
+            epochs=120,
+            batch_size=128,
+            schedule="multistep",
+            lr=0.01,
+            weight_decay=3.5e-3,
+            eps=0.031,
+            steps=10,
+            alpha=0.007,
+            attack_bn="eval",
+            start="x + 0.001 N(0,1), clipped to the box by the first step",
+            drops=(74 / 120, 89 / 120, 99 / 120),
+            more={"beta": 5.0, "padding": "constant", "normalize": False},
+        ),
+        also=("misclassification aware adversarial training",),
+    ),
     "liet": Recipe(
         "one step from images of the labels",
         "Pan et al. 2025; FastAT_Benchmark, fast_at/liet.py",
@@ -44,14 +87,14 @@ DISTANCES: Mapping[str, Recipe] = {
         target="random-smoothing",
         regularizer="advlc",
         averaging="ema",
-        options=_LIET | averaged.AVERAGED,
-        training=averaged.TRAINING,
+        options=_LIET | fastat_training.AVERAGED,
+        training=fastat_training.TRAINING,
         on_data={"digits": OnData(options={"average_decay": 0.95, "reg_weight": 10.0})},
         reported="80.7 clean, 49.99 AutoAttack (ResNet-18, CIFAR-10)",
-        published=averaged.published(
+        published=fastat_training.published(
             "fast_at/liet.py",
             start="the label information or noise, with a random sign for the batch",
-            more={"momentum": 0.95, "val_fraction": 0.02, **_LIET, **averaged.AVERAGED}
+            more={"momentum": 0.95, "val_fraction": 0.02, **_LIET, **fastat_training.AVERAGED}
             | {"renew_every": 20, "min_mask": 0.1, "max_mask": 0.5},
         ),
     ),

@@ -18,7 +18,7 @@ from fastadv.algorithms.recipe import (
     Recipe,
     Variant,
 )
-from fastadv.algorithms.recipes import averaged, publications
+from fastadv.algorithms.recipes import fastat_training, publications
 from fastadv.algorithms.recipes.logged import with_clean
 
 ON_CIFAR = "(PreActResNet-18, CIFAR-10)"
@@ -84,7 +84,7 @@ FAST: Mapping[str, Recipe] = {
         elsewhere="85.10 clean, 46.37 PGD-20 (WRN-34-10); 57.95, 25.31 (CIFAR-100)",
         variant="fast-adversarial",
         variants={
-            "fastat": averaged.FAST,
+            "fastat": fastat_training.FAST,
             "robust-overfitting": with_clean(
                 publications.RICE_FGSM, training=RICE_TRAINING, on_data=RICE_ON_DATA
             ),
@@ -107,7 +107,7 @@ FAST: Mapping[str, Recipe] = {
         training=CYCLIC | {"weight_decay": 5e-4},
         on_data={"svhn": OnData({"lr": 0.05, "peak": 2 / 5, "eps_warmup": 5.0})},
         variant="n-fgsm",
-        variants={"fastat": averaged.N_FGSM},
+        variants={"fastat": fastat_training.N_FGSM},
     ),
     "gradalign": Recipe(
         "FGSM, gradients near an image aligned",
@@ -126,7 +126,7 @@ FAST: Mapping[str, Recipe] = {
                 options={"edge_gradient": "none"},
                 published=publications.GRADALIGN_THEN,
             ),
-            "fastat": averaged.GRADALIGN,
+            "fastat": fastat_training.GRADALIGN,
         },
     ),
     "free": Recipe(
@@ -139,7 +139,7 @@ FAST: Mapping[str, Recipe] = {
         training=CYCLIC | {"epochs": 10, "lr": 0.04, "weight_decay": 5e-4},
         variant="fast-adversarial",
         variants={
-            "fastat": averaged.FREE,
+            "fastat": fastat_training.FREE,
             "apart": Variant(
                 "APART, Tables 2 to 4",
                 "30 epochs at 0.2, on images that are not normalized",

@@ -26,16 +26,17 @@ from fastadv.algorithms.recipe import (
     Variant,
     as_advlc_runs,
 )
-from fastadv.algorithms.recipes import averaged, publications
-from fastadv.algorithms.recipes.averaged import AVERAGES
+from fastadv.algorithms.recipes import fastat_training, publications
 from fastadv.algorithms.recipes.distances import DISTANCES
 from fastadv.algorithms.recipes.fast import FAST
-from fastadv.algorithms.recipes.fast_later import FAST_LATER
 from fastadv.algorithms.recipes.fastat import FASTAT
+from fastadv.algorithms.recipes.guided import GUIDED
 from fastadv.algorithms.recipes.labels import LABELS
-from fastadv.algorithms.recipes.later import LATER
+from fastadv.algorithms.recipes.linearity import LINEARITY
 from fastadv.algorithms.recipes.logged import with_clean, without_clean
 from fastadv.algorithms.recipes.phased import PHASED
+from fastadv.algorithms.recipes.priors import PRIORS
+from fastadv.algorithms.recipes.radii import RADII
 from fastadv.algorithms.recipes.smoothness import SMOOTHNESS
 from fastadv.algorithms.slots import NONE
 from fastadv.errors import UserError, unknown
@@ -63,7 +64,7 @@ METHODS: dict[str, Recipe] = {
         training=CYCLIC | GREY,
         reported="44.36 PGD-20 after 20 epochs, 0.00 after 21 (PreActResNet-18, CIFAR-10)",
         variant="apart",
-        variants={"fastat": averaged.FGSM},
+        variants={"fastat": fastat_training.FGSM},
         also=("FGSM-AT",),
     ),
     "fgsm-r": Recipe(
@@ -99,7 +100,7 @@ METHODS: dict[str, Recipe] = {
         "L2 67.19 / 65.08; CIFAR-100 30.74 / 24.89, L2 44.05 / 41.22",
         variant="madry",
         variants={
-            "fastat": averaged.PGD,
+            "fastat": fastat_training.PGD,
             "robust-overfitting": with_clean(publications.RICE),
             "rwp": without_clean(publications.PGD_BY_RWP),
         },
@@ -363,13 +364,14 @@ METHODS: dict[str, Recipe] = {
         "(PreActResNet-18, CIFAR-10)",
     ),
     **FAST,
-    **AVERAGES,
     **DISTANCES,
     **PHASED,
     **LABELS,
     **SMOOTHNESS,
-    **LATER,
-    **FAST_LATER,
+    **GUIDED,
+    **PRIORS,
+    **LINEARITY,
+    **RADII,
     **FASTAT,
 }
 

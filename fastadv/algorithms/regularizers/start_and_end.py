@@ -27,8 +27,8 @@ class StartAndEnd(Regularizer):
     second move of BatchNorm's running statistics.
     """
 
-    # Measured: under a triangular cycle to 0.3 the published 10 ends in a constant prediction or in a
-    # loss that is not finite, 3 and 1 do not.
+    # Measured: under a triangular cycle to 0.3 the published 10 ends in a constant prediction or in
+    # a loss that is not finite, 3 and 1 do not.
     on_data: ClassVar[Mapping[str, Mapping[str, Any]]] = {"digits": {"reg_weight": 1.0}}
 
     reg_weight: NonNegative = option(10.0, "weight of the regularizer in the loss")

@@ -1,4 +1,4 @@
-"""What FastAT_Benchmark trains every method with, and its strongest row: averaged weights.
+"""What FastAT_Benchmark trains every method with, and its rows of the methods of other papers.
 
 Its averages are those of the whole state, BatchNorm's running statistics included, by ``ema``
 without a warm-up. Of the live and the averaged network it saves the more robust one; here the
@@ -8,10 +8,12 @@ averaged one is evaluated. The reported accuracies are means of three seeds.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fastadv.algorithms.publication import Published
-from fastadv.algorithms.recipe import OnData, Recipe, Variant
+from fastadv.algorithms.recipe import OnData, Variant
+from fastadv.algorithms.recipes.publications import with_more
 from fastadv.algorithms.starting_words import IMAGE, UNIFORM, WIDE
 
 SOURCE = "fzjcdt/FastAT_Benchmark"
@@ -50,7 +52,9 @@ def published(code: str, **changes: Any) -> Published:
     return Published(**settings | changes)
 
 
-def row(note: str, code: str, reported: str, *, options: Mapping[str, Any], **changes: Any) -> Any:
+def row(
+    note: str, code: str, reported: str, *, options: Mapping[str, Any], **changes: Any
+) -> Variant:
     """The variant "fastat" of a method whose attack follows the smoothed loss, as all of FastAT's
     own attacks do; ``changes`` are the fields of ``published`` that differ."""
     return Variant(
@@ -63,6 +67,19 @@ def row(note: str, code: str, reported: str, *, options: Mapping[str, Any], **ch
         published=published(code, **changes),
         reported=f"{reported} (ResNet-18, CIFAR-10)",
     )
+
+
+def row_of_own_loss(
+    note: str, file: str, reported: str, more: Mapping[str, Any], **changes: Any
+) -> Variant:
+    """As ``row``, for a method whose own loss of the attack stays; ``more`` are its options, and
+    ``file`` is in ``fast_at/``."""
+    note = f"{note}; smoothed labels, averaged weights, 100 epochs"
+    found = row(note, f"fast_at/{file}.py", reported, options=more, **changes)
+    parts = {slot: name for slot, name in found.parts.items() if slot != "attack_loss"}
+    # The mode of BatchNorm has its own field.
+    stated = {name: value for name, value in more.items() if name != "attack_bn"}
+    return replace(found, parts=parts, published=with_more(found.published, **stated))
 
 
 FGSM = row(
@@ -135,26 +152,3 @@ GRADALIGN = Variant(
     ),
     reported="79.39 clean, 47.99 AutoAttack (ResNet-18, CIFAR-10)",
 )
-
-AVERAGES: Mapping[str, Recipe] = {
-    "pgd-ema": Recipe(
-        "AT, smoothed labels, averaged weights",
-        "FastAT_Benchmark, PGD-AT-WA; Izmailov et al. 2018; Rebuffi et al. 2021",
-        note="an exponential moving average of weights and statistics; the attack follows hard "
-        "labels in BatchNorm's eval mode",
-        target="label-smoothing",
-        averaging="ema",
-        options=SMOOTHED | AVERAGED | {"attack_bn": "eval"},
-        training=TRAINING,
-        on_data=ON_DIGITS,
-        reported="82.4 clean, 50.49 AutoAttack (ResNet-18, CIFAR-10)",
-        published=published(
-            "fast_at/pgd_at.py",
-            steps=10,
-            alpha=2 / 255,
-            attack_bn="eval",
-            start=UNIFORM,
-        ),
-        also=("PGD-AT-WA", "PGD-AT+EMA"),
-    ),
-}

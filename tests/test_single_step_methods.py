@@ -1,4 +1,4 @@
-"""MART and the successors of the fast methods: formulas, refusals, and what their state does.
+"""GAT, NuAT, ELLE, FGSM-PGI and the random radii: formulas, refusals, and what their state does.
 
 Every mode, resuming and the count of passes are tested for all recipes together
 (``test_modes.py``, ``test_step_state.py``, ``test_cost.py``).
@@ -10,8 +10,8 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import later_formulas as formulas
 import pytest
+import single_step_formulas as formulas
 import torch
 from test_cost import counted_in_an_update
 from test_distributed import free_port, network
@@ -49,13 +49,6 @@ def trained(
         step(x, y, index, view=view_of(len(y), update) if crops else None)
     assert step.healthy()
     return step
-
-
-def test_mart() -> None:
-    model, data = tiny_model(), batches(3)
-    step = trained("mart", data, steps=3, alpha=0.04, beta=2.0)
-    formulas.mart(model, data, beta=2.0, steps=3, alpha=0.04)
-    assert_same(step.model, model)
 
 
 def rising(epoch: int) -> float:
@@ -254,7 +247,6 @@ def test_eps_warmup_smooths_labels_over_all_classes() -> None:
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("mart", {"weights": "awp"}),
         ("elle-a", {"adversary": "pgd"}),
         ("gat", {"adversary": "pgd", "restarts": 2}),
         ("nuat", {"attack_bn": "train"}),
@@ -273,7 +265,6 @@ def test_combinations_make_the_passes_that_are_counted(method: str, options: Any
 @pytest.mark.parametrize(
     ("method", "options", "reason"),
     [
-        ("mart", {"adversary": "none", "start": "none"}, "identically 0"),
         ("nuat", {"adversary": "none", "start": "none"}, "identically 0"),
         ("gat", {"adversary": "none", "start": "none"}, "identically 0"),
         ("nuat", {"adversary": "pgd", "restarts": 2}, "restarts compare the loss of each sample"),

@@ -1,4 +1,4 @@
-"""What the successors of the fast methods, and MART, compute: loops by hand in plain PyTorch, in
+"""What GAT, NuAT, ELLE, FGSM-PGI and the random radii compute: loops by hand in plain PyTorch, in
 float64.
 
 Each function trains ``model`` on ``batches`` (x, y, index), one per update. Only noise is drawn by
@@ -40,27 +40,6 @@ def boxed(moved: Tensor, x: Tensor, eps: float | Tensor = EPS) -> Tensor:
 def gradient(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     at = at.detach().requires_grad_()
     return torch.autograd.grad(loss(at), at)[0]
-
-
-def mart(model: nn.Module, batches: Batches, beta: float, steps: int, alpha: float) -> None:
-    optimizer = sgd(model)
-    for update, (x, y, index) in enumerate(batches):
-        model.eval()
-        drawn = kernels.noise_normal(index, tuple(x.shape[1:]), 0, update, 0, torch.float64)
-        x_adv = x + 0.001 * drawn
-        for _ in range(steps):
-            slope = gradient(lambda z, y=y: functional.cross_entropy(model(z), y), x_adv)
-            x_adv = boxed(x_adv + alpha * slope.sign(), x)
-        model.train()
-        p = torch.softmax(model(x), 1)
-        q = torch.softmax(model(x_adv), 1)
-        total = torch.zeros(())
-        for i, label in enumerate(y.tolist()):
-            wrong = max(q[i, k] for k in range(q.shape[1]) if k != label)
-            boosted = -q[i, label].log() - (1.0001 - wrong + 1e-12).log()
-            kl = sum(p[i, k] * (p[i, k].log() - (q[i, k] + 1e-12).log()) for k in range(q.shape[1]))
-            total = total + boosted + beta * kl * (1.0000001 - p[i, label])
-        descend(optimizer, total / len(y))
 
 
 def change(first: Tensor, second: Tensor) -> Tensor:
