@@ -208,17 +208,18 @@ class Composed:
 
     @torch.no_grad()
     def _statistics(self, center: Tensor, x_adv: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
-        """BatchNorm statistics after an outer pass of TRADES, which forwards x', x, x; with TE and
-        without AWP x, x'."""
+        """BatchNorm statistics after an outer pass of TRADES, which forwards x, x', x; with AWP x',
+        x, x; with TE x, x'."""
         if not self.trades:
             return {}
         model = copy.deepcopy(self.model)
-        once_each = self.ensembles and self.slots["weights"] == "none"
-        if once_each:
+        perturbed = self.slots["weights"] != "none"
+        if not perturbed:
             model(center)
         forward(model, x_adv, noise)
-        if not once_each:
+        if perturbed or not self.ensembles:
             model(center)
+        if perturbed:
             model(center)
         return dict(model.named_buffers())
 

@@ -460,7 +460,7 @@ def test_trades_with_a_focal_loss_is_that_loop(mode: str) -> None:
         x_adv = climb(
             own, x, start, lambda z, p=p: -(p * z.log_softmax(1)).sum(1).mean(), ALPHA, 2, "eval"
         )
-        adversarial, natural = own(x_adv), own(x)
+        natural, adversarial = own(x), own(x_adv)
         with torch.no_grad():
             own(x)
         log_p, log_q = natural.log_softmax(1), adversarial.log_softmax(1)

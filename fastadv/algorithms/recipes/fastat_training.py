@@ -79,6 +79,8 @@ def row_of_own_loss(
     parts = {slot: name for slot, name in found.parts.items() if slot != "attack_loss"}
     # The mode of BatchNorm has its own field.
     stated = {name: value for name, value in more.items() if name != "attack_bn"}
+    if found.published is None:
+        raise RuntimeError("a row of FastAT_Benchmark has its publication")
     return replace(found, parts=parts, published=with_more(found.published, **stated))
 
 

@@ -6,7 +6,6 @@ from fastadv.algorithms import plugins
 from fastadv.algorithms.recipe import (
     ADVLC,
     ADVLC_SECTION_4,
-    ATTACKED_FIRST,
     CYCLIC,
     GREY,
     LINF,
@@ -150,11 +149,11 @@ METHODS: dict[str, Recipe] = {
     "trades": Recipe(
         "CE(f(x), y) + beta KL(f(x) || f(x'))",
         "Zhang et al. 2019; RWP, Table 2; Memorization, Tables 1 and C.1",
-        published=publications.TRADES,
+        published=publications.TRADES_BY_RWP,
         note="the attack maximises the KL",
         objective="trades",
         attack_loss="kl",
-        options=TRADES_ATTACK | ATTACKED_FIRST,
+        options=TRADES_ATTACK,
         training=TRADES,
         on_data=MEMORIZATION_ON_SVHN,
         reported="84.65 clean, 56.33 PGD-20, 53.08 AutoAttack (WRN-34-10, CIFAR-10)",
@@ -164,9 +163,7 @@ METHODS: dict[str, Recipe] = {
         variants={
             "trades": Variant(
                 "Zhang et al. 2019 (released code)",
-                "76 epochs of a WRN-34-10 with eps 0.031 and steps of 0.007; x is forwarded before x' "
-                "and once more after it",
-                options={"bn_passes": ("natural", "adversarial", "natural")},
+                "76 epochs of a WRN-34-10 with eps 0.031 and steps of 0.007",
                 training={"model": "wide_resnet34_10", "epochs": 76, "drops": (74 / 76,)}
                 | {"weight_decay": 2e-4}
                 | RADIUS,
