@@ -95,8 +95,8 @@ AWP_K = with_more(
 # TRADES in the RWP paper; epochs count from 1.
 _UNSCALED: dict[str, Any] = {"normalize": False, "padding": "constant"}
 _OTHER_NETWORK = {
-    "model": "the network of the AT rows, so that methods compare; the reported accuracies are of the "
-    "published one"
+    "model": "the network of the AT rows, so that methods compare; the reported accuracies are of "
+    "the published one"
 }
 TRADES = replace(
     RICE,
