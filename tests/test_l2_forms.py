@@ -68,7 +68,9 @@ def published(model: nn.Module, form: str) -> None:
 
 def ours(model: TinyNet, mode: str = "eager", method: str = "trades", **options: Any) -> Any:
     made = "compiled" if mode == "compiled" else "eager"
-    known = {"steps": STEPS, "beta": BETA, "norm": "l2", "eps": EPS} | options
+    known = {"steps": STEPS, "norm": "l2", "eps": EPS} | options
+    if method == "trades":
+        known["beta"] = BETA
     step = tiny_step(model, method, mode=made, **known)
     if mode == "captured":
         capture(step)
@@ -95,6 +97,30 @@ def test_the_two_forms_differ_and_in_linf_do_not() -> None:
         ours(first, norm=norm, eps=0.1, l2_form="trades")
         ours(second, norm=norm, eps=0.1, l2_form="robust-overfitting")
         assert torch.equal(first.conv1.weight, second.conv1.weight) == alike
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_of_ones_own_is_that_of_advertorch(mode: str) -> None:
+    """PGD on the cross entropy, as Chen et al. 2021 and Tack et al. 2022 attack in L2."""
+    model, by_hand = tiny_model(), tiny_model()
+    optimizer, alpha = sgd(by_hand), 0.8 * EPS
+    for update in range(UPDATES):
+        x, y, _, delta = batch(update)
+        for _ in range(STEPS):
+            delta = delta.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(
+                functional.cross_entropy(by_hand(x + delta), y), delta
+            )
+            moved = delta.detach() + alpha * gradient / lengths(gradient)
+            delta = into_ball((x + moved).clamp(0, 1) - x)
+        optimizer.zero_grad()
+        functional.cross_entropy(by_hand((x + delta).clamp(0, 1)), y).backward()
+        optimizer.step()
+    made = tiny_model()
+    ours(model, mode, "pgd", l2_form="trades", alpha=alpha)
+    assert_same(model, by_hand, 1e-9)
+    ours(made, mode, "pgd", alpha=alpha)
+    assert not torch.allclose(made.conv1.weight, by_hand.conv1.weight, rtol=1e-5)
 
 
 def test_an_image_without_a_gradient_stays() -> None:

@@ -7,7 +7,13 @@ from fastadv.algorithms.contract import Adversarial, Batch, Context
 
 
 class Fast(Ascent):
-    """delta0 uniform in the ball, then one step of alpha = 1.25 eps, projected to the ball."""
+    """delta0 uniform in the ball, then one step of alpha = 1.25 eps, projected to the ball.
+
+    The upper end of the published start is that of the first channel in every channel
+    (locuslab/fast_adversarial, train_fgsm.py). Its images are divided by a deviation per channel,
+    so that delta0 is in [-eps, 0.985 eps] in green and in [-eps, 1.059 eps] in blue. That slip is
+    not built: the paper states the ball.
+    """
 
     usual_alpha: ClassVar[float] = 1.25
 

@@ -31,7 +31,9 @@ class PGD(Ascent):
     locuslab/robust_overfitting, where a step in L2 is projected to the ball and then to the box.
     With ``l2_form`` "trades" alpha is 2 eps/``steps`` in L2, and a step is projected to the box and
     then to the ball (yaodongyu/TRADES). There an image whose gradient is zero moves in a random
-    direction; here it stays, as in every attack of this package. In Linf the two forms are one.
+    direction; here it stays, as in every attack of this package. With an ``alpha`` of one's own its
+    steps are those of advertorch, with which Chen et al. (2021) and Tack et al. (2022) attack in
+    L2, from other starts. In Linf the two forms are one.
 
     The start is a random point of the ball, for an attack on the KL
     x + 0.001 N(0,1) (TRADES). The last iterate is returned. If a part needs
