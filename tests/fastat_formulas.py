@@ -110,8 +110,23 @@ def aaer(
     return losses, counts, aways
 
 
-def universal(model: nn.Module, batches: Batches, initial: Stream, classes: bool) -> Tensor:
-    """FGSM-UAP, and FGSM-CUAP with ``classes``. Returns the perturbations that are left."""
+def at_start(model: nn.Module, start: Tensor, x_adv: Tensor) -> Tensor:
+    """The gradient of FGSM-PGI's regularizer at ``start``, which moves no statistics."""
+
+    def logits(z: Tensor) -> Tensor:
+        own = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        return torch.func.functional_call(model, own, (z,))
+
+    end = logits(x_adv).detach()
+    return gradient(lambda z: 10 * ((end - logits(z)) ** 2).mean(), start)
+
+
+def universal(
+    model: nn.Module, batches: Batches, initial: Stream, classes: bool, whole: bool
+) -> Tensor:
+    """FGSM-UAP, and FGSM-CUAP with ``classes``. The momentum follows the gradient at the start of
+    the attack's loss, with ``whole`` and of the regularizer. Returns the perturbations that are
+    left."""
     optimizer = sgd(model)
     groups = 4 if classes else 1
     kept = 1.25 * EPS * signs_of(uniform(torch.arange(groups), (3, 6, 6), 0, initial))
@@ -121,6 +136,7 @@ def universal(model: nn.Module, batches: Batches, initial: Stream, classes: bool
         start = boxed(x + kept[group], x)
         slope = gradient(lambda z, y=y: smoothed(model(z), y), start)
         x_adv = boxed(start + EPS * slope.sign(), x)
+        slope = slope + at_start(model, start, x_adv) if whole else slope
         descend_from(optimizer, model, start, x_adv, y, smoothed)
         unit = slope / slope.abs().sum()
         for g in set(group):
@@ -161,6 +177,7 @@ def featured(
         start = boxed(point + kept[group], x)
         slope = gradient(lambda z, y=y: smoothed(model(z), y), start)
         x_adv = boxed(start + EPS * slope.sign(), x)
+        slope = slope + at_start(model, start, x_adv)
         descend_from(optimizer, model, start, x_adv, y, smoothed)
         unit = slope / slope.abs().sum()
         for g in set(group):

@@ -92,11 +92,12 @@ def test_aaer(method: str, wide: bool, limit: float) -> None:
     assert (limit == 100.0) != any(away > limit for away in aways)
 
 
+@pytest.mark.parametrize("momentum_of", ["update", "attack"])
 @pytest.mark.parametrize(("method", "classes"), [("fgsm-uap", False), ("fgsm-cuap", True)])
-def test_universal_perturbations(method: str, classes: bool) -> None:
+def test_universal_perturbations(method: str, classes: bool, momentum_of: str) -> None:
     model, data = tiny_model(), [*batches(3), *batches(2, 3)]
-    step = trained(method, data)
-    kept = formulas.universal(model, data, fgsm_uap.INITIAL, classes)
+    step = trained(method, data, momentum_of=momentum_of)
+    kept = formulas.universal(model, data, fgsm_uap.INITIAL, classes, momentum_of == "update")
     assert_same(step.model, model)
     torch.testing.assert_close(EPS * step.state["universal"], kept, rtol=0, atol=1e-12)
     assert len({*data[-1][1].tolist()}) < 4  # a class without an image
@@ -192,6 +193,7 @@ def test_the_perturbation_of_all_images_follows_the_radius() -> None:
         ("pgd", {"regularizer": "smooth-convergence"}),
         ("fgsm-cuap", {"regularizer": "none"}),
         ("fgsm-fuap", {"attack_bn": "eval"}),
+        ("fgsm-uap", {"momentum_of": "attack"}),
         ("fgsm-pco", {"regularizer": "none"}),
         ("ssat", {"regularizer": "equal-changes"}),
         ("fast", {"regularizer": "smooth-convergence", "objective": "trades"}),

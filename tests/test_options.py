@@ -101,6 +101,7 @@ NUMBERS: dict[str, tuple[float, float, float | None, float | None]] = {
 CHOICES = {
     "attack_bn": ("train", "eval"),
     "box": ("image", "delta"),
+    "momentum_of": ("update", "attack"),
     "edge_gradient": ("whole", "half", "none"),
     "l2_form": ("robust-overfitting", "trades"),
     "step_size_schedule": ("triangular", "constant"),

@@ -65,8 +65,11 @@ class Regions:
         if needs & _AT_INPUT and not x_adv.requires_grad:
             x_adv = leaf(x_adv)
         trained_on = self.weakened(x_adv, batch, attacked)
-        outputs = self._outputs(batch, attacked, trained_on, block_noise, needs)
         at = x_adv if "input_gradient" in needs else None
+        if "start_gradient" in needs and attacked.start is not None:
+            at = leaf(attacked.start)
+            attacked = attacked._replace(start=at)
+        outputs = self._outputs(batch, attacked, trained_on, block_noise, needs)
         return self._loss_and_gradients(batch, attacked, trained_on, outputs, scale, leaves, at)
 
     def joint(
@@ -190,7 +193,7 @@ class Regions:
         x_adv: Tensor | None = None,
     ) -> OuterPass:
         """The outer loss of ``outputs`` and its gradients with respect to the weights, the
-        adversary's ``leaves`` and ``x_adv``, if it is given."""
+        adversary's ``leaves`` and ``x_adv`` or the attack's start, if one is given."""
         loss = self._losses(outputs, batch.y).mean()
         regularizer, term = self.plan.regularizer, None
         if regularizer is not None:

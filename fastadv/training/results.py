@@ -31,7 +31,8 @@ class Gradients(NamedTuple):
     tensor.
 
     ``weights``: those of the parameters that learn, in their order. ``leaves``: those of the
-    adversary's tensors (learned step sizes). ``x_adv`` (B,C,H,W): None unless a part asks for it.
+    adversary's tensors (learned step sizes). ``x_adv`` (B,C,H,W): that of x_adv, or of the attack's
+    start; None unless a part asks for it.
     """
 
     weights: list[Tensor | None]

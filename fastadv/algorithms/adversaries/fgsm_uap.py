@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -36,6 +36,10 @@ class FGSMUAP(Ascent):
     batch to batch; u begins as +-s with random signs, m as 0. s is ``universal_scale``, 10/8: the
     published 10/255 at eps 8/255 (fzjcdt/FastAT_Benchmark, fast_at/fgsm_uap.py, where the decay is
     0.3 whatever the configuration says). With several processes each has its own u and m.
+
+    In m the published code has g as it is after the update's backward pass, which has added the
+    gradient of the regularizer at x0 to it; the step to x' is without (``momentum_of`` "update").
+    "attack" is g alone, as the formula above. They differ beside ``start-and-end``.
     """
 
     takes_start: ClassVar[bool] = False
@@ -45,6 +49,13 @@ class FGSMUAP(Ascent):
         1.25, "size of the shared perturbation's elements, in units of eps"
     )
     momentum_decay: NonNegative = option(0.3, "factor of the stored momentum in each update")
+    momentum_of: Literal["update", "attack"] = option(
+        "update", "loss whose gradient at the start the momentum follows"
+    )
+
+    def requires(self) -> frozenset[str]:
+        of_update = self.momentum_of == "update"
+        return super().requires() | (frozenset({"start_gradient"}) if of_update else frozenset())
 
     def groups(self) -> int:
         """The number of shared perturbations."""
@@ -91,24 +102,31 @@ class FGSMUAP(Ascent):
     def make(self, batch: Batch, context: Context) -> Adversarial:
         group, point, others = self.assigned(batch, context)
         start, threat = given(batch), batch.threat
-        shared, momenta = self.state[SHARED], self.state[MOMENTA]
         if start is None:
-            moved = threat.movable(threat.radius(batch.x) * shared[group])
-            start = threat.project(point + moved, batch.x)
-        x_adv, *own = self.net.run(self._steps, start, group, shared, momenta, batch, context)
-        return Adversarial(x_adv, batch.x, context._replace(own=(*own, *others)), start)
+            shared = self.state[SHARED][group]
+            start = threat.project(point + threat.movable(threat.radius(batch.x) * shared), batch.x)
+        x_adv, gradient = self.net.run(self._step, start, batch, context)
+        own = (gradient, group, *others)
+        return Adversarial(x_adv, batch.x, context._replace(own=own), start)
 
-    def _steps(
-        self,
-        start: Tensor,
-        group: Tensor,
-        shared: Tensor,
-        momenta: Tensor,
-        batch: Batch,
-        context: Context,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """x_adv, and the next shared perturbations and momenta; a region."""
+    def _step(self, start: Tensor, batch: Batch, context: Context) -> tuple[Tensor, Tensor]:
+        """x_adv, and the gradient at the start; a region."""
         gradient, _ = self.gradient_at(start, batch, context)
+        x_adv = self.moved(start.detach(), gradient, batch.x, batch)
+        return x_adv, gradient / self.net.loss_scale(len(batch.x))
+
+    @torch.no_grad()
+    def after(self, outcome: Outcome, ok: Tensor) -> None:
+        gradient, group, *others = outcome.attacked.context.own
+        if outcome.input_gradient is not None:
+            gradient = gradient + outcome.input_gradient
+        own = (*self._followed(gradient, group), *others)
+        for kept, value in zip(self.state.values(), own, strict=True):
+            kept.copy_(torch.where(ok, value, kept))
+
+    def _followed(self, gradient: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+        """The next shared perturbations and momenta, both (groups,C,H,W)."""
+        shared, momenta = self.state[SHARED], self.state[MOMENTA]
         tiny = torch.finfo(gradient.dtype).tiny
         unit = gradient / gradient.abs().sum().clamp(min=tiny)
         numbers = torch.arange(len(shared), device=shared.device)
@@ -120,13 +138,7 @@ class FGSMUAP(Ascent):
         momenta = torch.where(seen, mean.view_as(momenta) + self.momentum_decay * momenta, momenta)
         scale = self.universal_scale
         later = (shared + scale * momenta.sign()).clamp(-scale, scale)
-        x_adv = self.moved(start.detach(), gradient, batch.x, batch)
-        return x_adv, torch.where(seen, later, shared), momenta
-
-    def after(self, outcome: Outcome, ok: Tensor) -> None:
-        own = outcome.attacked.context.own
-        for kept, value in zip(self.state.values(), own, strict=True):
-            kept.copy_(torch.where(ok, value, kept))
+        return torch.where(seen, later, shared), momenta
 
 
 class FGSMCUAP(FGSMUAP):

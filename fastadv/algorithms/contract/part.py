@@ -33,6 +33,7 @@ NEEDS = frozenset(
         "correct_at_each_step",  # at how many attack steps each sample was classified right
         "block_gradients",  # hooks at the inputs of the network's residual blocks
         "input_gradient",  # the outer pass's gradient at x_adv, in ``after``
+        "start_gradient",  # the outer pass's gradient at the attack's start, in ``after``
         "differentiable_center",  # ``attacked.center`` requires grad in a regularizer's ``term``
         "differentiable_input",  # ``x_adv`` requires grad in a regularizer's ``term``
     }

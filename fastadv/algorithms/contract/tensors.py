@@ -112,8 +112,9 @@ class Outcome(NamedTuple):
     """What every part sees after the outer pass, in ``after``. All tensors are detached.
 
     ``leaf_gradients`` are those of ``LearnsSteps.leaves``. ``input_gradient`` (B,C,H,W) is the one
-    of x_adv, None unless a part asks for it. ``term`` (0-dim) is the regularizer's ``term``, the
-    mean of all processes; None without a regularizer.
+    of x_adv, or of the attack's start, whichever a part asks for; None without, or if the loss does
+    not depend on it. ``term`` (0-dim) is the regularizer's ``term``, the mean of all processes;
+    None without a regularizer.
     """
 
     batch: Batch

@@ -15,9 +15,8 @@ from fastadv.by_epoch import Ramp
 _LIET: dict[str, Any] = {"smoothing": 0.6, "kind": "js", "reg_weight": 100.0, "reg_ramp": True}
 
 # The released script means 2 to 5 steps by epoch; since each of its conditions is tested and the
-# last one always holds, it takes 5 steps of eps/2 throughout. eps rises over the run to 8/255,
-# there in steps of an epoch, here with every update. The checkpoints of all epochs are averaged by
-# another script.
+# last one always holds, it takes 5 steps of eps/2 throughout. The checkpoints of all epochs are
+# averaged by another script.
 _IKL: dict[str, Any] = {"model": "wide_resnet34_10", "epochs": 200, "batch_size": 128, "lr": 0.2}
 _IKL |= {"schedule": "cosine-epoch", "weight_decay": 5e-4, "eps_warmup": 200.0}
 _IKL |= {"padding": "constant", "normalize": False}
@@ -134,6 +133,10 @@ DISTANCES: Mapping[str, Recipe] = {
             start=NEAR,
             more={"ce_weight": 4.0, "mse_weight": 20.0, "class_temperature": 4.0}
             | {"gamma": 0.005, "warmup_epochs": 9, "average_decay": 0.9},
+            departs={
+                "updates": "there epoch e of 200, from 1, has eps 8/255 e/200 and the rate of a "
+                "cosine at e/201; here eps rises with every update, and the cosine is at (e-1)/200"
+            },
         ),
         also=("IKL-AT",),
     ),

@@ -58,7 +58,8 @@ def aaer(name: str, fall: float, change: float, reported: str, **changes: Any) -
 
 def universal(code: str, reported: str, start: str = UNIVERSAL) -> dict[str, Any]:
     """The fields of FGSM-UAP, FGSM-CUAP and FGSM-FUAP."""
-    own = {"reg_weight": 10.0, "universal_scale": 1.25, "momentum_decay": 0.3}
+    own: dict[str, Any] = {"reg_weight": 10.0, "universal_scale": 1.25, "momentum_decay": 0.3}
+    own |= {"momentum_of": "update"}
     return SMOOTH | {
         "source": f"Pan et al. 2024; {SOURCE}, {code}",
         "attack_loss": "fit",
