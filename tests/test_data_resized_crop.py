@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastadv.data import DaliLoader, DeviceLoader, draws, list_images, load, stream_format
+from fastadv.data.image_sizes import SizedByEpoch, scaled
 from fastadv.data.resized_crop import Boxes, ResizedCrop, draw_boxes, resized
 from fastadv.data.small_sets import make_synthetic
 from fastadv.engine.torchvision_shim import import_torchvision
@@ -239,3 +240,17 @@ class TestWithDali:
         batch = next(iter(source.loader.epoch(0)))
         stored = resident.train_images[batch.index].float() / 255
         assert (batch.image - stored).abs().mean() > 0.02
+
+    def test_its_batches_are_scaled_by_epoch(self, tree: str) -> None:
+        config = resolve_run(
+            RunRequest(
+                method="pgd", data=tree, image_size=16, loader="dali", batch_size=4,
+                val_fraction=0.3, augmentation="resized-crop", image_sizes="8@0,16@1",
+            )
+        )  # fmt: skip
+        loader = open_source(config, torch.device("cpu")).loader
+        assert isinstance(loader, SizedByEpoch)
+        for epoch, side in ((0, 8), (1, 16)):
+            for batch, whole in zip(loader.epoch(epoch), loader.loader.epoch(epoch), strict=True):
+                assert batch.image.shape[1:] == (3, side, side)
+                assert torch.equal(batch.image, scaled(whole.image, side))

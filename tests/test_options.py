@@ -264,6 +264,7 @@ BAD_SETTINGS: dict[str, list[Any]] = {
     "test_limit": [0, -1],
     "label_noise": [NAN, -0.1, 1.5, "some"],
     "image_size": [0, -1, 10**9],
+    "image_sizes": [0, -1, 1.5, NAN, 10**9, "4..8@2", "4@0,0@1", "4@0,8"],
     "eval_every": [0, -1],
     "eval_train": [0, -1, 1.5],
     "keep_every": [0, -1, 1.5],

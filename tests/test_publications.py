@@ -19,6 +19,7 @@ from fastadv.algorithms.parts import PARTS
 from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.publication import UNSTATED, Published
 from fastadv.algorithms.recipes.table import METHODS
+from fastadv.by_epoch import Phases
 from fastadv.models.preact_resnet import preact_resnet18
 from fastadv.run.config import RunConfig
 from fastadv.run.request import RunRequest, setting_types
@@ -75,7 +76,7 @@ def same(stated: Any, found: Any) -> bool:
         if not isinstance(found, (tuple, list)) or len(stated) != len(found):
             return False
         return all(map(same, stated, found))
-    if isinstance(stated, (bool, str)) or stated is None or found is None:
+    if isinstance(stated, (bool, str, Phases)) or stated is None or found is None:
         return bool(stated == found)
     return not isinstance(found, str) and math.isclose(stated, found, rel_tol=1e-9, abs_tol=1e-9)
 

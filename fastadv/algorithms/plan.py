@@ -190,7 +190,7 @@ class Plan:
     @cached_property
     def sized(self) -> list[Part]:
         """The parts whose state fits images of one size."""
-        return self._overriding("check_images")
+        return [part for part in self._overriding("check_images") if part.sized()]
 
     def _overriding(self, hook: str) -> list[Part]:
         own = getattr(Part, hook)

@@ -22,6 +22,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "label_noise": "share of training labels drawn anew from all classes; 1: random labels",
         "unlabelled": "images with pseudo-labels, written by `fastadv pseudo-label`",
         "image_size": "height and width, in pixels, to which images of a folder are resized",
+        "image_sizes": "side of the training images by epoch, in pixels, as 128@0,224@6,288@12",
         "loader": "device: all images in memory; dali: decode files while training",
         "pad": "largest shift of the random crops, in pixels",
         "padding": "border of the crops: black (constant), grey or reflected",

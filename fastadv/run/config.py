@@ -22,7 +22,7 @@ from fastadv.engine.model.fused_norm_choice import FusedNorm
 from fastadv.errors import UserError
 from fastadv.evaluation.attacks.names import parse_attack
 from fastadv.run.origin import Origin
-from fastadv.run.request import OpenShare, ScheduleName, Side, Width
+from fastadv.run.request import ChangingSide, OpenShare, ScheduleName, Side, Width
 from fastadv.run.schedules import CYCLED_MOMENTUM, PEAKS, STEPPED
 from fastadv.threat import Threat
 
@@ -79,6 +79,7 @@ class RunConfig:
     limit: Count | None  # None: all training images
     label_noise: Share
     image_size: Side | None  # None: as the files are
+    image_sizes: ChangingSide | None  # None: every epoch trains on images as they are
     unlabelled: str | None  # None: labelled images only
     loader: Literal["auto", "device", "dali"]
     data_root: str | None  # None: the data set's usual place
@@ -153,6 +154,13 @@ def check(config: RunConfig) -> None:
     if config.pad and config.augmentation == "resized-crop":
         raise UserError(
             "--augmentation resized-crop takes the place of shifted crops; omit --pad with it."
+        )
+    if config.image_sizes is not None and config.plan.sized:
+        plan = config.plan
+        slot = next(slot for slot, part in plan.parts.items() if part is plan.sized[0])
+        raise UserError(
+            f"--image-sizes changes the size of the images, and {slot} {plan.slots[slot]!r} keeps "
+            "perturbations of one size, which cannot follow; omit it, or choose another method."
         )
     if config.amp_dtype != "bf16" and not config.amp:
         raise UserError(f"--amp-dtype {config.amp_dtype} is for mixed precision: add --amp.")

@@ -49,6 +49,7 @@ class EpochLoop:
             asked_to_stop=lambda: self._evaluation_should_stop(),
         )
         self._metrics = EpochMetrics(len(data.loader), device)
+        self._image_size: tuple[int, ...] | None = None  # of the batch before
         self._saved_at = time.monotonic()
         if folder.last.exists():
             self._metrics.load_state(checkpoint.load(folder.last).get("epoch_metrics"))
@@ -74,6 +75,7 @@ class EpochLoop:
         session.model.train()
         with self.console.epoch(progress.epoch, progress.batch, len(session.data.loader)) as tick:
             for batch in batches:
+                self._follow_size(batch.image)
                 second = None if batch.second is None else batch.second[0]
                 metrics = session.step(
                     batch.image, batch.label, batch.index, view=batch.view, second=second
@@ -92,6 +94,13 @@ class EpochLoop:
             self._metrics.ask(session.step.plan)
         progress.train_seconds += time.monotonic() - began
         self._advise()
+
+    def _follow_size(self, images: Tensor) -> None:
+        """Drop what is compiled for images of another size than that of ``images`` (B,C,H,W)."""
+        size = tuple(images.shape[-2:])
+        if self._image_size not in (None, size):
+            self.session.step.internals.forget_shapes()
+        self._image_size = size
 
     def _look(self, seconds: float) -> None:
         """Read the fault flag, and save when the last checkpoint is old."""

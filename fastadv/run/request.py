@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from fastadv.by_epoch import Phases
 from fastadv.declared import (
     Count,
     CountOrZero,
+    MayChange,
     NonNegative,
     Positive,
     Range,
@@ -24,6 +26,7 @@ ScheduleName = Literal[
     "triangular", "piecewise", "multistep", "cosine", "cosine-epoch", "one-cycle", "constant"
 ]
 Side = Annotated[int, Range(1, 65536)]  # the most that JPEG holds
+ChangingSide = Annotated[int | Phases, Range(1, 65536), MayChange(ramps=False)]
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class RunRequest:
     limit: Count | None = None
     label_noise: Share | None = None
     image_size: Side | None = None
+    image_sizes: ChangingSide | None = None
     unlabelled: str | None = None
     loader: Literal["auto", "device", "dali"] | None = None
     data_root: str | None = None

@@ -127,6 +127,8 @@ def _drop_companions(values: dict[str, Any], given: Mapping[str, Any], presets: 
             values.pop(name, None)
     if values["model"] != presets.settings["model"] and "width" not in given:
         values.pop("width", None)
+    if values["epochs"] != presets.settings["epochs"] and "image_sizes" not in given:
+        values.pop("image_sizes", None)  # phases of a run of that length
     if "eps" in given and "eval_alpha" not in given:
         values.pop("eval_alpha", None)
     if values.get("eps_warmup") is not None and "eps_warmup" not in given:

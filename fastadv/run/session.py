@@ -19,6 +19,7 @@ from fastadv.run.config import RunConfig
 from fastadv.run.configured_model import configured_model
 from fastadv.run.optimizers import make_optimizer
 from fastadv.run.schedules import Schedule
+from fastadv.run.sizes_taken import require_taken
 from fastadv.run.source import Source, open_source
 from fastadv.run.teachers import fingerprints, with_networks
 from fastadv.threat import Threat
@@ -84,6 +85,8 @@ class Session:
         plan = with_networks(plan, data.num_classes, data.channels)
         # channels_last measured faster for every network and precision tried (bench/README.md).
         model = make_model(config, data).to(device)
+        if config.image_sizes is not None:
+            require_taken(model, config.image_sizes, data.channels)
         if distributed.rank() > 0:
             torch.manual_seed(config.seed + distributed.rank())  # dropout's masks are its own
         cast(Any, model).to(memory_format=torch.channels_last)  # torch's stubs leave it out

@@ -27,6 +27,7 @@ from fastadv.data import (
 from fastadv.data.choice import choose_loader, stream_format, stream_statistics
 from fastadv.data.dali import DaliLoader
 from fastadv.data.dataset import split_labels
+from fastadv.data.image_sizes import SizedByEpoch, require_within
 from fastadv.data.label_noise import noisy_labels
 from fastadv.data.labels import stratified_rows
 from fastadv.data.packed import tell_left_out
@@ -174,8 +175,8 @@ def open_source(config: RunConfig, device: torch.device, views: int = 1) -> Sour
     if kind == "dali" and config.unlabelled is not None:
         raise UserError("--unlabelled mixes images in memory; omit --loader dali.")
     if kind == "dali":
-        return _augmented(config, _from_files(config, device, options))
-    return _augmented(config, _from_memory(config, device, options))
+        return _sized(config, _augmented(config, _from_files(config, device, options)))
+    return _sized(config, _augmented(config, _from_memory(config, device, options)))
 
 
 def _require_one_update_a_row(config: RunConfig) -> None:
@@ -214,6 +215,14 @@ def _augmented(config: RunConfig, source: Source) -> Source:
     half = config.epochs // 2
     loader = AutoAugmented(source.loader, first_epoch=half, seed=config.seed)
     return dataclasses.replace(source, loader=loader)
+
+
+def _sized(config: RunConfig, source: Source) -> Source:
+    """``source`` with training images of the configured sizes."""
+    if config.image_sizes is None:
+        return source
+    require_within(config.image_sizes, source.image_size)
+    return dataclasses.replace(source, loader=SizedByEpoch(source.loader, config.image_sizes))
 
 
 def _own_batch_size(config: RunConfig) -> int:

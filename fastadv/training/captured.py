@@ -81,6 +81,11 @@ class CapturedUpdate:
         empty: dict[str, Any] = {"_entries": OrderedDict(), "_states": set()}
         return vars(self) | dict.fromkeys(forgotten) | empty
 
+    def forget(self) -> None:
+        """Drop all recordings, whose memory others may take."""
+        self._entries.clear()
+        self._current = self._results = None
+
     def homes(self, x: Tensor, y: Tensor) -> Homes:
         """The inputs of the recording that was replayed last, if a batch like ``x`` (B,C,H,W) and
         ``y`` (B,...) fits into them: then nothing is copied there."""
@@ -187,8 +192,7 @@ class CapturedUpdate:
             "loop')."
         )
         self._as_written = True
-        self._entries.clear()
-        self._current = self._results = None
+        self.forget()
         return True
 
     def _python_state(self) -> PythonState:
@@ -207,8 +211,7 @@ class CapturedUpdate:
         """Drop the recordings that were made while other parts were active."""
         phase = tuple(part.phase() for part in self.eager.plan.parts.values())
         if phase != self._phase:
-            self._entries.clear()
-            self._current = self._results = None
+            self.forget()
             self._phase = phase
 
     def _situation(self, batch: Batch) -> Hashable:

@@ -132,6 +132,13 @@ class Internals:
             self.net.runner.compiles = compiles(self.mode, total)
         return self.mode
 
+    def forget_shapes(self) -> None:
+        """Drop compiled code and recordings, before batches of another shape that come to stay: the
+        old ones would hold memory, and Dynamo limits how often it compiles one region."""
+        self.net.runner.forget()
+        if isinstance(self.passes, CapturedUpdate):
+            self.passes.forget()
+
     def __getstate__(self) -> dict[str, Any]:
         """A copy or pickle continues bit for bit. Raises ``UserError`` for a parameter with a hook
         and for a gradient that waits for an update, which torch does not copy."""

@@ -146,9 +146,11 @@ class FGSMPlus(Adversary):
                 "FGSM+ and APART learn the size of sign steps in a Linf ball; use norm='linf'."
             )
 
+    def sized(self) -> bool:
+        return self.learned_start
+
     def check_images(self, batch: Batch) -> None:
-        if self.learned_start:
-            self.store.check_images(batch.x.shape, batch.view)
+        self.store.check_images(batch.x.shape, batch.view)
 
     def _prepare_steps(self, setup: Setup) -> None:
         if setup.total_steps is None and (

@@ -117,9 +117,14 @@ class Part:
         """Called before an update if the model or the optimizer has other modules, parameters or
         groups than at the last one."""
 
+    def sized(self) -> bool:
+        """True if the state of a part that defines ``check_images`` fits images of one size with
+        the options as they are; constant."""
+        return True
+
     def check_images(self, batch: Batch) -> None:
         """Raise ``UserError`` for images whose size does not fit the part's state; called with each
-        batch, before its attack."""
+        batch, before its attack, if the part is ``sized``."""
 
     def schedule(self, update: int, epoch: float) -> None:
         """Fill the 0-dim tensors that change with time, and set ``active``. Called before update

@@ -1,4 +1,5 @@
-"""Recipes whose attack grows over the run: few steps in a ball that rises from 0."""
+"""Recipes whose attack grows over the run: in a ball that rises from 0, by more steps, or after
+epochs without any."""
 
 from __future__ import annotations
 
@@ -6,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from fastadv.algorithms.publication import Published
-from fastadv.algorithms.recipe import OnData, Recipe, Variant
+from fastadv.algorithms.publication import UNSTATED, Published
+from fastadv.algorithms.recipe import RICE, OnData, Recipe, Variant
 from fastadv.algorithms.starting_words import NEAR, UNIFORM
 from fastadv.by_epoch import Phases, Ramp
 
@@ -67,6 +68,25 @@ _FAT_PHASES = OnData(
     where={"norm": "linf", "eps": 0.031, "epochs": 120},
 )
 
+# No code of it is published, and its settings were not found.
+_CLEAN_FIRST = Published(
+    code="Gupta et al. 2020 (arXiv 2002.04237); no code is published",
+    model=UNSTATED,
+    data="cifar10",
+    epochs=UNSTATED,
+    batch_size=UNSTATED,
+    schedule=UNSTATED,
+    lr=UNSTATED,
+    drops=UNSTATED,
+    weight_decay=UNSTATED,
+    eps=UNSTATED,
+    steps=UNSTATED,
+    alpha=UNSTATED,
+    attack_bn=UNSTATED,
+    start=UNSTATED,
+    more={"attack_start": UNSTATED},
+)
+
 PHASED: Mapping[str, Recipe] = {
     "acat": Recipe(
         "TRADES with AWP, eps rises over the run",
@@ -120,5 +140,14 @@ PHASED: Mapping[str, Recipe] = {
             more={"drop_factors": _FAT["drop_factors"], "step_noise": 0.001, "normalize": False},
         ),
         also=("friendly adversarial training",),
+    ),
+    "clean-first": Recipe(
+        "standard training first, then PGD",
+        "Gupta et al. 2020",
+        note="no epoch of the switch is published that fastadv follows: half of the run, with the "
+        "training of Rice et al. 2020, is its own choice",
+        adversary="clean-first",
+        on_data=RICE,
+        published=_CLEAN_FIRST,
     ),
 }

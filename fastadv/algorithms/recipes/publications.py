@@ -22,6 +22,7 @@ from fastadv.algorithms.starting_words import (
     UNIFORM,
     WIDE,
 )
+from fastadv.by_epoch import Phases
 
 
 def with_more(found: Published, code: str | None = None, **more: Any) -> Published:
@@ -420,6 +421,7 @@ FREE_COMPARED = replace(
     start=UNSTATED,
     more={"replays": 8},
 )
+SMALL_FIRST = Phases([(0, 128), (6, 224), (12, 288)])  # pixels by epoch
 FAST_IMAGENET = replace(
     FAST,
     code="locuslab/fast_adversarial ImageNet/main_fast.py, run_fast_2px.sh",
@@ -442,8 +444,18 @@ FAST_IMAGENET = replace(
     },
     departs={
         "amp": "float32 unless --amp",
-        "batch_size": "that of the middle phase throughout, as is the size of the images",
+        "batch_size": "that of the middle phase throughout, as is the size of the images; "
+        "variant phases has its sizes",
         "schedule": "one cycle, as the APART paper prints it",
+    },
+)
+FAST_IN_PHASES = replace(
+    FAST_IMAGENET,
+    more={**FAST_IMAGENET.more, "image_sizes": SMALL_FIRST},
+    departs={
+        "amp": "float32 unless --amp",
+        "batch_size": "that of the middle phase throughout: a run has one batch size",
+        "schedule": "one cycle, as the APART paper prints it, not lowered tenfold in each phase",
     },
 )
 # de Jorge et al. 2022.
