@@ -164,8 +164,8 @@ METHODS: dict[str, Recipe] = {
         variants={
             "trades": Variant(
                 "Zhang et al. 2019 (released code)",
-                "76 epochs of a WRN-34-10 with eps 0.031 and steps of 0.007; x is forwarded before x' "
-                "and once more after it",
+                "76 epochs of a WRN-34-10 with eps 0.031 and steps of 0.007; x is forwarded before "
+                "x' and once more after it",
                 options={"bn_passes": ("natural", "adversarial", "natural")},
                 training={"model": "wide_resnet34_10", "epochs": 76, "drops": (74 / 76,)}
                 | {"weight_decay": 2e-4}
