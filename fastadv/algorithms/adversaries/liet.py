@@ -102,7 +102,7 @@ class LIET(Ascent):
         offset = torch.full_like(classes[0], update + NEIGHBOR)  # draws of no sample
         grey = torch.full_like(self.information, GREY)
         batch = Batch(grey, classes, classes, offset, self.setup.threat)
-        context = self.setup.labels(batch, Context())
+        context = self.setup.prepare_batch(batch, Context())
         self.net.structure.distrust()
         with self.net.attacking("eval"):
             slope, _ = self.net.run(self.gradient_at, grey, batch, context)
