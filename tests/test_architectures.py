@@ -65,8 +65,8 @@ def trained_by_hand(architecture: Architecture, method: str) -> nn.Module:
         moved = perturbed(model, x_adv, y) if method == "awp" else {}
         optimizer.zero_grad()
         if method == "trades":
-            adversarial, natural = model(x_adv), model(x)
-            divergence = kl(natural, adversarial)
+            natural = model(x)
+            divergence = kl(natural, model(x_adv))
             (functional.cross_entropy(natural, y) + BETA * divergence).backward()
             with torch.no_grad():
                 model(x)  # the published code forwards x again

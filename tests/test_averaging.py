@@ -256,3 +256,12 @@ def test_a_fraction_that_ends_inside_an_epoch_starts_with_that_epoch() -> None:
     step = tiny_step(tiny_model(), averaging="swa", **known)
     step(x, y, index, start=start)
     assert step.plan.averaging.first_epoch() == 3  # 0.75 of 5 epochs is 3.75
+
+
+def test_a_fraction_is_the_epoch_that_it_is_on_paper() -> None:
+    """0.29 * 100 is 28.999999999999996."""
+    x, y, index, start = tiny_batch()
+    known = {"steps": 1, "total_steps": 100, "steps_per_epoch": 1, "average_start": 0.29}
+    step = tiny_step(tiny_model(), averaging="swa", **known)
+    step(x, y, index, start=start)
+    assert step.plan.averaging.first_epoch() == 29

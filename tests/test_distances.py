@@ -137,7 +137,7 @@ def test_liet_refuses_images_of_another_size() -> None:
     step = tiny_step(tiny_model(), "liet", total_steps=2, steps_per_epoch=1)
     x, y, index, _ = tiny_batch()
     step(x, y, index)
-    with pytest.raises(UserError, match="an image of size 3x6x6 per class"):
+    with pytest.raises(UserError, match="an image per class of size 3x6x6"):
         step(x[..., :5], y, index)
 
 

@@ -200,7 +200,7 @@ class Plan:
 
     @cached_property
     def learned(self) -> LearnsSteps | None:
-        """The adversary, if it has tensors that the outer pass is differentiated in."""
+        """The adversary, if its x_adv is differentiated in the outer pass."""
         return self.adversary if isinstance(self.adversary, LearnsSteps) else None
 
     @cached_property

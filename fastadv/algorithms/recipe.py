@@ -51,8 +51,8 @@ class Recipe:
     for. ``source`` names the paper, equation and tables. ``options`` are the parts'
     hyper-parameters that differ from the parts' defaults; ``training`` are the settings of the run
     (epochs, learning rate, ...) in the publication. ``on_data``: kind of data set -> how the method
-    was trained there. ``reported`` is the accuracy that the source
-    reports, in per cent; ``elsewhere`` is the same for other data sets, networks and balls.
+    was trained there. ``reported`` is the accuracy that the source reports, in per cent;
+    ``elsewhere`` is the same for other data sets, networks and balls.
 
     ``published`` are the settings of the publication, and why the recipe departs from them.
     ``variant`` is the name of the code or paper that the recipe follows, ``variants`` are the

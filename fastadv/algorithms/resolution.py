@@ -37,9 +37,9 @@ def resolve(
     """The plan of ``method`` with ``overrides``.
 
     "variant" in ``overrides`` chooses the published form of the method (``Recipe.variants``); the
-    name of a slot replaces its part, by the name of another or by a part
-    itself (``objective=Mart(beta=5)``), whose options are those it was built with; any other name
-    is an option of one of the parts; a value of None is ignored. Raises ``UserError`` for an
+    name of a slot replaces its part, by the name of another or by a part itself
+    (``objective=Mart(beta=5)``), whose options are those it was built with; any other name is an
+    option of one of the parts; a value of None is ignored. Raises ``UserError`` for an
     unknown name, with the nearest known one, for a value that an option does not take, and for
     parts that cannot be combined. ``taken`` are names that the caller takes itself: a misspelt name
     may mean one of them.

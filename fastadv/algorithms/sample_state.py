@@ -144,6 +144,17 @@ def by(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
+def require_size(x: Tensor, setup: Setup, keeps: str) -> None:
+    """Raise ``UserError`` for images ``x`` (B,C,h,w) of another size than the run's. ``keeps`` is
+    the beginning of the sentence: what the part keeps in that size."""
+    own, given = setup.image_shape, tuple(x.shape[1:])
+    if given != own:
+        raise UserError(
+            f"{keeps} of size {by(own)}, but these images have size {by(given)}: use one size, or "
+            "build one step per size."
+        )
+
+
 def sample_count(num_samples: int | None, method: str) -> int:
     """``num_samples``; raises ``UserError`` if it is None. ``method`` is named in the error."""
     if num_samples is None:

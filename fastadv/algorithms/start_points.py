@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fastadv import kernels
 from fastadv.algorithms.contract import Batch, Setup
 from fastadv.engine import noise
+from fastadv.engine.noise import Stream
+from fastadv.errors import UserError
+from fastadv.threat import Threat
 
 NEAR_STD = 0.001  # in pixels: the start of the published code of TRADES
 
@@ -23,6 +27,20 @@ def near(batch: Batch, setup: Setup, restart: int = 0) -> Tensor:
     stream = noise.START + restart
     drawn = kernels.noise_normal(batch.index, shape, setup.seed, batch.offset, stream, dtype)
     return batch.x + batch.threat.movable(NEAR_STD * drawn)
+
+
+def random_signs(rows: int, setup: Setup, stream: Stream) -> Tensor:
+    """1 or -1 in every element, equally probable: (rows,C,H,W), the same in every call."""
+    numbers = torch.arange(rows, device=setup.device)
+    key = (setup.seed, stream.shift, stream.number)
+    drawn = kernels.noise_uniform(numbers, setup.image_shape, *key, setup.dtype)
+    return torch.where(drawn < 0, -1.0, 1.0).to(setup.dtype)
+
+
+def require_cube(threat: Threat) -> None:
+    """Raise ``UserError`` for a ball without corners, where an attack is to begin."""
+    if threat.norm != "linf":
+        raise UserError("This attack begins in a corner of the Linf ball: take norm='linf'.")
 
 
 def given(batch: Batch) -> Tensor | None:

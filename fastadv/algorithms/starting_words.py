@@ -10,6 +10,9 @@ NOISY: Final = "the image after uniform noise of eps, the centre of the ball"
 WIDE: Final = "the image after uniform noise of 2 eps"
 GRADIENT: Final = "x + the gradient of the loss at x; the first gradient is where [0,1] clips it"
 STORED: Final = "the end of the sample's attack in the epoch before"
+STORED_SIGNS: Final = (
+    "the stored perturbation, at first 8/255 times random signs; not clipped to [0,1]"
+)
 LEARNED: Final = "a learned perturbation of the sample"
 KEPT: Final = "what the batch before left at the same place, at first the image"
 NO_ATTACK: Final = "there is no attack"

@@ -131,7 +131,7 @@ class Preparation:
             method=plan.capabilities,
             attack_loss=PlanAttackLoss(plan, self.net, targeted=update.regions.threat.targeted),
             label_loss=LabelLoss(plan.target),
-            labels=plan.target.prepare_batch,
+            prepare_batch=plan.target.prepare_batch,
             start=plan.start,
             sound=self._sound,
         )

@@ -4,8 +4,10 @@
 the weights; objective, target and regularizer give one scalar, which one backward pass
 differentiates. Noise is drawn by the number of the update. ``apply_gradients``: the optimizer
 steps. ``finish_update``: the perturbation of the weights is subtracted, and parts update their
-state from the tensors computed before. The first and the last only launch tensor operations, so
-they can be captured. What they compute is in ``regions.py``.
+state from the tensors computed before. Published code may forward x' at the end of its attack, and
+x after its update, for a log (``LogsPasses``): these passes move BatchNorm's statistics, and are
+made in the first and the last of the three. Both only launch tensor operations, so they can be
+captured. What they compute is in ``regions.py``.
 """
 
 from __future__ import annotations
@@ -150,9 +152,9 @@ class Update:
     @torch.no_grad()
     def finish_update(self, results: PassResults, ok: Tensor, update: bool) -> None:
         """Called after the optimizer: restore the weights, make the pass that the recipe ends with
-        (``Plan.ends_with_clean``), and update the parts' state. Where ``ok``
-        (0-dim bool) is false, the state stays and the buffers are restored. ``update`` is False if
-        the optimizer did not step."""
+        (``Plan.ends_with_clean``), and update the parts' state. Where ``ok`` (0-dim bool) is false,
+        the state stays and the buffers are restored. ``update`` is False if the optimizer did not
+        step."""
         plan = self.plan
         weights = list(self.parameters.perturbed().values())
         if weights and plan.weights is not None:

@@ -6,13 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastadv import kernels
 from fastadv.algorithms.adversaries.ascent import Ascent
-from fastadv.algorithms.adversaries.fgsm_mep import require_cube
 from fastadv.algorithms.contract import Adversarial, Batch, Context, Outcome, Setup
-from fastadv.algorithms.sample_state import by
+from fastadv.algorithms.sample_state import require_size
+from fastadv.algorithms.start_points import random_signs, require_cube
 from fastadv.engine.noise import noise_stream
-from fastadv.errors import UserError
 from fastadv.threat import Threat
 
 INITIAL = noise_stream("fgsm-bp.initial")
@@ -47,11 +45,7 @@ class FGSMBP(Ascent):
         old = self.state.get(BUFFER)
         if old is not None and len(old) >= places:
             return
-        setup = self.setup
-        rows = torch.arange(places, device=setup.device)
-        key = (setup.seed, INITIAL.shift, INITIAL.number)
-        drawn = kernels.noise_uniform(rows, setup.image_shape, *key, setup.dtype)
-        buffer = torch.where(drawn < 0, -1.0, 1.0).to(setup.dtype) * setup.threat.nominal
+        buffer = random_signs(places, self.setup, INITIAL) * self.setup.threat.nominal
         if old is not None:
             buffer[: len(old)] = old
         self.state[BUFFER] = buffer
@@ -65,12 +59,7 @@ class FGSMBP(Ascent):
         self.state[BUFFER][: len(found)] = found
 
     def check_images(self, batch: Batch) -> None:
-        kept = self.setup.image_shape
-        if batch.x.shape[1:] != kept:
-            raise UserError(
-                f"FGSM-BP stores perturbations of size {by(kept)}, but these images have size "
-                f"{by(batch.x.shape[1:])}: use one size, or build one step per size."
-            )
+        require_size(batch.x, self.setup, "FGSM-BP keeps perturbations")
         self._make_room(len(batch.x))
 
     def own_start(self, batch: Batch, restart: int) -> Tensor:

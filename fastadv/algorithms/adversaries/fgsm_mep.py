@@ -10,10 +10,10 @@ from torch import Tensor
 from fastadv.algorithms.adversaries.ascent import Ascent
 from fastadv.algorithms.contract import Adversarial, Batch, Context, Outcome, Setup
 from fastadv.algorithms.sample_state import SampleStore
+from fastadv.algorithms.start_points import require_cube
 from fastadv.algorithms.stored_perturbations import StoredCorners
 from fastadv.declared import CountOrZero, NonNegative, option
 from fastadv.engine.noise import Stream, noise_stream
-from fastadv.errors import UserError
 from fastadv.threat import Threat
 
 INITIAL = noise_stream("fgsm-mep.initial")
@@ -96,9 +96,3 @@ class FGSMMEP(StoredCorners, Ascent):
         stores = [self.store] if self.momenta is None else [self.store, self.momenta]
         for store, values in zip(stores, own, strict=True):
             store.write(batch.index, self.window(batch), values, ok)
-
-
-def require_cube(threat: Threat) -> None:
-    """Raise ``UserError`` for a ball without corners to begin in."""
-    if threat.norm != "linf":
-        raise UserError("This attack begins in a corner of the Linf ball: take norm='linf'.")

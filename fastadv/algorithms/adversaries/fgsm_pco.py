@@ -8,7 +8,6 @@ from typing import ClassVar
 from torch import Tensor
 
 from fastadv.algorithms.adversaries.ascent import Ascent
-from fastadv.algorithms.adversaries.fgsm_mep import require_cube
 from fastadv.algorithms.contract import (
     TRAINING,
     Adversarial,
@@ -18,6 +17,7 @@ from fastadv.algorithms.contract import (
     Outcome,
     Pass,
 )
+from fastadv.algorithms.start_points import require_cube
 from fastadv.algorithms.stored_perturbations import StoredCorners
 from fastadv.declared import CountOrZero, NonNegative, option
 from fastadv.engine.noise import Stream, noise_stream

@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fastadv import kernels
 from fastadv.algorithms.adversaries.ascent import Ascent
 from fastadv.algorithms.contract import (
     Adversarial,
@@ -17,11 +16,10 @@ from fastadv.algorithms.contract import (
     Outcome,
     Setup,
 )
-from fastadv.algorithms.sample_state import by
-from fastadv.algorithms.start_points import given
+from fastadv.algorithms.sample_state import require_size
+from fastadv.algorithms.start_points import given, random_signs, require_cube
 from fastadv.declared import NonNegative, option
 from fastadv.engine.noise import noise_stream
-from fastadv.errors import UserError
 from fastadv.threat import Threat
 
 INITIAL = noise_stream("fgsm-uap.initial")
@@ -71,19 +69,14 @@ class FGSMUAP(Ascent):
 
     def check_threat(self, threat: Threat) -> None:
         super().check_threat(threat)
-        if threat.norm != "linf":
-            raise UserError("This attack begins near a corner of the Linf ball: take norm='linf'.")
+        require_cube(threat)
 
     def prepare(self, setup: Setup) -> None:
         super().prepare(setup)
         self._make_room()
 
     def _make_room(self) -> None:
-        setup = self.setup
-        rows = torch.arange(self.groups(), device=setup.device)
-        key = (setup.seed, INITIAL.shift, INITIAL.number)
-        drawn = kernels.noise_uniform(rows, setup.image_shape, *key, setup.dtype)
-        shared = torch.where(drawn < 0, -1.0, 1.0).to(setup.dtype) * self.universal_scale
+        shared = random_signs(self.groups(), self.setup, INITIAL) * self.universal_scale
         self.state = {SHARED: shared, MOMENTA: torch.zeros_like(shared)}
 
     def schedule(self, update: int, epoch: float) -> None:
@@ -92,12 +85,7 @@ class FGSMUAP(Ascent):
             self._make_room()
 
     def check_images(self, batch: Batch) -> None:
-        kept = self.setup.image_shape
-        if batch.x.shape[1:] != kept:
-            raise UserError(
-                f"This attack keeps perturbations of size {by(kept)}, but these images have size "
-                f"{by(batch.x.shape[1:])}: use one size, or build one step per size."
-            )
+        require_size(batch.x, self.setup, "This attack keeps perturbations")
 
     def make(self, batch: Batch, context: Context) -> Adversarial:
         group, point, others = self.assigned(batch, context)

@@ -18,7 +18,7 @@ from fastadv.algorithms.contract import (
     Setup,
     required,
 )
-from fastadv.algorithms.sample_state import by
+from fastadv.algorithms.sample_state import require_size
 from fastadv.declared import NonNegative, Passes, option
 from fastadv.errors import UserError
 from fastadv.threat import Threat
@@ -112,12 +112,7 @@ class Free(Adversary):
             self._radii_differ = True
 
     def check_images(self, batch: Batch) -> None:
-        kept = self.setup.image_shape
-        if batch.x.shape[1:] != kept:
-            raise UserError(
-                f"Free stores perturbations of size {by(kept)}, but these images have size "
-                f"{by(batch.x.shape[1:])}: use one size, or build one step per size."
-            )
+        require_size(batch.x, self.setup, "Free keeps perturbations")
 
     @torch.no_grad()
     def follow_threat(self, threat: Threat) -> None:

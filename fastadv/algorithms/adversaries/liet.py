@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastadv.algorithms.adversaries.ascent import Ascent
 from fastadv.algorithms.contract import Adversarial, Batch, Capabilities, Conflict, Context, Setup
-from fastadv.algorithms.sample_state import by
-from fastadv.algorithms.start_points import given
+from fastadv.algorithms.sample_state import require_size
+from fastadv.algorithms.start_points import given, require_cube
 from fastadv.declared import Count, Share, option
 from fastadv.engine.gradient import gradients
 from fastadv.engine.noise import NEIGHBOR, Stream, noise_stream
@@ -69,8 +69,7 @@ class LIET(Ascent):
 
     def check_threat(self, threat: Threat) -> None:
         super().check_threat(threat)
-        if threat.norm != "linf":
-            raise UserError("LIET begins in the corners of a Linf ball: take norm='linf'.")
+        require_cube(threat)
         if threat.targeted:
             raise UserError(
                 "LIET begins at images of the right class, so it cannot aim at another."
@@ -86,12 +85,7 @@ class LIET(Ascent):
         self.state = {"label_information": self.information}
 
     def check_images(self, batch: Batch) -> None:
-        kept = self.setup.image_shape
-        if batch.x.shape[1:] != kept:
-            raise UserError(
-                f"LIET keeps an image of size {by(kept)} per class, but these images have size "
-                f"{by(batch.x.shape[1:])}: use one size, or build one step per size."
-            )
+        require_size(batch.x, self.setup, "LIET keeps an image per class")
 
     def schedule(self, update: int, epoch: float) -> None:
         super().schedule(update, epoch)
@@ -108,7 +102,7 @@ class LIET(Ascent):
         offset = torch.full_like(classes[0], update + NEIGHBOR)  # draws of no sample
         grey = torch.full_like(self.information, GREY)
         batch = Batch(grey, classes, classes, offset, self.setup.threat)
-        context = self.setup.labels(batch, Context())
+        context = self.setup.prepare_batch(batch, Context())
         self.net.structure.distrust()
         with self.net.attacking("eval"):
             slope, _ = self.net.run(self.gradient_at, grey, batch, context)

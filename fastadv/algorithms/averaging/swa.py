@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fastadv.algorithms.averaging.named import Named
+from fastadv.algorithms.phases import epoch_of
 from fastadv.declared import Count, NonNegative, option
-from fastadv.errors import UserError
 
 MISSED = "average_missed."
 
@@ -35,15 +35,7 @@ class SWA(Named):
     def first_epoch(self) -> int:
         """The epoch (from 0) at whose end the first average is taken. Raises ``UserError`` for a
         fraction of a run of unknown length."""
-        if self.average_start >= 1 or self.average_start == 0:
-            return int(self.average_start)
-        total, length = self.setup.total_steps, self.setup.steps_per_epoch
-        if total is None or length is None:
-            raise UserError(
-                "SWA starts after a fraction of the run: pass total_steps= and steps_per_epoch=, "
-                "or average_start= as a number of epochs."
-            )
-        return int(self.average_start * (total / length))
+        return int(epoch_of(self.average_start, self.setup, "average_start"))
 
     def start(self, tensors: Mapping[str, Tensor]) -> None:
         self.first_epoch()

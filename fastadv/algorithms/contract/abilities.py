@@ -35,8 +35,8 @@ class MovesCenter(Protocol):
 
 @runtime_checkable
 class Clipped(Protocol):
-    """A start at which the first gradient is not taken: that is at the start clipped to the box.
-    The first step begins at the start itself."""
+    """A start that may lie outside of the box. The first gradient is taken at the start clipped to
+    the box; the first step leaves from the start itself."""
 
     clipped: bool
 
@@ -67,16 +67,18 @@ class CountsCorrect(Protocol):
 
 @runtime_checkable
 class LearnsSteps(Protocol):
-    """An adversary with tensors that the outer pass is differentiated in (learned step sizes)."""
+    """An adversary whose x_adv is made again in the outer pass and differentiated there: in tensors
+    of its own (learned step sizes), or in the weights alone."""
 
     def leaves(self) -> list[Tensor]:
-        """The tensors beside the weights in which the outer pass is differentiated."""
+        """The tensors beside the weights in which the outer pass is differentiated; there may be
+        none."""
 
     def outer_input(
         self, batch: Batch, attacked: Adversarial, leaves: list[Tensor]
     ) -> tuple[Tensor, list[Tensor] | None]:
         """x_adv (B,C,H,W) and the noise of each block (None: no noise) in the outer pass,
-        differentiable in ``leaves``."""
+        differentiable in ``leaves`` or in the weights."""
 
 
 @runtime_checkable

@@ -17,21 +17,20 @@ class Capabilities:
     ``attacks``: x' differs from x. ``attacks_any_image``: the adversary can attack another image
     than the batch's. ``takes_start``: it begins where the start part says. ``begins_at_center``:
     its first gradient is taken at the centre of the ball. ``moves_center``: the ball is around
-    another point than the image. ``chosen_start``: a start part says where
-    the attack begins. ``keeps_starts``: the start part stores
-    one perturbation per sample. ``gradient_steps`` is their number, ``attack_bn`` the mode of
-    BatchNorm in them. ``counts_correct``: it reports ``Context.correct_share``.
-    ``flat_attack_loss``: the attack's loss has no gradient at the centre of the ball.
-    ``attack_loss_per_sample``: it has a value for each sample.
+    another point than the image. ``chosen_start``: a start part says where the attack begins.
+    ``keeps_starts``: the start part stores one perturbation per sample. ``gradient_steps`` is the
+    number of steps along a gradient, ``attack_bn`` the mode of BatchNorm in them.
+    ``counts_correct``: it reports ``Context.correct_share``. ``flat_attack_loss``: the attack's
+    loss has no gradient at the centre of the ball. ``attack_loss_per_sample``: it has a value for
+    each sample.
 
     ``fits``: the logits that the objective fits, "natural", "adversarial" or both, the first one
     first. ``objective_reads_center``: it compares f(x') with f(x). ``shares_gradient``: the
     attack's one gradient, of the cross entropy at the centre, serves the regularizer also
-    (``Context.center_gradient``). ``labels`` is what the target
-    takes as y, "classes" or "any". ``sample_state``: some part keeps a row per training sample.
-    ``updates_per_batch`` is the number of updates of the weights for each batch.
-    ``perturbs_weights``: the outer pass is at perturbed weights. ``needs`` are the entries of
-    ``NEEDS`` that parts ask for.
+    (``Context.center_gradient``). ``labels`` is what the target takes as y, "classes" or "any".
+    ``sample_state``: some part keeps a row per training sample. ``updates_per_batch`` is the number
+    of updates of the weights for each batch. ``perturbs_weights``: the outer pass is at perturbed
+    weights. ``needs`` are the entries of ``NEEDS`` that parts ask for.
     """
 
     attacks: bool

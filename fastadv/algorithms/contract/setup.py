@@ -26,7 +26,7 @@ class AttackedLoss(Protocol):
         """The loss of each sample (B,), without the loss scale."""
 
 
-class Labels(Protocol):
+class PreparesBatch(Protocol):
     """What the target makes of a batch before its attack (``Target.prepare_batch``)."""
 
     def __call__(self, batch: Batch, context: Context) -> Context: ...
@@ -66,9 +66,9 @@ class Setup:
     ``sound()`` (0-dim bool on the device) is true as long as no update was bad; code that changes
     state outside of an update masks the change with it. ``attack_loss(logits, y, context)`` is the
     scalar that the adversary maximises. ``label_loss(logits, y, context)`` is the loss of the
-    label, for a part that differentiates it. ``labels(batch, context)`` gives the context that it
-    needs for images of the adversary's own. ``start`` is the start part, None for the adversary's
-    own start.
+    label, for a part that differentiates it. ``prepare_batch(batch, context)`` is the target's: an
+    adversary that attacks images of its own calls it for their labels. ``start`` is the start part,
+    None for the adversary's own start.
     """
 
     net: Network
@@ -85,7 +85,7 @@ class Setup:
     method: Capabilities
     attack_loss: AttackedLoss
     label_loss: LossOfLabel
-    labels: Labels
+    prepare_batch: PreparesBatch
     start: Begins | None
     sound: Callable[[], Tensor]
 

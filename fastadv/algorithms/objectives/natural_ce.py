@@ -1,8 +1,11 @@
 """The natural cross entropy alone: x' is left to a regularizer (GAT, NuAT)."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from fastadv.algorithms.contract import Fit, Objective, Outputs, required
+from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL
 
 
 class NaturalCE(Objective):
@@ -13,14 +16,14 @@ class NaturalCE(Objective):
     statistics of BatchNorm are those after the other two in this order.
     """
 
-    fits = ("natural",)
+    fits: ClassVar[tuple[str, ...]] = ("natural",)
 
     def requires(self) -> frozenset[str]:
         return frozenset({"natural_logits_train"})
 
     def bn_updates(self) -> tuple[str, ...]:
         """See ``OrdersBatchNorm``."""
-        return ("adversarial", "natural")
+        return (ADVERSARIAL, NATURAL)
 
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
         return fit(required(outputs.natural), y, outputs.context)

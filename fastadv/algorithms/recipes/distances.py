@@ -70,7 +70,7 @@ DISTANCES: Mapping[str, Recipe] = {
             steps=10,
             alpha=0.007,
             attack_bn="eval",
-            start="x + 0.001 N(0,1), clipped to the box by the first step",
+            start=NEAR,
             drops=(74 / 120, 89 / 120, 99 / 120),
             more={"beta": 5.0, "padding": "constant", "normalize": False},
         ),

@@ -20,7 +20,7 @@ from fastadv.algorithms.recipes.fastat_training import (
     TRAINING,
     published,
 )
-from fastadv.algorithms.starting_words import NOISY, UNIFORM, WIDE
+from fastadv.algorithms.starting_words import NOISY, STORED_SIGNS, UNIFORM, WIDE
 
 ON = "(ResNet-18, CIFAR-10; mean of 3 seeds)"
 USUAL: dict[str, Any] = {"averaging": "ema", "training": TRAINING, "on_data": ON_DIGITS}
@@ -35,7 +35,6 @@ TWICE: dict[str, Any] = {"smoothing": 0.6, "smooth_over": "others"}
 BN_LOG = "the published code forwards x' once more after the update, for its log"
 UNIVERSAL = "x plus the shared perturbation, projected to the ball and the box; at first 10/255 "
 UNIVERSAL += "times a random sign"
-STORED_SIGNS = "the stored perturbation; at first 8/255 times a random sign; not clipped to the box"
 
 
 def aaer(name: str, fall: float, change: float, reported: str, **changes: Any) -> dict[str, Any]:

@@ -75,13 +75,12 @@ def row_of_own_loss(
     """As ``row``, for a method whose own loss of the attack stays; ``more`` are its options, and
     ``file`` is in ``fast_at/``."""
     note = f"{note}; smoothed labels, averaged weights, 100 epochs"
-    found = row(note, f"fast_at/{file}.py", reported, options=more, **changes)
+    code = f"fast_at/{file}.py"
+    found = row(note, code, reported, options=more, **changes)
     parts = {slot: name for slot, name in found.parts.items() if slot != "attack_loss"}
     # The mode of BatchNorm has its own field.
     stated = {name: value for name, value in more.items() if name != "attack_bn"}
-    if found.published is None:
-        raise RuntimeError("a row of FastAT_Benchmark has its publication")
-    return replace(found, parts=parts, published=with_more(found.published, **stated))
+    return replace(found, parts=parts, published=with_more(published(code, **changes), **stated))
 
 
 FGSM = row(

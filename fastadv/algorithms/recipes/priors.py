@@ -7,10 +7,10 @@ from typing import Any
 from fastadv.algorithms.publication import UNSTATED, Published
 from fastadv.algorithms.recipe import Recipe
 from fastadv.algorithms.recipes import fastat_training
+from fastadv.algorithms.starting_words import STORED_SIGNS
 
 EIGHT = 8 / 255
 PLAIN: dict[str, Any] = {"padding": "constant", "normalize": False}
-MEP_START = "the stored perturbation, not clipped to [0,1]; at first 8/255 times random signs"
 
 # jiaxiaojunQAQ/FGSM-PGI: MultiStepLR, stepped with each update.
 PGI: dict[str, Any] = {"model": "resnet18", "epochs": 110, "batch_size": 128, "lr": 0.1}
@@ -28,7 +28,7 @@ PGI_CODE = Published(
     steps=1,
     alpha=EIGHT,
     attack_bn="train",
-    start=MEP_START,
+    start=STORED_SIGNS,
     drops=(100 / 110, 105 / 110),
     more={"smoothing": 0.4, "reg_weight": 10.0, "momentum_decay": 0.3, "reset_every": 40} | PLAIN,
 )
@@ -69,7 +69,7 @@ PRIORS: Mapping[str, Recipe] = {
                 "fgsm_pgi",
                 "79.7 clean, 49.89 AutoAttack",
                 {"reg_weight": 10.0, "momentum_decay": 0.3, "reset_every": 40, "clip_start": True},
-                start=MEP_START,
+                start=STORED_SIGNS,
             )
         },
         also=("fgsm-pgi", "pgi"),
