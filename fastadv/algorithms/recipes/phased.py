@@ -68,7 +68,7 @@ _FAT_PHASES = OnData(
     where={"norm": "linf", "eps": 0.031, "epochs": 120},
 )
 
-# No code of it is published, and its settings were not found.
+# No code of it is published; the paper's settings were not at hand and are not compared.
 _CLEAN_FIRST = Published(
     code="Gupta et al. 2020 (arXiv 2002.04237); no code is published",
     model=UNSTATED,
@@ -144,8 +144,8 @@ PHASED: Mapping[str, Recipe] = {
     "clean-first": Recipe(
         "standard training first, then PGD",
         "Gupta et al. 2020",
-        note="no epoch of the switch is published that fastadv follows: half of the run, with the "
-        "training of Rice et al. 2020, is its own choice",
+        note="the switch at half of the run is fastadv's choice, and the training is that of "
+        "Rice et al. 2020",
         adversary="clean-first",
         on_data=RICE,
         published=_CLEAN_FIRST,
