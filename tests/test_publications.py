@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ OF_THE_UPDATE = {"bn", "box", "updates"}
 TREES = ("imagenet", "tinyimagenet")  # data sets that are named with a folder
 
 
+@cache
 def resolved(method: str, form: str) -> RunConfig:
     """The run of one published form, on the data set of its publication."""
     row = METHODS[method].of_variant(form)
