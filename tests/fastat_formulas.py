@@ -210,7 +210,8 @@ def converging(
         if initial is None:
             center = noisy(x, index, update, AUGMENTATION).requires_grad_()
             natural = model(center)
-            slope = torch.autograd.grad(smoothed_twice(natural, y), center, retain_graph=True)[0]
+            once = functional.cross_entropy(natural, y, label_smoothing=0.4)
+            slope = torch.autograd.grad(once, center, retain_graph=True)[0]
             x_adv = (center.detach() + EPS * slope.sign()).clamp(0, 1)
         else:
             start = x + kept[index]

@@ -191,6 +191,7 @@ def test_the_perturbation_of_all_images_follows_the_radius() -> None:
         ("zero-grad", {"attack_bn": "eval"}),
         ("pgd", {"regularizer": "abnormal"}),
         ("pgd", {"regularizer": "smooth-convergence"}),
+        ("pgd", {"attack_loss": "smoothed"}),
         ("fgsm-cuap", {"regularizer": "none"}),
         ("fgsm-fuap", {"attack_bn": "eval"}),
         ("fgsm-uap", {"momentum_of": "attack"}),
@@ -208,8 +209,6 @@ def test_combinations_make_the_passes_that_are_counted(method: str, options: Any
     ("method", "options", "reason"),
     [
         ("fgsm-uap", {"start": "uniform"}, "this adversary begins where its own definition says"),
-        ("fgsm-rs-cs", {"attack_loss": "nuclear"}, "it compares a mean of the losses of samples"),
-        ("trades", {"regularizer": "smooth-convergence"}, "identically 0"),
     ],
 )
 def test_refusals(method: str, options: dict[str, Any], reason: str) -> None:

@@ -55,6 +55,7 @@ NUMBERS: dict[str, tuple[float, float, float | None, float | None]] = {
     "gairat_start": (0, 3e38, -1, None),
     "gairat_lambda": (-3e38, 3e38, None, None),
     "smoothing": (0, 0.999, -0.1, 1),
+    "attack_smoothing": (0, 0.999, -0.1, 1),
     "te_weight": (0, 3e38, -5, None),
     "te_momentum": (0, 0.999, -0.1, 1),
     "te_start": (0, 3e38, -1, None),

@@ -116,16 +116,6 @@ CASES = {
             {"regularizer": "consistency", "start": "center"},
         ],
     ),
-    ("regularizer smooth-convergence", "a mean of the losses of samples"): (
-        "attack_loss",
-        [{"regularizer": "smooth-convergence", "attack_loss": Averaged}],
-        [{"regularizer": "smooth-convergence", "attack_loss": "fit"}],
-    ),
-    ("regularizer smooth-convergence", "that is identically 0"): (
-        "attack_loss",
-        [{"regularizer": "smooth-convergence", "attack_loss": "kl"}],
-        [{"regularizer": "smooth-convergence", "attack_loss": "ce"}],
-    ),
     ("adversary atta", "take start='stored'"): (
         "start",
         [{"adversary": "atta"}, ATTA | {"start": "center"}, ATTA | {"start": "none"}],

@@ -31,6 +31,7 @@ from fastadv.algorithms.attack_losses.fit import FitAttack
 from fastadv.algorithms.attack_losses.guided import GuidedAttack
 from fastadv.algorithms.attack_losses.kl import KLAttack
 from fastadv.algorithms.attack_losses.nuclear import NuclearAttack
+from fastadv.algorithms.attack_losses.smoothed import SmoothedAttack
 from fastadv.algorithms.averaging.ema import EMA
 from fastadv.algorithms.averaging.swa import SWA
 from fastadv.algorithms.contract import Part
@@ -108,6 +109,7 @@ PARTS: dict[str, dict[str, type[Part]]] = {
         "ce": CrossEntropyAttack,
         "kl": KLAttack,
         "fit": FitAttack,
+        "smoothed": SmoothedAttack,
         "guided": GuidedAttack,
         "nuclear": NuclearAttack,
     },

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fastadv.algorithms.attack_loss import PlanAttackLoss
 from fastadv.algorithms.contract import NEEDS, FollowsThreat, Setup
+from fastadv.algorithms.contract.returned import fitted
 from fastadv.algorithms.label_loss import LabelLoss
 from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.user_loss import require_per_sample
@@ -131,6 +133,7 @@ class Preparation:
             method=plan.capabilities,
             attack_loss=PlanAttackLoss(plan, self.net, targeted=update.regions.threat.targeted),
             label_loss=LabelLoss(plan.target),
+            fit=partial(fitted, plan.target),
             prepare_batch=plan.target.prepare_batch,
             start=plan.start,
             sound=self._sound,

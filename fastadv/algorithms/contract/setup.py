@@ -66,9 +66,10 @@ class Setup:
     ``sound()`` (0-dim bool on the device) is true as long as no update was bad; code that changes
     state outside of an update masks the change with it. ``attack_loss(logits, y, context)`` is the
     scalar that the adversary maximises. ``label_loss(logits, y, context)`` is the loss of the
-    label, for a part that differentiates it. ``prepare_batch(batch, context)`` is the target's: an
-    adversary that attacks images of its own calls it for their labels. ``start`` is the start part,
-    None for the adversary's own start.
+    label, for a part that differentiates it; ``fit(logits, y, context)`` that of the target, for
+    each sample (B,). ``prepare_batch(batch, context)`` is the target's: an adversary that attacks
+    images of its own calls it for their labels. ``start`` is the start part, None for the
+    adversary's own start.
     """
 
     net: Network
@@ -85,6 +86,7 @@ class Setup:
     method: Capabilities
     attack_loss: AttackedLoss
     label_loss: LossOfLabel
+    fit: Callable[[Tensor, Tensor, Context], Tensor]
     prepare_batch: PreparesBatch
     start: Begins | None
     sound: Callable[[], Tensor]

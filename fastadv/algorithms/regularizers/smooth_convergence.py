@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -11,8 +10,6 @@ from torch import Tensor
 from fastadv.algorithms.contract import (
     Adversarial,
     Batch,
-    Capabilities,
-    Conflict,
     Context,
     Outcome,
     Outputs,
@@ -29,11 +26,10 @@ FIRST, LAST = 2, 1  # epochs at the beginning and at the end of a run without th
 class SmoothConvergence(Regularizer):
     """sign(L - P) L where |L - P| is above the stride, otherwise 0.
 
-    L is the mean loss of the batch at the centre of the ball, P the mean of L over the epoch
-    before, at first 0. The loss is that of the attack: with smoothed labels if the attack has them
-    ("fit"). The first two epochs and the last have no term (fzjcdt/FastAT_Benchmark,
-    fast_at/fgsm_rs_cs.py). The stride is constant, as in that benchmark's configurations; the
-    paper also has one that follows the change of P.
+    L is the mean of the target's loss over the batch, at the centre of the ball, P the mean of L
+    over the epoch before, at first 0. The first two epochs and the last have no term
+    (fzjcdt/FastAT_Benchmark, fast_at/fgsm_rs_cs.py). The stride is constant, as in that benchmark's
+    configurations; the paper also has one that follows the change of P.
 
     With several processes each compares the mean loss of its own images.
     """
@@ -50,12 +46,6 @@ class SmoothConvergence(Regularizer):
 
     def follows_epochs(self) -> bool:
         return True
-
-    def conflicts(self, method: Capabilities) -> Iterable[Conflict]:
-        if not method.attack_loss_per_sample:
-            yield Conflict("attack_loss", "it compares a mean of the losses of samples.")
-        if method.flat_attack_loss:
-            yield Conflict("attack_loss", "at the centre of the ball that is identically 0.")
 
     def prepare(self, setup: Setup) -> None:
         super().prepare(setup)
@@ -84,15 +74,15 @@ class SmoothConvergence(Regularizer):
         return self.gate
 
     def _loss(self, logits: Tensor, batch: Batch, context: Context) -> Tensor:
-        return self.setup.attack_loss.per_sample(logits, batch.y, context).mean()
+        return self.setup.fit(logits, batch.y, context).mean()
 
     def term(self, batch: Batch, attacked: Adversarial, x_adv: Tensor, outputs: Outputs) -> Tensor:
-        loss = self._loss(required(outputs.natural), batch, outputs.context)
+        loss = self._loss(required(outputs.natural), batch, outputs.natural_context)
         away = loss.detach() - self.history[2]
         return torch.where(away.abs() > self.loss_stride, away.sign(), 0.0).to(loss.dtype) * loss
 
     def after(self, outcome: Outcome, ok: Tensor) -> None:
         batch, outputs = outcome.batch, outcome.outputs
-        loss = self._loss(required(outputs.natural), batch, outputs.context).double()
+        loss = self._loss(required(outputs.natural), batch, outputs.natural_context).double()
         seen = torch.stack([loss, torch.ones_like(loss), torch.zeros_like(loss)])
         self.history.add_(torch.where(ok, len(batch.x) * seen, 0.0))
