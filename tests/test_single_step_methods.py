@@ -26,6 +26,7 @@ import fastadv
 from fastadv.algorithms.adversaries import fgsm_bp, fgsm_mep, random_eps, random_eps_pgd
 from fastadv.algorithms.contract import Batch
 from fastadv.algorithms.guidance import LateWeight
+from fastadv.algorithms.nuclear_norm import nuclear
 from fastadv.algorithms.regularizers import elle
 from fastadv.algorithms.resolution import resolve
 from fastadv.algorithms.starts.bernoulli import SIGNS
@@ -64,6 +65,15 @@ def test_nuat(attack_bn: str) -> None:
     weights = formulas.guided(model, data, SIGNS, formulas.nuclear, rising, 3, attack_bn)
     assert sorted({*weights}) == [0, rising(1), rising(2)]
     assert_same(step.model, model)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_the_nuclear_norm_of_a_change_that_is_not_finite_is_nan(bad: float) -> None:
+    """So that the update does not count; the decomposition itself would raise."""
+    change = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(nuclear(change), formulas.nuclear(change, torch.zeros(5, 4)))
+    change[2, 1] = bad
+    assert nuclear(change).isnan()
 
 
 def test_gat() -> None:

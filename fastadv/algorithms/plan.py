@@ -128,7 +128,6 @@ class Plan:
             labels=self.target.labels,
             sample_state=self.keeps_sample_state,
             updates_per_batch=self.updates_per_batch,
-            perturbs_weights=self.weights is not None,
             needs=self.needs,
         )
 

@@ -61,7 +61,8 @@ class FGSMUAP(Ascent):
 
     def assigned(self, batch: Batch, context: Context) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """The number (B,) of the perturbation of each image, the point (B,C,H,W) to which it is
-        added, and what is to become of the other state, after the first two."""
+        added, and the new values of a subclass's own state: what follows the first two names of
+        ``rank_local_state``."""
         return torch.zeros_like(batch.index), batch.x, ()
 
     def refuses_accumulation(self) -> str:

@@ -29,8 +29,8 @@ class Capabilities:
     attack's one gradient, of the cross entropy at the centre, serves the regularizer also
     (``Context.center_gradient``). ``labels`` is what the target takes as y, "classes" or "any".
     ``sample_state``: some part keeps a row per training sample. ``updates_per_batch`` is the number
-    of updates of the weights for each batch. ``perturbs_weights``: the outer pass is at perturbed
-    weights. ``needs`` are the entries of ``NEEDS`` that parts ask for.
+    of updates of the weights for each batch. ``needs`` are the entries of ``NEEDS`` that parts ask
+    for.
     """
 
     attacks: bool
@@ -51,7 +51,6 @@ class Capabilities:
     labels: str
     sample_state: bool
     updates_per_batch: int
-    perturbs_weights: bool
     needs: frozenset[str]
 
 

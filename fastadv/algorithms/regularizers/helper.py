@@ -34,10 +34,11 @@ from fastadv.storage.digests import digest
 class Helper(Regularizer):
     """mean_i CE(f(x + h (x' - x)), argmax t(x')), t the ``helper``, h ``helper_scale``.
 
-    The helper is a network of standard training, whose label x' has mostly changed: f may change
-    its own there, and only beyond x'. It is a module (``fastadv.load_model`` reads one from a run
-    folder); ``fastadv train`` takes the path of a run folder or of a weight file. It runs in eval
-    mode without gradients, and stays so. The image beyond x' is not clipped (imrahulr/hat).
+    The helper is a network of standard training, which mostly predicts another class at x' than at
+    x. f learns to predict that class, too, but only beyond x'. The helper is a module
+    (``fastadv.load_model`` reads one from a run folder); ``fastadv train`` takes the path of a run
+    folder or of a weight file. It runs in eval mode without gradients, and stays so. The image
+    beyond x' is not clipped (imrahulr/hat).
     """
 
     reg_weight: NonNegative = option(0.5, "weight of the regularizer in the loss")
