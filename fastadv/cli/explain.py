@@ -38,7 +38,7 @@ def explain(name: str, data: str, variant: str | None = None) -> rich.console.Re
     row = plan.recipe
     lines = [_indented(f"{name}: {row.what()}", ""), _indented(f"source: {row.source}", "")]
     if row.also:
-        lines.append(f"also called: {', '.join(row.also)}")
+        lines.append(_indented(f"also called: {', '.join(row.also)}", ""))
     if row.reported:
         lines.append(_indented(f"reported: {row.reported}", ""))
     if row.elsewhere:
