@@ -109,7 +109,19 @@ def test_the_variants_are_explained() -> None:
     assert "one: the one shown here" in text
     assert "two: three steps from the image [Two et al. 2031]" in text
     assert "two: the one shown here" not in text
-    assert "two: the one shown here" in str(explain("two-forms", "digits", "two"))
+    other = str(explain("two-forms", "digits", "two"))
+    assert "two: the one shown here" in other
+    assert "one: [One et al. 2030]" in other
+    assert "without it, one" in text
+    assert "without it, one" in other
+
+
+def test_a_run_says_its_variant_at_the_start(fastadv_command, tmp_path):
+    small = ("--data", "digits", "--epochs", 1, "--width", 2, "--limit", 64, "--test-limit", 20)
+    begun = ("train", "--method", "fgsm", *small, "--test-attacks", "clean", "--out")
+    assert "fgsm on digits:" in fastadv_command(*begun, tmp_path / "own").out
+    other = fastadv_command(*begun, tmp_path / "other", "--variant", "fastat")
+    assert "fgsm, variant fastat, on digits:" in other.out
 
 
 def test_a_variant_with_an_unknown_option_is_refused() -> None:
