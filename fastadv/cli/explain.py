@@ -67,10 +67,9 @@ def _variants(row: Recipe, present: str) -> list[str]:
     """The published forms of the method ``row``, the ``present`` one marked."""
     if not row.variants:
         return []
-    said = {name: f"{each.note} [{each.source}]" for name, each in row.variants.items()}
-    said = (
-        {row.variant: f"{row.note} [{row.source}]".strip()} | said | {present: "the one shown here"}
-    )
+    said = {row.variant: f"{row.note} [{row.source}]".strip()}
+    said |= {name: f"{each.note} [{each.source}]" for name, each in row.variants.items()}
+    said[present] = "the one shown here"
     heading = f"variants (--variant NAME; without it, {row.variant}):"
     return ["", heading, *(_indented(f"{name}: {text}", "  ") for name, text in said.items())]
 
