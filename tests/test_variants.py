@@ -116,6 +116,12 @@ def test_the_variants_are_explained() -> None:
     assert "without it, one" in other
 
 
+def test_a_variant_of_no_method_is_refused(fastadv_command) -> None:
+    outcome = fastadv_command("methods", "--variant", "fastat")
+    assert outcome.code == 2
+    assert "name the method" in outcome.err
+
+
 def test_a_run_says_its_variant_at_the_start(fastadv_command, tmp_path):
     small = ("--data", "digits", "--epochs", 1, "--width", 2, "--limit", 64, "--test-limit", 20)
     begun = ("train", "--method", "fgsm", *small, "--test-attacks", "clean", "--out")
