@@ -34,10 +34,10 @@ def unknown(
     near, the message lists them, or those in ``listed`` if they are too many.
     """
     names = sorted(known)
-    near = [each for each in names if each.lower() == str(name).lower()]
-    near = near or get_close_matches(str(name), names, n=1, cutoff=0.5)
+    lower = {each.lower(): each for each in reversed(names)}
+    near = get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
     if near:
-        hint = f"did you mean {near[0]!r}?"
+        hint = f"did you mean {lower[near[0]]!r}?"
     elif listed is None:
         hint = f"known: {', '.join(names)}."
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,9 +79,29 @@ def test_an_unknown_variant_is_told_with_the_nearest_one(entrance: object) -> No
         entrance("standard", {"variant": "two"})
 
 
-def test_a_name_that_others_use_leads_to_ours() -> None:
-    with pytest.raises(UserError, match="is called 'two-forms' here"):
-        recipe("two forms at")
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        ("two forms at", "is called 'two-forms' here"),
+        ("TWO_FORMS", "is called 'two-forms' here"),
+        ("RAT_LR", "is called 'rat-lr' here"),
+        ("AT", "is called 'pgd' here"),
+        ("AT-RWP", "is called 'rwp' here"),
+        ("F+FGSM", "is called 'fast' here"),
+        ("FGSM+", "is called 'fgsm-plus' here"),
+        ("PGD-AT+TE", "is called 'te' here"),
+        ("FGSM-N + KDSA + SWA", "is called 'fgsm-n-kdsa-swa' here"),
+        ("APART (w/o perturbation initialization)", "is called 'apart-no-start' here"),
+        ("PGD-AT", "is called 'pgd' or 'pgd-eval' here; `fastadv methods` says which"),
+        ("CURE", "No method is called 'CURE' alone; take 'fgsm-n-cure' or 'pgd-cure'"),
+        ("APRAT", "did you mean 'apart'"),
+        ("qqqq", "`fastadv methods` lists all"),
+        ("", "`fastadv methods` lists all"),
+    ],
+)
+def test_a_name_that_others_use_leads_to_ours(asked: str, answer: str) -> None:
+    with pytest.raises(UserError, match=re.escape(answer)):
+        recipe(asked)
 
 
 def test_the_variants_are_explained() -> None:
@@ -87,7 +109,25 @@ def test_the_variants_are_explained() -> None:
     assert "one: the one shown here" in text
     assert "two: three steps from the image [Two et al. 2031]" in text
     assert "two: the one shown here" not in text
-    assert "two: the one shown here" in str(explain("two-forms", "digits", "two"))
+    other = str(explain("two-forms", "digits", "two"))
+    assert "two: the one shown here" in other
+    assert "one: [One et al. 2030]" in other
+    assert "without it, one" in text
+    assert "without it, one" in other
+
+
+def test_a_variant_of_no_method_is_refused(fastadv_command) -> None:
+    outcome = fastadv_command("methods", "--variant", "fastat")
+    assert outcome.code == 2
+    assert "name the method" in outcome.err
+
+
+def test_a_run_says_its_variant_at_the_start(fastadv_command, tmp_path):
+    small = ("--data", "digits", "--epochs", 1, "--width", 2, "--limit", 64, "--test-limit", 20)
+    begun = ("train", "--method", "fgsm", *small, "--test-attacks", "clean", "--out")
+    assert "fgsm on digits:" in fastadv_command(*begun, tmp_path / "own").out
+    other = fastadv_command(*begun, tmp_path / "other", "--variant", "fastat")
+    assert "fgsm, variant fastat, on digits:" in other.out
 
 
 def test_a_variant_with_an_unknown_option_is_refused() -> None:
@@ -103,6 +143,6 @@ def test_every_form_of_every_recipe_can_be_resolved() -> None:
             resolve_run(RunRequest(method=name, data="cifar10", variant=form))
 
 
-def test_no_two_methods_have_one_name() -> None:
-    given = [name for row in METHODS.values() for name in row.also]
-    assert len(given) == len({name.lower() for name in given})
+def test_no_two_methods_have_one_name_if_papers_do_not_give_it_to_both() -> None:
+    given = Counter(name.lower() for row in METHODS.values() for name in row.also)
+    assert {name for name, count in given.items() if count > 1} == {"pgd-at", "pgd-10"}

@@ -17,7 +17,7 @@ from fastadv.algorithms.contract import passes as kinds
 from fastadv.algorithms.options import all_options
 from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.recipe import Recipe
-from fastadv.algorithms.recipes.table import METHODS
+from fastadv.algorithms.recipes.table import METHODS, recipe
 from fastadv.algorithms.slots import NONE
 from fastadv.cli.settings import SETTINGS
 from fastadv.cli.value_words import shown
@@ -38,13 +38,13 @@ def explain(name: str, data: str, variant: str | None = None) -> rich.console.Re
     row = plan.recipe
     lines = [_indented(f"{name}: {row.what()}", ""), _indented(f"source: {row.source}", "")]
     if row.also:
-        lines.append(f"also called: {', '.join(row.also)}")
+        lines.append(_indented(f"also called: {', '.join(row.also)}", ""))
     if row.reported:
         lines.append(_indented(f"reported: {row.reported}", ""))
     if row.elsewhere:
         lines.append(_indented(f"elsewhere: {row.elsewhere}", ""))
-    lines += _variants(row) + _published(row)
-    lines += ["", f"passes per step: {passes(plan)}", ""]
+    lines += _variants(recipe(name), row.variant) + _published(row)
+    lines += ["", _indented(f"passes per step: {passes(plan)}", ""), ""]
     for slot, part in plan.parts.items():
         lines += [f"{slot}: {plan.slots[slot]}", _indented(inspect.getdoc(type(part)) or ""), ""]
     lines.append("options:")
@@ -53,7 +53,8 @@ def explain(name: str, data: str, variant: str | None = None) -> rich.console.Re
     said = {name: text for part in classes for name, text in meanings(part).items()}
     for key, value in plan.options.items():
         lines += _value(key, value, config.origins[key], said.get(key, ""), describe(hints[key]))
-    lines += ["", f"training on {data} (data preset: {preset_of(data).source}):"]
+    preset = f"training on {data} (data preset: {preset_of(data).source}):"
+    lines += ["", _indented(preset, "")]
     texts = {key: text for group in SETTINGS.values() for key, text in group.items()}
     for key, hint in setting_types().items():
         if key in config.origins and key not in ("method", "data"):
@@ -62,17 +63,15 @@ def explain(name: str, data: str, variant: str | None = None) -> rich.console.Re
     return rich.text.Text("\n".join(lines))
 
 
-def _variants(row: Recipe) -> list[str]:
-    """The published forms of the method, the present one marked."""
+def _variants(row: Recipe, present: str) -> list[str]:
+    """The published forms of the method ``row``, the ``present`` one marked."""
     if not row.variants:
         return []
-    own = f"  {row.variant}: the one shown here"
-    others = [
-        _indented(f"{name}: {each.note} [{each.source}]", "  ")
-        for name, each in row.variants.items()
-        if name != row.variant
-    ]
-    return ["", "variants (--variant NAME):", own, *others]
+    said = {row.variant: f"{row.note} [{row.source}]".strip()}
+    said |= {name: f"{each.note} [{each.source}]" for name, each in row.variants.items()}
+    said[present] = "the one shown here"
+    heading = f"variants (--variant NAME; without it, {row.variant}):"
+    return ["", heading, *(_indented(f"{name}: {text}", "  ") for name, text in said.items())]
 
 
 def _published(row: Recipe) -> list[str]:

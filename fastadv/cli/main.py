@@ -146,6 +146,8 @@ def methods(
         from fastadv.cli.explain import markdown as as_markdown
 
         print(as_markdown(), end="")
+    elif name is None and variant is not None:
+        raise UserError("--variant is a form of one method: name the method before it.")
     elif name is None:
         from fastadv.cli.listing import listing
 

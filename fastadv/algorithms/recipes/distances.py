@@ -138,7 +138,7 @@ DISTANCES: Mapping[str, Recipe] = {
                 "cosine at e/201; here eps rises with every update, and the cosine is at (e-1)/200"
             },
         ),
-        also=("IKL-AT",),
+        also=("IKL-AT", "DKL"),
     ),
     "hat": Recipe(
         "TRADES, a standard net's label beyond x'",

@@ -92,7 +92,7 @@ FAST: Mapping[str, Recipe] = {
                 publications.RICE_FGSM, training=RICE_TRAINING, on_data=RICE_ON_DATA
             ),
         },
-        also=("FGSM-RS",),
+        also=("FGSM-RS", "F+FGSM", "RS-FGSM", "Fast AT"),
     ),
     "fast-imagenet": Recipe(
         "F+FGSM on ImageNet",
@@ -141,6 +141,7 @@ FAST: Mapping[str, Recipe] = {
             ),
             "fastat": fastat_training.GRADALIGN,
         },
+        also=("FGSM-GA",),
     ),
     "free": Recipe(
         "Free-8: 8 updates per batch",
@@ -162,7 +163,7 @@ FAST: Mapping[str, Recipe] = {
                 "CIFAR-100 55.13, 25.88",
             ),
         },
-        also=("Free-AT",),
+        also=("Free-AT", "Free-8", "Free-m"),
     ),
     "free-4-imagenet": Recipe(
         "Free-4 on ImageNet",
@@ -240,6 +241,7 @@ FAST: Mapping[str, Recipe] = {
         training=CYCLIC | GREY,
         reported=f"82.05 clean, 47.43 PGD-20 {ON_CIFAR}",
         elsewhere="86.43 clean, 47.12 PGD-20 (WRN-34-10); 55.14, 25.61 (CIFAR-100)",
+        also=("PGD-10",),
     ),
     "fgsm-plus": Recipe(
         "a step of learned size and start",
@@ -249,6 +251,7 @@ FAST: Mapping[str, Recipe] = {
         training=CYCLIC | GREY,
         on_data=LEARNED_ON_CIFAR,
         reported=f"83.30 clean, 46.35 PGD-20 {ON_CIFAR}",
+        also=("FGSM+",),
     ),
     "apart": Recipe(
         "FGSM+, a learned step in each block",
@@ -279,6 +282,7 @@ FAST: Mapping[str, Recipe] = {
         training=CYCLIC | GREY,
         on_data=LEARNED_ON_CIFAR,
         reported=f"83.30 clean, 46.35 PGD-20 {ON_CIFAR}",
+        also=("APART (w/o layer-wise perturbation)",),
     ),
     "apart-no-start": Recipe(
         "APART without learned start",
@@ -290,5 +294,6 @@ FAST: Mapping[str, Recipe] = {
         training=CYCLIC | GREY,
         on_data=LEARNED_ON_CIFAR,
         reported=f"82.00 clean, 48.40 PGD-20 {ON_CIFAR}",
+        also=("APART (w/o perturbation initialization)",),
     ),
 }

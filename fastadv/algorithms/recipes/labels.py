@@ -54,6 +54,7 @@ LABELS: Mapping[str, Recipe] = {
         reported=f"55.79 / 54.83 PGD-10, 50.59 / 49.62 AutoAttack {ON}",
         elsewhere="PGD-10 best / last, ResNet-18: CIFAR-10 L2 72.58 / 71.93; SVHN 59.74 / 59.05; "
         "CIFAR-100 31.74 / 30.24. CIFAR-10: WRN-34-10 59.30 / 56.63; VGG-16 52.06 / 51.29",
+        also=("PGD-AT+TE",),
     ),
     "trades-te": Recipe(
         "TRADES, predictions near their average",
@@ -79,6 +80,7 @@ LABELS: Mapping[str, Recipe] = {
         options=EVAL_ATTACK,
         training=MEMORIZATION,
         reported=f"53.70 / 48.90 PGD-10, 49.02 / 44.39 AutoAttack {ON}",
+        also=("PGD-AT+LS", "AT+LS"),
     ),
     "sat": Recipe(
         "AT, labels move towards predictions",
@@ -89,6 +91,7 @@ LABELS: Mapping[str, Recipe] = {
         options=EVAL_ATTACK,
         training=MEMORIZATION,
         reported=f"53.81 / 53.31 PGD-10, 50.21 / 49.73 AutoAttack {ON}",
+        also=("self-adaptive training",),
     ),
     "trades-sat": Recipe(
         "TRADES, labels move towards predictions",

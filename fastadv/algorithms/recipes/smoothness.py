@@ -113,6 +113,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         options={"reg_weight": 1000.0},
         training=ADVLC,
         reported="46.45 / 41.90 AutoAttack best / last, 81.43 / 83.50 clean",
+        also=("PGD10+IGR",),
     ),
     "pgd-cure": Recipe(
         "PGD-10, gradient's change penalised",
@@ -124,6 +125,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         options=CURE,
         training=ADVLC,
         reported="46.24 / 42.38 AutoAttack best / last, 80.65 / 82.67 clean",
+        also=("PGD10+CURE",),
     ),
     "pgd-gradalign": Recipe(
         "PGD-10, gradients aligned with noisy ones",
@@ -135,6 +137,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         options={"reg_weight": 6.0},
         training=ADVLC,
         reported="45.01 / 38.96 AutoAttack best / last, 81.52 / 82.28 clean",
+        also=("PGD10+GradAlign",),
     ),
     "pgd-logitalign": Recipe(
         "PGD-10, logits aligned with noisy ones",
@@ -146,6 +149,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         options={"reg_weight": 50.0},
         training=ADVLC,
         reported="46.59 / 43.42 AutoAttack best / last, 81.30 / 81.93 clean",
+        also=("PGD10+LogitAlign",),
     ),
     "pgd-consistency": Recipe(
         "PGD-10, two views' predictions made alike",
@@ -157,6 +161,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         options={"reg_weight": 50.0, "js_temperature": 1.0},
         training=ADVLC,
         reported="48.11 / 47.66 AutoAttack best / last, 81.66 / 81.95 clean",
+        also=("PGD10+Consistency",),
     ),
     "pgd-kdsa": Recipe(
         "PGD-10, distilled from two teachers",
@@ -167,6 +172,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         start="center",
         training=ADVLC,
         reported="47.92 / 46.15 AutoAttack best / last, 84.15 / 85.15 clean",
+        also=("PGD10+KDSA",),
     ),
     "pgd-kdsa-swa": Recipe(
         "PGD-10, two teachers, weights averaged",
@@ -178,6 +184,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         options=SWA,
         training=ADVLC,
         reported="49.58 / 49.26 AutoAttack best / last, 83.81 / 84.73 clean",
+        also=("PGD10+KDSA+SWA",),
     ),
     "fgsm-n-advlc": Recipe(
         "FGSM-N, largest logit changes penalised",
@@ -217,6 +224,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         variant="paper",
         variants=as_advlc_runs(penalised(PGD_10, 0.3, **AVERAGED)),
         reported="50.55 / 49.73 AutoAttack best / last, 79.70 / 82.09 clean",
+        also=("PGD10+AdvLC+SWA",),
     ),
     "fgsm-n-advlc-l1": Recipe(
         "FGSM-N, sum of logit changes penalised",
@@ -230,6 +238,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         variant="paper",
         variants=as_advlc_runs(penalised(FGSM_N, UNSTATED, kind="l1")),
         reported="46.01 / 40.04 AutoAttack best / last, 81.09 / 82.88 clean",
+        also=("FGSM-N+l1",),
     ),
     "fgsm-n-advlc-kl": Recipe(
         "FGSM-N, KL(f(x) || f(x')) penalised",
@@ -241,6 +250,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         options={"kind": "kl", "reg_weight": 6.0},
         training=ADVLC,
         reported="46.29 / 41.12 AutoAttack best / last, 80.83 / 82.74 clean",
+        also=("FGSM-N+KL",),
     ),
     "fgsm-n-advlc-js": Recipe(
         "FGSM-N, JS(f(x), f(x')) penalised",
@@ -252,6 +262,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         options={"kind": "js", "reg_weight": 6.0},
         training=ADVLC,
         reported="46.69 / 41.75 AutoAttack best / last, 81.18 / 82.73 clean",
+        also=("FGSM-N+JS",),
     ),
     "fgsm-n-advlc-nuclear": Recipe(
         "FGSM-N, nuclear norm penalised",
@@ -263,6 +274,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         options={"kind": "nuclear", "reg_weight": 0.5},
         training=ADVLC,
         reported="46.52 / 42.51 AutoAttack best / last, 80.82 / 82.64 clean",
+        also=("FGSM-N+Nuclear",),
     ),
     "fgsm-n-advlc-squared-l2": Recipe(
         "FGSM-N, squared logit changes penalised",
@@ -274,6 +286,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         options={"kind": "squared-l2", "reg_weight": 0.1},
         training=ADVLC,
         reported="47.00 / 41.73 AutoAttack best / last, 80.73 / 82.79 clean",
+        also=("FGSM-N+squared l2",),
     ),
     "advlc-tinyimagenet": Recipe(
         "AdvLC on PGD-10, rising weight",
@@ -285,6 +298,7 @@ SMOOTHNESS: Mapping[str, Recipe] = {
         options={"reg_weight": 0.15, "reg_ramp": True},
         training=ADVLC,
         reported="43.93 clean, 22.64 APGD-50 with 5 restarts (PreActResNet-18, TinyImageNet)",
+        also=("AdvLC-ours",),
     ),
     "advlc-l1-tinyimagenet": Recipe(
         "AdvLC's l1 form on PGD-10, rising weight",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from fastadv.algorithms import plugins
 from fastadv.algorithms.recipe import (
     ADVLC,
@@ -45,6 +47,9 @@ __all__ = ["METHODS", "Recipe", "methods", "recipe"]
 # The SVHN settings of the RWP paper beside those of its code.
 RWP_ON_SVHN = OnData(options=SMALL_STEP | {"warmup_epochs": 5, "c_min": 2.2}, where=LINF)
 
+# What the error for a name that is near no other lists.
+LISTED = ("fast", "pgd", "trades (`fastadv methods` lists all)")
+
 METHODS: dict[str, Recipe] = {
     "standard": Recipe(
         "no attack",
@@ -54,6 +59,7 @@ METHODS: dict[str, Recipe] = {
         training=ADVLC,
         reported="44.25 / 94.88 clean, 2.61 / 0.00 AutoAttack, most robust / last epoch "
         "(PreActResNet-18, CIFAR-10)",
+        also=("natural", "clean", "standard training"),
     ),
     "fgsm": Recipe(
         "one step of eps from the image",
@@ -83,6 +89,7 @@ METHODS: dict[str, Recipe] = {
         variants=as_advlc_runs(publications.FGSM_N),
         reported="41.77 / 34.19 AutoAttack best / last, 83.51 / 83.72 clean "
         "(PreActResNet-18, CIFAR-10)",
+        also=("FGSM-N AT",),
     ),
     "pgd": Recipe(
         "AT: PGD-10 adversarial training",
@@ -103,7 +110,7 @@ METHODS: dict[str, Recipe] = {
             "robust-overfitting": with_clean(publications.RICE),
             "rwp": without_clean(publications.PGD_BY_RWP),
         },
-        also=("PGD-AT",),
+        also=("PGD-AT", "AT", "PGD-10", "vanilla AT"),
     ),
     "pgd-zero": Recipe(
         "PGD-10 from the image itself",
@@ -116,6 +123,7 @@ METHODS: dict[str, Recipe] = {
         reported="46.50 / 40.42 AutoAttack best / last, 83.40 / 83.58 clean "
         "(PreActResNet-18, CIFAR-10)",
         elsewhere="44.71 clean, 19.74 APGD-50 with 5 restarts (TinyImageNet)",
+        also=("PGD10 AT",),
     ),
     "pgd-eval": Recipe(
         "PGD-10, attack in BatchNorm's eval mode",
@@ -127,6 +135,7 @@ METHODS: dict[str, Recipe] = {
         reported="52.64 / 44.92 PGD-10, 47.74 / 41.84 AutoAttack best / last (ResNet-18, CIFAR-10)",
         elsewhere="PGD-10 best / last, ResNet-18: CIFAR-10 L2 69.05 / 65.96; SVHN 54.51 / 46.97; "
         "CIFAR-100 29.40 / 21.75. CIFAR-10: WRN-34-10 55.83 / 49.52; VGG-16 48.52 / 43.02",
+        also=("PGD-AT",),
     ),
     "pgd-shrunk": Recipe(
         "PGD-20, perturbation halved",
@@ -198,6 +207,7 @@ METHODS: dict[str, Recipe] = {
             "awp": with_clean(publications.AWP, late=True),
             "rwp": without_clean(publications.AWP_BY_RWP),
         },
+        also=("AT-AWP",),
     ),
     "awp-loss-range": Recipe(
         "AWP along samples in a range of losses",
@@ -229,6 +239,7 @@ METHODS: dict[str, Recipe] = {
             ),
             "rwp-log": without_clean(publications.RWP),
         },
+        also=("AT-RWP",),
     ),
     "trades-awp": Recipe(
         "TRADES, weights perturbed per layer",
@@ -345,6 +356,7 @@ METHODS: dict[str, Recipe] = {
         training=SMOOTH,
         on_data={"svhn": RICE["svhn"], "digits": OnData(options={"average_start": 0.5})},
         reported="52.14 / 51.53 PGD-20 best / last (PreActResNet-18, CIFAR-10)",
+        also=("AT-SWA",),
     ),
     "advlc": Recipe(
         "PGD-10, largest logit changes penalised",
@@ -359,6 +371,7 @@ METHODS: dict[str, Recipe] = {
         variants=as_advlc_runs(publications.penalised(publications.PGD_10, 0.4)),
         reported="48.73 / 45.11 AutoAttack best / last, 81.16 / 82.23 clean "
         "(PreActResNet-18, CIFAR-10)",
+        also=("PGD10+AdvLC",),
     ),
     **FAST,
     **DISTANCES,
@@ -374,20 +387,34 @@ METHODS: dict[str, Recipe] = {
 
 
 def recipe(method: str) -> Recipe:
-    """The recipe called ``method``. Raises ``UserError`` for an unknown name, with the nearest
-    one, or the one that others call so (``Recipe.also``)."""
+    """The recipe called ``method``. Raises ``UserError`` for an unknown name, with the one that is
+    written so but for capitals and hyphens, those that others call so (``Recipe.also``), those
+    whose names contain it, or the nearest one."""
     plugins.load_installed()
-    if method not in METHODS:
-        for name, row in METHODS.items():
-            if _letters(method) in map(_letters, row.also):
-                raise UserError(f"{method} is called {name!r} here: take that name.")
-        raise unknown("method", method, METHODS)
-    return METHODS[method]
+    if method in METHODS:
+        return METHODS[method]
+    asked = _letters(method)
+    ours = [name for name, row in METHODS.items() if asked in map(_letters, (name, *row.also))]
+    if len(ours) == 1:
+        raise UserError(f"{method} is called {ours[0]!r} here: take that name.")
+    if ours:
+        raise UserError(f"{method} is called {_either(ours)} here; `fastadv methods` says which.")
+    words = re.sub(r"[^a-z0-9]+", "-", str(method).lower()).strip("-")
+    inside = [name for name in METHODS if f"-{words}-" in f"-{name}-"]
+    if words and inside:
+        raise UserError(f"No method is called {method!r} alone; take {_either(inside)}.")
+    raise unknown("method", method, METHODS, listed=LISTED)
 
 
 def _letters(name: str) -> str:
-    """``name`` without what people write differently: capitals, hyphens, spaces."""
-    return "".join(char for char in str(name).lower() if char.isalnum() or char == "+")
+    """``name`` without what people write differently: capitals, hyphens, spaces, and a plus that is
+    not at the end (FGSM+ is not FGSM)."""
+    lower = str(name).lower().strip()
+    return "".join(filter(str.isalnum, lower)) + "+" * lower.endswith("+")
+
+
+def _either(names: list[str]) -> str:
+    return " or ".join(map(repr, names))
 
 
 def methods() -> dict[str, str]:
