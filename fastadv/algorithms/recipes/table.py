@@ -8,6 +8,7 @@ from fastadv.algorithms import plugins
 from fastadv.algorithms.recipe import (
     ADVLC,
     ADVLC_SECTION_4,
+    ATTACKED_FIRST,
     CYCLIC,
     GREY,
     LINF,
@@ -170,6 +171,13 @@ METHODS: dict[str, Recipe] = {
         "59.50 / 57.04; CIFAR-100 29.93 / 27.70",
         variant="rwp",
         variants={
+            "rwp-code": Variant(
+                "RWP (released code)",
+                "forwards x' before x, and x twice",
+                options=ATTACKED_FIRST,
+                published=publications.TRADES,
+                reported="84.65 clean, 56.33 PGD-20, 53.08 AutoAttack (WRN-34-10, CIFAR-10)",
+            ),
             "trades": Variant(
                 "Zhang et al. 2019 (released code)",
                 "76 epochs of a WRN-34-10 with eps 0.031 and steps of 0.007",
