@@ -27,17 +27,30 @@ def listing(width: int | None = None) -> str:
         groups.setdefault(paper(row), []).append(name)
     left = max(map(len, METHODS)) + 2
     right = max(len(reported(row)) for row in METHODS.values()) + 1
+
+    def line(mark: str, row: Recipe) -> str:
+        cells = mark.ljust(left)
+        return cells + (reported(row).ljust(right) if width >= NARROW else "") + row.summary
+
     lines = ["Reported: robust test accuracy in %, of the best epoch where there are two."]
     for title, names in groups.items():
-        lines += ["", title]
-        for name in names:
-            row = METHODS[name]
-            cells = f" {name}".ljust(left)
-            if width >= NARROW:
-                cells += reported(row).ljust(right)
-            lines.append(cells + row.summary)
+        lines += ["", title, *(line(f" {name}", METHODS[name]) for name in names)]
+    for title, forms in variants().items():
+        lines += ["", title, *(line(f"  {name}", row) for name, row in forms.items())]
     lines += ["", "`fastadv methods NAME` shows everything about one method."]
     return "\n".join(_cut(line, width) for line in lines)
+
+
+def variants() -> dict[str, dict[str, Recipe]]:
+    """Title of a group -> name of a method -> its form there, for all forms with an accuracy of
+    their own."""
+    found: dict[str, dict[str, Recipe]] = {}
+    for name, row in METHODS.items():
+        for form in row.variants:
+            own = row.of_variant(form)
+            if reported(own):
+                found.setdefault(f"{paper(own)}: add --variant {form}", {})[name] = own
+    return found
 
 
 def paper(row: Recipe) -> str:

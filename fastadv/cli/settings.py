@@ -7,9 +7,8 @@ from collections.abc import Mapping
 SETTINGS: Mapping[str, Mapping[str, str]] = {
     "Method and threat model": {
         "method": "training method; `fastadv methods` lists them",
-        "variant": "the code or paper whose form of the method is taken; "
-        "`fastadv methods NAME` lists them",
-        "eps": "radius of the threat model in pixels of [0,1], as 8/255",
+        "variant": "another code's form of it; see `fastadv methods NAME`",
+        "eps": "radius of the threat model in pixels, as 8/255",
         "eps_warmup": "epochs over which eps rises linearly from 0 in training",
         "norm": "norm of the threat model",
     },
@@ -88,7 +87,18 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
 # Shown by `fastadv train --help`; all others by `--help-all`.
 COMMON = frozenset(
     {
-        *("method", "eps", "norm", "data", "download", "model", "epochs", "batch_size", "lr"),
+        *(
+            "method",
+            "variant",
+            "eps",
+            "norm",
+            "data",
+            "download",
+            "model",
+            "epochs",
+            "batch_size",
+            "lr",
+        ),
         *("schedule", "device", "amp", "mode", "test_attacks", "seed", "out"),
     }
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 
 def shown(value: Any) -> str:
-    """``on``, ``off`` or ``none``; several values with commas; a small multiple of 1/255 as such a
-    fraction, other numbers with all their digits."""
+    """``on``, ``off`` or ``none``; several values with commas; a small multiple of 1/255 or 0.5/255
+    as such a fraction, another number that has many digits as the fraction that it is, else with
+    all its digits."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -21,4 +23,9 @@ def shown(value: Any) -> str:
     if 0 < steps < 51 and abs(steps - round(steps)) < 1e-9:
         return f"{round(steps)}/255"
     short = f"{value:.4g}"
-    return short if float(short) == value else repr(value)
+    if float(short) == value:
+        return short
+    if 0 < steps < 51 and abs(2 * steps - round(2 * steps)) < 1e-9:
+        return f"{round(2 * steps) / 2:g}/255"
+    near = Fraction(value).limit_denominator(1000)
+    return f"{near.numerator}/{near.denominator}" if float(near) == value else repr(value)

@@ -269,9 +269,9 @@ def _began_later(lines: list[dict[str, Any]]) -> bool:
 
 
 def _free_name(config: RunConfig) -> Path:
-    """runs/METHOD-DATA, or with the first free number behind it."""
-    data = config.data.split(":")[0]
-    base = Path("runs") / f"{config.method}-{data}"
+    """runs/METHOD-DATA, or runs/METHOD-VARIANT-DATA, or with the first free number behind it."""
+    named = [config.method, config.variant, config.data.split(":")[0]]
+    base = Path("runs") / "-".join(part for part in named if part is not None)
     candidate, number = base, 1
     while not _claimed(candidate):
         number += 1
