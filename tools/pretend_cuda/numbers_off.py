@@ -20,7 +20,7 @@ from fastadv import ranges
 from fastadv.engine.model import agreement, bn_momentum
 from fastadv.engine.optimizer.faults import Faults
 from fastadv.engine.optimizer.updater import Updater
-from fastadv.evaluation.tally import Tally
+from fastadv.evaluation.trouble import Trouble
 from fastadv.training.calls import Calls
 from fastadv.training.unmoved import UnmovedCounter
 
@@ -124,7 +124,7 @@ def _patch_reactions() -> None:
     _set(Updater, "check", lambda self: None)
     _set(Updater, "healthy", lambda self: True)
     _set(UnmovedCounter, "sentence", lambda self: None)
-    _set(Tally, "_raise_trouble", lambda self: self.trouble.tolist())
+    _set(Trouble, "raise_found", lambda self: self._found.tolist())
 
 
 def _saying_no(function: Callable[..., Any]) -> Callable[..., Any]:
