@@ -31,7 +31,7 @@ from fastadv.evaluation.attacks import inputs
 from fastadv.training.captured import MAX_RECORDINGS
 
 # cuSOLVER's results are read on the host.
-NOT_REPLAYABLE = {"fgsm-n-advlc-nuclear"}
+NOT_REPLAYABLE = {"fgsm-n-advlc-nuclear", "nuat"}
 
 # What recordings hold. Each was checked: it neither waits for the device nor copies from the host,
 # and draws nothing. A new one must also be checked (is there a CUDA graph test that uses it? does
@@ -74,7 +74,17 @@ JUDGED = {
     *("sgn", "sigmoid", "sigmoid_backward", "sign", "sin", "slice", "slice_backward", "softplus"),
     *("softplus_backward", "sort", "split", "split_with_sizes", "sqrt", "squeeze", "stack", "sub"),
     *("sub_", "sum", "t", "transpose", "unbind", "unsqueeze", "view", "where", "zeros"),
-    *("zeros_like",),
+    *(
+        "zeros_like",
+        "erfinv",
+        "fill_",
+        "full_like",
+        "lerp",
+        "logical_or_",
+        "masked_fill",
+        "permute",
+    ),
+    *("relu", "threshold_backward", "topk", "xlogy"),
 }
 
 

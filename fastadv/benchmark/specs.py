@@ -22,7 +22,7 @@ from fastadv.errors import UserError
 # random labels; the work is the same at any.
 AT_WORK: Mapping[str, Any] = {
     "c_min": 1e9, "warmup_epochs": 0, "te_start": 0, "te_end": 0, "sat_start": 0, "gairat_start": 0,
-    "reg_weight": 0.01,
+    "attack_start": 0, "reg_weight": 0.01,
 }  # fmt: skip
 
 

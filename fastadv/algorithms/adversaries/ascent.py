@@ -43,6 +43,7 @@ class Ascent(Adversary):
     )
 
     _clips: bool = field(init=False, repr=False, default=False)  # each point before its gradient
+    _follows_another: bool = field(init=False, repr=False, default=False)  # saves a call per step
     _alpha_now: Tensor | None = field(init=False, repr=False, default=None)  # of this epoch
 
     def usual_step(self, threat: Threat) -> float | Tensor:
@@ -67,6 +68,7 @@ class Ascent(Adversary):
     def prepare(self, setup: Setup) -> None:
         super().prepare(setup)
         self._clips = isinstance(setup.start, Clipped) and setup.start.clipped
+        self._follows_another = type(self).followed is not Ascent.followed
         if isinstance(self.alpha, (Ramp, Phases)):
             self._alpha_now = torch.zeros((), device=setup.device, dtype=torch.float64)
 
@@ -121,7 +123,9 @@ class Ascent(Adversary):
         logits = self.net.logits(x_adv)
         y = batch.y if batch.targets is None else batch.targets  # attacked_y, without its call
         gradient = input_gradient(self.setup.attack_loss(logits, y, context), x_adv)
-        return self.followed(gradient, x_adv, batch.threat), logits.detach()
+        if self._follows_another:
+            gradient = self.followed(gradient, x_adv, batch.threat)
+        return gradient, logits.detach()
 
     def followed(self, gradient: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
         """What a step follows, from the ``gradient`` at ``x_adv``; all are (B,C,H,W)."""

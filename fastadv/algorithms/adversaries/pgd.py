@@ -79,7 +79,7 @@ class PGD(Ascent):
     def moved(self, x_adv: Tensor, gradient: Tensor, around: Tensor, batch: Batch) -> Tensor:
         threat = batch.threat
         if threat.norm != "l2" or self.l2_form != "trades":
-            return super().moved(x_adv, gradient, around, batch)
+            return threat.step(x_adv, gradient, around, self.step_size(batch))
         boxed = threat.unbounded().step(x_adv, gradient, around, self.step_size(batch))
         return threat.project(boxed, around)  # into the ball; the box then changes nothing
 
