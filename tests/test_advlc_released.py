@@ -50,7 +50,7 @@ def released(model: nn.Module, noisy: bool, steps: int, alpha: float, count: int
         descend(optimizer, functional.cross_entropy(adversarial, y) + WEIGHT * largest)
 
 
-@pytest.mark.parametrize("mode", ["eager", "compiled"])
+@pytest.mark.parametrize("mode", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", ["fgsm-n-advlc", "advlc"])
 def test_three_updates_are_those_of_the_released_code(method: str, mode: str) -> None:
     model, other = tiny_model(), tiny_model()

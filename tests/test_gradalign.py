@@ -61,7 +61,7 @@ def published(model: nn.Module, batches: Batches, edges: str, smoothing: float =
         descend(optimizer, loss + WEIGHT * (1 - sum(cosines) / len(cosines)))
 
 
-@pytest.mark.parametrize("mode", ["eager", "compiled"])
+@pytest.mark.parametrize("mode", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("edges", ["whole", "half", "none"])
 def test_three_updates_are_the_published_ones(edges: str, mode: str) -> None:
     model, other, data = tiny_model(), tiny_model(), saturated(3)

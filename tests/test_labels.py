@@ -503,7 +503,7 @@ def term_of(kind: str, model: nn.Module, x_adv: Tensor, labels: Tensor) -> tuple
     return logits, 1 - torch.stack(cosines).mean()
 
 
-@pytest.mark.parametrize("mode", ["eager", "compiled"])
+@pytest.mark.parametrize("mode", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["advlc", "igr", "cure", "gradalign"])
 def test_a_regularizer_reads_the_users_own_loss(kind: str, mode: str) -> None:
     """Six labels per image in a (B,2,3) tensor: no classes anywhere."""
