@@ -31,6 +31,7 @@ EVEN, UNEVEN = (8, 8, 8, 8), (5, 8, 2, 1)
 AT_ONCE = dict.fromkeys(("sat_start", "gairat_start", "te_start", "te_end", "warmup_epochs"), 0)
 # The parts whose loss or state belongs to a whole batch.
 COUPLED = {"fgsm-plus", "apart", "free", "awp", "rwp", "gairat", "self-adaptive"}
+COUPLED |= {"abnormal", "smooth-convergence", "fgsm-uap", "fgsm-cuap", "fgsm-fuap"}
 COUPLED |= {"igr", "gradalign", "elle-a", "nuclear", "fgsm-mep", "fgsm-bp"}
 QUICK = {"pgd", "fgsm", "n-fgsm", "trades", "trades-te", "atta-1", "fgsm-n-consistency"}
 QUICK |= {"pgd-logitalign", "label-smoothing"}

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastadv.errors import UserError
+from fastadv.errors import Interrupted, UserError
 from fastadv.run.console import Console
+from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.epoch_metrics import EpochMetrics
 from fastadv.run.request import RunRequest
-from fastadv.run.train import train
+from fastadv.run.train import resume, train
 from fastadv.storage import checkpoint
 from fastadv.training.training_step import Step
 
@@ -178,3 +179,23 @@ def test_a_weight_that_a_part_sets_by_itself_is_reported(tmp_path: Path) -> None
     weight = next(value for name, value in _leaves(step) if name == "elle_weight")
     assert found[-1]["regularizer/weight"] == float(weight) > 0
     assert found[0]["regularizer/weight"] == 0  # the first three terms are only collected
+
+
+def test_a_run_stopped_after_the_last_batch_of_an_epoch_keeps_what_parts_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run that continues trains no batch of that epoch, and its parts are not prepared yet."""
+
+    def at_the_last_batch(self: EpochLoop) -> bool:
+        self.stop_requested = "the test"
+        return self.progress.batch == len(self.session.data.loader)
+
+    whole = trained(tmp_path / "whole", method="apart")
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(EpochLoop, "_asked_to_stop", at_the_last_batch)
+        trained(tmp_path / "run", method="apart")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    resume(str(tmp_path / "run"), Console())
+    reported = {name: value for name, value in whole[0].items() if "/" in name}
+    assert "adversary/step_size" in reported
+    assert reported == {name: lines(tmp_path / "run")[0].get(name) for name in reported}

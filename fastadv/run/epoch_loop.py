@@ -70,7 +70,7 @@ class EpochLoop:
 
     def _train_epoch(self) -> None:
         session, progress = self.session, self.progress
-        began, done = time.monotonic(), progress.batch
+        began = time.monotonic()
         batches = session.data.loader.epoch(progress.epoch, progress.batch)
         session.model.train()
         with self.console.epoch(progress.epoch, progress.batch, len(session.data.loader)) as tick:
@@ -82,6 +82,8 @@ class EpochLoop:
                 )
                 self._metrics.add(metrics, len(batch.label))
                 progress.batch += 1
+                if progress.batch == len(session.data.loader):  # before anything can stop the run
+                    self._metrics.ask(session.step.plan)
                 tick(len(batch.label))
                 alone_and_old = distributed.world_size() == 1 and self._checkpoint_due()
                 if progress.batch % CHECK_EVERY_BATCHES == 0 or alone_and_old:
@@ -90,8 +92,6 @@ class EpochLoop:
                     progress.train_seconds += time.monotonic() - began
                     self._stop()
         session.step.check()
-        if progress.batch > done:  # otherwise what the parts reported then was saved
-            self._metrics.ask(session.step.plan)
         progress.train_seconds += time.monotonic() - began
         self._advise()
 
