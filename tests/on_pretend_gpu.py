@@ -95,13 +95,15 @@ def _device() -> Iterator[None]:
 
 
 def covering() -> set[str]:
-    """A few recipes that contain every requirement, and every part of every slot but the two that
+    """A few recipes that contain every requirement, and every part of every slot but the four that
     have most; those are complete in the slow tier."""
     wanted: dict[str, set[Any]] = {}
     for name in METHODS:
         plan = resolve(name)
         wanted[name] = {*plan.needs, *plan.slots.items()}
-        wanted[name] -= {(slot, plan.slots[slot]) for slot in ("adversary", "regularizer")}
+        wanted[name] -= {
+            (slot, plan.slots[slot]) for slot in ("adversary", "regularizer", "start", "objective")
+        }
     missing: set[Any] = set().union(*wanted.values())
     chosen = set()
     while missing:

@@ -320,7 +320,9 @@ LOSSES: dict[str, tuple[tuple[int, ...], Tensor, Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", [pytest.param(m, marks=pytest.mark.slow if m == "compiled" else ()) for m in MODES]
+)
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_criterion_is_fitted_and_attacked(name: str, mode: str) -> None:
     shape, labels, criterion, loss = LOSSES[name]

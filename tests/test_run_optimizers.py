@@ -160,9 +160,15 @@ SMALL = {
     "settings",
     [
         {"optimizer": "adam", "schedule": "one-cycle", "averaging": "ema"},
-        {"optimizer": "adamw", "schedule": "cosine-epoch", "weight_decay": 0.05},
-        {"schedule": "one-cycle", "momentum": 0.95},
-        {"schedule": "multistep", "drops": (0.3, 0.6), "drop_factors": (0.1, 0.5)},
+        pytest.param(
+            {"optimizer": "adamw", "schedule": "cosine-epoch", "weight_decay": 0.05},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"schedule": "one-cycle", "momentum": 0.95}, marks=pytest.mark.slow),
+        pytest.param(
+            {"schedule": "multistep", "drops": (0.3, 0.6), "drop_factors": (0.1, 0.5)},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_run_that_was_cut_off_is_resumed_bit_for_bit(

@@ -46,7 +46,10 @@ def trial_of(model: nn.Module, count: int = 40, threat: Threat | None = None) ->
     )
 
 
-@pytest.mark.parametrize("name", HONEST)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "pgd" else pytest.param(name, marks=pytest.mark.slow) for name in HONEST],
+)
 def test_honest_networks_pass(name: str) -> None:
     report = report_of(honest(name))
     assert report.passed, str(report)

@@ -26,7 +26,7 @@ def resumed(step: Step, method: str, *, after_a_call: bool) -> Step:
     return other
 
 
-@pytest.mark.parametrize("after_a_call", [False, True])
+@pytest.mark.parametrize("after_a_call", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_is_bit_for_bit_the_same(method: str, after_a_call: bool) -> None:
     step = step_of(method, staged_model())

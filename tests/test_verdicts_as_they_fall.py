@@ -286,6 +286,7 @@ def held(count: int) -> tuple[int, int]:
     return most, own
 
 
+@pytest.mark.slow
 def test_more_images_do_not_take_more_memory() -> None:
     held(60)  # what is imported and cached at the first call
     few, rows_of_few = held(200)  # more than there are under way at one time
