@@ -67,6 +67,7 @@ def test_a_peer_in_our_process_changes_no_process_wide_setting(helped):
     assert settings() == before
 
 
+@pytest.mark.slow
 def test_the_published_loop_without_tf32_has_its_own_process():
     before = float32_settings()
     candidate = published_without_tf32(TINY)
@@ -80,6 +81,7 @@ def test_the_published_loop_without_tf32_has_its_own_process():
     assert float32_settings() == before
 
 
+@pytest.mark.slow
 def test_the_process_of_the_loop_without_tf32_allows_none():
     script = """
         import torch

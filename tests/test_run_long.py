@@ -170,6 +170,7 @@ def runs_still(process: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_killed_several_times_it_ends_with_the_same_verdicts(run: Path) -> None:
     expected = evaluated(run, save_examples=True).verdicts[CASCADE]
     examples = np.load(run / record(run)["examples"])

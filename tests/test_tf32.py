@@ -93,6 +93,7 @@ for allowed in (False, True):
 """
 
 
+@pytest.mark.slow
 def test_what_is_compiled_afterwards_is_found_in_the_cache():
     """The settings are part of a compiler's key, on a machine without a GPU as well."""
     asked = [sys.executable, "-c", COMPILED_TWICE, str(time.time())]
