@@ -21,6 +21,7 @@ from fastadv.declared import (
 from fastadv.engine.model.fused_norm_choice import FusedNorm
 from fastadv.errors import UserError
 from fastadv.evaluation.attacks.names import parse_attack
+from fastadv.run.keeping import kept
 from fastadv.run.origin import Origin
 from fastadv.run.request import ChangingSide, OpenShare, ScheduleName, Side, Width
 from fastadv.run.schedules import CYCLED_MOMENTUM, PEAKS, STEPPED
@@ -97,7 +98,8 @@ class RunConfig:
     device: str
     out: str | None  # None: runs/METHOD-DATA
     checkpoint_minutes: NonNegative
-    keep_every: Count | None  # None: weights of epochs are not kept
+    save_every: Count
+    keep: tuple[str, ...]
     plan: Plan = field(compare=False, repr=False)
     origins: Mapping[str, Origin] = field(compare=False, repr=False)
 
@@ -169,6 +171,7 @@ def check(config: RunConfig) -> None:
             "--blocks is for adversaries that perturb inside the network; omit it with "
             f"{config.method}."
         )
+    kept(config.keep)
     for name in config.test_attacks.split(","):
         parse_attack(name)  # now, and not after the training
     parse_attack(config.select_attack)

@@ -33,7 +33,8 @@ _FREE = {
     "option helper",
     "out",
     "checkpoint_minutes",
-    "keep_every",
+    "save_every",
+    "keep",
 }
 """Settings that may change: paths (the content is compared), when to save and what to keep."""
 _SAID = {"device", "epochs", "mode", "fused_norm"}

@@ -54,7 +54,9 @@ def _those_kept(folder: RunFolder) -> str:
     found = [file.stem for file in folder.epochs.glob("*.pt")]
     kept = sorted(int(name) for name in found if name.isascii() and name.isdigit())
     if not kept:
-        return "train with --keep-every to keep those of epochs, or name its best or last weights"
+        return (
+            "train with --keep every-10 to keep those of epochs, or name its best or last weights"
+        )
     if len(kept) > 6:
         return f"of its {len(kept)} kept epochs the first is {kept[0]} and the last {kept[-1]}"
     return f"it has those of {', '.join(map(str, kept))}"
