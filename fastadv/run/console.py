@@ -72,9 +72,8 @@ class Console:
         parts = ", ".join(f"{s} {n}" for s, n in session.step.plan.slots.items() if n != "none")
         weights = sum(parameter.numel() for parameter in session.model.parameters())
         form = f", variant {config.variant}," if config.variant else ""
-        self.out.print(
-            f"[bold]{escape(config.method)}[/]{escape(form)} on {escape(printable(config.data))}: {parts}"
-        )
+        data = escape(printable(config.data))
+        self.out.print(f"[bold]{escape(config.method)}[/]{escape(form)} on {data}: {parts}")
         runs_as = session.step.internals.runs_as
         warmup = config.eps_warmup
         rises = "" if warmup is None else f" (from 0 over {warmup:g} epochs)"

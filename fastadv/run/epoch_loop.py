@@ -238,7 +238,7 @@ class EpochLoop:
         epoch, best = self.progress.epoch, self.progress.best_epoch
         if not best or epoch != best or self.progress.batch or not self._kept.best:
             return
-        lost = lost_best(self.folder, best)
+        lost = lost_best(self.folder, self.session.config, best)
         if not distributed.any_process(lost is not None, self.session.device):
             return
         with self.session.step.evaluation_weights(self._statistics_batches(epoch - 1)):
@@ -274,7 +274,7 @@ class EpochLoop:
         if not self._kept.best:
             return False
         best = self.progress.best_epoch
-        lost = lost_best(self.folder, best)
+        lost = lost_best(self.folder, self.session.config, best)
         if not distributed.any_process(lost is not None, self.session.device):
             return True
         made = distributed.rank() == 0 and best_from_kept(self.folder, best)
@@ -300,7 +300,6 @@ class EpochLoop:
             best = None
         elif self.progress.best_epoch != config.epochs:
             saved = checkpoint.load(self.folder.best)
-            provenance.require_own(saved, config, self.folder.best)
             checkpoint.load_weights(session.model, saved["model"], self.folder.best)
             best = self._evaluate(session.data.test, config.test_attacks, "best weights")
             session.model.load_state_dict(live)

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
+from fastadv.run import provenance
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
 from fastadv.run.keeping import kept
@@ -32,7 +33,7 @@ def recover(folder: RunFolder, config: RunConfig, console: Console) -> None:
         saved = _last(folder, console)
         ended = os.path.lexists(folder.summary) and _progress(saved, "epoch") >= config.epochs
         if saved is not None and kept(config.keep).best and not ended:
-            _look_at_best(folder, saved, console)
+            _look_at_best(folder, config, saved, console)
     distributed.wait()
 
 
@@ -54,10 +55,12 @@ def _last(folder: RunFolder, console: Console) -> dict[str, Any] | None:
         return before
 
 
-def _look_at_best(folder: RunFolder, saved: dict[str, Any], console: Console) -> None:
+def _look_at_best(
+    folder: RunFolder, config: RunConfig, saved: dict[str, Any], console: Console
+) -> None:
     """Say that best.pt is lost, and do what can be done."""
     best = _progress(saved, "best_epoch")
-    problem = lost_best(folder, best) if best else None
+    problem = lost_best(folder, config, best) if best else None
     if problem is None:
         return
     if best_from_kept(folder, best):
@@ -82,13 +85,15 @@ def _look_at_best(folder: RunFolder, saved: dict[str, Any], console: Console) ->
     )
 
 
-def lost_best(folder: RunFolder, epoch: int) -> str | None:
-    """A sentence if best.pt does not hold the weights of ``epoch`` (from 1), else None."""
+def lost_best(folder: RunFolder, config: RunConfig, epoch: int) -> str | None:
+    """A sentence if best.pt does not hold the weights of ``epoch`` (from 1), else None. Raises
+    ``UserError`` if they are of another run than that of ``config``."""
     try:
-        found = checkpoint.load(folder.best).get("epoch")
+        saved = checkpoint.load(folder.best)
     except checkpoint.DamagedError as error:
         return f"{error} It held the weights of the best epoch, {epoch}."
-    if found != epoch:
+    provenance.require_own(saved, config, folder.best)
+    if saved.get("epoch") != epoch:
         return f"{printable(folder.best)} does not hold the weights of the best epoch, {epoch}."
     return None
 

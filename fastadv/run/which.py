@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fastadv.errors import UserError, unknown
@@ -36,17 +37,31 @@ def one_named(which: str) -> str:
 
 def weights_file(folder: RunFolder, which: str) -> Path:
     """The file of the weights that are evaluated as ``which`` (a name of ``weights_named``). Raises
-    ``UserError`` for an epoch whose weights were not kept."""
-    if which == "best":
-        return folder.best
-    if which == "last":
-        return folder.averaged if folder.averaged.exists() else folder.last
+    ``UserError`` for weights that were not kept."""
+    if which in WEIGHTS:
+        file = folder.best
+        if which == "last":
+            file = folder.averaged if folder.averaged.exists() else folder.last
+        if not os.path.lexists(file):
+            raise UserError(_has_none(folder, which))
+        return file
     file = folder.kept(int(which.removeprefix(_EPOCH)))
     if not file.exists():
         raise UserError(
             f"{printable(folder.path)} has not kept the weights of {which}: {_those_kept(folder)}."
         )
     return file
+
+
+def _has_none(folder: RunFolder, which: str) -> str:
+    """Why the best or the last weights cannot be read, and what helps."""
+    file = folder.best if which == "best" else folder.last
+    shown = printable(folder.path)
+    says = f"{shown} has no {file.name}, so its {which} weights cannot be evaluated"
+    keep = folder.read_config().keep
+    if which not in keep:
+        return f"{says}: it was trained with --keep {','.join(keep)}."
+    return f"{says}: train it (fastadv train --resume {shown}), or restore the file."
 
 
 def _those_kept(folder: RunFolder) -> str:
