@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,8 @@ class EventFile:
 
     def close(self) -> None:
         """Close the file, whatever became of it."""
-        try:
+        with suppress(OSError):
             self._file.close()
-        except OSError:
-            pass
 
     def _write(self, event: Any) -> None:
         self._records.write(event.SerializeToString())

@@ -59,6 +59,10 @@ def _look_at_best(
     folder: RunFolder, config: RunConfig, saved: dict[str, Any], console: Console
 ) -> None:
     """Say that best.pt is lost, and do what can be done."""
+    try:
+        provenance.require_own(saved, config, folder.last)
+    except UserError:
+        return  # ``restore`` says better what was changed
     best = _progress(saved, "best_epoch")
     problem = lost_best(folder, config, best) if best else None
     if problem is None:

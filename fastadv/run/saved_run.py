@@ -101,6 +101,11 @@ def restore(session: Session, folder: RunFolder, console: Console) -> Progress:
                     f"The run had {saved['data'][name]} {name}, now there are {now}: resume with "
                     "the same data on as many processes."
                 )
+        if progress.epoch + bool(progress.batch) > session.config.epochs:
+            raise UserError(
+                f"The run has trained for more than {session.config.epochs} epochs already, which "
+                "config.toml now says: restore it, or make it longer."
+            )
         for sentence in provenance.compare(saved["provenance"], provenance_of(session)):
             console.warn(sentence)
         checkpoint.load_weights(session.model, saved["model"], folder.last)
