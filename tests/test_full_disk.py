@@ -1,4 +1,4 @@
-"""Every write of a run can fail: one sentence, nothing good is lost, and resumed it is the same run."""
+"""Every write of a run can fail: one sentence, nothing good is lost, resumed it is the same run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import errno
 import io
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +18,10 @@ import pytest
 from test_kept_checkpoints import require_same
 
 from fastadv.errors import UserError
+from fastadv.run import space
 from fastadv.run.console import Console
 from fastadv.run.request import RunRequest
+from fastadv.run.run_folder import RunFolder
 from fastadv.run.train import resume, train
 from fastadv.storage import checkpoint
 
@@ -26,7 +30,6 @@ SETTINGS: dict[str, Any] = {
     "select_attack": "clean", "test_attacks": "clean", "test_limit": 10, "lr": 0.5,
     "options": {"averaging": "ema"}, "keep": "best,last,previous,every-1",
 }  # fmt: skip
-FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 class _Raw(io.FileIO):
@@ -141,11 +144,70 @@ def try_all(tmp_path: Path, whole: Path, numbers: Iterator[int], error: int) -> 
 def test_some_writes_fail(tmp_path: Path, whole: Path) -> None:
     total = calls_of_a_run(tmp_path)
     assert total > 60
-    assert try_all(tmp_path, whole, iter(range(1, total, total // 5)), errno.ENOSPC) >= 4
+    assert try_all(tmp_path, whole, iter(range(9, total, total // 3)), errno.ENOSPC) >= 2
+
+
+def test_the_sentence_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the second epoch the folder becomes one that cannot be written to."""
+    out = tmp_path / "a run"
+
+    def read_only(self: RunFolder, line: dict[str, Any]) -> None:
+        if line["epoch"] == 1:
+            add(self, line)
+            return
+        with failing(out, 1, errno.EROFS):
+            add(self, line)
+
+    add = RunFolder.add_metrics
+    monkeypatch.setattr(RunFolder, "add_metrics", read_only)
+    with pytest.raises(UserError) as caught:
+        train(RunRequest(**SETTINGS, out=str(out)), Console())
+    assert str(caught.value) == (
+        f"Cannot write {out}/metrics.jsonl: Read-only file system; what was saved before is "
+        f"intact. Once it can be written, continue with: fastadv train --resume '{out}'"
+    )
+
+
+def test_room_is_asked_for_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, free = tmp_path / "run", [10**9]
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda path: usage._replace(free=free[0]))
+    train(RunRequest(**SETTINGS, out=str(out)), Console())
+    used = sum((out / name).stat().st_size for name in ("last.pt", "previous.pt", "best.pt"))
+    shutil.rmtree(out)
+    free[0] = used // 2
+    with pytest.raises(UserError, match=r"will take about \d+ MB more, and 0 MB are free there"):
+        train(RunRequest(**SETTINGS, out=str(out)), Console())
+    assert not out.exists()
+    free[0] = 2 * used + (1 << 20)
+    train(RunRequest(**SETTINGS, out=str(out)), Console())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO])
-def test_every_write_fails_once(tmp_path: Path, whole: Path, error: int) -> None:
+def test_the_screen_may_be_a_file_on_the_full_disk(tmp_path: Path) -> None:
+    """The run goes on without its lines."""
+    words = ["train", "--method", "fast", "--width", "2", "--epochs", "1", "--limit", "48"]
+    words += ["--test-limit", "8", "--out", "run"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fastadv", *words],
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("error", "step"),
+    [(errno.ENOSPC, 5), (errno.EROFS, 29), (errno.EDQUOT, 31), (errno.EIO, 23)],
+)
+def test_many_writes_fail(tmp_path: Path, whole: Path, error: int, step: int) -> None:
     total = calls_of_a_run(tmp_path)
-    assert try_all(tmp_path, whole, iter(range(1, total + 1)), error) > total // 2
+    assert try_all(tmp_path, whole, iter(range(1, total + 1, step)), error) > total // step // 2
+
+
+@pytest.mark.long
+def test_every_write_fails_once(tmp_path: Path, whole: Path) -> None:
+    total = calls_of_a_run(tmp_path)
+    assert try_all(tmp_path, whole, iter(range(1, total + 1)), errno.ENOSPC) > total // 2

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -90,14 +91,21 @@ class RunFolder:
             try:
                 folder._take_lock()
                 folder._require_new()  # another process may have begun one meanwhile
-                text = sealed.seal_text(to_toml(config))
-                checkpoint.write_text(folder.config, text)
+                folder._begin(sealed.seal_text(to_toml(config)))
             except BaseException:
                 folder._leave()
                 raise
-            trust.remember(path, text.encode())
         distributed.wait()
         return folder
+
+    def _begin(self, text: str) -> None:
+        try:
+            checkpoint.write_text(self.config, text)
+        except BaseException:
+            with suppress(OSError):  # there, but perhaps not on the disk
+                self.config.unlink(missing_ok=True)
+            raise
+        trust.remember(self.path, text.encode())
 
     def _require_new(self) -> None:
         if self.config.exists():
@@ -153,6 +161,13 @@ class RunFolder:
         self._take_lock()
         try:
             yield
+        except checkpoint.NotWrittenError as error:
+            if not os.path.lexists(self.config):
+                raise
+            raise UserError(
+                f"{error} Once it can be written, continue with: fastadv train --resume "
+                f"{shlex.quote(printable(self.path))}"
+            ) from None
         finally:
             self._leave()
 
