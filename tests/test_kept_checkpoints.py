@@ -116,6 +116,7 @@ def flip(path: Path) -> None:
 
 
 DAMAGE: dict[str, Callable[[Path], None]] = {"cut": truncate, "flip": flip, "gone": Path.unlink}
+WAYS = ["cut", *(pytest.param(way, marks=pytest.mark.slow) for way in ("flip", "gone"))]
 
 
 def progress(path: Path) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def test_the_checkpoint_before_is_kept(interrupted: Path) -> None:
     assert progress(interrupted / "previous.pt")["epoch"] == 2
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", WAYS)
 def test_a_damaged_checkpoint_is_told_and_the_one_before_used(
     interrupted: Path, whole: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,7 +254,7 @@ def best_is(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(epoch_loop.EpochLoop, "_keep_best", scored)
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", WAYS)
 def test_lost_best_weights_of_the_epoch_before_are_made_again(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -269,6 +270,7 @@ def test_lost_best_weights_of_the_epoch_before_are_made_again(
     assert json.loads((out / "summary.json").read_text())["best_epoch"] == 3
 
 
+@pytest.mark.slow
 def test_the_run_goes_back_for_its_best_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,6 +286,7 @@ def test_the_run_goes_back_for_its_best_weights(
     require_same(out, plain)
 
 
+@pytest.mark.slow
 def test_best_weights_are_copied_from_those_that_were_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -302,7 +305,7 @@ def test_best_weights_are_copied_from_those_that_were_kept(
     assert resume(str(out), Console())["best"] is not None
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", WAYS)
 def test_lost_best_weights_do_not_lose_the_run(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,6 +322,7 @@ def test_lost_best_weights_do_not_lose_the_run(
     assert resume(str(out), Console()) == summary
 
 
+@pytest.mark.slow
 def test_best_weights_damaged_after_the_last_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -396,6 +400,7 @@ def test_without_best_the_best_weights_are_not_written(
         evaluate_run(str(out), "clean", limit=8)
 
 
+@pytest.mark.slow
 def test_what_is_kept_changes_no_bit(tmp_path: Path, whole: Path) -> None:
     out = tmp_path / "run"
     settings = SETTINGS | {"keep": "best,last,every-2", "save_every": 3}
@@ -420,6 +425,7 @@ def test_save_every(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert saved == [2, 4, 5]
 
 
+@pytest.mark.slow
 def test_killed_before_the_first_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
