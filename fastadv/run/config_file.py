@@ -67,8 +67,8 @@ def from_bytes(content: bytes, path: Path) -> RunRequest:
         ) from None
     except (ValueError, RecursionError, MemoryError) as error:  # no TOML, or nested too deeply
         raise UserError(
-            f"Cannot read the configuration {shown}: {printable(str(error))}; correct it, or restore "
-            "it."
+            f"Cannot read the configuration {shown}: {printable(str(error))}. Correct it, or "
+            "restore it."
         ) from None
     try:
         return _from_tables(found, shown)
