@@ -81,9 +81,8 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "out": "run folder; without it, runs/METHOD-DATA",
         "checkpoint_minutes": "minutes after which a checkpoint is also saved within an epoch",
         "save_every": "epochs from one checkpoint to the next",
-        "keep": "files to keep: best, last, previous (the checkpoint before last.pt, used if that "
-        "is damaged), every-10 (weights of every tenth epoch, in epochs/); without last, the "
-        "checkpoints are removed once the run has finished",
+        "keep": "files to keep: best, last, previous (for a damaged last.pt), every-10; without "
+        "last, no checkpoint stays at the end",
     },
 }
 
