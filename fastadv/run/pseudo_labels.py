@@ -16,6 +16,7 @@ from fastadv.engine.model import guard
 from fastadv.engine.model.outputs import logits_in
 from fastadv.errors import UserError
 from fastadv.run.saved_models import load_model
+from fastadv.storage import files
 from fastadv.storage.printable import printable
 
 
@@ -47,10 +48,11 @@ def write_pseudo_labels(run: str, images: str, out: str, num_classes: int) -> di
     ``images`` holds ``images``, (N,H,W,C) or (N,H,W) uint8; ``out``, another .npz, gets them and
     their ``labels`` (N,) int64. Returns how many images each class got.
     """
+    place = Path(out if out.endswith(".npz") else f"{out}.npz")
+    files.require_plain(place)
     batch, _ = _read(images, ("images",))
     model = load_model(run, num_classes, batch.shape[1])
     labels = pseudo_labels(model, batch)
-    place = Path(out if out.endswith(".npz") else f"{out}.npz")
     try:
         with replacing(place) as file:
             np.savez(file, images=batch.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())

@@ -225,7 +225,8 @@ class RunFolder:
         """Append one epoch's line."""
         if distributed.rank() != 0:
             return
-        before = self._text(self.metrics).rpartition("\n")[0].rpartition("\n")[2]
+        # A run is not ended by damage to the lines before; who reads them is told.
+        before = self._text(self.metrics, "replace").rpartition("\n")[0].rpartition("\n")[2]
         text = sealed.seal_line(line, f"{before}\n" if before else "")
         try:
             with files.appended(self.metrics) as file:
@@ -273,14 +274,17 @@ class RunFolder:
                 "--resume then evaluates the run again."
             ) from None
 
-    def _text(self, path: Path) -> str:
-        """The text of ``path``, empty where there is none."""
+    def _text(self, path: Path, errors: str = "strict") -> str:
+        """The text of ``path``, empty where there is none. Raises ``sealed.Broken`` for bytes that
+        are no text, unless ``errors`` says what becomes of them."""
         try:
-            return files.read(path, _MOST_RECORDED).decode("utf-8")
+            return files.read(path, _MOST_RECORDED).decode("utf-8", errors)
         except FileNotFoundError:
             return ""
-        except (OSError, UnicodeDecodeError):
-            raise UserError(f"{printable(path)} is damaged: it cannot be read.") from None
+        except UnicodeDecodeError:
+            raise sealed.Broken from None
+        except OSError as error:
+            raise UserError(f"Cannot read {printable(path)}: {files.reason(error)}.") from None
 
     def forget_results(self) -> None:
         """Delete summary.json and averaged.pt before a finished run is extended."""
