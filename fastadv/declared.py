@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fastadv.by_epoch import Phases, Ramp, read
-from fastadv.errors import UserError, unknown
+from fastadv.errors import UserError, brief, unknown
 
 # What float32 holds, the type that parts compute in; a larger number is infinite there.
 LARGEST = 3.4028234663852886e38
@@ -200,7 +200,7 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
         return _in_range(name, parse_number(value, name), within, LARGEST)
     if kind is str:
         if not isinstance(value, (str, os.PathLike)):
-            raise UserError(f"{name} must be a text, not {value!r}.")
+            raise UserError(f"{name} must be a text, not {brief(value)}.")
         return os.fspath(value)
     if get_origin(kind) is tuple:
         return _several(name, value, get_args(kind))
@@ -225,7 +225,7 @@ def parse_number(text: Any, name: str = "number") -> float:
         return float(match[1]) / float(match[2] or 1)
     except (ValueError, ZeroDivisionError):
         raise UserError(
-            f"{name} must be a number such as 0.03 or a fraction such as 8/255, not {text!r}."
+            f"{name} must be a number such as 0.03 or a fraction such as 8/255, not {brief(text)}."
         ) from None
 
 
@@ -293,7 +293,7 @@ def _whole(name: str, value: Any) -> int:
         return int(value)
     number = parse_number(value, name)
     if not math.isfinite(number) or number != int(number):
-        raise UserError(f"{name} must be a whole number, not {value}.")
+        raise UserError(f"{name} must be a whole number, not {brief(value)}.")
     return int(number)
 
 
@@ -302,7 +302,7 @@ def _boolean(name: str, value: Any) -> bool:
     if isinstance(value, bool):
         return value
     if str(value).lower() not in words:
-        raise UserError(f"{name} must be true or false, not {value!r}.")
+        raise UserError(f"{name} must be true or false, not {brief(value)}.")
     return words[str(value).lower()]
 
 
@@ -310,6 +310,8 @@ def _several(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     """A tuple from a sequence, one value, or a text such as "3,4"."""
     if isinstance(value, str):
         value = [entry.strip() for entry in value.split(",")]
+    tolist = getattr(value, "tolist", None)  # of a tensor or an array, which may have no length
+    value = value if tolist is None else tolist()
     entries = list(value) if isinstance(value, Iterable) else [value]
     if kinds[-1] is ...:
         if not entries:

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 # Packages between a line of the user's and one of ours: torch's decorators, and contextlib.
 _INSIDE = {"fastadv", "torch", "contextlib"}
+_LONGEST = 80  # characters of a value in a sentence
 
 
 class UserError(ValueError):
@@ -25,6 +26,15 @@ class Interrupted(Exception):
     """The user or the system asked the command to stop; everything is saved."""
 
 
+def brief(value: object) -> str:
+    """``value`` as a sentence shows it: its ``repr`` in one line, shortened in the middle."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # of a user's class, or of a number with too many digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 20]}...{text[-16:]}"
+
+
 def unknown(
     kind: str, name: object, known: Iterable[str], listed: Iterable[str] | None = None
 ) -> UserError:
@@ -35,14 +45,15 @@ def unknown(
     """
     names = sorted(known)
     lower = {each.lower(): each for each in reversed(names)}
-    near = get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
+    word = name if isinstance(name, str) else brief(name)
+    near = get_close_matches(word[:_LONGEST].lower(), lower, n=1, cutoff=0.5)
     if near:
         hint = f"did you mean {lower[near[0]]!r}?"
     elif listed is None:
         hint = f"known: {', '.join(names)}."
     else:
         hint = f"among the {len(names)} known are {', '.join(listed)}."
-    return UserError(f"Unknown {kind} {str(name)!r}; {hint}")
+    return UserError(f"Unknown {kind} {brief(word)}; {hint}")
 
 
 def warn(sentence: str) -> None:

@@ -19,11 +19,11 @@ from fastadv.algorithms.contract import RankLocal
 from fastadv.algorithms.plan import Plan
 from fastadv.by_epoch import ByEpoch
 from fastadv.data.view import View
-from fastadv.declared import CountOrZero, Positive, checked
+from fastadv.declared import CountOrZero, Positive, checked, coerce
 from fastadv.engine.model.averaged_weights import averaged_weights
 from fastadv.engine.model.outputs import Output
 from fastadv.engine.process import distributed
-from fastadv.errors import UserError
+from fastadv.errors import UserError, brief
 from fastadv.models.wrapped import inner_module
 from fastadv.threat import Threat
 from fastadv.training import checks, saved
@@ -125,7 +125,8 @@ class Step:
     def threat(self, threat: Threat) -> None:
         if not isinstance(threat, Threat):
             raise UserError(
-                f"step.threat is a fastadv.Threat, such as Threat('linf', 8/255), not {threat!r}."
+                "step.threat is a fastadv.Threat, such as Threat('linf', 8/255), not "
+                f"{brief(threat)}."
             )
         for part in self.plan.parts.values():
             part.check_threat(threat)
@@ -210,9 +211,9 @@ class Step:
         keeps_rows = self._plan.keeps_sample_state
         inner.changes.follow_to_train(prepared=inner.allocated)
         labels = self._plan.labels
+        checks.check_shapes(inner.net.device, x, y, index, needs_index=keeps_rows, labels=labels)
         if self._plan.class_reader:
             checks.check_labels_read(x, y, self._plan.class_reader)
-        checks.check_shapes(inner.net.device, x, y, index, needs_index=keeps_rows, labels=labels)
         if labels == "classes" and y.ndim != 1:
             checks.refuse_soft(self._plan.hard_labels_only)
         checks.check_companions(x, start=start, second=second)
@@ -222,8 +223,10 @@ class Step:
         checks.check_own_threat(x, threat, eps, mask)
         checks.check_mask(x, mask)
         checks.check_targets(y, targets, targeted=threat.targeted)
+        if view is not None and not isinstance(view, View):
+            raise UserError(f"view is a fastadv.View of the images, not {brief(view)}.")
         if not isinstance(update, bool):
-            raise UserError(f"update is True or False, not {update!r}.")
+            raise UserError(f"update is True or False, not {brief(update)}.")
         if update:
             checks.check_accumulation(self._optimizer)
         else:
@@ -246,7 +249,9 @@ class Step:
         return self.internals.clock.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin ``epoch`` (from 0). Not needed with ``steps_per_epoch``, which then decides."""
+        """Begin ``epoch`` (from 0). Not needed with ``steps_per_epoch``, which then decides. Raises
+        ``UserError`` for another value."""
+        epoch = coerce("epoch", epoch, CountOrZero)
         ended = self.internals.clock.begin(epoch)
         if ended is not None:
             self._calls.end_epoch(ended)
