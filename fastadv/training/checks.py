@@ -88,6 +88,8 @@ def _way_out(y: Tensor, count: int) -> str:
 def check_labels_read(x: Tensor, y: Tensor, reader: str) -> None:
     """Raise ``UserError`` unless ``y`` are labels of classes of the images ``x``, which the part
     that ``reader`` names needs beside a target that takes any labels."""
+    if not isinstance(x, Tensor) or x.is_nested or not x.ndim:
+        return  # refused with the other shapes
     hard = isinstance(y, Tensor) and y.shape == x.shape[:1] and y.dtype == torch.int64
     soft = isinstance(y, Tensor) and y.ndim == 2 and len(y) == len(x) and y.is_floating_point()
     if not hard and not soft:

@@ -211,9 +211,9 @@ class Step:
         keeps_rows = self._plan.keeps_sample_state
         inner.changes.follow_to_train(prepared=inner.allocated)
         labels = self._plan.labels
-        checks.check_shapes(inner.net.device, x, y, index, needs_index=keeps_rows, labels=labels)
         if self._plan.class_reader:
             checks.check_labels_read(x, y, self._plan.class_reader)
+        checks.check_shapes(inner.net.device, x, y, index, needs_index=keeps_rows, labels=labels)
         if labels == "classes" and y.ndim != 1:
             checks.refuse_soft(self._plan.hard_labels_only)
         checks.check_companions(x, start=start, second=second)
