@@ -246,7 +246,9 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_timed(tmp_p
     assert not (tmp_path / "rows").exists()
 
 
-@pytest.mark.parametrize("sizes", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "sizes", [SMALL, pytest.param(LARGE, marks=pytest.mark.slow)], ids=["small", "large"]
+)
 def test_every_kernel_has_a_call(sizes):
     calls = kernel_calls(sizes)
     assert set(calls) == set(OPERATORS)

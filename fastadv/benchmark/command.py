@@ -189,7 +189,7 @@ def _judge(
     found = regression(old, new, threshold)
     console.print(change_table(found))
     for sentence in sentences(found):
-        console.print(escape(sentence))
+        console.print(escape(sentence), soft_wrap=False)
     _write(new | {"comparison": found.as_json(old)}, target, console)
     if found.slower:
         raise typer.Exit(FAILED)
@@ -324,7 +324,7 @@ def run_plan(
             measured.rows += found
             measured.skipped += outcome.skipped
             for sentence in outcome.skipped:
-                console.print(f"[yellow]skipped[/] {escape(sentence)}")
+                console.print(f"[yellow]skipped[/] {escape(sentence)}", soft_wrap=False)
             if outcome.interrupted:
                 measured.interrupted = True
                 break
@@ -392,7 +392,8 @@ def _show(rows: Sequence[Row], console: Console) -> None:
         if row["kind"] == "limits":
             console.print(
                 f"{row['device']}, {row['dtype']}: copies {number(row['copy_gb_per_s'])} GB/s, "
-                f"matrix products {number(row['matmul_tflop_per_s'])} TFLOP/s"
+                f"matrix products {number(row['matmul_tflop_per_s'])} TFLOP/s",
+                soft_wrap=False,
             )
     for shown in SHOWN:
         table = shown(rows)
