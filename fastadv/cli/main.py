@@ -158,11 +158,22 @@ def methods(
         rich.console.Console(highlight=False).print(explain(name, data, variant))
 
 
-def doctor() -> None:
+def doctor(
+    gpu: Annotated[
+        bool,
+        typer.Option(
+            "--gpu", help="check the results of this GPU, in a minute; exit code 1: wrong"
+        ),
+    ] = False,
+) -> None:
     """Say what this machine can do, and what fastadv will use."""
-    from fastadv.cli.doctor import report
+    from fastadv.cli.doctor import check_gpu, report
 
-    rich.console.Console(highlight=False, soft_wrap=True).print(report())
+    console = rich.console.Console(highlight=False, soft_wrap=True)
+    if not gpu:
+        console.print(report())
+    elif not check_gpu(console):
+        raise typer.Exit(1)
 
 
 def export(
