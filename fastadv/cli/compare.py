@@ -24,9 +24,12 @@ def compare(
     which: Annotated[
         str, typer.Option(help="best or last weights, both, or a kept epoch's: 10")
     ] = "best",
-    eps: Annotated[str | None, typer.Option(help="radius, if not the runs'")] = None,
+    eps: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="radius, if not the runs'")
+    ] = None,
     alpha: Annotated[
-        str | None, typer.Option(help="step of pgd and cw, in pixels [the runs', eps/4]")
+        str | None,
+        typer.Option(metavar="NUMBER", help="step of pgd and cw, in pixels [the runs', eps/4]"),
     ] = None,
     on: On = "test",
     limit: Annotated[int | None, typer.Option(help="compare on this many images only")] = None,

@@ -33,9 +33,12 @@ def evaluate(
         str,
         typer.Option(help="best or last weights, both and their difference, or a kept epoch's: 10"),
     ] = "best",
-    eps: Annotated[str | None, typer.Option(help="radius, if not the run's")] = None,
+    eps: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="radius, if not the run's")
+    ] = None,
     alpha: Annotated[
-        str | None, typer.Option(help="step of pgd and cw, in pixels [the run's, eps/4]")
+        str | None,
+        typer.Option(metavar="NUMBER", help="step of pgd and cw, in pixels [the run's, eps/4]"),
     ] = None,
     on: On = "test",
     limit: Annotated[int | None, typer.Option(help="evaluate on this many images only")] = None,

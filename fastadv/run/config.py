@@ -22,7 +22,7 @@ from fastadv.engine.model.fused_norm_choice import FusedNorm
 from fastadv.errors import UserError
 from fastadv.evaluation.attacks.names import parse_attack
 from fastadv.run.origin import Origin
-from fastadv.run.request import ChangingSide, OpenShare, ScheduleName, Side, Width
+from fastadv.run.request import ChangingSide, OpenShare, ScheduleName, Side, Width, as_flag
 from fastadv.run.schedules import CYCLED_MOMENTUM, PEAKS, STEPPED
 from fastadv.threat import Threat
 
@@ -147,8 +147,9 @@ def check(config: RunConfig) -> None:
     if config.optimizer != "sgd":
         for name in OF_SGD:
             if getattr(config, name):
-                flag = "--" + name.replace("_", "-")
-                raise UserError(f"{flag} is for --optimizer sgd; omit it with {config.optimizer}.")
+                raise UserError(
+                    f"{as_flag(name)} is for --optimizer sgd; omit it with {config.optimizer}."
+                )
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov looks ahead along the momentum; omit --momentum 0.")
     if config.pad and config.augmentation == "resized-crop":
