@@ -9,7 +9,7 @@ from fastadv.cli.explain import passes
 from fastadv.cli.settings import SETTINGS
 from fastadv.cli.value_words import shown
 from fastadv.engine.process.device import choose_device
-from fastadv.errors import TrainingError, UserError
+from fastadv.errors import UserError
 from fastadv.run.config import RunConfig
 from fastadv.run.layout import columns, filled
 from fastadv.run.origin import Origin
@@ -31,8 +31,12 @@ def dry_run(request: RunRequest) -> None:
     print(flush=True)
     try:
         found = rehearse(config)
-    except (UserError, TrainingError) as error:
-        raise UserError(f"Nothing could be measured: {error}") from None
+    except UserError as error:
+        if not config.download:
+            raise
+        raise UserError(
+            f"Nothing was measured, since a dry run does not --download: {error}"
+        ) from None
     for line in measured(found):
         print(filled(line, hang="  "))
 

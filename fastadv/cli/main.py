@@ -22,9 +22,8 @@ from fastadv.cli.compare import compare
 from fastadv.cli.evaluate import evaluate
 from fastadv.cli.in_dashes import told_in_dashes
 from fastadv.cli.invocation import with_invocation
-from fastadv.cli.misspelt import misspelt
-from fastadv.cli.no_number import no_number
 from fastadv.cli.shared_options import Plugin, TrustCode
+from fastadv.cli.usage_errors import sentence_of
 from fastadv.cli.with_options import with_options
 from fastadv.errors import Interrupted, TrainingError, UserError
 from fastadv.storage.printable import safe_sentence
@@ -63,7 +62,7 @@ def main() -> None:
         # The class of usage errors depends on the click that typer brings; all have this method.
         if not hasattr(error, "format_message"):
             raise
-        sentence = misspelt(error) or no_number(error) or error.format_message()
+        sentence = sentence_of(error)
         if sentence:  # none beside the help of a bare `fastadv`
             say("error", sentence)
         code = 2
@@ -130,7 +129,10 @@ def _help(words: list[str]) -> str:
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="a method to explain")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="a method to explain", autocompletion=completion.of("method")),
+    ] = None,
     data: Annotated[str, typer.Option(help="explain it for a run on this data set")] = "digits",
     variant: Annotated[str | None, typer.Option(help="explain this published form of it")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="print docs/methods.md")] = False,

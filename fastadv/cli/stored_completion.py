@@ -13,11 +13,15 @@ from fastadv.benchmark.command import bench
 from fastadv.cli.command_help import options_of
 from fastadv.cli.flags import groups
 from fastadv.cli.help_screen import Row
+from fastadv.cli.score_table import FORMATS
 from fastadv.data.catalogue import DATA_SETS
 from fastadv.declared import plain_type
+from fastadv.evaluation.attacks.inputs import SEARCH_DTYPES
 from fastadv.evaluation.attacks.names import EXAMPLES
 from fastadv.models import MODELS
 from fastadv.run.request import as_flag, setting_types
+from fastadv.run.source import SETS
+from fastadv.run.which import BOTH, WEIGHTS
 
 _NAMES_OF = {
     "--method": "method",
@@ -36,6 +40,10 @@ def content() -> str:
         "data": list(DATA_SETS),
         "model": list(MODELS),
         "attacks": list(EXAMPLES),
+        "--on": list(SETS),
+        "--which": [*WEIGHTS, BOTH],
+        "--search-dtype": list(SEARCH_DTYPES),
+        "--format": ["table", *FORMATS],
     }
     names |= {as_flag(slot): part_names(slot) for slot in PARTS}
     classes = [part for parts in PARTS.values() for part in parts.values()]

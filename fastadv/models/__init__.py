@@ -102,6 +102,13 @@ def build_model(
     return factory(**data_options, dropout=dropout, normalize=normalize, **options)
 
 
+def with_option(option: str) -> list[str]:
+    """The networks of ``MODELS`` that take ``option``."""
+    return [
+        name for name, factory in MODELS.items() if option in (accepted_options(factory) or set())
+    ]
+
+
 def _check_count(name: str, value: int) -> None:
     if not isinstance(value, Integral) or value < 1:
         raise UserError(f"{name} must be an integer of at least 1, not {value!r}.")

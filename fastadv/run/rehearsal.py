@@ -145,6 +145,7 @@ def _batches(session: Session, epoch: int) -> Iterator[LoaderBatch]:
 def _evaluate(session: Session, found: Rehearsal) -> None:
     config, data = session.config, session.data
     each_epoch = ["clean", config.select_attack]
+    sets: list[tuple[str, EvalBatches, list[str]]]
     sets = [(config.select, data.validation, each_epoch)]
     if config.eval_train is not None:
         sets.append(("train", data.training.limited(config.eval_train), each_epoch))

@@ -106,11 +106,15 @@ def _given(request: RunRequest) -> dict[str, Any]:
     """The settings that are not left open, in their own types."""
     said = {name: getattr(request, name) for name in setting_types()}
     types = setting_types()
-    return {
+    found = {
         name: coerce(as_flag(name), value, types[name])
         for name, value in said.items()
         if value is not None
     }
+    for name, value in found.items():
+        if value == "" or (isinstance(value, tuple) and "" in value):
+            raise UserError(f"{as_flag(name)} is empty: name something, or omit it.")
+    return found
 
 
 def _drop_companions(values: dict[str, Any], given: Mapping[str, Any], presets: Presets) -> None:
