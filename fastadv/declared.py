@@ -165,7 +165,8 @@ def describe(hint: Any) -> str:
     if get_origin(kind) is Annotated:
         return str(_range_of(kind))
     if get_origin(kind) is Literal:
-        return " or ".join(map(str, get_args(kind)))
+        *words, last = map(str, get_args(kind))
+        return f"{', '.join(words)} or {last}" if words else last
     if get_origin(kind) is tuple:
         entries = dict.fromkeys(describe(entry) for entry in get_args(kind) if entry is not ...)
         return f"each {', '.join(entries)}" if any(entries) else ""
@@ -244,8 +245,9 @@ def _by_epoch(name: str, value: Any, hint: Any, changing: MayChange) -> Any:
             numbers_ = [parse_number(each, name) for each in (start, end, epochs)]
             value = Ramp(*numbers_)
         else:
+            epoch, one = (f"each {part} of {name} (value@epoch)" for part in ("epoch", "value"))
             value = Phases(
-                [(parse_number(first, name), coerce(name, each, hint)) for first, each in parts]
+                [(parse_number(first, epoch), coerce(one, each, hint)) for first, each in parts]
             )
     if isinstance(value, Ramp) and not changing.ramps:
         raise UserError(f"{name} is a whole number: take phases such as 2@0,5@30, not a ramp.")
@@ -291,7 +293,10 @@ def _whole(name: str, value: Any) -> int:
         return int(value)
     if isinstance(value, str) and _WHOLE.fullmatch(value):
         return int(value)
-    number = parse_number(value, name)
+    try:
+        number = parse_number(value, name)
+    except UserError:
+        raise UserError(f"{name} must be a whole number, not {value!r}.") from None
     if not math.isfinite(number) or number != int(number):
         raise UserError(f"{name} must be a whole number, not {brief(value)}.")
     return int(number)

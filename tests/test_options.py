@@ -403,11 +403,11 @@ def test_numbers_of_an_attack(name: str, options: dict[str, Any]) -> None:
 
 def test_the_command_line_gives_the_same_sentence(fastadv_command) -> None:
     for words, sentence in (
-        (("--method", "awp", "--gamma", "-1"), "gamma must be at least 0, not -1."),
-        (("--method", "awp", "--gamma", "nan"), "gamma must be a number"),
+        (("--method", "awp", "--gamma", "-1"), "--gamma must be at least 0, not -1."),
+        (("--method", "awp", "--gamma", "nan"), "--gamma must be a number"),
         (("--lr", "1e400"), "--lr must be at least 0 and finite, not inf."),
         (("--method", "trades", "--beta", "1e39"), "beta must be at least 0 and a number that"),
-        (("--method", "pgd", "--attack-loss", "kll"), "attack_loss 'kll'"),
+        (("--method", "pgd", "--attack-loss", "kll"), "--attack-loss 'kll'"),
     ):
         outcome = fastadv_command("train", *words)
         assert outcome.code == 2
@@ -438,7 +438,8 @@ def test_a_step_larger_than_the_range_of_a_pixel_is_refused() -> None:
 
 def test_an_option_of_another_part_is_told_where_it_belongs() -> None:
     with pytest.raises(
-        UserError, match=r"^'steps' is an option of adversary 'pgd', .*apart as set"
+        UserError,
+        match=r"^steps belongs to adversary pgd\|.*; this method is apart, with adversary ",
     ):
         resolve("apart", {"steps": 10})
     with pytest.raises(UserError, match=r"^Unknown option 'stps'; did you mean 'steps'\?$"):

@@ -13,12 +13,18 @@ import rich.console
 import typer
 from rich.markup import escape
 
+from fastadv import __version__
+from fastadv.cli import completion
+from fastadv.cli.asked_help import asks_for_help, train_page
 from fastadv.cli.attacks import attacks
+from fastadv.cli.command_help import overview, page
 from fastadv.cli.compare import compare
 from fastadv.cli.evaluate import evaluate
-from fastadv.cli.misspelt import misspelt
-from fastadv.cli.no_number import no_number
+from fastadv.cli.in_dashes import told_in_dashes
+from fastadv.cli.invocation import with_invocation
 from fastadv.cli.shared_options import Plugin, TrustCode
+from fastadv.cli.usage_errors import sentence_of
+from fastadv.cli.with_options import with_options
 from fastadv.errors import Interrupted, TrainingError, UserError
 from fastadv.storage.printable import safe_sentence
 from fastadv.storage.trust import trusting
@@ -39,11 +45,11 @@ def main() -> None:
         words = words[1:]
     try:
         words = _load_plugins(words)
-        if words[:1] == ["train"] and not {"--help", "--help-all"}.isdisjoint(words):
-            print(_train_help(words), end="")
+        if asks_for_help(words):
+            print(_help(words), end="")
             sys.exit(0)
         command = application(words[0] if words else "")
-        code = command(args=words, standalone_mode=False)
+        code = command(args=words, prog_name="fastadv", standalone_mode=False)
     except (UserError, TrainingError) as error:
         say("error", error)
         code = 2
@@ -56,7 +62,7 @@ def main() -> None:
         # The class of usage errors depends on the click that typer brings; all have this method.
         if not hasattr(error, "format_message"):
             raise
-        sentence = misspelt(error) or no_number(error) or error.format_message()
+        sentence = sentence_of(error)
         if sentence:  # none beside the help of a bare `fastadv`
             say("error", sentence)
         code = 2
@@ -90,52 +96,43 @@ def _train(given: dict[str, Any]) -> None:
     from fastadv.run.train import resume, train
 
     path = given.pop("resume", None)
-    with trusting(given.pop("trust_code", False)):
+    with trusting(given.pop("trust_code", False)), told_in_dashes(given):
         if path is not None:
             if given:
                 flags = ", ".join("--" + name.replace("_", "-") for name in given)
                 raise UserError(f"--resume continues a run as it was begun; omit {flags}.")
             resume(path)
             return
+        config, name, dry = (given.pop(key, None) for key in ("config", "name", "dry_run"))
         settings = {name: given.pop(name) for name in list(given) if name in setting_types()}
-        train(RunRequest(**settings, options=given))
+        request = with_invocation(RunRequest(**settings, options=given), config, name)
+        if dry:
+            from fastadv.cli.dry_run import dry_run
+
+            dry_run(request)
+            return
+        train(request)
 
 
-def _train_help(words: list[str]) -> str:
-    """The common options; all with ``--help-all``; with ``--method`` those of its parts."""
-    method = next(
-        (
-            word.partition("=")[2] if "=" in word else after
-            for word, after in zip(words, [*words[1:], ""], strict=True)
-            if word.partition("=")[0] == "--method"
-        ),
-        None,
-    )
-    if method is not None or "--help-all" in words:
-        from fastadv.cli.train_help import full
+def _help(words: list[str]) -> str:
+    """The help of the command in ``words``, or of all."""
+    command = next((word for word in words if word in COMMANDS), None)
+    if command is None:
+        return overview(COMMANDS)
+    if command == "train":
+        return train_page(words)
+    if command == "bench":
+        from fastadv.benchmark.command import bench
 
-        return full(method)
-    # Not built but read: the options of the parts need torch (``train_help.py`` writes the file).
-    return Path(__file__).with_name("train_help.txt").read_text(encoding="utf-8")
-
-
-def _train_command() -> Callable[..., None]:
-    from fastadv.cli.flags import train_parameters, with_options
-
-    resume = inspect.Parameter(
-        "resume",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[str | None, typer.Option("--resume")],
-    )
-    trust_code = inspect.Parameter(
-        "trust_code", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=TrustCode
-    )
-    return with_options(_train, [resume, trust_code, *train_parameters()])
+        return page(command, bench)
+    return page(command, CALLED[command])
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="a method to explain")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="a method to explain", autocompletion=completion.of("method")),
+    ] = None,
     data: Annotated[str, typer.Option(help="explain it for a run on this data set")] = "digits",
     variant: Annotated[str | None, typer.Option(help="explain this published form of it")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="print docs/methods.md")] = False,
@@ -219,31 +216,73 @@ def pseudo_label(
     )
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fastadv {__version__}")
+        raise typer.Exit
+
+
+CALLED: dict[str, Callable[..., None]] = {
+    "evaluate": evaluate,
+    "compare": compare,
+    "attacks": attacks,
+    "methods": methods,
+    "doctor": doctor,
+    "export": export,
+    "pseudo-label": pseudo_label,
+}
+"""Name -> the command, for all but ``train`` and ``bench``: their options need torch, which the
+others must not wait for."""
+
+COMMANDS = {
+    "train": inspect.getdoc(_train) or "",
+    **{name: " ".join((inspect.getdoc(each) or "").split()) for name, each in CALLED.items()},
+    "bench": "Time training steps against the device's limits, their own passes, and peers.",
+}
+"""Name -> what it does."""
+
+
 def application(command: str) -> typer.Typer:
-    """The commands. The options of train and bench are there when ``command`` is that one: they
-    need torch, which the help of the others must not wait for."""
+    """The commands. The options of train and bench are there when ``command`` is that one, or as
+    stored for a shell that completes a line."""
     app = typer.Typer(
-        add_completion=False,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        rich_markup_mode="markdown",
-        help="Fast adversarial training: `fastadv train --method apart --amp` runs as it is.",
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.command("train", help=_train.__doc__)(_train_command() if command == "train" else _later)
-    app.command()(evaluate)
-    app.command()(compare)
-    app.command()(attacks)
-    app.command()(methods)
-    app.command()(doctor)
-    app.command()(export)
-    app.command("pseudo-label")(pseudo_label)
-    if command == "bench":
-        from fastadv.benchmark.command import bench
-
-        app.command("bench")(bench)
-    else:
-        app.command("bench", help="Time steps against the device's limits and peers.")(_later)
+    app.callback()(_top)
+    for name, text in COMMANDS.items():
+        app.command(name, help=text)(_implementation(name, command))
     return app
+
+
+def _implementation(name: str, command: str) -> Callable[..., None]:
+    if name in CALLED:
+        return CALLED[name]
+    if completion.asked_for():
+        return with_options(_nothing, completion.parameters(name))
+    if name != command:
+        return _later
+    if name == "train":
+        from fastadv.cli.flags import train_parameters
+
+        return with_options(_train, train_parameters())
+    from fastadv.benchmark.command import bench
+
+    return bench
+
+
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", help="say which version this is", callback=_say_version)
+    ] = False,
+) -> None:
+    """Fast adversarial training."""
+
+
+def _nothing(given: dict[str, Any]) -> None:
+    """Stands for a command whose options are completed."""
 
 
 def _later() -> None:

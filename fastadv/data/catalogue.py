@@ -9,6 +9,7 @@ from fastadv.data.packed import read_tree
 from fastadv.data.small_sets import make_synthetic, read_digits
 from fastadv.data.torchvision_sets import PUBLISHED, read_torchvision
 from fastadv.errors import UserError, unknown
+from fastadv.storage.printable import printable
 
 _TREES = {
     "folder": list_folder,
@@ -80,9 +81,23 @@ def require_known(name: str) -> None:
 def _parse(name: str) -> tuple[str, Path]:
     kind, colon, path = name.partition(":")
     if kind not in DATA_SETS:
-        raise unknown("data set", kind, DATA_SETS)
+        raise _as_path(name) or unknown("data set", kind, DATA_SETS)
     if kind in _PLAIN and colon:
         raise UserError(f"{kind} takes no path; set its folder with --data-root.")
     if kind not in _PLAIN and not path:
         raise UserError(f"{kind} needs a path: write {kind}:PATH.")
     return kind, Path(path).expanduser()
+
+
+def _as_path(name: str) -> UserError | None:
+    """The error for a path that was given alone, with the kind of data to put before it."""
+    try:
+        path = Path(name).expanduser()
+        kind = "folder" if path.is_dir() else "npz" if path.is_file() else ""
+    except (OSError, ValueError, RuntimeError):  # no name of a file, or of no user
+        return None
+    if not name or not kind or (kind == "npz" and path.suffix != ".npz"):
+        return None
+    shown = printable(name)
+    held = "folder" if kind == "folder" else "file"
+    return UserError(f"{shown} is a {held}, and data sets have a kind: write {kind}:{shown}.")

@@ -20,9 +20,11 @@ from fastadv.declared import (
 )
 from fastadv.engine.model.fused_norm_choice import FusedNorm
 from fastadv.errors import UserError
+from fastadv.evaluation.accuracy import specs_of
 from fastadv.evaluation.attacks.names import parse_attack
+from fastadv.models import MODELS, VARIANTS, with_option
 from fastadv.run.origin import Origin
-from fastadv.run.request import ChangingSide, OpenShare, ScheduleName, Side, Width
+from fastadv.run.request import ChangingSide, OpenShare, ScheduleName, Side, Width, as_flag
 from fastadv.run.schedules import CYCLED_MOMENTUM, PEAKS, STEPPED
 from fastadv.threat import Threat
 
@@ -136,6 +138,19 @@ def check(config: RunConfig) -> None:
         raise UserError(
             f"--peak is for --schedule triangular or one-cycle; omit it with {config.schedule}."
         )
+    for name in ("width", "depth", *VARIANTS):
+        if getattr(config, name) is None or config.model not in MODELS:
+            continue
+        takers = with_option(name)
+        if config.model not in takers:
+            raise UserError(
+                f"{as_flag(name)} is for --model {', '.join(takers)}; omit it with {config.model}."
+            )
+    if config.origins.get("cycle_momentum") is Origin.USER and config.schedule not in PEAKS:
+        raise UserError(
+            "--cycle-momentum follows the peak of --schedule triangular or one-cycle; omit it with "
+            f"{config.schedule}."
+        )
     Threat(config.norm, config.eps).require_step(config.eval_alpha)
     # A cycle takes a tenth off at the peak; below it momentum would turn negative.
     cycles = config.cycle_momentum and config.schedule in PEAKS
@@ -147,8 +162,9 @@ def check(config: RunConfig) -> None:
     if config.optimizer != "sgd":
         for name in OF_SGD:
             if getattr(config, name):
-                flag = "--" + name.replace("_", "-")
-                raise UserError(f"{flag} is for --optimizer sgd; omit it with {config.optimizer}.")
+                raise UserError(
+                    f"{as_flag(name)} is for --optimizer sgd; omit it with {config.optimizer}."
+                )
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov looks ahead along the momentum; omit --momentum 0.")
     if config.pad and config.augmentation == "resized-crop":
@@ -169,6 +185,5 @@ def check(config: RunConfig) -> None:
             "--blocks is for adversaries that perturb inside the network; omit it with "
             f"{config.method}."
         )
-    for name in config.test_attacks.split(","):
-        parse_attack(name)  # now, and not after the training
+    specs_of(config.test_attacks)  # now, and not after the training
     parse_attack(config.select_attack)

@@ -19,6 +19,7 @@ from fastadv.declared import (
     declared,
 )
 from fastadv.engine.model.fused_norm_choice import FusedNorm
+from fastadv.run.origin import Origin
 
 OpenShare = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 Width = Annotated[int, Range(1, 65536)]  # more channels or layers than any network has
@@ -34,6 +35,7 @@ class RunRequest:
     """One training run as it is asked for. None: not said, so ``resolve_run`` chooses.
 
     ``options``: slots of the method (``{"regularizer": "igr"}``) and options of its parts.
+    ``of_file``: the settings and options that a file of ``--config`` says.
     ``fastadv train --help`` says what each setting means.
     """
 
@@ -98,8 +100,19 @@ class RunRequest:
     checkpoint_minutes: NonNegative | None = None
     keep_every: Count | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    of_file: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def origin(self, name: str) -> Origin:
+        """Who said the setting or option ``name``: the user, or the file of ``--config``."""
+        return Origin.FILE if name in self.of_file else Origin.USER
 
 
 def setting_types() -> dict[str, Any]:
     """Every setting of a run except the parts' options: name -> type."""
-    return {name: hint for name, hint in declared(RunRequest).items() if name != "options"}
+    others = ("options", "of_file")
+    return {name: hint for name, hint in declared(RunRequest).items() if name not in others}
+
+
+def as_flag(name: str) -> str:
+    """The setting or option ``name`` as the command line writes it: --batch-size."""
+    return "--" + name.replace("_", "-")

@@ -17,7 +17,7 @@ from fastadv.run.config import OF_SGD, RunConfig, check, required_settings
 from fastadv.run.defaults import ADAM_LR, DEFAULTS
 from fastadv.run.origin import Origin
 from fastadv.run.presets import Presets, presets_for
-from fastadv.run.request import RunRequest, setting_types
+from fastadv.run.request import RunRequest, as_flag, setting_types
 from fastadv.run.schedules import PEAKS, STEPPED, USUAL_DROPS
 
 ALSO_OPTIONS = frozenset({"pad"})
@@ -28,9 +28,9 @@ as wide as the loader shifts."""
 def resolve_run(request: RunRequest) -> RunConfig:
     """``request`` with every open setting and option filled in, and checked.
 
-    What the user said comes before the recipe, this before the data preset, this before the plain
-    defaults and those of the parts. Raises ``UserError`` for unknown names, values outside their
-    range and settings that contradict each other.
+    What the user said comes before a file of ``--config``, this before the recipe, this before the
+    data preset, this before the plain defaults and those of the parts. Raises ``UserError`` for
+    unknown names, values outside their range and settings that contradict each other.
     """
     given = _given(request)
     options = {name: value for name, value in request.options.items() if value is not None}
@@ -42,7 +42,7 @@ def resolve_run(request: RunRequest) -> RunConfig:
     )
     values = {**DEFAULTS, **presets.settings, **given}
     origins = dict.fromkeys(DEFAULTS, Origin.DEFAULT) | presets.origins
-    origins |= dict.fromkeys(given, Origin.USER)
+    origins |= {name: request.origin(name) for name in given}
     _drop_companions(values, given, presets)
     if values["optimizer"] != "sgd":
         of_adam = {name: 0.0 if name == "momentum" else False for name in OF_SGD}
@@ -58,13 +58,13 @@ def resolve_run(request: RunRequest) -> RunConfig:
     chosen = presets.options | options
     for name in (ALSO_OPTIONS & presets.known) - options.keys():
         chosen[name] = values[name]
-    plan = resolve(values["method"], chosen | {VARIANT: values.get(VARIANT)})
+    plan = resolve(values["method"], chosen | {VARIANT: values.get(VARIANT)}, spelled=as_flag)
     from_recipe = recipe_options(plan.recipe, plan.slots)
     for name in plan.slots:
-        origins[name] = Origin.USER if name in options else Origin.RECIPE
+        origins[name] = request.origin(name) if name in options else Origin.RECIPE
     for name in plan.options:
         if name in options:
-            origins[name] = Origin.USER
+            origins[name] = request.origin(name)
         elif name in presets.options:
             origins[name] = presets.option_origins[name]
         elif name in from_recipe:
@@ -76,7 +76,7 @@ def resolve_run(request: RunRequest) -> RunConfig:
     if values["augmentation"] == "resized-crop" and "pad" not in given:
         values["pad"], origins["pad"] = 0, origins["augmentation"]
         if "pad" in chosen.keys() - options.keys():
-            plan = resolve(values["method"], chosen | {"pad": 0})
+            plan = resolve(values["method"], chosen | {"pad": 0}, spelled=as_flag)
     return _checked(values, plan, origins)
 
 
@@ -106,11 +106,15 @@ def _given(request: RunRequest) -> dict[str, Any]:
     """The settings that are not left open, in their own types."""
     said = {name: getattr(request, name) for name in setting_types()}
     types = setting_types()
-    return {
-        name: coerce("--" + name.replace("_", "-"), value, types[name])
+    found = {
+        name: coerce(as_flag(name), value, types[name])
         for name, value in said.items()
         if value is not None
     }
+    for name, value in found.items():
+        if value == "" or (isinstance(value, tuple) and "" in value):
+            raise UserError(f"{as_flag(name)} is empty: name something, or omit it.")
+    return found
 
 
 def _drop_companions(values: dict[str, Any], given: Mapping[str, Any], presets: Presets) -> None:

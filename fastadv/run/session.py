@@ -14,7 +14,7 @@ from fastadv.by_epoch import Ramp
 from fastadv.engine.process import distributed
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
-from fastadv.errors import UserError
+from fastadv.errors import UserError, warn
 from fastadv.run.config import RunConfig
 from fastadv.run.configured_model import configured_model
 from fastadv.run.optimizers import make_optimizer
@@ -71,6 +71,8 @@ class Session:
         """
         device = choose_device(config.device)
         plan = config.plan
+        if config.fused_norm == "on" and device.type != "cuda":
+            warn(f"--fused-norm on is for CUDA: on the {device.type} BatchNorm is PyTorch's.")
         if "unlabelled_half" in plan.needs and config.unlabelled is None:
             objective = plan.slots["objective"]
             raise UserError(
