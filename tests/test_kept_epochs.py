@@ -1,4 +1,4 @@
-"""``--keep-every``: the weights of epochs, as they were evaluated, stay and can be read."""
+"""``--keep every-N``: the weights of epochs, as they were evaluated, stay and can be read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fastadv.storage import checkpoint
 SETTINGS: dict[str, Any] = {
     "method": "fast", "width": 2, "epochs": 3, "limit": 96, "batch_size": 32, "mode": "eager",
     "select_attack": "fgsm", "test_attacks": "clean,fgsm", "test_limit": 40, "eval_train": 30,
-    "lr": 0.5, "keep_every": 1,
+    "lr": 0.5, "keep": ("best", "last", "every-1"),
 }  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def test_averages_are_kept_where_they_are_evaluated(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    settings = SETTINGS | {"options": options, "eval_every": 2, "keep_every": 3}
+    settings = SETTINGS | {"options": options, "eval_every": 2, "keep": "best,last,every-3"}
     summary = train(RunRequest(**settings, out=str(out)), Console())
     assert [file.name for file in (out / "epochs").iterdir()] == ["0003.pt"]
     kept = weights(out / "epochs" / "0003.pt")
@@ -96,8 +96,8 @@ def test_averages_are_kept_where_they_are_evaluated(
 def test_an_epoch_that_is_not_evaluated_is_kept(tmp_path: Path) -> None:
     """What is saved there does not change the run."""
     runs = tmp_path / "kept", tmp_path / "plain"
-    for out, every in zip(runs, (1, None), strict=True):
-        settings = SETTINGS | {"eval_every": 3, "keep_every": every, "eval_train": None}
+    for out, keep in zip(runs, ("last,every-1", "last"), strict=True):
+        settings = SETTINGS | {"eval_every": 3, "keep": keep, "eval_train": None}
         settings["options"] = {"averaging": "ema"}
         train(RunRequest(**settings, out=str(out)), Console())
     assert len(list((runs[0] / "epochs").iterdir())) == 3
@@ -144,7 +144,7 @@ def test_an_epoch_that_was_not_kept(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="of its 10 kept epochs the first is 1 and the last 10"):
         load_run(str(copy), "11")
     shutil.rmtree(copy / "epochs")
-    with pytest.raises(UserError, match="train with --keep-every"):
+    with pytest.raises(UserError, match="train with --keep every-10"):
         load_run(str(copy), "1")
 
 
@@ -163,11 +163,11 @@ def test_names_of_weights() -> None:
 
 
 def test_a_longer_run_keeps_the_files_it_had(run: Path, tmp_path: Path) -> None:
-    """And ``keep_every`` may change on the way."""
+    """And what is kept may change on the way."""
     copy = shutil.copytree(run, tmp_path / "copy")
     before = {file.name: file.read_bytes() for file in (copy / "epochs").iterdir()}
     edit(copy / "config.toml", "epochs = 3", "epochs = 7")
-    edit(copy / "config.toml", "keep_every = 1", "keep_every = 3")
+    edit(copy / "config.toml", "every-1", "every-3")
     resume(str(copy), Console())
     found = {file.name: file.read_bytes() for file in (copy / "epochs").iterdir()}
     assert found.keys() == {*before, "0006.pt"}

@@ -26,12 +26,13 @@ from fastadv.storage import checkpoint, sealed
 WORDS = [
     *("--method", "apart", "--averaging", "ema", "--amp", "--width", "4", "--epochs", "4"),
     *("--limit", "640", "--batch-size", "32", "--test-limit", "40", "--eval-every", "2"),
-    *("--label-noise", "0.2", "--eval-train", "40", "--keep-every", "2"),
+    *("--label-noise", "0.2", "--eval-train", "40", "--keep", "best,last,previous,every-2"),
 ]
 WRITTEN = (
     "summary.json",
     "metrics.jsonl",
     "last.pt",
+    "previous.pt",
     "best.pt",
     "epochs/0002.pt",
     "epochs/0004.pt",

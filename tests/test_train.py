@@ -144,6 +144,7 @@ def test_a_run_whose_checkpoint_is_missing_does_not_restart(tmp_path: Path) -> N
     train(RunRequest(**SMALL, out=str(out)), Console())
     best = (out / "best.pt").read_bytes()
     (out / "last.pt").unlink()
+    (out / "previous.pt").unlink()
     with pytest.raises(UserError, match=r"last\.pt is missing"):
         resume(str(out), Console())
     assert (out / "best.pt").read_bytes() == best

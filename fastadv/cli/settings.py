@@ -80,7 +80,10 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "seed": "seed of weights, order, augmentation and noise",
         "out": "run folder; without it, runs/METHOD-DATA",
         "checkpoint_minutes": "minutes after which a checkpoint is also saved within an epoch",
-        "keep_every": "epochs from one file of kept weights, in epochs/, to the next",
+        "save_every": "epochs from one checkpoint to the next",
+        "keep": "files to keep: best, last, previous (the checkpoint before last.pt, used if that "
+        "is damaged), every-10 (weights of every tenth epoch, in epochs/); without last, the "
+        "checkpoints are removed once the run has finished",
     },
 }
 

@@ -20,6 +20,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from fastadv.storage.files import flags
+
 _instead: ContextVar[Path | None] = ContextVar("arrays are written here", default=None)
 
 
@@ -82,9 +84,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     not followed.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    how = os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags("O_NOFOLLOW")
     try:
-        with open(os.open(temporary, flags, 0o666), "wb") as file:
+        with open(os.open(temporary, how, 0o666), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -106,8 +108,8 @@ def _digest_file(path: Path) -> Path:
 
 def _read(path: Path, shape: tuple[int, ...], dtype: type, digest: str) -> np.ndarray | None:
     try:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-        with open(os.open(path, flags), "rb") as file:
+        how = os.O_RDONLY | flags("O_NOFOLLOW", "O_NONBLOCK")
+        with open(os.open(path, how), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return None
             if np.lib.format.read_magic(file) != (1, 0):

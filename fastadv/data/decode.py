@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fastadv.errors import UserError
+from fastadv.storage.files import flags
 from fastadv.storage.printable import printable
 
 _GREY = ("1", "L", "LA")
@@ -214,9 +215,9 @@ def _opened(file: str) -> Iterator[Image.Image]:
         raise unreadable(file) from error
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def _without_waiting(path: str, how: int) -> int:
     # Opening a pipe would block before its type can be checked.
-    return os.open(path, flags | os.O_NONBLOCK)
+    return os.open(path, how | flags("O_NONBLOCK"))
 
 
 def _check_size(file: str, width: int, height: int) -> None:

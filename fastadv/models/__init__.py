@@ -123,6 +123,8 @@ def _check_count(name: str, value: Any) -> None:
         raise UserError(
             f"{name} must be an integer from 1 to {LARGEST_SIZE:,}, not {brief(value)}."
         )
+
+
 def with_option(option: str) -> list[str]:
     """The networks of ``MODELS`` that take ``option``."""
     return [

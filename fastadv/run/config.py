@@ -23,6 +23,7 @@ from fastadv.errors import UserError
 from fastadv.evaluation.accuracy import specs_of
 from fastadv.evaluation.attacks.names import parse_attack
 from fastadv.models import MODELS, VARIANTS, with_option
+from fastadv.run.keeping import kept
 from fastadv.run.origin import Origin
 from fastadv.run.request import ChangingSide, OpenShare, ScheduleName, Side, Width, as_flag
 from fastadv.run.schedules import CYCLED_MOMENTUM, PEAKS, STEPPED
@@ -99,7 +100,8 @@ class RunConfig:
     device: str
     out: str | None  # None: runs/METHOD-DATA
     checkpoint_minutes: NonNegative
-    keep_every: Count | None  # None: weights of epochs are not kept
+    save_every: Count
+    keep: tuple[str, ...]
     plan: Plan = field(compare=False, repr=False)
     origins: Mapping[str, Origin] = field(compare=False, repr=False)
 
@@ -185,5 +187,6 @@ def check(config: RunConfig) -> None:
             "--blocks is for adversaries that perturb inside the network; omit it with "
             f"{config.method}."
         )
+    kept(config.keep)
     specs_of(config.test_attacks)  # now, and not after the training
     parse_attack(config.select_attack)

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from fastadv.engine.model.precision import shown
 from fastadv.engine.process import distributed
+from fastadv.storage.printable import printable, safe_sentence
 
 if TYPE_CHECKING:
     from fastadv.run.run_folder import RunFolder
@@ -71,14 +72,13 @@ class Console:
         parts = ", ".join(f"{s} {n}" for s, n in session.step.plan.slots.items() if n != "none")
         weights = sum(parameter.numel() for parameter in session.model.parameters())
         form = f", variant {config.variant}," if config.variant else ""
-        self.out.print(
-            f"[bold]{escape(config.method)}[/]{escape(form)} on {escape(config.data)}: {parts}"
-        )
+        data = escape(printable(config.data))
+        self.out.print(f"[bold]{escape(config.method)}[/]{escape(form)} on {data}: {parts}")
         runs_as = session.step.internals.runs_as
         warmup = config.eps_warmup
         rises = "" if warmup is None else f" (from 0 over {warmup:g} epochs)"
         self.out.print(
-            f"{escape(config.model)}, {weights:,} weights, {session.data.trained_on:,} "
+            f"{escape(printable(config.model))}, {weights:,} weights, {session.data.trained_on:,} "
             f"training images, {config.norm} eps {session.threat.eps:.4g}{rises}, batch "
             f"{config.batch_size}, {session.device}, {trained_in(session)}, {runs_as}"
         )
@@ -89,7 +89,7 @@ class Console:
             self.out.print(f"trains in {trained_in(session)}, evaluates in {evaluated_in}")
         if config.label_noise:
             self.out.print(f"label noise: {session.data.training.label_noise}")
-        self.out.print(f"run folder: {escape(str(folder.path))}")
+        self.out.print(f"run folder: {escape(printable(folder.path))}")
         if config.select == "test":
             self.out.print(
                 "[yellow]The best epoch is chosen on the test set, as published code does: "
@@ -196,14 +196,16 @@ class Console:
         )
 
     def warn(self, sentence: str) -> None:
-        self.out.print(f"[yellow]warning:[/] {escape(sentence)}")
+        self.out.print(f"[yellow]warning:[/] {escape(safe_sentence(sentence))}")
 
     def finish(self, summary: dict[str, Any], folder: RunFolder) -> None:
         """The results table, in the papers' form."""
         table = Table(title=f"test accuracy, % of {summary['n']:,} images, and its 95 % interval")
         for name in ("attack", "best", "", "last", "", "diff"):
             table.add_column(name, justify="left" if name == "attack" else "right")
-        for attack in summary["last"]:
+        if summary["best"] is None:  # those weights are not there
+            table = _one_column(summary, str(table.title))
+        for attack in summary["last"] if summary["best"] is not None else ():
             best, last = 100 * summary["best"][attack], 100 * summary["last"][attack]
             ends = [as_interval(summary["intervals"][w][attack]) for w in ("best", "last")]
             diff = f"{best - last:.2f}"
@@ -211,7 +213,7 @@ class Console:
         self.out.print(table)
         self.out.print(
             f"best epoch {summary['best_epoch']}, training {summary['train_seconds']:.1f} s, "
-            f"evaluation {summary['eval_seconds']:.1f} s; saved in {escape(str(folder.path))}"
+            f"evaluation {summary['eval_seconds']:.1f} s; saved in {escape(printable(folder.path))}"
         )
 
 
@@ -223,6 +225,17 @@ def _scores(line: dict[str, Any], of: str) -> str:
         if name.startswith(f"{of}_") and f"{name}_interval" in line
     ]
     return "  ".join(shown) + f" of {line[f'{of}_n']:,}"
+
+
+def _one_column(summary: dict[str, Any], title: str) -> Table:
+    """The results of the last weights alone."""
+    table = Table("attack", title=title)
+    for name in ("last", ""):
+        table.add_column(name, justify="right")
+    for attack, score in summary["last"].items():
+        ends = as_interval(summary["intervals"]["last"][attack])
+        table.add_row(attack, f"{100 * score:.2f}", ends)
+    return table
 
 
 def as_interval(ends: Sequence[float]) -> str:

@@ -27,6 +27,8 @@ DEFAULTS: Mapping[str, Any] = {
     "deterministic": False,
     "device": "auto",
     "checkpoint_minutes": 5.0,
+    "save_every": 1,
+    "keep": ("best", "last", "previous"),
     "normalize": True,
     "cycle_momentum": True,
     "nesterov": False,

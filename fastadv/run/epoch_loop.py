@@ -19,11 +19,14 @@ from fastadv.run.epoch_metrics import EpochMetrics
 from fastadv.run.eval_pass import EvalJob, EvalScores, StopEvaluation, run_evaluation
 from fastadv.run.eval_records import EvalRecords
 from fastadv.run.events import Events
+from fastadv.run.keeping import kept
+from fastadv.run.recovery import best_from_kept, lost_best
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_run import Progress, built_for, contents, provenance_of
 from fastadv.run.session import Session
 from fastadv.run.source import EvalBatches
 from fastadv.storage import checkpoint
+from fastadv.storage.printable import printable
 
 CHECK_EVERY_BATCHES = 50  # batches between two readings of the fault flag
 
@@ -37,6 +40,7 @@ class EpochLoop:
         self.session, self.folder = session, folder
         self.progress, self.console = progress, console
         self.events = Events(folder.path)
+        self._kept = kept(session.config.keep)
         self._provenance = provenance_of(session)
         self.stop_requested: str | None = None
         config, data, device = session.config, session.data, session.device
@@ -57,6 +61,7 @@ class EpochLoop:
     def epochs(self) -> None:
         """Train, evaluate and save, epoch by epoch."""
         total = self.session.config.epochs
+        self._make_best_again()
         while self.progress.epoch < total:
             self._train_epoch()
             try:
@@ -66,7 +71,10 @@ class EpochLoop:
             self.progress.epoch += 1
             self.progress.batch = 0
             self._metrics.clear()
-            self._save()
+            if self.progress.epoch % self.session.config.save_every == 0 or (
+                self.progress.epoch == total
+            ):
+                self._save()
 
     def _train_epoch(self) -> None:
         session, progress = self.session, self.progress
@@ -139,7 +147,7 @@ class EpochLoop:
         named = "".join(f"--plugin {shlex.quote(str(file))} " for file in loaded_files())
         raise Interrupted(
             f"Stopped by {self.stop_requested}; continue with: "
-            f"fastadv train {named}--resume {self.folder.path}"
+            f"fastadv train {named}--resume {shlex.quote(str(self.folder.path))}"
         )
 
     def _advise(self) -> None:
@@ -156,12 +164,12 @@ class EpochLoop:
         line: dict[str, Any] = {"epoch": progress.epoch + 1, **self._metrics.line()}
         line["lr"] = session.optimizer.param_groups[0]["lr"]
         evaluates = last or (progress.epoch + 1) % config.eval_every == 0
-        keeps = config.keep_every is not None and (progress.epoch + 1) % config.keep_every == 0
+        keeps = self._kept.keeps(progress.epoch + 1)
         if evaluates or keeps:
             began = time.monotonic()
-            with step.evaluation_weights(self._statistics_batches()):
+            with step.evaluation_weights(self._statistics_batches(progress.epoch)):
                 if keeps:
-                    self.folder.keep(progress.epoch + 1, self._weights())
+                    self.folder.keep(progress.epoch + 1, self._weights(progress.epoch + 1))
                 found = self._scores() if evaluates else {}
             before = sum(scores.seconds_before for scores in found.values())
             progress.eval_seconds += time.monotonic() - began + before
@@ -184,10 +192,10 @@ class EpochLoop:
             found["train"] = self._evaluate(data.training.limited(config.eval_train), attacks)
         return found
 
-    def _statistics_batches(self) -> Iterator[Tensor]:
-        """Clean, augmented training images, for BatchNorm statistics of averaged weights."""
-        last = self.session.config.epochs - 1
-        for batch in self.session.data.loader.epoch(min(self.progress.epoch, last)):
+    def _statistics_batches(self, epoch: int) -> Iterator[Tensor]:
+        """Clean, augmented training images of ``epoch`` (from 0), for BatchNorm statistics of
+        averaged weights."""
+        for batch in self.session.data.loader.epoch(epoch):
             yield batch.image
 
     def _evaluate(self, images: EvalBatches, attacks: str, which: str | None = None) -> EvalScores:
@@ -206,7 +214,9 @@ class EpochLoop:
                 one_pass=which is None,
             )
         except NotFiniteError as error:
-            saved = f" {last} still holds what was saved before." if last.exists() else ""
+            saved = (
+                f" {printable(last)} still holds what was saved before." if last.exists() else ""
+            )
             raise TrainingError(
                 f"After step {session.step.calls} what the network computes is no longer finite. "
                 f"{error}{saved} Lower the learning rate to train it."
@@ -220,12 +230,26 @@ class EpochLoop:
             return
         progress.best_score, progress.best_clean = score, scores["clean"]
         progress.best_epoch = progress.epoch + 1
-        self.folder.save(self.folder.best, self._weights())
+        if self._kept.best:
+            self.folder.save(self.folder.best, self._weights(progress.best_epoch))
 
-    def _weights(self) -> dict[str, Any]:
-        """The session's weights, and of which run they are."""
+    def _make_best_again(self) -> None:
+        """Write best.pt where it is lost and the run is just behind the best epoch."""
+        epoch, best = self.progress.epoch, self.progress.best_epoch
+        if not best or epoch != best or self.progress.batch or not self._kept.best:
+            return
+        lost = lost_best(self.folder, self.session.config, best)
+        if not distributed.any_process(lost is not None, self.session.device):
+            return
+        with self.session.step.evaluation_weights(self._statistics_batches(epoch - 1)):
+            self.folder.save(self.folder.best, self._weights(best))
+        self.console.warn(f"{lost} It is made again from the checkpoint.")
+
+    def _weights(self, epoch: int) -> dict[str, Any]:
+        """The session's weights, those after ``epoch`` (from 1), and of which run they are."""
         return {
             "model": self.session.model.state_dict(),
+            "epoch": epoch,
             "built_for": built_for(self.session),
             "configuration": provenance.configuration(self.session.config),
         }
@@ -233,7 +257,7 @@ class EpochLoop:
     def _save(self, extra_seconds: float = 0.0) -> None:
         progress = replace(self.progress, train_seconds=self.progress.train_seconds + extra_seconds)
         payload = contents(self.session, progress, self._metrics.state(), self._provenance)
-        self.folder.save(self.folder.last, payload)
+        self.folder.save_last(payload, keep_previous=self._kept.previous)
         self._saved_at = time.monotonic()
 
     def final_test(self) -> dict[str, Any]:
@@ -244,19 +268,38 @@ class EpochLoop:
             self._stop(save=False)  # the last checkpoint has everything
             raise
 
+    def _has_best(self) -> bool:
+        """True if best.pt has the weights of the best epoch; if it should, and has not, this is
+        said."""
+        if not self._kept.best:
+            return False
+        best = self.progress.best_epoch
+        lost = lost_best(self.folder, self.session.config, best)
+        if not distributed.any_process(lost is not None, self.session.device):
+            return True
+        made = distributed.rank() == 0 and best_from_kept(self.folder, best)
+        if distributed.any_process(made, self.session.device):
+            return True
+        self.console.warn(
+            f"{lost} The results are those of the last weights alone; to have both, restore it, "
+            f"delete {printable(self.folder.summary)} and --resume."
+        )
+        return False
+
     def _final_test(self) -> dict[str, Any]:
         session, config = self.session, self.session.config
         began = time.monotonic()
-        with session.step.evaluation_weights(self._statistics_batches()):
+        with session.step.evaluation_weights(self._statistics_batches(config.epochs - 1)):
             last = self._evaluate(session.data.test, config.test_attacks, "last weights")
             if session.step.plan.averaging is not None:
-                self.folder.save(self.folder.averaged, self._weights())
+                self.folder.save(self.folder.averaged, self._weights(config.epochs))
         before = last.seconds_before
         live = {name: value.clone() for name, value in session.model.state_dict().items()}
-        best = last
-        if self.progress.best_epoch != config.epochs:
+        best: EvalScores | None = last
+        if self.progress.best_epoch != config.epochs and not self._has_best():
+            best = None
+        elif self.progress.best_epoch != config.epochs:
             saved = checkpoint.load(self.folder.best)
-            provenance.require_own(saved, config, self.folder.best)
             checkpoint.load_weights(session.model, saved["model"], self.folder.best)
             best = self._evaluate(session.data.test, config.test_attacks, "best weights")
             session.model.load_state_dict(live)
@@ -267,7 +310,7 @@ class EpochLoop:
             "best": best,
             "last": last,
             "intervals": {
-                which: {name: list(found.interval(name)) for name in found}
+                which: found and {name: list(found.interval(name)) for name in found}
                 for which, found in (("best", best), ("last", last))
             },
             "best_epoch": self.progress.best_epoch,

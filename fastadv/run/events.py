@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fastadv.engine.process import distributed
+from fastadv.errors import warn
+from fastadv.run.event_file import EventFile
+from fastadv.storage import files
+from fastadv.storage.printable import printable
 
 
 class Events:
@@ -24,10 +28,20 @@ class Events:
         interval is a curve of its own."""
         if not self._writes:
             return
-        if self._writer is None:  # not before: it makes a file
-            from torch.utils.tensorboard import SummaryWriter
+        try:
+            self._add(line)
+        except OSError as error:
+            self._writes = False
+            if self._writer is not None:
+                self._writer.close()
+            warn(
+                f"TensorBoard's file in {printable(self._folder)} cannot be written "
+                f"({files.reason(error)}); it gets no more numbers. metrics.jsonl has them all."
+            )
 
-            self._writer = SummaryWriter(str(self._folder))
+    def _add(self, line: Mapping[str, Any]) -> None:
+        if self._writer is None:  # not before: it makes a file
+            self._writer = EventFile(str(self._folder))
         for name, value in line.items():
             curves = {name: value}
             if isinstance(value, (list, tuple)):

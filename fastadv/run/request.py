@@ -98,7 +98,8 @@ class RunRequest:
     device: str | None = None
     out: str | None = None
     checkpoint_minutes: NonNegative | None = None
-    keep_every: Count | None = None
+    save_every: Count | None = None
+    keep: tuple[str, ...] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     of_file: frozenset[str] = field(default=frozenset(), compare=False)
 

@@ -101,10 +101,10 @@ def restore(session: Session, folder: RunFolder, console: Console) -> Progress:
                     f"The run had {saved['data'][name]} {name}, now there are {now}: resume with "
                     "the same data on as many processes."
                 )
-        if progress.best_epoch and not folder.best.exists():
+        if progress.epoch + bool(progress.batch) > session.config.epochs:
             raise UserError(
-                f"{printable(folder.best)} is missing, the weights of epoch {progress.best_epoch}: "
-                "restore it, or train into another --out."
+                f"The run has trained for more than {session.config.epochs} epochs already, which "
+                "config.toml now says: restore it, or make it longer."
             )
         for sentence in provenance.compare(saved["provenance"], provenance_of(session)):
             console.warn(sentence)
@@ -122,6 +122,7 @@ def restore(session: Session, folder: RunFolder, console: Console) -> Progress:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"The checkpoint {folder.last} does not belong to this run ({error})."
+            f"The checkpoint {printable(folder.last)} does not belong to this run "
+            f"({printable(str(error))})."
         ) from None
     return progress

@@ -12,12 +12,15 @@ from fastadv.engine.process.device import choose_device
 from fastadv.errors import TrainingError, UserError
 from fastadv.run.console import Console
 from fastadv.run.epoch_loop import EpochLoop
+from fastadv.run.keeping import kept
+from fastadv.run.recovery import ended_without_last, recover
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_run import Progress, check_weights_fit, restore
 from fastadv.run.session import Session
 from fastadv.run.stopping import stopping_on_signals
+from fastadv.storage.printable import printable
 
 
 def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]:
@@ -44,6 +47,11 @@ def resume(path: str, console: Console | None = None) -> dict[str, Any]:
     folder = RunFolder.open(path)
     config = folder.read_config()
     with distributed.joined(choose_device(config.device)), folder.alone():
+        recover(folder, config, console or Console())
+        ended = ended_without_last(folder, config)
+        if ended is not None:
+            (console or Console()).finish(ended, folder)
+            return ended
         # A mode that was chosen by measuring may have been given up for a simpler one.
         session = Session.build(
             config, strict=False, look=lambda data: check_weights_fit(config, data, folder)
@@ -51,10 +59,10 @@ def resume(path: str, console: Console | None = None) -> dict[str, Any]:
         progress = Progress()
         if folder.last.exists():
             progress = restore(session, folder, console or Console())
-        elif any(line["epoch"] > 1 for line in folder.read_metrics()):
+        elif any(line["epoch"] > config.save_every for line in folder.read_metrics()):
             raise UserError(
-                f"{folder.last} is missing, and the run cannot continue without it; "
-                f"{folder.best} still holds its best weights. Train into another --out."
+                f"{printable(folder.last)} is missing, and the run cannot continue without it; "
+                f"{printable(folder.best)} still holds its best weights. Train into another --out."
             )
         folder.keep_metrics_before(progress.epoch)
         summary = folder.read_summary()
@@ -81,9 +89,13 @@ def _run(
             if not all_finite(list(state.values())):
                 raise
             folder.save(folder.last_good, {"model": state})
-            raise TrainingError(f"{error} They are saved in {folder.last_good}.") from None
+            raise TrainingError(
+                f"{error} They are saved in {printable(folder.last_good)}."
+            ) from None
         summary = runner.final_test()
     folder.write_summary(summary)
     runner.job.forget()
+    if not kept(config.keep).last:
+        folder.remove(folder.last, folder.previous, folder.averaged)
     console.finish(summary, folder)
     return summary
