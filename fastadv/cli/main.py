@@ -86,16 +86,18 @@ def _load_plugins(words: list[str]) -> list[str]:
 
 def _train(given: dict[str, Any]) -> None:
     """Train a network. Without options: APART on digits."""
+    from fastadv.run.places import of_a_run
     from fastadv.run.request import RunRequest, setting_types
     from fastadv.run.train import resume, train
 
     path = given.pop("resume", None)
     with trusting(given.pop("trust_code", False)):
         if path is not None:
+            moved = {name: given.pop(name) for name in of_a_run() if name in given}
             if given:
                 flags = ", ".join("--" + name.replace("_", "-") for name in given)
                 raise UserError(f"--resume continues a run as it was begun; omit {flags}.")
-            resume(path)
+            resume(path, moved=moved)
             return
         settings = {name: given.pop(name) for name in list(given) if name in setting_types()}
         train(RunRequest(**settings, options=given))
