@@ -8,7 +8,7 @@ import rich.console
 import typer
 from rich.markup import escape
 
-from fastadv.cli.shared_options import Attacks, On, Plugin, TrustCode
+from fastadv.cli.shared_options import Attacks, Data, DataRoot, On, Plugin, TrustCode
 from fastadv.errors import Interrupted
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
@@ -34,6 +34,8 @@ def compare(
     search_dtype: Annotated[
         str, typer.Option(help="float32, or bf16 (for hardware that has it), confirmed in float32")
     ] = "float32",
+    data: Data = None,
+    data_root: DataRoot = None,
     trust_code: TrustCode = False,
     plugin: Plugin = None,
 ) -> None:
@@ -47,6 +49,7 @@ def compare(
 
     options: dict[str, Any] = {"which": which, "eps": eps, "alpha": alpha, "on": on}
     options |= {"limit": limit, "seed": seed, "search_dtype": search_dtype}
+    options |= {"data": data, "data_root": data_root}
     told = False
     with trusting(trust_code), evaluating_together([run_a], None) as shows:
         terminal = Terminal(highlight=False, soft_wrap=True, stderr=True, quiet=not shows)

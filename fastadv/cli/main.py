@@ -198,12 +198,10 @@ def pseudo_label(
     plugin: Plugin = None,
 ) -> None:
     """Label unlabelled images with a run's best network, for RST."""
-    from fastadv.run.finished import load_run
     from fastadv.run.pseudo_labels import write_pseudo_labels
 
     with trusting(trust_code):
-        _, data, _ = load_run(run, "best")
-        counts = write_pseudo_labels(run, images, out, data.num_classes)
+        counts = write_pseudo_labels(run, images, out)
     shares = ", ".join(f"{label}: {count}" for label, count in counts.items())
     rich.console.Console(highlight=False, soft_wrap=True).print(
         f"wrote {escape(out)}; images per class: {shares}"

@@ -28,6 +28,14 @@ On = Annotated[
     ),
 ]
 
+Data = Annotated[
+    str | None, typer.Option("--data", help="where the runs' data are now, or other data")
+]
+
+DataRoot = Annotated[
+    str | None, typer.Option("--data-root", help="where the folder of the data sets is now")
+]
+
 TrustCode = Annotated[
     bool,
     typer.Option(

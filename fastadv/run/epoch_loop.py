@@ -20,7 +20,7 @@ from fastadv.run.eval_pass import EvalJob, EvalScores, StopEvaluation, run_evalu
 from fastadv.run.eval_records import EvalRecords
 from fastadv.run.events import Events
 from fastadv.run.run_folder import RunFolder
-from fastadv.run.saved_run import Progress, built_for, contents, provenance_of
+from fastadv.run.saved_run import Progress, contents, made_for, provenance_of
 from fastadv.run.session import Session
 from fastadv.run.source import EvalBatches
 from fastadv.storage import checkpoint
@@ -226,7 +226,7 @@ class EpochLoop:
         """The session's weights, and of which run they are."""
         return {
             "model": self.session.model.state_dict(),
-            "built_for": built_for(self.session),
+            **made_for(self.session),
             "configuration": provenance.configuration(self.session.config),
         }
 

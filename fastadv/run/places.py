@@ -19,7 +19,7 @@ from fastadv.algorithms.parts import PARTS
 from fastadv.algorithms.plugins import loaded_files
 from fastadv.data.torchvision_sets import PUBLISHED
 from fastadv.declared import holds_networks
-from fastadv.errors import UserError
+from fastadv.errors import NotThere, UserError
 from fastadv.run.defaults import DEFAULTS
 from fastadv.run.request import RunRequest
 from fastadv.storage.printable import printable
@@ -96,7 +96,7 @@ def found_again(
 
 
 def require(request: RunRequest, beside: Places, folder: Path, names: Collection[str]) -> None:
-    """Raise ``UserError`` if one of the places ``names`` in ``request`` is not there, with where it
+    """Raise ``NotThere`` if one of the places ``names`` in ``request`` is not there, with where it
     was looked for and the option that says the new place."""
     for name, paths in _places(request):
         if name not in names or name == "data_root":
@@ -111,7 +111,7 @@ def require(request: RunRequest, beside: Places, folder: Path, names: Collection
                     os.path.normpath(os.path.join(os.path.realpath(folder), ways[number]))
                 )
             value = f"{str(request.data).partition(':')[0]}:PATH" if name == "data" else "PATH"
-            raise UserError(
+            raise NotThere(
                 f"{printable(folder)} reads its {name} from a place that is not there (looked at "
                 f"{' and '.join(printable(each) for each in dict.fromkeys(looked))}): say where "
                 f"it is now with --{name.replace('_', '-')} {value}."
