@@ -88,6 +88,7 @@ def _train(given: dict[str, Any]) -> None:
     """Train a network. Without options: APART on digits."""
     from fastadv.run.places import of_a_run
     from fastadv.run.request import RunRequest, setting_types
+    from fastadv.run.seeds import seeds_in, train_seeds
     from fastadv.run.train import resume, train
 
     path = given.pop("resume", None)
@@ -100,7 +101,12 @@ def _train(given: dict[str, Any]) -> None:
             resume(path, moved=moved)
             return
         settings = {name: given.pop(name) for name in list(given) if name in setting_types()}
-        train(RunRequest(**settings, options=given))
+        seeds = seeds_in(settings.pop("seed", None))
+        request = RunRequest(**settings, seed=seeds[0], options=given)
+        if len(seeds) > 1:
+            train_seeds(request, [seed for seed in seeds if seed is not None])
+        else:
+            train(request)
 
 
 def _train_help(words: list[str]) -> str:

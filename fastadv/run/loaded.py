@@ -26,6 +26,9 @@ from fastadv.storage import checkpoint
 from fastadv.storage.printable import printable
 from fastadv.threat import Threat
 
+OTHER_TEST_IMAGES = "other test images"
+"""What test images are called that are not those which the run was begun with."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -111,7 +114,7 @@ class Run:
                 f"The test images of {shown} are not those that {printable(self.folder.path)} was "
                 "begun with: results on them are kept apart."
             )
-            test = test.named(f"test images of {shown}")
+            test = test.named(OTHER_TEST_IMAGES)
         # The network scales pixels by the numbers it was trained with.
         own = self.built_for
         validation = test if data.validation is data.test else data.validation
