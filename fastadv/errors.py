@@ -14,6 +14,10 @@ class UserError(ValueError):
     """Something asked for that cannot be done; the message says what and what to do instead."""
 
 
+class NotThere(UserError):
+    """A place from which something is read leads nowhere."""
+
+
 class NotFiniteError(UserError):
     """A network's outputs are not finite."""
 

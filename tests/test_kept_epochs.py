@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from fastadv.errors import UserError
 from fastadv.run.console import Console
 from fastadv.run.export import export_run
-from fastadv.run.finished import evaluate_run, load_run
+from fastadv.run.finished import evaluate_run
+from fastadv.run.loaded import load_run
 from fastadv.run.pairs import compare_runs
 from fastadv.run.request import RunRequest
 from fastadv.run.run_folder import RunFolder
@@ -115,7 +116,7 @@ def test_every_command_takes_an_epoch(run: Path, tmp_path: Path) -> None:
     prints = [fingerprint(str(run / "epochs" / f"000{epoch}.pt")) for epoch in (1, 2, 3)]
     assert len({*prints}) == 3
     assert prints[2] == fingerprint(str(run / "last.pt"))
-    assert alike(dict(load_run(str(run), "2")[2].state_dict()), kept)
+    assert alike(dict(load_run(str(run), "2").model.state_dict()), kept)
     export_run(str(run), tmp_path / "model.safetensors", "2")
     exported = load_file(tmp_path / "model.safetensors")
     assert alike(

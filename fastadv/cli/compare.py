@@ -10,7 +10,16 @@ from rich.markup import escape
 
 from fastadv.cli import completion
 from fastadv.cli.early import require_words
-from fastadv.cli.shared_options import Attacks, Mode, On, Plugin, SearchDtype, TrustCode
+from fastadv.cli.shared_options import (
+    Attacks,
+    Data,
+    DataRoot,
+    Mode,
+    On,
+    Plugin,
+    SearchDtype,
+    TrustCode,
+)
 from fastadv.errors import Interrupted
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
@@ -42,6 +51,8 @@ def compare(
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
     search_dtype: SearchDtype = "float32",
     mode: Mode = "auto",
+    data: Data = None,
+    data_root: DataRoot = None,
     trust_code: TrustCode = False,
     plugin: Plugin = None,
 ) -> None:
@@ -56,6 +67,7 @@ def compare(
 
     options: dict[str, Any] = {"which": which, "eps": eps, "alpha": alpha, "on": on}
     options |= {"limit": limit, "seed": seed, "search_dtype": search_dtype, "mode": mode}
+    options |= {"data": data, "data_root": data_root}
     told = False
     with trusting(trust_code), evaluating_together([run_a], None) as shows:
         terminal = Terminal(highlight=False, soft_wrap=True, stderr=True, quiet=not shows)

@@ -90,6 +90,7 @@ def evaluate(
     attacks can work at all."""
     require_words(which=which, on=on, search_dtype=search_dtype, mode=mode)
     runs = runs or []
+    told: dict[str, Any] = {"data": data, "data_root": data_root} if runs else {}
     elsewhere = foreign.foreign_request(
         runs[0] if runs else None, which, weights, model=model, data=data,
         data_root=data_root, download=download,
@@ -111,7 +112,7 @@ def evaluate(
             }
         )
         with trusting(trust_code):
-            code = check(runs, elsewhere, which, eps=eps, limit=limit, seed=seed, other=other)
+            code = check(runs, elsewhere, which, told, eps=eps, limit=limit, seed=seed, other=other)
         raise typer.Exit(code)
     if other is not None:
         raise UserError("--other is for --sanity: add it, or omit --other.")
@@ -119,8 +120,9 @@ def evaluate(
     from fastadv.run.console import Console, Terminal
     from fastadv.run.eval_pass import EvaluationStopped
     from fastadv.run.eval_watch import Deadline
-    from fastadv.run.finished import evaluate_run, load_run
+    from fastadv.run.finished import evaluate_run
     from fastadv.run.foreign import evaluate_foreign, load_foreign
+    from fastadv.run.loaded import load_run
     from fastadv.run.several import evaluate_runs, table_of_file, table_of_run
     from fastadv.run.together import evaluating_together
 
@@ -149,7 +151,7 @@ def evaluate(
         options["console"] = Console(terminal)
         try:
             if elsewhere is None:
-                table = evaluate_runs(runs, attacks, which=which, **options)
+                table = evaluate_runs(runs, attacks, which=which, **told, **options)
             else:
                 found = load_foreign(*elsewhere)
                 folder = str(found.folder.path)
@@ -173,8 +175,8 @@ def evaluate(
         asked: dict[str, Any] = {"eps": eps, "limit": limit, "seed": seed}
         with trusting(trust_code):
             if elsewhere is None:
-                loaded = load_run(runs[0], which)
-                scores = evaluate_run(runs[0], attacks, which=which, **options)
+                loaded = load_run(runs[0], which, **told, device=None).evaluated
+                scores = evaluate_run(runs[0], attacks, which=which, **told, **options)
             else:
                 loaded = (found.config, found.data, found.model)
                 scores = evaluate_foreign(found, attacks, **options)

@@ -138,7 +138,11 @@ def train_parameters() -> list[inspect.Parameter]:
     """Every option of ``fastadv train``: the run's settings, the slots, the parts' options."""
     plugins.load_installed()
     settings = setting_types()
-    found = [_option(name, _as_text(hint)) for name, hint in settings.items()]
+    found = [
+        # Of the run it is one number, of the command also several.
+        _option(name, str if name == "seed" else _as_text(hint))
+        for name, hint in settings.items()
+    ]
     found += [_option(slot, str) for slot in PARTS]
     classes = [part for parts in PARTS.values() for part in parts.values()]
     for part in classes:

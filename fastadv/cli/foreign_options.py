@@ -30,9 +30,14 @@ Model = Annotated[
     ),
 ]
 Data = Annotated[
-    str | None, _option("--data", "the data set whose test images are evaluated", "data")
+    str | None,
+    _option(
+        "--data",
+        "the data set whose test images are evaluated; a run's, if they have moved",
+        "data",
+    ),
 ]
-DataRoot = Annotated[str | None, _option("--data-root", "folder of the data sets")]
+DataRoot = Annotated[str | None, _option("--data-root", "folder of the data sets; also for a run")]
 Download = Annotated[bool | None, _option("--download", "download a missing data set")]
 ImageSize = Annotated[int | None, _option("--image-size", "pixels to which images are resized")]
 Norm = Annotated[str | None, _option("--norm", "norm of the threat model: linf, l2")]
@@ -50,6 +55,10 @@ Depth = Annotated[int | None, _option("--depth", "depth, where the tensors do no
 Stem = Annotated[str | None, _option("--stem", "stem, where the tensors do not show it")]
 
 
+OF_A_RUN = ("data", "data_root")
+"""Those that a run folder takes as well: its data may have moved."""
+
+
 def foreign_request(
     run: str | None, which: str, weights: str | None, **given: Any
 ) -> tuple[str, RunRequest] | None:
@@ -58,6 +67,8 @@ def foreign_request(
     Raises ``UserError`` unless it is one of the two.
     """
     given = {name: value for name, value in given.items() if value is not None}
+    if run is not None:
+        given = {name: value for name, value in given.items() if name not in OF_A_RUN}
     flags = ["--" + name.replace("_", "-") for name in given]
     if weights is not None:
         flags.insert(0, "--weights")

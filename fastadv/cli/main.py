@@ -92,26 +92,33 @@ def _load_plugins(words: list[str]) -> list[str]:
 
 def _train(given: dict[str, Any]) -> None:
     """Train a network. Without options: APART on digits."""
+    from fastadv.run.places import of_a_run
     from fastadv.run.request import RunRequest, setting_types
+    from fastadv.run.seeds import seeds_in, train_seeds
     from fastadv.run.train import resume, train
 
     path = given.pop("resume", None)
     with trusting(given.pop("trust_code", False)), told_in_dashes(given):
         if path is not None:
+            moved = {name: given.pop(name) for name in of_a_run() if name in given}
             if given:
                 flags = ", ".join("--" + name.replace("_", "-") for name in given)
                 raise UserError(f"--resume continues a run as it was begun; omit {flags}.")
-            resume(path)
+            resume(path, moved=moved)
             return
         config, name, dry = (given.pop(key, None) for key in ("config", "name", "dry_run"))
         settings = {name: given.pop(name) for name in list(given) if name in setting_types()}
-        request = with_invocation(RunRequest(**settings, options=given), config, name)
+        seeds = seeds_in(settings.pop("seed", None))
+        request = RunRequest(**settings, seed=seeds[0], options=given)
+        request = with_invocation(request, config, name)
         if dry:
             from fastadv.cli.dry_run import dry_run
 
             dry_run(request)
-            return
-        train(request)
+        elif len(seeds) > 1:
+            train_seeds(request, [seed for seed in seeds if seed is not None])
+        else:
+            train(request)
 
 
 def _help(words: list[str]) -> str:
@@ -204,12 +211,10 @@ def pseudo_label(
     plugin: Plugin = None,
 ) -> None:
     """Label unlabelled images with a run's best network, for RST."""
-    from fastadv.run.finished import load_run
     from fastadv.run.pseudo_labels import write_pseudo_labels
 
     with trusting(trust_code):
-        _, data, _ = load_run(run, "best")
-        counts = write_pseudo_labels(run, images, out, data.num_classes)
+        counts = write_pseudo_labels(run, images, out)
     shares = ", ".join(f"{label}: {count}" for label, count in counts.items())
     rich.console.Console(highlight=False, soft_wrap=True).print(
         f"wrote {escape(out)}; images per class: {shares}"

@@ -77,7 +77,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "test_limit": "evaluate on this many test images only",
     },
     "The run": {
-        "seed": "seed of weights, order, augmentation and noise",
+        "seed": "seed of weights, order, augmentation and noise; 0,1,2: a run for each",
         "out": "run folder; without it, runs/METHOD-DATA",
         "checkpoint_minutes": "minutes after which a checkpoint is also saved within an epoch",
         "save_every": "epochs from one checkpoint to the next",

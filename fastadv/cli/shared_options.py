@@ -51,6 +51,14 @@ Mode = Annotated[
     ),
 ]
 
+Data = Annotated[
+    str | None, typer.Option("--data", help="where the runs' data are now, or other data")
+]
+
+DataRoot = Annotated[
+    str | None, typer.Option("--data-root", help="where the folder of the data sets is now")
+]
+
 TrustCode = Annotated[
     bool,
     typer.Option(

@@ -81,7 +81,15 @@ def read_tree(tree: ImageTree, cache: Path | None = None, image_size: int | None
     train = _packed(folder, tree.train_files, stamps[:n], form, "training", console)
     test = _packed(folder, tree.test_files, stamps[n:], form, "test", console)
     labels = torch.tensor(tree.train_labels), torch.tensor(tree.test_labels)
-    return Dataset(printable(tree.name), train, labels[0], test, labels[1], len(tree.classes))
+    return Dataset(
+        printable(tree.name),
+        train,
+        labels[0],
+        test,
+        labels[1],
+        len(tree.classes),
+        classes=tree.classes,
+    )
 
 
 def tell_left_out(tree: ImageTree, console: Console | None = None) -> None:

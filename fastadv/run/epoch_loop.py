@@ -22,7 +22,7 @@ from fastadv.run.events import Events
 from fastadv.run.keeping import kept
 from fastadv.run.recovery import best_from_kept, lost_best
 from fastadv.run.run_folder import RunFolder
-from fastadv.run.saved_run import Progress, built_for, contents, provenance_of
+from fastadv.run.saved_run import Progress, contents, made_for, provenance_of
 from fastadv.run.session import Session
 from fastadv.run.source import EvalBatches
 from fastadv.storage import checkpoint
@@ -250,7 +250,7 @@ class EpochLoop:
         return {
             "model": self.session.model.state_dict(),
             "epoch": epoch,
-            "built_for": built_for(self.session),
+            **made_for(self.session),
             "configuration": provenance.configuration(self.session.config),
         }
 

@@ -439,6 +439,15 @@ _COUNTED = [
 ]
 
 
+def digest_of_weights(model: nn.Module) -> str:
+    return digest(
+        {
+            name: [str(tensor.dtype), list(tensor.shape), tensor.detach().reshape(-1)]
+            for name, tensor in model.state_dict().items()
+        }
+    )
+
+
 def settings_of(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings:
     """What the result depends on besides the attack: another value is another evaluation.
 
@@ -451,15 +460,11 @@ def settings_of(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings
         getattr(config, name) for name in VARIANTS
     ), config.normalize, config.dropout]  # fmt: skip
     facts = data_facts(job.data)
-    state = {
-        name: [str(tensor.dtype), list(tensor.shape), tensor.detach().reshape(-1)]
-        for name, tensor in model.state_dict().items()
-    }
     return {
         "fastadv": version("fastadv"),
         "torch": str(torch.__version__),
         "device": job.device.type,
-        "weights": digest(state),
+        "weights": digest_of_weights(model),
         "network": digest([network, facts, provenance.source(config.model)]),
         "evaluated_on": images.name,
         "data": digest([images.content, images.rows]),

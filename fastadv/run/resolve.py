@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastadv.algorithms.parts import names
@@ -19,6 +19,7 @@ from fastadv.run.origin import Origin
 from fastadv.run.presets import Presets, presets_for
 from fastadv.run.request import RunRequest, as_flag, setting_types
 from fastadv.run.schedules import PEAKS, STEPPED, USUAL_DROPS
+from fastadv.storage.printable import printable
 
 ALSO_OPTIONS = frozenset({"pad"})
 """The settings of a run that a part may take as an option of its own too: a stored perturbation is
@@ -80,8 +81,9 @@ def resolve_run(request: RunRequest) -> RunConfig:
     return _checked(values, plan, origins)
 
 
-def resolve_stored(request: RunRequest) -> RunConfig:
-    """The configuration that a run folder holds, which leaves nothing open.
+def resolve_stored(request: RunRequest, plugins: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a run folder holds, which leaves nothing open. ``plugins`` are the
+    files that it was begun with, for the message about a method that is not known.
 
     A file that lost a line would otherwise continue another run, with a default. Raises
     ``UserError`` that names the lost settings and options.
@@ -93,7 +95,7 @@ def resolve_stored(request: RunRequest) -> RunConfig:
     if values.get("schedule") in PEAKS and "peak" not in values:
         lost.append("peak")
     _require_none(lost)
-    _require_known(values["method"], request.options)
+    _require_known(values["method"], request.options, plugins)
     plan = resolve(values["method"], {**request.options, VARIANT: values.get(VARIANT)})
     parts = {**plan.slots, **plan.options}
     _require_none(
@@ -139,14 +141,15 @@ def _drop_companions(values: dict[str, Any], given: Mapping[str, Any], presets: 
         values["eps_warmup"] = min(values["eps_warmup"], values["epochs"])  # or eps is not reached
 
 
-def _require_known(method: str, options: Mapping[str, Any]) -> None:
+def _require_known(method: str, options: Mapping[str, Any], plugins: Sequence[str]) -> None:
     """Raise ``UserError`` if the run's method or one of its parts is not known here."""
     parts = [(slot, options[slot], names(slot)) for slot in SLOTS if slot in options]
     for kind, name, known in [("method", method, list(methods())), *parts]:
         if name not in known:
+            named = f" (begun with {', '.join(map(printable, plugins))})" if plugins else ""
             raise UserError(
                 f"The run's {kind} {name!r} is not one of fastadv's: add --plugin with the file it "
-                "came from, or in Python import that file first."
+                f"came from{named}, or in Python import that file first."
             )
 
 

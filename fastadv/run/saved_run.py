@@ -14,7 +14,7 @@ from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
-from fastadv.run.session import Session, data_facts
+from fastadv.run.session import Session, built_for, data_facts
 from fastadv.run.source import Source
 from fastadv.storage import checkpoint
 from fastadv.storage.printable import printable
@@ -40,13 +40,16 @@ def check_weights_fit(config: RunConfig, data: Source, folder: RunFolder) -> Non
         check_fit(config, data_facts(data), saved, folder.last)
 
 
-def built_for(session: Session) -> dict[str, Any]:
-    """What a network was built for besides its configuration."""
-    data = session.data
+def made_for(session: Session) -> dict[str, Any]:
+    """What a network was built for besides its configuration, and the test images of its run."""
+    test = session.data.test
     return {
-        "num_classes": data.num_classes,
-        "in_channels": data.channels,
-        "image_size": data.image_size,
+        "built_for": built_for(session.data).saved(),
+        "test_images": {
+            "content": test.content,
+            "count": test.count,
+            "streamed": session.data.streams,
+        },
     }
 
 
@@ -80,7 +83,7 @@ def contents(
     (``EpochMetrics.state``), ``recorded`` is from ``provenance_of``."""
     return {
         "model": session.model.state_dict(),
-        "built_for": built_for(session),
+        **made_for(session),
         "optimizer": session.optimizer.state_dict(),
         "step": session.step.state_dict(),
         "progress": asdict(progress),

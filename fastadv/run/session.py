@@ -15,6 +15,7 @@ from fastadv.engine.process import distributed
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError, warn
+from fastadv.run.built_for import BuiltFor
 from fastadv.run.config import RunConfig
 from fastadv.run.configured_model import configured_model
 from fastadv.run.optimizers import make_optimizer
@@ -33,15 +34,16 @@ def make_model(config: RunConfig, data: Source) -> nn.Module:
     return configured_model(config, **data_facts(data))
 
 
+def built_for(data: Source) -> BuiltFor:
+    """What a network for ``data`` is built for."""
+    return BuiltFor(
+        data.num_classes, data.channels, data.image_size, data.mean, data.std, data.classes
+    )
+
+
 def data_facts(data: Source) -> dict[str, Any]:
     """What a network takes from the data it is for."""
-    return {
-        "num_classes": data.num_classes,
-        "in_channels": data.channels,
-        "mean": data.mean,
-        "std": data.std,
-        "image_size": data.image_size,
-    }
+    return built_for(data).facts()
 
 
 @dataclass

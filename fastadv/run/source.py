@@ -85,6 +85,17 @@ class EvalBatches:
         if limit is not None and limit < len(labels):
             self.rows = stratified_rows(self._labels, limit, draws.LIMIT, seed=0)
 
+    @property
+    def count(self) -> int:
+        """How many images the set has, of which some may be left out."""
+        return len(self._labels)
+
+    def named(self, name: str) -> EvalBatches:
+        """The same images, all of them, under another name."""
+        found = self.limited(None)
+        found.name = name
+        return found
+
     def limited(self, limit: int | None) -> EvalBatches:
         """The same images, at most ``limit`` of them."""
         return EvalBatches(
@@ -125,6 +136,8 @@ class Source:
     num_samples: int
     trained_on: int
     num_classes: int
+    classes: tuple[str, ...]
+    """The names of the classes; () where they have none."""
     channels: int
     image_size: tuple[int, int]
     mean: tuple[float, ...]
@@ -352,6 +365,7 @@ def _from_memory(config: RunConfig, device: torch.device, options: dict[str, Any
         num_samples=count,
         trained_on=len(rows) + count - len(data.train_images),
         num_classes=data.num_classes,
+        classes=data.classes,
         channels=data.train_images.shape[1],
         image_size=(data.train_images.shape[2], data.train_images.shape[3]),
         mean=data.mean,
@@ -405,6 +419,7 @@ def _from_files(config: RunConfig, device: torch.device, options: dict[str, Any]
         num_samples=len(labels),
         trained_on=len(rows),
         num_classes=len(tree.classes),
+        classes=tree.classes,
         channels=form.channels,
         image_size=(form.height, form.width),
         mean=mean,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastadv.engine.model.precision import tf32
@@ -10,6 +11,7 @@ from fastadv.engine.process import distributed
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import TrainingError, UserError
+from fastadv.run import places
 from fastadv.run.console import Console
 from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.keeping import kept
@@ -29,7 +31,7 @@ def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]
     Raises ``UserError`` for what cannot be done, ``TrainingError`` when a loss is not finite and
     ``Interrupted`` after saving when a signal asks to stop.
     """
-    config = resolve_run(request)
+    config = resolve_run(places.absolute(request))
     with distributed.joined(choose_device(config.device)):
         session = Session.build(config)
         folder = RunFolder.create(config.out, session.config)
@@ -42,10 +44,16 @@ def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]
                 raise
 
 
-def resume(path: str, console: Console | None = None) -> dict[str, Any]:
-    """Continue the run in ``path`` from its last checkpoint, bit for bit as without a stop."""
+def resume(
+    path: str, console: Console | None = None, moved: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Continue the run in ``path`` from its last checkpoint, bit for bit as without a stop.
+
+    ``moved`` says where things are now that the run reads from outside (``fastadv.run.places``);
+    they must be what they were, and config.toml then names the new place.
+    """
     folder = RunFolder.open(path)
-    config = folder.read_config()
+    config = folder.read_config(moved, needs=places.of_a_run())
     with distributed.joined(choose_device(config.device)), folder.alone():
         recover(folder, config, console or Console())
         ended = ended_without_last(folder, config)
@@ -59,6 +67,8 @@ def resume(path: str, console: Console | None = None) -> dict[str, Any]:
         progress = Progress()
         if folder.last.exists():
             progress = restore(session, folder, console or Console())
+            if moved:
+                folder.note_places(moved)
         elif any(line["epoch"] > config.save_every for line in folder.read_metrics()):
             raise UserError(
                 f"{printable(folder.last)} is missing, and the run cannot continue without it; "
