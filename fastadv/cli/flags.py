@@ -34,7 +34,8 @@ from fastadv.run.resolve import ALSO_OPTIONS, resolve_run
 SWAP = "Swap a part of the method"
 TYPES: Mapping[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT"}
 PLUGIN = Row("--plugin FILE", "run this Python file with methods of your own")
-RESUME = Row("--resume FOLDER", "continue the run in this folder")
+RESUME = Row("--resume FOLDER", "continue the run in it; auto: that of this command, if it began")
+MAX_TIME = Row("--max-time TIME", "save and stop in time: 23:30:00, 90m, 1.5h after the start")
 TRUST = Row("--trust-code", "run the module:callable that run folders from elsewhere name")
 
 
@@ -43,7 +44,7 @@ def groups(method: str | None = None) -> Iterator[tuple[str, list[Row]]]:
     types = setting_types()
     for title, settings in SETTINGS.items():
         rows = [_setting(name, types[name], text) for name, text in settings.items()]
-        yield title, [*rows, PLUGIN, RESUME, TRUST] if title == "The run" else rows
+        yield title, [*rows, PLUGIN, RESUME, MAX_TIME, TRUST] if title == "The run" else rows
     config = None if method is None else resolve_run(RunRequest(method=method))
     plan = None if config is None else config.plan
     chosen = {} if plan is None else plan.slots
@@ -76,7 +77,7 @@ def common_groups() -> Iterator[tuple[str, list[Row]]]:
             _setting(name, types[name], text) for name, text in settings.items() if name in COMMON
         ]
         rows = [row if row.flag.endswith("NAME") else row._replace(allowed="") for row in rows]
-        yield title, [*rows, PLUGIN, RESUME] if title == "The run" else rows
+        yield title, [*rows, PLUGIN, RESUME, MAX_TIME] if title == "The run" else rows
 
 
 def _setting(name: str, hint: Any, text: str) -> Row:
@@ -127,7 +128,7 @@ def _option(name: str, kind: Any) -> inspect.Parameter:
     )
 
 
-OF_THE_COMMAND = ("resume", "trust_code", "plugin", "help", "help_all")
+OF_THE_COMMAND = ("resume", "max_time", "trust_code", "plugin", "help", "help_all")
 """The flags of ``fastadv train`` that are no settings of a run."""
 
 

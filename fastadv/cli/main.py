@@ -16,16 +16,23 @@ from rich.markup import escape
 from fastadv.cli.attacks import attacks
 from fastadv.cli.compare import compare
 from fastadv.cli.evaluate import evaluate
+from fastadv.cli.max_time import seconds_of
 from fastadv.cli.misspelt import misspelt
 from fastadv.cli.no_number import no_number
 from fastadv.cli.shared_options import Plugin, TrustCode
-from fastadv.errors import Interrupted, TrainingError, UserError
+from fastadv.engine.process import stop
+from fastadv.errors import Interrupted, TrainingError, UserError, exit_code
 from fastadv.storage.printable import safe_sentence
 from fastadv.storage.trust import trusting
 
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
+    with stop.handled(command=True):
+        _main()
+
+
+def _main() -> None:
     errors = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(kind: str, sentence: object) -> None:
@@ -48,8 +55,13 @@ def main() -> None:
         say("error", error)
         code = 2
     except Interrupted as stopped:
-        errors.print(escape(safe_sentence(stopped)))
-        code = 130
+        if stop.speaks():
+            errors.print(escape(safe_sentence(stopped)))
+        code = exit_code(stopped.by)
+    except stop.Stopped as stopped:
+        if stop.speaks():
+            errors.print(stop.nothing_saved(stopped.by))
+        code = exit_code(stopped.by)
     except KeyboardInterrupt:
         code = 130
     except Exception as error:
@@ -86,19 +98,24 @@ def _load_plugins(words: list[str]) -> list[str]:
 
 def _train(given: dict[str, Any]) -> None:
     """Train a network. Without options: APART on digits."""
+    limit = given.pop("max_time", None)
+    if limit is not None:
+        stop.allow(seconds_of(limit))
+    from fastadv.run.onward import train_or_resume
     from fastadv.run.request import RunRequest, setting_types
     from fastadv.run.train import resume, train
 
     path = given.pop("resume", None)
+    begin = train_or_resume if path == "auto" else train
     with trusting(given.pop("trust_code", False)):
-        if path is not None:
+        if path is not None and path != "auto":
             if given:
                 flags = ", ".join("--" + name.replace("_", "-") for name in given)
                 raise UserError(f"--resume continues a run as it was begun; omit {flags}.")
             resume(path)
             return
         settings = {name: given.pop(name) for name in list(given) if name in setting_types()}
-        train(RunRequest(**settings, options=given))
+        begin(RunRequest(**settings, options=given))
 
 
 def _train_help(words: list[str]) -> str:
@@ -128,10 +145,16 @@ def _train_command() -> Callable[..., None]:
         default=None,
         annotation=Annotated[str | None, typer.Option("--resume")],
     )
+    max_time = inspect.Parameter(
+        "max_time",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[str | None, typer.Option("--max-time")],
+    )
     trust_code = inspect.Parameter(
         "trust_code", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=TrustCode
     )
-    return with_options(_train, [resume, trust_code, *train_parameters()])
+    return with_options(_train, [resume, max_time, trust_code, *train_parameters()])
 
 
 def methods(

@@ -122,7 +122,7 @@ class Tally:
         index = torch.arange(places.start, places.stop, device=device)
         problem = Problem(
             self.net, self.threat, x, y, index, self.seed,
-            criterion=self.criterion, any_labels=self.any_labels,
+            criterion=self.criterion, any_labels=self.any_labels, between=self.passes.between,
         )  # fmt: skip
         self.passes.prepare(x)
         self.passes.own()

@@ -268,10 +268,15 @@ def _began_later(lines: list[dict[str, Any]]) -> bool:
     return bool(epochs) and epochs == list(range(epochs[0], epochs[-1] + 1)) and epochs[0] > 1
 
 
+def usual_place(config: RunConfig) -> Path:
+    """The folder of a run that names none, if no other run has it."""
+    named = [config.method, config.variant, config.data.split(":")[0]]
+    return Path("runs") / "-".join(part for part in named if part is not None)
+
+
 def _free_name(config: RunConfig) -> Path:
     """runs/METHOD-DATA, or runs/METHOD-VARIANT-DATA, or with the first free number behind it."""
-    named = [config.method, config.variant, config.data.split(":")[0]]
-    base = Path("runs") / "-".join(part for part in named if part is not None)
+    base = usual_place(config)
     candidate, number = base, 1
     while not _claimed(candidate):
         number += 1

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from fastadv.engine.model.precision import tf32
 from fastadv.engine.optimizer.faults import all_finite
-from fastadv.engine.process import distributed
+from fastadv.engine.process import distributed, stop
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import TrainingError, UserError
 from fastadv.run.console import Console
-from fastadv.run.epoch_loop import EpochLoop
+from fastadv.run.epoch_loop import EpochLoop, goes_on
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_run import Progress, check_weights_fit, restore
 from fastadv.run.session import Session
-from fastadv.run.stopping import stopping_on_signals
 
 
 def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]:
@@ -30,6 +31,7 @@ def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]
     with distributed.joined(choose_device(config.device)):
         session = Session.build(config)
         folder = RunFolder.create(config.out, session.config)
+        stop.something_exists()
         with folder.alone():
             try:
                 return _run(session, folder, Progress(), console or Console())
@@ -37,12 +39,30 @@ def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]
                 if not session.step.calls:
                     folder.forget_unbegun()
                 raise
+            except stop.Stopped as stopped:
+                if distributed.world_size() == 1:
+                    folder.forget_unbegun()
+                if folder.config.exists():
+                    raise goes_on(folder, stopped.by) from None
+                raise
 
 
-def resume(path: str, console: Console | None = None) -> dict[str, Any]:
-    """Continue the run in ``path`` from its last checkpoint, bit for bit as without a stop."""
+def resume(
+    path: str, console: Console | None = None, *, changed: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Continue the run in ``path`` from its last checkpoint, bit for bit as without a stop.
+    ``changed``: settings with another value this time."""
     folder = RunFolder.open(path)
-    config = folder.read_config()
+    try:
+        return _resume(folder, console, changed or {})
+    except stop.Stopped as stopped:
+        raise goes_on(folder, stopped.by) from None
+
+
+def _resume(
+    folder: RunFolder, console: Console | None, changed: Mapping[str, Any]
+) -> dict[str, Any]:
+    config = dataclasses.replace(folder.read_config(), **changed)
     with distributed.joined(choose_device(config.device)), folder.alone():
         # A mode that was chosen by measuring may have been given up for a simpler one.
         session = Session.build(
@@ -71,7 +91,7 @@ def _run(
     runner = EpochLoop(session, folder, progress, console)
     console.start(session, folder, progress.epoch)
     config = session.config
-    with reproducible(config.deterministic), tf32(config.tf32), stopping_on_signals(runner):
+    with reproducible(config.deterministic), tf32(config.tf32), stop.handled(), stop.held():
         try:
             runner.epochs()
         except TrainingError as error:
@@ -83,7 +103,7 @@ def _run(
             folder.save(folder.last_good, {"model": state})
             raise TrainingError(f"{error} They are saved in {folder.last_good}.") from None
         summary = runner.final_test()
-    folder.write_summary(summary)
-    runner.job.forget()
-    console.finish(summary, folder)
+        folder.write_summary(summary)
+        runner.job.forget()
+        console.finish(summary, folder)
     return summary
