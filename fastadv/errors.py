@@ -27,7 +27,21 @@ class TrainingError(RuntimeError):
 
 
 class Interrupted(Exception):
-    """The user or the system asked the command to stop; everything is saved."""
+    """The user or the system asked the command to stop; everything is saved. ``by``: the name of
+    the signal, or what else has asked."""
+
+    def __init__(self, sentence: str, by: str = "") -> None:
+        super().__init__(sentence)
+        self.by = by
+
+
+GO_ON = 75  # EX_TEMPFAIL of sysexits.h
+
+
+def exit_code(by: str) -> int:
+    """The exit code of a command that was stopped ``by`` something: Ctrl-C has its own, and
+    ``GO_ON`` says that the same command should be run again."""
+    return 130 if by == "SIGINT" else GO_ON
 
 
 def brief(value: object) -> str:

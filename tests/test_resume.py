@@ -157,7 +157,7 @@ def test_asked_to_stop_it_saves_its_place_in_the_epoch(tmp_path, uninterrupted):
     wait_for_epoch(out, 1)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 75
     assert "--resume" in errors
     continue_here(out)
     same_with_epochs(out, uninterrupted)

@@ -20,7 +20,6 @@ from fastadv.cli.shared_options import (
     SearchDtype,
     TrustCode,
 )
-from fastadv.errors import Interrupted
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
 
@@ -78,9 +77,7 @@ def compare(
                     _show(pair, printable(run_a), printable(run_b))
                 told |= pair.paired.is_told
         except EvaluationStopped as stopped:
-            raise Interrupted(
-                f"Stopped under {stopped}; the same command continues from there."
-            ) from None
+            raise stopped.interrupted() from None
     if told and shows:
         rich.console.Console(highlight=False).print(
             "A difference of these two networks. Whether their methods differ, several seeds of "

@@ -14,7 +14,7 @@ from fastadv.cli.beside import Reference, attacks_beside, show_beside
 from fastadv.cli.early import require_words
 from fastadv.cli.sanity import Other, Sanity, check, require_alone
 from fastadv.cli.shared_options import Attacks, Mode, On, Plugin, SearchDtype, TrustCode
-from fastadv.errors import Interrupted, UserError
+from fastadv.errors import UserError
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
 
@@ -165,9 +165,7 @@ def evaluate(
                 _show(table_of_file(elsewhere[0], stopped.scores), folder, format_)
             elif len(runs) == 1 and which != "both":
                 _show(table_of_run(runs[0], which, stopped.scores), folder, format_)
-            raise Interrupted(
-                f"Stopped under {stopped}; the same command continues from there."
-            ) from None
+            raise stopped.interrupted() from None
     if not shows:
         return
     _show(table, folder, format_)

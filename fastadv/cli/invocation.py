@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 OPTIONS: Mapping[str, tuple[Any, Row]] = {
     "config": (str, Row("--config FILE", "a run's config.toml, or lines of your own; options win")),
     "name": (str, Row("--name NAME", "the run folder is runs/NAME")),
-    "resume": (str, Row("--resume FOLDER", "continue the run in this folder")),
+    "resume": (
+        str,
+        Row("--resume FOLDER", "continue the run in it; auto: that of this command, if it began"),
+    ),
+    "max_time": (
+        str,
+        Row("--max-time TIME", "save and stop in time: 23:30:00, 90m, 1.5h after the start"),
+    ),
     "dry_run": (bool, Row("--dry-run", "show settings, cost, time and memory; write nothing")),
     "trust_code": (
         bool,
@@ -30,7 +37,7 @@ OPTIONS: Mapping[str, tuple[Any, Row]] = {
 """Name -> type of the option and its row of help."""
 
 PLUGIN = Row("--plugin FILE", "run this Python file with methods of your own")
-COMMON = ("config", "name", "resume", "dry_run")  # on the short screen
+COMMON = ("config", "name", "resume", "max_time", "dry_run")  # on the short screen
 
 
 def rows(names: Mapping[str, Any] | tuple[str, ...] = OPTIONS) -> list[Row]:

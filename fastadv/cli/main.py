@@ -22,16 +22,23 @@ from fastadv.cli.compare import compare
 from fastadv.cli.evaluate import evaluate
 from fastadv.cli.in_dashes import told_in_dashes
 from fastadv.cli.invocation import with_invocation
+from fastadv.cli.max_time import seconds_of
 from fastadv.cli.shared_options import Plugin, TrustCode
 from fastadv.cli.usage_errors import sentence_of
 from fastadv.cli.with_options import with_options
-from fastadv.errors import Interrupted, TrainingError, UserError
+from fastadv.engine.process import stop
+from fastadv.errors import Interrupted, TrainingError, UserError, exit_code
 from fastadv.storage.printable import safe_sentence
 from fastadv.storage.trust import trusting
 
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
+    with stop.handled(command=True):
+        _main()
+
+
+def _main() -> None:
     errors = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(kind: str, sentence: object) -> None:
@@ -54,8 +61,13 @@ def main() -> None:
         say("error", error)
         code = 2
     except Interrupted as stopped:
-        errors.print(escape(safe_sentence(stopped)))
-        code = 130
+        if stop.speaks():
+            errors.print(escape(safe_sentence(stopped)))
+        code = exit_code(stopped.by)
+    except stop.Stopped as stopped:
+        if stop.speaks():
+            errors.print(stop.nothing_saved(stopped.by))
+        code = exit_code(stopped.by)
     except KeyboardInterrupt:
         code = 130
     except Exception as error:
@@ -92,14 +104,19 @@ def _load_plugins(words: list[str]) -> list[str]:
 
 def _train(given: dict[str, Any]) -> None:
     """Train a network. Without options: APART on digits."""
+    limit = given.pop("max_time", None)
+    if limit is not None:
+        stop.allow(seconds_of(limit))
+    from fastadv.run.onward import train_or_resume
     from fastadv.run.places import of_a_run
     from fastadv.run.request import RunRequest, setting_types
     from fastadv.run.seeds import seeds_in, train_seeds
     from fastadv.run.train import resume, train
 
     path = given.pop("resume", None)
+    begin = train_or_resume if path == "auto" else train
     with trusting(given.pop("trust_code", False)), told_in_dashes(given):
-        if path is not None:
+        if path is not None and path != "auto":
             moved = {name: given.pop(name) for name in of_a_run() if name in given}
             if given:
                 flags = ", ".join("--" + name.replace("_", "-") for name in given)
@@ -118,7 +135,7 @@ def _train(given: dict[str, Any]) -> None:
         elif len(seeds) > 1:
             train_seeds(request, [seed for seed in seeds if seed is not None])
         else:
-            train(request)
+            begin(request)
 
 
 def _help(words: list[str]) -> str:

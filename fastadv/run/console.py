@@ -198,6 +198,11 @@ class Console:
     def warn(self, sentence: str) -> None:
         self.out.print(f"[yellow]warning:[/] {escape(safe_sentence(sentence))}")
 
+    def finish_again(self, summary: dict[str, Any], folder: RunFolder) -> None:
+        """The results of a run that has ended before."""
+        self.out.print(f"{escape(str(folder.path))} has finished; there is nothing left to train")
+        self.finish(summary, folder)
+
     def finish(self, summary: dict[str, Any], folder: RunFolder) -> None:
         """The results table, in the papers' form."""
         table = Table(title=f"test accuracy, % of {summary['n']:,} images, and its 95 % interval")

@@ -11,12 +11,18 @@ from typing import Any
 from torch import Tensor
 
 from fastadv.algorithms.plugins import loaded_files
-from fastadv.engine.process import distributed
+from fastadv.engine.process import distributed, stop
 from fastadv.errors import Interrupted, NotFiniteError, TrainingError
 from fastadv.run import provenance
 from fastadv.run.console import Console
 from fastadv.run.epoch_metrics import EpochMetrics
-from fastadv.run.eval_pass import EvalJob, EvalScores, StopEvaluation, run_evaluation
+from fastadv.run.eval_pass import (
+    EvalJob,
+    EvalScores,
+    EvaluationStopped,
+    StopEvaluation,
+    run_evaluation,
+)
 from fastadv.run.eval_records import EvalRecords
 from fastadv.run.events import Events
 from fastadv.run.keeping import kept
@@ -29,6 +35,7 @@ from fastadv.storage import checkpoint
 from fastadv.storage.printable import printable
 
 CHECK_EVERY_BATCHES = 50  # batches between two readings of the fault flag
+ASK_EVERY = 2.0  # seconds between two questions of several processes whether one was told to stop
 
 
 class EpochLoop:
@@ -55,6 +62,9 @@ class EpochLoop:
         self._metrics = EpochMetrics(len(data.loader), device)
         self._image_size: tuple[int, ...] | None = None  # of the batch before
         self._saved_at = time.monotonic()
+        self._trained = 0  # batches in this process
+        self._ask_at = 0  # batch of the epoch after which the processes ask each other
+        self._asked_at, self._trained_then = time.monotonic(), 0
         if folder.last.exists():
             self._metrics.load_state(checkpoint.load(folder.last).get("epoch_metrics"))
 
@@ -85,11 +95,12 @@ class EpochLoop:
             for batch in batches:
                 self._follow_size(batch.image)
                 second = None if batch.second is None else batch.second[0]
-                metrics = session.step(
+                metrics = self._updated(
                     batch.image, batch.label, batch.index, view=batch.view, second=second
                 )
                 self._metrics.add(metrics, len(batch.label))
                 progress.batch += 1
+                self._trained += 1
                 if progress.batch == len(session.data.loader):  # before anything can stop the run
                     self._metrics.ask(session.step.plan)
                 tick(len(batch.label))
@@ -102,6 +113,22 @@ class EpochLoop:
         session.step.check()
         progress.train_seconds += time.monotonic() - began
         self._advise()
+
+    def _updated(self, *inputs: Any, **options: Any) -> Any:
+        """An update. A long one, such as one that compiles, is undone when the run is to stop; the
+        first one of this process at once."""
+        step = self.session.step
+        before = step.calls
+        if distributed.world_size() > 1:  # the others would wait for this one
+            return step(*inputs, **options)
+        try:
+            with stop.interruptible(stop.GRACE if self._trained else 0.0):
+                return step(*inputs, **options)
+        except stop.Stopped as stopped:
+            if stop.insists() or step.calls != before or not self._trained:
+                raise  # nothing to save, or an update whose metrics are lost
+            self.stop_requested = stopped.by
+            self._stop()
 
     def _follow_size(self, images: Tensor) -> None:
         """Drop what is compiled for images of another size than that of ``images`` (B,C,H,W)."""
@@ -123,20 +150,28 @@ class EpochLoop:
 
     def _asked_to_stop(self) -> bool:
         """True if this process was told to stop; several processes ask at the same batches."""
+        told = self._evaluation_should_stop()
+        if distributed.world_size() == 1:
+            return told
         done, batches = self.progress.batch, len(self.session.data.loader)
-        if distributed.world_size() > 1 and done % CHECK_EVERY_BATCHES and done < batches:
+        if done < self._ask_at and done < batches:
             return False
-        return self._told_to_stop()
-
-    def _told_to_stop(self) -> bool:
-        told = self.stop_requested is not None
-        if distributed.any_process(told, self.session.device) and not told:
+        now = time.monotonic()
+        took = (now - self._asked_at) / max(1, self._trained - self._trained_then)
+        self._asked_at, self._trained_then = now, self._trained
+        # All wait for the slowest one, and choose the same batch for the next question.
+        anyone, slowest = distributed.most([float(told), took], self.session.device)
+        self._ask_at = done + max(1, min(CHECK_EVERY_BATCHES, int(ASK_EVERY / max(slowest, 1e-9))))
+        if self._ask_at > batches:
+            self._ask_at = 0 if done == batches else batches
+        if anyone and not told:
             self.stop_requested = "another process"
-        return self.stop_requested is not None
+        return bool(anyone)
 
     def _evaluation_should_stop(self) -> bool:
-        """Called between two steps of an evaluation, in which the model may hold an average:
-        nothing is saved there."""
+        """True if this process was told to stop. Called between two steps of an evaluation, in
+        which the model may hold an average: nothing is saved there."""
+        self.stop_requested = self.stop_requested or stop.asked()
         return self.stop_requested is not None
 
     def _stop(self, save: bool = True) -> None:
@@ -144,11 +179,7 @@ class EpochLoop:
         self.stop_requested = self.stop_requested or "another process"
         if save:
             self._save()
-        named = "".join(f"--plugin {shlex.quote(str(file))} " for file in loaded_files())
-        raise Interrupted(
-            f"Stopped by {self.stop_requested}; continue with: "
-            f"fastadv train {named}--resume {shlex.quote(str(self.folder.path))}"
-        )
+        raise goes_on(self.folder, self.stop_requested)
 
     def _advise(self) -> None:
         """After a fifth of the run, print what the parts advise."""
@@ -213,6 +244,10 @@ class EpochLoop:
                 seed=config.seed,
                 one_pass=which is None,
             )
+        except EvaluationStopped:
+            if stop.asked() is None or stop.insists():
+                raise
+            raise StopEvaluation from None  # a pass was too long to wait for its end
         except NotFiniteError as error:
             saved = (
                 f" {printable(last)} still holds what was saved before." if last.exists() else ""
@@ -256,9 +291,11 @@ class EpochLoop:
 
     def _save(self, extra_seconds: float = 0.0) -> None:
         progress = replace(self.progress, train_seconds=self.progress.train_seconds + extra_seconds)
+        began = time.monotonic()
         payload = contents(self.session, progress, self._metrics.state(), self._provenance)
         self.folder.save_last(payload, keep_previous=self._kept.previous)
         self._saved_at = time.monotonic()
+        stop.saved_in(self._saved_at - began)
 
     def final_test(self) -> dict[str, Any]:
         """Test accuracy of the best and the last weights, measured once."""
@@ -317,6 +354,16 @@ class EpochLoop:
             "train_seconds": round(self.progress.train_seconds, 2),
             "eval_seconds": round(self.progress.eval_seconds, 2),
         }
+
+
+def goes_on(folder: RunFolder, by: str) -> Interrupted:
+    """What ends a run that was stopped ``by`` something and can be continued."""
+    named = "".join(f"--plugin {shlex.quote(str(file))} " for file in loaded_files())
+    return Interrupted(
+        f"Stopped by {by}; continue with: fastadv train {named}--resume "
+        f"{shlex.quote(str(folder.path))}",
+        by,
+    )
 
 
 def _named(scores: EvalScores, of: str) -> dict[str, Any]:

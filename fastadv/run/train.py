@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from fastadv.engine.model.precision import tf32
 from fastadv.engine.optimizer.faults import all_finite
-from fastadv.engine.process import distributed
+from fastadv.engine.process import distributed, stop
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import TrainingError, UserError
 from fastadv.run import places
 from fastadv.run.console import Console
-from fastadv.run.epoch_loop import EpochLoop
+from fastadv.run.epoch_loop import EpochLoop, goes_on
 from fastadv.run.keeping import kept
 from fastadv.run.recovery import ended_without_last, recover
 from fastadv.run.request import RunRequest
@@ -21,7 +22,6 @@ from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_run import Progress, check_weights_fit, restore
 from fastadv.run.session import Session
-from fastadv.run.stopping import stopping_on_signals
 from fastadv.storage.printable import printable
 
 
@@ -35,6 +35,7 @@ def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]
     with distributed.joined(choose_device(config.device)):
         session = Session.build(config)
         folder = RunFolder.create(config.out, session.config)
+        stop.something_exists()
         with folder.alone():
             try:
                 return _run(session, folder, Progress(), console or Console())
@@ -42,18 +43,41 @@ def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]
                 if not session.step.calls:
                     folder.forget_unbegun()
                 raise
+            except stop.Stopped as stopped:
+                if distributed.world_size() == 1:
+                    folder.forget_unbegun()
+                if folder.config.exists():
+                    raise goes_on(folder, stopped.by) from None
+                raise
 
 
 def resume(
-    path: str, console: Console | None = None, moved: Mapping[str, Any] | None = None
+    path: str,
+    console: Console | None = None,
+    moved: Mapping[str, Any] | None = None,
+    *,
+    changed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Continue the run in ``path`` from its last checkpoint, bit for bit as without a stop.
 
     ``moved`` says where things are now that the run reads from outside (``fastadv.run.places``);
-    they must be what they were, and config.toml then names the new place.
+    they must be what they were, and config.toml then names the new place. ``changed``: settings
+    with another value this time.
     """
     folder = RunFolder.open(path)
-    config = folder.read_config(moved, needs=places.of_a_run())
+    try:
+        return _resume(folder, console, moved, changed or {})
+    except stop.Stopped as stopped:
+        raise goes_on(folder, stopped.by) from None
+
+
+def _resume(
+    folder: RunFolder,
+    console: Console | None,
+    moved: Mapping[str, Any] | None,
+    changed: Mapping[str, Any],
+) -> dict[str, Any]:
+    config = dataclasses.replace(folder.read_config(moved, needs=places.of_a_run()), **changed)
     with distributed.joined(choose_device(config.device)), folder.alone():
         recover(folder, config, console or Console())
         ended = ended_without_last(folder, config)
@@ -89,7 +113,7 @@ def _run(
     runner = EpochLoop(session, folder, progress, console)
     console.start(session, folder, progress.epoch)
     config = session.config
-    with reproducible(config.deterministic), tf32(config.tf32), stopping_on_signals(runner):
+    with reproducible(config.deterministic), tf32(config.tf32), stop.handled(), stop.held():
         try:
             runner.epochs()
         except TrainingError as error:
@@ -103,9 +127,9 @@ def _run(
                 f"{error} They are saved in {printable(folder.last_good)}."
             ) from None
         summary = runner.final_test()
-    folder.write_summary(summary)
-    runner.job.forget()
-    if not kept(config.keep).last:
-        folder.remove(folder.last, folder.previous, folder.averaged)
-    console.finish(summary, folder)
+        folder.write_summary(summary)
+        runner.job.forget()
+        if not kept(config.keep).last:
+            folder.remove(folder.last, folder.previous, folder.averaged)
+        console.finish(summary, folder)
     return summary

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from fastadv.engine.process import stop
 from fastadv.errors import TrainingError, UserError
 
 # The other processes wait while the first one decodes a data set.
@@ -61,6 +62,11 @@ def leave() -> None:
 def local_rank() -> int:
     """The number of this process on its machine, which is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def speaks() -> bool:
+    """True in the process that writes to the terminal, also before it has joined the others."""
+    return stop.speaks() if world_size() == 1 else rank() == 0
 
 
 def wait() -> None:
@@ -353,9 +359,15 @@ def every_part(own: bytes) -> list[bytes]:
 
 def any_process(said: bool, device: torch.device) -> bool:
     """True if ``said`` is true in any process. All processes must call it; waits for the device."""
+    return bool(most([float(said)], device)[0])
+
+
+def most(values: Sequence[float], device: torch.device) -> list[float]:
+    """The largest of each of ``values`` (float32) in any process. All processes must call it; waits
+    for the device."""
     if world_size() == 1:
-        return said
-    flag = torch.tensor(float(said), device=device)
-    most = distributed.ReduceOp.MAX
-    _finished(flag, lambda wait: distributed.all_reduce(flag, most, async_op=not wait))
-    return bool(flag)
+        return list(values)
+    found = torch.tensor(values, device=device, dtype=torch.float32)
+    largest = distributed.ReduceOp.MAX
+    _finished(found, lambda wait: distributed.all_reduce(found, largest, async_op=not wait))
+    return found.tolist()
