@@ -42,9 +42,14 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     "Optimization": {
         "epochs": "passes over the training set",
         "batch_size": "images per update",
-        "optimizer": "optimizer; the rates of presets are SGD's, adam and adamw take 0.001",
+        "optimizer": "sgd, adamw, or another of torch.optim; the rates of presets are SGD's, "
+        "others take torch's",
+        "optimizer_options": "more of its arguments, such as betas=0.9,0.95;eps=1e-6",
         "lr": "peak learning rate",
         "schedule": "learning rates",
+        "points": "learning rates by epoch with lines between, as 0@0,0.1@5,0@30",
+        "end_factor": "share of the peak rate at which cosine, linear and exponential end",
+        "warmup": "epochs over which the rate first rises linearly from 0",
         "drops": "epochs (below 1: shares of the run) of lower rates, such as 0.5,0.75",
         "drop_factors": "factor at each drop, such as 0.1,0.1,0.5; without it, 0.1 each",
         "peak": "share of the run before the peak of a triangular or one-cycle schedule",

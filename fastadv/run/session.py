@@ -104,6 +104,9 @@ class Session:
             drop_factors=config.drop_factors,
             peak=config.peak,
             epochs=config.epochs,
+            end=config.end_factor,
+            points=config.points,
+            warmup=config.warmup,
         )
         step = Step(
             model,
