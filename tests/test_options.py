@@ -317,6 +317,7 @@ def test_every_number_of_a_run_is_covered() -> None:
         "select_attack",
         "test_attacks",
         "device",
+        "init",
     }
     assert set(setting_types()) == {*BAD_SETTINGS, *plain, *choices, *texts}
     for name in choices:

@@ -37,6 +37,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "stem": "first layers of a ResNet: 3x3 (cifar), or 7x7 and pooled (imagenet)",
         "normalize": "normalize images by the data's mean and deviation, in the network",
         "dropout": "probability of dropout before the classifier (Wide ResNet: in its blocks)",
+        "init": "begin with the weights in this run folder, checkpoint or file from elsewhere",
         "blocks": "modules whose input is perturbed too, such as layer1.*.conv1",
     },
     "Optimization": {

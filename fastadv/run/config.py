@@ -51,6 +51,7 @@ class RunConfig:
     normalize: bool
     dropout: ShareBelowOne
     blocks: tuple[str, ...] | None  # None: those that are recognised, or a method without them
+    init: str | None  # None: weights drawn from the seed
     epochs: Count
     batch_size: Count
     optimizer: str

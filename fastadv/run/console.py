@@ -19,6 +19,7 @@ from rich.text import Text
 
 from fastadv.engine.model.precision import shown
 from fastadv.engine.process import distributed
+from fastadv.storage.printable import printable
 
 if TYPE_CHECKING:
     from fastadv.run.run_folder import RunFolder
@@ -89,6 +90,9 @@ class Console:
             self.out.print(f"trains in {trained_in(session)}, evaluates in {evaluated_in}")
         if config.label_noise:
             self.out.print(f"label noise: {session.data.training.label_noise}")
+        if session.initial is not None and session.initial.said and not epoch:
+            begun = f"begins with {printable(str(config.init))}: {session.initial.said}"
+            self.out.print(escape(begun))
         self.out.print(f"run folder: {escape(str(folder.path))}")
         if config.select == "test":
             self.out.print(

@@ -29,6 +29,7 @@ _FREE = {
     "data_root",
     "download",
     "unlabelled",
+    "init",
     "option teachers",
     "option helper",
     "out",

@@ -57,6 +57,7 @@ class RunRequest:
     normalize: bool | None = None
     dropout: ShareBelowOne | None = None
     blocks: tuple[str, ...] | None = None
+    init: str | None = None
     epochs: Count | None = None
     batch_size: Count | None = None
     optimizer: str | None = None

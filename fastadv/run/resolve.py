@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -124,6 +125,8 @@ def _given(request: RunRequest) -> dict[str, Any]:
     }
     if "optimizer" in found:
         found["optimizer"] = optimizer_kinds.known(found["optimizer"])
+    if "init" in found:  # a run may be resumed from another folder
+        found["init"] = os.path.abspath(os.path.expanduser(found["init"]))
     if "points" in found:
         found.setdefault("schedule", "points")
     return found

@@ -46,7 +46,7 @@ def load_model(
         known = {name: options.pop(name, None) for name in ("mean", "std", "image_size")}
         known |= {"num_classes": num_classes, "in_channels": in_channels}
         return load_network(path, model, known, options).model
-    config, saved, weights = _read(path)
+    config, saved, weights = read_run(path)
     built_for = saved.get("built_for", {})
     classes, channels = (
         own if asked is None else asked
@@ -83,7 +83,7 @@ def _size(value: object) -> tuple[int, int] | None:
 
 def fingerprint(path: str) -> str:
     """A digest of the network that ``load_model`` gives: what it is built of, and its weights."""
-    config, saved, _ = _read(path)  # refuses code of strangers
+    config, saved, _ = read_run(path)  # refuses code of strangers
     if names_own_code(config.model):
         import_model(config.model)  # found where ``load_model`` will find it
     settings = ("model", "width", "depth", "normalize", *VARIANTS)
@@ -91,8 +91,10 @@ def fingerprint(path: str) -> str:
     return digest([built, source(config.model), saved["model"]])
 
 
-def _read(path: str) -> tuple[RunConfig, dict[str, Any], Path]:
-    """Configuration and checkpoint of the run that ``path`` is or lies in, and its file."""
+def read_run(path: str) -> tuple[RunConfig, dict[str, Any], Path]:
+    """Configuration and checkpoint of the run that ``path`` is or lies in, and its file.
+
+    Raises ``UserError`` for a file that is of another run than its folder."""
     given = Path(path)
     if not given.exists():
         raise UserError(f"There is no {printable(given)}: give a run folder or a checkpoint in it.")

@@ -12,6 +12,7 @@ from fastadv.engine.process.device import choose_device
 from fastadv.errors import TrainingError, UserError
 from fastadv.run.console import Console
 from fastadv.run.epoch_loop import EpochLoop
+from fastadv.run.initial import known
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder
@@ -46,7 +47,10 @@ def resume(path: str, console: Console | None = None) -> dict[str, Any]:
     with distributed.joined(choose_device(config.device)), folder.alone():
         # A mode that was chosen by measuring may have been given up for a simpler one.
         session = Session.build(
-            config, strict=False, look=lambda data: check_weights_fit(config, data, folder)
+            config,
+            strict=False,
+            look=lambda data: check_weights_fit(config, data, folder),
+            initial=None if config.init is None else known(folder),
         )
         progress = Progress()
         if folder.last.exists():
