@@ -10,6 +10,7 @@ from fastadv.engine.process import distributed
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import TrainingError, UserError
+from fastadv.run.config_file import to_toml
 from fastadv.run.console import Console
 from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.initial import known
@@ -77,6 +78,8 @@ def _run(
     config = session.config
     with reproducible(config.deterministic), tf32(config.tf32), stopping_on_signals(runner):
         try:
+            if not progress.epoch:
+                runner.events.begin(to_toml(config))
             runner.epochs()
         except TrainingError as error:
             if session.step.healthy():
@@ -87,6 +90,7 @@ def _run(
             folder.save(folder.last_good, {"model": state})
             raise TrainingError(f"{error} They are saved in {folder.last_good}.") from None
         summary = runner.final_test()
+    runner.events.finish(summary, config.epochs)
     folder.write_summary(summary)
     runner.job.forget()
     console.finish(summary, folder)
