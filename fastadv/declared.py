@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from fastadv.by_epoch import Phases, Ramp, read
+from fastadv.by_epoch import Phases, Points, Ramp, read
 from fastadv.errors import UserError, brief, unknown
 
 # What float32 holds, the type that parts compute in; a larger number is infinite there.
@@ -199,6 +199,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
         return _in_range(name, _whole(name, value), within, LARGEST_WHOLE)
     if kind is float:
         return _in_range(name, parse_number(value, name), within, LARGEST)
+    if kind is Points:
+        return _points(name, value)
     if kind is str:
         if not isinstance(value, (str, os.PathLike)):
             raise UserError(f"{name} must be a text, not {brief(value)}.")
@@ -256,6 +258,17 @@ def _by_epoch(name: str, value: Any, hint: Any, changing: MayChange) -> Any:
             coerce(name, each, hint)
         return value
     return coerce(name, value, hint)
+
+
+def _points(name: str, value: Any) -> Points:
+    if isinstance(value, Points):
+        return value
+    pieces = read(name, value) if isinstance(value, str) else None
+    if pieces is None or pieces[0] != "phases":
+        raise UserError(
+            f"{name} are written as value@epoch, such as 0@0,0.1@5,0@30, not {value!r}."
+        )
+    return Points([(parse_number(e, name), parse_number(v, name)) for e, v in pieces[1]])
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

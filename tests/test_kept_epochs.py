@@ -104,7 +104,7 @@ def test_an_epoch_that_is_not_evaluated_is_kept(tmp_path: Path) -> None:
     assert len(list((runs[0] / "epochs").iterdir())) == 3
     assert not (runs[1] / "epochs").exists()
     assert alike(*(weights(out / "last.pt") for out in runs))
-    assert all("val_clean" not in line for line in lines(runs[0])[:2])
+    assert all("val_clean_percent" not in line for line in lines(runs[0])[:2])
     first, second = ([line["loss"] for line in lines(out)] for out in runs)
     assert first == second
 

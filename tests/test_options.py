@@ -272,7 +272,11 @@ BAD_SETTINGS: dict[str, list[Any]] = {
     "keep": ["", "bets", "every-0", "every-", "every-2,every-3", "best;last"],
     "seed": [-1, 2**63, 1.5, NAN],
     "norm": ["l1", 3, NAN],
-    "schedule": ["linear", 1],
+    "schedule": ["straight", 1],
+    "points": [3, NAN, "0.1", "0.1@1", "0@0,x@5", "-1@0,1@5"],
+    "end_factor": [NAN, -0.1, 1.5, "low"],
+    "warmup": [NAN, INF, 0, -1, "long"],
+    "optimizer_options": ["betas", "rho=1"],
     "padding": ["white"],
     "amp": ["perhaps", 3],
     "method": [3, "pgdd"],
@@ -285,11 +289,12 @@ BAD_SETTINGS: dict[str, list[Any]] = {
 def test_a_bad_setting_of_a_run_is_refused_with_its_allowed_values(name: str, tmp_path) -> None:
     usual: dict[str, Any] = {"drops": {"schedule": "multistep"}}
     usual["drop_factors"] = usual["drops"]
+    usual |= {key: {"schedule": "cosine"} for key in ("end_factor", "warmup")}
     for value in BAD_SETTINGS[name]:
         with pytest.raises(UserError) as caught:
             resolve_run(RunRequest(**{name: value}, **usual.get(name, {})))
         # A method or data set is named as what it is.
-        word = {"method": "method", "data": "data"}.get(name, name)
+        word = {"optimizer_options": "optimizer"}.get(name, name)
         assert word.replace("_", "-") in str(caught.value)
         if isinstance(value, (int, float)) and name not in ("method", "data", "out"):
             lines = to_toml(resolve_run(RunRequest())).splitlines()
@@ -313,6 +318,7 @@ def test_every_number_of_a_run_is_covered() -> None:
         "select_attack",
         "test_attacks",
         "device",
+        "init",
     }
     assert set(setting_types()) == {*BAD_SETTINGS, *plain, *choices, *texts}
     for name in choices:

@@ -119,9 +119,9 @@ def test_the_best_epoch_is_chosen_under_quick(tmp_path: Path) -> None:
     }
     summary = train(RunRequest(**chosen, out=str(out)), Console())
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    scores = [(line["val_quick"], line["val_clean"]) for line in lines]
+    scores = [(line["val_quick_percent"], line["val_clean_percent"]) for line in lines]
     assert summary["best_epoch"] == scores.index(max(scores)) + 1
-    low, high = lines[0]["val_quick_interval"]
+    low, high = lines[0]["val_quick_interval_percent"]
     assert low <= scores[0][0] <= high
     assert evaluate_run(str(out), "quick", limit=chosen.get("test_limit")) == {
         "quick": summary["best"]["quick"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastadv.algorithms.plan import Plan
+from fastadv.by_epoch import Points
 from fastadv.data.catalogue import require_known
 from fastadv.declared import (
     Count,
@@ -23,10 +24,11 @@ from fastadv.errors import UserError
 from fastadv.evaluation.accuracy import specs_of
 from fastadv.evaluation.attacks.names import parse_attack
 from fastadv.models import MODELS, VARIANTS, with_option
+from fastadv.run import optimizer_kinds
 from fastadv.run.keeping import kept
 from fastadv.run.origin import Origin
 from fastadv.run.request import ChangingSide, OpenShare, ScheduleName, Side, Width, as_flag
-from fastadv.run.schedules import CYCLED_MOMENTUM, PEAKS, STEPPED
+from fastadv.run.schedules import CYCLED_MOMENTUM, PEAKS, STEPPED, require_schedule
 from fastadv.threat import Threat
 
 OF_SGD = ("momentum", "cycle_momentum", "nesterov")
@@ -52,11 +54,16 @@ class RunConfig:
     normalize: bool
     dropout: ShareBelowOne
     blocks: tuple[str, ...] | None  # None: those that are recognised, or a method without them
+    init: str | None  # None: weights drawn from the seed
     epochs: Count
     batch_size: Count
-    optimizer: Literal["sgd", "adam", "adamw"]
+    optimizer: str
+    optimizer_options: str | None  # None: torch's defaults
     lr: NonNegative
     schedule: ScheduleName
+    points: Points | None  # None: another schedule
+    end_factor: Share | None  # None: a schedule that does not end at a share of its peak
+    warmup: Positive | None  # None: no warm-up
     drops: tuple[Positive, ...] | None  # None: a schedule without drops
     drop_factors: tuple[OpenShare, ...] | None  # None: each drop is tenfold, or there is none
     peak: OpenShare | None  # None: a schedule without a peak
@@ -125,6 +132,9 @@ def check(config: RunConfig) -> None:
         raise UserError(
             f"--drops is for --schedule piecewise or multistep; omit it with {config.schedule}."
         )
+    require_schedule(
+        config.schedule, config.points, config.end_factor, config.warmup, config.epochs
+    )
     if config.drop_factors is not None:
         if config.drops is None:
             raise UserError(
@@ -167,6 +177,14 @@ def check(config: RunConfig) -> None:
                 raise UserError(
                     f"{as_flag(name)} is for --optimizer sgd; omit it with {config.optimizer}."
                 )
+    optimizer_kinds.require_built(
+        config.optimizer,
+        config.optimizer_options,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        nesterov=False,
+    )
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov looks ahead along the momentum; omit --momentum 0.")
     if config.pad and config.augmentation == "resized-crop":

@@ -36,6 +36,3 @@ DEFAULTS: Mapping[str, Any] = {
     "label_noise": 0.0,
 }
 """Name -> value. Recipes and data presets come before these, the user before all."""
-
-ADAM_LR = 1e-3
-"""The rate of Adam and AdamW, PyTorch's, where recipes and presets have rates of SGD."""

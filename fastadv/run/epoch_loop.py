@@ -15,7 +15,8 @@ from fastadv.engine.process import distributed, stop
 from fastadv.errors import Interrupted, NotFiniteError, TrainingError
 from fastadv.run import provenance
 from fastadv.run.console import Console
-from fastadv.run.epoch_metrics import EpochMetrics
+from fastadv.run.epoch_costs import EpochCosts
+from fastadv.run.epoch_metrics import EpochMetrics, percent
 from fastadv.run.eval_pass import (
     EvalJob,
     EvalScores,
@@ -60,6 +61,7 @@ class EpochLoop:
             asked_to_stop=lambda: self._evaluation_should_stop(),
         )
         self._metrics = EpochMetrics(len(data.loader), device)
+        self._costs = EpochCosts(device)
         self._image_size: tuple[int, ...] | None = None  # of the batch before
         self._saved_at = time.monotonic()
         self._trained = 0  # batches in this process
@@ -91,6 +93,7 @@ class EpochLoop:
         began = time.monotonic()
         batches = session.data.loader.epoch(progress.epoch, progress.batch)
         session.model.train()
+        self._costs.begin()
         with self.console.epoch(progress.epoch, progress.batch, len(session.data.loader)) as tick:
             for batch in batches:
                 self._follow_size(batch.image)
@@ -103,7 +106,8 @@ class EpochLoop:
                 self._trained += 1
                 if progress.batch == len(session.data.loader):  # before anything can stop the run
                     self._metrics.ask(session.step.plan)
-                tick(len(batch.label))
+                self._costs.add(len(batch.label))
+                tick(len(batch.label), self._metrics.loss)
                 alone_and_old = distributed.world_size() == 1 and self._checkpoint_due()
                 if progress.batch % CHECK_EVERY_BATCHES == 0 or alone_and_old:
                     self._look(time.monotonic() - began)
@@ -111,6 +115,7 @@ class EpochLoop:
                     progress.train_seconds += time.monotonic() - began
                     self._stop()
         session.step.check()
+        self._costs.end()
         progress.train_seconds += time.monotonic() - began
         self._advise()
 
@@ -194,6 +199,10 @@ class EpochLoop:
         config, step = session.config, session.step
         line: dict[str, Any] = {"epoch": progress.epoch + 1, **self._metrics.line()}
         line["lr"] = session.optimizer.param_groups[0]["lr"]
+        if step.internals.radius is not None:  # that of the last update
+            last_batch = 1 / len(session.data.loader)
+            line["eps"] = step.internals.radius.at(progress.epoch + 1 - last_batch)
+        line |= self._costs.line()
         evaluates = last or (progress.epoch + 1) % config.eval_every == 0
         keeps = self._kept.keeps(progress.epoch + 1)
         if evaluates or keeps:
@@ -368,6 +377,9 @@ def goes_on(folder: RunFolder, by: str) -> Interrupted:
 
 def _named(scores: EvalScores, of: str) -> dict[str, Any]:
     """``scores`` on the images called ``of``, as a line of metrics.jsonl has them."""
-    line: dict[str, Any] = {f"{of}_{name}": score for name, score in scores.items()}
+    line: dict[str, Any] = {f"{of}_{name}_percent": percent(scores[name]) for name in scores}
     line[f"{of}_n"] = scores.n
-    return line | {f"{of}_{name}_interval": list(scores.interval(name)) for name in scores}
+    return line | {
+        f"{of}_{name}_interval_percent": [percent(end) for end in scores.interval(name)]
+        for name in scores
+    }

@@ -30,6 +30,7 @@ _FREE = {
     "data_root",
     "download",
     "unlabelled",
+    "init",
     "option teachers",
     "option helper",
     "out",

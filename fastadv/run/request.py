@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from fastadv.by_epoch import Phases
+from fastadv.by_epoch import Phases, Points
 from fastadv.declared import (
     Count,
     CountOrZero,
@@ -24,7 +24,16 @@ from fastadv.run.origin import Origin
 OpenShare = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 Width = Annotated[int, Range(1, 65536)]  # more channels or layers than any network has
 ScheduleName = Literal[
-    "triangular", "piecewise", "multistep", "cosine", "cosine-epoch", "one-cycle", "constant"
+    "triangular",
+    "piecewise",
+    "multistep",
+    "cosine",
+    "cosine-epoch",
+    "linear",
+    "exponential",
+    "points",
+    "one-cycle",
+    "constant",
 ]
 Side = Annotated[int, Range(1, 65536)]  # the most that JPEG holds
 ChangingSide = Annotated[int | Phases, Range(1, 65536), MayChange(ramps=False)]
@@ -50,11 +59,16 @@ class RunRequest:
     normalize: bool | None = None
     dropout: ShareBelowOne | None = None
     blocks: tuple[str, ...] | None = None
+    init: str | None = None
     epochs: Count | None = None
     batch_size: Count | None = None
-    optimizer: Literal["sgd", "adam", "adamw"] | None = None
+    optimizer: str | None = None
+    optimizer_options: str | None = None
     lr: NonNegative | None = None
     schedule: ScheduleName | None = None
+    points: Points | None = None
+    end_factor: Share | None = None
+    warmup: Positive | None = None
     drops: tuple[Positive, ...] | None = None
     drop_factors: tuple[OpenShare, ...] | None = None
     peak: OpenShare | None = None

@@ -12,6 +12,7 @@ from fastadv.errors import UserError
 from fastadv.run import provenance
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
+from fastadv.run.optimizers import load_state
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
 from fastadv.run.session import Session, built_for, data_facts
@@ -112,7 +113,7 @@ def restore(session: Session, folder: RunFolder, console: Console) -> Progress:
         for sentence in provenance.compare(saved["provenance"], provenance_of(session)):
             console.warn(sentence)
         checkpoint.load_weights(session.model, saved["model"], folder.last)
-        session.optimizer.load_state_dict(saved["optimizer"])
+        load_state(session.optimizer, saved["optimizer"])
         # In a run that goes on with more processes the new ones begin with process 0's state; with
         # fewer, that of the others is lost.
         own = dict(enumerate(saved["processes"])).get(distributed.rank(), {})

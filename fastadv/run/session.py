@@ -18,6 +18,7 @@ from fastadv.errors import UserError, warn
 from fastadv.run.built_for import BuiltFor
 from fastadv.run.config import RunConfig
 from fastadv.run.configured_model import configured_model
+from fastadv.run.initial import DIGEST, Initial, begin_with
 from fastadv.run.optimizers import make_optimizer
 from fastadv.run.schedules import Schedule
 from fastadv.run.sizes_taken import require_taken
@@ -58,6 +59,7 @@ class Session:
     step: Step
     schedule: Schedule
     threat: Threat
+    initial: Initial | None = None  # None: weights drawn from the seed
 
     @classmethod
     def build(
@@ -66,10 +68,12 @@ class Session:
         *,
         strict: bool | None = None,
         look: Callable[[Source], None] | None = None,
+        initial: Initial | None = None,
     ) -> Session:
         """Load the data and build everything that ``config`` names.
 
         ``strict``: as ``Execution`` has it. ``look`` sees the data before the model is built.
+        ``initial``: the weights of ``config.init``, of a run that holds them; they are not read.
         """
         device = choose_device(config.device)
         plan = config.plan
@@ -88,7 +92,10 @@ class Session:
             look(data)
         plan = with_networks(plan, data.num_classes, data.channels)
         # channels_last measured faster for every network and precision tried (bench/README.md).
-        model = make_model(config, data).to(device)
+        model = make_model(config, data)
+        if config.init is not None and initial is None:
+            initial = begin_with(config, model, data.num_classes)
+        model = model.to(device)
         if config.image_sizes is not None:
             require_taken(model, config.image_sizes, data.channels)
         if distributed.rank() > 0:
@@ -108,6 +115,9 @@ class Session:
             drop_factors=config.drop_factors,
             peak=config.peak,
             epochs=config.epochs,
+            end=config.end_factor,
+            points=config.points,
+            warmup=config.warmup,
         )
         step = Step(
             model,
@@ -136,10 +146,12 @@ class Session:
         if config.fused_norm == "auto":
             fused = step.internals.net.fused_norm
             config = dataclasses.replace(config, fused_norm="on" if fused else "off")
-        return cls(config, device, data, model, optimizer, step, schedule, threat)
+        return cls(config, device, data, model, optimizer, step, schedule, threat, initial)
 
     def digests(self) -> dict[str, str]:
         """A digest of each thing from outside that the run learns from: data, networks."""
         found = dict(self.data.content)
         found |= self.step.plan.depends_on()
+        if self.initial is not None:
+            found[DIGEST] = self.initial.digest
         return found | fingerprints(self.config.plan)

@@ -13,8 +13,10 @@ from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import TrainingError, UserError
 from fastadv.run import places
+from fastadv.run.config_file import to_toml
 from fastadv.run.console import Console
 from fastadv.run.epoch_loop import EpochLoop, goes_on
+from fastadv.run.initial import known
 from fastadv.run.keeping import kept
 from fastadv.run.recovery import ended_without_last, recover
 from fastadv.run.request import RunRequest
@@ -86,7 +88,10 @@ def _resume(
             return ended
         # A mode that was chosen by measuring may have been given up for a simpler one.
         session = Session.build(
-            config, strict=False, look=lambda data: check_weights_fit(config, data, folder)
+            config,
+            strict=False,
+            look=lambda data: check_weights_fit(config, data, folder),
+            initial=None if config.init is None else known(folder),
         )
         progress = Progress()
         if folder.last.exists():
@@ -115,6 +120,8 @@ def _run(
     config = session.config
     with reproducible(config.deterministic), tf32(config.tf32), stop.handled(), stop.held():
         try:
+            if not progress.epoch:
+                runner.events.begin(to_toml(config))
             runner.epochs()
         except TrainingError as error:
             if session.step.healthy():
@@ -127,6 +134,7 @@ def _run(
                 f"{error} They are saved in {printable(folder.last_good)}."
             ) from None
         summary = runner.final_test()
+        runner.events.finish(summary, config.epochs)
         folder.write_summary(summary)
         runner.job.forget()
         if not kept(config.keep).last:

@@ -180,7 +180,8 @@ class Step:
     ) -> dict[str, Tensor]:
         """Train on one batch; returns the 0-dim detached metrics "loss", "accuracy" (share of right
         predictions at x_adv; of soft labels the largest entry counts, and labels that are no
-        classes have none) and "grad_norm".
+        classes have none), "clean_accuracy" (the same at x, where the loss forwards x) and
+        "grad_norm".
 
         ``x`` (B,C,H,W) float in [0,1], ``y`` (B,) int64 labels, or soft labels (B,classes) that sum
         to 1 (mixup, cutmix), or with a criterion of your own any tensor (B,...). ``index`` (B,)
