@@ -11,8 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from fastadv.algorithms.plugins import loaded_files
+from fastadv.data.batch import LoaderBatch
+from fastadv.data.broken import BrokenImages
 from fastadv.engine.process import distributed
-from fastadv.errors import Interrupted, NotFiniteError, TrainingError
+from fastadv.errors import Interrupted, NotFiniteError, TrainingError, UserError
 from fastadv.run import provenance
 from fastadv.run.console import Console
 from fastadv.run.epoch_metrics import EpochMetrics
@@ -71,7 +73,7 @@ class EpochLoop:
     def _train_epoch(self) -> None:
         session, progress = self.session, self.progress
         began = time.monotonic()
-        batches = session.data.loader.epoch(progress.epoch, progress.batch)
+        batches = self._batches()
         session.model.train()
         with self.console.epoch(progress.epoch, progress.batch, len(session.data.loader)) as tick:
             for batch in batches:
@@ -94,6 +96,19 @@ class EpochLoop:
         session.step.check()
         progress.train_seconds += time.monotonic() - began
         self._advise()
+
+    def _batches(self) -> Iterator[LoaderBatch]:
+        """The batches that are left of the epoch. If an image cannot be decoded, the run is saved;
+        several processes have saved it when the last checkpoint was due."""
+        progress = self.progress
+        try:
+            yield from self.session.data.loader.epoch(progress.epoch, progress.batch)
+        except BrokenImages as error:
+            if distributed.world_size() > 1 or not progress.batch + progress.epoch:
+                raise
+            self.session.step.check()
+            self._save()
+            raise UserError(f"{error} The run is saved; {self._continue()}") from None
 
     def _follow_size(self, images: Tensor) -> None:
         """Drop what is compiled for images of another size than that of ``images`` (B,C,H,W)."""
@@ -136,11 +151,11 @@ class EpochLoop:
         self.stop_requested = self.stop_requested or "another process"
         if save:
             self._save()
+        raise Interrupted(f"Stopped by {self.stop_requested}; {self._continue()}")
+
+    def _continue(self) -> str:
         named = "".join(f"--plugin {shlex.quote(str(file))} " for file in loaded_files())
-        raise Interrupted(
-            f"Stopped by {self.stop_requested}; continue with: "
-            f"fastadv train {named}--resume {self.folder.path}"
-        )
+        return f"continue with: fastadv train {named}--resume {self.folder.path}"
 
     def _advise(self) -> None:
         """After a fifth of the run, print what the parts advise."""

@@ -29,6 +29,7 @@ _FREE = {
     "data_root",
     "download",
     "unlabelled",
+    "skip_broken",
     "option teachers",
     "option helper",
     "out",

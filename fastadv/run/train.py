@@ -15,7 +15,7 @@ from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder
-from fastadv.run.saved_run import Progress, check_weights_fit, restore
+from fastadv.run.saved_run import Progress, begun_with, check_weights_fit, restore
 from fastadv.run.session import Session
 from fastadv.run.stopping import stopping_on_signals
 
@@ -46,7 +46,10 @@ def resume(path: str, console: Console | None = None) -> dict[str, Any]:
     with distributed.joined(choose_device(config.device)), folder.alone():
         # A mode that was chosen by measuring may have been given up for a simpler one.
         session = Session.build(
-            config, strict=False, look=lambda data: check_weights_fit(config, data, folder)
+            config,
+            strict=False,
+            look=lambda data: check_weights_fit(config, data, folder),
+            begun=begun_with(folder),
         )
         progress = Progress()
         if folder.last.exists():
