@@ -23,6 +23,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "image_size": "height and width, in pixels, to which images of a folder are resized",
         "image_sizes": "side of the training images by epoch, in pixels, as 128@0,224@6,288@12",
         "loader": "device: all images in memory; dali: decode files while training",
+        "skip_broken": "leave out images of a folder that cannot be decoded",
         "pad": "largest shift of the random crops, in pixels",
         "padding": "border of the crops: black (constant), grey or reflected",
         "flip": "flip images horizontally at random",

@@ -26,6 +26,8 @@ def load(
     download: bool = False,
     limit: int | None = None,
     image_size: int | None = None,
+    *,
+    skip_broken: bool = False,
 ) -> Dataset:
     """The data set ``name``, completely in memory.
 
@@ -33,14 +35,13 @@ def load(
     ``tinyimagenet:PATH``, ``imagenet:PATH`` or ``npz:PATH``. ``root``: the folder of
     torchvision's data sets (``data`` by default), or of the packed cache of an image folder.
     ``limit``: use at most this number of training images, each class in proportion, always the same
-    ones. ``image_size``: height and width in pixels to which images of a folder are decoded. Raises
-    ``UserError`` for bad input.
+    ones. ``image_size``: height and width in pixels to which images of a folder are decoded.
+    ``skip_broken``: leave out images of a folder that cannot be decoded. Raises ``UserError`` for
+    bad input.
     """
     kind, path = _parse(name)
     if kind in _TREES:
-        cache = None if root is None else Path(root)
-        tree = _TREES[kind](name, path)
-        return limited(read_tree(tree, cache, usual_size(name, image_size)), limit)
+        return limited(load_tree(name, root, image_size, skip_broken=skip_broken)[0], limit)
     if image_size is not None:
         raise UserError(f"--image-size is for folders of images; {kind} has a fixed size.")
     if kind == "npz":
@@ -50,6 +51,23 @@ def load(
     if kind == "synthetic":
         return limited(make_synthetic(), limit)
     return limited(read_torchvision(kind, Path(root or "data"), download), limit)
+
+
+def load_tree(
+    name: str,
+    root: str | Path | None = None,
+    image_size: int | None = None,
+    *,
+    skip_broken: bool = False,
+) -> tuple[Dataset, ImageTree]:
+    """As ``load`` for a folder of image files, and the tree of the files that are its images."""
+    size = usual_size(name, image_size)
+    return read_tree(list_images(name), cache_folder(root), size, skip_broken=skip_broken)
+
+
+def cache_folder(root: str | Path | None) -> Path | None:
+    """The folder of what is kept about a tree, where the user's ``--data-root`` is ``root``."""
+    return None if root is None else Path(root)
 
 
 def usual_size(name: str, image_size: int | None) -> int | None:

@@ -92,6 +92,7 @@ class RunConfig:
     image_sizes: ChangingSide | None  # None: every epoch trains on images as they are
     unlabelled: str | None  # None: labelled images only
     loader: Literal["auto", "device", "dali"]
+    skip_broken: bool
     data_root: str | None  # None: the data set's usual place
     download: bool
     select: Literal["val", "test"]

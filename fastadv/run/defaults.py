@@ -18,6 +18,7 @@ DEFAULTS: Mapping[str, Any] = {
     "mode": "auto",
     "fused_norm": "auto",
     "loader": "auto",
+    "skip_broken": False,
     "download": False,
     "select": "val",
     "select_attack": "pgd-10",

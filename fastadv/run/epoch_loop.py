@@ -11,8 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from fastadv.algorithms.plugins import loaded_files
+from fastadv.data.batch import LoaderBatch
+from fastadv.data.broken import BrokenImages
 from fastadv.engine.process import distributed, stop
-from fastadv.errors import Interrupted, NotFiniteError, TrainingError
+from fastadv.errors import Interrupted, NotFiniteError, TrainingError, UserError
 from fastadv.run import provenance
 from fastadv.run.console import Console
 from fastadv.run.epoch_costs import EpochCosts
@@ -91,7 +93,7 @@ class EpochLoop:
     def _train_epoch(self) -> None:
         session, progress = self.session, self.progress
         began = time.monotonic()
-        batches = session.data.loader.epoch(progress.epoch, progress.batch)
+        batches = self._batches()
         session.model.train()
         self._costs.begin()
         with self.console.epoch(progress.epoch, progress.batch, len(session.data.loader)) as tick:
@@ -134,6 +136,19 @@ class EpochLoop:
                 raise  # nothing to save, or an update whose metrics are lost
             self.stop_requested = stopped.by
             self._stop()
+
+    def _batches(self) -> Iterator[LoaderBatch]:
+        """The batches that are left of the epoch. If an image cannot be decoded, the run is saved;
+        several processes have saved it when the last checkpoint was due."""
+        progress = self.progress
+        try:
+            yield from self.session.data.loader.epoch(progress.epoch, progress.batch)
+        except BrokenImages as error:
+            if distributed.world_size() > 1 or not progress.batch + progress.epoch:
+                raise
+            self.session.step.check()
+            self._save()
+            raise UserError(f"{error} The run is saved; {continued(self.folder)}") from None
 
     def _follow_size(self, images: Tensor) -> None:
         """Drop what is compiled for images of another size than that of ``images`` (B,C,H,W)."""
@@ -367,12 +382,13 @@ class EpochLoop:
 
 def goes_on(folder: RunFolder, by: str) -> Interrupted:
     """What ends a run that was stopped ``by`` something and can be continued."""
+    return Interrupted(f"Stopped by {by}; {continued(folder)}", by)
+
+
+def continued(folder: RunFolder) -> str:
+    """The command that continues the run, as the end of a sentence."""
     named = "".join(f"--plugin {shlex.quote(str(file))} " for file in loaded_files())
-    return Interrupted(
-        f"Stopped by {by}; continue with: fastadv train {named}--resume "
-        f"{shlex.quote(str(folder.path))}",
-        by,
-    )
+    return f"continue with: fastadv train {named}--resume {shlex.quote(str(folder.path))}"
 
 
 def _named(scores: EvalScores, of: str) -> dict[str, Any]:

@@ -62,19 +62,27 @@ class Events:
     @contextmanager
     def _file(self) -> Iterator[EventFile | None]:
         """The file, written out at the end; None where nothing is written."""
-        if not self._writes:
-            yield None
-            return
+        file = self._opened()
         try:
-            if self._writer is None:  # not before: it makes a file
-                self._writer = EventFile(str(self._folder))
-            yield self._writer
-            self._writer.flush()
+            yield file
+            if file is not None:
+                file.flush()
         except OSError as error:
-            self._writes = False
-            if self._writer is not None:
-                self._writer.close()
-            warn(
-                f"TensorBoard's file in {printable(self._folder)} cannot be written "
-                f"({files.reason(error)}); it gets no more numbers. metrics.jsonl has them all."
-            )
+            self._give_up(error)
+
+    def _opened(self) -> EventFile | None:
+        if self._writes and self._writer is None:  # not before: it makes a file
+            try:
+                self._writer = EventFile(str(self._folder))
+            except OSError as error:
+                self._give_up(error)
+        return self._writer if self._writes else None
+
+    def _give_up(self, error: OSError) -> None:
+        self._writes = False
+        if self._writer is not None:
+            self._writer.close()
+        warn(
+            f"TensorBoard's file in {printable(self._folder)} cannot be written "
+            f"({files.reason(error)}); it gets no more numbers. metrics.jsonl has them all."
+        )

@@ -31,6 +31,7 @@ _FREE = {
     "download",
     "unlabelled",
     "init",
+    "skip_broken",
     "option teachers",
     "option helper",
     "out",

@@ -97,6 +97,7 @@ class RunRequest:
     image_sizes: ChangingSide | None = None
     unlabelled: str | None = None
     loader: Literal["auto", "device", "dali"] | None = None
+    skip_broken: bool | None = None
     data_root: str | None = None
     download: bool | None = None
     select: Literal["val", "test"] | None = None

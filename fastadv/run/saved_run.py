@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fastadv.data.listing import Listing
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
 from fastadv.run import provenance
@@ -39,6 +40,12 @@ def check_weights_fit(config: RunConfig, data: Source, folder: RunFolder) -> Non
     if folder.last.exists():
         saved = checkpoint.load(folder.last).get("model")
         check_fit(config, data_facts(data), saved, folder.last)
+
+
+def begun_with(folder: RunFolder) -> Listing | None:
+    """The image files that the run was begun with, if its checkpoint names any."""
+    saved = checkpoint.load(folder.last).get("files") if folder.last.exists() else None
+    return None if saved is None else Listing.from_state(saved)
 
 
 def made_for(session: Session) -> dict[str, Any]:
@@ -91,6 +98,7 @@ def contents(
         "epoch_metrics": epoch_metrics,
         "processes": distributed.collected(_rank_local(session)),
         "data": _sizes(session),
+        "files": None if session.data.files is None else session.data.files.listing.state(),
         "provenance": recorded,
     }
 
@@ -109,6 +117,12 @@ def restore(session: Session, folder: RunFolder, console: Console) -> Progress:
             raise UserError(
                 f"The run has trained for more than {session.config.epochs} epochs already, which "
                 "config.toml now says: restore it, or make it longer."
+            )
+        missing = 0 if session.data.files is None else session.data.files.missing
+        if missing:
+            console.warn(
+                f"{missing} images that the run was begun with are not there any more; it goes on "
+                "without them, so not bit for bit."
             )
         for sentence in provenance.compare(saved["provenance"], provenance_of(session)):
             console.warn(sentence)

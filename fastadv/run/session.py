@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fastadv.by_epoch import Ramp
+from fastadv.data.listing import Listing
 from fastadv.engine.process import distributed
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
@@ -69,11 +70,13 @@ class Session:
         strict: bool | None = None,
         look: Callable[[Source], None] | None = None,
         initial: Initial | None = None,
+        begun: Listing | None = None,
     ) -> Session:
         """Load the data and build everything that ``config`` names.
 
         ``strict``: as ``Execution`` has it. ``look`` sees the data before the model is built.
         ``initial``: the weights of ``config.init``, of a run that holds them; they are not read.
+        ``begun``: the image files that the run was begun with.
         """
         device = choose_device(config.device)
         plan = config.plan
@@ -87,7 +90,8 @@ class Session:
                 "--unlabelled LABELLED.npz."
             )
         with distributed.first_alone():
-            data = open_source(config, device, views=2 if "second_view" in plan.needs else 1)
+            views = 2 if "second_view" in plan.needs else 1
+            data = open_source(config, device, views, begun)
         if look is not None:
             look(data)
         plan = with_networks(plan, data.num_classes, data.channels)

@@ -22,7 +22,7 @@ from fastadv.run.recovery import ended_without_last, recover
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder
-from fastadv.run.saved_run import Progress, check_weights_fit, restore
+from fastadv.run.saved_run import Progress, begun_with, check_weights_fit, restore
 from fastadv.run.session import Session
 from fastadv.storage.printable import printable
 
@@ -92,6 +92,7 @@ def _resume(
             strict=False,
             look=lambda data: check_weights_fit(config, data, folder),
             initial=None if config.init is None else known(folder),
+            begun=begun_with(folder),
         )
         progress = Progress()
         if folder.last.exists():
