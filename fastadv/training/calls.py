@@ -98,8 +98,8 @@ class Calls:
         inner = self.internals
         passes, updater = inner.passes, inner.updater
         updater.begin(inner.update.scale)
-        several = distributed.world_size() > 1
-        if several:
+        several = distributed.sharing() > 1
+        if distributed.world_size() > 1:
             inner.agreement.keep(len(batch.x))
         results = passes.compute_gradients(batch, buffers)
         learning, images = inner.update.parameters.learning(), len(results.batch.x)

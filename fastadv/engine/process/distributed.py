@@ -86,6 +86,12 @@ def world_size() -> int:
     return 1
 
 
+def sharing() -> int:
+    """The number of processes that hold parts of the present batch: 1 where each holds the whole of
+    it (``alone``)."""
+    return 1 if _alone else world_size()
+
+
 def rank() -> int:
     """The number of this process; 0 without a process group."""
     return distributed.get_rank() if world_size() > 1 else 0
@@ -144,6 +150,12 @@ def share_rows(stores: Sequence[Tensor], index: Tensor, room: int) -> None:
         store.index_copy_(0, everywhere, _gathered(store[index]))
 
 
+def every_row(part: Tensor) -> Tensor:
+    """The parts (b,...) of all processes, of the same shape in all, one after another. All
+    processes must call it."""
+    return _gathered(part)
+
+
 def _gathered(part: Tensor) -> Tensor:
     """The parts (B,...) of all processes, one after another."""
     parts = [torch.empty_like(part) for _ in range(world_size())]
@@ -172,8 +184,8 @@ _received: BaseException | None = None
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within this context ``average`` and ``share_rows`` send nothing, since the other processes do
-    not call them now."""
+    """Within this context ``average`` and ``share_rows`` send nothing: the other processes do not
+    call them now, or each has the whole batch (``division.py``)."""
     global _alone
     before, _alone = _alone, True
     try:
