@@ -18,6 +18,7 @@ from fastadv.errors import UserError
 from fastadv.run.config import RunConfig
 from fastadv.run.configured_model import configured_model
 from fastadv.run.optimizers import make_optimizer
+from fastadv.run.origin import Origin
 from fastadv.run.schedules import Schedule
 from fastadv.run.sizes_taken import require_taken
 from fastadv.run.source import Source, open_source
@@ -31,6 +32,14 @@ def make_model(config: RunConfig, data: Source) -> nn.Module:
     """The configured network for ``data``, weights drawn from the run's seed."""
     torch.manual_seed(config.seed)
     return configured_model(config, **data_facts(data))
+
+
+def _mode(config: RunConfig) -> str:
+    """The mode of the run's step. A run that one process began in a mode which several cannot have
+    goes on without it."""
+    several = config.bn == "global" and distributed.world_size() > 1
+    stored = config.origins.get("mode") is Origin.STORED
+    return "auto" if several and stored else config.mode
 
 
 def data_facts(data: Source) -> dict[str, Any]:
@@ -117,7 +126,9 @@ class Session:
                 total_steps=config.epochs * len(data.loader),
                 steps_per_epoch=len(data.loader),
             ),
-            execution=Execution(config.mode, strict=strict, fused_norm=config.fused_norm),
+            execution=Execution(
+                _mode(config), strict=strict, fused_norm=config.fused_norm, bn=config.bn
+            ),
             max_grad_norm=config.max_grad_norm,
             seed=config.seed,
             blocks=config.blocks,

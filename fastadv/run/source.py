@@ -163,6 +163,7 @@ def open_source(config: RunConfig, device: torch.device, views: int = 1) -> Sour
         "batch_size": _own_batch_size(config),
         "rank": distributed.rank(),
         "world_size": distributed.world_size(),
+        "whole": config.bn == "global",
         "device": device,
         "seed": config.seed,
         "pad": config.pad,

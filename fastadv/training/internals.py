@@ -124,7 +124,8 @@ class Internals:
         if self.division is None:
             yield
             return
-        with self.division.at_work(), whole_statistics(self.division):
+        twice = self.plan.differentiates_twice
+        with self.division.at_work(), whole_statistics(self.division, twice=twice):
             yield
 
     def moment(self) -> tuple[Any, ...]:

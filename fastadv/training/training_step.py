@@ -304,7 +304,7 @@ class Step:
         started = averaging is not None and inner.allocated
         average = averaging.averaged() if averaging is not None and started else {}
         estimated = averaging is None or not averaging.averages_buffers
-        with averaged_weights(self.model, average, batches if estimated else None):
+        with averaged_weights(self.model, average, batches if estimated else None, inner.division):
             yield
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,30 +1,36 @@
 """BatchNorm with the statistics of the images of all processes (``--bn global``).
 
-A process sends the number, the mean and the variance of its values per channel, and gets those of
-the others; they are merged as Chan, Golub and LeVeque (1983) do it, which subtracts no large
-numbers. All of it is differentiated by autograd: the backward pass sends once per BatchNorm also,
-and so does the backward pass of that.
+A process sends the number, the mean and the squared deviations of its values per channel, and gets
+those of the others; they are merged as Chan, Golub and LeVeque (1983) do it, which subtracts no
+large numbers. The backward pass sends once per BatchNorm, too. Where it is differentiated itself,
+everything is made of operations that autograd knows, of any order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastadv import kernels
+from fastadv.engine.process.distributed import every_row
 from fastadv.engine.process.division import Division, padded_slot
+
+Buffers = tuple[Tensor | None, Tensor | None]
 
 _PYTORCHS = functional.batch_norm
 
 
 @contextmanager
-def whole_statistics(division: Division) -> Iterator[None]:
+def whole_statistics(division: Division, *, twice: bool = False) -> Iterator[None]:
     """Within this context ``torch.nn.functional.batch_norm`` takes the statistics of a batch over
-    the rows of all processes, and ``nn.SyncBatchNorm`` computes as ``nn.BatchNorm2d``.
+    the rows of all processes, and ``nn.SyncBatchNorm`` computes as ``nn.BatchNorm2d``. ``twice``:
+    most backward passes are differentiated themselves.
 
     The function is replaced by name, as in ``double_backward.py`` and for its reasons.
     """
@@ -43,7 +49,10 @@ def whole_statistics(division: Division) -> Iterator[None]:
         buffers = running_mean, running_var
         if not training:
             return _PYTORCHS(input, *buffers, weight, bias, False, momentum, eps)
-        return normalized(division, input, buffers, weight, bias, momentum, eps)
+        if twice:
+            return normalized(division, input, buffers, weight, bias, momentum, eps)
+        found: Tensor = _WholeNorm.apply(input, weight, bias, division, buffers, momentum, eps)
+        return found
 
     functional.batch_norm = batch_norm
     try:
@@ -78,10 +87,72 @@ def own_sync_norms() -> Iterator[None]:
         nn.SyncBatchNorm.forward = around  # type: ignore[method-assign]
 
 
+class _WholeNorm(torch.autograd.Function):
+    """BatchNorm by the kernels' entries; see ``normalized``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        division: Division,
+        buffers: Buffers,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        _, mean, rate = kernels.norm_statistics(
+            x, None, *buffers, momentum, eps, partial(_every, division)
+        )
+        ctx.save_for_backward(x, weight, bias, mean, rate)
+        ctx.division, ctx.eps = division, eps
+        y: Tensor = kernels.norm_apply(x, mean, rate, None, weight, bias, None, False)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, weight, bias, mean, rate = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            found = _differentiable(gradient, x, weight, bias, ctx.division, ctx.eps)
+            return *found, None, None, None, None
+        of_x, _, of_weight, of_bias = kernels.norm_gradients(
+            gradient, x, None, mean, rate, None, weight, bias, False, True, None, False,
+            ctx.needs_input_grad[1] or ctx.needs_input_grad[2], partial(_every, ctx.division),
+        )  # fmt: skip
+        return of_x, of_weight, of_bias, None, None, None, None
+
+
+def _every(division: Division, own: Tensor) -> Tensor:
+    """What all processes have measured (W,3,C), in which this one has ``own`` (3,C)."""
+    return every_row((own if division.live else own * 0)[None])
+
+
+def _differentiable(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    division: Division,
+    eps: float,
+) -> list[Tensor | None]:
+    """The gradients for ``x``, ``weight`` and ``bias``, which can be differentiated once more."""
+    y = normalized(division, x, (None, None), weight, bias, 0.0, eps)
+    given = (x, weight, bias)
+    wanted = [each for each in given if each is not None and each.requires_grad]
+    found = dict(
+        zip(
+            map(id, wanted),
+            torch.autograd.grad(y, wanted, gradient, create_graph=True),
+            strict=True,
+        )
+    )
+    return [None if each is None else found.get(id(each)) for each in given]
+
+
 def normalized(
     division: Division,
     x: Tensor,
-    buffers: tuple[Tensor | None, Tensor | None],
+    buffers: Buffers,
     weight: Tensor | None,
     bias: Tensor | None,
     momentum: float,
@@ -115,7 +186,7 @@ def normalized(
 
 @torch.no_grad()
 def _move(
-    buffers: tuple[Tensor | None, Tensor | None],
+    buffers: Buffers,
     mean: Tensor,
     variance: Tensor,
     total: Tensor,
