@@ -98,13 +98,15 @@ def odd(rank: int, world: int) -> dict[str, Tensor]:
 
 def few_images(rank: int, world: int) -> dict[str, Tensor]:
     """A batch of one image, which the other process has none of, and rows without an index."""
-    model = tiny_model()
-    step = tiny_step(model, "gradalign", bn="global")
-    for count in (4, 1, 4):
-        x, y, _, _ = tiny_batch(count, seed=count)
-        rows = uneven(count, rank, world)
-        step(x[rows], y[rows])
-    return everything(step)
+    found = {}
+    for method in ("pgd", "gradalign"):
+        step = tiny_step(tiny_model(), method, bn="global")
+        for count in (4, 1, 4):
+            x, y, _, _ = tiny_batch(count, seed=count)
+            rows = uneven(count, rank, world)
+            step(x[rows], y[rows])
+        found |= {f"{method} {name}": value for name, value in everything(step).items()}
+    return found
 
 
 def accumulated(rank: int, world: int) -> dict[str, Tensor]:

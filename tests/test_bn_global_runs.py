@@ -30,7 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "atta-1": {},
     "free": {"options": {"replays": 2}},
     "swa": {"options": {"steps": 2, "average_start": 1}},
-    "consistency-at": {"options": {"steps": 2}},
+    "pgd-consistency": {"options": {"steps": 2}},
 }
 STOPS = [(0, 2), (1, 2), (2, 1)]  # epoch and batch at which the processes stop
 PROCESSES = [1, 2, 4, 1]

@@ -50,7 +50,8 @@ def whole_statistics(division: Division, *, twice: bool = False) -> Iterator[Non
         if not training:
             return _PYTORCHS(input, *buffers, weight, bias, False, momentum, eps)
         if twice:
-            return normalized(division, input, buffers, weight, bias, momentum, eps)
+            live = division.live
+            return normalized(division, live, input, buffers, weight, bias, momentum, eps)
         found: Tensor = _WholeNorm.apply(input, weight, bias, division, buffers, momentum, eps)
         return found
 
@@ -102,10 +103,10 @@ class _WholeNorm(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         _, mean, rate = kernels.norm_statistics(
-            x, None, *buffers, momentum, eps, partial(_every, division)
+            x, None, *buffers, momentum, eps, partial(_every, division.live)
         )
         ctx.save_for_backward(x, weight, bias, mean, rate)
-        ctx.division, ctx.eps = division, eps
+        ctx.division, ctx.eps, ctx.live = division, eps, division.live
         y: Tensor = kernels.norm_apply(x, mean, rate, None, weight, bias, None, False)
         return y
 
@@ -113,18 +114,20 @@ class _WholeNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, weight, bias, mean, rate = ctx.saved_tensors
         if torch.is_grad_enabled():
-            found = _differentiable(gradient, x, weight, bias, ctx.division, ctx.eps)
+            found = _differentiable(gradient, x, weight, bias, ctx)
             return *found, None, None, None, None
         of_x, _, of_weight, of_bias = kernels.norm_gradients(
             gradient, x, None, mean, rate, None, weight, bias, False, True, None, False,
-            ctx.needs_input_grad[1] or ctx.needs_input_grad[2], partial(_every, ctx.division),
+            ctx.needs_input_grad[1] or ctx.needs_input_grad[2], partial(_every, ctx.live),
         )  # fmt: skip
+        if not ctx.live:  # its rows are none of the batch, and the statistics not theirs
+            of_x = torch.zeros_like(of_x)
         return of_x, of_weight, of_bias, None, None, None, None
 
 
-def _every(division: Division, own: Tensor) -> Tensor:
+def _every(live: bool, own: Tensor) -> Tensor:
     """What all processes have measured (W,3,C), in which this one has ``own`` (3,C)."""
-    return every_row((own if division.live else own * 0)[None])
+    return every_row((own if live else own * 0)[None])
 
 
 def _differentiable(
@@ -132,11 +135,10 @@ def _differentiable(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    division: Division,
-    eps: float,
+    ctx: Any,
 ) -> list[Tensor | None]:
     """The gradients for ``x``, ``weight`` and ``bias``, which can be differentiated once more."""
-    y = normalized(division, x, (None, None), weight, bias, 0.0, eps)
+    y = normalized(ctx.division, ctx.live, x, (None, None), weight, bias, 0.0, ctx.eps)
     given = (x, weight, bias)
     wanted = [each for each in given if each is not None and each.requires_grad]
     found = dict(
@@ -151,6 +153,7 @@ def _differentiable(
 
 def normalized(
     division: Division,
+    live: bool,
     x: Tensor,
     buffers: Buffers,
     weight: Tensor | None,
@@ -160,14 +163,14 @@ def normalized(
 ) -> Tensor:
     """``x`` (b,C,...) of this process, normalised per channel with the mean and the variance over
     all processes, times ``weight`` plus ``bias``. The running ``buffers`` move in place, the second
-    towards the unbiased variance of all values."""
+    towards the unbiased variance of all values. Rows that are not ``live`` do not count."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     channels = x.shape[1]
     variance, mean = torch.var_mean(wide, [0, *range(2, x.dim())], correction=0)
     # Exact in float32 up to 2**24 values per channel and process, beyond that to 6e-8.
     count = wide.new_full((1,), x.numel() // channels)
     own = torch.cat([mean, variance, count])
-    if not division.live:
+    if not live:
         own = own * 0
     every = division.added_up(padded_slot(own, division.rank, division.processes))
     means, variances, counts = every.split([channels, channels, 1], dim=1)

@@ -6,7 +6,8 @@ tensors that the backward pass needs.) So the inner module runs in each process,
 averages the results. After every update all processes hold the same weights, buffers and state.
 Quantities that are taken over a batch, or carried from one batch to the next, stay local to each
 process: the batch statistics of BatchNorm, the largest entries of AdvLC, the normalised weights of
-SAT and GAIRAT, Free's perturbation, the masks of dropout.
+SAT and GAIRAT, Free's perturbation, the masks of dropout. With ``bn="global"`` all of them but
+dropout's masks are those of the whole batch: nothing is averaged here then, see ``division.py``.
 
 Gradients, statistics, loss and accuracy are the mean over the images of all processes, whatever the
 sizes of their batches; DDP would give each process the same weight. All processes must make equally
