@@ -71,6 +71,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "mode": "execution",
         "fused_norm": "own kernels for BatchNorm, ReLU and residuals on CUDA; "
         "auto: only where measured faster",
+        "bn": "with several processes: batch statistics of each (local), or of all (global)",
         "deterministic": "refuse operations that are not reproducible",
     },
     "Evaluation": {

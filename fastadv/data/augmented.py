@@ -43,7 +43,8 @@ class Augmented(ABC):
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[LoaderBatch]:
         """The batches of ``epoch``, starting at batch ``start_batch``."""
         for batch in self.loader.epoch(epoch, start_batch):
-            yield batch if epoch < self.first_epoch else self._augmented(batch, epoch)
+            given = epoch < self.first_epoch or not len(batch.index)
+            yield batch if given else self._augmented(batch, epoch)
 
     def _augmented(self, batch: LoaderBatch, epoch: int) -> LoaderBatch:
         index = batch.index

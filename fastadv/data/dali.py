@@ -68,6 +68,7 @@ class DaliLoader:
         indices: Tensor | None = None,
         rank: int = 0,
         world_size: int = 1,
+        whole: bool = False,
         threads: int | None = None,
         prefetch: int = 2,
         resized_crop: bool = False,
@@ -82,7 +83,7 @@ class DaliLoader:
         self.batch_size = batch_size
         self.labels = torch.as_tensor(labels, dtype=torch.int64).to(self.device)
         self.rows = torch.arange(len(files)) if indices is None else indices.cpu()
-        self.shard = Shard(len(self.rows), batch_size, rank, world_size, drop_last)
+        self.shard = Shard(len(self.rows), batch_size, rank, world_size, drop_last, whole)
         self._workers = (threads or min(os.cpu_count() or 1, 8), prefetch)
         self._place = torch.arange(batch_size, device=self.device)
         self._stream: _Stream | None = None
@@ -105,7 +106,7 @@ class DaliLoader:
         for number in range(start_batch, len(self)):
             stop = start + self.shard.sizes[number]
             index, drawn = rows[start:stop], [view.rows(start, stop) for view in views]
-            stores = self._take(epoch, number)
+            stores = self._take(epoch, number) if stop > start else self._none(epoch, number)
             crops = [
                 crop_images(
                     stores[k % len(stores)],  # one decoded batch for all views, or one for each
@@ -159,16 +160,27 @@ class DaliLoader:
                 self._absent.update(found.rows)
                 self._stream = stream = None  # it has decoded ahead with them
 
+    def _none(self, epoch: int, number: int) -> list[Tensor]:
+        """The images of a batch without any, which the stream passes over."""
+        if self._position == (epoch, number):
+            self._position = (epoch, number + 1) if number + 1 < len(self) else (epoch + 1, 0)
+        form = self.form
+        shape = (0, form.channels, form.height, form.width)
+        return [torch.empty(shape, dtype=torch.uint8, device=self.device)]
+
     def _from(self, epoch: int, number: int) -> Iterator[Tensor]:
         """The rows of every batch from this position on, through all following epochs."""
         while True:
-            yield from self._order(epoch).split(self.shard.sizes)[number:]
+            parts = self._order(epoch).split(self.shard.sizes)[number:]
+            yield from (rows for rows in parts if len(rows))
             epoch, number = epoch + 1, 0
 
     def _boxes(self, epoch: int, number: int, stream: int) -> Iterator[Boxes]:
         """The crops of every batch from this position on; a batch's files have been checked."""
         while True:
             for rows in self._order(epoch).split(self.shard.sizes)[number:]:
+                if not len(rows):
+                    continue
                 height, width = torch.from_numpy(self._sizes[rows.numpy()]).long().unbind(1)
                 yield draw_boxes(rows, height, width, stream, self.seed, epoch)
             epoch, number = epoch + 1, 0

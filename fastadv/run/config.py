@@ -82,6 +82,7 @@ class RunConfig:
     tf32: bool | None  # None: as PyTorch is set
     mode: Literal["auto", "eager", "compiled", "captured"]
     fused_norm: FusedNorm
+    bn: Literal["local", "global"]
     pad: CountOrZero
     flip: bool
     padding: Literal["constant", "grey", "reflect"]

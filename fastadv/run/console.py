@@ -102,7 +102,8 @@ class Console:
             f"{config.batch_size}, {session.device}, {trained_in(session)}, {runs_as}"
         )
         if distributed.world_size() > 1:
-            self._say(f"{distributed.world_size()} processes share each batch")
+            of_all = ", with batch statistics of all" if config.bn == "global" else ""
+            self._say(f"{distributed.world_size()} processes share each batch{of_all}")
         evaluated_in = shown(None, session.model, session.device)
         if trained_in(session) != evaluated_in:
             self._say(f"trains in {trained_in(session)}, evaluates in {evaluated_in}")

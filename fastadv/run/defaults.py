@@ -17,6 +17,7 @@ DEFAULTS: Mapping[str, Any] = {
     "amp_dtype": "bf16",
     "mode": "auto",
     "fused_norm": "auto",
+    "bn": "local",
     "loader": "auto",
     "skip_broken": False,
     "download": False,

@@ -87,6 +87,7 @@ class RunRequest:
     tf32: bool | None = None
     mode: Literal["auto", "eager", "compiled", "captured"] | None = None
     fused_norm: FusedNorm | None = None
+    bn: Literal["local", "global"] | None = None
     pad: CountOrZero | None = None
     flip: bool | None = None
     padding: Literal["constant", "grey", "reflect"] | None = None

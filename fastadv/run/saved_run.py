@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastadv.data.listing import Listing
 from fastadv.engine.process import distributed
@@ -14,6 +15,7 @@ from fastadv.run import provenance
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
 from fastadv.run.optimizers import load_state
+from fastadv.run.other_processes import taken_over
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
 from fastadv.run.session import Session, built_for, data_facts
@@ -103,6 +105,18 @@ def contents(
     }
 
 
+def _own_state(session: Session, saved: Any, console: Console) -> dict[str, Tensor]:
+    """The rank-local state of this process; with ``bn`` "global" there is none."""
+    if session.config.bn == "global":
+        return {}
+    states = [each["state"] for each in saved["processes"]]
+    world, plan = distributed.world_size(), session.step.plan
+    own, told = taken_over(plan, states, distributed.rank(), world)
+    for sentence in told:
+        console.warn(sentence)
+    return own
+
+
 def restore(session: Session, folder: RunFolder, console: Console) -> Progress:
     saved = checkpoint.load(folder.last)
     try:
@@ -128,10 +142,8 @@ def restore(session: Session, folder: RunFolder, console: Console) -> Progress:
             console.warn(sentence)
         checkpoint.load_weights(session.model, saved["model"], folder.last)
         load_state(session.optimizer, saved["optimizer"])
-        # In a run that goes on with more processes the new ones begin with process 0's state; with
-        # fewer, that of the others is lost.
         own = dict(enumerate(saved["processes"])).get(distributed.rank(), {})
-        session.step.load_state_dict(saved["step"], own.get("state"))
+        session.step.load_state_dict(saved["step"], _own_state(session, saved, console))
         if "rng" in own:
             torch.set_rng_state(own["rng"])
         if "cuda_rng" in own and session.device.type == "cuda":

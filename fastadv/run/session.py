@@ -21,6 +21,7 @@ from fastadv.run.config import RunConfig
 from fastadv.run.configured_model import configured_model
 from fastadv.run.initial import DIGEST, Initial, begin_with
 from fastadv.run.optimizers import make_optimizer
+from fastadv.run.origin import Origin
 from fastadv.run.schedules import Schedule
 from fastadv.run.sizes_taken import require_taken
 from fastadv.run.source import Source, open_source
@@ -41,6 +42,14 @@ def built_for(data: Source) -> BuiltFor:
     return BuiltFor(
         data.num_classes, data.channels, data.image_size, data.mean, data.std, data.classes
     )
+
+
+def _mode(config: RunConfig) -> str:
+    """The mode of the run's step. A run that one process began in a mode which several cannot have
+    goes on without it."""
+    several = config.bn == "global" and distributed.world_size() > 1
+    stored = config.origins.get("mode") is Origin.STORED
+    return "auto" if several and stored else config.mode
 
 
 def data_facts(data: Source) -> dict[str, Any]:
@@ -135,7 +144,9 @@ class Session:
                 total_steps=config.epochs * len(data.loader),
                 steps_per_epoch=len(data.loader),
             ),
-            execution=Execution(config.mode, strict=strict, fused_norm=config.fused_norm),
+            execution=Execution(
+                _mode(config), strict=strict, fused_norm=config.fused_norm, bn=config.bn
+            ),
             max_grad_norm=config.max_grad_norm,
             seed=config.seed,
             blocks=config.blocks,

@@ -189,6 +189,7 @@ def open_source(
         "batch_size": _own_batch_size(config),
         "rank": distributed.rank(),
         "world_size": distributed.world_size(),
+        "whole": config.bn == "global",
         "device": device,
         "seed": config.seed,
         "pad": config.pad,

@@ -33,6 +33,7 @@ def step(
     amp: bool = False,
     mode: str = "auto",
     fused_norm: str = "auto",
+    bn: str = "local",
     num_samples: int | None = None,
     num_classes: int | None = None,
     total_steps: int | None = None,
@@ -63,6 +64,8 @@ def step(
     ``Execution``. ``fused_norm`` "on" runs BatchNorm, ReLU and residual sums in own kernels on
     CUDA, "auto" only where they were measured to be faster, "off" in PyTorch's; the own ones take
     activations in channels_last (``Execution``).
+    ``bn`` "global" makes several processes compute the update of one with the whole batch, with
+    batch statistics over all of them; "local" averages what each computes with its own.
     ``num_samples`` is the number of training samples, ``num_classes`` the number of logits.
     ``total_steps`` and ``steps_per_epoch`` count the calls that update. ``max_grad_norm`` clips the
     L2 norm of all gradients together. ``seed`` fixes the noise of the attacks. ``blocks`` names the
@@ -99,7 +102,7 @@ def step(
         radius=radius if isinstance(radius, (Ramp, Phases)) else None,
         precision=Precision(amp, amp_dtype, attack_dtype, scaler),
         length=RunLength(num_samples, num_classes, total_steps, steps_per_epoch),
-        execution=Execution(mode, fused_norm=fused_norm),
+        execution=Execution(mode, fused_norm=fused_norm, bn=bn),
         max_grad_norm=max_grad_norm,
         seed=seed,
         output=output,

@@ -6,7 +6,8 @@ tensors that the backward pass needs.) So the inner module runs in each process,
 averages the results. After every update all processes hold the same weights, buffers and state.
 Quantities that are taken over a batch, or carried from one batch to the next, stay local to each
 process: the batch statistics of BatchNorm, the largest entries of AdvLC, the normalised weights of
-SAT and GAIRAT, Free's perturbation, the masks of dropout.
+SAT and GAIRAT, Free's perturbation, the masks of dropout. With ``bn="global"`` all of them but
+dropout's masks are those of the whole batch: nothing is averaged here then, see ``division.py``.
 
 Gradients, statistics, loss and accuracy are the mean over the images of all processes, whatever the
 sizes of their batches; DDP would give each process the same weight. All processes must make equally
@@ -92,6 +93,12 @@ def world_size() -> int:
     return 1
 
 
+def sharing() -> int:
+    """The number of processes that hold parts of the present batch: 1 where each holds the whole of
+    it (``alone``)."""
+    return 1 if _alone else world_size()
+
+
 def rank() -> int:
     """The number of this process; 0 without a process group."""
     return distributed.get_rank() if world_size() > 1 else 0
@@ -150,6 +157,12 @@ def share_rows(stores: Sequence[Tensor], index: Tensor, room: int) -> None:
         store.index_copy_(0, everywhere, _gathered(store[index]))
 
 
+def every_row(part: Tensor) -> Tensor:
+    """The parts (b,...) of all processes, of the same shape in all, one after another. All
+    processes must call it."""
+    return _gathered(part)
+
+
 def _gathered(part: Tensor) -> Tensor:
     """The parts (B,...) of all processes, one after another."""
     parts = [torch.empty_like(part) for _ in range(world_size())]
@@ -178,8 +191,8 @@ _received: BaseException | None = None
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within this context ``average`` and ``share_rows`` send nothing, since the other processes do
-    not call them now."""
+    """Within this context ``average`` and ``share_rows`` send nothing: the other processes do not
+    call them now, or each has the whole batch (``division.py``)."""
     global _alone
     before, _alone = _alone, True
     try:
