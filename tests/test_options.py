@@ -307,9 +307,9 @@ def test_a_bad_setting_of_a_run_is_refused_with_its_allowed_values(name: str, tm
 
 def test_every_number_of_a_run_is_covered() -> None:
     plain = {"deterministic", "download", "flip", "nesterov", "normalize", "tf32"}
-    plain |= {"cycle_momentum", "decay_norms"}
+    plain |= {"cycle_momentum", "decay_norms", "skip_broken"}
     choices = {"shortcut", "stem", "amp_dtype", "attack_dtype", "mode", "augmentation", "loader"}
-    choices |= {"select", "fused_norm", "optimizer"}
+    choices |= {"select", "fused_norm", "optimizer", "bn"}
     texts = {
         "variant",
         "model",
