@@ -19,7 +19,7 @@ MISTAKES = {
     "method": (("--method", "aprat"), "did you mean 'apart'"),
     "option name": (("--methd", "pgd"), "--method"),
     "part": (("--weights", "awq"), "did you mean 'awp'"),
-    "part option": (("--method", "pgd", "--beta", 3), "'beta'"),
+    "part option": (("--method", "pgd", "--beta", 3), "--beta belongs to --objective trades"),
     "model": (("--model", "preact_resnet"), "did you mean 'preact_resnet18'"),
     "data set": (("--data", "cifar"), "cifar10"),
     "missing folder": (("--data", "folder:/no/such/place"), "/no/such/place"),

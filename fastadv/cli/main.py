@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -28,8 +29,10 @@ from fastadv.cli.usage_errors import sentence_of
 from fastadv.cli.with_options import with_options
 from fastadv.engine.process import stop
 from fastadv.errors import Interrupted, TrainingError, UserError, exit_code
-from fastadv.storage.printable import safe_sentence
+from fastadv.storage.printable import printable, safe_sentence
 from fastadv.storage.trust import trusting
+
+_LONG_WORD = re.compile(r"\S{400,}")  # given by mistake, such as a whole file
 
 
 def main() -> None:
@@ -43,7 +46,8 @@ def _main() -> None:
 
     def say(kind: str, sentence: object) -> None:
         colour = "yellow" if kind == "warning" else "red"
-        errors.print(f"[{colour}]{kind}:[/] {escape(safe_sentence(sentence))}")
+        said = _LONG_WORD.sub(lambda word: printable(word[0]), safe_sentence(sentence))
+        errors.print(f"[{colour}]{kind}:[/] {escape(said)}")
 
     # The command line shows a warning as a sentence, without its place in the code.
     warnings.showwarning = lambda message, *_: say("warning", message)
