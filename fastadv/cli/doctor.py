@@ -78,7 +78,7 @@ def show(found: Iterable[Finding], console: Console) -> bool:
     for each in found:
         passed, failed = passed + (each.passed is True), failed + (each.passed is False)
         left += each.passed is None
-        told = f"{each.word:<4} {each.name:<30} {each.seconds:4.1f} s  "
+        told = f"{each.word:<4} {each.name:<27} {each.seconds:4.1f} s  "
         lines = [told + each.said, *([f"do: {each.todo}"] if each.todo else [])]
         for first, line in enumerate(lines):
             style = {True: None, False: "red", None: "yellow"}[each.passed]

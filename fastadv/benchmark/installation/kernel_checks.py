@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -57,8 +58,8 @@ def _one(name: str, device: torch.device, sizes: Sizes) -> str:
     pairs = zip(_tensors([found, given]), _tensors([expected, arguments]), strict=True)
     worst = max((_excess(own, other) for own, other in pairs), default=0.0)
     if not worst <= 1:
-        off = "is not a number" if worst != worst else f"is {worst:.0f} times its rounding away"
-        raise Failed(f"{off} from its reference", _avoid())
+        off = "further than any rounding" if math.isinf(worst) else f"{worst:.3g} roundings"
+        raise Failed(f"{off} away from its reference", _avoid())
     return "right"
 
 
@@ -77,7 +78,8 @@ def _excess(own: Tensor, other: Tensor) -> float:
         return 0.0 if torch.equal(own, other) else float("inf")
     unit = max(ROUNDING, torch.finfo(other.dtype).eps if other.dtype.itemsize < 4 else 0.0)
     exact = other.double()
-    return float((own.double() - exact).abs().max() / (unit * max(1.0, float(exact.abs().max()))))
+    off = float((own.double() - exact).abs().max()) / (unit * max(1.0, float(exact.abs().max())))
+    return float("inf") if math.isnan(off) else off  # a NaN is larger than no number
 
 
 def _tensors(value: Any) -> list[Tensor]:
