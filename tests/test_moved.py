@@ -52,7 +52,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def home(made: Path, tmp_path: Path) -> Path:
     """A copy of the folder elsewhere, as if it was moved; the original data are not there."""
     shutil.copytree(made, tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "config").unlink(missing_ok=True)
     return tmp_path / "elsewhere"
 
 
