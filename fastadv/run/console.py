@@ -41,7 +41,13 @@ class Tick(Protocol):
 
 
 class Terminal(rich.console.Console):
-    """A closed pipe (``| head``) does not end the run."""
+    """Neither a closed pipe (``| head``) nor a file on a full disk ends the run."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

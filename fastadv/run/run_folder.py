@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -92,13 +93,21 @@ class RunFolder:
             try:
                 folder._take_lock()
                 folder._require_new()  # another process may have begun one meanwhile
-                content = folder._write_config(_asked(config))
+                folder._begin(_asked(config))
             except BaseException:
                 folder._leave()
                 raise
-            trust.remember(path, content)
         distributed.wait()
         return folder
+
+    def _begin(self, request: RunRequest) -> None:
+        try:
+            content = self._write_config(request)
+        except BaseException:
+            with suppress(OSError):  # there, but perhaps not on the disk
+                self.config.unlink(missing_ok=True)
+            raise
+        trust.remember(self.path, content)
 
     def _require_new(self) -> None:
         if self.config.exists():
@@ -184,6 +193,13 @@ class RunFolder:
         self._take_lock()
         try:
             yield
+        except checkpoint.NotWrittenError as error:
+            if not os.path.lexists(self.config):
+                raise
+            raise UserError(
+                f"{error} Once it can be written, continue with: fastadv train --resume "
+                f"{shlex.quote(printable(self.path))}"
+            ) from None
         finally:
             self._leave()
 

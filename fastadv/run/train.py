@@ -24,6 +24,7 @@ from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_run import Progress, begun_with, check_weights_fit, restore
 from fastadv.run.session import Session
+from fastadv.run.space import require_space
 from fastadv.storage.printable import printable
 
 
@@ -116,6 +117,7 @@ def _resume(
 def _run(
     session: Session, folder: RunFolder, progress: Progress, console: Console
 ) -> dict[str, Any]:
+    require_space(folder, session)
     runner = EpochLoop(session, folder, progress, console)
     console.start(session, folder, progress.epoch)
     config = session.config

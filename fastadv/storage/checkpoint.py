@@ -24,6 +24,10 @@ class DamagedError(UserError):
     """The file is not there, or not what was written."""
 
 
+class NotWrittenError(UserError):
+    """The disk is full, or the folder may not be written to."""
+
+
 def save(path: Path, payload: dict[str, Any], keep_as: Path | None = None) -> None:
     """Write ``payload`` (dicts, lists, numbers, strings, tensors) to ``path`` atomically.
 
@@ -47,7 +51,7 @@ def save(path: Path, payload: dict[str, Any], keep_as: Path | None = None) -> No
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the text file ``path`` atomically."""
+    """Replace the text file ``path`` atomically. Raises ``UserError`` as ``save`` does."""
     try:
         with files.replaced(path) as file:
             file.write(text.encode("utf-8"))
@@ -148,4 +152,4 @@ def not_written(error: OSError, path: Path) -> UserError:
         why = f"No space left on the device to write {printable(path)}"
     else:
         why = f"Cannot write {printable(path)}: {files.reason(error)}"
-    return UserError(f"{why}; what was saved before is intact.")
+    return NotWrittenError(f"{why}; what was saved before is intact.")
