@@ -49,13 +49,11 @@ def train(step: Step, updates: Sequence[int], rank: int, world: int, share: Shar
 
 
 def trained(
-    method: str, rank: int, world: int, share: Share = even, **options: Any
+    method: str, rank: int, world: int, share: Share = even, epochs: int = EPOCHS
 ) -> dict[str, Tensor]:
-    """Weights, buffers and state after ``EPOCHS`` epochs of ``method``."""
-    step = step_of(
-        method, staged_model(), epoch_length=len(COUNTS), epochs=EPOCHS, bn="global", **options
-    )
-    train(step, range(EPOCHS * len(COUNTS)), rank, world, share)
+    """Weights, buffers and state after ``epochs`` epochs of ``method``."""
+    step = step_of(method, staged_model(), epoch_length=len(COUNTS), epochs=epochs, bn="global")
+    train(step, range(epochs * len(COUNTS)), rank, world, share)
     return everything(step)
 
 

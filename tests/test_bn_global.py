@@ -21,17 +21,20 @@ from divided import (
 )
 from every_recipe import arguments, step_of
 from tiny import tiny_batch, tiny_model, tiny_step
-from tiny_staged import staged_model
+from tiny_staged import recorded, staged_model
 from torch import Tensor, nn
 
 from fastadv.algorithms.recipes.table import METHODS
+from fastadv.algorithms.resolution import resolve
 from fastadv.engine.process.distributed import leave
 from fastadv.errors import UserError
+from fastadv.run.other_processes import taken_over
+from fastadv.training.divided import division_of
+from fastadv.training.settings import Execution
 
 NEAR = 1e-10
-# A second derivative, noise inside the blocks, state per place in the batch, per sample and of the
-# whole batch, perturbed weights, an average.
-QUICK = ("gradalign", "apart", "free", "atta-1", "fgsm-fuap", "trades-rwp", "ikl", "swa")
+# A second derivative, noise inside the blocks, features, perturbed weights, sums over an epoch.
+QUICK = ("gradalign", "apart", "fgsm-fuap", "trades-rwp", "ikl")
 
 
 @pytest.mark.slow
@@ -56,6 +59,39 @@ def assert_as_one(world: int, methods: list[str], folder: Any) -> None:
             if away > NEAR:
                 far[method, rank] = away
     assert not far
+
+
+# -- in this process ------------------------------------------------------------------------------
+
+
+def test_what_cannot_look_into_every_pass_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastadv.engine.process.distributed.world_size", lambda: 2)
+    with pytest.raises(UserError, match="mode='compiled' does not do with several processes"):
+        tiny_step(tiny_model(), "pgd", mode="compiled", bn="global")
+    compiled = tiny_model()
+    compiled._compiled_call_impl = compiled.forward  # type: ignore[assignment]  # as compile() does
+    for model in (nn.Sequential(torch.jit.ScriptModule()), compiled):
+        with pytest.raises(UserError, match=r"torch\.compile or TorchScript has"):
+            division_of(Execution("eager", bn="global"), model)
+    with pytest.raises(UserError, match="bn 'sync'"):
+        tiny_step(tiny_model(), "pgd", bn="sync")
+
+
+def test_rows_of_places_are_divided_anew() -> None:
+    """Free's perturbation, for three processes in place of two; of a mean they take the first's."""
+    plan = resolve("free")
+    states = [{"delta": torch.arange(6.0)[rows]} for rows in (slice(0, 3), slice(3, 6))]
+    found = [taken_over(plan, states, rank, 3) for rank in range(3)]
+    assert [own["delta"].tolist() for own, _ in found] == [[0, 1], [2, 3], [4, 5]]
+    assert all(not told for _, told in found)
+    assert taken_over(plan, states, 1, 2) == (states[1], [])
+    kept = [{"convergence": torch.tensor([rank])} for rank in range(2)]
+    own, told = taken_over(resolve("fgsm-rs-cs"), kept, 1, 4)
+    assert own["convergence"].tolist() == [0]
+    assert told == [
+        "each of the 2 processes of this run kept its own convergence: all 4 go on with that of "
+        "the first."
+    ]
 
 
 # -- a few recipes and odd cases, in one group of two processes -----------------------------------
@@ -148,7 +184,7 @@ def averaged(rank: int, world: int) -> dict[str, Tensor]:
 def resumed(rank: int, world: int) -> dict[str, Tensor]:
     """What two processes go on with from a state of one, over the second half of a run."""
     found = {}
-    for method in ("atta-1", "free", "apart"):
+    for method in ("atta-1", "free"):
         saved = torch.load(f"{FOLDER[0]}.{method}")
         first = step_of(method, staged_model(), epoch_length=2, bn="global")
         first.model.load_state_dict(saved["model"])
@@ -165,7 +201,7 @@ FOLDER = [""]
 
 def save_halves(folder: str) -> None:
     """Write the state of one process after the first half of some runs."""
-    for method in ("atta-1", "free", "apart"):
+    for method in ("atta-1", "free"):
         step = step_of(method, staged_model(), epoch_length=2, bn="global")
         train(step, range(4), 0, 1)
         saved = {"model": step.model.state_dict(), "optimizer": step.optimizer.state_dict()}
@@ -180,7 +216,7 @@ CASES = {
     "averaged": averaged,
     "resumed": resumed,
 } | {
-    method: lambda rank, world, method=method: trained(method, rank, world, uneven)
+    method: lambda rank, world, method=method: trained(method, rank, world, uneven, 2)
     for method in QUICK
 }
 
@@ -202,6 +238,15 @@ def refused(rank: int) -> dict[str, str]:
     return told
 
 
+def noise() -> Tensor:
+    """The perturbations (4,3,6,6) with which random starts begin, without an index."""
+    step = tiny_step(tiny_model(), "fast", alpha=0.0)
+    seen = recorded(step)
+    x = torch.full((4, 3, 6, 6), 0.5, dtype=torch.float64)
+    step(x, torch.arange(4))
+    return seen[0].x_adv - x
+
+
 def cases(rank: int, world: int, at: int, out: str) -> None:
     join(rank, world, at)
     FOLDER[0] = out
@@ -209,6 +254,7 @@ def cases(rank: int, world: int, at: int, out: str) -> None:
     for name, case in CASES.items():
         found[name] = case(rank, world)
     found["refused"] = refused(rank)
+    found["noise"] = noise()
     local = step_of("pgd", staged_model(), epoch_length=len(COUNTS))
     train(local, range(2), rank, world)
     found["local"] = everything(local)
@@ -236,6 +282,11 @@ def test_what_differs_between_processes_is_told_in_both(both: list[dict[str, Any
     for found in both:
         for name in ("a shape", "a type"):
             assert "Process 1 gave its step other arguments" in found["refused"][name]
+
+
+def test_without_index_each_process_draws_its_own_noise(both: list[dict[str, Any]]) -> None:
+    rows = torch.cat([found["noise"] for found in both]).flatten(1)
+    assert len(rows.unique(dim=0)) == 8
 
 
 def test_local_statistics_are_others(both: list[dict[str, Any]]) -> None:
