@@ -21,7 +21,15 @@ from fastadv.cli.misspelt import misspelt
 from fastadv.cli.no_number import no_number
 from fastadv.cli.shared_options import Plugin, TrustCode
 from fastadv.engine.process import stop
-from fastadv.errors import Interrupted, TrainingError, UserError, exit_code
+from fastadv.engine.process.one_voice import first_to_speak, is_first
+from fastadv.errors import (
+    GO_ON,
+    Interrupted,
+    ProcessLost,
+    TrainingError,
+    UserError,
+    exit_code,
+)
 from fastadv.storage.printable import safe_sentence
 from fastadv.storage.trust import trusting
 
@@ -36,6 +44,8 @@ def _main() -> None:
     errors = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(kind: str, sentence: object) -> None:
+        if kind == "warning" and not is_first():
+            return
         colour = "yellow" if kind == "warning" else "red"
         errors.print(f"[{colour}]{kind}:[/] {escape(safe_sentence(sentence))}")
 
@@ -52,14 +62,15 @@ def _main() -> None:
         command = application(words[0] if words else "")
         code = command(args=words, standalone_mode=False)
     except (UserError, TrainingError) as error:
-        say("error", error)
-        code = 2
+        if first_to_speak():
+            say("error", error)
+        code = GO_ON if isinstance(error, ProcessLost) else 2
     except Interrupted as stopped:
-        if stop.speaks():
+        if first_to_speak():
             errors.print(escape(safe_sentence(stopped)))
         code = exit_code(stopped.by)
     except stop.Stopped as stopped:
-        if stop.speaks():
+        if first_to_speak():
             errors.print(stop.nothing_saved(stopped.by))
         code = exit_code(stopped.by)
     except KeyboardInterrupt:
@@ -69,7 +80,7 @@ def _main() -> None:
         if not hasattr(error, "format_message"):
             raise
         sentence = misspelt(error) or no_number(error) or error.format_message()
-        if sentence:  # none beside the help of a bare `fastadv`
+        if sentence and first_to_speak():  # none beside the help of a bare `fastadv`
             say("error", sentence)
         code = 2
     sys.exit(code)

@@ -68,7 +68,8 @@ class EpochLoop:
         """Train, evaluate and save, epoch by epoch."""
         total = self.session.config.epochs
         while self.progress.epoch < total:
-            self._train_epoch()
+            with distributed.short_timeout():
+                self._train_epoch()
             try:
                 self._evaluate_epoch(last=self.progress.epoch + 1 == total)
             except StopEvaluation:
