@@ -12,6 +12,7 @@ from fastadv.engine.process import distributed, stop
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import TrainingError, UserError
+from fastadv.run.agreement import require_equal, require_one_run
 from fastadv.run.console import Console
 from fastadv.run.epoch_loop import EpochLoop, goes_on
 from fastadv.run.request import RunRequest
@@ -29,7 +30,9 @@ def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]
     """
     config = resolve_run(request)
     with distributed.joined(choose_device(config.device)):
+        require_one_run(config, "a new run")
         session = Session.build(config)
+        require_equal(session.digests())
         folder = RunFolder.create(config.out, session.config)
         stop.something_exists()
         with folder.alone():
@@ -64,10 +67,12 @@ def _resume(
 ) -> dict[str, Any]:
     config = dataclasses.replace(folder.read_config(), **changed)
     with distributed.joined(choose_device(config.device)), folder.alone():
+        require_one_run(config, "a run that goes on")
         # A mode that was chosen by measuring may have been given up for a simpler one.
         session = Session.build(
             config, strict=False, look=lambda data: check_weights_fit(config, data, folder)
         )
+        require_equal(session.digests())
         progress = Progress()
         if folder.last.exists():
             progress = restore(session, folder, console or Console())
