@@ -34,8 +34,8 @@ from fastadv.run.resolve import ALSO_OPTIONS, resolve_run
 SWAP = "Swap a part of the method"
 TYPES: Mapping[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT"}
 PLUGIN = Row("--plugin FILE", "run this Python file with methods of your own")
-RESUME = Row("--resume FOLDER", "continue the run in it; auto: that of this command, if it began")
-MAX_TIME = Row("--max-time TIME", "save and stop in time: 23:30:00, 90m, 1.5h after the start")
+RESUME = Row("--resume FOLDER", "go on with the run in it; auto: begin it or go on")
+MAX_TIME = Row("--max-time TIME", "save and stop in time: 23:30:00, 90m, 1.5h")
 TRUST = Row("--trust-code", "run the module:callable that run folders from elsewhere name")
 
 
@@ -77,7 +77,7 @@ def common_groups() -> Iterator[tuple[str, list[Row]]]:
             _setting(name, types[name], text) for name, text in settings.items() if name in COMMON
         ]
         rows = [row if row.flag.endswith("NAME") else row._replace(allowed="") for row in rows]
-        yield title, [*rows, PLUGIN, RESUME, MAX_TIME] if title == "The run" else rows
+        yield title, [*rows, PLUGIN, RESUME] if title == "The run" else rows
 
 
 def _setting(name: str, hint: Any, text: str) -> Row:
