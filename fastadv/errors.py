@@ -26,6 +26,10 @@ class TrainingError(RuntimeError):
     """Training went wrong (a loss that is not finite); the message names the step."""
 
 
+class ProcessLost(TrainingError):
+    """Another process of the group was killed; the run goes on from its last checkpoint."""
+
+
 class Interrupted(Exception):
     """The user or the system asked the command to stop; everything is saved. ``by``: the name of
     the signal, or what else has asked."""

@@ -22,11 +22,11 @@ OPTIONS: Mapping[str, tuple[Any, Row]] = {
     "name": (str, Row("--name NAME", "the run folder is runs/NAME")),
     "resume": (
         str,
-        Row("--resume FOLDER", "continue the run in it; auto: that of this command, if it began"),
+        Row("--resume FOLDER", "go on with the run in it; auto: begin it or go on"),
     ),
     "max_time": (
         str,
-        Row("--max-time TIME", "save and stop in time: 23:30:00, 90m, 1.5h after the start"),
+        Row("--max-time TIME", "save and stop in time: 23:30:00, 90m, 1.5h"),
     ),
     "dry_run": (bool, Row("--dry-run", "show settings, cost, time and memory; write nothing")),
     "trust_code": (

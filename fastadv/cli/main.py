@@ -28,7 +28,15 @@ from fastadv.cli.shared_options import Plugin, TrustCode
 from fastadv.cli.usage_errors import sentence_of
 from fastadv.cli.with_options import with_options
 from fastadv.engine.process import stop
-from fastadv.errors import Interrupted, TrainingError, UserError, exit_code
+from fastadv.engine.process.one_voice import first_to_speak, is_first
+from fastadv.errors import (
+    GO_ON,
+    Interrupted,
+    ProcessLost,
+    TrainingError,
+    UserError,
+    exit_code,
+)
 from fastadv.storage.printable import printable, safe_sentence
 from fastadv.storage.trust import trusting
 
@@ -45,6 +53,8 @@ def _main() -> None:
     errors = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(kind: str, sentence: object) -> None:
+        if kind == "warning" and not is_first():
+            return
         colour = "yellow" if kind == "warning" else "red"
         said = _LONG_WORD.sub(lambda word: printable(word[0]), safe_sentence(sentence))
         errors.print(f"[{colour}]{kind}:[/] {escape(said)}")
@@ -62,14 +72,15 @@ def _main() -> None:
         command = application(words[0] if words else "")
         code = command(args=words, prog_name="fastadv", standalone_mode=False)
     except (UserError, TrainingError) as error:
-        say("error", error)
-        code = 2
+        if first_to_speak():
+            say("error", error)
+        code = GO_ON if isinstance(error, ProcessLost) else 2
     except Interrupted as stopped:
-        if stop.speaks():
+        if first_to_speak():
             errors.print(escape(safe_sentence(stopped)))
         code = exit_code(stopped.by)
     except stop.Stopped as stopped:
-        if stop.speaks():
+        if first_to_speak():
             errors.print(stop.nothing_saved(stopped.by))
         code = exit_code(stopped.by)
     except KeyboardInterrupt:
@@ -79,7 +90,7 @@ def _main() -> None:
         if not hasattr(error, "format_message"):
             raise
         sentence = sentence_of(error)
-        if sentence:  # none beside the help of a bare `fastadv`
+        if sentence and first_to_speak():  # none beside the help of a bare `fastadv`
             say("error", sentence)
         code = 2
     sys.exit(code)

@@ -77,7 +77,8 @@ class EpochLoop:
         total = self.session.config.epochs
         self._make_best_again()
         while self.progress.epoch < total:
-            self._train_epoch()
+            with distributed.short_timeout():
+                self._train_epoch()
             try:
                 self._evaluate_epoch(last=self.progress.epoch + 1 == total)
             except StopEvaluation:

@@ -156,7 +156,7 @@ def run_evaluation(
 
     ``one_pass``: all attacks in one pass, which is stored only while it runs. Raises as
     ``fastadv.evaluate`` does, ``StopEvaluation`` when asked to stop, and ``EvaluationStopped`` for
-    a ``KeyboardInterrupt``.
+    a signal.
     """
     alpha = None if alpha is None else parse_number(alpha, "alpha")
     require_mode(job.mode, job.device)  # also where all results are stored
@@ -192,7 +192,7 @@ def run_evaluation(
         one = _Pass(model, images, group, job, own, common, title, one_pass, compiled)
         try:
             scores = one.run()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, stop.Stopped):
             under_way = f"{', '.join(group)}: {one.images:,} of {len(images):,} images are done"
             raise EvaluationStopped(found, under_way) from None
         anything_new = anything_new or one.got_further

@@ -13,6 +13,7 @@ from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import TrainingError, UserError
 from fastadv.run import places
+from fastadv.run.agreement import require_equal, require_one_run
 from fastadv.run.config_file import to_toml
 from fastadv.run.console import Console
 from fastadv.run.epoch_loop import EpochLoop, goes_on
@@ -36,7 +37,9 @@ def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]
     """
     config = resolve_run(places.absolute(request))
     with distributed.joined(choose_device(config.device)):
+        require_one_run(config, "a new run")
         session = Session.build(config)
+        require_equal(session.digests())
         folder = RunFolder.create(config.out, session.config)
         stop.something_exists()
         with folder.alone():
@@ -82,6 +85,7 @@ def _resume(
 ) -> dict[str, Any]:
     config = dataclasses.replace(folder.read_config(moved, needs=places.of_a_run()), **changed)
     with distributed.joined(choose_device(config.device)), folder.alone():
+        require_one_run(config, "a run that goes on")
         recover(folder, config, console or Console())
         ended = ended_without_last(folder, config)
         if ended is not None:
@@ -95,6 +99,7 @@ def _resume(
             initial=None if config.init is None else known(folder),
             begun=begun_with(folder),
         )
+        require_equal(session.digests())
         progress = Progress()
         if folder.last.exists():
             progress = restore(session, folder, console or Console())

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from fastadv.engine.process.one_voice import first_to_speak
 from fastadv.errors import exit_code
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # Windows has two of them
@@ -32,8 +33,11 @@ RESERVED_SHARE = 0.1  # of the allowed time at most
 _STARTED = time.time()
 
 
-class Stopped(KeyboardInterrupt):
-    """Asked to stop by ``by``, a signal's name or ``MAX_TIME``, with nothing to save."""
+class Stopped(BaseException):
+    """Asked to stop by ``by``, a signal's name or ``MAX_TIME``, with nothing to save.
+
+    No ``KeyboardInterrupt``, of which the library of the command line makes an exit code.
+    """
 
     def __init__(self, by: str) -> None:
         super().__init__(by)
@@ -139,6 +143,11 @@ class interruptible:
         _here.grace = self._before
 
 
+def ending() -> None:
+    """The command ends with an error, which a first signal no longer takes the place of."""
+    _here.held += 1
+
+
 def something_exists() -> None:
     """The command has made files: it is no longer ended in the middle of an import."""
     _here.may_exit = False
@@ -231,7 +240,7 @@ def _end(frame: FrameType | None) -> None:
         return
     if _imports(frame):
         if here.may_exit:
-            if speaks():
+            if first_to_speak():
                 os.write(2, f"{nothing_saved(here.asked)}\n".encode())
             os._exit(exit_code(here.asked))
         _alarm_in(IMPORTING)
@@ -252,17 +261,12 @@ def nothing_saved(by: str) -> str:
     return f"Stopped by {by}; there is nothing to save yet: start it again."
 
 
-def speaks() -> bool:
-    """True if this process, of those that were started together, is the one that speaks."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def quiet_interpreter() -> None:
     """An interrupt that comes where Python cannot raise it leaves no traceback either."""
     usual = sys.unraisablehook
 
     def hook(found: Any) -> None:
-        if not isinstance(found.exc_value, KeyboardInterrupt):
+        if not isinstance(found.exc_value, (KeyboardInterrupt, Stopped)):
             usual(found)
 
     sys.unraisablehook = hook
