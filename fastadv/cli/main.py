@@ -20,6 +20,7 @@ from fastadv.cli.misspelt import misspelt
 from fastadv.cli.no_number import no_number
 from fastadv.cli.shared_options import Plugin, TrustCode
 from fastadv.errors import Interrupted, TrainingError, UserError
+from fastadv.run.short_words import print_words
 from fastadv.storage.printable import safe_sentence
 from fastadv.storage.trust import trusting
 
@@ -30,7 +31,11 @@ def main() -> None:
 
     def say(kind: str, sentence: object) -> None:
         colour = "yellow" if kind == "warning" else "red"
-        errors.print(f"[{colour}]{kind}:[/] {escape(safe_sentence(sentence))}")
+        text = f"[{colour}]{kind}:[/] {escape(safe_sentence(sentence))}"
+        if errors.is_terminal:
+            print_words(errors, text)
+        else:  # a sentence stays a line
+            errors.print(text)
 
     # The command line shows a warning as a sentence, without its place in the code.
     warnings.showwarning = lambda message, *_: say("warning", message)
