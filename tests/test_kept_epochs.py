@@ -73,9 +73,11 @@ def test_an_epochs_line_is_found_again(run: Path, epoch: int) -> None:
     line = lines(run)[epoch - 1]
     for on, limit in (("val", None), ("train", SETTINGS["eval_train"])):
         found = evaluate_run(str(run), "clean,fgsm", which=str(epoch), on=on, limit=limit)
-        assert found == {name: line[f"{on}_{name}"] for name in ("clean", "fgsm")}
+        shares = {name: line[f"{on}_{name}_percent"] / 100 for name in ("clean", "fgsm")}
+        assert found == pytest.approx(shares, abs=1e-6)
         assert found.n == line[f"{on}_n"]
-        assert list(found.interval("fgsm")) == line[f"{on}_fgsm_interval"]
+        ends = [end / 100 for end in line[f"{on}_fgsm_interval_percent"]]
+        assert list(found.interval("fgsm")) == pytest.approx(ends, abs=1e-6)
 
 
 @pytest.mark.parametrize(

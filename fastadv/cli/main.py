@@ -37,6 +37,7 @@ from fastadv.errors import (
     UserError,
     exit_code,
 )
+from fastadv.run.short_words import print_words
 from fastadv.storage.printable import printable, safe_sentence
 from fastadv.storage.trust import trusting
 
@@ -57,7 +58,11 @@ def _main() -> None:
             return
         colour = "yellow" if kind == "warning" else "red"
         said = _LONG_WORD.sub(lambda word: printable(word[0]), safe_sentence(sentence))
-        errors.print(f"[{colour}]{kind}:[/] {escape(said)}")
+        text = f"[{colour}]{kind}:[/] {escape(said)}"
+        if errors.is_terminal:
+            print_words(errors, text)
+        else:  # a sentence stays a line
+            errors.print(text)
 
     # The command line shows a warning as a sentence, without its place in the code.
     warnings.showwarning = lambda message, *_: say("warning", message)

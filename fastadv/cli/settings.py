@@ -27,8 +27,8 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "pad": "largest shift of the random crops, in pixels",
         "padding": "border of the crops: black (constant), grey or reflected",
         "flip": "flip images horizontally at random",
-        "augmentation": "base: crop, flip; rotate: also by 15 degrees; autoaugment: with cutout; "
-        "resized-crop: ImageNet's",
+        "augmentation": "base (crop, flip), and joined by +: resized-crop (ImageNet's), rotate (15 "
+        "degrees), autoaugment (with cutout), randaugment, trivialaugment, augmix, mixup, cutmix",
     },
     "Network": {
         "model": "network; timm:NAME, torchvision:NAME, or module:callable for your own",

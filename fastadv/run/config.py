@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from fastadv.algorithms.plan import Plan
 from fastadv.by_epoch import Points
+from fastadv.data import augmentations
 from fastadv.data.catalogue import require_known
 from fastadv.declared import (
     Count,
@@ -26,6 +27,7 @@ from fastadv.evaluation.attacks.names import parse_attack
 from fastadv.models import MODELS, VARIANTS, with_option
 from fastadv.run import optimizer_kinds
 from fastadv.run.keeping import kept
+from fastadv.run.mixed_labels import require_mixable
 from fastadv.run.origin import Origin
 from fastadv.run.request import ChangingSide, OpenShare, ScheduleName, Side, Width, as_flag
 from fastadv.run.schedules import CYCLED_MOMENTUM, PEAKS, STEPPED, require_schedule
@@ -86,7 +88,7 @@ class RunConfig:
     pad: CountOrZero
     flip: bool
     padding: Literal["constant", "grey", "reflect"]
-    augmentation: Literal["base", "rotate", "autoaugment", "resized-crop"]
+    augmentation: str
     limit: Count | None  # None: all training images
     label_noise: Share
     image_size: Side | None  # None: as the files are
@@ -189,9 +191,11 @@ def check(config: RunConfig) -> None:
     )
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov looks ahead along the momentum; omit --momentum 0.")
-    if config.pad and config.augmentation == "resized-crop":
+    require_mixable(config.plan, config.augmentation)
+    if config.pad and augmentations.CROP in augmentations.names_in(config.augmentation):
         raise UserError(
-            "--augmentation resized-crop takes the place of shifted crops; omit --pad with it."
+            f"--augmentation {config.augmentation} takes the place of shifted crops; omit --pad "
+            "with it."
         )
     if config.image_sizes is not None and config.plan.sized:
         plan = config.plan

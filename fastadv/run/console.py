@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -22,7 +21,7 @@ from fastadv.engine.model.precision import shown
 from fastadv.engine.process import distributed
 from fastadv.run.epoch_progress import EpochTick, epoch_progress
 from fastadv.run.epoch_table import EpochTable
-from fastadv.run.short_words import clock, end_of
+from fastadv.run.short_words import clock, end_of, print_words
 from fastadv.run.time_left import TimeLeft
 from fastadv.storage.printable import printable, safe_sentence
 
@@ -78,16 +77,7 @@ class Console:
         self._left: TimeLeft | None = None  # None: before the first epoch
 
     def _say(self, text: str) -> None:
-        """Print a sentence, broken between words alone (rich would also break a long path)."""
-        styled = Text.from_markup(text)
-        shape: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
-        place, starts = 0, []
-        for part in textwrap.wrap(styled.plain, self.out.width, **shape):
-            place = styled.plain.index(part, place)
-            starts.append(place)
-        for each in styled.divide(starts[1:]):
-            each.rstrip()
-            self.out.print(each, soft_wrap=True)
+        print_words(self.out, text)
 
     def start(self, session: Session, folder: RunFolder, epoch: int) -> None:
         """Print the method, the data, the network and the device."""

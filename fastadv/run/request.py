@@ -91,7 +91,7 @@ class RunRequest:
     pad: CountOrZero | None = None
     flip: bool | None = None
     padding: Literal["constant", "grey", "reflect"] | None = None
-    augmentation: Literal["base", "rotate", "autoaugment", "resized-crop"] | None = None
+    augmentation: str | None = None
     limit: Count | None = None
     label_noise: Share | None = None
     image_size: Side | None = None

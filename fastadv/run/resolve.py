@@ -11,6 +11,7 @@ from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.recipes.table import methods
 from fastadv.algorithms.resolution import VARIANT, recipe_options, resolve
 from fastadv.algorithms.slots import SLOTS
+from fastadv.data import augmentations
 from fastadv.declared import coerce
 from fastadv.errors import UserError
 from fastadv.models import VARIANTS
@@ -84,7 +85,8 @@ def resolve_run(request: RunRequest) -> RunConfig:
             origins[name] = Origin.PART
     if "augmentation" not in given and plan.keeps_perturbations:
         values["augmentation"], origins["augmentation"] = "base", Origin.DEFAULT
-    if values["augmentation"] == "resized-crop" and "pad" not in given:
+    crops = augmentations.CROP in augmentations.names_in(values["augmentation"])
+    if crops and "pad" not in given:
         values["pad"], origins["pad"] = 0, origins["augmentation"]
         if "pad" in chosen.keys() - options.keys():
             plan = resolve(values["method"], chosen | {"pad": 0}, spelled=as_flag)
@@ -132,6 +134,8 @@ def _given(request: RunRequest) -> dict[str, Any]:
         found["optimizer"] = optimizer_kinds.known(found["optimizer"])
     if "init" in found:  # a run may be resumed from another folder
         found["init"] = os.path.abspath(os.path.expanduser(found["init"]))
+    if "augmentation" in found:
+        found["augmentation"] = augmentations.canonical(found["augmentation"])
     if "points" in found:
         found.setdefault("schedule", "points")
     return found

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from fastadv.data import (
-    AutoAugmented,
     DeviceLoader,
     Loader,
     MixedLoader,
+    augmentations,
     draws,
     eval_batches,
     is_tree,
@@ -37,8 +37,6 @@ from fastadv.data.labels import stratified_rows
 from fastadv.data.leaving_out import LeavingOut
 from fastadv.data.listing import Listing, Placed, place
 from fastadv.data.packed import tell, tell_left_out
-from fastadv.data.resized_crop import ResizedCrop
-from fastadv.data.rotation import Rotated
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError, unknown
 from fastadv.run.config import RunConfig
@@ -216,8 +214,8 @@ def _require_one_update_a_row(config: RunConfig) -> None:
 
 
 def _require_pixels_to_follow(config: RunConfig) -> None:
-    if config.augmentation != "base" and config.plan.keeps_perturbations:
-        does = "scales" if config.augmentation == "resized-crop" else "turns"
+    does = augmentations.does(config.augmentation)
+    if does and config.plan.keeps_perturbations:
         raise UserError(
             f"--augmentation {config.augmentation} {does} images, and a perturbation kept for each "
             f"sample cannot follow; omit it with {config.method}."
@@ -226,21 +224,15 @@ def _require_pixels_to_follow(config: RunConfig) -> None:
 
 def _augmented(config: RunConfig, source: Source) -> Source:
     """``source`` with the configured augmentation beyond crop and flip."""
-    if config.augmentation == "base":
-        return source
-    if config.augmentation == "resized-crop":
-        if source.streams:  # its loader crops the files
-            return source
-        return dataclasses.replace(source, loader=ResizedCrop(source.loader, seed=config.seed))
-    if config.augmentation == "rotate":
-        return dataclasses.replace(source, loader=Rotated(source.loader, seed=config.seed))
-    if source.channels not in (1, 3):
-        raise UserError(
-            f"--augmentation autoaugment is for grey or RGB images, not {source.channels} "
-            "channels; omit it."
-        )
-    half = config.epochs // 2
-    loader = AutoAugmented(source.loader, first_epoch=half, seed=config.seed)
+    loader = augmentations.augmented(
+        source.loader,
+        config.augmentation,
+        seed=config.seed,
+        epochs=config.epochs,
+        channels=source.channels,
+        num_classes=source.num_classes,
+        crops_files=source.streams,
+    )
     return dataclasses.replace(source, loader=loader)
 
 
@@ -514,7 +506,7 @@ def _from_files(
         absent,
     )
     rows, labels = sets.rows, sets.labels
-    options["resized_crop"] = config.augmentation == "resized-crop"
+    options["resized_crop"] = augmentations.CROP in augmentations.names_in(config.augmentation)
     options |= {"absent": absent, "on_broken": on_broken}
     loader = DaliLoader(train_files, labels.tolist(), form, indices=rows, **options)
     return Source(
