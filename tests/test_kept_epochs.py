@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from fastadv.errors import UserError
 from fastadv.run.console import Console
 from fastadv.run.export import export_run
-from fastadv.run.finished import evaluate_run, load_run
+from fastadv.run.finished import evaluate_run
+from fastadv.run.loaded import load_run
 from fastadv.run.pairs import compare_runs
 from fastadv.run.request import RunRequest
 from fastadv.run.run_folder import RunFolder
@@ -72,9 +73,11 @@ def test_an_epochs_line_is_found_again(run: Path, epoch: int) -> None:
     line = lines(run)[epoch - 1]
     for on, limit in (("val", None), ("train", SETTINGS["eval_train"])):
         found = evaluate_run(str(run), "clean,fgsm", which=str(epoch), on=on, limit=limit)
-        assert found == {name: line[f"{on}_{name}"] for name in ("clean", "fgsm")}
+        shares = {name: line[f"{on}_{name}_percent"] / 100 for name in ("clean", "fgsm")}
+        assert found == pytest.approx(shares, abs=1e-6)
         assert found.n == line[f"{on}_n"]
-        assert list(found.interval("fgsm")) == line[f"{on}_fgsm_interval"]
+        ends = [end / 100 for end in line[f"{on}_fgsm_interval_percent"]]
+        assert list(found.interval("fgsm")) == pytest.approx(ends, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +106,7 @@ def test_an_epoch_that_is_not_evaluated_is_kept(tmp_path: Path) -> None:
     assert len(list((runs[0] / "epochs").iterdir())) == 3
     assert not (runs[1] / "epochs").exists()
     assert alike(*(weights(out / "last.pt") for out in runs))
-    assert all("val_clean" not in line for line in lines(runs[0])[:2])
+    assert all("val_clean_percent" not in line for line in lines(runs[0])[:2])
     first, second = ([line["loss"] for line in lines(out)] for out in runs)
     assert first == second
 
@@ -115,7 +118,7 @@ def test_every_command_takes_an_epoch(run: Path, tmp_path: Path) -> None:
     prints = [fingerprint(str(run / "epochs" / f"000{epoch}.pt")) for epoch in (1, 2, 3)]
     assert len({*prints}) == 3
     assert prints[2] == fingerprint(str(run / "last.pt"))
-    assert alike(dict(load_run(str(run), "2")[2].state_dict()), kept)
+    assert alike(dict(load_run(str(run), "2").model.state_dict()), kept)
     export_run(str(run), tmp_path / "model.safetensors", "2")
     exported = load_file(tmp_path / "model.safetensors")
     assert alike(

@@ -44,6 +44,23 @@ def _literal(value: Any) -> str:
     return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text) + '"'
 
 
+def places_text(places: Mapping[str, tuple[str, ...]]) -> str:
+    """``places`` as the table of that name, the last of a config.toml; "" for none."""
+    lines = [f"{k} = [{', '.join(map(_literal, paths))}]" for k, paths in places.items()]
+    return "\n".join(["", "[places]", *lines]) + "\n" if lines else ""
+
+
+def places_in(content: bytes) -> dict[str, tuple[str, ...]]:
+    """The table ``places`` in the ``content`` of a file that ``from_bytes`` has read."""
+    found = _whole(tomllib.loads(content.decode("utf-8"))).get("places", {})
+    lists = found.items() if isinstance(found, dict) else ()
+    return {
+        name: tuple(paths)
+        for name, paths in lists
+        if isinstance(paths, list) and all(isinstance(path, str) for path in paths)
+    }
+
+
 def _whole(value: Any) -> Any:
     """``value`` from a TOML file with the characters that TOML cannot hold."""
     if isinstance(value, str):
@@ -81,6 +98,7 @@ def from_bytes(content: bytes, path: Path) -> RunRequest:
 
 
 def _from_tables(found: dict[str, Any], path: str) -> RunRequest:
+    found.pop("places", None)
     options = found.pop("options", {})
     if not isinstance(options, Mapping):
         raise UserError(f"The options in {path} must be a table, not {options!r}.")

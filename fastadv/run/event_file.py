@@ -34,6 +34,12 @@ class EventFile:
         event = self._event(wall_time=time.time(), step=step, summary=scalar(name, value))
         self._write(event)
 
+    def add_text(self, name: str, text: str, step: int) -> None:
+        """Add ``text``, in Markdown."""
+        from torch.utils.tensorboard.summary import text as as_summary
+
+        self._write(self._event(wall_time=time.time(), step=step, summary=as_summary(name, text)))
+
     def flush(self) -> None:
         """Give what was added to the system."""
         self._records.flush()

@@ -22,6 +22,7 @@ from fastadv.errors import UserError
 from fastadv.models.packaged import library_version, packaged_library
 from fastadv.run.config import RunConfig
 from fastadv.run.config_file import to_toml
+from fastadv.storage.digests import digest
 from fastadv.storage.printable import printable
 
 _FREE = {
@@ -29,6 +30,8 @@ _FREE = {
     "data_root",
     "download",
     "unlabelled",
+    "init",
+    "skip_broken",
     "option teachers",
     "option helper",
     "out",
@@ -66,6 +69,12 @@ def record(config: RunConfig, digests: Mapping[str, str], device: torch.device) 
 def configuration(config: RunConfig) -> str:
     """The settings that decide what is trained: without the folder and how often it is saved."""
     return to_toml(dataclasses.replace(config, out=None, checkpoint_minutes=0.0))
+
+
+def configuration_digest(config: RunConfig) -> str:
+    """A digest of the settings that decide what is trained, the same wherever the run lies."""
+    settings = _flat(configuration(config))
+    return digest({name: settings[name] for name in sorted(settings.keys() - _FREE - _SAID)})
 
 
 def require_own(saved: Mapping[str, Any], config: RunConfig, path: Path) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,8 +30,10 @@ from fastadv.data.array_file import user_cache
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
 from fastadv.models.packaged import names_own_code
+from fastadv.run import places
 from fastadv.run.config import RunConfig
-from fastadv.run.config_file import MOST_BYTES, from_bytes, to_toml
+from fastadv.run.config_file import MOST_BYTES, from_bytes, places_in, places_text, to_toml
+from fastadv.run.request import RunRequest, setting_types
 from fastadv.run.resolve import resolve_stored
 from fastadv.storage import checkpoint, files, sealed, trust
 from fastadv.storage.lock import Lock
@@ -91,21 +93,21 @@ class RunFolder:
             try:
                 folder._take_lock()
                 folder._require_new()  # another process may have begun one meanwhile
-                folder._begin(sealed.seal_text(to_toml(config)))
+                folder._begin(_asked(config))
             except BaseException:
                 folder._leave()
                 raise
         distributed.wait()
         return folder
 
-    def _begin(self, text: str) -> None:
+    def _begin(self, request: RunRequest) -> None:
         try:
-            checkpoint.write_text(self.config, text)
+            content = self._write_config(request)
         except BaseException:
             with suppress(OSError):  # there, but perhaps not on the disk
                 self.config.unlink(missing_ok=True)
             raise
-        trust.remember(self.path, text.encode())
+        trust.remember(self.path, content)
 
     def _require_new(self) -> None:
         if self.config.exists():
@@ -114,6 +116,24 @@ class RunFolder:
                 f"{shown} already holds a run; continue it with --resume {shown} or choose another "
                 "--out."
             )
+
+    def _write_config(self, request: RunRequest) -> bytes:
+        text = to_toml(request) + places_text(places.seen_from(self.path, request))
+        content = sealed.seal_text(text)
+        checkpoint.write_text(self.config, content)
+        return content.encode()
+
+    def note_places(self, told: Mapping[str, Any]) -> None:
+        """Write into config.toml where the run's things are now, as the user has ``told``."""
+        if distributed.rank() != 0:
+            return
+        content = self._content()
+        own = trust.is_noted(self.path, content)
+        request = from_bytes(content, self.config)
+        request = places.found_again(request, places_in(content), self.path, told)
+        content = self._write_config(request)
+        if own:
+            trust.remember(self.path, content)
 
     def forget_unbegun(self) -> None:
         """Remove the configuration of a run that was refused before its first update, so that a
@@ -132,24 +152,36 @@ class RunFolder:
             raise UserError(_no_run(path))
         return folder
 
-    def read_config(self) -> RunConfig:
+    def read_config(
+        self, told: Mapping[str, Any] | None = None, needs: Collection[str] = ()
+    ) -> RunConfig:
         """The configuration of the run, complete and checked.
 
-        If this user did not begin the run here, code that it names is refused, and nothing is
-        written to a path that it names or downloaded.
+        ``told`` are the places of things that have moved, as the user names them, and ``needs``
+        the places where something must be (``fastadv.run.places``). If this user did not begin the
+        run here, code that it names is refused, and nothing is written to a path that it names or
+        downloaded.
         """
-        try:
-            content = files.read(self.config, MOST_BYTES)
-        except OSError as error:
-            raise UserError(f"Cannot read {printable(self.config)}: {error.strerror}.") from None
-        config = resolve_stored(from_bytes(content, self.config))
+        content = self._content()
+        request = from_bytes(content, self.config)
+        beside = places_in(content)
+        request = places.found_again(request, beside, self.path, told or {})
+        config = resolve_stored(request, beside.get(places.PLUGINS, ()))
+        places.require(request, beside, self.path, needs)
         if names_own_code(config.model):
             trust.require(self.path, content, config.model)
         if trust.is_own(self.path, content):
             return config
-        if is_tree(config.data):  # packed images would be written there
+        if is_tree(config.data) and not (told or {}).get("data_root"):
+            # Packed images would be written there.
             config = dataclasses.replace(config, data_root=str(user_cache()))
         return dataclasses.replace(config, download=False)
+
+    def _content(self) -> bytes:
+        try:
+            return files.read(self.config, MOST_BYTES)
+        except OSError as error:
+            raise UserError(f"Cannot read {printable(self.config)}: {error.strerror}.") from None
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -296,6 +328,11 @@ class RunFolder:
         checkpoint.write_text(self.summary, sealed.seal_value(summary))
 
 
+def _asked(config: RunConfig) -> RunRequest:
+    settings = {name: getattr(config, name) for name in setting_types()}
+    return RunRequest(**settings, options=config.options)
+
+
 def _no_run(path: str) -> str:
     """The sentence about a ``path`` that is no run folder."""
     given, shown = Path(path), printable(path)
@@ -328,10 +365,15 @@ def _began_later(lines: list[dict[str, Any]]) -> bool:
     return bool(epochs) and epochs == list(range(epochs[0], epochs[-1] + 1)) and epochs[0] > 1
 
 
+def usual_place(config: RunConfig) -> Path:
+    """The folder of a run that names none, if no other run has it."""
+    named = [config.method, config.variant, config.data.split(":")[0]]
+    return Path("runs") / "-".join(part for part in named if part is not None)
+
+
 def _free_name(config: RunConfig) -> Path:
     """runs/METHOD-DATA, or runs/METHOD-VARIANT-DATA, or with the first free number behind it."""
-    named = [config.method, config.variant, config.data.split(":")[0]]
-    base = Path("runs") / "-".join(part for part in named if part is not None)
+    base = usual_place(config)
     candidate, number = base, 1
     while not _claimed(candidate):
         number += 1

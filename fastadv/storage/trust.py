@@ -48,7 +48,7 @@ def remember(folder: Path, config: bytes) -> None:
 
 def require(folder: Path, config: bytes, model: str) -> None:
     """Raise ``UserError`` unless the code ``model`` that ``folder`` names may be called."""
-    if _allowed.get() or _is_noted(folder, config):
+    if _allowed.get() or is_noted(folder, config):
         return
     raise UserError(
         f"{printable(folder)} names code to run, model {printable(model)}, and you did not begin "
@@ -58,7 +58,7 @@ def require(folder: Path, config: bytes, model: str) -> None:
 
 def is_own(folder: Path, config: bytes) -> bool:
     """True if this user began the run here, or passed ``--trust-code``."""
-    return _allowed.get() or _is_noted(folder, config)
+    return _allowed.get() or is_noted(folder, config)
 
 
 def sign(content: bytes) -> str:
@@ -70,7 +70,8 @@ def sign(content: bytes) -> str:
     return hmac.new(key, b"record:" + content, hashlib.sha256).hexdigest()
 
 
-def _is_noted(folder: Path, config: bytes) -> bool:
+def is_noted(folder: Path, config: bytes) -> bool:
+    """True if this user began the run in ``folder`` with these bytes of config.toml."""
     try:
         return (_home() / "trusted" / _name(folder, config, _key(make=False))).is_file()
     except (OSError, UserError):
