@@ -125,7 +125,7 @@ def test_weights_of_another_model_are_refused(tmp_path, fastadv_command):
     edit(config, "width = 2", "width = 4")
     outcome = fastadv_command("evaluate", "run")
     assert outcome.code == 2
-    assert "another model" in outcome.err
+    assert "is of a run with width 2, and config.toml says 4" in outcome.err
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_weights(tmp_path, fastadv_command):
