@@ -267,7 +267,7 @@ def test_postscript_called_an_image_runs_no_program(tmp_path, monkeypatch):
     (root / "train" / "ant" / "9.png").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 8\n%%EndComments\nshowpage\n%%EOF\n"
     )
-    with pytest.raises(UserError, match=r"9\.png is not a readable"):
+    with pytest.raises(UserError, match=r"9\.png \(is not a readable"):
         load(f"folder:{root}")
     assert not (tmp_path / "ran").exists()
 

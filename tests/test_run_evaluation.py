@@ -333,7 +333,7 @@ def test_an_interrupted_evaluation_between_epochs_also_continues(
     assert [images for names, images in passes if names == "clean,fgsm"] == evaluated
     assert len(evaluated) > 1
     lines = [json.loads((at / "metrics.jsonl").read_text()) for at in (tmp_path / "whole", out)]
-    assert lines[0]["val_fgsm"] == lines[1]["val_fgsm"]
+    assert lines[0]["val_fgsm_percent"] == lines[1]["val_fgsm_percent"]
 
 
 def test_verdicts_of_other_images_are_refused() -> None:

@@ -8,11 +8,13 @@ import rich.console
 import typer
 from rich.markup import escape
 
+from fastadv.cli import completion
 from fastadv.cli import foreign_options as foreign
 from fastadv.cli.beside import Reference, attacks_beside, show_beside
+from fastadv.cli.early import require_words
 from fastadv.cli.sanity import Other, Sanity, check, require_alone
-from fastadv.cli.shared_options import Attacks, On, Plugin, TrustCode
-from fastadv.errors import Interrupted, UserError
+from fastadv.cli.shared_options import Attacks, Mode, On, Plugin, SearchDtype, TrustCode
+from fastadv.errors import UserError
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
 
@@ -31,17 +33,28 @@ def evaluate(
     attacks: Attacks = ATTACKS,
     which: Annotated[
         str,
-        typer.Option(help="best or last weights, both and their difference, or a kept epoch's: 10"),
+        typer.Option(
+            help="best or last weights, both and their difference, or a kept epoch's: 10",
+            autocompletion=completion.of("--which"),
+        ),
     ] = "best",
-    eps: Annotated[str | None, typer.Option(help="radius, if not the run's")] = None,
+    eps: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="radius, if not the run's")
+    ] = None,
     alpha: Annotated[
-        str | None, typer.Option(help="step of pgd and cw, in pixels [the run's, eps/4]")
+        str | None,
+        typer.Option(metavar="NUMBER", help="step of pgd and cw, in pixels [the run's, eps/4]"),
     ] = None,
     on: On = "test",
     limit: Annotated[int | None, typer.Option(help="evaluate on this many images only")] = None,
     seed: Annotated[int, typer.Option(help="seed of the attacks")] = 0,
     format_: Annotated[
-        str, typer.Option("--format", help="table, or a paper's in markdown, latex or csv")
+        str,
+        typer.Option(
+            "--format",
+            help="table, or a paper's in markdown, latex or csv",
+            autocompletion=completion.of("--format"),
+        ),
     ] = "table",
     time_limit: Annotated[
         str | None,
@@ -51,12 +64,8 @@ def evaluate(
         bool,
         typer.Option("--save-examples", help="write the adversarial examples too, into verdicts/"),
     ] = False,
-    search_dtype: Annotated[
-        str, typer.Option(help="float32, or bf16 (for hardware that has it), confirmed in float32")
-    ] = "float32",
-    mode: Annotated[
-        str, typer.Option(help="execution: auto, eager, compiled (long ones on a CPU), captured")
-    ] = "auto",
+    search_dtype: SearchDtype = "float32",
+    mode: Mode = "auto",
     reference: Reference = False,
     sanity: Sanity = False,
     other: Other = None,
@@ -79,6 +88,7 @@ def evaluate(
     others. Each result is kept in the run folder's evaluations.jsonl, or beside the weights in
     WEIGHTS.evaluations; an interrupted evaluation continues from there. With --sanity: whether
     attacks can work at all."""
+    require_words(which=which, on=on, search_dtype=search_dtype, mode=mode)
     runs = runs or []
     told: dict[str, Any] = {"data": data, "data_root": data_root} if runs else {}
     elsewhere = foreign.foreign_request(
@@ -155,9 +165,7 @@ def evaluate(
                 _show(table_of_file(elsewhere[0], stopped.scores), folder, format_)
             elif len(runs) == 1 and which != "both":
                 _show(table_of_run(runs[0], which, stopped.scores), folder, format_)
-            raise Interrupted(
-                f"Stopped under {stopped}; the same command continues from there."
-            ) from None
+            raise stopped.interrupted() from None
     if not shows:
         return
     _show(table, folder, format_)

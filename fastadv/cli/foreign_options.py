@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastadv.cli import completion
 from fastadv.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
 _PANEL = "In place of a run folder"
 
 
-def _option(flags: str, text: str) -> Any:
-    return typer.Option(*flags.split(), help=text, rich_help_panel=_PANEL)
+def _option(flags: str, text: str, names: str | None = None) -> Any:
+    completed = None if names is None else completion.of(names)
+    return typer.Option(*flags.split(), help=text, rich_help_panel=_PANEL, autocompletion=completed)
 
 
 Weights = Annotated[
@@ -23,11 +25,17 @@ Weights = Annotated[
 ]
 Model = Annotated[
     str | None,
-    _option("--model", "its network: a name as for train, timm:NAME, module:callable, ..."),
+    _option(
+        "--model", "its network: a name as for train, timm:NAME, module:callable, ...", "model"
+    ),
 ]
 Data = Annotated[
     str | None,
-    _option("--data", "the data set whose test images are evaluated; a run's, if they have moved"),
+    _option(
+        "--data",
+        "the data set whose test images are evaluated; a run's, if they have moved",
+        "data",
+    ),
 ]
 DataRoot = Annotated[str | None, _option("--data-root", "folder of the data sets; also for a run")]
 Download = Annotated[bool | None, _option("--download", "download a missing data set")]

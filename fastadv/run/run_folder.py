@@ -1,4 +1,7 @@
-"""A run's folder: config.toml, metrics.jsonl, last.pt, best.pt, summary.json.
+"""A run's folder: config.toml, metrics.jsonl, last.pt, previous.pt, best.pt, summary.json.
+
+last.pt is the checkpoint from which the run continues, previous.pt the one before, for the case
+that last.pt is damaged (``fastadv.run.recovery``). lock says which process trains.
 
 If a recipe averages weights, averaged.pt holds the last evaluated average, last.pt the live
 weights. epochs/ holds the weights that were kept after epochs, as they are evaluated.
@@ -14,8 +17,8 @@ it (``files``).
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -33,6 +36,7 @@ from fastadv.run.config_file import MOST_BYTES, from_bytes, places_in, places_te
 from fastadv.run.request import RunRequest, setting_types
 from fastadv.run.resolve import resolve_stored
 from fastadv.storage import checkpoint, files, sealed, trust
+from fastadv.storage.lock import Lock
 from fastadv.storage.printable import printable
 
 _MOST_RECORDED = 8 << 20  # bytes of metrics.jsonl and of summary.json
@@ -46,6 +50,7 @@ class RunFolder:
         self.config = path / "config.toml"
         self.metrics = path / "metrics.jsonl"
         self.last = path / "last.pt"
+        self.previous = path / "previous.pt"
         self.best = path / "best.pt"
         self.last_good = path / "last_good.pt"
         self.averaged = path / "averaged.pt"
@@ -54,7 +59,9 @@ class RunFolder:
         self.evaluations = path / "evaluations.jsonl"
         self.verdicts = path / "verdicts"
         self.unfinished = path / "evaluations.partial"
+        self.lock = path / "lock"
         self.made = False  # the folder did not exist before this run
+        self._lock = Lock(self.lock, f"trains in {printable(path)}")
 
     def files(self) -> list[Path]:
         """The paths of the run's files, whether they exist or not."""
@@ -74,21 +81,41 @@ class RunFolder:
         path = Path(out) if out else _free_name(config)
         folder = cls(path)
         folder.made = out is None or not path.exists()
-        if folder.config.exists():
-            raise UserError(
-                f"{path} already holds a run; continue it with --resume {path} or choose another "
-                "--out."
-            )
+        folder._require_new()
         distributed.wait()  # all have looked before one writes
         if distributed.rank() == 0:
             try:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UserError(f"Cannot make the folder {path}: {error.strerror}.") from None
-            content = folder._write_config(_asked(config))
-            trust.remember(path, content)
+                raise UserError(
+                    f"Cannot make the folder {printable(path)}: {files.reason(error)}."
+                ) from None
+            try:
+                folder._take_lock()
+                folder._require_new()  # another process may have begun one meanwhile
+                folder._begin(_asked(config))
+            except BaseException:
+                folder._leave()
+                raise
         distributed.wait()
         return folder
+
+    def _begin(self, request: RunRequest) -> None:
+        try:
+            content = self._write_config(request)
+        except BaseException:
+            with suppress(OSError):  # there, but perhaps not on the disk
+                self.config.unlink(missing_ok=True)
+            raise
+        trust.remember(self.path, content)
+
+    def _require_new(self) -> None:
+        if self.config.exists():
+            shown = printable(self.path)
+            raise UserError(
+                f"{shown} already holds a run; continue it with --resume {shown} or choose another "
+                "--out."
+            )
 
     def _write_config(self, request: RunRequest) -> bytes:
         text = to_toml(request) + places_text(places.seen_from(self.path, request))
@@ -110,14 +137,12 @@ class RunFolder:
 
     def forget_unbegun(self) -> None:
         """Remove the configuration of a run that was refused before its first update, so that a
-        corrected one can take the folder. The folder is also removed if ``create`` made it."""
-        begun = any(file.exists() for file in self.files() if file != self.config)
-        if begun or distributed.rank() != 0:
-            return
-        self.config.unlink(missing_ok=True)
-        if self.made:
-            with suppress(OSError):  # something else is in it by now
-                self.path.rmdir()
+        corrected one can take the folder. The folder is also removed, as soon as the run leaves
+        it, if ``create`` made it."""
+        begun = any(file.exists() for file in self.files() if file not in (self.config, self.lock))
+        if not begun and distributed.rank() == 0:
+            with suppress(OSError):  # as in a folder that became read-only
+                self.config.unlink(missing_ok=True)
 
     @classmethod
     def open(cls, path: str) -> RunFolder:
@@ -160,30 +185,63 @@ class RunFolder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Raises ``UserError`` if another process trains in this folder."""
+        """Raises ``UserError`` if another process trains in this folder, and where its files
+        cannot be written."""
         if distributed.rank() != 0:
             yield
             return
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise UserError(
-                f"Another process trains in {printable(self.path)}; wait for its end."
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+        self._take_lock()
         try:
             yield
+        except checkpoint.NotWrittenError as error:
+            if not os.path.lexists(self.config):
+                raise
+            raise UserError(
+                f"{error} Once it can be written, continue with: fastadv train --resume "
+                f"{shlex.quote(printable(self.path))}"
+            ) from None
         finally:
-            os.close(handle)
+            self._leave()
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock.take()
+        except OSError as error:
+            raise UserError(
+                f"Cannot write in {printable(self.path)}: {files.reason(error)}. A run needs its "
+                "folder to write to."
+            ) from None
+
+    def _leave(self) -> None:
+        """Release the lock; remove the folder if ``create`` made it for a run that was refused."""
+        self._lock.release()
+        if self.made and not os.path.lexists(self.config):
+            with suppress(OSError):  # something is in it
+                self.path.rmdir()
 
     def save(self, path: Path, payload: dict[str, Any]) -> None:
         """``checkpoint.save``; afterwards every process can read it."""
         if distributed.rank() == 0:
             checkpoint.save(path, payload)
         distributed.wait()
+
+    def save_last(self, payload: dict[str, Any], *, keep_previous: bool) -> None:
+        """``save`` last.pt; the one before is previous.pt from then on if ``keep_previous``."""
+        if distributed.rank() == 0:
+            checkpoint.save(self.last, payload, self.previous if keep_previous else None)
+        distributed.wait()
+
+    def remove(self, *paths: Path) -> None:
+        """Remove files of the run that are there."""
+        if distributed.rank() != 0:
+            return
+        for path in paths:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"Cannot remove {printable(path)}: {files.reason(error)}."
+                ) from None
 
     def keep(self, epoch: int, payload: dict[str, Any]) -> None:
         """``save`` the weights after ``epoch`` (from 1) for good."""
@@ -192,7 +250,7 @@ class RunFolder:
                 files.make_folder(self.epochs)
             except OSError as error:
                 shown = printable(self.epochs)
-                raise UserError(f"Cannot make the folder {shown}: {error.strerror}.") from None
+                raise UserError(f"Cannot make the folder {shown}: {files.reason(error)}.") from None
         self.save(self.kept(epoch), payload)
 
     def add_metrics(self, line: dict[str, Any]) -> None:
@@ -205,7 +263,7 @@ class RunFolder:
             with files.appended(self.metrics) as file:
                 file.write(text.encode())
         except OSError as error:
-            raise UserError(f"Cannot write {printable(self.metrics)}: {error.strerror}.") from None
+            raise checkpoint.not_written(error, self.metrics) from None
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines so far; a last line that a crash cut short is left out."""
@@ -232,7 +290,8 @@ class RunFolder:
         for line in kept:
             before = sealed.seal_line(line, before)
             text += before
-        checkpoint.write_text(self.metrics, text)
+        if text != self._text(self.metrics):
+            checkpoint.write_text(self.metrics, text)
 
     def read_summary(self) -> dict[str, Any] | None:
         """The summary of a finished run, or None."""
@@ -257,9 +316,7 @@ class RunFolder:
 
     def forget_results(self) -> None:
         """Delete summary.json and averaged.pt before a finished run is extended."""
-        if distributed.rank() == 0:
-            self.summary.unlink(missing_ok=True)
-            self.averaged.unlink(missing_ok=True)
+        self.remove(self.summary, self.averaged)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         if distributed.rank() != 0:
@@ -330,5 +387,7 @@ def _claimed(path: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise UserError(f"Cannot make the folder {path}: {error.strerror}.") from None
+        raise UserError(
+            f"Cannot make the folder {printable(path)}: {files.reason(error)}."
+        ) from None
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastadv.errors import UserError
+from fastadv.errors import UserError, brief
 from fastadv.models import VARIANTS
 from fastadv.models.imported import import_model
 from fastadv.models.packaged import names_own_code
@@ -45,6 +46,10 @@ def load_model(
     CPU. Generators stay where they are. ``num_classes`` and ``in_channels`` None: the run's own.
     Raises ``UserError`` when there is no run, or one for other classes or channels.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UserError(
+            f"load_model takes the path of a run folder or a file of weights, not {brief(path)}."
+        )
     if model is not None or options or Path(path).suffix == ".safetensors":
         known = {name: options.pop(name, None) for name in ("mean", "std", "image_size")}
         known |= {"num_classes": num_classes, "in_channels": in_channels}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,13 @@ from fastadv.declared import coerce
 from fastadv.engine.process import distributed
 from fastadv.errors import Interrupted, TrainingError, UserError
 from fastadv.evaluation.over_seeds import interval_of_mean, mean_and_deviation
-from fastadv.run import places
 from fastadv.run.console import Console, as_interval
+from fastadv.run.onward import train_or_resume
 from fastadv.run.request import RunRequest, setting_types
 from fastadv.run.resolve import resolve_run
-from fastadv.run.run_folder import RunFolder, usual_place
-from fastadv.run.train import resume, train
+from fastadv.run.run_folder import usual_place
 from fastadv.storage import checkpoint, sealed
 from fastadv.storage.printable import printable
-
-Begin = Callable[[RunRequest, Console], dict[str, Any]]
-"""From a run with a folder of its own to its summary: begun, continued or read again."""
 
 WEIGHTS = ("best", "last")
 _SUMMARY = "summary.json"
@@ -63,15 +59,15 @@ def train_seeds(
         own = replace(request, seed=seed, out=str(_place(request, seed)))
         console.out.print(f"[bold]seed {seed}[/] of {', '.join(map(str, seeds))}")
         try:
-            summaries[seed] = _begun_or_resumed(own, console)
+            summaries[seed] = train_or_resume(own, console)
         except TrainingError as error:
             failed[seed] = str(error)
             console.warn(f"seed {seed}: {error}")
         except Interrupted as stopped:
-            stopped.args = (
-                f"{str(stopped).partition(';')[0]} in seed {seed}; the same command continues.",
-            )
-            raise
+            before = str(stopped).partition(";")[0]
+            raise Interrupted(
+                f"{before} in seed {seed}; the same command continues.", stopped.by
+            ) from None
     found = _together(request, summaries, failed)
     place = _summary_place(request)
     if distributed.rank() == 0:
@@ -103,43 +99,6 @@ def _summary_place(request: RunRequest) -> Path:
         return Path(request.out) / _SUMMARY
     base = _base(request)
     return base.with_name(f"{base.name}-seeds.json")
-
-
-def _begun_or_resumed(request: RunRequest, console: Console) -> dict[str, Any]:
-    """The summary of the run in ``request.out``: begun, continued, or read if it has ended."""
-    folder = RunFolder(Path(str(request.out)))
-    if not folder.config.exists():
-        return train(request, console)
-    _require_same(request, folder)
-    return resume(str(folder.path), console)
-
-
-def _require_same(request: RunRequest, folder: RunFolder) -> None:
-    """Raise ``UserError`` if the run in ``folder`` was begun with other settings than those that
-    ``request`` names."""
-    asked, held = resolve_run(places.absolute(request)), folder.read_config()
-    said = [name for name in setting_types() if getattr(request, name) is not None]
-    chosen = ("mode", "fused_norm")  # a run writes down what it has measured
-    differ = [
-        name
-        for name in said
-        if getattr(asked, name) != getattr(held, name)
-        and not (name in chosen and getattr(asked, name) == "auto")
-        and name not in ("out", *places.of_a_run())
-    ]
-    options = [name for name, value in request.options.items() if value is not None]
-    differ += [
-        name
-        for name in options
-        if asked.options.get(name) != held.options.get(name) and name not in places.of_a_run()
-    ]
-    if asked.method != held.method and "method" not in differ:
-        differ.append("method")
-    if differ:
-        raise UserError(
-            f"{printable(folder.path)} holds a run with another "
-            f"{', '.join(name.replace('_', '-') for name in differ)}: choose another --out."
-        )
 
 
 def _together(

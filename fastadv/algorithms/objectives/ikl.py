@@ -115,5 +115,5 @@ class IKL(Objective):
         right = functional.one_hot(outcome.batch.y, len(self.sums)).to(shares.dtype)
         seen = right.T @ shares
         distributed.average([seen])
-        seen = seen * distributed.world_size()
+        seen = seen * distributed.sharing()
         self.sums.add_(torch.where(ok, seen, torch.zeros_like(seen)))
