@@ -180,6 +180,9 @@ def methods(
     data: Annotated[str, typer.Option(help="explain it for a run on this data set")] = "digits",
     variant: Annotated[str | None, typer.Option(help="explain this published form of it")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="print docs/methods.md")] = False,
+    bibtex: Annotated[
+        bool, typer.Option("--bibtex", help="print the BibTeX entries of its papers alone")
+    ] = False,
     plugin: Plugin = None,
 ) -> None:
     """List the methods, or explain one."""
@@ -187,6 +190,12 @@ def methods(
         from fastadv.cli.explain import markdown as as_markdown
 
         print(as_markdown(), end="")
+    elif bibtex:
+        from fastadv.cli.sources import bibtex_of
+
+        if name is None:
+            raise UserError("--bibtex is for one method: name it before.")
+        print(bibtex_of(name, variant))
     elif name is None and variant is not None:
         raise UserError("--variant is a form of one method: name the method before it.")
     elif name is None:
