@@ -178,6 +178,7 @@ BELIEVED_AFTER = timedelta(seconds=10)
 _FAILED = "fastadv/failed"
 _FINAL = 2**62
 _alone = False
+_messages = 0
 _calls = 0
 _told = ""
 _received: BaseException | None = None
@@ -221,6 +222,26 @@ def failure_told(final: bool = False) -> Iterator[None]:
         raise
 
 
+def in_step_after_error() -> bool:
+    """True if all processes have begun equally many messages; otherwise a message of one would meet
+    an older one of another.
+
+    Called in the call after one that failed, by all processes: one that still waits in the call
+    before ends it with an error, too. False also if another process does not come.
+    """
+    store, key = _store(), f"fastadv/messages before call {_calls} of process "
+    store.set(f"{key}{rank()}", str(_messages))
+    store.set(_FAILED, f"{_calls} process {rank()} stopped (see its error)")
+    until = time.monotonic() + AGREEMENT_TIMEOUT.total_seconds()
+    keys = [f"{key}{other}" for other in range(world_size())]
+    while not all(map(_is_there, keys)):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    store.set(_FAILED, "")
+    return len({store.get(key) for key in keys}) == 1
+
+
 def _of_another(sentence: str) -> TrainingError:
     """The error of this process after another one has ended; it is not reported again."""
     global _received
@@ -231,6 +252,8 @@ def _of_another(sentence: str) -> TrainingError:
 def _finished(tensor: Tensor, start: Callable[[bool], Any]) -> None:
     """Run a collective on ``tensor``; on a CPU check every ``LOOK_EVERY`` if another process has
     failed."""
+    global _messages
+    _messages += 1
     if tensor.device.type != "cpu":
         start(True)  # queued on the device; the group's own timeout ends a message that never comes
         return
