@@ -114,8 +114,8 @@ def test_preliminary_rows_are_replaced_every_turn_and_deleted_at_the_end():
 
 
 def test_a_failing_run_keeps_its_rows_and_a_finished_run_only_final_ones(tmp_path, monkeypatch):
-    def breaking(candidates, repeats, progress, until, after):
-        interleave(candidates, 4, progress, until, after)
+    def breaking(candidates, repeats, progress, until, after, found):
+        interleave(candidates, 4, progress, until, after, found)
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patched:

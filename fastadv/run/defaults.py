@@ -19,6 +19,7 @@ DEFAULTS: Mapping[str, Any] = {
     "fused_norm": "auto",
     "bn": "local",
     "loader": "auto",
+    "skip_broken": False,
     "download": False,
     "select": "val",
     "select_attack": "pgd-10",
@@ -28,6 +29,8 @@ DEFAULTS: Mapping[str, Any] = {
     "deterministic": False,
     "device": "auto",
     "checkpoint_minutes": 5.0,
+    "save_every": 1,
+    "keep": ("best", "last", "previous"),
     "normalize": True,
     "cycle_momentum": True,
     "nesterov": False,
@@ -35,6 +38,3 @@ DEFAULTS: Mapping[str, Any] = {
     "label_noise": 0.0,
 }
 """Name -> value. Recipes and data presets come before these, the user before all."""
-
-ADAM_LR = 1e-3
-"""The rate of Adam and AdamW, PyTorch's, where recipes and presets have rates of SGD."""

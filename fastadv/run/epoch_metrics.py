@@ -13,7 +13,12 @@ from fastadv.algorithms.plan import Plan
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
 
-_COLUMNS = ("loss", "accuracy", "grad_norm")
+_COLUMNS = ("loss", "accuracy", "clean_accuracy", "grad_norm")
+
+
+def percent(share: float) -> float:
+    """``share`` as metrics.jsonl has it, to a ten-thousandth."""
+    return round(100 * share, 4)
 
 
 class EpochMetrics:
@@ -59,21 +64,29 @@ class EpochMetrics:
     def line(self) -> dict[str, float]:
         """The numbers of the epoch, for metrics.jsonl; waits for the device. All processes call it.
 
-        ``loss`` is the mean over the batches and ``train_accuracy`` over the images, as they were
-        trained on. ``grad_norm`` is the mean over the batches, before any clipping, and
+        ``loss`` is the mean over the batches and ``train_accuracy_percent`` over the images, as
+        they were trained on (attacked; a soft label counts as its largest entry).
+        ``train_accuracy_clean_percent`` is that before the attack, where the loss forwards these
+        images too. ``grad_norm`` is the mean over the batches, before any clipping, and
         ``grad_norm_max`` the largest; those of updates that a loss scale skipped are left out. What
         no step returned is left out too.
         """
         table = self._rows[: self._count].double().cpu()
-        loss, accuracy, norms = table.unbind(1)
+        loss, accuracy, clean, norms = table.unbind(1)
         found = {"loss": float(loss.mean())}
         images = self._all_images()
-        if not accuracy.isnan().any():
-            found["train_accuracy"] = float(accuracy @ images / images.sum())
+        shares = {"train_accuracy_percent": accuracy, "train_accuracy_clean_percent": clean}
+        for name, share in shares.items():
+            if not share.isnan().any():
+                found[name] = percent(float(share @ images / images.sum()))
         norms = norms[norms.isfinite()]
         if len(norms):
             found |= {"grad_norm": float(norms.mean()), "grad_norm_max": float(norms.max())}
         return found | self._reports
+
+    def loss(self) -> float:
+        """The mean loss so far; waits for the device."""
+        return float(self._rows[: self._count, 0].double().mean())
 
     def clear(self) -> None:
         """Forget the epoch."""

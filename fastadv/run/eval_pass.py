@@ -13,7 +13,7 @@ import datetime
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -25,8 +25,8 @@ from torch import nn
 from fastadv.declared import parse_number
 from fastadv.engine.model.compiled_forward import CompiledForward
 from fastadv.engine.model.precision import shown
-from fastadv.engine.process import distributed
-from fastadv.errors import UserError, warn
+from fastadv.engine.process import distributed, stop
+from fastadv.errors import Interrupted, UserError, warn
 from fastadv.evaluation.accuracy import specs_of, verdicts_of
 from fastadv.evaluation.attacks.inputs import require_mode
 from fastadv.evaluation.counts import Counts, by_square
@@ -61,6 +61,13 @@ class EvaluationStopped(KeyboardInterrupt):
     def __init__(self, scores: EvalScores, sentence: str) -> None:
         super().__init__(sentence)
         self.scores = scores
+
+    def interrupted(self) -> Interrupted:
+        """What ends a command."""
+        by = stop.asked() or "SIGINT"
+        return Interrupted(
+            f"Stopped by {by} under {self}; the same command continues from there.", by
+        )
 
 
 class EvalScores(Scores):
@@ -149,7 +156,7 @@ def run_evaluation(
 
     ``one_pass``: all attacks in one pass, which is stored only while it runs. Raises as
     ``fastadv.evaluate`` does, ``StopEvaluation`` when asked to stop, and ``EvaluationStopped`` for
-    a ``KeyboardInterrupt``.
+    a signal.
     """
     alpha = None if alpha is None else parse_number(alpha, "alpha")
     require_mode(job.mode, job.device)  # also where all results are stored
@@ -185,7 +192,7 @@ def run_evaluation(
         one = _Pass(model, images, group, job, own, common, title, one_pass, compiled)
         try:
             scores = one.run()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, stop.Stopped):
             under_way = f"{', '.join(group)}: {one.images:,} of {len(images):,} images are done"
             raise EvaluationStopped(found, under_way) from None
         anything_new = anything_new or one.got_further
@@ -341,13 +348,17 @@ class _Pass:
                 self._tally = tally
                 watch.look(tally, after=after)
 
+            # One process that is told to stop does not wait for the end of a long pass; of several
+            # the others would wait for this one.
+            alone = distributed.world_size() == 1
             try:
-                found = verdicts_of(
-                    self._model, self._batches, self._attacks, **self._threat, device=job.device,
-                    shared=True, mode=job.mode, compiled=self._compiled, done=done,
-                    after=lambda tally: look(tally, after=True),
-                    between=lambda tally: look(tally, after=False), examples=self._examples,
-                )  # fmt: skip
+                with stop.interruptible() if alone else nullcontext():
+                    found = verdicts_of(
+                        self._model, self._batches, self._attacks, **self._threat,
+                        device=job.device, shared=True, mode=job.mode, compiled=self._compiled,
+                        done=done, after=lambda tally: look(tally, after=True),
+                        between=lambda tally: look(tally, after=False), examples=self._examples,
+                    )  # fmt: skip
             except BaseException:
                 if self._tally is not None:
                     with suppress(Exception):
@@ -439,6 +450,15 @@ _COUNTED = [
 ]
 
 
+def digest_of_weights(model: nn.Module) -> str:
+    return digest(
+        {
+            name: [str(tensor.dtype), list(tensor.shape), tensor.detach().reshape(-1)]
+            for name, tensor in model.state_dict().items()
+        }
+    )
+
+
 def settings_of(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings:
     """What the result depends on besides the attack: another value is another evaluation.
 
@@ -451,15 +471,11 @@ def settings_of(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings
         getattr(config, name) for name in VARIANTS
     ), config.normalize, config.dropout]  # fmt: skip
     facts = data_facts(job.data)
-    state = {
-        name: [str(tensor.dtype), list(tensor.shape), tensor.detach().reshape(-1)]
-        for name, tensor in model.state_dict().items()
-    }
     return {
         "fastadv": version("fastadv"),
         "torch": str(torch.__version__),
         "device": job.device.type,
-        "weights": digest(state),
+        "weights": digest_of_weights(model),
         "network": digest([network, facts, provenance.source(config.model)]),
         "evaluated_on": images.name,
         "data": digest([images.content, images.rows]),

@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastadv.data.listing import Listing
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
 from fastadv.run import provenance
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
+from fastadv.run.optimizers import load_state
 from fastadv.run.other_processes import taken_over
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
-from fastadv.run.session import Session, data_facts
+from fastadv.run.session import Session, built_for, data_facts
 from fastadv.run.source import Source
 from fastadv.storage import checkpoint
 from fastadv.storage.printable import printable
@@ -42,13 +44,22 @@ def check_weights_fit(config: RunConfig, data: Source, folder: RunFolder) -> Non
         check_fit(config, data_facts(data), saved, folder.last)
 
 
-def built_for(session: Session) -> dict[str, Any]:
-    """What a network was built for besides its configuration."""
-    data = session.data
+def begun_with(folder: RunFolder) -> Listing | None:
+    """The image files that the run was begun with, if its checkpoint names any."""
+    saved = checkpoint.load(folder.last).get("files") if folder.last.exists() else None
+    return None if saved is None else Listing.from_state(saved)
+
+
+def made_for(session: Session) -> dict[str, Any]:
+    """What a network was built for besides its configuration, and the test images of its run."""
+    test = session.data.test
     return {
-        "num_classes": data.num_classes,
-        "in_channels": data.channels,
-        "image_size": data.image_size,
+        "built_for": built_for(session.data).saved(),
+        "test_images": {
+            "content": test.content,
+            "count": test.count,
+            "streamed": session.data.streams,
+        },
     }
 
 
@@ -82,13 +93,14 @@ def contents(
     (``EpochMetrics.state``), ``recorded`` is from ``provenance_of``."""
     return {
         "model": session.model.state_dict(),
-        "built_for": built_for(session),
+        **made_for(session),
         "optimizer": session.optimizer.state_dict(),
         "step": session.step.state_dict(),
         "progress": asdict(progress),
         "epoch_metrics": epoch_metrics,
         "processes": distributed.collected(_rank_local(session)),
         "data": _sizes(session),
+        "files": None if session.data.files is None else session.data.files.listing.state(),
         "provenance": recorded,
     }
 
@@ -115,15 +127,21 @@ def restore(session: Session, folder: RunFolder, console: Console) -> Progress:
                     f"The run had {saved['data'][name]} {name}, now there are {now}: resume with "
                     "the same data on as many processes."
                 )
-        if progress.best_epoch and not folder.best.exists():
+        if progress.epoch + bool(progress.batch) > session.config.epochs:
             raise UserError(
-                f"{printable(folder.best)} is missing, the weights of epoch {progress.best_epoch}: "
-                "restore it, or train into another --out."
+                f"The run has trained for more than {session.config.epochs} epochs already, which "
+                "config.toml now says: restore it, or make it longer."
+            )
+        missing = 0 if session.data.files is None else session.data.files.missing
+        if missing:
+            console.warn(
+                f"{missing} images that the run was begun with are not there any more; it goes on "
+                "without them, so not bit for bit."
             )
         for sentence in provenance.compare(saved["provenance"], provenance_of(session)):
             console.warn(sentence)
         checkpoint.load_weights(session.model, saved["model"], folder.last)
-        session.optimizer.load_state_dict(saved["optimizer"])
+        load_state(session.optimizer, saved["optimizer"])
         own = dict(enumerate(saved["processes"])).get(distributed.rank(), {})
         session.step.load_state_dict(saved["step"], _own_state(session, saved, console))
         if "rng" in own:
@@ -134,6 +152,7 @@ def restore(session: Session, folder: RunFolder, console: Console) -> Progress:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"The checkpoint {folder.last} does not belong to this run ({error})."
+            f"The checkpoint {printable(folder.last)} does not belong to this run "
+            f"({printable(str(error))})."
         ) from None
     return progress

@@ -119,7 +119,12 @@ class Calls:
         norm, ok = passes.apply_gradients(results, updater, inner.offset, update)
         passes.finish_update(results, ok, update)
         # Copies, since a captured step overwrites its tensors at the next replay.
-        metrics = {"loss": results.loss, "accuracy": results.accuracy, "grad_norm": norm}
+        metrics = {
+            "loss": results.loss,
+            "accuracy": results.accuracy,
+            "clean_accuracy": results.clean_accuracy,
+            "grad_norm": norm,
+        }
         return _copied({name: value for name, value in metrics.items() if value is not None})
 
     def require_accumulation(self) -> None:

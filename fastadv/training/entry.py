@@ -14,7 +14,7 @@ from fastadv.algorithms.user_loss import UserLoss
 from fastadv.by_epoch import ByEpoch, Phases, Ramp
 from fastadv.declared import ChangingNonNegative, coerce
 from fastadv.engine.model.outputs import Output
-from fastadv.errors import UserError
+from fastadv.errors import UserError, brief
 from fastadv.models.wrapped import inner_module
 from fastadv.threat import Threat, usual_threat
 from fastadv.training import checks
@@ -84,7 +84,9 @@ def step(
     combination of parts that cannot be trained.
     """
     if threat is not None and not isinstance(threat, Threat):
-        raise UserError(f"threat must be a fastadv.Threat, such as Threat('l2'), not {threat!r}.")
+        raise UserError(
+            f"threat must be a fastadv.Threat, such as Threat('l2'), not {brief(threat)}."
+        )
     if threat is not None and (eps is not None or norm != "linf"):
         raise UserError("threat= holds the ball: omit eps= and norm=.")
     radius = None if eps is None else coerce("eps", eps, ChangingNonNegative)
@@ -104,8 +106,18 @@ def step(
         max_grad_norm=max_grad_norm,
         seed=seed,
         output=output,
-        blocks=None if blocks is None else tuple([blocks] if isinstance(blocks, str) else blocks),
+        blocks=None if blocks is None else _names("blocks", blocks),
     )
+
+
+def _names(what: str, given: Any) -> tuple[str, ...]:
+    """``given``, one text or several, as a tuple. Raises ``UserError`` for anything else."""
+    names = [given] if isinstance(given, str) else given
+    several = isinstance(names, Iterable) and not isinstance(names, (bytes, dict, torch.Tensor))
+    found = tuple(names) if several else ()
+    if not found or not all(isinstance(name, str) for name in found):
+        raise UserError(f"{what} are names of modules, such as 'layer1.*', not {brief(given)}.")
+    return found
 
 
 def _require_own_names(options: Iterable[str]) -> None:

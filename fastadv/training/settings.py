@@ -8,7 +8,7 @@ import torch
 
 from fastadv.declared import Count, check_fields
 from fastadv.engine.model.precision import pass_dtype
-from fastadv.errors import UserError, unknown
+from fastadv.errors import UserError, brief, unknown
 
 BN = ("local", "global")
 
@@ -29,13 +29,18 @@ class Precision:
     scaler: torch.amp.GradScaler | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.scaler, torch.amp.GradScaler | None):
+            raise UserError(
+                f"scaler is a torch.amp.GradScaler or None, not {brief(self.scaler)}; without it "
+                "the step makes its own."
+            )
         if not isinstance(self.amp, bool):
             raise UserError(
-                f"amp is True or False, not {self.amp!r}; the type is amp_dtype='fp16'."
+                f"amp is True or False, not {brief(self.amp)}; the type is amp_dtype='fp16'."
             )
         if self.amp_dtype != "bf16" and not self.amp:
             raise UserError(
-                f"amp_dtype={self.amp_dtype!r} is for mixed precision: also pass amp=True."
+                f"amp_dtype={brief(self.amp_dtype)} is for mixed precision: also pass amp=True."
             )
 
     @property

@@ -19,11 +19,11 @@ from fastadv.algorithms.contract import RankLocal
 from fastadv.algorithms.plan import Plan
 from fastadv.by_epoch import ByEpoch
 from fastadv.data.view import View
-from fastadv.declared import CountOrZero, Positive, checked
+from fastadv.declared import CountOrZero, Positive, checked, coerce
 from fastadv.engine.model.averaged_weights import averaged_weights
 from fastadv.engine.model.outputs import Output
 from fastadv.engine.process import distributed
-from fastadv.errors import UserError
+from fastadv.errors import UserError, brief
 from fastadv.models.wrapped import inner_module
 from fastadv.threat import Threat
 from fastadv.training import checks, saved
@@ -126,7 +126,8 @@ class Step:
     def threat(self, threat: Threat) -> None:
         if not isinstance(threat, Threat):
             raise UserError(
-                f"step.threat is a fastadv.Threat, such as Threat('linf', 8/255), not {threat!r}."
+                "step.threat is a fastadv.Threat, such as Threat('linf', 8/255), not "
+                f"{brief(threat)}."
             )
         for part in self.plan.parts.values():
             part.check_threat(threat)
@@ -182,7 +183,8 @@ class Step:
     ) -> dict[str, Tensor]:
         """Train on one batch; returns the 0-dim detached metrics "loss", "accuracy" (share of right
         predictions at x_adv; of soft labels the largest entry counts, and labels that are no
-        classes have none) and "grad_norm".
+        classes have none), "clean_accuracy" (the same at x, where the loss forwards x) and
+        "grad_norm".
 
         ``x`` (B,C,H,W) float in [0,1], ``y`` (B,) int64 labels, or soft labels (B,classes) that sum
         to 1 (mixup, cutmix), or with a criterion of your own any tensor (B,...). ``index`` (B,)
@@ -210,7 +212,7 @@ class Step:
         the same holds for values out of range. If a call raises, everything is as before that call.
         """
         if not isinstance(update, bool):
-            raise UserError(f"update is True or False, not {update!r}.")
+            raise UserError(f"update is True or False, not {brief(update)}.")
         given = Given(x, y, index, start, second, eps, alpha, mask, targets)
         if self.internals.division is None:
             return self._trained(given, view, update)
@@ -237,6 +239,8 @@ class Step:
         checks.check_own_threat(x, threat, eps, mask)
         checks.check_mask(x, mask)
         checks.check_targets(y, targets, targeted=threat.targeted)
+        if view is not None and not isinstance(view, View):
+            raise UserError(f"view is a fastadv.View of the images, not {brief(view)}.")
         if update:
             checks.check_accumulation(self._optimizer)
         else:
@@ -259,7 +263,9 @@ class Step:
         return self.internals.clock.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin ``epoch`` (from 0). Not needed with ``steps_per_epoch``, which then decides."""
+        """Begin ``epoch`` (from 0). Not needed with ``steps_per_epoch``, which then decides. Raises
+        ``UserError`` for another value."""
+        epoch = coerce("epoch", epoch, CountOrZero)
         ended = self.internals.clock.begin(epoch)
         if ended is not None:
             self._calls.end_epoch(ended)

@@ -96,13 +96,16 @@ class Update:
         loss, gradients, adversarial, natural, term = outer
         outputs = Outputs(adversarial, natural, attacked.context)
         accuracy = share_right(outputs.adversarial, batch.y, plan.labels)
+        clean = None
+        if natural is not None and not plan.capabilities.moves_center:  # forwarded in any case
+            clean = share_right(natural, batch.y, plan.labels)
         hooked = parameter_hooks.through(self.parameters.learning(), gradients.weights)
         gradients = gradients._replace(weights=hooked)
         faults_found = self._faults_found(attacked, gradients, buffers)
         statistics = self._statistics() if distributed.sharing() > 1 else []
         return PassResults(
-            batch, attacked, outputs, loss, term, accuracy, gradients, faults_found, buffers,
-            statistics,
+            batch, attacked, outputs, loss, term, accuracy, clean, gradients, faults_found,
+            buffers, statistics,
         )  # fmt: skip
 
     def _statistics(self) -> list[Tensor]:

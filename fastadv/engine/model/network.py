@@ -289,7 +289,8 @@ class Network:
                 found = self.model(x)
             else:
                 found = self.compiled(self.model, x, self._dtype)
-            if self.output is None and isinstance(found, Tensor):
+            plain = isinstance(found, Tensor) and found.is_floating_point()
+            if self.output is None and plain and found.layout is torch.strided:
                 return found  # the usual case, without a call
             return logits_in(found, self.output)
         with self.block_hooks.adding(block_noise):
