@@ -53,6 +53,7 @@ class RunFolder:
         self.verdicts = path / "verdicts"
         self.unfinished = path / "evaluations.partial"
         self.made = False  # the folder did not exist before this run
+        self.own = False  # this user began the run here, as far as ``read_config`` has seen
 
     def files(self) -> list[Path]:
         """The paths of the run's files, whether they exist or not."""
@@ -121,7 +122,8 @@ class RunFolder:
         config = resolve_stored(from_bytes(content, self.config))
         if names_own_code(config.model):
             trust.require(self.path, content, config.model)
-        if trust.is_own(self.path, content):
+        self.own = trust.is_own(self.path, content)
+        if self.own:
             return config
         if is_tree(config.data):  # packed images would be written there
             config = dataclasses.replace(config, data_root=str(user_cache()))

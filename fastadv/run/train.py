@@ -51,7 +51,7 @@ def resume(path: str, console: Console | None = None) -> dict[str, Any]:
             config,
             strict=False,
             look=lambda data: check_weights_fit(config, data, folder),
-            initial=None if config.init is None else known(folder),
+            initial=known(folder, config),
         )
         progress = Progress()
         if folder.last.exists():
