@@ -151,3 +151,15 @@ def test_the_path_is_stored_whole_and_what_was_understood_is_said(
     out = Terminal(width=300)
     train(RunRequest(**SMALL, init=begun.name, out=str(tmp_path / "run")), Console(out))
     assert "standard: weights of standard" in capsys.readouterr().out
+
+
+def test_a_folder_of_somebody_else_has_no_file_read(begun: Path, tmp_path: Path) -> None:
+    cut = stopped(tmp_path / "cut", init=str(begun))
+    moved = tmp_path / "moved"
+    shutil.copytree(cut, moved)
+    (moved / "last.pt").unlink()
+    (moved / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="was not begun here and holds no checkpoint"):
+        resume(str(moved), Console())
+    shutil.copyfile(cut / "last.pt", moved / "last.pt")
+    resume(str(moved), Console())
