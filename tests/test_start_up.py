@@ -26,7 +26,9 @@ def cpu_seconds(*words: str) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [("--help",), ("train", "--help")])
+@pytest.mark.parametrize(
+    "words", [("--help",), ("train", "--help"), ("bench", "--help"), ("bench", "--schema")]
+)
 def test_help_is_there_at_once(words: tuple[str, ...]) -> None:
     assert cpu_seconds("-m", "fastadv", *words) <= MOST_SECONDS
 

@@ -37,11 +37,6 @@ _SAID = (
 )
 
 
-def schema_text() -> str:
-    """The JSON Schema of the documents."""
-    return Path(__file__).with_name("bench.schema.json").read_text(encoding="utf-8")
-
-
 def document(
     rows: Sequence[Row], asked: Asked, skipped: Sequence[str], *, complete: bool
 ) -> Document:

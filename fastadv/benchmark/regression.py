@@ -10,13 +10,10 @@ from typing import Any
 from rich.table import Table
 
 from fastadv.benchmark.document import Document
-from fastadv.benchmark.shift import LEVEL, Ratio, ratio_of, together
+from fastadv.benchmark.shift import LEVEL, THRESHOLD, Ratio, ratio_of, together
 from fastadv.benchmark.table import brief_table, number
 from fastadv.errors import UserError
 
-THRESHOLD = 1.05
-"""A row is slower if the whole interval of its ratio is above this. Two processes on an idle
-machine differ by some percent more than their turns do: memory lies elsewhere, clocks change."""
 FAILED = 3  # exit code
 
 _OURS = ("step", "operator")  # passes alone are PyTorch's, and tell about the machine

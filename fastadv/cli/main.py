@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 
 from fastadv.cli.attacks import attacks
+from fastadv.cli.bench import bench
 from fastadv.cli.compare import compare
 from fastadv.cli.evaluate import evaluate
 from fastadv.cli.misspelt import misspelt
@@ -220,7 +221,7 @@ def pseudo_label(
 
 
 def application(command: str) -> typer.Typer:
-    """The commands. The options of train and bench are there when ``command`` is that one: they
+    """The commands. The options of train are there when ``command`` is that one: they
     need torch, which the help of the others must not wait for."""
     app = typer.Typer(
         add_completion=False,
@@ -237,12 +238,7 @@ def application(command: str) -> typer.Typer:
     app.command()(doctor)
     app.command()(export)
     app.command("pseudo-label")(pseudo_label)
-    if command == "bench":
-        from fastadv.benchmark.command import bench
-
-        app.command("bench")(bench)
-    else:
-        app.command("bench", help="Time steps against the device's limits and peers.")(_later)
+    app.command()(bench)
     return app
 
 
