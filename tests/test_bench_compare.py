@@ -276,3 +276,46 @@ def test_a_direct_call_ends_with_the_exit_code(candidate, tmp_path):
     with pytest.raises(typer.Exit) as ended:
         bench(compare=str(old), device="cpu", out=tmp_path)
     assert ended.value.exit_code == 3
+
+
+def leaves(value, path=()):
+    """The path of every value in a document."""
+    yield path
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    for key, each in inner:
+        yield from leaves(each, (*path, key))
+
+
+JUNK = (None, -1, 0, 1e400, "x", "\x1b[31m", [], {}, [None], True, float("nan"))
+
+
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 11])
+def test_any_edited_file_is_read_or_refused_in_a_sentence(every, tmp_path, capsys):
+    """Each value of a document is replaced by each kind of another one."""
+    good = benchmark({"fastadv a": [1.0 + k / 100 for k in range(TURNS)], "peer": [1.0] * TURNS})
+    file, same = tmp_path / "edited.json", tmp_path / "good.json"
+    same.write_text(json.dumps(good))
+    refused = []
+    for path in list(leaves(good))[1::every]:
+        for junk in JUNK:
+            edited = json.loads(json.dumps(good))
+            place = edited
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = junk
+            file.write_text(json.dumps(edited))
+            try:
+                bench(compare=str(file), with_file=str(same))
+            except UserError as error:
+                refused.append(str(error))
+            except typer.Exit:
+                pass
+    assert refused
+    assert not any("\n" in sentence for sentence in refused)
+    assert "\x1b" not in capsys.readouterr().out

@@ -23,7 +23,7 @@ from fastadv.benchmark.shift import THRESHOLD
 from fastadv.benchmark.specs import parse_specs
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
-from fastadv.storage.printable import printable
+from fastadv.storage.printable import printable, safe_sentence
 
 USUAL_MODES = {"cpu": ("eager", "compiled"), "cuda": ("eager", "compiled", "captured")}
 
@@ -60,7 +60,7 @@ def run(
         "threads": threads, "peers": peers or None,
     }  # fmt: skip
     limit = _threshold(threshold, compare)
-    old = None if compare is None else read_document(compare)
+    old = None if compare is None else _read(compare)
     if target is not None:
         target.require_writable()
     if old is not None:
@@ -69,7 +69,7 @@ def run(
         if old is None:
             raise UserError("--with is the second file of --compare: add --compare OLD.json.")
         _require_alone({"only": only}, "--with measures nothing")
-        _judge(old, read_document(with_file), limit, target, console)
+        _judge(old, _read(with_file), limit, target, console)
         return
     if plot is not None:
         require_matplotlib()
@@ -78,6 +78,8 @@ def run(
         asked = _asked(settings, only, chosen)
     else:
         asked = _asked_again(old, only, chosen)
+    if plot is not None and not asked.steps:
+        raise UserError("--plot draws training steps: name a method in --only too.")
     torch.set_num_threads(asked.threads)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)  # graphs and streams are made on the current one
@@ -93,6 +95,18 @@ def run(
     _judge(old, found, limit, target, console)
 
 
+def _read(name: str) -> Document:
+    """A document with which another one can be compared: it can be compared with itself."""
+
+    def compared_with_itself(found: Document) -> None:
+        itself = regression(found, found)
+        change_table(itself)
+        list(sentences(itself))
+        itself.as_json(found)
+
+    return read_document(name, compared_with_itself)
+
+
 def _judge(
     old: Document, new: Document, threshold: float, target: Target | None, console: Console
 ) -> None:
@@ -101,7 +115,7 @@ def _judge(
     found = regression(old, new, threshold)
     console.print(change_table(found))
     for sentence in sentences(found):
-        console.print(escape(sentence), soft_wrap=False)
+        console.print(escape(safe_sentence(sentence)), soft_wrap=False)  # with names from files
     _write(new | {"comparison": found.as_json(old)}, target, console)
     if found.slower:
         raise typer.Exit(FAILED)
