@@ -18,6 +18,7 @@ from fastadv import __version__
 from fastadv.cli import completion
 from fastadv.cli.asked_help import asks_for_help, train_page
 from fastadv.cli.attacks import attacks
+from fastadv.cli.bench import bench
 from fastadv.cli.command_help import overview, page
 from fastadv.cli.compare import compare
 from fastadv.cli.evaluate import evaluate
@@ -165,10 +166,6 @@ def _help(words: list[str]) -> str:
         return overview(COMMANDS)
     if command == "train":
         return train_page(words)
-    if command == "bench":
-        from fastadv.benchmark.command import bench
-
-        return page(command, bench)
     return page(command, CALLED[command])
 
 
@@ -281,21 +278,21 @@ CALLED: dict[str, Callable[..., None]] = {
     "doctor": doctor,
     "export": export,
     "pseudo-label": pseudo_label,
+    "bench": bench,
 }
-"""Name -> the command, for all but ``train`` and ``bench``: their options need torch, which the
-others must not wait for."""
+"""Name -> the command, for all but ``train``: its options need torch, which the others must not
+wait for."""
 
 COMMANDS = {
     "train": inspect.getdoc(_train) or "",
     **{name: " ".join((inspect.getdoc(each) or "").split()) for name, each in CALLED.items()},
-    "bench": "Time training steps against the device's limits, their own passes, and peers.",
 }
 """Name -> what it does."""
 
 
 def application(command: str) -> typer.Typer:
-    """The commands. The options of train and bench are there when ``command`` is that one, or as
-    stored for a shell that completes a line."""
+    """The commands. The options of train are there when ``command`` is that one, or as stored for
+    a shell that completes a line."""
     app = typer.Typer(
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -315,13 +312,9 @@ def _implementation(name: str, command: str) -> Callable[..., None]:
         return with_options(_nothing, completion.parameters(name))
     if name != command:
         return _later
-    if name == "train":
-        from fastadv.cli.flags import train_parameters
+    from fastadv.cli.flags import train_parameters
 
-        return with_options(_train, train_parameters())
-    from fastadv.benchmark.command import bench
-
-    return bench
+    return with_options(_train, train_parameters())
 
 
 def _top(
