@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import rich.console
 import typer
 from rich.markup import escape
 
@@ -12,6 +11,7 @@ from fastadv.cli import completion
 from fastadv.cli.early import require_words
 from fastadv.cli.shared_options import Attacks, Mode, On, Plugin, SearchDtype, TrustCode
 from fastadv.errors import Interrupted
+from fastadv.run.terminal import Terminal
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
 
@@ -49,7 +49,7 @@ def compare(
     95 % interval, and whether it can be told from chance. The verdicts on the images are kept in
     the run folders."""
     require_words(which=which, on=on, search_dtype=search_dtype, mode=mode)
-    from fastadv.run.console import Console, Terminal
+    from fastadv.run.console import Console
     from fastadv.run.eval_pass import EvaluationStopped
     from fastadv.run.pairs import compare_runs
     from fastadv.run.together import evaluating_together
@@ -58,7 +58,7 @@ def compare(
     options |= {"limit": limit, "seed": seed, "search_dtype": search_dtype, "mode": mode}
     told = False
     with trusting(trust_code), evaluating_together([run_a], None) as shows:
-        terminal = Terminal(highlight=False, soft_wrap=True, stderr=True, quiet=not shows)
+        terminal = Terminal(stderr=True, quiet=not shows)
         options["console"] = Console(terminal)
         try:
             for pair in compare_runs(run_a, run_b, attacks, **options):
@@ -70,7 +70,7 @@ def compare(
                 f"Stopped under {stopped}; the same command continues from there."
             ) from None
     if told and shows:
-        rich.console.Console(highlight=False).print(
+        Terminal().print(
             "A difference of these two networks. Whether their methods differ, several seeds of "
             "each tell: fastadv evaluate RUN..."
         )
@@ -81,7 +81,7 @@ def _show(pair: RunPair, one: str, other: str) -> None:
     a, b = (100 * verdicts.accuracy for verdicts in (pair.first, pair.second))
     images = facts["evaluated_on"]
     on = "" if images == "test images" else f"{images}, "
-    out = rich.console.Console(highlight=False)
+    out = Terminal()
     out.print(
         f"[bold]{escape(pair.attack)}[/], {pair.which} weights, {on}{facts['norm']} eps "
         f"{facts['eps']:.4g}: {escape(one)} {a:.2f} %, {escape(other)} {b:.2f} %; only the first "

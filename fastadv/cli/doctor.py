@@ -35,9 +35,10 @@ def report() -> Text:
         lines.append("CUDA: none")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lines += ["", f"kernels on {device}:"]
-    lines += [
-        f"  {name}: {backend}, {why}" for name, (backend, why) in kernels.backends(device).items()
-    ]
+    by_backend: dict[str, list[str]] = {}
+    for name, (backend, why) in kernels.backends(device).items():
+        by_backend.setdefault(f"{backend}, {why}", []).append(name)
+    lines += [f"  {said}: {', '.join(names)}" for said, names in by_backend.items()]
     lines.append(f"  --fused-norm auto: {_own_norms(device)}")
     lines += ["", "extras:"]
     for module, (extra, what) in EXTRAS.items():

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import rich.console
 import typer
 from rich.markup import escape
 
@@ -27,6 +26,7 @@ from fastadv.cli.shared_options import Plugin, TrustCode
 from fastadv.cli.usage_errors import sentence_of
 from fastadv.cli.with_options import with_options
 from fastadv.errors import Interrupted, TrainingError, UserError
+from fastadv.run.terminal import Terminal
 from fastadv.storage.printable import printable, safe_sentence
 from fastadv.storage.trust import trusting
 
@@ -35,7 +35,7 @@ _LONG_WORD = re.compile(r"\S{400,}")  # given by mistake, such as a whole file
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
-    errors = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = Terminal(stderr=True)
 
     def say(kind: str, sentence: object) -> None:
         colour = "yellow" if kind == "warning" else "red"
@@ -156,14 +156,14 @@ def methods(
     else:
         from fastadv.cli.explain import explain
 
-        rich.console.Console(highlight=False).print(explain(name, data, variant))
+        Terminal().print(explain(name, data, variant))
 
 
 def doctor() -> None:
     """Say what this machine can do, and what fastadv will use."""
     from fastadv.cli.doctor import report
 
-    rich.console.Console(highlight=False, soft_wrap=True).print(report())
+    Terminal().print(report())
 
 
 def export(
@@ -186,7 +186,7 @@ def export(
 
     with trusting(trust_code):
         said = export_run(run, out, which, form)
-    rich.console.Console(highlight=False, soft_wrap=True).print(escape(said))
+    Terminal().print(escape(said))
 
 
 def pseudo_label(
@@ -204,9 +204,7 @@ def pseudo_label(
         _, data, _ = load_run(run, "best")
         counts = write_pseudo_labels(run, images, out, data.num_classes)
     shares = ", ".join(f"{label}: {count}" for label, count in counts.items())
-    rich.console.Console(highlight=False, soft_wrap=True).print(
-        f"wrote {escape(out)}; images per class: {shares}"
-    )
+    Terminal().print(f"wrote {escape(out)}; images per class: {shares}")
 
 
 def _say_version(wanted: bool) -> None:

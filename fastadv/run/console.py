@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from rich.text import Text
 
 from fastadv.engine.model.precision import shown
 from fastadv.engine.process import distributed
+from fastadv.run.terminal import Terminal
 
 if TYPE_CHECKING:
     from fastadv.run.run_folder import RunFolder
@@ -32,15 +31,6 @@ class Tick(Protocol):
     the images before took)."""
 
     def __call__(self, images: int, note: str = "", left: float | None = None) -> None: ...
-
-
-class Terminal(rich.console.Console):
-    """A closed pipe (``| head``) does not end the run."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
 
 
 class _Titled(Progress):
@@ -60,7 +50,7 @@ class Console:
 
     def __init__(self, console: rich.console.Console | None = None) -> None:
         quiet = distributed.rank() != 0
-        self.out = console or Terminal(highlight=False, soft_wrap=True, quiet=quiet)
+        self.out = console or Terminal(quiet=quiet)
         self._total = 1
         self._began = time.monotonic()
         self._done_before = 0
