@@ -84,6 +84,8 @@ def _published(row: Recipe) -> list[str]:
         return []
     lines = ["", _indented(f"as published ({found.code}), on {found.data}:", "")]
     texts = {**found.settings(), "start of the attack": found.start}
+    if texts.get("steps") == 0:  # each update of the weights is one of the attack, too
+        texts["steps"] = "none of the attack alone"
     stated = ", ".join(f"{name} {shown(value)}" for name, value in texts.items())
     lines.append(_indented(stated, "  "))
     for name, reason in found.departs.items():

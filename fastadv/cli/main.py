@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import rich.console
 import typer
 from rich.markup import escape
 
@@ -38,7 +37,7 @@ from fastadv.errors import (
     UserError,
     exit_code,
 )
-from fastadv.run.short_words import print_words
+from fastadv.run.terminal import Terminal
 from fastadv.storage.printable import printable, safe_sentence
 from fastadv.storage.trust import trusting
 
@@ -52,18 +51,14 @@ def main() -> None:
 
 
 def _main() -> None:
-    errors = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = Terminal(stderr=True)
 
     def say(kind: str, sentence: object) -> None:
         if kind == "warning" and not is_first():
             return
         colour = "yellow" if kind == "warning" else "red"
         said = _LONG_WORD.sub(lambda word: printable(word[0]), safe_sentence(sentence))
-        text = f"[{colour}]{kind}:[/] {escape(said)}"
-        if errors.is_terminal:
-            print_words(errors, text)
-        else:  # a sentence stays a line
-            errors.print(text)
+        errors.print(f"[{colour}]{kind}:[/] {escape(said)}")
 
     # The command line shows a warning as a sentence, without its place in the code.
     warnings.showwarning = lambda message, *_: say("warning", message)
@@ -202,7 +197,7 @@ def methods(
     else:
         from fastadv.cli.explain import explain
 
-        rich.console.Console(highlight=False).print(explain(name, data, variant))
+        Terminal().print(explain(name, data, variant))
 
 
 def doctor(
@@ -216,7 +211,7 @@ def doctor(
     """Say what this machine can do, and what fastadv will use."""
     from fastadv.cli.doctor import check_gpu, report
 
-    console = rich.console.Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     if not gpu:
         console.print(report())
     elif not check_gpu(console):
@@ -243,7 +238,7 @@ def export(
 
     with trusting(trust_code):
         said = export_run(run, out, which, form)
-    rich.console.Console(highlight=False, soft_wrap=True).print(escape(said))
+    Terminal().print(escape(said))
 
 
 def pseudo_label(
@@ -259,9 +254,7 @@ def pseudo_label(
     with trusting(trust_code):
         counts = write_pseudo_labels(run, images, out)
     shares = ", ".join(f"{label}: {count}" for label, count in counts.items())
-    rich.console.Console(highlight=False, soft_wrap=True).print(
-        f"wrote {escape(out)}; images per class: {shares}"
-    )
+    Terminal().print(f"wrote {escape(out)}; images per class: {shares}")
 
 
 def _say_version(wanted: bool) -> None:
