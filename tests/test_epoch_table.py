@@ -14,11 +14,11 @@ from test_begun_with import SMALL
 
 from fastadv.run import epoch_progress as progress_module
 from fastadv.run.console import Console
-from fastadv.run.terminal import Terminal
 from fastadv.run.epoch_progress import epoch_progress
 from fastadv.run.epoch_table import AGAIN, EpochTable
 from fastadv.run.request import RunRequest
 from fastadv.run.short_words import print_words
+from fastadv.run.terminal import Terminal
 from fastadv.run.time_left import TimeLeft
 from fastadv.run.train import train
 
