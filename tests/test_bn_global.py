@@ -27,7 +27,9 @@ from torch import Tensor, nn
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.algorithms.resolution import resolve
 from fastadv.engine.process.distributed import leave
-from fastadv.errors import UserError
+from fastadv.errors import TrainingError, UserError
+from fastadv.evaluation.accuracy import evaluate
+from fastadv.models import build_model
 from fastadv.run.other_processes import taken_over
 from fastadv.training.divided import division_of
 from fastadv.training.settings import Execution
@@ -92,6 +94,73 @@ def test_rows_of_places_are_divided_anew() -> None:
         "each of the 2 processes of this run kept its own convergence: all 4 go on with that of "
         "the first."
     ]
+
+
+# -- models from elsewhere, and an error in one process ------------------------------------------
+
+
+def foreign(name: str, rank: int, world: int) -> dict[str, Tensor]:
+    torch.manual_seed(6)
+    model = build_model(name, num_classes=4, in_channels=3).double()
+    step = tiny_step(model, "trades", bn="global", steps=1, eps=0.02)
+    images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
+    for _ in range(2):
+        rows = uneven(6, rank, world)
+        step(images[rows], torch.arange(6)[rows] % 4, torch.arange(6)[rows])
+    return everything(step)
+
+
+def foreigners(rank: int, world: int, at: int, out: str) -> None:
+    join(rank, world, at)
+    torch.save({name: foreign(name, rank, world) for name in FOREIGN}, f"{out}.{rank}")
+    leave()
+
+
+FOREIGN = ("torchvision:resnet18", "timm:resnet10t")
+
+
+@pytest.mark.slow
+def test_models_from_elsewhere(tmp_path: Any) -> None:
+    in_processes(foreigners, 2, str(tmp_path / "found"))
+    for name in FOREIGN:
+        whole = foreign(name, 0, 1)
+        for rank in range(2):
+            assert distance(torch.load(tmp_path / f"found.{rank}")[name], whole) < NEAR
+
+
+def failing(rank: int, world: int, at: int, out: str) -> None:
+    """An error in one process in the middle of its second call."""
+    join(rank, world, at)
+    model = tiny_model()
+    step = tiny_step(model, "pgd", bn="global", steps=2)
+    told: list[Any] = []
+
+    def breaks(module: nn.Module, given: Any) -> None:
+        if len(told) == 1 and rank:
+            raise ValueError("broken here")
+
+    model.bn2.register_forward_pre_hook(breaks)
+    for update in range(4):
+        x, y, index, _ = tiny_batch(6, seed=update)
+        rows, before = uneven(6, rank, world), everything(step)
+        try:
+            step(x[rows], y[rows], index[rows])
+            told.append("")
+        except (ValueError, UserError, TrainingError) as error:
+            told.append(str(error))
+            assert distance(everything(step), before) == 0
+    torch.save(told, f"{out}.{rank}")
+    leave()
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_the_others(tmp_path: Any) -> None:
+    in_processes(failing, 2, str(tmp_path / "told"))
+    first, second = (torch.load(tmp_path / f"told.{rank}") for rank in range(2))
+    assert (first[0], second[:2]) == ("", ["", "broken here"])
+    assert first[1].startswith("This process stops here because process 1 stopped")
+    for sentence in (*first[2:], *second[2:]):
+        assert "their messages no longer fit together" in sentence
 
 
 # -- a few recipes and odd cases, in one group of two processes -----------------------------------
@@ -208,8 +277,22 @@ def save_halves(folder: str) -> None:
         torch.save(saved | {"step": step.state_dict()}, f"{folder}.{method}")
 
 
+def evaluated(rank: int, world: int) -> dict[str, Tensor]:
+    """Accuracies on an odd number of images, and on fewer than there are processes."""
+    model = tiny_model().eval()
+    found = {}
+    for count in (5, 1):
+        x, y, _, _ = tiny_batch(count, seed=3)
+        batches = list(zip(x.split(2), y.split(2), strict=True))
+        scores = evaluate(model, batches, ["clean", "pgd-3"], eps=0.1, shared=world > 1)
+        assert scores.n == count
+        found |= {f"{name} {count}": torch.tensor(score) for name, score in scores.items()}
+    return found
+
+
 CASES = {
     "odd": odd,
+    "evaluated": evaluated,
     "few images": few_images,
     "accumulated": accumulated,
     "checkpointed": checkpointed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import rich.console
 from test_begun_with import SMALL
 
 from fastadv.run import epoch_progress as progress_module
-from fastadv.run.console import Console, Terminal
+from fastadv.run.console import Console
+from fastadv.run.terminal import Terminal
 from fastadv.run.epoch_progress import epoch_progress
 from fastadv.run.epoch_table import AGAIN, EpochTable
 from fastadv.run.request import RunRequest
@@ -120,6 +122,28 @@ def test_a_log_file_gets_a_line_a_minute_and_never_more(monkeypatch: pytest.Monk
         "epoch 1/3  batch 94/100  loss 1.5000  49 images/s  4:27 left + evaluation",
     ]
     assert len(read) == 2
+
+
+def test_the_bar_is_one_line_of_80_columns() -> None:
+    clock = Clock()
+    out = io.StringIO()
+    options: dict[str, Any] = {
+        "force_terminal": True,
+        "color_system": None,
+        "legacy_windows": False,
+    }
+    console = rich.console.Console(file=out, width=80, **options)
+    left = TimeLeft(200, 5004, done=198, now=clock)
+    with epoch_progress(console, 200, left, 198, 5000, 5004) as tick:
+        clock.now += 300_000
+        for _ in range(3):
+            tick(12_345_678, lambda: 1.0)
+    last = out.getvalue().split("epoch 199/200")[-1]
+    assert "images/s" in last
+    assert "left + evaluation" in last
+    frames = re.split(r"[\r\n]|\x1b\[[0-9;?]*[A-Za-z]", out.getvalue())
+    assert max(map(len, frames)) <= 80
+    assert not any(frame.strip() and not frame.startswith("epoch 199/200") for frame in frames)
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, out: Path, **settings: Any) -> tuple[str, list[Any]]:

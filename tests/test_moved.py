@@ -213,12 +213,16 @@ def test_places_of_teachers_and_pseudo_labels(
     for name in ("one", "two"):
         Path(name).mkdir()
     asked = RunRequest(
-        data="cifar10", unlabelled="more.npz", options={"teachers": "one, two", "helper": None}
+        data="cifar10",
+        unlabelled="more.npz",
+        init="~/weights.pt",
+        options={"teachers": "one, two", "helper": None},
     )
     there = absolute(asked)
     assert there.data == "cifar10"
     assert there.data_root == f"{tmp_path}/data"
     assert there.unlabelled == f"{tmp_path}/more.npz"
+    assert there.init == str(Path.home() / "weights.pt")
     assert there.options["teachers"] == f"{tmp_path}/one,{tmp_path}/two"
     run = tmp_path / "runs" / "a"
     beside = seen_from(run, there)

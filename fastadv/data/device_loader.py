@@ -33,7 +33,7 @@ class DeviceLoader:
     ``world_size`` samples are skipped in this epoch). It is dropped if ``drop_last`` is set, and
     also if it would hold a single sample, from which BatchNorm cannot compute statistics (unless
     ``batch_size`` is 1). So there are at most two batch shapes. With ``whole`` no sample is skipped
-    that one process would take: the parts of the last batch differ by one, and may be empty.
+    that one process would take: the parts of the last batch differ by a pair, and may be empty.
 
     ``pad`` (pixels), ``padding`` (``"constant"``: black, ``"grey"``: 0.5, ``"reflect"``) and
     ``flip`` are the usual augmentation. ``views=2`` draws a second view into ``batch.second``.
@@ -122,7 +122,11 @@ class Shard:
             rest = 0
         elif not whole:
             rest = least * world_size
-        self._last = (rest * rank // world_size, rest * (rank + 1) // world_size)
+        # In pairs, so that two images that are mixed are in one part (``mixing.py``).
+        each = 2 if whole else 1
+        count = -(-rest // each)
+        first, last = (each * (count * part // world_size) for part in (rank, rank + 1))
+        self._last = (first, min(last, rest))
         self.sizes = [batch_size] * full + [self._last[1] - self._last[0]] * bool(rest)
         if not self.sizes:
             raise UserError(

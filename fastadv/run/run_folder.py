@@ -62,6 +62,7 @@ class RunFolder:
         self.lock = path / "lock"
         self.made = False  # the folder did not exist before this run
         self._lock = Lock(self.lock, f"trains in {printable(path)}")
+        self.own = False  # this user began the run here, as far as ``read_config`` has seen
 
     def files(self) -> list[Path]:
         """The paths of the run's files, whether they exist or not."""
@@ -170,7 +171,8 @@ class RunFolder:
         places.require(request, beside, self.path, needs)
         if names_own_code(config.model):
             trust.require(self.path, content, config.model)
-        if trust.is_own(self.path, content):
+        self.own = trust.is_own(self.path, content)
+        if self.own:
             return config
         if is_tree(config.data) and not (told or {}).get("data_root"):
             # Packed images would be written there.

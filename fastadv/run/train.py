@@ -96,7 +96,7 @@ def _resume(
             config,
             strict=False,
             look=lambda data: check_weights_fit(config, data, folder),
-            initial=None if config.init is None else known(folder),
+            initial=known(folder, config),
             begun=begun_with(folder),
         )
         require_equal(session.digests())

@@ -42,13 +42,11 @@ class Calls:
         """The number of images that are trained on for each image of a call."""
         return 2 if "second_view" in self.plan.needs else 1
 
-    @property
-    def _rows_of_others(self) -> int:
-        return distributed.rank() * ROWS_OF_A_PROCESS if distributed.sharing() > 1 else 0
-
     def checked(self, given: Given) -> Inputs:
         """``given`` with values in range; see ``looked_at``."""
-        inner = self.internals
+        inner, others = self.internals, 0
+        if given.index is None and distributed.sharing() > 1:
+            others = distributed.rank() * ROWS_OF_A_PROCESS
         return looked_at(
             given,
             threat=inner.update.regions.threat,
@@ -60,7 +58,7 @@ class Calls:
             first=not inner.preparation.prepared,
             # Without index the images of all calls of an update are numbered one after another,
             # and those of each process after those of the one before.
-            first_row=inner.updater.images_waiting // self._views + self._rows_of_others,
+            first_row=inner.updater.images_waiting // self._views + others,
             homes=inner.passes.homes(given.x, given.y),
         )
 
@@ -106,7 +104,7 @@ class Calls:
         passes, updater = inner.passes, inner.updater
         updater.begin(inner.update.scale)
         several = distributed.sharing() > 1
-        if distributed.world_size() > 1:
+        if several or inner.division is not None:
             inner.agreement.keep(len(batch.x))
         results = passes.compute_gradients(batch, buffers)
         learning, images = inner.update.parameters.learning(), len(results.batch.x)

@@ -245,16 +245,12 @@ class Network:
     def logits(self, x: Tensor, block_noise: list[Tensor] | None = None) -> Tensor:
         """The logits (B,classes) of ``x`` (B,C,H,W), with ``block_noise[b]`` added to the input of
         block b. Raises ``UserError`` if there are none in what the model returns."""
-        if self._division is None:
-            return self._logits(x, block_noise)
-        own = self._logits(self._division.own_rows(x), block_noise)
-        return self._division.all_rows(own, len(x))
-
-    def _logits(self, x: Tensor, block_noise: list[Tensor] | None) -> Tensor:
+        own = x if self._division is None else self._division.own_rows(x)
         with autocast(self.device, self._dtype):
-            logits = self._output(x, block_noise)
+            logits = self._output(own, block_noise)
         self.counters.count()
-        return logits if logits.dtype == torch.float64 else logits.float()
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return logits if self._division is None else self._division.all_rows(logits, len(x))
 
     def _output(self, x: Tensor, block_noise: list[Tensor] | None) -> Tensor:
         """The logits of the model, computed from a copy of ``x`` if it changes its input in
@@ -442,17 +438,18 @@ class Network:
         A weight with a low-precision copy in the model gets its gradient from the copy. With
         several processes that share a batch the gradients are those of the whole batch.
         """
-        found = self._own_gradients(loss, weights, others)
-        if self._division is None:
-            return found
-        summed = self._division.add_up(found[: len(weights)], list(weights.values()))
-        return [*summed, *found[len(weights) :]]
+        if self._division is not None:
+            found = self._own_gradients(loss, weights, others)
+            summed = self._division.add_up(found[: len(weights)], list(weights.values()))
+            return [*summed, *found[len(weights) :]]
+        if not self.copies.learning:
+            return gradients_if_used(loss, [*weights.values(), *others])
+        return self._own_gradients(loss, weights, others)
 
     def _own_gradients(
         self, loss: Tensor, weights: dict[str, Tensor], others: Sequence[Tensor]
     ) -> list[Tensor | None]:
-        if not self.copies.learning:
-            return gradients_if_used(loss, [*weights.values(), *others])
+        """``gradients`` of the images of this process."""
         names = [name for name in weights if name in self.copies.learning]
         copies = [self.copies.learning[name] for name in names]
         padded = {n: w for n, w in self.copies.learning_padded.items() if n in weights}

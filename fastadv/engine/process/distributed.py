@@ -125,7 +125,9 @@ def world_size() -> int:
 def sharing() -> int:
     """The number of processes that hold parts of the present batch: 1 where each holds the whole of
     it (``alone``)."""
-    return 1 if _alone else world_size()
+    if not _alone and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1
 
 
 def rank() -> int:
@@ -219,6 +221,7 @@ _FAILED = "fastadv/failed"
 _FINAL = 2**62
 _BY = "asked by "
 _alone = False
+_messages = 0
 _calls = 0
 _told = ""
 _received: BaseException | None = None
@@ -265,6 +268,26 @@ def failure_told(final: bool = False) -> Iterator[None]:
         raise
 
 
+def in_step_after_error() -> bool:
+    """True if all processes have begun equally many messages; otherwise a message of one would meet
+    an older one of another.
+
+    Called in the call after one that failed, by all processes: one that still waits in the call
+    before ends it with an error, too. False also if another process does not come.
+    """
+    store, key = _store(), f"fastadv/messages before call {_calls} of process "
+    store.set(f"{key}{rank()}", str(_messages))
+    store.set(_FAILED, f"{_calls} process {rank()} stopped (see its error)")
+    until = time.monotonic() + AGREEMENT_TIMEOUT.total_seconds()
+    keys = [f"{key}{other}" for other in range(world_size())]
+    while not all(map(_is_there, keys)):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    store.set(_FAILED, "")
+    return len({store.get(key) for key in keys}) == 1
+
+
 def _of_another(error: BaseException) -> BaseException:
     """The ``error`` of this process after another one has ended; it is not reported again."""
     global _received
@@ -276,6 +299,8 @@ def _of_another(error: BaseException) -> BaseException:
 def _finished(tensor: Tensor, start: Callable[[bool], Any]) -> None:
     """Run a collective on ``tensor``; on a CPU check every ``LOOK_EVERY`` if another process has
     failed or is gone."""
+    global _messages
+    _messages += 1
     if tensor.device.type != "cpu":
         # Queued on the device; a thread ends this process if a message never comes.
         start(True)

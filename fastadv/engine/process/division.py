@@ -39,6 +39,7 @@ class Division:
     def __init__(self) -> None:
         self.processes, self.rank = processes.world_size(), processes.rank()
         self.live = True
+        self._in_doubt = False  # True after an error, which the other processes may not have met
         self._headers: Any = None  # the group of the host's messages
 
     def bounds(self, total: int, rank: int | None = None) -> tuple[int, int]:
@@ -107,9 +108,24 @@ class Division:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Within this context nothing is averaged over the processes: each holds everything."""
-        with processes.alone():
-            yield
+        """Within this context nothing is averaged over the processes: each holds everything.
+
+        If a call ended with an error, raises ``UserError`` in the next one unless all processes had
+        sent equally many messages.
+        """
+        if self._in_doubt:
+            if not processes.in_step_after_error():
+                raise UserError(
+                    "A call failed in one process while others were in the middle of it, so their "
+                    "messages no longer fit together: end all processes, and resume the run."
+                )
+            self._in_doubt = False
+        try:
+            with processes.alone():
+                yield
+        except BaseException:
+            self._in_doubt = True
+            raise
 
     def put_together(self, given: Sequence[Tensor | None], also: object = None) -> list[Any]:
         """The whole batch, from the part that each process was given: tensors (b,...), of which b
