@@ -98,6 +98,7 @@ class RunConfig:
     device: str
     out: str | None  # None: runs/METHOD-DATA
     checkpoint_minutes: NonNegative
+    guard_overfitting: Literal["tell", "stop", "back"] | None  # None: nothing looks
     keep_every: Count | None  # None: weights of epochs are not kept
     plan: Plan = field(compare=False, repr=False)
     origins: Mapping[str, Origin] = field(compare=False, repr=False)

@@ -195,6 +195,10 @@ class Console:
             f"eval {line['eval_seconds']:.1f} s"
         )
 
+    def say(self, sentence: str) -> None:
+        """A fact about the run."""
+        self.out.print(escape(sentence))
+
     def warn(self, sentence: str) -> None:
         self.out.print(f"[yellow]warning:[/] {escape(sentence)}")
 

@@ -21,13 +21,18 @@ from fastadv.run.epoch_metrics import EpochMetrics
 from fastadv.run.eval_pass import EvalJob, EvalScores, StopEvaluation, run_evaluation
 from fastadv.run.eval_records import EvalRecords
 from fastadv.run.events import Events
+from fastadv.run.guard import Guard
 from fastadv.run.run_folder import RunFolder
-from fastadv.run.saved_run import Progress, built_for, contents, provenance_of
+from fastadv.run.saved_run import Progress, built_for, contents, provenance_of, take_over
 from fastadv.run.session import Session
 from fastadv.run.source import EvalBatches
 from fastadv.storage import checkpoint
 
 CHECK_EVERY_BATCHES = 50  # batches between two readings of the fault flag
+
+
+class _Overfitted(Exception):
+    """The network has overfitted, and the run is to go back."""
 
 
 class EpochLoop:
@@ -53,14 +58,24 @@ class EpochLoop:
         self._metrics = EpochMetrics(len(data.loader), device)
         self._image_size: tuple[int, ...] | None = None  # of the batch before
         self._saved_at = time.monotonic()
+        self._guard = None if config.guard_overfitting is None else Guard(session)
         if folder.last.exists():
-            self._metrics.load_state(checkpoint.load(folder.last).get("epoch_metrics"))
+            saved = checkpoint.load(folder.last)
+            self._metrics.load_state(saved.get("epoch_metrics"))
+            if self._guard is not None:
+                self._guard.load_state(saved.get("guard"))
 
     def epochs(self) -> None:
         """Train, evaluate and save, epoch by epoch."""
         total = self.session.config.epochs
+        if self._guard is not None:
+            self.console.say(self._guard.sentence())
         while self.progress.epoch < total:
-            self._train_epoch()
+            try:
+                self._train_epoch()
+            except _Overfitted:
+                self._go_back()
+                continue
             try:
                 self._evaluate_epoch(last=self.progress.epoch + 1 == total)
             except StopEvaluation:
@@ -79,11 +94,15 @@ class EpochLoop:
             for batch in batches:
                 self._follow_size(batch.image)
                 second = None if batch.second is None else batch.second[0]
+                alpha = None if self._guard is None else self._guard.step_sizes(batch.image)
                 metrics = session.step(
-                    batch.image, batch.label, batch.index, view=batch.view, second=second
-                )
+                    batch.image, batch.label, batch.index, view=batch.view, second=second,
+                    alpha=alpha,
+                )  # fmt: skip
                 self._metrics.add(metrics, len(batch.label))
                 progress.batch += 1
+                if self._guard is not None:
+                    self._watch(self._guard, metrics, len(batch.label))
                 if progress.batch == len(session.data.loader):  # before anything can stop the run
                     self._metrics.ask(session.step.plan)
                 tick(len(batch.label))
@@ -96,6 +115,47 @@ class EpochLoop:
         session.step.check()
         progress.train_seconds += time.monotonic() - began
         self._advise()
+
+    def _watch(self, guard: Guard, metrics: dict[str, Tensor], images: int) -> None:
+        """Let the guard see a step's ``metrics``, and look at the network if it is due."""
+        guard.add(metrics, images)
+        if not guard.is_due(self.progress.batch):
+            return
+        self.session.step.check()
+        if not guard.look():
+            if guard.does == "back" and not guard.seen.collapsed:
+                self.folder.save(self.folder.guarded, self._payload(self.progress))
+            return
+        if guard.does == "tell":
+            self.console.warn(f"{guard.alarm()}; a smaller attack step or a random start helps.")
+        elif guard.may_go_back and self.folder.guarded.exists():
+            raise _Overfitted
+        else:
+            tries = f" again, after going back {guard.seen.backs} times" if guard.seen.backs else ""
+            best = f"; {self.folder.best} holds the best" if self.progress.best_epoch else ""
+            raise TrainingError(
+                f"Stopped by {guard.alarm()}{tries}{best}. Train with a smaller attack step "
+                "(--alpha) or a random start (--start uniform), or with --guard-overfitting back."
+            )
+
+    def _go_back(self) -> None:
+        """Return to the last state without overfitting, with a smaller step of the attack."""
+        guard, progress = self._guard, self.progress
+        assert guard is not None
+        sentence = guard.alarm()
+        saved = checkpoint.load(self.folder.guarded)
+        provenance.require_own(saved, self.session.config, self.folder.guarded)
+        take_over(self.session, saved, self.folder.guarded)
+        # best.pt stays, whichever way its weights were found; so does the time that was spent.
+        progress.epoch, progress.batch = saved["progress"]["epoch"], saved["progress"]["batch"]
+        self._metrics.load_state(saved["epoch_metrics"])
+        guard.went_back(saved["guard"])
+        self.folder.keep_metrics_before(progress.epoch)
+        self._save()
+        self.console.warn(
+            f"{sentence}; back to epoch {progress.epoch + 1}, batch {progress.batch}, with the "
+            f"attack's step times {0.5**guard.seen.backs:g}."
+        )
 
     def _batches(self) -> Iterator[LoaderBatch]:
         """The batches that are left of the epoch. If an image cannot be decoded, the run is saved;
@@ -169,6 +229,8 @@ class EpochLoop:
         session, progress = self.session, self.progress
         config, step = session.config, session.step
         line: dict[str, Any] = {"epoch": progress.epoch + 1, **self._metrics.line()}
+        if self._guard is not None:
+            line |= self._guard.line()
         line["lr"] = session.optimizer.param_groups[0]["lr"]
         evaluates = last or (progress.epoch + 1) % config.eval_every == 0
         keeps = config.keep_every is not None and (progress.epoch + 1) % config.keep_every == 0
@@ -247,9 +309,14 @@ class EpochLoop:
 
     def _save(self, extra_seconds: float = 0.0) -> None:
         progress = replace(self.progress, train_seconds=self.progress.train_seconds + extra_seconds)
-        payload = contents(self.session, progress, self._metrics.state(), self._provenance)
-        self.folder.save(self.folder.last, payload)
+        self.folder.save(self.folder.last, self._payload(progress))
         self._saved_at = time.monotonic()
+
+    def _payload(self, progress: Progress) -> dict[str, Any]:
+        payload = contents(self.session, progress, self._metrics.state(), self._provenance)
+        if self._guard is not None:
+            payload["guard"] = self._guard.state()
+        return payload
 
     def final_test(self) -> dict[str, Any]:
         """Test accuracy of the best and the last weights, measured once."""

@@ -97,6 +97,7 @@ class RunRequest:
     device: str | None = None
     out: str | None = None
     checkpoint_minutes: NonNegative | None = None
+    guard_overfitting: Literal["tell", "stop", "back"] | None = None
     keep_every: Count | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 

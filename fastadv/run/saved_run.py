@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -122,16 +123,7 @@ def restore(session: Session, folder: RunFolder, console: Console) -> Progress:
             )
         for sentence in provenance.compare(saved["provenance"], provenance_of(session)):
             console.warn(sentence)
-        checkpoint.load_weights(session.model, saved["model"], folder.last)
-        session.optimizer.load_state_dict(saved["optimizer"])
-        # In a run that goes on with more processes the new ones begin with process 0's state; with
-        # fewer, that of the others is lost.
-        own = dict(enumerate(saved["processes"])).get(distributed.rank(), {})
-        session.step.load_state_dict(saved["step"], own.get("state"))
-        if "rng" in own:
-            torch.set_rng_state(own["rng"])
-        if "cuda_rng" in own and session.device.type == "cuda":
-            torch.cuda.set_rng_state(own["cuda_rng"], session.device)
+        take_over(session, saved, folder.last)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
@@ -139,3 +131,17 @@ def restore(session: Session, folder: RunFolder, console: Console) -> Progress:
             f"The checkpoint {folder.last} does not belong to this run ({error})."
         ) from None
     return progress
+
+
+def take_over(session: Session, saved: dict[str, Any], path: Path) -> None:
+    """Load model, optimizer, step and generators from the ``contents`` that were in ``path``."""
+    checkpoint.load_weights(session.model, saved["model"], path)
+    session.optimizer.load_state_dict(saved["optimizer"])
+    # In a run that goes on with more processes the new ones begin with process 0's state; with
+    # fewer, that of the others is lost.
+    own = dict(enumerate(saved["processes"])).get(distributed.rank(), {})
+    session.step.load_state_dict(saved["step"], own.get("state"))
+    if "rng" in own:
+        torch.set_rng_state(own["rng"])
+    if "cuda_rng" in own and session.device.type == "cuda":
+        torch.cuda.set_rng_state(own["cuda_rng"], session.device)
