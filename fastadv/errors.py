@@ -21,6 +21,10 @@ class TrainingError(RuntimeError):
     """Training went wrong (a loss that is not finite); the message names the step."""
 
 
+class NotFinite(TrainingError):
+    """A loss, a gradient, an update or what the network computes stopped being finite."""
+
+
 class Interrupted(Exception):
     """The user or the system asked the command to stop; everything is saved."""
 

@@ -14,7 +14,7 @@ from fastadv.algorithms.plugins import loaded_files
 from fastadv.data.batch import LoaderBatch
 from fastadv.data.broken import BrokenImages
 from fastadv.engine.process import distributed
-from fastadv.errors import Interrupted, NotFiniteError, TrainingError, UserError
+from fastadv.errors import Interrupted, NotFinite, NotFiniteError, TrainingError, UserError
 from fastadv.run import provenance
 from fastadv.run.console import Console
 from fastadv.run.epoch_metrics import EpochMetrics
@@ -284,9 +284,9 @@ class EpochLoop:
             )
         except NotFiniteError as error:
             saved = f" {last} still holds what was saved before." if last.exists() else ""
-            raise TrainingError(
+            raise NotFinite(
                 f"After step {session.step.calls} what the network computes is no longer finite. "
-                f"{error}{saved} Lower the learning rate to train it."
+                f"{error}{saved}"
             ) from None
 
     def _keep_best(self, scores: dict[str, float]) -> None:

@@ -126,7 +126,7 @@ class Guard:
         lost = found <= seen.best - FALL and found <= SHARE * seen.best
         fell = lost and trained >= seen.trained - KEPT
         first = fell and not seen.collapsed
-        seen.collapsed = fell or (seen.collapsed and lost)
+        seen.collapsed = fell or (seen.collapsed and found <= seen.best - FALL / 2)
         seen.noticed |= first
         return first
 

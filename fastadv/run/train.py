@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from fastadv.engine.model.precision import tf32
-from fastadv.engine.optimizer.faults import all_finite
 from fastadv.engine.process import distributed
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
-from fastadv.errors import TrainingError, UserError
+from fastadv.errors import NotFinite, UserError
 from fastadv.run.console import Console
+from fastadv.run.divergence import explained
 from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
@@ -77,14 +77,8 @@ def _run(
     with reproducible(config.deterministic), tf32(config.tf32), stopping_on_signals(runner):
         try:
             runner.epochs()
-        except TrainingError as error:
-            if session.step.healthy():
-                raise
-            state = session.model.state_dict()
-            if not all_finite(list(state.values())):
-                raise
-            folder.save(folder.last_good, {"model": state})
-            raise TrainingError(f"{error} They are saved in {folder.last_good}.") from None
+        except NotFinite as error:
+            raise explained(error, session, folder) from None
         summary = runner.final_test()
     folder.write_summary(summary)
     runner.job.forget()
