@@ -42,7 +42,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     },
     "Optimization": {
         "epochs": "passes over the training set",
-        "batch_size": "images per update",
+        "batch_size": "images per update; auto: as many as fit into memory, by measuring",
         "optimizer": "optimizer; the rates of presets are SGD's, adam and adamw take 0.001",
         "lr": "peak learning rate",
         "schedule": "learning rates",

@@ -164,11 +164,16 @@ class EpochLoop:
         try:
             yield from self.session.data.loader.epoch(progress.epoch, progress.batch)
         except BrokenImages as error:
-            if distributed.world_size() > 1 or not progress.batch + progress.epoch:
-                raise
-            self.session.step.check()
-            self._save()
-            raise UserError(f"{error} The run is saved; {self._continue()}") from None
+            raise UserError(f"{error} {self.save_between_steps()}".rstrip()) from None
+
+    def save_between_steps(self) -> str:
+        """Save the run after something beside its updates went wrong, and return how to continue;
+        "" if nothing was trained. Several processes cannot, since one of them is not asked."""
+        session = self.session
+        if distributed.world_size() > 1 or not session.step.calls or not session.step.healthy():
+            return ""
+        self._save()
+        return f"The run is saved; {self._continue()}"
 
     def _follow_size(self, images: Tensor) -> None:
         """Drop what is compiled for images of another size than that of ``images`` (B,C,H,W)."""

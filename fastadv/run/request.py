@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from fastadv.by_epoch import Phases
 from fastadv.declared import (
     Count,
+    CountOrAuto,
     CountOrZero,
     MayChange,
     NonNegative,
@@ -49,7 +50,7 @@ class RunRequest:
     dropout: ShareBelowOne | None = None
     blocks: tuple[str, ...] | None = None
     epochs: Count | None = None
-    batch_size: Count | None = None
+    batch_size: CountOrAuto | None = None
     optimizer: Literal["sgd", "adam", "adamw"] | None = None
     lr: NonNegative | None = None
     schedule: ScheduleName | None = None

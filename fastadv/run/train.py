@@ -9,15 +9,17 @@ from fastadv.engine.process import distributed
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import NotFinite, UserError
+from fastadv.run import divergence, full_memory
 from fastadv.run.console import Console
-from fastadv.run.divergence import explained
 from fastadv.run.epoch_loop import EpochLoop
+from fastadv.run.fitting import AUTO, fitted
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_run import Progress, begun_with, check_weights_fit, restore
 from fastadv.run.session import Session
 from fastadv.run.stopping import stopping_on_signals
+from fastadv.training.memory import is_out_of_memory
 
 
 def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]:
@@ -28,6 +30,8 @@ def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]
     """
     config = resolve_run(request)
     with distributed.joined(choose_device(config.device)):
+        if config.batch_size == AUTO:
+            config = fitted(request, console or Console())
         session = Session.build(config)
         folder = RunFolder.create(config.out, session.config)
         with folder.alone():
@@ -77,9 +81,13 @@ def _run(
     with reproducible(config.deterministic), tf32(config.tf32), stopping_on_signals(runner):
         try:
             runner.epochs()
+            summary = runner.final_test()
         except NotFinite as error:
-            raise explained(error, session, folder) from None
-        summary = runner.final_test()
+            raise divergence.explained(error, session, folder) from None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise full_memory.explained(error, runner) from None
     folder.write_summary(summary)
     runner.job.forget()
     console.finish(summary, folder)
