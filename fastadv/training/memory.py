@@ -10,8 +10,12 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor
 
-_SIGNS = ("can't allocate memory", "not enough memory", "bad_alloc", "alloc_failed")
-"""How a CPU's allocator and CUDA's libraries say it, whose errors have no type of their own."""
+_SIGNS = (
+    *("can't allocate memory", "not enough memory", "bad_alloc", "alloc_failed"),
+    *("could not create a primitive", "could not create a memory", "could not execute a primitive"),
+)
+"""How a CPU's allocator, CUDA's libraries and oneDNN say it, whose errors have no type of their
+own."""
 
 
 class OutOfMemory(torch.OutOfMemoryError):
@@ -37,9 +41,11 @@ def full_memory_told(x: Tensor) -> Iterator[None]:
             raise
         free_frames(error)
         count, shape = len(x), "x".join(map(str, x.shape[1:]))
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        said = "" if known else f" (PyTorch says: {str(error).splitlines()[0]})"
         raise OutOfMemory(
-            f"Out of memory on {x.device} in a step on {count} images of {shape}: the call has "
-            "changed nothing. Take fewer images a call, or several calls an update (update=False)."
+            f"Out of memory on {x.device} in a step on {count} images of {shape}{said}: the call "
+            "has changed nothing. Take fewer images, or several calls an update (update=False)."
         ) from None
 
 
