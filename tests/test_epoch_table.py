@@ -14,11 +14,10 @@ from test_begun_with import SMALL
 
 from fastadv.run import epoch_progress as progress_module
 from fastadv.run.console import Console
-from fastadv.run.terminal import Terminal
 from fastadv.run.epoch_progress import epoch_progress
 from fastadv.run.epoch_table import AGAIN, EpochTable
 from fastadv.run.request import RunRequest
-from fastadv.run.short_words import print_words
+from fastadv.run.terminal import Terminal
 from fastadv.run.time_left import TimeLeft
 from fastadv.run.train import train
 
@@ -182,17 +181,3 @@ def test_colours_are_off_with_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
         Console(Terminal(file=text, force_terminal=True, color_system="truecolor")).warn("late")
         codes.append("\x1b[33m" in text.getvalue())
     assert codes == [True, False]
-
-
-def test_words_stay_whole_and_markup_and_lines_too() -> None:
-    text = io.StringIO()
-    out = Terminal(file=text, width=20, color_system=None)
-    path = "/a/path/that-is/longer/than-a-line.pt"
-    print_words(out, f"[bold]a word[/] or two-or-three before {path}\nand two lines")
-    assert text.getvalue().splitlines() == [
-        "a word or",
-        "two-or-three before",
-        path,
-        "and two lines",
-    ]
-    print_words(out, "")
