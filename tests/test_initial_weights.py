@@ -17,15 +17,19 @@ from torch import Tensor
 from fastadv.errors import UserError
 from fastadv.run.config_file import from_bytes, to_toml
 from fastadv.run.console import Console
-from fastadv.run.terminal import Terminal
 from fastadv.run.export import export_run
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run, resolve_stored
 from fastadv.run.session import Session
+from fastadv.run.terminal import Terminal
 from fastadv.run.train import resume, train
 from fastadv.storage import checkpoint
 
-BEGIN: dict[str, Any] = SMALL | {"keep_every": 1, "method": "standard", "seed": 3}
+BEGIN: dict[str, Any] = SMALL | {
+    "keep": "best,last,previous,every-1",
+    "method": "standard",
+    "seed": 3,
+}
 
 
 @pytest.fixture(scope="module")

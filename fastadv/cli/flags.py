@@ -21,6 +21,7 @@ from fastadv.declared import (
     declared,
     describe,
     may_be_absent,
+    may_be_auto,
     may_change,
     meanings,
     plain_type,
@@ -114,7 +115,8 @@ def _as_text(hint: Any) -> Any:
     """Numbers are taken as text so that fractions like 8/255 can be read, choices as text so
     that a mistake is answered in one way, several values as one text such as "3,4"."""
     kind = plain_type(hint)
-    if kind is float or get_origin(kind) in (Literal, tuple) or may_change(hint):
+    texts = kind is float or get_origin(kind) in (Literal, tuple)
+    if texts or may_change(hint) or may_be_auto(hint):
         return str
     return kind
 

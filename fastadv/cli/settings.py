@@ -43,7 +43,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     },
     "Optimization": {
         "epochs": "passes over the training set",
-        "batch_size": "images per update",
+        "batch_size": "images per update; auto: as many as fit into memory, by measuring",
         "optimizer": "sgd, adamw, or another of torch.optim; the rates of presets are SGD's, "
         "others take torch's",
         "optimizer_options": "more of its arguments, such as betas=0.9,0.95;eps=1e-6",
@@ -91,6 +91,8 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "save_every": "epochs from one checkpoint to the next",
         "keep": "files to keep: best, last, previous (for a damaged last.pt), every-10; without "
         "last, no checkpoint stays at the end",
+        "guard_overfitting": "attack a few training images within epochs, and when single-step "
+        "training overfits say so, stop, or go back and halve the attack's step",
     },
 }
 
