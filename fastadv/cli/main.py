@@ -36,7 +36,7 @@ from fastadv.storage.trust import trusting
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
-    with stop.handled(command=True):
+    with stop.handled():
         _main()
 
 
