@@ -23,7 +23,7 @@ from hypothesis import strategies as some
 from fastadv.errors import TrainingError, UserError
 from fastadv.run.console import Console
 from fastadv.run.export import export_run
-from fastadv.run.finished import evaluate_run, load_run
+from fastadv.run.finished import evaluate_run
 from fastadv.run.pseudo_labels import write_pseudo_labels
 from fastadv.run.request import RunRequest
 from fastadv.run.train import resume, train
@@ -61,8 +61,7 @@ READERS: dict[str, Callable[[str, Path], Any]] = {
 def labelled(path: str, out: Path) -> None:
     """``fastadv pseudo-label`` of three images."""
     np.savez(out / "images.npz", images=np.zeros((3, 8, 8, 1), np.uint8))
-    _, data, _ = load_run(path, "best")
-    write_pseudo_labels(path, str(out / "images.npz"), str(out / "more.npz"), data.num_classes)
+    write_pseudo_labels(path, str(out / "images.npz"), str(out / "more.npz"))
 
 
 # -- code -----------------------------------------------------------------------------------------

@@ -119,9 +119,9 @@ def test_the_best_epoch_is_chosen_under_quick(tmp_path: Path) -> None:
     }
     summary = train(RunRequest(**chosen, out=str(out)), Console())
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    scores = [(line["val_quick"], line["val_clean"]) for line in lines]
+    scores = [(line["val_quick_percent"], line["val_clean_percent"]) for line in lines]
     assert summary["best_epoch"] == scores.index(max(scores)) + 1
-    low, high = lines[0]["val_quick_interval"]
+    low, high = lines[0]["val_quick_interval_percent"]
     assert low <= scores[0][0] <= high
     assert evaluate_run(str(out), "quick", limit=chosen.get("test_limit")) == {
         "quick": summary["best"]["quick"]
@@ -140,6 +140,7 @@ def test_a_run_whose_checkpoint_is_missing_does_not_restart(tmp_path: Path) -> N
     train(RunRequest(**SMALL, out=str(out)), Console())
     best = (out / "best.pt").read_bytes()
     (out / "last.pt").unlink()
+    (out / "previous.pt").unlink()
     with pytest.raises(UserError, match=r"last\.pt is missing"):
         resume(str(out), Console())
     assert (out / "best.pt").read_bytes() == best

@@ -17,11 +17,14 @@ from fastadv.benchmark.geometry import geometry
 from fastadv.benchmark.interleave import LEAST_TURNS, Candidate, interleave
 from fastadv.benchmark.launches import Launches, watched_launches
 from fastadv.benchmark.limits import Limits, measure_limits
+from fastadv.benchmark.operator_timing import operator_candidate
 from fastadv.benchmark.ours import our_candidate
 from fastadv.benchmark.pass_timing import pass_candidate
+from fastadv.benchmark.progress import Estimate
 from fastadv.benchmark.results import (
     Timed,
     fused_norm_rows,
+    operator_rows,
     pass_rows,
     speedup_rows,
     step_rows,
@@ -34,6 +37,7 @@ from fastadv.errors import UserError
 Say = Callable[[str], None]
 SoFar = Callable[[list[Row]], None]
 Times = Mapping[str, Sequence[float]]
+Wanted = tuple[str, Callable[[], Candidate]]
 
 # Turns of a candidate alone before the next one is built; a killed run has at least these. One on
 # a CPU, where a step takes seconds.
@@ -50,7 +54,9 @@ class Comparison:
     ``run_comparisons`` runs the parity tests. ``fused_parity`` names the check of own BatchNorm
     kernels against PyTorch's; if it is None, ``run_comparisons`` makes it where steps have them,
     and if it is "" it failed: then such steps are timed, without a speed-up.
-    ``kernels`` asks for a kernel table of the first candidate (on CUDA).
+    ``kernels`` asks for a kernel table of the first candidate (on CUDA). ``with_steps`` False
+    times only parts: the passes of ``specs`` (of the kinds in ``pass_kinds``; None: all),
+    ``operators`` of ``fastadv.kernels``, and peers.
     """
 
     setting: Setting
@@ -65,11 +71,21 @@ class Comparison:
     parity: str | None = None
     fused_parity: str | None = None
     kernels: bool = False
+    with_steps: bool = True
+    pass_kinds: Sequence[str] | None = None
+    operators: Sequence[str] = ()
+
+    @property
+    def needs_parity(self) -> bool:
+        """True if a step of ours is compared with a peer's."""
+        ours = self.with_steps and any(spec.is_the_peers for spec in self.specs)
+        return bool(self.peers) and ours and not self.parity
 
 
 @dataclass
 class Outcome:
-    """Rows without provenance, and a message for each candidate that could not be timed."""
+    """Rows without provenance, and a message for each candidate that could not be timed.
+    ``interrupted``: Ctrl-C ended it early, and the rows are those of the turns that were done."""
 
     rows: list[Row] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -77,6 +93,7 @@ class Outcome:
     batch_size: int = 0
     copy_rate: float = 0.0
     launches: Launches = field(default_factory=dict)
+    interrupted: bool = False
 
 
 @contextmanager
@@ -87,13 +104,15 @@ def compared(
 
     ``so_far`` receives all results so far as rows marked preliminary: each candidate's turns alone
     when it is warm, then the interleaved turns from the third on. Raises ``ValueError`` for peers
-    without ``parity``.
+    without ``parity``. Ctrl-C while candidates are built or timed ends it early.
     """
-    if comparison.peers and not comparison.parity:
+    if comparison.needs_parity:
         raise ValueError("peers are timed only after parity: run_comparisons sees to it")
     torch.backends.cudnn.benchmark = True  # for ours and for the peers in this process
     device = torch.device(comparison.setting.device)
     outcome = Outcome(batch_size=comparison.setting.batch_size)
+    wanted = list(_wanted(comparison))
+    estimate = Estimate(len(wanted), comparison.repeats)
     say("measuring the device's limits")
     limits = measure_limits(device, comparison.dtype, tiny=comparison.tiny)
     outcome.copy_rate = limits.copy
@@ -101,35 +120,54 @@ def compared(
     bound: Bound | None = None
 
     def known(times: Times, *, interleaved: bool = True) -> list[Row]:
-        setting, candidates = comparison.setting, outcome.candidates
+        setting = comparison.setting
+        candidates = [each for each in outcome.candidates if each.name in times]
         timed = Timed(setting, comparison.dtype, candidates, times, bound, interleaved)
         rows = [*_limit_rows(comparison, limits), *pass_rows(timed), *step_rows(timed)]
+        rows += operator_rows(timed)
         if interleaved:  # ratios are computed within turns only
             rows += _ratio_rows(comparison, timed)
         return rows
+
+    alone: dict[str, list[float]] = {}
+    found: dict[str, list[float]] = {}
+
+    def last_turn() -> float | None:
+        return next(reversed(alone.values()))[-1] if alone else None
 
     def after_turn(times: Times) -> None:
         if len(next(iter(times.values()))) >= LEAST_TURNS:
             so_far(_preliminary(known(times)))
 
     try:
-        alone: dict[str, list[float]] = {}
-        for name, turns in _building(comparison, outcome, say):
-            alone[name] = turns
-            so_far(_preliminary(known(alone, interleaved=False)))
-            if len(alone) == 1:  # the most important candidates are built; now their bound
-                say("measuring each convolution alone")
-                bound = _bound(comparison, limits, outcome)
-        if not outcome.candidates:
-            raise UserError("Nothing to time: " + " ".join(outcome.skipped))
-        times = interleave(
-            outcome.candidates,
-            comparison.repeats,
-            lambda turn: say(f"turn {turn + 1} of {comparison.repeats}"),
-            comparison.deadline,
-            after_turn,
-        )
-        outcome.rows = known(times)
+        try:
+            building = _building(
+                comparison, wanted, outcome, lambda name: say(estimate.candidate(name, last_turn()))
+            )
+            for name, turns in building:
+                alone[name] = turns
+                so_far(_preliminary(known(alone, interleaved=False)))
+                # The most important candidate is built; now the bound of all.
+                if len(alone) == 1 and (comparison.with_steps or comparison.with_passes):
+                    say("measuring each convolution alone")
+                    bound = _bound(comparison, limits, outcome)
+            if not outcome.candidates:
+                raise UserError("Nothing to time: " + " ".join(outcome.skipped))
+            outcome.rows = known(
+                interleave(
+                    outcome.candidates,
+                    comparison.repeats,
+                    lambda turn: say(estimate.turn(turn, last_turn())),
+                    comparison.deadline,
+                    after_turn,
+                    found,
+                )
+            )
+        except KeyboardInterrupt:
+            outcome.interrupted = True
+            whole = min(map(len, found.values()), default=0)
+            done = {name: values[:whole] for name, values in found.items()} if whole else alone
+            outcome.rows = known(done, interleaved=bool(whole))
         yield outcome
     finally:
         for candidate in outcome.candidates:
@@ -172,21 +210,22 @@ def _limit_rows(comparison: Comparison, limits: Limits) -> list[Row]:
             "dtype": comparison.dtype,
             "copy_gb_per_s": round(limits.copy / 1e9, 2),
             "matmul_tflop_per_s": round(limits.matmul / 1e12, 4),
+            "spread": {name: spread.as_row() for name, spread in limits.spreads.items()},
         }
     ]
 
 
 def _building(
-    comparison: Comparison, outcome: Outcome, say: Say
+    comparison: Comparison, wanted: Sequence[Wanted], outcome: Outcome, begins: Say
 ) -> Iterator[tuple[str, list[float]]]:
     """Build the candidates, the most important first, and yield the times of their turns alone; a
     candidate that fails is skipped and reported."""
     turns = TURNS_ALONE[torch.device(comparison.setting.device).type]
-    for name, make in _wanted(comparison):
+    for name, make in wanted:
         if comparison.deadline is not None and time.monotonic() > comparison.deadline:
             outcome.skipped.append(f"{name}: skipped, the time limit was reached.")
             continue
-        say(f"warming up {name}")
+        begins(name)
         watched = comparison.kernels and not outcome.candidates
         # A replay launches the recorded kernels, other modes those that Python launches.
         watch = partial(watched_launches, only_recorded=comparison.modes[0] == "captured")
@@ -205,18 +244,18 @@ def _building(
             outcome.skipped.append(f"{name}: {_first_line(error)}")
 
 
-Wanted = tuple[str, Callable[[], Candidate]]
-
-
 def _wanted(comparison: Comparison) -> Iterator[Wanted]:
     """The candidates by importance, for runs with little time: the first mode with its passes, what
-    needs no compiling, the other modes, the peers in this process, the other modes' passes, and
-    last the peers in other processes."""
+    needs no compiling, the other modes, the operators, the peers in this process, the other modes'
+    passes, and last the peers in other processes."""
     first, rest = comparison.modes[:1], comparison.modes[1:]
     passes = _wanted_passes if comparison.with_passes else lambda comparison, modes: ()
-    yield from _wanted_steps(comparison, first)
+    steps = _wanted_steps if comparison.with_steps else lambda comparison, modes: ()
+    yield from steps(comparison, first)
     yield from passes(comparison, first)
-    yield from _wanted_steps(comparison, sorted(rest, key=lambda mode: mode != "eager"))
+    yield from steps(comparison, sorted(rest, key=lambda mode: mode != "eager"))
+    for name in comparison.operators:
+        yield f"kernel {name}", partial(operator_candidate, comparison.setting, name)
     yield from _wanted_peers(comparison, peer_list.BESIDE_OURS)
     yield from passes(comparison, rest)
     yield from _wanted_peers(comparison, peer_list.APART)
@@ -241,6 +280,8 @@ def _wanted_passes(comparison: Comparison, modes: Sequence[str]) -> Iterator[Wan
     needed: dict[Pass, None] = {}
     for spec in comparison.specs:
         needed |= dict.fromkeys(passes_of(spec.plan()) or ())
+    if comparison.pass_kinds is not None:
+        needed = {each: None for each in needed if each.kind in comparison.pass_kinds}
     for mode in modes:
         for kind, bn in sorted(needed, key=lambda entry: entry[0] != TRAINING):
             make = partial(pass_candidate, setting, kind, dtype, mode, bn)

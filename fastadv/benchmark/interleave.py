@@ -35,7 +35,12 @@ class Candidate:
     @property
     def is_our_step(self) -> bool:
         """True if this is a whole training step of fastadv."""
-        return self.facts["by"] == "fastadv" and "pass" not in self.facts
+        return self.facts["by"] == "fastadv" and self.is_step
+
+    @property
+    def is_step(self) -> bool:
+        """True if this is a whole training step, ours or a peer's: no pass and no operator."""
+        return not {"pass", "operator"} & self.facts.keys()
 
     def compile_seconds(self, steady: float) -> float:
         """The warm-up time minus the time of as many steady steps."""
@@ -57,14 +62,17 @@ def interleave(
     progress: Callable[[int], None] = lambda turn: None,
     until: float | None = None,
     after: Callable[[Mapping[str, Sequence[float]]], None] = lambda found: None,
+    found: dict[str, list[float]] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of every candidate in each of ``repeats`` turns.
 
     Every second turn has the reverse order, so that no candidate always runs after the same one and
     a slow drift of the machine affects all alike. After ``until`` (of ``time.monotonic``) no turn
-    begins once there are three. ``after`` receives the results after each turn.
+    begins once there are three. ``after`` receives the results after each turn. ``found`` is filled
+    with the results as they come, for a caller who wants them after an interruption.
     """
-    found: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
+    found = {} if found is None else found
+    found.update((candidate.name, []) for candidate in candidates)
     if len(found) < len(candidates):
         raise ValueError("two candidates have the same name")
     for turn in range(repeats):

@@ -37,13 +37,17 @@ class Timed:
 
     def steps(self) -> Iterator[Candidate]:
         """Everything that trains a whole step."""
-        return (entry for entry in self.candidates if "pass" not in entry.facts)
+        return (entry for entry in self.candidates if entry.is_step)
+
+    def taken(self, candidate: Candidate) -> Spread:
+        """The seconds of ``candidate``."""
+        return Spread.of(self.times[candidate.name])
 
 
 def step_rows(timed: Timed) -> Iterator[Row]:
     """A row for every whole step, ours and the peers'."""
     for candidate in timed.steps():
-        seconds = Spread.of(timed.times[candidate.name])
+        seconds = timed.taken(candidate)
         passes = _passes(candidate)
         row = _shared(timed, candidate, seconds)
         row["peak_mib"] = _mib(candidate.peak_bytes)
@@ -90,17 +94,32 @@ def _by_kind(passes: Counter[Pass]) -> dict[str, int]:
 
 
 def _shared(timed: Timed, candidate: Candidate, seconds: Spread) -> Row:
-    kind = "pass" if "pass" in candidate.facts else "step"
     return {
-        "kind": kind,
+        "kind": "step" if candidate.is_step else "pass",
+        **_timed(timed, candidate, seconds),
+        "images_per_s": float(f"{timed.setting.batch_size / seconds.median:.4g}"),
+        "compile_s": round(candidate.compile_seconds(seconds.median), 2),
+    }
+
+
+def _timed(timed: Timed, candidate: Candidate, seconds: Spread) -> Row:
+    """What each row of a candidate says; with every turn, so that runs can be compared."""
+    turns = [float(f"{1e3 * taken:.5g}") for taken in timed.times[candidate.name]]
+    return {
         **({} if timed.interleaved else {"alone": True}),
         "name": candidate.name,
         **candidate.facts,
         "config": timed.setting.as_row(),
         "ms": seconds.times(1e3).as_row(),
-        "images_per_s": float(f"{timed.setting.batch_size / seconds.median:.4g}"),
-        "compile_s": round(candidate.compile_seconds(seconds.median), 2),
+        "turns_ms": turns,
     }
+
+
+def operator_rows(timed: Timed) -> Iterator[Row]:
+    """A row for every operator timed alone."""
+    for candidate in timed.candidates:
+        if "operator" in candidate.facts:
+            yield {"kind": "operator", **_timed(timed, candidate, timed.taken(candidate))}
 
 
 def _mib(size: int | None) -> float | None:
@@ -143,7 +162,7 @@ def pass_rows(timed: Timed) -> Iterator[Row]:
     for candidate in timed.candidates:
         if "pass" not in candidate.facts:
             continue
-        seconds = Spread.of(timed.times[candidate.name])
+        seconds = timed.taken(candidate)
         row = _shared(timed, candidate, seconds) | {"bound_ms": None, "over_bound": None}
         if timed.bound is not None:
             best = timed.bound.of_pass(candidate.facts["pass"], candidate.facts["attack_bn"])

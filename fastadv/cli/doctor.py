@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import textwrap
+from collections.abc import Iterable, Mapping
 
 import torch
+from rich.console import Console
 from rich.text import Text
 
 from fastadv import __version__, kernels
+from fastadv.benchmark.installation.finding import Finding, findings
 from fastadv.engine.model.fused_norm_choice import choose
 from fastadv.engine.model.precision import cpu_multiplies
+from fastadv.engine.process.device import choose_device
+from fastadv.errors import UserError
+from fastadv.storage.printable import safe_sentence
+
+WIDTH = 80
 
 EXTRAS = {
     "pyautoattack": ("eval", "the canonical AutoAttack"),
@@ -35,15 +44,68 @@ def report() -> Text:
         lines.append("CUDA: none")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lines += ["", f"kernels on {device}:"]
-    lines += [
-        f"  {name}: {backend}, {why}" for name, (backend, why) in kernels.backends(device).items()
-    ]
-    lines.append(f"  --fused-norm auto: {_own_norms(device)}")
+    for (backend, why), names in _alike(kernels.backends(device)).items():
+        lines += _wrapped(f"{backend}, {why}: {', '.join(names)}")
+    lines += _wrapped(f"--fused-norm auto: {_own_norms(device)}")
     lines += ["", "extras:"]
     for module, (extra, what) in EXTRAS.items():
         state = "installed" if _present(module) else f"missing: pip install 'fastadv[{extra}]'"
         lines.append(f"  {what}: {state}")
+    if torch.cuda.is_available():
+        lines += ["", "`fastadv doctor --gpu` checks the results of this GPU, in a minute"]
     return Text("\n".join(lines))
+
+
+def check_gpu(console: Console) -> bool:
+    """Check the GPU, a line for each check; returns whether none failed. Raises ``UserError``
+    without a GPU."""
+    if not torch.cuda.is_available():
+        reason = "there is no CUDA device here"
+        if torch.version.cuda is None:
+            reason = f"this torch ({torch.__version__}) was built without CUDA"
+        raise UserError(f"Nothing to check: {reason}; `fastadv doctor` says what this machine has.")
+    from fastadv.benchmark.installation.all_checks import gpu_checks
+
+    device = choose_device("cuda")
+    torch.cuda.set_device(device)
+    console.print(f"{device}: {torch.cuda.get_device_name(device)}", markup=False)
+    return show(findings(gpu_checks(device)), console)
+
+
+def show(found: Iterable[Finding], console: Console) -> bool:
+    """Print each finding when it is there, and the result; returns whether none failed."""
+    passed, failed, left = 0, 0, 0
+    for each in found:
+        passed, failed = passed + (each.passed is True), failed + (each.passed is False)
+        left += each.passed is None
+        told = f"{each.word:<4} {each.name:<27} {each.seconds:4.1f} s  "
+        lines = [told + each.said, *([f"do: {each.todo}"] if each.todo else [])]
+        for first, line in enumerate(lines):
+            style = {True: None, False: "red", None: "yellow"}[each.passed]
+            indent = " " * (5 if first else len(told))
+            begins = indent if first else ""
+            text = textwrap.fill(
+                line, WIDTH, initial_indent=begins, subsequent_indent=indent, break_on_hyphens=False
+            )
+            console.print(Text(safe_sentence(text), style=style or ""))
+    console.print(f"{passed} right, {failed} wrong, {left} not checked")
+    return not failed
+
+
+def _alike(
+    found: Mapping[str, tuple[str, str]],
+) -> dict[tuple[str, str], list[str]]:
+    """The kernels with the same backend for the same reason."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, choice in found.items():
+        groups.setdefault(choice, []).append(name)
+    return groups
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+    )
 
 
 def _own_norms(device: torch.device) -> str:

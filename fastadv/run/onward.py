@@ -9,6 +9,7 @@ from typing import Any
 
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
+from fastadv.run import places
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
 from fastadv.run.request import RunRequest, setting_types
@@ -17,7 +18,9 @@ from fastadv.run.run_folder import RunFolder, usual_place
 from fastadv.run.train import resume, train
 from fastadv.storage.printable import printable
 
-MAY_DIFFER = frozenset({"out", "data_root", "download", "device", "loader", "checkpoint_minutes"})
+MAY_DIFFER = frozenset(
+    {"out", "download", "device", "loader", "checkpoint_minutes", "save_every", "keep"}
+)
 """Settings of one invocation: those of the folder hold on where the command says nothing."""
 _CHOSEN = {"mode": "auto", "fused_norm": "auto"}
 """Settings whose value "auto" the run has replaced by what it measured."""
@@ -30,6 +33,7 @@ def train_or_resume(request: RunRequest, console: Console | None = None) -> dict
     What a finished run has found is shown again. Raises ``UserError`` if the folder holds a run
     with other settings than those of ``request``, and as ``train`` and ``resume`` do.
     """
+    request = places.absolute(request)
     asked = resolve_run(request)
     place = Path(asked.out) if asked.out is not None else usual_place(asked)
     folder = RunFolder(place)
@@ -42,7 +46,20 @@ def train_or_resume(request: RunRequest, console: Console | None = None) -> dict
         if distributed.speaks():
             (console or Console()).finish_again(summary, folder)
         return summary
-    return resume(str(place), console, changed=_of_this_time(request, asked))
+    moved = _moved(request, asked, config)
+    return resume(str(place), console, moved, changed=_of_this_time(request, asked))
+
+
+def _moved(request: RunRequest, asked: RunConfig, config: RunConfig) -> dict[str, Any]:
+    """The places that ``request`` names and that are others than those of ``config``."""
+    said = {name: getattr(request, name, None) for name in places.SETTINGS} | dict(request.options)
+    before = {name: getattr(config, name) for name in places.SETTINGS} | config.options
+    now = {name: getattr(asked, name) for name in places.SETTINGS} | asked.options
+    return {
+        name: said[name]
+        for name in places.of_a_run()
+        if said.get(name) is not None and now.get(name) != before.get(name)
+    }
 
 
 def _of_this_time(request: RunRequest, asked: RunConfig) -> dict[str, Any]:
@@ -57,12 +74,18 @@ def _require_same(request: RunRequest, asked: RunConfig, config: RunConfig, plac
     different = []
     for name in setting_types():
         said, held = getattr(asked, name), getattr(config, name)
-        if getattr(request, name) is None or name in MAY_DIFFER or said == held:
+        free = name in MAY_DIFFER or name in places.SETTINGS  # a place is compared by its content
+        if getattr(request, name) is None or free or said == held:
             continue
         if said != _CHOSEN.get(name):
             different.append((name, said, held))
     for name, value in request.options.items():
-        if value is not None and asked.options.get(name) != config.options.get(name):
+        place_of_it = name in places.of_a_run()
+        if (
+            value is not None
+            and not place_of_it
+            and asked.options.get(name) != config.options.get(name)
+        ):
             different.append((name, asked.options.get(name), config.options.get(name)))
     if not different:
         return

@@ -6,7 +6,8 @@ tensors that the backward pass needs.) So the inner module runs in each process,
 averages the results. After every update all processes hold the same weights, buffers and state.
 Quantities that are taken over a batch, or carried from one batch to the next, stay local to each
 process: the batch statistics of BatchNorm, the largest entries of AdvLC, the normalised weights of
-SAT and GAIRAT, Free's perturbation, the masks of dropout.
+SAT and GAIRAT, Free's perturbation, the masks of dropout. With ``bn="global"`` all of them but
+dropout's masks are those of the whole batch: nothing is averaged here then, see ``division.py``.
 
 Gradients, statistics, loss and accuracy are the mean over the images of all processes, whatever the
 sizes of their batches; DDP would give each process the same weight. All processes must make equally
@@ -121,6 +122,14 @@ def world_size() -> int:
     return 1
 
 
+def sharing() -> int:
+    """The number of processes that hold parts of the present batch: 1 where each holds the whole of
+    it (``alone``)."""
+    if not _alone and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1
+
+
 def rank() -> int:
     """The number of this process; 0 without a process group."""
     return distributed.get_rank() if world_size() > 1 else 0
@@ -179,6 +188,12 @@ def share_rows(stores: Sequence[Tensor], index: Tensor, room: int) -> None:
         store.index_copy_(0, everywhere, _gathered(store[index]))
 
 
+def every_row(part: Tensor) -> Tensor:
+    """The parts (b,...) of all processes, of the same shape in all, one after another. All
+    processes must call it."""
+    return _gathered(part)
+
+
 def _gathered(part: Tensor) -> Tensor:
     """The parts (B,...) of all processes, one after another."""
     parts = [torch.empty_like(part) for _ in range(world_size())]
@@ -206,6 +221,7 @@ _FAILED = "fastadv/failed"
 _FINAL = 2**62
 _BY = "asked by "
 _alone = False
+_messages = 0
 _calls = 0
 _told = ""
 _received: BaseException | None = None
@@ -214,8 +230,8 @@ _peers: Peers | None = None
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within this context ``average`` and ``share_rows`` send nothing, since the other processes do
-    not call them now."""
+    """Within this context ``average`` and ``share_rows`` send nothing: the other processes do not
+    call them now, or each has the whole batch (``division.py``)."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -252,6 +268,26 @@ def failure_told(final: bool = False) -> Iterator[None]:
         raise
 
 
+def in_step_after_error() -> bool:
+    """True if all processes have begun equally many messages; otherwise a message of one would meet
+    an older one of another.
+
+    Called in the call after one that failed, by all processes: one that still waits in the call
+    before ends it with an error, too. False also if another process does not come.
+    """
+    store, key = _store(), f"fastadv/messages before call {_calls} of process "
+    store.set(f"{key}{rank()}", str(_messages))
+    store.set(_FAILED, f"{_calls} process {rank()} stopped (see its error)")
+    until = time.monotonic() + AGREEMENT_TIMEOUT.total_seconds()
+    keys = [f"{key}{other}" for other in range(world_size())]
+    while not all(map(_is_there, keys)):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    store.set(_FAILED, "")
+    return len({store.get(key) for key in keys}) == 1
+
+
 def _of_another(error: BaseException) -> BaseException:
     """The ``error`` of this process after another one has ended; it is not reported again."""
     global _received
@@ -263,6 +299,8 @@ def _of_another(error: BaseException) -> BaseException:
 def _finished(tensor: Tensor, start: Callable[[bool], Any]) -> None:
     """Run a collective on ``tensor``; on a CPU check every ``LOOK_EVERY`` if another process has
     failed or is gone."""
+    global _messages
+    _messages += 1
     if tensor.device.type != "cpu":
         # Queued on the device; a thread ends this process if a message never comes.
         start(True)

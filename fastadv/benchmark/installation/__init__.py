@@ -1,0 +1,1 @@
+"""Does this installation compute correctly on this GPU? The checks of ``fastadv doctor --gpu``."""
