@@ -25,7 +25,11 @@ from fastadv.run.terminal import Terminal
 from fastadv.run.train import resume, train
 from fastadv.storage import checkpoint
 
-BEGIN: dict[str, Any] = SMALL | {"keep_every": 1, "method": "standard", "seed": 3}
+BEGIN: dict[str, Any] = SMALL | {
+    "keep": "best,last,previous,every-1",
+    "method": "standard",
+    "seed": 3,
+}
 
 
 @pytest.fixture(scope="module")

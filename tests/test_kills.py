@@ -77,7 +77,7 @@ def require_all_places(settings: dict[str, Any], place: Path, kills: list[Kill],
 def test_killed_at_every_kind_of_place(method: str, tmp_path: Path) -> None:
     """Of one process, at places that a time would seldom hit."""
     kills = [Kill(5, place) for place in PLACES] + [Kill(2, "within the final test")]
-    settings = settings_of(method, options={"averaging": "ema"}, keep_every=2)
+    settings = settings_of(method, options={"averaging": "ema"}, keep="best,last,previous,every-2")
     assert require_all_places(settings, tmp_path, kills, 1) == len(kills)
 
 

@@ -175,6 +175,10 @@ class Console:
         for text in (*self._table.heads(), self._table.row(line, seconds, left)):
             self.out.print(escape(text))
 
+    def say(self, sentence: str) -> None:
+        """A fact about the run."""
+        self.out.print(escape(sentence))
+
     def warn(self, sentence: str) -> None:
         self._say(f"[yellow]warning:[/] {escape(safe_sentence(sentence))}")
 

@@ -23,7 +23,7 @@ from fastadv.errors import UserError, unknown, warn
 from fastadv.models.packaged import names_own_code
 from fastadv.run import places
 from fastadv.run.config import required_settings
-from fastadv.run.config_file import MOST_BYTES, places_in
+from fastadv.run.config_file import MOST_BYTES, places_in, whole
 from fastadv.run.request import RunRequest, as_flag, setting_types
 from fastadv.storage import files, sealed, trust
 from fastadv.storage.printable import printable
@@ -117,7 +117,7 @@ def _tables(content: bytes, path: Path) -> dict[str, Any]:
     shown = printable(path)
     try:
         text = content.decode("utf-8")
-        found = tomllib.loads(text)
+        found = whole(tomllib.loads(text))
     except (ValueError, RecursionError, MemoryError) as error:  # no TOML, or nested too deeply
         raise UserError(
             f"Cannot read the configuration {shown}: {printable(str(error))}."

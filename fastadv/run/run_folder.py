@@ -53,6 +53,7 @@ class RunFolder:
         self.previous = path / "previous.pt"
         self.best = path / "best.pt"
         self.last_good = path / "last_good.pt"
+        self.guarded = path / "guarded.pt"  # the state to which an overfitted run goes back
         self.averaged = path / "averaged.pt"
         self.epochs = path / "epochs"
         self.summary = path / "summary.json"
