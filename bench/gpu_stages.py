@@ -20,11 +20,11 @@ from gpu_pack import rows_in
 from gpu_plan import PLAN
 
 from fastadv import kernels
-from fastadv.benchmark.command import run_comparisons
 from fastadv.benchmark.compare import Comparison
 from fastadv.benchmark.ours import our_candidate
 from fastadv.benchmark.parity import fused_parity_words, require_same_step
 from fastadv.benchmark.rows import Row, append_rows, provenance, read_rows, results_file
+from fastadv.benchmark.running import run_comparisons
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, parse_specs
 from fastadv.errors import UserError

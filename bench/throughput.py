@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from fastadv.benchmark.command import run_comparisons, wide_console
 from fastadv.benchmark.compare import Comparison
 from fastadv.benchmark.peer_list import PEERS, usual_peers
+from fastadv.benchmark.running import run_comparisons, wide_console
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import parse_specs
 from fastadv.engine.process.device import choose_device

@@ -96,6 +96,13 @@ class MayChange:
     ramps: bool = True
 
 
+@dataclass(frozen=True)
+class OrAuto:
+    """Marks a number that may also be the word "auto": found by measuring."""
+
+
+CountOrAuto = Annotated[int, Range(1), OrAuto()]
+
 ChangingNonNegative = Annotated[float | Ramp | Phases, Range(0), MayChange()]
 ChangingPasses = Annotated[int | Phases, Range(1, MOST_PASSES), MayChange(ramps=False)]
 
@@ -151,6 +158,12 @@ def may_change(hint: Any) -> bool:
     return any(_changing(kind) is not None for kind in _alternatives(hint))
 
 
+def may_be_auto(hint: Any) -> bool:
+    """True if ``hint`` allows the word "auto" in place of a number."""
+    kinds = [get_args(kind)[1:] for kind in _alternatives(hint) if get_origin(kind) is Annotated]
+    return any(isinstance(mark, OrAuto) for marks in kinds for mark in marks)
+
+
 def may_be_absent(hint: Any) -> bool:
     """True if ``hint`` allows None."""
     return type(None) in _alternatives(hint)
@@ -184,6 +197,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     kinds = tuple(kind for kind in kinds if kind is not type(None))
     if len(kinds) != 1:
         return value  # several types: the part that declares them looks for itself
+    if value == "auto" and may_be_auto(hint):
+        return value
     within = _range_of(kinds[0])
     changing = _changing(kinds[0])
     kind = plain_type(kinds[0])

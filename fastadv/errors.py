@@ -30,6 +30,10 @@ class ProcessLost(TrainingError):
     """Another process of the group was killed; the run goes on from its last checkpoint."""
 
 
+class NotFinite(TrainingError):
+    """A loss, a gradient, an update or what the network computes stopped being finite."""
+
+
 class Interrupted(Exception):
     """The user or the system asked the command to stop; everything is saved. ``by``: the name of
     the signal, or what else has asked."""

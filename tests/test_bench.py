@@ -26,7 +26,6 @@ from fastadv.algorithms.contract import (
 from fastadv.benchmark import clock, limits, ours, parity, plot, rows
 from fastadv.benchmark.arithmetic import Spread, paired_ratio, percentile
 from fastadv.benchmark.bound import Bound, measure_bound
-from fastadv.benchmark.command import bench
 from fastadv.benchmark.geometry import PASSES, geometry
 from fastadv.benchmark.interleave import Candidate, interleave, warmed
 from fastadv.benchmark.limits import Limits
@@ -36,6 +35,7 @@ from fastadv.benchmark.profiling import covered
 from fastadv.benchmark.results import Timed, speedup_rows, step_rows
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, parse_specs, passes_of
+from fastadv.cli.bench import bench
 from fastadv.errors import UserError
 
 PRODUCTS = ("forward", "input", "weight")

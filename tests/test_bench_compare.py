@@ -11,13 +11,15 @@ import torch
 import typer
 from test_bench_json import asked, quick  # noqa: F401 (an automatic fixture)
 
-from fastadv.benchmark import command, compare
+from fastadv.benchmark import compare
 from fastadv.benchmark.arithmetic import Spread, median_interval
-from fastadv.benchmark.document import document, schema_text
+from fastadv.benchmark.document import document
 from fastadv.benchmark.interleave import Candidate
 from fastadv.benchmark.regression import change_table, regression, sentences
 from fastadv.benchmark.rows import provenance
+from fastadv.benchmark.schema import schema_text
 from fastadv.benchmark.shift import ratio_of, together
+from fastadv.cli.bench import bench
 from fastadv.errors import UserError
 
 TURNS = 9  # the default of --repeats
@@ -184,7 +186,7 @@ def candidate(monkeypatch):
 
 def measured(tmp_path, **options):
     file = tmp_path / "old.json"
-    command.bench(
+    bench(
         only="pgd,fast", width=4, image_size=8, batch_size="4", dtype="fp32", modes="eager",
         device="cpu", json_file=str(file), out=tmp_path, **options,
     )  # fmt: skip
@@ -230,13 +232,13 @@ def test_the_rows_of_a_file_are_measured_again(candidate, tmp_path, fastadv_comm
 def test_options_that_do_not_fit_are_refused(options, sentence, candidate, tmp_path):
     old = measured(tmp_path, repeats=1)
     with pytest.raises(UserError, match=sentence):
-        command.bench(compare=str(old), device="cpu", out=tmp_path, **options)
+        bench(compare=str(old), device="cpu", out=tmp_path, **options)
 
 
 def test_options_of_a_comparison_alone_are_refused(tmp_path):
     for options in ({"with_file": "a.json"}, {"threshold": 1.1}):
         with pytest.raises(UserError, match="--compare"):
-            command.bench(out=tmp_path, **options)
+            bench(out=tmp_path, **options)
 
 
 @pytest.mark.parametrize(
@@ -265,12 +267,55 @@ def test_a_file_that_is_none_is_refused_in_a_sentence(damage, sentence, tmp_path
     file = tmp_path / "old.json"
     file.write_text(damage(benchmark({"fastadv a": [1.0]})))
     with pytest.raises(UserError, match=sentence):
-        command.bench(compare=str(file), device="cpu", out=tmp_path)
+        bench(compare=str(file), device="cpu", out=tmp_path)
 
 
 def test_a_direct_call_ends_with_the_exit_code(candidate, tmp_path):
     old = measured(tmp_path)
     candidate[0] = 1.5
     with pytest.raises(typer.Exit) as ended:
-        command.bench(compare=str(old), device="cpu", out=tmp_path)
+        bench(compare=str(old), device="cpu", out=tmp_path)
     assert ended.value.exit_code == 3
+
+
+def leaves(value, path=()):
+    """The path of every value in a document."""
+    yield path
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    for key, each in inner:
+        yield from leaves(each, (*path, key))
+
+
+JUNK = (None, -1, 0, 1e400, "x", "\x1b[31m", [], {}, [None], True, float("nan"))
+
+
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 11])
+def test_any_edited_file_is_read_or_refused_in_a_sentence(every, tmp_path, capsys):
+    """Each value of a document is replaced by each kind of another one."""
+    good = benchmark({"fastadv a": [1.0 + k / 100 for k in range(TURNS)], "peer": [1.0] * TURNS})
+    file, same = tmp_path / "edited.json", tmp_path / "good.json"
+    same.write_text(json.dumps(good))
+    refused = []
+    for path in list(leaves(good))[1::every]:
+        for junk in JUNK:
+            edited = json.loads(json.dumps(good))
+            place = edited
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = junk
+            file.write_text(json.dumps(edited))
+            try:
+                bench(compare=str(file), with_file=str(same))
+            except UserError as error:
+                refused.append(str(error))
+            except typer.Exit:
+                pass
+    assert refused
+    assert not any("\n" in sentence for sentence in refused)
+    assert "\x1b" not in capsys.readouterr().out

@@ -9,7 +9,7 @@ import rich.console
 import torch
 from torch import nn
 
-from fastadv.benchmark import command, ours, parity
+from fastadv.benchmark import ours, parity, running
 from fastadv.benchmark.compare import Comparison, _ratio_rows
 from fastadv.benchmark.interleave import Candidate
 from fastadv.benchmark.ours import our_candidate
@@ -189,11 +189,11 @@ def test_bench_compares_own_kernels_before_it_times_them(tmp_path, monkeypatch) 
         asked.append(([str(spec) for spec in specs], list(modes)))
         raise UserError("they differ")
 
-    monkeypatch.setattr(command, "require_fused_parity", require)
+    monkeypatch.setattr(running, "require_fused_parity", require)
     console = rich.console.Console(file=io.StringIO())
     specs = parse_specs("pgd:fused_norm=on,pgd:fused_norm=off")
     plan = [Comparison(TINY, specs, "fp32", ("eager", "compiled"), 1)]
     with pytest.raises(UserError, match="they differ"):
-        command.run_comparisons(plan, tmp_path, console)
+        running.run_comparisons(plan, tmp_path, console)
     assert asked == [(["pgd:fused_norm=on", "pgd:fused_norm=off"], ["eager", "compiled"])]
     assert not list(tmp_path.iterdir())

@@ -7,12 +7,14 @@ import jsonschema
 import pytest
 import torch
 
-from fastadv.benchmark import clock, command, compare, limits, ours
+from fastadv.benchmark import clock, compare, limits, ours, running
 from fastadv.benchmark.asked import Asked, plan_of, selected
-from fastadv.benchmark.document import document, schema_text
+from fastadv.benchmark.document import document
 from fastadv.benchmark.interleave import Candidate
 from fastadv.benchmark.kernel_calls import LARGE, SMALL, kernel_calls
 from fastadv.benchmark.rows import provenance, read_rows
+from fastadv.benchmark.schema import schema_text
+from fastadv.cli.bench import bench
 from fastadv.errors import Interrupted, UserError
 from fastadv.kernels.dispatch import OPERATORS
 
@@ -55,7 +57,7 @@ def test_the_schema_is_a_schema_and_is_printed(fastadv_command):
 
 def test_a_document_of_steps_passes_and_kernels(tmp_path):
     file = tmp_path / "deep" / "a.json"
-    command.bench(
+    bench(
         only="trades:steps=1,forward,linf_step", repeats=6, device="cpu", json_file=str(file),
         out=tmp_path, **TINY,
     )  # fmt: skip
@@ -182,11 +184,11 @@ def test_a_name_that_is_none_is_answered_with_the_nearest(text, sentence):
 
 
 def test_peers_alone_need_no_parity(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "require_parity", lambda *_: pytest.fail("nothing to compare"))
+    monkeypatch.setattr(running, "require_parity", lambda *_: pytest.fail("nothing to compare"))
     facts = {"by": "published", "method": "pgd", "dtype": "fp32", "attack_bn": "train"}
     peer = Candidate("published fp32", lambda: 0.5, facts=facts)
     monkeypatch.setattr(compare.peer_list, "BESIDE_OURS", {"published": lambda setting: peer})
-    command.bench(only="published", repeats=2, device="cpu", out=tmp_path, **TINY)
+    bench(only="published", repeats=2, device="cpu", out=tmp_path, **TINY)
     assert [row["kind"] for row in read_rows(tmp_path)] == ["limits", "step"]
 
 
@@ -214,7 +216,7 @@ def test_ctrl_c_keeps_what_was_measured(at, turns, interleaved, tmp_path, monkey
     interrupting(monkeypatch, at)
     file = tmp_path / "a.json"
     with pytest.raises(Interrupted, match="what was measured is in"):
-        command.bench(
+        bench(
             only="pgd", device="cpu", json_file=str(file), out=tmp_path / "rows",
             **TINY | {"batch_size": "4,8"},
         )  # fmt: skip
@@ -242,7 +244,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_timed(tmp_p
     (tmp_path / "file").write_text("")
     for name in (tmp_path / "file" / "a.json", tmp_path):
         with pytest.raises(UserError, match="--json"):
-            command.bench(json_file=str(name), out=tmp_path / "rows", device="cpu")
+            bench(json_file=str(name), out=tmp_path / "rows", device="cpu")
     assert not (tmp_path / "rows").exists()
 
 

@@ -8,7 +8,7 @@ import pytest
 import rich.console
 import torch
 
-from fastadv.benchmark import clock, command, compare, limits, rows
+from fastadv.benchmark import clock, compare, limits, rows, running
 from fastadv.benchmark.bound import Bound
 from fastadv.benchmark.compare import Comparison, compared
 from fastadv.benchmark.interleave import Candidate, interleave
@@ -71,7 +71,7 @@ def test_every_candidate_is_on_disk_before_the_next_is_built(tmp_path, monkeypat
         return a_pass(setting, kind, dtype, mode, bn)
 
     monkeypatch.setattr(compare, "pass_candidate", looking)
-    command.run_comparisons([PGD], tmp_path, SILENT)
+    running.run_comparisons([PGD], tmp_path, SILENT)
     assert [len(found) for found in seen] == [1, 2]
     (step,) = seen[0]
     assert (step["preliminary"], step["ms"]["median"], step["ms"]["count"]) == (True, 11e3, 1)
@@ -121,12 +121,12 @@ def test_a_failing_run_keeps_its_rows_and_a_finished_run_only_final_ones(tmp_pat
     with monkeypatch.context() as patched:
         patched.setattr(compare, "interleave", breaking)
         with pytest.raises(RuntimeError, match="killed"):
-            command.run_comparisons([PGD], tmp_path, SILENT)
+            running.run_comparisons([PGD], tmp_path, SILENT)
     (file,) = tmp_path.iterdir()
     found = rows.read_rows(file)
     assert all(row["preliminary"] for row in found)
     assert [row["ms"]["count"] for row in found if row["kind"] in ("step", "pass")] == [4, 4, 4]
-    command.run_comparisons([PGD], tmp_path, SILENT)
+    running.run_comparisons([PGD], tmp_path, SILENT)
     assert len(list(tmp_path.iterdir())) == 2
     file.unlink()
     assert not any("preliminary" in row for row in rows.read_rows(tmp_path))
@@ -178,17 +178,17 @@ def test_peers_are_timed_after_parity_only(tmp_path, monkeypatch):
         asked.append(([str(spec) for spec in specs], list(modes)))
         return "tests/test_modes.py"
 
-    monkeypatch.setattr(command, "require_parity", require)
+    monkeypatch.setattr(running, "require_parity", require)
     beside = replace(PGD, peers=["published"])
     with pytest.raises(ValueError, match="parity"), compared(beside, print):
         pass
-    command.run_comparisons([PGD], tmp_path, SILENT)
+    running.run_comparisons([PGD], tmp_path, SILENT)
     assert asked == []
-    found = command.run_comparisons([beside, PGD], tmp_path, SILENT)
+    found = running.run_comparisons([beside, PGD], tmp_path, SILENT)
     assert asked == [(["pgd"], ["eager"])]
     (ratio,) = [row for row in found if row["kind"] == "speedup"]
     assert (ratio["times"]["median"], ratio["parity"]) == (3.0, "tests/test_modes.py")
-    found = command.run_comparisons([replace(beside, parity="beside it")], tmp_path, SILENT)
+    found = running.run_comparisons([replace(beside, parity="beside it")], tmp_path, SILENT)
     assert [row["parity"] for row in found if row["kind"] == "speedup"] == ["beside it"]
     assert len(asked) == 1
     with pytest.raises(ValueError, match="check that the modes agree"):

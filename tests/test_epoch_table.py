@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import rich.console
 from test_begun_with import SMALL
 
 from fastadv.run import epoch_progress as progress_module
-from fastadv.run.console import Console, Terminal
+from fastadv.run.console import Console
 from fastadv.run.epoch_progress import epoch_progress
 from fastadv.run.epoch_table import AGAIN, EpochTable
 from fastadv.run.request import RunRequest
-from fastadv.run.short_words import print_words
+from fastadv.run.terminal import Terminal
 from fastadv.run.time_left import TimeLeft
 from fastadv.run.train import train
 
@@ -122,6 +123,28 @@ def test_a_log_file_gets_a_line_a_minute_and_never_more(monkeypatch: pytest.Monk
     assert len(read) == 2
 
 
+def test_the_bar_is_one_line_of_80_columns() -> None:
+    clock = Clock()
+    out = io.StringIO()
+    options: dict[str, Any] = {
+        "force_terminal": True,
+        "color_system": None,
+        "legacy_windows": False,
+    }
+    console = rich.console.Console(file=out, width=80, **options)
+    left = TimeLeft(200, 5004, done=198, now=clock)
+    with epoch_progress(console, 200, left, 198, 5000, 5004) as tick:
+        clock.now += 300_000
+        for _ in range(3):
+            tick(12_345_678, lambda: 1.0)
+    last = out.getvalue().split("epoch 199/200")[-1]
+    assert "images/s" in last
+    assert "left + evaluation" in last
+    frames = re.split(r"[\r\n]|\x1b\[[0-9;?]*[A-Za-z]", out.getvalue())
+    assert max(map(len, frames)) <= 80
+    assert not any(frame.strip() and not frame.startswith("epoch 199/200") for frame in frames)
+
+
 def shown(monkeypatch: pytest.MonkeyPatch, out: Path, **settings: Any) -> tuple[str, list[Any]]:
     text = io.StringIO()
     request = RunRequest(**SMALL | settings, out=str(out))
@@ -136,7 +159,7 @@ def test_all_that_a_run_prints_fits_80_columns_and_breaks_no_word(
     out = tmp_path / ("a-long-name-" * 10)
     text, lines = shown(monkeypatch, out, eval_train=20, eps_warmup=1.0, label_noise=0.1)
     path = f"{out}"
-    assert f"run folder: {path}\n" in text or f"\n{path}\n" in text
+    assert f"run folder: {path}\n" in text or f"\n  {path}\n" in text
     others = [line for line in text.splitlines() if path not in line]
     assert max(map(len, others)) <= 80
     words = "fast on digits: adversary fgsm training images, linf eps 0.2 (from 0 over 1 epochs),"
@@ -158,17 +181,3 @@ def test_colours_are_off_with_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
         Console(Terminal(file=text, force_terminal=True, color_system="truecolor")).warn("late")
         codes.append("\x1b[33m" in text.getvalue())
     assert codes == [True, False]
-
-
-def test_words_stay_whole_and_markup_and_lines_too() -> None:
-    text = io.StringIO()
-    out = Terminal(file=text, width=20, color_system=None)
-    path = "/a/path/that-is/longer/than-a-line.pt"
-    print_words(out, f"[bold]a word[/] or two-or-three before {path}\nand two lines")
-    assert text.getvalue().splitlines() == [
-        "a word or",
-        "two-or-three before",
-        path,
-        "and two lines",
-    ]
-    print_words(out, "")

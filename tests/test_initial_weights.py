@@ -16,15 +16,20 @@ from torch import Tensor
 
 from fastadv.errors import UserError
 from fastadv.run.config_file import from_bytes, to_toml
-from fastadv.run.console import Console, Terminal
+from fastadv.run.console import Console
 from fastadv.run.export import export_run
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run, resolve_stored
 from fastadv.run.session import Session
+from fastadv.run.terminal import Terminal
 from fastadv.run.train import resume, train
 from fastadv.storage import checkpoint
 
-BEGIN: dict[str, Any] = SMALL | {"keep_every": 1, "method": "standard", "seed": 3}
+BEGIN: dict[str, Any] = SMALL | {
+    "keep": "best,last,previous,every-1",
+    "method": "standard",
+    "seed": 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +156,15 @@ def test_the_path_is_stored_whole_and_what_was_understood_is_said(
     out = Terminal(width=300)
     train(RunRequest(**SMALL, init=begun.name, out=str(tmp_path / "run")), Console(out))
     assert "standard: weights of standard" in capsys.readouterr().out
+
+
+def test_a_folder_of_somebody_else_has_no_file_read(begun: Path, tmp_path: Path) -> None:
+    cut = stopped(tmp_path / "cut", init=str(begun))
+    moved = tmp_path / "moved"
+    shutil.copytree(cut, moved)
+    (moved / "last.pt").unlink()
+    (moved / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="was not begun here and holds no checkpoint"):
+        resume(str(moved), Console())
+    shutil.copyfile(cut / "last.pt", moved / "last.pt")
+    resume(str(moved), Console())

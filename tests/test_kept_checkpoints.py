@@ -89,7 +89,7 @@ def require_same(out: Path, whole: Path) -> None:
             assert len(one) == len(two), name
             for place, pair in enumerate(zip(one, two, strict=True)):
                 compare(f"{name} {place}", *pair)
-        elif not name.endswith(("seconds", "checksum", "configuration")):
+        elif not name.endswith(("second", "seconds", "memory_mb", "checksum", "configuration")):
             assert one == two, name
 
     for file in ("last.pt", "best.pt", "averaged.pt"):
@@ -104,6 +104,11 @@ def require_same(out: Path, whole: Path) -> None:
         compare(file, found, expected)
 
 
+def shown(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was printed, without the ends of its lines."""
+    return " ".join(capsys.readouterr().out.split())
+
+
 def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
@@ -116,6 +121,7 @@ def flip(path: Path) -> None:
 
 
 DAMAGE: dict[str, Callable[[Path], None]] = {"cut": truncate, "flip": flip, "gone": Path.unlink}
+WAYS = ["cut", *(pytest.param(way, marks=pytest.mark.slow) for way in ("flip", "gone"))]
 
 
 def progress(path: Path) -> dict[str, Any]:
@@ -130,13 +136,13 @@ def test_the_checkpoint_before_is_kept(interrupted: Path) -> None:
     assert progress(interrupted / "previous.pt")["epoch"] == 2
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", WAYS)
 def test_a_damaged_checkpoint_is_told_and_the_one_before_used(
     interrupted: Path, whole: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     DAMAGE[damage](interrupted / "last.pt")
     resume(str(interrupted), Console())
-    said = capsys.readouterr().out
+    said = shown(capsys)
     assert (
         "last.pt" in said.partition("The run continues from the checkpoint before, of epoch 2.")[0]
     )
@@ -253,7 +259,7 @@ def best_is(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(epoch_loop.EpochLoop, "_keep_best", scored)
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", WAYS)
 def test_lost_best_weights_of_the_epoch_before_are_made_again(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,13 +268,14 @@ def test_lost_best_weights_of_the_epoch_before_are_made_again(
     before = checkpoint.load(out / "best.pt")
     DAMAGE[damage](out / "best.pt")
     resume(str(out), Console())
-    assert "made again from the checkpoint" in capsys.readouterr().out
+    assert "made again from the checkpoint" in shown(capsys)
     found = checkpoint.load(out / "best.pt")
     assert found.keys() == before.keys()
     assert all(torch.equal(found["model"][name], before["model"][name]) for name in found["model"])
     assert json.loads((out / "summary.json").read_text())["best_epoch"] == 3
 
 
+@pytest.mark.slow
 def test_the_run_goes_back_for_its_best_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -280,10 +287,11 @@ def test_the_run_goes_back_for_its_best_weights(
     assert [progress(out / f"{name}.pt")["epoch"] for name in ("last", "previous")] == [4, 2]
     truncate(out / "best.pt")
     resume(str(out), Console())
-    assert "goes back to the checkpoint before, of epoch 2" in capsys.readouterr().out
+    assert "goes back to the checkpoint before, of epoch 2" in shown(capsys)
     require_same(out, plain)
 
 
+@pytest.mark.slow
 def test_best_weights_are_copied_from_those_that_were_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -295,14 +303,14 @@ def test_best_weights_are_copied_from_those_that_were_kept(
         cut_after(4, patch)
         with pytest.raises(PowerCut):
             resume(str(out), Console())
-    assert "made again from" in capsys.readouterr().out
+    assert "made again from" in shown(capsys)
     assert checkpoint.load(out / "best.pt")["epoch"] == 1
     (out / "best.pt").write_bytes(before)
     (out / "epochs" / "0001.pt").unlink()
     assert resume(str(out), Console())["best"] is not None
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", WAYS)
 def test_lost_best_weights_do_not_lose_the_run(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -311,7 +319,7 @@ def test_lost_best_weights_do_not_lose_the_run(
     out = begun(tmp_path / "run", monkeypatch)
     DAMAGE[damage](out / "best.pt")
     summary = resume(str(out), Console())
-    said = capsys.readouterr().out
+    said = shown(capsys)
     assert "unless a later epoch is better" in said
     assert "The results are those of the last weights alone" in said
     assert (summary["best"], summary["best_epoch"]) == (None, 1)
@@ -319,6 +327,7 @@ def test_lost_best_weights_do_not_lose_the_run(
     assert resume(str(out), Console()) == summary
 
 
+@pytest.mark.slow
 def test_best_weights_damaged_after_the_last_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -333,7 +342,7 @@ def test_best_weights_damaged_after_the_last_epoch(
     out = tmp_path / "run"
     summary = train(RunRequest(**SETTINGS, out=str(out)), Console())
     assert (summary["best"], summary["best_epoch"]) == (None, 1)
-    assert "best.pt" in capsys.readouterr().out.partition("those of the last weights alone")[0]
+    assert "best.pt" in shown(capsys).partition("those of the last weights alone")[0]
 
 
 def test_weights_of_another_epoch_are_not_the_best(
@@ -391,11 +400,12 @@ def test_without_best_the_best_weights_are_not_written(
     names = sorted(path.name for path in out.iterdir() if path.suffix == ".pt")
     assert names == ["averaged.pt", "last.pt"]
     assert (summary["best"], summary["best_epoch"]) == (None, 1)
-    assert "best.pt" not in capsys.readouterr().out
+    assert "best.pt" not in shown(capsys)
     with pytest.raises(UserError, match=r"has no best\.pt.*--keep last"):
         evaluate_run(str(out), "clean", limit=8)
 
 
+@pytest.mark.slow
 def test_what_is_kept_changes_no_bit(tmp_path: Path, whole: Path) -> None:
     out = tmp_path / "run"
     settings = SETTINGS | {"keep": "best,last,every-2", "save_every": 3}
@@ -420,6 +430,7 @@ def test_save_every(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert saved == [2, 4, 5]
 
 
+@pytest.mark.slow
 def test_killed_before_the_first_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

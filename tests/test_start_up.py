@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 
 MOST_SECONDS = 0.5
-TRIES = 10  # the best one counts: others are disturbed by what else runs
+TRIES = 3  # the best one counts: the first may have to compile and read files
 
 
-def best_seconds(*words: str) -> float:
-    """Seconds of a whole process, as a user waits for it."""
+def cpu_seconds(*words: str) -> float:
+    """What a whole process computes, which is what a user waits for it on an idle machine."""
     found = []
     for _ in range(TRIES):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-P", *words], check=True, capture_output=True, timeout=60)
-        found.append(time.perf_counter() - began)
-        if found[-1] <= MOST_SECONDS:
-            break
+        command = [sys.executable, "-P", *words]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as running:
+            _, status, used = os.wait4(running.pid, 0)
+            running.returncode = os.waitstatus_to_exitcode(status)
+        assert running.returncode == 0
+        found.append(used.ru_utime + used.ru_stime)
     return min(found)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [("--help",), ("train", "--help"), ("bench", "--schema")])
+@pytest.mark.parametrize(
+    "words", [("--help",), ("train", "--help"), ("bench", "--help"), ("bench", "--schema")]
+)
 def test_help_is_there_at_once(words: tuple[str, ...]) -> None:
-    assert best_seconds("-m", "fastadv", *words) <= MOST_SECONDS
+    assert cpu_seconds("-m", "fastadv", *words) <= MOST_SECONDS
 
 
 @pytest.mark.slow
 def test_the_package_is_imported_at_once() -> None:
-    assert best_seconds("-c", "import fastadv") <= MOST_SECONDS
+    assert cpu_seconds("-c", "import fastadv") <= MOST_SECONDS
 
 
 def test_the_package_is_imported_without_torch() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -50,15 +50,32 @@ class Asked:
 
     @classmethod
     def from_json(cls, told: Mapping[str, Any]) -> Asked:
-        """The inverse of ``as_json``. Raises ``KeyError`` where one is missing."""
+        """The inverse of ``as_json``. Raises ``KeyError`` where one is missing, ``TypeError`` for a
+        value of another type."""
         values: dict[str, Any] = {each.name: told[each.name] for each in fields(cls)}
         for name, value in values.items():
             values[name] = tuple(value) if isinstance(value, list) else value
+            if not _has_type(values[name], _TYPES[name]):
+                raise TypeError(f"{name} is {value!r}")
         return cls(**values)
+
+
+_TYPES: Mapping[str, Any] = get_type_hints(Asked)
+
+
+def _has_type(value: Any, wanted: Any) -> bool:
+    """True if ``value`` is of a field's type: bool, int, str, None or a tuple of them."""
+    if get_origin(wanted) is tuple:
+        inner = get_args(wanted)[0]
+        return isinstance(value, tuple) and all(_has_type(each, inner) for each in value)
+    kinds = get_args(wanted) or (wanted,)
+    return type(value) in kinds
 
 
 def checked(asked: Asked, device: torch.device) -> Asked:
     """``asked``, every value of which is known on ``device``; raises ``UserError`` otherwise."""
+    if not (asked.batch_sizes and asked.dtypes and asked.modes and asked.methods):
+        raise UserError("Nothing to time: give at least one method, batch size, dtype and mode.")
     for size in asked.batch_sizes:
         if size < 2:
             raise UserError(

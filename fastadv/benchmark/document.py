@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,6 @@ _SAID = (
     *("pass", "operator", "backend", "size", "peer", "ours", "without", "peer_bn", "our_bn"),
     *("parity", "candidate"),
 )
-
-
-def schema_text() -> str:
-    """The JSON Schema of the documents."""
-    return Path(__file__).with_name("bench.schema.json").read_text(encoding="utf-8")
 
 
 def document(
@@ -234,8 +229,9 @@ class Target:
         )
 
 
-def read_document(name: str) -> Document:
-    """The document in a file of ``--json``; raises ``UserError`` if there is none."""
+def read_document(name: str, look: Callable[[Document], object]) -> Document:
+    """The document in a file of ``--json``; raises ``UserError`` if there is none. ``look`` reads
+    all that will be read of it later; what it raises is due to an edited file."""
     shown = printable(name)
     try:
         found = json.loads(Path(name).read_text(encoding="utf-8"))
@@ -252,9 +248,10 @@ def read_document(name: str) -> Document:
         )
     try:
         Asked.from_json(found["settings"])
-        for each in found["measurements"]:
-            _ = (each["kind"], each["name"], each["measured"])
-    except (KeyError, TypeError):
+        look(found)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
         raise UserError(
             f"{shown} was edited or damaged; measure it again with `fastadv bench --json FILE`."
         ) from None

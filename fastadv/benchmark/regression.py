@@ -7,16 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from fastadv.benchmark.document import Document
-from fastadv.benchmark.shift import LEVEL, Ratio, ratio_of, together
+from fastadv.benchmark.shift import LEVEL, THRESHOLD, Ratio, ratio_of, together
 from fastadv.benchmark.table import brief_table, number
 from fastadv.errors import UserError
+from fastadv.storage.printable import printable
 
-THRESHOLD = 1.05
-"""A row is slower if the whole interval of its ratio is above this. Two processes on an idle
-machine differ by some percent more than their turns do: memory lies elsewhere, clocks change."""
 FAILED = 3  # exit code
 
 _OURS = ("step", "operator")  # passes alone are PyTorch's, and tell about the machine
@@ -183,7 +182,7 @@ def change_table(found: Regression) -> Table:
     ordered = sorted(found.changes, key=lambda change: not change.counts)
     several = len({each.batch_size for each in ordered if each.batch_size}) > 1
     table = brief_table(
-        f"times of the new run over the old, {LEVEL:.0%} intervals",
+        f"times of the new run over the old, {100 * LEVEL:.0f} % intervals",
         "row",
         ("old ms", "new ms", "ratio", "interval", ""),
     )
@@ -194,7 +193,7 @@ def change_table(found: Regression) -> Table:
         colour = {"slower": "red", "faster": "green"}.get(each.verdict, "")
         verdict = each.verdict if each.counts or each.verdict == "too few turns" else ""
         table.add_row(
-            name,
+            escape(printable(name)),
             number(each.old_ms),
             number(each.new_ms),
             f"{each.each.value:.3f}",

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from functools import cache
 
 LEVEL = 0.95
+THRESHOLD = 1.05
+"""A row is slower if the whole interval of its ratio is above this. Two processes on an idle
+machine differ by some percent more than their turns do: memory lies elsewhere, clocks change."""
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def _names(rows: Sequence[Row]) -> tuple[list[str], str]:
 
 def speedup_table(rows: Sequence[Row]) -> Table:
     """How many times faster ours is than each peer."""
-    columns = ("batch", "BN in the peer's, our attack", "times", "95 %")
+    columns = ("batch", "BN, peer and ours", "times", "95 %")
     table = brief_table("times faster than the peer, turn by turn", "peer", ())
     table.add_column("fastadv", overflow="fold")
     for name in columns:

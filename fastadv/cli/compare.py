@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import rich.console
 import typer
 from rich.markup import escape
 
@@ -20,6 +19,7 @@ from fastadv.cli.shared_options import (
     SearchDtype,
     TrustCode,
 )
+from fastadv.run.terminal import Terminal
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
 
@@ -59,7 +59,7 @@ def compare(
     95 % interval, and whether it can be told from chance. The verdicts on the images are kept in
     the run folders."""
     require_words(which=which, on=on, search_dtype=search_dtype, mode=mode)
-    from fastadv.run.console import Console, Terminal
+    from fastadv.run.console import Console
     from fastadv.run.eval_pass import EvaluationStopped
     from fastadv.run.pairs import compare_runs
     from fastadv.run.together import evaluating_together
@@ -69,7 +69,7 @@ def compare(
     options |= {"data": data, "data_root": data_root}
     told = False
     with trusting(trust_code), evaluating_together([run_a], None) as shows:
-        terminal = Terminal(highlight=False, soft_wrap=True, stderr=True, quiet=not shows)
+        terminal = Terminal(stderr=True, quiet=not shows)
         options["console"] = Console(terminal)
         try:
             for pair in compare_runs(run_a, run_b, attacks, **options):
@@ -79,7 +79,7 @@ def compare(
         except EvaluationStopped as stopped:
             raise stopped.interrupted() from None
     if told and shows:
-        rich.console.Console(highlight=False).print(
+        Terminal().print(
             "A difference of these two networks. Whether their methods differ, several seeds of "
             "each tell: fastadv evaluate RUN..."
         )
@@ -90,7 +90,7 @@ def _show(pair: RunPair, one: str, other: str) -> None:
     a, b = (100 * verdicts.accuracy for verdicts in (pair.first, pair.second))
     images = facts["evaluated_on"]
     on = "" if images == "test images" else f"{images}, "
-    out = rich.console.Console(highlight=False)
+    out = Terminal()
     out.print(
         f"[bold]{escape(pair.attack)}[/], {pair.which} weights, {on}{facts['norm']} eps "
         f"{facts['eps']:.4g}: {escape(one)} {a:.2f} %, {escape(other)} {b:.2f} %; only the first "

@@ -1,7 +1,7 @@
 """What the tab key completes: options of the commands, names of methods, attacks and so on.
 
-``train`` and ``bench`` build their options with torch, which a completion cannot wait for: they
-are kept in ``completion.json``. ``python -m fastadv.cli.train_help`` writes it anew; a test
+``train`` builds its options with torch, which a completion cannot wait for: they are kept in
+``completion.json``. ``python -m fastadv.cli.train_help`` writes it anew; a test
 compares it.
 """
 

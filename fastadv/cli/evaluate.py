@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import rich.console
 import typer
 from rich.markup import escape
 
@@ -15,6 +14,7 @@ from fastadv.cli.early import require_words
 from fastadv.cli.sanity import Other, Sanity, check, require_alone
 from fastadv.cli.shared_options import Attacks, Mode, On, Plugin, SearchDtype, TrustCode
 from fastadv.errors import UserError
+from fastadv.run.terminal import Terminal
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
 
@@ -117,7 +117,7 @@ def evaluate(
     if other is not None:
         raise UserError("--other is for --sanity: add it, or omit --other.")
     from fastadv.cli.score_table import require_format
-    from fastadv.run.console import Console, Terminal
+    from fastadv.run.console import Console
     from fastadv.run.eval_pass import EvaluationStopped
     from fastadv.run.eval_watch import Deadline
     from fastadv.run.finished import evaluate_run
@@ -147,7 +147,7 @@ def evaluate(
     folder = runs[0] if len(runs) == 1 else None
     request = None if elsewhere is None else elsewhere[1]
     with trusting(trust_code), evaluating_together(runs, request) as shows:
-        terminal = Terminal(highlight=False, soft_wrap=True, stderr=True, quiet=not shows)
+        terminal = Terminal(stderr=True, quiet=not shows)
         options["console"] = Console(terminal)
         try:
             if elsewhere is None:
@@ -156,7 +156,7 @@ def evaluate(
                 found = load_foreign(*elsewhere)
                 folder = str(found.folder.path)
                 if format_ == "table" and shows:
-                    rich.console.Console(highlight=False).print(escape(found.said), soft_wrap=True)
+                    Terminal().print(escape(found.said))
                 table = table_of_file(elsewhere[0], evaluate_foreign(found, attacks, **options))
         except EvaluationStopped as stopped:
             if not (stopped.scores and shows):
@@ -183,22 +183,25 @@ def evaluate(
 
 def _show(table: ScoreTable, folder: str | None, format_: str) -> None:
     """Print ``table``; ``folder`` keeps the results (None: each run its own)."""
-    from fastadv.cli.score_table import FORMATS, meaning, terminal
+    from fastadv.cli.score_table import FORMATS, meaning, terminal, title
 
     if format_ != "table":
         print(FORMATS[format_](table), end="")
         for sentence in table.unfinished:
             typer.echo(sentence, err=True)
         return
-    out = rich.console.Console(highlight=False)
+    out = Terminal()
     if table.attacks:
+        out.print(title(table))
         out.print(terminal(table))
     for sentence in table.unfinished:
-        out.print(escape(sentence), soft_wrap=True)
+        out.print(escape(sentence))
+    for file in table.examples:
+        out.print(f"adversarial examples: {escape(printable(file))}")
     kept = "the evaluations.jsonl of each run"
     if folder is not None:
         kept = f"{escape(printable(folder))}/evaluations.jsonl"
     said = f"{table.said}; {meaning(table)}; kept in {kept}"
     if table.stored:
         said += f", evaluated before: {escape(', '.join(table.stored))}"
-    out.print(said, soft_wrap=True)
+    out.print(said)

@@ -21,6 +21,7 @@ from fastadv.declared import (
     declared,
     describe,
     may_be_absent,
+    may_be_auto,
     may_change,
     meanings,
     plain_type,
@@ -77,7 +78,9 @@ def common_groups() -> Iterator[tuple[str, list[Row]]]:
         rows = [
             _setting(name, types[name], text) for name, text in settings.items() if name in COMMON
         ]
-        rows = [row if row.flag.endswith("NAME") else row._replace(allowed="") for row in rows]
+        # A long list of choices is for --help-all.
+        names = [row.flag.endswith("NAME") and len(row.allowed) < 100 for row in rows]
+        rows = [r if n else r._replace(allowed="") for r, n in zip(rows, names, strict=True)]
         of_run = invocation.rows(invocation.COMMON)
         yield title, [*rows, *of_run] if title == "The run" else rows
 
@@ -114,7 +117,8 @@ def _as_text(hint: Any) -> Any:
     """Numbers are taken as text so that fractions like 8/255 can be read, choices as text so
     that a mistake is answered in one way, several values as one text such as "3,4"."""
     kind = plain_type(hint)
-    if kind is float or get_origin(kind) in (Literal, tuple) or may_change(hint):
+    texts = kind is float or get_origin(kind) in (Literal, tuple)
+    if texts or may_change(hint) or may_be_auto(hint):
         return str
     return kind
 

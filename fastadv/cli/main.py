@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import rich.console
 import typer
 from rich.markup import escape
 
@@ -18,6 +17,7 @@ from fastadv import __version__
 from fastadv.cli import completion
 from fastadv.cli.asked_help import asks_for_help, train_page
 from fastadv.cli.attacks import attacks
+from fastadv.cli.bench import bench
 from fastadv.cli.command_help import overview, page
 from fastadv.cli.compare import compare
 from fastadv.cli.evaluate import evaluate
@@ -37,7 +37,7 @@ from fastadv.errors import (
     UserError,
     exit_code,
 )
-from fastadv.run.short_words import print_words
+from fastadv.run.terminal import Terminal
 from fastadv.storage.printable import printable, safe_sentence
 from fastadv.storage.trust import trusting
 
@@ -46,23 +46,19 @@ _LONG_WORD = re.compile(r"\S{400,}")  # given by mistake, such as a whole file
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
-    with stop.handled(command=True):
+    with stop.handled():
         _main()
 
 
 def _main() -> None:
-    errors = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = Terminal(stderr=True)
 
     def say(kind: str, sentence: object) -> None:
         if kind == "warning" and not is_first():
             return
         colour = "yellow" if kind == "warning" else "red"
         said = _LONG_WORD.sub(lambda word: printable(word[0]), safe_sentence(sentence))
-        text = f"[{colour}]{kind}:[/] {escape(said)}"
-        if errors.is_terminal:
-            print_words(errors, text)
-        else:  # a sentence stays a line
-            errors.print(text)
+        errors.print(f"[{colour}]{kind}:[/] {escape(said)}")
 
     # The command line shows a warning as a sentence, without its place in the code.
     warnings.showwarning = lambda message, *_: say("warning", message)
@@ -165,10 +161,6 @@ def _help(words: list[str]) -> str:
         return overview(COMMANDS)
     if command == "train":
         return train_page(words)
-    if command == "bench":
-        from fastadv.benchmark.command import bench
-
-        return page(command, bench)
     return page(command, CALLED[command])
 
 
@@ -180,6 +172,9 @@ def methods(
     data: Annotated[str, typer.Option(help="explain it for a run on this data set")] = "digits",
     variant: Annotated[str | None, typer.Option(help="explain this published form of it")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="print docs/methods.md")] = False,
+    bibtex: Annotated[
+        bool, typer.Option("--bibtex", help="print the BibTeX entries of its papers alone")
+    ] = False,
     plugin: Plugin = None,
 ) -> None:
     """List the methods, or explain one."""
@@ -187,6 +182,12 @@ def methods(
         from fastadv.cli.explain import markdown as as_markdown
 
         print(as_markdown(), end="")
+    elif bibtex:
+        from fastadv.cli.sources import bibtex_of
+
+        if name is None:
+            raise UserError("--bibtex is for one method: name it before.")
+        print(bibtex_of(name, variant))
     elif name is None and variant is not None:
         raise UserError("--variant is a form of one method: name the method before it.")
     elif name is None:
@@ -196,7 +197,7 @@ def methods(
     else:
         from fastadv.cli.explain import explain
 
-        rich.console.Console(highlight=False).print(explain(name, data, variant))
+        Terminal().print(explain(name, data, variant))
 
 
 def doctor(
@@ -210,7 +211,7 @@ def doctor(
     """Say what this machine can do, and what fastadv will use."""
     from fastadv.cli.doctor import check_gpu, report
 
-    console = rich.console.Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     if not gpu:
         console.print(report())
     elif not check_gpu(console):
@@ -237,7 +238,7 @@ def export(
 
     with trusting(trust_code):
         said = export_run(run, out, which, form)
-    rich.console.Console(highlight=False, soft_wrap=True).print(escape(said))
+    Terminal().print(escape(said))
 
 
 def pseudo_label(
@@ -253,9 +254,7 @@ def pseudo_label(
     with trusting(trust_code):
         counts = write_pseudo_labels(run, images, out)
     shares = ", ".join(f"{label}: {count}" for label, count in counts.items())
-    rich.console.Console(highlight=False, soft_wrap=True).print(
-        f"wrote {escape(out)}; images per class: {shares}"
-    )
+    Terminal().print(f"wrote {escape(out)}; images per class: {shares}")
 
 
 def _say_version(wanted: bool) -> None:
@@ -272,21 +271,21 @@ CALLED: dict[str, Callable[..., None]] = {
     "doctor": doctor,
     "export": export,
     "pseudo-label": pseudo_label,
+    "bench": bench,
 }
-"""Name -> the command, for all but ``train`` and ``bench``: their options need torch, which the
-others must not wait for."""
+"""Name -> the command, for all but ``train``: its options need torch, which the others must not
+wait for."""
 
 COMMANDS = {
     "train": inspect.getdoc(_train) or "",
     **{name: " ".join((inspect.getdoc(each) or "").split()) for name, each in CALLED.items()},
-    "bench": "Time training steps against the device's limits, their own passes, and peers.",
 }
 """Name -> what it does."""
 
 
 def application(command: str) -> typer.Typer:
-    """The commands. The options of train and bench are there when ``command`` is that one, or as
-    stored for a shell that completes a line."""
+    """The commands. The options of train are there when ``command`` is that one, or as stored for
+    a shell that completes a line."""
     app = typer.Typer(
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -306,13 +305,9 @@ def _implementation(name: str, command: str) -> Callable[..., None]:
         return with_options(_nothing, completion.parameters(name))
     if name != command:
         return _later
-    if name == "train":
-        from fastadv.cli.flags import train_parameters
+    from fastadv.cli.flags import train_parameters
 
-        return with_options(_train, train_parameters())
-    from fastadv.benchmark.command import bench
-
-    return bench
+    return with_options(_train, train_parameters())
 
 
 def _top(

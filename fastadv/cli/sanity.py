@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-import rich.console
 import typer
 from rich.markup import escape
 
 from fastadv.errors import UserError
+from fastadv.run.terminal import Terminal
 from fastadv.storage.printable import printable
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ def _check(
     **options: Any,
 ) -> bool:
     """Check and show; returns whether all checks passed."""
-    from fastadv.run.console import Console, Terminal
+    from fastadv.run.console import Console
     from fastadv.run.sanity import check_loaded
 
-    console = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
+    console = Console(Terminal(stderr=True))
     passed = True
     for title, loaded, folder, weights in _networks(runs, elsewhere, which, told):
         report = check_loaded(loaded, folder, weights, **options, console=console)
@@ -96,7 +96,7 @@ def _networks(
 
 
 def _show(title: str, folder: str, report: Report) -> None:
-    out = rich.console.Console(highlight=False, soft_wrap=True)
+    out = Terminal()
     out.print(escape(f"{printable(title)}: {report.n} test images"))
     for finding in report.findings:
         out.print(f"[{_COLOURS[finding.passed]}]{escape(finding.word):7}[/] {escape(finding.text)}")

@@ -27,8 +27,8 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "pad": "largest shift of the random crops, in pixels",
         "padding": "border of the crops: black (constant), grey or reflected",
         "flip": "flip images horizontally at random",
-        "augmentation": "base (crop, flip), and joined by +: resized-crop (ImageNet's), rotate (15 "
-        "degrees), autoaugment (with cutout), randaugment, trivialaugment, augmix, mixup, cutmix",
+        "augmentation": "base: crop and flip; joined by +: resized-crop, rotate, autoaugment, "
+        "randaugment, trivialaugment, augmix, mixup, cutmix",
     },
     "Network": {
         "model": "network; timm:NAME, torchvision:NAME, or module:callable for your own",
@@ -43,12 +43,12 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     },
     "Optimization": {
         "epochs": "passes over the training set",
-        "batch_size": "images per update",
+        "batch_size": "images per update; auto: as many as fit into memory, by measuring",
         "optimizer": "sgd, adamw, or another of torch.optim; the rates of presets are SGD's, "
         "others take torch's",
         "optimizer_options": "more of its arguments, such as betas=0.9,0.95;eps=1e-6",
         "lr": "peak learning rate",
-        "schedule": "learning rates",
+        "schedule": "learning rates, as cosine or one-cycle",
         "points": "learning rates by epoch with lines between, as 0@0,0.1@5,0@30",
         "end_factor": "share of the peak rate at which cosine, linear and exponential end",
         "warmup": "epochs over which the rate first rises linearly from 0",
@@ -89,9 +89,10 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "out": "run folder; without it, runs/METHOD-DATA",
         "checkpoint_minutes": "minutes after which a checkpoint is also saved within an epoch",
         "save_every": "epochs from one checkpoint to the next",
-        "keep": "files to keep: best, last, previous (the checkpoint before last.pt, used if that "
-        "is damaged), every-10 (weights of every tenth epoch, in epochs/); without last, the "
-        "checkpoints are removed once the run has finished",
+        "keep": "files to keep: best, last, previous (for a damaged last.pt), every-10; without "
+        "last, no checkpoint stays at the end",
+        "guard_overfitting": "attack a few training images within epochs, and when single-step "
+        "training overfits say so, stop, or go back and halve the attack's step",
     },
 }
 

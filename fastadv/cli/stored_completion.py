@@ -9,8 +9,6 @@ from fastadv.algorithms.options import all_options
 from fastadv.algorithms.parts import PARTS
 from fastadv.algorithms.parts import names as part_names
 from fastadv.algorithms.recipes.table import METHODS
-from fastadv.benchmark.command import bench
-from fastadv.cli.command_help import options_of
 from fastadv.cli.flags import groups
 from fastadv.cli.help_screen import Row
 from fastadv.cli.score_table import FORMATS
@@ -25,7 +23,6 @@ from fastadv.run.which import BOTH, WEIGHTS
 
 _NAMES_OF = {
     "--method": "method",
-    "--methods": "method",
     "--data": "data",
     "--model": "model",
     "--test-attacks": "attacks",
@@ -51,10 +48,7 @@ def content() -> str:
         kind = plain_type(hint)
         if get_origin(kind) is Literal:
             names[as_flag(name)] = [str(word) for word in get_args(kind)]
-    rows = {
-        "train": [row for _, rows in groups() for row in rows],
-        "bench": options_of(bench),
-    }
+    rows = {"train": [row for _, rows in groups() for row in rows]}
     commands = {name: [_entry(row, names) for row in found] for name, found in rows.items()}
     lines = ["{", '"names": {']
     lines += _lines([f"{json.dumps(kind)}: {json.dumps(each)}" for kind, each in names.items()])

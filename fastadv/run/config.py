@@ -113,6 +113,7 @@ class RunConfig:
     checkpoint_minutes: NonNegative
     save_every: Count
     keep: tuple[str, ...]
+    guard_overfitting: Literal["tell", "stop", "back"] | None  # None: nothing looks
     plan: Plan = field(compare=False, repr=False)
     origins: Mapping[str, Origin] = field(compare=False, repr=False)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,7 +19,8 @@ from fastadv.engine.model.precision import shown
 from fastadv.engine.process import distributed
 from fastadv.run.epoch_progress import EpochTick, epoch_progress
 from fastadv.run.epoch_table import EpochTable
-from fastadv.run.short_words import clock, end_of, print_words
+from fastadv.run.short_words import clock, end_of
+from fastadv.run.terminal import Terminal
 from fastadv.run.time_left import TimeLeft
 from fastadv.storage.printable import printable, safe_sentence
 
@@ -37,21 +36,6 @@ class Tick(Protocol):
     the images before took)."""
 
     def __call__(self, images: int, note: str = "", left: float | None = None) -> None: ...
-
-
-class Terminal(rich.console.Console):
-    """Neither a closed pipe (``| head``) nor a file on a full disk ends the run."""
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        try:
-            super().print(*objects, **options)
-        except OSError:
-            self.on_broken_pipe()
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
 
 
 class _Titled(Progress):
@@ -71,13 +55,13 @@ class Console:
 
     def __init__(self, console: rich.console.Console | None = None) -> None:
         quiet = distributed.rank() != 0
-        self.out = console or Terminal(highlight=False, soft_wrap=True, quiet=quiet)
+        self.out = console or Terminal(quiet=quiet)
         self._total = 1
         self._table = EpochTable(1, {}, "")
         self._left: TimeLeft | None = None  # None: before the first epoch
 
     def _say(self, text: str) -> None:
-        print_words(self.out, text)
+        self.out.print(text)
 
     def start(self, session: Session, folder: RunFolder, epoch: int) -> None:
         """Print the method, the data, the network and the device."""
@@ -190,6 +174,10 @@ class Console:
             left = self._left.after(line["epoch"], 0)
         for text in (*self._table.heads(), self._table.row(line, seconds, left)):
             self.out.print(escape(text))
+
+    def say(self, sentence: str) -> None:
+        """A fact about the run."""
+        self.out.print(escape(sentence))
 
     def warn(self, sentence: str) -> None:
         self._say(f"[yellow]warning:[/] {escape(safe_sentence(sentence))}")

@@ -14,7 +14,7 @@ from fastadv.algorithms.plugins import loaded_files
 from fastadv.data.batch import LoaderBatch
 from fastadv.data.broken import BrokenImages
 from fastadv.engine.process import distributed, stop
-from fastadv.errors import Interrupted, NotFiniteError, TrainingError, UserError
+from fastadv.errors import Interrupted, NotFinite, NotFiniteError, TrainingError, UserError
 from fastadv.run import provenance
 from fastadv.run.console import Console
 from fastadv.run.epoch_costs import EpochCosts
@@ -28,10 +28,11 @@ from fastadv.run.eval_pass import (
 )
 from fastadv.run.eval_records import EvalRecords
 from fastadv.run.events import Events
+from fastadv.run.guard import Guard
 from fastadv.run.keeping import kept
 from fastadv.run.recovery import best_from_kept, lost_best
 from fastadv.run.run_folder import RunFolder
-from fastadv.run.saved_run import Progress, contents, made_for, provenance_of
+from fastadv.run.saved_run import Progress, contents, made_for, provenance_of, take_over
 from fastadv.run.session import Session
 from fastadv.run.source import EvalBatches
 from fastadv.storage import checkpoint
@@ -39,6 +40,10 @@ from fastadv.storage.printable import printable
 
 CHECK_EVERY_BATCHES = 50  # batches between two readings of the fault flag
 ASK_EVERY = 2.0  # seconds between two questions of several processes whether one was told to stop
+
+
+class _Overfitted(Exception):
+    """The network has overfitted, and the run is to go back."""
 
 
 class EpochLoop:
@@ -69,16 +74,26 @@ class EpochLoop:
         self._trained = 0  # batches in this process
         self._ask_at = 0  # batch of the epoch after which the processes ask each other
         self._asked_at, self._trained_then = time.monotonic(), 0
+        self._guard = None if config.guard_overfitting is None else Guard(session)
         if folder.last.exists():
-            self._metrics.load_state(checkpoint.load(folder.last).get("epoch_metrics"))
+            saved = checkpoint.load(folder.last)
+            self._metrics.load_state(saved.get("epoch_metrics"))
+            if self._guard is not None:
+                self._guard.load_state(saved.get("guard"))
 
     def epochs(self) -> None:
         """Train, evaluate and save, epoch by epoch."""
         total = self.session.config.epochs
         self._make_best_again()
+        if self._guard is not None:
+            self.console.say(self._guard.sentence())
         while self.progress.epoch < total:
-            with distributed.short_timeout():
-                self._train_epoch()
+            try:
+                with distributed.short_timeout():
+                    self._train_epoch()
+            except _Overfitted:
+                self._go_back()
+                continue
             try:
                 self._evaluate_epoch(last=self.progress.epoch + 1 == total)
             except StopEvaluation:
@@ -101,12 +116,16 @@ class EpochLoop:
             for batch in batches:
                 self._follow_size(batch.image)
                 second = None if batch.second is None else batch.second[0]
+                alpha = None if self._guard is None else self._guard.step_sizes(batch.image)
                 metrics = self._updated(
-                    batch.image, batch.label, batch.index, view=batch.view, second=second
-                )
+                    batch.image, batch.label, batch.index, view=batch.view, second=second,
+                    alpha=alpha,
+                )  # fmt: skip
                 self._metrics.add(metrics, len(batch.label))
                 progress.batch += 1
                 self._trained += 1
+                if self._guard is not None:
+                    self._watch(self._guard, metrics, len(batch.label))
                 if progress.batch == len(session.data.loader):  # before anything can stop the run
                     self._metrics.ask(session.step.plan)
                 self._costs.add(len(batch.label))
@@ -138,6 +157,47 @@ class EpochLoop:
             self.stop_requested = stopped.by
             self._stop()
 
+    def _watch(self, guard: Guard, metrics: dict[str, Tensor], images: int) -> None:
+        """Let the guard see a step's ``metrics``, and look at the network if it is due."""
+        guard.add(metrics, images)
+        if not guard.is_due(self.progress.batch):
+            return
+        self.session.step.check()
+        if not guard.look():
+            if guard.does == "back" and not guard.seen.collapsed:
+                self.folder.save(self.folder.guarded, self._payload(self.progress))
+            return
+        if guard.does == "tell":
+            self.console.warn(f"{guard.alarm()}; a smaller attack step or a random start helps.")
+        elif guard.may_go_back and self.folder.guarded.exists():
+            raise _Overfitted
+        else:
+            tries = f" again, after going back {guard.seen.backs} times" if guard.seen.backs else ""
+            best = f"; {self.folder.best} holds the best" if self.progress.best_epoch else ""
+            raise TrainingError(
+                f"Stopped by {guard.alarm()}{tries}{best}. Train with a smaller attack step "
+                "(--alpha) or a random start (--start uniform), or with --guard-overfitting back."
+            )
+
+    def _go_back(self) -> None:
+        """Return to the last state without overfitting, with a smaller step of the attack."""
+        guard, progress = self._guard, self.progress
+        assert guard is not None
+        sentence = guard.alarm()
+        saved = checkpoint.load(self.folder.guarded)
+        provenance.require_own(saved, self.session.config, self.folder.guarded)
+        take_over(self.session, saved, self.folder.guarded, self.console)
+        # best.pt stays, whichever way its weights were found; so does the time that was spent.
+        progress.epoch, progress.batch = saved["progress"]["epoch"], saved["progress"]["batch"]
+        self._metrics.load_state(saved["epoch_metrics"])
+        guard.went_back(saved["guard"])
+        self.folder.keep_metrics_before(progress.epoch)
+        self._save()
+        self.console.warn(
+            f"{sentence}; back to epoch {progress.epoch + 1}, batch {progress.batch}, with the "
+            f"attack's step times {0.5**guard.seen.backs:g}."
+        )
+
     def _batches(self) -> Iterator[LoaderBatch]:
         """The batches that are left of the epoch. If an image cannot be decoded, the run is saved;
         several processes have saved it when the last checkpoint was due."""
@@ -145,11 +205,16 @@ class EpochLoop:
         try:
             yield from self.session.data.loader.epoch(progress.epoch, progress.batch)
         except BrokenImages as error:
-            if distributed.world_size() > 1 or not progress.batch + progress.epoch:
-                raise
-            self.session.step.check()
-            self._save()
-            raise UserError(f"{error} The run is saved; {continued(self.folder)}") from None
+            raise UserError(f"{error} {self.save_between_steps()}".rstrip()) from None
+
+    def save_between_steps(self) -> str:
+        """Save the run after something beside its updates went wrong, and return how to continue;
+        "" if nothing was trained. Several processes cannot, since one of them is not asked."""
+        session = self.session
+        if distributed.world_size() > 1 or not session.step.calls or not session.step.healthy():
+            return ""
+        self._save()
+        return f"The run is saved; {continued(self.folder)}"
 
     def _follow_size(self, images: Tensor) -> None:
         """Drop what is compiled for images of another size than that of ``images`` (B,C,H,W)."""
@@ -214,6 +279,8 @@ class EpochLoop:
         session, progress = self.session, self.progress
         config, step = session.config, session.step
         line: dict[str, Any] = {"epoch": progress.epoch + 1, **self._metrics.line()}
+        if self._guard is not None:
+            line |= self._guard.line()
         line["lr"] = session.optimizer.param_groups[0]["lr"]
         if step.internals.radius is not None:  # that of the last update
             last_batch = 1 / len(session.data.loader)
@@ -277,9 +344,9 @@ class EpochLoop:
             saved = (
                 f" {printable(last)} still holds what was saved before." if last.exists() else ""
             )
-            raise TrainingError(
+            raise NotFinite(
                 f"After step {session.step.calls} what the network computes is no longer finite. "
-                f"{error}{saved} Lower the learning rate to train it."
+                f"{error}{saved}"
             ) from None
 
     def _keep_best(self, scores: dict[str, float]) -> None:
@@ -317,10 +384,15 @@ class EpochLoop:
     def _save(self, extra_seconds: float = 0.0) -> None:
         progress = replace(self.progress, train_seconds=self.progress.train_seconds + extra_seconds)
         began = time.monotonic()
-        payload = contents(self.session, progress, self._metrics.state(), self._provenance)
-        self.folder.save_last(payload, keep_previous=self._kept.previous)
+        self.folder.save_last(self._payload(progress), keep_previous=self._kept.previous)
         self._saved_at = time.monotonic()
         stop.saved_in(self._saved_at - began)
+
+    def _payload(self, progress: Progress) -> dict[str, Any]:
+        payload = contents(self.session, progress, self._metrics.state(), self._provenance)
+        if self._guard is not None:
+            payload["guard"] = self._guard.state()
+        return payload
 
     def final_test(self) -> dict[str, Any]:
         """Test accuracy of the best and the last weights, measured once."""

@@ -13,7 +13,8 @@ from fastadv.run.short_words import clock
 from fastadv.run.time_left import TimeLeft
 
 SAY_EVERY = 60.0  # seconds between the lines of a log file
-_BAR = 16  # columns, so that a bar and all it says fit 80
+_BAR = 16  # columns, where there is room
+_PACE = len("12,345 images/s  123:45:00 left + evaluation")
 
 
 EpochTick = Callable[[int, Callable[[], float]], None]
@@ -30,9 +31,10 @@ def epoch_progress(
     images, began = 0, time.monotonic()
     said, batch = began, done
     name = f"epoch {epoch + 1}/{epochs}"
+    room = out.width - len(f"{name}  {batches}/{batches}  ") - _PACE - 1
     columns = (
         TextColumn(name),
-        BarColumn(_BAR),
+        BarColumn(max(4, min(_BAR, room))),
         TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[pace]}"),
     )
     bar = Progress(*columns, console=out, transient=True, disable=not out.is_terminal)

@@ -17,6 +17,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,12 +39,13 @@ from fastadv.evaluation.verdicts import Verdicts
 from fastadv.models import VARIANTS
 from fastadv.run import provenance
 from fastadv.run.config import RunConfig
-from fastadv.run.console import Console, Terminal
+from fastadv.run.console import Console
 from fastadv.run.eval_records import EvalRecords, Record
 from fastadv.run.eval_watch import Deadline, Watch
 from fastadv.run.example_file import ExampleFile
 from fastadv.run.session import data_facts
 from fastadv.run.source import EvalBatches, Source
+from fastadv.run.terminal import Terminal
 from fastadv.run.unfinished import Settings, Unfinished
 from fastadv.storage import files
 from fastadv.storage.digests import digest
@@ -77,7 +79,8 @@ class EvalScores(Scores):
     attacks whose time ran out, the accuracies between which theirs lies; ``known``: how many
     verdicts these rest on; ``stuck``: for those that got no further in this time, so that nothing
     new is stored, the seconds of one run of a search, and of the least time that gets further;
-    ``too_short``: those that got no further either, before a pass could be timed."""
+    ``too_short``: those that got no further either, before a pass could be timed; ``examples``:
+    the files of adversarial examples."""
 
     def __init__(self, n: int, said: str, on: str = "images") -> None:
         super().__init__({}, n)
@@ -89,6 +92,7 @@ class EvalScores(Scores):
         self.known: dict[str, int] = {}
         self.stuck: dict[str, tuple[float, float]] = {}
         self.too_short: set[str] = set()
+        self.examples: dict[str, Path] = {}
 
     def unfinished(self, of: str) -> Iterator[str]:
         """Sentences for each attack whose time ran out; ``of``: what was evaluated."""
@@ -210,6 +214,7 @@ def run_evaluation(
         found |= scores
         found.verdicts |= scores.verdicts
         found.seconds_before += one.seconds_before
+        found.examples |= one.saved_examples
         if one.was_stored:
             found.stored += group
     return found
@@ -237,6 +242,7 @@ class _Pass:
         self._began = time.monotonic()
         self._tally: Tally | None = None
         self._examples: dict[str, ExampleFile] = {}
+        self.saved_examples: dict[str, Path] = {}
         self._unfinished = Unfinished(job.records.folder.unfinished)
         self._watch: Watch | None = None
         self._images = 0
@@ -309,6 +315,8 @@ class _Pass:
             return None
         record, verdicts = stored
         self.was_stored, self.seconds_before = True, record["seconds"]
+        if saves:
+            self.saved_examples[self._attacks[0]] = records.folder.path / record["examples"]
         counted = {name: record[name] for name in _COUNTED}
         squares = [by_square(verdicts.stages, verdicts.fooled_by)]
         counts = Counts(self._attacks, **counted, by_square=squares)
@@ -405,6 +413,7 @@ class _Pass:
             try:
                 examples.finish()
                 record["examples"] = str(examples.path.relative_to(records.folder.path))
+                self.saved_examples[name] = examples.path
             except OSError as error:
                 records.warn(error)
         records.add(record, verdicts[name], records.place_for(self._settings, self._job.which))

@@ -45,7 +45,7 @@ def _accuracies(run: Run) -> dict[str, dict[str, float]]:
     those of ``fastadv evaluate`` that count more images."""
     found: dict[str, dict[str, float]] = {}
     if run.summary is not None and run.which in WEIGHTS:
-        scores, n = run.summary[run.which], run.summary["n"]
+        scores, n = run.summary[run.which] or {}, run.summary["n"]
         found = {attack: {"accuracy": score, "n": n} for attack, score in scores.items()}
     weights = digest_of_weights(run.model)
     for record in EvalRecords(run.folder).results():

@@ -33,10 +33,20 @@ class Initial(NamedTuple):
     said: str = ""
 
 
-def known(folder: RunFolder) -> Initial | None:
-    """The weights that the run in ``folder`` began with, as its last checkpoint remembers them;
-    None where it has none, so that their file is needed."""
+def known(folder: RunFolder, config: RunConfig) -> Initial | None:
+    """The weights that the run of ``config`` in ``folder`` began with, as its last checkpoint
+    remembers them; None where it has none, so that their file is needed.
+
+    Raises ``UserError`` if somebody else's folder would have a file read."""
+    if config.init is None:
+        return None
     if not folder.last.exists():
+        if not folder.own:
+            raise UserError(
+                f"{printable(folder.path)} was not begun here and holds no checkpoint, so its "
+                f"config.toml would have {printable(config.init)} read: begin anew, with --init "
+                "and another --out."
+            )
         return None
     recorded: Any = checkpoint.load(folder.last).get("provenance")
     found = recorded.get("digests") if isinstance(recorded, dict) else None

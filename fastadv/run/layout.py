@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-import textwrap
+from collections.abc import Iterator
 
 # Where standard output is no terminal, lines are not cut: another program reads them.
 UNLIMITED = 10_000
+
+_GAP = re.compile(r"(?<=\S) +")
 
 
 def columns() -> int:
@@ -14,40 +17,40 @@ def columns() -> int:
     return shutil.get_terminal_size((UNLIMITED, 0)).columns
 
 
-def filled(text: str, width: int | None = None, indent: str = "", hang: str | None = None) -> str:
+def filled(text: str, width: int | None = None, hang: str = "") -> str:
     """``text`` in lines of at most ``width`` columns (None: ``columns()``), each paragraph alone.
 
-    Lines are broken between words. A longer word, such as a path, has a line of its own and stays
-    whole, so that it can be copied. Two spaces stand between fields (``loss 0.29  lr 0.01``): then
-    lines are broken between these where they fit. ``indent`` begins the first line of a
-    paragraph, ``hang`` the others (None: as the first).
+    Lines are broken between words. A longer word, such as a path, stays whole, so that it can be
+    copied. Two spaces stand between fields (``loss 0.29  lr 0.01``), which are not broken where
+    they fit on a line. ``hang`` begins every line of a paragraph but the first.
     """
     width = columns() if width is None else width
-    hang = indent if hang is None else hang
-    return "\n".join(_paragraph(each, width, indent, hang) for each in text.split("\n"))
+    return "\n".join(
+        ("\n" + hang).join(each[a:b] for a, b in pieces(each, width, len(hang)))
+        for each in text.split("\n")
+    )
 
 
-def _paragraph(text: str, width: int, indent: str, hang: str) -> str:
-    if len(indent) + len(text) <= width:
-        return (indent + text).rstrip()
-    lines: list[str] = []
-    line = ""
-    for field in text.split("  "):
-        start = hang if lines or line else indent
-        joined = f"{line}  {field}" if line else start + field
-        if len(joined) <= width:
-            line = joined
-            continue
-        if line.strip():
-            lines.append(line.rstrip())
-        start = hang if lines else indent
-        *whole, line = textwrap.wrap(
-            field.strip(),
-            width,
-            initial_indent=start,
-            subsequent_indent=hang,
-            break_long_words=False,
-            break_on_hyphens=False,
-        ) or [""]
-        lines += whole
-    return "\n".join([*lines, line.rstrip()])
+def pieces(text: str, width: int, hang: int) -> Iterator[tuple[int, int]]:
+    """Where each line of the paragraph ``text`` begins and ends; all but the first have only
+    ``width - hang`` columns. Spaces between two lines are in neither."""
+    begin, room = 0, width
+    while len(text.rstrip()) - begin > room:
+        gaps = [gap.span() for gap in _GAP.finditer(text, begin)]
+        gaps = [gap for gap in gaps if gap[1] < len(text)]
+        fit = [gap for gap in gaps if gap[0] - begin <= room]
+        if not gaps:
+            break
+        end, after = _whole_field(text, fit, width - hang) or (fit[-1] if fit else gaps[0])
+        yield begin, end
+        begin, room = after, max(1, width - hang)
+    yield begin, len(text.rstrip()) if begin else len(text)
+
+
+def _whole_field(text: str, gaps: list[tuple[int, int]], room: int) -> tuple[int, int] | None:
+    """The last of ``gaps`` between two fields, if the field behind it fits into ``room``."""
+    for end, after in reversed(gaps):
+        if after - end > 1:
+            field = re.split(r"(?<=\S)  +", text[after:], maxsplit=1)[0]
+            return (end, after) if len(field.rstrip()) <= room else None
+    return None

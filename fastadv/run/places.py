@@ -24,8 +24,10 @@ from fastadv.run.defaults import DEFAULTS
 from fastadv.run.request import RunRequest
 from fastadv.storage.printable import printable
 
-SETTINGS = ("data", "data_root", "unlabelled")
+SETTINGS = ("data", "data_root", "unlabelled", "init")
 """The settings that name a place; ``data`` only behind its colon."""
+_NOT_NEEDED = ("data_root", "init")
+"""Those that may be missing: a cache or a download, and weights that a begun run holds itself."""
 PLUGINS = "plugins"
 """The entry of the table ``places`` with the files of ``--plugin``, which are never run from it."""
 
@@ -99,7 +101,7 @@ def require(request: RunRequest, beside: Places, folder: Path, names: Collection
     """Raise ``NotThere`` if one of the places ``names`` in ``request`` is not there, with where it
     was looked for and the option that says the new place."""
     for name, paths in _places(request):
-        if name not in names or name == "data_root":
+        if name not in names or name in _NOT_NEEDED:
             continue
         for number, path in enumerate(paths):
             if os.path.exists(path):

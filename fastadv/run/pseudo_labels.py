@@ -16,6 +16,7 @@ from fastadv.engine.model import guard
 from fastadv.engine.model.outputs import logits_in
 from fastadv.errors import UserError
 from fastadv.run.saved_models import read_saved, require_as_asked
+from fastadv.storage import files
 from fastadv.storage.printable import printable
 
 
@@ -47,12 +48,13 @@ def write_pseudo_labels(run: str, images: str, out: str) -> dict[int, int]:
     ``images`` holds ``images``, (N,H,W,C) or (N,H,W) uint8; ``out``, another .npz, gets them and
     their ``labels`` (N,) int64. Returns how many images each class got.
     """
+    place = Path(out if out.endswith(".npz") else f"{out}.npz")
+    files.require_plain(place)
     batch, _ = _read(images, ("images",))
     found = read_saved(run)
     require_as_asked(found, None, batch.shape[1], printable(images))
     num_classes, model = found.built_for.num_classes, found.model()
     labels = pseudo_labels(model, batch)
-    place = Path(out if out.endswith(".npz") else f"{out}.npz")
     try:
         with replacing(place) as file:
             np.savez(file, images=batch.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from fastadv.by_epoch import Phases, Points
 from fastadv.declared import (
     Count,
+    CountOrAuto,
     CountOrZero,
     MayChange,
     NonNegative,
@@ -61,7 +62,7 @@ class RunRequest:
     blocks: tuple[str, ...] | None = None
     init: str | None = None
     epochs: Count | None = None
-    batch_size: Count | None = None
+    batch_size: CountOrAuto | None = None
     optimizer: str | None = None
     optimizer_options: str | None = None
     lr: NonNegative | None = None
@@ -116,6 +117,7 @@ class RunRequest:
     checkpoint_minutes: NonNegative | None = None
     save_every: Count | None = None
     keep: tuple[str, ...] | None = None
+    guard_overfitting: Literal["tell", "stop", "back"] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     of_file: frozenset[str] = field(default=frozenset(), compare=False)
 

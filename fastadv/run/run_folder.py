@@ -53,6 +53,7 @@ class RunFolder:
         self.previous = path / "previous.pt"
         self.best = path / "best.pt"
         self.last_good = path / "last_good.pt"
+        self.guarded = path / "guarded.pt"  # the state to which an overfitted run goes back
         self.averaged = path / "averaged.pt"
         self.epochs = path / "epochs"
         self.summary = path / "summary.json"
@@ -62,6 +63,7 @@ class RunFolder:
         self.lock = path / "lock"
         self.made = False  # the folder did not exist before this run
         self._lock = Lock(self.lock, f"trains in {printable(path)}")
+        self.own = False  # this user began the run here, as far as ``read_config`` has seen
 
     def files(self) -> list[Path]:
         """The paths of the run's files, whether they exist or not."""
@@ -170,7 +172,8 @@ class RunFolder:
         places.require(request, beside, self.path, needs)
         if names_own_code(config.model):
             trust.require(self.path, content, config.model)
-        if trust.is_own(self.path, content):
+        self.own = trust.is_own(self.path, content)
+        if self.own:
             return config
         if is_tree(config.data) and not (told or {}).get("data_root"):
             # Packed images would be written there.
@@ -257,7 +260,8 @@ class RunFolder:
         """Append one epoch's line."""
         if distributed.rank() != 0:
             return
-        before = self._text(self.metrics).rpartition("\n")[0].rpartition("\n")[2]
+        # A run is not ended by damage to the lines before; who reads them is told.
+        before = self._text(self.metrics, "replace").rpartition("\n")[0].rpartition("\n")[2]
         text = sealed.seal_line(line, f"{before}\n" if before else "")
         try:
             with files.appended(self.metrics) as file:
@@ -305,14 +309,17 @@ class RunFolder:
                 "--resume then evaluates the run again."
             ) from None
 
-    def _text(self, path: Path) -> str:
-        """The text of ``path``, empty where there is none."""
+    def _text(self, path: Path, errors: str = "strict") -> str:
+        """The text of ``path``, empty where there is none. Raises ``sealed.Broken`` for bytes that
+        are no text, unless ``errors`` says what becomes of them."""
         try:
-            return files.read(path, _MOST_RECORDED).decode("utf-8")
+            return files.read(path, _MOST_RECORDED).decode("utf-8", errors)
         except FileNotFoundError:
             return ""
-        except (OSError, UnicodeDecodeError):
-            raise UserError(f"{printable(path)} is damaged: it cannot be read.") from None
+        except UnicodeDecodeError:
+            raise sealed.Broken from None
+        except OSError as error:
+            raise UserError(f"Cannot read {printable(path)}: {files.reason(error)}.") from None
 
     def forget_results(self) -> None:
         """Delete summary.json and averaged.pt before a finished run is extended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -140,14 +141,7 @@ def restore(session: Session, folder: RunFolder, console: Console) -> Progress:
             )
         for sentence in provenance.compare(saved["provenance"], provenance_of(session)):
             console.warn(sentence)
-        checkpoint.load_weights(session.model, saved["model"], folder.last)
-        load_state(session.optimizer, saved["optimizer"])
-        own = dict(enumerate(saved["processes"])).get(distributed.rank(), {})
-        session.step.load_state_dict(saved["step"], _own_state(session, saved, console))
-        if "rng" in own:
-            torch.set_rng_state(own["rng"])
-        if "cuda_rng" in own and session.device.type == "cuda":
-            torch.cuda.set_rng_state(own["cuda_rng"], session.device)
+        take_over(session, saved, folder.last, console)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
@@ -156,3 +150,15 @@ def restore(session: Session, folder: RunFolder, console: Console) -> Progress:
             f"({printable(str(error))})."
         ) from None
     return progress
+
+
+def take_over(session: Session, saved: dict[str, Any], path: Path, console: Console) -> None:
+    """Load model, optimizer, step and generators from the ``contents`` that were in ``path``."""
+    checkpoint.load_weights(session.model, saved["model"], path)
+    load_state(session.optimizer, saved["optimizer"])
+    own = dict(enumerate(saved["processes"])).get(distributed.rank(), {})
+    session.step.load_state_dict(saved["step"], _own_state(session, saved, console))
+    if "rng" in own:
+        torch.set_rng_state(own["rng"])
+    if "cuda_rng" in own and session.device.type == "cuda":
+        torch.cuda.set_rng_state(own["cuda_rng"], session.device)

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastadv.engine.model.precision import tf32
-from fastadv.engine.optimizer.faults import all_finite
 from fastadv.engine.process import distributed, stop
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
-from fastadv.errors import TrainingError, UserError
-from fastadv.run import places
+from fastadv.errors import NotFinite, UserError
+from fastadv.run import divergence, full_memory, places
 from fastadv.run.agreement import require_equal, require_one_run
 from fastadv.run.config_file import to_toml
 from fastadv.run.console import Console
 from fastadv.run.epoch_loop import EpochLoop, goes_on
+from fastadv.run.fitting import AUTO, fitted
 from fastadv.run.initial import known
 from fastadv.run.keeping import kept
 from fastadv.run.recovery import ended_without_last, recover
@@ -27,6 +27,7 @@ from fastadv.run.saved_run import Progress, begun_with, check_weights_fit, resto
 from fastadv.run.session import Session
 from fastadv.run.space import require_space
 from fastadv.storage.printable import printable
+from fastadv.training.memory import is_out_of_memory
 
 
 def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]:
@@ -38,6 +39,8 @@ def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]
     config = resolve_run(places.absolute(request))
     with distributed.joined(choose_device(config.device)):
         require_one_run(config, "a new run")
+        if config.batch_size == AUTO:
+            config = fitted(places.absolute(request), console or Console())
         session = Session.build(config)
         require_equal(session.digests())
         folder = RunFolder.create(config.out, session.config)
@@ -96,7 +99,7 @@ def _resume(
             config,
             strict=False,
             look=lambda data: check_weights_fit(config, data, folder),
-            initial=None if config.init is None else known(folder),
+            initial=known(folder, config),
             begun=begun_with(folder),
         )
         require_equal(session.digests())
@@ -131,17 +134,13 @@ def _run(
             if not progress.epoch:
                 runner.events.begin(to_toml(config))
             runner.epochs()
-        except TrainingError as error:
-            if session.step.healthy():
+            summary = runner.final_test()
+        except NotFinite as error:
+            raise divergence.explained(error, session, folder) from None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
-            state = session.model.state_dict()
-            if not all_finite(list(state.values())):
-                raise
-            folder.save(folder.last_good, {"model": state})
-            raise TrainingError(
-                f"{error} They are saved in {printable(folder.last_good)}."
-            ) from None
-        summary = runner.final_test()
+            raise full_memory.explained(error, runner) from None
         runner.events.finish(summary, config.epochs)
         folder.write_summary(summary)
         runner.job.forget()

@@ -119,6 +119,13 @@ def make_folder(path: Path) -> None:
         raise UserError(f"{printable(path)} is no folder; fastadv does not write there.")
 
 
+def require_plain(path: Path) -> None:
+    """Raise ``UserError`` if ``path`` is there and no regular file: what is written would take the
+    place of a link, a pipe or a device."""
+    if os.path.lexists(path) and not _is_regular(path):
+        raise UserError(_irregular(path))
+
+
 def read(path: Path, most: int) -> bytes:
     """The bytes of ``path``; ``UserError`` when it has more than ``most`` or is not regular."""
     with regular(path) as file:

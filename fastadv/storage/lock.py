@@ -119,7 +119,9 @@ class Lock:
             aside.unlink(missing_ok=True)
             time.sleep(_SETTLED)
             return self._owner() == self._own
-        with suppress(OSError):  # a living one's, made meanwhile, unless a third made another
+        with suppress(
+            OSError, AttributeError
+        ):  # a living one's, made meanwhile, unless a third made another
             os.link(aside, self.path)
         aside.unlink(missing_ok=True)
         return False

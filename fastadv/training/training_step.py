@@ -31,6 +31,7 @@ from fastadv.training.calls import Calls
 from fastadv.training.divided import put_together
 from fastadv.training.inputs import Given
 from fastadv.training.internals import Internals
+from fastadv.training.memory import full_memory_told
 from fastadv.training.settings import Execution, Precision, RunLength
 
 
@@ -209,7 +210,8 @@ class Step:
         Raises ``UserError`` for inputs that do not fit. After a loss or gradient that is not finite
         nothing is updated any more, and ``TrainingError`` is raised by ``check()``, which every
         ``CHECK_EVERY_CALLS``-th call calls. On a GPU, where reading values would stall the device,
-        the same holds for values out of range. If a call raises, everything is as before that call.
+        the same holds for values out of range. If a call raises, everything is as before that call;
+        on any device that is full it raises a ``torch.OutOfMemoryError``.
         """
         if not isinstance(update, bool):
             raise UserError(f"update is True or False, not {brief(update)}.")
@@ -252,7 +254,8 @@ class Step:
                     inner.net.initialize(inputs.x[:2])
             known = inner.net.structure.trusted() if inner.preparation.prepared else nullcontext()
             rows = inputs.rows if keeps_rows else None
-            with known, inner.transaction.around(rows) as buffers:
+            around = inner.transaction.around(rows)
+            with full_memory_told(inputs.x), known, around as buffers:
                 return self._calls.run(inputs, buffers, view=view, update=update)
 
     # -- time ---------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ class _Here:
     held = 0
     interruptible = 0
     grace = GRACE
+    command = False  # the process ends with it
     may_exit = False  # a command before it has made anything
     until: float | None = None  # time.time()
     longest_save = 0.0
@@ -90,7 +91,7 @@ def handled(*, command: bool = False) -> Iterator[None]:
     previous: dict[int, Any] = {}
     if not here.handled:
         here.asked, here.insists, here.held, here.interruptible = None, False, 0, 0
-        here.may_exit = command
+        here.command = here.may_exit = command
         try:
             for number in _numbers():
                 if signal.getsignal(number) is not signal.SIG_IGN:
@@ -245,6 +246,8 @@ def _end(frame: FrameType | None) -> None:
             os._exit(exit_code(here.asked))
         _alarm_in(IMPORTING)
         return
+    if here.command and "logging" in sys.modules:  # torch's compiler warns that it was interrupted
+        sys.modules["logging"].disable()
     raise Stopped(here.asked)
 
 
