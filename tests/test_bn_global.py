@@ -23,10 +23,13 @@ from every_recipe import arguments, call, step_of
 from tiny import tiny_batch, tiny_model, tiny_step
 from tiny_staged import recorded, staged_model
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.algorithms.resolution import resolve
+from fastadv.engine.model.whole_norm import whole_statistics
 from fastadv.engine.process.distributed import leave
+from fastadv.engine.process.division import Division
 from fastadv.errors import TrainingError, UserError
 from fastadv.evaluation.accuracy import evaluate
 from fastadv.models import build_model
@@ -293,8 +296,36 @@ def evaluated(rank: int, world: int) -> dict[str, Tensor]:
     return found
 
 
+def second_derivative(rank: int, world: int) -> dict[str, Tensor]:
+    """Of BatchNorm alone, in both of its forms, for 5 images and for one."""
+    found = {}
+    for count, twice in ((5, False), (5, True), (1, False), (1, True)):
+        draw = torch.Generator().manual_seed(count)
+        x, a, b = (
+            torch.randn(count, 3, 2, 2, generator=draw).double().requires_grad_() for _ in range(3)
+        )
+        weight, bias = (torch.rand(3, generator=draw).double().requires_grad_() for _ in range(2))
+        if world == 1:
+            y = functional.batch_norm(x, None, None, weight, bias, training=True)
+        else:
+            division = Division()
+            with whole_statistics(division, twice=twice):
+                own = division.own_rows(x)
+                y = functional.batch_norm(own, None, None, weight, bias, training=True)
+                y = division.all_rows(y, count)
+        slope = torch.autograd.grad((y.tanh() * a).sum(), x, create_graph=True)[0]
+        of_x, *others = torch.autograd.grad((slope.square() * b).sum(), [x, weight, bias])
+        if world > 1:
+            others = division.add_up(others, [weight, bias])
+        name = f"{count} {twice}"
+        found |= {f"{name} slope": slope.detach(), f"{name} x": of_x}
+        found |= {f"{name} weight": others[0], f"{name} bias": others[1]}
+    return found
+
+
 CASES = {
     "odd": odd,
+    "second derivative": second_derivative,
     "evaluated": evaluated,
     "few images": few_images,
     "accumulated": accumulated,

@@ -33,6 +33,7 @@ class Calls:
 
     def __init__(self, internals: Internals) -> None:
         self.internals, self.plan = internals, internals.plan
+        self._first_row: int | None = None  # of this process, if the caller gives no index
         called = [*map(type, self.plan.parts.values()), internals.before_update]
         known = [getattr(each, "__module__", "") or "" for each in called if each is not None]
         # True if no code of the user runs before the passes of an update.
@@ -45,9 +46,10 @@ class Calls:
 
     def checked(self, given: Given) -> Inputs:
         """``given`` with values in range; see ``looked_at``."""
-        inner, others = self.internals, 0
-        if given.index is None and distributed.sharing() > 1:
-            others = distributed.rank() * ROWS_OF_A_PROCESS
+        inner = self.internals
+        if self._first_row is None:
+            several = distributed.sharing() > 1
+            self._first_row = distributed.rank() * ROWS_OF_A_PROCESS if several else 0
         return looked_at(
             given,
             threat=inner.update.regions.threat,
@@ -59,7 +61,7 @@ class Calls:
             first=not inner.preparation.prepared,
             # Without index the images of all calls of an update are numbered one after another,
             # and those of each process after those of the one before.
-            first_row=inner.updater.images_waiting // self._views + others,
+            first_row=inner.updater.images_waiting // self._views + self._first_row,
             homes=inner.passes.homes(given.x, given.y),
         )
 
