@@ -214,7 +214,7 @@ def test_changed_evaluations_are_said_and_used(
     edit(run / "config.toml", "best,last", "last,every-1")
     capsys.readouterr()
     assert resume(str(run), Console())["n"] == 9
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     assert "keep best,last before, last,every-1 now; test_limit 16 before, 9 now" in said
     assert "not bit for bit" not in said
     assert [file.name for file in (run / "epochs").iterdir()] == ["0002.pt"]

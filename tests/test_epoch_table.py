@@ -159,7 +159,7 @@ def test_all_that_a_run_prints_fits_80_columns_and_breaks_no_word(
     out = tmp_path / ("a-long-name-" * 10)
     text, lines = shown(monkeypatch, out, eval_train=20, eps_warmup=1.0, label_noise=0.1)
     path = f"{out}"
-    assert f"run folder: {path}\n" in text or f"\n{path}\n" in text
+    assert f"run folder: {path}\n" in text or f"\n  {path}\n" in text
     others = [line for line in text.splitlines() if path not in line]
     assert max(map(len, others)) <= 80
     words = "fast on digits: adversary fgsm training images, linf eps 0.2 (from 0 over 1 epochs),"

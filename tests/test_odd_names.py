@@ -73,6 +73,7 @@ def test_a_run_of_odd_names(kind: str, fastadv_command: Command, tmp_path: Path)
     if kind == "markup":
         assert name in said
     shows(fastadv_command("train", "--resume", out))
+    shows(fastadv_command("train", "--config", f"{out}/config.toml", "--out", f"again {name}"))
     shows(fastadv_command("evaluate", out, "--attacks", "clean"))
     for form in ("markdown", "csv"):
         shows(fastadv_command("evaluate", out, "--attacks", "clean", "--format", form))

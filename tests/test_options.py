@@ -309,7 +309,7 @@ def test_every_number_of_a_run_is_covered() -> None:
     plain = {"deterministic", "download", "flip", "nesterov", "normalize", "tf32"}
     plain |= {"cycle_momentum", "decay_norms", "skip_broken"}
     choices = {"shortcut", "stem", "amp_dtype", "attack_dtype", "mode", "augmentation", "loader"}
-    choices |= {"select", "fused_norm", "optimizer", "bn"}
+    choices |= {"select", "fused_norm", "optimizer", "bn", "guard_overfitting"}
     texts = {
         "variant",
         "model",

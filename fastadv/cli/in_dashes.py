@@ -21,4 +21,5 @@ def told_in_dashes(given: Iterable[str]) -> Iterator[None]:
             raise
         pattern = rf"(?<![\w.-])(?:{'|'.join(map(re.escape, names))})(?![\w=(.])"
         said = re.sub(pattern, lambda found: "--" + found[0].replace("_", "-"), str(error))
-        raise type(error)(said) from None
+        error.args = (said,)  # the error stays what it is: some hold more than a sentence
+        raise

@@ -52,7 +52,7 @@ def places_text(places: Mapping[str, tuple[str, ...]]) -> str:
 
 def places_in(content: bytes) -> dict[str, tuple[str, ...]]:
     """The table ``places`` in the ``content`` of a file that ``from_bytes`` has read."""
-    found = _whole(tomllib.loads(content.decode("utf-8"))).get("places", {})
+    found = whole(tomllib.loads(content.decode("utf-8"))).get("places", {})
     lists = found.items() if isinstance(found, dict) else ()
     return {
         name: tuple(paths)
@@ -61,13 +61,13 @@ def places_in(content: bytes) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """``value`` from a TOML file with the characters that TOML cannot hold."""
     if isinstance(value, str):
         return _HELD.sub(lambda found: chr(int(found[1], 16)), value)
     if isinstance(value, dict):
-        return {name: _whole(each) for name, each in value.items()}
-    return [_whole(each) for each in value] if isinstance(value, list) else value
+        return {name: whole(each) for name, each in value.items()}
+    return [whole(each) for each in value] if isinstance(value, list) else value
 
 
 def from_bytes(content: bytes, path: Path) -> RunRequest:
@@ -76,7 +76,7 @@ def from_bytes(content: bytes, path: Path) -> RunRequest:
     try:
         text = content.decode("utf-8")
         sealed.check_text(text)
-        found = _whole(tomllib.loads(text))
+        found = whole(tomllib.loads(text))
     except sealed.Broken:
         raise UserError(
             f"{shown} is damaged or was changed: its checksum does not match. Restore it, or "

@@ -21,7 +21,7 @@ from fastadv.engine.process import distributed
 from fastadv.errors import UserError
 from fastadv.models.packaged import library_version, packaged_library
 from fastadv.run.config import RunConfig
-from fastadv.run.config_file import to_toml
+from fastadv.run.config_file import to_toml, whole
 from fastadv.storage.digests import digest
 from fastadv.storage.printable import printable
 
@@ -158,7 +158,7 @@ def compare(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _flat(text: str) -> dict[str, Any]:
-    tables = tomllib.loads(text)
+    tables = whole(tomllib.loads(text))
     options = tables.pop("options", {})
     return tables | {f"option {name}": value for name, value in options.items()}
 

@@ -15,17 +15,18 @@ HANG = 2  # columns by which the further lines of a sentence are moved in
 
 
 class Terminal(rich.console.Console):
-    """Text is broken between words at the width of the terminal, or of ``COLUMNS``; where there is
-    neither, lines stay whole. Neither a closed pipe (``| head``) nor a file on a full disk ends the
-    run."""
+    """Text is broken between words at the width of the terminal, of ``COLUMNS`` or of ``width=``;
+    where there is none, lines stay whole. Neither a closed pipe (``| head``) nor a file on a full
+    disk ends the run."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"highlight": False, "soft_wrap": True} | options)
+        self._is_wide = not (options.get("width") or os.environ.get("COLUMNS"))
 
     @property
     def columns(self) -> int:
         """The columns of a line."""
-        return self.width if self.is_terminal or os.environ.get("COLUMNS") else UNLIMITED
+        return UNLIMITED if self._is_wide and not self.is_terminal else self.width
 
     def print(self, *objects: Any, **options: Any) -> None:
         if len(objects) == 1 and isinstance(objects[0], (str, Text)):
