@@ -19,7 +19,7 @@ from divided import (
     trained,
     uneven,
 )
-from every_recipe import arguments, step_of
+from every_recipe import arguments, call, step_of
 from tiny import tiny_batch, tiny_model, tiny_step
 from tiny_staged import recorded, staged_model
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from fastadv.models import build_model
 from fastadv.run.other_processes import taken_over
 from fastadv.training.divided import division_of
 from fastadv.training.settings import Execution
+from fastadv.training.training_step import Step
 
 NEAR = 1e-10
 # A second derivative, noise inside the blocks, features, perturbed weights, sums over an epoch.
@@ -75,6 +76,8 @@ def test_what_cannot_look_into_every_pass_is_refused(monkeypatch: pytest.MonkeyP
     for model in (nn.Sequential(torch.jit.ScriptModule()), compiled):
         with pytest.raises(UserError, match=r"torch\.compile or TorchScript has"):
             division_of(Execution("eager", bn="global"), model)
+    with pytest.raises(UserError, match="bn='global' synchronises every BatchNorm"):
+        tiny_step(odd_model(), "pgd")
     with pytest.raises(UserError, match="bn 'sync'"):
         tiny_step(tiny_model(), "pgd", bn="sync")
 
@@ -330,13 +333,27 @@ def noise() -> Tensor:
     return seen[0].x_adv - x
 
 
+EARLY: list[Step] = []
+
+
+def called_in_a_group(steps: list[Step]) -> str:
+    """What the first call of a step says that was built before the group."""
+    try:
+        call(steps[0], 0)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def cases(rank: int, world: int, at: int, out: str) -> None:
+    EARLY.append(step_of("pgd", staged_model(), bn="global"))
     join(rank, world, at)
     FOLDER[0] = out
     found: dict[str, Any] = {}
     for name, case in CASES.items():
         found[name] = case(rank, world)
     found["refused"] = refused(rank)
+    found["early"] = called_in_a_group(EARLY)
     found["noise"] = noise()
     local = step_of("pgd", staged_model(), epoch_length=len(COUNTS))
     train(local, range(2), rank, world)
@@ -365,6 +382,7 @@ def test_what_differs_between_processes_is_told_in_both(both: list[dict[str, Any
     for found in both:
         for name in ("a shape", "a type"):
             assert "Process 1 gave its step other arguments" in found["refused"][name]
+        assert "build it after torch.distributed.init_process_group" in found["early"]
 
 
 def test_without_index_each_process_draws_its_own_noise(both: list[dict[str, Any]]) -> None:

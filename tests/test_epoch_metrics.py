@@ -76,6 +76,25 @@ def of(*rows: tuple[float, float, float], images: int = 10) -> dict[str, float]:
     return metrics.line()
 
 
+def test_the_accuracy_counts_the_images_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process has 3 images where this one has 1; a state holds both, and is not counted
+    again after a resume with another number of processes."""
+
+    def add(images: Tensor) -> None:
+        images += 2
+
+    metrics = EpochMetrics(5, CPU)
+    for accuracy, images in ((1.0, 3), (0.0, 1)):
+        metrics.add({"loss": torch.zeros(()), "accuracy": torch.tensor(accuracy)}, images)
+    monkeypatch.setattr("fastadv.run.epoch_metrics.distributed.add_up", add)
+    assert metrics.line()["train_accuracy_percent"] == pytest.approx(62.5)
+    other = EpochMetrics(5, CPU)
+    other.load_state(metrics.state())
+    monkeypatch.undo()
+    other.add({"loss": torch.zeros(()), "accuracy": torch.tensor(1.0)}, 2)
+    assert other.line()["train_accuracy_percent"] == pytest.approx(70)
+
+
 def test_norms_of_updates_that_a_loss_scale_skipped_are_left_out() -> None:
     found = of((1.0, 0.5, math.inf), (2.0, 0.5, 3.0), (3.0, 0.5, math.nan), (4.0, 0.5, 5.0))
     assert found == {

@@ -21,6 +21,7 @@ from fastadv.run.loaded import OTHER_TEST_IMAGES, load_run
 from fastadv.run.pairs import compare_runs
 from fastadv.run.places import absolute, found_again, seen_from
 from fastadv.run.request import RunRequest
+from fastadv.run.request_file import with_file
 from fastadv.run.saved_models import load_model
 from fastadv.run.train import resume, train
 
@@ -96,6 +97,12 @@ def test_a_run_that_moved_with_its_data_finds_them(home: Path) -> None:
     edit(home / "runs/a/config.toml", "epochs = 2", "epochs = 3")
     resume(run, Console())
     assert len(load_run(run).metrics) == 3
+
+
+def test_the_file_of_a_run_that_moved_begins_it_anew(home: Path) -> None:
+    found = with_file(str(home / "runs/a/config.toml"), RunRequest(seed=3))
+    assert found.data == f"npz:{home}/data.npz"
+    assert (found.method, found.seed, found.out) == ("fast", 3, None)
 
 
 def test_data_that_moved_alone_are_named(home: Path) -> None:

@@ -102,6 +102,7 @@ def test_other_settings_are_named_and_refused(
 
 def test_what_is_not_said_and_what_belongs_to_the_invocation_may_differ(whole: Path) -> None:
     settings = {"checkpoint_minutes": 0.5, "device": "cpu", "download": True}
+    settings |= {"batch_size": "auto", "mode": "auto"}  # what was measured is stored
     found = train_or_resume(RunRequest(method="fast", eps="1/10", out=str(whole), **settings))
     assert found["n"] == 20
 

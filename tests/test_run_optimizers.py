@@ -166,6 +166,16 @@ SMALL = {
             marks=pytest.mark.slow,
         ),
         pytest.param({"schedule": "one-cycle", "momentum": 0.95}, marks=pytest.mark.slow),
+        pytest.param({"points": "0@0,0.1@1,0@2"}, marks=pytest.mark.slow),
+        pytest.param(
+            {
+                "optimizer": "nadam",
+                "optimizer_options": "betas=0.8,0.99;decoupled_weight_decay=true",
+                "schedule": "exponential",
+                "warmup": 1.5,
+            },
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"schedule": "multistep", "drops": (0.3, 0.6), "drop_factors": (0.1, 0.5)},
             marks=pytest.mark.slow,

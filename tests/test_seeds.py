@@ -13,7 +13,7 @@ import torch
 
 from fastadv.errors import Interrupted, TrainingError, UserError
 from fastadv.evaluation.over_seeds import interval_of_mean
-from fastadv.run import seeds as over
+from fastadv.run import onward
 from fastadv.run.console import Console
 from fastadv.run.loaded import load_run
 from fastadv.run.request import RunRequest
@@ -54,8 +54,8 @@ class Trainings:
         self.begun: list[int] = []
         self.continued: list[str] = []
         self._ends = ends
-        monkeypatch.setattr(over, "train", self._train)
-        monkeypatch.setattr(over, "resume", self._resume)
+        monkeypatch.setattr(onward, "train", self._train)
+        monkeypatch.setattr(onward, "resume", self._resume)
 
     def _train(self, asked: RunRequest, console: Console) -> dict[str, Any]:
         assert asked.seed is not None
@@ -64,7 +64,7 @@ class Trainings:
         RunFolder.create(config.out, config)
         return self._end(asked.seed)
 
-    def _resume(self, path: str, console: Console) -> dict[str, Any]:
+    def _resume(self, path: str, *_: Any, **__: Any) -> dict[str, Any]:
         self.continued.append(Path(path).name)
         return self._end(RunFolder.open(path).read_config().seed)
 
@@ -91,7 +91,7 @@ def test_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "interval": pytest.approx((-0.148414, 0.348414), rel=1e-4),
         "values": values,
     }
-    with pytest.raises(UserError, match="another epochs"):
+    with pytest.raises(UserError, match=r"--epochs 2 \(there: 1\)"):
         train_seeds(RunRequest(**SMALL | {"epochs": 2}, out=str(tmp_path)), [0, 1], Console())
 
 

@@ -27,7 +27,7 @@ from fastadv.run.finished import evaluate_run
 from fastadv.run.pseudo_labels import write_pseudo_labels
 from fastadv.run.request import RunRequest
 from fastadv.run.train import resume, train
-from fastadv.storage import checkpoint
+from fastadv.storage import checkpoint, sealed
 from fastadv.storage.digests import digest
 from fastadv.storage.trust import trusting
 
@@ -252,6 +252,14 @@ def test_every_flipped_bit_is_detected(run: Path, tmp_path: Path, name: str, cou
         path.write_bytes(whole)
     # Measured: 14 % of the bits of so small a file of weights pad its entries and mean nothing.
     assert noticed > count * 0.6
+
+
+def test_a_line_end_that_became_another_character_is_no_truncation() -> None:
+    text = sealed.seal_line({"epoch": 1, "loss": 0.5}, "")
+    with pytest.raises(sealed.Broken):
+        sealed.open_lines(text[:-1] + "\x0b")
+    assert sealed.open_lines(text) == [{"epoch": 1, "loss": 0.5}]
+    assert all(sealed.open_lines(text[:end]) == [] for end in range(len(text)))
 
 
 # -- what a run depends on ------------------------------------------------------------------------

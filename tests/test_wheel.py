@@ -43,6 +43,7 @@ def test_every_module_is_in_the_wheel(wheel):
     inside = set(zipfile.ZipFile(wheel).namelist())
     for file in (ROOT / "fastadv").rglob("*.py"):
         assert str(file.relative_to(ROOT)) in inside
+    assert "fastadv/benchmark/bench.schema.json" in inside
 
 
 def test_the_wheel_works_outside_of_the_repository(wheel, tmp_path):

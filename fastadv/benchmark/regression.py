@@ -182,7 +182,7 @@ def change_table(found: Regression) -> Table:
     ordered = sorted(found.changes, key=lambda change: not change.counts)
     several = len({each.batch_size for each in ordered if each.batch_size}) > 1
     table = brief_table(
-        f"times of the new run over the old, {LEVEL:.0%} intervals",
+        f"times of the new run over the old, {100 * LEVEL:.0f} % intervals",
         "row",
         ("old ms", "new ms", "ratio", "interval", ""),
     )

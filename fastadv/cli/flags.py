@@ -78,7 +78,9 @@ def common_groups() -> Iterator[tuple[str, list[Row]]]:
         rows = [
             _setting(name, types[name], text) for name, text in settings.items() if name in COMMON
         ]
-        rows = [row if row.flag.endswith("NAME") else row._replace(allowed="") for row in rows]
+        # A long list of choices is for --help-all.
+        names = [row.flag.endswith("NAME") and len(row.allowed) < 100 for row in rows]
+        rows = [r if n else r._replace(allowed="") for r, n in zip(rows, names, strict=True)]
         of_run = invocation.rows(invocation.COMMON)
         yield title, [*rows, *of_run] if title == "The run" else rows
 

@@ -46,7 +46,7 @@ _LONG_WORD = re.compile(r"\S{400,}")  # given by mistake, such as a whole file
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
-    with stop.handled(command=True):
+    with stop.handled():
         _main()
 
 

@@ -27,8 +27,8 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "pad": "largest shift of the random crops, in pixels",
         "padding": "border of the crops: black (constant), grey or reflected",
         "flip": "flip images horizontally at random",
-        "augmentation": "base (crop, flip), and joined by +: resized-crop (ImageNet's), rotate (15 "
-        "degrees), autoaugment (with cutout), randaugment, trivialaugment, augmix, mixup, cutmix",
+        "augmentation": "base: crop and flip; joined by +: resized-crop, rotate, autoaugment, "
+        "randaugment, trivialaugment, augmix, mixup, cutmix",
     },
     "Network": {
         "model": "network; timm:NAME, torchvision:NAME, or module:callable for your own",
@@ -48,7 +48,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "others take torch's",
         "optimizer_options": "more of its arguments, such as betas=0.9,0.95;eps=1e-6",
         "lr": "peak learning rate",
-        "schedule": "learning rates",
+        "schedule": "learning rates, as cosine or one-cycle",
         "points": "learning rates by epoch with lines between, as 0@0,0.1@5,0@30",
         "end_factor": "share of the peak rate at which cosine, linear and exponential end",
         "warmup": "epochs over which the rate first rises linearly from 0",

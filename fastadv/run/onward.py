@@ -22,7 +22,7 @@ MAY_DIFFER = frozenset(
     {"out", "download", "device", "loader", "checkpoint_minutes", "save_every", "keep"}
 )
 """Settings of one invocation: those of the folder hold on where the command says nothing."""
-_CHOSEN = {"mode": "auto", "fused_norm": "auto"}
+_CHOSEN = {"mode": "auto", "fused_norm": "auto", "batch_size": "auto"}
 """Settings whose value "auto" the run has replaced by what it measured."""
 
 

@@ -21,8 +21,9 @@ from fastadv.algorithms.resolution import choose_parts, known_options
 from fastadv.declared import coerce, plain_type
 from fastadv.errors import UserError, unknown, warn
 from fastadv.models.packaged import names_own_code
+from fastadv.run import places
 from fastadv.run.config import required_settings
-from fastadv.run.config_file import MOST_BYTES, whole
+from fastadv.run.config_file import MOST_BYTES, places_in, whole
 from fastadv.run.request import RunRequest, as_flag, setting_types
 from fastadv.storage import files, sealed, trust
 from fastadv.storage.printable import printable
@@ -50,7 +51,11 @@ def with_file(path: str, said: RunRequest) -> RunRequest:
     """
     place = Path(path)
     content = _content(place)
-    settings, options = _divided(_tables(content, place), printable(place))
+    tables = _tables(content, place)
+    of_a_run = tables.pop("places", None) is not None
+    settings, options = _divided(tables, printable(place))
+    if of_a_run:
+        settings, options = _found_again(settings, options, content, place)
     complete = all(name in settings for name in required_settings())
     given = {name: getattr(said, name) for name in setting_types()}
     given = {name: value for name, value in given.items() if value is not None}
@@ -70,6 +75,17 @@ def with_file(path: str, said: RunRequest) -> RunRequest:
         options={**options, **said.options},
         of_file=frozenset([*settings, *options]),
     )
+
+
+def _found_again(
+    settings: dict[str, Any], options: dict[str, Any], content: bytes, path: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings and options in the ``content`` of a run's file, with paths that lead somewhere
+    though it has moved."""
+    named = {name: value for name, value in settings.items() if name in places.SETTINGS}
+    request = RunRequest(**named, options=options)
+    found = places.found_again(request, places_in(content), path.parent, {})
+    return settings | {name: getattr(found, name) for name in named}, dict(found.options)
 
 
 def _require_trusted(path: Path, content: bytes, model: str) -> None:

@@ -250,7 +250,7 @@ def _own_batch_size(config: RunConfig) -> int:
     if whole % processes:
         raise UserError(
             f"--batch-size is the whole step's, {whole} images, which {processes} processes "
-            "cannot share equally; choose a multiple."
+            "cannot share equally; choose a multiple, or another number of processes."
         )
     return whole // processes
 

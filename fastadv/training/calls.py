@@ -13,6 +13,7 @@ from fastadv.engine.model.precision import autocast, surrounding
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError, warn
 from fastadv.training import checks
+from fastadv.training.divided import require_group_before
 from fastadv.training.inputs import Given, Inputs, batch_of, looked_at, two_views
 from fastadv.training.internals import Internals
 from fastadv.training.preparation import Allocated
@@ -105,6 +106,7 @@ class Calls:
         updater.begin(inner.update.scale)
         several = distributed.sharing() > 1
         if several or inner.division is not None:
+            require_group_before(inner.division, inner.bn)
             inner.agreement.keep(len(batch.x))
         results = passes.compute_gradients(batch, buffers)
         learning, images = inner.update.parameters.learning(), len(results.batch.x)

@@ -17,7 +17,10 @@ from fastadv.training.settings import Execution
 def division_of(execution: Execution, model: nn.Module) -> Division | None:
     """How the processes divide a batch; None if there is one process or each has its own batch.
     Raises ``UserError`` for a mode and a model in which BatchNorm cannot see all processes."""
-    if execution.bn != "global" or distributed.world_size() == 1:
+    if distributed.world_size() == 1:
+        return None
+    if execution.bn != "global":
+        _require_no_sync_norm_on_a_cpu(model)
         return None
     if execution.mode not in ("auto", "eager"):
         raise UserError(
@@ -31,6 +34,25 @@ def division_of(execution: Execution, model: nn.Module) -> Division | None:
             "give the model as it was before, or use bn='local'."
         )
     return Division()
+
+
+def _require_no_sync_norm_on_a_cpu(model: nn.Module) -> None:
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if on_cpu and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        raise UserError(
+            "The model has a SyncBatchNorm, which torch runs on GPUs only: bn='global' "
+            "synchronises every BatchNorm, on a CPU also."
+        )
+
+
+def require_group_before(division: Division | None, bn: str) -> None:
+    """Raise ``UserError`` if several processes were to share a batch and the step, which was built
+    before they met, does not know of them."""
+    if division is None and bn == "global":
+        raise UserError(
+            "This step with bn='global' was built before the group of processes: build it after "
+            "torch.distributed.init_process_group."
+        )
 
 
 def put_together(

@@ -66,7 +66,7 @@ class Internals:
         device = next(model.parameters()).device
         self.plan, self.precision, self.length = plan, precision, length
         self.before_update = before_update
-        self.division = division_of(execution, model)
+        self.division, self.bn = division_of(execution, model), execution.bn
         self.mode = first_mode(execution.mode, device)
         if self.division is not None:
             self.mode = "eager"

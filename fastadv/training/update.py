@@ -170,7 +170,8 @@ class Update:
         unmoved = plan.adversary.unmoved(results.batch, results.attacked)
         if unmoved is not None:
             self.unmoved.add(unmoved)
-        self._share_rows(results.batch.index)
+        if plan.keeps_sample_state:
+            self._share_rows(results.batch.index)
         if not self.net.syncs_are_free:
             results.buffers.put_back_unless(ok)
         elif not ok:

@@ -91,7 +91,8 @@ def _step(
     torch.manual_seed(0)
     model = build_model("preact_resnet18", **network).to(dtype=dtype).to(device)
     model = cast(Any, model).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    fused = True if device.type == "cuda" else None  # then its update is in the graph as well
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=fused)
     own_mode, total = engine_mode(mode)
     made = step(
         model, optimizer, "pgd", mode=own_mode, fused_norm="off", num_classes=10,
