@@ -111,7 +111,7 @@ def _halves(usual: RunRequest, runs: Path) -> dict[str, Any]:
     teacher = _trained("standard", usual, runs, limit)
     images, out = runs / "unlabelled.npz", runs / "pseudo-labelled.npz"
     np.savez(images, images=others.permute(0, 2, 3, 1).numpy())
-    write_pseudo_labels(teacher, str(images), str(out), 10)
+    write_pseudo_labels(teacher, str(images), str(out))
     return {"limit": limit, "unlabelled": str(out)}
 
 

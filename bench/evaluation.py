@@ -41,7 +41,7 @@ from fastadv.errors import UserError
 from fastadv.evaluation.accuracy import verdicts_of
 from fastadv.evaluation.tally import Tally
 from fastadv.run.config import RunConfig
-from fastadv.run.finished import load_run
+from fastadv.run.loaded import load_run
 
 RESULTS = Path(__file__).parent / "results" / "evaluation.jsonl"
 CANONICAL, TORCHATTACKS = "pyautoattack", "torchattacks"
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(given.threads)
     device = choose_device(given.device)
     for run in given.runs:
-        config, data, model = load_run(run, "best")
+        config, data, model = load_run(run, "best", device=None).evaluated
         x, y = (
             torch.cat(part).to(device)
             for part in zip(*data.test.limited(given.images), strict=True)

@@ -31,7 +31,7 @@ from fastadv.evaluation.search.passes import Passes
 from fastadv.evaluation.search.rows import joined
 from fastadv.evaluation.search.search import Images
 from fastadv.run.config import RunConfig
-from fastadv.run.finished import load_run
+from fastadv.run.loaded import load_run
 from fastadv.storage.digests import digest
 from fastadv.threat import Threat
 
@@ -52,7 +52,7 @@ def main() -> None:
     given = parser.parse_args()
     cpu = torch.device("cpu")
     for run in given.runs:
-        config, data, model = load_run(run, "last")
+        config, data, model = load_run(run, "last", device=None).evaluated
         model.eval()
         x, y = (torch.cat(part) for part in zip(*data.test.limited(given.images), strict=True))
         reference = autoattack(model, x, y, config, given.reference, 0)

@@ -77,7 +77,7 @@ def _one(config: RunRequest, seed: int, given: argparse.Namespace) -> dict[str, 
 def reached(lines: list[dict[str, Any]], score: str, target: float) -> dict[str, Any]:
     """The first epoch whose ``score`` is at least ``target``, and the training minutes to it."""
     for line in lines:
-        if line.get(score, -1.0) >= target:
+        if line.get(f"{score}_percent", -1.0) >= 100 * target:
             return {"epoch": line["epoch"], "minutes": round(line["train_seconds"] / 60, 4)}
     return {"epoch": None, "minutes": None}
 

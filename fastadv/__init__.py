@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from fastadv.evaluation.attacks import attack
     from fastadv.evaluation.sanity.claim import sanity
     from fastadv.models import build_model
+    from fastadv.run.loaded import Run, load_run
     from fastadv.run.saved_models import load_model
     from fastadv.threat import Threat
     from fastadv.training.entry import step
@@ -76,6 +77,7 @@ __all__ = [
     "Ramp",
     "Recipe",
     "Regularizer",
+    "Run",
     "SampleStore",
     "Setup",
     "Start",
@@ -95,6 +97,7 @@ __all__ = [
     "input_gradient",
     "leaf",
     "load_model",
+    "load_run",
     "methods",
     "noise_stream",
     "option",
@@ -130,6 +133,7 @@ _HOMES = {
     "Ramp": "by_epoch",
     "Recipe": "algorithms.recipe",
     "Regularizer": "algorithms.contract.regularizer",
+    "Run": "run.loaded",
     "SampleStore": "algorithms.sample_state",
     "Setup": "algorithms.contract.setup",
     "Start": "algorithms.contract.start",
@@ -149,6 +153,7 @@ _HOMES = {
     "input_gradient": "engine.gradient",
     "leaf": "engine.gradient",
     "load_model": "run.saved_models",
+    "load_run": "run.loaded",
     "methods": "algorithms.recipes.table",
     "noise_stream": "engine.noise",
     "option": "declared",

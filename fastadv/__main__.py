@@ -1,5 +1,5 @@
 """``python -m fastadv``, which torchrun can start: ``torchrun --nproc-per-node 8 -m fastadv``."""
 
-from fastadv.cli.main import main
+from fastadv.cli.start import start
 
-main()
+start()

@@ -1,13 +1,14 @@
-"""Values that change with the epoch: ramps and phases, as Python and as text."""
+"""Values that change with the epoch: ramps, phases and points, as Python and as text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fastadv.errors import UserError
 
-__all__ = ["ByEpoch", "Phases", "Ramp", "read"]
+__all__ = ["ByEpoch", "Phases", "Points", "Ramp", "read"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,40 @@ class Phases:
 
     def __str__(self) -> str:
         return ",".join(f"{value!r}@{epoch:g}" for epoch, value in self.steps)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Straight lines between points, and constant after the last: ``Points({0: 0, 5: 0.1, 30: 0})``
+    rises from 0 to 0.1 over five epochs and falls to 0 until epoch 30. As text:
+    "0@0,0.1@5,0@30"."""
+
+    points: tuple[tuple[float, float], ...]  # (epoch, value), in rising order
+
+    def __init__(self, points: Mapping[float, float] | Iterable[tuple[float, float]]) -> None:
+        pairs = points.items() if isinstance(points, Mapping) else points
+        found = tuple((float(epoch), float(value)) for epoch, value in pairs)
+        epochs = [epoch for epoch, _ in found]
+        if not epochs or epochs[0] != 0 or any(b <= a for a, b in pairwise(epochs)):
+            raise UserError(
+                f"The points {','.join(f'{v:g}@{e:g}' for e, v in found)} (value@epoch) must begin "
+                "with epoch 0, and each epoch be later than the one before: 0@0,0.1@5,0@30."
+            )
+        object.__setattr__(self, "points", found)
+
+    def at(self, epoch: float) -> float:
+        """The value at ``epoch``, the position in the run in epochs, with a fraction."""
+        for (begin, low), (end, high) in pairwise(self.points):
+            if epoch < end:
+                return low + (high - low) * (epoch - begin) / (end - begin)
+        return self.points[-1][1]
+
+    def values(self) -> list[float]:
+        """The values that bound all others."""
+        return [value for _, value in self.points]
+
+    def __str__(self) -> str:
+        return ",".join(f"{value!r}@{epoch:g}" for epoch, value in self.points)
 
 
 ByEpoch = Ramp | Phases

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from fastadv.by_epoch import Phases, Ramp, read
-from fastadv.errors import UserError, unknown
+from fastadv.by_epoch import Phases, Points, Ramp, read
+from fastadv.errors import UserError, brief, unknown
 
 # What float32 holds, the type that parts compute in; a larger number is infinite there.
 LARGEST = 3.4028234663852886e38
@@ -96,6 +96,13 @@ class MayChange:
     ramps: bool = True
 
 
+@dataclass(frozen=True)
+class OrAuto:
+    """Marks a number that may also be the word "auto": found by measuring."""
+
+
+CountOrAuto = Annotated[int, Range(1), OrAuto()]
+
 ChangingNonNegative = Annotated[float | Ramp | Phases, Range(0), MayChange()]
 ChangingPasses = Annotated[int | Phases, Range(1, MOST_PASSES), MayChange(ramps=False)]
 
@@ -151,6 +158,12 @@ def may_change(hint: Any) -> bool:
     return any(_changing(kind) is not None for kind in _alternatives(hint))
 
 
+def may_be_auto(hint: Any) -> bool:
+    """True if ``hint`` allows the word "auto" in place of a number."""
+    kinds = [get_args(kind)[1:] for kind in _alternatives(hint) if get_origin(kind) is Annotated]
+    return any(isinstance(mark, OrAuto) for marks in kinds for mark in marks)
+
+
 def may_be_absent(hint: Any) -> bool:
     """True if ``hint`` allows None."""
     return type(None) in _alternatives(hint)
@@ -165,7 +178,8 @@ def describe(hint: Any) -> str:
     if get_origin(kind) is Annotated:
         return str(_range_of(kind))
     if get_origin(kind) is Literal:
-        return " or ".join(map(str, get_args(kind)))
+        *words, last = map(str, get_args(kind))
+        return f"{', '.join(words)} or {last}" if words else last
     if get_origin(kind) is tuple:
         entries = dict.fromkeys(describe(entry) for entry in get_args(kind) if entry is not ...)
         return f"each {', '.join(entries)}" if any(entries) else ""
@@ -183,6 +197,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     kinds = tuple(kind for kind in kinds if kind is not type(None))
     if len(kinds) != 1:
         return value  # several types: the part that declares them looks for itself
+    if value == "auto" and may_be_auto(hint):
+        return value
     within = _range_of(kinds[0])
     changing = _changing(kinds[0])
     kind = plain_type(kinds[0])
@@ -198,9 +214,11 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
         return _in_range(name, _whole(name, value), within, LARGEST_WHOLE)
     if kind is float:
         return _in_range(name, parse_number(value, name), within, LARGEST)
+    if kind is Points:
+        return _points(name, value)
     if kind is str:
         if not isinstance(value, (str, os.PathLike)):
-            raise UserError(f"{name} must be a text, not {value!r}.")
+            raise UserError(f"{name} must be a text, not {brief(value)}.")
         return os.fspath(value)
     if get_origin(kind) is tuple:
         return _several(name, value, get_args(kind))
@@ -225,7 +243,7 @@ def parse_number(text: Any, name: str = "number") -> float:
         return float(match[1]) / float(match[2] or 1)
     except (ValueError, ZeroDivisionError):
         raise UserError(
-            f"{name} must be a number such as 0.03 or a fraction such as 8/255, not {text!r}."
+            f"{name} must be a number such as 0.03 or a fraction such as 8/255, not {brief(text)}."
         ) from None
 
 
@@ -244,8 +262,9 @@ def _by_epoch(name: str, value: Any, hint: Any, changing: MayChange) -> Any:
             numbers_ = [parse_number(each, name) for each in (start, end, epochs)]
             value = Ramp(*numbers_)
         else:
+            epoch, one = (f"each {part} of {name} (value@epoch)" for part in ("epoch", "value"))
             value = Phases(
-                [(parse_number(first, name), coerce(name, each, hint)) for first, each in parts]
+                [(parse_number(first, epoch), coerce(one, each, hint)) for first, each in parts]
             )
     if isinstance(value, Ramp) and not changing.ramps:
         raise UserError(f"{name} is a whole number: take phases such as 2@0,5@30, not a ramp.")
@@ -254,6 +273,17 @@ def _by_epoch(name: str, value: Any, hint: Any, changing: MayChange) -> Any:
             coerce(name, each, hint)
         return value
     return coerce(name, value, hint)
+
+
+def _points(name: str, value: Any) -> Points:
+    if isinstance(value, Points):
+        return value
+    pieces = read(name, value) if isinstance(value, str) else None
+    if pieces is None or pieces[0] != "phases":
+        raise UserError(
+            f"{name} are written as value@epoch, such as 0@0,0.1@5,0@30, not {value!r}."
+        )
+    return Points([(parse_number(e, name), parse_number(v, name)) for e, v in pieces[1]])
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -291,9 +321,12 @@ def _whole(name: str, value: Any) -> int:
         return int(value)
     if isinstance(value, str) and _WHOLE.fullmatch(value):
         return int(value)
-    number = parse_number(value, name)
+    try:
+        number = parse_number(value, name)
+    except UserError:
+        raise UserError(f"{name} must be a whole number, not {value!r}.") from None
     if not math.isfinite(number) or number != int(number):
-        raise UserError(f"{name} must be a whole number, not {value}.")
+        raise UserError(f"{name} must be a whole number, not {brief(value)}.")
     return int(number)
 
 
@@ -302,7 +335,7 @@ def _boolean(name: str, value: Any) -> bool:
     if isinstance(value, bool):
         return value
     if str(value).lower() not in words:
-        raise UserError(f"{name} must be true or false, not {value!r}.")
+        raise UserError(f"{name} must be true or false, not {brief(value)}.")
     return words[str(value).lower()]
 
 
@@ -310,6 +343,8 @@ def _several(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     """A tuple from a sequence, one value, or a text such as "3,4"."""
     if isinstance(value, str):
         value = [entry.strip() for entry in value.split(",")]
+    tolist = getattr(value, "tolist", None)  # of a tensor or an array, which may have no length
+    value = value if tolist is None else tolist()
     entries = list(value) if isinstance(value, Iterable) else [value]
     if kinds[-1] is ...:
         if not entries:

@@ -172,3 +172,28 @@ def require_classes(count: int) -> None:
             "The model returns a single logit, whose cross entropy is 0 whatever the label: give "
             "it an output for each class, two for a yes or no."
         )
+
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""The types that images may have."""
+
+
+def require_plain(**tensors: Tensor | None) -> None:
+    """Raise ``UserError`` for a tensor that is not stored as one block of numbers: sparse, nested,
+    quantized. Looks at no value."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+            raise UserError(
+                f"{name} must be a dense tensor, not a sparse, nested or quantized one: pass "
+                f"{name}.to_dense() or {name}.dequantize()."
+            )
+        if tensor.is_complex():
+            raise UserError(f"{name} holds complex numbers: pass {name}.real.")
+
+
+def require_float_images(name: str, x: Tensor) -> None:
+    """Raise ``UserError`` for images of a float type in which nothing is computed, as float8."""
+    if x.dtype not in FLOATS:
+        raise UserError(f"{name} is of {x.dtype}, in which nothing computes: pass {name}.float().")

@@ -82,7 +82,13 @@ def pytest_terminal_summary(
         word: sorted(report.nodeid for report in terminalreporter.stats.get(word, ()))
         for word in ("passed", "failed", "error", "skipped")
     }
+    figures = {
+        report.nodeid: dict(report.user_properties)
+        for report in terminalreporter.stats.get("passed", ())
+        if report.user_properties  # of ``record_property``
+    }
     row = provenance(torch.device("cpu")) | {"kind": "long tests"} | found
+    row |= {"figures": figures} if figures else {}
     append_rows(LONG, [row])
 
 

@@ -25,25 +25,31 @@ def step_of(
     mode: str = "eager",
     *,
     epoch_length: int = 1,
+    epochs: int = EPOCHS,
     backend: Any = "aot_eager",
     **options: Any,
 ) -> Step:
-    """A step of ``method`` in a run of four epochs of ``epoch_length`` batches."""
+    """A step of ``method`` in a run of ``epochs`` epochs of ``epoch_length`` batches."""
     known = resolve(method).options
     options = {name: value for name, value in SHORTER.items() if name in known} | options
     if "teachers" in known:
         options["teachers"] = [staged_model(seed).eval() for seed in (7, 8)]
     if "helper" in known:
         options["helper"] = staged_model(7).eval()
-    lengths = {"total_steps": EPOCHS * epoch_length, "steps_per_epoch": epoch_length}
+    lengths = {"total_steps": epochs * epoch_length, "steps_per_epoch": epoch_length}
     return staged_step(model, method, mode=mode, backend=backend, **lengths, **options)
 
 
 def call(step: Step, update: int, count: int = COUNT) -> dict[str, Tensor]:
     """Update number ``update``, on ``count`` images and crops that no other update has."""
+    return step(**arguments(step, update, count))
+
+
+def arguments(step: Step, update: int, count: int = COUNT) -> dict[str, Any]:
+    """What ``call`` gives to ``step``."""
     x, y, _, _ = tiny_batch(count, seed=update)
     index = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(update))[:count]
     more: dict[str, Any] = {"view": view_of(count, update)}
     if "second_view" in step.plan.needs:
         more["second"] = tiny_batch(count, seed=100 + update)[0]
-    return step(x, y, index, **more)
+    return {"x": x, "y": y, "index": index} | more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import sys
@@ -15,11 +16,13 @@ import torch
 from edited import edit
 
 from fastadv.errors import Interrupted, UserError
+from fastadv.run import provenance
 from fastadv.run.console import Console
 from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.export import export_run
 from fastadv.run.finished import evaluate_run
 from fastadv.run.request import RunRequest
+from fastadv.run.resolve import resolve_run
 from fastadv.run.saved_models import load_model
 from fastadv.run.train import resume, train
 from fastadv.storage import checkpoint
@@ -159,6 +162,72 @@ def test_a_changed_training_setting_is_refused_on_resume(
     assert f"now says {after}" in said
 
 
+REFUSED = {
+    "select": "test", "select_attack": "pgd-20", "eval_alpha": 0.1,
+    "lr": 0.25, "val_fraction": 0.25, "augmentation": "rotate", "loader": "dali", "width": 3,
+}  # fmt: skip
+HARMLESS = {
+    "test_attacks": "fgsm", "test_limit": 9, "eval_every": 2, "eval_train": 8, "save_every": 3,
+    "keep": ("last", "every-2"), "data": "npz:elsewhere.npz", "data_root": "/data",
+    "download": True,
+}  # fmt: skip
+OF_BITS = {"epochs": 9, "device": "cuda:1", "mode": "compiled", "deterministic": True}
+SILENT = {"out": "elsewhere", "checkpoint_minutes": 1.0}
+
+
+def facts(**changed: Any) -> dict[str, Any]:
+    """What a checkpoint of a run with these settings says it depends on."""
+    config = dataclasses.replace(resolve_run(RunRequest(**SMALL)), **changed)
+    machine = {"threads": 2, "processor": "CPU"}
+    text = provenance.configuration(config)
+    return {"configuration": text, "digests": {}, "machine": machine}
+
+
+def test_what_an_edited_configuration_may_change() -> None:
+    """Every setting is refused with the reason, or said; all that is not named here decides what
+    is trained."""
+    for name, value in REFUSED.items():
+        why = "best epoch is chosen" if name.startswith(("sel", "eval")) else "what is trained"
+        with pytest.raises(UserError, match=f"begun with {name} .*{why}.*: restore it"):
+            provenance.compare(facts(), facts(**{name: value}))
+    for name, value in HARMLESS.items():
+        (sentence,) = provenance.compare(facts(), facts(**{name: value}))
+        assert sentence.startswith("settings that change no weights")
+        assert f" {name} " in sentence
+    for name, value in OF_BITS.items():
+        (sentence,) = provenance.compare(facts(), facts(**{name: value}))
+        assert "not bit for bit" in sentence
+        assert f" {name} " in sentence
+    for name, value in SILENT.items():
+        assert not provenance.compare(facts(), facts(**{name: value}))
+    now = facts()
+    now["machine"] = {"threads": 4, "processor": "CPU"}
+    (sentence,) = provenance.compare(facts(), now)
+    assert sentence.endswith("so not bit for bit: threads 2 before, 4 now.")
+
+
+def test_changed_evaluations_are_said_and_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = stopped(tmp_path / "run", keep="best,last")
+    edit(run / "config.toml", "test_limit = 16", "test_limit = 9")
+    edit(run / "config.toml", "best,last", "last,every-1")
+    capsys.readouterr()
+    assert resume(str(run), Console())["n"] == 9
+    said = " ".join(capsys.readouterr().out.split())
+    assert "keep best,last before, last,every-1 now; test_limit 16 before, 9 now" in said
+    assert "not bit for bit" not in said
+    assert [file.name for file in (run / "epochs").iterdir()] == ["0002.pt"]
+
+
+def test_fewer_epochs_than_were_trained(tmp_path: Path) -> None:
+    run = stopped(tmp_path / "run", epochs=3)
+    resume(str(run), Console())
+    edit(run / "config.toml", "epochs = 3", "epochs = 1")
+    with pytest.raises(UserError, match="trained for more than 1 epochs already"):
+        resume(str(run), Console())
+
+
 # -- data and teachers ----------------------------------------------------------------------------
 
 
@@ -215,11 +284,14 @@ def test_another_teacher_is_refused(tmp_path: Path, mode: str) -> None:
     assert resume(str(run), Console())["n"] == 16
 
 
-def test_missing_best_weights_are_reported_before_training(tmp_path: Path) -> None:
+def test_missing_best_weights_are_reported_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = stopped(tmp_path / "run")
     (out / "best.pt").unlink()
-    with pytest.raises(UserError, match=r"best\.pt is missing"):
-        resume(str(out), Console())
+    capsys.readouterr()
+    resume(str(out), Console())
+    assert "There is no checkpoint" in capsys.readouterr().out.partition("epoch   2")[0]
 
 
 def test_weights_of_another_run_of_the_same_network_are_refused(tmp_path: Path) -> None:

@@ -53,9 +53,9 @@ def test_minutes_to_a_robust_accuracy_count_to_the_first_epoch_that_reaches_it()
     robust = script("time_to_robust")
     lines = [
         {"epoch": 1, "train_seconds": 60.0},  # not judged
-        {"epoch": 2, "train_seconds": 120.0, "test_pgd-20": 0.44},
-        {"epoch": 3, "train_seconds": 180.0, "test_pgd-20": 0.46},
-        {"epoch": 4, "train_seconds": 240.0, "test_pgd-20": 0.45},
+        {"epoch": 2, "train_seconds": 120.0, "test_pgd-20_percent": 44.0},
+        {"epoch": 3, "train_seconds": 180.0, "test_pgd-20_percent": 46.0},
+        {"epoch": 4, "train_seconds": 240.0, "test_pgd-20_percent": 45.0},
     ]
     assert robust.reached(lines, "test_pgd-20", 0.45) == {"epoch": 3, "minutes": 3.0}
     assert robust.reached(lines, "test_pgd-20", 0.5) == {"epoch": None, "minutes": None}

@@ -96,4 +96,4 @@ def test_a_run_follows_them(fastadv_command: Callable[..., Any]) -> None:
     assert "eps 0.2 (from 0 over 2 epochs)" in " ".join(found.out.split())
     wrong = fastadv_command("train", "--method", "pgd", "--steps", "1@0,x@1")
     assert wrong.code == 2
-    assert "steps must be a number" in wrong.err
+    assert "each value of --steps (value@epoch) must be a whole number" in wrong.err

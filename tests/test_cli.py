@@ -19,7 +19,7 @@ MISTAKES = {
     "method": (("--method", "aprat"), "did you mean 'apart'"),
     "option name": (("--methd", "pgd"), "--method"),
     "part": (("--weights", "awq"), "did you mean 'awp'"),
-    "part option": (("--method", "pgd", "--beta", 3), "'beta'"),
+    "part option": (("--method", "pgd", "--beta", 3), "--beta belongs to --objective trades"),
     "model": (("--model", "preact_resnet"), "did you mean 'preact_resnet18'"),
     "data set": (("--data", "cifar"), "cifar10"),
     "missing folder": (("--data", "folder:/no/such/place"), "/no/such/place"),
@@ -125,7 +125,7 @@ def test_weights_of_another_model_are_refused(tmp_path, fastadv_command):
     edit(config, "width = 2", "width = 4")
     outcome = fastadv_command("evaluate", "run")
     assert outcome.code == 2
-    assert "another model" in outcome.err
+    assert "is of a run with width 2" in outcome.err
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_weights(tmp_path, fastadv_command):

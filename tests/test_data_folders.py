@@ -75,7 +75,7 @@ def test_cache_is_written_to_the_given_folder(tree, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     load(f"folder:{root}", root=cache)
     assert not (root / ".fastadv-cache").exists()
-    assert len(list(cache.iterdir())) == 3  # the size, training and test images
+    assert len(list(cache.iterdir())) == 4  # which are broken, the size, training and test images
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tree, monkeypatch):
@@ -128,7 +128,7 @@ def test_an_unreadable_image_is_named(tree, content):
         write(bad, size=(64, 64))
         content = bad.read_bytes()[:-2000]
     bad.write_bytes(content)
-    with pytest.raises(UserError, match=r"bee/1\.jpg is not a readable"):
+    with pytest.raises(UserError, match=r"bee/1\.jpg \((empty|is not a readable|cut off)"):
         load(f"folder:{root}")
     assert not list((root / ".fastadv-cache").glob("*.part"))
 
@@ -137,7 +137,7 @@ def test_sixteen_bit_images_are_refused_not_clipped(tree):
     root, _ = tree
     deep = RNG.integers(0, 65536, (8, 10)).astype(np.uint16)
     Image.fromarray(deep).save(root / "train" / "ant" / "1.png")
-    with pytest.raises(UserError, match=r"ant/1\.png has pixel format"):
+    with pytest.raises(UserError, match=r"ant/1\.png \(has pixel format"):
         load(f"folder:{root}")
 
 

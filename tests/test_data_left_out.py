@@ -7,6 +7,7 @@ import pickle
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import hostile_data
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 from fastadv.data import DaliLoader, choose_loader, list_images, load, stream_format
 from fastadv.data import decode as decoding
 from fastadv.errors import UserError
+from fastadv.run.built_for import BuiltFor
 from fastadv.run.pseudo_labels import read_pseudo_labelled, write_pseudo_labels
 from fastadv.storage.printable import printable
 
@@ -241,8 +243,10 @@ def test_nothing_is_written_through_a_link(tmp_path, monkeypatch):
     np.savez(tmp_path / "more.npz", images=images)
     (tmp_path / "out.npz").symlink_to(outside / "precious")
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(108, 4))
-    monkeypatch.setattr("fastadv.run.pseudo_labels.load_model", lambda *_: model)
-    write_pseudo_labels("run", str(tmp_path / "more.npz"), str(tmp_path / "out"), 4)
+    own = BuiltFor(4, 3, (6, 6), (0.5,) * 3, (0.5,) * 3)
+    found = SimpleNamespace(built_for=own, file=Path("best.pt"), model=lambda: model)
+    monkeypatch.setattr("fastadv.run.pseudo_labels.read_saved", lambda _: found)
+    write_pseudo_labels("run", str(tmp_path / "more.npz"), str(tmp_path / "out"))
     assert (outside / "precious").read_text() == "precious"
     found, labels = read_pseudo_labelled(str(tmp_path / "out.npz"), 4)
     assert found.shape == (3, 3, 6, 6)
@@ -263,7 +267,7 @@ def test_postscript_called_an_image_runs_no_program(tmp_path, monkeypatch):
     (root / "train" / "ant" / "9.png").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 8\n%%EndComments\nshowpage\n%%EOF\n"
     )
-    with pytest.raises(UserError, match=r"9\.png is not a readable"):
+    with pytest.raises(UserError, match=r"9\.png \(is not a readable"):
         load(f"folder:{root}")
     assert not (tmp_path / "ran").exists()
 

@@ -5,6 +5,9 @@ import torch
 from torch.nn.functional import pad as pad_images
 
 from fastadv.data import DeviceLoader, MixedLoader, draws, eval_batches
+from fastadv.data.image_sizes import SizedByEpoch
+from fastadv.data.resized_crop import ResizedCrop
+from fastadv.data.rotation import Rotated
 from fastadv.data.small_sets import make_synthetic
 from fastadv.errors import UserError
 
@@ -103,6 +106,36 @@ def test_processes_share_one_order_and_draw_the_same_views(world_size):
     assert 103 - start < world_size or len(ranks[0][-1].index) == 8
 
 
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_whole_batches_are_those_of_one_process(world_size):
+    """103 images: a last batch of 7, or of 1, 3 or 2, of which some processes take none."""
+    for batch_size in (12, 4, 20, 17):
+        one = list(loader(batch_size=batch_size * world_size, whole=True).epoch(3))
+        plain = list(loader(batch_size=batch_size * world_size).epoch(3))
+        ranks = [
+            list(
+                loader(batch_size=batch_size, rank=rank, world_size=world_size, whole=True).epoch(3)
+            )
+            for rank in range(world_size)
+        ]
+        same(one, plain)
+        for batch, *parts in zip(one, *ranks, strict=True):
+            assert torch.cat([part.index for part in parts]).equal(batch.index)
+            assert torch.cat([part.image for part in parts]).equal(batch.image)
+            sizes = [len(part.index) for part in parts]
+            assert max(sizes) - min(sizes) <= 3
+
+
+@pytest.mark.parametrize("wrapped", [Rotated, ResizedCrop])
+def test_an_empty_part_may_be_augmented(wrapped):
+    shared = {"batch_size": 25, "world_size": 4, "whole": True}
+    parts = [wrapped(loader(rank=rank, **shared), seed=0, place=0) for rank in (0, 1)]
+    sizes = [[len(batch.image) for batch in part.epoch(0)] for part in parts]
+    assert sizes == [[25, 0], [25, 2]]  # of 3 images for four processes
+    small = list(SizedByEpoch(parts[0], 6).epoch(0))
+    assert [tuple(batch.image.shape) for batch in small] == [(25, 3, 6, 6), (0, 3, 6, 6)]
+
+
 def test_dtype_and_layout():
     plain = next(iter(loader().epoch(0))).image
     half = next(iter(loader(dtype=torch.bfloat16, channels_last=True).epoch(0))).image
@@ -179,8 +212,8 @@ def test_mixed_loader_resumes_and_shards():
     assert len(ranks[0]) == len(ranks[1]) == 7
     labelled = [b.index[b.index < 103] for batches in ranks for b in batches]
     assert len(torch.cat(labelled).unique()) == sum(len(part) for part in labelled)
-    drawn = [torch.cat([b.index[b.index >= 103] for b in batches]) for batches in ranks]
-    assert not drawn[0].equal(drawn[1])
+    for batch, *parts in zip(whole, *ranks, strict=True):
+        assert torch.cat([part.index for part in parts]).equal(batch.index)
 
 
 def test_mixed_loader_refuses_odd_batches_and_foreign_shapes():

@@ -235,7 +235,7 @@ class TestWithDali:
             )
         )  # fmt: skip
         source = open_source(config, torch.device("cpu"))
-        assert isinstance(source.loader, DaliLoader)
+        assert isinstance(source.loader.loader, DaliLoader)
         resident = load(tree, image_size=16)
         batch = next(iter(source.loader.epoch(0)))
         stored = resident.train_images[batch.index].float() / 255

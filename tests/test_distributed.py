@@ -85,7 +85,7 @@ def trained(method: str, rank: int, world: int, wrap: bool = False) -> dict[str,
         x, y, index = batch(update)
         metrics = step(x[mine], labels(method, y)[mine], index[mine])
     state = {name: value for name, value in step.state.items() if method != "free"}
-    return model.state_dict() | state | {"loss": metrics["loss"]}
+    return model.state_dict() | state | metrics
 
 
 def worker(rank: int, port: int, out: str) -> None:

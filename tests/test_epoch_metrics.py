@@ -61,8 +61,9 @@ def test_the_line_is_that_of_a_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             largest = max(largest, metrics["grad_norm"])
         total = sum(images for images, _ in own)
         assert line["loss"] == pytest.approx(loss, rel=1e-12)
-        assert line["train_accuracy"] == pytest.approx(right / total, rel=1e-12)
-        assert line["train_accuracy"] * total == pytest.approx(round(right), abs=1e-4)
+        found_percent = line["train_accuracy_percent"]
+        assert found_percent == pytest.approx(100 * right / total, abs=1e-4)
+        assert found_percent * total / 100 == pytest.approx(round(right), abs=1e-4)
         assert line["grad_norm"] == pytest.approx(norms, rel=1e-12)
         assert line["grad_norm_max"] == largest
 
@@ -75,10 +76,34 @@ def of(*rows: tuple[float, float, float], images: int = 10) -> dict[str, float]:
     return metrics.line()
 
 
+def test_the_accuracy_counts_the_images_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process has 3 images where this one has 1; a state holds both, and is not counted
+    again after a resume with another number of processes."""
+
+    def add(images: Tensor) -> None:
+        images += 2
+
+    metrics = EpochMetrics(5, CPU)
+    for accuracy, images in ((1.0, 3), (0.0, 1)):
+        metrics.add({"loss": torch.zeros(()), "accuracy": torch.tensor(accuracy)}, images)
+    monkeypatch.setattr("fastadv.run.epoch_metrics.distributed.add_up", add)
+    assert metrics.line()["train_accuracy_percent"] == pytest.approx(62.5)
+    other = EpochMetrics(5, CPU)
+    other.load_state(metrics.state())
+    monkeypatch.undo()
+    other.add({"loss": torch.zeros(()), "accuracy": torch.tensor(1.0)}, 2)
+    assert other.line()["train_accuracy_percent"] == pytest.approx(70)
+
+
 def test_norms_of_updates_that_a_loss_scale_skipped_are_left_out() -> None:
     found = of((1.0, 0.5, math.inf), (2.0, 0.5, 3.0), (3.0, 0.5, math.nan), (4.0, 0.5, 5.0))
-    assert found == {"loss": 2.5, "train_accuracy": 0.5, "grad_norm": 4.0, "grad_norm_max": 5.0}
-    assert of((1.0, 0.5, math.inf)) == {"loss": 1.0, "train_accuracy": 0.5}
+    assert found == {
+        "loss": 2.5,
+        "train_accuracy_percent": 50.0,
+        "grad_norm": 4.0,
+        "grad_norm_max": 5.0,
+    }
+    assert of((1.0, 0.5, math.inf)) == {"loss": 1.0, "train_accuracy_percent": 50.0}
 
 
 def test_labels_that_are_no_classes_have_no_accuracy() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from fastadv.errors import UserError
 from fastadv.run import export
 from fastadv.run.console import Console
 from fastadv.run.export import export_run
-from fastadv.run.finished import load_run
+from fastadv.run.loaded import load_run
 from fastadv.run.request import RunRequest
 from fastadv.run.saved_models import load_model
 from fastadv.run.train import train
@@ -99,7 +100,7 @@ def test_every_form_gives_the_logits_of_the_network(name: str, run: Path, export
     found = re.search(r"its logits on 8 test images differ by (\S+) of the largest", LINES[name])
     assert found
     assert float(found[1]) < 1e-5
-    _, data, model = load_run(str(run), "best")
+    _, data, model = load_run(str(run), "best").evaluated
     model.eval()
     x = torch.cat([images for images, _ in data.test.limited(5)])
     with torch.no_grad():
@@ -170,8 +171,8 @@ class Undecided(nn.Module):
 def test_a_network_that_is_no_program_is_refused(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, data, _ = load_run(str(run), "best")
-    monkeypatch.setattr(export, "load_run", lambda path, which: (config, data, Undecided()))
+    found = dataclasses.replace(load_run(str(run)), model=Undecided())
+    monkeypatch.setattr(export, "load_run", lambda path, which: found)
     with pytest.raises(UserError, match="cannot be written as torch") as refused:
         export_run(str(run), tmp_path / "model.pt2")
     assert "\n" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""``--keep-every``: the weights of epochs, as they were evaluated, stay and can be read."""
+"""``--keep every-N``: the weights of epochs, as they were evaluated, stay and can be read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from fastadv.errors import UserError
 from fastadv.run.console import Console
 from fastadv.run.export import export_run
-from fastadv.run.finished import evaluate_run, load_run
+from fastadv.run.finished import evaluate_run
+from fastadv.run.loaded import load_run
 from fastadv.run.pairs import compare_runs
 from fastadv.run.request import RunRequest
 from fastadv.run.run_folder import RunFolder
@@ -28,7 +29,7 @@ from fastadv.storage import checkpoint
 SETTINGS: dict[str, Any] = {
     "method": "fast", "width": 2, "epochs": 3, "limit": 96, "batch_size": 32, "mode": "eager",
     "select_attack": "fgsm", "test_attacks": "clean,fgsm", "test_limit": 40, "eval_train": 30,
-    "lr": 0.5, "keep_every": 1,
+    "lr": 0.5, "keep": ("best", "last", "every-1"),
 }  # fmt: skip
 
 
@@ -72,9 +73,11 @@ def test_an_epochs_line_is_found_again(run: Path, epoch: int) -> None:
     line = lines(run)[epoch - 1]
     for on, limit in (("val", None), ("train", SETTINGS["eval_train"])):
         found = evaluate_run(str(run), "clean,fgsm", which=str(epoch), on=on, limit=limit)
-        assert found == {name: line[f"{on}_{name}"] for name in ("clean", "fgsm")}
+        shares = {name: line[f"{on}_{name}_percent"] / 100 for name in ("clean", "fgsm")}
+        assert found == pytest.approx(shares, abs=1e-6)
         assert found.n == line[f"{on}_n"]
-        assert list(found.interval("fgsm")) == line[f"{on}_fgsm_interval"]
+        ends = [end / 100 for end in line[f"{on}_fgsm_interval_percent"]]
+        assert list(found.interval("fgsm")) == pytest.approx(ends, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +87,7 @@ def test_averages_are_kept_where_they_are_evaluated(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    settings = SETTINGS | {"options": options, "eval_every": 2, "keep_every": 3}
+    settings = SETTINGS | {"options": options, "eval_every": 2, "keep": "best,last,every-3"}
     summary = train(RunRequest(**settings, out=str(out)), Console())
     assert [file.name for file in (out / "epochs").iterdir()] == ["0003.pt"]
     kept = weights(out / "epochs" / "0003.pt")
@@ -96,14 +99,14 @@ def test_averages_are_kept_where_they_are_evaluated(
 def test_an_epoch_that_is_not_evaluated_is_kept(tmp_path: Path) -> None:
     """What is saved there does not change the run."""
     runs = tmp_path / "kept", tmp_path / "plain"
-    for out, every in zip(runs, (1, None), strict=True):
-        settings = SETTINGS | {"eval_every": 3, "keep_every": every, "eval_train": None}
+    for out, keep in zip(runs, ("last,every-1", "last"), strict=True):
+        settings = SETTINGS | {"eval_every": 3, "keep": keep, "eval_train": None}
         settings["options"] = {"averaging": "ema"}
         train(RunRequest(**settings, out=str(out)), Console())
     assert len(list((runs[0] / "epochs").iterdir())) == 3
     assert not (runs[1] / "epochs").exists()
     assert alike(*(weights(out / "last.pt") for out in runs))
-    assert all("val_clean" not in line for line in lines(runs[0])[:2])
+    assert all("val_clean_percent" not in line for line in lines(runs[0])[:2])
     first, second = ([line["loss"] for line in lines(out)] for out in runs)
     assert first == second
 
@@ -115,7 +118,7 @@ def test_every_command_takes_an_epoch(run: Path, tmp_path: Path) -> None:
     prints = [fingerprint(str(run / "epochs" / f"000{epoch}.pt")) for epoch in (1, 2, 3)]
     assert len({*prints}) == 3
     assert prints[2] == fingerprint(str(run / "last.pt"))
-    assert alike(dict(load_run(str(run), "2")[2].state_dict()), kept)
+    assert alike(dict(load_run(str(run), "2").model.state_dict()), kept)
     export_run(str(run), tmp_path / "model.safetensors", "2")
     exported = load_file(tmp_path / "model.safetensors")
     assert alike(
@@ -144,7 +147,7 @@ def test_an_epoch_that_was_not_kept(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="of its 10 kept epochs the first is 1 and the last 10"):
         load_run(str(copy), "11")
     shutil.rmtree(copy / "epochs")
-    with pytest.raises(UserError, match="train with --keep-every"):
+    with pytest.raises(UserError, match="train with --keep every-10"):
         load_run(str(copy), "1")
 
 
@@ -163,11 +166,11 @@ def test_names_of_weights() -> None:
 
 
 def test_a_longer_run_keeps_the_files_it_had(run: Path, tmp_path: Path) -> None:
-    """And ``keep_every`` may change on the way."""
+    """And what is kept may change on the way."""
     copy = shutil.copytree(run, tmp_path / "copy")
     before = {file.name: file.read_bytes() for file in (copy / "epochs").iterdir()}
     edit(copy / "config.toml", "epochs = 3", "epochs = 7")
-    edit(copy / "config.toml", "keep_every = 1", "keep_every = 3")
+    edit(copy / "config.toml", "every-1", "every-3")
     resume(str(copy), Console())
     found = {file.name: file.read_bytes() for file in (copy / "epochs").iterdir()}
     assert found.keys() == {*before, "0006.pt"}

@@ -709,3 +709,16 @@ def test_a_criterion_that_decides_in_python_is_not_recorded() -> None:
     with pytest.warns(UserWarning, match="the criterion looks at the value of a tensor"):
         step(x, drawn(8, 4))
     assert step.internals.passes.recorded == 0
+
+
+@pytest.mark.parametrize(("method", "known"), [("trades", True), ("pgd", False), ("fgsm-n", False)])
+def test_the_clean_accuracy_is_that_of_the_pass_that_the_loss_makes(
+    method: str, known: bool
+) -> None:
+    x, y, index, _ = tiny_batch()
+    model = tiny_model()
+    right = (copy.deepcopy(model)(x).argmax(1) == y).double().mean()
+    metrics = tiny_step(model, method)(x, y, index)
+    assert ("clean_accuracy" in metrics) == known
+    if known:
+        assert float(metrics["clean_accuracy"]) == pytest.approx(float(right))

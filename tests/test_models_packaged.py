@@ -16,7 +16,7 @@ from fastadv.engine.torchvision_shim import import_torchvision
 from fastadv.errors import UserError
 from fastadv.models import build_model, packaged
 from fastadv.run import provenance
-from fastadv.run.finished import load_run
+from fastadv.run.loaded import load_run
 from fastadv.run.saved_models import load_model
 from fastadv.storage import checkpoint
 

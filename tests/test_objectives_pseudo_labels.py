@@ -29,7 +29,8 @@ def run(tmp_path):
     )
     model.train()(torch.rand(16, 3, 6, 6))
     of = provenance.configuration(resolve_run(config))
-    built_for = {"num_classes": 4, "in_channels": 3}
+    built_for = {"num_classes": 4, "in_channels": 3, "image_size": (6, 6)}
+    built_for |= {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.2), "classes": ()}
     payload = {"model": model.state_dict(), "built_for": built_for, "configuration": of}
     checkpoint.save(folder.best, payload)
     return folder, model.eval()
@@ -46,7 +47,7 @@ def test_the_network_of_a_run_computes_what_it_did(run):
 
 
 def test_a_run_of_another_shape_is_refused(run):
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match="for 4 classes, and the call has 7"):
         load_model(str(run[0].path), 7, 3)
 
 
@@ -55,7 +56,7 @@ def test_pseudo_labels_are_written_beside_their_images(run, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (9, 6, 6, 3), dtype=np.uint8)
     np.savez(tmp_path / "more.npz", images=images)
     counts = write_pseudo_labels(
-        str(folder.path), str(tmp_path / "more.npz"), str(tmp_path / "labelled.npz"), 4
+        str(folder.path), str(tmp_path / "more.npz"), str(tmp_path / "labelled.npz")
     )
     with np.load(tmp_path / "labelled.npz") as file:
         assert np.array_equal(file["images"], images)
@@ -69,10 +70,10 @@ def test_pseudo_labels_are_written_beside_their_images(run, tmp_path):
 def test_images_that_are_not_bytes_are_refused(tmp_path):
     np.savez(tmp_path / "floats.npz", images=np.zeros((2, 3, 3, 3)))
     with pytest.raises(UserError, match="uint8"):
-        write_pseudo_labels("run", str(tmp_path / "floats.npz"), "out.npz", 4)
+        write_pseudo_labels("run", str(tmp_path / "floats.npz"), "out.npz")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(UserError, match="Cannot read images"):
-        write_pseudo_labels("run", str(tmp_path / "other.npz"), "out.npz", 4)
+        write_pseudo_labels("run", str(tmp_path / "other.npz"), "out.npz")
     with pytest.raises(UserError, match="uint8"):
         pseudo_labels(tiny_model(), torch.rand(2, 3, 6, 6))
 

@@ -268,10 +268,15 @@ BAD_SETTINGS: dict[str, list[Any]] = {
     "image_sizes": [0, -1, 1.5, NAN, 10**9, "4..8@2", "4@0,0@1", "4@0,8"],
     "eval_every": [0, -1],
     "eval_train": [0, -1, 1.5],
-    "keep_every": [0, -1, 1.5],
+    "save_every": [0, -1, 1.5],
+    "keep": ["", "bets", "every-0", "every-", "every-2,every-3", "best;last"],
     "seed": [-1, 2**63, 1.5, NAN],
     "norm": ["l1", 3, NAN],
-    "schedule": ["linear", 1],
+    "schedule": ["straight", 1],
+    "points": [3, NAN, "0.1", "0.1@1", "0@0,x@5", "-1@0,1@5"],
+    "end_factor": [NAN, -0.1, 1.5, "low"],
+    "warmup": [NAN, INF, 0, -1, "long"],
+    "optimizer_options": ["betas", "rho=1"],
     "padding": ["white"],
     "amp": ["perhaps", 3],
     "method": [3, "pgdd"],
@@ -284,11 +289,12 @@ BAD_SETTINGS: dict[str, list[Any]] = {
 def test_a_bad_setting_of_a_run_is_refused_with_its_allowed_values(name: str, tmp_path) -> None:
     usual: dict[str, Any] = {"drops": {"schedule": "multistep"}}
     usual["drop_factors"] = usual["drops"]
+    usual |= {key: {"schedule": "cosine"} for key in ("end_factor", "warmup")}
     for value in BAD_SETTINGS[name]:
         with pytest.raises(UserError) as caught:
             resolve_run(RunRequest(**{name: value}, **usual.get(name, {})))
         # A method or data set is named as what it is.
-        word = {"method": "method", "data": "data"}.get(name, name)
+        word = {"optimizer_options": "optimizer"}.get(name, name)
         assert word.replace("_", "-") in str(caught.value)
         if isinstance(value, (int, float)) and name not in ("method", "data", "out"):
             lines = to_toml(resolve_run(RunRequest())).splitlines()
@@ -301,9 +307,9 @@ def test_a_bad_setting_of_a_run_is_refused_with_its_allowed_values(name: str, tm
 
 def test_every_number_of_a_run_is_covered() -> None:
     plain = {"deterministic", "download", "flip", "nesterov", "normalize", "tf32"}
-    plain |= {"cycle_momentum", "decay_norms"}
+    plain |= {"cycle_momentum", "decay_norms", "skip_broken"}
     choices = {"shortcut", "stem", "amp_dtype", "attack_dtype", "mode", "augmentation", "loader"}
-    choices |= {"select", "fused_norm", "optimizer"}
+    choices |= {"select", "fused_norm", "optimizer", "bn", "guard_overfitting"}
     texts = {
         "variant",
         "model",
@@ -312,6 +318,7 @@ def test_every_number_of_a_run_is_covered() -> None:
         "select_attack",
         "test_attacks",
         "device",
+        "init",
     }
     assert set(setting_types()) == {*BAD_SETTINGS, *plain, *choices, *texts}
     for name in choices:
@@ -403,11 +410,11 @@ def test_numbers_of_an_attack(name: str, options: dict[str, Any]) -> None:
 
 def test_the_command_line_gives_the_same_sentence(fastadv_command) -> None:
     for words, sentence in (
-        (("--method", "awp", "--gamma", "-1"), "gamma must be at least 0, not -1."),
-        (("--method", "awp", "--gamma", "nan"), "gamma must be a number"),
+        (("--method", "awp", "--gamma", "-1"), "--gamma must be at least 0, not -1."),
+        (("--method", "awp", "--gamma", "nan"), "--gamma must be a number"),
         (("--lr", "1e400"), "--lr must be at least 0 and finite, not inf."),
         (("--method", "trades", "--beta", "1e39"), "beta must be at least 0 and a number that"),
-        (("--method", "pgd", "--attack-loss", "kll"), "attack_loss 'kll'"),
+        (("--method", "pgd", "--attack-loss", "kll"), "--attack-loss 'kll'"),
     ):
         outcome = fastadv_command("train", *words)
         assert outcome.code == 2
@@ -438,7 +445,8 @@ def test_a_step_larger_than_the_range_of_a_pixel_is_refused() -> None:
 
 def test_an_option_of_another_part_is_told_where_it_belongs() -> None:
     with pytest.raises(
-        UserError, match=r"^'steps' is an option of adversary 'pgd', .*apart as set"
+        UserError,
+        match=r"^steps belongs to adversary pgd\|.*; this method is apart, with adversary ",
     ):
         resolve("apart", {"steps": 10})
     with pytest.raises(UserError, match=r"^Unknown option 'stps'; did you mean 'steps'\?$"):

@@ -80,7 +80,8 @@ def test_a_resumed_run_asks_for_its_plugin(fastadv_command: Command, half: Path)
 
 
 def test_a_stopped_run_says_how_it_continues(fastadv_command: Command, half: Path) -> None:
-    stops = "    def schedule(self, update, epoch):\n        signal.raise_signal(signal.SIGINT)\n"
+    stops = "    def schedule(self, update, epoch):\n        if update:\n"
+    stops += "            signal.raise_signal(signal.SIGINT)\n"
     half.write_text(HALF.replace("    def per_sample", stops + "\n    def per_sample"))
     half.write_text("import signal\n" + half.read_text())
     words = ("train", "--plugin", half, "--method", "half", *SMALL, "--out", "run")

@@ -11,7 +11,7 @@ import pytest
 
 from fastadv.evaluation.reference import canonical
 from fastadv.run.console import Console
-from fastadv.run.finished import load_run
+from fastadv.run.loaded import load_run
 from fastadv.run.request import RunRequest
 from fastadv.run.train import train
 from fastadv.threat import Threat
@@ -33,7 +33,7 @@ def test_our_accuracies_stand_beside_the_packages(
     asked = ("--eps", 0.05, "--limit", 30, "--attacks", "clean,apgd-ce", "--reference")
     done = fastadv_command("evaluate", run, *asked)
     assert done.code == 0, done.err
-    _, data, model = load_run(str(run), "best")
+    _, data, model = load_run(str(run), "best").evaluated
     theirs = canonical(model, data.test.limited(30), "apgd-ce", threat=Threat("linf", 0.05))
     rows = re.findall(r"│ (clean|apgd-ce) +│ +([\d.]+) │ +([\d.]+) │ +([+-][\d.]+) │", done.out)
     assert [row[0] for row in rows] == ["clean", "apgd-ce"]

@@ -33,7 +33,8 @@ from fastadv.run import eval_pass, eval_watch, source
 from fastadv.run.console import Console
 from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.eval_pass import EvaluationStopped
-from fastadv.run.finished import evaluate_run, load_run
+from fastadv.run.finished import evaluate_run
+from fastadv.run.loaded import load_run
 from fastadv.run.request import RunRequest
 from fastadv.run.train import resume, train
 from fastadv.storage import trust
@@ -109,7 +110,7 @@ class Stopping(Console):
 
 def expected(run: Path, attacks: str = ATTACKS, which: str = "best", **options: Any) -> dict:
     """The result of an uninterrupted call."""
-    config, data, model = load_run(str(run), which)
+    config, data, model = load_run(str(run), which).evaluated
     options = {"eps": config.eps, "alpha": config.eval_alpha, **options}
     return evaluation.evaluate(model, data.test, attacks.split(","), norm=config.norm, **options)
 
@@ -174,7 +175,7 @@ def test_an_alpha_that_an_attack_ignores_is_no_other_evaluation(run, passes) -> 
     assert again.stored == ["fgsm", "apgd-ce-2"]
     assert {name for name, _ in passes} == {"pgd-2"}
     alphas = [(line["attack"], line["alpha"]) for line in records(run)]
-    own = load_run(str(run), "best")[0].eval_alpha
+    own = load_run(str(run)).config.eval_alpha
     assert alphas == [("fgsm", None), ("apgd-ce-2", None), ("pgd-2", own), ("pgd-2", 0.01)]
 
 
@@ -182,11 +183,12 @@ def test_other_weights_are_evaluated_again(run, passes, monkeypatch) -> None:
     evaluate_run(str(run), "fgsm")
     real = load_run
 
-    def changed(path: str, which: str) -> Any:
-        config, data, model = real(path, which)
+    def changed(path: str, which: str, **told: Any) -> Any:
+        found = real(path, which, **told)
+        model = found.model
         with torch.no_grad():
             next(model.parameters()).view(-1)[0].add_(1e-6)
-        return config, data, model
+        return found
 
     monkeypatch.setattr("fastadv.run.finished.load_run", changed)
     passes.clear()
@@ -331,7 +333,7 @@ def test_an_interrupted_evaluation_between_epochs_also_continues(
     assert [images for names, images in passes if names == "clean,fgsm"] == evaluated
     assert len(evaluated) > 1
     lines = [json.loads((at / "metrics.jsonl").read_text()) for at in (tmp_path / "whole", out)]
-    assert lines[0]["val_fgsm"] == lines[1]["val_fgsm"]
+    assert lines[0]["val_fgsm_percent"] == lines[1]["val_fgsm_percent"]
 
 
 def test_verdicts_of_other_images_are_refused() -> None:

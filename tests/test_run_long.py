@@ -32,7 +32,8 @@ from fastadv.run import console as console_module
 from fastadv.run import eval_watch, source
 from fastadv.run.console import Console
 from fastadv.run.eval_watch import Deadline
-from fastadv.run.finished import evaluate_run, load_run
+from fastadv.run.finished import evaluate_run
+from fastadv.run.loaded import load_run
 from fastadv.run.request import RunRequest
 from fastadv.run.train import train
 
@@ -91,7 +92,7 @@ def test_every_result_has_a_file_of_verdicts(run: Path) -> None:
     line = record(run)
     held = Verdicts.read(run / line["verdicts"])
     require_same(held, scores.verdicts[CASCADE])
-    config, data, model = load_run(str(run), "best")
+    config, data, model = load_run(str(run), "best").evaluated
     images = data.test.limited(LIMIT)
     own = fastadv.evaluate(model, images, [CASCADE], eps=EPS, norm=config.norm)
     np.testing.assert_array_equal(held.fooled_by, own.verdicts[CASCADE].fooled_by)
@@ -207,7 +208,7 @@ def test_killed_several_times_it_ends_with_the_same_verdicts(run: Path) -> None:
 def test_examples_are_those_of_the_attack(run: Path) -> None:
     attacks = f"clean,pgd-3,{CASCADE}"
     scores = evaluated(run, attacks, save_examples=True)
-    _, data, model = load_run(str(run), "best")
+    _, data, model = load_run(str(run), "best").evaluated
     parts = list(data.test.limited(LIMIT))
     x, y = (torch.cat(each) for each in zip(*parts, strict=True))
     lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
@@ -464,8 +465,9 @@ def test_outputs_that_are_not_finite_leave_no_result(
     """NaN for image 30, which is in the second of three batches."""
     real = load_run
 
-    def broken(path: str, which: str) -> Any:
-        config, data, model = real(path, which)
+    def broken(path: str, which: str, **told: Any) -> Any:
+        found = real(path, which, **told)
+        data, model = found.source, found.model
         x = torch.cat([batch for batch, _ in data.test.limited(LIMIT)])[30]
 
         def hook(module: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> Tensor:
@@ -473,7 +475,7 @@ def test_outputs_that_are_not_finite_leave_no_result(
             return logits.masked_fill(bad[:, None], torch.nan)
 
         model.register_forward_hook(hook)
-        return config, data, model
+        return found
 
     monkeypatch.setattr("fastadv.run.finished.load_run", broken)
     monkeypatch.setattr(eval_watch, "KEEP_EVERY", -1.0)
@@ -489,10 +491,12 @@ def test_outputs_that_are_not_finite_leave_no_result(
 def test_an_empty_test_set_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = load_run
 
-    def emptied(path: str, which: str) -> Any:
-        config, data, model = real(path, which)
-        data.test = source.EvalBatches(lambda rows, size: [], torch.empty(0, dtype=torch.int64), 25)
-        return config, data, model
+    def emptied(path: str, which: str, **told: Any) -> Any:
+        found = real(path, which, **told)
+        found.source.test = source.EvalBatches(
+            lambda rows, size: [], torch.empty(0, dtype=torch.int64), 25
+        )
+        return found
 
     monkeypatch.setattr("fastadv.run.finished.load_run", emptied)
     with pytest.raises(UserError, match="no images to evaluate"):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fastadv
+from fastadv.engine.optimizer import replayed
 from fastadv.engine.optimizer.optimizer_copy import OptimizerCopy
 from fastadv.errors import UserError
 from fastadv.run.console import Console
@@ -165,6 +166,16 @@ SMALL = {
             marks=pytest.mark.slow,
         ),
         pytest.param({"schedule": "one-cycle", "momentum": 0.95}, marks=pytest.mark.slow),
+        pytest.param({"points": "0@0,0.1@1,0@2"}, marks=pytest.mark.slow),
+        pytest.param(
+            {
+                "optimizer": "nadam",
+                "optimizer_options": "betas=0.8,0.99;decoupled_weight_decay=true",
+                "schedule": "exponential",
+                "warmup": 1.5,
+            },
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"schedule": "multistep", "drops": (0.3, 0.6), "drop_factors": (0.1, 0.5)},
             marks=pytest.mark.slow,
@@ -248,3 +259,22 @@ def test_replayed_updates_equal_eager_ones(kind: str) -> None:
     eager, replayed = found
     for name, value in eager.items():
         assert torch.equal(replayed[name], value), name
+
+
+def test_a_momentum_by_the_epoch_is_recorded_in_every_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one-cycle changes it: a recording that was replayed often enough is not counted."""
+    monkeypatch.setattr(replayed, "PAYS_OFF", 2)
+    settings = SMALL | {"schedule": "one-cycle", "epochs": 14, "limit": 128, "max_grad_norm": None}
+    session = Session.build(config(**settings))
+    internals = session.step.internals
+    internals.passes = CapturedUpdate(internals.update, Unmoved(session.optimizer))
+    momenta = set()
+    for epoch in range(14):
+        for batch in session.data.loader.epoch(epoch):
+            session.step(batch.image, batch.label, batch.index, view=batch.view)
+            momenta.add(session.optimizer.param_groups[0]["momentum"])
+    session.step.check()
+    assert len(momenta) > replayed.MAX_RERECORDINGS + 2
+    assert internals.passes.recorder.updates >= len(momenta) - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ import pytest
 import torch
 from tiny import LEARNING, tiny_model
 
+from fastadv.by_epoch import Points
 from fastadv.errors import UserError
 from fastadv.run.config_file import from_bytes, to_toml
 from fastadv.run.origin import Origin
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run, resolve_stored
-from fastadv.run.schedules import Schedule, factor
+from fastadv.run.schedules import ENDS, Schedule, factor
 
 
 @pytest.mark.parametrize(
@@ -177,3 +179,105 @@ def test_a_stored_run_has_its_schedule(
         path.write_text("\n".join(kept))
         with pytest.raises(UserError, match=f"lacks {lost}"):
             resolve_stored(from_bytes(path.read_bytes(), path))
+
+
+# -- warm-up and the schedules that end at a share ------------------------------------------------
+
+
+def rates(total: int, epochs: int, kind: str, **options: Any) -> list[float]:
+    return [factor(kind, update, total, epochs=epochs, **options) for update in range(total)]
+
+
+@pytest.mark.parametrize("end", [0.0, 0.01, 0.3])
+def test_schedules_that_end_at_a_share_are_torchs(end: float) -> None:
+    total = 40
+    makers: dict[str, Any] = {
+        "linear": lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, end, total),
+        "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, total, eta_min=end),
+        "exponential": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, end ** (1 / total)),
+    }
+    for kind, make in makers.items():
+        if kind == "exponential" and not end:
+            continue
+        optimizer = torch.optim.SGD(tiny_model().parameters(), lr=1.0)
+        theirs = make(optimizer)
+        for update in range(total):
+            expected = optimizer.param_groups[0]["lr"]
+            assert factor(kind, update, total, end=end) == pytest.approx(expected, rel=1e-9)
+            optimizer.step()
+            theirs.step()
+
+
+def test_a_warm_up_is_torchs_linear_one_times_the_schedule() -> None:
+    total, epochs, rising = 40, 8, 10  # two epochs
+    optimizer = torch.optim.SGD(tiny_model().parameters(), lr=1.0)
+    schedulers = torch.optim.lr_scheduler
+    theirs = schedulers.ChainedScheduler(
+        [
+            schedulers.LinearLR(optimizer, 1 / rising, 1.0, rising - 1),
+            schedulers.CosineAnnealingLR(optimizer, total),
+        ]
+    )
+    for found in rates(total, epochs, "cosine", warmup=2.0):
+        assert found == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        optimizer.step()
+        theirs.step()
+
+
+def test_a_warm_up_of_fractions_of_an_epoch_and_one_over_a_drop() -> None:
+    found = rates(40, 8, "constant", warmup=0.5)  # 2.5 updates
+    assert found[:4] == pytest.approx([0.4, 0.8, 1.0, 1.0])
+    assert rates(40, 8, "constant", warmup=0.1) == [1.0] * 40
+    stepped = rates(40, 8, "multistep", warmup=6.0, drops=(0.5,))
+    assert stepped[19:21] == pytest.approx([20 / 30, 0.1 * 21 / 30])
+
+
+def test_points_are_an_interpolation_and_stay_after_the_last() -> None:
+    points = Points({0: 0.02, 1.5: 0.4, 6: 0.1})
+    for update, found in enumerate(rates(80, 8, "points", points=points)):
+        expected = np.interp(update / 10, [0, 1.5, 6], [0.02, 0.4, 0.1]) / 0.4
+        assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_rates_of_points_are_those_of_the_optimizer() -> None:
+    request: dict[str, Any] = {"points": "0@0,0.1@5,1/10@20,0@30", "optimizer": "adam"}
+    chosen = resolve_run(RunRequest(**request))
+    assert (chosen.schedule, chosen.lr, chosen.origins["lr"]) == ("points", 0.1, Origin.USER)
+    optimizer = torch.optim.Adam(tiny_model().parameters(), lr=chosen.lr)
+    schedule = Schedule(
+        optimizer, "points", 300, cycle_momentum=False, epochs=30, points=chosen.points
+    )
+    for update, rate in ((0, 0.0), (25, 0.05), (50, 0.1), (150, 0.1), (250, 0.05)):
+        schedule(update)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+    stored = resolve_stored(from_bytes(to_toml(chosen).encode(), Path("config.toml")))
+    assert to_toml(stored) == to_toml(chosen)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"warmup": 2.0, "schedule": "triangular"}, "rises by itself"),
+        ({"warmup": 2.0, "schedule": "one-cycle"}, "rises by itself"),
+        ({"warmup": 31.0, "schedule": "cosine"}, "takes 31 epochs, and the run has 30"),
+        ({"schedule": "points"}, "--points 0@0,0.1@5,0@30"),
+        ({"schedule": "cosine", "points": "0@0"}, "omit it with cosine"),
+        ({"points": "0@0,0.1@5", "lr": 0.1}, "omit --lr"),
+        ({"points": "0@0,0@5"}, "one of them is above 0"),
+        ({"points": "0.1@1"}, "must begin with epoch 0"),
+        ({"points": "0.1@0,0.2@5,0.1@5"}, "later than the one before"),
+        ({"points": "0..1@5"}, "written as value@epoch"),
+        ({"points": "0.1"}, "written as value@epoch"),
+        ({"end_factor": 0.1, "schedule": "constant"}, "cosine, linear or exponential"),
+        ({"end_factor": 0.0, "schedule": "exponential"}, "above 0"),
+    ],
+)
+def test_schedules_that_cannot_be_followed(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        resolve_run(RunRequest(**settings))
+
+
+def test_the_usual_ends_are_stored() -> None:
+    ends = {kind: resolve_run(RunRequest(schedule=kind)).end_factor for kind in ENDS}
+    assert ends == {"cosine": 0.0, "linear": 0.0, "exponential": 0.01}
+    assert resolve_run(RunRequest(schedule="constant")).end_factor is None

@@ -45,6 +45,7 @@ SINGLE = method("trades", [(0.8419,), (0.5231,)], [(0.8551,), (0.4445,)])
 def printed(found: ScoreTable) -> str:
     text = io.StringIO()
     console = rich.console.Console(file=text, width=80, highlight=False)
+    console.print(score_table.title(found))
     console.print(score_table.terminal(found))
     return text.getvalue()
 

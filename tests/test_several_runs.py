@@ -24,7 +24,8 @@ from fastadv.run import several
 from fastadv.run.alike import methods_of, open_alike
 from fastadv.run.console import Console
 from fastadv.run.eval_pass import EvalScores, EvaluationStopped
-from fastadv.run.finished import evaluate_run, load_run
+from fastadv.run.finished import evaluate_run
+from fastadv.run.loaded import load_run
 from fastadv.run.pairs import compare_runs
 from fastadv.run.request import RunRequest
 from fastadv.run.run_folder import RunFolder
@@ -257,7 +258,7 @@ def test_verdicts_are_those_of_the_evaluation(name: str, runs: Path) -> None:
     found = verdicts_of(path, name, limit=60, seed=3)
     evaluated = evaluate_run(path, name, limit=60, seed=3)[name]
     assert found.accuracy == pytest.approx(evaluated, abs=1e-6)
-    config, data, model = load_run(path, "best")
+    config, data, model = load_run(path, "best").evaluated
     images = data.test.limited(60)
     x, y = (torch.cat(parts) for parts in zip(*images, strict=True))
     x_adv = attack(model, x, y, name, eps=config.eps, seed=3)

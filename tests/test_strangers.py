@@ -23,11 +23,11 @@ from hypothesis import strategies as some
 from fastadv.errors import TrainingError, UserError
 from fastadv.run.console import Console
 from fastadv.run.export import export_run
-from fastadv.run.finished import evaluate_run, load_run
+from fastadv.run.finished import evaluate_run
 from fastadv.run.pseudo_labels import write_pseudo_labels
 from fastadv.run.request import RunRequest
 from fastadv.run.train import resume, train
-from fastadv.storage import checkpoint
+from fastadv.storage import checkpoint, sealed
 from fastadv.storage.digests import digest
 from fastadv.storage.trust import trusting
 
@@ -61,8 +61,7 @@ READERS: dict[str, Callable[[str, Path], Any]] = {
 def labelled(path: str, out: Path) -> None:
     """``fastadv pseudo-label`` of three images."""
     np.savez(out / "images.npz", images=np.zeros((3, 8, 8, 1), np.uint8))
-    _, data, _ = load_run(path, "best")
-    write_pseudo_labels(path, str(out / "images.npz"), str(out / "more.npz"), data.num_classes)
+    write_pseudo_labels(path, str(out / "images.npz"), str(out / "more.npz"))
 
 
 # -- code -----------------------------------------------------------------------------------------
@@ -253,6 +252,14 @@ def test_every_flipped_bit_is_detected(run: Path, tmp_path: Path, name: str, cou
         path.write_bytes(whole)
     # Measured: 14 % of the bits of so small a file of weights pad its entries and mean nothing.
     assert noticed > count * 0.6
+
+
+def test_a_line_end_that_became_another_character_is_no_truncation() -> None:
+    text = sealed.seal_line({"epoch": 1, "loss": 0.5}, "")
+    with pytest.raises(sealed.Broken):
+        sealed.open_lines(text[:-1] + "\x0b")
+    assert sealed.open_lines(text) == [{"epoch": 1, "loss": 0.5}]
+    assert all(sealed.open_lines(text[:end]) == [] for end in range(len(text)))
 
 
 # -- what a run depends on ------------------------------------------------------------------------

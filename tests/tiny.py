@@ -22,7 +22,7 @@ CLASSES = 4
 STEP_SETTINGS = (
     *("total_steps", "steps_per_epoch", "seed", "num_classes", "amp", "amp_dtype"),
     *("scaler", "max_grad_norm", "backend", "blocks", "num_samples"),
-    *("before_update", "output", "radius"),
+    *("before_update", "output", "radius", "bn"),
 )
 LEARNING = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 

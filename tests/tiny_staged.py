@@ -95,6 +95,7 @@ def staged_step(
     num_samples: int | None = SAMPLES,
     mode: str = "eager",
     backend: Any = "aot_eager",
+    bn: str = "local",
     before_update: Callable[[int], None] | None = None,
     **options: Any,
 ) -> Step:
@@ -110,6 +111,7 @@ def staged_step(
         Threat(norm, eps),
         mode=mode,
         backend=backend,
+        bn=bn,
         num_samples=num_samples,
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,

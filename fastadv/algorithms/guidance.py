@@ -1,6 +1,8 @@
 """GAT's change of the prediction, which a regularizer and an attack's loss share with its weight
 (Sriramanan et al., 2020)."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from fastadv.algorithms.contract import Weighted
@@ -18,6 +20,8 @@ def change(first: Tensor, second: Tensor) -> Tensor:
 class LateWeight(Weighted):
     """A weight that is ``reg_weight`` and 4 times that in the last 14 % of the run (the published
     code's epochs 86 to 99, from 0, on CIFAR-10)."""
+
+    suspects: ClassVar[tuple[str, ...]] = ("reg_weight",)
 
     reg_weight: NonNegative = option(10.0, "weight of the squared change of the prediction")
     reg_ramp: bool = option(True, "raise the weight fourfold in the last 14 percent of the run")

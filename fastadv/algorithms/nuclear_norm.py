@@ -1,6 +1,8 @@
 """NuAT's nuclear norm, which a regularizer and an attack's loss share with its weight
 (Sriramanan et al., 2021)."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,8 @@ class RisingWeight(Weighted):
     runs have 100. The norm is divided by the size of the batch, also of a shorter last one, which
     the published code divides by the size of the others.
     """
+
+    suspects: ClassVar[tuple[str, ...]] = ("reg_weight",)
 
     reg_weight: NonNegative = option(4.5, "weight of the nuclear norm at the end of its rise")
     reg_ramp: bool = option(True, "let the weight of the nuclear norm rise over the run")

@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 
 from fastadv.errors import UserError, warn
+from fastadv.storage.printable import printable
 
 GROUP = "fastadv.plugins"
 """The entry points of installed packages; each names a module, which is imported."""
@@ -27,15 +28,20 @@ _loaded: dict[Path, str] = {}  # file -> name of its module
 def load_file(path: str | Path) -> None:
     """Run the Python file ``path`` once, so that it registers what it holds. Raises ``UserError``
     for a file that is not there or that fails, with the line at which it does."""
-    file = Path(path).resolve()
+    shown = printable(path)
+    try:
+        file = Path(path).resolve()
+        is_there = file.is_file()
+    except (OSError, RuntimeError, ValueError):  # links in a circle; no name of a file
+        is_there = False
+    if not is_there or file.suffix != ".py":
+        raise UserError(f"--plugin names a Python file with your parts; {shown} is none.")
     if file in _loaded:
         return
-    if not file.is_file() or file.suffix != ".py":
-        raise UserError(f"--plugin names a Python file with your parts; {path} is none.")
     name = f"fastadv_plugin_{file.stem}_{len(_loaded)}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise UserError(f"The plugin {path} cannot be imported.")
+        raise UserError(f"The plugin {shown} cannot be imported.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # the hints of a class are looked up in its module
     try:
@@ -45,7 +51,9 @@ def load_file(path: str | Path) -> None:
         raise
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise UserError(f"The plugin {path} failed{_line(error, file)}: {_said(error)}.") from error
+        raise UserError(
+            f"The plugin {shown} failed{_line(error, file)}: {_said(error)}."
+        ) from error
     _loaded[file] = name
 
 

@@ -30,7 +30,8 @@ class Variant:
     """What one published code, or one paper, does differently from the recipe that it belongs to.
 
     ``parts`` is slot -> name of its part. ``options`` and ``training`` are added to the recipe's,
-    ``on_data`` replaces its entries. ``note`` says in one sentence what differs.
+    ``on_data`` replaces its entries. ``note`` says in one sentence what differs; ``summary`` takes
+    the place of the recipe's where that does not hold for this form.
     """
 
     source: str
@@ -41,6 +42,7 @@ class Variant:
     on_data: Mapping[str, OnData] = field(default_factory=dict)
     published: Published | None = None
     reported: str = ""
+    summary: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Recipe:
         return replace(
             self,
             **chosen.parts,
+            summary=chosen.summary or self.summary,
             source=chosen.source,
             options={**self.options, **chosen.options},
             training={**self.training, **chosen.training},

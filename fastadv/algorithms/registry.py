@@ -25,7 +25,7 @@ from fastadv.algorithms.parts import PARTS, names
 from fastadv.algorithms.recipe import Recipe
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.algorithms.slots import NONE
-from fastadv.errors import UserError, unknown
+from fastadv.errors import UserError, brief, unknown
 
 Kind = TypeVar("Kind", bound=type[Part])
 
@@ -101,7 +101,7 @@ def slot_of(part: type[Part]) -> str:
         if isinstance(part, type) and issubclass(part, base) and part is not base:
             return slot
     bases = ", ".join(base.__name__ for base in BASES.values())
-    raise UserError(f"{part!r} is no part: derive it from one of {bases}.")
+    raise UserError(f"{brief(part)} is no part: derive it from one of {bases}.")
 
 
 def _check(slot: str, name: str, table: Mapping[str, object], new: object) -> None:

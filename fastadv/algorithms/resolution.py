@@ -3,7 +3,7 @@ checked."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 from fastadv.algorithms.contract import (
@@ -32,7 +32,10 @@ VARIANT = "variant"
 
 
 def resolve(
-    method: str, overrides: Mapping[str, Any] | None = None, taken: Collection[str] = ()
+    method: str,
+    overrides: Mapping[str, Any] | None = None,
+    taken: Collection[str] = (),
+    spelled: Callable[[str], str] = str,
 ) -> Plan:
     """The plan of ``method`` with ``overrides``.
 
@@ -42,7 +45,7 @@ def resolve(
     option of one of the parts; a value of None is ignored. Raises ``UserError`` for an
     unknown name, with the nearest known one, for a value that an option does not take, and for
     parts that cannot be combined. ``taken`` are names that the caller takes itself: a misspelt name
-    may mean one of them.
+    may mean one of them. ``spelled`` writes a name as the user does (the command line: --name).
     """
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
     row = recipe(method)
@@ -55,9 +58,9 @@ def resolve(
     wanted = {name: value for name, value in given.items() if name not in SLOTS}
     for name in wanted:
         if name not in known:
-            raise _unknown_option(method, name, known, taken)
+            raise _unknown_option(method, name, slots, known, taken, spelled)
     settings = _recipe_options(row, slots, known) | wanted
-    settings = {name: coerce(name, value, known[name]) for name, value in settings.items()}
+    settings = {name: coerce(spelled(name), value, known[name]) for name, value in settings.items()}
     settings |= _options_of(own)
     parts: dict[str, Any] = {}
     for slot, part in classes.items():
@@ -166,19 +169,31 @@ def _require_no_options(slot: str, part: Part, wanted: Mapping[str, Any]) -> Non
 
 
 def _unknown_option(
-    method: str, name: str, known: Mapping[str, Any], taken: Collection[str]
+    method: str,
+    name: str,
+    slots: Mapping[str, str],
+    known: Mapping[str, Any],
+    taken: Collection[str],
+    spelled: Callable[[str], str],
 ) -> UserError:
     """The error for an option that no part of ``method`` has, with the parts that have it."""
-    owners = [
-        f"{slot} {label!r}"
+    owners = {
+        slot: [label for label, part in parts.items() if name in option_types(part)]
         for slot, parts in PARTS.items()
-        for label, part in parts.items()
-        if name in option_types(part)
-    ]
+    }
+    owners = {slot: labels for slot, labels in owners.items() if labels}
     if not owners:
         return unknown("option", name, [*known, *PARTS, VARIANT, *taken])
-    some = ", ".join(owners[:3]) + (", ..." if len(owners) > 3 else "")
-    return UserError(f"{name!r} is an option of {some}, which {method} as set here does not use.")
+    shown = [f"{spelled(slot)} {_some(labels)}" for slot, labels in owners.items()]
+    present = [f"{spelled(slot)} {slots[slot]}" for slot in owners]
+    return UserError(
+        f"{spelled(name)} belongs to {' and '.join(shown)}; this method is {method}, with "
+        f"{' and '.join(present)}."
+    )
+
+
+def _some(labels: list[str]) -> str:
+    return "|".join(labels[:4]) + ("|..." if len(labels) > 4 else "")
 
 
 def _classes(slots: Mapping[str, str], own: Mapping[str, Part]) -> dict[str, type[Part]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastadv.engine.gradient import gradients_if_used, leaf
 from fastadv.engine.model.agreement import draws_kept, host_draws_kept
-from fastadv.errors import UserError
+from fastadv.errors import UserError, brief
 
 UserLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -21,7 +21,7 @@ def check_function(name: str, given: Any) -> None:
     if not callable(given) or isinstance(given, type):
         raise UserError(
             f"{name} is a function of logits and y that returns one value per sample, such as "
-            f"torch.nn.CrossEntropyLoss(reduction='none'), not {given!r}."
+            f"torch.nn.CrossEntropyLoss(reduction='none'), not {brief(given)}."
         )
     learns = isinstance(given, nn.Module) and any(p.requires_grad for p in given.parameters())
     if learns:

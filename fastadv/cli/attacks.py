@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import get_args
 
-import rich.console
 import rich.table
 from rich.markup import escape
+
+from fastadv.run.terminal import Terminal
 
 
 def attacks() -> None:
     """List the attacks, for --attacks of evaluate and compare."""
     from fastadv.evaluation.attacks.names import WORDS, Objective
 
-    out = rich.console.Console(highlight=False)
+    out = Terminal()
     table = rich.table.Table(box=None, pad_edge=False)
     for head in ("attack", "numbers", "default"):
         table.add_column(head, no_wrap=True)

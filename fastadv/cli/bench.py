@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fastadv.benchmark.shift import THRESHOLD
+from fastadv.cli import completion
 
 
 def bench(
@@ -15,7 +16,8 @@ def bench(
         str | None,
         typer.Option(
             help="methods with commas, or all; options as in pgd:attack_bn=eval; "
-            "pgd:fused_norm=on runs own BatchNorm kernels on CUDA [pgd]"
+            "pgd:fused_norm=on runs own BatchNorm kernels on CUDA [pgd]",
+            autocompletion=completion.of("method"),
         ),
     ] = None,
     only: Annotated[

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import rich.console
 import rich.table
 import typer
 from rich.markup import escape
 
 from fastadv.errors import UserError, warn
+from fastadv.run.terminal import Terminal
 from fastadv.storage.printable import printable
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def show_beside(loaded: Any, scores: Scores, attacks: list[str], asked: dict[str
     warnings. ``asked``: eps, limit and seed."""
     from fastadv.run.beside import beside_canonical
 
-    out = rich.console.Console(highlight=False)
+    out = Terminal()
     for one in beside_canonical(loaded, scores, attacks, **asked):
         out.print(_table(one))
-        out.print(_sentence(one), soft_wrap=True)
+        out.print(_sentence(one))
         for remark in one.remarks:
             warn(f"pyautoattack says: {remark}")
 

@@ -15,11 +15,13 @@ import rich.text
 from fastadv.algorithms import cost
 from fastadv.algorithms.contract import passes as kinds
 from fastadv.algorithms.options import all_options
+from fastadv.algorithms.papers import PAPERS, entries, papers_in
 from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.recipe import Recipe
 from fastadv.algorithms.recipes.table import METHODS, recipe
 from fastadv.algorithms.slots import NONE
 from fastadv.cli.settings import SETTINGS
+from fastadv.cli.sources import bibliography, papers_of
 from fastadv.cli.value_words import shown
 from fastadv.declared import describe, meanings
 from fastadv.run.origin import Origin
@@ -44,6 +46,7 @@ def explain(name: str, data: str, variant: str | None = None) -> rich.console.Re
     if row.elsewhere:
         lines.append(_indented(f"elsewhere: {row.elsewhere}", ""))
     lines += _variants(recipe(name), row.variant) + _published(row)
+    lines += _papers(recipe(name), row)
     lines += ["", _indented(f"passes per step: {passes(plan)}", ""), ""]
     for slot, part in plan.parts.items():
         lines += [f"{slot}: {plan.slots[slot]}", _indented(inspect.getdoc(type(part)) or ""), ""]
@@ -81,11 +84,27 @@ def _published(row: Recipe) -> list[str]:
         return []
     lines = ["", _indented(f"as published ({found.code}), on {found.data}:", "")]
     texts = {**found.settings(), "start of the attack": found.start}
+    if texts.get("steps") == 0:  # each update of the weights is one of the attack, too
+        texts["steps"] = "none of the attack alone"
     stated = ", ".join(f"{name} {shown(value)}" for name, value in texts.items())
     lines.append(_indented(stated, "  "))
     for name, reason in found.departs.items():
         lines.append(_indented(f"differs here: {name}: {reason}", "  "))
     return lines
+
+
+def _papers(row: Recipe, form: Recipe) -> list[str]:
+    """The papers of the method ``row`` and of its parts, and the entries of its own, as the
+    ``form`` shown."""
+    together = [*papers_of(row), *papers_of(form)]
+    found = [paper for paper in PAPERS if paper in together]
+    if not found:
+        return []
+    own = papers_in(row.source, form.source)
+    lines = ["", "papers of the method, its forms and its parts:"]
+    lines += [_indented(paper.line(), "  ") for paper in found]
+    lines += ["", "BibTeX (all of them: --bibtex):"]
+    return lines + textwrap.indent(entries(own or found), "  ").split("\n")
 
 
 def _value(name: str, value: object, origin: Origin, meaning: str, allowed: str) -> list[str]:
@@ -160,6 +179,8 @@ def markdown() -> str:
         "<!-- bench:recipes -->",
         recipe_table(),
         "<!-- /bench:recipes -->",
+        "",
+        bibliography(),
     ]
     return "\n".join(lines) + "\n"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -13,6 +13,7 @@ from fastadv.algorithms.contract import Part
 from fastadv.algorithms.options import all_options, default, option_types
 from fastadv.algorithms.parts import PARTS, names
 from fastadv.algorithms.slots import SLOTS
+from fastadv.cli import invocation
 from fastadv.cli.help_screen import Row
 from fastadv.cli.settings import COMMON, SETTINGS
 from fastadv.cli.value_words import shown
@@ -20,6 +21,7 @@ from fastadv.declared import (
     declared,
     describe,
     may_be_absent,
+    may_be_auto,
     may_change,
     meanings,
     plain_type,
@@ -33,18 +35,19 @@ from fastadv.run.resolve import ALSO_OPTIONS, resolve_run
 
 SWAP = "Swap a part of the method"
 TYPES: Mapping[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT"}
-PLUGIN = Row("--plugin FILE", "run this Python file with methods of your own")
-RESUME = Row("--resume FOLDER", "continue the run in this folder")
-TRUST = Row("--trust-code", "run the module:callable that run folders from elsewhere name")
 
 
-def groups(method: str | None = None) -> Iterator[tuple[str, list[Row]]]:
-    """All options in their groups; with ``method`` those of its parts only."""
+def groups(
+    method: str | None = None, variant: str | None = None
+) -> Iterator[tuple[str, list[Row]]]:
+    """All options in their groups; with ``method`` those of its parts only, in its form
+    ``variant``. Raises ``UserError`` for names that are none."""
     types = setting_types()
     for title, settings in SETTINGS.items():
         rows = [_setting(name, types[name], text) for name, text in settings.items()]
-        yield title, [*rows, PLUGIN, RESUME, TRUST] if title == "The run" else rows
-    config = None if method is None else resolve_run(RunRequest(method=method))
+        yield title, [*rows, *invocation.rows()] if title == "The run" else rows
+    chosen_form = method is not None or variant is not None
+    config = resolve_run(RunRequest(method=method, variant=variant)) if chosen_form else None
     plan = None if config is None else config.plan
     chosen = {} if plan is None else plan.slots
     yield SWAP, [_slot(slot, chosen.get(slot)) for slot in PARTS]
@@ -75,8 +78,11 @@ def common_groups() -> Iterator[tuple[str, list[Row]]]:
         rows = [
             _setting(name, types[name], text) for name, text in settings.items() if name in COMMON
         ]
-        rows = [row if row.flag.endswith("NAME") else row._replace(allowed="") for row in rows]
-        yield title, [*rows, PLUGIN, RESUME] if title == "The run" else rows
+        # A long list of choices is for --help-all.
+        names = [row.flag.endswith("NAME") and len(row.allowed) < 100 for row in rows]
+        rows = [r if n else r._replace(allowed="") for r, n in zip(rows, names, strict=True)]
+        of_run = invocation.rows(invocation.COMMON)
+        yield title, [*rows, *of_run] if title == "The run" else rows
 
 
 def _setting(name: str, hint: Any, text: str) -> Row:
@@ -111,7 +117,8 @@ def _as_text(hint: Any) -> Any:
     """Numbers are taken as text so that fractions like 8/255 can be read, choices as text so
     that a mistake is answered in one way, several values as one text such as "3,4"."""
     kind = plain_type(hint)
-    if kind is float or get_origin(kind) in (Literal, tuple) or may_change(hint):
+    texts = kind is float or get_origin(kind) in (Literal, tuple)
+    if texts or may_change(hint) or may_be_auto(hint):
         return str
     return kind
 
@@ -127,7 +134,7 @@ def _option(name: str, kind: Any) -> inspect.Parameter:
     )
 
 
-OF_THE_COMMAND = ("resume", "trust_code", "plugin", "help", "help_all")
+OF_THE_COMMAND = (*invocation.OPTIONS, "plugin", "help", "help_all")
 """The flags of ``fastadv train`` that are no settings of a run."""
 
 
@@ -135,16 +142,21 @@ def train_parameters() -> list[inspect.Parameter]:
     """Every option of ``fastadv train``: the run's settings, the slots, the parts' options."""
     plugins.load_installed()
     settings = setting_types()
-    found = [_option(name, _as_text(hint)) for name, hint in settings.items()]
+    found = [
+        # Of the run it is one number, of the command also several.
+        _option(name, str if name == "seed" else _as_text(hint))
+        for name, hint in settings.items()
+    ]
     found += [_option(slot, str) for slot in PARTS]
     classes = [part for parts in PARTS.values() for part in parts.values()]
     for part in classes:
         _require_own_names(part, settings)
-    return found + [
+    found += [
         _option(name, _as_text(hint))
         for name, hint in all_options(classes).items()
         if name not in settings
     ]
+    return [*invocation.parameters(), *found]
 
 
 def _require_own_names(part: type[Part], settings: Mapping[str, Any]) -> None:
@@ -157,17 +169,3 @@ def _require_own_names(part: type[Part], settings: Mapping[str, Any]) -> None:
                 f"{part.__name__} has an option {name!r}, which is a setting of every run: give "
                 "the option another name."
             )
-
-
-def with_options(
-    command: Callable[[dict[str, Any]], None], parameters: list[inspect.Parameter]
-) -> Callable[..., None]:
-    """``command`` as a function with ``parameters``, called with what was given of them."""
-
-    def run(**given: Any) -> None:
-        command({name: value for name, value in given.items() if value is not None})
-
-    run.__doc__ = command.__doc__
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {entry.name: entry.annotation for entry in parameters}
-    return run

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastadv.cli import completion
 from fastadv.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
 _PANEL = "In place of a run folder"
 
 
-def _option(flags: str, text: str) -> Any:
-    return typer.Option(*flags.split(), help=text, rich_help_panel=_PANEL)
+def _option(flags: str, text: str, names: str | None = None) -> Any:
+    completed = None if names is None else completion.of(names)
+    return typer.Option(*flags.split(), help=text, rich_help_panel=_PANEL, autocompletion=completed)
 
 
 Weights = Annotated[
@@ -23,10 +25,19 @@ Weights = Annotated[
 ]
 Model = Annotated[
     str | None,
-    _option("--model", "its network: a name as for train, timm:NAME, module:callable, ..."),
+    _option(
+        "--model", "its network: a name as for train, timm:NAME, module:callable, ...", "model"
+    ),
 ]
-Data = Annotated[str | None, _option("--data", "the data set whose test images are evaluated")]
-DataRoot = Annotated[str | None, _option("--data-root", "folder of the data sets")]
+Data = Annotated[
+    str | None,
+    _option(
+        "--data",
+        "the data set whose test images are evaluated; a run's, if they have moved",
+        "data",
+    ),
+]
+DataRoot = Annotated[str | None, _option("--data-root", "folder of the data sets; also for a run")]
 Download = Annotated[bool | None, _option("--download", "download a missing data set")]
 ImageSize = Annotated[int | None, _option("--image-size", "pixels to which images are resized")]
 Norm = Annotated[str | None, _option("--norm", "norm of the threat model: linf, l2")]
@@ -44,6 +55,10 @@ Depth = Annotated[int | None, _option("--depth", "depth, where the tensors do no
 Stem = Annotated[str | None, _option("--stem", "stem, where the tensors do not show it")]
 
 
+OF_A_RUN = ("data", "data_root")
+"""Those that a run folder takes as well: its data may have moved."""
+
+
 def foreign_request(
     run: str | None, which: str, weights: str | None, **given: Any
 ) -> tuple[str, RunRequest] | None:
@@ -52,6 +67,8 @@ def foreign_request(
     Raises ``UserError`` unless it is one of the two.
     """
     given = {name: value for name, value in given.items() if value is not None}
+    if run is not None:
+        given = {name: value for name, value in given.items() if name not in OF_A_RUN}
     flags = ["--" + name.replace("_", "-") for name in given]
     if weights is not None:
         flags.insert(0, "--weights")

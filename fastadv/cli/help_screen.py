@@ -15,6 +15,7 @@ Usage: fastadv train [OPTIONS]
   fastadv train --method pgd --data cifar10 --download --amp
   fastadv train --method trades --beta 3 --eps 4/255
   fastadv train --method fast --weights awp          swap a part of the method
+  fastadv train --config run.toml --dry-run          what it does and takes
   fastadv train --resume runs/apart-digits           continue an interrupted run
 """
 
@@ -32,20 +33,27 @@ class Row(NamedTuple):
     allowed: str = ""
     default: str = ""
 
-    def text(self, width: int) -> str:
-        """The row in lines of at most ``width`` columns."""
+    def text(self, width: int, left: int = LEFT) -> str:
+        """The row in lines of at most ``width`` columns; the meaning begins in column ``left``."""
         words = self.meaning + (f" ({self.allowed})" if self.allowed else "")
         words += f" [{self.default}]" if self.default else ""
         flag = f"  {self.flag}"
-        first = flag.ljust(LEFT) if len(flag) < LEFT else flag + "\n" + " " * LEFT
-        body = textwrap.wrap(words, max(width - LEFT, 20), break_on_hyphens=False)
-        return first + ("\n" + " " * LEFT).join(body)
+        first = flag.ljust(left) if len(flag) < left else flag + "\n" + " " * left
+        body = textwrap.wrap(
+            words, max(width - left, 20), break_on_hyphens=False, break_long_words=False
+        )
+        return first + ("\n" + " " * left).join(body)
+
+
+def laid_out(title: str, rows: Iterable[Row], width: int, left: int = LEFT) -> list[str]:
+    """The lines of a group; none without rows."""
+    found = [row.text(width, left) for row in rows]
+    return [f"{title}:", *found] if found else []
 
 
 def page(groups: Iterable[tuple[str, Iterable[Row]]], width: int) -> str:
     """Usage, examples and the rows of each group."""
     lines = [EXAMPLES]
     for title, rows in groups:
-        found = [row.text(width) for row in rows]
-        lines += [f"{title}:", *found] if found else []
+        lines += laid_out(title, rows, width)
     return "\n".join([*lines, MORE])

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
 
 from fastadv.algorithms.recipe import Recipe
 from fastadv.algorithms.recipes.table import METHODS
+from fastadv.run.layout import columns
 
-# Where standard output is no terminal, lines are not cut: another program reads them.
-UNLIMITED = 10_000
 # Below this the accuracies leave no room for what a method does.
 NARROW = 72
 
@@ -21,7 +19,7 @@ def listing(width: int | None = None) -> str:
     """The methods as text whose lines have at most ``width`` characters (None: as many as the
     terminal has, or as are needed where there is none)."""
     if width is None:
-        width = shutil.get_terminal_size((UNLIMITED, 0)).columns
+        width = columns()
     groups: dict[str, list[str]] = {}
     for name, row in METHODS.items():
         groups.setdefault(paper(row), []).append(name)

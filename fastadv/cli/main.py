@@ -3,35 +3,62 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import rich.console
 import typer
 from rich.markup import escape
 
+from fastadv import __version__
+from fastadv.cli import completion
+from fastadv.cli.asked_help import asks_for_help, train_page
 from fastadv.cli.attacks import attacks
 from fastadv.cli.bench import bench
+from fastadv.cli.command_help import overview, page
 from fastadv.cli.compare import compare
 from fastadv.cli.evaluate import evaluate
-from fastadv.cli.misspelt import misspelt
-from fastadv.cli.no_number import no_number
+from fastadv.cli.in_dashes import told_in_dashes
+from fastadv.cli.invocation import with_invocation
+from fastadv.cli.max_time import seconds_of
 from fastadv.cli.shared_options import Plugin, TrustCode
-from fastadv.errors import Interrupted, TrainingError, UserError
-from fastadv.storage.printable import safe_sentence
+from fastadv.cli.usage_errors import sentence_of
+from fastadv.cli.with_options import with_options
+from fastadv.engine.process import stop
+from fastadv.engine.process.one_voice import first_to_speak, is_first
+from fastadv.errors import (
+    GO_ON,
+    Interrupted,
+    ProcessLost,
+    TrainingError,
+    UserError,
+    exit_code,
+)
+from fastadv.run.terminal import Terminal
+from fastadv.storage.printable import printable, safe_sentence
 from fastadv.storage.trust import trusting
+
+_LONG_WORD = re.compile(r"\S{400,}")  # given by mistake, such as a whole file
 
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
-    errors = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+    with stop.handled():
+        _main()
+
+
+def _main() -> None:
+    errors = Terminal(stderr=True)
 
     def say(kind: str, sentence: object) -> None:
+        if kind == "warning" and not is_first():
+            return
         colour = "yellow" if kind == "warning" else "red"
-        errors.print(f"[{colour}]{kind}:[/] {escape(safe_sentence(sentence))}")
+        said = _LONG_WORD.sub(lambda word: printable(word[0]), safe_sentence(sentence))
+        errors.print(f"[{colour}]{kind}:[/] {escape(said)}")
 
     # The command line shows a warning as a sentence, without its place in the code.
     warnings.showwarning = lambda message, *_: say("warning", message)
@@ -40,25 +67,31 @@ def main() -> None:
         words = words[1:]
     try:
         words = _load_plugins(words)
-        if words[:1] == ["train"] and not {"--help", "--help-all"}.isdisjoint(words):
-            print(_train_help(words), end="")
+        if asks_for_help(words):
+            print(_help(words), end="")
             sys.exit(0)
         command = application(words[0] if words else "")
-        code = command(args=words, standalone_mode=False)
+        code = command(args=words, prog_name="fastadv", standalone_mode=False)
     except (UserError, TrainingError) as error:
-        say("error", error)
-        code = 2
+        if first_to_speak():
+            say("error", error)
+        code = GO_ON if isinstance(error, ProcessLost) else 2
     except Interrupted as stopped:
-        errors.print(escape(safe_sentence(stopped)))
-        code = 130
+        if first_to_speak():
+            errors.print(escape(safe_sentence(stopped)))
+        code = exit_code(stopped.by)
+    except stop.Stopped as stopped:
+        if first_to_speak():
+            errors.print(stop.nothing_saved(stopped.by))
+        code = exit_code(stopped.by)
     except KeyboardInterrupt:
         code = 130
     except Exception as error:
         # The class of usage errors depends on the click that typer brings; all have this method.
         if not hasattr(error, "format_message"):
             raise
-        sentence = misspelt(error) or no_number(error) or error.format_message()
-        if sentence:  # none beside the help of a bare `fastadv`
+        sentence = sentence_of(error)
+        if sentence and first_to_speak():  # none beside the help of a bare `fastadv`
             say("error", sentence)
         code = 2
     sys.exit(code)
@@ -87,59 +120,61 @@ def _load_plugins(words: list[str]) -> list[str]:
 
 def _train(given: dict[str, Any]) -> None:
     """Train a network. Without options: APART on digits."""
+    limit = given.pop("max_time", None)
+    if limit is not None:
+        stop.allow(seconds_of(limit))
+    from fastadv.run.onward import train_or_resume
+    from fastadv.run.places import of_a_run
     from fastadv.run.request import RunRequest, setting_types
+    from fastadv.run.seeds import seeds_in, train_seeds
     from fastadv.run.train import resume, train
 
     path = given.pop("resume", None)
-    with trusting(given.pop("trust_code", False)):
-        if path is not None:
+    begin = train_or_resume if path == "auto" else train
+    with trusting(given.pop("trust_code", False)), told_in_dashes(given):
+        if path is not None and path != "auto":
+            moved = {name: given.pop(name) for name in of_a_run() if name in given}
             if given:
                 flags = ", ".join("--" + name.replace("_", "-") for name in given)
                 raise UserError(f"--resume continues a run as it was begun; omit {flags}.")
-            resume(path)
+            resume(path, moved=moved)
             return
+        config, name, dry = (given.pop(key, None) for key in ("config", "name", "dry_run"))
         settings = {name: given.pop(name) for name in list(given) if name in setting_types()}
-        train(RunRequest(**settings, options=given))
+        seeds = seeds_in(settings.pop("seed", None))
+        request = RunRequest(**settings, seed=seeds[0], options=given)
+        request = with_invocation(request, config, name)
+        if dry:
+            from fastadv.cli.dry_run import dry_run
+
+            dry_run(request)
+        elif len(seeds) > 1:
+            train_seeds(request, [seed for seed in seeds if seed is not None])
+        else:
+            begin(request)
 
 
-def _train_help(words: list[str]) -> str:
-    """The common options; all with ``--help-all``; with ``--method`` those of its parts."""
-    method = next(
-        (
-            word.partition("=")[2] if "=" in word else after
-            for word, after in zip(words, [*words[1:], ""], strict=True)
-            if word.partition("=")[0] == "--method"
-        ),
-        None,
-    )
-    if method is not None or "--help-all" in words:
-        from fastadv.cli.train_help import full
-
-        return full(method)
-    # Not built but read: the options of the parts need torch (``train_help.py`` writes the file).
-    return Path(__file__).with_name("train_help.txt").read_text(encoding="utf-8")
-
-
-def _train_command() -> Callable[..., None]:
-    from fastadv.cli.flags import train_parameters, with_options
-
-    resume = inspect.Parameter(
-        "resume",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[str | None, typer.Option("--resume")],
-    )
-    trust_code = inspect.Parameter(
-        "trust_code", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=TrustCode
-    )
-    return with_options(_train, [resume, trust_code, *train_parameters()])
+def _help(words: list[str]) -> str:
+    """The help of the command in ``words``, or of all."""
+    command = next((word for word in words if word in COMMANDS), None)
+    if command is None:
+        return overview(COMMANDS)
+    if command == "train":
+        return train_page(words)
+    return page(command, CALLED[command])
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="a method to explain")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="a method to explain", autocompletion=completion.of("method")),
+    ] = None,
     data: Annotated[str, typer.Option(help="explain it for a run on this data set")] = "digits",
     variant: Annotated[str | None, typer.Option(help="explain this published form of it")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="print docs/methods.md")] = False,
+    bibtex: Annotated[
+        bool, typer.Option("--bibtex", help="print the BibTeX entries of its papers alone")
+    ] = False,
     plugin: Plugin = None,
 ) -> None:
     """List the methods, or explain one."""
@@ -147,6 +182,12 @@ def methods(
         from fastadv.cli.explain import markdown as as_markdown
 
         print(as_markdown(), end="")
+    elif bibtex:
+        from fastadv.cli.sources import bibtex_of
+
+        if name is None:
+            raise UserError("--bibtex is for one method: name it before.")
+        print(bibtex_of(name, variant))
     elif name is None and variant is not None:
         raise UserError("--variant is a form of one method: name the method before it.")
     elif name is None:
@@ -156,7 +197,7 @@ def methods(
     else:
         from fastadv.cli.explain import explain
 
-        rich.console.Console(highlight=False).print(explain(name, data, variant))
+        Terminal().print(explain(name, data, variant))
 
 
 def doctor(
@@ -170,7 +211,7 @@ def doctor(
     """Say what this machine can do, and what fastadv will use."""
     from fastadv.cli.doctor import check_gpu, report
 
-    console = rich.console.Console(highlight=False, soft_wrap=True)
+    console = Terminal()
     if not gpu:
         console.print(report())
     elif not check_gpu(console):
@@ -197,7 +238,7 @@ def export(
 
     with trusting(trust_code):
         said = export_run(run, out, which, form)
-    rich.console.Console(highlight=False, soft_wrap=True).print(escape(said))
+    Terminal().print(escape(said))
 
 
 def pseudo_label(
@@ -208,38 +249,77 @@ def pseudo_label(
     plugin: Plugin = None,
 ) -> None:
     """Label unlabelled images with a run's best network, for RST."""
-    from fastadv.run.finished import load_run
     from fastadv.run.pseudo_labels import write_pseudo_labels
 
     with trusting(trust_code):
-        _, data, _ = load_run(run, "best")
-        counts = write_pseudo_labels(run, images, out, data.num_classes)
+        counts = write_pseudo_labels(run, images, out)
     shares = ", ".join(f"{label}: {count}" for label, count in counts.items())
-    rich.console.Console(highlight=False, soft_wrap=True).print(
-        f"wrote {escape(out)}; images per class: {shares}"
-    )
+    Terminal().print(f"wrote {escape(out)}; images per class: {shares}")
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fastadv {__version__}")
+        raise typer.Exit
+
+
+CALLED: dict[str, Callable[..., None]] = {
+    "evaluate": evaluate,
+    "compare": compare,
+    "attacks": attacks,
+    "methods": methods,
+    "doctor": doctor,
+    "export": export,
+    "pseudo-label": pseudo_label,
+    "bench": bench,
+}
+"""Name -> the command, for all but ``train``: its options need torch, which the others must not
+wait for."""
+
+COMMANDS = {
+    "train": inspect.getdoc(_train) or "",
+    **{name: " ".join((inspect.getdoc(each) or "").split()) for name, each in CALLED.items()},
+}
+"""Name -> what it does."""
 
 
 def application(command: str) -> typer.Typer:
-    """The commands. The options of train are there when ``command`` is that one: they
-    need torch, which the help of the others must not wait for."""
+    """The commands. The options of train are there when ``command`` is that one, or as stored for
+    a shell that completes a line."""
     app = typer.Typer(
-        add_completion=False,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        rich_markup_mode="markdown",
-        help="Fast adversarial training: `fastadv train --method apart --amp` runs as it is.",
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.command("train", help=_train.__doc__)(_train_command() if command == "train" else _later)
-    app.command()(evaluate)
-    app.command()(compare)
-    app.command()(attacks)
-    app.command()(methods)
-    app.command()(doctor)
-    app.command()(export)
-    app.command("pseudo-label")(pseudo_label)
-    app.command()(bench)
+    app.callback()(_top)
+    for name, text in COMMANDS.items():
+        app.command(name, help=text)(_implementation(name, command))
     return app
+
+
+def _implementation(name: str, command: str) -> Callable[..., None]:
+    if name in CALLED:
+        return CALLED[name]
+    if completion.asked_for():
+        return with_options(_nothing, completion.parameters(name))
+    if name != command:
+        return _later
+    from fastadv.cli.flags import train_parameters
+
+    return with_options(_train, train_parameters())
+
+
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", help="say which version this is", callback=_say_version)
+    ] = False,
+) -> None:
+    """Fast adversarial training."""
+
+
+def _nothing(given: dict[str, Any]) -> None:
+    """Stands for a command whose options are completed."""
 
 
 def _later() -> None:

@@ -15,5 +15,7 @@ def no_number(error: Exception) -> str | None:
     if details is None or not options:
         return None
     first = details()[0]
+    if str(first["type"]).startswith("string"):
+        return f"{options[0]} takes text in UTF-8, and what follows it is none."
     kind = _KINDS.get(str(first["type"]).partition("_")[0])
     return f"{options[0]} takes {kind}, not {first['input']!r}." if kind else None

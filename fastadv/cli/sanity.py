@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-import rich.console
 import typer
 from rich.markup import escape
 
 from fastadv.errors import UserError
+from fastadv.run.terminal import Terminal
 from fastadv.storage.printable import printable
 
 if TYPE_CHECKING:
@@ -32,27 +32,35 @@ _COLOURS = {True: "green", False: "red", None: "yellow"}
 
 
 def check(
-    runs: Sequence[str], elsewhere: tuple[str, RunRequest] | None, which: str, **options: Any
+    runs: Sequence[str],
+    elsewhere: tuple[str, RunRequest] | None,
+    which: str,
+    told: Mapping[str, Any],
+    **options: Any,
 ) -> int:
-    """Check each of ``runs``, or the network from ``elsewhere``, and show the reports; returns the
-    exit code: ``FAILED`` if a check failed, else 0. Of several processes the first does it, and all
-    return its code."""
+    """Check each of ``runs``, whose data are where the user has ``told``, or the network from
+    ``elsewhere``, and show the reports; returns the exit code: ``FAILED`` if a check failed, else
+    0. Of several processes the first does it, and all return its code."""
     from fastadv.run.together import by_the_first
 
-    passed = by_the_first(lambda: _check(runs, elsewhere, which, **options))
+    passed = by_the_first(lambda: _check(runs, elsewhere, which, told, **options))
     return 0 if passed else FAILED
 
 
 def _check(
-    runs: Sequence[str], elsewhere: tuple[str, RunRequest] | None, which: str, **options: Any
+    runs: Sequence[str],
+    elsewhere: tuple[str, RunRequest] | None,
+    which: str,
+    told: Mapping[str, Any],
+    **options: Any,
 ) -> bool:
     """Check and show; returns whether all checks passed."""
-    from fastadv.run.console import Console, Terminal
+    from fastadv.run.console import Console
     from fastadv.run.sanity import check_loaded
 
-    console = Console(Terminal(highlight=False, soft_wrap=True, stderr=True))
+    console = Console(Terminal(stderr=True))
     passed = True
-    for title, loaded, folder, weights in _networks(runs, elsewhere, which):
+    for title, loaded, folder, weights in _networks(runs, elsewhere, which, told):
         report = check_loaded(loaded, folder, weights, **options, console=console)
         _show(title, str(folder.path), report)
         passed = passed and report.passed
@@ -67,11 +75,13 @@ def require_alone(flags: Mapping[str, object]) -> None:
 
 
 def _networks(
-    runs: Sequence[str], elsewhere: tuple[str, RunRequest] | None, which: str
+    runs: Sequence[str],
+    elsewhere: tuple[str, RunRequest] | None,
+    which: str,
+    told: Mapping[str, Any],
 ) -> Iterator[tuple[str, Any, Any, str]]:
-    from fastadv.run.finished import load_run
     from fastadv.run.foreign import load_foreign, make_folder
-    from fastadv.run.run_folder import RunFolder
+    from fastadv.run.loaded import load_run
     from fastadv.run.which import one_named
 
     if elsewhere is not None:
@@ -81,11 +91,12 @@ def _networks(
         return
     for run in runs:
         weights = f"{one_named(which)} weights"
-        yield f"{run}, {weights}", load_run(run, which), RunFolder.open(run), weights
+        loaded = load_run(run, which, **told, device=None)
+        yield f"{run}, {weights}", loaded.evaluated, loaded.folder, weights
 
 
 def _show(title: str, folder: str, report: Report) -> None:
-    out = rich.console.Console(highlight=False, soft_wrap=True)
+    out = Terminal()
     out.print(escape(f"{printable(title)}: {report.n} test images"))
     for finding in report.findings:
         out.print(f"[{_COLOURS[finding.passed]}]{escape(finding.word):7}[/] {escape(finding.text)}")

@@ -24,7 +24,7 @@ def terminal(table: ScoreTable) -> rich.table.Table:
     """A table of at most 80 columns: a row for each attack and method. Where there is one method,
     what follows a number has its own column."""
     several = len(table.methods) > 1
-    found = rich.table.Table(title=_title(table))
+    found = rich.table.Table()
     found.add_column("attack", no_wrap=True)
     if several:
         found.add_column("method", overflow="fold")
@@ -48,9 +48,10 @@ def _range_head(table: ScoreTable) -> str:
     return "95 % interval" if len(table.methods[0].runs) == 1 else "std of seeds"
 
 
-def _title(table: ScoreTable) -> str:
-    title = _accuracy(table)
-    return title if table.title is None else f"{escape(printable(table.title))}: {title}"
+def title(table: ScoreTable) -> str:
+    """What stands above the table, for a terminal."""
+    said = _accuracy(table)
+    return said if table.title is None else f"{escape(printable(table.title))}: {said}"
 
 
 def markdown(table: ScoreTable) -> str:

@@ -23,11 +23,12 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "image_size": "height and width, in pixels, to which images of a folder are resized",
         "image_sizes": "side of the training images by epoch, in pixels, as 128@0,224@6,288@12",
         "loader": "device: all images in memory; dali: decode files while training",
+        "skip_broken": "leave out images of a folder that cannot be decoded",
         "pad": "largest shift of the random crops, in pixels",
         "padding": "border of the crops: black (constant), grey or reflected",
         "flip": "flip images horizontally at random",
-        "augmentation": "base: crop, flip; rotate: also by 15 degrees; autoaugment: with cutout; "
-        "resized-crop: ImageNet's",
+        "augmentation": "base: crop and flip; joined by +: resized-crop, rotate, autoaugment, "
+        "randaugment, trivialaugment, augmix, mixup, cutmix",
     },
     "Network": {
         "model": "network; timm:NAME, torchvision:NAME, or module:callable for your own",
@@ -37,14 +38,20 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "stem": "first layers of a ResNet: 3x3 (cifar), or 7x7 and pooled (imagenet)",
         "normalize": "normalize images by the data's mean and deviation, in the network",
         "dropout": "probability of dropout before the classifier (Wide ResNet: in its blocks)",
+        "init": "begin with the weights in this run folder, checkpoint or file from elsewhere",
         "blocks": "modules whose input is perturbed too, such as layer1.*.conv1",
     },
     "Optimization": {
         "epochs": "passes over the training set",
-        "batch_size": "images per update",
-        "optimizer": "optimizer; the rates of presets are SGD's, adam and adamw take 0.001",
+        "batch_size": "images per update; auto: as many as fit into memory, by measuring",
+        "optimizer": "sgd, adamw, or another of torch.optim; the rates of presets are SGD's, "
+        "others take torch's",
+        "optimizer_options": "more of its arguments, such as betas=0.9,0.95;eps=1e-6",
         "lr": "peak learning rate",
-        "schedule": "learning rates",
+        "schedule": "learning rates, as cosine or one-cycle",
+        "points": "learning rates by epoch with lines between, as 0@0,0.1@5,0@30",
+        "end_factor": "share of the peak rate at which cosine, linear and exponential end",
+        "warmup": "epochs over which the rate first rises linearly from 0",
         "drops": "epochs (below 1: shares of the run) of lower rates, such as 0.5,0.75",
         "drop_factors": "factor at each drop, such as 0.1,0.1,0.5; without it, 0.1 each",
         "peak": "share of the run before the peak of a triangular or one-cycle schedule",
@@ -64,6 +71,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "mode": "execution",
         "fused_norm": "own kernels for BatchNorm, ReLU and residuals on CUDA; "
         "auto: only where measured faster",
+        "bn": "with several processes: batch statistics of each (local), or of all (global)",
         "deterministic": "refuse operations that are not reproducible",
     },
     "Evaluation": {
@@ -77,10 +85,14 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "test_limit": "evaluate on this many test images only",
     },
     "The run": {
-        "seed": "seed of weights, order, augmentation and noise",
+        "seed": "seed of weights, order, augmentation and noise; 0,1,2: a run for each",
         "out": "run folder; without it, runs/METHOD-DATA",
         "checkpoint_minutes": "minutes after which a checkpoint is also saved within an epoch",
-        "keep_every": "epochs from one file of kept weights, in epochs/, to the next",
+        "save_every": "epochs from one checkpoint to the next",
+        "keep": "files to keep: best, last, previous (for a damaged last.pt), every-10; without "
+        "last, no checkpoint stays at the end",
+        "guard_overfitting": "attack a few training images within epochs, and when single-step "
+        "training overfits say so, stop, or go back and halve the attack's step",
     },
 }
 

@@ -1,7 +1,8 @@
 """The help of ``fastadv train``: the common options, or all.
 
 The common screen is kept in ``train_help.txt``, so that it is shown without importing torch.
-``python -m fastadv.cli.train_help`` writes it anew; a test compares it with the options.
+``python -m fastadv.cli.train_help`` writes it and ``completion.json`` anew; tests compare both
+with the options.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from fastadv.cli import completion
 from fastadv.cli.flags import common_groups, groups
 from fastadv.cli.help_screen import page
 
@@ -16,9 +18,9 @@ STORED = Path(__file__).with_name("train_help.txt")
 COLUMNS = 80  # of the stored screen
 
 
-def full(method: str | None = None) -> str:
+def full(method: str | None = None, variant: str | None = None) -> str:
     """Every option; with ``method`` the run's settings and the options of that method's parts."""
-    return page(groups(method), shutil.get_terminal_size().columns)
+    return page(groups(method, variant), shutil.get_terminal_size().columns)
 
 
 def common() -> str:
@@ -27,4 +29,7 @@ def common() -> str:
 
 
 if __name__ == "__main__":
+    from fastadv.cli.stored_completion import content
+
     STORED.write_text(common(), encoding="utf-8")
+    completion.STORED.write_text(content(), encoding="utf-8")

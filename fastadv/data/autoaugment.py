@@ -24,9 +24,9 @@ NEVER = 2.0  # above every probability of the policy
 class AutoAugmented(Augmented):
     """Applies the policy and cutout to images of one or three channels."""
 
-    def __init__(self, loader: Loader, *, seed: int, first_epoch: int = 0) -> None:
+    def __init__(self, loader: Loader, *, seed: int, first_epoch: int = 0, place: int = 0) -> None:
         import_torchvision()
-        super().__init__(loader, seed=seed, first_epoch=first_epoch)
+        super().__init__(loader, seed=seed, first_epoch=first_epoch, place=place)
 
     def augment(self, images: Tensor, index: Tensor, *counters: int) -> Tensor:
         stored = images.float().mul(255).round().to(torch.uint8)

@@ -9,6 +9,7 @@ from fastadv.data.packed import read_tree
 from fastadv.data.small_sets import make_synthetic, read_digits
 from fastadv.data.torchvision_sets import PUBLISHED, read_torchvision
 from fastadv.errors import UserError, unknown
+from fastadv.storage.printable import printable
 
 _TREES = {
     "folder": list_folder,
@@ -25,6 +26,8 @@ def load(
     download: bool = False,
     limit: int | None = None,
     image_size: int | None = None,
+    *,
+    skip_broken: bool = False,
 ) -> Dataset:
     """The data set ``name``, completely in memory.
 
@@ -32,14 +35,13 @@ def load(
     ``tinyimagenet:PATH``, ``imagenet:PATH`` or ``npz:PATH``. ``root``: the folder of
     torchvision's data sets (``data`` by default), or of the packed cache of an image folder.
     ``limit``: use at most this number of training images, each class in proportion, always the same
-    ones. ``image_size``: height and width in pixels to which images of a folder are decoded. Raises
-    ``UserError`` for bad input.
+    ones. ``image_size``: height and width in pixels to which images of a folder are decoded.
+    ``skip_broken``: leave out images of a folder that cannot be decoded. Raises ``UserError`` for
+    bad input.
     """
     kind, path = _parse(name)
     if kind in _TREES:
-        cache = None if root is None else Path(root)
-        tree = _TREES[kind](name, path)
-        return limited(read_tree(tree, cache, usual_size(name, image_size)), limit)
+        return limited(load_tree(name, root, image_size, skip_broken=skip_broken)[0], limit)
     if image_size is not None:
         raise UserError(f"--image-size is for folders of images; {kind} has a fixed size.")
     if kind == "npz":
@@ -49,6 +51,23 @@ def load(
     if kind == "synthetic":
         return limited(make_synthetic(), limit)
     return limited(read_torchvision(kind, Path(root or "data"), download), limit)
+
+
+def load_tree(
+    name: str,
+    root: str | Path | None = None,
+    image_size: int | None = None,
+    *,
+    skip_broken: bool = False,
+) -> tuple[Dataset, ImageTree]:
+    """As ``load`` for a folder of image files, and the tree of the files that are its images."""
+    size = usual_size(name, image_size)
+    return read_tree(list_images(name), cache_folder(root), size, skip_broken=skip_broken)
+
+
+def cache_folder(root: str | Path | None) -> Path | None:
+    """The folder of what is kept about a tree, where the user's ``--data-root`` is ``root``."""
+    return None if root is None else Path(root)
 
 
 def usual_size(name: str, image_size: int | None) -> int | None:
@@ -80,9 +99,23 @@ def require_known(name: str) -> None:
 def _parse(name: str) -> tuple[str, Path]:
     kind, colon, path = name.partition(":")
     if kind not in DATA_SETS:
-        raise unknown("data set", kind, DATA_SETS)
+        raise _as_path(name) or unknown("data set", kind, DATA_SETS)
     if kind in _PLAIN and colon:
         raise UserError(f"{kind} takes no path; set its folder with --data-root.")
     if kind not in _PLAIN and not path:
         raise UserError(f"{kind} needs a path: write {kind}:PATH.")
     return kind, Path(path).expanduser()
+
+
+def _as_path(name: str) -> UserError | None:
+    """The error for a path that was given alone, with the kind of data to put before it."""
+    try:
+        path = Path(name).expanduser()
+        kind = "folder" if path.is_dir() else "npz" if path.is_file() else ""
+    except (OSError, ValueError, RuntimeError):  # no name of a file, or of no user
+        return None
+    if not name or not kind or (kind == "npz" and path.suffix != ".npz"):
+        return None
+    shown = printable(name)
+    held = "folder" if kind == "folder" else "file"
+    return UserError(f"{shown} is a {held}, and data sets have a kind: write {kind}:{shown}.")

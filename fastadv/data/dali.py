@@ -20,11 +20,18 @@ from torch import Tensor
 
 from fastadv.data import draws
 from fastadv.data.batch import LoaderBatch
-from fastadv.data.decode import Format, first_unreadable, header
+from fastadv.data.broken import BrokenImages
+from fastadv.data.decode import Format, UnreadableImage, header, undecodable, unreadable
 from fastadv.data.device_loader import Shard, check_options, crop_images, draw_views
 from fastadv.data.pixels import unit_images
 from fastadv.data.resized_crop import Boxes, draw_boxes
 from fastadv.errors import UserError
+from fastadv.storage.printable import printable
+
+
+def _name_the_first(files: list[str]) -> None:
+    header(files[0])
+    raise unreadable(files[0])
 
 
 class DaliLoader:
@@ -35,8 +42,11 @@ class DaliLoader:
     on a CPU DALI also decodes there. ``threads``: decoding threads (default: all cores, at most 8).
     ``prefetch``: number of batches decoded ahead, also across the end of an epoch.
     ``resized_crop``: each view is a random crop of the whole file (``draw_boxes``), scaled to
-    ``form``. Raises
-    ``UserError`` if DALI is not installed or if an image cannot be read; the message names it.
+    ``form``. ``absent`` are rows whose images are not there: another one of the batch takes their
+    place (``LeavingOut`` drops it). ``on_broken`` is told which files could not be decoded, and
+    raises; if it returns, an epoch goes on, with their rows in ``absent``. Raises ``UserError`` if
+    DALI is not installed or, without ``on_broken``, if an image cannot be read; the message names
+    it.
     """
 
     def __init__(
@@ -58,9 +68,12 @@ class DaliLoader:
         indices: Tensor | None = None,
         rank: int = 0,
         world_size: int = 1,
+        whole: bool = False,
         threads: int | None = None,
         prefetch: int = 2,
         resized_crop: bool = False,
+        absent: set[int] | None = None,
+        on_broken: Callable[[list[str]], None] = _name_the_first,
     ) -> None:
         size = torch.Size((form.height, form.width))
         check_options(batch_size, pad, padding, views, size, rank, world_size)
@@ -70,13 +83,15 @@ class DaliLoader:
         self.batch_size = batch_size
         self.labels = torch.as_tensor(labels, dtype=torch.int64).to(self.device)
         self.rows = torch.arange(len(files)) if indices is None else indices.cpu()
-        self.shard = Shard(len(self.rows), batch_size, rank, world_size, drop_last)
+        self.shard = Shard(len(self.rows), batch_size, rank, world_size, drop_last, whole)
         self._workers = (threads or min(os.cpu_count() or 1, 8), prefetch)
         self._place = torch.arange(batch_size, device=self.device)
         self._stream: _Stream | None = None
         self._crops = resized_crop
         self._sizes = np.zeros((len(files), 2), np.int32)  # of files whose headers were checked
         self._position = (-1, -1)  # the next batch of the stream
+        self._absent = set() if absent is None else absent
+        self._on_broken = on_broken
         import_dali()
 
     def __len__(self) -> int:
@@ -91,7 +106,7 @@ class DaliLoader:
         for number in range(start_batch, len(self)):
             stop = start + self.shard.sizes[number]
             index, drawn = rows[start:stop], [view.rows(start, stop) for view in views]
-            stores = self._take(epoch, number)
+            stores = self._take(epoch, number) if stop > start else self._none(epoch, number)
             crops = [
                 crop_images(
                     stores[k % len(stores)],  # one decoded batch for all views, or one for each
@@ -114,32 +129,58 @@ class DaliLoader:
         stream = self._open(iter(parts), [])
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         for rows in parts:
-            yield (
-                unit_images(stream.take()[0], self.dtype, layout),
-                self.labels[rows.to(self.device)],
-            )
+            try:
+                images = stream.take()[0]
+            except _BrokenRows as found:
+                files = [self.files[row] for row in found.rows]
+                self._on_broken(files)
+                raise BrokenImages(
+                    f"{printable(files[0])} broke while it was evaluated; start again: it is then "
+                    "left out.",
+                    files,
+                ) from None
+            yield unit_images(images, self.dtype, layout), self.labels[rows.to(self.device)]
 
     def _order(self, epoch: int) -> Tensor:
         return self.shard.part(draws.shuffled(self.rows, draws.ORDER, self.seed, epoch))
 
     def _take(self, epoch: int, number: int) -> list[Tensor]:
-        if self._stream is None or self._position != (epoch, number):
-            streams = (draws.AUGMENT, draws.SECOND_AUGMENT)[: self.views] if self._crops else ()
-            boxes = [self._boxes(epoch, number, stream) for stream in streams]
-            self._stream = self._open(self._from(epoch, number), boxes)
-        self._position = (epoch, number + 1) if number + 1 < len(self) else (epoch + 1, 0)
-        return self._stream.take()
+        here, stream = (epoch, number), self._stream
+        after = (epoch, number + 1) if number + 1 < len(self) else (epoch + 1, 0)
+        while True:
+            if stream is None or self._position != here:
+                streams = (draws.AUGMENT, draws.SECOND_AUGMENT)[: self.views] if self._crops else ()
+                boxes = [self._boxes(epoch, number, stream) for stream in streams]
+                stream = self._open(self._from(epoch, number), boxes)
+            self._stream, self._position = stream, after
+            try:
+                return stream.take()
+            except _BrokenRows as found:
+                self._on_broken([self.files[row] for row in found.rows])
+                self._absent.update(found.rows)
+                self._stream = stream = None  # it has decoded ahead with them
+
+    def _none(self, epoch: int, number: int) -> list[Tensor]:
+        """The images of a batch without any, which the stream passes over."""
+        if self._position == (epoch, number):
+            self._position = (epoch, number + 1) if number + 1 < len(self) else (epoch + 1, 0)
+        form = self.form
+        shape = (0, form.channels, form.height, form.width)
+        return [torch.empty(shape, dtype=torch.uint8, device=self.device)]
 
     def _from(self, epoch: int, number: int) -> Iterator[Tensor]:
         """The rows of every batch from this position on, through all following epochs."""
         while True:
-            yield from self._order(epoch).split(self.shard.sizes)[number:]
+            parts = self._order(epoch).split(self.shard.sizes)[number:]
+            yield from (rows for rows in parts if len(rows))
             epoch, number = epoch + 1, 0
 
     def _boxes(self, epoch: int, number: int, stream: int) -> Iterator[Boxes]:
         """The crops of every batch from this position on; a batch's files have been checked."""
         while True:
             for rows in self._order(epoch).split(self.shard.sizes)[number:]:
+                if not len(rows):
+                    continue
                 height, width = torch.from_numpy(self._sizes[rows.numpy()]).long().unbind(1)
                 yield draw_boxes(rows, height, width, stream, self.seed, epoch)
             epoch, number = epoch + 1, 0
@@ -154,7 +195,16 @@ class DaliLoader:
             self.batch_size,
             self.device,
             self._workers,
+            self._absent,
         )
+
+
+class _BrokenRows(Exception):
+    """Images of the ``rows`` cannot be decoded."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__(rows)
+        self.rows = rows
 
 
 class _Stream:
@@ -171,7 +221,9 @@ class _Stream:
         batch_size: int,
         device: torch.device,
         workers: tuple[int, int],
+        absent: set[int],
     ) -> None:
+        self._form, self._absent = form, absent
         self._files, self._schedule, self._device = files, schedule, device
         self._sizes, self._boxes = sizes, boxes
         self._ahead: deque[list[int]] = deque()
@@ -185,9 +237,11 @@ class _Stream:
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         try:
             outputs = [output.as_tensor() for output in self._pipeline.run()]
-        except RuntimeError as error:
-            broken = first_unreadable(self._files[row] for rows in self._ahead for row in rows)
-            raise broken or error from error
+        except (RuntimeError, UnreadableImage) as error:
+            broken = self._broken()
+            if not broken:
+                raise
+            raise _BrokenRows(broken) from error
         self._ahead.popleft()
         copies = []
         for decoded in outputs:
@@ -195,18 +249,44 @@ class _Stream:
             copies.append(feed_ndarray(decoded, images, cuda_stream=stream))
         return copies
 
+    def _broken(self) -> list[int]:
+        """The rows, of those that were to be decoded, whose images cannot be."""
+        rows = [row for rows in self._ahead for row in rows if row not in self._absent]
+        found = [row for row in rows if undecodable(self._files[row])]
+        return found or [row for row in rows if not self._decodes(row)]
+
+    def _decodes(self, row: int) -> bool:
+        """True if DALI decodes the image of ``row``, alone; Pillow decodes more kinds than it."""
+        schedule, workers = iter([torch.tensor([row])]), (1, 1)
+        alone = _Stream(
+            self._files, self._sizes, schedule, [], self._form, 1, self._device, workers, set()
+        )
+        try:
+            alone._pipeline.run()
+        except RuntimeError:
+            return False
+        return True
+
     def _next(self) -> tuple[list[np.ndarray], ...]:
         """The paths of a batch; then, for each crop, its corners (top, left) and sizes."""
         rows = next(self._schedule).tolist()
-        for row in rows:
-            if not self._sizes[row, 0]:
-                # DALI would allocate any size the header asks for.
-                self._sizes[row] = header(self._files[row])[:2]
         self._ahead.append(rows)
-        paths = [np.frombuffer(os.fsencode(self._files[row]), np.uint8) for row in rows]
+        taken = self._with_substitutes(rows) if self._absent else rows
+        for row, read in zip(rows, taken, strict=True):
+            if not self._sizes[read, 0]:
+                # DALI would allocate any size the header asks for.
+                self._sizes[read] = header(self._files[read])[:2]
+            self._sizes[row] = self._sizes[read]  # the crop of `row` is taken from it
+        paths = [np.frombuffer(os.fsencode(self._files[row]), np.uint8) for row in taken]
         drawn = [next(boxes) for boxes in self._boxes]
         pairs = [pair for box in drawn for pair in ((box.top, box.left), (box.height, box.width))]
         return paths, *([*torch.stack(pair, 1).int().numpy()] for pair in pairs)
+
+    def _with_substitutes(self, rows: list[int]) -> list[int]:
+        """``rows`` with another row in place of each absent one."""
+        every = range(len(self._files))
+        present = next(row for row in (*rows, *every) if row not in self._absent)
+        return [present if row in self._absent else row for row in rows]
 
 
 def _pipeline(

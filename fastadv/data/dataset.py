@@ -16,7 +16,8 @@ class Dataset:
 
     ``train_images``, ``test_images``: (N,C,H,W) uint8; ``train_labels``, ``test_labels``: (N,)
     int64 in ``[0, num_classes)``; ``mean``, ``std``: one number per channel for pixels in
-    [0,1], computed from the training images if not given.
+    [0,1], computed from the training images if not given. ``classes`` are the names of the classes,
+    () where they have none.
     Raises ``UserError`` for inconsistent shapes, an empty set or a label out of range.
     """
 
@@ -28,6 +29,7 @@ class Dataset:
     num_classes: int
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for part, images, labels in (

@@ -6,19 +6,20 @@ import os
 import stat
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from os import cpu_count
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from fastadv.errors import UserError
+from fastadv.storage.files import flags
 from fastadv.storage.printable import printable
 
 _GREY = ("1", "L", "LA")
@@ -27,6 +28,9 @@ _COLOUR = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 # The formats of torchvision's suffixes. Pillow chooses the decoder by content, not by name, and
 # would run an external program for PostScript.
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+
+# The last bytes of a whole file; a WebP says its length at its beginning.
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "WEBP": b""}
 
 # A header of a few bytes can request gigabytes. Photographs have fewer pixels than this.
 MOST_PIXELS = 2**25
@@ -157,23 +161,47 @@ def _map(work: Callable[[Item], Result], items: list[Item]) -> list[Result]:
     return [work(item) for item in items]
 
 
-def first_unreadable(files: Iterable[str]) -> UserError | None:
-    """The error for the first of ``files`` that cannot be decoded; None if all can."""
-    for file in files:
-        try:
-            decode(file, Format(1, 1, 3))
-        except UserError as error:
-            return error
-    return None
+def undecodable(file: str) -> bool:
+    """True if ``file`` cannot be decoded."""
+    try:
+        decode(file, Format(1, 1, 3))
+    except UnreadableImage:
+        return True
+    return False
 
 
-def unreadable(file: str) -> UserError:
+def ends_early(file: str) -> bool:
+    """True if the image ``file`` does not end as its format does, so that it may be cut off; only
+    its header and its last bytes are read. Raises ``UserError`` if the header is damaged."""
+    with _opened(file) as source:
+        kind, raw = source.format or "", cast(Any, source).fp  # Pillow's stubs leave it out
+        if kind not in _ENDS:
+            return True
+        raw.seek(0, os.SEEK_END)
+        size = raw.tell()
+        if kind == "WEBP":
+            raw.seek(4)
+            return int.from_bytes(raw.read(4), "little") + 8 > size
+        raw.seek(max(0, size - len(_ENDS[kind])))
+        return bool(raw.read() != _ENDS[kind])
+
+
+class UnreadableImage(UserError):
+    """The image ``file`` cannot be decoded; the message names it."""
+
+    def __init__(self, sentence: str, file: str) -> None:
+        super().__init__(sentence)
+        self.file = file
+
+
+def unreadable(file: str) -> UnreadableImage:
     """The error for an image file that cannot be decoded."""
     if not Path(file).is_file():
-        return UserError(f"The image {printable(file)} is missing.")
-    return UserError(
+        return UnreadableImage(f"The image {printable(file)} is missing.", file)
+    return UnreadableImage(
         f"{printable(file)} is not a readable JPEG or PNG image (nor another that fastadv reads); "
-        "repair or remove it."
+        "repair or remove it.",
+        file,
     )
 
 
@@ -190,11 +218,12 @@ def _opened(file: str) -> Iterator[Image.Image]:
         with open(file, "rb", opener=_without_waiting) as raw:
             found = os.fstat(raw.fileno())
             if not stat.S_ISREG(found.st_mode):
-                raise UserError(f"{printable(file)} is not a regular file; remove it.")
+                raise UnreadableImage(f"{printable(file)} is not a regular file; remove it.", file)
             if found.st_size > _MOST_BYTES:
-                raise UserError(
+                raise UnreadableImage(
                     f"{printable(file)} takes {found.st_size / 1e6:.0f} MB, more than an image of "
-                    f"{MOST_PIXELS / 1e6:.0f} million pixels can; scale it down."
+                    f"{MOST_PIXELS / 1e6:.0f} million pixels can; scale it down.",
+                    file,
                 )
             # Pillow's WebP reader allocates the pixels when it opens a file.
             _check_size(file, *_early_size(raw.read(30)))
@@ -206,24 +235,26 @@ def _opened(file: str) -> Iterator[Image.Image]:
     except (UserError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise UserError(
+        raise UnreadableImage(
             f"{printable(file)} has more than the {MOST_PIXELS / 1e6:.0f} million pixels that are "
-            "decoded; scale it down or remove it."
+            "decoded; scale it down or remove it.",
+            file,
         ) from error
     except Exception as error:  # decoders raise anything for a damaged or malicious file
         raise unreadable(file) from error
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def _without_waiting(path: str, how: int) -> int:
     # Opening a pipe would block before its type can be checked.
-    return os.open(path, flags | os.O_NONBLOCK)
+    return os.open(path, how | flags("O_NONBLOCK"))
 
 
 def _check_size(file: str, width: int, height: int) -> None:
     if width * height > MOST_PIXELS:
-        raise UserError(
+        raise UnreadableImage(
             f"{printable(file)} has {width}x{height} pixels, more than the "
-            f"{MOST_PIXELS / 1e6:.0f} million that are decoded; scale it down or remove it."
+            f"{MOST_PIXELS / 1e6:.0f} million that are decoded; scale it down or remove it.",
+            file,
         )
 
 
@@ -245,7 +276,8 @@ def _early_size(start: bytes) -> tuple[int, int]:
 
 def _check_mode(file: str, mode: str) -> None:
     if mode not in _GREY and mode not in _COLOUR:
-        raise UserError(
+        raise UnreadableImage(
             f"{printable(file)} has pixel format {mode!r}; convert it to an 8-bit grey or RGB "
-            "image."
+            "image.",
+            file,
         )

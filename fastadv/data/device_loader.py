@@ -32,7 +32,8 @@ class DeviceLoader:
     The last batch of an epoch holds the remaining samples, divided equally (fewer than
     ``world_size`` samples are skipped in this epoch). It is dropped if ``drop_last`` is set, and
     also if it would hold a single sample, from which BatchNorm cannot compute statistics (unless
-    ``batch_size`` is 1). So there are at most two batch shapes.
+    ``batch_size`` is 1). So there are at most two batch shapes. With ``whole`` no sample is skipped
+    that one process would take: the parts of the last batch differ by a pair, and may be empty.
 
     ``pad`` (pixels), ``padding`` (``"constant"``: black, ``"grey"``: 0.5, ``"reflect"``) and
     ``flip`` are the usual augmentation. ``views=2`` draws a second view into ``batch.second``.
@@ -57,6 +58,7 @@ class DeviceLoader:
         indices: Tensor | None = None,
         rank: int = 0,
         world_size: int = 1,
+        whole: bool = False,
     ) -> None:
         check_options(batch_size, pad, padding, views, images.shape[-2:], rank, world_size)
         rows = torch.arange(len(images)) if indices is None else indices
@@ -66,7 +68,7 @@ class DeviceLoader:
         self.images = images.to(device)
         self.labels = labels.to(device)
         self.rows = rows.to(device)
-        self.shard = Shard(len(rows), batch_size, rank, world_size, drop_last)
+        self.shard = Shard(len(rows), batch_size, rank, world_size, drop_last, whole)
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -105,20 +107,33 @@ class Shard:
     """
 
     def __init__(
-        self, total: int, batch_size: int, rank: int, world_size: int, drop_last: bool
+        self,
+        total: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        drop_last: bool,
+        whole: bool = False,
     ) -> None:
         full, rest = divmod(total, batch_size * world_size)
-        last = 0 if drop_last else rest // world_size
-        if last == 1 and batch_size > 1:
-            last = 0
-        self.sizes = [batch_size] * full + [last] * bool(last)
+        least = rest if whole else rest // world_size  # of which BatchNorm takes the statistics
+        single = least == 1 and batch_size * (world_size if whole else 1) > 1
+        if drop_last or single or not least:
+            rest = 0
+        elif not whole:
+            rest = least * world_size
+        # In pairs, so that two images that are mixed are in one part (``mixing.py``).
+        each = 2 if whole else 1
+        count = -(-rest // each)
+        first, last = (each * (count * part // world_size) for part in (rank, rank + 1))
+        self._last = (first, min(last, rest))
+        self.sizes = [batch_size] * full + [self._last[1] - self._last[0]] * bool(rest)
         if not self.sizes:
             raise UserError(
                 f"{total} training images give no batch of {batch_size} for each of {world_size} "
                 "processes; choose a smaller batch size."
             )
         self._grid = (full, world_size, batch_size)
-        self._last = (world_size, last)
         self._rank = rank
 
     def part(self, order: Tensor) -> Tensor:
@@ -126,8 +141,8 @@ class Shard:
         full, world_size, batch_size = self._grid
         end = full * world_size * batch_size
         whole = order[:end].view(self._grid)[:, self._rank].reshape(-1)
-        rest = order[end : end + self._last[0] * self._last[1]].view(self._last)[self._rank]
-        return torch.cat([whole, rest])
+        first, last = self._last
+        return torch.cat([whole, order[end + first : end + last]])
 
 
 def draw_views(rows: Tensor, seed: int, epoch: int, pad: int, flip: bool, views: int) -> list[View]:

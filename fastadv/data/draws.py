@@ -18,6 +18,7 @@ _MASK = (1 << 64) - 1
 # Each use of randomness has its own stream, so that the draws are independent.
 ORDER, VIEW, SECOND_VIEW, MIXED_ROWS, MIXED_ORDER, SPLIT, LIMIT = range(7)
 AUGMENT, SECOND_AUGMENT, NOISY_ROWS, NOISY_LABELS = range(9, 13)
+MIX = 29
 
 
 def _signed(value: int) -> int:

@@ -19,7 +19,8 @@ class ImageTree:
 
     ``train_files[i]`` has class ``train_labels[i]``, an index into ``classes``; likewise for
     test. Files are sorted, so that a row is the same image in every run. ``left_out`` describes the
-    files that are ignored, or is "".
+    files that are ignored, or is "". ``broken`` is a sentence about images that are left out
+    because they cannot be decoded, or "", and ``whole`` the tree with them (None: none is).
     """
 
     name: str
@@ -30,6 +31,8 @@ class ImageTree:
     test_files: list[str]
     test_labels: list[int]
     left_out: str = ""
+    broken: str = ""
+    whole: ImageTree | None = None
 
 
 def list_folder(name: str, root: Path) -> ImageTree:

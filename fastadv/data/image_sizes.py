@@ -67,6 +67,8 @@ def scaled(images: Tensor, side: int) -> Tensor:
     all that it covers. Of that size already, they are returned as they are."""
     if images.shape[-2:] == (side, side):
         return images
+    if not len(images):
+        return images.new_empty(0, images.shape[1], side, side)
     wide = images.to(torch.promote_types(images.dtype, torch.float32))
     small = functional.interpolate(wide, size=(side, side), mode="bilinear", antialias=True)
     last = images.is_contiguous(memory_format=torch.channels_last)

@@ -65,21 +65,22 @@ class MixedLoader:
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[LoaderBatch]:
         """The batches of ``epoch``, starting at batch ``start_batch``."""
-        rows = self._mixed(self._labelled_rows(epoch), epoch)
+        whole = self._mixed(self._labelled_rows(epoch), epoch)
+        first = self.rank * self.batch_size
+        rows = whole[:, first : first + self.batch_size].flatten()
         return self.labelled.batches(rows, [self.batch_size] * len(self), epoch, start_batch)
 
     def _labelled_rows(self, epoch: int) -> Tensor:
-        loader = self.labelled
+        """The labelled rows of each batch of all processes."""
+        loader, half = self.labelled, self.labelled.batch_size * self.world_size
         order = draws.shuffled(loader.rows, draws.ORDER, loader.seed, epoch)
-        return loader.shard.part(order).view(-1, loader.batch_size)[: len(self)]
+        return order[: len(self) * half].view(-1, half)
 
     def _mixed(self, labelled: Tensor, epoch: int) -> Tensor:
         seed = self.labelled.seed
         slots = torch.arange(labelled.numel(), device=labelled.device).view_as(labelled)
-        slots = slots + self.rank * labelled.numel()
         drawn = draws.integers(slots, self.pool, draws.MIXED_ROWS, seed, epoch) + self.offset
         both = torch.cat([labelled, drawn], dim=1)
         places = torch.arange(both.numel(), device=both.device).view_as(both)
-        places = places + self.rank * both.numel()
         keys = draws.hashed(places, draws.MIXED_ORDER, seed, epoch)
-        return both.gather(1, keys.argsort(dim=1, stable=True)).flatten()
+        return both.gather(1, keys.argsort(dim=1, stable=True))

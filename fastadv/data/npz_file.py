@@ -21,6 +21,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from fastadv.storage.files import flags
+
 _BLOCK = 2**24  # bytes read at a time
 _DIRECTORY = 2**20  # bytes; four arrays take 300
 # Photographs compress 10-fold, drawings 50-fold; more is a decompression bomb.
@@ -104,7 +106,8 @@ class _Modest(io.FileIO):
     """A regular file that refuses a read of more than ``largest`` bytes (None: no limit)."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(os.fspath(path), opener=lambda p, f: os.open(p, f | os.O_NONBLOCK))
+        plain = flags("O_NONBLOCK")
+        super().__init__(os.fspath(path), opener=lambda p, f: os.open(p, f | plain))
         self.largest: int | None = _DIRECTORY
         if not stat.S_ISREG(os.fstat(self.fileno()).st_mode):
             self.close()

@@ -22,7 +22,8 @@ def read_digits() -> Dataset:
     images = (table[:, :-1] * (255 / 16)).round().to(torch.uint8).view(-1, 1, 8, 8)
     labels = table[:, -1].long()
     train, test = split_rows(labels, 0.2, draws.SPLIT, seed=0)
-    return Dataset("digits", images[train], labels[train], images[test], labels[test], 10)
+    sets = images[train], labels[train], images[test], labels[test]
+    return Dataset("digits", *sets, 10, classes=tuple("0123456789"))
 
 
 def _digits_table() -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastadv.data.dataset import Dataset
 from fastadv.engine.torchvision_shim import import_torchvision
-from fastadv.errors import UserError
+from fastadv.errors import NotThere, UserError
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -36,14 +36,15 @@ PUBLISHED = {
 def read_torchvision(name: str, root: Path, download: bool) -> Dataset:
     """One of ``PUBLISHED`` from torchvision's folder in ``root``; ``download`` fetches it first."""
     entry = PUBLISHED[name]
-    train = _read(name, entry, root, True, download)
-    test = _read(name, entry, root, False, download)
-    return Dataset(name, *train, *test, entry.num_classes, entry.mean, entry.std)
+    train, classes = _read(name, entry, root, True, download)
+    test, _ = _read(name, entry, root, False, download)
+    return Dataset(name, *train, *test, entry.num_classes, entry.mean, entry.std, classes)
 
 
 def _read(
     name: str, entry: _Published, root: Path, train: bool, download: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[tuple[Tensor, Tensor], tuple[str, ...]]:
+    """Images and labels, and the names of the classes."""
     import_torchvision()
     from torchvision import datasets
 
@@ -56,10 +57,12 @@ def _read(
         raise UserError(f"{name} could not be downloaded to {root}: {error}.") from error
     except (RuntimeError, FileNotFoundError) as error:
         # torchvision raises the same error for missing and corrupted files.
-        raise UserError(
-            f"{name} is missing or damaged in {root.resolve()}; add --download to fetch it."
+        raise NotThere(
+            f"{name} is missing or damaged in {root.resolve()}; add --download to fetch it, or "
+            "--data-root with the folder that it is in."
         ) from error
     if name == "svhn":  # already (N,C,H,W)
-        return torch.from_numpy(source.data), torch.from_numpy(source.labels).long()
-    images = np.ascontiguousarray(source.data.transpose(0, 3, 1, 2))
-    return torch.from_numpy(images), torch.tensor(source.targets)
+        images, labels = torch.from_numpy(source.data), torch.from_numpy(source.labels).long()
+        return (images, labels), tuple("0123456789")
+    pixels = np.ascontiguousarray(source.data.transpose(0, 3, 1, 2))
+    return (torch.from_numpy(pixels), torch.tensor(source.targets)), tuple(source.classes)

@@ -14,7 +14,7 @@ from fastadv.declared import Positive, coerce, parse_number
 from fastadv.engine.model.compiled_forward import CompiledForward
 from fastadv.engine.model.outputs import Output
 from fastadv.engine.process import distributed
-from fastadv.errors import UserError, warn
+from fastadv.errors import UserError, brief, warn
 from fastadv.evaluation.attacks import inputs, searched, threat_of
 from fastadv.evaluation.attacks.names import AttackSpec, parse_attack
 from fastadv.evaluation.found import Found
@@ -96,6 +96,8 @@ def evaluate(
     """
     specs = specs_of(attacks, alpha)
     warn_of_ignored_alpha(specs, alpha)
+    if progress is not None and not callable(progress):
+        raise UserError(f"progress is a function of the images so far, not {brief(progress)}.")
     after = None if progress is None else (lambda tally: progress(tally.images))
     options: dict[str, Any] = {"eps": eps, "norm": norm, "alpha": alpha, "seed": seed}
     options["threat"] = threat
@@ -189,7 +191,7 @@ def _attacked(
             "autoattack-rand averages its gradients: evaluate it without other searches."
         )
     passes = inputs.attack_passes(
-        model, torch.device(where), amp, output,
+        model, inputs.device_called(where), amp, output,
         search_dtype=search_dtype, mode=mode, repeats=max(repeats, default=1),
         compiled=compiled,
     )  # fmt: skip
@@ -201,7 +203,7 @@ def _attacked(
             tally.resume_from(done)
         passes.between = lambda: between(tally)
         try:
-            for number, batch in enumerate(batches):
+            for number, batch in enumerate(_iterated(batches)):
                 x, y = _pair(batch, any_labels=tally.any_labels)
                 if number % processes == own and tally.lacks(len(x)):
                     between(tally)
@@ -238,6 +240,8 @@ def specs_of(names: Sequence[str] | str, alpha: float | str | None = None) -> di
     """The attacks by their given ``names``, or by one text with commas. ``alpha`` is the step of
     PGD and CW. Raises ``UserError`` for unknown names and for no step."""
     names = names.split(",") if isinstance(names, str) else names
+    if not isinstance(names, Sequence) or isinstance(names, bytes):
+        raise UserError(f"attacks are names, such as ['clean', 'pgd-20'], not {brief(names)}.")
     specs: dict[str, AttackSpec] = {}
     for given in names:
         name = given.strip() if isinstance(given, str) else parse_attack(given).name
@@ -273,6 +277,16 @@ def warn_of_ignored_alpha(specs: Mapping[str, AttackSpec], alpha: object) -> Non
     warn(
         f"alpha is the step of pgd, cw and cw-margin, and ignored by {listed}: omit it, or name "
         "one of those attacks."
+    )
+
+
+def _iterated(batches: object) -> Iterable[Any]:
+    """``batches``; raises ``UserError`` unless they can be iterated over."""
+    if isinstance(batches, Iterable) and not isinstance(batches, (str, bytes, Mapping, Tensor)):
+        return batches
+    raise UserError(
+        "Batches to evaluate are pairs (images, labels) in a list, a loader or a generator, not "
+        f"{brief(batches)}."
     )
 
 

@@ -120,9 +120,12 @@ class Tally:
         for spec in specs.values():
             inputs.require_followed(spec, y, self.criterion)
         index = torch.arange(places.start, places.stop, device=device)
+        # A process alone finishes the batch, or is interrupted in a long one.
+        alone = distributed.world_size() == 1
+        between = (lambda: None) if alone else self.passes.between
         problem = Problem(
             self.net, self.threat, x, y, index, self.seed,
-            criterion=self.criterion, any_labels=self.any_labels,
+            criterion=self.criterion, any_labels=self.any_labels, between=between,
         )  # fmt: skip
         self.passes.prepare(x)
         self.passes.own()

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from numbers import Integral
+from typing import Any
 
 from torch import nn
 
-from fastadv.errors import UserError, unknown
+from fastadv.declared import Count, ShareBelowOne, coerce
+from fastadv.errors import UserError, brief, unknown
 from fastadv.models.biased_wide_resnet import wide_resnet34_1
 from fastadv.models.common import Normalize, make_normalize
 from fastadv.models.densenet import densenet121
@@ -46,6 +48,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 """Options in which published networks of the same name differ, and the networks that have them."""
 
+LARGEST_SIZE = 1_000_000
+"""Of channels, layers and classes: more than any network has, and a typing mistake ends soon."""
+Counts = tuple[int, ...]
+Sides = tuple[Count, Count]
+
 _COMMON = {"num_classes", "width", "in_channels", "dropout", "normalize"}
 
 
@@ -76,13 +83,21 @@ def build_model(
     ``depth`` (Wide ResNets). Raises ``UserError`` for an unknown name or option and
     for invalid values.
     """
+    if not isinstance(name, str):
+        raise UserError(f"The name of a network is a text, not {brief(name)}.")
     _check_count("num_classes", num_classes)
     _check_count("in_channels", in_channels)
     if width is not None:
         _check_count("width", width)
         options["width"] = width
-    if not 0 <= dropout < 1:
-        raise UserError(f"dropout must be at least 0 and below 1, not {dropout}.")
+    dropout = coerce("dropout", dropout, ShareBelowOne)
+    if image_size is not None:
+        image_size = coerce("image_size", image_size, Sides)
+    if options.get("depth") is not None:
+        _check_count("depth", options["depth"])
+    if options.get("depths") is not None:
+        for count in coerce("depths", options["depths"], Counts):
+            _check_count("depths", count)
     normalize = make_normalize(mean, std, in_channels)
     data_options = {"num_classes": num_classes, "in_channels": in_channels}
     if packaged_library(name):
@@ -102,6 +117,16 @@ def build_model(
     return factory(**data_options, dropout=dropout, normalize=normalize, **options)
 
 
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, Integral) or value < 1:
-        raise UserError(f"{name} must be an integer of at least 1, not {value!r}.")
+def _check_count(name: str, value: Any) -> None:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not 1 <= value <= LARGEST_SIZE:
+        raise UserError(
+            f"{name} must be an integer from 1 to {LARGEST_SIZE:,}, not {brief(value)}."
+        )
+
+
+def with_option(option: str) -> list[str]:
+    """The networks of ``MODELS`` that take ``option``."""
+    return [
+        name for name, factory in MODELS.items() if option in (accepted_options(factory) or set())
+    ]

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastadv.errors import UserError
+from fastadv.declared import parse_number
+from fastadv.errors import UserError, brief
 
 
 class Normalize(nn.Module):
@@ -37,8 +40,8 @@ def make_normalize(
     """
     if mean is None and std is None:
         return nn.Identity()
-    mean = [0.0] * channels if mean is None else list(mean)
-    std = [1.0] * channels if std is None else list(std)
+    mean = [0.0] * channels if mean is None else _numbers("mean", mean)
+    std = [1.0] * channels if std is None else _numbers("std", std)
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             raise UserError(
@@ -50,6 +53,14 @@ def make_normalize(
     if min(std) <= 0:
         raise UserError(f"std must be above 0 in every channel, not {std}.")
     return Normalize(mean, std)
+
+
+def _numbers(name: str, values: Any) -> list[float]:
+    """``values`` as numbers. Raises ``UserError`` for anything but a sequence of them."""
+    values = values.tolist() if isinstance(values, (Tensor, np.ndarray)) else values
+    if not isinstance(values, (list, tuple)):
+        raise UserError(f"{name} is a list with a number per channel, not {brief(values)}.")
+    return [parse_number(value, name) for value in values]
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:

@@ -10,12 +10,13 @@ from fastadv.errors import UserError, warn
 from fastadv.run.config import RunConfig
 from fastadv.run.request import setting_types
 from fastadv.run.run_folder import RunFolder
-from fastadv.run.which import WEIGHTS, weights_file
+from fastadv.run.which import weights_file
 from fastadv.storage.printable import printable
 
 _NOT_THE_METHOD = {
     *("method", "data", "seed", "out", "data_root", "download", "loader"),
-    *("device", "mode", "fused_norm", "deterministic", "checkpoint_minutes", "keep_every"),
+    *("device", "mode", "fused_norm", "deterministic", "checkpoint_minutes"),
+    *("save_every", "keep", "skip_broken"),
     *("test_limit", "test_attacks", "eval_alpha", "eval_train"),
 }
 """Settings in which the runs of one method may differ: names, paths (the content of the data is
@@ -37,7 +38,7 @@ def open_alike(
     for path in paths:
         folder = RunFolder.open(path)
         for name in which:
-            _require_weights(folder, name)
+            weights_file(folder, name)  # raises
         configs[path] = folder.read_config()
         if len(paths) > 1 and not os.path.lexists(folder.summary):
             warn(
@@ -58,19 +59,6 @@ def _require_different(paths: Sequence[str]) -> None:
         if place in seen:
             raise UserError(f"{printable(path)} is given twice; give each run once.")
         seen[place] = path
-
-
-def _require_weights(folder: RunFolder, which: str) -> None:
-    if which not in WEIGHTS:
-        weights_file(folder, which)  # raises
-        return
-    file = folder.best if which == "best" else folder.last
-    if not os.path.lexists(file):
-        raise UserError(
-            f"{printable(folder.path)} has no {file.name}, so its {which} weights cannot be "
-            f"evaluated: train it (fastadv train --resume {printable(folder.path)}), or restore "
-            "the file."
-        )
 
 
 def _require_alike(

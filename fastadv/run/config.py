@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastadv.algorithms.plan import Plan
+from fastadv.by_epoch import Points
+from fastadv.data import augmentations
 from fastadv.data.catalogue import require_known
 from fastadv.declared import (
     Count,
@@ -20,10 +22,15 @@ from fastadv.declared import (
 )
 from fastadv.engine.model.fused_norm_choice import FusedNorm
 from fastadv.errors import UserError
+from fastadv.evaluation.accuracy import specs_of
 from fastadv.evaluation.attacks.names import parse_attack
+from fastadv.models import MODELS, VARIANTS, with_option
+from fastadv.run import optimizer_kinds
+from fastadv.run.keeping import kept
+from fastadv.run.mixed_labels import require_mixable
 from fastadv.run.origin import Origin
-from fastadv.run.request import ChangingSide, OpenShare, ScheduleName, Side, Width
-from fastadv.run.schedules import CYCLED_MOMENTUM, PEAKS, STEPPED
+from fastadv.run.request import ChangingSide, OpenShare, ScheduleName, Side, Width, as_flag
+from fastadv.run.schedules import CYCLED_MOMENTUM, PEAKS, STEPPED, require_schedule
 from fastadv.threat import Threat
 
 OF_SGD = ("momentum", "cycle_momentum", "nesterov")
@@ -49,11 +56,16 @@ class RunConfig:
     normalize: bool
     dropout: ShareBelowOne
     blocks: tuple[str, ...] | None  # None: those that are recognised, or a method without them
+    init: str | None  # None: weights drawn from the seed
     epochs: Count
     batch_size: Count
-    optimizer: Literal["sgd", "adam", "adamw"]
+    optimizer: str
+    optimizer_options: str | None  # None: torch's defaults
     lr: NonNegative
     schedule: ScheduleName
+    points: Points | None  # None: another schedule
+    end_factor: Share | None  # None: a schedule that does not end at a share of its peak
+    warmup: Positive | None  # None: no warm-up
     drops: tuple[Positive, ...] | None  # None: a schedule without drops
     drop_factors: tuple[OpenShare, ...] | None  # None: each drop is tenfold, or there is none
     peak: OpenShare | None  # None: a schedule without a peak
@@ -72,16 +84,18 @@ class RunConfig:
     tf32: bool | None  # None: as PyTorch is set
     mode: Literal["auto", "eager", "compiled", "captured"]
     fused_norm: FusedNorm
+    bn: Literal["local", "global"]
     pad: CountOrZero
     flip: bool
     padding: Literal["constant", "grey", "reflect"]
-    augmentation: Literal["base", "rotate", "autoaugment", "resized-crop"]
+    augmentation: str
     limit: Count | None  # None: all training images
     label_noise: Share
     image_size: Side | None  # None: as the files are
     image_sizes: ChangingSide | None  # None: every epoch trains on images as they are
     unlabelled: str | None  # None: labelled images only
     loader: Literal["auto", "device", "dali"]
+    skip_broken: bool
     data_root: str | None  # None: the data set's usual place
     download: bool
     select: Literal["val", "test"]
@@ -97,7 +111,9 @@ class RunConfig:
     device: str
     out: str | None  # None: runs/METHOD-DATA
     checkpoint_minutes: NonNegative
-    keep_every: Count | None  # None: weights of epochs are not kept
+    save_every: Count
+    keep: tuple[str, ...]
+    guard_overfitting: Literal["tell", "stop", "back"] | None  # None: nothing looks
     plan: Plan = field(compare=False, repr=False)
     origins: Mapping[str, Origin] = field(compare=False, repr=False)
 
@@ -121,6 +137,9 @@ def check(config: RunConfig) -> None:
         raise UserError(
             f"--drops is for --schedule piecewise or multistep; omit it with {config.schedule}."
         )
+    require_schedule(
+        config.schedule, config.points, config.end_factor, config.warmup, config.epochs
+    )
     if config.drop_factors is not None:
         if config.drops is None:
             raise UserError(
@@ -136,6 +155,19 @@ def check(config: RunConfig) -> None:
         raise UserError(
             f"--peak is for --schedule triangular or one-cycle; omit it with {config.schedule}."
         )
+    for name in ("width", "depth", *VARIANTS):
+        if getattr(config, name) is None or config.model not in MODELS:
+            continue
+        takers = with_option(name)
+        if config.model not in takers:
+            raise UserError(
+                f"{as_flag(name)} is for --model {', '.join(takers)}; omit it with {config.model}."
+            )
+    if config.origins.get("cycle_momentum") is Origin.USER and config.schedule not in PEAKS:
+        raise UserError(
+            "--cycle-momentum follows the peak of --schedule triangular or one-cycle; omit it with "
+            f"{config.schedule}."
+        )
     Threat(config.norm, config.eps).require_step(config.eval_alpha)
     # A cycle takes a tenth off at the peak; below it momentum would turn negative.
     cycles = config.cycle_momentum and config.schedule in PEAKS
@@ -147,13 +179,24 @@ def check(config: RunConfig) -> None:
     if config.optimizer != "sgd":
         for name in OF_SGD:
             if getattr(config, name):
-                flag = "--" + name.replace("_", "-")
-                raise UserError(f"{flag} is for --optimizer sgd; omit it with {config.optimizer}.")
+                raise UserError(
+                    f"{as_flag(name)} is for --optimizer sgd; omit it with {config.optimizer}."
+                )
+    optimizer_kinds.require_built(
+        config.optimizer,
+        config.optimizer_options,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        nesterov=False,
+    )
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov looks ahead along the momentum; omit --momentum 0.")
-    if config.pad and config.augmentation == "resized-crop":
+    require_mixable(config.plan, config.augmentation)
+    if config.pad and augmentations.CROP in augmentations.names_in(config.augmentation):
         raise UserError(
-            "--augmentation resized-crop takes the place of shifted crops; omit --pad with it."
+            f"--augmentation {config.augmentation} takes the place of shifted crops; omit --pad "
+            "with it."
         )
     if config.image_sizes is not None and config.plan.sized:
         plan = config.plan
@@ -169,6 +212,6 @@ def check(config: RunConfig) -> None:
             "--blocks is for adversaries that perturb inside the network; omit it with "
             f"{config.method}."
         )
-    for name in config.test_attacks.split(","):
-        parse_attack(name)  # now, and not after the training
+    kept(config.keep)
+    specs_of(config.test_attacks)  # now, and not after the training
     parse_attack(config.select_attack)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,11 @@ from fastadv.storage import sealed
 from fastadv.storage.printable import printable
 
 MOST_BYTES = 1 << 20  # of a config.toml
+
+# A byte of a file name that is no UTF-8 is a lone surrogate in Python, which TOML has not. It is
+# written as a character that no name holds, and four digits; and so is that character.
+_HELD_BACK = re.compile("[\0\ud800-\udfff]")
+_HELD = re.compile("\0([0-9a-f]{4})")
 
 
 def to_toml(run: RunConfig | RunRequest) -> str:
@@ -33,8 +39,35 @@ def _literal(value: Any) -> str:
         return repr(value)
     if isinstance(value, tuple):
         value = ",".join(map(str, value))
-    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    text = _HELD_BACK.sub(lambda found: f"\0{ord(found[0]):04x}", str(value))
+    text = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text) + '"'
+
+
+def places_text(places: Mapping[str, tuple[str, ...]]) -> str:
+    """``places`` as the table of that name, the last of a config.toml; "" for none."""
+    lines = [f"{k} = [{', '.join(map(_literal, paths))}]" for k, paths in places.items()]
+    return "\n".join(["", "[places]", *lines]) + "\n" if lines else ""
+
+
+def places_in(content: bytes) -> dict[str, tuple[str, ...]]:
+    """The table ``places`` in the ``content`` of a file that ``from_bytes`` has read."""
+    found = whole(tomllib.loads(content.decode("utf-8"))).get("places", {})
+    lists = found.items() if isinstance(found, dict) else ()
+    return {
+        name: tuple(paths)
+        for name, paths in lists
+        if isinstance(paths, list) and all(isinstance(path, str) for path in paths)
+    }
+
+
+def whole(value: Any) -> Any:
+    """``value`` from a TOML file with the characters that TOML cannot hold."""
+    if isinstance(value, str):
+        return _HELD.sub(lambda found: chr(int(found[1], 16)), value)
+    if isinstance(value, dict):
+        return {name: whole(each) for name, each in value.items()}
+    return [whole(each) for each in value] if isinstance(value, list) else value
 
 
 def from_bytes(content: bytes, path: Path) -> RunRequest:
@@ -43,7 +76,7 @@ def from_bytes(content: bytes, path: Path) -> RunRequest:
     try:
         text = content.decode("utf-8")
         sealed.check_text(text)
-        found = tomllib.loads(text)
+        found = whole(tomllib.loads(text))
     except sealed.Broken:
         raise UserError(
             f"{shown} is damaged or was changed: its checksum does not match. Restore it, or "
@@ -51,7 +84,8 @@ def from_bytes(content: bytes, path: Path) -> RunRequest:
         ) from None
     except (ValueError, RecursionError, MemoryError) as error:  # no TOML, or nested too deeply
         raise UserError(
-            f"Cannot read the configuration {shown}: {printable(str(error))}."
+            f"Cannot read the configuration {shown}: {printable(str(error))}. Correct it, or "
+            "restore it."
         ) from None
     try:
         return _from_tables(found, shown)
@@ -64,6 +98,7 @@ def from_bytes(content: bytes, path: Path) -> RunRequest:
 
 
 def _from_tables(found: dict[str, Any], path: str) -> RunRequest:
+    found.pop("places", None)
     options = found.pop("options", {})
     if not isinstance(options, Mapping):
         raise UserError(f"The options in {path} must be a table, not {options!r}.")

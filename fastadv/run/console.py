@@ -1,13 +1,11 @@
-"""The terminal output of a run: a progress bar, a line per epoch, a table at the end."""
+"""The terminal output of a run: a progress bar, a row per epoch, a table at the end."""
 
 from __future__ import annotations
 
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import rich.console
@@ -19,12 +17,18 @@ from rich.text import Text
 
 from fastadv.engine.model.precision import shown
 from fastadv.engine.process import distributed
+from fastadv.run.epoch_progress import EpochTick, epoch_progress
+from fastadv.run.epoch_table import EpochTable
+from fastadv.run.short_words import clock, end_of
+from fastadv.run.terminal import Terminal
+from fastadv.run.time_left import TimeLeft
+from fastadv.storage.printable import printable, safe_sentence
 
 if TYPE_CHECKING:
     from fastadv.run.run_folder import RunFolder
     from fastadv.run.session import Session
 
-SAY_EVERY = 30.0  # seconds between lines about an evaluation where there is no terminal
+SAY_EVERY = 60.0  # seconds between lines about an evaluation where there is no terminal
 
 
 class Tick(Protocol):
@@ -32,15 +36,6 @@ class Tick(Protocol):
     the images before took)."""
 
     def __call__(self, images: int, note: str = "", left: float | None = None) -> None: ...
-
-
-class Terminal(rich.console.Console):
-    """A closed pipe (``| head``) does not end the run."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
 
 
 class _Titled(Progress):
@@ -52,7 +47,7 @@ class _Titled(Progress):
         yield Text(self.title, no_wrap=False, overflow="fold")  # as narrow as the terminal is
         yield self.make_tasks_table(self.tasks)
         if self.note:
-            yield Text(_end_of(self.note, self.console.width), no_wrap=True)
+            yield Text(end_of(self.note, self.console.width), no_wrap=True)
 
 
 class Console:
@@ -60,10 +55,13 @@ class Console:
 
     def __init__(self, console: rich.console.Console | None = None) -> None:
         quiet = distributed.rank() != 0
-        self.out = console or Terminal(highlight=False, soft_wrap=True, quiet=quiet)
+        self.out = console or Terminal(quiet=quiet)
         self._total = 1
-        self._began = time.monotonic()
-        self._done_before = 0
+        self._table = EpochTable(1, {}, "")
+        self._left: TimeLeft | None = None  # None: before the first epoch
+
+    def _say(self, text: str) -> None:
+        self.out.print(text)
 
     def start(self, session: Session, folder: RunFolder, epoch: int) -> None:
         """Print the method, the data, the network and the device."""
@@ -71,64 +69,56 @@ class Console:
         parts = ", ".join(f"{s} {n}" for s, n in session.step.plan.slots.items() if n != "none")
         weights = sum(parameter.numel() for parameter in session.model.parameters())
         form = f", variant {config.variant}," if config.variant else ""
-        self.out.print(
-            f"[bold]{escape(config.method)}[/]{escape(form)} on {escape(config.data)}: {parts}"
+        self._say(
+            f"[bold]{escape(config.method)}[/]{escape(form)} on "
+            f"{escape(printable(config.data))}: {parts}"
         )
         runs_as = session.step.internals.runs_as
         warmup = config.eps_warmup
         rises = "" if warmup is None else f" (from 0 over {warmup:g} epochs)"
-        self.out.print(
-            f"{escape(config.model)}, {weights:,} weights, {session.data.trained_on:,} "
+        self._say(
+            f"{escape(printable(config.model))}, {weights:,} weights, {session.data.trained_on:,} "
             f"training images, {config.norm} eps {session.threat.eps:.4g}{rises}, batch "
             f"{config.batch_size}, {session.device}, {trained_in(session)}, {runs_as}"
         )
         if distributed.world_size() > 1:
-            self.out.print(f"{distributed.world_size()} processes share each batch")
+            of_all = ", with batch statistics of all" if config.bn == "global" else ""
+            self._say(f"{distributed.world_size()} processes share each batch{of_all}")
         evaluated_in = shown(None, session.model, session.device)
         if trained_in(session) != evaluated_in:
-            self.out.print(f"trains in {trained_in(session)}, evaluates in {evaluated_in}")
+            self._say(f"trains in {trained_in(session)}, evaluates in {evaluated_in}")
         if config.label_noise:
-            self.out.print(f"label noise: {session.data.training.label_noise}")
-        self.out.print(f"run folder: {escape(str(folder.path))}")
+            self._say(f"label noise: {session.data.training.label_noise}")
+        if session.initial is not None and session.initial.said and not epoch:
+            begun = f"begins with {printable(str(config.init))}: {session.initial.said}"
+            self._say(escape(begun))
+        self._say(f"run folder: {escape(printable(folder.path))}")
         if config.select == "test":
-            self.out.print(
+            self._say(
                 "[yellow]The best epoch is chosen on the test set, as published code does: "
                 'the "best" row is then too high; compare it only with other such numbers.[/]'
             )
         if epoch:
-            self.out.print(f"continuing in epoch {epoch + 1}")
+            self._say(f"continuing in epoch {epoch + 1}")
         self._total = config.epochs
-        self._began, self._done_before = time.monotonic(), epoch
+        sets: dict[str, int] = {config.select: len(session.data.validation)}
+        if config.eval_train is not None:
+            sets["train"] = len(session.data.training.limited(config.eval_train))
+        self._table = EpochTable(config.epochs, sets, config.select_attack)
 
-    @contextmanager
-    def epoch(self, epoch: int, done: int, batches: int) -> Iterator[Callable[[int], None]]:
-        """A bar over the batches of ``epoch``; yields the function to call after each."""
-        images, began = 0, time.monotonic()
-        columns = (
-            TextColumn(f"epoch {epoch + 1}/{self._total}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}  {task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[eta]}"),
-        )
-        bar = Progress(*columns, console=self.out, transient=True, disable=not self.out.is_terminal)
-        with bar:
-            task = bar.add_task("", total=batches, completed=done, rate="", eta="")
-
-            def tick(count: int) -> None:
-                nonlocal images
-                images += count
-                rate = images / max(time.monotonic() - began, 1e-9)
-                bar.update(task, advance=1, rate=f"{rate:,.0f} images/s", eta=self._eta(epoch))
-
-            yield tick
+    def epoch(self, epoch: int, done: int, batches: int) -> AbstractContextManager[EpochTick]:
+        """A bar over the batches of ``epoch``, or a line a minute; gives the function to call after
+        each batch."""
+        if self._left is None:
+            self._left = TimeLeft(self._total, batches, epoch, done)
+        return epoch_progress(self.out, self._total, self._left, epoch, done, batches)
 
     @contextmanager
     def evaluating(self, title: str, attack: str, done: int, total: int) -> Iterator[Tick]:
         """A bar over ``total`` images below ``title``; yields the function to call with what is
         done so far. Without a terminal, a line when an evaluation takes long."""
         began = said = time.monotonic()
-        name = _end_of(attack, 16)
+        name = end_of(attack, 16)
         bar = _Titled(
             TextColumn(escape(name)),
             BarColumn(min(20, 26 - len(name))),
@@ -150,7 +140,7 @@ class Console:
                 if left is None:
                     left = (total - images) / rate if rate > 0 else math.nan
                 if not math.isnan(left):
-                    pace += f"  {_clock(left)} left"
+                    pace += f"  {clock(left)} left"
                 bar.note = note
                 bar.update(task, completed=images, pace=pace)
                 if not self.out.is_terminal and now - said >= SAY_EVERY:
@@ -176,53 +166,55 @@ class Console:
 
             yield say, lambda done, most: bar.update(task, completed=done, total=most)
 
-    def _eta(self, epoch: int) -> str:
-        """The estimated time of the remaining epochs, evaluation included."""
-        finished = epoch - self._done_before
-        if finished < 1:
-            return ""
-        left = (time.monotonic() - self._began) / finished * (self._total - epoch)
-        return f"run: {_clock(left)} left"
-
     def line(self, line: dict[str, Any]) -> None:
         """One epoch."""
-        scores = "  ".join(
-            _scores(line, of) for of in ("val", "test", "train") if f"{of}_n" in line
-        )
-        self.out.print(
-            f"epoch {line['epoch']:3d}/{self._total}  loss {line['loss']:.4f}  "
-            f"lr {line['lr']:.4f}  {scores}  train {line['train_seconds']:.1f} s  "
-            f"eval {line['eval_seconds']:.1f} s"
-        )
+        seconds, left = line["train_seconds"] + line["eval_seconds"], None
+        if self._left is not None:
+            self._left.epoch_ends(line["epoch"])
+            left = self._left.after(line["epoch"], 0)
+        for text in (*self._table.heads(), self._table.row(line, seconds, left)):
+            self.out.print(escape(text))
+
+    def say(self, sentence: str) -> None:
+        """A fact about the run."""
+        self.out.print(escape(sentence))
 
     def warn(self, sentence: str) -> None:
-        self.out.print(f"[yellow]warning:[/] {escape(sentence)}")
+        self._say(f"[yellow]warning:[/] {escape(safe_sentence(sentence))}")
+
+    def finish_again(self, summary: dict[str, Any], folder: RunFolder) -> None:
+        """The results of a run that has ended before."""
+        self._say(f"{escape(printable(folder.path))} has finished; there is nothing left to train")
+        self.finish(summary, folder)
 
     def finish(self, summary: dict[str, Any], folder: RunFolder) -> None:
         """The results table, in the papers' form."""
         table = Table(title=f"test accuracy, % of {summary['n']:,} images, and its 95 % interval")
         for name in ("attack", "best", "", "last", "", "diff"):
             table.add_column(name, justify="left" if name == "attack" else "right")
-        for attack in summary["last"]:
+        if summary["best"] is None:  # those weights are not there
+            table = _one_column(summary, str(table.title))
+        for attack in summary["last"] if summary["best"] is not None else ():
             best, last = 100 * summary["best"][attack], 100 * summary["last"][attack]
             ends = [as_interval(summary["intervals"][w][attack]) for w in ("best", "last")]
             diff = f"{best - last:.2f}"
             table.add_row(attack, f"{best:.2f}", ends[0], f"{last:.2f}", ends[1], diff)
         self.out.print(table)
-        self.out.print(
+        self._say(
             f"best epoch {summary['best_epoch']}, training {summary['train_seconds']:.1f} s, "
-            f"evaluation {summary['eval_seconds']:.1f} s; saved in {escape(str(folder.path))}"
+            f"evaluation {summary['eval_seconds']:.1f} s; saved in {escape(printable(folder.path))}"
         )
 
 
-def _scores(line: dict[str, Any], of: str) -> str:
-    """The accuracies on the images called ``of``, and how many there are."""
-    shown = [
-        f"{name.replace('_', ' ')} {100 * value:5.1f} %"
-        for name, value in line.items()
-        if name.startswith(f"{of}_") and f"{name}_interval" in line
-    ]
-    return "  ".join(shown) + f" of {line[f'{of}_n']:,}"
+def _one_column(summary: dict[str, Any], title: str) -> Table:
+    """The results of the last weights alone."""
+    table = Table("attack", title=title)
+    for name in ("last", ""):
+        table.add_column(name, justify="right")
+    for attack, score in summary["last"].items():
+        ends = as_interval(summary["intervals"]["last"][attack])
+        table.add_row(attack, f"{100 * score:.2f}", ends)
+    return table
 
 
 def as_interval(ends: Sequence[float]) -> str:
@@ -237,14 +229,3 @@ def trained_in(session: Session) -> str:
         shown(dtype, session.model, session.device) for dtype in (net.outer_dtype, net.attack_dtype)
     )
     return outer if attack == outer else f"{outer} (attack {attack})"
-
-
-def _end_of(text: str, width: int) -> str:
-    """``text``, or as much of its end as there is room for."""
-    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -17,7 +17,9 @@ DEFAULTS: Mapping[str, Any] = {
     "amp_dtype": "bf16",
     "mode": "auto",
     "fused_norm": "auto",
+    "bn": "local",
     "loader": "auto",
+    "skip_broken": False,
     "download": False,
     "select": "val",
     "select_attack": "pgd-10",
@@ -27,6 +29,8 @@ DEFAULTS: Mapping[str, Any] = {
     "deterministic": False,
     "device": "auto",
     "checkpoint_minutes": 5.0,
+    "save_every": 1,
+    "keep": ("best", "last", "previous"),
     "normalize": True,
     "cycle_momentum": True,
     "nesterov": False,
@@ -34,6 +38,3 @@ DEFAULTS: Mapping[str, Any] = {
     "label_noise": 0.0,
 }
 """Name -> value. Recipes and data presets come before these, the user before all."""
-
-ADAM_LR = 1e-3
-"""The rate of Adam and AdamW, PyTorch's, where recipes and presets have rates of SGD."""

@@ -13,10 +13,11 @@ import datetime
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ from torch import nn
 from fastadv.declared import parse_number
 from fastadv.engine.model.compiled_forward import CompiledForward
 from fastadv.engine.model.precision import shown
-from fastadv.engine.process import distributed
-from fastadv.errors import UserError, warn
+from fastadv.engine.process import distributed, stop
+from fastadv.errors import Interrupted, UserError, warn
 from fastadv.evaluation.accuracy import specs_of, verdicts_of
 from fastadv.evaluation.attacks.inputs import require_mode
 from fastadv.evaluation.counts import Counts, by_square
@@ -38,12 +39,13 @@ from fastadv.evaluation.verdicts import Verdicts
 from fastadv.models import VARIANTS
 from fastadv.run import provenance
 from fastadv.run.config import RunConfig
-from fastadv.run.console import Console, Terminal
+from fastadv.run.console import Console
 from fastadv.run.eval_records import EvalRecords, Record
 from fastadv.run.eval_watch import Deadline, Watch
 from fastadv.run.example_file import ExampleFile
 from fastadv.run.session import data_facts
 from fastadv.run.source import EvalBatches, Source
+from fastadv.run.terminal import Terminal
 from fastadv.run.unfinished import Settings, Unfinished
 from fastadv.storage import files
 from fastadv.storage.digests import digest
@@ -62,6 +64,13 @@ class EvaluationStopped(KeyboardInterrupt):
         super().__init__(sentence)
         self.scores = scores
 
+    def interrupted(self) -> Interrupted:
+        """What ends a command."""
+        by = stop.asked() or "SIGINT"
+        return Interrupted(
+            f"Stopped by {by} under {self}; the same command continues from there.", by
+        )
+
 
 class EvalScores(Scores):
     """Scores. ``on``: what the images are; ``said``: the threat and the precision; ``stored``: the
@@ -70,7 +79,8 @@ class EvalScores(Scores):
     attacks whose time ran out, the accuracies between which theirs lies; ``known``: how many
     verdicts these rest on; ``stuck``: for those that got no further in this time, so that nothing
     new is stored, the seconds of one run of a search, and of the least time that gets further;
-    ``too_short``: those that got no further either, before a pass could be timed."""
+    ``too_short``: those that got no further either, before a pass could be timed; ``examples``:
+    the files of adversarial examples."""
 
     def __init__(self, n: int, said: str, on: str = "images") -> None:
         super().__init__({}, n)
@@ -82,6 +92,7 @@ class EvalScores(Scores):
         self.known: dict[str, int] = {}
         self.stuck: dict[str, tuple[float, float]] = {}
         self.too_short: set[str] = set()
+        self.examples: dict[str, Path] = {}
 
     def unfinished(self, of: str) -> Iterator[str]:
         """Sentences for each attack whose time ran out; ``of``: what was evaluated."""
@@ -149,7 +160,7 @@ def run_evaluation(
 
     ``one_pass``: all attacks in one pass, which is stored only while it runs. Raises as
     ``fastadv.evaluate`` does, ``StopEvaluation`` when asked to stop, and ``EvaluationStopped`` for
-    a ``KeyboardInterrupt``.
+    a signal.
     """
     alpha = None if alpha is None else parse_number(alpha, "alpha")
     require_mode(job.mode, job.device)  # also where all results are stored
@@ -185,7 +196,7 @@ def run_evaluation(
         one = _Pass(model, images, group, job, own, common, title, one_pass, compiled)
         try:
             scores = one.run()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, stop.Stopped):
             under_way = f"{', '.join(group)}: {one.images:,} of {len(images):,} images are done"
             raise EvaluationStopped(found, under_way) from None
         anything_new = anything_new or one.got_further
@@ -203,6 +214,7 @@ def run_evaluation(
         found |= scores
         found.verdicts |= scores.verdicts
         found.seconds_before += one.seconds_before
+        found.examples |= one.saved_examples
         if one.was_stored:
             found.stored += group
     return found
@@ -230,6 +242,7 @@ class _Pass:
         self._began = time.monotonic()
         self._tally: Tally | None = None
         self._examples: dict[str, ExampleFile] = {}
+        self.saved_examples: dict[str, Path] = {}
         self._unfinished = Unfinished(job.records.folder.unfinished)
         self._watch: Watch | None = None
         self._images = 0
@@ -302,6 +315,8 @@ class _Pass:
             return None
         record, verdicts = stored
         self.was_stored, self.seconds_before = True, record["seconds"]
+        if saves:
+            self.saved_examples[self._attacks[0]] = records.folder.path / record["examples"]
         counted = {name: record[name] for name in _COUNTED}
         squares = [by_square(verdicts.stages, verdicts.fooled_by)]
         counts = Counts(self._attacks, **counted, by_square=squares)
@@ -341,13 +356,17 @@ class _Pass:
                 self._tally = tally
                 watch.look(tally, after=after)
 
+            # One process that is told to stop does not wait for the end of a long pass; of several
+            # the others would wait for this one.
+            alone = distributed.world_size() == 1
             try:
-                found = verdicts_of(
-                    self._model, self._batches, self._attacks, **self._threat, device=job.device,
-                    shared=True, mode=job.mode, compiled=self._compiled, done=done,
-                    after=lambda tally: look(tally, after=True),
-                    between=lambda tally: look(tally, after=False), examples=self._examples,
-                )  # fmt: skip
+                with stop.interruptible() if alone else nullcontext():
+                    found = verdicts_of(
+                        self._model, self._batches, self._attacks, **self._threat,
+                        device=job.device, shared=True, mode=job.mode, compiled=self._compiled,
+                        done=done, after=lambda tally: look(tally, after=True),
+                        between=lambda tally: look(tally, after=False), examples=self._examples,
+                    )  # fmt: skip
             except BaseException:
                 if self._tally is not None:
                     with suppress(Exception):
@@ -394,6 +413,7 @@ class _Pass:
             try:
                 examples.finish()
                 record["examples"] = str(examples.path.relative_to(records.folder.path))
+                self.saved_examples[name] = examples.path
             except OSError as error:
                 records.warn(error)
         records.add(record, verdicts[name], records.place_for(self._settings, self._job.which))
@@ -439,6 +459,15 @@ _COUNTED = [
 ]
 
 
+def digest_of_weights(model: nn.Module) -> str:
+    return digest(
+        {
+            name: [str(tensor.dtype), list(tensor.shape), tensor.detach().reshape(-1)]
+            for name, tensor in model.state_dict().items()
+        }
+    )
+
+
 def settings_of(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings:
     """What the result depends on besides the attack: another value is another evaluation.
 
@@ -451,15 +480,11 @@ def settings_of(model: nn.Module, images: EvalBatches, job: EvalJob) -> Settings
         getattr(config, name) for name in VARIANTS
     ), config.normalize, config.dropout]  # fmt: skip
     facts = data_facts(job.data)
-    state = {
-        name: [str(tensor.dtype), list(tensor.shape), tensor.detach().reshape(-1)]
-        for name, tensor in model.state_dict().items()
-    }
     return {
         "fastadv": version("fastadv"),
         "torch": str(torch.__version__),
         "device": job.device.type,
-        "weights": digest(state),
+        "weights": digest_of_weights(model),
         "network": digest([network, facts, provenance.source(config.model)]),
         "evaluated_on": images.name,
         "data": digest([images.content, images.rows]),

@@ -47,7 +47,7 @@ class EvalRecords:
         plain = json.loads(json.dumps(settings))  # as a line holds them
         same = [
             record
-            for record in self._results()
+            for record in self.results()
             if all(record.get(name) == value for name, value in plain.items())
         ]
         for record in reversed(same):
@@ -114,7 +114,8 @@ class EvalRecords:
         with files.appended(path) as file:
             file.write(("\n" * cut_short + _sealed(record) + "\n").encode())
 
-    def _results(self) -> list[Record]:
+    def results(self) -> list[Record]:
+        """All results that this user wrote, the oldest first."""
         return _believed(self._text(self.folder.evaluations).split("\n"))
 
     def _text(self, path: Any) -> str:

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from fastadv.engine.process import distributed
 from fastadv.evaluation.arrivals import Arrivals, Values
+from fastadv.storage.files import flags
+
+_NO_LINK = flags("O_NOFOLLOW")
 
 
 class ExampleFile:
@@ -40,7 +43,7 @@ class ExampleFile:
     def get(self, place: np.ndarray) -> Tensor:
         """What was kept of the images at ``place`` (n,)."""
         if self._rows is None:
-            with os.fdopen(os.open(self._partial, os.O_RDWR | os.O_NOFOLLOW), "r+b") as file:
+            with os.fdopen(os.open(self._partial, os.O_RDWR | _NO_LINK), "r+b") as file:
                 np.lib.format.read_magic(file)
                 shape, _, dtype = np.lib.format.read_array_header_1_0(file)
                 self._rows = np.memmap(file, dtype, "r+", file.tell(), shape)
@@ -60,13 +63,14 @@ class ExampleFile:
             head,
             {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": whole},
         )
-        handle = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        handle = os.open(self._partial, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
         with os.fdopen(handle, "r+b") as file:
             file.write(head.getvalue())
             file.flush()
             size = head.tell() + math.prod(whole) * dtype.itemsize
             file.truncate(size)
-            os.posix_fallocate(handle, 0, size)  # a full disk is noticed here, not in the mapping
+            if hasattr(os, "posix_fallocate"):  # a full disk is noticed here, not in the mapping
+                os.posix_fallocate(handle, 0, size)
             return np.memmap(file, dtype, "r+", head.tell(), whole)
 
     def settle(self) -> None:

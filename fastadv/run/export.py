@@ -16,39 +16,39 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fastadv.errors import UserError, unknown
-from fastadv.models import VARIANTS
-from fastadv.run.config import RunConfig
 from fastadv.run.configured_model import configured_model
-from fastadv.run.finished import load_run
+from fastadv.run.export_notes import notes_of
+from fastadv.run.loaded import Run, load_run
 from fastadv.run.run_folder import RunFolder
-from fastadv.run.session import data_facts
-from fastadv.run.source import Source
 from fastadv.storage import files
 from fastadv.storage.printable import printable
 
 LARGEST_DIFFERENCE = 1e-4  # of the logits, as a share of the largest of them
 _COMPARED = 8  # images; the program is also run on one, because it must take any number
 
-Run = Callable[[Tensor], Tensor]
+Program = Callable[[Tensor], Tensor]
 
 
 class _Export(NamedTuple):
-    """A network about to be written. ``x``: some of its test images, on the CPU."""
+    """The network of ``run`` about to be written, and images ``x``, both on the CPU."""
 
-    config: RunConfig
-    data: Source
-    model: nn.Module
+    run: Run
     x: Tensor
-    facts: dict[str, str]
+    notes: dict[str, str]
+
+    @property
+    def model(self) -> nn.Module:
+        return self.run.model
 
 
 def export_run(path: str, out: Path | None, which: str = "best", form: str | None = None) -> str:
     """Write the network of the run in ``path`` to ``out``; returns a line about it.
 
     ``form`` is one of ``FORMS``; None: as the suffix of ``out`` says. ``out`` None: "model" with
-    the suffix of ``form``. Before anything is written, what was made is read back, and its logits
-    on test images are compared with the network's. Raises ``UserError`` if they differ by more
-    than ``LARGEST_DIFFERENCE``, for a file that exists and for a network that has no such form.
+    the suffix of ``form``. The data need not be there. Before anything is written, what was made is
+    read back, and its logits on test images, or on noise, are compared with the network's. Raises
+    ``UserError`` if they differ by more than ``LARGEST_DIFFERENCE``, for a file that exists and for
+    a network that has no such form.
     """
     names = {file.name for file in RunFolder(Path(path)).files()}
     if out and out.name in names and os.path.realpath(out.parent) == os.path.realpath(path):
@@ -58,26 +58,26 @@ def export_run(path: str, out: Path | None, which: str = "best", form: str | Non
         raise UserError(f"{printable(out)} exists: choose another --out, or remove it.")
     if not out.parent.is_dir():
         raise UserError(f"There is no folder {printable(out.parent)} for {printable(out.name)}.")
-    config, data, model = load_run(path, which)
-    x = next(iter(data.test.limited(_COMPARED)))[0].cpu()
-    made = _Export(config, data, model.eval(), x, _facts(config, data))
+    run = load_run(path, which)
+    x, images = _images(run)
+    made = _Export(run, x, notes_of(run))
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporters, about themselves
-            content, run = FORMS[form].write(made)
-            difference = _difference(model, run, x)
+            content, program = FORMS[form].write(made)
+            difference = _difference(run.model, program, x)
     except UserError:
         raise
     except Exception as error:  # of the network's code or an exporter: any type
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{config.model} cannot be written as {form} ({printable(reason)}); choose another "
+            f"{run.config.model} cannot be written as {form} ({printable(reason)}); choose another "
             "--format."
         ) from error
     if not difference <= LARGEST_DIFFERENCE:
         raise UserError(
             f"The {form} file would give other logits than the network, by {difference:.1e} of the "
-            f"largest on {len(x)} test images, so nothing was written; choose another --format."
+            f"largest on {len(x)} {images}, so nothing was written; choose another --format."
         )
     try:
         with files.replaced(out) as file:
@@ -85,7 +85,7 @@ def export_run(path: str, out: Path | None, which: str = "best", form: str | Non
     except OSError as error:
         raise UserError(f"Cannot write {printable(out)}: {error}.") from None
     return (
-        f"wrote {printable(out)} ({form}); read back, its logits on {len(x)} test images differ by "
+        f"wrote {printable(out)} ({form}); read back, its logits on {len(x)} {images} differ by "
         f"{difference:.1e} of the largest at most"
     )
 
@@ -112,29 +112,24 @@ def _named(out: Path | None, form: str | None) -> tuple[str, Path]:
     return found, out
 
 
-def _facts(config: RunConfig, data: Source) -> dict[str, str]:
-    """What rebuilds the network with ``build_model``, and where it comes from."""
-    return {
-        "method": config.method,
-        "model": config.model,
-        "width": str(config.width),
-        "depth": str(config.depth),
-        **{name: str(getattr(config, name)) for name in VARIANTS},
-        "normalize": str(config.normalize),
-        "dropout": str(config.dropout),
-        "in_channels": str(data.channels),
-        "num_classes": str(data.num_classes),
-        "torch": torch.__version__,
-    }
+def _images(run: Run) -> tuple[Tensor, str]:
+    """Images on which what was made is compared with the network, and what they are."""
+    try:
+        return next(iter(run.test.limited(_COMPARED)))[0].cpu(), "test images"
+    except UserError:  # the data are gone, and are not needed
+        generator = torch.Generator().manual_seed(0)
+        own = run.built_for
+        shape = (_COMPARED, own.in_channels, *own.image_size)
+        return torch.rand(shape, generator=generator), "images of noise (the data are not there)"
 
 
-def _difference(model: nn.Module, run: Run, x: Tensor) -> float:
+def _difference(model: nn.Module, program: Program, x: Tensor) -> float:
     """The largest difference of logits, as a share of the largest logit; with all images in a
     batch, and with one."""
     worst = 0.0
     for batch in (x, x[:1]):
         expected = model(batch)
-        found = run(batch)
+        found = program(batch)
         if found.shape != expected.shape:
             return float("inf")
         share = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
@@ -142,23 +137,23 @@ def _difference(model: nn.Module, run: Run, x: Tensor) -> float:
     return worst
 
 
-def _safetensors(made: _Export) -> tuple[bytes, Run]:
+def _safetensors(made: _Export) -> tuple[bytes, Program]:
     tensors = {name: tensor.contiguous() for name, tensor in made.model.state_dict().items()}
-    content = save(tensors, metadata=made.facts)
-    again = configured_model(made.config, **data_facts(made.data))
+    content = save(tensors, metadata=made.notes)
+    again = configured_model(made.run.config, **made.run.built_for.facts())
     again.load_state_dict(load(content))
     return content, again.eval()
 
 
-def _torch(made: _Export) -> tuple[bytes, Run]:
+def _torch(made: _Export) -> tuple[bytes, Program]:
     file = io.BytesIO()
     program = torch.export.export(made.model, (made.x,), dynamic_shapes=_any_number())
-    torch.export.save(program, file, extra_files={"fastadv.json": json.dumps(made.facts)})
+    torch.export.save(program, file, extra_files={"fastadv.json": json.dumps(made.notes)})
     file.seek(0)
     return file.getvalue(), torch.export.load(file).module()
 
 
-def _onnx(made: _Export) -> tuple[bytes, Run]:
+def _onnx(made: _Export) -> tuple[bytes, Program]:
     needed = ("onnx", "onnxscript", "onnxruntime")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
@@ -172,7 +167,7 @@ def _onnx(made: _Export) -> tuple[bytes, Run]:
         made.model, (made.x,), dynamo=True, dynamic_shapes=_any_number(), verbose=False,
         input_names=["images"], output_names=["logits"],
     )  # fmt: skip
-    program.model.metadata_props.update(made.facts)
+    program.model.metadata_props.update(made.notes)
     content = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
@@ -188,7 +183,7 @@ def _any_number() -> tuple[dict[int, Any]]:
 
 class _Form(NamedTuple):
     suffix: str
-    write: Callable[[_Export], tuple[bytes, Run]]
+    write: Callable[[_Export], tuple[bytes, Program]]
     """The bytes of the file, and what they compute once they are read back."""
 
 

@@ -8,53 +8,15 @@ from fastadv.declared import parse_number
 from fastadv.engine.model.precision import tf32
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
-from fastadv.errors import UserError, warn
-from fastadv.run import provenance
+from fastadv.errors import UserError
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
 from fastadv.run.eval_pass import EvalJob, EvalScores, run_evaluation
 from fastadv.run.eval_records import EvalRecords
 from fastadv.run.eval_watch import Deadline
+from fastadv.run.loaded import load_run
 from fastadv.run.run_folder import RunFolder
-from fastadv.run.saved_models import check_fit
-from fastadv.run.session import data_facts, make_model
-from fastadv.run.source import Source, open_source
-from fastadv.run.which import one_named, weights_file
-from fastadv.storage import checkpoint
-from fastadv.storage.printable import printable
-
-
-def load_run(path: str, which: str) -> tuple[RunConfig, Source, nn.Module]:
-    """Configuration, data and network of the run in ``path``, with the weights ``which``: "best",
-    "last" or the number of an epoch whose weights were kept."""
-    folder = RunFolder.open(path)
-    which = one_named(which)
-    config = folder.read_config()
-    file = weights_file(folder, which)
-    if file == folder.last and _averages(config) and folder.summary.exists():
-        raise UserError(
-            f"{printable(folder.averaged)} is missing, and last.pt holds other weights than those "
-            "the run ended with: restore it, or evaluate the best weights."
-        )
-    saved = checkpoint.load(file)
-    state = saved.get("model")
-    data = open_source(config, choose_device(config.device))
-    check_fit(config, data_facts(data), state, file)
-    provenance.require_own(saved, config, file)
-    model = make_model(config, data)
-    checkpoint.load_weights(model, state, file)
-    if provenance.source(config.model) and folder.last.exists():
-        before = checkpoint.load(folder.last)["provenance"]["machine"]["source of the network"]
-        if before != provenance.source(config.model):
-            warn(
-                f"the code of {config.model} is not what {printable(path)} was trained with, so "
-                "the results may belong to another network."
-            )
-    return config, data, model
-
-
-def _averages(config: RunConfig) -> bool:
-    return config.plan.averaging is not None
+from fastadv.run.source import Source
 
 
 def evaluate_run(
@@ -71,6 +33,8 @@ def evaluate_run(
     save_examples: bool = False,
     search_dtype: str = "float32",
     mode: str = "auto",
+    data: str | None = None,
+    data_root: str | None = None,
     console: Console | None = None,
 ) -> EvalScores:
     """Accuracy in [0,1] by attack; ``eps`` is the run's unless given, and so is the step ``alpha``
@@ -85,13 +49,12 @@ def evaluate_run(
     ``EvaluationStopped`` with the finished attacks; the next call continues from there. At the
     ``deadline`` it returns what is known by then: ``bounds`` in place of the accuracies that are
     not, and the next call continues too.
-    ``console`` shows the progress.
+    ``data`` and ``data_root`` say where the run's data are now; images of other data with the same
+    classes are evaluated as well, and their results are kept apart. ``console`` shows the progress.
     """
-    which = one_named(which)
-    config, data, model = load_run(path, which)
-    folder = RunFolder.open(path)
+    run = load_run(path, which, data=data, data_root=data_root, device=None)
     return evaluate_loaded(
-        (config, data, model), folder, f"{which} weights", attacks,
+        run.evaluated, run.folder, f"{run.which} weights", attacks,
         eps=eps, alpha=alpha, on=on, limit=limit, seed=seed, console=console,
         deadline=deadline, save_examples=save_examples, search_dtype=search_dtype,
         mode=mode,

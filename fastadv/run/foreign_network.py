@@ -15,6 +15,7 @@ from fastadv.errors import UserError
 from fastadv.models import MODELS, VARIANTS, build_model
 from fastadv.models.foreign_names import sizes, translated
 from fastadv.models.packaged import names_own_code
+from fastadv.run.noted_network import built_of
 from fastadv.storage.printable import printable
 from fastadv.storage.weights_file import read_weights, require_fit
 
@@ -60,9 +61,12 @@ def load_network(
     # A file of ours without its first or last layer fits nothing, whatever the numbers are.
     ours = {"num_classes": 1, "in_channels": 1} if name in MODELS else {}
     known = ours | noted | (sizes(name, state) if ours else {})
-    build: dict[str, Any] = {"image_size": facts.get("image_size")}
+    build: dict[str, Any] = {
+        "image_size": known.pop("image_size", facts.get("image_size")),
+        "dropout": known.pop("dropout", 0.0),
+    }
     build |= {
-        key: _agreed(key, facts.get(key), known.pop(key, None), shown, what) for key in _COUNTS
+        key: agreed(key, facts.get(key), known.pop(key, None), shown, what) for key in _COUNTS
     }
     chosen = _usual(name) | known | dict(options)
     build |= chosen
@@ -87,7 +91,7 @@ def load_network(
     return Network(model.eval(), name, chosen, renamed, scaled_by)
 
 
-def _agreed(fact: str, asked: int | None, own: int | None, shown: str, what: str) -> int:
+def agreed(fact: str, asked: int | None, own: int | None, shown: str, what: str) -> int:
     """The number of classes or channels, of which the file and ``what`` both may say something."""
     if asked is None and own is None:
         raise UserError(
@@ -119,17 +123,7 @@ def _described(
         name = noted
     if name != noted:
         return name, {}
-    said = {key: notes.get(key, "None") for key in (*OPTIONS, *_COUNTS)}
-    del said["depth"]  # the tensors of the networks that have one show it
-    return name, {key: _plain(text, shown) for key, text in said.items() if text != "None"}
-
-
-def _plain(text: str, shown: str) -> int | str:
-    if not text.isdecimal():
-        return text
-    if len(text) > 5:
-        raise UserError(f"{shown} says a number that no network has, {printable(text)}.")
-    return int(text)
+    return name, built_of(notes, shown)
 
 
 def _usual(name: str) -> dict[str, Any]:

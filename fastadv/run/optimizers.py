@@ -8,10 +8,14 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from fastadv.engine.optimizer.replayed import CAPTURABLE
 from fastadv.models.wrapped import inner_module
+from fastadv.run import optimizer_kinds
 from fastadv.run.config import RunConfig
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+_HOW = ("capturable", "fused", "foreach")
 
 
 def make_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -19,13 +23,46 @@ def make_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer
     groups = config.plan.layers.optimizer_groups(model, config.lr)
     if not config.decay_norms:
         groups = without_norm_decay(model, groups)
+    arguments = optimizer_kinds.its_arguments(
+        config.optimizer,
+        config.optimizer_options,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+    )
+    kind = optimizer_kinds.kinds()[config.optimizer]
     # Fused: one launch on a GPU, which masks itself where a loss was not finite; the same bits in
     # less time on a CPU.
-    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov, **common)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(groups, capturable=True, **common)  # so that a CUDA graph can hold its step
+    fused = kind in FUSED
+    if fused:
+        arguments["fused"] = True
+    # So that a CUDA graph can hold its step. On a CPU only fused ones compute like that.
+    if kind in CAPTURABLE and (fused or _on_gpu(model)):
+        arguments["capturable"] = True
+    return kind(groups, **arguments)
+
+
+def _on_gpu(model: nn.Module) -> bool:
+    return any(parameter.is_cuda for parameter in model.parameters())
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the ``state_dict`` of an optimizer of ``make_optimizer``, perhaps for another device:
+    how this one computes stays as it is, and so do the types of the state."""
+    groups = [
+        saved | {name: own[name] for name in _HOW if name in own}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict(state | {"param_groups": groups})
+    # Torch has made all but the counts of steps of the weights' type (NAdam's product is wider).
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    places = [place for group in groups for place in group["params"]]
+    for weight, place in zip(weights, places, strict=True):
+        own = optimizer.state.get(weight, {})
+        for name, value in state["state"].get(place, {}).items():
+            if isinstance(value, torch.Tensor) and own[name].dtype != value.dtype:
+                own[name] = value.to(own[name].device, copy=True)
 
 
 def without_norm_decay(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,5 +12,6 @@ class Origin(StrEnum):
     DEFAULT = "default"
     DATA = "data preset"
     RECIPE = "recipe"
+    FILE = "file"
     USER = "user"
     STORED = "run folder"

@@ -21,7 +21,8 @@ from fastadv.engine.process import distributed
 from fastadv.errors import UserError
 from fastadv.models.packaged import library_version, packaged_library
 from fastadv.run.config import RunConfig
-from fastadv.run.config_file import to_toml
+from fastadv.run.config_file import to_toml, whole
+from fastadv.storage.digests import digest
 from fastadv.storage.printable import printable
 
 _FREE = {
@@ -29,16 +30,22 @@ _FREE = {
     "data_root",
     "download",
     "unlabelled",
+    "init",
+    "skip_broken",
     "option teachers",
     "option helper",
     "out",
     "checkpoint_minutes",
-    "keep_every",
+    "save_every",
+    "keep",
 }
 """Settings that may change: paths (the content is compared), when to save and what to keep."""
-_SAID = {"device", "epochs", "mode", "fused_norm"}
-_ONLY_EVALUATION = {"test_limit", "test_attacks", "eval_alpha", "eval_train"}
+_SAID = {"device", "epochs", "mode", "fused_norm", "deterministic"}
+"""Settings that may change, and may change bits."""
+_ONLY_EVALUATION = {"test_limit", "test_attacks", "eval_alpha", "eval_train", "eval_every"}
 """Settings that do not influence the weights."""
+_CHOOSES = {"select", "select_attack", "eval_alpha"}
+"""Settings by which the best epoch is chosen: it would be the best by two measures."""
 
 
 def record(config: RunConfig, digests: Mapping[str, str], device: torch.device) -> dict[str, Any]:
@@ -62,6 +69,12 @@ def record(config: RunConfig, digests: Mapping[str, str], device: torch.device) 
 def configuration(config: RunConfig) -> str:
     """The settings that decide what is trained: without the folder and how often it is saved."""
     return to_toml(dataclasses.replace(config, out=None, checkpoint_minutes=0.0))
+
+
+def configuration_digest(config: RunConfig) -> str:
+    """A digest of the settings that decide what is trained, the same wherever the run lies."""
+    settings = _flat(configuration(config))
+    return digest({name: settings[name] for name in sorted(settings.keys() - _FREE - _SAID)})
 
 
 def require_own(saved: Mapping[str, Any], config: RunConfig, path: Path) -> None:
@@ -93,14 +106,31 @@ def _differences(before: str, after: str) -> Iterator[tuple[str, Any, Any]]:
             yield name, old.get(name), new.get(name)
 
 
+def _allowed(name: str) -> bool:
+    """True for a setting that may change on resume, and changes no bit of what is trained."""
+    return name in (_FREE | _ONLY_EVALUATION) - _CHOOSES
+
+
 def compare(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Sentences about what may change single bits. Raises ``UserError`` if it is another run."""
+    """Sentences about settings that were changed, and about what may change single bits. Raises
+    ``UserError`` if it is another run."""
     for name, began, found in _differences(saved["configuration"], now["configuration"]):
+        if _allowed(name):
+            continue
+        why = "the best epoch is chosen by it" if name in _CHOOSES else "it decides what is trained"
         raise UserError(
             f"The run was begun with {name} {_shown(began)}, and config.toml now says "
-            f"{_shown(found)}: restore it, or train into another --out."
+            f"{_shown(found)}; {why}: restore it, or train into another --out."
         )
     before, after = (_flat(each["configuration"]) for each in (saved, now))
+    harmless = [
+        f"{name} {_shown(before.get(name))} before, {_shown(after.get(name))} now"
+        for name in sorted(filter(_allowed, before.keys() | after.keys()))
+        if before.get(name) != after.get(name)
+    ]
+    told = []
+    if harmless:
+        told = [f"settings that change no weights are others now: {'; '.join(harmless)}."]
     old, new = saved["digests"], now["digests"]
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
@@ -120,12 +150,15 @@ def compare(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
         if machine.get(name) != value
     ]
     if not said:
-        return []
-    return [f"the run continues under other conditions, so not bit for bit: {'; '.join(said)}."]
+        return told
+    return [
+        *told,
+        f"the run continues under other conditions, so not bit for bit: {'; '.join(said)}.",
+    ]
 
 
 def _flat(text: str) -> dict[str, Any]:
-    tables = tomllib.loads(text)
+    tables = whole(tomllib.loads(text))
     options = tables.pop("options", {})
     return tables | {f"option {name}": value for name, value in options.items()}
 

@@ -15,7 +15,8 @@ from fastadv.data.pixels import unit_images
 from fastadv.engine.model import guard
 from fastadv.engine.model.outputs import logits_in
 from fastadv.errors import UserError
-from fastadv.run.saved_models import load_model
+from fastadv.run.saved_models import read_saved, require_as_asked
+from fastadv.storage import files
 from fastadv.storage.printable import printable
 
 
@@ -41,16 +42,19 @@ def pseudo_labels(model: nn.Module, images: Tensor, batch_size: int = 500) -> Te
     return torch.cat(found)
 
 
-def write_pseudo_labels(run: str, images: str, out: str, num_classes: int) -> dict[int, int]:
+def write_pseudo_labels(run: str, images: str, out: str) -> dict[int, int]:
     """Label the images of the .npz file ``images`` with the best network of the run folder ``run``.
 
     ``images`` holds ``images``, (N,H,W,C) or (N,H,W) uint8; ``out``, another .npz, gets them and
     their ``labels`` (N,) int64. Returns how many images each class got.
     """
-    batch, _ = _read(images, ("images",))
-    model = load_model(run, num_classes, batch.shape[1])
-    labels = pseudo_labels(model, batch)
     place = Path(out if out.endswith(".npz") else f"{out}.npz")
+    files.require_plain(place)
+    batch, _ = _read(images, ("images",))
+    found = read_saved(run)
+    require_as_asked(found, None, batch.shape[1], printable(images))
+    num_classes, model = found.built_for.num_classes, found.model()
+    labels = pseudo_labels(model, batch)
     try:
         with replacing(place) as file:
             np.savez(file, images=batch.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastadv.algorithms.parts import names
@@ -10,15 +11,18 @@ from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.recipes.table import methods
 from fastadv.algorithms.resolution import VARIANT, recipe_options, resolve
 from fastadv.algorithms.slots import SLOTS
+from fastadv.data import augmentations
 from fastadv.declared import coerce
 from fastadv.errors import UserError
 from fastadv.models import VARIANTS
+from fastadv.run import optimizer_kinds
 from fastadv.run.config import OF_SGD, RunConfig, check, required_settings
-from fastadv.run.defaults import ADAM_LR, DEFAULTS
+from fastadv.run.defaults import DEFAULTS
 from fastadv.run.origin import Origin
 from fastadv.run.presets import Presets, presets_for
-from fastadv.run.request import RunRequest, setting_types
-from fastadv.run.schedules import PEAKS, STEPPED, USUAL_DROPS
+from fastadv.run.request import RunRequest, as_flag, setting_types
+from fastadv.run.schedules import ENDS, PEAKS, STEPPED, USUAL_DROPS
+from fastadv.storage.printable import printable
 
 ALSO_OPTIONS = frozenset({"pad"})
 """The settings of a run that a part may take as an option of its own too: a stored perturbation is
@@ -28,9 +32,9 @@ as wide as the loader shifts."""
 def resolve_run(request: RunRequest) -> RunConfig:
     """``request`` with every open setting and option filled in, and checked.
 
-    What the user said comes before the recipe, this before the data preset, this before the plain
-    defaults and those of the parts. Raises ``UserError`` for unknown names, values outside their
-    range and settings that contradict each other.
+    What the user said comes before a file of ``--config``, this before the recipe, this before the
+    data preset, this before the plain defaults and those of the parts. Raises ``UserError`` for
+    unknown names, values outside their range and settings that contradict each other.
     """
     given = _given(request)
     options = {name: value for name, value in request.options.items() if value is not None}
@@ -42,29 +46,37 @@ def resolve_run(request: RunRequest) -> RunConfig:
     )
     values = {**DEFAULTS, **presets.settings, **given}
     origins = dict.fromkeys(DEFAULTS, Origin.DEFAULT) | presets.origins
-    origins |= dict.fromkeys(given, Origin.USER)
+    origins |= {name: request.origin(name) for name in given}
     _drop_companions(values, given, presets)
     if values["optimizer"] != "sgd":
-        of_adam = {name: 0.0 if name == "momentum" else False for name in OF_SGD}
+        others = {name: 0.0 if name == "momentum" else False for name in OF_SGD}
         if presets.settings.get("optimizer", DEFAULTS["optimizer"]) == "sgd":
-            of_adam["lr"] = ADAM_LR
-        for name in of_adam.keys() - given.keys():
-            values[name], origins[name] = of_adam[name], Origin.DEFAULT
+            others["lr"] = optimizer_kinds.usual_rate(values["optimizer"])
+        if "weight_decay" not in optimizer_kinds.parameters(values["optimizer"]):
+            others["weight_decay"] = 0.0
+        for name in others.keys() - given.keys():
+            values[name], origins[name] = others[name], Origin.DEFAULT
     if values["schedule"] in STEPPED and "drops" not in values:
         values["drops"], origins["drops"] = USUAL_DROPS, Origin.DEFAULT
     if values["schedule"] in PEAKS and "peak" not in values:
         values["peak"], origins["peak"] = PEAKS[values["schedule"]], Origin.DEFAULT
+    if values["schedule"] in ENDS and "end_factor" not in values:
+        values["end_factor"], origins["end_factor"] = ENDS[values["schedule"]], Origin.DEFAULT
+    if values.get("points") is not None:
+        if "lr" in given:
+            raise UserError("--points gives the learning rates themselves; omit --lr.")
+        values["lr"], origins["lr"] = max(values["points"].values()), origins["points"]
 
     chosen = presets.options | options
     for name in (ALSO_OPTIONS & presets.known) - options.keys():
         chosen[name] = values[name]
-    plan = resolve(values["method"], chosen | {VARIANT: values.get(VARIANT)})
+    plan = resolve(values["method"], chosen | {VARIANT: values.get(VARIANT)}, spelled=as_flag)
     from_recipe = recipe_options(plan.recipe, plan.slots)
     for name in plan.slots:
-        origins[name] = Origin.USER if name in options else Origin.RECIPE
+        origins[name] = request.origin(name) if name in options else Origin.RECIPE
     for name in plan.options:
         if name in options:
-            origins[name] = Origin.USER
+            origins[name] = request.origin(name)
         elif name in presets.options:
             origins[name] = presets.option_origins[name]
         elif name in from_recipe:
@@ -73,15 +85,17 @@ def resolve_run(request: RunRequest) -> RunConfig:
             origins[name] = Origin.PART
     if "augmentation" not in given and plan.keeps_perturbations:
         values["augmentation"], origins["augmentation"] = "base", Origin.DEFAULT
-    if values["augmentation"] == "resized-crop" and "pad" not in given:
+    crops = augmentations.CROP in augmentations.names_in(values["augmentation"])
+    if crops and "pad" not in given:
         values["pad"], origins["pad"] = 0, origins["augmentation"]
         if "pad" in chosen.keys() - options.keys():
-            plan = resolve(values["method"], chosen | {"pad": 0})
+            plan = resolve(values["method"], chosen | {"pad": 0}, spelled=as_flag)
     return _checked(values, plan, origins)
 
 
-def resolve_stored(request: RunRequest) -> RunConfig:
-    """The configuration that a run folder holds, which leaves nothing open.
+def resolve_stored(request: RunRequest, plugins: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a run folder holds, which leaves nothing open. ``plugins`` are the
+    files that it was begun with, for the message about a method that is not known.
 
     A file that lost a line would otherwise continue another run, with a default. Raises
     ``UserError`` that names the lost settings and options.
@@ -92,8 +106,10 @@ def resolve_stored(request: RunRequest) -> RunConfig:
         lost.append("drops")
     if values.get("schedule") in PEAKS and "peak" not in values:
         lost.append("peak")
+    if values.get("schedule") in ENDS and "end_factor" not in values:
+        lost.append("end_factor")
     _require_none(lost)
-    _require_known(values["method"], request.options)
+    _require_known(values["method"], request.options, plugins)
     plan = resolve(values["method"], {**request.options, VARIANT: values.get(VARIANT)})
     parts = {**plan.slots, **plan.options}
     _require_none(
@@ -106,11 +122,23 @@ def _given(request: RunRequest) -> dict[str, Any]:
     """The settings that are not left open, in their own types."""
     said = {name: getattr(request, name) for name in setting_types()}
     types = setting_types()
-    return {
-        name: coerce("--" + name.replace("_", "-"), value, types[name])
+    found = {
+        name: coerce(as_flag(name), value, types[name])
         for name, value in said.items()
         if value is not None
     }
+    for name, value in found.items():
+        if value == "" or (isinstance(value, tuple) and "" in value):
+            raise UserError(f"{as_flag(name)} is empty: name something, or omit it.")
+    if "optimizer" in found:
+        found["optimizer"] = optimizer_kinds.known(found["optimizer"])
+    if "init" in found:  # a run may be resumed from another folder
+        found["init"] = os.path.abspath(os.path.expanduser(found["init"]))
+    if "augmentation" in found:
+        found["augmentation"] = augmentations.canonical(found["augmentation"])
+    if "points" in found:
+        found.setdefault("schedule", "points")
+    return found
 
 
 def _drop_companions(values: dict[str, Any], given: Mapping[str, Any], presets: Presets) -> None:
@@ -122,6 +150,8 @@ def _drop_companions(values: dict[str, Any], given: Mapping[str, Any], presets: 
         values.pop("drop_factors", None)
     if values["schedule"] != presets.settings["schedule"] and "peak" not in given:
         values.pop("peak", None)
+    if values["schedule"] not in ENDS and "end_factor" not in given:
+        values.pop("end_factor", None)
     for name, networks in VARIANTS.items():
         if values["model"] not in networks and name not in given:
             values.pop(name, None)
@@ -135,14 +165,15 @@ def _drop_companions(values: dict[str, Any], given: Mapping[str, Any], presets: 
         values["eps_warmup"] = min(values["eps_warmup"], values["epochs"])  # or eps is not reached
 
 
-def _require_known(method: str, options: Mapping[str, Any]) -> None:
+def _require_known(method: str, options: Mapping[str, Any], plugins: Sequence[str]) -> None:
     """Raise ``UserError`` if the run's method or one of its parts is not known here."""
     parts = [(slot, options[slot], names(slot)) for slot in SLOTS if slot in options]
     for kind, name, known in [("method", method, list(methods())), *parts]:
         if name not in known:
+            named = f" (begun with {', '.join(map(printable, plugins))})" if plugins else ""
             raise UserError(
                 f"The run's {kind} {name!r} is not one of fastadv's: add --plugin with the file it "
-                "came from, or in Python import that file first."
+                f"came from{named}, or in Python import that file first."
             )
 
 

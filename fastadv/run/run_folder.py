@@ -1,4 +1,7 @@
-"""A run's folder: config.toml, metrics.jsonl, last.pt, best.pt, summary.json.
+"""A run's folder: config.toml, metrics.jsonl, last.pt, previous.pt, best.pt, summary.json.
+
+last.pt is the checkpoint from which the run continues, previous.pt the one before, for the case
+that last.pt is damaged (``fastadv.run.recovery``). lock says which process trains.
 
 If a recipe averages weights, averaged.pt holds the last evaluated average, last.pt the live
 weights. epochs/ holds the weights that were kept after epochs, as they are evaluated.
@@ -14,9 +17,9 @@ it (``files``).
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import os
-from collections.abc import Iterator
+import shlex
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,10 +30,13 @@ from fastadv.data.array_file import user_cache
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
 from fastadv.models.packaged import names_own_code
+from fastadv.run import places
 from fastadv.run.config import RunConfig
-from fastadv.run.config_file import MOST_BYTES, from_bytes, to_toml
+from fastadv.run.config_file import MOST_BYTES, from_bytes, places_in, places_text, to_toml
+from fastadv.run.request import RunRequest, setting_types
 from fastadv.run.resolve import resolve_stored
 from fastadv.storage import checkpoint, files, sealed, trust
+from fastadv.storage.lock import Lock
 from fastadv.storage.printable import printable
 
 _MOST_RECORDED = 8 << 20  # bytes of metrics.jsonl and of summary.json
@@ -44,15 +50,20 @@ class RunFolder:
         self.config = path / "config.toml"
         self.metrics = path / "metrics.jsonl"
         self.last = path / "last.pt"
+        self.previous = path / "previous.pt"
         self.best = path / "best.pt"
         self.last_good = path / "last_good.pt"
+        self.guarded = path / "guarded.pt"  # the state to which an overfitted run goes back
         self.averaged = path / "averaged.pt"
         self.epochs = path / "epochs"
         self.summary = path / "summary.json"
         self.evaluations = path / "evaluations.jsonl"
         self.verdicts = path / "verdicts"
         self.unfinished = path / "evaluations.partial"
+        self.lock = path / "lock"
         self.made = False  # the folder did not exist before this run
+        self._lock = Lock(self.lock, f"trains in {printable(path)}")
+        self.own = False  # this user began the run here, as far as ``read_config`` has seen
 
     def files(self) -> list[Path]:
         """The paths of the run's files, whether they exist or not."""
@@ -72,33 +83,68 @@ class RunFolder:
         path = Path(out) if out else _free_name(config)
         folder = cls(path)
         folder.made = out is None or not path.exists()
-        if folder.config.exists():
-            raise UserError(
-                f"{path} already holds a run; continue it with --resume {path} or choose another "
-                "--out."
-            )
+        folder._require_new()
         distributed.wait()  # all have looked before one writes
         if distributed.rank() == 0:
             try:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UserError(f"Cannot make the folder {path}: {error.strerror}.") from None
-            text = sealed.seal_text(to_toml(config))
-            checkpoint.write_text(folder.config, text)
-            trust.remember(path, text.encode())
+                raise UserError(
+                    f"Cannot make the folder {printable(path)}: {files.reason(error)}."
+                ) from None
+            try:
+                folder._take_lock()
+                folder._require_new()  # another process may have begun one meanwhile
+                folder._begin(_asked(config))
+            except BaseException:
+                folder._leave()
+                raise
         distributed.wait()
         return folder
 
+    def _begin(self, request: RunRequest) -> None:
+        try:
+            content = self._write_config(request)
+        except BaseException:
+            with suppress(OSError):  # there, but perhaps not on the disk
+                self.config.unlink(missing_ok=True)
+            raise
+        trust.remember(self.path, content)
+
+    def _require_new(self) -> None:
+        if self.config.exists():
+            shown = printable(self.path)
+            raise UserError(
+                f"{shown} already holds a run; continue it with --resume {shown} or choose another "
+                "--out."
+            )
+
+    def _write_config(self, request: RunRequest) -> bytes:
+        text = to_toml(request) + places_text(places.seen_from(self.path, request))
+        content = sealed.seal_text(text)
+        checkpoint.write_text(self.config, content)
+        return content.encode()
+
+    def note_places(self, told: Mapping[str, Any]) -> None:
+        """Write into config.toml where the run's things are now, as the user has ``told``."""
+        if distributed.rank() != 0:
+            return
+        content = self._content()
+        own = trust.is_noted(self.path, content)
+        request = from_bytes(content, self.config)
+        request = places.found_again(request, places_in(content), self.path, told)
+        content = self._write_config(request)
+        if own:
+            trust.remember(self.path, content)
+
     def forget_unbegun(self) -> None:
         """Remove the configuration of a run that was refused before its first update, so that a
-        corrected one can take the folder. The folder is also removed if ``create`` made it."""
-        begun = any(file.exists() for file in self.files() if file != self.config)
-        if begun or distributed.rank() != 0:
-            return
-        self.config.unlink(missing_ok=True)
-        if self.made:
-            with suppress(OSError):  # something else is in it by now
-                self.path.rmdir()
+        corrected one can take the folder. The folder is also removed, as soon as the run leaves
+        it, if ``create`` made it."""
+        begun = any(file.exists() for file in self.files() if file not in (self.config, self.lock))
+        if not begun and distributed.rank() == 0:
+            with suppress(OSError):  # as in a folder that became read-only
+                self.config.unlink(missing_ok=True)
 
     @classmethod
     def open(cls, path: str) -> RunFolder:
@@ -108,51 +154,97 @@ class RunFolder:
             raise UserError(_no_run(path))
         return folder
 
-    def read_config(self) -> RunConfig:
+    def read_config(
+        self, told: Mapping[str, Any] | None = None, needs: Collection[str] = ()
+    ) -> RunConfig:
         """The configuration of the run, complete and checked.
 
-        If this user did not begin the run here, code that it names is refused, and nothing is
-        written to a path that it names or downloaded.
+        ``told`` are the places of things that have moved, as the user names them, and ``needs``
+        the places where something must be (``fastadv.run.places``). If this user did not begin the
+        run here, code that it names is refused, and nothing is written to a path that it names or
+        downloaded.
         """
-        try:
-            content = files.read(self.config, MOST_BYTES)
-        except OSError as error:
-            raise UserError(f"Cannot read {printable(self.config)}: {error.strerror}.") from None
-        config = resolve_stored(from_bytes(content, self.config))
+        content = self._content()
+        request = from_bytes(content, self.config)
+        beside = places_in(content)
+        request = places.found_again(request, beside, self.path, told or {})
+        config = resolve_stored(request, beside.get(places.PLUGINS, ()))
+        places.require(request, beside, self.path, needs)
         if names_own_code(config.model):
             trust.require(self.path, content, config.model)
-        if trust.is_own(self.path, content):
+        self.own = trust.is_own(self.path, content)
+        if self.own:
             return config
-        if is_tree(config.data):  # packed images would be written there
+        if is_tree(config.data) and not (told or {}).get("data_root"):
+            # Packed images would be written there.
             config = dataclasses.replace(config, data_root=str(user_cache()))
         return dataclasses.replace(config, download=False)
 
+    def _content(self) -> bytes:
+        try:
+            return files.read(self.config, MOST_BYTES)
+        except OSError as error:
+            raise UserError(f"Cannot read {printable(self.config)}: {error.strerror}.") from None
+
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Raises ``UserError`` if another process trains in this folder."""
+        """Raises ``UserError`` if another process trains in this folder, and where its files
+        cannot be written."""
         if distributed.rank() != 0:
             yield
             return
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise UserError(
-                f"Another process trains in {printable(self.path)}; wait for its end."
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+        self._take_lock()
         try:
             yield
+        except checkpoint.NotWrittenError as error:
+            if not os.path.lexists(self.config):
+                raise
+            raise UserError(
+                f"{error} Once it can be written, continue with: fastadv train --resume "
+                f"{shlex.quote(printable(self.path))}"
+            ) from None
         finally:
-            os.close(handle)
+            self._leave()
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock.take()
+        except OSError as error:
+            raise UserError(
+                f"Cannot write in {printable(self.path)}: {files.reason(error)}. A run needs its "
+                "folder to write to."
+            ) from None
+
+    def _leave(self) -> None:
+        """Release the lock; remove the folder if ``create`` made it for a run that was refused."""
+        self._lock.release()
+        if self.made and not os.path.lexists(self.config):
+            with suppress(OSError):  # something is in it
+                self.path.rmdir()
 
     def save(self, path: Path, payload: dict[str, Any]) -> None:
         """``checkpoint.save``; afterwards every process can read it."""
         if distributed.rank() == 0:
             checkpoint.save(path, payload)
         distributed.wait()
+
+    def save_last(self, payload: dict[str, Any], *, keep_previous: bool) -> None:
+        """``save`` last.pt; the one before is previous.pt from then on if ``keep_previous``."""
+        if distributed.rank() == 0:
+            checkpoint.save(self.last, payload, self.previous if keep_previous else None)
+        distributed.wait()
+
+    def remove(self, *paths: Path) -> None:
+        """Remove files of the run that are there."""
+        if distributed.rank() != 0:
+            return
+        for path in paths:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"Cannot remove {printable(path)}: {files.reason(error)}."
+                ) from None
 
     def keep(self, epoch: int, payload: dict[str, Any]) -> None:
         """``save`` the weights after ``epoch`` (from 1) for good."""
@@ -161,20 +253,21 @@ class RunFolder:
                 files.make_folder(self.epochs)
             except OSError as error:
                 shown = printable(self.epochs)
-                raise UserError(f"Cannot make the folder {shown}: {error.strerror}.") from None
+                raise UserError(f"Cannot make the folder {shown}: {files.reason(error)}.") from None
         self.save(self.kept(epoch), payload)
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Append one epoch's line."""
         if distributed.rank() != 0:
             return
-        before = self._text(self.metrics).rpartition("\n")[0].rpartition("\n")[2]
+        # A run is not ended by damage to the lines before; who reads them is told.
+        before = self._text(self.metrics, "replace").rpartition("\n")[0].rpartition("\n")[2]
         text = sealed.seal_line(line, f"{before}\n" if before else "")
         try:
             with files.appended(self.metrics) as file:
                 file.write(text.encode())
         except OSError as error:
-            raise UserError(f"Cannot write {printable(self.metrics)}: {error.strerror}.") from None
+            raise checkpoint.not_written(error, self.metrics) from None
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines so far; a last line that a crash cut short is left out."""
@@ -201,7 +294,8 @@ class RunFolder:
         for line in kept:
             before = sealed.seal_line(line, before)
             text += before
-        checkpoint.write_text(self.metrics, text)
+        if text != self._text(self.metrics):
+            checkpoint.write_text(self.metrics, text)
 
     def read_summary(self) -> dict[str, Any] | None:
         """The summary of a finished run, or None."""
@@ -215,25 +309,31 @@ class RunFolder:
                 "--resume then evaluates the run again."
             ) from None
 
-    def _text(self, path: Path) -> str:
-        """The text of ``path``, empty where there is none."""
+    def _text(self, path: Path, errors: str = "strict") -> str:
+        """The text of ``path``, empty where there is none. Raises ``sealed.Broken`` for bytes that
+        are no text, unless ``errors`` says what becomes of them."""
         try:
-            return files.read(path, _MOST_RECORDED).decode("utf-8")
+            return files.read(path, _MOST_RECORDED).decode("utf-8", errors)
         except FileNotFoundError:
             return ""
-        except (OSError, UnicodeDecodeError):
-            raise UserError(f"{printable(path)} is damaged: it cannot be read.") from None
+        except UnicodeDecodeError:
+            raise sealed.Broken from None
+        except OSError as error:
+            raise UserError(f"Cannot read {printable(path)}: {files.reason(error)}.") from None
 
     def forget_results(self) -> None:
         """Delete summary.json and averaged.pt before a finished run is extended."""
-        if distributed.rank() == 0:
-            self.summary.unlink(missing_ok=True)
-            self.averaged.unlink(missing_ok=True)
+        self.remove(self.summary, self.averaged)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         if distributed.rank() != 0:
             return
         checkpoint.write_text(self.summary, sealed.seal_value(summary))
+
+
+def _asked(config: RunConfig) -> RunRequest:
+    settings = {name: getattr(config, name) for name in setting_types()}
+    return RunRequest(**settings, options=config.options)
 
 
 def _no_run(path: str) -> str:
@@ -268,10 +368,15 @@ def _began_later(lines: list[dict[str, Any]]) -> bool:
     return bool(epochs) and epochs == list(range(epochs[0], epochs[-1] + 1)) and epochs[0] > 1
 
 
+def usual_place(config: RunConfig) -> Path:
+    """The folder of a run that names none, if no other run has it."""
+    named = [config.method, config.variant, config.data.split(":")[0]]
+    return Path("runs") / "-".join(part for part in named if part is not None)
+
+
 def _free_name(config: RunConfig) -> Path:
     """runs/METHOD-DATA, or runs/METHOD-VARIANT-DATA, or with the first free number behind it."""
-    named = [config.method, config.variant, config.data.split(":")[0]]
-    base = Path("runs") / "-".join(part for part in named if part is not None)
+    base = usual_place(config)
     candidate, number = base, 1
     while not _claimed(candidate):
         number += 1
@@ -289,5 +394,7 @@ def _claimed(path: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise UserError(f"Cannot make the folder {path}: {error.strerror}.") from None
+        raise UserError(
+            f"Cannot make the folder {printable(path)}: {files.reason(error)}."
+        ) from None
     return True

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastadv.errors import UserError
+from fastadv.errors import UserError, brief
 from fastadv.models import VARIANTS
 from fastadv.models.imported import import_model
 from fastadv.models.packaged import names_own_code
+from fastadv.run.built_for import BuiltFor
 from fastadv.run.config import RunConfig
 from fastadv.run.configured_model import configured_model
-from fastadv.run.foreign_network import load_network
+from fastadv.run.foreign_network import agreed, load_network
 from fastadv.run.provenance import require_own, source
 from fastadv.run.run_folder import RunFolder
 from fastadv.storage import checkpoint
@@ -42,57 +46,72 @@ def load_model(
     CPU. Generators stay where they are. ``num_classes`` and ``in_channels`` None: the run's own.
     Raises ``UserError`` when there is no run, or one for other classes or channels.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UserError(
+            f"load_model takes the path of a run folder or a file of weights, not {brief(path)}."
+        )
     if model is not None or options or Path(path).suffix == ".safetensors":
         known = {name: options.pop(name, None) for name in ("mean", "std", "image_size")}
         known |= {"num_classes": num_classes, "in_channels": in_channels}
         return load_network(path, model, known, options).model
-    config, saved, weights = _read(path)
-    built_for = saved.get("built_for", {})
-    classes, channels = (
-        own if asked is None else asked
-        for asked, own in (
-            (num_classes, built_for.get("num_classes")),
-            (in_channels, built_for.get("in_channels")),
-        )
-    )
-    if not isinstance(classes, int) or not isinstance(channels, int):
-        raise UserError(
-            f"{printable(weights)} does not say for how many classes and channels it was built: "
-            "pass num_classes= and in_channels=."
-        )
-    facts: dict[str, Any] = {
-        "num_classes": classes,
-        "in_channels": channels,
-        # Only their presence matters: the numbers are part of the saved weights.
-        "mean": [0.0] * channels,
-        "std": [1.0] * channels,
-        "image_size": _size(built_for.get("image_size")),
-    }
-    check_fit(config, facts, saved["model"], weights)
-    with torch.random.fork_rng([]):  # initial weights that are overwritten at once
-        network = configured_model(config, **facts)
-    checkpoint.load_weights(network, saved["model"], weights)
-    return network.eval()
+    found = read_saved(path)
+    require_as_asked(found, num_classes, in_channels, "the call")
+    return found.model()
 
 
-def _size(value: object) -> tuple[int, int] | None:
-    """The size (H,W) that a checkpoint holds; None if it is none."""
-    sides = value if isinstance(value, (tuple, list)) else ()
-    return (sides[0], sides[1]) if [type(side) for side in sides] == [int, int] else None
+@dataclass(frozen=True)
+class SavedNetwork:
+    """The network in the checkpoint ``file`` of a run: its configuration, what it was built for,
+    and all that the file holds."""
+
+    config: RunConfig
+    built_for: BuiltFor
+    saved: Mapping[str, Any]
+    file: Path
+
+    @classmethod
+    def read(cls, folder: RunFolder, file: Path) -> SavedNetwork:
+        """Raises ``UserError`` for a file that is damaged or of another run."""
+        config = folder.read_config()
+        saved = checkpoint.load(file)
+        if "model" not in saved:
+            raise UserError(f"{printable(file)} holds no network.")
+        require_own(saved, config, file)
+        found = cls(config, BuiltFor.read(saved, file), saved, file)
+        check_fit(config, found.built_for.facts(), saved["model"], file)
+        return found
+
+    def model(self) -> nn.Module:
+        """The network with its weights, in eval mode, on the CPU."""
+        with torch.random.fork_rng([]):  # initial weights that are overwritten at once
+            network = configured_model(self.config, **self.built_for.facts())
+        checkpoint.load_weights(network, self.saved["model"], self.file)
+        return network.eval()
+
+
+def require_as_asked(
+    found: SavedNetwork, num_classes: int | None, in_channels: int | None, what: str
+) -> None:
+    """Raise ``UserError`` unless ``found`` is for the classes and channels of ``what``, as far as
+    they are given."""
+    own, shown = found.built_for, printable(found.file)
+    agreed("num_classes", num_classes, own.num_classes, shown, what)
+    agreed("in_channels", in_channels, own.in_channels, shown, what)
 
 
 def fingerprint(path: str) -> str:
     """A digest of the network that ``load_model`` gives: what it is built of, and its weights."""
-    config, saved, _ = _read(path)  # refuses code of strangers
+    found = read_saved(path)  # refuses code of strangers
+    config = found.config
     if names_own_code(config.model):
         import_model(config.model)  # found where ``load_model`` will find it
     settings = ("model", "width", "depth", "normalize", *VARIANTS)
     built = {name: getattr(config, name) for name in settings}
-    return digest([built, source(config.model), saved["model"]])
+    return digest([built, source(config.model), found.saved["model"]])
 
 
-def _read(path: str) -> tuple[RunConfig, dict[str, Any], Path]:
-    """Configuration and checkpoint of the run that ``path`` is or lies in, and its file."""
+def read_saved(path: str) -> SavedNetwork:
+    """The network of the run that ``path`` is or lies in."""
     given = Path(path)
     if not given.exists():
         raise UserError(f"There is no {printable(given)}: give a run folder or a checkpoint in it.")
@@ -100,13 +119,7 @@ def _read(path: str) -> tuple[RunConfig, dict[str, Any], Path]:
     if place.name == RunFolder(place).epochs.name and not RunFolder(place).config.exists():
         place = place.parent  # the weights of an epoch are in a folder of the run's
     folder = RunFolder.open(str(place))
-    config = folder.read_config()
-    weights = folder.best if given.is_dir() else given
-    saved = checkpoint.load(weights)
-    if "model" not in saved:
-        raise UserError(f"{printable(weights)} holds no network.")
-    require_own(saved, config, weights)
-    return config, saved, weights
+    return SavedNetwork.read(folder, folder.best if given.is_dir() else given)
 
 
 def check_fit(config: RunConfig, facts: dict[str, Any], state: object, path: Path) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from fastadv.data.listing import Listing
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
 from fastadv.run import provenance
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
+from fastadv.run.optimizers import load_state
+from fastadv.run.other_processes import taken_over
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
-from fastadv.run.session import Session, data_facts
+from fastadv.run.session import Session, built_for, data_facts
 from fastadv.run.source import Source
 from fastadv.storage import checkpoint
 from fastadv.storage.printable import printable
@@ -40,13 +45,22 @@ def check_weights_fit(config: RunConfig, data: Source, folder: RunFolder) -> Non
         check_fit(config, data_facts(data), saved, folder.last)
 
 
-def built_for(session: Session) -> dict[str, Any]:
-    """What a network was built for besides its configuration."""
-    data = session.data
+def begun_with(folder: RunFolder) -> Listing | None:
+    """The image files that the run was begun with, if its checkpoint names any."""
+    saved = checkpoint.load(folder.last).get("files") if folder.last.exists() else None
+    return None if saved is None else Listing.from_state(saved)
+
+
+def made_for(session: Session) -> dict[str, Any]:
+    """What a network was built for besides its configuration, and the test images of its run."""
+    test = session.data.test
     return {
-        "num_classes": data.num_classes,
-        "in_channels": data.channels,
-        "image_size": data.image_size,
+        "built_for": built_for(session.data).saved(),
+        "test_images": {
+            "content": test.content,
+            "count": test.count,
+            "streamed": session.data.streams,
+        },
     }
 
 
@@ -80,15 +94,28 @@ def contents(
     (``EpochMetrics.state``), ``recorded`` is from ``provenance_of``."""
     return {
         "model": session.model.state_dict(),
-        "built_for": built_for(session),
+        **made_for(session),
         "optimizer": session.optimizer.state_dict(),
         "step": session.step.state_dict(),
         "progress": asdict(progress),
         "epoch_metrics": epoch_metrics,
         "processes": distributed.collected(_rank_local(session)),
         "data": _sizes(session),
+        "files": None if session.data.files is None else session.data.files.listing.state(),
         "provenance": recorded,
     }
+
+
+def _own_state(session: Session, saved: Any, console: Console) -> dict[str, Tensor]:
+    """The rank-local state of this process; with ``bn`` "global" there is none."""
+    if session.config.bn == "global":
+        return {}
+    states = [each["state"] for each in saved["processes"]]
+    world, plan = distributed.world_size(), session.step.plan
+    own, told = taken_over(plan, states, distributed.rank(), world)
+    for sentence in told:
+        console.warn(sentence)
+    return own
 
 
 def restore(session: Session, folder: RunFolder, console: Console) -> Progress:
@@ -101,27 +128,37 @@ def restore(session: Session, folder: RunFolder, console: Console) -> Progress:
                     f"The run had {saved['data'][name]} {name}, now there are {now}: resume with "
                     "the same data on as many processes."
                 )
-        if progress.best_epoch and not folder.best.exists():
+        if progress.epoch + bool(progress.batch) > session.config.epochs:
             raise UserError(
-                f"{printable(folder.best)} is missing, the weights of epoch {progress.best_epoch}: "
-                "restore it, or train into another --out."
+                f"The run has trained for more than {session.config.epochs} epochs already, which "
+                "config.toml now says: restore it, or make it longer."
+            )
+        missing = 0 if session.data.files is None else session.data.files.missing
+        if missing:
+            console.warn(
+                f"{missing} images that the run was begun with are not there any more; it goes on "
+                "without them, so not bit for bit."
             )
         for sentence in provenance.compare(saved["provenance"], provenance_of(session)):
             console.warn(sentence)
-        checkpoint.load_weights(session.model, saved["model"], folder.last)
-        session.optimizer.load_state_dict(saved["optimizer"])
-        # In a run that goes on with more processes the new ones begin with process 0's state; with
-        # fewer, that of the others is lost.
-        own = dict(enumerate(saved["processes"])).get(distributed.rank(), {})
-        session.step.load_state_dict(saved["step"], own.get("state"))
-        if "rng" in own:
-            torch.set_rng_state(own["rng"])
-        if "cuda_rng" in own and session.device.type == "cuda":
-            torch.cuda.set_rng_state(own["cuda_rng"], session.device)
+        take_over(session, saved, folder.last, console)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"The checkpoint {folder.last} does not belong to this run ({error})."
+            f"The checkpoint {printable(folder.last)} does not belong to this run "
+            f"({printable(str(error))})."
         ) from None
     return progress
+
+
+def take_over(session: Session, saved: dict[str, Any], path: Path, console: Console) -> None:
+    """Load model, optimizer, step and generators from the ``contents`` that were in ``path``."""
+    checkpoint.load_weights(session.model, saved["model"], path)
+    load_state(session.optimizer, saved["optimizer"])
+    own = dict(enumerate(saved["processes"])).get(distributed.rank(), {})
+    session.step.load_state_dict(saved["step"], _own_state(session, saved, console))
+    if "rng" in own:
+        torch.set_rng_state(own["rng"])
+    if "cuda_rng" in own and session.device.type == "cuda":
+        torch.cuda.set_rng_state(own["cuda_rng"], session.device)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from fastadv.by_epoch import Points
+from fastadv.errors import UserError
+
 STEPPED = ("piecewise", "multistep")
+ENDS: Mapping[str, float] = {"cosine": 0.0, "linear": 0.0, "exponential": 0.01}
+"""Schedules that fall to a share of their peak -> the usual one."""
 PEAKS: Mapping[str, float] = {"triangular": 0.5, "one-cycle": 0.3}
 """Schedules that rise to a peak and fall -> the usual share of the run before it (the second is
 that of torch's ``OneCycleLR``)."""
@@ -27,6 +32,33 @@ def factor(
     drop_factors: Sequence[float] | None = None,
     peak: float | None = None,
     epochs: int = 1,
+    end: float | None = None,
+    points: Points | None = None,
+    warmup: float | None = None,
+) -> float:
+    """The learning rate of update number ``update`` (from 0) of ``total``, in units of its peak:
+    that of the schedule, times a warm-up that rises linearly over the first ``warmup`` of
+    ``epochs`` epochs. Of a warm-up of n updates the first has 1/n of the schedule's rate and the
+    n-th all of it; the schedule itself is not moved.
+    """
+    shares: dict[str, Any] = {"drop_factors": drop_factors, "peak": peak, "epochs": epochs}
+    now = _scheduled(schedule, update, total, drops, end=end, points=points, **shares)
+    if warmup is None:
+        return now
+    return now * min(1.0, (update + 1) / (warmup * total / epochs))
+
+
+def _scheduled(
+    schedule: str,
+    update: int,
+    total: int,
+    drops: Sequence[float],
+    *,
+    drop_factors: Sequence[float] | None,
+    peak: float | None,
+    epochs: int,
+    end: float | None,
+    points: Points | None,
 ) -> float:
     """The learning rate of update number ``update`` (from 0) of ``total``, in units of its peak.
 
@@ -35,9 +67,21 @@ def factor(
     ``multistep`` fall at each of ``drops``, fractions of the run, tenfold or by the corresponding
     one of ``drop_factors``: the one already on the update that completes the epoch (Rice et al.
     2020), the other on the first update after it (who sets the rate once an epoch, as TRADES and
-    ``MultiStepLR`` do). ``cosine``; ``cosine-epoch``, set once in each of ``epochs`` (RST);
-    ``one-cycle``, torch's ``OneCycleLR`` stepped once an epoch (FastAT_Benchmark); ``constant``.
+    ``MultiStepLR`` do). ``cosine``, ``linear`` and ``exponential`` fall from 1 to ``end`` (None:
+    that of ``ENDS``), which the update after the last would have; ``cosine-epoch``, set once in
+    each of ``epochs`` (RST); ``points``: straight lines between the rates of ``points``, by the
+    epoch, in units of the largest; ``one-cycle``, torch's ``OneCycleLR`` stepped once an epoch
+    (FastAT_Benchmark); ``constant``.
     """
+    if schedule in ENDS:
+        least, share = ENDS[schedule] if end is None else end, update / total
+        if schedule == "exponential":
+            return math.pow(least, share)
+        falls = 1 - share if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * share))
+        return least + (1 - least) * falls
+    if schedule == "points":
+        assert points is not None  # ``check`` has required them
+        return points.at(update * epochs / total) / max(points.values())
     if schedule in STEPPED:
         done = update + (schedule == "piecewise")
         passed = [done >= drop * total - ROUNDING for drop in drops]
@@ -45,8 +89,6 @@ def factor(
             return 10.0 ** -sum(passed)
         return math.prod(f for f, over in zip(drop_factors, passed, strict=True) if over)
     epoch = update * epochs // total
-    if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * update / total))
     if schedule == "cosine-epoch":
         return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
     if schedule == "one-cycle":
@@ -54,6 +96,39 @@ def factor(
         least = BEGIN if rising else END
         return least + (1 - least) * height
     return height_of(schedule, update, total, peak=peak, epochs=epochs)
+
+
+def require_schedule(
+    schedule: str,
+    points: Points | None,
+    end: float | None,
+    warmup: float | None,
+    epochs: int,
+) -> None:
+    """Raise ``UserError`` for settings of a schedule that it has not, lacks, or cannot follow."""
+    if (points is not None) != (schedule == "points"):
+        raise UserError(
+            "--schedule points needs the rates by epoch: --points 0@0,0.1@5,0@30."
+            if points is None
+            else f"--points is for --schedule points; omit it with {schedule}."
+        )
+    if points is not None and not (min(points.values()) >= 0 < max(points.values())):
+        raise UserError("The rates of --points are at least 0, and one of them is above 0.")
+    if end is not None and schedule not in ENDS:
+        raise UserError(f"--end-factor is for --schedule {_listed(ENDS)}; omit it with {schedule}.")
+    if schedule == "exponential" and end == 0:
+        raise UserError("--end-factor must be above 0 with an exponential schedule, such as 0.01.")
+    if warmup is not None and schedule in PEAKS:
+        raise UserError(
+            f"A {schedule} schedule rises by itself; omit --warmup, or move its --peak."
+        )
+    if warmup is not None and warmup > epochs:
+        raise UserError(f"--warmup takes {warmup:g} epochs, and the run has {epochs}.")
+
+
+def _listed(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}"
 
 
 def height_of(
@@ -97,10 +172,14 @@ class Schedule:
         drop_factors: Sequence[float] | None = None,
         peak: float | None = None,
         epochs: int = 1,
+        end: float | None = None,
+        points: Points | None = None,
+        warmup: float | None = None,
     ) -> None:
         self.optimizer, self.kind, self.total = optimizer, kind, total
         self.drops, self.drop_factors = drops, drop_factors
         self.peak, self.epochs = peak, epochs
+        self._falls: dict[str, Any] = {"end": end, "points": points, "warmup": warmup}
         self.cycle_momentum = cycle_momentum and kind in PEAKS
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.momenta = [group.get("momentum") for group in optimizer.param_groups]
@@ -108,9 +187,8 @@ class Schedule:
     def __call__(self, update: int) -> None:
         """Make the optimizer ready for update number ``update`` (from 0)."""
         when: dict[str, Any] = {"peak": self.peak, "epochs": self.epochs}
-        now = factor(
-            self.kind, update, self.total, self.drops, drop_factors=self.drop_factors, **when
-        )
+        falls = {"drop_factors": self.drop_factors, **self._falls, **when}
+        now = factor(self.kind, update, self.total, self.drops, **falls)
         height = height_of(self.kind, update, self.total, **when)
         groups = zip(self.optimizer.param_groups, self.peaks, self.momenta, strict=True)
         for group, peak, momentum in groups:

@@ -11,13 +11,17 @@ import torch
 from torch import nn
 
 from fastadv.by_epoch import Ramp
+from fastadv.data.listing import Listing
 from fastadv.engine.process import distributed
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
-from fastadv.errors import UserError
+from fastadv.errors import UserError, warn
+from fastadv.run.built_for import BuiltFor
 from fastadv.run.config import RunConfig
 from fastadv.run.configured_model import configured_model
+from fastadv.run.initial import DIGEST, Initial, begin_with
 from fastadv.run.optimizers import make_optimizer
+from fastadv.run.origin import Origin
 from fastadv.run.schedules import Schedule
 from fastadv.run.sizes_taken import require_taken
 from fastadv.run.source import Source, open_source
@@ -33,15 +37,24 @@ def make_model(config: RunConfig, data: Source) -> nn.Module:
     return configured_model(config, **data_facts(data))
 
 
+def built_for(data: Source) -> BuiltFor:
+    """What a network for ``data`` is built for."""
+    return BuiltFor(
+        data.num_classes, data.channels, data.image_size, data.mean, data.std, data.classes
+    )
+
+
+def _mode(config: RunConfig) -> str:
+    """The mode of the run's step. A run that one process began in a mode which several cannot have
+    goes on without it."""
+    several = config.bn == "global" and distributed.world_size() > 1
+    stored = config.origins.get("mode") is Origin.STORED
+    return "auto" if several and stored else config.mode
+
+
 def data_facts(data: Source) -> dict[str, Any]:
     """What a network takes from the data it is for."""
-    return {
-        "num_classes": data.num_classes,
-        "in_channels": data.channels,
-        "mean": data.mean,
-        "std": data.std,
-        "image_size": data.image_size,
-    }
+    return built_for(data).facts()
 
 
 @dataclass
@@ -56,6 +69,7 @@ class Session:
     step: Step
     schedule: Schedule
     threat: Threat
+    initial: Initial | None = None  # None: weights drawn from the seed
 
     @classmethod
     def build(
@@ -64,13 +78,19 @@ class Session:
         *,
         strict: bool | None = None,
         look: Callable[[Source], None] | None = None,
+        initial: Initial | None = None,
+        begun: Listing | None = None,
     ) -> Session:
         """Load the data and build everything that ``config`` names.
 
         ``strict``: as ``Execution`` has it. ``look`` sees the data before the model is built.
+        ``initial``: the weights of ``config.init``, of a run that holds them; they are not read.
+        ``begun``: the image files that the run was begun with.
         """
         device = choose_device(config.device)
         plan = config.plan
+        if config.fused_norm == "on" and device.type != "cuda":
+            warn(f"--fused-norm on is for CUDA: on the {device.type} BatchNorm is PyTorch's.")
         if "unlabelled_half" in plan.needs and config.unlabelled is None:
             objective = plan.slots["objective"]
             raise UserError(
@@ -79,12 +99,16 @@ class Session:
                 "--unlabelled LABELLED.npz."
             )
         with distributed.first_alone():
-            data = open_source(config, device, views=2 if "second_view" in plan.needs else 1)
+            views = 2 if "second_view" in plan.needs else 1
+            data = open_source(config, device, views, begun)
         if look is not None:
             look(data)
         plan = with_networks(plan, data.num_classes, data.channels)
         # channels_last measured faster for every network and precision tried (bench/README.md).
-        model = make_model(config, data).to(device)
+        model = make_model(config, data)
+        if config.init is not None and initial is None:
+            initial = begin_with(config, model, data.num_classes)
+        model = model.to(device)
         if config.image_sizes is not None:
             require_taken(model, config.image_sizes, data.channels)
         if distributed.rank() > 0:
@@ -104,6 +128,9 @@ class Session:
             drop_factors=config.drop_factors,
             peak=config.peak,
             epochs=config.epochs,
+            end=config.end_factor,
+            points=config.points,
+            warmup=config.warmup,
         )
         step = Step(
             model,
@@ -117,7 +144,9 @@ class Session:
                 total_steps=config.epochs * len(data.loader),
                 steps_per_epoch=len(data.loader),
             ),
-            execution=Execution(config.mode, strict=strict, fused_norm=config.fused_norm),
+            execution=Execution(
+                _mode(config), strict=strict, fused_norm=config.fused_norm, bn=config.bn
+            ),
             max_grad_norm=config.max_grad_norm,
             seed=config.seed,
             blocks=config.blocks,
@@ -132,10 +161,12 @@ class Session:
         if config.fused_norm == "auto":
             fused = step.internals.net.fused_norm
             config = dataclasses.replace(config, fused_norm="on" if fused else "off")
-        return cls(config, device, data, model, optimizer, step, schedule, threat)
+        return cls(config, device, data, model, optimizer, step, schedule, threat, initial)
 
     def digests(self) -> dict[str, str]:
         """A digest of each thing from outside that the run learns from: data, networks."""
         found = dict(self.data.content)
         found |= self.step.plan.depends_on()
+        if self.initial is not None:
+            found[DIGEST] = self.initial.digest
         return found | fingerprints(self.config.plan)

@@ -58,7 +58,8 @@ class ScoreTable:
     """What ``evaluate_runs`` found on ``n`` images. ``on``: what they are; ``which``: the weights,
     in their order; ``said``: the threat and the precision; ``stored``: attacks with results from
     before; ``title``: what was evaluated, where that is one thing; ``unfinished``: sentences about
-    attacks whose time ran out, which are not among ``attacks``."""
+    attacks whose time ran out, which are not among ``attacks``; ``examples``: files that hold
+    adversarial examples."""
 
     methods: list[MethodScores]
     attacks: list[str]
@@ -69,6 +70,7 @@ class ScoreTable:
     stored: list[str]
     title: str | None = None
     unfinished: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
 
 
 def evaluate_runs(
@@ -121,8 +123,9 @@ def evaluate_runs(
     )
     first = every[0]
     return ScoreTable(
-        methods, names, weights, first.n, first.on, first.said, stored, title, unfinished
-    )
+        methods, names, weights, first.n, first.on, first.said, stored, title, unfinished,
+        tuple(file for scores in every for file in _examples(scores)),
+    )  # fmt: skip
 
 
 def table_of_run(path: str, which: str, scores: EvalScores) -> ScoreTable:
@@ -141,8 +144,12 @@ def _table_of_one(path: str, column: str, scores: EvalScores, title: str) -> Sco
     method = MethodScores(path, (path,), {column: _over([scores], attacks)})
     return ScoreTable(
         [method], attacks, (column,), scores.n, scores.on, scores.said, scores.stored, title,
-        tuple(scores.unfinished(printable(title))),
+        tuple(scores.unfinished(printable(title))), _examples(scores),
     )  # fmt: skip
+
+
+def _examples(scores: EvalScores) -> tuple[str, ...]:
+    return tuple(str(path) for path in scores.examples.values())
 
 
 def _over(seeds: Sequence[EvalScores], attacks: Sequence[str]) -> dict[str, Score]:

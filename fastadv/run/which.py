@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fastadv.errors import UserError, unknown
@@ -36,11 +37,14 @@ def one_named(which: str) -> str:
 
 def weights_file(folder: RunFolder, which: str) -> Path:
     """The file of the weights that are evaluated as ``which`` (a name of ``weights_named``). Raises
-    ``UserError`` for an epoch whose weights were not kept."""
-    if which == "best":
-        return folder.best
-    if which == "last":
-        return folder.averaged if folder.averaged.exists() else folder.last
+    ``UserError`` for weights that were not kept."""
+    if which in WEIGHTS:
+        file = folder.best
+        if which == "last":
+            file = folder.averaged if folder.averaged.exists() else folder.last
+        if not os.path.lexists(file):
+            raise UserError(_has_none(folder, which))
+        return file
     file = folder.kept(int(which.removeprefix(_EPOCH)))
     if not file.exists():
         raise UserError(
@@ -49,12 +53,25 @@ def weights_file(folder: RunFolder, which: str) -> Path:
     return file
 
 
+def _has_none(folder: RunFolder, which: str) -> str:
+    """Why the best or the last weights cannot be read, and what helps."""
+    file = folder.best if which == "best" else folder.last
+    shown = printable(folder.path)
+    says = f"{shown} has no {file.name}, so its {which} weights cannot be evaluated"
+    keep = folder.read_config().keep
+    if which not in keep:
+        return f"{says}: it was trained with --keep {','.join(keep)}."
+    return f"{says}: train it (fastadv train --resume {shown}), or restore the file."
+
+
 def _those_kept(folder: RunFolder) -> str:
     """What can be evaluated in place of an epoch that is not there, as half a sentence."""
     found = [file.stem for file in folder.epochs.glob("*.pt")]
     kept = sorted(int(name) for name in found if name.isascii() and name.isdigit())
     if not kept:
-        return "train with --keep-every to keep those of epochs, or name its best or last weights"
+        return (
+            "train with --keep every-10 to keep those of epochs, or name its best or last weights"
+        )
     if len(kept) > 6:
         return f"of its {len(kept)} kept epochs the first is {kept[0]} and the last {kept[-1]}"
     return f"it has those of {', '.join(map(str, kept))}"

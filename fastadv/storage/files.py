@@ -14,15 +14,28 @@ from typing import BinaryIO
 from fastadv.errors import UserError
 from fastadv.storage.printable import printable
 
-_NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+def flags(*names: str) -> int:
+    """The flags of ``os.open`` called ``names``, such as ``"O_NOFOLLOW"``. Those that this system
+    has not are left out; Windows, which has few of them, is asked not to change line ends."""
+    found = getattr(os, "O_BINARY", 0)
+    for name in names:
+        found |= getattr(os, name, 0)
+    return int(found)
+
+
+_NO_LINK = flags("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK")
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTSUP)
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[BinaryIO]:
+def replaced(path: Path, keep_as: Path | None = None) -> Iterator[BinaryIO]:
     """A new file that replaces ``path`` when the block ends without an exception.
 
     It is created exclusively beside ``path``. A symbolic link of either name is replaced or
-    removed, and its target stays unchanged. Raises ``OSError`` as ``open`` does.
+    removed, and its target stays unchanged. The file that was at ``path`` is called ``keep_as``
+    from then on; at every moment one of the two names is a whole file. Raises ``OSError`` as
+    ``open`` does.
     """
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)
@@ -32,11 +45,45 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if keep_as is not None:
+            keep(path, keep_as)
         os.replace(partial, path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # as in a folder that became read-only
+            partial.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def keep(path: Path, name: Path) -> None:
+    """Make ``name`` another name of the regular file ``path``, in place of what it was.
+
+    On a file system without hard links ``path`` is renamed, and so gone. Without a regular file
+    at ``path`` nothing happens.
+    """
+    if not _is_regular(path):
+        return
+    link = name.with_name(name.name + ".partial")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except (OSError, AttributeError):
+        os.replace(path, name)
+        return
+    os.replace(link, name)
+    link.unlink(missing_ok=True)  # it stays where both are names of one file already
+
+
+def reason(error: OSError) -> str:
+    """Why a file could not be read or written, in words."""
+    return error.strerror or type(error).__name__
+
+
+def _is_regular(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -58,7 +105,7 @@ def regular(path: Path) -> Iterator[BinaryIO]:
 
     Raises ``UserError`` for these, and ``FileNotFoundError`` when there is none.
     """
-    handle = _open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    handle = _open(path, os.O_RDONLY | flags("O_CLOEXEC", "O_NONBLOCK"))
     with open(handle, "rb") as file:
         yield file
 
@@ -72,6 +119,13 @@ def make_folder(path: Path) -> None:
         raise UserError(f"{printable(path)} is no folder; fastadv does not write there.")
 
 
+def require_plain(path: Path) -> None:
+    """Raise ``UserError`` if ``path`` is there and no regular file: what is written would take the
+    place of a link, a pipe or a device."""
+    if os.path.lexists(path) and not _is_regular(path):
+        raise UserError(_irregular(path))
+
+
 def read(path: Path, most: int) -> bytes:
     """The bytes of ``path``; ``UserError`` when it has more than ``most`` or is not regular."""
     with regular(path) as file:
@@ -81,11 +135,13 @@ def read(path: Path, most: int) -> bytes:
     return content
 
 
-def _open(path: Path, flags: int) -> int:
+def _open(path: Path, how: int) -> int:
     try:
-        handle = os.open(path, flags, 0o666)
+        handle = os.open(path, how, 0o666)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+        # Windows calls a folder a matter of permissions.
+        folder = isinstance(error, PermissionError) and path.is_dir()
+        if folder or error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise UserError(_irregular(path)) from None
         raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -102,8 +158,15 @@ def _irregular(path: Path) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+    """Write the names in ``folder`` to the disk, where the system can (Windows cannot)."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(handle)

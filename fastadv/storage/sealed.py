@@ -61,7 +61,9 @@ def open_lines(text: str) -> list[dict[str, Any]]:
 
     A last line without a line end is left out: a crash truncated it.
     """
-    *lines, _ = text.split("\n")
+    *lines, rest = text.split("\n")
+    if _LINE.search(rest[:-1][-40:]):  # a whole line, and its end is another character
+        raise Broken
     found, before = [], ""
     for line in lines:
         mark = _LINE.search(line[-40:])

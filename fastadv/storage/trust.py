@@ -48,7 +48,7 @@ def remember(folder: Path, config: bytes) -> None:
 
 def require(folder: Path, config: bytes, model: str) -> None:
     """Raise ``UserError`` unless the code ``model`` that ``folder`` names may be called."""
-    if _allowed.get() or _is_noted(folder, config):
+    if _allowed.get() or is_noted(folder, config):
         return
     raise UserError(
         f"{printable(folder)} names code to run, model {printable(model)}, and you did not begin "
@@ -58,7 +58,7 @@ def require(folder: Path, config: bytes, model: str) -> None:
 
 def is_own(folder: Path, config: bytes) -> bool:
     """True if this user began the run here, or passed ``--trust-code``."""
-    return _allowed.get() or _is_noted(folder, config)
+    return _allowed.get() or is_noted(folder, config)
 
 
 def sign(content: bytes) -> str:
@@ -70,7 +70,8 @@ def sign(content: bytes) -> str:
     return hmac.new(key, b"record:" + content, hashlib.sha256).hexdigest()
 
 
-def _is_noted(folder: Path, config: bytes) -> bool:
+def is_noted(folder: Path, config: bytes) -> bool:
+    """True if this user began the run in ``folder`` with these bytes of config.toml."""
     try:
         return (_home() / "trusted" / _name(folder, config, _key(make=False))).is_file()
     except (OSError, UserError):
@@ -90,14 +91,21 @@ def _key(*, make: bool) -> bytes:
     if make and not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with suppress(FileExistsError):
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            how = os.O_WRONLY | os.O_CREAT | os.O_EXCL | files.flags("O_NOFOLLOW")
+            handle = os.open(path, how, 0o600)
             with open(handle, "wb") as file:
                 file.write(secrets.token_bytes(_KEY_BYTES))
     key = files.read(path, _KEY_BYTES)
-    found = path.stat()
-    if len(key) != _KEY_BYTES or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    if len(key) != _KEY_BYTES or not _is_private(path.stat()):
         raise UserError(f"{printable(path)} is not a private key of this user; delete it.")
     return key
+
+
+def _is_private(found: os.stat_result) -> bool:
+    """True if only this user may read the file; on Windows it lies in the user's own folder."""
+    if not hasattr(os, "getuid"):
+        return True
+    return found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
 def _home() -> Path:

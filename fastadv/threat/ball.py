@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastadv import kernels
 from fastadv.declared import Positive, coerce, parse_number
-from fastadv.errors import UserError, unknown
+from fastadv.errors import UserError, brief, unknown
 from fastadv.kernels.philox import sample_radius
 from fastadv.kernels.reference import compute_dtype
 from fastadv.kernels.reference_guard import EDGE
@@ -85,7 +85,7 @@ class Threat:
             object.__setattr__(self, name, kept(name, getattr(self, name)))
         check_bool(self.mask)
         if not isinstance(self.targeted, bool):
-            raise UserError(f"targeted is True or False, not {self.targeted!r}.")
+            raise UserError(f"targeted is True or False, not {brief(self.targeted)}.")
         eps, low, high = self.eps, self.low, self.high
         lengths = {len(value) for value in (eps, low, high) if isinstance(value, tuple)}
         if len(lengths) > 1:

@@ -13,12 +13,15 @@ from fastadv.engine.model.precision import autocast, surrounding
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError, warn
 from fastadv.training import checks
+from fastadv.training.divided import require_group_before
 from fastadv.training.inputs import Given, Inputs, batch_of, looked_at, two_views
 from fastadv.training.internals import Internals
 from fastadv.training.preparation import Allocated
 from fastadv.training.together import bring_together
 
 CHECK_EVERY_CALLS = 100  # between two checks of the fault flag, each of which waits for the device
+# More than the images of an update in one process; rows without index are numbered in steps of it.
+ROWS_OF_A_PROCESS = 1 << 22
 NAME_EPOCHS = (
     "pass total_steps= and steps_per_epoch=, or call set_epoch(epoch) before the first batch of "
     "each."
@@ -42,7 +45,9 @@ class Calls:
 
     def checked(self, given: Given) -> Inputs:
         """``given`` with values in range; see ``looked_at``."""
-        inner = self.internals
+        inner, others = self.internals, 0
+        if given.index is None and distributed.sharing() > 1:
+            others = distributed.rank() * ROWS_OF_A_PROCESS
         return looked_at(
             given,
             threat=inner.update.regions.threat,
@@ -52,8 +57,9 @@ class Calls:
             faults=inner.updater.faults.before,
             syncs_are_free=inner.net.syncs_are_free,
             first=not inner.preparation.prepared,
-            # Without index the images of all calls of an update are numbered one after another.
-            first_row=inner.updater.images_waiting // self._views,
+            # Without index the images of all calls of an update are numbered one after another,
+            # and those of each process after those of the one before.
+            first_row=inner.updater.images_waiting // self._views + others,
             homes=inner.passes.homes(given.x, given.y),
         )
 
@@ -98,8 +104,9 @@ class Calls:
         inner = self.internals
         passes, updater = inner.passes, inner.updater
         updater.begin(inner.update.scale)
-        several = distributed.world_size() > 1
-        if several:
+        several = distributed.sharing() > 1
+        if several or inner.division is not None:
+            require_group_before(inner.division, inner.bn)
             inner.agreement.keep(len(batch.x))
         results = passes.compute_gradients(batch, buffers)
         learning, images = inner.update.parameters.learning(), len(results.batch.x)
@@ -114,7 +121,12 @@ class Calls:
         norm, ok = passes.apply_gradients(results, updater, inner.offset, update)
         passes.finish_update(results, ok, update)
         # Copies, since a captured step overwrites its tensors at the next replay.
-        metrics = {"loss": results.loss, "accuracy": results.accuracy, "grad_norm": norm}
+        metrics = {
+            "loss": results.loss,
+            "accuracy": results.accuracy,
+            "clean_accuracy": results.clean_accuracy,
+            "grad_norm": norm,
+        }
         return _copied({name: value for name, value in metrics.items() if value is not None})
 
     def require_accumulation(self) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastadv import ranges
-from fastadv.errors import UserError
+from fastadv.errors import UserError, brief
 from fastadv.models.wrapped import baked_modes
 from fastadv.threat import Threat
 from fastadv.threat.mask import fits
@@ -26,13 +26,16 @@ def check_shapes(
     of B samples, ``index`` is (B,) int64, all are on ``device``, and ``x`` is not empty. ``index``
     may be None unless ``needs_index``."""
     for name, given in (("x", x), ("y", y), ("index", index)):
-        if given is not None and not isinstance(given, Tensor):
+        absent = given is None and name == "index"
+        if not absent and not isinstance(given, Tensor):
             raise UserError(f"{name} must be a torch.Tensor, not {type(given).__name__}.")
+    ranges.require_plain(x=x, y=y, index=index)
     check_devices(device, x=x, y=y, index=index)
     if x.ndim != 4 or not x.is_floating_point():
         raise UserError(
             f"x must be float images (B,C,H,W), not {x.dtype} of shape {tuple(x.shape)}."
         )
+    ranges.require_float_images("x", x)
     if not x.numel():
         raise UserError(f"x holds no image: its shape is {tuple(x.shape)}.")
     if labels == "any":
@@ -85,6 +88,8 @@ def _way_out(y: Tensor, count: int) -> str:
 def check_labels_read(x: Tensor, y: Tensor, reader: str) -> None:
     """Raise ``UserError`` unless ``y`` are labels of classes of the images ``x``, which the part
     that ``reader`` names needs beside a target that takes any labels."""
+    if not isinstance(x, Tensor) or x.is_nested or not x.ndim:
+        return  # refused with the other shapes
     hard = isinstance(y, Tensor) and y.shape == x.shape[:1] and y.dtype == torch.int64
     soft = isinstance(y, Tensor) and y.ndim == 2 and len(y) == len(x) and y.is_floating_point()
     if not hard and not soft:
@@ -122,6 +127,10 @@ def check_companions(x: Tensor, **given: Tensor | None) -> None:
         if not isinstance(tensor, Tensor) or tensor.shape != x.shape:
             found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise UserError(f"{name} must have the images' shape {tuple(x.shape)}, not {found}.")
+        ranges.require_plain(**{name: tensor})
+        if not tensor.is_floating_point():
+            raise UserError(f"{name} must be of a float type, not {tensor.dtype}.")
+        ranges.require_float_images(name, tensor)
     check_devices(x.device, **given)
 
 
@@ -209,12 +218,14 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Raise ``UserError`` unless ``optimizer`` is an optimizer of parameters of this model that can
     learn, needs no closure and does not unscale gradients itself."""
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise UserError(f"optimizer must be a torch.optim.Optimizer, not {optimizer!r}.")
+        raise UserError(f"optimizer must be a torch.optim.Optimizer, not {brief(optimizer)}.")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UserError(
             "LBFGS evaluates the loss many times per step; use an optimizer that needs no closure, "
             "such as SGD or Adam."
         )
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise UserError("SparseAdam is for sparse gradients, of which a step has none: use Adam.")
     if _scaler_of(optimizer) is not None:
         raise UserError(
             "This optimizer unscales gradients itself (fp16 in accelerate or Lightning), and "

@@ -14,7 +14,7 @@ from fastadv.algorithms.user_loss import UserLoss
 from fastadv.by_epoch import ByEpoch, Phases, Ramp
 from fastadv.declared import ChangingNonNegative, coerce
 from fastadv.engine.model.outputs import Output
-from fastadv.errors import UserError
+from fastadv.errors import UserError, brief
 from fastadv.models.wrapped import inner_module
 from fastadv.threat import Threat, usual_threat
 from fastadv.training import checks
@@ -33,6 +33,7 @@ def step(
     amp: bool = False,
     mode: str = "auto",
     fused_norm: str = "auto",
+    bn: str = "local",
     num_samples: int | None = None,
     num_classes: int | None = None,
     total_steps: int | None = None,
@@ -63,6 +64,8 @@ def step(
     ``Execution``. ``fused_norm`` "on" runs BatchNorm, ReLU and residual sums in own kernels on
     CUDA, "auto" only where they were measured to be faster, "off" in PyTorch's; the own ones take
     activations in channels_last (``Execution``).
+    ``bn`` "global" makes several processes compute the update of one with the whole batch, with
+    batch statistics over all of them; "local" averages what each computes with its own.
     ``num_samples`` is the number of training samples, ``num_classes`` the number of logits.
     ``total_steps`` and ``steps_per_epoch`` count the calls that update. ``max_grad_norm`` clips the
     L2 norm of all gradients together. ``seed`` fixes the noise of the attacks. ``blocks`` names the
@@ -81,7 +84,9 @@ def step(
     combination of parts that cannot be trained.
     """
     if threat is not None and not isinstance(threat, Threat):
-        raise UserError(f"threat must be a fastadv.Threat, such as Threat('l2'), not {threat!r}.")
+        raise UserError(
+            f"threat must be a fastadv.Threat, such as Threat('l2'), not {brief(threat)}."
+        )
     if threat is not None and (eps is not None or norm != "linf"):
         raise UserError("threat= holds the ball: omit eps= and norm=.")
     radius = None if eps is None else coerce("eps", eps, ChangingNonNegative)
@@ -97,12 +102,22 @@ def step(
         radius=radius if isinstance(radius, (Ramp, Phases)) else None,
         precision=Precision(amp, amp_dtype, attack_dtype, scaler),
         length=RunLength(num_samples, num_classes, total_steps, steps_per_epoch),
-        execution=Execution(mode, fused_norm=fused_norm),
+        execution=Execution(mode, fused_norm=fused_norm, bn=bn),
         max_grad_norm=max_grad_norm,
         seed=seed,
         output=output,
-        blocks=None if blocks is None else tuple([blocks] if isinstance(blocks, str) else blocks),
+        blocks=None if blocks is None else _names("blocks", blocks),
     )
+
+
+def _names(what: str, given: Any) -> tuple[str, ...]:
+    """``given``, one text or several, as a tuple. Raises ``UserError`` for anything else."""
+    names = [given] if isinstance(given, str) else given
+    several = isinstance(names, Iterable) and not isinstance(names, (bytes, dict, torch.Tensor))
+    found = tuple(names) if several else ()
+    if not found or not all(isinstance(name, str) for name in found):
+        raise UserError(f"{what} are names of modules, such as 'layer1.*', not {brief(given)}.")
+    return found
 
 
 def _require_own_names(options: Iterable[str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from fastadv.engine.model import parameter_hooks
 from fastadv.engine.model.fused_norm_choice import choose
 from fastadv.engine.model.network import Network
 from fastadv.engine.model.outputs import Output
+from fastadv.engine.model.whole_norm import whole_statistics
 from fastadv.engine.optimizer.updater import Updater
 from fastadv.errors import UserError
 from fastadv.models.blocks import perturbable_blocks
@@ -25,6 +27,7 @@ from fastadv.threat import Threat
 from fastadv.training.captured import CapturedUpdate
 from fastadv.training.changes import Changes
 from fastadv.training.clock import Clock
+from fastadv.training.divided import division_of
 from fastadv.training.mode import compiles, first_mode, pick_mode
 from fastadv.training.preparation import Preparation
 from fastadv.training.settings import Execution, Precision, RunLength
@@ -63,16 +66,19 @@ class Internals:
         device = next(model.parameters()).device
         self.plan, self.precision, self.length = plan, precision, length
         self.before_update = before_update
+        self.division, self.bn = division_of(execution, model), execution.bn
         self.mode = first_mode(execution.mode, device)
+        if self.division is not None:
+            self.mode = "eager"
         outer, attack = precision.dtypes(device)
         strict = execution.is_strict
-        fused = choose(execution.fused_norm, device)
+        fused = self.division is None and choose(execution.fused_norm, device)
         compiled = compiles(self.mode, length.total_steps)
         runner = Runner(compiled, execution.backend, strict=strict, fused_norm=fused)
         twice = plan.differentiates_twice
         self.net = Network(
             model, device, runner, outer, attack, differentiates_twice=twice, output=output,
-            fused_norm=fused,
+            fused_norm=fused, division=self.division,
         )  # fmt: skip
         self.radius = radius
         if radius is not None:
@@ -111,6 +117,16 @@ class Internals:
     def allocated(self) -> bool:
         """True once the state of the parts is allocated."""
         return self.preparation.allocated is not None
+
+    @contextmanager
+    def in_division(self) -> Iterator[None]:
+        """Within this context all processes compute one whole batch, if ``bn`` is "global"."""
+        if self.division is None:
+            yield
+            return
+        twice = self.plan.differentiates_twice
+        with self.division.at_work(), whole_statistics(self.division, twice=twice):
+            yield
 
     def moment(self) -> tuple[Any, ...]:
         """The position in the run, for ``return_to``."""

@@ -81,7 +81,8 @@ class Preparation:
         ``x`` is (B,C,H,W), ``y`` (B,...). Raises ``UserError`` for logits that do not fit, and for
         a user's loss that is not one value per sample."""
         self.seen = -1  # stays if the probe raises
-        logits = self.net.probe(x[:2], self.plan.bn_updates)
+        with self.net.undivided():
+            logits = self.net.probe(x[:2], self.plan.bn_updates)
         if self.plan.class_reader:
             checks.check_class_logits(logits, self.plan.class_reader)
         if self.plan.labels == "any":

@@ -56,7 +56,8 @@ class PassResults(NamedTuple):
     """The result of ``Update.compute_gradients``, for ``apply_gradients`` and ``finish_update``.
 
     ``loss`` and ``accuracy`` are 0-dim, as is ``term``, the regularizer's, None without one.
-    ``accuracy`` is None if the labels are no classes.
+    ``accuracy`` is None if the labels are no classes, and ``clean_accuracy``, that of x, also if
+    the outer pass does not forward x.
     ``faults_found`` is fault -> 0-dim bool; the update counts only if all are false. ``buffers``
     are the values of the model's buffers before the update.
     ``statistics`` are the model's floating-point buffers if several processes train, which average
@@ -69,6 +70,7 @@ class PassResults(NamedTuple):
     loss: Tensor
     term: Tensor | None
     accuracy: Tensor | None
+    clean_accuracy: Tensor | None
     gradients: Gradients
     faults_found: dict[Fault, Tensor]
     buffers: Snapshot

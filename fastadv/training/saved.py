@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any
 
 from torch import Tensor
 
 from fastadv.algorithms.contract import Part
-from fastadv.errors import UserError
+from fastadv.errors import UserError, brief
 from fastadv.training.internals import Internals
 from fastadv.training.preparation import Allocated
 
@@ -42,7 +43,9 @@ def take_over(
 ) -> None:
     """Load a state that ``state_of`` returned for the same recipe; also possible before the first
     call. ``rank_local_state`` is what ``Step.rank_local_state`` returned in this process. Raises
-    ``UserError`` for a state of other parts, another model or another data set."""
+    ``UserError`` for a state of other parts, another model or another data set, and for what is no
+    state at all."""
+    _require_state(state)
     if rank_local_state:
         parts = {
             slot: {name: rank_local_state.get(name, tensor) for name, tensor in tensors.items()}
@@ -60,6 +63,43 @@ def take_over(
     step.clock.calls, step.clock.named_epoch = state["calls"], state["epoch"]
     step.offset.copy_(state["offset"])
     step.updater.load_state_dict(state["updater"])
+
+
+def _require_state(state: object) -> None:
+    """Raise ``UserError`` unless ``state`` has the entries of ``state_of``, of their types."""
+    if not isinstance(state, Mapping):
+        raise UserError(f"A step loads what state_dict() returned, not {brief(state)}.")
+    for name, kinds in _ENTRIES.items():
+        if name not in state:
+            raise UserError(
+                f"This is no state of a step, since it has no {name!r}: load what state_dict() "
+                "returned."
+            )
+        value = state[name]
+        right = isinstance(value, kinds) and not (kinds is not bool and isinstance(value, bool))
+        if not right or (name == "calls" and value < 0):
+            raise UserError(f"The {name!r} of this state of a step is {brief(value)}: restore it.")
+    for slot, tensors in state["parts"].items():
+        named = isinstance(tensors, Mapping)
+        if not named or not all(isinstance(each, Tensor) for each in tensors.values()):
+            raise UserError(
+                f"The state of the part {brief(slot)} is {brief(tensors)}, and holds tensors by "
+                "name: restore it."
+            )
+
+
+_ENTRIES: Mapping[str, Any] = {
+    "method": str,
+    "slots": Mapping,
+    "calls": int,
+    "epoch": (int, float, NoneType),
+    "offset": Tensor,
+    "parts": Mapping,
+    "updater": Mapping,
+    "allocated": list,
+    "one_pass_stands": bool,
+}
+"""What ``state_of`` returns: name -> types."""
 
 
 def _load_parts(step: Internals, state: dict[str, Any]) -> None:

@@ -8,7 +8,9 @@ import torch
 
 from fastadv.declared import Count, check_fields
 from fastadv.engine.model.precision import pass_dtype
-from fastadv.errors import UserError
+from fastadv.errors import UserError, brief, unknown
+
+BN = ("local", "global")
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,18 @@ class Precision:
     scaler: torch.amp.GradScaler | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.scaler, torch.amp.GradScaler | None):
+            raise UserError(
+                f"scaler is a torch.amp.GradScaler or None, not {brief(self.scaler)}; without it "
+                "the step makes its own."
+            )
         if not isinstance(self.amp, bool):
             raise UserError(
-                f"amp is True or False, not {self.amp!r}; the type is amp_dtype='fp16'."
+                f"amp is True or False, not {brief(self.amp)}; the type is amp_dtype='fp16'."
             )
         if self.amp_dtype != "bf16" and not self.amp:
             raise UserError(
-                f"amp_dtype={self.amp_dtype!r} is for mixed precision: also pass amp=True."
+                f"amp_dtype={brief(self.amp_dtype)} is for mixed precision: also pass amp=True."
             )
 
     @property
@@ -95,12 +102,23 @@ class Execution:
     kernels or in PyTorch's, with other rounding; "auto" takes the own ones on devices where they
     were measured to be faster. The own ones take activations in channels_last that are not float64;
     everywhere else, and on a CPU, PyTorch's run.
+
+    ``bn`` is for several processes. "local": each computes its own part of the batch, with its own
+    batch statistics, and the results are averaged. "global": all compute what one process would
+    with the whole batch; BatchNorm takes its statistics over all processes, in the attack also.
+    Then the passes run eagerly, and "auto" means that. With one process both are the same. Raises
+    ``UserError`` for another word.
     """
 
     mode: str = "auto"
     backend: str = "inductor"
     strict: bool | None = None
     fused_norm: str = "auto"
+    bn: str = "local"
+
+    def __post_init__(self) -> None:
+        if self.bn not in BN:
+            raise unknown("bn", self.bn, BN)
 
     @property
     def is_strict(self) -> bool:

@@ -53,7 +53,9 @@ def bring_together(
     # A process whose labels are no classes has no accuracy; all messages have the same length.
     accuracy = torch.zeros((), device=device) if results.accuracy is None else results.accuracy
     # Loss, accuracy and term are of fewer images than the gradients, and weigh less.
-    metrics = [results.loss, accuracy, *([] if results.term is None else [results.term])]
+    clean = results.clean_accuracy
+    clean = torch.zeros((), device=device) if clean is None else clean
+    metrics = [results.loss, accuracy, clean, *([] if results.term is None else [results.term])]
     part = len(results.batch.x) / images
     share = torch.full_like(results.loss, part)
     torch._foreach_mul_(metrics, part)

@@ -19,17 +19,19 @@ from fastadv.algorithms.contract import RankLocal
 from fastadv.algorithms.plan import Plan
 from fastadv.by_epoch import ByEpoch
 from fastadv.data.view import View
-from fastadv.declared import CountOrZero, Positive, checked
+from fastadv.declared import CountOrZero, Positive, checked, coerce
 from fastadv.engine.model.averaged_weights import averaged_weights
 from fastadv.engine.model.outputs import Output
 from fastadv.engine.process import distributed
-from fastadv.errors import UserError
+from fastadv.errors import UserError, brief
 from fastadv.models.wrapped import inner_module
 from fastadv.threat import Threat
 from fastadv.training import checks, saved
 from fastadv.training.calls import Calls
+from fastadv.training.divided import put_together
 from fastadv.training.inputs import Given
 from fastadv.training.internals import Internals
+from fastadv.training.memory import full_memory_told
 from fastadv.training.settings import Execution, Precision, RunLength
 
 
@@ -125,7 +127,8 @@ class Step:
     def threat(self, threat: Threat) -> None:
         if not isinstance(threat, Threat):
             raise UserError(
-                f"step.threat is a fastadv.Threat, such as Threat('linf', 8/255), not {threat!r}."
+                "step.threat is a fastadv.Threat, such as Threat('linf', 8/255), not "
+                f"{brief(threat)}."
             )
         for part in self.plan.parts.values():
             part.check_threat(threat)
@@ -156,7 +159,9 @@ class Step:
 
     @property
     def rank_local_state(self) -> dict[str, Tensor]:
-        """The part of ``state`` that differs between ranks."""
+        """The part of ``state`` that differs between ranks; with ``bn="global"`` nothing does."""
+        if self.internals.division is not None:
+            return {}
         parts = self.plan.parts.values()
         names = {n for part in parts if isinstance(part, RankLocal) for n in part.rank_local_state}
         return {name: tensor for name, tensor in self.state.items() if name in names}
@@ -179,7 +184,8 @@ class Step:
     ) -> dict[str, Tensor]:
         """Train on one batch; returns the 0-dim detached metrics "loss", "accuracy" (share of right
         predictions at x_adv; of soft labels the largest entry counts, and labels that are no
-        classes have none) and "grad_norm".
+        classes have none), "clean_accuracy" (the same at x, where the loss forwards x) and
+        "grad_norm".
 
         ``x`` (B,C,H,W) float in [0,1], ``y`` (B,) int64 labels, or soft labels (B,classes) that sum
         to 1 (mixup, cutmix), or with a criterion of your own any tensor (B,...). ``index`` (B,)
@@ -204,8 +210,21 @@ class Step:
         Raises ``UserError`` for inputs that do not fit. After a loss or gradient that is not finite
         nothing is updated any more, and ``TrainingError`` is raised by ``check()``, which every
         ``CHECK_EVERY_CALLS``-th call calls. On a GPU, where reading values would stall the device,
-        the same holds for values out of range. If a call raises, everything is as before that call.
+        the same holds for values out of range. If a call raises, everything is as before that call;
+        on any device that is full it raises a ``torch.OutOfMemoryError``.
         """
+        if not isinstance(update, bool):
+            raise UserError(f"update is True or False, not {brief(update)}.")
+        given = Given(x, y, index, start, second, eps, alpha, mask, targets)
+        if self.internals.division is None:
+            return self._trained(given, view, update)
+        with self.internals.in_division():
+            whole, view = put_together(self.internals.division, given, view, update)
+            return self._trained(whole, view, update)
+
+    def _trained(self, given: Given, view: View | None, update: bool) -> dict[str, Tensor]:
+        """A call with the batch ``given`` (``__call__``)."""
+        x, y, index, start, second, eps, alpha, mask, targets = given
         inner = self.internals
         keeps_rows = self._plan.keeps_sample_state
         inner.changes.follow_to_train(prepared=inner.allocated)
@@ -222,20 +241,21 @@ class Step:
         checks.check_own_threat(x, threat, eps, mask)
         checks.check_mask(x, mask)
         checks.check_targets(y, targets, targeted=threat.targeted)
-        if not isinstance(update, bool):
-            raise UserError(f"update is True or False, not {update!r}.")
+        if view is not None and not isinstance(view, View):
+            raise UserError(f"view is a fastadv.View of the images, not {brief(view)}.")
         if update:
             checks.check_accumulation(self._optimizer)
         else:
             self._calls.require_accumulation()
         with torch.inference_mode(False):
-            given = Given(*ranges.usable(x, y, index, start, second, eps, alpha, mask, targets))
-            inputs = self._calls.checked(given)
+            inputs = self._calls.checked(Given(*ranges.usable(*given)))
             if not inner.preparation.prepared:
-                inner.net.initialize(inputs.x[:2])
+                with inner.net.undivided():
+                    inner.net.initialize(inputs.x[:2])
             known = inner.net.structure.trusted() if inner.preparation.prepared else nullcontext()
             rows = inputs.rows if keeps_rows else None
-            with known, inner.transaction.around(rows) as buffers:
+            around = inner.transaction.around(rows)
+            with full_memory_told(inputs.x), known, around as buffers:
                 return self._calls.run(inputs, buffers, view=view, update=update)
 
     # -- time ---------------------------------------------------------------------------------
@@ -246,7 +266,9 @@ class Step:
         return self.internals.clock.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin ``epoch`` (from 0). Not needed with ``steps_per_epoch``, which then decides."""
+        """Begin ``epoch`` (from 0). Not needed with ``steps_per_epoch``, which then decides. Raises
+        ``UserError`` for another value."""
+        epoch = coerce("epoch", epoch, CountOrZero)
         ended = self.internals.clock.begin(epoch)
         if ended is not None:
             self._calls.end_epoch(ended)
@@ -291,7 +313,7 @@ class Step:
         started = averaging is not None and inner.allocated
         average = averaging.averaged() if averaging is not None and started else {}
         estimated = averaging is None or not averaging.averages_buffers
-        with averaged_weights(self.model, average, batches if estimated else None):
+        with averaged_weights(self.model, average, batches if estimated else None, inner.division):
             yield
 
     def state_dict(self) -> dict[str, Any]:

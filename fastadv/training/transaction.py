@@ -67,7 +67,7 @@ class Transaction:
         buffers = Snapshot(step.net.kept_buffers)
         gradients = _Gradients(step)
         # With several processes each one also writes the rows of the others' batches.
-        rows = index if distributed.world_size() == 1 else None
+        rows = index if distributed.sharing() == 1 else None
         epoch = step.epoch
         parts = [_PartCopy(part, rows, epoch) for part in step.plan.parts.values()]
         before = _Clock(step, self._numbers)

@@ -96,13 +96,16 @@ class Update:
         loss, gradients, adversarial, natural, term = outer
         outputs = Outputs(adversarial, natural, attacked.context)
         accuracy = share_right(outputs.adversarial, batch.y, plan.labels)
+        clean = None
+        if natural is not None and not plan.capabilities.moves_center:  # forwarded in any case
+            clean = share_right(natural, batch.y, plan.labels)
         hooked = parameter_hooks.through(self.parameters.learning(), gradients.weights)
         gradients = gradients._replace(weights=hooked)
         faults_found = self._faults_found(attacked, gradients, buffers)
-        statistics = self._statistics() if distributed.world_size() > 1 else []
+        statistics = self._statistics() if distributed.sharing() > 1 else []
         return PassResults(
-            batch, attacked, outputs, loss, term, accuracy, gradients, faults_found, buffers,
-            statistics,
+            batch, attacked, outputs, loss, term, accuracy, clean, gradients, faults_found,
+            buffers, statistics,
         )  # fmt: skip
 
     def _statistics(self) -> list[Tensor]:
@@ -167,7 +170,8 @@ class Update:
         unmoved = plan.adversary.unmoved(results.batch, results.attacked)
         if unmoved is not None:
             self.unmoved.add(unmoved)
-        self._share_rows(results.batch.index)
+        if plan.keeps_sample_state:
+            self._share_rows(results.batch.index)
         if not self.net.syncs_are_free:
             results.buffers.put_back_unless(ok)
         elif not ok:
@@ -180,7 +184,7 @@ class Update:
         self.net.copies.invalidate()
         with self.net.training():
             self.net.run(self.regions.logged, x)
-        if distributed.world_size() > 1:
+        if distributed.sharing() > 1:
             distributed.average(self._statistics(), len(x), self.room)
 
     def _outcome(self, results: PassResults) -> Outcome:
@@ -197,7 +201,7 @@ class Update:
 
     def _share_rows(self, index: Tensor) -> None:
         """Exchange the per-sample rows of this batch with the other processes."""
-        if distributed.world_size() == 1:
+        if distributed.sharing() == 1:
             return
         for part in self.plan.parts.values():
             stores = [part.state[name] for name in part.sample_state() if name in part.state]

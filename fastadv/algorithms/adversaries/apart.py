@@ -51,7 +51,8 @@ class APART(FGSMPlus):
     def _block_noise(self, steps: Tensor, found: Context) -> list[Tensor] | None:
         if not self.layerwise:
             return None
-        return list(_BlockNoise.apply(steps[2:], *found.signs[1:]))
+        own = self.net.for_own_rows(steps[2:])
+        return list(_BlockNoise.apply(own, *found.signs[1:]))
 
 
 class _BlockNoise(torch.autograd.Function):

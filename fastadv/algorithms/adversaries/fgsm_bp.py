@@ -28,6 +28,7 @@ class FGSMBP(Ascent):
 
     takes_start: ClassVar[bool] = False
     rank_local_state: ClassVar[tuple[str, ...]] = (BUFFER,)
+    places_in_batch: ClassVar[tuple[str, ...]] = (BUFFER,)
 
     def refuses_accumulation(self) -> str:
         return "every call continues from the perturbations of the call before"

@@ -107,7 +107,7 @@ class FGSMFUAP(FGSMUAP):
                 self.net.logits(x)
         finally:
             hook.remove()
-        return seen[-1].flatten(1).to(x.dtype)
+        return self.net.all_rows(seen[-1].flatten(1), len(x)).to(x.dtype)
 
     def _learned(
         self, features: Tensor, grouper: Tensor, updates: Tensor, batch: Batch, context: Context

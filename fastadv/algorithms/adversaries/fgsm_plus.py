@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -63,6 +63,8 @@ class FGSMPlus(Adversary):
 
     attack_bn: Literal["train", "eval"] = option("train", "mode of BatchNorm during the attack")
     pad: CountOrZero = option(4, "largest shift of the random crops in pixels, as the run's")
+    suspects: ClassVar[tuple[str, ...]] = ("step_size_lr",)
+
     step_size_init: NonNegative = option(
         1e-4, "initial step size of the attack in pixels (alpha_1)"
     )

@@ -46,6 +46,7 @@ class Free(Adversary):
 
     takes_alpha: ClassVar[bool] = True
     rank_local_state: ClassVar[tuple[str, ...]] = (DELTA,)
+    places_in_batch: ClassVar[tuple[str, ...]] = (DELTA,)
 
     attack_bn: Literal["train", "eval"] = field(init=False, repr=False, default="train")
     alpha: NonNegative | None = option(None, "step of the perturbation in pixels; none: eps")

@@ -7,6 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from fastadv import ranges
 from fastadv.algorithms.adversaries.pgd import PGD
 from fastadv.algorithms.contract import Adversarial, Batch, Context, Setup
 from fastadv.by_epoch import Phases
@@ -75,7 +76,7 @@ class Friendly(PGD):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One step of the images that are not done; a region."""
         gradient, logits = self.gradient_at(x_adv, batch, context)
-        wrong = logits.argmax(1) != batch.y
+        wrong = logits.argmax(1) != ranges.hard(batch.y)  # of a soft label, its largest entry
         done = done | (wrong & (left == 0))
         left = left - (wrong & ~done).to(left.dtype)
         x_adv = x_adv.detach()

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fastadv import ranges
 from fastadv.algorithms.adversaries.ascent import Ascent
 from fastadv.algorithms.contract import (
     FORWARD,
@@ -116,7 +117,7 @@ class PGD(Ascent):
             for _ in range(self.gradient_steps):
                 x_adv = self.net.run(self.ascend, x_adv, batch.x, batch, context)
             return start, x_adv, None
-        correct = torch.zeros_like(batch.y)
+        correct = torch.zeros(len(batch.y), dtype=torch.int64, device=batch.y.device)
         for _ in range(self.gradient_steps):
             x_adv, correct = self.net.run(
                 self._ascend_and_count, x_adv, batch.x, batch, context, correct
@@ -128,7 +129,7 @@ class PGD(Ascent):
     ) -> tuple[Tensor, Tensor]:
         gradient, logits = self.gradient_at(x_adv, batch, context)
         moved = self.moved(x_adv.detach(), gradient, around, batch)
-        return moved, correct + (logits.argmax(1) == batch.y)
+        return moved, correct + (logits.argmax(1) == ranges.hard(batch.y))
 
     def _worse(self, first: Tensor, second: Tensor, y: Tensor, context: Context) -> Tensor:
         """True for each sample (B,) whose attacked loss is larger at ``second``."""

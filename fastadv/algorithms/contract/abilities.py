@@ -133,6 +133,14 @@ class RankLocal(Protocol):
 
 
 @runtime_checkable
+class KeepsPlaces(Protocol):
+    """A part with rank-local state whose rows belong to places in the batch; the names in
+    ``state``. Other processes that go on with a run divide the rows anew."""
+
+    places_in_batch: tuple[str, ...]
+
+
+@runtime_checkable
 class Renews(Protocol):
     """A part that may overwrite all of its per-sample state at once."""
 

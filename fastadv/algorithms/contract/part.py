@@ -49,12 +49,15 @@ class Part:
     raises ``UserError`` when it is built. ``on_data`` are the options that the part takes on one
     data set, whichever method it stands in: kind of data set -> options.
 
+    ``suspects`` are the options whose size usually is the cause when a loss stops being finite.
+
     ``setup`` and ``net`` are there from ``prepare`` on. ``state`` holds the tensors of a checkpoint
     by name. ``active`` is False while the part has not begun (a warm-up): the step then makes no
     pass before the attack for it and calls no weights part; all else a part leaves out by itself.
     """
 
     on_data: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    suspects: ClassVar[tuple[str, ...]] = ()
 
     setup: Setup = field(init=False, repr=False)
     net: Network = field(init=False, repr=False)

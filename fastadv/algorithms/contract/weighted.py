@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class Weighted(Part):
     parts of a method that derive from this class (a regularizer, and the attack's loss that holds
     its term) have one weight, since options are shared by name.
     """
+
+    suspects: ClassVar[tuple[str, ...]] = ("reg_weight",)
 
     reg_weight: NonNegative = option(1.0, "weight of the regularizer in the loss")
     reg_ramp: bool = option(False, "let the weight of the regularizer rise linearly over the run")

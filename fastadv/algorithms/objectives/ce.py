@@ -1,10 +1,8 @@
 """Cross entropy on x_adv: plain adversarial training (Madry et al., 2018)."""
 
-from dataclasses import field
-
 from torch import Tensor
 
-from fastadv.algorithms.contract import Fit, Objective, Outputs, Setup
+from fastadv.algorithms.contract import Fit, Objective, Outputs
 from fastadv.declared import NonNegative, option
 from fastadv.engine.model.bn_momentum import ADVERSARIAL, NATURAL, Pass
 from fastadv.engine.process import distributed
@@ -44,8 +42,6 @@ class CrossEntropy(Objective):
         None, "leave out samples whose loss is below this; none: leave out none"
     )
 
-    _processes: int = field(init=False, repr=False, default=1)  # each has as many images
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bn_passes not in LOGGED:
@@ -76,14 +72,10 @@ class CrossEntropy(Objective):
         own = type(self) is CrossEntropy
         return own and self.leave_out_below is None and not self.over_batch
 
-    def prepare(self, setup: Setup) -> None:
-        super().prepare(setup)
-        self._processes = distributed.world_size()
-
     def per_sample(self, outputs: Outputs, y: Tensor, fit: Fit) -> Tensor:
         losses = fit(outputs.adversarial, y, outputs.context)
         if self.over_batch:
-            losses = losses / (len(losses) * self._processes)
+            losses = losses / (len(losses) * distributed.sharing())  # each has as many images
         if self.leave_out_below is None:
             return losses
         stay = (losses.detach() >= self.leave_out_below).to(losses.dtype)

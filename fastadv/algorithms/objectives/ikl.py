@@ -41,6 +41,11 @@ class IKL(Objective):
     fits: ClassVar[tuple[str, ...]] = ("natural",)
     hard_labels_only: ClassVar[str] = "its weights are those of one right class"
 
+    suspects: ClassVar[tuple[str, ...]] = (
+        "ce_weight",
+        "mse_weight",
+    )
+
     ce_weight: NonNegative = option(4.0, "weight of the cross entropy between the predictions")
     mse_weight: NonNegative = option(20.0, "weight of the squared changes of the logits")
     class_temperature: Positive = option(
@@ -115,5 +120,5 @@ class IKL(Objective):
         right = functional.one_hot(outcome.batch.y, len(self.sums)).to(shares.dtype)
         seen = right.T @ shares
         distributed.average([seen])
-        seen = seen * distributed.world_size()
+        seen = seen * distributed.sharing()
         self.sums.add_(torch.where(ok, seen, torch.zeros_like(seen)))

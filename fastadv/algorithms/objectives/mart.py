@@ -22,6 +22,8 @@ class Mart(Objective):
 
     hard_labels_only: ClassVar[str] = "its margin is that of one right class"
 
+    suspects: ClassVar[tuple[str, ...]] = ("beta",)
+
     beta: NonNegative = option(5.0, "weight of the KL divergence, times 1 - p_y")
 
     def requires(self) -> frozenset[str]:

@@ -21,6 +21,8 @@ class Trades(Objective):
 
     fits: ClassVar[tuple[str, ...]] = ("natural",)
 
+    suspects: ClassVar[tuple[str, ...]] = ("beta",)
+
     beta: NonNegative = option(
         6.0, "weight of the KL divergence between natural and adversarial prediction"
     )

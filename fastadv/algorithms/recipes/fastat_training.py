@@ -109,7 +109,7 @@ N_FGSM = row(
 
 FREE = Variant(
     SOURCE,
-    "Free-4 from each image anew, smoothed labels, averaged weights; FastAT steps a cycle of 200 "
+    "from each image anew, smoothed labels, averaged weights; FastAT steps a cycle of 200 "
     "epochs 50 times, so that its rate only rises, and here the cycle ends with the run",
     parts={"target": "label-smoothing", "averaging": "ema"},
     options=SMOOTHED | AVERAGED | {"replays": 4, "box": "delta", "keep_delta": False},
@@ -117,6 +117,7 @@ FREE = Variant(
     on_data=ON_DIGITS,
     published=published("fast_at/free_at.py", epochs=50, steps=0, start=IMAGE),
     reported="75.20 clean, 44.34 AutoAttack (ResNet-18, CIFAR-10)",
+    summary="Free-4: 4 updates per batch",
 )
 
 PGD = Variant(

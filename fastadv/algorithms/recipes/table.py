@@ -41,7 +41,7 @@ from fastadv.algorithms.recipes.priors import PRIORS
 from fastadv.algorithms.recipes.radii import RADII
 from fastadv.algorithms.recipes.smoothness import SMOOTHNESS
 from fastadv.algorithms.slots import NONE
-from fastadv.errors import UserError, unknown
+from fastadv.errors import UserError, brief, unknown
 
 __all__ = ["METHODS", "Recipe", "methods", "recipe"]
 
@@ -398,6 +398,8 @@ def recipe(method: str) -> Recipe:
     """The recipe called ``method``. Raises ``UserError`` for an unknown name, with the one that is
     written so but for capitals and hyphens, those that others call so (``Recipe.also``), those
     whose names contain it, or the nearest one."""
+    if not isinstance(method, str):
+        raise UserError(f"method is the name of a method, such as 'pgd', not {brief(method)}.")
     plugins.load_installed()
     if method in METHODS:
         return METHODS[method]

@@ -1,4 +1,4 @@
-"""Consistency: two attacked augmentations of an image get alike predictions (Tack, 2022)."""
+"""Consistency: two attacked augmentations of an image get alike predictions (Tack et al., 2022)."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar

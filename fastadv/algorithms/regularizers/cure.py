@@ -1,4 +1,5 @@
-"""CURE: changes of the input gradient along the attack are penalised (Moosavi-Dezfooli, 2019)."""
+"""CURE: changes of the input gradient along the attack are penalised (Moosavi-Dezfooli et al.,
+2019)."""
 
 from collections import Counter
 from collections.abc import Mapping

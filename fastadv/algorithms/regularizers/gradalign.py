@@ -1,4 +1,5 @@
-"""GradAlign: input gradients at x and near x get the same direction (Andriushchenko, 2020)."""
+"""GradAlign: input gradients at x and near x get the same direction (Andriushchenko and
+Flammarion, 2020)."""
 
 from collections import Counter
 from collections.abc import Mapping

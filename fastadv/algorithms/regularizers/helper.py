@@ -27,7 +27,7 @@ from fastadv.algorithms.contract import (
     required,
 )
 from fastadv.declared import NonNegative, SavedNetworks, option
-from fastadv.errors import UserError
+from fastadv.errors import UserError, brief
 from fastadv.storage.digests import digest
 
 
@@ -57,7 +57,9 @@ class Helper(Regularizer):
         if given is not None:
             listed: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
             if len(listed) != 1 or not isinstance(listed[0], (nn.Module, str, PathLike)):
-                raise UserError(f"helper is one network, run folder or weight file, not {given!r}.")
+                raise UserError(
+                    f"helper is one network, run folder or weight file, not {brief(given)}."
+                )
             self.helper = listed
 
     def _given(self) -> Sequence[nn.Module | str]:

@@ -19,7 +19,7 @@ from fastadv.algorithms.contract import (
     Target,
 )
 from fastadv.declared import NonNegative, Positive, SavedNetworks, option
-from fastadv.errors import UserError
+from fastadv.errors import UserError, brief
 from fastadv.storage.digests import digest
 
 
@@ -79,7 +79,7 @@ class Distillation(Target):
         if not _are_teachers(self.teachers):
             raise UserError(
                 "teachers are networks, run folders or weight files, such as "
-                f"teachers=[standard, robust], not {self.teachers!r}."
+                f"teachers=[standard, robust], not {brief(self.teachers)}."
             )
         if not any(self.kd_weights):
             raise UserError("kd_weights are all 0, so the loss is 0: make one of them positive.")

@@ -53,6 +53,8 @@ class TemporalEnsembling(Target):
     # drives a short run to a constant prediction; 3 does not.
     on_data: ClassVar[Mapping[str, Mapping[str, Any]]] = {"digits": {"te_weight": 3.0}}
 
+    suspects: ClassVar[tuple[str, ...]] = ("te_weight",)
+
     te_weight: NonNegative = option(
         30.0, "final weight of the distance to the averaged predictions"
     )

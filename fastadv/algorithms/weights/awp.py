@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ class AWP(WeightPerturbation):
     the direction from the samples whose adversarial cross entropy is in [p, q] (RWP, Fig. 1c); the
     outer step is on all samples.
     """
+
+    suspects: ClassVar[tuple[str, ...]] = ("gamma",)
 
     gamma: NonNegative = option(
         0.01, "radius of the weight perturbation, relative to each tensor's norm"

@@ -33,6 +33,8 @@ from fastadv.engine.model.strided_pointwise import pointwise, strides_taken_firs
 from fastadv.engine.model.structure import Structure
 from fastadv.engine.model.untouched import untouched
 from fastadv.engine.model.weight_copies import WeightCopies
+from fastadv.engine.model.whole_norm import norms_of_probe
+from fastadv.engine.process.division import Division
 from fastadv.engine.process.host_memory import keep_freed_memory
 from fastadv.errors import UserError, warn
 
@@ -47,7 +49,9 @@ class Network:
     pass differentiates a gradient. ``output`` says where the logits are in what the model returns
     (``outputs.py``); raises ``UserError`` if it cannot. ``fused_norm`` is True if BatchNorm, ReLU
     and residual sums run in own kernels where that is exact (``fused_norm_choice.py``).
-    ``compiled`` compiles the passes of attacks (None: they are called as written).
+    ``compiled`` compiles the passes of attacks (None: they are called as written). With a
+    ``division`` every process is given the whole batch and computes the passes of its own rows;
+    what comes out of a pass is that of the whole batch again.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Network:
         output: Output = None,
         fused_norm: bool = False,
         compiled: CompiledForward | None = None,
+        division: Division | None = None,
     ) -> None:
         self.model = model
         self.output = check_output(output)
@@ -73,6 +78,7 @@ class Network:
         self.differentiates_twice = differentiates_twice
         self.fused_norm = fused_norm
         self.compiled = compiled
+        self._division = division
         self._attacks = False  # True within ``attacking``
         self._dtype = outer_dtype
         self.copies = WeightCopies(model)
@@ -239,10 +245,12 @@ class Network:
     def logits(self, x: Tensor, block_noise: list[Tensor] | None = None) -> Tensor:
         """The logits (B,classes) of ``x`` (B,C,H,W), with ``block_noise[b]`` added to the input of
         block b. Raises ``UserError`` if there are none in what the model returns."""
+        own = x if self._division is None else self._division.own_rows(x)
         with autocast(self.device, self._dtype):
-            logits = self._output(x, block_noise)
+            logits = self._output(own, block_noise)
         self.counters.count()
-        return logits if logits.dtype == torch.float64 else logits.float()
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return logits if self._division is None else self._division.all_rows(logits, len(x))
 
     def _output(self, x: Tensor, block_noise: list[Tensor] | None) -> Tensor:
         """The logits of the model, computed from a copy of ``x`` if it changes its input in
@@ -281,7 +289,8 @@ class Network:
                 found = self.model(x)
             else:
                 found = self.compiled(self.model, x, self._dtype)
-            if self.output is None and isinstance(found, Tensor):
+            plain = isinstance(found, Tensor) and found.is_floating_point()
+            if self.output is None and plain and found.layout is torch.strided:
                 return found  # the usual case, without a call
             return logits_in(found, self.output)
         with self.block_hooks.adding(block_noise):
@@ -291,8 +300,11 @@ class Network:
         """The logits (B,classes) of another network on ``x`` (B,C,H,W), in the precision of the
         outer pass, without a graph. They are at the same place in what it returns. Raises
         ``UserError`` if they are not (B,classes)."""
+        own = x if self._division is None else self._division.own_rows(x)
         with torch.no_grad(), autocast(self.device, self.outer_dtype):
-            logits = logits_in(model(x), self.output)
+            logits = logits_in(model(own), self.output)
+        if logits.ndim == 2 and len(logits) == len(own):
+            logits = self.all_rows(logits, len(x))
         if logits.ndim != 2 or len(logits) != len(x):
             raise UserError(
                 f"A teacher must return logits ({len(x)},classes) at the same place as the model, "
@@ -300,8 +312,30 @@ class Network:
             )
         return logits if logits.dtype == torch.float64 else logits.float()
 
+    def all_rows(self, own: Tensor, total: int) -> Tensor:
+        """What a pass of ``total`` images has seen in the network: ``own`` (b,...) itself, or with
+        several processes that share a batch the rows (B,...) of all."""
+        return own if self._division is None else self._division.all_rows(own, total)
+
+    def for_own_rows(self, whole: Tensor) -> Tensor:
+        """``whole``, of which something inside the network is computed; its gradient is then that
+        of the whole batch."""
+        return whole if self._division is None else self._division.for_own_rows(whole)
+
+    @contextmanager
+    def undivided(self) -> Iterator[None]:
+        """Passes within this context are computed whole in every process, which send nothing: the
+        few images of a probe."""
+        around, self._division = self._division, None
+        try:
+            with norms_of_probe():
+                yield
+        finally:
+            self._division = around
+
     def logits_and_block_inputs(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The logits (B,classes) of ``x`` (B,C,H,W), and the input of each block with a hook."""
+        """The logits (B,classes) of ``x`` (B,C,H,W), and the input of each block with a hook: those
+        of the rows of this process."""
         if self.block_hooks is None:
             raise RuntimeError("no part asked for block_gradients, so no block has a hook")
         with self.block_hooks.reading() as seen:
@@ -401,10 +435,21 @@ class Network:
         """The gradients of the scalar ``loss`` with respect to the model's ``weights`` and to
         ``others``, in their shapes and types; None if the loss does not depend on the tensor.
 
-        A weight with a low-precision copy in the model gets its gradient from the copy.
+        A weight with a low-precision copy in the model gets its gradient from the copy. With
+        several processes that share a batch the gradients are those of the whole batch.
         """
+        if self._division is not None:
+            found = self._own_gradients(loss, weights, others)
+            summed = self._division.add_up(found[: len(weights)], list(weights.values()))
+            return [*summed, *found[len(weights) :]]
         if not self.copies.learning:
             return gradients_if_used(loss, [*weights.values(), *others])
+        return self._own_gradients(loss, weights, others)
+
+    def _own_gradients(
+        self, loss: Tensor, weights: dict[str, Tensor], others: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        """``gradients`` of the images of this process."""
         names = [name for name in weights if name in self.copies.learning]
         copies = [self.copies.learning[name] for name in names]
         padded = {n: w for n, w in self.copies.learning_padded.items() if n in weights}

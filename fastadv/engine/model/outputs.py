@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from fastadv.errors import UserError, unknown
+from fastadv.errors import UserError, brief, unknown
 
 Output = int | str | Callable[[Any], Tensor] | None
 
@@ -20,7 +21,7 @@ def check_output(output: Any) -> Output:
         return output
     raise UserError(
         "output says where the logits are in what the model returns: a position such as 0, a name "
-        f"such as 'logits', or a function of it, not {output!r}."
+        f"such as 'logits', or a function of it, not {brief(output)}."
     )
 
 
@@ -36,7 +37,7 @@ def logits_in(returned: Any, output: Output) -> Tensor:
     if callable(output):
         found = output(returned)
     elif isinstance(returned, Tensor):
-        return returned
+        found = returned
     elif isinstance(output, int):
         found = _at(returned, output)
     elif isinstance(output, str):
@@ -46,6 +47,7 @@ def logits_in(returned: Any, output: Output) -> Tensor:
     else:
         found = getattr(returned, "logits", None)
     if isinstance(found, Tensor):
+        _require_numbers(found)
         return found
     kind = type(returned).__name__
     if output is None:
@@ -57,6 +59,15 @@ def logits_in(returned: Any, output: Output) -> Tensor:
         f"output={_words(output)} finds a {type(found).__name__} in the {kind} that the model "
         "returns, and logits are a tensor (B,classes)."
     )
+
+
+def _require_numbers(logits: Tensor) -> None:
+    """Raise ``UserError`` unless ``logits`` are dense and of a real floating type."""
+    if logits.layout != torch.strided or not logits.is_floating_point():
+        raise UserError(
+            "The model must return logits as a dense tensor of floating-point numbers, not "
+            f"{logits.dtype} in {logits.layout}."
+        )
 
 
 def _at(returned: Any, place: int) -> Any:

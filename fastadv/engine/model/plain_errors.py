@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
 from torch import Tensor, nn
 
 from fastadv.errors import UserError
 
+_TORCH = str(Path(torch.__file__).parent)
+_KINDS = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError)
+_NO_MEMORY = ("allocate memory", "out of memory", "enough memory")
+_LONGEST = 200  # characters of torch's own words
 _OF_TYPES = ("expected scalar type", "should be the same", "same dtype", "to have the same type")
 
 
@@ -24,4 +31,21 @@ def in_words(error: Exception, model: nn.Module, x: Tensor) -> UserError | None:
             "BatchNorm cannot train on one value per channel, as in a batch of one image; use a "
             "larger batch size, or drop the last batch."
         )
+    if _is_of_torch(error) and not any(words in text for words in _NO_MEMORY):
+        said = " ".join(text.split())[:_LONGEST].rstrip(".")
+        return UserError(
+            f"The model cannot take images {tuple(x.shape)} of {x.dtype} as it is: {said}; give it "
+            "images of the size, channels and type that it was built for."
+        )
     return None
+
+
+def _is_of_torch(error: Exception) -> bool:
+    """True for an error that torch's own code raised, and not the network's: its traceback begins
+    there."""
+    if isinstance(error, (UserError, torch.OutOfMemoryError)) or type(error) not in _KINDS:
+        return False
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(_TORCH)

@@ -38,7 +38,7 @@ def pass_dtype(name: str, device: torch.device) -> torch.dtype | None:
     A CPU without instructions for it computes in float32, with one warning. Raises ``UserError``
     for an unknown name.
     """
-    if name not in DTYPES:
+    if not isinstance(name, str) or name not in DTYPES:
         raise unknown("precision", name, DTYPES)
     dtype = DTYPES[name]
     if dtype is None or device.type != "cpu" or cpu_multiplies(dtype):

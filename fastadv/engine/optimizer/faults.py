@@ -15,7 +15,7 @@ from torch import Tensor
 from fastadv import kernels
 from fastadv.engine.model.buffers import copy_into
 from fastadv.engine.packing import FlatViews, packed
-from fastadv.errors import TrainingError
+from fastadv.errors import NotFinite
 from fastadv.kernels.reference_guard import shows_fault
 
 
@@ -130,12 +130,12 @@ class Faults:
         return int(self.bad_step) < 0
 
     def check(self) -> None:
-        """Raise ``TrainingError``, which names the first bad update, if there was one; waits for
+        """Raise ``NotFinite``, which names the first bad update, if there was one; waits for
         the device."""
         step = int(self.bad_step)
         if step >= 0:
             sentence = SENTENCES[Fault(int(self.kind))]
-            raise TrainingError(sentence.format(step=step, stopped=STOPPED))
+            raise NotFinite(sentence.format(step=step, stopped=STOPPED))
 
 
 def not_finite(tensors: Sequence[Tensor]) -> Tensor:

@@ -27,6 +27,7 @@ from fastadv.errors import warn
 CAPTURABLE = (Adam, AdamW, Adamax, NAdam, RAdam)
 _DTYPE = attrgetter("dtype")
 MAX_RERECORDINGS = 4  # per recording of the passes; then the settings are assumed to keep changing
+PAYS_OFF = 20  # replays of a recording, after which it is not counted (a momentum by the epoch)
 
 
 class Replaying:
@@ -73,7 +74,8 @@ class ReplayedUpdate:
     """``Updater``, replayed for passes that write their ``gradients`` to the same addresses.
 
     An update is recorded if only the rate has changed since the previous one, so with a momentum
-    that changes in every update none is recorded.
+    that changes in every update none is recorded, and with one that changes with the epoch one in
+    each epoch.
     """
 
     def __init__(self, shared: Replaying, gradients: Sequence[Tensor | None]) -> None:
@@ -106,6 +108,8 @@ class ReplayedUpdate:
             frozen = _frozen(self.optimizer)
             known, self._seen = self._seen, frozen
             if self._recording is None or self._recording.frozen != frozen:
+                if self._recording is not None and self._recording.replays >= PAYS_OFF:
+                    self._left += 1
                 again = frozen == known and self._left > 0
                 self._recording = None
                 if again:
@@ -180,9 +184,11 @@ class _Recording:
         self.parameters = list(parameters)
         self.gradients = [parameter.grad for parameter in parameters]
         self._returned, self._replay = returned, replay
+        self.replays = 0
 
     def replay(self) -> tuple[Tensor, Tensor]:
         self._replay()
+        self.replays += 1
         # The caller may have cleared them since.
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient

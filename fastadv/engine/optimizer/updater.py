@@ -24,7 +24,7 @@ from fastadv.engine.optimizer.faults import (
 from fastadv.engine.optimizer.gradient_norm import total_norm
 from fastadv.engine.optimizer.optimizer_copy import OptimizerCopy
 from fastadv.engine.packing import FlatViews
-from fastadv.errors import TrainingError, UserError
+from fastadv.errors import NotFinite, UserError
 
 # If this many updates in a row were skipped, a lower loss scale does not help.
 STARVED = 50
@@ -230,12 +230,12 @@ class Updater:
             copy_into(_scale_tensors(self.scaler), scale)
 
     def check(self) -> None:
-        """Raise ``TrainingError`` if an update was bad, or if the scaler skipped the last
+        """Raise ``NotFinite`` if an update was bad, or if the scaler skipped the last
         ``STARVED`` updates; waits for the device."""
         self.faults.check()
         skipped = int(self.skipped)
         if self.scaler is not None and skipped >= STARVED:
-            raise TrainingError(
+            raise NotFinite(
                 f"The last {skipped} updates were skipped because scaled gradients overflowed each "
                 f"time; the loss scale is {self.scaler.get_scale():g}. The network has gradients "
                 "that are not finite: lower the learning rate, or use bf16 or float32."

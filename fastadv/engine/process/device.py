@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastadv.engine.process import distributed
-from fastadv.errors import UserError
+from fastadv.errors import UserError, brief
 
 
 def choose_device(name: str) -> torch.device:
@@ -19,10 +19,10 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"Unknown device {name!r}; use auto, cpu, cuda or cuda:N.")
+        raise UserError(f"Unknown device {brief(name)}; use auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("There is no CUDA device here; omit --device or use --device cpu.")
     if device.type == "cuda" and device.index is None:

@@ -6,7 +6,8 @@ tensors that the backward pass needs.) So the inner module runs in each process,
 averages the results. After every update all processes hold the same weights, buffers and state.
 Quantities that are taken over a batch, or carried from one batch to the next, stay local to each
 process: the batch statistics of BatchNorm, the largest entries of AdvLC, the normalised weights of
-SAT and GAIRAT, Free's perturbation, the masks of dropout.
+SAT and GAIRAT, Free's perturbation, the masks of dropout. With ``bn="global"`` all of them but
+dropout's masks are those of the whole batch: nothing is averaged here then, see ``division.py``.
 
 Gradients, statistics, loss and accuracy are the mean over the images of all processes, whatever the
 sizes of their batches; DDP would give each process the same weight. All processes must make equally
@@ -24,10 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from fastadv.errors import TrainingError, UserError
+from fastadv.engine.process import stop
+from fastadv.engine.process.one_voice import first_to_speak, is_first
+from fastadv.engine.process.peers import Peers
+from fastadv.errors import GO_ON, ProcessLost, TrainingError, UserError
 
-# The other processes wait while the first one decodes a data set.
+# The other processes wait while the first one decodes a data set, or evaluates more slowly.
 GROUP_TIMEOUT = timedelta(hours=6)
+# While all train, none is much slower than the others.
+TRAINING_TIMEOUT = timedelta(minutes=15)
 
 
 @contextmanager
@@ -40,12 +46,37 @@ def joined(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, timeout=GROUP_TIMEOUT)
+    global _peers
+    try:
+        distributed.init_process_group(backend, timeout=GROUP_TIMEOUT)
+        _peers = Peers(_store(), rank(), world_size())
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"The processes could not find each other ({_first_line(error)}): start all of them "
+            "with torchrun, with the same address and number of processes."
+        ) from None
+    if device.type == "cuda":
+        _peers.end_if_lost(_sentence_of_the_end, _end_here)
     try:
         with failure_told(final=True):
             yield
     finally:
+        _peers.leave()
+        _peers = None
         leave()
+
+
+@contextmanager
+def short_timeout() -> Iterator[None]:
+    """Within this context no process waits longer for another than ``TRAINING_TIMEOUT``."""
+    if world_size() == 1:
+        yield
+        return
+    distributed.distributed_c10d._set_pg_timeout(TRAINING_TIMEOUT)
+    try:
+        yield
+    finally:
+        distributed.distributed_c10d._set_pg_timeout(GROUP_TIMEOUT)
 
 
 def leave() -> None:
@@ -63,10 +94,15 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def speaks() -> bool:
+    """True in the process that writes to the terminal, also before it has joined the others."""
+    return is_first() if world_size() == 1 else rank() == 0
+
+
 def wait() -> None:
     """Wait until every process has called this."""
     if world_size() > 1:
-        distributed.barrier()
+        _summed(torch.zeros(1, device=_where()))
 
 
 @contextmanager
@@ -82,6 +118,14 @@ def first_alone() -> Iterator[None]:
 def world_size() -> int:
     """The number of processes that train together; 1 without a process group."""
     if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1
+
+
+def sharing() -> int:
+    """The number of processes that hold parts of the present batch: 1 where each holds the whole of
+    it (``alone``)."""
+    if not _alone and distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size()
     return 1
 
@@ -144,12 +188,23 @@ def share_rows(stores: Sequence[Tensor], index: Tensor, room: int) -> None:
         store.index_copy_(0, everywhere, _gathered(store[index]))
 
 
+def every_row(part: Tensor) -> Tensor:
+    """The parts (b,...) of all processes, of the same shape in all, one after another. All
+    processes must call it."""
+    return _gathered(part)
+
+
 def _gathered(part: Tensor) -> Tensor:
     """The parts (B,...) of all processes, one after another."""
     parts = [torch.empty_like(part) for _ in range(world_size())]
     part = part.contiguous()
     _finished(part, lambda wait: distributed.all_gather(parts, part, async_op=not wait))
     return torch.cat(parts)
+
+
+def _where() -> torch.device:
+    """The device that the group's messages are on."""
+    return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
 
 
 def _summed(flat: Tensor) -> None:
@@ -164,16 +219,19 @@ LOOK_EVERY = timedelta(seconds=1)
 BELIEVED_AFTER = timedelta(seconds=10)
 _FAILED = "fastadv/failed"
 _FINAL = 2**62
+_BY = "asked by "
 _alone = False
+_messages = 0
 _calls = 0
 _told = ""
 _received: BaseException | None = None
+_peers: Peers | None = None
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within this context ``average`` and ``share_rows`` send nothing, since the other processes do
-    not call them now."""
+    """Within this context ``average`` and ``share_rows`` send nothing: the other processes do not
+    call them now, or each has the whole batch (``division.py``)."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -202,26 +260,56 @@ def failure_told(final: bool = False) -> Iterator[None]:
         if error is not _received:
             said = str(error).strip().splitlines()
             words = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+            if isinstance(error, stop.Stopped):
+                words = f"{_BY}{error.by}"
             _told = f"{_FINAL if final else _calls} process {rank()} stopped ({words})"
             with suppress(RuntimeError):  # raised if the other processes have already ended
                 _store().set(_FAILED, _told)
         raise
 
 
-def _of_another(sentence: str) -> TrainingError:
-    """The error of this process after another one has ended; it is not reported again."""
+def in_step_after_error() -> bool:
+    """True if all processes have begun equally many messages; otherwise a message of one would meet
+    an older one of another.
+
+    Called in the call after one that failed, by all processes: one that still waits in the call
+    before ends it with an error, too. False also if another process does not come.
+    """
+    store, key = _store(), f"fastadv/messages before call {_calls} of process "
+    store.set(f"{key}{rank()}", str(_messages))
+    store.set(_FAILED, f"{_calls} process {rank()} stopped (see its error)")
+    until = time.monotonic() + AGREEMENT_TIMEOUT.total_seconds()
+    keys = [f"{key}{other}" for other in range(world_size())]
+    while not all(map(_is_there, keys)):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    store.set(_FAILED, "")
+    return len({store.get(key) for key in keys}) == 1
+
+
+def _of_another(error: BaseException) -> BaseException:
+    """The ``error`` of this process after another one has ended; it is not reported again."""
     global _received
-    _received = TrainingError(sentence)
-    return _received
+    _received = error
+    stop.ending()  # torchrun ends the others soon after it has found that one is gone
+    return error
 
 
 def _finished(tensor: Tensor, start: Callable[[bool], Any]) -> None:
     """Run a collective on ``tensor``; on a CPU check every ``LOOK_EVERY`` if another process has
-    failed."""
+    failed or is gone."""
+    global _messages
+    _messages += 1
     if tensor.device.type != "cpu":
-        start(True)  # queued on the device; the group's own timeout ends a message that never comes
+        # Queued on the device; a thread ends this process if a message never comes.
+        start(True)
         return
-    work, since = start(False), time.monotonic()
+    since = time.monotonic()
+    try:
+        work = start(False)
+    except RuntimeError as error:  # a process is gone already
+        raise _of_another(_broken(error, since)) from None
     while True:
         try:
             work.wait(LOOK_EVERY)
@@ -233,20 +321,51 @@ def _finished(tensor: Tensor, start: Callable[[bool], Any]) -> None:
     try:
         work.wait()  # it may have completed in the meantime
     except RuntimeError as error:
-        raise _of_another(
-            f"A message between the processes failed ({str(error).splitlines()[0]}): one of them "
-            "has ended; see its output."
-        ) from error
+        raise _of_another(_broken(error, since)) from None
+
+
+def _broken(error: RuntimeError, since: float) -> BaseException:
+    """What ends this process after a message has failed. The reason may come a little later."""
+    until = time.monotonic() + 2 * LOOK_EVERY.total_seconds()
+    while time.monotonic() < until:
+        try:
+            _raise_failure(since)
+        except (TrainingError, stop.Stopped) as found:
+            return found
+        time.sleep(0.05)
+    return ProcessLost(f"A message between the processes failed ({_first_line(error)}). {_AGAIN}")
+
+
+_AGAIN = "The same command with --resume auto goes on from the last checkpoint."
+
+
+def _first_line(error: BaseException) -> str:
+    """The first sentence of torch's ``error``, without the place in its code."""
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return line.rpartition("] ")[2].partition(". ")[0] or line
 
 
 def _raise_failure(since: float) -> None:
-    """Raise what another process has reported. ``since``: when this process began to wait, a time
-    of ``time.monotonic``."""
+    """Raise what another process has reported, or that one is gone. ``since``: when this process
+    began to wait, a time of ``time.monotonic``."""
     report = _report()
     call, _, said = report.partition(" ")
     waited = time.monotonic() - since
     if report and (int(call) >= _calls or waited > BELIEVED_AFTER.total_seconds()):
-        raise _of_another(f"This process stops here because {said}.")
+        by = said.rpartition(f"({_BY}")[2].rstrip(")")
+        if f"({_BY}" in said:
+            raise _of_another(stop.Stopped(by))
+        raise _of_another(TrainingError(f"This process stops here because {said}."))
+    lost = None if _peers is None else _in_store(_peers.lost)
+    if lost is not None:
+        raise _of_another(ProcessLost(_gone(lost)))
+
+
+def _gone(lost: int) -> str:
+    return (
+        f"Process {lost} has ended without a word: it was killed, perhaps for want of memory, or "
+        f"its machine is gone. {_AGAIN}"
+    )
 
 
 def _report() -> str:
@@ -255,15 +374,42 @@ def _report() -> str:
 
 
 def _is_there(key: str) -> bool:
-    """True if a process has set ``key`` in the store, which process 0 holds."""
+    """True if a process has set ``key`` in the store, which process 0 or torchrun holds."""
+    return bool(_in_store(lambda: _store().check([key])))
+
+
+def _in_store(look: Callable[[], Any]) -> Any:
     try:
-        return bool(_store().check([key]))
+        return look()
     except RuntimeError as error:
-        raise _of_another("This process stops here because process 0 has ended.") from error
+        if isinstance(error, TrainingError):
+            raise
+        sentence = f"This process stops here because process 0, or torchrun, has ended. {_AGAIN}"
+        raise _of_another(ProcessLost(sentence)) from None
 
 
 def _store() -> Any:
     return distributed.distributed_c10d._get_default_store()
+
+
+def _sentence_of_the_end() -> str | None:
+    """Why this process cannot go on, if another one is gone or has failed for good."""
+    try:
+        report = _report()
+        call, _, said = report.partition(" ")
+        if report and int(call) == _FINAL:
+            return f"This process stops here because {said}."
+        lost = None if _peers is None else _in_store(_peers.lost)
+    except TrainingError as error:
+        return str(error)
+    return None if lost is None else _gone(lost)
+
+
+def _end_here(sentence: str) -> None:
+    """End this process, which waits for a device and hears nothing."""
+    if first_to_speak():
+        os.write(2, f"error: {sentence}\n".encode())
+    os._exit(GO_ON)
 
 
 # -- agreement of processes -----------------------------------------------------------------------
@@ -331,7 +477,11 @@ def collected(own: Any) -> list[Any]:
     if world_size() == 1:
         return [own]
     found: list[Any] = [None] * world_size() if rank() == 0 else []
-    distributed.gather_object(own, found or None)
+    since = time.monotonic()
+    try:
+        distributed.gather_object(own, found or None)
+    except RuntimeError as error:
+        raise _of_another(_broken(error, since)) from None
     return found
 
 
@@ -340,7 +490,7 @@ def every_part(own: bytes) -> list[bytes]:
     processes must call it."""
     if world_size() == 1:
         return [own]
-    device = torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
+    device = _where()
     length = torch.tensor([len(own)], device=device)
     lengths = _gathered(length).tolist()
     if not max(lengths):
@@ -353,9 +503,15 @@ def every_part(own: bytes) -> list[bytes]:
 
 def any_process(said: bool, device: torch.device) -> bool:
     """True if ``said`` is true in any process. All processes must call it; waits for the device."""
+    return bool(most([float(said)], device)[0])
+
+
+def most(values: Sequence[float], device: torch.device) -> list[float]:
+    """The largest of each of ``values`` (float32) in any process. All processes must call it; waits
+    for the device."""
     if world_size() == 1:
-        return said
-    flag = torch.tensor(float(said), device=device)
-    most = distributed.ReduceOp.MAX
-    _finished(flag, lambda wait: distributed.all_reduce(flag, most, async_op=not wait))
-    return bool(flag)
+        return list(values)
+    found = torch.tensor(values, device=device, dtype=torch.float32)
+    largest = distributed.ReduceOp.MAX
+    _finished(found, lambda wait: distributed.all_reduce(found, largest, async_op=not wait))
+    return found.tolist()

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from fastadv.algorithms.user_loss import UserLoss, check_function
 from fastadv.declared import coerce, parse_number
 from fastadv.engine.model.outputs import Output
-from fastadv.errors import NotFiniteError, UserError
+from fastadv.errors import NotFiniteError, UserError, brief
 from fastadv.evaluation.attacks import clean, cw, fgsm, gaussian, inputs, pgd, searched
 from fastadv.evaluation.attacks.names import AttackSpec, parse_attack
 from fastadv.evaluation.attacks.problem import Problem
@@ -40,7 +40,7 @@ from fastadv.evaluation.attacks.watch import Watch
 from fastadv.evaluation.search.engine import NOT_FINITE
 from fastadv.evaluation.search.passes import Passes
 from fastadv.kernels.reference import compute_dtype
-from fastadv.ranges import outside, require_labels
+from fastadv.ranges import outside, require_labels, require_plain
 from fastadv.threat import Threat, usual_threat
 
 __all__ = ["ATTACKS", "AttackSpec", "Problem", "attack", "parse_attack"]
@@ -136,6 +136,8 @@ def attack(
         start=start,
         objective=objective,
     )
+    if not isinstance(targeted, bool):
+        raise UserError(f"targeted is True or False, not {brief(targeted)}.")
     threat = threat_of(threat, norm, eps)
     threat.require_step(spec.alpha)
     seed = coerce("seed", seed, int)
@@ -146,6 +148,12 @@ def attack(
     inputs.require_followed(spec, y, criterion)
     if len(x) == 0:
         raise UserError("There is nothing to attack in an empty batch; give at least one image.")
+    for named, tensor in (("start", start), ("index", index), ("mask", mask)):
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise UserError(f"{named} must be a tensor, not {brief(tensor)}.")
+        if tensor is not None and tensor.device.type == "meta":
+            raise UserError(f"{named} is on the device meta, without values.")
+    require_plain(start=start, index=index)
     index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
     _check_companions(x, start, index)
     threat = _for_images(threat, x, mask, targeted)
@@ -183,7 +191,9 @@ def threat_of(threat: Threat | None, norm: str, eps: float | str | Tensor | None
     if threat is None:
         return usual_threat(norm, eps)
     if not isinstance(threat, Threat):
-        raise UserError(f"threat must be a fastadv.Threat, such as Threat('l2'), not {threat!r}.")
+        raise UserError(
+            f"threat must be a fastadv.Threat, such as Threat('l2'), not {brief(threat)}."
+        )
     if eps is not None or norm not in ("linf", threat.norm):
         raise UserError("threat= has its own eps and norm; omit eps= and norm=.")
     if isinstance(threat.eps, Tensor) and not threat.eps.dim():

@@ -15,10 +15,11 @@ from fastadv.engine.model.compiled_forward import CompiledForward
 from fastadv.engine.model.network import Network
 from fastadv.engine.model.outputs import Output
 from fastadv.engine.model.precision import pass_dtype
-from fastadv.errors import UserError, unknown
+from fastadv.errors import UserError, brief, unknown
 from fastadv.evaluation.attacks.names import AttackSpec
 from fastadv.evaluation.search.passes import Passes
 from fastadv.models.wrapped import baked_modes, inner_module
+from fastadv.ranges import require_float_images, require_plain
 from fastadv.threat import Threat
 
 
@@ -27,10 +28,12 @@ def check_batch(x: Tensor, y: Tensor, *, any_labels: bool = False) -> None:
     labels (B,classes); with ``any_labels`` one entry of any shape for each image."""
     if not (torch.is_tensor(x) and torch.is_tensor(y)):
         raise UserError("Images and labels must be torch tensors; convert them with torch.tensor.")
+    require_plain(images=x, labels=y)
     if not x.is_floating_point():
         raise UserError(
             f"Images must be floating point in [0, 1], not {x.dtype}; divide uint8 images by 255."
         )
+    require_float_images("images", x)
     if any_labels:
         fits = y.dim() > 0
     else:
@@ -119,6 +122,10 @@ def attacked_network(
             "The model was traced in training mode and cannot leave it: call model.eval() before "
             "torch.jit.trace, or pass the network itself."
         )
+    if not isinstance(amp, (bool, str)):
+        raise UserError(f"amp is True, False or the name of a type, not {brief(amp)}.")
+    if device.type == "meta":
+        raise UserError("The model is on the device meta, without values: load its weights first.")
     name = amp if isinstance(amp, str) else ("bf16" if amp else "fp32")
     dtype = pass_dtype(name, device)
     return Network(
@@ -156,10 +163,7 @@ def attack_passes(
     Raises ``UserError`` as ``attacked_network`` does, and for unknown settings.
     """
     if search_dtype not in SEARCH_DTYPES:
-        raise UserError(
-            f"Searches are in {' or '.join(SEARCH_DTYPES)}, not in {search_dtype!r}: choose one "
-            "as the search dtype."
-        )
+        raise unknown("search dtype", search_dtype, SEARCH_DTYPES)
     require_mode(mode, device)
     if search_dtype == "bf16" and amp:
         raise UserError("With amp all passes are in low precision: omit search_dtype or amp.")
@@ -179,6 +183,24 @@ def attack_passes(
 def recorder_for(device: torch.device, mode: str) -> CudaRecorder | None:
     """What records the steps of searches as CUDA graphs, if they are to be."""
     return CudaRecorder(device) if device.type == "cuda" and mode != "eager" else None
+
+
+def device_called(name: Any) -> torch.device:
+    """The device that ``name`` is or names. Raises ``UserError`` for anything else."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AssertionError,
+    ):  # no device, or one that is not here
+        raise UserError(
+            f"device is a torch.device or its name, such as 'cpu' or 'cuda:0', of this machine, "
+            f"not {brief(name)}."
+        ) from None
+    return device
 
 
 def model_device(model: nn.Module, otherwise: torch.device) -> torch.device:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from fastadv.declared import NonNegative, Passes, Positive, check_fields, coerce
+from fastadv.declared import NonNegative, Passes, Positive, check_fields, coerce, declared
 from fastadv.errors import UserError, unknown
 from fastadv.evaluation.search.catalogue import CASCADES, REPEATS, SEARCHES, is_cascade
 
@@ -119,6 +119,9 @@ class AttackSpec:
         for option, value in given.items():
             if option not in OPTIONS[self.kind]:
                 raise UserError(f"The attack {self.name!r} takes no {option}; omit it.")
+            if option == "start":
+                continue
+            value = given[option] = coerce(option, value, declared(AttackSpec)[option])
             named = getattr(self, option, None)
             if named is not None and named != value:
                 raise UserError(

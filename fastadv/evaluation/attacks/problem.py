@@ -34,7 +34,8 @@ class Problem:
     both functions of logits and ``y``. With ``any_labels`` logits and ``y`` are (B,...) of any
     shape; otherwise ``y`` are classes (B,) or soft labels (B,classes). ``largest_label`` is the
     largest of ``y`` if the labels have not yet been checked against the number of classes.
-    ``watch`` receives every gradient, with the logits.
+    ``watch`` receives every gradient, with the logits. ``between`` is called before each gradient,
+    and may raise to end the attack.
     """
 
     net: Network
@@ -50,6 +51,7 @@ class Problem:
     criterion: UserLoss | None = None
     right: UserLoss | None = None
     any_labels: bool = False
+    between: Callable[[], None] = lambda: None
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (B,classes) of ``x``; raises ``UserError`` if they do not fit the labels."""
@@ -70,6 +72,7 @@ class Problem:
 
         The losses are summed, not averaged: a sample's gradient does not depend on the batch size.
         """
+        self.between()
         x_adv = leaf(x_adv)
         logits = self.logits(x_adv)
         total = loss(logits, self).sum()

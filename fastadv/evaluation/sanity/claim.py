@@ -65,7 +65,7 @@ def sanity(
     if limit < 1:
         raise UserError(f"limit must be at least 1, not {limit}.")
     x, y, batch = _first(batches, limit)
-    where = inputs.model_device(model, x.device) if device is None else torch.device(device)
+    where = inputs.model_device(model, x.device) if device is None else inputs.device_called(device)
     net = inputs.attacked_network(model, where, amp, output)
     x, y = x.to(where), y.to(where, torch.int64)
     logits = _checked_logits(logits_of(net, x, batch), x, y, threat)

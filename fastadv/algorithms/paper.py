@@ -1,0 +1,82 @@
+"""A paper, and its entry for BibTeX."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_ACCENTS = {"é": "{\\'e}", "ü": '{\\"u}', "ö": '{\\"o}', "ç": "{\\c c}"}
+_FORMULA = re.compile(r"\b(?=[A-Z-]*[A-Z]{2})[A-Z-]+\b|\b[A-Z][a-z]+[A-Z]\w*")  # FGSM, ZeroGrad
+
+
+@dataclass(frozen=True)
+class Paper:
+    """``cited`` is how sources and docstrings name it, without a comma: "Wong et al. 2020";
+    ``also`` are its short name and the repositories of its code. ``authors`` are full names.
+    ``venue`` is a conference, or with ``journal`` a journal; "" for one on arXiv only. ``arxiv``
+    is None where there is none, or where none is known for certain; ``url`` is a page of it."""
+
+    cited: str
+    title: str
+    authors: tuple[str, ...]
+    year: int
+    venue: str = ""
+    journal: bool = False
+    arxiv: str | None = None
+    url: str | None = None
+    also: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The key of the entry: wong2020fast."""
+        family = _plain(_family(self.authors[0])).lower()
+        words = re.findall(r"[a-z]+", _plain(self.title).lower())
+        first = next(word for word in words if word not in ("a", "an", "on", "the"))
+        return f"{re.sub('[^a-z]', '', family)}{self.year}{first}"
+
+    def line(self) -> str:
+        """Authors, title, venue, year and number in a line."""
+        family = [_family(author) for author in self.authors]
+        names = f"{family[0]} et al." if len(family) > 2 else " and ".join(family)
+        number = f", arXiv:{self.arxiv}" if self.arxiv else ""
+        end = "" if self.title.endswith(("!", "?")) else "."
+        return f"{names}: {self.title}{end} {self.venue or 'arXiv'} {self.year}{number}"
+
+    def bibtex(self) -> str:
+        """The entry."""
+        kind, place = "misc", None
+        if self.venue:
+            kind = "article" if self.journal else "inproceedings"
+            place = ("journal" if self.journal else "booktitle", self.venue)
+        fields = [
+            ("title", _FORMULA.sub(lambda found: f"{{{found[0]}}}", self.title)),
+            ("author", " and ".join(self.authors)),
+            ("year", str(self.year)),
+        ]
+        if place is not None:
+            fields.insert(2, place)
+        if self.arxiv is not None:
+            fields += [("eprint", self.arxiv), ("archivePrefix", "arXiv")]
+        if self.url is not None:
+            fields.append(("url", self.url))
+        lines = [f"  {name} = {{{_in_tex(value)}}}," for name, value in fields]
+        return "\n".join([f"@{kind}{{{self.key},", *lines, "}"])
+
+
+def _family(author: str) -> str:
+    """The family name, with "de" before it."""
+    words = author.split()
+    first = next((n for n, word in enumerate(words) if word in ("de", "El", "Abad")), -1)
+    return " ".join(words[first:])
+
+
+def _plain(text: str) -> str:
+    for letter, without in zip("éüöç", "euoc", strict=True):
+        text = text.replace(letter, without)
+    return text
+
+
+def _in_tex(text: str) -> str:
+    for letter, code in _ACCENTS.items():
+        text = text.replace(letter, code)
+    return text.replace("&", "\\&")

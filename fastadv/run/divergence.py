@@ -1,0 +1,62 @@
+"""What a run that diverged leaves behind, and how to go on from there."""
+
+from __future__ import annotations
+
+import shlex
+
+from fastadv.engine.optimizer.faults import all_finite
+from fastadv.errors import TrainingError, UserError
+from fastadv.run.run_folder import RunFolder
+from fastadv.run.session import Session
+from fastadv.storage.printable import printable
+
+SLOWER = 3  # the learning rate that is proposed is this many times smaller
+
+
+def explained(error: TrainingError, session: Session, folder: RunFolder) -> TrainingError:
+    """``error`` with the usual suspects of this run and the command that goes on from the last good
+    weights, which are saved if the step has masked a bad update."""
+    saved = _save_last_good(session, folder)
+    return TrainingError(f"{error} {saved}{_suspects(session)}{_way_out(session, folder)}")
+
+
+def _save_last_good(session: Session, folder: RunFolder) -> str:
+    if session.step.healthy():  # what is evaluated overflowed: the weights are no good ones
+        return ""
+    state = session.model.state_dict()
+    if not all_finite(list(state.values())):
+        return ""
+    try:
+        folder.save(folder.last_good, {"model": state})
+    except UserError as error:
+        return f"They could not be saved: {error} "
+    return f"They are saved in {printable(folder.last_good)}. "
+
+
+def _suspects(session: Session) -> str:
+    """What usually is the cause, of what this run uses: generic settings, then what parts name."""
+    config = session.config
+    found = [f"--lr {config.lr:g}"]
+    if config.amp and config.amp_dtype == "fp16":
+        found.append("--amp-dtype fp16")
+    options = config.plan.options
+    for part in config.plan.parts.values():
+        known = {name: options.get(name) for name in part.suspects}
+        found += [f"--{name.replace('_', '-')} {_shown(value)}" for name, value in known.items()
+                  if value]  # fmt: skip
+    said = dict.fromkeys(found)
+    return f"The usual suspects of this run: {', '.join(said)}. "
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else printable(str(value))
+
+
+def _way_out(session: Session, folder: RunFolder) -> str:
+    kept = next((file for file in (folder.last_good, folder.best) if file.exists()), None)
+    begin = "" if kept is None else f" --init {shlex.quote(str(kept))}"
+    place = folder.path
+    return (
+        f"To go on more slowly: fastadv train --config {shlex.quote(str(folder.config))}{begin} "
+        f"--lr {session.config.lr / SLOWER:.2g} --out {shlex.quote(f'{place}-slower')}"
+    )

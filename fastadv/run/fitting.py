@@ -1,0 +1,170 @@
+"""Which batch fits into memory: measured with steps that are undone.
+
+``--batch-size auto`` measures the peak of a step at two sizes; the memory that an image takes is
+their difference, and the batch is the largest of 1, 2, 3, 4, 6, 8, 12, ... images that leaves a
+reserve. On a GPU it is tried as well.
+"""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastadv.data.machine import machine_memory
+from fastadv.engine.process import distributed
+from fastadv.errors import UserError
+from fastadv.run.config import RunConfig
+from fastadv.run.console import Console
+from fastadv.run.request import RunRequest
+from fastadv.run.resolve import resolve_run
+from fastadv.run.session import Session
+from fastadv.training.memory import fits, free_what_is_kept
+
+AUTO = "auto"
+RESERVE = 0.2  # of what is free: evaluation, what others start, an allocator's gaps
+_SMALL, _LARGE = 8, 32  # images of the steps that are measured
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def with_fitting_batch(request: RunRequest) -> RunRequest:
+    """``request``, which asks for ``auto``, with the batch size that fits. Raises ``UserError`` if
+    not even two images fit, and for several processes."""
+    if distributed.world_size() > 1:
+        raise UserError(
+            "--batch-size auto is measured by one process: run it with one, and give as many times "
+            "the batch size that it finds as there are processes."
+        )
+    session = Session.build(resolve_run(replace(request, batch_size=_SMALL, mode="eager")))
+    found = _largest(session)
+    del session
+    free_what_is_kept()
+    return replace(request, batch_size=found)
+
+
+def fitted(request: RunRequest, console: Console) -> RunConfig:
+    """The configuration of ``request`` with the batch size that was found; it is said, and that the
+    learning rate does not follow it."""
+    usual = resolve_run(replace(request, batch_size=None)).batch_size
+    config = resolve_run(with_fitting_batch(request))
+    console.say(
+        f"batch size {config.batch_size}: the largest that fits with a reserve of "
+        f"{100 * RESERVE:.0f} % of the free memory; the learning rate stays {config.lr:g}"
+        + ("" if config.batch_size == usual else f", which is usual for {usual} images")
+    )
+    return config
+
+
+def next_smaller(session: Session, count: int) -> int | None:
+    """The largest batch below ``count`` images, by halves, with which a step of ``session`` fits
+    into memory; None if none does. The step has changed nothing afterwards."""
+    count //= 2
+    while count >= 2:
+        if _fits(session, count):
+            return count
+        count //= 2
+    return None
+
+
+def _largest(session: Session) -> int:
+    """The images of the largest batch that fits, with a reserve."""
+    most = max(2, session.data.trained_on)
+    small, large = min(_SMALL, most), min(_LARGE, most)
+    peaks = [_peak(session, count) for count in (small, large)]
+    if None in peaks:
+        found = next_smaller(session, 2 * small)
+        if found is None:
+            raise UserError(
+                "Not even two images of this method fit into memory: take a smaller network, "
+                "--amp, or another device."
+            )
+        return found
+    each = max((peaks[1] - peaks[0]) / max(large - small, 1), 1.0)  # type: ignore[operator]
+    room = _free(session.device) * (1 - RESERVE)
+    count = _round_down(min(small + int(room / each), most))
+    while session.device.type == "cuda" and count > 2 and not _fits(session, count):
+        count = _round_down(count - 1)
+    return max(count, 2)
+
+
+def _round_down(count: int) -> int:
+    """The largest power of two, or three halves of one, up to ``count``."""
+    power = 1 << max(count.bit_length() - 1, 0)
+    return power * 3 // 2 if power * 3 // 2 <= count and power > 1 else power
+
+
+def _peak(session: Session, count: int) -> int | None:
+    """Bytes that the process takes at most in a step on ``count`` images, beyond what it takes
+    without one; None if they do not fit."""
+    device = session.device
+    if not _fits(session, min(count, 2)):  # what the first step allocates is no image's
+        return None
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        fitted = _fits(session, count)
+        return torch.cuda.max_memory_allocated(device) - before if fitted else None
+    before = _resident("VmRSS")
+    _forget_peak()
+    fitted = _fits(session, count)
+    return max(_resident("VmHWM") - before, 0) if fitted else None
+
+
+def _fits(session: Session, count: int) -> bool:
+    step = session.step
+    index = torch.arange(count, device=session.device)
+    rows = index if step.plan.keeps_sample_state else None
+    x, y = _batch(session, count)
+    second = x if "second_view" in step.plan.needs else None
+    around = step.internals.transaction.around(rows)
+    return fits(lambda: step(x, y, index, second=second), around)
+
+
+def _batch(session: Session, count: int) -> tuple[Tensor, Tensor]:
+    """Images and labels of the kind of the run's, drawn without a generator that it uses."""
+    data, device = session.data, session.device
+    drawn = torch.Generator().manual_seed(0)
+    x = torch.rand(count, data.channels, *data.image_size, generator=drawn).to(device)
+    y = torch.arange(count, device=device) % data.num_classes
+    return x.contiguous(memory_format=torch.channels_last), y
+
+
+def _free(device: torch.device) -> float:
+    """Bytes that are free for this process's tensors."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + kept)
+    found = float(machine_memory() - _resident("VmRSS"))
+    for line in _lines(Path("/proc/meminfo")):
+        if line.startswith("MemAvailable:"):
+            found = min(found, 1024.0 * int(line.split()[1]))
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        found = min(found, float(limit - _resident("VmSize")))
+    return max(found, 0.0)
+
+
+def _resident(name: str) -> int:
+    """Bytes that this process takes, ``name`` as in /proc/self/status; where there is none, the
+    most that it has taken."""
+    for line in _lines(_STATUS):
+        if line.startswith(f"{name}:"):
+            return 1024 * int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _forget_peak() -> None:
+    try:
+        _CLEAR.write_text("5")
+    except OSError:  # then the peak is that of an earlier step at worst
+        return
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text().splitlines()
+    except OSError:
+        return []

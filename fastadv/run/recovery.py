@@ -1,0 +1,150 @@
+"""What a resumed run does about damaged checkpoints: it says so, and uses the one before.
+
+Training again from the checkpoint before gives the same bits, so nothing is lost but time.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from fastadv.engine.process import distributed
+from fastadv.errors import UserError
+from fastadv.run import provenance
+from fastadv.run.config import RunConfig
+from fastadv.run.console import Console
+from fastadv.run.keeping import kept
+from fastadv.run.run_folder import RunFolder
+from fastadv.storage import checkpoint, files
+from fastadv.storage.printable import printable
+
+_ENDS = " Train into another --out."
+
+
+def recover(folder: RunFolder, config: RunConfig, console: Console) -> None:
+    """Make last.pt a checkpoint that can be read, where there is one.
+
+    A damaged or missing last.pt is replaced by previous.pt. If best.pt is damaged or missing before
+    the run of ``config`` has ended, and previous.pt is from before the best epoch, last.pt is
+    replaced too, so that this epoch is trained again. Raises ``UserError`` if there was a
+    checkpoint and none can be read.
+    """
+    if distributed.rank() == 0:
+        saved = _last(folder, console)
+        ended = os.path.lexists(folder.summary) and _progress(saved, "epoch") >= config.epochs
+        if saved is not None and kept(config.keep).best and not ended:
+            _look_at_best(folder, config, saved, console)
+    distributed.wait()
+
+
+def _last(folder: RunFolder, console: Console) -> dict[str, Any] | None:
+    """What last.pt holds, or previous.pt, which then is last.pt too; None if there is neither."""
+    if not any(os.path.lexists(path) for path in (folder.last, folder.previous)):
+        return None
+    try:
+        return checkpoint.load(folder.last)
+    except checkpoint.DamagedError as error:
+        if not os.path.lexists(folder.previous):
+            raise UserError(f"{error} There is no checkpoint before it.{_ENDS}") from None
+        try:
+            before = checkpoint.load(folder.previous)
+        except checkpoint.DamagedError as other:
+            raise UserError(f"{error} {other}{_ENDS}") from None
+        console.warn(f"{error} The run continues from the checkpoint before, {_at(before)}.")
+        _go_back(folder)
+        return before
+
+
+def _look_at_best(
+    folder: RunFolder, config: RunConfig, saved: dict[str, Any], console: Console
+) -> None:
+    """Say that best.pt is lost, and do what can be done."""
+    try:
+        provenance.require_own(saved, config, folder.last)
+    except UserError:
+        return  # ``restore`` says better what was changed
+    best = _progress(saved, "best_epoch")
+    problem = lost_best(folder, config, best) if best else None
+    if problem is None:
+        return
+    if best_from_kept(folder, best):
+        console.warn(f"{problem} It is made again from {printable(folder.kept(best))}.")
+        return
+    if _progress(saved, "epoch") == best and not _progress(saved, "batch"):
+        return  # the weights are those of the checkpoint: ``EpochLoop`` writes them
+    try:
+        before = checkpoint.load(folder.previous)
+    except UserError:
+        before = {}
+    if before and _progress(before, "epoch") < best + (not _progress(before, "batch")):
+        console.warn(
+            f"{problem} The run goes back to the checkpoint before, {_at(before)}, and trains that "
+            "epoch again."
+        )
+        _go_back(folder)
+        return
+    console.warn(
+        f"{problem} The run goes on; unless a later epoch is better, it ends with the results of "
+        "the last weights alone."
+    )
+
+
+def lost_best(folder: RunFolder, config: RunConfig, epoch: int) -> str | None:
+    """A sentence if best.pt does not hold the weights of ``epoch`` (from 1), else None. Raises
+    ``UserError`` if they are of another run than that of ``config``."""
+    try:
+        saved = checkpoint.load(folder.best)
+    except checkpoint.DamagedError as error:
+        return f"{error} It held the weights of the best epoch, {epoch}."
+    provenance.require_own(saved, config, folder.best)
+    if saved.get("epoch") != epoch:
+        return f"{printable(folder.best)} does not hold the weights of the best epoch, {epoch}."
+    return None
+
+
+def best_from_kept(folder: RunFolder, epoch: int) -> bool:
+    """Write best.pt again from the weights kept in epochs/; False if those are not there."""
+    try:
+        saved = checkpoint.load(folder.kept(epoch))
+    except UserError:
+        return False
+    if saved.get("epoch") != epoch:
+        return False
+    checkpoint.save(folder.best, saved)
+    return True
+
+
+def ended_without_last(folder: RunFolder, config: RunConfig) -> dict[str, Any] | None:
+    """The summary of a run that has ended and kept no last.pt; None for any other. Raises
+    ``UserError`` if the run is to be longer now."""
+    if kept(config.keep).last or any(map(os.path.lexists, (folder.last, folder.previous))):
+        return None
+    summary = folder.read_summary()
+    lines = folder.read_metrics()
+    if summary is not None and lines and lines[-1]["epoch"] < config.epochs:
+        raise UserError(
+            f"{printable(folder.path)} has ended and kept no last.pt (--keep "
+            f"{','.join(config.keep)}), so it cannot be made longer: train into another --out."
+        )
+    return summary
+
+
+def _go_back(folder: RunFolder) -> None:
+    """Make previous.pt last.pt."""
+    try:
+        files.keep(folder.previous, folder.last)
+    except OSError as error:
+        raise checkpoint.not_written(error, folder.last) from None
+
+
+def _progress(saved: dict[str, Any] | None, name: str) -> int:
+    """A number of the checkpoint's ``Progress``; 0 if it holds none."""
+    progress = (saved or {}).get("progress")
+    value = progress.get(name) if isinstance(progress, dict) else None
+    return value if type(value) is int else 0
+
+
+def _at(saved: dict[str, Any]) -> str:
+    """Where a checkpoint is in its run, in words."""
+    epoch, batch = _progress(saved, "epoch"), _progress(saved, "batch")
+    return f"of epoch {epoch}" if not batch else f"within epoch {epoch + 1}"
