@@ -34,7 +34,7 @@ _COMPANIONS: Mapping[str, tuple[str, ...]] = {
     "model": ("width", "depth", "shortcut", "stem", "blocks"),
     "augmentation": ("pad",),
     "amp": ("amp_dtype",),
-    "eps": ("eps_warmup", "eval_alpha"),
+    "eps": ("eval_alpha",),
     "norm": ("eps", "eval_alpha"),
     "method": ("variant",),
 }
@@ -51,7 +51,7 @@ def with_file(path: str, said: RunRequest) -> RunRequest:
     place = Path(path)
     content = _content(place)
     settings, options = _divided(_tables(content, place), printable(place))
-    complete = all(name in settings for name in required_settings())
+    complete = sealed.is_sealed(content) or all(name in settings for name in required_settings())
     given = {name: getattr(said, name) for name in setting_types()}
     given = {name: value for name, value in given.items() if value is not None}
     if complete:
