@@ -15,7 +15,7 @@ from fastadv.storage.printable import printable
 
 _NOT_THE_METHOD = {
     *("method", "data", "seed", "out", "data_root", "download", "loader"),
-    "skip_broken",
+    *("skip_broken", "guard_overfitting"),
     *("device", "mode", "fused_norm", "deterministic", "checkpoint_minutes", "keep_every"),
     *("test_limit", "test_attacks", "eval_alpha", "eval_train"),
 }

@@ -17,6 +17,7 @@ from fastadv.run.eval_records import EvalRecords
 from fastadv.run.eval_watch import Deadline
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import check_fit
+from fastadv.run.saved_run import begun_with
 from fastadv.run.session import data_facts, make_model
 from fastadv.run.source import Source, open_source
 from fastadv.run.which import one_named, weights_file
@@ -38,7 +39,8 @@ def load_run(path: str, which: str) -> tuple[RunConfig, Source, nn.Module]:
         )
     saved = checkpoint.load(file)
     state = saved.get("model")
-    data = open_source(config, choose_device(config.device))
+    begun = begun_with(folder, config)
+    data = open_source(config, choose_device(config.device), begun=begun)
     check_fit(config, data_facts(data), state, file)
     provenance.require_own(saved, config, file)
     model = make_model(config, data)

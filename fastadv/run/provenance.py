@@ -37,7 +37,7 @@ _FREE = {
     "keep_every",
 }
 """Settings that may change: paths (the content is compared), when to save and what to keep."""
-_SAID = {"device", "epochs", "mode", "fused_norm"}
+_SAID = {"device", "epochs", "mode", "fused_norm", "guard_overfitting"}
 _ONLY_EVALUATION = {"test_limit", "test_attacks", "eval_alpha", "eval_train"}
 """Settings that do not influence the weights."""
 

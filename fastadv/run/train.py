@@ -53,7 +53,7 @@ def resume(path: str, console: Console | None = None) -> dict[str, Any]:
             config,
             strict=False,
             look=lambda data: check_weights_fit(config, data, folder),
-            begun=begun_with(folder),
+            begun=begun_with(folder, config),
         )
         progress = Progress()
         if folder.last.exists():
