@@ -99,7 +99,7 @@ def test_tell(tmp_path: Path, collapsing: object, capsys: pytest.CaptureFixture[
     assert said.count("catastrophic overfitting after step 14") == 1
     found = lines(tmp_path / "run")
     assert [line.get("overfitting", False) for line in found] == [False, True, False]
-    assert [line["guard_pgd-10"] for line in found] == [0.6, 0.1, 0.1]
+    assert [line["guard_pgd-10_percent"] for line in found] == [60.0, 10.0, 10.0]
 
 
 def test_stop(tmp_path: Path, collapsing: object) -> None:
@@ -189,7 +189,7 @@ def test_back_is_resumed_bit_for_bit(
     assert own["guard"] == other["guard"]
     for first, second in zip(lines(tmp_path / "whole"), lines(tmp_path / "parts"), strict=True):
         assert first["loss"] == second["loss"]
-        assert first["guard_pgd-10"] == second["guard_pgd-10"]
+        assert first["guard_pgd-10_percent"] == second["guard_pgd-10_percent"]
 
 
 def test_back_needs_an_attack_with_a_step() -> None:

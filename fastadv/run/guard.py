@@ -27,6 +27,7 @@ from fastadv.algorithms.cost import units
 from fastadv.algorithms.plan import Plan
 from fastadv.errors import NotFiniteError, UserError
 from fastadv.evaluation.accuracy import evaluate
+from fastadv.run.epoch_metrics import percent
 from fastadv.run.session import Session
 
 ATTACK, STEPS = "pgd-10", 10
@@ -172,7 +173,7 @@ class Guard:
         """The guard's numbers of an epoch, for metrics.jsonl."""
         found: dict[str, Any] = {}
         if self.seen.now >= 0:
-            found[f"guard_{ATTACK}"] = self.seen.now
+            found[f"guard_{ATTACK}_percent"] = percent(self.seen.now)
         if self.seen.noticed:
             found["overfitting"] = True
         self.seen.noticed = False
