@@ -18,9 +18,10 @@ from fastadv.benchmark.document import Document, Target, document, read_document
 from fastadv.benchmark.peer_list import usual_peers
 from fastadv.benchmark.plot import plot_batches, require_matplotlib
 from fastadv.benchmark.regression import FAILED, change_table, regression, sentences
-from fastadv.benchmark.running import raise_if_interrupted, run_plan, wide_console
+from fastadv.benchmark.running import Measured, raise_if_interrupted, run_plan, wide_console
 from fastadv.benchmark.shift import THRESHOLD
 from fastadv.benchmark.specs import parse_specs
+from fastadv.engine.process import stop
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
 from fastadv.storage.printable import printable, safe_sentence
@@ -84,6 +85,19 @@ def run(
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)  # graphs and streams are made on the current one
     measured = run_plan(plan_of(asked, chosen), out, console, with_profile=profile)
+    with stop.held():  # a first signal does not end what writes the document
+        _finish(measured, asked, old, limit, target, plot, console)
+
+
+def _finish(
+    measured: Measured,
+    asked: Asked,
+    old: Document | None,
+    limit: float,
+    target: Target | None,
+    plot: Path | None,
+    console: Console,
+) -> None:
     found = document(measured.rows, asked, measured.skipped, complete=not measured.interrupted)
     if plot is not None and any(row["kind"] == "step" for row in measured.rows):
         plot_batches(measured.rows, plot)

@@ -32,6 +32,7 @@ from fastadv.benchmark.results import (
 from fastadv.benchmark.rows import Row
 from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, passes_of
+from fastadv.engine.process.stop import Stopped
 from fastadv.errors import UserError
 
 Say = Callable[[str], None]
@@ -85,7 +86,8 @@ class Comparison:
 @dataclass
 class Outcome:
     """Rows without provenance, and a message for each candidate that could not be timed.
-    ``interrupted``: Ctrl-C ended it early, and the rows are those of the turns that were done."""
+    ``interrupted``: the signal that ended it early; the rows are those of the turns that were
+    done."""
 
     rows: list[Row] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -93,7 +95,7 @@ class Outcome:
     batch_size: int = 0
     copy_rate: float = 0.0
     launches: Launches = field(default_factory=dict)
-    interrupted: bool = False
+    interrupted: str = ""
 
 
 @contextmanager
@@ -163,8 +165,8 @@ def compared(
                     found,
                 )
             )
-        except KeyboardInterrupt:
-            outcome.interrupted = True
+        except (KeyboardInterrupt, Stopped) as stopped:
+            outcome.interrupted = stopped.by if isinstance(stopped, Stopped) else "SIGINT"
             whole = min(map(len, found.values()), default=0)
             done = {name: values[:whole] for name, values in found.items()} if whole else alone
             outcome.rows = known(done, interleaved=bool(whole))

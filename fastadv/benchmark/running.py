@@ -29,6 +29,7 @@ from fastadv.benchmark.table import (
     speedup_table,
     step_table,
 )
+from fastadv.engine.process import stop
 from fastadv.errors import Interrupted, UserError
 from fastadv.storage.printable import printable
 
@@ -43,7 +44,7 @@ class Measured:
     file: Path
     rows: list[Row] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    interrupted: bool = False
+    interrupted: str = ""  # the signal that did
 
 
 def wide_console(*, stderr: bool = False) -> Console:
@@ -56,7 +57,10 @@ def wide_console(*, stderr: bool = False) -> Console:
 def raise_if_interrupted(measured: Measured) -> None:
     """Raise ``Interrupted`` if Ctrl-C ended the benchmark early."""
     if measured.interrupted:
-        raise Interrupted(f"Stopped early; what was measured is in {printable(measured.file)}.")
+        raise Interrupted(
+            f"Stopped early; what was measured is in {printable(measured.file)}.",
+            measured.interrupted,
+        )
 
 
 def run_comparisons(
@@ -107,7 +111,7 @@ def run_plan(
         def so_far(rows: list[Row]) -> None:
             unfinished.write(row | origin for row in rows)
 
-        with compared(comparison, say, so_far) as outcome:
+        with compared(comparison, say, so_far) as outcome, stop.held():
             say("")
             found = [row | origin for row in outcome.rows]
             append_rows(file, found)
@@ -117,7 +121,7 @@ def run_plan(
             for sentence in outcome.skipped:
                 console.print(f"[yellow]skipped[/] {escape(sentence)}", soft_wrap=False)
             if outcome.interrupted:
-                measured.interrupted = True
+                measured.interrupted = outcome.interrupted
                 break
             if comparison.kernels:
                 table = [row | origin for row in _kernels_of_first(comparison, outcome)]
@@ -128,6 +132,9 @@ def run_plan(
                 _note_idle(found, idle)
             if with_profile:
                 _show_profile(outcome, device, out, console)
+        if stop.asked() is not None:  # while it was written
+            measured.interrupted = str(stop.asked())
+            break
     _show(measured.rows, console)
     console.print(f"rows: {escape(str(file))}")
     return measured
