@@ -17,6 +17,7 @@ from fastadv.data import broken as finding
 from fastadv.data.decode import ends_early
 from fastadv.errors import UserError
 from fastadv.run.config import RunConfig
+from fastadv.run.finished import evaluate_run
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
 from fastadv.run.source import open_source
@@ -254,6 +255,8 @@ def test_a_run_goes_on_without_files_that_were_removed(
     capsys.readouterr()
     with trusting(True):
         assert resume(str(out))["n"] == 7
+        again = evaluate_run(str(out), "clean", on="val")
+    assert again.n == len(before.validation)
     assert "2 images that the run was begun with" in " ".join(capsys.readouterr().out.split())
 
 

@@ -149,6 +149,13 @@ def test_a_changed_file_of_a_run_is_read_and_said(tmp_path):
         assert resolved(tmp_path, text).epochs == 2
 
 
+def test_a_file_of_an_older_run_does_not_give_its_folder_away(tmp_path):
+    text = to_toml(resolve_run(RunRequest(out="runs/before", seed=3))).replace("flip = false\n", "")
+    after = resolved(tmp_path, sealed.seal_text(text))
+    assert (after.out, after.seed) == (None, 3)
+    assert resolved(tmp_path, text).out == "runs/before"  # written by hand
+
+
 def test_a_run_of_a_file_in_a_named_folder(tmp_path, fastadv_command):
     (tmp_path / "run.toml").write_text(
         'method = "fast"\nwidth = 2\nepochs = 1\nlimit = 128\ntest_limit = 40\nout = "elsewhere"\n'

@@ -45,6 +45,25 @@ def test_without_a_gpu_it_is_one_sentence(fastadv_command, monkeypatch):
     assert "Nothing to check" in said.err
 
 
+def test_a_driver_that_is_too_old_is_said(fastadv_command, monkeypatch):
+    def init():
+        raise RuntimeError(
+            "The NVIDIA driver on your system is too old (found 11040). Please update"
+        )
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    said = fastadv_command("doctor", "--gpu")
+    assert said.code == 2
+    assert (
+        "torch finds no GPU (The NVIDIA driver on your system is too old (found 11040));"
+        in said.err
+    )
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    assert "there is no CUDA device here" in fastadv_command("doctor", "--gpu").err
+
+
 @pytest.mark.parametrize("wrong", [False, True])
 def test_exit_code_and_lines(wrong, fastadv_command, monkeypatch):
     checks = [

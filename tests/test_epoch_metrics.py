@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastadv.errors import Interrupted, UserError
 from fastadv.run.console import Console
+from fastadv.run.epoch_costs import EpochCosts
 from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.epoch_metrics import EpochMetrics
 from fastadv.run.request import RunRequest
@@ -225,3 +226,27 @@ def test_a_run_stopped_after_the_last_batch_of_an_epoch_keeps_what_parts_report(
     reported = {name: value for name, value in whole[0].items() if "/" in name}
     assert "adversary/step_size" in reported
     assert reported == {name: lines(tmp_path / "run")[0].get(name) for name in reported}
+
+
+# -- what an epoch costs --------------------------------------------------------------------------
+
+
+def test_images_per_second_and_the_most_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked = [10.0], []
+    monkeypatch.setattr("fastadv.run.epoch_costs.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: asked.append(device))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**20)
+    gpu = torch.device("cuda", 1)
+    costs = EpochCosts(gpu)
+    costs.begin()
+    for images in (64, 64, 22):
+        costs.add(images)
+    now[0] += 4
+    costs.end()
+    now[0] += 100  # the evaluation
+    assert costs.line() == {"images_per_second": 37.5, "gpu_memory_peak_mib": 3.0}
+    assert set(asked) == {gpu}
+    costs = EpochCosts(CPU)  # of an epoch whose last batch was trained before a stop
+    costs.begin()
+    costs.end()
+    assert costs.line() == {}

@@ -257,6 +257,7 @@ def limited(tmp_path: Path, batch: str, room: int) -> str:
         timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "500"},
     )
+    assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout
 

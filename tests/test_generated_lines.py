@@ -50,7 +50,7 @@ def folder(tmp_path, monkeypatch):
     home = tmp_path / "home"
     for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):
         monkeypatch.setenv(name, str(home))
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("COLUMNS", raising=False)  # a sentence is then one line
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of a plugin that is tried
 
     def stub(request, *others):

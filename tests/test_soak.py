@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
 import sys
 from dataclasses import asdict
@@ -11,9 +12,11 @@ import pytest
 import torch
 from every_recipe import call, step_of
 from soaking import soak, stateful
+from tiny import tiny_batch
 from tiny_staged import staged_model
 
 from fastadv.benchmark.rows import append_rows, provenance
+from fastadv.engine.model.compiled_forward import CompiledForward
 
 ROWS = Path(__file__).parents[1] / "bench" / "results" / "soak.jsonl"
 QUICK = ("apart", "atta-1", "te", "swa", "free")
@@ -40,6 +43,23 @@ def test_what_grows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     found = soak("fgsm", 20)
     assert found.tensors == 20
     assert not found.is_flat()
+
+
+def test_calls_of_compiled_code_leave_nothing_in_the_context() -> None:
+    """Every patch of torch's settings that is made leaves a variable there."""
+    step = step_of("fgsm", staged_model(), "compiled", backend="eager")
+    forward = CompiledForward("eager")
+    x = tiny_batch(16)[0]
+
+    def calls(count: int) -> int:
+        for update in range(count):
+            call(step, update)
+            with forward.at_work():
+                forward(step.model, x, None)
+        return len(contextvars.copy_context())
+
+    assert calls(3) == calls(5)
+    assert forward.works
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -97,6 +98,12 @@ def test_the_help_of_a_command_has_each_option_with_its_default(fastadv_command,
         r"^  --save-examples +write",
     ):
         assert re.search(line, said, re.MULTILINE), line
+
+
+def test_the_documented_exit_codes_are_those_of_the_help():
+    page = (Path(__file__).parents[1] / "docs" / "command-line.md").read_text()
+    rows = re.findall(r"(?m)^\| (\d+) \| (.*) \|$", page)
+    assert {int(code): text for code, text in rows} == EXIT_CODES
 
 
 def test_the_version(fastadv_command):

@@ -17,13 +17,28 @@ from typing import Annotated, Any
 
 import typer
 
+from fastadv.errors import UserError
+
 STORED = Path(__file__).with_name("completion.json")
+SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 VARIABLE = "_FASTADV_COMPLETE"  # set by the shell that asks
 
 
 def asked_for() -> bool:
     """True if a shell asks what a line may go on with."""
     return VARIABLE in os.environ
+
+
+def require_known_shell() -> None:
+    """Raise ``UserError`` where the shell that called is none of those that are completed."""
+    import shellingham  # typer requires it
+
+    try:
+        name = shellingham.detect_shell()[0]
+    except (shellingham.ShellDetectionFailure, RuntimeError, OSError):
+        return
+    if name not in SHELLS:
+        raise UserError(f"The shell {name} has no completion; call it from {', '.join(SHELLS)}.")
 
 
 @cache

@@ -60,16 +60,26 @@ def check_gpu(console: Console) -> bool:
     """Check the GPU, a line for each check; returns whether none failed. Raises ``UserError``
     without a GPU."""
     if not torch.cuda.is_available():
-        reason = "there is no CUDA device here"
-        if torch.version.cuda is None:
-            reason = f"this torch ({torch.__version__}) was built without CUDA"
-        raise UserError(f"Nothing to check: {reason}; `fastadv doctor` says what this machine has.")
+        raise UserError(
+            f"Nothing to check: {_why_no_gpu()}; `fastadv doctor` says what this machine has."
+        )
     from fastadv.benchmark.installation.all_checks import gpu_checks
 
     device = choose_device("cuda")
     torch.cuda.set_device(device)
     console.print(f"{device}: {torch.cuda.get_device_name(device)}", markup=False)
     return show(findings(gpu_checks(device)), console)
+
+
+def _why_no_gpu() -> str:
+    if torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) was built without CUDA"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        said = (str(error).splitlines() or [""])[0].partition(". ")[0].rstrip(".")
+        return f"torch finds no GPU ({said})"
+    return "there is no CUDA device here"
 
 
 def show(found: Iterable[Finding], console: Console) -> bool:

@@ -70,6 +70,8 @@ def _main() -> None:
         if asks_for_help(words):
             print(_help(words), end="")
             sys.exit(0)
+        if words[:1] in (["--install-completion"], ["--show-completion"]):
+            completion.require_known_shell()
         command = application(words[0] if words else "")
         code = command(args=words, prog_name="fastadv", standalone_mode=False)
     except (UserError, TrainingError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -51,7 +52,7 @@ class Runner:
             self._compiled[region] = compiled
         # The flag lets autograd.grad be traced into the graph; it is set for these calls only.
         try:
-            with torch._dynamo.config.patch(trace_autograd_ops=True):
+            with _tracing_gradients():
                 return compiled(*inputs)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
@@ -69,6 +70,13 @@ class Runner:
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_compiled": {}}  # a copy compiles its own
+
+
+@functools.cache
+def _tracing_gradients() -> Any:
+    """One patch for all calls: each new one would leave a variable in this thread's context for
+    ever (torch 2.13)."""
+    return torch._dynamo.config.patch(trace_autograd_ops=True)
 
 
 class _Fusing:

@@ -16,7 +16,7 @@ from fastadv.storage.printable import printable
 _NOT_THE_METHOD = {
     *("method", "data", "seed", "out", "data_root", "download", "loader"),
     *("device", "mode", "fused_norm", "deterministic", "checkpoint_minutes"),
-    *("save_every", "keep", "skip_broken"),
+    *("save_every", "keep", "skip_broken", "guard_overfitting"),
     *("test_limit", "test_attacks", "eval_alpha", "eval_train"),
 }
 """Settings in which the runs of one method may differ: names, paths (the content of the data is

@@ -262,7 +262,7 @@ class EpochLoop:
 
     def _stop(self, save: bool = True) -> None:
         self.session.step.check()
-        self.stop_requested = self.stop_requested or "another process"
+        self.stop_requested = self.stop_requested or stop.asked() or "another process"
         if save:
             self._save()
         raise goes_on(self.folder, self.stop_requested)

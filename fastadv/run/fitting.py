@@ -7,7 +7,6 @@ reserve. On a GPU it is tried as well.
 
 from __future__ import annotations
 
-import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,11 @@ from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
 from fastadv.run.session import Session
 from fastadv.training.memory import fits, free_what_is_kept
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 AUTO = "auto"
 RESERVE = 0.2  # of what is free: evaluation, what others start, an allocator's gaps
@@ -141,8 +145,8 @@ def _free(device: torch.device) -> float:
     for line in _lines(Path("/proc/meminfo")):
         if line.startswith("MemAvailable:"):
             found = min(found, 1024.0 * int(line.split()[1]))
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0] if resource else -1
+    if resource and limit != resource.RLIM_INFINITY:
         found = min(found, float(limit - _resident("VmSize")))
     return max(found, 0.0)
 
@@ -153,7 +157,7 @@ def _resident(name: str) -> int:
     for line in _lines(_STATUS):
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if resource else 0
 
 
 def _forget_peak() -> None:

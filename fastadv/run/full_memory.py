@@ -23,10 +23,8 @@ def explained(error: BaseException, runner: EpochLoop) -> Exception:
         )
     size = session.config.batch_size
     found = None if distributed.world_size() > 1 else next_smaller(session, size)
-    take = (
-        "take a smaller --batch-size" if found is None else f"take --batch-size {found}, which fits"
-    )
-    sentence = f"{where}in step {session.step.calls} with a batch of {size} images: take {take}"
+    smaller = "a smaller --batch-size" if found is None else f"--batch-size {found}, which fits"
+    sentence = f"{where}in step {session.step.calls} with a batch of {size} images: take {smaller}"
     if not session.step.calls:
         return UserError(f"{sentence}.")
     return TrainingError(f"{sentence}, into another --out. {saved}")

@@ -40,7 +40,7 @@ _FREE = {
     "keep",
 }
 """Settings that may change: paths (the content is compared), when to save and what to keep."""
-_SAID = {"device", "epochs", "mode", "fused_norm", "deterministic"}
+_SAID = {"device", "epochs", "mode", "fused_norm", "deterministic", "guard_overfitting"}
 """Settings that may change, and may change bits."""
 _ONLY_EVALUATION = {"test_limit", "test_attacks", "eval_alpha", "eval_train", "eval_every"}
 """Settings that do not influence the weights."""

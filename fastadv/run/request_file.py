@@ -35,7 +35,7 @@ _COMPANIONS: Mapping[str, tuple[str, ...]] = {
     "model": ("width", "depth", "shortcut", "stem", "blocks"),
     "augmentation": ("pad",),
     "amp": ("amp_dtype",),
-    "eps": ("eps_warmup", "eval_alpha"),
+    "eps": ("eval_alpha",),
     "norm": ("eps", "eval_alpha"),
     "method": ("variant",),
 }
@@ -56,7 +56,7 @@ def with_file(path: str, said: RunRequest) -> RunRequest:
     settings, options = _divided(tables, printable(place))
     if of_a_run:
         settings, options = _found_again(settings, options, content, place)
-    complete = all(name in settings for name in required_settings())
+    complete = sealed.is_sealed(content) or all(name in settings for name in required_settings())
     given = {name: getattr(said, name) for name in setting_types()}
     given = {name: value for name, value in given.items() if value is not None}
     if complete:

@@ -104,12 +104,11 @@ class RunFolder:
 
     def _begin(self, request: RunRequest) -> None:
         try:
-            content = self._write_config(request)
+            self._write_config(request, own=True)
         except BaseException:
             with suppress(OSError):  # there, but perhaps not on the disk
                 self.config.unlink(missing_ok=True)
             raise
-        trust.remember(self.path, content)
 
     def _require_new(self) -> None:
         if self.config.exists():
@@ -119,11 +118,14 @@ class RunFolder:
                 "--out."
             )
 
-    def _write_config(self, request: RunRequest) -> bytes:
+    def _write_config(self, request: RunRequest, *, own: bool) -> None:
+        """Write config.toml; ``own``: this user began the run, which is noted first, since a run
+        killed between the two would be taken for another user's."""
         text = to_toml(request) + places_text(places.seen_from(self.path, request))
         content = sealed.seal_text(text)
+        if own:
+            trust.remember(self.path, content.encode())
         checkpoint.write_text(self.config, content)
-        return content.encode()
 
     def note_places(self, told: Mapping[str, Any]) -> None:
         """Write into config.toml where the run's things are now, as the user has ``told``."""
@@ -133,9 +135,7 @@ class RunFolder:
         own = trust.is_noted(self.path, content)
         request = from_bytes(content, self.config)
         request = places.found_again(request, places_in(content), self.path, told)
-        content = self._write_config(request)
-        if own:
-            trust.remember(self.path, content)
+        self._write_config(request, own=own)
 
     def forget_unbegun(self) -> None:
         """Remove the configuration of a run that was refused before its first update, so that a

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastadv.data import is_tree
 from fastadv.data.listing import Listing
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
@@ -45,9 +46,11 @@ def check_weights_fit(config: RunConfig, data: Source, folder: RunFolder) -> Non
         check_fit(config, data_facts(data), saved, folder.last)
 
 
-def begun_with(folder: RunFolder) -> Listing | None:
-    """The image files that the run was begun with, if its checkpoint names any."""
-    saved = checkpoint.load(folder.last).get("files") if folder.last.exists() else None
+def begun_with(folder: RunFolder, config: RunConfig) -> Listing | None:
+    """The image files that the run of ``config`` was begun with, if its checkpoint names any."""
+    if not is_tree(config.data) or not folder.last.exists():
+        return None
+    saved = checkpoint.load(folder.last).get("files")
     return None if saved is None else Listing.from_state(saved)
 
 

@@ -100,7 +100,7 @@ def _resume(
             strict=False,
             look=lambda data: check_weights_fit(config, data, folder),
             initial=known(folder, config),
-            begun=begun_with(folder),
+            begun=begun_with(folder, config),
         )
         require_equal(session.digests())
         progress = Progress()

@@ -22,6 +22,11 @@ def seal_text(text: str) -> str:
     return f"{text}{_COMMENT}{_of(text)}\n"
 
 
+def is_sealed(content: bytes) -> bool:
+    """True if ``content`` is a text that ``seal_text`` wrote, changed since or not."""
+    return b"\n" + _COMMENT.encode() in content
+
+
 def check_text(text: str) -> None:
     """Raise ``Broken`` if ``text`` ends in a checksum that does not match.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -80,5 +81,7 @@ def free_frames(error: BaseException | None) -> None:
 def free_what_is_kept() -> None:
     """Give back what allocators keep for later."""
     gc.collect()
+    with suppress(OSError, AttributeError):  # glibc; others give it back by themselves
+        ctypes.CDLL(None).malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

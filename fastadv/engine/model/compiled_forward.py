@@ -8,6 +8,7 @@ sums to one loop over memory each, in both directions. Compiled code does not fo
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ class CompiledForward:
         if not self.works or len(x) < SMALLEST:
             return model(x)
         try:
-            with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
+            with _limited():
                 return self._of(dtype)(model, _any_size(x))
         except torch._dynamo.exc.FailOnRecompileLimitHit:
             sentence = "The model changes from pass to pass and would be compiled again and again"
@@ -59,13 +60,12 @@ class CompiledForward:
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Passes, forward and backward, are within this context."""
-        functorch: Any = torch._functorch.config
         _LOG.addFilter(_says_anything_else)
         try:
             # A search may take several gradients of one pass, so the first must leave what it
             # reads. An error of the compiler in the backward pass must come in the forward pass,
             # which catches it.
-            with functorch.patch(donated_buffer=False, force_non_lazy_backward_lowering=True):
+            with _for_searches():
                 yield
         finally:
             _LOG.removeFilter(_says_anything_else)
@@ -76,6 +76,20 @@ class CompiledForward:
                 own_copy(_forward), fullgraph=True, dynamic=False, backend=self.backend
             )
         return self._compiled[dtype]
+
+
+# One patch each for all calls: a new one leaves a variable in the thread's context for ever.
+
+
+@functools.cache
+def _limited() -> Any:
+    return torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS)
+
+
+@functools.cache
+def _for_searches() -> Any:
+    functorch: Any = torch._functorch.config
+    return functorch.patch(donated_buffer=False, force_non_lazy_backward_lowering=True)
 
 
 _LOG = logging.getLogger("torch._dynamo.convert_frame")

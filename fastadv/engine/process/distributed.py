@@ -163,8 +163,9 @@ def average(tensors: Sequence[Tensor], images: int = 1, unit: int = 1) -> None:
     for same, values in sent:
         values /= units
         pieces = values.split([tensor.numel() for tensor in same])
-        for tensor, piece in zip(same, pieces, strict=True):
-            tensor.copy_(piece.view(tensor.shape))
+        shaped = [piece.view(tensor.shape) for tensor, piece in zip(same, pieces, strict=True)]
+        if same:  # no tensor has the dtype of the number of images
+            torch._foreach_copy_(same, shaped)
 
 
 def add_up(tensor: Tensor) -> None:
