@@ -351,6 +351,11 @@ def refused(rank: int) -> dict[str, str]:
             step(**{**given, "x": x})
         except UserError as error:
             told[name] = str(error)
+    for name, wrong in (("view", 3), ("eps", 0.1), ("index", torch.tensor(1))):
+        try:
+            step(**{**given, name: wrong})
+        except UserError as error:
+            told[name] = str(error)
     step(**given)
     return told
 
@@ -413,6 +418,9 @@ def test_what_differs_between_processes_is_told_in_both(both: list[dict[str, Any
     for found in both:
         for name in ("a shape", "a type"):
             assert "Process 1 gave its step other arguments" in found["refused"][name]
+        assert found["refused"]["view"] == "view is a fastadv.View of the images, not 3."
+        assert found["refused"]["eps"] == "eps must be a torch.Tensor, not float."
+        assert found["refused"]["index"].startswith("index needs one row for each of the images x")
         assert "build it after torch.distributed.init_process_group" in found["early"]
 
 

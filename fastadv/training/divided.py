@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
@@ -10,6 +11,7 @@ from fastadv.engine.model.fused_norm import is_compiled
 from fastadv.engine.process import distributed
 from fastadv.engine.process.division import Division
 from fastadv.errors import UserError
+from fastadv.training import checks
 from fastadv.training.inputs import Given
 from fastadv.training.settings import Execution
 
@@ -56,23 +58,28 @@ def require_group_before(division: Division | None, bn: str) -> None:
 
 
 def put_together(
-    division: Division, given: Given, view: View | None, update: bool
+    division: Division, given: Given, view: View | None, update: bool, device: torch.device
 ) -> tuple[Given, View | None]:
     """The whole batch of a call from what each process was given, the first process's images
-    first. Raises ``UserError`` in every process if the parts do not fit together."""
+    first. Raises ``UserError`` for tensors that are not on ``device``, and in every process if the
+    parts do not fit together."""
     if division.processes != distributed.world_size():
         raise UserError(
             "The group of processes is not the one in which this step was built: build it again."
         )
-    x, y = given.x, given.y
-    if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() and y.dim()):
-        return given, view  # the checks of a call say what is wrong, in every process
-    mask = given.mask
-    if isinstance(mask, Tensor) and mask.dim() == 4 and len(mask) == 1:
-        given = given._replace(mask=mask.expand(len(x), -1, -1, -1))
-    for name, each in zip(given._fields, given, strict=True):
-        if isinstance(each, Tensor) and each.dim() and len(each) != len(x):
-            raise UserError(f"x has {len(x)} images and {name} {len(each)} rows.")
+    named = {name: each for name, each in given._asdict().items() if each is not None}
+    named |= {} if view is None else {f"view.{name}": each for name, each in view._asdict().items()}
+    for name, each in named.items():
+        if not isinstance(each, Tensor):
+            raise UserError(f"{name} must be a torch.Tensor, not {type(each).__name__}.")
+    checks.check_devices(device, **named)
+    x, mask = given.x, given.mask
+    if mask is not None and mask.dim() == 4 and len(mask) == 1:
+        given = given._replace(mask=mask.expand(len(x) if x.dim() else 1, -1, -1, -1))
+        named["mask"] = x
+    for name, each in named.items():
+        if not each.dim() or len(each) != len(x):
+            raise UserError(f"{name} needs one row for each of the images x, not {each.shape}.")
     views = [] if view is None else list(view)
     whole = division.put_together([*given, *views], (view is None, update))
     count = len(Given._fields)

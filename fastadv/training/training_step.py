@@ -215,11 +215,15 @@ class Step:
         """
         if not isinstance(update, bool):
             raise UserError(f"update is True or False, not {brief(update)}.")
+        if view is not None and not isinstance(view, View):
+            raise UserError(f"view is a fastadv.View of the images, not {brief(view)}.")
         given = Given(x, y, index, start, second, eps, alpha, mask, targets)
         if self.internals.division is None:
             return self._trained(given, view, update)
         with self.internals.in_division():
-            whole, view = put_together(self.internals.division, given, view, update)
+            whole, view = put_together(
+                self.internals.division, given, view, update, self.internals.net.device
+            )
             return self._trained(whole, view, update)
 
     def _trained(self, given: Given, view: View | None, update: bool) -> dict[str, Tensor]:
@@ -241,8 +245,6 @@ class Step:
         checks.check_own_threat(x, threat, eps, mask)
         checks.check_mask(x, mask)
         checks.check_targets(y, targets, targeted=threat.targeted)
-        if view is not None and not isinstance(view, View):
-            raise UserError(f"view is a fastadv.View of the images, not {brief(view)}.")
         if update:
             checks.check_accumulation(self._optimizer)
         else:
