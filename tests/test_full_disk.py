@@ -205,9 +205,3 @@ def test_the_screen_may_be_a_file_on_the_full_disk(tmp_path: Path) -> None:
 def test_many_writes_fail(tmp_path: Path, whole: Path, error: int, step: int) -> None:
     total = calls_of_a_run(tmp_path)
     assert try_all(tmp_path, whole, iter(range(1, total + 1, step)), error) > total // step // 2
-
-
-@pytest.mark.long
-def test_every_write_fails_once(tmp_path: Path, whole: Path) -> None:
-    total = calls_of_a_run(tmp_path)
-    assert try_all(tmp_path, whole, iter(range(1, total + 1)), errno.ENOSPC) > total // 2
