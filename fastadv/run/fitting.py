@@ -29,7 +29,7 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 AUTO = "auto"
-RESERVE = 0.2  # of what is free: evaluation, what others start, an allocator's gaps
+RESERVE = 0.4  # of what is free: evaluation, what others start, gaps that grow with the steps
 _SMALL, _LARGE = 8, 32  # images of the steps that are measured
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
