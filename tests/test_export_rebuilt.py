@@ -114,6 +114,7 @@ def test_the_digest_of_the_configuration_is_that_of_the_training(tmp_path: Path)
         ("image_size", "[99999999, 8]"),
         ("image_size", "{"),
         ("width", "123456"),
+        ("width", "wide"),
         ("dropout", "much"),
     ],
 )

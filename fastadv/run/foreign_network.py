@@ -56,7 +56,7 @@ def load_network(
     path = Path(weights)
     shown = printable(path)
     state, notes = read_weights(path)
-    name, noted = _described(name, notes, shown)
+    name, noted = _described(name, notes, shown, len(state))
     state, renamed = translated(name, state, shown)
     # A file of ours without its first or last layer fits nothing, whatever the numbers are.
     ours = {"num_classes": 1, "in_channels": 1} if name in MODELS else {}
@@ -105,7 +105,7 @@ def agreed(fact: str, asked: int | None, own: int | None, shown: str, what: str)
 
 
 def _described(
-    name: str | None, notes: Mapping[str, str], shown: str
+    name: str | None, notes: Mapping[str, str], shown: str, tensors: int
 ) -> tuple[str, dict[str, Any]]:
     """The network's name, and what the notes of ``fastadv export`` say of it."""
     noted = notes.get("model")
@@ -123,7 +123,7 @@ def _described(
         name = noted
     if name != noted:
         return name, {}
-    return name, built_of(notes, shown)
+    return name, built_of(notes, shown, tensors)
 
 
 def _usual(name: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastadv.declared import parse_number
 from fastadv.errors import UserError
-from fastadv.models import VARIANTS
+from fastadv.models import MODELS, VARIANTS
 from fastadv.storage.printable import printable
 
 _SIZES = ("width", *VARIANTS)
@@ -16,15 +16,19 @@ _COUNTS = ("num_classes", "in_channels")
 _MOST = 65536  # of any number that a network is built of
 
 
-def built_of(notes: Mapping[str, str], shown: str) -> dict[str, Any]:
-    """The keywords of ``build_model`` that the ``notes`` in the file ``shown`` hold, but for the
-    name of the network and for "depth", "mean" and "std", which the tensors show. Raises
-    ``UserError`` for a value that no network has."""
+def built_of(notes: Mapping[str, str], shown: str, tensors: int) -> dict[str, Any]:
+    """The keywords of ``build_model`` that the ``notes`` in the file ``shown`` with so many
+    ``tensors`` hold, but for the name of the network and what the tensors show: "mean", "std", and
+    the "depth" of fastadv's own networks. Raises ``UserError`` for a value that no network has."""
     found: dict[str, Any] = {}
-    for name in (*_SIZES, *_COUNTS):
+    own = notes.get("model") in MODELS
+    for name in (*_SIZES, *_COUNTS, *(() if own else ("depth",))):
         text = notes.get(name, "None")
         if text != "None":
-            found[name] = _count(text, shown) if text.isdecimal() else text
+            plain = name in VARIANTS and not text.isdecimal()  # the others are numbers
+            found[name] = text if plain else _count(text, shown)
+    if found.get("depth", 0) > tensors:  # before so many layers are built
+        raise UserError(f"{shown} says a depth that its {tensors} tensors do not have.")
     if "dropout" in notes:
         found["dropout"] = parse_number(notes["dropout"], f"dropout in {shown}")
     if "image_size" in notes:
@@ -33,7 +37,7 @@ def built_of(notes: Mapping[str, str], shown: str) -> dict[str, Any]:
 
 
 def _count(text: str, shown: str) -> int:
-    if len(text) > 5:
+    if len(text) > 5 or not text.isdecimal():
         raise UserError(f"{shown} says a number that no network has, {printable(text)}.")
     return int(text)
 
