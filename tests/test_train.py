@@ -161,7 +161,7 @@ def test_an_exported_network_holds_how_to_build_it(run: Path, tmp_path: Path) ->
     ("settings", "sentence"),
     [
         ({"test_attacks": "clean,foo"}, "Unknown attack 'foo'"),
-        ({"test_attacks": ""}, "is empty"),
+        ({"test_attacks": ""}, "--test-attacks is empty"),
         ({"select_attack": "pgd-10,fgsm"}, "pgd-10,fgsm"),
         ({"momentum": -1.0}, "--momentum must"),
         ({"momentum": 2.0}, "--momentum must"),
