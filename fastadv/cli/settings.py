@@ -91,8 +91,8 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "save_every": "epochs from one checkpoint to the next",
         "keep": "files to keep: best, last, previous (for a damaged last.pt), every-10; without "
         "last, no checkpoint stays at the end",
-        "guard_overfitting": "look for catastrophic overfitting within epochs: tell, stop, or go back "
-        "with half the attack's step",
+        "guard_overfitting": "when single-step training overfits, within an epoch: say so, stop, "
+        "or go back and halve the attack's step",
     },
 }
 
