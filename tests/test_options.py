@@ -300,9 +300,10 @@ def test_a_bad_setting_of_a_run_is_refused_with_its_allowed_values(name: str, tm
 
 
 def test_every_number_of_a_run_is_covered() -> None:
-    plain = {"deterministic", "download", "flip", "nesterov", "normalize", "tf32"}
+    plain = {"deterministic", "download", "flip", "nesterov", "normalize", "skip_broken", "tf32"}
     plain |= {"cycle_momentum", "decay_norms"}
     choices = {"shortcut", "stem", "amp_dtype", "attack_dtype", "mode", "augmentation", "loader"}
+    choices |= {"guard_overfitting"}
     choices |= {"select", "fused_norm", "optimizer"}
     texts = {
         "variant",

@@ -81,8 +81,8 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "seed": "seed of weights, order, augmentation and noise",
         "out": "run folder; without it, runs/METHOD-DATA",
         "checkpoint_minutes": "minutes after which a checkpoint is also saved within an epoch",
-        "guard_overfitting": "when single-step training overfits, within an epoch: say so, stop, or go "
-        "back and halve the attack's step",
+        "guard_overfitting": "when single-step training overfits within an epoch: say so, stop, or "
+        "go back, halving the attack's step",
         "keep_every": "epochs from one file of kept weights, in epochs/, to the next",
     },
 }
