@@ -10,8 +10,9 @@ import pytest
 from test_resume import same
 
 from fastadv.errors import Interrupted, UserError
+from fastadv.run import provenance
 from fastadv.run.epoch_loop import EpochLoop
-from fastadv.run.onward import train_or_resume
+from fastadv.run.onward import MAY_DIFFER, train_or_resume
 from fastadv.run.request import RunRequest
 from fastadv.run.train import train
 
@@ -98,6 +99,13 @@ def test_other_settings_are_named_and_refused(
     with pytest.raises(UserError, match=said):
         train_or_resume(RunRequest(**SMALL | change, out=str(whole)))
     assert {path: path.read_bytes() for path in whole.rglob("*.*")} == before
+
+
+def test_settings_of_the_invocation_are_none_that_resuming_refuses(whole: Path) -> None:
+    assert all(map(provenance.may_change, MAY_DIFFER))
+    # DALI decodes otherwise, so the loader is a setting of the run.
+    with pytest.raises(UserError, match=r"--loader device \(there: auto\)"):
+        train_or_resume(RunRequest(**SMALL, loader="device", out=str(whole)))
 
 
 def test_what_is_not_said_and_what_belongs_to_the_invocation_may_differ(whole: Path) -> None:

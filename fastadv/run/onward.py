@@ -18,10 +18,9 @@ from fastadv.run.run_folder import RunFolder, usual_place
 from fastadv.run.train import resume, train
 from fastadv.storage.printable import printable
 
-MAY_DIFFER = frozenset(
-    {"out", "download", "device", "loader", "checkpoint_minutes", "save_every", "keep"}
-)
-"""Settings of one invocation: those of the folder hold on where the command says nothing."""
+MAY_DIFFER = frozenset({"out", "download", "device", "checkpoint_minutes", "save_every", "keep"})
+"""Settings of one invocation: those of the folder hold on where the command says nothing. All of
+them may change on resume (``provenance.may_change``)."""
 _CHOSEN = {"mode": "auto", "fused_norm": "auto", "batch_size": "auto"}
 """Settings whose value "auto" the run has replaced by what it measured."""
 
