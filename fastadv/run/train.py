@@ -92,7 +92,7 @@ def _resume(
         recover(folder, config, console or Console())
         ended = ended_without_last(folder, config)
         if ended is not None:
-            (console or Console()).finish(ended, folder)
+            (console or Console()).finish_again(ended, folder)
             return ended
         # A mode that was chosen by measuring may have been given up for a simpler one.
         session = Session.build(
@@ -116,7 +116,7 @@ def _resume(
         folder.keep_metrics_before(progress.epoch)
         summary = folder.read_summary()
         if summary is not None and progress.epoch >= config.epochs:
-            (console or Console()).finish(summary, folder)
+            (console or Console()).finish_again(summary, folder)
             return summary
         folder.forget_results()
         return _run(session, folder, progress, console or Console())
@@ -144,6 +144,7 @@ def _run(
         runner.events.finish(summary, config.epochs)
         folder.write_summary(summary)
         runner.job.forget()
+        folder.remove(folder.guarded, folder.last_good)  # of use only until the run has finished
         if not kept(config.keep).last:
             folder.remove(folder.last, folder.previous, folder.averaged)
         console.finish(summary, folder)
