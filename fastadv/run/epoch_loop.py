@@ -202,6 +202,10 @@ class EpochLoop:
         assert found is not None
         sentence = guard.alarm()
         saved, path = found
+        if path != self.folder.guarded:
+            self.console.warn(
+                f"{printable(self.folder.guarded)} is lost; {printable(path)} takes its place."
+            )
         take_over(self.session, saved, path, self.console)
         # best.pt stays, whichever way its weights were found; so does the time that was spent.
         progress.epoch, progress.batch = saved["progress"]["epoch"], saved["progress"]["batch"]
@@ -381,7 +385,7 @@ class EpochLoop:
         epoch, best = self.progress.epoch, self.progress.best_epoch
         if not best or epoch != best or self.progress.batch or not self._kept.best:
             return
-        lost = lost_best(self.folder, self.session.config, best)
+        lost = lost_best(self.folder, self.session.config, best, trained=epoch)
         if not distributed.any_process(lost is not None, self.session.device):
             return
         with self.session.step.evaluation_weights(self._statistics_batches(epoch - 1)):
