@@ -387,6 +387,13 @@ def test_lost_best_weights_do_not_lose_the_run(
     assert resume(str(out), Console()) == summary
 
 
+def test_damaged_best_weights_lead_to_the_last(interrupted: Path) -> None:
+    truncate(interrupted / "best.pt")
+    with pytest.raises(UserError, match=r"best\.pt .* Its last weights may be whole: --which last"):
+        evaluate_run(str(interrupted), "clean")
+    assert evaluate_run(str(interrupted), "clean", which="last").n == 360
+
+
 @pytest.mark.slow
 def test_best_weights_damaged_after_the_last_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
