@@ -15,6 +15,7 @@ import pytest
 import torch
 from edited import edit
 
+from fastadv.data.array_file import user_cache
 from fastadv.errors import Interrupted, UserError
 from fastadv.run import provenance
 from fastadv.run.console import Console
@@ -25,7 +26,7 @@ from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
 from fastadv.run.saved_models import load_model
 from fastadv.run.train import resume, train
-from fastadv.storage import checkpoint
+from fastadv.storage import checkpoint, sealed
 from fastadv.storage.trust import trusting
 
 SMALL: dict[str, Any] = {
@@ -192,8 +193,10 @@ def test_what_an_edited_configuration_may_change() -> None:
             provenance.compare(facts(), facts(**{name: value}))
     for name, value in HARMLESS.items():
         (sentence,) = provenance.compare(facts(), facts(**{name: value}))
-        assert sentence.startswith("settings that change no weights")
+        assert sentence.startswith("settings have changed, and change no weights: ")
         assert f" {name} " in sentence
+    # The cache of a run that came from elsewhere, which nobody has set.
+    assert not provenance.compare(facts(), facts(data_root=str(user_cache())))
     for name, value in OF_BITS.items():
         (sentence,) = provenance.compare(facts(), facts(**{name: value}))
         assert "not bit for bit" in sentence
@@ -218,6 +221,34 @@ def test_changed_evaluations_are_said_and_used(
     assert "keep best,last before, last,every-1 now; test_limit 16 before, 9 now" in said
     assert "not bit for bit" not in said
     assert [file.name for file in (run / "epochs").iterdir()] == ["0002.pt"]
+
+
+def test_a_run_of_an_older_version_lacks_settings(tmp_path: Path) -> None:
+    """Its file is as it was written; of one that was edited, a line may be lost."""
+    run = stopped(tmp_path / "run")
+    lines = (run / "config.toml").read_text().splitlines(keepends=True)[:-1]
+    text = "".join(line for line in lines if not line.startswith(("skip_broken", "deterministic")))
+    (run / "config.toml").write_text(sealed.seal_text(text))
+    with trusting(True), pytest.raises(UserError) as refused:
+        resume(str(run), Console())
+    assert str(refused.value) == (
+        "The run was begun with an older fastadv, which did not have skip_broken, deterministic: "
+        "use that version for it, or train into another --out."
+    )
+    (run / "config.toml").write_text(text)
+    with pytest.raises(UserError, match="lacks skip_broken, deterministic; restore its original"):
+        resume(str(run), Console())
+
+
+def test_a_finished_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, keep in (("run", "best,last"), ("without", "best")):
+        run = tmp_path / name
+        train(RunRequest(**SMALL | {"epochs": 1, "keep": keep}, out=str(run)))
+        capsys.readouterr()
+        resume(str(run), Console())
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"{run} has finished; there is nothing left to train" in said
+        assert "best epoch 1" in said
 
 
 def test_fewer_epochs_than_were_trained(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from fastadv.data.decode import ends_early
 from fastadv.errors import UserError
 from fastadv.run.config import RunConfig
 from fastadv.run.finished import evaluate_run
+from fastadv.run.origin import Origin
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
 from fastadv.run.source import open_source
@@ -197,6 +199,32 @@ def test_the_batch_is_redone_without_an_image_that_breaks(root: Path) -> None:
         assert torch.equal(own.view.top, other.view.top[kept])
     # The next start knows it.
     assert open_source(asked, CPU).num_samples == 29
+
+
+def test_what_is_left_out_is_said_once(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that has begun does not say it again, and cannot leave out more."""
+    out = str(tmp_path / "run")
+    spoil(root / "train" / "a" / "03.jpg", "cut off")
+    settings = SETTINGS | {"data": f"folder:{root}", "loader": "device", "epochs": 1}
+    train(RunRequest(**settings, skip_broken=True, out=out))
+    assert capsys.readouterr().err.count("1 of 38 images") == 1
+    with trusting(True):
+        evaluate_run(out, "clean", on="val")
+        resume(out)
+    assert "38 images" not in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_is_not_told_to_leave_out(root: Path) -> None:
+    asked = config(root, loader="device")
+    begun = replace(asked, origins=dict.fromkeys(asked.origins, Origin.STORED))
+    for spoiling in (lambda file: spoil(file, "cut off"), middle):
+        spoiling(root / "train" / "a" / "03.jpg")
+        with pytest.raises(UserError, match=r"; repair or remove them\.$"):
+            open_source(begun, CPU)
+        with pytest.raises(UserError, match=r"leave them out with --skip-broken\.$"):
+            open_source(asked, CPU)
 
 
 @pytest.mark.slow

@@ -21,7 +21,9 @@ from fastadv.errors import UserError
 from fastadv.run import space
 from fastadv.run.console import Console
 from fastadv.run.request import RunRequest
+from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder
+from fastadv.run.session import Session
 from fastadv.run.train import resume, train
 from fastadv.storage import checkpoint
 
@@ -181,6 +183,17 @@ def test_room_is_asked_for_before_training(tmp_path: Path, monkeypatch: pytest.M
     assert not out.exists()
     free[0] = 2 * used + (1 << 20)
     train(RunRequest(**SETTINGS, out=str(out)), Console())
+
+
+def test_room_is_asked_for_the_state_of_a_guarded_run(tmp_path: Path) -> None:
+    def needed(**more: Any) -> int:
+        request = RunRequest(**SETTINGS | more, out=str(tmp_path / "run"))
+        session = Session.build(resolve_run(request))
+        return space._needed(RunFolder(tmp_path / "run"), session)
+
+    one = needed(keep="best,last,previous") - needed(keep="best,last")
+    assert one > 10_000
+    assert needed(guard_overfitting="back") - needed(guard_overfitting="stop") == one
 
 
 @pytest.mark.slow

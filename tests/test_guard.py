@@ -12,6 +12,7 @@ import pytest
 import torch
 from two_processes import in_two_processes
 
+from fastadv.algorithms.adversaries.pgd import PGD
 from fastadv.errors import Interrupted, TrainingError, UserError
 from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.guard import MOST_BACKS, Guard, Seen, _size
@@ -142,6 +143,7 @@ def test_back_halves_the_step_from_the_last_sound_check(
     assert steps[14:] == pytest.approx([0.2 / 2] * 15)
     assert len(lines(out)) == 3
     assert checkpoint.load(out / "last.pt")["guard"]["backs"] == 1
+    assert not (out / "guarded.pt").exists()  # of no use once the run has finished
 
 
 def test_back_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,9 +194,82 @@ def test_back_is_resumed_bit_for_bit(
         assert first["guard_pgd-10_percent"] == second["guard_pgd-10_percent"]
 
 
-def test_back_needs_an_attack_with_a_step() -> None:
-    with pytest.raises(UserError, match="takes none of a chosen size: take stop or tell"):
-        train(RunRequest(**SETTINGS | {"method": "fgsm-plus"}, guard_overfitting="back"))
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"method": "fgsm-plus"}, "the attack of fgsm-plus takes none of a chosen size"),
+        ({"options": {"alpha": "0.2@0,0.05@1"}}, "--alpha 0.2@0,0.05@1 changes with the epoch"),
+        ({"options": {"alpha": "0.1..0.2@2"}}, "--alpha 0.1..0.2@2 changes with the epoch"),
+        ({"eps_warmup": 2.0}, "without --alpha it follows the eps of --eps-warmup"),
+        ({"method": "random-eps"}, "random-eps has another one for each image unless --alpha"),
+    ],
+)
+def test_back_needs_an_attack_with_one_step(changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match=f"{why}.*: take stop or tell"):
+        train(RunRequest(**SETTINGS | changes, guard_overfitting="back"))
+
+
+@pytest.mark.parametrize("changes", [{"eps_warmup": 2.0}, {"method": "random-eps"}])
+def test_a_chosen_step_is_halved_whatever_the_radius(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Guard] = []
+    monkeypatch.setattr(EpochLoop, "epochs", lambda self: made.append(self._guard))
+    monkeypatch.setattr(EpochLoop, "final_test", lambda self: {"n": 0, "last": {}, "best": None})
+    monkeypatch.setattr("fastadv.run.train.Console.finish", lambda *given: None)
+    monkeypatch.setattr("fastadv.run.events.Events.finish", lambda *given: None)
+    asked = SETTINGS | changes | {"options": {"alpha": "0.04"}, "out": str(tmp_path / "run")}
+    train(RunRequest(**asked, guard_overfitting="back"))
+    (guard,) = made
+    guard.seen.backs = 1
+    assert guard.step_sizes(torch.zeros(2, 1, 8, 8)).tolist() == pytest.approx([0.02, 0.02])
+
+
+@pytest.mark.parametrize("damage", ["cut off", "missing"])
+def test_a_lost_state_is_replaced_by_the_last_checkpoint(
+    damage: str, tmp_path: Path, collapsing: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    look = Guard.look
+
+    def losing(self: Guard) -> bool:
+        if self.session.step.calls == COLLAPSE + 1 and damage == "missing":
+            (out / "guarded.pt").unlink(missing_ok=True)
+        elif self.session.step.calls == COLLAPSE + 1:
+            (out / "guarded.pt").write_bytes((out / "guarded.pt").read_bytes()[:1000])
+        return look(self)
+
+    monkeypatch.setattr(Guard, "look", losing)
+    train(RunRequest(**SETTINGS, guard_overfitting="back", out=str(out)))
+    assert len(lines(out)) == 3
+    assert checkpoint.load(out / "last.pt")["guard"]["backs"] == 1
+
+
+def test_without_any_state_it_stops_and_does_not_advise_what_it_has(
+    tmp_path: Path, collapsing: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EpochLoop, "_sound_state", lambda self: None)
+    with pytest.raises(TrainingError, match=r"\(--start uniform\)\.$"):
+        train(RunRequest(**SETTINGS, guard_overfitting="back", out=str(tmp_path / "run")))
+    with pytest.raises(TrainingError, match=r"or with --guard-overfitting back\.$"):
+        train(RunRequest(**SETTINGS, guard_overfitting="stop", out=str(tmp_path / "other")))
+
+
+def test_an_epoch_taken_up_after_its_last_batch_has_its_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Back to the check after batch 9 of 9 of the first epoch."""
+    monkeypatch.setattr(Guard, "_trained", lambda self: 0.8)
+    monkeypatch.setattr("fastadv.run.guard._size", lambda plan, images: (1, 64, 0.03))
+    monkeypatch.setattr(
+        Guard,
+        "_accuracy",
+        lambda self: 0.1 if self.session.step.calls > 10 and not self.seen.backs else 0.6,
+    )
+    monkeypatch.setattr(PGD, "report", lambda self: {"size": torch.tensor(3.0)}, raising=False)
+    out = tmp_path / "run"
+    train(RunRequest(**SETTINGS | {"method": "pgd"}, guard_overfitting="back", out=str(out)))
+    assert [line["adversary/size"] for line in lines(out)] == [3.0, 3.0, 3.0]
 
 
 def _in_a_process(rank: int, port: int, out: str) -> None:

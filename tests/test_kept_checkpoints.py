@@ -19,6 +19,7 @@ from fastadv.run import epoch_loop
 from fastadv.run.console import Console
 from fastadv.run.finished import evaluate_run
 from fastadv.run.keeping import Kept, kept
+from fastadv.run.onward import train_or_resume
 from fastadv.run.request import RunRequest
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.train import resume, train
@@ -310,6 +311,65 @@ def test_best_weights_are_copied_from_those_that_were_kept(
     assert resume(str(out), Console())["best"] is not None
 
 
+@pytest.mark.parametrize("scores", [(0.1, 0.2, 0.3, 0.4), (0.2, 0.1, 0.4, 0.3)])
+def test_best_weights_of_an_epoch_that_is_trained_again_are_not_lost(
+    scores: tuple[float, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The power is cut after best.pt of epoch 3 was written: last.pt is of epoch 2."""
+    keep = epoch_loop.EpochLoop._keep_best
+    asked = SETTINGS | {"save_every": 2}
+
+    def scored(self: Any, found: dict[str, float], ends_after: int | None = None) -> None:
+        epoch = self.progress.epoch + 1
+        keep(self, dict(found) | {"fgsm": scores[epoch - 1]})
+        if epoch == ends_after:
+            raise PowerCut
+
+    monkeypatch.setattr(epoch_loop.EpochLoop, "_keep_best", scored)
+    train(RunRequest(**asked, out=str(tmp_path / "plain")), Console())
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            epoch_loop.EpochLoop, "_keep_best", lambda self, found: scored(self, found, 3)
+        )
+        with pytest.raises(PowerCut):
+            train(RunRequest(**asked, out=str(out)), Console())
+    assert progress(out / "last.pt")["epoch"] == 2
+    assert checkpoint.load(out / "best.pt")["epoch"] == 3
+    capsys.readouterr()
+    resume(str(out), Console())
+    said = shown(capsys)
+    assert "warning" not in said
+    assert "made again" not in said
+    require_same(out, tmp_path / "plain")
+
+
+def test_a_kill_while_checkpoints_are_removed_trains_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = RunRequest(**SETTINGS | {"keep": "best,previous"}, out=str(tmp_path / "run"))
+    order: list[str] = []
+
+    def removing(self: RunFolder, *paths: Path) -> None:
+        order.extend(path.name for path in paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "remove", removing)
+        train(asked, Console())
+    assert order[-3:] == ["previous.pt", "averaged.pt", "last.pt"]
+    (tmp_path / "run" / "previous.pt").unlink()
+    summary = (tmp_path / "run" / "summary.json").read_bytes()
+    capsys.readouterr()
+    again = train_or_resume(asked, Console())
+    assert "has finished" in shown(capsys)
+    assert again["best"] is not None
+    assert not (tmp_path / "run" / "last.pt").exists()
+    assert (tmp_path / "run" / "summary.json").read_bytes() == summary
+
+
 @pytest.mark.parametrize("damage", WAYS)
 def test_lost_best_weights_do_not_lose_the_run(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -325,6 +385,13 @@ def test_lost_best_weights_do_not_lose_the_run(
     assert (summary["best"], summary["best_epoch"]) == (None, 1)
     assert summary["last"].keys() == {"clean", "fgsm"}
     assert resume(str(out), Console()) == summary
+
+
+def test_damaged_best_weights_lead_to_the_last(interrupted: Path) -> None:
+    truncate(interrupted / "best.pt")
+    with pytest.raises(UserError, match=r"best\.pt .* Its last weights may be whole: --which last"):
+        evaluate_run(str(interrupted), "clean")
+    assert evaluate_run(str(interrupted), "clean", which="last").n == 360
 
 
 @pytest.mark.slow

@@ -10,9 +10,10 @@ import pytest
 from test_resume import same
 
 from fastadv.errors import Interrupted, UserError
+from fastadv.run import places, provenance
 from fastadv.run.epoch_loop import EpochLoop
-from fastadv.run.onward import train_or_resume
-from fastadv.run.request import RunRequest
+from fastadv.run.onward import MAY_DIFFER, train_or_resume
+from fastadv.run.request import RunRequest, setting_types
 from fastadv.run.train import train
 
 SMALL: dict[str, Any] = {
@@ -88,6 +89,7 @@ def test_without_a_folder_it_is_the_usual_one(fastadv_command: Any) -> None:
         ({"eps": "0.2"}, r"--eps 0.2 \(there: 0.1\)"),
         ({"max_grad_norm": 1.0}, r"--max-grad-norm 1 \(there: not set\)"),
         ({"options": {"regularizer": "igr"}}, r"--regularizer igr \(there: none\)"),
+        ({"flip": True}, r"--flip \(there: --no-flip\)"),
         ({"epochs": 3, "lr": 0.5}, r"--epochs 3 \(there: 2\), --lr 0.5"),
     ],
 )
@@ -98,6 +100,19 @@ def test_other_settings_are_named_and_refused(
     with pytest.raises(UserError, match=said):
         train_or_resume(RunRequest(**SMALL | change, out=str(whole)))
     assert {path: path.read_bytes() for path in whole.rglob("*.*")} == before
+
+
+def test_settings_of_the_invocation_are_none_that_resuming_refuses(whole: Path) -> None:
+    assert all(map(provenance.may_change, MAY_DIFFER))
+    # What resuming would allow and the same command must not change: places are compared by their
+    # content, and the others decide how long and how the run trains.
+    left_out = {name for name in setting_types() if provenance.may_change(name)} - MAY_DIFFER
+    assert left_out - provenance._ONLY_EVALUATION == {
+        *places.SETTINGS, "epochs", "mode", "fused_norm", "deterministic"
+    }  # fmt: skip
+    # DALI decodes otherwise, so the loader is a setting of the run.
+    with pytest.raises(UserError, match=r"--loader device \(there: auto\)"):
+        train_or_resume(RunRequest(**SMALL, loader="device", out=str(whole)))
 
 
 def test_what_is_not_said_and_what_belongs_to_the_invocation_may_differ(whole: Path) -> None:

@@ -89,9 +89,11 @@ def test_two_thousand_steps_of_every_recipe_with_state() -> None:
 
 
 def test_the_last_rows_are_flat() -> None:
-    """Once the long form has run: what it found of each recipe when it ran last."""
-    lines = ROWS.read_text().splitlines() if ROWS.exists() else []
-    last = {row["recipe"]: row["flat"] for row in map(json.loads, lines)}
+    """What the long form found of each recipe when it ran last."""
+    if not ROWS.exists():
+        pytest.skip("the long form has not been run (pytest -m long tests/test_soak.py)")
+    last = {row["recipe"]: row["flat"] for row in map(json.loads, ROWS.read_text().splitlines())}
+    assert len(last) > 20
     assert all(last.values()), last
 
 

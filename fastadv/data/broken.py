@@ -55,11 +55,13 @@ def sound(
     return _without(tree, flags, skip=skip, way_out=way_out)
 
 
-def sound_to_the_last_pixel(tree: ImageTree, *, skip: bool, cache: Path | None = None) -> ImageTree:
+def sound_to_the_last_pixel(
+    tree: ImageTree, *, skip: bool, cache: Path | None = None, way_out: str = LEAVE_OUT
+) -> ImageTree:
     """As ``sound``, after decoding every image; for a tree in which decoding met a broken one."""
     kept = TreeCache(tree, cache)
     flags = _noted(kept, _looked(tree, undecodable))
-    return _without(tree, flags, skip=skip)
+    return _without(tree, flags, skip=skip, way_out=way_out)
 
 
 def note(tree: ImageTree, files: Collection[str], cache: Path | None = None) -> None:
@@ -127,9 +129,7 @@ def _why(file: str) -> str:
     return "not decoded by DALI, but by --loader device"
 
 
-def _without(
-    tree: ImageTree, flags: np.ndarray, *, skip: bool, way_out: str = LEAVE_OUT
-) -> ImageTree:
+def _without(tree: ImageTree, flags: np.ndarray, *, skip: bool, way_out: str) -> ImageTree:
     if not flags.any():
         return tree
     split = len(tree.train_files)

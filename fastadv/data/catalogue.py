@@ -28,6 +28,7 @@ def load(
     image_size: int | None = None,
     *,
     skip_broken: bool = False,
+    begun: bool = False,
 ) -> Dataset:
     """The data set ``name``, completely in memory.
 
@@ -36,12 +37,13 @@ def load(
     torchvision's data sets (``data`` by default), or of the packed cache of an image folder.
     ``limit``: use at most this number of training images, each class in proportion, always the same
     ones. ``image_size``: height and width in pixels to which images of a folder are decoded.
-    ``skip_broken``: leave out images of a folder that cannot be decoded. Raises ``UserError`` for
-    bad input.
+    ``skip_broken``: leave out images of a folder that cannot be decoded. ``begun``: as
+    ``read_tree`` has it. Raises ``UserError`` for bad input.
     """
     kind, path = _parse(name)
     if kind in _TREES:
-        return limited(load_tree(name, root, image_size, skip_broken=skip_broken)[0], limit)
+        tree = load_tree(name, root, image_size, skip_broken=skip_broken, begun=begun)
+        return limited(tree[0], limit)
     if image_size is not None:
         raise UserError(f"--image-size is for folders of images; {kind} has a fixed size.")
     if kind == "npz":
@@ -59,10 +61,13 @@ def load_tree(
     image_size: int | None = None,
     *,
     skip_broken: bool = False,
+    begun: bool = False,
 ) -> tuple[Dataset, ImageTree]:
     """As ``load`` for a folder of image files, and the tree of the files that are its images."""
     size = usual_size(name, image_size)
-    return read_tree(list_images(name), cache_folder(root), size, skip_broken=skip_broken)
+    return read_tree(
+        list_images(name), cache_folder(root), size, skip_broken=skip_broken, begun=begun
+    )
 
 
 def cache_folder(root: str | Path | None) -> Path | None:

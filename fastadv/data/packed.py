@@ -6,6 +6,7 @@ A set of files becomes one ``.npy`` of uint8 (N,C,H,W), an entry of the tree's c
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from fastadv.data.broken import sound, sound_to_the_last_pixel
+from fastadv.data.broken import LEAVE_OUT, REPAIR, sound, sound_to_the_last_pixel
 from fastadv.data.dataset import Dataset
 from fastadv.data.decode import (
     Common,
@@ -38,6 +39,7 @@ def read_tree(
     image_size: int | None = None,
     *,
     skip_broken: bool = False,
+    begun: bool = False,
 ) -> tuple[Dataset, ImageTree]:
     """The images of ``tree`` as a ``Dataset``, decoded or from the cache, and the tree of the files
     that they are.
@@ -47,18 +49,21 @@ def read_tree(
     the tree are ignored. ``cache``: the folder for the packed files (``TreeCache``). Raises
     ``UserError`` for unreadable images (with their names) unless ``skip_broken`` leaves them out,
     if no size is that of most images, and if the decoded images would not fit in memory.
+    ``begun``: for a run that has begun, which has said what is left out, and can leave out no more.
     """
-    whole, tree = tree, sound(tree, skip=skip_broken, cache=cache)
+    way_out = REPAIR if begun else LEAVE_OUT
+    whole, tree = tree, sound(tree, skip=skip_broken, cache=cache, way_out=way_out)
     try:
-        return _read(tree, cache, image_size), tree
+        return _read(tree, cache, image_size, begun), tree
     except UnreadableImage:  # its header and its end are fine: there may be more like it
-        tree = sound_to_the_last_pixel(whole, skip=skip_broken, cache=cache)
-        return _read(tree, cache, image_size), tree
+        tree = sound_to_the_last_pixel(whole, skip=skip_broken, cache=cache, way_out=way_out)
+        return _read(tree, cache, image_size, begun), tree
 
 
-def _read(tree: ImageTree, cache: Path | None, image_size: int | None) -> Dataset:
-    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
-    tell_left_out(tree)
+def _read(tree: ImageTree, cache: Path | None, image_size: int | None, begun: bool) -> Dataset:
+    console = _terminal()
+    if not begun:
+        tell_left_out(tree)
     kept = TreeCache(tree, cache)
     common, test_odd, test_coloured = _known_format(kept, tree, image_size)
     form = common.form
@@ -109,7 +114,14 @@ def tell_left_out(tree: ImageTree) -> None:
 
 def tell(line: str) -> None:
     """Print ``line`` to the terminal's standard error."""
-    Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(line)
+    _terminal().print(line)
+
+
+def _terminal() -> Console:
+    """Standard error; lines are broken between words where there is a width to break them at."""
+    console = Console(stderr=True, markup=False, highlight=False)
+    console.soft_wrap = not (console.is_terminal or os.environ.get("COLUMNS"))
+    return console
 
 
 def _known_format(

@@ -99,7 +99,8 @@ class Console:
                 'the "best" row is then too high; compare it only with other such numbers.[/]'
             )
         if epoch:
-            self._say(f"continuing in epoch {epoch + 1}")
+            ended = epoch >= config.epochs
+            self._say(f"continuing {'with the final test' if ended else f'in epoch {epoch + 1}'}")
         self._total = config.epochs
         sets: dict[str, int] = {config.select: len(session.data.validation)}
         if config.eval_train is not None:

@@ -56,7 +56,8 @@ def _way_out(session: Session, folder: RunFolder) -> str:
     kept = next((file for file in (folder.last_good, folder.best) if file.exists()), None)
     begin = "" if kept is None else f" --init {shlex.quote(str(kept))}"
     place = folder.path
+    slower = float(f"{session.config.lr / SLOWER:.2g}")
     return (
         f"To go on more slowly: fastadv train --config {shlex.quote(str(folder.config))}{begin} "
-        f"--lr {session.config.lr / SLOWER:.2g} --out {shlex.quote(f'{place}-slower')}"
+        f"--lr {slower:g} --out {shlex.quote(f'{place}-slower')}"
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -109,10 +111,12 @@ class EpochLoop:
     def _train_epoch(self) -> None:
         session, progress = self.session, self.progress
         began = time.monotonic()
-        batches = self._batches()
         session.model.train()
         self._costs.begin()
-        with self.console.epoch(progress.epoch, progress.batch, len(session.data.loader)) as tick:
+        with (
+            closing(self._batches()) as batches,  # at the end of Python nothing could be caught
+            self.console.epoch(progress.epoch, progress.batch, len(session.data.loader)) as tick,
+        ):
             for batch in batches:
                 self._follow_size(batch.image)
                 second = None if batch.second is None else batch.second[0]
@@ -124,11 +128,11 @@ class EpochLoop:
                 self._metrics.add(metrics, len(batch.label))
                 progress.batch += 1
                 self._trained += 1
-                if self._guard is not None:
-                    self._watch(self._guard, metrics, len(batch.label))
                 if progress.batch == len(session.data.loader):  # before anything can stop the run
                     self._metrics.ask(session.step.plan)
                 self._costs.add(len(batch.label))
+                if self._guard is not None:
+                    self._watch(self._guard, metrics, len(batch.label))
                 tick(len(batch.label), self._metrics.loss)
                 alone_and_old = distributed.world_size() == 1 and self._checkpoint_due()
                 if progress.batch % CHECK_EVERY_BATCHES == 0 or alone_and_old:
@@ -169,24 +173,43 @@ class EpochLoop:
             return
         if guard.does == "tell":
             self.console.warn(f"{guard.alarm()}; a smaller attack step or a random start helps.")
-        elif guard.may_go_back and self.folder.guarded.exists():
+        elif guard.may_go_back and self._sound_state() is not None:
             raise _Overfitted
         else:
             tries = f" again, after going back {guard.seen.backs} times" if guard.seen.backs else ""
             best = f"; {self.folder.best} holds the best" if self.progress.best_epoch else ""
+            back = "" if guard.does == "back" else ", or with --guard-overfitting back"
             raise TrainingError(
                 f"Stopped by {guard.alarm()}{tries}{best}. Train with a smaller attack step "
-                "(--alpha) or a random start (--start uniform), or with --guard-overfitting back."
+                f"(--alpha) or a random start (--start uniform){back}."
             )
+
+    def _sound_state(self) -> tuple[dict[str, Any], Path] | None:
+        """The last state without overfitting that can be read, and its file; guarded.pt may be
+        lost, and checkpoints are only written more seldom."""
+        for path in (self.folder.guarded, self.folder.last, self.folder.previous):
+            try:
+                saved = checkpoint.load(path)
+            except checkpoint.DamagedError:
+                continue
+            provenance.require_own(saved, self.session.config, path)
+            if not (saved.get("guard") or {}).get("collapsed", True):
+                return saved, path
+        return None
 
     def _go_back(self) -> None:
         """Return to the last state without overfitting, with a smaller step of the attack."""
         guard, progress = self._guard, self.progress
+        found = self._sound_state()
         assert guard is not None
+        assert found is not None
         sentence = guard.alarm()
-        saved = checkpoint.load(self.folder.guarded)
-        provenance.require_own(saved, self.session.config, self.folder.guarded)
-        take_over(self.session, saved, self.folder.guarded, self.console)
+        saved, path = found
+        if path != self.folder.guarded:
+            self.console.warn(
+                f"{printable(self.folder.guarded)} is lost; {printable(path)} takes its place."
+            )
+        take_over(self.session, saved, path, self.console)
         # best.pt stays, whichever way its weights were found; so does the time that was spent.
         progress.epoch, progress.batch = saved["progress"]["epoch"], saved["progress"]["batch"]
         self._metrics.load_state(saved["epoch_metrics"])
@@ -365,7 +388,7 @@ class EpochLoop:
         epoch, best = self.progress.epoch, self.progress.best_epoch
         if not best or epoch != best or self.progress.batch or not self._kept.best:
             return
-        lost = lost_best(self.folder, self.session.config, best)
+        lost = lost_best(self.folder, self.session.config, best, trained=epoch)
         if not distributed.any_process(lost is not None, self.session.device):
             return
         with self.session.step.evaluation_weights(self._statistics_batches(epoch - 1)):

@@ -58,7 +58,9 @@ class StopEvaluation(Exception):
 
 
 class EvaluationStopped(KeyboardInterrupt):
-    """The evaluation was interrupted; ``scores`` holds the finished attacks."""
+    """Ctrl-C, another signal or the end of ``--max-time`` interrupted the evaluation between two
+    saved states; ``scores`` holds the finished attacks. A ``KeyboardInterrupt``, since nothing that
+    handles errors may go on without the result."""
 
     def __init__(self, scores: EvalScores, sentence: str) -> None:
         super().__init__(sentence)

@@ -25,8 +25,10 @@ from torch import Tensor
 from fastadv.algorithms.contract import INPUT_GRADIENT, UNITS
 from fastadv.algorithms.cost import units
 from fastadv.algorithms.plan import Plan
+from fastadv.by_epoch import Phases, Ramp
 from fastadv.errors import NotFiniteError, UserError
 from fastadv.evaluation.accuracy import evaluate
+from fastadv.run.config import RunConfig
 from fastadv.run.epoch_metrics import percent
 from fastadv.run.session import Session
 
@@ -61,16 +63,13 @@ class Seen:
 class Guard:
     """Looks at a run's network ``checks`` times per epoch, on ``count`` images.
 
-    Raises ``UserError`` if ``back`` is asked for an attack whose step cannot be chosen.
+    Raises ``UserError`` if ``back`` is asked for an attack whose step is not one number.
     """
 
     def __init__(self, session: Session) -> None:
         self.session, self.does = session, session.config.guard_overfitting
-        if self.does == "back" and not session.step.plan.adversary.takes_alpha:
-            raise UserError(
-                "--guard-overfitting back halves the attack's step, and the attack of "
-                f"{session.config.method} takes none of a chosen size: take stop or tell."
-            )
+        if self.does == "back":
+            _require_one_step(session.config)
         self.checks, self.count, self.share = _size(session.step.plan, session.data.trained_on)
         batches = len(session.data.loader)
         self._due = {math.ceil(batches * k / self.checks) for k in range(1, self.checks + 1)}
@@ -96,9 +95,9 @@ class Guard:
         if not self.seen.backs:
             return None
         adversary, threat = self.session.step.plan.adversary, self.session.step.threat
-        own = getattr(adversary, "largest_alpha", 0.0) or getattr(adversary, "alpha", None)
+        own = getattr(adversary, "alpha", None)
         usual = getattr(adversary, "usual_step", lambda threat: threat.nominal)
-        size = float(own or usual(threat)) * 0.5**self.seen.backs
+        size = float(usual(threat) if own is None else own) * 0.5**self.seen.backs
         return torch.full((len(x),), size, dtype=x.dtype, device=x.device)
 
     def add(self, metrics: dict[str, Tensor], images: int) -> None:
@@ -204,6 +203,25 @@ class Guard:
             ) from None
         self.seen = seen
         self._right.zero_()
+
+
+def _require_one_step(config: RunConfig) -> None:
+    """Raise ``UserError`` unless the attack's step is one number, which can be halved."""
+    adversary = config.plan.adversary
+    alpha = getattr(adversary, "alpha", None)
+    if not adversary.takes_alpha:
+        why = f"the attack of {config.method} takes none of a chosen size"
+    elif isinstance(alpha, (Ramp, Phases)):
+        why = f"--alpha {alpha} changes with the epoch"
+    elif alpha is None and config.eps_warmup is not None:
+        why = "without --alpha it follows the eps of --eps-warmup"
+    elif alpha is None and adversary.draws_radii:
+        why = f"{config.method} has another one for each image unless --alpha says it"
+    else:
+        return
+    raise UserError(
+        f"--guard-overfitting back halves the attack's step, and {why}: take stop or tell."
+    )
 
 
 def _size(plan: Plan, images: int) -> tuple[int, int, float]:

@@ -153,7 +153,12 @@ def load_run(
             f"{printable(folder.averaged)} is missing, and last.pt holds other weights than those "
             "the run ended with: restore it, or evaluate the best weights."
         )
-    found = SavedNetwork.read(folder, file)
+    try:
+        found = SavedNetwork.read(folder, file)
+    except checkpoint.DamagedError as error:
+        if file != folder.best or not folder.last.exists():
+            raise
+        raise UserError(f"{error} Its last weights may be whole: --which last.") from None
     model = found.model()
     _warn_of_other_code(config, folder)
     place = choose_device(config.device if device is None else device)

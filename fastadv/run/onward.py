@@ -15,13 +15,15 @@ from fastadv.run.console import Console
 from fastadv.run.request import RunRequest, setting_types
 from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder, usual_place
-from fastadv.run.train import resume, train
+from fastadv.run.train import resume, train, unneeded
 from fastadv.storage.printable import printable
 
 MAY_DIFFER = frozenset(
-    {"out", "download", "device", "loader", "checkpoint_minutes", "save_every", "keep"}
+    {"out", "download", "device", "checkpoint_minutes", "save_every", "keep"}
+    | {"skip_broken", "guard_overfitting"}
 )
-"""Settings of one invocation: those of the folder hold on where the command says nothing."""
+"""Settings of one invocation: those of the folder hold on where the command says nothing. All of
+them may change on resume (``provenance.may_change``)."""
 _CHOSEN = {"mode": "auto", "fused_norm": "auto", "batch_size": "auto"}
 """Settings whose value "auto" the run has replaced by what it measured."""
 
@@ -43,6 +45,10 @@ def train_or_resume(request: RunRequest, console: Console | None = None) -> dict
     _require_same(request, asked, config, place)
     summary = folder.read_summary()
     if summary is not None and len(folder.read_metrics()) >= config.epochs:
+        leftover = [file for file in unneeded(folder, config) if file.exists()]
+        if leftover:  # a kill came before they were removed
+            with folder.alone():
+                folder.remove(*leftover)
         if distributed.speaks():
             (console or Console()).finish_again(summary, folder)
         return summary
@@ -90,7 +96,8 @@ def _require_same(request: RunRequest, asked: RunConfig, config: RunConfig, plac
     if not different:
         return
     listed = ", ".join(
-        f"{_flag(name)} {_word(said)} (there: {_word(held)})" for name, said, held in different
+        f"{_given(name, said)} (there: {_given(name, held) if type(held) is bool else _word(held)})"
+        for name, said, held in different
     )
     shown = printable(str(place))
     raise UserError(
@@ -101,6 +108,13 @@ def _require_same(request: RunRequest, asked: RunConfig, config: RunConfig, plac
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _given(name: str, value: object) -> str:
+    """The option as it is typed."""
+    if type(value) is bool:
+        return _flag(name if value else f"no-{name}")
+    return f"{_flag(name)} {_word(value)}"
 
 
 def _word(value: object) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from fastadv.data.array_file import user_cache
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
 from fastadv.models.packaged import library_version, packaged_library
@@ -106,6 +107,11 @@ def _differences(before: str, after: str) -> Iterator[tuple[str, Any, Any]]:
             yield name, old.get(name), new.get(name)
 
 
+def may_change(name: str) -> bool:
+    """True for a setting that a resumed run may have otherwise, whether bits change or not."""
+    return name in _FREE | _SAID or _allowed(name)
+
+
 def _allowed(name: str) -> bool:
     """True for a setting that may change on resume, and changes no bit of what is trained."""
     return name in (_FREE | _ONLY_EVALUATION) - _CHOOSES
@@ -126,11 +132,11 @@ def compare(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     harmless = [
         f"{name} {_shown(before.get(name))} before, {_shown(after.get(name))} now"
         for name in sorted(filter(_allowed, before.keys() | after.keys()))
-        if before.get(name) != after.get(name)
+        if before.get(name) != after.get(name) and not _is_own_cache(name, after)
     ]
     told = []
     if harmless:
-        told = [f"settings that change no weights are others now: {'; '.join(harmless)}."]
+        told = [f"settings have changed, and change no weights: {'; '.join(harmless)}."]
     old, new = saved["digests"], now["digests"]
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
@@ -161,6 +167,11 @@ def _flat(text: str) -> dict[str, Any]:
     tables = whole(tomllib.loads(text))
     options = tables.pop("options", {})
     return tables | {f"option {name}": value for name, value in options.items()}
+
+
+def _is_own_cache(name: str, after: Mapping[str, Any]) -> bool:
+    """True for the cache that ``RunFolder`` takes for a run from elsewhere: nobody has set it."""
+    return name == "data_root" and after.get(name) == str(user_cache())
 
 
 def _shown(value: object) -> str:

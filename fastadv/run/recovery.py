@@ -64,13 +64,14 @@ def _look_at_best(
     except UserError:
         return  # ``restore`` says better what was changed
     best = _progress(saved, "best_epoch")
-    problem = lost_best(folder, config, best) if best else None
+    trained = _progress(saved, "epoch")
+    problem = lost_best(folder, config, best, trained) if best else None
     if problem is None:
         return
     if best_from_kept(folder, best):
         console.warn(f"{problem} It is made again from {printable(folder.kept(best))}.")
         return
-    if _progress(saved, "epoch") == best and not _progress(saved, "batch"):
+    if trained == best and not _progress(saved, "batch"):
         return  # the weights are those of the checkpoint: ``EpochLoop`` writes them
     try:
         before = checkpoint.load(folder.previous)
@@ -89,15 +90,24 @@ def _look_at_best(
     )
 
 
-def lost_best(folder: RunFolder, config: RunConfig, epoch: int) -> str | None:
+def lost_best(
+    folder: RunFolder, config: RunConfig, epoch: int, trained: int | None = None
+) -> str | None:
     """A sentence if best.pt does not hold the weights of ``epoch`` (from 1), else None. Raises
-    ``UserError`` if they are of another run than that of ``config``."""
+    ``UserError`` if they are of another run than that of ``config``.
+
+    A run that goes on after ``trained`` epochs has lost nothing if they are of a later epoch: it
+    is trained again, and is the best again.
+    """
     try:
         saved = checkpoint.load(folder.best)
     except checkpoint.DamagedError as error:
         return f"{error} It held the weights of the best epoch, {epoch}."
     provenance.require_own(saved, config, folder.best)
-    if saved.get("epoch") != epoch:
+    found = saved.get("epoch")
+    if trained is not None and type(found) is int and found > trained:
+        return None
+    if found != epoch:
         return f"{printable(folder.best)} does not hold the weights of the best epoch, {epoch}."
     return None
 

@@ -93,9 +93,12 @@ def resolve_run(request: RunRequest) -> RunConfig:
     return _checked(values, plan, origins)
 
 
-def resolve_stored(request: RunRequest, plugins: Sequence[str] = ()) -> RunConfig:
+def resolve_stored(
+    request: RunRequest, plugins: Sequence[str] = (), *, unchanged: bool = False
+) -> RunConfig:
     """The configuration that a run folder holds, which leaves nothing open. ``plugins`` are the
-    files that it was begun with, for the message about a method that is not known.
+    files that it was begun with, for the message about a method that is not known. ``unchanged``:
+    the file is as fastadv wrote it, so what it lacks did not exist then.
 
     A file that lost a line would otherwise continue another run, with a default. Raises
     ``UserError`` that names the lost settings and options.
@@ -108,12 +111,13 @@ def resolve_stored(request: RunRequest, plugins: Sequence[str] = ()) -> RunConfi
         lost.append("peak")
     if values.get("schedule") in ENDS and "end_factor" not in values:
         lost.append("end_factor")
-    _require_none(lost)
+    _require_none(lost, unchanged)
     _require_known(values["method"], request.options, plugins)
     plan = resolve(values["method"], {**request.options, VARIANT: values.get(VARIANT)})
     parts = {**plan.slots, **plan.options}
     _require_none(
-        [name for name in parts if parts[name] is not None and name not in request.options]
+        [name for name in parts if parts[name] is not None and name not in request.options],
+        unchanged,
     )
     return _checked(values, plan, dict.fromkeys([*values, *request.options], Origin.STORED))
 
@@ -177,11 +181,17 @@ def _require_known(method: str, options: Mapping[str, Any], plugins: Sequence[st
             )
 
 
-def _require_none(lost: list[str]) -> None:
-    if lost:
+def _require_none(lost: list[str], unchanged: bool) -> None:
+    if not lost:
+        return
+    if unchanged:
         raise UserError(
-            f"The run's configuration lacks {', '.join(lost)}; restore its original config.toml."
+            f"The run was begun with an older fastadv, which did not have {', '.join(lost)}: use "
+            "that version for it, or train into another --out."
         )
+    raise UserError(
+        f"The run's configuration lacks {', '.join(lost)}; restore its original config.toml."
+    )
 
 
 def _checked(values: Mapping[str, Any], plan: Plan, origins: Mapping[str, Origin]) -> RunConfig:

@@ -3,6 +3,9 @@
 last.pt is the checkpoint from which the run continues, previous.pt the one before, for the case
 that last.pt is damaged (``fastadv.run.recovery``). lock says which process trains.
 
+guarded.pt is the state to which an overfitted run goes back, last_good.pt the weights before an
+update that was not finite; both are removed once the run has finished.
+
 If a recipe averages weights, averaged.pt holds the last evaluated average, last.pt the live
 weights. epochs/ holds the weights that were kept after epochs, as they are evaluated.
 evaluations.jsonl holds the results of ``fastadv evaluate``, verdicts/ those on every
@@ -168,7 +171,8 @@ class RunFolder:
         request = from_bytes(content, self.config)
         beside = places_in(content)
         request = places.found_again(request, beside, self.path, told or {})
-        config = resolve_stored(request, beside.get(places.PLUGINS, ()))
+        unchanged = sealed.is_sealed(content)  # ``from_bytes`` has checked it
+        config = resolve_stored(request, beside.get(places.PLUGINS, ()), unchanged=unchanged)
         places.require(request, beside, self.path, needs)
         if names_own_code(config.model):
             trust.require(self.path, content, config.model)

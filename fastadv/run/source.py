@@ -276,13 +276,17 @@ def _loader(config: RunConfig, device: torch.device) -> str:
 
 def _tree(config: RunConfig) -> ImageTree:
     """The files of the configured folder, without the broken ones if they are to be left out."""
-    way_out = REPAIR if config.origins.get("skip_broken") is Origin.STORED else LEAVE_OUT
     return sound(
         list_images(config.data),
         skip=config.skip_broken,
         cache=cache_folder(config.data_root),
-        way_out=way_out,
+        way_out=REPAIR if _has_begun(config) else LEAVE_OUT,
     )
+
+
+def _has_begun(config: RunConfig) -> bool:
+    """True for a run that has begun: what it leaves out is decided and was said."""
+    return config.origins.get("skip_broken") is Origin.STORED
 
 
 def _looked_at(config: RunConfig) -> tuple[ImageTree, Format, Statistics]:
@@ -420,6 +424,7 @@ def _loaded(config: RunConfig, begun: Listing | None) -> tuple[Dataset, Placed |
     """The data set, and where its files are among those that the run was begun with. The images of
     absent rows are black."""
     root, size = config.data_root, config.image_size
+    broken = {"skip_broken": config.skip_broken, "begun": _has_begun(config)}
     # Another file would make another choice of a limited number.
     if not is_tree(config.data) or config.limit is not None:
         data = load(
@@ -428,10 +433,10 @@ def _loaded(config: RunConfig, begun: Listing | None) -> tuple[Dataset, Placed |
             download=config.download,
             limit=config.limit,
             image_size=size,
-            skip_broken=config.skip_broken,
+            **broken,
         )
         return data, None
-    data, tree = load_tree(config.data, root, size, skip_broken=config.skip_broken)
+    data, tree = load_tree(config.data, root, size, **broken)
     files = place(tree, begun)
     if len(files.train) == len(files.listing.train):
         return data, files
@@ -470,7 +475,8 @@ def _from_files(
     if config.limit is not None:
         raise UserError("--limit is for data sets in memory; omit it with --loader dali.")
     tree, form, (mean, std) = _looked_at(config)
-    tell_left_out(tree)
+    if not _has_begun(config):
+        tell_left_out(tree)
     files = place(tree, begun)
     absent = files.absent
     content = {

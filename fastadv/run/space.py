@@ -21,7 +21,8 @@ _SPARE = 1 << 20  # bytes, for metrics and results
 def require_space(folder: RunFolder, session: Session) -> None:
     """Raise ``UserError`` unless the disk has room for the checkpoints of the run in ``folder``.
 
-    That is last.pt, the one before where it is kept, and the file that is about to replace last.pt.
+    That is last.pt, the one before where it is kept, the state to which a guarded run goes back,
+    and the file that is about to replace last.pt.
     What parts keep per sample is not known yet before the first update, nor is a user's quota.
     """
     if distributed.rank() != 0:
@@ -45,8 +46,9 @@ def _needed(folder: RunFolder, session: Session) -> int:
     moments = 2 if "betas" in session.optimizer.defaults else 1
     checkpoint = model + moments * _bytes(session.model.parameters())
     checkpoint += _bytes(session.step.state.values())
-    whole = (3 if keep.previous else 2) * checkpoint + (2 * model if keep.best else 0)
-    there = sum(map(_size, {folder.last, folder.previous, folder.best}))
+    goes_back = session.config.guard_overfitting == "back"
+    whole = (2 + keep.previous + goes_back) * checkpoint + (2 * model if keep.best else 0)
+    there = sum(map(_size, {folder.last, folder.previous, folder.best, folder.guarded}))
     return max(whole - there, checkpoint) + _SPARE
 
 

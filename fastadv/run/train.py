@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fastadv.engine.model.precision import tf32
@@ -13,6 +14,7 @@ from fastadv.engine.process.device import choose_device
 from fastadv.errors import NotFinite, UserError
 from fastadv.run import divergence, full_memory, places
 from fastadv.run.agreement import require_equal, require_one_run
+from fastadv.run.config import RunConfig
 from fastadv.run.config_file import to_toml
 from fastadv.run.console import Console
 from fastadv.run.epoch_loop import EpochLoop, goes_on
@@ -80,6 +82,15 @@ def resume(
         raise goes_on(folder, stopped.by) from None
 
 
+def unneeded(folder: RunFolder, config: RunConfig) -> list[Path]:
+    """The files that a finished run of ``config`` does not keep. last.pt is removed last: with
+    previous.pt alone, the run would go on from there."""
+    found = [folder.guarded, folder.last_good]
+    return (
+        found if kept(config.keep).last else [*found, folder.previous, folder.averaged, folder.last]
+    )
+
+
 def _resume(
     folder: RunFolder,
     console: Console | None,
@@ -92,7 +103,7 @@ def _resume(
         recover(folder, config, console or Console())
         ended = ended_without_last(folder, config)
         if ended is not None:
-            (console or Console()).finish(ended, folder)
+            (console or Console()).finish_again(ended, folder)
             return ended
         # A mode that was chosen by measuring may have been given up for a simpler one.
         session = Session.build(
@@ -116,7 +127,8 @@ def _resume(
         folder.keep_metrics_before(progress.epoch)
         summary = folder.read_summary()
         if summary is not None and progress.epoch >= config.epochs:
-            (console or Console()).finish(summary, folder)
+            folder.remove(*unneeded(folder, config))  # a kill may have come before
+            (console or Console()).finish_again(summary, folder)
             return summary
         folder.forget_results()
         return _run(session, folder, progress, console or Console())
@@ -144,7 +156,6 @@ def _run(
         runner.events.finish(summary, config.epochs)
         folder.write_summary(summary)
         runner.job.forget()
-        if not kept(config.keep).last:
-            folder.remove(folder.last, folder.previous, folder.averaged)
+        folder.remove(*unneeded(folder, config))
         console.finish(summary, folder)
     return summary

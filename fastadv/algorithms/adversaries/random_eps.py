@@ -1,6 +1,7 @@
 """FGSM with another random radius for each image (Kurakin et al., 2017)."""
 
 from math import erf, sqrt
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ class RandomEps(FGSM):
     wanglouis49/pytorch-adversarial_box, adversarialbox/train.py). ``alpha``, if given, is the step
     of all images in their balls.
     """
+
+    draws_radii: ClassVar[bool] = True
 
     def check_threat(self, threat: Threat) -> None:
         super().check_threat(threat)

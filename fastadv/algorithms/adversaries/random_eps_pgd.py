@@ -1,5 +1,7 @@
 """PGD with another random radius for each image."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from fastadv.algorithms.adversaries.pgd import PGD
@@ -18,6 +20,8 @@ class RandomEpsPGD(PGD):
     eps (``--eps-warmup``) the radii grow from 0. No publication draws its radii so; Kurakin et al.
     (2017) draw half-normal ones, for one step (``random-eps``).
     """
+
+    draws_radii: ClassVar[bool] = True
 
     def check_threat(self, threat: Threat) -> None:
         super().check_threat(threat)

@@ -24,6 +24,7 @@ class Adversary(Part):
     attacks: ClassVar[bool] = True
     takes_start: ClassVar[bool] = False
     takes_alpha: ClassVar[bool] = False  # a step for each image, ``Batch.alpha``
+    draws_radii: ClassVar[bool] = False  # another radius for each image, and a usual step of it
 
     attack_bn: Literal["train", "eval"] = option("train", "mode of BatchNorm during the attack")
     shrink: Share = option(

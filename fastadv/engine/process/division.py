@@ -6,13 +6,17 @@ the input gradients of all are put together. So whatever a method computes over 
 entries, weights with mean 1, a nuclear norm), every random number and everything that is kept is
 that of the whole batch, in every process.
 
-Three functions join the two kinds of computing. Two of them are each other's gradient, and the
-third is its own, so gradients of gradients need nothing more:
+Four functions join the two kinds of computing:
 
 - ``own_rows``: whole batch -> own rows; its gradient puts together those of all processes.
 - ``all_rows``: own rows -> whole batch; its gradient takes the own rows.
 - ``added_up``: the sum over the processes, and so is its gradient. For what every process has a
   share in: the statistics of BatchNorm (``engine/model/whole_norm.py``).
+- ``for_own_rows``: a value that all processes have, for the use of own rows; its gradient is the
+  sum over the processes.
+
+The first two are each other's gradient, and the third is its own, so gradients of gradients need
+nothing more.
 """
 
 from __future__ import annotations
