@@ -199,6 +199,11 @@ def test_commands_that_only_print(words, says, fastadv_command):
     assert re.search(says, outcome.out, re.MULTILINE), outcome.out
 
 
+def test_what_is_a_setting_and_an_option_is_explained_once(fastadv_command):
+    said = fastadv_command("methods", "apart").out
+    assert len(re.findall(r"^  pad = 0", said, re.MULTILINE)) == 1
+
+
 def test_every_command_exists(fastadv_command):
     commands = ("train", "evaluate", "bench", "methods", "doctor", "export", "pseudo-label")
     for command in commands:
