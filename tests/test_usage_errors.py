@@ -34,6 +34,10 @@ from fastadv.cli.main import COMMANDS
         ("train --data ./imgs", "./imgs is not there; write folder:PATH"),
         ("train --resume aut --width 2", "no run folder 'aut'; did you mean --resume auto?"),
         ("bench --only qqq", "Unknown row 'qqq'; among the"),
+        (
+            "evaluate x --norm l2",
+            "A run folder says itself what it holds; omit --norm, or the folder.",
+        ),
         ("train --depth 5", "--depth is for --model wide_resnet"),
         ("train --method=", "--method is empty"),
         ("train --out=", "--out is empty"),
@@ -63,6 +67,12 @@ def test_a_path_alone_names_its_kind(tmp_path, fastadv_command):
         outcome = fastadv_command("train", "--data", given)
         assert outcome.code == 2
         assert f"write {kind}" in outcome.err
+
+
+def test_a_file_is_no_run_folder(tmp_path, fastadv_command):
+    (tmp_path / "my.toml").write_bytes(b"")
+    outcome = fastadv_command("train", "--out", "my.toml", "--method", "standard", "--width", 2)
+    assert (outcome.code, "my.toml is a file; --out names a folder." in outcome.err) == (2, True)
 
 
 def test_own_norms_on_a_cpu_are_told(fastadv_command):

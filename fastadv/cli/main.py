@@ -200,8 +200,13 @@ def methods(
 
         print(listing())
     else:
+        from fastadv.algorithms.recipes.table import METHODS, called_here
         from fastadv.cli.explain import explain
 
+        ours = [] if name in METHODS else called_here(name)
+        if len(ours) == 1:
+            Terminal().print(f"{escape(printable(name))} is called {ours[0]} here")
+            name = ours[0]
         Terminal().print(explain(name, data, variant))
 
 
