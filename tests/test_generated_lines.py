@@ -62,7 +62,8 @@ def folder(tmp_path, monkeypatch):
     def stub_rehearsal(config):
         raise UserError("This is a stub.")
 
-    for place in ("train", "onward"):  # without --resume, and with --resume auto
+    # With --resume auto, and without; in this order, or ``onward`` would import the stub and keep it.
+    for place in ("onward", "train"):
         monkeypatch.setattr(f"fastadv.run.{place}.train", stub)
     monkeypatch.setattr("fastadv.cli.dry_run.rehearse", stub_rehearsal)
     application = command_line.application
