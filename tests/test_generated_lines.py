@@ -62,7 +62,7 @@ def folder(tmp_path, monkeypatch):
     def stub_rehearsal(config):
         raise UserError("This is a stub.")
 
-    # With --resume auto, and without; in this order, or ``onward`` would import the stub and keep it.
+    # With --resume auto, and without. In this order: ``onward`` would import the stub and keep it.
     for place in ("onward", "train"):
         monkeypatch.setattr(f"fastadv.run.{place}.train", stub)
     monkeypatch.setattr("fastadv.cli.dry_run.rehearse", stub_rehearsal)
