@@ -211,7 +211,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     if kind is bool:
         return _boolean(name, value)
     if kind is int:
-        return _in_range(name, _whole(name, value), within, LARGEST_WHOLE)
+        allowed = "a whole number or auto" if may_be_auto(hint) else "a whole number"
+        return _in_range(name, _whole(name, value, allowed), within, LARGEST_WHOLE)
     if kind is float:
         return _in_range(name, parse_number(value, name), within, LARGEST)
     if kind is Points:
@@ -278,11 +279,12 @@ def _by_epoch(name: str, value: Any, hint: Any, changing: MayChange) -> Any:
 def _points(name: str, value: Any) -> Points:
     if isinstance(value, Points):
         return value
-    pieces = read(name, value) if isinstance(value, str) else None
+    try:
+        pieces = read(name, value) if isinstance(value, str) else None
+    except UserError:  # names ramps and phases, which points are not
+        pieces = None
     if pieces is None or pieces[0] != "phases":
-        raise UserError(
-            f"{name} are written as value@epoch, such as 0@0,0.1@5,0@30, not {value!r}."
-        )
+        raise UserError(f"{name} takes value@epoch, such as 0@0,0.1@5,0@30, not {brief(value)}.")
     return Points([(parse_number(e, name), parse_number(v, name)) for e, v in pieces[1]])
 
 
@@ -315,7 +317,7 @@ def _in_range(name: str, value: Any, within: Range, largest: float) -> Any:
     raise UserError(f"{name} must be {before}finite, not {value:g}.")
 
 
-def _whole(name: str, value: Any) -> int:
+def _whole(name: str, value: Any, allowed: str) -> int:
     # Never by way of a float, which rounds a seed above 2^53.
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
@@ -324,9 +326,9 @@ def _whole(name: str, value: Any) -> int:
     try:
         number = parse_number(value, name)
     except UserError:
-        raise UserError(f"{name} must be a whole number, not {value!r}.") from None
+        raise UserError(f"{name} must be {allowed}, not {brief(value)}.") from None
     if not math.isfinite(number) or number != int(number):
-        raise UserError(f"{name} must be a whole number, not {brief(value)}.")
+        raise UserError(f"{name} must be {allowed}, not {brief(value)}.")
     return int(number)
 
 

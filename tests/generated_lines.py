@@ -133,6 +133,8 @@ class Lines:
         draw = self.random
         if draw.random() < 0.35:
             return self._any()
+        if name == "resume" and draw.random() < 0.3:
+            return draw.choice(("auto", "auto", "aut", "Auto"))
         if name in PATHS:
             return draw.choice(self.places)
         if name == "data" and draw.random() < 0.5:

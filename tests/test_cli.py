@@ -199,6 +199,20 @@ def test_commands_that_only_print(words, says, fastadv_command):
     assert re.search(says, outcome.out, re.MULTILINE), outcome.out
 
 
+def test_a_method_is_explained_by_the_name_that_others_use(fastadv_command):
+    outcome = fastadv_command("methods", "FGSM-RS")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines()[:2] == [
+        "FGSM-RS is called fast here",
+        "fast: F+FGSM: 1.25 eps from a random start",
+    ]
+
+
+def test_what_is_a_setting_and_an_option_is_explained_once(fastadv_command):
+    said = fastadv_command("methods", "apart").out
+    assert len(re.findall(r"^  pad = 0", said, re.MULTILINE)) == 1
+
+
 def test_every_command_exists(fastadv_command):
     commands = ("train", "evaluate", "bench", "methods", "doctor", "export", "pseudo-label")
     for command in commands:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastadv.run import rehearsal
+from fastadv.cli import dry_run
+from fastadv.run import fitting, rehearsal
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
 
@@ -57,6 +58,31 @@ def test_every_setting_is_listed_once(fastadv_command):
     listed = [*shown, *re.split(r",\s+", unset[1])]
     for name in setting_types():
         assert listed.count(name.replace("_", "-")) == 1, name
+
+
+def test_values_by_epoch_are_taken_from_the_command_line(monkeypatch, fastadv_command):
+    words = ("--points", "0@0,0.1@1,0@2", "--steps", "1@0,2@3")
+    monkeypatch.setattr(
+        dry_run, "rehearse", lambda config: rehearsal.Rehearsal(_Session(config), 1)
+    )
+    monkeypatch.setattr(dry_run, "measured", lambda found: ())
+    outcome = fastadv_command("train", "--dry-run", "--method", "pgd", *words, *SMALL)
+    assert outcome.code == 0, outcome.err
+    for name, value in (("points", "0.0@0,0.1@1,0.0@2"), ("lr", "0.1"), ("steps", "1@0,2@3")):
+        assert re.search(rf"^  {name} +{re.escape(value)} +user$", outcome.out, re.MULTILINE), name
+
+
+def test_a_batch_that_fits_is_measured_first(tmp_path, monkeypatch, fastadv_command):
+    monkeypatch.setattr(fitting, "_peak", lambda session, count: 1000 + 10 * count)
+    monkeypatch.setattr(fitting, "_free", lambda device: 10 * 70 / (1 - fitting.RESERVE))
+    words = ("--method", "fast", "--test-attacks", "clean", "--select-attack", "fgsm", *SMALL[:-1])
+    outcome = fastadv_command("train", "--dry-run", *words, "auto")
+    assert outcome.code == 0, outcome.err
+    said = " ".join(outcome.out.split())
+    assert "batch size 64: the largest that fits with a reserve of 40 %" in said
+    assert re.search(r"^  batch-size +64 +user$", outcome.out, re.MULTILINE)
+    assert "for 5 epochs of 2 batches" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_images_gets_no_cache(tmp_path, fastadv_command, monkeypatch):

@@ -236,7 +236,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "neither": ((), "Name a run folder, or a network from elsewhere"),
     "no weights": (("--model", "vgg16"), "(given: --model)"),
     "no data": (("--weights", "w.pt", "--model", "vgg16"), "(given: --weights, --model)"),
-    "both": (("runs/x", "--model", "vgg16"), "omit it, or --model."),
+    "both": (("runs/x", "--model", "vgg16"), "omit --model, or the folder."),
     "which": (("--weights", "w.pt", "--data", "digits", "--which", "last"), "--which"),
     "no file": (("--model", "vgg16", "--weights", "w.pt", "--data", "digits"), "There is no file"),
     "no name": (("--weights", "weights.pt", "--data", "synthetic"), "which network its weights"),

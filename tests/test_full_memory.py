@@ -211,6 +211,21 @@ def test_auto_takes_what_fits_and_says_what_the_rate_is(
     assert "batch_size = 64" in (out / "config.toml").read_text()
 
 
+@pytest.mark.parametrize(("images", "count", "found"), [(200, 180, 128), (24, 21, 16)])
+def test_too_few_images_for_a_larger_batch_are_told(
+    images: int, count: int, found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "_peak", lambda session, count: 1000 + 10 * count)
+    monkeypatch.setattr(fitting, "_free", lambda device: 1e12)
+    said: list[str] = []
+    request = RunRequest(**SETTINGS | {"limit": images}, batch_size="auto")  # type: ignore[arg-type]
+    config = fitting.fitted(request, Mock(say=said.append))
+    assert config.batch_size == found
+    larger = found * 3 // 2
+    expected = f"it fits, and the next size, {larger}, is above the {count} training images;"
+    assert said[0].startswith(f"batch size {found}: {expected}")
+
+
 @pytest.mark.parametrize(
     ("count", "found"), [(1, 1), (2, 2), (3, 3), (5, 4), (6, 6), (11, 8), (47, 32), (48, 48)]
 )

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -341,3 +342,12 @@ def test_sound_runs_raise_no_alarm(tmp_path: Path, method: str, seed: int) -> No
     )
     train(asked)
     assert not any(line.get("overfitting") for line in lines(out))
+
+
+@pytest.mark.parametrize(("checks", "often"), [(1, "once"), (4, "4 times")])
+def test_the_cost_of_the_guard_is_said(checks: int, often: str) -> None:
+    found = Guard.sentence(Mock(checks=checks, count=64, share=0.1234))
+    assert found == (
+        f"guard against overfitting: pgd-10 on 64 training images, {often} per epoch; that adds "
+        "12.3 % to the passes of an epoch"
+    )

@@ -433,7 +433,7 @@ def test_words() -> None:
     assert [epoch for epoch in range(1, 8) if kept(["every-3"]).keeps(epoch)] == [3, 6]
     for words, sentence in (
         (["bets"], "did you mean 'best'"),
-        (["every-0"], "did you mean 'every-N'"),
+        (["every-0"], "every-N takes a whole number of epochs such as every-10, not 'every-0'"),
         (["every-2", "every-3"], "takes one every-N"),
         ([], "must keep something"),
     ):

@@ -263,7 +263,7 @@ def test_the_command_line(home: Path, fastadv_command: Any) -> None:
     done = fastadv_command("compare", run, run, "--data", data)
     assert "given twice" in done.err
     done = fastadv_command("evaluate", run, "--norm", "l2", "--data", data)
-    assert "omit it, or --norm" in done.err
+    assert "omit --norm, or the folder" in done.err
     done = fastadv_command("train", "--resume", run, "--data", data, "--epochs", "3")
     assert "omit --epochs" in done.err
     assert fastadv_command("train", "--resume", run, "--data", data).code == 0

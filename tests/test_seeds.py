@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -93,6 +94,23 @@ def test_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }
     with pytest.raises(UserError, match=r"--epochs 2 \(there: 1\)"):
         train_seeds(RunRequest(**SMALL | {"epochs": 2}, out=str(tmp_path)), [0, 1], Console())
+
+
+def test_all_seeds_take_the_batch_that_the_first_one_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_for: list[Any] = []
+
+    def begin(asked: RunRequest, console: Console) -> dict[str, Any]:
+        asked_for.append(asked.batch_size)
+        measured = 48 if asked.batch_size == "auto" else asked.batch_size
+        RunFolder.create(asked.out, resolve_run(replace(asked, batch_size=measured)))
+        return {"n": 40, "best": {"fgsm": 0.5}, "last": {"fgsm": 0.5}}
+
+    monkeypatch.setattr(onward, "train", begin)
+    request = RunRequest(**SMALL | {"batch_size": "auto"}, out=str(tmp_path))
+    train_seeds(request, [2, 0, 1], Console())
+    assert asked_for == ["auto", 48, 48]
 
 
 def test_one_that_diverges_does_not_end_the_others(

@@ -29,6 +29,15 @@ from fastadv.cli.main import COMMANDS
         ("train --bn-passes x", "Unknown --bn-passes 'x'"),
         ("train --image-sizes 8@0,x@1", "each value of --image-sizes (value@epoch) must be a who"),
         ("train --cycle-momentum --schedule cosine", "--cycle-momentum follows the peak"),
+        ("train --points 0@0,abc", "--points takes value@epoch, such as 0@0,0.1@5,0@30, not"),
+        ("train --batch-size atuo", "--batch-size must be a whole number or auto, not 'atuo'"),
+        ("train --data ./imgs", "./imgs is not there; write folder:PATH"),
+        ("train --resume aut --width 2", "no run folder 'aut'; did you mean --resume auto?"),
+        ("bench --only qqq", "Unknown row 'qqq'; among the"),
+        (
+            "evaluate x --norm l2",
+            "A run folder says itself what it holds; omit --norm, or the folder.",
+        ),
         ("train --depth 5", "--depth is for --model wide_resnet"),
         ("train --method=", "--method is empty"),
         ("train --out=", "--out is empty"),
@@ -47,6 +56,7 @@ def test_a_mistake_is_told_in_one_sentence(line, said, fastadv_command):
     assert outcome.code == 2
     assert said in outcome.err
     assert len(outcome.err.splitlines()) == 1
+    assert len(outcome.err) < 600
     assert not outcome.out
 
 
@@ -57,6 +67,12 @@ def test_a_path_alone_names_its_kind(tmp_path, fastadv_command):
         outcome = fastadv_command("train", "--data", given)
         assert outcome.code == 2
         assert f"write {kind}" in outcome.err
+
+
+def test_a_file_is_no_run_folder(tmp_path, fastadv_command):
+    (tmp_path / "my.toml").write_bytes(b"")
+    outcome = fastadv_command("train", "--out", "my.toml", "--method", "standard", "--width", 2)
+    assert (outcome.code, "my.toml is a file; --out names a folder." in outcome.err) == (2, True)
 
 
 def test_own_norms_on_a_cpu_are_told(fastadv_command):
@@ -109,3 +125,9 @@ def test_the_documented_exit_codes_are_those_of_the_help():
 def test_the_version(fastadv_command):
     outcome = fastadv_command("--version")
     assert (outcome.code, outcome.out) == (0, f"fastadv {fastadv.__version__}\n")
+
+
+def test_without_a_command_the_overview_is_printed(fastadv_command):
+    bare, asked = fastadv_command(), fastadv_command("-h")
+    assert (bare.code, bare.err) == (0, "")
+    assert bare.out == asked.out

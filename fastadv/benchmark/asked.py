@@ -134,7 +134,7 @@ def selected(
         if not found and "=" in pattern and among is None:
             found = [("step", str(Spec.parse(pattern.removeprefix("step:"))))]
         if not found:
-            raise unknown("row", pattern, _names(known))
+            raise unknown("row", pattern, _names(known), _some(known))
         for group, name in found:
             chosen[group][name] = None
     steps = bool(chosen["step"])
@@ -162,6 +162,13 @@ def _is(pattern: str, group: str, name: str) -> bool:
 def _is_only(pattern: str, passes: Sequence[str]) -> bool:
     """True for the name of a pass alone, which no star made."""
     return pattern.replace(": ", ":").removeprefix("pass:") in passes
+
+
+def _some(known: Mapping[str, Sequence[str]]) -> list[str]:
+    """The first names of each group, and every name of a group."""
+    return [f"{name} ({group})" for group, names in known.items() for name in names[:3]] + [
+        f"{group}:*" for group, names in known.items() if names
+    ]
 
 
 def _names(known: Mapping[str, Iterable[str]]) -> list[str]:

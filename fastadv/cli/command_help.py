@@ -18,10 +18,11 @@ from fastadv.run.layout import filled
 
 EXIT_CODES: Mapping[int, str] = {
     0: "done",
-    2: "a mistake or a fault, told in one sentence",
-    3: "evaluate --sanity: the check failed",
-    75: "saved and stopped: the same with --resume continues",
-    130: "interrupted; everything is saved",
+    1: "a fault of fastadv, with a traceback; doctor --gpu: a wrong result",
+    2: "a mistake, or work that cannot go on; one sentence says why",
+    3: "evaluate --sanity: numbers in doubt; bench --compare: a row is slower",
+    75: "stopped, the work is saved: run it again, train with --resume auto",
+    130: "stopped by Ctrl-C; else as 75",
 }
 _TYPES: Mapping[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
 _VERSION = Row("--version", "say which version this is")

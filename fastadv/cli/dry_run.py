@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fastadv.cli.explain import passes
@@ -13,7 +14,7 @@ from fastadv.errors import UserError
 from fastadv.run.config import RunConfig
 from fastadv.run.layout import columns, filled
 from fastadv.run.origin import Origin
-from fastadv.run.rehearsal import NOT_COUNTED, Rehearsal, rehearse
+from fastadv.run.rehearsal import NOT_COUNTED, Rehearsal, rehearse, with_batch
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
 from fastadv.storage.printable import printable
@@ -26,19 +27,28 @@ def dry_run(request: RunRequest) -> None:
     of its steps take. Raises ``UserError`` where the run would."""
     config = resolve_run(request)
     choose_device(config.device)
+    with _telling_of_download(config):
+        config = with_batch(request)
     for line in described(config):
         print(line)
     print(flush=True)
-    try:
+    with _telling_of_download(config):
         found = rehearse(config)
+    for line in measured(found):
+        print(filled(line, hang="  "))
+
+
+@contextmanager
+def _telling_of_download(config: RunConfig) -> Iterator[None]:
+    """Inside, a ``UserError`` says that nothing was downloaded, if that was asked for."""
+    try:
+        yield
     except UserError as error:
         if not config.download:
             raise
         raise UserError(
             f"Nothing was measured, since a dry run does not --download: {error}"
         ) from None
-    for line in measured(found):
-        print(filled(line, hang="  "))
 
 
 def described(config: RunConfig) -> Iterator[str]:

@@ -55,6 +55,8 @@ def explain(name: str, data: str, variant: str | None = None) -> rich.console.Re
     hints = all_options(classes)
     said = {name: text for part in classes for name, text in meanings(part).items()}
     for key, value in plan.options.items():
+        if key in setting_types():  # below, as one of the run
+            continue
         lines += _value(key, value, config.origins[key], said.get(key, ""), describe(hints[key]))
     preset = f"training on {data} (data preset: {preset_of(data).source}):"
     lines += ["", _indented(preset, "")]

@@ -114,13 +114,11 @@ def _flag(name: str) -> str:
 
 
 def _as_text(hint: Any) -> Any:
-    """Numbers are taken as text so that fractions like 8/255 can be read, choices as text so
-    that a mistake is answered in one way, several values as one text such as "3,4"."""
+    """All but flags and plain whole numbers is taken as text: fractions like 8/255, several values
+    such as "3,4", values by epoch. ``declared.coerce`` reads it, and its words are ours."""
     kind = plain_type(hint)
-    texts = kind is float or get_origin(kind) in (Literal, tuple)
-    if texts or may_change(hint) or may_be_auto(hint):
-        return str
-    return kind
+    plain = kind in (bool, int) and not may_change(hint) and not may_be_auto(hint)
+    return kind if plain else str
 
 
 def _option(name: str, kind: Any) -> inspect.Parameter:

@@ -75,7 +75,7 @@ def foreign_request(
     if run is not None:
         if flags:
             raise UserError(
-                f"A run folder says itself what it holds; omit it, or {', '.join(flags)}."
+                f"A run folder says itself what it holds; omit {', '.join(flags)}, or the folder."
             )
         return None
     if weights is None or "data" not in given:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
 import warnings
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,7 +69,7 @@ def _main() -> None:
         words = words[1:]
     try:
         words = _load_plugins(words)
-        if asks_for_help(words):
+        if not words or asks_for_help(words):
             print(_help(words), end="")
             sys.exit(0)
         if words[:1] in (["--install-completion"], ["--show-completion"]):
@@ -92,9 +94,8 @@ def _main() -> None:
         # The class of usage errors depends on the click that typer brings; all have this method.
         if not hasattr(error, "format_message"):
             raise
-        sentence = sentence_of(error)
-        if sentence and first_to_speak():  # none beside the help of a bare `fastadv`
-            say("error", sentence)
+        if first_to_speak():
+            say("error", sentence_of(error))
         code = 2
     sys.exit(code)
 
@@ -135,6 +136,8 @@ def _train(given: dict[str, Any]) -> None:
     begin = train_or_resume if path == "auto" else train
     with trusting(given.pop("trust_code", False)), told_in_dashes(given):
         if path is not None and path != "auto":
+            if get_close_matches(path, ["auto"], cutoff=0.6) and not os.path.lexists(path):
+                raise UserError(f"There is no run folder {path!r}; did you mean --resume auto?")
             moved = {name: given.pop(name) for name in of_a_run() if name in given}
             if given:
                 flags = ", ".join("--" + name.replace("_", "-") for name in given)
@@ -197,8 +200,13 @@ def methods(
 
         print(listing())
     else:
+        from fastadv.algorithms.recipes.table import METHODS, called_here
         from fastadv.cli.explain import explain
 
+        ours = [] if name in METHODS else called_here(name)
+        if len(ours) == 1:
+            Terminal().print(f"{escape(printable(name))} is called {ours[0]} here")
+            name = ours[0]
         Terminal().print(explain(name, data, variant))
 
 
@@ -289,7 +297,6 @@ def application(command: str) -> typer.Typer:
     """The commands. The options of train are there when ``command`` is that one, or as stored for
     a shell that completes a line."""
     app = typer.Typer(
-        no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},

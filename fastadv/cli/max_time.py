@@ -12,7 +12,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def seconds_of(text: str) -> float:
-    """The seconds that ``text`` says: 23:30:00, 1-12:00:00 (days first), 90m or 1.5h. Raises
+    """The seconds that ``text`` says: 23:30:00, 1-12:00:00 (days first), 90m or 20s. Raises
     ``UserError``."""
     given = text.strip().lower()
     found = 0.0
@@ -23,6 +23,6 @@ def seconds_of(text: str) -> float:
         found = float(unit["number"]) * _SECONDS[unit["unit"]]
     if not 0 < found < 1e9:
         raise UserError(
-            f"--max-time is a time such as 23:30:00, 1-12:00:00, 90m or 1.5h, not {text!r}."
+            f"--max-time is a time such as 23:30:00, 1-12:00:00, 90m or 20s, not {text!r}."
         )
     return found

@@ -11,7 +11,7 @@ from fastadv.storage.printable import printable
 
 
 def sentence_of(error: Exception) -> str:
-    """The sentence about a wrong use of the command line; "" if there is nothing to say."""
+    """The sentence about a wrong use of the command line."""
     return misspelt(error) or no_number(error) or _missing(error) or _plain(error)
 
 

@@ -1,5 +1,6 @@
 """The names of the data sets, and the function that reads each of them."""
 
+import os
 from pathlib import Path
 
 from fastadv.data.dataset import Dataset, limited
@@ -114,13 +115,17 @@ def _parse(name: str) -> tuple[str, Path]:
 
 def _as_path(name: str) -> UserError | None:
     """The error for a path that was given alone, with the kind of data to put before it."""
+    shown = printable(name)
     try:
         path = Path(name).expanduser()
         kind = "folder" if path.is_dir() else "npz" if path.is_file() else ""
     except (OSError, ValueError, RuntimeError):  # no name of a file, or of no user
         return None
+    if not kind and (os.sep in name or name.startswith(("~", "."))):
+        return UserError(
+            f"{shown} is not there; write folder:PATH for a folder of images, npz:PATH for a file."
+        )
     if not name or not kind or (kind == "npz" and path.suffix != ".npz"):
         return None
-    shown = printable(name)
     held = "folder" if kind == "folder" else "file"
     return UserError(f"{shown} is a {held}, and data sets have a kind: write {kind}:{shown}.")

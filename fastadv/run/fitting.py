@@ -34,29 +34,36 @@ _SMALL, _LARGE = 8, 32  # images of the steps that are measured
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def with_fitting_batch(request: RunRequest) -> RunRequest:
-    """``request``, which asks for ``auto``, with the batch size that fits. Raises ``UserError`` if
-    not even two images fit, and for several processes."""
+def fitting_batch(request: RunRequest) -> tuple[int, int]:
+    """The batch size that fits for ``request``, which asks for ``auto``, and how many training
+    images there are. Raises ``UserError`` if not even two images fit, and for several processes.
+    """
     if distributed.world_size() > 1:
         raise UserError(
             "--batch-size auto is measured by one process: run it with one, and give as many times "
             "the batch size that it finds as there are processes."
         )
     session = Session.build(resolve_run(replace(request, batch_size=_SMALL, mode="eager")))
-    found = _largest(session)
+    found, trained_on = _largest(session), session.data.trained_on
     del session
     free_what_is_kept()
-    return replace(request, batch_size=found)
+    return found, trained_on
 
 
 def fitted(request: RunRequest, console: Console) -> RunConfig:
     """The configuration of ``request`` with the batch size that was found; it is said, and that the
     learning rate does not follow it."""
     usual = resolve_run(replace(request, batch_size=None)).batch_size
-    config = resolve_run(with_fitting_batch(request))
+    found, trained_on = fitting_batch(request)
+    larger = found * 4 // 3 if found % 3 == 0 else -(-found * 3 // 2)
+    config = resolve_run(replace(request, batch_size=found))
+    bound = (
+        f"it fits, and the next size, {larger:,}, is above the {trained_on:,} training images"
+        if larger > trained_on
+        else f"the largest that fits with a reserve of {100 * RESERVE:.0f} % of the free memory"
+    )
     console.say(
-        f"batch size {config.batch_size}: the largest that fits with a reserve of "
-        f"{100 * RESERVE:.0f} % of the free memory; the learning rate stays {config.lr:g}"
+        f"batch size {found}: {bound}; the learning rate stays {config.lr:g}"
         + ("" if config.batch_size == usual else f", which is usual for {usual} images")
     )
     return config

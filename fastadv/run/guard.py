@@ -85,8 +85,9 @@ class Guard:
     def sentence(self) -> str:
         """What the guard does, and what it costs."""
         return (
-            f"guard against overfitting: {ATTACK} on {self.count} training images {self.checks} "
-            f"times per epoch, {100 * self.share:.1f} % of its passes"
+            f"guard against overfitting: {ATTACK} on {self.count} training images, "
+            f"{'once' if self.checks == 1 else f'{self.checks} times'} per epoch; that adds "
+            f"{100 * self.share:.1f} % to the passes of an epoch"
         )
 
     def step_sizes(self, x: Tensor) -> Tensor | None:

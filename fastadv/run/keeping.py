@@ -37,6 +37,10 @@ def kept(words: Sequence[str]) -> Kept:
     every = None
     for word in words:
         found = _EVERY.fullmatch(word)
+        if found is None and word.startswith("every"):
+            raise UserError(
+                f"--keep every-N takes a whole number of epochs such as every-10, not {word!r}."
+            )
         if found is None and word not in _WORDS[:3]:
             raise unknown("word in --keep", word, _WORDS)
         if found is not None:

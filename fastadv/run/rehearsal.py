@@ -24,6 +24,10 @@ from fastadv.errors import UserError
 from fastadv.evaluation.accuracy import evaluate, specs_of
 from fastadv.evaluation.attacks.names import AttackSpec
 from fastadv.run.config import RunConfig
+from fastadv.run.console import Console
+from fastadv.run.fitting import AUTO, fitted
+from fastadv.run.request import RunRequest
+from fastadv.run.resolve import resolve_run
 from fastadv.run.session import Session
 from fastadv.run.source import EvalBatches
 
@@ -70,13 +74,31 @@ class Rehearsal:
         return often * each + 2 * found.get("final", 0.0)
 
 
+def with_batch(request: RunRequest) -> RunConfig:
+    """The configuration of ``request``; where it asks for a batch that fits, with the one that was
+    measured, which is said. Nothing is written or downloaded; raises as ``rehearse``."""
+    _require_one_process()
+    config = resolve_run(request)
+    if config.batch_size != AUTO:
+        return config
+    with writing_nothing(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = fitted(replace(request, download=False), Console())
+    return replace(config, batch_size=found.batch_size)
+
+
+def _require_one_process() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--dry-run measures one process: start it without torchrun.")
+
+
 def rehearse(config: RunConfig) -> Rehearsal:
-    """Measure some steps of the run of ``config``; nothing is written or downloaded.
+    """Measure some steps of the run of ``config``, which has a batch size; nothing is written or
+    downloaded.
 
     Raises ``UserError`` as the run would, and under torchrun.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("--dry-run measures one process: start it without torchrun.")
+    _require_one_process()
     with writing_nothing(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a fresh network is not judged
         session = Session.build(replace(config, download=False))

@@ -114,11 +114,13 @@ class RunFolder:
             raise
 
     def _require_new(self) -> None:
+        if self.path.is_file():
+            raise UserError(f"{printable(self.path)} is a file; --out names a folder.")
         if self.config.exists():
             shown = printable(self.path)
             raise UserError(
                 f"{shown} already holds a run; continue it with --resume {shown} or choose another "
-                "--out."
+                "--out or --name."
             )
 
     def _write_config(self, request: RunRequest, *, own: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from fastadv.engine.process import distributed
 from fastadv.errors import Interrupted, TrainingError, UserError
 from fastadv.evaluation.over_seeds import interval_of_mean, mean_and_deviation
 from fastadv.run.console import Console, as_interval
+from fastadv.run.fitting import AUTO
 from fastadv.run.onward import train_or_resume
 from fastadv.run.request import RunRequest, setting_types
 from fastadv.run.resolve import resolve_run
-from fastadv.run.run_folder import usual_place
+from fastadv.run.run_folder import RunFolder, usual_place
 from fastadv.storage import checkpoint, sealed
 from fastadv.storage.printable import printable
 
@@ -56,6 +57,7 @@ def train_seeds(
     summaries: dict[int, dict[str, Any]] = {}
     failed: dict[int, str] = {}
     for seed in seeds:
+        request = _with_batch_of(summaries.keys() | failed.keys(), request)
         own = replace(request, seed=seed, out=str(_place(request, seed)))
         console.out.print(f"[bold]seed {seed}[/] of {', '.join(map(str, seeds))}")
         try:
@@ -81,6 +83,17 @@ def train_seeds(
             f"{len(failed)} of {len(seeds)} seeds did not finish, {which}: {failed[min(failed)]}"
         )
     return found
+
+
+def _with_batch_of(begun: Collection[int], request: RunRequest) -> RunRequest:
+    """``request``; where it asks for a batch that fits, with what the first of the seeds ``begun``
+    has found: with batches of different sizes they would not be the same run."""
+    if not begun or resolve_run(request).batch_size != AUTO:
+        return request
+    folder = RunFolder(_place(request, min(begun)))
+    if not folder.config.exists():
+        return request
+    return replace(request, batch_size=folder.read_config().batch_size)
 
 
 def _base(request: RunRequest) -> Path:
@@ -139,7 +152,7 @@ def _table(found: Mapping[str, Any]) -> Table:
     many = len(found["seeds"])
     table = Table(
         title=f"test accuracy, % of {found['n']:,} images, over {many} "
-        f"{'seed' if many == 1 else 'seeds'}: mean, deviation, 95 % interval"
+        f"{'seed' if many == 1 else 'seeds'}: mean, std, 95 % interval"
     )
     table.add_column("attack")
     for which in WEIGHTS:

@@ -403,8 +403,7 @@ def recipe(method: str) -> Recipe:
     plugins.load_installed()
     if method in METHODS:
         return METHODS[method]
-    asked = _letters(method)
-    ours = [name for name, row in METHODS.items() if asked in map(_letters, (name, *row.also))]
+    ours = called_here(method)
     if len(ours) == 1:
         raise UserError(f"{method} is called {ours[0]!r} here: take that name.")
     if ours:
@@ -414,6 +413,12 @@ def recipe(method: str) -> Recipe:
     if words and inside:
         raise UserError(f"No method is called {method!r} alone; take {_either(inside)}.")
     raise unknown("method", method, METHODS, listed=LISTED)
+
+
+def called_here(method: str) -> list[str]:
+    """The names here of what is written so but for capitals and hyphens, or what others call so."""
+    asked = _letters(method)
+    return [name for name, row in METHODS.items() if asked in map(_letters, (name, *row.also))]
 
 
 def _letters(name: str) -> str:
