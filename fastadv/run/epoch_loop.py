@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -221,7 +221,7 @@ class EpochLoop:
             f"attack's step times {0.5**guard.seen.backs:g}."
         )
 
-    def _batches(self) -> Iterator[LoaderBatch]:
+    def _batches(self) -> Generator[LoaderBatch, None, None]:
         """The batches that are left of the epoch. If an image cannot be decoded, the run is saved;
         several processes have saved it when the last checkpoint was due."""
         progress = self.progress
