@@ -107,6 +107,8 @@ def fastadv_command(
     from fastadv.cli.main import main
 
     monkeypatch.chdir(tmp_path)
+    # Python's readline, which pytest imports, sets it: a sentence is a line where there is none.
+    monkeypatch.delenv("COLUMNS", raising=False)
 
     def run(*words: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["fastadv", *map(str, words)])

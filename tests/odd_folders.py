@@ -179,7 +179,9 @@ def odd_folder(folder: Path, seed: int) -> list[str]:
     tree(folder)
     chosen = rng.choices(CHANGES, k=rng.choice((1, 1, 2, 4)))
     for change in chosen:
-        with contextlib.suppress(NotADirectoryError, FileNotFoundError, IsADirectoryError):
+        # One change may have made of a folder what another one needs as a folder.
+        unfit = (NotADirectoryError, FileNotFoundError, IsADirectoryError, FileExistsError)
+        with contextlib.suppress(*unfit):
             change(folder, rng)
     return [change.__name__ for change in chosen]
 

@@ -244,7 +244,7 @@ def test_names_are_joined_in_their_order() -> None:
         ("cutmix+rotate", r"write rotate\+cutmix"),
         ("rotate+resized-crop", r"write resized-crop\+rotate"),
         ("rotate+rotate", "names one twice"),
-        ("", "nknown augmentation"),
+        ("", "is empty"),
     ],
 )
 def test_other_texts_are_refused(text: str, sentence: str) -> None:

@@ -246,7 +246,8 @@ def test_nothing_is_written_through_a_link(tmp_path, monkeypatch):
     own = BuiltFor(4, 3, (6, 6), (0.5,) * 3, (0.5,) * 3)
     found = SimpleNamespace(built_for=own, file=Path("best.pt"), model=lambda: model)
     monkeypatch.setattr("fastadv.run.pseudo_labels.read_saved", lambda _: found)
-    write_pseudo_labels("run", str(tmp_path / "more.npz"), str(tmp_path / "out"))
+    with pytest.raises(UserError, match="is not a regular file"):
+        write_pseudo_labels("run", str(tmp_path / "more.npz"), str(tmp_path / "out"))
     assert (outside / "precious").read_text() == "precious"
     found, labels = read_pseudo_labelled(str(tmp_path / "out.npz"), 4)
     assert found.shape == (3, 3, 6, 6)

@@ -384,4 +384,6 @@ def test_ctrl_c_in_compare_says_how_to_continue(
     monkeypatch.setattr("fastadv.run.pairs.evaluate_run", stopping)
     outcome = fastadv_command("compare", *at(runs, "fast-0", "standard"), "--attacks", "fgsm")
     assert outcome.code == 130
-    assert "Stopped under fgsm: 100 of 360 images are done; the same command" in outcome.err
+    assert (
+        "Stopped by SIGINT under fgsm: 100 of 360 images are done; the same command" in outcome.err
+    )

@@ -17,6 +17,15 @@ from fastadv.cli.max_time import seconds_of
 from fastadv.engine.process import stop
 from fastadv.errors import UserError, exit_code
 
+
+@pytest.fixture(autouse=True)
+def not_under_nohup() -> Iterator[None]:
+    """A signal that is ignored when a program begins stays so (``nohup pytest``)."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU", "SIGINT")
 
 
