@@ -249,6 +249,8 @@ def test_nothing_is_written_through_a_link(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is not a regular file"):
         write_pseudo_labels("run", str(tmp_path / "more.npz"), str(tmp_path / "out"))
     assert (outside / "precious").read_text() == "precious"
+    (tmp_path / "out.npz").unlink()
+    write_pseudo_labels("run", str(tmp_path / "more.npz"), str(tmp_path / "out"))
     found, labels = read_pseudo_labelled(str(tmp_path / "out.npz"), 4)
     assert found.shape == (3, 3, 6, 6)
     assert labels.shape == (3,)
