@@ -92,6 +92,13 @@ def pytest_terminal_summary(
     append_rows(LONG, [row])
 
 
+@pytest.fixture(autouse=True)
+def lines_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without COLUMNS, which Python's readline sets where a worker imports it, a sentence that is
+    not on a terminal is one line."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 class Outcome:
     """The result of a command: exit code, standard output and standard error."""
 
@@ -107,8 +114,6 @@ def fastadv_command(
     from fastadv.cli.main import main
 
     monkeypatch.chdir(tmp_path)
-    # Python's readline, which pytest imports, sets it: a sentence is a line where there is none.
-    monkeypatch.delenv("COLUMNS", raising=False)
 
     def run(*words: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["fastadv", *map(str, words)])
