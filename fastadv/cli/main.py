@@ -69,7 +69,7 @@ def _main() -> None:
         words = words[1:]
     try:
         words = _load_plugins(words)
-        if not words or asks_for_help(words):
+        if asks_for_help(words) or not (words or completion.asked_for()):
             print(_help(words), end="")
             sys.exit(0)
         if words[:1] in (["--install-completion"], ["--show-completion"]):

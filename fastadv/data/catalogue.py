@@ -121,7 +121,8 @@ def _as_path(name: str) -> UserError | None:
         kind = "folder" if path.is_dir() else "npz" if path.is_file() else ""
     except (OSError, ValueError, RuntimeError):  # no name of a file, or of no user
         return None
-    if not kind and (os.sep in name or name.startswith(("~", "."))):
+    says_a_kind = ":" in name.partition(os.sep)[0]  # a misspelt one
+    if not kind and not says_a_kind and (os.sep in name or name.startswith(("~", "."))):
         return UserError(
             f"{shown} is not there; write folder:PATH for a folder of images, npz:PATH for a file."
         )

@@ -163,7 +163,10 @@ def attack_passes(
     Raises ``UserError`` as ``attacked_network`` does, and for unknown settings.
     """
     if search_dtype not in SEARCH_DTYPES:
-        raise unknown("search dtype", search_dtype, SEARCH_DTYPES)
+        raise UserError(
+            f"Searches are in {' or '.join(SEARCH_DTYPES)}, not in {brief(search_dtype)}: "
+            "choose one as the search dtype."
+        )
     require_mode(mode, device)
     if search_dtype == "bf16" and amp:
         raise UserError("With amp all passes are in low precision: omit search_dtype or amp.")
