@@ -11,7 +11,11 @@ from fastadv.errors import UserError
 
 _TORCH = str(Path(torch.__file__).parent)
 _KINDS = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError)
-_NO_MEMORY = ("allocate memory", "out of memory", "enough memory")
+_OF_IMAGES = (
+    *("shape", "size", "channel", "imension", "xpected", "mat1", "not implemented for"),
+    "Could not run",
+)
+"""Words of torch about a tensor that an operation does not take."""
 _LONGEST = 200  # characters of torch's own words
 _OF_TYPES = ("expected scalar type", "should be the same", "same dtype", "to have the same type")
 
@@ -31,7 +35,7 @@ def in_words(error: Exception, model: nn.Module, x: Tensor) -> UserError | None:
             "BatchNorm cannot train on one value per channel, as in a batch of one image; use a "
             "larger batch size, or drop the last batch."
         )
-    if _is_of_torch(error) and not any(words in text for words in _NO_MEMORY):
+    if _is_of_torch(error) and any(words in text for words in _OF_IMAGES):
         said = " ".join(text.split())[:_LONGEST].rstrip(".")
         return UserError(
             f"The model cannot take images {tuple(x.shape)} of {x.dtype} as it is: {said}; give it "
