@@ -136,8 +136,9 @@ def try_all(tmp_path: Path, whole: Path, numbers: Iterator[int], error: int) -> 
         good(out)  # of the files that are there none is damaged
         finish(out)
         require_same(out, whole)
-        leftovers = [path.name for path in out.rglob("*") if ".partial" in path.name]
-        assert not leftovers, (number, calls[-1])
+        leftovers = {path.name for path in out.rglob("*") if ".partial" in path.name}
+        # What the final test had found stays for later evaluations if only its end was not told.
+        assert leftovers <= ({"evaluations.partial"} if sentence else set()), (number, calls[-1])
         assert not (out / "lock").exists()
         shutil.rmtree(out)
     return stopped
