@@ -246,6 +246,7 @@ def memory(**played):
     return [found([check])[check.name] for check in checks]
 
 
+@pytest.mark.slow
 def test_memory_and_what_steps_leave_behind(monkeypatch):
     from fastadv.benchmark.installation import step_checks
 

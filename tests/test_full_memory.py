@@ -69,7 +69,9 @@ def everything(step: Any) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in found.items()}
 
 
-@pytest.mark.parametrize("number", range(1, 6))
+@pytest.mark.parametrize(
+    "number", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 6))]
+)
 def test_a_full_device_in_any_pass_is_one_sentence_and_no_change(number: int) -> None:
     x, y, index, _ = tiny_batch()
     step = tiny_step(Small(tiny_model()), "trades-awp", steps=2, warmup_epochs=0)
@@ -159,6 +161,7 @@ def full_from(monkeypatch: pytest.MonkeyPatch, update: int, images: int) -> None
     monkeypatch.setattr(small_net.SmallNet, "forward", limited)
 
 
+@pytest.mark.slow
 def test_a_run_says_which_batch_fits_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +178,7 @@ def test_a_run_says_which_batch_fits_and_goes_on(
     assert all(torch.equal(own[name], other[name]) for name in own)
 
 
+@pytest.mark.slow
 def test_a_run_that_never_fits_leaves_its_folder_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
