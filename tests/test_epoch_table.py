@@ -1,4 +1,4 @@
-"""What a run shows: rows of at most 80 columns, a line a minute in a log file, the time left."""
+"""What a run shows: rows of at most 80 columns, one line per minute in a log, the time left."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class Console:
         self._table = EpochTable(config.epochs, sets, config.select_attack)
 
     def epoch(self, epoch: int, done: int, batches: int) -> AbstractContextManager[EpochTick]:
-        """A bar over the batches of ``epoch``, or a line a minute; gives the function to call after
+        """A bar over the batches of ``epoch``, or one line per minute; gives what to call after
         each batch."""
         if self._left is None:
             self._left = TimeLeft(self._total, batches, epoch, done)

@@ -1,4 +1,4 @@
-"""What is shown within an epoch: a bar in a terminal, a line a minute in a log file."""
+"""Within an epoch: a bar in a terminal, one line per minute in a log file."""
 
 from __future__ import annotations
 
