@@ -14,6 +14,7 @@ import torch
 from two_processes import in_two_processes
 
 from fastadv.algorithms.adversaries.pgd import PGD
+from fastadv.algorithms.parts import PARTS
 from fastadv.errors import Interrupted, TrainingError, UserError
 from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.guard import MOST_BACKS, Guard, Seen, _size
@@ -256,6 +257,14 @@ def test_without_any_state_it_stops_and_does_not_advise_what_it_has(
         train(RunRequest(**SETTINGS, guard_overfitting="stop", out=str(tmp_path / "other")))
 
 
+class Telling(PGD):
+    """PGD with a report. A class of its own: Python remembers that a class has the methods of a
+    protocol, also where a patch added one for a while."""
+
+    def report(self) -> dict[str, torch.Tensor]:
+        return {"size": torch.tensor(3.0)}
+
+
 def test_an_epoch_taken_up_after_its_last_batch_has_its_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,7 +276,7 @@ def test_an_epoch_taken_up_after_its_last_batch_has_its_reports(
         "_accuracy",
         lambda self: 0.1 if self.session.step.calls > 10 and not self.seen.backs else 0.6,
     )
-    monkeypatch.setattr(PGD, "report", lambda self: {"size": torch.tensor(3.0)}, raising=False)
+    monkeypatch.setitem(PARTS["adversary"], "pgd", Telling)
     out = tmp_path / "run"
     train(RunRequest(**SETTINGS | {"method": "pgd"}, guard_overfitting="back", out=str(out)))
     assert [line["adversary/size"] for line in lines(out)] == [3.0, 3.0, 3.0]
