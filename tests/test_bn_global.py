@@ -323,8 +323,30 @@ def second_derivative(rank: int, world: int) -> dict[str, Tensor]:
     return found
 
 
+def second_derivative_for_own_rows(rank: int, world: int) -> dict[str, Tensor]:
+    """Of a value that all processes have and the rows of each use, for 5 images and for one. What
+    is made of its gradient is the same in all processes, and so are both derivatives of that."""
+    found = {}
+    for count in (5, 1):
+        draw = torch.Generator().manual_seed(count)
+        x, a = (torch.randn(count, 3, generator=draw).double().requires_grad_() for _ in range(2))
+        value = torch.randn(3, generator=draw).double().requires_grad_()
+        if world == 1:
+            y = (x * value).tanh()
+        else:
+            division = Division()
+            own = division.own_rows(x)
+            y = division.all_rows((own * division.for_own_rows(value)).tanh(), count)
+        slope = torch.autograd.grad((y.square() * a).sum(), value, create_graph=True)[0]
+        of = torch.autograd.grad((slope.square() * slope).sum(), [value, x, a])
+        found |= {f"{count} slope": slope.detach()}
+        found |= {f"{count} {n}": t for n, t in zip(("value", "x", "a"), of, strict=True)}
+    return found
+
+
 CASES = {
     "odd": odd,
+    "second derivative for own rows": second_derivative_for_own_rows,
     "second derivative": second_derivative,
     "evaluated": evaluated,
     "few images": few_images,

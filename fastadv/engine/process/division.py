@@ -15,8 +15,8 @@ Four functions join the two kinds of computing:
 - ``for_own_rows``: a value that all processes have, for the use of own rows; its gradient is the
   sum over the processes.
 
-The first two are each other's gradient, and the third is its own, so gradients of gradients need
-nothing more.
+The first two are each other's gradient, the third is its own, and the last and the sum that is its
+gradient are each other's, so gradients of gradients need nothing more.
 """
 
 from __future__ import annotations
@@ -216,9 +216,7 @@ class _AllRows(torch.autograd.Function):
 class _AddedUp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, share: Tensor) -> Tensor:
-        total = share.clone(memory_format=torch.contiguous_format)
-        processes.add_up(total)
-        return total
+        return _sum(share)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
@@ -232,7 +230,27 @@ class _ForOwnRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _AddedUp.apply(gradient)  # so that it can be differentiated again
+        return _SumOfOwnRows.apply(gradient)
+
+
+class _SumOfOwnRows(torch.autograd.Function):
+    """The sum of what the own rows have, for what all processes compute alike: that is counted
+    once, so the gradient for each is the given one, and not its sum over the processes."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        return _sum(own)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _ForOwnRows.apply(gradient)
+
+
+def _sum(own: Tensor) -> Tensor:
+    """A new tensor: the sum of ``own`` over all processes."""
+    total = own.clone(memory_format=torch.contiguous_format)
+    processes.add_up(total)
+    return total
 
 
 def padded_slot(own: Tensor, slot: int, slots: int) -> Tensor:
