@@ -54,16 +54,26 @@ def test_the_code_of_the_readme_runs():
     assert len(found) == 2
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        *("README.md", "CONTRIBUTING.md", "docs/your-method.md"),
-        "docs/from-the-first-launch-to-the-last-byte.md",
-    ],
+ROOT = HERE.parent
+PAGES = sorted(
+    str(page.relative_to(ROOT))
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
 )
-def test_links_lead_to_files(page):
-    text = (HERE.parent / page).read_text()
-    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
-    assert links
-    for link in links:
-        assert (HERE.parent / page).parent.joinpath(link).exists(), link
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that a page's headings have in links."""
+    headings = re.findall(r"(?m)^#+ (.*)$", page.read_text())
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings(page):
+    here = ROOT / page
+    for link in re.findall(r"\]\(([^)\s]+)\)", here.read_text()):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = here.parent / path if path else here
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
