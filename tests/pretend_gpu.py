@@ -187,17 +187,22 @@ def no_waits() -> Iterator[None]:
         Rules.no_waits = before
 
 
-def _leaves(value: Any) -> list[Any]:
-    """The tensors in an operator's arguments or results, also those in lists."""
-    if isinstance(value, (list, tuple)):
-        return [leaf for each in value for leaf in _leaves(each)]
-    if isinstance(value, dict):
-        return [leaf for each in value.values() for leaf in _leaves(each)]
-    return [value]
-
-
 def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in _leaves(value) if isinstance(leaf, Tensor)]
+    """The tensors in an operator's arguments or results, also those in lists."""
+    found: list[Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[Tensor]) -> None:
+    if isinstance(value, Tensor):
+        found.append(value)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            _collect(each, found)
+    elif isinstance(value, dict):
+        for each in value.values():
+            _collect(each, found)
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
@@ -250,7 +255,6 @@ def _check(
         for group in zip(*(tensors for tensors in args[:5] if tensors), strict=False):
             if len({_steps(tensor) for tensor in group if tensor.dim()}) > 1:
                 raise RuntimeError(f"{operator}: a weight and its gradient differ in layout")
-    told = f"{operator} of {[(tensor.device.type, tuple(tensor.shape)) for tensor in tensors]}"
     if ours and (Rules.no_waits or Rules.log is not None):
         if operator is aten._to_copy.default:
             brings = not makes_ours
@@ -258,9 +262,13 @@ def _check(
             brings = moves and not all(isinstance(t, OnDevice) for t in _tensors(args[0]))
         masks = indexes and any(t.dtype in {torch.bool, torch.uint8} for t in _tensors(args[1]))
         if operator in WAITS or brings or masks:
-            raise WaitsForTheDevice(told)
+            raise WaitsForTheDevice(_told(operator, tensors))
     if Rules.log is not None and (others or operator in RANDOM or operator in LIFTS):
-        raise NotInAGraph(told)
+        raise NotInAGraph(_told(operator, tensors))
+
+
+def _told(operator: Any, tensors: list[Tensor]) -> str:
+    return f"{operator} of {[(tensor.device.type, tuple(tensor.shape)) for tensor in tensors]}"
 
 
 def _steps(tensor: Tensor) -> tuple[int, ...]:
@@ -274,7 +282,7 @@ class Recording:
 
     calls: list[tuple[Any, Any, Any, Any]] = field(default_factory=list)
     made: dict[int, Tensor] = field(default_factory=dict)  # memory of the graph's own
-    read: dict[int, str] = field(default_factory=dict)  # memory it found there, and who reads it
+    read: dict[int, Any] = field(default_factory=dict)  # memory it found there, and who reads it
     before: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     later: list[Recording] = field(default_factory=list)  # made after it in the same pool
 
@@ -283,7 +291,7 @@ class Recording:
         given = _tensors((args, kwargs))
         for raw in given:
             if _memory(raw) not in self.made:
-                self.read.setdefault(_memory(raw), str(operator))
+                self.read.setdefault(_memory(raw), operator)
         for raw in _written(operator, args, kwargs):
             if _memory(raw) not in self.made and _memory(raw) not in self.before:
                 self.before[_memory(raw)] = (_bytes(raw), _bytes(raw).clone())

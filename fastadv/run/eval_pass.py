@@ -120,10 +120,10 @@ class EvalJob:
     """What is evaluated. ``which`` names the weights in messages.
 
     ``lasting``: each attack's result is a line in evaluations.jsonl. Otherwise results are stored
-    only to continue an interrupted evaluation, until ``forget``. ``asked_to_stop`` is called
-    between two steps, and ends the evaluation in all processes if it is true in one; ``deadline``
-    ends it in time. ``search_dtype`` and ``mode`` are those of ``fastadv.evaluate``; results of
-    different modes differ by rounding, so one continues or replaces that of another.
+    only to continue an interrupted evaluation, until the run has its summary. ``asked_to_stop`` is
+    called between two steps, and ends the evaluation in all processes if it is true in one;
+    ``deadline`` ends it in time. ``search_dtype`` and ``mode`` are those of ``fastadv.evaluate``;
+    results of different modes differ by rounding, so one continues or replaces that of another.
     """
 
     config: RunConfig
@@ -138,13 +138,6 @@ class EvalJob:
     search_dtype: str = "float32"
     mode: str = "auto"
     deadline: Deadline = field(default_factory=Deadline)
-    kept: list[Settings] = field(default_factory=list)
-
-    def forget(self) -> None:
-        """Delete the stored passes once their results are written elsewhere."""
-        unfinished = Unfinished(self.records.folder.unfinished)
-        while self.kept:
-            unfinished.drop(self.kept.pop())
 
 
 def run_evaluation(
@@ -245,7 +238,7 @@ class _Pass:
         self._tally: Tally | None = None
         self._examples: dict[str, ExampleFile] = {}
         self.saved_examples: dict[str, Path] = {}
-        self._unfinished = Unfinished(job.records.folder.unfinished)
+        self._unfinished = Unfinished(job.records.folder.unfinished, of_run=not job.lasting)
         self._watch: Watch | None = None
         self._images = 0
         self.seconds_before = 0.0
@@ -328,7 +321,7 @@ class _Pass:
         """What is found, with what was found before."""
         kept = None if self._unfinished.empty else self._unfinished.find(self._kept_settings)
         if kept is not None:
-            self._note_kept()
+            self._is_kept = True
         found = None if kept is None else kept.found
         whole = found is not None and self._is_whole(found)
         if kept is None or not all(each.has_begun(whole) for each in self._examples.values()):
@@ -429,16 +422,11 @@ class _Pass:
 
     def _store(self, found: Found) -> None:
         seconds = self.seconds_before + time.monotonic() - self._began
-        self._note_kept()
+        self._is_kept = True
         try:
             self._unfinished.keep(self._kept_settings, found, seconds, len(self._batches))
         except (OSError, UserError) as error:
             self._job.records.warn(error)
-
-    def _note_kept(self) -> None:
-        self._is_kept = True
-        if self._kept_settings not in self._job.kept:
-            self._job.kept.append(self._kept_settings)
 
     def _record(self, counts: Counts) -> Record:
         scores = counts.scores()

@@ -241,7 +241,8 @@ class RunFolder:
         distributed.wait()
 
     def remove(self, *paths: Path) -> None:
-        """Remove files of the run that are there."""
+        """Remove files of the run that are there, and with its last file the folder of the
+        evaluations under way."""
         if distributed.rank() != 0:
             return
         for path in paths:
@@ -251,6 +252,8 @@ class RunFolder:
                 raise UserError(
                     f"Cannot remove {printable(path)}: {files.reason(error)}."
                 ) from None
+        with suppress(OSError):  # other files are in it
+            self.unfinished.rmdir()
 
     def keep(self, epoch: int, payload: dict[str, Any]) -> None:
         """``save`` the weights after ``epoch`` (from 1) for good."""

@@ -28,6 +28,7 @@ from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_run import Progress, begun_with, check_weights_fit, restore
 from fastadv.run.session import Session
 from fastadv.run.space import require_space
+from fastadv.run.unfinished import Unfinished
 from fastadv.storage.printable import printable
 from fastadv.training.memory import is_out_of_memory
 
@@ -85,7 +86,7 @@ def resume(
 def unneeded(folder: RunFolder, config: RunConfig) -> list[Path]:
     """The files that a finished run of ``config`` does not keep. last.pt is removed last: with
     previous.pt alone, the run would go on from there."""
-    found = [folder.guarded, folder.last_good]
+    found = [folder.guarded, folder.last_good, *Unfinished(folder.unfinished).of_the_run()]
     return (
         found if kept(config.keep).last else [*found, folder.previous, folder.averaged, folder.last]
     )
@@ -155,7 +156,6 @@ def _run(
             raise full_memory.explained(error, runner) from None
         runner.events.finish(summary, config.epochs)
         folder.write_summary(summary)
-        runner.job.forget()
         folder.remove(*unneeded(folder, config))
         console.finish(summary, folder)
     return summary

@@ -2,7 +2,8 @@
 
 A file of ``evaluations.partial/`` belongs to one pass over the images and one process: a line of
 JSON, then the ledgers. It is used only for the same settings (among them the digests of weights
-and images), and if it carries this user's mark. Others are ignored.
+and images), and if it carries this user's mark. Others are ignored. Those that a training run has
+stored have ".run." in their name, and are of no use once it has its summary.
 """
 
 from __future__ import annotations
@@ -38,10 +39,12 @@ class Kept:
 
 
 class Unfinished:
-    """The files of one run folder. Each process writes its own and reads those of all."""
+    """The files of one run folder. Each process writes its own and reads those of all. ``of_run``:
+    the training run itself writes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, of_run: bool = False) -> None:
         self._folder = folder
+        self._writer = ".run" if of_run else ""
 
     @property
     def empty(self) -> bool:
@@ -51,7 +54,7 @@ class Unfinished:
     def keep(self, settings: Settings, found: Found, seconds: float, total: int) -> None:
         """Store what this process has ``found``, in place of what it had stored. Raises ``OSError``
         and ``UserError``."""
-        path = self._folder / f"{_key(settings)}.{distributed.rank()}"
+        path = self._folder / f"{_key(settings)}{self._writer}.{distributed.rank()}"
         files.make_folder(self._folder)
         if not path.exists():
             self._make_room()
@@ -99,6 +102,10 @@ class Unfinished:
             for path in self._files(settings):
                 path.unlink(missing_ok=True)
             self._folder.rmdir()  # if it is empty
+
+    def of_the_run(self) -> list[Path]:
+        """The files that the training run has stored."""
+        return sorted(self._folder.glob("*.run.*[0-9]"))
 
     def _files(self, settings: Settings) -> list[Path]:
         return sorted(self._folder.glob(f"{_key(settings)}.*[0-9]"), key=lambda path: path.suffix)

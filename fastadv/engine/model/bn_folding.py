@@ -19,15 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules import module as modules
 
 from fastadv.engine.model.bn_fold import FORWARDS, Fold, forwards_replaced
 from fastadv.engine.model.bn_stand_in import StandIn
 from fastadv.engine.model.buffers import copy_into
 from fastadv.engine.model.pending import Pending
+from fastadv.engine.model.replaced_norm import is_pytorchs
 
-_BATCH_NORM = functional.batch_norm
 _EVERYBODYS_HOOKS = (
     modules._global_forward_hooks,
     modules._global_forward_pre_hooks,
@@ -87,7 +86,7 @@ class Folding:
     def refreshed(self, dtype: torch.dtype | None) -> list[UsedFold]:
         """The folds that are possible in passes under autocast to ``dtype`` (None: without
         autocast), with present weights, always in the same memory."""
-        if any(_EVERYBODYS_HOOKS) or functional.batch_norm is not _BATCH_NORM:
+        if any(_EVERYBODYS_HOOKS) or not is_pytorchs():
             return []
         if torch._C._len_torch_function_stack():  # a mode may change what an operation does
             return []

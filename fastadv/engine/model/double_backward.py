@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fastadv.engine.model.replaced_norm import is_pytorchs, replaced
+
 aten = torch.ops.aten
-_PYTORCHS = functional.batch_norm
 
 
 @contextmanager
@@ -35,18 +36,13 @@ def cheap_double_backward(device: torch.device) -> Iterator[None]:
     """Within this context ``torch.nn.functional.batch_norm`` is the one below; on a CPU only, where
     it was measured.
 
-    The function is replaced by name, since a ``TorchFunctionMode`` is off inside of
-    ``torch.autograd.grad``, where a checkpointed module is forwarded again. Other threads get the
-    same results from it. If other code has replaced the function already, nothing is done.
+    The results are those of PyTorch's. If other code has replaced it already, nothing is done.
     """
-    if device.type != "cpu" or functional.batch_norm is not _PYTORCHS:
+    if device.type != "cpu" or not is_pytorchs():
         yield
         return
-    functional.batch_norm = batch_norm
-    try:
+    with replaced(batch_norm):
         yield
-    finally:
-        functional.batch_norm = _PYTORCHS
 
 
 def batch_norm(

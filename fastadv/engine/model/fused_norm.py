@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from fastadv.engine.model import pending
 from fastadv.engine.model.pending import Pending
+from fastadv.engine.model.replaced_norm import is_pytorchs, pytorchs, replaced
 from fastadv.errors import UserError
 from fastadv.kernels.dispatch import TRITON_DTYPES
 from fastadv.kernels.norm import Measured, deferred, measured, norm_apply, normalized
@@ -27,7 +28,6 @@ from fastadv.kernels.norm import Measured, deferred, measured, norm_apply, norma
 DEVICES = ("cuda",)
 DTYPES = TRITON_DTYPES
 
-_PYTORCHS = functional.batch_norm
 # What a network of fastadv adds its residuals with, by the module's name: ``residual`` within
 # ``fusing``, and PyTorch's own function, without a call in Python, everywhere else.
 add: Callable[[Tensor, Tensor], Tensor] = torch.add
@@ -39,20 +39,19 @@ def fusing(device: torch.device) -> Iterator[None]:
     """Within this context ``torch.nn.functional.batch_norm`` and ``add`` are the ones below, on a
     GPU.
 
-    The function is replaced by name, since a ``TorchFunctionMode`` is off inside of
-    ``torch.autograd.grad``, where a checkpointed module is forwarded again. If other code has
-    replaced the function already, nothing is done.
+    If other code has replaced ``batch_norm`` already, nothing is done.
     """
-    if device.type not in DEVICES or functional.batch_norm is not _PYTORCHS:
+    if device.type not in DEVICES or not is_pytorchs():
         yield
         return
     global add
-    functional.batch_norm, add = batch_norm, residual
+    add = residual
     try:
-        yield
-        pending.settle()
+        with replaced(batch_norm):
+            yield
+            pending.settle()
     finally:
-        functional.batch_norm, add = _PYTORCHS, torch.add
+        add = torch.add
         pending.forget()  # a kept one must not hold what it was computed from
 
 
@@ -89,7 +88,7 @@ def batch_norm(
     """``torch.nn.functional.batch_norm`` with the same arguments; the result is a pending tensor
     where the own kernels compute the same."""
     if torch.compiler.is_compiling():
-        return _PYTORCHS(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        return pytorchs(input, running_mean, running_var, weight, bias, training, momentum, eps)
     per_channel = (running_mean, running_var, weight, bias)
     shape = input.shape
     if not (
@@ -102,7 +101,7 @@ def batch_norm(
             # PyTorch keeps the buffers for its backward pass, which does not read them: a second
             # use of them, which is counted as well, must not invalidate the first.
             per_channel = _uncounted(running_mean), _uncounted(running_var), weight, bias
-        return _PYTORCHS(
+        return pytorchs(
             pending.plain(input), *per_channel, training=training, momentum=momentum, eps=eps
         )
     if training:

@@ -15,15 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fastadv import kernels
+from fastadv.engine.model.replaced_norm import pytorchs, replaced
 from fastadv.engine.process.distributed import every_row
 from fastadv.engine.process.division import Division, padded_slot
 
 Buffers = tuple[Tensor | None, Tensor | None]
-
-_PYTORCHS = functional.batch_norm
 
 
 @contextmanager
@@ -31,10 +29,7 @@ def whole_statistics(division: Division, *, twice: bool = False) -> Iterator[Non
     """Within this context ``torch.nn.functional.batch_norm`` takes the statistics of a batch over
     the rows of all processes, and ``nn.SyncBatchNorm`` computes as ``nn.BatchNorm2d``. ``twice``:
     most backward passes are differentiated themselves.
-
-    The function is replaced by name, as in ``double_backward.py`` and for its reasons.
     """
-    around = functional.batch_norm
 
     def batch_norm(
         input: Tensor,
@@ -48,31 +43,23 @@ def whole_statistics(division: Division, *, twice: bool = False) -> Iterator[Non
     ) -> Tensor:
         buffers = running_mean, running_var
         if not training:
-            return _PYTORCHS(input, *buffers, weight, bias, False, momentum, eps)
+            return pytorchs(input, *buffers, weight, bias, False, momentum, eps)
         if twice:
             live = division.live
             return normalized(division, live, input, buffers, weight, bias, momentum, eps)
         found: Tensor = _WholeNorm.apply(input, weight, bias, division, buffers, momentum, eps)
         return found
 
-    functional.batch_norm = batch_norm
-    try:
-        with own_sync_norms():
-            yield
-    finally:
-        functional.batch_norm = around
+    with replaced(batch_norm), own_sync_norms():
+        yield
 
 
 @contextmanager
 def norms_of_probe() -> Iterator[None]:
     """Within this context, which may be in ``whole_statistics``, every BatchNorm takes the
     statistics of the images that its own process has."""
-    around, functional.batch_norm = functional.batch_norm, _PYTORCHS
-    try:
-        with own_sync_norms():
-            yield
-    finally:
-        functional.batch_norm = around
+    with replaced(pytorchs), own_sync_norms():
+        yield
 
 
 @contextmanager
