@@ -28,7 +28,8 @@ from torch import Tensor, distributed
 from fastadv.engine.process import stop
 from fastadv.engine.process.one_voice import first_to_speak, is_first
 from fastadv.engine.process.peers import Peers
-from fastadv.errors import GO_ON, ProcessLost, TrainingError, UserError
+from fastadv.errors import ProcessLost, TrainingError, UserError
+from fastadv.exit_codes import ExitCode
 
 # The other processes wait while the first one decodes a data set, or evaluates more slowly.
 GROUP_TIMEOUT = timedelta(hours=6)
@@ -410,7 +411,7 @@ def _end_here(sentence: str) -> None:
     """End this process, which waits for a device and hears nothing."""
     if first_to_speak():
         os.write(2, f"error: {sentence}\n".encode())
-    os._exit(GO_ON)
+    os._exit(ExitCode.GO_ON)
 
 
 # -- agreement of processes -----------------------------------------------------------------------
