@@ -25,14 +25,14 @@ from fastadv.cli.compare import compare
 from fastadv.cli.evaluate import evaluate
 from fastadv.cli.in_dashes import told_in_dashes
 from fastadv.cli.invocation import with_invocation
-from fastadv.cli.max_time import seconds_of
+from fastadv.cli.max_time import said_and_code, seconds_of
 from fastadv.cli.shared_options import Plugin, TrustCode
 from fastadv.cli.usage_errors import sentence_of
 from fastadv.cli.with_options import with_options
 from fastadv.engine.process import stop
 from fastadv.engine.process.one_voice import first_to_speak, is_first
 from fastadv.errors import Interrupted, ProcessLost, TrainingError, UserError
-from fastadv.exit_codes import ExitCode, after_stop
+from fastadv.exit_codes import ExitCode
 from fastadv.run.terminal import Terminal
 from fastadv.storage.printable import printable, safe_sentence
 from fastadv.storage.trust import trusting
@@ -76,13 +76,13 @@ def _main() -> None:
             say("error", error)
         code = ExitCode.GO_ON if isinstance(error, ProcessLost) else ExitCode.MISTAKE
     except Interrupted as stopped:
+        said, code = said_and_code(stopped.by, str(stopped))
         if first_to_speak():
-            errors.print(escape(safe_sentence(stopped)))
-        code = after_stop(stopped.by)
+            errors.print(escape(safe_sentence(said)))
     except stop.Stopped as stopped:
+        said, code = said_and_code(stopped.by, stop.nothing_saved(stopped.by))
         if first_to_speak():
-            errors.print(stop.nothing_saved(stopped.by))
-        code = after_stop(stopped.by)
+            errors.print(said)
     except KeyboardInterrupt:
         code = ExitCode.CTRL_C
     except Exception as error:

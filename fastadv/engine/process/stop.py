@@ -62,6 +62,7 @@ class _Here:
     until: float | None = None  # time.time()
     longest_save = 0.0
     allowed = 0.0
+    progressed = False
 
 
 _here = _Here()
@@ -157,6 +158,16 @@ def ending() -> None:
 def something_exists() -> None:
     """The command has made files: it is no longer ended in the middle of an import."""
     _here.may_exit = False
+
+
+def note_progress() -> None:
+    """The command has done something that its next call does not have to do again."""
+    _here.progressed = True
+
+
+def progressed() -> bool:
+    """True if the next call of the same command gets further than this one."""
+    return _here.progressed
 
 
 # -- the time that is allowed ---------------------------------------------------------------------
