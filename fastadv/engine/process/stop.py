@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from fastadv.engine.process.beginning import began_at
 from fastadv.engine.process.one_voice import first_to_speak
 from fastadv.exit_codes import after_stop
 
@@ -199,15 +200,9 @@ def _arm() -> None:
 def started() -> float:
     """The moment (``time.time``) at which this process was started; with torchrun, which starts
     processes again, that of its own start."""
-    try:
-        under = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else "self"
-        with open(f"/proc/{under}/stat", encoding="utf-8") as file:
-            ticks = int(file.read().rpartition(")")[2].split()[19])
-        with open("/proc/uptime", encoding="utf-8") as file:
-            up = float(file.read().split()[0])
-        return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):  # no such system
-        return _STARTED
+    pid = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else os.getpid()
+    found = began_at(pid)
+    return _STARTED if found is None else found
 
 
 # -- signals --------------------------------------------------------------------------------------
