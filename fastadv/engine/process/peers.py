@@ -22,7 +22,7 @@ BEAT_EVERY = 5.0  # seconds
 LOST_AFTER = 60.0  # seconds without a beat: longer than Python may be busy in one call
 LOOK_EVERY = 1.0
 ENDS_AFTER = 10.0  # seconds that a process has to end by itself after another one was lost
-_KEY = "fastadv/process"
+_KEY = "process"
 
 
 class Peers:
