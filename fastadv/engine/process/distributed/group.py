@@ -16,10 +16,9 @@ from fastadv.engine.process.peers import Peers
 
 class State:
     """What this process has sent to the others and heard from them since it joined them. All
-    processes count alike. ``number`` is that of the group, whose store may outlive it."""
+    processes count alike."""
 
-    def __init__(self, number: int = 0) -> None:
-        self.number = number
+    def __init__(self) -> None:
         self.peers: Peers | None = None
         self.messages = 0
         self.calls = 0
@@ -30,17 +29,14 @@ class State:
 
 
 state = State()
-_joined = 0  # groups that this process was in
 _alone = False
 
 
 @contextmanager
 def new_state() -> Iterator[State]:
     """Within this context ``state`` is that of a new group: nothing of one before is believed."""
-    global state, _joined
-    outer = state
-    _joined += 1
-    state = State(_joined)
+    global state
+    outer, state = state, State()
     try:
         yield state
     finally:
@@ -50,7 +46,7 @@ def new_state() -> Iterator[State]:
 def store() -> Any:
     """The group's store of words, which process 0 or torchrun holds."""
     whole = distributed.distributed_c10d._get_default_store()
-    return distributed.PrefixStore(f"fastadv {state.number}", whole)  # type: ignore[attr-defined]
+    return distributed.PrefixStore("fastadv", whole)  # type: ignore[attr-defined]
 
 
 def local_rank() -> int:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
@@ -39,7 +40,10 @@ def joined(device: torch.device) -> Iterator[None]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     with group.new_state() as state:
         try:
-            distributed.init_process_group(backend, timeout=GROUP_TIMEOUT)
+            store, rank, world = _new_store()
+            distributed.init_process_group(
+                backend, timeout=GROUP_TIMEOUT, store=store, rank=rank, world_size=world
+            )
             peers = state.peers = Peers(group.store(), group.rank(), group.world_size())
         except (RuntimeError, ValueError) as error:
             raise UserError(
@@ -55,6 +59,26 @@ def joined(device: torch.device) -> Iterator[None]:
             peers.leave()
             state.peers = None
             leave()
+
+
+_stores: dict[tuple[str | None, ...], tuple[Any, int, int]] = {}
+_groups = 0  # that this process was in
+
+
+def _new_store() -> tuple[Any, int, int]:
+    """An empty store that this group has to itself, the number of this process and how many there
+    are. What they are in stays until the process ends: that of torchrun outlives a group anyway,
+    and one that process 0 holds would be gone while another process joins the next group."""
+    global _groups
+    place = tuple(os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
+    if place not in _stores:
+        _stores[place] = next(
+            distributed.rendezvous("env://", timeout=GROUP_TIMEOUT)  # type: ignore[attr-defined]
+        )
+    whole, rank, world = _stores[place]
+    whole.set_timeout(GROUP_TIMEOUT)
+    _groups += 1
+    return distributed.PrefixStore(f"group {_groups}", whole), rank, world  # type: ignore[attr-defined]
 
 
 @contextmanager
