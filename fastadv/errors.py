@@ -43,15 +43,6 @@ class Interrupted(Exception):
         self.by = by
 
 
-GO_ON = 75  # EX_TEMPFAIL of sysexits.h
-
-
-def exit_code(by: str) -> int:
-    """The exit code of a command that was stopped ``by`` something: Ctrl-C has its own, and
-    ``GO_ON`` says that the same command should be run again."""
-    return 130 if by == "SIGINT" else GO_ON
-
-
 def brief(value: object) -> str:
     """``value`` as a sentence shows it: its ``repr`` in one line, shortened in the middle."""
     try:

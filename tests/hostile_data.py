@@ -12,7 +12,6 @@ import json
 import os
 import pickle
 import random
-import resource
 import signal
 import socket
 import struct
@@ -27,6 +26,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from fastadv.engine.process import memory
 
 SECONDS = 20
 CLASSES = ("ant", "bee")
@@ -466,12 +467,8 @@ def main(home: Path, first: int, count: int) -> None:
 def _peak(reset: bool = False) -> int:
     """Peak resident memory in bytes, since the last reset if the kernel supports it."""
     if reset:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        memory.forget_peak()
+    return memory.peak() or 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from every_recipe import EPOCHS, call, step_of
@@ -14,6 +13,7 @@ from tiny_staged import staged_model
 from torch import Tensor
 
 from fastadv.algorithms.recipes.table import METHODS
+from fastadv.engine.process import memory
 
 MB = 2**20
 
@@ -93,15 +93,12 @@ def _taken(counting: Counting) -> Taken:
     # `type`: an object of another library may do anything when it is asked for its class.
     tensors = sum(1 for each in alive if issubclass(type(each), Tensor))
     found = Taken(
-        _resident(), len(os.listdir("/proc/self/fd")), tensors, len(alive), counting.count
+        memory.resident() or 0,
+        len(os.listdir("/proc/self/fd")),
+        tensors,
+        len(alive),
+        counting.count,
     )
     del alive
     torch._dynamo.utils.counters.clear()
     return found
-
-
-def _resident() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("no VmRSS")

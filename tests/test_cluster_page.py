@@ -151,5 +151,18 @@ def test_max_time_saves_and_stops(fastadv_command: Any, monkeypatch: pytest.Monk
     assert stopped.code == 75, stopped.err
     assert "Stopped by --max-time" in stopped.err
     assert "max_time" not in (Path("run") / "config.toml").read_text()
+    before = {path: path.read_bytes() for path in Path("run").iterdir() if path.name != "lock"}
+    monkeypatch.setattr(EpochLoop, "epochs", real)
+    monkeypatch.setattr(stop, "allow", allow)
+    monkeypatch.setattr(stop, "started", lambda: time.time() - 100)
+    for folder in ("run", "new"):  # nothing is done: the same command would end like this for ever
+        ended = fastadv_command(*words, "--out", folder, "--max-time", "99s")
+        assert ended.code == 2
+        assert re.match(r"Stopped by --max-time 10\d s after the start, .*longer", ended.err)
+        assert len(ended.err.splitlines()) == 1
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # others have had the time
+    assert fastadv_command(*words, "--max-time", "99s").code == 75
+    assert not Path("new").exists()
+    assert all(path.read_bytes() == held for path, held in before.items())
     refused = fastadv_command(*words, "--max-time", "soon")
     assert (refused.code, "--max-time is a time such as" in refused.err) == (2, True)

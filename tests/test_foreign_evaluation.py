@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 import fastadv
 from fastadv.errors import UserError
-from fastadv.run import source
 from fastadv.run.console import Console
 from fastadv.run.eval_pass import EvaluationStopped
 from fastadv.run.foreign import Foreign, evaluate_foreign, load_foreign
@@ -197,7 +196,7 @@ class Stopping(Console):
 def test_an_interrupted_evaluation_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "eval_batch_size", lambda device, values: 10)
+    monkeypatch.setattr("fastadv.run.source.from_memory.eval_batch_size", lambda device, values: 10)
     with pytest.raises(EvaluationStopped, match="fgsm: 20 of 40 images"):
         evaluate_foreign(load(wide(), tmp_path), "clean,fgsm", limit=40, console=Stopping(20))
     found = load(wide(), tmp_path)

@@ -16,9 +16,9 @@ import torch
 import typer
 from generated_lines import Lines, make_places
 
-from fastadv.cli import command_help
 from fastadv.cli import main as command_line
 from fastadv.errors import UserError
+from fastadv.exit_codes import ExitCode
 from fastadv.run.resolve import resolve_run
 from fastadv.run.source import open_source
 
@@ -107,7 +107,7 @@ def call(words, capsys, monkeypatch) -> tuple[object, str, str]:
 
 def complaint(code: object, out: str, err: str) -> str | None:
     """What is wrong with an outcome."""
-    if code not in command_help.EXIT_CODES or code == 1:
+    if code not in set(ExitCode) - {ExitCode.WRONG}:
         return f"exit code {code!r}"
     if "Traceback" in out + err:
         return "a traceback"

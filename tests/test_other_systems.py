@@ -7,10 +7,11 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from fastadv.data import machine
+from fastadv.engine.process import memory
 from fastadv.errors import UserError
 from fastadv.storage import files, trust
 from fastadv.storage.lock import Lock
@@ -107,14 +108,55 @@ def test_a_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_unknown_memory_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sysconf")
-    monkeypatch.setattr(machine, "_LIMITS", ())
-    machine._assumed.cache_clear()
+    monkeypatch.setattr(memory, "_LIMITS", ())
+    memory._assumed.cache_clear()
     with pytest.warns(UserWarning, match="8 GB are assumed"):
-        assert machine.machine_memory() == 8 << 30
+        assert memory.machine_memory() == 8 << 30
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert machine.machine_memory() == 8 << 30
-    machine._assumed.cache_clear()
+        assert memory.machine_memory() == 8 << 30
+    memory._assumed.cache_clear()
+
+
+def test_what_a_process_takes_where_the_system_says_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = Mock(RUSAGE_SELF=0, RLIMIT_AS=9, RLIM_INFINITY=-1)
+    usage.getrusage.return_value.ru_maxrss = 3000
+    usage.getrlimit.return_value = (-1, -1)
+    for name in ("_STATUS", "_CLEAR", "_MACHINE"):
+        monkeypatch.setattr(memory, name, tmp_path / "not" / "there")
+    monkeypatch.setattr(memory, "machine_memory", lambda: 10_000)
+    for system, unit, left in (("darwin", 1, 7000), ("freebsd", 1024, 0)):
+        monkeypatch.setattr(sys, "platform", system)
+        monkeypatch.setattr(memory, "resource", usage)
+        assert (memory.peak(), memory.free()) == (3000 * unit, left)
+    monkeypatch.setattr(memory, "resource", None)  # Windows
+    assert (memory.peak(), memory.free()) == (None, 10_000)
+    assert memory.resident() is None
+    assert not memory.forget_peak()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone says it")
+def test_what_a_process_takes_on_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    before, most = memory.resident(), memory.peak()
+    assert before is not None
+    assert most is not None
+    assert 2**26 < before <= most < 2**40  # it has imported torch
+    if memory.forget_peak():
+        content = np.ones(2**25, np.uint8)
+        assert memory.peak() > before + 0.9 * content.nbytes  # type: ignore[operator]
+        del content
+        memory.forget_peak()
+        assert memory.peak() < before + 2**24  # type: ignore[operator]
+    assert 0 < memory.free() <= memory.machine_memory()
+    addresses = memory._stated(memory._STATUS, "VmSize")
+    assert addresses is not None
+    limit = Mock(RLIMIT_AS=9, RLIM_INFINITY=-1, getrlimit=lambda _: (addresses + 2**20, -1))
+    monkeypatch.setattr(memory, "resource", limit)
+    assert memory.free() <= 2**20
 
 
 def test_a_key_without_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

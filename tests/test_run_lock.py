@@ -122,8 +122,8 @@ def test_of_two_at_once_one_gets_it(tmp_path: Path, kind: str) -> None:
             go_on(each)
         words = [said(each) for each in both]
         assert sorted(word.partition(" ")[0] for word in words) == ["refused", "taken"], words
-        for each in both:
-            if each.poll() is None:
+        for each, word in zip(both, words, strict=True):
+            if word == "taken":
                 go_on(each)
             each.wait()
         assert not list(tmp_path.iterdir())

@@ -15,7 +15,8 @@ import pytest
 
 from fastadv.cli.max_time import seconds_of
 from fastadv.engine.process import stop
-from fastadv.errors import UserError, exit_code
+from fastadv.errors import UserError
+from fastadv.exit_codes import after_stop
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +54,7 @@ def test_it_stops_at_once_where_nothing_is_held(name: str) -> None:
     ):
         send(name)
     assert stopped.value.by == name
-    assert exit_code(name) == (130 if name == "SIGINT" else 75)
+    assert after_stop(name) == (130 if name == "SIGINT" else 75)
 
 
 @pytest.mark.parametrize("name", SIGNALS)
@@ -144,7 +145,7 @@ def test_the_allowed_time_is_measured_from_the_start_of_the_process(
             time.sleep(0.01)
         assert stop.asked() == "--max-time"
         assert time.monotonic() - began < 0.3
-    assert exit_code("--max-time") == 75
+    assert after_stop("--max-time") == 75
 
 
 def test_a_long_save_is_part_of_the_allowed_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +157,21 @@ def test_a_long_save_is_part_of_the_allowed_time(monkeypatch: pytest.MonkeyPatch
         stop.saved_in(20)
         left, _ = signal.getitimer(signal.ITIMER_REAL)
         assert left == pytest.approx(36000 - 30 - 60, abs=2)
+
+
+def test_nothing_of_a_command_is_left_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop, "started", time.time)
+    with stop.handled(command=True), stop.held():
+        stop.allow(100)
+        stop.saved_in(20)
+        send("SIGTERM")
+        stop.ending()  # and never begins to hold again
+    with stop.held(), handlers_kept(), stop.handled():
+        stop.allow(36000)
+        left, _ = signal.getitimer(signal.ITIMER_REAL)
+        assert left == pytest.approx(36000 - 30, abs=2)
+        with pytest.raises(stop.Stopped):
+            send("SIGTERM")
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
 
 import fastadv
-from fastadv.cli.command_help import EXIT_CODES
-from fastadv.cli.main import COMMANDS
+from fastadv.cli.main import CALLED, COMMANDS
+from fastadv.errors import warn
+from fastadv.exit_codes import ExitCode
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,8 @@ def test_every_command_has_help_of_one_layout(command, word, fastadv_command, mo
     assert not set("╭│╰") & set(outcome.out)
     if not command:
         assert 24 <= len(lines) <= 50
-        for name in (*COMMANDS, "--version", "--install-completion", *map(str, EXIT_CODES)):
+        codes = [str(code.value) for code in ExitCode]
+        for name in (*COMMANDS, "--version", "--install-completion", *codes):
             assert re.search(rf"^  {name} ", outcome.out, re.MULTILINE), name
 
 
@@ -119,7 +122,19 @@ def test_the_help_of_a_command_has_each_option_with_its_default(fastadv_command,
 def test_the_documented_exit_codes_are_those_of_the_help():
     page = (Path(__file__).parents[1] / "docs" / "command-line.md").read_text()
     rows = re.findall(r"(?m)^\| (\d+) \| (.*) \|$", page)
-    assert {int(code): text for code, text in rows} == EXIT_CODES
+    assert {int(code): text for code, text in rows} == {code: code.meaning for code in ExitCode}
+
+
+def test_a_second_command_in_one_process_warns_again(fastadv_command, monkeypatch):
+    def warns() -> None:
+        """Warns."""
+        warn("The same again.")
+
+    shown = warnings.showwarning
+    monkeypatch.setitem(CALLED, "attacks", warns)
+    for _ in range(2):
+        assert fastadv_command("attacks").err == "warning: The same again.\n"
+    assert warnings.showwarning is shown
 
 
 def test_the_version(fastadv_command):

@@ -17,13 +17,14 @@ from fastadv.benchmark.asked import Asked, checked, plan_of, selected, with_eval
 from fastadv.benchmark.document import Document, Target, document, read_document
 from fastadv.benchmark.peer_list import usual_peers
 from fastadv.benchmark.plot import plot_batches, require_matplotlib
-from fastadv.benchmark.regression import FAILED, change_table, regression, sentences
+from fastadv.benchmark.regression import change_table, regression, sentences
 from fastadv.benchmark.running import Measured, raise_if_interrupted, run_plan, wide_console
 from fastadv.benchmark.shift import THRESHOLD
 from fastadv.benchmark.specs import parse_specs
 from fastadv.engine.process import stop
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
+from fastadv.exit_codes import ExitCode
 from fastadv.storage.printable import printable, safe_sentence
 
 USUAL_MODES = {"cpu": ("eager", "compiled"), "cuda": ("eager", "compiled", "captured")}
@@ -124,15 +125,15 @@ def _read(name: str) -> Document:
 def _judge(
     old: Document, new: Document, threshold: float, target: Target | None, console: Console
 ) -> None:
-    """Show the comparison of two documents and write the new one with it; ends with exit code 3 if
-    a row is slower."""
+    """Show the comparison of two documents and write the new one with it; ends with ``DOUBT`` if a
+    row is slower."""
     found = regression(old, new, threshold)
     console.print(change_table(found))
     for sentence in sentences(found):
         console.print(escape(safe_sentence(sentence)), soft_wrap=False)  # with names from files
     _write(new | {"comparison": found.as_json(old)}, target, console)
     if found.slower:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(ExitCode.DOUBT)
 
 
 def _write(found: Document, target: Target | None, console: Console) -> None:

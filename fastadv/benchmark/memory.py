@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import torch
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from fastadv.engine.process import memory
 
 
 class PeakMemory:
@@ -19,7 +16,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             self._before: int | None = torch.cuda.memory_allocated(device)
         else:
-            self._before = _status("VmRSS")
+            self._before = memory.resident()
 
     def forget(self) -> None:
         """Restart the count: compiling takes more memory than any step.
@@ -27,23 +24,15 @@ class PeakMemory:
         Does nothing on CUDA: compiling does not use the allocator, and the memory of a graph is
         visible only during its capture.
         """
-        if self.device.type != "cuda":
-            try:
-                _CLEAR.write_text("5")
-            except OSError:
-                self._before = None
+        if self.device.type != "cuda" and not memory.forget_peak():
+            self._before = None
 
     def bytes(self) -> int | None:
         """The peak above the use at the start; None if the system does not report it."""
         if self.device.type == "cuda":
             peak: int | None = torch.cuda.max_memory_allocated(self.device)
         else:
-            peak = _status("VmHWM")
+            peak = memory.peak()
         if peak is None or self._before is None:
             return None
         return max(0, peak - self._before)
-
-
-def _status(field: str) -> int | None:
-    found = re.search(rf"{field}:\s+(\d+) kB", _STATUS.read_text()) if _STATUS.exists() else None
-    return int(found.group(1)) * 1024 if found else None

@@ -14,9 +14,8 @@ from fastadv.benchmark.document import Document
 from fastadv.benchmark.shift import LEVEL, THRESHOLD, Ratio, ratio_of, together
 from fastadv.benchmark.table import brief_table, number
 from fastadv.errors import UserError
+from fastadv.exit_codes import ExitCode
 from fastadv.storage.printable import printable
-
-FAILED = 3  # exit code
 
 _OURS = ("step", "operator")  # passes alone are PyTorch's, and tell about the machine
 
@@ -224,7 +223,8 @@ def sentences(found: Regression) -> Iterator[str]:
     if slower:
         yield (
             f"Slower: {', '.join(each.name.removeprefix('fastadv ') for each in slower)} (the "
-            f"interval that holds for all rows together is above {limit}). Exit code {FAILED}."
+            f"interval that holds for all rows together is above {limit}). Exit code "
+            f"{ExitCode.DOUBT}."
         )
     else:
         yield f"No row is slower beyond noise (no whole interval above {limit})."

@@ -9,6 +9,7 @@ import typer
 
 from fastadv.benchmark.shift import THRESHOLD
 from fastadv.cli import completion
+from fastadv.exit_codes import ExitCode
 
 
 def bench(
@@ -68,8 +69,8 @@ def bench(
     compare: Annotated[
         str | None,
         typer.Option(
-            help="a --json file: measure its rows again, print new over old; exit code 3 if a row "
-            "is slower beyond noise"
+            help="a --json file: measure its rows again, print new over old; exit code "
+            f"{ExitCode.DOUBT} if a row is slower beyond noise"
         ),
     ] = None,
     with_file: Annotated[

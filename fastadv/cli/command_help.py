@@ -14,16 +14,9 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from fastadv.cli.help_screen import Row, laid_out
 from fastadv.cli.value_words import shown
+from fastadv.exit_codes import ExitCode
 from fastadv.run.layout import filled
 
-EXIT_CODES: Mapping[int, str] = {
-    0: "done",
-    1: "a fault of fastadv, with a traceback; doctor --gpu: a wrong result",
-    2: "a mistake, or work that cannot go on; one sentence says why",
-    3: "evaluate --sanity: numbers in doubt; bench --compare: a row is slower",
-    75: "stopped, the work is saved: run it again, train with --resume auto",
-    130: "stopped by Ctrl-C; else as 75",
-}
 _TYPES: Mapping[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
 _VERSION = Row("--version", "say which version this is")
 _HELP = Row("-h, --help", "show this help; of a command: fastadv COMMAND -h")
@@ -37,7 +30,7 @@ def overview(commands: Mapping[str, str]) -> str:
     """``fastadv --help``; ``commands``: name -> what it does, in whole sentences."""
     width = min(shutil.get_terminal_size().columns, 100)
     rows = [Row(name, text.partition(". ")[0].rstrip(".")) for name, text in commands.items()]
-    codes = [Row(str(code), text) for code, text in EXIT_CODES.items()]
+    codes = [Row(str(code.value), code.meaning) for code in ExitCode]
     lines = [
         "Usage: fastadv COMMAND [OPTIONS]",
         "",

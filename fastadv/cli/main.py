@@ -25,20 +25,14 @@ from fastadv.cli.compare import compare
 from fastadv.cli.evaluate import evaluate
 from fastadv.cli.in_dashes import told_in_dashes
 from fastadv.cli.invocation import with_invocation
-from fastadv.cli.max_time import seconds_of
+from fastadv.cli.max_time import said_and_code, seconds_of
 from fastadv.cli.shared_options import Plugin, TrustCode
 from fastadv.cli.usage_errors import sentence_of
 from fastadv.cli.with_options import with_options
 from fastadv.engine.process import stop
 from fastadv.engine.process.one_voice import first_to_speak, is_first
-from fastadv.errors import (
-    GO_ON,
-    Interrupted,
-    ProcessLost,
-    TrainingError,
-    UserError,
-    exit_code,
-)
+from fastadv.errors import Interrupted, ProcessLost, TrainingError, UserError
+from fastadv.exit_codes import ExitCode
 from fastadv.run.terminal import Terminal
 from fastadv.storage.printable import printable, safe_sentence
 from fastadv.storage.trust import trusting
@@ -47,8 +41,9 @@ _LONG_WORD = re.compile(r"\S{400,}")  # given by mistake, such as a whole file
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one sentence and exit code 2."""
-    with stop.handled():
+    """Run the command line; a user's mistake is one sentence and a code of its own."""
+    # What a command says and is told ends with it: a second one in this process says it again.
+    with stop.handled(), warnings.catch_warnings():
         _main()
 
 
@@ -71,7 +66,7 @@ def _main() -> None:
         words = _load_plugins(words)
         if asks_for_help(words) or not (words or completion.asked_for()):
             print(_help(words), end="")
-            sys.exit(0)
+            sys.exit(ExitCode.DONE)
         if words[:1] in (["--install-completion"], ["--show-completion"]):
             completion.require_known_shell()
         command = application(words[0] if words else "")
@@ -79,24 +74,24 @@ def _main() -> None:
     except (UserError, TrainingError) as error:
         if first_to_speak():
             say("error", error)
-        code = GO_ON if isinstance(error, ProcessLost) else 2
+        code = ExitCode.GO_ON if isinstance(error, ProcessLost) else ExitCode.MISTAKE
     except Interrupted as stopped:
+        said, code = said_and_code(stopped.by, str(stopped))
         if first_to_speak():
-            errors.print(escape(safe_sentence(stopped)))
-        code = exit_code(stopped.by)
+            errors.print(escape(safe_sentence(said)))
     except stop.Stopped as stopped:
+        said, code = said_and_code(stopped.by, stop.nothing_saved(stopped.by))
         if first_to_speak():
-            errors.print(stop.nothing_saved(stopped.by))
-        code = exit_code(stopped.by)
+            errors.print(said)
     except KeyboardInterrupt:
-        code = 130
+        code = ExitCode.CTRL_C
     except Exception as error:
         # The class of usage errors depends on the click that typer brings; all have this method.
         if not hasattr(error, "format_message"):
             raise
         if first_to_speak():
             say("error", sentence_of(error))
-        code = 2
+        code = ExitCode.MISTAKE
     sys.exit(code)
 
 
@@ -214,7 +209,8 @@ def doctor(
     gpu: Annotated[
         bool,
         typer.Option(
-            "--gpu", help="check the results of this GPU, in a minute; exit code 1: wrong"
+            "--gpu",
+            help=f"check the results of this GPU, in a minute; exit code {ExitCode.WRONG}: wrong",
         ),
     ] = False,
 ) -> None:
@@ -225,7 +221,7 @@ def doctor(
     if not gpu:
         console.print(report())
     elif not check_gpu(console):
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.WRONG)
 
 
 def export(

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from fastadv.errors import UserError
+from fastadv.exit_codes import ExitCode
 from fastadv.run.terminal import Terminal
 from fastadv.storage.printable import printable
 
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
     from fastadv.evaluation.sanity.finding import Report
     from fastadv.run.request import RunRequest
 
-FAILED = 3  # exit code; 2 is that of errors
-
 Sanity = Annotated[
     bool,
     typer.Option(
-        "--sanity", help="check for masked gradients, with attacks of its own; exit code 3 if any"
+        "--sanity",
+        help="check for masked gradients, with attacks of its own; exit code "
+        f"{ExitCode.DOUBT} if any",
     ),
 ]
 Other = Annotated[
@@ -37,14 +38,14 @@ def check(
     which: str,
     told: Mapping[str, Any],
     **options: Any,
-) -> int:
+) -> ExitCode:
     """Check each of ``runs``, whose data are where the user has ``told``, or the network from
-    ``elsewhere``, and show the reports; returns the exit code: ``FAILED`` if a check failed, else
-    0. Of several processes the first does it, and all return its code."""
+    ``elsewhere``, and show the reports; returns the exit code: ``DOUBT`` if a check failed, else
+    ``DONE``. Of several processes the first does it, and all return its code."""
     from fastadv.run.together import by_the_first
 
     passed = by_the_first(lambda: _check(runs, elsewhere, which, told, **options))
-    return 0 if passed else FAILED
+    return ExitCode.DONE if passed else ExitCode.DOUBT
 
 
 def _check(

@@ -12,7 +12,7 @@ import signal
 import sys
 
 from fastadv.engine.process import stop
-from fastadv.errors import GO_ON, exit_code
+from fastadv.exit_codes import ExitCode, after_stop
 
 
 def launch() -> None:
@@ -32,11 +32,11 @@ def launch() -> None:
         run.run(parser.parse_args(words))
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
-        sys.exit(failure.exitcode if failure.exitcode > 0 else GO_ON)
+        sys.exit(failure.exitcode if failure.exitcode > 0 else ExitCode.GO_ON)
     except SignalException as error:
-        sys.exit(exit_code(signal.Signals(error.sigval).name))
+        sys.exit(after_stop(signal.Signals(error.sigval).name))
     except KeyboardInterrupt:
-        sys.exit(exit_code("SIGINT"))
+        sys.exit(after_stop("SIGINT"))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from fastadv.data.dali import import_dali
 from fastadv.data.dataset import grey_levels, level_statistics
 from fastadv.data.decode import Format, common_format, decode, in_threads
 from fastadv.data.folders import ImageTree
-from fastadv.data.machine import machine_memory
+from fastadv.engine.process.memory import machine_memory
 
 # ImageNet's statistics as published with torchvision's models.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

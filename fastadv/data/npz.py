@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fastadv.data.dataset import Dataset
-from fastadv.data.machine import machine_memory
 from fastadv.data.npz_file import Member, NotPlain, open_npz
+from fastadv.engine.process.memory import machine_memory
 from fastadv.errors import UserError
 from fastadv.storage.printable import printable
 

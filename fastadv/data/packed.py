@@ -27,8 +27,8 @@ from fastadv.data.decode import (
     in_threads,
 )
 from fastadv.data.folders import ImageTree
-from fastadv.data.machine import machine_memory
 from fastadv.data.tree_cache import TreeCache
+from fastadv.engine.process.memory import machine_memory
 from fastadv.errors import UserError
 from fastadv.storage.printable import printable
 

@@ -19,6 +19,7 @@ import numpy as np
 from fastadv.data.array_file import read_back, user_cache, write_rows
 from fastadv.data.decode import unreadable
 from fastadv.data.folders import ImageTree
+from fastadv.engine.process import stop
 from fastadv.errors import UserError
 from fastadv.storage.printable import printable
 
@@ -65,6 +66,7 @@ class TreeCache:
             raise UserError(
                 f"The image cache {printable(path)} cannot be read back; check that disk."
             )
+        stop.note_progress()
         return written
 
 

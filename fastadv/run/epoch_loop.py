@@ -128,6 +128,7 @@ class EpochLoop:
                 self._metrics.add(metrics, len(batch.label))
                 progress.batch += 1
                 self._trained += 1
+                stop.note_progress()
                 if progress.batch == len(session.data.loader):  # before anything can stop the run
                     self._metrics.ask(session.step.plan)
                 self._costs.add(len(batch.label))

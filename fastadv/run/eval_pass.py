@@ -12,7 +12,7 @@ import dataclasses
 import datetime
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -33,6 +33,7 @@ from fastadv.evaluation.attacks.inputs import require_mode
 from fastadv.evaluation.counts import Counts, by_square
 from fastadv.evaluation.forecast import seconds_of_a_run
 from fastadv.evaluation.found import Found
+from fastadv.evaluation.ledger import Ledger
 from fastadv.evaluation.scores import Scores
 from fastadv.evaluation.tally import Tally
 from fastadv.evaluation.verdicts import Verdicts
@@ -236,6 +237,7 @@ class _Pass:
         self._is_kept = False
         self._began = time.monotonic()
         self._tally: Tally | None = None
+        self._before: Mapping[str, Ledger] = {}  # what was stored before
         self._examples: dict[str, ExampleFile] = {}
         self.saved_examples: dict[str, Path] = {}
         self._unfinished = Unfinished(job.records.folder.unfinished, of_run=not job.lasting)
@@ -335,6 +337,16 @@ class _Pass:
             return found
         return self._evaluate(found)
 
+    def _is_further(self, found: Found) -> bool:
+        """True if ``found`` has more than what was stored before this pass; the command then gets
+        on."""
+        further = any(
+            ledger.is_further_than(self._before.get(name)) for name, ledger in found.ledgers.items()
+        )
+        if further:
+            stop.note_progress()
+        return further
+
     def _is_whole(self, found: Found) -> bool:
         """True if every image has its verdict."""
         total = len(self._batches)
@@ -343,7 +355,7 @@ class _Pass:
     def _evaluate(self, done: Found | None) -> Found:
         job = self._job
         name, total = ", ".join(self._attacks), len(self._batches)
-        before = {} if done is None else done.ledgers
+        self._before = {} if done is None else done.ledgers
         with job.console.evaluating(self._title, name, self.images, total) as tick:
             self._watch = watch = Watch(job.asked_to_stop, job.deadline, self._keep, tick, total)
 
@@ -369,9 +381,7 @@ class _Pass:
                 raise
         for examples in self._examples.values():
             examples.settle()
-        self.got_further = any(
-            ledger.is_further_than(before.get(name)) for name, ledger in found.ledgers.items()
-        )
+        self.got_further = self._is_further(found)
         if not self._is_whole(found):
             if distributed.rank() == 0 and found.images:
                 self._store(found)
@@ -427,6 +437,8 @@ class _Pass:
             self._unfinished.keep(self._kept_settings, found, seconds, len(self._batches))
         except (OSError, UserError) as error:
             self._job.records.warn(error)
+        else:
+            self._is_further(found)
 
     def _record(self, counts: Counts) -> Record:
         scores = counts.scores()

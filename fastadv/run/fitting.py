@@ -8,13 +8,11 @@ reserve. On a GPU it is tried as well.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fastadv.data.machine import machine_memory
-from fastadv.engine.process import distributed
+from fastadv.engine.process import distributed, memory
 from fastadv.errors import UserError
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
@@ -23,15 +21,9 @@ from fastadv.run.resolve import resolve_run
 from fastadv.run.session import Session
 from fastadv.training.memory import fits, free_what_is_kept
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
-
 AUTO = "auto"
 RESERVE = 0.4  # of what is free: evaluation, what others start, gaps that grow with the steps
 _SMALL, _LARGE = 8, 32  # images of the steps that are measured
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def fitting_batch(request: RunRequest) -> tuple[int, int]:
@@ -115,13 +107,20 @@ def _peak(session: Session, count: int) -> int | None:
         return None
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        allocated = torch.cuda.memory_allocated(device)
         fitted = _fits(session, count)
-        return torch.cuda.max_memory_allocated(device) - before if fitted else None
-    before = _resident("VmRSS")
-    _forget_peak()
-    fitted = _fits(session, count)
-    return max(_resident("VmHWM") - before, 0) if fitted else None
+        return torch.cuda.max_memory_allocated(device) - allocated if fitted else None
+    # A peak that cannot be forgotten is that of the whole process, with either number of images.
+    before = memory.resident() if memory.forget_peak() else None
+    if not _fits(session, count):
+        return None
+    peak = memory.peak()
+    if peak is None:
+        raise UserError(
+            "--batch-size auto measures how much memory a step takes, which this system does not "
+            "say: give a number."
+        )
+    return max(peak - (before or 0), 0)
 
 
 def _fits(session: Session, count: int) -> bool:
@@ -148,34 +147,4 @@ def _free(device: torch.device) -> float:
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + kept)
-    found = float(machine_memory() - _resident("VmRSS"))
-    for line in _lines(Path("/proc/meminfo")):
-        if line.startswith("MemAvailable:"):
-            found = min(found, 1024.0 * int(line.split()[1]))
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0] if resource else -1
-    if resource and limit != resource.RLIM_INFINITY:
-        found = min(found, float(limit - _resident("VmSize")))
-    return max(found, 0.0)
-
-
-def _resident(name: str) -> int:
-    """Bytes that this process takes, ``name`` as in /proc/self/status; where there is none, the
-    most that it has taken."""
-    for line in _lines(_STATUS):
-        if line.startswith(f"{name}:"):
-            return 1024 * int(line.split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if resource else 0
-
-
-def _forget_peak() -> None:
-    try:
-        _CLEAR.write_text("5")
-    except OSError:  # then the peak is that of an earlier step at worst
-        return
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text().splitlines()
-    except OSError:
-        return []
+    return float(memory.free())

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from fastadv.data.array_file import replacing
-from fastadv.data.machine import machine_memory
 from fastadv.data.npz_file import NotPlain, open_npz
 from fastadv.data.pixels import unit_images
 from fastadv.engine.model import guard
 from fastadv.engine.model.outputs import logits_in
+from fastadv.engine.process.memory import machine_memory
 from fastadv.errors import UserError
 from fastadv.run.saved_models import read_saved, require_as_asked
 from fastadv.storage import files

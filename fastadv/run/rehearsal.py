@@ -7,7 +7,6 @@ for a method that warms up.
 from __future__ import annotations
 
 import os
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from fastadv.by_epoch import Phases
 from fastadv.data import LoaderBatch
 from fastadv.data.array_file import writing_nothing
 from fastadv.engine.model.precision import tf32
+from fastadv.engine.process import memory
 from fastadv.engine.process.determinism import reproducible
 from fastadv.errors import UserError
 from fastadv.evaluation.accuracy import evaluate, specs_of
@@ -211,9 +211,4 @@ def _peak(device: torch.device) -> int | None:
     """Bytes at most in use so far: of the allocator on CUDA, else of the process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
-    try:
-        import resource
-    except ImportError:  # no Unix
-        return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    return memory.peak()

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fastadv.engine.process.beginning import began, boot
 from fastadv.errors import UserError
 from fastadv.storage import files
 from fastadv.storage.printable import printable
@@ -204,7 +205,7 @@ def _this_process() -> Owner:
     pid = os.getpid()
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     host = socket.gethostname()
-    return {"pid": pid, "host": host, "boot": _boot(), "started": _started(pid), "since": since}
+    return {"pid": pid, "host": host, "boot": boot(), "started": began(pid), "since": since}
 
 
 def _is_dead(owner: Owner) -> bool:
@@ -214,7 +215,7 @@ def _is_dead(owner: Owner) -> bool:
     pid = owner.get("pid")
     if type(pid) is not int or pid < 1:
         return False
-    if owner.get("boot") != _boot():
+    if owner.get("boot") != boot():
         return True
     try:
         os.kill(pid, 0)  # asks only, on POSIX
@@ -222,28 +223,11 @@ def _is_dead(owner: Owner) -> bool:
         return True
     except OSError:
         return False
-    return owner.get("started") != _started(pid)  # its number belongs to a later one
+    return owner.get("started") != began(pid)  # its number belongs to a later one
 
 
 def _can_look() -> bool:
     return os.name == "posix"
-
-
-def _boot() -> str:
-    """Which start of this computer it is; "" if it does not say."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return ""
-
-
-def _started(pid: int) -> str:
-    """When the process ``pid`` began, in ticks since the start of this computer; "" as above."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return stat.rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
 
 
 def _text(owner: Owner) -> bytes:

@@ -14,14 +14,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
+
+from fastadv.engine.process.beginning import began, boot
 
 BEAT_EVERY = 5.0  # seconds
 LOST_AFTER = 60.0  # seconds without a beat: longer than Python may be busy in one call
 LOOK_EVERY = 1.0
 ENDS_AFTER = 10.0  # seconds that a process has to end by itself after another one was lost
-_KEY = "fastadv/process"
+_KEY = "process"
 
 
 class Peers:
@@ -30,7 +31,7 @@ class Peers:
     def __init__(self, store: Any, rank: int, world: int) -> None:
         self._store, self._rank = store, rank
         self._ended = threading.Event()
-        store.set(f"{_KEY} {rank}", json.dumps([*_place(), os.getpid(), _began(os.getpid())]))
+        store.set(f"{_KEY} {rank}", json.dumps([*_place(), os.getpid(), began(os.getpid())]))
         told = {
             other: json.loads(store.get(f"{_KEY} {other}")) for other in range(world)
         }  # waits for all
@@ -50,8 +51,8 @@ class Peers:
     def lost(self) -> int | None:
         """The number of a process that has ended without a word. Raises ``RuntimeError`` if the
         store has."""
-        for rank, (pid, began) in self._near.items():
-            if _began(pid) != began and not self._left(rank):
+        for rank, (pid, when) in self._near.items():
+            if began(pid) != when and not self._left(rank):
                 return rank
         now = time.monotonic()
         if now - self._looked < LOOK_EVERY:
@@ -92,16 +93,6 @@ class Peers:
 def _place() -> tuple[str, str]:
     """The machine and, as containers have their own, its table of processes."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        return f"{socket.gethostname()} {boot}", os.readlink("/proc/self/ns/pid")
+        return f"{socket.gethostname()} {boot()}", os.readlink("/proc/self/ns/pid")
     except OSError:
         return f"{socket.gethostname()} {os.getpid()}", ""  # not Linux: hearts alone
-
-
-def _began(pid: int) -> str | None:
-    """When the process ``pid`` began, in the kernel's words; None if it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]

@@ -19,8 +19,9 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from fastadv.engine.process.beginning import began_at
 from fastadv.engine.process.one_voice import first_to_speak
-from fastadv.errors import exit_code
+from fastadv.exit_codes import after_stop
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # Windows has two of them
 MAX_TIME = "--max-time"
@@ -45,7 +46,7 @@ class Stopped(BaseException):
 
 
 class _Here:
-    """What this process was told."""
+    """What was told within one outermost ``handled`` block; nothing of it outlives the block."""
 
     asked: str | None = None
     at = 0.0  # time.monotonic()
@@ -54,11 +55,15 @@ class _Here:
     held = 0
     interruptible = 0
     grace = GRACE
-    command = False  # the process ends with it
-    may_exit = False  # a command before it has made anything
+
+    def __init__(self, command: bool = False) -> None:
+        self.command = command  # the process ends with it
+        self.may_exit = command  # a command before it has made anything
+
     until: float | None = None  # time.time()
     longest_save = 0.0
     allowed = 0.0
+    progressed = False
 
 
 _here = _Here()
@@ -87,37 +92,38 @@ def handled(*, command: bool = False) -> Iterator[None]:
     process at once, since what is half imported cannot be left by an exception. Blocks may be
     nested. Outside of the main thread, which alone may handle signals, nothing happens.
     """
-    here = _here
+    global _here
+    outer = _here
     previous: dict[int, Any] = {}
-    if not here.handled:
-        here.asked, here.insists, here.held, here.interruptible = None, False, 0, 0
-        here.command = here.may_exit = command
+    if not outer.handled:
+        _here = _Here(command)
         try:
             for number in _numbers():
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     previous[number] = signal.signal(number, _on_signal)
         except ValueError:
             previous.clear()
-    here.handled += 1
+    _here.handled += 1
     try:
         yield
     finally:
-        here.handled -= 1
+        _here.handled -= 1
         if previous:
             _alarm_in(0.0)
-            here.until = None
             for number, handler in previous.items():
                 signal.signal(number, handler)
+        _here = outer
 
 
 @contextmanager
 def held() -> Iterator[None]:
     """Within this block a signal is only noted: its code looks at ``asked``."""
-    _here.held += 1
+    here = _here
+    here.held += 1
     try:
         yield
     finally:
-        _here.held -= 1
+        here.held -= 1
 
 
 class interruptible:
@@ -128,10 +134,11 @@ class interruptible:
         self._grace = grace
 
     def __enter__(self) -> None:
-        self._before = _here.grace
-        _here.grace = self._grace
-        _here.interruptible += 1
-        if _here.asked is not None and waited() < self._grace:
+        self._here = here = _here
+        self._before = here.grace
+        here.grace = self._grace
+        here.interruptible += 1
+        if here.asked is not None and waited() < self._grace:
             _alarm_in(self._grace - waited())
 
     def __exit__(
@@ -140,8 +147,8 @@ class interruptible:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _here.interruptible -= 1
-        _here.grace = self._before
+        self._here.interruptible -= 1
+        self._here.grace = self._before
 
 
 def ending() -> None:
@@ -152,6 +159,16 @@ def ending() -> None:
 def something_exists() -> None:
     """The command has made files: it is no longer ended in the middle of an import."""
     _here.may_exit = False
+
+
+def note_progress() -> None:
+    """The command has done something that its next call does not have to do again."""
+    _here.progressed = True
+
+
+def progressed() -> bool:
+    """True if the next call of the same command gets further than this one."""
+    return _here.progressed
 
 
 # -- the time that is allowed ---------------------------------------------------------------------
@@ -183,15 +200,9 @@ def _arm() -> None:
 def started() -> float:
     """The moment (``time.time``) at which this process was started; with torchrun, which starts
     processes again, that of its own start."""
-    try:
-        under = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else "self"
-        with open(f"/proc/{under}/stat", encoding="utf-8") as file:
-            ticks = int(file.read().rpartition(")")[2].split()[19])
-        with open("/proc/uptime", encoding="utf-8") as file:
-            up = float(file.read().split()[0])
-        return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):  # no such system
-        return _STARTED
+    pid = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else os.getpid()
+    found = began_at(pid)
+    return _STARTED if found is None else found
 
 
 # -- signals --------------------------------------------------------------------------------------
@@ -243,7 +254,7 @@ def _end(frame: FrameType | None) -> None:
         if here.may_exit:
             if first_to_speak():
                 os.write(2, f"{nothing_saved(here.asked)}\n".encode())
-            os._exit(exit_code(here.asked))
+            os._exit(after_stop(here.asked))
         _alarm_in(IMPORTING)
         return
     if here.command and "logging" in sys.modules:  # torch's compiler warns that it was interrupted
