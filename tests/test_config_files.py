@@ -80,6 +80,23 @@ def test_what_belonged_to_a_replaced_setting_is_left_out(tmp_path, said, gone):
         assert (after.lr, after.momentum) == (1e-3, 0)
 
 
+@pytest.mark.parametrize(
+    ("text", "said", "expected"),
+    [
+        ('schedule = "cosine"\nend_factor = 0.1', {"schedule": "triangular"}, {"end_factor": None}),
+        ('schedule = "cosine"\nend_factor = 0.1', {"schedule": "linear"}, {"end_factor": 0.1}),
+        ('points = "0@0,0.1@5,0@30"', {"schedule": "cosine"}, {"points": None, "end_factor": 0}),
+        ("lr = 0.3\nschedule = 'cosine'", {"points": "0@0,0.1@5,0@30"}, {"lr": 0.1}),
+        ('optimizer = "sgd"\noptimizer_options = "dampening=0"', {"optimizer": "adam"},
+         {"optimizer_options": None}),
+        ('schedule = "piecewise"\ndrops = "3,4"', {"schedule": "multistep"}, {"drops": (3, 4)}),
+    ],
+)  # fmt: skip
+def test_what_goes_with_a_value_of_the_file(tmp_path, text, said, expected):
+    config = resolved(tmp_path, text + "\n", **said)
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
 def no_warning():
     import contextlib
 

@@ -15,6 +15,7 @@ from test_resume import one_thread, same
 from torch import Tensor
 
 from fastadv.errors import UserError
+from fastadv.run import places
 from fastadv.run.config_file import from_bytes, to_toml
 from fastadv.run.console import Console
 from fastadv.run.export import export_run
@@ -149,7 +150,7 @@ def test_the_path_is_stored_whole_and_what_was_understood_is_said(
     begun: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:
     monkeypatch.chdir(begun.parent)
-    config = resolve_run(RunRequest(**SMALL, init=begun.name))
+    config = resolve_run(places.absolute(RunRequest(**SMALL, init=begun.name)))
     assert config.init == str(begun)
     stored = resolve_stored(from_bytes(to_toml(config).encode(), Path("config.toml")))
     assert stored.init == str(begun)

@@ -10,10 +10,9 @@ import pytest
 from test_resume import same
 
 from fastadv.errors import Interrupted, UserError
-from fastadv.run import places, provenance
 from fastadv.run.epoch_loop import EpochLoop
-from fastadv.run.onward import MAY_DIFFER, train_or_resume
-from fastadv.run.request import RunRequest, setting_types
+from fastadv.run.onward import train_or_resume
+from fastadv.run.request import RunRequest
 from fastadv.run.train import train
 
 SMALL: dict[str, Any] = {
@@ -102,17 +101,25 @@ def test_other_settings_are_named_and_refused(
     assert {path: path.read_bytes() for path in whole.rglob("*.*")} == before
 
 
-def test_settings_of_the_invocation_are_none_that_resuming_refuses(whole: Path) -> None:
-    assert all(map(provenance.may_change, MAY_DIFFER))
-    # What resuming would allow and the same command must not change: places are compared by their
-    # content, and the others decide how long and how the run trains.
-    left_out = {name for name in setting_types() if provenance.may_change(name)} - MAY_DIFFER
-    assert left_out - provenance._ONLY_EVALUATION == {
-        *places.SETTINGS, "epochs", "mode", "fused_norm", "deterministic"
-    }  # fmt: skip
-    # DALI decodes otherwise, so the loader is a setting of the run.
-    with pytest.raises(UserError, match=r"--loader device \(there: auto\)"):
-        train_or_resume(RunRequest(**SMALL, loader="device", out=str(whole)))
+def test_what_a_finished_run_was_tested_with_is_not_another_now(whole: Path) -> None:
+    said = rf"--test-limit 9 \(there: 20\).* \(fastadv evaluate {whole}\)"
+    with pytest.raises(UserError, match=said):
+        train_or_resume(RunRequest(**SMALL | {"test_limit": 9}, out=str(whole)))
+
+
+def test_a_run_that_goes_on_is_evaluated_as_the_command_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    out = tmp_path / "run"
+    stopped_once(monkeypatch, RunRequest(**SMALL, out=str(out)))
+    capsys.readouterr()
+    changes = {"test_limit": 9, "mode": "eager", "test_attacks": "fgsm"}
+    summary = train_or_resume(RunRequest(**SMALL | changes, out=str(out)))
+    assert (summary["n"], list(summary["last"])) == (9, ["fgsm"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "change no weights: test_attacks clean,pgd-20 before, fgsm now; test_limit 20" in said
+    # As with another device, the file still says what the run was begun with.
+    assert "test_limit = 20" in (out / "config.toml").read_text()
 
 
 def test_what_is_not_said_and_what_belongs_to_the_invocation_may_differ(whole: Path) -> None:

@@ -16,11 +16,8 @@ from fastadv.algorithms.plugins import loaded_files
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
 from fastadv.run.config import RunConfig
-from fastadv.run.request import setting_types
+from fastadv.run.request import roles
 from fastadv.storage.printable import printable
-
-_OF_EACH = {"device", "data_root", "out"}
-"""Settings that may be others on another machine: paths. What is in ``out`` is compared."""
 
 
 def require_one_run(config: RunConfig, begins: str) -> None:
@@ -29,8 +26,8 @@ def require_one_run(config: RunConfig, begins: str) -> None:
     if distributed.world_size() == 1:
         return
     facts: dict[str, Any] = {"the command": begins}
-    for name in setting_types():
-        if name not in _OF_EACH:
+    for name, role in roles().items():
+        if not role.each_process:  # what is in the folder of a run is compared
             facts["--" + name.replace("_", "-")] = _word(getattr(config, name))
     for name, value in config.options.items():
         facts["--" + name.replace("_", "-")] = _word(value)

@@ -8,19 +8,10 @@ from typing import Any
 
 from fastadv.errors import UserError, warn
 from fastadv.run.config import RunConfig
-from fastadv.run.request import setting_types
+from fastadv.run.request import roles
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.which import weights_file
 from fastadv.storage.printable import printable
-
-_NOT_THE_METHOD = {
-    *("method", "data", "seed", "out", "data_root", "download", "loader"),
-    *("device", "mode", "fused_norm", "deterministic", "checkpoint_minutes"),
-    *("save_every", "keep", "skip_broken", "guard_overfitting"),
-    *("test_limit", "test_attacks", "eval_alpha", "eval_train"),
-}
-"""Settings in which the runs of one method may differ: names, paths (the content of the data is
-compared), how a run is carried out, and how it was evaluated."""
 
 
 def open_alike(
@@ -142,10 +133,8 @@ def methods_of(configs: Mapping[str, RunConfig]) -> dict[str, list[str]]:
 
 def _traits(config: RunConfig) -> dict[str, Any]:
     """What makes the method of a run: its name, settings and options."""
-    settings = {
-        name: getattr(config, name) for name in setting_types() if name not in _NOT_THE_METHOD
-    }
-    return {"method": config.method} | settings | config.options
+    settings = {name: getattr(config, name) for name, role in roles().items() if role.of_method}
+    return settings | config.options
 
 
 def _word(value: object) -> str:

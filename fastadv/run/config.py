@@ -29,12 +29,17 @@ from fastadv.run import optimizer_kinds
 from fastadv.run.keeping import kept
 from fastadv.run.mixed_labels import require_mixable
 from fastadv.run.origin import Origin
-from fastadv.run.request import ChangingSide, OpenShare, ScheduleName, Side, Width, as_flag
+from fastadv.run.request import (
+    ChangingSide,
+    OpenShare,
+    ScheduleName,
+    Side,
+    Width,
+    as_flag,
+    strangers,
+)
 from fastadv.run.schedules import CYCLED_MOMENTUM, PEAKS, STEPPED, require_schedule
 from fastadv.threat import Threat
-
-OF_SGD = ("momentum", "cycle_momentum", "nesterov")
-"""Settings that are 0 or off with an optimizer other than SGD."""
 
 
 @dataclass(frozen=True)
@@ -176,12 +181,11 @@ def check(config: RunConfig) -> None:
             f"--momentum must be 0 or at least {CYCLED_MOMENTUM:g} where a {config.schedule} "
             f"schedule lowers it by that much, not {config.momentum:g}; or add --no-cycle-momentum."
         )
-    if config.optimizer != "sgd":
-        for name in OF_SGD:
-            if getattr(config, name):
-                raise UserError(
-                    f"{as_flag(name)} is for --optimizer sgd; omit it with {config.optimizer}."
-                )
+    for name in strangers("optimizer", config.optimizer):
+        if getattr(config, name):
+            raise UserError(
+                f"{as_flag(name)} is for --optimizer sgd; omit it with {config.optimizer}."
+            )
     optimizer_kinds.require_built(
         config.optimizer,
         config.optimizer_options,

@@ -12,20 +12,13 @@ from fastadv.errors import UserError
 from fastadv.run import places
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
-from fastadv.run.request import RunRequest, setting_types
+from fastadv.run.fitting import AUTO
+from fastadv.run.request import RunRequest, roles
 from fastadv.run.resolve import resolve_run
+from fastadv.run.role import Effect, Role
 from fastadv.run.run_folder import RunFolder, usual_place
 from fastadv.run.train import resume, train, unneeded
 from fastadv.storage.printable import printable
-
-MAY_DIFFER = frozenset(
-    {"out", "download", "device", "checkpoint_minutes", "save_every", "keep"}
-    | {"skip_broken", "guard_overfitting"}
-)
-"""Settings of one invocation: those of the folder hold on where the command says nothing. All of
-them may change on resume (``provenance.may_change``)."""
-_CHOSEN = {"mode": "auto", "fused_norm": "auto", "batch_size": "auto"}
-"""Settings whose value "auto" the run has replaced by what it measured."""
 
 
 def train_or_resume(request: RunRequest, console: Console | None = None) -> dict[str, Any]:
@@ -42,9 +35,10 @@ def train_or_resume(request: RunRequest, console: Console | None = None) -> dict
     if not folder.config.exists():
         return train(dataclasses.replace(request, out=str(place)), console)
     config = folder.read_config()
-    _require_same(request, asked, config, place)
     summary = folder.read_summary()
-    if summary is not None and len(folder.read_metrics()) >= config.epochs:
+    ended = summary is not None and len(folder.read_metrics()) >= config.epochs
+    _require_same(request, asked, config, place, ended=ended)
+    if summary is not None and ended:
         leftover = [file for file in unneeded(folder, config) if file.exists()]
         if leftover:  # a kill came before they were removed
             with folder.alone():
@@ -53,7 +47,7 @@ def train_or_resume(request: RunRequest, console: Console | None = None) -> dict
             (console or Console()).finish_again(summary, folder)
         return summary
     moved = _moved(request, asked, config)
-    return resume(str(place), console, moved, changed=_of_this_time(request, asked))
+    return resume(str(place), console, moved, changed=_of_this_time(request, asked, config))
 
 
 def _moved(request: RunRequest, asked: RunConfig, config: RunConfig) -> dict[str, Any]:
@@ -68,31 +62,41 @@ def _moved(request: RunRequest, asked: RunConfig, config: RunConfig) -> dict[str
     }
 
 
-def _of_this_time(request: RunRequest, asked: RunConfig) -> dict[str, Any]:
-    """What ``request`` says of ``MAY_DIFFER``."""
-    given = [name for name in MAY_DIFFER if getattr(request, name) is not None]
-    return {name: getattr(asked, name) for name in given}
+def _of_this_time(request: RunRequest, asked: RunConfig, config: RunConfig) -> dict[str, Any]:
+    """What ``request`` says otherwise than ``config`` for this time alone."""
+    return {
+        name: getattr(asked, name)
+        for name, role in roles().items()
+        if role.of_invocation and _says_another(name, role, request, asked, config)
+    }
 
 
-def _require_same(request: RunRequest, asked: RunConfig, config: RunConfig, place: Path) -> None:
+def _says_another(
+    name: str, role: Role, request: RunRequest, asked: RunConfig, config: RunConfig
+) -> bool:
+    said = getattr(asked, name)
+    if getattr(request, name) is None or said == getattr(config, name):
+        return False
+    return not (role.measured and said == AUTO)  # the run holds what was measured
+
+
+def _require_same(
+    request: RunRequest, asked: RunConfig, config: RunConfig, place: Path, *, ended: bool
+) -> None:
     """Raise ``UserError`` that names what ``request`` says otherwise than the ``config`` of the
-    run in ``place``."""
+    run in ``place``, and that a run which goes on cannot change. One that has ``ended`` cannot
+    change how it was evaluated either."""
     different = []
-    for name in setting_types():
-        said, held = getattr(asked, name), getattr(config, name)
-        free = name in MAY_DIFFER or name in places.SETTINGS  # a place is compared by its content
-        if getattr(request, name) is None or free or said == held:
-            continue
-        if said != _CHOSEN.get(name):
-            different.append((name, said, held))
+    for name, role in roles().items():
+        free = role.place or role.of_invocation  # a place is compared by its content
+        if ended and role.effect is Effect.EVALUATION:
+            free = False
+        if not free and _says_another(name, role, request, asked, config):
+            different.append((name, getattr(asked, name), getattr(config, name)))
     for name, value in request.options.items():
-        place_of_it = name in places.of_a_run()
-        if (
-            value is not None
-            and not place_of_it
-            and asked.options.get(name) != config.options.get(name)
-        ):
-            different.append((name, asked.options.get(name), config.options.get(name)))
+        said, held = asked.options.get(name), config.options.get(name)
+        if value is not None and not places.role_of_option(name).place and said != held:
+            different.append((name, said, held))
     if not different:
         return
     listed = ", ".join(
@@ -100,9 +104,15 @@ def _require_same(request: RunRequest, asked: RunConfig, config: RunConfig, plac
         for name, said, held in different
     )
     shown = printable(str(place))
+    quoted = shlex.quote(shown)
+    way = (
+        f"evaluate it otherwise (fastadv evaluate {quoted})"
+        if ended
+        else (f"continue it with --resume {quoted}")
+    )
     raise UserError(
         f"{shown} holds a run with other settings than this command: {listed}. Give those of the "
-        f"run, continue it with --resume {shlex.quote(shown)}, or choose another --out."
+        f"run, {way}, or choose another --out."
     )
 
 

@@ -21,13 +21,14 @@ from fastadv.data.torchvision_sets import PUBLISHED
 from fastadv.declared import holds_networks
 from fastadv.errors import NotThere, UserError
 from fastadv.run.defaults import DEFAULTS
-from fastadv.run.request import RunRequest
+from fastadv.run.request import RunRequest, roles
+from fastadv.run.role import Effect, Role
 from fastadv.storage.printable import printable
 
-SETTINGS = ("data", "data_root", "unlabelled", "init")
+SETTINGS = tuple(name for name, role in roles().items() if role.place)
 """The settings that name a place; ``data`` only behind its colon."""
-_NOT_NEEDED = ("data_root", "init")
-"""Those that may be missing: a cache or a download, and weights that a begun run holds itself."""
+_OPTION = Role()
+_HOLDER = Role(Effect.NOTHING, place=True)
 PLUGINS = "plugins"
 """The entry of the table ``places`` with the files of ``--plugin``, which are never run from it."""
 
@@ -38,6 +39,11 @@ Places = dict[str, tuple[str, ...]]
 def of_a_run() -> tuple[str, ...]:
     """The settings and options that name places."""
     return (*SETTINGS, *_holders())
+
+
+def role_of_option(name: str) -> Role:
+    """What the slot or option ``name`` of a part is to a run."""
+    return _HOLDER if name in _holders() else _OPTION
 
 
 def absolute(request: RunRequest) -> RunRequest:
@@ -101,7 +107,7 @@ def require(request: RunRequest, beside: Places, folder: Path, names: Collection
     """Raise ``NotThere`` if one of the places ``names`` in ``request`` is not there, with where it
     was looked for and the option that says the new place."""
     for name, paths in _places(request):
-        if name not in names or name in _NOT_NEEDED:
+        if name not in names or (name in SETTINGS and roles()[name].may_be_missing):
             continue
         for number, path in enumerate(paths):
             if os.path.exists(path):

@@ -21,32 +21,15 @@ from fastadv.data.array_file import user_cache
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
 from fastadv.models.packaged import library_version, packaged_library
+from fastadv.run import places
 from fastadv.run.config import RunConfig
 from fastadv.run.config_file import to_toml, whole
+from fastadv.run.request import roles
+from fastadv.run.role import Role
 from fastadv.storage.digests import digest
 from fastadv.storage.printable import printable
 
-_FREE = {
-    "data",
-    "data_root",
-    "download",
-    "unlabelled",
-    "init",
-    "skip_broken",
-    "option teachers",
-    "option helper",
-    "out",
-    "checkpoint_minutes",
-    "save_every",
-    "keep",
-}
-"""Settings that may change: paths (the content is compared), when to save and what to keep."""
-_SAID = {"device", "epochs", "mode", "fused_norm", "deterministic", "guard_overfitting"}
-"""Settings that may change, and may change bits."""
-_ONLY_EVALUATION = {"test_limit", "test_attacks", "eval_alpha", "eval_train", "eval_every"}
-"""Settings that do not influence the weights."""
-_CHOOSES = {"select", "select_attack", "eval_alpha"}
-"""Settings by which the best epoch is chosen: it would be the best by two measures."""
+_OPTION = "option "  # before the name of a slot or of an option of a part
 
 
 def record(config: RunConfig, digests: Mapping[str, str], device: torch.device) -> dict[str, Any]:
@@ -75,7 +58,7 @@ def configuration(config: RunConfig) -> str:
 def configuration_digest(config: RunConfig) -> str:
     """A digest of the settings that decide what is trained, the same wherever the run lies."""
     settings = _flat(configuration(config))
-    return digest({name: settings[name] for name in sorted(settings.keys() - _FREE - _SAID)})
+    return digest({name: settings[name] for name in sorted(settings) if not _role(name).may_change})
 
 
 def require_own(saved: Mapping[str, Any], config: RunConfig, path: Path) -> None:
@@ -91,7 +74,7 @@ def require_own(saved: Mapping[str, Any], config: RunConfig, path: Path) -> None
             f"{printable(path)} does not say which run it belongs to: restore the run's own file."
         ) from None
     for name, before, after in differences:
-        if name in _ONLY_EVALUATION:
+        if _role(name).may_change:
             continue
         raise UserError(
             f"{printable(path)} is of a run with {name} {_shown(before)}, and config.toml says "
@@ -99,41 +82,24 @@ def require_own(saved: Mapping[str, Any], config: RunConfig, path: Path) -> None
         )
 
 
-def _differences(before: str, after: str) -> Iterator[tuple[str, Any, Any]]:
-    """The settings that must not change and did: name, before, after."""
-    old, new = _flat(before), _flat(after)
-    for name in sorted((old.keys() | new.keys()) - _FREE - _SAID):
-        if old.get(name) != new.get(name):
-            yield name, old.get(name), new.get(name)
-
-
-def may_change(name: str) -> bool:
-    """True for a setting that a resumed run may have otherwise, whether bits change or not."""
-    return name in _FREE | _SAID or _allowed(name)
-
-
-def _allowed(name: str) -> bool:
-    """True for a setting that may change on resume, and changes no bit of what is trained."""
-    return name in (_FREE | _ONLY_EVALUATION) - _CHOOSES
-
-
 def compare(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Sentences about settings that were changed, and about what may change single bits. Raises
     ``UserError`` if it is another run."""
+    harmless, said = [], []
     for name, began, found in _differences(saved["configuration"], now["configuration"]):
-        if _allowed(name):
-            continue
-        why = "the best epoch is chosen by it" if name in _CHOOSES else "it decides what is trained"
-        raise UserError(
-            f"The run was begun with {name} {_shown(began)}, and config.toml now says "
-            f"{_shown(found)}; {why}: restore it, or train into another --out."
-        )
-    before, after = (_flat(each["configuration"]) for each in (saved, now))
-    harmless = [
-        f"{name} {_shown(before.get(name))} before, {_shown(after.get(name))} now"
-        for name in sorted(filter(_allowed, before.keys() | after.keys()))
-        if before.get(name) != after.get(name) and not _is_own_cache(name, after)
-    ]
+        role = _role(name)
+        if not role.may_change:
+            chosen = "the best epoch is chosen by it"
+            why = chosen if role.chooses else "it decides what is trained"
+            raise UserError(
+                f"The run was begun with {name} {_shown(began)}, and config.toml now says "
+                f"{_shown(found)}; {why}: restore it, or train into another --out."
+            )
+        change = f"{name} {_shown(began)} before, {_shown(found)} now"
+        if not role.harmless:
+            said.append(change)
+        elif not _is_own_cache(name, found):
+            harmless.append(change)
     told = []
     if harmless:
         told = [f"settings have changed, and change no weights: {'; '.join(harmless)}."]
@@ -144,11 +110,6 @@ def compare(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
                 f"The run's {name} is not what it was begun with, so this would be another "
                 "run: restore it, or train into another --out."
             )
-    said = [
-        f"{name} {_shown(before.get(name))} before, {_shown(after.get(name))} now"
-        for name in sorted(_SAID)
-        if before.get(name) != after.get(name)
-    ]
     machine = saved["machine"]
     said += [
         f"{name} {_shown(machine.get(name))} before, {_shown(value)} now"
@@ -163,15 +124,31 @@ def compare(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
+def _differences(before: str, after: str) -> Iterator[tuple[str, Any, Any]]:
+    """The settings that have changed: name, before, after."""
+    old, new = _flat(before), _flat(after)
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            yield name, old.get(name), new.get(name)
+
+
+def _role(name: str) -> Role:
+    """What the setting or option ``name`` of ``_flat`` is to a run. One that an older or newer
+    version had decides what is trained."""
+    if name.startswith(_OPTION):
+        return places.role_of_option(name.removeprefix(_OPTION))
+    return roles().get(name, Role())
+
+
 def _flat(text: str) -> dict[str, Any]:
     tables = whole(tomllib.loads(text))
     options = tables.pop("options", {})
-    return tables | {f"option {name}": value for name, value in options.items()}
+    return tables | {f"{_OPTION}{name}": value for name, value in options.items()}
 
 
-def _is_own_cache(name: str, after: Mapping[str, Any]) -> bool:
+def _is_own_cache(name: str, now: object) -> bool:
     """True for the cache that ``RunFolder`` takes for a run from elsewhere: nobody has set it."""
-    return name == "data_root" and after.get(name) == str(user_cache())
+    return name == "data_root" and now == str(user_cache())
 
 
 def _shown(value: object) -> str:

@@ -22,25 +22,13 @@ from fastadv.declared import coerce, plain_type
 from fastadv.errors import UserError, unknown, warn
 from fastadv.models.packaged import names_own_code
 from fastadv.run import places
+from fastadv.run.companions import left_out
 from fastadv.run.config import required_settings
 from fastadv.run.config_file import MOST_BYTES, places_in, whole
-from fastadv.run.request import RunRequest, as_flag, setting_types
+from fastadv.run.request import RunRequest, setting_types
+from fastadv.run.resolve import typed
 from fastadv.storage import files, sealed, trust
 from fastadv.storage.printable import printable
-
-_COMPANIONS: Mapping[str, tuple[str, ...]] = {
-    "schedule": ("drops", "drop_factors", "peak"),
-    "drops": ("drop_factors",),
-    "optimizer": ("momentum", "cycle_momentum", "nesterov"),
-    "model": ("width", "depth", "shortcut", "stem", "blocks"),
-    "augmentation": ("pad",),
-    "amp": ("amp_dtype",),
-    "eps": ("eval_alpha",),
-    "norm": ("eps", "eval_alpha"),
-    "method": ("variant",),
-}
-"""A setting -> those of a file that are for its value there, and are left out where the command
-line has another."""
 
 
 def with_file(path: str, said: RunRequest) -> RunRequest:
@@ -57,17 +45,15 @@ def with_file(path: str, said: RunRequest) -> RunRequest:
     if of_a_run:
         settings, options = _found_again(settings, options, content, place)
     complete = sealed.is_sealed(content) or all(name in settings for name in required_settings())
-    given = {name: getattr(said, name) for name in setting_types()}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = typed(said)
     if complete:
         settings.pop("out", None)
     model = settings.get("model")
     if model is not None and "model" not in given and names_own_code(model):
         _require_trusted(place, content, model)
+    options = _that_fit(options, settings, said, printable(place))
     for name in _replaced(settings, given, complete=complete):
         settings.pop(name, None)
-    options = _that_fit(options, settings, said, printable(place))
-    settings = {name: value for name, value in settings.items() if name not in given}
     options = {name: value for name, value in options.items() if name not in said.options}
     return replace(
         said,
@@ -194,18 +180,12 @@ def _shown(value: object) -> str:
 
 
 def _replaced(settings: Mapping[str, Any], given: Mapping[str, Any], *, complete: bool) -> set[str]:
-    """The settings of the file that were for another one, which the command line replaces."""
-    types = setting_types()
-    left_out: set[str] = set()
-    for name, companions in _COMPANIONS.items():
-        if name not in given or name not in settings:
-            continue
-        if coerce(as_flag(name), given[name], types[name]) != settings[name]:
-            left_out.update(companions)
-            # A run's file has every setting, so this rate is probably the preset's.
-            if name == "optimizer" and complete:
-                left_out.add("lr")
-    return left_out
+    """The settings of the file that the command line says, and those that were for one of these."""
+    held = typed(RunRequest(**settings))
+    gone = settings.keys() & given.keys() | left_out(held, given)
+    other = "optimizer" in given and given["optimizer"] != held.get("optimizer", "sgd")
+    # A run's file has every setting, so this rate is probably the preset's.
+    return gone | {"lr"} if complete and other else gone
 
 
 def _that_fit(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,13 +13,13 @@ from fastadv.algorithms.slots import SLOTS
 from fastadv.data import augmentations
 from fastadv.declared import coerce
 from fastadv.errors import UserError
-from fastadv.models import VARIANTS
 from fastadv.run import optimizer_kinds
-from fastadv.run.config import OF_SGD, RunConfig, check, required_settings
+from fastadv.run.companions import replaced
+from fastadv.run.config import RunConfig, check, required_settings
 from fastadv.run.defaults import DEFAULTS
 from fastadv.run.origin import Origin
-from fastadv.run.presets import Presets, presets_for
-from fastadv.run.request import RunRequest, as_flag, setting_types
+from fastadv.run.presets import presets_for
+from fastadv.run.request import RunRequest, as_flag, setting_types, strangers
 from fastadv.run.schedules import ENDS, PEAKS, STEPPED, USUAL_DROPS
 from fastadv.storage.printable import printable
 
@@ -36,7 +35,7 @@ def resolve_run(request: RunRequest) -> RunConfig:
     data preset, this before the plain defaults and those of the parts. Raises ``UserError`` for
     unknown names, values outside their range and settings that contradict each other.
     """
-    given = _given(request)
+    given = typed(request)
     options = {name: value for name, value in request.options.items() if value is not None}
     presets = presets_for(
         given.get("method", DEFAULTS["method"]),
@@ -44,12 +43,16 @@ def resolve_run(request: RunRequest) -> RunConfig:
         given,
         options,
     )
-    values = {**DEFAULTS, **presets.settings, **given}
+    values = replaced({**DEFAULTS, **presets.settings}, given)
     origins = dict.fromkeys(DEFAULTS, Origin.DEFAULT) | presets.origins
     origins |= {name: request.origin(name) for name in given}
-    _drop_companions(values, given, presets)
+    if values["epochs"] != presets.settings["epochs"] and "image_sizes" not in given:
+        values.pop("image_sizes", None)  # phases of a run of that length
+    if values.get("eps_warmup") is not None and "eps_warmup" not in given:
+        values["eps_warmup"] = min(values["eps_warmup"], values["epochs"])  # or eps is not reached
     if values["optimizer"] != "sgd":
-        others = {name: 0.0 if name == "momentum" else False for name in OF_SGD}
+        of_others = strangers("optimizer", values["optimizer"])
+        others = {name: 0.0 if name == "momentum" else False for name in of_others}
         if presets.settings.get("optimizer", DEFAULTS["optimizer"]) == "sgd":
             others["lr"] = optimizer_kinds.usual_rate(values["optimizer"])
         if "weight_decay" not in optimizer_kinds.parameters(values["optimizer"]):
@@ -103,7 +106,7 @@ def resolve_stored(
     A file that lost a line would otherwise continue another run, with a default. Raises
     ``UserError`` that names the lost settings and options.
     """
-    values = _given(request)
+    values = typed(request)
     lost = [name for name in required_settings() if name not in values]
     if values.get("schedule") in STEPPED and "drops" not in values:
         lost.append("drops")
@@ -122,8 +125,9 @@ def resolve_stored(
     return _checked(values, plan, dict.fromkeys([*values, *request.options], Origin.STORED))
 
 
-def _given(request: RunRequest) -> dict[str, Any]:
-    """The settings that are not left open, in their own types."""
+def typed(request: RunRequest) -> dict[str, Any]:
+    """The settings that are not left open, in their own types: name -> value. Raises ``UserError``
+    for one that is none."""
     said = {name: getattr(request, name) for name in setting_types()}
     types = setting_types()
     found = {
@@ -136,37 +140,11 @@ def _given(request: RunRequest) -> dict[str, Any]:
             raise UserError(f"{as_flag(name)} is empty: name something, or omit it.")
     if "optimizer" in found:
         found["optimizer"] = optimizer_kinds.known(found["optimizer"])
-    if "init" in found:  # a run may be resumed from another folder
-        found["init"] = os.path.abspath(os.path.expanduser(found["init"]))
     if "augmentation" in found:
         found["augmentation"] = augmentations.canonical(found["augmentation"])
     if "points" in found:
         found.setdefault("schedule", "points")
     return found
-
-
-def _drop_companions(values: dict[str, Any], given: Mapping[str, Any], presets: Presets) -> None:
-    """Drop presets that only make sense together with a setting that the user replaced."""
-    if values["schedule"] not in STEPPED and "drops" not in given:
-        values.pop("drops", None)
-    steps_alike = values["schedule"] in STEPPED and "drops" not in given
-    if not steps_alike and "drop_factors" not in given:
-        values.pop("drop_factors", None)
-    if values["schedule"] != presets.settings["schedule"] and "peak" not in given:
-        values.pop("peak", None)
-    if values["schedule"] not in ENDS and "end_factor" not in given:
-        values.pop("end_factor", None)
-    for name, networks in VARIANTS.items():
-        if values["model"] not in networks and name not in given:
-            values.pop(name, None)
-    if values["model"] != presets.settings["model"] and "width" not in given:
-        values.pop("width", None)
-    if values["epochs"] != presets.settings["epochs"] and "image_sizes" not in given:
-        values.pop("image_sizes", None)  # phases of a run of that length
-    if "eps" in given and "eval_alpha" not in given:
-        values.pop("eval_alpha", None)
-    if values.get("eps_warmup") is not None and "eps_warmup" not in given:
-        values["eps_warmup"] = min(values["eps_warmup"], values["epochs"])  # or eps is not reached
 
 
 def _require_known(method: str, options: Mapping[str, Any], plugins: Sequence[str]) -> None:

@@ -39,11 +39,12 @@ def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]
     Raises ``UserError`` for what cannot be done, ``TrainingError`` when a loss is not finite and
     ``Interrupted`` after saving when a signal asks to stop.
     """
-    config = resolve_run(places.absolute(request))
+    request = places.absolute(request)
+    config = resolve_run(request)
     with distributed.joined(choose_device(config.device)):
         require_one_run(config, "a new run")
         if config.batch_size == AUTO:
-            config = fitted(places.absolute(request), console or Console())
+            config = fitted(request, console or Console())
         session = Session.build(config)
         require_equal(session.digests())
         folder = RunFolder.create(config.out, session.config)
@@ -109,7 +110,7 @@ def _resume(
         # A mode that was chosen by measuring may have been given up for a simpler one.
         session = Session.build(
             config,
-            strict=False,
+            strict=None if "mode" in changed else False,
             look=lambda data: check_weights_fit(config, data, folder),
             initial=known(folder, config),
             begun=begun_with(folder, config),
