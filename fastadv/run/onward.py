@@ -12,6 +12,7 @@ from fastadv.errors import UserError
 from fastadv.run import places
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
+from fastadv.run.ended import ended
 from fastadv.run.request import RunRequest, setting_types
 from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder, usual_place
@@ -43,8 +44,8 @@ def train_or_resume(request: RunRequest, console: Console | None = None) -> dict
         return train(dataclasses.replace(request, out=str(place)), console)
     config = folder.read_config()
     _require_same(request, asked, config, place)
-    summary = folder.read_summary()
-    if summary is not None and len(folder.read_metrics()) >= config.epochs:
+    summary = ended(folder, config)
+    if summary is not None:
         leftover = [file for file in unneeded(folder, config) if file.exists()]
         if leftover:  # a kill came before they were removed
             with folder.alone():
