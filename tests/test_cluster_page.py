@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from fastadv.cli.max_time import seconds_of
+from fastadv.run.run_folder import RunFolder
 
 PAGE = Path(__file__).parents[1] / "docs" / "running-on-a-cluster.md"
 SMALL = "--width 2 --limit 320 --batch-size 32 --epochs 12 --mode eager --test-limit 20"
@@ -166,3 +167,13 @@ def test_max_time_saves_and_stops(fastadv_command: Any, monkeypatch: pytest.Monk
     assert all(path.read_bytes() == held for path, held in before.items())
     refused = fastadv_command(*words, "--max-time", "soon")
     assert (refused.code, "--max-time is a time such as" in refused.err) == (2, True)
+
+
+def test_every_file_of_a_run_is_on_the_page() -> None:
+    table = PAGE.read_text().partition("## What is written where")[2].partition("\n## ")[0]
+    files = {place.name for place in RunFolder(Path("run")).files()}
+    rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    named = [name.rstrip("/") for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert sorted(named) == sorted([*files, "events.out.tfevents.*"])
+    readme = (PAGE.parents[1] / "README.md").read_text()
+    assert not [name for name in files if f"`{name}`" not in readme and f"`{name}/`" not in readme]

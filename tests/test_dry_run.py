@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -38,6 +39,10 @@ def test_it_shows_origins_cost_time_and_memory_and_writes_nothing(tmp_path, fast
         ("momentum", "0.9", "default"),
         ("lr", "0.3", "data preset"),
         ("attack-bn", "eval", "recipe|part"),
+        ("device", r"cpu \(auto\)", "default"),
+        ("loader", r"device \(auto\)", "default"),
+        ("fused-norm", r"off \(auto\)", "default"),
+        ("mode", r"(eager|compiled) \(auto\)", "default"),
     ):
         assert re.search(rf"^  {name} +{value} +({origin})$", outcome.out, re.MULTILINE), name
     said = " ".join(outcome.out.split())
@@ -62,9 +67,9 @@ def test_every_setting_is_listed_once(fastadv_command):
 
 def test_values_by_epoch_are_taken_from_the_command_line(monkeypatch, fastadv_command):
     words = ("--points", "0@0,0.1@1,0@2", "--steps", "1@0,2@3")
-    monkeypatch.setattr(
-        dry_run, "rehearse", lambda config: rehearsal.Rehearsal(_Session(config), 1)
-    )
+    monkeypatch.setattr(dry_run, "prepared", lambda config: nullcontext(_Session(config)))
+    monkeypatch.setattr(dry_run, "chosen", lambda session: {})
+    monkeypatch.setattr(dry_run, "rehearse", lambda session: rehearsal.Rehearsal(session, 1))
     monkeypatch.setattr(dry_run, "measured", lambda found: ())
     outcome = fastadv_command("train", "--dry-run", "--method", "pgd", *words, *SMALL)
     assert outcome.code == 0, outcome.err
@@ -127,7 +132,8 @@ def test_each_size_of_image_is_timed():
     request = RunRequest(
         method="fast", width=2, limit=64, epochs=6, batch_size=32, image_sizes="6@0,8@4"
     )
-    found = rehearsal.rehearse(resolve_run(request))
+    with rehearsal.prepared(resolve_run(request)) as session:
+        found = rehearsal.rehearse(session)
     assert [stage.epochs for stage in found.stages] == [4, 2]
     assert all(len(stage.seconds) == 3 for stage in found.stages)
 

@@ -20,7 +20,7 @@ from fastadv.algorithms.parts import PARTS
 from fastadv.algorithms.plan import Plan
 from fastadv.algorithms.publication import UNSTATED, Published
 from fastadv.algorithms.recipes.table import METHODS
-from fastadv.by_epoch import Phases
+from fastadv.by_epoch import ByEpoch, Phases
 from fastadv.models.preact_resnet import preact_resnet18
 from fastadv.run.config import RunConfig
 from fastadv.run.request import RunRequest, setting_types
@@ -64,13 +64,13 @@ def taken(config: RunConfig) -> dict[str, Any]:
 
 def step_of(plan: Plan, threat: Threat) -> float | None:
     """The step of the attack in pixels, None if it has none of its own."""
-    adversary: Any = plan.adversary
+    adversary = plan.adversary
     if not adversary.attacks or not adversary.takes_alpha:
         return None
-    if adversary.alpha is not None:
-        return float(getattr(adversary, "largest_alpha", adversary.alpha))
-    usual = getattr(adversary, "usual_step", None)
-    return float(threat.eps if usual is None else usual(threat))  # Free moves by eps
+    step = adversary.chosen_step
+    if isinstance(step, ByEpoch):
+        return max(step.values())
+    return float(adversary.usual_step(threat) if step is None else step)
 
 
 def same(stated: Any, found: Any) -> bool:

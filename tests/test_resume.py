@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from fastadv.cli.main import application
-from fastadv.errors import UserError
+from fastadv.errors import Interrupted, UserError
 from fastadv.run.console import Console
 from fastadv.run.train import resume
 from fastadv.storage import checkpoint, sealed
@@ -179,7 +179,7 @@ def test_asked_to_stop_while_evaluating(tmp_path, uninterrupted, monkeypatch):
         return evaluate(*words, **options)
 
     monkeypatch.setattr(module, "run_evaluation", stop_then_evaluate)
-    with pytest.raises(module.Interrupted):
+    with pytest.raises(Interrupted):
         continue_here(out)
     continue_here(out)
     same_with_epochs(out, uninterrupted)

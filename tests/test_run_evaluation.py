@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import signal
 import warnings
@@ -37,7 +38,7 @@ from fastadv.run.finished import evaluate_run
 from fastadv.run.loaded import load_run
 from fastadv.run.request import RunRequest
 from fastadv.run.train import resume, train
-from fastadv.storage import trust
+from fastadv.storage import checkpoint, trust
 
 SETTINGS: dict[str, Any] = {
     "method": "fast",
@@ -472,3 +473,25 @@ def test_a_pass_that_ends_in_an_interruption_is_written_by_the_next(
         evaluate_run(str(run), "fgsm")
     assert len((run / "evaluations.jsonl").read_text().splitlines()) == 1
     assert not (run / "evaluations.partial").exists()
+
+
+def test_outputs_that_are_not_finite_are_told_in_words_of_the_command(
+    run: Path, monkeypatch: pytest.MonkeyPatch, fastadv_command: Any
+) -> None:
+    load = checkpoint.load
+
+    def overflowing(path: Path) -> dict[str, Any]:
+        saved = load(path)
+        saved["model"] = {
+            name: torch.full_like(value, torch.inf) if "bias" in name else value
+            for name, value in saved["model"].items()
+        }
+        return saved
+
+    monkeypatch.setattr(checkpoint, "load", overflowing)
+    outcome = fastadv_command("evaluate", run, "--attacks", "clean", "--which", "last")
+    assert outcome.code == 2
+    said = " ".join(outcome.err.split())
+    assert re.search(r"last weights: The model's outputs are not finite, first .* image 0 ", said)
+    assert said.endswith("whole: --which best, last or a kept epoch.")
+    assert "amp" not in said

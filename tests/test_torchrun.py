@@ -92,4 +92,6 @@ def test_a_signal_saves_in_all_processes(name: str, code: int, tmp_path: Path) -
     assert process.returncode == code, errors
     (sentence,) = errors.splitlines()
     assert sentence.startswith("Stopped by ")
-    assert sentence.endswith("continue with: fastadv train --resume run")
+    assert sentence.endswith(
+        "continue with: fastadv-torchrun --nproc-per-node 2 -m fastadv train --resume run"
+    )

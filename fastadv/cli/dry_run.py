@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from fastadv.cli.explain import passes
@@ -12,9 +12,10 @@ from fastadv.cli.value_words import shown
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
 from fastadv.run.config import RunConfig
+from fastadv.run.fitting import AUTO
 from fastadv.run.layout import columns, filled
 from fastadv.run.origin import Origin
-from fastadv.run.rehearsal import NOT_COUNTED, Rehearsal, rehearse, with_batch
+from fastadv.run.rehearsal import NOT_COUNTED, Rehearsal, chosen, prepared, rehearse, with_batch
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
 from fastadv.storage.printable import printable
@@ -29,13 +30,23 @@ def dry_run(request: RunRequest) -> None:
     choose_device(config.device)
     with _telling_of_download(config):
         config = with_batch(request)
-    for line in described(config):
-        print(line)
-    print(flush=True)
-    with _telling_of_download(config):
-        found = rehearse(config)
+    with ExitStack() as ending:
+        try:
+            with _telling_of_download(config):
+                session = ending.enter_context(prepared(config))
+        except UserError:
+            _show(config, {})
+            raise
+        _show(config, chosen(session))
+        found = rehearse(session)
     for line in measured(found):
         print(filled(line, hang="  "))
+
+
+def _show(config: RunConfig, used: Mapping[str, str]) -> None:
+    for line in described(config, used):
+        print(line)
+    print(flush=True)
 
 
 @contextmanager
@@ -51,8 +62,9 @@ def _telling_of_download(config: RunConfig) -> Iterator[None]:
         ) from None
 
 
-def described(config: RunConfig) -> Iterator[str]:
-    """Lines about every setting, in the groups of the help, and the cost of the method."""
+def described(config: RunConfig, used: Mapping[str, str]) -> Iterator[str]:
+    """Lines about every setting, in the groups of the help, and the cost of the method. ``used``:
+    what settings that are "auto" stand for here."""
     width = columns()
     unset = []
     for title, names in SETTINGS.items():
@@ -61,6 +73,8 @@ def described(config: RunConfig) -> Iterator[str]:
             value = getattr(config, name)
             if value is None:
                 unset.append(name.replace("_", "-"))
+            elif value == AUTO and name in used:
+                yield _line(name, f"{used[name]} ({AUTO})", config.origins[name], width)
             else:
                 yield _line(name, value, config.origins[name], width)
     yield "Parts of the method:"

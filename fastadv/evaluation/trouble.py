@@ -68,8 +68,8 @@ class Trouble:
         if found[_OUTPUTS]:
             raise NotFiniteError(
                 "The model's outputs are not finite, first those of image "
-                f"{int(self._first_bad)} (counted from 0), so its accuracy means nothing; evaluate "
-                "an earlier checkpoint, or evaluate without amp."
+                f"{int(self._first_bad)} (counted from 0), so its accuracy means nothing: look for "
+                "weights, statistics or a precision that overflow."
             )
         if found[_ATTACK]:
             raise NotFiniteError(NOT_FINITE)

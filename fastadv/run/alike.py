@@ -8,8 +8,10 @@ from typing import Any
 
 from fastadv.errors import UserError, warn
 from fastadv.run.config import RunConfig
+from fastadv.run.ended import has_ended
 from fastadv.run.request import roles
 from fastadv.run.run_folder import RunFolder
+from fastadv.run.way_on import resume_command
 from fastadv.run.which import weights_file
 from fastadv.storage.printable import printable
 
@@ -31,10 +33,10 @@ def open_alike(
         for name in which:
             weights_file(folder, name)  # raises
         configs[path] = folder.read_config()
-        if len(paths) > 1 and not os.path.lexists(folder.summary):
+        if len(paths) > 1 and not has_ended(folder, configs[path]):
             warn(
                 f"{printable(path)} has not ended, so it is compared with runs that were trained "
-                f"longer: fastadv train --resume {printable(path)}."
+                f"longer: {resume_command(path)}."
             )
     for path in paths[1:]:
         _require_alike(configs, paths[0], path, eps=eps, alpha=alpha)

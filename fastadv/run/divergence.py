@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-
 from fastadv.engine.optimizer.faults import all_finite
 from fastadv.errors import TrainingError, UserError
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.session import Session
+from fastadv.run.way_on import train_command
 from fastadv.storage.printable import printable
 
 SLOWER = 3  # the learning rate that is proposed is this many times smaller
@@ -54,10 +53,10 @@ def _shown(value: object) -> str:
 
 def _way_out(session: Session, folder: RunFolder) -> str:
     kept = next((file for file in (folder.last_good, folder.best) if file.exists()), None)
-    begin = "" if kept is None else f" --init {shlex.quote(str(kept))}"
-    place = folder.path
+    begin = [] if kept is None else ["--init", str(kept)]
     slower = float(f"{session.config.lr / SLOWER:.2g}")
-    return (
-        f"To go on more slowly: fastadv train --config {shlex.quote(str(folder.config))}{begin} "
-        f"--lr {slower:g} --out {shlex.quote(f'{place}-slower')}"
-    )
+    command = train_command(
+        "--config", str(folder.config), *begin, "--lr", f"{slower:g}", "--out",
+        f"{folder.path}-slower",
+    )  # fmt: skip
+    return f"To go on more slowly: {command}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -12,13 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
-from fastadv.algorithms.plugins import loaded_files
 from fastadv.data.batch import LoaderBatch
 from fastadv.data.broken import BrokenImages
 from fastadv.engine.process import distributed, stop
-from fastadv.errors import Interrupted, NotFinite, NotFiniteError, TrainingError, UserError
+from fastadv.errors import NotFinite, NotFiniteError, TrainingError, UserError
 from fastadv.run import provenance
 from fastadv.run.console import Console
+from fastadv.run.ended import EPOCHS
 from fastadv.run.epoch_costs import EpochCosts
 from fastadv.run.epoch_metrics import EpochMetrics, percent
 from fastadv.run.eval_pass import (
@@ -34,9 +33,10 @@ from fastadv.run.guard import Guard
 from fastadv.run.keeping import kept
 from fastadv.run.recovery import best_from_kept, lost_best
 from fastadv.run.run_folder import RunFolder
-from fastadv.run.saved_run import Progress, contents, made_for, provenance_of, take_over
+from fastadv.run.saved_run import Progress, Standing, contents, made_for, provenance_of, take_over
 from fastadv.run.session import Session
 from fastadv.run.source import EvalBatches
+from fastadv.run.way_on import continued, interrupted
 from fastadv.storage import checkpoint
 from fastadv.storage.printable import printable
 
@@ -52,10 +52,10 @@ class EpochLoop:
     """One pass through the epochs that are left."""
 
     def __init__(
-        self, session: Session, folder: RunFolder, progress: Progress, console: Console
+        self, session: Session, folder: RunFolder, standing: Standing, console: Console
     ) -> None:
         self.session, self.folder = session, folder
-        self.progress, self.console = progress, console
+        self.progress, self.console = standing.progress, console
         self.events = Events(folder.path)
         self._kept = kept(session.config.keep)
         self._provenance = provenance_of(session)
@@ -77,11 +77,10 @@ class EpochLoop:
         self._ask_at = 0  # batch of the epoch after which the processes ask each other
         self._asked_at, self._trained_then = time.monotonic(), 0
         self._guard = None if config.guard_overfitting is None else Guard(session)
-        if folder.last.exists():
-            saved = checkpoint.load(folder.last)
-            self._metrics.load_state(saved.get("epoch_metrics"))
+        if standing.seen is not None:
+            self._metrics.load_state(standing.seen["epoch_metrics"])
             if self._guard is not None:
-                self._guard.load_state(saved.get("guard"))
+                self._guard.load_state(standing.seen["guard"])
 
     def epochs(self) -> None:
         """Train, evaluate and save, epoch by epoch."""
@@ -238,7 +237,7 @@ class EpochLoop:
         if distributed.world_size() > 1 or not session.step.calls or not session.step.healthy():
             return ""
         self._save()
-        return f"The run is saved; {continued(self.folder)}"
+        return f"The run is saved; {continued(self.folder.path)}"
 
     def _follow_size(self, images: Tensor) -> None:
         """Drop what is compiled for images of another size than that of ``images`` (B,C,H,W)."""
@@ -289,7 +288,7 @@ class EpochLoop:
         self.stop_requested = self.stop_requested or stop.asked() or "another process"
         if save:
             self._save()
-        raise goes_on(self.folder, self.stop_requested)
+        raise interrupted(self.folder.path, self.stop_requested)
 
     def _advise(self) -> None:
         """After a fifth of the run, print what the parts advise."""
@@ -471,21 +470,11 @@ class EpochLoop:
                 which: found and {name: list(found.interval(name)) for name in found}
                 for which, found in (("best", best), ("last", last))
             },
+            EPOCHS: config.epochs,
             "best_epoch": self.progress.best_epoch,
             "train_seconds": round(self.progress.train_seconds, 2),
             "eval_seconds": round(self.progress.eval_seconds, 2),
         }
-
-
-def goes_on(folder: RunFolder, by: str) -> Interrupted:
-    """What ends a run that was stopped ``by`` something and can be continued."""
-    return Interrupted(f"Stopped by {by}; {continued(folder)}", by)
-
-
-def continued(folder: RunFolder) -> str:
-    """The command that continues the run, as the end of a sentence."""
-    named = "".join(f"--plugin {shlex.quote(str(file))} " for file in loaded_files())
-    return f"continue with: fastadv train {named}--resume {shlex.quote(str(folder.path))}"
 
 
 def _named(scores: EvalScores, of: str) -> dict[str, Any]:

@@ -58,20 +58,21 @@ class StopEvaluation(Exception):
     """A process was asked to stop; all processes raise it."""
 
 
-class EvaluationStopped(KeyboardInterrupt):
-    """Ctrl-C, another signal or the end of ``--max-time`` interrupted the evaluation between two
-    saved states; ``scores`` holds the finished attacks. A ``KeyboardInterrupt``, since nothing that
-    handles errors may go on without the result."""
+class EvaluationStopped(stop.Stopped):
+    """The evaluation was interrupted between two saved states; ``scores`` holds the finished
+    attacks, and ``under_way`` says how far the present one is."""
 
-    def __init__(self, scores: EvalScores, sentence: str) -> None:
-        super().__init__(sentence)
-        self.scores = scores
+    def __init__(self, scores: EvalScores, under_way: str) -> None:
+        super().__init__(stop.asked() or "SIGINT")
+        self.scores, self.under_way = scores, under_way
+
+    def __str__(self) -> str:
+        return self.under_way
 
     def interrupted(self) -> Interrupted:
         """What ends a command."""
-        by = stop.asked() or "SIGINT"
         return Interrupted(
-            f"Stopped by {by} under {self}; the same command continues from there.", by
+            f"Stopped by {self.by} under {self}; the same command continues from there.", self.by
         )
 
 

@@ -8,7 +8,7 @@ from fastadv.declared import parse_number
 from fastadv.engine.model.precision import tf32
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
-from fastadv.errors import UserError
+from fastadv.errors import NotFiniteError, UserError
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
 from fastadv.run.eval_pass import EvalJob, EvalScores, run_evaluation
@@ -17,6 +17,7 @@ from fastadv.run.eval_watch import Deadline
 from fastadv.run.loaded import load_run
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.source import Source
+from fastadv.storage.printable import printable
 
 
 def evaluate_run(
@@ -53,12 +54,18 @@ def evaluate_run(
     classes are evaluated as well, and their results are kept apart. ``console`` shows the progress.
     """
     run = load_run(path, which, data=data, data_root=data_root, device=None)
-    return evaluate_loaded(
-        run.evaluated, run.folder, f"{run.which} weights", attacks,
-        eps=eps, alpha=alpha, on=on, limit=limit, seed=seed, console=console,
-        deadline=deadline, save_examples=save_examples, search_dtype=search_dtype,
-        mode=mode,
-    )  # fmt: skip
+    try:
+        return evaluate_loaded(
+            run.evaluated, run.folder, f"{run.which} weights", attacks,
+            eps=eps, alpha=alpha, on=on, limit=limit, seed=seed, console=console,
+            deadline=deadline, save_examples=save_examples, search_dtype=search_dtype,
+            mode=mode,
+        )  # fmt: skip
+    except NotFiniteError as error:
+        raise NotFiniteError(
+            f"{printable(path)}, {run.which} weights: {error} Other weights of the run may be "
+            "whole: --which best, last or a kept epoch."
+        ) from None
 
 
 def evaluate_loaded(

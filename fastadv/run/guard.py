@@ -25,7 +25,7 @@ from torch import Tensor
 from fastadv.algorithms.contract import INPUT_GRADIENT, UNITS
 from fastadv.algorithms.cost import units
 from fastadv.algorithms.plan import Plan
-from fastadv.by_epoch import Phases, Ramp
+from fastadv.by_epoch import ByEpoch
 from fastadv.errors import NotFiniteError, UserError
 from fastadv.evaluation.accuracy import evaluate
 from fastadv.run.config import RunConfig
@@ -95,10 +95,10 @@ class Guard:
         the method's own."""
         if not self.seen.backs:
             return None
-        adversary, threat = self.session.step.plan.adversary, self.session.step.threat
-        own = getattr(adversary, "alpha", None)
-        usual = getattr(adversary, "usual_step", lambda threat: threat.nominal)
-        size = float(usual(threat) if own is None else own) * 0.5**self.seen.backs
+        adversary = self.session.step.plan.adversary
+        own, usual = adversary.chosen_step, adversary.usual_step(self.session.step.threat)
+        assert not isinstance(own, ByEpoch)  # ``_require_one_step``
+        size = float(usual if own is None else own) * 0.5**self.seen.backs
         return torch.full((len(x),), size, dtype=x.dtype, device=x.device)
 
     def add(self, metrics: dict[str, Tensor], images: int) -> None:
@@ -209,10 +209,10 @@ class Guard:
 def _require_one_step(config: RunConfig) -> None:
     """Raise ``UserError`` unless the attack's step is one number, which can be halved."""
     adversary = config.plan.adversary
-    alpha = getattr(adversary, "alpha", None)
+    alpha = adversary.chosen_step
     if not adversary.takes_alpha:
         why = f"the attack of {config.method} takes none of a chosen size"
-    elif isinstance(alpha, (Ramp, Phases)):
+    elif isinstance(alpha, ByEpoch):
         why = f"--alpha {alpha} changes with the epoch"
     elif alpha is None and config.eps_warmup is not None:
         why = "without --alpha it follows the eps of --eps-warmup"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from fastadv.models.foreign_names import translated
 from fastadv.run.config import RunConfig
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import read_saved
-from fastadv.storage import checkpoint
 from fastadv.storage.digests import digest
 from fastadv.storage.printable import printable
 from fastadv.storage.weights_file import read_weights, require_fit
@@ -31,27 +30,6 @@ class Initial(NamedTuple):
 
     digest: str
     said: str = ""
-
-
-def known(folder: RunFolder, config: RunConfig) -> Initial | None:
-    """The weights that the run of ``config`` in ``folder`` began with, as its last checkpoint
-    remembers them; None where it has none, so that their file is needed.
-
-    Raises ``UserError`` if somebody else's folder would have a file read."""
-    if config.init is None:
-        return None
-    if not folder.last.exists():
-        if not folder.own:
-            raise UserError(
-                f"{printable(folder.path)} was not begun here and holds no checkpoint, so its "
-                f"config.toml would have {printable(config.init)} read: begin anew, with --init "
-                "and another --out."
-            )
-        return None
-    recorded: Any = checkpoint.load(folder.last).get("provenance")
-    found = recorded.get("digests") if isinstance(recorded, dict) else None
-    value = found.get(DIGEST) if isinstance(found, dict) else None
-    return Initial(value) if isinstance(value, str) else None
 
 
 def begin_with(config: RunConfig, model: nn.Module, num_classes: int) -> Initial:

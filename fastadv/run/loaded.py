@@ -15,11 +15,11 @@ from fastadv.engine.process.device import choose_device
 from fastadv.errors import NotThere, UserError, warn
 from fastadv.run import provenance
 from fastadv.run.absent import absent_source
+from fastadv.run.begun import Begun
 from fastadv.run.built_for import BuiltFor
 from fastadv.run.config import RunConfig
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import SavedNetwork
-from fastadv.run.saved_run import begun_with
 from fastadv.run.session import built_for
 from fastadv.run.source import EvalBatches, Source, open_source
 from fastadv.run.which import one_named, weights_file
@@ -104,7 +104,8 @@ class Run:
                 height, width = self.built_for.image_size
                 config = replace(config, image_size=height if height == width else None)
             # Pseudo-labelled images are only trained on.
-            begun = None if "data" in self._told else begun_with(self.folder, config)
+            known_files = is_tree(config.data) and "data" not in self._told
+            begun = Begun.read(self.folder, config).files if known_files else None
             data = open_source(replace(config, unlabelled=None), self.device, begun=begun)
         except NotThere as error:
             return absent_source(self.config, self.built_for, known, self.device, str(error))

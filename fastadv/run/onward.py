@@ -12,6 +12,7 @@ from fastadv.errors import UserError
 from fastadv.run import places
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
+from fastadv.run.ended import ended
 from fastadv.run.fitting import AUTO
 from fastadv.run.request import RunRequest, roles
 from fastadv.run.resolve import resolve_run
@@ -35,10 +36,9 @@ def train_or_resume(request: RunRequest, console: Console | None = None) -> dict
     if not folder.config.exists():
         return train(dataclasses.replace(request, out=str(place)), console)
     config = folder.read_config()
-    summary = folder.read_summary()
-    ended = summary is not None and len(folder.read_metrics()) >= config.epochs
-    _require_same(request, asked, config, place, ended=ended)
-    if summary is not None and ended:
+    summary = ended(folder, config)
+    _require_same(request, asked, config, place, ended=summary is not None)
+    if summary is not None:
         leftover = [file for file in unneeded(folder, config) if file.exists()]
         if leftover:  # a kill came before they were removed
             with folder.alone():

@@ -11,8 +11,10 @@ from typing import Any
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
 from fastadv.run import provenance
+from fastadv.run.begun import Begun, progress_of
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
+from fastadv.run.ended import ended
 from fastadv.run.keeping import kept
 from fastadv.run.run_folder import RunFolder
 from fastadv.storage import checkpoint, files
@@ -21,20 +23,22 @@ from fastadv.storage.printable import printable
 _ENDS = " Train into another --out."
 
 
-def recover(folder: RunFolder, config: RunConfig, console: Console) -> None:
-    """Make last.pt a checkpoint that can be read, where there is one.
+def recovered(folder: RunFolder, config: RunConfig, console: Console) -> Begun:
+    """The run, after last.pt was made a checkpoint that can be read, where there is one.
 
     A damaged or missing last.pt is replaced by previous.pt. If best.pt is damaged or missing before
     the run of ``config`` has ended, and previous.pt is from before the best epoch, last.pt is
     replaced too, so that this epoch is trained again. Raises ``UserError`` if there was a
     checkpoint and none can be read.
     """
+    saved = None
     if distributed.rank() == 0:
         saved = _last(folder, console)
-        ended = os.path.lexists(folder.summary) and _progress(saved, "epoch") >= config.epochs
-        if saved is not None and kept(config.keep).best and not ended:
-            _look_at_best(folder, config, saved, console)
+        done = ended(folder, config, progress_of(saved, "epoch")) is not None
+        if saved is not None and kept(config.keep).best and not done:
+            saved = _looked_at_best(folder, config, saved, console)
     distributed.wait()
+    return Begun.read(folder, config) if distributed.rank() else Begun(folder, config, saved)
 
 
 def _last(folder: RunFolder, console: Console) -> dict[str, Any] | None:
@@ -55,39 +59,41 @@ def _last(folder: RunFolder, console: Console) -> dict[str, Any] | None:
         return before
 
 
-def _look_at_best(
+def _looked_at_best(
     folder: RunFolder, config: RunConfig, saved: dict[str, Any], console: Console
-) -> None:
-    """Say that best.pt is lost, and do what can be done."""
+) -> dict[str, Any]:
+    """Say that best.pt is lost, if it is, and do what can be done; returns the checkpoint from
+    which the run goes on."""
     try:
         provenance.require_own(saved, config, folder.last)
     except UserError:
-        return  # ``restore`` says better what was changed
-    best = _progress(saved, "best_epoch")
-    trained = _progress(saved, "epoch")
+        return saved  # ``restore`` says better what was changed
+    best = progress_of(saved, "best_epoch")
+    trained = progress_of(saved, "epoch")
     problem = lost_best(folder, config, best, trained) if best else None
     if problem is None:
-        return
+        return saved
     if best_from_kept(folder, best):
         console.warn(f"{problem} It is made again from {printable(folder.kept(best))}.")
-        return
-    if trained == best and not _progress(saved, "batch"):
-        return  # the weights are those of the checkpoint: ``EpochLoop`` writes them
+        return saved
+    if trained == best and not progress_of(saved, "batch"):
+        return saved  # the weights are those of the checkpoint: ``EpochLoop`` writes them
     try:
         before = checkpoint.load(folder.previous)
     except UserError:
         before = {}
-    if before and _progress(before, "epoch") < best + (not _progress(before, "batch")):
+    if before and progress_of(before, "epoch") < best + (not progress_of(before, "batch")):
         console.warn(
             f"{problem} The run goes back to the checkpoint before, {_at(before)}, and trains that "
             "epoch again."
         )
         _go_back(folder)
-        return
+        return before
     console.warn(
         f"{problem} The run goes on; unless a later epoch is better, it ends with the results of "
         "the last weights alone."
     )
+    return saved
 
 
 def lost_best(
@@ -124,14 +130,14 @@ def best_from_kept(folder: RunFolder, epoch: int) -> bool:
     return True
 
 
-def ended_without_last(folder: RunFolder, config: RunConfig) -> dict[str, Any] | None:
+def ended_without_last(begun: Begun) -> dict[str, Any] | None:
     """The summary of a run that has ended and kept no last.pt; None for any other. Raises
     ``UserError`` if the run is to be longer now."""
-    if kept(config.keep).last or any(map(os.path.lexists, (folder.last, folder.previous))):
+    folder, config = begun.folder, begun.config
+    if kept(config.keep).last or begun.saved is not None:
         return None
-    summary = folder.read_summary()
-    lines = folder.read_metrics()
-    if summary is not None and lines and lines[-1]["epoch"] < config.epochs:
+    summary = ended(folder, config)
+    if summary is None and folder.read_summary() is not None:
         raise UserError(
             f"{printable(folder.path)} has ended and kept no last.pt (--keep "
             f"{','.join(config.keep)}), so it cannot be made longer: train into another --out."
@@ -147,14 +153,7 @@ def _go_back(folder: RunFolder) -> None:
         raise checkpoint.not_written(error, folder.last) from None
 
 
-def _progress(saved: dict[str, Any] | None, name: str) -> int:
-    """A number of the checkpoint's ``Progress``; 0 if it holds none."""
-    progress = (saved or {}).get("progress")
-    value = progress.get(name) if isinstance(progress, dict) else None
-    return value if type(value) is int else 0
-
-
 def _at(saved: dict[str, Any]) -> str:
     """Where a checkpoint is in its run, in words."""
-    epoch, batch = _progress(saved, "epoch"), _progress(saved, "batch")
+    epoch, batch = progress_of(saved, "epoch"), progress_of(saved, "batch")
     return f"of epoch {epoch}" if not batch else f"within epoch {epoch + 1}"

@@ -10,6 +10,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -92,23 +93,36 @@ def _require_one_process() -> None:
         raise UserError("--dry-run measures one process: start it without torchrun.")
 
 
-def rehearse(config: RunConfig) -> Rehearsal:
-    """Measure some steps of the run of ``config``, which has a batch size; nothing is written or
-    downloaded.
+@contextmanager
+def prepared(config: RunConfig) -> Iterator[Session]:
+    """Inside, the run of ``config``, which has a batch size, is in memory, and nothing is written
+    or downloaded.
 
     Raises ``UserError`` as the run would, and under torchrun.
     """
     _require_one_process()
     with writing_nothing(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a fresh network is not judged
-        session = Session.build(replace(config, download=False))
-        found = Rehearsal(session, len(session.data.loader))
-        if session.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(session.device)
-        with reproducible(config.deterministic), tf32(config.tf32):
-            found.stages = [_stage(session, epochs) for epochs in _by_size(config)]
-            _evaluate(session, found)
-        found.peak = _peak(session.device)
+        yield Session.build(replace(config, download=False))
+
+
+def chosen(session: Session) -> dict[str, str]:
+    """Setting -> what a run takes that has it "auto"."""
+    config = session.config
+    found = {"device": str(session.device), "mode": config.mode, "fused_norm": config.fused_norm}
+    return found | {"loader": "dali" if session.data.streams else "device"}
+
+
+def rehearse(session: Session) -> Rehearsal:
+    """Measure some steps of the run that is ``prepared``. Raises ``UserError`` as the run would."""
+    config = session.config
+    found = Rehearsal(session, len(session.data.loader))
+    if session.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(session.device)
+    with reproducible(config.deterministic), tf32(config.tf32):
+        found.stages = [_stage(session, epochs) for epochs in _by_size(config)]
+        _evaluate(session, found)
+    found.peak = _peak(session.device)
     return found
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -38,6 +37,7 @@ from fastadv.run.config import RunConfig
 from fastadv.run.config_file import MOST_BYTES, from_bytes, places_in, places_text, to_toml
 from fastadv.run.request import RunRequest, setting_types
 from fastadv.run.resolve import resolve_stored
+from fastadv.run.way_on import continued
 from fastadv.storage import checkpoint, files, sealed, trust
 from fastadv.storage.lock import Lock
 from fastadv.storage.printable import printable
@@ -205,10 +205,7 @@ class RunFolder:
         except checkpoint.NotWrittenError as error:
             if not os.path.lexists(self.config):
                 raise
-            raise UserError(
-                f"{error} Once it can be written, continue with: fastadv train --resume "
-                f"{shlex.quote(printable(self.path))}"
-            ) from None
+            raise UserError(f"{error} Once it can be written, {continued(self.path)}") from None
         finally:
             self._leave()
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastadv.data import is_tree
-from fastadv.data.listing import Listing
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
 from fastadv.run import provenance
-from fastadv.run.config import RunConfig
+from fastadv.run.begun import Begun
 from fastadv.run.console import Console
 from fastadv.run.optimizers import load_state
 from fastadv.run.other_processes import taken_over
-from fastadv.run.run_folder import RunFolder
-from fastadv.run.saved_models import check_fit
-from fastadv.run.session import Session, built_for, data_facts
-from fastadv.run.source import Source
+from fastadv.run.session import Session, built_for
 from fastadv.storage import checkpoint
 from fastadv.storage.printable import printable
 
@@ -39,19 +35,13 @@ class Progress:
     best_clean: float = -1.0
 
 
-def check_weights_fit(config: RunConfig, data: Source, folder: RunFolder) -> None:
-    """Check that the folder's weights fit its network before memory is allocated for it."""
-    if folder.last.exists():
-        saved = checkpoint.load(folder.last).get("model")
-        check_fit(config, data_facts(data), saved, folder.last)
+@dataclass
+class Standing:
+    """Where a run stands: its ``progress``, and the ``seen`` of a run that goes on, what the
+    metrics of its epoch ("epoch_metrics") and its guard ("guard") have saved."""
 
-
-def begun_with(folder: RunFolder, config: RunConfig) -> Listing | None:
-    """The image files that the run of ``config`` was begun with, if its checkpoint names any."""
-    if not is_tree(config.data) or not folder.last.exists():
-        return None
-    saved = checkpoint.load(folder.last).get("files")
-    return None if saved is None else Listing.from_state(saved)
+    progress: Progress = field(default_factory=Progress)
+    seen: Mapping[str, Any] | None = None
 
 
 def made_for(session: Session) -> dict[str, Any]:
@@ -121,8 +111,10 @@ def _own_state(session: Session, saved: Any, console: Console) -> dict[str, Tens
     return own
 
 
-def restore(session: Session, folder: RunFolder, console: Console) -> Progress:
-    saved = checkpoint.load(folder.last)
+def restore(session: Session, begun: Begun, console: Console) -> Standing:
+    """Take the run up where its checkpoint ends. Raises ``UserError`` for one of another run."""
+    saved, path = begun.saved, begun.folder.last
+    assert saved is not None
     try:
         progress = Progress(**saved["progress"])
         for name, now in _sizes(session).items():
@@ -144,18 +136,18 @@ def restore(session: Session, folder: RunFolder, console: Console) -> Progress:
             )
         for sentence in provenance.compare(saved["provenance"], provenance_of(session)):
             console.warn(sentence)
-        take_over(session, saved, folder.last, console)
+        take_over(session, saved, path, console)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"The checkpoint {printable(folder.last)} does not belong to this run "
+            f"The checkpoint {printable(path)} does not belong to this run "
             f"({printable(str(error))})."
         ) from None
-    return progress
+    return Standing(progress, {name: saved.get(name) for name in ("epoch_metrics", "guard")})
 
 
-def take_over(session: Session, saved: dict[str, Any], path: Path, console: Console) -> None:
+def take_over(session: Session, saved: Mapping[str, Any], path: Path, console: Console) -> None:
     """Load model, optimizer, step and generators from the ``contents`` that were in ``path``."""
     checkpoint.load_weights(session.model, saved["model"], path)
     load_state(session.optimizer, saved["optimizer"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,11 +10,11 @@ import torch
 from torch import nn
 
 from fastadv.by_epoch import Ramp
-from fastadv.data.listing import Listing
 from fastadv.engine.process import distributed
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError, warn
+from fastadv.run.begun import Begun
 from fastadv.run.built_for import BuiltFor
 from fastadv.run.config import RunConfig
 from fastadv.run.configured_model import configured_model
@@ -48,8 +47,12 @@ def _mode(config: RunConfig) -> str:
     """The mode of the run's step. A run that one process began in a mode which several cannot have
     goes on without it."""
     several = config.bn == "global" and distributed.world_size() > 1
-    stored = config.origins.get("mode") is Origin.STORED
-    return "auto" if several and stored else config.mode
+    return "auto" if several and _stored_mode(config) else config.mode
+
+
+def _stored_mode(config: RunConfig) -> bool:
+    """True if the mode is that of the run as it was begun, and nobody asks for it this time."""
+    return config.origins.get("mode") is Origin.STORED
 
 
 def data_facts(data: Source) -> dict[str, Any]:
@@ -75,18 +78,10 @@ class Session:
     def build(
         cls,
         config: RunConfig,
-        *,
-        strict: bool | None = None,
-        look: Callable[[Source], None] | None = None,
-        initial: Initial | None = None,
-        begun: Listing | None = None,
+        begun: Begun | None = None,
     ) -> Session:
-        """Load the data and build everything that ``config`` names.
-
-        ``strict``: as ``Execution`` has it. ``look`` sees the data before the model is built.
-        ``initial``: the weights of ``config.init``, of a run that holds them; they are not read.
-        ``begun``: the image files that the run was begun with.
-        """
+        """Load the data and build everything that ``config`` names; ``begun``: for a run that has
+        begun, whose weights of ``config.init`` are not read again."""
         device = choose_device(config.device)
         plan = config.plan
         if config.fused_norm == "on" and device.type != "cuda":
@@ -100,12 +95,13 @@ class Session:
             )
         with distributed.first_alone():
             views = 2 if "second_view" in plan.needs else 1
-            data = open_source(config, device, views, begun)
-        if look is not None:
-            look(data)
+            data = open_source(config, device, views, None if begun is None else begun.files)
+        if begun is not None:
+            begun.require_fit(data_facts(data))
         plan = with_networks(plan, data.num_classes, data.channels)
         # channels_last measured faster for every network and precision tried (bench/README.md).
         model = make_model(config, data)
+        initial = None if begun is None else begun.initial()
         if config.init is not None and initial is None:
             initial = begin_with(config, model, data.num_classes)
         model = model.to(device)
@@ -145,7 +141,11 @@ class Session:
                 steps_per_epoch=len(data.loader),
             ),
             execution=Execution(
-                _mode(config), strict=strict, fused_norm=config.fused_norm, bn=config.bn
+                _mode(config),
+                # A mode that was chosen by measuring may have been given up for a simpler one.
+                strict=False if begun is not None and _stored_mode(config) else None,
+                fused_norm=config.fused_norm,
+                bn=config.bn,
             ),
             max_grad_norm=config.max_grad_norm,
             seed=config.seed,

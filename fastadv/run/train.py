@@ -17,18 +17,20 @@ from fastadv.run.agreement import require_equal, require_one_run
 from fastadv.run.config import RunConfig
 from fastadv.run.config_file import to_toml
 from fastadv.run.console import Console
-from fastadv.run.epoch_loop import EpochLoop, goes_on
+from fastadv.run.ended import ended
+from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.fitting import AUTO, fitted
-from fastadv.run.initial import known
 from fastadv.run.keeping import kept
-from fastadv.run.recovery import ended_without_last, recover
+from fastadv.run.origin import Origin
+from fastadv.run.recovery import ended_without_last, recovered
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder
-from fastadv.run.saved_run import Progress, begun_with, check_weights_fit, restore
+from fastadv.run.saved_run import Standing, restore
 from fastadv.run.session import Session
 from fastadv.run.space import require_space
 from fastadv.run.unfinished import Unfinished
+from fastadv.run.way_on import interrupted
 from fastadv.storage.printable import printable
 from fastadv.training.memory import is_out_of_memory
 
@@ -51,7 +53,7 @@ def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]
         stop.something_exists()
         with folder.alone():
             try:
-                return _run(session, folder, Progress(), console or Console())
+                return _run(session, folder, Standing(), console or Console())
             except UserError:
                 if not session.step.calls:
                     folder.forget_unbegun()
@@ -60,7 +62,7 @@ def train(request: RunRequest, console: Console | None = None) -> dict[str, Any]
                 if distributed.world_size() == 1:
                     folder.forget_unbegun()
                 if folder.config.exists():
-                    raise goes_on(folder, stopped.by) from None
+                    raise interrupted(folder.path, stopped.by) from None
                 raise
 
 
@@ -79,9 +81,9 @@ def resume(
     """
     folder = RunFolder.open(path)
     try:
-        return _resume(folder, console, moved, changed or {})
+        return _resume(folder, console or Console(), moved, changed or {})
     except stop.Stopped as stopped:
-        raise goes_on(folder, stopped.by) from None
+        raise interrupted(folder.path, stopped.by) from None
 
 
 def unneeded(folder: RunFolder, config: RunConfig) -> list[Path]:
@@ -95,30 +97,25 @@ def unneeded(folder: RunFolder, config: RunConfig) -> list[Path]:
 
 def _resume(
     folder: RunFolder,
-    console: Console | None,
+    console: Console,
     moved: Mapping[str, Any] | None,
     changed: Mapping[str, Any],
 ) -> dict[str, Any]:
-    config = dataclasses.replace(folder.read_config(moved, needs=places.of_a_run()), **changed)
+    config = folder.read_config(moved, needs=places.of_a_run())
+    origins = {**config.origins, **dict.fromkeys(changed, Origin.USER)}
+    config = dataclasses.replace(config, **changed, origins=origins)
     with distributed.joined(choose_device(config.device)), folder.alone():
         require_one_run(config, "a run that goes on")
-        recover(folder, config, console or Console())
-        ended = ended_without_last(folder, config)
-        if ended is not None:
-            (console or Console()).finish_again(ended, folder)
-            return ended
-        # A mode that was chosen by measuring may have been given up for a simpler one.
-        session = Session.build(
-            config,
-            strict=None if "mode" in changed else False,
-            look=lambda data: check_weights_fit(config, data, folder),
-            initial=known(folder, config),
-            begun=begun_with(folder, config),
-        )
+        begun = recovered(folder, config, console)
+        summary = ended_without_last(begun)
+        if summary is not None:
+            console.finish_again(summary, folder)
+            return summary
+        session = Session.build(config, begun)
         require_equal(session.digests())
-        progress = Progress()
-        if folder.last.exists():
-            progress = restore(session, folder, console or Console())
+        standing = Standing()
+        if begun.saved is not None:
+            standing = restore(session, begun, console)
             if moved:
                 folder.note_places(moved)
         elif any(line["epoch"] > config.save_every for line in folder.read_metrics()):
@@ -126,26 +123,27 @@ def _resume(
                 f"{printable(folder.last)} is missing, and the run cannot continue without it; "
                 f"{printable(folder.best)} still holds its best weights. Train into another --out."
             )
-        folder.keep_metrics_before(progress.epoch)
-        summary = folder.read_summary()
-        if summary is not None and progress.epoch >= config.epochs:
+        del begun  # the memory of the checkpoint
+        folder.keep_metrics_before(standing.progress.epoch)
+        summary = ended(folder, config, standing.progress.epoch)
+        if summary is not None:
             folder.remove(*unneeded(folder, config))  # a kill may have come before
-            (console or Console()).finish_again(summary, folder)
+            console.finish_again(summary, folder)
             return summary
         folder.forget_results()
-        return _run(session, folder, progress, console or Console())
+        return _run(session, folder, standing, console)
 
 
 def _run(
-    session: Session, folder: RunFolder, progress: Progress, console: Console
+    session: Session, folder: RunFolder, standing: Standing, console: Console
 ) -> dict[str, Any]:
     require_space(folder, session)
-    runner = EpochLoop(session, folder, progress, console)
-    console.start(session, folder, progress.epoch)
+    runner = EpochLoop(session, folder, standing, console)
+    console.start(session, folder, standing.progress.epoch)
     config = session.config
     with reproducible(config.deterministic), tf32(config.tf32), stop.handled(), stop.held():
         try:
-            if not progress.epoch:
+            if not standing.progress.epoch:
                 runner.events.begin(to_toml(config))
             runner.epochs()
             summary = runner.final_test()

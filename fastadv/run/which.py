@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastadv.errors import UserError, unknown
 from fastadv.run.run_folder import RunFolder
+from fastadv.run.way_on import resume_command
 from fastadv.storage.printable import printable
 
 WEIGHTS = ("best", "last")
@@ -61,7 +62,7 @@ def _has_none(folder: RunFolder, which: str) -> str:
     keep = folder.read_config().keep
     if which not in keep:
         return f"{says}: it was trained with --keep {','.join(keep)}."
-    return f"{says}: train it (fastadv train --resume {shown}), or restore the file."
+    return f"{says}: train it ({resume_command(folder.path)}), or restore the file."
 
 
 def _those_kept(folder: RunFolder) -> str:

@@ -21,7 +21,7 @@ from fastadv.algorithms.contract import (
 )
 from fastadv.algorithms.contract.returned import images
 from fastadv.algorithms.start_points import given, in_ball, near
-from fastadv.by_epoch import Phases, Ramp
+from fastadv.by_epoch import ByEpoch, Phases, Ramp
 from fastadv.declared import ChangingNonNegative, option
 from fastadv.engine.gradient import gradients, input_gradient, leaf
 from fastadv.threat import Threat
@@ -46,8 +46,11 @@ class Ascent(Adversary):
     _follows_another: bool = field(init=False, repr=False, default=False)  # saves a call per step
     _alpha_now: Tensor | None = field(init=False, repr=False, default=None)  # of this epoch
 
+    @property
+    def chosen_step(self) -> float | ByEpoch | None:
+        return self.alpha
+
     def usual_step(self, threat: Threat) -> float | Tensor:
-        """The size of one step in pixels if nobody chose one, in the form of ``threat.eps``."""
         return threat.of_eps(self.usual_alpha)
 
     def step_size(self, batch: Batch) -> float | Tensor:

@@ -137,10 +137,14 @@ class Free(Adversary):
         x_adv = batch.threat.clip(x_adv) if self.box == "image" else x_adv
         return Adversarial(x_adv, batch.x, context._replace(start=delta.clone()))
 
+    @property
+    def chosen_step(self) -> float | None:
+        return self.alpha
+
     def _step_size(self, batch: Batch) -> float | Tensor:
         if batch.alpha is not None:
             return batch.alpha
-        return batch.threat.eps if self.alpha is None else self.alpha
+        return self.usual_step(batch.threat) if self.alpha is None else self.alpha
 
     @torch.no_grad()
     def after(self, outcome: Outcome, ok: Tensor) -> None:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from fastadv.algorithms.contract.part import Part
 from fastadv.algorithms.contract.tensors import Adversarial, Batch, Context
+from fastadv.by_epoch import ByEpoch
 from fastadv.declared import Share, option
+from fastadv.threat import Threat
 
 
 class Adversary(Part):
@@ -33,6 +35,15 @@ class Adversary(Part):
     flip_signs: Share = option(
         0.0, "share of the perturbation's elements whose sign is flipped before training on it"
     )
+
+    @property
+    def chosen_step(self) -> float | ByEpoch | None:
+        """The size of one step in pixels, if the user has chosen one."""
+        return None
+
+    def usual_step(self, threat: Threat) -> float | Tensor:
+        """The size of one step in pixels if nobody chose one, in the form of ``threat.eps``."""
+        return threat.eps
 
     @property
     def gradient_steps(self) -> int:

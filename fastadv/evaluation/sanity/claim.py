@@ -138,8 +138,8 @@ def _checked_logits(logits: Tensor, x: Tensor, y: Tensor, threat: Threat) -> Ten
     require_labels(y, logits.shape[1])
     if not logits.isfinite().all():
         raise NotFiniteError(
-            "The model's outputs are not finite, so its accuracy means nothing; check an earlier "
-            "checkpoint, or check without amp."
+            "The model's outputs are not finite, so its accuracy means nothing: look for weights, "
+            "statistics or a precision that overflow."
         )
     return logits
 

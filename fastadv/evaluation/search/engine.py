@@ -34,8 +34,8 @@ ENTER_BELOW = 7 / 8  # of the slots in use: new images enter some at a time
 
 NOT_FINITE = (
     "The network's outputs or their gradient at the images are not finite, so no attack is "
-    "possible and the images would look robust; check for overflowing statistics or an operation "
-    "without a gradient, evaluate an earlier checkpoint, or evaluate without amp."
+    "possible and the images would look robust: look for weights, statistics or a precision that "
+    "overflow, and for an operation without a gradient."
 )
 
 
