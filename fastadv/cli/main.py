@@ -25,6 +25,7 @@ from fastadv.cli.compare import compare
 from fastadv.cli.evaluate import evaluate
 from fastadv.cli.in_dashes import told_in_dashes
 from fastadv.cli.invocation import with_invocation
+from fastadv.cli.known_options import require_known_options
 from fastadv.cli.max_time import seconds_of
 from fastadv.cli.shared_options import Plugin, TrustCode
 from fastadv.cli.usage_errors import sentence_of
@@ -68,12 +69,14 @@ def _main() -> None:
     if words[:1] == ["--"]:  # the end of options before the command, of which there are none
         words = words[1:]
     try:
-        words = _load_plugins(words)
+        typed, words = words, _load_plugins(words)
         if asks_for_help(words) or not (words or completion.asked_for()):
             print(_help(words), end="")
             sys.exit(0)
         if words[:1] in (["--install-completion"], ["--show-completion"]):
             completion.require_known_shell()
+        if words == typed and words[:1] == ["train"] and not completion.asked_for():
+            require_known_options(words)
         command = application(words[0] if words else "")
         code = command(args=words, prog_name="fastadv", standalone_mode=False)
     except (UserError, TrainingError) as error:
