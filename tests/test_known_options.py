@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -26,7 +27,10 @@ def test_no_command_imports_torch_for_a_mistyped_option():
     lines = [[name, *needs.get(name, []), "--metod", "x"] for name in COMMANDS]
     lines += [["train", "--lr"], ["train", "extra"], ["train", "--amp=yes"]]
     code = MISTAKES.format(lines=lines)
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    wide = {**os.environ, "COLUMNS": "400"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=wide, check=False
+    )
     assert ran.returncode == 0, ran.stderr
     told = ran.stderr.splitlines()
     assert len(told) == len(lines)
