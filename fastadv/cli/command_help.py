@@ -6,7 +6,6 @@ It is read from the signatures of the commands, so that nothing is said twice.
 from __future__ import annotations
 
 import inspect
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType
@@ -14,7 +13,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from fastadv.cli.help_screen import Row, laid_out
 from fastadv.cli.value_words import shown
-from fastadv.run.layout import filled
+from fastadv.run.layout import filled, page_columns
 
 EXIT_CODES: Mapping[int, str] = {
     0: "done",
@@ -35,7 +34,7 @@ _COMPLETION = (
 
 def overview(commands: Mapping[str, str]) -> str:
     """``fastadv --help``; ``commands``: name -> what it does, in whole sentences."""
-    width = min(shutil.get_terminal_size().columns, 100)
+    width = page_columns()
     rows = [Row(name, text.partition(". ")[0].rstrip(".")) for name, text in commands.items()]
     codes = [Row(str(code), text) for code, text in EXIT_CODES.items()]
     lines = [
@@ -52,7 +51,7 @@ def overview(commands: Mapping[str, str]) -> str:
 
 def page(name: str, command: Callable[..., Any]) -> str:
     """``fastadv NAME --help``."""
-    width = min(shutil.get_terminal_size().columns, 100)
+    width = page_columns()
     arguments = [entry for entry in _entries(command) if entry.is_argument]
     usage = " ".join(f"[{each.flag}]" if each.optional else each.flag for each in arguments)
     about = " ".join((inspect.getdoc(command) or "").split()).replace("``", "")
