@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from fastadv.run.layout import columns
+from fastadv.printing.layout import columns
 
 BETWEEN_LINES = 30.0  # seconds, where the output is a file
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from fastadv.cli.help_screen import Row, laid_out
 from fastadv.cli.value_words import shown
-from fastadv.run.layout import filled, page_columns
+from fastadv.printing.layout import filled, page_columns
 
 EXIT_CODES: Mapping[int, str] = {
     0: "done",

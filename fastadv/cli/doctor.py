@@ -16,7 +16,7 @@ from fastadv.engine.model.fused_norm_choice import choose
 from fastadv.engine.model.precision import cpu_multiplies
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
-from fastadv.run.layout import filled, page_columns
+from fastadv.printing.layout import filled, page_columns
 from fastadv.storage.printable import safe_sentence
 
 EXTRAS = {

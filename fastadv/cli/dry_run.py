@@ -11,8 +11,8 @@ from fastadv.cli.settings import SETTINGS
 from fastadv.cli.value_words import shown
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
+from fastadv.printing.layout import columns, filled
 from fastadv.run.config import RunConfig
-from fastadv.run.layout import columns, filled
 from fastadv.run.origin import Origin
 from fastadv.run.rehearsal import NOT_COUNTED, Rehearsal, rehearse, with_batch
 from fastadv.run.request import RunRequest

@@ -14,7 +14,7 @@ from fastadv.cli.early import require_words
 from fastadv.cli.sanity import Other, Sanity, check, require_alone
 from fastadv.cli.shared_options import Attacks, Mode, On, Plugin, SearchDtype, TrustCode
 from fastadv.errors import UserError
-from fastadv.run.terminal import Terminal
+from fastadv.printing.terminal import Terminal
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
 

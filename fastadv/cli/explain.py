@@ -23,7 +23,7 @@ from fastadv.cli.settings import SETTINGS
 from fastadv.cli.sources import bibliography, papers_of
 from fastadv.cli.value_words import shown
 from fastadv.declared import describe, meanings
-from fastadv.run.layout import filled, page_columns
+from fastadv.printing.layout import filled, page_columns
 from fastadv.run.origin import Origin
 from fastadv.run.presets import preset_of
 from fastadv.run.request import RunRequest, setting_types

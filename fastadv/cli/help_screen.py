@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from fastadv.run.layout import filled
+from fastadv.printing.layout import filled
 
 LEFT = 25  # columns of the flags; the meaning of a longer flag begins on the next line
 

@@ -40,7 +40,7 @@ from fastadv.errors import (
     UserError,
     exit_code,
 )
-from fastadv.run.terminal import Terminal
+from fastadv.printing.terminal import Terminal
 from fastadv.storage.printable import printable, safe_sentence
 from fastadv.storage.trust import trusting
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from fastadv.cli import completion
 from fastadv.cli.flags import common_groups, groups
 from fastadv.cli.help_screen import page
-from fastadv.run.layout import page_columns
+from fastadv.printing.layout import page_columns
 
 STORED = Path(__file__).with_name("train_help.txt")
 COLUMNS = 80  # of the stored screen
