@@ -129,7 +129,7 @@ def _train(given: dict[str, Any]) -> None:
     limit = given.pop("max_time", None)
     if limit is not None:
         stop.allow(seconds_of(limit))
-    from fastadv.run.onward import train_or_resume
+    from fastadv.run.onward import for_this_time, train_or_resume
     from fastadv.run.places import of_a_run
     from fastadv.run.request import RunRequest, setting_types
     from fastadv.run.seeds import seeds_in, train_seeds
@@ -142,10 +142,13 @@ def _train(given: dict[str, Any]) -> None:
             if get_close_matches(path, ["auto"], cutoff=0.6) and not os.path.lexists(path):
                 raise UserError(f"There is no run folder {path!r}; did you mean --resume auto?")
             moved = {name: given.pop(name) for name in of_a_run() if name in given}
-            if given:
-                flags = ", ".join("--" + name.replace("_", "-") for name in given)
-                raise UserError(f"--resume continues a run as it was begun; omit {flags}.")
-            resume(path, moved=moved)
+            changed = for_this_time(given)
+            fixed = ["--" + name.replace("_", "-") for name in given if name not in changed]
+            if fixed:
+                raise UserError(
+                    f"--resume continues a run as it was begun; omit {', '.join(fixed)}."
+                )
+            resume(path, moved=moved, changed=changed)
             return
         config, name, dry = (given.pop(key, None) for key in ("config", "name", "dry_run"))
         settings = {name: given.pop(name) for name in list(given) if name in setting_types()}

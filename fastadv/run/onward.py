@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastadv.declared import coerce
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
 from fastadv.run import places
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
-from fastadv.run.request import RunRequest, setting_types
+from fastadv.run.request import RunRequest, as_flag, setting_types
 from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder, usual_place
 from fastadv.run.train import resume, train, unneeded
@@ -54,6 +56,17 @@ def train_or_resume(request: RunRequest, console: Console | None = None) -> dict
         return summary
     moved = _moved(request, asked, config)
     return resume(str(place), console, moved, changed=_of_this_time(request, asked))
+
+
+def for_this_time(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings among ``given`` that a run which goes on may have otherwise, in their own types.
+    Where it lies is not one of them."""
+    types = setting_types()
+    return {
+        name: coerce(as_flag(name), value, types[name])
+        for name, value in given.items()
+        if name in MAY_DIFFER and name != "out"
+    }
 
 
 def _moved(request: RunRequest, asked: RunConfig, config: RunConfig) -> dict[str, Any]:
