@@ -73,6 +73,13 @@ def options_of(command: Callable[..., Any]) -> list[Row]:
     return [entry.row() for entry in _entries(command) if not entry.is_argument]
 
 
+def flags(command: Callable[..., Any]) -> dict[str, str]:
+    """The parameters of ``command`` -> how a user writes them, without a value."""
+    names = inspect.signature(command).parameters
+    written = (entry.flag.partition(" ")[0] for entry in _entries(command))
+    return dict(zip(names, written, strict=True))
+
+
 class _Entry:
     """One parameter of a command: ``flag`` as the user writes it, its help and default."""
 

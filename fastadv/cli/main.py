@@ -20,6 +20,7 @@ from fastadv.cli import completion
 from fastadv.cli.asked_help import asks_for_help, train_page
 from fastadv.cli.attacks import attacks
 from fastadv.cli.bench import bench
+from fastadv.cli.beside_options import require_alone
 from fastadv.cli.command_help import overview, page
 from fastadv.cli.compare import compare
 from fastadv.cli.evaluate import evaluate
@@ -189,7 +190,9 @@ def methods(
     plugin: Plugin = None,
 ) -> None:
     """List the methods, or explain one."""
+    given = dict(locals())
     if markdown:
+        require_alone(methods, given, "--markdown prints a page of all methods", "markdown")
         from fastadv.cli.explain import markdown as as_markdown
 
         print(as_markdown(), end="")
@@ -198,10 +201,13 @@ def methods(
 
         if name is None:
             raise UserError("--bibtex is for one method: name it before.")
+        own = ("bibtex", "name", "variant", "plugin")
+        require_alone(methods, given, "--bibtex prints entries alone", *own)
         print(bibtex_of(name, variant))
     elif name is None and variant is not None:
         raise UserError("--variant is a form of one method: name the method before it.")
     elif name is None:
+        require_alone(methods, given, "Without the name of a method all are listed", "plugin")
         from fastadv.cli.listing import listing
 
         print(listing())
