@@ -277,10 +277,10 @@ def test_a_program_of_export_holds_no_weights(suffix: str, runs_it: str, tmp_pat
     file.write_bytes(b"any")
     for options in ({}, {"model": "preact_resnet18"}):
         with pytest.raises(UserError, match=rf"for (an )?{runs_it}.*to a \.safetensors file"):
-            load_model(str(file), **options)
+            fastadv.load_model(str(file), **options)
     file.unlink()
     with pytest.raises(UserError, match="There is no"):
-        load_model(str(file))
+        fastadv.load_model(str(file))
 
 
 def test_a_program_is_not_run(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from fastadv.errors import UserError
 from fastadv.run.config import RunConfig
 from fastadv.run.run_folder import RunFolder
+from fastadv.run.which import WEIGHTS
 from fastadv.storage.printable import printable
 
 
@@ -16,7 +17,7 @@ def described(folder: RunFolder, config: RunConfig, which: str, saved: Mapping[s
     """Where the run lies, its method, data and network, and the weights ``which`` from the
     checkpoint ``saved``: their epoch and their accuracy on the test images, or where they were not
     tested, on those of the metrics."""
-    name = "weights" if which.isdecimal() else f"{which} weights"
+    name = f"{which} weights" if which in WEIGHTS else "weights"
     epoch = saved.get("epoch", saved.get("progress", {}).get("epoch"))
     told = [f"{config.method} on {config.data}", config.model, name]
     if epoch is not None:
