@@ -226,13 +226,17 @@ def test_the_rows_of_a_file_are_measured_again(candidate, tmp_path, fastadv_comm
         ({"threshold": 0.9}, "at least 1"),
         ({"only": "trades"}, "Unknown row 'trades'"),
         ({"with_file": "missing.json"}, "Cannot read missing.json"),
-        ({"with_file": "missing.json", "only": "pgd"}, "omit --only"),
+        (
+            {"with_file": "missing.json", "only": "pgd", "profile": True, "device": "cpu"},
+            "--with measures nothing: omit --only, --profile, --device.",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, sentence, candidate, tmp_path):
     old = measured(tmp_path, repeats=1)
+    measuring = {} if "with_file" in options else {"device": "cpu", "out": tmp_path}
     with pytest.raises(UserError, match=sentence):
-        bench(compare=str(old), device="cpu", out=tmp_path, **options)
+        bench(compare=str(old), **measuring, **options)
 
 
 def test_options_of_a_comparison_alone_are_refused(tmp_path):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +15,14 @@ import torch
 from edited import edit
 from hostile_data import chunk
 from PIL import Image
+from safetensors.torch import save_file
+from test_begun_with import stopped
 
 from fastadv.data import DaliLoader, load
 from fastadv.data import broken as finding
 from fastadv.data.decode import ends_early
 from fastadv.errors import UserError
+from fastadv.models import build_model
 from fastadv.run.config import RunConfig
 from fastadv.run.finished import evaluate_run
 from fastadv.run.origin import Origin
@@ -129,6 +135,39 @@ def test_broken_images_are_left_out(
     for own, other in zip(source.loader.epoch(1), clean.loader.epoch(1), strict=True):
         assert torch.equal(own.image, other.image)
         assert torch.equal(own.index, other.index)
+
+
+def test_lines_about_what_is_left_out_fit_the_terminal(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(root)
+    for n in range(3):
+        spoil(root / "train" / "a" / f"{n:02}.jpg", "empty")
+    (root / "train" / "a" / "notes.txt").touch()
+    load("folder:.", skip_broken=True)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "Decoding" not in line]
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 80
+    assert all(line.startswith(("folder:", "3 of 38", "  ")) for line in lines)
+
+
+def test_a_network_from_elsewhere_is_evaluated_without_broken_images(
+    root: Path, tmp_path: Path, fastadv_command: Callable[..., Any]
+) -> None:
+    model = build_model("preact_resnet18", num_classes=2, width=2)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    spoil(root / "test" / "b" / "00.jpg", "cut off")
+    words = ("evaluate", "--weights", tmp_path / "w.safetensors", "--model", "preact_resnet18")
+    words = (*words, "--data", f"folder:{root}", "--attacks", "clean")
+    refused = fastadv_command(*words)
+    assert refused.code == 2
+    assert "leave them out with --skip-broken." in " ".join(refused.err.split())
+    done = fastadv_command(*words, "--skip-broken")
+    assert done.code == 0
+    assert "b/00.jpg (cut off); they are left out." in " ".join(done.err.split())
+    kept = tmp_path / "w.safetensors.evaluations" / "evaluations.jsonl"
+    assert json.loads(kept.read_text())["n"] == 7
 
 
 def test_sound_images_of_odd_kinds_are_read(root: Path) -> None:
@@ -286,6 +325,22 @@ def test_a_run_goes_on_without_files_that_were_removed(
         again = evaluate_run(str(out), "clean", on="val")
     assert again.n == len(before.validation)
     assert "2 images that the run was begun with" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_run_goes_on_without_what_broke_since_it_began(
+    root: Path, tmp_path: Path, fastadv_command: Callable[..., Any]
+) -> None:
+    settings = {"model": "preact_resnet18", "width": 2, "data": f"folder:{root}", "limit": None}
+    out = stopped(tmp_path / "run", **SETTINGS | settings, loader="device")
+    spoil(root / "test" / "a" / "00.jpg", "cut off")
+    assert "repair or remove them." in fastadv_command("train", "--resume", out).err
+    words = ("train", "--resume", out, "--skip-broken")
+    refused = fastadv_command(*words, "--lr", "0.1")
+    assert "continues a run as it was begun; omit --lr." in refused.err
+    assert "in --keep 'worst'; known" in fastadv_command(*words, "--keep", "worst").err
+    done = fastadv_command(*words, "--keep", "last", "--checkpoint-minutes", "1/2")
+    assert done.code == 0, done.err
+    assert "on 7 images" in " ".join(done.out.replace("test accuracy, % of", "on").split())
 
 
 def test_another_folder_is_no_run_with_files_removed(root: Path, tmp_path: Path) -> None:

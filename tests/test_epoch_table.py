@@ -12,12 +12,12 @@ import pytest
 import rich.console
 from test_begun_with import SMALL
 
+from fastadv.printing.terminal import Terminal
 from fastadv.run import epoch_progress as progress_module
 from fastadv.run.console import Console
 from fastadv.run.epoch_progress import epoch_progress
 from fastadv.run.epoch_table import AGAIN, EpochTable
 from fastadv.run.request import RunRequest
-from fastadv.run.terminal import Terminal
 from fastadv.run.time_left import TimeLeft
 from fastadv.run.train import train
 

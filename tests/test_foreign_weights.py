@@ -271,6 +271,18 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(("suffix", "runs_it"), [(".pt2", "torch.export"), (".onnx", "ONNX")])
+def test_a_program_of_export_holds_no_weights(suffix: str, runs_it: str, tmp_path: Path) -> None:
+    file = tmp_path / f"net{suffix}"
+    file.write_bytes(b"any")
+    for options in ({}, {"model": "preact_resnet18"}):
+        with pytest.raises(UserError, match=rf"for (an )?{runs_it}.*to a \.safetensors file"):
+            fastadv.load_model(str(file), **options)
+    file.unlink()
+    with pytest.raises(UserError, match="There is no"):
+        fastadv.load_model(str(file))
+
+
 def test_a_program_is_not_run(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.rand(1, 2)), tmp_path / "program.pt")
     with pytest.raises(UserError, match="is a TorchScript program"):

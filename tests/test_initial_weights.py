@@ -15,6 +15,7 @@ from test_resume import one_thread, same
 from torch import Tensor
 
 from fastadv.errors import UserError
+from fastadv.printing.terminal import Terminal
 from fastadv.run import places
 from fastadv.run.config_file import from_bytes, to_toml
 from fastadv.run.console import Console
@@ -22,7 +23,6 @@ from fastadv.run.export import export_run
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run, resolve_stored
 from fastadv.run.session import Session
-from fastadv.run.terminal import Terminal
 from fastadv.run.train import resume, train
 from fastadv.storage import checkpoint
 

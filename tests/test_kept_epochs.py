@@ -67,6 +67,27 @@ def test_every_epoch_has_its_file(run: Path) -> None:
     )
 
 
+def test_a_run_that_was_read_is_one_line(run: Path, tmp_path: Path) -> None:
+    test = json.loads((run / "summary.json").read_text())
+    begins = f"<Run {run}: fast on digits, preact_resnet18, "
+    for which, epoch in (("best", test["best_epoch"]), ("last", 3)):
+        clean, fgsm = (f"{100 * test[which][attack]:.2f}" for attack in ("clean", "fgsm"))
+        assert str(load_run(str(run), which)) == (
+            f"{begins}{which} weights of epoch {epoch} of 3, test clean {clean} %, "
+            f"test fgsm {fgsm} %>"
+        )
+    second = lines(run)[1]
+    clean, fgsm = (f"{second[f'val_{attack}_percent']:.2f}" for attack in ("clean", "fgsm"))
+    ends = f"weights of epoch 2 of 3, val clean {clean} %, val fgsm {fgsm} %>"
+    assert repr(load_run(str(run), "2")) == begins + ends
+    copy = tmp_path / "a\nname"
+    shutil.copytree(run, copy)
+    (copy / "summary.json").write_text("damaged")
+    told = str(load_run(str(copy), "best"))
+    assert "\n" not in told
+    assert told.endswith(f"best weights of epoch {test['best_epoch']} of 3>")
+
+
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_an_epochs_line_is_found_again(run: Path, epoch: int) -> None:
     """Its accuracies on validation and on training images, from the file of its weights."""

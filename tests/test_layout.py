@@ -8,8 +8,8 @@ import re
 import pytest
 from rich.text import Text
 
-from fastadv.run.layout import UNLIMITED, columns, filled
-from fastadv.run.terminal import Terminal
+from fastadv.printing.layout import UNLIMITED, columns, filled
+from fastadv.printing.terminal import Terminal
 
 EPOCH = (
     "epoch   1/30  loss 1.4075  lr 0.0190  val clean  91.0 %  val pgd-10   1.4 % of 144  "

@@ -44,6 +44,27 @@ SOURCE = """
     def number(num_classes):
         return num_classes
 
+    def layers(num_classes):
+        pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)
+        same = nn.ReLU()
+        return nn.Sequential(nn.Conv2d(3, 4, 3), same, nn.Conv2d(4, 4, 3), same, *pooled)
+
+    class Own(nn.Sequential):
+        def __init__(self, num_classes):
+            super().__init__(*layers(num_classes))
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    class EveryChild(nn.Module):
+        def __init__(self, num_classes):
+            super().__init__()
+            for name, layer in layers(num_classes).named_children():
+                self.add_module("layer" + name, layer)
+        def forward(self, x):
+            for layer in self.children():
+                x = layer(x)
+            return x
+
     constant = 3
     wide = lambda num_classes, width=1, dropout=0.0: Net(num_classes, hidden=width)
 """
@@ -88,6 +109,32 @@ def test_normalisation_comes_first_and_names_stay(mine: str) -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), expected)
     assert model.get_buffer("normalize.mean").shape == (1, 3, 1, 1)
+
+
+def test_normalisation_is_the_first_layer_of_a_sequential(mine: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(f"{mine}:layers", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    plain = build_model(f"{mine}:layers")
+    state = {k: v for k, v in model.state_dict().items() if "normalize" not in k}
+    assert list(state) == list(plain.state_dict())
+    plain.load_state_dict(state)
+    x = torch.rand(2, 3, 8, 8)
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
+    expected = plain((x - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+    torch.testing.assert_close(copy.deepcopy(model)(x), expected, rtol=0, atol=0)
+    twin = build_model(f"{mine}:layers", mean=(0.0,) * 3, std=(1.0,) * 3)
+    twin.load_state_dict(model.state_dict())
+    torch.testing.assert_close(twin(x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("network", ["Own", "EveryChild"])
+def test_a_network_that_calls_every_layer_is_not_normalised_twice(mine: str, network: str) -> None:
+    x = torch.rand(2, 3, 8, 8)
+    assert build_model(f"{mine}:{network}")(x).shape == (2, 10)
+    model = build_model(f"{mine}:{network}", mean=(0.5,) * 3)
+    with pytest.raises(UserError, match=f"{network} calls every layer it has.*--no-normalize"):
+        model(x)
 
 
 def test_torchvisions_own_resnet_by_name() -> None:

@@ -28,6 +28,7 @@ from fastadv.run.finished import evaluate_run
 from fastadv.run.loaded import load_run
 from fastadv.run.pairs import compare_runs
 from fastadv.run.request import RunRequest
+from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.several import evaluate_runs
 from fastadv.run.train import train
@@ -125,6 +126,26 @@ def test_runs_with_other_settings_are_other_methods(runs: Path) -> None:
         "fast, width 4": [paths[1]],
         "standard": [paths[3]],
     }
+
+
+def test_paths_are_told_apart_by_as_little_as_needs_be() -> None:
+    def names(*places: str | None, name: str = "init") -> list[str]:
+        asked = [RunRequest(method="fast", init=each) for each in places]
+        if name == "teachers":
+            asked = [RunRequest(method="kd-swa", options={name: each}) for each in places]
+        return list(methods_of({str(n): resolve_run(each) for n, each in enumerate(asked)}))
+
+    assert names("/data/a/x.pt", "/data/b/y.pt", None) == [
+        "fast, init x.pt",
+        "fast, init y.pt",
+        "fast, init none",
+    ]
+    assert names("/data/a/w.pt", "/data/b/w.pt") == ["fast, init a/w.pt", "fast, init b/w.pt"]
+    assert names("/none", None) == ["fast, init /none", "fast, init none"]
+    assert names("/r/one,/r/two", "/r/one,/s/two", name="teachers") == [
+        "kd-swa, teachers r/one,r/two",
+        "kd-swa, teachers r/one,s/two",
+    ]
 
 
 def test_one_run_given_twice(runs: Path, tmp_path: Path) -> None:

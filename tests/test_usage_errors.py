@@ -35,6 +35,10 @@ from fastadv.exit_codes import ExitCode
         ("train --batch-size atuo", "--batch-size must be a whole number or auto, not 'atuo'"),
         ("train --data ./imgs", "./imgs is not there; write folder:PATH"),
         ("train --resume aut --width 2", "no run folder 'aut'; did you mean --resume auto?"),
+        ("bench --schema --only x --peers", "the schema alone: omit --only, --peers."),
+        ("methods pgd --markdown", "--markdown prints a page of all methods: omit NAME."),
+        ("methods pgd --bibtex --data cifar10", "--bibtex prints entries alone: omit --data."),
+        ("methods --data cifar10", "all are listed: omit --data."),
         ("bench --only qqq", "Unknown row 'qqq'; among the"),
         (
             "evaluate x --norm l2",

@@ -62,6 +62,11 @@ def loaded_files() -> list[Path]:
     return list(_loaded)
 
 
+def are_installed() -> bool:
+    """True if an installed package has a plugin."""
+    return bool(importlib.metadata.entry_points(group=GROUP))
+
+
 @functools.cache
 def load_installed() -> None:
     """Import the plugins of installed packages, once. A package that fails is left out with a

@@ -70,7 +70,6 @@ def run(
     if with_file is not None:
         if old is None:
             raise UserError("--with is the second file of --compare: add --compare OLD.json.")
-        _require_alone({"only": only}, "--with measures nothing")
         _judge(old, _read(with_file), limit, target, console)
         return
     if plot is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Callable
+
+from fastadv.printing.layout import columns
 
 BETWEEN_LINES = 30.0  # seconds, where the output is a file
 
@@ -54,7 +55,7 @@ def progress() -> Callable[[str], None]:
     def say(sentence: str) -> None:
         nonlocal last
         if sys.stderr.isatty():
-            width = shutil.get_terminal_size().columns - 1
+            width = columns() - 1
             print(f"\r\033[K{sentence[:width]}", end="", file=sys.stderr, flush=True)
         elif sentence and time.monotonic() - last >= BETWEEN_LINES:
             last = time.monotonic()

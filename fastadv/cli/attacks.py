@@ -8,7 +8,7 @@ from typing import get_args
 import rich.table
 from rich.markup import escape
 
-from fastadv.run.terminal import Terminal
+from fastadv.printing.terminal import Terminal
 
 
 def attacks() -> None:

@@ -9,6 +9,7 @@ import typer
 
 from fastadv.benchmark.shift import THRESHOLD
 from fastadv.cli import completion
+from fastadv.cli.beside_options import require_alone
 from fastadv.exit_codes import ExitCode
 
 
@@ -86,11 +87,16 @@ def bench(
 ) -> None:
     """Time training steps against the device's limits, their own passes, and peers."""
     given = dict(locals())
-    if given.pop("schema"):
+    if schema:
+        require_alone(bench, given, "--schema prints the schema alone", "schema")
         from fastadv.benchmark.schema import schema_text
 
         print(schema_text(), end="")
         return
+    if with_file is not None and compare is not None:
+        pair = ("compare", "with_file", "threshold", "json_file")
+        require_alone(bench, given, "--with measures nothing", *pair)
     from fastadv.benchmark.command import run
 
+    del given["schema"]
     run(**given)

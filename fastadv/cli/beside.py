@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from fastadv.errors import UserError, warn
-from fastadv.run.terminal import Terminal
+from fastadv.printing.terminal import Terminal
 from fastadv.storage.printable import printable
 
 if TYPE_CHECKING:

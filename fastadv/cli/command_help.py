@@ -6,7 +6,6 @@ It is read from the signatures of the commands, so that nothing is said twice.
 from __future__ import annotations
 
 import inspect
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType
@@ -15,7 +14,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from fastadv.cli.help_screen import Row, laid_out
 from fastadv.cli.value_words import shown
 from fastadv.exit_codes import ExitCode
-from fastadv.run.layout import filled
+from fastadv.printing.layout import filled, page_columns
 
 _TYPES: Mapping[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
 _VERSION = Row("--version", "say which version this is")
@@ -28,7 +27,7 @@ _COMPLETION = (
 
 def overview(commands: Mapping[str, str]) -> str:
     """``fastadv --help``; ``commands``: name -> what it does, in whole sentences."""
-    width = min(shutil.get_terminal_size().columns, 100)
+    width = page_columns()
     rows = [Row(name, text.partition(". ")[0].rstrip(".")) for name, text in commands.items()]
     codes = [Row(str(code.value), code.meaning) for code in ExitCode]
     lines = [
@@ -45,7 +44,7 @@ def overview(commands: Mapping[str, str]) -> str:
 
 def page(name: str, command: Callable[..., Any]) -> str:
     """``fastadv NAME --help``."""
-    width = min(shutil.get_terminal_size().columns, 100)
+    width = page_columns()
     arguments = [entry for entry in _entries(command) if entry.is_argument]
     usage = " ".join(f"[{each.flag}]" if each.optional else each.flag for each in arguments)
     about = " ".join((inspect.getdoc(command) or "").split()).replace("``", "")
@@ -65,6 +64,13 @@ def page(name: str, command: Callable[..., Any]) -> str:
 def options_of(command: Callable[..., Any]) -> list[Row]:
     """The rows of the options of ``command``."""
     return [entry.row() for entry in _entries(command) if not entry.is_argument]
+
+
+def flags(command: Callable[..., Any]) -> dict[str, str]:
+    """The parameters of ``command`` -> how a user writes them, without a value."""
+    names = inspect.signature(command).parameters
+    written = (entry.flag.partition(" ")[0] for entry in _entries(command))
+    return dict(zip(names, written, strict=True))
 
 
 class _Entry:

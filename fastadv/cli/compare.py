@@ -19,7 +19,7 @@ from fastadv.cli.shared_options import (
     SearchDtype,
     TrustCode,
 )
-from fastadv.run.terminal import Terminal
+from fastadv.printing.terminal import Terminal
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-import textwrap
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -17,9 +16,8 @@ from fastadv.engine.model.fused_norm_choice import choose
 from fastadv.engine.model.precision import cpu_multiplies
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
+from fastadv.printing.layout import filled, page_columns
 from fastadv.storage.printable import safe_sentence
-
-WIDTH = 80
 
 EXTRAS = {
     "pyautoattack": ("eval", "the canonical AutoAttack"),
@@ -85,6 +83,7 @@ def _why_no_gpu() -> str:
 def show(found: Iterable[Finding], console: Console) -> bool:
     """Print each finding when it is there, and the result; returns whether none failed."""
     passed, failed, left = 0, 0, 0
+    width = page_columns()
     for each in found:
         passed, failed = passed + (each.passed is True), failed + (each.passed is False)
         left += each.passed is None
@@ -94,9 +93,7 @@ def show(found: Iterable[Finding], console: Console) -> bool:
             style = {True: None, False: "red", None: "yellow"}[each.passed]
             indent = " " * (5 if first else len(told))
             begins = indent if first else ""
-            text = textwrap.fill(
-                line, WIDTH, initial_indent=begins, subsequent_indent=indent, break_on_hyphens=False
-            )
+            text = filled(begins + line, width, hang=indent)
             console.print(Text(safe_sentence(text), style=style or ""))
     console.print(f"{passed} right, {failed} wrong, {left} not checked")
     return not failed
@@ -113,9 +110,7 @@ def _alike(
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
-    )
+    return filled(f"  {text}", page_columns(), hang="    ").split("\n")
 
 
 def _own_norms(device: torch.device) -> str:

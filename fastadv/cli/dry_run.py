@@ -11,9 +11,9 @@ from fastadv.cli.settings import SETTINGS
 from fastadv.cli.value_words import shown
 from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
+from fastadv.printing.layout import columns, filled
 from fastadv.run.config import RunConfig
 from fastadv.run.fitting import AUTO
-from fastadv.run.layout import columns, filled
 from fastadv.run.origin import Origin
 from fastadv.run.rehearsal import NOT_COUNTED, Rehearsal, chosen, prepared, rehearse, with_batch
 from fastadv.run.request import RunRequest

@@ -14,7 +14,7 @@ from fastadv.cli.early import require_words
 from fastadv.cli.sanity import Other, Sanity, check, require_alone
 from fastadv.cli.shared_options import Attacks, Mode, On, Plugin, SearchDtype, TrustCode
 from fastadv.errors import UserError
-from fastadv.run.terminal import Terminal
+from fastadv.printing.terminal import Terminal
 from fastadv.storage.printable import printable
 from fastadv.storage.trust import trusting
 
@@ -75,6 +75,7 @@ def evaluate(
     data_root: foreign.DataRoot = None,
     download: foreign.Download = None,
     image_size: foreign.ImageSize = None,
+    skip_broken: foreign.SkipBroken = None,
     norm: foreign.Norm = None,
     normalize: foreign.Normalize = None,
     shortcut: foreign.Shortcut = None,
@@ -94,7 +95,8 @@ def evaluate(
     elsewhere = foreign.foreign_request(
         runs[0] if runs else None, which, weights, model=model, data=data,
         data_root=data_root, download=download,
-        image_size=image_size, norm=norm, normalize=normalize, shortcut=shortcut, width=width,
+        image_size=image_size, skip_broken=skip_broken, norm=norm, normalize=normalize,
+        shortcut=shortcut, width=width,
         depth=depth, stem=stem,
     )  # fmt: skip
     if sanity:

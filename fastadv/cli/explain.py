@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -24,12 +23,11 @@ from fastadv.cli.settings import SETTINGS
 from fastadv.cli.sources import bibliography, papers_of
 from fastadv.cli.value_words import shown
 from fastadv.declared import describe, meanings
+from fastadv.printing.layout import filled, page_columns
 from fastadv.run.origin import Origin
 from fastadv.run.presets import preset_of
 from fastadv.run.request import RunRequest, setting_types
 from fastadv.run.resolve import resolve_run
-
-WIDEST = 100  # columns; longer lines are hard to read
 
 
 def explain(name: str, data: str, variant: str | None = None) -> rich.console.RenderableType:
@@ -146,19 +144,17 @@ def _by_kind(counts: Counter[kinds.Pass]) -> dict[str, int]:
 def _indented(text: str, indent: str = "  ") -> str:
     """The paragraphs of ``text``, each filled to the width of the terminal; without the marks of
     code that docstrings have."""
-    width = min(shutil.get_terminal_size().columns, WIDEST)
+    width = page_columns()
     blocks = text.replace("``", "").split("\n\n")
-    return "\n\n".join("\n".join(_filled(each, width, indent)) for each in blocks)
+    return "\n\n".join("\n".join(_entries(each, width, indent)) for each in blocks)
 
 
-def _filled(block: str, width: int, indent: str) -> Iterator[str]:
+def _entries(block: str, width: int, indent: str) -> Iterator[str]:
     """The lines of a paragraph or a list, filled; an entry of a list begins a line."""
     for entry in re.split(r"\n(?= *(?:-|[0-9]+\.) )", block):
         mark = re.match(r" *(?:(?:-|[0-9]+\.) +)?", entry)
         hang = indent + " " * (len(mark[0]) if mark else 0)
-        yield textwrap.fill(
-            " ".join(entry.split()), width, initial_indent=indent, subsequent_indent=hang
-        )
+        yield filled(indent + " ".join(entry.split()), width, hang=hang)
 
 
 def markdown() -> str:

@@ -40,6 +40,9 @@ Data = Annotated[
 DataRoot = Annotated[str | None, _option("--data-root", "folder of the data sets; also for a run")]
 Download = Annotated[bool | None, _option("--download", "download a missing data set")]
 ImageSize = Annotated[int | None, _option("--image-size", "pixels to which images are resized")]
+SkipBroken = Annotated[
+    bool | None, _option("--skip-broken", "leave out images that cannot be decoded")
+]
 Norm = Annotated[str | None, _option("--norm", "norm of the threat model: linf, l2")]
 Normalize = Annotated[
     bool | None,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable
 from typing import NamedTuple
+
+from fastadv.printing.layout import filled
 
 LEFT = 25  # columns of the flags; the meaning of a longer flag begins on the next line
 
@@ -39,10 +40,7 @@ class Row(NamedTuple):
         words += f" [{self.default}]" if self.default else ""
         flag = f"  {self.flag}"
         first = flag.ljust(left) if len(flag) < left else flag + "\n" + " " * left
-        body = textwrap.wrap(
-            words, max(width - left, 20), break_on_hyphens=False, break_long_words=False
-        )
-        return first + ("\n" + " " * left).join(body)
+        return first + filled(words, max(width - left, 20)).replace("\n", "\n" + " " * left)
 
 
 def laid_out(title: str, rows: Iterable[Row], width: int, left: int = LEFT) -> list[str]:

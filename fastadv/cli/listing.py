@@ -6,7 +6,7 @@ import re
 
 from fastadv.algorithms.recipe import Recipe
 from fastadv.algorithms.recipes.table import METHODS
-from fastadv.run.layout import columns
+from fastadv.printing.layout import columns
 
 # Below this the accuracies leave no room for what a method does.
 NARROW = 72

@@ -20,11 +20,13 @@ from fastadv.cli import completion
 from fastadv.cli.asked_help import asks_for_help, train_page
 from fastadv.cli.attacks import attacks
 from fastadv.cli.bench import bench
+from fastadv.cli.beside_options import require_alone
 from fastadv.cli.command_help import overview, page
 from fastadv.cli.compare import compare
 from fastadv.cli.evaluate import evaluate
 from fastadv.cli.in_dashes import told_in_dashes
 from fastadv.cli.invocation import with_invocation
+from fastadv.cli.known_options import require_known_options
 from fastadv.cli.max_time import said_and_code, seconds_of
 from fastadv.cli.shared_options import Plugin, TrustCode
 from fastadv.cli.usage_errors import sentence_of
@@ -33,7 +35,7 @@ from fastadv.engine.process import stop
 from fastadv.engine.process.one_voice import first_to_speak, is_first
 from fastadv.errors import Interrupted, ProcessLost, TrainingError, UserError
 from fastadv.exit_codes import ExitCode
-from fastadv.run.terminal import Terminal
+from fastadv.printing.terminal import Terminal
 from fastadv.storage.printable import printable, safe_sentence
 from fastadv.storage.trust import trusting
 
@@ -63,12 +65,14 @@ def _main() -> None:
     if words[:1] == ["--"]:  # the end of options before the command, of which there are none
         words = words[1:]
     try:
-        words = _load_plugins(words)
+        typed, words = words, _load_plugins(words)
         if asks_for_help(words) or not (words or completion.asked_for()):
             print(_help(words), end="")
             sys.exit(ExitCode.DONE)
         if words[:1] in (["--install-completion"], ["--show-completion"]):
             completion.require_known_shell()
+        if words == typed and words[:1] == ["train"] and not completion.asked_for():
+            require_known_options(words)
         command = application(words[0] if words else "")
         code = command(args=words, prog_name="fastadv", standalone_mode=False)
     except (UserError, TrainingError) as error:
@@ -121,7 +125,7 @@ def _train(given: dict[str, Any]) -> None:
     limit = given.pop("max_time", None)
     if limit is not None:
         stop.allow(seconds_of(limit))
-    from fastadv.run.onward import train_or_resume
+    from fastadv.run.onward import for_this_time, train_or_resume
     from fastadv.run.places import of_a_run
     from fastadv.run.request import RunRequest, setting_types
     from fastadv.run.seeds import seeds_in, train_seeds
@@ -134,10 +138,13 @@ def _train(given: dict[str, Any]) -> None:
             if get_close_matches(path, ["auto"], cutoff=0.6) and not os.path.lexists(path):
                 raise UserError(f"There is no run folder {path!r}; did you mean --resume auto?")
             moved = {name: given.pop(name) for name in of_a_run() if name in given}
-            if given:
-                flags = ", ".join("--" + name.replace("_", "-") for name in given)
-                raise UserError(f"--resume continues a run as it was begun; omit {flags}.")
-            resume(path, moved=moved)
+            changed = for_this_time(given)
+            fixed = ["--" + name.replace("_", "-") for name in given if name not in changed]
+            if fixed:
+                raise UserError(
+                    f"--resume continues a run as it was begun; omit {', '.join(fixed)}."
+                )
+            resume(path, moved=moved, changed=changed)
             return
         config, name, dry = (given.pop(key, None) for key in ("config", "name", "dry_run"))
         settings = {name: given.pop(name) for name in list(given) if name in setting_types()}
@@ -178,7 +185,9 @@ def methods(
     plugin: Plugin = None,
 ) -> None:
     """List the methods, or explain one."""
+    given = dict(locals())
     if markdown:
+        require_alone(methods, given, "--markdown prints a page of all methods", "markdown")
         from fastadv.cli.explain import markdown as as_markdown
 
         print(as_markdown(), end="")
@@ -187,10 +196,13 @@ def methods(
 
         if name is None:
             raise UserError("--bibtex is for one method: name it before.")
+        own = ("bibtex", "name", "variant", "plugin")
+        require_alone(methods, given, "--bibtex prints entries alone", *own)
         print(bibtex_of(name, variant))
     elif name is None and variant is not None:
         raise UserError("--variant is a form of one method: name the method before it.")
     elif name is None:
+        require_alone(methods, given, "Without the name of a method all are listed", "plugin")
         from fastadv.cli.listing import listing
 
         print(listing())

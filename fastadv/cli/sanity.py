@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from fastadv.errors import UserError
 from fastadv.exit_codes import ExitCode
-from fastadv.run.terminal import Terminal
+from fastadv.printing.terminal import Terminal
 from fastadv.storage.printable import printable
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ with the options.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from fastadv.cli import completion
 from fastadv.cli.flags import common_groups, groups
 from fastadv.cli.help_screen import page
+from fastadv.printing.layout import page_columns
 
 STORED = Path(__file__).with_name("train_help.txt")
 COLUMNS = 80  # of the stored screen
@@ -20,7 +20,7 @@ COLUMNS = 80  # of the stored screen
 
 def full(method: str | None = None, variant: str | None = None) -> str:
     """Every option; with ``method`` the run's settings and the options of that method's parts."""
-    return page(groups(method, variant), shutil.get_terminal_size().columns)
+    return page(groups(method, variant), page_columns())
 
 
 def common() -> str:

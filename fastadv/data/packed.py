@@ -6,12 +6,10 @@ A set of files becomes one ``.npy`` of uint8 (N,C,H,W), an entry of the tree's c
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -30,6 +28,7 @@ from fastadv.data.folders import ImageTree
 from fastadv.data.tree_cache import TreeCache
 from fastadv.engine.process.memory import machine_memory
 from fastadv.errors import UserError
+from fastadv.printing.terminal import Terminal
 from fastadv.storage.printable import printable
 
 
@@ -117,11 +116,8 @@ def tell(line: str) -> None:
     _terminal().print(line)
 
 
-def _terminal() -> Console:
-    """Standard error; lines are broken between words where there is a width to break them at."""
-    console = Console(stderr=True, markup=False, highlight=False)
-    console.soft_wrap = not (console.is_terminal or os.environ.get("COLUMNS"))
-    return console
+def _terminal() -> Terminal:
+    return Terminal(stderr=True, markup=False)
 
 
 def _known_format(
@@ -145,7 +141,12 @@ def _known_format(
 
 
 def _packed(
-    cache: TreeCache, files: list[str], stamps: list[str], form: Format, part: str, console: Console
+    cache: TreeCache,
+    files: list[str],
+    stamps: list[str],
+    form: Format,
+    part: str,
+    console: Terminal,
 ) -> Tensor:
     shape = (len(files), form.channels, form.height, form.width)
     path = cache.path(stamps, "images", form)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastadv.engine.torchvision_shim import import_torchvision
 from fastadv.errors import UserError, unknown
@@ -123,8 +123,9 @@ def _is_about_the_call(error: TypeError, arguments: Mapping[str, object]) -> boo
 
 
 def normalize_first(model: nn.Module, name: str, normalize: nn.Module) -> None:
-    """Let ``model``, called ``name``, apply ``normalize`` to its input. It becomes a hook, not a
-    wrapper: parameters keep their names, which select blocks and layer groups."""
+    """Let ``model``, called ``name``, apply ``normalize`` to its input. It becomes the first layer
+    of an ``nn.Sequential`` and a hook of other networks, not a wrapper: parameters keep their
+    names, which select blocks and layer groups."""
     if not isinstance(normalize, Normalize):
         return
     if hasattr(model, "normalize"):
@@ -132,9 +133,34 @@ def normalize_first(model: nn.Module, name: str, normalize: nn.Module) -> None:
             f"{name} already has an attribute 'normalize'; if it scales its input itself, omit "
             "mean and std."
         )
-    model.add_module("normalize", normalize)
+    if type(model).forward is nn.Sequential.forward:
+        layers = dict(model._modules)
+        model._modules.clear()
+        model._modules.update({"normalize": normalize, **layers})
+        return
+    model.add_module("normalize", _InFront(normalize, name))
     model.register_forward_pre_hook(_apply_normalize)
 
 
+class _InFront(Normalize):
+    """``normalize`` in front of the network ``name``, whose own code does not know it."""
+
+    def __init__(self, normalize: Normalize, name: str) -> None:
+        super().__init__(normalize.mean.flatten().tolist(), normalize.std.flatten().tolist())
+        self._network = name
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """``x`` on the scale that the network expects."""
+        return super().forward(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise UserError(
+            f"{self._network} calls every layer it has, and so the one that scales its pixels, "
+            "'normalize', a second time: let its forward name its layers, return a plain "
+            "nn.Sequential, or omit mean and std (--no-normalize)."
+        )
+
+
 def _apply_normalize(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (module.get_submodule("normalize")(args[0]), *args[1:])
+    front: Any = module.get_submodule("normalize")
+    return (front.scaled(args[0]), *args[1:])

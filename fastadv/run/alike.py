@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastadv.errors import UserError, warn
+from fastadv.run import places
 from fastadv.run.config import RunConfig
 from fastadv.run.ended import has_ended
 from fastadv.run.request import roles
 from fastadv.run.run_folder import RunFolder
+from fastadv.run.short_paths import short_paths
 from fastadv.run.way_on import resume_command
 from fastadv.run.which import weights_file
 from fastadv.storage.printable import printable
@@ -125,12 +127,19 @@ def methods_of(configs: Mapping[str, RunConfig]) -> dict[str, list[str]]:
         namesakes = [held for held, _ in groups if held["method"] == traits["method"]]
         names = dict.fromkeys(name for held in namesakes for name in held)
         differing = [
-            f"{name.replace('_', '-')} {_word(traits.get(name))}"
+            f"{name.replace('_', '-')} {_shown(name, traits, namesakes)}"
             for name in names
             if any(held.get(name) != traits.get(name) for held in namesakes)
         ]
         found[", ".join([traits["method"], *differing])] = runs
     return found
+
+
+def _shown(name: str, traits: Mapping[str, Any], namesakes: Sequence[Mapping[str, Any]]) -> str:
+    """What ``traits`` say of ``name``; of a path, what tells it from those of ``namesakes``."""
+    said = {_word(held.get(name)) for held in (traits, *namesakes)}
+    word = _word(traits.get(name))
+    return short_paths(said)[word] if name in places.of_a_run() else word
 
 
 def _traits(config: RunConfig) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from rich.text import Text
 
 from fastadv.engine.model.precision import shown
 from fastadv.engine.process import distributed
+from fastadv.printing.terminal import Terminal
 from fastadv.run.epoch_progress import EpochTick, epoch_progress
 from fastadv.run.epoch_table import EpochTable
 from fastadv.run.short_words import clock, end_of
-from fastadv.run.terminal import Terminal
 from fastadv.run.time_left import TimeLeft
 from fastadv.storage.printable import printable, safe_sentence
 

@@ -38,6 +38,7 @@ from fastadv.evaluation.scores import Scores
 from fastadv.evaluation.tally import Tally
 from fastadv.evaluation.verdicts import Verdicts
 from fastadv.models import VARIANTS
+from fastadv.printing.terminal import Terminal
 from fastadv.run import provenance
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
@@ -46,7 +47,6 @@ from fastadv.run.eval_watch import Deadline, Watch
 from fastadv.run.example_file import ExampleFile
 from fastadv.run.session import data_facts
 from fastadv.run.source import EvalBatches, Source
-from fastadv.run.terminal import Terminal
 from fastadv.run.unfinished import Settings, Unfinished
 from fastadv.storage import files
 from fastadv.storage.digests import digest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from fastadv.run.absent import absent_source
 from fastadv.run.begun import Begun
 from fastadv.run.built_for import BuiltFor
 from fastadv.run.config import RunConfig
+from fastadv.run.described import described
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_models import SavedNetwork
 from fastadv.run.session import built_for
@@ -31,7 +32,7 @@ OTHER_TEST_IMAGES = "other test images"
 """What test images are called that are not those which the run was begun with."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run, as ``load_run`` gives it.
 
@@ -45,10 +46,13 @@ class Run:
     which: str
     config: RunConfig
     model: nn.Module
-    built_for: BuiltFor = field(repr=False)
+    built_for: BuiltFor
     device: torch.device
-    _saved: Mapping[str, Any] = field(repr=False)
-    _told: Mapping[str, str] = field(repr=False)
+    _saved: Mapping[str, Any]
+    _told: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        return described(self.folder, self.config, self.which, self._saved)
 
     @property
     def method(self) -> str:

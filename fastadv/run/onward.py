@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastadv.declared import coerce
 from fastadv.engine.process import distributed
 from fastadv.errors import UserError
 from fastadv.run import places
@@ -14,7 +16,7 @@ from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
 from fastadv.run.ended import ended
 from fastadv.run.fitting import AUTO
-from fastadv.run.request import RunRequest, roles
+from fastadv.run.request import RunRequest, as_flag, roles, setting_types
 from fastadv.run.resolve import resolve_run
 from fastadv.run.role import Effect, Role
 from fastadv.run.run_folder import RunFolder, usual_place
@@ -48,6 +50,17 @@ def train_or_resume(request: RunRequest, console: Console | None = None) -> dict
         return summary
     moved = _moved(request, asked, config)
     return resume(str(place), console, moved, changed=_of_this_time(request, asked, config))
+
+
+def for_this_time(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings among ``given`` that a run which goes on may have otherwise, in their own types.
+    Where it lies is not one of them."""
+    types, known = setting_types(), roles()
+    return {
+        name: coerce(as_flag(name), value, types[name])
+        for name, value in given.items()
+        if name in known and known[name].of_invocation and name != "out"
+    }
 
 
 def _moved(request: RunRequest, asked: RunConfig, config: RunConfig) -> dict[str, Any]:

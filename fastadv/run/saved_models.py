@@ -24,6 +24,7 @@ from fastadv.run.run_folder import RunFolder
 from fastadv.storage import checkpoint
 from fastadv.storage.digests import digest
 from fastadv.storage.printable import printable
+from fastadv.storage.weights_file import PROGRAMS
 
 
 def load_model(
@@ -50,7 +51,7 @@ def load_model(
         raise UserError(
             f"load_model takes the path of a run folder or a file of weights, not {brief(path)}."
         )
-    if model is not None or options or Path(path).suffix == ".safetensors":
+    if model is not None or options or Path(path).suffix in (".safetensors", *PROGRAMS):
         known = {name: options.pop(name, None) for name in ("mean", "std", "image_size")}
         known |= {"num_classes": num_classes, "in_channels": in_channels}
         return load_network(path, model, known, options).model

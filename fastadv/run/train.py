@@ -14,7 +14,7 @@ from fastadv.engine.process.device import choose_device
 from fastadv.errors import NotFinite, UserError
 from fastadv.run import divergence, full_memory, places
 from fastadv.run.agreement import require_equal, require_one_run
-from fastadv.run.config import RunConfig
+from fastadv.run.config import RunConfig, check
 from fastadv.run.config_file import to_toml
 from fastadv.run.console import Console
 from fastadv.run.ended import ended
@@ -104,6 +104,8 @@ def _resume(
     config = folder.read_config(moved, needs=places.of_a_run())
     origins = {**config.origins, **dict.fromkeys(changed, Origin.USER)}
     config = dataclasses.replace(config, **changed, origins=origins)
+    if changed:
+        check(config)
     with distributed.joined(choose_device(config.device)), folder.alone():
         require_one_run(config, "a run that goes on")
         begun = recovered(folder, config, console)

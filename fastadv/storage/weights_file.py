@@ -25,6 +25,9 @@ WRAPPED_IN = ("state_dict", "model_state_dict", "model", "net")
 """Where checkpoints keep the weights, beside an optimizer's state and other things."""
 WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before each name
 
+PROGRAMS = {".pt2": "torch.export.load", ".onnx": "an ONNX runtime"}
+"""Suffixes of files that hold a network as a program -> what runs it."""
+
 
 class Weights(NamedTuple):
     """``state``: name -> tensor on the CPU. ``facts``: the notes in a safetensors file."""
@@ -46,6 +49,11 @@ def read_weights(path: Path) -> Weights:
         raise UserError(f"There is no file {printable(path)}.") from None
     except OSError as error:
         raise UserError(f"Cannot read {printable(path)}: {error.strerror}.") from None
+    if path.suffix in PROGRAMS:
+        raise UserError(
+            f"{printable(path)} is a program, for {PROGRAMS[path.suffix]}, and no file of weights: "
+            "export the run to a .safetensors file too, which is read here."
+        )
     if path.suffix == ".safetensors":
         state, facts = _read_safetensors(path)
     else:

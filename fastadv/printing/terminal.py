@@ -9,7 +9,7 @@ from typing import Any
 import rich.console
 from rich.text import Text
 
-from fastadv.run.layout import UNLIMITED, pieces
+from fastadv.printing.layout import UNLIMITED, pieces
 
 HANG = 2  # columns by which the further lines of a sentence are moved in
 

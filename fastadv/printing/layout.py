@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 # Where standard output is no terminal, lines are not cut: another program reads them.
 UNLIMITED = 10_000
+PAGE = 80  # columns of a page without a terminal: it may be read in a pager, which is one
+WIDEST = 100  # columns of a page; longer lines are hard to read
 
 _GAP = re.compile(r"(?<=\S) +")
 
@@ -15,6 +17,11 @@ _GAP = re.compile(r"(?<=\S) +")
 def columns() -> int:
     """The columns of the terminal (or of ``COLUMNS``); ``UNLIMITED`` where there is none."""
     return shutil.get_terminal_size((UNLIMITED, 0)).columns
+
+
+def page_columns() -> int:
+    """The columns of a text to read, such as a help or an explanation."""
+    return min(shutil.get_terminal_size((PAGE, 0)).columns, WIDEST)
 
 
 def filled(text: str, width: int | None = None, hang: str = "") -> str:
