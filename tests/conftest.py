@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import random
 import shutil
@@ -27,6 +28,10 @@ def pytest_configure() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     # A shell starts jobs in the background with Ctrl-C ignored; some tests are about Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # of ``_set_aside``: libraries complain of what is left at the end of Python
 
 
 # Longest first. A worker runs whole files: if it began one of these last, the others would wait.
@@ -58,11 +63,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
+_in_hand: list[Path] = []  # the file whose tests run
+
+
+def _set_aside(file: Path) -> None:
+    """Before the first test of a ``file``: what earlier ones left is freed, and what is left then,
+    such as the modules of torch, is not looked at by the garbage collector any more. In a worker
+    that has run many files a collection would take seconds, and torch's compiler causes many."""
+    if _in_hand != [file]:
+        _in_hand[:] = [file]
+        gc.collect()
+        gc.freeze()
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Seed before a test's first fixture, so that its draws do not depend on earlier tests."""
     import torch  # imported late: it reads OMP_NUM_THREADS on import
 
+    _set_aside(item.path)
     torch.manual_seed(0)
     random.seed(0)
     numpy.random.seed(0)

@@ -1,7 +1,7 @@
 """Calls of the Python API with arguments drawn at random, most of them wrong.
 
-A call is right, or ends in one sentence (``UserError``, ``TrainingError``): ``outcome`` says what
-happened to it. Each call is drawn from a number, so that one that failed can be made again.
+Each call is drawn from a number, so that one that failed can be made again; ``judged_calls.py``
+says what became of it.
 """
 
 from __future__ import annotations
@@ -9,314 +9,18 @@ from __future__ import annotations
 import io
 import math
 import random
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from generated_arguments import CLASSES, COMPANION, INDEX, MODELS, VALUES, Net, X, Y, images, labels
+from judged_calls import fault_of_step
 from torch import Tensor, nn
 
 import fastadv
-from fastadv.errors import TrainingError, UserError
 
-CLASSES = 4
 USUAL = 0.94  # probability of what is right
-SLOW = 30.0  # seconds; a call that takes longer is called a hang
-SENTENCE = 1200  # the most characters of one sentence
-
-
-class Net(nn.Module):
-    """(B,C,H,W) to (B,4)."""
-
-    def __init__(self, norm: bool = True, channels: int = 3) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, 4, 3, padding=1)
-        self.norm = nn.BatchNorm2d(4) if norm else nn.Identity()
-        self.linear = nn.Linear(4, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.norm(self.conv(x)).relu().mean((2, 3)))
-
-
-class Returning(nn.Module):
-    """A network that gives what ``change`` makes of its logits."""
-
-    def __init__(self, change: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.net, self.change = Net(), change
-
-    def forward(self, x: Tensor) -> Any:
-        return self.change(self.net(x))
-
-
-class Raising(nn.Module):
-    """A network whose own code fails."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = Net()
-
-    def forward(self, x: Tensor) -> Tensor:
-        raise ValueError("of the network's own")
-
-
-def _lazy() -> nn.Module:
-    return nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(CLASSES))
-
-
-MODELS: dict[str, Callable[[], Any]] = {
-    "a network": Net,
-    "without BatchNorm": lambda: Net(norm=False),
-    "of float64": lambda: Net().double(),
-    "of bfloat16": lambda: Net().bfloat16(),
-    "of float16": lambda: Net().half(),
-    "in eval mode": lambda: Net().eval(),
-    "frozen": lambda: Net().requires_grad_(False),
-    "on meta": lambda: Net().to("meta"),
-    "lazy": _lazy,
-    "of one channel": lambda: Net(channels=1),
-    "without parameters": nn.Identity,
-    "of weights of NaN": lambda: _filled(Net(), math.nan),
-    "of weights of inf": lambda: _filled(Net(), math.inf),
-    "of weights of zero": lambda: _filled(Net(), 0.0),
-    "with a tuple": lambda: Returning(lambda z: (z, z)),
-    "with a list": lambda: Returning(lambda z: [z]),
-    "with an empty tuple": lambda: Returning(lambda z: ()),
-    "with a dict": lambda: Returning(lambda z: {"logits": z}),
-    "with None": lambda: Returning(lambda z: None),
-    "with a number": lambda: Returning(lambda z: 3.0),
-    "with a text": lambda: Returning(lambda z: "logits"),
-    "with detached logits": lambda: Returning(lambda z: z.detach()),
-    "with half of the batch": lambda: Returning(lambda z: z[: len(z) // 2]),
-    "with one logit": lambda: Returning(lambda z: z[:, :1]),
-    "with a vector": lambda: Returning(lambda z: z[:, 0]),
-    "with a scalar": lambda: Returning(lambda z: z.sum()),
-    "with images": lambda: Returning(lambda z: z[:, :, None, None].expand(-1, -1, 2, 2)),
-    "with integers": lambda: Returning(lambda z: z.long()),
-    "with bools": lambda: Returning(lambda z: z > 0),
-    "with complex logits": lambda: Returning(lambda z: z.to(torch.complex64)),
-    "with NaN": lambda: Returning(lambda z: z * math.nan),
-    "with inf": lambda: Returning(lambda z: z / 0),
-    "with softmax": lambda: Returning(lambda z: z.softmax(1)),
-    "with sparse logits": lambda: Returning(lambda z: z.to_sparse()),
-    "with float64 logits": lambda: Returning(lambda z: z.double()),
-    "raising": Raising,
-    "a function": lambda: Net().forward,
-    "a lambda": lambda: lambda x: x,
-    "a text": lambda: "resnet18",
-    "None": lambda: None,
-    "a number": lambda: 3,
-    "a class": lambda: Net,
-    "a state_dict": lambda: Net().state_dict(),
-    "a list of networks": lambda: [Net(), Net()],
-}
-
-
-def _filled(net: nn.Module, value: float) -> nn.Module:
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.fill_(value)
-    return net
-
-
-def _images(count: int = 4, *shape: int) -> Tensor:
-    return torch.rand(count, *(shape or (3, 6, 6)))
-
-
-X: dict[str, Callable[[], Any]] = {
-    "images": _images,
-    "one image": lambda: _images(1),
-    "many images": lambda: _images(9),
-    "no image": lambda: _images(0),
-    "images of no pixel": lambda: _images(4, 3, 0, 6),
-    "larger images": lambda: _images(4, 3, 9, 7),
-    "images of one pixel": lambda: _images(4, 3, 1, 1),
-    "grey images": lambda: _images(4, 1, 6, 6),
-    "an image without batch": lambda: torch.rand(3, 6, 6),
-    "vectors": lambda: torch.rand(4, 3),
-    "videos": lambda: torch.rand(4, 3, 2, 6, 6),
-    "a number": lambda: torch.rand(()),
-    "float64": lambda: _images().double(),
-    "bfloat16": lambda: _images().bfloat16(),
-    "float16": lambda: _images().half(),
-    "uint8": lambda: (255 * _images()).byte(),
-    "int64": lambda: _images().long(),
-    "bool": lambda: _images() > 0.5,
-    "complex": lambda: _images().to(torch.complex64),
-    "of NaN": lambda: _images().fill_(math.nan),
-    "with one NaN": lambda: _with(_images(), math.nan),
-    "with one inf": lambda: _with(_images(), math.inf),
-    "with -inf": lambda: _with(_images(), -math.inf),
-    "in 255ths": lambda: 255 * _images(),
-    "normalised": lambda: (_images() - 0.5) / 0.2,
-    "below 0": lambda: -_images(),
-    "constant": lambda: torch.zeros(4, 3, 6, 6),
-    "with gradient": lambda: _images().requires_grad_(),
-    "of a graph": lambda: _images().requires_grad_() * 1.0,
-    "strided": lambda: torch.rand(4, 3, 12, 12)[:, :, ::2, ::2],
-    "expanded": lambda: torch.rand(1, 3, 6, 6).expand(4, 3, 6, 6),
-    "channels last": lambda: _images().to(memory_format=torch.channels_last),
-    "sparse": lambda: _images().to_sparse(),
-    "quantized": lambda: torch.quantize_per_tensor(_images(), 0.1, 0, torch.quint8),
-    "on meta": lambda: _images().to("meta"),
-    "a parameter": lambda: nn.Parameter(_images()),
-    "made in inference mode": lambda: _inference(_images),
-    "an array": lambda: _images().numpy(),
-    "a list": lambda: [[0.5]],
-    "None": lambda: None,
-    "a text": lambda: "images",
-    "float8": lambda: _images().to(torch.float8_e4m3fn),
-    "nested": lambda: _nested(),
-    "conjugated": lambda: _images().to(torch.complex64).conj(),
-    "negated lazily": lambda: torch._neg_view(-_images()),
-    "subclass": lambda: _images().as_subclass(Named),
-}
-
-
-class Named(Tensor):
-    """A subclass that adds nothing."""
-
-
-def _nested() -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.nested.nested_tensor([torch.rand(3, 6, 6), torch.rand(3, 5, 5)])
-
-
-def _inference(make: Callable[[], Tensor]) -> Tensor:
-    with torch.inference_mode():
-        return make()
-
-
-def _with(x: Tensor, value: float) -> Tensor:
-    x.view(-1)[7] = value
-    return x
-
-
-def _labels(count: int = 4) -> Tensor:
-    return torch.arange(count) % CLASSES
-
-
-Y: dict[str, Callable[[int], Any]] = {
-    "labels": _labels,
-    "too few": lambda n: _labels(max(n - 1, 0)),
-    "too many": lambda n: _labels(n + 1),
-    "int32": lambda n: _labels(n).int(),
-    "uint8": lambda n: _labels(n).byte(),
-    "bool": lambda n: _labels(n) > 1,
-    "float": lambda n: _labels(n).float(),
-    "column": lambda n: _labels(n)[:, None],
-    "negative": lambda n: _labels(n) - 1,
-    "too large": lambda n: _labels(n) + 2,
-    "far too large": lambda n: _labels(n) + 2**40,
-    "ignored -100": lambda n: _labels(n).fill_(-100),
-    "one-hot": lambda n: nn.functional.one_hot(_labels(n), CLASSES),
-    "one-hot float": lambda n: nn.functional.one_hot(_labels(n), CLASSES).float(),
-    "soft": lambda n: torch.full((n, CLASSES), 1 / CLASSES),
-    "soft of float64": lambda n: torch.full((n, CLASSES), 1 / CLASSES).double(),
-    "soft of bfloat16": lambda n: torch.full((n, CLASSES), 1 / CLASSES).bfloat16(),
-    "soft that do not sum to 1": lambda n: torch.ones(n, CLASSES),
-    "soft with NaN": lambda n: torch.full((n, CLASSES), math.nan),
-    "soft of more classes": lambda n: torch.full((n, CLASSES + 1), 1 / (CLASSES + 1)),
-    "soft of one class": lambda n: torch.ones(n, 1),
-    "soft with gradient": lambda n: torch.full((n, CLASSES), 1 / CLASSES).requires_grad_(),
-    "masks": lambda n: torch.zeros(n, 6, 6).long(),
-    "a number": lambda n: torch.tensor(1),
-    "none": lambda n: None,
-    "a list": lambda n: [0] * n,
-    "on meta": lambda n: _labels(n).to("meta"),
-    "complex": lambda n: _labels(n).to(torch.complex64),
-    "made in inference mode": lambda n: _inference(lambda: _labels(n)),
-}
-
-INDEX: dict[str, Callable[[int], Any]] = {
-    "rows": torch.arange,
-    "none": lambda n: None,
-    "int32": lambda n: torch.arange(n).int(),
-    "float": lambda n: torch.arange(n).float(),
-    "negative": lambda n: torch.arange(n) - 1,
-    "beyond": lambda n: torch.arange(n) + 100,
-    "far beyond": lambda n: torch.arange(n) + 2**60,
-    "twice": lambda n: torch.zeros(n).long(),
-    "too few": lambda n: torch.arange(max(n - 1, 0)),
-    "a list": lambda n: list(range(n)),
-    "a column": lambda n: torch.arange(n)[:, None],
-    "bool": lambda n: torch.arange(n) > 1,
-    "on meta": lambda n: torch.arange(n).to("meta"),
-}
-
-COMPANION: dict[str, Callable[[Any], Any]] = {
-    "like x": lambda x: 0.01 * torch.rand_like(x),
-    "of NaN": lambda x: torch.full_like(x, math.nan),
-    "huge": lambda x: torch.full_like(x, 1e30),
-    "of half the images": lambda x: torch.zeros_like(x)[: len(x) // 2],
-    "of one image": lambda x: torch.zeros_like(x)[:1],
-    "float64": lambda x: torch.zeros_like(x).double(),
-    "int": lambda x: torch.zeros_like(x).long(),
-    "bool": lambda x: torch.ones_like(x).bool(),
-    "a number": lambda x: 0.1,
-    "a text": lambda x: "8/255",
-    "radii": lambda x: torch.full((len(x),), 0.05),
-    "negative radii": lambda x: torch.full((len(x),), -0.05),
-    "NaN radii": lambda x: torch.full((len(x),), math.nan),
-    "int radii": lambda x: torch.zeros(len(x)).long(),
-    "labels": lambda x: torch.zeros(len(x)).long(),
-    "a mask": lambda x: torch.ones(1, 1, *x.shape[2:]).bool(),
-    "a mask of another size": lambda x: torch.ones(1, 1, 2, 2).bool(),
-    "an empty mask": lambda x: torch.zeros(1, 1, *x.shape[2:]).bool(),
-    "complex": lambda x: torch.zeros_like(x).to(torch.complex64),
-    "a list": lambda x: [0.1],
-    "on meta": lambda x: torch.zeros_like(x).to("meta"),
-    "a view": lambda x: fastadv.View(torch.zeros(len(x)).long(), *[torch.zeros(len(x)).long()] * 2),
-}
-
-VALUES: dict[str, Any] = {
-    "None": None,
-    "True": True,
-    "0": 0,
-    "-1": -1,
-    "3": 3,
-    "2.5": 2.5,
-    "0.0": 0.0,
-    "-0.1": -0.1,
-    "nan": math.nan,
-    "inf": math.inf,
-    "-inf": -math.inf,
-    "1e300": 1e300,
-    "10**400": 10**400,
-    "10**9": 10**9,
-    "10**12": 10**12,
-    "1e-300": 1e-300,
-    "a text": "abc",
-    "an empty text": "",
-    "a fraction": "8/255",
-    "0/0": "0/0",
-    "a long text": "9" * 5000,
-    "a list": [1, 2],
-    "an empty list": [],
-    "a tuple": (0.1,),
-    "a dict": {"a": 1},
-    "a set": {1},
-    "bytes": b"8/255",
-    "complex": 1 + 2j,
-    "an object": object(),
-    "a class": int,
-    "a function": len,
-    "a tensor": torch.tensor(0.1),
-    "a tensor of ints": torch.tensor(3),
-    "a vector": torch.tensor([0.1, 0.2]),
-    "a tensor of NaN": torch.tensor(math.nan),
-    "a module": nn.Identity(),
-    "a device": torch.device("meta"),
-    "a dtype": torch.float16,
-    "cuda": "cuda",
-    "markup": "[red]\x1b[31m\n",
-    "a ramp": fastadv.Ramp(0, 0.1, epochs=2),
-    "phases": fastadv.Phases({0: 0.1, 3: 0.2}),
-    "a threat": fastadv.Threat("l2", 0.5),
-    "l2": "l2",
-}
 
 METHODS = (
     *("pgd", "trades", "fast", "free", "awp", "atta-1", "n-fgsm", "mart", "rwp", "te"),
@@ -356,45 +60,11 @@ class Generated(NamedTuple):
     run: Callable[[], str]
 
 
-class Outcome(NamedTuple):
-    """``kind``: "good", "refused" or "wrong"."""
-
-    kind: str
-    said: str
-
-
 def generated(number: int) -> Generated:
     """The call that belongs to ``number``."""
     draw = random.Random(number)
     makers = (_step, _step, _step, _attack, _attack, _evaluate, _build, _saved)
     return draw.choice(makers)(draw)
-
-
-def outcome(call: Generated) -> Outcome:
-    """Make the ``call``."""
-    torch.manual_seed(0)
-    began = time.monotonic()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            fault = call.run()
-    except (UserError, TrainingError) as error:
-        sentence = str(error)
-        told = bool(sentence) and len(sentence) <= SENTENCE and "\n" not in sentence.strip()
-        found = Outcome("refused" if told else "wrong", f"{type(error).__name__}: {sentence}")
-    except TypeError as error:
-        # What Python itself says of a call without an argument, or with an unknown one.
-        python = "positional argument" in str(error) or "keyword argument" in str(error)
-        found = Outcome("refused" if python else "wrong", f"TypeError: {error}")
-    except ValueError as error:
-        own = str(error) == "of the network's own"
-        found = Outcome("refused" if own else "wrong", f"{type(error).__name__}: {error}")
-    except Exception as error:
-        found = Outcome("wrong", f"{type(error).__name__}: {error}")
-    else:
-        found = Outcome("wrong", fault) if fault else Outcome("good", "")
-    seconds = time.monotonic() - began
-    return found if seconds < SLOW else Outcome("wrong", f"took {seconds:.0f} s: {found.said}")
 
 
 def _one(draw: random.Random, pool: dict[str, Any], usual: float) -> tuple[str, Any]:
@@ -492,11 +162,11 @@ def _step(draw: random.Random) -> Generated:
                 ("view", "start", "second", "eps", "alpha", "mask", "targets", "update")
             )
             name, make_one = draw.choice(list(COMPANION.items()))
-            base = x if isinstance(x, Tensor) and x.dim() == 4 and not x.is_sparse else _images()
+            base = x if isinstance(x, Tensor) and x.dim() == 4 and not x.is_sparse else images()
             try:
                 more[key] = make_one(base)
             except Exception:
-                more[key] = make_one(_images())
+                more[key] = make_one(images())
             words.append(f"{key} {name}")
         between = draw.choice(list(CHANGES)) if draw.random() < 0.12 else None
         words.append(f"then {between}" if between else "")
@@ -507,7 +177,7 @@ def _step(draw: random.Random) -> Generated:
         step = fastadv.step(model, optimizer, **options)
         for x, y, index, more, between in calls:
             found = step(x, y, index, **more)
-            fault = _fault_of_step(step, found)
+            fault = fault_of_step(step, found)
             if fault:
                 return fault
             if between:
@@ -547,22 +217,6 @@ CHANGES: dict[str, Callable[[fastadv.Step], Any]] = {
 }
 
 
-def _fault_of_step(step: fastadv.Step, found: Any) -> str:
-    if not isinstance(found, dict) or not {"loss"} <= found.keys():
-        return f"returned {found!r}"
-    if not step.healthy():
-        return ""  # check() tells it
-    for name, value in found.items():
-        if not bool(value.isfinite()):
-            return f"{name} is {float(value)}, and the step says it is healthy"
-    if "accuracy" in found and not 0 <= float(found["accuracy"]) <= 1:
-        return f"accuracy is {float(found['accuracy'])}"
-    for name, weight in step.model.named_parameters():
-        if not bool(weight.isfinite().all()):
-            return f"{name} is not finite, and the step says it is healthy"
-    return ""
-
-
 def _attack(draw: random.Random) -> Generated:
     said: list[str] = ["attack"]
     name, make = _one(draw, MODELS, USUAL)
@@ -580,11 +234,11 @@ def _attack(draw: random.Random) -> Generated:
     if draw.random() < 0.25:
         key = draw.choice(("start", "mask", "index", "eps"))
         name, make_one = draw.choice(list(COMPANION.items()))
-        base = x if isinstance(x, Tensor) and x.dim() == 4 and not x.is_sparse else _images()
+        base = x if isinstance(x, Tensor) and x.dim() == 4 and not x.is_sparse else images()
         try:
             options[key] = make_one(base)
         except Exception:
-            options[key] = make_one(_images())
+            options[key] = make_one(images())
         said.append(f"{key} {name}")
 
     def run() -> str:
@@ -693,12 +347,12 @@ def _saved(draw: random.Random) -> Generated:
             fastadv.load_model(VALUES[value])
             return "loaded"
         if kind == "sanity":
-            fastadv.sanity(Net(), [(_images(), _labels())], **{option: VALUES[value]})
+            fastadv.sanity(Net(), [(images(), labels())], **{option: VALUES[value]})
             return ""
         net = Net()
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
         step = fastadv.step(net, optimizer, method, mode="eager", num_samples=20)
-        x, y, index = _images(), _labels(), torch.arange(4)
+        x, y, index = images(), labels(), torch.arange(4)
         second = torch.rand_like(x)
         step(x, y, index, second=second)
         if kind == "load_state_dict":

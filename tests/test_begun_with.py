@@ -293,7 +293,7 @@ def test_other_unlabelled_images_are_refused(tmp_path: Path) -> None:
     assert resume(str(run), Console())["n"] == 16
 
 
-@pytest.mark.parametrize("mode", ["eager", "auto"])
+@pytest.mark.parametrize("mode", ["eager", pytest.param("auto", marks=pytest.mark.slow)])
 def test_another_teacher_is_refused(tmp_path: Path, mode: str) -> None:
     for name, seed in (("clean", 0), ("robust", 1), ("other", 2)):
         settings = SMALL | {"epochs": 1, "seed": seed, "shortcut": "raw"}

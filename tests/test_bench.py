@@ -128,21 +128,14 @@ class Counting(TorchDispatchMode):
         return result
 
 
+COUNTED = ("standard", "fast", "pgd", "trades", "rwp:weight_steps=3", "apart", "free", "pgd-igr")
+COUNTED += ("fgsm-n-consistency", "pgd:restarts=2")
+ALIKE = ("fgsm", "awp", "advlc", "fgsm-n-advlc", "pgd-cure", "pgd-gradalign", "pgd-logitalign")
+ALIKE += ("fgsm-n-gradalign", "trades-te")
+
+
 @pytest.mark.parametrize(
-    "method",
-    [
-        *("standard", "fgsm", "fast", "pgd", "trades", "awp", "rwp:weight_steps=3", "advlc"),
-        *(
-            "apart",
-            "free",
-            "fgsm-n-advlc",
-            "pgd-igr",
-            "pgd-cure",
-            "pgd-gradalign",
-            "pgd-logitalign",
-        ),
-        *("fgsm-n-gradalign", "fgsm-n-consistency", "trades-te", "pgd:restarts=2"),
-    ],
+    "method", [*COUNTED, *(pytest.param(name, marks=pytest.mark.slow) for name in ALIKE)]
 )
 def test_counted_passes_equal_those_of_a_real_step(method):
     spec = Spec.parse(method)

@@ -260,7 +260,7 @@ class Paired(nn.Sequential):
         (Spoiling, None),
         (Tallying, None),
         (Named, "scores"),
-        (Paired, 1),
+        pytest.param(Paired, 1, marks=pytest.mark.slow),
         (Paired, lambda returned: returned[1].neg().neg()),
     ],
 )

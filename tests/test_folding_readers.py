@@ -91,8 +91,16 @@ def test_single_and_low_precision_differ_by_their_rounding(name, amp, bound, mon
     assert max(errors(step, x)) < bound
 
 
-@pytest.mark.parametrize("name", COMPILES)
-@pytest.mark.parametrize("mode", ["eager", "compiled"])
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        *(("eager", name) for name in COMPILES),
+        *(
+            pytest.param("compiled", name, marks=() if number % 3 == 0 else pytest.mark.slow)
+            for number, name in enumerate(COMPILES)
+        ),
+    ],
+)
 def test_whole_steps_are_those_of_a_loop_by_hand(name, mode):
     """Three PGD-eval steps: weights and statistics move in between."""
     start = torch.full((6, 3, 8, 8), 0.01, dtype=torch.float64)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_kept_checkpoints import require_same
+from kept_runs import require_same
 
 from fastadv.errors import UserError
 from fastadv.run import space

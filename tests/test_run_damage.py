@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kept_runs import SETTINGS, begun, best_is
 from run_damage import WAYS, Harness
-from test_kept_checkpoints import SETTINGS, begun, best_is
 
 from fastadv.run.console import Console
 from fastadv.run.request import RunRequest

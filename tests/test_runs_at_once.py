@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_kept_checkpoints import SETTINGS, begun, require_same
+from kept_runs import SETTINGS, begun, require_same
 
 from fastadv.errors import UserError
 from fastadv.run.console import Console

@@ -514,7 +514,9 @@ def test_each_kind_of_a_mixed_list_has_wide_accesses() -> None:
 
 # Other types or forms of kernels that are compiled anyway; all are in the slow tier.
 ALIKE = {"norm", "norm_bf16", "norm_residuals", "norm_fp16_parameters", "norm_of_two_readers"}
-ALIKE |= {"rows", "linf_step_fp16", "l2_step_medium_bf16", "weights", "block_noise", "batch"}
+ALIKE |= {"norm_of_evaluation", "rows", "linf_step_fp16", "linf_step_bf16", "linf_project"}
+ALIKE |= {"l2_step_medium", "l2_step_medium_bf16", "l2_project", "noise_uniform", "batch"}
+ALIKE |= {"crop_flip_reflect", "crop_flip_add_channels_last", "weights", "block_noise"}
 
 
 @pytest.mark.parametrize("name", [name for name in CALLS if name not in ALIKE])
