@@ -95,9 +95,7 @@ class Console:
             )
         if epoch:
             ended = epoch >= config.epochs
-            self.out.print(
-                f"continuing {'with the final test' if ended else f'in epoch {epoch + 1}'}"
-            )
+            self.say(f"continuing {'with the final test' if ended else f'in epoch {epoch + 1}'}")
         self._total = config.epochs
         sets: dict[str, int] = {config.select: len(session.data.validation)}
         if config.eval_train is not None:
@@ -182,9 +180,7 @@ class Console:
 
     def finish_again(self, summary: dict[str, Any], folder: RunFolder) -> None:
         """The results of a run that has ended before."""
-        self.out.print(
-            f"{escape(printable(folder.path))} has finished; there is nothing left to train"
-        )
+        self.say(f"{printable(folder.path)} has finished; there is nothing left to train")
         self.finish(summary, folder)
 
     def finish(self, summary: dict[str, Any], folder: RunFolder) -> None:
