@@ -35,7 +35,7 @@ from fastadv.run.eval_watch import Deadline
 from fastadv.run.finished import evaluate_run
 from fastadv.run.loaded import load_run
 from fastadv.run.request import RunRequest
-from fastadv.run.source import from_memory
+from fastadv.run.source import EvalBatches, from_memory
 from fastadv.run.train import train
 
 SETTINGS: dict[str, Any] = {
@@ -140,7 +140,7 @@ KILLED = """
 import os
 import sys
 from fastadv.run import eval_watch
-from fastadv.run.source import from_memory
+from fastadv.run.source import EvalBatches, from_memory
 from fastadv.run.finished import evaluate_run
 
 from_memory.eval_batch_size = lambda device, values: 25
@@ -495,7 +495,7 @@ def test_an_empty_test_set_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch
 
     def emptied(path: str, which: str, **told: Any) -> Any:
         found = real(path, which, **told)
-        found.source.test = source.EvalBatches(
+        found.source.test = EvalBatches(
             lambda rows, size: [], torch.empty(0, dtype=torch.int64), 25
         )
         return found
