@@ -140,7 +140,7 @@ KILLED = """
 import os
 import sys
 from fastadv.run import eval_watch
-from fastadv.run.source import EvalBatches, from_memory
+from fastadv.run.source import from_memory
 from fastadv.run.finished import evaluate_run
 
 from_memory.eval_batch_size = lambda device, values: 25
