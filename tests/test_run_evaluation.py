@@ -30,13 +30,14 @@ from fastadv.evaluation.found import Found
 from fastadv.evaluation.search.engine import NOT_FINITE
 from fastadv.evaluation.tally import Tally
 from fastadv.run import console as console_module
-from fastadv.run import eval_pass, eval_watch, source
+from fastadv.run import eval_pass, eval_watch
 from fastadv.run.console import Console
 from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.eval_pass import EvaluationStopped
 from fastadv.run.finished import evaluate_run
 from fastadv.run.loaded import load_run
 from fastadv.run.request import RunRequest
+from fastadv.run.source import from_memory
 from fastadv.run.train import resume, train
 from fastadv.storage import checkpoint, trust
 
@@ -57,7 +58,7 @@ ATTACKS = "clean,fgsm,pgd-2"
 def hundreds() -> Iterator[None]:
     """Batches of 100 images, as for CIFAR; the digits would otherwise be one batch."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(source, "eval_batch_size", lambda device, values: 100)
+        patched.setattr(from_memory, "eval_batch_size", lambda device, values: 100)
         yield
 
 

@@ -29,12 +29,13 @@ from fastadv.evaluation.forecast import Forecast
 from fastadv.evaluation.ledger import OPEN, RIGHT, Ledger
 from fastadv.evaluation.verdicts import Verdicts
 from fastadv.run import console as console_module
-from fastadv.run import eval_watch, source
+from fastadv.run import eval_watch
 from fastadv.run.console import Console
 from fastadv.run.eval_watch import Deadline
 from fastadv.run.finished import evaluate_run
 from fastadv.run.loaded import load_run
 from fastadv.run.request import RunRequest
+from fastadv.run.source import EvalBatches, from_memory
 from fastadv.run.train import train
 
 SETTINGS: dict[str, Any] = {
@@ -63,7 +64,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A finished run without evaluations, evaluated in batches of 25 images."""
-    monkeypatch.setattr(source, "eval_batch_size", lambda device, values: 25)
+    monkeypatch.setattr(from_memory, "eval_batch_size", lambda device, values: 25)
     yield trained
     (trained / "evaluations.jsonl").unlink(missing_ok=True)
     for name in ("evaluations.partial", "verdicts"):
@@ -138,10 +139,11 @@ def test_the_command_takes_names_in_capitals_for_the_same_attack(
 KILLED = """
 import os
 import sys
-from fastadv.run import eval_watch, source
+from fastadv.run import eval_watch
+from fastadv.run.source import from_memory
 from fastadv.run.finished import evaluate_run
 
-source.eval_batch_size = lambda device, values: 25
+from_memory.eval_batch_size = lambda device, values: 25
 eval_watch.KEEP_EVERY = -1.0
 for _ in sys.stdin:
     child = os.fork()
@@ -349,7 +351,7 @@ def test_the_command_says_that_the_time_is_over(
     assert "of 60 verdicts; the accuracy is between" in said
     assert "the same command continues" in said
     monkeypatch.undo()
-    monkeypatch.setattr(source, "eval_batch_size", lambda device, values: 25)
+    monkeypatch.setattr(from_memory, "eval_batch_size", lambda device, values: 25)
     done = fastadv_command(*words)
     assert done.code == 0
     assert "the time ended" not in done.out
@@ -493,7 +495,7 @@ def test_an_empty_test_set_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch
 
     def emptied(path: str, which: str, **told: Any) -> Any:
         found = real(path, which, **told)
-        found.source.test = source.EvalBatches(
+        found.source.test = EvalBatches(
             lambda rows, size: [], torch.empty(0, dtype=torch.int64), 25
         )
         return found

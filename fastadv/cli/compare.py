@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from fastadv.cli import completion
-from fastadv.cli.early import require_words
+from fastadv.cli.judging_words import require_words
 from fastadv.cli.shared_options import (
     Attacks,
     Data,

@@ -10,7 +10,7 @@ from rich.markup import escape
 from fastadv.cli import completion
 from fastadv.cli import foreign_options as foreign
 from fastadv.cli.beside import Reference, attacks_beside, show_beside
-from fastadv.cli.early import require_words
+from fastadv.cli.judging_words import require_words
 from fastadv.cli.sanity import Other, Sanity, check, require_alone
 from fastadv.cli.shared_options import Attacks, Mode, On, Plugin, SearchDtype, TrustCode
 from fastadv.errors import UserError

@@ -89,7 +89,7 @@ class Placed:
         return begun - len(self.train) - len(self.test)
 
 
-def place(tree: ImageTree, begun: Listing | None) -> Placed:
+def placed_among(tree: ImageTree, begun: Listing | None) -> Placed:
     """``tree`` in the rows of ``begun``; in its own if that is None, or if the tree has a file that
     was not there, so that it is another data set."""
     own = Listing.of(tree)

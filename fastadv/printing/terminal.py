@@ -11,6 +11,7 @@ from rich.text import Text
 
 from fastadv.printing.layout import UNLIMITED, pieces
 
+SAY_EVERY = 60.0  # seconds between lines about something long where there is no terminal
 HANG = 2  # columns by which the further lines of a sentence are moved in
 
 

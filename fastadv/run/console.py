@@ -17,7 +17,7 @@ from rich.text import Text
 
 from fastadv.engine.model.precision import shown
 from fastadv.engine.process import distributed
-from fastadv.printing.terminal import Terminal
+from fastadv.printing.terminal import SAY_EVERY, Terminal
 from fastadv.run.epoch_progress import EpochTick, epoch_progress
 from fastadv.run.epoch_table import EpochTable
 from fastadv.run.short_words import clock, end_of
@@ -27,8 +27,6 @@ from fastadv.storage.printable import printable, safe_sentence
 if TYPE_CHECKING:
     from fastadv.run.run_folder import RunFolder
     from fastadv.run.session import Session
-
-SAY_EVERY = 60.0  # seconds between lines about an evaluation where there is no terminal
 
 
 class Tick(Protocol):
@@ -60,47 +58,44 @@ class Console:
         self._table = EpochTable(1, {}, "")
         self._left: TimeLeft | None = None  # None: before the first epoch
 
-    def _say(self, text: str) -> None:
-        self.out.print(text)
-
     def start(self, session: Session, folder: RunFolder, epoch: int) -> None:
         """Print the method, the data, the network and the device."""
         config = session.config
         parts = ", ".join(f"{s} {n}" for s, n in session.step.plan.slots.items() if n != "none")
         weights = sum(parameter.numel() for parameter in session.model.parameters())
         form = f", variant {config.variant}," if config.variant else ""
-        self._say(
+        self.out.print(
             f"[bold]{escape(config.method)}[/]{escape(form)} on "
             f"{escape(printable(config.data))}: {parts}"
         )
         runs_as = session.step.internals.runs_as
         warmup = config.eps_warmup
         rises = "" if warmup is None else f" (from 0 over {warmup:g} epochs)"
-        self._say(
+        self.out.print(
             f"{escape(printable(config.model))}, {weights:,} weights, {session.data.trained_on:,} "
             f"training images, {config.norm} eps {session.threat.eps:.4g}{rises}, batch "
             f"{config.batch_size}, {session.device}, {trained_in(session)}, {runs_as}"
         )
         if distributed.world_size() > 1:
             of_all = ", with batch statistics of all" if config.bn == "global" else ""
-            self._say(f"{distributed.world_size()} processes share each batch{of_all}")
+            self.out.print(f"{distributed.world_size()} processes share each batch{of_all}")
         evaluated_in = shown(None, session.model, session.device)
         if trained_in(session) != evaluated_in:
-            self._say(f"trains in {trained_in(session)}, evaluates in {evaluated_in}")
+            self.out.print(f"trains in {trained_in(session)}, evaluates in {evaluated_in}")
         if config.label_noise:
-            self._say(f"label noise: {session.data.training.label_noise}")
+            self.out.print(f"label noise: {session.data.training.label_noise}")
         if session.initial is not None and session.initial.said and not epoch:
             begun = f"begins with {printable(str(config.init))}: {session.initial.said}"
-            self._say(escape(begun))
-        self._say(f"run folder: {escape(printable(folder.path))}")
+            self.out.print(escape(begun))
+        self.out.print(f"run folder: {escape(printable(folder.path))}")
         if config.select == "test":
-            self._say(
+            self.out.print(
                 "[yellow]The best epoch is chosen on the test set, as published code does: "
                 'the "best" row is then too high; compare it only with other such numbers.[/]'
             )
         if epoch:
             ended = epoch >= config.epochs
-            self._say(f"continuing {'with the final test' if ended else f'in epoch {epoch + 1}'}")
+            self.say(f"continuing {'with the final test' if ended else f'in epoch {epoch + 1}'}")
         self._total = config.epochs
         sets: dict[str, int] = {config.select: len(session.data.validation)}
         if config.eval_train is not None:
@@ -181,11 +176,11 @@ class Console:
         self.out.print(escape(sentence))
 
     def warn(self, sentence: str) -> None:
-        self._say(f"[yellow]warning:[/] {escape(safe_sentence(sentence))}")
+        self.out.print(f"[yellow]warning:[/] {escape(safe_sentence(sentence))}")
 
     def finish_again(self, summary: dict[str, Any], folder: RunFolder) -> None:
         """The results of a run that has ended before."""
-        self._say(f"{escape(printable(folder.path))} has finished; there is nothing left to train")
+        self.say(f"{printable(folder.path)} has finished; there is nothing left to train")
         self.finish(summary, folder)
 
     def finish(self, summary: dict[str, Any], folder: RunFolder) -> None:
@@ -201,7 +196,7 @@ class Console:
             diff = f"{best - last:.2f}"
             table.add_row(attack, f"{best:.2f}", ends[0], f"{last:.2f}", ends[1], diff)
         self.out.print(table)
-        self._say(
+        self.out.print(
             f"best epoch {summary['best_epoch']}, training {summary['train_seconds']:.1f} s, "
             f"evaluation {summary['eval_seconds']:.1f} s; saved in {escape(printable(folder.path))}"
         )

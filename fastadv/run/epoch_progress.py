@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import rich.console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from fastadv.printing.terminal import SAY_EVERY
 from fastadv.run.short_words import clock
 from fastadv.run.time_left import TimeLeft
 
-SAY_EVERY = 60.0  # seconds between the lines of a log file
 _BAR = 16  # columns, where there is room
 _PACE = len("12,345 images/s  123:45:00 left + evaluation")
 

@@ -15,7 +15,7 @@ from fastadv.data.broken import REPAIR, BrokenImages, note, sentence
 from fastadv.data.catalogue import cache_folder
 from fastadv.data.dali import DaliLoader
 from fastadv.data.leaving_out import LeavingOut
-from fastadv.data.listing import Listing, place
+from fastadv.data.listing import Listing, placed_among
 from fastadv.data.packed import tell, tell_left_out
 from fastadv.errors import UserError
 from fastadv.run.config import RunConfig
@@ -43,7 +43,7 @@ def from_files(
     tree, form, (mean, std) = looked_at(config)
     if not has_begun(config):
         tell_left_out(tree)
-    files = place(tree, begun)
+    files = placed_among(tree, begun)
     absent = files.absent
     content = {
         "training data": _digest_of_files(tree.train_files, tree.train_labels),

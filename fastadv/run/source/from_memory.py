@@ -14,7 +14,7 @@ from fastadv.data import DeviceLoader, Loader, MixedLoader, eval_batches, is_tre
 from fastadv.data.catalogue import load_tree
 from fastadv.data.dataset import Dataset
 from fastadv.data.leaving_out import LeavingOut
-from fastadv.data.listing import Listing, Placed, place
+from fastadv.data.listing import Listing, Placed, placed_among
 from fastadv.run.config import RunConfig
 from fastadv.run.pseudo_labels import read_pseudo_labelled
 from fastadv.run.source.batches import LabelledImages, Read, eval_batch_size
@@ -101,7 +101,7 @@ def _loaded(config: RunConfig, begun: Listing | None) -> tuple[Dataset, Placed |
         )
         return data, None
     data, tree = load_tree(config.data, root, size, **broken)
-    files = place(tree, begun)
+    files = placed_among(tree, begun)
     if len(files.train) == len(files.listing.train):
         return data, files
     images = torch.zeros(len(files.listing.train), *data.train_images.shape[1:], dtype=torch.uint8)
