@@ -20,6 +20,7 @@ from fastadv.algorithms.plugins import loaded_files
 from fastadv.data.torchvision_sets import PUBLISHED
 from fastadv.declared import holds_networks
 from fastadv.errors import NotThere, UserError
+from fastadv.run.config_file import Places
 from fastadv.run.defaults import DEFAULTS
 from fastadv.run.request import RunRequest, roles
 from fastadv.run.role import Effect, Role
@@ -31,9 +32,6 @@ _OPTION = Role()
 _HOLDER = Role(Effect.NOTHING, place=True)
 PLUGINS = "plugins"
 """The entry of the table ``places`` with the files of ``--plugin``, which are never run from it."""
-
-Places = dict[str, tuple[str, ...]]
-"""Setting or option -> the paths that it names."""
 
 
 def of_a_run() -> tuple[str, ...]:

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import importlib.util
 import platform
-import tomllib
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +22,7 @@ from fastadv.errors import UserError
 from fastadv.models.packaged import library_version, packaged_library
 from fastadv.run import places
 from fastadv.run.config import RunConfig
-from fastadv.run.config_file import to_toml, whole
+from fastadv.run.config_file import tables, to_toml
 from fastadv.run.request import roles
 from fastadv.run.role import Role
 from fastadv.storage.digests import digest
@@ -141,9 +140,9 @@ def _role(name: str) -> Role:
 
 
 def _flat(text: str) -> dict[str, Any]:
-    tables = whole(tomllib.loads(text))
-    options = tables.pop("options", {})
-    return tables | {f"{_OPTION}{name}": value for name, value in options.items()}
+    found = tables(text)
+    options = found.pop("options", {})
+    return found | {f"{_OPTION}{name}": value for name, value in options.items()}
 
 
 def _is_own_cache(name: str, now: object) -> bool:
