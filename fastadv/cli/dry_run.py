@@ -17,6 +17,7 @@ from fastadv.run.origin import Origin
 from fastadv.run.rehearsal import NOT_COUNTED, Rehearsal, rehearse, with_batch
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
+from fastadv.run.spelling import in_dashes
 from fastadv.storage.printable import printable
 
 NAME, VALUE = 22, 24  # columns
@@ -60,7 +61,7 @@ def described(config: RunConfig) -> Iterator[str]:
         for name in names:
             value = getattr(config, name)
             if value is None:
-                unset.append(name.replace("_", "-"))
+                unset.append(in_dashes(name))
             else:
                 yield _line(name, value, config.origins[name], width)
     yield "Parts of the method:"
@@ -79,7 +80,7 @@ def described(config: RunConfig) -> Iterator[str]:
 
 def _line(name: str, value: Any, origin: Origin, width: int) -> str:
     text = printable(shown(value))
-    line = f"  {name.replace('_', '-'):{NAME}}{text:{VALUE}}  {origin}"
+    line = f"  {in_dashes(name):{NAME}}{text:{VALUE}}  {origin}"
     return filled(line.rstrip(), width, hang="  " + " " * NAME)
 
 

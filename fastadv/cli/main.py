@@ -39,6 +39,7 @@ from fastadv.errors import (
     UserError,
     exit_code,
 )
+from fastadv.run.spelling import as_flag
 from fastadv.run.terminal import Terminal
 from fastadv.storage.printable import printable, safe_sentence
 from fastadv.storage.trust import trusting
@@ -140,7 +141,7 @@ def _train(given: dict[str, Any]) -> None:
                 raise UserError(f"There is no run folder {path!r}; did you mean --resume auto?")
             moved = {name: given.pop(name) for name in of_a_run() if name in given}
             if given:
-                flags = ", ".join("--" + name.replace("_", "-") for name in given)
+                flags = ", ".join(map(as_flag, given))
                 raise UserError(f"--resume continues a run as it was begun; omit {flags}.")
             resume(path, moved=moved)
             return

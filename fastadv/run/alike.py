@@ -10,6 +10,7 @@ from fastadv.errors import UserError, warn
 from fastadv.run.config import RunConfig
 from fastadv.run.request import roles
 from fastadv.run.run_folder import RunFolder
+from fastadv.run.spelling import in_dashes, shown
 from fastadv.run.which import weights_file
 from fastadv.storage.printable import printable
 
@@ -92,10 +93,10 @@ def _require_one_division(configs: Mapping[str, RunConfig], one: str, other: str
     for name in decides:
         values = [getattr(config, name) for config in (first, second)]
         if values[0] != values[1]:
-            shown = " and ".join(map(_word, values))
+            both = " and ".join(map(shown, values))
             raise UserError(
                 f"{printable(one)} and {printable(other)} were trained on different images or "
-                f"labels ({name.replace('_', '-')} {shown}): evaluate them one by one, or --on "
+                f"labels ({in_dashes(name)} {both}): evaluate them one by one, or --on "
                 "test."
             )
 
@@ -123,7 +124,7 @@ def methods_of(configs: Mapping[str, RunConfig]) -> dict[str, list[str]]:
         namesakes = [held for held, _ in groups if held["method"] == traits["method"]]
         names = dict.fromkeys(name for held in namesakes for name in held)
         differing = [
-            f"{name.replace('_', '-')} {_word(traits.get(name))}"
+            f"{in_dashes(name)} {shown(traits.get(name))}"
             for name in names
             if any(held.get(name) != traits.get(name) for held in namesakes)
         ]
@@ -135,12 +136,3 @@ def _traits(config: RunConfig) -> dict[str, Any]:
     """What makes the method of a run: its name, settings and options."""
     settings = {name: getattr(config, name) for name, role in roles().items() if role.of_method}
     return settings | config.options
-
-
-def _word(value: object) -> str:
-    if isinstance(value, float):
-        short = f"{value:.4g}"
-        return short if float(short) == value else repr(value)
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return "none" if value is None else printable(str(value))

@@ -24,6 +24,7 @@ from fastadv.run.config_file import Places
 from fastadv.run.defaults import DEFAULTS
 from fastadv.run.request import RunRequest, roles
 from fastadv.run.role import Effect, Role
+from fastadv.run.spelling import as_flag
 from fastadv.storage.printable import printable
 
 SETTINGS = tuple(name for name, role in roles().items() if role.place)
@@ -120,7 +121,7 @@ def require(request: RunRequest, beside: Places, folder: Path, names: Collection
             raise NotThere(
                 f"{printable(folder)} reads its {name} from a place that is not there (looked at "
                 f"{' and '.join(printable(each) for each in dict.fromkeys(looked))}): say where "
-                f"it is now with --{name.replace('_', '-')} {value}."
+                f"it is now with {as_flag(name)} {value}."
             )
 
 
