@@ -13,7 +13,8 @@ from fastadv.algorithms.recipes.table import METHODS
 from fastadv.cli.command_help import options_of
 from fastadv.cli.main import CALLED, COMMANDS
 from fastadv.declared import plain_type
-from fastadv.run.request import as_flag, setting_types
+from fastadv.run.request import setting_types
+from fastadv.run.spelling import as_flag
 
 WORDS = (
     *("", " ", "0", "1", "-1", "2.5", "8/255", "1/0", "nan", "inf", "-inf", "1e999", "1e-999"),

@@ -18,9 +18,10 @@ from fastadv.run.alike import methods_of
 from fastadv.run.companions import left_out
 from fastadv.run.config import RunConfig
 from fastadv.run.onward import _of_this_time, _require_same
-from fastadv.run.request import RunRequest, as_flag, roles, setting_types, strangers
+from fastadv.run.request import RunRequest, roles, setting_types, strangers
 from fastadv.run.resolve import resolve_run
 from fastadv.run.role import Effect
+from fastadv.run.spelling import as_flag
 
 PAGE = Path(__file__).parent.parent / "docs" / "running-on-a-cluster.md"
 

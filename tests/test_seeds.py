@@ -76,7 +76,8 @@ class Trainings:
 
 
 def test_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop = Interrupted("Stopped by SIGTERM; continue with: fastadv train --resume x")
+    sentence = "Stopped by SIGTERM; continue with: fastadv train --resume x"
+    stop = Interrupted(sentence, "SIGTERM")
     trainings = Trainings(monkeypatch, {1: stop})
     request = RunRequest(**SMALL, out=str(tmp_path))
     with pytest.raises(Interrupted, match=r"SIGTERM in seed 1; the same command continues"):

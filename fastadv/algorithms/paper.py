@@ -38,9 +38,13 @@ class Paper:
         """Authors, title, venue, year and number in a line."""
         family = [_family(author) for author in self.authors]
         names = f"{family[0]} et al." if len(family) > 2 else " and ".join(family)
+        return f"{names}: {self.work()}"
+
+    def work(self) -> str:
+        """Title, venue, year and number."""
         number = f", arXiv:{self.arxiv}" if self.arxiv else ""
         end = "" if self.title.endswith(("!", "?")) else "."
-        return f"{names}: {self.title}{end} {self.venue or 'arXiv'} {self.year}{number}"
+        return f"{self.title}{end} {self.venue or 'arXiv'} {self.year}{number}"
 
     def bibtex(self) -> str:
         """The entry."""

@@ -20,6 +20,7 @@ from fastadv.benchmark.setting import Setting
 from fastadv.benchmark.specs import Spec, parse_specs, passes_of
 from fastadv.errors import UserError, unknown
 from fastadv.kernels.dispatch import OPERATORS
+from fastadv.run.spelling import as_flag
 
 EVAL_PEERS_NEED = Spec("pgd", (("attack_bn", "eval"),))
 
@@ -83,8 +84,7 @@ def checked(asked: Asked, device: torch.device) -> Asked:
             )
     for name in ("repeats", "image_size", "threads"):
         if getattr(asked, name) < 1:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} must be at least 1, not {getattr(asked, name)}.")
+            raise UserError(f"{as_flag(name)} must be at least 1, not {getattr(asked, name)}.")
     for dtype in asked.dtypes:
         if dtype not in ELEMENT_BYTES:
             raise unknown("precision", dtype, ELEMENT_BYTES)

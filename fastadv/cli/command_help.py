@@ -15,6 +15,7 @@ from fastadv.cli.help_screen import Row, laid_out
 from fastadv.cli.value_words import shown
 from fastadv.exit_codes import ExitCode
 from fastadv.printing.layout import filled, page_columns
+from fastadv.run.spelling import as_flag
 
 _TYPES: Mapping[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
 _VERSION = Row("--version", "say which version this is")
@@ -89,7 +90,7 @@ class _Entry:
         # typer takes the first of several for the default, as they stand in the call.
         said = [info.default, *(info.param_decls or ())]
         decls = [each for each in said if isinstance(each, str) and each.startswith("-")]
-        flag = (decls or ["--" + parameter.name.replace("_", "-")])[0]
+        flag = (decls or [as_flag(parameter.name)])[0]
         if self.is_argument:
             self.flag = info.metavar or parameter.name.upper()
         elif self._kind is bool:

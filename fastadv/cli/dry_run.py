@@ -18,6 +18,7 @@ from fastadv.run.origin import Origin
 from fastadv.run.rehearsal import NOT_COUNTED, Rehearsal, chosen, prepared, rehearse, with_batch
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
+from fastadv.run.spelling import in_dashes
 from fastadv.storage.printable import printable
 
 NAME, VALUE = 22, 24  # columns
@@ -72,7 +73,7 @@ def described(config: RunConfig, used: Mapping[str, str]) -> Iterator[str]:
         for name in names:
             value = getattr(config, name)
             if value is None:
-                unset.append(name.replace("_", "-"))
+                unset.append(in_dashes(name))
             elif value == AUTO and name in used:
                 yield _line(name, f"{used[name]} ({AUTO})", config.origins[name], width)
             else:
@@ -93,7 +94,7 @@ def described(config: RunConfig, used: Mapping[str, str]) -> Iterator[str]:
 
 def _line(name: str, value: Any, origin: Origin, width: int) -> str:
     text = printable(shown(value))
-    line = f"  {name.replace('_', '-'):{NAME}}{text:{VALUE}}  {origin}"
+    line = f"  {in_dashes(name):{NAME}}{text:{VALUE}}  {origin}"
     return filled(line.rstrip(), width, hang="  " + " " * NAME)
 
 

@@ -32,6 +32,7 @@ from fastadv.run.defaults import DEFAULTS
 from fastadv.run.origin import Origin
 from fastadv.run.request import RunRequest, setting_types
 from fastadv.run.resolve import ALSO_OPTIONS, resolve_run
+from fastadv.run.spelling import as_flag
 
 SWAP = "Swap a part of the method"
 TYPES: Mapping[Any, str] = {int: "INT", float: "NUMBER", str: "TEXT"}
@@ -93,12 +94,12 @@ def _setting(name: str, hint: Any, text: str) -> Row:
 
 
 def _slot(slot: str, chosen: str | None) -> Row:
-    return Row(f"{_flag(slot)} NAME", "part", ", ".join(names(slot)), chosen or "")
+    return Row(f"{as_flag(slot)} NAME", "part", ", ".join(names(slot)), chosen or "")
 
 
 def _row(name: str, hint: Any, text: str, usual: str) -> Row:
     kind = plain_type(hint)
-    flag = _flag(name)
+    flag = as_flag(name)
     if kind is bool:
         return Row(f"--[no-]{flag[2:]}", text, "", usual)
     if get_origin(kind) is Literal:
@@ -107,10 +108,6 @@ def _row(name: str, hint: Any, text: str, usual: str) -> Row:
         return Row(f"{flag} LIST", text, describe(hint), usual)
     allowed = describe(hint)
     return Row(f"{flag} {TYPES.get(kind, 'TEXT')}", text, allowed, usual)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _as_text(hint: Any) -> Any:
@@ -122,7 +119,7 @@ def _as_text(hint: Any) -> Any:
 
 
 def _option(name: str, kind: Any) -> inspect.Parameter:
-    flag = _flag(name)
+    flag = as_flag(name)
     flags = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
     return inspect.Parameter(
         name,

@@ -8,6 +8,7 @@ import typer
 
 from fastadv.cli import completion
 from fastadv.errors import UserError
+from fastadv.run.spelling import as_flag
 
 if TYPE_CHECKING:
     from fastadv.run.request import RunRequest
@@ -72,7 +73,7 @@ def foreign_request(
     given = {name: value for name, value in given.items() if value is not None}
     if run is not None:
         given = {name: value for name, value in given.items() if name not in OF_A_RUN}
-    flags = ["--" + name.replace("_", "-") for name in given]
+    flags = [as_flag(name) for name in given]
     if weights is not None:
         flags.insert(0, "--weights")
     if run is not None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from fastadv.errors import UserError
+from fastadv.run.spelling import as_flag
 
 
 @contextmanager
@@ -20,6 +21,6 @@ def told_in_dashes(given: Iterable[str]) -> Iterator[None]:
         if not names:
             raise
         pattern = rf"(?<![\w.-])(?:{'|'.join(map(re.escape, names))})(?![\w=(.])"
-        said = re.sub(pattern, lambda found: "--" + found[0].replace("_", "-"), str(error))
+        said = re.sub(pattern, lambda found: as_flag(found[0]), str(error))
         error.args = (said,)  # the error stays what it is: some hold more than a sentence
         raise

@@ -36,6 +36,7 @@ from fastadv.engine.process.one_voice import first_to_speak, is_first
 from fastadv.errors import Interrupted, ProcessLost, TrainingError, UserError
 from fastadv.exit_codes import ExitCode
 from fastadv.printing.terminal import Terminal
+from fastadv.run.spelling import as_flag
 from fastadv.storage.printable import printable, safe_sentence
 from fastadv.storage.trust import trusting
 
@@ -139,7 +140,7 @@ def _train(given: dict[str, Any]) -> None:
                 raise UserError(f"There is no run folder {path!r}; did you mean --resume auto?")
             moved = {name: given.pop(name) for name in of_a_run() if name in given}
             changed = for_this_time(given)
-            fixed = ["--" + name.replace("_", "-") for name in given if name not in changed]
+            fixed = [as_flag(name) for name in given if name not in changed]
             if fixed:
                 raise UserError(
                     f"--resume continues a run as it was begun; omit {', '.join(fixed)}."

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 
+from fastadv.run.spelling import in_dashes
+
 # What other tools call an option -> its name here. Spelling alone would find another.
 MEANT: Mapping[str, str] = {
     "--epsilon": "--eps",
@@ -51,7 +53,7 @@ def misspelt(error: Exception) -> str | None:
     if given is None or context is None or not hasattr(error, "possibilities"):
         return None
     known = [flag for entry in context.command.params for flag in entry.opts]
-    wanted = given.replace("_", "-")
+    wanted = in_dashes(given)
     if "--attacks" in known and wanted in _NO_OPTION:
         return f"Unknown option {given!r}; {_NO_OPTION[wanted]}"
     near = [MEANT[wanted]] if MEANT.get(wanted) in known else []

@@ -44,9 +44,5 @@ def bibliography() -> str:
     used = {paper.key for row in METHODS.values() for paper in papers_of(row)}
     papers = [paper for paper in PAPERS if paper.key in used]
     lines = ["## Papers", "", "The entries of one method: `fastadv methods NAME --bibtex`.", ""]
-    lines += [f"- {paper.cited}: {_titled(paper)}" for paper in papers]
+    lines += [f"- {paper.cited}: {paper.work()}" for paper in papers]
     return "\n".join([*lines, "", "```bibtex", entries(papers), "```"])
-
-
-def _titled(paper: Paper) -> str:
-    return paper.line().partition(": ")[2]

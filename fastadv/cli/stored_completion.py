@@ -17,8 +17,9 @@ from fastadv.declared import plain_type
 from fastadv.evaluation.attacks.inputs import SEARCH_DTYPES
 from fastadv.evaluation.attacks.names import EXAMPLES
 from fastadv.models import MODELS
-from fastadv.run.request import as_flag, setting_types
+from fastadv.run.request import setting_types
 from fastadv.run.source import SETS
+from fastadv.run.spelling import as_flag
 from fastadv.run.which import BOTH, WEIGHTS
 
 _NAMES_OF = {

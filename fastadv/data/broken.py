@@ -124,8 +124,7 @@ def _why(file: str) -> str:
     except OSError:
         return "missing"
     except UnreadableImage as error:
-        said = str(error).removeprefix(f"{printable(file)} ").rstrip(".")
-        return said.partition(";")[0].partition(", more than")[0].partition(" (nor")[0]
+        return error.why
     return "not decoded by DALI, but by --loader device"
 
 

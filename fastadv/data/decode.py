@@ -187,21 +187,23 @@ def ends_early(file: str) -> bool:
 
 
 class UnreadableImage(UserError):
-    """The image ``file`` cannot be decoded; the message names it."""
+    """The image ``file`` cannot be decoded; the message names it. ``why``: in few words, which
+    follow the name, and then ``rest``."""
 
-    def __init__(self, sentence: str, file: str) -> None:
-        super().__init__(sentence)
+    def __init__(self, file: str, why: str, rest: str) -> None:
+        super().__init__(f"{printable(file)} {why}{rest}")
         self.file = file
+        self.why = why
 
 
 def unreadable(file: str) -> UnreadableImage:
     """The error for an image file that cannot be decoded."""
     if not Path(file).is_file():
-        return UnreadableImage(f"The image {printable(file)} is missing.", file)
+        return UnreadableImage(file, "is missing", ".")
     return UnreadableImage(
-        f"{printable(file)} is not a readable JPEG or PNG image (nor another that fastadv reads); "
-        "repair or remove it.",
         file,
+        "is not a readable JPEG or PNG image",
+        " (nor another that fastadv reads); repair or remove it.",
     )
 
 
@@ -218,12 +220,13 @@ def _opened(file: str) -> Iterator[Image.Image]:
         with open(file, "rb", opener=_without_waiting) as raw:
             found = os.fstat(raw.fileno())
             if not stat.S_ISREG(found.st_mode):
-                raise UnreadableImage(f"{printable(file)} is not a regular file; remove it.", file)
+                raise UnreadableImage(file, "is not a regular file", "; remove it.")
             if found.st_size > _MOST_BYTES:
                 raise UnreadableImage(
-                    f"{printable(file)} takes {found.st_size / 1e6:.0f} MB, more than an image of "
-                    f"{MOST_PIXELS / 1e6:.0f} million pixels can; scale it down.",
                     file,
+                    f"takes {found.st_size / 1e6:.0f} MB",
+                    f", more than an image of {MOST_PIXELS / 1e6:.0f} million pixels can; scale it "
+                    "down.",
                 )
             # Pillow's WebP reader allocates the pixels when it opens a file.
             _check_size(file, *_early_size(raw.read(30)))
@@ -236,9 +239,9 @@ def _opened(file: str) -> Iterator[Image.Image]:
         raise
     except Image.DecompressionBombError as error:
         raise UnreadableImage(
-            f"{printable(file)} has more than the {MOST_PIXELS / 1e6:.0f} million pixels that are "
-            "decoded; scale it down or remove it.",
             file,
+            f"has more than the {MOST_PIXELS / 1e6:.0f} million pixels that are decoded",
+            "; scale it down or remove it.",
         ) from error
     except Exception as error:  # decoders raise anything for a damaged or malicious file
         raise unreadable(file) from error
@@ -252,9 +255,10 @@ def _without_waiting(path: str, how: int) -> int:
 def _check_size(file: str, width: int, height: int) -> None:
     if width * height > MOST_PIXELS:
         raise UnreadableImage(
-            f"{printable(file)} has {width}x{height} pixels, more than the "
-            f"{MOST_PIXELS / 1e6:.0f} million that are decoded; scale it down or remove it.",
             file,
+            f"has {width}x{height} pixels",
+            f", more than the {MOST_PIXELS / 1e6:.0f} million that are decoded; scale it down or "
+            "remove it.",
         )
 
 
@@ -277,7 +281,7 @@ def _early_size(start: bytes) -> tuple[int, int]:
 def _check_mode(file: str, mode: str) -> None:
     if mode not in _GREY and mode not in _COLOUR:
         raise UnreadableImage(
-            f"{printable(file)} has pixel format {mode!r}; convert it to an 8-bit grey or RGB "
-            "image.",
             file,
+            f"has pixel format {mode!r}",
+            "; convert it to an 8-bit grey or RGB image.",
         )

@@ -17,6 +17,7 @@ from fastadv.engine.process import distributed
 from fastadv.errors import UserError
 from fastadv.run.config import RunConfig
 from fastadv.run.request import roles
+from fastadv.run.spelling import as_flag, shown
 from fastadv.storage.printable import printable
 
 
@@ -28,9 +29,9 @@ def require_one_run(config: RunConfig, begins: str) -> None:
     facts: dict[str, Any] = {"the command": begins}
     for name, role in roles().items():
         if not role.each_process:  # what is in the folder of a run is compared
-            facts["--" + name.replace("_", "-")] = _word(getattr(config, name))
+            facts[as_flag(name)] = shown(getattr(config, name))
     for name, value in config.options.items():
-        facts["--" + name.replace("_", "-")] = _word(value)
+        facts[as_flag(name)] = shown(value)
     for path in loaded_files():
         facts[f"the plugin {Path(path).name}"] = _digest(Path(path))
     facts["the version of fastadv"] = version("fastadv")
@@ -55,10 +56,6 @@ def require_equal(facts: Mapping[str, Any]) -> None:
                     f"{printable(str(first))} in process 0 and {printable(str(second))} in "
                     f"process {rank}."
                 )
-
-
-def _word(value: object) -> str:
-    return "not set" if value is None else str(value)
 
 
 def _digest(path: Path) -> str:

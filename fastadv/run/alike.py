@@ -13,6 +13,7 @@ from fastadv.run.ended import has_ended
 from fastadv.run.request import roles
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.short_paths import short_paths
+from fastadv.run.spelling import in_dashes, shown
 from fastadv.run.way_on import resume_command
 from fastadv.run.which import weights_file
 from fastadv.storage.printable import printable
@@ -96,10 +97,10 @@ def _require_one_division(configs: Mapping[str, RunConfig], one: str, other: str
     for name in decides:
         values = [getattr(config, name) for config in (first, second)]
         if values[0] != values[1]:
-            shown = " and ".join(map(_word, values))
+            both = " and ".join(map(shown, values))
             raise UserError(
                 f"{printable(one)} and {printable(other)} were trained on different images or "
-                f"labels ({name.replace('_', '-')} {shown}): evaluate them one by one, or --on "
+                f"labels ({in_dashes(name)} {both}): evaluate them one by one, or --on "
                 "test."
             )
 
@@ -127,7 +128,7 @@ def methods_of(configs: Mapping[str, RunConfig]) -> dict[str, list[str]]:
         namesakes = [held for held, _ in groups if held["method"] == traits["method"]]
         names = dict.fromkeys(name for held in namesakes for name in held)
         differing = [
-            f"{name.replace('_', '-')} {_shown(name, traits, namesakes)}"
+            f"{in_dashes(name)} {_told(name, traits, namesakes)}"
             for name in names
             if any(held.get(name) != traits.get(name) for held in namesakes)
         ]
@@ -135,10 +136,10 @@ def methods_of(configs: Mapping[str, RunConfig]) -> dict[str, list[str]]:
     return found
 
 
-def _shown(name: str, traits: Mapping[str, Any], namesakes: Sequence[Mapping[str, Any]]) -> str:
+def _told(name: str, traits: Mapping[str, Any], namesakes: Sequence[Mapping[str, Any]]) -> str:
     """What ``traits`` say of ``name``; of a path, what tells it from those of ``namesakes``."""
-    said = {_word(held.get(name)) for held in (traits, *namesakes)}
-    word = _word(traits.get(name))
+    said = {shown(held.get(name)) for held in (traits, *namesakes)}
+    word = shown(traits.get(name))
     return short_paths(said)[word] if name in places.of_a_run() else word
 
 
@@ -146,12 +147,3 @@ def _traits(config: RunConfig) -> dict[str, Any]:
     """What makes the method of a run: its name, settings and options."""
     settings = {name: getattr(config, name) for name, role in roles().items() if role.of_method}
     return settings | config.options
-
-
-def _word(value: object) -> str:
-    if isinstance(value, float):
-        short = f"{value:.4g}"
-        return short if float(short) == value else repr(value)
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return "none" if value is None else printable(str(value))

@@ -35,10 +35,10 @@ from fastadv.run.request import (
     ScheduleName,
     Side,
     Width,
-    as_flag,
     strangers,
 )
 from fastadv.run.schedules import CYCLED_MOMENTUM, PEAKS, STEPPED, require_schedule
+from fastadv.run.spelling import as_flag
 from fastadv.threat import Threat
 
 

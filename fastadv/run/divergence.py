@@ -6,6 +6,7 @@ from fastadv.engine.optimizer.faults import all_finite
 from fastadv.errors import TrainingError, UserError
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.session import Session
+from fastadv.run.spelling import as_typed
 from fastadv.run.way_on import train_command
 from fastadv.storage.printable import printable
 
@@ -41,14 +42,9 @@ def _suspects(session: Session) -> str:
     options = config.plan.options
     for part in config.plan.parts.values():
         known = {name: options.get(name) for name in part.suspects}
-        found += [f"--{name.replace('_', '-')} {_shown(value)}" for name, value in known.items()
-                  if value]  # fmt: skip
+        found += [as_typed(name, value) for name, value in known.items() if value]
     said = dict.fromkeys(found)
     return f"The usual suspects of this run: {', '.join(said)}. "
-
-
-def _shown(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else printable(str(value))
 
 
 def _way_out(session: Session, folder: RunFolder) -> str:

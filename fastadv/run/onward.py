@@ -16,10 +16,11 @@ from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
 from fastadv.run.ended import ended
 from fastadv.run.fitting import AUTO
-from fastadv.run.request import RunRequest, as_flag, roles, setting_types
+from fastadv.run.request import RunRequest, roles, setting_types
 from fastadv.run.resolve import resolve_run
 from fastadv.run.role import Effect, Role
 from fastadv.run.run_folder import RunFolder, usual_place
+from fastadv.run.spelling import as_typed, shown
 from fastadv.run.train import resume, train, unneeded
 from fastadv.storage.printable import printable
 
@@ -113,36 +114,18 @@ def _require_same(
     if not different:
         return
     listed = ", ".join(
-        f"{_given(name, said)} (there: {_given(name, held) if type(held) is bool else _word(held)})"
+        f"{as_typed(name, said)} (there: "
+        f"{as_typed(name, held) if type(held) is bool else shown(held)})"
         for name, said, held in different
     )
-    shown = printable(str(place))
-    quoted = shlex.quote(shown)
+    here = printable(str(place))
+    quoted = shlex.quote(here)
     way = (
         f"evaluate it otherwise (fastadv evaluate {quoted})"
         if ended
         else (f"continue it with --resume {quoted}")
     )
     raise UserError(
-        f"{shown} holds a run with other settings than this command: {listed}. Give those of the "
+        f"{here} holds a run with other settings than this command: {listed}. Give those of the "
         f"run, {way}, or choose another --out."
     )
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _given(name: str, value: object) -> str:
-    """The option as it is typed."""
-    if type(value) is bool:
-        return _flag(name if value else f"no-{name}")
-    return f"{_flag(name)} {_word(value)}"
-
-
-def _word(value: object) -> str:
-    if value is None:
-        return "not set"
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return printable(f"{value:.6g}" if isinstance(value, float) else str(value))

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from fastadv.declared import parse_number
 from fastadv.errors import UserError
+from fastadv.run.spelling import as_flag
 
 _REFUSED = {
     "lbfgs": "it evaluates the loss several times in one update, and the attack belongs to one "
@@ -75,7 +76,7 @@ def read_options(name: str, text: str | None) -> dict[str, Any]:
 def _value(name: str, option: str, text: str) -> Any:
     its_own = parameters(name)
     if option in OF_THE_RUN and (name == "sgd" or option not in ("momentum", "nesterov")):
-        raise UserError(f"{option} is a setting of its own: --{option.replace('_', '-')} {text}.")
+        raise UserError(f"{option} is a setting of its own: {as_flag(option)} {text}.")
     if option in _OF_THE_ENGINE:
         raise UserError(f"{option} is chosen by fastadv; leave it out of --optimizer-options.")
     if option not in its_own:

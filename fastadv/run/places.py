@@ -20,9 +20,11 @@ from fastadv.algorithms.plugins import loaded_files
 from fastadv.data.torchvision_sets import PUBLISHED
 from fastadv.declared import holds_networks
 from fastadv.errors import NotThere, UserError
+from fastadv.run.config_file import Places
 from fastadv.run.defaults import DEFAULTS
 from fastadv.run.request import RunRequest, roles
 from fastadv.run.role import Effect, Role
+from fastadv.run.spelling import as_flag
 from fastadv.storage.printable import printable
 
 SETTINGS = tuple(name for name, role in roles().items() if role.place)
@@ -31,9 +33,6 @@ _OPTION = Role()
 _HOLDER = Role(Effect.NOTHING, place=True)
 PLUGINS = "plugins"
 """The entry of the table ``places`` with the files of ``--plugin``, which are never run from it."""
-
-Places = dict[str, tuple[str, ...]]
-"""Setting or option -> the paths that it names."""
 
 
 def of_a_run() -> tuple[str, ...]:
@@ -122,7 +121,7 @@ def require(request: RunRequest, beside: Places, folder: Path, names: Collection
             raise NotThere(
                 f"{printable(folder)} reads its {name} from a place that is not there (looked at "
                 f"{' and '.join(printable(each) for each in dict.fromkeys(looked))}): say where "
-                f"it is now with --{name.replace('_', '-')} {value}."
+                f"it is now with {as_flag(name)} {value}."
             )
 
 

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import importlib.util
 import platform
-import tomllib
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -23,9 +22,10 @@ from fastadv.errors import UserError
 from fastadv.models.packaged import library_version, packaged_library
 from fastadv.run import places
 from fastadv.run.config import RunConfig
-from fastadv.run.config_file import to_toml, whole
+from fastadv.run.config_file import tables, to_toml
 from fastadv.run.request import roles
 from fastadv.run.role import Role
+from fastadv.run.spelling import shown
 from fastadv.storage.digests import digest
 from fastadv.storage.printable import printable
 
@@ -77,8 +77,8 @@ def require_own(saved: Mapping[str, Any], config: RunConfig, path: Path) -> None
         if _role(name).may_change:
             continue
         raise UserError(
-            f"{printable(path)} is of a run with {name} {_shown(before)}, and config.toml says "
-            f"{_shown(after)}: restore the one that is not of this run."
+            f"{printable(path)} is of a run with {name} {shown(before)}, and config.toml says "
+            f"{shown(after)}: restore the one that is not of this run."
         )
 
 
@@ -92,10 +92,10 @@ def compare(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
             chosen = "the best epoch is chosen by it"
             why = chosen if role.chooses else "it decides what is trained"
             raise UserError(
-                f"The run was begun with {name} {_shown(began)}, and config.toml now says "
-                f"{_shown(found)}; {why}: restore it, or train into another --out."
+                f"The run was begun with {name} {shown(began)}, and config.toml now says "
+                f"{shown(found)}; {why}: restore it, or train into another --out."
             )
-        change = f"{name} {_shown(began)} before, {_shown(found)} now"
+        change = f"{name} {shown(began)} before, {shown(found)} now"
         if not role.harmless:
             said.append(change)
         elif not _is_own_cache(name, found):
@@ -112,7 +112,7 @@ def compare(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
             )
     machine = saved["machine"]
     said += [
-        f"{name} {_shown(machine.get(name))} before, {_shown(value)} now"
+        f"{name} {shown(machine.get(name))} before, {shown(value)} now"
         for name, value in now["machine"].items()
         if machine.get(name) != value
     ]
@@ -141,18 +141,14 @@ def _role(name: str) -> Role:
 
 
 def _flat(text: str) -> dict[str, Any]:
-    tables = whole(tomllib.loads(text))
-    options = tables.pop("options", {})
-    return tables | {f"{_OPTION}{name}": value for name, value in options.items()}
+    found = tables(text)
+    options = found.pop("options", {})
+    return found | {f"{_OPTION}{name}": value for name, value in options.items()}
 
 
 def _is_own_cache(name: str, now: object) -> bool:
     """True for the cache that ``RunFolder`` takes for a run from elsewhere: nobody has set it."""
     return name == "data_root" and now == str(user_cache())
-
-
-def _shown(value: object) -> str:
-    return "not set" if value is None else printable(str(value))
 
 
 def _processor(device: torch.device) -> str:

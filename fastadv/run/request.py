@@ -163,8 +163,3 @@ def strangers(setting: str, value: str) -> tuple[str, ...]:
         for name, other in found
         if other.setting == setting and other.values and value not in other.values
     )
-
-
-def as_flag(name: str) -> str:
-    """The setting or option ``name`` as the command line writes it: --batch-size."""
-    return "--" + name.replace("_", "-")

@@ -7,8 +7,6 @@ setting, so it means the same run anew, in a folder of its own.
 
 from __future__ import annotations
 
-import datetime
-import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +16,12 @@ from fastadv.algorithms.options import all_options
 from fastadv.algorithms.parts import PARTS
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.algorithms.resolution import choose_parts, known_options
-from fastadv.declared import coerce, plain_type
 from fastadv.errors import UserError, unknown, warn
 from fastadv.models.packaged import names_own_code
 from fastadv.run import places
 from fastadv.run.companions import left_out
 from fastadv.run.config import required_settings
-from fastadv.run.config_file import MOST_BYTES, places_in, whole
+from fastadv.run.config_file import MOST_BYTES, Content, Places, read
 from fastadv.run.request import RunRequest, setting_types
 from fastadv.run.resolve import typed
 from fastadv.storage import files, sealed, trust
@@ -39,11 +36,10 @@ def with_file(path: str, said: RunRequest) -> RunRequest:
     """
     place = Path(path)
     content = _content(place)
-    tables = _tables(content, place)
-    of_a_run = tables.pop("places", None) is not None
-    settings, options = _divided(tables, printable(place))
-    if of_a_run:
-        settings, options = _found_again(settings, options, content, place)
+    found = read(content, place, changed=True)
+    settings, options = found.settings, _options(found, printable(place))
+    if found.places is not None:
+        settings, options = _found_again(settings, options, found.places, place)
     complete = sealed.is_sealed(content) or all(name in settings for name in required_settings())
     given = typed(said)
     if complete:
@@ -64,13 +60,13 @@ def with_file(path: str, said: RunRequest) -> RunRequest:
 
 
 def _found_again(
-    settings: dict[str, Any], options: dict[str, Any], content: bytes, path: Path
+    settings: dict[str, Any], options: dict[str, Any], beside: Places, path: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings and options in the ``content`` of a run's file, with paths that lead somewhere
-    though it has moved."""
+    """The settings and options of a run's file, with paths that lead somewhere though it has
+    moved."""
     named = {name: value for name, value in settings.items() if name in places.SETTINGS}
     request = RunRequest(**named, options=options)
-    found = places.found_again(request, places_in(content), path.parent, {})
+    found = places.found_again(request, beside, path.parent, {})
     return settings | {name: getattr(found, name) for name in named}, dict(found.options)
 
 
@@ -99,48 +95,23 @@ def _content(path: Path) -> bytes:
         raise UserError(f"Cannot read the configuration {shown}: {reason}.") from None
 
 
-def _tables(content: bytes, path: Path) -> dict[str, Any]:
-    shown = printable(path)
-    try:
-        text = content.decode("utf-8")
-        found = whole(tomllib.loads(text))
-    except (ValueError, RecursionError, MemoryError) as error:  # no TOML, or nested too deeply
-        raise UserError(
-            f"Cannot read the configuration {shown}: {printable(str(error))}."
-        ) from None
-    try:
-        sealed.check_text(text)
-    except sealed.Broken:
-        warn(f"{shown} was changed after a run wrote it: its checksum does not match.")
-    return found
-
-
-def _divided(found: dict[str, Any], path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of the run, and the slots and options of parts: name -> value."""
+def _options(found: Content, path: str) -> dict[str, Any]:
+    """The slots and options of parts, in ``[options]`` or above it: name -> value. Raises
+    ``UserError`` for a name that is none."""
     known, of_parts = setting_types(), _of_parts()
-    options = found.pop("options", {})
-    if not isinstance(options, Mapping):
-        raise UserError(f"[options] in {path} must be a table, not {_shown(options)}.")
-    settings: dict[str, Any] = {}
-    chosen = dict(options)
-    for name, value in found.items():
-        if name in known:
-            settings[name] = _setting(name, value, known[name], path)
-        elif name not in of_parts:
+    for name in found.others:
+        if name not in of_parts:
             raise _unknown(name, [*known, *of_parts], path)
-        elif name in options:
+        if name in found.options:
             raise UserError(f"{printable(name)} is said twice in {path}; omit one.")
-        else:
-            chosen[name] = value
-    for name, value in chosen.items():
+    for name in found.options:
         if name not in of_parts and name in known:
             raise UserError(
                 f"{name} in {path} is a setting of the run: write it above the line [options]."
             )
         if name not in of_parts:
             raise _unknown(name, of_parts, path)
-        _require_plain(name, value, path)
-    return settings, chosen
+    return {**found.options, **found.others}
 
 
 def _of_parts() -> dict[str, Any]:
@@ -149,34 +120,9 @@ def _of_parts() -> dict[str, Any]:
     return {**dict.fromkeys(PARTS, str), **all_options(classes)}
 
 
-def _setting(name: str, value: Any, hint: Any, path: str) -> Any:
-    _require_plain(name, value, path)
-    if plain_type(hint) is str and not isinstance(value, str):
-        raise UserError(f"{name} in {path} must be a text, not {_shown(value)}.")
-    try:
-        return coerce(f"{name} in {path}", value, hint)
-    except UserError as error:
-        raise UserError(printable(str(error))) from None
-
-
-def _require_plain(name: str, value: Any, path: str) -> None:
-    """Raise ``UserError`` for a value that no setting has: a table, a date, lists within lists."""
-    entries = value if isinstance(value, list) else [value]
-    odd = (Mapping, list, datetime.date, datetime.time)
-    if any(isinstance(entry, odd) for entry in entries):
-        raise UserError(
-            f"{printable(name)} in {path} must be a text, a number, true or false, or a list of "
-            f"these, not {_shown(value)}."
-        )
-
-
 def _unknown(name: str, known: Collection[str], path: str) -> UserError:
     few = ("method", "data", "eps", "epochs", "lr")
     return UserError(printable(str(unknown(f"setting in {path}:", name, known, few))))
-
-
-def _shown(value: object) -> str:
-    return printable(f"{value!r}"[:80])
 
 
 def _replaced(settings: Mapping[str, Any], given: Mapping[str, Any], *, complete: bool) -> set[str]:

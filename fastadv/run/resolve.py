@@ -19,8 +19,9 @@ from fastadv.run.config import RunConfig, check, required_settings
 from fastadv.run.defaults import DEFAULTS
 from fastadv.run.origin import Origin
 from fastadv.run.presets import presets_for
-from fastadv.run.request import RunRequest, as_flag, setting_types, strangers
+from fastadv.run.request import RunRequest, setting_types, strangers
 from fastadv.run.schedules import ENDS, PEAKS, STEPPED, USUAL_DROPS
+from fastadv.run.spelling import as_flag
 from fastadv.storage.printable import printable
 
 ALSO_OPTIONS = frozenset({"pad"})

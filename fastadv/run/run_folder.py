@@ -34,7 +34,7 @@ from fastadv.errors import UserError
 from fastadv.models.packaged import names_own_code
 from fastadv.run import places
 from fastadv.run.config import RunConfig
-from fastadv.run.config_file import MOST_BYTES, from_bytes, places_in, places_text, to_toml
+from fastadv.run.config_file import MOST_BYTES, of_a_run, places_text, to_toml
 from fastadv.run.request import RunRequest, setting_types
 from fastadv.run.resolve import resolve_stored
 from fastadv.run.way_on import continued
@@ -138,8 +138,8 @@ class RunFolder:
             return
         content = self._content()
         own = trust.is_noted(self.path, content)
-        request = from_bytes(content, self.config)
-        request = places.found_again(request, places_in(content), self.path, told)
+        request, beside = of_a_run(content, self.config)
+        request = places.found_again(request, beside, self.path, told)
         self._write_config(request, own=own)
 
     def forget_unbegun(self) -> None:
@@ -170,10 +170,9 @@ class RunFolder:
         downloaded.
         """
         content = self._content()
-        request = from_bytes(content, self.config)
-        beside = places_in(content)
+        request, beside = of_a_run(content, self.config)
         request = places.found_again(request, beside, self.path, told or {})
-        unchanged = sealed.is_sealed(content)  # ``from_bytes`` has checked it
+        unchanged = sealed.is_sealed(content)  # ``of_a_run`` has checked it
         config = resolve_stored(request, beside.get(places.PLUGINS, ()), unchanged=unchanged)
         places.require(request, beside, self.path, needs)
         if names_own_code(config.model):

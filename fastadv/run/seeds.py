@@ -66,9 +66,8 @@ def train_seeds(
             failed[seed] = str(error)
             console.warn(f"seed {seed}: {error}")
         except Interrupted as stopped:
-            before = str(stopped).partition(";")[0]
             raise Interrupted(
-                f"{before} in seed {seed}; the same command continues.", stopped.by
+                f"Stopped by {stopped.by} in seed {seed}; the same command continues.", stopped.by
             ) from None
     found = _together(request, summaries, failed)
     place = _summary_place(request)
