@@ -150,7 +150,7 @@ def _run(
             raise full_memory.explained(error, runner) from None
         runner.events.finish(summary, config.epochs)
         folder.write_summary(summary)
-        runner.job.forget()
+        runner.scores.job.forget()
         folder.remove(*unneeded(folder, config))
         console.finish(summary, folder)
     return summary
