@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastadv.run import epoch_loop
+from fastadv.run import own_scores
 from fastadv.run.console import Console
 from fastadv.run.request import RunRequest
 from fastadv.run.run_folder import RunFolder
@@ -105,10 +105,10 @@ def progress(path: Path) -> dict[str, Any]:
 
 def best_is(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scores of ``epoch`` (from 1) are the best."""
-    keep = epoch_loop.EpochLoop._keep_best
+    keep = own_scores.OwnScores._keep_best
 
     def scored(self: Any, scores: dict[str, float]) -> None:
         found = dict(scores) | {"fgsm": float(self.progress.epoch + 1 == epoch)}
         keep(self, found)
 
-    monkeypatch.setattr(epoch_loop.EpochLoop, "_keep_best", scored)
+    monkeypatch.setattr(own_scores.OwnScores, "_keep_best", scored)

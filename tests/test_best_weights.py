@@ -23,7 +23,7 @@ from kept_runs import (
     truncate,
 )
 
-from fastadv.run import epoch_loop
+from fastadv.run import epoch_loop, own_scores
 from fastadv.run.console import Console
 from fastadv.run.onward import train_or_resume
 from fastadv.run.request import RunRequest
@@ -91,7 +91,7 @@ def test_best_weights_of_an_epoch_that_is_trained_again_are_not_lost(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The power is cut after best.pt of epoch 3 was written: last.pt is of epoch 2."""
-    keep = epoch_loop.EpochLoop._keep_best
+    keep = own_scores.OwnScores._keep_best
     asked = SETTINGS | {"save_every": 2}
 
     def scored(self: Any, found: dict[str, float], ends_after: int | None = None) -> None:
@@ -100,12 +100,12 @@ def test_best_weights_of_an_epoch_that_is_trained_again_are_not_lost(
         if epoch == ends_after:
             raise PowerCut
 
-    monkeypatch.setattr(epoch_loop.EpochLoop, "_keep_best", scored)
+    monkeypatch.setattr(own_scores.OwnScores, "_keep_best", scored)
     train(RunRequest(**asked, out=str(tmp_path / "plain")), Console())
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(
-            epoch_loop.EpochLoop, "_keep_best", lambda self, found: scored(self, found, 3)
+            own_scores.OwnScores, "_keep_best", lambda self, found: scored(self, found, 3)
         )
         with pytest.raises(PowerCut):
             train(RunRequest(**asked, out=str(out)), Console())
@@ -164,13 +164,13 @@ def test_best_weights_damaged_after_the_last_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     best_is(1, monkeypatch)
-    test = epoch_loop.EpochLoop._final_test
+    test = epoch_loop.final_test
 
     def damaged(self: Any) -> Any:
         flip(self.folder.best)
         return test(self)
 
-    monkeypatch.setattr(epoch_loop.EpochLoop, "_final_test", damaged)
+    monkeypatch.setattr(epoch_loop, "final_test", damaged)
     out = tmp_path / "run"
     summary = train(RunRequest(**SETTINGS, out=str(out)), Console())
     assert (summary["best"], summary["best_epoch"]) == (None, 1)

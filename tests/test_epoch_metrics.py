@@ -213,7 +213,7 @@ def test_a_run_stopped_after_the_last_batch_of_an_epoch_keeps_what_parts_report(
     """The run that continues trains no batch of that epoch, and its parts are not prepared yet."""
 
     def at_the_last_batch(self: EpochLoop) -> bool:
-        self.stop_requested = "the test"
+        self.stops.by = "the test"
         return self.progress.batch == len(self.session.data.loader)
 
     whole = trained(tmp_path / "whole", method="apart")

@@ -194,7 +194,7 @@ def test_a_full_device_in_an_evaluation(tmp_path: Path, monkeypatch: pytest.Monk
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         full = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
-        patch.setattr("fastadv.run.epoch_loop.run_evaluation", full)
+        patch.setattr("fastadv.run.own_scores.run_evaluation", full)
         with pytest.raises(TrainingError, match=r"not in a step but beside it.*The run is saved"):
             train(RunRequest(**SETTINGS, batch_size=64, out=str(out)))
     with trusting(True):

@@ -167,7 +167,7 @@ def interrupted(out: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
         nonlocal seen
         seen += 1
         if seen == at:
-            self.stop_requested = signal.SIGTERM.name
+            self.stops.by = signal.SIGTERM.name
         watch(self, *given)
 
     with monkeypatch.context() as patch:
@@ -250,7 +250,7 @@ def test_a_lost_state_is_replaced_by_the_last_checkpoint(
 def test_without_any_state_it_stops_and_does_not_advise_what_it_has(
     tmp_path: Path, collapsing: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(EpochLoop, "_sound_state", lambda self: None)
+    monkeypatch.setattr("fastadv.run.going_back.sound_state", lambda folder, config: None)
     with pytest.raises(TrainingError, match=r"\(--start uniform\)\.$"):
         train(RunRequest(**SETTINGS, guard_overfitting="back", out=str(tmp_path / "run")))
     with pytest.raises(TrainingError, match=r"or with --guard-overfitting back\.$"):

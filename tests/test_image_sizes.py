@@ -21,7 +21,7 @@ from fastadv.data import DeviceLoader
 from fastadv.data.image_sizes import SizedByEpoch, require_within, scaled
 from fastadv.data.small_sets import make_synthetic
 from fastadv.errors import Interrupted, UserError
-from fastadv.run import epoch_loop
+from fastadv.run import own_scores
 from fastadv.run import session as sessions
 from fastadv.run.config_file import from_bytes, to_toml
 from fastadv.run.console import Console
@@ -121,7 +121,7 @@ class Watched:
         self.steps: list[int] = []
         self.evaluated: set[int] = set()
         self.forgotten: list[int] = []  # after so many steps
-        call, evaluation, forget = Step.__call__, epoch_loop.run_evaluation, Internals.forget_shapes
+        call, evaluation, forget = Step.__call__, own_scores.run_evaluation, Internals.forget_shapes
 
         def calling(step: Step, x: Tensor, *others: Any, **more: Any) -> Any:
             assert x.shape[-1] == x.shape[-2]
@@ -137,7 +137,7 @@ class Watched:
             forget(internals)
 
         monkeypatch.setattr(Step, "__call__", calling)
-        monkeypatch.setattr(epoch_loop, "run_evaluation", evaluating)
+        monkeypatch.setattr(own_scores, "run_evaluation", evaluating)
         monkeypatch.setattr(Internals, "forget_shapes", forgetting)
 
 
@@ -164,7 +164,7 @@ def test_a_run_stopped_in_a_small_phase_continues_bit_for_bit(
 
     def stopping(loop: EpochLoop) -> bool:
         if (loop.progress.epoch, loop.progress.batch) == (1, 2):
-            loop.stop_requested = "the test"
+            loop.stops.by = "the test"
         return stop(loop)
 
     with monkeypatch.context() as patched:

@@ -41,7 +41,7 @@ def stopped_once(monkeypatch: pytest.MonkeyPatch, request: RunRequest) -> None:
 
     def stopping(loop: EpochLoop) -> bool:
         if (loop.progress.epoch, loop.progress.batch) == (1, 1):
-            loop.stop_requested = "SIGUSR1"
+            loop.stops.by = "SIGUSR1"
         return real(loop)
 
     with monkeypatch.context() as patched:

@@ -165,7 +165,7 @@ def test_asked_to_stop_it_saves_its_place_in_the_epoch(tmp_path, uninterrupted):
 
 def test_asked_to_stop_while_evaluating(tmp_path, uninterrupted, monkeypatch):
     """The average that is being evaluated must not be saved as the live weights."""
-    from fastadv.run import epoch_loop as module
+    from fastadv.run import own_scores as module
 
     out = tmp_path / "evaluating"
     shutil.copytree(uninterrupted, out)

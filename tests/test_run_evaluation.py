@@ -32,12 +32,12 @@ from fastadv.evaluation.tally import Tally
 from fastadv.run import console as console_module
 from fastadv.run import eval_pass, eval_watch
 from fastadv.run.console import Console
-from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.eval_pass import EvaluationStopped
 from fastadv.run.finished import evaluate_run
 from fastadv.run.loaded import load_run
 from fastadv.run.request import RunRequest
 from fastadv.run.source import from_memory
+from fastadv.run.stop_request import StopRequest
 from fastadv.run.train import resume, train
 from fastadv.storage import checkpoint, trust
 
@@ -288,14 +288,14 @@ def test_an_interrupted_final_evaluation_continues(
     all_passes = [entry for entry in passes if entry[0] in ATTACKS.split(",")]
     passes.clear()
 
-    def stopping(runner: EpochLoop) -> bool:
+    def stopping(stops: StopRequest) -> bool:
         if passes[-2:] == [(attack, 100)] * 2:
-            runner.stop_requested = "SIGINT"
-        return real(runner)
+            stops.by = "SIGINT"
+        return real(stops)
 
-    real = EpochLoop._evaluation_should_stop
+    real = StopRequest.told
     with monkeypatch.context() as patched:
-        patched.setattr(EpochLoop, "_evaluation_should_stop", stopping)
+        patched.setattr(StopRequest, "told", stopping)
         with pytest.raises(Interrupted, match="--resume"):
             train(RunRequest(**usual, out=str(out)), Console())
     assert (out / "evaluations.partial").exists()
@@ -320,14 +320,14 @@ def test_an_interrupted_evaluation_between_epochs_also_continues(
     passes.clear()
     out = tmp_path / "stopped"
 
-    def stopping(runner: EpochLoop) -> bool:
+    def stopping(stops: StopRequest) -> bool:
         if passes[-1:] == [("clean,fgsm", 100)]:
-            runner.stop_requested = "SIGINT"
-        return real(runner)
+            stops.by = "SIGINT"
+        return real(stops)
 
-    real = EpochLoop._evaluation_should_stop
+    real = StopRequest.told
     with monkeypatch.context() as patched:
-        patched.setattr(EpochLoop, "_evaluation_should_stop", stopping)
+        patched.setattr(StopRequest, "told", stopping)
         with pytest.raises(Interrupted):
             train(RunRequest(**usual, out=str(out)), Console())
     times = {"eval_seconds": 0, "train_seconds": 0}
@@ -441,7 +441,7 @@ def test_reasons_why_an_evaluation_fails_are_reported_unchanged(
     def fail(*_: Any, **__: Any) -> None:
         raise NotFiniteError(sentence)
 
-    monkeypatch.setattr("fastadv.run.epoch_loop.run_evaluation", fail)
+    monkeypatch.setattr("fastadv.run.own_scores.run_evaluation", fail)
     out = tmp_path / "run"
     with pytest.raises(TrainingError) as first:
         train(RunRequest(**SETTINGS | {"epochs": 1}, out=str(out)), Console())

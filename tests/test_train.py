@@ -19,6 +19,7 @@ from fastadv.run.console import Console
 from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.export import export_run
 from fastadv.run.finished import evaluate_run
+from fastadv.run.own_scores import OwnScores
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder, _free_name
@@ -129,7 +130,7 @@ def test_the_best_epoch_is_chosen_under_quick(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_is_not_evaluated_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastadv.run.epoch_loop.run_evaluation", None)
+    monkeypatch.setattr("fastadv.run.own_scores.run_evaluation", None)
     written = json.loads((run / "summary.json").read_text())
     del written["checksum"]
     assert resume(str(run), Console()) == written
@@ -197,14 +198,14 @@ def test_a_stop_while_averages_are_evaluated_changes_no_random_draw(
     usual = AVERAGED | {"dropout": 0.3, "options": {"averaging": "ema"}}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     expected = train(RunRequest(**usual, out=str(whole)), Console())
-    real = EpochLoop._evaluate
+    real = OwnScores.evaluate
 
-    def stopping(runner: EpochLoop, *inputs: object) -> object:
-        runner.stop_requested = "SIGTERM"
-        return real(runner, *inputs)
+    def stopping(scores: OwnScores, *inputs: object) -> object:
+        scores.job.asked_to_stop = lambda: True
+        return real(scores, *inputs)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr(EpochLoop, "_evaluate", stopping)
+        patched.setattr(OwnScores, "evaluate", stopping)
         with pytest.raises(Interrupted):
             train(RunRequest(**usual, out=str(stopped)), Console())
     assert resume(str(stopped), Console())["last"] == expected["last"]

@@ -14,7 +14,7 @@ def explained(error: BaseException, runner: EpochLoop) -> Exception:
     that has made no update leaves its folder free (``UserError``)."""
     free_frames(error)
     session = runner.session
-    saved = runner.save_between_steps()
+    saved = runner.saving.between_steps()
     where = f"Out of memory on {session.device} "
     if not isinstance(error, OutOfMemory):
         return TrainingError(

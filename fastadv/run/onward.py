@@ -20,7 +20,7 @@ from fastadv.run.request import RunRequest, roles, setting_types
 from fastadv.run.resolve import resolve_run
 from fastadv.run.role import Effect, Role
 from fastadv.run.run_folder import RunFolder, usual_place
-from fastadv.run.spelling import as_typed, shown
+from fastadv.run.spelling import as_flag, as_typed, shown
 from fastadv.run.train import resume, train, unneeded
 from fastadv.storage.printable import printable
 

@@ -77,7 +77,7 @@ def _looked_at_best(
         console.warn(f"{problem} It is made again from {printable(folder.kept(best))}.")
         return saved
     if trained == best and not progress_of(saved, "batch"):
-        return saved  # the weights are those of the checkpoint: ``EpochLoop`` writes them
+        return saved  # the weights are those of the checkpoint: ``OwnScores`` writes them
     try:
         before = checkpoint.load(folder.previous)
     except UserError:
