@@ -23,6 +23,7 @@ from fastadv.errors import UserError
 from fastadv.models.packaged import library_version, packaged_library
 from fastadv.run.config import RunConfig
 from fastadv.run.config_file import to_toml, whole
+from fastadv.run.own_schedule import is_own
 from fastadv.storage.digests import digest
 from fastadv.storage.printable import printable
 
@@ -52,6 +53,7 @@ _CHOOSES = {"select", "select_attack", "eval_alpha"}
 def record(config: RunConfig, digests: Mapping[str, str], device: torch.device) -> dict[str, Any]:
     """What the run of ``config`` depends on: ``digests`` of data and networks from outside by
     name, versions, threads, the device."""
+    own = {"source of the schedule": source(config.schedule)} if is_own(config.schedule) else {}
     return {
         "configuration": configuration(config),
         "digests": dict(digests),
@@ -63,6 +65,7 @@ def record(config: RunConfig, digests: Mapping[str, str], device: torch.device) 
             "processor": _processor(device),
             "processes": distributed.world_size(),
             "source of the network": source(config.model),
+            **own,
         },
     }
 

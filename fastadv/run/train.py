@@ -21,6 +21,7 @@ from fastadv.run.epoch_loop import EpochLoop, goes_on
 from fastadv.run.fitting import AUTO, fitted
 from fastadv.run.initial import known
 from fastadv.run.keeping import kept
+from fastadv.run.own_schedule import is_own
 from fastadv.run.recovery import ended_without_last, recover
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
@@ -100,6 +101,8 @@ def _resume(
     config = dataclasses.replace(folder.read_config(moved, needs=places.of_a_run()), **changed)
     if changed:
         check(config)
+    if is_own(config.schedule):
+        folder.require_trusted(f"schedule {config.schedule}")
     with distributed.joined(choose_device(config.device)), folder.alone():
         require_one_run(config, "a run that goes on")
         recover(folder, config, console or Console())
