@@ -113,7 +113,12 @@ def test_what_is_no_schedule_is_refused_before_training(rates: str, name: str, s
 
 
 def test_a_run_with_it_goes_on_bit_for_bit(rates: str, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"schedule": f"{rates}:restarts", "epochs": 3, "batch_size": 16, "lr": 0.3}
+    settings: dict[str, Any] = {
+        "schedule": f"{rates}:restarts",
+        "epochs": 3,
+        "batch_size": 16,
+        "lr": 0.3,
+    }
     with one_thread():
         train(RunRequest(**SMALL | settings, out=str(tmp_path / "whole")), Console())
         out = stopped(tmp_path / "run", **settings)

@@ -27,6 +27,7 @@ from fastadv.run.schedules import Schedule
 from fastadv.run.sizes_taken import require_taken
 from fastadv.run.source import Source, open_source
 from fastadv.run.teachers import fingerprints, with_networks
+from fastadv.run.without_effect import without_effect
 from fastadv.threat import Threat
 from fastadv.training.settings import Execution, Precision, RunLength
 from fastadv.training.training_step import Step
@@ -91,6 +92,8 @@ class Session:
         device = choose_device(config.device)
         plan = config.plan
         own = OwnSchedule(config.schedule, config.epochs) if is_own(config.schedule) else None
+        for sentence in without_effect(config):
+            warn(sentence)
         if config.fused_norm == "on" and device.type != "cuda":
             warn(f"--fused-norm on is for CUDA: on the {device.type} BatchNorm is PyTorch's.")
         if "unlabelled_half" in plan.needs and config.unlabelled is None:
