@@ -101,6 +101,11 @@ class OrAuto:
     """Marks a number that may also be the word "auto": found by measuring."""
 
 
+@dataclass(frozen=True)
+class OrCode:
+    """Marks a choice in whose place code of the user's own can be named: ``module:callable``."""
+
+
 CountOrAuto = Annotated[int, Range(1), OrAuto()]
 
 ChangingNonNegative = Annotated[float | Ramp | Phases, Range(0), MayChange()]
@@ -164,6 +169,11 @@ def may_be_auto(hint: Any) -> bool:
     return any(isinstance(mark, OrAuto) for marks in kinds for mark in marks)
 
 
+def _may_be_code(kind: Any) -> bool:
+    marks = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
+    return any(isinstance(mark, OrCode) for mark in marks)
+
+
 def may_be_absent(hint: Any) -> bool:
     """True if ``hint`` allows None."""
     return type(None) in _alternatives(hint)
@@ -175,11 +185,12 @@ def describe(hint: Any) -> str:
     if len(kinds) != 1:
         return ""
     kind = kinds[0]
+    choices = get_args(plain_type(kind)) if get_origin(plain_type(kind)) is Literal else ()
+    if choices:
+        *words, last = [*map(str, choices), *["module:function"] * _may_be_code(kind)]
+        return f"{', '.join(words)} or {last}" if words else last
     if get_origin(kind) is Annotated:
         return str(_range_of(kind))
-    if get_origin(kind) is Literal:
-        *words, last = map(str, get_args(kind))
-        return f"{', '.join(words)} or {last}" if words else last
     if get_origin(kind) is tuple:
         entries = dict.fromkeys(describe(entry) for entry in get_args(kind) if entry is not ...)
         return f"each {', '.join(entries)}" if any(entries) else ""
@@ -205,6 +216,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     if changing is not None:
         return _by_epoch(name, value, Annotated[kind, within], changing)
     if get_origin(kind) is Literal:
+        if isinstance(value, str) and ":" in value and _may_be_code(kinds[0]):
+            return value
         if not isinstance(value, str) or value not in get_args(kind):
             raise unknown(name, value, get_args(kind))
         return value

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fastadv.algorithms.paper import Paper
 from fastadv.algorithms.papers import PAPERS, entries, papers_in
 from fastadv.algorithms.recipes.table import METHODS
 from fastadv.cli.sources import bibliography, bibtex_of, papers_of
@@ -71,7 +72,20 @@ def test_entries(paper: Any) -> None:
     assert paper.venue or paper.arxiv
     family = re.split(" et al| and ", paper.cited)[0]
     assert family in paper.authors[0]
+    assert all(len(name.split(",")) <= 2 for name in paper.authors)
     assert sum(other.key == paper.key for other in PAPERS) == 1
+
+
+def test_names_of_every_language() -> None:
+    names = ("van der Šmíd, Zoë", "Grégory Łuçon", "Søren Ǘ")
+    paper = Paper("x 2024", "On Testing", names, 2024, arxiv="2401.00001")
+    assert paper.key == "vandersmid2024testing"
+    assert paper.line().startswith("van der Šmíd et al.: On Testing.")
+    author = "van der {\\v S}m{\\'i}d, Zo{\\\"e} and Gr{\\'e}gory {Ł}u{\\c c}on and S{ø}ren {Ǘ}"
+    assert f"author = {{{author}}}" in paper.bibtex()
+    assert paper.bibtex().count("{") == paper.bibtex().count("}")
+    twice = Paper("x 2024", "On Testing", ("Elias Abad Rocamora", "Pau Two"), 2024)
+    assert twice.line().startswith("Rocamora and Two")  # without a comma the last word
 
 
 def test_citations_are_found_in_every_form() -> None:

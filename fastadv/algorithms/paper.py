@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
-_ACCENTS = {"é": "{\\'e}", "ü": '{\\"u}', "ö": '{\\"o}', "ç": "{\\c c}"}
+# Combining marks of Unicode -> the accents of TeX; those that are letters need a space.
+_ACCENTS = dict(zip("\u0300\u0301\u0302\u0303\u0304\u0307\u0308", "`'^~=.\"", strict=True)) | dict(
+    zip("\u0306\u030a\u030b\u030c\u0327\u0328", ("u ", "r ", "H ", "v ", "c ", "k "), strict=True)
+)
 _FORMULA = re.compile(r"\b(?=[A-Z-]*[A-Z]{2})[A-Z-]+\b|\b[A-Z][a-z]+[A-Z]\w*")  # FGSM, ZeroGrad
 
 
 @dataclass(frozen=True)
 class Paper:
     """``cited`` is how sources and docstrings name it, without a comma: "Wong et al. 2020";
-    ``also`` are its short name and the repositories of its code. ``authors`` are full names.
+    ``also`` are its short name and the repositories of its code. ``authors`` are full names as
+    BibTeX has them: the last word is the family name, or what stands before a comma.
     ``venue`` is a conference, or with ``journal`` a journal; "" for one on arXiv only. ``arxiv``
     is None where there is none, or where none is known for certain; ``url`` is a page of it."""
 
@@ -68,19 +73,25 @@ class Paper:
 
 
 def _family(author: str) -> str:
-    """The family name, with "de" before it."""
-    words = author.split()
-    first = next((n for n, word in enumerate(words) if word in ("de", "El", "Abad")), -1)
-    return " ".join(words[first:])
+    family, comma, _ = author.partition(",")
+    return family if comma else author.split()[-1]
 
 
 def _plain(text: str) -> str:
-    for letter, without in zip("éüöç", "euoc", strict=True):
-        text = text.replace(letter, without)
-    return text
+    """``text`` without accents."""
+    apart = unicodedata.normalize("NFD", text)
+    return "".join(letter for letter in apart if not unicodedata.combining(letter))
 
 
 def _in_tex(text: str) -> str:
-    for letter, code in _ACCENTS.items():
-        text = text.replace(letter, code)
-    return text.replace("&", "\\&")
+    """``text`` with TeX's accents; a letter that they cannot make stays, as a group of its own."""
+    return "".join(map(_letter, unicodedata.normalize("NFC", text))).replace("&", "\\&")
+
+
+def _letter(letter: str) -> str:
+    if letter.isascii():
+        return letter
+    base, *marks = list(unicodedata.normalize("NFD", letter))
+    if len(marks) == 1 and marks[0] in _ACCENTS:
+        return f"{{\\{_ACCENTS[marks[0]]}{base}}}"
+    return f"{{{letter}}}"

@@ -61,7 +61,7 @@ PAPERS = (
     Paper(
         "Zhang et al. 2019",
         "Theoretically Principled Trade-off between Robustness and Accuracy",
-        ("Hongyang Zhang", "Yaodong Yu", "Jiantao Jiao", "Eric P. Xing", "Laurent El Ghaoui",
+        ("Hongyang Zhang", "Yaodong Yu", "Jiantao Jiao", "Eric P. Xing", "El Ghaoui, Laurent",
          "Michael I. Jordan"),
         2019, _ICML, arxiv="1901.08573", also=("yaodongyu/TRADES",),
     ),
@@ -219,7 +219,7 @@ PAPERS = (
     Paper(
         "de Jorge et al. 2022",
         "Make Some Noise: Reliable and Efficient Single-Step Adversarial Training",
-        ("Pau de Jorge", "Adel Bibi", "Riccardo Volpi", "Amartya Sanyal", "Philip H. S. Torr",
+        ("de Jorge, Pau", "Adel Bibi", "Riccardo Volpi", "Amartya Sanyal", "Philip H. S. Torr",
          "Grégory Rogez", "Puneet K. Dokania"),
         2022, _NEURIPS, arxiv="2202.01181",
     ),
@@ -273,7 +273,7 @@ PAPERS = (
     Paper(
         "Abad Rocamora et al. 2024",
         "Efficient Local Linearity Regularization to Overcome Catastrophic Overfitting",
-        ("Elias Abad Rocamora", "Fanghui Liu", "Grigorios G. Chrysos", "Pablo M. Olmos",
+        ("Abad Rocamora, Elias", "Fanghui Liu", "Grigorios G. Chrysos", "Pablo M. Olmos",
          "Volkan Cevher"),
         2024, _ICLR, arxiv="2401.11618", also=("LIONS-EPFL/ELLE",),
     ),

@@ -48,7 +48,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "others take torch's",
         "optimizer_options": "more of its arguments, such as betas=0.9,0.95;eps=1e-6",
         "lr": "peak learning rate",
-        "schedule": "learning rates, as cosine or one-cycle",
+        "schedule": "learning rates: cosine, one-cycle, ..., or your module:function",
         "points": "learning rates by epoch with lines between, as 0@0,0.1@5,0@30",
         "end_factor": "share of the peak rate at which cosine, linear and exponential end",
         "warmup": "epochs over which the rate first rises linearly from 0",

@@ -16,19 +16,24 @@ from fastadv.models.common import Normalize
 
 
 def import_model(name: str) -> Callable[..., object]:
-    """The callable given by ``name`` = ``module:callable``.
+    """The network's class or function given by ``name`` = ``module:callable``."""
+    return import_callable(name, "model", "a class or function that returns a torch.nn.Module")
+
+
+def import_callable(name: str, option: str, wanted: str) -> Callable[..., object]:
+    """The callable given by ``name`` = ``module:callable`` for the setting ``option``.
 
     The current directory is searched too, because the ``fastadv`` command does not add it.
-    Raises ``UserError`` if it cannot be imported or called.
+    Raises ``UserError`` if it cannot be imported or called; ``wanted``: what should be named.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute.isidentifier():
-        raise UserError(f"A model of your own is written module:callable, not {name!r}.")
+        raise UserError(f"A {option} of your own is written module:callable, not {name!r}.")
     try:
         module = _import_module(module_name)
     except ImportError as error:
         raise UserError(
-            f"Cannot import {module_name!r} of --model {name} ({error}); run where that module "
+            f"Cannot import {module_name!r} of --{option} {name} ({error}); run where that module "
             "is, or put its folder on PYTHONPATH."
         ) from error
     if not hasattr(module, attribute):
@@ -36,10 +41,7 @@ def import_model(name: str) -> Callable[..., object]:
         raise unknown(f"callable of {module_name}", attribute, public)
     factory = getattr(module, attribute)
     if not callable(factory):
-        raise UserError(
-            f"{name} is a {type(factory).__name__}, not a callable; name a class or function that "
-            "returns a torch.nn.Module."
-        )
+        raise UserError(f"{name} is a {type(factory).__name__}, not a callable; name {wanted}.")
     return factory
 
 

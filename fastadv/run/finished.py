@@ -8,7 +8,7 @@ from fastadv.declared import parse_number
 from fastadv.engine.model.precision import tf32
 from fastadv.engine.process.determinism import reproducible
 from fastadv.engine.process.device import choose_device
-from fastadv.errors import NotFiniteError, UserError
+from fastadv.errors import NotFiniteError, UserError, warn
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
 from fastadv.run.eval_pass import EvalJob, EvalScores, run_evaluation
@@ -93,6 +93,8 @@ def evaluate_loaded(
         raise UserError(f"--limit must be at least 1, not {limit}.")
     images = data.evaluated_on(on).limited(limit)
     radius = config.eps if eps is None else parse_number(eps, "eps")
+    if radius == 0:
+        warn("eps 0: an attack moves no image, so every accuracy is the clean one.")
     step: float | str | None = alpha
     if alpha is None and eps is None:
         step = config.eval_alpha

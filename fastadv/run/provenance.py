@@ -23,6 +23,7 @@ from fastadv.models.packaged import library_version, packaged_library
 from fastadv.run import places
 from fastadv.run.config import RunConfig
 from fastadv.run.config_file import tables, to_toml
+from fastadv.run.own_schedule import is_own
 from fastadv.run.request import roles
 from fastadv.run.role import Role
 from fastadv.run.spelling import shown
@@ -35,6 +36,7 @@ _OPTION = "option "  # before the name of a slot or of an option of a part
 def record(config: RunConfig, digests: Mapping[str, str], device: torch.device) -> dict[str, Any]:
     """What the run of ``config`` depends on: ``digests`` of data and networks from outside by
     name, versions, threads, the device."""
+    own = {"source of the schedule": source(config.schedule)} if is_own(config.schedule) else {}
     return {
         "configuration": configuration(config),
         "digests": dict(digests),
@@ -46,6 +48,7 @@ def record(config: RunConfig, digests: Mapping[str, str], device: torch.device) 
             "processor": _processor(device),
             "processes": distributed.world_size(),
             "source of the network": source(config.model),
+            **own,
         },
     }
 

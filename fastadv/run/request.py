@@ -13,6 +13,7 @@ from fastadv.declared import (
     CountOrZero,
     MayChange,
     NonNegative,
+    OrCode,
     Positive,
     Range,
     Share,
@@ -27,17 +28,20 @@ from fastadv.run.schedules import ENDS, STEPPED
 
 OpenShare = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 Width = Annotated[int, Range(1, 65536)]  # more channels or layers than any network has
-ScheduleName = Literal[
-    "triangular",
-    "piecewise",
-    "multistep",
-    "cosine",
-    "cosine-epoch",
-    "linear",
-    "exponential",
-    "points",
-    "one-cycle",
-    "constant",
+ScheduleName = Annotated[
+    Literal[
+        "triangular",
+        "piecewise",
+        "multistep",
+        "cosine",
+        "cosine-epoch",
+        "linear",
+        "exponential",
+        "points",
+        "one-cycle",
+        "constant",
+    ],
+    OrCode(),
 ]
 Side = Annotated[int, Range(1, 65536)]  # the most that JPEG holds
 ChangingSide = Annotated[int | Phases, Range(1, 65536), MayChange(ramps=False)]

@@ -22,6 +22,7 @@ from fastadv.run import places
 from fastadv.run.companions import left_out
 from fastadv.run.config import required_settings
 from fastadv.run.config_file import MOST_BYTES, Content, Places, read
+from fastadv.run.own_schedule import is_own
 from fastadv.run.request import RunRequest, setting_types
 from fastadv.run.resolve import typed
 from fastadv.storage import files, sealed, trust
@@ -44,9 +45,10 @@ def with_file(path: str, said: RunRequest) -> RunRequest:
     given = typed(said)
     if complete:
         settings.pop("out", None)
-    model = settings.get("model")
-    if model is not None and "model" not in given and names_own_code(model):
-        _require_trusted(place, content, model)
+    for name, is_code in (("model", names_own_code), ("schedule", is_own)):
+        value = settings.get(name)
+        if isinstance(value, str) and name not in given and is_code(value):
+            _require_trusted(place, content, name, value)
     options = _that_fit(options, settings, said, printable(place))
     for name in _replaced(settings, given, complete=complete):
         settings.pop(name, None)
@@ -70,13 +72,14 @@ def _found_again(
     return settings | {name: getattr(found, name) for name in named}, dict(found.options)
 
 
-def _require_trusted(path: Path, content: bytes, model: str) -> None:
+def _require_trusted(path: Path, content: bytes, name: str, value: str) -> None:
     try:
-        trust.require(path.parent, content, model)
+        trust.require(path.parent, content, f"{name} {value}")
     except UserError:
         raise UserError(
-            f"{printable(path)} names code to run, model {printable(model)}: add --trust-code if "
-            "you know that module and who wrote the file, or name it as --model."
+            f"{printable(path)} names code to run, {name} {printable(value)}: add --trust-code if "
+            "you know that module and who wrote the file, or name it as "
+            f"--{name}."
         ) from None
 
 

@@ -176,7 +176,7 @@ class RunFolder:
         config = resolve_stored(request, beside.get(places.PLUGINS, ()), unchanged=unchanged)
         places.require(request, beside, self.path, needs)
         if names_own_code(config.model):
-            trust.require(self.path, content, config.model)
+            trust.require(self.path, content, f"model {config.model}")
         self.own = trust.is_own(self.path, content)
         if self.own:
             return config
@@ -184,6 +184,11 @@ class RunFolder:
             # Packed images would be written there.
             config = dataclasses.replace(config, data_root=str(user_cache()))
         return dataclasses.replace(config, download=False)
+
+    def require_trusted(self, named: str) -> None:
+        """Raise ``UserError`` unless the code that config.toml names, such as "model
+        module:callable", may be called."""
+        trust.require(self.path, self._content(), named)
 
     def _content(self) -> bytes:
         try:

@@ -10,6 +10,7 @@ import torch
 
 from fastadv.by_epoch import Points
 from fastadv.errors import UserError
+from fastadv.run.own_schedule import OwnSchedule
 
 STEPPED = ("piecewise", "multistep")
 ENDS: Mapping[str, float] = {"cosine": 0.0, "linear": 0.0, "exponential": 0.01}
@@ -35,14 +36,18 @@ def factor(
     end: float | None = None,
     points: Points | None = None,
     warmup: float | None = None,
+    own: OwnSchedule | None = None,
 ) -> float:
     """The learning rate of update number ``update`` (from 0) of ``total``, in units of its peak:
     that of the schedule, times a warm-up that rises linearly over the first ``warmup`` of
     ``epochs`` epochs. Of a warm-up of n updates the first has 1/n of the schedule's rate and the
-    n-th all of it; the schedule itself is not moved.
+    n-th all of it; the schedule itself is not moved. ``own``: in place of ``schedule``.
     """
     shares: dict[str, Any] = {"drop_factors": drop_factors, "peak": peak, "epochs": epochs}
-    now = _scheduled(schedule, update, total, drops, end=end, points=points, **shares)
+    if own is not None:
+        now = own(update * epochs / total)
+    else:
+        now = _scheduled(schedule, update, total, drops, end=end, points=points, **shares)
     if warmup is None:
         return now
     return now * min(1.0, (update + 1) / (warmup * total / epochs))
@@ -175,11 +180,12 @@ class Schedule:
         end: float | None = None,
         points: Points | None = None,
         warmup: float | None = None,
+        own: OwnSchedule | None = None,
     ) -> None:
         self.optimizer, self.kind, self.total = optimizer, kind, total
         self.drops, self.drop_factors = drops, drop_factors
         self.peak, self.epochs = peak, epochs
-        self._falls: dict[str, Any] = {"end": end, "points": points, "warmup": warmup}
+        self._falls: dict[str, Any] = {"end": end, "points": points, "warmup": warmup, "own": own}
         self.cycle_momentum = cycle_momentum and kind in PEAKS
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.momenta = [group.get("momentum") for group in optimizer.param_groups]

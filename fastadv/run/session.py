@@ -21,10 +21,12 @@ from fastadv.run.configured_model import configured_model
 from fastadv.run.initial import DIGEST, Initial, begin_with
 from fastadv.run.optimizers import make_optimizer
 from fastadv.run.origin import Origin
+from fastadv.run.own_schedule import OwnSchedule, is_own
 from fastadv.run.schedules import Schedule
 from fastadv.run.sizes_taken import require_taken
 from fastadv.run.source import Source, open_source
 from fastadv.run.teachers import fingerprints, with_networks
+from fastadv.run.without_effect import without_effect
 from fastadv.threat import Threat
 from fastadv.training.settings import Execution, Precision, RunLength
 from fastadv.training.training_step import Step
@@ -84,6 +86,9 @@ class Session:
         begun, whose weights of ``config.init`` are not read again."""
         device = choose_device(config.device)
         plan = config.plan
+        own = OwnSchedule(config.schedule, config.epochs) if is_own(config.schedule) else None
+        for sentence in without_effect(config):
+            warn(sentence)
         if config.fused_norm == "on" and device.type != "cuda":
             warn(f"--fused-norm on is for CUDA: on the {device.type} BatchNorm is PyTorch's.")
         if "unlabelled_half" in plan.needs and config.unlabelled is None:
@@ -127,6 +132,7 @@ class Session:
             end=config.end_factor,
             points=config.points,
             warmup=config.warmup,
+            own=own,
         )
         step = Step(
             model,

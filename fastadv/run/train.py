@@ -22,6 +22,7 @@ from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.fitting import AUTO, fitted
 from fastadv.run.keeping import kept
 from fastadv.run.origin import Origin
+from fastadv.run.own_schedule import is_own
 from fastadv.run.recovery import ended_without_last, recovered
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
@@ -106,6 +107,8 @@ def _resume(
     config = dataclasses.replace(config, **changed, origins=origins)
     if changed:
         check(config)
+    if is_own(config.schedule):
+        folder.require_trusted(f"schedule {config.schedule}")
     with distributed.joined(choose_device(config.device)), folder.alone():
         require_one_run(config, "a run that goes on")
         begun = recovered(folder, config, console)

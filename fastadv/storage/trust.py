@@ -46,12 +46,13 @@ def remember(folder: Path, config: bytes) -> None:
             pass
 
 
-def require(folder: Path, config: bytes, model: str) -> None:
-    """Raise ``UserError`` unless the code ``model`` that ``folder`` names may be called."""
+def require(folder: Path, config: bytes, named: str) -> None:
+    """Raise ``UserError`` unless the code that ``folder`` names may be called; ``named`` says what
+    for and which: "model module:callable"."""
     if _allowed.get() or is_noted(folder, config):
         return
     raise UserError(
-        f"{printable(folder)} names code to run, model {printable(model)}, and you did not begin "
+        f"{printable(folder)} names code to run, {printable(named)}, and you did not begin "
         "it here in this form; add --trust-code if you know that module and who wrote the folder."
     )
 

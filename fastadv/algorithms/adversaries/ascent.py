@@ -24,6 +24,7 @@ from fastadv.algorithms.start_points import given, in_ball, near
 from fastadv.by_epoch import ByEpoch, Phases, Ramp
 from fastadv.declared import ChangingNonNegative, option
 from fastadv.engine.gradient import gradients, input_gradient, leaf
+from fastadv.errors import warn
 from fastadv.threat import Threat
 
 
@@ -70,6 +71,8 @@ class Ascent(Adversary):
 
     def prepare(self, setup: Setup) -> None:
         super().prepare(setup)
+        if self.alpha is not None and self.largest_alpha == 0:
+            warn("alpha 0: the attack takes no step, and its result is its start.")
         self._clips = isinstance(setup.start, Clipped) and setup.start.clipped
         self._follows_another = type(self).followed is not Ascent.followed
         if isinstance(self.alpha, (Ramp, Phases)):
