@@ -251,7 +251,8 @@ batch = sys.argv[1] if sys.argv[1] == "auto" else int(sys.argv[1])
 try:
     train(RunRequest(
         method="fast", data=sys.argv[4], model="preact_resnet18", width=32, epochs=1, eps=0.03,
-        batch_size=batch, mode="eager", pad=0, flip=False, select_attack="pgd-1",
+        limit=int(sys.argv[5]), batch_size=batch, mode="eager",
+        pad=0, flip=False, select_attack="pgd-1",
         test_attacks="clean", test_limit=8, val_fraction=0.05, out=sys.argv[2],
     ))
 except Exception as error:
@@ -259,7 +260,7 @@ except Exception as error:
 """
 
 
-def limited(tmp_path: Path, batch: str, room: int) -> str:
+def limited(tmp_path: Path, batch: str, room: int, images: int = 1200) -> str:
     """What a run of this batch size says in a process that may take ``room`` MiB more."""
     import numpy as np
 
@@ -270,7 +271,16 @@ def limited(tmp_path: Path, batch: str, room: int) -> str:
     labels = {"y_train": np.arange(1200) % 4, "y_test": np.arange(16) % 4}
     np.savez(data, **arrays, **labels)
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, batch, str(tmp_path / "run"), str(room), f"npz:{data}"],
+        [
+            sys.executable,
+            "-c",
+            LIMITED,
+            batch,
+            str(tmp_path / "run"),
+            str(room),
+            f"npz:{data}",
+            str(images),
+        ],
         capture_output=True,
         text=True,
         timeout=300,
@@ -283,11 +293,21 @@ def limited(tmp_path: Path, batch: str, room: int) -> str:
 
 @pytest.mark.slow
 def test_a_process_with_a_real_limit(tmp_path: Path) -> None:
-    """One sentence, and no traceback. What fits is not always found here: the allocator keeps the
-    addresses of the step that failed, and a limit of addresses counts them."""
+    """The batch that is named is one with which a run comes to its end."""
     said = limited(tmp_path, "1024", 700)
-    found = re.search(r"UserError Out of memory on cpu .*take (a smaller )?--batch-size", said)
+    found = re.search(r"UserError Out of memory on cpu .*: take --batch-size (\d+), which f", said)
     assert found is not None, said
+    assert int(found[1]) >= 8
+    said = limited(tmp_path, found[1], 700, images=300)
+    assert "test accuracy" in said, said
+    assert "Out of memory" not in said, said
+
+
+@pytest.mark.slow
+def test_auto_with_a_real_limit(tmp_path: Path) -> None:
+    said = limited(tmp_path, "auto", 700, images=300)
+    assert "the largest that fits with a reserve of 70 % of the free memory" in said, said
+    assert "test accuracy" in said, said
 
 
 def test_the_public_step_raises_what_loops_catch() -> None:

@@ -10,19 +10,26 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from fastadv.engine.process import distributed, memory
+from fastadv.engine.process.device import choose_device
 from fastadv.errors import UserError
 from fastadv.run.config import RunConfig
 from fastadv.run.console import Console
 from fastadv.run.request import RunRequest
 from fastadv.run.resolve import resolve_run
 from fastadv.run.session import Session
-from fastadv.training.memory import fits, free_what_is_kept
+from fastadv.run.trial_steps import fits_in, next_smaller
+from fastadv.training.memory import free_what_is_kept
 
 AUTO = "auto"
-RESERVE = 0.4  # of what is free: evaluation, what others start, gaps that grow with the steps
+RESERVE = 0.4
+"""Of what is free. Of what runs of 512 images took, up to 50 % was not foreseen: evaluation, and
+gaps between what is freed (bench/batch_reserve.py, bench/results/batch-reserve.jsonl). The rest is
+for what other programs start."""
+RESERVE_OF_ADDRESSES = 0.7
+"""The same where addresses are limited (``ulimit -v``), of which gaps take more: with 0.4 a run of
+tests/test_full_memory.py's kind fitted for five steps and not for the sixth."""
 _SMALL, _LARGE = 8, 32  # images of the steps that are measured
 
 
@@ -49,27 +56,17 @@ def fitted(request: RunRequest, console: Console) -> RunConfig:
     found, trained_on = fitting_batch(request)
     larger = found * 4 // 3 if found % 3 == 0 else -(-found * 3 // 2)
     config = resolve_run(replace(request, batch_size=found))
+    reserve = _reserve(choose_device(config.device))
     bound = (
         f"it fits, and the next size, {larger:,}, is above the {trained_on:,} training images"
         if larger > trained_on
-        else f"the largest that fits with a reserve of {100 * RESERVE:.0f} % of the free memory"
+        else f"the largest that fits with a reserve of {100 * reserve:.0f} % of the free memory"
     )
     console.say(
         f"batch size {found}: {bound}; the learning rate stays {config.lr:g}"
         + ("" if config.batch_size == usual else f", which is usual for {usual} images")
     )
     return config
-
-
-def next_smaller(session: Session, count: int) -> int | None:
-    """The largest batch below ``count`` images, by halves, with which a step of ``session`` fits
-    into memory; None if none does. The step has changed nothing afterwards."""
-    count //= 2
-    while count >= 2:
-        if _fits(session, count):
-            return count
-        count //= 2
-    return None
 
 
 def _largest(session: Session) -> int:
@@ -86,11 +83,17 @@ def _largest(session: Session) -> int:
             )
         return found
     each = max((peaks[1] - peaks[0]) / max(large - small, 1), 1.0)  # type: ignore[operator]
-    room = _free(session.device) * (1 - RESERVE)
+    room = _free(session.device) * (1 - _reserve(session.device))
     count = _round_down(min(small + int(room / each), most))
-    while session.device.type == "cuda" and count > 2 and not _fits(session, count):
+    while session.device.type == "cuda" and count > 2 and not fits_in(session, count):
         count = _round_down(count - 1)
     return max(count, 2)
+
+
+def _reserve(device: torch.device) -> float:
+    """The share of what is free that is left free."""
+    limited = device.type == "cpu" and memory.addresses_are_limited()
+    return RESERVE_OF_ADDRESSES if limited else RESERVE
 
 
 def _round_down(count: int) -> int:
@@ -103,16 +106,16 @@ def _peak(session: Session, count: int) -> int | None:
     """Bytes that the process takes at most in a step on ``count`` images, beyond what it takes
     without one; None if they do not fit."""
     device = session.device
-    if not _fits(session, min(count, 2)):  # what the first step allocates is no image's
+    if not fits_in(session, min(count, 2)):  # what the first step allocates is no image's
         return None
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         allocated = torch.cuda.memory_allocated(device)
-        fitted = _fits(session, count)
+        fitted = fits_in(session, count)
         return torch.cuda.max_memory_allocated(device) - allocated if fitted else None
     # A peak that cannot be forgotten is that of the whole process, with either number of images.
     before = memory.resident() if memory.forget_peak() else None
-    if not _fits(session, count):
+    if not fits_in(session, count):
         return None
     peak = memory.peak()
     if peak is None:
@@ -121,25 +124,6 @@ def _peak(session: Session, count: int) -> int | None:
             "say: give a number."
         )
     return max(peak - (before or 0), 0)
-
-
-def _fits(session: Session, count: int) -> bool:
-    step = session.step
-    index = torch.arange(count, device=session.device)
-    rows = index if step.plan.keeps_sample_state else None
-    x, y = _batch(session, count)
-    second = x if "second_view" in step.plan.needs else None
-    around = step.internals.transaction.around(rows)
-    return fits(lambda: step(x, y, index, second=second), around)
-
-
-def _batch(session: Session, count: int) -> tuple[Tensor, Tensor]:
-    """Images and labels of the kind of the run's, drawn without a generator that it uses."""
-    data, device = session.data, session.device
-    drawn = torch.Generator().manual_seed(0)
-    x = torch.rand(count, data.channels, *data.image_size, generator=drawn).to(device)
-    y = torch.arange(count, device=device) % data.num_classes
-    return x.contiguous(memory_format=torch.channels_last), y
 
 
 def _free(device: torch.device) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastadv.engine.process import distributed
 from fastadv.errors import TrainingError, UserError
 from fastadv.run.epoch_loop import EpochLoop
-from fastadv.run.fitting import next_smaller
+from fastadv.run.trial_steps import next_smaller
 from fastadv.training.memory import OutOfMemory, free_frames
 
 

@@ -74,11 +74,22 @@ def free() -> int:
     available, addresses = _stated(_MACHINE, "MemAvailable"), _stated(_STATUS, "VmSize")
     if available is not None:
         found = min(found, available)
-    if resource is not None and addresses is not None:
-        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if limit != resource.RLIM_INFINITY:
-            found = min(found, limit - addresses)
+    limit = _address_limit()
+    if limit is not None and addresses is not None:
+        found = min(found, limit - addresses)
     return max(found, 0)
+
+
+def addresses_are_limited() -> bool:
+    """True with a limit of addresses (``ulimit -v``)."""
+    return _address_limit() is not None
+
+
+def _address_limit() -> int | None:
+    if resource is None:
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _stated(file: Path, name: str) -> int | None:
