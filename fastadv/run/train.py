@@ -22,7 +22,7 @@ from fastadv.run.fitting import AUTO, fitted
 from fastadv.run.initial import known
 from fastadv.run.keeping import kept
 from fastadv.run.recovery import ended_without_last, recover
-from fastadv.run.request import RunRequest
+from fastadv.run.request import RunRequest, roles
 from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_run import Progress, begun_with, check_weights_fit, restore
@@ -119,12 +119,15 @@ def _resume(
         if folder.last.exists():
             progress = restore(session, folder, console or Console())
             if moved:
-                folder.note_places(moved)
+                folder.note(moved, {})
         elif any(line["epoch"] > config.save_every for line in folder.read_metrics()):
             raise UserError(
                 f"{printable(folder.last)} is missing, and the run cannot continue without it; "
                 f"{printable(folder.best)} still holds its best weights. Train into another --out."
             )
+        measured = {n: value for n, value in changed.items() if roles()[n].only_measures}
+        if measured:  # the results are those of the file, also for the same command again
+            folder.note({}, measured)
         folder.keep_metrics_before(progress.epoch)
         summary = folder.read_summary()
         if summary is not None and progress.epoch >= config.epochs:
