@@ -112,14 +112,19 @@ def test_a_run_that_goes_on_is_evaluated_as_the_command_says(
 ) -> None:
     out = tmp_path / "run"
     stopped_once(monkeypatch, RunRequest(**SMALL, out=str(out)))
+    same_mode = 'mode = "eager"' in (out / "config.toml").read_text()
     capsys.readouterr()
     changes = {"test_limit": 9, "mode": "eager", "test_attacks": "fgsm"}
     summary = train_or_resume(RunRequest(**SMALL | changes, out=str(out)))
     assert (summary["n"], list(summary["last"])) == (9, ["fgsm"])
     said = " ".join(capsys.readouterr().out.split())
     assert "change no weights: test_attacks clean,pgd-20 before, fgsm now; test_limit 20" in said
-    # As with another device, the file still says what the run was begun with.
-    assert "test_limit = 20" in (out / "config.toml").read_text()
+    # The file says how the run was tested, and still on what it was begun.
+    text = (out / "config.toml").read_text()
+    assert ("test_limit = 9\n" in text, 'mode = "eager"' in text) == (True, same_mode)
+    assert train_or_resume(RunRequest(**SMALL | changes, out=str(out))) == summary
+    with pytest.raises(UserError, match=r"--test-limit 20 \(there: 9\)"):
+        train_or_resume(RunRequest(**SMALL, out=str(out)))
 
 
 def test_what_is_not_said_and_what_belongs_to_the_invocation_may_differ(whole: Path) -> None:

@@ -18,7 +18,7 @@ from fastadv.run.ended import ended
 from fastadv.run.fitting import AUTO
 from fastadv.run.request import RunRequest, roles, setting_types
 from fastadv.run.resolve import resolve_run
-from fastadv.run.role import Effect, Role
+from fastadv.run.role import Role
 from fastadv.run.run_folder import RunFolder, usual_place
 from fastadv.run.spelling import as_flag, as_typed, shown
 from fastadv.run.train import resume, train, unneeded
@@ -77,7 +77,7 @@ def _moved(request: RunRequest, asked: RunConfig, config: RunConfig) -> dict[str
 
 
 def _of_this_time(request: RunRequest, asked: RunConfig, config: RunConfig) -> dict[str, Any]:
-    """What ``request`` says otherwise than ``config`` for this time alone."""
+    """What ``request`` says otherwise than ``config``, and a run that goes on may change."""
     return {
         name: getattr(asked, name)
         for name, role in roles().items()
@@ -103,7 +103,7 @@ def _require_same(
     different = []
     for name, role in roles().items():
         free = role.place or role.of_invocation  # a place is compared by its content
-        if ended and role.effect is Effect.EVALUATION:
+        if ended and role.only_measures:
             free = False
         if not free and _says_another(name, role, request, asked, config):
             different.append((name, getattr(asked, name), getattr(config, name)))
@@ -123,7 +123,7 @@ def _require_same(
     way = (
         f"evaluate it otherwise (fastadv evaluate {quoted})"
         if ended
-        else (f"continue it with --resume {quoted}")
+        else f"continue it with --resume {quoted}"
     )
     raise UserError(
         f"{here} holds a run with other settings than this command: {listed}. Give those of the "

@@ -57,13 +57,18 @@ class Role:
         return self.effect is not Effect.WEIGHTS and not self.chooses
 
     @property
+    def only_measures(self) -> bool:
+        """True if it decides what is said about a run and nothing of the run itself."""
+        return self.may_change and self.effect is Effect.EVALUATION
+
+    @property
     def harmless(self) -> bool:
         """True if such a run has the same weights, bit for bit."""
         return self.may_change and self.effect in (Effect.EVALUATION, Effect.NOTHING)
 
     @property
     def of_invocation(self) -> bool:
-        """True if a command that continues a run may say another value, which holds for this time.
+        """True if a command that continues a run may say another value.
 
         Not so the length: without that word the run would end elsewhere the next time, so only its
         file says it. A place is said for good.

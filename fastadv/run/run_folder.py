@@ -132,15 +132,16 @@ class RunFolder:
             trust.remember(self.path, content.encode())
         checkpoint.write_text(self.config, content)
 
-    def note_places(self, told: Mapping[str, Any]) -> None:
-        """Write into config.toml where the run's things are now, as the user has ``told``."""
+    def note(self, told: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
+        """Write into config.toml where the run's things are now, as the user has ``told``, and the
+        settings by which it is evaluated from now on."""
         if distributed.rank() != 0:
             return
         content = self._content()
         own = trust.is_noted(self.path, content)
         request, beside = of_a_run(content, self.config)
         request = places.found_again(request, beside, self.path, told)
-        self._write_config(request, own=own)
+        self._write_config(dataclasses.replace(request, **evaluation), own=own)
 
     def forget_unbegun(self) -> None:
         """Remove the configuration of a run that was refused before its first update, so that a

@@ -24,7 +24,7 @@ from fastadv.run.keeping import kept
 from fastadv.run.origin import Origin
 from fastadv.run.own_schedule import is_own
 from fastadv.run.recovery import ended_without_last, recovered
-from fastadv.run.request import RunRequest
+from fastadv.run.request import RunRequest, roles
 from fastadv.run.resolve import resolve_run
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_run import Standing, restore
@@ -122,13 +122,16 @@ def _resume(
         if begun.saved is not None:
             standing = restore(session, begun, console)
             if moved:
-                folder.note_places(moved)
+                folder.note(moved, {})
         elif any(line["epoch"] > config.save_every for line in folder.read_metrics()):
             raise UserError(
                 f"{printable(folder.last)} is missing, and the run cannot continue without it; "
                 f"{printable(folder.best)} still holds its best weights. Train into another --out."
             )
         del begun  # the memory of the checkpoint
+        measured = {n: value for n, value in changed.items() if roles()[n].only_measures}
+        if measured:  # the results are those of the file, also for the same command again
+            folder.note({}, measured)
         folder.keep_metrics_before(standing.progress.epoch)
         summary = ended(folder, config, standing.progress.epoch)
         if summary is not None:
