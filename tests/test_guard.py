@@ -14,6 +14,7 @@ import torch
 from two_processes import in_two_processes
 
 from fastadv.algorithms.adversaries.pgd import PGD
+from fastadv.algorithms.parts import PARTS
 from fastadv.errors import Interrupted, TrainingError, UserError
 from fastadv.run.epoch_loop import EpochLoop
 from fastadv.run.guard import MOST_BACKS, Guard, Seen, _size
@@ -208,6 +209,18 @@ def test_back_is_resumed_bit_for_bit(
 def test_back_needs_an_attack_with_one_step(changes: dict[str, Any], why: str) -> None:
     with pytest.raises(UserError, match=f"{why}.*: take stop or tell"):
         train(RunRequest(**SETTINGS | changes, guard_overfitting="back"))
+
+
+def test_every_adversary_says_its_chosen_step() -> None:
+    said = []
+    for name, part in PARTS["adversary"].items():
+        if not part.takes_alpha:
+            assert part().chosen_step is None, name
+            continue
+        said.append(name)
+        assert part().chosen_step is None, name
+        assert part(alpha=0.03).chosen_step == 0.03, name
+    assert {"fgsm", "pgd", "free", "atta"} <= set(said)
 
 
 @pytest.mark.parametrize("changes", [{"eps_warmup": 2.0}, {"method": "random-eps"}])
