@@ -211,6 +211,18 @@ def test_back_needs_an_attack_with_one_step(changes: dict[str, Any], why: str) -
         train(RunRequest(**SETTINGS | changes, guard_overfitting="back"))
 
 
+def test_every_adversary_says_its_chosen_step() -> None:
+    said = []
+    for name, part in PARTS["adversary"].items():
+        if not part.takes_alpha:
+            assert part().chosen_step is None, name
+            continue
+        said.append(name)
+        assert part().chosen_step is None, name
+        assert part(alpha=0.03).chosen_step == 0.03, name
+    assert {"fgsm", "pgd", "free", "atta"} <= set(said)
+
+
 @pytest.mark.parametrize("changes", [{"eps_warmup": 2.0}, {"method": "random-eps"}])
 def test_a_chosen_step_is_halved_whatever_the_radius(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -29,6 +29,10 @@ def test_names_move_no_cursor() -> None:
     assert resume_command("a\x1b[2Jb\nc") == r"fastadv train --resume 'a\x1b[2Jb\nc'"
 
 
+def test_a_long_path_is_whole() -> None:
+    assert resume_command("a" * 1000) == f"fastadv train --resume {'a' * 1000}"
+
+
 def test_plugins_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastadv.run.way_on.loaded_files", lambda: [Path("my part.py")])
     assert train_command("--lr", "1") == "fastadv train --plugin 'my part.py' --lr 1"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastadv.algorithms.plugins import loaded_files
 from fastadv.errors import Interrupted
-from fastadv.storage.printable import printable
+from fastadv.storage.printable import safe_sentence
 
 
 def train_command(*words: str) -> str:
@@ -18,7 +18,7 @@ def train_command(*words: str) -> str:
     plugins = [word for file in loaded_files() for word in ("--plugin", str(file))]
     launcher, told = _launcher()
     command = [*launcher, "train", *plugins, *words]
-    return " ".join(shlex.quote(printable(word)) for word in command) + told
+    return " ".join(shlex.quote(_on_one_line(word)) for word in command) + told
 
 
 def resume_command(path: Path | str) -> str:
@@ -34,6 +34,11 @@ def continued(path: Path) -> str:
 def interrupted(path: Path, by: str) -> Interrupted:
     """What ends the run in ``path`` when it was stopped ``by`` something and can go on."""
     return Interrupted(f"Stopped by {by}; {continued(path)}", by)
+
+
+def _on_one_line(word: str) -> str:
+    """``word`` whole, and safe for a terminal."""
+    return safe_sentence(word).replace("\n", "\\n")
 
 
 def _launcher() -> tuple[list[str], str]:
