@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -59,6 +60,20 @@ def test_stopped_and_resumed_it_is_the_same_run(whole: Path, tmp_path: Path) -> 
     out = stopped(tmp_path / "stopped", *WORDS)
     finished("--resume", str(out))
     same(out, whole)
+
+
+def test_several_seeds_are_told_once_and_go_on(tmp_path: Path) -> None:
+    words = ["--method", "fast", "--width", "2", "--epochs", "1", "--limit", "64"]
+    words += ["--batch-size", "16", "--test-limit", "8", "--test-attacks", "clean"]
+    words += ["--select-attack", "fgsm", "--out", str(tmp_path / "runs")]
+    said = finished(*words, "--seed", "0,1")
+    for once in ("seed 0 of 0, 1", "seed 1 of 0, 1", "over 2 seeds", "saved in .*/runs/summary"):
+        assert len(re.findall(once, said)) == 1, once
+    assert said.count("  1/1 ") == 2
+    again = finished(*words, "--seed", "0,1,2")
+    assert again.count("has finished") == 2
+    assert again.count("  1/1 ") == 1
+    assert "over 3 seeds" in again
 
 
 def test_a_damaged_checkpoint_is_replaced_for_all(whole: Path, tmp_path: Path) -> None:

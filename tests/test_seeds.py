@@ -144,6 +144,12 @@ def test_the_command(
     assert "--seed must be" in fastadv_command("train", "--seed", "3,x").err
 
 
+def test_one_process_speaks_also_before_they_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank, quiet in (("0", False), ("1", True)):
+        monkeypatch.setenv("RANK", rank)
+        assert Console().out.quiet is quiet
+
+
 def test_seeds_in_words() -> None:
     assert seeds_in(None) == [None]
     assert seeds_in("7") == [7]

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from fastadv.engine.model.precision import shown
 from fastadv.engine.process import distributed
+from fastadv.engine.process.one_voice import is_first
 from fastadv.printing.terminal import SAY_EVERY, Terminal
 from fastadv.run.epoch_progress import EpochTick, epoch_progress
 from fastadv.run.epoch_table import EpochTable
@@ -52,7 +53,7 @@ class Console:
     """Writes to the terminal, or plain lines without one. Only rank 0 writes."""
 
     def __init__(self, console: rich.console.Console | None = None) -> None:
-        quiet = distributed.rank() != 0
+        quiet = distributed.rank() != 0 or not is_first()  # also before the group is joined
         self.out = console or Terminal(quiet=quiet)
         self._total = 1
         self._table = EpochTable(1, {}, "")
