@@ -112,10 +112,11 @@ def pytest_terminal_summary(
 
 
 @pytest.fixture(autouse=True)
-def lines_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without COLUMNS, which Python's readline sets where a worker imports it, a sentence that is
-    not on a terminal is one line."""
+    not on a terminal is one line. Typer sets a hook for errors in every command."""
     monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
 
 
 class Outcome:

@@ -196,10 +196,16 @@ def test_replaced_scratch_memory_is_kept_by_the_recordings_that_use_it() -> None
     assert_same_run(step, cpu)
 
 
-LOW = [("apart", "bf16"), ("trades-awp", "bf16"), ("pgd-eval", "fp16"), ("fgsm-n-advlc", "fp16")]
+LOW = [("apart", "bf16"), ("fgsm-n-advlc", "fp16")]
+LOW_TOO = [("trades-awp", "bf16"), ("pgd-eval", "fp16")]
 
 
-@pytest.mark.parametrize(("method", "kind"), LOW)
+def too(*cases: Any) -> list[Any]:
+    """More cases of a kind, for the slow tier."""
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize(("method", "kind"), [*LOW, *too(*LOW_TOO)])
 def test_low_precision_is_replayed(method: str, kind: str) -> None:
     """Autocast's casts, the attack's copies of the weights, and the scaler."""
     options: dict[str, Any] = {"warmup_epochs": 0} if "awp" in method else {}
@@ -323,7 +329,7 @@ def flat(value: Any) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else [t for each in value for t in flat(each)]
 
 
-@pytest.mark.parametrize("name", ["clean", "fgsm-rwp", "pgd-3-2", "cw-3", "noise-0.1"])
+@pytest.mark.parametrize("name", ["clean", "fgsm-rwp", "pgd-3-2", *too(["cw-3"], ["noise-0.1"])])
 def test_an_evaluation_on_the_device_is_the_one_on_the_cpu(name: str) -> None:
     x, y, _, _ = tiny_batch(12)
     batches = [*zip(x.split(5), y.split(5), strict=True)]
@@ -333,11 +339,15 @@ def test_an_evaluation_on_the_device_is_the_one_on_the_cpu(name: str) -> None:
     assert found == expected
 
 
-SEARCHES = ("apgd-ce-6+apgd-t-5-2", "fab-t-4-2", "square-40", "apgd-dlr-6-2")
+SEARCHES = ("apgd-ce-6+apgd-t-5-2", "fab-t-4-2", "square-40")
 
 
 @pytest.mark.parametrize(
-    ("name", "mode"), [*((name, "auto") for name in SEARCHES), (SEARCHES[1], "eager")]
+    ("name", "mode"),
+    [
+        *((name, "auto") for name in SEARCHES),
+        *too(("apgd-dlr-6-2", "auto"), ("fab-t-4-2", "eager")),
+    ],
 )
 def test_searches_are_replayed_and_find_what_they_find_on_the_cpu(
     name: str, mode: str, monkeypatch: pytest.MonkeyPatch

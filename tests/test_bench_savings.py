@@ -21,7 +21,13 @@ from fastadv.training.training_step import Step
 savings = script("savings")
 
 
-@pytest.mark.parametrize("name", savings.SAVINGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if number % 2 == 0 else pytest.mark.slow)
+        for number, name in enumerate(savings.SAVINGS)
+    ],
+)
 def test_a_row_has_both_sides(name):
     method, network, take_away = savings.SAVINGS[name]
     row = savings.saving(Setting(network, 4, 8, 8), method, take_away, "fp32", 2)

@@ -83,7 +83,10 @@ def test_best_weights_are_copied_from_those_that_were_kept(
     assert resume(str(out), Console())["best"] is not None
 
 
-@pytest.mark.parametrize("scores", [(0.1, 0.2, 0.3, 0.4), (0.2, 0.1, 0.4, 0.3)])
+@pytest.mark.parametrize(
+    "scores",
+    [(0.2, 0.1, 0.4, 0.3), pytest.param((0.1, 0.2, 0.3, 0.4), marks=pytest.mark.slow)],
+)
 def test_best_weights_of_an_epoch_that_is_trained_again_are_not_lost(
     scores: tuple[float, ...],
     tmp_path: Path,

@@ -439,7 +439,7 @@ def assert_trains_as_written(name: str, model: nn.Module, backend: Fused, **opti
 
 
 # The others repeat kinds of passes that these have.
-QUICK = ("pgd", "apart")
+QUICK = ("apart",)
 
 
 @pytest.mark.parametrize(

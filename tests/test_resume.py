@@ -25,7 +25,7 @@ from fastadv.storage import checkpoint, sealed
 
 WORDS = [
     *("--method", "apart", "--averaging", "ema", "--amp", "--width", "4", "--epochs", "4"),
-    *("--limit", "640", "--batch-size", "32", "--test-limit", "40", "--eval-every", "2"),
+    *("--limit", "480", "--batch-size", "32", "--test-limit", "40", "--eval-every", "2"),
     *("--label-noise", "0.2", "--eval-train", "40", "--keep", "best,last,previous,every-2"),
 ]
 WRITTEN = (

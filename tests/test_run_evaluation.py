@@ -275,7 +275,13 @@ def test_ctrl_c_shows_the_results_so_far_and_how_to_continue(
 
 
 @pytest.mark.parametrize(
-    ("options", "attack"), [({}, "fgsm"), ({}, "pgd-2"), ({"averaging": "ema"}, "fgsm")]
+    ("options", "attack"),
+    [
+        ({"averaging": "ema"}, "pgd-2"),
+        pytest.param({}, "fgsm", marks=pytest.mark.slow),
+        pytest.param({}, "pgd-2", marks=pytest.mark.slow),
+        pytest.param({"averaging": "ema"}, "fgsm", marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_final_evaluation_continues(
     options, attack, tmp_path, passes, monkeypatch

@@ -198,8 +198,9 @@ def test_a_call_that_breaks_off_leaves_no_trace(method: str) -> None:
 @pytest.mark.parametrize(
     "method",
     [
-        *("awp", "apart", "free", "atta-3"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("rwp", "te", "trades-sat", "ema")
+        *("awp", "atta-3"),
+        *(pytest.param(name, marks=pytest.mark.slow)
+          for name in ("apart", "free", "rwp", "te", "trades-sat", "ema")
           if name in METHODS),
     ],
 )  # fmt: skip

@@ -200,9 +200,9 @@ def test_a_batch_is_written_where_it_is_wanted() -> None:
         assert homes[2].tolist() == [5, 6, 7]
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
-@pytest.mark.parametrize("dtype", [F32, F16])
-@pytest.mark.parametrize("shape", [(3, 9, 5), (3, 40, 41)])
+@pytest.mark.parametrize(
+    ("shape", "dtype", "layout"), one_by_one([(3, 9, 5), (3, 40, 41)], [F32, F16], LAYOUTS)
+)
 def test_images_that_did_not_move(shape: Any, dtype: torch.dtype, layout: str) -> None:
     """In the middle of the ball, in a corner of it, in a corner of the box, in and out of both."""
     count, eps = 7, torch.tensor([0.1, 0.1, 0.05, 0.2, 0.1, 0.1, 0.1])

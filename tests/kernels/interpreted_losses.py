@@ -12,6 +12,7 @@ from oracle import (
     call,
     error_rule,
     generator,
+    one_by_one,
     poisoned,
     triton_and_reference,
 )
@@ -20,7 +21,7 @@ from torch import Tensor
 from fastadv.kernels import reference, triton_losses, triton_top_n
 from fastadv.kernels.tickets import tickets
 
-SIZES = ((1, 1), (5, 1), (128, 10), (3, 1000), (300, 10), (2, 33))
+SIZES = ((128, 10), (1, 1), (5, 1), (3, 1000), (300, 10), (2, 33))
 
 
 def logits(size: tuple[int, int], seed: int, scale: float = 3.0) -> Tensor:
@@ -37,8 +38,9 @@ def by_sorting(z: Tensor, z_adv: Tensor, n: int) -> tuple[float, Tensor]:
     return sum(abs(difference[i]) for i in order), kept.view(z.shape)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 5), (128, 10), (20, 1000)])
-@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(
+    ("ties", "size"), one_by_one([True, False], [(128, 10), (1, 1), (3, 5), (20, 1000)])
+)
 def test_top_n_equals_a_sort(size: tuple[int, int], ties: bool) -> None:
     z, z_adv = logits(size, 0), logits(size, 1)
     if ties:
@@ -88,9 +90,7 @@ def test_top_n_gradients_and_errors() -> None:
         triton_top_n.top_n_sum(z, z_adv, 21)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize(("size", "dtype", "scale"), one_by_one(SIZES, DTYPES, [1.0, 1e4]))
 def test_trades_kl(size: tuple[int, int], dtype: torch.dtype, scale: float) -> None:
     p, q = (logits(size, s, scale).to(dtype) for s in (0, 1))
     error_rule("trades_kl_forward", p, q, slack=3e-7)
@@ -101,9 +101,9 @@ def test_trades_kl(size: tuple[int, int], dtype: torch.dtype, scale: float) -> N
     assert only_q[1].shape == q.shape
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("c_min", [0.0, 1.7, torch.tensor(4.0), float("inf")])
+@pytest.mark.parametrize(
+    ("c_min", "size", "dtype"), one_by_one([1.7, 0.0, torch.tensor(4.0), math.inf], SIZES, DTYPES)
+)
 def test_masked_ce(size: tuple[int, int], dtype: torch.dtype, c_min: float | Tensor) -> None:
     z, y = logits(size, 0).to(dtype), torch.randint(size[1], size[:1], generator=generator(1))
     kernel, plain = triton_and_reference("masked_ce_forward", z, y, c_min)

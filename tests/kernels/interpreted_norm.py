@@ -11,8 +11,8 @@ from oracle import (
     assert_error_rule,
     call,
     generator,
+    in_pairs,
     laid_out,
-    one_by_one,
     poisoned,
     triton_and_reference,
 )
@@ -26,6 +26,7 @@ SHAPES = (
     *((2, 3, 1, 1), (3, 1, 1, 1), (2, 1, 4, 4), (3, 5, 4, 6), (4, 16, 8, 8), (4, 24, 9, 7)),
     *((3, 100, 8, 8), (2, 513, 3, 3), (4, 64, 8, 8), (8, 4), (5, 6, 7), (2, 3, 2, 4, 3)),
 )
+LARGEST = (3, 100, 8, 8)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # (before, after, affine, relu)
 FLAGS = tuple(itertools.product((False, True), repeat=4))
@@ -68,7 +69,11 @@ def test_every_form_in_a_half_type(flags: tuple[bool, bool, bool, bool]) -> None
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param(s, marks=[pytest.mark.slow] if s == LARGEST else []) for s in SHAPES],
+    ids=str,
+)
 def test_every_shape(shape: tuple[int, ...]) -> None:
     whole = SHAPES.index(shape) % 2 == 1
     error_rule(activations(shape, DTYPES[whole], *3 * [whole]), True, True)
@@ -82,15 +87,16 @@ def test_every_shape_with_the_other_type(shape: tuple[int, ...]) -> None:
     error_rule(activations(shape, DTYPES[whole], *3 * [whole]), True, True)
 
 
-@pytest.mark.parametrize(("shape", "dtype"), one_by_one([(10, 64, 8, 8), (9, 48, 15, 11)], DTYPES))
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    in_pairs([(10, 64, 8, 8), (9, 48, 15, 11)], [torch.float32, torch.bfloat16, torch.float16]),
+)
 def test_with_the_tiles_of_a_gpu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     # The interpreter rounds some sums to bfloat16 wrongly, see interpreted_backends.py.
     error_rule(activations(shape, dtype, before=dtype != torch.bfloat16), True, True)
 
 
-@pytest.mark.parametrize(
-    ("ratio", "dtype"), one_by_one([1e3, 30.0], [torch.float32, torch.bfloat16])
-)
+@pytest.mark.parametrize(("ratio", "dtype"), in_pairs([1e3, 30.0], [torch.float32, torch.bfloat16]))
 def test_a_mean_that_is_large_against_the_deviation(ratio: float, dtype: torch.dtype) -> None:
     """The squares of the values would lose six digits at 1e3, as many as float32 has."""
     given = activations((16, 32, 12, 12), dtype, before=False, after=False, ratio=ratio)

@@ -32,9 +32,9 @@ KEYS: list[tuple[Any, Any, int]] = [
 ROWS = torch.tensor([5, 2**31 + 7, 0, 1])
 
 
-@pytest.mark.parametrize("key", KEYS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(3, 33, 31), (1,), (3, 32, 32)])
+@pytest.mark.parametrize(
+    ("key", "dtype", "shape"), one_by_one(KEYS, DTYPES, [(3, 33, 31), (1,), (3, 32, 32)])
+)
 def test_uniform_noise_is_the_reference_bit_for_bit(
     key: tuple[Any, Any, int], dtype: torch.dtype, shape: tuple[int, ...]
 ) -> None:
@@ -48,9 +48,7 @@ def test_normal_noise(key: tuple[Any, Any, int]) -> None:
     torch.testing.assert_close(triton, plain, rtol=0, atol=4e-6)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "layout", "dtype"), one_by_one(SHAPES, LAYOUTS, DTYPES))
 def test_linf_is_the_reference_bit_for_bit(
     shape: tuple[int, ...], layout: str, dtype: torch.dtype
 ) -> None:
@@ -92,15 +90,17 @@ def test_linf_with_tensors_of_radii_is_the_reference_bit_for_bit(
     else:
         x = laid_out(x, layout)
     grad, index = gradients(shape, 1, dtype), torch.arange(shape[0])
-    for eps in rows_of(shape[0], EPS).values():
+    # Each kind of step with one kind of radius, another pair in each dtype.
+    steps = [ALPHA, *rows_of(shape[0], ALPHA).values()]
+    for turn, eps in enumerate(rows_of(shape[0], EPS).values(), DTYPES.index(dtype)):
         start, plain = both("linf_start", x, eps, index, 3, 4)
         assert torch.equal(start, plain)
-        for alpha in (ALPHA, *rows_of(shape[0], ALPHA).values()):
+        for alpha in (steps[turn % 6], steps[(turn + 3) % 6]):
             stepped, plain = both("linf_step", start, grad, x, alpha, eps)
             assert torch.equal(stepped, plain)
         projected, plain = both("linf_project", away, x, eps, 0.1, 0.9)
         assert torch.equal(projected, plain)
-    for alpha in rows_of(shape[0], ALPHA).values():
+    for alpha in steps[1:]:
         stepped, plain = both("linf_step", x, grad, x, alpha, EPS)
         assert torch.equal(stepped, plain)
 
@@ -184,10 +184,12 @@ LIMITS = tuple((2, 1, 1, n) for n in (ONE, ONE + 16, ONE // 2 - 1, ONE // 2 + 1)
 ONLY_ONCE = (LARGE, *LIMITS)
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, *ONLY_ONCE])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("eps", [0.05, 0.5])
+@pytest.mark.parametrize(
+    ("layout", "shape", "dtype", "eps"),
+    one_by_one(
+        ["channels_last", "contiguous", "strided"], [*SHAPES, *ONLY_ONCE], DTYPES, [0.05, 0.5]
+    ),
+)
 def test_l2_error(shape: tuple[int, ...], layout: str, dtype: torch.dtype, eps: float) -> None:
     if shape in ONLY_ONCE and (layout != "channels_last" or dtype != torch.float32):
         return
@@ -203,7 +205,13 @@ def test_l2_error(shape: tuple[int, ...], layout: str, dtype: torch.dtype, eps: 
     error_rule("l2_project", away, x, eps, slack=3e-7)
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 33, 31), *ONLY_ONCE])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *((3, 3, 33, 31), *LIMITS[:2]),
+        *(pytest.param(shape, marks=pytest.mark.slow) for shape in (LARGE, *LIMITS[2:])),
+    ],
+)
 def test_l2_start(shape: tuple[int, ...]) -> None:
     x = laid_out(images(shape, 0), "channels_last")
     triton, plain = both("l2_start", x, 0.5, ROWS[: shape[0]], 2**63, torch.tensor(9), 0.0, 1.0, 1)

@@ -49,6 +49,15 @@ def one_by_one(*lists: Sequence[Any]) -> list[Any]:
     ]
 
 
+def in_pairs(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
+    """Cases for ``parametrize``, all pairs. Those of values in the same place are quick."""
+    return [
+        pytest.param(a, b, marks=[] if i == j else [pytest.mark.slow])
+        for i, a in enumerate(first)
+        for j, b in enumerate(second)
+    ]
+
+
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

@@ -199,7 +199,10 @@ def channels_last(value: Any) -> Any:
     return value
 
 
-@pytest.mark.parametrize("layout", [tuple, channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    "layout", [pytest.param(tuple, marks=pytest.mark.slow), channels_last],
+    ids=["contiguous", "channels_last"],
+)  # fmt: skip
 @pytest.mark.parametrize("name", sorted(PUBLIC_CALLS))
 def test_compiled_through_autograds_tracing(name: str, layout: Callable[[Any], Any]) -> None:
     """The fakes agree with what runs: strides, dtypes and what is changed in place."""
