@@ -83,6 +83,7 @@ def _largest(session: Session) -> int:
             )
         return found
     each = max((peaks[1] - peaks[0]) / max(large - small, 1), 1.0)  # type: ignore[operator]
+    free_what_is_kept()
     room = _free(session.device) * (1 - _reserve(session.device))
     count = _round_down(min(small + int(room / each), most))
     while session.device.type == "cuda" and count > 2 and not fits_in(session, count):
@@ -103,18 +104,17 @@ def _round_down(count: int) -> int:
 
 
 def _peak(session: Session, count: int) -> int | None:
-    """Bytes that the process takes at most in a step on ``count`` images, beyond what it takes
-    without one; None if they do not fit."""
+    """Bytes that are taken at most in a step on ``count`` images, with what is taken without one;
+    None if they do not fit. To be asked for few images first."""
     device = session.device
     if not fits_in(session, min(count, 2)):  # what the first step allocates is no image's
         return None
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        allocated = torch.cuda.memory_allocated(device)
         fitted = fits_in(session, count)
-        return torch.cuda.max_memory_allocated(device) - allocated if fitted else None
-    # A peak that cannot be forgotten is that of the whole process, with either number of images.
-    before = memory.resident() if memory.forget_peak() else None
+        return torch.cuda.max_memory_allocated(device) if fitted else None
+    free_what_is_kept()  # of a step before, which would be taken for that of this one
+    memory.forget_peak()  # where it cannot be, the larger of the two steps is still the larger one
     if not fits_in(session, count):
         return None
     peak = memory.peak()
@@ -123,7 +123,7 @@ def _peak(session: Session, count: int) -> int | None:
             "--batch-size auto measures how much memory a step takes, which this system does not "
             "say: give a number."
         )
-    return max(peak - (before or 0), 0)
+    return peak
 
 
 def _free(device: torch.device) -> float:
