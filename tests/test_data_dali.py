@@ -125,6 +125,25 @@ class TestWithDali:
         self.same(list(streamed.epoch(7, start_batch=1)), list(resident.epoch(7, 1)))
         self.same([next(abandoned)], list(resident.epoch(3))[1:2])
 
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"batch_size": 5},  # of the last batch
+            {"batch_size": 8, "indices": torch.arange(3), "views": 2},  # of the only one
+        ],
+    )
+    def test_a_process_may_have_no_image_of_a_batch(self, pair, options):
+        """As with --bn global, where the processes share a batch of all."""
+        none = 0
+        for rank in range(4):
+            streamed, resident = pair(**options, rank=rank, world_size=4, whole=True)
+            none += 0 in streamed.shard.sizes
+            for epoch in (0, 1):
+                self.same(list(streamed.epoch(epoch)), list(resident.epoch(epoch)))
+            last = len(streamed) - 1
+            self.same(list(streamed.epoch(3, last)), list(resident.epoch(3, last)))
+        assert none == 2
+
     def test_each_process_reads_its_shard(self, pair):
         for rank in (0, 1):
             streamed, resident = pair(batch_size=4, rank=rank, world_size=2)

@@ -109,6 +109,9 @@ def test_normalisation_comes_first_and_names_stay(mine: str) -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), expected)
     assert model.get_buffer("normalize.mean").shape == (1, 3, 1, 1)
+    with torch.device("meta"):  # as where a file is compared with it
+        unfilled = build_model(f"{mine}:Net", mean=mean, std=std)
+    assert unfilled.state_dict().keys() == model.state_dict().keys()
 
 
 def test_normalisation_is_the_first_layer_of_a_sequential(mine: str) -> None:

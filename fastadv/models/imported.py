@@ -148,7 +148,9 @@ class _InFront(Normalize):
     """``normalize`` in front of the network ``name``, whose own code does not know it."""
 
     def __init__(self, normalize: Normalize, name: str) -> None:
-        super().__init__(normalize.mean.flatten().tolist(), normalize.std.flatten().tolist())
+        nn.Module.__init__(self)
+        self.register_buffer("mean", normalize.mean)  # which may be without memory ("meta")
+        self.register_buffer("std", normalize.std)
         self._network = name
 
     def scaled(self, x: Tensor) -> Tensor:
