@@ -19,7 +19,11 @@ from fastadv.benchmark.rows import append_rows, provenance
 from fastadv.engine.model.compiled_forward import CompiledForward
 
 ROWS = Path(__file__).parents[1] / "bench" / "results" / "soak.jsonl"
-QUICK = ("apart", "atta-1", "te", "swa", "free")
+QUICK = (
+    "apart",
+    "te",
+    *(pytest.param(m, marks=pytest.mark.slow) for m in ("atta-1", "swa", "free")),
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

@@ -251,7 +251,8 @@ def test_two_runs_started_at_once_have_their_own_folders(
 
 
 def test_a_closed_output_pipe_does_not_end_a_run(tmp_path: Path) -> None:
-    words = "train --method fast --epochs 3 --limit 96 --width 2 --test-limit 32 --mode eager"
+    words = "train --method fast --epochs 2 --limit 96 --width 2 --test-limit 32 --mode eager"
+    words += " --select-attack pgd-1 --test-attacks clean"
     command = f"{sys.executable} -P -m fastadv {words} --out run | head -1"
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.startswith("fast on digits")
