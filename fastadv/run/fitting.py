@@ -24,9 +24,8 @@ from fastadv.training.memory import free_what_is_kept
 
 AUTO = "auto"
 RESERVE = 0.4
-"""Of what is free. Of what runs of 512 images took, up to 50 % was not foreseen: evaluation, and
-gaps between what is freed (bench/batch_reserve.py, bench/results/batch-reserve.jsonl). The rest is
-for what other programs start."""
+"""Of what is free: for evaluation, gaps between what is freed, and what other programs start.
+bench/batch_reserve.py measures what the first two take."""
 RESERVE_OF_ADDRESSES = 0.7
 """The same where addresses are limited (``ulimit -v``), of which gaps take more: with 0.4 a run of
 tests/test_full_memory.py's kind fitted for five steps and not for the sixth."""
