@@ -175,5 +175,5 @@ def test_every_file_of_a_run_is_on_the_page() -> None:
     rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
     named = [name.rstrip("/") for row in rows for name in re.findall(r"`([^`]+)`", row)]
     assert sorted(named) == sorted([*files, "events.out.tfevents.*"])
-    readme = (PAGE.parents[1] / "README.md").read_text()
-    assert not [name for name in files if f"`{name}`" not in readme and f"`{name}/`" not in readme]
+    page = PAGE.with_name("run-folder.md").read_text()
+    assert not [name for name in files if f"`{name}`" not in page and f"`{name}/`" not in page]

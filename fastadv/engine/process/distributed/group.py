@@ -74,7 +74,9 @@ def rank() -> int:
 def sharing() -> int:
     """The number of processes that hold parts of the present batch: 1 where each holds the whole of
     it (``alone``)."""
-    return 1 if _alone else world_size()
+    if not _alone and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()  # not through world_size: a step asks often
+    return 1
 
 
 @contextmanager
