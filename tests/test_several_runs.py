@@ -138,10 +138,10 @@ def test_paths_are_told_apart_by_as_little_as_needs_be() -> None:
     assert names("/data/a/x.pt", "/data/b/y.pt", None) == [
         "fast, init x.pt",
         "fast, init y.pt",
-        "fast, init none",
+        "fast, init not set",
     ]
     assert names("/data/a/w.pt", "/data/b/w.pt") == ["fast, init a/w.pt", "fast, init b/w.pt"]
-    assert names("/none", None) == ["fast, init /none", "fast, init none"]
+    assert names("/not set", None) == ["fast, init /not set", "fast, init not set"]
     assert names("/r/one,/r/two", "/r/one,/s/two", name="teachers") == [
         "kd-swa, teachers r/one,r/two",
         "kd-swa, teachers r/one,s/two",
