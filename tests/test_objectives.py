@@ -197,7 +197,10 @@ class OwnStatistics(TinyNet):
     ("kind", "mode"),
     [
         (WeighsAllAlike, "eager"),  # PyTorch compiles no norm without a momentum
-        *((kind, mode) for kind in (SharesNorm, NormByHand, OwnStatistics) for mode in MODES),
+        *((kind, "eager") for kind in (SharesNorm, NormByHand, OwnStatistics)),
+        (NormByHand, "compiled"),
+        pytest.param(SharesNorm, "compiled", marks=pytest.mark.slow),
+        pytest.param(OwnStatistics, "compiled", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize(

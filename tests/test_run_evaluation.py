@@ -388,6 +388,7 @@ def test_without_a_terminal_only_long_evaluations_report_progress(run, monkeypat
     assert first.endswith("left")
 
 
+@pytest.mark.slow
 def test_one_mode_continues_another_and_is_told(run, passes, monkeypatch, fastadv_command) -> None:
     backend = Counting("aot_eager")
     monkeypatch.setattr(eval_pass, "CompiledForward", lambda: CompiledForward(backend))

@@ -61,7 +61,11 @@ def test_honest_networks_pass(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("8 bits", {"gradient", "slope", "larger eps", "black box", "random search", "transfer"}),
+        pytest.param(
+            "8 bits",
+            {"gradient", "slope", "larger eps", "black box", "random search", "transfer"},
+            marks=pytest.mark.slow,
+        ),
         ("softmax", {"logits", "gradient", "slope", "larger eps", "black box", "transfer"}),
         ("temperature", {"gradient", "loss", "larger eps"}),
         ("random", {"same outputs"}),

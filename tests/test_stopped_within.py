@@ -77,7 +77,8 @@ def test_an_update_is_undone_and_made_again(
     same(out, whole)
 
 
-@pytest.mark.parametrize("number", [3, 8, 25])  # after the first epoch, in the final test
+# After the first epoch, in the final test.
+@pytest.mark.parametrize("number", [3, pytest.param(8, marks=pytest.mark.slow), 25])
 def test_an_evaluation_goes_on(
     number: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

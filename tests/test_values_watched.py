@@ -93,7 +93,9 @@ def test_an_input_gradient_that_is_not_finite_is_an_error(method: str, factor: f
         step.check()
 
 
-@pytest.mark.parametrize("method", ["pgd-eval", "trades", "te"])
+@pytest.mark.parametrize(
+    "method", ["pgd-eval", "trades", pytest.param("te", marks=pytest.mark.slow)]
+)
 def test_logits_that_are_not_finite_in_the_attack_alone_end_training(method: str) -> None:
     """The loss of the outer pass, in training mode, is finite all the time."""
     model = Odd("logits in eval mode")
