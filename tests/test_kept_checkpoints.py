@@ -30,6 +30,7 @@ from fastadv.run import epoch_loop
 from fastadv.run.console import Console
 from fastadv.run.finished import evaluate_run
 from fastadv.run.keeping import Kept, kept
+from fastadv.run.onward import train_or_resume
 from fastadv.run.request import RunRequest
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.train import resume, train
@@ -213,6 +214,46 @@ def test_without_last_the_checkpoints_are_there_until_the_end(
         resume(str(out), Console())
 
 
+def test_what_a_run_that_goes_on_is_to_keep_holds_for_good(
+    interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = resume(str(interrupted), Console(), changed={"keep": ("best",)})
+    assert sorted(path.name for path in interrupted.glob("*.pt")) == ["best.pt"]
+    assert resume(str(interrupted), Console()) == summary  # not "last.pt is missing"
+    # The other way round: the same command again removes nothing that it was told to keep.
+    out = begun(tmp_path / "other", monkeypatch, keep="best")
+    request = RunRequest(**SETTINGS | {"keep": "best,last"}, out=str(out))
+    train_or_resume(request, Console())
+    train_or_resume(request, Console())
+    resume(str(out), Console())
+    assert (out / "last.pt").exists()
+
+
+def test_how_often_a_run_is_saved_may_change_before_its_first_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(after: int, call: Callable[[], Any]) -> None:
+        def cut(loop: Any) -> None:
+            if loop.progress.epoch == after:
+                raise PowerCut
+            real(loop)
+
+        with monkeypatch.context() as patch:
+            real = epoch_loop.EpochLoop._train_epoch
+            patch.setattr(epoch_loop.EpochLoop, "_train_epoch", cut)
+            with pytest.raises(PowerCut):
+                call()
+
+    out = tmp_path / "run"
+    killed(0, lambda: train(RunRequest(**SETTINGS, out=str(out)), Console()))
+    killed(3, lambda: resume(str(out), Console(), changed={"save_every": 4}))
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 3
+    killed(0, lambda: resume(str(out), Console()))  # not "last.pt is missing"
+    killed(3, lambda: resume(str(out), Console()))
+    killed(1, lambda: resume(str(out), Console(), changed={"save_every": 1}))
+    assert (out / "last.pt").exists()
+
+
 def test_without_best_the_best_weights_are_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +266,23 @@ def test_without_best_the_best_weights_are_not_written(
     assert "best.pt" not in shown(capsys)
     with pytest.raises(UserError, match=r"has no best\.pt.*--keep last"):
         evaluate_run(str(out), "clean", limit=8)
+
+
+def test_a_run_that_has_ended_is_not_said_to_have_been_tested_otherwise(
+    whole: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    text = (out / "config.toml").read_bytes()
+    said = r"--test-attacks clean \(there: clean,fgsm\).*fastadv evaluate"
+    with pytest.raises(UserError, match=said):
+        resume(str(out), Console(), changed={"test_attacks": "clean"})
+    assert (out / "config.toml").read_bytes() == text
+    same = {"test_attacks": "clean,fgsm", "keep": ("best",)}
+    summary = resume(str(out), Console(), changed=same)
+    assert list(out.glob("*.pt")) == [out / "best.pt"]
+    with pytest.raises(UserError, match=said):
+        resume(str(out), Console(), changed={"test_attacks": "clean"})
+    assert resume(str(out), Console()) == summary
 
 
 @pytest.mark.slow

@@ -144,6 +144,23 @@ def test_the_command(
     assert "--seed must be" in fastadv_command("train", "--seed", "3,x").err
 
 
+def test_the_summary_of_several_seeds_and_of_a_run_have_their_own_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, seeds = tmp_path / "run", tmp_path / "seeds"
+    train(RunRequest(**SMALL, out=str(run)), Console())
+    before = (run / "summary.json").read_bytes()
+    with pytest.raises(UserError, match="run holds a run, and several seeds"):
+        train_seeds(RunRequest(**SMALL, out=str(run)), [0, 1], Console())
+    assert (run / "summary.json").read_bytes() == before
+    Trainings(monkeypatch, {})
+    train_seeds(RunRequest(**SMALL, out=str(seeds)), [0, 1], Console())
+    before = (seeds / "summary.json").read_bytes()
+    with pytest.raises(UserError, match="as where several seeds were trained: choose another"):
+        train(RunRequest(**SMALL, out=str(seeds)), Console())
+    assert (seeds / "summary.json").read_bytes() == before
+
+
 def test_one_process_speaks_also_before_they_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     for rank, quiet in (("0", False), ("1", True)):
         monkeypatch.setenv("RANK", rank)

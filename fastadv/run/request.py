@@ -134,8 +134,8 @@ class RunRequest:
     device: str | None = setting(effect=Effect.BITS, each_process=True, of_method=False)
     out: str | None = setting(effect=Effect.NOTHING, each_process=True, of_method=False)
     checkpoint_minutes: NonNegative | None = setting(effect=Effect.NOTHING, of_method=False)
-    save_every: Count | None = setting(effect=Effect.NOTHING, of_method=False)
-    keep: tuple[str, ...] | None = setting(effect=Effect.NOTHING, of_method=False)
+    save_every: Count | None = setting(effect=Effect.NOTHING, of_method=False, of_folder=True)
+    keep: tuple[str, ...] | None = setting(effect=Effect.NOTHING, of_method=False, of_folder=True)
     guard_overfitting: Literal["tell", "stop", "back"] | None = setting(
         effect=Effect.BITS, of_method=False
     )

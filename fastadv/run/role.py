@@ -39,6 +39,7 @@ class Role:
     methods, and not seeds of one. ``place``: it names where something is, with ``may_be_missing``
     if a begun run can do without. ``each_process``: processes on different machines may have
     different values. ``measured``: "auto" stands for what is measured, and the run then holds that.
+    ``of_folder``: which files its folder has is a matter of the newest value, so that one is noted.
     ``beside``: the settings that it accompanies.
     """
 
@@ -49,6 +50,7 @@ class Role:
     may_be_missing: bool = False
     each_process: bool = False
     measured: bool = False
+    of_folder: bool = False
     beside: tuple[For, ...] = ()
 
     @property
@@ -60,6 +62,12 @@ class Role:
     def only_measures(self) -> bool:
         """True if it decides what is said about a run and nothing of the run itself."""
         return self.may_change and self.effect is Effect.EVALUATION
+
+    @property
+    def noted(self) -> bool:
+        """True if the file of a run has the value with which it went on last: what is in its folder
+        is of that one."""
+        return self.only_measures or (self.may_change and self.of_folder)
 
     @property
     def harmless(self) -> bool:

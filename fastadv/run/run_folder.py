@@ -122,6 +122,11 @@ class RunFolder:
                 f"{shown} already holds a run; continue it with --resume {shown} or choose another "
                 "--out or --name."
             )
+        if os.path.lexists(self.summary):
+            raise UserError(
+                f"{printable(self.summary)} is there without the run that it is of, as where "
+                "several seeds were trained: choose another --out or --name."
+            )
 
     def _write_config(self, request: RunRequest, *, own: bool) -> None:
         """Write config.toml; ``own``: this user began the run, which is noted first, since a run

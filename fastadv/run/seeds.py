@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,7 @@ def train_seeds(
     the others: when all are done, ``TrainingError`` names it.
     """
     console = console or Console()
+    _require_no_run(request)
     summaries: dict[int, dict[str, Any]] = {}
     failed: dict[int, str] = {}
     for seed in seeds:
@@ -93,6 +95,16 @@ def _with_batch_of(begun: Collection[int], request: RunRequest) -> RunRequest:
     if not folder.config.exists():
         return request
     return replace(request, batch_size=folder.read_config().batch_size)
+
+
+def _require_no_run(request: RunRequest) -> None:
+    """Raise ``UserError`` if their summary would take the place of that of a run."""
+    if request.out is not None and os.path.lexists(RunFolder(Path(request.out)).config):
+        out = printable(request.out)
+        raise UserError(
+            f"{out} holds a run, and several seeds write their runs and summary beside each other: "
+            "choose another --out or --name."
+        )
 
 
 def _base(request: RunRequest) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from fastadv.run.run_folder import RunFolder
 from fastadv.run.saved_run import Standing, restore
 from fastadv.run.session import Session
 from fastadv.run.space import require_space
+from fastadv.run.spelling import as_typed, shown
 from fastadv.run.unfinished import Unfinished
 from fastadv.run.way_on import interrupted
 from fastadv.storage.printable import printable
@@ -102,18 +104,24 @@ def _resume(
     moved: Mapping[str, Any] | None,
     changed: Mapping[str, Any],
 ) -> dict[str, Any]:
-    config = folder.read_config(moved, needs=places.of_a_run())
-    origins = {**config.origins, **dict.fromkeys(changed, Origin.USER)}
-    config = dataclasses.replace(config, **changed, origins=origins)
+    stored = folder.read_config(moved, needs=places.of_a_run())
+    origins = {**stored.origins, **dict.fromkeys(changed, Origin.USER)}
+    config = dataclasses.replace(stored, **changed, origins=origins)
+    noted = {
+        name: value
+        for name, value in changed.items()
+        if roles()[name].noted and value != getattr(stored, name)
+    }
     if changed:
         check(config)
     if is_own(config.schedule):
         folder.require_trusted(f"schedule {config.schedule}")
     with distributed.joined(choose_device(config.device)), folder.alone():
         require_one_run(config, "a run that goes on")
-        begun = recovered(folder, config, console)
+        begun = recovered(folder, stored, console)  # what is there is what the file says
         summary = ended_without_last(begun)
         if summary is not None:
+            _require_tested_so(folder, stored, noted)
             console.finish_again(summary, folder)
             return summary
         session = Session.build(config, begun)
@@ -123,23 +131,40 @@ def _resume(
             standing = restore(session, begun, console)
             if moved:
                 folder.note(moved, {})
-        elif any(line["epoch"] > config.save_every for line in folder.read_metrics()):
+        elif any(line["epoch"] > stored.save_every for line in folder.read_metrics()):
             raise UserError(
                 f"{printable(folder.last)} is missing, and the run cannot continue without it; "
                 f"{printable(folder.best)} still holds its best weights. Train into another --out."
             )
         del begun  # the memory of the checkpoint
-        measured = {n: value for n, value in changed.items() if roles()[n].only_measures}
-        if measured:  # the results are those of the file, also for the same command again
-            folder.note({}, measured)
-        folder.keep_metrics_before(standing.progress.epoch)
         summary = ended(folder, config, standing.progress.epoch)
+        if summary is not None:
+            _require_tested_so(folder, stored, noted)
+        if noted:  # what is in the folder is of the file, also for the same command again
+            folder.note({}, noted)
+        folder.keep_metrics_before(standing.progress.epoch)
         if summary is not None:
             folder.remove(*unneeded(folder, config))  # a kill may have come before
             console.finish_again(summary, folder)
             return summary
         folder.forget_results()
         return _run(session, folder, standing, console)
+
+
+def _require_tested_so(folder: RunFolder, stored: RunConfig, noted: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` if what is ``noted`` of a run that has ended would say that it was tested
+    otherwise than it was."""
+    other = [name for name in noted if roles()[name].only_measures]
+    if other:
+        words = ", ".join(
+            f"{as_typed(name, noted[name])} (there: {shown(getattr(stored, name))})"
+            for name in other
+        )
+        raise UserError(
+            f"{printable(folder.path)} has ended, with other settings than this command: {words}. "
+            f"Omit what differs, or evaluate it otherwise (fastadv evaluate "
+            f"{shlex.quote(printable(str(folder.path)))})."
+        )
 
 
 def _run(
