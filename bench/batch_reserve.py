@@ -1,9 +1,9 @@
 """What a run takes beyond what ``--batch-size auto`` foresees: ``python bench/batch_reserve.py``.
 
-The images of a batch are foreseen to take what the difference of two small steps says. Here a whole
-short run with a larger batch (training, evaluation, checkpoints) takes its memory; the share of it
-that was not foreseen is what has to be kept in reserve (``fastadv.run.fitting.RESERVE``). Each run
-has a process of its own, with one thread. Only memory is measured: the machine may be busy.
+A batch is foreseen to take what one step on it takes, which is tried. Here a whole short run with
+that batch (training, evaluation, checkpoints) takes its memory; the share of it that was not
+foreseen is what has to be kept in reserve (``fastadv.run.fitting.RESERVE``). Each run has a process
+of its own, with one thread. Only memory is measured: the machine may be busy.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from fastadv.engine.process import memory
 from fastadv.engine.process.host_memory import keep_freed_memory
 from fastadv.run import fitting
 from fastadv.run.request import RunRequest
-from fastadv.run.resolve import resolve_run
-from fastadv.run.session import Session
 from fastadv.run.train import train
 
 RESULTS = Path(__file__).parent / "results" / "batch-reserve.jsonl"
@@ -64,11 +62,11 @@ def measured(case: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         request = request_of(case, folder)
-        session = Session.build(resolve_run(request))
-        small, large = fitting._SMALL, fitting._LARGE
-        peaks = [fitting._peak(session, count) for count in (small, large)]
-        assert None not in peaks
-        foreseen = (peaks[1] - peaks[0]) / (large - small) * (BATCH - small)  # type: ignore[operator]
+        session = fitting.trial_session(request)
+        fitting.free_what_is_kept()
+        taken = fitting.taken_now(session.device)
+        peaks = fitting.peak_of_first_step(session), fitting.peak_of_step(session, BATCH)
+        foreseen = max(peak for peak in peaks if peak is not None) - taken
         del session
         fitting.free_what_is_kept()
         before = memory.resident()

@@ -78,7 +78,9 @@ def test_values_by_epoch_are_taken_from_the_command_line(monkeypatch, fastadv_co
 
 
 def test_a_batch_that_fits_is_measured_first(tmp_path, monkeypatch, fastadv_command):
-    monkeypatch.setattr(fitting, "_peak", lambda session, count: 1000 + 10 * count)
+    monkeypatch.setattr(fitting, "peak_of_step", lambda session, count: 1000 + 10 * count)
+    monkeypatch.setattr(fitting, "peak_of_first_step", lambda session: 1000)
+    monkeypatch.setattr(fitting, "taken_now", lambda device: 1000)
     monkeypatch.setattr(fitting, "_free", lambda device: 10 * 70 / (1 - fitting.RESERVE))
     words = ("--method", "fast", "--test-attacks", "clean", "--select-attack", "fgsm", *SMALL[:-1])
     outcome = fastadv_command("train", "--dry-run", *words, "auto")

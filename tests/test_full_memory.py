@@ -6,10 +6,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from every_recipe import call, step_of
@@ -201,15 +203,123 @@ def test_a_full_device_in_an_evaluation(tmp_path: Path, monkeypatch: pytest.Monk
         assert resume(str(out))["n"] == 20
 
 
+def random_images(folder: Path) -> str:
+    """The ``data`` of 1,200 training images of CIFAR's size."""
+    file = folder / "images.npz"
+    rng = np.random.default_rng(0)
+    found = {"x_train": (1200, 32, 32, 3), "x_test": (16, 32, 32, 3)}
+    arrays = {name: rng.integers(0, 256, shape, dtype=np.uint8) for name, shape in found.items()}
+    labels = {"y_train": np.arange(1200) % 4, "y_test": np.arange(16) % 4}
+    np.savez(file, **arrays, **labels)
+    return f"npz:{file}"
+
+
+def pretend(
+    monkeypatch: pytest.MonkeyPatch,
+    takes: Callable[[int], int | None],
+    room: int,
+    first: int = 0,
+) -> list[int]:
+    """Let a step on n images take ``takes(n)`` bytes (None: they do not fit) of ``room`` beside the
+    reserve, and the first one of the run ``first``. Returns the batches that are tried, as they
+    are."""
+    tried: list[int] = []
+
+    def peak(_: object, count: int) -> int | None:
+        tried.append(count)
+        taken = takes(count)
+        return None if taken is None else 1000 + taken
+
+    monkeypatch.setattr(fitting, "peak_of_step", peak)
+    monkeypatch.setattr(fitting, "peak_of_first_step", lambda session: 1000 + first)
+    monkeypatch.setattr(fitting, "taken_now", lambda device: 1000)
+    monkeypatch.setattr(fitting, "_free", lambda device: room / (1 - fitting.RESERVE))
+    return tried
+
+
+@pytest.mark.parametrize(
+    ("takes", "found", "steps"),
+    [
+        (lambda n: 10 * n, 64, [2, 8, 32, 64, 96]),
+        # Constants hide what an image takes, until its share is most of the peak or to the end.
+        (lambda n: max(300 + n, 10 * n), 64, [2, 4, 8, 16, 32, 64, 96]),
+        (lambda n: 690 + n // 8, 96, [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]),
+        # More than in proportion to the images: a jump that was too far is taken back.
+        (lambda n: n * n // 4, 48, [2, 8, 32, 64, 48]),
+        (lambda n: 10 * n if n <= 20 else None, 16, [2, 8, 32, 24, 16]),
+        (lambda n: n, 128, [2, 8, 32, 128]),
+    ],
+)
+def test_the_batch_that_is_named_was_tried(
+    takes: Callable[[int], int | None],
+    found: int,
+    steps: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = pretend(monkeypatch, takes, room=705)
+    request = RunRequest(**SETTINGS, batch_size="auto")  # type: ignore[arg-type]
+    assert fitting.fitting_batch(request)[0] == found
+    assert tried == steps
+
+
+@pytest.mark.parametrize(("each", "first"), [(400, 0), (1, 800)])
+def test_no_batch_that_is_named_exceeds_the_room(
+    each: int, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, lambda count: each * count, room=705, first=first)
+    request = RunRequest(**SETTINGS, batch_size="auto")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^Not even two images .* with a reserve of 40 % of what"):
+        fitting.fitting_batch(request)
+
+
+@pytest.mark.parametrize(
+    "method", ["apart", *(pytest.param(m, marks=pytest.mark.slow) for m in ("fast", "trades"))]
+)
+def test_a_real_step_on_the_batch_fits(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a pretended limit; on few images the peak of apart is that of its first values."""
+    request = RunRequest(
+        method=method,
+        data=random_images(tmp_path),
+        limit=300,
+        eps=0.03,
+        model="preact_resnet18",
+        width=16,
+        batch_size="auto",  # type: ignore[arg-type]
+        options={"steps": 1} if method == "trades" else {},
+    )
+    room = 200 * 2**20
+    monkeypatch.setattr(fitting, "_free", lambda device: room / (1 - fitting.RESERVE))
+    found, _ = fitting.fitting_batch(request)
+    session = fitting.trial_session(request)
+    fitting.free_what_is_kept()
+    taken = fitting.taken_now(session.device)
+    fitting.peak_of_first_step(session)
+    peak = fitting.peak_of_step(session, found)
+    del session
+    assert peak is not None
+    assert 0.5 * room < peak - taken < 1.15 * room, found
+
+
+def test_a_trial_is_of_the_last_epoch() -> None:
+    request = RunRequest(**SETTINGS | {"method": "awp"}, batch_size="auto")  # type: ignore[arg-type]
+    session = fitting.trial_session(request)
+    assert session.step.epoch == 0
+    assert fitting.peak_of_first_step(session) is not None
+    assert session.step.epoch == SETTINGS["epochs"] - 1
+    assert fitting.peak_of_step(session, 4) is not None
+    assert session.step.epoch == SETTINGS["epochs"] - 1
+
+
 def test_auto_takes_what_fits_and_says_what_the_rate_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(fitting, "_peak", lambda session, count: 1000 + 10 * count)
-    monkeypatch.setattr(fitting, "_free", lambda device: 10 * 70 / (1 - fitting.RESERVE))
+    pretend(monkeypatch, lambda count: 10 * count, room=10 * 70)
     out = tmp_path / "run"
     train(RunRequest(**SETTINGS, batch_size="auto", out=str(out)))  # type: ignore[arg-type]
     said = " ".join(capsys.readouterr().out.split())
-    # 8 images and room for 70 more; the next power of two and a half is 64.
+    # Room for 70 images.
     assert "batch size 64: the largest that fits" in said
     assert "the learning rate stays 0.3" in said
     assert "batch_size = 64" in (out / "config.toml").read_text()
@@ -219,8 +329,7 @@ def test_auto_takes_what_fits_and_says_what_the_rate_is(
 def test_too_few_images_for_a_larger_batch_are_told(
     images: int, count: int, found: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting, "_peak", lambda session, count: 1000 + 10 * count)
-    monkeypatch.setattr(fitting, "_free", lambda device: 1e12)
+    pretend(monkeypatch, lambda count: 10 * count, room=10**12)
     said: list[str] = []
     request = RunRequest(**SETTINGS | {"limit": images}, batch_size="auto")  # type: ignore[arg-type]
     config = fitting.fitted(request, Mock(say=said.append))
@@ -262,14 +371,7 @@ except Exception as error:
 
 def limited(tmp_path: Path, batch: str, room: int, images: int = 1200) -> str:
     """What a run of this batch size says in a process that may take ``room`` MiB more."""
-    import numpy as np
-
-    data = tmp_path / "images.npz"
-    rng = np.random.default_rng(0)
-    found = {"x_train": (1200, 32, 32, 3), "x_test": (16, 32, 32, 3)}
-    arrays = {name: rng.integers(0, 256, shape, dtype=np.uint8) for name, shape in found.items()}
-    labels = {"y_train": np.arange(1200) % 4, "y_test": np.arange(16) % 4}
-    np.savez(data, **arrays, **labels)
+    data = random_images(tmp_path)
     done = subprocess.run(
         [
             sys.executable,
@@ -278,7 +380,7 @@ def limited(tmp_path: Path, batch: str, room: int, images: int = 1200) -> str:
             batch,
             str(tmp_path / "run"),
             str(room),
-            f"npz:{data}",
+            data,
             str(images),
         ],
         capture_output=True,

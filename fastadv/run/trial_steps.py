@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -22,15 +23,16 @@ _PATIENCE = 300.0  # seconds for a process that only tries steps
 _CHILD = "from fastadv.run.trial_steps import in_a_child; in_a_child()"
 
 
-def fits_in(session: Session, count: int) -> bool:
-    """True if a step of ``session`` on ``count`` images fits into memory; it has changed nothing
-    afterwards."""
+def fits_in(session: Session, count: int, *, undone: bool = True) -> bool:
+    """True if a step of ``session`` on ``count`` images fits into memory; unless it is not to be
+    ``undone``, it has changed nothing afterwards."""
     step = session.step
     index = torch.arange(count, device=session.device)
     rows = index if step.plan.keeps_sample_state else None
     x, y = _batch(session, count)
     second = x if "second_view" in step.plan.needs else None
-    around = step.internals.transaction.around(rows)
+    around: AbstractContextManager[object]
+    around = step.internals.transaction.around(rows) if undone else nullcontext()
     return fits(lambda: step(x, y, index, second=second), around)
 
 
