@@ -8,9 +8,9 @@ far and at most half of it, while the accuracy on the attacked training batches 
 5 points below what it was then. A network that merely unlearns, at a high rate, loses both.
 
 Measured on digits (``bench/overfitting.py``, ``bench/results/guard.jsonl``): twelve runs, FGSM,
-N-FGSM and FAST at eps 0.3 and FGSM at 0.2, three seeds each. The two whose robust accuracy collapsed
-fell by 28 and 36 points, to 14 and 4 % of their best, while the training accuracy rose, and each was
-noticed in the epoch of its fall. The largest fall of the ten others was 12.5 points.
+N-FGSM and FAST at eps 0.3 and FGSM at 0.2, three seeds each. The two whose robust accuracy
+collapsed fell by 28 and 36 points, to 14 and 4 % of their best, while the training accuracy rose,
+and each was noticed in the epoch of its fall. The largest fall of the ten others was 12.5 points.
 
 ``back`` trains on from the last check without this sign, with half the attack's step: the smaller
 the step, the later the linearity of the loss that a single step relies on is lost (Andriushchenko
