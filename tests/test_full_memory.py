@@ -282,14 +282,14 @@ def test_a_real_step_on_the_batch_fits(
     request = RunRequest(
         method=method,
         data=random_images(tmp_path),
-        limit=300,
+        limit=150,
         eps=0.03,
         model="preact_resnet18",
         width=16,
         batch_size="auto",  # type: ignore[arg-type]
         options={"steps": 1} if method == "trades" else {},
     )
-    room = 200 * 2**20
+    room = 150 * 2**20
     monkeypatch.setattr(fitting, "_free", lambda device: room / (1 - fitting.RESERVE))
     found, _ = fitting.fitting_batch(request)
     session = fitting.trial_session(request)

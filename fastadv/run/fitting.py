@@ -1,4 +1,4 @@
-"""Which batch fits into memory: measured with steps that are undone.
+"""Which batch fits into memory: measured by steps that are tried.
 
 ``--batch-size auto`` steps 2, 8, 32, ... images, as far as the peak of each step says that the next
 one fits, and then sizes between (2, 3, 4, 6, 8, 12, ... images). The batch is the largest whose own
@@ -27,13 +27,13 @@ from fastadv.training.memory import free_what_is_kept
 AUTO = "auto"
 RESERVE = 0.4
 """Of what is free: for evaluation, gaps between what is freed, and what other programs start.
-bench/batch_reserve.py measures what the first two take (bench/results/batch-reserve.jsonl)."""
+bench/batch_reserve.py measures what the first two take: at most 19 % of the memory of a run
+(bench/results/batch-reserve.jsonl)."""
 RESERVE_OF_ADDRESSES = 0.7
 """The same where addresses are limited (``ulimit -v``), of which gaps take more: with 0.4 a run of
 tests/test_full_memory.py's kind fitted for five steps and not for the sixth."""
 _FIRST = 2  # images of the first step
-_GROWTH = 4
-"""The next batch is at most as many times larger: an image may take more in a large batch."""
+_GROWTH = 4  # times as many images are tried next at most: one may take more in a large batch
 
 
 def fitting_batch(request: RunRequest) -> tuple[int, int]:
@@ -98,7 +98,7 @@ def _largest(session: Session) -> int:
         tried = _next_tried(count, most, peak - taken, allowed - taken) if count else None
     if not count:
         raise UserError(
-            f"Not even two images of this method fit into memory with a reserve of "
+            "Not even two images of this method fit into memory with a reserve of "
             f"{_percent(reserve)} of what is free: take a smaller network, --amp, or another "
             "device."
         )
