@@ -31,6 +31,7 @@ from fastadv.run.console import Console
 from fastadv.run.finished import evaluate_run
 from fastadv.run.keeping import Kept, kept
 from fastadv.run.onward import train_or_resume
+from fastadv.run.own_scores import OwnScores
 from fastadv.run.request import RunRequest
 from fastadv.run.run_folder import RunFolder
 from fastadv.run.train import resume, train
@@ -283,6 +284,29 @@ def test_a_run_that_has_ended_is_not_said_to_have_been_tested_otherwise(
     with pytest.raises(UserError, match=said):
         resume(str(out), Console(), changed={"test_attacks": "clean"})
     assert resume(str(out), Console()) == summary
+
+
+def test_best_weights_that_are_no_longer_kept_are_not_those_of_an_epoch_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_best = OwnScores._keep_best
+
+    def worth(score: float) -> None:
+        def scored(self: Any, scores: dict[str, float]) -> None:
+            keep_best(self, dict(scores) | {"fgsm": score})
+
+        monkeypatch.setattr(OwnScores, "_keep_best", scored)
+
+    worth(0.5)
+    worse = begun(tmp_path / "worse", monkeypatch, epoch=2)
+    better = Path(shutil.copytree(worse, tmp_path / "better"))
+    before = (worse / "best.pt").read_bytes()
+    for out, score in ((worse, 0.25), (better, 0.75)):
+        worth(score)
+        resume(str(out), Console(), changed={"keep": ("last",)})
+    assert (worse / "best.pt").read_bytes() == before  # still the best
+    with pytest.raises(UserError, match=r"has no best\.pt.*--keep last"):
+        evaluate_run(str(better), "clean", limit=8)
 
 
 @pytest.mark.slow

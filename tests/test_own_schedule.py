@@ -16,6 +16,7 @@ from test_begun_with import SMALL, stopped
 from test_resume import one_thread, same
 
 from fastadv.errors import UserError
+from fastadv.run import own_schedule
 from fastadv.run.console import Console
 from fastadv.run.finished import evaluate_run
 from fastadv.run.own_schedule import OwnSchedule
@@ -160,3 +161,21 @@ def test_the_command_takes_it_and_a_file_of_others_does_not(
     assert "or name it as --schedule." in refused.err
     unknown = fastadv_command("train", "--schedule", "cosin")
     assert "did you mean 'cosine'" in unknown.err
+
+
+def test_a_run_of_very_many_epochs_begins_as_soon_as_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[float] = []
+
+    def noted(epoch: float, epochs: int) -> float:
+        asked.append(epoch)
+        return 1.0
+
+    monkeypatch.setattr(own_schedule, "import_callable", lambda *_: noted)
+    OwnSchedule("module:function", 3)
+    assert asked[:12] == [place / 4 for place in range(12)]
+    asked.clear()
+    OwnSchedule("module:function", 10**9)
+    assert len(asked) == 2 * own_schedule.MOST_LOOKS
+    assert (asked[0], max(asked)) == (0.0, 10**9 * (1 - 1 / own_schedule.MOST_LOOKS))

@@ -12,6 +12,7 @@ from fastadv.models.imported import import_callable
 from fastadv.storage.printable import printable
 
 LOOKED_AT = 4  # times in each epoch at which a schedule is asked before training
+MOST_LOOKS = 10_000  # in all: a run of very many epochs begins as soon as another
 
 
 def is_own(schedule: str) -> bool:
@@ -33,7 +34,8 @@ class OwnSchedule:
         self._function: Callable[..., Any] = import_callable(
             name, "schedule", "a function of the epoch and the number of epochs"
         )
-        times = [place / LOOKED_AT for place in range(epochs * LOOKED_AT)]
+        looks = min(epochs * LOOKED_AT, MOST_LOOKS)
+        times = [epochs * place / looks for place in range(looks)]
         found = [self(epoch) for epoch in times]
         for epoch, before in zip(times, found, strict=True):
             if self(epoch) != before:

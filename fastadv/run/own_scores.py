@@ -96,7 +96,8 @@ class OwnScores:
         self.console.warn(f"{lost} It is made again from the checkpoint.")
 
     def _keep_best(self, scores: dict[str, float]) -> None:
-        """Save the weights if they are the most robust so far; ties go to the cleaner."""
+        """Save the weights if they are the most robust so far; ties go to the cleaner. best.pt
+        never holds others than the best."""
         progress = self.progress
         score = scores[self.session.config.select_attack]
         if (score, scores["clean"]) <= (progress.best_score, progress.best_clean):
@@ -105,6 +106,8 @@ class OwnScores:
         progress.best_epoch = progress.epoch + 1
         if self.saving.kept.best:
             self.folder.save(self.folder.best, self.saving.weights(progress.best_epoch))
+        else:  # those of an epoch before, from when the run kept them, are not the best any more
+            self.folder.remove(self.folder.best)
 
 
 def as_line(scores: EvalScores, of: str) -> dict[str, Any]:
