@@ -174,6 +174,14 @@ def test_one_file_may_have_both_names(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_run_without_its_settings_is_not_begun_anew(interrupted: Path) -> None:
+    (interrupted / "config.toml").unlink()
+    before = (interrupted / "last.pt").read_bytes()
+    with pytest.raises(UserError, match=r"last\.pt is there without the config\.toml of its run"):
+        train_or_resume(RunRequest(**SETTINGS, out=str(interrupted)), Console())
+    assert (interrupted / "last.pt").read_bytes() == before
+
+
 def test_damaged_best_weights_lead_to_the_last(interrupted: Path) -> None:
     truncate(interrupted / "best.pt")
     with pytest.raises(UserError, match=r"best\.pt .* Its last weights may be whole: --which last"):

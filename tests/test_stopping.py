@@ -133,6 +133,22 @@ def test_an_import_is_left_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         sys.modules.pop("slowly_imported", None)
 
 
+def test_a_time_that_ends_within_the_imports_is_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The import is not left by an exception but by the end of the process, with the same words."""
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(stop, "_imports", lambda frame: True)
+    with handlers_kept(), stop.handled(command=True):
+        stop.allow(1e-3)
+        began = time.monotonic()
+        while not codes and time.monotonic() - began < 5:
+            time.sleep(0.01)
+    assert codes[:1] == [2]
+    assert "the start alone takes as long" in capfd.readouterr().err
+
+
 def test_the_allowed_time_is_measured_from_the_start_of_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -27,7 +27,7 @@ from fastadv.cli.evaluate import evaluate
 from fastadv.cli.in_dashes import told_in_dashes
 from fastadv.cli.invocation import with_invocation
 from fastadv.cli.known_options import require_known_options
-from fastadv.cli.max_time import said_and_code, seconds_of
+from fastadv.cli.max_time import seconds_of
 from fastadv.cli.shared_options import Plugin, TrustCode
 from fastadv.cli.usage_errors import sentence_of
 from fastadv.cli.with_options import with_options
@@ -81,11 +81,11 @@ def _main() -> None:
             say("error", error)
         code = ExitCode.GO_ON if isinstance(error, ProcessLost) else ExitCode.MISTAKE
     except Interrupted as stopped:
-        said, code = said_and_code(stopped.by, str(stopped))
+        said, code = stop.said_and_code(stopped.by, str(stopped))
         if first_to_speak():
             errors.print(escape(safe_sentence(said)))
     except stop.Stopped as stopped:
-        said, code = said_and_code(stopped.by, stop.nothing_saved(stopped.by))
+        said, code = stop.said_and_code(stopped.by, stop.nothing_saved(stopped.by))
         if first_to_speak():
             errors.print(said)
     except KeyboardInterrupt:

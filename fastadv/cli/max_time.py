@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import time
 
-from fastadv.engine.process import stop
 from fastadv.errors import UserError
-from fastadv.exit_codes import ExitCode, after_stop
 
 _CLOCK = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>[0-5]\d):(?P<seconds>[0-5]\d)")
 _UNIT = re.compile(r"(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<unit>[smhd])")
@@ -30,20 +26,3 @@ def seconds_of(text: str) -> float:
             f"--max-time is a time such as 23:30:00, 1-12:00:00, 90m or 20s, not {text!r}."
         )
     return found
-
-
-def said_and_code(by: str, sentence: str) -> tuple[str, ExitCode]:
-    """What a command that was stopped ``by`` something says, usually ``sentence``, and its code.
-
-    One for which ``--max-time`` has left no time after its start would end in the same way for
-    ever: that is a mistake. Processes that torchrun has started again count its time from before.
-    """
-    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    if by != stop.MAX_TIME or stop.progressed() or again:
-        return sentence, after_stop(by)
-    took = time.time() - stop.started() - stop.waited()
-    return (
-        f"Stopped by --max-time {took:.0f} s after the start, before anything was trained or "
-        "evaluated: the start alone takes as long, and the same command would end like this again. "
-        "Give a longer --max-time."
-    ), ExitCode.MISTAKE

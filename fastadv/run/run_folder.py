@@ -122,6 +122,12 @@ class RunFolder:
                 f"{shown} already holds a run; continue it with --resume {shown} or choose another "
                 "--out or --name."
             )
+        for saved in (self.last, self.previous):
+            if os.path.lexists(saved):
+                raise UserError(
+                    f"{printable(saved)} is there without the {self.config.name} of its run: "
+                    "restore that file, or choose another --out or --name."
+                )
         if os.path.lexists(self.summary):
             raise UserError(
                 f"{printable(self.summary)} is there without the run that it is of, as where "

@@ -21,7 +21,7 @@ from typing import Any
 
 from fastadv.engine.process.beginning import began_at
 from fastadv.engine.process.one_voice import first_to_speak
-from fastadv.exit_codes import after_stop
+from fastadv.exit_codes import ExitCode, after_stop
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # Windows has two of them
 MAX_TIME = "--max-time"
@@ -252,9 +252,10 @@ def _end(frame: FrameType | None) -> None:
         return
     if _imports(frame):
         if here.may_exit:
+            said, code = said_and_code(here.asked, nothing_saved(here.asked))
             if first_to_speak():
-                os.write(2, f"{nothing_saved(here.asked)}\n".encode())
-            os._exit(after_stop(here.asked))
+                os.write(2, f"{said}\n".encode())
+            os._exit(code)
         _alarm_in(IMPORTING)
         return
     if here.command and "logging" in sys.modules:  # torch's compiler warns that it was interrupted
@@ -273,6 +274,23 @@ def _imports(frame: FrameType | None) -> bool:
 def nothing_saved(by: str) -> str:
     """The sentence of a command that was stopped before there was anything to save."""
     return f"Stopped by {by}; there is nothing to save yet: start it again."
+
+
+def said_and_code(by: str, sentence: str) -> tuple[str, ExitCode]:
+    """What a command that was stopped ``by`` something says, usually ``sentence``, and its code.
+
+    One for which ``--max-time`` has left no time after its start would end in the same way for
+    ever: that is a mistake. Processes that torchrun has started again count its time from before.
+    """
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if by != MAX_TIME or progressed() or again:
+        return sentence, after_stop(by)
+    took = time.time() - started() - waited()
+    return (
+        f"Stopped by --max-time {took:.0f} s after the start, before anything was trained or "
+        "evaluated: the start alone takes as long, and the same command would end like this again. "
+        "Give a longer --max-time."
+    ), ExitCode.MISTAKE
 
 
 def quiet_interpreter() -> None:
