@@ -1,4 +1,4 @@
-"""The gate of speed (``gate.py``) is passed, and a step that is 1.3 times slower does not pass it.
+"""The gate of speed (``gate.py``) is passed, and a step that is 1.4 times slower does not pass it.
 
 It runs in a process of its own: pytest-benchmark times nothing in the processes of pytest-xdist.
 """
@@ -39,6 +39,6 @@ def test_kernels_and_step_are_as_fast_as_they_were(tmp_path: Path) -> None:
 
 
 def test_a_step_that_is_slower_does_not_pass(tmp_path: Path) -> None:
-    done = gate(tmp_path, "-k", "pgd_step", slower=1.3)
+    done = gate(tmp_path, "-k", "pgd_step", slower=1.4)
     assert done.returncode == 1
-    assert "times a plain loop" in done.stdout
+    assert "times plain PyTorch, at most" in done.stdout
