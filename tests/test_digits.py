@@ -22,7 +22,7 @@ def test_apart(tmp_path):
     assert last["pgd-20"] >= 0.60
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pgd_7(tmp_path):
     last = summary_of(tmp_path, method="pgd", amp=True, options={"steps": 7})["last"]
     assert last["pgd-20"] >= 0.74

@@ -354,9 +354,9 @@ def test_a_run_that_really_overfits_is_noticed_within_an_epoch(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fast", "pgd", "trades", "n-fgsm", "free"])
+@pytest.mark.parametrize("method", ["fast", "trades"])
 def test_sound_runs_raise_no_alarm(tmp_path: Path, method: str) -> None:
-    """With other seeds: ``bench/results/guard.jsonl``."""
+    """Other runs and seeds: ``bench/results/guard.jsonl``."""
     out = tmp_path / "run"
     train(RunRequest(**REAL, method=method, epochs=8, guard_overfitting="tell", out=str(out)))
     assert not any(line.get("overfitting") for line in lines(out))
