@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastadv.declared import coerce
-from fastadv.engine.process import distributed
+from fastadv.engine.process.one_voice import is_first
 from fastadv.errors import Interrupted, TrainingError, UserError
 from fastadv.evaluation.over_seeds import interval_of_mean, mean_and_deviation
 from fastadv.run.console import Console, as_interval
@@ -73,7 +73,7 @@ def train_seeds(
             ) from None
     found = _together(request, summaries, failed)
     place = _summary_place(request)
-    if distributed.rank() == 0:
+    if is_first():  # the group of the last run has been left
         checkpoint.write_text(place, sealed.seal_value(found))
     if summaries:
         console.out.print(_table(found))
