@@ -2,8 +2,8 @@
 
 A file of ``evaluations.partial/`` belongs to one pass over the images and one process: a line of
 JSON, then the ledgers. It is used only for the same settings (among them the digests of weights
-and images), and if it carries this user's mark. Others are ignored. Those that a training run has
-stored have ".run." in their name, and are of no use once it has its summary.
+and images), and if it carries this user's mark. Others are ignored. A file that a
+training run has stored has ".run." in its name; once the run has its summary, the file is removed.
 """
 
 from __future__ import annotations

@@ -45,8 +45,9 @@ def in_step_after_error() -> bool:
     """True if all processes have begun equally many messages; otherwise a message of one would meet
     an older one of another.
 
-    Called in the call after one that failed, by all processes: one that still waits in the call
-    before ends it with an error, too. False also if another process does not come.
+    All processes ask this at the start of the call after one that failed. A process that still
+    waits in the failed call then ends that call with an error. If another process does not come,
+    the answer is False.
     """
     store, state = group.store(), group.state
     key = f"messages before call {state.calls} of process "
