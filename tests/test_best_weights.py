@@ -145,6 +145,20 @@ def test_a_kill_while_checkpoints_are_removed_trains_nothing_again(
     assert (tmp_path / "run" / "summary.json").read_bytes() == summary
 
 
+def test_one_of_several_processes_removes_what_a_finished_run_does_not_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have not joined yet: two that take the lock of the folder would refuse each other."""
+    asked = RunRequest(**SETTINGS | {"epochs": 1}, out=str(tmp_path / "run"))
+    train(asked, Console())
+    leftover = tmp_path / "run" / "last_good.pt"
+    for rank, stays in (("1", True), ("0", False)):
+        leftover.touch()
+        monkeypatch.setenv("RANK", rank)
+        assert train_or_resume(asked, Console())["best_epoch"] == 1
+        assert leftover.exists() == stays
+
+
 @pytest.mark.parametrize("damage", WAYS)
 def test_lost_best_weights_do_not_lose_the_run(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -43,7 +43,7 @@ def train_or_resume(request: RunRequest, console: Console | None = None) -> dict
     _require_same(request, asked, config, place, ended=summary is not None)
     if summary is not None:
         leftover = [file for file in unneeded(folder, config) if file.exists()]
-        if leftover:  # a kill came before they were removed
+        if leftover and distributed.speaks():  # a kill came before they were removed
             with folder.alone():
                 folder.remove(*leftover)
         if distributed.speaks():

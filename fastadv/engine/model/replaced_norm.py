@@ -1,8 +1,8 @@
 """PyTorch's ``batch_norm``, and another function in its place for a while.
 
 It is replaced by name, since a ``TorchFunctionMode`` is off inside of ``torch.autograd.grad``,
-where a checkpointed module is forwarded again. While it is replaced,
-other threads call the replacement as well.
+where a checkpointed module is forwarded again. While it is replaced, other threads
+call the replacement as well.
 """
 
 from __future__ import annotations
